@@ -1,0 +1,497 @@
+"""What a checkpoint is (`ModelConfig`, read from its json files) and how to run it (`EngineConfig`).
+
+Imports no torch: the front-end and `krea2 info` need these numbers without waiting for it. Every size of the model
+comes from here; none is a constant elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ArgumentError, CheckpointError
+
+DEMO_CHECKPOINT = Path(__file__).parent / "demo"
+TENSOR_PARALLEL_DEGREES = (1, 2, 4)
+DEVICES = ("auto", "cuda", "cpu")
+DTYPES = ("auto", "bfloat16", "float32")
+VARIANTS = ("raw", "turbo")
+
+PIPELINE_CLASS = "Krea2Pipeline"
+DEFAULT_TAPS = (2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35)
+
+# No real model comes near these; a config beyond them is damaged, and would otherwise ask for absurd memory.
+_LARGEST_WIDTH = 1 << 20
+_MOST_LAYERS = 1024
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How to run the engine: which checkpoint, on what, over how many ranks."""
+
+    model: str = "demo"
+    tp: int = 1
+    device: str = "auto"
+    dtype: str = "auto"
+    variant: str | None = None
+    share_gpu: bool = False
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise ArgumentError.of("device", f"one of {', '.join(DEVICES)}", self.device)
+        if self.dtype not in DTYPES:
+            raise ArgumentError.of("dtype", f"one of {', '.join(DTYPES)}", self.dtype)
+        if self.variant is not None and self.variant not in VARIANTS:
+            raise ArgumentError.of("variant", f"one of {', '.join(VARIANTS)}", self.variant)
+        if self.tp not in TENSOR_PARALLEL_DEGREES:
+            allowed = ", ".join(map(str, TENSOR_PARALLEL_DEGREES))
+            raise ArgumentError.of("tp", f"one of {allowed}", self.tp)
+
+    def checkpoint_folder(self) -> Path:
+        return DEMO_CHECKPOINT if self.model == "demo" else Path(self.model)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """`transformer/config.json`: the DiT and its text fusion."""
+
+    in_channels: int
+    num_layers: int
+    head_dim: int
+    num_heads: int
+    num_kv_heads: int
+    intermediate_size: int
+    timestep_embed_dim: int
+    text_hidden_size: int
+    num_text_layers: int
+    text_num_heads: int
+    text_num_kv_heads: int
+    text_intermediate_size: int
+    num_layerwise_text_blocks: int
+    num_refiner_text_blocks: int
+    axes_dims_rope: tuple[int, int, int]
+    rope_theta: float
+    norm_eps: float
+
+    @property
+    def hidden_size(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def text_head_dim(self) -> int:
+        return self.text_hidden_size // self.text_num_heads
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """`text_encoder/config.json`: the language model of Qwen3-VL."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    norm_eps: float
+    rope_theta: float
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """`vae/config.json`: the Qwen-Image VAE."""
+
+    base_dim: int
+    z_dim: int
+    dim_mult: tuple[int, ...]
+    num_res_blocks: int
+    temporal_upsample: tuple[bool, ...]  # in decoder order; those levels carry an unused time_conv
+    latents_mean: tuple[float, ...]
+    latents_std: tuple[float, ...]
+
+    @property
+    def scale_factor(self) -> int:
+        """Image pixels along one side of a latent pixel."""
+        return 2 ** (len(self.dim_mult) - 1)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """`scheduler/scheduler_config.json`: the resolution-dependent shift `mu`, linear in the image tokens."""
+
+    base_image_seq_len: int
+    max_image_seq_len: int
+    base_shift: float
+    max_shift: float
+    num_train_timesteps: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole checkpoint in the diffusers layout, checked for consistency. Paths are not kept; see `checkpoint`."""
+
+    transformer: TransformerConfig
+    text_encoder: TextEncoderConfig
+    vae: VAEConfig
+    schedule: ScheduleConfig
+    text_encoder_taps: tuple[int, ...]
+    patch_size: int
+    is_distilled: bool
+    variant_is_assumed: bool
+    default_width: int
+    default_height: int
+
+    @property
+    def default_steps(self) -> int:
+        return 8 if self.is_distilled else 52
+
+    @property
+    def default_guidance(self) -> float:
+        return 0.0 if self.is_distilled else 3.5
+
+    @property
+    def size_multiple(self) -> int:
+        """Image pixels along one side of a token: sizes are rounded up to a multiple of it."""
+        return self.vae.scale_factor * self.patch_size
+
+    @property
+    def text_layers(self) -> int:
+        """Layers of the text encoder that are needed: none above the last tap."""
+        return min(max(self.text_encoder_taps), self.text_encoder.num_layers)
+
+    def image_tokens(self, width: int, height: int) -> int:
+        return (width // self.size_multiple) * (height // self.size_multiple)
+
+    def possible_tp(self) -> list[int]:
+        """Tensor parallel degrees that divide everything that is split."""
+        sizes = [size for _, size in self._split_sizes()]
+        return [tp for tp in TENSOR_PARALLEL_DEGREES if all(size % tp == 0 for size in sizes)]
+
+    def check_tp(self, tp: int) -> None:
+        """Raise `ArgumentError` naming what does not divide and the degrees that would work."""
+        for name, size in self._split_sizes():
+            if size % tp:
+                possible = ", ".join(map(str, self.possible_tp()))
+                raise ArgumentError(
+                    f"tp {tp} is not possible for this checkpoint: {name} is {size}, which {tp} does not divide; "
+                    f"possible: {possible}",
+                    parameter="tp",
+                )
+
+    def _split_sizes(self) -> list[tuple[str, int]]:
+        dit, text = self.transformer, self.text_encoder
+        return [
+            ("num_attention_heads of the transformer", dit.num_heads),
+            ("num_key_value_heads of the transformer", dit.num_kv_heads),
+            ("intermediate_size of the transformer", dit.intermediate_size),
+            ("text_num_attention_heads of the transformer", dit.text_num_heads),
+            ("text_num_key_value_heads of the transformer", dit.text_num_kv_heads),
+            ("text_intermediate_size of the transformer", dit.text_intermediate_size),
+            ("num_attention_heads of the text encoder", text.num_heads),
+            ("num_key_value_heads of the text encoder", text.num_kv_heads),
+            ("intermediate_size of the text encoder", text.intermediate_size),
+        ]
+
+    @classmethod
+    def from_folder(cls, folder: Path, variant: str | None = None) -> ModelConfig:
+        """Read the json files of a diffusers-layout folder.
+
+        `variant` ("raw" or "turbo") overrides the checkpoint's `is_distilled`. Raises `CheckpointError` naming the
+        file, the key, what was expected and what was found.
+        """
+        if not folder.is_dir():
+            raise CheckpointError(folder, "there is no such folder")
+        index = _Json.read(folder / "model_index.json")
+        index.expect("_class_name", PIPELINE_CLASS)
+        transformer_json = _Json.read(folder / "transformer" / "config.json")
+        transformer = _read_transformer(transformer_json)
+        text_json = _Json.read(folder / "text_encoder" / "config.json")
+        text_encoder = _read_text_encoder(text_json)
+        vae_json = _Json.read(folder / "vae" / "config.json")
+        vae = _read_vae(vae_json)
+        schedule = _read_schedule(_Json.read(folder / "scheduler" / "scheduler_config.json"))
+        patch_size = index.integer("patch_size", default=2, most=16)
+        taps = index.integers("text_encoder_select_layers", default=DEFAULT_TAPS, least=0)
+
+        if transformer.in_channels != vae.z_dim * patch_size**2:
+            raise transformer_json.error(
+                "in_channels", f"{vae.z_dim} latent channels × {patch_size}² patch pixels", transformer.in_channels
+            )
+        if transformer.text_hidden_size != text_encoder.hidden_size:
+            raise transformer_json.error(
+                "text_hidden_dim", f"the text encoder's {text_encoder.hidden_size}", transformer.text_hidden_size
+            )
+        if len(taps) != transformer.num_text_layers:
+            raise index.error(
+                "text_encoder_select_layers", f"{transformer.num_text_layers} layers, as num_text_layers says", taps
+            )
+        if max(taps) > text_encoder.num_layers:
+            raise index.error("text_encoder_select_layers", f"layers 0 to {text_encoder.num_layers}", taps)
+
+        distilled = index.boolean("is_distilled", default=None)
+        if distilled is None:
+            distilled = transformer_json.boolean("is_distilled", default=None)
+        if variant is not None:
+            distilled = variant == "turbo"
+        multiple = vae.scale_factor * patch_size
+        return cls(
+            transformer=transformer,
+            text_encoder=text_encoder,
+            vae=vae,
+            schedule=schedule,
+            text_encoder_taps=taps,
+            patch_size=patch_size,
+            is_distilled=True if distilled is None else distilled,
+            variant_is_assumed=distilled is None,
+            default_width=index.integer("default_width", default=1024, multiple_of=multiple),
+            default_height=index.integer("default_height", default=1024, multiple_of=multiple),
+        )
+
+
+def _read_transformer(config: _Json) -> TransformerConfig:
+    config.expect("_class_name", "Krea2Transformer2DModel")
+    result = TransformerConfig(
+        in_channels=config.integer("in_channels", default=64),
+        num_layers=config.integer("num_layers", default=28, most=_MOST_LAYERS),
+        head_dim=config.integer("attention_head_dim", default=128, multiple_of=2),
+        num_heads=config.integer("num_attention_heads", default=48),
+        num_kv_heads=config.integer("num_key_value_heads", default=12),
+        intermediate_size=config.integer("intermediate_size", default=16384),
+        timestep_embed_dim=config.integer("timestep_embed_dim", default=256, multiple_of=2),
+        text_hidden_size=config.integer("text_hidden_dim", default=2560),
+        num_text_layers=config.integer("num_text_layers", default=12, most=_MOST_LAYERS),
+        text_num_heads=config.integer("text_num_attention_heads", default=20),
+        text_num_kv_heads=config.integer("text_num_key_value_heads", default=20),
+        text_intermediate_size=config.integer("text_intermediate_size", default=6912),
+        num_layerwise_text_blocks=config.integer("num_layerwise_text_blocks", default=2, least=0, most=_MOST_LAYERS),
+        num_refiner_text_blocks=config.integer("num_refiner_text_blocks", default=2, least=0, most=_MOST_LAYERS),
+        axes_dims_rope=config.three_integers("axes_dims_rope", default=(32, 48, 48)),
+        rope_theta=config.number("rope_theta", default=1000.0, above=0.0),
+        norm_eps=config.number("norm_eps", default=1e-5, above=0.0),
+    )
+    if sum(result.axes_dims_rope) != result.head_dim or any(axis % 2 for axis in result.axes_dims_rope):
+        raise config.error(
+            "axes_dims_rope", f"even numbers that add up to head_dim {result.head_dim}", result.axes_dims_rope
+        )
+    config.expect_divisible("num_attention_heads", result.num_heads, "num_key_value_heads", result.num_kv_heads)
+    config.expect_divisible("text_hidden_dim", result.text_hidden_size, "text_num_attention_heads", result.text_num_heads)
+    config.expect_divisible(
+        "text_num_attention_heads", result.text_num_heads, "text_num_key_value_heads", result.text_num_kv_heads
+    )
+    return result
+
+
+def _read_text_encoder(config: _Json) -> TextEncoderConfig:
+    text = config.section("text_config", default=config)
+    text.expect("model_type", "qwen3_vl_text")
+    text.expect("hidden_act", "silu", default="silu")
+    text.expect("attention_bias", False, default=False)
+    # transformers 5 writes rope_parameters; version 4 wrote rope_theta beside rope_scaling.
+    rope = text.section("rope_parameters", default=text)
+    scaling = text.section("rope_scaling", default=rope)
+    scaling.expect("rope_type", "default", default="default")
+    hidden_size = text.integer("hidden_size")
+    num_heads = text.integer("num_attention_heads")
+    result = TextEncoderConfig(
+        hidden_size=hidden_size,
+        intermediate_size=text.integer("intermediate_size"),
+        num_layers=text.integer("num_hidden_layers", most=_MOST_LAYERS),
+        num_heads=num_heads,
+        num_kv_heads=text.integer("num_key_value_heads"),
+        head_dim=text.integer("head_dim", default=hidden_size // num_heads or 1, multiple_of=2),
+        vocab_size=text.integer("vocab_size", most=1 << 24),
+        norm_eps=text.number("rms_norm_eps", default=1e-6, above=0.0),
+        rope_theta=rope.number("rope_theta", above=0.0),
+    )
+    text.expect_divisible("num_attention_heads", result.num_heads, "num_key_value_heads", result.num_kv_heads)
+    return result
+
+
+def _read_vae(config: _Json) -> VAEConfig:
+    config.expect("_class_name", "AutoencoderKLQwenImage")
+    config.expect("input_channels", 3, default=3)
+    z_dim = config.integer("z_dim", default=16)
+    dim_mult = config.integers("dim_mult", default=(1, 2, 4, 4), least=1)
+    if not 2 <= len(dim_mult) <= 8:
+        raise config.error("dim_mult", "2 to 8 numbers", dim_mult)
+    temporal = config.booleans("temperal_downsample", default=(False, True, True))  # spelt so in the files
+    if len(temporal) != len(dim_mult) - 1:
+        raise config.error("temperal_downsample", f"{len(dim_mult) - 1} values, one fewer than dim_mult", temporal)
+    result = VAEConfig(
+        base_dim=config.integer("base_dim", default=96),
+        z_dim=z_dim,
+        dim_mult=dim_mult,
+        num_res_blocks=config.integer("num_res_blocks", default=2, most=_MOST_LAYERS),
+        temporal_upsample=temporal[::-1],
+        latents_mean=config.numbers("latents_mean", length=z_dim),
+        latents_std=config.numbers("latents_std", length=z_dim),
+    )
+    # Each upsampling convolution halves its channels (diffusers' QwenImageResample), and the next level starts there.
+    for level, multiplier in enumerate(dim_mult[1:]):
+        if result.base_dim * multiplier % 2:
+            raise config.error("dim_mult", f"an even number of channels at level {level + 1}", dim_mult)
+    if not all(value > 0 for value in result.latents_std):
+        raise config.error("latents_std", "positive numbers", result.latents_std)
+    return result
+
+
+def _read_schedule(config: _Json) -> ScheduleConfig:
+    config.expect("_class_name", "FlowMatchEulerDiscreteScheduler")
+    config.expect("use_dynamic_shifting", True)
+    config.expect("time_shift_type", "exponential", default="exponential")
+    for unsupported in (
+        "invert_sigmas",
+        "stochastic_sampling",
+        "use_beta_sigmas",
+        "use_exponential_sigmas",
+        "use_karras_sigmas",
+    ):
+        config.expect(unsupported, False, default=False)
+    config.expect("shift_terminal", None, default=None)
+    result = ScheduleConfig(
+        base_image_seq_len=config.integer("base_image_seq_len", default=256),
+        max_image_seq_len=config.integer("max_image_seq_len", default=6400),
+        base_shift=config.number("base_shift", default=0.5),
+        max_shift=config.number("max_shift", default=1.15),
+        num_train_timesteps=config.integer("num_train_timesteps", default=1000),
+    )
+    if result.max_image_seq_len <= result.base_image_seq_len:
+        raise config.error(
+            "max_image_seq_len", f"more than base_image_seq_len {result.base_image_seq_len}", result.max_image_seq_len
+        )
+    return result
+
+
+_REQUIRED: Any = object()
+
+
+class _Json:
+    """A json object of a known file: every getter checks type and range, and complains with file and key."""
+
+    def __init__(self, file: Path, values: Mapping[str, Any], prefix: str = "") -> None:
+        self.file = file
+        self.values = values
+        self.prefix = prefix
+
+    @classmethod
+    def read(cls, file: Path) -> _Json:
+        return cls(file, read_json_object(file))
+
+    def error(self, key: str, expected: object, found: object) -> CheckpointError:
+        shown = json.dumps(found, default=str)
+        if len(shown) > 80:
+            shown = shown[:77] + "..."
+        return CheckpointError(
+            self.file, "has a value that does not fit", name=self.prefix + key, expected=expected, found=shown
+        )
+
+    def _get(self, key: str, default: Any) -> Any:
+        # null stands for "not set" in configs that diffusers and transformers write
+        value = self.values.get(key)
+        if value is None:
+            if default is _REQUIRED:
+                raise CheckpointError(self.file, "is missing", name=self.prefix + key)
+            return default
+        return value
+
+    def expect(self, key: str, expected: object, default: Any = _REQUIRED) -> None:
+        value = self._get(key, default)
+        if value != expected or type(value) is not type(expected):
+            raise self.error(key, json.dumps(expected), value)
+
+    def expect_divisible(self, name: str, value: int, divisor_name: str, divisor: int) -> None:
+        if value % divisor:
+            raise self.error(name, f"a multiple of {divisor_name} {divisor}", value)
+
+    def section(self, key: str, default: _Json) -> _Json:
+        value = self._get(key, None)
+        if value is None:
+            return default
+        if not isinstance(value, dict):
+            raise self.error(key, "an object", value)
+        return _Json(self.file, value, f"{self.prefix}{key}.")
+
+    def boolean(self, key: str, default: bool | None) -> bool | None:
+        value = self._get(key, default)
+        if value is not None and not isinstance(value, bool):
+            raise self.error(key, "true or false", value)
+        return value
+
+    def integer(
+        self, key: str, default: int = _REQUIRED, *, least: int = 1, most: int = _LARGEST_WIDTH, multiple_of: int = 1
+    ) -> int:
+        value = self._get(key, default)
+        if not _is_integer(value) or not least <= value <= most or value % multiple_of:
+            multiple = f", a multiple of {multiple_of}" if multiple_of > 1 else ""
+            raise self.error(key, f"a whole number from {least} to {most}{multiple}", value)
+        return value
+
+    def number(self, key: str, default: float = _REQUIRED, *, above: float = -math.inf) -> float:
+        value = self._get(key, default)
+        if not _is_number(value) or not above < value:
+            raise self.error(key, "a number" if above == -math.inf else f"a number above {above}", value)
+        return float(value)
+
+    def integers(self, key: str, default: tuple[int, ...], *, least: int) -> tuple[int, ...]:
+        value = self._list(key, default)
+        if not value or not all(_is_integer(item) and least <= item <= _LARGEST_WIDTH for item in value):
+            raise self.error(key, f"a list of whole numbers from {least}", value)
+        return tuple(value)
+
+    def three_integers(self, key: str, default: tuple[int, int, int]) -> tuple[int, int, int]:
+        value = self.integers(key, default, least=0)
+        if len(value) != 3:
+            raise self.error(key, "three numbers", value)
+        return value[0], value[1], value[2]
+
+    def booleans(self, key: str, default: tuple[bool, ...]) -> tuple[bool, ...]:
+        value = self._list(key, default)
+        if not all(isinstance(item, bool) for item in value):
+            raise self.error(key, "a list of true and false", value)
+        return tuple(value)
+
+    def numbers(self, key: str, *, length: int) -> tuple[float, ...]:
+        value = self._list(key, _REQUIRED)
+        if len(value) != length or not all(_is_number(item) for item in value):
+            raise self.error(key, f"a list of {length} numbers", value)
+        return tuple(float(item) for item in value)
+
+    def _list(self, key: str, default: Any) -> list[Any] | tuple[Any, ...]:
+        value = self._get(key, default)
+        if not isinstance(value, (list, tuple)):
+            raise self.error(key, "a list", value)
+        return value
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer too large for a float
+        return False
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Parse a json file that must hold an object. Raises `CheckpointError`."""
+    try:
+        text = file.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(file, "the file is missing") from None
+    except OSError as error:
+        raise CheckpointError(file, f"cannot be read: {error.strerror}") from None
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(file, f"is not valid json: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(file, "does not hold a json object", found=type(values).__name__)
+    return values

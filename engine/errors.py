@@ -1,0 +1,120 @@
+"""Every error a user can meet.
+
+`code` is what travels over RPC and HTTP, `exit_code` what the command line ends with, `parameter` the name of the
+argument at fault, if there is one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class Krea2Error(Exception):
+    """Base of all errors that are shown to a user as one line, without a traceback."""
+
+    code = "internal_error"
+    exit_code = 1
+
+    def __init__(self, message: str, *, parameter: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.parameter = parameter
+
+
+class ArgumentError(Krea2Error):
+    """A parameter of a request or an engine flag has a value that is not allowed."""
+
+    code = "invalid_parameter"
+    exit_code = 2
+
+    def __init__(self, message: str, *, parameter: str | None = None) -> None:
+        super().__init__(message, parameter=parameter)
+
+    @classmethod
+    def of(cls, parameter: str, allowed: str, value: object) -> ArgumentError:
+        """`ArgumentError.of("width", "between 64 and 4096", 100000)`: names parameter, what is allowed, and the value."""
+        shown = repr(value) if isinstance(value, str) else str(value)
+        if len(shown) > 80:
+            shown = shown[:77] + "..."
+        return cls(f"{parameter} must be {allowed}, got {shown}", parameter=parameter)
+
+
+class CheckpointError(Krea2Error):
+    """A file of the checkpoint is missing, damaged, or not what its config says. Names file, tensor or key."""
+
+    code = "bad_checkpoint"
+    exit_code = 2
+
+    def __init__(
+        self,
+        file: str | Path,
+        problem: str,
+        *,
+        name: str | None = None,
+        expected: object = None,
+        found: object = None,
+    ) -> None:
+        where = f"{file}: {name}" if name else str(file)
+        message = f"{where}: {problem}"
+        if expected is not None:
+            message += f", expected {expected}"
+        if found is not None:
+            message += f", found {found}"
+        super().__init__(message)
+
+
+class LaunchError(Krea2Error):
+    """The engine could not be started here: no such device, a port in use, a start that took too long."""
+
+    code = "launch_failed"
+
+
+class RankError(Krea2Error):
+    """A rank died, hung or raised; the message carries the rank's own error."""
+
+    code = "rank_failed"
+
+
+class QueueFullError(Krea2Error):
+    """The queue holds as many requests as it may; come back later."""
+
+    code = "queue_full"
+
+
+class RequestTimeoutError(Krea2Error):
+    """The request's own deadline (`timeout_s`) passed."""
+
+    code = "timeout"
+
+
+class CancelledError(Krea2Error):
+    """The request was cancelled, by its client or because the client went away."""
+
+    code = "cancelled"
+
+
+class ServerError(Krea2Error):
+    """The server does not answer, is shutting down, or speaks another protocol version."""
+
+    code = "server_unavailable"
+
+
+def error_from_code(code: str, message: str, parameter: str | None = None) -> Krea2Error:
+    """The error that a `failed` reply stands for, as the client raises it."""
+    kinds: tuple[type[Krea2Error], ...] = (
+        ArgumentError,
+        LaunchError,
+        RankError,
+        QueueFullError,
+        RequestTimeoutError,
+        CancelledError,
+        ServerError,
+    )
+    for kind in kinds:
+        if kind.code == code:
+            return kind(message, parameter=parameter)
+    error = Krea2Error(message, parameter=parameter)
+    error.code = code
+    if code == CheckpointError.code:
+        error.exit_code = CheckpointError.exit_code
+    return error

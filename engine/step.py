@@ -1,0 +1,52 @@
+"""What a rank is told to do: jobs and numbered steps. Plain data, the same to every rank, imports nothing.
+
+A request for several images is several jobs; a job is one image. The front-end decides which jobs step together, a
+rank only executes. Every rank gets the same `Step`s in the same order, so their collectives always match.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to make. Sizes are already rounded and within limits.
+
+    prompt_ids and negative_ids are whole token sequences (prefix + prompt + suffix); negative_ids is None when
+    guidance is 0, so that an unused negative prompt is never encoded. `mu` None means the checkpoint's own rule.
+    """
+
+    job_id: int
+    prompt_ids: tuple[int, ...]
+    negative_ids: tuple[int, ...] | None
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    mu: float | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One tick: start these jobs, then one denoise step for `denoise`, then decode and release.
+
+    `number` counts up by one from 0; a gap is an error that ends the rank group. `decode` names jobs whose last
+    denoise step has been done (this tick or before); their image is made on rank 0 and they are forgotten.
+    `release` names jobs to forget without an image.
+    """
+
+    number: int
+    start: tuple[Job, ...] = ()
+    denoise: tuple[int, ...] = ()
+    decode: tuple[int, ...] = ()
+    release: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds that a rank spent in the parts of one step."""
+
+    encode_s: float = 0.0
+    denoise_s: float = 0.0
