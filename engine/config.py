@@ -278,7 +278,9 @@ def _read_transformer(config: _Json) -> TransformerConfig:
             "axes_dims_rope", f"even numbers that add up to head_dim {result.head_dim}", result.axes_dims_rope
         )
     config.expect_divisible("num_attention_heads", result.num_heads, "num_key_value_heads", result.num_kv_heads)
-    config.expect_divisible("text_hidden_dim", result.text_hidden_size, "text_num_attention_heads", result.text_num_heads)
+    config.expect_divisible(
+        "text_hidden_dim", result.text_hidden_size, "text_num_attention_heads", result.text_num_heads
+    )
     config.expect_divisible(
         "text_num_attention_heads", result.text_num_heads, "text_num_key_value_heads", result.text_num_kv_heads
     )

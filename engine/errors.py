@@ -32,7 +32,7 @@ class ArgumentError(Krea2Error):
 
     @classmethod
     def of(cls, parameter: str, allowed: str, value: object) -> ArgumentError:
-        """`ArgumentError.of("width", "between 64 and 4096", 100000)`: names parameter, what is allowed, and the value."""
+        """Name parameter, what is allowed, and the value: `of("width", "between 64 and 4096", 100000)`."""
         shown = repr(value) if isinstance(value, str) else str(value)
         if len(shown) > 80:
             shown = shown[:77] + "..."

@@ -1,0 +1,189 @@
+"""The safetensors files of a checkpoint's component: one file, or shards with an index.
+
+Headers are read when a component is opened and checked against the list of tensors that the config asks for; data is
+read a slice at a time, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from engine.checkpoint.tensors import Source, text_encoder_sources, transformer_sources, vae_sources
+from engine.config import ModelConfig, read_json_object
+from engine.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+COMPONENTS = ("text_encoder", "transformer", "vae")
+_READABLE_DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True)
+class _Header:
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class TensorFiles:
+    """The tensors of one component, by name. Reads slices; `bytes_read` counts what was asked of the files."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        """Open `folder/name.safetensors`, or the shards of `folder/name.safetensors.index.json`."""
+        self.folder = folder
+        self.bytes_read = 0
+        self._open_files: dict[Path, Any] = {}
+        self.headers: dict[str, _Header] = {}
+        single, index = folder / f"{name}.safetensors", folder / f"{name}.safetensors.index.json"
+        if single.exists() or not index.exists():
+            self.location = single
+            self._read_headers(single)
+        else:
+            self.location = index
+            self._read_index(index)
+
+    def check(self, sources: Iterable[Source], ignored: Callable[[str], bool]) -> list[Source]:
+        """Compare the headers with what is expected. Raises `CheckpointError` for a missing, misshapen or unreadable
+        tensor, and for an extra one that `ignored` does not let pass. Reads no data."""
+        expected = []
+        names = set()
+        for source in sources:
+            header = self.headers.get(source.name)
+            if header is None:
+                raise CheckpointError(self.location, "tensor is missing", name=source.name, expected=source.shape)
+            if header.shape != source.shape:
+                raise CheckpointError(
+                    header.file,
+                    "tensor has the wrong shape",
+                    name=source.name,
+                    expected=source.shape,
+                    found=header.shape,
+                )
+            if header.dtype not in _READABLE_DTYPES:
+                raise CheckpointError(
+                    header.file,
+                    "tensor has a dtype that cannot be read",
+                    name=source.name,
+                    expected=f"one of {', '.join(_READABLE_DTYPES)}",
+                    found=header.dtype,
+                )
+            expected.append(source)
+            names.add(source.name)
+        extra = sorted(name for name in self.headers if name not in names and not ignored(name))
+        if extra:
+            more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
+            raise CheckpointError(
+                self.headers[extra[0]].file, f"tensor does not belong to this model{more}", name=extra[0]
+            )
+        return expected
+
+    def read(self, source: Source, rank: int, size: int) -> torch.Tensor:
+        """A rank's share of a tensor, on the CPU in the file's dtype, with the shape of its parameter."""
+        header = self.headers[source.name]
+        bounds = source.shard_bounds(rank, size)
+        elements = 1
+        for bound in bounds:
+            elements *= bound.stop - bound.start
+        self.bytes_read += elements * _READABLE_DTYPES[header.dtype]
+        try:
+            tensor = self._open(header.file).get_slice(source.name)[bounds]
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(header.file, f"cannot be read: {error}", name=source.name) from None
+        return tensor.reshape(source.shard_shape(size))
+
+    def close(self) -> None:
+        self._open_files.clear()
+
+    def _open(self, file: Path) -> Any:
+        if file not in self._open_files:
+            self._open_files[file] = safe_open(file, framework="pt")
+        return self._open_files[file]
+
+    def _read_index(self, index: Path) -> None:
+        weight_map = read_json_object(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise CheckpointError(
+                index, "has a value that does not fit", name="weight_map", expected="file names by tensor name"
+            )
+        for shard in sorted(set(weight_map.values())):
+            if not shard or Path(shard).name != shard:
+                raise CheckpointError(index, "names a shard outside its folder", name="weight_map", found=shard)
+            self._read_headers(self.folder / shard)
+        for name, shard in weight_map.items():
+            if name not in self.headers or self.headers[name].file.name != shard:
+                raise CheckpointError(self.folder / shard, "tensor is missing, though the index lists it", name=name)
+
+    def _read_headers(self, file: Path) -> None:
+        if not file.is_file():
+            raise CheckpointError(file, "the file is missing")
+        try:
+            with safe_open(file, framework="np") as handle:
+                for name in handle.keys():  # noqa: SIM118  safe_open is not iterable
+                    view = handle.get_slice(name)
+                    self.headers[name] = _Header(file, tuple(view.get_shape()), view.get_dtype())
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(file, f"is not a valid safetensors file: {error}") from None
+
+
+class CheckpointFiles:
+    """The three components of a diffusers-layout folder, their headers checked against its config."""
+
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
+        """Raises `CheckpointError` if any tensor is missing, extra, misshapen or unreadable."""
+        self.files: dict[str, TensorFiles] = {}
+        self.sources: dict[str, list[Source]] = {}
+
+        transformer = TensorFiles(folder / "transformer", "diffusion_pytorch_model")
+        self._add("transformer", transformer, transformer_sources(config.transformer), lambda name: False)
+
+        text = TensorFiles(folder / "text_encoder", "model")
+        prefix = _language_model_prefix(text)
+        needed = tuple(f"{prefix}layers.{layer}." for layer in range(config.text_layers))
+
+        def not_needed(name: str) -> bool:
+            # the vision tower, the output head, and whatever lies above the last tap
+            if not name.startswith(prefix):
+                return True
+            return name.removeprefix(prefix) in ("norm.weight", "lm_head.weight") or (
+                not name.startswith(needed) and name.removeprefix(prefix).startswith(("layers.", "visual."))
+            )
+
+        self._add("text_encoder", text, text_encoder_sources(config, prefix), not_needed)
+
+        vae = TensorFiles(folder / "vae", "diffusion_pytorch_model")
+        self._add(
+            "vae",
+            vae,
+            vae_sources(config.vae),
+            lambda name: name.startswith(("encoder.", "quant_conv.")) or ".time_conv." in name,
+        )
+
+    def _add(
+        self, component: str, files: TensorFiles, sources: Iterable[Source], ignored: Callable[[str], bool]
+    ) -> None:
+        self.files[component] = files
+        self.sources[component] = files.check(sources, ignored)
+
+    def close(self) -> None:
+        for files in self.files.values():
+            files.close()
+
+
+def _language_model_prefix(files: TensorFiles) -> str:
+    """What precedes `embed_tokens.weight`; it differs between the repositories that hold this text encoder."""
+    suffix = "embed_tokens.weight"
+    names = [name for name in files.headers if name == suffix or name.endswith("." + suffix)]
+    if len(names) != 1:
+        raise CheckpointError(
+            files.location,
+            "is not the text encoder's",
+            expected=f"one tensor whose name ends with {suffix}",
+            found=f"{len(names)} of them",
+        )
+    return names[0].removesuffix(suffix)

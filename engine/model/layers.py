@@ -1,0 +1,60 @@
+"""The pieces that the text encoder, text fusion and the diffusion transformer share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from engine.kernels.attention import packed_attention
+from engine.kernels.gate import sigmoid_mul, silu_mul
+from engine.kernels.norm import rms_norm
+from engine.kernels.rope import norm_rotate_
+from engine.parallel import ColumnParallelLinear, Group, RowParallelLinear
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm with a float32 weight. Krea's zero-centred weights have had their 1 added when they were loaded."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) · up(x)), gate and up being one matrix; the width in between is split over the group."""
+
+    def __init__(self, width: int, intermediate_size: int, group: Group) -> None:
+        super().__init__()
+        self.gate_up = ColumnParallelLinear(width, (intermediate_size, intermediate_size), group)
+        self.down = RowParallelLinear(intermediate_size, width, group)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(silu_mul(self.gate_up(x)))
+
+
+class GatedAttention(nn.Module):
+    """Krea's attention: q, k, v and an output gate from one matrix, normed q and k, optional RoPE, heads split."""
+
+    def __init__(self, width: int, num_heads: int, num_kv_heads: int, head_dim: int, eps: float, group: Group) -> None:
+        super().__init__()
+        whole = [heads * head_dim for heads in (num_heads, num_kv_heads, num_kv_heads, num_heads)]
+        self.qkvg = ColumnParallelLinear(width, whole, group)
+        self.norm_q = RMSNorm(head_dim, eps)
+        self.norm_k = RMSNorm(head_dim, eps)
+        self.out = RowParallelLinear(num_heads * head_dim, width, group)
+        self._head_dim = head_dim
+        self._columns = [part // group.size for part in whole]
+
+    def forward(self, x: torch.Tensor, bounds: Sequence[int], rotations: torch.Tensor | None) -> torch.Tensor:
+        """x: (tokens, width); every token attends to its segment. rotations as in `norm_rotate_`."""
+        *qkv, gate = self.qkvg(x).split(self._columns, dim=-1)
+        query, key, value = (part.unflatten(-1, (-1, self._head_dim)) for part in qkv)
+        norm_rotate_(query, self.norm_q.weight, self.norm_q.eps, rotations)
+        norm_rotate_(key, self.norm_k.weight, self.norm_k.eps, rotations)
+        return self.out(sigmoid_mul(packed_attention(query, key, value, bounds), gate))

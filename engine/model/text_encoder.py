@@ -1,0 +1,88 @@
+"""The language model of Qwen3-VL on packed prompts, up to the last layer whose output Krea 2 looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from engine.config import ModelConfig, TextEncoderConfig
+from engine.kernels.attention import packed_attention
+from engine.kernels.rope import norm_rotate_halves, text_rotations
+from engine.model.layers import RMSNorm, SwiGLU
+from engine.parallel import ColumnParallelLinear, Group, RowParallelLinear
+
+
+class TextEncoder(nn.Module):
+    """Token ids in, the tapped hidden states out. Tap 0 is the embedding, tap i the output of layer i."""
+
+    def __init__(self, config: ModelConfig, group: Group) -> None:
+        super().__init__()
+        text = config.text_encoder
+        self.taps = config.text_encoder_taps
+        self.head_dim, self.rope_theta = text.head_dim, text.rope_theta
+        self.embed_tokens = _Embedding(text.vocab_size, text.hidden_size)
+        self.layers = nn.ModuleList(_Layer(text, group) for _ in range(config.text_layers))
+        # the tuple of hidden states ends with the normed output of the last layer
+        self.norm = RMSNorm(text.hidden_size, text.norm_eps) if max(self.taps) == text.num_layers else None
+
+    def forward(self, ids: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
+        """ids: (tokens,) of several prompts, packed at `bounds`. Returns (tokens, taps, width).
+
+        Attention is causal within a prompt and positions count from 0 in each: the same as the references' padded
+        and masked batch, for the tokens that are real.
+        """
+        positions = torch.cat([torch.arange(stop - start) for start, stop in pairwise(bounds)])
+        rotations = text_rotations(positions.to(ids.device), self.head_dim, self.rope_theta)
+        x = self.embed_tokens(ids)
+        states = [x]
+        for layer in self.layers:
+            x = layer(x, bounds, rotations)
+            states.append(x)
+        if self.norm is not None:
+            states[-1] = self.norm(x)
+        return torch.stack([states[tap] for tap in self.taps], dim=1)
+
+
+class _Embedding(nn.Module):
+    def __init__(self, vocab_size: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, width))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return F.embedding(ids, self.weight)
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: TextEncoderConfig, group: Group) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attn = _CausalAttention(config, group)
+        self.norm2 = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, group)
+
+    def forward(self, x: torch.Tensor, bounds: Sequence[int], rotations: torch.Tensor) -> torch.Tensor:
+        x = x + self.attn(self.norm1(x), bounds, rotations)
+        return x + self.mlp(self.norm2(x))
+
+
+class _CausalAttention(nn.Module):
+    def __init__(self, config: TextEncoderConfig, group: Group) -> None:
+        super().__init__()
+        whole = [heads * config.head_dim for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
+        self.qkv = ColumnParallelLinear(config.hidden_size, whole, group)
+        self.norm_q = RMSNorm(config.head_dim, config.norm_eps)
+        self.norm_k = RMSNorm(config.head_dim, config.norm_eps)
+        self.out = RowParallelLinear(config.num_heads * config.head_dim, config.hidden_size, group)
+        self._head_dim = config.head_dim
+        self._columns = [part // group.size for part in whole]
+
+    def forward(self, x: torch.Tensor, bounds: Sequence[int], rotations: torch.Tensor) -> torch.Tensor:
+        qkv = self.qkv(x).split(self._columns, dim=-1)
+        query, key, value = (part.unflatten(-1, (-1, self._head_dim)) for part in qkv)
+        query = norm_rotate_halves(query, self.norm_q.weight, self.norm_q.eps, rotations)
+        key = norm_rotate_halves(key, self.norm_k.weight, self.norm_k.eps, rotations)
+        return self.out(packed_attention(query, key, value, bounds, causal=True))

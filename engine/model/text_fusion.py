@@ -1,0 +1,53 @@
+"""Text fusion: a stack of hidden states per token becomes one vector per token. Runs once per prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from engine.config import TransformerConfig
+from engine.model.layers import GatedAttention, RMSNorm, SwiGLU
+from engine.parallel import Group, Linear
+
+
+class TextFusion(nn.Module):
+    """Layer-wise blocks attend over a token's own layers, the projector mixes those into one, refiner blocks attend
+    over the prompt's tokens. No positions, no mask, no timestep."""
+
+    def __init__(self, config: TransformerConfig, group: Group) -> None:
+        super().__init__()
+        self.layerwise_blocks = nn.ModuleList(
+            _FusionBlock(config, group) for _ in range(config.num_layerwise_text_blocks)
+        )
+        self.projector = Linear(config.num_text_layers, 1, bias=False)
+        self.refiner_blocks = nn.ModuleList(_FusionBlock(config, group) for _ in range(config.num_refiner_text_blocks))
+
+    def forward(self, states: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
+        """states: (tokens, layers, width) of packed prompts. Returns (tokens, width)."""
+        tokens, layers, _ = states.shape
+        x = states.flatten(0, 1)
+        token_bounds = range(0, tokens * layers + 1, layers)
+        for block in self.layerwise_blocks:
+            x = block(x, token_bounds)
+        x = self.projector(x.unflatten(0, (tokens, layers)).transpose(1, 2)).squeeze(-1)
+        for block in self.refiner_blocks:
+            x = block(x, bounds)
+        return x
+
+
+class _FusionBlock(nn.Module):
+    def __init__(self, config: TransformerConfig, group: Group) -> None:
+        super().__init__()
+        width, eps = config.text_hidden_size, config.norm_eps
+        self.norm1 = RMSNorm(width, eps)
+        self.attn = GatedAttention(
+            width, config.text_num_heads, config.text_num_kv_heads, config.text_head_dim, eps, group
+        )
+        self.norm2 = RMSNorm(width, eps)
+        self.ff = SwiGLU(width, config.text_intermediate_size, group)
+
+    def forward(self, x: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
+        x = x + self.attn(self.norm1(x), bounds, None)
+        return x + self.ff(self.norm2(x))

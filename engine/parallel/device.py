@@ -1,0 +1,37 @@
+"""Which device a rank computes on."""
+
+from __future__ import annotations
+
+import torch
+
+from engine.config import EngineConfig
+from engine.errors import ArgumentError
+
+
+def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torch.device:
+    """The device of a rank, one of `local_ranks` on this machine. Makes a GPU the process's current one.
+
+    Raises `ArgumentError` when CUDA is asked for and missing, or when there are fewer GPUs than ranks and they may
+    not share one.
+    """
+    gpus = torch.cuda.device_count() if config.device != "cpu" else 0
+    if config.device == "cuda" and not gpus:
+        raise ArgumentError("device cuda is not available: torch finds no CUDA device", parameter="device")
+    if not gpus:
+        return torch.device("cpu")
+    if local_ranks > gpus and not config.share_gpu:
+        raise ArgumentError(
+            f"{local_ranks} ranks need {local_ranks} GPUs, but this machine has {gpus}: use a smaller --tp, "
+            "--device cpu, or --share-gpu to let ranks share one (slow)",
+            parameter="tp",
+        )
+    device = torch.device("cuda", local_rank % gpus)
+    torch.cuda.set_device(device)
+    return device
+
+
+def pick_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
+    """`--dtype auto` is bfloat16 on a GPU and float32 on a CPU."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32

@@ -1,0 +1,131 @@
+"""What ranks say to each other: an interface, and its forms for one rank and for ranks that are threads.
+
+Layers get their group as an argument and never ask for the world, so that several kinds of parallelism can live side
+by side. The form over processes is in `distributed.py`.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+
+from engine.errors import RankError
+
+
+class Group(ABC):
+    """Ranks that compute together. Every rank must call the same operations in the same order."""
+
+    rank: int
+    size: int
+
+    @abstractmethod
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over the ranks, in place; returns `tensor`."""
+
+    @abstractmethod
+    def reduce_scatter(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over the ranks, of which each keeps its part of the rows: (rows, …) → (rows / size, …)."""
+
+    @abstractmethod
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The rows of every rank, in order of rank: (rows, …) → (size · rows, …)."""
+
+    @abstractmethod
+    def all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Row block j goes to rank j; block i of the result came from rank i. The shape stays the same."""
+
+    @abstractmethod
+    def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
+        """Overwrite `tensor` with that of rank `source`; returns it."""
+
+    def close(self) -> None:  # noqa: B027  most groups hold nothing
+        """Give up whatever the group holds."""
+
+
+class LocalGroup(Group):
+    """One rank: nothing to exchange."""
+
+    rank = 0
+    size = 1
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def reduce_scatter(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
+        return tensor
+
+
+@dataclass
+class _Meeting:
+    """Where threads lay out their tensors for each other."""
+
+    size: int
+    timeout_s: float
+    tensors: list[torch.Tensor | None] = field(init=False)
+    barrier: threading.Barrier = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tensors = [None] * self.size
+        self.barrier = threading.Barrier(self.size, timeout=self.timeout_s)
+
+
+class ThreadGroup(Group):
+    """Ranks that are threads of one process, for tests and for looking at sharded code in a debugger."""
+
+    def __init__(self, rank: int, meeting: _Meeting) -> None:
+        self.rank = rank
+        self.size = meeting.size
+        self._meeting = meeting
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.copy_(self._sum(self._exchange(tensor)))
+
+    def reduce_scatter(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self._sum([part.chunk(self.size)[self.rank] for part in self._exchange(tensor)])
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat(self._exchange(tensor))
+
+    def all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat([part.chunk(self.size)[self.rank] for part in self._exchange(tensor)])
+
+    def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
+        return tensor.copy_(self._exchange(tensor)[source])
+
+    def close(self) -> None:
+        """End the group for all of its ranks: whoever waits, or comes later, gets a `RankError`."""
+        self._meeting.barrier.abort()
+
+    def _exchange(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """A copy of every rank's tensor. The second wait keeps the slots until all have been read."""
+        meeting = self._meeting
+        meeting.tensors[self.rank] = tensor
+        try:
+            meeting.barrier.wait()
+            copies = [part.clone() for part in meeting.tensors if part is not None]
+            meeting.barrier.wait()
+        except threading.BrokenBarrierError:
+            raise RankError(f"rank {self.rank} waited for the other ranks of its group in vain") from None
+        return copies
+
+    @staticmethod
+    def _sum(parts: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(parts).sum(dim=0)
+
+
+def thread_groups(size: int, timeout_s: float = 60.0) -> list[Group]:
+    """One group's ranks, for `size` threads. A rank that waits longer than `timeout_s` raises `RankError`."""
+    meeting = _Meeting(size, timeout_s)
+    return [ThreadGroup(rank, meeting) for rank in range(size)]

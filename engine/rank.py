@@ -1,0 +1,291 @@
+"""One rank: its shard of the model, the state of the jobs in flight, and the execution of steps."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, pairwise
+
+import torch
+
+from engine.batch import Layout, Segment
+from engine.checkpoint import CheckpointFiles
+from engine.checkpoint.load import load_weights
+from engine.config import EngineConfig, ModelConfig
+from engine.kernels.rope import image_rotations
+from engine.model import TextEncoder, Transformer, VAEDecoder
+from engine.model.transformer import TimeModulation
+from engine.parallel import Group
+from engine.parallel.device import pick_dtype
+from engine.prompt import PREFIX_TOKENS
+from engine.sampling import default_mu, draw_noise, guide, make_sigmas, unpack_latents
+from engine.step import Job, Step, StepTimes
+
+# Text features kept for prompts that come again (several images of a request, the empty negative prompt): 200 MB at
+# the real size in bfloat16.
+_TEXT_CACHE_TOKENS = 16384
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """A finished image: `rgb` is height · width · 3 bytes. `decode_s` is what the decoder took."""
+
+    job_id: int
+    width: int
+    height: int
+    rgb: bytes
+    decode_s: float
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    sigmas: tuple[float, ...]
+    modulation: TimeModulation
+
+
+@dataclass
+class _JobState:
+    job: Job
+    grid: tuple[int, int]
+    latents: torch.Tensor  # (image tokens, in_channels) float32
+    texts: tuple[torch.Tensor, ...]  # the prompt's features and, when guided, the negative prompt's
+    schedule: _Schedule
+    step: int = 0
+
+
+class Rank:
+    """Executes `Step`s on one device. Not thread-safe; only images are decoded in a thread of the rank's own."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        group: Group,
+        device: torch.device,
+        on_image: Callable[[DecodedImage], None] | None = None,
+    ) -> None:
+        """Load this rank's share of the checkpoint.
+
+        on_image is called on rank 0, from the decoding thread, for every image. Raises `CheckpointError` if the
+        checkpoint is damaged and `ArgumentError` if the group's size does not divide the model.
+        """
+        self.group, self.device = group, device
+        self.dtype = pick_dtype(config, device)
+        folder = config.checkpoint_folder()
+        self.config = ModelConfig.from_folder(folder, config.variant)
+        self.config.check_tp(group.size)
+
+        with torch.device("meta"):
+            self.text_encoder = TextEncoder(self.config, group)
+            self.transformer = Transformer(self.config.transformer, group)
+            self.vae = VAEDecoder(self.config.vae) if group.rank == 0 else None
+        checkpoint = CheckpointFiles(folder, self.config)
+        modules = {"text_encoder": self.text_encoder, "transformer": self.transformer, "vae": self.vae}
+        for component, module in modules.items():
+            if module is not None:
+                load_weights(
+                    module, checkpoint, component, rank=group.rank, size=group.size, device=device, dtype=self.dtype
+                )
+        self.bytes_read = sum(files.bytes_read for files in checkpoint.files.values())
+        checkpoint.close()
+
+        self._jobs: dict[int, _JobState] = {}
+        self._next_number = 0
+        self._texts: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
+        self._schedule = lru_cache(maxsize=32)(self._make_schedule)
+        self._layout = lru_cache(maxsize=32)(self._make_layout)
+        self._grid = lru_cache(maxsize=32)(self._make_grid)
+        self._decoder = _ImageDecoder(self.vae, device, on_image) if self.vae is not None else None
+
+    def execute(self, step: Step) -> PendingStep:
+        """Start a step. On a GPU the work is only queued when this returns; `wait` for it.
+
+        Raises whatever went wrong, also in the decoding of an earlier image; the group is lost then, since the other
+        ranks wait in a collective that this one never reached.
+        """
+        if step.number != self._next_number:
+            raise RuntimeError(f"step {step.number} came where step {self._next_number} was due")
+        self._next_number += 1
+        if self._decoder is not None:
+            self._decoder.raise_failure()
+        began = time.perf_counter()
+        with torch.inference_mode():
+            if step.start:
+                self._start(step.start)
+            started = time.perf_counter()
+            if step.denoise:
+                self._denoise([self._jobs[job_id] for job_id in step.denoise])
+            pending = PendingStep(self.device, encode_s=started - began, began=started)
+            for job_id in step.decode:
+                state = self._jobs.pop(job_id)
+                if self._decoder is not None:
+                    latents = unpack_latents(state.latents, *state.grid, self.config.patch_size)
+                    self._decoder.submit(state.job, latents)
+        for job_id in step.release:
+            self._jobs.pop(job_id, None)
+        return pending
+
+    def latents(self, job_id: int) -> torch.Tensor:
+        """The latents of a job in flight as tokens, (image tokens, in_channels) float32."""
+        return self._jobs[job_id].latents
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that this rank holds: its weights and, on a GPU, what is allocated and what is free there."""
+        modules = [module for module in (self.text_encoder, self.transformer, self.vae) if module is not None]
+        weights = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+        report = {"weights": weights}
+        if self.device.type == "cuda":
+            report["allocated"] = torch.cuda.memory_allocated(self.device)
+            report["free"] = torch.cuda.mem_get_info(self.device)[0]
+        return report
+
+    def close(self) -> None:
+        """Wait until every image has been decoded. Raises what went wrong there."""
+        if self._decoder is not None:
+            self._decoder.close()
+
+    # ---- starting jobs
+
+    def _start(self, jobs: tuple[Job, ...]) -> None:
+        texts = self._encode_texts([ids for job in jobs for ids in _prompts(job)])
+        for job in jobs:
+            multiple = self.config.size_multiple
+            tokens = self.config.image_tokens(job.width, job.height)
+            mu = default_mu(self.config, tokens) if job.mu is None else job.mu
+            noise = draw_noise(job.seed, job.width, job.height, self.config, self.dtype)
+            self._jobs[job.job_id] = _JobState(
+                job=job,
+                grid=(job.height // multiple, job.width // multiple),
+                latents=noise.to(self.device),
+                texts=tuple(texts[ids] for ids in _prompts(job)),
+                schedule=self._schedule(job.steps, mu),
+            )
+
+    def _encode_texts(self, prompts: list[tuple[int, ...]]) -> dict[tuple[int, ...], torch.Tensor]:
+        """Text features (text tokens, width) of each distinct prompt; new ones are encoded in one packed forward."""
+        found = {ids: self._texts[ids] for ids in prompts if ids in self._texts}
+        new = [ids for ids in dict.fromkeys(prompts) if ids not in found]
+        if new:
+            packed = torch.tensor([token for ids in new for token in ids], device=self.device)
+            bounds = _bounds([len(ids) for ids in new])
+            states = self.text_encoder(packed, bounds)
+            kept = torch.cat([states[start + PREFIX_TOKENS : stop] for start, stop in pairwise(bounds)])
+            lengths = [len(ids) - PREFIX_TOKENS for ids in new]
+            features = self.transformer.encode_text(kept, _bounds(lengths))
+            # copies, so that one cached prompt does not keep the whole batch it came in alive
+            found.update((ids, part.clone()) for ids, part in zip(new, features.split(lengths), strict=True))
+        for ids, features in found.items():
+            self._texts[ids] = features
+            self._texts.move_to_end(ids)
+        while len(self._texts) > 1 and sum(t.shape[0] for t in self._texts.values()) > _TEXT_CACHE_TOKENS:
+            self._texts.popitem(last=False)
+        return found
+
+    def _make_schedule(self, steps: int, mu: float) -> _Schedule:
+        sigmas = make_sigmas(steps, mu)
+        scale = self.config.schedule.num_train_timesteps
+        timesteps = sigmas[:-1] * scale / scale  # as the references compute it, to the last bit
+        return _Schedule(tuple(sigmas.tolist()), self.transformer.encode_timesteps(timesteps.to(self.device)))
+
+    # ---- denoising
+
+    def _denoise(self, states: list[_JobState]) -> None:
+        """One Euler step of every job, all of their segments in one forward."""
+        segments, text, rows = [], [], []
+        for image, state in enumerate(states):
+            for features in state.texts:
+                segments.append(Segment(image, features.shape[0], *state.grid))
+                text.append(features)
+                rows.append(state)
+        modulation = TimeModulation(
+            block=torch.stack([state.schedule.modulation.block[state.step] for state in rows]),
+            final=torch.stack([state.schedule.modulation.final[state.step] for state in rows]),
+        )
+        layout = self._layout(tuple(segments))
+        velocities = self.transformer(text, [state.latents for state in states], modulation, layout)
+
+        parts = iter(velocities.split([segment.image_tokens for segment in segments]))
+        for state in states:
+            velocity = next(parts)
+            if len(state.texts) == 2:
+                velocity = guide(velocity, next(parts), state.job.guidance)
+            sigma, sigma_next = state.schedule.sigmas[state.step : state.step + 2]
+            state.latents = state.latents.add(velocity, alpha=sigma_next - sigma)
+            state.step += 1
+
+    def _make_layout(self, segments: tuple[Segment, ...]) -> Layout:
+        return Layout(segments, [self._grid(segment.grid_height, segment.grid_width) for segment in segments])
+
+    def _make_grid(self, height: int, width: int) -> torch.Tensor:
+        dit = self.config.transformer
+        return image_rotations(height, width, dit.axes_dims_rope, dit.rope_theta, self.device)
+
+
+class PendingStep:
+    """A step that has been started."""
+
+    def __init__(self, device: torch.device, *, encode_s: float, began: float) -> None:
+        self._encode_s, self._began = encode_s, began
+        self._done: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._done = torch.cuda.Event()
+            self._done.record()
+        else:
+            self._denoise_s = time.perf_counter() - began
+
+    def wait(self) -> StepTimes:
+        """Return when the device has finished the step."""
+        if self._done is not None:
+            self._done.synchronize()
+            self._denoise_s = time.perf_counter() - self._began
+        return StepTimes(self._encode_s, self._denoise_s)
+
+
+class _ImageDecoder:
+    """Runs the VAE in a thread (and on a GPU in a stream) of its own, so that other jobs go on denoising."""
+
+    def __init__(self, vae: VAEDecoder, device: torch.device, on_image: Callable[[DecodedImage], None] | None) -> None:
+        self._vae, self._on_image = vae, on_image
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="vae")
+        self._futures: list[Future[None]] = []
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def submit(self, job: Job, latents: torch.Tensor) -> None:
+        ready = torch.cuda.current_stream().record_event() if self._stream is not None else None
+        self._futures.append(self._executor.submit(self._decode, job, latents, ready))
+
+    def raise_failure(self) -> None:
+        """Raise what the decoding of an earlier image raised."""
+        done = [future for future in self._futures if future.done()]
+        self._futures = [future for future in self._futures if not future.done()]
+        for future in done:
+            future.result()
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True)
+        self.raise_failure()
+
+    def _decode(self, job: Job, latents: torch.Tensor, ready: torch.cuda.Event | None) -> None:
+        began = time.perf_counter()
+        with torch.inference_mode():
+            if self._stream is not None and ready is not None:
+                with torch.cuda.stream(self._stream):
+                    self._stream.wait_event(ready)
+                    latents.record_stream(self._stream)
+                    pixels = self._vae.decode_pixels(latents[None])[0].cpu()
+            else:
+                pixels = self._vae.decode_pixels(latents[None])[0]
+        if self._on_image is not None:
+            rgb = pixels.numpy().tobytes()
+            self._on_image(DecodedImage(job.job_id, job.width, job.height, rgb, time.perf_counter() - began))
+
+
+def _prompts(job: Job) -> list[tuple[int, ...]]:
+    return [job.prompt_ids] if job.negative_ids is None else [job.prompt_ids, job.negative_ids]
+
+
+def _bounds(lengths: list[int]) -> tuple[int, ...]:
+    return tuple(accumulate(lengths, initial=0))
