@@ -52,15 +52,18 @@ class DistributedGroup(Group):
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         self._staged = staged
+        # torch 2.13 renamed these two
+        self._reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+        self._all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         return self._in_place(tensor, self._dist.all_reduce)
 
     def reduce_scatter(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self._into(tensor.shape[0] // self.size, tensor, self._dist.reduce_scatter_tensor)
+        return self._into(tensor.shape[0] // self.size, tensor, self._reduce_scatter)
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self._into(tensor.shape[0] * self.size, tensor, self._dist.all_gather_into_tensor)
+        return self._into(tensor.shape[0] * self.size, tensor, self._all_gather)
 
     def all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
         return self._into(tensor.shape[0], tensor, self._dist.all_to_all_single)

@@ -1,0 +1,111 @@
+"""Every kind of group does the same: one rank, threads, and processes with gloo."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.errors import RankError
+from engine.parallel import Group, LocalGroup, thread_groups
+
+DEADLINE_S = 60.0
+
+
+def check_collectives(group: Group) -> None:
+    """Raise if any operation of a rank gives something else than it says. Runs in tests and in child processes."""
+    size, rank = group.size, group.rank
+    for dtype in (torch.float32, torch.bfloat16):
+        # whole numbers small enough that their sums are exact in bfloat16, in whatever order
+        every = [torch.arange(size * 2 * 3, dtype=dtype).view(size * 2, 3) % 7 + 8 * r for r in range(size)]
+        mine = every[rank].clone()
+        total = torch.stack(every).sum(0)
+
+        tensor = mine.clone()
+        assert group.all_reduce(tensor) is tensor
+        assert torch.equal(tensor, total), "all_reduce"
+        assert torch.equal(group.reduce_scatter(mine.clone()), total.chunk(size)[rank]), "reduce_scatter"
+        assert torch.equal(group.all_gather(mine.clone()), torch.cat(every)), "all_gather"
+        exchanged = torch.cat([tensor.chunk(size)[rank] for tensor in every])
+        assert torch.equal(group.all_to_all(mine.clone()), exchanged), "all_to_all"
+        for source in range(size):
+            assert torch.equal(group.broadcast(mine.clone(), source), every[source]), "broadcast"
+
+        strided = torch.stack([mine, mine], dim=1)[:, 0]  # a view that is not contiguous
+        assert torch.equal(group.all_reduce(strided), total), "all_reduce of a view"
+        assert torch.equal(strided, total), "all_reduce of a view, in place"
+
+
+def run_threads(groups: list[Group], work: Callable[[Group], None]) -> None:
+    with ThreadPoolExecutor(len(groups)) as pool:
+        for future in [pool.submit(work, group) for group in groups]:
+            future.result(DEADLINE_S)
+
+
+def test_one_rank() -> None:
+    check_collectives(LocalGroup())
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_threads(size: int) -> None:
+    run_threads(thread_groups(size, DEADLINE_S), check_collectives)
+
+
+CHILD = """
+import sys, torch
+from pathlib import Path
+from engine.parallel import connect_group
+from tests.parallel.test_group import check_collectives
+rank, size, store = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+group = connect_group(rank, size, torch.device("cpu"), store_file=store, timeout_s=60)
+check_collectives(group)
+group.close()
+"""
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_processes(size: int, tmp_path: Path) -> None:
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(rank), str(size), str(tmp_path / "store")],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        for rank in range(size)
+    ]
+    try:
+        for child in children:
+            _, errors = child.communicate(timeout=DEADLINE_S)
+            assert child.returncode == 0, errors
+    finally:
+        for child in children:
+            child.kill()
+
+
+def test_a_rank_that_leaves_ends_the_wait_of_the_others() -> None:
+    first, second = thread_groups(2, DEADLINE_S)
+    raised = threading.Event()
+
+    def wait() -> None:
+        with pytest.raises(RankError, match="rank 0 waited"):
+            first.all_reduce(torch.ones(1))
+        raised.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    second.close()
+    thread.join(DEADLINE_S)
+    assert raised.is_set()
+
+
+def test_a_rank_that_never_comes_ends_the_wait_after_the_deadline() -> None:
+    first, _ = thread_groups(2, timeout_s=0.05)
+    with pytest.raises(RankError, match="in vain"):
+        first.all_reduce(torch.ones(1))
