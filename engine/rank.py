@@ -20,7 +20,7 @@ from engine.kernels.rope import image_rotations
 from engine.model import TextEncoder, Transformer, VAEDecoder
 from engine.model.transformer import TimeModulation
 from engine.parallel import Group
-from engine.parallel.device import pick_dtype
+from engine.parallel.device import free_bytes, pick_dtype
 from engine.prompt import PREFIX_TOKENS
 from engine.sampling import default_mu, draw_noise, guide, make_sigmas, unpack_latents
 from engine.step import Job, Step, StepTimes
@@ -73,6 +73,7 @@ class Rank:
         checkpoint is damaged and `ArgumentError` if the group's size does not divide the model.
         """
         self.group, self.device = group, device
+        self._sharing = group.size if device.type == "cpu" or config.share_gpu else 1  # ranks on this device
         self.dtype = pick_dtype(config, device)
         folder = config.checkpoint_folder()
         self.config = ModelConfig.from_folder(folder, config.variant)
@@ -133,14 +134,11 @@ class Rank:
         return self._jobs[job_id].latents
 
     def memory(self) -> dict[str, int]:
-        """Bytes that this rank holds: its weights and, on a GPU, what is allocated and what is free there."""
+        """Bytes: `weights` that this rank holds, and what is `free` for steps on its device, where that is known."""
         modules = [module for module in (self.text_encoder, self.transformer, self.vae) if module is not None]
         weights = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
-        report = {"weights": weights}
-        if self.device.type == "cuda":
-            report["allocated"] = torch.cuda.memory_allocated(self.device)
-            report["free"] = torch.cuda.mem_get_info(self.device)[0]
-        return report
+        free = free_bytes(self.device)
+        return {"weights": weights} if free is None else {"weights": weights, "free": free // self._sharing}
 
     def close(self) -> None:
         """Wait until every image has been decoded. Raises what went wrong there."""

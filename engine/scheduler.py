@@ -54,6 +54,10 @@ class Scheduler:
         """How many queued jobs would be served before a new one of this priority."""
         return sum(entry.priority >= priority for entry in self._entries.values())
 
+    def work_ahead(self, priority: int = 0) -> int:
+        """Tokens of all the denoise steps that would be done before those of a new job of this priority."""
+        return sum(entry.tokens * entry.remaining for entry in self._entries.values() if entry.priority >= priority)
+
     def has_work(self) -> bool:
         return bool(self._entries or self._releases)
 
@@ -68,14 +72,13 @@ class Scheduler:
                 continue
             chosen.append(entry)
             tokens += entry.tokens
-        step = Step(
-            number=self._next_number,
+        step = replace(
+            self.empty_step(),
             start=tuple(entry.job for entry in chosen if not entry.started),
             denoise=tuple(entry.job.job_id for entry in chosen),
             release=tuple(self._releases),
         )
         self._releases = []
-        self._next_number += 1
         finished = []
         for entry in chosen:
             entry.started = True
@@ -84,3 +87,9 @@ class Scheduler:
                 finished.append(entry.job.job_id)
                 del self._entries[entry.job.job_id]
         return replace(step, decode=tuple(finished))
+
+    def empty_step(self) -> Step:
+        """A step in which nothing is done: whoever executes it shows that it can."""
+        step = Step(number=self._next_number)
+        self._next_number += 1
+        return step

@@ -1,0 +1,42 @@
+"""How much memory a tick needs, by arithmetic: what the front-end refuses by, before anything is dispatched. Pure.
+
+The figures follow the tensors that are alive at once in `engine.model` and `engine.kernels` at their widest point,
+and are meant to be a little too high.
+"""
+
+from __future__ import annotations
+
+from engine.config import ModelConfig
+
+_FLOAT32 = 4
+
+
+def step_bytes(config: ModelConfig, tokens: int, tp: int, bytes_per_element: int) -> int:
+    """What one denoise step of `tokens` packed tokens allocates on each of `tp` ranks."""
+    dit = config.transformer
+    width, e = dit.hidden_size, bytes_per_element
+    query, keys = width // tp, dit.num_kv_heads * dit.head_dim // tp
+    feed_forward = dit.intermediate_size // tp
+    residual = 2 * width * e + width * (_FLOAT32 + e)  # the stream, the embedded images, its norm in float32, rounded
+    # q|k|v|gate; q normed and rotated in float32; the attention's output, its gate in float32, the projection
+    attention = (2 * query + 2 * keys) * e + 2 * query * _FLOAT32 + 2 * query * e + query * _FLOAT32 + width * e
+    # gate|up; silu in float32 and rounded; the projection
+    swiglu = 2 * feed_forward * e + feed_forward * (_FLOAT32 + e) + width * e
+    rotations = dit.head_dim * _FLOAT32
+    return tokens * (residual + max(attention, swiglu) + rotations)
+
+
+def decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element: int) -> int:
+    """What decoding one image allocates on the rank that does it."""
+    vae, e = config.vae, bytes_per_element
+    levels = len(vae.dim_mult)
+    channels = [vae.base_dim * multiplier for multiplier in reversed(vae.dim_mult)]
+    peak, incoming = 0, channels[0]
+    for level, outgoing in enumerate(channels):
+        pixels = width * height // 4 ** (levels - 1 - level)
+        # a residual block: its input, the first convolution, a norm in float32 and scaled, its activation, the second
+        peak = max(peak, pixels * max(incoming, outgoing) * (4 * e + 2 * _FLOAT32))
+        if level < levels - 1:
+            incoming = outgoing // 2
+            peak = max(peak, 4 * pixels * (outgoing + incoming) * e + pixels * outgoing * e)
+    return peak + width * height * 3 * 3 * _FLOAT32  # the picture in float32, scaled, and as bytes

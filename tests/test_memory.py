@@ -1,0 +1,61 @@
+"""The memory arithmetic against what torch really allocates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
+from engine.memory import decode_bytes, step_bytes
+from engine.parallel import LocalGroup
+from engine.rank import Rank
+from engine.step import Job, Step
+
+DEMO = ModelConfig.from_folder(DEMO_CHECKPOINT)
+TEXT_TOKENS = 20
+CPU = torch.device("cpu")
+
+
+def peak_bytes(work: Callable[[], Any]) -> int:
+    """The most that was allocated at one time while `work` ran, beyond what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    changes = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in profiler.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    )
+    assert changes
+    held = peak = 0
+    for _, change in changes:
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+@pytest.mark.parametrize(("width", "height"), [(512, 512), (256, 1024)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_allocates_no_more_than_the_arithmetic_says(width: int, height: int, dtype: str) -> None:
+    rank = Rank(EngineConfig(dtype=dtype), LocalGroup(), CPU)
+    job = Job(0, tuple(range(34 + TEXT_TOKENS)), None, width, height, 4, 0.0, None, 0)
+    rank.execute(Step(0, start=(job,), denoise=(0,)))
+    peak = peak_bytes(lambda: rank.execute(Step(1, denoise=(0,))))
+    tokens = DEMO.image_tokens(width, height) + TEXT_TOKENS
+    estimate = step_bytes(DEMO, tokens, 1, rank.dtype.itemsize)
+    assert 0.4 * estimate < peak <= estimate
+
+
+@pytest.mark.parametrize(("width", "height"), [(512, 512), (256, 1024)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_decoding_allocates_no_more_than_the_arithmetic_says(width: int, height: int, dtype: str) -> None:
+    rank = Rank(EngineConfig(dtype=dtype), LocalGroup(), CPU)
+    assert rank.vae is not None
+    vae, latents = rank.vae, torch.randn(1, 16, height // 8, width // 8)
+    with torch.inference_mode():
+        peak = peak_bytes(lambda: vae.decode_pixels(latents))
+    estimate = decode_bytes(DEMO, width, height, rank.dtype.itemsize)
+    assert 0.4 * estimate < peak <= estimate
