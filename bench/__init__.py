@@ -1,0 +1,1 @@
+"""Benchmarks and what they share with the tests. Run as `python -m bench.…`; not installed."""

@@ -1,0 +1,31 @@
+"""`krea2` and `python -m launcher`: the command line, a process that the launcher starts itself, or a torchrun rank."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    # Ranks wait for torch, and everything waits for them: each role imports no more than it needs.
+    role = sys.argv[1] if len(sys.argv) > 1 else ""
+    if role == "_frontend":
+        from launcher.spawn import run_frontend
+
+        run_frontend()
+    elif role == "_rank":
+        from launcher.worker import run_spawned
+
+        run_spawned()
+    else:
+        from launcher import torchrun
+
+        if torchrun.is_rank() and role in ("generate", "serve"):
+            torchrun.run_rank()
+        else:
+            from launcher.cli import run
+
+            run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""The command line: `krea2 generate`, `krea2 serve` and `krea2 info`.
+
+Files written and what was asked for go to stdout; progress, notes and errors to stderr, an error being one line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
+
+import click
+
+import engine
+from engine.config import EngineConfig, ModelConfig
+from engine.errors import ArgumentError, Krea2Error
+from launcher import torchrun
+from launcher.files import numbered_paths, output_format, write_file
+from launcher.limits import Limits
+from launcher.process import exit_after, make_run_folder, watch_parent
+from launcher.protocol import FrontendConfig, Generate, Progress
+from launcher.spawn import ORDERLY_S, SIGNALS, launch_frontend, serve_until_stopped
+
+if TYPE_CHECKING:
+    from launcher.client import AsyncClient
+
+_REQUESTS_AHEAD = 32  # of a call with many prompts, sent before the first is done
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def run() -> NoReturn:
+    """The command line's whole life, from its arguments to its exit code."""
+    for number in SIGNALS:
+        signal.signal(number, _stop)
+    if torchrun.external_ranks() is not None:
+        watch_parent(_stop_without_rank)
+    try:
+        code = commands.main(prog_name="krea2", standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as help_text:
+        print(help_text.format_message(), file=sys.stderr)
+        code = help_text.exit_code
+    except click.ClickException as error:
+        code = _complain(error.format_message(), ArgumentError.exit_code)
+    except Krea2Error as error:
+        code = _complain(error.message, error.exit_code)
+    except _Stopped as stopped:
+        code = 128 + stopped.number
+    except Exception as error:
+        code = _complain(f"{type(error).__name__}: {error}", 1)
+    sys.exit(code)
+
+
+@click.group()
+@click.version_option(engine.__version__)
+def commands() -> None:
+    """Generate images with Krea 2, tensor-parallel over the GPUs of one machine."""
+
+
+def _engine_options(command: Command) -> Command:
+    options = (
+        click.option(
+            "--model", default="demo", help="Checkpoint folder in the diffusers layout, or demo.", show_default=True
+        ),
+        click.option("--tp", type=int, help="Ranks: 1, 2 or 4.  [default: 1; under torchrun, all of its processes]"),
+        click.option("--device", default="auto", help="auto, cuda or cpu.", show_default=True),
+        click.option("--dtype", default="auto", help="auto, bfloat16 or float32; auto is bfloat16 on CUDA."),
+        click.option("--variant", help="raw or turbo, where the checkpoint does not say or you know better."),
+        click.option("--share-gpu", is_flag=True, help="Let ranks share GPUs (slow)."),
+        click.option(
+            "--limit", "limits", multiple=True, metavar="NAME=VALUE", help="Change a limit, as max_side=2048."
+        ),
+        click.option(
+            "--start-timeout", "start_timeout_s", type=float, default=600.0, help="Seconds for ranks to load."
+        ),
+        click.option("--step-timeout", "step_timeout_s", type=float, default=300.0, help="Seconds for one step."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@commands.command()
+@click.argument("prompts", nargs=-1, required=True, metavar="PROMPT…")
+@_engine_options
+@click.option("--steps", type=int)
+@click.option("--guidance", type=float, help="Krea's scale: 0 is off.")
+@click.option("--negative-prompt")
+@click.option("--mu", type=float, help="The schedule's shift, instead of the checkpoint's own.")
+@click.option("--width", type=int)
+@click.option("--height", type=int)
+@click.option("--num-images", type=int, default=1, help="For each prompt.", show_default=True)
+@click.option("--seed", type=int, help="Image k of a call uses seed + k.  [default: drawn, and reported]")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default="krea2.png", help="png, jpg or webp.", show_default=True
+)
+@click.option("--no-metadata", is_flag=True, help="Leave prompt, seed and settings out of the file.")
+def generate(
+    prompts: tuple[str, ...],
+    *,
+    num_images: int,
+    seed: int | None,
+    output: Path,
+    no_metadata: bool,
+    steps: int | None,
+    guidance: float | None,
+    negative_prompt: str | None,
+    mu: float | None,
+    width: int | None,
+    height: int | None,
+    **engine_options: Any,
+) -> None:
+    """Make images and write them to files."""
+    from launcher.requests import check
+
+    setup = _Setup.of(**engine_options)
+    image_format = output_format(output)
+    first_seed = secrets.randbelow(2**32) if seed is None else seed
+    requests = [
+        Generate(
+            request_id=f"prompt-{index}",
+            prompt=prompt,
+            seed=first_seed + index * num_images,
+            steps=steps,
+            guidance=guidance,
+            negative_prompt=negative_prompt,
+            mu=mu,
+            width=width,
+            height=height,
+            num_images=num_images,
+            output_format=image_format,
+            metadata=not no_metadata,
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+    checked = [check(request, setup.model, setup.limits, drawn_seed=0) for request in requests]
+    paths = numbered_paths(output, len(requests) * num_images)
+    if seed is None:
+        click.echo(f"seed: {first_seed}", err=True)
+    with (
+        _Progress(steps=sum(request.steps * request.num_images for request in checked)) as progress,
+        launch_frontend(setup.frontend_config(), while_starting=progress.show) as client,
+    ):
+        client.run(_make_images(client.asynchronous, requests, paths, progress))
+
+
+@commands.command()
+@_engine_options
+@click.option("--rpc", metavar="ADDRESS", help="tcp://HOST:PORT or ipc:///PATH.  [default: a socket only you can use]")
+@click.option("--insecure", is_flag=True, help="Allow an --rpc address that other machines can reach.")
+def serve(rpc: str | None, insecure: bool, **engine_options: Any) -> int:
+    """Serve requests over ZMQ RPC until stopped. Prints the address once the engine is ready."""
+    from launcher.sockets import check_address
+
+    setup = _Setup.of(**engine_options)
+    if rpc is not None and check_address(rpc, insecure=insecure):
+        click.echo(f"warning: whoever reaches {rpc} can use this server", err=True)
+    number = serve_until_stopped(
+        setup.frontend_config(rpc), on_started=lambda address: click.echo(f"rpc: {address}"), is_child=False
+    )
+    return 0 if number is None else 128 + number
+
+
+@commands.command()
+@click.argument("folder")
+@click.option("--tp", type=int, default=1, help="Ranks to split the checkpoint over.", show_default=True)
+@click.option("--dtype", default="bfloat16", help="bfloat16 or float32.", show_default=True)
+@click.option("--variant", help="raw or turbo.")
+def info(folder: str, tp: int, dtype: str, variant: str | None) -> None:
+    """Show what a checkpoint folder (or demo) holds, and the bytes of each rank."""
+    from launcher.info import describe_checkpoint
+
+    click.echo(describe_checkpoint(EngineConfig(model=folder, tp=tp, dtype=dtype, variant=variant)))
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """The engine's options, checked as far as that goes without starting it."""
+
+    engine: EngineConfig
+    model: ModelConfig
+    limits: Limits
+    start_timeout_s: float
+    step_timeout_s: float
+    external_ranks: str | None  # the folder where torchrun's ranks connect
+
+    @classmethod
+    def of(
+        cls, *, tp: int | None, limits: tuple[str, ...], start_timeout_s: float, step_timeout_s: float, **engine: Any
+    ) -> _Setup:
+        folder, count = torchrun.external_ranks() or (None, 1)
+        if folder is not None and tp not in (None, count):
+            raise ArgumentError.of("tp", f"{count}, the number of processes that torchrun started", tp)
+        config = EngineConfig(tp=count if tp is None else tp, **engine)
+        model = ModelConfig.from_folder(config.checkpoint_folder(), config.variant)
+        model.check_tp(config.tp)
+        if model.variant_is_assumed:
+            click.echo("note: the checkpoint does not say what it is, Turbo is assumed: see --variant", err=True)
+        for name, seconds in (("start-timeout", start_timeout_s), ("step-timeout", step_timeout_s)):
+            if not 0 < seconds < 1e6:
+                raise ArgumentError.of(name, "above 0 and below 1000000 seconds", seconds)
+        return cls(config, model, Limits.of(_parse_limits(limits)), start_timeout_s, step_timeout_s, folder)
+
+    def frontend_config(self, rpc: str | None = None) -> FrontendConfig:
+        return FrontendConfig(
+            engine=self.engine,
+            run_folder=self.external_ranks or str(make_run_folder()),
+            rpc=rpc,
+            limits=self.limits,
+            external_ranks=self.external_ranks is not None,
+            start_timeout_s=self.start_timeout_s,
+            step_timeout_s=self.step_timeout_s,
+        )
+
+
+def _parse_limits(assignments: tuple[str, ...]) -> dict[str, float]:
+    values = {}
+    for assignment in assignments:
+        name, _, value = assignment.partition("=")
+        try:
+            values[name] = float(value)
+        except ValueError:
+            raise ArgumentError.of("limit", "NAME=VALUE with a number", assignment) from None
+    return values
+
+
+async def _make_images(client: AsyncClient, requests: list[Generate], paths: list[Path], progress: _Progress) -> None:
+    """Send the requests, a bounded number ahead, and write every image as it comes."""
+    from launcher.client import ImageFile, Result
+
+    turn = asyncio.Semaphore(_REQUESTS_AHEAD)
+    warnings: set[str] = set()
+
+    async def make(request: Generate, request_paths: list[Path]) -> None:
+        steps_done = 0
+        async with turn:
+            async for event in client.follow(request):
+                if isinstance(event, Progress):
+                    progress.advance(event.step - steps_done)
+                    steps_done = event.step
+                elif isinstance(event, ImageFile):
+                    path = request_paths[event.index]
+                    await asyncio.to_thread(write_file, path, event.file)
+                    progress.print(str(path), sys.stdout)
+                elif isinstance(event, Result):
+                    for warning in set(event.warnings) - warnings:
+                        progress.print(f"warning: {warning}", sys.stderr)
+                    warnings.update(event.warnings)
+
+    await asyncio.gather(
+        *(
+            make(request, paths[index * request.num_images : (index + 1) * request.num_images])
+            for index, request in enumerate(requests)
+        )
+    )
+
+
+class _Progress:
+    """A bar on stderr if that is a terminal, and nothing otherwise."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._bar: Any = None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self) -> None:
+        if sys.stderr.isatty():
+            from tqdm import tqdm  # here, it costs no time that anybody waits for
+
+            self._bar = tqdm(total=self._steps, desc="loading", unit="step", leave=False)
+
+    def advance(self, steps: int) -> None:
+        if self._bar is not None:
+            self._bar.set_description("denoising", refresh=False)
+            self._bar.update(steps)
+
+    def print(self, line: str, stream: TextIO) -> None:
+        if self._bar is None:
+            print(line, file=stream, flush=True)
+        else:
+            self._bar.write(line, file=stream)
+
+
+class _Stopped(BaseException):
+    """SIGINT or SIGTERM: unwinds everything, so that no process and no file is left."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    for signal_number in SIGNALS:
+        signal.signal(signal_number, signal.SIG_IGN)
+    raise _Stopped(number)
+
+
+def _stop_without_rank(_: bool) -> None:
+    exit_after(ORDERLY_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,42 @@
+"""How much one request may ask for, and how many may wait."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from engine.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sides in pixels; `max_pixels` after rounding the sides up; prompts in bytes of UTF-8; the queue in requests."""
+
+    min_side: int = 64
+    max_side: int = 4096
+    max_pixels: int = 8_400_000
+    max_steps: int = 200
+    max_guidance: float = 20.0
+    max_images: int = 10
+    max_seed: int = 2**53 - 1
+    max_prompt_bytes: int = 16 * 1024
+    max_queue: int = 256
+
+    @classmethod
+    def of(cls, changes: Mapping[str, float]) -> Limits:
+        """The defaults but for `changes`. Raises `ArgumentError` for an unknown name and a value that cannot be."""
+        kinds = {field.name: float if field.name == "max_guidance" else int for field in fields(cls)}
+        values: dict[str, float] = {}
+        for name, value in changes.items():
+            if name not in kinds:
+                raise ArgumentError.of("limit", f"one of {', '.join(kinds)}", name)
+            if not isinstance(value, (int, float)) or not 0 < value < 2**63 or kinds[name](value) != value:
+                allowed = "a positive number" if kinds[name] is float else "a positive whole number"
+                raise ArgumentError(f"limit {name} must be {allowed}, got {value!r}", parameter="limit")
+            values[name] = kinds[name](value)
+        limits = cls(**values)  # type: ignore[arg-type]
+        if limits.min_side > limits.max_side:
+            raise ArgumentError(
+                f"limit min_side {limits.min_side} must not be above max_side {limits.max_side}", parameter="limit"
+            )
+        return limits

@@ -1,0 +1,236 @@
+"""The front-end's end of the rank group: sends steps, hears answers, and finds out when a rank is lost.
+
+Whatever goes wrong ends the whole group, with one error: that of the rank which failed first. Its peers' complaints
+about lost connections are consequences, and are not shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import zmq
+import zmq.asyncio
+
+from engine.errors import Krea2Error, LaunchError, RankError
+from engine.step import Step, StepTimes
+from launcher.process import Child
+from launcher.protocol import (
+    Command,
+    Decoded,
+    Execute,
+    FrontendConfig,
+    Hello,
+    Load,
+    RankFailed,
+    Ready,
+    StepDone,
+    decode_report,
+    describe,
+    encode,
+    lifeline_path,
+    ranks_address,
+    received_error,
+    route,
+)
+from launcher.sockets import send_now
+
+STEPS_AHEAD = 2  # one runs while the next waits in the rank
+_CLOCK_S = 0.25
+_ROOT_CAUSE_S = 0.5  # for the death behind a peer's complaint to be noticed
+
+
+@dataclass
+class _SentStep:
+    step: Step
+    unanswered: set[int]
+    due: float
+    times: StepTimes = field(default_factory=StepTimes)
+
+
+class RankGroup:
+    """All ranks, as one. `on_step(step, times, seconds)` has the slowest rank's times and the seconds that passed."""
+
+    def __init__(
+        self,
+        config: FrontendConfig,
+        children: Sequence[Child],
+        context: zmq.asyncio.Context,
+        *,
+        on_ready: Callable[[], None],
+        on_step: Callable[[Step, StepTimes, float], None],
+        on_image: Callable[[Decoded, bytes], None],
+    ) -> None:
+        self._config = config
+        self._children = children
+        self._on_ready, self._on_step, self._on_image = on_ready, on_step, on_image
+        self._loop = asyncio.get_running_loop()
+        self._ranks = range(config.engine.tp)
+        self._ready: dict[int, Ready] = {}
+        self._sent: deque[_SentStep] = deque()
+        self._last_answer = 0.0
+        self._decoding: dict[int, float] = {}  # when the image of a job is due; never, before its last step is done
+        self._failing: set[int] = set()
+        self._closing = False
+        self._start_due = time.monotonic() + config.start_timeout_s
+        self.failed: asyncio.Future[Krea2Error] = self._loop.create_future()
+        self._socket = context.socket(zmq.ROUTER)
+        self._socket.set(zmq.ROUTER_MANDATORY, 1)
+        self._socket.set(zmq.LINGER, 0)
+        self._socket.bind(ranks_address(config.run_folder))
+        self._lifelines: list[asyncio.StreamWriter] = []
+        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch_clock())]
+        if config.external_ranks:
+            self._tasks.append(asyncio.create_task(self._hold_lifelines()))
+        for rank, child in enumerate(children):
+            child.on_exit(self._when_exited(rank, child))
+
+    @property
+    def ready(self) -> bool:
+        return len(self._ready) == len(self._ranks) and not self.failed.done()
+
+    @property
+    def device(self) -> str | None:
+        return self._ready[0].device if 0 in self._ready else None
+
+    @property
+    def memory(self) -> tuple[dict[str, int], ...]:
+        """Bytes by purpose that each rank held when it was ready."""
+        return tuple(self._ready[rank].memory for rank in self._ranks if rank in self._ready)
+
+    @property
+    def outstanding(self) -> int:
+        """Steps sent that not all ranks have answered; never more than `STEPS_AHEAD`."""
+        return len(self._sent)
+
+    @property
+    def decoding(self) -> int:
+        """Images whose last step was sent and that have not come."""
+        return len(self._decoding)
+
+    def send(self, step: Step) -> None:
+        """Send a step to every rank."""
+        assert len(self._sent) < STEPS_AHEAD
+        now = time.monotonic()
+        if not self._sent:
+            self._last_answer = now
+        self._sent.append(_SentStep(step, set(self._ranks), now + self._config.step_timeout_s))
+        self._decoding.update(dict.fromkeys(step.decode, math.inf))
+        for rank in self._ranks:
+            self._command(rank, Execute(step=step))
+
+    def close(self) -> None:
+        """Stop listening. Ranks that somebody else started end now; the others are their starter's to stop."""
+        self._closing = True
+        for task in self._tasks:
+            task.cancel()
+        for lifeline in self._lifelines:
+            lifeline.close()
+        self._socket.close()
+
+    def _command(self, rank: int, command: Command) -> None:
+        if not send_now(self._socket, [route(rank), encode(command)]):
+            self._fail(RankError(f"rank {rank} cannot be reached"))
+
+    # ---- hearing
+
+    async def _receive(self) -> None:
+        try:
+            while True:
+                _, header, *frames = await self._socket.recv_multipart()
+                self._handle(header, frames)
+                await asyncio.sleep(0)  # what has arrived already is received without yielding to other tasks
+        except Exception as error:
+            self._fail(RankError(f"a rank sent what cannot be handled: {describe(error)}"))
+            raise
+
+    def _handle(self, header: bytes, frames: list[bytes]) -> None:
+        match decode_report(header):
+            case Hello(rank=rank):
+                config = self._config
+                timeout_s = max(config.start_timeout_s, config.step_timeout_s)
+                self._command(rank, Load(engine=config.engine, timeout_s=timeout_s))
+            case Ready() as ready:
+                self._ready[ready.rank] = ready
+                if self.ready:
+                    self._on_ready()
+            case StepDone(rank=rank, number=number, times=times):
+                self._step_done(rank, number, times)
+            case Decoded() as image:
+                self._decoding.pop(image.job_id, None)
+                self._on_image(image, frames[0])
+            case RankFailed(rank=rank) as failure:
+                self._failing.add(rank)
+                if failure.code != Krea2Error.code:
+                    self._fail(received_error(failure.code, failure.message, failure.parameter))
+                elif len(self._ranks) == 1:
+                    self._fail(RankError(failure.message))
+                else:
+                    self._loop.call_later(_ROOT_CAUSE_S, self._fail, RankError(failure.message))
+
+    def _step_done(self, rank: int, number: int, times: StepTimes) -> None:
+        sent = next(sent for sent in self._sent if sent.step.number == number)
+        sent.unanswered.remove(rank)
+        sent.times = StepTimes(max(sent.times.encode_s, times.encode_s), max(sent.times.denoise_s, times.denoise_s))
+        while self._sent and not self._sent[0].unanswered:
+            done = self._sent.popleft()
+            now = time.monotonic()
+            if self._sent:
+                self._sent[0].due = now + self._config.step_timeout_s
+            for job_id in self._decoding.keys() & set(done.step.decode):  # an image may come before the step's answer
+                self._decoding[job_id] = now + self._config.step_timeout_s
+            seconds, self._last_answer = now - self._last_answer, now
+            self._on_step(done.step, done.times, seconds)
+
+    # ---- losing a rank
+
+    def _fail(self, error: Krea2Error) -> None:
+        if not self.failed.done():
+            self.failed.set_result(error)
+
+    def _when_exited(self, rank: int, child: Child) -> Callable[[], None]:
+        def exited() -> None:
+            # A rank that has said why it fails is heard over the wire.
+            if not self._closing and rank not in self._failing:
+                self._fail(RankError(f"rank {rank} {child.describe_exit()}"))
+
+        def from_another_thread() -> None:
+            with suppress(RuntimeError):  # the loop has ended, so has the group
+                self._loop.call_soon_threadsafe(exited)
+
+        return from_another_thread
+
+    async def _watch_clock(self) -> None:
+        while True:
+            await asyncio.sleep(_CLOCK_S)
+            now = time.monotonic()
+            if len(self._ready) < len(self._ranks):
+                missing = ", ".join(str(rank) for rank in self._ranks if rank not in self._ready)
+                if now > self._start_due:
+                    self._fail(LaunchError(f"rank {missing} was not ready within {self._config.start_timeout_s:g} s"))
+            elif self._sent and now > self._sent[0].due:
+                missing = ", ".join(map(str, sorted(self._sent[0].unanswered)))
+                number = self._sent[0].step.number
+                self._fail(
+                    RankError(f"rank {missing} did not finish step {number} within {self._config.step_timeout_s:g} s")
+                )
+            elif any(now > due for due in self._decoding.values()):
+                self._fail(RankError(f"rank 0 did not decode an image within {self._config.step_timeout_s:g} s"))
+
+    async def _hold_lifelines(self) -> None:
+        """Ranks that torchrun started connect here; each side learns from the closed socket that the other is gone."""
+
+        async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._lifelines.append(writer)
+            rank = int.from_bytes(await reader.read(1))
+            await reader.read()
+            if not self._closing and rank not in self._failing:
+                self._fail(RankError(f"rank {rank} died"))
+
+        server = await asyncio.start_unix_server(hold, lifeline_path(self._config.run_folder))
+        await server.serve_forever()

@@ -1,0 +1,166 @@
+"""What a request becomes: checked, with its defaults filled in, then one job for each image. Pure.
+
+Everything that can be refused is refused here, before any rank hears of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from engine.config import ModelConfig
+from engine.errors import ArgumentError
+from engine.prompt import MAX_PROMPT_TOKENS, PREFIX_TOKENS
+from engine.step import Job
+from launcher.limits import Limits
+from launcher.protocol import Generate
+from launcher.tokenizer import Prompt
+
+OUTPUT_FORMATS = ("png", "jpeg", "webp")
+MAX_MU = 10.0  # the schedule computes exp(mu); the checkpoints' own rule stays below 2
+MAX_PRIORITY = 100
+MAX_TIMEOUT_S = 86_400.0
+
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class CheckedRequest:
+    """A request within all limits: sizes are rounded up, and image i has seed `seed + i`.
+
+    `negative_prompt` is None when it would not be used, so that it is never encoded.
+    """
+
+    prompt: str
+    negative_prompt: str | None
+    seed: int
+    steps: int
+    guidance: float
+    mu: float | None
+    width: int
+    height: int
+    num_images: int
+    priority: int
+    timeout_s: float | None
+    output_format: str
+    metadata: bool
+    warnings: tuple[str, ...]
+
+
+def check(request: Generate, model: ModelConfig, limits: Limits, *, drawn_seed: int) -> CheckedRequest:
+    """Apply the checkpoint's defaults and the limits. `drawn_seed` is the seed of a request that names none.
+
+    Raises `ArgumentError` naming the parameter, what is allowed and the value.
+    """
+    warnings: list[str] = []
+    _check_text("prompt", request.prompt, limits)
+    num_images = _between("num_images", request.num_images, 1, limits.max_images)
+    steps = _between("steps", model.default_steps if request.steps is None else request.steps, 1, limits.max_steps)
+    guidance = _between(
+        "guidance", model.default_guidance if request.guidance is None else request.guidance, 0, limits.max_guidance
+    )
+    if request.negative_prompt is not None:
+        _check_text("negative_prompt", request.negative_prompt, limits)
+    width, height = _size(request, model, limits)
+    asked = (request.width or width, request.height or height)
+    if asked != (width, height):
+        warnings.append(
+            f"the size {asked[0]} × {asked[1]} was rounded up to {width} × {height}, multiples of {model.size_multiple}"
+        )
+    seed = drawn_seed if request.seed is None else request.seed
+    if not 0 <= seed <= limits.max_seed - (num_images - 1):
+        images = f" for {num_images} images" if num_images > 1 else ""
+        raise ArgumentError.of("seed", f"between 0 and {limits.max_seed - (num_images - 1)}{images}", seed)
+    if request.timeout_s is not None and not 0 < request.timeout_s <= MAX_TIMEOUT_S:
+        raise ArgumentError.of("timeout_s", f"above 0 and at most {MAX_TIMEOUT_S:g}", request.timeout_s)
+    if request.output_format not in OUTPUT_FORMATS:
+        raise ArgumentError.of("output_format", f"one of {', '.join(OUTPUT_FORMATS)}", request.output_format)
+    return CheckedRequest(
+        prompt=request.prompt,
+        negative_prompt=(request.negative_prompt or "") if guidance > 0 else None,
+        seed=seed,
+        steps=steps,
+        guidance=float(guidance),
+        mu=None if request.mu is None else float(_between("mu", request.mu, -MAX_MU, MAX_MU)),
+        width=width,
+        height=height,
+        num_images=num_images,
+        priority=_between("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY),
+        timeout_s=request.timeout_s,
+        output_format=request.output_format,
+        metadata=request.metadata,
+        warnings=tuple(warnings),
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of a request, one for each image, and the tokens that each of them adds to a tick."""
+
+    jobs: tuple[Job, ...]
+    tokens: int
+    warnings: tuple[str, ...]
+
+
+def make_plan(
+    checked: CheckedRequest, model: ModelConfig, encode: Callable[[str], Prompt], job_ids: Iterator[int]
+) -> Plan:
+    """Tokenise the prompts and make the jobs. Warns of prompts that were cut."""
+    texts = {"prompt": encode(checked.prompt)}
+    if checked.negative_prompt is not None:
+        texts["negative_prompt"] = encode(checked.negative_prompt)
+    negative = texts.get("negative_prompt")
+    jobs = tuple(
+        Job(
+            job_id=next(job_ids),
+            prompt_ids=texts["prompt"].ids,
+            negative_ids=None if negative is None else negative.ids,
+            width=checked.width,
+            height=checked.height,
+            steps=checked.steps,
+            guidance=checked.guidance,
+            mu=checked.mu,
+            seed=checked.seed + index,
+        )
+        for index in range(checked.num_images)
+    )
+    image_tokens = model.image_tokens(checked.width, checked.height)
+    tokens = sum(len(text.ids) - PREFIX_TOKENS + image_tokens for text in texts.values())
+    cut = tuple(f"{name} was cut to {MAX_PROMPT_TOKENS} tokens" for name, text in texts.items() if text.cut)
+    return Plan(jobs, tokens, checked.warnings + cut)
+
+
+def _size(request: Generate, model: ModelConfig, limits: Limits) -> tuple[int, int]:
+    sides = []
+    for name, side, default in (
+        ("width", request.width, model.default_width),
+        ("height", request.height, model.default_height),
+    ):
+        value = _between(name, default if side is None else side, limits.min_side, limits.max_side)
+        sides.append(math.ceil(value / model.size_multiple) * model.size_multiple)
+    width, height = sides
+    if width * height > limits.max_pixels:
+        raise ArgumentError(
+            f"width × height must be at most {limits.max_pixels} pixels, got {width} × {height}", parameter="width"
+        )
+    return width, height
+
+
+def _between(name: str, value: Number, low: float, high: float) -> Number:
+    if not low <= value <= high:  # NaN is between nothing
+        shown_low, shown_high = (int(limit) if limit == int(limit) else limit for limit in (low, high))
+        raise ArgumentError.of(name, f"between {shown_low} and {shown_high}", value)
+    return value
+
+
+def _check_text(name: str, text: str, limits: Limits) -> None:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise ArgumentError(f"{name} must be valid Unicode text, got lone surrogates", parameter=name) from None
+    if size > limits.max_prompt_bytes:
+        raise ArgumentError(
+            f"{name} must be at most {limits.max_prompt_bytes} bytes of UTF-8, got {size}", parameter=name
+        )

@@ -1,0 +1,74 @@
+"""ZMQ sockets: which addresses clients may use, listening there, and sending without waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+import socket
+from typing import cast
+
+import zmq
+import zmq.asyncio
+
+from engine.errors import ArgumentError, LaunchError
+
+_TCP = re.compile(r"tcp://(?P<host>\[[^\]]+\]|[^:/\[\]]+):(?P<port>\d{1,5})")
+
+
+def check_address(address: str, *, insecure: bool) -> bool:
+    """Whether others than this machine's users can reach the address, which only `insecure` allows.
+
+    Raises `ArgumentError` if it is neither `tcp://HOST:PORT` nor `ipc://PATH`.
+    """
+    if address.startswith("ipc:///") and len(address) > len("ipc:///"):
+        return False
+    match = _TCP.fullmatch(address)
+    if match is None or int(match["port"]) > 65535:
+        raise ArgumentError.of("rpc", "tcp://HOST:PORT (port 0 for a free one) or ipc:///PATH", address)
+    if _is_loopback(match["host"].strip("[]")):
+        return False
+    if not insecure:
+        raise ArgumentError(
+            f"rpc {address} can be reached from other machines, and nothing asks who they are: use a loopback address "
+            "such as tcp://127.0.0.1:5555, or --insecure in a network that you trust",
+            parameter="rpc",
+        )
+    return True
+
+
+def bind(server: zmq.asyncio.Socket, address: str) -> str:
+    """Listen on a checked address; returns it with the port that was taken. Raises `LaunchError` if it is in use."""
+    if address.startswith("ipc://") and _someone_listens(address.removeprefix("ipc://")):
+        raise LaunchError(f"cannot listen on {address}: another server does")  # zmq would take it away from there
+    server.set(zmq.IPV6, int("[" in address))
+    try:
+        server.bind(address)
+    except zmq.ZMQError as error:
+        raise LaunchError(f"cannot listen on {address}: {zmq.strerror(error.errno or 0)}") from None
+    return server.get_string(zmq.LAST_ENDPOINT)
+
+
+def send_now(socket: zmq.asyncio.Socket, frames: list[bytes]) -> bool:
+    """Send if the socket takes the message at once; otherwise the message is dropped. Returns whether it was taken."""
+    sent = cast("asyncio.Future[object]", socket.send_multipart(frames, flags=zmq.NOBLOCK))  # done already
+    return sent.exception() is None
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _someone_listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,237 @@
+"""Starts an engine on this machine: `launch` starts a front-end for Python, and a front-end starts its ranks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from engine.config import EngineConfig, ModelConfig
+from engine.errors import Krea2Error, LaunchError, RankError, ServerError
+from launcher.limits import Limits
+from launcher.process import (
+    STOP_S,
+    TERMINATE_S,
+    Child,
+    Reporter,
+    exit_after,
+    make_run_folder,
+    read_config,
+    remove_run_folder,
+    stop_all,
+    watch_parent,
+)
+from launcher.protocol import (
+    Ended,
+    FrontendConfig,
+    RankConfig,
+    Started,
+    decode_frontend_report,
+    describe,
+    received_error,
+)
+
+if TYPE_CHECKING:
+    from launcher.client import Client
+
+ORDERLY_S = STOP_S + 2 * TERMINATE_S + 2.0  # for a front-end to stop its ranks and send its last replies
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def launch(
+    model: str = "demo",
+    *,
+    tp: int = 1,
+    device: str = "auto",
+    dtype: str = "auto",
+    variant: str | None = None,
+    share_gpu: bool = False,
+    limits: Mapping[str, float] | None = None,
+    start_timeout_s: float = 600.0,
+    step_timeout_s: float = 300.0,
+) -> Iterator[Client]:
+    """Start an engine in processes of its own and give a `Client` of it; leaving the block stops them all.
+
+    model is a checkpoint folder in the diffusers layout, or "demo". limits changes fields of `Limits`. A rank that is
+    not ready after start_timeout_s seconds, or that takes longer than step_timeout_s over a step, counts as lost.
+
+    Raises `ArgumentError` or `CheckpointError` for what is wrong with these or with the checkpoint, and `LaunchError`
+    or `RankError` if the engine does not come up.
+    """
+    engine = EngineConfig(model=model, tp=tp, device=device, dtype=dtype, variant=variant, share_gpu=share_gpu)
+    ModelConfig.from_folder(engine.checkpoint_folder(), variant).check_tp(tp)
+    config = FrontendConfig(
+        engine=engine,
+        run_folder=str(make_run_folder()),
+        limits=Limits.of(limits or {}),
+        start_timeout_s=start_timeout_s,
+        step_timeout_s=step_timeout_s,
+    )
+    with launch_frontend(config) as client:
+        yield client
+
+
+@contextmanager
+def launch_frontend(config: FrontendConfig, *, while_starting: Callable[[], None] = lambda: None) -> Iterator[Client]:
+    """`launch`, for a configuration that has been checked. Removes the run folder at the end."""
+    server = None
+    try:
+        server = _FrontendProcess(config)
+        while_starting()
+        from launcher.client import Client  # while the ranks import torch
+
+        with Client(server.wait_until_started()) as client:
+            server.on_end(client.server_ended)
+            yield client
+    except (LaunchError, RankError, ServerError) as error:
+        if server is not None and server.output:
+            error.add_note("The engine's last output:\n" + "\n".join(server.output))
+        raise
+    finally:
+        if server is not None:
+            server.stop()
+        remove_run_folder(config.run_folder)
+
+
+class _FrontendProcess:
+    """A front-end in a child process."""
+
+    def __init__(self, config: FrontendConfig) -> None:
+        self._address: str | None = None
+        self._error: Krea2Error | None = None
+        self._changed = threading.Event()
+        self._start_timeout_s = config.start_timeout_s + ORDERLY_S
+        self._child = Child("_frontend", config, on_report=self._hear)
+        self._child.on_exit(self._changed.set)
+
+    @property
+    def output(self) -> Sequence[str]:
+        return self._child.tail
+
+    def wait_until_started(self) -> str:
+        """The address for clients. Raises what the front-end ended with."""
+        if not self._changed.wait(self._start_timeout_s):
+            raise LaunchError(f"the front-end was not ready within {self._start_timeout_s:g} s")
+        if self._address is None:
+            self._child.wait(ORDERLY_S)
+            raise self._end()
+        return self._address
+
+    def on_end(self, callback: Callable[[Krea2Error], None]) -> None:
+        self._child.on_exit(lambda: callback(self._end()))
+
+    def stop(self) -> None:
+        stop_all([self._child], patience_s=ORDERLY_S)
+
+    def _end(self) -> Krea2Error:
+        return self._error or ServerError(f"the front-end {self._child.describe_exit()}")
+
+    def _hear(self, data: bytes) -> None:
+        report = decode_frontend_report(data)
+        if isinstance(report, Started):
+            self._address = report.address
+        else:
+            self._error = received_error(report.code, report.message, report.parameter)
+        self._changed.set()
+
+
+# ---- the front-end's side
+
+
+def run_frontend() -> None:
+    """The whole life of a front-end that `launch` started."""
+    config = read_config(FrontendConfig)
+    parent = Reporter()
+
+    def end(code: str, message: str, parameter: str | None = None) -> None:
+        parent.send(Ended(code=code, message=message, parameter=parameter))
+
+    try:
+        serve_until_stopped(config, on_started=lambda address: parent.send(Started(address=address)), is_child=True)
+    except Krea2Error as error:
+        end(error.code, error.message, error.parameter)
+    except Exception as error:
+        traceback.print_exception(error)
+        end(Krea2Error.code, f"front-end: {describe(error)}")
+
+
+def serve_until_stopped(
+    config: FrontendConfig, *, on_started: Callable[[str], None], is_child: bool
+) -> signal.Signals | None:
+    """Start the ranks and be their front-end until SIGINT, SIGTERM or, as a child, the parent ends it.
+
+    Returns the signal, if there was one. No rank and no file is left when this returns or raises; raises what
+    `frontend.serve` does.
+    """
+    ranks: list[Child] = []
+    received: signal.Signals | None = None
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def stop_for(number: signal.Signals) -> None:
+            nonlocal received
+            received = number
+            stop.set()
+
+        def parent_ended(_: bool) -> None:
+            exit_after(ORDERLY_S)
+            loop.call_soon_threadsafe(stop.set)
+
+        for number in SIGNALS:
+            loop.add_signal_handler(number, stop_for, number)
+        if is_child:
+            watch_parent(parent_ended)
+        await serve(config, ranks, on_started=on_started, stop=stop)
+
+    try:
+        start_ranks(config, ranks)
+        from launcher.frontend import serve  # while the ranks import torch
+
+        asyncio.run(run())
+    finally:
+        for number in SIGNALS:  # stopping is what they ask for
+            signal.signal(number, signal.SIG_IGN)
+        stop_all(ranks)
+        remove_run_folder(config.run_folder)
+    return received
+
+
+def start_ranks(config: FrontendConfig, ranks: list[Child]) -> None:
+    """Start a process for every rank, and append it to `ranks` at once. Does nothing if somebody else starts them."""
+    if config.external_ranks:
+        return
+    tp = config.engine.tp
+    environment = {}
+    if "OMP_NUM_THREADS" not in os.environ:
+        environment["OMP_NUM_THREADS"] = str(max(1, _cores() // tp))
+    if "GLOO_SOCKET_IFNAME" not in os.environ:
+        # gloo would look up the host's own name otherwise, which need not lead anywhere
+        environment["GLOO_SOCKET_IFNAME"] = _loopback_interface()
+    for rank in range(tp):
+        rank_config = RankConfig(
+            rank=rank, world_size=tp, run_folder=config.run_folder, store_file=f"{config.run_folder}/store"
+        )
+        try:
+            ranks.append(Child("_rank", rank_config, environment=environment, echo=f"rank {rank}"))
+        except OSError as error:
+            raise LaunchError(f"rank {rank} cannot be started: {error}") from None
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _loopback_interface() -> str:
+    names = [name for _, name in socket.if_nameindex()]
+    return next((name for name in names if name in ("lo", "lo0")), names[0])

@@ -1,0 +1,84 @@
+"""Turns prompts into Krea 2's token layout: the chat template's prefix, the prompt cut to its limit, the suffix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer, normalizers
+
+from engine.config import read_json_object
+from engine.errors import CheckpointError
+from engine.prompt import MAX_PROMPT_TOKENS, PREFIX, PREFIX_TOKENS, SUFFIX, SUFFIX_TOKENS
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A whole token sequence; `cut` when the prompt was too long for it."""
+
+    ids: tuple[int, ...]
+    cut: bool
+
+
+class PromptTokenizer:
+    """The tokenizer of a checkpoint folder, equal to what transformers loads from it.
+
+    Raises `CheckpointError` if a file is damaged, if the template does not have the length that the model was trained
+    with, or if the tokenizer knows tokens that the text encoder does not.
+    """
+
+    def __init__(self, folder: Path, vocab_size: int) -> None:
+        self._file = folder / "tokenizer" / "tokenizer.json"
+        self._tokenizer = self._load()
+        prefix, self._suffix = self._encode(PREFIX), self._encode(SUFFIX)
+        for name, ids, expected in (("prefix", prefix, PREFIX_TOKENS), ("suffix", self._suffix, SUFFIX_TOKENS)):
+            if len(ids) != expected:
+                raise CheckpointError(
+                    self._file,
+                    f"the template's {name} has another length",
+                    expected=f"{expected} tokens",
+                    found=len(ids),
+                )
+        largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+        if largest >= vocab_size:
+            raise CheckpointError(
+                self._file,
+                "has tokens that the text encoder does not know",
+                expected=f"ids below its vocab_size {vocab_size}",
+                found=largest,
+            )
+
+    def encode(self, prompt: str) -> Prompt:
+        """Prefix and prompt tokenised together and cut to 34 + 507 tokens, then the suffix."""
+        ids = self._encode(PREFIX + prompt)
+        kept = ids[: PREFIX_TOKENS + MAX_PROMPT_TOKENS]
+        return Prompt((*kept, *self._suffix), cut=len(kept) < len(ids))
+
+    def _load(self) -> Tokenizer:
+        if not self._file.is_file():
+            raise CheckpointError(self._file, "the file is missing")
+        settings_file = self._file.with_name("tokenizer_config.json")
+        settings = read_json_object(settings_file) if settings_file.exists() else {}
+        try:
+            tokenizer = Tokenizer.from_file(str(self._file))
+        except BaseException as error:  # the library panics, too, and that is no Exception
+            raise self._damaged(error) from None
+        # Files may carry the settings of some training run.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        # transformers' class for Qwen normalises like this whatever the file says.
+        if str(settings.get("tokenizer_class", "Qwen2Tokenizer")).startswith("Qwen2Tokenizer"):
+            tokenizer.normalizer = normalizers.NFC()
+        return tokenizer
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            ids: list[int] = self._tokenizer.encode(text).ids
+        except BaseException as error:
+            raise self._damaged(error) from None
+        return ids
+
+    def _damaged(self, error: BaseException) -> CheckpointError:
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise error
+        return CheckpointError(self._file, f"is not a tokenizer that can be read: {' '.join(str(error).split())}")

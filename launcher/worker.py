@@ -1,0 +1,157 @@
+"""A rank's process: loads its shard, executes the steps it is told, and sends back what becomes of them.
+
+Three threads talk to the front-end, each over a socket of its own: this one executes steps and never waits for the
+device, so the next step is queued there while one still runs; a second waits for steps to finish; the rank's decoding
+thread sends images.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import msgspec
+
+from engine.errors import Krea2Error, LaunchError
+from launcher.process import read_config, remove_run_folder, watch_parent
+from launcher.protocol import (
+    Command,
+    Decoded,
+    Execute,
+    Hello,
+    Load,
+    RankConfig,
+    RankFailed,
+    Ready,
+    StepDone,
+    decode_command,
+    describe,
+    encode,
+    ranks_address,
+    route,
+)
+
+if TYPE_CHECKING:
+    from engine.rank import DecodedImage, PendingStep, Rank
+
+_ORDERS_S = 60.0  # for the front-end to say what to load
+_HEARD_S = 10.0  # for the front-end to stop us once it has our failure
+
+
+def run_spawned() -> NoReturn:
+    """The whole life of a rank that the front-end started."""
+    config = read_config(RankConfig)
+
+    def end(parent_died: bool) -> None:
+        if parent_died:
+            remove_run_folder(config.run_folder)
+        os._exit(0)  # at once, also out of a collective that waits for a rank that has gone already
+
+    watch_parent(end)
+    serve(config)
+
+
+def serve(config: RankConfig) -> NoReturn:
+    """Work until the process is ended from outside, or this rank fails: then say so and end."""
+    wire = None
+    try:
+        import engine.rank  # noqa: F401  takes longer than all the rest, so it goes first
+    except Exception as error:
+        wire = _Wire(config)
+        wire.fail(error)
+    else:
+        wire = _Wire(config)
+        try:
+            rank = _load(config, wire)
+            _work(rank, config, wire)
+        except Exception as error:
+            wire.fail(error)
+    threading.Event().wait(_HEARD_S)
+    os._exit(1)
+
+
+def _load(config: RankConfig, wire: _Wire) -> Rank:
+    from engine.parallel import connect_group, pick_device
+    from engine.rank import Rank
+
+    wire.send(Hello(rank=config.rank))
+    load = wire.receive(timeout_s=_ORDERS_S)
+    assert isinstance(load, Load)
+    device = pick_device(load.engine, config.rank, config.world_size)
+    group = connect_group(
+        config.rank,
+        config.world_size,
+        device,
+        store_file=Path(config.store_file) if config.store_file is not None else None,
+        timeout_s=load.timeout_s,
+        share_gpu=load.engine.share_gpu,
+    )
+
+    def send_image(image: DecodedImage) -> None:
+        header = Decoded(
+            rank=config.rank, job_id=image.job_id, width=image.width, height=image.height, decode_s=image.decode_s
+        )
+        wire.send(header, image.rgb)
+
+    rank = Rank(load.engine, group, device, on_image=send_image)
+    wire.send(Ready(rank=config.rank, device=str(device), memory=rank.memory()))
+    return rank
+
+
+def _work(rank: Rank, config: RankConfig, wire: _Wire) -> NoReturn:
+    started: queue.SimpleQueue[tuple[int, PendingStep]] = queue.SimpleQueue()
+
+    def answer_steps() -> None:
+        try:
+            while True:
+                number, pending = started.get()
+                wire.send(StepDone(rank=config.rank, number=number, times=pending.wait()))
+        except Exception as error:
+            wire.fail(error)
+
+    threading.Thread(target=answer_steps, name="answers", daemon=True).start()
+    while True:
+        command = wire.receive()
+        assert isinstance(command, Execute)
+        started.put((command.step.number, rank.execute(command.step)))
+
+
+class _Wire:
+    """This rank's connection to the front-end. Commands come to the thread that made it; any thread may send."""
+
+    def __init__(self, config: RankConfig) -> None:
+        import zmq
+
+        self._rank = config.rank
+        self._address = ranks_address(config.run_folder)
+        self._context = zmq.Context()
+        self._sockets = threading.local()
+        self._commands = self._sockets.own = self._context.socket(zmq.DEALER)
+        self._commands.routing_id = route(config.rank)
+        self._commands.connect(self._address)
+
+    def receive(self, timeout_s: float | None = None) -> Command:
+        if timeout_s is not None and not self._commands.poll(int(timeout_s * 1000)):
+            raise LaunchError(f"rank {self._rank} got no orders from the front-end within {timeout_s:g} s")
+        return decode_command(self._commands.recv())
+
+    def send(self, message: msgspec.Struct, *frames: bytes) -> None:
+        if not hasattr(self._sockets, "own"):
+            import zmq
+
+            self._sockets.own = self._context.socket(zmq.DEALER)
+            self._sockets.own.connect(self._address)
+        self._sockets.own.send_multipart([encode(message), *frames], copy=False)
+
+    def fail(self, error: Exception) -> None:
+        """Send why this rank cannot go on: a user's mistake as it is, anything else under this rank's name."""
+        if isinstance(error, Krea2Error):
+            code, message, parameter = error.code, error.message, error.parameter
+        else:
+            traceback.print_exception(error)
+            code, message, parameter = "internal_error", f"rank {self._rank}: {describe(error)}", None
+        self.send(RankFailed(rank=self._rank, code=code, message=message, parameter=parameter))

@@ -1,0 +1,1 @@
+"""The benchmarks, at sizes that say nothing about speed."""

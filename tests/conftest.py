@@ -1,0 +1,41 @@
+"""Fixtures shared by the tests: random small checkpoints, written once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> None:
+    # ranks run as threads here; more torch threads than this only fight over the cores
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`checkpoint(is_distilled=False)`: the folder of the random checkpoint with these fields of `CheckpointSpec`."""
+    from bench.checkpoints import CheckpointSpec, build_checkpoint  # diffusers: seconds that most tests can do without
+
+    folders: dict[CheckpointSpec, Path] = {}
+
+    def get(**fields: object) -> Path:
+        spec = CheckpointSpec(**fields)  # type: ignore[arg-type]
+        if spec not in folders:
+            folders[spec] = build_checkpoint(tmp_path_factory.mktemp("checkpoint"), spec)
+        return folders[spec]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def turbo(checkpoint: Callable[..., Path]) -> Path:
+    return checkpoint()
+
+
+@pytest.fixture(scope="session")
+def raw(checkpoint: Callable[..., Path]) -> Path:
+    return checkpoint(is_distilled=False)

@@ -1,0 +1,82 @@
+"""Counting processes, and waiting for what happens to them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+PATIENCE_S = 60.0  # for things that take seconds on an idle machine
+
+
+def wait_until(happened: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
+    """Look until it has happened; fail after `timeout_s` seconds."""
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s:g} s"
+        time.sleep(0.02)
+
+
+@dataclass
+class Marked:
+    """Processes that have a mark in their environment, inherited by their children, wherever these move."""
+
+    environment: dict[str, str]
+    folder: Path
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(self, *command: str, **options: object) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            command,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,  # type: ignore[call-overload]
+        )
+        self.started.append(process)
+        return process  # type: ignore[no-any-return]
+
+    def start_krea2(self, *arguments: str) -> subprocess.Popen[str]:
+        return self.start(sys.executable, "-m", "launcher", *arguments)
+
+    def start_script(self, script: str) -> subprocess.Popen[str]:
+        return self.start(sys.executable, "-c", script)
+
+    def alive(self, role: str = "") -> list[psutil.Process]:
+        """The processes that live, those of one role (`_rank`, `_frontend`) if it is given."""
+        mark = self.environment["KREA2_TEST_MARK"]
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("KREA2_TEST_MARK") != mark or process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                if not role or role in process.cmdline():
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return found
+
+    def wait_for(self, role: str, count: int) -> list[psutil.Process]:
+        wait_until(lambda: len(self.alive(role)) == count, f"{count} processes {role}")
+        return self.alive(role)
+
+    def expect_nothing_left(self, timeout_s: float = 15.0) -> None:
+        """Fail if a process or a run folder is still there after `timeout_s` seconds."""
+        wait_until(lambda: not self.alive(), "the end of all processes", timeout_s)
+        wait_until(lambda: not list(self.folder.glob("krea2-*")), "the removal of the run folder", timeout_s)
+
+    def kill(self) -> None:
+        for process in self.alive():
+            process.kill()
+        for started in self.started:
+            started.wait(PATIENCE_S)
+            for pipe in (started.stdout, started.stderr):
+                if pipe is not None:
+                    pipe.close()

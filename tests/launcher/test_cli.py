@@ -1,0 +1,152 @@
+"""The command line, as users run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import engine
+from launcher import Client
+from tests.launcher.processes import PATIENCE_S, Marked
+
+PROMPT = "a red circle on a blue background"
+
+
+def krea2(marked: Marked, *arguments: str) -> tuple[int, str, str]:
+    process = marked.start_krea2(*arguments)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, stdout, stderr
+
+
+def test_generate_writes_a_file_and_says_only_where(marked: Marked, tmp_path: Path) -> None:
+    path = tmp_path / "fox.png"
+    code, stdout, stderr = krea2(marked, "generate", PROMPT, "--device", "cpu", "--seed", "0", "--output", str(path))
+    assert (code, stdout, stderr) == (0, f"{path}\n", "")
+    image = Image.open(path)
+    assert image.size == (128, 128)
+    assert image.text["prompt"] == PROMPT  # type: ignore[attr-defined]
+    assert os.listdir(tmp_path) == ["fox.png"]
+    marked.expect_nothing_left()
+
+
+def test_several_images_are_numbered_prompt_by_prompt_with_seeds_in_a_row(marked: Marked, tmp_path: Path) -> None:
+    code, stdout, stderr = krea2(
+        marked, "generate", "a red circle", "", "--device", "cpu", "--tp", "2", "--num-images", "2", "--steps", "2",
+        "--width", "100", "--seed", "40", "--output", str(tmp_path / "out.png"),
+    )  # fmt: skip
+    assert code == 0
+    assert sorted(stdout.splitlines()) == [str(tmp_path / f"out_{index}.png") for index in range(4)]
+    texts = [Image.open(tmp_path / f"out_{index}.png").text for index in range(4)]  # type: ignore[attr-defined]
+    assert [(text["prompt"], text["seed"]) for text in texts] == [
+        ("a red circle", "40"),
+        ("a red circle", "41"),
+        ("", "42"),
+        ("", "43"),
+    ]
+    assert json.loads(texts[0]["settings"])["steps"] == 2
+    assert stderr.splitlines() == ["warning: the size 100 × 128 was rounded up to 112 × 128, multiples of 16"]
+
+
+def test_a_drawn_seed_is_reported_and_metadata_can_be_left_out(marked: Marked, tmp_path: Path) -> None:
+    path = tmp_path / "a.webp"
+    code, stdout, stderr = krea2(
+        marked, "generate", PROMPT, "--device", "cpu", "--steps", "1", "--no-metadata", "--output", str(path)
+    )
+    assert (code, stdout) == (0, f"{path}\n")
+    assert re.fullmatch(r"seed: \d+\n", stderr)
+    assert Image.open(path).format == "WEBP"
+    assert not Image.open(path).getexif()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x", "--tp", "3"], "tp must be one of 1, 2, 4, got 3"),
+        (["x", "--width", "100000"], "width must be between 64 and 4096, got 100000"),
+        (["x", "--width", "wide"], "Invalid value for '--width': 'wide' is not a valid integer."),
+        (["x", "--guidance", "nan"], "guidance must be between 0 and 20, got nan"),
+        (["x", "--device", "tpu"], "device must be one of auto, cuda, cpu, got 'tpu'"),
+        (["x", "--output", "x.gif"], "output must be a path that ends in .png, .jpg, .jpeg, .webp, got 'x.gif'"),
+        (["x", "--output", "/no/x.png"], "output must be a file in a folder that exists and can be written"),
+        (["x", "--limit", "max_side"], "limit must be NAME=VALUE with a number, got 'max_side'"),
+        (["x", "--limit", "max_side=256", "--width", "512"], "width must be between 64 and 256, got 512"),
+        (["x", "--model", "/no/such"], "/no/such: there is no such folder"),
+        (["x", "--seed", "-1"], "seed must be between 0 and 9007199254740991, got -1"),
+        (["x", "--sed", "1"], "No such option: --sed"),
+        (["x", "--start-timeout", "nan"], "start-timeout must be above 0"),
+        ([], "Missing argument 'PROMPT…'."),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2_before_anything_starts(
+    marked: Marked, arguments: list[str], message: str
+) -> None:
+    code, stdout, stderr = krea2(marked, "generate", *arguments)
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith(f"error: {message}")
+    assert stderr.count("\n") == 1
+    assert not list(marked.folder.iterdir())
+
+
+def test_a_prompt_that_is_not_text_is_refused(marked: Marked) -> None:
+    code, _, stderr = krea2(marked, "generate", os.fsdecode(b"\xff\xfe"))
+    assert (code, stderr) == (2, "error: prompt must be valid Unicode text, got lone surrogates\n")
+
+
+def test_info_shows_parameters_and_bytes_of_each_rank(marked: Marked) -> None:
+    code, stdout, stderr = krea2(marked, "info", "demo", "--tp", "2")
+    assert (code, stderr) == (0, "")
+    assert "Krea 2 Turbo" in stdout
+    assert "6 blocks, width 128, 8 heads, 4 kv heads" in stdout
+    total = next(line for line in stdout.splitlines() if line.strip().startswith("total"))
+    assert len(re.findall(r"\d+\.\d+ MB", total)) == 2
+
+
+def test_info_of_nothing_is_a_mistake(marked: Marked, tmp_path: Path) -> None:
+    code, stdout, stderr = krea2(marked, "info", str(tmp_path))
+    assert (code, stdout) == (2, "")
+    assert stderr == f"error: {tmp_path}/model_index.json: the file is missing\n"
+
+
+def test_version_and_help(marked: Marked) -> None:
+    assert krea2(marked, "--version")[:2] == (0, f"krea2, version {engine.__version__}\n")
+    code, stdout, _ = krea2(marked, "generate", "--help")
+    assert code == 0
+    assert "--negative-prompt" in stdout
+    code, stdout, stderr = krea2(marked)
+    assert (code, stdout) == (2, "")
+    assert "Commands:" in stderr
+
+
+@pytest.mark.parametrize("rpc", [None, "tcp://127.0.0.1:0", "ipc://{folder}/here"])
+def test_serve_prints_its_address_and_answers_there(marked: Marked, run_folder: Path, rpc: str | None) -> None:
+    arguments = [] if rpc is None else ["--rpc", rpc.format(folder=run_folder)]
+    server = marked.start_krea2("serve", "--device", "cpu", *arguments)
+    assert server.stdout is not None
+    address = server.stdout.readline().strip().removeprefix("rpc: ")
+    assert address.startswith("ipc:///" if rpc is None or rpc.startswith("ipc") else "tcp://127.0.0.1:")
+    with Client(address) as client:
+        assert client.generate(PROMPT, steps=1, output_format="webp").images[0].size == (128, 128)
+        server.terminate()
+        assert server.wait(PATIENCE_S) == 143
+    assert server.communicate()[1] == ""
+    marked.expect_nothing_left()
+    assert not (run_folder / "here").exists()
+
+
+@pytest.mark.parametrize(
+    ("rpc", "message"),
+    [
+        ("tcp://0.0.0.0:5555", "rpc tcp://0.0.0.0:5555 can be reached from other machines"),
+        ("5555", "rpc must be tcp://HOST:PORT"),
+    ],
+)
+def test_serve_refuses_addresses_that_others_reach(marked: Marked, rpc: str, message: str) -> None:
+    code, stdout, stderr = krea2(marked, "serve", "--rpc", rpc)
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith(f"error: {message}")
+    assert stderr.count("\n") == 1

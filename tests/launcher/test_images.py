@@ -1,0 +1,66 @@
+"""Image files."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from launcher.images import encode_image
+from launcher.requests import CheckedRequest
+
+REQUEST = CheckedRequest(
+    prompt='a "fox" 🦊\nin the snow',
+    negative_prompt=None,
+    seed=7,
+    steps=8,
+    guidance=0.0,
+    mu=None,
+    width=32,
+    height=16,
+    num_images=2,
+    priority=0,
+    timeout_s=None,
+    output_format="png",
+    metadata=True,
+    warnings=(),
+)
+PIXELS = np.linspace(0, 255, 16 * 32 * 3).astype(np.uint8).reshape(16, 32, 3)
+SETTINGS = {"negative_prompt": None, "steps": 8, "guidance": 0.0, "mu": None, "width": 32, "height": 16}
+
+
+def written(output_format: str, metadata: bool = True) -> Image.Image:
+    request = replace(REQUEST, output_format=output_format, metadata=metadata)
+    image = Image.open(io.BytesIO(encode_image(PIXELS.tobytes(), request, seed=8)))
+    image.load()
+    return image
+
+
+@pytest.mark.parametrize(("output_format", "tolerance"), [("png", 0), ("jpeg", 8), ("webp", 16)])
+def test_a_file_shows_the_pixels(output_format: str, tolerance: int) -> None:
+    image = written(output_format)
+    assert (image.format, image.size) == (output_format.upper(), (32, 16))
+    difference = np.asarray(image).astype(int) - PIXELS
+    assert abs(difference).max() <= tolerance
+
+
+def test_a_png_carries_what_made_it() -> None:
+    text = written("png").text  # type: ignore[attr-defined]
+    assert (text["prompt"], text["seed"]) == (REQUEST.prompt, "8")
+    assert json.loads(text["settings"]) == SETTINGS
+
+
+def test_a_webp_carries_what_made_it() -> None:
+    description = written("webp").getexif()[0x010E]
+    assert json.loads(description) == {"prompt": REQUEST.prompt, "seed": 8, **SETTINGS}
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_nothing_is_carried_when_that_is_asked(output_format: str) -> None:
+    image = written(output_format, metadata=False)
+    assert not getattr(image, "text", {})
+    assert not image.getexif()

@@ -1,0 +1,179 @@
+"""A real engine on the demo checkpoint, through `launch` and the clients."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.errors import ArgumentError, CancelledError, CheckpointError, ServerError
+from launcher import AsyncClient, Client, Result, launch
+from launcher.client import ImageFile
+from launcher.protocol import Accepted, Progress
+
+PROMPT = "a red circle on a blue background"
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with launch(device="cpu") as client:
+        yield client
+
+
+def pixels(result: Result, index: int = 0) -> np.ndarray:
+    return np.asarray(result.images[index]).astype(int)
+
+
+def shows_red_on_blue(image: np.ndarray) -> bool:
+    red, _, blue = image[image.shape[0] // 2, image.shape[1] // 2]
+    corner_red, _, corner_blue = image[4, 4]
+    return bool(red > 150 > blue and corner_blue > 150 > corner_red)
+
+
+def test_the_picture_shows_what_the_prompt_says(client: Client) -> None:
+    result = client.generate(PROMPT, seed=0)
+    assert shows_red_on_blue(pixels(result))
+    assert (result.seed, result.width, result.height, result.warnings) == (0, 128, 128, ())
+    assert all(seconds >= 0 for seconds in result.timings.values())
+    parts = sum(seconds for name, seconds in result.timings.items() if name != "total")
+    assert 0 < result.timings["total"] < parts + 5
+
+
+def test_image_i_of_a_request_is_the_image_of_seed_plus_i(client: Client) -> None:
+    together = client.generate(PROMPT, seed=3, num_images=2, steps=3)
+    alone = [client.generate(PROMPT, seed=seed, steps=3) for seed in together.seeds]
+    assert together.seeds == [3, 4]
+    for index in range(2):
+        assert abs(pixels(together, index) - pixels(alone[index])).max() <= 1
+    assert abs(pixels(together, 0) - pixels(together, 1)).max() > 1
+
+
+def test_two_ranks_make_the_same_picture(client: Client) -> None:
+    with launch(device="cpu", tp=2) as two:
+        assert two.status().tp == 2
+        assert len(two.status().rank_memory) == 2
+        requests = [{"seed": 1}, {"seed": 2, "width": 96, "guidance": 2.0, "steps": 3}]
+        for parameters in requests:
+            mine = client.generate(PROMPT, **parameters)  # type: ignore[arg-type]
+            theirs = two.generate(PROMPT, **parameters)  # type: ignore[arg-type]
+            assert abs(pixels(mine) - pixels(theirs)).max() <= 1
+
+
+def test_a_drawn_seed_is_told_and_makes_the_image_again(client: Client) -> None:
+    drawn = client.generate(PROMPT, steps=2)
+    again = client.generate(PROMPT, steps=2, seed=drawn.seed)
+    assert abs(pixels(drawn) - pixels(again)).max() <= 1
+
+
+def test_a_stream_ends_with_the_result(client: Client) -> None:
+    events = list(client.stream(PROMPT, steps=4))
+    assert isinstance(events[0], Accepted)
+    assert [(event.step, event.steps) for event in events if isinstance(event, Progress)] == [
+        (1, 4),
+        (2, 4),
+        (3, 4),
+        (4, 4),
+    ]
+    image, result = events[-2:]
+    assert isinstance(image, ImageFile)
+    assert isinstance(result, Result)
+    assert result.files == [image.file]
+
+
+def test_leaving_a_stream_early_cancels_the_request(client: Client) -> None:
+    for event in client.stream(PROMPT, steps=200, num_images=10):
+        if isinstance(event, Progress):
+            break
+    assert client.status().running == 0
+
+
+def test_many_threads_can_share_a_client(client: Client) -> None:
+    sizes = [(128, 128), (64, 96), (160, 64), (128, 128), (96, 96), (64, 64)]
+    with ThreadPoolExecutor(len(sizes)) as threads:
+        results = list(threads.map(lambda size: client.generate(PROMPT, width=size[0], height=size[1], steps=3), sizes))
+    assert [(result.width, result.height) for result in results] == sizes
+    assert [result.images[0].size for result in results] == sizes
+
+
+def test_another_thread_can_cancel(client: Client) -> None:
+    events = client.stream(PROMPT, steps=200, num_images=10, request_id="long")
+    assert isinstance(next(events), Accepted)
+    canceller = threading.Thread(target=client.cancel, args=("long",))
+    canceller.start()
+    with pytest.raises(CancelledError):
+        list(events)
+    canceller.join()
+
+
+def test_it_works_beside_a_running_event_loop_and_so_does_the_async_client(client: Client) -> None:
+    async def notebook_cell() -> None:
+        assert client.generate(PROMPT, steps=1).seeds  # blocks this loop, as a cell may
+        async with AsyncClient(client.address) as own:
+            results = await asyncio.gather(*(own.generate(PROMPT, steps=2, seed=seed) for seed in range(3)))
+            assert [result.seed for result in results] == [0, 1, 2]
+
+    asyncio.run(notebook_cell())
+
+
+def test_a_closed_client_says_so_and_other_clients_go_on(client: Client) -> None:
+    other = Client(client.address)
+    failures: list[BaseException] = []
+
+    def wait_in_vain() -> None:
+        try:
+            for _ in events:
+                waiting.set()
+        except ServerError as error:
+            failures.append(error)
+
+    events = other.stream(PROMPT, steps=200, num_images=10)
+    waiting = threading.Event()
+    thread = threading.Thread(target=wait_in_vain)
+    thread.start()
+    assert waiting.wait(20)
+    other.close()
+    thread.join(20)
+    assert [str(error) for error in failures] == ["the client was closed"]
+    for use in (other.ping, other.status, lambda: other.generate(PROMPT)):
+        with pytest.raises(ServerError, match="closed"):
+            use()
+    other.close()
+    assert client.generate(PROMPT, steps=1).seeds
+
+
+def test_launch_works_in_a_thread_that_ends_before_the_engine_does(run_folder: Path) -> None:
+    def start() -> None:
+        context = launch(device="cpu")
+        started.append((context, context.__enter__()))
+
+    started: list[tuple[object, Client]] = []
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    context, client = started[0]
+    try:
+        assert client.generate(PROMPT, steps=1).seeds
+    finally:
+        context.__exit__(None, None, None)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({"model": "/no/such/folder"}, CheckpointError, "/no/such/folder: there is no such folder"),
+        ({"tp": 3}, ArgumentError, "tp must be one of 1, 2, 4, got 3"),
+        ({"device": "gpu"}, ArgumentError, "device must be one of auto, cuda, cpu, got 'gpu'"),
+        ({"limits": {"max_side": -1}}, ArgumentError, "limit max_side must be a positive whole number, got -1"),
+        ({"tpp": 3}, TypeError, "tpp"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_starts(
+    arguments: dict[str, object], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message), launch(**arguments):  # type: ignore[arg-type]
+        raise AssertionError("started")

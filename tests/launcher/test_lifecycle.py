@@ -1,0 +1,234 @@
+"""How it ends: with the error of the one who failed, quickly, and with no process and no file left."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.config import DEMO_CHECKPOINT
+from tests.launcher.processes import PATIENCE_S, Marked
+
+SECONDS_S = 20.0  # "within seconds", on a busy machine
+
+LONG = """
+from launcher import launch
+with launch(device="cpu", tp={tp}) as client:
+    for event in client.stream("a red circle", steps=200, num_images=10, width=512, height=512):
+        print(type(event).__name__, flush=True)
+"""
+
+FAKE_TORCH = {
+    "hangs": "import time; time.sleep(1000)",
+    "raises": "raise RuntimeError('no torch\\nfor you')",
+    "exits": "import os, sys; print('my last words', file=sys.stderr, flush=True); os._exit(3)",
+    "is killed": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+}
+
+
+def fake_torch(marked: Marked, behaviour: str) -> None:
+    """Let ranks find a torch that behaves so, instead of waiting for the real one."""
+    folder = marked.folder / "fake"
+    folder.mkdir()
+    (folder / "torch.py").write_text(FAKE_TORCH[behaviour])
+    marked.environment["PYTHONPATH"] = str(folder)
+
+
+def wait_for_progress(process: object) -> None:
+    for line in process.stdout:  # type: ignore[attr-defined]
+        if line == "Progress\n":
+            return
+    raise AssertionError(process.communicate()[1])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [
+        ("raises", "rank 0: RuntimeError: no torch"),
+        ("exits", "rank 0 ended with exit code 3: my last words"),
+        ("is killed", "rank 0 was killed by SIGKILL (the system does that when memory runs out)"),
+    ],
+)
+def test_a_rank_that_cannot_start_ends_the_program_with_its_own_error(
+    marked: Marked, behaviour: str, message: str
+) -> None:
+    fake_torch(marked, behaviour)
+    process = marked.start_krea2("generate", "x", "--seed", "0", "--output", str(marked.folder / "x.png"))
+    stdout, stderr = process.communicate(timeout=SECONDS_S)
+    assert (process.returncode, stdout, stderr) == (1, "", f"error: {message}\n")
+    marked.expect_nothing_left()
+
+
+def test_a_rank_that_never_gets_ready_is_given_up(marked: Marked) -> None:
+    fake_torch(marked, "hangs")
+    process = marked.start_krea2("generate", "x", "--seed", "0", "--tp", "2", "--start-timeout", "1.5")
+    stdout, stderr = process.communicate(timeout=SECONDS_S)
+    assert (process.returncode, stdout) == (1, "")
+    assert stderr == "error: rank 0, 1 was not ready within 1.5 s\n"
+    marked.expect_nothing_left()
+
+
+@pytest.mark.parametrize("tp", ["1", "2"])
+def test_a_damaged_checkpoint_is_named_by_the_rank_that_finds_it(marked: Marked, tp: str) -> None:
+    folder = marked.folder / "damaged"
+    shutil.copytree(DEMO_CHECKPOINT, folder)
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    process = marked.start_krea2("generate", "x", "--model", str(folder), "--tp", tp, "--device", "cpu", "--seed", "0")
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, stdout) == (2, "")
+    assert stderr.startswith(f"error: {file}: ")
+    assert stderr.count("\n") == 1
+    marked.expect_nothing_left()
+
+
+def test_a_damaged_tokenizer_is_a_checkpoint_error_in_python(marked: Marked) -> None:
+    folder = marked.folder / "damaged"
+    shutil.copytree(DEMO_CHECKPOINT, folder)
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    process = marked.start_script(f"""
+from engine.errors import CheckpointError
+from launcher import launch
+try:
+    with launch({str(folder)!r}, device="cpu"):
+        print("started")
+except CheckpointError as error:
+    print(error, error.exit_code)
+""")
+    stdout, _ = process.communicate(timeout=PATIENCE_S)
+    assert stdout.startswith(f"{folder}/tokenizer/tokenizer.json: is not a tokenizer that can be read")
+    assert stdout.endswith(" 2\n")
+    marked.expect_nothing_left()
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="no CUDA there, but other words for that")
+def test_a_device_that_is_not_there_is_an_argument_error(marked: Marked) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    process = marked.start_krea2("generate", "x", "--device", "cuda", "--seed", "0")
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, stdout) == (2, "")
+    assert stderr == "error: device cuda is not available: torch finds no CUDA device\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_loading_leaves_nothing(marked: Marked, number: signal.Signals, code: int) -> None:
+    fake_torch(marked, "hangs")
+    process = marked.start_krea2("generate", "x", "--seed", "0", "--tp", "2")
+    marked.wait_for("_rank", 2)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=SECONDS_S)
+    assert (process.returncode, stdout, stderr) == (code, "", "")
+    assert not marked.alive()  # it has waited for all of them
+    marked.expect_nothing_left()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_denoising_leaves_nothing(marked: Marked, number: signal.Signals, code: int) -> None:
+    process = marked.start_krea2(
+        "generate", "x", "--seed", "0", "--device", "cpu", "--tp", "2", "--steps", "200", "--width", "512",
+        "--height", "512", "--output", str(marked.folder / "x.png"),
+    )  # fmt: skip
+    for rank in marked.wait_for("_rank", 2):
+        assert rank.is_running()
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=SECONDS_S)
+    assert (process.returncode, stdout, stderr) == (code, "", "")
+    assert not marked.alive()
+    marked.expect_nothing_left()
+    assert not list(marked.folder.glob("x*"))
+
+
+def test_ctrl_c_in_a_script_leaves_nothing(marked: Marked) -> None:
+    process = marked.start_script(LONG.format(tp=2))
+    wait_for_progress(process)
+    process.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in process.communicate(timeout=SECONDS_S)[1]
+    marked.expect_nothing_left()
+
+
+def test_an_exception_inside_launch_leaves_nothing(marked: Marked) -> None:
+    process = marked.start_script("""
+from launcher import launch
+with launch(device="cpu", tp=2) as client:
+    stream = client.stream("a red circle", steps=200, num_images=10)
+    next(stream)
+    raise KeyError("mine")
+""")
+    _, stderr = process.communicate(timeout=PATIENCE_S)
+    assert stderr.endswith("KeyError: 'mine'\n")
+    assert not marked.alive()
+    marked.expect_nothing_left()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_a_script_that_is_killed(marked: Marked, number: signal.Signals) -> None:
+    process = marked.start_script(LONG.format(tp=2))
+    wait_for_progress(process)
+    process.send_signal(number)
+    process.wait(SECONDS_S)
+    marked.expect_nothing_left()
+
+
+@pytest.mark.parametrize("role", ["_frontend", "serve"])
+def test_nothing_outlives_a_front_end_that_is_killed(marked: Marked, role: str) -> None:
+    fake_torch(marked, "hangs")
+    if role == "serve":
+        marked.start_krea2("serve", "--tp", "2")
+    else:
+        process = marked.start_krea2("generate", "x", "--seed", "0", "--tp", "2")
+    marked.wait_for("_rank", 2)
+    (frontend,) = marked.wait_for(role, 1)
+    frontend.kill()
+    marked.expect_nothing_left()
+    if role != "serve":
+        assert process.communicate(timeout=SECONDS_S)[1].startswith("error: the front-end was killed by SIGKILL")
+
+
+def test_a_rank_that_is_killed_fails_the_requests_that_wait(marked: Marked) -> None:
+    process = marked.start_script(f"""
+from engine.errors import RankError
+try:
+    {LONG.format(tp=2).strip().replace(chr(10), chr(10) + "    ")}
+except RankError as error:
+    print("failed:", error, flush=True)
+""")
+    wait_for_progress(process)
+    marked.wait_for("_rank", 2)[1].kill()
+    killed = time.monotonic()
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    assert time.monotonic() - killed < SECONDS_S
+    assert "failed: rank " in stdout, stderr
+    assert "was killed by SIGKILL" in stdout
+    marked.expect_nothing_left()
+
+
+def test_a_front_end_that_is_killed_fails_the_requests_that_wait(marked: Marked) -> None:
+    process = marked.start_script(f"""
+from engine.errors import ServerError
+try:
+    {LONG.format(tp=1).strip().replace(chr(10), chr(10) + "    ")}
+except ServerError as error:
+    print("failed:", error, flush=True)
+""")
+    wait_for_progress(process)
+    marked.wait_for("_frontend", 1)[0].kill()
+    stdout, stderr = process.communicate(timeout=SECONDS_S)
+    assert "failed: the front-end was killed by SIGKILL" in stdout, stderr
+    marked.expect_nothing_left()
+
+
+def test_the_engine_does_not_import_what_lies_in_the_working_folder(marked: Marked, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise RuntimeError('the wrong torch')")
+    process = marked.start(
+        str(Path(sys.executable).with_name("krea2")), "generate", "x", "--device", "cpu", "--steps", "1", cwd=tmp_path
+    )
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, stdout) == (0, "krea2.png\n"), stderr
+    assert (tmp_path / "krea2.png").exists()

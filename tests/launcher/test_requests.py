@@ -1,0 +1,174 @@
+"""Checking requests, and the jobs that come of them."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.config import DEMO_CHECKPOINT, ModelConfig
+from engine.errors import ArgumentError
+from launcher.limits import Limits
+from launcher.protocol import Generate
+from launcher.requests import CheckedRequest, check, make_plan
+from launcher.tokenizer import Prompt
+
+DEMO = ModelConfig.from_folder(DEMO_CHECKPOINT)
+RAW = replace(DEMO, is_distilled=False)
+
+
+def checked(model: ModelConfig = DEMO, limits: Limits | None = None, **parameters: Any) -> CheckedRequest:
+    request = Generate(**({"request_id": "r", "prompt": "a fox"} | parameters))
+    return check(request, model, limits or Limits(), drawn_seed=77)
+
+
+def test_what_a_request_leaves_open_comes_from_the_checkpoint() -> None:
+    turbo, raw = checked(), checked(RAW)
+    assert (turbo.steps, turbo.guidance, turbo.width, turbo.height, turbo.seed) == (8, 0.0, 128, 128, 77)
+    assert (raw.steps, raw.guidance, raw.mu) == (52, 3.5, None)
+    assert turbo.warnings == ()
+
+
+def test_the_negative_prompt_is_used_only_with_guidance() -> None:
+    assert checked(negative_prompt="blurry").negative_prompt is None
+    assert checked(negative_prompt="blurry", guidance=1).negative_prompt == "blurry"
+    assert checked(guidance=0.5).negative_prompt == ""
+    assert checked(RAW).negative_prompt == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "size", "warned"),
+    [
+        ((128, 64), (128, 64), False),
+        ((200, 200), (208, 208), True),
+        ((65, 4095), (80, 4096), True),
+        ((None, 100), (128, 112), True),
+        ((None, None), (128, 128), False),
+    ],
+)
+def test_sizes_are_rounded_up_and_that_is_said(
+    asked: tuple[int | None, int | None], size: tuple[int, int], warned: bool
+) -> None:
+    request = checked(width=asked[0], height=asked[1])
+    assert (request.width, request.height) == size
+    assert len(request.warnings) == warned
+    if warned:
+        assert f"rounded up to {size[0]} × {size[1]}" in request.warnings[0]
+
+
+@pytest.mark.parametrize("prompt", ["", "  not stripped\n", "ä" * 8192, "\x00", "🦊"])
+def test_prompts_are_taken_as_they_are(prompt: str) -> None:
+    assert checked(prompt=prompt).prompt == prompt
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"width": 100000}, "width must be between 64 and 4096, got 100000"),
+        ({"height": 0}, "height must be between 64 and 4096, got 0"),
+        ({"width": 4096, "height": 4096}, "width × height must be at most 8400000 pixels, got 4096 × 4096"),
+        ({"steps": 0}, "steps must be between 1 and 200, got 0"),
+        ({"steps": 201}, "steps must be between 1 and 200, got 201"),
+        ({"guidance": -0.1}, "guidance must be between 0 and 20, got -0.1"),
+        ({"guidance": float("nan")}, "guidance must be between 0 and 20, got nan"),
+        ({"guidance": float("inf")}, "guidance must be between 0 and 20, got inf"),
+        ({"mu": float("nan")}, "mu must be between -10 and 10, got nan"),
+        ({"mu": float("-inf")}, "mu must be between -10 and 10, got -inf"),
+        ({"num_images": 0}, "num_images must be between 1 and 10, got 0"),
+        ({"num_images": 11}, "num_images must be between 1 and 10, got 11"),
+        ({"seed": -1}, "seed must be between 0 and 9007199254740991, got -1"),
+        ({"seed": 2**53}, "seed must be between 0 and 9007199254740991, got 9007199254740992"),
+        (
+            {"seed": 2**53 - 1, "num_images": 2},
+            "seed must be between 0 and 9007199254740990 for 2 images, got 9007199254740991",
+        ),
+        ({"prompt": "x" * 16385}, "prompt must be at most 16384 bytes of UTF-8, got 16385"),
+        ({"prompt": "ä" * 8193}, "prompt must be at most 16384 bytes of UTF-8, got 16386"),
+        ({"prompt": "a \ud800"}, "prompt must be valid Unicode text, got lone surrogates"),
+        ({"negative_prompt": "\udfff"}, "negative_prompt must be valid Unicode text, got lone surrogates"),
+        ({"negative_prompt": "x" * 16385}, "negative_prompt must be at most 16384 bytes of UTF-8, got 16385"),
+        ({"output_format": "gif"}, "output_format must be one of png, jpeg, webp, got 'gif'"),
+        ({"priority": 101}, "priority must be between -100 and 100, got 101"),
+        ({"timeout_s": 0.0}, "timeout_s must be above 0 and at most 86400, got 0.0"),
+        ({"timeout_s": float("nan")}, "timeout_s must be above 0 and at most 86400, got nan"),
+    ],
+)
+def test_what_is_not_allowed_is_refused_with_name_range_and_value(parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError) as error:
+        checked(**parameters)
+    assert error.value.message == message
+    assert error.value.parameter in parameters
+
+
+def test_limits_can_be_changed_and_are_checked_themselves() -> None:
+    limits = Limits.of({"max_side": 256.0, "max_guidance": 2.5})
+    assert (limits.max_side, limits.max_guidance, limits.max_steps) == (256, 2.5, 200)
+    with pytest.raises(ArgumentError, match="width must be between 64 and 256, got 512"):
+        checked(limits=limits, width=512)
+    for changes, message in (
+        ({"max_sides": 1}, "limit must be one of min_side, max_side"),
+        ({"max_side": 0}, "limit max_side must be a positive whole number, got 0"),
+        ({"max_side": 99.5}, "limit max_side must be a positive whole number, got 99.5"),
+        ({"max_side": float("nan")}, "limit max_side must be"),
+        ({"max_guidance": float("inf")}, "limit max_guidance must be a positive number, got inf"),
+        ({"max_side": 32}, "limit min_side 64 must not be above max_side 32"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            Limits.of(changes)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "prompt": st.text(),
+            "negative_prompt": st.none() | st.text(),
+            "seed": st.none() | st.integers(),
+            "steps": st.none() | st.integers(),
+            "guidance": st.none() | st.floats(),
+            "mu": st.none() | st.floats(),
+            "width": st.none() | st.integers() | st.integers(64, 4096),
+            "height": st.none() | st.integers() | st.integers(64, 4096),
+            "num_images": st.integers() | st.integers(1, 10),
+            "priority": st.integers(),
+            "timeout_s": st.none() | st.floats(),
+            "output_format": st.sampled_from(["png", "jpeg", "webp"]) | st.text(),
+        },
+    )
+)
+def test_any_request_is_within_the_limits_or_refused(parameters: dict[str, Any]) -> None:
+    limits = Limits()
+    try:
+        request = checked(**parameters)
+    except ArgumentError:
+        return
+    assert request.width % 16 == request.height % 16 == 0
+    assert 64 <= request.width <= 4096
+    assert 64 <= request.height <= 4096
+    assert request.width * request.height <= limits.max_pixels
+    assert 0 <= request.seed <= request.seed + request.num_images - 1 <= limits.max_seed
+    assert 1 <= request.steps <= limits.max_steps
+    assert 0 <= request.guidance <= limits.max_guidance
+    assert (request.negative_prompt is None) == (request.guidance == 0)
+
+
+def test_a_request_for_several_images_is_as_many_jobs_with_seeds_in_a_row() -> None:
+    ids = {"a fox": Prompt((1,) * 40, cut=True), "": Prompt((2,) * 39, cut=False)}
+    request = checked(num_images=3, seed=5, guidance=2.0, width=64, height=100)
+    plan = make_plan(request, DEMO, ids.__getitem__, itertools.count(10))
+    assert [(job.job_id, job.seed) for job in plan.jobs] == [(10, 5), (11, 6), (12, 7)]
+    assert {(job.prompt_ids, job.negative_ids) for job in plan.jobs} == {((1,) * 40, (2,) * 39)}
+    image_tokens = (64 // 16) * (112 // 16)
+    assert plan.tokens == (40 - 34 + image_tokens) + (39 - 34 + image_tokens)
+    assert plan.warnings == (*request.warnings, "prompt was cut to 507 tokens")
+
+
+def test_without_guidance_there_is_one_prompt() -> None:
+    plan = make_plan(checked(), DEMO, lambda _: Prompt((1,) * 40, cut=False), itertools.count())
+    assert plan.jobs[0].negative_ids is None
+    assert plan.tokens == 40 - 34 + 64

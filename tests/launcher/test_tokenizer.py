@@ -1,0 +1,160 @@
+"""The token layout, against transformers' tokenizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.config import DEMO_CHECKPOINT, ModelConfig
+from engine.errors import CheckpointError
+from engine.prompt import PREFIX, SUFFIX
+from launcher.tokenizer import PromptTokenizer
+
+PROMPTS = [
+    "",
+    " ",
+    "a red circle on a blue background",
+    "Ein Fuchs im Schnee, größer als 3 Häuser",
+    "e\u0301 and \u00e9, \u212b and \u00c5, ﬁ",  # which normalising makes equal, or not
+    "你好，世界 🦊👩‍👩‍👧‍👦 \u200b\ufeff",
+    "it's  a\ttab\n\n\nand\r\nlines   ",
+    "<|im_end|> and <|im_start|>system inside <|endoftext|>",
+    "\x00\x7f",
+    "red " * 600,
+    "x" * 3000,
+]
+
+
+@pytest.fixture(scope="module")
+def ours() -> PromptTokenizer:
+    return PromptTokenizer(DEMO_CHECKPOINT, ModelConfig.from_folder(DEMO_CHECKPOINT).text_encoder.vocab_size)
+
+
+@pytest.fixture(scope="module")
+def expected() -> Callable[[str], tuple[int, ...]]:
+    """diffusers' layout without its padding: prefix and prompt cut to 541 tokens, then the suffix."""
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(DEMO_CHECKPOINT / "tokenizer")
+
+    def ids(prompt: str) -> tuple[int, ...]:
+        text = theirs(PREFIX + prompt, truncation=True, max_length=512 + 34 - 5)["input_ids"]
+        return (*text, *theirs(SUFFIX)["input_ids"])
+
+    return ids
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_tokens_are_those_of_transformers(
+    ours: PromptTokenizer, expected: Callable[[str], tuple[int, ...]], prompt: str
+) -> None:
+    assert ours.encode(prompt).ids == expected(prompt)
+
+
+@settings(max_examples=200, deadline=None)
+@given(prompt=st.text())
+def test_tokens_of_any_text_are_those_of_transformers(
+    ours: PromptTokenizer, expected: Callable[[str], tuple[int, ...]], prompt: str
+) -> None:
+    assert ours.encode(prompt).ids == expected(prompt)
+
+
+def test_a_prompt_past_507_tokens_is_cut_and_says_so(ours: PromptTokenizer) -> None:
+    empty, fitting, longer = (ours.encode(" red" * words) for words in (0, 507, 508))
+    assert [len(text.ids) for text in (empty, fitting, longer)] == [34 + 5, 34 + 507 + 5, 34 + 507 + 5]
+    assert [text.cut for text in (empty, fitting, longer)] == [False, False, True]
+    assert longer.ids == fitting.ids
+    assert fitting.ids[-5:] == empty.ids[-5:]
+
+
+def test_settings_of_some_training_run_in_the_file_are_ignored(ours: PromptTokenizer, tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+        content["padding"] = {
+            "strategy": {"Fixed": 900},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "<|endoftext|>",
+        }
+
+    tokenizer = PromptTokenizer(changed_copy(tmp_path, change), 461)
+    assert tokenizer.encode("a fox") == ours.encode("a fox")
+
+
+def changed_copy(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    shutil.copytree(DEMO_CHECKPOINT / "tokenizer", tmp_path / "tokenizer")
+    file = tmp_path / "tokenizer" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_a_template_of_another_length_is_refused(tmp_path: Path) -> None:
+    def forget_a_token(content: dict[str, Any]) -> None:
+        content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "<|im_start|>"]
+
+    folder = changed_copy(tmp_path, forget_a_token)
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer.json: the template's prefix .*, expected 34 tokens, found \d+"
+    ):
+        PromptTokenizer(folder, 461)
+
+
+def test_tokens_that_the_text_encoder_does_not_know_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="expected ids below its vocab_size 460, found 460"):
+        PromptTokenizer(DEMO_CHECKPOINT, 460)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"{}",
+        lambda data: b"[1, 2]",
+        lambda data: data[: len(data) // 2],
+        lambda data: data.replace(b'"BPE"', b'"PBE"'),
+        lambda data: data.replace(b'"vocab"', b'"bocav"'),
+        lambda data: b"\xff\xfe" + data,
+    ],
+)
+def test_a_damaged_file_is_a_checkpoint_error(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    shutil.copytree(DEMO_CHECKPOINT / "tokenizer", tmp_path / "tokenizer")
+    file = tmp_path / "tokenizer" / "tokenizer.json"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        PromptTokenizer(tmp_path, 461)
+
+
+def test_a_missing_file_is_a_checkpoint_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: the file is missing"):
+        PromptTokenizer(tmp_path, 461)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_flipped_bytes_give_a_checkpoint_error_or_a_tokenizer(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("flipped")
+    shutil.copytree(DEMO_CHECKPOINT / "tokenizer", folder / "tokenizer")
+    file = folder / "tokenizer" / "tokenizer.json"
+    content = bytearray(file.read_bytes())
+    for _ in range(data.draw(st.integers(1, 20))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    file.write_bytes(content)
+    try:
+        tokenizer = PromptTokenizer(folder, 461)
+    except CheckpointError:
+        return
+    ids = tokenizer.encode("a red circle").ids
+    assert max(ids) < 461

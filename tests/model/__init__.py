@@ -1,0 +1,1 @@
+"""The parts of the model, each against its original in diffusers or transformers."""

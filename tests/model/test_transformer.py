@@ -1,0 +1,97 @@
+"""Text fusion and one forward of the diffusion transformer against diffusers."""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.batch import Layout, Segment
+from engine.kernels.rope import image_rotations
+from engine.rank import Rank
+from tests.engine_runs import on_ranks
+from tests.oracle import load_pipeline, relative_error
+
+TOLERANCE = 1e-5
+DEGREES = (1, 2, 4)
+TEXT_LENGTHS = (5, 12, 512, 12, 6)
+# (rows, columns) of image tokens, and the timestep; the first two segments are one guided image
+IMAGES = (((8, 8), 1.0), ((8, 8), 1.0), ((21, 13), 0.5), ((4, 32), 0.0312), ((1, 1), 0.77))
+
+
+def text_states() -> torch.Tensor:
+    return torch.randn(sum(TEXT_LENGTHS), 3, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("tp", DEGREES)
+def test_text_fusion_equals_diffusers(turbo: Path, tp: int) -> None:
+    states, bounds = text_states(), (0, *accumulate(TEXT_LENGTHS))
+    reference = load_pipeline(turbo).transformer
+
+    def fuse(rank: Rank) -> tuple[torch.Tensor, torch.Tensor]:
+        return rank.transformer.text_fusion(states, bounds), rank.transformer.encode_text(states, bounds)
+
+    for fused, features in on_ranks(turbo, fuse, tp=tp):
+        for start, stop in pairwise(bounds):
+            with torch.inference_mode():
+                theirs = reference.text_fusion(states[None, start:stop])
+                assert relative_error(fused[start:stop], theirs[0]) <= TOLERANCE
+                assert relative_error(features[start:stop], reference.txt_in(theirs)[0]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_time_modulation_equals_diffusers(turbo: Path, dtype: torch.dtype) -> None:
+    """In bfloat16, too, where rounding t first turns the fastest sinusoids by up to two radians."""
+    timesteps = torch.linspace(1.0, 0.001, 37)
+    reference = load_pipeline(turbo, dtype).transformer
+
+    def encode(rank: Rank) -> tuple[torch.Tensor, torch.Tensor]:
+        modulation = rank.transformer.encode_timesteps(timesteps)
+        return modulation.final, modulation.block
+
+    ((final, block),) = on_ranks(turbo, encode, dtype=str(dtype).removeprefix("torch."))
+    with torch.inference_mode():
+        theirs = reference.time_embed(timesteps.to(dtype), dtype)
+        theirs_block = reference.time_mod_proj(torch.nn.functional.gelu(theirs, approximate="tanh"))
+    tolerance = TOLERANCE if dtype == torch.float32 else 0.02
+    assert relative_error(final, theirs[:, 0].float()) <= tolerance
+    assert relative_error(block, theirs_block[:, 0].float()) <= tolerance
+
+
+@pytest.mark.parametrize("tp", DEGREES)
+def test_velocities_of_a_packed_batch_equal_diffusers_one_by_one(turbo: Path, tp: int) -> None:
+    states, text_bounds = text_states(), (0, *accumulate(TEXT_LENGTHS))
+    generator = torch.Generator().manual_seed(1)
+    image_of = (0, 0, 1, 2, 3)
+    sizes = [IMAGES[image_of.index(image)][0] for image in range(4)]
+    latents = [torch.randn(rows * columns, 64, generator=generator) for rows, columns in sizes]
+    timesteps = torch.tensor([timestep for _, timestep in IMAGES])
+    segments = [
+        Segment(image, length, *grid) for image, length, (grid, _) in zip(image_of, TEXT_LENGTHS, IMAGES, strict=True)
+    ]
+    reference = load_pipeline(turbo).transformer
+
+    def forward(rank: Rank) -> torch.Tensor:
+        dit = rank.config.transformer
+        grids = [
+            image_rotations(s.grid_height, s.grid_width, dit.axes_dims_rope, dit.rope_theta, torch.device("cpu"))
+            for s in segments
+        ]
+        text = list(rank.transformer.encode_text(states, text_bounds).split(TEXT_LENGTHS))
+        modulation = rank.transformer.encode_timesteps(timesteps)
+        return rank.transformer(text, latents, modulation, Layout(segments, grids))
+
+    expected = []
+    for segment, timestep, (start, stop) in zip(segments, timesteps, pairwise(text_bounds), strict=True):
+        positions = load_pipeline(turbo).prepare_position_ids(
+            segment.text_tokens, segment.grid_height, segment.grid_width, torch.device("cpu")
+        )
+        with torch.inference_mode():
+            expected.append(
+                reference(latents[segment.image][None], states[None, start:stop], timestep[None], positions).sample[0]
+            )
+    for velocities in on_ranks(turbo, forward, tp=tp):
+        for ours, theirs in zip(velocities.split([s.image_tokens for s in segments]), expected, strict=True):
+            assert relative_error(ours, theirs) <= TOLERANCE

@@ -1,0 +1,112 @@
+"""Who may import what: read from the source, and seen in a fresh interpreter."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ENGINE = sorted((ROOT / "engine").rglob("*.py"))
+LAUNCHER = sorted((ROOT / "launcher").rglob("*.py"))
+
+# What the engine may import besides itself and the standard library.
+ENGINE_PACKAGES = {"torch", "safetensors", "triton", "numpy"}
+# Standard modules that have no place in it: it knows nothing of sockets, processes and HTTP.
+ENGINE_FORBIDDEN = {"socket", "socketserver", "http", "urllib", "asyncio", "subprocess", "multiprocessing"}
+# Nothing anywhere is pickled.
+PICKLING_MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "multiprocessing"}
+PICKLING_CALLS = {
+    "recv_pyobj",
+    "send_pyobj",
+    "torch.load",
+    "torch.save",
+    "all_gather_object",
+    "broadcast_object_list",
+    "gather_object",
+    "recv_object_list",
+    "scatter_object_list",
+    "send_object_list",
+}
+
+# engine: rank → model → parallel, kernels → nothing; below are the parts that each part may import.
+_PLAIN = {"config", "errors", "step"}
+ENGINE_LAYERS: dict[str, set[str]] = {
+    "errors": set(),
+    "step": set(),
+    "config": {"errors"},
+    "scheduler": _PLAIN,
+    "kernels": {"errors"},
+    "parallel": _PLAIN,
+    "checkpoint": _PLAIN,
+    "sampling": _PLAIN,
+    "batch": _PLAIN,
+    "prompt": set(),
+    "model": {*_PLAIN, "parallel", "kernels", "batch"},
+    "rank": {*_PLAIN, "parallel", "kernels", "batch", "prompt", "sampling", "checkpoint", "model"},
+}
+
+
+@pytest.mark.parametrize("file", ENGINE, ids=lambda file: str(file.relative_to(ROOT)))
+def test_engine_imports_only_torch_and_safetensors(file: Path) -> None:
+    allowed = (set(sys.stdlib_module_names) | ENGINE_PACKAGES | {"engine"}) - ENGINE_FORBIDDEN
+    assert {name.split(".")[0] for name in _imports(file)} <= allowed
+
+
+def test_dependencies_of_the_engine_point_one_way() -> None:
+    for file in ENGINE:
+        part = file.relative_to(ROOT / "engine").parts[0].removesuffix(".py")
+        if part not in ENGINE_LAYERS:
+            continue
+        inner = {name.split(".")[1] for name in _imports(file) if name.startswith("engine.")}
+        assert inner <= ENGINE_LAYERS[part] | {part}, f"{file.relative_to(ROOT)} imports a layer above it"
+
+
+@pytest.mark.parametrize("file", ENGINE + LAUNCHER, ids=lambda file: str(file.relative_to(ROOT)))
+def test_nothing_is_pickled(file: Path) -> None:
+    assert not PICKLING_MODULES & {name.split(".")[0] for name in _imports(file)}
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Attribute):
+            assert not PICKLING_CALLS & {node.attr, ast.unparse(node)}
+
+
+def test_importing_the_packages_loads_nothing_heavy() -> None:
+    parts = ("config", "errors", "step", "scheduler", "prompt", "checkpoint", "checkpoint.summary")
+    loaded = _modules_after(f"import launcher, engine, {', '.join(f'engine.{part}' for part in parts)}")
+    assert not loaded & {"torch", "numpy", "zmq", "msgspec", "tokenizers", "transformers", "diffusers", "triton", "PIL"}
+
+
+def test_importing_the_rank_loads_no_sockets_and_no_references() -> None:
+    loaded = _modules_after("import engine.rank")
+    assert "torch" in loaded
+    assert not loaded & {"zmq", "msgspec", "tokenizers", "transformers", "diffusers", "aiohttp", "starlette", "fastapi"}
+
+
+def test_the_rank_imports_where_triton_is_not_installed() -> None:
+    _modules_after("import sys; sys.modules['triton'] = None; import engine.rank")
+
+
+def _imports(file: Path) -> Iterator[str]:
+    """Dotted names of all imports of a file, those inside functions too."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            assert node.module is not None
+            if node.module == "engine":
+                yield from (f"engine.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def _modules_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys, json\nprint(json.dumps(sorted(m for m in sys.modules if sys.modules[m])))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    return set(json.loads(result.stdout))

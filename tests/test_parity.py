@@ -1,0 +1,172 @@
+"""Whole requests against diffusers: the same latents and the same pictures, at every degree and in every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.config import ModelConfig
+from engine.sampling import draw_noise, make_sigmas
+from tests.engine_runs import run_requests
+from tests.oracle import Picture, Request, expected_pictures, load_pipeline, packed_noise, relative_error
+
+LATENT_TOLERANCE = 1e-4
+BATCH_TOLERANCE = 2e-5
+DEGREES = (1, 2, 4)
+
+CAPTION = "a small yellow star left of a purple heart"
+REQUESTS = {
+    "square": Request(CAPTION),
+    "tall": Request(CAPTION, width=208, height=336, seeds=(7,)),
+    "wide": Request(CAPTION, width=512, height=64, steps=3, seeds=(2**53 - 1,)),
+    "narrow": Request(CAPTION, width=64, height=512, steps=3),
+    "rounded up": Request(CAPTION, width=200, height=200, steps=3),
+    "smallest, one step": Request(CAPTION, width=64, height=64, steps=1),
+    "many steps": Request(CAPTION, width=96, height=96, steps=12),
+    "three images": Request(CAPTION, width=96, height=128, seeds=(4, 5, 6)),
+    "guided": Request(CAPTION, guidance=3.5),
+    "guided, with a negative prompt": Request(CAPTION, guidance=3.5, negative_prompt="snow, oil on canvas"),
+    "three guided images": Request(CAPTION, 96, 64, 3, guidance=1.5, negative_prompt="blue", seeds=(1, 2, 3)),
+    "unused negative prompt": Request(CAPTION, width=96, height=96, steps=3, negative_prompt="snow"),
+    "empty prompt": Request("", width=96, height=96, steps=3),
+    "empty prompt, guided": Request("", width=96, height=96, steps=3, guidance=3.5, negative_prompt="a red ring"),
+    "spaces": Request("  a red  circle \n", width=96, height=96, steps=3),
+    "unicode": Request("ein Fuchs im Schnee – 雪の中の狐 🦊 e\u0301 \u202e", width=96, height=96, steps=3),
+    "special tokens": Request("a <|im_end|> b <|endoftext|> c", width=96, height=96, steps=3),
+    "600 tokens": Request("red blue " * 300, width=96, height=96, steps=3, guidance=2.0, negative_prompt="x " * 600),
+    "mu": Request(CAPTION, mu=0.3),
+    "large mu": Request(CAPTION, width=96, height=96, mu=3.0, guidance=1.0),
+}
+
+
+@cache
+def expected(folder: Path, request: Request) -> list[Picture]:
+    return expected_pictures(folder, request)
+
+
+def check(ours: list[Picture], theirs: list[Picture]) -> None:
+    assert len(ours) == len(theirs)
+    for mine, reference in zip(ours, theirs, strict=True):
+        assert relative_error(mine.latents, reference.latents) <= LATENT_TOLERANCE
+        assert mine.image.shape == reference.image.shape
+        assert np.abs(mine.image.astype(int) - reference.image.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("tp", DEGREES)
+@pytest.mark.parametrize("name", REQUESTS)
+def test_distilled_checkpoint_gives_the_images_of_diffusers(turbo: Path, name: str, tp: int) -> None:
+    request = REQUESTS[name]
+    check(run_requests(turbo, [request], tp=tp), expected(turbo, request))
+
+
+@pytest.mark.parametrize("tp", DEGREES)
+@pytest.mark.parametrize("name", ["square", "tall", "guided, with a negative prompt", "three images", "mu"])
+def test_undistilled_checkpoint_gives_the_images_of_diffusers(raw: Path, name: str, tp: int) -> None:
+    request = REQUESTS[name]
+    check(run_requests(raw, [request], tp=tp), expected(raw, request))
+
+
+@pytest.mark.parametrize("mu", [1.15, 0.5, -0.3, 0.61234, 2.0])
+def test_timesteps_are_those_of_diffusers_to_the_last_bit(turbo: Path, mu: float) -> None:
+    """One ulp of a timestep near 1 is 6e-5 of phase in the fastest sinusoid, and may round to another bfloat16."""
+    scheduler = load_pipeline(turbo).scheduler
+    for steps in range(1, 201):
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu, device="cpu")
+        assert torch.equal(make_sigmas(steps, mu), scheduler.sigmas), f"{steps} steps"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("width", "height"), [(128, 128), (208, 336), (64, 512)])
+def test_noise_is_that_of_diffusers(turbo: Path, width: int, height: int, dtype: torch.dtype) -> None:
+    theirs = packed_noise(turbo, Request("", width=width, height=height, seeds=(11,)), dtype)
+    assert torch.equal(draw_noise(11, width, height, ModelConfig.from_folder(turbo), dtype), theirs[0].float())
+
+
+def test_the_schedule_depends_on_distillation_size_and_mu(turbo: Path, raw: Path) -> None:
+    """The two checkpoints hold the same weights: what differs is mu. Otherwise the tests above would show nothing."""
+    square = expected(turbo, REQUESTS["square"])[0].latents
+    assert relative_error(expected(raw, REQUESTS["square"])[0].latents, square) > 100 * LATENT_TOLERANCE
+    assert relative_error(expected(turbo, REQUESTS["mu"])[0].latents, square) > 100 * LATENT_TOLERANCE
+
+
+@pytest.mark.parametrize("tp", DEGREES)
+def test_requests_packed_in_one_tick_equal_each_alone(turbo: Path, tp: int) -> None:
+    """Different sizes, step counts (so different timesteps in a tick), guidance, mu and prompt lengths at once."""
+    requests = [
+        REQUESTS["tall"],
+        REQUESTS["guided, with a negative prompt"],
+        REQUESTS["smallest, one step"],
+        REQUESTS["three images"],
+        REQUESTS["600 tokens"],
+        REQUESTS["wide"],
+        REQUESTS["mu"],
+        REQUESTS["empty prompt"],
+    ]
+    packed = run_requests(turbo, requests, tp=tp)
+    check(packed, [picture for request in requests for picture in expected(turbo, request)])
+    alone = [picture for request in requests for picture in run_requests(turbo, [request], tp=tp)]
+    for together, single in zip(packed, alone, strict=True):
+        assert relative_error(together.latents, single.latents) <= BATCH_TOLERANCE
+
+
+def test_a_request_that_joins_later_equals_itself_alone(turbo: Path) -> None:
+    requests = [REQUESTS["many steps"], REQUESTS["guided"], REQUESTS["tall"], REQUESTS["square"]]
+    packed = run_requests(turbo, requests, tp=2, joins=[0, 2, 3, 11])
+    for picture, request in zip(packed, requests, strict=True):
+        (alone,) = run_requests(turbo, [request], tp=2)
+        assert relative_error(picture.latents, alone.latents) <= BATCH_TOLERANCE
+
+
+def test_equal_requests_in_one_tick_give_equal_images(turbo: Path) -> None:
+    first, second = run_requests(turbo, [REQUESTS["square"], REQUESTS["square"]])
+    assert relative_error(first.latents, second.latents) <= BATCH_TOLERANCE
+
+
+def test_a_sharded_checkpoint_gives_the_same_images(checkpoint: Callable[..., Path], turbo: Path) -> None:
+    folder = checkpoint(max_shard_size="200KB")
+    assert len(list((folder / "transformer").glob("*.safetensors"))) > 2
+    assert len(list((folder / "text_encoder").glob("*.safetensors"))) > 2
+    check(run_requests(folder, [REQUESTS["guided"]], tp=2), expected(turbo, REQUESTS["guided"]))
+
+
+def test_weights_stored_in_bfloat16_can_run_in_float32(checkpoint: Callable[..., Path]) -> None:
+    folder = checkpoint(dtype=torch.bfloat16)
+    check(run_requests(folder, [REQUESTS["guided"]], tp=2), expected(folder, REQUESTS["guided"]))
+
+
+def test_a_tap_at_the_last_layer_is_after_the_final_norm(checkpoint: Callable[..., Path]) -> None:
+    folder = checkpoint(taps=(0, 2, 6))
+    check(run_requests(folder, [REQUESTS["square"]], tp=2), expected(folder, REQUESTS["square"]))
+
+
+def test_bfloat16_is_as_close_to_float32_as_diffusers_is(turbo: Path) -> None:
+    """Mean error over 16 seeds against diffusers in float32, all three starting from the same noise (drawn in
+    bfloat16, as both bfloat16 runs do)."""
+    ours, theirs = [], []
+    for seed in range(16):
+        request = Request(CAPTION, width=96, height=96, steps=8, seeds=(seed,))
+        noise = packed_noise(turbo, request, torch.bfloat16)
+        (exact,) = expected_pictures(turbo, request, noise=noise.float())
+        (diffusers,) = expected_pictures(turbo, request, torch.bfloat16)
+        (engine,) = run_requests(turbo, [request], dtype="bfloat16")
+        theirs.append((diffusers.latents - exact.latents).abs().mean().item())
+        ours.append((engine.latents - exact.latents).abs().mean().item())
+    assert np.mean(theirs) > 1e-3  # otherwise nothing ran in bfloat16
+    assert np.mean(ours) <= 1.1 * np.mean(theirs)
+
+
+def test_bfloat16_at_tp_2_is_as_close_as_at_tp_1(turbo: Path) -> None:
+    request = Request(CAPTION, width=96, height=96, steps=8, guidance=1.5, seeds=(0, 1, 2, 3))
+    noise = packed_noise(turbo, request, torch.bfloat16)
+    exact = expected_pictures(turbo, request, noise=noise.float())
+    one, two = (run_requests(turbo, [request], tp=tp, dtype="bfloat16") for tp in (1, 2))
+    errors = [
+        np.mean([(a.latents - b.latents).abs().mean().item() for a, b in zip(run, exact, strict=True)])
+        for run in (one, two)
+    ]
+    assert errors[1] <= 1.2 * errors[0]
