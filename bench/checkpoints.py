@@ -50,14 +50,17 @@ class CheckpointSpec:
     axes: tuple[int, int, int] = (4, 6, 6)
     intermediate: int = 256
     timestep_dim: int = 64
-    # text encoder and text fusion; width = heads · head_dim in both
+    # text fusion and text encoder, both of this width
     text_width: int = 64
-    text_heads: int = 4
+    fusion_heads: int = 4
+    fusion_kv_heads: int = 4
     fusion_intermediate: int = 128
     fusion_blocks: int = 2
     encoder_layers: int = 6
-    encoder_intermediate: int = 128
+    encoder_heads: int = 4
     encoder_kv_heads: int = 4
+    encoder_head_dim: int = 16
+    encoder_intermediate: int = 128
     mrope_section: tuple[int, int, int] = (4, 2, 2)
     taps: tuple[int, ...] = (1, 3, 5)
     # VAE
@@ -183,8 +186,8 @@ def _transformer(spec: CheckpointSpec, generator: torch.Generator) -> Krea2Trans
         timestep_embed_dim=spec.timestep_dim,
         text_hidden_dim=spec.text_width,
         num_text_layers=len(spec.taps),
-        text_num_attention_heads=spec.text_heads,
-        text_num_key_value_heads=spec.text_heads,
+        text_num_attention_heads=spec.fusion_heads,
+        text_num_key_value_heads=spec.fusion_kv_heads,
         text_intermediate_size=spec.fusion_intermediate,
         num_layerwise_text_blocks=spec.fusion_blocks,
         num_refiner_text_blocks=spec.fusion_blocks,
@@ -201,9 +204,9 @@ def _text_encoder(spec: CheckpointSpec, generator: torch.Generator) -> Qwen3VLMo
             "hidden_size": spec.text_width,
             "intermediate_size": spec.encoder_intermediate,
             "num_hidden_layers": spec.encoder_layers,
-            "num_attention_heads": spec.text_heads,
+            "num_attention_heads": spec.encoder_heads,
             "num_key_value_heads": spec.encoder_kv_heads,
-            "head_dim": spec.text_width // spec.text_heads,
+            "head_dim": spec.encoder_head_dim,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10000.0,

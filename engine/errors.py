@@ -60,7 +60,8 @@ class CheckpointError(Krea2Error):
             message += f", expected {expected}"
         if found is not None:
             message += f", found {found}"
-        super().__init__(message)
+        # names come from files, which may put line breaks and escape codes into them
+        super().__init__("".join(char if char.isprintable() else ascii(char)[1:-1] for char in message))
 
 
 class LaunchError(Krea2Error):

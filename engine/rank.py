@@ -78,12 +78,12 @@ class Rank:
         folder = config.checkpoint_folder()
         self.config = ModelConfig.from_folder(folder, config.variant)
         self.config.check_tp(group.size)
+        checkpoint = CheckpointFiles(folder, self.config)
 
         with torch.device("meta"):
             self.text_encoder = TextEncoder(self.config, group)
             self.transformer = Transformer(self.config.transformer, group)
             self.vae = VAEDecoder(self.config.vae) if group.rank == 0 else None
-        checkpoint = CheckpointFiles(folder, self.config)
         modules = {"text_encoder": self.text_encoder, "transformer": self.transformer, "vae": self.vae}
         for component, module in modules.items():
             if module is not None:

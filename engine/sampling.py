@@ -26,7 +26,7 @@ def make_sigmas(steps: int, mu: float) -> torch.Tensor:
     s = linspace(1, 1/steps, steps), shifted by exp(mu) / (exp(mu) + 1/s - 1); then 0.
     """
     s = torch.linspace(1.0, 1.0 / steps, steps, dtype=torch.float64).float()
-    shift = math.exp(mu)
+    shift = torch.tensor(math.exp(mu))  # a number over a tensor would multiply by the reciprocal, an ulp off
     return torch.cat([shift / (shift + (1.0 / s - 1.0)), torch.zeros(1)])
 
 

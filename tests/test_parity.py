@@ -139,6 +139,37 @@ def test_weights_stored_in_bfloat16_can_run_in_float32(checkpoint: Callable[...,
     check(run_requests(folder, [REQUESTS["guided"]], tp=2), expected(folder, REQUESTS["guided"]))
 
 
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_checkpoint_of_other_proportions_gives_the_images_of_diffusers(
+    checkpoint: Callable[..., Path], tp: int
+) -> None:
+    """Where the sizes above happen to be equal, these are not: heads · head_dim and width, heads and kv heads."""
+    folder = checkpoint(
+        seed=1,
+        layers=2,
+        heads=6,
+        kv_heads=2,
+        head_dim=24,
+        axes=(4, 12, 8),
+        intermediate=160,
+        timestep_dim=256,
+        text_width=96,
+        fusion_heads=4,
+        fusion_kv_heads=2,
+        fusion_intermediate=112,
+        fusion_blocks=1,
+        encoder_layers=4,
+        encoder_heads=8,
+        encoder_kv_heads=2,
+        encoder_intermediate=80,
+        taps=(3, 0, 1, 2, 2),
+        vae_mult=(1, 2, 4, 4),
+        vae_res_blocks=2,
+    )
+    request = REQUESTS["guided, with a negative prompt"]
+    check(run_requests(folder, [request], tp=tp), expected(folder, request))
+
+
 def test_a_tap_at_the_last_layer_is_after_the_final_norm(checkpoint: Callable[..., Path]) -> None:
     folder = checkpoint(taps=(0, 2, 6))
     check(run_requests(folder, [REQUESTS["square"]], tp=2), expected(folder, REQUESTS["square"]))

@@ -120,9 +120,9 @@ class TensorFiles:
                 raise CheckpointError(self.folder / shard, "tensor is missing, though the index lists it", name=name)
 
     def _read_headers(self, file: Path) -> None:
-        if not file.is_file():
-            raise CheckpointError(file, "the file is missing")
         try:
+            if not file.is_file():
+                raise CheckpointError(file, "the file is missing")
             with safe_open(file, framework="np") as handle:
                 for name in handle.keys():  # noqa: SIM118  safe_open is not iterable
                     view = handle.get_slice(name)
@@ -148,10 +148,10 @@ class CheckpointFiles:
 
         def not_needed(name: str) -> bool:
             # the vision tower, the output head, and whatever lies above the last tap
-            if not name.startswith(prefix):
+            if "visual." in name or name.endswith("lm_head.weight"):
                 return True
-            return name.removeprefix(prefix) in ("norm.weight", "lm_head.weight") or (
-                not name.startswith(needed) and name.removeprefix(prefix).startswith(("layers.", "visual."))
+            return name == f"{prefix}norm.weight" or (
+                name.startswith(f"{prefix}layers.") and not name.startswith(needed)
             )
 
         self._add("text_encoder", text, text_encoder_sources(config, prefix), not_needed)
