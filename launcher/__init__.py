@@ -6,22 +6,21 @@ package imports neither torch nor zmq; what is used is imported when it is used.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from launcher.client import AsyncClient, Client, Result
+    from launcher.async_client import AsyncClient
+    from launcher.client import Client
+    from launcher.results import Result
     from launcher.spawn import launch
 
 __all__ = ["AsyncClient", "Client", "Result", "launch"]
 
+_HOMES = {"AsyncClient": "async_client", "Client": "client", "Result": "results", "launch": "spawn"}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "launch":
-        from launcher.spawn import launch
-
-        return launch
-    if name in __all__:
-        from launcher import client
-
-        return getattr(client, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"launcher.{_HOMES[name]}"), name)

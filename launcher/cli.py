@@ -11,25 +11,25 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
+import msgspec
 
 import engine
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import ArgumentError, Krea2Error
 from launcher import torchrun
 from launcher.files import numbered_paths, output_format, write_file
-from launcher.limits import Limits
-from launcher.process import exit_after, make_run_folder, watch_parent
-from launcher.protocol import FrontendConfig, Generate, Progress
-from launcher.spawn import ORDERLY_S, SIGNALS, launch_frontend, serve_until_stopped
+from launcher.internal import FrontendConfig
+from launcher.process import exit_after, watch_parent
+from launcher.protocol import Generate, Progress
+from launcher.spawn import ORDERLY_S, SIGNALS, configure, launch_frontend, serve_until_stopped
 
 if TYPE_CHECKING:
-    from launcher.client import AsyncClient
+    from launcher.async_client import AsyncClient
 
 _REQUESTS_AHEAD = 32  # of a call with many prompts, sent before the first is done
 
@@ -120,7 +120,7 @@ def generate(
     """Make images and write them to files."""
     from launcher.requests import check
 
-    setup = _Setup.of(**engine_options)
+    config, model = _configure(**engine_options)
     image_format = output_format(output)
     first_seed = secrets.randbelow(2**32) if seed is None else seed
     requests = [
@@ -140,13 +140,13 @@ def generate(
         )
         for index, prompt in enumerate(prompts)
     ]
-    checked = [check(request, setup.model, setup.limits, drawn_seed=0) for request in requests]
+    checked = [check(request, model, config.limits, drawn_seed=0) for request in requests]
     paths = numbered_paths(output, len(requests) * num_images)
     if seed is None:
         click.echo(f"seed: {first_seed}", err=True)
     with (
         _Progress(steps=sum(request.steps * request.num_images for request in checked)) as progress,
-        launch_frontend(setup.frontend_config(), while_starting=progress.show) as client,
+        launch_frontend(config, while_starting=progress.show) as client,
     ):
         client.run(_make_images(client.asynchronous, requests, paths, progress))
 
@@ -157,13 +157,16 @@ def generate(
 @click.option("--insecure", is_flag=True, help="Allow an --rpc address that other machines can reach.")
 def serve(rpc: str | None, insecure: bool, **engine_options: Any) -> int:
     """Serve requests over ZMQ RPC until stopped. Prints the address once the engine is ready."""
-    from launcher.sockets import check_address
+    config, _ = _configure(**engine_options)
+    if rpc is not None:
+        from launcher.sockets import check_address
 
-    setup = _Setup.of(**engine_options)
-    if rpc is not None and check_address(rpc, insecure=insecure):
-        click.echo(f"warning: whoever reaches {rpc} can use this server", err=True)
+        if check_address(rpc, insecure=insecure):
+            click.echo(f"warning: whoever reaches {rpc} can use this server", err=True)
     number = serve_until_stopped(
-        setup.frontend_config(rpc), on_started=lambda address: click.echo(f"rpc: {address}"), is_child=False
+        msgspec.structs.replace(config, rpc=rpc),
+        on_started=lambda address: click.echo(f"rpc: {address}"),
+        is_child=False,
     )
     return 0 if number is None else 128 + number
 
@@ -180,44 +183,22 @@ def info(folder: str, tp: int, dtype: str, variant: str | None) -> None:
     click.echo(describe_checkpoint(EngineConfig(model=folder, tp=tp, dtype=dtype, variant=variant)))
 
 
-@dataclass(frozen=True)
-class _Setup:
+def _configure(
+    *, tp: int | None, limits: tuple[str, ...], start_timeout_s: float, step_timeout_s: float, **engine_options: Any
+) -> tuple[FrontendConfig, ModelConfig]:
     """The engine's options, checked as far as that goes without starting it."""
-
-    engine: EngineConfig
-    model: ModelConfig
-    limits: Limits
-    start_timeout_s: float
-    step_timeout_s: float
-    external_ranks: str | None  # the folder where torchrun's ranks connect
-
-    @classmethod
-    def of(
-        cls, *, tp: int | None, limits: tuple[str, ...], start_timeout_s: float, step_timeout_s: float, **engine: Any
-    ) -> _Setup:
-        folder, count = torchrun.external_ranks() or (None, 1)
-        if folder is not None and tp not in (None, count):
-            raise ArgumentError.of("tp", f"{count}, the number of processes that torchrun started", tp)
-        config = EngineConfig(tp=count if tp is None else tp, **engine)
-        model = ModelConfig.from_folder(config.checkpoint_folder(), config.variant)
-        model.check_tp(config.tp)
-        if model.variant_is_assumed:
-            click.echo("note: the checkpoint does not say what it is, Turbo is assumed: see --variant", err=True)
-        for name, seconds in (("start-timeout", start_timeout_s), ("step-timeout", step_timeout_s)):
-            if not 0 < seconds < 1e6:
-                raise ArgumentError.of(name, "above 0 and below 1000000 seconds", seconds)
-        return cls(config, model, Limits.of(_parse_limits(limits)), start_timeout_s, step_timeout_s, folder)
-
-    def frontend_config(self, rpc: str | None = None) -> FrontendConfig:
-        return FrontendConfig(
-            engine=self.engine,
-            run_folder=self.external_ranks or str(make_run_folder()),
-            rpc=rpc,
-            limits=self.limits,
-            external_ranks=self.external_ranks is not None,
-            start_timeout_s=self.start_timeout_s,
-            step_timeout_s=self.step_timeout_s,
-        )
+    folder, count = torchrun.external_ranks() or ("", 1)
+    if folder and tp not in (None, count):
+        raise ArgumentError.of("tp", f"{count}, the number of processes that torchrun started", tp)
+    config, model = configure(
+        EngineConfig(tp=count if tp is None else tp, **engine_options),
+        _parse_limits(limits),
+        start_timeout_s=start_timeout_s,
+        step_timeout_s=step_timeout_s,
+    )
+    if model.variant_is_assumed:
+        click.echo("note: the checkpoint does not say what it is, Turbo is assumed: see --variant", err=True)
+    return msgspec.structs.replace(config, run_folder=folder, external_ranks=bool(folder)), model
 
 
 def _parse_limits(assignments: tuple[str, ...]) -> dict[str, float]:
@@ -233,7 +214,7 @@ def _parse_limits(assignments: tuple[str, ...]) -> dict[str, float]:
 
 async def _make_images(client: AsyncClient, requests: list[Generate], paths: list[Path], progress: _Progress) -> None:
     """Send the requests, a bounded number ahead, and write every image as it comes."""
-    from launcher.client import ImageFile, Result
+    from launcher.results import ImageFile, Result
 
     turn = asyncio.Semaphore(_REQUESTS_AHEAD)
     warnings: set[str] = set()
@@ -277,7 +258,7 @@ class _Progress:
             self._bar.close()
 
     def show(self) -> None:
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             from tqdm import tqdm  # here, it costs no time that anybody waits for
 
             self._bar = tqdm(total=self._steps, desc="loading", unit="step", leave=False)

@@ -1,319 +1,19 @@
-"""Clients of a front-end: `AsyncClient` for asyncio, `Client` for everybody else.
-
-Requests are sent again while nothing is heard of them, which is harmless, since the front-end knows them by their id;
-a server that is silent for too long counts as lost, so no call waits for ever.
-"""
+"""A client of a front-end, for code without an event loop, or with one of its own."""
 
 from __future__ import annotations
 
 import asyncio
-import io
 import threading
-import time
-import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
-import msgspec
-import zmq
-import zmq.asyncio
-
-from engine.errors import ArgumentError, Krea2Error, ServerError
-from launcher.protocol import (
-    Accepted,
-    Acknowledge,
-    Cancel,
-    Closing,
-    Failed,
-    Generate,
-    Image,
-    Parameters,
-    Ping,
-    Pong,
-    Progress,
-    Reply,
-    Request,
-    Status,
-    StatusReply,
-    decode_reply,
-    encode_request,
-    received_error,
-)
-from launcher.sockets import send_now
-
-if TYPE_CHECKING:
-    from PIL import Image as PIL
-
-PING_S = 2.0
-ASK_AGAIN_S = 10.0  # without news of a request
-SILENCE_S = 20.0  # without anything from the server
+from engine.errors import Krea2Error, ServerError
+from launcher.async_client import AsyncClient
+from launcher.protocol import Parameters, StatusReply
+from launcher.results import Event, Result
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """One finished image of a request, as a file in `format`."""
-
-    request_id: str
-    attempt: int
-    index: int
-    seed: int
-    width: int
-    height: int
-    format: str
-    file: bytes
-
-
-@dataclass(frozen=True)
-class Result:
-    """All images of a request, in order; sizes in pixels, timings in seconds."""
-
-    request_id: str
-    attempt: int
-    files: list[bytes] = field(repr=False)
-    seeds: list[int]
-    width: int
-    height: int
-    format: str
-    timings: dict[str, float]
-    warnings: tuple[str, ...]
-
-    @property
-    def seed(self) -> int:
-        """The seed of the first image; image i has seed + i."""
-        return self.seeds[0]
-
-    @cached_property
-    def images(self) -> list[PIL.Image]:
-        """The images, opened with Pillow."""
-        from PIL import Image as PIL
-
-        return [PIL.open(io.BytesIO(file)) for file in self.files]
-
-
-Event = Accepted | Progress | ImageFile | Result
-
-
-class AsyncClient:
-    """A client inside an event loop, which must not be blocked for longer than the server's lease of 20 s.
-
-    Connects when first used, or in `async with`. Every method raises `ServerError` if the server does not answer.
-    """
-
-    def __init__(self, address: str, *, connect_timeout_s: float = 10.0) -> None:
-        self.address = address
-        self._connect_timeout_s = connect_timeout_s
-        self._context: zmq.asyncio.Context | None = None
-        self._calls: dict[str, _Call] = {}
-        self._answers: dict[type[Reply], list[asyncio.Future[Any]]] = {Pong: [], StatusReply: []}
-        self._tasks: list[asyncio.Task[None]] = []
-        self._last_heard = 0.0
-        self._lost: Krea2Error | None = None  # why calls fail, until the server is heard again
-        self._ended = False
-
-    async def __aenter__(self) -> AsyncClient:
-        await self.connect()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def generate(self, prompt: str, **parameters: Unpack[Parameters]) -> Result:
-        """Make images and wait for them. Cancelling this call cancels the request.
-
-        Parameters that are not given are the checkpoint's and the server's defaults, a random seed among them. Raises
-        the errors of `engine.errors`: `ArgumentError` for a bad parameter, `QueueFullError`, `RequestTimeoutError`
-        after `timeout_s` seconds, `CancelledError`, and `RankError` if the engine failed.
-        """
-        async for event in self.stream(prompt, **parameters):
-            if isinstance(event, Result):
-                return event
-        raise AssertionError("a stream ends with its result")
-
-    def stream(self, prompt: str, **parameters: Unpack[Parameters]) -> AsyncIterator[Event]:
-        """Make images and follow them: `Accepted`, `Progress`, an `ImageFile` each, and at last the `Result`.
-
-        Raises what `generate` raises. Closing the iterator cancels the request.
-        """
-        parameters.setdefault("request_id", uuid.uuid4().hex)
-        return self.follow(Generate(prompt=prompt, **parameters))
-
-    async def follow(self, request: Generate) -> AsyncIterator[Event]:
-        """`stream`, for a request that has been put together already."""
-        frame = encode_request(request)
-        await self.connect()
-        if self._lost is not None:
-            raise self._lost
-        if not isinstance(request.request_id, str) or not 1 <= len(request.request_id) <= 64:
-            raise ArgumentError.of("request_id", "a string of 1 to 64 characters", request.request_id)
-        if request.request_id in self._calls:
-            raise ArgumentError(f"request_id {request.request_id!r} is in use", parameter="request_id")
-        call = self._calls[request.request_id] = _Call(frame, time.monotonic())
-        images: dict[int, ImageFile] = {}
-        ended = False
-        try:
-            self._send_frame(frame)
-            while len(images) < request.num_images:
-                reply = await call.replies.get()
-                if isinstance(reply, Krea2Error):
-                    ended = True
-                    raise reply
-                if isinstance(reply, Accepted | Progress):
-                    yield reply
-                    continue
-                header, file = reply
-                if header.index not in images:  # it may have been sent again
-                    images[header.index] = _image_file(header, file)
-                    yield images[header.index]
-            ended = True
-        finally:
-            del self._calls[request.request_id]
-            if not ended:
-                self._send(Cancel(request_id=request.request_id))
-            self._send(Acknowledge(request_id=request.request_id))
-        yield _result(header, [images[index] for index in range(request.num_images)])
-
-    async def cancel(self, request_id: str) -> None:
-        """Cancel a request of this client: its call raises `CancelledError`. Harmless for one that has ended."""
-        await self.connect()
-        self._send(Cancel(request_id=request_id))
-
-    async def status(self) -> StatusReply:
-        """What the server is doing."""
-        return await self._ask(Status(), StatusReply, SILENCE_S)
-
-    async def ping(self) -> float:
-        """Seconds to the server and back."""
-        began = time.monotonic()
-        await self._ask(Ping(), Pong, SILENCE_S)
-        return time.monotonic() - began
-
-    async def connect(self) -> None:
-        """Find out whether a server answers; does nothing the second time."""
-        if self._ended:
-            raise ServerError("the client was closed")
-        if self._context is not None:
-            return
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.routing_id = uuid.uuid4().bytes  # so that a lost connection comes back as the same client
-        self._socket.set(zmq.IPV6, int("[" in self.address))
-        try:
-            self._socket.connect(self.address)
-        except zmq.ZMQError as error:
-            await self.close()
-            raise ArgumentError(
-                f"cannot connect to {self.address!r}: {zmq.strerror(error.errno or 0)}", parameter="address"
-            ) from None
-        self._last_heard = time.monotonic()
-        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._keep_lease())]
-        try:
-            await self._ask(Ping(), Pong, self._connect_timeout_s)
-        except Krea2Error:
-            await self.close()
-            raise
-
-    async def close(self) -> None:
-        """Cancel what is waiting and disconnect."""
-        if self._ended:
-            return
-        for request_id in self._calls:
-            self._send(Cancel(request_id=request_id))
-        self._ended = True
-        self._lose(ServerError("the client was closed"))
-        for task in self._tasks:
-            task.cancel()
-        if self._context is not None:
-            self._context.destroy(linger=200)
-
-    def server_ended(self, error: Krea2Error) -> None:
-        """Somebody knows that the server is gone, and why."""
-        self._lose(error)
-
-    # ---- the connection
-
-    async def _ask(self, question: Request, answer: type[T], timeout_s: float) -> T:
-        await self.connect()
-        if self._lost is not None:
-            raise self._lost
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        waiting = self._answers[answer]  # type: ignore[index]
-        waiting.append(future)
-        self._send(question)
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await future
-        except TimeoutError:
-            raise ServerError(f"no server answers at {self.address}") from None
-        finally:
-            if future in waiting:
-                waiting.remove(future)
-
-    def _send(self, message: Request) -> None:
-        self._send_frame(encode_request(message))
-
-    def _send_frame(self, frame: bytes) -> None:
-        if self._context is not None and not self._ended:
-            send_now(self._socket, [frame])  # which fails only when nobody has listened for long
-
-    async def _receive(self) -> None:
-        while True:
-            header, *frames = await self._socket.recv_multipart()
-            self._last_heard = time.monotonic()
-            self._lost = None
-            try:
-                reply = decode_reply(header)
-            except msgspec.DecodeError:
-                self._lose(ServerError(f"the server at {self.address} speaks another protocol version"))
-            else:
-                self._handle(reply, frames)
-            await asyncio.sleep(0)
-
-    def _handle(self, reply: Reply, frames: list[bytes]) -> None:
-        if isinstance(reply, Pong | StatusReply):
-            for future in self._answers[type(reply)]:
-                if not future.done():
-                    future.set_result(reply)
-        elif isinstance(reply, Closing):
-            self._lose(received_error(reply.code, reply.message))
-        elif reply.request_id is None:  # a question that the server did not understand
-            self._fail_questions(received_error(reply.code, reply.message, reply.parameter))
-        elif (call := self._calls.get(reply.request_id)) is not None:
-            call.last_heard = self._last_heard
-            if isinstance(reply, Failed):
-                call.replies.put_nowait(received_error(reply.code, reply.message, reply.parameter))
-            elif isinstance(reply, Image):
-                call.replies.put_nowait((reply, frames[0]))
-            else:
-                call.replies.put_nowait(reply)
-
-    def _lose(self, error: Krea2Error) -> None:
-        self._lost = error
-        for call in self._calls.values():
-            call.replies.put_nowait(error)
-        self._fail_questions(error)
-
-    def _fail_questions(self, error: Krea2Error) -> None:
-        for futures in self._answers.values():
-            for future in futures:
-                if not future.done():
-                    future.set_exception(error)
-
-    async def _keep_lease(self) -> None:
-        while True:
-            await asyncio.sleep(PING_S)
-            self._send(Ping())
-            now = time.monotonic()
-            if now - self._last_heard > SILENCE_S and self._lost is None:
-                self._lose(ServerError(f"the server at {self.address} has been silent for {SILENCE_S:g} s"))
-            for call in self._calls.values():
-                if now - call.last_heard > ASK_AGAIN_S:
-                    call.last_heard = now
-                    self._send_frame(call.frame)
 
 
 class Client:
@@ -325,6 +25,8 @@ class Client:
 
     def __init__(self, address: str, *, connect_timeout_s: float = 10.0) -> None:
         self.address = address
+        self._lock = threading.Lock()
+        self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="krea2-client", daemon=True)
         self._thread.start()
@@ -363,19 +65,22 @@ class Client:
 
     def close(self) -> None:
         """Cancel what is waiting and disconnect. The client cannot be used after that."""
-        if self._loop.is_closed():
-            return
-        self.run(self._end_everything())
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        asyncio.run_coroutine_threadsafe(self._end_everything(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine over the asyncio client in this client's thread, and wait for it."""
-        if self._loop.is_closed():
-            work.close()
-            raise ServerError("the client was closed")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        with self._lock:  # so that `close` sees every call that has begun
+            if self._closed:
+                work.close()
+                raise ServerError("the client was closed")
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
         except BaseException:
@@ -386,8 +91,10 @@ class Client:
         await self.asynchronous.close()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         if others:  # other threads' calls, which have an error to raise
-            await asyncio.wait(others, timeout=1.0)
-            await asyncio.sleep(0)
+            _, stuck = await asyncio.wait(others, timeout=1.0)
+            for task in stuck:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
 
     def server_ended(self, error: Krea2Error) -> None:
         """Somebody knows that the server is gone, and why: calls raise that from now on."""
@@ -402,46 +109,9 @@ class Client:
             while (event := self.run(next_event())) is not None:
                 yield event
         finally:
-            if not self._loop.is_closed():
+            with suppress(ServerError):  # closed, and the stream with it
                 self.run(_close_stream(events))
-
-
-@dataclass
-class _Call:
-    frame: bytes
-    last_heard: float
-    replies: asyncio.Queue[Accepted | Progress | tuple[Image, bytes] | Krea2Error] = field(
-        default_factory=asyncio.Queue
-    )
 
 
 async def _close_stream(events: Any) -> None:
     await events.aclose()
-
-
-def _image_file(header: Image, file: bytes) -> ImageFile:
-    return ImageFile(
-        request_id=header.request_id,
-        attempt=header.attempt,
-        index=header.index,
-        seed=header.seed,
-        width=header.width,
-        height=header.height,
-        format=header.output_format,
-        file=file,
-    )
-
-
-def _result(header: Image, images: list[ImageFile]) -> Result:
-    """The whole, from its images and the header that came last, whose timings are complete."""
-    return Result(
-        request_id=header.request_id,
-        attempt=header.attempt,
-        files=[image.file for image in images],
-        seeds=[image.seed for image in images],
-        width=header.width,
-        height=header.height,
-        format=header.output_format,
-        timings=header.timings,
-        warnings=header.warnings,
-    )

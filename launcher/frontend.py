@@ -13,47 +13,36 @@ import time
 import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import msgspec
-import zmq
 import zmq.asyncio
 
 from engine.config import ModelConfig
-from engine.errors import CancelledError, Krea2Error, QueueFullError, RequestTimeoutError, ServerError
+from engine.errors import ArgumentError, CancelledError, Krea2Error, QueueFullError, RequestTimeoutError, ServerError
 from engine.scheduler import Scheduler
 from engine.step import Step, StepTimes
+from launcher.clients import Clients
 from launcher.images import encode_image
+from launcher.internal import Decoded, FrontendConfig
 from launcher.process import Child
 from launcher.protocol import (
-    MAX_REQUEST_BYTES,
     Accepted,
     Acknowledge,
     Cancel,
-    Closing,
-    Decoded,
-    Failed,
-    FrontendConfig,
     Generate,
     Image,
-    MessageError,
-    Ping,
-    Pong,
     Progress,
+    Request,
     Status,
     StatusReply,
-    decode_request,
     describe,
-    encode,
 )
 from launcher.ranks import STEPS_AHEAD, RankGroup
-from launcher.requests import CheckedRequest, Plan, check, make_plan
-from launcher.sockets import bind, send_now
+from launcher.requests import CheckedRequest, Plan, check, check_memory, make_plan, token_budget
 from launcher.tokenizer import PromptTokenizer
 
 TOKEN_BUDGET = 8192  # of a tick, which two images of 1024² fill
-MAX_CLIENTS = 1024
 ATTEMPT = 1  # ranks that died end the front-end, so every request is in its first
-_MESSAGES_AHEAD = 256  # that may wait for a slow client; more are dropped, and it asks for results again
 _CLOCK_S = 1.0
 _FAREWELL_MS = 1000  # for the last replies to leave
 _TIMINGS = ("queue", "encode_text", "denoise", "decode", "file", "total")  # seconds
@@ -93,14 +82,8 @@ class _Request:
     answers: list[list[bytes]] = field(default_factory=list)  # images or failure, kept until they are acknowledged
 
 
-@dataclass
-class _Client:
-    last_heard: float
-    requests: dict[str, _Request] = field(default_factory=dict)
-
-
 class Frontend:
-    """The state of a front-end: clients, their requests, and the jobs in the scheduler."""
+    """The state of a front-end: its requests, and their jobs in the scheduler."""
 
     def __init__(
         self,
@@ -114,93 +97,140 @@ class Frontend:
         self._config, self._model, self._tokenizer = config, model, tokenizer
         self._on_started = on_started
         self._scheduler = Scheduler(TOKEN_BUDGET)
-        self._clients: dict[bytes, _Client] = {}
-        self._jobs: dict[int, _Request] = {}
+        self._requests: dict[tuple[bytes, str], _Request] = {}  # by client and id, until acknowledged
+        self._jobs: dict[int, _Request] = {}  # of requests that have not ended
         self._job_ids = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._began = time.monotonic()
         self._seconds_per_token: float | None = None
-        self._done = self._failed = self._dropped = 0
-
-        self._socket = context.socket(zmq.ROUTER)
-        self._socket.set(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
-        self._socket.set(zmq.SNDHWM, _MESSAGES_AHEAD)
-        self._socket.set(zmq.ROUTER_HANDOVER, 1)  # a client whose connection broke comes back under its name
-        self._address = bind(self._socket, config.rpc or f"ipc://{config.run_folder}/clients")
+        self._done = self._failed = 0
+        address = config.rpc or f"ipc://{config.run_folder}/clients"
+        self._clients = Clients(address, context, on_message=self._handle)
         self._ranks = RankGroup(
             config, ranks, context, on_ready=self._ranks_ready, on_step=self._step_done, on_image=self._image_decoded
         )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set or a rank fails, whose error is raised after all clients have been told."""
-        self._spawn(self._receive())
-        self._spawn(self._watch_clock())
+        serving = [self._spawn(self._clients.receive()), self._spawn(self._watch_clock())]
         stopped = asyncio.create_task(stop.wait())
+        ends: list[asyncio.Future[Any]] = [stopped, self._ranks.failed, *serving]
+        reason: Krea2Error = ServerError("the server was stopped")
         try:
-            await asyncio.wait((stopped, self._ranks.failed), return_when=asyncio.FIRST_COMPLETED)
-            failed = self._ranks.failed.done()
-            reason = self._ranks.failed.result() if failed else ServerError("the server was stopped")
-            self._say_goodbye(reason)
-            if failed:
-                raise reason
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if self._ranks.failed.done():
+                raise self._ranks.failed.result()
+            for task in serving:
+                if task.done():  # by a mistake of ours
+                    task.result()
+        except Exception as error:
+            reason = error if isinstance(error, Krea2Error) else Krea2Error(f"front-end: {describe(error)}")
+            raise
         finally:
-            for task in (stopped, *self._tasks):
-                task.cancel()
+            for request in list(self._requests.values()):
+                self._fail(request, reason)
+            self._clients.close(reason)
             self._ranks.close()
+            stopped.cancel()
+            for task in self._tasks:
+                task.cancel()
 
-    # ---- clients
+    # ---- requests
 
-    async def _receive(self) -> None:
-        while True:
-            frames = await self._socket.recv_multipart()
-            try:
-                self._handle(frames)
-            except Exception as error:  # our own mistake, which must not cost the other clients their requests
-                traceback.print_exception(error)
-                self._dropped += 1
-            await asyncio.sleep(0)  # messages that have arrived are received without yielding to other tasks
-
-    def _handle(self, frames: list[bytes]) -> None:
-        identity = frames[0]
-        if len(frames) != 2:
-            self._dropped += 1
-            return
-        try:
-            message = decode_request(frames[1])
-        except MessageError as problem:
-            self._dropped += 1
-            self._send(identity, _failure(problem.request_id, problem.error))
-            return
-        client = self._clients.get(identity)
-        if client is None:
-            if len(self._clients) >= MAX_CLIENTS:
-                error = QueueFullError(f"{MAX_CLIENTS} clients are connected, and more are not served")
-                self._send(identity, _failure(getattr(message, "request_id", None), error))
-                return
-            client = self._clients[identity] = _Client(last_heard=0.0)
-        client.last_heard = time.monotonic()
+    def _handle(self, client: bytes, message: Request) -> None:
         match message:
             case Generate(request_id=request_id):
                 try:
-                    self._generate(identity, client, message)
+                    self._generate(client, message)
                 except Krea2Error as error:
-                    self._send(identity, _failure(request_id, error))
+                    self._clients.send_failure(client, request_id, error)
             case Cancel(request_id=request_id):
-                if (request := client.requests.get(request_id)) is not None:
+                if (request := self._requests.get((client, request_id))) is not None:
                     self._fail(request, CancelledError("the request was cancelled"))
             case Acknowledge(request_id=request_id):
-                if (request := client.requests.get(request_id)) is not None and request.ended:
-                    del client.requests[request_id]
+                if (request := self._requests.get((client, request_id))) is not None and request.ended:
+                    del self._requests[client, request_id]
             case Status():
-                self._send(identity, self._status())
-            case Ping():
-                self._send(identity, Pong())
+                self._clients.send(client, self._status())
 
-    def _send(self, identity: bytes, message: msgspec.Struct, *frames: bytes) -> list[bytes]:
-        """Send without waiting: what a client cannot take is dropped, and it asks again for what matters."""
-        message_frames = [encode(message), *frames]
-        send_now(self._socket, [identity, *message_frames])
-        return message_frames
+    def _generate(self, client: bytes, message: Generate) -> None:
+        known = self._requests.get((client, message.request_id))
+        if known is not None:
+            for frames in known.answers:
+                self._clients.send_again(client, frames)
+            if not known.ended:
+                self._accepted(known)
+            return
+        checked = check(message, self._model, self._config.limits, drawn_seed=secrets.randbelow(2**32))
+        if len(self._requests) >= self._config.limits.max_queue:
+            wait = self._estimate(self._scheduler.work_ahead(checked.priority))
+            later = "later" if wait is None else f"in about {wait:.0f} s"
+            raise QueueFullError(f"the queue is full with {len(self._requests)} requests: try again {later}")
+        plan = make_plan(checked, self._model, self._tokenizer.encode, self._job_ids)
+        request = _Request(client, message.request_id, checked, plan, arrived=time.monotonic())
+        self._check_memory(request)
+        self._requests[client, message.request_id] = request
+        for job in plan.jobs:
+            self._jobs[job.job_id] = request
+            self._scheduler.add(job, tokens=plan.tokens, priority=checked.priority)
+        if checked.timeout_s is not None:
+            error = RequestTimeoutError(f"the request was not done within its timeout_s of {checked.timeout_s:g}")
+            request.timer = asyncio.get_running_loop().call_later(checked.timeout_s, self._fail, request, error)
+        self._accepted(request)
+        self._send_steps()
+
+    def _check_memory(self, request: _Request) -> None:
+        if self._ranks.free is not None:
+            check_memory(
+                request.plan,
+                request.checked,
+                self._model,
+                bytes_per_element=self._bytes_per_element(),
+                free=self._ranks.free,
+            )
+
+    def _bytes_per_element(self) -> int:
+        dtype = self._config.engine.dtype
+        if dtype == "auto":
+            return 2 if (self._ranks.device or "").startswith("cuda") else 4
+        return 2 if dtype == "bfloat16" else 4
+
+    def _accepted(self, request: _Request) -> None:
+        priority = request.checked.priority
+        ahead = 0 if request.started else max(0, self._scheduler.jobs_ahead(priority) - len(request.plan.jobs))
+        estimate = self._estimate(self._scheduler.work_ahead(priority))
+        accepted = Accepted(request_id=request.request_id, position=ahead, estimated_s=estimate, attempt=ATTEMPT)
+        self._clients.send(request.client, accepted)
+
+    def _estimate(self, tokens: int) -> float | None:
+        return None if self._seconds_per_token is None else tokens * self._seconds_per_token
+
+    def _fail(self, request: _Request, error: Krea2Error) -> None:
+        if not request.ended:
+            self._failed += 1
+            request.answers = [self._clients.send_failure(request.client, request.request_id, error)]
+            self._end(request)
+            self._send_steps()  # which tell the ranks to forget its jobs
+
+    def _end(self, request: _Request) -> None:
+        request.ended = True
+        if request.timer is not None:
+            request.timer.cancel()
+        for job in request.plan.jobs:
+            self._jobs.pop(job.job_id, None)
+            self._scheduler.cancel(job.job_id)
+
+    async def _watch_clock(self) -> None:
+        while True:
+            await asyncio.sleep(_CLOCK_S)
+            gone = set(self._clients.end_leases(self._config.lease_s))
+            for (client, request_id), request in list(self._requests.items()):
+                if client in gone:
+                    self._fail(request, CancelledError("the client is gone"))
+                    del self._requests[client, request_id]
+            if self._ranks.decoding and not self._ranks.outstanding:
+                # A rank whose decoder failed says so at the next step; without other work it would never come.
+                self._ranks.send(self._scheduler.empty_step())
 
     def _status(self) -> StatusReply:
         requests = set(self._jobs.values())
@@ -215,86 +245,23 @@ class Frontend:
             running=running,
             done=self._done,
             failed=self._failed,
-            dropped_messages=self._dropped,
+            dropped_messages=self._clients.dropped_messages,
             rank_memory=self._ranks.memory,
         )
-
-    def _say_goodbye(self, reason: Krea2Error) -> None:
-        for request in dict.fromkeys(self._jobs.values()):
-            self._fail(request, reason)
-        for identity in self._clients:
-            self._send(identity, Closing(code=reason.code, message=reason.message))
-
-    async def _watch_clock(self) -> None:
-        while True:
-            await asyncio.sleep(_CLOCK_S)
-            now = time.monotonic()
-            for identity, client in list(self._clients.items()):
-                if now - client.last_heard > self._config.lease_s:
-                    for request in client.requests.values():
-                        self._fail(request, CancelledError("the client is gone"))
-                    del self._clients[identity]
-            if self._ranks.decoding and not self._ranks.outstanding:
-                # A rank whose decoder failed says so at the next step; without other work it would never come.
-                self._ranks.send(self._scheduler.empty_step())
-
-    # ---- requests
-
-    def _generate(self, identity: bytes, client: _Client, message: Generate) -> None:
-        known = client.requests.get(message.request_id)
-        if known is not None:
-            for frames in known.answers:
-                send_now(self._socket, [identity, *frames])
-            if not known.ended:
-                self._accepted(known)
-            return
-        checked = check(message, self._model, self._config.limits, drawn_seed=secrets.randbelow(2**32))
-        held = sum(len(client.requests) for client in self._clients.values())
-        if held >= self._config.limits.max_queue:
-            wait = self._estimate(self._scheduler.work_ahead(checked.priority))
-            later = "later" if wait is None else f"in about {wait:.0f} s"
-            raise QueueFullError(f"the queue is full with {held} requests: try again {later}")
-        request_plan = make_plan(checked, self._model, self._tokenizer.encode, self._job_ids)
-        request = _Request(identity, message.request_id, checked, request_plan, arrived=time.monotonic())
-        client.requests[message.request_id] = request
-        for job in request_plan.jobs:
-            self._jobs[job.job_id] = request
-            self._scheduler.add(job, tokens=request_plan.tokens, priority=checked.priority)
-        if checked.timeout_s is not None:
-            error = RequestTimeoutError(f"the request was not done within its timeout_s of {checked.timeout_s:g}")
-            request.timer = asyncio.get_running_loop().call_later(checked.timeout_s, self._fail, request, error)
-        self._accepted(request)
-        self._send_steps()
-
-    def _accepted(self, request: _Request) -> None:
-        priority = request.checked.priority
-        ahead = 0 if request.started else max(0, self._scheduler.jobs_ahead(priority) - len(request.plan.jobs))
-        estimate = self._estimate(self._scheduler.work_ahead(priority))
-        accepted = Accepted(request_id=request.request_id, position=ahead, estimated_s=estimate, attempt=ATTEMPT)
-        self._send(request.client, accepted)
-
-    def _estimate(self, tokens: int) -> float | None:
-        return None if self._seconds_per_token is None else tokens * self._seconds_per_token
-
-    def _fail(self, request: _Request, error: Krea2Error) -> None:
-        if not request.ended:
-            self._failed += 1
-            request.answers = [self._send(request.client, _failure(request.request_id, error))]
-            self._end(request)
-            self._send_steps()  # which tell the ranks to forget its jobs
-
-    def _end(self, request: _Request) -> None:
-        request.ended = True
-        if request.timer is not None:
-            request.timer.cancel()
-        for job in request.plan.jobs:
-            self._jobs.pop(job.job_id, None)
-            self._scheduler.cancel(job.job_id)
 
     # ---- steps and images
 
     def _ranks_ready(self) -> None:
-        self._on_started(self._address)
+        self._on_started(self._clients.address)
+        if self._ranks.free is not None:
+            self._scheduler.token_budget = token_budget(
+                self._model, TOKEN_BUDGET, bytes_per_element=self._bytes_per_element(), free=self._ranks.free
+            )
+        for request in dict.fromkeys(self._jobs.values()):  # which came before the ranks' memory was known
+            try:
+                self._check_memory(request)
+            except ArgumentError as error:
+                self._fail(request, error)
         self._send_steps()
 
     def _send_steps(self) -> None:
@@ -329,7 +296,7 @@ class Frontend:
                 steps=request.checked.steps * request.checked.num_images,
                 attempt=ATTEMPT,
             )
-            self._send(request.client, progress)
+            self._clients.send(request.client, progress)
 
     def _image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
         request = self._jobs.get(decoded.job_id)
@@ -362,16 +329,13 @@ class Frontend:
             timings=request.timings,
             attempt=ATTEMPT,
         )
-        request.answers.append(self._send(request.client, image, file))
+        request.answers.append(self._clients.send(request.client, image, file))
         if len(request.answers) == request.checked.num_images:
             self._done += 1
             self._end(request)
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _failure(request_id: str | None, error: Krea2Error) -> Failed:
-    return Failed(request_id=request_id, code=error.code, message=error.message, parameter=error.parameter)
+        return task

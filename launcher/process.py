@@ -27,7 +27,8 @@ from typing import BinaryIO, TypeVar
 
 import msgspec
 
-from launcher.protocol import decode_config, encode
+from launcher.internal import decode_config
+from launcher.protocol import encode
 
 STOP_S = 5.0  # for a child to end after its stdin closed
 TERMINATE_S = 1.0  # and then after SIGTERM, before SIGKILL
@@ -135,11 +136,12 @@ class Child:
         self._process.send_signal(number)
 
     def _read_output(self, output: BinaryIO) -> None:
-        for line in output:
-            text = line.decode(errors="replace").rstrip()
-            self.tail.append(text)
-            if self._echo is not None:
-                print(f"{self._echo}: {text}", file=sys.stderr, flush=True)
+        with output:
+            for line in output:
+                text = line.decode(errors="replace").rstrip()
+                self.tail.append(text)
+                if self._echo is not None:
+                    print(f"{self._echo}: {text}", file=sys.stderr, flush=True)
 
     def _watch(self, readers: list[threading.Thread]) -> None:
         self._process.wait()
@@ -241,5 +243,6 @@ def _read_exactly(fd: int, size: int) -> bytes:
 
 
 def _read_frames(stream: BinaryIO, on_frame: Callable[[bytes], None]) -> None:
-    while len(header := stream.read(_LENGTH.size)) == _LENGTH.size:
-        on_frame(stream.read(*_LENGTH.unpack(header)))
+    with stream:
+        while len(header := stream.read(_LENGTH.size)) == _LENGTH.size:
+            on_frame(stream.read(*_LENGTH.unpack(header)))

@@ -1,21 +1,17 @@
-"""What travels between the processes: msgspec structs, each one msgpack frame, then binary frames.
+"""What clients and the front-end say to each other: a msgspec struct as a msgpack frame, then binary frames.
 
-Three conversations: clients and the front-end (`Generate` … `Failed`), the front-end and its ranks (`Hello` …
-`RankFailed`), and the configuration that a process gets on its stdin. Decoding is strict, and nothing is ever pickled.
+Decoding is strict, and nothing is ever pickled. What our own processes tell each other is in `internal.py`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, TypedDict, TypeVar
+from typing import Annotated, Any, TypedDict
 
 import msgspec
 
-from engine.config import EngineConfig
 from engine.errors import ArgumentError, CheckpointError, Krea2Error, ServerError, error_from_code
-from engine.step import Step, StepTimes
-from launcher.limits import Limits
 
 PROTOCOL_VERSION = 1
 MAX_REQUEST_BYTES = 256 * 1024  # of one message to the front-end; two prompts of the largest size fit many times over
@@ -23,11 +19,11 @@ MAX_REQUEST_BYTES = 256 * 1024  # of one message to the front-end; two prompts o
 RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=str.lower, forbid_unknown_fields=True):
-    pass
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=str.lower, forbid_unknown_fields=True):
+    """Base of all messages; each is tagged with its name in lower case."""
 
 
-class _Versioned(_Message, frozen=True, kw_only=True):
+class _Versioned(Message, frozen=True, kw_only=True):
     version: int = PROTOCOL_VERSION
 
 
@@ -167,140 +163,11 @@ class Closing(_Versioned, frozen=True, kw_only=True):
 
 Reply = Accepted | Progress | Image | Failed | StatusReply | Pong | Closing
 
-# ---- front-end → rank
-
-
-class Load(_Message, frozen=True, kw_only=True):
-    """Load the checkpoint and answer `Ready`."""
-
-    engine: EngineConfig
-    timeout_s: float
-
-
-class Execute(_Message, frozen=True, kw_only=True):
-    """Execute a step, and answer `StepDone`."""
-
-    step: Step
-
-
-Command = Load | Execute
-
-# ---- rank → front-end
-
-
-class Hello(_Message, frozen=True, kw_only=True):
-    """The rank can hear."""
-
-    rank: int
-
-
-class Ready(_Message, frozen=True, kw_only=True):
-    """The rank has its weights."""
-
-    rank: int
-    device: str
-    memory: dict[str, int]
-
-
-class StepDone(_Message, frozen=True, kw_only=True):
-    rank: int
-    number: int
-    times: StepTimes
-
-
-class Decoded(_Message, frozen=True, kw_only=True):
-    """An image, before a binary frame of height · width · 3 bytes."""
-
-    rank: int
-    job_id: int
-    width: int
-    height: int
-    decode_s: float
-
-
-class RankFailed(_Message, frozen=True, kw_only=True):
-    """The rank cannot go on. It stays alive for a moment, so that its peers do not fail before it is heard."""
-
-    rank: int
-    code: str
-    message: str
-    parameter: str | None
-
-
-Report = Hello | Ready | StepDone | Decoded | RankFailed
-
-# ---- what a process gets on its stdin, and what the front-end answers on its stdout
-
-
-class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How to run a front-end. `rpc` None is a socket in the run folder; `external_ranks`: torchrun starts them."""
-
-    engine: EngineConfig
-    run_folder: str
-    rpc: str | None = None
-    limits: Limits = msgspec.field(default_factory=Limits)
-    external_ranks: bool = False
-    start_timeout_s: float = 600.0
-    step_timeout_s: float = 300.0
-    lease_s: float = 20.0
-
-
-class RankConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Which rank a process is, and where its front-end listens. What to load comes over the wire.
-
-    `store_file` is where spawned ranks meet; None under torchrun, which has a place of its own.
-    """
-
-    rank: int
-    world_size: int
-    run_folder: str
-    store_file: str | None
-
-
-def ranks_address(run_folder: str) -> str:
-    return f"ipc://{run_folder}/ranks"
-
-
-def lifeline_path(run_folder: str) -> str:
-    """The unix socket that takes the place of a stdin pipe between the front-end and ranks it did not start."""
-    return f"{run_folder}/lifeline"
-
-
-def route(rank: int) -> bytes:
-    """The ZMQ routing id of a rank."""
-    return b"rank-%d" % rank
-
-
-class Started(_Message, frozen=True, kw_only=True):
-    """The ranks are ready, and clients may connect."""
-
-    address: str
-
-
-class Ended(_Message, frozen=True, kw_only=True):
-    """Why the front-end ends, if not because it was told to."""
-
-    code: str
-    message: str
-    parameter: str | None
-
-
-FrontendReport = Started | Ended
-
 # ---- encoding and decoding
-
-T = TypeVar("T")
 
 encode = msgspec.msgpack.Encoder().encode
 decode_reply = msgspec.msgpack.Decoder(Reply).decode
-decode_command = msgspec.msgpack.Decoder(Command).decode
-decode_report = msgspec.msgpack.Decoder(Report).decode
-decode_frontend_report = msgspec.msgpack.Decoder(FrontendReport).decode
 _decode_request = msgspec.msgpack.Decoder(Request).decode
-
-
-def decode_config(data: bytes, kind: type[T]) -> T:
-    return msgspec.msgpack.decode(data, type=kind)
 
 
 class MessageError(Exception):

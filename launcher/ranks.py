@@ -19,8 +19,7 @@ import zmq.asyncio
 
 from engine.errors import Krea2Error, LaunchError, RankError
 from engine.step import Step, StepTimes
-from launcher.process import Child
-from launcher.protocol import (
+from launcher.internal import (
     Command,
     Decoded,
     Execute,
@@ -31,13 +30,12 @@ from launcher.protocol import (
     Ready,
     StepDone,
     decode_report,
-    describe,
-    encode,
     lifeline_path,
     ranks_address,
-    received_error,
     route,
 )
+from launcher.process import Child
+from launcher.protocol import describe, encode, received_error
 from launcher.sockets import send_now
 
 STEPS_AHEAD = 2  # one runs while the next waits in the rank
@@ -102,6 +100,13 @@ class RankGroup:
     def memory(self) -> tuple[dict[str, int], ...]:
         """Bytes by purpose that each rank held when it was ready."""
         return tuple(self._ready[rank].memory for rank in self._ranks if rank in self._ready)
+
+    @property
+    def free(self) -> list[int] | None:
+        """Bytes that each rank had left on its GPU when it was ready; None on CPUs, where nobody knows."""
+        sharing = len(self._ranks) if self._config.engine.share_gpu else 1
+        free = [memory["free"] // sharing for memory in self.memory if "free" in memory]
+        return free if len(free) == len(self._ranks) else None
 
     @property
     def outstanding(self) -> int:

@@ -6,12 +6,13 @@ Everything that can be refused is refused here, before any rank hears of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from engine.config import ModelConfig
 from engine.errors import ArgumentError
+from engine.memory import decode_bytes, step_bytes
 from engine.prompt import MAX_PROMPT_TOKENS, PREFIX_TOKENS
 from engine.step import Job
 from launcher.limits import Limits
@@ -21,7 +22,7 @@ from launcher.tokenizer import Prompt
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
 MAX_MU = 10.0  # the schedule computes exp(mu); the checkpoints' own rule stays below 2
 MAX_PRIORITY = 100
-MAX_TIMEOUT_S = 86_400.0
+MAX_TIMEOUT_S = 86_400
 
 Number = TypeVar("Number", int, float)
 
@@ -74,7 +75,7 @@ def check(request: Generate, model: ModelConfig, limits: Limits, *, drawn_seed: 
         images = f" for {num_images} images" if num_images > 1 else ""
         raise ArgumentError.of("seed", f"between 0 and {limits.max_seed - (num_images - 1)}{images}", seed)
     if request.timeout_s is not None and not 0 < request.timeout_s <= MAX_TIMEOUT_S:
-        raise ArgumentError.of("timeout_s", f"above 0 and at most {MAX_TIMEOUT_S:g}", request.timeout_s)
+        raise ArgumentError.of("timeout_s", f"above 0 and at most {MAX_TIMEOUT_S}", request.timeout_s)
     if request.output_format not in OUTPUT_FORMATS:
         raise ArgumentError.of("output_format", f"one of {', '.join(OUTPUT_FORMATS)}", request.output_format)
     return CheckedRequest(
@@ -130,6 +131,31 @@ def make_plan(
     tokens = sum(len(text.ids) - PREFIX_TOKENS + image_tokens for text in texts.values())
     cut = tuple(f"{name} was cut to {MAX_PROMPT_TOKENS} tokens" for name, text in texts.items() if text.cut)
     return Plan(jobs, tokens, checked.warnings + cut)
+
+
+def check_memory(
+    plan: Plan, checked: CheckedRequest, model: ModelConfig, *, bytes_per_element: int, free: Sequence[int]
+) -> None:
+    """Raise `ArgumentError` if an image of the request, alone, needs more than the `free` bytes of some rank.
+
+    Rank 0 decodes images while the next step runs.
+    """
+    needed = step_bytes(model, plan.tokens, len(free), bytes_per_element)
+    decoding = decode_bytes(model, checked.width, checked.height, bytes_per_element)
+    for rank, (available, wanted) in enumerate(zip(free, (needed + decoding, *[needed] * len(free)), strict=False)):
+        if wanted > available:
+            raise ArgumentError(
+                f"width × height {checked.width} × {checked.height} needs about {wanted / 1e9:.1f} GB on rank {rank}, "
+                f"which has {available / 1e9:.1f} GB free",
+                parameter="width",
+            )
+
+
+def token_budget(model: ModelConfig, most: int, *, bytes_per_element: int, free: Sequence[int]) -> int:
+    """The tokens of a tick, at most `most`, for which every rank has memory beside a picture of the default size."""
+    decoding = decode_bytes(model, model.default_width, model.default_height, bytes_per_element)
+    for_one = step_bytes(model, 1, len(free), bytes_per_element)
+    return max(1, min(most, (min(free) - decoding) // for_one))
 
 
 def _size(request: Generate, model: ModelConfig, limits: Limits) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import re
 import socket
+from pathlib import Path
 from typing import cast
 
 import zmq
@@ -47,6 +48,12 @@ def bind(server: zmq.asyncio.Socket, address: str) -> str:
     except zmq.ZMQError as error:
         raise LaunchError(f"cannot listen on {address}: {zmq.strerror(error.errno or 0)}") from None
     return server.get_string(zmq.LAST_ENDPOINT)
+
+
+def remove_socket(address: str) -> None:
+    """Remove the file of an address that was listened on, which zmq leaves."""
+    if address.startswith("ipc://"):
+        Path(address.removeprefix("ipc://")).unlink(missing_ok=True)
 
 
 def send_now(socket: zmq.asyncio.Socket, frames: list[bytes]) -> bool:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import signal
 import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from engine.config import EngineConfig, ModelConfig
-from engine.errors import Krea2Error, LaunchError, RankError, ServerError
+from engine.errors import ArgumentError, Krea2Error, LaunchError, RankError, ServerError
+from launcher.internal import (
+    Ended,
+    FrontendConfig,
+    RankConfig,
+    Started,
+    decode_frontend_report,
+)
 from launcher.limits import Limits
 from launcher.process import (
     STOP_S,
@@ -27,21 +37,17 @@ from launcher.process import (
     stop_all,
     watch_parent,
 )
-from launcher.protocol import (
-    Ended,
-    FrontendConfig,
-    RankConfig,
-    Started,
-    decode_frontend_report,
-    describe,
-    received_error,
-)
+from launcher.protocol import describe, received_error
 
 if TYPE_CHECKING:
     from launcher.client import Client
 
 ORDERLY_S = STOP_S + 2 * TERMINATE_S + 2.0  # for a front-end to stop its ranks and send its last replies
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+MAX_TIMEOUT_S = 7 * 86_400
+# Threads that spin while they wait take the cores from those they wait for as soon as anything else runs on the
+# machine: on two cores with one more busy process the demo picture took 2.5 to 6.7 s with spinning, 1.8 to 2.3 without.
+WAIT_POLICY = "PASSIVE"
 
 
 @contextmanager
@@ -66,38 +72,48 @@ def launch(
     or `RankError` if the engine does not come up.
     """
     engine = EngineConfig(model=model, tp=tp, device=device, dtype=dtype, variant=variant, share_gpu=share_gpu)
-    ModelConfig.from_folder(engine.checkpoint_folder(), variant).check_tp(tp)
-    config = FrontendConfig(
-        engine=engine,
-        run_folder=str(make_run_folder()),
-        limits=Limits.of(limits or {}),
-        start_timeout_s=start_timeout_s,
-        step_timeout_s=step_timeout_s,
-    )
+    config, _ = configure(engine, limits or {}, start_timeout_s=start_timeout_s, step_timeout_s=step_timeout_s)
     with launch_frontend(config) as client:
         yield client
 
 
+def configure(
+    engine: EngineConfig, limits: Mapping[str, float], *, start_timeout_s: float, step_timeout_s: float
+) -> tuple[FrontendConfig, ModelConfig]:
+    """Check everything that can be checked without starting anything. Raises `ArgumentError` or `CheckpointError`."""
+    model = ModelConfig.from_folder(engine.checkpoint_folder(), engine.variant)
+    model.check_tp(engine.tp)
+    for name, seconds in (("start_timeout_s", start_timeout_s), ("step_timeout_s", step_timeout_s)):
+        if not 0 < seconds <= MAX_TIMEOUT_S:
+            raise ArgumentError.of(name, f"above 0 and at most {MAX_TIMEOUT_S}", seconds)
+    config = FrontendConfig(
+        engine=engine, limits=Limits.of(limits), start_timeout_s=start_timeout_s, step_timeout_s=step_timeout_s
+    )
+    return config, model
+
+
 @contextmanager
 def launch_frontend(config: FrontendConfig, *, while_starting: Callable[[], None] = lambda: None) -> Iterator[Client]:
-    """`launch`, for a configuration that has been checked. Removes the run folder at the end."""
-    server = None
-    try:
+    """`launch`, for a configuration that has been checked."""
+    config = _with_run_folder(config)
+    with ExitStack() as cleanup:
+        cleanup.callback(remove_run_folder, config.run_folder)
+        # A block that is never left (entered by hand in a REPL) ends here: later, threads no longer run.
+        atexit.register(cleanup.close)
+        cleanup.callback(atexit.unregister, cleanup.close)
         server = _FrontendProcess(config)
-        while_starting()
-        from launcher.client import Client  # while the ranks import torch
+        cleanup.callback(server.stop)
+        try:
+            while_starting()
+            from launcher.client import Client  # while the ranks import torch
 
-        with Client(server.wait_until_started()) as client:
+            client = cleanup.enter_context(Client(server.wait_until_started()))
             server.on_end(client.server_ended)
             yield client
-    except (LaunchError, RankError, ServerError) as error:
-        if server is not None and server.output:
-            error.add_note("The engine's last output:\n" + "\n".join(server.output))
-        raise
-    finally:
-        if server is not None:
-            server.stop()
-        remove_run_folder(config.run_folder)
+        except (LaunchError, RankError, ServerError) as error:
+            if server.output:
+                error.add_note("The engine's last output:\n" + "\n".join(server.output))
+            raise
 
 
 class _FrontendProcess:
@@ -170,6 +186,7 @@ def serve_until_stopped(
     Returns the signal, if there was one. No rank and no file is left when this returns or raises; raises what
     `frontend.serve` does.
     """
+    config = _with_run_folder(config)
     ranks: list[Child] = []
     received: signal.Signals | None = None
 
@@ -205,17 +222,22 @@ def serve_until_stopped(
     return received
 
 
+def _with_run_folder(config: FrontendConfig) -> FrontendConfig:
+    return config if config.run_folder else msgspec.structs.replace(config, run_folder=str(make_run_folder()))
+
+
 def start_ranks(config: FrontendConfig, ranks: list[Child]) -> None:
     """Start a process for every rank, and append it to `ranks` at once. Does nothing if somebody else starts them."""
     if config.external_ranks:
         return
     tp = config.engine.tp
-    environment = {}
-    if "OMP_NUM_THREADS" not in os.environ:
-        environment["OMP_NUM_THREADS"] = str(max(1, _cores() // tp))
-    if "GLOO_SOCKET_IFNAME" not in os.environ:
+    defaults = {
+        "OMP_NUM_THREADS": str(max(1, _cores() // tp)),
+        "OMP_WAIT_POLICY": WAIT_POLICY,
         # gloo would look up the host's own name otherwise, which need not lead anywhere
-        environment["GLOO_SOCKET_IFNAME"] = _loopback_interface()
+        "GLOO_SOCKET_IFNAME": _loopback_interface(),
+    }
+    environment = {name: value for name, value in defaults.items() if name not in os.environ}
     for rank in range(tp):
         rank_config = RankConfig(
             rank=rank, world_size=tp, run_folder=config.run_folder, store_file=f"{config.run_folder}/store"

@@ -17,9 +17,9 @@ from datetime import timedelta
 from typing import NoReturn
 
 from launcher import worker
+from launcher.internal import RankConfig, lifeline_path
 from launcher.process import child_environment, make_run_folder, python_command, remove_run_folder
-from launcher.protocol import RankConfig, lifeline_path
-from launcher.spawn import ORDERLY_S, SIGNALS
+from launcher.spawn import ORDERLY_S, SIGNALS, WAIT_POLICY
 
 _RUN_FOLDER, _WORLD_SIZE = "KREA2_RANKS_FOLDER", "KREA2_RANKS"  # what the child finds in its environment
 _MEET_S = 60.0
@@ -49,6 +49,7 @@ def run_rank() -> NoReturn:
     connected = threading.Event()
     threading.Thread(target=_obey_signals, args=(child, connected), daemon=True).start()
 
+    os.environ.setdefault("OMP_WAIT_POLICY", WAIT_POLICY)
     from torch.distributed.rendezvous import rendezvous
 
     # torch's own meeting for env://, with the agent's store or rank 0's, whichever torchrun has set up

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from engine.errors import Krea2Error, LaunchError
-from launcher.process import read_config, remove_run_folder, watch_parent
-from launcher.protocol import (
+from launcher.internal import (
     Command,
     Decoded,
     Execute,
@@ -29,11 +28,11 @@ from launcher.protocol import (
     Ready,
     StepDone,
     decode_command,
-    describe,
-    encode,
     ranks_address,
     route,
 )
+from launcher.process import read_config, remove_run_folder, watch_parent
+from launcher.protocol import describe, encode
 
 if TYPE_CHECKING:
     from engine.rank import DecodedImage, PendingStep, Rank

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import zmq
 import zmq.asyncio
 
 from engine.config import EngineConfig
 from engine.step import Job, Step, StepTimes
-from launcher.client import AsyncClient
+from launcher.async_client import AsyncClient
 from launcher.frontend import serve
-from launcher.limits import Limits
-from launcher.protocol import (
+from launcher.internal import (
     Decoded,
     Execute,
     FrontendConfig,
@@ -26,10 +26,11 @@ from launcher.protocol import (
     Report,
     StepDone,
     decode_command,
-    encode,
     ranks_address,
     route,
 )
+from launcher.limits import Limits
+from launcher.protocol import encode
 
 DEADLINE_S = 20.0
 
@@ -37,8 +38,16 @@ DEADLINE_S = 20.0
 class FakeRank:
     """Answers every step at once, or, while `hold` is set, when `release` says so."""
 
-    def __init__(self, context: zmq.asyncio.Context, run_folder: Path, rank: int, answer: bool = True) -> None:
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        run_folder: Path,
+        rank: int,
+        answer: bool = True,
+        memory: dict[str, int] | None = None,
+    ) -> None:
         self.rank = rank
+        self._memory = memory or {"weights": 1}
         self.steps: list[Step] = []
         self.hold = False
         self.decodes = True
@@ -73,7 +82,7 @@ class FakeRank:
         while True:
             command = decode_command(await self._socket.recv())
             if isinstance(command, Load):
-                self.send(Ready(rank=self.rank, device="fake", memory={"weights": 1}))
+                self.send(Ready(rank=self.rank, device="fake", memory=self._memory))
             elif isinstance(command, Execute):
                 async with self._arrived:
                     self.steps.append(command.step)
@@ -92,6 +101,16 @@ class FakeRank:
                 pixel = bytes([job.seed % 256, job_id % 256, 7])
                 header = Decoded(rank=0, job_id=job_id, width=job.width, height=job.height, decode_s=0.125)
                 self.send(header, pixel * (job.width * job.height))
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    """Run a test's coroutine, in bounded time."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(3 * DEADLINE_S):
+            await test
+
+    asyncio.run(bounded())
 
 
 class Fakes:

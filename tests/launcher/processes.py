@@ -31,20 +31,13 @@ class Marked:
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(self, *command: str, **options: object) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            command,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **options,  # type: ignore[call-overload]
-        )
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(command, env=self.environment, text=True, **(streams | options))  # type: ignore[call-overload]
         self.started.append(process)
         return process  # type: ignore[no-any-return]
 
-    def start_krea2(self, *arguments: str) -> subprocess.Popen[str]:
-        return self.start(sys.executable, "-m", "launcher", *arguments)
+    def start_krea2(self, *arguments: str, **options: object) -> subprocess.Popen[str]:
+        return self.start(sys.executable, "-m", "launcher", *arguments, **options)
 
     def start_script(self, script: str) -> subprocess.Popen[str]:
         return self.start(sys.executable, "-c", script)

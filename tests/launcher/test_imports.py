@@ -20,7 +20,9 @@ def imported_by(statement: str) -> set[str]:
     "module",
     [
         "cli",
+        "async_client",
         "client",
+        "clients",
         "frontend",
         "images",
         "info",

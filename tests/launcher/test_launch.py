@@ -13,8 +13,8 @@ import pytest
 
 from engine.errors import ArgumentError, CancelledError, CheckpointError, ServerError
 from launcher import AsyncClient, Client, Result, launch
-from launcher.client import ImageFile
 from launcher.protocol import Accepted, Progress
+from launcher.results import ImageFile
 
 PROMPT = "a red circle on a blue background"
 
@@ -133,7 +133,7 @@ def test_a_closed_client_says_so_and_other_clients_go_on(client: Client) -> None
 
     events = other.stream(PROMPT, steps=200, num_images=10)
     waiting = threading.Event()
-    thread = threading.Thread(target=wait_in_vain)
+    thread = threading.Thread(target=wait_in_vain, daemon=True)
     thread.start()
     assert waiting.wait(20)
     other.close()

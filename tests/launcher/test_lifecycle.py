@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import shutil
 import signal
 import sys
+import termios
 import time
 from pathlib import Path
 
 import pytest
 
 from engine.config import DEMO_CHECKPOINT
+from engine.errors import ServerError
+from launcher import Client
 from tests.launcher.processes import PATIENCE_S, Marked
 
 SECONDS_S = 20.0  # "within seconds", on a busy machine
@@ -18,7 +23,7 @@ SECONDS_S = 20.0  # "within seconds", on a busy machine
 LONG = """
 from launcher import launch
 with launch(device="cpu", tp={tp}) as client:
-    for event in client.stream("a red circle", steps=200, num_images=10, width=512, height=512):
+    for event in client.stream("a red circle", steps=200, num_images=10):
         print(type(event).__name__, flush=True)
 """
 
@@ -131,18 +136,44 @@ def test_a_signal_while_loading_leaves_nothing(marked: Marked, number: signal.Si
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_denoising_leaves_nothing(marked: Marked, number: signal.Signals, code: int) -> None:
+    controller, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (25, 80))
     process = marked.start_krea2(
-        "generate", "x", "--seed", "0", "--device", "cpu", "--tp", "2", "--steps", "200", "--width", "512",
-        "--height", "512", "--output", str(marked.folder / "x.png"),
+        "generate", "x", "--seed", "0", "--device", "cpu", "--tp", "2", "--steps", "200", "--num-images", "10",
+        "--output", str(marked.folder / "x.png"), stderr=terminal,
     )  # fmt: skip
-    for rank in marked.wait_for("_rank", 2):
-        assert rank.is_running()
+    os.close(terminal)
+    shown = b""
+    while b"denoising" not in shown:
+        shown += os.read(controller, 1000)
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=SECONDS_S)
-    assert (process.returncode, stdout, stderr) == (code, "", "")
+    stdout, _ = process.communicate(timeout=SECONDS_S)
+    os.close(controller)
+    assert b"loading" in shown
+    assert (process.returncode, stdout) == (code, "")
     assert not marked.alive()
     marked.expect_nothing_left()
     assert not list(marked.folder.glob("x*"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_server_that_gets_a_signal_tells_its_clients_and_leaves_nothing(
+    marked: Marked, number: signal.Signals, code: int
+) -> None:
+    server = marked.start_krea2("serve", "--device", "cpu")
+    assert server.stdout is not None
+    with Client(server.stdout.readline().strip().removeprefix("rpc: ")) as client:
+        stream = client.stream("a red circle", steps=200, num_images=10)
+        next(stream)
+        server.send_signal(number)
+        with pytest.raises(ServerError, match="the server was stopped"):
+            list(stream)
+        with pytest.raises(ServerError, match="the server was stopped"):
+            client.status()
+    assert server.communicate(timeout=SECONDS_S)[1] == ""
+    assert server.returncode == code
+    assert not marked.alive()
+    marked.expect_nothing_left()
 
 
 def test_ctrl_c_in_a_script_leaves_nothing(marked: Marked) -> None:

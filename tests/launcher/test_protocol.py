@@ -14,23 +14,25 @@ from hypothesis import strategies as st
 from engine.config import EngineConfig
 from engine.errors import ArgumentError, CheckpointError, Krea2Error, RankError, ServerError
 from engine.step import Job, Step, StepTimes
+from launcher.internal import (
+    Execute,
+    FrontendConfig,
+    Load,
+    StepDone,
+    decode_command,
+    decode_config,
+    decode_report,
+)
 from launcher.protocol import (
     Acknowledge,
     Cancel,
-    Execute,
     Failed,
-    FrontendConfig,
     Generate,
-    Load,
     MessageError,
     Ping,
     Request,
     Status,
-    StepDone,
-    decode_command,
-    decode_config,
     decode_reply,
-    decode_report,
     decode_request,
     encode,
     encode_request,
@@ -140,7 +142,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.dictionaries(st.sampled_from(Generate.__struct_fields__), JSON), st.sampled_from(["generate", "ping", "x"]))
 def test_any_values_in_the_right_fields_are_decoded_or_refused(values: dict[str, Any], kind: str) -> None:
     with suppress(MessageError):

@@ -1,0 +1,110 @@
+"""The front-end's end of its clients: who they are, what they send, and whether they are still there."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections.abc import Callable
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from engine.errors import Krea2Error, QueueFullError
+from launcher.protocol import (
+    MAX_REQUEST_BYTES,
+    Closing,
+    Failed,
+    MessageError,
+    Ping,
+    Pong,
+    Request,
+    decode_request,
+    encode,
+)
+from launcher.sockets import bind, remove_socket, send_now
+
+MAX_CLIENTS = 1024
+_MESSAGES_AHEAD = 256  # that may wait for a slow client; more are dropped, and it asks for results again
+
+
+class Clients:
+    """A ROUTER socket and the clients that have spoken to it, by their ZMQ identity.
+
+    A client holds a lease that every message renews. on_message gets what could be understood, but for pings.
+    """
+
+    def __init__(
+        self, address: str, context: zmq.asyncio.Context, *, on_message: Callable[[bytes, Request], None]
+    ) -> None:
+        self._on_message = on_message
+        self._last_heard: dict[bytes, float] = {}
+        self.dropped_messages = 0
+        self._socket = context.socket(zmq.ROUTER)
+        self._socket.set(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
+        self._socket.set(zmq.SNDHWM, _MESSAGES_AHEAD)
+        self._socket.set(zmq.ROUTER_HANDOVER, 1)  # a client whose connection broke comes back under its name
+        self.address = bind(self._socket, address)
+
+    async def receive(self) -> None:
+        """Handle messages until cancelled."""
+        while True:
+            frames = await self._socket.recv_multipart()
+            try:
+                self._handle(frames)
+            except Exception as error:  # our own mistake, which must not cost the other clients their requests
+                traceback.print_exception(error)
+                self.dropped_messages += 1
+            await asyncio.sleep(0)  # messages that have arrived are received without yielding to other tasks
+
+    def send(self, client: bytes, message: msgspec.Struct, *frames: bytes) -> list[bytes]:
+        """Send without waiting; returns the frames, to `send_again`.
+
+        What a client cannot take is dropped, and it asks again for what matters.
+        """
+        all_frames = [encode(message), *frames]
+        self.send_again(client, all_frames)
+        return all_frames
+
+    def send_again(self, client: bytes, frames: list[bytes]) -> None:
+        send_now(self._socket, [client, *frames])
+
+    def send_failure(self, client: bytes, request_id: str | None, error: Krea2Error) -> list[bytes]:
+        failed = Failed(request_id=request_id, code=error.code, message=error.message, parameter=error.parameter)
+        return self.send(client, failed)
+
+    def end_leases(self, lease_s: float) -> list[bytes]:
+        """Forget the clients that have been silent for longer than their lease, and return them."""
+        now = time.monotonic()
+        silent = [client for client, heard in self._last_heard.items() if now - heard > lease_s]
+        for client in silent:
+            del self._last_heard[client]
+        return silent
+
+    def close(self, reason: Krea2Error) -> None:
+        """Tell all clients why nobody will answer any more. The socket is its context's to close."""
+        for client in self._last_heard:
+            self.send(client, Closing(code=reason.code, message=reason.message))
+        remove_socket(self.address)
+
+    def _handle(self, frames: list[bytes]) -> None:
+        client = frames[0]
+        if len(frames) != 2:
+            self.dropped_messages += 1
+            return
+        try:
+            message = decode_request(frames[1])
+        except MessageError as problem:
+            self.dropped_messages += 1
+            self.send_failure(client, problem.request_id, problem.error)
+            return
+        if client not in self._last_heard and len(self._last_heard) >= MAX_CLIENTS:
+            error = QueueFullError(f"{MAX_CLIENTS} clients are connected, and more are not served")
+            self.send_failure(client, getattr(message, "request_id", None), error)
+            return
+        self._last_heard[client] = time.monotonic()
+        if isinstance(message, Ping):
+            self.send(client, Pong())
+        else:
+            self._on_message(client, message)

@@ -1,0 +1,149 @@
+"""What our own processes tell each other, in msgpack: configurations on stdin, steps for ranks, and their answers."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from engine.config import EngineConfig
+from engine.step import Step, StepTimes
+from launcher.limits import Limits
+from launcher.protocol import Message
+
+T = TypeVar("T")
+
+# ---- what a process gets on its stdin, and what the front-end answers on its stdout
+
+
+class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How to run a front-end.
+
+    `run_folder` is made when it starts; `rpc` None is a socket in there. `external_ranks`: somebody else starts the
+    ranks, which come to a run folder that exists already.
+    """
+
+    engine: EngineConfig
+    run_folder: str = ""
+    rpc: str | None = None
+    limits: Limits = msgspec.field(default_factory=Limits)
+    external_ranks: bool = False
+    start_timeout_s: float = 600.0
+    step_timeout_s: float = 300.0
+    lease_s: float = 20.0
+
+
+class RankConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Which rank a process is, and where its front-end listens. What to load comes over the wire.
+
+    `store_file` is where spawned ranks meet; None under torchrun, which has a place of its own.
+    """
+
+    rank: int
+    world_size: int
+    run_folder: str
+    store_file: str | None
+
+
+def ranks_address(run_folder: str) -> str:
+    return f"ipc://{run_folder}/ranks"
+
+
+def lifeline_path(run_folder: str) -> str:
+    """The unix socket that takes the place of a stdin pipe between the front-end and ranks it did not start."""
+    return f"{run_folder}/lifeline"
+
+
+def route(rank: int) -> bytes:
+    """The ZMQ routing id of a rank."""
+    return b"rank-%d" % rank
+
+
+class Started(Message, frozen=True, kw_only=True):
+    """The ranks are ready, and clients may connect."""
+
+    address: str
+
+
+class Ended(Message, frozen=True, kw_only=True):
+    """Why the front-end ends, if not because it was told to."""
+
+    code: str
+    message: str
+    parameter: str | None
+
+
+FrontendReport = Started | Ended
+
+
+# ---- front-end → rank
+
+
+class Load(Message, frozen=True, kw_only=True):
+    """Load the checkpoint and answer `Ready`."""
+
+    engine: EngineConfig
+    timeout_s: float
+
+
+class Execute(Message, frozen=True, kw_only=True):
+    """Execute a step, and answer `StepDone`."""
+
+    step: Step
+
+
+Command = Load | Execute
+
+# ---- rank → front-end
+
+
+class Hello(Message, frozen=True, kw_only=True):
+    """The rank can hear."""
+
+    rank: int
+
+
+class Ready(Message, frozen=True, kw_only=True):
+    """The rank has its weights."""
+
+    rank: int
+    device: str
+    memory: dict[str, int]
+
+
+class StepDone(Message, frozen=True, kw_only=True):
+    rank: int
+    number: int
+    times: StepTimes
+
+
+class Decoded(Message, frozen=True, kw_only=True):
+    """An image, before a binary frame of height · width · 3 bytes."""
+
+    rank: int
+    job_id: int
+    width: int
+    height: int
+    decode_s: float
+
+
+class RankFailed(Message, frozen=True, kw_only=True):
+    """The rank cannot go on. It stays alive for a moment, so that its peers do not fail before it is heard."""
+
+    rank: int
+    code: str
+    message: str
+    parameter: str | None
+
+
+Report = Hello | Ready | StepDone | Decoded | RankFailed
+
+# ---- decoding
+
+decode_command = msgspec.msgpack.Decoder(Command).decode
+decode_report = msgspec.msgpack.Decoder(Report).decode
+decode_frontend_report = msgspec.msgpack.Decoder(FrontendReport).decode
+
+
+def decode_config(data: bytes, kind: type[T]) -> T:
+    return msgspec.msgpack.decode(data, type=kind)

@@ -1,0 +1,141 @@
+"""The client for asyncio: its calls, and what becomes of them when nobody answers."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from pathlib import Path
+
+import pytest
+import zmq
+import zmq.asyncio
+from PIL import Image as PIL
+
+from engine.errors import (
+    ArgumentError,
+    CancelledError,
+    ServerError,
+)
+from launcher import async_client as client_module
+from launcher.async_client import AsyncClient
+from launcher.protocol import (
+    Accepted,
+    Progress,
+)
+from launcher.results import ImageFile, Result
+from tests.launcher.fake_ranks import fake_engine, run
+
+PROMPT = "a red circle on a blue background"
+
+
+def test_the_events_of_a_stream_tell_its_life(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
+            events = [event async for event in client.stream(PROMPT, steps=4, num_images=2, output_format="jpeg")]
+            assert {event.request_id for event in events} == {events[0].request_id}
+            assert {event.attempt for event in events} == {1}
+            assert [type(event) for event in events if not isinstance(event, Progress)] == [
+                Accepted,
+                ImageFile,
+                ImageFile,
+                Result,
+            ]
+            progress = [(event.step, event.steps) for event in events if isinstance(event, Progress)]
+            assert progress == [(2, 8), (4, 8), (6, 8), (8, 8)]
+            files = [event for event in events if isinstance(event, ImageFile)]
+            assert {PIL.open(io.BytesIO(image.file)).format for image in files} == {"JPEG"}
+
+    run(test())
+
+
+def test_cancelling_the_call_or_leaving_the_stream_cancels_the_request(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
+            rank = fakes.ranks[0]
+            rank.hold = True
+            call = asyncio.create_task(client.generate(PROMPT, steps=5))
+            await rank.has_steps(2)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            events = client.stream(PROMPT)
+            assert isinstance(await anext(events), Accepted)
+            await events.aclose()  # type: ignore[attr-defined]
+            status = await client.status()
+            assert (status.running, status.waiting, status.failed) == (0, 0, 2)
+
+    run(test())
+
+
+def test_a_server_that_vanishes_is_noticed(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "PING_S", 0.05)
+    monkeypatch.setattr(client_module, "SILENCE_S", 0.3)
+
+    async def test() -> None:
+        context = zmq.asyncio.Context()
+        server = context.socket(zmq.ROUTER)
+        server.bind(f"ipc://{run_folder}/server")
+
+        async def answer_once() -> None:
+            name, _ = await server.recv_multipart()
+            await server.send_multipart([name, encode(Pong())])
+
+        answering = asyncio.create_task(answer_once())
+        async with AsyncClient(f"ipc://{run_folder}/server") as client:
+            with pytest.raises(ServerError, match=r"silent for 0\.3 s"):
+                await client.generate(PROMPT)
+            with pytest.raises(ServerError, match="silent"):
+                await client.status()
+        await answering
+        context.destroy(linger=0)
+
+    run(test())
+
+
+def test_a_lost_request_is_sent_again(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "PING_S", 0.05)
+    monkeypatch.setattr(client_module, "ASK_AGAIN_S", 0.2)
+
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
+            send, lost = client._send_frame, []
+
+            def lose_the_first(frame: bytes) -> None:
+                if b"generate" in frame and not lost:
+                    lost.append(frame)
+                else:
+                    send(frame)
+
+            monkeypatch.setattr(client, "_send_frame", lose_the_first)
+            assert (await client.generate(PROMPT, steps=1)).seeds
+            assert lost
+
+    run(test())
+
+
+def test_nobody_at_the_address_is_an_error_in_time(run_folder: Path) -> None:
+    async def test() -> None:
+        client = AsyncClient(f"ipc://{run_folder}/nobody", connect_timeout_s=0.2)
+        with pytest.raises(ServerError, match="no server answers at ipc://"):
+            await client.status()
+        with pytest.raises(ArgumentError, match="cannot connect to 'nonsense'"):
+            await AsyncClient("nonsense").ping()
+
+    run(test())
+
+
+def test_one_request_id_is_one_request(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
+            fakes.ranks[0].hold = True
+            call = asyncio.create_task(client.generate(PROMPT, request_id="same"))
+            await fakes.ranks[0].has_steps(1)
+            with pytest.raises(ArgumentError, match="'same' is in use"):
+                await client.generate(PROMPT, request_id="same")
+            with pytest.raises(ArgumentError, match="request_id"):
+                await client.generate(PROMPT, request_id="x" * 65)
+            await client.cancel("same")
+            with pytest.raises(CancelledError):
+                await call
+
+    run(test())
