@@ -6,14 +6,11 @@ comes from here; none is a constant elsewhere.
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from engine.errors import ArgumentError, CheckpointError
+from engine.json_fields import JsonFields
 
 DEMO_CHECKPOINT = Path(__file__).parent / "demo"
 TENSOR_PARALLEL_DEGREES = (1, 2, 4)
@@ -24,8 +21,7 @@ VARIANTS = ("raw", "turbo")
 PIPELINE_CLASS = "Krea2Pipeline"
 DEFAULT_TAPS = (2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35)
 
-# No real model comes near these; a config beyond them is damaged, and would otherwise ask for absurd memory.
-_LARGEST_WIDTH = 1 << 20
+# No real model comes near it; a config beyond it is damaged, and would otherwise ask for absurd memory.
 _MOST_LAYERS = 1024
 
 
@@ -205,15 +201,15 @@ class ModelConfig:
         """
         if not folder.is_dir():
             raise CheckpointError(folder, "there is no such folder")
-        index = _Json.read(folder / "model_index.json")
+        index = JsonFields.read(folder / "model_index.json")
         index.expect("_class_name", PIPELINE_CLASS)
-        transformer_json = _Json.read(folder / "transformer" / "config.json")
+        transformer_json = JsonFields.read(folder / "transformer" / "config.json")
         transformer = _read_transformer(transformer_json)
-        text_json = _Json.read(folder / "text_encoder" / "config.json")
+        text_json = JsonFields.read(folder / "text_encoder" / "config.json")
         text_encoder = _read_text_encoder(text_json)
-        vae_json = _Json.read(folder / "vae" / "config.json")
+        vae_json = JsonFields.read(folder / "vae" / "config.json")
         vae = _read_vae(vae_json)
-        schedule = _read_schedule(_Json.read(folder / "scheduler" / "scheduler_config.json"))
+        schedule = _read_schedule(JsonFields.read(folder / "scheduler" / "scheduler_config.json"))
         patch_size = index.integer("patch_size", default=2, most=16)
         taps = index.integers("text_encoder_select_layers", default=DEFAULT_TAPS, least=0)
 
@@ -252,7 +248,7 @@ class ModelConfig:
         )
 
 
-def _read_transformer(config: _Json) -> TransformerConfig:
+def _read_transformer(config: JsonFields) -> TransformerConfig:
     config.expect("_class_name", "Krea2Transformer2DModel")
     result = TransformerConfig(
         in_channels=config.integer("in_channels", default=64),
@@ -287,7 +283,7 @@ def _read_transformer(config: _Json) -> TransformerConfig:
     return result
 
 
-def _read_text_encoder(config: _Json) -> TextEncoderConfig:
+def _read_text_encoder(config: JsonFields) -> TextEncoderConfig:
     text = config.section("text_config", default=config)
     text.expect("model_type", "qwen3_vl_text")
     text.expect("hidden_act", "silu", default="silu")
@@ -313,7 +309,7 @@ def _read_text_encoder(config: _Json) -> TextEncoderConfig:
     return result
 
 
-def _read_vae(config: _Json) -> VAEConfig:
+def _read_vae(config: JsonFields) -> VAEConfig:
     config.expect("_class_name", "AutoencoderKLQwenImage")
     config.expect("input_channels", 3, default=3)
     z_dim = config.integer("z_dim", default=16)
@@ -341,7 +337,7 @@ def _read_vae(config: _Json) -> VAEConfig:
     return result
 
 
-def _read_schedule(config: _Json) -> ScheduleConfig:
+def _read_schedule(config: JsonFields) -> ScheduleConfig:
     config.expect("_class_name", "FlowMatchEulerDiscreteScheduler")
     config.expect("use_dynamic_shifting", True)
     config.expect("time_shift_type", "exponential", default="exponential")
@@ -366,134 +362,3 @@ def _read_schedule(config: _Json) -> ScheduleConfig:
             "max_image_seq_len", f"more than base_image_seq_len {result.base_image_seq_len}", result.max_image_seq_len
         )
     return result
-
-
-_REQUIRED: Any = object()
-
-
-class _Json:
-    """A json object of a known file: every getter checks type and range, and complains with file and key."""
-
-    def __init__(self, file: Path, values: Mapping[str, Any], prefix: str = "") -> None:
-        self.file = file
-        self.values = values
-        self.prefix = prefix
-
-    @classmethod
-    def read(cls, file: Path) -> _Json:
-        return cls(file, read_json_object(file))
-
-    def error(self, key: str, expected: object, found: object) -> CheckpointError:
-        shown = json.dumps(found, default=str)
-        if len(shown) > 80:
-            shown = shown[:77] + "..."
-        return CheckpointError(
-            self.file, "has a value that does not fit", name=self.prefix + key, expected=expected, found=shown
-        )
-
-    def _get(self, key: str, default: Any) -> Any:
-        # null stands for "not set" in configs that diffusers and transformers write
-        value = self.values.get(key)
-        if value is None:
-            if default is _REQUIRED:
-                raise CheckpointError(self.file, "is missing", name=self.prefix + key)
-            return default
-        return value
-
-    def expect(self, key: str, expected: object, default: Any = _REQUIRED) -> None:
-        value = self._get(key, default)
-        if value != expected or type(value) is not type(expected):
-            raise self.error(key, json.dumps(expected), value)
-
-    def expect_divisible(self, name: str, value: int, divisor_name: str, divisor: int) -> None:
-        if value % divisor:
-            raise self.error(name, f"a multiple of {divisor_name} {divisor}", value)
-
-    def section(self, key: str, default: _Json) -> _Json:
-        value = self._get(key, None)
-        if value is None:
-            return default
-        if not isinstance(value, dict):
-            raise self.error(key, "an object", value)
-        return _Json(self.file, value, f"{self.prefix}{key}.")
-
-    def boolean(self, key: str, default: bool | None) -> bool | None:
-        value = self._get(key, default)
-        if value is not None and not isinstance(value, bool):
-            raise self.error(key, "true or false", value)
-        return value
-
-    def integer(
-        self, key: str, default: int = _REQUIRED, *, least: int = 1, most: int = _LARGEST_WIDTH, multiple_of: int = 1
-    ) -> int:
-        value = self._get(key, default)
-        if not _is_integer(value) or not least <= value <= most or value % multiple_of:
-            multiple = f", a multiple of {multiple_of}" if multiple_of > 1 else ""
-            raise self.error(key, f"a whole number from {least} to {most}{multiple}", value)
-        return value
-
-    def number(self, key: str, default: float = _REQUIRED, *, above: float = -math.inf) -> float:
-        value = self._get(key, default)
-        if not _is_number(value) or not above < value:
-            raise self.error(key, "a number" if above == -math.inf else f"a number above {above}", value)
-        return float(value)
-
-    def integers(self, key: str, default: tuple[int, ...], *, least: int) -> tuple[int, ...]:
-        value = self._list(key, default)
-        if not value or not all(_is_integer(item) and least <= item <= _LARGEST_WIDTH for item in value):
-            raise self.error(key, f"a list of whole numbers from {least}", value)
-        return tuple(value)
-
-    def three_integers(self, key: str, default: tuple[int, int, int]) -> tuple[int, int, int]:
-        value = self.integers(key, default, least=0)
-        if len(value) != 3:
-            raise self.error(key, "three numbers", value)
-        return value[0], value[1], value[2]
-
-    def booleans(self, key: str, default: tuple[bool, ...]) -> tuple[bool, ...]:
-        value = self._list(key, default)
-        if not all(isinstance(item, bool) for item in value):
-            raise self.error(key, "a list of true and false", value)
-        return tuple(value)
-
-    def numbers(self, key: str, *, length: int) -> tuple[float, ...]:
-        value = self._list(key, _REQUIRED)
-        if len(value) != length or not all(_is_number(item) for item in value):
-            raise self.error(key, f"a list of {length} numbers", value)
-        return tuple(float(item) for item in value)
-
-    def _list(self, key: str, default: Any) -> list[Any] | tuple[Any, ...]:
-        value = self._get(key, default)
-        if not isinstance(value, (list, tuple)):
-            raise self.error(key, "a list", value)
-        return value
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer too large for a float
-        return False
-
-
-def read_json_object(file: Path) -> dict[str, Any]:
-    """Parse a json file that must hold an object. Raises `CheckpointError`."""
-    try:
-        text = file.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(file, "the file is missing") from None
-    except OSError as error:
-        raise CheckpointError(file, f"cannot be read: {error.strerror}") from None
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(file, f"is not valid json: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(file, "does not hold a json object", found=type(values).__name__)
-    return values

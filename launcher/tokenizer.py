@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, normalizers
 
-from engine.config import read_json_object
 from engine.errors import CheckpointError
+from engine.json_fields import read_json_object
 from engine.prompt import MAX_PROMPT_TOKENS, PREFIX, PREFIX_TOKENS, SUFFIX, SUFFIX_TOKENS
 
 

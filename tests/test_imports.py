@@ -35,11 +35,13 @@ PICKLING_CALLS = {
 }
 
 # engine: rank → model → parallel, kernels → nothing; below are the parts that each part may import.
-_PLAIN = {"config", "errors", "step"}
+_PLAIN = {"config", "errors", "json_fields", "step"}
 ENGINE_LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "step": set(),
-    "config": {"errors"},
+    "json_fields": {"errors"},
+    "config": {"errors", "json_fields"},
+    "memory": _PLAIN,
     "scheduler": _PLAIN,
     "kernels": {"errors"},
     "parallel": _PLAIN,

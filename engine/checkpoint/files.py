@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from engine.checkpoint.tensors import Source, text_encoder_sources, transformer_sources, vae_sources
-from engine.config import ModelConfig, read_json_object
+from engine.config import ModelConfig
 from engine.errors import CheckpointError
+from engine.json_fields import read_json_object
 
 if TYPE_CHECKING:
     import torch
