@@ -44,6 +44,7 @@ from launcher.sockets import send_now
 PING_S = 2.0
 ASK_AGAIN_S = 10.0  # without news of a request
 SILENCE_S = 20.0  # without anything from the server
+_FAREWELL_MS = 200  # for the last cancels to leave
 
 T = TypeVar("T")
 
@@ -107,7 +108,7 @@ class AsyncClient:
         ended = False
         try:
             self._send_frame(frame)
-            while len(images) < request.num_images:
+            while not ended:
                 reply = await call.replies.get()
                 if isinstance(reply, Krea2Error):
                     ended = True
@@ -118,14 +119,14 @@ class AsyncClient:
                 header, file = reply
                 if header.index not in images:  # it may have been sent again
                     images[header.index] = ImageFile.of(header, file)
+                    ended = len(images) == header.num_images
                     yield images[header.index]
-            ended = True
         finally:
             del self._calls[request.request_id]
             if not ended:
                 self._send(Cancel(request_id=request.request_id))
             self._send(Acknowledge(request_id=request.request_id))
-        yield Result.of(header, [images[index] for index in range(request.num_images)])
+        yield Result.of(header, [images[index] for index in sorted(images)])
 
     async def cancel(self, request_id: str) -> None:
         """Cancel a request of this client: its call raises `CancelledError`. Harmless for one that has ended."""
@@ -150,7 +151,9 @@ class AsyncClient:
             return
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
-        self._socket.routing_id = uuid.uuid4().bytes  # so that a lost connection comes back as the same client
+        # A name of its own, so that a lost connection comes back as the same client; a leading zero is zmq's to use.
+        self._socket.routing_id = b"client-" + uuid.uuid4().bytes
+        self._socket.set(zmq.LINGER, _FAREWELL_MS)
         self._socket.set(zmq.IPV6, int("[" in self.address))
         try:
             self._socket.connect(self.address)
@@ -178,7 +181,7 @@ class AsyncClient:
         for task in self._tasks:
             task.cancel()
         if self._context is not None:
-            self._context.destroy(linger=200)
+            self._context.destroy()
 
     def server_ended(self, error: Krea2Error) -> None:
         """Somebody knows that the server is gone, and why."""

@@ -27,6 +27,7 @@ from launcher.sockets import bind, remove_socket, send_now
 
 MAX_CLIENTS = 1024
 _MESSAGES_AHEAD = 256  # that may wait for a slow client; more are dropped, and it asks for results again
+_FAREWELL_MS = 1000  # for the last replies to leave
 
 
 class Clients:
@@ -44,6 +45,7 @@ class Clients:
         self._socket = context.socket(zmq.ROUTER)
         self._socket.set(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
         self._socket.set(zmq.SNDHWM, _MESSAGES_AHEAD)
+        self._socket.set(zmq.LINGER, _FAREWELL_MS)
         self._socket.set(zmq.ROUTER_HANDOVER, 1)  # a client whose connection broke comes back under its name
         self.address = bind(self._socket, address)
 

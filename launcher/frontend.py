@@ -44,7 +44,6 @@ from launcher.tokenizer import PromptTokenizer
 TOKEN_BUDGET = 8192  # of a tick, which two images of 1024² fill
 ATTEMPT = 1  # ranks that died end the front-end, so every request is in its first
 _CLOCK_S = 1.0
-_FAREWELL_MS = 1000  # for the last replies to leave
 _TIMINGS = ("queue", "encode_text", "denoise", "decode", "file", "total")  # seconds
 
 
@@ -64,7 +63,7 @@ async def serve(
         frontend = Frontend(config, model, tokenizer, ranks, context, on_started)
         await frontend.run(stop)
     finally:
-        context.destroy(linger=_FAREWELL_MS)
+        context.destroy()
 
 
 @dataclass(eq=False)

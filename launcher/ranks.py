@@ -81,10 +81,11 @@ class RankGroup:
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
         self._socket.set(zmq.LINGER, 0)
         self._socket.bind(ranks_address(config.run_folder))
-        self._lifelines: list[asyncio.StreamWriter] = []
+        self._lifelines: list[_Lifeline] = []
+        self._lifeline_server: asyncio.Server | None = None
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch_clock())]
         if config.external_ranks:
-            self._tasks.append(asyncio.create_task(self._hold_lifelines()))
+            self._tasks.append(asyncio.create_task(self._accept_lifelines()))
         for rank, child in enumerate(children):
             child.on_exit(self._when_exited(rank, child))
 
@@ -134,8 +135,11 @@ class RankGroup:
         self._closing = True
         for task in self._tasks:
             task.cancel()
+        if self._lifeline_server is not None:
+            self._lifeline_server.close()
         for lifeline in self._lifelines:
-            lifeline.close()
+            if lifeline.transport is not None:
+                lifeline.transport.close()
         self._socket.close()
 
     def _command(self, rank: int, command: Command) -> None:
@@ -227,15 +231,34 @@ class RankGroup:
             elif any(now > due for due in self._decoding.values()):
                 self._fail(RankError(f"rank 0 did not decode an image within {self._config.step_timeout_s:g} s"))
 
-    async def _hold_lifelines(self) -> None:
+    async def _accept_lifelines(self) -> None:
         """Ranks that torchrun started connect here; each side learns from the closed socket that the other is gone."""
 
-        async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            self._lifelines.append(writer)
-            rank = int.from_bytes(await reader.read(1))
-            await reader.read()
+        def lost(rank: int) -> None:
             if not self._closing and rank not in self._failing:
                 self._fail(RankError(f"rank {rank} died"))
 
-        server = await asyncio.start_unix_server(hold, lifeline_path(self._config.run_folder))
-        await server.serve_forever()
+        def accept() -> _Lifeline:
+            self._lifelines.append(_Lifeline(lost))
+            return self._lifelines[-1]
+
+        self._lifeline_server = await self._loop.create_unix_server(accept, lifeline_path(self._config.run_folder))
+
+
+class _Lifeline(asyncio.Protocol):
+    """One rank's connection, on which it says its number and then nothing more."""
+
+    def __init__(self, on_lost: Callable[[int], None]) -> None:
+        self._on_lost = on_lost
+        self._rank: int | None = None
+        self.transport: asyncio.BaseTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._rank = data[0]
+
+    def connection_lost(self, _: Exception | None) -> None:
+        if self._rank is not None:
+            self._on_lost(self._rank)

@@ -10,7 +10,7 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -201,7 +201,8 @@ def serve_until_stopped(
 
         def parent_ended(_: bool) -> None:
             exit_after(ORDERLY_S)
-            loop.call_soon_threadsafe(stop.set)
+            with suppress(RuntimeError):  # the loop has ended already
+                loop.call_soon_threadsafe(stop.set)
 
         for number in SIGNALS:
             loop.add_signal_handler(number, stop_for, number)

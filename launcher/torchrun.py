@@ -44,8 +44,11 @@ def run_rank() -> NoReturn:
         sys.exit("error: all ranks must run on one machine" if rank == 0 else 1)
     run_folder = str(make_run_folder()) if rank == 0 else None
     child = _start_command(run_folder, world_size) if run_folder is not None else None
-    # Python's own handlers would wait for a collective to end; this thread does not. The child must not inherit it.
+    # Python's own handlers would wait for a collective to end; a thread does not. All threads that start from now on
+    # leave signals to that one; the child has started already, and gets its own.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    if child is not None:
+        threading.Thread(target=_end_with, args=(child, run_folder), daemon=True).start()
     connected = threading.Event()
     threading.Thread(target=_obey_signals, args=(child, connected), daemon=True).start()
 
@@ -73,17 +76,15 @@ def _start_command(run_folder: str, world_size: int) -> subprocess.Popen[bytes]:
         and name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     }
     environment |= {_RUN_FOLDER: run_folder, _WORLD_SIZE: str(world_size)}
-    child = subprocess.Popen(
+    return subprocess.Popen(
         python_command(*sys.argv[1:]), stdin=subprocess.PIPE, env=environment, start_new_session=True
     )
 
-    def end_with_it() -> None:
-        code = child.wait()
-        remove_run_folder(run_folder)
-        os._exit(code if code >= 0 else 128 - code)
 
-    threading.Thread(target=end_with_it, daemon=True).start()
-    return child
+def _end_with(child: subprocess.Popen[bytes], run_folder: str) -> None:
+    code = child.wait()
+    remove_run_folder(run_folder)
+    os._exit(code if code >= 0 else 128 - code)
 
 
 def _obey_signals(child: subprocess.Popen[bytes] | None, connected: threading.Event) -> None:

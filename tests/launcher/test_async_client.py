@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 import zmq
@@ -20,7 +21,9 @@ from launcher import async_client as client_module
 from launcher.async_client import AsyncClient
 from launcher.protocol import (
     Accepted,
+    Pong,
     Progress,
+    encode,
 )
 from launcher.results import ImageFile, Result
 from tests.launcher.fake_ranks import fake_engine, run
@@ -81,13 +84,15 @@ def test_a_server_that_vanishes_is_noticed(run_folder: Path, monkeypatch: pytest
             await server.send_multipart([name, encode(Pong())])
 
         answering = asyncio.create_task(answer_once())
-        async with AsyncClient(f"ipc://{run_folder}/server") as client:
-            with pytest.raises(ServerError, match=r"silent for 0\.3 s"):
-                await client.generate(PROMPT)
-            with pytest.raises(ServerError, match="silent"):
-                await client.status()
-        await answering
-        context.destroy(linger=0)
+        try:
+            async with AsyncClient(f"ipc://{run_folder}/server") as client:
+                with pytest.raises(ServerError, match=r"silent for 0\.3 s"):
+                    await client.generate(PROMPT)
+                with pytest.raises(ServerError, match="silent"):
+                    await client.status()
+            await answering
+        finally:
+            context.destroy(linger=0)
 
     run(test())
 
@@ -137,5 +142,15 @@ def test_one_request_id_is_one_request(run_folder: Path) -> None:
             await client.cancel("same")
             with pytest.raises(CancelledError):
                 await call
+
+    run(test())
+
+
+def test_every_random_name_is_one_that_zmq_takes(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module.uuid, "uuid4", lambda: UUID(int=0))
+
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
+            assert await client.ping() >= 0
 
     run(test())

@@ -163,6 +163,8 @@ def test_what_is_wrong_with_a_request_is_said_before_a_rank_hears_of_it(run_fold
             with pytest.raises(ArgumentError, match=r"^steps must be a whole number or null, got text$") as error:
                 await client.generate(PROMPT, steps="many")  # type: ignore[arg-type]
             assert error.value.parameter == "steps"
+            with pytest.raises(ArgumentError, match=r"^num_images must be a whole number, got text$"):
+                await client.generate(PROMPT, num_images="3")  # type: ignore[arg-type]
             with pytest.raises(ArgumentError, match=r"^prompt must be text, got a whole number$"):
                 await client.generate(3)  # type: ignore[arg-type]
             with pytest.raises(ArgumentError, match="guidance must be between 0 and 20, got nan"):

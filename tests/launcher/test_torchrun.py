@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -69,10 +70,12 @@ def test_a_rank_that_is_killed_fails_the_requests_that_wait(marked: Marked) -> N
     marked.expect_nothing_left()
 
 
-def test_a_signal_to_torchrun_ends_everything(marked: Marked) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_torchrun_ends_everything_in_order(marked: Marked, number: signal.Signals) -> None:
     process = torchrun(marked, 2, "serve", "--device", "cpu")
     assert process.stdout is not None
     assert process.stdout.readline().startswith("rpc: ")
-    process.terminate()
-    process.wait(PATIENCE_S)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=20)
+    assert "error:" not in stderr
     marked.expect_nothing_left()
