@@ -47,6 +47,12 @@ class EngineConfig:
             allowed = ", ".join(map(str, TENSOR_PARALLEL_DEGREES))
             raise ArgumentError.of("tp", f"one of {allowed}", self.tp)
 
+    def dtype_on(self, device_type: str) -> str:
+        """bfloat16 or float32: what `dtype` stands for on "cuda" or "cpu"."""
+        if self.dtype == "auto":
+            return "bfloat16" if device_type == "cuda" else "float32"
+        return self.dtype
+
     def checkpoint_folder(self) -> Path:
         return DEMO_CHECKPOINT if self.model == "demo" else Path(self.model)
 
@@ -200,7 +206,7 @@ class ModelConfig:
         file, the key, what was expected and what was found.
         """
         if not folder.is_dir():
-            raise CheckpointError(folder, "there is no such folder")
+            raise CheckpointError.of(folder, "there is no such folder")
         index = JsonFields.read(folder / "model_index.json")
         index.expect("_class_name", PIPELINE_CLASS)
         transformer_json = JsonFields.read(folder / "transformer" / "config.json")

@@ -45,23 +45,24 @@ class CheckpointError(Krea2Error):
     code = "bad_checkpoint"
     exit_code = 2
 
-    def __init__(
-        self,
+    @classmethod
+    def of(
+        cls,
         file: str | Path,
         problem: str,
         *,
         name: str | None = None,
         expected: object = None,
         found: object = None,
-    ) -> None:
-        where = f"{file}: {name}" if name else str(file)
-        message = f"{where}: {problem}"
+    ) -> CheckpointError:
+        """Name file, tensor or key, and what was expected and found: `of(file, "is missing", name="norm.weight")`."""
+        message = f"{file}: {name}: {problem}" if name else f"{file}: {problem}"
         if expected is not None:
             message += f", expected {expected}"
         if found is not None:
             message += f", found {found}"
         # names come from files, which may put line breaks and escape codes into them
-        super().__init__("".join(char if char.isprintable() else ascii(char)[1:-1] for char in message))
+        return cls("".join(char if char.isprintable() else ascii(char)[1:-1] for char in message))
 
 
 class LaunchError(Krea2Error):
@@ -104,6 +105,7 @@ def error_from_code(code: str, message: str, parameter: str | None = None) -> Kr
     """The error that a `failed` reply stands for, as the client raises it."""
     kinds: tuple[type[Krea2Error], ...] = (
         ArgumentError,
+        CheckpointError,
         LaunchError,
         RankError,
         QueueFullError,
@@ -116,6 +118,4 @@ def error_from_code(code: str, message: str, parameter: str | None = None) -> Kr
             return kind(message, parameter=parameter)
     error = Krea2Error(message, parameter=parameter)
     error.code = code
-    if code == CheckpointError.code:
-        error.exit_code = CheckpointError.exit_code
     return error

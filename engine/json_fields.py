@@ -35,7 +35,7 @@ class JsonFields:
         shown = json.dumps(found, default=str)
         if len(shown) > 80:
             shown = shown[:77] + "..."
-        return CheckpointError(
+        return CheckpointError.of(
             self.file, "has a value that does not fit", name=self.prefix + key, expected=expected, found=shown
         )
 
@@ -44,7 +44,7 @@ class JsonFields:
         value = self.values.get(key)
         if value is None:
             if default is _REQUIRED:
-                raise CheckpointError(self.file, "is missing", name=self.prefix + key)
+                raise CheckpointError.of(self.file, "is missing", name=self.prefix + key)
             return default
         return value
 
@@ -135,13 +135,13 @@ def read_json_object(file: Path) -> dict[str, Any]:
     try:
         text = file.read_bytes()
     except FileNotFoundError:
-        raise CheckpointError(file, "the file is missing") from None
+        raise CheckpointError.of(file, "the file is missing") from None
     except OSError as error:
-        raise CheckpointError(file, f"cannot be read: {error.strerror}") from None
+        raise CheckpointError.of(file, f"cannot be read: {error.strerror}") from None
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(file, f"is not valid json: {error}") from None
+        raise CheckpointError.of(file, f"is not valid json: {error}") from None
     if not isinstance(values, dict):
-        raise CheckpointError(file, "does not hold a json object", found=type(values).__name__)
+        raise CheckpointError.of(file, "does not hold a json object", found=type(values).__name__)
     return values

@@ -112,14 +112,14 @@ class Rank:
         self._next_number += 1
         if self._decoder is not None:
             self._decoder.raise_failure()
-        began = time.perf_counter()
+        pending = PendingStep(self.device)
         with torch.inference_mode():
             if step.start:
                 self._start(step.start)
-            started = time.perf_counter()
+            pending.mark()
             if step.denoise:
                 self._denoise([self._jobs[job_id] for job_id in step.denoise])
-            pending = PendingStep(self.device, encode_s=started - began, began=started)
+            pending.mark()
             for job_id in step.decode:
                 state = self._jobs.pop(job_id)
                 if self._decoder is not None:
@@ -223,23 +223,30 @@ class Rank:
 
 
 class PendingStep:
-    """A step that has been started."""
+    """A step that has been started, with marks before, between and after its two parts."""
 
-    def __init__(self, device: torch.device, *, encode_s: float, began: float) -> None:
-        self._encode_s, self._began = encode_s, began
-        self._done: torch.cuda.Event | None = None
-        if device.type == "cuda":
-            self._done = torch.cuda.Event()
-            self._done.record()
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._times: list[float] = []
+        self._events: list[torch.cuda.Event] = []
+        self.mark()
+
+    def mark(self) -> None:
+        """The device has got this far, now or, on a GPU, when its queue has been worked off."""
+        if self._on_gpu:
+            self._events.append(torch.cuda.Event(enable_timing=True))
+            self._events[-1].record()
         else:
-            self._denoise_s = time.perf_counter() - began
+            self._times.append(time.perf_counter())
 
     def wait(self) -> StepTimes:
         """Return when the device has finished the step."""
-        if self._done is not None:
-            self._done.synchronize()
-            self._denoise_s = time.perf_counter() - self._began
-        return StepTimes(self._encode_s, self._denoise_s)
+        if self._on_gpu:
+            began, encoded, done = self._events
+            done.synchronize()
+            return StepTimes(began.elapsed_time(encoded) / 1e3, encoded.elapsed_time(done) / 1e3)
+        began_s, encoded_s, done_s = self._times
+        return StepTimes(encoded_s - began_s, done_s - encoded_s)
 
 
 class _ImageDecoder:

@@ -17,7 +17,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from engine.errors import ArgumentError, Krea2Error, ServerError
+from engine.errors import ArgumentError, Krea2Error, ServerError, error_from_code
 from launcher.protocol import (
     Accepted,
     Acknowledge,
@@ -36,7 +36,6 @@ from launcher.protocol import (
     StatusReply,
     decode_reply,
     encode_request,
-    received_error,
 )
 from launcher.results import Event, ImageFile, Result
 from launcher.sockets import send_now
@@ -232,13 +231,13 @@ class AsyncClient:
                 if not future.done():
                     future.set_result(reply)
         elif isinstance(reply, Closing):
-            self._lose(received_error(reply.code, reply.message))
+            self._lose(error_from_code(reply.code, reply.message))
         elif reply.request_id is None:  # a question that the server did not understand
-            self._fail_questions(received_error(reply.code, reply.message, reply.parameter))
+            self._fail_questions(error_from_code(reply.code, reply.message, reply.parameter))
         elif (call := self._calls.get(reply.request_id)) is not None:
             call.last_heard = self._last_heard
             if isinstance(reply, Failed):
-                call.replies.put_nowait(received_error(reply.code, reply.message, reply.parameter))
+                call.replies.put_nowait(error_from_code(reply.code, reply.message, reply.parameter))
             elif isinstance(reply, Image):
                 call.replies.put_nowait((reply, frames[0]))
             else:

@@ -189,10 +189,8 @@ class Frontend:
             )
 
     def _bytes_per_element(self) -> int:
-        dtype = self._config.engine.dtype
-        if dtype == "auto":
-            return 2 if (self._ranks.device or "").startswith("cuda") else 4
-        return 2 if dtype == "bfloat16" else 4
+        device_type = (self._ranks.device or "").split(":")[0]
+        return 2 if self._config.engine.dtype_on(device_type) == "bfloat16" else 4
 
     def _accepted(self, request: _Request) -> None:
         priority = request.checked.priority

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypedDict
 
 import msgspec
 
-from engine.errors import ArgumentError, CheckpointError, Krea2Error, ServerError, error_from_code
+from engine.errors import ArgumentError, Krea2Error, ServerError
 
 PROTOCOL_VERSION = 1
 MAX_REQUEST_BYTES = 256 * 1024  # of one message to the front-end; two prompts of the largest size fit many times over
@@ -204,15 +204,6 @@ def encode_request(message: Request) -> bytes:
     if len(frame) > MAX_REQUEST_BYTES:
         raise ArgumentError(f"a request must be at most {MAX_REQUEST_BYTES} bytes, got {len(frame)}")
     return frame
-
-
-def received_error(code: str, message: str, parameter: str | None = None) -> Krea2Error:
-    """The error that was sent as code, message and parameter."""
-    if code == CheckpointError.code:  # its own constructor composes a message; this one is composed
-        error = CheckpointError.__new__(CheckpointError)
-        Krea2Error.__init__(error, message)
-        return error
-    return error_from_code(code, message, parameter)
 
 
 def describe(error: BaseException) -> str:

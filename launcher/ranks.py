@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import zmq
 import zmq.asyncio
 
-from engine.errors import Krea2Error, LaunchError, RankError
+from engine.errors import Krea2Error, LaunchError, RankError, error_from_code
 from engine.step import Step, StepTimes
 from launcher.internal import (
     Command,
@@ -35,7 +35,7 @@ from launcher.internal import (
     route,
 )
 from launcher.process import Child
-from launcher.protocol import describe, encode, received_error
+from launcher.protocol import describe, encode
 from launcher.sockets import send_now
 
 STEPS_AHEAD = 2  # one runs while the next waits in the rank
@@ -104,9 +104,8 @@ class RankGroup:
 
     @property
     def free(self) -> list[int] | None:
-        """Bytes that each rank had left on its GPU when it was ready; None on CPUs, where nobody knows."""
-        sharing = len(self._ranks) if self._config.engine.share_gpu else 1
-        free = [memory["free"] // sharing for memory in self.memory if "free" in memory]
+        """Bytes that each rank had left for steps when it was ready; None where that is not known."""
+        free = [memory["free"] for memory in self.memory if "free" in memory]
         return free if len(free) == len(self._ranks) else None
 
     @property
@@ -176,7 +175,7 @@ class RankGroup:
             case RankFailed(rank=rank) as failure:
                 self._failing.add(rank)
                 if failure.code != Krea2Error.code:
-                    self._fail(received_error(failure.code, failure.message, failure.parameter))
+                    self._fail(error_from_code(failure.code, failure.message, failure.parameter))
                 elif len(self._ranks) == 1:
                     self._fail(RankError(failure.message))
                 else:

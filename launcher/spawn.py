@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine.config import EngineConfig, ModelConfig
-from engine.errors import ArgumentError, Krea2Error, LaunchError, RankError, ServerError
+from engine.errors import ArgumentError, Krea2Error, LaunchError, RankError, ServerError, error_from_code
 from launcher.internal import (
     Ended,
     FrontendConfig,
@@ -37,7 +37,7 @@ from launcher.process import (
     stop_all,
     watch_parent,
 )
-from launcher.protocol import describe, received_error
+from launcher.protocol import describe
 
 if TYPE_CHECKING:
     from launcher.client import Client
@@ -154,7 +154,7 @@ class _FrontendProcess:
         if isinstance(report, Started):
             self._address = report.address
         else:
-            self._error = received_error(report.code, report.message, report.parameter)
+            self._error = error_from_code(report.code, report.message, report.parameter)
         self._changed.set()
 
 

@@ -33,7 +33,7 @@ class PromptTokenizer:
         prefix, self._suffix = self._encode(PREFIX), self._encode(SUFFIX)
         for name, ids, expected in (("prefix", prefix, PREFIX_TOKENS), ("suffix", self._suffix, SUFFIX_TOKENS)):
             if len(ids) != expected:
-                raise CheckpointError(
+                raise CheckpointError.of(
                     self._file,
                     f"the template's {name} has another length",
                     expected=f"{expected} tokens",
@@ -41,7 +41,7 @@ class PromptTokenizer:
                 )
         largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
         if largest >= vocab_size:
-            raise CheckpointError(
+            raise CheckpointError.of(
                 self._file,
                 "has tokens that the text encoder does not know",
                 expected=f"ids below its vocab_size {vocab_size}",
@@ -56,7 +56,7 @@ class PromptTokenizer:
 
     def _load(self) -> Tokenizer:
         if not self._file.is_file():
-            raise CheckpointError(self._file, "the file is missing")
+            raise CheckpointError.of(self._file, "the file is missing")
         settings_file = self._file.with_name("tokenizer_config.json")
         settings = read_json_object(settings_file) if settings_file.exists() else {}
         try:
@@ -81,4 +81,4 @@ class PromptTokenizer:
     def _damaged(self, error: BaseException) -> CheckpointError:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise error
-        return CheckpointError(self._file, f"is not a tokenizer that can be read: {' '.join(str(error).split())}")
+        return CheckpointError.of(self._file, f"is not a tokenizer that can be read: {' '.join(str(error).split())}")

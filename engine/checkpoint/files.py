@@ -57,9 +57,9 @@ class TensorFiles:
         for source in sources:
             header = self.headers.get(source.name)
             if header is None:
-                raise CheckpointError(self.location, "tensor is missing", name=source.name, expected=source.shape)
+                raise CheckpointError.of(self.location, "tensor is missing", name=source.name, expected=source.shape)
             if header.shape != source.shape:
-                raise CheckpointError(
+                raise CheckpointError.of(
                     header.file,
                     "tensor has the wrong shape",
                     name=source.name,
@@ -67,7 +67,7 @@ class TensorFiles:
                     found=header.shape,
                 )
             if header.dtype not in _READABLE_DTYPES:
-                raise CheckpointError(
+                raise CheckpointError.of(
                     header.file,
                     "tensor has a dtype that cannot be read",
                     name=source.name,
@@ -79,7 +79,7 @@ class TensorFiles:
         extra = sorted(name for name in self.headers if name not in names and not ignored(name))
         if extra:
             more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
-            raise CheckpointError(
+            raise CheckpointError.of(
                 self.headers[extra[0]].file, f"tensor does not belong to this model{more}", name=extra[0]
             )
         return expected
@@ -95,7 +95,7 @@ class TensorFiles:
         try:
             tensor = self._open(header.file).get_slice(source.name)[bounds]
         except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(header.file, f"cannot be read: {error}", name=source.name) from None
+            raise CheckpointError.of(header.file, f"cannot be read: {error}", name=source.name) from None
         return tensor.reshape(source.shard_shape(size))
 
     def close(self) -> None:
@@ -109,27 +109,27 @@ class TensorFiles:
     def _read_index(self, index: Path) -> None:
         weight_map = read_json_object(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-            raise CheckpointError(
+            raise CheckpointError.of(
                 index, "has a value that does not fit", name="weight_map", expected="file names by tensor name"
             )
         for shard in sorted(set(weight_map.values())):
             if not shard or Path(shard).name != shard:
-                raise CheckpointError(index, "names a shard outside its folder", name="weight_map", found=shard)
+                raise CheckpointError.of(index, "names a shard outside its folder", name="weight_map", found=shard)
             self._read_headers(self.folder / shard)
         for name, shard in weight_map.items():
             if name not in self.headers or self.headers[name].file.name != shard:
-                raise CheckpointError(self.folder / shard, "tensor is missing, though the index lists it", name=name)
+                raise CheckpointError.of(self.folder / shard, "tensor is missing, though the index lists it", name=name)
 
     def _read_headers(self, file: Path) -> None:
         try:
             if not file.is_file():
-                raise CheckpointError(file, "the file is missing")
+                raise CheckpointError.of(file, "the file is missing")
             with safe_open(file, framework="np") as handle:
                 for name in handle.keys():  # noqa: SIM118  safe_open is not iterable
                     view = handle.get_slice(name)
                     self.headers[name] = _Header(file, tuple(view.get_shape()), view.get_dtype())
         except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(file, f"is not a valid safetensors file: {error}") from None
+            raise CheckpointError.of(file, f"is not a valid safetensors file: {error}") from None
 
 
 class CheckpointFiles:
@@ -181,7 +181,7 @@ def _language_model_prefix(files: TensorFiles) -> str:
     suffix = "embed_tokens.weight"
     names = [name for name in files.headers if name == suffix or name.endswith("." + suffix)]
     if len(names) != 1:
-        raise CheckpointError(
+        raise CheckpointError.of(
             files.location,
             "is not the text encoder's",
             expected=f"one tensor whose name ends with {suffix}",

@@ -47,7 +47,9 @@ def load_weights(
             start += shape[0]
         if not _is_finite(parameter):
             named = ", ".join(source.name for source in sources)
-            raise CheckpointError(files.headers[sources[0].name].file, "holds values that are not finite", name=named)
+            raise CheckpointError.of(
+                files.headers[sources[0].name].file, "holds values that are not finite", name=named
+            )
         state[name] = parameter
     module.load_state_dict(state, strict=True, assign=True)
     module.requires_grad_(False)

@@ -33,10 +33,8 @@ def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torc
 
 
 def pick_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
-    """`--dtype auto` is bfloat16 on a GPU and float32 on a CPU."""
-    if config.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    """The dtype of weights and activations; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    return torch.bfloat16 if config.dtype_on(device.type) == "bfloat16" else torch.float32
 
 
 def free_bytes(device: torch.device) -> int | None:

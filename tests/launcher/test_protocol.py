@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import EngineConfig
-from engine.errors import ArgumentError, CheckpointError, Krea2Error, RankError, ServerError
+from engine.errors import ArgumentError, CheckpointError, Krea2Error, RankError, ServerError, error_from_code
 from engine.step import Job, Step, StepTimes
 from launcher.internal import (
     Execute,
@@ -36,7 +36,6 @@ from launcher.protocol import (
     decode_request,
     encode,
     encode_request,
-    received_error,
 )
 
 GENERATE = Generate(request_id="r1", prompt="a fox 🦊", seed=2**53 - 1, guidance=3.5, width=64)
@@ -175,7 +174,7 @@ def test_what_cannot_travel_is_refused_before_it_does(message: Request, match: s
     "error",
     [
         ArgumentError.of("width", "even", 3),
-        CheckpointError("file", "is gone", expected=1, found=2),
+        CheckpointError.of("file", "is gone", expected=1, found=2),
         RankError("rank 0: died"),
         ServerError("bye"),
     ],
@@ -185,7 +184,7 @@ def test_errors_arrive_as_what_they_were(error: Krea2Error) -> None:
         encode(Failed(request_id=None, code=error.code, message=error.message, parameter=error.parameter))
     )
     assert isinstance(failed, Failed)
-    received = received_error(failed.code, failed.message, failed.parameter)
+    received = error_from_code(failed.code, failed.message, failed.parameter)
     assert type(received) is type(error)
     assert (received.message, str(received), received.parameter, received.exit_code) == (
         error.message,
