@@ -23,11 +23,13 @@ DEFAULT_TAPS = (2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35)
 
 # No real model comes near it; a config beyond it is damaged, and would otherwise ask for absurd memory.
 _MOST_LAYERS = 1024
+_LARGEST_SHIFT = 10.0  # exp of it scales the noise schedule
+_MOST_IMAGE_TOKENS = 1 << 16  # twice those of the largest image
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How to run the engine: which checkpoint, on what, over how many ranks."""
+    """How to run the engine: which checkpoint, on what, over how many ranks. Raises `ArgumentError`."""
 
     model: str = "demo"
     tp: int = 1
@@ -111,7 +113,6 @@ class VAEConfig:
     z_dim: int
     dim_mult: tuple[int, ...]
     num_res_blocks: int
-    temporal_upsample: tuple[bool, ...]  # in decoder order; those levels carry an unused time_conv
     latents_mean: tuple[float, ...]
     latents_std: tuple[float, ...]
 
@@ -163,7 +164,7 @@ class ModelConfig:
     @property
     def text_layers(self) -> int:
         """Layers of the text encoder that are needed: none above the last tap."""
-        return min(max(self.text_encoder_taps), self.text_encoder.num_layers)
+        return max(self.text_encoder_taps)
 
     def image_tokens(self, width: int, height: int) -> int:
         return (width // self.size_multiple) * (height // self.size_multiple)
@@ -330,7 +331,6 @@ def _read_vae(config: JsonFields) -> VAEConfig:
         z_dim=z_dim,
         dim_mult=dim_mult,
         num_res_blocks=config.integer("num_res_blocks", default=2, most=_MOST_LAYERS),
-        temporal_upsample=temporal[::-1],
         latents_mean=config.numbers("latents_mean", length=z_dim),
         latents_std=config.numbers("latents_std", length=z_dim),
     )
@@ -359,12 +359,15 @@ def _read_schedule(config: JsonFields) -> ScheduleConfig:
     result = ScheduleConfig(
         base_image_seq_len=config.integer("base_image_seq_len", default=256),
         max_image_seq_len=config.integer("max_image_seq_len", default=6400),
-        base_shift=config.number("base_shift", default=0.5),
-        max_shift=config.number("max_shift", default=1.15),
+        base_shift=config.number("base_shift", default=0.5, above=-_LARGEST_SHIFT, below=_LARGEST_SHIFT),
+        max_shift=config.number("max_shift", default=1.15, above=-_LARGEST_SHIFT, below=_LARGEST_SHIFT),
         num_train_timesteps=config.integer("num_train_timesteps", default=1000),
     )
     if result.max_image_seq_len <= result.base_image_seq_len:
         raise config.error(
             "max_image_seq_len", f"more than base_image_seq_len {result.base_image_seq_len}", result.max_image_seq_len
         )
+    slope = (result.max_shift - result.base_shift) / (result.max_image_seq_len - result.base_image_seq_len)
+    if abs(slope) * _MOST_IMAGE_TOKENS > _LARGEST_SHIFT:
+        raise config.error("max_shift", "a shift that stays small for large images", result.max_shift)
     return result

@@ -27,9 +27,6 @@ class ArgumentError(Krea2Error):
     code = "invalid_parameter"
     exit_code = 2
 
-    def __init__(self, message: str, *, parameter: str | None = None) -> None:
-        super().__init__(message, parameter=parameter)
-
     @classmethod
     def of(cls, parameter: str, allowed: str, value: object) -> ArgumentError:
         """Name parameter, what is allowed, and the value: `of("width", "between 64 and 4096", 100000)`."""

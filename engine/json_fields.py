@@ -80,10 +80,12 @@ class JsonFields:
             raise self.error(key, f"a whole number from {least} to {most}{multiple}", value)
         return value
 
-    def number(self, key: str, default: float = _REQUIRED, *, above: float = -math.inf) -> float:
+    def number(
+        self, key: str, default: float = _REQUIRED, *, above: float = -math.inf, below: float = math.inf
+    ) -> float:
         value = self._get(key, default)
-        if not _is_number(value) or not above < value:
-            raise self.error(key, "a number" if above == -math.inf else f"a number above {above}", value)
+        if not _is_number(value) or not above < value < below:
+            raise self.error(key, f"a number above {above:g} and below {below:g}", value)
         return float(value)
 
     def integers(self, key: str, default: tuple[int, ...], *, least: int) -> tuple[int, ...]:

@@ -7,7 +7,9 @@ and are meant to be a little too high.
 from __future__ import annotations
 
 from engine.config import ModelConfig
+from engine.prompt import MAX_PROMPT_TOKENS, PREFIX_TOKENS, SUFFIX_TOKENS
 
+ENCODE_AT_ONCE = 2  # new prompts in one forward of the text encoder, which bounds what that allocates
 _FLOAT32 = 4
 
 
@@ -40,3 +42,18 @@ def decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element
             incoming = outgoing // 2
             peak = max(peak, 4 * pixels * (outgoing + incoming) * e + pixels * outgoing * e)
     return peak + width * height * 3 * 3 * _FLOAT32  # the picture in float32, scaled, and as bytes
+
+
+def encode_bytes(config: ModelConfig, tp: int, bytes_per_element: int) -> int:
+    """What encoding `ENCODE_AT_ONCE` prompts of the greatest length allocates on each of `tp` ranks."""
+    dit, text, e = config.transformer, config.text_encoder, bytes_per_element
+    tokens = ENCODE_AT_ONCE * (PREFIX_TOKENS + MAX_PROMPT_TOKENS + SUFFIX_TOKENS)
+    width = dit.text_hidden_size
+    # the hidden states, the stack of the tapped ones with and without the prefix
+    states = tokens * width * (config.text_layers + 1 + 2 * dit.num_text_layers) * e
+    rows = tokens * dit.num_text_layers  # of the layer-wise blocks
+    attention = 4 * width // tp * (2 * e + _FLOAT32) + width * e
+    swiglu = dit.text_intermediate_size // tp * (3 * e + _FLOAT32) + width * e
+    blocks = rows * (2 * width * e + width * _FLOAT32 + max(attention, swiglu))
+    encoder = tokens * (text.intermediate_size // tp * (3 * e + _FLOAT32) + 3 * width * e)
+    return states + max(blocks, encoder)

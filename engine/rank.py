@@ -17,10 +17,11 @@ from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.load import load_weights
 from engine.config import EngineConfig, ModelConfig
 from engine.kernels.rope import image_rotations
+from engine.memory import ENCODE_AT_ONCE
 from engine.model import TextEncoder, Transformer, VAEDecoder
 from engine.model.transformer import TimeModulation
 from engine.parallel import Group
-from engine.parallel.device import free_bytes, pick_dtype
+from engine.parallel.device import free_bytes, pick_dtype, ranks_on_device, to_device
 from engine.prompt import PREFIX_TOKENS
 from engine.sampling import default_mu, draw_noise, guide, make_sigmas, unpack_latents
 from engine.step import Job, Step, StepTimes
@@ -28,6 +29,8 @@ from engine.step import Job, Step, StepTimes
 # Text features kept for prompts that come again (several images of a request, the empty negative prompt): 200 MB at
 # the real size in bfloat16.
 _TEXT_CACHE_TOKENS = 16384
+# Schedules, batch layouts and image grids kept: a schedule of 52 steps is 8 MB at the real size, a layout 4 MB.
+_CACHED_SHAPES = 8
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,6 @@ class Rank:
         checkpoint is damaged and `ArgumentError` if the group's size does not divide the model.
         """
         self.group, self.device = group, device
-        self._sharing = group.size if device.type == "cpu" or config.share_gpu else 1  # ranks on this device
         self.dtype = pick_dtype(config, device)
         folder = config.checkpoint_folder()
         self.config = ModelConfig.from_folder(folder, config.variant)
@@ -96,9 +98,9 @@ class Rank:
         self._jobs: dict[int, _JobState] = {}
         self._next_number = 0
         self._texts: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
-        self._schedule = lru_cache(maxsize=32)(self._make_schedule)
-        self._layout = lru_cache(maxsize=32)(self._make_layout)
-        self._grid = lru_cache(maxsize=32)(self._make_grid)
+        self._schedule = lru_cache(maxsize=_CACHED_SHAPES)(self._make_schedule)
+        self._layout = lru_cache(maxsize=_CACHED_SHAPES)(self._make_layout)
+        self._grid = lru_cache(maxsize=_CACHED_SHAPES)(self._make_grid)
         self._decoder = _ImageDecoder(self.vae, device, on_image) if self.vae is not None else None
 
     def execute(self, step: Step) -> PendingStep:
@@ -138,7 +140,11 @@ class Rank:
         modules = [module for module in (self.text_encoder, self.transformer, self.vae) if module is not None]
         weights = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
         free = free_bytes(self.device)
-        return {"weights": weights} if free is None else {"weights": weights, "free": free // self._sharing}
+        return (
+            {"weights": weights}
+            if free is None
+            else {"weights": weights, "free": free // ranks_on_device(self.device, self.group.size)}
+        )
 
     def close(self) -> None:
         """Wait until every image has been decoded. Raises what went wrong there."""
@@ -157,36 +163,38 @@ class Rank:
             self._jobs[job.job_id] = _JobState(
                 job=job,
                 grid=(job.height // multiple, job.width // multiple),
-                latents=noise.to(self.device),
+                latents=to_device(noise, self.device),
                 texts=tuple(texts[ids] for ids in _prompts(job)),
                 schedule=self._schedule(job.steps, mu),
             )
 
     def _encode_texts(self, prompts: list[tuple[int, ...]]) -> dict[tuple[int, ...], torch.Tensor]:
-        """Text features (text tokens, width) of each distinct prompt; new ones are encoded in one packed forward."""
+        """Text features (text tokens, width) of each distinct prompt; new ones are encoded some at a time, packed."""
         found = {ids: self._texts[ids] for ids in prompts if ids in self._texts}
-        new = [ids for ids in dict.fromkeys(prompts) if ids not in found]
-        if new:
-            packed = torch.tensor([token for ids in new for token in ids], device=self.device)
+        missing = [ids for ids in dict.fromkeys(prompts) if ids not in found]
+        for first in range(0, len(missing), ENCODE_AT_ONCE):
+            new = missing[first : first + ENCODE_AT_ONCE]
+            packed = to_device(torch.tensor([token for ids in new for token in ids]), self.device)
             bounds = _bounds([len(ids) for ids in new])
             states = self.text_encoder(packed, bounds)
-            kept = torch.cat([states[start + PREFIX_TOKENS : stop] for start, stop in pairwise(bounds)])
+            prompt_states = torch.cat([states[start + PREFIX_TOKENS : stop] for start, stop in pairwise(bounds)])
             lengths = [len(ids) - PREFIX_TOKENS for ids in new]
-            features = self.transformer.encode_text(kept, _bounds(lengths))
+            features = self.transformer.encode_text(prompt_states, _bounds(lengths))
             # copies, so that one cached prompt does not keep the whole batch it came in alive
             found.update((ids, part.clone()) for ids, part in zip(new, features.split(lengths), strict=True))
         for ids, features in found.items():
             self._texts[ids] = features
             self._texts.move_to_end(ids)
-        while len(self._texts) > 1 and sum(t.shape[0] for t in self._texts.values()) > _TEXT_CACHE_TOKENS:
-            self._texts.popitem(last=False)
+        kept = sum(features.shape[0] for features in self._texts.values())
+        while len(self._texts) > 1 and kept > _TEXT_CACHE_TOKENS:
+            kept -= self._texts.popitem(last=False)[1].shape[0]
         return found
 
     def _make_schedule(self, steps: int, mu: float) -> _Schedule:
         sigmas = make_sigmas(steps, mu)
         scale = self.config.schedule.num_train_timesteps
         timesteps = sigmas[:-1] * scale / scale  # as the references compute it, to the last bit
-        return _Schedule(tuple(sigmas.tolist()), self.transformer.encode_timesteps(timesteps.to(self.device)))
+        return _Schedule(tuple(sigmas.tolist()), self.transformer.encode_timesteps(to_device(timesteps, self.device)))
 
     # ---- denoising
 
@@ -219,13 +227,14 @@ class Rank:
 
     def _make_grid(self, height: int, width: int) -> torch.Tensor:
         dit = self.config.transformer
-        return image_rotations(height, width, dit.axes_dims_rope, dit.rope_theta, self.device)
+        return to_device(image_rotations(height, width, dit.axes_dims_rope, dit.rope_theta), self.device)
 
 
 class PendingStep:
     """A step that has been started, with marks before, between and after its two parts."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._on_gpu = device.type == "cuda"
         self._times: list[float] = []
         self._events: list[torch.cuda.Event] = []
@@ -235,7 +244,7 @@ class PendingStep:
         """The device has got this far, now or, on a GPU, when its queue has been worked off."""
         if self._on_gpu:
             self._events.append(torch.cuda.Event(enable_timing=True))
-            self._events[-1].record()
+            self._events[-1].record(torch.cuda.current_stream(self._device))
         else:
             self._times.append(time.perf_counter())
 
@@ -259,7 +268,7 @@ class _ImageDecoder:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def submit(self, job: Job, latents: torch.Tensor) -> None:
-        ready = torch.cuda.current_stream().record_event() if self._stream is not None else None
+        ready = torch.cuda.current_stream(latents.device).record_event() if self._stream is not None else None
         self._futures.append(self._executor.submit(self._decode, job, latents, ready))
 
     def raise_failure(self) -> None:

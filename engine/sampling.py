@@ -56,5 +56,5 @@ def unpack_latents(tokens: torch.Tensor, grid_height: int, grid_width: int, patc
 
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, guidance: float) -> torch.Tensor:
-    """Krea's guidance: cond + g · (cond - uncond). Others' scale is g + 1."""
+    """Krea's guidance of velocities (image tokens, in_channels): cond + g · (cond - uncond). Others' g is one more."""
     return conditional + guidance * (conditional - unconditional)

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from engine.config import ModelConfig
 from engine.errors import ArgumentError
-from engine.memory import decode_bytes, step_bytes
+from engine.memory import decode_bytes, encode_bytes, step_bytes
 from engine.prompt import MAX_PROMPT_TOKENS, PREFIX_TOKENS
 from engine.step import Job
 from launcher.limits import Limits
@@ -140,9 +140,12 @@ def check_memory(
 
     Rank 0 decodes images while the next step runs.
     """
-    needed = step_bytes(model, plan.tokens, len(free), bytes_per_element)
+    ranks = len(free)
+    needed = max(
+        step_bytes(model, plan.tokens, ranks, bytes_per_element), encode_bytes(model, ranks, bytes_per_element)
+    )
     decoding = decode_bytes(model, checked.width, checked.height, bytes_per_element)
-    for rank, (available, wanted) in enumerate(zip(free, (needed + decoding, *[needed] * len(free)), strict=False)):
+    for rank, (available, wanted) in enumerate(zip(free, (needed + decoding, *[needed] * ranks), strict=False)):
         if wanted > available:
             raise ArgumentError(
                 f"width × height {checked.width} × {checked.height} needs about {wanted / 1e9:.1f} GB on rank {rank}, "

@@ -24,7 +24,7 @@ class ImageFile:
     width: int
     height: int
     format: str
-    file: bytes
+    file: bytes = field(repr=False)
 
     @classmethod
     def of(cls, header: Image, file: bytes) -> ImageFile:

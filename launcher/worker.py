@@ -74,7 +74,7 @@ def serve(config: RankConfig) -> NoReturn:
 
 
 def _load(config: RankConfig, wire: _Wire) -> Rank:
-    from engine.parallel import connect_group, pick_device
+    from engine.parallel import connect_group, pick_device, ranks_on_device
     from engine.rank import Rank
 
     wire.send(Hello(rank=config.rank))
@@ -87,7 +87,7 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
         device,
         store_file=Path(config.store_file) if config.store_file is not None else None,
         timeout_s=load.timeout_s,
-        share_gpu=load.engine.share_gpu,
+        share_gpu=ranks_on_device(device, config.world_size) > 1,
     )
 
     def send_image(image: DecodedImage) -> None:

@@ -41,7 +41,7 @@ ENGINE_LAYERS: dict[str, set[str]] = {
     "step": set(),
     "json_fields": {"errors"},
     "config": {"errors", "json_fields"},
-    "memory": _PLAIN,
+    "memory": {*_PLAIN, "prompt"},
     "scheduler": _PLAIN,
     "kernels": {"errors"},
     "parallel": _PLAIN,
@@ -50,7 +50,7 @@ ENGINE_LAYERS: dict[str, set[str]] = {
     "batch": _PLAIN,
     "prompt": set(),
     "model": {*_PLAIN, "parallel", "kernels", "batch"},
-    "rank": {*_PLAIN, "parallel", "kernels", "batch", "prompt", "sampling", "checkpoint", "model"},
+    "rank": {*_PLAIN, "memory", "parallel", "kernels", "batch", "prompt", "sampling", "checkpoint", "model"},
 }
 
 

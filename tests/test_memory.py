@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
-from engine.memory import decode_bytes, step_bytes
+from engine.memory import decode_bytes, encode_bytes, step_bytes
 from engine.parallel import LocalGroup
 from engine.rank import Rank
 from engine.step import Job, Step
@@ -59,3 +60,13 @@ def test_decoding_allocates_no_more_than_the_arithmetic_says(width: int, height:
         peak = peak_bytes(lambda: vae.decode_pixels(latents))
     estimate = decode_bytes(DEMO, width, height, rank.dtype.itemsize)
     assert 0.4 * estimate < peak <= estimate
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_encoding_many_long_prompts_allocates_no_more_than_the_arithmetic_says(dtype: str) -> None:
+    rank = Rank(EngineConfig(dtype=dtype), LocalGroup(), CPU)
+    jobs = tuple(Job(i, (i + 5, *range(545)), None, 64, 64, 1, 0.0, None, i) for i in range(7))
+    jobs = tuple(replace(job, prompt_ids=tuple(t % 400 for t in job.prompt_ids)) for job in jobs)
+    peak = peak_bytes(lambda: rank.execute(Step(0, start=jobs)))
+    estimate = encode_bytes(DEMO, 1, rank.dtype.itemsize)
+    assert 0.3 * estimate < peak <= estimate

@@ -21,7 +21,6 @@ from engine.json_fields import read_json_object
 if TYPE_CHECKING:
     import torch
 
-COMPONENTS = ("text_encoder", "transformer", "vae")
 _READABLE_DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 

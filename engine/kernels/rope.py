@@ -12,8 +12,8 @@ import torch
 from engine.kernels.norm import rms_norm
 
 
-def image_rotations(height: int, width: int, axes: Sequence[int], theta: float, device: torch.device) -> torch.Tensor:
-    """Rotations of a grid of image tokens: (height · width, sum(axes) / 2) complex64.
+def image_rotations(height: int, width: int, axes: Sequence[int], theta: float) -> torch.Tensor:
+    """Rotations of a grid of image tokens: (height · width, sum(axes) / 2) complex64, on the CPU.
 
     Tokens sit at (0, row, column); `axes` are the head dims of those three axes. Angles are built in float64, as
     diffusers' `get_1d_rotary_pos_embed` does. On the first axis, and for text, which sits at (0, 0, 0), the rotation
@@ -28,7 +28,7 @@ def image_rotations(height: int, width: int, axes: Sequence[int], theta: float, 
         ],
         dim=1,
     )
-    return torch.polar(torch.ones_like(angles), angles).to(device, torch.complex64)
+    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
 
 
 def text_rotations(positions: torch.Tensor, head_dim: int, theta: float) -> torch.Tensor:

@@ -35,8 +35,8 @@ class TextEncoder(nn.Module):
         Attention is causal within a prompt and positions count from 0 in each: the same as the references' padded
         and masked batch, for the tokens that are real.
         """
-        positions = torch.cat([torch.arange(stop - start) for start, stop in pairwise(bounds)])
-        rotations = text_rotations(positions.to(ids.device), self.head_dim, self.rope_theta)
+        positions = torch.cat([torch.arange(stop - start, device=ids.device) for start, stop in pairwise(bounds)])
+        rotations = text_rotations(positions, self.head_dim, self.rope_theta)
         x = self.embed_tokens(ids)
         states = [x]
         for layer in self.layers:

@@ -65,7 +65,7 @@ class Transformer(nn.Module):
         """One denoise step of a packed batch: the velocities.
 
         text: each segment's text features, (text tokens, width). latents: each image's tokens, (image tokens,
-        in_channels) float32, in the order of `layout.images`. modulation: a row per segment. Returns
+        in_channels) float32, image i being the one that segments call `image` i. modulation: a row per segment. Returns
         (image tokens of all segments, in_channels) float32, segment after segment.
         """
         images = self.img_in(torch.cat(latents).to(self.img_in.weight.dtype))
@@ -105,7 +105,7 @@ class _FinalLayer(nn.Module):
         self.linear = Linear(config.hidden_size, config.in_channels)
 
     def forward(self, x: torch.Tensor, modulation: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """x: (image tokens, width), the text left out; modulation: (segments, width)."""
+        """x: (image tokens, width), no text; modulation: (segments, width) float32. Returns (…, in_channels)."""
         scale, shift = (modulation[:, None] + self.scale_shift_table).unbind(1)
         return self.linear(rms_norm_modulate(x, self.norm.weight, self.norm.eps, scale, shift, layout.image_bounds))
 

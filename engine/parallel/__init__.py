@@ -1,6 +1,6 @@
 """Process groups and the layers that are split over them."""
 
-from engine.parallel.device import pick_device
+from engine.parallel.device import pick_device, ranks_on_device
 from engine.parallel.distributed import connect_group
 from engine.parallel.group import Group, LocalGroup, thread_groups
 from engine.parallel.linear import ColumnParallelLinear, Linear, RowParallelLinear
@@ -13,5 +13,6 @@ __all__ = [
     "RowParallelLinear",
     "connect_group",
     "pick_device",
+    "ranks_on_device",
     "thread_groups",
 ]

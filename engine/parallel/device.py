@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -35,6 +36,16 @@ def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torc
 def pick_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
     """The dtype of weights and activations; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     return torch.bfloat16 if config.dtype_on(device.type) == "bfloat16" else torch.float32
+
+
+def ranks_on_device(device: torch.device, ranks: int) -> int:
+    """How many of a machine's ranks share a device."""
+    return ranks if device.type == "cpu" else math.ceil(ranks / torch.cuda.device_count())
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy from the host without waiting for what is queued on the device."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 def test_image_rotations_are_diffusers(height: int, width: int, axes: tuple[int, int, int], theta: float) -> None:
     ids = Krea2Pipeline.prepare_position_ids(0, height, width, CPU)
     cos, sin = Krea2RotaryPosEmbed(theta, list(axes))(ids)
-    rotations = image_rotations(height, width, axes, theta, CPU)
+    rotations = image_rotations(height, width, axes, theta)
     torch.testing.assert_close(rotations.real.repeat_interleave(2, dim=1), cos, atol=1e-7, rtol=0)
     torch.testing.assert_close(rotations.imag.repeat_interleave(2, dim=1), sin, atol=1e-7, rtol=0)
 
@@ -38,7 +38,7 @@ def test_norm_and_rotation_in_place_on_a_column_slice(dtype: torch.dtype) -> Non
     cos_sin = Krea2RotaryPosEmbed(1000, [4, 6, 6])(ids)
     expected = apply_rotary_emb(rms_norm(query, weight, EPS)[None], cos_sin, sequence_dim=1)[0]
 
-    norm_rotate_(query, weight, EPS, image_rotations(*grid, (4, 6, 6), 1000.0, CPU))
+    norm_rotate_(query, weight, EPS, image_rotations(*grid, (4, 6, 6), 1000.0))
     tolerance = 1e-6 if dtype == torch.float32 else 2**-7
     torch.testing.assert_close(query, expected, atol=tolerance, rtol=tolerance)
     assert torch.equal(packed[:, :32], before[:, :32])

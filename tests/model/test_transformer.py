@@ -75,10 +75,7 @@ def test_velocities_of_a_packed_batch_equal_diffusers_one_by_one(turbo: Path, tp
 
     def forward(rank: Rank) -> torch.Tensor:
         dit = rank.config.transformer
-        grids = [
-            image_rotations(s.grid_height, s.grid_width, dit.axes_dims_rope, dit.rope_theta, torch.device("cpu"))
-            for s in segments
-        ]
+        grids = [image_rotations(s.grid_height, s.grid_width, dit.axes_dims_rope, dit.rope_theta) for s in segments]
         text = list(rank.transformer.encode_text(states, text_bounds).split(TEXT_LENGTHS))
         modulation = rank.transformer.encode_timesteps(timesteps)
         return rank.transformer(text, latents, modulation, Layout(segments, grids))
