@@ -9,7 +9,9 @@ from __future__ import annotations
 from engine.config import ModelConfig
 from engine.prompt import MAX_PROMPT_TOKENS, PREFIX_TOKENS, SUFFIX_TOKENS
 
-ENCODE_AT_ONCE = 2  # new prompts in one forward of the text encoder, which bounds what that allocates
+# Tokens in one forward of the text encoder, which bounds what that allocates: one prompt of the greatest length, or
+# as many short ones.
+ENCODE_AT_ONCE = PREFIX_TOKENS + MAX_PROMPT_TOKENS + SUFFIX_TOKENS
 _FLOAT32 = 4
 
 
@@ -45,10 +47,9 @@ def decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element
 
 
 def encode_bytes(config: ModelConfig, tp: int, bytes_per_element: int) -> int:
-    """What encoding `ENCODE_AT_ONCE` prompts of the greatest length allocates on each of `tp` ranks."""
+    """What encoding `ENCODE_AT_ONCE` tokens of prompts allocates on each of `tp` ranks."""
     dit, text, e = config.transformer, config.text_encoder, bytes_per_element
-    tokens = ENCODE_AT_ONCE * (PREFIX_TOKENS + MAX_PROMPT_TOKENS + SUFFIX_TOKENS)
-    width = dit.text_hidden_size
+    tokens, width = ENCODE_AT_ONCE, dit.text_hidden_size
     # the hidden states, the stack of the tapped ones with and without the prefix
     states = tokens * width * (config.text_layers + 1 + 2 * dit.num_text_layers) * e
     rows = tokens * dit.num_text_layers  # of the layer-wise blocks

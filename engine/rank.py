@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -172,16 +172,8 @@ class Rank:
         """Text features (text tokens, width) of each distinct prompt; new ones are encoded some at a time, packed."""
         found = {ids: self._texts[ids] for ids in prompts if ids in self._texts}
         missing = [ids for ids in dict.fromkeys(prompts) if ids not in found]
-        for first in range(0, len(missing), ENCODE_AT_ONCE):
-            new = missing[first : first + ENCODE_AT_ONCE]
-            packed = to_device(torch.tensor([token for ids in new for token in ids]), self.device)
-            bounds = _bounds([len(ids) for ids in new])
-            states = self.text_encoder(packed, bounds)
-            prompt_states = torch.cat([states[start + PREFIX_TOKENS : stop] for start, stop in pairwise(bounds)])
-            lengths = [len(ids) - PREFIX_TOKENS for ids in new]
-            features = self.transformer.encode_text(prompt_states, _bounds(lengths))
-            # copies, so that one cached prompt does not keep the whole batch it came in alive
-            found.update((ids, part.clone()) for ids, part in zip(new, features.split(lengths), strict=True))
+        for new in _chunks(missing, ENCODE_AT_ONCE):
+            found.update(zip(new, self._encode_packed(new), strict=True))
         for ids, features in found.items():
             self._texts[ids] = features
             self._texts.move_to_end(ids)
@@ -189,6 +181,16 @@ class Rank:
         while len(self._texts) > 1 and kept > _TEXT_CACHE_TOKENS:
             kept -= self._texts.popitem(last=False)[1].shape[0]
         return found
+
+    def _encode_packed(self, prompts: list[tuple[int, ...]]) -> list[torch.Tensor]:
+        packed = to_device(torch.tensor([token for ids in prompts for token in ids]), self.device)
+        bounds = _bounds([len(ids) for ids in prompts])
+        states = self.text_encoder(packed, bounds)
+        kept = torch.cat([states[start + PREFIX_TOKENS : stop] for start, stop in pairwise(bounds)])
+        lengths = [len(ids) - PREFIX_TOKENS for ids in prompts]
+        features = self.transformer.encode_text(kept, _bounds(lengths))
+        # copies, so that one cached prompt does not keep the whole batch it came in alive
+        return [part.clone() for part in features.split(lengths)]
 
     def _make_schedule(self, steps: int, mu: float) -> _Schedule:
         sigmas = make_sigmas(steps, mu)
@@ -303,3 +305,15 @@ def _prompts(job: Job) -> list[tuple[int, ...]]:
 
 def _bounds(lengths: list[int]) -> tuple[int, ...]:
     return tuple(accumulate(lengths, initial=0))
+
+
+def _chunks(prompts: list[tuple[int, ...]], most_tokens: int) -> Iterator[list[tuple[int, ...]]]:
+    """The prompts in order, as many at a time as have at most so many tokens; one that has more goes alone."""
+    chunk: list[tuple[int, ...]] = []
+    for ids in prompts:
+        if chunk and sum(map(len, chunk)) + len(ids) > most_tokens:
+            yield chunk
+            chunk = []
+        chunk.append(ids)
+    if chunk:
+        yield chunk
