@@ -135,6 +135,8 @@ def _is_number(value: object) -> bool:
 def read_json_object(file: Path) -> dict[str, Any]:
     """Parse a json file that must hold an object. Raises `CheckpointError`."""
     try:
+        if file.exists() and not file.is_file():  # reading a pipe would wait for ever
+            raise CheckpointError.of(file, "is not a file")
         text = file.read_bytes()
     except FileNotFoundError:
         raise CheckpointError.of(file, "the file is missing") from None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 
 def main() -> None:
+    # Until a role takes over, there is nothing to clean up: Ctrl-C ends us without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Ranks wait for torch, and everything waits for them: each role imports no more than it needs.
     role = sys.argv[1] if len(sys.argv) > 1 else ""
     if role == "_frontend":

@@ -148,7 +148,8 @@ def generate(
         _Progress(steps=sum(request.steps * request.num_images for request in checked)) as progress,
         launch_frontend(config, while_starting=progress.show) as client,
     ):
-        client.run(_make_images(client.asynchronous, requests, paths, progress))
+        ahead = min(_REQUESTS_AHEAD, config.limits.max_queue)
+        client.run(_make_images(client.asynchronous, requests, paths, progress, ahead=ahead))
 
 
 @commands.command()
@@ -212,11 +213,13 @@ def _parse_limits(assignments: tuple[str, ...]) -> dict[str, float]:
     return values
 
 
-async def _make_images(client: AsyncClient, requests: list[Generate], paths: list[Path], progress: _Progress) -> None:
-    """Send the requests, a bounded number ahead, and write every image as it comes."""
+async def _make_images(
+    client: AsyncClient, requests: list[Generate], paths: list[Path], progress: _Progress, *, ahead: int
+) -> None:
+    """Send the requests, at most `ahead` of those that are done, and write every image as it comes."""
     from launcher.results import ImageFile, Result
 
-    turn = asyncio.Semaphore(_REQUESTS_AHEAD)
+    turn = asyncio.Semaphore(ahead)
     warnings: set[str] = set()
 
     async def make(request: Generate, request_paths: list[Path]) -> None:
@@ -295,5 +298,6 @@ def _stop_without_rank(_: bool) -> None:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if sys.stderr is not None:  # print would take stdout instead
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code

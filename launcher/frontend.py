@@ -161,10 +161,12 @@ class Frontend:
                 self._accepted(known)
             return
         checked = check(message, self._model, self._config.limits, drawn_seed=secrets.randbelow(2**32))
-        if len(self._requests) >= self._config.limits.max_queue:
+        waiting = sum(not request.ended for request in self._requests.values())
+        kept = sum(request.ended and request.client == client for request in self._requests.values())
+        if max(waiting, kept) >= self._config.limits.max_queue:
             wait = self._estimate(self._scheduler.work_ahead(checked.priority))
             later = "later" if wait is None else f"in about {wait:.0f} s"
-            raise QueueFullError(f"the queue is full with {len(self._requests)} requests: try again {later}")
+            raise QueueFullError(f"the queue is full with {max(waiting, kept)} requests: try again {later}")
         plan = make_plan(checked, self._model, self._tokenizer.encode, self._job_ids)
         request = _Request(client, message.request_id, checked, plan, arrived=time.monotonic())
         self._check_memory(request)

@@ -23,6 +23,7 @@ def check_address(address: str, *, insecure: bool) -> bool:
     Raises `ArgumentError` if it is neither `tcp://HOST:PORT` nor `ipc://PATH`.
     """
     if address.startswith("ipc:///") and len(address) > len("ipc:///"):
+        _check_path(address)
         return False
     match = _TCP.fullmatch(address)
     if match is None or int(match["port"]) > 65535:
@@ -40,8 +41,10 @@ def check_address(address: str, *, insecure: bool) -> bool:
 
 def bind(server: zmq.asyncio.Socket, address: str) -> str:
     """Listen on a checked address; returns it with the port that was taken. Raises `LaunchError` if it is in use."""
-    if address.startswith("ipc://") and _someone_listens(address.removeprefix("ipc://")):
-        raise LaunchError(f"cannot listen on {address}: another server does")  # zmq would take it away from there
+    if address.startswith("ipc://"):
+        _check_path(address)
+        if _someone_listens(address.removeprefix("ipc://")):
+            raise LaunchError(f"cannot listen on {address}: another server does")
     server.set(zmq.IPV6, int("[" in address))
     try:
         server.bind(address)
@@ -53,13 +56,22 @@ def bind(server: zmq.asyncio.Socket, address: str) -> str:
 def remove_socket(address: str) -> None:
     """Remove the file of an address that was listened on, which zmq leaves."""
     if address.startswith("ipc://"):
-        Path(address.removeprefix("ipc://")).unlink(missing_ok=True)
+        path = Path(address.removeprefix("ipc://"))
+        if path.is_socket() and not path.is_symlink():
+            path.unlink(missing_ok=True)
 
 
 def send_now(socket: zmq.asyncio.Socket, frames: list[bytes]) -> bool:
     """Send if the socket takes the message at once; otherwise the message is dropped. Returns whether it was taken."""
     sent = cast("asyncio.Future[object]", socket.send_multipart(frames, flags=zmq.NOBLOCK))  # done already
     return sent.exception() is None
+
+
+def _check_path(address: str) -> None:
+    """Raise `ArgumentError` if something other than a socket lies there: zmq deletes whatever does before it binds."""
+    path = Path(address.removeprefix("ipc://"))
+    if path.is_symlink() or (path.exists() and not path.is_socket()):
+        raise ArgumentError.of("rpc", "a path where nothing lies but an old socket", address)
 
 
 def _is_loopback(host: str) -> bool:

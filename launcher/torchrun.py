@@ -23,6 +23,7 @@ from launcher.spawn import ORDERLY_S, SIGNALS, WAIT_POLICY
 
 _RUN_FOLDER, _WORLD_SIZE = "KREA2_RANKS_FOLDER", "KREA2_RANKS"  # what the child finds in its environment
 _MEET_S = 60.0
+_AGENT_S = 0.5  # between looks whether torchrun is there
 _LAST_WORDS_S = 1.0  # for the front-end to notice that a rank died, before a signal that may be the consequence
 
 
@@ -39,6 +40,7 @@ def external_ranks() -> tuple[str, int] | None:
 
 def run_rank() -> NoReturn:
     """The whole life of a rank that torchrun started."""
+    agent = os.getppid()
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if int(os.environ["LOCAL_WORLD_SIZE"]) != world_size:
         sys.exit("error: all ranks must run on one machine" if rank == 0 else 1)
@@ -51,6 +53,7 @@ def run_rank() -> NoReturn:
         threading.Thread(target=_end_with, args=(child, run_folder), daemon=True).start()
     connected = threading.Event()
     threading.Thread(target=_obey_signals, args=(child, connected), daemon=True).start()
+    threading.Thread(target=_end_without, args=(agent,), daemon=True).start()
 
     os.environ.setdefault("OMP_WAIT_POLICY", WAIT_POLICY)
     from torch.distributed.rendezvous import rendezvous
@@ -85,6 +88,13 @@ def _end_with(child: subprocess.Popen[bytes], run_folder: str) -> None:
     code = child.wait()
     remove_run_folder(run_folder)
     os._exit(code if code >= 0 else 128 - code)
+
+
+def _end_without(agent: int) -> None:
+    """torchrun was killed without a chance to stop its processes: stop as if it had asked."""
+    while os.getppid() == agent:
+        time.sleep(_AGENT_S)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _obey_signals(child: subprocess.Popen[bytes] | None, connected: threading.Event) -> None:

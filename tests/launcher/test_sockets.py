@@ -10,7 +10,7 @@ import zmq
 import zmq.asyncio
 
 from engine.errors import ArgumentError, LaunchError
-from launcher.sockets import bind, check_address
+from launcher.sockets import bind, check_address, remove_socket
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,17 @@ def test_an_address_in_use_is_a_launch_error_and_stays_its_owner_s(run_folder: P
             context.destroy(linger=0)
 
     asyncio.run(test())
+
+
+def test_what_lies_at_an_ipc_address_is_not_deleted(tmp_path: Path) -> None:
+    file, link, folder = tmp_path / "file", tmp_path / "link", tmp_path / "folder"
+    file.write_text("precious")
+    link.symlink_to(file)
+    folder.mkdir()
+    for path in (file, link, folder):
+        with pytest.raises(ArgumentError, match="where nothing lies but an old socket"):
+            check_address(f"ipc://{path}", insecure=False)
+        remove_socket(f"ipc://{path}")
+    assert file.read_text() == "precious"
+    assert link.is_symlink()
+    assert folder.is_dir()
