@@ -143,7 +143,8 @@ class RankGroup:
 
     def _command(self, rank: int, command: Command) -> None:
         if not send_now(self._socket, [route(rank), encode(command)]):
-            self._fail(RankError(f"rank {rank} cannot be reached"))
+            # its connection broke: the reason, its death, is noticed in a moment
+            self._loop.call_later(_ROOT_CAUSE_S, self._fail, RankError(f"rank {rank} cannot be reached"))
 
     # ---- hearing
 
