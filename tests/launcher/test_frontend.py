@@ -24,6 +24,7 @@ from engine.errors import (
     ServerError,
 )
 from launcher.async_client import AsyncClient
+from launcher.internal import lifeline_path
 from launcher.limits import Limits
 from launcher.protocol import (
     Accepted,
@@ -495,5 +496,25 @@ def test_what_does_not_fit_into_a_rank_s_memory_is_refused_and_ticks_are_packed_
             assert len(result.files) == 10
             sizes = [len(step.denoise) for step in fakes.ranks[0].steps]
             assert 1 < max(sizes) < 10
+
+    run(test())
+
+
+def test_a_rank_that_cannot_be_reached_because_it_died_is_said_to_have_died(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder, tp=2) as fakes, AsyncClient(fakes.address) as client:
+            _, lifeline = await asyncio.open_unix_connection(lifeline_path(str(run_folder)))
+            lifeline.write(bytes([1]))
+            await lifeline.drain()
+            fakes.ranks[1]._task.cancel()
+            fakes.ranks[1]._socket.close(linger=0)
+            await client.ping()  # by then the front-end's socket knows
+            call = asyncio.create_task(client.generate(PROMPT))
+            await fakes.ranks[0].has_steps(1)  # the same step has been sent to rank 1, in vain
+            lifeline.close()
+            with pytest.raises(RankError, match="rank 1 died"):
+                await call
+            with pytest.raises(RankError, match="rank 1 died"):
+                await fakes.served
 
     run(test())
