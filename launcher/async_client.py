@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 import msgspec
 import zmq
@@ -26,9 +26,12 @@ from launcher.protocol import (
     Failed,
     Generate,
     Image,
+    Metrics,
+    MetricsReply,
     Parameters,
     Ping,
     Pong,
+    Preview,
     Progress,
     Reply,
     Request,
@@ -37,15 +40,13 @@ from launcher.protocol import (
     decode_reply,
     encode_request,
 )
-from launcher.results import Event, ImageFile, Result
+from launcher.results import Event, ImageFile, PreviewFile, Result
 from launcher.sockets import send_now
 
 PING_S = 2.0
 ASK_AGAIN_S = 10.0  # without news of a request
 SILENCE_S = 20.0  # without anything from the server
 _FAREWELL_MS = 200  # for the last cancels to leave
-
-T = TypeVar("T")
 
 
 class AsyncClient:
@@ -59,7 +60,7 @@ class AsyncClient:
         self._connect_timeout_s = connect_timeout_s
         self._context: zmq.asyncio.Context | None = None
         self._calls: dict[str, _Call] = {}
-        self._answers: dict[type[Reply], list[asyncio.Future[Any]]] = {Pong: [], StatusReply: []}
+        self._answers: dict[type[Reply], list[asyncio.Future[Any]]] = {Pong: [], StatusReply: [], MetricsReply: []}
         self._tasks: list[asyncio.Task[None]] = []
         self._last_heard = 0.0
         self._lost: Krea2Error | None = None  # why calls fail, until the server is heard again
@@ -86,6 +87,9 @@ class AsyncClient:
 
     def stream(self, prompt: str, **parameters: Unpack[Parameters]) -> AsyncIterator[Event]:
         """Make images and follow them: `Accepted`, `Progress`, an `ImageFile` each, and at last the `Result`.
+
+        With `preview_every`, a `PreviewFile` of every image after so many of its steps. Not every progress and preview
+        need come: a client that is slow to read gets the newest.
 
         Raises what `generate` raises. Closing the iterator cancels the request.
         """
@@ -115,7 +119,11 @@ class AsyncClient:
                 if isinstance(reply, Accepted | Progress):
                     yield reply
                     continue
-                header, file = reply
+                news, file = reply
+                if isinstance(news, Preview):
+                    yield PreviewFile.of(news, file)
+                    continue
+                header = news
                 if header.index not in images:  # it may have been sent again
                     images[header.index] = ImageFile.of(header, file)
                     ended = len(images) == header.num_images
@@ -135,6 +143,10 @@ class AsyncClient:
     async def status(self) -> StatusReply:
         """What the server is doing."""
         return await self._ask(Status(), StatusReply, SILENCE_S)
+
+    async def metrics(self) -> bytes:
+        """The server's metrics in Prometheus' text format."""
+        return await self._ask(Metrics(), MetricsReply, SILENCE_S)
 
     async def ping(self) -> float:
         """Seconds to the server and back."""
@@ -188,12 +200,12 @@ class AsyncClient:
 
     # ---- the connection
 
-    async def _ask(self, question: Request, answer: type[T], timeout_s: float) -> T:
+    async def _ask(self, question: Request, answer: type[Reply], timeout_s: float) -> Any:
         await self.connect()
         if self._lost is not None:
             raise self._lost
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        waiting = self._answers[answer]  # type: ignore[index]
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        waiting = self._answers[answer]
         waiting.append(future)
         self._send(question)
         try:
@@ -226,10 +238,10 @@ class AsyncClient:
             await asyncio.sleep(0)
 
     def _handle(self, reply: Reply, frames: list[bytes]) -> None:
-        if isinstance(reply, Pong | StatusReply):
+        if isinstance(reply, Pong | StatusReply | MetricsReply):
             for future in self._answers[type(reply)]:
                 if not future.done():
-                    future.set_result(reply)
+                    future.set_result(frames[0] if isinstance(reply, MetricsReply) else reply)
         elif isinstance(reply, Closing):
             self._lose(error_from_code(reply.code, reply.message))
         elif reply.request_id is None:  # a question that the server did not understand
@@ -238,7 +250,7 @@ class AsyncClient:
             call.last_heard = self._last_heard
             if isinstance(reply, Failed):
                 call.replies.put_nowait(error_from_code(reply.code, reply.message, reply.parameter))
-            elif isinstance(reply, Image):
+            elif isinstance(reply, Image | Preview):
                 call.replies.put_nowait((reply, frames[0]))
             else:
                 call.replies.put_nowait(reply)
@@ -272,6 +284,6 @@ class AsyncClient:
 class _Call:
     frame: bytes
     last_heard: float
-    replies: asyncio.Queue[Accepted | Progress | tuple[Image, bytes] | Krea2Error] = field(
+    replies: asyncio.Queue[Accepted | Progress | tuple[Image | Preview, bytes] | Krea2Error] = field(
         default_factory=asyncio.Queue
     )

@@ -59,6 +59,10 @@ class Client:
         """What the server is doing."""
         return self.run(self.asynchronous.status())
 
+    def metrics(self) -> bytes:
+        """The server's metrics in Prometheus' text format."""
+        return self.run(self.asynchronous.metrics())
+
     def ping(self) -> float:
         """Seconds to the server and back."""
         return self.run(self.asynchronous.ping())

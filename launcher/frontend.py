@@ -245,6 +245,7 @@ class Frontend:
             done=self._done,
             failed=self._failed,
             dropped_messages=self._clients.dropped_messages,
+            restarts=0,
             rank_memory=self._ranks.memory,
         )
 
@@ -293,6 +294,7 @@ class Frontend:
                 request_id=request.request_id,
                 step=request.steps_done,
                 steps=request.checked.steps * request.checked.num_images,
+                estimated_s=None,
                 attempt=ATTEMPT,
             )
             self._clients.send(request.client, progress)

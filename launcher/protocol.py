@@ -31,7 +31,10 @@ class _Versioned(Message, frozen=True, kw_only=True):
 
 
 class Generate(_Versioned, frozen=True, kw_only=True):
-    """Make images. Sending it twice with the same `request_id` is harmless. None means the checkpoint's default."""
+    """Make images. Sending it twice with the same `request_id` is harmless. None means the checkpoint's default.
+
+    preview_every: denoise steps of an image between its previews; None for no previews.
+    """
 
     request_id: RequestId
     prompt: str
@@ -47,6 +50,7 @@ class Generate(_Versioned, frozen=True, kw_only=True):
     timeout_s: float | None = None
     output_format: str = "png"
     metadata: bool = True
+    preview_every: int | None = None
 
 
 class Parameters(TypedDict, total=False):
@@ -65,6 +69,7 @@ class Parameters(TypedDict, total=False):
     timeout_s: float | None
     output_format: str
     metadata: bool
+    preview_every: int | None
 
 
 class Cancel(_Versioned, frozen=True, kw_only=True):
@@ -83,17 +88,24 @@ class Status(_Versioned, frozen=True, kw_only=True):
     """Asks for a `StatusReply`."""
 
 
+class Metrics(_Versioned, frozen=True, kw_only=True):
+    """Asks for a `MetricsReply`."""
+
+
 class Ping(_Versioned, frozen=True, kw_only=True):
     """Asks for a `Pong`, and renews the client's lease, as every message does."""
 
 
-Request = Generate | Cancel | Acknowledge | Status | Ping
+Request = Generate | Cancel | Acknowledge | Status | Metrics | Ping
 
 # ---- front-end → client
 
 
 class Accepted(_Versioned, frozen=True, kw_only=True):
-    """The request is queued behind `position` images; `estimated_s` until it is done, once speeds are known."""
+    """The request is queued behind `position` images; `estimated_s` until it is done, once speeds are known.
+
+    Comes again while it waits, when its position has changed, and with a greater `attempt` when it starts over.
+    """
 
     request_id: str
     position: int
@@ -102,9 +114,23 @@ class Accepted(_Versioned, frozen=True, kw_only=True):
 
 
 class Progress(_Versioned, frozen=True, kw_only=True):
-    """`step` of `steps` denoise steps are done, over all images of the request. Goes back when `attempt` goes up."""
+    """`step` of `steps` denoise steps are done, over all images of the request. Goes back when `attempt` goes up.
+
+    `estimated_s` until the request is done, once speeds are known.
+    """
 
     request_id: str
+    step: int
+    steps: int
+    estimated_s: float | None
+    attempt: int
+
+
+class Preview(_Versioned, frozen=True, kw_only=True):
+    """What image `index` may become, after `step` of its own `steps`, before a binary frame with a small JPEG file."""
+
+    request_id: str
+    index: int
     step: int
     steps: int
     attempt: int
@@ -147,7 +173,12 @@ class StatusReply(_Versioned, frozen=True, kw_only=True):
     done: int
     failed: int
     dropped_messages: int
+    restarts: int
     rank_memory: tuple[dict[str, int], ...]
+
+
+class MetricsReply(_Versioned, frozen=True, kw_only=True):
+    """The answer to `Metrics`, before a binary frame in Prometheus' text format."""
 
 
 class Pong(_Versioned, frozen=True, kw_only=True):
@@ -161,7 +192,7 @@ class Closing(_Versioned, frozen=True, kw_only=True):
     message: str
 
 
-Reply = Accepted | Progress | Image | Failed | StatusReply | Pong | Closing
+Reply = Accepted | Progress | Preview | Image | Failed | StatusReply | MetricsReply | Pong | Closing
 
 # ---- encoding and decoding
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from launcher.protocol import Accepted, Image, Progress
+from launcher.protocol import Accepted, Image, Preview, Progress
 
 if TYPE_CHECKING:
     from PIL import Image as PIL
@@ -38,6 +38,22 @@ class ImageFile:
             format=header.output_format,
             file=file,
         )
+
+
+@dataclass(frozen=True)
+class PreviewFile:
+    """What image `index` may become, after `step` of its `steps`: a small JPEG file."""
+
+    request_id: str
+    attempt: int
+    index: int
+    step: int
+    steps: int
+    file: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, header: Preview, file: bytes) -> PreviewFile:
+        return cls(header.request_id, header.attempt, header.index, header.step, header.steps, file)
 
 
 @dataclass(frozen=True)
@@ -82,4 +98,4 @@ class Result:
         return [PIL.open(io.BytesIO(file)) for file in self.files]
 
 
-Event = Accepted | Progress | ImageFile | Result
+Event = Accepted | Progress | PreviewFile | ImageFile | Result
