@@ -10,15 +10,19 @@ from pathlib import Path
 
 
 class Krea2Error(Exception):
-    """Base of all errors that are shown to a user as one line, without a traceback."""
+    """Base of all errors that are shown to a user as one line, without a traceback.
+
+    retry_after_s: when the same may work, where that is known.
+    """
 
     code = "internal_error"
     exit_code = 1
 
-    def __init__(self, message: str, *, parameter: str | None = None) -> None:
+    def __init__(self, message: str, *, parameter: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.parameter = parameter
+        self.retry_after_s = retry_after_s
 
 
 class ArgumentError(Krea2Error):
@@ -74,6 +78,12 @@ class RankError(Krea2Error):
     code = "rank_failed"
 
 
+class RequestKilledRanksError(Krea2Error):
+    """The request was in flight each time that ranks died, the last time alone."""
+
+    code = "request_killed_ranks"
+
+
 class QueueFullError(Krea2Error):
     """The queue holds as many requests as it may; come back later."""
 
@@ -98,13 +108,16 @@ class ServerError(Krea2Error):
     code = "server_unavailable"
 
 
-def error_from_code(code: str, message: str, parameter: str | None = None) -> Krea2Error:
+def error_from_code(
+    code: str, message: str, parameter: str | None = None, retry_after_s: float | None = None
+) -> Krea2Error:
     """The error that a `failed` reply stands for, as the client raises it."""
     kinds: tuple[type[Krea2Error], ...] = (
         ArgumentError,
         CheckpointError,
         LaunchError,
         RankError,
+        RequestKilledRanksError,
         QueueFullError,
         RequestTimeoutError,
         CancelledError,
@@ -112,7 +125,7 @@ def error_from_code(code: str, message: str, parameter: str | None = None) -> Kr
     )
     for kind in kinds:
         if kind.code == code:
-            return kind(message, parameter=parameter)
-    error = Krea2Error(message, parameter=parameter)
+            return kind(message, parameter=parameter, retry_after_s=retry_after_s)
+    error = Krea2Error(message, parameter=parameter, retry_after_s=retry_after_s)
     error.code = code
     return error

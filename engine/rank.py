@@ -21,7 +21,8 @@ from engine.memory import ENCODE_AT_ONCE
 from engine.model import TextEncoder, Transformer, VAEDecoder
 from engine.model.transformer import TimeModulation
 from engine.parallel import Group
-from engine.parallel.device import free_bytes, pick_dtype, ranks_on_device, to_device
+from engine.parallel.device import free_bytes, pick_dtype, ranks_on_device, to_device, to_host
+from engine.preview import PreviewMap
 from engine.prompt import PREFIX_TOKENS
 from engine.sampling import default_mu, draw_noise, guide, make_sigmas, unpack_latents
 from engine.step import Job, Step, StepTimes
@@ -45,6 +46,15 @@ class DecodedImage:
 
 
 @dataclass(frozen=True)
+class Preview:
+    """What a job's image may become, after `step` of its steps. pixels: (height, width, 3) uint8 in host memory."""
+
+    job_id: int
+    step: int
+    pixels: torch.Tensor
+
+
+@dataclass(frozen=True)
 class _Schedule:
     sigmas: tuple[float, ...]
     modulation: TimeModulation
@@ -58,6 +68,11 @@ class _JobState:
     texts: tuple[torch.Tensor, ...]  # the prompt's features and, when guided, the negative prompt's
     schedule: _Schedule
     step: int = 0
+
+    @property
+    def preview_is_due(self) -> bool:
+        every = self.job.preview_every
+        return every > 0 and self.step % every == 0 and self.step < self.job.steps
 
 
 class Rank:
@@ -101,7 +116,10 @@ class Rank:
         self._schedule = lru_cache(maxsize=_CACHED_SHAPES)(self._make_schedule)
         self._layout = lru_cache(maxsize=_CACHED_SHAPES)(self._make_layout)
         self._grid = lru_cache(maxsize=_CACHED_SHAPES)(self._make_grid)
-        self._decoder = _ImageDecoder(self.vae, device, on_image) if self.vae is not None else None
+        self._decoder: _ImageDecoder | None = None
+        if self.vae is not None:
+            self._previews = PreviewMap(self.config.vae.z_dim, device)
+            self._decoder = _ImageDecoder(self.vae, self._previews, device, on_image)
 
     def execute(self, step: Step) -> PendingStep:
         """Start a step. On a GPU the work is only queued when this returns; `wait` for it.
@@ -117,10 +135,10 @@ class Rank:
         pending = PendingStep(self.device)
         with torch.inference_mode():
             if step.start:
-                self._start(step.start)
+                pending.encoded_tokens = self._start(step.start)
             pending.mark()
             if step.denoise:
-                self._denoise([self._jobs[job_id] for job_id in step.denoise])
+                pending.previews = self._denoise([self._jobs[job_id] for job_id in step.denoise])
             pending.mark()
             for job_id in step.decode:
                 state = self._jobs.pop(job_id)
@@ -153,8 +171,9 @@ class Rank:
 
     # ---- starting jobs
 
-    def _start(self, jobs: tuple[Job, ...]) -> None:
-        texts = self._encode_texts([ids for job in jobs for ids in _prompts(job)])
+    def _start(self, jobs: tuple[Job, ...]) -> int:
+        """Returns how many prompt tokens were encoded."""
+        texts, encoded_tokens = self._encode_texts([ids for job in jobs for ids in _prompts(job)])
         for job in jobs:
             multiple = self.config.size_multiple
             tokens = self.config.image_tokens(job.width, job.height)
@@ -167,9 +186,13 @@ class Rank:
                 texts=tuple(texts[ids] for ids in _prompts(job)),
                 schedule=self._schedule(job.steps, mu),
             )
+        return encoded_tokens
 
-    def _encode_texts(self, prompts: list[tuple[int, ...]]) -> dict[tuple[int, ...], torch.Tensor]:
-        """Text features (text tokens, width) of each distinct prompt; new ones are encoded some at a time, packed."""
+    def _encode_texts(self, prompts: list[tuple[int, ...]]) -> tuple[dict[tuple[int, ...], torch.Tensor], int]:
+        """Text features (text tokens, width) of each distinct prompt; new ones are encoded some at a time, packed.
+
+        Also returns the tokens of the new ones.
+        """
         found = {ids: self._texts[ids] for ids in prompts if ids in self._texts}
         missing = [ids for ids in dict.fromkeys(prompts) if ids not in found]
         for new in _chunks(missing, ENCODE_AT_ONCE):
@@ -180,7 +203,7 @@ class Rank:
         kept = sum(features.shape[0] for features in self._texts.values())
         while len(self._texts) > 1 and kept > _TEXT_CACHE_TOKENS:
             kept -= self._texts.popitem(last=False)[1].shape[0]
-        return found
+        return found, sum(map(len, missing))
 
     def _encode_packed(self, prompts: list[tuple[int, ...]]) -> list[torch.Tensor]:
         packed = to_device(torch.tensor([token for ids in prompts for token in ids]), self.device)
@@ -200,8 +223,8 @@ class Rank:
 
     # ---- denoising
 
-    def _denoise(self, states: list[_JobState]) -> None:
-        """One Euler step of every job, all of their segments in one forward."""
+    def _denoise(self, states: list[_JobState]) -> list[Preview]:
+        """One Euler step of every job, all of their segments in one forward. Returns the previews that are due."""
         segments, text, rows = [], [], []
         for image, state in enumerate(states):
             for features in state.texts:
@@ -215,6 +238,7 @@ class Rank:
         layout = self._layout(tuple(segments))
         velocities = self.transformer(text, [state.latents for state in states], modulation, layout)
 
+        previews = []
         parts = iter(velocities.split([segment.image_tokens for segment in segments]))
         for state in states:
             velocity = next(parts)
@@ -223,6 +247,12 @@ class Rank:
             sigma, sigma_next = state.schedule.sigmas[state.step : state.step + 2]
             state.latents = state.latents.add(velocity, alpha=sigma_next - sigma)
             state.step += 1
+            if self._decoder is not None and state.preview_is_due:
+                clean = state.latents.sub(velocity, alpha=sigma_next)  # where this velocity leads
+                pixels = self._previews.draw(unpack_latents(clean, *state.grid, self.config.patch_size))
+                if pixels is not None:
+                    previews.append(Preview(state.job.job_id, state.step, to_host(pixels)))
+        return previews
 
     def _make_layout(self, segments: tuple[Segment, ...]) -> Layout:
         return Layout(segments, [self._grid(segment.grid_height, segment.grid_width) for segment in segments])
@@ -233,13 +263,18 @@ class Rank:
 
 
 class PendingStep:
-    """A step that has been started, with marks before, between and after its two parts."""
+    """A step that has been started, with marks before, between and after its two parts.
+
+    `previews` of rank 0 have their pixels once `wait` has returned.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._on_gpu = device.type == "cuda"
         self._times: list[float] = []
         self._events: list[torch.cuda.Event] = []
+        self.previews: list[Preview] = []
+        self.encoded_tokens = 0
         self.mark()
 
     def mark(self) -> None:
@@ -255,16 +290,24 @@ class PendingStep:
         if self._on_gpu:
             began, encoded, done = self._events
             done.synchronize()
-            return StepTimes(began.elapsed_time(encoded) / 1e3, encoded.elapsed_time(done) / 1e3)
-        began_s, encoded_s, done_s = self._times
-        return StepTimes(encoded_s - began_s, done_s - encoded_s)
+            seconds = began.elapsed_time(encoded) / 1e3, encoded.elapsed_time(done) / 1e3
+        else:
+            began_s, encoded_s, done_s = self._times
+            seconds = encoded_s - began_s, done_s - encoded_s
+        return StepTimes(*seconds, self.encoded_tokens)
 
 
 class _ImageDecoder:
     """Runs the VAE in a thread (and on a GPU in a stream) of its own, so that other jobs go on denoising."""
 
-    def __init__(self, vae: VAEDecoder, device: torch.device, on_image: Callable[[DecodedImage], None] | None) -> None:
-        self._vae, self._on_image = vae, on_image
+    def __init__(
+        self,
+        vae: VAEDecoder,
+        previews: PreviewMap,
+        device: torch.device,
+        on_image: Callable[[DecodedImage], None] | None,
+    ) -> None:
+        self._vae, self._previews, self._on_image = vae, previews, on_image
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="vae")
         self._futures: list[Future[None]] = []
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -291,12 +334,18 @@ class _ImageDecoder:
                 with torch.cuda.stream(self._stream):
                     self._stream.wait_event(ready)
                     latents.record_stream(self._stream)
-                    pixels = self._vae.decode_pixels(latents[None])[0].cpu()
+                    self._decode_pixels(job, latents, began)
             else:
-                pixels = self._vae.decode_pixels(latents[None])[0]
+                self._decode_pixels(job, latents, began)
+
+    def _decode_pixels(self, job: Job, latents: torch.Tensor, began: float) -> None:
+        pixels = self._vae.decode_pixels(latents[None])[0]
         if self._on_image is not None:
-            rgb = pixels.numpy().tobytes()
+            rgb = pixels.cpu().numpy().tobytes()
             self._on_image(DecodedImage(job.job_id, job.width, job.height, rgb, time.perf_counter() - began))
+        self._previews.learn(latents, pixels)
+        if self._stream is not None:
+            self._stream.synchronize()  # before another stream draws with what was learned
 
 
 def _prompts(job: Job) -> list[tuple[int, ...]]:

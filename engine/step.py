@@ -14,7 +14,8 @@ class Job:
     """One image to make. Sizes are already rounded and within limits.
 
     prompt_ids and negative_ids are whole token sequences (prefix + prompt + suffix); negative_ids is None when
-    guidance is 0, so that an unused negative prompt is never encoded. `mu` None means the checkpoint's own rule.
+    guidance is 0, so that an unused negative prompt is never encoded. `mu` None means the checkpoint's own rule. A
+    preview is made after every `preview_every` steps but the last; 0 means none.
     """
 
     job_id: int
@@ -26,6 +27,7 @@ class Job:
     guidance: float
     mu: float | None
     seed: int
+    preview_every: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Step:
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Seconds that a rank spent in the parts of one step."""
+    """Seconds that a rank spent in the parts of one step, and the prompt tokens that it encoded."""
 
     encode_s: float = 0.0
     denoise_s: float = 0.0
+    encoded_tokens: int = 0

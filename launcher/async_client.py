@@ -245,11 +245,13 @@ class AsyncClient:
         elif isinstance(reply, Closing):
             self._lose(error_from_code(reply.code, reply.message))
         elif reply.request_id is None:  # a question that the server did not understand
-            self._fail_questions(error_from_code(reply.code, reply.message, reply.parameter))
+            self._fail_questions(error_from_code(reply.code, reply.message, reply.parameter, reply.retry_after_s))
         elif (call := self._calls.get(reply.request_id)) is not None:
             call.last_heard = self._last_heard
             if isinstance(reply, Failed):
-                call.replies.put_nowait(error_from_code(reply.code, reply.message, reply.parameter))
+                call.replies.put_nowait(
+                    error_from_code(reply.code, reply.message, reply.parameter, reply.retry_after_s)
+                )
             elif isinstance(reply, Image | Preview):
                 call.replies.put_nowait((reply, frames[0]))
             else:

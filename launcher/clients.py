@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import msgspec
 import zmq
@@ -26,14 +26,17 @@ from launcher.protocol import (
 from launcher.sockets import bind, remove_socket, send_now
 
 MAX_CLIENTS = 1024
-_MESSAGES_AHEAD = 256  # that may wait for a slow client; more are dropped, and it asks for results again
+_MESSAGES_AHEAD = 64  # in zmq's queue for a client; what comes on top waits in its outbox
+_OUTBOX_S = 0.05  # between attempts to empty the outboxes
 _FAREWELL_MS = 1000  # for the last replies to leave
 
 
 class Clients:
     """A ROUTER socket and the clients that have spoken to it, by their ZMQ identity.
 
-    A client holds a lease that every message renews. on_message gets what could be understood, but for pings.
+    A client holds a lease that every message renews. on_message gets what could be understood, but for pings. What a
+    slow client cannot take yet waits in its outbox, where a newer message under the same key replaces an older one: so
+    an outbox holds what a client's requests are bound to, and never grows with time.
     """
 
     def __init__(
@@ -41,11 +44,13 @@ class Clients:
     ) -> None:
         self._on_message = on_message
         self._last_heard: dict[bytes, float] = {}
+        self._outboxes: dict[bytes, dict[Hashable, list[bytes]]] = {}
         self.dropped_messages = 0
         self._socket = context.socket(zmq.ROUTER)
         self._socket.set(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
         self._socket.set(zmq.SNDHWM, _MESSAGES_AHEAD)
         self._socket.set(zmq.LINGER, _FAREWELL_MS)
+        self._socket.set(zmq.ROUTER_MANDATORY, 1)  # says what it cannot take
         self._socket.set(zmq.ROUTER_HANDOVER, 1)  # a client whose connection broke comes back under its name
         self.address = bind(self._socket, address)
 
@@ -60,21 +65,44 @@ class Clients:
                 self.dropped_messages += 1
             await asyncio.sleep(0)  # messages that have arrived are received without yielding to other tasks
 
-    def send(self, client: bytes, message: msgspec.Struct, *frames: bytes) -> list[bytes]:
+    async def send_waiting(self) -> None:
+        """Empty the outboxes as clients take their messages, until cancelled."""
+        while True:
+            await asyncio.sleep(_OUTBOX_S)
+            for client, outbox in list(self._outboxes.items()):
+                while outbox:
+                    key = next(iter(outbox))
+                    if not send_now(self._socket, [client, *outbox[key]]):
+                        break
+                    del outbox[key]
+                else:
+                    del self._outboxes[client]
+
+    def send(self, client: bytes, message: msgspec.Struct, *frames: bytes, key: Hashable = None) -> list[bytes]:
         """Send without waiting; returns the frames, to `send_again`.
 
-        What a client cannot take is dropped, and it asks again for what matters.
+        key: what the message replaces in the outbox; without one it is dropped if the client cannot take it now.
         """
         all_frames = [encode(message), *frames]
-        self.send_again(client, all_frames)
+        self.send_again(client, all_frames, key=key)
         return all_frames
 
-    def send_again(self, client: bytes, frames: list[bytes]) -> None:
-        send_now(self._socket, [client, *frames])
+    def send_again(self, client: bytes, frames: list[bytes], *, key: Hashable = None) -> None:
+        if client in self._outboxes or not send_now(self._socket, [client, *frames]):
+            if key is not None and client in self._last_heard:
+                self._outboxes.setdefault(client, {})[key] = frames
 
-    def send_failure(self, client: bytes, request_id: str | None, error: Krea2Error) -> list[bytes]:
-        failed = Failed(request_id=request_id, code=error.code, message=error.message, parameter=error.parameter)
-        return self.send(client, failed)
+    def send_failure(
+        self, client: bytes, request_id: str | None, error: Krea2Error, *, key: Hashable = None
+    ) -> list[bytes]:
+        failed = Failed(
+            request_id=request_id,
+            code=error.code,
+            message=error.message,
+            parameter=error.parameter,
+            retry_after_s=error.retry_after_s,
+        )
+        return self.send(client, failed, key=key)
 
     def end_leases(self, lease_s: float) -> list[bytes]:
         """Forget the clients that have been silent for longer than their lease, and return them."""
@@ -82,6 +110,7 @@ class Clients:
         silent = [client for client, heard in self._last_heard.items() if now - heard > lease_s]
         for client in silent:
             del self._last_heard[client]
+            self._outboxes.pop(client, None)
         return silent
 
     def close(self, reason: Krea2Error) -> None:

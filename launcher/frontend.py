@@ -1,7 +1,7 @@
 """The front-end: owns every request from its arrival until its client has the images.
 
-A request is checked and tokenised and becomes one job for each image; the scheduler makes steps of the jobs, and
-every rank gets them one tick ahead. Answers go to the client that asked. Imports no torch.
+A request is checked and tokenised and becomes one job for each image, which the dispatcher turns into steps for the
+ranks. Answers go to the client that asked. When ranks die, the requests that they had run again. Imports no torch.
 """
 
 from __future__ import annotations
@@ -11,19 +11,29 @@ import itertools
 import secrets
 import time
 import traceback
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 import zmq.asyncio
 
 from engine.config import ModelConfig
-from engine.errors import ArgumentError, CancelledError, Krea2Error, QueueFullError, RequestTimeoutError, ServerError
-from engine.scheduler import Scheduler
-from engine.step import Step, StepTimes
+from engine.errors import (
+    ArgumentError,
+    CancelledError,
+    Krea2Error,
+    QueueFullError,
+    RequestKilledRanksError,
+    RequestTimeoutError,
+    ServerError,
+)
+from engine.step import Job, Step, StepTimes
 from launcher.clients import Clients
-from launcher.images import encode_image
-from launcher.internal import Decoded, FrontendConfig
+from launcher.dispatch import Dispatcher
+from launcher.images import encode_image, encode_preview
+from launcher.internal import Decoded, FrontendConfig, Previewed
+from launcher.logs import log_event
+from launcher.metrics import STAGES, Metrics
 from launcher.process import Child
 from launcher.protocol import (
     Accepted,
@@ -31,43 +41,52 @@ from launcher.protocol import (
     Cancel,
     Generate,
     Image,
+    MetricsReply,
+    Preview,
     Progress,
     Request,
     Status,
     StatusReply,
     describe,
 )
-from launcher.ranks import STEPS_AHEAD, RankGroup
-from launcher.requests import CheckedRequest, Plan, check, check_memory, make_plan, token_budget
+from launcher.protocol import Metrics as AskMetrics
+from launcher.requests import CheckedRequest, Plan, check, check_memory, make_plan
 from launcher.tokenizer import PromptTokenizer
 
-TOKEN_BUDGET = 8192  # of a tick, which two images of 1024² fill
-ATTEMPT = 1  # ranks that died end the front-end, so every request is in its first
 _CLOCK_S = 1.0
-_TIMINGS = ("queue", "encode_text", "denoise", "decode", "file", "total")  # seconds
+_DEATHS_ALONE, _DEATHS_FATAL = 2, 3  # of ranks while a request was in flight: it runs alone then, and fails
 
 
 async def serve(
-    config: FrontendConfig, ranks: Sequence[Child], *, on_started: Callable[[str], None], stop: asyncio.Event
+    config: FrontendConfig,
+    ranks: list[Child],
+    *,
+    start_ranks: Callable[[int], None],
+    on_started: Callable[[str], None],
+    stop: asyncio.Event,
+    stop_now: asyncio.Event,
 ) -> None:
-    """Serve until `stop` is set. `on_started` gets the clients' address once the ranks are ready.
+    """Serve until `stop` is set and what runs has been drained, or `stop_now` is set.
 
-    Raises the error of a rank that failed, `CheckpointError` for a bad tokenizer or config, and `LaunchError` if the
-    address cannot be used. Every client has been told by then.
+    ranks: the processes of the first rank group; `start_ranks(generation)` appends those of a later one. `on_started`
+    gets the clients' address once the ranks are ready. Raises the error of ranks that cannot be replaced,
+    `CheckpointError` for a bad tokenizer or config, and `LaunchError` if the address cannot be used. Every client has
+    been told by then.
     """
     folder = config.engine.checkpoint_folder()
     model = ModelConfig.from_folder(folder, config.engine.variant)
     tokenizer = PromptTokenizer(folder, model.text_encoder.vocab_size)
     context = zmq.asyncio.Context()
     try:
-        frontend = Frontend(config, model, tokenizer, ranks, context, on_started)
-        await frontend.run(stop)
+        frontend = Frontend(config, model, tokenizer, ranks, start_ranks, context, on_started)
+        await frontend.run(stop, stop_now)
     finally:
         context.destroy()
 
 
 @dataclass(eq=False)
 class _Request:
+    number: int
     client: bytes
     request_id: str
     checked: CheckedRequest
@@ -75,52 +94,68 @@ class _Request:
     arrived: float
     started: bool = False
     ended: bool = False
+    deaths: int = 0  # of ranks that had it in flight
     steps_done: int = 0
-    timings: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_TIMINGS, 0.0))
+    decoded: set[int] = field(default_factory=set)  # jobs whose image is there
+    position: int | None = None  # as the client knows it
+    timings: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*STAGES, "total"), 0.0))
     timer: asyncio.TimerHandle | None = None
     answers: list[list[bytes]] = field(default_factory=list)  # images or failure, kept until they are acknowledged
 
+    @property
+    def attempt(self) -> int:
+        return self.deaths + 1
+
 
 class Frontend:
-    """The state of a front-end: its requests, and their jobs in the scheduler."""
+    """The state of a front-end: its requests, and whose jobs the dispatcher has."""
 
     def __init__(
         self,
         config: FrontendConfig,
         model: ModelConfig,
         tokenizer: PromptTokenizer,
-        ranks: Sequence[Child],
+        ranks: list[Child],
+        start_ranks: Callable[[int], None],
         context: zmq.asyncio.Context,
         on_started: Callable[[str], None],
     ) -> None:
         self._config, self._model, self._tokenizer = config, model, tokenizer
         self._on_started = on_started
-        self._scheduler = Scheduler(TOKEN_BUDGET)
+        self._metrics = Metrics()
         self._requests: dict[tuple[bytes, str], _Request] = {}  # by client and id, until acknowledged
-        self._jobs: dict[int, _Request] = {}  # of requests that have not ended
-        self._job_ids = itertools.count()
+        self._jobs: dict[int, tuple[_Request, Job]] = {}  # of requests that have not ended
+        self._job_ids, self._numbers = itertools.count(), itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._began = time.monotonic()
-        self._seconds_per_token: float | None = None
         self._done = self._failed = 0
+        self._draining = False
         address = config.rpc or f"ipc://{config.run_folder}/clients"
         self._clients = Clients(address, context, on_message=self._handle)
-        self._ranks = RankGroup(
-            config, ranks, context, on_ready=self._ranks_ready, on_step=self._step_done, on_image=self._image_decoded
+        self._dispatcher = Dispatcher(
+            config, model, tokenizer.encode, self._job_ids, ranks, start_ranks, context, events=self
         )
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set or a rank fails, whose error is raised after all clients have been told."""
-        serving = [self._spawn(self._clients.receive()), self._spawn(self._watch_clock())]
-        stopped = asyncio.create_task(stop.wait())
-        ends: list[asyncio.Future[Any]] = [stopped, self._ranks.failed, *serving]
+    async def run(self, stop: asyncio.Event, stop_now: asyncio.Event) -> None:
+        """Serve until told to stop, or until ranks are lost for good: then their error is raised.
+
+        All clients have been told when this returns or raises.
+        """
+        serving = [
+            self._spawn(work)
+            for work in (
+                self._clients.receive(),
+                self._clients.send_waiting(),
+                self._watch_clock(),
+                self._dispatcher.run(),
+            )
+        ]
+        stopping = [self._spawn(self._drain_after(stop)), self._spawn(_wait_for(stop_now))]
         reason: Krea2Error = ServerError("the server was stopped")
         try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if self._ranks.failed.done():
-                raise self._ranks.failed.result()
+            await asyncio.wait([*serving, *stopping], return_when=asyncio.FIRST_COMPLETED)
             for task in serving:
-                if task.done():  # by a mistake of ours
+                if task.done():  # only by raising
                     task.result()
         except Exception as error:
             reason = error if isinstance(error, Krea2Error) else Krea2Error(f"front-end: {describe(error)}")
@@ -129,10 +164,21 @@ class Frontend:
             for request in list(self._requests.values()):
                 self._fail(request, reason)
             self._clients.close(reason)
-            self._ranks.close()
-            stopped.cancel()
+            self._dispatcher.close()
             for task in self._tasks:
                 task.cancel()
+
+    async def _drain_after(self, stop: asyncio.Event) -> None:
+        """Refuse what comes and what has not begun, and wait for the rest, but not for longer than `drain_s`."""
+        await stop.wait()
+        self._draining = True
+        for request in self._unfinished():
+            if not request.started:
+                self._fail(request, _stopping())
+        log_event("draining", running=len(self._unfinished()), drain_s=self._config.drain_s)
+        due = time.monotonic() + self._config.drain_s
+        while self._unfinished() and time.monotonic() < due:
+            await asyncio.sleep(0.05)
 
     # ---- requests
 
@@ -142,6 +188,7 @@ class Frontend:
                 try:
                     self._generate(client, message)
                 except Krea2Error as error:
+                    self._metrics.requests.labels(error.code).inc()
                     self._clients.send_failure(client, request_id, error)
             case Cancel(request_id=request_id):
                 if (request := self._requests.get((client, request_id))) is not None:
@@ -151,65 +198,86 @@ class Frontend:
                     del self._requests[client, request_id]
             case Status():
                 self._clients.send(client, self._status())
+            case AskMetrics():
+                self._clients.send(client, MetricsReply(), self._render_metrics())
 
     def _generate(self, client: bytes, message: Generate) -> None:
         known = self._requests.get((client, message.request_id))
         if known is not None:
-            for frames in known.answers:
-                self._clients.send_again(client, frames)
+            for index, frames in enumerate(known.answers):
+                self._clients.send_again(client, frames, key=("answer", known.number, index))
             if not known.ended:
                 self._accepted(known)
             return
+        if self._draining:
+            raise _stopping()
+        if (lost := self._dispatcher.given_up) is not None:
+            raise lost
         checked = check(message, self._model, self._config.limits, drawn_seed=secrets.randbelow(2**32))
         waiting = sum(not request.ended for request in self._requests.values())
         kept = sum(request.ended and request.client == client for request in self._requests.values())
         if max(waiting, kept) >= self._config.limits.max_queue:
-            wait = self._estimate(self._scheduler.work_ahead(checked.priority))
+            backlog = self._dispatcher.backlog_s()
+            wait = None if backlog is None else max(1.0, backlog)
             later = "later" if wait is None else f"in about {wait:.0f} s"
-            raise QueueFullError(f"the queue is full with {max(waiting, kept)} requests: try again {later}")
+            raise QueueFullError(
+                f"the queue is full with {max(waiting, kept)} requests: try again {later}", retry_after_s=wait
+            )
         plan = make_plan(checked, self._model, self._tokenizer.encode, self._job_ids)
-        request = _Request(client, message.request_id, checked, plan, arrived=time.monotonic())
+        number = next(self._numbers)
+        request = _Request(number, client, message.request_id, checked, plan, arrived=time.monotonic())
         self._check_memory(request)
         self._requests[client, message.request_id] = request
-        for job in plan.jobs:
-            self._jobs[job.job_id] = request
-            self._scheduler.add(job, tokens=plan.tokens, priority=checked.priority)
+        self._jobs |= {job.job_id: (request, job) for job in plan.jobs}
+        self._add_jobs(request)
         if checked.timeout_s is not None:
             error = RequestTimeoutError(f"the request was not done within its timeout_s of {checked.timeout_s:g}")
             request.timer = asyncio.get_running_loop().call_later(checked.timeout_s, self._fail, request, error)
         self._accepted(request)
-        self._send_steps()
+        self._dispatcher.send_steps()
 
     def _check_memory(self, request: _Request) -> None:
-        if self._ranks.free is not None:
+        if self._dispatcher.free is not None:
             check_memory(
                 request.plan,
                 request.checked,
                 self._model,
-                bytes_per_element=self._bytes_per_element(),
-                free=self._ranks.free,
+                bytes_per_element=self._dispatcher.bytes_per_element,
+                free=self._dispatcher.free,
             )
 
-    def _bytes_per_element(self) -> int:
-        device_type = (self._ranks.device or "").split(":")[0]
-        return 2 if self._config.engine.dtype_on(device_type) == "bfloat16" else 4
+    def _add_jobs(self, request: _Request) -> None:
+        for job in request.plan.jobs:
+            if job.job_id not in request.decoded:
+                self._dispatcher.add(
+                    job,
+                    segments=request.plan.segments,
+                    request=request.number,
+                    priority=request.checked.priority,
+                    arrived=request.arrived,
+                    alone=request.deaths >= _DEATHS_ALONE,
+                )
 
     def _accepted(self, request: _Request) -> None:
-        priority = request.checked.priority
-        ahead = 0 if request.started else max(0, self._scheduler.jobs_ahead(priority) - len(request.plan.jobs))
-        estimate = self._estimate(self._scheduler.work_ahead(priority))
-        accepted = Accepted(request_id=request.request_id, position=ahead, estimated_s=estimate, attempt=ATTEMPT)
-        self._clients.send(request.client, accepted)
-
-    def _estimate(self, tokens: int) -> float | None:
-        return None if self._seconds_per_token is None else tokens * self._seconds_per_token
+        estimate = self._dispatcher.estimate(request.number)
+        request.position = estimate.position if estimate is not None else 0
+        accepted = Accepted(
+            request_id=request.request_id,
+            position=request.position,
+            estimated_s=estimate.seconds if estimate is not None else None,
+            attempt=request.attempt,
+        )
+        self._clients.send(request.client, accepted, key=("accepted", request.number))
 
     def _fail(self, request: _Request, error: Krea2Error) -> None:
         if not request.ended:
             self._failed += 1
-            request.answers = [self._clients.send_failure(request.client, request.request_id, error)]
+            self._metrics.requests.labels(error.code).inc()
+            self._log(request, "request failed", code=error.code, message=error.message)
+            key = ("answer", request.number, 0)
+            request.answers = [self._clients.send_failure(request.client, request.request_id, error, key=key)]
             self._end(request)
-            self._send_steps()  # which tell the ranks to forget its jobs
+            self._dispatcher.send_steps()  # which tell the ranks to forget its jobs
 
     def _end(self, request: _Request) -> None:
         request.ended = True
@@ -217,7 +285,10 @@ class Frontend:
             request.timer.cancel()
         for job in request.plan.jobs:
             self._jobs.pop(job.job_id, None)
-            self._scheduler.cancel(job.job_id)
+            self._dispatcher.cancel(job.job_id)
+
+    def _unfinished(self) -> list[_Request]:
+        return [request for request in self._requests.values() if not request.ended]
 
     async def _watch_clock(self) -> None:
         while True:
@@ -227,85 +298,141 @@ class Frontend:
                 if client in gone:
                     self._fail(request, CancelledError("the client is gone"))
                     del self._requests[client, request_id]
-            if self._ranks.decoding and not self._ranks.outstanding:
-                # A rank whose decoder failed says so at the next step; without other work it would never come.
-                self._ranks.send(self._scheduler.empty_step())
+            self._dispatcher.check_decoder()
+            for request in self._unfinished():
+                estimate = self._dispatcher.estimate(request.number)
+                if not request.started and estimate is not None and estimate.position != request.position:
+                    self._accepted(request)
+
+    # ---- what there is to know
 
     def _status(self) -> StatusReply:
-        requests = set(self._jobs.values())
-        running = sum(request.started for request in requests)
+        waiting, running = self._count_requests()
         return StatusReply(
             model=self._config.engine.model,
             tp=self._config.engine.tp,
-            device=self._ranks.device,
-            ready=self._ranks.ready,
+            device=self._dispatcher.device,
+            ready=self._dispatcher.ready and not self._draining,
             uptime_s=time.monotonic() - self._began,
-            waiting=len(requests) - running,
+            waiting=waiting,
             running=running,
             done=self._done,
             failed=self._failed,
             dropped_messages=self._clients.dropped_messages,
-            restarts=0,
-            rank_memory=self._ranks.memory,
+            restarts=self._dispatcher.restarts,
+            rank_memory=self._dispatcher.memory,
         )
 
-    # ---- steps and images
+    def _render_metrics(self) -> bytes:
+        waiting, running = self._count_requests()
+        return self._metrics.render(
+            waiting=waiting,
+            running=running,
+            ready=self._dispatcher.ready and not self._draining,
+            token_budget=self._dispatcher.token_budget,
+            dropped_messages=self._clients.dropped_messages,
+            rank_memory=self._dispatcher.memory,
+        )
 
-    def _ranks_ready(self) -> None:
-        self._on_started(self._clients.address)
-        if self._ranks.free is not None:
-            self._scheduler.token_budget = token_budget(
-                self._model, TOKEN_BUDGET, bytes_per_element=self._bytes_per_element(), free=self._ranks.free
-            )
-        for request in dict.fromkeys(self._jobs.values()):  # which came before the ranks' memory was known
+    def _count_requests(self) -> tuple[int, int]:
+        """How many wait, and how many have begun."""
+        unfinished = self._unfinished()
+        running = sum(request.started for request in unfinished)
+        return len(unfinished) - running, running
+
+    def _log(self, request: _Request, event: str, **details: object) -> None:
+        log_event(event, request_id=request.request_id, attempt=request.attempt, **details)
+
+    # ---- what the ranks do
+
+    def ranks_ready(self) -> None:
+        if self._dispatcher.restarts == 0:
+            self._on_started(self._clients.address)
+        log_event("ranks ready", device=self._dispatcher.device, restarts=self._dispatcher.restarts)
+        for request in self._unfinished():  # which came before the ranks' memory was known
             try:
                 self._check_memory(request)
             except ArgumentError as error:
                 self._fail(request, error)
-        self._send_steps()
 
-    def _send_steps(self) -> None:
-        while self._ranks.ready and self._ranks.outstanding < STEPS_AHEAD:
-            step = self._scheduler.next_step()
-            if step is None:
-                return
-            for job in step.start:
-                request = self._jobs[job.job_id]
-                if not request.started:
-                    request.started = True
-                    request.timings["queue"] = time.monotonic() - request.arrived
-            self._ranks.send(step)
+    def ranks_lost(self, error: Krea2Error) -> bool:
+        """Queue again what the ranks had. A request that they had each time that they died is not tried again."""
+        log_event("ranks lost", code=error.code, message=error.message)
+        self._metrics.restarts.inc()
+        killers = []
+        for request in self._unfinished():
+            if len(request.decoded) == request.checked.num_images:
+                continue
+            if request.started:
+                request.deaths += 1
+                request.started = False
+                request.steps_done = request.checked.steps * len(request.decoded)
+            if request.deaths >= _DEATHS_FATAL:
+                killers.append(request)
+            else:
+                self._add_jobs(request)
+                self._accepted(request)
+        for request in killers:
+            times = f"{_DEATHS_FATAL} times, the last time alone"
+            reason = f"ranks died {times}, while this request was in flight: {error.message}"
+            self._fail(request, RequestKilledRanksError(reason))
+        return bool(killers)
 
-    def _step_done(self, step: Step, times: StepTimes, seconds: float) -> None:
-        self._send_steps()
-        requests = [self._jobs[job_id] for job_id in step.denoise if job_id in self._jobs]
-        started = {self._jobs[job.job_id] for job in step.start if job.job_id in self._jobs}
-        if requests:
-            measured = seconds / sum(request.plan.tokens for request in requests)
-            known = self._seconds_per_token
-            self._seconds_per_token = measured if known is None else 0.9 * known + 0.1 * measured
+    def ranks_given_up(self, error: Krea2Error) -> None:
+        for request in self._unfinished():
+            self._fail(request, error)
+
+    def job_started(self, job_id: int) -> None:
+        request, _ = self._jobs[job_id]
+        if not request.started:
+            request.started = True
+            request.timings["queue"] = time.monotonic() - request.arrived
+
+    def step_done(self, step: Step, times: StepTimes, tokens: int) -> None:
+        self._metrics.count_step(times, tokens)
+        requests = [self._jobs[job_id][0] for job_id in step.denoise if job_id in self._jobs]
+        started = {self._jobs[job.job_id][0] for job in step.start if job.job_id in self._jobs}
         for request in requests:
             request.steps_done += 1
         for request in dict.fromkeys(requests):
             request.timings["denoise"] += times.denoise_s
             if request in started:
                 request.timings["encode_text"] += times.encode_s
+            estimate = self._dispatcher.estimate(request.number)
             progress = Progress(
                 request_id=request.request_id,
                 step=request.steps_done,
                 steps=request.checked.steps * request.checked.num_images,
-                estimated_s=None,
-                attempt=ATTEMPT,
+                estimated_s=estimate.seconds if estimate is not None else None,
+                attempt=request.attempt,
             )
-            self._clients.send(request.client, progress)
+            self._clients.send(request.client, progress, key=("progress", request.number))
 
-    def _image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
-        request = self._jobs.get(decoded.job_id)
-        if request is not None:
-            self._spawn(self._send_image(request, decoded, rgb))
+    def image_previewed(self, previewed: Previewed, rgb: bytes) -> None:
+        if previewed.job_id in self._jobs:
+            self._spawn(self._send_preview(*self._jobs[previewed.job_id], previewed, rgb))
 
-    async def _send_image(self, request: _Request, decoded: Decoded, rgb: bytes) -> None:
-        job = next(job for job in request.plan.jobs if job.job_id == decoded.job_id)
+    async def _send_preview(self, request: _Request, job: Job, previewed: Previewed, rgb: bytes) -> None:
+        file = await asyncio.to_thread(encode_preview, rgb, previewed.width, previewed.height)
+        if job.job_id in self._jobs:
+            index = request.plan.jobs.index(job)
+            preview = Preview(
+                request_id=request.request_id,
+                index=index,
+                step=previewed.step,
+                steps=job.steps,
+                attempt=request.attempt,
+            )
+            self._metrics.previews.inc()
+            self._clients.send(request.client, preview, file, key=("preview", request.number, index))
+
+    def image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
+        if decoded.job_id in self._jobs:
+            request, job = self._jobs[decoded.job_id]
+            request.decoded.add(job.job_id)
+            self._spawn(self._send_image(request, job, decoded, rgb))
+
+    async def _send_image(self, request: _Request, job: Job, decoded: Decoded, rgb: bytes) -> None:
         began = time.monotonic()
         try:
             file = await asyncio.to_thread(encode_image, rgb, request.checked, seed=job.seed)
@@ -328,15 +455,27 @@ class Frontend:
             output_format=request.checked.output_format,
             warnings=request.plan.warnings,
             timings=request.timings,
-            attempt=ATTEMPT,
+            attempt=request.attempt,
         )
-        request.answers.append(self._clients.send(request.client, image, file))
+        key = ("answer", request.number, len(request.answers))
+        request.answers.append(self._clients.send(request.client, image, file, key=key))
+        self._metrics.images.inc()
         if len(request.answers) == request.checked.num_images:
             self._done += 1
+            self._metrics.count_done(request.timings)
+            self._log(request, "request done", images=len(request.answers), timings=request.timings)
             self._end(request)
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+async def _wait_for(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+def _stopping() -> ServerError:
+    return ServerError("the server is being stopped and takes no more requests", retry_after_s=5.0)

@@ -40,6 +40,15 @@ def encode_image(rgb: bytes, request: CheckedRequest, *, seed: int) -> bytes:
     return file.getvalue()
 
 
+def encode_preview(rgb: bytes, width: int, height: int) -> bytes:
+    """A small RGB picture, height · width · 3 bytes, as a JPEG file."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.frombytes("RGB", (width, height), rgb).save(file, "jpeg", quality=85)
+    return file.getvalue()
+
+
 def _png_text(request: CheckedRequest, seed: int) -> Any:
     from PIL.PngImagePlugin import PngInfo
 

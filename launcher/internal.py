@@ -20,7 +20,8 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How to run a front-end.
 
     `run_folder` is made when it starts; `rpc` None is a socket in there. `external_ranks`: somebody else starts the
-    ranks, which come to a run folder that exists already.
+    ranks, which come to a run folder that exists already. A step that takes longer than `step_timeout_s` counts as
+    hanging, and sooner once it is known how long steps take. `drain_s`: for what runs to be finished when it stops.
     """
 
     engine: EngineConfig
@@ -28,6 +29,8 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     rpc: str | None = None
     limits: Limits = msgspec.field(default_factory=Limits)
     external_ranks: bool = False
+    warm_up: bool = True
+    drain_s: float = 0.0
     start_timeout_s: float = 600.0
     step_timeout_s: float = 300.0
     lease_s: float = 20.0
@@ -36,17 +39,19 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
 class RankConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Which rank a process is, and where its front-end listens. What to load comes over the wire.
 
-    `store_file` is where spawned ranks meet; None under torchrun, which has a place of its own.
+    `generation` counts the groups of ranks that the front-end has had. `store_file` is where spawned ranks meet; None
+    under torchrun, which has a place of its own.
     """
 
     rank: int
     world_size: int
     run_folder: str
+    generation: int = 0
     store_file: str | None
 
 
-def ranks_address(run_folder: str) -> str:
-    return f"ipc://{run_folder}/ranks"
+def ranks_address(run_folder: str, generation: int) -> str:
+    return f"ipc://{run_folder}/ranks-{generation}"
 
 
 def lifeline_path(run_folder: str) -> str:
@@ -127,6 +132,16 @@ class Decoded(Message, frozen=True, kw_only=True):
     decode_s: float
 
 
+class Previewed(Message, frozen=True, kw_only=True):
+    """A preview of an image, before a binary frame of height · width · 3 bytes."""
+
+    rank: int
+    job_id: int
+    step: int
+    width: int
+    height: int
+
+
 class RankFailed(Message, frozen=True, kw_only=True):
     """The rank cannot go on. It stays alive for a moment, so that its peers do not fail before it is heard."""
 
@@ -136,7 +151,7 @@ class RankFailed(Message, frozen=True, kw_only=True):
     parameter: str | None
 
 
-Report = Hello | Ready | StepDone | Decoded | RankFailed
+Report = Hello | Ready | StepDone | Decoded | Previewed | RankFailed
 
 # ---- decoding
 

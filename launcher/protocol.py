@@ -152,12 +152,16 @@ class Image(_Versioned, frozen=True, kw_only=True):
 
 
 class Failed(_Versioned, frozen=True, kw_only=True):
-    """The end of a request without its images; without a `request_id`, the answer to a message nobody understood."""
+    """The end of a request without its images; without a `request_id`, the answer to a message nobody understood.
+
+    `retry_after_s`: when the same may work, where that is known.
+    """
 
     request_id: str | None
     code: str
     message: str
     parameter: str | None = None
+    retry_after_s: float | None = None
 
 
 class StatusReply(_Versioned, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import zmq
 import zmq.asyncio
@@ -26,6 +27,7 @@ from launcher.internal import (
     FrontendConfig,
     Hello,
     Load,
+    Previewed,
     RankFailed,
     Ready,
     StepDone,
@@ -40,6 +42,7 @@ from launcher.sockets import send_now
 
 STEPS_AHEAD = 2  # one runs while the next waits in the rank
 _CLOCK_S = 0.25
+_HANG_FACTOR, _HANG_S = 20, 15.0  # a step hangs that takes so many times its estimate, and at least so long
 _ROOT_CAUSE_S = 0.5  # for the death behind a peer's complaint to be noticed
 
 
@@ -47,31 +50,43 @@ _ROOT_CAUSE_S = 0.5  # for the death behind a peer's complaint to be noticed
 class _SentStep:
     step: Step
     unanswered: set[int]
+    bound_s: float
     due: float
     times: StepTimes = field(default_factory=StepTimes)
 
 
+class RankEvents(Protocol):
+    """What a rank group tells its owner."""
+
+    def ranks_ready(self) -> None:
+        """All ranks have their weights."""
+
+    def step_done(self, step: Step, times: StepTimes) -> None:
+        """All ranks have executed a step; the times are the slowest rank's."""
+
+    def image_decoded(self, decoded: Decoded, rgb: bytes) -> None: ...
+
+    def image_previewed(self, previewed: Previewed, rgb: bytes) -> None: ...
+
+
 class RankGroup:
-    """All ranks, as one. `on_step(step, times, seconds)` has the slowest rank's times and the seconds that passed."""
+    """All ranks, as one, from their start to the loss of the first of them."""
 
     def __init__(
         self,
         config: FrontendConfig,
-        children: Sequence[Child],
         context: zmq.asyncio.Context,
+        events: RankEvents,
         *,
-        on_ready: Callable[[], None],
-        on_step: Callable[[Step, StepTimes, float], None],
-        on_image: Callable[[Decoded, bytes], None],
+        generation: int,
     ) -> None:
         self._config = config
-        self._children = children
-        self._on_ready, self._on_step, self._on_image = on_ready, on_step, on_image
+        self._events = events
         self._loop = asyncio.get_running_loop()
         self._ranks = range(config.engine.tp)
         self._ready: dict[int, Ready] = {}
         self._sent: deque[_SentStep] = deque()
-        self._last_answer = 0.0
+        self.images = 0
         self._decoding: dict[int, float] = {}  # when the image of a job is due; never, before its last step is done
         self._failing: set[int] = set()
         self._closing = False
@@ -80,18 +95,25 @@ class RankGroup:
         self._socket = context.socket(zmq.ROUTER)
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
         self._socket.set(zmq.LINGER, 0)
-        self._socket.bind(ranks_address(config.run_folder))
+        self._socket.bind(ranks_address(config.run_folder, generation))
         self._lifelines: list[_Lifeline] = []
         self._lifeline_server: asyncio.Server | None = None
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch_clock())]
         if config.external_ranks:
             self._tasks.append(asyncio.create_task(self._accept_lifelines()))
+
+    def watch(self, children: Sequence[Child]) -> None:
+        """Lose the group when one of its processes ends."""
         for rank, child in enumerate(children):
             child.on_exit(self._when_exited(rank, child))
 
     @property
+    def came_up(self) -> bool:
+        return len(self._ready) == len(self._ranks)
+
+    @property
     def ready(self) -> bool:
-        return len(self._ready) == len(self._ranks) and not self.failed.done()
+        return self.came_up and not self.failed.done()
 
     @property
     def device(self) -> str | None:
@@ -118,16 +140,18 @@ class RankGroup:
         """Images whose last step was sent and that have not come."""
         return len(self._decoding)
 
-    def send(self, step: Step) -> None:
-        """Send a step to every rank."""
+    def send(self, step: Step, *, expected_s: float | None = None) -> None:
+        """Send a step to every rank. It counts as hanging when it takes many times longer than expected."""
         assert len(self._sent) < STEPS_AHEAD
-        now = time.monotonic()
-        if not self._sent:
-            self._last_answer = now
-        self._sent.append(_SentStep(step, set(self._ranks), now + self._config.step_timeout_s))
+        bound = self._bound(expected_s)
+        self._sent.append(_SentStep(step, set(self._ranks), bound, time.monotonic() + bound))
         self._decoding.update(dict.fromkeys(step.decode, math.inf))
         for rank in self._ranks:
             self._command(rank, Execute(step=step))
+
+    def _bound(self, expected_s: float | None) -> float:
+        longest = self._config.step_timeout_s
+        return longest if expected_s is None else min(longest, max(_HANG_S, _HANG_FACTOR * expected_s))
 
     def close(self) -> None:
         """Stop listening. Ranks that somebody else started end now; the others are their starter's to stop."""
@@ -144,7 +168,7 @@ class RankGroup:
     def _command(self, rank: int, command: Command) -> None:
         if not send_now(self._socket, [route(rank), encode(command)]):
             # its connection broke: the reason, its death, is noticed in a moment
-            self._loop.call_later(_ROOT_CAUSE_S, self._fail, RankError(f"rank {rank} cannot be reached"))
+            self._loop.call_later(_ROOT_CAUSE_S, self.fail, RankError(f"rank {rank} cannot be reached"))
 
     # ---- hearing
 
@@ -155,7 +179,7 @@ class RankGroup:
                 self._handle(header, frames)
                 await asyncio.sleep(0)  # what has arrived already is received without yielding to other tasks
         except Exception as error:
-            self._fail(RankError(f"a rank sent what cannot be handled: {describe(error)}"))
+            self.fail(RankError(f"a rank sent what cannot be handled: {describe(error)}"))
             raise
 
     def _handle(self, header: bytes, frames: list[bytes]) -> None:
@@ -167,38 +191,45 @@ class RankGroup:
             case Ready() as ready:
                 self._ready[ready.rank] = ready
                 if self.ready:
-                    self._on_ready()
+                    self._events.ranks_ready()
             case StepDone(rank=rank, number=number, times=times):
                 self._step_done(rank, number, times)
             case Decoded() as image:
                 self._decoding.pop(image.job_id, None)
-                self._on_image(image, frames[0])
+                self.images += 1
+                self._events.image_decoded(image, frames[0])
+            case Previewed() as preview:
+                self._events.image_previewed(preview, frames[0])
             case RankFailed(rank=rank) as failure:
                 self._failing.add(rank)
                 if failure.code != Krea2Error.code:
-                    self._fail(error_from_code(failure.code, failure.message, failure.parameter))
+                    self.fail(error_from_code(failure.code, failure.message, failure.parameter))
                 elif len(self._ranks) == 1:
-                    self._fail(RankError(failure.message))
+                    self.fail(RankError(failure.message))
                 else:
-                    self._loop.call_later(_ROOT_CAUSE_S, self._fail, RankError(failure.message))
+                    self._loop.call_later(_ROOT_CAUSE_S, self.fail, RankError(failure.message))
 
     def _step_done(self, rank: int, number: int, times: StepTimes) -> None:
         sent = next(sent for sent in self._sent if sent.step.number == number)
         sent.unanswered.remove(rank)
-        sent.times = StepTimes(max(sent.times.encode_s, times.encode_s), max(sent.times.denoise_s, times.denoise_s))
+        sent.times = StepTimes(
+            max(sent.times.encode_s, times.encode_s),
+            max(sent.times.denoise_s, times.denoise_s),
+            times.encoded_tokens,
+        )
         while self._sent and not self._sent[0].unanswered:
             done = self._sent.popleft()
             now = time.monotonic()
             if self._sent:
-                self._sent[0].due = now + self._config.step_timeout_s
+                self._sent[0].due = now + self._sent[0].bound_s
             for job_id in self._decoding.keys() & set(done.step.decode):  # an image may come before the step's answer
                 self._decoding[job_id] = now + self._config.step_timeout_s
-            seconds, self._last_answer = now - self._last_answer, now
-            self._on_step(done.step, done.times, seconds)
+            self._events.step_done(done.step, done.times)
 
     # ---- losing a rank
 
-    def _fail(self, error: Krea2Error) -> None:
+    def fail(self, error: Krea2Error) -> None:
+        """Lose the group, for the first reason that is given."""
         if not self.failed.done():
             self.failed.set_result(error)
 
@@ -206,7 +237,7 @@ class RankGroup:
         def exited() -> None:
             # A rank that has said why it fails is heard over the wire.
             if not self._closing and rank not in self._failing:
-                self._fail(RankError(f"rank {rank} {child.describe_exit()}"))
+                self.fail(RankError(f"rank {rank} {child.describe_exit()}"))
 
         def from_another_thread() -> None:
             with suppress(RuntimeError):  # the loop has ended, so has the group
@@ -221,22 +252,27 @@ class RankGroup:
             if len(self._ready) < len(self._ranks):
                 missing = ", ".join(str(rank) for rank in self._ranks if rank not in self._ready)
                 if now > self._start_due:
-                    self._fail(LaunchError(f"rank {missing} was not ready within {self._config.start_timeout_s:g} s"))
+                    self.fail(LaunchError(f"rank {missing} was not ready within {self._config.start_timeout_s:g} s"))
             elif self._sent and now > self._sent[0].due:
-                missing = ", ".join(map(str, sorted(self._sent[0].unanswered)))
-                number = self._sent[0].step.number
-                self._fail(
-                    RankError(f"rank {missing} did not finish step {number} within {self._config.step_timeout_s:g} s")
+                sent = self._sent[0]
+                silent = ", ".join(map(str, sorted(sent.unanswered)))
+                self.fail(
+                    RankError(
+                        f"step {sent.step.number} was not finished within {sent.bound_s:g} s by rank {silent}; "
+                        "one that hangs keeps the others waiting"
+                        if len(sent.unanswered) > 1
+                        else f"rank {silent} did not finish step {sent.step.number} within {sent.bound_s:g} s"
+                    )
                 )
             elif any(now > due for due in self._decoding.values()):
-                self._fail(RankError(f"rank 0 did not decode an image within {self._config.step_timeout_s:g} s"))
+                self.fail(RankError(f"rank 0 did not decode an image within {self._config.step_timeout_s:g} s"))
 
     async def _accept_lifelines(self) -> None:
         """Ranks that torchrun started connect here; each side learns from the closed socket that the other is gone."""
 
         def lost(rank: int) -> None:
             if not self._closing and rank not in self._failing:
-                self._fail(RankError(f"rank {rank} died"))
+                self.fail(RankError(f"rank {rank} died"))
 
         def accept() -> _Lifeline:
             self._lifelines.append(_Lifeline(lost))

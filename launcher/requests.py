@@ -47,6 +47,7 @@ class CheckedRequest:
     timeout_s: float | None
     output_format: str
     metadata: bool
+    preview_every: int | None
     warnings: tuple[str, ...]
 
 
@@ -92,16 +93,19 @@ def check(request: Generate, model: ModelConfig, limits: Limits, *, drawn_seed: 
         timeout_s=request.timeout_s,
         output_format=request.output_format,
         metadata=request.metadata,
+        preview_every=None
+        if request.preview_every is None
+        else _between("preview_every", request.preview_every, 1, limits.max_steps),
         warnings=tuple(warnings),
     )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs of a request, one for each image, and the tokens that each of them adds to a tick."""
+    """The jobs of a request, one for each image, and the tokens of each segment that one of them adds to a tick."""
 
     jobs: tuple[Job, ...]
-    tokens: int
+    segments: tuple[int, ...]
     warnings: tuple[str, ...]
 
 
@@ -124,13 +128,14 @@ def make_plan(
             guidance=checked.guidance,
             mu=checked.mu,
             seed=checked.seed + index,
+            preview_every=checked.preview_every or 0,
         )
         for index in range(checked.num_images)
     )
     image_tokens = model.image_tokens(checked.width, checked.height)
-    tokens = sum(len(text.ids) - PREFIX_TOKENS + image_tokens for text in texts.values())
+    segments = tuple(len(text.ids) - PREFIX_TOKENS + image_tokens for text in texts.values())
     cut = tuple(f"{name} was cut to {MAX_PROMPT_TOKENS} tokens" for name, text in texts.items() if text.cut)
-    return Plan(jobs, tokens, checked.warnings + cut)
+    return Plan(jobs, segments, checked.warnings + cut)
 
 
 def check_memory(
@@ -142,7 +147,7 @@ def check_memory(
     """
     ranks = len(free)
     needed = max(
-        step_bytes(model, plan.tokens, ranks, bytes_per_element), encode_bytes(model, ranks, bytes_per_element)
+        step_bytes(model, sum(plan.segments), ranks, bytes_per_element), encode_bytes(model, ranks, bytes_per_element)
     )
     decoding = decode_bytes(model, checked.width, checked.height, bytes_per_element)
     for rank, (available, wanted) in enumerate(zip(free, (needed + decoding, *[needed] * ranks), strict=False)):

@@ -62,17 +62,20 @@ def launch(
     limits: Mapping[str, float] | None = None,
     start_timeout_s: float = 600.0,
     step_timeout_s: float = 300.0,
+    warm_up: bool = True,
 ) -> Iterator[Client]:
     """Start an engine in processes of its own and give a `Client` of it; leaving the block stops them all.
 
     model is a checkpoint folder in the diffusers layout, or "demo". limits changes fields of `Limits`. A rank that is
     not ready after start_timeout_s seconds, or that takes longer than step_timeout_s over a step, counts as lost.
+    warm_up: work that nobody asked for, while nobody waits: previews and estimated times come from it.
 
     Raises `ArgumentError` or `CheckpointError` for what is wrong with these or with the checkpoint, and `LaunchError`
     or `RankError` if the engine does not come up.
     """
     engine = EngineConfig(model=model, tp=tp, device=device, dtype=dtype, variant=variant, share_gpu=share_gpu)
     config, _ = configure(engine, limits or {}, start_timeout_s=start_timeout_s, step_timeout_s=step_timeout_s)
+    config = msgspec.structs.replace(config, warm_up=warm_up)
     with launch_frontend(config) as client:
         yield client
 
@@ -191,24 +194,33 @@ def serve_until_stopped(
     received: signal.Signals | None = None
 
     async def run() -> None:
-        stop = asyncio.Event()
+        stop, stop_now = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
 
         def stop_for(number: signal.Signals) -> None:
             nonlocal received
+            if received is not None or not config.drain_s:
+                stop_now.set()
             received = number
             stop.set()
 
         def parent_ended(_: bool) -> None:
             exit_after(ORDERLY_S)
             with suppress(RuntimeError):  # the loop has ended already
-                loop.call_soon_threadsafe(stop.set)
+                loop.call_soon_threadsafe(stop_now.set)
 
         for number in SIGNALS:
             loop.add_signal_handler(number, stop_for, number)
         if is_child:
             watch_parent(parent_ended)
-        await serve(config, ranks, on_started=on_started, stop=stop)
+        await serve(
+            config,
+            ranks,
+            start_ranks=lambda generation: start_ranks(config, ranks, generation),
+            on_started=on_started,
+            stop=stop,
+            stop_now=stop_now,
+        )
 
     try:
         start_ranks(config, ranks)
@@ -227,7 +239,7 @@ def _with_run_folder(config: FrontendConfig) -> FrontendConfig:
     return config if config.run_folder else msgspec.structs.replace(config, run_folder=str(make_run_folder()))
 
 
-def start_ranks(config: FrontendConfig, ranks: list[Child]) -> None:
+def start_ranks(config: FrontendConfig, ranks: list[Child], generation: int = 0) -> None:
     """Start a process for every rank, and append it to `ranks` at once. Does nothing if somebody else starts them."""
     if config.external_ranks:
         return
@@ -241,7 +253,11 @@ def start_ranks(config: FrontendConfig, ranks: list[Child]) -> None:
     environment = {name: value for name, value in defaults.items() if name not in os.environ}
     for rank in range(tp):
         rank_config = RankConfig(
-            rank=rank, world_size=tp, run_folder=config.run_folder, store_file=f"{config.run_folder}/store"
+            rank=rank,
+            world_size=tp,
+            run_folder=config.run_folder,
+            generation=generation,
+            store_file=f"{config.run_folder}/store-{generation}",
         )
         try:
             ranks.append(Child("_rank", rank_config, environment=environment, echo=f"rank {rank}"))

@@ -23,6 +23,7 @@ from launcher.internal import (
     Execute,
     Hello,
     Load,
+    Previewed,
     RankConfig,
     RankFailed,
     Ready,
@@ -109,6 +110,12 @@ def _work(rank: Rank, config: RankConfig, wire: _Wire) -> NoReturn:
             while True:
                 number, pending = started.get()
                 wire.send(StepDone(rank=config.rank, number=number, times=pending.wait()))
+                for preview in pending.previews:
+                    height, width, _ = preview.pixels.shape
+                    header = Previewed(
+                        rank=config.rank, job_id=preview.job_id, step=preview.step, width=width, height=height
+                    )
+                    wire.send(header, preview.pixels.numpy().tobytes())
         except Exception as error:
             wire.fail(error)
 
@@ -126,7 +133,7 @@ class _Wire:
         import zmq
 
         self._rank = config.rank
-        self._address = ranks_address(config.run_folder)
+        self._address = ranks_address(config.run_folder, config.generation)
         self._context = zmq.Context()
         self._sockets = threading.local()
         self._commands = self._sockets.own = self._context.socket(zmq.DEALER)

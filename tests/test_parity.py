@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -112,6 +113,27 @@ def test_requests_packed_in_one_tick_equal_each_alone(turbo: Path, tp: int) -> N
     alone = [picture for request in requests for picture in run_requests(turbo, [request], tp=tp)]
     for together, single in zip(packed, alone, strict=True):
         assert relative_error(together.latents, single.latents) <= BATCH_TOLERANCE
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_sixteen_mixed_requests_in_flight_together_each_equal_their_lone_run(turbo: Path, tp: int) -> None:
+    random = Random(tp)
+    requests = [
+        Request(
+            random.choice(["", CAPTION, "a yellow star left of a purple heart " * random.randint(1, 9)]),
+            width=16 * random.randint(4, 16),
+            height=16 * random.randint(4, 16),
+            steps=random.randint(2, 12),
+            guidance=random.choice([0.0, 0.0, 1.5, 3.5]),
+            negative_prompt=random.choice(["", "blurry"]),
+            seeds=(seed,),
+        )
+        for seed in range(16)
+    ]
+    together = run_requests(turbo, requests, tp=tp, joins=[random.randint(0, 8) for _ in requests])
+    for request, picture in zip(requests, together, strict=True):
+        (alone,) = run_requests(turbo, [request], tp=tp)
+        assert relative_error(picture.latents, alone.latents) <= BATCH_TOLERANCE
 
 
 def test_a_request_that_joins_later_equals_itself_alone(turbo: Path) -> None:

@@ -48,6 +48,13 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy to the host without waiting: the copy is whole when what is queued on the device now has been done."""
+    if tensor.device.type != "cuda":
+        return tensor
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Memory that is free on a device; on a CPU what Linux could hand out, and None where that is not known."""
     if device.type == "cuda":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from launcher.internal import (
     FrontendConfig,
     Hello,
     Load,
+    Previewed,
     RankFailed,
     Ready,
     Report,
@@ -33,6 +35,7 @@ from launcher.limits import Limits
 from launcher.protocol import encode
 
 DEADLINE_S = 20.0
+MakeRank = Callable[..., "FakeRank"]
 
 
 class FakeRank:
@@ -45,6 +48,7 @@ class FakeRank:
         rank: int,
         answer: bool = True,
         memory: dict[str, int] | None = None,
+        generation: int = 0,
     ) -> None:
         self.rank = rank
         self._memory = memory or {"weights": 1}
@@ -52,17 +56,21 @@ class FakeRank:
         self.hold = False
         self.decodes = True
         self._jobs: dict[int, Job] = {}
+        self._steps_of: Counter[int] = Counter()
         self._answered = 0
         self._arrived = asyncio.Condition()
         self._socket = context.socket(zmq.DEALER)
         self._socket.routing_id = route(rank)
-        self._socket.connect(ranks_address(str(run_folder)))
+        self._socket.connect(ranks_address(str(run_folder), generation))
         self._task = asyncio.create_task(self._run())
         if answer:
             self.send(Hello(rank=rank))
 
     def send(self, message: Report, *frames: bytes) -> None:
         self._socket.send_multipart([encode(message), *frames])
+
+    def end(self) -> None:
+        self._task.cancel()
 
     def fail(self, code: str, message: str) -> None:
         self.send(RankFailed(rank=self.rank, code=code, message=message, parameter=None))
@@ -90,17 +98,27 @@ class FakeRank:
                 if not self.hold:
                     self._answer(command.step)
 
+    def _preview(self, step: Step) -> None:
+        for job_id in step.denoise:
+            job, done = self._jobs[job_id], self._steps_of[job_id] + 1
+            self._steps_of[job_id] = done
+            if self.rank == 0 and job.preview_every and done % job.preview_every == 0 and done < job.steps:
+                self.send(Previewed(rank=0, job_id=job_id, step=done, width=4, height=2), bytes([done, 0, 0]) * 8)
+
     def _answer(self, step: Step) -> None:
         self._answered += 1
         self._jobs |= {job.job_id: job for job in step.start}
         times = StepTimes(encode_s=0.5 if step.start else 0.0, denoise_s=0.25)
         self.send(StepDone(rank=self.rank, number=step.number, times=times))
+        self._preview(step)
         if self.rank == 0 and self.decodes:
             for job_id in step.decode:
-                job = self._jobs[job_id]
-                pixel = bytes([job.seed % 256, job_id % 256, 7])
-                header = Decoded(rank=0, job_id=job_id, width=job.width, height=job.height, decode_s=0.125)
-                self.send(header, pixel * (job.width * job.height))
+                self.send_image(self._jobs[job_id])
+
+    def send_image(self, job: Job) -> None:
+        pixel = bytes([job.seed % 256, job.job_id % 256, 7])
+        header = Decoded(rank=0, job_id=job.job_id, width=job.width, height=job.height, decode_s=0.125)
+        self.send(header, pixel * (job.width * job.height))
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -116,9 +134,27 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 class Fakes:
     """A front-end, its fake ranks and clients, in one event loop."""
 
-    def __init__(self, context: zmq.asyncio.Context, address: str, ranks: list[FakeRank], served: asyncio.Task[None]):
-        self.context, self.address, self.ranks, self.served = context, address, ranks, served
-        self.stop = asyncio.Event()
+    def __init__(self, context: zmq.asyncio.Context, run_folder: Path, tp: int, make_rank: MakeRank) -> None:
+        self.context, self._run_folder, self._tp, self._make_rank = context, run_folder, tp, make_rank
+        self.address = ""
+        self.ranks: list[FakeRank] = []  # of the newest generation
+        self.generation = 0
+        self.stop, self.stop_now = asyncio.Event(), asyncio.Event()
+        self.served: asyncio.Task[None]
+
+    def start_ranks(self, generation: int = 0) -> None:
+        for rank in self.ranks:
+            rank.end()
+        self.generation = generation
+        self.ranks = [
+            self._make_rank(self.context, self._run_folder, rank, generation=generation) for rank in range(self._tp)
+        ]
+
+    async def has_generation(self, generation: int) -> None:
+        """Wait until so many groups of ranks have been replaced."""
+        async with asyncio.timeout(DEADLINE_S):
+            while self.generation < generation:
+                await asyncio.sleep(0.01)
 
     async def client(self) -> AsyncClient:
         client = AsyncClient(self.address)
@@ -137,34 +173,53 @@ async def fake_engine(
     *,
     tp: int = 1,
     limits: Limits | None = None,
-    make_rank: Callable[[zmq.asyncio.Context, Path, int], FakeRank] = FakeRank,
+    make_rank: MakeRank = FakeRank,
+    replace_ranks: bool = False,
+    warm_up: bool = False,
     **config: float,
 ) -> AsyncIterator[Fakes]:
-    """A front-end for the demo checkpoint with `tp` fake ranks. Leaving it stops what still runs."""
+    """A front-end for the demo checkpoint with `tp` fake ranks. Leaving it stops what still runs.
+
+    replace_ranks: groups that are lost are replaced by new fakes; otherwise their error ends the front-end.
+    """
     settings = FrontendConfig(
         engine=EngineConfig(tp=tp),
         run_folder=str(run_folder),
         limits=limits or Limits(),
-        external_ranks=True,
+        external_ranks=not replace_ranks,
+        warm_up=warm_up,
         **config,  # type: ignore[arg-type]
     )
-    started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    stop = asyncio.Event()
-    served = asyncio.create_task(serve(settings, [], on_started=started.set_result, stop=stop))
     context = zmq.asyncio.Context()
-    ranks = [make_rank(context, run_folder, rank) for rank in range(tp)]
+    fakes = Fakes(context, run_folder, tp, make_rank)
+    loop = asyncio.get_running_loop()
+    started: asyncio.Future[str] = loop.create_future()
+
+    def from_a_thread(generation: int) -> None:
+        loop.call_soon_threadsafe(fakes.start_ranks, generation)
+
+    fakes.served = asyncio.create_task(
+        serve(
+            settings,
+            [],
+            start_ranks=from_a_thread,
+            on_started=started.set_result,
+            stop=fakes.stop,
+            stop_now=fakes.stop_now,
+        )
+    )
+    fakes.start_ranks()
     try:
         async with asyncio.timeout(DEADLINE_S):
-            await asyncio.wait((served, started), return_when=asyncio.FIRST_COMPLETED)
-        if served.done():
-            await served
-        fakes = Fakes(context, started.result(), ranks, served)
-        fakes.stop = stop
+            await asyncio.wait((fakes.served, started), return_when=asyncio.FIRST_COMPLETED)
+        if fakes.served.done():
+            await fakes.served
+        fakes.address = started.result()
         yield fakes
     finally:
-        stop.set()
+        fakes.stop_now.set()
         async with asyncio.timeout(DEADLINE_S):
-            await asyncio.wait((served,))
-        for rank in ranks:
-            rank._task.cancel()
+            await asyncio.wait((fakes.served,))
+        for rank in fakes.ranks:
+            rank.end()
         context.destroy(linger=0)

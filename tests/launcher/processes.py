@@ -56,6 +56,10 @@ class Marked:
                 continue
         return found
 
+    def rank(self, index: int) -> psutil.Process:
+        """A process of the newest rank group; ranks are started in order."""
+        return sorted(self.alive("_rank"), key=lambda process: process.create_time())[index]
+
     def wait_for(self, role: str, count: int) -> list[psutil.Process]:
         wait_until(lambda: len(self.alive(role)) == count, f"{count} processes {role}")
         return self.alive(role)

@@ -354,9 +354,9 @@ def test_a_later_request_is_told_its_place_and_the_time_until_it_is_done(run_fol
             calls = [asyncio.create_task(client.generate(PROMPT, num_images=4)) for _ in range(2)]
             while (await client.status()).running + (await client.status()).waiting < 2:
                 pass
-            later = await anext(client.stream(PROMPT))
+            later = await anext(client.stream(PROMPT, num_images=5))
             assert isinstance(later, Accepted)
-            assert later.position == 8
+            assert later.position == 4  # the images of the second call; those of the first have begun
             assert later.estimated_s is not None
             assert later.estimated_s > 0
             for call in calls:
@@ -434,7 +434,7 @@ def test_an_image_that_is_never_decoded_makes_the_front_end_ask_and_then_give_up
 
 def test_ranks_that_never_come_are_a_launch_error(run_folder: Path) -> None:
     async def test() -> None:
-        def silent(context: Any, folder: Path, rank: int) -> FakeRank:
+        def silent(context: Any, folder: Path, rank: int, generation: int) -> FakeRank:
             return FakeRank(context, folder, rank, answer=rank == 0)
 
         with pytest.raises(LaunchError, match=r"rank 1 was not ready within 0\.3 s"):
@@ -481,7 +481,7 @@ def test_cancel_of_another_client_s_request_does_nothing(run_folder: Path) -> No
 
 def test_what_does_not_fit_into_a_rank_s_memory_is_refused_and_ticks_are_packed_to_fit(run_folder: Path) -> None:
     async def test() -> None:
-        def small(context: Any, folder: Path, rank: int) -> FakeRank:
+        def small(context: Any, folder: Path, rank: int, generation: int) -> FakeRank:
             return FakeRank(context, folder, rank, memory={"weights": 1, "free": 15_500_000 - 1000 * rank})
 
         async with (

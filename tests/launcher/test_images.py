@@ -27,6 +27,7 @@ REQUEST = CheckedRequest(
     timeout_s=None,
     output_format="png",
     metadata=True,
+    preview_every=None,
     warnings=(),
 )
 PIXELS = np.linspace(0, 255, 16 * 32 * 3).astype(np.uint8).reshape(16, 32, 3)

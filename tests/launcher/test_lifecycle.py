@@ -222,24 +222,6 @@ def test_nothing_outlives_a_front_end_that_is_killed(marked: Marked, role: str) 
         assert process.communicate(timeout=SECONDS_S)[1].startswith("error: the front-end was killed by SIGKILL")
 
 
-def test_a_rank_that_is_killed_fails_the_requests_that_wait(marked: Marked) -> None:
-    process = marked.start_script(f"""
-from engine.errors import RankError
-try:
-    {LONG.format(tp=2).strip().replace(chr(10), chr(10) + "    ")}
-except RankError as error:
-    print("failed:", error, flush=True)
-""")
-    wait_for_progress(process)
-    marked.wait_for("_rank", 2)[1].kill()
-    killed = time.monotonic()
-    stdout, stderr = process.communicate(timeout=PATIENCE_S)
-    assert time.monotonic() - killed < SECONDS_S
-    assert "failed: rank " in stdout, stderr
-    assert "was killed by SIGKILL" in stdout
-    marked.expect_nothing_left()
-
-
 def test_a_front_end_that_is_killed_fails_the_requests_that_wait(marked: Marked) -> None:
     process = marked.start_script(f"""
 from engine.errors import ServerError

@@ -164,11 +164,11 @@ def test_a_request_for_several_images_is_as_many_jobs_with_seeds_in_a_row() -> N
     assert [(job.job_id, job.seed) for job in plan.jobs] == [(10, 5), (11, 6), (12, 7)]
     assert {(job.prompt_ids, job.negative_ids) for job in plan.jobs} == {((1,) * 40, (2,) * 39)}
     image_tokens = (64 // 16) * (112 // 16)
-    assert plan.tokens == (40 - 34 + image_tokens) + (39 - 34 + image_tokens)
+    assert plan.segments == (40 - 34 + image_tokens, 39 - 34 + image_tokens)
     assert plan.warnings == (*request.warnings, "prompt was cut to 507 tokens")
 
 
 def test_without_guidance_there_is_one_prompt() -> None:
     plan = make_plan(checked(), DEMO, lambda _: Prompt((1,) * 40, cut=False), itertools.count())
     assert plan.jobs[0].negative_ids is None
-    assert plan.tokens == 40 - 34 + 64
+    assert plan.segments == (40 - 34 + 64,)

@@ -1,0 +1,216 @@
+"""From jobs to images: the scheduler, the ranks it makes steps for, and the warm-up that teaches it what steps cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import zmq.asyncio
+
+from engine.config import ModelConfig
+from engine.cost import CostModel
+from engine.errors import Krea2Error
+from engine.scheduler import Estimate, Scheduler
+from engine.step import Job, Step, StepTimes
+from launcher.internal import Decoded, FrontendConfig, Previewed
+from launcher.process import Child
+from launcher.ranks import STEPS_AHEAD
+from launcher.requests import token_budget
+from launcher.supervisor import RankSupervisor
+from launcher.tokenizer import Prompt
+from launcher.warmup import WarmUp
+
+_ESTIMATE_S = 0.1  # for which estimates are good, so that their cost is bounded
+TOKEN_BUDGET = 8192  # of a tick until it is measured, which two images of 1024² fill, and at most
+
+
+class JobEvents(Protocol):
+    """What becomes of jobs. Those of the warm-up are not heard of."""
+
+    def ranks_ready(self) -> None: ...
+
+    def job_started(self, job_id: int) -> None: ...
+
+    def step_done(self, step: Step, times: StepTimes, tokens: int) -> None: ...
+
+    def image_decoded(self, decoded: Decoded, rgb: bytes) -> None: ...
+
+    def image_previewed(self, previewed: Previewed, rgb: bytes) -> None: ...
+
+    def ranks_lost(self, error: Krea2Error) -> bool:
+        """No job is known to anybody any more: `add` those that are to run again. Returns whether one is to blame."""
+
+    def ranks_given_up(self, error: Krea2Error) -> None: ...
+
+
+class Dispatcher:
+    """Sends the ranks one step ahead of the one they work on, as long as there are jobs."""
+
+    def __init__(
+        self,
+        config: FrontendConfig,
+        model: ModelConfig,
+        encode: Callable[[str], Prompt],
+        job_ids: Iterator[int],
+        children: list[Child],
+        start_ranks: Callable[[int], None],
+        context: zmq.asyncio.Context,
+        events: JobEvents,
+    ) -> None:
+        self._config, self._model, self._events = config, model, events
+        self._costs = CostModel()
+        self._scheduler = Scheduler(TOKEN_BUDGET, costs=self._costs)
+        self._segments: dict[int, tuple[int, ...]] = {}  # of each job that is queued or under way
+        self._sent: dict[int, tuple[int, ...]] = {}  # all segments of each step under way
+        self._estimates: dict[int, Estimate] = {}
+        self._estimated = 0.0
+        self._warm_up: WarmUp | None = WarmUp(model, encode, job_ids, self._costs) if config.warm_up else None
+        self._supervisor = RankSupervisor(config, children, start_ranks, context, self)
+
+    async def run(self) -> None:
+        """Keep ranks running until cancelled. Raises the error of ranks that cannot be replaced."""
+        await self._supervisor.run()
+
+    def close(self) -> None:
+        self._supervisor.close()
+
+    # ---- what there is to know
+
+    @property
+    def ready(self) -> bool:
+        """Whether the ranks answer, and have been warmed up."""
+        return self._supervisor.group.ready and self._warm_up is None
+
+    @property
+    def given_up(self) -> Krea2Error | None:
+        """Why nothing may wait for ranks, if they are lost again and again."""
+        return self._supervisor.given_up
+
+    @property
+    def restarts(self) -> int:
+        return self._supervisor.restarts
+
+    @property
+    def device(self) -> str | None:
+        return self._supervisor.group.device
+
+    @property
+    def memory(self) -> tuple[dict[str, int], ...]:
+        return self._supervisor.group.memory
+
+    @property
+    def free(self) -> list[int] | None:
+        """Bytes that each rank has for steps, where that is known."""
+        return self._supervisor.group.free
+
+    @property
+    def bytes_per_element(self) -> int:
+        device_type = (self.device or "").split(":")[0]
+        return 2 if self._config.engine.dtype_on(device_type) == "bfloat16" else 4
+
+    @property
+    def token_budget(self) -> int:
+        return self._scheduler.token_budget
+
+    def estimate(self, request: int) -> Estimate | None:
+        """Where a request stands; from a moment ago if the scheduler was asked just now."""
+        now = time.monotonic()
+        if request not in self._estimates or now - self._estimated > _ESTIMATE_S:
+            self._estimates, self._estimated = self._scheduler.estimates(now), now
+        return self._estimates.get(request)
+
+    def backlog_s(self) -> float | None:
+        """Seconds until everything is done that has been added, once speeds are known."""
+        return self._scheduler.backlog_s(time.monotonic())
+
+    # ---- jobs
+
+    def add(
+        self, job: Job, *, segments: tuple[int, ...], request: int, priority: int, arrived: float, alone: bool
+    ) -> None:
+        """Queue a job; `send_steps` sends what can be sent. For the parameters see `Scheduler.add`."""
+        self._segments[job.job_id] = segments
+        self._scheduler.add(job, segments=segments, request=request, priority=priority, now=arrived, alone=alone)
+
+    def cancel(self, job_id: int) -> None:
+        self._segments.pop(job_id, None)
+        self._scheduler.cancel(job_id)
+
+    def send_steps(self) -> None:
+        """Send steps as far ahead as they may be sent; those of the warm-up only when there is nothing else to do."""
+        group = self._supervisor.group
+        while group.ready and group.outstanding < STEPS_AHEAD:
+            idle = group.outstanding == 0 and group.decoding == 0
+            step = self._scheduler.next_step(time.monotonic(), idle=idle)
+            if step is None and self._warm_up is not None and group.outstanding == 0:
+                step = self._warm_up.next_step(self._scheduler.empty_step)
+            if step is None:
+                return
+            for job in step.start:
+                if job.job_id in self._segments:  # else it is the warm-up's
+                    self._events.job_started(job.job_id)
+            segments = tuple(tokens for job_id in step.denoise for tokens in self._segments.get(job_id, ()))
+            self._sent[step.number] = segments
+            group.send(step, expected_s=self._costs.step_s(segments))
+
+    def check_decoder(self) -> None:
+        """A rank whose decoder failed says so at the next step; without other work that would never come."""
+        group = self._supervisor.group
+        if group.ready and group.decoding and not group.outstanding:
+            step = self._scheduler.empty_step()
+            self._sent[step.number] = ()
+            group.send(step)
+
+    # ---- what the ranks tell
+
+    def ranks_ready(self) -> None:
+        self._supervisor.ready()
+        most = TOKEN_BUDGET
+        if self.free is not None:
+            most = token_budget(self._model, most, bytes_per_element=self.bytes_per_element, free=self.free)
+        if self.restarts == 0:
+            self._scheduler.token_budget = most
+        if self._warm_up is not None:
+            self._warm_up.begin(most)
+        self._events.ranks_ready()
+        self.send_steps()
+
+    def step_done(self, step: Step, times: StepTimes) -> None:
+        self.send_steps()  # before anything else, so that the ranks have work
+        if times.encoded_tokens:
+            self._costs.correct_encoding(times.encoded_tokens, times.encode_s)
+        if self._warm_up is not None and self._warm_up.step_done(step, times):
+            del self._sent[step.number]
+            if self._warm_up.over:
+                if self._warm_up.budget is not None:
+                    self._scheduler.token_budget = min(self._scheduler.token_budget, self._warm_up.budget)
+                self._warm_up = None
+            self.send_steps()
+            return
+        segments = self._sent.pop(step.number)
+        if segments:
+            self._costs.correct(segments, times.denoise_s)
+        self._events.step_done(step, times, sum(segments))
+
+    def image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
+        if self._warm_up is not None:
+            self._warm_up.image_decoded(decoded.job_id)
+        self._segments.pop(decoded.job_id, None)
+        self._scheduler.decoded(decoded.job_id)
+        self._costs.correct_decoding(decoded.width * decoded.height, decoded.decode_s)
+        self._events.image_decoded(decoded, rgb)
+        self.send_steps()
+
+    def image_previewed(self, previewed: Previewed, rgb: bytes) -> None:
+        self._events.image_previewed(previewed, rgb)
+
+    def ranks_lost(self, error: Krea2Error) -> bool:
+        self._warm_up = None  # what it may still have found is not worth another loss
+        self._segments.clear()
+        self._sent.clear()
+        self._scheduler = Scheduler(self._scheduler.token_budget, costs=self._costs)
+        return self._events.ranks_lost(error)
+
+    def ranks_given_up(self, error: Krea2Error) -> None:
+        self._events.ranks_given_up(error)

@@ -1,0 +1,90 @@
+"""What a front-end counts, in Prometheus' text format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from engine.step import StepTimes
+
+STAGES = ("queue", "encode_text", "denoise", "decode", "file")
+_STEP_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_STAGE_S = (0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+_TOKENS = tuple(2**power for power in range(6, 16))
+
+
+class Metrics:
+    """The counters of one front-end, in a registry of their own."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # a gauge beside every counter, which nobody reads
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "krea2_requests", "Requests that have ended, by outcome: done, or the code of their error", ["outcome"],
+            registry=registry,
+        )  # fmt: skip
+        self.images = Counter("krea2_images", "Images sent to clients", registry=registry)
+        self.previews = Counter("krea2_previews", "Previews sent to clients", registry=registry)
+        self.restarts = Counter("krea2_restarts", "Rank groups that were lost and replaced", registry=registry)
+        self._stages = Histogram(
+            "krea2_stage_seconds", "Seconds that a finished request spent in each stage", ["stage"],
+            registry=registry, buckets=_STAGE_S,
+        )  # fmt: skip
+        self._step_s = Histogram(
+            "krea2_step_seconds", "Seconds of a tick on the slowest rank: encoding of new prompts, and denoising", ["part"],
+            registry=registry, buckets=_STEP_S,
+        )  # fmt: skip
+        self._step_tokens = Histogram(
+            "krea2_step_tokens", "Packed tokens of a denoise step", registry=registry, buckets=_TOKENS
+        )
+        self._waiting = Gauge("krea2_requests_waiting", "Requests that have not begun", registry=registry)
+        self._running = Gauge("krea2_requests_running", "Requests that have begun", registry=registry)
+        self._ready = Gauge("krea2_ready", "Whether the ranks answer", registry=registry)
+        self._budget = Gauge("krea2_token_budget", "Packed tokens that a tick may have", registry=registry)
+        self._dropped = Gauge("krea2_dropped_messages", "Messages that were not understood", registry=registry)
+        self._memory = Gauge(
+            "krea2_rank_memory_bytes", "Bytes by purpose when the rank was ready", ["rank", "purpose"],
+            registry=registry,
+        )  # fmt: skip
+
+    def count_step(self, times: StepTimes, tokens: int) -> None:
+        """tokens: packed in the denoise step of a tick, 0 if there was none."""
+        if times.encoded_tokens:
+            self._step_s.labels("encode").observe(times.encode_s)
+        if tokens:
+            self._step_s.labels("denoise").observe(times.denoise_s)
+            self._step_tokens.observe(tokens)
+
+    def count_done(self, timings: dict[str, float]) -> None:
+        """A request has all its images; timings by stage, in seconds."""
+        self.requests.labels("done").inc()
+        for stage in STAGES:
+            self._stages.labels(stage).observe(timings[stage])
+
+    def render(
+        self,
+        *,
+        waiting: int,
+        running: int,
+        ready: bool,
+        token_budget: int,
+        dropped_messages: int,
+        rank_memory: Sequence[dict[str, int]],
+    ) -> bytes:
+        self._waiting.set(waiting)
+        self._running.set(running)
+        self._ready.set(ready)
+        self._budget.set(token_budget)
+        self._dropped.set(dropped_messages)
+        for rank, purposes in enumerate(rank_memory):
+            for purpose, size in purposes.items():
+                self._memory.labels(rank, purpose).set(size)
+        return generate_latest(self._registry)

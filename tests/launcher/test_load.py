@@ -1,0 +1,126 @@
+"""Many requests and many frames: everybody gets an answer, and nothing is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import psutil
+import pytest
+
+from engine.errors import QueueFullError
+from launcher import Client
+from launcher.async_client import AsyncClient
+from launcher.limits import Limits
+from launcher.protocol import Generate, encode
+from launcher.results import Result
+from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
+from tests.launcher.processes import Marked
+
+PROMPT = "a red circle on a blue background"
+
+
+def test_a_thousand_requests_at_once_against_a_queue_of_64_are_all_answered(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder, limits=Limits(max_queue=64)) as fakes, AsyncClient(fakes.address) as client:
+
+            async def ask(seed: int) -> str:
+                try:
+                    result = await client.generate(PROMPT, seed=seed, steps=2, width=64, height=64)
+                except QueueFullError as error:
+                    assert error.retry_after_s is None or error.retry_after_s > 0
+                    return error.code
+                assert isinstance(result, Result)
+                assert result.seed == seed
+                return "image"
+
+            answers = Counter(await asyncio.gather(*(ask(seed) for seed in range(1000))))
+            assert answers.keys() <= {"image", "queue_full"}
+            assert answers.total() == 1000
+            assert answers["image"] >= 64
+            status = await client.status()
+            assert (status.waiting, status.running, status.done) == (0, 0, answers["image"])
+
+    run(test())
+
+
+class Bomb:
+    """Unpickling it leaves a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (self.path,)
+
+
+def test_ten_thousand_frames_of_noise_and_pickle_do_no_harm(run_folder: Path, tmp_path: Path) -> None:
+    random = Random(7)
+    bomb = tmp_path / "exploded"
+    seeds = [
+        encode(Generate(request_id="r", prompt=PROMPT)),
+        *(pickle.dumps(Bomb(bomb), protocol=protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)),
+        b"",
+        b"\x81\xa4type\xa4ping",
+    ]
+
+    def mutate() -> list[bytes]:
+        frames = []
+        for _ in range(random.choice([1, 1, 1, 1, 2, 3])):
+            frame = bytearray(random.choice([*seeds, random.randbytes(random.randint(0, 200))]))
+            for _ in range(random.randint(0, 4)):
+                if frame:
+                    frame[random.randrange(len(frame))] = random.randrange(256)
+            if random.random() < 0.2:
+                del frame[random.randint(0, len(frame)) :]
+            frames.append(bytes(frame))
+        return frames
+
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
+            sockets = [fakes.raw() for _ in range(4)]
+            for index in range(10_000):
+                await sockets[index % 4].send_multipart(mutate())
+                if index % 1000 == 0:
+                    assert await client.ping() < 10
+            async with asyncio.timeout(DEADLINE_S):
+                while (await client.status()).dropped_messages < 7000:  # the rest happens to be understood
+                    await asyncio.sleep(0.05)
+            assert (await client.generate(PROMPT, seed=3, steps=1)).seed == 3
+            assert not fakes.served.done()
+
+    run(test())
+    assert not bomb.exists()
+
+
+@pytest.mark.slow
+def test_memory_is_the_same_after_500_requests(marked: Marked) -> None:
+    process = marked.start_krea2("serve", "--device", "cpu")
+    assert process.stdout is not None
+    address = next(line for line in process.stdout if line.startswith("rpc: ")).removeprefix("rpc: ").strip()
+
+    def memory() -> int:
+        return sum(psutil.Process(child.pid).memory_info().rss for child in marked.alive())
+
+    with Client(address) as client:
+
+        def serve(count: int) -> None:
+            async def all_of_them() -> None:
+                await asyncio.gather(
+                    *(
+                        client.asynchronous.generate(PROMPT, seed=seed, steps=2, width=64 + 16 * (seed % 5), height=64)
+                        for seed in range(count)
+                    )
+                )
+
+            client.run(all_of_them())
+
+        for _ in range(4):
+            serve(100)
+        before = memory()
+        for _ in range(5):
+            serve(100)
+        assert memory() < 1.05 * before

@@ -1,0 +1,105 @@
+"""The warm-up: it teaches the front-end what work costs, and nobody waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from engine.step import Step
+from launcher import warmup
+from launcher.async_client import AsyncClient
+from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, fake_engine, run
+
+PROMPT = "a red circle on a blue background"
+
+
+async def until_ready(client: AsyncClient) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not (await client.status()).ready:
+            await asyncio.sleep(0.01)
+
+
+def live_jobs(steps: list[Step]) -> set[int]:
+    """The jobs that a rank holds after these steps."""
+    live: set[int] = set()
+    for step in steps:
+        live |= {job.job_id for job in step.start}
+        assert live.issuperset(step.denoise)
+        live -= {*step.decode, *step.release}
+    return live
+
+
+def test_the_server_is_ready_when_the_warm_up_is_over_and_knows_how_long_work_takes(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder, warm_up=True) as fakes, AsyncClient(fakes.address) as client:
+            await until_ready(client)
+            steps = list(fakes.ranks[0].steps)
+            assert not live_jobs(steps)
+            assert [step.number for step in steps] == list(range(len(steps)))
+            assert sum(len(step.decode) for step in steps) == len(warmup._PROMPTS)
+            fakes.ranks[0].hold = True
+            accepted = await anext(client.stream(PROMPT))
+            assert accepted.estimated_s is not None  # type: ignore[union-attr]
+            assert (await client.status()).done == 0
+
+    run(test())
+
+
+def test_a_request_that_comes_meanwhile_goes_first(run_folder: Path) -> None:
+    class Slow(FakeRank):
+        def _answer(self, step: Step) -> None:
+            asyncio.get_running_loop().call_later(0.05, super()._answer, step)
+
+    async def test() -> None:
+        async with (
+            fake_engine(run_folder, warm_up=True, make_rank=Slow) as fakes,
+            AsyncClient(fakes.address) as client,
+        ):
+            assert not (await client.status()).ready
+            await client.generate(PROMPT, steps=2, seed=5)
+            steps = fakes.ranks[0].steps
+            (joined,) = (index for index, step in enumerate(steps) if any(job.seed == 5 for job in step.start))
+            mine = steps[joined].start[0].job_id
+            assert all(step.denoise == (mine,) for step in steps[joined : joined + 2])
+            assert not (await client.status()).ready
+
+    run(test())
+
+
+def test_it_ends_when_its_time_is_up_and_leaves_no_job_behind(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warmup, "LONGEST_S", 0.0)
+
+    async def test() -> None:
+        async with fake_engine(run_folder, warm_up=True) as fakes, AsyncClient(fakes.address) as client:
+            await until_ready(client)
+            assert not live_jobs(fakes.ranks[0].steps)
+            assert len(fakes.ranks[0].steps) <= 2
+
+    run(test())
+
+
+def test_ranks_that_die_in_it_are_replaced_and_not_warmed_up_again(run_folder: Path) -> None:
+    async def test() -> None:
+        async with (
+            fake_engine(run_folder, warm_up=True, replace_ranks=True, make_rank=_held) as fakes,
+            AsyncClient(fakes.address) as client,
+        ):
+            await fakes.ranks[0].has_steps(1)
+            fakes.ranks[0].fail("rank_failed", "rank 0: lost")
+            await fakes.has_generation(1)
+            await until_ready(client)
+            fakes.ranks[0].hold = False
+            assert (await client.generate(PROMPT, seed=4, steps=1)).seed == 4
+            assert len(fakes.ranks[0].steps) == 1
+
+    run(test())
+
+
+def _held(*arguments: object, **named: int) -> FakeRank:
+    rank = FakeRank(*arguments, **named)  # type: ignore[arg-type]
+    rank.hold = True
+    return rank
