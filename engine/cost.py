@@ -98,7 +98,7 @@ class _Rate:
 
 
 def choose_budget(samples: Sequence[tuple[int, float]]) -> int:
-    """The tokens that a tick should have: the fewest from which on more tokens no longer gain `_GAIN` in tokens a second.
+    """The tokens that a tick should have: the fewest from which on more of them no longer gain `_GAIN` in throughput.
 
     samples: tokens and seconds of ticks, of growing size.
     """
@@ -122,7 +122,7 @@ def _step_towards(ratio: float) -> float:
 
 
 def _fit(rows: Sequence[tuple[Sequence[float], float]]) -> tuple[float, float, float]:
-    """The non-negative weights of least squared error: the best of all sets of columns whose solution has no negative."""
+    """The non-negative weights of least squared error: the best of all sets of columns with such a solution."""
     best: tuple[float, tuple[float, float, float]] | None = None
     for size in range(1, min(3, len(rows)) + 1):
         for columns in combinations((1, 0, 2), size):  # tokens first: a single sample is all theirs

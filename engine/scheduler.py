@@ -65,7 +65,7 @@ class LeastWorkFirst:
 
 @dataclass(frozen=True)
 class Estimate:
-    """`position`: images of others that will begin before the first of this request; `seconds` until its last is done."""
+    """`position`: images of others that begin before the first of this request; `seconds` until its last is done."""
 
     position: int
     seconds: float | None
@@ -113,7 +113,7 @@ class Scheduler:
         self._decoding.pop(job_id, None)
 
     def next_step(self, now: float, *, idle: bool) -> Step | None:
-        """The next step, or None when there is nothing to do now. idle: the ranks have no step and no image under way."""
+        """The next step, or None if there is nothing to do now. idle: the ranks have no step and no image under way."""
         chosen = self._choose(now, idle=idle)
         for queued in chosen:
             queued.remaining -= 1

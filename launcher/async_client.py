@@ -245,7 +245,7 @@ class AsyncClient:
         elif isinstance(reply, Closing):
             self._lose(error_from_code(reply.code, reply.message))
         elif reply.request_id is None:  # a question that the server did not understand
-            self._fail_questions(error_from_code(reply.code, reply.message, reply.parameter, reply.retry_after_s))
+            self._fail_questions(_error_of(reply))
         elif (call := self._calls.get(reply.request_id)) is not None:
             call.last_heard = self._last_heard
             if isinstance(reply, Failed):
@@ -280,6 +280,10 @@ class AsyncClient:
                 if now - call.last_heard > ASK_AGAIN_S:
                     call.last_heard = now
                     self._send_frame(call.frame)
+
+
+def _error_of(failed: Failed) -> Krea2Error:
+    return error_from_code(failed.code, failed.message, failed.parameter, failed.retry_after_s)
 
 
 @dataclass

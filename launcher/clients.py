@@ -27,6 +27,7 @@ from launcher.sockets import bind, remove_socket, send_now
 
 MAX_CLIENTS = 1024
 _MESSAGES_AHEAD = 64  # in zmq's queue for a client; what comes on top waits in its outbox
+_OUTBOX_MESSAGES = 1024  # of those that replace no other
 _OUTBOX_S = 0.05  # between attempts to empty the outboxes
 _FAREWELL_MS = 1000  # for the last replies to leave
 
@@ -81,16 +82,20 @@ class Clients:
     def send(self, client: bytes, message: msgspec.Struct, *frames: bytes, key: Hashable = None) -> list[bytes]:
         """Send without waiting; returns the frames, to `send_again`.
 
-        key: what the message replaces in the outbox; without one it is dropped if the client cannot take it now.
+        key: what the message replaces in the outbox, and so one of boundedly many; without one it is dropped if the
+        outbox is full.
         """
         all_frames = [encode(message), *frames]
         self.send_again(client, all_frames, key=key)
         return all_frames
 
     def send_again(self, client: bytes, frames: list[bytes], *, key: Hashable = None) -> None:
-        if client in self._outboxes or not send_now(self._socket, [client, *frames]):
-            if key is not None and client in self._last_heard:
-                self._outboxes.setdefault(client, {})[key] = frames
+        if client not in self._outboxes and send_now(self._socket, [client, *frames]):
+            return
+        if client in self._last_heard:
+            outbox = self._outboxes.setdefault(client, {})
+            if key is not None or len(outbox) < _OUTBOX_MESSAGES:
+                outbox[object() if key is None else key] = frames
 
     def send_failure(
         self, client: bytes, request_id: str | None, error: Krea2Error, *, key: Hashable = None

@@ -39,7 +39,7 @@ class Metrics:
             registry=registry, buckets=_STAGE_S,
         )  # fmt: skip
         self._step_s = Histogram(
-            "krea2_step_seconds", "Seconds of a tick on the slowest rank: encoding of new prompts, and denoising", ["part"],
+            "krea2_step_seconds", "Seconds that the slowest rank spent in the parts of a tick", ["part"],
             registry=registry, buckets=_STEP_S,
         )  # fmt: skip
         self._step_tokens = Histogram(

@@ -8,7 +8,6 @@ import shutil
 import signal
 import sys
 import termios
-import time
 from pathlib import Path
 
 import pytest

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import LaunchError, RankError, RequestKilledRanksError, ServerError
+from engine.errors import Krea2Error, LaunchError, RankError, RequestKilledRanksError, ServerError
 from engine.step import Step
 from launcher.async_client import AsyncClient
 from launcher.protocol import Accepted, Progress
@@ -180,6 +180,13 @@ def test_ranks_that_die_as_soon_as_they_are_up_end_in_refusals_until_they_last(r
             if self.dies and type(message).__name__ == "Ready":
                 self.fail("rank_failed", "rank 0: no such GPU")
 
+    async def refusal(client: AsyncClient) -> Krea2Error | None:
+        try:
+            await client.generate(PROMPT, timeout_s=0.1)
+        except Krea2Error as error:
+            return error
+        return None
+
     async def test() -> None:
         async with (
             fake_engine(run_folder, replace_ranks=True, make_rank=Mortal) as fakes,
@@ -188,14 +195,9 @@ def test_ranks_that_die_as_soon_as_they_are_up_end_in_refusals_until_they_last(r
             Mortal.dies = True
             await lose(fakes)
             async with asyncio.timeout(DEADLINE_S):
-                while True:
-                    try:
-                        await client.generate(PROMPT, timeout_s=0.1)
-                    except RankError as error:
-                        assert "no such GPU" in error.message
-                        break
-                    except Exception:
-                        await asyncio.sleep(0.05)
+                while not isinstance(error := await refusal(client), RankError):
+                    await asyncio.sleep(0.05)
+            assert "no such GPU" in error.message
             assert not (await client.status()).ready
             Mortal.dies = False
             async with asyncio.timeout(DEADLINE_S):
