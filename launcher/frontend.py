@@ -18,6 +18,7 @@ from typing import Any
 import zmq.asyncio
 
 from engine.config import ModelConfig
+from engine.cost import Work
 from engine.errors import ArgumentError, CancelledError, Krea2Error, QueueFullError, RequestTimeoutError, ServerError
 from engine.scheduler import Scheduler
 from engine.step import Step, StepTimes
@@ -101,7 +102,6 @@ class Frontend:
         self._job_ids = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._began = time.monotonic()
-        self._seconds_per_token: float | None = None
         self._done = self._failed = 0
         address = config.rpc or f"ipc://{config.run_folder}/clients"
         self._clients = Clients(address, context, on_message=self._handle)
@@ -164,7 +164,7 @@ class Frontend:
         waiting = sum(not request.ended for request in self._requests.values())
         kept = sum(request.ended and request.client == client for request in self._requests.values())
         if max(waiting, kept) >= self._config.limits.max_queue:
-            wait = self._estimate(self._scheduler.work_ahead(checked.priority))
+            wait = self._scheduler.backlog_s(time.monotonic())
             later = "later" if wait is None else f"in about {wait:.0f} s"
             raise QueueFullError(f"the queue is full with {max(waiting, kept)} requests: try again {later}")
         plan = make_plan(checked, self._model, self._tokenizer.encode, self._job_ids)
@@ -173,7 +173,13 @@ class Frontend:
         self._requests[client, message.request_id] = request
         for job in plan.jobs:
             self._jobs[job.job_id] = request
-            self._scheduler.add(job, tokens=plan.tokens, priority=checked.priority)
+            self._scheduler.add(
+                job,
+                segments=plan.segments,
+                request=plan.jobs[0].job_id,
+                priority=checked.priority,
+                now=request.arrived,
+            )
         if checked.timeout_s is not None:
             error = RequestTimeoutError(f"the request was not done within its timeout_s of {checked.timeout_s:g}")
             request.timer = asyncio.get_running_loop().call_later(checked.timeout_s, self._fail, request, error)
@@ -195,14 +201,14 @@ class Frontend:
         return 2 if self._config.engine.dtype_on(device_type) == "bfloat16" else 4
 
     def _accepted(self, request: _Request) -> None:
-        priority = request.checked.priority
-        ahead = 0 if request.started else max(0, self._scheduler.jobs_ahead(priority) - len(request.plan.jobs))
-        estimate = self._estimate(self._scheduler.work_ahead(priority))
-        accepted = Accepted(request_id=request.request_id, position=ahead, estimated_s=estimate, attempt=ATTEMPT)
+        estimate = self._scheduler.estimate(request.plan.jobs[0].job_id, time.monotonic())
+        accepted = Accepted(
+            request_id=request.request_id,
+            position=0 if estimate is None else estimate.position,
+            estimated_s=None if estimate is None else estimate.seconds,
+            attempt=ATTEMPT,
+        )
         self._clients.send(request.client, accepted)
-
-    def _estimate(self, tokens: int) -> float | None:
-        return None if self._seconds_per_token is None else tokens * self._seconds_per_token
 
     def _fail(self, request: _Request, error: Krea2Error) -> None:
         if not request.ended:
@@ -266,7 +272,8 @@ class Frontend:
 
     def _send_steps(self) -> None:
         while self._ranks.ready and self._ranks.outstanding < STEPS_AHEAD:
-            step = self._scheduler.next_step()
+            idle = not (self._ranks.outstanding or self._ranks.decoding)
+            step = self._scheduler.next_step(time.monotonic(), idle=idle)
             if step is None:
                 return
             for job in step.start:
@@ -281,9 +288,8 @@ class Frontend:
         requests = [self._jobs[job_id] for job_id in step.denoise if job_id in self._jobs]
         started = {self._jobs[job.job_id] for job in step.start if job.job_id in self._jobs}
         if requests:
-            measured = seconds / sum(request.plan.tokens for request in requests)
-            known = self._seconds_per_token
-            self._seconds_per_token = measured if known is None else 0.9 * known + 0.1 * measured
+            work = Work.of(length for request in requests for length in request.plan.segments)
+            self._scheduler.costs.correct(work, times.denoise_s)
         for request in requests:
             request.steps_done += 1
         for request in dict.fromkeys(requests):
@@ -300,6 +306,8 @@ class Frontend:
             self._clients.send(request.client, progress)
 
     def _image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
+        self._scheduler.decoded(decoded.job_id)
+        self._send_steps()
         request = self._jobs.get(decoded.job_id)
         if request is not None:
             self._spawn(self._send_image(request, decoded, rgb))

@@ -98,11 +98,15 @@ def check(request: Generate, model: ModelConfig, limits: Limits, *, drawn_seed: 
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs of a request, one for each image, and the tokens that each of them adds to a tick."""
+    """The jobs of a request, one for each image, and the tokens of each segment that one of them adds to a tick."""
 
     jobs: tuple[Job, ...]
-    tokens: int
+    segments: tuple[int, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.segments)
 
 
 def make_plan(
@@ -128,9 +132,9 @@ def make_plan(
         for index in range(checked.num_images)
     )
     image_tokens = model.image_tokens(checked.width, checked.height)
-    tokens = sum(len(text.ids) - PREFIX_TOKENS + image_tokens for text in texts.values())
+    segments = tuple(len(text.ids) - PREFIX_TOKENS + image_tokens for text in texts.values())
     cut = tuple(f"{name} was cut to {MAX_PROMPT_TOKENS} tokens" for name, text in texts.items() if text.cut)
-    return Plan(jobs, tokens, checked.warnings + cut)
+    return Plan(jobs, segments, checked.warnings + cut)
 
 
 def check_memory(
