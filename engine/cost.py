@@ -1,158 +1,187 @@
-"""What work costs, in seconds, as far as it has been measured. Plain Python: the front-end plans with it.
+"""What work costs in seconds: measured at warm-up, corrected while running. Plain Python: no torch, no clock.
 
-A denoise step of some segments takes base + per_token · Σ tokens + per_pair · Σ tokens², the last for attention. The
-three are fitted to the warm-up's samples; from then on one factor follows what real steps take.
+A denoise step of packed segments takes about a + b · tokens + c · pairs seconds, where pairs, the sum of the squared
+segment lengths, is what attention works on. Encoding takes seconds in proportion to prompt tokens, decoding to pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import combinations
+from statistics import median
 
-Segments = tuple[int, ...]  # tokens of each segment of a step
+# The shape of the costs while too little has been measured: a step has an overhead worth so many tokens, and so many
+# pairs of attention take as long as the matrix products of one token (6 · width, at the width of Krea 2).
+_OVERHEAD_TOKENS = 256
+_PAIRS_PER_TOKEN = 6 * 6144
+# A correction closes a fifth of the gap, and takes no gap for more than a factor of e^0.5: one measurement moves an
+# estimate by at most e^0.1 - 1 = 10.5 %, and after a lasting change by a factor of 2 it is within 5 % in 13 steps.
+_GAIN = 0.2
+_MOST_GAP = 0.5
+_SATURATED = 1.05  # throughput that rises by less than this factor is not worth a longer tick
 
-_SWAY = 0.1  # how much of a difference between estimate and measurement is believed at once
-_MOST = 2.0  # a measurement that is off by more counts as off by so much
-_GAIN = 1.05  # in tokens a second, for which a tick may be twice as long
+
+@dataclass(frozen=True)
+class Work:
+    """The size of a denoise step: packed tokens, and pairs of tokens that attend to each other."""
+
+    tokens: int
+    pairs: int
+
+    @classmethod
+    def of(cls, segments: Iterable[int]) -> Work:
+        """Of a step that packs segments of these lengths, in tokens."""
+        lengths = tuple(segments)
+        return cls(sum(lengths), sum(length * length for length in lengths))
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.tokens + other.tokens, self.pairs + other.pairs)
 
 
 class CostModel:
-    """Estimates are None until something like it has been measured."""
+    """Seconds of denoise steps, of text encoding and of decoding; None where nothing has been measured yet."""
 
     def __init__(self) -> None:
-        self._shape: tuple[float, float, float] | None = None  # base, per token, per pair
-        self._encoding = _Rate()
-        self._decoding = _Rate()
+        self._coefficients: tuple[float, float, float] | None = None  # seconds, s per token, s per pair
+        self._encode_rate: float | None = None  # seconds per prompt token
+        self._decode_rate: float | None = None  # seconds per pixel
 
-    def step_s(self, segments: Segments) -> float | None:
-        """Seconds of a denoise step of these segments."""
-        if self._shape is None or not segments:
+    @property
+    def known(self) -> bool:
+        """Whether a denoise step has been measured."""
+        return self._coefficients is not None
+
+    def denoise_s(self, work: Work) -> float | None:
+        """Seconds of one denoise step."""
+        if self._coefficients is None:
             return None
-        return _dot(self._shape, _features(segments))
+        fixed, per_token, per_pair = self._coefficients
+        return fixed + per_token * work.tokens + per_pair * work.pairs
 
-    def share_s(self, segments: Segments) -> float | None:
-        """What these segments add to a step that has others too."""
-        if self._shape is None:
-            return None
-        return max(_dot(self._shape, _features(segments)) - self._shape[0], 0.0)
+    def share(self, work: Work, token_budget: int) -> float:
+        """What one step of a job takes of the ranks' time when ticks are packed: its own work, and its part of a
+        tick's overhead. Seconds; in tokens as long as nothing has been measured."""
+        fixed, per_token, per_pair = self._coefficients or (_OVERHEAD_TOKENS, 1.0, 1 / _PAIRS_PER_TOKEN)
+        return fixed * min(1.0, work.tokens / token_budget) + per_token * work.tokens + per_pair * work.pairs
 
-    def base_s(self) -> float:
-        """What a step costs before its first token."""
-        return self._shape[0] if self._shape is not None else 0.0
+    def encode_s(self, prompt_tokens: int) -> float | None:
+        """Seconds of encoding so many prompt tokens."""
+        return None if self._encode_rate is None else self._encode_rate * prompt_tokens
 
-    def encode_s(self, tokens: int) -> float:
-        """Seconds of encoding so many prompt tokens; 0 while that is not known."""
-        return self._encoding.of(tokens)
+    def decode_s(self, pixels: int) -> float | None:
+        """Seconds of decoding an image of so many pixels."""
+        return None if self._decode_rate is None else self._decode_rate * pixels
 
-    def decode_s(self, pixels: int) -> float:
-        """Seconds of decoding so many pixels; 0 while that is not known."""
-        return self._decoding.of(pixels)
+    def fit(self, samples: Iterable[tuple[Work, float]]) -> None:
+        """Take the costs of a denoise step from measured (work, seconds), a few tens at most, and forget former ones.
 
-    def fit(self, samples: Sequence[tuple[Segments, float]]) -> None:
-        """Start from samples of segments and seconds: least squares of the relative error, nothing negative.
-
-        Fitted twice, the second time without the sample that fits worst, if there are enough.
+        The fit has the least sum of relative errors, so that one outlier among five samples moves it little, and no
+        coefficient is negative. Fewer than three different works only scale the shape that is assumed. Raises
+        `ValueError` without a sample or for seconds that are not positive.
         """
-        rows = [([value / seconds for value in _features(segments)], 1.0) for segments, seconds in samples if segments]
-        if not rows:
+        by_work: dict[Work, list[float]] = {}
+        for work, seconds in samples:
+            by_work.setdefault(work, []).append(seconds)
+        if not by_work or any(seconds <= 0 for times in by_work.values() for seconds in times):
+            raise ValueError("a fit needs samples that took more than 0 seconds")
+        self._coefficients = _fit([(work, median(times)) for work, times in by_work.items()])
+
+    def correct(self, work: Work, seconds: float) -> None:
+        """Learn from a denoise step that ran. A first one is all that is needed for a rough estimate."""
+        expected = self.denoise_s(work)
+        if seconds <= 0:
             return
-        shape = _fit(rows)
-        if len(rows) > 3:
-            worst = max(rows, key=lambda row: abs(_dot(shape, row[0]) - row[1]))
-            shape = _fit([row for row in rows if row is not worst])
-        self._shape = shape
-
-    def correct(self, segments: Segments, seconds: float) -> None:
-        """A real step took so long. Twice as slow a device is believed by half after 7 steps, by 90 % after 22."""
-        expected = self.step_s(segments)
-        if seconds <= 0 or not segments:
+        if self._coefficients is None or not expected:
+            self.fit([(work, seconds)])
             return
-        if not expected:
-            self.fit([(segments, seconds)])
-        else:
-            assert self._shape is not None
-            factor = _step_towards(seconds / expected)
-            base, per_token, per_pair = self._shape
-            self._shape = (factor * base, factor * per_token, factor * per_pair)
+        fixed, per_token, per_pair = self._coefficients
+        parts = (fixed / expected, per_token * work.tokens / expected, per_pair * work.pairs / expected)
+        # Either everything got slower, or one cost is wrong, most likely the one that makes up most of the step.
+        blame = [part + 1 / 3 for part in parts]
+        move = _bounded_move(seconds / expected) / sum(part * weight for part, weight in zip(parts, blame, strict=True))
+        fixed, per_token, per_pair = (
+            cost * math.exp(move * weight) for cost, weight in zip(self._coefficients, blame, strict=True)
+        )
+        self._coefficients = fixed, per_token, per_pair
 
-    def correct_encoding(self, tokens: int, seconds: float) -> None:
-        self._encoding.correct(tokens, seconds)
+    def correct_encode(self, prompt_tokens: int, seconds: float) -> None:
+        """Learn from an encoding that ran."""
+        self._encode_rate = _corrected(self._encode_rate, prompt_tokens, seconds)
 
-    def correct_decoding(self, pixels: int, seconds: float) -> None:
-        self._decoding.correct(pixels, seconds)
-
-
-class _Rate:
-    """Seconds per piece."""
-
-    def __init__(self) -> None:
-        self._rate = 0.0
-
-    def of(self, pieces: int) -> float:
-        return self._rate * pieces
-
-    def correct(self, pieces: int, seconds: float) -> None:
-        if pieces > 0 and seconds > 0:
-            measured = seconds / pieces
-            self._rate = measured if not self._rate else self._rate * _step_towards(measured / self._rate)
+    def correct_decode(self, pixels: int, seconds: float) -> None:
+        """Learn from a decoding that ran."""
+        self._decode_rate = _corrected(self._decode_rate, pixels, seconds)
 
 
-def choose_budget(samples: Sequence[tuple[int, float]]) -> int:
-    """The tokens that a tick should have: the fewest from which on more of them no longer gain `_GAIN` in throughput.
+def choose_budget(samples: Iterable[tuple[int, float]]) -> int:
+    """The token budget by (tokens, seconds) of packed ticks: the fewest tokens past which no measured tick does more
+    than 5 % more tokens a second. Raises `ValueError` without a sample."""
+    by_tokens: dict[int, list[float]] = {}
+    for tokens, seconds in samples:
+        by_tokens.setdefault(tokens, []).append(seconds)
+    if not by_tokens:
+        raise ValueError("a budget needs at least one measured tick")
+    throughput = {tokens: tokens / median(times) for tokens, times in by_tokens.items()}
+    best = max(throughput.values())
+    return min(tokens for tokens, rate in throughput.items() if rate * _SATURATED >= best)
 
-    samples: tokens and seconds of ticks, of growing size.
+
+def _bounded_move(ratio: float) -> float:
+    return _GAIN * max(-_MOST_GAP, min(_MOST_GAP, math.log(ratio)))
+
+
+def _corrected(rate: float | None, amount: int, seconds: float) -> float | None:
+    if amount <= 0 or seconds <= 0:
+        return rate
+    if rate is None:
+        return seconds / amount
+    return rate * math.exp(_bounded_move(seconds / (amount * rate)))
+
+
+def _fit(samples: Sequence[tuple[Work, float]]) -> tuple[float, float, float]:
+    """Non-negative (fixed, per token, per pair) of least absolute relative error.
+
+    Such a minimum passes exactly through as many samples as it has coefficients that are not 0, so all of those are
+    tried: 220 of them for ten samples.
     """
-    best_tokens, best_rate = 0, 0.0
-    for tokens, seconds in sorted(samples):
-        if tokens / seconds > _GAIN * best_rate:
-            best_tokens, best_rate = tokens, tokens / seconds
-    return best_tokens
-
-
-def _features(segments: Segments) -> tuple[float, float, float]:
-    return 1.0, float(sum(segments)), float(sum(tokens * tokens for tokens in segments))
-
-
-def _dot(shape: Sequence[float], features: Sequence[float]) -> float:
-    return sum(weight * value for weight, value in zip(shape, features, strict=True))
-
-
-def _step_towards(ratio: float) -> float:
-    return float(min(max(ratio, 1 / _MOST), _MOST) ** _SWAY)
-
-
-def _fit(rows: Sequence[tuple[Sequence[float], float]]) -> tuple[float, float, float]:
-    """The non-negative weights of least squared error: the best of all sets of columns with such a solution."""
-    best: tuple[float, tuple[float, float, float]] | None = None
-    for size in range(1, min(3, len(rows)) + 1):
-        for columns in combinations((1, 0, 2), size):  # tokens first: a single sample is all theirs
-            solution = _solve(rows, columns)
-            if solution is None or min(solution) < 0:
+    # seconds = costs · (1, tokens, pairs), divided by the seconds: every row should give 1
+    rows = [(1 / seconds, work.tokens / seconds, work.pairs / seconds) for work, seconds in samples]
+    if len(rows) < 3:
+        shape = (float(_OVERHEAD_TOKENS), 1.0, 1 / _PAIRS_PER_TOKEN)
+        scale = median(1 / _dot(shape, row) for row in rows)
+        return shape[0] * scale, shape[1] * scale, shape[2] * scale
+    best, least = (0.0, 0.0, 0.0), math.inf
+    for used in ((1,), (0, 1), (1, 2), (0, 1, 2), (0,), (2,), (0, 2)):
+        for exact in combinations(rows, len(used)):
+            solved = _solve([[row[column] for column in used] for row in exact])
+            if solved is None or min(solved) < 0:
                 continue
-            weights = [0.0, 0.0, 0.0]
-            for column, weight in zip(columns, solution, strict=True):
-                weights[column] = weight
-            error = sum((_dot(weights, features) - target) ** 2 for features, target in rows)
-            if best is None or error < best[0] - 1e-12:
-                best = (error, (weights[0], weights[1], weights[2]))
-    assert best is not None  # a single column of positive numbers always has a solution
-    return best[1]
+            costs = [0.0, 0.0, 0.0]
+            for column, cost in zip(used, solved, strict=True):
+                costs[column] = cost
+            error = sum(abs(_dot(costs, row) - 1) for row in rows)
+            if error < least - 1e-9:
+                best, least = (costs[0], costs[1], costs[2]), error
+    return best
 
 
-def _solve(rows: Sequence[tuple[Sequence[float], float]], columns: Sequence[int]) -> list[float] | None:
-    """Least squares over some columns by the normal equations, each column scaled to length 1; None if they depend."""
-    scales = [sum(features[column] ** 2 for features, _ in rows) ** 0.5 for column in columns]
-    scaled = [[features[column] / scale for column, scale in zip(columns, scales, strict=True)] for features, _ in rows]
-    matrix = [
-        [sum(row[i] * row[j] for row in scaled) for j in range(len(columns))]
-        + [sum(row[i] * target for row, (_, target) in zip(scaled, rows, strict=True))]
-        for i in range(len(columns))
-    ]
-    for pivot in range(len(columns)):  # positive definite, so no rows need be swapped
-        if matrix[pivot][pivot] < 1e-9:
+def _dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def _solve(matrix: list[list[float]]) -> list[float] | None:
+    """x of matrix · x = (1, …, 1), by Gaussian elimination; None where the matrix is singular."""
+    size = len(matrix)
+    rows = [[*row, 1.0] for row in matrix]
+    for column in range(size):
+        pivot = max(range(column, size), key=lambda row: abs(rows[row][column]))
+        rows[column], rows[pivot] = rows[pivot], rows[column]
+        if abs(rows[column][column]) <= 1e-12 * max(map(abs, matrix[0])):
             return None
-        for other in range(len(columns)):
-            if other != pivot:
-                ratio = matrix[other][pivot] / matrix[pivot][pivot]
-                matrix[other] = [a - ratio * b for a, b in zip(matrix[other], matrix[pivot], strict=True)]
-    return [matrix[i][-1] / matrix[i][i] / scales[i] for i in range(len(columns))]
+        for row in range(size):
+            if row != column:
+                factor = rows[row][column] / rows[column][column]
+                rows[row] = [a - factor * b for a, b in zip(rows[row], rows[column], strict=True)]
+    return [rows[row][size] / rows[row][row] for row in range(size)]

@@ -1,267 +1,271 @@
-"""Which jobs step next. Plain Python: no torch, no I/O, and no clock but the `now` that callers give.
+"""Which jobs step next. Plain Python: no torch, no I/O, no clock.
 
-In each tick the jobs that the policy puts first are packed up to a token budget. Jobs may be passed over from tick to
-tick, which costs nothing: their latents stay where they are. Encoding prompts and decoding images are work too, and
-bounded per tick. docs/scheduling.md explains it with an example.
+A tick starts new jobs, which encodes their prompts, does one denoise step of the chosen ones, and hands finished ones
+to the decoder. All three are bounded, and a `Policy` orders the queue.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 
-from engine.cost import CostModel, Segments
+from engine.cost import CostModel, Work
+from engine.forecast import forecast
+from engine.policy import Policy, QueuedJob
 from engine.step import Job, Step
-
-_ENCODE_TOKENS = 2048  # prompt tokens encoded in one tick, unless the first job alone has more
-_DECODES_AHEAD = 2  # images handed to rank 0 before it has given one back
-_LOOK_AHEAD = 16  # jobs passed over in one estimated tick for want of room
-_MOST_BEGUN = 64  # jobs with latents on the ranks, at which only the first in order may still begin
-
-
-@dataclass
-class Queued:
-    """A job in the scheduler, and what a policy may go by."""
-
-    job: Job
-    segments: Segments
-    request: int
-    priority: int
-    arrived: float
-    alone: bool
-    remaining: int  # steps
-    begun: bool = False
-    work_left: float = 0.0  # of the whole request, in seconds, or in tokens while speeds are not known
-    tokens: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.tokens = sum(self.segments)
-
-
-class Policy(Protocol):
-    """Who goes first."""
-
-    def key(self, queued: Queued, now: float) -> tuple[float, ...]:
-        """Jobs are served in ascending order of this."""
-
-
-class LeastWorkFirst:
-    """Priority, then least work left in the request; but a job that has waited for `patience_s` goes before all others.
-
-    Overdue jobs go in order of arrival, and the first job of all is in every tick. So a job is done at most
-    `patience_s`, one tick, and the time of all the work that had arrived when it did, after it arrived.
-    """
-
-    def __init__(self, patience_s: float = 60.0) -> None:
-        self.patience_s = patience_s
-
-    def key(self, queued: Queued, now: float) -> tuple[float, ...]:
-        if now - queued.arrived >= self.patience_s:
-            return (0, queued.arrived)
-        return (1, -queued.priority, queued.work_left, queued.arrived)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """`position`: images of others that begin before the first of this request; `seconds` until its last is done."""
+    """Where a request stands. `position`: jobs of others that begin before it does, 0 once all of its jobs have begun.
+
+    `seconds`: until its last image is decoded if nothing else comes; None while no speeds are known.
+    """
 
     position: int
     seconds: float | None
 
 
 class Scheduler:
-    """Turns jobs into numbered steps.
+    """Turns jobs into numbered steps, and says when they will be done.
 
-    `token_budget` bounds the packed tokens of a tick; a job larger than the budget runs by itself. Tokens of a job are
-    those of all its segments: text and image, twice when it is guided.
+    A tick packs jobs in the policy's order up to `token_budget`; what does not fit is passed over for what does, and a
+    job larger than the budget runs by itself. Jobs that start in one tick have at most `prompt_budget` prompt tokens to
+    encode, or are one job, so that a burst of arrivals does not hold up those that run. A job that has begun may be
+    passed over too, but keeps its memory: at most `max_begun` have begun and not ended. At most `max_decoding` images
+    are with the decoder.
+
+    Times are monotonic seconds of any clock. The costs may be corrected at any time by whoever owns them.
     """
 
-    def __init__(self, token_budget: int, *, policy: Policy | None = None, costs: CostModel | None = None) -> None:
-        if token_budget < 1:
-            raise ValueError("token_budget must be positive")
+    def __init__(
+        self,
+        token_budget: int,
+        *,
+        policy: Policy | None = None,
+        costs: CostModel | None = None,
+        prompt_budget: int = 2048,
+        max_begun: int = 64,
+        max_decoding: int = 2,
+    ) -> None:
+        if min(token_budget, prompt_budget, max_begun, max_decoding) < 1:
+            raise ValueError("token_budget, prompt_budget, max_begun and max_decoding must be positive")
         self.token_budget = token_budget
-        self._policy = policy or LeastWorkFirst()
-        self._costs = costs or CostModel()
-        self._queued: dict[int, Queued] = {}  # with steps left
-        self._finished: dict[int, Queued] = {}  # which wait for their image to be decoded
-        self._decoding: dict[int, Queued] = {}
+        self.policy = policy or Policy()
+        self.costs = costs or CostModel()
+        self._prompt_budget, self._max_begun, self._max_decoding = prompt_budget, max_begun, max_decoding
+        self._queue: dict[int, QueuedJob] = {}  # until decoding begins
+        self._decoding: dict[int, QueuedJob] = {}  # then until the image comes, that of a cancelled job too
+        self._cancelled: set[int] = set()  # of those being decoded
         self._releases: list[int] = []
+        self._arrivals = 0
         self._next_number = 0
+        self._step_s = self._busy_until = 0.0  # of the last step made, and when the ranks will have done it
+        self._outlook: _Outlook | None = None  # until the queue changes
 
     def add(
-        self, job: Job, *, segments: Segments, request: int, now: float, priority: int = 0, alone: bool = False
+        self,
+        job: Job,
+        *,
+        segments: tuple[int, ...],
+        request: int,
+        priority: int = 0,
+        now: float,
+        alone: bool = False,
     ) -> None:
-        """Queue a job; `request` is the same for all images of a request, `now` when it arrived.
+        """Queue a job of a request. `segments`: packed tokens of each of its segments, two when it is guided.
 
-        alone: while such a job is queued no other begins, and when no other is under way it steps by itself, each
-        step once the ranks are idle, request after request.
+        While a job is queued that runs `alone`, no other starts; those that have begun go on to their end, and then the
+        requests that run alone have the ranks for themselves, one after the other and one step at a time.
         """
-        if job.job_id in self._queued:
+        if job.job_id in self._queue or job.job_id in self._decoding:
             raise ValueError(f"job {job.job_id} is queued already")
-        self._queued[job.job_id] = Queued(job, segments, request, priority, now, alone, job.steps)
+        if not segments or min(segments) < 1:
+            raise ValueError(f"segments must be positive token counts, got {segments}")
+        work = Work.of(segments)
+        prompts = {hash(ids): len(ids) for ids in _prompts(job)}  # a collision would only miscount
+        queued = QueuedJob(job, request, priority, work, prompts, now, self._arrivals, 0.0, alone, job.steps)
+        self._arrivals += 1
+        self._queue[job.job_id] = queued
+        backlog_s = sum(map(self._work_left, self._queue.values())) if self.costs.known else 0.0
+        queued.patience_s = self.policy.patience_s(backlog_s)
+        self._outlook = None
 
     def cancel(self, job_id: int) -> None:
-        """Leave the job out of every step not yet made. Unknown and finished jobs are ignored."""
-        queued = self._queued.pop(job_id, None) or self._finished.pop(job_id, None)
+        """Leave the job out of every step not yet made. Unknown and finished jobs are ignored.
+
+        One that is being decoded keeps its place in the decoder until `decoded`.
+        """
+        queued = self._queue.pop(job_id, None)
         if queued is not None and queued.begun:
             self._releases.append(job_id)
+        if job_id in self._decoding:
+            self._cancelled.add(job_id)
+        self._outlook = None
 
     def decoded(self, job_id: int) -> None:
-        """The image has come. Unknown jobs are ignored."""
+        """The image of a job has come, or will not be waited for. Unknown jobs are ignored."""
         self._decoding.pop(job_id, None)
+        self._cancelled.discard(job_id)
+        self._outlook = None
+
+    def reset(self, *, alone: Collection[int] = ()) -> None:
+        """The ranks were lost: every job starts again, with its arrival and priority, and steps count from 0.
+
+        Jobs of the requests in `alone` run alone from now on.
+        """
+        again = [queued for queued in self._decoding.values() if queued.job.job_id not in self._cancelled]
+        for queued in (*again, *self._queue.values()):
+            queued.steps_left, queued.begun, queued.decoding_from = queued.job.steps, False, None
+            queued.alone = queued.alone or queued.request in alone
+            self._queue[queued.job.job_id] = queued
+        self._decoding, self._cancelled, self._releases = {}, set(), []
+        self._next_number = 0
+        self._step_s = self._busy_until = 0.0
+        self._outlook = None
 
     def next_step(self, now: float, *, idle: bool) -> Step | None:
-        """The next step, or None if there is nothing to do now. idle: the ranks have no step and no image under way."""
-        chosen = self._choose(now, idle=idle)
-        for queued in chosen:
-            queued.remaining -= 1
-            if queued.remaining == 0:
-                self._finished[queued.job.job_id] = self._queued.pop(queued.job.job_id)
-        decode = self._choose_decodes(now)
-        if not (chosen or decode or self._releases):
-            return None
-        step = Step(
-            number=self._take_number(),
-            start=tuple(queued.job for queued in chosen if not queued.begun),
-            denoise=tuple(queued.job.job_id for queued in chosen),
-            decode=decode,
-            release=tuple(self._releases),
-        )
-        self._releases = []
+        """The next step, or None when there is nothing to do now; then ask again when something has come or been done.
+
+        `idle`: the ranks have no step to do and no image to decode. Steps are made one ahead of the ranks at most.
+        """
+        self._outlook = None
+        ordered = self._ordered(now)
+        if any(queued.alone for queued in ordered):
+            if not ordered[0].alone:
+                ordered = [queued for queued in ordered if queued.begun and not queued.alone]
+            elif idle:
+                ordered = [queued for queued in ordered if queued.request == ordered[0].request]
+            else:
+                return None
+        chosen, start, new_tokens = self._pack(ordered)
         for queued in chosen:
             queued.begun = True
-        return step
+            queued.steps_left -= 1
+        ready = [queued for queued in ordered if queued.steps_left == 0]
+        decode = ready[: max(0, self._max_decoding - len(self._decoding))]
+        if not (chosen or decode or self._releases):
+            return None
+        self._account(chosen, new_tokens, now, idle=idle)
+        for queued in decode:
+            queued.decoding_from = self._busy_until
+            self._decoding[queued.job.job_id] = self._queue.pop(queued.job.job_id)
+        releases, self._releases = self._releases, []
+        return replace(
+            self.empty_step(),
+            start=tuple(queued.job for queued in start),
+            denoise=tuple(queued.job.job_id for queued in chosen),
+            decode=tuple(queued.job.job_id for queued in decode),
+            release=tuple(releases),
+        )
 
     def empty_step(self) -> Step:
         """A step in which nothing is done: whoever executes it shows that it can."""
-        return Step(number=self._take_number())
-
-    # ---- choosing
-
-    def _choose(self, now: float, *, idle: bool) -> list[Queued]:
-        candidates: Iterable[Queued] = self._queued.values()
-        if any(queued.alone for queued in self._queued.values()):
-            others = [queued for queued in self._queued.values() if queued.begun and not queued.alone]
-            if not others and not idle:
-                return []
-            candidates = others or self._one_alone(now)
-        begun = sum(queued.begun for queued in self._queued.values()) + len(self._finished)
-        chosen: list[Queued] = []
-        tokens, prompts, encoded = 0, set[tuple[int, ...]](), 0
-        for queued in self._in_order(candidates, now):
-            if chosen and tokens + queued.tokens > self.token_budget:
-                continue
-            if not queued.begun:
-                new = set(_prompts(queued.job)) - prompts
-                fits = encoded + sum(map(len, new)) <= _ENCODE_TOKENS and begun < _MOST_BEGUN
-                if chosen and not fits:
-                    continue
-                prompts |= new
-                encoded += sum(map(len, new))
-                begun += 1
-            chosen.append(queued)
-            tokens += queued.tokens
-            if tokens >= self.token_budget:
-                break
-        return chosen
-
-    def _one_alone(self, now: float) -> list[Queued]:
-        """The jobs of the alone request whose turn it is: one that has begun goes on."""
-        alone = [queued for queued in self._in_order(self._queued.values(), now) if queued.alone]
-        first = next((queued for queued in alone if queued.begun), alone[0])
-        return [queued for queued in alone if queued.request == first.request]
-
-    def _choose_decodes(self, now: float) -> tuple[int, ...]:
-        room = _DECODES_AHEAD - len(self._decoding)
-        if not self._finished or room <= 0:
-            return ()
-        chosen = self._in_order(self._finished.values(), now)[:room]
-        for queued in chosen:
-            self._decoding[queued.job.job_id] = self._finished.pop(queued.job.job_id)
-        return tuple(queued.job.job_id for queued in chosen)
-
-    def _in_order(self, candidates: Iterable[Queued], now: float) -> list[Queued]:
-        work: dict[int, float] = {}
-        for queued in self._queued.values():
-            work[queued.request] = work.get(queued.request, 0.0) + queued.remaining * self._share(queued)
-        jobs = list(candidates)
-        for queued in jobs:
-            queued.work_left = work.get(queued.request, 0.0)
-        return sorted(jobs, key=lambda queued: self._policy.key(queued, now))
-
-    def _share(self, queued: Queued) -> float:
-        share = self._costs.share_s(queued.segments)
-        return float(queued.tokens) if share is None else share
-
-    def _take_number(self) -> int:
+        step = Step(number=self._next_number)
         self._next_number += 1
-        return self._next_number - 1
+        return step
 
-    # ---- looking ahead
-
-    def estimates(self, now: float) -> dict[int, Estimate]:
-        """What to tell each request that has jobs here, if nothing else came: the ticks to come, in bounds."""
-        queued = self._in_order(self._queued.values(), now)
-        unbegun: dict[int, int] = {}  # of each request, in order
-        positions: dict[int, int] = {}
-        for ahead, job in enumerate(job for job in queued if not job.begun):
-            positions.setdefault(job.request, ahead)
-            unbegun[job.request] = unbegun.get(job.request, 0) + 1
-        done = self._finish_times(queued)
-        requests = dict.fromkeys(job.request for job in (*self._decoding.values(), *self._finished.values(), *queued))
-        return {request: Estimate(positions.get(request, 0), done.get(request)) for request in requests}
+    def estimate(self, request: int, now: float) -> Estimate | None:
+        """Where the request stands; None if none of its jobs is here. Cheap for every request of an unchanged queue."""
+        outlook = self._look_ahead(now)
+        if request not in outlook.position:
+            return None
+        seconds = max(0.0, outlook.done_at[request] - now) if outlook.done_at else None
+        return Estimate(outlook.position[request], seconds)
 
     def backlog_s(self, now: float) -> float | None:
-        """Seconds until everything is done that is here now; None while speeds are not known."""
-        times = [estimate.seconds for estimate in self.estimates(now).values()]
-        known = [seconds for seconds in times if seconds is not None]
-        return max(known, default=0.0) if len(known) == len(times) else None
+        """Seconds until everything that is here is decoded; None while no speeds are known."""
+        if not self.costs.known:
+            return None
+        return max(0.0, max(self._look_ahead(now).done_at.values(), default=now) - now)
 
-    def _finish_times(self, queued: Sequence[Queued]) -> dict[int, float]:
-        """Seconds until each request's last image is decoded. Nothing while speeds are not known.
+    # ---- one tick
 
-        Goes from one job's end to the next, not from tick to tick: who steps changes only then.
-        """
-        costs = self._costs
-        if any(costs.share_s(job.segments) is None for job in queued):
-            return {}
-        clock = decoder = 0.0
-        done: dict[int, float] = {}
+    def _ordered(self, now: float) -> list[QueuedJob]:
+        """The queue, first comes first. With jobs that run alone in it: what has begun, then they, then the rest."""
+        ordered = sorted(self._queue.values(), key=lambda job: self.policy.key(job, self._work_left(job), now))
+        if any(queued.alone for queued in ordered):
+            first = next(queued for queued in ordered if queued.alone)
+            running = {queued.request for queued in ordered if queued.alone and queued.begun} or {first.request}
+            ordered.sort(key=lambda job: (job.request not in running, job.request) if job.alone else (False, -1))
+            ordered.sort(key=lambda job: 1 if job.alone else 0 if job.begun else 2)
+        return ordered
 
-        def decode(job: Queued) -> None:
-            nonlocal decoder
-            decoder = max(decoder, clock) + costs.decode_s(job.job.width * job.job.height)
-            done[job.request] = max(done.get(job.request, 0.0), decoder)
+    def _work_left(self, queued: QueuedJob) -> float:
+        return queued.steps_left * self.costs.share(queued.work, self.token_budget)
 
-        for job in (*self._decoding.values(), *self._finished.values()):
-            decode(job)
-        waiting, running = deque(queued), dict[int, int]()  # running: steps left by job
-        jobs = {job.job.job_id: job for job in queued}
-        encoded = {ids for job in queued if job.begun for ids in _prompts(job.job)}
-        while waiting or running:
-            tokens = sum(jobs[job_id].tokens for job_id in running)
-            passed_over: list[Queued] = []
-            while waiting and tokens < self.token_budget and len(passed_over) < _LOOK_AHEAD:
-                job = waiting.popleft()
-                if running and tokens + job.tokens > self.token_budget:
-                    passed_over.append(job)
+    def _pack(self, ordered: Iterable[QueuedJob]) -> tuple[list[QueuedJob], list[QueuedJob], int]:
+        """The jobs that step in this tick, those of them that start, and the prompt tokens encoded for these."""
+        chosen: list[QueuedJob] = []
+        start: list[QueuedJob] = []
+        prompts: dict[int, int] = {}
+        room, new_tokens = self.token_budget, 0
+        begun = len(self._decoding) + sum(queued.begun for queued in self._queue.values())
+        for queued in ordered:
+            if queued.steps_left == 0 or (chosen and queued.work.tokens > room):
+                continue
+            if not queued.begun:
+                more = sum(tokens for prompt, tokens in queued.prompts.items() if prompt not in prompts)
+                if begun >= self._max_begun or (start and new_tokens + more > self._prompt_budget):
                     continue
-                running[job.job.job_id] = job.remaining
-                tokens += job.tokens
-                new = set(_prompts(job.job)) - encoded
-                clock += costs.encode_s(sum(map(len, new)))
-                encoded |= new
-            waiting.extendleft(reversed(passed_over))
-            ticks = min(running.values())
-            clock += ticks * (costs.base_s() + sum(self._share(jobs[job_id]) for job_id in running))
-            for job_id in list(running):
-                running[job_id] -= ticks
-                if running[job_id] == 0:
-                    del running[job_id]
-                    decode(jobs[job_id])
-        return done
+                start.append(queued)
+                prompts |= queued.prompts
+                new_tokens += more
+                begun += 1
+            chosen.append(queued)
+            room -= queued.work.tokens
+        return chosen, start, new_tokens
+
+    def _account(self, chosen: Iterable[QueuedJob], new_tokens: int, now: float, *, idle: bool) -> None:
+        """Reckon when the ranks will have done the step: after the one before it, of which the most is yet to come."""
+        begins = now if idle else max(now, min(self._busy_until, now + self._step_s))
+        work = sum((queued.work for queued in chosen), Work(0, 0))
+        self._step_s = self.costs.encode_s(new_tokens) or 0.0
+        self._step_s += (self.costs.denoise_s(work) or 0.0) if work.tokens else 0.0
+        self._busy_until = begins + self._step_s
+
+    # ---- estimates
+
+    def _look_ahead(self, now: float) -> _Outlook:
+        if self._outlook is not None and bool(self._outlook.done_at) == self.costs.known:
+            return self._outlook
+        ordered = [*self._decoding.values(), *self._ordered(now)]
+        outlook = self._outlook = _Outlook({}, {})
+        unbegun, waiting = 0, set[int]()
+        for queued in ordered:
+            if queued.job.job_id in self._cancelled:
+                continue
+            outlook.position.setdefault(queued.request, 0)
+            if not queued.begun:
+                if queued.request not in waiting:
+                    waiting.add(queued.request)
+                    outlook.position[queued.request] = unbegun
+                unbegun += 1
+        if self.costs.known:
+            done_at = forecast(
+                ordered,
+                self.costs,
+                token_budget=self.token_budget,
+                max_begun=self._max_begun,
+                begins=max(now, self._busy_until),
+            )
+            for queued in ordered:
+                done = done_at[queued.job.job_id]
+                outlook.done_at[queued.request] = max(done, outlook.done_at.get(queued.request, done))
+        return outlook
+
+
+@dataclass(frozen=True)
+class _Outlook:
+    """By request: its position, and when its last image is decoded, which is empty while no speeds are known."""
+
+    position: dict[int, int]
+    done_at: dict[int, float]
+
+
+def prompt_tokens(jobs: Iterable[Job]) -> int:
+    """Tokens of all distinct prompts of the jobs: what a step that starts them encodes, but for what ranks kept."""
+    return sum(map(len, {ids for job in jobs for ids in _prompts(job)}))
 
 
 def _prompts(job: Job) -> tuple[tuple[int, ...], ...]:

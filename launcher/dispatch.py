@@ -9,7 +9,7 @@ from typing import Protocol
 import zmq.asyncio
 
 from engine.config import ModelConfig
-from engine.cost import CostModel
+from engine.cost import CostModel, Work
 from engine.errors import Krea2Error
 from engine.scheduler import Estimate, Scheduler
 from engine.step import Job, Step, StepTimes
@@ -21,7 +21,6 @@ from launcher.supervisor import RankSupervisor
 from launcher.tokenizer import Prompt
 from launcher.warmup import WarmUp
 
-_ESTIMATE_S = 0.1  # for which estimates are good, so that their cost is bounded
 TOKEN_BUDGET = 8192  # of a tick until it is measured, which two images of 1024² fill, and at most
 
 
@@ -62,9 +61,7 @@ class Dispatcher:
         self._costs = CostModel()
         self._scheduler = Scheduler(TOKEN_BUDGET, costs=self._costs)
         self._segments: dict[int, tuple[int, ...]] = {}  # of each job that is queued or under way
-        self._sent: dict[int, tuple[int, ...]] = {}  # all segments of each step under way
-        self._estimates: dict[int, Estimate] = {}
-        self._estimated = 0.0
+        self._sent: dict[int, Work] = {}  # of each step under way
         self._warm_up: WarmUp | None = WarmUp(model, encode, job_ids, self._costs) if config.warm_up else None
         self._supervisor = RankSupervisor(config, children, start_ranks, context, self)
 
@@ -114,11 +111,8 @@ class Dispatcher:
         return self._scheduler.token_budget
 
     def estimate(self, request: int) -> Estimate | None:
-        """Where a request stands; from a moment ago if the scheduler was asked just now."""
-        now = time.monotonic()
-        if request not in self._estimates or now - self._estimated > _ESTIMATE_S:
-            self._estimates, self._estimated = self._scheduler.estimates(now), now
-        return self._estimates.get(request)
+        """Where a request stands; None if all its images are there."""
+        return self._scheduler.estimate(request, time.monotonic())
 
     def backlog_s(self) -> float | None:
         """Seconds until everything is done that has been added, once speeds are known."""
@@ -150,16 +144,16 @@ class Dispatcher:
             for job in step.start:
                 if job.job_id in self._segments:  # else it is the warm-up's
                     self._events.job_started(job.job_id)
-            segments = tuple(tokens for job_id in step.denoise for tokens in self._segments.get(job_id, ()))
-            self._sent[step.number] = segments
-            group.send(step, expected_s=self._costs.step_s(segments))
+            work = Work.of(tokens for job_id in step.denoise for tokens in self._segments.get(job_id, ()))
+            self._sent[step.number] = work
+            group.send(step, expected_s=self._costs.denoise_s(work))
 
     def check_decoder(self) -> None:
         """A rank whose decoder failed says so at the next step; without other work that would never come."""
         group = self._supervisor.group
         if group.ready and group.decoding and not group.outstanding:
             step = self._scheduler.empty_step()
-            self._sent[step.number] = ()
+            self._sent[step.number] = Work(0, 0)
             group.send(step)
 
     # ---- what the ranks tell
@@ -179,7 +173,7 @@ class Dispatcher:
     def step_done(self, step: Step, times: StepTimes) -> None:
         self.send_steps()  # before anything else, so that the ranks have work
         if times.encoded_tokens:
-            self._costs.correct_encoding(times.encoded_tokens, times.encode_s)
+            self._costs.correct_encode(times.encoded_tokens, times.encode_s)
         if self._warm_up is not None and self._warm_up.step_done(step, times):
             del self._sent[step.number]
             if self._warm_up.over:
@@ -188,17 +182,17 @@ class Dispatcher:
                 self._warm_up = None
             self.send_steps()
             return
-        segments = self._sent.pop(step.number)
-        if segments:
-            self._costs.correct(segments, times.denoise_s)
-        self._events.step_done(step, times, sum(segments))
+        work = self._sent.pop(step.number)
+        if work.tokens:
+            self._costs.correct(work, times.denoise_s)
+        self._events.step_done(step, times, work.tokens)
 
     def image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
         if self._warm_up is not None:
             self._warm_up.image_decoded(decoded.job_id)
         self._segments.pop(decoded.job_id, None)
         self._scheduler.decoded(decoded.job_id)
-        self._costs.correct_decoding(decoded.width * decoded.height, decoded.decode_s)
+        self._costs.correct_decode(decoded.width * decoded.height, decoded.decode_s)
         self._events.image_decoded(decoded, rgb)
         self.send_steps()
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 
 from engine.config import ModelConfig
-from engine.cost import CostModel, choose_budget
+from engine.cost import CostModel, Work, choose_budget
 from engine.prompt import PREFIX_TOKENS
 from engine.step import Job, Step, StepTimes
 from launcher.tokenizer import Prompt
@@ -91,14 +91,14 @@ class WarmUp:
     def _run(self, most_tokens: int) -> Generator[Step, StepTimes, None]:
         small = min(_SMALL, self._model.default_width, self._model.default_height)
         large = max(self._model.default_width, 2 * small)
-        samples: list[tuple[tuple[int, ...], float]] = []
+        samples: list[tuple[Work, float]] = []
 
         def measure(jobs: list[Job], new: list[Job]) -> Generator[Step, StepTimes, float]:
             ids = tuple(job.job_id for job in jobs)
             yield Step(number=0, start=tuple(new), denoise=ids)  # whatever happens once for a shape happens here
             times = yield Step(number=0, denoise=ids)
-            samples.append((tuple(map(self._tokens, jobs)), times.denoise_s))
-            return sum(samples[-1][0]) / times.denoise_s
+            samples.append((Work.of(map(self._tokens, jobs)), times.denoise_s))
+            return samples[-1][0].tokens / times.denoise_s
 
         jobs: list[Job] = []
         rate = 0.0
@@ -108,7 +108,7 @@ class WarmUp:
             before, rate = rate, (yield from measure(jobs, new))
             if rate < _NO_GAIN * before:
                 break
-        self.budget = choose_budget([(sum(segments), seconds) for segments, seconds in samples])
+        self.budget = choose_budget([(work.tokens, seconds) for work, seconds in samples])
         large_job = self._job(_PROMPTS[0], large, _LADDER_STEPS)
         if self._tokens(large_job) <= most_tokens:
             yield from measure([large_job], [large_job])

@@ -42,15 +42,19 @@ ENGINE_LAYERS: dict[str, set[str]] = {
     "json_fields": {"errors"},
     "config": {"errors", "json_fields"},
     "memory": {*_PLAIN, "prompt"},
-    "scheduler": _PLAIN,
+    "cost": {"step"},
+    "policy": {"cost", "step"},
+    "forecast": {"cost", "policy"},
+    "scheduler": {*_PLAIN, "cost", "policy", "forecast"},
     "kernels": {"errors"},
     "parallel": _PLAIN,
     "checkpoint": _PLAIN,
     "sampling": _PLAIN,
+    "preview": set(),
     "batch": _PLAIN,
     "prompt": set(),
     "model": {*_PLAIN, "parallel", "kernels", "batch"},
-    "rank": {*_PLAIN, "memory", "parallel", "kernels", "batch", "prompt", "sampling", "checkpoint", "model"},
+    "rank": {*_PLAIN, "memory", "parallel", "kernels", "batch", "prompt", "sampling", "preview", "checkpoint", "model"},
 }
 
 

@@ -13,6 +13,7 @@ import zmq
 import zmq.asyncio
 
 from engine.config import EngineConfig
+from engine.errors import Krea2Error
 from engine.step import Job, Step, StepTimes
 from launcher.async_client import AsyncClient
 from launcher.frontend import serve
@@ -124,7 +125,14 @@ class FakeRank:
 def run(test: Coroutine[Any, Any, None]) -> None:
     """Run a test's coroutine, in bounded time."""
 
+    def report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        # A test may leave calls behind whose error is not its subject. Told of when they are collected, with a
+        # traceback, they could break whatever the garbage collector interrupted (python/cpython#106905).
+        if not isinstance(context.get("exception"), Krea2Error):
+            loop.default_exception_handler(context)
+
     async def bounded() -> None:
+        asyncio.get_running_loop().set_exception_handler(report)
         async with asyncio.timeout(3 * DEADLINE_S):
             await test
 
