@@ -1,0 +1,109 @@
+// The server's HTTP API: settings, readiness, and the events of a request.
+
+const KEY_NAME = "krea2-api-key";
+
+/** What went wrong: `status` of the answer (0 if there was none), `param` the parameter to blame, if one is. */
+export class RequestError extends Error {
+  constructor(message, { status = 0, param = null, code = null, retryAfter = null } = {}) {
+    super(message);
+    Object.assign(this, { status, param, code, retryAfter });
+  }
+}
+
+export function setApiKey(key) {
+  sessionStorage.setItem(KEY_NAME, key);
+}
+
+function headers(more = {}) {
+  const key = sessionStorage.getItem(KEY_NAME);
+  return key ? { ...more, Authorization: `Bearer ${key}` } : more;
+}
+
+async function send(path, options) {
+  try {
+    return await fetch(path, { cache: "no-store", ...options });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new RequestError("The server cannot be reached.");
+  }
+}
+
+async function refusal(response) {
+  const retryAfter = Number(response.headers.get("Retry-After")) || null;
+  let error = {};
+  try {
+    error = (await response.json()).error ?? {};
+  } catch {
+    // a proxy's answer, maybe; its status is all there is to tell
+  }
+  const message = error.message ?? `The server answered ${response.status} ${response.statusText}`.trim();
+  return new RequestError(message, { status: response.status, param: error.param, code: error.code, retryAfter });
+}
+
+/** The model, its defaults and the limits. Throws `RequestError`. */
+export async function fetchSettings() {
+  const response = await send("/v1/settings", { headers: headers() });
+  if (!response.ok) throw await refusal(response);
+  return response.json();
+}
+
+/** "ready", "starting" (the server is there, its ranks are not) or "unreachable". */
+export async function fetchReadiness() {
+  try {
+    return (await send("/ready", { signal: AbortSignal.timeout(10_000) })).ok ? "ready" : "starting";
+  } catch {
+    return "unreachable";
+  }
+}
+
+/**
+ * Ask for images, and yield the events {type, …} until the last of them. Aborting `signal` cancels the request.
+ * Throws `RequestError` if the server refuses or fails it, or if the connection is lost.
+ */
+export async function* generate(parameters, signal) {
+  const response = await send("/v1/images/generations", {
+    method: "POST",
+    headers: headers({ "Content-Type": "application/json", Accept: "text/event-stream" }),
+    body: JSON.stringify({ ...parameters, stream: true, progress: true }),
+    signal,
+  });
+  if (!response.ok) throw await refusal(response);
+  for await (const event of readEvents(response.body)) {
+    if (event.type === "error") throw new RequestError(event.error.message, event.error);
+    yield event;
+  }
+}
+
+async function* readEvents(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let line = "";
+  let name = "";
+  let data = [];
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const pieces = value.split("\n"); // never the whole line again: one with an image comes in many pieces
+      for (const [i, piece] of pieces.entries()) {
+        line += piece;
+        if (i === pieces.length - 1) break;
+        const text = line.endsWith("\r") ? line.slice(0, -1) : line;
+        line = "";
+        if (text === "" && data.length) {
+          const content = data.join("\n");
+          if (content !== "[DONE]") yield { type: name, ...JSON.parse(content) };
+          [name, data] = ["", []];
+        } else if (text.startsWith("event:")) {
+          name = text.slice(6).trim();
+        } else if (text.startsWith("data:")) {
+          data.push(text.slice(5).trimStart());
+        }
+      }
+    }
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new RequestError("The connection to the server was lost.");
+  } finally {
+    reader.cancel().catch(() => {}); // hangs up, also when who reads stopped early
+  }
+}

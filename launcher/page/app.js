@@ -1,0 +1,73 @@
+// The page: a form that starts jobs, and a gallery that keeps what they make.
+
+import { fetchSettings } from "./api.js";
+import { askForKey } from "./dialogs.js";
+import { EngineState } from "./engine_state.js";
+import { Form } from "./form.js";
+import { Gallery } from "./gallery.js";
+import { Job } from "./jobs.js";
+import { Lightbox } from "./lightbox.js";
+import { openStore } from "./store.js";
+
+const RETRY_MS = 2000;
+
+const element = (id) => document.getElementById(id);
+
+function announce(text) {
+  element("announcer").textContent = text;
+}
+
+function showFieldError(error) {
+  return error.param != null && form.showError(error.param, error.message);
+}
+
+function start(parameters) {
+  if (!settings) loadSettings(); // the user may have a key by now
+  new Job(parameters, { engine, announce, onPicture, onFieldError: showFieldError });
+  announce("Asked for.");
+}
+
+function onPicture(picture) {
+  form.setLastSeed(picture.parameters.seed);
+  gallery.add(picture);
+}
+
+function reuse({ parameters, format }) {
+  form.fill({ ...parameters, output_format: format });
+}
+
+function vary({ parameters, format }) {
+  start({ ...parameters, n: 1, seed: form.drawSeed(), output_format: format });
+}
+
+let settings = null;
+let loading = null;
+
+/** Fill the form with what the server tells; again and again until it does, or the user has no key for it. */
+function loadSettings() {
+  loading ??= load().finally(() => (loading = null));
+  return loading;
+}
+
+async function load() {
+  while (!settings) {
+    try {
+      settings = await fetchSettings();
+    } catch (error) {
+      if (error.status === 401) {
+        if (!(await askForKey(error.message))) return;
+      } else {
+        await Promise.all([engine.whenReady(), new Promise((resolve) => setTimeout(resolve, RETRY_MS))]);
+      }
+    }
+  }
+  form.apply(settings);
+  element("model").textContent = settings.model;
+  document.title = `Krea 2 – ${settings.model}`;
+}
+
+const form = new Form(start);
+const engine = new EngineState(element("banner"));
+const gallery = new Gallery(await openStore(), { open: (picture) => lightbox.open(picture), reuse, vary });
+const lightbox = new Lightbox(gallery, { reuse, vary });
+await Promise.all([gallery.load(), loadSettings()]);

@@ -1,0 +1,103 @@
+// Finished pictures, the newest first: shown, kept, deleted.
+
+import { confirmDeletion } from "./dialogs.js";
+import { fileName, plural, settingsLine } from "./text.js";
+
+const MAX_PICTURES = 200;
+
+const element = (id) => document.getElementById(id);
+
+/**
+ * A picture is {id, blob, format, parameters, seconds, warnings}; `url` and `tile` are added while it is shown.
+ * `actions` are open(picture), reuse(picture) and vary(picture).
+ */
+export class Gallery {
+  constructor(store, actions) {
+    this.store = store;
+    this.actions = actions;
+    this.pictures = []; // the newest first, as on the page
+    element("clear").addEventListener("click", () => this.#clear());
+    if (!store.isLasting) this.#note("This browser does not let the page keep pictures: download those you like.");
+  }
+
+  /** Show what the browser has kept. */
+  async load() {
+    for (const picture of await this.store.all()) this.#show(picture);
+    await this.#forgetOldest();
+  }
+
+  async add(picture) {
+    picture.id = Date.now() + Math.random(); // in order, and unlike those of another tab
+    const { id, blob, format, parameters, seconds, warnings } = picture;
+    this.#show(picture);
+    try {
+      await this.store.add({ id, blob, format, parameters, seconds, warnings });
+      await this.#forgetOldest();
+    } catch (error) {
+      this.#note(`This browser could not keep the last picture (${error.name}): download it if you like it.`);
+    }
+  }
+
+  /** Delete a picture if the user says yes. Whether it is gone. */
+  async delete(picture) {
+    if (!(await confirmDeletion("Delete this picture?"))) return false;
+    const next = picture.tile.nextElementSibling ?? picture.tile.previousElementSibling;
+    await this.#forget(picture);
+    (next?.querySelector(".picture-open") ?? element("gallery-heading")).focus();
+    return true;
+  }
+
+  async #clear() {
+    if (!(await confirmDeletion(`Delete all ${plural(this.pictures.length, "picture")}?`))) return;
+    await this.store.clear();
+    for (const picture of [...this.pictures]) this.#hide(picture);
+    element("gallery-heading").focus();
+  }
+
+  async #forgetOldest() {
+    while (this.pictures.length > MAX_PICTURES) await this.#forget(this.pictures.at(-1));
+  }
+
+  async #forget(picture) {
+    this.#hide(picture);
+    await this.store.delete(picture.id);
+  }
+
+  #show(picture) {
+    const { parameters, format } = picture;
+    picture.url = URL.createObjectURL(picture.blob);
+    picture.tile = element("picture-template").content.firstElementChild.cloneNode(true);
+    const part = (name) => picture.tile.querySelector(`.picture-${name}`);
+    const image = picture.tile.querySelector("img");
+    Object.assign(image, { src: picture.url, alt: parameters.prompt, width: parameters.width, height: parameters.height });
+    part("prompt").textContent = parameters.prompt;
+    part("settings").textContent = settingsLine(parameters);
+    Object.assign(part("download"), { href: picture.url, download: fileName(parameters, format) });
+    part("open").addEventListener("click", () => this.actions.open(picture));
+    part("reuse").addEventListener("click", () => this.actions.reuse(picture));
+    part("vary").addEventListener("click", () => this.actions.vary(picture));
+    part("delete").addEventListener("click", () => this.delete(picture));
+    this.pictures.unshift(picture);
+    element("gallery").prepend(picture.tile);
+    this.#count();
+  }
+
+  #hide(picture) {
+    this.pictures.splice(this.pictures.indexOf(picture), 1);
+    picture.tile.remove();
+    URL.revokeObjectURL(picture.url);
+    this.#count();
+  }
+
+  #count() {
+    const count = this.pictures.length;
+    element("count").textContent = count ? `${count}${count >= MAX_PICTURES ? ", the newest" : ""}` : "";
+    element("empty").hidden = count > 0;
+    element("clear").hidden = count === 0;
+  }
+
+  #note(text) {
+    element("gallery-note").textContent = text;
+    element("gallery-note").hidden = false;
+  }
+}

@@ -1,0 +1,201 @@
+// Requests that run: a card each, with progress, previews and a way to stop.
+
+import { generate, RequestError } from "./api.js";
+import { askForKey } from "./dialogs.js";
+import { duration, plural } from "./text.js";
+
+const MAX_STREAMS = 4; // at once; a browser opens six connections to a server, and other things want some
+const MAX_WAITS = 3; // for the engine to be ready, before a request is given up
+const PREVIEWS = 12; // of an image, at most
+
+let streams = 0;
+const waiting = [];
+
+async function takeStream() {
+  if (streams < MAX_STREAMS) streams += 1;
+  else await new Promise((resolve) => waiting.push(resolve)); // who gives a stream back hands it over
+}
+
+function giveStreamBack() {
+  const next = waiting.shift();
+  if (next) next();
+  else streams -= 1;
+}
+
+/**
+ * One request, from when it is asked for to its last picture.
+ * `page` has what it needs of the rest: engine, announce(text), onPicture(picture), onFieldError(error).
+ */
+export class Job {
+  #stop = new AbortController();
+  #attempt = 1;
+  #status = "";
+  #doneAt = null; // when it should be done, of performance.now()
+  #done = new Set();
+  #warnings = [];
+
+  constructor(parameters, page) {
+    this.parameters = parameters;
+    this.page = page;
+    this.card = document.getElementById("job-template").content.firstElementChild.cloneNode(true);
+    this.#part("prompt").textContent = parameters.prompt;
+    this.#part("cancel").addEventListener("click", () => this.#close());
+    this.#part("retry").addEventListener("click", () => this.#run());
+    this.tiles = Array.from({ length: Math.max(1, Math.min(parameters.n ?? 1, 100)) }, () => this.#addTile());
+    document.getElementById("jobs").prepend(this.card);
+    this.#run();
+  }
+
+  async #run() {
+    this.#part("retry").hidden = this.#part("error").hidden = true;
+    this.#part("cancel").textContent = "Cancel";
+    this.card.classList.remove("failed");
+    this.#attempt = 1;
+    const clock = setInterval(() => this.#showStatus(), 1000);
+    this.#say("Waiting for your other pictures");
+    this.#showBar(null);
+    await takeStream();
+    try {
+      if (!this.#stop.signal.aborted) await this.#generate();
+      this.#finish();
+    } catch (error) {
+      if (!this.#stop.signal.aborted) this.#fail(error);
+    } finally {
+      clearInterval(clock);
+      giveStreamBack();
+    }
+  }
+
+  async #generate() {
+    for (let waits = 0; ; ) {
+      this.#say("Asking the engine");
+      try {
+        for await (const event of generate(this.#request(), this.#stop.signal)) this.#handle(event);
+        if (this.#done.size < this.tiles.length) throw new RequestError("The connection to the server was lost.");
+        return;
+      } catch (error) {
+        if (this.#stop.signal.aborted) throw error;
+        if (error.status === 401 && (await askForKey(error.message))) continue;
+        if (error.status !== 503 || ++waits > MAX_WAITS) throw error;
+        this.#say("Waiting for the engine to be ready");
+        await this.page.engine.whenReady(this.#stop.signal);
+      }
+    }
+  }
+
+  #request() {
+    return { ...this.parameters, preview_every: Math.max(1, Math.ceil((this.parameters.steps ?? 0) / PREVIEWS)) };
+  }
+
+  #handle(event) {
+    if (event.attempt > this.#attempt) {
+      this.#attempt = event.attempt;
+      this.page.announce("The engine restarted, starting over.");
+    }
+    if (event.type === "image_generation.accepted") this.#accepted(event);
+    else if (event.type === "image_generation.progress") this.#progressed(event);
+    else if (event.type === "image_generation.partial_image") this.#show(event, "jpeg", "preview");
+    else if (event.type === "image_generation.completed") this.#completed(event);
+  }
+
+  #accepted({ position, estimated_s }) {
+    this.#say(position ? `In the queue behind ${plural(position, "picture")}` : "Starting", estimated_s);
+    this.#showBar(null);
+  }
+
+  #progressed({ step, steps, estimated_s }) {
+    this.#say(step < steps ? `Step ${step} of ${steps}` : "Finishing", step < steps ? estimated_s : null);
+    this.#showBar(step / steps);
+    for (const tile of this.tiles) tile.style.setProperty("--blur", `${(1 - step / steps) * 6}px`);
+  }
+
+  #completed(event) {
+    const { index, seed, size, output_format: format, timings, warnings } = event;
+    if (this.#done.has(index)) return;
+    this.#done.add(index);
+    this.#warnings = warnings ?? [];
+    const blob = this.#show(event, format, "done");
+    const [width, height] = size.split("x").map(Number);
+    const { prompt, negative_prompt, steps, guidance } = this.parameters;
+    const parameters = { prompt, negative_prompt, steps, guidance, width, height, seed };
+    this.page.onPicture({ blob, format, parameters, seconds: timings?.total, warnings: this.#warnings });
+  }
+
+  #finish() {
+    this.page.announce(`Finished ${plural(this.#done.size, "picture")}.`);
+    if (!this.#warnings.length) return this.#close();
+    this.#showBar(1);
+    this.#say(this.#warnings.join(" "));
+    this.#part("cancel").textContent = "Dismiss";
+  }
+
+  #fail(error) {
+    if (this.page.onFieldError(error)) return this.#close({ focus: false });
+    if (error.status === 0 || error.status === 503) this.page.engine.check();
+    this.card.classList.add("failed");
+    const again = error.retryAfter ? ` Try again in ${duration(error.retryAfter)}.` : "";
+    this.#part("error").textContent = error.message + again;
+    this.#part("error").hidden = this.#part("retry").hidden = false;
+    this.#part("cancel").textContent = "Dismiss";
+    this.#say("");
+    this.#showBar(0);
+  }
+
+  /** Stop, if it runs, and take the card away. */
+  #close({ focus = true } = {}) {
+    const hadFocus = this.card.contains(document.activeElement);
+    this.#stop.abort();
+    this.card.remove();
+    for (const tile of this.tiles) URL.revokeObjectURL(tile.image.src);
+    if (hadFocus && focus) document.getElementById("prompt").focus();
+  }
+
+  #part(name) {
+    return this.card.querySelector(`.job-${name}`);
+  }
+
+  #addTile() {
+    const tile = document.createElement("div");
+    tile.className = "tile";
+    tile.style.aspectRatio = `${this.parameters.width} / ${this.parameters.height}`;
+    tile.image = Object.assign(new Image(), { alt: "", hidden: true });
+    tile.append(tile.image);
+    this.card.querySelector(".tiles").append(tile);
+    return tile;
+  }
+
+  #show({ index, b64_json }, format, state) {
+    const blob = new Blob([Uint8Array.from(atob(b64_json), (c) => c.charCodeAt(0))], { type: `image/${format}` });
+    const tile = this.tiles[index];
+    if (!tile || (state === "preview" && this.#done.has(index))) return blob;
+    const before = tile.image.src;
+    tile.image.src = URL.createObjectURL(blob);
+    if (before) URL.revokeObjectURL(before);
+    tile.image.hidden = false;
+    tile.dataset.state = state;
+    return blob;
+  }
+
+  #say(status, estimated_s = null) {
+    this.#status = status;
+    this.#doneAt = estimated_s === null ? null : performance.now() + estimated_s * 1000;
+    this.#showStatus();
+  }
+
+  #showStatus() {
+    const parts = [];
+    if (this.#attempt > 1) parts.push("The engine restarted, starting over");
+    if (this.#status) parts.push(this.#status);
+    if (this.#doneAt !== null) parts.push(`about ${duration((this.#doneAt - performance.now()) / 1000)} left`);
+    this.#part("status").textContent = parts.join(" · ");
+  }
+
+  /** `done` from 0 to 1; null while nobody knows. */
+  #showBar(done) {
+    const bar = this.card.querySelector(".bar");
+    bar.classList.toggle("unknown", done === null);
+    if (done === null) bar.removeAttribute("aria-valuenow");
+    else bar.setAttribute("aria-valuenow", Math.round(done * 100));
+    bar.firstElementChild.style.transform = `scaleX(${done ?? 0})`;
+  }
+}

@@ -1,0 +1,54 @@
+// The pictures that this browser keeps, in IndexedDB.
+
+const STORE = "pictures";
+
+/** Open the store. Where the browser has none (some private windows), pictures live as long as the page. */
+export async function openStore() {
+  try {
+    const opening = indexedDB.open("krea2", 1);
+    opening.onupgradeneeded = () => opening.result.createObjectStore(STORE, { keyPath: "id" });
+    return new PictureStore(await settled(opening));
+  } catch {
+    return new PictureStore(null);
+  }
+}
+
+class PictureStore {
+  constructor(database) {
+    this.database = database;
+  }
+
+  get isLasting() {
+    return this.database !== null;
+  }
+
+  /** All pictures, the oldest first. */
+  async all() {
+    return (await this.#run("readonly", (store) => store.getAll())) ?? [];
+  }
+
+  async add(picture) {
+    await this.#run("readwrite", (store) => store.add(picture));
+  }
+
+  async delete(id) {
+    await this.#run("readwrite", (store) => store.delete(id));
+  }
+
+  async clear() {
+    await this.#run("readwrite", (store) => store.clear());
+  }
+
+  async #run(mode, operation) {
+    if (!this.database) return undefined;
+    return settled(operation(this.database.transaction(STORE, mode).objectStore(STORE)));
+  }
+}
+
+function settled(request) {
+  return new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+    request.onblocked = () => reject(new Error("blocked"));
+  });
+}

@@ -1,0 +1,29 @@
+// Small pieces of text: durations, sizes, file names.
+
+/** "8 s", "3 min" of a number of seconds. */
+export function duration(seconds) {
+  if (seconds < 90) return `${Math.max(1, Math.round(seconds))} s`;
+  return `${Math.round(seconds / 60)} min`;
+}
+
+export const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
+/** One line about how a picture was made: size, steps, guidance, seed. */
+export function settingsLine({ width, height, steps, guidance, seed }) {
+  const parts = [`${width} × ${height}`];
+  if (steps !== undefined) parts.push(plural(steps, "step"));
+  if (guidance) parts.push(`guidance ${guidance}`);
+  parts.push(`seed ${seed}`);
+  return parts.join(" · ");
+}
+
+/** "a-red-circle-on-a-blue-background-7.png": safe on every file system. */
+export function fileName({ prompt, seed }, format) {
+  const words = prompt.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
+  let slug = "";
+  for (const word of words) {
+    if (slug.length + word.length > 60) break;
+    slug += `${word}-`;
+  }
+  return `${slug || "picture-"}${seed}.${format === "jpeg" ? "jpg" : format}`;
+}

@@ -1,0 +1,216 @@
+"""A server that draws nothing, but speaks the page's side of the HTTP API, as slowly or badly as a test wants."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+import launcher
+
+PAGE = Path(launcher.__file__).parent / "page"
+DEADLINE_S = 20.0
+CONTENT_SECURITY_POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'"
+TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+SETTINGS = {
+    "model": "demo",
+    "is_demo": True,
+    "defaults": {"width": 128, "height": 128, "steps": 4, "guidance": 0.0},
+    "limits": {
+        "min_side": 64,
+        "max_side": 4096,
+        "max_pixels": 8_400_000,
+        "max_steps": 200,
+        "max_guidance": 20.0,
+        "max_images": 10,
+        "max_seed": 2**53 - 1,
+        "max_prompt_bytes": 16384,
+        "max_queue": 256,
+    },
+    "output_formats": ["png", "jpeg", "webp"],
+    "size_multiple": 16,
+    "api_key_required": False,
+}
+
+
+@dataclass
+class Refusal:
+    """An answer instead of images."""
+
+    status: int
+    message: str
+    param: str | None = None
+    code: str = "invalid_parameter"
+    retry_after_s: int | None = None
+
+
+@dataclass(eq=False)
+class FakeServer:
+    """Answers every request at once; while `held` is set, a request goes one step further for each `release`."""
+
+    ready: bool = True
+    api_key: str | None = None
+    refusals: list[Refusal] = field(default_factory=list)  # of the next requests, one each
+    warnings: list[str] = field(default_factory=list)
+    restarts: int = 0  # after the first step of the next request
+    hangs_up: bool = False  # after the first step of the next request
+    held: bool = False
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    running: int = 0
+    cancelled: int = 0
+
+    def __post_init__(self) -> None:
+        self._steps = threading.Semaphore(0)
+        server = self
+
+        class Handler(_Handler):
+            fake = server
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def stop(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join(DEADLINE_S)
+
+    def release(self, steps: int = 1) -> None:
+        self._steps.release(steps)
+
+    def wait_for_step(self) -> bool:
+        """Whether the next step may be made now; waits a moment for it."""
+        return not self.held or self._steps.acquire(timeout=0.05)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    fake: FakeServer
+
+    def do_GET(self) -> None:
+        if self.path == "/v1/settings":
+            if self._may_enter():
+                self._answer(200, SETTINGS | {"api_key_required": self.fake.api_key is not None})
+        elif self.path == "/ready":
+            self._answer(200 if self.fake.ready else 503, {"status": "ready" if self.fake.ready else "starting"})
+        else:
+            self._send_file("index.html" if self.path == "/" else self.path.removeprefix("/page/"))
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self._may_enter():
+            return
+        if not self.fake.ready:
+            self._refuse(Refusal(503, "the engine is starting", code="server_unavailable", retry_after_s=1))
+            return
+        self.fake.requests.append(body)
+        if self.fake.refusals:
+            self._refuse(self.fake.refusals.pop(0))
+            return
+        self.fake.running += 1
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        try:
+            self._generate(body)
+        except (BrokenPipeError, ConnectionResetError):
+            self.fake.cancelled += 1
+        finally:
+            self.fake.running -= 1
+
+    def _generate(self, body: dict[str, Any]) -> None:
+        n, steps = body.get("n", 1), body["steps"]
+        width, height, seed = body["width"], body["height"], body.get("seed", 1234)
+        attempt = 1
+        self._event("accepted", request_id="r", position=2, estimated_s=12.0, attempt=attempt)
+        step = 0
+        while step < steps:
+            self._wait_for_step()
+            step += 1
+            self._event("progress", request_id="r", step=step, steps=steps, estimated_s=9.0, attempt=attempt)
+            for index in range(n):
+                preview = _image(body["prompt"], (32, 32), "jpeg")
+                self._event("partial_image", b64_json=preview, partial_image_index=step - 1, index=index)
+            if self.fake.hangs_up:
+                self.fake.hangs_up = False
+                return
+            if self.fake.restarts:
+                self.fake.restarts -= 1
+                attempt, step = attempt + 1, 0
+                self._event("accepted", request_id="r", position=0, estimated_s=None, attempt=attempt)
+        for index in range(n):
+            self._event(
+                "completed",
+                b64_json=_image(body["prompt"], (width, height), body["output_format"]),
+                index=index,
+                seed=seed + index,
+                size=f"{width}x{height}",
+                output_format=body["output_format"],
+                timings={"total": 1.25},
+                warnings=self.fake.warnings,
+            )
+
+    def _wait_for_step(self) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not self.fake.wait_for_step():
+            self.wfile.write(b": waiting\n\n")  # fails once the page has hung up
+            assert time.monotonic() < deadline, f"no step was released within {DEADLINE_S:g} s"
+
+    def _event(self, name: str, **fields: Any) -> None:
+        name = f"image_generation.{name}"
+        data = json.dumps({"type": name, **fields})
+        self.wfile.write(f"event: {name}\r\ndata: {data}\r\n\r\n".encode())
+
+    def _may_enter(self) -> bool:
+        key = self.fake.api_key
+        if key is None or self.headers["Authorization"] == f"Bearer {key}":
+            return True
+        self._refuse(Refusal(401, "the API key is not one of this server's", code="invalid_api_key"))
+        return False
+
+    def _refuse(self, refusal: Refusal) -> None:
+        error = {"message": refusal.message, "type": "error", "param": refusal.param, "code": refusal.code}
+        self._answer(refusal.status, {"error": error}, refusal.retry_after_s)
+
+    def _answer(self, status: int, content: dict[str, Any], retry_after_s: int | None = None) -> None:
+        headers = {"Content-Type": "application/json"}
+        if retry_after_s is not None:
+            headers["Retry-After"] = str(retry_after_s)
+        self._send(status, headers, json.dumps(content).encode())
+
+    def _send_file(self, name: str) -> None:
+        names = {path.name for path in PAGE.iterdir()}
+        if name not in names:
+            self._answer(404, {"error": {"message": f"no {name}"}})
+            return
+        headers = {"Content-Type": TYPES[Path(name).suffix], "Content-Security-Policy": CONTENT_SECURITY_POLICY}
+        self._send(200, headers, (PAGE / name).read_bytes())
+
+    def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def _image(prompt: str, size: tuple[int, int], kind: str) -> str:
+    """A plain picture, of the first word of the prompt that is a colour."""
+    colours = ("red", "green", "blue", "orange", "purple")
+    colour = next((word for word in prompt.split() if word in colours), "gray")
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, kind)
+    return base64.b64encode(file.getvalue()).decode()
