@@ -2,7 +2,7 @@
 
 import { generate, RequestError } from "./api.js";
 import { askForKey } from "./dialogs.js";
-import { duration, plural } from "./text.js";
+import { duration, plural, sentence } from "./text.js";
 
 const MAX_STREAMS = 4; // at once; a browser opens six connections to a server, and other things want some
 const MAX_WAITS = 3; // for the engine to be ready, before a request is given up
@@ -43,6 +43,7 @@ export class Job {
     this.#part("retry").addEventListener("click", () => this.#run());
     this.tiles = Array.from({ length: Math.max(1, Math.min(parameters.n ?? 1, 100)) }, () => this.#addTile());
     document.getElementById("jobs").prepend(this.card);
+    this.card.scrollIntoView({ block: "nearest" }); // on a phone it is below the form
     this.#run();
   }
 
@@ -133,8 +134,9 @@ export class Job {
     if (this.page.onFieldError(error)) return this.#close({ focus: false });
     if (error.status === 0 || error.status === 503) this.page.engine.check();
     this.card.classList.add("failed");
-    const again = error.retryAfter ? ` Try again in ${duration(error.retryAfter)}.` : "";
-    this.#part("error").textContent = error.message + again;
+    const when = error.retryAfter && !/try again/i.test(error.message);
+    const again = when ? ` Try again in ${duration(error.retryAfter)}.` : "";
+    this.#part("error").textContent = sentence(error.message) + again;
     this.#part("error").hidden = this.#part("retry").hidden = false;
     this.#part("cancel").textContent = "Dismiss";
     this.#say("");

@@ -2,6 +2,8 @@
 
 import { fileName, settingsLine } from "./text.js";
 
+const MAX_SCALE = 4; // more shows nothing but the smoothing
+
 const element = (id) => document.getElementById(id);
 
 export class Lightbox {
@@ -38,8 +40,10 @@ export class Lightbox {
   #show(picture) {
     this.#picture = picture;
     const { parameters, url, format, seconds, warnings } = picture;
-    Object.assign(element("lightbox-image"), { src: url, alt: parameters.prompt });
-    element("lightbox-image").style.aspectRatio = `${parameters.width} / ${parameters.height}`;
+    const image = element("lightbox-image");
+    Object.assign(image, { src: url, alt: parameters.prompt });
+    image.style.maxWidth = `${MAX_SCALE * parameters.width}px`;
+    image.style.maxHeight = `${MAX_SCALE * parameters.height}px`;
     element("lightbox-prompt").textContent = parameters.prompt;
     const lines = [settingsLine(parameters)];
     if (parameters.negative_prompt) lines.push(`without: ${parameters.negative_prompt}`);

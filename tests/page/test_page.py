@@ -168,7 +168,7 @@ def test_an_error_stands_at_the_parameter_it_is_about(page: Page, server: FakeSe
     page.get_by_role("button", name="Generate").click()
     expect(page.locator("#width-error")).to_have_text("<b>width</b> must be between 64 and 4096, got 10")
     page.get_by_role("button", name="Generate").click()
-    expect(page.locator(".job-error")).to_have_text("model must be demo, got fox")
+    expect(page.locator(".job-error")).to_have_text("model must be demo, got fox.")
     page.get_by_role("button", name="Try again").click()
     expect(pictures(page)).to_have_count(1)
 
@@ -188,7 +188,7 @@ def test_a_full_queue_a_lost_connection_and_a_restart_are_told(page: Page, serve
     open_page(page, server)
     server.refusals = [Refusal(429, "the queue is full", code="queue_full", retry_after_s=4)]
     generate(page)
-    expect(page.locator(".job-error")).to_have_text("the queue is full Try again in 4 s.")
+    expect(page.locator(".job-error")).to_have_text("the queue is full. Try again in 4 s.")
     server.hangs_up = True
     page.get_by_role("button", name="Try again").click()
     expect(page.locator(".job-error")).to_have_text("The connection to the server was lost.")
@@ -227,8 +227,9 @@ def test_an_api_key_is_asked_for_and_kept_in_this_tab(page: Page, server: FakeSe
     expect(pictures(page)).to_have_count(1)
     server.api_key = "another"
     generate(page)
+    expect(key).to_be_focused()
     page.keyboard.press("Escape")
-    expect(page.locator(".job-error")).to_have_text("the API key is not one of this server's")
+    expect(page.locator(".job-error")).to_have_text("the API key is not one of this server's.")
     page.get_by_role("button", name="Try again").click()
     key.fill("another")
     page.get_by_role("button", name="Use key").click()
