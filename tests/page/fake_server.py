@@ -148,6 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
                 attempt, step = attempt + 1, 0
                 self._event("accepted", request_id="r", position=0, estimated_s=None, attempt=attempt)
         for index in range(n):
+            of_all = {"timings": {"total": 1.25}, "warnings": self.fake.warnings} if index == n - 1 else {}
             self._event(
                 "completed",
                 b64_json=_image(body["prompt"], (width, height), body["output_format"]),
@@ -155,8 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
                 seed=seed + index,
                 size=f"{width}x{height}",
                 output_format=body["output_format"],
-                timings={"total": 1.25},
-                warnings=self.fake.warnings,
+                **of_all,
             )
 
     def _wait_for_step(self) -> None:

@@ -1,0 +1,55 @@
+"""Take the README's picture of the page: `python -m tests.page.screenshot` writes docs/page.png."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from playwright.sync_api import Page, expect
+
+from tests.page.browser import NAMES, find_chromium, start_chromium
+from tests.page.demo_server import serve_demo
+
+FILE = Path(__file__).parents[2] / "docs" / "page.png"
+PATIENCE_MS = 60_000
+PICTURES = [
+    ("a large yellow star on a purple background", 5),
+    ("a green triangle left of an orange square on a black background", 2),
+    ("a blue ring on a yellow background", 0),
+    ("a small white heart at the top on a green background", 3),
+]
+RUNNING = ("a red circle on a blue background", 0)
+RUNNING_STEPS = 100  # enough to be seen
+
+
+def main() -> None:
+    path = find_chromium()
+    if path is None:
+        sys.exit(f"error: none of {', '.join(NAMES)} is in PATH")
+    with serve_demo() as address, start_chromium(path) as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.set_default_timeout(PATIENCE_MS)
+        page.goto(address)
+        expect(page.locator("#model")).to_have_text("demo")
+        for count, (prompt, seed) in enumerate(PICTURES, 1):
+            _generate(page, prompt, seed)
+            expect(page.locator(".picture")).to_have_count(count, timeout=PATIENCE_MS)
+        page.locator("#steps").evaluate(f"input => input.value = {RUNNING_STEPS}")
+        _generate(page, *RUNNING)
+        half = re.compile(rf"Step [67]\d of {RUNNING_STEPS}")
+        expect(page.locator(".job-status")).to_have_text(half, timeout=PATIENCE_MS)
+        expect(page.locator(".tile img")).to_be_visible()
+        FILE.parent.mkdir(exist_ok=True)
+        page.screenshot(path=FILE)
+    print(FILE)
+
+
+def _generate(page: Page, prompt: str, seed: int) -> None:
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    page.get_by_label("Seed", exact=True).fill(str(seed))
+    page.get_by_role("button", name="Generate").click()
+
+
+if __name__ == "__main__":
+    main()

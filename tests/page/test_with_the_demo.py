@@ -1,0 +1,41 @@
+"""The page on the real server, with the demo checkpoint."""
+
+from __future__ import annotations
+
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from tests.page.demo_server import serve_demo
+
+PATIENCE_MS = 60_000
+
+
+def test_the_demo_draws_shows_previews_and_can_be_cancelled(page: Page) -> None:
+    with serve_demo() as address:
+        page.set_default_timeout(PATIENCE_MS)
+        page.goto(address)
+        expect(page.locator("#model")).to_have_text("demo")
+        page.get_by_role("button", name="a red circle on a blue background").click()
+        page.get_by_label("Seed", exact=True).fill("0")
+        page.keyboard.press("Control+Enter")
+        expect(page.locator(".picture")).to_have_count(1, timeout=PATIENCE_MS)
+        with page.expect_download() as downloading:
+            page.get_by_role("link", name="Download").click()
+        with Image.open(downloading.value.path()) as image:
+            assert image.size == (128, 128)
+            red, _, blue = image.convert("RGB").getpixel((64, 64))
+            assert red > blue
+            red, _, blue = image.convert("RGB").getpixel((8, 8))
+            assert blue > red
+
+        page.get_by_text("More", exact=True).click()
+        page.locator("#steps").fill("200")
+        page.get_by_role("button", name="Generate").click()
+        expect(page.locator(".tile[data-state=preview] img")).to_be_visible(timeout=PATIENCE_MS)
+        page.get_by_role("button", name="Cancel").click()
+        page.locator("#steps").fill("0")
+        page.get_by_role("button", name="Generate").click()
+        expect(page.locator("#steps-error")).to_have_text("steps must be between 1 and 200, got 0")
+        page.locator("#steps").fill("2")
+        page.get_by_role("button", name="Generate").click()
+        expect(page.locator(".picture")).to_have_count(2, timeout=PATIENCE_MS)
