@@ -24,7 +24,7 @@ function showFieldError(error) {
 function start(parameters) {
   if (!settings) loadSettings(); // the user may have a key by now
   new Job(parameters, { engine, announce, onPicture, onFieldError: showFieldError });
-  announce("Asked for.");
+  announce("Request sent.");
 }
 
 function onPicture(picture) {

@@ -29,6 +29,7 @@ function giveStreamBack() {
 export class Job {
   #stop = new AbortController();
   #attempt = 1;
+  #isDrawing = false;
   #status = "";
   #doneAt = null; // when it should be done, of performance.now()
   #done = new Set();
@@ -38,6 +39,7 @@ export class Job {
     this.parameters = parameters;
     this.page = page;
     this.card = document.getElementById("job-template").content.firstElementChild.cloneNode(true);
+    this.card.ariaLabel = parameters.prompt;
     this.#part("prompt").textContent = parameters.prompt;
     this.#part("cancel").addEventListener("click", () => this.#close());
     this.#part("retry").addEventListener("click", () => this.#run());
@@ -52,6 +54,7 @@ export class Job {
     this.#part("cancel").textContent = "Cancel";
     this.card.classList.remove("failed");
     this.#attempt = 1;
+    this.#isDrawing = false;
     const clock = setInterval(() => this.#showStatus(), 1000);
     this.#say("Waiting for your other pictures");
     this.#showBar(null);
@@ -79,7 +82,8 @@ export class Job {
         if (error.status === 401 && (await askForKey(error.message))) continue;
         if (error.status !== 503 || ++waits > MAX_WAITS) throw error;
         this.#say("Waiting for the engine to be ready");
-        await this.page.engine.whenReady(this.#stop.signal);
+        const pause = new Promise((resolve) => setTimeout(resolve, 1000 * (error.retryAfter ?? 1)));
+        await Promise.all([this.page.engine.whenReady(this.#stop.signal), pause]);
       }
     }
   }
@@ -91,6 +95,7 @@ export class Job {
   #handle(event) {
     if (event.attempt > this.#attempt) {
       this.#attempt = event.attempt;
+      this.#isDrawing = false;
       this.page.announce("The engine restarted, starting over.");
     }
     if (event.type === "image_generation.accepted") this.#accepted(event);
@@ -105,6 +110,8 @@ export class Job {
   }
 
   #progressed({ step, steps, estimated_s }) {
+    if (!this.#isDrawing) this.page.announce(estimated_s ? `Drawing, about ${duration(estimated_s)} left.` : "Drawing.");
+    this.#isDrawing = true;
     this.#say(step < steps ? `Step ${step} of ${steps}` : "Finishing", step < steps ? estimated_s : null);
     this.#showBar(step / steps);
     for (const tile of this.tiles) tile.style.setProperty("--blur", `${(1 - step / steps) * 6}px`);

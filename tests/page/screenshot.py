@@ -20,7 +20,7 @@ PICTURES = [
     ("a small white heart at the top on a green background", 3),
 ]
 RUNNING = ("a red circle on a blue background", 0)
-RUNNING_STEPS = 100  # enough to be seen
+RUNNING_STEPS = 200  # enough to be seen
 
 
 def main() -> None:
@@ -36,10 +36,11 @@ def main() -> None:
             _generate(page, prompt, seed)
             expect(page.locator(".picture")).to_have_count(count, timeout=PATIENCE_MS)
         page.locator("#steps").evaluate(f"input => input.value = {RUNNING_STEPS}")
+        page.get_by_label("Images", exact=True).fill("2")
         _generate(page, *RUNNING)
-        half = re.compile(rf"Step [67]\d of {RUNNING_STEPS}")
-        expect(page.locator(".job-status")).to_have_text(half, timeout=PATIENCE_MS)
-        expect(page.locator(".tile img")).to_be_visible()
+        halfway = re.compile(rf"Step (1[5-9]\d|2\d\d) of {2 * RUNNING_STEPS}")
+        expect(page.locator(".job-status")).to_have_text(halfway, timeout=PATIENCE_MS)
+        expect(page.locator(".tile img:visible")).to_have_count(2)
         FILE.parent.mkdir(exist_ok=True)
         page.screenshot(path=FILE)
     print(FILE)

@@ -41,6 +41,7 @@ def test_a_request_shows_its_place_its_progress_and_its_previews_then_its_pictur
     expect(page.locator(".tile img:visible")).to_have_count(0)
     server.release()
     expect(bar).to_have_attribute("aria-valuenow", "25")
+    expect(page.locator("#announcer")).to_have_text("Drawing, about 9 s left.")
     expect(page.locator(".job-status")).to_have_text(re.compile(r"Step 1 of 4 · about \d s left"))
     expect(page.locator(".tile[data-state=preview] img:visible")).to_have_count(2)
     server.release(2)
@@ -48,6 +49,7 @@ def test_a_request_shows_its_place_its_progress_and_its_previews_then_its_pictur
     server.release()
     expect(pictures(page)).to_have_count(2)
     expect(page.locator(".job")).to_have_count(0)
+    expect(page.locator("#announcer")).to_have_text("Finished 2 pictures.")
     expect(pictures(page).first).to_contain_text("128 × 128 · 4 steps · seed 8")
     assert (
         server.requests[0] | {"preview_every": 1, "stream": True, "progress": True, "guidance": 0} == server.requests[0]
@@ -171,6 +173,20 @@ def test_an_error_stands_at_the_parameter_it_is_about(page: Page, server: FakeSe
     expect(page.locator(".job-error")).to_have_text("model must be demo, got fox.")
     page.get_by_role("button", name="Try again").click()
     expect(pictures(page)).to_have_count(1)
+
+
+def test_text_is_never_markup(page: Page, server: FakeServer) -> None:
+    prompt = "<img src=x onerror=document.title='caught'><b>bold</b>"
+    server.warnings = [prompt]
+    open_page(page, server)
+    page.get_by_text("More", exact=True).click()
+    generate(page, prompt, negative_prompt=prompt)
+    expect(page.locator(".picture-prompt")).to_have_text(prompt)
+    expect(page.locator(".job-status")).to_have_text(prompt)
+    page.locator(".picture-open").click()
+    expect(page.locator("#lightbox-settings")).to_contain_text(f"without: {prompt}")
+    assert page.locator("b").count() == 0
+    assert page.title() == "Krea 2 – demo"
 
 
 def test_a_prompt_is_asked_for_and_half_a_number_is_not_sent(page: Page, server: FakeServer) -> None:
