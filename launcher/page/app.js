@@ -29,7 +29,7 @@ function start(parameters) {
 
 function onPicture(picture) {
   form.setLastSeed(picture.parameters.seed);
-  gallery.add(picture);
+  return gallery.add(picture);
 }
 
 function reuse({ parameters, format }) {

@@ -24,7 +24,8 @@ function giveStreamBack() {
 
 /**
  * One request, from when it is asked for to its last picture.
- * `page` has what it needs of the rest: engine, announce(text), onPicture(picture), onFieldError(error).
+ * `page` has what it needs of the rest: engine, announce(text), onFieldError(error), and onPicture(picture),
+ * which resolves when the picture is kept.
  */
 export class Job {
   #stop = new AbortController();
@@ -74,7 +75,7 @@ export class Job {
     for (let waits = 0; ; ) {
       this.#say("Asking the engine");
       try {
-        for await (const event of generate(this.#request(), this.#stop.signal)) this.#handle(event);
+        for await (const event of generate(this.#request(), this.#stop.signal)) await this.#handle(event);
         if (this.#done.size < this.tiles.length) throw new RequestError("The connection to the server was lost.");
         return;
       } catch (error) {
@@ -92,7 +93,7 @@ export class Job {
     return { ...this.parameters, preview_every: Math.max(1, Math.ceil((this.parameters.steps ?? 0) / PREVIEWS)) };
   }
 
-  #handle(event) {
+  async #handle(event) {
     if (event.attempt > this.#attempt) {
       this.#attempt = event.attempt;
       this.#isDrawing = false;
@@ -101,7 +102,7 @@ export class Job {
     if (event.type === "image_generation.accepted") this.#accepted(event);
     else if (event.type === "image_generation.progress") this.#progressed(event);
     else if (event.type === "image_generation.partial_image") this.#show(event, "jpeg", "preview");
-    else if (event.type === "image_generation.completed") this.#completed(event);
+    else if (event.type === "image_generation.completed") await this.#completed(event);
   }
 
   #accepted({ position, estimated_s }) {
@@ -117,7 +118,7 @@ export class Job {
     for (const tile of this.tiles) tile.style.setProperty("--blur", `${(1 - step / steps) * 6}px`);
   }
 
-  #completed(event) {
+  async #completed(event) {
     const { index, seed, size, output_format: format, timings, warnings } = event;
     if (this.#done.has(index)) return;
     this.#done.add(index);
@@ -126,7 +127,7 @@ export class Job {
     const [width, height] = size.split("x").map(Number);
     const { prompt, negative_prompt, steps, guidance } = this.parameters;
     const parameters = { prompt, negative_prompt, steps, guidance, width, height, seed };
-    this.page.onPicture({ blob, format, parameters, seconds: timings?.total, warnings: this.#warnings });
+    await this.page.onPicture({ blob, format, parameters, seconds: timings?.total, warnings: this.#warnings });
   }
 
   #finish() {

@@ -15,7 +15,7 @@ FILE = Path(__file__).parents[2] / "docs" / "page.png"
 PATIENCE_MS = 60_000
 PICTURES = [
     ("a large yellow star on a purple background", 5),
-    ("a green triangle left of an orange square on a black background", 2),
+    ("a pink diamond on a black background", 2),
     ("a blue ring on a yellow background", 0),
     ("a small white heart at the top on a green background", 3),
 ]
@@ -28,7 +28,7 @@ def main() -> None:
     if path is None:
         sys.exit(f"error: none of {', '.join(NAMES)} is in PATH")
     with serve_demo() as address, start_chromium(path) as browser:
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page = browser.new_page(viewport={"width": 1280, "height": 840})
         page.set_default_timeout(PATIENCE_MS)
         page.goto(address)
         expect(page.locator("#model")).to_have_text("demo")

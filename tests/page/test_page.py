@@ -90,6 +90,7 @@ def test_pictures_survive_a_reload_until_they_are_deleted(page: Page, server: Fa
     open_page(page, server)
     generate(page, n="3", seed="1")
     expect(pictures(page)).to_have_count(3)
+    expect(page.locator(".job")).to_have_count(0)  # by then they are kept
     page.reload()
     expect(pictures(page)).to_have_count(3)
     expect(pictures(page).first).to_contain_text("seed 3")
@@ -136,6 +137,7 @@ def test_use_again_fills_the_form_and_vary_draws_with_another_seed(page: Page, s
     page.locator("#output_format").select_option("webp")
     generate(page, seed="7", n="2", steps="3", guidance="1.5", negative_prompt="squares")
     expect(pictures(page)).to_have_count(2)
+    expect(page.locator(".job")).to_have_count(0)
     page.reload()
     generate(page, "something else")
     expect(pictures(page)).to_have_count(3)
