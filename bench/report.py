@@ -18,7 +18,12 @@ import engine
 
 def print_json(benchmark: str, result: Mapping[str, Any]) -> None:
     """One line, complete in itself."""
-    print(json.dumps({"benchmark": benchmark, **result, **_circumstances()}))
+    print(json_line(benchmark, result))
+
+
+def json_line(benchmark: str, result: Mapping[str, Any]) -> str:
+    """What `print_json` prints."""
+    return json.dumps({"benchmark": benchmark, **result, **_circumstances()})
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
