@@ -51,7 +51,7 @@ from bench.load import (
 )
 from bench.overhead import DispatchOverhead, HttpOverhead, dispatch_overheads, http_overhead
 from bench.report import json_line, print_table
-from bench.targets import FIELDS, HttpTarget, RpcTarget
+from bench.targets import BODY_FIELDS, FIELDS, HttpTarget, RpcTarget
 from engine.errors import ArgumentError, Krea2Error
 from launcher import AsyncClient, launch
 
@@ -295,6 +295,8 @@ def _extra(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise ArgumentError.of("extra", "NAME=VALUE, the value in JSON or plain text", text)
+    if name in BODY_FIELDS:
+        raise ArgumentError.of("extra", "a field other than " + ", ".join(BODY_FIELDS), name)
     try:
         return name, json.loads(value)
     except ValueError:

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from bench.load import REFUSED, Answer, ImageRequest, RequestFailed
-from engine.errors import Krea2Error, QueueFullError
+from engine.errors import ArgumentError, Krea2Error, QueueFullError
 from launcher.async_client import AsyncClient
 
 FIELDS = {  # OpenAI's API has neither, so servers differ in the names
@@ -17,20 +17,21 @@ FIELDS = {  # OpenAI's API has neither, so servers differ in the names
     "diffusers": ("num_inference_steps", "guidance_scale"),
     "openai": None,
 }
+BODY_FIELDS = ("prompt", "n", "size", "response_format")
 
 
 class HttpTarget:
     """`POST /v1/images/generations` of the server at `url`.
 
     fields: whose names steps and guidance go by, a key of `FIELDS`; with "openai" neither they nor seeds are sent.
-    extra: more fields of every request's body, which win over the others.
+    extra: more fields of every request's body, none of `BODY_FIELDS`. Raises `ArgumentError` for what is no URL.
     """
 
     def __init__(self, url: str, *, fields: str, extra: Mapping[str, Any], api_key: str | None) -> None:
         self._names = FIELDS[fields]
         self._extra = extra
         self._client = httpx.AsyncClient(
-            base_url=url,
+            base_url=_parse_url(url),
             timeout=None,  # a request's deadline bounds all of it
             limits=httpx.Limits(max_connections=None),  # or requests would wait in here for their turn
             headers={"Authorization": f"Bearer {api_key}"} if api_key is not None else {},
@@ -73,6 +74,16 @@ class HttpTarget:
             if request.guidance is not None:
                 body[guidance] = request.guidance
         return body | dict(self._extra)
+
+
+def _parse_url(text: str) -> httpx.URL:
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        url = httpx.URL("")
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ArgumentError.of("url", "as http://127.0.0.1:30000", text)
+    return url
 
 
 class RpcTarget:

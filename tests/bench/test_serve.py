@@ -337,7 +337,7 @@ def test_the_command_prints_tables_and_complete_json_lines(tmp_path: Path, capsy
     file = tmp_path / "serve.json"
     with peer(timings={"queue": 0.5, "total": 0.75}) as server:
         arguments = ["--url", server.url, "--mix", "64x64:1:2", "--requests", "6", "--warmup", "2", "--json", str(file)]
-        assert main([*arguments, "--compare-concurrency", "1,3", "--extra", "n=1", "--extra", "user=me"]) == 0
+        assert main([*arguments, "--compare-concurrency", "1,3", "--extra", "user=me"]) == 0
     assert len(server.bodies) == 2 + 6 + 6
     assert len({body["prompt"] for body in server.bodies}) == 14
     assert {body["user"] for body in server.bodies} == {"me"}
@@ -354,6 +354,26 @@ def test_the_command_prints_tables_and_complete_json_lines(tmp_path: Path, capsy
     assert lines[0]["command"].startswith("python -m bench.serve --url http://127.0.0.1:")
     assert lines[0]["server"] == {"url": server.url}
     assert lines[0]["hardware"]["cpu"]
+
+
+def test_the_command_drives_an_engine_over_rpc_and_compares_http_with_it(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes:
+            arguments = ["--rpc", fakes.address, "--mix", "64x64:1:2", "--requests", "3"]
+            assert await asyncio.to_thread(main, [*arguments, "--concurrency", "2"]) == 0
+            assert await asyncio.to_thread(main, [*arguments, "--http-overhead", "--url", server.url]) == 0
+
+    with peer() as server:
+        run(test())
+    assert len(server.bodies) == 4
+    output = capsys.readouterr().out.splitlines()
+    assert output[0].startswith("2 at once: 3 requests, 3 images, 0 refused, 0 failed; ")
+    assert output[-2].startswith("HTTP adds ")
+    line = json.loads(output[-1])
+    assert line["difference_s"] == pytest.approx(line["http_s"] - line["rpc_s"], abs=0.1)
+    assert line["server"] == {"url": server.url, "model": "demo", "tp": 1, "device": "fake"}
 
 
 def test_the_command_says_which_requests_failed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -380,6 +400,9 @@ def test_the_command_says_which_requests_failed(capsys: pytest.CaptureFixture[st
         (["--rate", "1", "--mix", "64"], "mix must be WIDTHxHEIGHT"),
         (["--rate", "1", "--warmup", "-1"], "warmup must be a whole number of at least 0, got '-1'"),
         (["--rate", "1", "--extra", "x"], "extra must be NAME=VALUE"),
+        (["--rate", "1", "--extra", "n=2"], "extra must be a field other than prompt, n, size"),
+        (["--rate", "1", "--url", "http://h:x"], "url must be as http://127.0.0.1:30000, got 'http://h:x'"),
+        (["--rate", "1", "--url", "127.0.0.1:1"], "url must be as http://127.0.0.1:30000, got '127.0.0.1:1'"),
         (["--rate", "1", "--api-key-variable", "NO_SUCH"], "api-key-variable must be set in the environment"),
         (["--http-overhead", "--url", "http://127.0.0.1:1"], "--http-overhead needs --url and --rpc"),
         (["--overhead", "--url", "http://127.0.0.1:1"], "--url goes with neither --rpc nor --overhead"),
