@@ -22,6 +22,9 @@ from launcher.tokenizer import Prompt
 from launcher.warmup import WarmUp
 
 TOKEN_BUDGET = 8192  # of a tick until it is measured, which two images of 1024² fill, and at most
+# However little more tokens seemed to gain: half an image of 1024² is never too much for a tick, and a warm-up that
+# something else disturbed must not leave small images to go one by one.
+_LEAST_BUDGET = 2048
 
 
 class JobEvents(Protocol):
@@ -178,7 +181,8 @@ class Dispatcher:
             del self._sent[step.number]
             if self._warm_up.over:
                 if self._warm_up.budget is not None:
-                    self._scheduler.token_budget = min(self._scheduler.token_budget, self._warm_up.budget)
+                    budget = max(_LEAST_BUDGET, self._warm_up.budget)
+                    self._scheduler.token_budget = min(self._scheduler.token_budget, budget)
                 self._warm_up = None
             self.send_steps()
             return
