@@ -12,7 +12,6 @@ import secrets
 import time
 import traceback
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
 from typing import Any
 
 import zmq.asyncio
@@ -28,29 +27,26 @@ from engine.errors import (
     ServerError,
 )
 from engine.step import Job, Step, StepTimes
+from launcher.answers import Answers, TrackedRequest
 from launcher.clients import Clients
 from launcher.dispatch import Dispatcher
 from launcher.images import encode_image, encode_preview
 from launcher.internal import Decoded, FrontendConfig, Previewed
 from launcher.logs import log_event
-from launcher.metrics import STAGES, Metrics
+from launcher.metrics import Metrics
 from launcher.process import Child
 from launcher.protocol import (
-    Accepted,
     Acknowledge,
     Cancel,
     Generate,
-    Image,
     MetricsReply,
-    Preview,
-    Progress,
     Request,
     Status,
     StatusReply,
     describe,
 )
 from launcher.protocol import Metrics as AskMetrics
-from launcher.requests import CheckedRequest, Plan, check, check_memory, make_plan
+from launcher.requests import check, check_memory, make_plan
 from launcher.tokenizer import PromptTokenizer
 
 _CLOCK_S = 1.0
@@ -84,29 +80,6 @@ async def serve(
         context.destroy()
 
 
-@dataclass(eq=False)
-class _Request:
-    number: int
-    client: bytes
-    request_id: str
-    checked: CheckedRequest
-    plan: Plan
-    arrived: float
-    started: bool = False
-    ended: bool = False
-    deaths: int = 0  # of ranks that had it in flight
-    steps_done: int = 0
-    decoded: set[int] = field(default_factory=set)  # jobs whose image is there
-    position: int | None = None  # as the client knows it
-    timings: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*STAGES, "total"), 0.0))
-    timer: asyncio.TimerHandle | None = None
-    answers: list[list[bytes]] = field(default_factory=list)  # images or failure, kept until they are acknowledged
-
-    @property
-    def attempt(self) -> int:
-        return self.deaths + 1
-
-
 class Frontend:
     """The state of a front-end: its requests, and whose jobs the dispatcher has."""
 
@@ -123,8 +96,8 @@ class Frontend:
         self._config, self._model, self._tokenizer = config, model, tokenizer
         self._on_started = on_started
         self._metrics = Metrics()
-        self._requests: dict[tuple[bytes, str], _Request] = {}  # by client and id, until acknowledged
-        self._jobs: dict[int, tuple[_Request, Job]] = {}  # of requests that have not ended
+        self._requests: dict[tuple[bytes, str], TrackedRequest] = {}  # by client and id, until acknowledged
+        self._jobs: dict[int, tuple[TrackedRequest, Job]] = {}  # of requests that have not ended
         self._job_ids, self._numbers = itertools.count(), itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._began = time.monotonic()
@@ -132,6 +105,7 @@ class Frontend:
         self._draining = False
         address = config.rpc or f"ipc://{config.run_folder}/clients"
         self._clients = Clients(address, context, on_message=self._handle)
+        self._answers = Answers(self._clients, self._metrics)
         self._dispatcher = Dispatcher(
             config, model, tokenizer.encode, self._job_ids, ranks, start_ranks, context, events=self
         )
@@ -188,8 +162,7 @@ class Frontend:
                 try:
                     self._generate(client, message)
                 except Krea2Error as error:
-                    self._metrics.requests.labels(error.code).inc()
-                    self._clients.send_failure(client, request_id, error)
+                    self._answers.refused(client, request_id, error)
             case Cancel(request_id=request_id):
                 if (request := self._requests.get((client, request_id))) is not None:
                     self._fail(request, CancelledError("the request was cancelled"))
@@ -204,8 +177,7 @@ class Frontend:
     def _generate(self, client: bytes, message: Generate) -> None:
         known = self._requests.get((client, message.request_id))
         if known is not None:
-            for index, frames in enumerate(known.answers):
-                self._clients.send_again(client, frames, key=("answer", known.number, index))
+            self._answers.again(known)
             if not known.ended:
                 self._accepted(known)
             return
@@ -225,7 +197,7 @@ class Frontend:
             )
         plan = make_plan(checked, self._model, self._tokenizer.encode, self._job_ids)
         number = next(self._numbers)
-        request = _Request(number, client, message.request_id, checked, plan, arrived=time.monotonic())
+        request = TrackedRequest(number, client, message.request_id, checked, plan, arrived=time.monotonic())
         self._check_memory(request)
         self._requests[client, message.request_id] = request
         self._jobs |= {job.job_id: (request, job) for job in plan.jobs}
@@ -236,7 +208,7 @@ class Frontend:
         self._accepted(request)
         self._dispatcher.send_steps()
 
-    def _check_memory(self, request: _Request) -> None:
+    def _check_memory(self, request: TrackedRequest) -> None:
         if self._dispatcher.free is not None:
             check_memory(
                 request.plan,
@@ -246,7 +218,7 @@ class Frontend:
                 free=self._dispatcher.free,
             )
 
-    def _add_jobs(self, request: _Request) -> None:
+    def _add_jobs(self, request: TrackedRequest) -> None:
         for job in request.plan.jobs:
             if job.job_id not in request.decoded:
                 self._dispatcher.add(
@@ -258,36 +230,25 @@ class Frontend:
                     alone=request.deaths >= _DEATHS_ALONE,
                 )
 
-    def _accepted(self, request: _Request) -> None:
-        estimate = self._dispatcher.estimate(request.number)
-        request.position = estimate.position if estimate is not None else 0
-        accepted = Accepted(
-            request_id=request.request_id,
-            position=request.position,
-            estimated_s=estimate.seconds if estimate is not None else None,
-            attempt=request.attempt,
-        )
-        self._clients.send(request.client, accepted, key=("accepted", request.number))
+    def _accepted(self, request: TrackedRequest) -> None:
+        self._answers.accepted(request, self._dispatcher.estimate(request.number))
 
-    def _fail(self, request: _Request, error: Krea2Error) -> None:
+    def _fail(self, request: TrackedRequest, error: Krea2Error) -> None:
         if not request.ended:
             self._failed += 1
-            self._metrics.requests.labels(error.code).inc()
-            self._log(request, "request failed", code=error.code, message=error.message)
-            key = ("answer", request.number, 0)
-            request.answers = [self._clients.send_failure(request.client, request.request_id, error, key=key)]
-            self._end(request)
+            self._answers.failed(request, error)
+            self._forget_jobs(request)
             self._dispatcher.send_steps()  # which tell the ranks to forget its jobs
 
-    def _end(self, request: _Request) -> None:
-        request.ended = True
+    def _forget_jobs(self, request: TrackedRequest) -> None:
+        """The request has ended."""
         if request.timer is not None:
             request.timer.cancel()
         for job in request.plan.jobs:
             self._jobs.pop(job.job_id, None)
             self._dispatcher.cancel(job.job_id)
 
-    def _unfinished(self) -> list[_Request]:
+    def _unfinished(self) -> list[TrackedRequest]:
         return [request for request in self._requests.values() if not request.ended]
 
     async def _watch_clock(self) -> None:
@@ -339,9 +300,6 @@ class Frontend:
         unfinished = self._unfinished()
         running = sum(request.started for request in unfinished)
         return len(unfinished) - running, running
-
-    def _log(self, request: _Request, event: str, **details: object) -> None:
-        log_event(event, request_id=request.request_id, attempt=request.attempt, **details)
 
     # ---- what the ranks do
 
@@ -398,33 +356,16 @@ class Frontend:
             request.timings["denoise"] += times.denoise_s
             if request in started:
                 request.timings["encode_text"] += times.encode_s
-            estimate = self._dispatcher.estimate(request.number)
-            progress = Progress(
-                request_id=request.request_id,
-                step=request.steps_done,
-                steps=request.checked.steps * request.checked.num_images,
-                estimated_s=estimate.seconds if estimate is not None else None,
-                attempt=request.attempt,
-            )
-            self._clients.send(request.client, progress, key=("progress", request.number))
+            self._answers.progress(request, self._dispatcher.estimate(request.number))
 
     def image_previewed(self, previewed: Previewed, rgb: bytes) -> None:
         if previewed.job_id in self._jobs:
             self._spawn(self._send_preview(*self._jobs[previewed.job_id], previewed, rgb))
 
-    async def _send_preview(self, request: _Request, job: Job, previewed: Previewed, rgb: bytes) -> None:
+    async def _send_preview(self, request: TrackedRequest, job: Job, previewed: Previewed, rgb: bytes) -> None:
         file = await asyncio.to_thread(encode_preview, rgb, previewed.width, previewed.height)
         if job.job_id in self._jobs:
-            index = request.plan.jobs.index(job)
-            preview = Preview(
-                request_id=request.request_id,
-                index=index,
-                step=previewed.step,
-                steps=job.steps,
-                attempt=request.attempt,
-            )
-            self._metrics.previews.inc()
-            self._clients.send(request.client, preview, file, key=("preview", request.number, index))
+            self._answers.preview(request, job, previewed.step, file)
 
     def image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
         if decoded.job_id in self._jobs:
@@ -432,7 +373,7 @@ class Frontend:
             request.decoded.add(job.job_id)
             self._spawn(self._send_image(request, job, decoded, rgb))
 
-    async def _send_image(self, request: _Request, job: Job, decoded: Decoded, rgb: bytes) -> None:
+    async def _send_image(self, request: TrackedRequest, job: Job, decoded: Decoded, rgb: bytes) -> None:
         began = time.monotonic()
         try:
             file = await asyncio.to_thread(encode_image, rgb, request.checked, seed=job.seed)
@@ -441,30 +382,11 @@ class Frontend:
             self._fail(request, Krea2Error(f"the image could not be written as a file: {describe(error)}"))
         if request.ended:  # cancelled, or failed, meanwhile
             return
-        now = time.monotonic()
         request.timings["decode"] += decoded.decode_s
-        request.timings["file"] += now - began
-        request.timings["total"] = now - request.arrived
-        image = Image(
-            request_id=request.request_id,
-            index=request.plan.jobs.index(job),
-            num_images=request.checked.num_images,
-            seed=job.seed,
-            width=job.width,
-            height=job.height,
-            output_format=request.checked.output_format,
-            warnings=request.plan.warnings,
-            timings=request.timings,
-            attempt=request.attempt,
-        )
-        key = ("answer", request.number, len(request.answers))
-        request.answers.append(self._clients.send(request.client, image, file, key=key))
-        self._metrics.images.inc()
-        if len(request.answers) == request.checked.num_images:
+        request.timings["file"] += time.monotonic() - began
+        if self._answers.image(request, job, file):
             self._done += 1
-            self._metrics.count_done(request.timings)
-            self._log(request, "request done", images=len(request.answers), timings=request.timings)
-            self._end(request)
+            self._forget_jobs(request)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
