@@ -15,6 +15,10 @@ def main() -> None:
         from launcher.spawn import run_frontend
 
         run_frontend()
+    elif role == "_http":
+        from launcher.http import run_http
+
+        run_http()
     elif role == "_rank":
         from launcher.worker import run_spawned
 

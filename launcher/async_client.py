@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Unpack
 
@@ -96,7 +96,7 @@ class AsyncClient:
         parameters.setdefault("request_id", uuid.uuid4().hex)
         return self.follow(Generate(prompt=prompt, **parameters))
 
-    async def follow(self, request: Generate) -> AsyncIterator[Event]:
+    async def follow(self, request: Generate) -> AsyncGenerator[Event, None]:
         """`stream`, for a request that has been put together already."""
         frame = encode_request(request)
         await self.connect()

@@ -36,6 +36,24 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     lease_s: float = 20.0
 
 
+class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How to run the HTTP process.
+
+    `socket_fd` is a socket that listens already, inherited from the parent, which keeps it while the process is
+    replaced. `rpc` is where the front-end listens. Without `api_keys` nobody is asked for one.
+    """
+
+    engine: EngineConfig
+    limits: Limits
+    host: str = "127.0.0.1"
+    socket_fd: int = -1
+    rpc: str = ""
+    model_names: tuple[str, ...] = ("demo",)
+    api_keys: tuple[str, ...] = ()
+    max_body_bytes: int = 2**20
+    log_format: str = "json"
+
+
 class RankConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Which rank a process is, and where its front-end listens. What to load comes over the wire.
 

@@ -47,7 +47,8 @@ class Child:
     """`python -m launcher ROLE` with `config` as msgpack on its stdin.
 
     on_report gets what the child writes with a `Reporter`; without it, stdout goes where stderr goes. Its output is
-    kept (the last lines, in `tail`), and printed to our stderr, line by line after the name `echo`, if that is given.
+    kept (the last lines, in `tail`), and printed to our stderr, line by line after the name `echo`, if that is given;
+    an empty name stands for lines as they are. `pass_fds` are open in the child under the same numbers.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Child:
         environment: Mapping[str, str] | None = None,
         echo: str | None = None,
         on_report: Callable[[bytes], None] | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._echo = echo
@@ -70,6 +72,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if on_report is None else subprocess.PIPE,
             start_new_session=True,
+            pass_fds=pass_fds,
             env=child_environment() | dict(environment or {}),
         )
         stdin, stdout, stderr = self._process.stdin, self._process.stdout, self._process.stderr
@@ -141,7 +144,7 @@ class Child:
                 text = line.decode(errors="replace").rstrip()
                 self.tail.append(text)
                 if self._echo is not None:
-                    print(f"{self._echo}: {text}", file=sys.stderr, flush=True)
+                    print(f"{self._echo}: {text}" if self._echo else text, file=sys.stderr, flush=True)
 
     def _watch(self, readers: list[threading.Thread]) -> None:
         self._process.wait()

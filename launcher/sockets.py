@@ -28,7 +28,7 @@ def check_address(address: str, *, insecure: bool) -> bool:
     match = _TCP.fullmatch(address)
     if match is None or int(match["port"]) > 65535:
         raise ArgumentError.of("rpc", "tcp://HOST:PORT (port 0 for a free one) or ipc:///PATH", address)
-    if _is_loopback(match["host"].strip("[]")):
+    if is_loopback(match["host"].strip("[]")):
         return False
     if not insecure:
         raise ArgumentError(
@@ -74,7 +74,7 @@ def _check_path(address: str) -> None:
         raise ArgumentError.of("rpc", "a path where nothing lies but an old socket", address)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:

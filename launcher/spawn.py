@@ -41,6 +41,7 @@ from launcher.protocol import describe
 
 if TYPE_CHECKING:
     from launcher.client import Client
+    from launcher.http_child import HttpServer
 
 ORDERLY_S = STOP_S + 2 * TERMINATE_S + 2.0  # for a front-end to stop its ranks and send its last replies
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -182,12 +183,13 @@ def run_frontend() -> None:
 
 
 def serve_until_stopped(
-    config: FrontendConfig, *, on_started: Callable[[str], None], is_child: bool
+    config: FrontendConfig, *, on_started: Callable[[str], None], is_child: bool, http: HttpServer | None = None
 ) -> signal.Signals | None:
     """Start the ranks and be their front-end until SIGINT, SIGTERM or, as a child, the parent ends it.
 
-    Returns the signal, if there was one. No rank and no file is left when this returns or raises; raises what
-    `frontend.serve` does.
+    `http` runs meanwhile, until the front-end has ended: what it has made by then is still answered. Returns the
+    signal, if there was one. No process and no file is left when this returns or raises; raises what `frontend.serve`
+    does.
     """
     config = _with_run_folder(config)
     ranks: list[Child] = []
@@ -217,20 +219,28 @@ def serve_until_stopped(
             config,
             ranks,
             start_ranks=lambda generation: start_ranks(config, ranks, generation),
-            on_started=on_started,
+            on_started=started,
             stop=stop,
             stop_now=stop_now,
         )
 
+    def started(address: str) -> None:
+        if http is not None:
+            http.start(address)
+        on_started(address)
+
     try:
         start_ranks(config, ranks)
+        address = config.rpc or f"ipc://{config.run_folder}/clients"
+        if http is not None and not address.endswith(":0"):  # otherwise it is known later
+            http.start(address)
         from launcher.frontend import serve  # while the ranks import torch
 
         asyncio.run(run())
     finally:
         for number in SIGNALS:  # stopping is what they ask for
             signal.signal(number, signal.SIG_IGN)
-        stop_all(ranks)
+        stop_all([*ranks, *(http.ask_to_stop() if http is not None else [])])
         remove_run_folder(config.run_folder)
     return received
 

@@ -1,0 +1,106 @@
+"""The OpenAPI description of the images API, and a page that shows it without loading anything from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from starlette.responses import HTMLResponse
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }
+code, pre { font-family: ui-monospace, monospace; font-size: 0.9em; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; vertical-align: top; padding: 0.25rem 0.75rem 0.25rem 0; border-bottom: 1px solid #8884; }
+:root { color-scheme: light dark; }
+"""
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+
+
+def _object(properties: Mapping[str, Any], required: tuple[str, ...]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(required)}
+
+
+_TEXT = {"type": "string"}
+_TEXT_OR_NULL = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+_ERROR = _object(
+    {"message": _TEXT, "type": _TEXT, "param": _TEXT_OR_NULL, "code": _TEXT, "request_id": _TEXT},
+    ("message", "type", "param", "code", "request_id"),
+)
+ERROR_SCHEMA: dict[str, Any] = {
+    "description": "What is wrong, and with which parameter.",
+    "content": {"application/json": {"schema": _object({"error": _ERROR}, ("error",))}},
+}
+
+_IMAGE = _object(
+    {
+        "b64_json": {"type": "string", "contentEncoding": "base64"},
+        "url": _TEXT,
+        "index": {"type": "integer"},
+        "seed": {"type": "integer"},
+    },
+    ("index", "seed"),
+)
+_IMAGES = _object(
+    {
+        "created": {"type": "integer", "description": "Unix time."},
+        "request_id": _TEXT,
+        "data": {"type": "array", "items": _IMAGE},
+        "seed": {"type": "integer", "description": "Of the first image."},
+        "size": _TEXT,
+        "output_format": _TEXT,
+        "background": _TEXT,
+        "timings": {"type": "object", "additionalProperties": {"type": "number"}, "description": "Seconds."},
+        "warnings": {"type": "array", "items": _TEXT},
+    },
+    ("created", "request_id", "data", "seed", "size", "output_format", "timings", "warnings"),
+)
+IMAGES_SCHEMA: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The images, or with stream the events partial_image, completed and error.",
+        "content": {"application/json": {"schema": _IMAGES}, "text/event-stream": {"schema": _TEXT}},
+    }
+}
+
+
+def describe_page(openapi: Mapping[str, Any]) -> HTMLResponse:
+    """Every path of the OpenAPI description, with the parameters of its body in a table."""
+    sections = [
+        _section(openapi, method, path, operation)
+        for path, operations in openapi["paths"].items()
+        for method, operation in operations.items()
+    ]
+    info = openapi["info"]
+    html = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(info["title"])}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
+        f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info['description'])} "
+        f'The same for programs: <a href="/openapi.json">openapi.json</a>.</p>{"".join(sections)}</body></html>'
+    )
+    return HTMLResponse(html, headers={"Content-Security-Policy": _POLICY})
+
+
+def _section(openapi: Mapping[str, Any], method: str, path: str, operation: Mapping[str, Any]) -> str:
+    title = f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(operation.get('description', ''))}</p>"
+    body = operation.get("requestBody")
+    if body is None:
+        return title
+    reference = body["content"]["application/json"]["schema"]["$ref"]
+    schema = openapi["components"]["schemas"][reference.rpartition("/")[2]]
+    rows = "".join(
+        f"<tr><td><code>{escape(name)}</code>{' (needed)' if name in schema['required'] else ''}</td>"
+        f"<td>{escape(_allowed(field))}</td><td>{escape(field.get('description', ''))}</td></tr>"
+        for name, field in schema["properties"].items()
+    )
+    return f"{title}<table><tr><th>parameter</th><th>type</th><th></th></tr>{rows}</table>"
+
+
+def _allowed(field: Mapping[str, Any]) -> str:
+    if "anyOf" in field:
+        return ", ".join(_allowed(kind) for kind in field["anyOf"] if kind.get("type") != "null")
+    if "enum" in field:
+        return ", ".join(map(str, field["enum"]))
+    if "minimum" in field:
+        return f"{field['type']}, {field['minimum']} to {field['maximum']}"
+    return str(field.get("type", ""))

@@ -1,0 +1,61 @@
+"""The HTTP process' connection to the front-end, which may come up later than this process."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from engine.errors import Krea2Error, ServerError
+from launcher.async_client import AsyncClient
+from launcher.protocol import StatusReply
+
+_CONNECT_S = 2.0
+_POLL_S = 0.1
+
+
+class EngineLink:
+    """A client of the front-end at `address`, once it answers. Requests are taken once its ranks have been ready.
+
+    Later, the front-end knows better: it keeps requests that come while it replaces its ranks.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._client: AsyncClient | None = None
+        self._has_been_ready = False
+
+    async def keep_connected(self) -> None:
+        """Connect, trying again until that works, and wait for the ranks."""
+        while self._client is None:
+            client = AsyncClient(self._address, connect_timeout_s=_CONNECT_S)
+            try:
+                await client.connect()
+            except Krea2Error:
+                await asyncio.sleep(_POLL_S)
+            else:
+                self._client = client
+        while not self._has_been_ready:
+            with suppress(Krea2Error):
+                self._has_been_ready = (await self._client.status()).ready
+            await asyncio.sleep(_POLL_S)
+
+    def client(self) -> AsyncClient:
+        """The client, for requests. Raises `ServerError` while the engine starts."""
+        if self._client is None or not self._has_been_ready:
+            raise ServerError("the engine is starting: try again in a moment")
+        return self._client
+
+    async def status(self) -> StatusReply:
+        return await self._connected().status()
+
+    async def metrics(self) -> bytes:
+        return await self._connected().metrics()
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    def _connected(self) -> AsyncClient:
+        if self._client is None:
+            raise ServerError("it is starting")
+        return self._client
