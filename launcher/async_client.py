@@ -177,7 +177,7 @@ class AsyncClient:
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._keep_lease())]
         try:
             await self._ask(Ping(), Pong, self._connect_timeout_s)
-        except Krea2Error:
+        except BaseException:  # a context that is abandoned, by cancelling this, blocks when it is collected
             await self.close()
             raise
 

@@ -101,6 +101,7 @@ def make_app(config: HttpConfig) -> Guard:
         yield
         for task in tasks:
             task.cancel()
+        await asyncio.wait(tasks)
         await link.close()
 
     app = FastAPI(
@@ -196,7 +197,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
         problem: Krea2Error = http_error("unsupported_media_type", "Content-Type must be application/json")
     else:
         problem = explain_invalid(list(error.errors()))
-    return error_response(problem, request.state.request_id)
+    return _answer_error(request, problem)
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:
@@ -205,13 +206,18 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     problem = {
         404: http_error("not_found", f"there is nothing at {path}"),
         405: http_error("method_not_allowed", f"{request.method} is not possible at {path}"),
-    }.get(error.status_code, http_error("invalid_parameter", str(error.detail)))
-    return error_response(problem, request.state.request_id, dict(error.headers or {}))
+    }.get(error.status_code, http_error("invalid_parameter", "the body cannot be parsed as JSON"))
+    return _answer_error(request, problem, dict(error.headers or {}))
 
 
 async def _failed(request: Request, error: Exception) -> Response:
     assert isinstance(error, Krea2Error)
-    return error_response(error, request.state.request_id)
+    return _answer_error(request, error)
+
+
+def _answer_error(request: Request, error: Krea2Error, headers: dict[str, str] | None = None) -> Response:
+    request.state.error_code = error.code  # for the log
+    return error_response(error, request.state.request_id, headers)
 
 
 def _json(content: object) -> Response:

@@ -62,7 +62,8 @@ class Guard:
         headers = Headers(scope=scope)
         offered = headers.get("x-request-id", "")
         request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
         answer = _Answer(send, request_id)
         path, began = scope["path"], time.monotonic()
         error: str | None = None
@@ -71,6 +72,7 @@ class Guard:
             self._check_key(scope, headers)
             body = await self._read_body(scope, headers, receive)
             await self._run(scope, receive, answer, body)
+            error = state.get("error_code")
         except Krea2Error as problem:
             error = problem.code
             await error_response(problem, request_id, _extra_headers(problem))(scope, receive, answer.send)

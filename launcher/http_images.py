@@ -54,7 +54,7 @@ class ImagesRoute:
             events = self._follow(msgspec.structs.replace(message, preview_every=every))
             if body.stream:
                 first = await anext(events)  # an error that comes at once is an answer with its status
-                return _EventStream(self._write(first, events, body, checked, request.state.request_id))
+                return _EventStream(self._write(first, events, body, checked, request))
             async with aclosing(events):
                 async for event in events:
                     if isinstance(event, Result):
@@ -87,7 +87,7 @@ class ImagesRoute:
         events: AsyncGenerator[Event, None],
         body: ImageRequest,
         checked: CheckedRequest,
-        request_id: str,
+        request: Request,
     ) -> AsyncGenerator[bytes, None]:
         writer = EventWriter(checked, progress=bool(body.progress), warnings=ignored_parameters(body))
         images: list[ImageFile] = []
@@ -105,7 +105,8 @@ class ImagesRoute:
                 yield writer.write_image(images[-1], event)
             except Krea2Error as error:
                 problem = in_words_of(body, error) if isinstance(error, ArgumentError) else error
-                yield write_error(error_object(problem, request_id))
+                request.state.error_code = problem.code  # for the log
+                yield write_error(error_object(problem, request.state.request_id))
 
 
 class _EventStream(Response):

@@ -129,7 +129,7 @@ def explain_invalid(problems: list[Any]) -> ArgumentError:
         case "json_invalid":
             return ArgumentError(f"the body is not valid JSON: {problem['ctx']['error']}")
         case _ if name is None:
-            return ArgumentError("the body must be a JSON object")
+            return ArgumentError("the body must be a JSON object of valid Unicode text")
         case "missing":
             return ArgumentError(f"{name} is required", parameter=name)
         case "extra_forbidden":
@@ -138,9 +138,7 @@ def explain_invalid(problems: list[Any]) -> ArgumentError:
             return ArgumentError(f"unknown parameter {_short(name)}{hint}", parameter=_short(name).strip("'"))
     match = re.match(r"Input should be (.*)", problem["msg"], re.DOTALL)
     allowed = match[1] if match else f"as follows: {problem['msg']}"
-    return ArgumentError.of(
-        name, allowed, _short(problem["input"]) if isinstance(problem["input"], str) else problem["input"]
-    )
+    return ArgumentError.of(name, allowed, problem["input"])
 
 
 # ---- answers

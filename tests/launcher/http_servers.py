@@ -1,0 +1,62 @@
+"""An HTTP server in the test's own event loop, in front of a fake engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+
+from engine.config import EngineConfig
+from launcher.http import make_server
+from launcher.internal import HttpConfig
+from launcher.limits import Limits
+from tests.launcher.fake_ranks import DEADLINE_S
+
+PATH = "/v1/images/generations"
+PROMPT = "a red circle on a blue background"
+
+
+@asynccontextmanager
+async def http_server(rpc: str, **config: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a server that speaks to the front-end at `rpc`, once it is ready to make images."""
+    async with http_server_without_engine(rpc, **config) as client:
+        async with asyncio.timeout(DEADLINE_S):
+            while (await client.get("/ready")).status_code != 200:
+                await asyncio.sleep(0.01)
+            body = {"prompt": PROMPT, "steps": 1}
+            while (await client.post(PATH, json=body)).status_code == 503:
+                await asyncio.sleep(0.01)
+        yield client
+
+
+@asynccontextmanager
+async def http_server_without_engine(rpc: str, **config: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """The same, without waiting for the engine."""
+    keys = config.get("api_keys", ())
+    settings = HttpConfig(**{"engine": EngineConfig(), "limits": Limits(), "rpc": rpc} | config)
+    server = make_server(settings)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        served = asyncio.create_task(server.serve(sockets=[listening]))
+        headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+        try:
+            async with httpx.AsyncClient(base_url=url, headers=headers, timeout=DEADLINE_S) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            async with asyncio.timeout(DEADLINE_S):
+                await served
+
+
+def events_of(text: str) -> list[tuple[str, Any]]:
+    """Name and data of each server-sent event."""
+    found = []
+    for block in text.strip().split("\n\n"):
+        name, data = block.split("\n")
+        found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return found

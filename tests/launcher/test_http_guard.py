@@ -1,0 +1,315 @@
+"""What every HTTP request passes: hosts, origins, keys, bodies, ids, and clients that hang up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.launcher.fake_ranks import DEADLINE_S, Fakes, fake_engine, run
+from tests.launcher.http_servers import PATH, PROMPT, events_of, http_server, http_server_without_engine
+
+NOWHERE = "ipc:///nonexistent/krea2"
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    error: dict[str, Any] = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code", "request_id"}
+    assert error["request_id"] == answer.headers["x-request-id"]
+    assert answer.headers["content-type"] == "application/json"
+    return error
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:1", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:80", 200),
+        ("LOCALHOST", 200),
+        ("evil.example", 403),
+        ("[", 403),
+    ],
+)
+def test_a_loopback_server_answers_no_other_host_name(host: str, status: int) -> None:
+    async def test() -> None:
+        async with http_server_without_engine(NOWHERE) as client:
+            answer = await client.get("/health", headers={"Host": host})
+            assert answer.status_code == status
+            if status == 403:
+                assert error_of(answer)["code"] == "host_not_allowed"
+
+    run(test())
+
+
+def test_a_server_for_other_machines_answers_any_host_name() -> None:
+    async def test() -> None:
+        async with http_server_without_engine(NOWHERE, host="0.0.0.0") as client:
+            assert (await client.get("/health", headers={"Host": "images.example"})).status_code == 200
+
+    run(test())
+
+
+def test_a_page_of_somebody_else_cannot_post() -> None:
+    async def test() -> None:
+        async with http_server_without_engine(NOWHERE) as client:
+            for origin in ("http://evil.example", "null", "http://127.0.0.1:1", "http://["):
+                answer = await client.post(PATH, json={"prompt": PROMPT}, headers={"Origin": origin})
+                assert answer.status_code == 403
+                assert error_of(answer)["code"] == "origin_not_allowed"
+            own = await client.post(PATH, json={"prompt": PROMPT}, headers={"Origin": str(client.base_url)})
+            assert own.status_code == 503
+
+    run(test())
+
+
+def test_keys_are_asked_for_where_they_are_needed() -> None:
+    async def test() -> None:
+        async with http_server_without_engine(NOWHERE, api_keys=("first", "zweiter ☺")) as client:
+            for path in ("/v1/models", "/v1/settings", "/metrics", "/v1/nothing"):
+                for sent in ("", "Bearer", "Bearer wrong", "Basic first", "Bearer first2"):
+                    answer = await client.get(path, headers={"Authorization": sent})
+                    assert answer.status_code == 401, (path, sent)
+                    assert answer.headers["www-authenticate"] == "Bearer"
+                    assert error_of(answer)["code"] == "invalid_api_key"
+            for key in ("first", "zweiter ☺"):
+                headers = {"Authorization": f"Bearer {key}".encode()}
+                assert (await client.get("/v1/models", headers=headers)).status_code == 200  # type: ignore[arg-type]
+            for path in ("/health", "/docs", "/openapi.json"):
+                assert (await client.get(path, headers={"Authorization": ""})).status_code == 200
+
+    run(test())
+
+
+def test_without_keys_an_authorization_header_is_ignored() -> None:
+    async def test() -> None:
+        async with http_server_without_engine(NOWHERE) as client:
+            answer = await client.get("/v1/settings", headers={"Authorization": "Bearer anything"})
+            assert answer.json()["api_key_required"] is False
+
+    run(test())
+
+
+def test_a_body_has_a_limit_however_it_comes() -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b" " * 1000
+            await asyncio.sleep(0)
+
+    async def test() -> None:
+        async with http_server_without_engine(NOWHERE, max_body_bytes=5000) as client:
+            fits = await client.post(PATH, content=json.dumps({"prompt": "x" * 4900}), headers=JSON)
+            assert fits.status_code == 503
+            declared = await client.post(PATH, content=json.dumps({"prompt": "x" * 5000}), headers=JSON)
+            assert (declared.status_code, error_of(declared)["code"]) == (413, "body_too_large")
+            answer = await raw_request(client, b"Transfer-Encoding: chunked\r\n", endless())
+            assert b" 413 " in answer.splitlines()[0]
+            assert b'"code":"body_too_large"' in answer
+            answer = await raw_request(client, b"Content-Length: 1000000000\r\n", endless())
+            assert b" 413 " in answer.splitlines()[0]
+
+    run(test())
+
+
+def test_a_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(DEADLINE_S)
+
+    async def test() -> None:
+        monkeypatch.setattr("launcher.http_guard.BODY_S", 0.1)
+        async with http_server_without_engine(NOWHERE) as client:
+            answer = await raw_request(client, b"Content-Length: 100\r\n", never())
+            assert b" 408 " in answer.splitlines()[0]
+            assert b'"code":"body_timeout"' in answer
+
+    run(test())
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "the body must be a JSON object"),
+        (b"{", "the body is not valid JSON: "),
+        (b"[]", "the body must be a JSON object"),
+        (b"null", "the body must be a JSON object"),
+        (b'"text"', "the body must be a JSON object"),
+        (b"\xff\xfe", "the body"),
+        (b"[" * 100_000, "the body"),
+        (b'{"prompt": 1' + b"0" * 5000 + b"}", "the body"),
+        (b"{}", "prompt is required"),
+        (b'{"prompt": null}', "prompt must be a valid string, got None"),
+        (b'{"prompt": "\\ud800"}', "prompt must be valid Unicode text"),
+        (b'{"prompt": "x", "\\ud800": 1}', "the body must be a JSON object of valid Unicode"),
+        (b'{"prompt": "x", "guidance": NaN}', "guidance must be a finite number, got nan"),
+        (b'{"prompt": "x", "n": true}', "n must be a valid integer, got True"),
+        (b'{"prompt": "x", "n": 1.5}', "n must be a valid integer"),
+        (b'{"prompt": "x", "stream": "yes"}', "stream must be a valid boolean, got 'yes'"),
+        (b'{"prompt": "x", "stream": true, "partial_images": 4}', "partial_images must be less than or equal to 3"),
+    ],
+)
+def test_a_body_that_makes_no_sense_is_a_bad_request(body: bytes, message: str) -> None:
+    async def test() -> None:
+        async with http_server_without_engine(NOWHERE) as client:
+            answer = await client.post(PATH, content=body, headers=JSON)
+            assert answer.status_code == 400
+            error = error_of(answer)
+            assert error["message"].startswith(message), error
+            assert error["type"] == "invalid_request_error"
+
+    run(test())
+
+
+def test_what_is_not_there_is_answered_in_the_same_shape() -> None:
+    async def test() -> None:
+        async with http_server_without_engine(NOWHERE) as client:
+            for method, path, status, code in (
+                ("GET", "/nothing", 404, "not_found"),
+                ("GET", "/page/nothing", 404, "not_found"),
+                ("GET", "/page/../http.py", 404, "not_found"),
+                ("GET", "/v1/models/nothing", 404, "model_not_found"),
+                ("GET", PATH, 405, "method_not_allowed"),
+                ("DELETE", "/health", 405, "method_not_allowed"),
+            ):
+                answer = await client.request(method, path)
+                assert (answer.status_code, error_of(answer)["code"]) == (status, code)
+            form = await client.post(PATH, data={"prompt": PROMPT})
+            assert (form.status_code, error_of(form)["code"]) == (415, "unsupported_media_type")
+
+    run(test())
+
+
+def test_without_an_engine_it_is_alive_but_not_ready() -> None:
+    async def test() -> None:
+        async with http_server_without_engine(NOWHERE) as client:
+            assert (await client.get("/health")).status_code == 200
+            for answer in (await client.get("/ready"), await client.post(PATH, json={"prompt": PROMPT})):
+                assert answer.status_code == 503
+                assert int(answer.headers["retry-after"]) >= 1
+                assert error_of(answer)["code"] == "server_unavailable"
+            assert b"krea2_http_requests_total" in (await client.get("/metrics")).content
+
+    run(test())
+
+
+def test_a_clients_request_id_goes_all_the_way_unless_it_is_not_one(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, http_server(fakes.address) as client:
+            answer = await client.post(PATH, json={"prompt": PROMPT}, headers={"X-Request-ID": "mine-1"})
+            assert (answer.headers["x-request-id"], answer.json()["request_id"]) == ("mine-1", "mine-1")
+            for bad in ("x" * 65, "two words", "new\tline"):
+                answer = await client.get("/health", headers={"X-Request-ID": bad})
+                assert answer.headers["x-request-id"] not in ("", bad)
+            both = await asyncio.gather(
+                *(client.post(PATH, json={"prompt": PROMPT}, headers={"X-Request-ID": "same"}) for _ in range(2))
+            )
+            assert [answer.status_code for answer in both] == [200, 200]
+            assert len({answer.json()["request_id"] for answer in both}) == 2
+
+    run(test())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_hanging_up_cancels_the_request(run_folder: Path, stream: bool) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, http_server(fakes.address) as client:
+            body = json.dumps({"prompt": PROMPT, "steps": 5, "stream": stream, "progress": stream}).encode()
+            fakes.ranks[0].hold = True
+            async with asyncio.timeout(DEADLINE_S):
+                address = client.base_url
+                reader, writer = await asyncio.open_connection(address.host, address.port)
+                writer.write(head(address, b"Content-Length: %d\r\n" % len(body)) + body)
+                await until_running(fakes, 1)
+                if stream:
+                    assert b" 200 " in await reader.readline()
+                writer.close()
+                await until_running(fakes, 0)
+
+    run(test())
+
+
+def test_progress_is_sent_to_those_who_ask(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, http_server(fakes.address) as client:
+            body = {"prompt": PROMPT, "steps": 2, "stream": True, "progress": True}
+            answer = await client.post(PATH, json=body, headers={"X-Request-ID": "mine"})
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            events = events_of(answer.text)
+            names = [name for name, _ in events]
+            assert names[0] == "image_generation.accepted"
+            assert names[-1] == "image_generation.completed"
+            assert set(names[1:-1]) == {"image_generation.progress"}
+            assert all(data["type"] == name and data["request_id"] == "mine" for name, data in events)
+            accepted, progress = events[0][1], events[-2][1]
+            assert set(accepted) == {"type", "request_id", "position", "estimated_s", "attempt"}
+            assert set(progress) == {"type", "request_id", "step", "steps", "estimated_s", "attempt"}
+            assert (progress["step"], progress["steps"]) == (2, 2)
+            quiet = await client.post(PATH, json={"prompt": PROMPT, "steps": 2, "stream": True})
+            assert [name for name, _ in events_of(quiet.text)] == ["image_generation.completed"]
+
+    run(test())
+
+
+def test_requests_are_counted_by_route(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, http_server(fakes.address) as client:
+            for path in ("/v1/models/a", "/v1/models/b", "/somewhere", "/elsewhere"):
+                await client.get(path)
+            await client.request("GIBBERISH", "/health")
+            answer = await client.get("/metrics")
+            assert answer.headers["content-type"].startswith("text/plain; version=")
+            lines = answer.text.splitlines()
+            assert 'krea2_http_requests_total{method="GET",route="/v1/models/{name:path}",status="404"} 2.0' in lines
+            assert 'krea2_http_requests_total{method="GET",route="other",status="404"} 2.0' in lines
+            assert 'krea2_http_requests_total{method="other",route="/health",status="405"} 1.0' in lines
+            assert any(line.startswith("krea2_http_request_seconds_bucket") for line in lines)
+
+    run(test())
+
+
+async def until_running(fakes: Fakes, count: int) -> None:
+    """Wait until the front-end has so many requests that have not ended."""
+    client = await fakes.client()
+    try:
+        while True:
+            status = await client.status()
+            if status.waiting + status.running == count:
+                return
+            await asyncio.sleep(0.01)
+    finally:
+        await client.close()
+
+
+def head(address: httpx.URL, *fields: bytes) -> bytes:
+    start = f"POST {PATH} HTTP/1.1\r\nHost: {address.host}\r\nContent-Type: application/json\r\n"
+    return start.encode() + b"".join(fields) + b"\r\n"
+
+
+async def raw_request(client: httpx.AsyncClient, fields: bytes, parts: AsyncIterator[bytes]) -> bytes:
+    """What a server answers before it has read the whole body."""
+    address = client.base_url
+    async with asyncio.timeout(DEADLINE_S):
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+
+        async def send() -> None:
+            writer.write(head(address, fields))
+            async for part in parts:
+                chunk = b"%x\r\n%b\r\n" % (len(part), part) if b"chunked" in fields else part
+                writer.write(chunk)
+                await writer.drain()
+
+        sending = asyncio.create_task(send())
+        try:
+            return await reader.readuntil(b"}}")
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            writer.close()

@@ -1,0 +1,195 @@
+"""The openai package as a client of the HTTP server."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+
+from launcher.limits import Limits
+from tests.launcher.fake_ranks import Fakes, fake_engine, run
+from tests.launcher.http_servers import PROMPT, http_server
+
+
+@asynccontextmanager
+async def openai_client(
+    run_folder: Path, limits: Limits | None = None, **config: Any
+) -> AsyncIterator[tuple[openai.AsyncOpenAI, Fakes, httpx.AsyncClient]]:
+    limits = limits or Limits()
+    key = config.get("api_keys", ("any",))[0]
+    async with (
+        fake_engine(run_folder, limits=limits) as fakes,
+        http_server(fakes.address, limits=limits, **config) as client,
+        openai.AsyncOpenAI(base_url=f"{client.base_url}/v1", api_key=key, max_retries=0) as openai_client,
+    ):
+        yield openai_client, fakes, client
+
+
+def opened(b64_json: str | None) -> Image.Image:
+    assert b64_json is not None
+    return Image.open(io.BytesIO(base64.b64decode(b64_json)))
+
+
+def test_two_images_as_base64(run_folder: Path) -> None:
+    async def test() -> None:
+        async with openai_client(run_folder) as (client, _, _):
+            answer = await client.images.generate(
+                prompt=PROMPT,
+                n=2,
+                size="64x96",
+                extra_body={"seed": 5, "steps": 2},
+                model="demo",  # type: ignore[arg-type]
+            )
+            assert answer.data is not None
+            images = [opened(image.b64_json) for image in answer.data]
+            assert [image.size for image in images] == [(64, 96)] * 2
+            assert [image.getpixel((0, 0))[0] for image in images] == [5, 6]  # type: ignore[index]
+            assert (answer.size, answer.output_format, answer.usage) == ("64x96", "png", None)
+            extra = answer.model_extra
+            assert extra is not None
+            assert (extra["seed"], extra["warnings"]) == (5, [])
+            assert set(extra["timings"]) >= {"queue", "denoise", "total"}
+            assert [image.model_extra["seed"] for image in answer.data] == [5, 6]  # type: ignore[index]
+            assert answer.created > 1_700_000_000
+
+    run(test())
+
+
+def test_openais_own_parameters_are_taken_and_a_size_is_rounded_up_with_a_warning(run_folder: Path) -> None:
+    async def test() -> None:
+        async with openai_client(run_folder) as (client, _, _):
+            answer = await client.images.generate(
+                prompt=PROMPT, size="65x64", quality="high", style="vivid", moderation="low", background="opaque",
+                user="somebody", output_format="jpeg", output_compression=80,
+            )  # fmt: skip
+            assert answer.data is not None
+            image = opened(answer.data[0].b64_json)
+            assert (image.format, image.size, answer.size) == ("JPEG", (80, 64), "80x64")
+            assert answer.model_extra is not None
+            rounded, ignored = answer.model_extra["warnings"]
+            assert "rounded up to 80 × 64" in rounded
+            assert "output_compression was ignored" in ignored
+
+    run(test())
+
+
+def test_an_image_as_a_url_needs_no_key_to_be_fetched(run_folder: Path) -> None:
+    async def test() -> None:
+        async with openai_client(run_folder, api_keys=("secret",)) as (client, _, _):
+            answer = await client.images.generate(prompt=PROMPT, response_format="url", output_format="webp")
+            assert answer.data is not None
+            url = answer.data[0].url
+            assert url is not None
+            assert answer.data[0].b64_json is None
+            async with httpx.AsyncClient() as anyone:
+                fetched = await anyone.get(url)
+                assert fetched.headers["content-type"] == "image/webp"
+                assert Image.open(io.BytesIO(fetched.content)).size == (128, 128)
+                missing = await anyone.get(url.replace("/files/", "/files/x"))
+                assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+
+    run(test())
+
+
+def test_a_stream_ends_with_an_event_for_each_image(run_folder: Path) -> None:
+    async def test() -> None:
+        async with openai_client(run_folder) as (client, _, _):
+            stream = await client.images.generate(
+                prompt=PROMPT, stream=True, n=2, size="64x64", partial_images=2, extra_body={"seed": 9}
+            )
+            completed = [event async for event in stream if event.type == "image_generation.completed"]
+            assert sorted(event.model_extra["index"] for event in completed) == [0, 1]  # type: ignore[index]
+            assert {opened(event.b64_json).size for event in completed} == {(64, 64)}
+            assert [event.size for event in completed] == ["64x64"] * 2
+            assert completed[-1].model_extra["warnings"] == []  # type: ignore[index]
+            assert completed[-1].model_extra["timings"]["total"] > 0  # type: ignore[index]
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "param", "message"),
+    [
+        ({"n": 11}, "n", "n must be between 1 and 10, got 11"),
+        ({"size": "huge"}, "size", "size must be WIDTHxHEIGHT in pixels, as 1024x1024, or auto, got 'huge'"),
+        ({"size": "5000x64"}, "size", "size 5000x64: width must be between 64 and 4096, got 5000"),
+        ({"background": "transparent"}, "background", "background must be 'auto' or 'opaque', got 'transparent'"),
+        ({"output_format": "svg"}, "output_format", "output_format must be 'png', 'jpeg' or 'webp', got 'svg'"),
+        ({"extra_body": {"sede": 1}}, "sede", "unknown parameter 'sede': did you mean seed?"),
+        ({"extra_body": {"seed": "1"}}, "seed", "seed must be a valid integer, got '1'"),
+        ({"extra_body": {"seed": 10**30}}, "seed", f"seed must be between 0 and {2**53 - 1}, got {10**30}"),
+        ({"extra_body": {"num_inference_steps": 0}}, "num_inference_steps", "num_inference_steps must be between 1"),
+        ({"extra_body": {"steps": 2, "num_inference_steps": 3}}, "steps", "steps 2 contradicts num_inference_steps"),
+        ({"size": "64x64", "extra_body": {"width": 80}}, "width", "width 80 contradicts size, which says 64"),
+        ({"partial_images": 1}, "partial_images", "partial_images needs stream to be true"),
+        ({"stream": True, "n": 11}, "n", "n must be between 1 and 10, got 11"),
+        ({"stream": True, "response_format": "url"}, "response_format", "response_format must be b64_json where"),
+    ],
+)
+def test_a_bad_parameter_is_named(run_folder: Path, arguments: dict[str, Any], param: str, message: str) -> None:
+    async def test() -> None:
+        async with openai_client(run_folder) as (client, _, _):
+            with pytest.raises(openai.BadRequestError) as caught:
+                await client.images.generate(prompt=PROMPT, **arguments)
+            body: Any = caught.value.body
+            assert body["message"].startswith(message)
+            assert (caught.value.param, caught.value.code) == (param, "invalid_parameter")
+            assert body["type"] == "invalid_request_error"
+
+    run(test())
+
+
+def test_other_errors_raise_what_openai_raises_for_them(run_folder: Path) -> None:
+    async def test() -> None:
+        async with openai_client(run_folder, api_keys=("secret",)) as (client, _, _):
+            with pytest.raises(openai.NotFoundError) as missing:
+                await client.images.generate(prompt=PROMPT, model="dall-e-3")
+            assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+            with pytest.raises(openai.AuthenticationError, match="API key is not valid"):
+                await client.with_options(api_key="guess").images.generate(prompt=PROMPT)
+            models = await client.models.list()
+            assert [model.id for model in models.data] == ["demo"]
+            assert (await client.models.retrieve("demo")).object == "model"
+
+    run(test())
+
+
+def test_a_full_queue_says_when_to_come_back(run_folder: Path) -> None:
+    async def test() -> None:
+        async with openai_client(run_folder, limits=Limits(max_queue=1)) as (client, fakes, _):
+            fakes.ranks[0].hold = True
+            before = len(fakes.ranks[0].steps)
+            first = asyncio.create_task(client.images.generate(prompt=PROMPT))
+            await fakes.ranks[0].has_steps(before + 1)
+            with pytest.raises(openai.RateLimitError) as caught:
+                await client.images.generate(prompt=PROMPT)
+            assert caught.value.code == "queue_full"
+            assert int(caught.value.response.headers["retry-after"]) >= 1
+            first.cancel()
+
+    run(test())
+
+
+def test_a_request_that_is_not_done_in_time(run_folder: Path) -> None:
+    async def test() -> None:
+        async with openai_client(run_folder) as (client, fakes, _):
+            fakes.ranks[0].hold = True
+            with pytest.raises(openai.InternalServerError) as caught:
+                await client.images.generate(prompt=PROMPT, extra_body={"timeout_s": 0.05})
+            assert (caught.value.status_code, caught.value.code) == (504, "timeout")
+            stream = await client.images.generate(prompt=PROMPT, stream=True, extra_body={"timeout_s": 0.05})
+            with pytest.raises(openai.APIError, match=r"not done within its timeout_s of 0\.05") as late:
+                async for _ in stream:
+                    pass
+            assert late.value.code == "timeout"
+
+    run(test())
