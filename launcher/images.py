@@ -10,7 +10,6 @@ from typing import Any
 from launcher.requests import CheckedRequest
 
 _EXIF_DESCRIPTION = 0x010E
-SUFFIX_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
 def encode_image(rgb: bytes, request: CheckedRequest, *, seed: int) -> bytes:

@@ -29,6 +29,14 @@ def test_several_images_are_numbered_before_the_suffix() -> None:
     assert numbered_paths(Path("x/a.b.png"), 2) == [Path("x/a.b_0.png"), Path("x/a.b_1.png")]
 
 
+def test_names_that_are_too_long_with_their_numbers_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / f"{'x' * 250}.png"
+    assert numbered_paths(path, 1) == [path]
+    write_file(path, b"fits")
+    with pytest.raises(ArgumentError, match=r"output must be a path that can be written \(File name too long\)"):
+        numbered_paths(path, 2)
+
+
 def test_a_file_is_replaced_as_a_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"old")
