@@ -250,12 +250,14 @@ class RankGroup:
             await asyncio.sleep(_CLOCK_S)
             now = time.monotonic()
             if len(self._ready) < len(self._ranks):
-                missing = ", ".join(str(rank) for rank in self._ranks if rank not in self._ready)
+                missing = [rank for rank in self._ranks if rank not in self._ready]
                 if now > self._start_due:
-                    self.fail(LaunchError(f"rank {missing} was not ready within {self._config.start_timeout_s:g} s"))
+                    were = "was" if len(missing) == 1 else "were"
+                    within = f"within {self._config.start_timeout_s:g} s"
+                    self.fail(LaunchError(f"rank {_listed(missing)} {were} not ready {within}"))
             elif self._sent and now > self._sent[0].due:
                 sent = self._sent[0]
-                silent = ", ".join(map(str, sorted(sent.unanswered)))
+                silent = _listed(sorted(sent.unanswered))
                 self.fail(
                     RankError(
                         f"step {sent.step.number} was not finished within {sent.bound_s:g} s by rank {silent}; "
@@ -279,6 +281,12 @@ class RankGroup:
             return self._lifelines[-1]
 
         self._lifeline_server = await self._loop.create_unix_server(accept, lifeline_path(self._config.run_folder))
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    """`0`, `0 and 1`, `0, 1 and 2`."""
+    *first, last = map(str, ranks)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 class _Lifeline(asyncio.Protocol):
