@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -28,7 +29,7 @@ def main() -> None:
 
         if torchrun.is_rank() and role in ("generate", "serve"):
             torchrun.run_rank()
-        else:
+        elif not torchrun.is_rank() or os.environ["RANK"] == "0":
             from launcher.cli import run
 
             run()

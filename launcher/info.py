@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from engine.checkpoint import summarize
 from engine.config import EngineConfig, ModelConfig
+from launcher.tokenizer import PromptTokenizer
 
 
 def describe_checkpoint(config: EngineConfig) -> str:
     """Architecture, parameters, and bytes per rank at the config's degree and dtype. Reads no weights.
 
-    Raises `CheckpointError` if the checkpoint is not whole and `ArgumentError` if it cannot be split so.
+    Raises `CheckpointError` if the checkpoint is not whole or its tokenizer does not fit, and `ArgumentError` if it
+    cannot be split so.
     """
     folder = config.checkpoint_folder()
     model = ModelConfig.from_folder(folder, config.variant)
     model.check_tp(config.tp)
+    PromptTokenizer(folder, model.text_encoder.vocab_size)
     components = summarize(folder, model, config.tp, 4 if config.dtype == "float32" else 2)
 
     dit, text, vae = model.transformer, model.text_encoder, model.vae

@@ -53,6 +53,12 @@ def test_a_mistake_is_told_once(marked: Marked, arguments: list[str], message: s
     marked.expect_nothing_left()
 
 
+def test_info_is_printed_once(marked: Marked) -> None:
+    stdout, stderr = torchrun(marked, 2, "info", "demo").communicate(timeout=PATIENCE_S)
+    assert stdout.count("Krea 2 Turbo") == 1, stderr
+    marked.expect_nothing_left()
+
+
 def test_a_rank_that_is_killed_fails_the_requests_that_wait(marked: Marked) -> None:
     process = torchrun(marked, 2, "serve", "--device", "cpu")
     assert process.stdout is not None
