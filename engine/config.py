@@ -39,13 +39,17 @@ class EngineConfig:
     share_gpu: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise ArgumentError.of("model", "a checkpoint folder's path, or demo", self.model)
+        if not isinstance(self.share_gpu, bool):
+            raise ArgumentError.of("share_gpu", "True or False", self.share_gpu)
         if self.device not in DEVICES:
             raise ArgumentError.of("device", f"one of {', '.join(DEVICES)}", self.device)
         if self.dtype not in DTYPES:
             raise ArgumentError.of("dtype", f"one of {', '.join(DTYPES)}", self.dtype)
         if self.variant is not None and self.variant not in VARIANTS:
             raise ArgumentError.of("variant", f"one of {', '.join(VARIANTS)}", self.variant)
-        if self.tp not in TENSOR_PARALLEL_DEGREES:
+        if isinstance(self.tp, bool) or self.tp not in TENSOR_PARALLEL_DEGREES:
             allowed = ", ".join(map(str, TENSOR_PARALLEL_DEGREES))
             raise ArgumentError.of("tp", f"one of {allowed}", self.tp)
 

@@ -18,6 +18,7 @@ import zmq
 import zmq.asyncio
 
 from engine.errors import ArgumentError, Krea2Error, ServerError, error_from_code
+from launcher.limits import is_number
 from launcher.protocol import (
     Accepted,
     Acknowledge,
@@ -52,10 +53,15 @@ _FAREWELL_MS = 200  # for the last cancels to leave
 class AsyncClient:
     """A client inside an event loop, which must not be blocked for longer than the server's lease of 20 s.
 
-    Connects when first used, or in `async with`. Every method raises `ServerError` if the server does not answer.
+    Connects when first used, or in `async with`. Every method raises `ServerError` if the server does not answer, and
+    `ArgumentError` if nothing can be connected to such an address.
     """
 
     def __init__(self, address: str, *, connect_timeout_s: float = 10.0) -> None:
+        if not isinstance(address, str) or not address:
+            raise ArgumentError.of("address", "tcp://HOST:PORT or ipc:///PATH", address)
+        if not is_number(connect_timeout_s) or not connect_timeout_s > 0:
+            raise ArgumentError.of("connect_timeout_s", "above 0", connect_timeout_s)
         self.address = address
         self._connect_timeout_s = connect_timeout_s
         self._context: zmq.asyncio.Context | None = None

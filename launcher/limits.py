@@ -25,12 +25,14 @@ class Limits:
     @classmethod
     def of(cls, changes: Mapping[str, float]) -> Limits:
         """The defaults but for `changes`. Raises `ArgumentError` for an unknown name and a value that cannot be."""
+        if not isinstance(changes, Mapping):
+            raise ArgumentError.of("limits", "a mapping of names to numbers", changes)
         kinds = {field.name: float if field.name == "max_guidance" else int for field in fields(cls)}
         values: dict[str, float] = {}
         for name, value in changes.items():
             if name not in kinds:
                 raise ArgumentError.of("limit", f"one of {', '.join(kinds)}", name)
-            if not isinstance(value, (int, float)) or not 0 < value < 2**63 or kinds[name](value) != value:
+            if not is_number(value) or not 0 < value < 2**63 or kinds[name](value) != value:
                 allowed = "a positive number" if kinds[name] is float else "a positive whole number"
                 raise ArgumentError(f"limit {name} must be {allowed}, got {value!r}", parameter="limit")
             values[name] = kinds[name](value)
@@ -40,3 +42,8 @@ class Limits:
                 f"limit min_side {limits.min_side} must not be above max_side {limits.max_side}", parameter="limit"
             )
         return limits
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a number that the wire can carry as one, which True and False are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -167,6 +167,12 @@ def test_launch_works_in_a_thread_that_ends_before_the_engine_does(run_folder: P
     [
         ({"model": "/no/such/folder"}, CheckpointError, "/no/such/folder: there is no such folder"),
         ({"tp": 3}, ArgumentError, "tp must be one of 1, 2, 4, got 3"),
+        ({"tp": True}, ArgumentError, "tp must be one of 1, 2, 4, got True"),
+        ({"model": None}, ArgumentError, "model must be a checkpoint folder's path, or demo, got None"),
+        ({"share_gpu": 1}, ArgumentError, "share_gpu must be True or False, got 1"),
+        ({"warm_up": "no"}, ArgumentError, "warm_up must be True or False, got 'no'"),
+        ({"limits": 3}, ArgumentError, "limits must be a mapping of names to numbers, got 3"),
+        ({"step_timeout_s": "1"}, ArgumentError, "step_timeout_s must be above 0 and at most 604800, got '1'"),
         ({"device": "gpu"}, ArgumentError, "device must be one of auto, cuda, cpu, got 'gpu'"),
         ({"limits": {"max_side": -1}}, ArgumentError, "limit max_side must be a positive whole number, got -1"),
         ({"tpp": 3}, TypeError, "tpp"),
@@ -177,3 +183,19 @@ def test_bad_arguments_are_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(kind, match=message), launch(**arguments):  # type: ignore[arg-type]
         raise AssertionError("started")
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    ("address", "timeout", "message"),
+    [
+        (None, 1.0, "address must be tcp://HOST:PORT or ipc:///PATH, got None"),
+        ("", 1.0, "address must be tcp://HOST:PORT or ipc:///PATH, got ''"),
+        ("tcp://127.0.0.1:5555", None, "connect_timeout_s must be above 0, got None"),
+    ],
+)
+def test_bad_arguments_of_a_client_are_named(
+    kind: type[Client] | type[AsyncClient], address: object, timeout: object, message: str
+) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        kind(address, connect_timeout_s=timeout)  # type: ignore[arg-type]
