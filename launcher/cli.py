@@ -55,6 +55,7 @@ def run() -> NoReturn:
         code = 128 + stopped.number
     except Exception as error:
         code = _complain(f"{type(error).__name__}: {error}", 1)
+    _give_up_unwritable_stdout()
     sys.exit(code)
 
 
@@ -71,16 +72,33 @@ def _engine_options(command: Command) -> Command:
         ),
         click.option("--tp", type=int, help="Ranks: 1, 2 or 4.  [default: 1; under torchrun, all of its processes]"),
         click.option("--device", default="auto", help="auto, cuda or cpu.", show_default=True),
-        click.option("--dtype", default="auto", help="auto, bfloat16 or float32; auto is bfloat16 on CUDA."),
+        click.option(
+            "--dtype",
+            default="auto",
+            help="auto, bfloat16 or float32; auto is bfloat16 on CUDA, float32 elsewhere.",
+            show_default=True,
+        ),
         click.option("--variant", help="raw or turbo, where the checkpoint does not say or you know better."),
         click.option("--share-gpu", is_flag=True, help="Let ranks share GPUs (slow)."),
         click.option(
             "--limit", "limits", multiple=True, metavar="NAME=VALUE", help="Change a limit, as max_side=2048."
         ),
         click.option(
-            "--start-timeout", "start_timeout_s", type=float, default=600.0, help="Seconds for ranks to load."
+            "--start-timeout",
+            "start_timeout_s",
+            type=float,
+            default=600.0,
+            help="Seconds for ranks to load.",
+            show_default=True,
         ),
-        click.option("--step-timeout", "step_timeout_s", type=float, default=300.0, help="Seconds for one step."),
+        click.option(
+            "--step-timeout",
+            "step_timeout_s",
+            type=float,
+            default=300.0,
+            help="Seconds for one step.",
+            show_default=True,
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -90,12 +108,12 @@ def _engine_options(command: Command) -> Command:
 @commands.command()
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT…")
 @_engine_options
-@click.option("--steps", type=int)
-@click.option("--guidance", type=float, help="Krea's scale: 0 is off.")
-@click.option("--negative-prompt")
+@click.option("--steps", type=int, help="Denoise steps.  [default: the checkpoint's]")
+@click.option("--guidance", type=float, help="Krea's scale: 0 is off.  [default: the checkpoint's]")
+@click.option("--negative-prompt", help="What to steer away from; needs a guidance above 0.")
 @click.option("--mu", type=float, help="The schedule's shift, instead of the checkpoint's own.")
-@click.option("--width", type=int)
-@click.option("--height", type=int)
+@click.option("--width", type=int, help="In pixels, rounded up to a multiple of 16.  [default: the checkpoint's]")
+@click.option("--height", type=int, help="In pixels, rounded up to a multiple of 16.  [default: the checkpoint's]")
 @click.option("--num-images", type=int, default=1, help="For each prompt.", show_default=True)
 @click.option("--seed", type=int, help="Image k of a call uses seed + k.  [default: drawn, and reported]")
 @click.option(
@@ -142,12 +160,12 @@ def generate(
     ]
     checked = [check(request, model, config.limits, drawn_seed=0) for request in requests]
     paths = numbered_paths(output, len(requests) * num_images)
-    if seed is None:
-        click.echo(f"seed: {first_seed}", err=True)
     with (
         _Progress(steps=sum(request.steps * request.num_images for request in checked)) as progress,
         launch_frontend(config, while_starting=progress.show) as client,
     ):
+        if seed is None:
+            progress.print(f"seed: {first_seed}", sys.stderr)
         ahead = min(_REQUESTS_AHEAD, config.limits.max_queue)
         client.run(_make_images(client.asynchronous, requests, paths, progress, ahead=ahead))
 
@@ -355,7 +373,7 @@ class _Progress:
 
 
 class _Stopped(BaseException):
-    """SIGINT or SIGTERM: unwinds everything, so that no process and no file is left."""
+    """SIGINT, SIGTERM or SIGHUP: unwinds everything, so that no process and no file is left."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -377,3 +395,12 @@ def _complain(message: str, code: int) -> int:
     if sys.stderr is not None:  # print would take stdout instead
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def _give_up_unwritable_stdout() -> None:
+    """Python would try once more to write what is left at exit, and complain in words of its own."""
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

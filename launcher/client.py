@@ -20,28 +20,34 @@ class Client:
     """A client for code without an event loop, or with one of its own. Thread-safe.
 
     It runs an `AsyncClient`, `asynchronous`, in a thread.
-    Raises `ServerError` if no server answers at `address` within `connect_timeout_s` seconds.
+    Raises `ServerError` if no server answers at `address` within `connect_timeout_s` seconds; with `connect` False,
+    only when it is first used.
     """
 
-    def __init__(self, address: str, *, connect_timeout_s: float = 10.0) -> None:
+    def __init__(self, address: str, *, connect_timeout_s: float = 10.0, connect: bool = True) -> None:
+        self.asynchronous = AsyncClient(address, connect_timeout_s=connect_timeout_s)
         self.address = address
         self._lock = threading.Lock()
         self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="krea2-client", daemon=True)
         self._thread.start()
-        self.asynchronous = AsyncClient(address, connect_timeout_s=connect_timeout_s)
-        try:
-            self.run(self.asynchronous.connect())
-        except BaseException:
-            self.close()
-            raise
+        if connect:
+            self.connect()
 
     def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def connect(self) -> None:
+        """Find out whether a server answers, and close this client if none does; does nothing the second time."""
+        try:
+            self.run(self.asynchronous.connect())
+        except BaseException:
+            self.close()
+            raise
 
     def generate(self, prompt: str, **parameters: Unpack[Parameters]) -> Result:
         """See `AsyncClient.generate`. Ctrl-C in this call cancels the request."""

@@ -24,7 +24,7 @@ from launcher.internal import (
     Started,
     decode_frontend_report,
 )
-from launcher.limits import Limits
+from launcher.limits import Limits, is_number
 from launcher.process import (
     STOP_S,
     TERMINATE_S,
@@ -44,7 +44,12 @@ if TYPE_CHECKING:
     from launcher.http_child import HttpServer
 
 ORDERLY_S = STOP_S + 2 * TERMINATE_S + 2.0  # for a front-end to stop its ranks and send its last replies
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What stops us; a program started with nohup goes on when its terminal is closed.
+SIGNALS = tuple(
+    number
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+)
 MAX_TIMEOUT_S = 7 * 86_400
 # Threads that spin while they wait take the cores from those they wait for as soon as anything else runs on the
 # machine: on two cores with one more busy process the demo picture took 2.5 to 6.7 s with spinning, 1.8 to 2.3 without.
@@ -74,6 +79,8 @@ def launch(
     Raises `ArgumentError` or `CheckpointError` for what is wrong with these or with the checkpoint, and `LaunchError`
     or `RankError` if the engine does not come up.
     """
+    if not isinstance(warm_up, bool):
+        raise ArgumentError.of("warm_up", "True or False", warm_up)
     engine = EngineConfig(model=model, tp=tp, device=device, dtype=dtype, variant=variant, share_gpu=share_gpu)
     config, _ = configure(engine, limits or {}, start_timeout_s=start_timeout_s, step_timeout_s=step_timeout_s)
     config = msgspec.structs.replace(config, warm_up=warm_up)
@@ -88,7 +95,7 @@ def configure(
     model = ModelConfig.from_folder(engine.checkpoint_folder(), engine.variant)
     model.check_tp(engine.tp)
     for name, seconds in (("start_timeout_s", start_timeout_s), ("step_timeout_s", step_timeout_s)):
-        if not 0 < seconds <= MAX_TIMEOUT_S:
+        if not is_number(seconds) or not 0 < seconds <= MAX_TIMEOUT_S:
             raise ArgumentError.of(name, f"above 0 and at most {MAX_TIMEOUT_S}", seconds)
     config = FrontendConfig(
         engine=engine, limits=Limits.of(limits), start_timeout_s=start_timeout_s, step_timeout_s=step_timeout_s
@@ -111,8 +118,9 @@ def launch_frontend(config: FrontendConfig, *, while_starting: Callable[[], None
             while_starting()
             from launcher.client import Client  # while the ranks import torch
 
-            client = cleanup.enter_context(Client(server.wait_until_started()))
+            client = cleanup.enter_context(Client(server.wait_until_started(), connect=False))
             server.on_end(client.server_ended)
+            client.connect()
             yield client
         except (LaunchError, RankError, ServerError) as error:
             if server.output:
@@ -174,7 +182,11 @@ def run_frontend() -> None:
         parent.send(Ended(code=code, message=message, parameter=parameter))
 
     try:
-        serve_until_stopped(config, on_started=lambda address: parent.send(Started(address=address)), is_child=True)
+        number = serve_until_stopped(
+            config, on_started=lambda address: parent.send(Started(address=address)), is_child=True
+        )
+        if number is not None:
+            end(ServerError.code, "the server was stopped")
     except Krea2Error as error:
         end(error.code, error.message, error.parameter)
     except Exception as error:
@@ -189,11 +201,12 @@ def serve_until_stopped(
 
     `http` runs meanwhile, until the front-end has ended: what it has made by then is still answered. Returns the
     signal, if there was one. No process and no file is left when this returns or raises; raises what `frontend.serve`
-    does.
+    does, and `LaunchError` if `on_started` cannot write.
     """
     config = _with_run_folder(config)
     ranks: list[Child] = []
     received: signal.Signals | None = None
+    unheard: LaunchError | None = None
 
     async def run() -> None:
         stop, stop_now = asyncio.Event(), asyncio.Event()
@@ -211,6 +224,16 @@ def serve_until_stopped(
             with suppress(RuntimeError):  # the loop has ended already
                 loop.call_soon_threadsafe(stop_now.set)
 
+        def announce(address: str) -> None:
+            nonlocal unheard
+            if http is not None:
+                http.start(address)
+            try:
+                on_started(address)
+            except OSError as error:
+                unheard = LaunchError(f"the server's address cannot be written to stdout: {error.strerror}")
+                stop_now.set()
+
         for number in SIGNALS:
             loop.add_signal_handler(number, stop_for, number)
         if is_child:
@@ -219,15 +242,10 @@ def serve_until_stopped(
             config,
             ranks,
             start_ranks=lambda generation: start_ranks(config, ranks, generation),
-            on_started=started,
+            on_started=announce,
             stop=stop,
             stop_now=stop_now,
         )
-
-    def started(address: str) -> None:
-        if http is not None:
-            http.start(address)
-        on_started(address)
 
     try:
         start_ranks(config, ranks)
@@ -242,6 +260,8 @@ def serve_until_stopped(
             signal.signal(number, signal.SIG_IGN)
         stop_all([*ranks, *(http.ask_to_stop() if http is not None else [])])
         remove_run_folder(config.run_folder)
+    if unheard is not None:
+        raise unheard
     return received
 
 

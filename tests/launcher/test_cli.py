@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
+import click
 import pytest
 from PIL import Image
 
 import engine
+from engine.config import DEMO_CHECKPOINT
 from launcher import Client
+from launcher.cli import commands
 from tests.launcher.processes import PATIENCE_S, Marked
 
 PROMPT = "a red circle on a blue background"
@@ -73,6 +77,7 @@ def test_a_drawn_seed_is_reported_and_metadata_can_be_left_out(marked: Marked, t
         (["x", "--device", "tpu"], "device must be one of auto, cuda, cpu, got 'tpu'"),
         (["x", "--output", "x.gif"], "output must be a path that ends in .png, .jpg, .jpeg, .webp, got 'x.gif'"),
         (["x", "--output", "/no/x.png"], "output must be a file in a folder that exists and can be written"),
+        (["x", "--output", "x" * 300 + ".png"], "output must be a path that can be written (File name too long)"),
         (["x", "--limit", "max_side"], "limit must be NAME=VALUE with a number, got 'max_side'"),
         (["x", "--limit", "max_side=256", "--width", "512"], "width must be between 64 and 256, got 512"),
         (["x", "--model", "/no/such"], "/no/such: there is no such folder"),
@@ -110,6 +115,21 @@ def test_info_of_nothing_is_a_mistake(marked: Marked, tmp_path: Path) -> None:
     code, stdout, stderr = krea2(marked, "info", str(tmp_path))
     assert (code, stdout) == (2, "")
     assert stderr == f"error: {tmp_path}/model_index.json: the file is missing\n"
+
+
+def test_info_of_a_damaged_tokenizer_is_the_error_that_serving_would_give(marked: Marked, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(DEMO_CHECKPOINT, folder)
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    code, stdout, stderr = krea2(marked, "info", str(folder))
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith(f"error: {folder}/tokenizer/tokenizer.json: is not a tokenizer that can be read")
+
+
+def test_every_option_is_explained() -> None:
+    for name, command in commands.commands.items():
+        unexplained = [option.name for option in command.params if isinstance(option, click.Option) and not option.help]
+        assert not unexplained, name
 
 
 def test_version_and_help(marked: Marked) -> None:

@@ -15,7 +15,7 @@ import pytest
 from engine.config import DEMO_CHECKPOINT
 from engine.errors import ServerError
 from launcher import Client
-from tests.launcher.processes import PATIENCE_S, Marked
+from tests.launcher.processes import PATIENCE_S, Marked, wait_until
 
 SECONDS_S = 20.0  # "within seconds", on a busy machine
 
@@ -72,7 +72,7 @@ def test_a_rank_that_never_gets_ready_is_given_up(marked: Marked) -> None:
     process = marked.start_krea2("generate", "x", "--seed", "0", "--tp", "2", "--start-timeout", "1.5")
     stdout, stderr = process.communicate(timeout=SECONDS_S)
     assert (process.returncode, stdout) == (1, "")
-    assert stderr == "error: rank 0, 1 was not ready within 1.5 s\n"
+    assert stderr == "error: rank 0 and 1 were not ready within 1.5 s\n"
     marked.expect_nothing_left()
 
 
@@ -172,6 +172,83 @@ def test_a_server_that_gets_a_signal_tells_its_clients_and_leaves_nothing(
     assert server.communicate(timeout=SECONDS_S)[1] == ""
     assert server.returncode == code
     assert not marked.alive()
+    marked.expect_nothing_left()
+
+
+def test_a_server_whose_terminal_is_closed_leaves_nothing(marked: Marked) -> None:
+    address = f"ipc://{marked.folder}/rpc"
+    server = marked.start_krea2("serve", "--device", "cpu", "--rpc", address)
+    assert server.stdout is not None
+    assert server.stdout.readline() == f"rpc: {address}\n"
+    server.send_signal(signal.SIGHUP)
+    assert server.communicate(timeout=SECONDS_S)[1] == ""
+    assert server.returncode == 129
+    assert not (marked.folder / "rpc").exists()
+    marked.expect_nothing_left()
+
+
+def test_a_server_started_with_nohup_outlives_its_terminal(marked: Marked) -> None:
+    server = marked.start("nohup", sys.executable, "-m", "launcher", "serve", "--device", "cpu")
+    assert server.stdout is not None
+    address = server.stdout.readline().strip().removeprefix("rpc: ")
+    server.send_signal(signal.SIGHUP)
+    with Client(address) as client:
+        assert client.ping() >= 0
+    server.terminate()
+    server.communicate(timeout=SECONDS_S)
+    assert server.returncode == 143
+    marked.expect_nothing_left()
+
+
+@pytest.mark.parametrize("stdout", ["full", "closed"])
+def test_a_server_that_cannot_print_its_address_ends_with_one_error(marked: Marked, stdout: str) -> None:
+    if stdout == "full":
+        if not os.path.exists("/dev/full"):
+            pytest.skip("there is no /dev/full")
+        output, reason = os.open("/dev/full", os.O_WRONLY), "No space left on device"
+    else:
+        reader, output = os.pipe()
+        os.close(reader)
+        reason = "Broken pipe"
+    server = marked.start_krea2("serve", "--device", "cpu", stdout=output)
+    os.close(output)
+    _, stderr = server.communicate(timeout=PATIENCE_S)
+    message = f"error: the server's address cannot be written to stdout: {reason}\n"
+    assert (server.returncode, stderr) == (1, message)
+    marked.expect_nothing_left()
+
+
+STOPPED = """
+import signal
+from engine.errors import ServerError
+from launcher import launch, spawn
+wait = spawn._FrontendProcess.wait_until_started
+def wait_and_stop(frontend):
+    address = wait(frontend)
+    frontend._child.send_signal(signal.SIGTERM)
+    frontend._child.wait(20)
+    return address
+{patch}
+try:
+    with launch(device="cpu", tp=1):
+        print("started")
+except ServerError as error:
+    print(error)
+"""
+
+
+def test_a_front_end_that_is_stopped_before_its_client_connects_says_so(marked: Marked) -> None:
+    process = marked.start_script(STOPPED.format(patch="spawn._FrontendProcess.wait_until_started = wait_and_stop"))
+    assert process.communicate(timeout=PATIENCE_S)[0] == "the server was stopped\n"
+    marked.expect_nothing_left()
+
+
+def test_a_front_end_that_is_stopped_while_it_starts_says_so(marked: Marked) -> None:
+    fake_torch(marked, "hangs")
+    process = marked.start_script(STOPPED.format(patch=""))
+    wait_until(lambda: bool(list(marked.folder.glob("krea2-*/ranks-0"))), "the front-end's start")
+    marked.wait_for("_frontend", 1)[0].terminate()
+    assert process.communicate(timeout=SECONDS_S)[0] == "the server was stopped\n"
     marked.expect_nothing_left()
 
 
