@@ -1,0 +1,179 @@
+"""The front-end against its clients: leases, resending, frames that make no sense."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from random import Random
+
+import msgspec
+import pytest
+
+from engine.errors import (
+    ServerError,
+)
+from launcher.async_client import AsyncClient
+from launcher.protocol import (
+    Accepted,
+    Acknowledge,
+    Cancel,
+    Failed,
+    Generate,
+    Image,
+    Ping,
+    Pong,
+    Status,
+    StatusReply,
+    decode_reply,
+    encode,
+)
+from tests.launcher.fake_ranks import fake_engine, run
+
+PROMPT = "a red circle on a blue background"
+
+
+def test_sending_a_request_twice_is_harmless_and_its_result_is_kept_until_acknowledged(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes:
+            socket = fakes.raw()
+            request = encode(Generate(request_id="twice", prompt=PROMPT, steps=2, seed=1))
+
+            async def replies_until(kind: type) -> list[object]:
+                replies: list[object] = []
+                while not replies or not isinstance(replies[-1], kind):
+                    replies.append(decode_reply((await socket.recv_multipart())[0]))
+                return replies
+
+            await socket.send(request)
+            await socket.send(request)
+            assert sum(isinstance(reply, Accepted) for reply in await replies_until(Image)) == 2
+            await socket.send(request)
+            assert len(await replies_until(Image)) == 1
+            assert len(fakes.ranks[0].steps) == 2
+            await socket.send(encode(Acknowledge(request_id="twice")))
+            await socket.send(request)
+            assert len(await replies_until(Image)) > 1
+            assert len(fakes.ranks[0].steps) == 4
+
+    run(test())
+
+
+def test_a_client_that_falls_silent_loses_its_requests(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder, lease_s=0.2) as fakes, AsyncClient(fakes.address) as other:
+            rank = fakes.ranks[0]
+            rank.hold = True
+            socket = fakes.raw()
+            await socket.send(encode(Generate(request_id="x", prompt=PROMPT)))
+            await rank.has_steps(2)
+            while (await other.status()).running:
+                pass
+            assert (await other.status()).failed == 1
+
+    run(test())
+
+
+def test_malformed_messages_are_answered_or_dropped_and_counted(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes:
+            socket = fakes.raw()
+
+            async def reply() -> object:
+                return decode_reply((await socket.recv_multipart())[0])
+
+            await socket.send(b"\xff garbage")
+            answer = await reply()
+            assert isinstance(answer, Failed)
+            assert answer.request_id is None
+            future = msgspec.msgpack.encode({"type": "generate", "version": 99, "request_id": "r", "new": 1})
+            await socket.send(future)
+            answer = await reply()
+            assert isinstance(answer, Failed)
+            assert (answer.request_id, answer.code) == ("r", ServerError.code)
+            assert "protocol version 1, the client sent version 99" in answer.message
+            await socket.send(msgspec.msgpack.encode({"type": "generate", "request_id": "s", "prompt": [1]}))
+            answer = await reply()
+            assert isinstance(answer, Failed)
+            assert (answer.request_id, answer.parameter) == ("s", "prompt")
+            await socket.send_multipart([b"", b"", b""])
+            await socket.send(encode(Ping()))
+            assert isinstance(await reply(), Pong)
+            async with AsyncClient(fakes.address) as client:
+                assert (await client.status()).dropped_messages == 4
+
+    run(test())
+
+
+def test_no_sequence_of_frames_brings_the_front_end_down(run_folder: Path) -> None:
+    async def test() -> None:
+        random = Random(0)
+        valid = [
+            encode(message)
+            for message in (
+                Generate(request_id="r", prompt=PROMPT, steps=1, width=64, height=64),
+                Cancel(request_id="r"),
+                Acknowledge(request_id="r"),
+                Ping(),
+            )
+        ]
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
+            socket = fakes.raw()
+            for _ in range(600):
+                frame = bytearray(random.choice(valid))
+                for _ in range(random.randint(0, 3)):
+                    frame[random.randrange(len(frame))] = random.randrange(256)
+                await socket.send_multipart([bytes(frame)] * random.choice((1, 1, 1, 2)))
+            await socket.send(encode(Status()))
+            reply = None
+            while not isinstance(reply, StatusReply):
+                reply = decode_reply((await socket.recv_multipart())[0])
+            assert reply.dropped_messages > 200
+            assert (await client.generate(PROMPT, steps=1)).seeds
+            assert not fakes.served.done()
+
+    run(test())
+
+
+def test_a_message_above_the_limit_ends_its_connection_and_nothing_else(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
+            socket = fakes.raw()
+            await socket.send(b"x" * 10_000_000)
+            assert (await client.generate(PROMPT, steps=1)).seeds
+
+    run(test())
+
+
+def test_a_server_that_stops_says_so_to_those_who_wait(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
+            fakes.ranks[0].hold = True
+            call = asyncio.create_task(client.generate(PROMPT))
+            await fakes.ranks[0].has_steps(1)
+            fakes.stop.set()
+            with pytest.raises(ServerError, match="stopped"):
+                await call
+
+    run(test())
+
+
+def test_cancel_of_another_client_s_request_does_nothing(run_folder: Path) -> None:
+    async def test() -> None:
+        async with (
+            fake_engine(run_folder) as fakes,
+            AsyncClient(fakes.address) as client,
+            AsyncClient(fakes.address) as other,
+        ):
+            rank = fakes.ranks[0]
+            rank.hold = True
+            call = asyncio.create_task(client.generate(PROMPT, steps=1, request_id="mine"))
+            await rank.has_steps(1)
+            socket = fakes.raw()
+            await socket.send(encode(Cancel(request_id="mine")))
+            await other.cancel("mine")
+            await other.status()
+            rank.hold = False
+            rank.release()
+            assert (await call).request_id == "mine"
+
+    run(test())
