@@ -22,6 +22,11 @@ def wait_until(happened: Callable[[], bool], what: str, timeout_s: float = PATIE
         time.sleep(0.02)
 
 
+def without_logs(stderr: str) -> str:
+    """What a server printed, but for its logs: a json object a line."""
+    return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith('{"time":'))
+
+
 @dataclass
 class Marked:
     """Processes that have a mark in their environment, inherited by their children, wherever these move."""

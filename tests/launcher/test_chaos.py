@@ -79,7 +79,9 @@ def start_server(marked: Marked) -> str:
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(POISONED_RANK)
     marked.environment["PYTHONPATH"] = str(folder)
-    process = marked.start_krea2("serve", "--tp", "2", "--device", "cpu", "--step-timeout", str(STEP_TIMEOUT_S))
+    process = marked.start_krea2(
+        "serve", "--no-http", "--tp", "2", "--device", "cpu", "--step-timeout", str(STEP_TIMEOUT_S)
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("rpc: "):

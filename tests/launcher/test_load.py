@@ -100,7 +100,7 @@ def test_ten_thousand_frames_of_noise_and_pickle_do_no_harm(run_folder: Path, tm
 
 @pytest.mark.slow
 def test_memory_is_the_same_after_500_requests(marked: Marked) -> None:
-    process = marked.start_krea2("serve", "--device", "cpu")
+    process = marked.start_krea2("serve", "--no-http", "--device", "cpu")
     assert process.stdout is not None
     address = next(line for line in process.stdout if line.startswith("rpc: ")).removeprefix("rpc: ").strip()
 

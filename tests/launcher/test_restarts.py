@@ -46,8 +46,8 @@ def test_what_ranks_had_when_they_died_runs_again_from_its_first_step(run_folder
             for rank in fakes.ranks:
                 rank.hold = True
             call = asyncio.create_task(collect(client, seed=7, steps=3, num_images=2))
-            await fakes.ranks[0].has_steps(2)
             for rank in fakes.ranks:
+                await rank.has_steps(2)
                 rank.release()
             await fakes.ranks[0].has_steps(3)
             await lose(fakes)

@@ -60,7 +60,7 @@ def test_info_is_printed_once(marked: Marked) -> None:
 
 
 def test_a_rank_that_is_killed_fails_the_requests_that_wait(marked: Marked) -> None:
-    process = torchrun(marked, 2, "serve", "--device", "cpu")
+    process = torchrun(marked, 2, "serve", "--no-http", "--device", "cpu")
     assert process.stdout is not None
     address = process.stdout.readline().strip().removeprefix("rpc: ")
     with Client(address) as client:
@@ -78,7 +78,7 @@ def test_a_rank_that_is_killed_fails_the_requests_that_wait(marked: Marked) -> N
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_torchrun_ends_everything_in_order(marked: Marked, number: signal.Signals) -> None:
-    process = torchrun(marked, 2, "serve", "--device", "cpu")
+    process = torchrun(marked, 2, "serve", "--no-http", "--device", "cpu")
     assert process.stdout is not None
     assert process.stdout.readline().startswith("rpc: ")
     process.send_signal(number)
