@@ -6,7 +6,7 @@ to the decoder. All three are bounded, and a `Policy` orders the queue.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
 from engine.cost import CostModel, Work
@@ -82,12 +82,17 @@ class Scheduler:
             raise ValueError(f"job {job.job_id} is queued already")
         if not segments or min(segments) < 1:
             raise ValueError(f"segments must be positive token counts, got {segments}")
-        work = Work.of(segments)
         prompts = {hash(ids): len(ids) for ids in _prompts(job)}  # a collision would only miscount
-        queued = QueuedJob(job, request, priority, work, prompts, now, self._arrivals, 0.0, alone, job.steps)
+        queued = QueuedJob(
+            job, request, priority, Work.of(segments), prompts, now, self._arrivals, 0.0, alone, job.steps
+        )
         self._arrivals += 1
         self._queue[job.job_id] = queued
-        backlog_s = sum(map(self._work_left, self._queue.values())) if self.costs.known else 0.0
+        backlog_s = (
+            sum(one.steps_left * self.costs.relative(one.work) for one in self._queue.values())
+            if self.costs.known
+            else 0.0
+        )
         queued.patience_s = self.policy.patience_s(backlog_s)
         self._outlook = None
 
@@ -142,7 +147,8 @@ class Scheduler:
         for queued in chosen:
             queued.begun = True
             queued.steps_left -= 1
-        ready = [queued for queued in ordered if queued.steps_left == 0]
+        key = self._key(now)
+        ready = sorted((one for one in ordered if one.steps_left == 0), key=lambda queued: key(queued, 0))
         decode = ready[: max(0, self._max_decoding - len(self._decoding))]
         if not (chosen or decode or self._releases):
             return None
@@ -182,17 +188,26 @@ class Scheduler:
     # ---- one tick
 
     def _ordered(self, now: float) -> list[QueuedJob]:
-        """The queue, first comes first. With jobs that run alone in it: what has begun, then they, then the rest."""
-        ordered = sorted(self._queue.values(), key=lambda job: self.policy.key(job, self._work_left(job), now))
-        if any(queued.alone for queued in ordered):
-            first = next(queued for queued in ordered if queued.alone)
-            running = {queued.request for queued in ordered if queued.alone and queued.begun} or {first.request}
-            ordered.sort(key=lambda job: (job.request not in running, job.request) if job.alone else (False, -1))
-            ordered.sort(key=lambda job: 1 if job.alone else 0 if job.begun else 2)
-        return ordered
+        key = self._key(now)
+        return sorted(self._queue.values(), key=lambda queued: key(queued, self._work_left(queued)))
 
     def _work_left(self, queued: QueuedJob) -> float:
-        return queued.steps_left * self.costs.share(queued.work, self.token_budget)
+        return queued.steps_left * self.costs.relative(queued.work)
+
+    def _key(self, now: float) -> Callable[[QueuedJob, float], tuple[float, ...]]:
+        """Orders jobs that have so much work left: by the policy. When some run alone, what has begun goes first, then
+        one request that runs alone, then the others of these."""
+        policy = self.policy.key
+        alone = [queued for queued in self._queue.values() if queued.alone]
+        if not alone:
+            return lambda queued, work_left: policy(queued, work_left, now)
+        first = min(alone, key=lambda queued: (not queued.begun, policy(queued, self._work_left(queued), now))).request
+
+        def by_stage(queued: QueuedJob, work_left: float) -> tuple[float, ...]:
+            stage = (1 if queued.request == first else 2) if queued.alone else (0 if queued.begun else 3)
+            return (stage, queued.request if stage == 2 else 0, *policy(queued, work_left, now))
+
+        return by_stage
 
     def _pack(self, ordered: Iterable[QueuedJob]) -> tuple[list[QueuedJob], list[QueuedJob], int]:
         """The jobs that step in this tick, those of them that start, and the prompt tokens encoded for these."""
@@ -245,9 +260,12 @@ class Scheduler:
             done_at = forecast(
                 ordered,
                 self.costs,
+                self._key(now),
                 token_budget=self.token_budget,
                 max_begun=self._max_begun,
+                max_decoding=self._max_decoding,
                 begins=max(now, self._busy_until),
+                tick_s=self._step_s,
             )
             for queued in ordered:
                 done = done_at[queued.job.job_id]

@@ -6,121 +6,263 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.scheduler import Scheduler
+from engine.scheduler import Estimate, Scheduler, prompt_tokens
 from engine.step import Job, Step
+from tests.virtual_ranks import make_costs, make_job
 
 
-def job(job_id: int, steps: int = 2) -> Job:
-    return Job(
-        job_id=job_id,
-        prompt_ids=(1, 2),
-        negative_ids=None,
-        width=64,
-        height=64,
-        steps=steps,
-        guidance=0.0,
-        mu=None,
-        seed=job_id,
-    )
+def add(scheduler: Scheduler, job: Job, *, tokens: int = 1, request: int | None = None, priority: int = 0) -> None:
+    request = job.job_id if request is None else request
+    scheduler.add(job, segments=(tokens,), request=request, priority=priority, now=0.0)
 
 
-def next_step(scheduler: Scheduler) -> Step:
-    step = scheduler.next_step()
+def next_step(scheduler: Scheduler, *, idle: bool = False) -> Step:
+    step = scheduler.next_step(0.0, idle=idle)
     assert step is not None
     return step
 
 
+def nothing_to_do(scheduler: Scheduler, *, idle: bool = False) -> bool:
+    return scheduler.next_step(0.0, idle=idle) is None
+
+
 def test_a_job_starts_once_steps_as_often_as_it_asks_and_is_decoded_with_its_last_step() -> None:
     scheduler = Scheduler(token_budget=100)
-    scheduler.add(job(7, steps=3), tokens=10)
+    add(scheduler, make_job(7, steps=3), tokens=10)
     steps = [next_step(scheduler) for _ in range(3)]
-    assert [step.start for step in steps] == [(job(7, steps=3),), (), ()]
+    assert [step.start for step in steps] == [(make_job(7, steps=3),), (), ()]
     assert [step.denoise for step in steps] == [(7,), (7,), (7,)]
     assert [step.decode for step in steps] == [(), (), (7,)]
-    assert scheduler.next_step() is None
-    assert not scheduler.has_work()
+    assert nothing_to_do(scheduler)
 
 
-def test_jobs_are_packed_up_to_the_budget_and_a_job_above_it_runs_alone() -> None:
+def test_jobs_are_packed_up_to_the_budget_and_a_job_above_it_runs_by_itself() -> None:
+    scheduler = Scheduler(token_budget=100, max_decoding=9)
+    for job_id, tokens in ((0, 20), (1, 30), (2, 60), (3, 500)):
+        add(scheduler, make_job(job_id, steps=1), tokens=tokens)
+    assert [next_step(scheduler).denoise for _ in range(3)] == [(0, 1), (2,), (3,)]
+
+
+def test_what_does_not_fit_is_passed_over_for_what_does() -> None:
     scheduler = Scheduler(token_budget=100)
-    for job_id, tokens in ((0, 60), (1, 30), (2, 20), (3, 500)):
-        scheduler.add(job(job_id, steps=1), tokens=tokens)
+    for job_id, tokens, priority in ((0, 60, 2), (1, 50, 1), (2, 40, 0)):
+        add(scheduler, make_job(job_id, steps=5), tokens=tokens, priority=priority)
+    assert next_step(scheduler).denoise == (0, 2)
+
+
+def test_both_segments_of_a_guided_job_count() -> None:
+    scheduler = Scheduler(token_budget=100)
+    for job_id in range(2):
+        scheduler.add(make_job(job_id), segments=(30, 30), request=job_id, now=0.0)
+    assert next_step(scheduler).denoise == (0,)
+
+
+def test_the_budget_may_change_between_ticks() -> None:
+    scheduler = Scheduler(token_budget=1)
+    for job_id in range(2):
+        add(scheduler, make_job(job_id))
+    assert next_step(scheduler).denoise == (0,)
+    scheduler.token_budget = 2
     assert next_step(scheduler).denoise == (0, 1)
-    assert next_step(scheduler).denoise == (2,)
-    assert next_step(scheduler).denoise == (3,)
 
 
-def test_higher_priority_goes_first_and_equal_ones_in_order_of_arrival() -> None:
+def test_priority_goes_first_then_least_work_left_then_arrival() -> None:
+    scheduler = Scheduler(token_budget=1, max_decoding=9)
+    for job_id, priority, steps in ((0, 0, 1), (1, 5, 2), (2, 5, 1), (3, 5, 1), (4, -1, 1)):
+        add(scheduler, make_job(job_id, steps=steps), priority=priority)
+    assert [next_step(scheduler).denoise for _ in range(6)] == [(2,), (3,), (1,), (1,), (0,), (4,)]
+
+
+def test_a_job_in_flight_is_passed_over_for_a_shorter_one_and_goes_on_later() -> None:
     scheduler = Scheduler(token_budget=1)
-    for job_id, priority in ((0, 0), (1, 5), (2, 5), (3, -1)):
-        scheduler.add(job(job_id, steps=1), tokens=1, priority=priority)
-    assert [next_step(scheduler).denoise for _ in range(4)] == [(1,), (2,), (0,), (3,)]
-
-
-def test_a_job_that_has_begun_keeps_its_place() -> None:
-    scheduler = Scheduler(token_budget=1)
-    scheduler.add(job(0, steps=3), tokens=1)
+    add(scheduler, make_job(0, steps=4))
     next_step(scheduler)
-    scheduler.add(job(1, steps=1), tokens=1)
-    assert [next_step(scheduler).denoise for _ in range(3)] == [(0,), (0,), (1,)]
+    add(scheduler, make_job(1, steps=1))
+    assert [next_step(scheduler).denoise for _ in range(4)] == [(1,), (0,), (0,), (0,)]
+
+
+def test_prompts_encoded_in_a_tick_are_bounded_and_shared_ones_count_once() -> None:
+    scheduler = Scheduler(token_budget=100, prompt_budget=10)
+    shared, other, long = tuple(range(6)), tuple(range(10, 16)), tuple(range(20, 50))
+    for job_id, prompt in enumerate((shared, shared, other, long)):
+        add(scheduler, make_job(job_id, steps=9, prompt=prompt))
+    assert [job.job_id for job in next_step(scheduler).start] == [0, 1]
+    assert [job.job_id for job in next_step(scheduler).start] == [2]
+    step = next_step(scheduler)
+    assert [job.job_id for job in step.start] == [3]
+    assert step.denoise == (0, 1, 2, 3)
+
+
+def test_prompt_tokens_are_those_of_distinct_prompts_the_negative_ones_too() -> None:
+    job = make_job(0, prompt=(1, 2, 3))
+    assert prompt_tokens([job, replace(job, job_id=1), replace(job, negative_ids=(4, 5))]) == 5
+
+
+def test_jobs_in_flight_are_bounded_until_their_images_come() -> None:
+    scheduler = Scheduler(token_budget=100, max_begun=2)
+    for job_id in range(3):
+        add(scheduler, make_job(job_id, steps=1))
+    assert next_step(scheduler).denoise == (0, 1)
+    assert nothing_to_do(scheduler)
+    scheduler.decoded(0)
+    assert next_step(scheduler).denoise == (2,)
+
+
+def test_images_wait_for_the_decoder_in_the_order_of_the_policy() -> None:
+    scheduler = Scheduler(token_budget=100)
+    for job_id, priority in ((0, 0), (1, 0), (2, 1), (3, 2)):
+        add(scheduler, make_job(job_id, steps=1), priority=priority)
+    assert next_step(scheduler).decode == (3, 2)
+    assert nothing_to_do(scheduler)
+    scheduler.decoded(2)
+    assert next_step(scheduler) == Step(number=1, decode=(0,))
+    scheduler.decoded(3)
+    scheduler.decoded(0)
+    assert next_step(scheduler) == Step(number=2, decode=(1,))
 
 
 def test_a_cancelled_job_is_released_if_it_has_begun_and_otherwise_never_sent() -> None:
     scheduler = Scheduler(token_budget=1)
-    scheduler.add(job(0), tokens=1)
-    scheduler.add(job(1), tokens=1)
+    add(scheduler, make_job(0))
+    add(scheduler, make_job(1))
+    next_step(scheduler)
+    for job_id in (0, 1, 99):
+        scheduler.cancel(job_id)
+    assert next_step(scheduler) == Step(number=1, release=(0,))
+    assert nothing_to_do(scheduler)
+
+
+def test_a_job_cancelled_while_it_waits_for_the_decoder_is_released() -> None:
+    scheduler = Scheduler(token_budget=2, max_decoding=1)
+    for job_id in range(2):
+        add(scheduler, make_job(job_id, steps=1))
+    assert next_step(scheduler).decode == (0,)
+    scheduler.cancel(1)
+    assert next_step(scheduler) == Step(number=1, release=(1,))
+
+
+def test_a_job_cancelled_in_the_decoder_keeps_its_place_there_and_is_forgotten() -> None:
+    scheduler = Scheduler(token_budget=2, max_decoding=1)
+    for job_id in range(2):
+        add(scheduler, make_job(job_id, steps=1))
     next_step(scheduler)
     scheduler.cancel(0)
+    assert scheduler.estimate(0, 0.0) is None
+    assert nothing_to_do(scheduler)
+    scheduler.decoded(0)
+    assert next_step(scheduler).decode == (1,)
+
+
+def test_after_a_reset_everything_starts_again_in_its_old_order() -> None:
+    scheduler = Scheduler(token_budget=3, max_decoding=1)
+    for job_id, steps in ((0, 1), (1, 1), (2, 2), (3, 5)):
+        add(scheduler, make_job(job_id, steps=steps), priority=steps == 5)
+    assert next_step(scheduler).decode == (0,)
     scheduler.cancel(1)
-    scheduler.cancel(99)
+    scheduler.reset()
     step = next_step(scheduler)
-    assert (step.start, step.denoise, step.release) == ((), (), (0,))
-    assert not scheduler.has_work()
-
-
-def test_cancelling_a_job_whose_last_step_was_sent_changes_nothing() -> None:
-    scheduler = Scheduler(token_budget=1)
-    scheduler.add(job(0, steps=1), tokens=1)
+    assert (step.number, [job.job_id for job in step.start], step.release) == (0, [3, 0, 2], ())
+    scheduler.reset()
+    scheduler.cancel(3)
     assert next_step(scheduler).decode == (0,)
     scheduler.cancel(0)
-    assert scheduler.next_step() is None
+    scheduler.reset()
+    assert [job.job_id for job in next_step(scheduler).start] == [2]
 
 
-def test_what_is_ahead_counts_jobs_and_tokens_of_at_least_the_same_priority() -> None:
-    scheduler = Scheduler(token_budget=10)
-    scheduler.add(job(0, steps=4), tokens=10, priority=1)
-    scheduler.add(job(1, steps=2), tokens=3)
-    assert (scheduler.jobs_ahead(), scheduler.jobs_ahead(1), scheduler.jobs_ahead(2)) == (2, 1, 0)
-    assert (scheduler.work_ahead(), scheduler.work_ahead(1), scheduler.work_ahead(2)) == (46, 40, 0)
+def test_a_job_that_runs_alone_waits_for_those_in_flight_and_lets_no_other_start() -> None:
+    scheduler = Scheduler(token_budget=100)
+    add(scheduler, make_job(0, steps=3))
     next_step(scheduler)
-    assert scheduler.work_ahead() == 36
+    add(scheduler, make_job(1, steps=1), priority=9)
+    for job_id in (2, 3):
+        scheduler.add(make_job(job_id, steps=2), segments=(1,), request=7, now=0.0, alone=True)
+    scheduler.add(make_job(4, steps=1), segments=(1,), request=4, now=0.0, alone=True)
+
+    assert next_step(scheduler).denoise == (0,)
+    assert next_step(scheduler).decode == (0,)
+    assert nothing_to_do(scheduler)
+    scheduler.decoded(0)
+    alone = next_step(scheduler, idle=True)
+    assert (alone.denoise, alone.decode) == ((4,), (4,))
+    assert nothing_to_do(scheduler)
+    scheduler.decoded(4)
+    assert next_step(scheduler, idle=True).denoise == (2, 3)
+    assert nothing_to_do(scheduler)
+    assert next_step(scheduler, idle=True).decode == (2, 3)
+    assert next_step(scheduler).denoise == (1,)
+
+
+def test_a_reset_can_leave_requests_alone() -> None:
+    scheduler = Scheduler(token_budget=100)
+    for job_id in range(3):
+        add(scheduler, make_job(job_id))
+    next_step(scheduler)
+    scheduler.reset(alone={2})
+    assert nothing_to_do(scheduler)
+    assert next_step(scheduler, idle=True).denoise == (2,)
+    scheduler.cancel(2)
+    assert next_step(scheduler).denoise == (0, 1)
+
+
+def test_position_counts_jobs_of_others_that_begin_before() -> None:
+    scheduler = Scheduler(token_budget=1)
+    for job_id, request, priority in ((0, 5, 0), (1, 5, 0), (2, 6, 0), (3, 7, 1), (4, 5, 0)):
+        add(scheduler, make_job(job_id), request=request, priority=priority)
+    assert [scheduler.estimate(request, 0.0) for request in (5, 6, 7, 8)] == [
+        Estimate(1, None),
+        Estimate(3, None),
+        Estimate(0, None),
+        None,
+    ]
+    assert scheduler.backlog_s(0.0) is None
+    assert next_step(scheduler).denoise == (3,)
+    assert scheduler.estimate(7, 0.0) == Estimate(0, None)
+    assert scheduler.estimate(6, 0.0) == Estimate(2, None)
+
+
+def test_seconds_count_down_from_what_all_before_and_the_request_itself_take() -> None:
+    costs = make_costs(fixed=1.0, per_token=0.0, per_pair=0.0, encode=0.0625, decode=2 / 64**2)
+    scheduler = Scheduler(token_budget=100, costs=costs)
+    for job_id, steps, request in ((0, 2, 0), (1, 3, 0), (2, 4, 1)):
+        add(scheduler, make_job(job_id, steps=steps), tokens=100, request=request)
+    # two prompt tokens, once, then ticks of a second each; decoding takes 2 s beside the ticks
+    assert scheduler.estimate(0, 0.0) == Estimate(0, pytest.approx(0.125 + 5 + 2))
+    assert scheduler.estimate(1, 0.0) == Estimate(2, pytest.approx(0.125 + 9 + 2))
+    assert scheduler.backlog_s(0.0) == pytest.approx(11.125)
+    assert scheduler.next_step(0.0, idle=True) is not None
+    assert scheduler.estimate(1, 0.5) == Estimate(1, pytest.approx(10.625))
 
 
 def test_an_empty_step_takes_a_number_like_any_other() -> None:
     scheduler = Scheduler(token_budget=10)
-    scheduler.add(job(0), tokens=1)
+    add(scheduler, make_job(0))
     numbers = [next_step(scheduler).number, scheduler.empty_step().number, next_step(scheduler).number]
     assert numbers == [0, 1, 2]
     assert replace(scheduler.empty_step(), number=0) == Step(number=0)
 
 
-def test_a_job_id_in_use_and_a_budget_of_nothing_are_mistakes() -> None:
+def test_our_own_mistakes_are_refused() -> None:
     scheduler = Scheduler(token_budget=1)
-    scheduler.add(job(0), tokens=1)
+    add(scheduler, make_job(0))
     with pytest.raises(ValueError, match="queued already"):
-        scheduler.add(job(0), tokens=1)
+        add(scheduler, make_job(0))
+    for segments in ((), (1, 0)):
+        with pytest.raises(ValueError, match="segments"):
+            scheduler.add(make_job(1), segments=segments, request=1, now=0.0)
     with pytest.raises(ValueError, match="positive"):
         Scheduler(token_budget=0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_whatever_comes_and_goes_ranks_can_follow_every_step(data: st.DataObject) -> None:
-    scheduler = Scheduler(token_budget=50)
+    budget, prompts, max_begun = 50, 8, data.draw(st.integers(1, 6))
+    scheduler = Scheduler(budget, prompt_budget=prompts, max_begun=max_begun)
     live: dict[int, int] = {}  # what a rank would hold: denoise steps left by job
-    steps_of: dict[int, int] = {}
-    tokens_of: dict[int, int] = {}
+    jobs: dict[int, tuple[Job, int]] = {}  # with their tokens
     cancelled: set[int] = set()
+    decoding: list[int] = []
     decoded: set[int] = set()
     number = 0
 
@@ -131,33 +273,57 @@ def test_whatever_comes_and_goes_ranks_can_follow_every_step(data: st.DataObject
         for started in step.start:
             assert started.job_id not in live
             live[started.job_id] = started.steps
+        assert len(step.start) <= 1 or prompt_tokens(step.start) <= prompts
+        assert not {*step.denoise, *step.decode} & cancelled
         for job_id in step.denoise:
             assert live[job_id] > 0
-            assert job_id not in cancelled
             live[job_id] -= 1
-        assert len(step.denoise) <= 1 or sum(tokens_of[job_id] for job_id in step.denoise) <= 50
+        assert len(step.denoise) <= 1 or sum(jobs[job_id][1] for job_id in step.denoise) <= budget
         for job_id in step.decode:
             assert live.pop(job_id) == 0
-            decoded.add(job_id)
+            decoding.append(job_id)
         for job_id in step.release:
             del live[job_id]
+        assert len(decoding) <= 2
+        assert len(live) + len(decoding) <= max_begun
 
-    for _ in range(data.draw(st.integers(0, 40))):
-        action = data.draw(st.sampled_from(["add", "cancel", "step"]))
+    def image_comes() -> None:
+        job_id = decoding.pop(0)
+        decoded.add(job_id)
+        scheduler.decoded(job_id)
+
+    for _ in range(data.draw(st.integers(0, 60))):
+        action = data.draw(st.sampled_from(["add", "cancel", "reset", "image", "step", "step", "step"]))
         if action == "add":
-            job_id = len(steps_of)
-            steps_of[job_id] = data.draw(st.integers(1, 5))
-            tokens_of[job_id] = data.draw(st.integers(1, 80))
-            priority = data.draw(st.integers(-1, 1))
-            scheduler.add(job(job_id, steps_of[job_id]), tokens=tokens_of[job_id], priority=priority)
-        elif action == "cancel" and steps_of:
-            job_id = data.draw(st.integers(0, len(steps_of) - 1))
+            prompt = tuple(range(data.draw(st.integers(1, 12))))
+            job = make_job(len(jobs), steps=data.draw(st.integers(1, 5)), prompt=prompt)
+            jobs[job.job_id] = job, data.draw(st.integers(1, 80))
+            scheduler.add(
+                job,
+                segments=(jobs[job.job_id][1],),
+                request=job.job_id // 2,
+                priority=data.draw(st.integers(-1, 1)),
+                now=0.0,
+                alone=data.draw(st.integers(0, 9)) == 0,
+            )
+        elif action == "cancel" and jobs:
+            job_id = data.draw(st.integers(0, len(jobs) - 1))
             scheduler.cancel(job_id)
             if job_id not in decoded:
                 cancelled.add(job_id)
-        elif (step := scheduler.next_step()) is not None:
+        elif action == "reset":
+            scheduler.reset(alone=data.draw(st.sets(st.integers(0, 5), max_size=1)))
+            live.clear()
+            decoding.clear()
+            number = 0
+        elif action == "image" and decoding:
+            image_comes()
+        elif (step := scheduler.next_step(0.0, idle=data.draw(st.booleans()) and not decoding)) is not None:
             follow(step)
-    while (step := scheduler.next_step()) is not None:
-        follow(step)
+    while decoding or (step := scheduler.next_step(0.0, idle=True)) is not None:
+        if decoding:
+            image_comes()
+        else:
+            follow(step)
     assert not live
-    assert decoded == set(steps_of) - cancelled
+    assert decoded | cancelled == set(jobs)

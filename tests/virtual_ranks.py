@@ -1,0 +1,129 @@
+"""Ranks on a virtual clock: they take the time that a cost model says, and check every step as real ranks would."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from engine.cost import CostModel, Work
+from engine.scheduler import Scheduler, prompt_tokens
+from engine.step import Job, Step
+
+STEPS_AHEAD = 2
+
+
+def make_job(
+    job_id: int, *, steps: int = 2, prompt: tuple[int, ...] = (1, 2), width: int = 64, height: int = 64
+) -> Job:
+    return Job(
+        job_id=job_id,
+        prompt_ids=prompt,
+        negative_ids=None,
+        width=width,
+        height=height,
+        steps=steps,
+        guidance=0.0,
+        mu=None,
+        seed=job_id,
+    )
+
+
+def make_costs(
+    fixed: float = 0.02, per_token: float = 2e-5, per_pair: float = 1e-10, encode: float = 1e-4, decode: float = 1e-7
+) -> CostModel:
+    """Costs that are known exactly: seconds, and seconds a token, pair, prompt token and pixel."""
+    costs = CostModel()
+    works = [Work.of([tokens]) for tokens in (100, 1000, 10000, 40000)]
+    costs.fit([(work, fixed + per_token * work.tokens + per_pair * work.pairs) for work in works])
+    costs.correct_encode(1, encode)
+    costs.correct_decode(1, decode)
+    return costs
+
+
+@dataclass(frozen=True)
+class Arrival:
+    at: float
+    job: Job
+    segments: tuple[int, ...]
+    request: int
+    priority: int = 0
+
+
+@dataclass
+class VirtualRanks:
+    """Runs a scheduler until nothing is left to do. `on_step` sees every step and the time at which it was made."""
+
+    scheduler: Scheduler
+    costs: CostModel
+    on_step: Callable[[Step, float], None] | None = None
+    begun_at: dict[int, float] = field(default_factory=dict)
+    decoded_at: dict[int, float] = field(default_factory=dict)
+    queued_at_arrival: dict[int, tuple[int, int]] = field(default_factory=dict)  # jobs and denoise steps, its own too
+    longest_tick_s: float = 0.0
+    longest_decode_s: float = 0.0
+
+    def run(self, arrivals: Iterable[Arrival]) -> None:
+        works: dict[int, Work] = {}
+        pixels: dict[int, int] = {}
+        steps_left: dict[int, int] = {}  # of jobs that are not decoded
+        order = itertools.count()
+        events: list[tuple[float, int, Arrival | int | None]] = []  # an arrival, a decoded job, or a step done
+        for arrival in arrivals:
+            heapq.heappush(events, (arrival.at, next(order), arrival))
+        outstanding = decoding = numbers = 0
+        ranks_free = decoder_free = float("-inf")
+        while events:
+            now, _, event = heapq.heappop(events)
+            if isinstance(event, Arrival):
+                works[event.job.job_id] = Work.of(event.segments)
+                steps_left[event.job.job_id] = event.job.steps
+                self.queued_at_arrival[event.job.job_id] = len(steps_left), sum(steps_left.values())
+                pixels[event.job.job_id] = event.job.width * event.job.height
+                self.scheduler.add(
+                    event.job, segments=event.segments, request=event.request, priority=event.priority, now=now
+                )
+            elif event is None:
+                outstanding -= 1
+            else:
+                decoding -= 1
+                assert steps_left.pop(event) == 0
+                self.decoded_at[event] = now
+                self.scheduler.decoded(event)
+            while outstanding < STEPS_AHEAD:
+                step = self.scheduler.next_step(now, idle=not (outstanding or decoding))
+                if step is None:
+                    break
+                assert step.number == numbers
+                numbers += 1
+                for job in step.start:
+                    assert job.job_id not in self.begun_at
+                    self.begun_at[job.job_id] = now
+                for job_id in step.denoise:
+                    assert job_id in self.begun_at
+                    steps_left[job_id] -= 1
+                seconds = _seconds(self.costs.encode_s(prompt_tokens(step.start)))
+                if step.denoise:
+                    work = sum((works[job_id] for job_id in step.denoise), Work(0, 0))
+                    assert work.tokens <= self.scheduler.token_budget or len(step.denoise) == 1
+                    seconds += _seconds(self.costs.denoise_s(work))
+                self.longest_tick_s = max(self.longest_tick_s, seconds)
+                ranks_free = max(now, ranks_free) + seconds
+                outstanding += 1
+                heapq.heappush(events, (ranks_free, next(order), None))
+                for job_id in step.decode:
+                    assert steps_left[job_id] == 0
+                    decode_s = _seconds(self.costs.decode_s(pixels[job_id]))
+                    self.longest_decode_s = max(self.longest_decode_s, decode_s)
+                    decoder_free = max(decoder_free, ranks_free) + decode_s
+                    decoding += 1
+                    heapq.heappush(events, (decoder_free, next(order), job_id))
+                if self.on_step is not None:
+                    self.on_step(step, now)
+        assert not steps_left
+
+
+def _seconds(cost: float | None) -> float:
+    assert cost is not None
+    return cost
