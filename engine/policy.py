@@ -29,6 +29,9 @@ class QueuedJob:
 class Policy:
     """Priority, then least work left; a job that has waited for its patience goes before all, in order of arrival.
 
+    A second of waiting counts as `waiting` seconds less work, so that equal jobs go in turn, and one that is a little
+    smaller than the others does not pass all of them.
+
     The patience of a job is `ageing_s` and `stretch` times the work, in seconds, that was queued when it came, itself
     included. Under a load that the ranks can bear nobody gets so old, and under overload high priorities still pass a
     long queue instead of joining its end. So every wait has a bound, whatever comes later. Let n jobs be queued when a
@@ -41,10 +44,10 @@ class Policy:
     a place, drops out while fewer jobs have begun than may. Jobs that run alone, after ranks died, are extra.
     """
 
-    def __init__(self, *, ageing_s: float = 30.0, stretch: float = 2.0) -> None:
-        if ageing_s < 0 or stretch < 0:
-            raise ValueError("ageing_s and stretch must not be negative")
-        self.ageing_s, self.stretch = ageing_s, stretch
+    def __init__(self, *, ageing_s: float = 30.0, stretch: float = 2.0, waiting: float = 0.05) -> None:
+        if min(ageing_s, stretch, waiting) < 0:
+            raise ValueError("ageing_s, stretch and waiting must not be negative")
+        self.ageing_s, self.stretch, self.waiting = ageing_s, stretch, waiting
 
     def patience_s(self, backlog_s: float) -> float:
         """Seconds for which later arrivals may pass a job that comes when so many seconds of work are queued."""
@@ -54,4 +57,4 @@ class Policy:
         """The smallest goes first. `work_left` is in seconds, or in tokens while no speeds are known."""
         if now - job.arrived >= job.patience_s:
             return (0, job.arrival)
-        return (1, -job.priority, work_left, job.arrival)
+        return (1, -job.priority, work_left + self.waiting * job.arrived, job.arrival)

@@ -176,6 +176,18 @@ def test_equal_jobs_go_in_turn_as_first_in_first_out_does() -> None:
     assert mean_latency(mix) == pytest.approx(mean_latency(mix, FirstInFirstOut()))
 
 
+def test_jobs_that_are_a_little_larger_than_the_rest_do_not_wait_for_all_of_it() -> None:
+    mix = [arrival(i, at=0.15 * i, tokens=1089 if i % 4 == 0 else 1024, steps=8) for i in range(200)]
+
+    def longest(policy: Policy) -> float:
+        ranks = run(mix, policy)
+        return max(ranks.decoded_at[one.job.job_id] - one.at for one in mix)
+
+    in_turn = longest(FirstInFirstOut())
+    assert longest(Policy(waiting=0.0)) > 1.5 * in_turn
+    assert longest(Policy()) < 1.25 * in_turn
+
+
 # ---- estimates
 
 
