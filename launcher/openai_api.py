@@ -6,6 +6,7 @@ OpenAI's own parameters mean what they mean there; those that cannot change an i
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -98,9 +99,9 @@ def to_generate(body: ImageRequest, request_id: str) -> Generate:
 
 
 def preview_every(body: ImageRequest, steps: int) -> int | None:
-    """Steps between previews, such that `partial_images` of them come; an explicit `preview_every` wins."""
+    """Steps between previews, such that at most `partial_images` of them come; an explicit `preview_every` wins."""
     if body.preview_every is None and body.partial_images:
-        return max(1, steps // (body.partial_images + 1))
+        return math.ceil(steps / (body.partial_images + 1))
     return body.preview_every
 
 
