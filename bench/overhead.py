@@ -63,7 +63,38 @@ async def dispatch_overheads(
     return overheads
 
 
-async def _dispatch_overhead(client: AsyncClient, request: ImageRequest) -> DispatchOverhead:
+@dataclass(frozen=True)
+class PreviewOverhead:
+    """Medians over pairs of the same request with a preview after every step and with none: denoise seconds a step."""
+
+    pairs: int
+    with_s: float
+    without_s: float
+    share: float
+
+
+async def preview_overhead(client: AsyncClient, requests: Sequence[ImageRequest], deadline_s: float) -> PreviewOverhead:
+    """Each request with and without previews, in turn. Raises what `dispatch_overheads` does."""
+    pairs: list[tuple[float, float]] = []
+    try:
+        for request in requests:
+            async with asyncio.timeout(deadline_s):
+                shown = await _dispatch_overhead(client, request, preview_every=1)
+                plain = await _dispatch_overhead(client, request)
+            pairs.append((shown.denoise_s, plain.denoise_s))
+    except TimeoutError:
+        raise RequestFailed("deadline", f"no answer within {deadline_s:g} s") from None
+    return PreviewOverhead(
+        pairs=len(pairs),
+        with_s=statistics.median(shown for shown, _ in pairs),
+        without_s=statistics.median(plain for _, plain in pairs),
+        share=statistics.median(shown / plain - 1 for shown, plain in pairs),
+    )
+
+
+async def _dispatch_overhead(
+    client: AsyncClient, request: ImageRequest, *, preview_every: int | None = None
+) -> DispatchOverhead:
     ends: list[tuple[int, float]] = []
     timings: dict[str, float] = {}
     async for event in client.stream(
@@ -73,6 +104,7 @@ async def _dispatch_overhead(client: AsyncClient, request: ImageRequest) -> Disp
         height=request.height,
         steps=request.steps,
         guidance=request.guidance,
+        preview_every=preview_every,
     ):
         if isinstance(event, Progress):
             ends.append((event.step, time.perf_counter()))

@@ -49,7 +49,14 @@ from bench.load import (
     open_loop,
     parse_mix,
 )
-from bench.overhead import DispatchOverhead, HttpOverhead, dispatch_overheads, http_overhead
+from bench.overhead import (
+    DispatchOverhead,
+    HttpOverhead,
+    PreviewOverhead,
+    dispatch_overheads,
+    http_overhead,
+    preview_overhead,
+)
 from bench.report import json_line, print_table
 from bench.targets import BODY_FIELDS, FIELDS, HttpTarget, RpcTarget
 from engine.errors import ArgumentError, Krea2Error
@@ -91,6 +98,7 @@ async def _measure(arguments: argparse.Namespace) -> int:
             assert client is not None
             requests = draw_requests(arguments.mix, 1 + arguments.requests)
             report.dispatch((await dispatch_overheads(client, requests, arguments.deadline))[1:])
+            report.previews(await preview_overhead(client, requests[1:], arguments.deadline))
         elif arguments.http_overhead:
             assert client is not None
             assert http is not None
@@ -206,6 +214,13 @@ class _Report:
         share = statistics.median(overhead.share for overhead in overheads)
         print(f"dispatch overhead: {share:.2%} of a tick, the median of {len(overheads)} requests")
         self._add("serve_overhead", share=share, requests=[asdict(overhead) for overhead in overheads])
+
+    def previews(self, overhead: PreviewOverhead) -> None:
+        print(
+            f"a preview takes {overhead.share:.2%} of a step: {overhead.with_s * 1e3:.3f} ms with one and "
+            f"{overhead.without_s * 1e3:.3f} ms without, medians of {overhead.pairs} pairs"
+        )
+        self._add("serve_preview_overhead", **asdict(overhead))
 
     def http(self, overhead: HttpOverhead) -> None:
         print(

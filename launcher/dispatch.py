@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Protocol
 
 import zmq.asyncio
@@ -25,6 +25,7 @@ TOKEN_BUDGET = 8192  # of a tick until it is measured, which two images of 1024Â
 # However little more tokens seemed to gain: half an image of 1024Â² is never too much for a tick, and a warm-up that
 # something else disturbed must not leave small images to go one by one.
 _LEAST_BUDGET = 2048
+_MAX_DECODING = 8  # images in rank 0's queue for its decoder: it should not run dry while steps are under way
 
 
 class JobEvents(Protocol):
@@ -41,7 +42,7 @@ class JobEvents(Protocol):
     def image_previewed(self, previewed: Previewed, rgb: bytes) -> None: ...
 
     def ranks_lost(self, error: Krea2Error) -> bool:
-        """No job is known to anybody any more: `add` those that are to run again. Returns whether one is to blame."""
+        """The ranks are gone with all that they held: `start_over`. Returns whether a job is known to be the reason."""
 
     def ranks_given_up(self, error: Krea2Error) -> None: ...
 
@@ -62,7 +63,7 @@ class Dispatcher:
     ) -> None:
         self._config, self._model, self._events = config, model, events
         self._costs = CostModel()
-        self._scheduler = Scheduler(TOKEN_BUDGET, costs=self._costs)
+        self._scheduler = Scheduler(TOKEN_BUDGET, costs=self._costs, max_decoding=_MAX_DECODING)
         self._segments: dict[int, tuple[int, ...]] = {}  # of each job that is queued or under way
         self._sent: dict[int, Work] = {}  # of each step under way
         self._warm_up: WarmUp | None = WarmUp(model, encode, job_ids, self._costs) if config.warm_up else None
@@ -123,12 +124,14 @@ class Dispatcher:
 
     # ---- jobs
 
-    def add(
-        self, job: Job, *, segments: tuple[int, ...], request: int, priority: int, arrived: float, alone: bool
-    ) -> None:
+    def add(self, job: Job, *, segments: tuple[int, ...], request: int, priority: int, arrived: float) -> None:
         """Queue a job; `send_steps` sends what can be sent. For the parameters see `Scheduler.add`."""
         self._segments[job.job_id] = segments
-        self._scheduler.add(job, segments=segments, request=request, priority=priority, now=arrived, alone=alone)
+        self._scheduler.add(job, segments=segments, request=request, priority=priority, now=arrived)
+
+    def start_over(self, *, alone: Collection[int]) -> None:
+        """Every job begins again on the next ranks; those of the requests `alone` by themselves."""
+        self._scheduler.reset(alone=alone)
 
     def cancel(self, job_id: int) -> None:
         self._segments.pop(job_id, None)
@@ -205,9 +208,7 @@ class Dispatcher:
 
     def ranks_lost(self, error: Krea2Error) -> bool:
         self._warm_up = None  # what it may still have found is not worth another loss
-        self._segments.clear()
         self._sent.clear()
-        self._scheduler = Scheduler(self._scheduler.token_budget, costs=self._costs)
         return self._events.ranks_lost(error)
 
     def ranks_given_up(self, error: Krea2Error) -> None:

@@ -201,7 +201,14 @@ class Frontend:
         self._check_memory(request)
         self._requests[client, message.request_id] = request
         self._jobs |= {job.job_id: (request, job) for job in plan.jobs}
-        self._add_jobs(request)
+        for job in plan.jobs:
+            self._dispatcher.add(
+                job,
+                segments=plan.segments,
+                request=number,
+                priority=checked.priority,
+                arrived=request.arrived,
+            )
         if checked.timeout_s is not None:
             error = RequestTimeoutError(f"the request was not done within its timeout_s of {checked.timeout_s:g}")
             request.timer = asyncio.get_running_loop().call_later(checked.timeout_s, self._fail, request, error)
@@ -217,18 +224,6 @@ class Frontend:
                 bytes_per_element=self._dispatcher.bytes_per_element,
                 free=self._dispatcher.free,
             )
-
-    def _add_jobs(self, request: TrackedRequest) -> None:
-        for job in request.plan.jobs:
-            if job.job_id not in request.decoded:
-                self._dispatcher.add(
-                    job,
-                    segments=request.plan.segments,
-                    request=request.number,
-                    priority=request.checked.priority,
-                    arrived=request.arrived,
-                    alone=request.deaths >= _DEATHS_ALONE,
-                )
 
     def _accepted(self, request: TrackedRequest) -> None:
         self._answers.accepted(request, self._dispatcher.estimate(request.number))
@@ -317,23 +312,21 @@ class Frontend:
         """Queue again what the ranks had. A request that they had each time that they died is not tried again."""
         log_event("ranks lost", code=error.code, message=error.message)
         self._metrics.restarts.inc()
-        killers = []
-        for request in self._unfinished():
-            if len(request.decoded) == request.checked.num_images:
-                continue
+        unfinished = [request for request in self._unfinished() if len(request.decoded) < request.checked.num_images]
+        for request in unfinished:
             if request.started:
                 request.deaths += 1
                 request.started = False
                 request.steps_done = request.checked.steps * len(request.decoded)
-            if request.deaths >= _DEATHS_FATAL:
-                killers.append(request)
-            else:
-                self._add_jobs(request)
-                self._accepted(request)
+        self._dispatcher.start_over(alone={r.number for r in unfinished if r.deaths >= _DEATHS_ALONE})
+        killers = [request for request in unfinished if request.deaths >= _DEATHS_FATAL]
         for request in killers:
             times = f"{_DEATHS_FATAL} times, the last time alone"
             reason = f"ranks died {times}, while this request was in flight: {error.message}"
             self._fail(request, RequestKilledRanksError(reason))
+        for request in unfinished:
+            if not request.ended:
+                self._accepted(request)
         return bool(killers)
 
     def ranks_given_up(self, error: Krea2Error) -> None:
