@@ -7,6 +7,7 @@ a server that is silent for too long counts as lost, so no call waits for ever.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -18,6 +19,7 @@ import zmq
 import zmq.asyncio
 
 from engine.errors import ArgumentError, Krea2Error, ServerError, error_from_code
+from launcher.keys import ClientKeys
 from launcher.limits import is_number
 from launcher.protocol import (
     Accepted,
@@ -48,22 +50,27 @@ PING_S = 2.0
 ASK_AGAIN_S = 10.0  # without news of a request
 SILENCE_S = 20.0  # without anything from the server
 _FAREWELL_MS = 200  # for the last cancels to leave
+_KEYS_HINT = " (a server with keys answers only clients with a key that it knows)"
 
 
 class AsyncClient:
     """A client inside an event loop, which must not be blocked for longer than the server's lease of 20 s.
 
     Connects when first used, or in `async with`. Every method raises `ServerError` if the server does not answer, and
-    `ArgumentError` if nothing can be connected to such an address.
+    `ArgumentError` if nothing can be connected to such an address. `key`: this client's `.key_secret` file, for a
+    server with keys.
     """
 
-    def __init__(self, address: str, *, connect_timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, address: str, *, connect_timeout_s: float = 10.0, key: str | os.PathLike[str] | None = None
+    ) -> None:
         if not isinstance(address, str) or not address:
             raise ArgumentError.of("address", "tcp://HOST:PORT or ipc:///PATH", address)
         if not is_number(connect_timeout_s) or not connect_timeout_s > 0:
             raise ArgumentError.of("connect_timeout_s", "above 0", connect_timeout_s)
         self.address = address
         self._connect_timeout_s = connect_timeout_s
+        self._keys = None if key is None else ClientKeys.load(key)
         self._context: zmq.asyncio.Context | None = None
         self._calls: dict[str, _Call] = {}
         self._answers: dict[type[Reply], list[asyncio.Future[Any]]] = {Pong: [], StatusReply: [], MetricsReply: []}
@@ -172,6 +179,8 @@ class AsyncClient:
         self._socket.routing_id = b"client-" + uuid.uuid4().bytes
         self._socket.set(zmq.LINGER, _FAREWELL_MS)
         self._socket.set(zmq.IPV6, int("[" in self.address))
+        if self._keys is not None:
+            self._keys.use(self._socket)
         try:
             self._socket.connect(self.address)
         except zmq.ZMQError as error:
@@ -182,7 +191,7 @@ class AsyncClient:
         self._last_heard = time.monotonic()
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._keep_lease())]
         try:
-            await self._ask(Ping(), Pong, self._connect_timeout_s)
+            await self._ask(Ping(), Pong, self._connect_timeout_s, hint=_KEYS_HINT)
         except BaseException:  # a context that is abandoned, by cancelling this, blocks when it is collected
             await self.close()
             raise
@@ -206,7 +215,7 @@ class AsyncClient:
 
     # ---- the connection
 
-    async def _ask(self, question: Request, answer: type[Reply], timeout_s: float) -> Any:
+    async def _ask(self, question: Request, answer: type[Reply], timeout_s: float, hint: str = "") -> Any:
         await self.connect()
         if self._lost is not None:
             raise self._lost
@@ -218,7 +227,7 @@ class AsyncClient:
             async with asyncio.timeout(timeout_s):
                 return await future
         except TimeoutError:
-            raise ServerError(f"no server answers at {self.address}") from None
+            raise ServerError(f"no server answers at {self.address}{hint}") from None
         finally:
             if future in waiting:
                 waiting.remove(future)

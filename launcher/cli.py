@@ -1,4 +1,4 @@
-"""The command line: `krea2 generate`, `krea2 serve` and `krea2 info`.
+"""The command line: `krea2 generate`, `krea2 serve`, `krea2 info` and `krea2 keys`.
 
 Files written and what was asked for go to stdout; progress, notes and errors to stderr, an error being one line.
 """
@@ -192,6 +192,7 @@ def generate(
     "--max-body-bytes", type=click.IntRange(min=1), default=2**20, help="Of an HTTP request.", show_default=True
 )
 @click.option("--rpc", metavar="ADDRESS", help="tcp://HOST:PORT or ipc:///PATH.  [default: a socket only you can use]")
+@click.option("--rpc-keys", metavar="FOLDER", help="Serve only clients whose key is in there: see krea2 keys.")
 @click.option("--insecure", is_flag=True, help="Allow a --host or --rpc that other machines can reach without a key.")
 @click.option(
     "--drain-s", type=float, default=20.0, help="Seconds for what runs to be finished when stopped.", show_default=True
@@ -211,6 +212,7 @@ def serve(
     model_names: tuple[str, ...],
     max_body_bytes: int,
     rpc: str | None,
+    rpc_keys: str | None,
     insecure: bool,
     drain_s: float,
     log_format: str,
@@ -226,8 +228,14 @@ def serve(
     if rpc is not None:
         from launcher.sockets import check_address
 
-        if check_address(rpc, insecure=insecure):
+        if check_address(rpc, insecure=insecure, keys=rpc_keys is not None):
             click.echo(f"warning: whoever reaches {rpc} can use this server", err=True)
+    key = None
+    if rpc_keys is not None:
+        from launcher.keys import SERVER_FILE, ServerKeys
+
+        ServerKeys.load(rpc_keys)
+        key = os.path.join(rpc_keys, SERVER_FILE)
     if log_format == "auto":
         log_format = "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
     configure_logs(log_format)
@@ -245,6 +253,7 @@ def serve(
             api_keys=api_keys,
             max_body_bytes=max_body_bytes,
             log_format=log_format,
+            rpc_key=key,
         )
         http = HttpServer(http_config, listen(host, port))
 
@@ -254,7 +263,7 @@ def serve(
         click.echo(f"rpc: {address}")
 
     number = serve_until_stopped(
-        msgspec.structs.replace(config, rpc=rpc, drain_s=drain_s),
+        msgspec.structs.replace(config, rpc=rpc, rpc_keys=rpc_keys, drain_s=drain_s),
         on_started=print_addresses,
         is_child=False,
         http=http,
@@ -272,6 +281,16 @@ def info(folder: str, tp: int, dtype: str, variant: str | None) -> None:
     from launcher.info import describe_checkpoint
 
     click.echo(describe_checkpoint(EngineConfig(model=folder, tp=tp, dtype=dtype, variant=variant)))
+
+
+@commands.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--client", default="client", help="Whose keys to make.", show_default=True)
+def keys(folder: Path, client: str) -> None:
+    """Make the keys of a server, if FOLDER has none, and of a client. Prints the file that the client needs."""
+    from launcher.keys import make_keys
+
+    click.echo(make_keys(folder, client))
 
 
 def _configure(

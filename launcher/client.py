@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import suppress
@@ -21,11 +22,18 @@ class Client:
 
     It runs an `AsyncClient`, `asynchronous`, in a thread.
     Raises `ServerError` if no server answers at `address` within `connect_timeout_s` seconds; with `connect` False,
-    only when it is first used.
+    only when it is first used. `key`: this client's `.key_secret` file, for a server with keys.
     """
 
-    def __init__(self, address: str, *, connect_timeout_s: float = 10.0, connect: bool = True) -> None:
-        self.asynchronous = AsyncClient(address, connect_timeout_s=connect_timeout_s)
+    def __init__(
+        self,
+        address: str,
+        *,
+        connect_timeout_s: float = 10.0,
+        key: str | os.PathLike[str] | None = None,
+        connect: bool = True,
+    ) -> None:
+        self.asynchronous = AsyncClient(address, connect_timeout_s=connect_timeout_s, key=key)
         self.address = address
         self._lock = threading.Lock()
         self._closed = False

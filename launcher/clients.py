@@ -12,6 +12,7 @@ import zmq
 import zmq.asyncio
 
 from engine.errors import Krea2Error, QueueFullError
+from launcher.keys import ServerKeys
 from launcher.protocol import (
     MAX_REQUEST_BYTES,
     Closing,
@@ -33,7 +34,7 @@ _FAREWELL_MS = 1000  # for the last replies to leave
 
 
 class Clients:
-    """A ROUTER socket and the clients that have spoken to it, by their ZMQ identity.
+    """A ROUTER socket and the clients that have spoken to it, by their ZMQ identity; with `keys`, only known ones.
 
     A client holds a lease that every message renews. on_message gets what could be understood, but for pings. What a
     slow client cannot take yet waits in its outbox, where a newer message under the same key replaces an older one: so
@@ -41,7 +42,12 @@ class Clients:
     """
 
     def __init__(
-        self, address: str, context: zmq.asyncio.Context, *, on_message: Callable[[bytes, Request], None]
+        self,
+        address: str,
+        context: zmq.asyncio.Context,
+        *,
+        on_message: Callable[[bytes, Request], None],
+        keys: ServerKeys | None = None,
     ) -> None:
         self._on_message = on_message
         self._last_heard: dict[bytes, float] = {}
@@ -53,6 +59,7 @@ class Clients:
         self._socket.set(zmq.LINGER, _FAREWELL_MS)
         self._socket.set(zmq.ROUTER_MANDATORY, 1)  # says what it cannot take
         self._socket.set(zmq.ROUTER_HANDOVER, 1)  # a client whose connection broke comes back under its name
+        self._authenticator = None if keys is None else keys.guard(self._socket, context)
         self.address = bind(self._socket, address)
 
     async def receive(self) -> None:
@@ -122,6 +129,8 @@ class Clients:
         """Tell all clients why nobody will answer any more. The socket is its context's to close."""
         for client in self._last_heard:
             self.send(client, Closing(code=reason.code, message=reason.message))
+        if self._authenticator is not None:
+            self._authenticator.stop()
         remove_socket(self.address)
 
     def _handle(self, frames: list[bytes]) -> None:

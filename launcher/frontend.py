@@ -32,6 +32,7 @@ from launcher.clients import Clients
 from launcher.dispatch import Dispatcher
 from launcher.images import encode_image, encode_preview
 from launcher.internal import Decoded, FrontendConfig, Previewed
+from launcher.keys import ServerKeys
 from launcher.logs import log_event
 from launcher.metrics import Metrics
 from launcher.process import Child
@@ -104,7 +105,8 @@ class Frontend:
         self._done = self._failed = 0
         self._draining = False
         address = config.rpc or f"ipc://{config.run_folder}/clients"
-        self._clients = Clients(address, context, on_message=self._handle)
+        keys = None if config.rpc_keys is None else ServerKeys.load(config.rpc_keys)
+        self._clients = Clients(address, context, on_message=self._handle, keys=keys)
         self._answers = Answers(self._clients, self._metrics)
         self._dispatcher = Dispatcher(
             config, model, tokenizer.encode, self._job_ids, ranks, start_ranks, context, events=self

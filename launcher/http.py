@@ -84,7 +84,7 @@ def make_server(config: HttpConfig) -> uvicorn.Server:
 def make_app(config: HttpConfig) -> Guard:
     """The application. Raises `CheckpointError` for a bad checkpoint config."""
     model = ModelConfig.from_folder(config.engine.checkpoint_folder(), config.engine.variant)
-    link = EngineLink(config.rpc)
+    link = EngineLink(config.rpc, config.rpc_key)
     files = HeldFiles()
     images = ImagesRoute(config, model, link, files)
     page = _Page(directory=PAGE, check_dir=False)

@@ -14,20 +14,21 @@ _POLL_S = 0.1
 
 
 class EngineLink:
-    """A client of the front-end at `address`, once it answers. Requests are taken once its ranks have been ready.
+    """A client of the front-end at `address`, with the keys in the file `key`, once it answers.
 
-    Later, the front-end knows better: it keeps requests that come while it replaces its ranks.
+    Requests are taken once its ranks have been ready. Later, the front-end knows better: it keeps requests that come
+    while it replaces its ranks.
     """
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    def __init__(self, address: str, key: str | None) -> None:
+        self._address, self._key = address, key
         self._client: AsyncClient | None = None
         self._has_been_ready = False
 
     async def keep_connected(self) -> None:
         """Connect, trying again until that works, and wait for the ranks."""
         while self._client is None:
-            client = AsyncClient(self._address, connect_timeout_s=_CONNECT_S)
+            client = AsyncClient(self._address, connect_timeout_s=_CONNECT_S, key=self._key)
             try:
                 await client.connect()
             except Krea2Error:

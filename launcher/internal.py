@@ -19,7 +19,8 @@ T = TypeVar("T")
 class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How to run a front-end.
 
-    `run_folder` is made when it starts; `rpc` None is a socket in there. `external_ranks`: somebody else starts the
+    `run_folder` is made when it starts; `rpc` None is a socket in there; `rpc_keys` the folder of keys that
+    says who may talk to it, None for everybody who reaches it. `external_ranks`: somebody else starts the
     ranks, which come to a run folder that exists already. A step that takes longer than `step_timeout_s` counts as
     hanging, and sooner once it is known how long steps take. `drain_s`: for what runs to be finished when it stops.
     """
@@ -27,6 +28,7 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineConfig
     run_folder: str = ""
     rpc: str | None = None
+    rpc_keys: str | None = None
     limits: Limits = msgspec.field(default_factory=Limits)
     external_ranks: bool = False
     warm_up: bool = True
@@ -40,7 +42,8 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How to run the HTTP process.
 
     `socket_fd` is a socket that listens already, inherited from the parent, which keeps it while the process is
-    replaced. `rpc` is where the front-end listens. Without `api_keys` nobody is asked for one.
+    replaced. `rpc` is where the front-end listens, `rpc_key` the file of keys to use there. Without `api_keys`
+    nobody is asked for one.
     """
 
     engine: EngineConfig
@@ -48,6 +51,7 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     socket_fd: int = -1
     rpc: str = ""
+    rpc_key: str | None = None
     model_names: tuple[str, ...] = ("demo",)
     api_keys: tuple[str, ...] = ()
     max_body_bytes: int = 2**20

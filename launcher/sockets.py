@@ -17,8 +17,8 @@ from engine.errors import ArgumentError, LaunchError
 _TCP = re.compile(r"tcp://(?P<host>\[[^\]]+\]|[^:/\[\]]+):(?P<port>\d{1,5})")
 
 
-def check_address(address: str, *, insecure: bool) -> bool:
-    """Whether others than this machine's users can reach the address, which only `insecure` allows.
+def check_address(address: str, *, insecure: bool, keys: bool = False) -> bool:
+    """Whether whoever is on the network can use the address, which only `insecure` allows; with `keys`, nobody can.
 
     Raises `ArgumentError` if it is neither `tcp://HOST:PORT` nor `ipc://PATH`.
     """
@@ -28,12 +28,12 @@ def check_address(address: str, *, insecure: bool) -> bool:
     match = _TCP.fullmatch(address)
     if match is None or int(match["port"]) > 65535:
         raise ArgumentError.of("rpc", "tcp://HOST:PORT (port 0 for a free one) or ipc:///PATH", address)
-    if is_loopback(match["host"].strip("[]")):
+    if keys or is_loopback(match["host"].strip("[]")):
         return False
     if not insecure:
         raise ArgumentError(
             f"rpc {address} can be reached from other machines, and nothing asks who they are: use a loopback address "
-            "such as tcp://127.0.0.1:5555, or --insecure in a network that you trust",
+            "such as tcp://127.0.0.1:5555, --rpc-keys, or --insecure in a network that you trust",
             parameter="rpc",
         )
     return True

@@ -184,7 +184,7 @@ async def fake_engine(
     make_rank: MakeRank = FakeRank,
     replace_ranks: bool = False,
     warm_up: bool = False,
-    **config: float,
+    **config: float | str,
 ) -> AsyncIterator[Fakes]:
     """A front-end for the demo checkpoint with `tp` fake ranks. Leaving it stops what still runs.
 

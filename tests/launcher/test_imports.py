@@ -26,6 +26,7 @@ def imported_by(statement: str) -> set[str]:
         "frontend",
         "images",
         "info",
+        "keys",
         "process",
         "ranks",
         "requests",

@@ -28,6 +28,7 @@ def test_addresses_that_others_reach_must_be_asked_for(address: str) -> None:
     with pytest.raises(ArgumentError, match="--insecure"):
         check_address(address, insecure=False)
     assert check_address(address, insecure=True)
+    assert not check_address(address, insecure=False, keys=True)
 
 
 @pytest.mark.parametrize(

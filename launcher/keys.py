@@ -1,0 +1,143 @@
+"""CURVE keys: which clients may talk to a server over RPC, and how each side knows the other.
+
+A folder of keys, which `krea2 keys` makes, is for the server alone, in zmq's text files:
+
+    server.key_secret   the server's pair, which also lets in its own processes
+    server.key          its public part
+    clients/NAME.key    the public part of every client that is let in
+    NAME.key_secret     a client's pair with the server's public part: all that this client needs, on its machine
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import zmq
+import zmq.asyncio
+from zmq.auth import create_certificates, load_certificate, load_certificates
+from zmq.auth.asyncio import AsyncioAuthenticator
+
+from engine.errors import ArgumentError
+
+SERVER_FILE = "server.key_secret"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SERVER_KEY = re.compile(r"^\s*server-key = (\S{40})$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class ServerKeys:
+    """A server's own pair, and the public keys of the clients that it lets in."""
+
+    public: bytes
+    secret: bytes = field(repr=False)
+    clients: frozenset[bytes]
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> ServerKeys:
+        """Read a folder of keys. Raises `ArgumentError`."""
+        try:
+            public, secret = _load_pair(Path(folder) / SERVER_FILE)
+            clients = frozenset(load_certificates(Path(folder) / "clients"))
+        except (OSError, ValueError) as error:
+            allowed = f"a folder that `krea2 keys` has made ({_reason(error)})"
+            raise ArgumentError.of("rpc_keys", allowed, str(folder)) from None
+        return cls(public, secret, clients)
+
+    def guard(self, server: zmq.asyncio.Socket, context: zmq.asyncio.Context) -> AsyncioAuthenticator:
+        """Let only known clients through to a socket that is not bound yet, until the authenticator is stopped."""
+        authenticator = AsyncioAuthenticator(context)
+        authenticator.configure_curve_callback("*", self)
+        authenticator.start()
+        server.curve_publickey, server.curve_secretkey = self.public, self.secret
+        server.curve_server = True
+        return authenticator
+
+    def callback(self, _domain: str, key: bytes) -> bool:
+        """Whether the authenticator lets in the client with this public key."""
+        return key == self.public or key in self.clients
+
+
+@dataclass(frozen=True)
+class ClientKeys:
+    """A client's own pair, and the public key of its server."""
+
+    public: bytes
+    secret: bytes = field(repr=False)
+    server: bytes
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str]) -> ClientKeys:
+        """Read a `.key_secret` file. Raises `ArgumentError`."""
+        try:
+            public, secret = _load_pair(Path(file))
+            server = _SERVER_KEY.search(Path(file).read_text())
+            if server is None:
+                raise ValueError("no server key found in it")
+        except (OSError, ValueError, TypeError) as error:
+            allowed = f"a client's .key_secret file that `krea2 keys` has made ({_reason(error)})"
+            raise ArgumentError.of("key", allowed, file if isinstance(file, str) else str(file)) from None
+        return cls(public, secret, server[1].encode())
+
+    def use(self, client: zmq.asyncio.Socket) -> None:
+        """Prove with these keys who we are, and let only their server answer. For a socket that is not connected."""
+        client.curve_publickey, client.curve_secretkey = self.public, self.secret
+        client.curve_serverkey = self.server
+
+
+def make_keys(folder: Path, client: str) -> Path:
+    """Make a key pair for a client, and for the server if the folder has none. Returns the client's file.
+
+    Raises `ArgumentError` for a name that cannot be one or is taken, and for a folder that holds other things.
+    """
+    if not _NAME.fullmatch(client) or client == "server":
+        raise ArgumentError.of("client", "letters, digits, '.', '_' or '-', and not server", client)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if any(folder.iterdir()):
+            server = ServerKeys.load(folder)
+        else:
+            folder.chmod(0o700)
+            (folder / "clients").mkdir(mode=0o700)
+            server = _make_server(folder)
+        if (folder / f"{client}.key_secret").exists() or (folder / "clients" / f"{client}.key").exists():
+            raise ArgumentError(f"client {client} has keys in {folder} already: give another name", parameter="client")
+        public_file, secret_file = _make_pair(folder, client, {"server-key": server.public.decode()})
+        public_file.rename(folder / "clients" / public_file.name)
+    except OSError as error:
+        raise ArgumentError.of("folder", f"one that can be written ({_reason(error)})", str(folder)) from None
+    return secret_file
+
+
+def _make_server(folder: Path) -> ServerKeys:
+    _, secret_file = _make_pair(folder, "server", {})
+    public, secret = _load_pair(secret_file)
+    with secret_file.open("a") as file:  # so that it is a client's file, too
+        file.write(f"metadata\n    server-key = {public.decode()}\n")
+    return ServerKeys(public, secret, frozenset())
+
+
+def _make_pair(folder: Path, name: str, metadata: dict[str, str]) -> tuple[Path, Path]:
+    public_file, secret_file = map(Path, create_certificates(folder, name, metadata))
+    for file in (public_file, secret_file):
+        file.chmod(0o600)
+    return public_file, secret_file
+
+
+def _load_pair(file: Path) -> tuple[bytes, bytes]:
+    public, secret = load_certificate(file)
+    if secret is None:
+        raise ValueError("no secret key found in it")
+    try:
+        fits = zmq.curve_public(secret) == public
+    except zmq.ZMQError:
+        fits = False
+    if not fits:
+        raise ValueError("its keys are damaged")
+    return public, secret
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
