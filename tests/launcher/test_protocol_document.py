@@ -1,0 +1,141 @@
+"""docs/protocol.md says what launcher/protocol.py does, and its client works."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import msgpack
+import msgspec
+import pytest
+from PIL import Image
+
+from engine import errors
+from engine.config import EngineConfig
+from engine.errors import Krea2Error
+from launcher.async_client import ASK_AGAIN_S, PING_S, SILENCE_S, AsyncClient
+from launcher.clients import MAX_CLIENTS
+from launcher.internal import FrontendConfig
+from launcher.limits import Limits
+from launcher.protocol import MAX_REQUEST_BYTES, PROTOCOL_VERSION, Reply, Request, decode_reply, decode_request
+from tests.launcher.fake_ranks import fake_engine, run
+from tests.launcher.processes import PATIENCE_S
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+SECTIONS = dict(re.findall(r"^### `(\w+)`\n(.*?)(?=^##)", DOCUMENT, flags=re.MULTILINE | re.DOTALL))
+(CLIENT,) = re.findall(r"^```python\n(.*?)^```", DOCUMENT, flags=re.MULTILINE | re.DOTALL)
+TYPES = {"str": "text", "int": "integer", "float": "number", "bool": "boolean", "NoneType": "null"}
+
+
+def rows(section: str) -> list[list[str]]:
+    """The cells of a section's table, but for its head."""
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def name_of(kind: Any) -> str:
+    """A field's type in the document's words."""
+    kinds = [part for part in (get_args(kind) or (kind,)) if hasattr(part, "__name__")]
+    return " or ".join(TYPES[part.__name__] for part in kinds)
+
+
+def test_the_document_names_every_message_and_no_other() -> None:
+    tags = [kind.__struct_config__.tag for kind in (*get_args(Request), *get_args(Reply))]
+    assert sorted(SECTIONS) == sorted(tags)
+    assert f"# The client protocol, version {PROTOCOL_VERSION}" in DOCUMENT
+
+
+@pytest.mark.parametrize("kind", [*get_args(Request), *get_args(Reply)], ids=lambda kind: kind.__name__)
+def test_the_fields_of_a_message_are_described(kind: type[msgspec.Struct]) -> None:
+    table = rows(SECTIONS[kind.__struct_config__.tag])
+    fields = [field for field in msgspec.structs.fields(kind) if field.name != "version"]
+    assert [row[0] for row in table] == [f"`{field.name}`" for field in fields]
+    for row, field in zip(table, fields, strict=True):
+        if "array" not in row[1] and "map" not in row[1]:
+            assert row[1] == name_of(field.type), field.name
+        if kind in get_args(Request):
+            assert row[2] == ("required" if field.required else f"`{json.dumps(field.default)}`"), field.name
+
+
+def test_every_error_code_is_explained() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Krea2Error)]
+    table = rows(DOCUMENT.split("## Errors")[1].split("## Limits")[0])
+    assert sorted(row[0] for row in table) == sorted(f"`{kind.code}`" for kind in kinds)
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        f"sends `ping` every {PING_S:g} s",
+        f"has heard nothing of a request for {ASK_AGAIN_S:g} s",
+        f"nothing has come for {SILENCE_S:g} s",
+        f"lease of {FrontendConfig(engine=EngineConfig()).lease_s:g} s",
+        f"{MAX_REQUEST_BYTES:,} bytes".replace(",", " "),
+        f"at most {Limits.max_prompt_bytes:,} bytes".replace(",", " "),
+        f"at most {Limits.max_pixels:,} pixels".replace(",", " "),
+        f"{Limits.max_queue} requests wait in one server (`max_queue`) and {MAX_CLIENTS} clients",
+        f"| {Limits.min_side} to {Limits.max_side} pixels",
+        f"| 1 to {Limits.max_steps}; null",
+        f"| 0 (off) to {Limits.max_guidance:g};",
+        f"| 1 to {Limits.max_images} |",
+    ],
+)
+def test_the_numbers_are_those_of_the_code(sentence: str) -> None:
+    assert sentence in " ".join(DOCUMENT.split())
+
+
+def test_the_bytes_of_the_worked_exchange_are_its_messages() -> None:
+    exchange = DOCUMENT.split("## A worked exchange")[1].split("## A client")[0]
+    messages = re.findall(r"^([→←]) (\{.*\})\n((?:  [0-9a-f ]+\n)+)", exchange, flags=re.MULTILINE)
+    assert [arrow for arrow, _, _ in messages] == ["→", "←", "←", "←", "→"]
+    for arrow, text, dump in messages:
+        frame = bytes.fromhex(dump)
+        assert msgpack.unpackb(frame) == json.loads(text)
+        decode: Callable[[bytes], object] = decode_request if arrow == "→" else decode_reply
+        decode(frame)
+
+
+def test_the_document_s_client_makes_images(run_folder: Path, tmp_path: Path) -> None:
+    assert set(re.findall(r"^(?:import|from) (\w+)", CLIENT, flags=re.MULTILINE)) == {
+        "sys",
+        "time",
+        "uuid",
+        "msgpack",
+        "zmq",
+    }
+    file = tmp_path / "client.py"
+    file.write_text(CLIENT)
+    namespace: dict[str, Any] = {"__name__": "client"}
+    exec(CLIENT, namespace)
+    generate = namespace["generate"]
+
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as other:
+            files = await asyncio.to_thread(
+                generate, fakes.address, "a red circle", seed=5, steps=3, num_images=3, preview_every=1
+            )
+            assert [Image.open(io.BytesIO(file)).getpixel((0, 0))[0] for file in files] == [5, 6, 7]  # type: ignore[index]
+            with pytest.raises(RuntimeError, match=r"^invalid_parameter: width must be between 64 and 4096, got 3$"):
+                await asyncio.to_thread(generate, fakes.address, "a red circle", width=3)
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "client.py", fakes.address, "a red circle", cwd=tmp_path
+            )
+            assert await asyncio.wait_for(process.wait(), PATIENCE_S) == 0
+            assert Image.open(tmp_path / "image_0.png").size == (128, 128)
+            assert (await other.status()).done == 2
+
+            fakes.ranks[0].hold = True
+            call = asyncio.create_task(asyncio.to_thread(generate, fakes.address, "a red circle"))
+            while not (await other.status()).running:
+                pass
+            fakes.stop.set()
+            with pytest.raises(RuntimeError, match=r"^server_unavailable: the server was stopped$"):
+                await call
+
+    run(test())
