@@ -56,10 +56,11 @@ _IMAGES = _object(
     },
     ("created", "request_id", "data", "seed", "size", "output_format", "timings", "warnings"),
 )
+_EVENT = _object({"event": _TEXT, "data": _TEXT}, ("event", "data"))
 IMAGES_SCHEMA: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The images, or with stream the events partial_image, completed and error.",
-        "content": {"application/json": {"schema": _IMAGES}, "text/event-stream": {"schema": _TEXT}},
+        "content": {"application/json": {"schema": _IMAGES}, "text/event-stream": {"schema": _EVENT}},
     }
 }
 

@@ -37,7 +37,7 @@ class EngineLink:
                 self._client = client
         while not self._has_been_ready:
             with suppress(Krea2Error):
-                self._has_been_ready = (await self._client.status()).ready
+                await self.status()
             await asyncio.sleep(_POLL_S)
 
     def client(self) -> AsyncClient:
@@ -47,7 +47,9 @@ class EngineLink:
         return self._client
 
     async def status(self) -> StatusReply:
-        return await self._connected().status()
+        status = await self._connected().status()
+        self._has_been_ready |= status.ready
+        return status
 
     async def metrics(self) -> bytes:
         return await self._connected().metrics()

@@ -24,6 +24,8 @@ def imported_by(statement: str) -> set[str]:
         "client",
         "clients",
         "frontend",
+        "http",
+        "http_child",
         "images",
         "info",
         "keys",

@@ -1,0 +1,101 @@
+"""The API as its description has it, its page, and what it costs."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from pathlib import Path
+
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from launcher.limits import Limits
+from tests.launcher.fake_ranks import fake_engine, run
+from tests.launcher.http_servers import PATH, PROMPT, http_server
+
+SMALL = Limits(max_side=128, max_steps=8, max_images=2)  # so that what is valid is also quick
+CASES = {"GET": 5, "POST": 60}  # for each operation and mode
+CHECKS = (not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance)
+
+
+def test_nothing_that_follows_the_description_or_breaks_it_is_a_server_error(run_folder: Path) -> None:
+    def explore(url: str) -> int:
+        schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+        modes = schemathesis.GenerationMode
+        statuses = []
+        for found in schema.get_all_operations():
+            operation = found.ok()
+            method = operation.method.upper()
+            for mode in (modes.POSITIVE, modes.NEGATIVE) if method == "POST" else (modes.POSITIVE,):
+                cases = operation.as_strategy(generation_mode=mode)
+
+                @settings(
+                    max_examples=CASES[method], deadline=None, database=None, phases=[Phase.generate], derandomize=True,
+                    suppress_health_check=list(HealthCheck),
+                )  # fmt: skip
+                @given(case=cases)
+                def check(case: schemathesis.Case) -> None:
+                    answer = case.call(base_url=url, timeout=20.0)
+                    statuses.append(answer.status_code)
+                    case.validate_response(answer, checks=CHECKS)
+
+                check()
+        assert {200, 400, 404} <= set(statuses)
+        return len(statuses)
+
+    async def test() -> None:
+        async with (
+            fake_engine(run_folder, limits=SMALL) as fakes,
+            http_server(fakes.address, limits=SMALL) as client,
+        ):
+            count = await asyncio.to_thread(explore, str(client.base_url))
+            assert count > 100
+
+    run(test())
+
+
+def test_the_page_and_its_files_are_served_and_load_nothing_from_elsewhere(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, http_server(fakes.address, api_keys=("secret",)) as client:
+            anyone = {"Authorization": ""}
+            page = await client.get("/", headers=anyone)
+            assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+            assert page.headers["cache-control"] == "no-cache"
+            assert "default-src 'self'" in page.headers["content-security-policy"]
+            assert (await client.get("/page/index.html", headers=anyone)).text == page.text
+            again = await client.get("/", headers=anyone | {"If-None-Match": page.headers["etag"]})
+            assert again.status_code == 304
+            for path in ("/page/../http.py", "/page/%2e%2e/http.py", "/page//../http.py"):
+                assert (await client.get(path, headers=anyone)).status_code == 404
+            docs = await client.get("/docs")
+            assert "num_inference_steps" in docs.text
+            assert "src=" not in docs.text
+
+    run(test())
+
+
+def test_http_adds_little_to_rpc(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, http_server(fakes.address) as client:
+            rpc = await fakes.client()
+            by_rpc, by_http = [], []
+            for _ in range(20):
+                began = time.perf_counter()
+                await rpc.generate(PROMPT, steps=2, width=64, height=64)
+                middle = time.perf_counter()
+                await client.post(PATH, json={"prompt": PROMPT, "steps": 2, "size": "64x64"})
+                by_rpc.append(middle - began)
+                by_http.append(time.perf_counter() - middle)
+            await rpc.close()
+            added = statistics.median(by_http) - statistics.median(by_rpc)
+            print(f"HTTP adds {1000 * added:.1f} ms to {1000 * statistics.median(by_rpc):.1f} ms")
+            assert added < 0.050  # 10 ms on a machine that does nothing else
+
+    run(test())

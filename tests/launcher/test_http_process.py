@@ -1,0 +1,120 @@
+"""`krea2 serve` with its HTTP process: what it prints, what happens when a process dies, and what is left."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import signal
+import socket
+from subprocess import Popen
+
+import httpx
+import pytest
+from PIL import Image
+
+from engine.errors import ArgumentError, LaunchError
+from launcher.http_child import check_host, listen
+from tests.launcher.http_servers import PATH, PROMPT
+from tests.launcher.processes import PATIENCE_S, Marked, wait_until
+
+BODY = {"prompt": PROMPT, "size": "64x64", "steps": 2, "seed": 1}
+
+
+def start(marked: Marked, *arguments: str) -> tuple[Popen[str], str]:
+    """A server and its url. Its log goes to a file `log`."""
+    with (marked.folder / "log").open("w") as log:
+        process = marked.start_krea2("serve", "--device", "cpu", "--port", "0", *arguments, stderr=log)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.startswith("http: http://127.0.0.1:"), (line, (marked.folder / "log").read_text())
+    assert process.stdout.readline().startswith("rpc: ")
+    return process, line.removeprefix("http: ").strip()
+
+
+def image(answer: httpx.Response) -> Image.Image:
+    assert answer.status_code == 200, answer.text
+    return Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"])))
+
+
+def test_it_makes_images_comes_back_when_it_is_killed_and_leaves_nothing(marked: Marked) -> None:
+    process, url = start(marked)
+    with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+        wait_until(lambda: client.get("/ready").status_code == 200, "readiness")
+        first = image(client.post(PATH, json=BODY, headers={"X-Request-ID": "the-first"}))
+        assert (first.format, first.size) == ("PNG", (64, 64))
+    (killed,) = marked.wait_for("_http", 1)
+    killed.send_signal(signal.SIGKILL)
+    wait_until(lambda: [found.pid for found in marked.alive("_http")] not in ([], [killed.pid]), "another HTTP process")
+    with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+        wait_until(lambda: client.get("/ready").status_code == 200, "readiness")
+        assert image(client.post(PATH, json=BODY)).tobytes() == first.tobytes()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    marked.expect_nothing_left()
+    entries = [json.loads(line) for line in (marked.folder / "log").read_text().splitlines() if line[:1] == "{"]
+    logged = [entry for entry in entries if entry.get("request_id") == "the-first" and entry["event"] == "http"]
+    assert [(entry["method"], entry["path"], entry["status"]) for entry in logged] == [("POST", PATH, 200)]
+    assert any(entry["event"] == "http process lost" for entry in entries)
+
+
+def test_what_runs_when_it_is_stopped_is_still_answered(marked: Marked) -> None:
+    process, url = start(marked)
+    body = BODY | {"steps": 150, "stream": True, "progress": True}
+    with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+        wait_until(lambda: client.get("/ready").status_code == 200, "readiness")
+        with client.stream("POST", PATH, json=body) as answer:
+            lines = answer.iter_lines()
+            assert "event: image_generation.progress" in lines
+            process.send_signal(signal.SIGTERM)
+            assert "event: image_generation.completed" in lines
+    assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    marked.expect_nothing_left()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_http_ends_with_the_server_however_that_ends(marked: Marked, number: signal.Signals) -> None:
+    process = marked.start_krea2("serve", "--device", "cpu", "--port", "0")
+    marked.wait_for("_http", 1)  # before the engine is ready
+    process.send_signal(number)
+    wait_until(lambda: not marked.alive(), "the end of all processes")
+
+
+def test_a_port_in_use_is_one_line_and_nothing_runs(marked: Marked) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = marked.start_krea2("serve", "--port", str(port))
+        stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, stdout) == (1, "")
+    assert stderr == f"error: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+    marked.expect_nothing_left()
+
+
+def test_a_host_that_others_reach_needs_a_key_or_to_be_insecure(marked: Marked) -> None:
+    process = marked.start_krea2("serve", "--host", "0.0.0.0", "--port", "0")
+    _, stderr = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 2
+    assert stderr.startswith("error: host 0.0.0.0 can be reached from other machines")
+    for host, has_keys, insecure, warns in (
+        ("0.0.0.0", True, False, False),
+        ("0.0.0.0", False, True, True),
+        ("::", True, True, False),
+        ("localhost", False, False, False),
+        ("::1", False, False, False),
+    ):
+        assert check_host(host, has_keys=has_keys, insecure=insecure) is warns
+    with pytest.raises(ArgumentError, match="host :: can be reached"):
+        check_host("::", has_keys=False, insecure=False)
+
+
+def test_ports_and_hosts_that_cannot_be() -> None:
+    with pytest.raises(ArgumentError, match="port must be between 0 and 65535, got 65536"):
+        listen("127.0.0.1", 65536)
+    with pytest.raises(LaunchError, match=r"cannot listen on \[::ffff:1:2:3\]:0: "):
+        listen("::ffff:1:2:3", 0)
+
+
+def test_an_empty_key_is_refused(marked: Marked) -> None:
+    process = marked.start_krea2("serve", "--port", "0", "--api-key", "")
+    _, stderr = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, stderr) == (2, "error: api_key must not be empty\n")
