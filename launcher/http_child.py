@@ -43,11 +43,15 @@ def listen(host: str, port: int) -> socket.socket:
         raise ArgumentError.of("port", "between 0 and 65535", port)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address, family=family, backlog=_BACKLOG)
+        listening = socket.create_server(address, family=family, backlog=_BACKLOG)
     except (OSError, UnicodeError) as error:
         number = getattr(error, "errno", None) or 0  # those of name look-up are negative
         reason = os.strerror(number) if number > 0 else str(error)
         raise LaunchError(f"cannot listen on {_shown(host)}:{port}: {reason}") from None
+    # Connections inherit it. asyncio does not set it for a socket made like this, and an answer of two small packets
+    # waits 40 ms for the client's delayed acknowledgement.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 class HttpServer:

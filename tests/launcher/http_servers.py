@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,6 +12,7 @@ import httpx
 
 from engine.config import EngineConfig
 from launcher.http import make_server
+from launcher.http_child import listen
 from launcher.internal import HttpConfig
 from launcher.limits import Limits
 from tests.launcher.fake_ranks import DEADLINE_S
@@ -37,7 +37,7 @@ async def http_server_without_engine(rpc: str, **config: Any) -> AsyncIterator[h
     keys = config.get("api_keys", ())
     settings = HttpConfig(**{"engine": EngineConfig(), "limits": Limits(), "rpc": rpc} | config)
     server = make_server(settings)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with listen("127.0.0.1", 0) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         served = asyncio.create_task(server.serve(sockets=[listening]))
         headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
