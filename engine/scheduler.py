@@ -281,10 +281,5 @@ class _Outlook:
     done_at: dict[int, float]
 
 
-def prompt_tokens(jobs: Iterable[Job]) -> int:
-    """Tokens of all distinct prompts of the jobs: what a step that starts them encodes, but for what ranks kept."""
-    return sum(map(len, {ids for job in jobs for ids in _prompts(job)}))
-
-
 def _prompts(job: Job) -> tuple[tuple[int, ...], ...]:
     return (job.prompt_ids,) if job.negative_ids is None else (job.prompt_ids, job.negative_ids)

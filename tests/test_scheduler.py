@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.scheduler import Estimate, Scheduler, prompt_tokens
+from engine.scheduler import Estimate, Scheduler
 from engine.step import Job, Step
-from tests.virtual_ranks import make_costs, make_job
+from tests.virtual_ranks import make_costs, make_job, prompt_tokens
 
 
 def add(scheduler: Scheduler, job: Job, *, tokens: int = 1, request: int | None = None, priority: int = 0) -> None:
@@ -91,11 +91,6 @@ def test_prompts_encoded_in_a_tick_are_bounded_and_shared_ones_count_once() -> N
     step = next_step(scheduler)
     assert [job.job_id for job in step.start] == [3]
     assert step.denoise == (0, 1, 2, 3)
-
-
-def test_prompt_tokens_are_those_of_distinct_prompts_the_negative_ones_too() -> None:
-    job = make_job(0, prompt=(1, 2, 3))
-    assert prompt_tokens([job, replace(job, job_id=1), replace(job, negative_ids=(4, 5))]) == 5
 
 
 def test_jobs_in_flight_are_bounded_until_their_images_come() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from engine.cost import CostModel, Work
-from engine.scheduler import Scheduler, prompt_tokens
+from engine.scheduler import Scheduler
 from engine.step import Job, Step
 
 STEPS_AHEAD = 2
@@ -40,6 +40,11 @@ def make_costs(
     costs.correct_encode(1, encode)
     costs.correct_decode(1, decode)
     return costs
+
+
+def prompt_tokens(jobs: Iterable[Job]) -> int:
+    """What ranks encode when these jobs start: each distinct prompt once."""
+    return sum(map(len, {ids for job in jobs for ids in (job.prompt_ids, job.negative_ids or ())}))
 
 
 @dataclass(frozen=True)

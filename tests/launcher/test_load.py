@@ -7,7 +7,9 @@ import pickle
 from collections import Counter
 from pathlib import Path
 from random import Random
+from subprocess import DEVNULL  # what nobody reads must not fill a pipe
 
+import httpx
 import psutil
 import pytest
 
@@ -18,7 +20,7 @@ from launcher.limits import Limits
 from launcher.protocol import Generate, encode
 from launcher.results import Result
 from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
-from tests.launcher.processes import Marked
+from tests.launcher.processes import PATIENCE_S, Marked
 
 PROMPT = "a red circle on a blue background"
 
@@ -99,8 +101,35 @@ def test_ten_thousand_frames_of_noise_and_pickle_do_no_harm(run_folder: Path, tm
 
 
 @pytest.mark.slow
+def test_a_thousand_http_requests_at_once_each_get_an_image_or_a_429(marked: Marked) -> None:
+    server = marked.start_krea2("serve", "--device", "cpu", "--port", "0", "--limit", "max_queue=64", stderr=DEVNULL)
+    assert server.stdout is not None
+    url = server.stdout.readline().strip().removeprefix("http: ")
+
+    async def test() -> None:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, limits=limits) as client:
+
+            async def ask(seed: int) -> int:
+                body = {"prompt": PROMPT, "size": "64x64", "steps": 1, "seed": seed}
+                answer = await client.post("/v1/images/generations", json=body)
+                if answer.status_code == 429:
+                    assert int(answer.headers["Retry-After"]) >= 1
+                else:
+                    assert answer.json()["seed"] == seed
+                return answer.status_code
+
+            answers = Counter(await asyncio.gather(*(ask(seed) for seed in range(1000))))
+            assert answers.keys() <= {200, 429}
+            assert answers.total() == 1000
+            assert answers[200] >= 64
+
+    asyncio.run(test())
+
+
+@pytest.mark.slow
 def test_memory_is_the_same_after_500_requests(marked: Marked) -> None:
-    process = marked.start_krea2("serve", "--no-http", "--device", "cpu")
+    process = marked.start_krea2("serve", "--no-http", "--device", "cpu", stderr=DEVNULL)
     assert process.stdout is not None
     address = next(line for line in process.stdout if line.startswith("rpc: ")).removeprefix("rpc: ").strip()
 
