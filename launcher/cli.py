@@ -10,30 +10,27 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
-import msgspec
 
 import engine
-from engine.config import EngineConfig, ModelConfig
+from engine.config import EngineConfig
 from engine.errors import ArgumentError, Krea2Error
 from launcher import torchrun
+from launcher.cli_serve import serve
 from launcher.files import numbered_paths, output_format, write_file
-from launcher.internal import FrontendConfig, HttpConfig
+from launcher.options import configure_engine, engine_options
 from launcher.process import exit_after, watch_parent
 from launcher.protocol import Generate, Progress
-from launcher.spawn import MAX_TIMEOUT_S, ORDERLY_S, SIGNALS, configure, launch_frontend, serve_until_stopped
+from launcher.spawn import ORDERLY_S, SIGNALS, launch_frontend
 
 if TYPE_CHECKING:
     from launcher.async_client import AsyncClient
 
 _REQUESTS_AHEAD = 32  # of a call with many prompts, sent before the first is done
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def run() -> NoReturn:
@@ -65,49 +62,12 @@ def commands() -> None:
     """Generate images with Krea 2, tensor-parallel over the GPUs of one machine."""
 
 
-def _engine_options(command: Command) -> Command:
-    options = (
-        click.option(
-            "--model", default="demo", help="Checkpoint folder in the diffusers layout, or demo.", show_default=True
-        ),
-        click.option("--tp", type=int, help="Ranks: 1, 2 or 4.  [default: 1; under torchrun, all of its processes]"),
-        click.option("--device", default="auto", help="auto, cuda or cpu.", show_default=True),
-        click.option(
-            "--dtype",
-            default="auto",
-            help="auto, bfloat16 or float32; auto is bfloat16 on CUDA, float32 elsewhere.",
-            show_default=True,
-        ),
-        click.option("--variant", help="raw or turbo, where the checkpoint does not say or you know better."),
-        click.option("--share-gpu", is_flag=True, help="Let ranks share GPUs (slow)."),
-        click.option(
-            "--limit", "limits", multiple=True, metavar="NAME=VALUE", help="Change a limit, as max_side=2048."
-        ),
-        click.option(
-            "--start-timeout",
-            "start_timeout_s",
-            type=float,
-            default=600.0,
-            help="Seconds for ranks to load.",
-            show_default=True,
-        ),
-        click.option(
-            "--step-timeout",
-            "step_timeout_s",
-            type=float,
-            default=300.0,
-            help="Seconds for one step.",
-            show_default=True,
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+commands.add_command(serve)
 
 
 @commands.command()
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT…")
-@_engine_options
+@engine_options
 @click.option("--steps", type=int, help="Denoise steps.  [default: the checkpoint's]")
 @click.option("--guidance", type=float, help="Krea's scale: 0 is off.  [default: the checkpoint's]")
 @click.option("--negative-prompt", help="What to steer away from; needs a guidance above 0.")
@@ -138,7 +98,7 @@ def generate(
     """Make images and write them to files."""
     from launcher.requests import check
 
-    config, model = _configure(**engine_options)
+    config, model = configure_engine(**engine_options)
     image_format = output_format(output)
     first_seed = secrets.randbelow(2**32) if seed is None else seed
     requests = [
@@ -171,107 +131,6 @@ def generate(
 
 
 @commands.command()
-@_engine_options
-@click.option("--host", default="127.0.0.1", help="Where HTTP listens.", show_default=True)
-@click.option("--port", type=int, default=30000, help="0 takes a free one.", show_default=True)
-@click.option("--no-http", is_flag=True, help="Serve RPC alone.")
-@click.option(
-    "--api-key",
-    "api_keys",
-    multiple=True,
-    envvar="KREA2_API_KEY",
-    help="Ask HTTP clients for this key; may be repeated.  [default: $KREA2_API_KEY, or none]",
-)
-@click.option(
-    "--served-model-name",
-    "model_names",
-    multiple=True,
-    help="What HTTP clients call the model; may be repeated.  [default: the checkpoint folder's name]",
-)
-@click.option(
-    "--max-body-bytes", type=click.IntRange(min=1), default=2**20, help="Of an HTTP request.", show_default=True
-)
-@click.option("--rpc", metavar="ADDRESS", help="tcp://HOST:PORT or ipc:///PATH.  [default: a socket only you can use]")
-@click.option("--rpc-keys", metavar="FOLDER", help="Serve only clients whose key is in there: see krea2 keys.")
-@click.option("--insecure", is_flag=True, help="Allow a --host or --rpc that other machines can reach without a key.")
-@click.option(
-    "--drain-s", type=float, default=20.0, help="Seconds for what runs to be finished when stopped.", show_default=True
-)
-@click.option(
-    "--log-format",
-    type=click.Choice(("auto", "json", "text")),
-    default="auto",
-    help="auto is text on a terminal, json elsewhere.",
-    show_default=True,
-)
-def serve(
-    host: str,
-    port: int,
-    no_http: bool,
-    api_keys: tuple[str, ...],
-    model_names: tuple[str, ...],
-    max_body_bytes: int,
-    rpc: str | None,
-    rpc_keys: str | None,
-    insecure: bool,
-    drain_s: float,
-    log_format: str,
-    **engine_options: Any,
-) -> int:
-    """Serve requests over HTTP and ZMQ RPC until stopped. Prints the addresses once the engine is ready."""
-    from launcher.http_child import HttpServer, check_host, listen
-    from launcher.logs import configure_logs
-
-    config, _ = _configure(**engine_options)
-    if not 0 <= drain_s <= MAX_TIMEOUT_S:
-        raise ArgumentError.of("drain_s", f"between 0 and {MAX_TIMEOUT_S}", drain_s)
-    if rpc is not None:
-        from launcher.sockets import check_address
-
-        if check_address(rpc, insecure=insecure, keys=rpc_keys is not None):
-            click.echo(f"warning: whoever reaches {rpc} can use this server", err=True)
-    key = None
-    if rpc_keys is not None:
-        from launcher.keys import SERVER_FILE, ServerKeys
-
-        ServerKeys.load(rpc_keys)
-        key = os.path.join(rpc_keys, SERVER_FILE)
-    if log_format == "auto":
-        log_format = "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
-    configure_logs(log_format)
-    http = None
-    if not no_http:
-        if not all(api_keys):
-            raise ArgumentError("api_key must not be empty", parameter="api_key")
-        if check_host(host, has_keys=bool(api_keys), insecure=insecure):
-            click.echo(f"warning: whoever reaches {host} can use this server", err=True)
-        http_config = HttpConfig(
-            engine=config.engine,
-            limits=config.limits,
-            host=host,
-            model_names=model_names or (_model_name(config.engine.model),),
-            api_keys=api_keys,
-            max_body_bytes=max_body_bytes,
-            log_format=log_format,
-            rpc_key=key,
-        )
-        http = HttpServer(http_config, listen(host, port))
-
-    def print_addresses(address: str) -> None:
-        if http is not None:
-            click.echo(f"http: {http.url}")
-        click.echo(f"rpc: {address}")
-
-    number = serve_until_stopped(
-        msgspec.structs.replace(config, rpc=rpc, rpc_keys=rpc_keys, drain_s=drain_s),
-        on_started=print_addresses,
-        is_child=False,
-        http=http,
-    )
-    return 0 if number is None else 128 + number
-
-
-@commands.command()
 @click.argument("folder")
 @click.option("--tp", type=int, default=1, help="Ranks to split the checkpoint over.", show_default=True)
 @click.option("--dtype", default="bfloat16", help="bfloat16 or float32.", show_default=True)
@@ -291,39 +150,6 @@ def keys(folder: Path, client: str) -> None:
     from launcher.keys import make_keys
 
     click.echo(make_keys(folder, client))
-
-
-def _configure(
-    *, tp: int | None, limits: tuple[str, ...], start_timeout_s: float, step_timeout_s: float, **engine_options: Any
-) -> tuple[FrontendConfig, ModelConfig]:
-    """The engine's options, checked as far as that goes without starting it."""
-    folder, count = torchrun.external_ranks() or ("", 1)
-    if folder and tp not in (None, count):
-        raise ArgumentError.of("tp", f"{count}, the number of processes that torchrun started", tp)
-    config, model = configure(
-        EngineConfig(tp=count if tp is None else tp, **engine_options),
-        _parse_limits(limits),
-        start_timeout_s=start_timeout_s,
-        step_timeout_s=step_timeout_s,
-    )
-    if model.variant_is_assumed:
-        click.echo("note: the checkpoint does not say what it is, Turbo is assumed: see --variant", err=True)
-    return msgspec.structs.replace(config, run_folder=folder, external_ranks=bool(folder)), model
-
-
-def _model_name(model: str) -> str:
-    return Path(model).resolve().name or model
-
-
-def _parse_limits(assignments: tuple[str, ...]) -> dict[str, float]:
-    values = {}
-    for assignment in assignments:
-        name, _, value = assignment.partition("=")
-        try:
-            values[name] = float(value)
-        except ValueError:
-            raise ArgumentError.of("limit", "NAME=VALUE with a number", assignment) from None
-    return values
 
 
 async def _make_images(

@@ -1,0 +1,121 @@
+"""`krea2 serve`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from engine.errors import ArgumentError
+from launcher.internal import HttpConfig
+from launcher.options import configure_engine, engine_options
+from launcher.spawn import MAX_TIMEOUT_S, serve_until_stopped
+
+
+@click.command()
+@engine_options
+@click.option("--host", default="127.0.0.1", help="Where HTTP listens.", show_default=True)
+@click.option("--port", type=int, default=30000, help="0 takes a free one.", show_default=True)
+@click.option("--no-http", is_flag=True, help="Serve RPC alone.")
+@click.option(
+    "--api-key",
+    "api_keys",
+    multiple=True,
+    envvar="KREA2_API_KEY",
+    help="Ask HTTP clients for this key; may be repeated.  [default: $KREA2_API_KEY, or none]",
+)
+@click.option(
+    "--served-model-name",
+    "model_names",
+    multiple=True,
+    help="What HTTP clients call the model; may be repeated.  [default: the checkpoint folder's name]",
+)
+@click.option(
+    "--max-body-bytes", type=click.IntRange(min=1), default=2**20, help="Of an HTTP request.", show_default=True
+)
+@click.option("--rpc", metavar="ADDRESS", help="tcp://HOST:PORT or ipc:///PATH.  [default: a socket only you can use]")
+@click.option("--rpc-keys", metavar="FOLDER", help="Serve only clients whose key is in there: see krea2 keys.")
+@click.option("--insecure", is_flag=True, help="Allow a --host or --rpc that other machines can reach without a key.")
+@click.option(
+    "--drain-s", type=float, default=20.0, help="Seconds for what runs to be finished when stopped.", show_default=True
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(("auto", "json", "text")),
+    default="auto",
+    help="auto is text on a terminal, json elsewhere.",
+    show_default=True,
+)
+def serve(
+    host: str,
+    port: int,
+    no_http: bool,
+    api_keys: tuple[str, ...],
+    model_names: tuple[str, ...],
+    max_body_bytes: int,
+    rpc: str | None,
+    rpc_keys: str | None,
+    insecure: bool,
+    drain_s: float,
+    log_format: str,
+    **engine_options: Any,
+) -> int:
+    """Serve requests over HTTP and ZMQ RPC until stopped. Prints the addresses once the engine is ready."""
+    from launcher.http_child import HttpServer, check_host, listen
+    from launcher.logs import configure_logs
+
+    config, _ = configure_engine(**engine_options)
+    if not 0 <= drain_s <= MAX_TIMEOUT_S:
+        raise ArgumentError.of("drain_s", f"between 0 and {MAX_TIMEOUT_S}", drain_s)
+    if rpc is not None:
+        from launcher.sockets import check_address
+
+        if check_address(rpc, insecure=insecure, keys=rpc_keys is not None):
+            click.echo(f"warning: whoever reaches {rpc} can use this server", err=True)
+    key = None
+    if rpc_keys is not None:
+        from launcher.keys import SERVER_FILE, ServerKeys
+
+        ServerKeys.load(rpc_keys)
+        key = os.path.join(rpc_keys, SERVER_FILE)
+    if log_format == "auto":
+        log_format = "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
+    configure_logs(log_format)
+    http = None
+    if not no_http:
+        if not all(api_keys):
+            raise ArgumentError("api_key must not be empty", parameter="api_key")
+        if check_host(host, has_keys=bool(api_keys), insecure=insecure):
+            click.echo(f"warning: whoever reaches {host} can use this server", err=True)
+        http_config = HttpConfig(
+            engine=config.engine,
+            limits=config.limits,
+            host=host,
+            model_names=model_names or (_model_name(config.engine.model),),
+            api_keys=api_keys,
+            max_body_bytes=max_body_bytes,
+            log_format=log_format,
+            rpc_key=key,
+        )
+        http = HttpServer(http_config, listen(host, port))
+
+    def print_addresses(address: str) -> None:
+        if http is not None:
+            click.echo(f"http: {http.url}")
+        click.echo(f"rpc: {address}")
+
+    number = serve_until_stopped(
+        msgspec.structs.replace(config, rpc=rpc, rpc_keys=rpc_keys, drain_s=drain_s),
+        on_started=print_addresses,
+        is_child=False,
+        http=http,
+    )
+    return 0 if number is None else 128 + number
+
+
+def _model_name(model: str) -> str:
+    return Path(model).resolve().name or model

@@ -1,0 +1,87 @@
+"""The options of an engine, which the commands that start one share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from engine.config import EngineConfig, ModelConfig
+from engine.errors import ArgumentError
+from launcher import torchrun
+from launcher.internal import FrontendConfig
+from launcher.spawn import configure
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def engine_options(command: Command) -> Command:
+    """Add them to a command, which hands what it gets to `configure_engine`."""
+    options = (
+        click.option(
+            "--model", default="demo", help="Checkpoint folder in the diffusers layout, or demo.", show_default=True
+        ),
+        click.option("--tp", type=int, help="Ranks: 1, 2 or 4.  [default: 1; under torchrun, all of its processes]"),
+        click.option("--device", default="auto", help="auto, cuda or cpu.", show_default=True),
+        click.option(
+            "--dtype",
+            default="auto",
+            help="auto, bfloat16 or float32; auto is bfloat16 on CUDA, float32 elsewhere.",
+            show_default=True,
+        ),
+        click.option("--variant", help="raw or turbo, where the checkpoint does not say or you know better."),
+        click.option("--share-gpu", is_flag=True, help="Let ranks share GPUs (slow)."),
+        click.option(
+            "--limit", "limits", multiple=True, metavar="NAME=VALUE", help="Change a limit, as max_side=2048."
+        ),
+        click.option(
+            "--start-timeout",
+            "start_timeout_s",
+            type=float,
+            default=600.0,
+            help="Seconds for ranks to load.",
+            show_default=True,
+        ),
+        click.option(
+            "--step-timeout",
+            "step_timeout_s",
+            type=float,
+            default=300.0,
+            help="Seconds for one step.",
+            show_default=True,
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def configure_engine(
+    *, tp: int | None, limits: tuple[str, ...], start_timeout_s: float, step_timeout_s: float, **engine_options: Any
+) -> tuple[FrontendConfig, ModelConfig]:
+    """The engine's options, checked as far as that goes without starting it."""
+    folder, count = torchrun.external_ranks() or ("", 1)
+    if folder and tp not in (None, count):
+        raise ArgumentError.of("tp", f"{count}, the number of processes that torchrun started", tp)
+    config, model = configure(
+        EngineConfig(tp=count if tp is None else tp, **engine_options),
+        _parse_limits(limits),
+        start_timeout_s=start_timeout_s,
+        step_timeout_s=step_timeout_s,
+    )
+    if model.variant_is_assumed:
+        click.echo("note: the checkpoint does not say what it is, Turbo is assumed: see --variant", err=True)
+    return msgspec.structs.replace(config, run_folder=folder, external_ranks=bool(folder)), model
+
+
+def _parse_limits(assignments: tuple[str, ...]) -> dict[str, float]:
+    values = {}
+    for assignment in assignments:
+        name, _, value = assignment.partition("=")
+        try:
+            values[name] = float(value)
+        except ValueError:
+            raise ArgumentError.of("limit", "NAME=VALUE with a number", assignment) from None
+    return values
