@@ -110,6 +110,8 @@ async def _dispatch_overhead(
             ends.append((event.step, time.perf_counter()))
         elif isinstance(event, Result):
             timings = event.timings
+    if len(ends) < 2:
+        raise RequestFailed("progress", "the server told of fewer than two steps")
     (first_step, first_end), (last_step, last_end) = ends[0], ends[-1]
     return DispatchOverhead(
         steps=request.steps,

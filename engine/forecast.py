@@ -27,8 +27,9 @@ def forecast(
     """When the image of each job is decoded, by job_id, on the clock of `begins`.
 
     `jobs` are in the order in which they go, those being decoded first; `key` orders jobs with so much work left. The
-    ranks are free at `begins`, when they have done a step of `tick_s`. The queue is packed as the scheduler packs it,
-    as though nothing came any more. `costs` must know the speed of denoise steps.
+    ranks are free at `begins`, when they have done a step of `tick_s`. The queue is packed much as the scheduler packs
+    it, as though nothing came any more; the bound on prompt tokens and requests that run alone are left out. `costs`
+    must know the speed of denoise steps.
     """
     decoder = _Decoder(costs, max_decoding)
     clock, gone = begins, 0

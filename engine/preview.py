@@ -55,6 +55,8 @@ class PreviewMap:
         """
         if self._map is None:
             return None
+        if self._map.is_cuda:  # it was made in another stream, and may be replaced before this one has used it
+            self._map.record_stream(torch.cuda.current_stream(self._map.device))
         height, width = latents.shape[1:]
         colours = (self._features(latents) @ self._map).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
         patches = colours.view(height, width, 3, SCALE, SCALE)

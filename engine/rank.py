@@ -173,7 +173,7 @@ class Rank:
 
     def _start(self, jobs: tuple[Job, ...]) -> int:
         """Returns how many prompt tokens were encoded."""
-        texts, encoded_tokens = self._encode_texts([ids for job in jobs for ids in _prompts(job)])
+        texts, encoded_tokens = self._encode_texts([ids for job in jobs for ids in job.prompts])
         for job in jobs:
             multiple = self.config.size_multiple
             tokens = self.config.image_tokens(job.width, job.height)
@@ -183,7 +183,7 @@ class Rank:
                 job=job,
                 grid=(job.height // multiple, job.width // multiple),
                 latents=to_device(noise, self.device),
-                texts=tuple(texts[ids] for ids in _prompts(job)),
+                texts=tuple(texts[ids] for ids in job.prompts),
                 schedule=self._schedule(job.steps, mu),
             )
         return encoded_tokens
@@ -346,10 +346,6 @@ class _ImageDecoder:
         self._previews.learn(latents, pixels)
         if self._stream is not None:
             self._stream.synchronize()  # before another stream draws with what was learned
-
-
-def _prompts(job: Job) -> list[tuple[int, ...]]:
-    return [job.prompt_ids] if job.negative_ids is None else [job.prompt_ids, job.negative_ids]
 
 
 def _bounds(lengths: list[int]) -> tuple[int, ...]:

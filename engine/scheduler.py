@@ -82,7 +82,7 @@ class Scheduler:
             raise ValueError(f"job {job.job_id} is queued already")
         if not segments or min(segments) < 1:
             raise ValueError(f"segments must be positive token counts, got {segments}")
-        prompts = {hash(ids): len(ids) for ids in _prompts(job)}  # a collision would only miscount
+        prompts = {hash(ids): len(ids) for ids in job.prompts}  # a collision would only miscount
         queued = QueuedJob(
             job, request, priority, Work.of(segments), prompts, now, self._arrivals, 0.0, alone, job.steps
         )
@@ -279,7 +279,3 @@ class _Outlook:
 
     position: dict[int, int]
     done_at: dict[int, float]
-
-
-def _prompts(job: Job) -> tuple[tuple[int, ...], ...]:
-    return (job.prompt_ids,) if job.negative_ids is None else (job.prompt_ids, job.negative_ids)

@@ -29,6 +29,11 @@ class Job:
     seed: int
     preview_every: int = 0
 
+    @property
+    def prompts(self) -> tuple[tuple[int, ...], ...]:
+        """What is to be encoded: the prompt and, when the image is guided, the negative prompt."""
+        return (self.prompt_ids,) if self.negative_ids is None else (self.prompt_ids, self.negative_ids)
+
 
 @dataclass(frozen=True)
 class Step:

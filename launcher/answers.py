@@ -44,6 +44,11 @@ class TrackedRequest:
         return self.deaths + 1
 
     @property
+    def size(self) -> int:
+        """Bytes that are kept until they are acknowledged."""
+        return sum(len(frame) for frames in self.frames for frame in frames)
+
+    @property
     def steps(self) -> int:
         """Denoise steps of all its images."""
         return self.checked.steps * self.checked.num_images

@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Unpack
 
@@ -114,7 +114,7 @@ class AsyncClient:
         frame = encode_request(request)
         await self.connect()
         if self._lost is not None:
-            raise self._lost
+            raise self._lost.with_traceback(None)  # which each raise would add to
         if not isinstance(request.request_id, str) or not 1 <= len(request.request_id) <= 64:
             raise ArgumentError.of("request_id", "a string of 1 to 64 characters", request.request_id)
         if request.request_id in self._calls:
@@ -125,10 +125,9 @@ class AsyncClient:
         try:
             self._send_frame(frame)
             while not ended:
-                reply = await call.replies.get()
+                reply = await call.next_news()
                 if isinstance(reply, Krea2Error):
-                    ended = True
-                    raise reply
+                    raise reply.with_traceback(None)
                 if isinstance(reply, Accepted | Progress):
                     yield reply
                     continue
@@ -218,7 +217,7 @@ class AsyncClient:
     async def _ask(self, question: Request, answer: type[Reply], timeout_s: float, hint: str = "") -> Any:
         await self.connect()
         if self._lost is not None:
-            raise self._lost
+            raise self._lost.with_traceback(None)  # which each raise would add to
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         waiting = self._answers[answer]
         waiting.append(future)
@@ -264,18 +263,16 @@ class AsyncClient:
         elif (call := self._calls.get(reply.request_id)) is not None:
             call.last_heard = self._last_heard
             if isinstance(reply, Failed):
-                call.replies.put_nowait(
-                    error_from_code(reply.code, reply.message, reply.parameter, reply.retry_after_s)
-                )
+                call.tell("end", _error_of(reply))
             elif isinstance(reply, Image | Preview):
-                call.replies.put_nowait((reply, frames[0]))
+                call.tell((type(reply), reply.index), (reply, frames[0]))
             else:
-                call.replies.put_nowait(reply)
+                call.tell(type(reply), reply)
 
     def _lose(self, error: Krea2Error) -> None:
         self._lost = error
         for call in self._calls.values():
-            call.replies.put_nowait(error)
+            call.tell("end", error)
         self._fail_questions(error)
 
     def _fail_questions(self, error: Krea2Error) -> None:
@@ -301,10 +298,25 @@ def _error_of(failed: Failed) -> Krea2Error:
     return error_from_code(failed.code, failed.message, failed.parameter, failed.retry_after_s)
 
 
+_News = Accepted | Progress | tuple[Image | Preview, bytes] | Krea2Error
+
+
 @dataclass
 class _Call:
+    """A request that is under way, and the news of it that nobody has taken yet, only the newest of each kind."""
+
     frame: bytes
     last_heard: float
-    replies: asyncio.Queue[Accepted | Progress | tuple[Image | Preview, bytes] | Krea2Error] = field(
-        default_factory=asyncio.Queue
-    )
+    _news: dict[Hashable, _News] = field(default_factory=dict)
+    _has_news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def tell(self, kind: Hashable, news: _News) -> None:
+        self._news[kind] = news
+        self._has_news.set()
+
+    async def next_news(self) -> _News:
+        await self._has_news.wait()
+        news = self._news.pop(next(iter(self._news)))
+        if not self._news:
+            self._has_news.clear()
+        return news

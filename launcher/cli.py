@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
+import msgspec
 
 import engine
 from engine.config import EngineConfig
@@ -99,6 +100,7 @@ def generate(
     from launcher.requests import check
 
     config, model = configure_engine(**engine_options)
+    config = msgspec.structs.replace(config, warm_up=False)
     image_format = output_format(output)
     first_seed = secrets.randbelow(2**32) if seed is None else seed
     requests = [

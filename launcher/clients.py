@@ -89,8 +89,8 @@ class Clients:
     def send(self, client: bytes, message: msgspec.Struct, *frames: bytes, key: Hashable = None) -> list[bytes]:
         """Send without waiting; returns the frames, to `send_again`.
 
-        key: what the message replaces in the outbox, and so one of boundedly many; without one it is dropped if the
-        outbox is full.
+        key: (kind, number of the request, …), whose older message it replaces in the outbox; without one it is dropped
+        if the outbox is full.
         """
         all_frames = [encode(message), *frames]
         self.send_again(client, all_frames, key=key)
@@ -115,6 +115,12 @@ class Clients:
             retry_after_s=error.retry_after_s,
         )
         return self.send(client, failed, key=key)
+
+    def forget(self, client: bytes, request: int) -> None:
+        """Nobody waits for this request's messages any more: those whose key names it leave the outbox."""
+        outbox = self._outboxes.get(client, {})
+        for key in [key for key in outbox if isinstance(key, tuple) and key[1] == request]:
+            del outbox[key]
 
     def end_leases(self, lease_s: float) -> list[bytes]:
         """Forget the clients that have been silent for longer than their lease, and return them."""

@@ -142,7 +142,11 @@ class Dispatcher:
         group = self._supervisor.group
         while group.ready and group.outstanding < STEPS_AHEAD:
             idle = group.outstanding == 0 and group.decoding == 0
-            step = self._scheduler.next_step(time.monotonic(), idle=idle)
+            step = None
+            if self._warm_up is not None and self._warm_up.is_due:
+                step = self._warm_up.next_step(self._scheduler.empty_step)
+            if step is None:
+                step = self._scheduler.next_step(time.monotonic(), idle=idle)
             if step is None and self._warm_up is not None and group.outstanding == 0:
                 step = self._warm_up.next_step(self._scheduler.empty_step)
             if step is None:
@@ -169,8 +173,7 @@ class Dispatcher:
         most = TOKEN_BUDGET
         if self.free is not None:
             most = token_budget(self._model, most, bytes_per_element=self.bytes_per_element, free=self.free)
-        if self.restarts == 0:
-            self._scheduler.token_budget = most
+        self._scheduler.token_budget = min(self._scheduler.token_budget, most)
         if self._warm_up is not None:
             self._warm_up.begin(most)
         self._events.ranks_ready()

@@ -51,6 +51,7 @@ from launcher.requests import check, check_memory, make_plan
 from launcher.tokenizer import PromptTokenizer
 
 _CLOCK_S = 1.0
+_MOST_KEPT_BYTES = 512 * 2**20  # of images that a client has not acknowledged
 _DEATHS_ALONE, _DEATHS_FATAL = 2, 3  # of ranks while a request was in flight: it runs alone then, and fails
 
 
@@ -145,7 +146,7 @@ class Frontend:
                 task.cancel()
 
     async def _drain_after(self, stop: asyncio.Event) -> None:
-        """Refuse what comes and what has not begun, and wait for the rest, but not for longer than `drain_s`."""
+        """Refuse what comes and what has not begun, and wait until the rest has been acknowledged, for `drain_s`."""
         await stop.wait()
         self._draining = True
         for request in self._unfinished():
@@ -153,7 +154,7 @@ class Frontend:
                 self._fail(request, _stopping())
         log_event("draining", running=len(self._unfinished()), drain_s=self._config.drain_s)
         due = time.monotonic() + self._config.drain_s
-        while self._unfinished() and time.monotonic() < due:
+        while self._requests and time.monotonic() < due:  # until their clients have what they were owed
             await asyncio.sleep(0.05)
 
     # ---- requests
@@ -165,12 +166,20 @@ class Frontend:
                     self._generate(client, message)
                 except Krea2Error as error:
                     self._answers.refused(client, request_id, error)
+                except Exception as error:  # a mistake of ours, of which the client must hear too
+                    traceback.print_exception(error)
+                    failure = Krea2Error(f"front-end: {describe(error)}")
+                    if (request := self._requests.get((client, request_id))) is not None:
+                        self._fail(request, failure)
+                    else:
+                        self._answers.refused(client, request_id, failure)
             case Cancel(request_id=request_id):
                 if (request := self._requests.get((client, request_id))) is not None:
                     self._fail(request, CancelledError("the request was cancelled"))
             case Acknowledge(request_id=request_id):
                 if (request := self._requests.get((client, request_id))) is not None and request.ended:
                     del self._requests[client, request_id]
+                    self._clients.forget(client, request.number)
             case Status():
                 self._clients.send(client, self._status())
             case AskMetrics():
@@ -186,7 +195,7 @@ class Frontend:
         if self._draining:
             raise _stopping()
         if (lost := self._dispatcher.given_up) is not None:
-            raise lost
+            raise lost.with_traceback(None)  # which each raise would add to
         checked = check(message, self._model, self._config.limits, drawn_seed=secrets.randbelow(2**32))
         waiting = sum(not request.ended for request in self._requests.values())
         kept = sum(request.ended and request.client == client for request in self._requests.values())
@@ -197,6 +206,8 @@ class Frontend:
             raise QueueFullError(
                 f"the queue is full with {max(waiting, kept)} requests: try again {later}", retry_after_s=wait
             )
+        if sum(request.size for request in self._requests.values() if request.client == client) > _MOST_KEPT_BYTES:
+            raise QueueFullError("images that this client has not acknowledged fill the memory that it may have")
         plan = make_plan(checked, self._model, self._tokenizer.encode, self._job_ids)
         number = next(self._numbers)
         request = TrackedRequest(number, client, message.request_id, checked, plan, arrived=time.monotonic())
@@ -250,7 +261,10 @@ class Frontend:
 
     async def _watch_clock(self) -> None:
         while True:
+            asleep = time.monotonic()
             await asyncio.sleep(_CLOCK_S)
+            if time.monotonic() - asleep > 2 * _CLOCK_S:
+                continue  # something kept us from reading what clients sent meanwhile
             gone = set(self._clients.end_leases(self._config.lease_s))
             for (client, request_id), request in list(self._requests.items()):
                 if client in gone:
@@ -319,6 +333,7 @@ class Frontend:
             if request.started:
                 request.deaths += 1
                 request.started = False
+                request.timings = dict.fromkeys(request.timings, 0.0)
                 request.steps_done = request.checked.steps * len(request.decoded)
         self._dispatcher.start_over(alone={r.number for r in unfinished if r.deaths >= _DEATHS_ALONE})
         killers = [request for request in unfinished if request.deaths >= _DEATHS_FATAL]

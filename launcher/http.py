@@ -157,7 +157,7 @@ def make_app(config: HttpConfig) -> Guard:
             reason = error.message if isinstance(error, Krea2Error) else f"no answer within {ASK_S:g} s"
             raise ServerError(f"the engine does not answer: {reason}") from None
         if not status.ready:
-            raise ServerError("the engine is restarting" if status.restarts else "the engine is starting")
+            raise ServerError("the engine is not ready: it starts, warms up, or is being stopped")
         return _json({"status": "ready", "waiting": status.waiting, "running": status.running})
 
     @app.get("/metrics", response_class=Response)
@@ -204,9 +204,10 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
     problem = {
+        400: http_error("invalid_parameter", "the body cannot be parsed as JSON"),
         404: http_error("not_found", f"there is nothing at {path}"),
         405: http_error("method_not_allowed", f"{request.method} is not possible at {path}"),
-    }.get(error.status_code, http_error("invalid_parameter", "the body cannot be parsed as JSON"))
+    }.get(error.status_code, http_error("invalid_parameter", str(error.detail)))
     return _answer_error(request, problem, dict(error.headers or {}))
 
 

@@ -19,6 +19,7 @@ from launcher.process import Child
 from launcher.sockets import is_loopback
 
 _BACKLOG = 512
+SEND_S = 60.0  # for a client to take what it was sent
 _PAUSE_S = 0.1  # before the process is started again, twice as long each time
 _LONGEST_PAUSE_S = 10.0
 _SETTLED_S = 30.0  # after which a process that dies counts as the first
@@ -51,6 +52,8 @@ def listen(host: str, port: int) -> socket.socket:
     # Connections inherit it. asyncio does not set it for a socket made like this, and an answer of two small packets
     # waits 40 ms for the client's delayed acknowledgement.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # ends connections whose client takes nothing, also once they are closing
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SEND_S * 1000))
     return listening
 
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from engine.errors import Krea2Error, ServerError
 from launcher.async_client import AsyncClient
+from launcher.logs import log_event
 from launcher.protocol import StatusReply
 
 _CONNECT_S = 2.0
@@ -28,10 +29,12 @@ class EngineLink:
     async def keep_connected(self) -> None:
         """Connect, trying again until that works, and wait for the ranks."""
         while self._client is None:
-            client = AsyncClient(self._address, connect_timeout_s=_CONNECT_S, key=self._key)
             try:
+                client = AsyncClient(self._address, connect_timeout_s=_CONNECT_S, key=self._key)
                 await client.connect()
-            except Krea2Error:
+            except Krea2Error as error:
+                if not isinstance(error, ServerError):  # nobody answers yet
+                    log_event("the front-end cannot be reached", message=error.message)
                 await asyncio.sleep(_POLL_S)
             else:
                 self._client = client

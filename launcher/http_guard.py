@@ -19,6 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import Krea2Error
+from launcher.http_child import SEND_S
 from launcher.http_errors import error_response, http_error
 from launcher.internal import HttpConfig
 from launcher.logs import log_event
@@ -27,7 +28,6 @@ from launcher.sockets import is_loopback
 
 FILES_PATH = "/v1/images/files/"
 BODY_S = 30.0  # for a body to arrive
-SEND_S = 60.0  # for a client to take the next part of its answer
 _HUNG_UP = 499
 _QUIET = ("/health", "/ready", "/metrics")  # which are asked all the time
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 
 _logger = logging.getLogger("krea2")
@@ -15,10 +14,8 @@ def log_event(event: str, **fields: object) -> None:
     _logger.info(event, extra={"fields": {name: value for name, value in fields.items() if value is not None}})
 
 
-def configure_logs(log_format: str = "auto") -> None:
-    """Log to stderr as `json`, as `text`, or (`auto`) as text to a terminal and as json to anything else."""
-    if log_format == "auto":
-        log_format = "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
+def configure_logs(log_format: str) -> None:
+    """Log to stderr, as `json` or as `text`."""
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonLines() if log_format == "json" else _Text())
     _logger.handlers = [handler]

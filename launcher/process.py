@@ -93,15 +93,6 @@ class Child:
         except BrokenPipeError:
             pass  # it ended at once; whoever waits for it hears that
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def exit_code(self) -> int | None:
-        """What it ended with, minus the signal's number if a signal ended it; None while it runs."""
-        return self._process.returncode if self._exited.is_set() else None
-
     def wait(self, timeout_s: float) -> bool:
         """Whether it has ended, within `timeout_s`."""
         return self._exited.wait(timeout_s)

@@ -67,7 +67,7 @@ class RankSupervisor:
             await asyncio.to_thread(stop_all, self._children, patience_s=_PATIENCE_S)
             self._children.clear()
             if self._strikes > 1:
-                await asyncio.sleep(min(_LONGEST_PAUSE_S, 2.0 ** (self._strikes - 2)))
+                await asyncio.sleep(min(_LONGEST_PAUSE_S, 2.0 ** min(self._strikes - 2, 10)))
             self.restarts += 1
             self.group = self._new_group()
             try:

@@ -50,7 +50,12 @@ class WarmUp:
         self._decoding: int | None = None  # the job whose image is being decoded
         self._steps: Generator[Step, StepTimes, None] | None = None
         self._next: Step | None = None
-        self._due = 0.0
+        self._due = math.inf
+
+    @property
+    def is_due(self) -> bool:
+        """Whether its time is up, and it has yet to make the ranks forget its jobs."""
+        return time.monotonic() > self._due
 
     def begin(self, most_tokens: int) -> None:
         """The ranks are ready, and have memory for ticks of so many tokens."""
@@ -62,7 +67,7 @@ class WarmUp:
         """The next step, numbered by `empty_step`; None while a step or an image is under way, and when it is over."""
         if self._sent is not None or self._next is None or self._decoding is not None:
             return None
-        if time.monotonic() > self._due:
+        if self.is_due:
             self._due = math.inf
             self._steps = self._release()
             self._next = next(self._steps)

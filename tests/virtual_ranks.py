@@ -44,7 +44,7 @@ def make_costs(
 
 def prompt_tokens(jobs: Iterable[Job]) -> int:
     """What ranks encode when these jobs start: each distinct prompt once."""
-    return sum(map(len, {ids for job in jobs for ids in (job.prompt_ids, job.negative_ids or ())}))
+    return sum(map(len, {ids for job in jobs for ids in job.prompts}))
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import pytest
+import zmq
+import zmq.asyncio
 
 from engine.errors import (
     ServerError,
 )
 from launcher.async_client import AsyncClient
+from launcher.clients import _OUTBOX_MESSAGES, Clients
 from launcher.protocol import (
     Accepted,
     Acknowledge,
@@ -138,7 +142,12 @@ def test_a_message_above_the_limit_ends_its_connection_and_nothing_else(run_fold
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
             socket = fakes.raw()
+            monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            await socket.send(encode(Ping()))
+            assert isinstance(decode_reply(await socket.recv()), Pong)
             await socket.send(b"x" * 10_000_000)
+            assert await monitor.poll(10_000), "the connection was not ended"
+            socket.disable_monitor()
             assert (await client.generate(PROMPT, steps=1)).seeds
 
     run(test())
@@ -175,5 +184,80 @@ def test_cancel_of_another_client_s_request_does_nothing(run_folder: Path) -> No
             rank.hold = False
             rank.release()
             assert (await call).request_id == "mine"
+
+    run(test())
+
+
+def test_what_a_client_does_not_take_waits_in_bounded_room_and_the_newest_replaces_the_older(run_folder: Path) -> None:
+    async def test() -> None:
+        context = zmq.asyncio.Context()
+        heard: list[object] = []
+        clients = Clients(f"ipc://{run_folder}/here", context, on_message=lambda _, message: heard.append(message))
+        tasks = [asyncio.create_task(clients.receive()), asyncio.create_task(clients.send_waiting())]
+        socket = context.socket(zmq.DEALER)
+        socket.set(zmq.RCVHWM, 1)
+        socket.routing_id = b"slow"
+        socket.connect(f"ipc://{run_folder}/here")
+        await socket.send(encode(Status()))
+        async with asyncio.timeout(10):
+            while not heard:
+                await asyncio.sleep(0.01)
+        big = b"x" * 100_000  # which the kernel does not take many of
+        for _ in range(2000):
+            clients.send(b"slow", Pong(), big, key=("progress", 7))
+            clients.send(b"slow", Pong(), big)
+        outbox = clients._outboxes[b"slow"]
+        assert sum(key == ("progress", 7) for key in outbox) == 1
+        assert len(outbox) <= 1 + _OUTBOX_MESSAGES
+        clients.forget(b"slow", 7)
+        assert ("progress", 7) not in outbox
+        clients.send(b"slow", StatusReply(**_STATUS), key=("answer", 8))
+        async with asyncio.timeout(20):
+            while not isinstance(decode_reply((await socket.recv_multipart())[0]), StatusReply):
+                pass
+        assert not outbox
+        for task in tasks:
+            task.cancel()
+        context.destroy(linger=0)
+
+    run(test())
+
+
+_STATUS: dict[str, Any] = {
+    "model": "demo", "tp": 1, "device": "cpu", "ready": True, "uptime_s": 0.0, "waiting": 0, "running": 0, "done": 0,
+    "failed": 0, "dropped_messages": 0, "restarts": 0, "rank_memory": (),
+}  # fmt: skip
+
+
+def test_a_call_that_gives_the_server_up_cancels_its_request(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
+            fakes.ranks[0].hold = True
+            call = asyncio.create_task(client.generate(PROMPT))
+            await fakes.ranks[0].has_steps(1)
+            client.server_ended(ServerError("nothing was heard"))
+            with pytest.raises(ServerError, match="nothing was heard"):
+                await call
+            await asyncio.sleep(0)
+            async with AsyncClient(fakes.address) as other, asyncio.timeout(10):
+                while (await other.status()).running:
+                    await asyncio.sleep(0.01)
+
+    run(test())
+
+
+def test_a_server_that_is_stopped_waits_until_its_clients_have_their_images(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder, drain_s=20.0) as fakes:
+            socket = fakes.raw()
+            await socket.send(encode(Generate(request_id="mine", prompt=PROMPT, steps=1)))
+            while not isinstance(decode_reply((await socket.recv_multipart())[0]), Image):
+                pass
+            fakes.stop.set()
+            await asyncio.sleep(0.3)
+            assert not fakes.served.done()
+            await socket.send(encode(Acknowledge(request_id="mine")))
+            async with asyncio.timeout(10):
+                await fakes.served
 
     run(test())

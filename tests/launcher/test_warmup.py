@@ -82,6 +82,29 @@ def test_it_ends_when_its_time_is_up_and_leaves_no_job_behind(
     run(test())
 
 
+def test_it_ends_in_time_also_when_there_is_never_nothing_to_do(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warmup, "LONGEST_S", 0.5)
+
+    class Slow(FakeRank):
+        def _answer(self, step: Step) -> None:
+            asyncio.get_running_loop().call_later(0.01, super()._answer, step)
+
+    async def test() -> None:
+        async with (
+            fake_engine(run_folder, warm_up=True, make_rank=Slow) as fakes,
+            AsyncClient(fakes.address) as client,
+        ):
+            calls = [asyncio.create_task(client.generate(PROMPT, steps=200, num_images=10)) for _ in range(4)]
+            await until_ready(client)
+            assert not any(call.done() for call in calls)
+            for call in calls:
+                call.cancel()
+
+    run(test())
+
+
 def test_ranks_that_die_in_it_are_replaced_and_not_warmed_up_again(run_folder: Path) -> None:
     async def test() -> None:
         async with (
