@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.errors import Krea2Error
+from engine.errors import CancelledError, Krea2Error, RequestTimeoutError
 from engine.scheduler import Estimate
 from engine.step import Job
 from launcher.clients import Clients
@@ -115,14 +115,15 @@ class Answers:
     def failed(self, request: TrackedRequest, error: Krea2Error) -> None:
         request.ended = True
         self._metrics.requests.labels(error.code).inc()
-        self._log("request failed", request, code=error.code, message=error.message)
+        level = "info" if error.code in (CancelledError.code, RequestTimeoutError.code) else "warning"
+        self._log("request failed", request, level=level, code=error.code, message=error.message)
         key = ("answer", request.number, 0)
         request.frames = [self._clients.send_failure(request.client, request.request_id, error, key=key)]
 
     def refused(self, client: bytes, request_id: str, error: Krea2Error) -> None:
         """A request that was never accepted."""
         self._metrics.requests.labels(error.code).inc()
-        log_event("request refused", request_id=request_id, code=error.code, message=error.message)
+        log_event("request refused", level="warning", request_id=request_id, code=error.code, message=error.message)
         self._clients.send_failure(client, request_id, error)
 
     def again(self, request: TrackedRequest) -> None:
@@ -130,8 +131,8 @@ class Answers:
         for index, frames in enumerate(request.frames):
             self._clients.send_again(request.client, frames, key=("answer", request.number, index))
 
-    def _log(self, event: str, request: TrackedRequest, **details: object) -> None:
-        log_event(event, request_id=request.request_id, attempt=request.attempt, **details)
+    def _log(self, event: str, request: TrackedRequest, *, level: str = "info", **details: object) -> None:
+        log_event(event, level=level, request_id=request.request_id, attempt=request.attempt, **details)
 
 
 def _seconds(estimate: Estimate | None) -> float | None:

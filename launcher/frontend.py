@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import secrets
 import time
 import traceback
 from collections.abc import Callable, Coroutine
+from dataclasses import asdict
 from typing import Any
 
 import zmq.asyncio
 
+import engine
 from engine.config import ModelConfig
 from engine.errors import (
     ArgumentError,
@@ -74,6 +77,7 @@ async def serve(
     folder = config.engine.checkpoint_folder()
     model = ModelConfig.from_folder(folder, config.engine.variant)
     tokenizer = PromptTokenizer(folder, model.text_encoder.vocab_size)
+    log_event("starting", version=engine.__version__, pid=os.getpid(), **asdict(config.engine))
     context = zmq.asyncio.Context()
     try:
         frontend = Frontend(config, model, tokenizer, ranks, start_ranks, context, on_started)
@@ -96,6 +100,7 @@ class Frontend:
         on_started: Callable[[str], None],
     ) -> None:
         self._config, self._model, self._tokenizer = config, model, tokenizer
+        self._was_ready = False
         self._on_started = on_started
         self._metrics = Metrics()
         self._requests: dict[tuple[bytes, str], TrackedRequest] = {}  # by client and id, until acknowledged
@@ -149,10 +154,11 @@ class Frontend:
         """Refuse what comes and what has not begun, and wait until the rest has been acknowledged, for `drain_s`."""
         await stop.wait()
         self._draining = True
-        for request in self._unfinished():
-            if not request.started:
-                self._fail(request, _stopping())
-        log_event("draining", running=len(self._unfinished()), drain_s=self._config.drain_s)
+        waiting = [request for request in self._unfinished() if not request.started and not request.deaths]
+        for request in waiting:
+            self._fail(request, ServerError("the server is being stopped, and the request had not begun"))
+        running = len(self._unfinished())
+        log_event("draining", running=running, refused=len(waiting), drain_s=self._config.drain_s)
         due = time.monotonic() + self._config.drain_s
         while self._requests and time.monotonic() < due:  # until their clients have what they were owed
             await asyncio.sleep(0.05)
@@ -197,7 +203,7 @@ class Frontend:
         if (lost := self._dispatcher.given_up) is not None:
             raise lost.with_traceback(None)  # which each raise would add to
         checked = check(message, self._model, self._config.limits, drawn_seed=secrets.randbelow(2**32))
-        waiting = sum(not request.ended for request in self._requests.values())
+        waiting, _ = self._count_requests()
         kept = sum(request.ended and request.client == client for request in self._requests.values())
         if max(waiting, kept) >= self._config.limits.max_queue:
             backlog = self._dispatcher.backlog_s()
@@ -271,10 +277,17 @@ class Frontend:
                     self._fail(request, CancelledError("the client is gone"))
                     del self._requests[client, request_id]
             self._dispatcher.check_decoder()
+            self._tell_readiness()
             for request in self._unfinished():
                 estimate = self._dispatcher.estimate(request.number)
                 if not request.started and estimate is not None and estimate.position != request.position:
                     self._accepted(request)
+
+    def _tell_readiness(self) -> None:
+        ready = self._dispatcher.ready and not self._draining
+        if ready != self._was_ready:
+            log_event("ready" if ready else "not ready", token_budget=self._dispatcher.token_budget)
+        self._was_ready = ready
 
     # ---- what there is to know
 
@@ -326,7 +339,7 @@ class Frontend:
 
     def ranks_lost(self, error: Krea2Error) -> bool:
         """Queue again what the ranks had. A request that they had each time that they died is not tried again."""
-        log_event("ranks lost", code=error.code, message=error.message)
+        log_event("ranks lost", level="error", code=error.code, message=error.message)
         self._metrics.restarts.inc()
         unfinished = [request for request in self._unfinished() if len(request.decoded) < request.checked.num_images]
         for request in unfinished:
@@ -347,6 +360,7 @@ class Frontend:
         return bool(killers)
 
     def ranks_given_up(self, error: Krea2Error) -> None:
+        log_event("ranks given up", level="error", code=error.code, message=error.message)
         for request in self._unfinished():
             self._fail(request, error)
 

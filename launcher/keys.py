@@ -21,6 +21,7 @@ from zmq.auth import create_certificates, load_certificate, load_certificates
 from zmq.auth.asyncio import AsyncioAuthenticator
 
 from engine.errors import ArgumentError
+from launcher.logs import log_event
 
 SERVER_FILE = "server.key_secret"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -57,7 +58,10 @@ class ServerKeys:
 
     def callback(self, _domain: str, key: bytes) -> bool:
         """Whether the authenticator lets in the client with this public key."""
-        return key == self.public or key in self.clients
+        is_known = key == self.public or key in self.clients
+        if not is_known:
+            log_event("client refused", level="warning", key=key.decode(errors="replace"))
+        return is_known
 
 
 @dataclass(frozen=True)

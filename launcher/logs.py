@@ -9,9 +9,13 @@ import time
 _logger = logging.getLogger("krea2")
 
 
-def log_event(event: str, **fields: object) -> None:
-    """Log what happened, with fields such as `request_id`; those that are None are left out."""
-    _logger.info(event, extra={"fields": {name: value for name, value in fields.items() if value is not None}})
+def log_event(event: str, *, level: str = "info", **fields: object) -> None:
+    """Log what happened, with fields such as `request_id`; those that are None are left out.
+
+    level: info; warning, for a request that was not served; error, for what needs somebody's attention.
+    """
+    known = {name: value for name, value in fields.items() if value is not None}
+    _logger.log(logging.getLevelNamesMapping()[level.upper()], event, extra={"fields": known})
 
 
 def configure_logs(log_format: str) -> None:

@@ -247,8 +247,11 @@ class RankGroup:
 
     async def _watch_clock(self) -> None:
         while True:
+            asleep = time.monotonic()
             await asyncio.sleep(_CLOCK_S)
             now = time.monotonic()
+            if now - asleep > 1.0 + _CLOCK_S:
+                self._put_off(now - asleep)
             if len(self._ready) < len(self._ranks):
                 missing = [rank for rank in self._ranks if rank not in self._ready]
                 if now > self._start_due:
@@ -268,6 +271,14 @@ class RankGroup:
                 )
             elif any(now > due for due in self._decoding.values()):
                 self.fail(RankError(f"rank 0 did not decode an image within {self._config.step_timeout_s:g} s"))
+
+    def _put_off(self, seconds: float) -> None:
+        """We were kept from hearing the ranks for so long: they have so much longer to be heard."""
+        self._start_due += seconds
+        for sent in self._sent:
+            sent.due += seconds
+        for job_id in self._decoding:
+            self._decoding[job_id] += seconds
 
     async def _accept_lifelines(self) -> None:
         """Ranks that torchrun started connect here; each side learns from the closed socket that the other is gone."""

@@ -188,8 +188,11 @@ def test_a_full_queue_refuses_at_once(run_folder: Path) -> None:
         async with fake_engine(run_folder, limits=limits) as fakes, AsyncClient(fakes.address) as client:
             rank = fakes.ranks[0]
             rank.hold = True
-            calls = [asyncio.create_task(client.generate(PROMPT, steps=2)) for _ in range(2)]
+            calls = [asyncio.create_task(client.generate(PROMPT, steps=2))]
             await rank.has_steps(2)
+            calls += [asyncio.create_task(client.generate(PROMPT, steps=2)) for _ in range(2)]  # which wait
+            while (await client.status()).waiting < 2:
+                pass
             with pytest.raises(QueueFullError, match="full with 2 requests"):
                 await client.generate(PROMPT)
             rank.hold = False
