@@ -145,6 +145,7 @@ def test_all_other_images_come_and_are_the_same(marked: Marked, disturbance: str
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_ten_rounds_of_every_disturbance(marked: Marked) -> None:
     rounds = [disturbance for disturbance in DISTURBANCES.values() for _ in range(ROUNDS)]
     random.Random(0).shuffle(rounds)
