@@ -9,6 +9,7 @@ import pytest
 
 from engine.errors import Krea2Error, LaunchError, RankError, RequestKilledRanksError, ServerError
 from engine.step import Step
+from launcher import ranks
 from launcher.async_client import AsyncClient
 from launcher.protocol import Accepted, Progress
 from launcher.results import Event, ImageFile, PreviewFile, Result
@@ -204,6 +205,26 @@ def test_ranks_that_die_as_soon_as_they_are_up_end_in_refusals_until_they_last(r
                 while not (await client.status()).ready:
                     await asyncio.sleep(0.05)
             assert (await client.generate(PROMPT, seed=3)).seed == 3
+
+    run(test())
+
+
+def test_a_rank_that_hangs_is_noticed_within_2_s_of_a_multiple_of_what_such_steps_take(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "_HANG_FACTOR", 4)
+    monkeypatch.setattr(ranks, "_HANG_S", 0.1)
+
+    async def test() -> None:
+        async with fake_engine(run_folder, replace_ranks=True) as fakes, AsyncClient(fakes.address) as client:
+            await client.generate(PROMPT, steps=3)  # whose steps are said to take 0.25 s
+            fakes.ranks[0].hold = True
+            began = asyncio.get_running_loop().time()
+            call = asyncio.create_task(client.generate(PROMPT, seed=2, steps=1))
+            await fakes.has_generation(1)
+            assert 0.9 < asyncio.get_running_loop().time() - began < 1.0 + 2.0
+            result = await call
+            assert (result.seed, result.attempt) == (2, 2)
 
     run(test())
 
