@@ -42,8 +42,8 @@ from launcher.sockets import send_now
 
 STEPS_AHEAD = 2  # one runs while the next waits in the rank
 _CLOCK_S = 0.25
-# A step hangs that takes so many times its estimate, and at least so long: a shape that is new to a GPU may need kernels
-# to be compiled first.
+# A step hangs that takes so many times its estimate, and at least so long: a shape that is new to a GPU may need
+# kernels to be compiled first.
 _HANG_FACTOR, _HANG_S = 20, 60.0
 _ROOT_CAUSE_S = 0.5  # for the death behind a peer's complaint to be noticed
 
