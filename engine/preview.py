@@ -31,39 +31,45 @@ class PreviewMap:
         self._products = torch.zeros(features, features, dtype=torch.float64)
         self._targets = torch.zeros(features, 3 * SCALE**2, dtype=torch.float64)
         self._rows = 0.0
-        self._map: torch.Tensor | None = None  # (features, 3 · SCALE²) float32, replaced as a whole
+        self._map: torch.Tensor | None = (
+            None  # (features, 3 · SCALE²) float32 to colours of 0 to 255, replaced as a whole
+        )
 
     def learn(self, latents: torch.Tensor, pixels: torch.Tensor) -> None:
         """latents: (channels, h, w) float32; pixels: (8h, 8w, 3) uint8 that the VAE made of them."""
         if not latents.abs().max() < _LARGEST:
             return
         height, width = latents.shape[1:]
-        picture = pixels.permute(2, 0, 1)[None].float() / 255
+        picture = pixels.permute(2, 0, 1)[None].float()
         small = F.adaptive_avg_pool2d(picture, (SCALE * height, SCALE * width))
-        x = self._features(latents)
+        x, hidden = self._features(latents)
+        x = torch.cat([x, hidden, x.new_ones(len(x), 1)], dim=1)
         y = F.unfold(small, SCALE, stride=SCALE)[0].T
         self._products = _MEMORY * self._products + (x.T @ x).double().cpu()
         self._targets = _MEMORY * self._targets + (x.T @ y).double().cpu()
         self._rows = _MEMORY * self._rows + len(x)
         ridge = _RIDGE * self._rows * torch.eye(len(self._products), dtype=torch.float64)
-        self._map = torch.linalg.solve(self._products + ridge, self._targets).float().to(self._device)
+        solved = torch.linalg.solve(self._products + ridge, self._targets).float()
+        solved[-1] += 0.5  # so that cutting off the fraction rounds
+        self._map = solved.to(self._device)
 
     def draw(self, latents: torch.Tensor) -> torch.Tensor | None:
         """latents: (channels, h, w) float32, of an image without noise. Returns (2h, 2w, 3) uint8.
 
         None as long as nothing was learned.
         """
-        if self._map is None:
+        learned = self._map
+        if learned is None:
             return None
-        if self._map.is_cuda:  # it was made in another stream, and may be replaced before this one has used it
-            self._map.record_stream(torch.cuda.current_stream(self._map.device))
-        height, width = latents.shape[1:]
-        colours = (self._features(latents) @ self._map).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
-        patches = colours.view(height, width, 3, SCALE, SCALE)
+        if learned.is_cuda:  # it was made in another stream, and may be replaced before this one has used it
+            learned.record_stream(torch.cuda.current_stream(learned.device))
+        channels, height, width = latents.shape
+        x, hidden = self._features(latents)
+        colours = torch.addmm(learned[-1], x, learned[:channels]).addmm_(hidden, learned[channels:-1])
+        patches = colours.clamp_(0, 255).to(torch.uint8).view(height, width, 3, SCALE, SCALE)
         return patches.permute(0, 3, 1, 4, 2).reshape(SCALE * height, SCALE * width, 3)
 
-    def _features(self, latents: torch.Tensor) -> torch.Tensor:
-        """(channels, h, w) → (h · w, channels + hidden + 1): each latent, its random features, and a constant."""
+    def _features(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(channels, h, w) → (h · w, channels) and (h · w, hidden): each latent, and its random features."""
         x = latents.flatten(1).T
-        hidden = torch.addmm(self._bias, x, self._weight).relu_()
-        return torch.cat([x, hidden, x.new_ones(len(x), 1)], dim=1)
+        return x, torch.addmm(self._bias, x, self._weight).relu_()
