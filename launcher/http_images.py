@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -28,9 +28,10 @@ from launcher.openai_api import (
     to_generate,
     write_error,
 )
-from launcher.protocol import Generate
 from launcher.requests import CheckedRequest, check
 from launcher.results import Event, ImageFile, Result
+
+_SHOWN_ID = 50  # characters of a client's id that the engine's begins with
 
 
 class ImagesRoute:
@@ -38,20 +39,17 @@ class ImagesRoute:
 
     def __init__(self, config: HttpConfig, model: ModelConfig, link: EngineLink, files: HeldFiles) -> None:
         self._config, self._model, self._link, self._files = config, model, link, files
-        self._running: set[str] = set()  # ids of requests
 
     async def generate(self, body: ImageRequest, request: Request) -> Response:
         if body.model is not None:
             check_model(self._config, body.model)
         request_id = request.state.request_id
-        if request_id in self._running:  # some proxies give one id to many requests
-            request_id = uuid.uuid4().hex
         try:
-            message = to_generate(body, request_id)
+            message = to_generate(body, _rpc_id(request_id))
             # The front-end would say the same, but what the previews need is known here only afterwards.
             checked = check(message, self._model, self._config.limits, drawn_seed=0)
             every = preview_every(body, checked.steps)
-            events = self._follow(msgspec.structs.replace(message, preview_every=every))
+            events = self._link.client().follow(msgspec.structs.replace(message, preview_every=every))
             if body.stream:
                 first = await anext(events)  # an error that comes at once is an answer with its status
                 return _EventStream(self._write(first, events, body, checked, request))
@@ -69,17 +67,7 @@ class ImagesRoute:
                 return {"b64_json": file}  # bytes are base64 in msgspec's JSON
             return {"url": link_base + FILES_PATH.lstrip("/") + self._files.add(file, checked.output_format)}
 
-        return Response(answer(event, ignored_parameters(body), fields), media_type="application/json")
-
-    async def _follow(self, message: Generate) -> AsyncGenerator[Event, None]:
-        client = self._link.client()
-        self._running.add(message.request_id)
-        try:
-            async with aclosing(client.follow(message)) as events:
-                async for event in events:
-                    yield event
-        finally:
-            self._running.discard(message.request_id)
+        return Response(answer(event, request_id, ignored_parameters(body), fields), media_type="application/json")
 
     async def _write(
         self,
@@ -89,7 +77,8 @@ class ImagesRoute:
         checked: CheckedRequest,
         request: Request,
     ) -> AsyncGenerator[bytes, None]:
-        writer = EventWriter(checked, progress=bool(body.progress), warnings=ignored_parameters(body))
+        request_id = request.state.request_id
+        writer = EventWriter(checked, request_id, progress=bool(body.progress), warnings=ignored_parameters(body))
         images: list[ImageFile] = []
         async with aclosing(events):
             try:
@@ -106,7 +95,7 @@ class ImagesRoute:
             except Krea2Error as error:
                 problem = in_words_of(body, error) if isinstance(error, ArgumentError) else error
                 request.state.error_code = problem.code  # for the log
-                yield write_error(error_object(problem, request.state.request_id))
+                yield write_error(error_object(problem, request_id))
 
 
 class _EventStream(Response):
@@ -123,6 +112,15 @@ class _EventStream(Response):
             async for event in events:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
+
+
+def _rpc_id(request_id: str) -> str:
+    """A new id of a request for the engine, which begins as the client's does.
+
+    The client's own may come again: from proxies that give one id to many requests, and from clients that hang up and
+    try again, who would get the end of the request that they gave up.
+    """
+    return f"{request_id[:_SHOWN_ID]}.{secrets.token_hex(4)}"
 
 
 def check_model(config: HttpConfig, name: str) -> None:

@@ -145,12 +145,20 @@ def explain_invalid(problems: list[Any]) -> ArgumentError:
 # ---- answers
 
 
-def answer(result: Result, warnings: tuple[str, ...], image_fields: Callable[[bytes], Mapping[str, object]]) -> bytes:
-    """The JSON answer; `image_fields(file)` says how an image is handed over: as b64_json or url."""
+def answer(
+    result: Result,
+    request_id: str,
+    warnings: tuple[str, ...],
+    image_fields: Callable[[bytes], Mapping[str, object]],
+) -> bytes:
+    """The JSON answer; `image_fields(file)` says how an image is handed over: as b64_json or url.
+
+    request_id: as the client knows it, which is not the engine's.
+    """
     return msgspec.json.encode(
         {
             "created": int(time.time()),
-            "request_id": result.request_id,
+            "request_id": request_id,
             "data": [
                 {**image_fields(file), "index": index, "seed": seed}
                 for index, (file, seed) in enumerate(zip(result.files, result.seeds, strict=True))
@@ -175,7 +183,8 @@ def ignored_parameters(body: ImageRequest) -> tuple[str, ...]:
 class EventWriter:
     """Server-sent events of one request: OpenAI's, and with `progress` our own between them."""
 
-    def __init__(self, checked: CheckedRequest, *, progress: bool, warnings: tuple[str, ...]) -> None:
+    def __init__(self, checked: CheckedRequest, request_id: str, *, progress: bool, warnings: tuple[str, ...]) -> None:
+        self._request_id = request_id  # as the client knows it
         self._size = f"{checked.width}x{checked.height}"
         self._format = checked.output_format
         self._progress = progress
@@ -188,10 +197,11 @@ class EventWriter:
             number = self._partial_images[event.index]
             self._partial_images[event.index] += 1
             own = {"partial_image_index": number, "index": event.index, "step": event.step, "steps": event.steps}
-            return self._image("image_generation.partial_image", event.request_id, event.file, "jpeg", own)
+            return self._image("image_generation.partial_image", event.file, "jpeg", own)
         if not self._progress:
             return None
         fields = {name: value for name, value in msgspec.structs.asdict(event).items() if name != "version"}
+        fields["request_id"] = self._request_id
         return _event("image_generation." + type(event).__name__.lower(), fields)
 
     def write_image(self, image: ImageFile, result: Result | None) -> bytes:
@@ -199,12 +209,12 @@ class EventWriter:
         own: dict[str, object] = {"index": image.index, "seed": image.seed, "usage": None}
         if result is not None:
             own |= {"timings": result.timings, "warnings": result.warnings + self._warnings}
-        return self._image("image_generation.completed", image.request_id, image.file, self._format, own)
+        return self._image("image_generation.completed", image.file, self._format, own)
 
-    def _image(self, kind: str, request_id: str, file: bytes, output_format: str, own: Mapping[str, object]) -> bytes:
+    def _image(self, kind: str, file: bytes, output_format: str, own: Mapping[str, object]) -> bytes:
         common = {
             "b64_json": file,  # bytes are base64 in msgspec's JSON
-            "request_id": request_id,
+            "request_id": self._request_id,
             "created_at": int(time.time()),
             "size": self._size,
             "output_format": output_format,

@@ -212,7 +212,10 @@ def test_a_clients_request_id_goes_all_the_way_unless_it_is_not_one(run_folder: 
                 *(client.post(PATH, json={"prompt": PROMPT}, headers={"X-Request-ID": "same"}) for _ in range(2))
             )
             assert [answer.status_code for answer in both] == [200, 200]
-            assert len({answer.json()["request_id"] for answer in both}) == 2
+            assert [answer.json()["request_id"] for answer in both] == ["same", "same"]
+            longest = "x" * 64
+            answer = await client.post(PATH, json={"prompt": PROMPT}, headers={"X-Request-ID": longest})
+            assert (answer.status_code, answer.json()["request_id"]) == (200, longest)
 
     run(test())
 
@@ -231,6 +234,25 @@ def test_hanging_up_cancels_the_request(run_folder: Path, stream: bool) -> None:
                 if stream:
                     assert b" 200 " in await reader.readline()
                 writer.close()
+                await until_running(fakes, 0)
+
+    run(test())
+
+
+def test_who_hangs_up_and_repeats_under_the_same_id_never_gets_the_end_of_the_first(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, http_server(fakes.address) as client:
+            body = json.dumps({"prompt": PROMPT, "steps": 2}).encode()
+            address = client.base_url
+            for _ in range(20):
+                before = len(fakes.ranks[0].steps)
+                _, writer = await asyncio.open_connection(address.host, address.port)
+                writer.write(head(address, b"X-Request-ID: same\r\nContent-Length: %d\r\n" % len(body)) + body)
+                await fakes.ranks[0].has_steps(before + 1)
+                writer.close()
+                again = await client.post(PATH, content=body, headers=JSON | {"X-Request-ID": "same"})
+                assert again.status_code == 200, again.text
+            async with asyncio.timeout(DEADLINE_S):
                 await until_running(fakes, 0)
 
     run(test())
