@@ -26,6 +26,7 @@ from starlette.staticfiles import StaticFiles
 import engine
 from engine.config import ModelConfig
 from engine.errors import Krea2Error, ServerError
+from launcher.http_connections import ImpatientProtocol, allow_many_connections
 from launcher.http_docs import ERROR_SCHEMA, IMAGES_SCHEMA, describe_page
 from launcher.http_engine import EngineLink
 from launcher.http_errors import error_response, http_error
@@ -50,6 +51,7 @@ def run_http() -> None:
     """The whole life of an HTTP process."""
     config = read_config(HttpConfig)
     configure_logs(config.log_format)
+    allow_many_connections()
     server = make_server(config)
 
     def parent_ended(_: bool) -> None:
@@ -66,7 +68,7 @@ def make_server(config: HttpConfig) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             make_app(config),
-            http="h11",
+            http=ImpatientProtocol,
             ws="none",
             lifespan="on",
             log_config=None,
