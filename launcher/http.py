@@ -121,6 +121,7 @@ def make_app(config: HttpConfig) -> Guard:
         return await images.generate(body, request)
 
     @app.get(FILES_PATH + "{name}", response_class=Response, responses={200: {"content": {"image/*": {}}}})
+    @app.head(FILES_PATH + "{name}", include_in_schema=False)
     async def get_file(name: str) -> Response:
         """An image that was answered as a url."""
         file = files.get(name)
@@ -146,11 +147,13 @@ def make_app(config: HttpConfig) -> Guard:
         return _json(_settings(config, model))
 
     @app.get("/health", response_class=Response)
+    @app.head("/health", include_in_schema=False)
     async def health() -> Response:
         """Whether this process is alive."""
         return _json({"status": "ok"})
 
     @app.get("/ready", response_class=Response)
+    @app.head("/ready", include_in_schema=False)
     async def ready() -> Response:
         """Whether images can be made: 200, or 503 with the reason."""
         try:
@@ -176,6 +179,7 @@ def make_app(config: HttpConfig) -> Guard:
         return describe_page(app.openapi())
 
     @app.get("/", include_in_schema=False)
+    @app.head("/", include_in_schema=False)
     async def index(request: Request) -> Response:
         return await page.get_response("index.html", request.scope)
 

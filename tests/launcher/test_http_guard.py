@@ -187,6 +187,19 @@ def test_what_is_not_there_is_answered_in_the_same_shape() -> None:
     run(test())
 
 
+def test_head_is_answered_as_get_without_the_body(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, http_server(fakes.address) as client:
+            made = await client.post(PATH, json={"prompt": PROMPT, "response_format": "url"})
+            for path in ("/", "/health", "/ready", "/page/index.html", made.json()["data"][0]["url"]):
+                head, get = await client.head(path), await client.get(path)
+                assert (head.status_code, head.content) == (200, b""), path
+                for name in ("content-length", "content-type"):
+                    assert head.headers[name] == get.headers[name]
+
+    run(test())
+
+
 def test_without_an_engine_it_is_alive_but_not_ready() -> None:
     async def test() -> None:
         async with http_server_without_engine(NOWHERE) as client:
