@@ -35,6 +35,18 @@ from launcher.spawn import MAX_TIMEOUT_S, serve_until_stopped
     help="What HTTP clients call the model; may be repeated.  [default: the checkpoint folder's name]",
 )
 @click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Another name that Host may have where --host is loopback, for a reverse proxy; may be repeated.",
+)
+@click.option(
+    "--public-url",
+    metavar="URL",
+    help="Where clients find the server through a reverse proxy; links begin with it.  [default: as they ask]",
+)
+@click.option(
     "--max-body-bytes", type=click.IntRange(min=1), default=2**20, help="Of an HTTP request.", show_default=True
 )
 @click.option("--rpc", metavar="ADDRESS", help="tcp://HOST:PORT or ipc:///PATH.  [default: a socket only you can use]")
@@ -56,6 +68,8 @@ def serve(
     no_http: bool,
     api_keys: tuple[str, ...],
     model_names: tuple[str, ...],
+    allowed_hosts: tuple[str, ...],
+    public_url: str | None,
     max_body_bytes: int,
     rpc: str | None,
     rpc_keys: str | None,
@@ -66,6 +80,7 @@ def serve(
 ) -> int:
     """Serve requests over HTTP and ZMQ RPC until stopped. Prints the addresses once the engine is ready."""
     from launcher.http_child import HttpServer, check_host, listen
+    from launcher.http_hosts import check_allowed_host, check_public_url
     from launcher.logs import configure_logs
 
     config, _ = configure_engine(**engine_options)
@@ -89,6 +104,12 @@ def serve(
     if not no_http:
         if not all(api_keys):
             raise ArgumentError("api_key must not be empty", parameter="api_key")
+        if not all(model_names):
+            raise ArgumentError("served_model_name must not be empty", parameter="served_model_name")
+        for name in allowed_hosts:
+            check_allowed_host(name)
+        if public_url is not None:
+            check_public_url(public_url)
         if check_host(host, has_keys=bool(api_keys), insecure=insecure):
             click.echo(f"warning: whoever reaches {host} can use this server", err=True)
         http_config = HttpConfig(
@@ -97,6 +118,8 @@ def serve(
             host=host,
             model_names=model_names or (_model_name(config.engine.model),),
             api_keys=api_keys,
+            allowed_hosts=allowed_hosts,
+            public_url=public_url,
             max_body_bytes=max_body_bytes,
             log_format=log_format,
             rpc_key=key,

@@ -12,7 +12,6 @@ import time
 import traceback
 import uuid
 from contextlib import suppress
-from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,10 +20,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from engine.errors import Krea2Error
 from launcher.http_child import SEND_S
 from launcher.http_errors import error_response, http_error
+from launcher.http_hosts import allowed_hosts, host_name, is_own_origin
 from launcher.internal import HttpConfig
 from launcher.logs import log_event
 from launcher.protocol import describe
-from launcher.sockets import is_loopback
 
 FILES_PATH = "/v1/images/files/"
 BODY_S = 30.0  # for a body to arrive
@@ -44,7 +43,7 @@ class Guard:
     def __init__(self, app: ASGIApp, config: HttpConfig) -> None:
         self._app, self._config = app, config
         self._keys = [key.encode() for key in config.api_keys]
-        self._hosts = {"localhost", "127.0.0.1", "::1", config.host.lower()} if is_loopback(config.host) else None
+        self._hosts = allowed_hosts(config)
         disable_created_metrics()
         self.registry = CollectorRegistry()
         self._requests = Counter(
@@ -92,10 +91,13 @@ class Guard:
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
         """Refuse what a web page of somebody else makes the user's browser send."""
         host = headers.get("host", "")
-        if self._hosts is not None and _host_name(host) not in self._hosts:
-            raise http_error("host_not_allowed", f"Host must be localhost or the address of this server, got {host!a}")
+        if self._hosts is not None and host_name(host) not in self._hosts:
+            allowed = "localhost, the address of this server or an --allowed-host"
+            raise http_error("host_not_allowed", f"Host must be {allowed}, got {host!a}")
         origin = headers.get("origin")
-        if scope["method"] not in ("GET", "HEAD") and origin is not None and _origin_host(origin) != host.lower():
+        if scope["method"] in ("GET", "HEAD") or origin is None:
+            return
+        if not is_own_origin(origin, host, self._config.public_url):
             raise http_error("origin_not_allowed", f"Origin must be this server's own, got {origin!a}")
 
     def _check_key(self, scope: Scope, headers: Headers) -> None:
@@ -219,16 +221,3 @@ def _extra_headers(error: Krea2Error) -> dict[str, str]:
 
 def _too_large(limit: int) -> Krea2Error:
     return http_error("body_too_large", f"the body must be at most {limit} bytes")
-
-
-def _host_name(host: str) -> str:
-    """The name in a Host header, without port and brackets."""
-    with suppress(ValueError):
-        return urlsplit(f"//{host}").hostname or ""
-    return ""
-
-
-def _origin_host(origin: str) -> str:
-    with suppress(ValueError):
-        return urlsplit(origin).netloc.lower()
-    return ""

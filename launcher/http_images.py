@@ -60,12 +60,12 @@ class ImagesRoute:
         except ArgumentError as error:
             raise in_words_of(body, error) from None
         assert isinstance(event, Result)
-        link_base = str(request.base_url) if body.response_format == "url" else None
+        link_base = (self._config.public_url or str(request.base_url)).rstrip("/") + FILES_PATH
 
         def fields(file: bytes) -> dict[str, object]:
-            if link_base is None:
-                return {"b64_json": file}  # bytes are base64 in msgspec's JSON
-            return {"url": link_base + FILES_PATH.lstrip("/") + self._files.add(file, checked.output_format)}
+            if body.response_format == "url":
+                return {"url": link_base + self._files.add(file, checked.output_format)}
+            return {"b64_json": file}  # bytes are base64 in msgspec's JSON
 
         return Response(answer(event, request_id, ignored_parameters(body), fields), media_type="application/json")
 

@@ -43,7 +43,8 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     `socket_fd` is a socket that listens already, inherited from the parent, which keeps it while the process is
     replaced. `rpc` is where the front-end listens, `rpc_key` the file of keys to use there. Without `api_keys`
-    nobody is asked for one.
+    nobody is asked for one. `allowed_hosts`: further names that Host may have where `host` is loopback. `public_url`:
+    what links begin with, None for the base of the request that asks for them.
     """
 
     engine: EngineConfig
@@ -54,6 +55,8 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     rpc_key: str | None = None
     model_names: tuple[str, ...] = ("demo",)
     api_keys: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    public_url: str | None = None
     max_body_bytes: int = 2**20
     log_format: str = "json"
 

@@ -68,6 +68,28 @@ def test_a_page_of_somebody_else_cannot_post() -> None:
     run(test())
 
 
+def test_behind_a_proxy_other_names_are_allowed_and_links_begin_with_the_public_url(run_folder: Path) -> None:
+    async def test() -> None:
+        settings = {"allowed_hosts": ("Images.Example",), "public_url": "https://images.example:443/krea/"}
+        async with fake_engine(run_folder) as fakes, http_server(fakes.address, **settings) as client:
+            for host, status in (("images.example", 200), ("images.example:8443", 200), ("a.images.example", 403)):
+                assert (await client.get("/health", headers={"Host": host})).status_code == status
+            body = {"prompt": PROMPT, "response_format": "url"}
+            for origin, status in (
+                ("https://images.example", 200),
+                ("http://images.example", 403),
+                ("https://images.example:1", 403),
+            ):
+                answer = await client.post(PATH, json=body, headers={"Origin": origin})
+                assert answer.status_code == status, origin
+                if status == 200:
+                    begin, _, path = answer.json()["data"][0]["url"].partition("/krea/")
+                    assert begin == "https://images.example:443"
+                    assert (await client.get(f"/{path}")).status_code == 200
+
+    run(test())
+
+
 def test_keys_are_asked_for_where_they_are_needed() -> None:
     async def test() -> None:
         async with http_server_without_engine(NOWHERE, api_keys=("first", "zweiter ☺")) as client:

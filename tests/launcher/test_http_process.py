@@ -114,7 +114,18 @@ def test_ports_and_hosts_that_cannot_be() -> None:
         listen("::ffff:1:2:3", 0)
 
 
-def test_an_empty_key_is_refused(marked: Marked) -> None:
-    process = marked.start_krea2("serve", "--port", "0", "--api-key", "")
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--api-key", "", "api_key must not be empty"),
+        ("--served-model-name", "", "served_model_name must not be empty"),
+        ("--allowed-host", "images.example:80", "allowed_host must be a host name or address without port, as "),
+        ("--public-url", "images.example", "public_url must be http:// or https://, a host, and a path or none, got "),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(marked: Marked, option: str, value: str, message: str) -> None:
+    process = marked.start_krea2("serve", "--port", "0", option, value)
     _, stderr = process.communicate(timeout=PATIENCE_S)
-    assert (process.returncode, stderr) == (2, "error: api_key must not be empty\n")
+    assert process.returncode == 2
+    assert stderr.startswith(f"error: {message}")
+    assert stderr.count("\n") == 1
