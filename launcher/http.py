@@ -27,7 +27,7 @@ import engine
 from engine.config import ModelConfig
 from engine.errors import Krea2Error, ServerError
 from launcher.http_connections import ImpatientProtocol, allow_many_connections
-from launcher.http_docs import ERROR_SCHEMA, IMAGES_SCHEMA, describe_page
+from launcher.http_docs import ERROR_SCHEMA, IMAGES_SCHEMA, describe_limits, describe_page
 from launcher.http_engine import EngineLink
 from launcher.http_errors import error_response, http_error
 from launcher.http_files import HeldFiles
@@ -126,7 +126,7 @@ def make_app(config: HttpConfig) -> Guard:
         """An image that was answered as a url."""
         file = files.get(name)
         if file is None:
-            raise http_error("not_found", "no such image: they are held for an hour, less if there are many")
+            raise http_error("not_found", "no such image: they are held for an hour at most, less if there are many")
         headers = {"Cache-Control": "private, max-age=3600, immutable"}
         return Response(file, headers=headers, media_type=f"image/{name.rpartition('.')[2]}")
 
@@ -184,6 +184,7 @@ def make_app(config: HttpConfig) -> Guard:
         return await page.get_response("index.html", request.scope)
 
     app.mount("/page", page)
+    describe_limits(app.openapi(), model, config.limits)  # which FastAPI keeps, and answers
     return guard
 
 

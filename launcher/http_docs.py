@@ -8,6 +8,11 @@ from typing import Any
 
 from starlette.responses import HTMLResponse
 
+from engine.config import ModelConfig
+from launcher.limits import Limits
+from launcher.openai_api import ImageRequest
+from launcher.requests import MAX_MU, MAX_PRIORITY, MAX_TIMEOUT_S
+
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }
 code, pre { font-family: ui-monospace, monospace; font-size: 0.9em; }
@@ -65,6 +70,33 @@ IMAGES_SCHEMA: dict[int | str, dict[str, Any]] = {
 }
 
 
+def describe_limits(openapi: Mapping[str, Any], model: ModelConfig, limits: Limits) -> None:
+    """Put this server's limits and defaults into the description of the parameters."""
+    steps = (1, limits.max_steps, model.default_steps)
+    guidance = (0, limits.max_guidance, model.default_guidance)
+    ranges: dict[str, tuple[float, float, float | None]] = {
+        "n": (1, limits.max_images, 1),
+        "width": (limits.min_side, limits.max_side, model.default_width),
+        "height": (limits.min_side, limits.max_side, model.default_height),
+        "seed": (0, limits.max_seed, None),
+        "steps": steps,
+        "num_inference_steps": steps,
+        "guidance": guidance,
+        "guidance_scale": guidance,
+        "mu": (-MAX_MU, MAX_MU, None),
+        "priority": (-MAX_PRIORITY, MAX_PRIORITY, 0),
+        "timeout_s": (0, MAX_TIMEOUT_S, None),
+        "preview_every": (1, limits.max_steps, None),
+    }
+    properties = openapi["components"]["schemas"][ImageRequest.__name__]["properties"]
+    for name, (low, high, default) in ranges.items():
+        field = properties[name]
+        number = next(kind for kind in field["anyOf"] if kind["type"] != "null")
+        number |= {"minimum": low, "maximum": high}
+        if default is not None:
+            field["description"] = f"{field.get('description', '')} Default: {default:g}.".strip()
+
+
 def describe_page(openapi: Mapping[str, Any]) -> HTMLResponse:
     """Every path of the OpenAPI description, with the parameters of its body in a table."""
     sections = [
@@ -103,5 +135,5 @@ def _allowed(field: Mapping[str, Any]) -> str:
     if "enum" in field:
         return ", ".join(map(str, field["enum"]))
     if "minimum" in field:
-        return f"{field['type']}, {field['minimum']} to {field['maximum']}"
+        return f"{field['type']}, {field['minimum']:.16g} to {field['maximum']:.16g}"
     return str(field.get("type", ""))

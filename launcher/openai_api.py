@@ -36,24 +36,28 @@ class ImageRequest(BaseModel):
     model: str | None = None
     n: int | None = Field(None, description="Number of images; image i has seed + i.")
     size: str | None = Field(None, description="WIDTHxHEIGHT or auto.")
-    response_format: Literal["b64_json", "url"] | None = Field(None, description="A url is held for an hour.")
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None, description="b64_json by default. A url is held for an hour at most, and serves whoever has it."
+    )
     output_format: Literal["png", "jpeg", "webp"] | None = None
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES)] | None = Field(
         None, description="Previews of each image; needs stream."
     )
 
-    seed: int | None = None
-    steps: int | None = None
+    seed: int | None = Field(None, description="Of the first image; drawn if there is none.")
+    steps: int | None = Field(None, description="Denoise steps of each image.")
     num_inference_steps: int | None = Field(None, description="Another name of steps.")
     guidance: float | None = Field(None, description="Krea's scale: 0 is off.")
     guidance_scale: float | None = Field(None, description="Another name of guidance.")
     negative_prompt: str | None = None
     width: int | None = Field(None, description="With height, instead of size.")
-    height: int | None = None
+    height: int | None = Field(None, description="With width, instead of size.")
     mu: float | None = Field(None, description="The schedule's shift, instead of the checkpoint's own.")
-    priority: int | None = None
-    timeout_s: float | None = Field(None, description="Give the request up after so many seconds.")
+    priority: int | None = Field(None, description="The highest goes first.")
+    timeout_s: float | None = Field(
+        None, description="Give the request up after so many seconds, more than 0; never if there is none."
+    )
     progress: bool | None = Field(None, description="Events for queue position and steps; needs stream.")
     preview_every: int | None = Field(None, description="Steps between previews, instead of partial_images.")
 

@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import (
 
 from launcher.limits import Limits
 from tests.launcher.fake_ranks import fake_engine, run
-from tests.launcher.http_servers import PATH, PROMPT, http_server
+from tests.launcher.http_servers import PATH, PROMPT, http_server, http_server_without_engine
 
 SMALL = Limits(max_side=128, max_steps=8, max_images=2)  # so that what is valid is also quick
 CASES = {"GET": 5, "POST": 60}  # for each operation and mode
@@ -57,6 +57,30 @@ def test_nothing_that_follows_the_description_or_breaks_it_is_a_server_error(run
         ):
             count = await asyncio.to_thread(explore, str(client.base_url))
             assert count > 100
+
+    run(test())
+
+
+def test_the_description_has_the_limits_and_defaults_of_this_server() -> None:
+    async def test() -> None:
+        limits = Limits(max_side=256, max_steps=8, max_guidance=2.5)
+        async with http_server_without_engine("ipc:///nonexistent/krea2", limits=limits) as client:
+            description = (await client.get("/openapi.json")).json()
+            properties = description["components"]["schemas"]["ImageRequest"]["properties"]
+            settings = (await client.get("/v1/settings")).json()
+            for name, low, high, default in (
+                ("width", 64, 256, settings["defaults"]["width"]),
+                ("num_inference_steps", 1, 8, settings["defaults"]["steps"]),
+                ("guidance", 0, 2.5, settings["defaults"]["guidance"]),
+                ("n", 1, 10, 1),
+                ("priority", -100, 100, 0),
+            ):
+                number = properties[name]["anyOf"][0]
+                assert (number["minimum"], number["maximum"]) == (low, high), name
+                assert properties[name]["description"].endswith(f"Default: {default:g}."), name
+            docs = (await client.get("/docs")).text
+            assert "number, 0 to 2.5" in docs
+            assert f"integer, 0 to {2**53 - 1}" in docs
 
     run(test())
 
