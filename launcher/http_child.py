@@ -98,13 +98,15 @@ class HttpServer:
             return
         if time.monotonic() - self._started > _SETTLED_S:
             self._pause_s = _PAUSE_S
-        log_event("http process lost", reason=child.describe_exit(), restart_in_s=self._pause_s)
+        log_event("http process lost", level="error", reason=child.describe_exit(), restart_in_s=self._pause_s)
         while not self._stopping.wait(self._pause_s):
             self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s)
             try:
                 self._start()
             except OSError as error:
-                log_event("http process cannot be started", reason=str(error), restart_in_s=self._pause_s)
+                log_event(
+                    "http process cannot be started", level="error", reason=str(error), restart_in_s=self._pause_s
+                )
             else:
                 return
 

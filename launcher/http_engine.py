@@ -34,7 +34,7 @@ class EngineLink:
                 await client.connect()
             except Krea2Error as error:
                 if not isinstance(error, ServerError):  # nobody answers yet
-                    log_event("the front-end cannot be reached", message=error.message)
+                    log_event("the front-end cannot be reached", level="error", message=error.message)
                 await asyncio.sleep(_POLL_S)
             else:
                 self._client = client
