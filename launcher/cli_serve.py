@@ -78,7 +78,7 @@ def serve(
     log_format: str,
     **engine_options: Any,
 ) -> int:
-    """Serve requests over HTTP and ZMQ RPC until stopped. Prints the addresses once the engine is ready."""
+    """Serve requests over HTTP and ZMQ RPC until stopped. Prints the addresses once the ranks have loaded."""
     from launcher.http_child import HttpServer, check_host, listen
     from launcher.http_hosts import check_allowed_host, check_public_url
     from launcher.logs import configure_logs

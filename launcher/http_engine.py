@@ -17,14 +17,14 @@ _POLL_S = 0.1
 class EngineLink:
     """A client of the front-end at `address`, with the keys in the file `key`, once it answers.
 
-    Requests are taken once its ranks have been ready. Later, the front-end knows better: it keeps requests that come
-    while it replaces its ranks.
+    Requests are taken once its first ranks have loaded. Later, the front-end knows better: it warms up only while
+    nobody waits, and keeps requests that come while it replaces ranks.
     """
 
     def __init__(self, address: str, key: str | None) -> None:
         self._address, self._key = address, key
         self._client: AsyncClient | None = None
-        self._has_been_ready = False
+        self._has_loaded = False
 
     async def keep_connected(self) -> None:
         """Connect, trying again until that works, and wait for the ranks."""
@@ -38,20 +38,20 @@ class EngineLink:
                 await asyncio.sleep(_POLL_S)
             else:
                 self._client = client
-        while not self._has_been_ready:
+        while not self._has_loaded:
             with suppress(Krea2Error):
                 await self.status()
             await asyncio.sleep(_POLL_S)
 
     def client(self) -> AsyncClient:
         """The client, for requests. Raises `ServerError` while the engine starts."""
-        if self._client is None or not self._has_been_ready:
+        if self._client is None or not self._has_loaded:
             raise ServerError("the engine is starting: try again in a moment")
         return self._client
 
     async def status(self) -> StatusReply:
         status = await self._connected().status()
-        self._has_been_ready |= status.ready
+        self._has_loaded |= status.device is not None
         return status
 
     async def metrics(self) -> bytes:

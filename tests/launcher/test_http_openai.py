@@ -15,6 +15,7 @@ import openai
 import pytest
 from PIL import Image
 
+from launcher.async_client import AsyncClient
 from launcher.limits import Limits
 from tests.launcher.fake_ranks import Fakes, fake_engine, run
 from tests.launcher.http_servers import PROMPT, http_server
@@ -196,12 +197,17 @@ def test_a_full_queue_says_when_to_come_back(run_folder: Path) -> None:
             fakes.ranks[0].hold = True
             before = len(fakes.ranks[0].steps)
             first = asyncio.create_task(client.images.generate(prompt=PROMPT))
-            await fakes.ranks[0].has_steps(before + 1)
+            await fakes.ranks[0].has_steps(before + 2)  # no more are sent, so the next one waits
+            second = asyncio.create_task(client.images.generate(prompt=PROMPT))
+            async with AsyncClient(fakes.address) as rpc:
+                while (await rpc.status()).waiting < 1:
+                    pass
             with pytest.raises(openai.RateLimitError) as caught:
                 await client.images.generate(prompt=PROMPT)
             assert caught.value.code == "queue_full"
             assert int(caught.value.response.headers["retry-after"]) >= 1
-            first.cancel()
+            for call in (first, second):
+                call.cancel()
 
     run(test())
 
