@@ -12,6 +12,8 @@ from itertools import accumulate, pairwise
 
 import torch
 
+from engine.kernels.packing import Packing
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -34,15 +36,14 @@ class Segment:
 class Layout:
     """Offsets and positions of a packed batch, the same for every step in which the same segments meet.
 
-    bounds: segment offsets in the packed matrix; image_bounds: the same when only image tokens are kept.
+    packing: the segments in the packed matrix.
     rotations: RoPE of every row, (tokens, head_dim / 2) complex64, the identity on text.
     """
 
     def __init__(self, segments: Sequence[Segment], grids: Sequence[torch.Tensor]) -> None:
         """grids: each segment's image rotations, (image tokens, head_dim / 2)."""
         self.segments = tuple(segments)
-        self.bounds = tuple(accumulate((segment.tokens for segment in segments), initial=0))
-        self.image_bounds = tuple(accumulate((segment.image_tokens for segment in segments), initial=0))
+        self.packing = Packing([segment.tokens for segment in segments], grids[0].device)
         parts = []
         for segment, grid in zip(segments, grids, strict=True):
             parts += [grid.new_ones((segment.text_tokens, grid.shape[1])), grid]
@@ -67,6 +68,6 @@ class Layout:
         return torch.cat(
             [
                 x[start + segment.text_tokens : stop]
-                for segment, (start, stop) in zip(self.segments, pairwise(self.bounds), strict=True)
+                for segment, (start, stop) in zip(self.segments, pairwise(self.packing.bounds), strict=True)
             ]
         )

@@ -17,6 +17,8 @@ TENSOR_PARALLEL_DEGREES = (1, 2, 4)
 DEVICES = ("auto", "cuda", "cpu")
 DTYPES = ("auto", "bfloat16", "float32")
 VARIANTS = ("raw", "turbo")
+QUANTIZATIONS = ("none", "fp8")
+ATTENTIONS = ("auto", "cudnn", "flash", "fa3", "fa4", "triton", "torch")
 
 PIPELINE_CLASS = "Krea2Pipeline"
 DEFAULT_TAPS = (2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35)
@@ -37,16 +39,24 @@ class EngineConfig:
     dtype: str = "auto"
     variant: str | None = None
     share_gpu: bool = False
+    quantization: str = "none"
+    attention: str = "auto"
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
             raise ArgumentError.of("model", "a checkpoint folder's path, or demo", self.model)
-        if not isinstance(self.share_gpu, bool):
-            raise ArgumentError.of("share_gpu", "True or False", self.share_gpu)
+        for name in ("share_gpu", "cuda_graphs"):
+            if not isinstance(getattr(self, name), bool):
+                raise ArgumentError.of(name, "True or False", getattr(self, name))
         if self.device not in DEVICES:
             raise ArgumentError.of("device", f"one of {', '.join(DEVICES)}", self.device)
         if self.dtype not in DTYPES:
             raise ArgumentError.of("dtype", f"one of {', '.join(DTYPES)}", self.dtype)
+        if self.quantization not in QUANTIZATIONS:
+            raise ArgumentError.of("quantization", f"one of {', '.join(QUANTIZATIONS)}", self.quantization)
+        if self.attention not in ATTENTIONS:
+            raise ArgumentError.of("attention", f"one of {', '.join(ATTENTIONS)}", self.attention)
         if self.variant is not None and self.variant not in VARIANTS:
             raise ArgumentError.of("variant", f"one of {', '.join(VARIANTS)}", self.variant)
         if isinstance(self.tp, bool) or self.tp not in TENSOR_PARALLEL_DEGREES:

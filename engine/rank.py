@@ -8,20 +8,22 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import torch
 
 from engine.batch import Layout, Segment
 from engine.checkpoint import CheckpointFiles
-from engine.checkpoint.load import load_weights
+from engine.checkpoint.load import FP8_MATRICES, Weights, load_weights
 from engine.config import EngineConfig, ModelConfig
+from engine.kernels.attention import GatedAttentionKernel
+from engine.kernels.packing import Packing
 from engine.kernels.rope import image_rotations
 from engine.memory import ENCODE_AT_ONCE
 from engine.model import TextEncoder, Transformer, VAEDecoder
 from engine.model.transformer import TimeModulation
 from engine.parallel import Group
-from engine.parallel.device import free_bytes, pick_dtype, ranks_on_device, to_device, to_host
+from engine.parallel.device import check_quantization, free_bytes, pick_dtype, ranks_on_device, to_device, to_host
 from engine.preview import PreviewMap
 from engine.prompt import PREFIX_TOKENS
 from engine.sampling import default_mu, draw_noise, guide, make_sigmas, unpack_latents
@@ -84,31 +86,43 @@ class Rank:
         group: Group,
         device: torch.device,
         on_image: Callable[[DecodedImage], None] | None = None,
+        weights: Weights | None = None,
     ) -> None:
-        """Load this rank's share of the checkpoint.
+        """Load this rank's share of the checkpoint, or of `weights` that come from elsewhere.
 
         on_image is called on rank 0, from the decoding thread, for every image. Raises `CheckpointError` if the
-        checkpoint is damaged and `ArgumentError` if the group's size does not divide the model.
+        checkpoint is damaged and `ArgumentError` if the group's size does not divide the model, or the device lacks
+        what the config asks for.
         """
         self.group, self.device = group, device
         self.dtype = pick_dtype(config, device)
-        folder = config.checkpoint_folder()
-        self.config = ModelConfig.from_folder(folder, config.variant)
+        check_quantization(config, device)
+        if weights is None:
+            folder = config.checkpoint_folder()
+            weights = CheckpointFiles(folder, ModelConfig.from_folder(folder, config.variant))
+        self.config = weights.config
         self.config.check_tp(group.size)
-        checkpoint = CheckpointFiles(folder, self.config)
+        self.attention = GatedAttentionKernel()
 
         with torch.device("meta"):
             self.text_encoder = TextEncoder(self.config, group)
-            self.transformer = Transformer(self.config.transformer, group)
+            self.transformer = Transformer(self.config.transformer, group, self.attention)
             self.vae = VAEDecoder(self.config.vae) if group.rank == 0 else None
         modules = {"text_encoder": self.text_encoder, "transformer": self.transformer, "vae": self.vae}
         for component, module in modules.items():
             if module is not None:
                 load_weights(
-                    module, checkpoint, component, rank=group.rank, size=group.size, device=device, dtype=self.dtype
+                    module,
+                    weights,
+                    component,
+                    rank=group.rank,
+                    size=group.size,
+                    device=device,
+                    dtype=self.dtype,
+                    fp8=FP8_MATRICES if config.quantization == "fp8" else (),
                 )
-        self.bytes_read = sum(files.bytes_read for files in checkpoint.files.values())
-        checkpoint.close()
+        self.bytes_read = weights.bytes_read
+        weights.close()
 
         self._jobs: dict[int, _JobState] = {}
         self._next_number = 0
@@ -207,11 +221,11 @@ class Rank:
 
     def _encode_packed(self, prompts: list[tuple[int, ...]]) -> list[torch.Tensor]:
         packed = to_device(torch.tensor([token for ids in prompts for token in ids]), self.device)
-        bounds = _bounds([len(ids) for ids in prompts])
-        states = self.text_encoder(packed, bounds)
-        kept = torch.cat([states[start + PREFIX_TOKENS : stop] for start, stop in pairwise(bounds)])
+        packing = Packing([len(ids) for ids in prompts], self.device)
+        states = self.text_encoder(packed, packing)
+        kept = torch.cat([states[start + PREFIX_TOKENS : stop] for start, stop in pairwise(packing.bounds)])
         lengths = [len(ids) - PREFIX_TOKENS for ids in prompts]
-        features = self.transformer.encode_text(kept, _bounds(lengths))
+        features = self.transformer.encode_text(kept, Packing(lengths, self.device))
         # copies, so that one cached prompt does not keep the whole batch it came in alive
         return [part.clone() for part in features.split(lengths)]
 
@@ -346,10 +360,6 @@ class _ImageDecoder:
         self._previews.learn(latents, pixels)
         if self._stream is not None:
             self._stream.synchronize()  # before another stream draws with what was learned
-
-
-def _bounds(lengths: list[int]) -> tuple[int, ...]:
-    return tuple(accumulate(lengths, initial=0))
 
 
 def _chunks(prompts: list[tuple[int, ...]], most_tokens: int) -> Iterator[list[tuple[int, ...]]]:

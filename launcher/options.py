@@ -34,6 +34,24 @@ def engine_options(command: Command) -> Command:
         click.option("--variant", help="raw or turbo, where the checkpoint does not say or you know better."),
         click.option("--share-gpu", is_flag=True, help="Let ranks share GPUs (slow)."),
         click.option(
+            "--quantization",
+            default="none",
+            help="none, or fp8: the transformer blocks' matrices and what they multiply as 8-bit numbers.",
+            show_default=True,
+        ),
+        click.option(
+            "--attention",
+            default="auto",
+            help="auto (the fastest here), cudnn, flash, fa3, fa4, triton or torch.",
+            show_default=True,
+        ),
+        click.option(
+            "--cuda-graphs/--no-cuda-graphs",
+            default=True,
+            help="Record steps of few tokens as CUDA graphs, which saves launching their kernels one by one.",
+            show_default=True,
+        ),
+        click.option(
             "--limit", "limits", multiple=True, metavar="NAME=VALUE", help="Change a limit, as max_side=2048."
         ),
         click.option(

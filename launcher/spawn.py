@@ -65,6 +65,9 @@ def launch(
     dtype: str = "auto",
     variant: str | None = None,
     share_gpu: bool = False,
+    quantization: str = "none",
+    attention: str = "auto",
+    cuda_graphs: bool = True,
     limits: Mapping[str, float] | None = None,
     start_timeout_s: float = 600.0,
     step_timeout_s: float = 300.0,
@@ -81,7 +84,17 @@ def launch(
     """
     if not isinstance(warm_up, bool):
         raise ArgumentError.of("warm_up", "True or False", warm_up)
-    engine = EngineConfig(model=model, tp=tp, device=device, dtype=dtype, variant=variant, share_gpu=share_gpu)
+    engine = EngineConfig(
+        model=model,
+        tp=tp,
+        device=device,
+        dtype=dtype,
+        variant=variant,
+        share_gpu=share_gpu,
+        quantization=quantization,
+        attention=attention,
+        cuda_graphs=cuda_graphs,
+    )
     config, _ = configure(engine, limits or {}, start_timeout_s=start_timeout_s, step_timeout_s=step_timeout_s)
     config = msgspec.structs.replace(config, warm_up=warm_up)
     with launch_frontend(config) as client:

@@ -29,13 +29,13 @@ def test_rows_are_text_then_image_of_one_segment_after_the_other(segments: list[
     images = {s.image: torch.randn(s.image_tokens, 5) for s in segments}
     packed = layout.pack(text, torch.cat(list(images.values())))
 
-    assert layout.bounds[0] == layout.image_bounds[0] == 0
+    bounds, taken = layout.packing.bounds, list(layout.take_images(packed).split([s.image_tokens for s in segments]))
+    assert bounds[0] == 0
     for index, segment in enumerate(segments):
-        rows = packed[layout.bounds[index] : layout.bounds[index + 1]]
+        rows = packed[bounds[index] : bounds[index + 1]]
         assert torch.equal(rows, torch.cat([text[index], images[segment.image]]))
-        rotations = layout.rotations[layout.bounds[index] : layout.bounds[index + 1]]
+        rotations = layout.rotations[bounds[index] : bounds[index + 1]]
         assert torch.equal(rotations[: segment.text_tokens], torch.ones(segment.text_tokens, HALF_HEAD) + 0j)
         assert torch.equal(rotations[segment.text_tokens :], grids[index])
-        taken = layout.take_images(packed)[layout.image_bounds[index] : layout.image_bounds[index + 1]]
-        assert torch.equal(taken, images[segment.image])
-    assert layout.bounds[-1] == packed.shape[0]
+        assert torch.equal(taken[index], images[segment.image])
+    assert bounds[-1] == packed.shape[0]

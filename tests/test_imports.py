@@ -34,7 +34,7 @@ PICKLING_CALLS = {
     "send_object_list",
 }
 
-# engine: rank → model → parallel, kernels → nothing; below are the parts that each part may import.
+# engine: rank → model → parallel → kernels → nothing; below are the parts that each part may import.
 _PLAIN = {"config", "errors", "json_fields", "step"}
 ENGINE_LAYERS: dict[str, set[str]] = {
     "errors": set(),
@@ -47,11 +47,11 @@ ENGINE_LAYERS: dict[str, set[str]] = {
     "forecast": {"cost", "policy"},
     "scheduler": {*_PLAIN, "cost", "policy", "forecast"},
     "kernels": {"errors"},
-    "parallel": _PLAIN,
-    "checkpoint": _PLAIN,
+    "parallel": {*_PLAIN, "kernels"},
+    "checkpoint": {*_PLAIN, "kernels"},
     "sampling": _PLAIN,
     "preview": set(),
-    "batch": _PLAIN,
+    "batch": {*_PLAIN, "kernels"},
     "prompt": set(),
     "model": {*_PLAIN, "parallel", "kernels", "batch"},
     "rank": {*_PLAIN, "memory", "parallel", "kernels", "batch", "prompt", "sampling", "preview", "checkpoint", "model"},
@@ -90,7 +90,7 @@ def test_importing_the_packages_loads_nothing_heavy() -> None:
 def test_importing_the_rank_loads_no_sockets_and_no_references() -> None:
     loaded = _modules_after("import engine.rank")
     assert "torch" in loaded
-    assert not loaded & {"zmq", "msgspec", "tokenizers", "transformers", "diffusers", "aiohttp", "starlette", "fastapi"}
+    assert not loaded & {"zmq", "msgspec", "tokenizers", "transformers", "diffusers", "starlette", "fastapi", "triton"}
 
 
 def test_the_rank_imports_where_triton_is_not_installed() -> None:

@@ -136,6 +136,7 @@ class CheckpointFiles:
 
     def __init__(self, folder: Path, config: ModelConfig) -> None:
         """Raises `CheckpointError` if any tensor is missing, extra, misshapen or unreadable."""
+        self.config = config
         self.files: dict[str, TensorFiles] = {}
         self.sources: dict[str, list[Source]] = {}
 
@@ -169,6 +170,18 @@ class CheckpointFiles:
     ) -> None:
         self.files[component] = files
         self.sources[component] = files.check(sources, ignored)
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(files.bytes_read for files in self.files.values())
+
+    def read(self, component: str, source: Source, rank: int, size: int) -> torch.Tensor:
+        """See `Weights.read`."""
+        return self.files[component].read(source, rank, size)
+
+    def where(self, component: str, source: Source) -> Path:
+        """See `Weights.where`."""
+        return self.files[component].headers[source.name].file
 
     def close(self) -> None:
         for files in self.files.values():

@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 
+from engine.kernels.fp8 import Fp8Rows
+from engine.kernels.gate import sigmoid_mul
+from engine.kernels.packing import Packing
+
+
+class GatedAttentionKernel:
+    """Attention inside each segment, times sigmoid(gate), by one of the backends. A rank makes one for its DiT."""
+
+    def __init__(self, backend: str = "torch") -> None:
+        self.backend = backend
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        gate: torch.Tensor,
+        packing: Packing,
+        *,
+        fp8: bool = False,
+    ) -> torch.Tensor | Fp8Rows:
+        """sigmoid(gate) · softmax(q kᵀ / sqrt(head_dim)) v, each row attending to its own segment.
+
+        query: (tokens, heads, head_dim); key, value: (tokens, kv_heads, head_dim), kv_heads dividing heads; gate:
+        (tokens, heads · head_dim). All may be strided views of a packed matrix. Returns (tokens, heads · head_dim),
+        with `fp8` as rows for an fp8 matrix product.
+        """
+        return sigmoid_mul(packed_attention(query, key, value, packing), gate, fp8=fp8)
+
 
 def packed_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: Sequence[int], *, causal: bool = False
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, *, causal: bool = False
 ) -> torch.Tensor:
     """softmax(q kᵀ / sqrt(head_dim)) v, each row attending to its own segment.
 
@@ -18,13 +46,12 @@ def packed_attention(
     strided views of a packed matrix. Returns (tokens, heads · head_dim).
     """
     tokens, heads, head_dim = query.shape
-    lengths = {stop - start for start, stop in pairwise(bounds)}
-    if len(lengths) == 1:
-        shape = (len(bounds) - 1, lengths.pop())
+    if len(set(packing.lengths)) == 1:
+        shape = (packing.segments, packing.longest)
         query, key, value = (tensor.unflatten(0, shape) for tensor in (query, key, value))
         return _attend(query, key, value, causal).reshape(tokens, heads * head_dim)
     output = query.new_empty((tokens, heads, head_dim))
-    for start, stop in pairwise(bounds):
+    for start, stop in pairwise(packing.bounds):
         rows = slice(start, stop)
         output[rows] = _attend(query[None, rows], key[None, rows], value[None, rows], causal)[0]
     return output.flatten(1)

@@ -1,34 +1,165 @@
-"""RMSNorm, and RMSNorm followed by the modulation of each segment."""
+"""RMSNorm, alone or with its neighbours: the residual before it, the modulation after it, the rounding to fp8.
+
+In a block `x += gate · update` and the norm that follows are one pass over x. Where a row's vectors depend on its
+image, they are gathered by the row's segment inside the kernel.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
+from engine.kernels.fp8 import Fp8Rows, empty_rows, quantize_rows, row_pointers, store_row
+from engine.kernels.jit import kernel, launch_shape
+from engine.kernels.packing import Packing
+
+if TYPE_CHECKING:
+    import triton.language as tl
+
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x / sqrt(mean(x²) + eps) · weight over the last dimension, in float32, returned in x's dtype."""
+    """x / sqrt(mean(x²) + eps) · weight over the last dimension, in float32, returned in x's dtype.
+
+    x: (tokens, width); weight: (width,) float32.
+    """
+    if x.is_cuda:
+        return norm_triton(x, weight, eps)  # type: ignore[return-value]
     return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
 
 
-def rms_norm_modulate(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    eps: float,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    bounds: Sequence[int],
-) -> torch.Tensor:
-    """(1 + scale) · rms_norm(x) + shift, scale and shift being those of a row's segment.
+def add_rms_norm(
+    x: torch.Tensor, update: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x + update, and its `rms_norm`. All (tokens, width); x stays as it is."""
+    if x.is_cuda:
+        total = torch.empty_like(x)
+        return total, norm_triton(x, weight, eps, update=update, total=total)  # type: ignore[return-value]
+    total = x + update
+    return total, rms_norm(total, weight, eps)
 
-    x: (tokens, width); weight: (width,) float32; scale, shift: (segments, width) float32.
+
+def rms_norm_modulate(
+    x: torch.Tensor, factor: torch.Tensor, shift: torch.Tensor, eps: float, packing: Packing, *, fp8: bool = False
+) -> torch.Tensor | Fp8Rows:
+    """x / sqrt(mean(x²) + eps) · factor + shift, with the vectors of each row's segment.
+
+    x: (tokens, width); factor, shift: (segments, width) float32, the norm's weight being part of factor. With `fp8`
+    the result is rows for a matrix product.
     """
-    normed = F.rms_norm(x.float(), weight.shape, weight, eps)
-    factor = 1.0 + scale
-    for segment, (start, stop) in enumerate(pairwise(bounds)):
-        rows = normed[start:stop]
+    if x.is_cuda:
+        return norm_triton(x, factor, eps, shift=shift, packing=packing, fp8=fp8)
+    result = F.rms_norm(x.float(), x.shape[-1:], None, eps)
+    for segment, (start, stop) in enumerate(pairwise(packing.bounds)):
+        rows = result[start:stop]
         torch.addcmul(shift[segment], rows, factor[segment], out=rows)
-    return normed.to(x.dtype)
+    return quantize_rows(result, x.dtype) if fp8 else result.to(x.dtype)
+
+
+def add_rms_norm_modulate_(
+    x: torch.Tensor,
+    update: torch.Tensor,
+    gate: torch.Tensor,
+    factor: torch.Tensor,
+    shift: torch.Tensor,
+    eps: float,
+    packing: Packing,
+    *,
+    fp8: bool = False,
+) -> torch.Tensor | Fp8Rows:
+    """x += gate · update in place, then `rms_norm_modulate(x)`. gate: (segments, width) float32."""
+    if x.is_cuda:
+        return norm_triton(x, factor, eps, update=update, total=x, gate=gate, shift=shift, packing=packing, fp8=fp8)
+    for segment, (start, stop) in enumerate(pairwise(packing.bounds)):
+        rows = x[start:stop]
+        rows.copy_(torch.addcmul(rows.float(), update[start:stop].float(), gate[segment]))
+    return rms_norm_modulate(x, factor, shift, eps, packing, fp8=fp8)
+
+
+def norm_triton(
+    x: torch.Tensor,
+    factor: torch.Tensor,
+    eps: float,
+    *,
+    update: torch.Tensor | None = None,
+    total: torch.Tensor | None = None,
+    gate: torch.Tensor | None = None,
+    shift: torch.Tensor | None = None,
+    packing: Packing | None = None,
+    fp8: bool = False,
+) -> torch.Tensor | Fp8Rows:
+    """All of the above by the one kernel. Without `packing` every row has the same vectors, of shape (width,).
+
+    With an `update`, x + gate · update is written to `total`, which may be x.
+    """
+    tokens, width = x.shape
+    output = empty_rows(tokens, width, x, fp8=fp8)
+    values, scales = row_pointers(output)
+    block, warps = launch_shape(width)
+    _norm[(tokens,)](
+        x,
+        x if update is None else update,
+        x if total is None else total,
+        values,
+        scales,
+        factor if gate is None else gate,
+        factor,
+        factor if shift is None else shift,
+        x if packing is None else packing.row_segments,
+        0 if gate is None else gate.stride(0),
+        factor.stride(0) if packing is not None else 0,
+        width,
+        eps,
+        BLOCK=block,
+        HAS_UPDATE=update is not None,
+        HAS_GATE=gate is not None,
+        HAS_SHIFT=shift is not None,
+        PER_SEGMENT=packing is not None,
+        FP8=fp8,
+        num_warps=warps,
+    )
+    return output
+
+
+@kernel
+def _norm(
+    x_ptr,
+    update_ptr,
+    total_ptr,
+    y_ptr,
+    scale_ptr,
+    gate_ptr,
+    factor_ptr,
+    shift_ptr,
+    segment_ptr,
+    gate_stride,
+    vector_stride,
+    width,
+    eps,
+    BLOCK: tl.constexpr,
+    HAS_UPDATE: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    HAS_SHIFT: tl.constexpr,
+    PER_SEGMENT: tl.constexpr,
+    FP8: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < width
+    # Rows are streamed past the first-level cache, which is for the vectors that all rows of a segment share.
+    x = tl.load(x_ptr + row * width + columns, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
+    segment = tl.load(segment_ptr + row).to(tl.int64) if PER_SEGMENT else 0
+    if HAS_UPDATE:
+        update = tl.load(update_ptr + row * width + columns, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
+        if HAS_GATE:
+            update *= tl.load(gate_ptr + segment * gate_stride + columns, mask=mask, other=0.0)
+        x = (x + update).to(x_ptr.dtype.element_ty)
+        tl.store(total_ptr + row * width + columns, x, mask=mask)
+        x = x.to(tl.float32)  # the norm sees the residual as it is stored
+    y = x * tl.rsqrt(tl.sum(x * x, axis=0) / width + eps)
+    y *= tl.load(factor_ptr + segment * vector_stride + columns, mask=mask, other=0.0)
+    if HAS_SHIFT:
+        y += tl.load(shift_ptr + segment * vector_stride + columns, mask=mask, other=0.0)
+    store_row(y_ptr, scale_ptr, row, columns, mask, y, width, FP8)

@@ -6,10 +6,17 @@ Tables hold the rotations as complex numbers cos + i·sin: rotating the pair (x0
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
-from engine.kernels.norm import rms_norm
+from engine.kernels.jit import kernel
+
+if TYPE_CHECKING:
+    import triton.language as tl
+
+_HEADS_AT_ONCE = 16  # of a program of the kernel: enough elements for 16-byte loads
 
 
 def image_rotations(height: int, width: int, axes: Sequence[int], theta: float) -> torch.Tensor:
@@ -42,25 +49,129 @@ def text_rotations(positions: torch.Tensor, head_dim: int, theta: float) -> torc
 
 
 def norm_rotate_(
-    heads: torch.Tensor, norm_weight: torch.Tensor, eps: float, rotations: torch.Tensor | None
-) -> torch.Tensor:
-    """RMSNorm each head, then rotate its interleaved pairs, in place; returns `heads`.
+    query: torch.Tensor,
+    key: torch.Tensor,
+    query_norm: torch.Tensor,
+    key_norm: torch.Tensor,
+    eps: float,
+    rotations: torch.Tensor | None,
+    *,
+    halves: bool = False,
+) -> None:
+    """RMSNorm each head of q and k, then rotate its pairs, in place.
 
-    heads: (tokens, heads, head_dim), a view into the packed q|k|v|gate matrix; norm_weight: (head_dim,) float32;
-    rotations: (tokens, head_dim / 2) complex64, or None for no rotation (text fusion). Like the reference, the norm's
-    output is rounded to the model's dtype before it is rotated in float32.
+    query, key: (tokens, heads, head_dim), views into one packed q|k|… matrix, k right after q; query_norm, key_norm:
+    (head_dim,) float32; rotations: (tokens, head_dim / 2) complex64, or None for no rotation (text fusion). Pairs are
+    neighbours (x[2i], x[2i + 1]), or with `halves` (x[i], x[i + head_dim / 2]) as Qwen has them. Like the references,
+    the norm's output is rounded to the model's dtype before it is rotated in float32.
     """
-    normed = rms_norm(heads, norm_weight, eps)
-    if rotations is None:
-        return heads.copy_(normed)
-    pairs = torch.view_as_complex(normed.float().unflatten(-1, (-1, 2)))
-    return heads.copy_(torch.view_as_real(pairs * rotations[:, None]).flatten(-2))
+    if query.is_cuda:
+        norm_rotate_triton_(query, key, query_norm, key_norm, eps, rotations, halves=halves)
+        return
+    for heads, weight in ((query, query_norm), (key, key_norm)):
+        normed = F.rms_norm(heads.float(), weight.shape, weight, eps).to(heads.dtype)
+        if rotations is None:
+            heads.copy_(normed)
+        elif halves:
+            rotated = torch.complex(*normed.float().chunk(2, dim=-1)) * rotations[:, None]
+            heads.copy_(torch.cat([rotated.real, rotated.imag], dim=-1))
+        else:
+            pairs = torch.view_as_complex(normed.float().unflatten(-1, (-1, 2)))
+            heads.copy_(torch.view_as_real(pairs * rotations[:, None]).flatten(-2))
 
 
-def norm_rotate_halves(
-    heads: torch.Tensor, norm_weight: torch.Tensor, eps: float, rotations: torch.Tensor
-) -> torch.Tensor:
-    """RMSNorm each head, then rotate (x[i], x[i + head_dim / 2]) pairs: Qwen's form. Shapes as in `norm_rotate_`."""
-    first, second = rms_norm(heads, norm_weight, eps).float().chunk(2, dim=-1)
-    rotated = torch.complex(first, second) * rotations[:, None]
-    return torch.cat([rotated.real, rotated.imag], dim=-1).to(heads.dtype)
+def norm_rotate_triton_(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    query_norm: torch.Tensor,
+    key_norm: torch.Tensor,
+    eps: float,
+    rotations: torch.Tensor | None,
+    *,
+    halves: bool,
+) -> None:
+    """The same by the kernel: q and k in one launch."""
+    tokens, heads, head_dim = query.shape
+    kv_heads = key.shape[1]
+    assert key.data_ptr() == query.data_ptr() + heads * head_dim * query.element_size()
+    assert tokens == 1 or query.stride() == key.stride() == (query.stride(0), head_dim, 1)
+    block = 1 << (head_dim - 1).bit_length()
+    _norm_rotate[(tokens, -(-(heads + kv_heads) // _HEADS_AT_ONCE))](
+        query,
+        query_norm,
+        key_norm,
+        query_norm if rotations is None else torch.view_as_real(rotations),
+        query.stride(0),
+        heads,
+        heads + kv_heads,
+        head_dim,
+        eps,
+        HEADS=_HEADS_AT_ONCE,
+        PAIRS=block // 2,
+        ROTATE=rotations is not None,
+        HALVES=halves,
+        num_warps=4,
+    )
+
+
+@kernel
+def _norm_rotate(
+    x_ptr,
+    query_norm_ptr,
+    key_norm_ptr,
+    rotation_ptr,
+    row_stride,
+    query_heads,
+    all_heads,
+    head_dim,
+    eps,
+    HEADS: tl.constexpr,
+    PAIRS: tl.constexpr,
+    ROTATE: tl.constexpr,
+    HALVES: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
+    is_head = heads < all_heads
+    x_ptr += row * row_stride
+    a, b = _load_pairs(x_ptr + heads * head_dim, is_head, head_dim, HEADS, PAIRS, HALVES)
+    scale = tl.rsqrt((tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1)) / head_dim + eps)[:, None]
+    # as many rows of q's and k's weights as there are heads, since a load cannot choose between pointers
+    query_a, query_b = _load_pairs(query_norm_ptr + heads * 0, is_head, head_dim, HEADS, PAIRS, HALVES)
+    key_a, key_b = _load_pairs(key_norm_ptr + heads * 0, is_head, head_dim, HEADS, PAIRS, HALVES)
+    is_query = heads < query_heads
+    a = (a * scale * tl.where(is_query, query_a, key_a)).to(x_ptr.dtype.element_ty).to(tl.float32)
+    b = (b * scale * tl.where(is_query, query_b, key_b)).to(x_ptr.dtype.element_ty).to(tl.float32)
+    if ROTATE:
+        cos, sin = _load_pairs(rotation_ptr + row * head_dim + heads * 0, is_head, head_dim, HEADS, PAIRS, False)
+        a, b = cos * a - sin * b, sin * a + cos * b
+    _store_pairs(x_ptr + heads * head_dim, a, b, is_head, head_dim, HEADS, PAIRS, HALVES)
+
+
+@kernel
+def _load_pairs(pointers, is_head, head_dim, HEADS: tl.constexpr, PAIRS: tl.constexpr, HALVES: tl.constexpr):
+    """The first and the second elements of every pair, (HEADS, PAIRS) float32 each; pointers: (HEADS, 1)."""
+    if HALVES:
+        pairs = tl.arange(0, PAIRS)[None, :]
+        mask = is_head & (pairs < head_dim // 2)
+        a = tl.load(pointers + pairs, mask=mask, other=0.0).to(tl.float32)
+        b = tl.load(pointers + head_dim // 2 + pairs, mask=mask, other=0.0).to(tl.float32)
+    else:
+        columns = tl.arange(0, 2 * PAIRS)[None, :]
+        x = tl.load(pointers + columns, mask=is_head & (columns < head_dim), other=0.0).to(tl.float32)
+        a, b = tl.split(tl.reshape(x, (HEADS, PAIRS, 2)))
+    return a, b
+
+
+@kernel
+def _store_pairs(pointers, a, b, is_head, head_dim, HEADS: tl.constexpr, PAIRS: tl.constexpr, HALVES: tl.constexpr):
+    dtype = pointers.dtype.element_ty
+    if HALVES:
+        pairs = tl.arange(0, PAIRS)[None, :]
+        mask = is_head & (pairs < head_dim // 2)
+        tl.store(pointers + pairs, a.to(dtype), mask=mask)
+        tl.store(pointers + head_dim // 2 + pairs, b.to(dtype), mask=mask)
+    else:
+        columns = tl.arange(0, 2 * PAIRS)[None, :]
+        x = tl.reshape(tl.join(a, b), (HEADS, 2 * PAIRS))
+        tl.store(pointers + columns, x.to(dtype), mask=is_head & (columns < head_dim))

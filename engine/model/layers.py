@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
-from engine.kernels.attention import packed_attention
-from engine.kernels.gate import sigmoid_mul, silu_mul
+from engine.kernels.attention import GatedAttentionKernel
+from engine.kernels.fp8 import Fp8Rows
+from engine.kernels.gate import silu_mul
 from engine.kernels.norm import rms_norm
+from engine.kernels.packing import Packing
 from engine.kernels.rope import norm_rotate_
 from engine.parallel import ColumnParallelLinear, Group, RowParallelLinear
 
@@ -34,27 +34,40 @@ class SwiGLU(nn.Module):
         self.gate_up = ColumnParallelLinear(width, (intermediate_size, intermediate_size), group)
         self.down = RowParallelLinear(intermediate_size, width, group)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(silu_mul(self.gate_up(x)))
+    @property
+    def takes_fp8(self) -> bool:
+        return self.gate_up.takes_fp8
+
+    def forward(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
+        return self.down(silu_mul(self.gate_up(x), fp8=self.down.takes_fp8))
 
 
 class GatedAttention(nn.Module):
     """Krea's attention: q, k, v and an output gate from one matrix, normed q and k, optional RoPE, heads split."""
 
-    def __init__(self, width: int, num_heads: int, num_kv_heads: int, head_dim: int, eps: float, group: Group) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        eps: float,
+        group: Group,
+        attention: GatedAttentionKernel,
+    ) -> None:
         super().__init__()
         whole = [heads * head_dim for heads in (num_heads, num_kv_heads, num_kv_heads, num_heads)]
         self.qkvg = ColumnParallelLinear(width, whole, group)
         self.norm_q = RMSNorm(head_dim, eps)
         self.norm_k = RMSNorm(head_dim, eps)
         self.out = RowParallelLinear(num_heads * head_dim, width, group)
+        self._attention = attention
         self._head_dim = head_dim
         self._columns = [part // group.size for part in whole]
 
-    def forward(self, x: torch.Tensor, bounds: Sequence[int], rotations: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | Fp8Rows, packing: Packing, rotations: torch.Tensor | None) -> torch.Tensor:
         """x: (tokens, width); every token attends to its segment. rotations as in `norm_rotate_`."""
         *qkv, gate = self.qkvg(x).split(self._columns, dim=-1)
         query, key, value = (part.unflatten(-1, (-1, self._head_dim)) for part in qkv)
-        norm_rotate_(query, self.norm_q.weight, self.norm_q.eps, rotations)
-        norm_rotate_(key, self.norm_k.weight, self.norm_k.eps, rotations)
-        return self.out(sigmoid_mul(packed_attention(query, key, value, bounds), gate))
+        norm_rotate_(query, key, self.norm_q.weight, self.norm_k.weight, self.norm_q.eps, rotations)
+        return self.out(self._attention(query, key, value, gate, packing, fp8=self.out.takes_fp8))

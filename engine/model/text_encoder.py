@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from engine.config import ModelConfig, TextEncoderConfig
 from engine.kernels.attention import packed_attention
-from engine.kernels.rope import norm_rotate_halves, text_rotations
+from engine.kernels.norm import add_rms_norm
+from engine.kernels.packing import Packing
+from engine.kernels.rope import norm_rotate_, text_rotations
 from engine.model.layers import RMSNorm, SwiGLU
 from engine.parallel import ColumnParallelLinear, Group, RowParallelLinear
 
@@ -29,18 +28,18 @@ class TextEncoder(nn.Module):
         # the tuple of hidden states ends with the normed output of the last layer
         self.norm = RMSNorm(text.hidden_size, text.norm_eps) if max(self.taps) == text.num_layers else None
 
-    def forward(self, ids: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
-        """ids: (tokens,) of several prompts, packed at `bounds`. Returns (tokens, taps, width).
+    def forward(self, ids: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """ids: (tokens,) of several prompts, packed. Returns (tokens, taps, width).
 
         Attention is causal within a prompt and positions count from 0 in each: the same as the references' padded
         and masked batch, for the tokens that are real.
         """
-        positions = torch.cat([torch.arange(stop - start, device=ids.device) for start, stop in pairwise(bounds)])
+        positions = torch.cat([torch.arange(length, device=ids.device) for length in packing.lengths])
         rotations = text_rotations(positions, self.head_dim, self.rope_theta)
         x = self.embed_tokens(ids)
         states = [x]
         for layer in self.layers:
-            x = layer(x, bounds, rotations)
+            x = layer(x, packing, rotations)
             states.append(x)
         if self.norm is not None:
             states[-1] = self.norm(x)
@@ -64,9 +63,10 @@ class _Layer(nn.Module):
         self.norm2 = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, group)
 
-    def forward(self, x: torch.Tensor, bounds: Sequence[int], rotations: torch.Tensor) -> torch.Tensor:
-        x = x + self.attn(self.norm1(x), bounds, rotations)
-        return x + self.mlp(self.norm2(x))
+    def forward(self, x: torch.Tensor, packing: Packing, rotations: torch.Tensor) -> torch.Tensor:
+        update = self.attn(self.norm1(x), packing, rotations)
+        x, y = add_rms_norm(x, update, self.norm2.weight, self.norm2.eps)
+        return x + self.mlp(y)
 
 
 class _CausalAttention(nn.Module):
@@ -80,9 +80,8 @@ class _CausalAttention(nn.Module):
         self._head_dim = config.head_dim
         self._columns = [part // group.size for part in whole]
 
-    def forward(self, x: torch.Tensor, bounds: Sequence[int], rotations: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, packing: Packing, rotations: torch.Tensor) -> torch.Tensor:
         qkv = self.qkv(x).split(self._columns, dim=-1)
         query, key, value = (part.unflatten(-1, (-1, self._head_dim)) for part in qkv)
-        query = norm_rotate_halves(query, self.norm_q.weight, self.norm_q.eps, rotations)
-        key = norm_rotate_halves(key, self.norm_k.weight, self.norm_k.eps, rotations)
-        return self.out(packed_attention(query, key, value, bounds, causal=True))
+        norm_rotate_(query, key, self.norm_q.weight, self.norm_k.weight, self.norm_q.eps, rotations, halves=True)
+        return self.out(packed_attention(query, key, value, packing, causal=True))

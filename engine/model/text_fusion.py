@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
 from engine.config import TransformerConfig
+from engine.kernels.attention import GatedAttentionKernel
+from engine.kernels.norm import add_rms_norm
+from engine.kernels.packing import Packing
 from engine.model.layers import GatedAttention, RMSNorm, SwiGLU
 from engine.parallel import Group, Linear
 
@@ -24,16 +25,16 @@ class TextFusion(nn.Module):
         self.projector = Linear(config.num_text_layers, 1, bias=False)
         self.refiner_blocks = nn.ModuleList(_FusionBlock(config, group) for _ in range(config.num_refiner_text_blocks))
 
-    def forward(self, states: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, packing: Packing) -> torch.Tensor:
         """states: (tokens, layers, width) of packed prompts. Returns (tokens, width)."""
         tokens, layers, _ = states.shape
         x = states.flatten(0, 1)
-        token_bounds = range(0, tokens * layers + 1, layers)
+        of_tokens = Packing([layers] * tokens, x.device)
         for block in self.layerwise_blocks:
-            x = block(x, token_bounds)
+            x = block(x, of_tokens)
         x = self.projector(x.unflatten(0, (tokens, layers)).transpose(1, 2)).squeeze(-1)
         for block in self.refiner_blocks:
-            x = block(x, bounds)
+            x = block(x, packing)
         return x
 
 
@@ -43,11 +44,17 @@ class _FusionBlock(nn.Module):
         width, eps = config.text_hidden_size, config.norm_eps
         self.norm1 = RMSNorm(width, eps)
         self.attn = GatedAttention(
-            width, config.text_num_heads, config.text_num_kv_heads, config.text_head_dim, eps, group
+            width,
+            config.text_num_heads,
+            config.text_num_kv_heads,
+            config.text_head_dim,
+            eps,
+            group,
+            GatedAttentionKernel(),
         )
         self.norm2 = RMSNorm(width, eps)
         self.ff = SwiGLU(width, config.text_intermediate_size, group)
 
-    def forward(self, x: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
-        x = x + self.attn(self.norm1(x), bounds, None)
-        return x + self.ff(self.norm2(x))
+    def forward(self, x: torch.Tensor, packing: Packing) -> torch.Tensor:
+        x, y = add_rms_norm(x, self.attn(self.norm1(x), packing, None), self.norm2.weight, self.norm2.eps)
+        return x + self.ff(y)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +13,9 @@ from torch import nn
 
 from engine.batch import Layout
 from engine.config import TransformerConfig
-from engine.kernels.norm import rms_norm_modulate
-from engine.kernels.residual import add_gated_
+from engine.kernels.attention import GatedAttentionKernel
+from engine.kernels.norm import add_rms_norm_modulate_, rms_norm_modulate
+from engine.kernels.packing import Packing
 from engine.model.layers import GatedAttention, RMSNorm, SwiGLU
 from engine.model.text_fusion import TextFusion
 from engine.parallel import Group, Linear
@@ -32,22 +35,22 @@ class TimeModulation:
 class Transformer(nn.Module):
     """Krea 2's single-stream diffusion transformer with its text fusion."""
 
-    def __init__(self, config: TransformerConfig, group: Group) -> None:
+    def __init__(self, config: TransformerConfig, group: Group, attention: GatedAttentionKernel) -> None:
         super().__init__()
         self.img_in = Linear(config.in_channels, config.hidden_size)
         self.time_embed = _TimeEmbedding(config)
         self.time_mod_proj = Linear(config.hidden_size, 6 * config.hidden_size)
         self.text_fusion = TextFusion(config, group)
         self.txt_in = _TextProjection(config)
-        self.transformer_blocks = nn.ModuleList(_Block(config, group) for _ in range(config.num_layers))
+        self.transformer_blocks = nn.ModuleList(_Block(config, group, attention) for _ in range(config.num_layers))
         self.final_layer = _FinalLayer(config)
 
-    def encode_text(self, states: torch.Tensor, bounds: tuple[int, ...]) -> torch.Tensor:
+    def encode_text(self, states: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Tapped hidden states of packed prompts (tokens, layers, text width) → text features (tokens, width).
 
         Independent of the timestep: once per prompt.
         """
-        return self.txt_in(self.text_fusion(states, bounds))
+        return self.txt_in(self.text_fusion(states, packing))
 
     def encode_timesteps(self, timesteps: torch.Tensor) -> TimeModulation:
         """timesteps: (steps,) in [0, 1], float32. Once per schedule."""
@@ -68,46 +71,91 @@ class Transformer(nn.Module):
         in_channels) float32, image i being the one that segments call `image` i. modulation: a row per segment. Returns
         (image tokens of all segments, in_channels) float32, segment after segment.
         """
-        images = self.img_in(torch.cat(latents).to(self.img_in.weight.dtype))
-        x = layout.pack(text, images)
-        for block in self.transformer_blocks:
-            x = block(x, modulation.block, layout)
-        return self.final_layer(layout.take_images(x), modulation.final, layout).float()
+        x = self.embed(text, latents, layout)
+        return layout.take_images(self.denoise(x, modulation, layout.packing, layout.rotations))
+
+    def embed(self, text: list[torch.Tensor], latents: list[torch.Tensor], layout: Layout) -> torch.Tensor:
+        """Text features and embedded image tokens, packed: (tokens, width)."""
+        return layout.pack(text, self.img_in(torch.cat(latents).to(self.img_in.weight.dtype)))
+
+    def denoise(
+        self, x: torch.Tensor, modulation: TimeModulation, packing: Packing, rotations: torch.Tensor
+    ) -> torch.Tensor:
+        """The blocks and the final layer: the velocity of every row, (tokens, in_channels) float32.
+
+        x: (tokens, width), overwritten. Those of text rows mean nothing. Reads nothing of `packing` that CUDA graphs
+        could not hold. Every residual is added by the norm that follows it, the last one by the final layer's.
+        """
+        eps = self.final_layer.norm.eps
+        blocks = cast(list[_Block], list(self.transformer_blocks))
+        followers: list[_Block | _FinalLayer] = [*blocks[1:], self.final_layer]
+        vectors = blocks[0].modulate(modulation)
+        y = rms_norm_modulate(x, vectors[:, 0], vectors[:, 1], eps, packing, fp8=blocks[0].takes_fp8)
+        for block, follower in zip(blocks, followers, strict=True):
+            _, _, gate, factor, shift, last_gate = vectors.unbind(1)
+            update = block.attn(y, packing, rotations)
+            y = add_rms_norm_modulate_(x, update, gate, factor, shift, eps, packing, fp8=block.ff.takes_fp8)
+            update = block.ff(y)
+            vectors = follower.modulate(modulation)
+            factor, shift = vectors[:, 0], vectors[:, 1]
+            y = add_rms_norm_modulate_(x, update, last_gate, factor, shift, eps, packing, fp8=follower.takes_fp8)
+        return self.final_layer.linear(y).float()
 
 
 class _Block(nn.Module):
-    def __init__(self, config: TransformerConfig, group: Group) -> None:
+    """The parts of a block; `Transformer.denoise` puts them together, since it fuses what lies between blocks."""
+
+    def __init__(self, config: TransformerConfig, group: Group, attention: GatedAttentionKernel) -> None:
         super().__init__()
         width, eps = config.hidden_size, config.norm_eps
         self.scale_shift_table = nn.Parameter(torch.empty(6, width))
         self.norm1 = RMSNorm(width, eps)
-        self.attn = GatedAttention(width, config.num_heads, config.num_kv_heads, config.head_dim, eps, group)
+        self.attn = GatedAttention(width, config.num_heads, config.num_kv_heads, config.head_dim, eps, group, attention)
         self.norm2 = RMSNorm(width, eps)
         self.ff = SwiGLU(width, config.intermediate_size, group)
 
-    def forward(self, x: torch.Tensor, modulation: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """x: (tokens, width), changed in place; modulation: (segments, 6 · width) float32."""
-        table = modulation.unflatten(-1, (6, -1)) + self.scale_shift_table
-        prescale, preshift, pregate, postscale, postshift, postgate = table.unbind(1)
-        bounds = layout.bounds
+    @property
+    def takes_fp8(self) -> bool:
+        return self.attn.qkvg.takes_fp8
 
-        y = rms_norm_modulate(x, self.norm1.weight, self.norm1.eps, prescale, preshift, bounds)
-        add_gated_(x, self.attn(y, bounds, layout.rotations), pregate, bounds)
-        y = rms_norm_modulate(x, self.norm2.weight, self.norm2.eps, postscale, postshift, bounds)
-        return add_gated_(x, self.ff(y), postgate, bounds)
+    def modulate(self, modulation: TimeModulation) -> torch.Tensor:
+        """(segments, 6, width) float32: factor and shift for the norm before attention and attention's gate, then the
+        same for the feed-forward. A factor is the norm's weight · (1 + scale)."""
+        return torch.addcmul(self._offset, self._slope, modulation.block.unflatten(-1, (6, -1)))
+
+    @cached_property
+    def _slope(self) -> torch.Tensor:
+        ones = torch.ones_like(self.norm1.weight)
+        return torch.stack([self.norm1.weight, ones, ones, self.norm2.weight, ones, ones])
+
+    @cached_property
+    def _offset(self) -> torch.Tensor:
+        prescale, preshift, pregate, postscale, postshift, postgate = self.scale_shift_table
+        factors = self.norm1.weight * (1 + prescale), self.norm2.weight * (1 + postscale)
+        return torch.stack([factors[0], preshift, pregate, factors[1], postshift, postgate])
 
 
 class _FinalLayer(nn.Module):
+    takes_fp8 = False
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.scale_shift_table = nn.Parameter(torch.empty(2, config.hidden_size))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.linear = Linear(config.hidden_size, config.in_channels)
 
-    def forward(self, x: torch.Tensor, modulation: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """x: (image tokens, width), no text; modulation: (segments, width) float32. Returns (…, in_channels)."""
-        scale, shift = (modulation[:, None] + self.scale_shift_table).unbind(1)
-        return self.linear(rms_norm_modulate(x, self.norm.weight, self.norm.eps, scale, shift, layout.image_bounds))
+    def modulate(self, modulation: TimeModulation) -> torch.Tensor:
+        """(segments, 2, width) float32: factor and shift for the norm."""
+        return torch.addcmul(self._offset, self._slope, modulation.final[:, None])
+
+    @cached_property
+    def _slope(self) -> torch.Tensor:
+        return torch.stack([self.norm.weight, torch.ones_like(self.norm.weight)])
+
+    @cached_property
+    def _offset(self) -> torch.Tensor:
+        scale, shift = self.scale_shift_table
+        return torch.stack([self.norm.weight * (1 + scale), shift])
 
 
 class _TimeEmbedding(nn.Module):

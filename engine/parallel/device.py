@@ -10,6 +10,8 @@ import torch
 from engine.config import EngineConfig
 from engine.errors import ArgumentError
 
+_FP8_CAPABILITY = (8, 9)
+
 
 def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torch.device:
     """The device of a rank, one of `local_ranks` on this machine. Makes a GPU the process's current one.
@@ -36,6 +38,21 @@ def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torc
 def pick_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
     """The dtype of weights and activations; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     return torch.bfloat16 if config.dtype_on(device.type) == "bfloat16" else torch.float32
+
+
+def check_quantization(config: EngineConfig, device: torch.device) -> None:
+    """Raise `ArgumentError` where a device cannot multiply fp8."""
+    if config.quantization == "none" or device.type != "cuda":
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _FP8_CAPABILITY:
+        needed, found = (".".join(map(str, version)) for version in (_FP8_CAPABILITY, capability))
+        raise ArgumentError(
+            f"quantization fp8 needs a GPU of compute capability {needed}, and {device} is of {found}: use none",
+            parameter="quantization",
+        )
+    if config.dtype_on(device.type) != "bfloat16":
+        raise ArgumentError("quantization fp8 needs dtype bfloat16 on a GPU, got float32", parameter="dtype")
 
 
 def ranks_on_device(device: torch.device, ranks: int) -> int:

@@ -1,30 +1,62 @@
-"""The two gates against their formulas in float64."""
+"""The two gates, the reference and the kernel, against their formulas in float64."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from engine.kernels.gate import sigmoid_mul, silu_mul
+from engine.kernels.gate import gate_mul_triton, sigmoid_mul, silu_mul
+from tests.kernels.tolerances import DTYPES, assert_fp8_close, poisoned
 
-DTYPES = {torch.float32: 1e-6, torch.bfloat16: 2**-8}
+WIDTHS = [32, 88, 129]
 
 
+@pytest.mark.parametrize("triton", [False, True])
+@pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.items())
+@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("tokens", [1, 13])
-def test_silu_mul(tokens: int, dtype: torch.dtype, tolerance: float) -> None:
-    stacked = torch.randn(tokens, 2 * 88).mul(4).to(dtype)
+def test_silu_mul_of_a_stacked_matrix(
+    tokens: int, width: int, dtype: torch.dtype, tolerance: float, fp8: bool, triton: bool, device: torch.device
+) -> None:
+    stacked = torch.randn(tokens, 2 * width).mul(4).to(dtype)
     before = stacked.clone()
     gate, up = stacked.double().chunk(2, dim=-1)
-    actual = silu_mul(stacked)
-    torch.testing.assert_close(actual.double(), gate * gate.sigmoid() * up, atol=tolerance, rtol=tolerance)
+    with poisoned(device):
+        if triton:
+            on_device = stacked.to(device)
+            actual = gate_mul_triton(on_device[:, width:], on_device[:, :width], silu=True, fp8=fp8)
+            assert torch.equal(on_device.cpu(), before)
+        else:
+            actual = silu_mul(stacked, fp8=fp8)
     assert torch.equal(stacked, before)
+    expected = gate * gate.sigmoid() * up
+    if fp8:
+        assert_fp8_close(actual, expected, dtype)
+    else:
+        assert isinstance(actual, torch.Tensor)
+        assert actual.dtype == dtype
+        torch.testing.assert_close(actual.cpu().double(), expected, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("triton", [False, True])
+@pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.items())
-def test_sigmoid_mul_takes_a_column_slice_as_gate(dtype: torch.dtype, tolerance: float) -> None:
-    packed = torch.randn(11, 96).mul(4).to(dtype)
-    x, gate = torch.randn(11, 32).to(dtype), packed[:, 64:]
-    actual = sigmoid_mul(x, gate)
-    assert actual.dtype == dtype
-    torch.testing.assert_close(actual.double(), x.double() * gate.double().sigmoid(), atol=tolerance, rtol=tolerance)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_sigmoid_mul_takes_a_column_slice_as_gate(
+    width: int, dtype: torch.dtype, tolerance: float, fp8: bool, triton: bool, device: torch.device
+) -> None:
+    packed = torch.randn(11, 3 * width).mul(4).to(dtype)
+    x, gate = torch.randn(11, width).to(dtype), packed[:, 2 * width :]
+    with poisoned(device):
+        if triton:
+            actual = gate_mul_triton(x.to(device), packed.to(device)[:, 2 * width :], silu=False, fp8=fp8)
+        else:
+            actual = sigmoid_mul(x, gate, fp8=fp8)
+    expected = x.double() * gate.double().sigmoid()
+    if fp8:
+        assert_fp8_close(actual, expected, dtype)
+    else:
+        assert isinstance(actual, torch.Tensor)
+        assert actual.dtype == dtype
+        torch.testing.assert_close(actual.cpu().double(), expected, atol=tolerance, rtol=tolerance)

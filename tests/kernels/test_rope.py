@@ -1,60 +1,37 @@
-"""Rotary embeddings against diffusers (interleaved, three axes) and transformers (half split)."""
+"""Rotary embeddings: the tables against diffusers and transformers, the fused norm and rotation against float64."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import Krea2Pipeline
-from diffusers.models.embeddings import apply_rotary_emb
-from diffusers.models.transformers.transformer_krea2 import Krea2RotaryPosEmbed
-from transformers import Qwen3VLTextConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding, apply_rotary_pos_emb
 
-from engine.kernels.norm import rms_norm
-from engine.kernels.rope import image_rotations, norm_rotate_, norm_rotate_halves, text_rotations
+from engine.kernels.rope import image_rotations, norm_rotate_, norm_rotate_triton_, text_rotations
+from tests.kernels.tolerances import DTYPES
 
 EPS = 1e-5
 CPU = torch.device("cpu")
+# q and k heads and their dimension: Krea 2's at TP 1 and 4, the demo's DiT and text encoder, one head of each
+HEADS = [(48, 12, 128), (12, 3, 128), (8, 4, 16), (4, 4, 24), (1, 1, 2)]
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 8), (64, 64), (4, 256)])
 @pytest.mark.parametrize(("axes", "theta"), [((4, 6, 6), 1000.0), ((32, 48, 48), 1000.0), ((0, 8, 4), 77.0)])
 def test_image_rotations_are_diffusers(height: int, width: int, axes: tuple[int, int, int], theta: float) -> None:
-    ids = Krea2Pipeline.prepare_position_ids(0, height, width, CPU)
-    cos, sin = Krea2RotaryPosEmbed(theta, list(axes))(ids)
+    pipeline = pytest.importorskip("diffusers").Krea2Pipeline
+    krea2 = pytest.importorskip("diffusers.models.transformers.transformer_krea2")
+    ids = pipeline.prepare_position_ids(0, height, width, CPU)
+    cos, sin = krea2.Krea2RotaryPosEmbed(theta, list(axes))(ids)
     rotations = image_rotations(height, width, axes, theta)
     torch.testing.assert_close(rotations.real.repeat_interleave(2, dim=1), cos, atol=1e-7, rtol=0)
     torch.testing.assert_close(rotations.imag.repeat_interleave(2, dim=1), sin, atol=1e-7, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_norm_and_rotation_in_place_on_a_column_slice(dtype: torch.dtype) -> None:
-    heads, head_dim, grid = 3, 16, (5, 4)
-    packed = torch.randn(20, 128).to(dtype)
-    before = packed.clone()
-    query = packed[:, 32 : 32 + heads * head_dim].unflatten(-1, (heads, head_dim))
-    weight = torch.rand(head_dim) + 0.5
-    ids = Krea2Pipeline.prepare_position_ids(0, *grid, CPU)
-    cos_sin = Krea2RotaryPosEmbed(1000, [4, 6, 6])(ids)
-    expected = apply_rotary_emb(rms_norm(query, weight, EPS)[None], cos_sin, sequence_dim=1)[0]
-
-    norm_rotate_(query, weight, EPS, image_rotations(*grid, (4, 6, 6), 1000.0))
-    tolerance = 1e-6 if dtype == torch.float32 else 2**-7
-    torch.testing.assert_close(query, expected, atol=tolerance, rtol=tolerance)
-    assert torch.equal(packed[:, :32], before[:, :32])
-    assert torch.equal(packed[:, 80:], before[:, 80:])
-
-
-def test_without_rotations_only_the_norm_is_applied() -> None:
-    heads = torch.randn(7, 2, 24)
-    expected = rms_norm(heads, torch.full((24,), 2.0), EPS)
-    assert torch.equal(norm_rotate_(heads, torch.full((24,), 2.0), EPS, None), expected)
-
-
 @pytest.mark.parametrize("theta", [10_000.0, 5_000_000.0])
 def test_text_rotations_are_transformers_mrope_for_text(theta: float) -> None:
+    config_class = pytest.importorskip("transformers").Qwen3VLTextConfig
+    qwen = pytest.importorskip("transformers.models.qwen3_vl.modeling_qwen3_vl")
     head_dim, tokens = 24, 50
-    config = Qwen3VLTextConfig(
+    config = config_class(
         hidden_size=96,
         num_attention_heads=4,
         head_dim=head_dim,
@@ -66,10 +43,88 @@ def test_text_rotations_are_transformers_mrope_for_text(theta: float) -> None:
         },
     )
     positions = torch.arange(tokens)
-    cos, sin = Qwen3VLTextRotaryEmbedding(config)(torch.empty(1), positions.expand(3, 1, -1))
-    query = torch.randn(tokens, 4, head_dim)
-    weight = torch.rand(head_dim) + 0.5
-    normed = rms_norm(query, weight, 1e-6)[None].transpose(1, 2)
-    expected = apply_rotary_pos_emb(normed, normed, cos, sin)[0].transpose(1, 2)[0]
-    actual = norm_rotate_halves(query, weight, 1e-6, text_rotations(positions, head_dim, theta))
-    torch.testing.assert_close(actual, expected, atol=2e-6, rtol=2e-6)
+    cos, sin = qwen.Qwen3VLTextRotaryEmbedding(config)(torch.empty(1), positions.expand(3, 1, -1))
+    packed = torch.randn(tokens, 6 * head_dim)
+    query, key = (part.unflatten(-1, (3, head_dim)) for part in packed.chunk(2, dim=-1))
+    weights = torch.rand(2, head_dim) + 0.5
+    query_normed, key_normed = (
+        torch.nn.functional.rms_norm(heads, (head_dim,), weight, EPS)[None].transpose(1, 2)
+        for heads, weight in ((query, weights[0]), (key, weights[1]))
+    )
+    expected = qwen.apply_rotary_pos_emb(query_normed, key_normed, cos, sin)
+    norm_rotate_(query, key, *weights, EPS, text_rotations(positions, head_dim, theta), halves=True)
+    for actual, heads in zip((query, key), expected, strict=True):
+        torch.testing.assert_close(actual, heads.transpose(1, 2)[0], atol=2e-6, rtol=2e-6)
+
+
+def test_interleaved_rotation_is_diffusers() -> None:
+    embeddings = pytest.importorskip("diffusers.models.embeddings")
+    krea2 = pytest.importorskip("diffusers.models.transformers.transformer_krea2")
+    pipeline = pytest.importorskip("diffusers").Krea2Pipeline
+    heads, head_dim, grid = 3, 16, (5, 4)
+    packed = torch.randn(20, 2 * heads * head_dim)
+    query, key = (part.unflatten(-1, (heads, head_dim)) for part in packed.chunk(2, dim=-1))
+    weights = torch.rand(2, head_dim) + 0.5
+    cos_sin = krea2.Krea2RotaryPosEmbed(1000, [4, 6, 6])(pipeline.prepare_position_ids(0, *grid, CPU))
+    expected = [
+        embeddings.apply_rotary_emb(
+            torch.nn.functional.rms_norm(part, (head_dim,), weight, EPS)[None], cos_sin, sequence_dim=1
+        )[0]
+        for part, weight in ((query, weights[0]), (key, weights[1]))
+    ]
+    norm_rotate_(query, key, *weights, EPS, image_rotations(*grid, (4, 6, 6), 1000.0))
+    for actual, theirs in zip((query, key), expected, strict=True):
+        torch.testing.assert_close(actual, theirs, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("triton", [False, True])
+@pytest.mark.parametrize("kind", ["neighbours", "halves", "none"])
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.items())
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), HEADS)
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_norm_and_rotation_in_place_in_a_packed_matrix(
+    tokens: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    tolerance: float,
+    kind: str,
+    triton: bool,
+    device: torch.device,
+) -> None:
+    columns = [heads * head_dim, kv_heads * head_dim]
+    packed = torch.randn(tokens, sum(columns) + 40).to(dtype)
+    weights = torch.rand(2, head_dim) + 0.5
+    angles = torch.rand(tokens, head_dim // 2) * 6
+    rotations = None if kind == "none" else torch.polar(torch.ones_like(angles), angles)
+    expected = [
+        _norm_rotated(part.unflatten(-1, (-1, head_dim)), weight, angles, kind)
+        for part, weight in zip(packed.split([*columns, 40], dim=-1)[:2], weights, strict=True)
+    ]
+    before = packed.clone()
+
+    ours = packed.to(device) if triton else packed
+    query, key = (part.unflatten(-1, (-1, head_dim)) for part in ours.split([*columns, 40], dim=-1)[:2])
+    if triton:
+        tables = rotations if rotations is None else rotations.to(device)
+        norm_rotate_triton_(query, key, *weights.to(device), EPS, tables, halves=kind == "halves")
+    else:
+        norm_rotate_(query, key, *weights, EPS, rotations, halves=kind == "halves")
+    tolerance *= 2 if dtype == torch.float32 else 3  # in bfloat16 rounded after the norm, too
+    for actual, wide in zip((query, key), expected, strict=True):
+        torch.testing.assert_close(actual.cpu().double(), wide, atol=tolerance, rtol=tolerance)
+    assert torch.equal(ours[:, sum(columns) :].cpu(), before[:, sum(columns) :])
+
+
+def _norm_rotated(heads: torch.Tensor, weight: torch.Tensor, angles: torch.Tensor, kind: str) -> torch.Tensor:
+    """The formula: (tokens, heads, head_dim) → the same, float64."""
+    wide = heads.double()
+    normed = wide / (wide.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.double()
+    if kind == "none":
+        return normed
+    cos, sin = angles.double().cos()[:, None], angles.double().sin()[:, None]
+    half = heads.shape[-1] // 2
+    a, b = (normed[..., :half], normed[..., half:]) if kind == "halves" else (normed[..., ::2], normed[..., 1::2])
+    rotated = cos * a - sin * b, sin * a + cos * b
+    return torch.cat(rotated, dim=-1) if kind == "halves" else torch.stack(rotated, dim=-1).flatten(-2)

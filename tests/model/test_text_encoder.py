@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
+from engine.kernels.packing import Packing
 from engine.rank import Rank
 from tests.engine_runs import on_ranks
 from tests.oracle import load_pipeline, relative_error
@@ -24,14 +25,14 @@ def test_every_hidden_state_equals_transformers(checkpoint: Callable[..., Path],
     reference = load_pipeline(folder).text_encoder
     vocabulary = reference.config.text_config.vocab_size
     ids = torch.randint(vocabulary, (sum(LENGTHS),), generator=torch.Generator().manual_seed(0))
-    bounds = (0, *accumulate(LENGTHS))
+    packing = Packing(LENGTHS, torch.device("cpu"))
 
     def encode(rank: Rank) -> torch.Tensor:
-        return rank.text_encoder(ids, bounds)
+        return rank.text_encoder(ids, packing)
 
     for states in on_ranks(folder, encode, tp=tp):
         assert states.shape == (len(ids), len(EVERY_LAYER), 64)
-        for start, stop in pairwise(bounds):
+        for start, stop in pairwise(packing.bounds):
             with torch.inference_mode():
                 theirs = reference(ids[None, start:stop], output_hidden_states=True).hidden_states
             for layer in EVERY_LAYER:
@@ -42,7 +43,7 @@ def test_taps_come_in_the_order_of_the_config(checkpoint: Callable[..., Path]) -
     ids = torch.arange(20)
 
     def encode(rank: Rank) -> torch.Tensor:
-        return rank.text_encoder(ids, (0, 20))
+        return rank.text_encoder(ids, Packing([20], torch.device("cpu")))
 
     (three,) = on_ranks(checkpoint(taps=(5, 0, 3)), encode)
     (every,) = on_ranks(checkpoint(taps=EVERY_LAYER), encode)

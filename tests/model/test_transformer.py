@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
 from engine.batch import Layout, Segment
+from engine.kernels.packing import Packing
 from engine.kernels.rope import image_rotations
 from engine.rank import Rank
 from tests.engine_runs import on_ranks
@@ -27,14 +28,14 @@ def text_states() -> torch.Tensor:
 
 @pytest.mark.parametrize("tp", DEGREES)
 def test_text_fusion_equals_diffusers(turbo: Path, tp: int) -> None:
-    states, bounds = text_states(), (0, *accumulate(TEXT_LENGTHS))
+    states, packing = text_states(), Packing(TEXT_LENGTHS, torch.device("cpu"))
     reference = load_pipeline(turbo).transformer
 
     def fuse(rank: Rank) -> tuple[torch.Tensor, torch.Tensor]:
-        return rank.transformer.text_fusion(states, bounds), rank.transformer.encode_text(states, bounds)
+        return rank.transformer.text_fusion(states, packing), rank.transformer.encode_text(states, packing)
 
     for fused, features in on_ranks(turbo, fuse, tp=tp):
-        for start, stop in pairwise(bounds):
+        for start, stop in pairwise(packing.bounds):
             with torch.inference_mode():
                 theirs = reference.text_fusion(states[None, start:stop])
                 assert relative_error(fused[start:stop], theirs[0]) <= TOLERANCE
@@ -62,7 +63,7 @@ def test_time_modulation_equals_diffusers(turbo: Path, dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize("tp", DEGREES)
 def test_velocities_of_a_packed_batch_equal_diffusers_one_by_one(turbo: Path, tp: int) -> None:
-    states, text_bounds = text_states(), (0, *accumulate(TEXT_LENGTHS))
+    states, text_packing = text_states(), Packing(TEXT_LENGTHS, torch.device("cpu"))
     generator = torch.Generator().manual_seed(1)
     image_of = (0, 0, 1, 2, 3)
     sizes = [IMAGES[image_of.index(image)][0] for image in range(4)]
@@ -76,12 +77,12 @@ def test_velocities_of_a_packed_batch_equal_diffusers_one_by_one(turbo: Path, tp
     def forward(rank: Rank) -> torch.Tensor:
         dit = rank.config.transformer
         grids = [image_rotations(s.grid_height, s.grid_width, dit.axes_dims_rope, dit.rope_theta) for s in segments]
-        text = list(rank.transformer.encode_text(states, text_bounds).split(TEXT_LENGTHS))
+        text = list(rank.transformer.encode_text(states, text_packing).split(TEXT_LENGTHS))
         modulation = rank.transformer.encode_timesteps(timesteps)
         return rank.transformer(text, latents, modulation, Layout(segments, grids))
 
     expected = []
-    for segment, timestep, (start, stop) in zip(segments, timesteps, pairwise(text_bounds), strict=True):
+    for segment, timestep, (start, stop) in zip(segments, timesteps, pairwise(text_packing.bounds), strict=True):
         positions = load_pipeline(turbo).prepare_position_ids(
             segment.text_tokens, segment.grid_height, segment.grid_width, torch.device("cpu")
         )

@@ -1,0 +1,50 @@
+"""`@kernel`: a Triton kernel beside its torch reference, in a module that imports without Triton.
+
+Triton exists on Linux only and takes half a second to import, so nothing imports it before the first launch. Until
+then a kernel is its plain Python function, and the name `tl` in it means nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+class Kernel:
+    """A function that the first launch, `kernel[grid](…)`, hands to `triton.jit`."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self._compiled: Any = None
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return self.compiled[grid]
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(f"{self.function.__name__} is launched on a grid, or called by a kernel")
+
+    @property
+    def compiled(self) -> Any:
+        """What `triton.jit` makes of it. Kernels that it calls are found as globals of its module, like `tl`."""
+        if self._compiled is None:
+            import triton
+            import triton.language
+
+            self._compiled = triton.jit(self.function)
+            names = self.function.__globals__
+            names["tl"] = triton.language
+            for name, value in list(names.items()):
+                if isinstance(value, Kernel) and value.function.__name__ in self.function.__code__.co_names:
+                    names[name] = value.compiled
+        return self._compiled
+
+
+def kernel(function: Callable[..., Any]) -> Kernel:
+    """Decorates a Triton kernel, and the device functions that kernels call."""
+    return Kernel(function)
+
+
+def launch_shape(width: int) -> tuple[int, int]:
+    """Columns that a program holds (a power of two, at least `width`), and its warps: 1024 columns each, at most 16."""
+    block = 1 << (width - 1).bit_length()
+    return block, min(16, max(1, block // 1024))

@@ -1,0 +1,63 @@
+"""Which rows of a packed (tokens, …) matrix belong together, for the host and for kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import accumulate, pairwise
+
+import torch
+
+# Query rows of one program of the Triton attention: a segment is cut into tiles of so many rows.
+TILE_ROWS = 128
+
+
+class Packing:
+    """Segments that lie one after the other. Tables for kernels are made on `device` when they are first asked for.
+
+    bounds: the segments' offsets on the host, one more than there are segments; segment i is rows bounds[i] to
+    bounds[i + 1]. Segments may be empty.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        self.bounds = tuple(accumulate(lengths, initial=0))
+        self._device = device
+
+    @property
+    def tokens(self) -> int:
+        return self.bounds[-1]
+
+    @property
+    def segments(self) -> int:
+        return len(self.bounds) - 1
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        return tuple(stop - start for start, stop in pairwise(self.bounds))
+
+    @cached_property
+    def longest(self) -> int:
+        return max(self.lengths, default=0)
+
+    @cached_property
+    def offsets(self) -> torch.Tensor:
+        """`bounds` for kernels, where others say cu_seqlens: (segments + 1,) int32."""
+        return self._to_device(torch.tensor(self.bounds, dtype=torch.int32))
+
+    @cached_property
+    def row_segments(self) -> torch.Tensor:
+        """The segment of every row: (tokens,) int32."""
+        segments = torch.arange(self.segments, dtype=torch.int32)
+        return self._to_device(segments.repeat_interleave(torch.tensor(self.lengths)))
+
+    @cached_property
+    def tiles(self) -> torch.Tensor:
+        """The work of attention, a row a tile of queries: (tiles, 3) int32 of the tile's first row, and its segment's
+        first and last row + 1."""
+        tiles = [
+            (first, start, stop) for start, stop in pairwise(self.bounds) for first in range(start, stop, TILE_ROWS)
+        ]
+        return self._to_device(torch.tensor(tiles, dtype=torch.int32).view(-1, 3))
+
+    def _to_device(self, table: torch.Tensor) -> torch.Tensor:
+        return table.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else table

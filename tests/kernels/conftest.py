@@ -1,0 +1,22 @@
+"""Kernels run on the GPU, and in Triton's interpreter on the CPU where there is none."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is first launched
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where `…_triton` functions run."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_numbers() -> None:
+    torch.seed()  # a failure prints its tensors' differences; no case depends on which numbers these are
