@@ -1,0 +1,135 @@
+"""Compiles kernels for an H200 where there is none: `python -m tests.kernels.hopper` prints a JSON line a kernel.
+
+What the compiler says of a kernel costs no GPU: whether it compiles, its registers and spills, the width of its
+loads. In a process of its own, since Triton's interpreter and its compiler do not go together.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from engine.kernels import gate, norm, rope
+from engine.kernels.jit import Kernel, launch_shape
+
+WIDTH, SWIGLU, HEAD_DIM = 6144, 16384, 128
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """registers: of a thread; spills: bytes that they overflow by; wide_loads: 16-byte loads in the code."""
+
+    name: str
+    warps: int
+    registers: int
+    spills: int
+    wide_loads: int
+    wgmma: int
+
+
+def compile_for_hopper(
+    name: str, kernel: Kernel, arguments: Mapping[str, str | bool | int], *, warps: int, stages: int = 3
+) -> Compiled:
+    """arguments: a type such as "*bf16" or "i32" for what is passed, a value for a constant.
+
+    Pointers and integers count as divisible by 16, as the launcher finds them at the real size.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = kernel.compiled
+    types = {name: value if isinstance(value, str) else "constexpr" for name, value in arguments.items()}
+    constants = {name: value for name, value in arguments.items() if not isinstance(value, str)}
+    aligned = {
+        (function.arg_names.index(name),): [["tt.divisibility", 16]]
+        for name, kind in types.items()
+        if kind.startswith("*") or kind == "i32"
+    }
+    source = ASTSource(function, types, constants, attrs=aligned)
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    registers, spills = _resources(binary.asm["cubin"])
+    ptx = binary.asm["ptx"]
+    wide = len(re.findall(r"ld\.global\S*\.v4\.b32|cp\.async\S*.*, 16|ld\.global\S*\.v2\.b64", ptx))
+    return Compiled(name, warps, registers, spills, wide, ptx.count("wgmma.mma_async"))
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack, which is where spilled registers go, from the dump of Triton's own cuobjdump."""
+    import triton
+
+    (tool,) = (Path(triton.__file__).parent / "backends" / "nvidia" / "bin").glob("cuobjdump")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        dump = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", dump)
+    assert found is not None, dump
+    return int(found[1]), int(found[2])
+
+
+def _kernels() -> Iterator[Compiled]:
+    for fp8 in (False, True):
+        kind = "fp8" if fp8 else "bf16"
+        y = "*fp8e4nv" if fp8 else "*bf16"
+        block, warps = launch_shape(WIDTH)
+        arguments = {
+            **dict.fromkeys(("x_ptr", "update_ptr", "total_ptr"), "*bf16"),
+            "y_ptr": y,
+            "scale_ptr": "*fp32",
+            **dict.fromkeys(("gate_ptr", "factor_ptr", "shift_ptr"), "*fp32"),
+            "segment_ptr": "*i32",
+            **dict.fromkeys(("gate_stride", "vector_stride", "width"), "i32"),
+            "eps": "fp32",
+            "BLOCK": block,
+            **dict.fromkeys(("HAS_UPDATE", "HAS_GATE", "HAS_SHIFT", "PER_SEGMENT"), True),
+            "FP8": fp8,
+        }
+        yield compile_for_hopper(f"norm {kind}", norm._norm, arguments, warps=warps)
+        for name, width in (("silu_mul", SWIGLU), ("sigmoid_mul", WIDTH)):
+            block, warps = launch_shape(width)
+            arguments = {
+                "x_ptr": "*bf16",
+                "gate_ptr": "*bf16",
+                "y_ptr": y,
+                "scale_ptr": "*fp32",
+                **dict.fromkeys(("x_stride", "gate_stride", "width"), "i32"),
+                "BLOCK": block,
+                "SILU": name == "silu_mul",
+                "FP8": fp8,
+            }
+            yield compile_for_hopper(f"{name} {kind}", gate._gate_mul, arguments, warps=warps)
+    for halves in (False, True):
+        arguments = {
+            "x_ptr": "*bf16",
+            **dict.fromkeys(("query_norm_ptr", "key_norm_ptr", "rotation_ptr"), "*fp32"),
+            "row_stride": "i32",
+            "query_heads": "i32",
+            "all_heads": "i32",
+            "head_dim": "i32",
+            "eps": "fp32",
+            "HEADS": rope._HEADS_AT_ONCE,
+            "PAIRS": HEAD_DIM // 2,
+            "ROTATE": True,
+            "HALVES": halves,
+        }
+        name = f"norm_rotate {'halves' if halves else 'neighbours'}"
+        yield compile_for_hopper(name, rope._norm_rotate, arguments, warps=4)
+
+
+def main() -> int:
+    for compiled in _kernels():
+        print(json.dumps(asdict(compiled)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
