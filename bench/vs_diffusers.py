@@ -30,9 +30,10 @@ from torch.profiler import ProfilerActivity, profile
 from bench.checkpoints import CheckpointSpec, build_checkpoint
 from bench.report import print_json, print_table
 from engine.config import EngineConfig
+from engine.decoding import DecodedImage
 from engine.parallel import LocalGroup
 from engine.prompt import PREFIX_TOKENS
-from engine.rank import DecodedImage, Rank
+from engine.rank import Rank
 from engine.step import Job, Step
 from launcher.tokenizer import PromptTokenizer
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 
 import torch
 
@@ -16,35 +13,21 @@ from engine.batch import Layout, Segment
 from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.load import FP8_MATRICES, Weights, load_weights
 from engine.config import EngineConfig, ModelConfig
+from engine.decoding import DecodedImage, ImageDecoder
+from engine.graphs import PromptGraphs, StepGraphs
 from engine.kernels.attention import GatedAttentionKernel
-from engine.kernels.packing import Packing
 from engine.kernels.rope import image_rotations
-from engine.memory import ENCODE_AT_ONCE
 from engine.model import TextEncoder, Transformer, VAEDecoder
 from engine.model.transformer import TimeModulation
 from engine.parallel import Group
 from engine.parallel.device import check_quantization, free_bytes, pick_dtype, ranks_on_device, to_device, to_host
 from engine.preview import PreviewMap
-from engine.prompt import PREFIX_TOKENS
+from engine.prompt_features import PromptFeatures
 from engine.sampling import default_mu, draw_noise, guide, make_sigmas, unpack_latents
 from engine.step import Job, Step, StepTimes
 
-# Text features kept for prompts that come again (several images of a request, the empty negative prompt): 200 MB at
-# the real size in bfloat16.
-_TEXT_CACHE_TOKENS = 16384
 # Schedules, batch layouts and image grids kept: a schedule of 52 steps is 8 MB at the real size, a layout 4 MB.
 _CACHED_SHAPES = 8
-
-
-@dataclass(frozen=True)
-class DecodedImage:
-    """A finished image: `rgb` is height · width · 3 bytes. `decode_s` is what the decoder took."""
-
-    job_id: int
-    width: int
-    height: int
-    rgb: bytes
-    decode_s: float
 
 
 @dataclass(frozen=True)
@@ -126,14 +109,20 @@ class Rank:
 
         self._jobs: dict[int, _JobState] = {}
         self._next_number = 0
-        self._texts: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
+        self._step_graphs = prompt_graphs = None
+        # Collectives could be recorded too, but nobody has tried that with the groups of this engine.
+        if config.cuda_graphs and device.type == "cuda" and group.size == 1:
+            prompt_graphs = PromptGraphs(self.text_encoder, device)
+            if self.attention.captured_backend is not None:
+                self._step_graphs = StepGraphs(self.transformer, self.config.transformer, self.dtype, device)
+        self._prompts = PromptFeatures(self.text_encoder, self.transformer, device, prompt_graphs)
         self._schedule = lru_cache(maxsize=_CACHED_SHAPES)(self._make_schedule)
         self._layout = lru_cache(maxsize=_CACHED_SHAPES)(self._make_layout)
         self._grid = lru_cache(maxsize=_CACHED_SHAPES)(self._make_grid)
-        self._decoder: _ImageDecoder | None = None
+        self._decoder: ImageDecoder | None = None
         if self.vae is not None:
             self._previews = PreviewMap(self.config.vae.z_dim, device)
-            self._decoder = _ImageDecoder(self.vae, self._previews, device, on_image)
+            self._decoder = ImageDecoder(self.vae, self._previews, device, on_image)
 
     def execute(self, step: Step) -> PendingStep:
         """Start a step. On a GPU the work is only queued when this returns; `wait` for it.
@@ -187,7 +176,7 @@ class Rank:
 
     def _start(self, jobs: tuple[Job, ...]) -> int:
         """Returns how many prompt tokens were encoded."""
-        texts, encoded_tokens = self._encode_texts([ids for job in jobs for ids in job.prompts])
+        texts, encoded_tokens = self._prompts.encode([ids for job in jobs for ids in job.prompts])
         for job in jobs:
             multiple = self.config.size_multiple
             tokens = self.config.image_tokens(job.width, job.height)
@@ -201,33 +190,6 @@ class Rank:
                 schedule=self._schedule(job.steps, mu),
             )
         return encoded_tokens
-
-    def _encode_texts(self, prompts: list[tuple[int, ...]]) -> tuple[dict[tuple[int, ...], torch.Tensor], int]:
-        """Text features (text tokens, width) of each distinct prompt; new ones are encoded some at a time, packed.
-
-        Also returns the tokens of the new ones.
-        """
-        found = {ids: self._texts[ids] for ids in prompts if ids in self._texts}
-        missing = [ids for ids in dict.fromkeys(prompts) if ids not in found]
-        for new in _chunks(missing, ENCODE_AT_ONCE):
-            found.update(zip(new, self._encode_packed(new), strict=True))
-        for ids, features in found.items():
-            self._texts[ids] = features
-            self._texts.move_to_end(ids)
-        kept = sum(features.shape[0] for features in self._texts.values())
-        while len(self._texts) > 1 and kept > _TEXT_CACHE_TOKENS:
-            kept -= self._texts.popitem(last=False)[1].shape[0]
-        return found, sum(map(len, missing))
-
-    def _encode_packed(self, prompts: list[tuple[int, ...]]) -> list[torch.Tensor]:
-        packed = to_device(torch.tensor([token for ids in prompts for token in ids]), self.device)
-        packing = Packing([len(ids) for ids in prompts], self.device)
-        states = self.text_encoder(packed, packing)
-        kept = torch.cat([states[start + PREFIX_TOKENS : stop] for start, stop in pairwise(packing.bounds)])
-        lengths = [len(ids) - PREFIX_TOKENS for ids in prompts]
-        features = self.transformer.encode_text(kept, Packing(lengths, self.device))
-        # copies, so that one cached prompt does not keep the whole batch it came in alive
-        return [part.clone() for part in features.split(lengths)]
 
     def _make_schedule(self, steps: int, mu: float) -> _Schedule:
         sigmas = make_sigmas(steps, mu)
@@ -250,7 +212,10 @@ class Rank:
             final=torch.stack([state.schedule.modulation.final[state.step] for state in rows]),
         )
         layout = self._layout(tuple(segments))
-        velocities = self.transformer(text, [state.latents for state in states], modulation, layout)
+        graphs = self._step_graphs
+        denoise = graphs.denoise if graphs is not None and graphs.holds(layout.packing) else None
+        latents = [state.latents for state in states]
+        velocities = self.transformer(text, latents, modulation, layout, denoise=denoise)
 
         previews = []
         parts = iter(velocities.split([segment.image_tokens for segment in segments]))
@@ -309,66 +274,3 @@ class PendingStep:
             began_s, encoded_s, done_s = self._times
             seconds = encoded_s - began_s, done_s - encoded_s
         return StepTimes(*seconds, self.encoded_tokens)
-
-
-class _ImageDecoder:
-    """Runs the VAE in a thread (and on a GPU in a stream) of its own, so that other jobs go on denoising."""
-
-    def __init__(
-        self,
-        vae: VAEDecoder,
-        previews: PreviewMap,
-        device: torch.device,
-        on_image: Callable[[DecodedImage], None] | None,
-    ) -> None:
-        self._vae, self._previews, self._on_image = vae, previews, on_image
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="vae")
-        self._futures: list[Future[None]] = []
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def submit(self, job: Job, latents: torch.Tensor) -> None:
-        ready = torch.cuda.current_stream(latents.device).record_event() if self._stream is not None else None
-        self._futures.append(self._executor.submit(self._decode, job, latents, ready))
-
-    def raise_failure(self) -> None:
-        """Raise what the decoding of an earlier image raised."""
-        done = [future for future in self._futures if future.done()]
-        self._futures = [future for future in self._futures if not future.done()]
-        for future in done:
-            future.result()
-
-    def close(self) -> None:
-        self._executor.shutdown(wait=True)
-        self.raise_failure()
-
-    def _decode(self, job: Job, latents: torch.Tensor, ready: torch.cuda.Event | None) -> None:
-        began = time.perf_counter()
-        with torch.inference_mode():
-            if self._stream is not None and ready is not None:
-                with torch.cuda.stream(self._stream):
-                    self._stream.wait_event(ready)
-                    latents.record_stream(self._stream)
-                    self._decode_pixels(job, latents, began)
-            else:
-                self._decode_pixels(job, latents, began)
-
-    def _decode_pixels(self, job: Job, latents: torch.Tensor, began: float) -> None:
-        pixels = self._vae.decode_pixels(latents[None])[0]
-        if self._on_image is not None:
-            rgb = pixels.cpu().numpy().tobytes()
-            self._on_image(DecodedImage(job.job_id, job.width, job.height, rgb, time.perf_counter() - began))
-        self._previews.learn(latents, pixels)
-        if self._stream is not None:
-            self._stream.synchronize()  # before another stream draws with what was learned
-
-
-def _chunks(prompts: list[tuple[int, ...]], most_tokens: int) -> Iterator[list[tuple[int, ...]]]:
-    """The prompts in order, as many at a time as have at most so many tokens; one that has more goes alone."""
-    chunk: list[tuple[int, ...]] = []
-    for ids in prompts:
-        if chunk and sum(map(len, chunk)) + len(ids) > most_tokens:
-            yield chunk
-            chunk = []
-        chunk.append(ids)
-    if chunk:
-        yield chunk

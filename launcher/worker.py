@@ -36,7 +36,8 @@ from launcher.process import read_config, remove_run_folder, watch_parent
 from launcher.protocol import describe, encode
 
 if TYPE_CHECKING:
-    from engine.rank import DecodedImage, PendingStep, Rank
+    from engine.decoding import DecodedImage
+    from engine.rank import PendingStep, Rank
 
 _ORDERS_S = 60.0  # for the front-end to say what to load
 _HEARD_S = 10.0  # for the front-end to stop us once it has our failure

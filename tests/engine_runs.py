@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from engine.config import EngineConfig, ModelConfig
+from engine.decoding import DecodedImage
 from engine.parallel import LocalGroup, thread_groups
-from engine.rank import DecodedImage, Rank
+from engine.rank import Rank
 from engine.step import Job, Step
 from launcher.tokenizer import PromptTokenizer
 from tests.oracle import Picture, Request

@@ -54,7 +54,11 @@ ENGINE_LAYERS: dict[str, set[str]] = {
     "batch": {*_PLAIN, "kernels"},
     "prompt": set(),
     "model": {*_PLAIN, "parallel", "kernels", "batch"},
-    "rank": {*_PLAIN, "memory", "parallel", "kernels", "batch", "prompt", "sampling", "preview", "checkpoint", "model"},
+    "graphs": {*_PLAIN, "kernels", "model"},
+    "decoding": {*_PLAIN, "model", "preview"},
+    "prompt_features": {*_PLAIN, "kernels", "model", "parallel", "memory", "prompt", "graphs"},
+    "rank": {*_PLAIN, "parallel", "kernels", "batch", "sampling", "preview", "checkpoint", "model"}
+    | {"graphs", "decoding", "prompt_features"},
 }
 
 

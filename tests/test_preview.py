@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from engine.config import DEMO_CHECKPOINT, EngineConfig
+from engine.decoding import DecodedImage
 from engine.parallel import LocalGroup
 from engine.preview import SCALE, PreviewMap
-from engine.rank import DecodedImage, Preview, Rank
+from engine.rank import Preview, Rank
 from engine.step import Step
 from tests.engine_runs import jobs_of
 from tests.oracle import Request

@@ -15,8 +15,8 @@ from engine.kernels.packing import Packing
 class GatedAttentionKernel:
     """Attention inside each segment, times sigmoid(gate), by one of the backends. A rank makes one for its DiT."""
 
-    def __init__(self, backend: str = "torch") -> None:
-        self.backend = backend
+    def __init__(self, backend: str = "torch", captured_backend: str | None = None) -> None:
+        self.backend, self.captured_backend = backend, captured_backend
 
     def __call__(
         self,

@@ -17,27 +17,18 @@ class Packing:
 
     bounds: the segments' offsets on the host, one more than there are segments; segment i is rows bounds[i] to
     bounds[i + 1]. Segments may be empty.
+    captured: in a CUDA graph: only the tables on the device say where segments lie, there are neither bounds nor
+    lengths, and `longest` is what they may be at most.
     """
 
+    captured = False
+
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        self.lengths = tuple(lengths)
         self.bounds = tuple(accumulate(lengths, initial=0))
+        self.tokens, self.segments = self.bounds[-1], len(self.lengths)
+        self.longest = max(lengths, default=0)
         self._device = device
-
-    @property
-    def tokens(self) -> int:
-        return self.bounds[-1]
-
-    @property
-    def segments(self) -> int:
-        return len(self.bounds) - 1
-
-    @cached_property
-    def lengths(self) -> tuple[int, ...]:
-        return tuple(stop - start for start, stop in pairwise(self.bounds))
-
-    @cached_property
-    def longest(self) -> int:
-        return max(self.lengths, default=0)
 
     @cached_property
     def offsets(self) -> torch.Tensor:

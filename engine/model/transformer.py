@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -64,15 +65,18 @@ class Transformer(nn.Module):
         latents: list[torch.Tensor],
         modulation: TimeModulation,
         layout: Layout,
+        *,
+        denoise: Callable[..., torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """One denoise step of a packed batch: the velocities.
 
         text: each segment's text features, (text tokens, width). latents: each image's tokens, (image tokens,
-        in_channels) float32, image i being the one that segments call `image` i. modulation: a row per segment. Returns
+        in_channels) float32, image i being the one that segments call `image` i. modulation: a row per segment.
+        denoise: stands in for the method of that name, as a CUDA graph of it does. Returns
         (image tokens of all segments, in_channels) float32, segment after segment.
         """
         x = self.embed(text, latents, layout)
-        return layout.take_images(self.denoise(x, modulation, layout.packing, layout.rotations))
+        return layout.take_images((denoise or self.denoise)(x, modulation, layout.packing, layout.rotations))
 
     def embed(self, text: list[torch.Tensor], latents: list[torch.Tensor], layout: Layout) -> torch.Tensor:
         """Text features and embedded image tokens, packed: (tokens, width)."""

@@ -1,0 +1,177 @@
+"""CUDA graphs: hundreds of small kernels, recorded once and launched as one.
+
+A step of few tokens is over on the device before the host has launched it. So the forward is recorded for a few
+numbers of tokens, and a batch runs in the smallest recording that holds it: the rows that are left over form one dummy
+segment, which attends to itself and is read by nobody. Everything that differs between two batches of a recording lies
+in device memory that is overwritten before a replay. Long steps are launched kernel by kernel, which costs them
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from engine.config import TransformerConfig
+from engine.kernels.packing import TILE_ROWS, Packing
+from engine.model import TextEncoder, Transformer
+from engine.model.transformer import TimeModulation
+
+# Sizes of denoise steps: a matrix product works on tiles of 128 rows, so filling up a tile costs it nothing.
+_STEP_ROWS = 128
+_LARGEST_STEP = 2048
+_CACHED_TABLES = 8
+_MOST_SEGMENTS = 8  # beside the dummy; more of them in so few tokens are very small images
+# Sizes of prompts. Below about 185 tokens reading the encoder's weights takes longer than multiplying with them.
+_PROMPT_ROWS = 64
+_LARGEST_PROMPT = 576
+
+
+class _Recording:
+    """One forward as a graph. `run` reads and writes the same memory at every replay."""
+
+    def __init__(self, run: Callable[[], torch.Tensor], pool: Any) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            run()  # whatever happens once: kernels are compiled, libraries take their workspaces
+        stream.synchronize()
+        self._graph = torch.cuda.CUDAGraph()
+        # thread_local: an image may be decoded meanwhile, in a thread and a stream of its own
+        with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            self.output = run()
+
+    def replay(self) -> torch.Tensor:
+        """The output, which the next replay overwrites."""
+        self._graph.replay()
+        return self.output
+
+
+_Tables = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # offsets, row_segments, tiles of a packing
+
+
+class CapturedPacking(Packing):
+    """The tables of a packing in memory of a fixed size, to be overwritten with those of any that fits."""
+
+    captured = True
+
+    def __init__(self, tokens: int, segments: int, device: torch.device) -> None:
+        super().__init__([tokens] + [0] * (segments - 1), device)
+        self.offsets, self.row_segments, self.tiles = _tables(self.lengths, device)
+        del self.bounds, self.lengths
+
+    def overwrite(self, tables: _Tables) -> None:
+        for ours, theirs in zip((self.offsets, self.row_segments, self.tiles), tables, strict=True):
+            ours.copy_(theirs)
+
+
+def _tables(lengths: tuple[int, ...], device: torch.device) -> _Tables:
+    """The tiles are filled up with empty ones, to as many as any segments of so many tokens can have."""
+    packing = Packing(lengths, device)
+    most = packing.tokens // TILE_ROWS + packing.segments
+    empty = packing.tiles.new_zeros((most - packing.tiles.shape[0], 3))
+    return packing.offsets, packing.row_segments, torch.cat([packing.tiles, empty])
+
+
+class _StepRecording(_Recording):
+    def __init__(
+        self,
+        transformer: Transformer,
+        config: TransformerConfig,
+        rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        pool: Any,
+    ) -> None:
+        width, segments = config.hidden_size, _MOST_SEGMENTS + 1
+        self.x = torch.zeros((rows, width), dtype=dtype, device=device)
+        self.modulation = TimeModulation(
+            block=torch.zeros((segments, 6 * width), device=device),
+            final=torch.zeros((segments, width), device=device),
+        )
+        self.packing = CapturedPacking(rows, segments, device)
+        self.rotations = torch.ones((rows, config.head_dim // 2), dtype=torch.complex64, device=device)
+        super().__init__(lambda: transformer.denoise(self.x, self.modulation, self.packing, self.rotations), pool)
+
+
+class StepGraphs:
+    """Denoise steps of at most 2048 tokens and 8 segments. All replays must be in one stream."""
+
+    def __init__(
+        self, transformer: Transformer, config: TransformerConfig, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._arguments = transformer, config
+        self._dtype, self._device = dtype, device
+        self._tables = lru_cache(maxsize=_CACHED_TABLES)(lambda lengths: _tables(lengths, device))
+        self._pool = torch.cuda.graph_pool_handle()
+        self._recordings: dict[int, _StepRecording] = {}
+
+    def holds(self, packing: Packing) -> bool:
+        """Whether a step of this packing can be a replay."""
+        return packing.tokens <= _LARGEST_STEP and packing.segments <= _MOST_SEGMENTS
+
+    def record_all(self) -> None:
+        """Record every size, the largest first, so that the others find their memory in its pool."""
+        for rows in range(_LARGEST_STEP, 0, -_STEP_ROWS):
+            self._recording(rows)
+
+    def denoise(
+        self, x: torch.Tensor, modulation: TimeModulation, packing: Packing, rotations: torch.Tensor
+    ) -> torch.Tensor:
+        """As `Transformer.denoise`. The result is overwritten by the next call."""
+        tokens = packing.tokens
+        rows = -(-tokens // _STEP_ROWS) * _STEP_ROWS
+        recording = self._recording(rows)
+        recording.x[:tokens].copy_(x)
+        recording.x[tokens:].zero_()
+        recording.modulation.block[: packing.segments].copy_(modulation.block)
+        recording.modulation.final[: packing.segments].copy_(modulation.final)
+        recording.rotations[:tokens].copy_(rotations)
+        empty = (0,) * (_MOST_SEGMENTS - packing.segments)
+        recording.packing.overwrite(self._tables((*packing.lengths, rows - tokens, *empty)))
+        return recording.replay()[:tokens]
+
+    def _recording(self, rows: int) -> _StepRecording:
+        if rows not in self._recordings:
+            arguments = (*self._arguments, rows, self._dtype, self._device, self._pool)
+            self._recordings[rows] = _StepRecording(*arguments)
+        return self._recordings[rows]
+
+
+class _PromptRecording(_Recording):
+    def __init__(self, encoder: TextEncoder, rows: int, device: torch.device, pool: Any) -> None:
+        self.ids = torch.zeros(rows, dtype=torch.int64, device=device)
+        packing = Packing([rows], device)
+        super().__init__(lambda: encoder(self.ids, packing), pool)
+
+
+class PromptGraphs:
+    """The text encoder on one prompt. Attention is causal, so what fills a recording up behind the prompt changes
+    nothing in it. All replays must be in one stream."""
+
+    def __init__(self, encoder: TextEncoder, device: torch.device) -> None:
+        self._encoder, self._device = encoder, device
+        self._pool = torch.cuda.graph_pool_handle()
+        self._recordings: dict[int, _PromptRecording] = {}
+
+    def record_all(self) -> None:
+        for rows in range(_LARGEST_PROMPT, 0, -_PROMPT_ROWS):
+            self._recording(rows)
+
+    def holds(self, tokens: int) -> bool:
+        return tokens <= _LARGEST_PROMPT
+
+    def encode(self, ids: torch.Tensor) -> torch.Tensor:
+        """As `TextEncoder.forward` with one prompt's ids, (tokens,). The result is overwritten by the next call."""
+        tokens = ids.shape[0]
+        recording = self._recording(-(-tokens // _PROMPT_ROWS) * _PROMPT_ROWS)
+        recording.ids[:tokens].copy_(ids)
+        return recording.replay()[:tokens]
+
+    def _recording(self, rows: int) -> _PromptRecording:
+        if rows not in self._recordings:
+            self._recordings[rows] = _PromptRecording(self._encoder, rows, self._device, self._pool)
+        return self._recordings[rows]

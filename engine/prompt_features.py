@@ -1,0 +1,92 @@
+"""Prompts to the text features that a denoise step reads: the text encoder, text fusion, and what is kept of them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+
+from engine.graphs import PromptGraphs
+from engine.kernels.packing import Packing
+from engine.memory import ENCODE_AT_ONCE
+from engine.model import TextEncoder, Transformer
+from engine.parallel.device import to_device
+from engine.prompt import PREFIX_TOKENS
+
+# Text features kept for prompts that come again (several images of a request, the empty negative prompt): 200 MB at
+# the real size in bfloat16.
+_KEPT_TOKENS = 16384
+
+Ids = tuple[int, ...]
+
+
+class PromptFeatures:
+    """Encodes each prompt once, as long as it is kept.
+
+    On a GPU in a stream of its own: a step's prompts are encoded while the step before it still denoises, since a rank
+    is told of a step one tick ahead.
+    """
+
+    def __init__(
+        self, text_encoder: TextEncoder, transformer: Transformer, device: torch.device, graphs: PromptGraphs | None
+    ) -> None:
+        """graphs: of `text_encoder`, for prompts that come alone."""
+        self._text_encoder, self._transformer, self._device, self._graphs = text_encoder, transformer, device, graphs
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._kept: OrderedDict[Ids, torch.Tensor] = OrderedDict()
+
+    def encode(self, prompts: list[Ids]) -> tuple[dict[Ids, torch.Tensor], int]:
+        """Text features (text tokens, width) of each distinct prompt; new ones are encoded some at a time, packed.
+
+        Also returns the tokens of the new ones.
+        """
+        found = {ids: self._kept[ids] for ids in prompts if ids in self._kept}
+        missing = [ids for ids in dict.fromkeys(prompts) if ids not in found]
+        for new in _chunks(missing, ENCODE_AT_ONCE):
+            found.update(zip(new, self._encode_beside(new), strict=True))
+        for ids, features in found.items():
+            self._kept[ids] = features
+            self._kept.move_to_end(ids)
+        kept = sum(features.shape[0] for features in self._kept.values())
+        while len(self._kept) > 1 and kept > _KEPT_TOKENS:
+            kept -= self._kept.popitem(last=False)[1].shape[0]
+        return found, sum(map(len, missing))
+
+    def _encode_beside(self, prompts: list[Ids]) -> list[torch.Tensor]:
+        """In the stream for it, for whose results the current stream waits."""
+        if self._stream is None:
+            return self._encode(prompts)
+        current = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._stream):
+            features = self._encode(prompts)
+        current.wait_stream(self._stream)
+        for tensor in features:
+            tensor.record_stream(current)
+        return features
+
+    def _encode(self, prompts: list[Ids]) -> list[torch.Tensor]:
+        packing = Packing([len(ids) for ids in prompts], self._device)
+        packed = to_device(torch.tensor([token for ids in prompts for token in ids]), self._device)
+        if self._graphs is not None and packing.segments == 1 and self._graphs.holds(packing.tokens):
+            states = self._graphs.encode(packed)
+        else:
+            states = self._text_encoder(packed, packing)
+        kept = torch.cat([states[start + PREFIX_TOKENS : stop] for start, stop in pairwise(packing.bounds)])
+        lengths = [len(ids) - PREFIX_TOKENS for ids in prompts]
+        features = self._transformer.encode_text(kept, Packing(lengths, self._device))
+        # copies, so that one kept prompt does not keep the whole batch it came in alive
+        return [part.clone() for part in features.split(lengths)]
+
+
+def _chunks(prompts: list[Ids], most_tokens: int) -> Iterator[list[Ids]]:
+    """The prompts in order, as many at a time as have at most so many tokens; one that has more goes alone."""
+    chunk: list[Ids] = []
+    for ids in prompts:
+        if chunk and sum(map(len, chunk)) + len(ids) > most_tokens:
+            yield chunk
+            chunk = []
+        chunk.append(ids)
+    if chunk:
+        yield chunk
