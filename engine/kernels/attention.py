@@ -1,22 +1,41 @@
-"""Attention inside each segment of a packed batch: grouped key/value heads, no mask, no padding."""
+"""Attention inside each segment of a packed batch: grouped key/value heads, no mask, no padding.
+
+The DiT's attention has several implementations, the backends; which of them run here, and which is the fastest, is in
+`attention_choice`. The text encoder's is causal and runs once per prompt: `packed_attention`, by torch.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from engine.kernels.attention_triton import attention_triton
 from engine.kernels.fp8 import Fp8Rows
 from engine.kernels.gate import sigmoid_mul
 from engine.kernels.packing import Packing
 
 
 class GatedAttentionKernel:
-    """Attention inside each segment, times sigmoid(gate), by one of the backends. A rank makes one for its DiT."""
+    """Attention inside each segment, times sigmoid(gate), by one of `BACKENDS`. A rank makes one for its DiT.
+
+    `captured_backend` serves packings whose bounds the host does not know, as in a CUDA graph: one of the varlen
+    backends, by default `backend` if it is one, else none.
+    """
 
     def __init__(self, backend: str = "torch", captured_backend: str | None = None) -> None:
-        self.backend, self.captured_backend = backend, captured_backend
+        if captured_backend is None and BACKENDS[backend].varlen:
+            captured_backend = backend
+        assert captured_backend is None or BACKENDS[captured_backend].varlen
+        self.backend = backend
+        self.captured_backend = captured_backend
 
     def __call__(
         self,
@@ -34,34 +53,27 @@ class GatedAttentionKernel:
         (tokens, heads · head_dim). All may be strided views of a packed matrix. Returns (tokens, heads · head_dim),
         with `fp8` as rows for an fp8 matrix product.
         """
-        return sigmoid_mul(packed_attention(query, key, value, packing), gate, fp8=fp8)
+        backend = self.captured_backend if packing.captured else self.backend
+        assert backend is not None, "no varlen backend for a packing without bounds"
+        if backend == "triton" and not fp8:  # fp8's scale is a row's, over all heads
+            return attention_triton(query, key, value, packing, gate)
+        return sigmoid_mul(BACKENDS[backend].attend(query, key, value, packing), gate, fp8=fp8)
 
 
 def packed_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, *, causal: bool = False
 ) -> torch.Tensor:
-    """softmax(q kᵀ / sqrt(head_dim)) v, each row attending to its own segment.
+    """softmax(q kᵀ / sqrt(head_dim)) v, each row attending to its own segment, by whatever torch finds best.
 
     query: (tokens, heads, head_dim); key, value: (tokens, kv_heads, head_dim), kv_heads dividing heads. Rows may be
     strided views of a packed matrix. Returns (tokens, heads · head_dim).
     """
-    tokens, heads, head_dim = query.shape
-    if len(set(packing.lengths)) == 1:
-        shape = (packing.segments, packing.longest)
-        query, key, value = (tensor.unflatten(0, shape) for tensor in (query, key, value))
-        return _attend(query, key, value, causal).reshape(tokens, heads * head_dim)
-    output = query.new_empty((tokens, heads, head_dim))
-    for start, stop in pairwise(packing.bounds):
-        rows = slice(start, stop)
-        output[rows] = _attend(query[None, rows], key[None, rows], value[None, rows], causal)[0]
-    return output.flatten(1)
+    return _by_segment(lambda *qkv: _torch(*qkv, causal=causal), query, key, value, packing)
 
 
-def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
-    """(batch, tokens, heads, head_dim), key and value with fewer heads; returns the shape of query."""
-    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    if query.device.type == "cuda" and query.dtype != torch.float32:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=True).transpose(1, 2)
+def _torch(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool) -> torch.Tensor:
+    if query.is_cuda and query.dtype != torch.float32:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=True)
     # On the CPU enable_gqa is up to 1.6 times slower, and no fused CUDA kernel for float32 takes it. Instead each
     # key/value head becomes a batch entry whose queries see it through an expanded view, so one image's keys and
     # values are never repeated in memory.
@@ -72,5 +84,85 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal:
     key, value = (
         tensor.reshape(batch * kv_heads, 1, tokens, head_dim).expand(-1, group, -1, -1) for tensor in (key, value)
     )
-    output = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
-    return output.view(batch, heads, tokens, head_dim).transpose(1, 2)
+    return F.scaled_dot_product_attention(query, key, value, is_causal=causal).view(batch, heads, tokens, head_dim)
+
+
+# torch's two kernels are called by name: `sdpa_kernel` would choose them by flags of the whole process, and the VAE,
+# whose attention neither takes, decodes in a thread of its own.
+
+
+def _cudnn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    if key.shape[2] == 1:  # which cuDNN refuses
+        return _flash(query, key, value)
+    return torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, False)[0]
+
+
+def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+
+
+def _by_segment(
+    dense: Callable[..., torch.Tensor], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
+) -> torch.Tensor:
+    """One call of `dense`, (batch, heads, tokens, head_dim), if all segments are equally long, else one for each."""
+    tokens, heads, head_dim = query.shape
+    if tokens and len(set(packing.lengths)) == 1:
+        shape = (packing.segments, packing.longest)
+        batches = (tensor.unflatten(0, shape).transpose(1, 2) for tensor in (query, key, value))
+        return dense(*batches).transpose(1, 2).reshape(tokens, heads * head_dim)
+    output = query.new_empty((tokens, heads, head_dim))
+    for start, stop in pairwise(packing.bounds):
+        if start < stop:
+            # Sliced before it becomes a batch of one, so that strides, for which cuDNN builds a plan each, depend on
+            # the segment's length alone.
+            segment = (tensor[start:stop][None].transpose(1, 2) for tensor in (query, key, value))
+            output[start:stop] = dense(*segment)[0].transpose(0, 1)
+    return output.flatten(1)
+
+
+@cache
+def flash_attention_3() -> Callable[..., Any]:
+    """The function for packed batches of whichever FlashAttention 3 is installed. Raises `ImportError`."""
+    for module in ("fa3_fwd_interface", "flash_attn_interface"):
+        if find_spec(module) is not None:
+            return import_module(module).flash_attn_varlen_func
+    raise ImportError("no FlashAttention 3 is installed (pip install krea2-engine[fa3])")
+
+
+@cache
+def flash_attention_4() -> Callable[..., Any]:
+    """The same of FlashAttention 4."""
+    if find_spec("flash_attn") is None or find_spec("flash_attn.cute") is None:
+        raise ImportError("no FlashAttention 4 is installed (pip install krea2-engine[fa4])")
+    return import_module("flash_attn.cute.interface").flash_attn_varlen_func
+
+
+def _flash_attention(
+    function: Callable[..., Any], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
+) -> torch.Tensor:
+    offsets, longest = packing.offsets, packing.longest
+    output = function(
+        query, key, value, cu_seqlens_q=offsets, cu_seqlens_k=offsets, max_seqlen_q=longest, max_seqlen_k=longest
+    )
+    if isinstance(output, tuple):  # FlashAttention 4 and some builds of 3 add the log of the softmax's sum
+        output = output[0]
+    return output.flatten(1)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """attend: (query, key, value, packing) → (tokens, heads · head_dim), as `packed_attention`. varlen: one launch for
+    all segments that reads nothing of the packing but its tables on the device, and so can be part of a CUDA graph."""
+
+    attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Packing], torch.Tensor]
+    varlen: bool
+
+
+BACKENDS = {
+    "cudnn": Backend(lambda *call: _by_segment(_cudnn, *call), varlen=False),
+    "flash": Backend(lambda *call: _by_segment(_flash, *call), varlen=False),
+    "fa3": Backend(lambda *call: _flash_attention(flash_attention_3(), *call), varlen=True),
+    "fa4": Backend(lambda *call: _flash_attention(flash_attention_4(), *call), varlen=True),
+    "triton": Backend(attention_triton, varlen=True),
+    "torch": Backend(packed_attention, varlen=False),
+}

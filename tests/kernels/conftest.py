@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is first launched
+INTERPRETED = not torch.cuda.is_available()
+if INTERPRETED:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, and when a kernel is first launched
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +22,19 @@ def device() -> torch.device:
 @pytest.fixture(autouse=True)
 def _fresh_numbers() -> None:
     torch.seed()  # a failure prints its tensors' differences; no case depends on which numbers these are
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _loops_with_run_time_bounds() -> None:
+    """Triton 3.6's interpreter makes an int of an array of one element, which NumPy 2.4 refuses; 3.9's does not."""
+    if not INTERPRETED or find_spec("triton") is None:
+        return
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_index_too(tensor: type, scope: object) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_index_too

@@ -1,0 +1,196 @@
+"""Which attention backends run on a device, and which of them serves images fastest there."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import pairwise
+
+import torch
+
+from engine.errors import ArgumentError
+from engine.kernels.attention import BACKENDS, GatedAttentionKernel, flash_attention_3, flash_attention_4
+from engine.kernels.attention_triton import LARGEST_HEAD_DIM
+from engine.kernels.packing import Packing
+
+AUTO = "auto"
+REPEATS = 10
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one gated attention: the first for lengths never seen before, and each after that."""
+
+    first_ms: float
+    steady_ms: float
+
+    def cost_ms(self, calls: int) -> float:
+        """The mean over the `calls` that one image makes."""
+        return (self.first_ms + (calls - 1) * self.steady_ms) / calls
+
+
+@dataclass(frozen=True)
+class AttentionChoice:
+    """backend, captured_backend: as `GatedAttentionKernel` takes them; the latter is None where no varlen backend runs.
+    timings: of every backend that was measured; refused: why the others were not, or failed."""
+
+    backend: str
+    captured_backend: str | None
+    timings: dict[str, Timing]
+    refused: dict[str, str]
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """What a rank attends to: its heads, not the model's; lengths: tokens of each segment of a typical batch."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    lengths: Sequence[int]
+    fp8: bool = False
+
+
+def choose_attention(
+    name: str, shape: AttentionShape, device: torch.device, dtype: torch.dtype, *, calls: int
+) -> AttentionChoice:
+    """The backends that an engine with `--attention name` uses.
+
+    On a GPU every candidate is measured, in this thread, for cuDNN's plans belong to the thread that had them built.
+    "auto" takes what costs an image of `calls` attentions (steps · layers) least. CUDA graphs get the named backend if
+    it is varlen, else the fastest that is. Raises `ArgumentError` if the named one does not run here.
+    """
+    reasons = {backend: unavailable(backend, device, dtype, shape.head_dim) for backend in BACKENDS}
+    refused = {backend: reason for backend, reason in reasons.items() if reason is not None}
+    available = [backend for backend in BACKENDS if backend not in refused]
+    if name != AUTO and name not in available:
+        raise _not_available(name, refused, available)
+    if device.type != "cuda":
+        kernel = GatedAttentionKernel("torch" if name == AUTO else name)
+        return AttentionChoice(kernel.backend, kernel.captured_backend, {}, refused)
+
+    wanted = [name] if name != AUTO else available
+    captured = [backend for backend in wanted if BACKENDS[backend].varlen]
+    captured = captured or [backend for backend in available if BACKENDS[backend].varlen]
+    timings: dict[str, Timing] = {}
+    for backend in dict.fromkeys([*wanted, *captured]):
+        if backend == "torch" and timings.keys() & {"cudnn", "flash"}:
+            continue  # ends in one of those two
+        try:
+            timings[backend] = measure(backend, shape, device, dtype)
+        except Exception as error:  # whatever a third party's kernel raises: the others still serve
+            refused[backend] = _one_line(error)
+    if not timings.keys() & set(wanted):
+        raise _not_available(name, refused, [backend for backend in available if backend not in refused])
+
+    def cost(backend: str) -> float:
+        return timings[backend].cost_ms(calls)
+
+    eager = min((backend for backend in wanted if backend in timings), key=cost)
+    graphs = min((backend for backend in captured if backend in timings), key=cost, default=None)
+    return AttentionChoice(eager, graphs, timings, refused)
+
+
+def unavailable(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why the backend does not run on this device with these tensors; None if nothing is known to speak against it."""
+    if backend == "torch":
+        return None
+    if backend == "triton":
+        return _triton(device, head_dim)
+    needs = _NEEDS[backend]
+    if device.type != "cuda":
+        return f"it needs a CUDA device, not {device.type}"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major not in needs.generations:
+        newest = needs.generations[-1]
+        return f"it is for compute capability {needs.generations[0]}.0 to {newest}.x, this GPU has {major}.{minor}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"it takes bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if head_dim % 8 or head_dim > needs.largest_head_dim:
+        return f"its head dim is a multiple of 8 up to {needs.largest_head_dim}, not {head_dim}"
+    return needs.other()
+
+
+def measure(backend: str, shape: AttentionShape, device: torch.device, dtype: torch.dtype) -> Timing:
+    """Time one backend on random input, gate included. Raises what it raises."""
+    widths = [heads * shape.head_dim for heads in (shape.heads, shape.kv_heads, shape.kv_heads, shape.heads)]
+    generator = torch.Generator(device).manual_seed(0)  # leaves the device's own, from which others draw, alone
+    packed = torch.randn((sum(shape.lengths), sum(widths)), device=device, dtype=dtype, generator=generator)
+    kernel = GatedAttentionKernel(backend)
+
+    def milliseconds(lengths: Sequence[int], repeats: int) -> list[float]:
+        packing = Packing(lengths, device)
+        *qkv, gate = packed[: packing.tokens].split(widths, dim=-1)
+        query, key, value = (part.unflatten(-1, (-1, shape.head_dim)) for part in qkv)
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+        events[0].record()
+        for event in events[1:]:
+            kernel(query, key, value, gate, packing, fp8=shape.fp8)
+            event.record()
+        events[-1].synchronize()
+        return [start.elapsed_time(stop) for start, stop in pairwise(events)]
+
+    milliseconds(shape.lengths, 2)  # compiles, loads libraries, fills the allocator's pools
+    first = milliseconds([max(1, length - 1) for length in shape.lengths], 1)
+    return Timing(first[0], statistics.median(milliseconds(shape.lengths, REPEATS)))
+
+
+def _not_available(name: str, refused: dict[str, str], available: list[str]) -> ArgumentError:
+    reason = refused.get(name) or "; ".join(f"{backend}: {why}" for backend, why in refused.items())
+    return ArgumentError(
+        f"attention {name} is not available: {reason}; available here: {', '.join([AUTO, *available])}",
+        parameter="attention",
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__
+
+
+def _triton(device: torch.device, head_dim: int) -> str | None:
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"it needs a CUDA device, not {device.type}"
+    if head_dim % 2 or head_dim > LARGEST_HEAD_DIM:
+        return f"its head dim is even and up to {LARGEST_HEAD_DIM}, not {head_dim}"
+    return None
+
+
+def _cudnn() -> str | None:
+    version = torch.backends.cudnn.version() or 0
+    # Before, it was wrong for lengths that are no multiple of 128; torch avoids those versions as well.
+    return None if version > 91500 else f"it needs cuDNN 9.15.1 or newer, torch has {version}"
+
+
+def _flash() -> str | None:
+    return None if torch.backends.cuda.is_flash_attention_available() else "this torch was built without it"
+
+
+def _import(load: Callable[[], object]) -> str | None:
+    try:
+        load()
+    except Exception as error:  # not installed, or built for another torch or CUDA
+        return _one_line(error)
+    return None
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """generations: major compute capabilities; other: what the GPU and the tensors do not tell."""
+
+    generations: range
+    largest_head_dim: int
+    other: Callable[[], str | None]
+
+
+_NEEDS = {
+    "cudnn": _Needs(range(8, 13), 128, _cudnn),
+    "flash": _Needs(range(8, 13), 256, _flash),
+    "fa3": _Needs(range(9, 10), 256, lambda: _import(flash_attention_3)),
+    "fa4": _Needs(range(9, 13), 256, lambda: _import(flash_attention_4)),
+}
