@@ -15,20 +15,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from engine.kernels import gate, norm, rope
+import torch
+
+from engine.kernels import attention_triton, gate, norm, rope
 from engine.kernels.jit import Kernel, launch_shape
+from engine.kernels.packing import TILE_ROWS
 
 WIDTH, SWIGLU, HEAD_DIM = 6144, 16384, 128
+DEMO_HEAD_DIMS = (16, 24)
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """registers: of a thread; spills: bytes that they overflow by; wide_loads: 16-byte loads in the code."""
+    """registers: of a thread; spills: bytes that they overflow by; shared: bytes of a program's shared memory;
+    wide_loads: 16-byte loads in the code; wgmma: products on Hopper's tensor cores."""
 
     name: str
     warps: int
     registers: int
     spills: int
+    shared: int
     wide_loads: int
     wgmma: int
 
@@ -58,7 +64,7 @@ def compile_for_hopper(
     registers, spills = _resources(binary.asm["cubin"])
     ptx = binary.asm["ptx"]
     wide = len(re.findall(r"ld\.global\S*\.v4\.b32|cp\.async\S*.*, 16|ld\.global\S*\.v2\.b64", ptx))
-    return Compiled(name, warps, registers, spills, wide, ptx.count("wgmma.mma_async"))
+    return Compiled(name, warps, registers, spills, binary.metadata.shared, wide, ptx.count("wgmma.mma_async"))
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
@@ -123,6 +129,22 @@ def _kernels() -> Iterator[Compiled]:
         }
         name = f"norm_rotate {'halves' if halves else 'neighbours'}"
         yield compile_for_hopper(name, rope._norm_rotate, arguments, warps=4)
+    for head_dim in (*DEMO_HEAD_DIMS, 64, HEAD_DIM):
+        block_dim, columns, warps, stages = attention_triton.launch_parameters(head_dim, torch.bfloat16)
+        arguments = {
+            **dict.fromkeys(("query_ptr", "key_ptr", "value_ptr", "gate_ptr", "output_ptr"), "*bf16"),
+            "tiles_ptr": "*i32",
+            **dict.fromkeys(("query_stride", "key_stride", "value_stride", "gate_stride", "output_stride"), "i32"),
+            "scale": "fp32",
+            "HEAD_DIM": head_dim,
+            "GROUP": 4,
+            "HAS_GATE": True,
+            "BLOCK_DIM": block_dim,
+            "TILE_ROWS": TILE_ROWS,
+            "BLOCK_COLUMNS": columns,
+        }
+        name = f"attention {head_dim}"
+        yield compile_for_hopper(name, attention_triton._attention, arguments, warps=warps, stages=stages)
 
 
 def main() -> int:
