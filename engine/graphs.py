@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from engine.config import TransformerConfig
-from engine.kernels.packing import TILE_ROWS, Packing
+from engine.kernels.packing import CapturedPacking, Packing
 from engine.model import TextEncoder, Transformer
 from engine.model.transformer import TimeModulation
 
 # Sizes of denoise steps: a matrix product works on tiles of 128 rows, so filling up a tile costs it nothing.
 _STEP_ROWS = 128
 _LARGEST_STEP = 2048
-_CACHED_TABLES = 8
+_CACHED_PACKINGS = 8
 _MOST_SEGMENTS = 8  # beside the dummy; more of them in so few tokens are very small images
 # Sizes of prompts. Below about 185 tokens reading the encoder's weights takes longer than multiplying with them.
 _PROMPT_ROWS = 64
@@ -48,32 +48,6 @@ class _Recording:
         """The output, which the next replay overwrites."""
         self._graph.replay()
         return self.output
-
-
-_Tables = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # offsets, row_segments, tiles of a packing
-
-
-class CapturedPacking(Packing):
-    """The tables of a packing in memory of a fixed size, to be overwritten with those of any that fits."""
-
-    captured = True
-
-    def __init__(self, tokens: int, segments: int, device: torch.device) -> None:
-        super().__init__([tokens] + [0] * (segments - 1), device)
-        self.offsets, self.row_segments, self.tiles = _tables(self.lengths, device)
-        del self.bounds, self.lengths
-
-    def overwrite(self, tables: _Tables) -> None:
-        for ours, theirs in zip((self.offsets, self.row_segments, self.tiles), tables, strict=True):
-            ours.copy_(theirs)
-
-
-def _tables(lengths: tuple[int, ...], device: torch.device) -> _Tables:
-    """The tiles are filled up with empty ones, to as many as any segments of so many tokens can have."""
-    packing = Packing(lengths, device)
-    most = packing.tokens // TILE_ROWS + packing.segments
-    empty = packing.tiles.new_zeros((most - packing.tiles.shape[0], 3))
-    return packing.offsets, packing.row_segments, torch.cat([packing.tiles, empty])
 
 
 class _StepRecording(_Recording):
@@ -105,7 +79,7 @@ class StepGraphs:
     ) -> None:
         self._arguments = transformer, config
         self._dtype, self._device = dtype, device
-        self._tables = lru_cache(maxsize=_CACHED_TABLES)(lambda lengths: _tables(lengths, device))
+        self._filled_up = lru_cache(maxsize=_CACHED_PACKINGS)(lambda lengths: Packing(lengths, device))
         self._pool = torch.cuda.graph_pool_handle()
         self._recordings: dict[int, _StepRecording] = {}
 
@@ -131,7 +105,7 @@ class StepGraphs:
         recording.modulation.final[: packing.segments].copy_(modulation.final)
         recording.rotations[:tokens].copy_(rotations)
         empty = (0,) * (_MOST_SEGMENTS - packing.segments)
-        recording.packing.overwrite(self._tables((*packing.lengths, rows - tokens, *empty)))
+        recording.packing.overwrite(self._filled_up((*packing.lengths, rows - tokens, *empty)))
         return recording.replay()[:tokens]
 
     def _recording(self, rows: int) -> _StepRecording:

@@ -52,3 +52,25 @@ class Packing:
 
     def _to_device(self, table: torch.Tensor) -> torch.Tensor:
         return table.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else table
+
+
+class CapturedPacking(Packing):
+    """The tables of a packing in memory that stays where it is, to be overwritten with those of any that fits."""
+
+    captured = True
+
+    def __init__(self, tokens: int, segments: int, device: torch.device) -> None:
+        super().__init__([tokens] + [0] * (segments - 1), device)
+        self.offsets = self.offsets.clone()
+        self.row_segments = self.row_segments.clone()
+        self.tiles = self.offsets.new_zeros((tokens // TILE_ROWS + segments, 3))  # as many as any such segments have
+        self.overwrite(Packing(self.lengths, device))
+        del self.bounds, self.lengths
+
+    def overwrite(self, packing: Packing) -> None:
+        """`packing` has as many tokens and segments as this one. Tiles that it does not need are left empty."""
+        tiles = packing.tiles
+        self.offsets.copy_(packing.offsets)
+        self.row_segments.copy_(packing.row_segments)
+        self.tiles[: tiles.shape[0]].copy_(tiles)
+        self.tiles[tiles.shape[0] :].zero_()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import accumulate
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ import torch
 from engine.kernels.attention import BACKENDS, GatedAttentionKernel, packed_attention
 from engine.kernels.attention_choice import AttentionShape, choose_attention, unavailable
 from engine.kernels.attention_triton import attention_triton
-from engine.kernels.packing import TILE_ROWS, Packing
+from engine.kernels.packing import TILE_ROWS, CapturedPacking, Packing
 from tests.kernels.tolerances import assert_fp8_close, poisoned, relative_error
 
 CPU = torch.device("cpu")
@@ -130,8 +129,8 @@ def test_fp8_rows_hold_the_gated_result(backend: str, device: torch.device) -> N
 def test_a_packing_without_bounds_goes_to_the_captured_backend(device: torch.device) -> None:
     query, key, value, gate = _views((30, 11), 4, 2, 16, device, torch.float32)
     packing = Packing((30, 11), device)
-    tiles = torch.cat([packing.tiles, packing.tiles.new_zeros((3, 3))])  # a fixed size, of which two are in use
-    captured = SimpleNamespace(bounds=None, tiles=tiles)
+    captured = CapturedPacking(41, 4, device)
+    captured.overwrite(Packing((30, 11, 0, 0), device))
     actual = GatedAttentionKernel("torch", "triton")(query, key, value, gate, captured)
     expected = GatedAttentionKernel("torch")(query, key, value, gate, packing)
     torch.testing.assert_close(actual, expected, atol=2e-6, rtol=2e-6)
@@ -182,22 +181,14 @@ def test_varlen_backends_replay_with_other_segments(cuda_backend: str, device: t
         pytest.skip("needs bounds on the host")
     query, key, value, gate = _views((400,), 8, 2, 128, device, torch.bfloat16)
 
-    def tables(lengths: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        packing = Packing(lengths, device)
-        tiles = torch.zeros((8, 3), dtype=torch.int32, device=device)
-        tiles[: len(packing.tiles)] = packing.tiles
-        return packing.offsets, tiles
-
-    offsets, tiles = tables((300, 100, 0))
-    captured = SimpleNamespace(bounds=None, offsets=offsets, tiles=tiles, longest=400)
+    captured = CapturedPacking(400, 3, device)
     kernel = GatedAttentionKernel(cuda_backend)
     kernel(query, key, value, gate, captured)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         output = kernel(query, key, value, gate, captured)
     for lengths in [(300, 100, 0), (1, 398, 1), (133, 133, 134), (400, 0, 0)]:
-        for static, table in zip((offsets, tiles), tables(lengths), strict=True):
-            static.copy_(table)
+        captured.overwrite(Packing(lengths, device))
         output.fill_(torch.nan)
         graph.replay()
         assert relative_error(output, _expected(query, key, value, lengths) * gate.double().cpu().sigmoid()) < 8e-3
