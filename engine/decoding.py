@@ -42,7 +42,12 @@ class ImageDecoder:
 
     def submit(self, job: Job, latents: torch.Tensor) -> None:
         ready = torch.cuda.current_stream(latents.device).record_event() if self._stream is not None else None
-        self._futures.append(self._executor.submit(self._decode, job, latents, ready))
+        self._futures.append(self._executor.submit(self._run, lambda: self._decode(job, latents), latents, ready))
+
+    def warm_up(self, latents: torch.Tensor) -> None:
+        """Decode (z_dim, h, w) latents that nobody asked for, so that images of this size find everything ready."""
+        ready = torch.cuda.current_stream(latents.device).record_event() if self._stream is not None else None
+        self._executor.submit(self._run, lambda: self._vae.decode_pixels(latents[None]), latents, ready).result()
 
     def raise_failure(self) -> None:
         """Raise what the decoding of an earlier image raised."""
@@ -55,18 +60,19 @@ class ImageDecoder:
         self._executor.shutdown(wait=True)
         self.raise_failure()
 
-    def _decode(self, job: Job, latents: torch.Tensor, ready: torch.cuda.Event | None) -> None:
-        began = time.perf_counter()
+    def _run(self, work: Callable[[], object], latents: torch.Tensor, ready: torch.cuda.Event | None) -> None:
+        """In this thread's stream, once `latents` are `ready`."""
         with torch.inference_mode():
             if self._stream is not None and ready is not None:
                 with torch.cuda.stream(self._stream):
                     self._stream.wait_event(ready)
                     latents.record_stream(self._stream)
-                    self._decode_pixels(job, latents, began)
+                    work()
             else:
-                self._decode_pixels(job, latents, began)
+                work()
 
-    def _decode_pixels(self, job: Job, latents: torch.Tensor, began: float) -> None:
+    def _decode(self, job: Job, latents: torch.Tensor) -> None:
+        began = time.perf_counter()
         pixels = self._vae.decode_pixels(latents[None])[0]
         if self._on_image is not None:
             rgb = pixels.cpu().numpy().tobytes()

@@ -29,13 +29,16 @@ class PromptFeatures:
     is told of a step one tick ahead.
     """
 
-    def __init__(
-        self, text_encoder: TextEncoder, transformer: Transformer, device: torch.device, graphs: PromptGraphs | None
-    ) -> None:
-        """graphs: of `text_encoder`, for prompts that come alone."""
-        self._text_encoder, self._transformer, self._device, self._graphs = text_encoder, transformer, device, graphs
+    def __init__(self, text_encoder: TextEncoder, transformer: Transformer, device: torch.device) -> None:
+        self._text_encoder, self._transformer, self._device = text_encoder, transformer, device
+        self._graphs: PromptGraphs | None = None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._kept: OrderedDict[Ids, torch.Tensor] = OrderedDict()
+
+    def record(self, graphs: PromptGraphs) -> None:
+        """Encode prompts that come alone by graphs of the text encoder from now on."""
+        graphs.record_all()
+        self._graphs = graphs
 
     def encode(self, prompts: list[Ids]) -> tuple[dict[Ids, torch.Tensor], int]:
         """Text features (text tokens, width) of each distinct prompt; new ones are encoded some at a time, packed.

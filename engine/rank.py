@@ -16,6 +16,7 @@ from engine.config import EngineConfig, ModelConfig
 from engine.decoding import DecodedImage, ImageDecoder
 from engine.graphs import PromptGraphs, StepGraphs
 from engine.kernels.attention import GatedAttentionKernel
+from engine.kernels.attention_choice import AttentionChoice, AttentionShape, choose_attention, unavailable
 from engine.kernels.rope import image_rotations
 from engine.model import TextEncoder, Transformer, VAEDecoder
 from engine.model.transformer import TimeModulation
@@ -28,6 +29,7 @@ from engine.step import Job, Step, StepTimes
 
 # Schedules, batch layouts and image grids kept: a schedule of 52 steps is 8 MB at the real size, a layout 4 MB.
 _CACHED_SHAPES = 8
+_TYPICAL_PROMPT_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,16 @@ class Rank:
             weights = CheckpointFiles(folder, ModelConfig.from_folder(folder, config.variant))
         self.config = weights.config
         self.config.check_tp(group.size)
+        self._engine = config
         self.attention = GatedAttentionKernel()
+        self.attention_choice = self._choose_attention(measured=False)
+        text_head_dim = self.config.transformer.text_head_dim
+        flash = unavailable("flash", device, self.dtype, text_head_dim) is None
+        text_attention = GatedAttentionKernel("flash" if flash else "torch")
 
         with torch.device("meta"):
             self.text_encoder = TextEncoder(self.config, group)
-            self.transformer = Transformer(self.config.transformer, group, self.attention)
+            self.transformer = Transformer(self.config.transformer, group, self.attention, text_attention)
             self.vae = VAEDecoder(self.config.vae) if group.rank == 0 else None
         modules = {"text_encoder": self.text_encoder, "transformer": self.transformer, "vae": self.vae}
         for component, module in modules.items():
@@ -109,13 +116,8 @@ class Rank:
 
         self._jobs: dict[int, _JobState] = {}
         self._next_number = 0
-        self._step_graphs = prompt_graphs = None
-        # Collectives could be recorded too, but nobody has tried that with the groups of this engine.
-        if config.cuda_graphs and device.type == "cuda" and group.size == 1:
-            prompt_graphs = PromptGraphs(self.text_encoder, device)
-            if self.attention.captured_backend is not None:
-                self._step_graphs = StepGraphs(self.transformer, self.config.transformer, self.dtype, device)
-        self._prompts = PromptFeatures(self.text_encoder, self.transformer, device, prompt_graphs)
+        self._step_graphs: StepGraphs | None = None
+        self._prompts = PromptFeatures(self.text_encoder, self.transformer, device)
         self._schedule = lru_cache(maxsize=_CACHED_SHAPES)(self._make_schedule)
         self._layout = lru_cache(maxsize=_CACHED_SHAPES)(self._make_layout)
         self._grid = lru_cache(maxsize=_CACHED_SHAPES)(self._make_grid)
@@ -123,6 +125,26 @@ class Rank:
         if self.vae is not None:
             self._previews = PreviewMap(self.config.vae.z_dim, device)
             self._decoder = ImageDecoder(self.vae, self._previews, device, on_image)
+
+    def warm_up(self) -> None:
+        """Do now, on a GPU, what would make the first requests slow: measure the attention backends, compile kernels,
+        record graphs, tune the decoder's convolutions. In the thread that executes steps."""
+        if self.device.type != "cuda":
+            return
+        with torch.inference_mode():
+            self.attention_choice = self._choose_attention(measured=True)
+            # Collectives could be recorded too, but nobody has tried that with the groups of this engine; and float32
+            # is for comparisons.
+            if self._engine.cuda_graphs and self.group.size == 1 and self.dtype == torch.bfloat16:
+                self._prompts.record(PromptGraphs(self.text_encoder, self.device))
+                if self.attention.captured_backend is not None:
+                    dit = self.config.transformer
+                    self._step_graphs = StepGraphs(self.transformer, dit, self.dtype, self.device)
+                    self._step_graphs.record_all()
+            if self._decoder is not None:
+                height, width = (side // self.config.vae.scale_factor for side in self._default_size)
+                self._decoder.warm_up(torch.randn(self.config.vae.z_dim, height, width, device=self.device))
+        torch.cuda.synchronize(self.device)
 
     def execute(self, step: Step) -> PendingStep:
         """Start a step. On a GPU the work is only queued when this returns; `wait` for it.
@@ -166,6 +188,29 @@ class Rank:
             if free is None
             else {"weights": weights, "free": free // ranks_on_device(self.device, self.group.size)}
         )
+
+    def _choose_attention(self, *, measured: bool) -> AttentionChoice:
+        """Set the backends by the config, for images of the default size."""
+        dit, size = self.config.transformer, self.group.size
+        text = _TYPICAL_PROMPT_TOKENS
+        shape = AttentionShape(
+            heads=dit.num_heads // size,
+            kv_heads=dit.num_kv_heads // size,
+            head_dim=dit.head_dim,
+            lengths=(self.config.image_tokens(*reversed(self._default_size)) + text,),
+            fp8=self._engine.quantization == "fp8",
+        )
+        calls = self.config.default_steps * dit.num_layers
+        choice = choose_attention(
+            self._engine.attention, shape, self.device, self.dtype, calls=calls, measured=measured
+        )
+        self.attention.backend, self.attention.captured_backend = choice.backend, choice.captured_backend
+        return choice
+
+    @property
+    def _default_size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.config.default_height, self.config.default_width
 
     def close(self) -> None:
         """Wait until every image has been decoded. Raises what went wrong there."""

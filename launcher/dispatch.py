@@ -97,6 +97,10 @@ class Dispatcher:
         return self._supervisor.group.device
 
     @property
+    def attention(self) -> dict[str, str]:
+        return self._supervisor.group.attention
+
+    @property
     def memory(self) -> tuple[dict[str, int], ...]:
         return self._supervisor.group.memory
 

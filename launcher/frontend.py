@@ -330,7 +330,8 @@ class Frontend:
     def ranks_ready(self) -> None:
         if self._dispatcher.restarts == 0:
             self._on_started(self._clients.address)
-        log_event("ranks ready", device=self._dispatcher.device, restarts=self._dispatcher.restarts)
+        dispatcher = self._dispatcher
+        log_event("ranks ready", device=dispatcher.device, restarts=dispatcher.restarts, attention=dispatcher.attention)
         for request in self._unfinished():  # which came before the ranks' memory was known
             try:
                 self._check_memory(request)

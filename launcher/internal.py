@@ -110,9 +110,10 @@ FrontendReport = Started | Ended
 
 
 class Load(Message, frozen=True, kw_only=True):
-    """Load the checkpoint and answer `Ready`."""
+    """Load the checkpoint, warm the device up if that is asked for, and answer `Ready`."""
 
     engine: EngineConfig
+    warm_up: bool
     timeout_s: float
 
 
@@ -139,6 +140,7 @@ class Ready(Message, frozen=True, kw_only=True):
     rank: int
     device: str
     memory: dict[str, int]
+    attention: dict[str, str]
 
 
 class StepDone(Message, frozen=True, kw_only=True):

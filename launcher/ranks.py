@@ -122,6 +122,11 @@ class RankGroup:
         return self._ready[0].device if 0 in self._ready else None
 
     @property
+    def attention(self) -> dict[str, str]:
+        """Which attention backends rank 0 uses, and why not others."""
+        return self._ready[0].attention if 0 in self._ready else {}
+
+    @property
     def memory(self) -> tuple[dict[str, int], ...]:
         """Bytes by purpose that each rank held when it was ready."""
         return tuple(self._ready[rank].memory for rank in self._ranks if rank in self._ready)
@@ -189,7 +194,7 @@ class RankGroup:
             case Hello(rank=rank):
                 config = self._config
                 timeout_s = max(config.start_timeout_s, config.step_timeout_s)
-                self._command(rank, Load(engine=config.engine, timeout_s=timeout_s))
+                self._command(rank, Load(engine=config.engine, warm_up=config.warm_up, timeout_s=timeout_s))
             case Ready() as ready:
                 self._ready[ready.rank] = ready
                 if self.ready:

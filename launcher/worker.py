@@ -99,7 +99,10 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
         wire.send(header, image.rgb)
 
     rank = Rank(load.engine, group, device, on_image=send_image)
-    wire.send(Ready(rank=config.rank, device=str(device), memory=rank.memory()))
+    if load.warm_up:
+        rank.warm_up()
+    attention = rank.attention_choice.describe()
+    wire.send(Ready(rank=config.rank, device=str(device), memory=rank.memory(), attention=attention))
     return rank
 
 

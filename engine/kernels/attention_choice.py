@@ -18,6 +18,8 @@ from engine.kernels.packing import Packing
 
 AUTO = "auto"
 REPEATS = 10
+# Without measuring: what others measured on Hopper, see docs/speed.md.
+_PREFERRED = ("fa3", "cudnn", "flash", "fa4", "triton", "torch")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,15 @@ class AttentionChoice:
     timings: dict[str, Timing]
     refused: dict[str, str]
 
+    def describe(self) -> dict[str, str]:
+        """For people: what was chosen, and why."""
+        measured = {
+            name: f"{timing.steady_ms:.3f} ms, new lengths {timing.first_ms:.3f} ms"
+            for name, timing in self.timings.items()
+        }
+        chosen = {"steps": self.backend, "graphs": self.captured_backend or "none"}
+        return {**chosen, **measured, **{name: f"not used: {reason}" for name, reason in self.refused.items()}}
+
 
 @dataclass(frozen=True)
 class AttentionShape:
@@ -55,13 +66,20 @@ class AttentionShape:
 
 
 def choose_attention(
-    name: str, shape: AttentionShape, device: torch.device, dtype: torch.dtype, *, calls: int
+    name: str,
+    shape: AttentionShape,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    calls: int,
+    measured: bool = True,
 ) -> AttentionChoice:
     """The backends that an engine with `--attention name` uses.
 
     On a GPU every candidate is measured, in this thread, for cuDNN's plans belong to the thread that had them built.
-    "auto" takes what costs an image of `calls` attentions (steps · layers) least. CUDA graphs get the named backend if
-    it is varlen, else the fastest that is. Raises `ArgumentError` if the named one does not run here.
+    "auto" takes what costs an image of `calls` attentions (steps · layers) least; not `measured`, what is usually
+    fastest. CUDA graphs get the named backend if it is varlen, else the fastest that is. Raises `ArgumentError` if the
+    named one does not run here.
     """
     reasons = {backend: unavailable(backend, device, dtype, shape.head_dim) for backend in BACKENDS}
     refused = {backend: reason for backend, reason in reasons.items() if reason is not None}
@@ -71,12 +89,16 @@ def choose_attention(
     if device.type != "cuda":
         kernel = GatedAttentionKernel("torch" if name == AUTO else name)
         return AttentionChoice(kernel.backend, kernel.captured_backend, {}, refused)
+    if not measured:
+        preferred = [backend for backend in _PREFERRED if backend in available]
+        captured = next((backend for backend in preferred if BACKENDS[backend].varlen), None)
+        return AttentionChoice(preferred[0] if name == AUTO else name, captured, {}, refused)
 
     wanted = [name] if name != AUTO else available
-    captured = [backend for backend in wanted if BACKENDS[backend].varlen]
-    captured = captured or [backend for backend in available if BACKENDS[backend].varlen]
+    varlen = [backend for backend in wanted if BACKENDS[backend].varlen]
+    varlen = varlen or [backend for backend in available if BACKENDS[backend].varlen]
     timings: dict[str, Timing] = {}
-    for backend in dict.fromkeys([*wanted, *captured]):
+    for backend in dict.fromkeys([*wanted, *varlen]):
         if backend == "torch" and timings.keys() & {"cudnn", "flash"}:
             continue  # ends in one of those two
         try:
@@ -90,7 +112,7 @@ def choose_attention(
         return timings[backend].cost_ms(calls)
 
     eager = min((backend for backend in wanted if backend in timings), key=cost)
-    graphs = min((backend for backend in captured if backend in timings), key=cost, default=None)
+    graphs = min((backend for backend in varlen if backend in timings), key=cost, default=None)
     return AttentionChoice(eager, graphs, timings, refused)
 
 

@@ -17,13 +17,15 @@ class TextFusion(nn.Module):
     """Layer-wise blocks attend over a token's own layers, the projector mixes those into one, refiner blocks attend
     over the prompt's tokens. No positions, no mask, no timestep."""
 
-    def __init__(self, config: TransformerConfig, group: Group) -> None:
+    def __init__(self, config: TransformerConfig, group: Group, attention: GatedAttentionKernel) -> None:
         super().__init__()
         self.layerwise_blocks = nn.ModuleList(
-            _FusionBlock(config, group) for _ in range(config.num_layerwise_text_blocks)
+            _FusionBlock(config, group, attention) for _ in range(config.num_layerwise_text_blocks)
         )
         self.projector = Linear(config.num_text_layers, 1, bias=False)
-        self.refiner_blocks = nn.ModuleList(_FusionBlock(config, group) for _ in range(config.num_refiner_text_blocks))
+        self.refiner_blocks = nn.ModuleList(
+            _FusionBlock(config, group, attention) for _ in range(config.num_refiner_text_blocks)
+        )
 
     def forward(self, states: torch.Tensor, packing: Packing) -> torch.Tensor:
         """states: (tokens, layers, width) of packed prompts. Returns (tokens, width)."""
@@ -39,7 +41,7 @@ class TextFusion(nn.Module):
 
 
 class _FusionBlock(nn.Module):
-    def __init__(self, config: TransformerConfig, group: Group) -> None:
+    def __init__(self, config: TransformerConfig, group: Group, attention: GatedAttentionKernel) -> None:
         super().__init__()
         width, eps = config.text_hidden_size, config.norm_eps
         self.norm1 = RMSNorm(width, eps)
@@ -50,7 +52,7 @@ class _FusionBlock(nn.Module):
             config.text_head_dim,
             eps,
             group,
-            GatedAttentionKernel(),
+            attention,
         )
         self.norm2 = RMSNorm(width, eps)
         self.ff = SwiGLU(width, config.text_intermediate_size, group)

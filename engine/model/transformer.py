@@ -36,12 +36,19 @@ class TimeModulation:
 class Transformer(nn.Module):
     """Krea 2's single-stream diffusion transformer with its text fusion."""
 
-    def __init__(self, config: TransformerConfig, group: Group, attention: GatedAttentionKernel) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        group: Group,
+        attention: GatedAttentionKernel,
+        text_attention: GatedAttentionKernel,
+    ) -> None:
+        """attention: of the blocks; text_attention: of text fusion, which meets other lengths."""
         super().__init__()
         self.img_in = Linear(config.in_channels, config.hidden_size)
         self.time_embed = _TimeEmbedding(config)
         self.time_mod_proj = Linear(config.hidden_size, 6 * config.hidden_size)
-        self.text_fusion = TextFusion(config, group)
+        self.text_fusion = TextFusion(config, group, text_attention)
         self.txt_in = _TextProjection(config)
         self.transformer_blocks = nn.ModuleList(_Block(config, group, attention) for _ in range(config.num_layers))
         self.final_layer = _FinalLayer(config)

@@ -91,7 +91,7 @@ class FakeRank:
         while True:
             command = decode_command(await self._socket.recv())
             if isinstance(command, Load):
-                self.send(Ready(rank=self.rank, device="fake", memory=self._memory))
+                self.send(Ready(rank=self.rank, device="fake", memory=self._memory, attention={}))
             elif isinstance(command, Execute):
                 async with self._arrived:
                     self.steps.append(command.step)
