@@ -38,8 +38,9 @@ def decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element
     peak, incoming = 0, channels[0]
     for level, outgoing in enumerate(channels):
         pixels = width * height // 4 ** (levels - 1 - level)
-        # a residual block: its input, the first convolution, a norm in float32 and scaled, its activation, the second
-        peak = max(peak, pixels * max(incoming, outgoing) * (4 * e + 2 * _FLOAT32))
+        # the level's input; a residual block's input, its first convolution, the norm of that, its second convolution;
+        # and a float32 image: of the norm on a CPU, at the convolutions' disposal on a GPU
+        peak = max(peak, pixels * max(incoming, outgoing) * (5 * e + _FLOAT32))
         if level < levels - 1:
             incoming = outgoing // 2
             peak = max(peak, 4 * pixels * (outgoing + incoming) * e + pixels * outgoing * e)

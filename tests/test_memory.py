@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
 from engine.memory import decode_bytes, encode_bytes, step_bytes
+from engine.model import VAEDecoder
 from engine.parallel import LocalGroup
 from engine.rank import Rank
 from engine.step import Job, Step
@@ -59,6 +60,25 @@ def test_decoding_allocates_no_more_than_the_arithmetic_says(width: int, height:
     with torch.inference_mode():
         peak = peak_bytes(lambda: vae.decode_pixels(latents))
     estimate = decode_bytes(DEMO, width, height, rank.dtype.itemsize)
+    assert 0.4 * estimate < peak <= estimate
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("width", "height"), [(512, 512), (1024, 1024), (2048, 2048)])
+def test_decoding_at_the_real_size_on_a_gpu_allocates_no_more_than_the_arithmetic_says(width: int, height: int) -> None:
+    config = replace(DEMO, vae=replace(DEMO.vae, base_dim=96, num_res_blocks=2))
+    with torch.device("meta"):
+        vae = VAEDecoder(config.vae)
+    weights = {name: torch.randn(parameter.shape) * 0.02 for name, parameter in vae.named_parameters()}
+    vae.load_state_dict({name: weight.to("cuda", torch.bfloat16) for name, weight in weights.items()}, assign=True)
+    latents = torch.randn(1, 16, height // 8, width // 8, device="cuda")
+    with torch.inference_mode():
+        vae.warm_up(latents)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        vae.decode_pixels(latents)
+    peak = torch.cuda.max_memory_allocated() - before
+    estimate = decode_bytes(config, width, height, 2)
     assert 0.4 * estimate < peak <= estimate
 
 

@@ -2,6 +2,9 @@
 
 At one frame its causal 3-D convolutions see only zeros before the frame, so each equals a 2-D convolution with the
 last temporal slice of its kernel: exact, and 2.4 times faster on a CPU. `time_conv`s never run at one frame.
+
+Weights are channels_last, and so is every image between the convolutions: a GPU's tensor cores want it, on a CPU it is
+up to twice as fast, and a pixel's channels are one row to the norm.
 """
 
 from __future__ import annotations
@@ -11,10 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from engine.config import VAEConfig
-
-# Queries that attend at once: bounds the scores of the middle attention, whose single wide head rules out flash
-# kernels, to 4096 rows.
-_QUERY_CHUNK = 4096
+from engine.kernels.image_norm import image_norm
+from engine.kernels.upsample import upsample
 
 
 class VAEDecoder(nn.Module):
@@ -22,24 +23,44 @@ class VAEDecoder(nn.Module):
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
-        self.latents_mean, self.latents_std = config.latents_mean, config.latents_std
+        self._latents_mean, self._latents_std = config.latents_mean, config.latents_std
         self.post_quant_conv = _Conv(config.z_dim, config.z_dim, 1)
         self.decoder = _Decoder(config)
+        self.register_load_state_dict_post_hook(VAEDecoder._follow_weights)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """latents: (images, z_dim, h, w) as the sampler leaves them. Returns (images, 3, 8h, 8w) in [-1, 1]."""
-        dtype = self.post_quant_conv.weight.dtype
-        mean, std = (
-            torch.tensor(values, device=latents.device).view(1, -1, 1, 1)
-            for values in (self.latents_mean, self.latents_std)
-        )
-        z = (latents.float() * std + mean).to(dtype)
+        z = (latents.float() * self._std + self._mean).to(self.post_quant_conv.weight.dtype)
         return self.decoder(self.post_quant_conv(z)).clamp(-1.0, 1.0)
 
     def decode_pixels(self, latents: torch.Tensor) -> torch.Tensor:
         """As `forward`, but (images, 8h, 8w, 3) uint8, rounded as diffusers does."""
         pixels = self(latents).float() / 2 + 0.5
         return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    def warm_up(self, latents: torch.Tensor) -> None:
+        """Decode latents of this shape, letting cuDNN time its ways to compute each convolution and keep the fastest.
+
+        Call it in the thread that decodes, since cuDNN's choices belong to a thread. Shapes that were not warmed up
+        get what cuDNN's heuristics say: timing them while requests wait would take seconds, and empties torch's cache
+        of device memory for every convolution. The flag is the process's, but only convolutions look at it, and only
+        the decoder has any.
+        """
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = True
+        try:
+            self.decode_pixels(latents)
+        finally:
+            torch.backends.cudnn.benchmark = before
+
+    def _follow_weights(self, _: object) -> None:
+        """Lay the weights that were just loaded out for decoding, and put what else it needs on their device."""
+        device = self.post_quant_conv.weight.device
+        self._mean = torch.tensor(self._latents_mean, device=device).view(-1, 1, 1)
+        self._std = torch.tensor(self._latents_std, device=device).view(-1, 1, 1)
+        for parameter in self.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.to(memory_format=torch.channels_last)
 
 
 class _Decoder(nn.Module):
@@ -54,14 +75,14 @@ class _Decoder(nn.Module):
             is_last = level == len(widths) - 1
             self.up_blocks.append(_UpBlock(incoming, outgoing, config.num_res_blocks + 1, upsample=not is_last))
             incoming = outgoing // 2
-        self.norm_out = _ImageNorm(widths[-1])
+        self.norm_out = _ImageNorm(widths[-1], silu=True)
         self.conv_out = _Conv(widths[-1], 3, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(self.norm_out(x))
 
 
 class _MidBlock(nn.Module):
@@ -86,23 +107,23 @@ class _UpBlock(nn.Module):
         for resnet in self.resnets:
             x = resnet(x)
         for convolution in self.upsamplers:
-            x = convolution(F.interpolate(x, scale_factor=2.0, mode="nearest-exact"))
+            x = convolution(upsample(x))
         return x
 
 
 class _ResidualBlock(nn.Module):
     def __init__(self, incoming: int, outgoing: int) -> None:
         super().__init__()
-        self.norm1 = _ImageNorm(incoming)
+        self.norm1 = _ImageNorm(incoming, silu=True)
         self.conv1 = _Conv(incoming, outgoing, 3)
-        self.norm2 = _ImageNorm(outgoing)
+        self.norm2 = _ImageNorm(outgoing, silu=True)
         self.conv2 = _Conv(outgoing, outgoing, 3)
         self.conv_shortcut = _Conv(incoming, outgoing, 1) if incoming != outgoing else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.conv1(F.silu(self.norm1(x)))
-        y = self.conv2(F.silu(self.norm2(y)))
-        return y + self.conv_shortcut(x)
+        y = self.conv1(self.norm1(x))
+        y = self.conv2(self.norm2(y))
+        return y.add_(self.conv_shortcut(x))
 
 
 class _Attention(nn.Module):
@@ -110,32 +131,35 @@ class _Attention(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = _ImageNorm(width)
+        self.norm = _ImageNorm(width, silu=False)
         self.to_qkv = _Conv(width, 3 * width, 1)
         self.proj = _Conv(width, width, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        height = x.shape[-2]
-        qkv = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2)
+        size = x.shape[2:]
+        qkv = self.to_qkv(self.norm(x)).permute(0, 2, 3, 1).flatten(1, 2)
         query, key, value = qkv[:, None].contiguous().chunk(3, dim=-1)
-        attended = torch.cat(
-            [F.scaled_dot_product_attention(part, key, value) for part in query.split(_QUERY_CHUNK, dim=2)], dim=2
-        )
-        image = attended[:, 0].transpose(1, 2).unflatten(2, (height, -1)).contiguous()
-        return x + self.proj(image)
+        attended = _attend(query, key, value)[:, 0]
+        return self.proj(attended.unflatten(1, size).permute(0, 3, 1, 2)).add_(x)
+
+
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """softmax(q kᵀ / sqrt(width)) v of one head, (images, 1, pixels, width), without all the scores at once."""
+    if query.is_cuda and query.shape[-1] % 8 == 0:
+        # The head is too wide for flash and cuDNN. The kernel is named because what `scaled_dot_product_attention`
+        # may choose from are flags of the whole process, which another thread may have set for the transformer.
+        return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, False)[0]
+    return F.scaled_dot_product_attention(query, key, value)
 
 
 class _ImageNorm(nn.Module):
-    """x / |x| · sqrt(channels) · weight over the channels of an image, computed in float32."""
-
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, silu: bool) -> None:
         super().__init__()
-        self.scale = channels**0.5
+        self.silu = silu
         self.weight = nn.Parameter(torch.empty(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        normed = F.normalize(x.float(), dim=1)
-        return (normed * (self.weight.float() * self.scale).view(1, -1, 1, 1)).to(x.dtype)
+        return image_norm(x, self.weight, silu=self.silu)
 
 
 class _Conv(nn.Module):
