@@ -17,12 +17,13 @@ from pathlib import Path
 
 import torch
 
-from engine.kernels import attention_triton, gate, norm, rope
+from engine.kernels import attention_triton, gate, image_norm, norm, rope, upsample
 from engine.kernels.jit import Kernel, launch_shape
 from engine.kernels.packing import TILE_ROWS
 
 WIDTH, SWIGLU, HEAD_DIM = 6144, 16384, 128
 DEMO_HEAD_DIMS = (16, 24)
+VAE_CHANNELS = (16, 96, 192, 384)  # the demo's fewest, and the real ones
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,20 @@ def _kernels() -> Iterator[Compiled]:
         }
         name = f"attention {head_dim}"
         yield compile_for_hopper(name, attention_triton._attention, arguments, warps=warps, stages=stages)
+    for channels in VAE_CHANNELS:
+        block, rows = image_norm.tile_shape(channels)
+        tile = {"channels": "i32", "BLOCK": block}
+        arguments = {
+            **dict.fromkeys(("x_ptr", "weight_ptr", "y_ptr"), "*bf16"),
+            **dict.fromkeys(("scale", "shortest"), "fp32"),
+            **tile,
+            "elements": "i32",
+            "ROWS": rows,
+            "SILU": True,
+        }
+        yield compile_for_hopper(f"image_norm {channels}", image_norm._image_norm, arguments, warps=4)
+        arguments = {"x_ptr": "*bf16", "y_ptr": "*bf16", **tile, "row_size": "i32", "COLUMNS": rows}
+        yield compile_for_hopper(f"upsample {channels}", upsample._upsample, arguments, warps=4)
 
 
 def main() -> int:
