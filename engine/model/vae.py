@@ -42,7 +42,7 @@ class VAEDecoder(nn.Module):
         """Decode latents of this shape, letting cuDNN time its ways to compute each convolution and keep the fastest.
 
         Call it in the thread that decodes, since cuDNN's choices belong to a thread. Shapes that were not warmed up
-        get what cuDNN's heuristics say: timing them while requests wait would take seconds, and empties torch's cache
+        get what cuDNN's heuristics say: timing them would hold up the requests that wait, and it empties torch's cache
         of device memory for every convolution. The flag is the process's, but only convolutions look at it, and only
         the decoder has any.
         """
