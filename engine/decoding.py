@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from engine.model import VAEDecoder
+from engine.parallel.device import to_host
 from engine.preview import PreviewMap
 from engine.step import Job
 
@@ -38,16 +40,20 @@ class ImageDecoder:
         self._vae, self._previews, self._on_image = vae, previews, on_image
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="vae")
         self._futures: list[Future[None]] = []
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def submit(self, job: Job, latents: torch.Tensor) -> None:
-        ready = torch.cuda.current_stream(latents.device).record_event() if self._stream is not None else None
-        self._futures.append(self._executor.submit(self._run, lambda: self._decode(job, latents), latents, ready))
+        # First in line for the GPU: decoding is a small part of a step, and the last that its image waits for.
+        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
 
     def warm_up(self, latents: torch.Tensor) -> None:
-        """Decode (z_dim, h, w) latents that nobody asked for, so that images of this size find everything ready."""
-        ready = torch.cuda.current_stream(latents.device).record_event() if self._stream is not None else None
-        self._executor.submit(self._run, lambda: self._vae.decode_pixels(latents[None]), latents, ready).result()
+        """Decode latents of this shape, (z_dim, h, w), in the thread that decodes. Returns when that is done."""
+        self._executor.submit(self._on_stream, self._vae.warm_up, latents[None]).result()
+
+    def submit(self, job: Job, latents: torch.Tensor) -> None:
+        ready = None
+        if self._stream is not None:
+            ready = torch.cuda.Event(blocking=True)
+            ready.record(torch.cuda.current_stream(latents.device))
+            latents.record_stream(self._stream)
+        self._futures.append(self._executor.submit(self._decode, job, latents, ready))
 
     def raise_failure(self) -> None:
         """Raise what the decoding of an earlier image raised."""
@@ -60,23 +66,24 @@ class ImageDecoder:
         self._executor.shutdown(wait=True)
         self.raise_failure()
 
-    def _run(self, work: Callable[[], object], latents: torch.Tensor, ready: torch.cuda.Event | None) -> None:
-        """In this thread's stream, once `latents` are `ready`."""
-        with torch.inference_mode():
-            if self._stream is not None and ready is not None:
-                with torch.cuda.stream(self._stream):
-                    self._stream.wait_event(ready)
-                    latents.record_stream(self._stream)
-                    work()
-            else:
-                work()
+    def _decode(self, job: Job, latents: torch.Tensor, ready: torch.cuda.Event | None) -> None:
+        if ready is not None:
+            ready.synchronize()  # on the host, so that the decode's time is not that of the steps queued before it
+        self._on_stream(self._decode_pixels, job, latents)
 
-    def _decode(self, job: Job, latents: torch.Tensor) -> None:
+    def _on_stream(self, work: Callable[..., None], *arguments: Any) -> None:
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            work(*arguments)
+            if self._stream is not None:
+                self._stream.synchronize()  # before another stream draws with what was learned
+
+    def _decode_pixels(self, job: Job, latents: torch.Tensor) -> None:
         began = time.perf_counter()
         pixels = self._vae.decode_pixels(latents[None])[0]
         if self._on_image is not None:
-            rgb = pixels.cpu().numpy().tobytes()
+            on_host = to_host(pixels)
+            if self._stream is not None:
+                self._stream.synchronize()
+            rgb = on_host.numpy().tobytes()
             self._on_image(DecodedImage(job.job_id, job.width, job.height, rgb, time.perf_counter() - began))
         self._previews.learn(latents, pixels)
-        if self._stream is not None:
-            self._stream.synchronize()  # before another stream draws with what was learned

@@ -133,6 +133,11 @@ class Rank:
             return
         with torch.inference_mode():
             self.attention_choice = self._choose_attention(measured=True)
+            if self._decoder is not None:  # before anything is recorded, since it empties the allocator's cache
+                height, width = (side // self.config.vae.scale_factor for side in self._default_size)
+                latents = torch.randn(self.config.vae.z_dim, height, width, device=self.device)
+                torch.cuda.synchronize(self.device)
+                self._decoder.warm_up(latents)
             # Collectives could be recorded too, but nobody has tried that with the groups of this engine; and float32
             # is for comparisons.
             if self._engine.cuda_graphs and self.group.size == 1 and self.dtype == torch.bfloat16:
@@ -141,9 +146,6 @@ class Rank:
                     dit = self.config.transformer
                     self._step_graphs = StepGraphs(self.transformer, dit, self.dtype, self.device)
                     self._step_graphs.record_all()
-            if self._decoder is not None:
-                height, width = (side // self.config.vae.scale_factor for side in self._default_size)
-                self._decoder.warm_up(torch.randn(self.config.vae.z_dim, height, width, device=self.device))
         torch.cuda.synchronize(self.device)
 
     def execute(self, step: Step) -> PendingStep:

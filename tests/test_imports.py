@@ -55,7 +55,7 @@ ENGINE_LAYERS: dict[str, set[str]] = {
     "prompt": set(),
     "model": {*_PLAIN, "parallel", "kernels", "batch"},
     "graphs": {*_PLAIN, "kernels", "model"},
-    "decoding": {*_PLAIN, "model", "preview"},
+    "decoding": {*_PLAIN, "model", "parallel", "preview"},
     "prompt_features": {*_PLAIN, "kernels", "model", "parallel", "memory", "prompt", "graphs"},
     "rank": {*_PLAIN, "parallel", "kernels", "batch", "sampling", "preview", "checkpoint", "model"}
     | {"graphs", "decoding", "prompt_features"},
