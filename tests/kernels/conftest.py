@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 
 import pytest
 import torch
 
-INTERPRETED = not torch.cuda.is_available()
-if INTERPRETED:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, and when a kernel is first launched
+from tests.conftest import INTERPRETED
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,150 @@
+"""Steps in recordings: the same velocities whatever ran in a recording before, with all kernels being Triton's.
+
+On a GPU with CUDA graphs. On the CPU a recording runs its forward at every replay, in Triton's interpreter: what is
+seen there is everything but the capture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine import graphs
+from engine.batch import Layout, Segment
+from engine.config import EngineConfig
+from engine.graphs import PromptGraphs, StepGraphs
+from engine.kernels.gate import gate_mul_triton
+from engine.kernels.norm import norm_triton
+from engine.kernels.packing import Packing
+from engine.kernels.rope import image_rotations, norm_rotate_triton_
+from engine.model import layers, transformer
+from engine.parallel import LocalGroup
+from engine.rank import Rank
+from engine.step import Job, Step
+from tests.conftest import INTERPRETED
+from tests.kernels.tolerances import relative_error
+
+pytest.importorskip("triton")
+
+# (text tokens, rows, columns) of each segment: one image, two batches for one recording, more than it holds
+BATCHES = [[(5, 4, 2)], [(6, 2, 3), (7, 2, 4), (4, 1, 1)], [(1, 3, 7), (2, 2, 2)], [(9, 3, 5), (9, 3, 5)]]
+STEP_ROWS = 32  # the interpreter takes a millisecond a row
+
+
+@pytest.fixture
+def rank(turbo: Path) -> Rank:
+    config = EngineConfig(model=str(turbo), dtype="float32")
+    return Rank(config, LocalGroup(), torch.device("cpu" if INTERPRETED else "cuda"))
+
+
+@pytest.fixture
+def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All kernels by Triton, and on the CPU recordings that only remember what to run."""
+    if INTERPRETED:
+
+        def record(self: Any, run: Callable[[], torch.Tensor], pool: Any) -> None:
+            self._run = run
+
+        monkeypatch.setattr(graphs._Recording, "__init__", record)
+        monkeypatch.setattr(graphs._Recording, "replay", lambda self: self._run())
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(graphs, "_STEP_ROWS", STEP_ROWS)
+
+    def modulate(x: Any, factor: Any, shift: Any, eps: float, packing: Packing, *, fp8: bool = False) -> Any:
+        return norm_triton(x, factor, eps, shift=shift, packing=packing, fp8=fp8)
+
+    def add_and_modulate(x: Any, update: Any, gate: Any, *arguments: Any, fp8: bool = False) -> Any:
+        factor, shift, eps, packing = arguments
+        return norm_triton(x, factor, eps, update=update, total=x, gate=gate, shift=shift, packing=packing, fp8=fp8)
+
+    def silu(gate_up: torch.Tensor, *, fp8: bool = False) -> Any:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return gate_mul_triton(up, gate, silu=True, fp8=fp8)
+
+    def rotate(*arguments: Any, halves: bool = False) -> None:
+        norm_rotate_triton_(*arguments, halves=halves)
+
+    monkeypatch.setattr(transformer, "rms_norm_modulate", modulate)
+    monkeypatch.setattr(transformer, "add_rms_norm_modulate_", add_and_modulate)
+    monkeypatch.setattr(layers, "silu_mul", silu)
+    monkeypatch.setattr(layers, "norm_rotate_", rotate)
+
+
+def _inputs(rank: Rank, shapes: list[tuple[int, int, int]]) -> tuple[Any, ...]:
+    dit = rank.config.transformer
+    segments = [Segment(image, *shape) for image, shape in enumerate(shapes)]
+    grids = [
+        image_rotations(s.grid_height, s.grid_width, dit.axes_dims_rope, dit.rope_theta).to(rank.device)
+        for s in segments
+    ]
+    text = [torch.randn(s.text_tokens, dit.hidden_size, device=rank.device) for s in segments]
+    latents = [torch.randn(s.image_tokens, dit.in_channels, device=rank.device) for s in segments]
+    modulation = rank.transformer.encode_timesteps(torch.rand(len(segments), device=rank.device))
+    return text, latents, modulation, Layout(segments, grids)
+
+
+@pytest.mark.usefixtures("_kernels")
+def test_batches_in_recordings_are_the_batches_alone(rank: Rank) -> None:
+    with torch.inference_mode():
+        inputs = [_inputs(rank, batch) for batch in BATCHES]
+        rank.attention.backend = "torch"
+        expected = [rank.transformer(*each) for each in inputs]
+        rank.attention.captured_backend = "triton"
+        recorded = StepGraphs(rank.transformer, rank.config.transformer, rank.dtype, rank.device)
+        for index in (0, 1, 2, 3, 1):
+            assert recorded.holds(inputs[index][3].packing)
+            actual = rank.transformer(*inputs[index], denoise=recorded.denoise)
+            assert relative_error(actual, expected[index]) <= 1e-5
+
+
+def test_what_a_recording_does_not_hold(rank: Rank) -> None:
+    recorded = StepGraphs.holds
+    assert recorded(None, Packing([2048], rank.device))  # type: ignore[arg-type]
+    assert not recorded(None, Packing([2000, 49], rank.device))  # type: ignore[arg-type]
+    assert recorded(None, Packing([20] * 8, rank.device))  # type: ignore[arg-type]
+    assert not recorded(None, Packing([20] * 9, rank.device))  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("_kernels")
+def test_what_fills_a_prompts_recording_up_changes_nothing_in_it(rank: Rank, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.inference_mode():
+        recorded = PromptGraphs(rank.text_encoder, rank.device)
+        for tokens in (40, 63, 64, 65, 41):
+            ids = torch.randint(0, 400, (tokens,), device=rank.device)
+            expected = rank.text_encoder(ids, Packing([tokens], rank.device))
+            assert relative_error(recorded.encode(ids), expected) <= 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("quantization", ["none", "fp8"])
+def test_a_warmed_up_rank_makes_the_images_of_one_that_is_not(turbo: Path, quantization: str) -> None:
+    """And both are near float32's. The sizes are within the recordings and beyond them."""
+    sizes = {0: 64, 1: 128, 2: 1024}
+
+    def run(dtype: str, quantization: str, *, warm: bool) -> list[torch.Tensor]:
+        config = EngineConfig(model=str(turbo), dtype=dtype, quantization=quantization)
+        rank = Rank(config, LocalGroup(), torch.device("cuda"))
+        if warm:
+            rank.warm_up()
+            assert rank._step_graphs is not None
+        jobs = tuple(
+            Job(index, tuple(range(60 + index)), None, size, size, 4, 0.0, None, index) for index, size in sizes.items()
+        )
+        for number, job in enumerate(jobs):
+            for step in range(4):
+                start = (job,) if step == 0 else ()
+                rank.execute(Step(4 * number + step, start=start, denoise=(job.job_id,))).wait()
+        latents = [rank.latents(job.job_id).cpu() for job in jobs]
+        rank.close()
+        return latents
+
+    exact = run("float32", "none", warm=False)
+    cold, warm = run("bfloat16", quantization, warm=False), run("bfloat16", quantization, warm=True)
+    tolerance = 0.05 if quantization == "none" else 0.2
+    for reference, one, other in zip(exact, cold, warm, strict=True):
+        assert relative_error(one, reference) <= tolerance
+        assert relative_error(other, reference) <= tolerance
