@@ -7,7 +7,6 @@ modulation that is never added or a norm that is never applied.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import nn
 from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLModel
 
+from bench.real_size import distribution
 from engine.prompt import PREFIX, PREFIX_TOKENS, SUFFIX, SUFFIX_TOKENS
 
 CAPTIONS = (
@@ -145,29 +145,8 @@ def randomise(module: nn.Module, generator: torch.Generator) -> None:
     """Draw every parameter so that activations stay near 1 and no parameter may be forgotten unnoticed."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            mean, std = _distribution(name, parameter)
+            mean, std = distribution(name, tuple(parameter.shape))
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std + mean)
-
-
-def _distribution(name: str, parameter: torch.Tensor) -> tuple[float, float]:
-    """Mean and standard deviation of a parameter."""
-    last = name.rsplit(".", 1)[-1]
-    if name.endswith(("norm_q.weight", "norm_k.weight")):
-        return 0.6, 0.3  # zero-centred; above 0 for attention that is not nearly uniform
-    if name.endswith(("q_norm.weight", "k_norm.weight")):
-        return 1.6, 0.3
-    if last == "gamma" or name.endswith(("layernorm.weight", "language_model.norm.weight")):
-        return 1.0, 0.3
-    if last == "scale_shift_table":
-        return 0.0, 0.5
-    if parameter.ndim == 1:  # biases and zero-centred norms
-        return 0.0, 0.3
-    if "embed" in name and last == "weight" and name.endswith(("embed_tokens.weight", "pos_embed.weight")):
-        return 0.0, 1.0
-    fan_in = math.prod(parameter.shape[1:])
-    if parameter.ndim == 5 and parameter.shape[2] == 3:
-        fan_in //= 3  # one image is one frame: only one temporal slice of the kernel meets anything but padding
-    return 0.0, fan_in**-0.5
 
 
 def _scheduler() -> FlowMatchEulerDiscreteScheduler:

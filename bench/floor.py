@@ -1,0 +1,87 @@
+"""The least time that work can take, from its arithmetic and its bytes. Plain Python.
+
+Of a denoise step count the matrix products of the DiT's blocks and attention, at the rates that the device was measured
+to reach, or the reading of the blocks' weights, whichever takes longer. Everything else is left out: what is measured
+is never below its floor, unless a ceiling was measured too low.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from engine.config import TransformerConfig
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What a device reaches: FLOP/s of a large matrix product in the model's dtype and in fp8, FLOP/s of attention, and
+    bytes/s of a copy. None: not measured, and the matrix product's stands in."""
+
+    matmul_flops: float
+    fp8_flops: float | None
+    attention_flops: float | None
+    copy_bytes: float
+
+    @property
+    def attention_source(self) -> str:
+        """Which ceiling the floor's attention is reckoned at."""
+        return "matmul" if self.attention_flops is None else "attention"
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Of a denoise step: seconds of its parts, and its FLOP. `seconds` is the least that it can take."""
+
+    matmul_s: float
+    attention_s: float
+    weights_s: float
+    flops: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.matmul_s + self.attention_s, self.weights_s)
+
+    @property
+    def bound(self) -> str:
+        """What the floor is made of: "flops" or "bytes"."""
+        return "flops" if self.seconds > self.weights_s else "bytes"
+
+
+def step_floor(
+    config: TransformerConfig,
+    segments: Iterable[int],
+    ceilings: Ceilings,
+    *,
+    fp8: bool,
+    bytes_per_element: int,
+    steps: int = 1,
+) -> Floor:
+    """The floor of `steps` denoise steps of packed segments of these lengths in tokens, of a model whose block matrices
+    are in fp8 or have elements of so many bytes."""
+    lengths = tuple(segments)
+    matmul, attention = matmul_flops(config, sum(lengths)) * steps, attention_flops(config, lengths) * steps
+    matmul_rate = (ceilings.fp8_flops if fp8 else None) or ceilings.matmul_flops
+    weights = block_parameters(config) * (1 if fp8 else bytes_per_element) * steps
+    return Floor(
+        matmul / matmul_rate,
+        attention / (ceilings.attention_flops or ceilings.matmul_flops),
+        weights / ceilings.copy_bytes,
+        matmul + attention,
+    )
+
+
+def block_parameters(config: TransformerConfig) -> int:
+    """Elements of the matrices of all DiT blocks: q, k, v, gate and out; gate, up and down."""
+    width, keys = config.hidden_size, config.num_kv_heads * config.head_dim
+    return config.num_layers * width * (3 * width + 2 * keys + 3 * config.intermediate_size)
+
+
+def matmul_flops(config: TransformerConfig, tokens: int) -> float:
+    """Of the matrix products of all blocks in one step."""
+    return 2.0 * block_parameters(config) * tokens
+
+
+def attention_flops(config: TransformerConfig, segments: Iterable[int]) -> float:
+    """Of both products of attention in all blocks in one step. Grouped keys save bytes, not FLOP."""
+    return 4.0 * config.hidden_size * config.num_layers * sum(length * length for length in segments)

@@ -1,0 +1,275 @@
+"""One rank with random weights, driven as the front-end drives it, and what the benchmarks that do so share."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import queue
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bench.real_size import PROMPT_TOKENS, SIZES, RandomWeights, model_of_size, random_prompt
+from bench.report import json_line, print_table
+from bench.timing import Budget
+from engine.config import ATTENTIONS, DEVICES, DTYPES, QUANTIZATIONS, EngineConfig, ModelConfig
+from engine.errors import ArgumentError, Krea2Error
+from engine.parallel import LocalGroup, pick_device
+from engine.parallel.device import pick_dtype
+from engine.prompt import PREFIX_TOKENS
+from engine.rank import DecodedImage, PendingStep, Rank
+from engine.step import Job, Step
+
+if TYPE_CHECKING:
+    from bench.peer import Peer
+
+STEPS_AHEAD = 2  # as the front-end: one step runs while the next waits
+DEADLINE_S = 300.0  # for an image to come out of the decoder
+PEERS = ("none", "diffusers")
+
+
+@dataclass(frozen=True)
+class Version:
+    """How an engine is built."""
+
+    quantization: str = "none"
+    attention: str = "auto"
+    cuda_graphs: bool = True
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the options that all of these benchmarks have come to."""
+
+    model: ModelConfig
+    size: str
+    device: torch.device
+    dtype: torch.dtype
+    versions: tuple[Version, ...]
+    prompt_tokens: int
+    peer: str
+    budget: Budget
+    json: Path | None
+
+    @property
+    def bytes_per_element(self) -> int:
+        return self.dtype.itemsize
+
+    def text_tokens(self) -> int:
+        """Of a segment: prompt and suffix."""
+        return len(random_prompt(self.model, 0, self.prompt_tokens)) - PREFIX_TOKENS
+
+    def segment_tokens(self, side: int) -> int:
+        return self.text_tokens() + self.model.image_tokens(side, side)
+
+    @property
+    def title(self) -> str:
+        return (
+            f"random weights, size {self.size}, {self.model.transformer.num_layers} DiT blocks, "
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device.type}, {self.prompt_tokens} prompt tokens"
+        )
+
+
+def add_options(parser: argparse.ArgumentParser, *, quantization: str) -> None:
+    """The options of `Setup`."""
+    parser.add_argument("--size", choices=SIZES, default="real", help="whose sizes the model has (real)")
+    parser.add_argument("--layers", type=int, help="so many DiT blocks instead")
+    parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto")
+    parser.add_argument(
+        "--quantization", default=quantization, help=f"comma-separated, of {', '.join(QUANTIZATIONS)} ({quantization})"
+    )
+    parser.add_argument("--attention", default="auto", help=f"comma-separated, of {', '.join(ATTENTIONS)} (auto)")
+    parser.add_argument("--graphs", default="on", help="CUDA graphs: on, off, or on,off (on)")
+    parser.add_argument("--prompt-tokens", type=int, default=PROMPT_TOKENS, help=f"({PROMPT_TOKENS})")
+    parser.add_argument("--peer", choices=PEERS, default="none", help="measure it too, on the same weights (none)")
+    parser.add_argument("--seconds", type=float, help="begin nothing more after so many")
+    parser.add_argument("--json", type=Path, help="add a line for each result to this file as well")
+
+
+def read_options(arguments: argparse.Namespace) -> Setup:
+    """Raises `ArgumentError`."""
+    if arguments.layers is not None and arguments.layers < 1:
+        raise ArgumentError.of("layers", "positive", arguments.layers)
+    if arguments.prompt_tokens < 1:
+        raise ArgumentError.of("prompt-tokens", "positive", arguments.prompt_tokens)
+    config = EngineConfig(device=arguments.device, dtype=arguments.dtype)
+    device = pick_device(config, 0, 1)
+    versions = itertools.product(
+        parse_list("quantization", arguments.quantization, QUANTIZATIONS),
+        parse_list("attention", arguments.attention, ATTENTIONS),
+        [graphs == "on" for graphs in parse_list("graphs", arguments.graphs, ("on", "off"))],
+    )
+    return Setup(
+        model=model_of_size(arguments.size, arguments.layers),
+        size=arguments.size,
+        device=device,
+        dtype=pick_dtype(config, device),
+        versions=tuple(Version(*version) for version in versions),
+        prompt_tokens=arguments.prompt_tokens,
+        peer=arguments.peer,
+        budget=Budget(arguments.seconds),
+        json=arguments.json,
+    )
+
+
+def parse_list(name: str, text: str, allowed: Sequence[str]) -> list[str]:
+    """Comma-separated words. Raises `ArgumentError` if one is not allowed."""
+    words = text.split(",")
+    if not set(words) <= set(allowed):
+        raise ArgumentError.of(name, f"comma-separated, of {', '.join(allowed)}", text)
+    return words
+
+
+def parse_sides(name: str, text: str, multiple: int) -> list[int]:
+    """Comma-separated sides of square images in pixels. Raises `ArgumentError` if one is no multiple."""
+    try:
+        sides = [int(side) for side in text.split(",")]
+    except ValueError:
+        sides = [0]
+    if any(side < multiple or side % multiple for side in sides):
+        raise ArgumentError.of(name, f"comma-separated positive multiples of {multiple}", text)
+    return sides
+
+
+class Engine:
+    """A rank and the steps that it was told."""
+
+    def __init__(self, setup: Setup, version: Version) -> None:
+        """Raises `ArgumentError` if the version cannot run here."""
+        self.setup, self.version = setup, version
+        self.images: queue.Queue[tuple[DecodedImage, float]] = queue.Queue()  # and when each came
+        config = EngineConfig(
+            device=setup.device.type, dtype=str(setup.dtype).removeprefix("torch."), **asdict(version)
+        )
+        weights = RandomWeights(setup.model, setup.device)
+        self.rank = Rank(config, LocalGroup(), setup.device, self._keep, weights)
+        self._step_numbers = itertools.count()
+        self._job_ids = itertools.count()
+
+    def new_jobs(self, count: int, side: int, steps: int) -> list[Job]:
+        """Square images, each with a prompt and a seed that this engine has not had."""
+        return [
+            Job(
+                job_id=number,
+                prompt_ids=random_prompt(self.setup.model, number, self.setup.prompt_tokens),
+                negative_ids=None,
+                width=side,
+                height=side,
+                steps=steps,
+                guidance=0.0,
+                mu=None,
+                seed=number,
+            )
+            for number in itertools.islice(self._job_ids, count)
+        ]
+
+    def execute(
+        self,
+        *,
+        start: Sequence[Job] = (),
+        denoise: Sequence[int] = (),
+        decode: Sequence[int] = (),
+        release: Sequence[int] = (),
+    ) -> PendingStep:
+        """The next step. On a GPU it has only been queued when this returns."""
+        step = Step(next(self._step_numbers), tuple(start), tuple(denoise), tuple(decode), tuple(release))
+        return self.rank.execute(step)
+
+    def next_image(self) -> tuple[DecodedImage, float]:
+        """The next image out of the decoder, and the time on `perf_counter` at which it came."""
+        return self.images.get(timeout=DEADLINE_S)
+
+    def close(self) -> None:
+        """Wait for the decoder and give the memory back. The engine is of no use any more."""
+        self.rank.close()
+        del self.rank
+        gc.collect()
+        if self.setup.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _keep(self, image: DecodedImage) -> None:
+        self.images.put((image, time.perf_counter()))
+
+
+def engines(setup: Setup) -> Iterator[Engine]:
+    """One engine of each version after the other, as long as there is time; those that cannot run here are named."""
+    for version in setup.versions:
+        if setup.budget.spent:
+            note(f"{version} is left out: the time is up")
+            continue
+        try:
+            engine = Engine(setup, version)
+        except ArgumentError as error:
+            note(f"{version} is left out: {error}")
+            continue
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+
+def load_peer(setup: Setup) -> Peer | None:
+    """The peer that is asked for, with the weights that the engines have. Raises `ArgumentError` if it is missing."""
+    if setup.peer == "none":
+        return None
+    try:
+        from bench.peer import Peer
+    except ImportError as error:
+        raise ArgumentError(f"peer diffusers is not available: {error}", parameter="peer") from None
+    return Peer(RandomWeights(setup.model, setup.device), setup.dtype)
+
+
+class Results:
+    """Writes every result as it comes: a JSON line to stdout and, if asked to, to a file; at the end one table."""
+
+    def __init__(self, benchmark: str, setup: Setup, columns: Sequence[str]) -> None:
+        self._benchmark, self._setup, self._columns = benchmark, setup, columns
+        self._rows: list[Sequence[str]] = []
+
+    def add(self, result: Any, row: Sequence[str]) -> None:
+        """result: a dataclass; row: what the table shows of it."""
+        setup = self._setup
+        line = json_line(
+            self._benchmark,
+            {
+                "weights": "random",
+                "size": setup.size,
+                "layers": setup.model.transformer.num_layers,
+                "device": setup.device.type,
+                "dtype": str(setup.dtype).removeprefix("torch."),
+                "prompt_tokens": setup.prompt_tokens,
+                **asdict(result),
+            },
+        )
+        print(line, flush=True)
+        if setup.json is not None:
+            with setup.json.open("a") as file:
+                file.write(line + "\n")
+        self._rows.append(row)
+
+    def print_table(self) -> None:
+        """With a title that says what the weights are."""
+        print(f"\nbench.{self._benchmark}: {self._setup.title}")
+        print_table(self._columns, self._rows)
+
+
+def note(text: str) -> None:
+    """To whoever watches."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_main(run: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
+    """Parse and run; a user's mistake is one line on stderr and the exit code 2."""
+    try:
+        run(parser.parse_args(words))
+    except Krea2Error as error:
+        note(f"error: {error}")
+        return error.exit_code
+    return 0
