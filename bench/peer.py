@@ -28,15 +28,14 @@ from bench.timing import Marks, time_calls
 from engine.config import ModelConfig
 from engine.prompt import PREFIX, PREFIX_TOKENS, SUFFIX, SUFFIX_TOKENS
 
-MODES = ("eager", "compiled")
 TEXT_TOKENS = 512  # that the pipeline pads every prompt to
 
 
 @dataclass(frozen=True)
 class PeerImage:
-    """Seconds from the prompt to the pixels in host memory, and of the stages; the picture, and its final latents."""
+    """Seconds of the stages, the last of which ends with the pixels in host memory; the picture, a PIL image, and its
+    final latents, (image tokens, in_channels) float32."""
 
-    total_s: float
     encode_s: float
     denoise_s: float
     decode_s: float
@@ -47,13 +46,14 @@ class PeerImage:
 class Peer:
     """The whole pipeline. Needs diffusers."""
 
+    modes = ("eager", "compiled")
+
     def __init__(self, weights: RandomWeights, dtype: torch.dtype) -> None:
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
         self._config, self._device = weights.config, weights.device
         self.pipeline = build_pipeline(weights, dtype)
         self.pipeline.set_progress_bar_config(disable=True)
-        self._prompts = 0
         compile_blocks(self.pipeline.transformer)
 
     def step_timers(self, images: int, side: int, text_tokens: int) -> dict[str, Callable[[int], list[float]]]:
@@ -67,17 +67,12 @@ class Peer:
 
             return time_steps
 
-        return {mode: timer(mode) for mode in MODES}
-
-    def make_image(self, prompt_ids: tuple[int, ...], side: int, steps: int, seed: int, mode: str) -> PeerImage:
-        """One square image. prompt_ids: as `random_prompt` makes them."""
-        (image,) = self.make_images([prompt_ids], side, steps, [seed], mode)
-        return image
+        return {mode: timer(mode) for mode in self.modes}
 
     def make_images(
         self, prompts: list[tuple[int, ...]], side: int, steps: int, seeds: list[int], mode: str
     ) -> list[PeerImage]:
-        """Several at once, as one batch; each has the times of all."""
+        """Square images in one batch; each has the times of the whole. prompts: as `random_prompt` makes them."""
         marks, latents = Marks(self._device), torch.empty(0)
 
         def look(_pipeline: object, step: int, _time: object, tensors: dict[str, torch.Tensor]) -> dict[str, object]:
@@ -104,9 +99,10 @@ class Peer:
                 callback_on_step_end=look,
             ).images
             marks.mark()
-        stages = marks.seconds()
+        encode_s, denoise_s, decode_s = marks.seconds()
         return [
-            PeerImage(sum(stages), *stages, picture, latents[index].float()) for index, picture in enumerate(pictures)
+            PeerImage(encode_s, denoise_s, decode_s, picture, latents[index].float())
+            for index, picture in enumerate(pictures)
         ]
 
 

@@ -9,6 +9,7 @@ import queue
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,12 +145,13 @@ class Engine:
     def __init__(self, setup: Setup, version: Version) -> None:
         """Raises `ArgumentError` if the version cannot run here."""
         self.setup, self.version = setup, version
-        self.images: queue.Queue[tuple[DecodedImage, float]] = queue.Queue()  # and when each came
+        self._images: queue.Queue[tuple[DecodedImage, float]] = queue.Queue()
+        self._on_image: Callable[[DecodedImage], None] = self._keep
         config = EngineConfig(
             device=setup.device.type, dtype=str(setup.dtype).removeprefix("torch."), **asdict(version)
         )
         weights = RandomWeights(setup.model, setup.device)
-        self.rank = Rank(config, LocalGroup(), setup.device, self._keep, weights)
+        self.rank = Rank(config, LocalGroup(), setup.device, lambda image: self._on_image(image), weights)
         self._step_numbers = itertools.count()
         self._job_ids = itertools.count()
 
@@ -184,7 +186,16 @@ class Engine:
 
     def next_image(self) -> tuple[DecodedImage, float]:
         """The next image out of the decoder, and the time on `perf_counter` at which it came."""
-        return self.images.get(timeout=DEADLINE_S)
+        return self._images.get(timeout=DEADLINE_S)
+
+    @contextmanager
+    def images_to(self, receive: Callable[[DecodedImage], None]) -> Iterator[None]:
+        """Meanwhile images go there instead, in the decoder's thread."""
+        self._on_image = receive
+        try:
+            yield
+        finally:
+            self._on_image = self._keep
 
     def close(self) -> None:
         """Wait for the decoder and give the memory back. The engine is of no use any more."""
@@ -195,7 +206,7 @@ class Engine:
             torch.cuda.empty_cache()
 
     def _keep(self, image: DecodedImage) -> None:
-        self.images.put((image, time.perf_counter()))
+        self._images.put((image, time.perf_counter()))
 
 
 def engines(setup: Setup) -> Iterator[Engine]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.floor import Ceilings, step_floor
-from bench.runner import Engine, Results, Setup, add_options, engines, load_peer, note, read_options, run_main
+from bench.runner import Engine, Results, add_options, engines, load_peer, note, read_options, run_main
 from bench.timing import (
     WARM_UP,
     Spread,
@@ -73,7 +73,7 @@ class StepResult:
     tokens: int
     quantization: str
     attention: str  # the backend that ran
-    cuda_graphs: bool
+    cuda_graphs: bool  # never on a CPU
     engine: Timing
     floor_s: float
     floor_bound: str  # "flops" or "bytes"
@@ -97,7 +97,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     setup = read_options(arguments)
-    cases = parse_cases(arguments.cases or CASES.get(setup.size, SMALL_CASES), setup.model.size_multiple)
+    cases = parse_cases("cases", arguments.cases or CASES.get(setup.size, SMALL_CASES), setup.model.size_multiple)
     columns = ("step", "weights in", "attention", "graphs", "median", "p10", "p90", "noise", "floor", "of floor")
     results = Results("step", setup, (*columns, "TFLOP/s", "eager", "ratio", "compiled", "ratio"))
     ceilings = measure_ceilings(setup.model.transformer, setup.device, setup.dtype)
@@ -113,7 +113,7 @@ def _run(arguments: argparse.Namespace) -> None:
     results.print_table()
 
 
-def parse_cases(text: str, multiple: int) -> list[Case]:
+def parse_cases(name: str, text: str, multiple: int) -> list[Case]:
     """Raises `ArgumentError`."""
     cases = []
     for word in text.split(","):
@@ -123,7 +123,7 @@ def parse_cases(text: str, multiple: int) -> list[Case]:
         except ValueError:
             case = Case(0, 0)
         if case.images < 1 or case.side < multiple or case.side % multiple:
-            raise ArgumentError.of("cases", f"SIDE or IMAGESxSIDE, sides being multiples of {multiple}", text)
+            raise ArgumentError.of(name, f"SIDE or IMAGESxSIDE, sides being multiples of {multiple}", text)
         cases.append(case)
     return cases
 
@@ -166,7 +166,7 @@ def measure_case(engine: Engine, case: Case, ceilings: Ceilings, peer: Peer | No
         tokens=sum(segments),
         quantization=version.quantization,
         attention=engine.rank.attention.backend,
-        cuda_graphs=version.cuda_graphs,
+        cuda_graphs=version.cuda_graphs and device.type == "cuda",
         engine=ours,
         floor_s=floor.seconds,
         floor_bound=floor.bound,
@@ -202,9 +202,7 @@ def _row(result: StepResult) -> list[str]:
     row.append(f"{result.flops_per_s / 1e12:.1f}")
     for mode in ("eager", "compiled"):
         timing = result.peers.get(mode)
-        row += (
-            ["", ""] if timing is None else [f"{timing.step_s.median * 1e3:.1f} ms", f"{result.ratio[mode]:.2f}×"]
-        )
+        row += ["", ""] if timing is None else [f"{timing.step_s.median * 1e3:.1f} ms", f"{result.ratio[mode]:.2f}×"]
     return row
 
 

@@ -7,11 +7,10 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from bench.floor import Ceilings, attention_flops
 from engine.config import TransformerConfig
@@ -35,8 +34,12 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """values: at least one."""
-        percentiles: Any = np.percentile(values, (50, 10, 90))
-        return cls(len(values), *map(float, percentiles))
+        return cls(len(values), *(percentile(values, percent) for percent in (50, 10, 90)))
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Interpolated between the two nearest values."""
+    return float(np.percentile(values, percent))
 
 
 def time_calls(call: Callable[[], object], count: int, device: torch.device) -> list[float]:
@@ -60,7 +63,7 @@ def time_calls(call: Callable[[], object], count: int, device: torch.device) -> 
         if len(events) > 1:
             events[-2].synchronize()
     events[-1].synchronize()
-    return [before.elapsed_time(after) / 1e3 for before, after in zip(events, events[1:], strict=False)]
+    return [before.elapsed_time(after) / 1e3 for before, after in pairwise(events)]
 
 
 class Marks:
@@ -82,11 +85,9 @@ class Marks:
     def seconds(self) -> list[float]:
         """Between each mark and the next. Waits until the device has got to the last."""
         if not self._on_gpu:
-            return [after - before for before, after in zip(self._times, self._times[1:], strict=False)]
+            return [after - before for before, after in pairwise(self._times)]
         self._events[-1].synchronize()
-        return [
-            before.elapsed_time(after) / 1e3 for before, after in zip(self._events, self._events[1:], strict=False)
-        ]
+        return [before.elapsed_time(after) / 1e3 for before, after in pairwise(self._events)]
 
 
 class Budget:
@@ -110,34 +111,45 @@ def measure_ceilings(config: TransformerConfig, device: torch.device, dtype: tor
     the copy of 64 MiB, attention is not measured, and fp8 is computed as float32."""
     on_gpu = device.type == "cuda"
     side = 8192 if on_gpu else 512
-    product_flops = 2 * side**3
+    a, b = (torch.randn((side, side), device=device, dtype=dtype) for _ in range(2))
+    has_fp8 = on_gpu and torch.cuda.get_device_capability(device) >= (8, 9)
+    return Ceilings(
+        matmul_flops=_matmul_rate(a, b),
+        fp8_flops=_fp8_rate(a, b) if has_fp8 else None,
+        attention_flops=_attention_rate(config, device, dtype) if on_gpu else None,
+        copy_bytes=_copy_rate(1 << (31 if on_gpu else 26), device),
+    )
 
-    def rate(amount: float, call: Callable[[], object]) -> float:
-        time_calls(call, WARM_UP, device)
-        return amount / Spread.of(time_calls(call, _CEILING_REPEATS, device)).median
 
-    a, b, c = (torch.randn((side, side), device=device, dtype=dtype) for _ in range(3))
-    matmul = rate(product_flops, lambda: torch.mm(a, b, out=c))
-    fp8 = None
-    if on_gpu and torch.cuda.get_device_capability(device) >= (8, 9):
-        ones = torch.ones((side, 1), device=device)
-        x, w = (Fp8Rows(tensor.to(FP8), ones, torch.bfloat16) for tensor in (a, b))
-        fp8 = rate(product_flops, lambda: fp8_linear(x, w))
-        del x, w
-    del a, b, c
-    source = torch.empty(1 << (31 if on_gpu else 26), dtype=torch.uint8, device=device).random_()
+def _matmul_rate(a: torch.Tensor, b: torch.Tensor) -> float:
+    product = torch.empty_like(a)
+    return 2 * a.shape[0] ** 3 / _median_s(lambda: torch.mm(a, b, out=product), a.device)
+
+
+def _fp8_rate(a: torch.Tensor, b: torch.Tensor) -> float:
+    scales = torch.ones((a.shape[0], 1), device=a.device)
+    x, weight = (Fp8Rows(tensor.to(FP8), scales, torch.bfloat16) for tensor in (a, b))
+    return 2 * a.shape[0] ** 3 / _median_s(lambda: fp8_linear(x, weight), a.device)
+
+
+def _attention_rate(config: TransformerConfig, device: torch.device, dtype: torch.dtype) -> float:
+    """Of the fastest backend that runs here, its gate included."""
+    lengths = (_ATTENTION_TOKENS,)
+    shape = AttentionShape(config.num_heads, config.num_kv_heads, config.head_dim, lengths)
+    timings = choose_attention("auto", shape, device, dtype, calls=config.num_layers).timings
+    flops = attention_flops(config, lengths) / config.num_layers
+    return flops / min(timing.steady_ms for timing in timings.values()) * 1e3
+
+
+def _copy_rate(count: int, device: torch.device) -> float:
+    source = torch.empty(count, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
-    copy = rate(2 * source.numel(), lambda: target.copy_(source))
-    del source, target
+    return 2 * count / _median_s(lambda: target.copy_(source), device)
 
-    shape = AttentionShape(config.num_heads, config.num_kv_heads, config.head_dim, (_ATTENTION_TOKENS,))
-    best = None
-    if on_gpu:
-        timings = choose_attention("auto", shape, device, dtype, calls=config.num_layers).timings
-        flops = attention_flops(config, (_ATTENTION_TOKENS,)) / config.num_layers
-        best = flops / min(timing.steady_ms for timing in timings.values()) * 1e3
-        torch.cuda.empty_cache()
-    return Ceilings(matmul, fp8, best, copy)
+
+def _median_s(call: Callable[[], object], device: torch.device) -> float:
+    time_calls(call, WARM_UP, device)
+    return Spread.of(time_calls(call, _CEILING_REPEATS, device)).median
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -180,4 +192,3 @@ def _number(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
-
