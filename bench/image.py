@@ -32,6 +32,7 @@ from bench.runner import (
     Results,
     Setup,
     add_options,
+    check_positive,
     engines,
     load_peer,
     note,
@@ -137,6 +138,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     setup = read_options(arguments)
+    check_positive("steps", arguments.steps)
+    check_positive("burst", arguments.burst)
     sides = parse_sides("sides", arguments.sides or SIDES.get(setup.size, SMALL_SIDES), setup.model.size_multiple)
     columns = ("image", "weights in", "wall", "encode", "denoise", "of floor", "decode", "JPEG", "outside", "PNG")
     more = ("sustained", "target", "eager", "ratio", "compiled", "ratio")

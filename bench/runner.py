@@ -20,11 +20,12 @@ from bench.real_size import PROMPT_TOKENS, SIZES, RandomWeights, model_of_size, 
 from bench.report import json_line, print_table
 from bench.timing import Budget
 from engine.config import ATTENTIONS, DEVICES, DTYPES, QUANTIZATIONS, EngineConfig, ModelConfig
+from engine.decoding import DecodedImage
 from engine.errors import ArgumentError, Krea2Error
 from engine.parallel import LocalGroup, pick_device
 from engine.parallel.device import pick_dtype
-from engine.prompt import PREFIX_TOKENS
-from engine.rank import DecodedImage, PendingStep, Rank
+from engine.prompt import MAX_PROMPT_TOKENS, PREFIX_TOKENS
+from engine.rank import PendingStep, Rank
 from engine.step import Job, Step
 
 if TYPE_CHECKING:
@@ -96,10 +97,10 @@ def add_options(parser: argparse.ArgumentParser, *, quantization: str) -> None:
 
 def read_options(arguments: argparse.Namespace) -> Setup:
     """Raises `ArgumentError`."""
-    if arguments.layers is not None and arguments.layers < 1:
-        raise ArgumentError.of("layers", "positive", arguments.layers)
-    if arguments.prompt_tokens < 1:
-        raise ArgumentError.of("prompt-tokens", "positive", arguments.prompt_tokens)
+    if arguments.layers is not None:
+        check_positive("layers", arguments.layers)
+    if not 1 <= arguments.prompt_tokens <= MAX_PROMPT_TOKENS:
+        raise ArgumentError.of("prompt-tokens", f"between 1 and {MAX_PROMPT_TOKENS}", arguments.prompt_tokens)
     config = EngineConfig(device=arguments.device, dtype=arguments.dtype)
     device = pick_device(config, 0, 1)
     versions = itertools.product(
@@ -118,6 +119,12 @@ def read_options(arguments: argparse.Namespace) -> Setup:
         budget=Budget(arguments.seconds),
         json=arguments.json,
     )
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raises `ArgumentError`."""
+    if value < 1:
+        raise ArgumentError.of(name, "positive", value)
 
 
 def parse_list(name: str, text: str, allowed: Sequence[str]) -> list[str]:

@@ -34,6 +34,7 @@ from bench.runner import (
     Results,
     Setup,
     add_options,
+    check_positive,
     engines,
     load_peer,
     note,
@@ -43,7 +44,8 @@ from bench.runner import (
 from bench.step import Case, parse_cases
 from bench.timing import gpu_state, measure_ceilings, peak_memory, percentile, reset_peak_memory
 from engine.cost import CostModel, Work
-from engine.rank import DecodedImage, PendingStep
+from engine.decoding import DecodedImage
+from engine.rank import PendingStep
 from engine.scheduler import Scheduler
 from engine.step import Step, StepTimes
 
@@ -124,6 +126,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     setup = read_options(arguments)
+    check_positive("steps", arguments.steps)
+    check_positive("token-budget", arguments.token_budget)
     loads = parse_cases("loads", arguments.loads or LOADS.get(setup.size, SMALL_LOADS), setup.model.size_multiple)
     columns = ("at once", "weights in", "images/s", "target", "mean", "p95", "floor", "of floor")
     results = Results("throughput", setup, (*columns, "eager images/s", "ratio", "compiled images/s", "ratio"))

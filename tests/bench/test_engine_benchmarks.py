@@ -1,0 +1,197 @@
+"""The benchmarks of the whole engine, each run at a tiny size on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import image, step, throughput
+from bench.image import FILE_OPTIONS, encode_file
+from bench.peer import Peer
+from launcher.images import encode_image
+from launcher.requests import CheckedRequest
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = ("--size", "tiny", "--device", "cpu", "--layers", "2", "--prompt-tokens", "7")
+
+
+@pytest.fixture
+def _eager_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Peer, "modes", ("eager",))  # compiling takes a minute
+
+
+def test_a_step_is_timed_against_its_floor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, "--cases", "64,2x64", "--quantization", "none,fp8", "--json", str(tmp_path / "lines")]
+    assert step.main(words) == 0
+    lines = check_output(capsys, tmp_path / "lines", "step")
+    assert [(line["case"], line["quantization"]) for line in lines] == [
+        *(("64²", "none"), ("2×64²", "none")),
+        *(("64²", "fp8"), ("2×64²", "fp8")),
+    ]
+    for line in lines:
+        times = line["engine"]["step_s"]
+        assert times["count"] >= 6
+        assert 0 < times["p10"] <= times["median"] <= times["p90"]
+        assert line["engine"]["noise"] >= 0
+        assert line["tokens"] == line["images"] * (16 + 7 + 5)
+        assert line["of_floor"] == pytest.approx(line["floor_s"] / times["median"])
+        assert line["attention"] == "torch"
+        assert line["cuda_graphs"] is False
+        assert (line["peers"], line["ratio"]) == ({}, {})
+        assert line["peak_memory_bytes"] > 0
+        assert line["ceilings"]["matmul_flops"] > 0
+
+
+@pytest.mark.usefixtures("_eager_peer")
+def test_a_step_is_timed_against_diffusers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert step.main([*TINY, "--cases", "64", "--quantization", "none", "--peer", "diffusers"]) == 0
+    (line,) = check_output(capsys, None, "step")
+    theirs = line["peers"]["eager"]["step_s"]
+    assert theirs["count"] >= 6
+    assert line["ratio"]["eager"] == pytest.approx(theirs["median"] / line["engine"]["step_s"]["median"])
+
+
+@pytest.mark.usefixtures("_eager_peer")
+def test_an_image_is_timed_stage_by_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ("--steps", "2", "--idle", "0", "--sustained", "0.1", "--sides", "64")
+    words = [*TINY, *quick, "--peer", "diffusers", "--json", str(tmp_path / "lines")]
+    assert image.main(words) == 0
+    (line,) = check_output(capsys, tmp_path / "lines", "image")
+    assert line["wall_s"]["count"] == 3
+    stages = line["stages"]
+    named = [stages[f"{name}_s"] for name in ("encode", "denoise", "decode", "file")]
+    assert all(seconds > 0 for seconds in named)
+    assert stages["png_s"] > 0
+    assert stages["wall_s"] == pytest.approx(sum(named) + line["outside_s"])
+    assert line["outside_s"] < stages["wall_s"] / 2
+    assert line["sustained_images"] >= 1
+    assert line["sustained_s"] > 0
+    assert line["target_s"] is None, "targets are for the real size on a GPU"
+    assert set(line["file_bytes"]) == set(FILE_OPTIONS)
+    assert line["peers"]["eager"]["ratio"] > 0
+
+
+@pytest.mark.usefixtures("_eager_peer")
+def test_a_load_is_timed_against_the_floors_throughput(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ("--steps", "2", "--loads", "3x64", "--quantization", "none")
+    words = [*TINY, *quick, "--peer", "diffusers", "--json", str(tmp_path / "lines")]
+    assert throughput.main(words) == 0
+    (line,) = check_output(capsys, tmp_path / "lines", "throughput")
+    assert line["images_per_s"] == pytest.approx(3 / line["wall_s"])
+    assert 0 < line["latency_mean_s"] <= line["latency_p95_s"] <= line["wall_s"]
+    assert line["of_floor"] == pytest.approx(line["floor_s"] / line["wall_s"])
+    assert line["target"] is None
+    assert line["peers"]["eager"]["images"] == line["peers"]["eager"]["batch"] == 3
+
+
+def test_images_that_do_not_fit_a_step_wait_for_the_next(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, "--steps", "2", "--loads", "5x64", "--quantization", "none", "--token-budget", "60"]
+    assert throughput.main(words) == 0
+    (line,) = check_output(capsys, None, "throughput")
+    assert line["images"] == 5
+
+
+@pytest.mark.parametrize("module", [step, image, throughput])
+def test_nothing_is_begun_when_the_time_is_up(module: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert module.main([*TINY, "--seconds", "0"]) == 0
+    output = capsys.readouterr()
+    assert "is left out: the time is up" in output.err
+    assert '"benchmark"' not in output.out
+
+
+def test_a_version_that_cannot_run_here_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert step.main([*TINY, "--cases", "64", "--quantization", "none", "--attention", "cudnn,torch"]) == 0
+    output = capsys.readouterr()
+    assert "is left out: attention cudnn is not available" in output.err
+    assert '"attention": "torch"' in output.out
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "message"),
+    [
+        (step, ("--cases", "64,0x64"), "cases must be SIDE or IMAGESxSIDE"),
+        (step, ("--cases", "65"), "cases must be SIDE or IMAGESxSIDE"),
+        (step, ("--quantization", "int4"), "quantization must be comma-separated, of none, fp8, got 'int4'"),
+        (step, ("--graphs", "maybe"), "graphs must be comma-separated, of on, off"),
+        (step, ("--layers", "0"), "layers must be positive, got 0"),
+        (image, ("--sides", "64,x"), "sides must be comma-separated positive multiples of 16"),
+        (image, ("--steps", "0"), "steps must be positive, got 0"),
+        (throughput, ("--loads", "20"), "loads must be SIDE or IMAGESxSIDE"),
+        (throughput, ("--prompt-tokens", "0"), "prompt-tokens must be between 1 and 507, got 0"),
+    ],
+)
+def test_a_bad_option_is_named(
+    module: Any, words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert module.main([*TINY, *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output_format", ["jpeg", "png"])
+def test_files_are_those_of_the_server(output_format: str) -> None:
+    rgb = os.urandom(32 * 32 * 3)
+    request = CheckedRequest(
+        prompt="",
+        negative_prompt=None,
+        seed=0,
+        steps=1,
+        guidance=0.0,
+        mu=None,
+        width=32,
+        height=32,
+        num_images=1,
+        priority=0,
+        timeout_s=None,
+        output_format=output_format,
+        metadata=False,
+        preview_every=None,
+        warnings=(),
+    )
+    assert encode_file(rgb, 32, output_format) == encode_image(rgb, request, seed=0)
+
+
+def test_the_benchmarks_need_neither_the_server_nor_a_peer_nor_pillow() -> None:
+    code = """
+import sys
+for name in ("zmq", "msgspec", "launcher", "diffusers", "transformers", "PIL", "tokenizers"):
+    sys.modules[name] = None
+from bench import image, step, throughput
+tiny = ["--size", "tiny", "--device", "cpu", "--layers", "1", "--prompt-tokens", "7"]
+assert image.main([*tiny, "--sides", "64", "--steps", "1", "--idle", "0", "--sustained", "0"]) == 0
+assert step.main([*tiny, "--peer", "diffusers"]) == 2
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert "peer diffusers is not available" in run.stderr
+    line = next(json.loads(line) for line in run.stdout.splitlines() if line.startswith("{"))
+    assert line["stages"]["file_s"] is line["stages"]["png_s"] is None
+    assert line["sustained_s"] is None
+
+
+def check_output(capsys: pytest.CaptureFixture[str], file: Path | None, benchmark: str) -> list[dict[str, Any]]:
+    """The JSON lines, each complete in itself, the same in the file; and the table below a title that says what the
+    weights are."""
+    output = capsys.readouterr().out.splitlines()
+    lines = [line for line in output if line.startswith("{")]
+    if file is not None:
+        assert file.read_text().splitlines() == lines
+    title = next(line for line in output if line.startswith(f"bench.{benchmark}: "))
+    assert "random weights, size tiny, 2 DiT blocks, float32 on cpu" in title
+    assert len(output) == output.index(title) + 3 + len(lines)
+    results = [json.loads(line) for line in lines]
+    for result in results:
+        assert result["benchmark"] == benchmark
+        assert result["weights"] == "random"
+        assert (result["size"], result["layers"], result["device"]) == ("tiny", 2, "cpu")
+        assert result["hardware"]["cpu"]
+        assert result["versions"]["torch"]
+        assert "commit" in result
+    return results
