@@ -102,12 +102,14 @@ class PeerResult:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """See the module. `wall_s` is of the burst; the stages are means of its images."""
+    """See the module. `wall_s` is of the burst; the stages are means of its images. The peak of memory includes the
+    weights of a peer, if there is one."""
 
     side: int
     steps: int
     quantization: str
     attention: str
+    cuda_graphs: bool  # never on a CPU
     idle_s: float
     wall_s: Spread
     stages: Stages
@@ -140,7 +142,7 @@ def _run(arguments: argparse.Namespace) -> None:
     setup = read_options(arguments)
     check_positive("steps", arguments.steps)
     check_positive("burst", arguments.burst)
-    sides = parse_sides("sides", arguments.sides or SIDES.get(setup.size, SMALL_SIDES), setup.model.size_multiple)
+    sides = parse_sides("sides", arguments.sides or SIDES.get(arguments.size, SMALL_SIDES), setup.model.size_multiple)
     columns = ("image", "weights in", "wall", "encode", "denoise", "of floor", "decode", "JPEG", "outside", "PNG")
     more = ("sustained", "target", "eager", "ratio", "compiled", "ratio")
     results = Results("image", setup, (*columns, *more))
@@ -195,6 +197,8 @@ def measure_image(
         makers[name]()
     runs: dict[str, list[Stages]] = {name: [] for name in makers}
     for index in range(burst):
+        if index and setup.budget.spent:
+            break
         for name in list(makers)[:: -1 if index % 2 else 1]:  # A B C C B A
             _rest(idle_s)
             runs[name].append(makers[name]())
@@ -216,6 +220,7 @@ def measure_image(
         steps=steps,
         quantization=engine.version.quantization,
         attention=engine.rank.attention.backend,
+        cuda_graphs=engine.version.cuda_graphs and device.type == "cuda",
         idle_s=idle_s,
         wall_s=wall,
         stages=stages,

@@ -18,7 +18,7 @@ import torch
 
 from bench.real_size import PROMPT_TOKENS, SIZES, RandomWeights, model_of_size, random_prompt
 from bench.report import json_line, print_table
-from bench.timing import Budget
+from bench.timing import Budget, is_shared
 from engine.config import ATTENTIONS, DEVICES, DTYPES, QUANTIZATIONS, EngineConfig, ModelConfig
 from engine.decoding import DecodedImage
 from engine.errors import ArgumentError, Krea2Error
@@ -47,7 +47,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Setup:
-    """What the options that all of these benchmarks have come to."""
+    """What the options that all of these benchmarks come to. `size` is "real" only with the real model's layers."""
 
     model: ModelConfig
     size: str
@@ -110,7 +110,7 @@ def read_options(arguments: argparse.Namespace) -> Setup:
     )
     return Setup(
         model=model_of_size(arguments.size, arguments.layers),
-        size=arguments.size,
+        size=arguments.size if arguments.layers is None else f"{arguments.size} with other layers",
         device=device,
         dtype=pick_dtype(config, device),
         versions=tuple(Version(*version) for version in versions),
@@ -252,8 +252,11 @@ class Results:
         self._rows: list[Sequence[str]] = []
 
     def add(self, result: Any, row: Sequence[str]) -> None:
-        """result: a dataclass; row: what the table shows of it."""
+        """result: a dataclass with the GPU's state before and after; row: what the table shows of it."""
         setup = self._setup
+        shared = is_shared(result.gpu_before, result.gpu_after)
+        if shared:
+            note("not valid: another process uses the GPU")
         line = json_line(
             self._benchmark,
             {
@@ -263,11 +266,13 @@ class Results:
                 "device": setup.device.type,
                 "dtype": str(setup.dtype).removeprefix("torch."),
                 "prompt_tokens": setup.prompt_tokens,
+                "gpu_shared": shared,
                 **asdict(result),
             },
         )
         print(line, flush=True)
         if setup.json is not None:
+            setup.json.parent.mkdir(parents=True, exist_ok=True)
             with setup.json.open("a") as file:
                 file.write(line + "\n")
         self._rows.append(row)

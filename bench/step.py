@@ -65,7 +65,8 @@ class Timing:
 
 @dataclass(frozen=True)
 class StepResult:
-    """See the module. `ratio`: how many times as long as the engine each peer takes."""
+    """See the module. `ratio`: how many times as long as the engine each peer takes. The peak of memory includes the
+    weights of a peer, if there is one."""
 
     case: str
     images: int
@@ -97,7 +98,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     setup = read_options(arguments)
-    cases = parse_cases("cases", arguments.cases or CASES.get(setup.size, SMALL_CASES), setup.model.size_multiple)
+    cases = parse_cases("cases", arguments.cases or CASES.get(arguments.size, SMALL_CASES), setup.model.size_multiple)
     columns = ("step", "weights in", "attention", "graphs", "median", "p10", "p90", "noise", "floor", "of floor")
     results = Results("step", setup, (*columns, "TFLOP/s", "eager", "ratio", "compiled", "ratio"))
     ceilings = measure_ceilings(setup.model.transformer, setup.device, setup.dtype)

@@ -89,7 +89,8 @@ class PeerResult:
 
 @dataclass(frozen=True)
 class ThroughputResult:
-    """See the module. Latencies are from the arrival of all to each image's file."""
+    """See the module. Latencies are from the arrival of all to each image's file. The peak of memory includes the
+    weights of a peer, if there is one."""
 
     load: str
     images: int
@@ -128,7 +129,7 @@ def _run(arguments: argparse.Namespace) -> None:
     setup = read_options(arguments)
     check_positive("steps", arguments.steps)
     check_positive("token-budget", arguments.token_budget)
-    loads = parse_cases("loads", arguments.loads or LOADS.get(setup.size, SMALL_LOADS), setup.model.size_multiple)
+    loads = parse_cases("loads", arguments.loads or LOADS.get(arguments.size, SMALL_LOADS), setup.model.size_multiple)
     columns = ("at once", "weights in", "images/s", "target", "mean", "p95", "floor", "of floor")
     results = Results("throughput", setup, (*columns, "eager images/s", "ratio", "compiled images/s", "ratio"))
     ceilings = measure_ceilings(setup.model.transformer, setup.device, setup.dtype)

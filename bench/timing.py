@@ -19,6 +19,7 @@ from engine.kernels.fp8 import FP8, Fp8Rows, fp8_linear
 
 WARM_UP = 3  # calls before the first that counts
 _CEILING_REPEATS = 20
+_OTHERS_MIB = 2048  # of the GPU's memory that are not torch's: more than contexts and libraries of ours take
 _ATTENTION_TOKENS = 4160  # an image of 1024² with 64 text tokens
 
 
@@ -185,6 +186,11 @@ def gpu_state(device: torch.device) -> dict[str, float | str] | None:
     free, total = torch.cuda.mem_get_info(device)
     state["others_mib"] = round((total - free - torch.cuda.memory_reserved(device)) / 2**20)
     return state
+
+
+def is_shared(*states: dict[str, float | str] | None) -> bool:
+    """Whether another process was on the GPU in one of these states: what was measured then is not valid."""
+    return any(state is not None and float(state["others_mib"]) > _OTHERS_MIB for state in states)
 
 
 def _number(text: str) -> float | str:

@@ -10,13 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bench import image, step, throughput
+from bench.floor import Ceilings
 from bench.image import FILE_OPTIONS, encode_file
 from bench.peer import Peer
+from bench.real_size import model_of_size
+from bench.runner import Engine, Setup, Version
+from bench.timing import Budget
 from launcher.images import encode_image
 from launcher.requests import CheckedRequest
 
+CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent.parent
 TINY = ("--size", "tiny", "--device", "cpu", "--layers", "2", "--prompt-tokens", "7")
 
@@ -49,12 +55,19 @@ def test_a_step_is_timed_against_its_floor(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.usefixtures("_eager_peer")
-def test_a_step_is_timed_against_diffusers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_step_is_timed_against_diffusers(capsys: pytest.CaptureFixture[str]) -> None:
     assert step.main([*TINY, "--cases", "64", "--quantization", "none", "--peer", "diffusers"]) == 0
     (line,) = check_output(capsys, None, "step")
     theirs = line["peers"]["eager"]["step_s"]
     assert theirs["count"] >= 6
     assert line["ratio"]["eager"] == pytest.approx(theirs["median"] / line["engine"]["step_s"]["median"])
+
+
+@pytest.mark.slow
+def test_a_step_is_timed_against_diffusers_compiled(capsys: pytest.CaptureFixture[str]) -> None:
+    assert step.main([*TINY, "--cases", "64", "--quantization", "none", "--peer", "diffusers"]) == 0
+    (line,) = check_output(capsys, None, "step")
+    assert set(line["peers"]) == set(line["ratio"]) == {"eager", "compiled"}
 
 
 @pytest.mark.usefixtures("_eager_peer")
@@ -88,6 +101,16 @@ def test_a_load_is_timed_against_the_floors_throughput(tmp_path: Path, capsys: p
     assert line["of_floor"] == pytest.approx(line["floor_s"] / line["wall_s"])
     assert line["target"] is None
     assert line["peers"]["eager"]["images"] == line["peers"]["eager"]["batch"] == 3
+
+
+def test_a_burst_ends_when_the_time_is_up() -> None:
+    setup = Setup(model_of_size("tiny"), "tiny", CPU, torch.float32, (Version(),), 7, "none", Budget(0.0), None)
+    engine = Engine(setup, Version())
+    ceilings = Ceilings(1e11, None, None, 1e10)
+    result = image.measure_image(engine, 64, ceilings, steps=1, burst=5, idle_s=0.0, sustained_s=10.0)
+    engine.close()
+    assert result.wall_s.count == 1
+    assert result.sustained_images == 1
 
 
 def test_images_that_do_not_fit_a_step_wait_for_the_next(capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,13 +207,14 @@ def check_output(capsys: pytest.CaptureFixture[str], file: Path | None, benchmar
     if file is not None:
         assert file.read_text().splitlines() == lines
     title = next(line for line in output if line.startswith(f"bench.{benchmark}: "))
-    assert "random weights, size tiny, 2 DiT blocks, float32 on cpu" in title
+    assert "random weights, size tiny with other layers, 2 DiT blocks, float32 on cpu" in title
     assert len(output) == output.index(title) + 3 + len(lines)
     results = [json.loads(line) for line in lines]
     for result in results:
         assert result["benchmark"] == benchmark
         assert result["weights"] == "random"
-        assert (result["size"], result["layers"], result["device"]) == ("tiny", 2, "cpu")
+        assert (result["size"], result["layers"], result["device"]) == ("tiny with other layers", 2, "cpu")
+        assert result["gpu_shared"] is False
         assert result["hardware"]["cpu"]
         assert result["versions"]["torch"]
         assert "commit" in result

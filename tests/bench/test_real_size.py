@@ -12,7 +12,7 @@ from bench.floor import Ceilings, attention_flops, block_parameters, matmul_flop
 from bench.peer import Peer
 from bench.real_size import KREA2, TINY, RandomWeights, model_of_size, random_prompt
 from bench.runner import Engine, Setup, Version
-from bench.timing import Budget, Marks, Spread, time_calls
+from bench.timing import Budget, Marks, Spread, is_shared, time_calls
 from engine.config import ModelConfig
 from engine.prompt import PREFIX_TOKENS, SUFFIX_TOKENS
 from engine.sampling import draw_noise
@@ -199,6 +199,12 @@ def test_marks_give_the_seconds_between_them() -> None:
 
 def test_a_spread_has_the_known_percentiles() -> None:
     assert Spread.of([float(value) for value in range(101)]) == Spread(101, 50.0, 10.0, 90.0)
+
+
+def test_a_gpu_that_others_use_is_noticed() -> None:
+    alone: dict[str, float | str] = {"others_mib": 700, "power.draw": "[N/A]"}
+    assert not is_shared(None, alone)
+    assert is_shared(alone, {"others_mib": 30_000})
 
 
 def test_a_budget_is_spent_after_its_seconds() -> None:
