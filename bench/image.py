@@ -109,7 +109,7 @@ class ImageResult:
     steps: int
     quantization: str
     attention: str
-    cuda_graphs: bool  # never on a CPU
+    cuda_graphs: bool  # whether steps that are small enough may be graphs; never on a CPU
     idle_s: float
     wall_s: Spread
     stages: Stages

@@ -150,7 +150,8 @@ class Engine:
     """A rank and the steps that it was told."""
 
     def __init__(self, setup: Setup, version: Version) -> None:
-        """Raises `ArgumentError` if the version cannot run here."""
+        """Loaded and warmed up. Raises `ArgumentError` if the version cannot run here."""
+        began = time.perf_counter()
         self.setup, self.version = setup, version
         self._images: queue.Queue[tuple[DecodedImage, float]] = queue.Queue()
         self._on_image: Callable[[DecodedImage], None] = self._keep
@@ -161,6 +162,15 @@ class Engine:
         self.rank = Rank(config, LocalGroup(), setup.device, lambda image: self._on_image(image), weights)
         self._step_numbers = itertools.count()
         self._job_ids = itertools.count()
+        loaded = time.perf_counter()
+        try:
+            self.rank.warm_up()
+        except BaseException:
+            self.close()
+            raise
+        warmed_up = time.perf_counter()
+        note(f"{version}: loaded in {loaded - began:.1f} s, warmed up in {warmed_up - loaded:.1f} s")
+        note(f"attention: {self.rank.attention_choice.describe()}")
 
     def new_jobs(self, count: int, side: int, steps: int) -> list[Job]:
         """Square images, each with a prompt and a seed that this engine has not had."""

@@ -74,7 +74,7 @@ class StepResult:
     tokens: int
     quantization: str
     attention: str  # the backend that ran
-    cuda_graphs: bool  # never on a CPU
+    cuda_graphs: bool  # whether steps that are small enough may be graphs; never on a CPU
     engine: Timing
     floor_s: float
     floor_bound: str  # "flops" or "bytes"
