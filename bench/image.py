@@ -14,7 +14,6 @@ counts. A peer takes turns with the images of the first kind, A B C C B A.
 from __future__ import annotations
 
 import argparse
-import io
 import itertools
 import sys
 import time
@@ -22,8 +21,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from bench.files import encode_file
 from bench.floor import Ceilings, step_floor
 from bench.real_size import random_prompt
 from bench.runner import (
@@ -53,11 +53,6 @@ STEPS = 8
 ENGINE = "engine"
 # Seconds from prompt to JPEG file that the project is after on one H200, by side and quantization, at 8 steps.
 TARGETS_S = {(1024, "none"): 1.30, (1024, "fp8"): 0.95, (2048, "none"): 6.9, (2048, "fp8"): 5.4}
-# As launcher/images.py, which needs the server's packages.
-FILE_OPTIONS: dict[str, dict[str, Any]] = {
-    "jpeg": {"quality": 95, "subsampling": 0},
-    "png": {"compress_level": 1},
-}
 
 
 @dataclass(frozen=True)
@@ -290,17 +285,6 @@ def _peer_maker(peer: Peer, setup: Setup, side: int, steps: int, mode: str) -> C
         return Stages(ended - began, image.encode_s, image.denoise_s, image.decode_s, file_s, None)
 
     return make
-
-
-def encode_file(rgb: bytes, side: int, output_format: str) -> bytes | None:
-    """A square picture as the server writes it, without metadata; None where there is no Pillow."""
-    try:
-        from PIL import Image
-    except ImportError:
-        return None
-    file = io.BytesIO()
-    Image.frombytes("RGB", (side, side), rgb).save(file, output_format, **FILE_OPTIONS[output_format])
-    return file.getvalue()
 
 
 def _back_to_back(make: Callable[[], Stages], seconds: float) -> list[Stages]:

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from bench.files import encode_file
 from bench.floor import Ceilings, step_floor
-from bench.image import encode_file
 from bench.real_size import random_prompt
 from bench.runner import (
     DEADLINE_S,

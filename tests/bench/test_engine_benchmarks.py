@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from bench import image, step, throughput
+from bench.files import FILE_OPTIONS, encode_file
 from bench.floor import Ceilings
-from bench.image import FILE_OPTIONS, encode_file
 from bench.peer import Peer
 from bench.real_size import model_of_size
 from bench.runner import Engine, Setup, Version
