@@ -50,17 +50,25 @@ def run_requests(
     *,
     tp: int = 1,
     dtype: str = "float32",
+    quantization: str = "none",
     joins: Sequence[int] | None = None,
 ) -> list[Picture]:
     """Every image of the requests, in order, all jobs that are not done being packed into each tick.
 
     joins: the tick at which each job starts; None: all at the first.
     """
-    return run_jobs(folder, jobs_of(folder, requests), tp=tp, dtype=dtype, joins=joins)
+    jobs = jobs_of(folder, requests)
+    return run_jobs(folder, jobs, tp=tp, dtype=dtype, quantization=quantization, joins=joins)
 
 
 def run_jobs(
-    folder: Path, jobs: Sequence[Job], *, tp: int = 1, dtype: str = "float32", joins: Sequence[int] | None = None
+    folder: Path,
+    jobs: Sequence[Job],
+    *,
+    tp: int = 1,
+    dtype: str = "float32",
+    quantization: str = "none",
+    joins: Sequence[int] | None = None,
 ) -> list[Picture]:
     """As `run_requests`. Also checks that all ranks end with the same latents."""
     starts = [0] * len(jobs) if joins is None else joins
@@ -74,7 +82,7 @@ def run_jobs(
         rank.close()
         return latents
 
-    latents = on_ranks(folder, run, tp=tp, dtype=dtype, on_image=keep)
+    latents = on_ranks(folder, run, tp=tp, dtype=dtype, quantization=quantization, on_image=keep)
     for other in latents[1:]:
         for job in jobs:
             assert torch.equal(other[job.job_id], latents[0][job.job_id]), f"ranks differ on job {job.job_id}"
@@ -87,11 +95,12 @@ def on_ranks(
     *,
     tp: int = 1,
     dtype: str = "float32",
+    quantization: str = "none",
     on_image: Callable[[DecodedImage], None] | None = None,
 ) -> list[T]:
     """Load the checkpoint on `tp` ranks and call the function in each rank's thread. Raises what a rank raised."""
     groups = [LocalGroup()] if tp == 1 else thread_groups(tp, timeout_s=DEADLINE_S)
-    config = EngineConfig(model=str(folder), tp=tp, device="cpu", dtype=dtype)
+    config = EngineConfig(model=str(folder), tp=tp, device="cpu", dtype=dtype, quantization=quantization)
 
     def run_rank(index: int) -> T:
         try:

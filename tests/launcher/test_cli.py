@@ -75,6 +75,8 @@ def test_a_drawn_seed_is_reported_and_metadata_can_be_left_out(marked: Marked, t
         (["x", "--width", "wide"], "Invalid value for '--width': 'wide' is not a valid integer."),
         (["x", "--guidance", "nan"], "guidance must be between 0 and 20, got nan"),
         (["x", "--device", "tpu"], "device must be one of auto, cuda, cpu, got 'tpu'"),
+        (["x", "--quantization", "int4"], "quantization must be one of none, fp8, got 'int4'"),
+        (["x", "--attention", "fast"], "attention must be one of auto, cudnn, flash, fa3, fa4, triton, torch, got"),
         (["x", "--output", "x.gif"], "output must be a path that ends in .png, .jpg, .jpeg, .webp, got 'x.gif'"),
         (["x", "--output", "/no/x.png"], "output must be a file in a folder that exists and can be written"),
         (["x", "--output", "x" * 300 + ".png"], "output must be a path that can be written (File name too long)"),
@@ -95,6 +97,14 @@ def test_a_mistake_is_one_line_and_exit_code_2_before_anything_starts(
     assert stderr.startswith(f"error: {message}")
     assert stderr.count("\n") == 1
     assert not list(marked.folder.iterdir())
+
+
+def test_an_attention_that_the_device_lacks_is_named_with_those_that_it_has(marked: Marked) -> None:
+    code, stdout, stderr = krea2(marked, "generate", PROMPT, "--device", "cpu", "--attention", "fa3")
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith(
+        "error: attention fa3 is not available: it needs a CUDA device, not cpu; available here: auto, "
+    )
 
 
 def test_a_prompt_that_is_not_text_is_refused(marked: Marked) -> None:
