@@ -147,6 +147,7 @@ class Rank:
                     self._step_graphs = StepGraphs(self.transformer, dit, self.dtype, self.device)
                     self._step_graphs.record_all()
         torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()  # what this took and no longer needs is free for steps
 
     def execute(self, step: Step) -> PendingStep:
         """Start a step. On a GPU the work is only queued when this returns; `wait` for it.

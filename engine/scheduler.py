@@ -71,20 +71,15 @@ class Scheduler:
         request: int,
         priority: int = 0,
         now: float,
-        alone: bool = False,
     ) -> None:
-        """Queue a job of a request. `segments`: packed tokens of each of its segments, two when it is guided.
-
-        While a job is queued that runs `alone`, no other starts; those that have begun go on to their end, and then the
-        requests that run alone have the ranks for themselves, one after the other and one step at a time.
-        """
+        """Queue a job of a request. `segments`: packed tokens of each of its segments, two when it is guided."""
         if job.job_id in self._queue or job.job_id in self._decoding:
             raise ValueError(f"job {job.job_id} is queued already")
         if not segments or min(segments) < 1:
             raise ValueError(f"segments must be positive token counts, got {segments}")
         prompts = {hash(ids): len(ids) for ids in job.prompts}  # a collision would only miscount
         queued = QueuedJob(
-            job, request, priority, Work.of(segments), prompts, now, self._arrivals, 0.0, alone, job.steps
+            job, request, priority, Work.of(segments), prompts, now, self._arrivals, 0.0, False, job.steps
         )
         self._arrivals += 1
         self._queue[job.job_id] = queued
@@ -117,7 +112,8 @@ class Scheduler:
     def reset(self, *, alone: Collection[int] = ()) -> None:
         """The ranks were lost: every job starts again, with its arrival and priority, and steps count from 0.
 
-        Jobs of the requests in `alone` run alone from now on.
+        Jobs of the requests in `alone` run alone from now on: they have the ranks for themselves, request after request
+        and one step at a time, and until they have been decoded no other starts.
         """
         again = [queued for queued in self._decoding.values() if queued.job.job_id not in self._cancelled]
         for queued in (*again, *self._queue.values()):
@@ -136,13 +132,10 @@ class Scheduler:
         """
         self._outlook = None
         ordered = self._ordered(now)
-        if any(queued.alone for queued in ordered):
-            if not ordered[0].alone:
-                ordered = [queued for queued in ordered if queued.begun and not queued.alone]
-            elif idle:
-                ordered = [queued for queued in ordered if queued.request == ordered[0].request]
-            else:
+        if ordered and ordered[0].alone:
+            if not idle:
                 return None
+            ordered = [queued for queued in ordered if queued.request == ordered[0].request]
         chosen, start, new_tokens = self._pack(ordered)
         for queued in chosen:
             queued.begun = True
@@ -195,8 +188,8 @@ class Scheduler:
         return queued.steps_left * self.costs.relative(queued.work)
 
     def _key(self, now: float) -> Callable[[QueuedJob, float], tuple[float, ...]]:
-        """Orders jobs that have so much work left: by the policy. When some run alone, what has begun goes first, then
-        one request that runs alone, then the others of these."""
+        """Orders jobs that have so much work left: by the policy. When some run alone, one request of these goes first,
+        then the others."""
         policy = self.policy.key
         alone = [queued for queued in self._queue.values() if queued.alone]
         if not alone:
@@ -204,8 +197,8 @@ class Scheduler:
         first = min(alone, key=lambda queued: (not queued.begun, policy(queued, self._work_left(queued), now))).request
 
         def by_stage(queued: QueuedJob, work_left: float) -> tuple[float, ...]:
-            stage = (1 if queued.request == first else 2) if queued.alone else (0 if queued.begun else 3)
-            return (stage, queued.request if stage == 2 else 0, *policy(queued, work_left, now))
+            stage = (0 if queued.request == first else 1) if queued.alone else 2
+            return (stage, queued.request if stage == 1 else 0, *policy(queued, work_left, now))
 
         return by_stage
 

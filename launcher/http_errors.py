@@ -61,7 +61,7 @@ def error_response(error: Krea2Error, request_id: str, headers: dict[str, str] |
     status = status_of(error)
     headers = dict(headers or {})
     if status in _RETRY:
-        seconds = getattr(error, "retry_after_s", None) or RETRY_AFTER_S
+        seconds = error.retry_after_s or RETRY_AFTER_S
         headers["Retry-After"] = str(max(1, math.ceil(seconds)))
     elif status in _NO_RETRY:
         headers["X-Should-Retry"] = "false"

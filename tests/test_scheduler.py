@@ -165,19 +165,15 @@ def test_after_a_reset_everything_starts_again_in_its_old_order() -> None:
     assert [job.job_id for job in next_step(scheduler).start] == [2]
 
 
-def test_a_job_that_runs_alone_waits_for_those_in_flight_and_lets_no_other_start() -> None:
+def test_requests_that_run_alone_go_one_after_the_other_and_let_no_other_start() -> None:
     scheduler = Scheduler(token_budget=100)
-    add(scheduler, make_job(0, steps=3))
-    next_step(scheduler)
     add(scheduler, make_job(1, steps=1), priority=9)
     for job_id in (2, 3):
-        scheduler.add(make_job(job_id, steps=2), segments=(1,), request=7, now=0.0, alone=True)
-    scheduler.add(make_job(4, steps=1), segments=(1,), request=4, now=0.0, alone=True)
+        add(scheduler, make_job(job_id, steps=2), request=7)
+    add(scheduler, make_job(4, steps=1))
+    scheduler.reset(alone={7, 4})
 
-    assert next_step(scheduler).denoise == (0,)
-    assert next_step(scheduler).decode == (0,)
     assert nothing_to_do(scheduler)
-    scheduler.decoded(0)
     alone = next_step(scheduler, idle=True)
     assert (alone.denoise, alone.decode) == ((4,), (4,))
     assert nothing_to_do(scheduler)
@@ -299,7 +295,6 @@ def test_whatever_comes_and_goes_ranks_can_follow_every_step(data: st.DataObject
                 request=job.job_id // 2,
                 priority=data.draw(st.integers(-1, 1)),
                 now=0.0,
-                alone=data.draw(st.integers(0, 9)) == 0,
             )
         elif action == "cancel" and jobs:
             job_id = data.draw(st.integers(0, len(jobs) - 1))
