@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,11 +18,13 @@ from engine.graphs import PromptGraphs, StepGraphs
 from engine.kernels.attention import GatedAttentionKernel
 from engine.kernels.attention_choice import AttentionChoice, AttentionShape, choose_attention, unavailable
 from engine.kernels.rope import image_rotations
+from engine.memory import decode_bytes, step_bytes
 from engine.model import TextEncoder, Transformer, VAEDecoder
 from engine.model.transformer import TimeModulation
 from engine.parallel import Group
 from engine.parallel.device import check_quantization, free_bytes, pick_dtype, ranks_on_device, to_device, to_host
 from engine.preview import PreviewMap
+from engine.prompt import PREFIX_TOKENS
 from engine.prompt_features import PromptFeatures
 from engine.sampling import default_mu, draw_noise, guide, make_sigmas, unpack_latents
 from engine.step import Job, Step, StepTimes
@@ -126,18 +128,20 @@ class Rank:
             self._previews = PreviewMap(self.config.vae.z_dim, device)
             self._decoder = ImageDecoder(self.vae, self._previews, device, on_image)
 
-    def warm_up(self) -> None:
+    def warm_up(self, sizes: Sequence[tuple[int, int]] = ()) -> None:
         """Do now, on a GPU, what would make the first requests slow: measure the attention backends, compile kernels,
-        record graphs, tune the decoder's convolutions. In the thread that executes steps."""
+        tune the decoder's convolutions, record graphs. In the thread that executes steps, and before the first.
+
+        sizes: width and height of images to expect, rounded, besides the checkpoint's default. One that there is not
+        memory for is left out.
+        """
         if self.device.type != "cuda":
             return
         with torch.inference_mode():
             self.attention_choice = self._choose_attention(measured=True)
-            if self._decoder is not None:  # before anything is recorded, since it empties the allocator's cache
-                height, width = (side // self.config.vae.scale_factor for side in self._default_size)
-                latents = torch.randn(self.config.vae.z_dim, height, width, device=self.device)
-                torch.cuda.synchronize(self.device)
-                self._decoder.warm_up(latents)
+            # images before graphs, since tuning the decoder empties the allocator's cache
+            for size in dict.fromkeys([(self.config.default_width, self.config.default_height), *sizes]):
+                self._warm_up_image(*size)
             # Collectives could be recorded too, but nobody has tried that with the groups of this engine; and float32
             # is for comparisons.
             if self._engine.cuda_graphs and self.group.size == 1 and self.dtype == torch.bfloat16:
@@ -148,6 +152,27 @@ class Rank:
                     self._step_graphs.record_all()
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()  # what this took and no longer needs is free for steps
+
+    def _warm_up_image(self, width: int, height: int) -> None:
+        """A step and a decoding of one image of this size."""
+        tokens = self.config.image_tokens(width, height) + _TYPICAL_PROMPT_TOKENS
+        needed = max(
+            step_bytes(self.config, tokens, self.group.size, self.dtype.itemsize),
+            decode_bytes(self.config, width, height, self.dtype.itemsize),
+        )
+        free = self.memory().get("free", needed)
+        fit = self.group.all_reduce(torch.tensor([float(needed <= free)], device=self.device))
+        if fit.item() < self.group.size:  # on every rank or on none, since a step is collective
+            return
+        prompt = (0,) * (PREFIX_TOKENS + _TYPICAL_PROMPT_TOKENS)
+        job = Job(-1, prompt, None, width, height, 1, 0.0, None, 0)
+        self._start((job,))
+        state = self._jobs.pop(job.job_id)
+        self._denoise([state])
+        if self._decoder is not None:
+            latents = unpack_latents(state.latents, *state.grid, self.config.patch_size)
+            torch.cuda.synchronize(self.device)
+            self._decoder.warm_up(latents)
 
     def execute(self, step: Step) -> PendingStep:
         """Start a step. On a GPU the work is only queued when this returns; `wait` for it.
@@ -195,12 +220,14 @@ class Rank:
     def _choose_attention(self, *, measured: bool) -> AttentionChoice:
         """Set the backends by the config, for images of the default size."""
         dit, size = self.config.transformer, self.group.size
-        text = _TYPICAL_PROMPT_TOKENS
         shape = AttentionShape(
             heads=dit.num_heads // size,
             kv_heads=dit.num_kv_heads // size,
             head_dim=dit.head_dim,
-            lengths=(self.config.image_tokens(*reversed(self._default_size)) + text,),
+            lengths=(
+                self.config.image_tokens(self.config.default_width, self.config.default_height)
+                + _TYPICAL_PROMPT_TOKENS,
+            ),
             fp8=self._engine.quantization == "fp8",
         )
         calls = self.config.default_steps * dit.num_layers
@@ -209,11 +236,6 @@ class Rank:
         )
         self.attention.backend, self.attention.captured_backend = choice.backend, choice.captured_backend
         return choice
-
-    @property
-    def _default_size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.config.default_height, self.config.default_width
 
     def close(self) -> None:
         """Wait until every image has been decoded. Raises what went wrong there."""

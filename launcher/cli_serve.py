@@ -10,9 +10,12 @@ from typing import Any
 import click
 import msgspec
 
+from engine.config import ModelConfig
 from engine.errors import ArgumentError
 from launcher.internal import HttpConfig
+from launcher.limits import Limits
 from launcher.options import configure_engine, engine_options
+from launcher.protocol import Generate
 from launcher.spawn import MAX_TIMEOUT_S, serve_until_stopped
 
 
@@ -56,6 +59,14 @@ from launcher.spawn import MAX_TIMEOUT_S, serve_until_stopped
     "--drain-s", type=float, default=20.0, help="Seconds for what runs to be finished when stopped.", show_default=True
 )
 @click.option(
+    "--warm-up",
+    "warm_up",
+    multiple=True,
+    metavar="WIDTHxHEIGHT",
+    help="A size to prepare a GPU for besides the checkpoint's default, so that its first image is not slow; may be "
+    "repeated.",
+)
+@click.option(
     "--log-format",
     type=click.Choice(("auto", "json", "text")),
     default="auto",
@@ -75,6 +86,7 @@ def serve(
     rpc_keys: str | None,
     insecure: bool,
     drain_s: float,
+    warm_up: tuple[str, ...],
     log_format: str,
     **engine_options: Any,
 ) -> int:
@@ -83,7 +95,8 @@ def serve(
     from launcher.http_hosts import check_allowed_host, check_public_url
     from launcher.logs import configure_logs
 
-    config, _ = configure_engine(**engine_options)
+    config, model = configure_engine(**engine_options)
+    sizes = tuple(_parse_size(size, model, config.limits) for size in warm_up)
     if not 0 <= drain_s <= MAX_TIMEOUT_S:
         raise ArgumentError.of("drain_s", f"between 0 and {MAX_TIMEOUT_S}", drain_s)
     if rpc is not None:
@@ -132,7 +145,7 @@ def serve(
         click.echo(f"rpc: {address}")
 
     number = serve_until_stopped(
-        msgspec.structs.replace(config, rpc=rpc, rpc_keys=rpc_keys, drain_s=drain_s),
+        msgspec.structs.replace(config, rpc=rpc, rpc_keys=rpc_keys, drain_s=drain_s, warm_up_sizes=sizes),
         on_started=print_addresses,
         is_child=False,
         http=http,
@@ -142,3 +155,16 @@ def serve(
 
 def _model_name(model: str) -> str:
     return Path(model).resolve().name or model
+
+
+def _parse_size(size: str, model: ModelConfig, limits: Limits) -> tuple[int, int]:
+    """WIDTHxHEIGHT as an image of that size would have it: within the limits, and rounded."""
+    from launcher.requests import check
+
+    width, _, height = size.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise ArgumentError.of("warm_up", "WIDTHxHEIGHT, as 512x768", size)
+    checked = check(
+        Generate(request_id="warm-up", prompt="", width=int(width), height=int(height)), model, limits, drawn_seed=0
+    )
+    return checked.width, checked.height

@@ -32,6 +32,7 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = msgspec.field(default_factory=Limits)
     external_ranks: bool = False
     warm_up: bool = True
+    warm_up_sizes: tuple[tuple[int, int], ...] = ()
     drain_s: float = 0.0
     start_timeout_s: float = 600.0
     step_timeout_s: float = 300.0
@@ -110,10 +111,14 @@ FrontendReport = Started | Ended
 
 
 class Load(Message, frozen=True, kw_only=True):
-    """Load the checkpoint, warm the device up if that is asked for, and answer `Ready`."""
+    """Load the checkpoint, warm the device up if that is asked for, and answer `Ready`.
+
+    `warm_up_sizes`: width and height of images to expect besides those of the default size.
+    """
 
     engine: EngineConfig
     warm_up: bool
+    warm_up_sizes: tuple[tuple[int, int], ...]
     timeout_s: float
 
 

@@ -194,7 +194,13 @@ class RankGroup:
             case Hello(rank=rank):
                 config = self._config
                 timeout_s = max(config.start_timeout_s, config.step_timeout_s)
-                self._command(rank, Load(engine=config.engine, warm_up=config.warm_up, timeout_s=timeout_s))
+                load = Load(
+                    engine=config.engine,
+                    warm_up=config.warm_up,
+                    warm_up_sizes=config.warm_up_sizes,
+                    timeout_s=timeout_s,
+                )
+                self._command(rank, load)
             case Ready() as ready:
                 self._ready[ready.rank] = ready
                 if self.ready:

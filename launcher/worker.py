@@ -100,7 +100,7 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
 
     rank = Rank(load.engine, group, device, on_image=send_image)
     if load.warm_up:
-        rank.warm_up()
+        rank.warm_up(load.warm_up_sizes)
     attention = rank.attention_choice.describe()
     wire.send(Ready(rank=config.rank, device=str(device), memory=rank.memory(), attention=attention))
     return rank

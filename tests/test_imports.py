@@ -58,7 +58,7 @@ ENGINE_LAYERS: dict[str, set[str]] = {
     "decoding": {*_PLAIN, "model", "parallel", "preview"},
     "prompt_features": {*_PLAIN, "kernels", "model", "parallel", "memory", "prompt", "graphs"},
     "rank": {*_PLAIN, "parallel", "kernels", "batch", "sampling", "preview", "checkpoint", "model"}
-    | {"graphs", "decoding", "prompt_features"},
+    | {"graphs", "decoding", "prompt_features", "memory", "prompt"},
 }
 
 

@@ -155,7 +155,7 @@ def test_version_and_help(marked: Marked) -> None:
 @pytest.mark.parametrize("rpc", [None, "tcp://127.0.0.1:0", "ipc://{folder}/here"])
 def test_serve_prints_its_address_and_answers_there(marked: Marked, run_folder: Path, rpc: str | None) -> None:
     arguments = [] if rpc is None else ["--rpc", rpc.format(folder=run_folder)]
-    server = marked.start_krea2("serve", "--no-http", "--device", "cpu", *arguments)
+    server = marked.start_krea2("serve", "--no-http", "--device", "cpu", "--warm-up", "100x128", *arguments)
     assert server.stdout is not None
     address = server.stdout.readline().strip().removeprefix("rpc: ")
     assert address.startswith("ipc:///" if rpc is None or rpc.startswith("ipc") else "tcp://127.0.0.1:")
@@ -166,6 +166,19 @@ def test_serve_prints_its_address_and_answers_there(marked: Marked, run_folder: 
     assert without_logs(server.communicate()[1]) == ""
     marked.expect_nothing_left()
     assert not (run_folder / "here").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ("512", "warm_up must be WIDTHxHEIGHT, as 512x768, got '512'"),
+        ("axb", "warm_up must be WIDTHxHEIGHT, as 512x768, got 'axb'"),
+        ("64x5000", "height must be between 64 and 4096, got 5000"),
+    ],
+)
+def test_serve_refuses_sizes_to_warm_up_that_no_image_may_have(marked: Marked, size: str, message: str) -> None:
+    code, stdout, stderr = krea2(marked, "serve", "--warm-up", size)
+    assert (code, stdout, stderr) == (2, "", f"error: {message}\n")
 
 
 @pytest.mark.parametrize(

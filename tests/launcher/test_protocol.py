@@ -60,7 +60,7 @@ def test_steps_and_their_answers_survive_the_wire() -> None:
     )
     for command in (
         Execute(step=Step(7, (job,), (1, 3), (1,), (2,))),
-        Load(engine=EngineConfig(tp=2), warm_up=True, timeout_s=1.5),
+        Load(engine=EngineConfig(tp=2), warm_up=True, warm_up_sizes=((64, 96),), timeout_s=1.5),
     ):
         assert decode_command(encode(command)) == command
     done = StepDone(rank=1, number=7, times=StepTimes(0.25, 1.5))
