@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint clean
+# The oldest Triton that the kernels are for; the package takes the newest.
+OLDEST_TRITON := 3.6.0
+
+.PHONY: demo test test-slow test-oldest-triton lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/krea2 generate "a red circle on a blue background" --tp 2 --device cpu --seed 0 --output demo.png
@@ -13,6 +16,9 @@ test: $(VENV)/installed-test lint
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow
+
+test-oldest-triton: $(VENV)/installed-test $(VENV)/triton-$(OLDEST_TRITON)
+	PYTHONPATH=$(VENV)/triton-$(OLDEST_TRITON) $(BIN)/python -m pytest tests/kernels tests/test_graphs.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -29,6 +35,9 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml
 $(VENV)/installed-test: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@ $(VENV)/installed
+
+$(VENV)/triton-%: $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==$* || { rm -rf $@; exit 1; }
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
