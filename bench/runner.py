@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bench.output import json_line, print_table
 from bench.real_size import PROMPT_TOKENS, SIZES, RandomWeights, model_of_size, random_prompt
-from bench.report import json_line, print_table
 from bench.timing import Budget, is_shared
 from engine.config import ATTENTIONS, DEVICES, DTYPES, QUANTIZATIONS, EngineConfig, ModelConfig
 from engine.decoding import DecodedImage

@@ -49,6 +49,7 @@ from bench.load import (
     open_loop,
     parse_mix,
 )
+from bench.output import json_line, print_table
 from bench.overhead import (
     DispatchOverhead,
     HttpOverhead,
@@ -57,7 +58,6 @@ from bench.overhead import (
     http_overhead,
     preview_overhead,
 )
-from bench.report import json_line, print_table
 from bench.targets import BODY_FIELDS, FIELDS, HttpTarget, RpcTarget
 from engine.errors import ArgumentError, Krea2Error
 from launcher import AsyncClient, launch

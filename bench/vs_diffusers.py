@@ -28,7 +28,7 @@ from diffusers import Krea2Pipeline
 from torch.profiler import ProfilerActivity, profile
 
 from bench.checkpoints import CheckpointSpec, build_checkpoint
-from bench.report import print_json, print_table
+from bench.output import print_json, print_table
 from engine.config import EngineConfig
 from engine.decoding import DecodedImage
 from engine.parallel import LocalGroup

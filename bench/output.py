@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,13 @@ def json_line(benchmark: str, result: Mapping[str, Any]) -> str:
     return json.dumps({"benchmark": benchmark, **result, **_circumstances()})
 
 
+def append_json(path: Path, benchmark: str, result: Mapping[str, Any]) -> None:
+    """Add the line to a file, whose folder is made if need be, at once: what was measured outlives the process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json_line(benchmark, result) + "\n")
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as they need to be, numbers to the right."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
@@ -33,18 +41,26 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
 
 
+@lru_cache(maxsize=1)
 def _circumstances() -> dict[str, Any]:
+    has_gpu = torch.cuda.is_available()
     return {
         "hardware": {
             "cpu": _cpu_name(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "gpu": torch.cuda.get_device_name() if has_gpu else None,
+            "gpus": torch.cuda.device_count() if has_gpu else 0,
         },
         "versions": {
             "python": platform.python_version(),
             "engine": engine.__version__,
-            **{name: _version(name) for name in ("torch", "diffusers", "transformers")},
+            **{name: _version(name) for name in ("torch", "triton", "diffusers", "transformers")},
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version() if has_gpu else None,
+            "driver": _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+            if has_gpu
+            else None,
         },
         "commit": _commit(),
     }
@@ -67,16 +83,17 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with `-dirty` when something is not committed; None outside of one."""
+    """The checkout's commit, with `-dirty` when something is not committed; outside of one what KREA2_COMMIT says."""
+    return _output_of("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or os.environ.get(
+        "KREA2_COMMIT"
+    )
+
+
+def _output_of(*command: str) -> str | None:
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
+        result = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.strip()
+    return result.stdout.strip()
