@@ -34,6 +34,14 @@ def append_json(path: Path, benchmark: str, result: Mapping[str, Any]) -> None:
         file.write(json_line(benchmark, result) + "\n")
 
 
+def publish(benchmark: str, result: Mapping[str, Any], file: Path | None) -> None:
+    """The line goes to the end of the file, or where there is none to stdout."""
+    if file is None:
+        print_json(benchmark, result)
+    else:
+        append_json(file, benchmark, result)
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as they need to be, numbers to the right."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
