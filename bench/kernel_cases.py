@@ -1,0 +1,239 @@
+"""The elementwise kernels as the DiT's blocks and the VAE call them, beside the plain PyTorch that they replace.
+
+An operation draws its inputs, runs the engine's function, and knows the reference in any dtype. What a call moves is
+counted from its tensors: every input once, every output once, a tensor that is changed in place both ways.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from bench import references
+from engine.config import ModelConfig
+from engine.kernels.fp8 import Fp8Rows
+from engine.kernels.gate import sigmoid_mul, silu_mul
+from engine.kernels.image_norm import image_norm
+from engine.kernels.norm import add_rms_norm_modulate_, rms_norm_modulate
+from engine.kernels.packing import Packing
+from engine.kernels.rope import norm_rotate_
+from engine.kernels.upsample import upsample
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What kernels see of a batch: its rows in segments, one rank's share of a block's heads and of its SwiGLU, and
+    the largest picture in the VAE, `side` pixels wide and high."""
+
+    packing: Packing
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    eps: float
+    side: int
+    channels: int
+
+    @classmethod
+    def of(cls, config: ModelConfig, packing: Packing, side: int, tp: int = 1) -> Shape:
+        dit = config.transformer
+        return cls(
+            packing,
+            dit.hidden_size,
+            dit.num_heads // tp,
+            dit.num_kv_heads // tp,
+            dit.head_dim,
+            dit.intermediate_size // tp,
+            dit.norm_eps,
+            side,
+            config.vae.base_dim,
+        )
+
+    @property
+    def qkvg_columns(self) -> list[int]:
+        heads = (self.heads, self.kv_heads, self.kv_heads, self.heads)
+        return [count * self.head_dim for count in heads]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One kernel.
+
+    draw: random inputs by name, for a `Random`. run: the engine's function on them; returns the outputs by name, in
+    which the inputs that it changed must be. reference: the same from unchanged inputs, in the dtype that it is told.
+    """
+
+    name: str
+    draw: Callable[[Shape, Random], Tensors]
+    run: Callable[[Shape, Tensors], dict[str, torch.Tensor | Fp8Rows]]
+    reference: Callable[[Shape, Tensors, torch.dtype], Tensors]
+    changes: tuple[str, ...] = ()
+    fp8: bool = False
+
+
+@dataclass(frozen=True)
+class Random:
+    """Random tensors on a device, other ones in every run."""
+
+    generator: torch.Generator
+    dtype: torch.dtype
+
+    @classmethod
+    def fresh(cls, device: torch.device, dtype: torch.dtype) -> Random:
+        generator = torch.Generator(device)
+        generator.seed()
+        return cls(generator, dtype)
+
+    def normal(self, *shape: int, dtype: torch.dtype | None = None, mean: float = 0.0) -> torch.Tensor:
+        values = torch.randn(shape, generator=self.generator, device=self.generator.device, dtype=dtype or self.dtype)
+        return values.add_(mean) if mean else values
+
+
+def bytes_moved(operation: Operation, inputs: Tensors, outputs: dict[str, torch.Tensor | Fp8Rows]) -> int:
+    """Every input read once and every output written once."""
+    tensors = list(inputs.values())
+    for output in outputs.values():
+        tensors += [output.values, output.scales] if isinstance(output, Fp8Rows) else [output]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def elementwise_operations() -> Iterator[Operation]:
+    """All of a block, those before a matrix product in both forms of their output, and those of the VAE."""
+    for fp8 in (False, True):
+        suffix = " → fp8" if fp8 else ""
+        yield Operation(f"norm, modulate{suffix}", _draw_norm, _norm(fp8), _norm_reference, fp8=fp8)
+        yield Operation(
+            f"residual, norm, modulate{suffix}", _draw_residual, _residual(fp8), _residual_reference, ("x",), fp8
+        )
+        yield Operation(f"sigmoid(gate) · x{suffix}", _draw_sigmoid, _sigmoid(fp8), _sigmoid_reference, fp8=fp8)
+        yield Operation(f"silu(gate) · up{suffix}", _draw_silu, _silu(fp8), _silu_reference, fp8=fp8)
+    yield Operation("q, k norm and rotation", _draw_heads, _rotate, _rotate_reference, ("query", "key"))
+    yield Operation("VAE: norm, silu", _draw_picture, _image_norm, _image_norm_reference)
+    yield Operation("VAE: upsample", _draw_small_picture, _upsample, _upsample_reference)
+
+
+def _vectors(shape: Shape, random: Random, mean: float = 0.0) -> torch.Tensor:
+    return random.normal(shape.packing.segments, shape.width, dtype=torch.float32, mean=mean)
+
+
+def _draw_norm(shape: Shape, random: Random) -> Tensors:
+    x = random.normal(shape.packing.tokens, shape.width)
+    return {"x": x, "factor": _vectors(shape, random, 1.0), "shift": _vectors(shape, random)}
+
+
+def _norm(fp8: bool) -> Callable[[Shape, Tensors], dict[str, torch.Tensor | Fp8Rows]]:
+    def run(shape: Shape, at: Tensors) -> dict[str, torch.Tensor | Fp8Rows]:
+        return {"y": rms_norm_modulate(at["x"], at["factor"], at["shift"], shape.eps, shape.packing, fp8=fp8)}
+
+    return run
+
+
+def _norm_reference(shape: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
+    return {"y": references.rms_norm_modulate(at["x"], at["factor"], at["shift"], shape.eps, shape.packing, dtype)}
+
+
+def _draw_residual(shape: Shape, random: Random) -> Tensors:
+    update = random.normal(shape.packing.tokens, shape.width)
+    return {"update": update, "gate": _vectors(shape, random), **_draw_norm(shape, random)}
+
+
+def _residual(fp8: bool) -> Callable[[Shape, Tensors], dict[str, torch.Tensor | Fp8Rows]]:
+    def run(shape: Shape, at: Tensors) -> dict[str, torch.Tensor | Fp8Rows]:
+        vectors = at["gate"], at["factor"], at["shift"]
+        y = add_rms_norm_modulate_(at["x"], at["update"], *vectors, shape.eps, shape.packing, fp8=fp8)
+        return {"x": at["x"], "y": y}
+
+    return run
+
+
+def _residual_reference(shape: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
+    x = references.add_gated(at["x"], at["update"], at["gate"], shape.packing, dtype)
+    y = references.rms_norm_modulate(x, at["factor"], at["shift"], shape.eps, shape.packing, dtype)
+    return {"x": x, "y": y}
+
+
+def _packed(shape: Shape, random: Random) -> list[torch.Tensor]:
+    """q, k, v and gate as they come from their matrix product: views of one tensor."""
+    matrix = random.normal(shape.packing.tokens, sum(shape.qkvg_columns))
+    return list(matrix.split(shape.qkvg_columns, dim=1))
+
+
+def _draw_sigmoid(shape: Shape, random: Random) -> Tensors:
+    *_, gate = _packed(shape, random)
+    return {"x": random.normal(*gate.shape), "gate": gate}
+
+
+def _sigmoid(fp8: bool) -> Callable[[Shape, Tensors], dict[str, torch.Tensor | Fp8Rows]]:
+    return lambda _, at: {"y": sigmoid_mul(at["x"], at["gate"], fp8=fp8)}
+
+
+def _sigmoid_reference(_: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
+    return {"y": references.sigmoid_mul(at["x"], at["gate"], dtype)}
+
+
+def _draw_silu(shape: Shape, random: Random) -> Tensors:
+    return {"gate_up": random.normal(shape.packing.tokens, 2 * shape.intermediate)}
+
+
+def _silu(fp8: bool) -> Callable[[Shape, Tensors], dict[str, torch.Tensor | Fp8Rows]]:
+    return lambda _, at: {"y": silu_mul(at["gate_up"], fp8=fp8)}
+
+
+def _silu_reference(_: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
+    return {"y": references.silu_mul(at["gate_up"], dtype)}
+
+
+def _draw_heads(shape: Shape, random: Random) -> Tensors:
+    query, key, *_ = (part.unflatten(1, (-1, shape.head_dim)) for part in _packed(shape, random))
+    angles = random.normal(shape.packing.tokens, shape.head_dim // 2, dtype=torch.float32) * math.pi
+    return {
+        "query": query,
+        "key": key,
+        "query_norm": random.normal(shape.head_dim, dtype=torch.float32, mean=1.0),
+        "key_norm": random.normal(shape.head_dim, dtype=torch.float32, mean=1.0),
+        "rotations": torch.polar(torch.ones_like(angles), angles),
+    }
+
+
+def _rotate(shape: Shape, at: Tensors) -> dict[str, torch.Tensor | Fp8Rows]:
+    norm_rotate_(at["query"], at["key"], at["query_norm"], at["key_norm"], shape.eps, at["rotations"])
+    return {"query": at["query"], "key": at["key"]}
+
+
+def _rotate_reference(shape: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
+    return {
+        name: references.norm_rotate(at[name], at[f"{name}_norm"], shape.eps, at["rotations"], dtype)
+        for name in ("query", "key")
+    }
+
+
+def _draw_picture(shape: Shape, random: Random) -> Tensors:
+    picture = random.normal(1, shape.side, shape.side, shape.channels).permute(0, 3, 1, 2)
+    return {"x": picture, "weight": random.normal(shape.channels, mean=1.0)}
+
+
+def _image_norm(_: Shape, at: Tensors) -> dict[str, torch.Tensor | Fp8Rows]:
+    return {"y": image_norm(at["x"], at["weight"], silu=True)}
+
+
+def _image_norm_reference(_: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
+    return {"y": references.image_norm(at["x"], at["weight"], dtype, silu=True)}
+
+
+def _draw_small_picture(shape: Shape, random: Random) -> Tensors:
+    half = shape.side // 2
+    return {"x": random.normal(1, half, half, 2 * shape.channels).permute(0, 3, 1, 2)}
+
+
+def _upsample(_: Shape, at: Tensors) -> dict[str, torch.Tensor | Fp8Rows]:
+    return {"y": upsample(at["x"])}
+
+
+def _upsample_reference(_: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
+    return {"y": references.upsample(at["x"], dtype)}
