@@ -1,0 +1,114 @@
+"""python -m bench.fidelity, at its tiny size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.denoising import NOISE_DTYPE, final_latents
+from bench.fidelity import REFERENCE, Variant, available_variants, compare_images, demo_jobs, main, quantize, velocities
+from bench.kernel_checks import relative_error
+from bench.plain_kernels import PLAIN, plain_kernels
+from bench.real_size import TINY
+from engine.checkpoint.load import FP8_MATRICES
+from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
+from engine.kernels.fp8 import FP8
+from engine.model import layers
+from engine.parallel import LocalGroup
+from engine.rank import Rank
+from launcher.tokenizer import PromptTokenizer
+
+CPU = torch.device("cpu")
+
+
+def test_the_command_compares_precisions_and_says_what_it_leaves_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "results.jsonl"
+    assert main(["--images", "2", "--layers", "1", "--side", "64", "--json", str(file)]) == 0
+    output = capsys.readouterr().out
+    assert "attention fa3: left out, it needs a CUDA device" in output
+    assert "plain kernels: left out, on a CPU" in output
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    demo = {line["variant"]: line for line in lines if line["benchmark"] == "fidelity_demo"}
+    blocks = {line["variant"]: line for line in lines if line["benchmark"] == "fidelity_blocks"}
+    assert demo.keys() == blocks.keys() | {"bfloat16 timesteps alone"}
+    assert blocks.keys() == {"bfloat16", "fp8", *(f"fp8 of {matrix} alone" for matrix in FP8_MATRICES)}
+    # every matrix in fp8 is worse than none, and not hopeless
+    assert 1e-4 < demo["bfloat16"]["latents_error"] < demo["fp8"]["latents_error"] < 0.1
+    assert demo["bfloat16"]["psnr_db"] > demo["fp8"]["psnr_db"] > 30
+    assert 1e-4 < blocks["bfloat16"]["velocity_error"] < blocks["fp8"]["velocity_error"] < 0.2
+    for matrix in FP8_MATRICES:
+        alone = blocks[f"fp8 of {matrix} alone"]["velocity_error"]
+        assert blocks["bfloat16"]["velocity_error"] < alone < blocks["fp8"]["velocity_error"]
+    assert blocks["bfloat16"]["by_sigma"].keys() == {"1.0", "0.75", "0.5", "0.25"}
+
+
+def test_without_time_everything_left_out_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--images", "1", "--layers", "1", "--side", "32", "--seconds", "0"]) == 0
+    output = capsys.readouterr().out
+    assert "left out, since the time was up: demo: bfloat16, demo: fp8" in output
+    assert "blocks: bfloat16, blocks: fp8" in output
+
+
+def test_what_can_be_compared_here() -> None:
+    variants, reasons = available_variants(CPU, 16)
+    assert [variant.name for variant in variants][:2] == ["bfloat16", "fp8"]
+    assert {"attention cudnn", "attention flash", "attention fa3", "attention fa4", "plain kernels"} <= reasons.keys()
+
+
+def test_images_are_compared_by_their_latents_and_pixels() -> None:
+    pixels = torch.full((300,), 100, dtype=torch.uint8)
+    latents = torch.ones((4, 4))
+    exact = [(latents, pixels), (latents, pixels)]
+    assert compare_images("same", exact, exact).psnr_db is None
+    errors = compare_images("other", [(latents, pixels), (latents * 1.5, pixels + 1)], exact)
+    assert (errors.latents_error, errors.largest_latents_error) == (0.25, 0.5)
+    assert errors.smallest_psnr_db == pytest.approx(48.13, abs=0.01)  # one level everywhere
+    assert errors.psnr_db == pytest.approx(51.14, abs=0.01)
+
+
+def test_matrices_quantised_later_are_those_that_the_loader_quantises() -> None:
+    config = EngineConfig(device="cpu", dtype="bfloat16", quantization="fp8")
+    loaded = Rank(config, LocalGroup(), CPU).transformer
+    changed = Rank(EngineConfig(device="cpu", dtype="bfloat16"), LocalGroup(), CPU).transformer
+    for matrix in FP8_MATRICES:
+        quantize(changed, matrix)
+    theirs = loaded.state_dict()
+    for name, tensor in changed.state_dict().items():
+        assert tensor.dtype == theirs[name].dtype
+        assert torch.equal(tensor.float(), theirs[name].float())
+    assert sum(tensor.dtype == FP8 for tensor in theirs.values()) == 6 * len(FP8_MATRICES)
+
+
+def test_plain_kernels_are_the_engines_own_mathematics() -> None:
+    exact = velocities(Variant("float32", "float32"), TINY, 64, CPU)
+    before = layers.silu_mul
+    with plain_kernels(tuple(PLAIN)):
+        assert layers.silu_mul is not before
+    assert layers.silu_mul is before
+    for plain, own in zip(velocities(REFERENCE, TINY, 64, CPU), exact, strict=True):
+        assert relative_error(plain, own) < 1e-5
+    model = ModelConfig.from_folder(DEMO_CHECKPOINT)
+    latents = []
+    for names in ((), tuple(PLAIN)):  # the text encoder's and text fusion's too
+        with plain_kernels(names):
+            rank = Rank(EngineConfig(device="cpu"), LocalGroup(), CPU)
+            latents += final_latents(rank, demo_jobs(model, 1))
+            rank.close()
+    assert relative_error(latents[1], latents[0]) < 1e-4
+
+
+def test_every_precision_starts_from_the_same_noise() -> None:
+    model = ModelConfig.from_folder(DEMO_CHECKPOINT)
+    (job,) = demo_jobs(model, 1)
+    assert job.prompt_ids == PromptTokenizer(DEMO_CHECKPOINT, 461).encode("a red circle on a blue background").ids
+    exact, rounded = (
+        final_latents(Rank(EngineConfig(device="cpu", dtype=dtype), LocalGroup(), CPU), [job])[0]
+        for dtype in ("float32", "bfloat16")
+    )
+    assert NOISE_DTYPE is torch.bfloat16
+    assert relative_error(rounded, exact) < 0.05  # of other noise it would be near 1
