@@ -1,0 +1,216 @@
+#!/usr/bin/env bash
+# Everything that is worth knowing on a machine with a GPU, smallest and most important first, in under 9 minutes:
+# tests of the kernels, parity of ranks that share the GPU, then the benchmarks.
+#
+#     bench/gpu.sh [--out FOLDER] [--only PART,PART…] [--small] [--dry-run]
+#
+# Needs python3 (PYTHON names another) with torch, triton, transformers and safetensors; neither zmq nor msgspec nor a
+# package index. WHEELS names a folder of wheels (diffusers, FlashAttention …) to use besides, installed nowhere.
+#
+# BUDGET_S (540) seconds are shared out: each part has a slice of its own, and is skipped, which is said, when fewer than
+# LEAST_S (15) are left. A part that fails does not stop the others, but the exit status is 1 then. Results are added to one
+# JSON-lines file as they come, and all output to one log: FOLDER/results.jsonl and results.log (--out, or OUT), else
+# bench/results/DATE-GPU.jsonl and .log. --small runs every part at a tiny size on the CPU, --dry-run none of them: it
+# prints the commands. No setting of the GPU is changed.
+set -uo pipefail
+
+usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; }
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-python3}
+budget=${BUDGET_S:-540}
+least=${LEAST_S:-15}
+folder=${OUT:-}
+only=""
+small=""
+dry=""
+while (($#)); do
+    case $1 in
+    --out | --only)
+        (($# > 1)) || { echo "error: $1 needs a value" >&2; exit 2; }
+        if [[ $1 == --out ]]; then folder=$2; else only=$2; fi
+        shift
+        ;;
+    --small) small=1 ;;
+    --dry-run) dry=1 ;;
+    --help | -h) usage; exit 0 ;;
+    *) echo "error: unknown option $1 (--help lists them)" >&2; exit 2 ;;
+    esac
+    shift
+done
+[[ $budget,$least =~ ^[0-9]+,[0-9]+$ ]] || {
+    echo "error: BUDGET_S and LEAST_S must be whole numbers of seconds, got $budget and $least" >&2
+    exit 2
+}
+
+# ---- where results go
+
+gpu=cpu
+if [[ -z $small ]] && command -v nvidia-smi >/dev/null; then
+    gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader --id=0 | tr '[:upper:] ' '[:lower:]-')
+fi
+if [[ -n $folder ]]; then
+    base=$folder/results
+else
+    base=$root/bench/results/$(date -u +%Y-%m-%d)-$gpu
+fi
+mkdir -p "$(dirname "$base")" || exit 2
+base=$(cd "$(dirname "$base")" && pwd)/$(basename "$base")
+results=$base.jsonl
+child=""
+wheels=""
+exec 3>&1 > >(exec tee -a "$base.log") 2>&1
+log_writer=$!
+
+finish() {
+    [[ -n $child ]] && kill "$child" 2>/dev/null
+    [[ -n $wheels ]] && rm -rf "$wheels"
+    exec >&3 2>&3
+    wait "$log_writer" 2>/dev/null
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# ---- parts
+
+names=()
+outcomes=()
+failed=0
+
+# part NAME SLICE COMMAND…: @S in the command becomes the seconds that it should be done in
+part() {
+    local name=$1 slice=$2 left began status outcome
+    shift 2
+    if [[ -n $only && ",$only," != *",$name,"* ]]; then
+        return 0
+    fi
+    left=$((budget - SECONDS))
+    names+=("$name")
+    if ((left < least)); then
+        outcomes+=("skipped: $left s of $budget s are left")
+        echo "== $name: ${outcomes[-1]}"
+        return 0
+    fi
+    ((slice < left - least / 3)) || slice=$((left - least / 3))
+    set -- "${@//@S/$((slice > 20 ? slice - 10 : slice / 2))}"
+    echo
+    echo "== $name (at most $slice s): $*"
+    if [[ -n $dry ]]; then
+        outcomes+=("not run")
+        return 0
+    fi
+    gpu_state
+    began=$SECONDS
+    timeout -k 5 "$slice" "$@" </dev/null &
+    child=$!
+    wait "$child"
+    status=$?
+    child=""
+    case $status in
+    0) outcome="ok" ;;
+    124 | 137) outcome="FAILED: not done after $slice s" ;;
+    *) outcome="FAILED: exit status $status" ;;
+    esac
+    [[ $status == 0 ]] || failed=1
+    outcomes+=("$outcome, $((SECONDS - began)) s")
+    echo "== $name: ${outcomes[-1]}"
+}
+
+skip() {
+    if [[ -z $only || ",$only," == *",$1,"* ]]; then
+        names+=("$1")
+        outcomes+=("skipped: $2")
+        echo "== $1: skipped: $2"
+    fi
+}
+
+has() { [[ -n $dry ]] || "$python" -c "import $1" 2>/dev/null; }
+
+gpu_state() {
+    command -v nvidia-smi >/dev/null || return 0
+    nvidia-smi --query-gpu=clocks.sm,clocks.mem,temperature.gpu,power.draw,memory.used,utilization.gpu \
+        --format=csv,noheader
+}
+
+others_on_gpu() {
+    command -v nvidia-smi >/dev/null || return 0
+    nvidia-smi --query-compute-apps=pid,used_memory --format=csv,noheader
+}
+
+# ---- the environment
+
+cd "$root" || exit 2
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+if [[ -n ${WHEELS:-} ]]; then
+    wheels=$(mktemp -d)
+    if ! "$python" -m pip install --quiet --no-index --no-deps --target "$wheels" "$WHEELS"/*.whl; then
+        echo "error: WHEELS: the wheels in $WHEELS cannot be installed" >&2
+        exit 2
+    fi
+    export PYTHONPATH=$PYTHONPATH:$wheels
+fi
+export OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
+if [[ -n $small ]]; then
+    export CUDA_VISIBLE_DEVICES=""
+    size=(--size tiny)
+    kernel_tests=(tests/kernels/test_gate.py)
+    cases=64
+    loads=2x64
+    image=(--sides 64 --steps 2 --burst 1 --idle 0 --sustained 0)
+    peers=("${image[@]}")
+    large=(--sides 128 --steps 2 --burst 1 --idle 0 --sustained 0)
+else
+    size=(--size real)
+    kernel_tests=(tests/kernels)
+    cases=1024,512,16x512
+    loads=20x1024,16x512
+    image=(--sides 1024,512 --idle 3 --sustained 5)
+    peers=(--sides 1024,512 --idle 0 --sustained 0 --peer diffusers)
+    large=(--sides 2048 --burst 2 --idle 1 --sustained 0 --quantization "none,fp8")
+fi
+
+echo "results: $results"
+date -u +"%Y-%m-%d %H:%M:%S UTC"
+others=""
+if [[ -z $small ]]; then
+    command -v nvidia-smi >/dev/null && nvidia-smi
+    others=$(others_on_gpu)
+fi
+if [[ -z $dry ]] && ! "$python" -m bench.machine ${small:+--no-gpu}; then
+    exit 2
+fi
+
+json=(--json "$results")
+if has pytest; then
+    part kernel-tests 120 "$python" -m bench.kernel_tests --seconds @S "${json[@]}" "${kernel_tests[@]}"
+else
+    part kernel-tests 100 "$python" -m bench.kernels "${size[@]}" --check-only --seconds @S "${json[@]}"
+fi
+part shared-gpu 80 "$python" -m bench.shared_gpu --ranks 2,4 --seconds @S "${json[@]}"
+part step 50 "$python" -m bench.step "${size[@]}" --cases "$cases" --seconds @S "${json[@]}"
+part image-bf16 50 "$python" -m bench.image "${size[@]}" "${image[@]}" --seconds @S "${json[@]}"
+part image-fp8 50 "$python" -m bench.image "${size[@]}" "${image[@]}" --quantization fp8 --seconds @S "${json[@]}"
+part kernels 60 "$python" -m bench.kernels "${size[@]}" --seconds @S "${json[@]}"
+part throughput 90 "$python" -m bench.throughput "${size[@]}" --loads "$loads" --seconds @S "${json[@]}"
+part fidelity 40 "$python" -m bench.fidelity "${size[@]}" --seconds @S "${json[@]}"
+if has diffusers; then
+    part peers 100 "$python" -m bench.image "${size[@]}" "${peers[@]}" --seconds @S "${json[@]}"
+else
+    skip peers "diffusers is not there (WHEELS names a folder that has its wheel)"
+fi
+part image-2048 60 "$python" -m bench.image "${size[@]}" "${large[@]}" --seconds @S "${json[@]}"
+
+# ---- what came of it
+
+echo
+[[ -n $small ]] && echo "Tiny sizes on a CPU: these figures say nothing about speed."
+if [[ -n $others ]]; then
+    echo "WARNING: other processes were on the GPU at the start, so no figure here is valid:"
+    echo "$others"
+fi
+for ((i = 0; i < ${#names[@]}; i++)); do
+    printf '%-14s %s\n' "${names[i]}" "${outcomes[i]}"
+done
+echo "$SECONDS s of $budget s; results: $results"
+exit "$failed"
