@@ -193,7 +193,7 @@ part image-bf16 50 "$python" -m bench.image "${size[@]}" "${image[@]}" --seconds
 part image-fp8 50 "$python" -m bench.image "${size[@]}" "${image[@]}" --quantization fp8 --seconds @S "${json[@]}"
 part kernels 60 "$python" -m bench.kernels "${size[@]}" --seconds @S "${json[@]}"
 part throughput 90 "$python" -m bench.throughput "${size[@]}" --loads "$loads" --seconds @S "${json[@]}"
-part fidelity 40 "$python" -m bench.fidelity "${size[@]}" --seconds @S "${json[@]}"
+part fidelity 60 "$python" -m bench.fidelity "${size[@]}" --seconds @S "${json[@]}"
 if has diffusers; then
     part peers 100 "$python" -m bench.image "${size[@]}" "${peers[@]}" --seconds @S "${json[@]}"
 else

@@ -23,8 +23,8 @@ def plain_kernels(names: Collection[str]) -> Iterator[None]:
     with ExitStack() as stack:
         for name in names:
             for own, plain in PLAIN[name].items():
-                for module in list(sys.modules.values()):
-                    if module.__name__.startswith("engine.") and getattr(module, own.__name__, None) is own:
+                for module_name, module in list(sys.modules.items()):
+                    if module_name.startswith("engine.") and getattr(module, own.__name__, None) is own:
                         stack.enter_context(patch.object(module, own.__name__, plain))
         yield
 

@@ -164,6 +164,18 @@ def test_help_is_the_head_of_the_script() -> None:
     assert "pipefail" not in result.stdout
 
 
+def test_what_it_runs_needs_nothing_of_the_server() -> None:
+    missing = ["zmq", "msgspec", "fastapi", "uvicorn", "prometheus_client", "click", "tqdm", "launcher"]
+    missing += ["PIL", "diffusers", "transformers", "tokenizers"]
+    modules = "machine", "kernel_tests", "kernels", "shared_gpu", "step", "image", "throughput", "fidelity"
+    code = f"import sys\nfor name in {missing}:\n"
+    code += f"    sys.modules[name] = None\nimport {', '.join(f'bench.{module}' for module in modules)}"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=SCRIPT.parent.parent, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.slow
 def test_everything_runs_at_tiny_sizes(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path)}
