@@ -38,7 +38,7 @@ SIDES = {"real": "1024,512,2048", "tiny": "128"}
 COPY_SHARE = 0.8  # the target for elementwise kernels
 _TEXT_TOKENS = {2048: 66}  # else 64; so the rows of 2048² are no multiple of 16
 _RAGGED = (1, 77, 0, 130, 3)  # what is checked besides: many segments, odd, of one token, empty
-_ROWS = {"real": (4096, 4160, 4224, 4225, 4352), "tiny": (64, 80)}  # of matrix products: where tiles fill waves or not
+_ROWS = {"real": (4096, 4160, 4224, 4225, 4352), "tiny": (80, 128)}  # of matrix products: where tiles fill waves or not
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,21 @@ def time_elementwise(operation: Operation, shape: Shape, device: torch.device, t
     )  # fmt: skip
 
 
+def block_seconds(timed: Sequence[Timed], rates: Sequence[Rate], tokens: int, *, fp8: bool) -> float | None:
+    """What the kernels of one block add up to, with the fastest attention: what a step could take, collectives and
+    gaps left out. None if one of them was not measured at so many rows."""
+    measured: list[Timed | Rate] = [*timed, *rates]
+    seconds = {one.kernel: one.median_s for one in measured if one.tokens == tokens}
+    attention = min((time for name, time in seconds.items() if name.startswith("attention ")), default=None)
+    suffix, precision = (" → fp8", "fp8") if fp8 else ("", "bfloat16")
+    norm = f"residual, norm, modulate{suffix}"
+    names = [norm, norm, f"silu(gate) · up{suffix}", "q, k norm and rotation"]
+    names += [f"{matrix} {precision}" for matrix in ("q|k|v|gate", "out", "gate|up", "down")]
+    if attention is None or not seconds.keys() >= set(names):
+        return None
+    return attention + sum(seconds[name] for name in names)
+
+
 def _check(shapes: Sequence[Shape], device: torch.device, options: argparse.Namespace, budget: Budget) -> list[Check]:
     checks: list[Check] = []
     for shape in shapes:
@@ -162,6 +177,13 @@ def _time(
                 for rows in _ROWS[options.size]:
                     for fp8 in (False, True):
                         measure(partial(time_product, name, matrix, rows, device, options.tp, ceilings, fp8=fp8))
+    for fp8 in (False, True):
+        seconds = block_seconds(timed, rates, shapes[0].packing.tokens, fp8=fp8)
+        if seconds is not None:
+            step = {"side": shapes[0].side, "tp": options.tp, "fp8": fp8, "block_s": seconds, "size": options.size}
+            publish("kernel_sum", step, options.json)
+            precision = "fp8" if fp8 else "bfloat16"
+            print(f"{shapes[0].side}², {precision}: a block's kernels add up to {seconds * 1e6:.0f} µs")
     for backend, reason in attention_backends(shapes[0].head_dim, device).items():
         if reason is not None:
             print(f"attention {backend} is not here: {reason}")

@@ -138,6 +138,7 @@ def run_rank(rank: int, ranks: int, device_name: str, folder: Path, timeout_s: f
             device=device_name,
             dtype=dtype,
             quantization=quantization,
+            attention="torch",  # whatever the number of ranks
             share_gpu=True,
             cuda_graphs=False,  # gloo's collectives pass through the host, which no graph records
         )

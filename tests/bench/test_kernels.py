@@ -12,9 +12,9 @@ import torch
 from bench import kernel_cases, kernel_checks
 from bench.kernel_cases import Operation, Random, Shape, bytes_moved, elementwise_operations
 from bench.kernel_checks import check_all, relative_error
-from bench.kernel_rates import Attention, block_matrices
+from bench.kernel_rates import Attention, Rate, block_matrices
 from bench.kernel_timing import time_kernel
-from bench.kernels import main
+from bench.kernels import Timed, block_seconds, main
 from bench.real_size import KREA2, TINY
 from engine.kernels.packing import Packing
 
@@ -119,19 +119,38 @@ def test_calls_take_turns() -> None:
 
 def test_the_command_prints_tables_and_writes_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "results.jsonl"
-    assert main(["--size", "tiny", "--sides", "64", "--tp", "2", "--json", str(file)]) == 0
+    assert main(["--size", "tiny", "--sides", "128", "--tp", "2", "--json", str(file)]) == 0
     output = capsys.readouterr().out
     assert "checks of kernels hold" in output
     assert "attention fa3 is not here: it needs a CUDA device" in output
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert {line["benchmark"] for line in lines} == {"kernel_check", "ceilings", "kernel"}
+    assert {line["benchmark"] for line in lines} == {"kernel_check", "ceilings", "kernel", "kernel_sum"}
     timed = [line for line in lines if line["benchmark"] == "kernel" and "moved" in line]
     assert len(timed) == len(list(elementwise_operations()))
     for line in timed:
-        assert (line["tokens"], line["tp"], line["size"]) == (16 + 64, 2, "tiny")
+        assert (line["tokens"], line["tp"], line["size"]) == (64 + 64, 2, "tiny")
         assert line["bytes_per_s"] == line["moved"] / line["median_s"]
     rates = [line["kernel"] for line in lines if line["benchmark"] == "kernel" and "flops_per_s" in line]
     assert {"attention torch", "out bfloat16", "out fp8"} <= set(rates)
+
+
+def test_what_a_blocks_kernels_add_up_to() -> None:
+    def timed(kernel: str, seconds: float) -> Timed:
+        return Timed(kernel, 128, 128, 1, seconds, seconds, seconds, 1, 1, 1.0, 1.0, 1.0)
+
+    def rate(kernel: str, seconds: float, tokens: int = 128) -> Rate:
+        return Rate(kernel, tokens, None, 1, seconds, seconds, seconds, 1, 1.0, 1.0)
+
+    elementwise = [
+        *(timed("residual, norm, modulate", 1.0), timed("silu(gate) · up", 3.0), timed("q, k norm and rotation", 4.0)),
+        timed("norm, modulate", 1000.0),
+    ]
+    rates = [rate("attention torch", 200.0), rate("attention triton", 100.0), rate("down bfloat16", 1000.0, 64)]
+    rates += [rate(f"{matrix} bfloat16", 10.0) for matrix in ("q|k|v|gate", "out", "gate|up")]
+    assert block_seconds(elementwise, rates, 128, fp8=False) is None
+    rates.append(rate("down bfloat16", 10.0))
+    assert block_seconds(elementwise, rates, 128, fp8=False) == 100 + 4 * 10 + 2 * 1 + 3 + 4
+    assert block_seconds(elementwise, rates, 128, fp8=True) is None
 
 
 def test_without_time_only_small_shapes_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
