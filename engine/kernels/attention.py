@@ -87,7 +87,8 @@ def _torch(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causa
     key, value = (
         tensor.reshape(batch * kv_heads, 1, tokens, head_dim).expand(-1, group, -1, -1) for tensor in (key, value)
     )
-    return F.scaled_dot_product_attention(query, key, value, is_causal=causal).view(batch, heads, tokens, head_dim)
+    attended = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    return attended.reshape(batch, heads, tokens, head_dim)  # copied on a GPU, which lays heads out inside of tokens
 
 
 # torch's two kernels are called by name: `sdpa_kernel` would choose them by flags of the whole process, and the VAE,

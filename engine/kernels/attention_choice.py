@@ -20,6 +20,7 @@ AUTO = "auto"
 REPEATS = 10
 # Without measuring: what others measured on Hopper, see docs/speed.md.
 _PREFERRED = ("fa3", "cudnn", "flash", "fa4", "triton", "torch")
+_PREFERRED_IN_FLOAT32 = ("torch", "triton")  # whose products are not for tensor cores there, and spill registers
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def choose_attention(
         kernel = GatedAttentionKernel("torch" if name == AUTO else name)
         return AttentionChoice(kernel.backend, kernel.captured_backend, {}, refused)
     if not measured:
-        preferred = [backend for backend in _PREFERRED if backend in available]
+        order = _PREFERRED_IN_FLOAT32 if dtype == torch.float32 else _PREFERRED
+        preferred = [backend for backend in order if backend in available]
         captured = next((backend for backend in preferred if BACKENDS[backend].varlen), None)
         return AttentionChoice(preferred[0] if name == AUTO else name, captured, {}, refused)
 

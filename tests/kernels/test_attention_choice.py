@@ -98,6 +98,16 @@ def test_when_nothing_runs_every_reason_is_told(measured: dict[str, Timing | Exc
         _choose("auto")
 
 
+@pytest.mark.parametrize(("dtype", "chosen"), [(torch.bfloat16, "flash"), (torch.float32, "torch")])
+def test_unmeasured_it_is_what_is_usually_fastest(
+    measured: dict[str, Timing | Exception], dtype: torch.dtype, chosen: str
+) -> None:
+    available = ("flash", "triton", "torch") if dtype == torch.bfloat16 else ("triton", "torch")
+    measured.update(dict.fromkeys(available, AssertionError("it was measured")))
+    choice = choose_attention("auto", SHAPE, GPU, dtype, calls=224, measured=False)
+    assert (choice.backend, choice.captured_backend) == (chosen, "triton")
+
+
 def test_a_cpu_has_torch_without_measuring() -> None:
     choice = choose_attention("auto", SHAPE, CPU, torch.float32, calls=224)
     assert (choice.backend, choice.captured_backend, choice.timings) == ("torch", None, {})
