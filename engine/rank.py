@@ -338,7 +338,8 @@ class PendingStep:
         """Return when the device has finished the step."""
         if self._on_gpu:
             began, encoded, done = self._events
-            done.synchronize()
+            with torch.cuda.device(self._device):  # another thread's is GPU 0, of whose memory a context takes some
+                done.synchronize()
             seconds = began.elapsed_time(encoded) / 1e3, encoded.elapsed_time(done) / 1e3
         else:
             began_s, encoded_s, done_s = self._times
