@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import torch
 
@@ -30,18 +29,27 @@ _PROMPT_ROWS = 64
 _LARGEST_PROMPT = 576
 
 
+class _Recorder:
+    """What recordings that never run at once have in common: memory, and the stream they are made in, without which
+    they would not share it, since the allocator hands a stream's memory to that stream alone."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream(device)
+
+
 class _Recording:
     """One forward as a graph. `run` reads and writes the same memory at every replay."""
 
-    def __init__(self, run: Callable[[], torch.Tensor], pool: Any) -> None:
-        stream = torch.cuda.Stream()
+    def __init__(self, run: Callable[[], torch.Tensor], recorder: _Recorder) -> None:
+        stream = recorder.stream
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             run()  # whatever happens once: kernels are compiled, libraries take their workspaces
         stream.synchronize()
         self._graph = torch.cuda.CUDAGraph()
         # thread_local: an image may be decoded meanwhile, in a thread and a stream of its own
-        with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, pool=recorder.pool, stream=stream, capture_error_mode="thread_local"):
             self.output = run()
 
     def replay(self) -> torch.Tensor:
@@ -58,7 +66,7 @@ class _StepRecording(_Recording):
         rows: int,
         dtype: torch.dtype,
         device: torch.device,
-        pool: Any,
+        recorder: _Recorder,
     ) -> None:
         width, segments = config.hidden_size, _MOST_SEGMENTS + 1
         self.x = torch.zeros((rows, width), dtype=dtype, device=device)
@@ -68,7 +76,7 @@ class _StepRecording(_Recording):
         )
         self.packing = CapturedPacking(rows, segments, device)
         self.rotations = torch.ones((rows, config.head_dim // 2), dtype=torch.complex64, device=device)
-        super().__init__(lambda: transformer.denoise(self.x, self.modulation, self.packing, self.rotations), pool)
+        super().__init__(lambda: transformer.denoise(self.x, self.modulation, self.packing, self.rotations), recorder)
 
 
 class StepGraphs:
@@ -80,7 +88,7 @@ class StepGraphs:
         self._arguments = transformer, config
         self._dtype, self._device = dtype, device
         self._filled_up = lru_cache(maxsize=_CACHED_PACKINGS)(lambda lengths: Packing(lengths, device))
-        self._pool = torch.cuda.graph_pool_handle()
+        self._recorder = _Recorder(device)
         self._recordings: dict[int, _StepRecording] = {}
 
     def holds(self, packing: Packing) -> bool:
@@ -110,16 +118,16 @@ class StepGraphs:
 
     def _recording(self, rows: int) -> _StepRecording:
         if rows not in self._recordings:
-            arguments = (*self._arguments, rows, self._dtype, self._device, self._pool)
+            arguments = (*self._arguments, rows, self._dtype, self._device, self._recorder)
             self._recordings[rows] = _StepRecording(*arguments)
         return self._recordings[rows]
 
 
 class _PromptRecording(_Recording):
-    def __init__(self, encoder: TextEncoder, rows: int, device: torch.device, pool: Any) -> None:
+    def __init__(self, encoder: TextEncoder, rows: int, device: torch.device, recorder: _Recorder) -> None:
         self.ids = torch.zeros(rows, dtype=torch.int64, device=device)
         packing = Packing([rows], device)
-        super().__init__(lambda: encoder(self.ids, packing), pool)
+        super().__init__(lambda: encoder(self.ids, packing), recorder)
 
 
 class PromptGraphs:
@@ -128,7 +136,7 @@ class PromptGraphs:
 
     def __init__(self, encoder: TextEncoder, device: torch.device) -> None:
         self._encoder, self._device = encoder, device
-        self._pool = torch.cuda.graph_pool_handle()
+        self._recorder = _Recorder(device)
         self._recordings: dict[int, _PromptRecording] = {}
 
     def record_all(self) -> None:
@@ -147,5 +155,5 @@ class PromptGraphs:
 
     def _recording(self, rows: int) -> _PromptRecording:
         if rows not in self._recordings:
-            self._recordings[rows] = _PromptRecording(self._encoder, rows, self._device, self._pool)
+            self._recordings[rows] = _PromptRecording(self._encoder, rows, self._device, self._recorder)
         return self._recordings[rows]

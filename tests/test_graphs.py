@@ -7,15 +7,16 @@ seen there is everything but the capture.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from bench.real_size import TINY, RandomWeights
 from engine import graphs
 from engine.batch import Layout, Segment
-from engine.config import EngineConfig
+from engine.config import EngineConfig, ModelConfig
 from engine.graphs import PromptGraphs, StepGraphs
 from engine.kernels.gate import gate_mul_triton
 from engine.kernels.norm import norm_triton
@@ -33,12 +34,18 @@ pytest.importorskip("triton")
 # (text tokens, rows, columns) of each segment: one image, two batches for one recording, more than it holds
 BATCHES = [[(5, 4, 2)], [(6, 2, 3), (7, 2, 4), (4, 1, 1)], [(1, 3, 7), (2, 2, 2)], [(9, 3, 5), (9, 3, 5)]]
 STEP_ROWS = 32  # the interpreter takes a millisecond a row
+SIDES = (64, 128, 1024)  # of images, in pixels
+
+
+def _rank(dtype: str, quantization: str = "none", config: ModelConfig = TINY) -> Rank:
+    device = torch.device("cpu" if INTERPRETED else "cuda")
+    weights = RandomWeights(config, device)
+    return Rank(EngineConfig(dtype=dtype, quantization=quantization), LocalGroup(), device, weights=weights)
 
 
 @pytest.fixture
-def rank(turbo: Path) -> Rank:
-    config = EngineConfig(model=str(turbo), dtype="float32")
-    return Rank(config, LocalGroup(), torch.device("cpu" if INTERPRETED else "cuda"))
+def rank() -> Rank:
+    return _rank("float32")
 
 
 @pytest.fixture
@@ -46,12 +53,12 @@ def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """All kernels by Triton, and on the CPU recordings that only remember what to run."""
     if INTERPRETED:
 
-        def record(self: Any, run: Callable[[], torch.Tensor], pool: Any) -> None:
+        def record(self: Any, run: Callable[[], torch.Tensor], recorder: Any) -> None:
             self._run = run
 
         monkeypatch.setattr(graphs._Recording, "__init__", record)
         monkeypatch.setattr(graphs._Recording, "replay", lambda self: self._run())
-        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+        monkeypatch.setattr(graphs, "_Recorder", lambda device: None)
     monkeypatch.setattr(graphs, "_STEP_ROWS", STEP_ROWS)
 
     def modulate(x: Any, factor: Any, shift: Any, eps: float, packing: Packing, *, fp8: bool = False) -> Any:
@@ -121,30 +128,67 @@ def test_what_fills_a_prompts_recording_up_changes_nothing_in_it(rank: Rank, mon
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("quantization", ["none", "fp8"])
-def test_a_warmed_up_rank_makes_the_images_of_one_that_is_not(turbo: Path, quantization: str) -> None:
-    """And both are near float32's. The sizes are within the recordings and beyond them."""
-    sizes = {0: 64, 1: 128, 2: 1024}
+def test_a_warmed_up_rank_makes_the_images_of_one_that_is_not(quantization: str) -> None:
+    """Both compute in the same precision, so one has no reason to be further from float32 than the other. The sizes are
+    within the recordings and beyond them."""
 
     def run(dtype: str, quantization: str, *, warm: bool) -> list[torch.Tensor]:
-        config = EngineConfig(model=str(turbo), dtype=dtype, quantization=quantization)
-        rank = Rank(config, LocalGroup(), torch.device("cuda"))
+        rank = _rank(dtype, quantization)
         if warm:
             rank.warm_up()
             assert rank._step_graphs is not None
-        jobs = tuple(
-            Job(index, tuple(range(60 + index)), None, size, size, 4, 0.0, None, index) for index, size in sizes.items()
-        )
-        for number, job in enumerate(jobs):
-            for step in range(4):
-                start = (job,) if step == 0 else ()
-                rank.execute(Step(4 * number + step, start=start, denoise=(job.job_id,))).wait()
-        latents = [rank.latents(job.job_id).cpu() for job in jobs]
+        latents = []
+        for image, steps in enumerate(_steps_of_images()):
+            for step in steps:
+                rank.execute(step).wait()
+            latents.append(rank.latents(image).cpu())
         rank.close()
         return latents
 
     exact = run("float32", "none", warm=False)
     cold, warm = run("bfloat16", quantization, warm=False), run("bfloat16", quantization, warm=True)
-    tolerance = 0.05 if quantization == "none" else 0.2
     for reference, one, other in zip(exact, cold, warm, strict=True):
-        assert relative_error(one, reference) <= tolerance
-        assert relative_error(other, reference) <= tolerance
+        error = relative_error(one, reference)
+        assert error <= 0.25
+        assert relative_error(other, reference) <= 1.2 * error
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("quantization", ["none", "fp8"])
+def test_the_host_waits_for_nothing_while_it_queues_steps(quantization: str) -> None:
+    rank = _rank("bfloat16", quantization)
+    rank.warm_up()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        pending = [rank.execute(step) for steps in _steps_of_images() for step in steps]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [step.wait().encoded_tokens for step in pending[::5]] == [60, 61, 62]
+    rank.close()
+
+
+@pytest.mark.gpu
+def test_recordings_share_their_memory() -> None:
+    rank = _rank("bfloat16", config=replace(TINY, transformer=replace(TINY.transformer, intermediate_size=8192)))
+    rank.attention.captured_backend = "triton"
+    with torch.inference_mode():
+        recorded = StepGraphs(rank.transformer, rank.config.transformer, rank.dtype, rank.device)
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved()
+        recorded._recording(2048)
+        torch.cuda.empty_cache()
+        largest = torch.cuda.memory_reserved() - before
+        recorded.record_all()
+        torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() - before < 1.5 * largest
+
+
+def _steps_of_images() -> list[list[Step]]:
+    """Of each of the images, whose sides are `SIDES`: the step that starts it, and 4 that denoise it."""
+    images = []
+    for image, side in enumerate(SIDES):
+        job = Job(image, tuple(range(60 + image)), None, side, side, 4, 0.0, None, image)
+        first = 5 * image
+        denoise = [Step(first + 1 + step, denoise=(image,)) for step in range(job.steps)]
+        images.append([Step(first, start=(job,)), *denoise])
+    return images
