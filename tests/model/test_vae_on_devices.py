@@ -16,7 +16,7 @@ REAL_PROPORTIONS: dict[str, Any] = {"dim_mult": (1, 2, 4, 4), "num_res_blocks": 
 
 
 def decoder(device: str = "cpu", dtype: torch.dtype = torch.float32, **fields: Any) -> VAEDecoder:
-    """A random one, the same on every device, whose pixels fill [-1, 1] and are hardly ever clipped."""
+    """A random one, the same on every device, none of whose pixels are clipped."""
     weights = RandomWeights(replace(TINY, vae=replace(TINY.vae, **fields)), torch.device("cpu"))
     with torch.device("meta"):
         vae = VAEDecoder(weights.config.vae)
