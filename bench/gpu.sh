@@ -162,7 +162,7 @@ if [[ -n $small ]]; then
     large=(--sides 128 --steps 2 --burst 1 --idle 0 --sustained 0)
 else
     size=(--size real)
-    kernel_tests=(tests/kernels)
+    kernel_tests=(tests/kernels tests/test_graphs.py tests/model/test_vae_on_devices.py)
     cases=1024,512,16x512
     loads=20x1024,16x512
     image=(--sides 1024,512 --idle 3 --sustained 5)

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from engine.kernels.jit import missing_for_kernels
+
 NEEDED = {"torch": (2, 11), "triton": (3, 6), "safetensors": (0, 5)}
 
 
@@ -25,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if not options.no_gpu and not torch.cuda.is_available():
             missing.append("torch finds no CUDA device (bench/gpu.sh --small does with a CPU)")
+        if not options.no_gpu and (lacking := missing_for_kernels()) is not None:
+            missing.append(f"{lacking} is needed")
     for problem in missing:
         print(f"error: {problem}", file=sys.stderr)
     if missing:

@@ -32,6 +32,8 @@ from engine.step import Job, Step, StepTimes
 # Schedules, batch layouts and image grids kept: a schedule of 52 steps is 8 MB at the real size, a layout 4 MB.
 _CACHED_SHAPES = 8
 _TYPICAL_PROMPT_TOKENS = 64
+# How often an image has a length that none before it had, for which some attention first builds a plan.
+_IMAGES_PER_NEW_LENGTH = 10
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class Rank:
         self.group, self.device = group, device
         self.dtype = pick_dtype(config, device)
         check_quantization(config, device)
+        if self.dtype == torch.float32:
+            torch.backends.cudnn.allow_tf32 = False  # convolutions too are what was asked for
         if weights is None:
             folder = config.checkpoint_folder()
             weights = CheckpointFiles(folder, ModelConfig.from_folder(folder, config.variant))
@@ -160,6 +164,7 @@ class Rank:
             step_bytes(self.config, tokens, self.group.size, self.dtype.itemsize),
             decode_bytes(self.config, width, height, self.dtype.itemsize),
         )
+        torch.cuda.empty_cache()
         free = self.memory().get("free", needed)
         fit = self.group.all_reduce(torch.tensor([float(needed <= free)], device=self.device))
         if fit.item() < self.group.size:  # on every rank or on none, since a step is collective
@@ -230,7 +235,7 @@ class Rank:
             ),
             fp8=self._engine.quantization == "fp8",
         )
-        calls = self.config.default_steps * dit.num_layers
+        calls = _IMAGES_PER_NEW_LENGTH * self.config.default_steps * dit.num_layers
         choice = choose_attention(
             self._engine.attention, shape, self.device, self.dtype, calls=calls, measured=measured
         )

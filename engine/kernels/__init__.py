@@ -1,5 +1,6 @@
-"""One file an operation of the model that is not a matrix product. Each computes in float32 and rounds once.
+"""One file an operation of the model: the function that the model calls, its torch reference, its Triton kernel.
 
-Packed tensors are (tokens, …) with segments one after the other; `bounds` are the segments' offsets, one more than
-there are segments: segment i is rows bounds[i] to bounds[i + 1].
+The public function chooses by device: Triton's kernel (`…_triton`) on a GPU, the reference (`…_torch`) elsewhere. Each
+computes in float32 and rounds once. Packed tensors are (tokens, …) with segments one after the other, which a `Packing`
+describes.
 """

@@ -31,7 +31,7 @@ class Timing:
     steady_ms: float
 
     def cost_ms(self, calls: int) -> float:
-        """The mean over the `calls` that one image makes."""
+        """The mean over so many calls with the same lengths."""
         return (self.first_ms + (calls - 1) * self.steady_ms) / calls
 
 
@@ -78,9 +78,9 @@ def choose_attention(
     """The backends that an engine with `--attention name` uses.
 
     On a GPU every candidate is measured, in this thread, for cuDNN's plans belong to the thread that had them built.
-    "auto" takes what costs an image of `calls` attentions (steps · layers) least; not `measured`, what is usually
-    fastest. CUDA graphs get the named backend if it is varlen, else the fastest that is. Raises `ArgumentError` if the
-    named one does not run here.
+    "auto" takes what costs least over `calls` attentions of which the first meets new lengths; not `measured`, what is
+    usually fastest. CUDA graphs get the named backend if it is varlen, else the fastest that is. Raises `ArgumentError`
+    if the named one does not run here.
     """
     reasons = {backend: unavailable(backend, device, dtype, shape.head_dim) for backend in BACKENDS}
     refused = {backend: reason for backend, reason in reasons.items() if reason is not None}

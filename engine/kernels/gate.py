@@ -16,17 +16,24 @@ if TYPE_CHECKING:
 
 def silu_mul(gate_up: torch.Tensor, *, fp8: bool = False) -> torch.Tensor | Fp8Rows:
     """silu(gate) · up of a stacked (tokens, 2 · width) → (tokens, width), with `fp8` as rows for a matrix product."""
+    if not gate_up.is_cuda:
+        return silu_mul_torch(gate_up, fp8=fp8)
     gate, up = gate_up.chunk(2, dim=-1)
-    if gate.is_cuda:
-        return gate_mul_triton(up, gate, silu=True, fp8=fp8)
-    result = F.silu(gate.float()).mul_(up)
-    return quantize_rows(result, gate_up.dtype) if fp8 else result.to(gate_up.dtype)
+    return gate_mul_triton(up, gate, silu=True, fp8=fp8)
 
 
 def sigmoid_mul(x: torch.Tensor, gate: torch.Tensor, *, fp8: bool = False) -> torch.Tensor | Fp8Rows:
     """x · sigmoid(gate), both (tokens, width), with `fp8` as rows for a matrix product."""
-    if x.is_cuda:
-        return gate_mul_triton(x, gate, silu=False, fp8=fp8)
+    return gate_mul_triton(x, gate, silu=False, fp8=fp8) if x.is_cuda else sigmoid_mul_torch(x, gate, fp8=fp8)
+
+
+def silu_mul_torch(gate_up: torch.Tensor, *, fp8: bool = False) -> torch.Tensor | Fp8Rows:
+    gate, up = gate_up.chunk(2, dim=-1)
+    result = F.silu(gate.float()).mul_(up)
+    return quantize_rows(result, gate_up.dtype) if fp8 else result.to(gate_up.dtype)
+
+
+def sigmoid_mul_torch(x: torch.Tensor, gate: torch.Tensor, *, fp8: bool = False) -> torch.Tensor | Fp8Rows:
     result = torch.sigmoid(gate.float()).mul_(x)
     return quantize_rows(result, x.dtype) if fp8 else result.to(x.dtype)
 

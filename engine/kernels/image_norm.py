@@ -21,14 +21,16 @@ def image_norm(x: torch.Tensor, weight: torch.Tensor, *, silu: bool = False) -> 
 
     x: (images, channels, h, w); weight: (channels,). The result is laid out in memory like x, on a GPU channels_last.
     """
-    if x.is_cuda:
-        return image_norm_triton(x, weight, silu=silu)
+    return image_norm_triton(x, weight, silu=silu) if x.is_cuda else image_norm_torch(x, weight, silu=silu)
+
+
+def image_norm_torch(x: torch.Tensor, weight: torch.Tensor, *, silu: bool = False) -> torch.Tensor:
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_(min=_SHORTEST)
     result = (x / length).mul_((weight.float() * x.shape[1] ** 0.5).view(-1, 1, 1))
     return (F.silu(result, inplace=True) if silu else result).to(x.dtype)
 
 
-def image_norm_triton(x: torch.Tensor, weight: torch.Tensor, *, silu: bool) -> torch.Tensor:
+def image_norm_triton(x: torch.Tensor, weight: torch.Tensor, *, silu: bool = False) -> torch.Tensor:
     """The same by the kernel. x is copied first if it is not channels_last, which the result always is."""
     images, channels, height, width = x.shape
     x = x.permute(0, 2, 3, 1).contiguous()

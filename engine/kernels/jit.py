@@ -6,8 +6,13 @@ then a kernel is its plain Python function, and the name `tl` in it means nothin
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 
@@ -50,3 +55,14 @@ def launch_shape(width: int) -> tuple[int, int]:
     """Columns that a program holds (a power of two, at least `width`), and its warps: 1024 columns each, at most 16."""
     block = 1 << (width - 1).bit_length()
     return block, min(16, max(1, block // 1024))
+
+
+def missing_for_kernels() -> str | None:
+    """What kernels cannot be launched on a GPU without, and this machine does not have: Triton compiles the code that
+    launches them with the system's C compiler."""
+    if find_spec("triton") is None:
+        return "the package triton"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "a C compiler (gcc, clang or CC)"
+    header = Path(sysconfig.get_paths(scheme="posix_prefix")["include"]) / "Python.h"
+    return None if header.exists() else f"Python's headers ({header}, often in a package python3-dev)"

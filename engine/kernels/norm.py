@@ -25,9 +25,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
     x: (tokens, width); weight: (width,) float32.
     """
-    if x.is_cuda:
-        return norm_triton(x, weight, eps)  # type: ignore[return-value]
-    return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
+    return norm_triton(x, weight, eps) if x.is_cuda else rms_norm_torch(x, weight, eps)  # type: ignore[return-value]
 
 
 def add_rms_norm(
@@ -37,8 +35,7 @@ def add_rms_norm(
     if x.is_cuda:
         total = torch.empty_like(x)
         return total, norm_triton(x, weight, eps, update=update, total=total)  # type: ignore[return-value]
-    total = x + update
-    return total, rms_norm(total, weight, eps)
+    return add_rms_norm_torch(x, update, weight, eps)
 
 
 def rms_norm_modulate(
@@ -51,11 +48,7 @@ def rms_norm_modulate(
     """
     if x.is_cuda:
         return norm_triton(x, factor, eps, shift=shift, packing=packing, fp8=fp8)
-    result = F.rms_norm(x.float(), x.shape[-1:], None, eps)
-    for segment, (start, stop) in enumerate(pairwise(packing.bounds)):
-        rows = result[start:stop]
-        torch.addcmul(shift[segment], rows, factor[segment], out=rows)
-    return quantize_rows(result, x.dtype) if fp8 else result.to(x.dtype)
+    return rms_norm_modulate_torch(x, factor, shift, eps, packing, fp8=fp8)
 
 
 def add_rms_norm_modulate_(
@@ -72,10 +65,51 @@ def add_rms_norm_modulate_(
     """x += gate · update in place, then `rms_norm_modulate(x)`. gate: (segments, width) float32."""
     if x.is_cuda:
         return norm_triton(x, factor, eps, update=update, total=x, gate=gate, shift=shift, packing=packing, fp8=fp8)
+    return add_rms_norm_modulate_torch_(x, update, gate, factor, shift, eps, packing, fp8=fp8)
+
+
+# ---- by torch
+
+
+def rms_norm_torch(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
+
+
+def add_rms_norm_torch(
+    x: torch.Tensor, update: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    total = x + update
+    return total, rms_norm_torch(total, weight, eps)
+
+
+def rms_norm_modulate_torch(
+    x: torch.Tensor, factor: torch.Tensor, shift: torch.Tensor, eps: float, packing: Packing, *, fp8: bool = False
+) -> torch.Tensor | Fp8Rows:
+    result = F.rms_norm(x.float(), x.shape[-1:], None, eps)
+    for segment, (start, stop) in enumerate(pairwise(packing.bounds)):
+        rows = result[start:stop]
+        torch.addcmul(shift[segment], rows, factor[segment], out=rows)
+    return quantize_rows(result, x.dtype) if fp8 else result.to(x.dtype)
+
+
+def add_rms_norm_modulate_torch_(
+    x: torch.Tensor,
+    update: torch.Tensor,
+    gate: torch.Tensor,
+    factor: torch.Tensor,
+    shift: torch.Tensor,
+    eps: float,
+    packing: Packing,
+    *,
+    fp8: bool = False,
+) -> torch.Tensor | Fp8Rows:
     for segment, (start, stop) in enumerate(pairwise(packing.bounds)):
         rows = x[start:stop]
         rows.copy_(torch.addcmul(rows.float(), update[start:stop].float(), gate[segment]))
-    return rms_norm_modulate(x, factor, shift, eps, packing, fp8=fp8)
+    return rms_norm_modulate_torch(x, factor, shift, eps, packing, fp8=fp8)
+
+
+# ---- by Triton
 
 
 def norm_triton(

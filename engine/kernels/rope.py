@@ -65,9 +65,20 @@ def norm_rotate_(
     neighbours (x[2i], x[2i + 1]), or with `halves` (x[i], x[i + head_dim / 2]) as Qwen has them. Like the references,
     the norm's output is rounded to the model's dtype before it is rotated in float32.
     """
-    if query.is_cuda:
-        norm_rotate_triton_(query, key, query_norm, key_norm, eps, rotations, halves=halves)
-        return
+    norm_rotate = norm_rotate_triton_ if query.is_cuda else norm_rotate_torch_
+    norm_rotate(query, key, query_norm, key_norm, eps, rotations, halves=halves)
+
+
+def norm_rotate_torch_(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    query_norm: torch.Tensor,
+    key_norm: torch.Tensor,
+    eps: float,
+    rotations: torch.Tensor | None,
+    *,
+    halves: bool = False,
+) -> None:
     for heads, weight in ((query, query_norm), (key, key_norm)):
         normed = F.rms_norm(heads.float(), weight.shape, weight, eps).to(heads.dtype)
         if rotations is None:
@@ -88,7 +99,7 @@ def norm_rotate_triton_(
     eps: float,
     rotations: torch.Tensor | None,
     *,
-    halves: bool,
+    halves: bool = False,
 ) -> None:
     """The same by the kernel: q and k in one launch."""
     tokens, heads, head_dim = query.shape

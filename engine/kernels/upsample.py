@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 def upsample(x: torch.Tensor) -> torch.Tensor:
     """(images, channels, h, w) → (images, channels, 2h, 2w), laid out in memory like x, on a GPU channels_last."""
     # torch's own kernel for channels_last moves one element a thread, each after several integer divisions
-    return upsample_triton(x) if x.is_cuda else F.interpolate(x, scale_factor=2.0, mode="nearest-exact")
+    return upsample_triton(x) if x.is_cuda else upsample_torch(x)
+
+
+def upsample_torch(x: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="nearest-exact")
 
 
 def upsample_triton(x: torch.Tensor) -> torch.Tensor:

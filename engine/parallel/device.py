@@ -9,6 +9,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.errors import ArgumentError
+from engine.kernels.jit import missing_for_kernels
 
 _FP8_CAPABILITY = (8, 9)
 
@@ -16,8 +17,8 @@ _FP8_CAPABILITY = (8, 9)
 def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torch.device:
     """The device of a rank, one of `local_ranks` on this machine. Makes a GPU the process's current one.
 
-    Raises `ArgumentError` when CUDA is asked for and missing, or when there are fewer GPUs than ranks and they may
-    not share one.
+    Raises `ArgumentError` when CUDA is asked for and missing, when kernels cannot be launched on it, or when there are
+    fewer GPUs than ranks and they may not share one.
     """
     gpus = torch.cuda.device_count() if config.device != "cpu" else 0
     if config.device == "cuda" and not gpus:
@@ -30,6 +31,8 @@ def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torc
             "--device cpu, or --share-gpu to let ranks share one (slow)",
             parameter="tp",
         )
+    if (missing := missing_for_kernels()) is not None:
+        raise ArgumentError(f"device cuda needs {missing}, which is not there; --device cpu does without", "device")
     device = torch.device("cuda", local_rank % gpus)
     torch.cuda.set_device(device)
     return device
