@@ -32,7 +32,9 @@ def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torc
             parameter="tp",
         )
     if (missing := missing_for_kernels()) is not None:
-        raise ArgumentError(f"device cuda needs {missing}, which is not there; --device cpu does without", "device")
+        raise ArgumentError(
+            f"device cuda needs {missing}, which is not there; --device cpu does without", parameter="device"
+        )
     device = torch.device("cuda", local_rank % gpus)
     torch.cuda.set_device(device)
     return device

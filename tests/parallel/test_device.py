@@ -1,0 +1,52 @@
+"""What a GPU must be able to do, with GPUs that are only said to be there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine.config import EngineConfig
+from engine.errors import ArgumentError
+from engine.parallel import device
+
+
+@pytest.fixture(autouse=True)
+def _one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr(device, "missing_for_kernels", lambda: None)
+
+
+def test_a_rank_takes_the_gpu_of_its_number() -> None:
+    assert device.pick_device(EngineConfig(), 0, 1) == torch.device("cuda", 0)
+    assert device.pick_device(EngineConfig(share_gpu=True), 1, 2) == torch.device("cuda", 0)
+    with pytest.raises(ArgumentError, match="2 ranks need 2 GPUs, but this machine has 1"):
+        device.pick_device(EngineConfig(), 0, 2)
+
+
+def test_a_gpu_that_cannot_launch_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "missing_for_kernels", lambda: "a C compiler (gcc, clang or CC)")
+    with pytest.raises(ArgumentError, match=r"device cuda needs a C compiler \(gcc, clang or CC\), which is not there"):
+        device.pick_device(EngineConfig(), 0, 1)
+    assert device.pick_device(EngineConfig(device="cpu"), 0, 1) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "message"),
+    [
+        ((8, 9), "auto", None),
+        ((9, 0), "bfloat16", None),
+        ((8, 0), "auto", "quantization fp8 needs a GPU of compute capability 8.9, and cuda:0 is of 8.0: use none"),
+        ((9, 0), "float32", "quantization fp8 needs dtype bfloat16 on a GPU, got float32"),
+    ],
+)
+def test_fp8_is_refused_where_a_gpu_cannot_multiply_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: str, message: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    config = EngineConfig(quantization="fp8", dtype=dtype)
+    if message is None:
+        device.check_quantization(config, torch.device("cuda", 0))
+    else:
+        with pytest.raises(ArgumentError, match=message):
+            device.check_quantization(config, torch.device("cuda", 0))
