@@ -80,7 +80,10 @@ def store_row(y_ptr, scale_ptr, row, columns, mask, y, width, FP8: tl.constexpr)
     """Write float32 `y` to a contiguous (rows, width) matrix: rounded to its dtype, or as fp8 with the row's scale."""
     pointers = y_ptr + row * width + columns
     if FP8:
-        scale = tl.maximum(tl.max(tl.abs(tl.where(mask, y, 0.0)), axis=0) * (1.0 / 448.0), 1e-12)
+        # Magnitudes are ordered as their bits are, with NaN above all, which a maximum of floats would leave out.
+        magnitudes = tl.where(mask, y, 0.0).to(tl.int32, bitcast=True) & 0x7FFFFFFF
+        largest = tl.max(magnitudes, axis=0).to(tl.float32, bitcast=True)
+        scale = tl.maximum(largest * (1.0 / 448.0), 1e-12, propagate_nan=tl.PropagateNan.ALL)
         y = tl.minimum(tl.maximum(y / scale, -448.0), 448.0)
         tl.store(scale_ptr + row, scale)
     tl.store(pointers, y.to(y_ptr.dtype.element_ty), mask=mask)

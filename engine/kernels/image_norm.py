@@ -61,7 +61,7 @@ def _image_norm(
     mask = (offsets < elements) & (channel < channels)[None, :]
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
     weight = tl.load(weight_ptr + channel, mask=channel < channels, other=0.0).to(tl.float32)
-    length = tl.maximum(tl.sqrt(tl.sum(x * x, axis=1)), shortest)
+    length = tl.maximum(tl.sqrt(tl.sum(x * x, axis=1)), shortest, propagate_nan=tl.PropagateNan.ALL)
     y = x * (1.0 / length)[:, None] * (weight * scale)[None, :]
     if SILU:
         y *= tl.sigmoid(y)

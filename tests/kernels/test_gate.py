@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from engine.kernels.fp8 import Fp8Rows
 from engine.kernels.gate import gate_mul_triton, sigmoid_mul, silu_mul
 from tests.kernels.tolerances import DTYPES, assert_fp8_close, poisoned
 
@@ -60,3 +61,18 @@ def test_sigmoid_mul_takes_a_column_slice_as_gate(
         assert isinstance(actual, torch.Tensor)
         assert actual.dtype == dtype
         torch.testing.assert_close(actual.cpu().double(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("triton", [False, True])
+@pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_a_number_stays_so_in_fp8_and_in_its_row(bad: float, triton: bool, device: torch.device) -> None:
+    """Clamped to numbers it would give an image that looks wrong for no reason that anyone could find."""
+    x, gate = torch.randn(2, 4, 32)
+    x[1, 3] = bad
+    if triton:
+        actual = gate_mul_triton(x.to(device), gate.to(device), silu=False, fp8=True)
+    else:
+        actual = sigmoid_mul(x, gate, fp8=True)
+    assert isinstance(actual, Fp8Rows)
+    product = actual.dequantize().cpu().sum(dim=-1)
+    assert product.isfinite().tolist() == [True, False, True, True]

@@ -69,6 +69,15 @@ def test_pixels_without_a_length_stay_nothing(triton: bool, device: torch.device
     assert actual[0, 0, 0, 1] == pytest.approx(0.04, rel=1e-5)
 
 
+@pytest.mark.parametrize("triton", [False, True])
+def test_a_pixel_that_is_not_a_number_is_so_in_all_channels(triton: bool, device: torch.device) -> None:
+    x, weight = torch.randn(1, 8, 1, 2), torch.ones(8)
+    x[0, 3, 0, 1] = float("nan")
+    actual = normed(x, weight, True, triton, device)
+    assert actual[..., 1].isnan().all()
+    assert actual[..., 0].isfinite().all()
+
+
 @pytest.mark.gpu
 def test_an_image_of_more_values_than_32_bits_count(device: torch.device) -> None:
     x = torch.randn(1, 192, 8, 8, device=device, dtype=torch.bfloat16)
