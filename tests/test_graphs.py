@@ -31,8 +31,15 @@ from tests.kernels.tolerances import relative_error
 
 pytest.importorskip("triton")
 
-# (text tokens, rows, columns) of each segment: one image, two batches for one recording, more than it holds
-BATCHES = [[(5, 4, 2)], [(6, 2, 3), (7, 2, 4), (4, 1, 1)], [(1, 3, 7), (2, 2, 2)], [(9, 3, 5), (9, 3, 5)]]
+# (text tokens, rows, columns) of each segment: one image, two batches for one recording, more than it holds, and all
+# that it holds, with nothing left for the dummy
+BATCHES = [
+    [(5, 4, 2)],
+    [(6, 2, 3), (7, 2, 4), (4, 1, 1)],
+    [(1, 3, 7), (2, 2, 2)],
+    [(9, 3, 5), (9, 3, 5)],
+    [(3, 1, 1)] * 8,
+]
 STEP_ROWS = 32  # the interpreter takes a millisecond a row
 SIDES = (64, 128, 1024)  # of images, in pixels
 
@@ -102,7 +109,7 @@ def test_batches_in_recordings_are_the_batches_alone(rank: Rank) -> None:
         expected = [rank.transformer(*each) for each in inputs]
         rank.attention.captured_backend = "triton"
         recorded = StepGraphs(rank.transformer, rank.config.transformer, rank.dtype, rank.device)
-        for index in (0, 1, 2, 3, 1):
+        for index in (0, 1, 2, 3, 4, 1):
             assert recorded.holds(inputs[index][3].packing)
             actual = rank.transformer(*inputs[index], denoise=recorded.denoise)
             assert relative_error(actual, expected[index]) <= 1e-5

@@ -52,6 +52,19 @@ def test_images_in_fp8_are_near_those_without(turbo: Path, tp: int) -> None:
         assert 1e-4 < relative_error(picture.latents, reference.latents) <= 0.06
 
 
+@pytest.mark.parametrize("tp", DEGREES)
+def test_who_else_is_in_a_step_makes_no_difference_to_an_image(turbo: Path, tp: int) -> None:
+    """Scales are a token's own. Products of as many rows as before are computed alike, so not a bit may differ."""
+    mine = Request("a red circle on a blue background", guidance=2.0, steps=4)
+    others = [
+        Request("two large green squares", steps=4, seeds=(1,)),
+        Request("two large white squares", steps=4, seeds=(2,), mu=3.0),
+    ]
+    first, second = (run_requests(turbo, [mine, other], tp=tp, quantization="fp8") for other in others)
+    assert not torch.equal(first[1].latents, second[1].latents)
+    assert torch.equal(first[0].latents, second[0].latents)
+
+
 def test_rows_of_a_split_matrix_are_quantised_as_whole_ones_are(turbo: Path) -> None:
     """Those of q, k, v, gate and up are whole on a rank; of out and down a rank has a part, with its own scale."""
 
