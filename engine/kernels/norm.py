@@ -126,9 +126,12 @@ def norm_triton(
 ) -> torch.Tensor | Fp8Rows:
     """All of the above by the one kernel. Without `packing` every row has the same vectors, of shape (width,).
 
-    With an `update`, x + gate · update is written to `total`, which may be x.
+    With an `update`, x + gate · update is written to `total`, which may be x. All three are contiguous, and factor and
+    shift have the same strides.
     """
     tokens, width = x.shape
+    assert all(part is None or part.is_contiguous() for part in (x, update, total))
+    assert shift is None or shift.stride() == factor.stride()
     output = empty_rows(tokens, width, x, fp8=fp8)
     values, scales = row_pointers(output)
     block, warps = launch_shape(width)

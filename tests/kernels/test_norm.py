@@ -126,3 +126,19 @@ def test_a_gated_residual_is_added_in_place_and_normed_as_it_is_stored(
     else:
         assert isinstance(actual, torch.Tensor)
         torch.testing.assert_close(actual.cpu().double(), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_the_kernel_refuses_rows_that_do_not_lie_one_after_the_other(device: torch.device) -> None:
+    """It would read others' numbers."""
+    rows, weight = torch.randn(4, 32, device=device), torch.ones(16, device=device)
+    apart, packed = rows[:, :16], rows[:, :16].contiguous()
+    for x, update in ((apart, None), (apart, packed), (packed, apart)):
+        with pytest.raises(AssertionError):
+            norm_triton(x, weight, EPS, update=update, total=torch.empty_like(packed))
+
+
+def test_the_kernel_refuses_factors_and_shifts_that_lie_unlike(device: torch.device) -> None:
+    x, vectors = torch.randn(4, 16, device=device), torch.randn(2, 3, 16, device=device)
+    packing = Packing([1, 3], device)
+    with pytest.raises(AssertionError):
+        norm_triton(x, vectors[:, 1], EPS, shift=vectors[:, 2].contiguous(), packing=packing)
