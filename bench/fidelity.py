@@ -19,14 +19,13 @@ import argparse
 import math
 import queue
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from bench.arguments import duration, end_with, image_side, json_file, positive
 from bench.denoising import final_latents
 from bench.kernel_checks import relative_error
 from bench.kernel_rates import attention_backends
@@ -101,12 +100,12 @@ class BlockErrors:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.fidelity", description=(__doc__ or "").split("\n")[0])
     on_gpu = torch.cuda.is_available()
-    parser.add_argument("--images", type=int, default=8, help="of the demo")
+    parser.add_argument("--images", type=positive, default=8, help="of the demo")
     parser.add_argument("--size", choices=sorted(BLOCKS), default="real" if on_gpu else "tiny")
-    parser.add_argument("--layers", type=int, help="of the random blocks")
-    parser.add_argument("--side", type=int, help="of the image that they see")
-    parser.add_argument("--seconds", type=float, help="leave out what does not fit")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append the JSON lines to it")
+    parser.add_argument("--layers", type=positive, help="of the random blocks")
+    parser.add_argument("--side", type=image_side, help="of the image that they see")
+    parser.add_argument("--seconds", type=duration, help="leave out what does not fit")
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="append the JSON lines to it")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.backends.cudnn.allow_tf32 = False  # or float32 would not be
@@ -333,4 +332,4 @@ def print_reasons(reasons: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

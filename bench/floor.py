@@ -23,6 +23,15 @@ class Ceilings:
     attention_flops: float | None
     copy_bytes: float
 
+    def __str__(self) -> str:
+        rates = (
+            ("a matrix product", self.matmul_flops),
+            ("the same in fp8", self.fp8_flops),
+            ("attention", self.attention_flops),
+        )
+        known = [f"{rate / 1e12:.3g} TFLOP/s in {what}" for what, rate in rates if rate is not None]
+        return ", ".join([*known, f"{self.copy_bytes / 1e9:.3g} GB/s in a copy"])
+
     @property
     def attention_source(self) -> str:
         """Which ceiling the floor's attention is reckoned at."""

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from bench.arguments import duration, end_with
 from bench.files import encode_file
 from bench.floor import Ceilings, step_floor
 from bench.real_size import random_prompt
@@ -127,8 +128,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--sides", help="of the square images, comma-separated, most important first")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"({STEPS})")
     parser.add_argument("--burst", type=int, default=3, help="images of the burst (3)")
-    parser.add_argument("--idle", type=float, default=5.0, help="seconds before each of them (5)")
-    parser.add_argument("--sustained", type=float, default=10.0, help="seconds of images back to back; 0: none (10)")
+    parser.add_argument("--idle", type=duration, default=5.0, help="seconds before each of them (5)")
+    parser.add_argument("--sustained", type=duration, default=10.0, help="seconds of images back to back; 0: none (10)")
     add_options(parser, quantization="none")
     return run_main(_run, parser, sys.argv[1:] if words is None else words)
 
@@ -334,4 +335,4 @@ def _seconds(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench.arguments import duration, end_with, json_file, positive
 from bench.output import publish
 
 ROOT = Path(__file__).parent.parent
@@ -37,19 +38,23 @@ class FileResult:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.kernel_tests", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("paths", nargs="*", type=Path, default=[ROOT / "tests" / "kernels"], help="files and folders")
-    parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="files at once")
-    parser.add_argument("--seconds", type=float, default=600.0, help="in all, after which the rest is stopped")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append the JSON lines to it")
+    parser.add_argument("--jobs", type=positive, default=min(8, os.cpu_count() or 1), help="files at once")
+    parser.add_argument("--seconds", type=duration, default=600.0, help="in all, after which the rest is stopped")
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="append the JSON lines to it")
     options = parser.parse_args(arguments)
     deadline = time.monotonic() + options.seconds
     files = [file for path in options.paths for file in (sorted(path.glob("test_*.py")) if path.is_dir() else [path])]
     results = []
     with ThreadPoolExecutor(options.jobs) as pool:
-        for future in as_completed([pool.submit(_run, file, deadline) for file in files]):
-            result, output = future.result()
-            print(f"== {result.file}\n{output}", flush=True)
-            publish("kernel_tests", asdict(result), options.json)
-            results.append(result)
+        try:
+            for future in as_completed([pool.submit(_run, file, deadline) for file in files]):
+                result, output = future.result()
+                print(f"== {result.file}\n{output}", flush=True)
+                publish("kernel_tests", asdict(result), options.json)
+                results.append(result)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)  # those that run are stopped by the same Ctrl-C
+            raise
     for result in sorted(results, key=lambda result: result.file):
         print(f"{result.file}: {result.summary}")
     return 0 if results and all(result.status == 0 for result in results) else 1
@@ -79,4 +84,4 @@ def _run(file: Path, deadline: float) -> tuple[FileResult, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

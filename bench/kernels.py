@@ -14,14 +14,13 @@ PyTorch themselves and the times say nothing. Ends with 1 if a kernel is wrong.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 
+from bench.arguments import duration, end_with, image_sides, json_file
 from bench.floor import Ceilings
 from bench.kernel_cases import Operation, Random, Shape, Tensors, bytes_moved, elementwise_operations
 from bench.kernel_checks import Check, check_all
@@ -34,7 +33,7 @@ from engine.config import TENSOR_PARALLEL_DEGREES, ModelConfig
 from engine.kernels.fp8 import quantize_rows
 from engine.kernels.packing import Packing
 
-SIDES = {"real": "1024,512,2048", "tiny": "128"}
+SIDES = {"real": (1024, 512, 2048), "tiny": (128,)}
 COPY_SHARE = 0.8  # the target for elementwise kernels
 _TEXT_TOKENS = {2048: 66}  # else 64; so the rows of 2048² are no multiple of 16
 _RAGGED = (1, 77, 0, 130, 3)  # what is checked besides: many segments, odd, of one token, empty
@@ -64,19 +63,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=(__doc__ or "").split("\n")[0])
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--size", choices=sorted(SIDES), default="real" if on_gpu else "tiny")
-    parser.add_argument("--sides", help="of the square images, comma-separated")
+    parser.add_argument("--sides", type=image_sides, help="of the square images, comma-separated")
     parser.add_argument(
         "--tp", type=int, default=1, choices=TENSOR_PARALLEL_DEGREES, help="shapes of a rank of so many"
     )
     parser.add_argument("--check-only", action="store_true", help="time nothing")
-    parser.add_argument("--seconds", type=float, help="leave out what does not fit")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append the JSON lines to it")
+    parser.add_argument("--seconds", type=duration, help="leave out what does not fit")
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="append the JSON lines to it")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if on_gpu else "cpu")
     budget = Budget(options.seconds)
     config = model_of_size(options.size)
-    sides = [int(side) for side in (options.sides or SIDES[options.size]).split(",")]
-    shapes = [_shape(config, side, device, options.tp) for side in sides]
+    shapes = [_shape(config, side, device, options.tp) for side in options.sides or SIDES[options.size]]
 
     with torch.inference_mode():
         checks = _check([Shape.of(config, Packing(_RAGGED, device), 48, options.tp), *shapes], device, options, budget)
@@ -126,7 +124,7 @@ def _check(shapes: Sequence[Shape], device: torch.device, options: argparse.Name
     checks: list[Check] = []
     for shape in shapes:
         if budget.spent and checks:
-            print(f"no time to check {shape.packing.lengths} tokens")
+            print(f"not checked at {shape.packing.tokens} tokens: the time was up")
             continue
         for check in check_all(shape, device, options.tp):
             publish("kernel_check", {**asdict(check), "holds": check.holds}, options.json)
@@ -216,7 +214,7 @@ def _print_timed(timed: Sequence[Timed], ceilings: Ceilings) -> None:
 
 def _print_rates(rates: Sequence[Rate], ceilings: Ceilings) -> None:
     fp8 = "" if ceilings.fp8_flops is None else f", {ceilings.fp8_flops / 1e12:.0f} in fp8"
-    print(f"\na large matrix product reaches {ceilings.matmul_flops / 1e12:.0f} TFLOP/s{fp8}")
+    print(f"\na large matrix product reaches {ceilings.matmul_flops / 1e12:.3g} TFLOP/s{fp8}")
     print_table(
         ("matrix product, attention", "rows", "µs", "p10", "p90", "TFLOP/s", "of ceiling"),
         [
@@ -244,4 +242,4 @@ def _shape(config: ModelConfig, side: int, device: torch.device, tp: int) -> Sha
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bench.arguments import duration, json_file
 from bench.output import json_line, print_table
 from bench.real_size import PROMPT_TOKENS, SIZES, RandomWeights, model_of_size, random_prompt
 from bench.timing import Budget, is_shared
@@ -43,6 +44,10 @@ class Version:
     quantization: str = "none"
     attention: str = "auto"
     cuda_graphs: bool = True
+
+    def __str__(self) -> str:
+        graphs = "" if self.cuda_graphs else ", without CUDA graphs"
+        return f"quantization {self.quantization}, attention {self.attention}{graphs}"
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,10 @@ def add_options(parser: argparse.ArgumentParser, *, quantization: str) -> None:
     parser.add_argument("--graphs", default="on", help="CUDA graphs: on, off, or on,off (on)")
     parser.add_argument("--prompt-tokens", type=int, default=PROMPT_TOKENS, help=f"({PROMPT_TOKENS})")
     parser.add_argument("--peer", choices=PEERS, default="none", help="measure it too, on the same weights (none)")
-    parser.add_argument("--seconds", type=float, help="begin nothing more after so many")
-    parser.add_argument("--json", type=Path, help="add a line for each result to this file as well")
+    parser.add_argument("--seconds", type=duration, help="begin nothing more after so many")
+    parser.add_argument(
+        "--json", type=json_file, metavar="FILE", help="add a line for each result to this file as well"
+    )
 
 
 def read_options(arguments: argparse.Namespace) -> Setup:
@@ -170,7 +177,8 @@ class Engine:
             raise
         warmed_up = time.perf_counter()
         note(f"{version}: loaded in {loaded - began:.1f} s, warmed up in {warmed_up - loaded:.1f} s")
-        note(f"attention: {self.rank.attention_choice.describe()}")
+        choice = self.rank.attention_choice.describe()
+        note("\n".join(f"  attention, {name}: {what}" for name, what in choice.items()))
 
     def new_jobs(self, count: int, side: int, steps: int) -> list[Job]:
         """Square images, each with a prompt and a seed that this engine has not had."""
@@ -282,7 +290,6 @@ class Results:
         )
         print(line, flush=True)
         if setup.json is not None:
-            setup.json.parent.mkdir(parents=True, exist_ok=True)
             with setup.json.open("a") as file:
                 file.write(line + "\n")
         self._rows.append(row)

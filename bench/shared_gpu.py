@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from bench.arguments import duration, end_with, json_file
 from bench.denoising import final_latents
 from bench.output import print_table, publish
 from bench.real_size import TINY, RandomWeights, random_prompt
@@ -68,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.shared_gpu", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--ranks", default="2,4", type=_degrees, help="how many ranks, comma-separated")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
-    parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS, help="in all, after which it is a failure")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append the JSON lines to it")
+    parser.add_argument("--seconds", type=duration, default=DEFAULT_SECONDS, help="in all, after which it is a failure")
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="append the JSON lines to it")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)  # a process of the group
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -106,7 +107,7 @@ def compare(degrees: Sequence[int], device: str, seconds: float) -> list[Parity]
     """Run one rank and then each number of ranks. Raises `ProcessFailed`."""
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="krea2-shared-") as name:
-        runs = {ranks: _run_group(ranks, device, Path(name) / str(ranks), deadline) for ranks in (1, *degrees)}
+        runs = {ranks: _run_group(ranks, device, Path(name) / str(ranks), deadline) for ranks in {1, *degrees}}
     kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     exact = runs[1][0]["float32"].double()
     results = []
@@ -207,7 +208,8 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], folder: Path, deadline: 
 def _said(folder: Path, ranks: Sequence[int]) -> str:
     """The end of what the first of these ranks wrote."""
     lines = _log(folder, ranks[0]).read_text(errors="replace").strip().splitlines()
-    return f"rank {ranks[0]} said:\n" + "\n".join(lines[-15:])
+    said = "\n".join(["", *lines[-15:]]) if lines else " nothing"
+    return f"rank {ranks[0]} said:{said}"
 
 
 def _log(folder: Path, rank: int) -> Path:
@@ -231,13 +233,14 @@ def _largest(errors: torch.Tensor) -> float:
 
 
 def _degrees(text: str) -> tuple[int, ...]:
-    degrees = tuple(int(part) for part in text.split(","))
-    if not set(degrees) <= set(TENSOR_PARALLEL_DEGREES):
-        raise argparse.ArgumentTypeError(f"must be of {', '.join(map(str, TENSOR_PARALLEL_DEGREES))}, got {text}")
-    return degrees
+    allowed = list(map(str, TENSOR_PARALLEL_DEGREES))
+    words = text.split(",")
+    if not set(words) <= set(allowed):
+        raise argparse.ArgumentTypeError(f"must be of {', '.join(allowed)}, got {text}")
+    return tuple(map(int, words))
 
 
 _ROOT = Path(__file__).parent.parent
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

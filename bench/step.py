@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bench.arguments import end_with
 from bench.floor import Ceilings, step_floor
 from bench.runner import Engine, Results, add_options, engines, load_peer, note, read_options, run_main
 from bench.timing import (
@@ -102,7 +103,7 @@ def _run(arguments: argparse.Namespace) -> None:
     columns = ("step", "weights in", "attention", "graphs", "median", "p10", "p90", "noise", "floor", "of floor")
     results = Results("step", setup, (*columns, "TFLOP/s", "eager", "ratio", "compiled", "ratio"))
     ceilings = measure_ceilings(setup.model.transformer, setup.device, setup.dtype)
-    note(f"ceilings: {ceilings}")
+    note(f"this device reaches {ceilings}")
     peer = load_peer(setup)
     for engine in engines(setup):
         for case in cases:
@@ -208,4 +209,4 @@ def _row(result: StepResult) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

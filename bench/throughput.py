@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from bench.arguments import end_with
 from bench.files import encode_file
 from bench.floor import Ceilings, step_floor
 from bench.real_size import random_prompt
@@ -311,4 +312,4 @@ def _row(result: ThroughputResult) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -156,5 +156,5 @@ def test_what_a_blocks_kernels_add_up_to() -> None:
 def test_without_time_only_small_shapes_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--size", "tiny", "--seconds", "0"]) == 0
     output = capsys.readouterr().out
-    assert "no time to check (128,) tokens" in output
+    assert "not checked at 128 tokens: the time was up" in output
     assert "20 of 20 checks of kernels hold" in output

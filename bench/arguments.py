@@ -1,0 +1,65 @@
+"""What benchmarks have in common on the command line: types of options, and how a benchmark ends."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+INTERRUPTED = 130  # the exit status after Ctrl-C
+SIDE_MULTIPLE = 16  # pixels of a token's side
+
+
+def json_file(text: str) -> Path:
+    """A file that lines can be added to, its folder made if need be: found out before anything is measured. Raises
+    `ArgumentTypeError`."""
+    file = Path(text)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("a").close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"must be a file that can be written, got {text}: {error.strerror}") from None
+    return file
+
+
+def duration(text: str) -> float:
+    """0 or more. Raises `ArgumentTypeError`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, 0 or more, got {text}")
+    return value
+
+
+def positive(text: str) -> int:
+    """A whole number above 0. Raises `ArgumentTypeError`."""
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text}")
+    return int(text)
+
+
+def image_side(text: str) -> int:
+    """Of a square image, in pixels. Raises `ArgumentTypeError`."""
+    if not (text.isdecimal() and int(text) > 0 and int(text) % SIDE_MULTIPLE == 0):
+        raise argparse.ArgumentTypeError(f"must be a positive multiple of {SIDE_MULTIPLE}, got {text}")
+    return int(text)
+
+
+def image_sides(text: str) -> list[int]:
+    """Several, comma-separated. Raises `ArgumentTypeError`."""
+    return [image_side(word) for word in text.split(",")]
+
+
+def end_with(main: Callable[[], int]) -> NoReturn:
+    """End the process with what a benchmark's `main` returns; Ctrl-C ends it without a traceback."""
+    try:
+        status = main()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        status = INTERRUPTED
+    sys.exit(status)
