@@ -3,10 +3,11 @@
     python -m bench.report [bench/results] [--check]
 
 Reads every .jsonl and .json file of the folder, a result a line, as the benchmarks write them with `--json`. What
-counts are results of the real size on a GPU, of each the newest, files being taken in the order of their names, which
-begin with the date. The table goes between the markers in README.md, a row that nobody has measured saying so, and the
-plot to docs/results.svg as soon as there is anything to plot; it needs matplotlib, of the `bench` extra. With --check
-nothing is written, and the exit status is 1 where README.md does not say what the results say.
+counts are results of the real size on a GPU that nobody else used, in bfloat16 or fp8, of each the newest, files being
+taken in the order of their names, which begin with the date. The table goes between the markers in README.md, a row
+that nobody has measured saying so, and the plot to docs/results.svg as soon as there is anything to plot; it needs
+matplotlib, of the `bench` extra. With --check nothing is written, and the exit status is 1 where README.md does not say
+what the results say.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import Any
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 NOT_MEASURED = "not measured"
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_FOLDER = ROOT / "bench" / "results"
 PLOT = Path("docs/results.svg")
 STAGES = ("encode_s", "denoise_s", "decode_s", "file_s")
 PRECISIONS = {"none": "bfloat16", "fp8": "fp8"}
@@ -52,12 +54,14 @@ class Row:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("folder", type=Path, nargs="?", default=ROOT / "bench" / "results")
+    parser.add_argument("folder", type=Path, nargs="?", default=DEFAULT_FOLDER, help="of results (bench/results)")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the README differs")
     parser.add_argument("--root", type=Path, default=ROOT, help="where README.md and docs/ are")
     options = parser.parse_args(arguments)
     readme = options.root / "README.md"
     try:
+        if options.folder.resolve() != DEFAULT_FOLDER and not options.folder.is_dir():
+            raise ReportError(f"there is no folder {options.folder}")
         results = read_results(options.folder)
         before = readme.read_text()
         after = with_table(before, markdown(results))
@@ -87,7 +91,13 @@ def read_results(folder: Path) -> list[Result]:
                 continue
             try:
                 result = json.loads(line)
-                counts = result["hardware"]["gpu"] is not None and result.get("size") == "real"
+                counts = (
+                    result["hardware"]["gpu"] is not None
+                    and result.get("size") == "real"
+                    and result.get("device", "cuda") == "cuda"
+                    and result.get("dtype", "bfloat16") == "bfloat16"
+                    and not result.get("gpu_shared", False)
+                )
                 result["benchmark"]
             except (ValueError, KeyError, TypeError):
                 raise ReportError(f"{file}, line {number} is no result") from None
@@ -149,7 +159,7 @@ def rows() -> list[Row]:
 
 def _image(side: int, quantization: str, against: str, reach: str) -> Row:
     def find(results: Sequence[Result]) -> str | None:
-        found = newest(results, "image", side=side, steps=8, quantization=quantization)
+        found = newest(results, "image", side=side, steps=8, quantization=quantization, peers={})
         if found is None:
             return None
         png_s = found["stages"]["png_s"]
@@ -200,8 +210,10 @@ def _slowest_kernel(results: Sequence[Result]) -> str | None:
 
 
 def images(results: Sequence[Result]) -> list[Result]:
-    """The newest result of each size and precision, for the plot."""
-    found = {(result["side"], result["quantization"]): result for result in results if result["benchmark"] == "image"}
+    """The newest result of each size and precision, for the plot. Those with a peer do not count, which
+    bench/gpu.sh measures without idle seconds, and with the peer's weights in memory."""
+    alone = [result for result in results if result["benchmark"] == "image" and not result["peers"]]
+    found = {(result["side"], result["quantization"]): result for result in alone}
     return [found[key] for key in sorted(found, key=lambda key: (key[0], key[1] == "fp8"))]
 
 

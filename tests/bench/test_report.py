@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.report import BEGIN, END, NOT_MEASURED, ReportError, main, markdown, read_results, rows, with_table
+from bench.report import BEGIN, END, NOT_MEASURED, ReportError, images, main, markdown, read_results, rows, with_table
 
 README = f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n"
 CIRCUMSTANCES = {
@@ -73,6 +73,24 @@ def test_the_newest_result_counts_and_only_those_of_a_gpu_at_the_real_size(tmp_p
     assert "NVIDIA H200, torch 2.11.0, triton 3.6.0, cuDNN 91900, commit abc123" in markdown(results)
 
 
+def test_what_the_table_does_not_speak_of_does_not_count(tmp_path: Path) -> None:
+    other = [image(1.0, gpu_shared=True), image(1.0, dtype="float32"), image(1.0, device="cpu")]
+    write(tmp_path / "2027-01-01-h200.jsonl", image(1.25, gpu_shared=False, dtype="bfloat16", device="cuda"), *other)
+    assert len(read_results(tmp_path)) == 1
+
+
+def test_an_image_beside_a_peer_counts_for_the_comparison_alone() -> None:
+    results = [image(1.25), image(1.5, peers={"eager": {"ratio": 1.5}, "compiled": {"ratio": 1.25}})]
+    assert measured(results, "1024², 8 steps, one image, bfloat16")[0].startswith("1.25 s")
+    assert measured(results, "1024², one image, bfloat16") == ["1.50×", "1.25×"]
+    assert [result["wall_s"]["median"] for result in images(results)] == [1.25]
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "none")]) == 1
+    assert capsys.readouterr().err == f"error: there is no folder {tmp_path / 'none'}\n"
+
+
 def test_loads_peers_and_kernels_have_their_rows() -> None:
     load = {
         **CIRCUMSTANCES,
@@ -99,6 +117,7 @@ def test_loads_peers_and_kernels_have_their_rows() -> None:
 def test_check_compares_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(README)
+    (tmp_path / "results").mkdir()
     arguments = [str(tmp_path / "results"), "--root", str(tmp_path)]
     assert main([*arguments, "--check"]) == 1
     assert "run python -m bench.report" in capsys.readouterr().err
