@@ -38,6 +38,10 @@ while (($#)); do
     esac
     shift
 done
+parts=$(sed -nE 's/^ *(part|skip) ([a-z0-9-]+) .*/\2/p' "$0" | awk '!seen[$0]++')
+for name in ${only//,/ }; do
+    grep -qxF -e "$name" <<<"$parts" || { echo "error: --only: $name is none of" $parts >&2; exit 2; }
+done
 [[ $budget,$least =~ ^[0-9]+,[0-9]+$ ]] || {
     echo "error: BUDGET_S and LEAST_S must be whole numbers of seconds, got $budget and $least" >&2
     exit 2

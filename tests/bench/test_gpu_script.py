@@ -145,7 +145,7 @@ def test_when_it_is_stopped_its_part_is_too(run: Run, tmp_path: Path) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("arguments", [["--unknown"], ["--out"], ["--only"]])
+@pytest.mark.parametrize("arguments", [["--unknown"], ["--out"], ["--only"], ["--only", "step,nothing"]])
 def test_bad_options_are_refused(arguments: list[str]) -> None:
     result = subprocess.run(["bash", str(SCRIPT), *arguments], capture_output=True, text=True, timeout=10)
     assert result.returncode == 2
