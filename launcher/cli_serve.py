@@ -162,9 +162,11 @@ def _parse_size(size: str, model: ModelConfig, limits: Limits) -> tuple[int, int
     from launcher.requests import check
 
     width, _, height = size.partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
+    if not (size.isascii() and width.isdecimal() and height.isdecimal()):
         raise ArgumentError.of("warm_up", "WIDTHxHEIGHT, as 512x768", size)
-    checked = check(
-        Generate(request_id="warm-up", prompt="", width=int(width), height=int(height)), model, limits, drawn_seed=0
-    )
+    request = Generate(request_id="warm-up", prompt="", width=int(width), height=int(height))
+    try:
+        checked = check(request, model, limits, drawn_seed=0)
+    except ArgumentError as error:
+        raise ArgumentError(f"warm_up {size}: {error.message}", parameter="warm_up") from None
     return checked.width, checked.height

@@ -42,13 +42,13 @@ def engine_options(command: Command) -> Command:
         click.option(
             "--attention",
             default="auto",
-            help="auto (the fastest here), cudnn, flash, fa3, fa4, triton or torch.",
+            help="auto (a server measures which is fastest here), cudnn, flash, fa3, fa4, triton or torch.",
             show_default=True,
         ),
         click.option(
             "--cuda-graphs/--no-cuda-graphs",
             default=True,
-            help="Record steps of few tokens as CUDA graphs, which saves launching their kernels one by one.",
+            help="When a server starts on a GPU, record steps of few tokens as CUDA graphs: launched at once.",
             show_default=True,
         ),
         click.option(

@@ -117,8 +117,8 @@ def test_batches_in_recordings_are_the_batches_alone(rank: Rank) -> None:
 
 def test_what_a_recording_does_not_hold(rank: Rank) -> None:
     recorded = StepGraphs.holds
-    assert recorded(None, Packing([2048], rank.device))  # type: ignore[arg-type]
-    assert not recorded(None, Packing([2000, 49], rank.device))  # type: ignore[arg-type]
+    assert recorded(None, Packing([1024], rank.device))  # type: ignore[arg-type]
+    assert not recorded(None, Packing([1000, 25], rank.device))  # type: ignore[arg-type]
     assert recorded(None, Packing([20] * 8, rank.device))  # type: ignore[arg-type]
     assert not recorded(None, Packing([20] * 9, rank.device))  # type: ignore[arg-type]
 
@@ -182,7 +182,7 @@ def test_recordings_share_their_memory() -> None:
         recorded = StepGraphs(rank.transformer, rank.config.transformer, rank.dtype, rank.device)
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved()
-        recorded._recording(2048)
+        recorded._recording(1024)
         torch.cuda.empty_cache()
         largest = torch.cuda.memory_reserved() - before
         recorded.record_all()

@@ -18,7 +18,7 @@ from engine.kernels.packing import Packing
 
 AUTO = "auto"
 REPEATS = 10
-# Without measuring: what others measured on Hopper, see docs/speed.md.
+# Without measuring: by what others published for Hopper.
 _PREFERRED = ("fa3", "cudnn", "flash", "fa4", "triton", "torch")
 _PREFERRED_IN_FLOAT32 = ("torch", "triton")  # whose products are not for tensor cores there, and spill registers
 

@@ -173,7 +173,8 @@ def test_serve_prints_its_address_and_answers_there(marked: Marked, run_folder: 
     [
         ("512", "warm_up must be WIDTHxHEIGHT, as 512x768, got '512'"),
         ("axb", "warm_up must be WIDTHxHEIGHT, as 512x768, got 'axb'"),
-        ("64x5000", "height must be between 64 and 4096, got 5000"),
+        ("٦٤x٦٤", "warm_up must be WIDTHxHEIGHT, as 512x768, got '٦٤x٦٤'"),
+        ("64x5000", "warm_up 64x5000: height must be between 64 and 4096, got 5000"),
     ],
 )
 def test_serve_refuses_sizes_to_warm_up_that_no_image_may_have(marked: Marked, size: str, message: str) -> None:
