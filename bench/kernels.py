@@ -28,7 +28,7 @@ from bench.kernel_rates import DTYPE, Rate, attention_backends, block_matrices, 
 from bench.kernel_timing import input_sets, time_kernel
 from bench.output import print_table, publish
 from bench.real_size import model_of_size
-from bench.timing import Budget, measure_ceilings
+from bench.timing import Budget, gpu_state, is_shared, measure_ceilings
 from engine.config import TENSOR_PARALLEL_DEGREES, ModelConfig
 from engine.kernels.fp8 import quantize_rows
 from engine.kernels.packing import Packing
@@ -161,7 +161,8 @@ def _time(
             left_out += 1
             return
         result = call()
-        publish("kernel", {**asdict(result), "size": options.size}, options.json)
+        shared = is_shared(gpu_state(device))
+        publish("kernel", {**asdict(result), "size": options.size, "gpu_shared": shared}, options.json)
         (timed if isinstance(result, Timed) else rates).append(result)  # type: ignore[arg-type]
 
     for shape in shapes:
