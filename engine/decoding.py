@@ -18,13 +18,15 @@ from engine.step import Job
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A finished image: `rgb` is height · width · 3 bytes. `decode_s` is what the decoder took."""
+    """A finished image: `rgb` is height · width · 3 bytes. `decode_s` is what the decoder took. `finite`: whether its
+    latents are numbers, without which it shows nothing."""
 
     job_id: int
     width: int
     height: int
     rgb: bytes
     decode_s: float
+    finite: bool
 
 
 class ImageDecoder:
@@ -85,5 +87,7 @@ class ImageDecoder:
             if self._stream is not None:
                 self._stream.synchronize()
             rgb = on_host.numpy().tobytes()
-            self._on_image(DecodedImage(job.job_id, job.width, job.height, rgb, time.perf_counter() - began))
+            seconds = time.perf_counter() - began
+            finite = bool(latents.isfinite().all())
+            self._on_image(DecodedImage(job.job_id, job.width, job.height, rgb, seconds, finite))
         self._previews.learn(latents, pixels)

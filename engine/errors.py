@@ -84,6 +84,12 @@ class RequestKilledRanksError(Krea2Error):
     code = "request_killed_ranks"
 
 
+class NotFiniteError(Krea2Error):
+    """The latents of an image are not finite numbers, so there is no picture in them."""
+
+    code = "image_not_finite"
+
+
 class QueueFullError(Krea2Error):
     """The queue holds as many requests as it may; come back later."""
 
@@ -118,6 +124,7 @@ def error_from_code(
         LaunchError,
         RankError,
         RequestKilledRanksError,
+        NotFiniteError,
         QueueFullError,
         RequestTimeoutError,
         CancelledError,

@@ -24,6 +24,7 @@ from engine.errors import (
     ArgumentError,
     CancelledError,
     Krea2Error,
+    NotFiniteError,
     QueueFullError,
     RequestKilledRanksError,
     RequestTimeoutError,
@@ -395,6 +396,9 @@ class Frontend:
     def image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
         if decoded.job_id in self._jobs:
             request, job = self._jobs[decoded.job_id]
+            if not decoded.finite:
+                self._fail(request, _not_finite(job))
+                return
             request.decoded.add(job.job_id)
             self._spawn(self._send_image(request, job, decoded, rgb))
 
@@ -422,6 +426,11 @@ class Frontend:
 
 async def _wait_for(event: asyncio.Event) -> None:
     await event.wait()
+
+
+def _not_finite(job: Job) -> NotFiniteError:
+    remedy = f"try less guidance than {job.guidance:g}" if job.guidance > 0 else "the checkpoint may be damaged"
+    return NotFiniteError(f"the image with seed {job.seed} came out as no numbers: {remedy}")
 
 
 def _stopping() -> ServerError:

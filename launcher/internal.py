@@ -155,13 +155,15 @@ class StepDone(Message, frozen=True, kw_only=True):
 
 
 class Decoded(Message, frozen=True, kw_only=True):
-    """An image, before a binary frame of height · width · 3 bytes."""
+    """An image, before a binary frame of height · width · 3 bytes. Not `finite`: it shows nothing, since its latents
+    are not numbers."""
 
     rank: int
     job_id: int
     width: int
     height: int
     decode_s: float
+    finite: bool
 
 
 class Previewed(Message, frozen=True, kw_only=True):

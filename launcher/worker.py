@@ -94,7 +94,12 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
 
     def send_image(image: DecodedImage) -> None:
         header = Decoded(
-            rank=config.rank, job_id=image.job_id, width=image.width, height=image.height, decode_s=image.decode_s
+            rank=config.rank,
+            job_id=image.job_id,
+            width=image.width,
+            height=image.height,
+            decode_s=image.decode_s,
+            finite=image.finite,
         )
         wire.send(header, image.rgb)
 

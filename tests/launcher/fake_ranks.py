@@ -36,6 +36,7 @@ from launcher.limits import Limits
 from launcher.protocol import encode
 
 DEADLINE_S = 20.0
+NOT_FINITE_SEED = 666  # of an image whose latents are not numbers
 MakeRank = Callable[..., "FakeRank"]
 
 
@@ -118,7 +119,14 @@ class FakeRank:
 
     def send_image(self, job: Job) -> None:
         pixel = bytes([job.seed % 256, job.job_id % 256, 7])
-        header = Decoded(rank=0, job_id=job.job_id, width=job.width, height=job.height, decode_s=0.125)
+        header = Decoded(
+            rank=0,
+            job_id=job.job_id,
+            width=job.width,
+            height=job.height,
+            decode_s=0.125,
+            finite=job.seed != NOT_FINITE_SEED,
+        )
         self.send(header, pixel * (job.width * job.height))
 
 

@@ -12,6 +12,7 @@ from PIL import Image as PIL
 from engine.errors import (
     ArgumentError,
     CancelledError,
+    NotFiniteError,
     QueueFullError,
     RequestTimeoutError,
 )
@@ -21,7 +22,7 @@ from launcher.protocol import (
     Accepted,
     StatusReply,
 )
-from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
+from tests.launcher.fake_ranks import DEADLINE_S, NOT_FINITE_SEED, fake_engine, run
 
 PROMPT = "a red circle on a blue background"
 
@@ -43,6 +44,18 @@ def test_a_request_becomes_steps_for_every_rank_and_a_result_for_its_client(run_
             assert result.timings["decode"] == pytest.approx(0.25)
             assert set(result.timings) == {"queue", "encode_text", "denoise", "decode", "file", "total"}
             assert result.warnings == ()
+
+    run(test())
+
+
+def test_an_image_of_latents_that_are_no_numbers_fails_its_request_and_no_other(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
+            others = [asyncio.create_task(client.generate(PROMPT, seed=seed, steps=2)) for seed in (1, 2)]
+            with pytest.raises(NotFiniteError, match="the image with seed 666 came out as no numbers"):
+                await client.generate(PROMPT, seed=NOT_FINITE_SEED, steps=2)
+            assert [(await other).seed for other in others] == [1, 2]
+            assert (await client.generate(PROMPT, seed=3, steps=1)).seed == 3
 
     run(test())
 
