@@ -19,7 +19,7 @@ import engine
 
 def print_json(benchmark: str, result: Mapping[str, Any]) -> None:
     """One line, complete in itself."""
-    print(json_line(benchmark, result))
+    print(json_line(benchmark, result), flush=True)
 
 
 def json_line(benchmark: str, result: Mapping[str, Any]) -> str:

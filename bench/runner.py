@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench.arguments import duration, json_file
-from bench.output import json_line, print_table
+from bench.output import append_json, print_json, print_table
 from bench.real_size import PROMPT_TOKENS, SIZES, RandomWeights, model_of_size, random_prompt
 from bench.timing import Budget, is_shared
 from engine.config import ATTENTIONS, DEVICES, DTYPES, QUANTIZATIONS, EngineConfig, ModelConfig
@@ -275,23 +275,19 @@ class Results:
         shared = is_shared(result.gpu_before, result.gpu_after)
         if shared:
             note("not valid: another process uses the GPU")
-        line = json_line(
-            self._benchmark,
-            {
-                "weights": "random",
-                "size": setup.size,
-                "layers": setup.model.transformer.num_layers,
-                "device": setup.device.type,
-                "dtype": str(setup.dtype).removeprefix("torch."),
-                "prompt_tokens": setup.prompt_tokens,
-                "gpu_shared": shared,
-                **asdict(result),
-            },
-        )
-        print(line, flush=True)
+        line = {
+            "weights": "random",
+            "size": setup.size,
+            "layers": setup.model.transformer.num_layers,
+            "device": setup.device.type,
+            "dtype": str(setup.dtype).removeprefix("torch."),
+            "prompt_tokens": setup.prompt_tokens,
+            "gpu_shared": shared,
+            **asdict(result),
+        }
+        print_json(self._benchmark, line)
         if setup.json is not None:
-            with setup.json.open("a") as file:
-                file.write(line + "\n")
+            append_json(setup.json, self._benchmark, line)
         self._rows.append(row)
 
     def print_table(self) -> None:

@@ -133,7 +133,6 @@ def test_check_compares_and_writes_nothing(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_the_plot_is_the_same_for_the_same_results(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     (tmp_path / "README.md").write_text(README)
     write(tmp_path / "results" / "2027-h200.jsonl", image(1.25), image(0.9, quantization="fp8"), image(6.5, side=2048))
     plots = []
