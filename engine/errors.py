@@ -66,6 +66,13 @@ class CheckpointError(Krea2Error):
         return cls("".join(char if char.isprintable() else ascii(char)[1:-1] for char in message))
 
 
+class LoraError(Krea2Error):
+    """A LoRA file is damaged, is for another model, or has tensors that fit nothing here. Names file and tensor."""
+
+    code = "bad_lora"
+    exit_code = 2
+
+
 class LaunchError(Krea2Error):
     """The engine could not be started here: no such device, a port in use, a start that took too long."""
 
@@ -121,6 +128,7 @@ def error_from_code(
     kinds: tuple[type[Krea2Error], ...] = (
         ArgumentError,
         CheckpointError,
+        LoraError,
         LaunchError,
         RankError,
         RequestKilledRanksError,

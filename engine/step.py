@@ -10,12 +10,22 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A LoRA file, or one of a LoRA's relatives, that jobs may name by its id once a step has loaded it."""
+
+    adapter_id: int
+    path: str
+    lenient: bool = False
+
+
+@dataclass(frozen=True)
 class Job:
     """One image to make. Sizes are already rounded and within limits.
 
     prompt_ids and negative_ids are whole token sequences (prefix + prompt + suffix); negative_ids is None when
     guidance is 0, so that an unused negative prompt is never encoded. `mu` None means the checkpoint's own rule. A
-    preview is made after every `preview_every` steps but the last; 0 means none.
+    preview is made after every `preview_every` steps but the last; 0 means none. `loras`: ids of loaded adapters, each
+    with its strength.
     """
 
     job_id: int
@@ -28,6 +38,7 @@ class Job:
     mu: float | None
     seed: int
     preview_every: int = 0
+    loras: tuple[tuple[int, float], ...] = ()
 
     @property
     def prompts(self) -> tuple[tuple[int, ...], ...]:
@@ -37,11 +48,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Step:
-    """One tick: start these jobs, then one denoise step for `denoise`, then decode and release.
+    """One tick: load adapters, start these jobs, then one denoise step for `denoise`, then decode, release and unload.
 
     `number` counts up by one from 0; a gap is an error that ends the rank group. `decode` names jobs whose last
     denoise step has been done (this tick or before); their image is made on rank 0 and they are forgotten.
-    `release` names jobs to forget without an image.
+    `release` names jobs to forget without an image. No job in flight names an adapter of `unload`.
     """
 
     number: int
@@ -49,6 +60,8 @@ class Step:
     denoise: tuple[int, ...] = ()
     decode: tuple[int, ...] = ()
     release: tuple[int, ...] = ()
+    load: tuple[Adapter, ...] = ()
+    unload: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

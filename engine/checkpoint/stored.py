@@ -1,0 +1,100 @@
+"""One tensor of a checkpoint, as its file stores it: plain numbers, or quantised in one of the ways that people use.
+
+Pure Python until something is read: `krea2 info` and the front-end look at headers without waiting for torch.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+Bounds = tuple[slice, ...]  # one slice a dimension, with start and stop, of step one
+
+# How a matrix is held in memory: in the model's dtype, as fp8 with a float32 scale a row, or as int8 with a float16
+# scale for every 32 columns of a row.
+Held = Literal["float", "fp8", "int8"]
+INT8_GROUP = 32
+
+FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+class Header(NamedTuple):
+    """What a file's header says of a tensor. dtype: as safetensors or ggml write it (BF16, F8_E4M3, Q4_K …)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class TensorFile(Protocol):
+    """An open file of tensors, whose headers were checked when it was opened."""
+
+    path: Path
+    headers: Mapping[str, Header]
+    metadata: Mapping[str, str]
+
+    def read(self, name: str, bounds: Bounds) -> torch.Tensor:
+        """A slice as it is stored, on the CPU. It may be a view of the mapped file: nobody writes to it.
+
+        Raises `CheckpointError`. Any thread may call it.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class StoredTensor(ABC):
+    """A tensor under the shape that it is meant to have.
+
+    file: what an error names. name: as in the file. format: what it is stored as, for people (BF16, float8_e4m3fn,
+    Q4_K). held: the smallest form that it can be held in without a loss; "float" for what is dequantised.
+    full_precision: the file asks for products with this matrix in the model's dtype.
+    """
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    held: Held = "float"
+    full_precision: bool = False
+
+    @abstractmethod
+    def size(self, bounds: Bounds) -> int:
+        """Bytes of the file that reading this slice takes."""
+
+    @abstractmethod
+    def read(self, bounds: Bounds) -> torch.Tensor:
+        """The values of a slice, dequantised, in a float dtype, on the CPU."""
+
+    def read_eight_bit(self, bounds: Bounds) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values and scales of a slice of a matrix, in the form that `held` names. Not for "float".
+
+        "fp8": (rows, columns) float8_e4m3fn, (rows, 1) float32. "int8": (rows, columns) int8, (rows, columns / 32)
+        float16; columns begin and end at multiples of 32.
+        """
+        raise NotImplementedError(self.format)
+
+
+class PlainTensor(StoredTensor):
+    """Floating-point numbers, one after the other."""
+
+    def __init__(self, file: TensorFile, name: str, shape: tuple[int, ...] | None = None) -> None:
+        """shape: another one for the same number of elements; only whole tensors are read then."""
+        header = file.headers[name]
+        self.file, self.name, self.format = file.path, name, header.dtype
+        self.shape = header.shape if shape is None else shape
+        self._file, self._stored_shape = file, header.shape
+
+    def size(self, bounds: Bounds) -> int:
+        return math.prod(bound.stop - bound.start for bound in bounds) * FLOAT_BYTES[self.format]
+
+    def read(self, bounds: Bounds) -> torch.Tensor:
+        if self.shape == self._stored_shape:
+            return self._file.read(self.name, bounds)
+        whole = self._file.read(self.name, tuple(slice(0, length) for length in self._stored_shape))
+        return whole.reshape(self.shape)[bounds]
