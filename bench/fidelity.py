@@ -34,7 +34,8 @@ from bench.plain_kernels import PLAIN, plain_kernels
 from bench.real_size import RandomWeights, model_of_size
 from bench.timing import Budget
 from engine.batch import Layout, Segment
-from engine.checkpoint.load import FP8_MATRICES, load_weights
+from engine.checkpoint.holding import BLOCK_MATRICES, in_blocks
+from engine.checkpoint.load import LoadOptions, load_weights
 from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
 from engine.decoding import DecodedImage
 from engine.kernels.attention import GatedAttentionKernel
@@ -43,6 +44,7 @@ from engine.kernels.rope import image_rotations
 from engine.model import Transformer
 from engine.model.transformer import TimeModulation
 from engine.parallel import LocalGroup
+from engine.parallel.linear import ParallelMatrix
 from engine.prompt import PREFIX, SUFFIX
 from engine.rank import Rank
 from engine.step import Job
@@ -167,8 +169,8 @@ def _blocks(options: argparse.Namespace, device: torch.device, budget: Budget) -
 def available_variants(device: torch.device, head_dim: int) -> tuple[list[Variant], dict[str, str]]:
     """What can be compared here, most important first, and why the rest cannot."""
     bfloat16 = Variant("bfloat16")
-    variants = [bfloat16, Variant("fp8", fp8=FP8_MATRICES)]
-    variants += [Variant(f"fp8 of {matrix} alone", fp8=(matrix,)) for matrix in FP8_MATRICES]
+    variants = [bfloat16, Variant("fp8", fp8=BLOCK_MATRICES)]
+    variants += [Variant(f"fp8 of {matrix} alone", fp8=(matrix,)) for matrix in BLOCK_MATRICES]
     reasons = {}
     for backend, reason in attention_backends(head_dim, device).items():
         if reason is not None:
@@ -241,12 +243,12 @@ def compare_images(
 
 
 def quantize(transformer: nn.Module, matrix: str) -> None:
-    """What the loader does to one of `FP8_MATRICES`, in every block of a model that is loaded already."""
+    """What the loader does to one of `BLOCK_MATRICES`, in every block of a model that is loaded already."""
     for name, module in transformer.named_modules():
-        if name.startswith("transformer_blocks.") and name.endswith(f".{matrix}"):
-            rows = quantize_rows(module.get_parameter("weight"))
-            module.register_parameter("weight", nn.Parameter(rows.values, requires_grad=False))
-            module.register_parameter("weight_scale", nn.Parameter(rows.scales, requires_grad=False))
+        if isinstance(module, ParallelMatrix) and in_blocks(f"{name}.weight") and name.endswith(f".{matrix}"):
+            rows = quantize_rows(module.weight)
+            module.weight = nn.Parameter(rows.values, requires_grad=False)
+            module.hold_eight_bit(rows.scales, fp8_product=True)
 
 
 def round_timesteps(transformer: Transformer) -> None:
@@ -269,7 +271,9 @@ def velocities(variant: Variant, model: ModelConfig, side: int, device: torch.de
     with torch.device("meta"):
         transformer = Transformer(dit, LocalGroup(), GatedAttentionKernel(variant.attention), GatedAttentionKernel())
     weights = RandomWeights(model, device)
-    load_weights(transformer, weights, "transformer", rank=0, size=1, device=device, dtype=dtype, fp8=variant.fp8)
+    load_weights(transformer, weights, "transformer", rank=0, size=1, options=LoadOptions(device, dtype))
+    for matrix in variant.fp8:
+        quantize(transformer, matrix)
 
     generator = torch.Generator(device).manual_seed(0)
     grid = side // model.size_multiple

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from engine.checkpoint.stored import Bounds, StoredTensor
 from engine.checkpoint.tensors import Source, text_encoder_sources, transformer_sources, vae_sources
 from engine.config import (
     DEFAULT_TAPS,
@@ -154,7 +155,6 @@ class RandomWeights:
             "transformer": list(transformer_sources(config.transformer)),
             "vae": list(vae_sources(config.vae)),
         }
-        self.bytes_read = 0  # of nothing
 
     def draw(self, component: str, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """A whole tensor by its name in the checkpoint, float32 on the device."""
@@ -163,10 +163,9 @@ class RandomWeights:
         mean, std = distribution(name, shape)
         return torch.randn(shape, generator=generator, device=self.device).mul_(std).add_(mean)
 
-    def read(self, component: str, source: Source, rank: int, size: int) -> torch.Tensor:
-        """A rank's slice of the whole tensor, of shape `source.shard_shape(size)`."""
-        whole = self.draw(component, source.name, source.shape)
-        return whole[source.shard_bounds(rank, size)].reshape(source.shard_shape(size))
+    def stored(self, component: str, source: Source) -> StoredTensor:
+        """The tensor, drawn whenever it is read."""
+        return _DrawnTensor(self, component, source)
 
     def where(self, component: str, source: Source) -> Path:
         """There is no file; this is what an error names in its place."""
@@ -174,6 +173,20 @@ class RandomWeights:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+class _DrawnTensor(StoredTensor):
+    format = "random"
+
+    def __init__(self, weights: RandomWeights, component: str, source: Source) -> None:
+        self.file, self.name, self.shape = weights.where(component, source), source.name, source.shape
+        self._weights, self._component = weights, component
+
+    def size(self, bounds: Bounds) -> int:
+        return 0  # of nothing
+
+    def read(self, bounds: Bounds) -> torch.Tensor:
+        return self._weights.draw(self._component, self.name, self.shape)[bounds]
 
 
 def distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:

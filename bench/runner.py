@@ -20,7 +20,7 @@ from bench.arguments import duration, json_file
 from bench.output import append_json, print_json, print_table
 from bench.real_size import PROMPT_TOKENS, SIZES, RandomWeights, model_of_size, random_prompt
 from bench.timing import Budget, is_shared
-from engine.config import ATTENTIONS, DEVICES, DTYPES, QUANTIZATIONS, EngineConfig, ModelConfig
+from engine.config import ATTENTIONS, DEVICES, DTYPES, EngineConfig, ModelConfig
 from engine.decoding import DecodedImage
 from engine.errors import ArgumentError, Krea2Error
 from engine.parallel import LocalGroup, pick_device
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 STEPS_AHEAD = 2  # as the front-end: one step runs while the next waits
 DEADLINE_S = 300.0  # for an image to come out of the decoder
+# The floors know no other: int8 is for memory, not for speed.
+QUANTIZATIONS = ("none", "fp8")
 PEERS = ("none", "diffusers")
 
 

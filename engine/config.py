@@ -17,7 +17,7 @@ TENSOR_PARALLEL_DEGREES = (1, 2, 4)
 DEVICES = ("auto", "cuda", "cpu")
 DTYPES = ("auto", "bfloat16", "float32")
 VARIANTS = ("raw", "turbo")
-QUANTIZATIONS = ("none", "fp8")
+QUANTIZATIONS = ("auto", "none", "fp8", "int8")
 ATTENTIONS = ("auto", "cudnn", "flash", "fa3", "fa4", "triton", "torch")
 
 PIPELINE_CLASS = "Krea2Pipeline"
@@ -39,7 +39,7 @@ class EngineConfig:
     dtype: str = "auto"
     variant: str | None = None
     share_gpu: bool = False
-    quantization: str = "none"
+    quantization: str = "auto"
     attention: str = "auto"
     cuda_graphs: bool = True
 

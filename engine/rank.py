@@ -11,7 +11,7 @@ import torch
 
 from engine.batch import Layout, Segment
 from engine.checkpoint import CheckpointFiles
-from engine.checkpoint.load import FP8_MATRICES, Weights, load_weights
+from engine.checkpoint.load import LoadOptions, Weights, load_weights
 from engine.config import EngineConfig, ModelConfig
 from engine.decoding import DecodedImage, ImageDecoder
 from engine.graphs import PromptGraphs, StepGraphs
@@ -22,7 +22,15 @@ from engine.memory import decode_bytes, step_bytes
 from engine.model import TextEncoder, Transformer, VAEDecoder
 from engine.model.transformer import TimeModulation
 from engine.parallel import Group
-from engine.parallel.device import check_quantization, free_bytes, pick_dtype, ranks_on_device, to_device, to_host
+from engine.parallel.device import (
+    check_quantization,
+    free_bytes,
+    multiplies_fp8,
+    pick_dtype,
+    ranks_on_device,
+    to_device,
+    to_host,
+)
 from engine.preview import PreviewMap
 from engine.prompt import PREFIX_TOKENS
 from engine.prompt_features import PromptFeatures
@@ -105,19 +113,12 @@ class Rank:
             self.transformer = Transformer(self.config.transformer, group, self.attention, text_attention)
             self.vae = VAEDecoder(self.config.vae) if group.rank == 0 else None
         modules = {"text_encoder": self.text_encoder, "transformer": self.transformer, "vae": self.vae}
-        for component, module in modules.items():
-            if module is not None:
-                load_weights(
-                    module,
-                    weights,
-                    component,
-                    rank=group.rank,
-                    size=group.size,
-                    device=device,
-                    dtype=self.dtype,
-                    fp8=FP8_MATRICES if config.quantization == "fp8" else (),
-                )
-        self.bytes_read = weights.bytes_read
+        options = LoadOptions(device, self.dtype, config.quantization, fp8_products=multiplies_fp8(device, self.dtype))
+        self.bytes_read = sum(
+            load_weights(module, weights, component, rank=group.rank, size=group.size, options=options)
+            for component, module in modules.items()
+            if module is not None
+        )
         weights.close()
 
         self._jobs: dict[int, _JobState] = {}
@@ -233,7 +234,7 @@ class Rank:
                 self.config.image_tokens(self.config.default_width, self.config.default_height)
                 + _TYPICAL_PROMPT_TOKENS,
             ),
-            fp8=self._engine.quantization == "fp8",
+            fp8=measured and self.transformer.attends_to_fp8,
         )
         calls = _IMAGES_PER_NEW_LENGTH * self.config.default_steps * dit.num_layers
         choice = choose_attention(

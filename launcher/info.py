@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.checkpoint import summarize
+from engine.checkpoint import CheckpointFiles, summarize
 from engine.config import EngineConfig, ModelConfig
 from launcher.tokenizer import PromptTokenizer
 
@@ -17,7 +17,9 @@ def describe_checkpoint(config: EngineConfig) -> str:
     model = ModelConfig.from_folder(folder, config.variant)
     model.check_tp(config.tp)
     PromptTokenizer(folder, model.text_encoder.vocab_size)
-    components = summarize(folder, model, config.tp, 4 if config.dtype == "float32" else 2)
+    checkpoint = CheckpointFiles(folder, model)
+    components = summarize(checkpoint, config.tp, 4 if config.dtype == "float32" else 2, config.quantization)
+    checkpoint.close()
 
     dit, text, vae = model.transformer, model.text_encoder, model.vae
     variant = "Turbo" if model.is_distilled else "Raw"

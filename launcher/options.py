@@ -35,8 +35,9 @@ def engine_options(command: Command) -> Command:
         click.option("--share-gpu", is_flag=True, help="Let ranks share GPUs (slow)."),
         click.option(
             "--quantization",
-            default="none",
-            help="none, or fp8: the transformer blocks' matrices and what they multiply as 8-bit numbers.",
+            default="auto",
+            help="auto: what the checkpoint has in 8 bits stays so. fp8: the transformer blocks' matrices and what "
+            "they multiply as 8-bit numbers; int8: the matrices alone. none: nothing in 8 bits.",
             show_default=True,
         ),
         click.option(

@@ -65,7 +65,7 @@ def launch(
     dtype: str = "auto",
     variant: str | None = None,
     share_gpu: bool = False,
-    quantization: str = "none",
+    quantization: str = "auto",
     attention: str = "auto",
     cuda_graphs: bool = True,
     limits: Mapping[str, float] | None = None,

@@ -161,7 +161,7 @@ def test_no_rank_holds_a_whole_split_matrix(turbo: Path, tp: int) -> None:
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
 def test_the_summary_says_what_each_rank_holds(turbo: Path, tp: int) -> None:
-    components = summarize(turbo, ModelConfig.from_folder(turbo), tp, bytes_per_element=4)
+    components = summarize(CheckpointFiles(turbo, ModelConfig.from_folder(turbo)), tp, bytes_per_element=4)
     held = on_ranks(turbo, lambda rank: rank.memory()["weights"], tp=tp)
     assert [sum(component.bytes_per_rank[rank] for component in components) for rank in range(tp)] == held
 

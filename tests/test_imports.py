@@ -48,7 +48,7 @@ ENGINE_LAYERS: dict[str, set[str]] = {
     "scheduler": {*_PLAIN, "cost", "policy", "forecast"},
     "kernels": {"errors"},
     "parallel": {*_PLAIN, "kernels"},
-    "checkpoint": {*_PLAIN, "kernels"},
+    "checkpoint": {*_PLAIN, "kernels", "parallel"},
     "sampling": _PLAIN,
     "preview": set(),
     "batch": {*_PLAIN, "kernels"},

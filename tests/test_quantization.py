@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint.load import FP8_MATRICES
+from engine.checkpoint.holding import BLOCK_MATRICES
 from engine.config import EngineConfig
 from engine.kernels.fp8 import FP8, Fp8Rows
 from engine.parallel import LocalGroup
@@ -32,7 +32,7 @@ def test_the_matrices_of_the_blocks_are_quantised_and_nothing_else(turbo: Path) 
             continue
         if parameter.dtype == FP8:
             assert name.startswith("transformer_blocks.")
-            assert name.endswith(tuple(f"{matrix}.weight" for matrix in FP8_MATRICES))
+            assert name.endswith(tuple(f"{matrix}.weight" for matrix in BLOCK_MATRICES))
             scale = rank.transformer.get_parameter(f"{name}_scale")
             rows = Fp8Rows(parameter, scale, torch.float32)
             assert relative_error(rows.dequantize(), whole[name]) <= 0.04

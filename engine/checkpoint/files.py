@@ -7,12 +7,12 @@ read a slice at a time, and counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from engine.checkpoint.stored import Bounds, Header, PlainTensor, StoredTensor
 from engine.checkpoint.tensors import Source, text_encoder_sources, transformer_sources, vae_sources
 from engine.config import ModelConfig
 from engine.errors import CheckpointError
@@ -24,22 +24,16 @@ if TYPE_CHECKING:
 _READABLE_DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
-@dataclass(frozen=True)
-class _Header:
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
-
-
 class TensorFiles:
-    """The tensors of one component, by name. Reads slices; `bytes_read` counts what was asked of the files."""
+    """The tensors of one component, by name."""
 
     def __init__(self, folder: Path, name: str) -> None:
         """Open `folder/name.safetensors`, or the shards of `folder/name.safetensors.index.json`."""
-        self.folder = folder
-        self.bytes_read = 0
+        self.folder = self.path = folder
+        self.metadata: dict[str, str] = {}
         self._open_files: dict[Path, Any] = {}
-        self.headers: dict[str, _Header] = {}
+        self.headers: dict[str, Header] = {}
+        self._files: dict[str, Path] = {}
         single, index = folder / f"{name}.safetensors", folder / f"{name}.safetensors.index.json"
         if single.exists() or not index.exists():
             self.location = single
@@ -59,7 +53,7 @@ class TensorFiles:
                 raise CheckpointError.of(self.location, "tensor is missing", name=source.name, expected=source.shape)
             if header.shape != source.shape:
                 raise CheckpointError.of(
-                    header.file,
+                    self.file_of(source.name),
                     "tensor has the wrong shape",
                     name=source.name,
                     expected=source.shape,
@@ -67,7 +61,7 @@ class TensorFiles:
                 )
             if header.dtype not in _READABLE_DTYPES:
                 raise CheckpointError.of(
-                    header.file,
+                    self.file_of(source.name),
                     "tensor has a dtype that cannot be read",
                     name=source.name,
                     expected=f"one of {', '.join(_READABLE_DTYPES)}",
@@ -79,23 +73,18 @@ class TensorFiles:
         if extra:
             more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
             raise CheckpointError.of(
-                self.headers[extra[0]].file, f"tensor does not belong to this model{more}", name=extra[0]
+                self.file_of(extra[0]), f"tensor does not belong to this model{more}", name=extra[0]
             )
         return expected
 
-    def read(self, source: Source, rank: int, size: int) -> torch.Tensor:
-        """A rank's share of a tensor, on the CPU in the file's dtype, with the shape of its parameter."""
-        header = self.headers[source.name]
-        bounds = source.shard_bounds(rank, size)
-        elements = 1
-        for bound in bounds:
-            elements *= bound.stop - bound.start
-        self.bytes_read += elements * _READABLE_DTYPES[header.dtype]
+    def read(self, name: str, bounds: Bounds) -> torch.Tensor:
         try:
-            tensor = self._open(header.file).get_slice(source.name)[bounds]
+            return self._open(self.file_of(name)).get_slice(name)[bounds]
         except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError.of(header.file, f"cannot be read: {error}", name=source.name) from None
-        return tensor.reshape(source.shard_shape(size))
+            raise CheckpointError.of(self.file_of(name), f"cannot be read: {error}", name=name) from None
+
+    def file_of(self, name: str) -> Path:
+        return self._files[name]
 
     def close(self) -> None:
         self._open_files.clear()
@@ -116,7 +105,7 @@ class TensorFiles:
                 raise CheckpointError.of(index, "names a shard outside its folder", name="weight_map", found=shard)
             self._read_headers(self.folder / shard)
         for name, shard in weight_map.items():
-            if name not in self.headers or self.headers[name].file.name != shard:
+            if name not in self.headers or self.file_of(name).name != shard:
                 raise CheckpointError.of(self.folder / shard, "tensor is missing, though the index lists it", name=name)
 
     def _read_headers(self, file: Path) -> None:
@@ -126,7 +115,8 @@ class TensorFiles:
             with safe_open(file, framework="np") as handle:
                 for name in handle.keys():  # noqa: SIM118  safe_open is not iterable
                     view = handle.get_slice(name)
-                    self.headers[name] = _Header(file, tuple(view.get_shape()), view.get_dtype())
+                    self.headers[name] = Header(tuple(view.get_shape()), view.get_dtype())
+                    self._files[name] = file
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError.of(file, f"is not a valid safetensors file: {error}") from None
 
@@ -171,17 +161,13 @@ class CheckpointFiles:
         self.files[component] = files
         self.sources[component] = files.check(sources, ignored)
 
-    @property
-    def bytes_read(self) -> int:
-        return sum(files.bytes_read for files in self.files.values())
-
-    def read(self, component: str, source: Source, rank: int, size: int) -> torch.Tensor:
-        """See `Weights.read`."""
-        return self.files[component].read(source, rank, size)
+    def stored(self, component: str, source: Source) -> StoredTensor:
+        """See `Weights.stored`."""
+        return PlainTensor(self.files[component], source.name)
 
     def where(self, component: str, source: Source) -> Path:
         """See `Weights.where`."""
-        return self.files[component].headers[source.name].file
+        return self.files[component].file_of(source.name)
 
     def close(self) -> None:
         for files in self.files.values():

@@ -1,23 +1,29 @@
-"""Fills modules with a rank's share of a checkpoint, quantising it on the way if it is asked to."""
+"""Fills modules with a rank's share of a checkpoint, in several threads, straight to where it is needed."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import nn
 
+from engine.checkpoint.holding import held_as, in_blocks
+from engine.checkpoint.stored import Held, StoredTensor
 from engine.checkpoint.tensors import Source
 from engine.config import ModelConfig
 from engine.errors import ArgumentError, CheckpointError
 from engine.kernels.fp8 import FP8_MULTIPLE, quantize_rows
+from engine.kernels.int8 import quantize_groups
+from engine.parallel.linear import ParallelMatrix
 
-# The matrices of the DiT's blocks, which are nearly all of its work. What is left in the model's dtype (the layers
-# around the blocks, text fusion, norms and tables) is less than a hundredth of it, and hurts most.
-FP8_MATRICES = ("attn.qkvg", "attn.out", "ff.gate_up", "ff.down")
+# One thread waits for the disk while another converts; beyond eight, a disk gives no more.
+_LEAST_THREADS, _MOST_THREADS = 2, 8
+_E4M3_NAN = 0x7F  # and with the sign bit set
 
 
 class Weights(Protocol):
@@ -26,11 +32,8 @@ class Weights(Protocol):
     config: ModelConfig
     sources: dict[str, list[Source]]  # by component: text_encoder, transformer, vae
 
-    @property
-    def bytes_read(self) -> int: ...
-
-    def read(self, component: str, source: Source, rank: int, size: int) -> torch.Tensor:
-        """A rank's share of a tensor, of shape `source.shard_shape(size)`, in any dtype and on any device."""
+    def stored(self, component: str, source: Source) -> StoredTensor:
+        """The tensor that `source` speaks of."""
         ...
 
     def where(self, component: str, source: Source) -> Path:
@@ -40,63 +43,130 @@ class Weights(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class LoadOptions:
+    """How weights are held: on which device, in which dtype (but for those kept in float32 or in 8 bits), and in
+    which quantization. fp8_products: the device multiplies fp8 matrices that the checkpoint has as fp8."""
+
+    device: torch.device
+    dtype: torch.dtype
+    quantization: str = "auto"
+    fp8_products: bool = False
+
+
 def load_weights(
-    module: nn.Module,
-    weights: Weights,
-    component: str,
-    *,
-    rank: int,
-    size: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    fp8: Collection[str] = (),
-) -> None:
+    module: nn.Module, weights: Weights, component: str, *, rank: int, size: int, options: LoadOptions
+) -> int:
     """Give `module` (built on the meta device) its parameters, reading only the slices that this rank keeps.
 
-    A parameter is allocated once on `device` and each of its sources is copied straight into its rows, so no whole
-    sharded tensor ever exists on a rank. The transformer blocks' matrices whose names are in `fp8` (of
-    `FP8_MATRICES`) are kept as fp8 rows, each quantised as soon as it has been read: where a matrix is split by
-    columns, a rank's part of a row has a scale of its own. Raises `CheckpointError` if a tensor cannot be read or is
-    not finite.
+    A parameter is allocated once on the device and each of its sources is copied straight into its rows, so no whole
+    sharded tensor ever exists on a rank. Matrices are held as `holding.held_as` says; one that is quantised here is
+    quantised as soon as it has been read, and where it is split by columns, a rank's part of a row has scales of its
+    own. Returns the bytes read of the files. Raises `CheckpointError` if a tensor cannot be read or is not finite.
     """
     by_parameter: dict[str, list[Source]] = defaultdict(list)
     for source in weights.sources[component]:
         by_parameter[source.parameter].append(source)
 
-    state = {}
-    for name, sources in by_parameter.items():
-        shapes = [source.shard_shape(size) for source in sources]
-        height = sum(shape[0] for shape in shapes)
-        parameter = torch.empty(
-            (height, *shapes[0][1:]), device=device, dtype=torch.float32 if sources[0].float32 else dtype
-        )
-        start = 0
-        for source, shape in zip(sources, shapes, strict=True):
-            target = parameter[start : start + shape[0]]
-            target.copy_(weights.read(component, source, rank, size))
-            if source.offset:
-                target.add_(source.offset)
-            start += shape[0]
-        if not _is_finite(parameter):
-            named = ", ".join(source.name for source in sources)
-            raise CheckpointError.of(
-                weights.where(component, sources[0]), "holds values that are not finite", name=named
-            )
-        if name.startswith("transformer_blocks.") and name.endswith(tuple(f".{matrix}.weight" for matrix in fp8)):
-            if device.type == "cuda" and any(length % FP8_MULTIPLE for length in parameter.shape):
-                raise ArgumentError(
-                    f"quantization fp8 needs matrices whose sides {FP8_MULTIPLE} divides, and a rank's {name} is "
-                    f"{tuple(parameter.shape)}: use quantization none or fewer ranks",
-                    parameter="quantization",
-                )
-            rows = quantize_rows(parameter)
-            parameter = rows.values
-            state[f"{name}_scale"] = rows.scales
+    def load(sources: Sequence[Source]) -> _Loaded:
+        return _load_parameter(sources, weights, component, rank, size, options)
+
+    state: dict[str, torch.Tensor] = {}
+    threads = min(_MOST_THREADS, max(_LEAST_THREADS, torch.get_num_threads()))
+    executor = ThreadPoolExecutor(threads, thread_name_prefix="load")
+    try:
+        loaded = list(executor.map(load, by_parameter.values()))
+    finally:
+        executor.shutdown(cancel_futures=True)
+    for name, parameter in zip(by_parameter, loaded, strict=True):
+        state[name] = parameter.values
+        if parameter.scales is not None:
+            state[f"{name}_scale"] = parameter.scales
             matrix = module.get_submodule(name.removesuffix(".weight"))
-            matrix.register_parameter("weight_scale", nn.Parameter(rows.scales, requires_grad=False))
-        state[name] = parameter
+            assert isinstance(matrix, ParallelMatrix)
+            matrix.hold_eight_bit(parameter.scales, fp8_product=parameter.fp8_product)
     module.load_state_dict(state, strict=True, assign=True)
     module.requires_grad_(False)
+    return sum(parameter.bytes_read for parameter in loaded)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    values: torch.Tensor
+    scales: torch.Tensor | None
+    fp8_product: bool
+    bytes_read: int
+
+
+def _load_parameter(
+    sources: Sequence[Source], weights: Weights, component: str, rank: int, size: int, options: LoadOptions
+) -> _Loaded:
+    tensors = [weights.stored(component, source) for source in sources]
+    held = held_as(options.quantization, sources, tensors, size)
+    as_stored = held != "float" and all(tensor.held == held for tensor in tensors)
+    bounds = [source.shard_bounds(rank, size) for source in sources]
+    if as_stored:
+        parts = [tensor.read_eight_bit(bound) for tensor, bound in zip(tensors, bounds, strict=True)]
+        values, scales = (torch.cat(part) for part in zip(*parts, strict=True))
+        values, scales = values.to(options.device), scales.to(options.device)
+        finite = bool(scales.isfinite().all()) and not (
+            held == "fp8" and bool((values.view(torch.uint8) & _E4M3_NAN == _E4M3_NAN).any())
+        )
+    else:
+        values = _read_float(sources, tensors, bounds, size, options)
+        finite = _is_finite(values)
+        scales = None
+    if not finite:
+        named = ", ".join(source.name for source in sources)
+        raise CheckpointError.of(weights.where(component, sources[0]), "holds values that are not finite", name=named)
+    fp8_product = held == "fp8" and in_blocks(sources[0].parameter) and _multiplies_fp8(values, tensors, options)
+    if held != "float" and not as_stored:
+        values, scales = _quantize(values, held)
+    read = sum(tensor.size(bound) for tensor, bound in zip(tensors, bounds, strict=True))
+    return _Loaded(values, scales, fp8_product, read)
+
+
+def _read_float(
+    sources: Sequence[Source],
+    tensors: Sequence[StoredTensor],
+    bounds: Sequence[tuple[slice, ...]],
+    size: int,
+    options: LoadOptions,
+) -> torch.Tensor:
+    shapes = [source.shard_shape(size) for source in sources]
+    height = sum(shape[0] for shape in shapes)
+    dtype = torch.float32 if sources[0].float32 else options.dtype
+    parameter = torch.empty((height, *shapes[0][1:]), device=options.device, dtype=dtype)
+    start = 0
+    for source, tensor, bound, shape in zip(sources, tensors, bounds, shapes, strict=True):
+        target = parameter[start : start + shape[0]]
+        target.copy_(tensor.read(bound).reshape(shape))
+        if source.offset:
+            target.add_(source.offset)
+        start += shape[0]
+    return parameter
+
+
+def _quantize(values: torch.Tensor, held: Held) -> tuple[torch.Tensor, torch.Tensor]:
+    if held == "int8":
+        return quantize_groups(values)
+    rows = quantize_rows(values)
+    return rows.values, rows.scales
+
+
+def _multiplies_fp8(values: torch.Tensor, tensors: Sequence[StoredTensor], options: LoadOptions) -> bool:
+    """Whether the product with an fp8 matrix is an fp8 product: always when the user asks for fp8; with a file's own
+    fp8, where the device can, the matrix's shape allows it and the file does not ask for full precision."""
+    fits = all(length % FP8_MULTIPLE == 0 for length in values.shape)
+    if options.quantization != "fp8":
+        return options.fp8_products and fits and not any(tensor.full_precision for tensor in tensors)
+    if options.device.type == "cuda" and not fits:
+        raise ArgumentError(
+            f"quantization fp8 needs matrices whose sides {FP8_MULTIPLE} divides, and a rank's is "
+            f"{tuple(values.shape)}: use quantization none or fewer ranks",
+            parameter="quantization",
+        )
+    return True
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -35,8 +35,12 @@ class TensorFile(Protocol):
     """An open file of tensors, whose headers were checked when it was opened."""
 
     path: Path
-    headers: Mapping[str, Header]
-    metadata: Mapping[str, str]
+
+    @property
+    def headers(self) -> Mapping[str, Header]: ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
 
     def read(self, name: str, bounds: Bounds) -> torch.Tensor:
         """A slice as it is stored, on the CPU. It may be a view of the mapped file: nobody writes to it.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 
 from engine.checkpoint.files import CheckpointFiles
-from engine.config import ModelConfig
-
-FLOAT32_BYTES = 4
+from engine.checkpoint.holding import held_as, held_bytes
+from engine.checkpoint.tensors import Source
 
 
 @dataclass(frozen=True)
@@ -21,21 +20,27 @@ class ComponentSummary:
     bytes_per_rank: tuple[int, ...]
 
 
-def summarize(folder: Path, config: ModelConfig, tp: int, bytes_per_element: int) -> list[ComponentSummary]:
-    """Sum up the tensors that inference needs, at `bytes_per_element` (2 for bfloat16) but for those kept in float32.
+def summarize(
+    checkpoint: CheckpointFiles, tp: int, bytes_per_element: int, quantization: str = "auto"
+) -> list[ComponentSummary]:
+    """Sum up the tensors that inference needs, at `bytes_per_element` (2 for bfloat16) but for those kept in float32
+    and those held in 8 bits.
 
-    Raises `CheckpointError` if a header does not fit the config, `ArgumentError` if `tp` does not divide the model.
+    Raises `ArgumentError` if `tp` does not divide the model.
     """
-    config.check_tp(tp)
-    checkpoint = CheckpointFiles(folder, config)
+    checkpoint.config.check_tp(tp)
     summaries = []
-    for name, sources in checkpoint.sources.items():
-        parameters = held = 0
+    for component, sources in checkpoint.sources.items():
+        by_parameter: dict[str, list[Source]] = defaultdict(list)
         for source in sources:
-            parameters += math.prod(source.shard_shape(1))
-            held += math.prod(source.shard_shape(tp)) * (FLOAT32_BYTES if source.float32 else bytes_per_element)
-        on_rank_0_only = name == "vae"
+            by_parameter[source.parameter].append(source)
+        held = 0
+        for together in by_parameter.values():
+            stored = [checkpoint.stored(component, source) for source in together]
+            form = held_as(quantization, together, stored, tp)
+            held += held_bytes(form, together, tp, bytes_per_element)
+        parameters = sum(math.prod(source.shard_shape(1)) for source in sources)
+        on_rank_0_only = component == "vae"
         bytes_per_rank = tuple(held if rank == 0 or not on_rank_0_only else 0 for rank in range(tp))
-        summaries.append(ComponentSummary(name, parameters, bytes_per_rank))
-    checkpoint.close()
+        summaries.append(ComponentSummary(component, parameters, bytes_per_rank))
     return summaries

@@ -53,6 +53,11 @@ class Transformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(_Block(config, group, attention) for _ in range(config.num_layers))
         self.final_layer = _FinalLayer(config)
 
+    @property
+    def attends_to_fp8(self) -> bool:
+        """Whether the blocks' attention hands its result on as fp8 rows."""
+        return cast(_Block, self.transformer_blocks[0]).attn.out.takes_fp8
+
     def encode_text(self, states: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Tapped hidden states of packed prompts (tokens, layers, text width) → text features (tokens, width).
 

@@ -46,18 +46,25 @@ def pick_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
 
 
 def check_quantization(config: EngineConfig, device: torch.device) -> None:
-    """Raise `ArgumentError` where a device cannot multiply fp8."""
-    if config.quantization == "none" or device.type != "cuda":
+    """Raise `ArgumentError` where a device cannot multiply fp8 and is asked to."""
+    if config.quantization != "fp8" or device.type != "cuda":
         return
     capability = torch.cuda.get_device_capability(device)
     if capability < _FP8_CAPABILITY:
         needed, found = (".".join(map(str, version)) for version in (_FP8_CAPABILITY, capability))
         raise ArgumentError(
-            f"quantization fp8 needs a GPU of compute capability {needed}, and {device} is of {found}: use none",
+            f"quantization fp8 needs a GPU of compute capability {needed}, and {device} is of {found}: use int8",
             parameter="quantization",
         )
     if config.dtype_on(device.type) != "bfloat16":
         raise ArgumentError("quantization fp8 needs dtype bfloat16 on a GPU, got float32", parameter="dtype")
+
+
+def multiplies_fp8(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether fp8 matrices are multiplied as such here, where nobody asks for it: a CPU only emulates it."""
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return False
+    return torch.cuda.get_device_capability(device) >= _FP8_CAPABILITY
 
 
 def ranks_on_device(device: torch.device, ranks: int) -> int:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from engine.kernels.fp8 import FP8, Fp8Rows, fp8_linear
+from engine.kernels.int8 import dequantize_groups
 from engine.parallel.group import Group
 
 
@@ -24,28 +25,46 @@ class Linear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
-class _Matrix(nn.Module):
-    """A rank's part of a matrix, as it is or, after loading, as fp8 rows with a scale each."""
+class ParallelMatrix(nn.Module):
+    """A rank's part of a matrix: as it is or, after loading, in 8 bits.
+
+    8 bits are e4m3 with a float32 scale a row, weight_scale (out, 1), or int8 with a float16 scale for every 32 columns
+    of a row, (out, in / 32).
+    """
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.weight_scale: nn.Parameter | None
         self.register_parameter("weight_scale", None)
+        self.takes_fp8 = False  # whether x should come as `Fp8Rows`
 
-    @property
-    def takes_fp8(self) -> bool:
-        """Whether x should come as `Fp8Rows`."""
-        return self.weight.dtype == FP8
+    def hold_eight_bit(self, scales: torch.Tensor, *, fp8_product: bool) -> None:
+        """Expect 8-bit weights with scales of this shape; with `fp8_product` to be multiplied by fp8 rows."""
+        self.register_parameter("weight_scale", nn.Parameter(scales, requires_grad=False))
+        self.takes_fp8 = fp8_product
 
     def multiply(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
+        """x Wᵀ: (tokens, in) → (tokens, out)."""
+        if self.weight_scale is None:
+            assert isinstance(x, torch.Tensor)
+            return F.linear(x, self.weight)
         if isinstance(x, Fp8Rows):
-            assert self.weight_scale is not None
             return fp8_linear(x, Fp8Rows(self.weight, self.weight_scale, x.dtype))
-        return F.linear(x, self.weight)
+        if self.weight.dtype == FP8:  # a row's scale is an output's: the weights need not be multiplied
+            return F.linear(x, self.weight.to(x.dtype)).mul_(self.weight_scale.t())
+        return F.linear(x, dequantize_groups(self.weight, self.weight_scale, x.dtype))
+
+    def dequantize(self) -> torch.Tensor:
+        """The matrix in float32, (out, in)."""
+        if self.weight_scale is None:
+            return self.weight.float()
+        if self.weight.dtype == FP8:
+            return self.weight.float() * self.weight_scale
+        return dequantize_groups(self.weight, self.weight_scale, torch.float32)
 
 
-class ColumnParallelLinear(_Matrix):
+class ColumnParallelLinear(ParallelMatrix):
     """Several matrices that share their input, stacked into one whose output rows are split over the group.
 
     `out_features` lists the stacked matrices' whole heights; every one is split evenly, so a rank's output is
@@ -59,7 +78,7 @@ class ColumnParallelLinear(_Matrix):
         return self.multiply(x)
 
 
-class RowParallelLinear(_Matrix):
+class RowParallelLinear(ParallelMatrix):
     """y = x Wᵀ with W's input columns split over the group: x is a rank's share, y the whole sum on every rank."""
 
     def __init__(self, in_features: int, out_features: int, group: Group) -> None:

@@ -13,7 +13,7 @@ from bench.fidelity import REFERENCE, Variant, available_variants, compare_image
 from bench.kernel_checks import relative_error
 from bench.plain_kernels import PLAIN, plain_kernels
 from bench.real_size import TINY
-from engine.checkpoint.load import FP8_MATRICES
+from engine.checkpoint.holding import BLOCK_MATRICES
 from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
 from engine.kernels.fp8 import FP8
 from engine.model import layers
@@ -36,12 +36,12 @@ def test_the_command_compares_precisions_and_says_what_it_leaves_out(
     demo = {line["variant"]: line for line in lines if line["benchmark"] == "fidelity_demo"}
     blocks = {line["variant"]: line for line in lines if line["benchmark"] == "fidelity_blocks"}
     assert demo.keys() == blocks.keys() | {"bfloat16 timesteps alone"}
-    assert blocks.keys() == {"bfloat16", "fp8", *(f"fp8 of {matrix} alone" for matrix in FP8_MATRICES)}
+    assert blocks.keys() == {"bfloat16", "fp8", *(f"fp8 of {matrix} alone" for matrix in BLOCK_MATRICES)}
     # every matrix in fp8 is worse than none, and not hopeless
     assert 1e-4 < demo["bfloat16"]["latents_error"] < demo["fp8"]["latents_error"] < 0.1
     assert demo["bfloat16"]["psnr_db"] > demo["fp8"]["psnr_db"] > 30
     assert 1e-4 < blocks["bfloat16"]["velocity_error"] < blocks["fp8"]["velocity_error"] < 0.2
-    for matrix in FP8_MATRICES:
+    for matrix in BLOCK_MATRICES:
         alone = blocks[f"fp8 of {matrix} alone"]["velocity_error"]
         assert blocks["bfloat16"]["velocity_error"] < alone < blocks["fp8"]["velocity_error"]
     assert blocks["bfloat16"]["by_sigma"].keys() == {"1.0", "0.75", "0.5", "0.25"}
@@ -75,13 +75,13 @@ def test_matrices_quantised_later_are_those_that_the_loader_quantises() -> None:
     config = EngineConfig(device="cpu", dtype="bfloat16", quantization="fp8")
     loaded = Rank(config, LocalGroup(), CPU).transformer
     changed = Rank(EngineConfig(device="cpu", dtype="bfloat16"), LocalGroup(), CPU).transformer
-    for matrix in FP8_MATRICES:
+    for matrix in BLOCK_MATRICES:
         quantize(changed, matrix)
     theirs = loaded.state_dict()
     for name, tensor in changed.state_dict().items():
         assert tensor.dtype == theirs[name].dtype
         assert torch.equal(tensor.float(), theirs[name].float())
-    assert sum(tensor.dtype == FP8 for tensor in theirs.values()) == 6 * len(FP8_MATRICES)
+    assert sum(tensor.dtype == FP8 for tensor in theirs.values()) == 6 * len(BLOCK_MATRICES)
 
 
 def test_plain_kernels_are_the_engines_own_mathematics() -> None:

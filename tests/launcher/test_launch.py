@@ -170,7 +170,7 @@ def test_launch_works_in_a_thread_that_ends_before_the_engine_does(run_folder: P
         ({"tp": True}, ArgumentError, "tp must be one of 1, 2, 4, got True"),
         ({"model": None}, ArgumentError, "model must be a checkpoint folder's path, or demo, got None"),
         ({"share_gpu": 1}, ArgumentError, "share_gpu must be True or False, got 1"),
-        ({"quantization": "int8"}, ArgumentError, "quantization must be one of none, fp8, got 'int8'"),
+        ({"quantization": "int4"}, ArgumentError, "quantization must be one of auto, none, fp8, int8, got 'int4'"),
         ({"attention": "fa9"}, ArgumentError, "attention must be one of auto, cudnn, flash, fa3, fa4, triton, torch"),
         ({"cuda_graphs": "yes"}, ArgumentError, "cuda_graphs must be True or False, got 'yes'"),
         ({"warm_up": "no"}, ArgumentError, "warm_up must be True or False, got 'no'"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.real_size import TINY, RandomWeights
-from engine.checkpoint.load import load_weights
+from engine.checkpoint.load import LoadOptions, load_weights
 from engine.model import VAEDecoder
 
 REAL_PROPORTIONS: dict[str, Any] = {"dim_mult": (1, 2, 4, 4), "num_res_blocks": 2}
@@ -20,7 +20,7 @@ def decoder(device: str = "cpu", dtype: torch.dtype = torch.float32, **fields: A
     weights = RandomWeights(replace(TINY, vae=replace(TINY.vae, **fields)), torch.device("cpu"))
     with torch.device("meta"):
         vae = VAEDecoder(weights.config.vae)
-    load_weights(vae, weights, "vae", rank=0, size=1, device=torch.device(device), dtype=dtype)
+    load_weights(vae, weights, "vae", rank=0, size=1, options=LoadOptions(torch.device(device), dtype))
     vae.decoder.conv_out.weight.mul_(0.3)
     return vae
 

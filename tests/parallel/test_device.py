@@ -36,7 +36,11 @@ def test_a_gpu_that_cannot_launch_kernels_is_refused(monkeypatch: pytest.MonkeyP
     [
         ((8, 9), "auto", None),
         ((9, 0), "bfloat16", None),
-        ((8, 0), "auto", "quantization fp8 needs a GPU of compute capability 8.9, and cuda:0 is of 8.0: use none"),
+        (
+            (8, 0),
+            "auto",
+            "quantization fp8 needs a GPU of compute capability 8.9, and cuda:0 is of 8.0: use int8",
+        ),
         ((9, 0), "float32", "quantization fp8 needs dtype bfloat16 on a GPU, got float32"),
     ],
 )
