@@ -17,6 +17,7 @@ from engine.config import ModelConfig
 from engine.kernels.fp8 import Fp8Rows
 from engine.kernels.gate import sigmoid_mul, silu_mul
 from engine.kernels.image_norm import image_norm
+from engine.kernels.int8 import dequantize_groups, quantize_groups
 from engine.kernels.norm import add_rms_norm_modulate_, rms_norm_modulate
 from engine.kernels.packing import Packing
 from engine.kernels.rope import norm_rotate_
@@ -114,6 +115,7 @@ def elementwise_operations() -> Iterator[Operation]:
         yield Operation(f"sigmoid(gate) · x{suffix}", _draw_sigmoid, _sigmoid(fp8), _sigmoid_reference, fp8=fp8)
         yield Operation(f"silu(gate) · up{suffix}", _draw_silu, _silu(fp8), _silu_reference, fp8=fp8)
     yield Operation("q, k norm and rotation", _draw_heads, _rotate, _rotate_reference, ("query", "key"))
+    yield Operation("int8 weights → bfloat16", _draw_int8, _dequantize, _dequantize_reference)
     yield Operation("VAE: norm, silu", _draw_picture, _image_norm, _image_norm_reference)
     yield Operation("VAE: upsample", _draw_small_picture, _upsample, _upsample_reference)
 
@@ -211,6 +213,19 @@ def _rotate_reference(shape: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
         name: references.norm_rotate(at[name], at[f"{name}_norm"], shape.eps, at["rotations"], dtype)
         for name in ("query", "key")
     }
+
+
+def _draw_int8(shape: Shape, random: Random) -> Tensors:
+    values, scales = quantize_groups(random.normal(2 * shape.intermediate, shape.width))
+    return {"values": values, "scales": scales}
+
+
+def _dequantize(_: Shape, at: Tensors) -> dict[str, torch.Tensor | Fp8Rows]:
+    return {"y": dequantize_groups(at["values"], at["scales"], torch.bfloat16)}
+
+
+def _dequantize_reference(_: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
+    return {"y": references.dequantize_groups(at["values"], at["scales"], dtype)}
 
 
 def _draw_picture(shape: Shape, random: Random) -> Tensors:

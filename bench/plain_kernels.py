@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from engine.kernels import gate, image_norm, norm, rope, upsample
+from engine.kernels import gate, image_norm, int8, norm, rope, upsample
 
 
 @contextmanager
@@ -34,5 +34,6 @@ PLAIN: dict[str, dict[Callable[..., Any], Callable[..., Any]]] = {
     },
     "gates": {gate.silu_mul: gate.silu_mul_torch, gate.sigmoid_mul: gate.sigmoid_mul_torch},
     "rotation": {rope.norm_rotate_: rope.norm_rotate_torch_},
+    "int8 weights": {int8.dequantize_groups: int8.dequantize_groups_torch},
     "VAE": {image_norm.image_norm: image_norm.image_norm_torch, upsample.upsample: upsample.upsample_torch},
 }

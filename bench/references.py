@@ -86,6 +86,11 @@ def attention(
     return output.flatten(1)
 
 
+def dequantize_groups(values: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Every 32 values of a row times their scale."""
+    return values.to(dtype) * scales.to(dtype).repeat_interleave(32, dim=1)
+
+
 def image_norm(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype, *, silu: bool) -> torch.Tensor:
     """x / |x| · sqrt(channels) · weight over the channels of (images, channels, h, w), and silu of that."""
     normed = F.normalize(x.to(dtype), dim=1) * x.shape[1] ** 0.5 * weight.to(dtype).view(-1, 1, 1)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from engine.checkpoint.stored import Bounds, Header, PlainTensor, StoredTensor
 from engine.checkpoint.tensors import Source, text_encoder_sources, transformer_sources, vae_sources
-from engine.config import ModelConfig
+from engine.config import EngineConfig, ModelConfig
 from engine.errors import CheckpointError
 from engine.json_fields import read_json_object
 
@@ -154,6 +154,12 @@ class CheckpointFiles:
             vae_sources(config.vae),
             lambda name: name.startswith(("encoder.", "quant_conv.")) or ".time_conv." in name,
         )
+
+    @classmethod
+    def open(cls, engine: EngineConfig) -> CheckpointFiles:
+        """The checkpoint that `engine` names."""
+        folder = engine.checkpoint_folder()
+        return cls(folder, ModelConfig.from_folder(folder, engine.variant))
 
     def _add(
         self, component: str, files: TensorFiles, sources: Iterable[Source], ignored: Callable[[str], bool]

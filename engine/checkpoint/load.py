@@ -85,8 +85,8 @@ def load_weights(
             matrix = module.get_submodule(name.removesuffix(".weight"))
             assert isinstance(matrix, ParallelMatrix)
             matrix.hold_eight_bit(parameter.scales, fp8_product=parameter.fp8_product)
+    module.requires_grad_(False)  # before they are there: int8 has no gradients
     module.load_state_dict(state, strict=True, assign=True)
-    module.requires_grad_(False)
     return sum(parameter.bytes_read for parameter in loaded)
 
 

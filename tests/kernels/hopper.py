@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from engine.kernels import attention_triton, gate, image_norm, norm, rope, upsample
+from engine.kernels import attention_triton, gate, image_norm, int8, norm, rope, upsample
 from engine.kernels.jit import Kernel, launch_shape
 from engine.kernels.packing import TILE_ROWS
 
@@ -146,6 +146,9 @@ def _kernels() -> Iterator[Compiled]:
         }
         name = f"attention {head_dim}"
         yield compile_for_hopper(name, attention_triton._attention, arguments, warps=warps, stages=stages)
+    arguments = {"values_ptr": "*i8", "scales_ptr": "*fp16", "y_ptr": "*bf16", "elements": "i32"}
+    tile = {"GROUP": int8.GROUP, "BLOCK": int8._BLOCK}
+    yield compile_for_hopper("dequantize int8", int8._dequantize_groups, {**arguments, **tile}, warps=4)
     for channels in VAE_CHANNELS:
         block, rows = image_norm.tile_shape(channels)
         tile = {"channels": "i32", "BLOCK": block}
