@@ -1,0 +1,96 @@
+"""Writes a safetensors file tensor by tensor, so that a file may be larger than memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from engine.errors import CheckpointError
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_ENTRY_BYTES = 256  # of a header that are set aside for a tensor, beside its name
+_AT_ONCE = 1 << 26  # bytes
+
+
+class SafetensorsWriter:
+    """A safetensors file in the making: it appears under its name, whole, when the `with` block ends without an error.
+
+    The header comes first in such a file and is known last, so room is set aside for it and filled up with blanks, as
+    the format allows.
+    """
+
+    def __init__(self, path: Path, names: list[str], metadata: Mapping[str, str] | None = None) -> None:
+        """names: of all tensors that will be written, in no order. Raises `CheckpointError` if the file cannot be."""
+        self.path = path
+        self._metadata = dict(metadata or {})
+        self._names = set(names)
+        room = sum(len(json.dumps(name)) + _ENTRY_BYTES for name in names) + 2 * len(json.dumps(self._metadata)) + 1024
+        self._room = -(-room // 8) * 8
+        self._entries: dict[str, object] = {}
+        self._end = 0
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            self._file = self._temporary.open("wb")
+            self._file.seek(8 + self._room)
+        except OSError as error:
+            raise CheckpointError.of(path, f"cannot be written: {error.strerror}") from None
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Append a tensor. Raises `CheckpointError` if the disk does not take it."""
+        assert name in self._names - self._entries.keys()
+        flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        self._entries[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [self._end, self._end + flat.numel()],
+        }
+        self._end += flat.numel()
+        try:
+            for start in range(0, flat.numel(), _AT_ONCE):
+                self._file.write(flat[start : start + _AT_ONCE].numpy().data)
+        except OSError as error:
+            raise CheckpointError.of(self.path, f"cannot be written: {error.strerror}") from None
+
+    def __enter__(self) -> SafetensorsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._finish()
+        finally:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        assert self._entries.keys() == self._names
+        header: dict[str, object] = {"__metadata__": self._metadata} if self._metadata else {}
+        data = json.dumps({**header, **self._entries}, ensure_ascii=True).encode()
+        try:
+            self._file.seek(0)
+            self._file.write(self._room.to_bytes(8, "little") + data.ljust(self._room))
+            self._file.close()
+            self._temporary.replace(self.path)
+        except OSError as error:
+            raise CheckpointError.of(self.path, f"cannot be written: {error.strerror}") from None
