@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -27,7 +26,7 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_ENTRY_BYTES = 256  # of a header that are set aside for a tensor, beside its name
+_ENTRY_BYTES = 1024  # of a header that are set aside for a tensor and what the metadata says of it
 _AT_ONCE = 1 << 26  # bytes
 
 
@@ -38,13 +37,11 @@ class SafetensorsWriter:
     the format allows.
     """
 
-    def __init__(self, path: Path, names: list[str], metadata: Mapping[str, str] | None = None) -> None:
-        """names: of all tensors that will be written, in no order. Raises `CheckpointError` if the file cannot be."""
+    def __init__(self, path: Path, most_tensors: int) -> None:
+        """Raises `CheckpointError` if the file cannot be written. `metadata` may be filled until the block ends."""
         self.path = path
-        self._metadata = dict(metadata or {})
-        self._names = set(names)
-        room = sum(len(json.dumps(name)) + _ENTRY_BYTES for name in names) + 2 * len(json.dumps(self._metadata)) + 1024
-        self._room = -(-room // 8) * 8
+        self.metadata: dict[str, str] = {}
+        self._room = (most_tensors + 1) * _ENTRY_BYTES
         self._entries: dict[str, object] = {}
         self._end = 0
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -56,7 +53,7 @@ class SafetensorsWriter:
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Append a tensor. Raises `CheckpointError` if the disk does not take it."""
-        assert name in self._names - self._entries.keys()
+        assert name not in self._entries
         flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
         self._entries[name] = {
             "dtype": _DTYPES[tensor.dtype],
@@ -84,9 +81,9 @@ class SafetensorsWriter:
             self._temporary.unlink(missing_ok=True)
 
     def _finish(self) -> None:
-        assert self._entries.keys() == self._names
-        header: dict[str, object] = {"__metadata__": self._metadata} if self._metadata else {}
-        data = json.dumps({**header, **self._entries}, ensure_ascii=True).encode()
+        header: dict[str, object] = {"__metadata__": self.metadata} if self.metadata else {}
+        data = json.dumps({**header, **self._entries}).encode()
+        assert len(data) <= self._room
         try:
             self._file.seek(0)
             self._file.write(self._room.to_bytes(8, "little") + data.ljust(self._room))
