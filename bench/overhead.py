@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.load import ImageRequest, RequestFailed, Target, ask
+from bench.traffic import ImageRequest, RequestFailed, Target, ask
 from engine.errors import ArgumentError
 from launcher.async_client import AsyncClient
 from launcher.protocol import Progress

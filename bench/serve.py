@@ -37,7 +37,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.load import (
+from bench.output import json_line, print_table
+from bench.overhead import (
+    DispatchOverhead,
+    HttpOverhead,
+    PreviewOverhead,
+    dispatch_overheads,
+    http_overhead,
+    preview_overhead,
+)
+from bench.targets import BODY_FIELDS, FIELDS, HttpTarget, RpcTarget
+from bench.traffic import (
     REFUSED,
     ImageRequest,
     RequestFailed,
@@ -49,16 +59,6 @@ from bench.load import (
     open_loop,
     parse_mix,
 )
-from bench.output import json_line, print_table
-from bench.overhead import (
-    DispatchOverhead,
-    HttpOverhead,
-    PreviewOverhead,
-    dispatch_overheads,
-    http_overhead,
-    preview_overhead,
-)
-from bench.targets import BODY_FIELDS, FIELDS, HttpTarget, RpcTarget
 from engine.errors import ArgumentError, Krea2Error
 from launcher import AsyncClient, launch
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from bench.load import REFUSED, Answer, ImageRequest, RequestFailed
+from bench.traffic import REFUSED, Answer, ImageRequest, RequestFailed
 from engine.errors import ArgumentError, Krea2Error, QueueFullError
 from launcher.async_client import AsyncClient
 

@@ -17,7 +17,10 @@ from typing import Any
 import pytest
 from PIL import Image as PIL
 
-from bench.load import (
+from bench.overhead import dispatch_overheads, http_overhead
+from bench.serve import main
+from bench.targets import HttpTarget, RpcTarget
+from bench.traffic import (
     Answer,
     ImageRequest,
     Outcome,
@@ -30,9 +33,6 @@ from bench.load import (
     open_loop,
     parse_mix,
 )
-from bench.overhead import dispatch_overheads, http_overhead
-from bench.serve import main
-from bench.targets import HttpTarget, RpcTarget
 from engine.errors import ArgumentError
 from launcher.async_client import AsyncClient
 from launcher.limits import Limits
