@@ -1,0 +1,49 @@
+"""Writing a GGUF file, by llama.cpp's own library and under the rules of the converters that people use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
+
+from engine.errors import ArgumentError
+
+# What the library can quantise to; it only reads the K-quants.
+TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1")
+_ARCHITECTURE = "krea2"
+_SMALL = 1024  # elements up to which a tensor stays float32
+
+
+def write_gguf(path: Path, tensors: Mapping[str, torch.Tensor], qtype: str) -> None:
+    """Write `tensors` with their matrices as `qtype`, one of `TYPES`, converted one at a time.
+
+    Vectors, tensors of at most 1,024 elements, and matrices whose columns do not fit the type's blocks become F32.
+    Raises `ArgumentError` for a type that cannot be written.
+    """
+    if qtype not in TYPES:
+        raise ArgumentError.of("type", f"one of {', '.join(TYPES)}", qtype)
+    types = {name: _type(tensor, GGMLQuantizationType[qtype]) for name, tensor in tensors.items()}
+    writer = GGUFWriter(path, _ARCHITECTURE)
+    try:
+        for name, tensor in tensors.items():
+            block, block_bytes = GGML_QUANT_SIZES[types[name]]
+            size = tensor.numel() // block * block_bytes
+            writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), size, raw_dtype=types[name])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor in tensors.items():
+            writer.write_tensor_data(quantize(tensor.float().contiguous().numpy(), types[name]))
+    finally:
+        writer.close()
+
+
+def _type(tensor: torch.Tensor, wanted: GGMLQuantizationType) -> GGMLQuantizationType:
+    block, _ = GGML_QUANT_SIZES[wanted]
+    if tensor.ndim < 2 or tensor.numel() <= _SMALL or tensor.shape[-1] % block:
+        return GGMLQuantizationType.F32
+    return wanted
