@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 
-from engine.errors import ArgumentError
+from engine.errors import ArgumentError, CheckpointError
 
 # What the library can quantise to; it only reads the K-quants.
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1")
@@ -19,15 +20,17 @@ _SMALL = 1024  # elements up to which a tensor stays float32
 
 
 def write_gguf(path: Path, tensors: Mapping[str, torch.Tensor], qtype: str) -> None:
-    """Write `tensors` with their matrices as `qtype`, one of `TYPES`, converted one at a time.
+    """Write `tensors` with their matrices as `qtype`, one of `TYPES`, converted one at a time. The file appears
+    under its name when it is whole.
 
     Vectors, tensors of at most 1,024 elements, and matrices whose columns do not fit the type's blocks become F32.
-    Raises `ArgumentError` for a type that cannot be written.
+    Raises `ArgumentError` for a type that cannot be written, `CheckpointError` if the disk does not take the file.
     """
     if qtype not in TYPES:
         raise ArgumentError.of("type", f"one of {', '.join(TYPES)}", qtype)
     types = {name: _type(tensor, GGMLQuantizationType[qtype]) for name, tensor in tensors.items()}
-    writer = GGUFWriter(path, _ARCHITECTURE)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    writer = GGUFWriter(temporary, _ARCHITECTURE)
     try:
         for name, tensor in tensors.items():
             block, block_bytes = GGML_QUANT_SIZES[types[name]]
@@ -38,8 +41,13 @@ def write_gguf(path: Path, tensors: Mapping[str, torch.Tensor], qtype: str) -> N
         writer.write_ti_data_to_file()
         for name, tensor in tensors.items():
             writer.write_tensor_data(quantize(tensor.float().contiguous().numpy(), types[name]))
+        writer.close()
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError.of(path, f"cannot be written: {error.strerror}") from None
     finally:
         writer.close()
+        temporary.unlink(missing_ok=True)
 
 
 def _type(tensor: torch.Tensor, wanted: GGMLQuantizationType) -> GGMLQuantizationType:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 
 from engine.checkpoint.block_scaled import TILE_COLUMNS, TILE_ROWS, tiled_shape
 
+_AT_ONCE = 1 << 20  # numbers that are rotated at once
+
 # The sixteen 4-bit codes. E2M1: bit 3 is the sign. Signed integers: two's complement.
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 INT4 = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0)
@@ -20,15 +22,30 @@ def rotate_groups(x: torch.Tensor, group: int) -> torch.Tensor:
     """x · H in every group of columns, where H is its own inverse. x: (rows, columns) float32, `group` a power of 4
     that divides the columns.
 
-    H is the Kronecker power of H4 = ½ [[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], applied here one
-    factor after the other: a row of H4 is half the sum of all four, less one of them.
+    H is the Kronecker power of H4 = ½ [[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]. Its factors are
+    applied one after the other, to as many groups at once as a processor's cache has room for.
     """
-    rows, columns = x.shape
+    groups = x.reshape(-1, group)
+    rotated = torch.empty_like(groups)
+    at_once = max(1, _AT_ONCE // group)
+    for first in range(0, len(groups), at_once):
+        chunk = slice(first, first + at_once)
+        rotated[chunk] = _rotate(groups[chunk].t().contiguous()).t()
+    return rotated.view(x.shape)
+
+
+def _rotate(x: torch.Tensor) -> torch.Tensor:
+    """H x of a (group, count) matrix. Contiguous."""
+    group, count = x.shape
     stride = 1
     while stride < group:
-        a, b, c, d = x.reshape(rows, columns // (4 * stride), 4, stride).unbind(2)
-        half = (a + b + c + d) * 0.5
-        x = torch.stack((half - d, half - c, half - b, half - a), dim=2).reshape(rows, columns)
+        shape = (group // (4 * stride), 4, stride * count)
+        a, b, c, d = x.view(shape).unbind(1)
+        half = (a + b).add_(c).add_(d).mul_(0.5)
+        x = torch.empty_like(x)
+        # each row of H4 is half the sum of all four, less one of them
+        for result, other in zip(x.view(shape).unbind(1), (d, c, b, a), strict=True):
+            torch.sub(half, other, out=result)
         stride *= 4
     return x
 
