@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_LONGEST_NAME = 200  # of a tensor or key, in an error; real ones have less than a hundred characters
+
 
 class Krea2Error(Exception):
     """Base of all errors that are shown to a user as one line, without a traceback.
@@ -57,6 +59,8 @@ class CheckpointError(Krea2Error):
         found: object = None,
     ) -> CheckpointError:
         """Name file, tensor or key, and what was expected and found: `of(file, "is missing", name="norm.weight")`."""
+        if name and len(name) > _LONGEST_NAME:
+            name = name[: _LONGEST_NAME - 3] + "..."
         message = f"{file}: {name}: {problem}" if name else f"{file}: {problem}"
         if expected is not None:
             message += f", expected {expected}"

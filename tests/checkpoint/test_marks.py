@@ -146,6 +146,7 @@ def test_one_format_for_the_whole_file() -> None:
         ('{"layers": {"blocks.0.a": {}}}', "blocks.0.a: format: has a value that does not fit"),
         ('{"layers": {"blocks.0.a": {"format": ["nvfp4"]}}}', "blocks.0.a: format: has a value"),
         ('{"layers": {"blocks.0.a": {"format": "int5"}}}', "blocks.0.a: format: has a value"),
+        (f'{{"layers": {{"{"long" * 100_000}": 0}}}}', "longlong"),
         ('{"layers": {"\\u001b[31m\\n": 0}}', r"\x1b[31m\n: has a mark that is not a json object"),
     ],
 )
