@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,28 +20,30 @@ _ARCHITECTURE = "krea2"
 _SMALL = 1024  # elements up to which a tensor stays float32
 
 
-def write_gguf(path: Path, tensors: Mapping[str, torch.Tensor], qtype: str) -> None:
-    """Write `tensors` with their matrices as `qtype`, one of `TYPES`, converted one at a time. The file appears
-    under its name when it is whole.
+def write_gguf(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], qtype: str, read: Callable[[str], torch.Tensor]
+) -> None:
+    """Write the tensors that `read` gives by name, one at a time, with their matrices as `qtype`, one of `TYPES`. The
+    file appears under its name when it is whole.
 
     Vectors, tensors of at most 1,024 elements, and matrices whose columns do not fit the type's blocks become F32.
     Raises `ArgumentError` for a type that cannot be written, `CheckpointError` if the disk does not take the file.
     """
     if qtype not in TYPES:
         raise ArgumentError.of("type", f"one of {', '.join(TYPES)}", qtype)
-    types = {name: _type(tensor, GGMLQuantizationType[qtype]) for name, tensor in tensors.items()}
+    types = {name: _type(shape, GGMLQuantizationType[qtype]) for name, shape in shapes.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     writer = GGUFWriter(temporary, _ARCHITECTURE)
     try:
-        for name, tensor in tensors.items():
+        for name, shape in shapes.items():
             block, block_bytes = GGML_QUANT_SIZES[types[name]]
-            size = tensor.numel() // block * block_bytes
-            writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), size, raw_dtype=types[name])
+            size = math.prod(shape) // block * block_bytes
+            writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=types[name])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for name, tensor in tensors.items():
-            writer.write_tensor_data(quantize(tensor.float().contiguous().numpy(), types[name]))
+        for name in shapes:
+            writer.write_tensor_data(quantize(read(name).float().contiguous().numpy(), types[name]))
         writer.close()
         temporary.replace(path)
     except OSError as error:
@@ -50,8 +53,8 @@ def write_gguf(path: Path, tensors: Mapping[str, torch.Tensor], qtype: str) -> N
         temporary.unlink(missing_ok=True)
 
 
-def _type(tensor: torch.Tensor, wanted: GGMLQuantizationType) -> GGMLQuantizationType:
+def _type(shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQuantizationType:
     block, _ = GGML_QUANT_SIZES[wanted]
-    if tensor.ndim < 2 or tensor.numel() <= _SMALL or tensor.shape[-1] % block:
+    if len(shape) < 2 or math.prod(shape) <= _SMALL or shape[-1] % block:
         return GGMLQuantizationType.F32
     return wanted
