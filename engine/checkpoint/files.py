@@ -19,6 +19,7 @@ from engine.errors import CheckpointError
 from engine.json_fields import read_json_object
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 _READABLE_DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -85,6 +86,13 @@ class TensorFiles:
 
     def file_of(self, name: str) -> Path:
         return self._files[name]
+
+    def octets(self, name: str) -> np.ndarray:
+        """See `TensorFile.octets`."""
+        import torch
+
+        octets: np.ndarray = self._open(self.file_of(name)).get_tensor(name).reshape(-1).view(torch.uint8).numpy()
+        return octets
 
     def close(self) -> None:
         self._open_files.clear()

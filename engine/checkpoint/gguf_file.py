@@ -76,6 +76,11 @@ class GgufFile:
         first, last = _covering(info, columns)
         return (rows.stop - rows.start) * (last - first) * info.block[1]
 
+    def octets(self, name: str) -> np.ndarray:
+        """See `TensorFile.octets`."""
+        info = self._infos[name]
+        return self._file.octets(info.start, info.bytes)
+
     def header_file(self, name: str) -> Path:
         """The file that holds the tensor."""
         return self.path

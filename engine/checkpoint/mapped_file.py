@@ -108,6 +108,8 @@ class MappedFile:
         """Bytes as a numpy array, a view of the mapping that cannot be written to."""
         import numpy as np
 
+        if count == 0:
+            return np.empty(0, np.uint8)
         self._will_need(start, count)
         return np.frombuffer(self.data, np.uint8, count, start)
 

@@ -97,17 +97,16 @@ def _blob_options(file: TensorFile) -> dict[str, dict[str, Any]]:
         layer, _, last = name.rpartition(".")
         if last != BLOB:
             continue
-        if header.dtype != "U8" or len(header.shape) != 1 or header.shape[0] > LARGEST_BLOB:
+        if header.dtype != "U8" or len(header.shape) != 1 or not 0 < header.shape[0] <= LARGEST_BLOB:
             raise CheckpointError.of(
                 file.path,
                 "is not a mark",
                 name=name,
-                expected=f"at most {LARGEST_BLOB} bytes (U8) in one dimension",
+                expected=f"1 to {LARGEST_BLOB} bytes (U8) in one dimension",
                 found=f"{header.dtype} {header.shape}",
             )
-        data = bytes(file.read(name, (slice(0, header.shape[0]),)).tolist())
         try:
-            text = data.rstrip(b"\0").decode()
+            text = file.octets(name).tobytes().rstrip(b"\0").decode()
         except UnicodeDecodeError:
             raise CheckpointError.of(file.path, "is not UTF-8", name=name) from None
         blobs[layer] = _options(file, layer, _object(file, text, name))

@@ -18,6 +18,7 @@ from engine.checkpoint.stored import Bounds, Header
 from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 # Two hundred times the header of the largest component. A hostile one of this size takes two seconds, and 700 MB
@@ -50,6 +51,11 @@ class SafetensorsFile:
         """See `TensorFile.read`."""
         header = self.headers[name]
         return self._file.tensor(self._starts[name], header.shape, header.dtype, bounds)
+
+    def octets(self, name: str) -> np.ndarray:
+        """See `TensorFile.octets`."""
+        header = self.headers[name]
+        return self._file.octets(self._starts[name], math.prod(header.shape) * DTYPES[header.dtype].size)
 
     def header_file(self, name: str) -> Path:
         """The file that holds the tensor."""

@@ -12,6 +12,7 @@ from engine.checkpoint.stored import Bounds, Header
 from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 # Of quantised layers: what one shard says of its own would be lost behind another's.
@@ -29,6 +30,10 @@ class ShardedFile:
     def read(self, name: str, bounds: Bounds) -> torch.Tensor:
         """See `TensorFile.read`."""
         return self._shards[name].read(name, bounds)
+
+    def octets(self, name: str) -> np.ndarray:
+        """See `TensorFile.octets`."""
+        return self._shards[name].octets(name)
 
     def header_file(self, name: str) -> Path:
         """The shard that holds the tensor."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 Bounds = tuple[slice, ...]  # one slice a dimension, with start and stop, of step one
@@ -47,6 +48,10 @@ class TensorFile(Protocol):
 
         Raises `CheckpointError`. Any thread may call it.
         """
+        ...
+
+    def octets(self, name: str) -> np.ndarray:
+        """The bytes of a whole tensor as they lie in the file, for who wants no torch. Nobody writes to them."""
         ...
 
     def close(self) -> None: ...

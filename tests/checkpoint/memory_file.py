@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from engine.checkpoint.stored import Bounds, Header
@@ -44,6 +45,9 @@ class MemoryFile:
         part = tensor[bounds] if bounds else tensor
         self.bytes_read += part.nbytes
         return part
+
+    def octets(self, name: str) -> np.ndarray:
+        return self.tensors[name].contiguous().view(torch.uint8).numpy().reshape(-1)
 
     def close(self) -> None:
         pass

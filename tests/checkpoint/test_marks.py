@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from engine.checkpoint.encodings import stored_tensors
 from engine.checkpoint.stored import PlainTensor
@@ -169,10 +173,11 @@ def test_options_that_are_not_true_or_false_are_refused(option: str) -> None:
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        (blob(b""), "is not valid json"),
+        (blob(b""), "is not a mark"),
+        (blob(b"", padding=8), "is not valid json"),
         (blob(b"\xff\xfe{}"), "is not UTF-8"),
         (blob(b"[]"), "does not hold a json object"),
-        (torch.ones(20), r"is not a mark, expected at most 65536 bytes (U8) in one dimension, found F32 (20,)"),
+        (torch.ones(20), r"is not a mark, expected 1 to 65536 bytes (U8) in one dimension, found F32 (20,)"),
         (zeros(2, 20, dtype=torch.uint8), "is not a mark"),
         (torch.empty(1 << 40, dtype=torch.uint8, device="meta"), "is not a mark"),
     ],
@@ -325,3 +330,26 @@ def test_the_real_fp8_scaled_file_is_recognised() -> None:
     down = found["blocks.27.mlp.down.weight"]
     assert down.shape == (6144, 16384)
     assert down.size((slice(0, 6144), slice(0, 4096))) == 6144 * 4096 + 4
+
+
+# ---- without torch
+
+
+def test_files_are_recognised_without_torch(tmp_path: Path) -> None:
+    """By `krea2 info` and the front-end, which would take seconds and memory for it."""
+    save_file(FP8_LAYER | {"blocks.0.a.comfy_quant": blob(FORMAT_FP8)}, tmp_path / "model.safetensors")
+    program = (
+        "import sys\nfrom pathlib import Path\n"
+        "from engine.checkpoint.encodings import stored_tensors\n"
+        "from engine.checkpoint.open import open_tensor_file\n"
+        "found = stored_tensors(open_tensor_file(Path(sys.argv[1])))\n"
+        "print({name: tensor.format for name, tensor in found.items()}, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "model.safetensors")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.strip() == "{'blocks.0.a.weight': 'float8_e4m3fn'} False"

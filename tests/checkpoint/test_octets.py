@@ -1,0 +1,32 @@
+"""The bytes of whole tensors, which every container gives without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from engine.checkpoint.gguf_write import write_gguf
+from engine.checkpoint.open import open_tensor_file
+
+TENSORS = {"a.weight": torch.randn(40, 64), "a.bias": torch.randn(7), "empty": torch.empty(0)}
+
+
+@pytest.mark.parametrize("container", ["safetensors", "index", "gguf"])
+def test_octets_are_the_tensors_bytes(tmp_path: Path, container: str) -> None:
+    file = tmp_path / "model.safetensors"
+    if container == "gguf":
+        write_gguf(file, {name: tuple(t.shape) for name, t in TENSORS.items()}, "F32", TENSORS.__getitem__)
+    else:
+        save_file(TENSORS, file)
+    if container == "index":
+        index = tmp_path / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": dict.fromkeys(TENSORS, file.name)}))
+        file = index
+    opened = open_tensor_file(file)
+    for name, tensor in TENSORS.items():
+        assert opened.octets(name).tobytes() == tensor.numpy().tobytes()
+    assert not opened.octets("a.weight").flags.writeable
