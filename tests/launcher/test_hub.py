@@ -1,0 +1,176 @@
+"""Models named by their Hugging Face repository: out of the cache, downloaded, or an error that says what to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.config import DEMO_CHECKPOINT
+from launcher.hub import find_model
+from tests.launcher.fake_hub import COMMIT, FakeHub, fake_hub
+
+NAME = "krea/Krea-2-Tiny"
+TIMEOUT_S = 60
+
+
+def info(model: str, cache: Path, endpoint: str = "http://127.0.0.1:9", **environment: str) -> tuple[int, str, str]:
+    """`krea2 info`, which reads its environment when it starts. Nothing listens at the default endpoint."""
+    settings = {"HF_HOME": str(cache), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher", "info", model],
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """The demo as Krea's repositories are: with the transformer once more in the root."""
+    folder = tmp_path / "repository"
+    shutil.copytree(DEMO_CHECKPOINT, folder)
+    shutil.copy(folder / "transformer/diffusion_pytorch_model.safetensors", folder / "turbo.safetensors")
+    (folder / "LICENSE.pdf").write_bytes(b"%PDF")
+    return folder
+
+
+@pytest.fixture
+def hub(repository: Path) -> Iterator[FakeHub]:
+    with fake_hub(NAME, repository) as running:
+        yield running
+
+
+def put_into_cache(repository: Path, cache: Path) -> Path:
+    home = cache / "hub" / f"models--{NAME.replace('/', '--')}"
+    snapshot = home / "snapshots" / COMMIT
+    shutil.copytree(repository, snapshot)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(COMMIT)
+    return snapshot
+
+
+# ---- from the network
+
+
+def test_a_repository_is_downloaded_once_without_the_transformers_second_copy(hub: FakeHub, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    code, stdout, stderr = info(NAME, cache, hub.url)
+    assert code == 0, stderr
+    assert "6 blocks, width 128" in stdout
+    assert f"downloading {NAME} from Hugging Face" in stderr
+    assert "licence of their authors" in stderr
+    assert f"https://huggingface.co/{NAME}/blob/main/LICENSE.pdf" in stderr
+    assert sorted(hub.fetched) == sorted(set(hub.files()) - {"turbo.safetensors", "README.md"})
+
+    hub.fetched.clear()
+    assert info(NAME, cache)[0] == 0, "nothing listens, and nothing needs to"
+    assert not hub.fetched
+
+
+def test_of_a_download_that_broke_off_only_the_rest_is_fetched(hub: FakeHub, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    hub.cut = "vae/diffusion_pytorch_model.safetensors"
+    code, _, stderr = info(NAME, cache, hub.url)
+    if code:  # the library tries again by itself, or leaves that to the user
+        assert "cannot be downloaded" in stderr
+        code, _, stderr = info(NAME, cache, hub.url)
+    assert code == 0, stderr
+    counts = Counter(hub.fetched)
+    assert counts.pop("vae/diffusion_pytorch_model.safetensors") > 1
+    assert set(counts.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "says"),
+    [
+        (403, "GatedRepo", f"its authors want you to agree to a licence first, at https://huggingface.co/{NAME}"),
+        (401, "GatedRepo", "hf auth login"),
+        (401, "RepoNotFound", "Hugging Face has none of that name, or a private one: hf auth login"),
+        (404, "RepoNotFound", "Hugging Face has none of that name"),
+        (500, "", "it cannot be downloaded (HfHubHTTPError"),
+    ],
+)
+def test_a_refusal_is_explained(hub: FakeHub, tmp_path: Path, status: int, error: str, says: str) -> None:
+    hub.refuse = (status, error)
+    code, stdout, stderr = info(NAME, tmp_path / "cache", hub.url)
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith(f"error: model '{NAME}': there is no such folder or file here. As a Hugging Face")
+    assert says in stderr
+    assert stderr.count("\n") == 1
+
+
+def test_a_repository_in_another_layout_is_not_downloaded(hub: FakeHub, tmp_path: Path) -> None:
+    (hub.folder / "model_index.json").unlink()
+    code, _, stderr = info(NAME, tmp_path / "cache", hub.url)
+    assert code == 2
+    assert stderr == (
+        f"error: https://huggingface.co/{NAME}: is not in the diffusers layout; download the file of it that you want, "
+        "and give that as transformer\n"
+    )
+    assert not hub.fetched
+
+
+# ---- without one
+
+
+def test_a_repository_in_the_cache_needs_no_network(repository: Path, tmp_path: Path) -> None:
+    snapshot = put_into_cache(repository, tmp_path / "cache")
+    code, stdout, stderr = info(NAME, tmp_path / "cache", HF_HUB_OFFLINE="1")
+    assert (code, stderr) == (0, "")
+    assert str(snapshot / "transformer") in stdout
+
+
+def test_a_part_of_a_repository_in_the_cache_is_not_enough(repository: Path, tmp_path: Path) -> None:
+    shutil.rmtree(repository / "vae")
+    put_into_cache(repository, tmp_path / "cache")
+    code, _, stderr = info(NAME, tmp_path / "cache", HF_HUB_OFFLINE="1")
+    assert code == 2
+    assert "not in the cache" in stderr
+
+
+@pytest.mark.parametrize("model", [NAME, "checkpoints/foo"])
+def test_without_a_network_both_possibilities_are_spoken_of_at_once(tmp_path: Path, model: str) -> None:
+    began = time.monotonic()
+    code, stdout, stderr = info(model, tmp_path / "cache")
+    assert time.monotonic() - began < 20
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith(f"error: model '{model}': there is no such folder or file here. As a Hugging Face")
+    assert "download it elsewhere and give its folder" in stderr
+    assert "HF_HOME" in stderr
+
+
+def test_a_hub_that_never_answers_is_given_up(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        code, _, stderr = info(NAME, tmp_path / "cache", f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert code == 2
+    assert "it cannot be downloaded" in stderr
+
+
+# ---- what is no repository
+
+
+NO_NAMES = (None, "demo", "./foo", "../a/b", "/a/b", "a/b/c", "a/b/", "~/b", "a /b", ".a/b", "a/..")
+
+
+@pytest.mark.parametrize("model", NO_NAMES)
+def test_what_is_no_repositorys_name_is_never_looked_for(model: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert find_model(model) == model
+
+
+def test_a_folder_goes_before_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / NAME).mkdir(parents=True)
+    assert find_model(NAME) == NAME
