@@ -258,7 +258,7 @@ def _fill(
 ) -> None:
     kept = set(float32 or ())
     for name, parameter in module.named_parameters():
-        tensor = weights.draw(component, name, tuple(parameter.shape))
+        tensor = weights.draw(component, name.removeprefix("language_model."), tuple(parameter.shape))
         parameter.data = tensor if kept & set(name.split(".")) else tensor.to(dtype)
     module.eval().requires_grad_(False)
 

@@ -29,7 +29,6 @@ from engine.prompt import PREFIX_TOKENS, SUFFIX_TOKENS
 
 PROMPT_TOKENS = 60
 _PREFIX_SEED, _SUFFIX_SEED = 1 << 40, (1 << 40) + 1  # all prompts have these two in common
-TEXT_ENCODER_PREFIX = "language_model."  # of the text encoder's tensors, as transformers saves them
 
 KREA2 = ModelConfig(
     transformer=TransformerConfig(
@@ -151,7 +150,7 @@ class RandomWeights:
     def __init__(self, config: ModelConfig, device: torch.device, seed: int = 0) -> None:
         self.config, self.device, self.seed = config, device, seed
         self.sources = {
-            "text_encoder": list(text_encoder_sources(config, TEXT_ENCODER_PREFIX)),
+            "text_encoder": list(text_encoder_sources(config)),
             "transformer": list(transformer_sources(config.transformer)),
             "vae": list(vae_sources(config.vae)),
         }

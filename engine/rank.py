@@ -12,7 +12,7 @@ import torch
 from engine.batch import Layout, Segment
 from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.load import LoadOptions, Weights, load_weights
-from engine.config import EngineConfig, ModelConfig
+from engine.config import EngineConfig
 from engine.decoding import DecodedImage, ImageDecoder
 from engine.graphs import PromptGraphs, StepGraphs
 from engine.kernels.attention import GatedAttentionKernel
@@ -97,8 +97,7 @@ class Rank:
         if self.dtype == torch.float32:
             torch.backends.cudnn.allow_tf32 = False  # convolutions too are what was asked for
         if weights is None:
-            folder = config.checkpoint_folder()
-            weights = CheckpointFiles(folder, ModelConfig.from_folder(folder, config.variant))
+            weights = CheckpointFiles.open(config)
         self.config = weights.config
         self.config.check_tp(group.size)
         self._engine = config

@@ -10,6 +10,7 @@ import os
 import secrets
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
@@ -23,7 +24,7 @@ from engine.errors import ArgumentError, Krea2Error
 from launcher import torchrun
 from launcher.cli_serve import serve
 from launcher.files import numbered_paths, output_format, write_file
-from launcher.options import configure_engine, engine_options
+from launcher.options import configure_engine, engine_options, part_options
 from launcher.process import exit_after, watch_parent
 from launcher.protocol import Generate, Progress
 from launcher.spawn import ORDERLY_S, SIGNALS, launch_frontend
@@ -133,15 +134,19 @@ def generate(
 
 
 @commands.command()
-@click.argument("folder")
+@click.argument("model", required=False)
+@part_options
 @click.option("--tp", type=int, default=1, help="Ranks to split the checkpoint over.", show_default=True)
 @click.option("--dtype", default="bfloat16", help="bfloat16 or float32.", show_default=True)
 @click.option("--variant", help="raw or turbo.")
-def info(folder: str, tp: int, dtype: str, variant: str | None) -> None:
-    """Show what a checkpoint folder (or demo) holds, and the bytes of each rank."""
+def info(**engine_options: Any) -> None:
+    """Show what a model holds, in which files and formats, and the bytes of each rank. MODEL and its parts are as for
+    serve."""
+    from launcher.hub import find_model
     from launcher.info import describe_checkpoint
 
-    click.echo(describe_checkpoint(EngineConfig(model=folder, tp=tp, dtype=dtype, variant=variant)))
+    config = EngineConfig(**engine_options)
+    click.echo(describe_checkpoint(replace(config, model=find_model(config.model))))
 
 
 @commands.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def serve(
             engine=config.engine,
             limits=config.limits,
             host=host,
-            model_names=model_names or (_model_name(config.engine.model),),
+            model_names=model_names or (_model_name(engine_options),),
             api_keys=api_keys,
             allowed_hosts=allowed_hosts,
             public_url=public_url,
@@ -153,8 +154,11 @@ def serve(
     return 0 if number is None else 128 + number
 
 
-def _model_name(model: str) -> str:
-    return Path(model).resolve().name or model
+def _model_name(engine_options: Mapping[str, Any]) -> str:
+    """What the user calls the model: its folder's, its repository's or its file's name."""
+    name: str = engine_options["model"] or engine_options["transformer"] or "demo"
+    path = Path(name).resolve()
+    return (path.stem if path.is_file() else path.name) or name
 
 
 def _parse_size(size: str, model: ModelConfig, limits: Limits) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from typing import Any
 import zmq.asyncio
 
 import engine
+from engine.checkpoint import CheckpointFiles
 from engine.config import ModelConfig
 from engine.errors import (
     ArgumentError,
@@ -75,9 +76,10 @@ async def serve(
     `CheckpointError` for a bad tokenizer or config, and `LaunchError` if the address cannot be used. Every client has
     been told by then.
     """
-    folder = config.engine.checkpoint_folder()
-    model = ModelConfig.from_folder(folder, config.engine.variant)
-    tokenizer = PromptTokenizer(folder, model.text_encoder.vocab_size)
+    checkpoint = CheckpointFiles.open(config.engine)
+    checkpoint.close()
+    model = checkpoint.config
+    tokenizer = PromptTokenizer(checkpoint.tokenizer, model.text_encoder.vocab_size)
     log_event("starting", version=engine.__version__, pid=os.getpid(), **asdict(config.engine))
     context = zmq.asyncio.Context()
     try:
@@ -295,7 +297,7 @@ class Frontend:
     def _status(self) -> StatusReply:
         waiting, running = self._count_requests()
         return StatusReply(
-            model=self._config.engine.model,
+            model=self._config.engine.name,
             tp=self._config.engine.tp,
             device=self._dispatcher.device,
             ready=self._dispatcher.ready and not self._draining,

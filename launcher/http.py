@@ -24,6 +24,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 import engine
+from engine.checkpoint import CheckpointFiles
 from engine.config import ModelConfig
 from engine.errors import Krea2Error, ServerError
 from launcher.http_connections import ImpatientProtocol, allow_many_connections
@@ -85,7 +86,9 @@ def make_server(config: HttpConfig) -> uvicorn.Server:
 
 def make_app(config: HttpConfig) -> Guard:
     """The application. Raises `CheckpointError` for a bad checkpoint config."""
-    model = ModelConfig.from_folder(config.engine.checkpoint_folder(), config.engine.variant)
+    checkpoint = CheckpointFiles.open(config.engine)
+    checkpoint.close()
+    model = checkpoint.config
     link = EngineLink(config.rpc, config.rpc_key)
     files = HeldFiles()
     images = ImagesRoute(config, model, link, files)
@@ -239,7 +242,7 @@ def _model(name: str, created: int) -> dict[str, object]:
 def _settings(config: HttpConfig, model: ModelConfig) -> dict[str, object]:
     return {
         "model": config.model_names[0],
-        "is_demo": config.engine.model == "demo",
+        "is_demo": config.engine.name == "demo",
         "defaults": {
             "width": model.default_width,
             "height": model.default_height,

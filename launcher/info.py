@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from engine.checkpoint import CheckpointFiles, summarize
-from engine.config import EngineConfig, ModelConfig
+from engine.config import EngineConfig
 from launcher.tokenizer import PromptTokenizer
 
 
@@ -13,18 +15,18 @@ def describe_checkpoint(config: EngineConfig) -> str:
     Raises `CheckpointError` if the checkpoint is not whole or its tokenizer does not fit, and `ArgumentError` if it
     cannot be split so.
     """
-    folder = config.checkpoint_folder()
-    model = ModelConfig.from_folder(folder, config.variant)
+    checkpoint = CheckpointFiles.open(config)
+    model = checkpoint.config
     model.check_tp(config.tp)
-    PromptTokenizer(folder, model.text_encoder.vocab_size)
-    checkpoint = CheckpointFiles(folder, model)
+    PromptTokenizer(checkpoint.tokenizer, model.text_encoder.vocab_size)
     components = summarize(checkpoint, config.tp, 4 if config.dtype == "float32" else 2, config.quantization)
+    files = [line for name in checkpoint.components for line in _describe_files(checkpoint, name)]
     checkpoint.close()
 
     dit, text, vae = model.transformer, model.text_encoder, model.vae
     variant = "Turbo" if model.is_distilled else "Raw"
     lines = [
-        f"Krea 2 {variant}{' (assumed)' if model.variant_is_assumed else ''}: {folder}",
+        f"Krea 2 {variant}{' (assumed)' if model.variant_is_assumed else ''}: {config.name}",
         f"  defaults      {model.default_width} × {model.default_height}, {model.default_steps} steps, "
         f"guidance {model.default_guidance:g}",
         f"  transformer   {dit.num_layers} blocks, width {dit.hidden_size}, {dit.num_heads} heads, "
@@ -34,6 +36,9 @@ def describe_checkpoint(config: EngineConfig) -> str:
         f"  vae           {vae.z_dim} channels, 1/{vae.scale_factor} of the image's sides",
         f"  tp            possible: {_listed(model.possible_tp())}",
         "",
+        *files,
+        f"  {'tokenizer':<14}{checkpoint.tokenizer}",
+        "",
         f"{'parameters that inference needs':<34}" + "".join(f"{f'rank {rank}':>12}" for rank in range(config.tp)),
     ]
     for component in components:
@@ -41,6 +46,14 @@ def describe_checkpoint(config: EngineConfig) -> str:
     totals = tuple(sum(column) for column in zip(*(c.bytes_per_rank for c in components), strict=True))
     lines.append(_row("total", sum(component.parameters for component in components), totals))
     return "\n".join(lines)
+
+
+def _describe_files(checkpoint: CheckpointFiles, name: str) -> list[str]:
+    """Where a component comes from, and what its tensors that inference needs are stored as."""
+    component = checkpoint.components[name]
+    formats = Counter(checkpoint.stored(name, source).format for source in checkpoint.sources[name])
+    stored = ", ".join(f"{count} {kind}" for kind, count in formats.most_common())
+    return [f"  {name.replace('_', ' '):<14}{component.location}", f"  {'':<14}{component.layout}: {stored}"]
 
 
 def _row(name: str, parameters: int, bytes_per_rank: tuple[int, ...]) -> str:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from engine.config import EngineConfig, ModelConfig
+from engine.config import PARTS, EngineConfig, ModelConfig
 from engine.errors import ArgumentError
 from launcher import torchrun
 from launcher.internal import FrontendConfig
@@ -21,8 +21,11 @@ def engine_options(command: Command) -> Command:
     """Add them to a command, which hands what it gets to `configure_engine`."""
     options = (
         click.option(
-            "--model", default="demo", help="Checkpoint folder in the diffusers layout, or demo.", show_default=True
+            "--model",
+            help="Checkpoint folder in the diffusers layout, a transformer's file, a Hugging Face repository, or "
+            "demo.  [default: demo, if no part of a model is given]",
         ),
+        part_options,
         click.option("--tp", type=int, help="Ranks: 1, 2 or 4.  [default: 1; under torchrun, all of its processes]"),
         click.option("--device", default="auto", help="auto, cuda or cpu.", show_default=True),
         click.option(
@@ -77,6 +80,19 @@ def engine_options(command: Command) -> Command:
     return command
 
 
+def part_options(command: Command) -> Command:
+    """Add those that name parts of a model that come from elsewhere."""
+    helps = {
+        "transformer": "Transformer: a file (safetensors or GGUF, whole or quantised) or a folder.",
+        "text_encoder": "Text encoder, Qwen3-VL-4B: a file or a folder.",
+        "vae": "Qwen-Image VAE: a file or a folder.",
+        "tokenizer": "Tokenizer of the text encoder: tokenizer.json or its folder.",
+    }
+    for part in reversed(PARTS):
+        command = click.option(f"--{part.replace('_', '-')}", metavar="PATH", help=helps[part])(command)
+    return command
+
+
 def configure_engine(
     *, tp: int | None, limits: tuple[str, ...], start_timeout_s: float, step_timeout_s: float, **engine_options: Any
 ) -> tuple[FrontendConfig, ModelConfig]:
@@ -91,7 +107,8 @@ def configure_engine(
         step_timeout_s=step_timeout_s,
     )
     if model.variant_is_assumed:
-        click.echo("note: the checkpoint does not say what it is, Turbo is assumed: see --variant", err=True)
+        kind = "Turbo" if model.is_distilled else "Raw"
+        click.echo(f"note: the checkpoint does not say what it is, {kind} is assumed: see --variant", err=True)
     return msgspec.structs.replace(config, run_folder=folder, external_ranks=bool(folder)), model
 
 

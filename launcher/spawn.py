@@ -11,12 +11,15 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from engine.checkpoint import CheckpointFiles
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import ArgumentError, Krea2Error, LaunchError, RankError, ServerError, error_from_code
+from launcher.hub import find_model
 from launcher.internal import (
     Ended,
     FrontendConfig,
@@ -58,8 +61,12 @@ WAIT_POLICY = "PASSIVE"
 
 @contextmanager
 def launch(
-    model: str = "demo",
+    model: str | None = None,
     *,
+    transformer: str | None = None,
+    text_encoder: str | None = None,
+    vae: str | None = None,
+    tokenizer: str | None = None,
     tp: int = 1,
     device: str = "auto",
     dtype: str = "auto",
@@ -75,9 +82,12 @@ def launch(
 ) -> Iterator[Client]:
     """Start an engine in processes of its own and give a `Client` of it; leaving the block stops them all.
 
-    model is a checkpoint folder in the diffusers layout, or "demo". limits changes fields of `Limits`. A rank that is
-    not ready after start_timeout_s seconds, or that takes longer than step_timeout_s over a step, counts as lost.
-    warm_up: work that nobody asked for, while nobody waits: previews and estimated times come from it.
+    model is a checkpoint folder in the diffusers layout, a transformer's file, a Hugging Face repository, which is
+    downloaded unless it is in the cache, or "demo", for which None stands too. transformer, text_encoder, vae and
+    tokenizer are files or folders that replace parts of it; where all four are given, no model need be. limits changes
+    fields of `Limits`. A rank that is not ready after start_timeout_s seconds, or that takes longer than
+    step_timeout_s over a step, counts as lost. warm_up: work that nobody asked for, while nobody waits: previews and
+    estimated times come from it.
 
     Raises `ArgumentError` or `CheckpointError` for what is wrong with these or with the checkpoint, and `LaunchError`
     or `RankError` if the engine does not come up.
@@ -86,6 +96,10 @@ def launch(
         raise ArgumentError.of("warm_up", "True or False", warm_up)
     engine = EngineConfig(
         model=model,
+        transformer=transformer,
+        text_encoder=text_encoder,
+        vae=vae,
+        tokenizer=tokenizer,
         tp=tp,
         device=device,
         dtype=dtype,
@@ -104,8 +118,12 @@ def launch(
 def configure(
     engine: EngineConfig, limits: Mapping[str, float], *, start_timeout_s: float, step_timeout_s: float
 ) -> tuple[FrontendConfig, ModelConfig]:
-    """Check everything that can be checked without starting anything. Raises `ArgumentError` or `CheckpointError`."""
-    model = ModelConfig.from_folder(engine.checkpoint_folder(), engine.variant)
+    """Check everything that can be checked without starting anything, after downloading a model that is named only by
+    its Hugging Face repository. Raises `ArgumentError` or `CheckpointError`."""
+    engine = replace(engine, model=find_model(engine.model))
+    checkpoint = CheckpointFiles.open(engine)
+    checkpoint.close()
+    model = checkpoint.config
     model.check_tp(engine.tp)
     for name, seconds in (("start_timeout_s", start_timeout_s), ("step_timeout_s", step_timeout_s)):
         if not is_number(seconds) or not 0 < seconds <= MAX_TIMEOUT_S:

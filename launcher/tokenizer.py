@@ -21,14 +21,16 @@ class Prompt:
 
 
 class PromptTokenizer:
-    """The tokenizer of a checkpoint folder, equal to what transformers loads from it.
+    """The tokenizer of a checkpoint, equal to what transformers loads from it.
+
+    path: tokenizer.json, its folder, or a checkpoint folder in the diffusers layout.
 
     Raises `CheckpointError` if a file is damaged, if the template does not have the length that the model was trained
     with, or if the tokenizer knows tokens that the text encoder does not.
     """
 
-    def __init__(self, folder: Path, vocab_size: int) -> None:
-        self._file = folder / "tokenizer" / "tokenizer.json"
+    def __init__(self, path: Path, vocab_size: int) -> None:
+        self._file = _tokenizer_file(path)
         self._tokenizer = self._load()
         prefix, self._suffix = self._encode(PREFIX), self._encode(SUFFIX)
         for name, ids, expected in (("prefix", prefix, PREFIX_TOKENS), ("suffix", self._suffix, SUFFIX_TOKENS)):
@@ -82,3 +84,10 @@ class PromptTokenizer:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise error
         return CheckpointError.of(self._file, f"is not a tokenizer that can be read: {' '.join(str(error).split())}")
+
+
+def _tokenizer_file(path: Path) -> Path:
+    if not path.is_dir() and path.exists():
+        return path
+    folder = path / "tokenizer"
+    return (folder if folder.is_dir() else path) / "tokenizer.json"

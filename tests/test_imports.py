@@ -35,12 +35,13 @@ PICKLING_CALLS = {
 }
 
 # engine: rank → model → parallel → kernels → nothing; below are the parts that each part may import.
-_PLAIN = {"config", "errors", "json_fields", "step"}
+_PLAIN = {"config", "component_config", "errors", "json_fields", "step"}
 ENGINE_LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "step": set(),
     "json_fields": {"errors"},
-    "config": {"errors", "json_fields"},
+    "component_config": {"json_fields"},
+    "config": {"component_config", "errors", "json_fields"},
     "memory": {*_PLAIN, "prompt"},
     "cost": {"step"},
     "policy": {"cost", "step"},

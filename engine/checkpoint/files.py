@@ -1,202 +1,181 @@
-"""The safetensors files of a checkpoint's component: one file, or shards with an index.
-
-Headers are read when a component is opened and checked against the list of tensors that the config asks for; data is
-read a slice at a time, and counted.
-"""
+"""The components of a checkpoint, opened, checked against their configs, and ready to be read a slice at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from engine.checkpoint.stored import Bounds, Header, PlainTensor, StoredTensor
+from engine.checkpoint import infer
+from engine.checkpoint.layouts import Component, open_text_encoder, open_transformer, open_vae
+from engine.checkpoint.locate import component_folder
+from engine.checkpoint.parts import Parts, find_parts, repository_of, variant_by_name
+from engine.checkpoint.stored import StoredTensor
 from engine.checkpoint.tensors import Source, text_encoder_sources, transformer_sources, vae_sources
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import CheckpointError
-from engine.json_fields import read_json_object
+from engine.json_fields import JsonFields
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
-_READABLE_DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-
-
-class TensorFiles:
-    """The tensors of one component, by name."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        """Open `folder/name.safetensors`, or the shards of `folder/name.safetensors.index.json`."""
-        self.folder = self.path = folder
-        self.metadata: dict[str, str] = {}
-        self._open_files: dict[Path, Any] = {}
-        self.headers: dict[str, Header] = {}
-        self._files: dict[str, Path] = {}
-        single, index = folder / f"{name}.safetensors", folder / f"{name}.safetensors.index.json"
-        if single.exists() or not index.exists():
-            self.location = single
-            self._read_headers(single)
-        else:
-            self.location = index
-            self._read_index(index)
-
-    def check(self, sources: Iterable[Source], ignored: Callable[[str], bool]) -> list[Source]:
-        """Compare the headers with what is expected. Raises `CheckpointError` for a missing, misshapen or unreadable
-        tensor, and for an extra one that `ignored` does not let pass. Reads no data."""
-        expected = []
-        names = set()
-        for source in sources:
-            header = self.headers.get(source.name)
-            if header is None:
-                raise CheckpointError.of(self.location, "tensor is missing", name=source.name, expected=source.shape)
-            if header.shape != source.shape:
-                raise CheckpointError.of(
-                    self.file_of(source.name),
-                    "tensor has the wrong shape",
-                    name=source.name,
-                    expected=source.shape,
-                    found=header.shape,
-                )
-            if header.dtype not in _READABLE_DTYPES:
-                raise CheckpointError.of(
-                    self.file_of(source.name),
-                    "tensor has a dtype that cannot be read",
-                    name=source.name,
-                    expected=f"one of {', '.join(_READABLE_DTYPES)}",
-                    found=header.dtype,
-                )
-            expected.append(source)
-            names.add(source.name)
-        extra = sorted(name for name in self.headers if name not in names and not ignored(name))
-        if extra:
-            more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
-            raise CheckpointError.of(
-                self.file_of(extra[0]), f"tensor does not belong to this model{more}", name=extra[0]
-            )
-        return expected
-
-    def read(self, name: str, bounds: Bounds) -> torch.Tensor:
-        try:
-            return self._open(self.file_of(name)).get_slice(name)[bounds]
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError.of(self.file_of(name), f"cannot be read: {error}", name=name) from None
-
-    def file_of(self, name: str) -> Path:
-        return self._files[name]
-
-    def octets(self, name: str) -> np.ndarray:
-        """See `TensorFile.octets`."""
-        import torch
-
-        octets: np.ndarray = self._open(self.file_of(name)).get_tensor(name).reshape(-1).view(torch.uint8).numpy()
-        return octets
-
-    def close(self) -> None:
-        self._open_files.clear()
-
-    def _open(self, file: Path) -> Any:
-        if file not in self._open_files:
-            self._open_files[file] = safe_open(file, framework="pt")
-        return self._open_files[file]
-
-    def _read_index(self, index: Path) -> None:
-        weight_map = read_json_object(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-            raise CheckpointError.of(
-                index, "has a value that does not fit", name="weight_map", expected="file names by tensor name"
-            )
-        for shard in sorted(set(weight_map.values())):
-            if not shard or Path(shard).name != shard:
-                raise CheckpointError.of(index, "names a shard outside its folder", name="weight_map", found=shard)
-            self._read_headers(self.folder / shard)
-        for name, shard in weight_map.items():
-            if name not in self.headers or self.file_of(name).name != shard:
-                raise CheckpointError.of(self.folder / shard, "tensor is missing, though the index lists it", name=name)
-
-    def _read_headers(self, file: Path) -> None:
-        try:
-            if not file.is_file():
-                raise CheckpointError.of(file, "the file is missing")
-            with safe_open(file, framework="np") as handle:
-                for name in handle.keys():  # noqa: SIM118  safe_open is not iterable
-                    view = handle.get_slice(name)
-                    self.headers[name] = Header(tuple(view.get_shape()), view.get_dtype())
-                    self._files[name] = file
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError.of(file, f"is not a valid safetensors file: {error}") from None
+_OPENERS: Mapping[str, Callable[[Path], Component]] = {
+    "transformer": open_transformer,
+    "text_encoder": open_text_encoder,
+    "vae": open_vae,
+}
+_INFER: Mapping[str, Callable[[Component, Mapping[str, Any]], dict[str, Any]]] = {
+    "transformer": infer.infer_transformer,
+    "text_encoder": infer.infer_text_encoder,
+    "vae": infer.infer_vae,
+}
+_MODEL_TYPES = ("qwen3_vl", "qwen3_vl_text", "Krea2Transformer2DModel", "AutoencoderKLQwenImage")
 
 
 class CheckpointFiles:
-    """The three components of a diffusers-layout folder, their headers checked against its config."""
+    """The components of a checkpoint. Its headers have been read and checked; its data is read on demand.
 
-    def __init__(self, folder: Path, config: ModelConfig) -> None:
+    tokenizer: the folder or file of the tokenizer, which is not opened.
+    """
+
+    def __init__(self, config: ModelConfig, components: Mapping[str, Component], tokenizer: Path) -> None:
         """Raises `CheckpointError` if any tensor is missing, extra, misshapen or unreadable."""
-        self.config = config
-        self.files: dict[str, TensorFiles] = {}
-        self.sources: dict[str, list[Source]] = {}
-
-        transformer = TensorFiles(folder / "transformer", "diffusion_pytorch_model")
-        self._add("transformer", transformer, transformer_sources(config.transformer), lambda name: False)
-
-        text = TensorFiles(folder / "text_encoder", "model")
-        prefix = _language_model_prefix(text)
-        needed = tuple(f"{prefix}layers.{layer}." for layer in range(config.text_layers))
-
-        def not_needed(name: str) -> bool:
-            # the vision tower, the output head, and whatever lies above the last tap
-            if "visual." in name or name.endswith("lm_head.weight"):
-                return True
-            return name == f"{prefix}norm.weight" or (
-                name.startswith(f"{prefix}layers.") and not name.startswith(needed)
-            )
-
-        self._add("text_encoder", text, text_encoder_sources(config, prefix), not_needed)
-
-        vae = TensorFiles(folder / "vae", "diffusion_pytorch_model")
-        self._add(
-            "vae",
-            vae,
-            vae_sources(config.vae),
+        self.config, self.components, self.tokenizer = config, components, tokenizer
+        self.sources = {
+            "transformer": list(transformer_sources(config.transformer)),
+            "text_encoder": list(text_encoder_sources(config)),
+            "vae": list(vae_sources(config.vae)),
+        }
+        needed_layers = tuple(f"layers.{layer}." for layer in range(config.text_layers))
+        _check(components["transformer"], self.sources["transformer"], lambda name: False)
+        _check(
+            components["text_encoder"],
+            self.sources["text_encoder"],  # whatever lies above the last tap is left alone
+            lambda name: name == "norm.weight" or (name.startswith("layers.") and not name.startswith(needed_layers)),
+        )
+        _check(
+            components["vae"],
+            self.sources["vae"],
             lambda name: name.startswith(("encoder.", "quant_conv.")) or ".time_conv." in name,
         )
 
     @classmethod
     def open(cls, engine: EngineConfig) -> CheckpointFiles:
-        """The checkpoint that `engine` names."""
-        folder = engine.checkpoint_folder()
-        return cls(folder, ModelConfig.from_folder(folder, engine.variant))
+        """Open what the options name. Reads headers and json files; imports no torch.
 
-    def _add(
-        self, component: str, files: TensorFiles, sources: Iterable[Source], ignored: Callable[[str], bool]
-    ) -> None:
-        self.files[component] = files
-        self.sources[component] = files.check(sources, ignored)
+        Raises `CheckpointError` for a file that is missing, damaged or of another model, and `ArgumentError` if a part
+        is given nowhere.
+        """
+        parts = find_parts(engine)
+        repository = None if parts.repository is None else _read_repository(parts.repository)
+        with ExitStack() as cleanup:
+            components = {}
+            for name, opener in _OPENERS.items():
+                components[name] = opener(parts.paths[name])
+                cleanup.callback(components[name].file.close)
+            config = _read_config(parts, repository, components, engine.variant)
+            checkpoint = cls(config, components, parts.paths["tokenizer"])
+            cleanup.pop_all()
+        return checkpoint
 
     def stored(self, component: str, source: Source) -> StoredTensor:
         """See `Weights.stored`."""
-        return PlainTensor(self.files[component], source.name)
+        return self.components[component].tensors[source.name]
 
     def where(self, component: str, source: Source) -> Path:
         """See `Weights.where`."""
-        return self.files[component].file_of(source.name)
+        return self.stored(component, source).file
 
     def close(self) -> None:
-        for files in self.files.values():
-            files.close()
+        for component in self.components.values():
+            component.file.close()
 
 
-def _language_model_prefix(files: TensorFiles) -> str:
-    """What precedes `embed_tokens.weight`; it differs between the repositories that hold this text encoder."""
-    suffix = "embed_tokens.weight"
-    names = [name for name in files.headers if name == suffix or name.endswith("." + suffix)]
-    if len(names) != 1:
-        raise CheckpointError.of(
-            files.location,
-            "is not the text encoder's",
-            expected=f"one tensor whose name ends with {suffix}",
-            found=f"{len(names)} of them",
-        )
-    return names[0].removesuffix(suffix)
+def _check(component: Component, sources: Iterable[Source], ignored: Callable[[str], bool]) -> None:
+    """Compare what there is with what is expected. An extra tensor is an error unless `ignored` lets it pass."""
+    names = set()
+    for source in sources:
+        names.add(source.name)
+        tensor = component.tensors.get(source.name)
+        if tensor is None:
+            raise CheckpointError.of(
+                component.location, "tensor is missing", name=component.in_file(source.name), expected=source.shape
+            )
+        if tensor.shape != source.shape:
+            raise CheckpointError.of(
+                tensor.file,
+                "tensor has the wrong shape",
+                name=tensor.name,
+                expected=source.shape,
+                found=tuple(tensor.shape),
+            )
+        tensor.size(source.shard_bounds(0, 1))  # an error for what cannot be read
+    extra = sorted(name for name in component.tensors if name not in names and not ignored(name))
+    if extra:
+        more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
+        tensor = component.tensors[extra[0]]
+        raise CheckpointError.of(tensor.file, f"tensor does not belong to this model{more}", name=tensor.name)
+
+
+def _read_repository(folder: Path) -> tuple[JsonFields, JsonFields]:
+    """What describes a repository as a whole: its index and its scheduler."""
+    return JsonFields.read(folder / "model_index.json"), JsonFields.read(folder / "scheduler" / "scheduler_config.json")
+
+
+def _read_config(
+    parts: Parts,
+    repository: tuple[JsonFields, JsonFields] | None,
+    components: Mapping[str, Component],
+    variant: str | None,
+) -> ModelConfig:
+    """From config files where there are any, from the tensors' shapes where not."""
+    file = components["transformer"].location
+    index, schedule = repository or (
+        JsonFields(file, infer.INDEX_CONSTANTS),
+        JsonFields(file, infer.SCHEDULER_CONSTANTS),
+    )
+    configs = {name: _component_config(parts, name, component) for name, component in components.items()}
+    stated, guess = _is_distilled(parts, index, configs["transformer"])
+    return ModelConfig.build(
+        index,
+        configs["transformer"],
+        configs["text_encoder"],
+        configs["vae"],
+        schedule,
+        variant=variant,
+        stated=stated,
+        guess=guess,
+    )
+
+
+def _component_config(parts: Parts, name: str, component: Component) -> JsonFields:
+    """Its own config.json, or what its shapes say. Constants that no shape tells are then the repository's, if there is
+    one, and the published model's otherwise."""
+    path = parts.paths[name]
+    if name in parts.inside:
+        return JsonFields.read(path / "config.json")
+    own = (component_folder(path, name) if path.is_dir() else path.parent) / "config.json"
+    if own.is_file():
+        fields = JsonFields.read(own)
+        if path.is_dir() or fields.values.get("_class_name", fields.values.get("model_type")) in _MODEL_TYPES:
+            return fields
+    constants: Mapping[str, Any] = {}
+    if parts.repository is not None and (other := parts.repository / name / "config.json").is_file():
+        constants = {key: value for key, value in JsonFields.read(other).values.items() if key != "is_distilled"}
+    return JsonFields(component.location, _INFER[name](component, constants))
+
+
+def _is_distilled(parts: Parts, index: JsonFields, transformer: JsonFields) -> tuple[bool | None, bool]:
+    """What the files say, and what to take for true if they say nothing.
+
+    A repository that the transformer does not lie in speaks of another one, and is believed only after the file's name.
+    """
+    home = repository_of(parts.paths["transformer"])
+    stated = None
+    if home is not None:
+        stated = JsonFields.read(home / "model_index.json").boolean("is_distilled", default=None)
+    if stated is None:
+        stated = transformer.boolean("is_distilled", default=None)
+    by_name = variant_by_name(parts.paths["transformer"])
+    if by_name is not None:
+        return stated, by_name == "turbo"
+    others = index.boolean("is_distilled", default=None)
+    return stated, True if others is None else others

@@ -117,7 +117,7 @@ def _load_parameter(
         finite = _is_finite(values)
         scales = None
     if not finite:
-        named = ", ".join(source.name for source in sources)
+        named = ", ".join(tensor.name for tensor in tensors)
         raise CheckpointError.of(weights.where(component, sources[0]), "holds values that are not finite", name=named)
     fp8_product = held == "fp8" and in_blocks(sources[0].parameter) and _multiplies_fp8(values, tensors, options)
     if held != "float" and not as_stored:

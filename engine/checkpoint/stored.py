@@ -107,3 +107,19 @@ class PlainTensor(StoredTensor):
             return self._file.read(self.name, bounds)
         whole = self._file.read(self.name, tuple(slice(0, length) for length in self._stored_shape))
         return whole.reshape(self.shape)[bounds]
+
+
+class Reshaped(StoredTensor):
+    """Another shape for the same numbers in the same order. Only whole tensors are read of the file."""
+
+    def __init__(self, tensor: StoredTensor, shape: tuple[int, ...]) -> None:
+        self.file, self.name, self.format = tensor.file, tensor.name, tensor.format
+        self.shape = shape
+        self._tensor = tensor
+        self._whole = tuple(slice(0, length) for length in tensor.shape)
+
+    def size(self, bounds: Bounds) -> int:
+        return self._tensor.size(self._whole)
+
+    def read(self, bounds: Bounds) -> torch.Tensor:
+        return self._tensor.read(self._whole).reshape(self.shape)[bounds]

@@ -1,4 +1,4 @@
-"""Every tensor of Krea 2 in the diffusers layout: its name, its shape, how ranks split it, and where it goes.
+"""Every tensor of Krea 2: its name in diffusers or transformers, its shape, how ranks split it, and where it goes.
 
 Pure Python. This one list drives loading, `krea2 info` and the checks of a checkpoint's headers; the modules in
 `engine.model` have parameters of the same names. Matrices that are used together are stacked into one parameter, in
@@ -108,30 +108,30 @@ def _block(
     yield _centred_norm(f"{prefix}.norm2", width)
 
 
-def text_encoder_sources(config: ModelConfig, prefix: str) -> Iterator[Source]:
-    """The language model up to the last tap. `prefix` is what the file puts before `embed_tokens.weight`."""
+def text_encoder_sources(config: ModelConfig) -> Iterator[Source]:
+    """The language model up to the last tap."""
     text = config.text_encoder
     width = text.hidden_size
-    yield Source(f"{prefix}embed_tokens.weight", (text.vocab_size, width), "embed_tokens.weight")
+    yield Source("embed_tokens.weight", (text.vocab_size, width), "embed_tokens.weight")
     for layer in range(config.text_layers):
-        theirs, ours = f"{prefix}layers.{layer}", f"layers.{layer}"
-        yield Source(f"{theirs}.input_layernorm.weight", (width,), f"{ours}.norm1.weight", float32=True)
-        yield Source(f"{theirs}.post_attention_layernorm.weight", (width,), f"{ours}.norm2.weight", float32=True)
+        name = f"layers.{layer}"
+        yield Source(f"{name}.input_layernorm.weight", (width,), f"{name}.norm1.weight", float32=True)
+        yield Source(f"{name}.post_attention_layernorm.weight", (width,), f"{name}.norm2.weight", float32=True)
         for part, heads in (("q", text.num_heads), ("k", text.num_kv_heads), ("v", text.num_kv_heads)):
             shape = (heads * text.head_dim, width)
-            yield Source(f"{theirs}.self_attn.{part}_proj.weight", shape, f"{ours}.attn.qkv.weight", ROWS)
+            yield Source(f"{name}.self_attn.{part}_proj.weight", shape, f"{name}.attn.qkv.weight", ROWS)
         for part in ("q", "k"):
-            name = f"{theirs}.self_attn.{part}_norm.weight"
-            yield Source(name, (text.head_dim,), f"{ours}.attn.norm_{part}.weight", float32=True)
+            norm = f"{name}.self_attn.{part}_norm.weight"
+            yield Source(norm, (text.head_dim,), f"{name}.attn.norm_{part}.weight", float32=True)
         shape = (width, text.num_heads * text.head_dim)
-        yield Source(f"{theirs}.self_attn.o_proj.weight", shape, f"{ours}.attn.out.weight", COLUMNS)
+        yield Source(f"{name}.self_attn.o_proj.weight", shape, f"{name}.attn.out.weight", COLUMNS)
         for part in ("gate", "up"):
             shape = (text.intermediate_size, width)
-            yield Source(f"{theirs}.mlp.{part}_proj.weight", shape, f"{ours}.mlp.gate_up.weight", ROWS)
+            yield Source(f"{name}.mlp.{part}_proj.weight", shape, f"{name}.mlp.gate_up.weight", ROWS)
         shape = (width, text.intermediate_size)
-        yield Source(f"{theirs}.mlp.down_proj.weight", shape, f"{ours}.mlp.down.weight", COLUMNS)
+        yield Source(f"{name}.mlp.down_proj.weight", shape, f"{name}.mlp.down.weight", COLUMNS)
     if max(config.text_encoder_taps) == text.num_layers:  # hidden_states' last entry is after the final norm
-        yield Source(f"{prefix}norm.weight", (width,), "norm.weight", float32=True)
+        yield Source("norm.weight", (width,), "norm.weight", float32=True)
 
 
 def vae_sources(config: VAEConfig) -> Iterator[Source]:

@@ -1,0 +1,83 @@
+"""Where the parts of a model are: in one folder in the diffusers layout, or each somewhere else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.config import DEMO_CHECKPOINT, PARTS, EngineConfig
+from engine.errors import ArgumentError, CheckpointError
+
+_INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where they are.
+
+    paths: a file or a folder for each of `PARTS`. repository: the folder in the diffusers layout whose
+    model_index.json and scheduler describe the model; None if there is none. inside: the parts that are this
+    repository's own, each in its folder.
+    """
+
+    paths: Mapping[str, Path]
+    repository: Path | None
+    inside: frozenset[str]
+
+
+def find_parts(engine: EngineConfig) -> Parts:
+    """Raises `ArgumentError` naming the parts that are nowhere, and `CheckpointError` if `model` does not exist."""
+    given = {part: Path(value) for part in PARTS if (value := getattr(engine, part)) is not None}
+    repository = None
+    if engine.model == "demo" or (engine.model is None and not given):
+        repository = DEMO_CHECKPOINT
+    elif engine.model is not None:
+        model = Path(engine.model)
+        if model.is_dir():
+            repository = model
+        elif not model.exists():
+            raise CheckpointError.of(model, "there is no such folder or file")
+        elif "transformer" in given:
+            raise ArgumentError.of("model", "a folder where transformer is given too", engine.model)
+        else:
+            given["transformer"] = model
+            repository = model.parent if (model.parent / _INDEX).exists() else None
+
+    paths, inside, missing = dict(given), [], []
+    for part in PARTS:
+        if part in given:
+            continue
+        if repository is None:
+            missing.append(part)
+            continue
+        paths[part] = repository / part
+        single = [*repository.glob("*.safetensors")]
+        if part == "transformer" and not paths[part].exists() and len(single) == 1:
+            paths[part] = single[0]  # as the official repositories have it beside the folder, which is the same again
+        else:
+            inside.append(part)
+    if missing:
+        raise ArgumentError(
+            f"missing: {', '.join(missing)}; give each as a file or a folder, or as model a folder in the diffusers "
+            f"layout, which holds all of {', '.join(PARTS)}",
+            parameter=missing[0],
+        )
+    return Parts(paths, repository or repository_of(paths["transformer"]), frozenset(inside))
+
+
+def repository_of(path: Path) -> Path | None:
+    """The folder in the diffusers layout that a transformer's file or folder is, or lies in."""
+    folder = path.absolute()
+    return next((each for each in (folder, *folder.parents[:2]) if (each / _INDEX).is_file()), None)
+
+
+def variant_by_name(path: Path) -> str | None:
+    """What a single file's name says: turbo, or raw, which base is another word for. As InvokeAI does it."""
+    if not path.is_file():
+        return None
+    words = re.split(r"[^a-z0-9]+", path.stem.lower())
+    if "turbo" in path.stem.lower():
+        return "turbo"
+    return "raw" if {"raw", "base"} & set(words) else None
