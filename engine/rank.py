@@ -97,7 +97,7 @@ class Rank:
         if self.dtype == torch.float32:
             torch.backends.cudnn.allow_tf32 = False  # convolutions too are what was asked for
         if weights is None:
-            weights = CheckpointFiles.open(config)
+            weights = CheckpointFiles.open(config, group.rank)
         self.config = weights.config
         self.config.check_tp(group.size)
         self._engine = config

@@ -22,6 +22,7 @@ import engine
 from engine.config import EngineConfig
 from engine.errors import ArgumentError, Krea2Error
 from launcher import torchrun
+from launcher.cli_convert import convert
 from launcher.cli_serve import serve
 from launcher.files import numbered_paths, output_format, write_file
 from launcher.options import configure_engine, engine_options, part_options
@@ -65,6 +66,7 @@ def commands() -> None:
 
 
 commands.add_command(serve)
+commands.add_command(convert)
 
 
 @commands.command()
@@ -138,6 +140,7 @@ def generate(
 @part_options
 @click.option("--tp", type=int, default=1, help="Ranks to split the checkpoint over.", show_default=True)
 @click.option("--dtype", default="bfloat16", help="bfloat16 or float32.", show_default=True)
+@click.option("--quantization", default="auto", help="auto, none, fp8 or int8, as for serve.", show_default=True)
 @click.option("--variant", help="raw or turbo.")
 def info(**engine_options: Any) -> None:
     """Show what a model holds, in which files and formats, and the bytes of each rank. MODEL and its parts are as for

@@ -52,13 +52,14 @@ def run_requests(
     dtype: str = "float32",
     quantization: str = "none",
     joins: Sequence[int] | None = None,
+    **parts: str,
 ) -> list[Picture]:
     """Every image of the requests, in order, all jobs that are not done being packed into each tick.
 
     joins: the tick at which each job starts; None: all at the first.
     """
     jobs = jobs_of(folder, requests)
-    return run_jobs(folder, jobs, tp=tp, dtype=dtype, quantization=quantization, joins=joins)
+    return run_jobs(folder, jobs, tp=tp, dtype=dtype, quantization=quantization, joins=joins, **parts)
 
 
 def run_jobs(
@@ -69,6 +70,7 @@ def run_jobs(
     dtype: str = "float32",
     quantization: str = "none",
     joins: Sequence[int] | None = None,
+    **parts: str,
 ) -> list[Picture]:
     """As `run_requests`. Also checks that all ranks end with the same latents."""
     starts = [0] * len(jobs) if joins is None else joins
@@ -82,7 +84,7 @@ def run_jobs(
         rank.close()
         return latents
 
-    latents = on_ranks(folder, run, tp=tp, dtype=dtype, quantization=quantization, on_image=keep)
+    latents = on_ranks(folder, run, tp=tp, dtype=dtype, quantization=quantization, on_image=keep, **parts)
     for other in latents[1:]:
         for job in jobs:
             assert torch.equal(other[job.job_id], latents[0][job.job_id]), f"ranks differ on job {job.job_id}"
@@ -97,10 +99,12 @@ def on_ranks(
     dtype: str = "float32",
     quantization: str = "none",
     on_image: Callable[[DecodedImage], None] | None = None,
+    **parts: str,
 ) -> list[T]:
-    """Load the checkpoint on `tp` ranks and call the function in each rank's thread. Raises what a rank raised."""
+    """Load the checkpoint, but for `parts` that are elsewhere, on `tp` ranks and call the function in each rank's
+    thread. Raises what a rank raised."""
     groups = [LocalGroup()] if tp == 1 else thread_groups(tp, timeout_s=DEADLINE_S)
-    config = EngineConfig(model=str(folder), tp=tp, device="cpu", dtype=dtype, quantization=quantization)
+    config = EngineConfig(model=str(folder), tp=tp, device="cpu", dtype=dtype, quantization=quantization, **parts)
 
     def run_rank(index: int) -> T:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,9 +12,10 @@ from engine.checkpoint import infer
 from engine.checkpoint.layouts import Component, open_text_encoder, open_transformer, open_vae
 from engine.checkpoint.locate import component_folder
 from engine.checkpoint.parts import Parts, find_parts, repository_of, variant_by_name
+from engine.checkpoint.presharded import is_split, open_shard, shard_sources
 from engine.checkpoint.stored import StoredTensor
 from engine.checkpoint.tensors import Source, text_encoder_sources, transformer_sources, vae_sources
-from engine.config import EngineConfig, ModelConfig
+from engine.config import PARTS, EngineConfig, ModelConfig
 from engine.errors import CheckpointError
 from engine.json_fields import JsonFields
 
@@ -33,17 +35,37 @@ _MODEL_TYPES = ("qwen3_vl", "qwen3_vl_text", "Krea2Transformer2DModel", "Autoenc
 class CheckpointFiles:
     """The components of a checkpoint. Its headers have been read and checked; its data is read on demand.
 
-    tokenizer: the folder or file of the tokenizer, which is not opened.
+    tokenizer: the folder or file of the tokenizer, which is not opened. parameters: that inference needs of each
+    component.
     """
 
-    def __init__(self, config: ModelConfig, components: Mapping[str, Component], tokenizer: Path) -> None:
-        """Raises `CheckpointError` if any tensor is missing, extra, misshapen or unreadable."""
+    def __init__(
+        self,
+        config: ModelConfig,
+        components: Mapping[str, Component],
+        tokenizer: Path,
+        *,
+        split_for: int | None = None,
+    ) -> None:
+        """split_for: the components are one rank's shards, so many ranks having been planned for; without the VAE
+        unless it is rank 0's. Raises `CheckpointError` if any tensor is missing, extra, misshapen or unreadable."""
         self.config, self.components, self.tokenizer = config, components, tokenizer
         self.sources = {
             "transformer": list(transformer_sources(config.transformer)),
             "text_encoder": list(text_encoder_sources(config)),
             "vae": list(vae_sources(config.vae)),
         }
+        self.parameters = {
+            name: sum(math.prod(source.shard_shape(1)) for source in sources) for name, sources in self.sources.items()
+        }
+        if split_for is not None:
+            self.sources = {
+                name: shard_sources(sources, split_for) if name in components else []
+                for name, sources in self.sources.items()
+            }
+            for name, component in components.items():
+                _check(component, self.sources[name], lambda name: False)
+            return
         needed_layers = tuple(f"layers.{layer}." for layer in range(config.text_layers))
         _check(components["transformer"], self.sources["transformer"], lambda name: False)
         _check(
@@ -58,21 +80,31 @@ class CheckpointFiles:
         )
 
     @classmethod
-    def open(cls, engine: EngineConfig) -> CheckpointFiles:
-        """Open what the options name. Reads headers and json files; imports no torch.
+    def open(cls, engine: EngineConfig, rank: int = 0) -> CheckpointFiles:
+        """Open what the options name, of a folder that was split for ranks what is this rank's. Reads headers and json
+        files; imports no torch.
 
         Raises `CheckpointError` for a file that is missing, damaged or of another model, and `ArgumentError` if a part
         is given nowhere.
         """
         parts = find_parts(engine)
         repository = None if parts.repository is None else _read_repository(parts.repository)
+        split_for = None
+        if parts.repository is not None and parts.inside == set(PARTS) and is_split(parts.repository, engine.tp):
+            split_for = engine.tp
         with ExitStack() as cleanup:
             components = {}
             for name, opener in _OPENERS.items():
-                components[name] = opener(parts.paths[name])
+                if split_for is None:
+                    components[name] = opener(parts.paths[name])
+                elif name != "vae" or rank == 0:
+                    assert parts.repository is not None
+                    components[name] = open_shard(parts.repository, split_for, rank, name)
+                else:
+                    continue
                 cleanup.callback(components[name].file.close)
             config = _read_config(parts, repository, components, engine.variant)
-            checkpoint = cls(config, components, parts.paths["tokenizer"])
+            checkpoint = cls(config, components, parts.paths["tokenizer"], split_for=split_for)
             cleanup.pop_all()
         return checkpoint
 
@@ -132,7 +164,7 @@ def _read_config(
         JsonFields(file, infer.INDEX_CONSTANTS),
         JsonFields(file, infer.SCHEDULER_CONSTANTS),
     )
-    configs = {name: _component_config(parts, name, component) for name, component in components.items()}
+    configs = {name: _component_config(parts, name, components.get(name)) for name in _OPENERS}
     stated, guess = _is_distilled(parts, index, configs["transformer"])
     return ModelConfig.build(
         index,
@@ -146,9 +178,9 @@ def _read_config(
     )
 
 
-def _component_config(parts: Parts, name: str, component: Component) -> JsonFields:
-    """Its own config.json, or what its shapes say. Constants that no shape tells are then the repository's, if there is
-    one, and the published model's otherwise."""
+def _component_config(parts: Parts, name: str, component: Component | None) -> JsonFields:
+    """Its own config.json, or what the component's shapes say. Constants that no shape tells are then the repository's,
+    if there is one, and the published model's otherwise."""
     path = parts.paths[name]
     if name in parts.inside:
         return JsonFields.read(path / "config.json")
@@ -157,6 +189,7 @@ def _component_config(parts: Parts, name: str, component: Component) -> JsonFiel
         fields = JsonFields.read(own)
         if path.is_dir() or fields.values.get("_class_name", fields.values.get("model_type")) in _MODEL_TYPES:
             return fields
+    assert component is not None
     constants: Mapping[str, Any] = {}
     if parts.repository is not None and (other := parts.repository / name / "config.json").is_file():
         constants = {key: value for key, value in JsonFields.read(other).values.items() if key != "is_distilled"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import nn
 
 from engine.checkpoint.holding import held_as, in_blocks
 from engine.checkpoint.stored import Held, StoredTensor
-from engine.checkpoint.tensors import Source
+from engine.checkpoint.tensors import Source, sources_by_parameter
 from engine.config import ModelConfig
 from engine.errors import ArgumentError, CheckpointError
 from engine.kernels.fp8 import FP8_MULTIPLE, quantize_rows
@@ -64,12 +63,10 @@ def load_weights(
     quantised as soon as it has been read, and where it is split by columns, a rank's part of a row has scales of its
     own. Returns the bytes read of the files. Raises `CheckpointError` if a tensor cannot be read or is not finite.
     """
-    by_parameter: dict[str, list[Source]] = defaultdict(list)
-    for source in weights.sources[component]:
-        by_parameter[source.parameter].append(source)
+    by_parameter = sources_by_parameter(weights.sources[component])
 
-    def load(sources: Sequence[Source]) -> _Loaded:
-        return _load_parameter(sources, weights, component, rank, size, options)
+    def load(sources: Sequence[Source]) -> Parameter:
+        return read_parameter(sources, weights, component, rank, size, options)
 
     state: dict[str, torch.Tensor] = {}
     threads = min(_MOST_THREADS, max(_LEAST_THREADS, torch.get_num_threads()))
@@ -91,16 +88,19 @@ def load_weights(
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class Parameter:
+    """A rank's part of a parameter as it is held: values, and scales of 8-bit ones. `bytes_read`: of the files."""
+
     values: torch.Tensor
     scales: torch.Tensor | None
     fp8_product: bool
     bytes_read: int
 
 
-def _load_parameter(
+def read_parameter(
     sources: Sequence[Source], weights: Weights, component: str, rank: int, size: int, options: LoadOptions
-) -> _Loaded:
+) -> Parameter:
+    """The parameter that `sources` fill. See `load_weights`."""
     tensors = [weights.stored(component, source) for source in sources]
     held = held_as(options.quantization, sources, tensors, size)
     as_stored = held != "float" and all(tensor.held == held for tensor in tensors)
@@ -123,7 +123,7 @@ def _load_parameter(
     if held != "float" and not as_stored:
         values, scales = _quantize(values, held)
     read = sum(tensor.size(bound) for tensor, bound in zip(tensors, bounds, strict=True))
-    return _Loaded(values, scales, fp8_product, read)
+    return Parameter(values, scales, fp8_product, read)
 
 
 def _read_float(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from dataclasses import dataclass
 
 from engine.checkpoint.files import CheckpointFiles
 from engine.checkpoint.holding import held_as, held_bytes
-from engine.checkpoint.tensors import Source
+from engine.checkpoint.tensors import sources_by_parameter
 
 
 @dataclass(frozen=True)
@@ -31,16 +29,12 @@ def summarize(
     checkpoint.config.check_tp(tp)
     summaries = []
     for component, sources in checkpoint.sources.items():
-        by_parameter: dict[str, list[Source]] = defaultdict(list)
-        for source in sources:
-            by_parameter[source.parameter].append(source)
         held = 0
-        for together in by_parameter.values():
+        for together in sources_by_parameter(sources).values():
             stored = [checkpoint.stored(component, source) for source in together]
             form = held_as(quantization, together, stored, tp)
             held += held_bytes(form, together, tp, bytes_per_element)
-        parameters = sum(math.prod(source.shard_shape(1)) for source in sources)
         on_rank_0_only = component == "vae"
         bytes_per_rank = tuple(held if rank == 0 or not on_rank_0_only else 0 for rank in range(tp))
-        summaries.append(ComponentSummary(component, parameters, bytes_per_rank))
+        summaries.append(ComponentSummary(component, checkpoint.parameters[component], bytes_per_rank))
     return summaries

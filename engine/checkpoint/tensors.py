@@ -8,7 +8,8 @@ the order in which they are listed here: a rank's q, k, v and gate rows become o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from engine.config import ModelConfig, TransformerConfig, VAEConfig
@@ -55,6 +56,14 @@ class Source:
         if self.flatten:
             return (shape[0],)
         return tuple(shape)
+
+
+def sources_by_parameter(sources: Iterable[Source]) -> dict[str, list[Source]]:
+    """The sources of each parameter, in the order in which they are stacked."""
+    by_parameter: dict[str, list[Source]] = defaultdict(list)
+    for source in sources:
+        by_parameter[source.parameter].append(source)
+    return by_parameter
 
 
 def transformer_sources(config: TransformerConfig) -> Iterator[Source]:
