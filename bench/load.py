@@ -31,7 +31,7 @@ from bench.runner import check_positive, note, parse_list, run_main
 from bench.timing import Spread
 from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.load import LoadOptions, load_weights
-from engine.config import DEVICES, DTYPES, EngineConfig, ModelConfig
+from engine.config import DEVICES, DTYPES, EngineConfig
 from engine.errors import ArgumentError
 from engine.kernels.attention import GatedAttentionKernel
 from engine.model import Transformer
@@ -169,7 +169,7 @@ def _checkpoint(arguments: argparse.Namespace) -> Iterator[Path]:
 
 def _files_of(folder: Path) -> tuple[list[Path], int]:
     """The transformer's files, and the bytes in them. They are on the disk when this returns."""
-    weights = CheckpointFiles(folder, ModelConfig.from_folder(folder))
+    weights = CheckpointFiles.open(EngineConfig(model=str(folder)))
     files = sorted({weights.where(COMPONENT, source) for source in weights.sources[COMPONENT]})
     weights.close()
     for file in files:
@@ -180,7 +180,7 @@ def _files_of(folder: Path) -> tuple[list[Path], int]:
 
 def _load(folder: Path, options: LoadOptions) -> Transformer:
     """As a rank does it, from opening the checkpoint to the last byte on the device."""
-    weights = CheckpointFiles(folder, ModelConfig.from_folder(folder))
+    weights = CheckpointFiles.open(EngineConfig(model=str(folder)))
     attention = GatedAttentionKernel("torch")
     with torch.device("meta"):
         transformer = Transformer(weights.config.transformer, LocalGroup(), attention, attention)
