@@ -55,10 +55,11 @@ ENGINE_LAYERS: dict[str, set[str]] = {
     "batch": {*_PLAIN, "kernels"},
     "prompt": set(),
     "model": {*_PLAIN, "parallel", "kernels", "batch"},
+    "lora": {*_PLAIN, "checkpoint", "parallel", "kernels"},
     "graphs": {*_PLAIN, "kernels", "model"},
     "decoding": {*_PLAIN, "model", "parallel", "preview"},
-    "prompt_features": {*_PLAIN, "kernels", "model", "parallel", "memory", "prompt", "graphs"},
-    "rank": {*_PLAIN, "parallel", "kernels", "batch", "sampling", "preview", "checkpoint", "model"}
+    "prompt_features": {*_PLAIN, "kernels", "model", "parallel", "memory", "prompt", "graphs", "lora"},
+    "rank": {*_PLAIN, "parallel", "kernels", "batch", "sampling", "preview", "checkpoint", "model", "lora"}
     | {"graphs", "decoding", "prompt_features", "memory", "prompt"},
 }
 

@@ -1,0 +1,161 @@
+"""The kinds of adapters, by the tensors that each has for a layer: which are complete, whether they fit, how large.
+
+Pure Python. N, K: rows (out) and columns (in) of the layer's weight; r: rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from engine.checkpoint.tensors import Source
+
+
+class Family(Enum):
+    LORA = "LoRA"
+    LOHA = "LoHa"
+    LOKR = "LoKr"
+    DIFFERENCE = "full difference"
+    REPLACEMENT = "replacement"
+    BIAS = "bias difference"
+
+
+_LOKR_FIRST = (("lokr_w1",), ("lokr_w1_a", "lokr_w1_b"))
+_LOKR_SECOND = (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"))
+_COMPLETE: dict[frozenset[str], Family] = {
+    frozenset(("down", "up")): Family.LORA,
+    frozenset(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")): Family.LOHA,
+    **{frozenset((*first, *second)): Family.LOKR for first in _LOKR_FIRST for second in _LOKR_SECOND},
+    frozenset(("diff",)): Family.DIFFERENCE,
+    frozenset(("set_weight",)): Family.REPLACEMENT,
+}
+_OF_CONVOLUTIONS = {"lokr_t2", "hada_t1", "hada_t2"}
+_EXTRA = {"alpha", "magnitude", "diff_b"}
+_WITH_RANK = (Family.LORA, Family.LOHA, Family.LOKR)
+_SHOWN = {"down": "lora_A (lora_down)", "up": "lora_B (lora_up)", "magnitude": "dora_scale"}
+
+
+class Misfit(Exception):
+    """What is wrong with the tensors of one layer."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an adapter changes of one layer's weight.
+
+    source: the layer's weight. tensors: names in the file by role. rows: which of the file's N are the layer's: not
+    all where the file has q, k and v as one. scale: of the change, before strength.
+    """
+
+    layer: str
+    source: Source
+    family: Family
+    tensors: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    rows: slice
+    scale: float
+
+    @property
+    def by_column(self) -> bool:
+        """Whether DoRA's magnitudes are those of the weight's columns."""
+        shape = self.shapes.get("magnitude", ())
+        return len(shape) == 2 and shape[0] == 1 and shape[1] == self.source.shape[1]
+
+    def elements_on_rank(self, tp: int) -> int:
+        """Numbers that a rank holds; see `engine.lora.deltas`."""
+        rows, columns = self.source.shard_shape(tp)
+        vectors = ("magnitude" in self.tensors) * rows + ("diff_b" in self.tensors) * rows
+        return vectors + (rows * columns if self.by_column else self._matrices(rows, columns))
+
+    def _matrices(self, rows: int, columns: int) -> int:
+        shapes = self.shapes
+        match self.family:
+            case Family.LORA:
+                return shapes["down"][0] * (rows + columns)
+            case Family.LOHA:
+                return min(self.hadamard_rank * (rows + columns), rows * columns)
+            case Family.LOKR:
+                return sum(math.prod(lokr_factor(shapes, part)) for part in ("lokr_w1", "lokr_w2"))
+            case Family.BIAS:
+                return 0
+        return rows * columns
+
+    @property
+    def hadamard_rank(self) -> int:
+        """The rank of the product of LoHa's two low-rank matrices, number by number."""
+        return self.shapes["hada_w1_b"][0] * self.shapes["hada_w2_b"][0]
+
+
+def family_of(shapes: Mapping[str, tuple[int, ...]], height: int, columns: int) -> Family:
+    """The family that tensors of these roles are a complete one of. Raises `Misfit`, also for shapes that are not a
+    (height, columns) weight's."""
+    if convolutional := sorted(shapes.keys() & _OF_CONVOLUTIONS):
+        raise Misfit(f"{convolutional[0]} belongs to a convolution, of which Krea 2 has none")
+    roles = shapes.keys() - _EXTRA
+    family = _COMPLETE.get(frozenset(roles)) if roles else Family.BIAS
+    if family is None:
+        whole = min((known for known in _COMPLETE if known > roles), key=len, default=None)
+        if whole is None:
+            raise Misfit(f"{_show(roles)} do not belong together")
+        raise Misfit(f"{_show(roles)} without {_show(whole - roles)}")
+    if family not in _WITH_RANK and (lonely := sorted(shapes.keys() & {"alpha", "magnitude"})):
+        raise Misfit(f"{_show(lonely)} without matrices that it is for")
+    _check_shapes(family, shapes, height, columns)
+    return family
+
+
+def rank_of(family: Family, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """What alpha is divided by. None where alpha counts for nothing."""
+    by_family = {Family.LORA: ("down",), Family.LOHA: ("hada_w1_b",), Family.LOKR: ("lokr_w2_b", "lokr_w1_b")}
+    return next((shapes[role][0] for role in by_family.get(family, ()) if role in shapes), None)
+
+
+def lokr_factor(shapes: Mapping[str, tuple[int, ...]], part: str) -> tuple[int, int]:
+    """The shape of a Kronecker factor, which may itself be a product."""
+    if part in shapes:
+        rows, columns = shapes[part]
+        return rows, columns
+    return shapes[f"{part}_a"][0], shapes[f"{part}_b"][1]
+
+
+def _check_shapes(family: Family, shapes: Mapping[str, tuple[int, ...]], height: int, columns: int) -> None:
+    def rank(role: str) -> int:
+        return shapes[role][0] if shapes[role] else 0
+
+    expected: dict[str, tuple[int, ...]] = {}
+    match family:
+        case Family.LORA:
+            expected = {"down": (rank("down"), columns), "up": (height, rank("down"))}
+        case Family.LOHA:
+            for part in ("hada_w1", "hada_w2"):
+                inner = rank(f"{part}_b")
+                expected |= {f"{part}_a": (height, inner), f"{part}_b": (inner, columns)}
+        case Family.LOKR:
+            for role in shapes.keys() - _EXTRA:
+                rows, last = (*shapes[role], 0, 0)[:2]
+                expected[role] = (rows, rank(role[:-1] + "b") if role.endswith("_a") else last)
+        case Family.DIFFERENCE | Family.REPLACEMENT:
+            expected = dict.fromkeys(shapes.keys() - _EXTRA, (height, columns))
+    if "diff_b" in shapes:
+        expected["diff_b"] = (height,)
+    for role, shape in expected.items():
+        if shapes[role] != shape or 0 in shape:
+            raise _misshapen(role, shapes[role], height, columns)
+    if family is Family.LOKR:
+        first, second = (lokr_factor(shapes, part) for part in ("lokr_w1", "lokr_w2"))
+        if (first[0] * second[0], first[1] * second[1]) != (height, columns):
+            raise Misfit(f"the Kronecker product of {first} and {second} does not fit a weight of {(height, columns)}")
+    if "magnitude" in shapes and shapes["magnitude"] not in ((height,), (height, 1), (1, columns)):
+        raise _misshapen("magnitude", shapes["magnitude"], height, columns)
+    if math.prod(shapes.get("alpha", ())) != 1:
+        raise Misfit(f"alpha is {shapes['alpha']}, not one number")
+
+
+def _misshapen(role: str, shape: tuple[int, ...], height: int, columns: int) -> Misfit:
+    return Misfit(f"{_show([role])} is {shape}, which does not fit a weight of {(height, columns)}")
+
+
+def _show(roles: Iterable[str]) -> str:
+    return ", ".join(_SHOWN.get(role, role) for role in sorted(roles))

@@ -1,0 +1,247 @@
+"""Adapter files: LoRA and its relatives. Opening one refuses everything that can be refused. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.checkpoint.open import open_tensor_file
+from engine.checkpoint.safetensors_file import SafetensorsFile
+from engine.checkpoint.stored import FLOAT_BYTES
+from engine.config import ModelConfig
+from engine.errors import CheckpointError, LoraError
+from engine.json_fields import read_json_object
+from engine.lora.families import Change, Misfit, family_of, rank_of
+from engine.lora.names import LayerNames, is_of_text_encoder, layer_names, model_of, split_key, strip_prefixes
+
+_PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_QWEN_IMAGE_WIDTH = 3072
+_MOST_LISTED = 3
+_CHECKED_AT_ONCE = 1 << 24  # numbers
+
+# A number is not finite if all bits of its exponent are set.
+_EXPONENTS: dict[str, tuple[str, int]] = {
+    "F64": ("<u8", 0x7FF0000000000000),
+    "F32": ("<u4", 0x7F800000),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+}
+
+
+def open_adapter(path: str | Path, config: ModelConfig, *, lenient: bool = False) -> AdapterFile:
+    """Open a safetensors file, or a PEFT folder, and find out what it changes.
+
+    lenient: leave out tensors that are for no layer of Krea 2. Raises `LoraError` for a file that is damaged or for
+    another model, a tensor that is for no layer, an incomplete family, one that does not fit its layer, and a layer
+    that is changed twice.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / _PEFT_WEIGHTS
+    try:
+        file = open_tensor_file(path)
+        if not isinstance(file, SafetensorsFile):
+            raise LoraError(f"{path}: is not a safetensors file, which is what LoRAs are stored in")
+        return AdapterFile(file, layer_names(config.transformer), lenient)
+    except CheckpointError as error:
+        raise LoraError(error.message) from None
+
+
+class AdapterFile:
+    """An open adapter.
+
+    changes: by layer. skipped: the keys that were left out. family: what it is, for people.
+    """
+
+    def __init__(self, file: SafetensorsFile, names: LayerNames, lenient: bool) -> None:
+        self.file = file
+        self.path = file.path
+        groups, self.skipped = _group(file, names, lenient)
+        alphas = _Alphas(file, groups)
+        self.changes: dict[str, Change] = {}
+        for path, tensors in groups.items():
+            for change in _changes(file, names, path, tensors, alphas):
+                if change.layer in self.changes:
+                    raise _error(file, f"{path} is for {change.layer}, which another name in the file is for too")
+                self.changes[change.layer] = change
+        if unused := alphas.unused():
+            raise _error(file, f"alpha_pattern names {unused}, for which the file has no tensors")
+        kinds = Counter("DoRA" if "magnitude" in c.tensors else c.family.value for c in self.changes.values())
+        self.family = " and ".join(kind for kind, _ in kinds.most_common())
+
+    @property
+    def modules(self) -> int:
+        """How many layers it changes."""
+        return len(self.changes)
+
+    def bytes_on_rank(self, tp: int, bytes_per_element: int) -> int:
+        """What each of `tp` ranks holds of it."""
+        return bytes_per_element * sum(change.elements_on_rank(tp) for change in self.changes.values())
+
+    def check_finite(self) -> None:
+        """Read every number once. Raises `LoraError` if one is NaN or infinite."""
+        for change in self.changes.values():
+            for name in change.tensors.values():
+                kind, exponent = _EXPONENTS[self.file.headers[name].dtype]
+                bits: np.ndarray = self.file.octets(name).view(kind)
+                for start in range(0, bits.size, _CHECKED_AT_ONCE):
+                    if ((bits[start : start + _CHECKED_AT_ONCE] & exponent) == exponent).any():
+                        raise _error(self.file, f"{name}: holds values that are not finite")
+
+    def close(self) -> None:
+        self.file.close()
+
+
+_Groups = dict[str, dict[str, str]]  # by path: the tensors' names by role
+
+
+def _group(file: SafetensorsFile, names: LayerNames, lenient: bool) -> tuple[_Groups, tuple[str, ...]]:
+    groups: _Groups = defaultdict(dict)
+    unresolved: list[str] = []
+    adapters = set()
+    for key in file.headers:
+        split = split_key(key)
+        if split is None or names.resolve(split[0]) is None:
+            unresolved.append(key)
+            continue
+        path, role, adapter = split
+        if role in groups[path]:
+            raise _error(file, f"{key} and {groups[path][role]} are the same thing twice")
+        groups[path][role] = key
+        adapters.add(adapter)
+    if len(adapters - {None}) > 1:
+        shown = ", ".join(sorted(filter(None, adapters)))
+        raise _error(file, f"holds several adapters ({shown}): it may hold one")
+    if unresolved and (not groups or not lenient):
+        raise _error(file, _complaint(unresolved, bool(groups), names))
+    if not groups:
+        raise _error(file, "is not a Krea 2 LoRA: it holds no tensors")
+    return groups, tuple(unresolved)
+
+
+def _complaint(unresolved: list[str], some_resolve: bool, names: LayerNames) -> str:
+    """Why keys that are for no layer are refused."""
+    of_text_encoder = [key for key in unresolved if is_of_text_encoder(key)]
+    model = next(filter(None, map(model_of, unresolved)), None)
+    if model is not None and not of_text_encoder:
+        return f"is a LoRA for {model}, not for Krea 2: it has {_short(unresolved[0])}"
+    if len(of_text_encoder) == len(unresolved) and some_resolve:
+        return (
+            f"changes the text encoder too ({_short(of_text_encoder[0])}), which is not supported: "
+            "lenient leaves that out"
+        )
+    if not some_resolve:
+        return f"is not a Krea 2 LoRA: none of its tensors, such as {_short(unresolved[0])}, is for a layer of Krea 2"
+    listed = []
+    for key in unresolved[:_MOST_LISTED]:
+        split = split_key(key)
+        closest = names.closest(split[0] if split else key)
+        listed.append(f"{_short(key)}" + (f" (the closest layer is {closest})" if closest and split else ""))
+    more = f" and {len(unresolved) - _MOST_LISTED} more" if len(unresolved) > _MOST_LISTED else ""
+    return f"has tensors that are for no layer of Krea 2: {', '.join(listed)}{more}; lenient leaves them out"
+
+
+def _changes(
+    file: SafetensorsFile, names: LayerNames, path: str, tensors: Mapping[str, str], alphas: _Alphas
+) -> Iterator[Change]:
+    layers = names.resolve(path)
+    assert layers is not None
+    sources = [names.layers[layer] for layer in layers]
+    shapes = {role: file.headers[name].shape for role, name in tensors.items()}
+    for name in tensors.values():
+        if file.headers[name].dtype not in FLOAT_BYTES:
+            raise _error(file, f"{name}: is stored as {file.headers[name].dtype}, not as F32, F16 or BF16")
+    columns = sources[0].shape[1]
+    try:
+        family = family_of(shapes, sum(source.shape[0] for source in sources), columns)
+    except Misfit as misfit:
+        widths = {length for shape in shapes.values() for length in shape}
+        hint = ""
+        if columns > _QWEN_IMAGE_WIDTH and columns not in widths and _QWEN_IMAGE_WIDTH in widths:
+            hint = "; it seems to be a LoRA for Qwen-Image"
+        raise _error(file, f"{path}: {misfit}{hint}") from None
+    rank = rank_of(family, shapes)
+    scale = 1.0 if rank is None else alphas.scale(path, tensors.get("alpha"), rank)
+    start = 0
+    for layer, source in zip(layers, sources, strict=True):
+        yield Change(layer, source, family, tensors, shapes, slice(start, start + source.shape[0]), scale)
+        start += source.shape[0]
+
+
+class _Alphas:
+    """What every layer's change is to be multiplied by, as the first says that does: the layer's own alpha, the
+    header, PEFT's config beside the file."""
+
+    def __init__(self, file: SafetensorsFile, groups: _Groups) -> None:
+        self._file = file
+        self._fields, self._origin = _peft_fields(file, groups)
+        self._pattern: dict[str, float] = {}
+        patterns = self._fields.get("alpha_pattern") or {}
+        if not isinstance(patterns, dict):
+            raise _error(file, f"alpha_pattern in {self._origin} is not an object")
+        for key, alpha in patterns.items():
+            self._pattern[strip_prefixes(key)] = self._number("alpha_pattern", alpha)
+        self._unused = set(self._pattern)
+
+    def scale(self, path: str, alpha_tensor: str | None, rank: int) -> float:
+        stripped = strip_prefixes(path)
+        pattern = next((key for key in self._pattern if stripped == key or stripped.endswith(f".{key}")), None)
+        if pattern is not None:
+            self._unused.discard(pattern)
+        if alpha_tensor is not None:
+            return self._read(alpha_tensor) / rank
+        alpha = self._pattern[pattern] if pattern is not None else self._fields.get("lora_alpha")
+        alpha = rank if alpha is None else self._number("lora_alpha", alpha)
+        return alpha / (math.sqrt(rank) if self._fields.get("use_rslora") is True else rank)
+
+    def unused(self) -> str | None:
+        return min(self._unused, default=None)
+
+    def _number(self, key: str, value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
+            raise _error(self._file, f"{key} in {self._origin} is {_short(repr(value))}, not a number")
+        return float(value)
+
+    def _read(self, name: str) -> float:
+        kind, exponent = _EXPONENTS[self._file.headers[name].dtype]
+        (bits,) = self._file.octets(name).view(kind)
+        if bits & exponent == exponent:
+            raise _error(self._file, f"{name}: is not finite")
+        if self._file.headers[name].dtype == "BF16":
+            return float((np.array([bits], "<u4") << 16).view("<f4")[0])
+        return float(np.array([bits]).view(kind.replace("u", "f"))[0])
+
+
+def _peft_fields(file: SafetensorsFile, groups: _Groups) -> tuple[Mapping[str, Any], str]:
+    """PEFT's config of an adapter, from the header or the file beside it, and where it is from."""
+    written = file.metadata.get("lora_adapter_metadata")
+    if written is not None:
+        try:
+            fields = json.loads(written)
+        except (ValueError, RecursionError):
+            fields = None
+        if not isinstance(fields, dict):
+            raise _error(file, "lora_adapter_metadata in the header is not a json object")
+        prefix = "transformer."
+        return {key.removeprefix(prefix): value for key, value in fields.items()}, "the header's lora_adapter_metadata"
+    # one that lies there for another file of the folder would change this one's strength
+    config = file.path.parent / _PEFT_CONFIG
+    is_from_peft = file.path.name == _PEFT_WEIGHTS or any(path.startswith("base_model.model.") for path in groups)
+    if is_from_peft and config.exists():
+        return read_json_object(config), _PEFT_CONFIG
+    return {}, ""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _error(file: SafetensorsFile, message: str) -> LoraError:
+    # names come from files, which may put line breaks and escape codes into them
+    return LoraError("".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"{file.path}: {message}"))

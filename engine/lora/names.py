@@ -1,0 +1,141 @@
+"""Which linear layer of Krea 2 a tensor of an adapter is for, whichever trainer named it. Pure Python.
+
+A key is [prefixes] path . role. The path is looked up in a table of every name that any scheme has for a layer, never
+taken apart: in flat names (`layerwise_blocks_0_attn_wq`) nobody could tell an underscore from a dot.
+"""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from functools import lru_cache
+
+from engine.checkpoint.names import linear_modules
+from engine.checkpoint.tensors import Source, transformer_sources
+from engine.config import TransformerConfig
+
+# What ends a key, and the role of such a tensor among those of its layer.
+_ROLES = {
+    "lora_A.weight": "down",
+    "lora_B.weight": "up",
+    "lora_down.weight": "down",
+    "lora_up.weight": "up",
+    "lora.down.weight": "down",
+    "lora.up.weight": "up",
+    **{role: role for role in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")},
+    **{role: role for role in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")},
+    **{role: role for role in ("alpha", "diff", "diff_b", "set_weight")},
+    "dora_scale": "magnitude",
+    "magnitude": "magnitude",
+    "lora_magnitude_vector": "magnitude",
+    "lora_magnitude_vector.weight": "magnitude",
+}
+# PEFT writes the adapter's name, `default` if it has no other, behind these.
+_NAMED = re.compile(r"\.(lora_A|lora_B|lora_magnitude_vector)\.([^.]+)(\.weight)?$")
+
+_DOTTED_PREFIXES = ("base_model.model.", "transformer.", "diffusion_model.", "model.diffusion_model.")
+_FLAT_PREFIXES = ("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_", "lora_")
+_TEXT_ENCODER_PREFIXES = ("text_encoder", "lora_te", "lycoris_te", "te.", "te1.", "te2.", "conditioner.")
+_OTHER_MODELS = (
+    (("add_q_proj", "add_k_proj", "img_mod", "txt_mod", "img_mlp", "txt_mlp"), "Qwen-Image"),
+    (("double_blocks", "single_blocks", "single_transformer_blocks"), "FLUX"),
+    (("input_blocks", "output_blocks", "down_blocks", "up_blocks", "mid_block"), "Stable Diffusion"),
+    (("cross_attn",), "Wan"),
+    (("joint_blocks",), "Stable Diffusion 3"),
+)
+
+
+def split_key(key: str) -> tuple[str, str, str | None] | None:
+    """Path, role and the adapter's name inside the file, if it has one; None if no known role ends the key."""
+    adapter = None
+    if (named := _NAMED.search(key)) and f"{named[1]}.{named[2]}" not in _ROLES:
+        adapter = named[2]
+        key = f"{key[: named.start()]}.{named[1]}{named[3] or ''}"
+    for parts in (2, 1, 3):  # the longest known ending is the role: lora_magnitude_vector.weight, lora.down.weight
+        head = key.rsplit(".", parts)
+        role = _ROLES.get(".".join(head[1:]))
+        if role is not None and len(head) > parts:
+            return head[0], role, adapter
+    return None
+
+
+def strip_prefixes(path: str) -> str:
+    """The path without what trainers put before a dotted name."""
+    stripped = True
+    while stripped:
+        stripped = False
+        for prefix in _DOTTED_PREFIXES:
+            if path.startswith(prefix):
+                path, stripped = path.removeprefix(prefix), True
+    return path
+
+
+def is_of_text_encoder(key: str) -> bool:
+    return strip_prefixes(key).startswith(_TEXT_ENCODER_PREFIXES)
+
+
+def model_of(key: str) -> str | None:
+    """The other model in whose names this key is written, where that is plain."""
+    return next((model for marks, model in _OTHER_MODELS if any(mark in key for mark in marks)), None)
+
+
+class LayerNames:
+    """The linear layers of one model, by every name that they have in adapters.
+
+    layers: the weight of each as the checkpoint has it, by the layer's diffusers name.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        weights = {source.name: source for source in transformer_sources(config)}
+        self.layers: dict[str, Source] = {}
+        self._table: dict[str, tuple[str, ...]] = {}
+        for layer, native in linear_modules(config):
+            self.layers[layer] = weights[f"{layer}.weight"]
+            for name in _spellings(layer, native):
+                self._add(name, (layer,))
+            if layer.endswith(".attn.to_q"):
+                q, k, v = (f"{layer.removesuffix('q')}{part}" for part in "qkv")
+                for name in {_in_block(layer)[0], _in_block(native)[0]}:
+                    self._add(f"{name}.attn.to_qkv", (q, k, v))
+
+    def resolve(self, path: str) -> tuple[str, ...] | None:
+        """The layers that a path names: one, or q, k and v, whose rows lie one below the other. None: no layer."""
+        path = strip_prefixes(path)
+        if path in self._table:
+            return self._table[path]
+        for prefix in _FLAT_PREFIXES:
+            if path.startswith(prefix) and path.removeprefix(prefix) in self._table:
+                return self._table[path.removeprefix(prefix)]
+        return None
+
+    def closest(self, path: str) -> str | None:
+        """The known name that is most like this one."""
+        path = strip_prefixes(path)[:200]  # of a hostile file's names, whose comparison takes long
+        prefix = next((prefix for prefix in _FLAT_PREFIXES if path.startswith(prefix)), "")
+        matches = get_close_matches(path.removeprefix(prefix), self._table, n=1)
+        return f"{prefix}{matches[0]}" if matches else None
+
+    def _add(self, name: str, layers: tuple[str, ...]) -> None:
+        for spelling in (name, name.replace(".", "_")):
+            assert self._table.setdefault(spelling, layers) == layers, f"{spelling} has two meanings"
+
+
+@lru_cache(maxsize=2)
+def layer_names(config: TransformerConfig) -> LayerNames:
+    return LayerNames(config)
+
+
+def _spellings(layer: str, native: str) -> list[str]:
+    """Every dotted name of a layer, given two: those two, and inside of blocks what lies between them."""
+    block, inside = _in_block(layer)
+    native_block, native_inside = _in_block(native)
+    if not inside:
+        return [layer, native]
+    names = {inside, native_inside, inside.removesuffix(".0")}  # attn.to_out.0
+    return [f"{prefix}.{name}" for prefix in (block, native_block) for name in sorted(names)]
+
+
+def _in_block(name: str) -> tuple[str, str]:
+    """The block of a layer and its name in there, which is empty if it is in no block."""
+    parts = re.fullmatch(r"(.+\.\d+)\.((?:attn|ff|mlp)\..+)", name)
+    return (parts[1], parts[2]) if parts else (name, "")

@@ -1,0 +1,89 @@
+"""Every name that any scheme has for a layer leads to that layer and to no other, at the real size."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.real_size import KREA2
+from engine.checkpoint.names import linear_modules
+from engine.lora.names import LayerNames, split_key, strip_prefixes
+
+NAMES = LayerNames(KREA2.transformer)
+MODULES = linear_modules(KREA2.transformer)
+DOTTED = ("", "transformer.", "diffusion_model.", "base_model.model.", "base_model.model.transformer.")
+FLAT = ("lora_unet_", "lora_unet__", "lora_transformer_", "lycoris_", "lora_")
+ROLES = {
+    "down": ("lora_A.weight", "lora_A.default.weight", "lora_down.weight", "lora.down.weight", "lora_A.my_lora.weight"),
+    "up": ("lora_B.weight", "lora_B.default.weight", "lora_up.weight", "lora.up.weight"),
+    "alpha": ("alpha",),
+    "lokr_w1": ("lokr_w1",),
+    "lokr_w2_b": ("lokr_w2_b",),
+    "hada_w1_a": ("hada_w1_a",),
+    "diff": ("diff",),
+    "diff_b": ("diff_b",),
+    "magnitude": ("dora_scale", "magnitude", "lora_magnitude_vector", "lora_magnitude_vector.default.weight"),
+}
+
+
+@given(
+    module=st.sampled_from(MODULES),
+    native=st.booleans(),
+    prefix=st.sampled_from(DOTTED + FLAT),
+    role=st.sampled_from([(role, suffix) for role, suffixes in ROLES.items() for suffix in suffixes]),
+)
+def test_every_key_of_every_scheme_names_its_layer(
+    module: tuple[str, str], native: bool, prefix: str, role: tuple[str, str]
+) -> None:
+    path = module[native]
+    if prefix in FLAT:
+        path = path.replace(".", "_")
+    split = split_key(f"{prefix}{path}.{role[1]}")
+    assert split is not None
+    assert (NAMES.resolve(split[0]), split[1]) == ((module[0],), role[0])
+
+
+def test_there_are_264_layers_whose_names_are_all_different() -> None:
+    assert len(NAMES.layers) == len(MODULES) == 264
+    resolved = [NAMES.resolve(name) for module in MODULES for name in module]
+    assert resolved == [(diffusers,) for diffusers, _ in MODULES for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("path", "layer"),
+    [
+        ("lora_unet_txtfusion_layerwise_blocks_1_attn_wq", "text_fusion.layerwise_blocks.1.attn.to_q"),
+        ("lora_unet_txtfusion_refiner_blocks_1_mlp_up", "text_fusion.refiner_blocks.1.ff.up"),
+        ("lora_unet_first", "img_in"),
+        ("lora_unet_tproj_1", "time_mod_proj"),
+        ("lora_unet_last_linear", "final_layer.linear"),
+        ("diffusion_model.blocks.3.attn.gate", "transformer_blocks.3.attn.to_gate"),
+        ("diffusion_model.blocks.3.mlp.gate", "transformer_blocks.3.ff.gate"),
+        ("transformer.transformer_blocks.27.mlp.down", "transformer_blocks.27.ff.down"),
+        ("transformer.blocks.0.attn.wo", "transformer_blocks.0.attn.to_out.0"),
+        ("transformer_blocks.0.attn.to_out", "transformer_blocks.0.attn.to_out.0"),
+        ("base_model.model.transformer.blocks.0.attn.wk", "transformer_blocks.0.attn.to_k"),
+    ],
+)
+def test_names_that_parsers_get_wrong(path: str, layer: str) -> None:
+    assert NAMES.resolve(path) == (layer,)
+
+
+@pytest.mark.parametrize("path", ["lycoris_transformer_blocks_20_attn_to_qkv", "diffusion_model.blocks.20.attn.to_qkv"])
+def test_a_fused_name_is_three_layers_in_order(path: str) -> None:
+    assert NAMES.resolve(path) == tuple(f"transformer_blocks.20.attn.to_{part}" for part in "qkv")
+
+
+@pytest.mark.parametrize(
+    "path", ["transformer_blocks.28.attn.to_q", "blocks.0.attn.norm_q", "", "lora_unet_", "first.0"]
+)
+def test_what_is_no_layer_is_none(path: str) -> None:
+    assert NAMES.resolve(path) is None
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_key_or_none(text: str) -> None:
+    split = split_key(text)
+    assert split is None or NAMES.resolve(split[0]) is None
+    assert strip_prefixes(f"base_model.model.transformer.{text}") == strip_prefixes(text)
