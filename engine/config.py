@@ -5,6 +5,7 @@ Imports no torch: the front-end and `krea2 info` need these numbers without wait
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,13 +58,15 @@ class EngineConfig:
     quantization: str = "auto"
     attention: str = "auto"
     cuda_graphs: bool = True
+    merge_loras: tuple[tuple[str, float], ...] = ()  # files, each with its strength
+    lora_lenient: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in (("model", "the path of a checkpoint, or demo"), *((n, "a path") for n in PARTS)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value or "\0" in value):
                 raise ArgumentError.of(name, allowed, value)
-        for name in ("share_gpu", "cuda_graphs"):
+        for name in ("share_gpu", "cuda_graphs", "lora_lenient"):
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentError.of(name, "True or False", getattr(self, name))
         if self.device not in DEVICES:
@@ -76,6 +79,9 @@ class EngineConfig:
             raise ArgumentError.of("attention", f"one of {', '.join(ATTENTIONS)}", self.attention)
         if self.variant is not None and self.variant not in VARIANTS:
             raise ArgumentError.of("variant", f"one of {', '.join(VARIANTS)}", self.variant)
+        for path, strength in self.merge_loras:
+            if not path or not math.isfinite(strength):
+                raise ArgumentError.of("merge_loras", "files, each with a finite strength", f"{path}:{strength}")
         if isinstance(self.tp, bool) or self.tp not in TENSOR_PARALLEL_DEGREES:
             allowed = ", ".join(map(str, TENSOR_PARALLEL_DEGREES))
             raise ArgumentError.of("tp", f"one of {allowed}", self.tp)

@@ -10,6 +10,7 @@ import torch
 
 from engine.graphs import PromptGraphs
 from engine.kernels.packing import Packing
+from engine.lora.adapters import Adapters, Loras
 from engine.memory import ENCODE_AT_ONCE
 from engine.model import TextEncoder, Transformer
 from engine.parallel.device import to_device
@@ -20,6 +21,7 @@ from engine.prompt import PREFIX_TOKENS
 _KEPT_TOKENS = 16384
 
 Ids = tuple[int, ...]
+Prompt = tuple[Ids, Loras]  # the adapters being those that change text features
 
 
 class PromptFeatures:
@@ -29,47 +31,57 @@ class PromptFeatures:
     is told of a step one tick ahead.
     """
 
-    def __init__(self, text_encoder: TextEncoder, transformer: Transformer, device: torch.device) -> None:
-        self._text_encoder, self._transformer, self._device = text_encoder, transformer, device
+    def __init__(
+        self, text_encoder: TextEncoder, transformer: Transformer, adapters: Adapters, device: torch.device
+    ) -> None:
+        self._text_encoder, self._transformer, self._adapters = text_encoder, transformer, adapters
+        self._device = device
         self._graphs: PromptGraphs | None = None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._kept: OrderedDict[Ids, torch.Tensor] = OrderedDict()
+        self._kept: OrderedDict[Prompt, torch.Tensor] = OrderedDict()
 
     def record(self, graphs: PromptGraphs) -> None:
         """Encode prompts that come alone by graphs of the text encoder from now on."""
         graphs.record_all()
         self._graphs = graphs
 
-    def encode(self, prompts: list[Ids]) -> tuple[dict[Ids, torch.Tensor], int]:
+    def encode(self, prompts: list[Prompt]) -> tuple[dict[Prompt, torch.Tensor], int]:
         """Text features (text tokens, width) of each distinct prompt; new ones are encoded some at a time, packed.
 
         Also returns the tokens of the new ones.
         """
-        found = {ids: self._kept[ids] for ids in prompts if ids in self._kept}
-        missing = [ids for ids in dict.fromkeys(prompts) if ids not in found]
-        for new in _chunks(missing, ENCODE_AT_ONCE):
-            found.update(zip(new, self._encode_beside(new), strict=True))
-        for ids, features in found.items():
-            self._kept[ids] = features
-            self._kept.move_to_end(ids)
+        found = {prompt: self._kept[prompt] for prompt in prompts if prompt in self._kept}
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
+        for loras in dict.fromkeys(loras for _, loras in missing):
+            for new in _chunks([ids for ids, of in missing if of == loras], ENCODE_AT_ONCE):
+                features = self._encode_beside(new, loras)
+                found.update(zip([(ids, loras) for ids in new], features, strict=True))
+        for prompt, tensor in found.items():
+            self._kept[prompt] = tensor
+            self._kept.move_to_end(prompt)
         kept = sum(features.shape[0] for features in self._kept.values())
         while len(self._kept) > 1 and kept > _KEPT_TOKENS:
             kept -= self._kept.popitem(last=False)[1].shape[0]
-        return found, sum(map(len, missing))
+        return found, sum(len(ids) for ids, _ in missing)
 
-    def _encode_beside(self, prompts: list[Ids]) -> list[torch.Tensor]:
+    def forget(self, adapter_id: int) -> None:
+        """Drop what was encoded with this adapter."""
+        for prompt in [prompt for prompt in self._kept if any(key == adapter_id for key, _ in prompt[1])]:
+            del self._kept[prompt]
+
+    def _encode_beside(self, prompts: list[Ids], loras: Loras) -> list[torch.Tensor]:
         """In the stream for it, for whose results the current stream waits."""
         if self._stream is None:
-            return self._encode(prompts)
+            return self._encode(prompts, loras)
         current = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._stream):
-            features = self._encode(prompts)
+            features = self._encode(prompts, loras)
         current.wait_stream(self._stream)
         for tensor in features:
             tensor.record_stream(current)
         return features
 
-    def _encode(self, prompts: list[Ids]) -> list[torch.Tensor]:
+    def _encode(self, prompts: list[Ids], loras: Loras) -> list[torch.Tensor]:
         packing = Packing([len(ids) for ids in prompts], self._device)
         packed = to_device(torch.tensor([token for ids in prompts for token in ids]), self._device)
         if self._graphs is not None and packing.segments == 1 and self._graphs.holds(packing.tokens):
@@ -78,7 +90,8 @@ class PromptFeatures:
             states = self._text_encoder(packed, packing)
         kept = torch.cat([states[start + PREFIX_TOKENS : stop] for start, stop in pairwise(packing.bounds)])
         lengths = [len(ids) - PREFIX_TOKENS for ids in prompts]
-        features = self._transformer.encode_text(kept, Packing(lengths, self._device))
+        with self._adapters.everywhere(loras):
+            features = self._transformer.encode_text(kept, Packing(lengths, self._device))
         # copies, so that one kept prompt does not keep the whole batch it came in alive
         return [part.clone() for part in features.split(lengths)]
 

@@ -18,6 +18,8 @@ from engine.graphs import PromptGraphs, StepGraphs
 from engine.kernels.attention import GatedAttentionKernel
 from engine.kernels.attention_choice import AttentionChoice, AttentionShape, choose_attention, unavailable
 from engine.kernels.rope import image_rotations
+from engine.lora.adapters import DENOISING, TEXT, TIME, Adapters, Loras
+from engine.lora.merge import MergedWeights
 from engine.memory import decode_bytes, step_bytes
 from engine.model import TextEncoder, Transformer, VAEDecoder
 from engine.model.transformer import TimeModulation
@@ -63,6 +65,7 @@ class _Schedule:
 class _JobState:
     job: Job
     grid: tuple[int, int]
+    loras: Loras  # those that change a denoise step
     latents: torch.Tensor  # (image tokens, in_channels) float32
     texts: tuple[torch.Tensor, ...]  # the prompt's features and, when guided, the negative prompt's
     schedule: _Schedule
@@ -98,6 +101,8 @@ class Rank:
             torch.backends.cudnn.allow_tf32 = False  # convolutions too are what was asked for
         if weights is None:
             weights = CheckpointFiles.open(config, group.rank)
+        if config.merge_loras:
+            weights = MergedWeights(weights, config)
         self.config = weights.config
         self.config.check_tp(group.size)
         self._engine = config
@@ -123,7 +128,8 @@ class Rank:
         self._jobs: dict[int, _JobState] = {}
         self._next_number = 0
         self._step_graphs: StepGraphs | None = None
-        self._prompts = PromptFeatures(self.text_encoder, self.transformer, device)
+        self._adapters = Adapters(self.transformer, self.config, group, device, self.dtype)
+        self._prompts = PromptFeatures(self.text_encoder, self.transformer, self._adapters, device)
         self._schedule = lru_cache(maxsize=_CACHED_SHAPES)(self._make_schedule)
         self._layout = lru_cache(maxsize=_CACHED_SHAPES)(self._make_layout)
         self._grid = lru_cache(maxsize=_CACHED_SHAPES)(self._make_grid)
@@ -190,6 +196,8 @@ class Rank:
         self._next_number += 1
         if self._decoder is not None:
             self._decoder.raise_failure()
+        for adapter in step.load:  # before the clock starts: neither encoding nor denoising
+            self._adapters.load(adapter)
         pending = PendingStep(self.device)
         with torch.inference_mode():
             if step.start:
@@ -205,6 +213,8 @@ class Rank:
                     self._decoder.submit(state.job, latents)
         for job_id in step.release:
             self._jobs.pop(job_id, None)
+        for adapter_id in step.unload:
+            self._unload(adapter_id)
         return pending
 
     def latents(self, job_id: int) -> torch.Tensor:
@@ -212,15 +222,13 @@ class Rank:
         return self._jobs[job_id].latents
 
     def memory(self) -> dict[str, int]:
-        """Bytes: `weights` that this rank holds, and what is `free` for steps on its device, where that is known."""
+        """Bytes: `weights` and `adapters` that this rank holds, and what is `free` for steps on its device, where that
+        is known."""
         modules = [module for module in (self.text_encoder, self.transformer, self.vae) if module is not None]
         weights = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+        held = {"weights": weights, "adapters": self._adapters.bytes}
         free = free_bytes(self.device)
-        return (
-            {"weights": weights}
-            if free is None
-            else {"weights": weights, "free": free // ranks_on_device(self.device, self.group.size)}
-        )
+        return held if free is None else held | {"free": free // ranks_on_device(self.device, self.group.size)}
 
     def _choose_attention(self, *, measured: bool) -> AttentionChoice:
         """Set the backends by the config, for images of the default size."""
@@ -251,8 +259,10 @@ class Rank:
 
     def _start(self, jobs: tuple[Job, ...]) -> int:
         """Returns how many prompt tokens were encoded."""
-        texts, encoded_tokens = self._prompts.encode([ids for job in jobs for ids in job.prompts])
-        for job in jobs:
+        text_loras = [self._adapters.of(job.loras, TEXT) for job in jobs]
+        prompts = [[(ids, loras) for ids in job.prompts] for job, loras in zip(jobs, text_loras, strict=True)]
+        texts, encoded_tokens = self._prompts.encode([prompt for each in prompts for prompt in each])
+        for job, its_prompts in zip(jobs, prompts, strict=True):
             multiple = self.config.size_multiple
             tokens = self.config.image_tokens(job.width, job.height)
             mu = default_mu(self.config, tokens) if job.mu is None else job.mu
@@ -261,16 +271,25 @@ class Rank:
                 job=job,
                 grid=(job.height // multiple, job.width // multiple),
                 latents=to_device(noise, self.device),
-                texts=tuple(texts[ids] for ids in job.prompts),
-                schedule=self._schedule(job.steps, mu),
+                loras=self._adapters.of(job.loras, DENOISING),
+                texts=tuple(texts[prompt] for prompt in its_prompts),
+                schedule=self._schedule(job.steps, mu, self._adapters.of(job.loras, TIME)),
             )
         return encoded_tokens
 
-    def _make_schedule(self, steps: int, mu: float) -> _Schedule:
+    def _unload(self, adapter_id: int) -> None:
+        """Forget an adapter and what was made with it."""
+        self._adapters.unload(adapter_id)
+        self._prompts.forget(adapter_id)
+        self._schedule.cache_clear()
+
+    def _make_schedule(self, steps: int, mu: float, loras: Loras) -> _Schedule:
         sigmas = make_sigmas(steps, mu)
         scale = self.config.schedule.num_train_timesteps
         timesteps = sigmas[:-1] * scale / scale  # as the references compute it, to the last bit
-        return _Schedule(tuple(sigmas.tolist()), self.transformer.encode_timesteps(to_device(timesteps, self.device)))
+        with self._adapters.everywhere(loras):
+            modulation = self.transformer.encode_timesteps(to_device(timesteps, self.device))
+        return _Schedule(tuple(sigmas.tolist()), modulation)
 
     # ---- denoising
 
@@ -288,9 +307,14 @@ class Rank:
         )
         layout = self._layout(tuple(segments))
         graphs = self._step_graphs
-        denoise = graphs.denoise if graphs is not None and graphs.holds(layout.packing) else None
+        if graphs is not None and (any(state.loras for state in states) or not graphs.holds(layout.packing)):
+            graphs = None  # adapters are no part of recordings
         latents = [state.latents for state in states]
-        velocities = self.transformer(text, latents, modulation, layout, denoise=denoise)
+        with self._adapters.by_row(
+            [(state.loras, segment.tokens) for state, segment in zip(rows, segments, strict=True)],
+            [(state.loras, state.latents.shape[0]) for state in states],
+        ):
+            velocities = self.transformer(text, latents, modulation, layout, denoise=graphs and graphs.denoise)
 
         previews = []
         parts = iter(velocities.split([segment.image_tokens for segment in segments]))

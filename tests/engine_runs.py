@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from engine.config import EngineConfig, ModelConfig
 from engine.decoding import DecodedImage
 from engine.parallel import LocalGroup, thread_groups
 from engine.rank import Rank
-from engine.step import Job, Step
+from engine.step import Adapter, Job, Step
 from launcher.tokenizer import PromptTokenizer
 from tests.oracle import Picture, Request
 
@@ -52,14 +52,14 @@ def run_requests(
     dtype: str = "float32",
     quantization: str = "none",
     joins: Sequence[int] | None = None,
-    **parts: str,
+    **options: Any,
 ) -> list[Picture]:
     """Every image of the requests, in order, all jobs that are not done being packed into each tick.
 
     joins: the tick at which each job starts; None: all at the first.
     """
     jobs = jobs_of(folder, requests)
-    return run_jobs(folder, jobs, tp=tp, dtype=dtype, quantization=quantization, joins=joins, **parts)
+    return run_jobs(folder, jobs, tp=tp, dtype=dtype, quantization=quantization, joins=joins, **options)
 
 
 def run_jobs(
@@ -70,9 +70,10 @@ def run_jobs(
     dtype: str = "float32",
     quantization: str = "none",
     joins: Sequence[int] | None = None,
-    **parts: str,
+    adapters: Sequence[Adapter] = (),
+    **options: Any,
 ) -> list[Picture]:
-    """As `run_requests`. Also checks that all ranks end with the same latents."""
+    """As `run_requests`, with these adapters loaded. Also checks that all ranks end with the same latents."""
     starts = [0] * len(jobs) if joins is None else joins
     images: dict[int, DecodedImage] = {}
 
@@ -80,11 +81,11 @@ def run_jobs(
         images[image.job_id] = image
 
     def run(rank: Rank) -> dict[int, torch.Tensor]:
-        latents = _run_ticks(rank, jobs, starts)
+        latents = _run_ticks(rank, jobs, starts, adapters)
         rank.close()
         return latents
 
-    latents = on_ranks(folder, run, tp=tp, dtype=dtype, quantization=quantization, on_image=keep, **parts)
+    latents = on_ranks(folder, run, tp=tp, dtype=dtype, quantization=quantization, on_image=keep, **options)
     for other in latents[1:]:
         for job in jobs:
             assert torch.equal(other[job.job_id], latents[0][job.job_id]), f"ranks differ on job {job.job_id}"
@@ -99,12 +100,14 @@ def on_ranks(
     dtype: str = "float32",
     quantization: str = "none",
     on_image: Callable[[DecodedImage], None] | None = None,
-    **parts: str,
+    **options: Any,
 ) -> list[T]:
-    """Load the checkpoint, but for `parts` that are elsewhere, on `tp` ranks and call the function in each rank's
-    thread. Raises what a rank raised."""
+    """Load the checkpoint on `tp` ranks and call the function in each rank's thread. Raises what a rank raised.
+
+    options: of `EngineConfig`.
+    """
     groups = [LocalGroup()] if tp == 1 else thread_groups(tp, timeout_s=DEADLINE_S)
-    config = EngineConfig(model=str(folder), tp=tp, device="cpu", dtype=dtype, quantization=quantization, **parts)
+    config = EngineConfig(model=str(folder), tp=tp, device="cpu", dtype=dtype, quantization=quantization, **options)
 
     def run_rank(index: int) -> T:
         try:
@@ -131,8 +134,10 @@ def as_array(image: DecodedImage) -> np.ndarray:
     return np.frombuffer(image.rgb, np.uint8).reshape(image.height, image.width, 3)
 
 
-def _run_ticks(rank: Rank, jobs: Sequence[Job], starts: Sequence[int]) -> dict[int, torch.Tensor]:
-    """Step all jobs to their end. Returns the final latents by job."""
+def _run_ticks(
+    rank: Rank, jobs: Sequence[Job], starts: Sequence[int], adapters: Sequence[Adapter]
+) -> dict[int, torch.Tensor]:
+    """Load the adapters and step all jobs to their end. Returns the final latents by job."""
     latents: dict[int, torch.Tensor] = {}
     remaining: dict[int, int] = {}
     number = 0
@@ -141,7 +146,8 @@ def _run_ticks(rank: Rank, jobs: Sequence[Job], starts: Sequence[int]) -> dict[i
         remaining |= {job.job_id: job.steps for job in joining}
         if not remaining:
             continue
-        rank.execute(Step(number, start=joining, denoise=tuple(remaining))).wait()
+        load = tuple(adapters) if number == 0 else ()
+        rank.execute(Step(number, start=joining, denoise=tuple(remaining), load=load)).wait()
         number += 1
         finished = tuple(job_id for job_id, steps in remaining.items() if steps == 1)
         remaining = {job_id: steps - 1 for job_id, steps in remaining.items() if steps > 1}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,9 @@ from engine.kernels.fp8 import FP8, Fp8Rows, fp8_linear
 from engine.kernels.int8 import dequantize_groups
 from engine.parallel.group import Group
 
+# Adds to a layer's output, in place, what is computed from its input beside it: (x, y).
+SidePath = Callable[[torch.Tensor | Fp8Rows, torch.Tensor], None]
+
 
 class Linear(nn.Module):
     """y = x Wᵀ + b, whole on every rank."""
@@ -20,9 +23,17 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.side_path: SidePath | None = None
+
+    def dequantize(self) -> torch.Tensor:
+        """The weight in float32, (out, in)."""
+        return self.weight.float()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+        y = F.linear(x, self.weight, self.bias)
+        if self.side_path is not None:
+            self.side_path(x, y)
+        return y
 
 
 class ParallelMatrix(nn.Module):
@@ -38,6 +49,7 @@ class ParallelMatrix(nn.Module):
         self.weight_scale: nn.Parameter | None
         self.register_parameter("weight_scale", None)
         self.takes_fp8 = False  # whether x should come as `Fp8Rows`
+        self.side_path: SidePath | None = None
 
     def hold_eight_bit(self, scales: torch.Tensor, *, fp8_product: bool) -> None:
         """Expect 8-bit weights with scales of this shape; with `fp8_product` to be multiplied by fp8 rows."""
@@ -54,6 +66,13 @@ class ParallelMatrix(nn.Module):
         if self.weight.dtype == FP8:  # a row's scale is an output's: the weights need not be multiplied
             return F.linear(x, self.weight.to(x.dtype)).mul_(self.weight_scale.t())
         return F.linear(x, dequantize_groups(self.weight, self.weight_scale, x.dtype))
+
+    def partial_output(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
+        """The product, and what the side path adds."""
+        y = self.multiply(x)
+        if self.side_path is not None:
+            self.side_path(x, y)
+        return y
 
     def dequantize(self) -> torch.Tensor:
         """The matrix in float32, (out, in)."""
@@ -75,7 +94,7 @@ class ColumnParallelLinear(ParallelMatrix):
         super().__init__(in_features, sum(rows // group.size for rows in out_features))
 
     def forward(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
-        return self.multiply(x)
+        return self.partial_output(x)
 
 
 class RowParallelLinear(ParallelMatrix):
@@ -86,4 +105,4 @@ class RowParallelLinear(ParallelMatrix):
         self.group = group
 
     def forward(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
-        return self.group.all_reduce(self.multiply(x))
+        return self.group.all_reduce(self.partial_output(x))

@@ -1,0 +1,126 @@
+"""Adapters merged into weights while they are read, for a set that never changes: no side path, no extra memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from engine.checkpoint.load import Weights
+from engine.checkpoint.stored import Bounds, StoredTensor
+from engine.checkpoint.tensors import Source
+from engine.config import EngineConfig
+from engine.errors import ArgumentError, LoraError
+from engine.lora.deltas import Shard, norm_factors, read_delta, read_vector
+from engine.lora.families import Change, Family
+from engine.lora.files import AdapterFile, open_adapter
+from engine.parallel import LocalGroup
+
+_CPU = torch.device("cpu")
+
+
+class MergedWeights:
+    """Weights whose transformer has adapters added in float32, before anything is rounded or quantised. See `Weights`.
+
+    Each rank reads the slices that it keeps, but for DoRA, whose norms are those of whole matrices.
+    """
+
+    def __init__(self, weights: Weights, engine: EngineConfig) -> None:
+        """Raises `LoraError`, and `ArgumentError` where weights would have to be quantised again."""
+        self._weights = weights
+        self.config, self.sources = weights.config, weights.sources
+        self._adapters = [
+            (open_adapter(Path(path), weights.config, lenient=engine.lora_lenient), strength)
+            for path, strength in engine.merge_loras
+        ]
+        self._dequantizes = engine.quantization == "none"
+        self._check_biases()
+
+    def stored(self, component: str, source: Source) -> StoredTensor:
+        """See `Weights.stored`."""
+        stored = self._weights.stored(component, source)
+        layer, _, kind = source.name.rpartition(".")
+        if component != "transformer" or kind not in ("weight", "bias"):
+            return stored
+        changes = [
+            (adapter, adapter.changes[layer], strength)
+            for adapter, strength in self._adapters
+            if layer in adapter.changes and _touches(adapter.changes[layer], kind)
+        ]
+        if not changes:
+            return stored
+        if stored.held != "float" and not self._dequantizes:
+            raise ArgumentError(
+                f"merge_loras would have to round {source.name}, which the checkpoint stores in 8 bits "
+                f"({stored.format}), once more, and lose most of the LoRA: load it without merging, or use "
+                "quantization none",
+                parameter="merge_loras",
+            )
+        return _Merged(stored, changes, _of_weight if kind == "weight" else _of_bias)
+
+    def where(self, component: str, source: Source) -> Path:
+        """See `Weights.where`."""
+        return self._weights.where(component, source)
+
+    def close(self) -> None:
+        self._weights.close()
+        for adapter, _ in self._adapters:
+            adapter.file.close()
+
+    def _check_biases(self) -> None:
+        biases = {source.name for source in self.sources["transformer"] if source.name.endswith(".bias")}
+        for adapter, _ in self._adapters:
+            for layer, change in adapter.changes.items():
+                if "diff_b" in change.tensors and f"{layer}.bias" not in biases:
+                    raise LoraError(f"{adapter.path}: {layer} has no bias that diff_b could be merged into")
+
+
+_Changes = Sequence[tuple[AdapterFile, Change, float]]
+_Difference = Callable[[StoredTensor, torch.Tensor, Bounds, AdapterFile, Change], torch.Tensor]
+
+
+class _Merged(StoredTensor):
+    def __init__(self, base: StoredTensor, changes: _Changes, difference: _Difference) -> None:
+        self.file, self.name, self.shape, self.format = base.file, base.name, base.shape, base.format
+        self._base, self._changes, self._difference = base, changes, difference
+
+    def size(self, bounds: Bounds) -> int:
+        return self._base.size(bounds)
+
+    def read(self, bounds: Bounds) -> torch.Tensor:
+        base = self._base.read(bounds).float()
+        merged = base.clone()
+        for adapter, change, strength in self._changes:
+            merged.add_(self._difference(self._base, base, bounds, adapter, change), alpha=strength)
+        return merged
+
+
+def _of_weight(
+    stored: StoredTensor, base: torch.Tensor, bounds: Bounds, adapter: AdapterFile, change: Change
+) -> torch.Tensor:
+    """W' − W of a slice of the weight, whose own values are `base`."""
+    if "magnitude" in change.tensors:
+        whole = tuple(slice(0, length) for length in stored.shape)
+        weight = stored.read(whole).float()
+        delta = read_delta(adapter.file, change, Shard(*whole), _CPU)
+        assert delta is not None
+        changed = weight + delta.dense()
+        dimension = 1 if change.by_column else 0
+        magnitude = read_vector(adapter.file, change, "magnitude", whole[dimension], _CPU, dimension=dimension)
+        factors = norm_factors(changed, magnitude, 1 - dimension, LocalGroup())
+        changed *= factors if change.by_column else factors[:, None]
+        return changed[bounds] - base
+    delta = read_delta(adapter.file, change, Shard(*bounds), _CPU)
+    assert delta is not None
+    return delta.dense() - base if change.family is Family.REPLACEMENT else delta.dense()
+
+
+def _of_bias(
+    stored: StoredTensor, base: torch.Tensor, bounds: Bounds, adapter: AdapterFile, change: Change
+) -> torch.Tensor:
+    return read_vector(adapter.file, change, "diff_b", bounds[0], _CPU)
+
+
+def _touches(change: Change, kind: str) -> bool:
+    return "diff_b" in change.tensors if kind == "bias" else change.family is not Family.BIAS

@@ -1,0 +1,101 @@
+"""Adapters beside a layer: what they add to its output, computed from its input, its weight staying as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from engine.kernels.fp8 import Fp8Rows
+from engine.lora.deltas import Delta
+
+# Adapters by id, each with the runs of rows that it is in force in and its strength there.
+Runs = Mapping[int, Sequence[tuple[slice, float]]]
+
+
+@dataclass
+class InForce:
+    """Which adapters the forward that runs now applies, in the rows that most layers see, and in those of `img_in`."""
+
+    rows: Runs = field(default_factory=dict)
+    image_rows: Runs = field(default_factory=dict)
+
+
+@dataclass
+class Piece:
+    """What one adapter does to one of the matrices that are stacked in a layer.
+
+    rows: the matrix's rows in the rank's parameter, which are columns of the output. gain: a factor or a row's factors
+    on the layer's own output, (rows,); bias: (rows,).
+    """
+
+    rows: slice
+    delta: Delta | None
+    gain: torch.Tensor | float | None = None
+    bias: torch.Tensor | None = None
+
+
+class LayerAdapter:
+    """What one adapter does to one layer. The low-rank pieces' A are stacked, so that x is read once for all."""
+
+    def __init__(self, pieces: Sequence[Piece], dtype: torch.dtype) -> None:
+        """pieces: in float32, to be held in `dtype`."""
+        self._pieces = pieces
+        self.needs_output = any(piece.gain is not None for piece in pieces)
+        for piece in pieces:
+            if piece.delta is not None:
+                piece.delta.to(dtype)
+            if piece.bias is not None:
+                piece.bias = piece.bias.to(dtype)
+            if isinstance(piece.gain, torch.Tensor):
+                piece.gain = piece.gain.to(dtype)
+        low_rank = [piece.delta for piece in pieces if piece.delta is not None and piece.delta.down is not None]
+        downs = [delta.down for delta in low_rank if delta.down is not None]
+        self._ranks = [down.shape[0] for down in downs]
+        self._down = torch.cat(downs) if downs else None
+        if self._down is not None:
+            for delta, part in zip(low_rank, self._down.split(self._ranks), strict=True):
+                delta.down = part  # of the stack, whose numbers it would otherwise hold twice
+
+    def tensors(self) -> list[torch.Tensor]:
+        held = [tensor for piece in self._pieces if piece.delta is not None for tensor in piece.delta.tensors()]
+        held += [piece.bias for piece in self._pieces if piece.bias is not None]
+        return held + [piece.gain for piece in self._pieces if isinstance(piece.gain, torch.Tensor)]
+
+    def add_to(self, y: torch.Tensor, x: torch.Tensor, output: torch.Tensor | None, strength: float) -> None:
+        """y += strength · change, in place. output: x Wᵀ without a bias, if it is needed."""
+        hidden = iter(() if self._down is None else (x @ self._down.t()).split(self._ranks, dim=1))
+        for piece in self._pieces:
+            part = y[:, piece.rows]
+            if piece.gain is not None:
+                assert output is not None
+                part.add_(output[:, piece.rows] * piece.gain, alpha=strength)
+            if piece.delta is not None:
+                piece.delta.add_to(part, x if piece.delta.down is None else next(hidden), strength)
+            if piece.bias is not None:
+                part.add_(piece.bias, alpha=strength)
+
+
+class SidePath:
+    """All loaded adapters of one layer; called with the layer's input and output, to which it adds."""
+
+    def __init__(self, in_force: InForce, *, of_images: bool, bias: torch.Tensor | None) -> None:
+        """of_images: the layer's rows are those of image tokens alone. bias: what the layer's output contains."""
+        self.adapters: dict[int, LayerAdapter] = {}
+        self._in_force, self._of_images, self._bias = in_force, of_images, bias
+
+    def __call__(self, x: torch.Tensor | Fp8Rows, y: torch.Tensor) -> None:
+        runs = self._in_force.image_rows if self._of_images else self._in_force.rows
+        applied = [(adapter, runs[key]) for key, adapter in self.adapters.items() if key in runs]
+        if not applied:
+            return
+        if isinstance(x, Fp8Rows):
+            x = x.dequantize().to(x.dtype)
+        x, y = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        output = None
+        if any(adapter.needs_output for adapter, _ in applied):
+            output = y.clone() if self._bias is None else y - self._bias
+        for adapter, parts in applied:
+            for rows, strength in parts:
+                adapter.add_to(y[rows], x[rows], None if output is None else output[rows], strength)
