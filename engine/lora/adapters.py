@@ -134,7 +134,8 @@ def _read_pieces(
     device: torch.device,
 ) -> list[Piece]:
     """A rank's share of what a file does to the matrices that are stacked in one module."""
-    weight = module.dequantize() if any("magnitude" in change.tensors for change in changes) else None
+    # the layer may wait in host memory for its use
+    weight = module.dequantize().to(device) if any("magnitude" in change.tensors for change in changes) else None
     starts = _row_starts(name, group.size, config)
     pieces = []
     for change in changes:

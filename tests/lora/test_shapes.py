@@ -1,0 +1,39 @@
+"""Tensors of any roles and shapes are one complete family or a `Misfit`, never anything else."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from engine.checkpoint.tensors import ROWS, Source
+from engine.lora.families import Change, Family, Misfit, family_of, rank_of
+
+ROLES = [
+    *("down", "up", "alpha", "magnitude", "diff", "diff_b", "set_weight", "lokr_t2", "hada_t1"),
+    *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+    *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
+]
+SHAPES = st.lists(st.sampled_from([0, 1, 2, 4, 6, 8, 12]), max_size=4).map(tuple)
+HEIGHT, COLUMNS = 12, 8
+
+
+@given(st.dictionaries(st.sampled_from(ROLES), SHAPES, min_size=1, max_size=6))
+@example({"lokr_w1": (2, 2), "lokr_w2_a": (6, 1), "lokr_w2_b": (1, 4)})
+@example({"lokr_w1_a": (), "lokr_w1_b": (), "lokr_w2": (1,)})
+@example({"hada_w1_a": (12, 2), "hada_w1_b": (2, 8), "hada_w2_a": (12, 4), "hada_w2_b": (4, 8)})
+@example({"down": (), "up": ()})
+@example({"diff_b": (12,)})
+def test_shapes_fit_or_are_a_misfit(shapes: dict[str, tuple[int, ...]]) -> None:
+    try:
+        family = family_of(shapes, HEIGHT, COLUMNS)
+    except Misfit:
+        return
+    rank = rank_of(family, shapes)
+    assert rank is None or rank > 0
+    source = Source("first.weight", (HEIGHT, COLUMNS), "first.weight", ROWS)
+    change = Change("first", source, family, {role: role for role in shapes}, shapes, slice(0, HEIGHT), 1.0)
+    stored = sum(math.prod(shape) for shape in shapes.values())
+    assert 0 <= change.elements_on_rank(1) <= max(stored, HEIGHT * COLUMNS) + 2 * HEIGHT
+    assert family is not Family.BIAS or "diff_b" in shapes
