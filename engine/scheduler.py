@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from engine.cost import CostModel, Work
 from engine.forecast import forecast
 from engine.policy import Policy, QueuedJob
-from engine.step import Job, Step
+from engine.step import Adapter, Job, Step
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class Scheduler:
         self._decoding: dict[int, QueuedJob] = {}  # then until the image comes, that of a cancelled job too
         self._cancelled: set[int] = set()  # of those being decoded
         self._releases: list[int] = []
+        self._loads: list[Adapter] = []
+        self._unloads: list[int] = []
         self._arrivals = 0
         self._next_number = 0
         self._step_s = self._busy_until = 0.0  # of the last step made, and when the ranks will have done it
@@ -103,6 +105,14 @@ class Scheduler:
             self._cancelled.add(job_id)
         self._outlook = None
 
+    def load(self, adapter: Adapter) -> None:
+        """Load an adapter in a step of its own, which then says whether it can be, and before jobs that come later."""
+        self._loads.append(adapter)
+
+    def unload(self, adapter_id: int) -> None:
+        """Unload an adapter with the next step. Jobs that name it have been decoded or cancelled."""
+        self._unloads.append(adapter_id)
+
     def decoded(self, job_id: int) -> None:
         """The image of a job has come, or will not be waited for. Unknown jobs are ignored."""
         self._decoding.pop(job_id, None)
@@ -113,7 +123,7 @@ class Scheduler:
         """The ranks were lost: every job starts again, with its arrival and priority, and steps count from 0.
 
         Jobs of the requests in `alone` run alone from now on: they have the ranks for themselves, request after request
-        and one step at a time, and until they have been decoded no other starts.
+        and one step at a time, and until they have been decoded no other starts. Adapters are no longer loaded.
         """
         again = [queued for queued in self._decoding.values() if queued.job.job_id not in self._cancelled]
         for queued in (*again, *self._queue.values()):
@@ -121,6 +131,7 @@ class Scheduler:
             queued.alone = queued.alone or queued.request in alone
             self._queue[queued.job.job_id] = queued
         self._decoding, self._cancelled, self._releases = {}, set(), []
+        self._loads, self._unloads = [], []
         self._next_number = 0
         self._step_s = self._busy_until = 0.0
         self._outlook = None
@@ -136,6 +147,8 @@ class Scheduler:
             if not idle:
                 return None
             ordered = [queued for queued in ordered if queued.request == ordered[0].request]
+        if self._loads:
+            return replace(self.empty_step(), load=(self._loads.pop(0),))
         chosen, start, new_tokens = self._pack(ordered)
         for queued in chosen:
             queued.begun = True
@@ -143,19 +156,21 @@ class Scheduler:
         key = self._key(now)
         ready = sorted((one for one in ordered if one.steps_left == 0), key=lambda queued: key(queued, 0))
         decode = ready[: max(0, self._max_decoding - len(self._decoding))]
-        if not (chosen or decode or self._releases):
+        if not (chosen or decode or self._releases or self._unloads):
             return None
         self._account(chosen, new_tokens, now, idle=idle)
         for queued in decode:
             queued.decoding_from = self._busy_until
             self._decoding[queued.job.job_id] = self._queue.pop(queued.job.job_id)
         releases, self._releases = self._releases, []
+        unloads, self._unloads = self._unloads, []
         return replace(
             self.empty_step(),
             start=tuple(queued.job for queued in start),
             denoise=tuple(queued.job.job_id for queued in chosen),
             decode=tuple(queued.job.job_id for queued in decode),
             release=tuple(releases),
+            unload=tuple(unloads),
         )
 
     def empty_step(self) -> Step:

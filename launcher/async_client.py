@@ -7,20 +7,22 @@ a server that is silent for too long counts as lost, so no call waits for ever.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Hashable
-from dataclasses import dataclass, field
-from typing import Any, Unpack
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, TypeVar, Unpack
 
 import msgspec
 import zmq
 import zmq.asyncio
 
 from engine.errors import ArgumentError, Krea2Error, ServerError, error_from_code
+from launcher.calls import Call, error_of
 from launcher.keys import ClientKeys
 from launcher.limits import is_number
+from launcher.parameters import Parameters, make_request
 from launcher.protocol import (
     Accepted,
     Acknowledge,
@@ -29,9 +31,12 @@ from launcher.protocol import (
     Failed,
     Generate,
     Image,
+    ListLoras,
+    LoadLora,
+    LoraRequest,
+    Loras,
     Metrics,
     MetricsReply,
-    Parameters,
     Ping,
     Pong,
     Preview,
@@ -40,6 +45,7 @@ from launcher.protocol import (
     Request,
     Status,
     StatusReply,
+    UnloadLora,
     decode_reply,
     encode_request,
 )
@@ -49,8 +55,11 @@ from launcher.sockets import send_now
 PING_S = 2.0
 ASK_AGAIN_S = 10.0  # without news of a request
 SILENCE_S = 20.0  # without anything from the server
+LOAD_LORA_S = 300.0  # for a LoRA to be read, and for the ranks to get to it
 _FAREWELL_MS = 200  # for the last cancels to leave
 _KEYS_HINT = " (a server with keys answers only clients with a key that it knows)"
+
+T = TypeVar("T")
 
 
 class AsyncClient:
@@ -72,8 +81,9 @@ class AsyncClient:
         self._connect_timeout_s = connect_timeout_s
         self._keys = None if key is None else ClientKeys.load(key)
         self._context: zmq.asyncio.Context | None = None
-        self._calls: dict[str, _Call] = {}
+        self._calls: dict[str, Call] = {}
         self._answers: dict[type[Reply], list[asyncio.Future[Any]]] = {Pong: [], StatusReply: [], MetricsReply: []}
+        self._lora_answers: dict[str, asyncio.Future[Loras]] = {}  # by the id of the question
         self._tasks: list[asyncio.Task[None]] = []
         self._last_heard = 0.0
         self._lost: Krea2Error | None = None  # why calls fail, until the server is heard again
@@ -107,7 +117,7 @@ class AsyncClient:
         Raises what `generate` raises. Closing the iterator cancels the request.
         """
         parameters.setdefault("request_id", uuid.uuid4().hex)
-        return self.follow(Generate(prompt=prompt, **parameters))
+        return self.follow(make_request(prompt, parameters))
 
     async def follow(self, request: Generate) -> AsyncGenerator[Event, None]:
         """`stream`, for a request that has been put together already."""
@@ -119,7 +129,7 @@ class AsyncClient:
             raise ArgumentError.of("request_id", "a string of 1 to 64 characters", request.request_id)
         if request.request_id in self._calls:
             raise ArgumentError(f"request_id {request.request_id!r} is in use", parameter="request_id")
-        call = self._calls[request.request_id] = _Call(frame, time.monotonic())
+        call = self._calls[request.request_id] = Call(frame, time.monotonic())
         images: dict[int, ImageFile] = {}
         ended = False
         try:
@@ -151,6 +161,26 @@ class AsyncClient:
         """Cancel a request of this client: its call raises `CancelledError`. Harmless for one that has ended."""
         await self.connect()
         self._send(Cancel(request_id=request_id))
+
+    async def load_lora(self, name: str, path: str, strength: float = 1.0) -> Loras:
+        """Load a LoRA file, by its path in the server's `--lora-dir`, for requests to choose by `name`.
+
+        strength: of requests that name none. Returns what is loaded then. Raises `ArgumentError` if the server allows
+        no such file or name, and `LoraError` if the file does not fit the model, or into the ranks' memory.
+        """
+        question = LoadLora(request_id=uuid.uuid4().hex, name=name, path=path, strength=strength)
+        return await self._ask_about_loras(question, LOAD_LORA_S)
+
+    async def unload_lora(self, name: str) -> Loras:
+        """Let requests choose this LoRA no more; those that have are finished with it. Returns what is left.
+
+        Raises `ArgumentError` if there is none of that name.
+        """
+        return await self._ask_about_loras(UnloadLora(request_id=uuid.uuid4().hex, name=name), SILENCE_S)
+
+    async def loras(self) -> Loras:
+        """The LoRAs that requests may choose, and those that are part of the weights."""
+        return await self._ask_about_loras(ListLoras(request_id=uuid.uuid4().hex), SILENCE_S)
 
     async def status(self) -> StatusReply:
         """What the server is doing."""
@@ -221,15 +251,29 @@ class AsyncClient:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         waiting = self._answers[answer]
         waiting.append(future)
+        try:
+            return await self._answer_to(question, future, timeout_s, hint)
+        finally:
+            waiting.remove(future)
+
+    async def _ask_about_loras(self, question: LoraRequest, timeout_s: float) -> Loras:
+        await self.connect()
+        if self._lost is not None:
+            raise self._lost.with_traceback(None)
+        future: asyncio.Future[Loras] = asyncio.get_running_loop().create_future()
+        self._lora_answers[question.request_id] = future
+        try:
+            return await self._answer_to(question, future, timeout_s)
+        finally:
+            del self._lora_answers[question.request_id]
+
+    async def _answer_to(self, question: Request, future: asyncio.Future[T], timeout_s: float, hint: str = "") -> T:
         self._send(question)
         try:
             async with asyncio.timeout(timeout_s):
                 return await future
         except TimeoutError:
             raise ServerError(f"no server answers at {self.address}{hint}") from None
-        finally:
-            if future in waiting:
-                waiting.remove(future)
 
     def _send(self, message: Request) -> None:
         self._send_frame(encode_request(message))
@@ -259,14 +303,19 @@ class AsyncClient:
         elif isinstance(reply, Closing):
             self._lose(error_from_code(reply.code, reply.message))
         elif reply.request_id is None:  # a question that the server did not understand
-            self._fail_questions(_error_of(reply))
+            self._fail_questions(error_of(reply))
+        elif (answer := self._lora_answers.get(reply.request_id)) is not None:
+            if isinstance(reply, Loras) and not answer.done():
+                answer.set_result(reply)
+            elif isinstance(reply, Failed) and not answer.done():
+                answer.set_exception(error_of(reply))
         elif (call := self._calls.get(reply.request_id)) is not None:
             call.last_heard = self._last_heard
             if isinstance(reply, Failed):
-                call.tell("end", _error_of(reply))
+                call.tell("end", error_of(reply))
             elif isinstance(reply, Image | Preview):
                 call.tell((type(reply), reply.index), (reply, frames[0]))
-            else:
+            elif isinstance(reply, Accepted | Progress):
                 call.tell(type(reply), reply)
 
     def _lose(self, error: Krea2Error) -> None:
@@ -276,10 +325,9 @@ class AsyncClient:
         self._fail_questions(error)
 
     def _fail_questions(self, error: Krea2Error) -> None:
-        for futures in self._answers.values():
-            for future in futures:
-                if not future.done():
-                    future.set_exception(error)
+        for future in itertools.chain(*self._answers.values(), self._lora_answers.values()):
+            if not future.done():
+                future.set_exception(error)
 
     async def _keep_lease(self) -> None:
         while True:
@@ -292,31 +340,3 @@ class AsyncClient:
                 if now - call.last_heard > ASK_AGAIN_S:
                     call.last_heard = now
                     self._send_frame(call.frame)
-
-
-def _error_of(failed: Failed) -> Krea2Error:
-    return error_from_code(failed.code, failed.message, failed.parameter, failed.retry_after_s)
-
-
-_News = Accepted | Progress | tuple[Image | Preview, bytes] | Krea2Error
-
-
-@dataclass
-class _Call:
-    """A request that is under way, and the news of it that nobody has taken yet, only the newest of each kind."""
-
-    frame: bytes
-    last_heard: float
-    _news: dict[Hashable, _News] = field(default_factory=dict)
-    _has_news: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def tell(self, kind: Hashable, news: _News) -> None:
-        self._news[kind] = news
-        self._has_news.set()
-
-    async def next_news(self) -> _News:
-        await self._has_news.wait()
-        news = self._news.pop(next(iter(self._news)))
-        if not self._news:
-            self._has_news.clear()
-        return news

@@ -27,7 +27,7 @@ from launcher.cli_serve import serve
 from launcher.files import numbered_paths, output_format, write_file
 from launcher.options import configure_engine, engine_options, part_options
 from launcher.process import exit_after, watch_parent
-from launcher.protocol import Generate, Progress
+from launcher.protocol import Generate, LoraChoice, Progress
 from launcher.spawn import ORDERLY_S, SIGNALS, launch_frontend
 
 if TYPE_CHECKING:
@@ -120,10 +120,12 @@ def generate(
             num_images=num_images,
             output_format=image_format,
             metadata=not no_metadata,
+            loras=tuple(LoraChoice(name=lora.name) for lora in config.loras),
         )
         for index, prompt in enumerate(prompts)
     ]
-    checked = [check(request, model, config.limits, drawn_seed=0) for request in requests]
+    loras = {lora.name: lora.strength for lora in config.loras}
+    checked = [check(request, model, config.limits, drawn_seed=0, loras=loras) for request in requests]
     paths = numbered_paths(output, len(requests) * num_images)
     with (
         _Progress(steps=sum(request.steps * request.num_images for request in checked)) as progress,

@@ -53,6 +53,11 @@ from launcher.spawn import MAX_TIMEOUT_S, serve_until_stopped
 @click.option(
     "--max-body-bytes", type=click.IntRange(min=1), default=2**20, help="Of an HTTP request.", show_default=True
 )
+@click.option(
+    "--lora-dir",
+    metavar="FOLDER",
+    help="Let clients load LoRA files from this folder, and no others.  [default: clients may load none]",
+)
 @click.option("--rpc", metavar="ADDRESS", help="tcp://HOST:PORT or ipc:///PATH.  [default: a socket only you can use]")
 @click.option("--rpc-keys", metavar="FOLDER", help="Serve only clients whose key is in there: see krea2 keys.")
 @click.option("--insecure", is_flag=True, help="Allow a --host or --rpc that other machines can reach without a key.")

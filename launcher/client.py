@@ -11,7 +11,8 @@ from typing import Any, TypeVar, Unpack
 
 from engine.errors import Krea2Error, ServerError
 from launcher.async_client import AsyncClient
-from launcher.protocol import Parameters, StatusReply
+from launcher.parameters import Parameters
+from launcher.protocol import Loras, StatusReply
 from launcher.results import Event, Result
 
 T = TypeVar("T")
@@ -68,6 +69,18 @@ class Client:
     def cancel(self, request_id: str) -> None:
         """See `AsyncClient.cancel`."""
         self.run(self.asynchronous.cancel(request_id))
+
+    def load_lora(self, name: str, path: str, strength: float = 1.0) -> Loras:
+        """See `AsyncClient.load_lora`."""
+        return self.run(self.asynchronous.load_lora(name, path, strength))
+
+    def unload_lora(self, name: str) -> Loras:
+        """See `AsyncClient.unload_lora`."""
+        return self.run(self.asynchronous.unload_lora(name))
+
+    def loras(self) -> Loras:
+        """See `AsyncClient.loras`."""
+        return self.run(self.asynchronous.loras())
 
     def status(self) -> StatusReply:
         """What the server is doing."""

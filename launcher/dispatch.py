@@ -12,7 +12,7 @@ from engine.config import ModelConfig
 from engine.cost import CostModel, Work
 from engine.errors import Krea2Error
 from engine.scheduler import Estimate, Scheduler
-from engine.step import Job, Step, StepTimes
+from engine.step import Adapter, Job, Step, StepTimes
 from launcher.internal import Decoded, FrontendConfig, Previewed
 from launcher.process import Child
 from launcher.ranks import STEPS_AHEAD
@@ -66,6 +66,8 @@ class Dispatcher:
         self._scheduler = Scheduler(TOKEN_BUDGET, costs=self._costs, max_decoding=_MAX_DECODING)
         self._segments: dict[int, tuple[int, ...]] = {}  # of each job that is queued or under way
         self._sent: dict[int, Work] = {}  # of each step under way
+        self._most_tokens = TOKEN_BUDGET  # of a tick, beside what memory allows
+        self._adapter_bytes: dict[int, int] = {}  # of each rank, by adapter
         self._warm_up: WarmUp | None = WarmUp(model, encode, job_ids, self._costs) if config.warm_up else None
         self._supervisor = RankSupervisor(config, children, start_ranks, context, self)
 
@@ -82,6 +84,11 @@ class Dispatcher:
     def ready(self) -> bool:
         """Whether the ranks answer, and have been warmed up."""
         return self._supervisor.group.ready and self._warm_up is None
+
+    @property
+    def ranks_are_ready(self) -> bool:
+        """Whether the ranks answer, if only to be warmed up."""
+        return self._supervisor.group.ready
 
     @property
     def given_up(self) -> Krea2Error | None:
@@ -106,8 +113,9 @@ class Dispatcher:
 
     @property
     def free(self) -> list[int] | None:
-        """Bytes that each rank has for steps, where that is known."""
-        return self._supervisor.group.free
+        """Bytes that each rank has for steps beside the adapters, where that is known."""
+        free = self._supervisor.group.free
+        return None if free is None else [available - sum(self._adapter_bytes.values()) for available in free]
 
     @property
     def bytes_per_element(self) -> int:
@@ -141,6 +149,25 @@ class Dispatcher:
         self._segments.pop(job_id, None)
         self._scheduler.cancel(job_id)
 
+    def load(self, adapter: Adapter, size: int) -> None:
+        """Have the ranks load an adapter, which takes `size` bytes of each, before jobs that have not begun.
+
+        `send_steps` sends it. It is forgotten when the ranks are lost.
+        """
+        self._adapter_bytes[adapter.adapter_id] = size
+        self._scheduler.load(adapter)
+        self._fit_budget()
+
+    def unload(self, adapter_id: int) -> None:
+        """Have the ranks unload an adapter that no job names any more; `send_steps` sends it."""
+        self._scheduler.unload(adapter_id)
+
+    def _fit_budget(self) -> None:
+        most, free = self._most_tokens, self.free
+        if free is not None:
+            most = token_budget(self._model, most, bytes_per_element=self.bytes_per_element, free=free)
+        self._scheduler.token_budget = most
+
     def send_steps(self) -> None:
         """Send steps as far ahead as they may be sent; those of the warm-up only when there is nothing else to do."""
         group = self._supervisor.group
@@ -160,7 +187,8 @@ class Dispatcher:
                     self._events.job_started(job.job_id)
             work = Work.of(tokens for job_id in step.denoise for tokens in self._segments.get(job_id, ()))
             self._sent[step.number] = work
-            group.send(step, expected_s=self._costs.denoise_s(work))
+            # How long it takes to read an adapter is not known.
+            group.send(step, expected_s=None if step.load else self._costs.denoise_s(work))
 
     def check_decoder(self) -> None:
         """A rank whose decoder failed says so at the next step; without other work that would never come."""
@@ -174,13 +202,10 @@ class Dispatcher:
 
     def ranks_ready(self) -> None:
         self._supervisor.ready()
-        most = TOKEN_BUDGET
-        if self.free is not None:
-            most = token_budget(self._model, most, bytes_per_element=self.bytes_per_element, free=self.free)
-        self._scheduler.token_budget = min(self._scheduler.token_budget, most)
-        if self._warm_up is not None:
-            self._warm_up.begin(most)
+        self._fit_budget()
         self._events.ranks_ready()
+        if self._warm_up is not None:
+            self._warm_up.begin(self.token_budget)
         self.send_steps()
 
     def step_done(self, step: Step, times: StepTimes) -> None:
@@ -191,11 +216,15 @@ class Dispatcher:
             del self._sent[step.number]
             if self._warm_up.over:
                 if self._warm_up.budget is not None:
-                    budget = max(_LEAST_BUDGET, self._warm_up.budget)
-                    self._scheduler.token_budget = min(self._scheduler.token_budget, budget)
+                    self._most_tokens = min(TOKEN_BUDGET, max(_LEAST_BUDGET, self._warm_up.budget))
+                    self._fit_budget()
                 self._warm_up = None
             self.send_steps()
             return
+        for adapter_id in step.unload:
+            del self._adapter_bytes[adapter_id]
+        if step.unload:
+            self._fit_budget()
         work = self._sent.pop(step.number)
         if work.tokens:
             self._costs.correct(work, times.denoise_s)
@@ -216,6 +245,7 @@ class Dispatcher:
     def ranks_lost(self, error: Krea2Error) -> bool:
         self._warm_up = None  # what it may still have found is not worth another loss
         self._sent.clear()
+        self._adapter_bytes.clear()
         return self._events.ranks_lost(error)
 
     def ranks_given_up(self, error: Krea2Error) -> None:

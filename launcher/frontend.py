@@ -12,7 +12,7 @@ import os
 import secrets
 import time
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -39,16 +39,21 @@ from launcher.images import encode_image, encode_preview
 from launcher.internal import Decoded, FrontendConfig, Previewed
 from launcher.keys import ServerKeys
 from launcher.logs import log_event
+from launcher.lora_service import LoraService, open_registry
+from launcher.loras import LoraRegistry
 from launcher.metrics import Metrics
+from launcher.overview import Overview
 from launcher.process import Child
 from launcher.protocol import (
     Acknowledge,
     Cancel,
     Generate,
+    ListLoras,
+    LoadLora,
     MetricsReply,
     Request,
     Status,
-    StatusReply,
+    UnloadLora,
     describe,
 )
 from launcher.protocol import Metrics as AskMetrics
@@ -73,17 +78,18 @@ async def serve(
 
     ranks: the processes of the first rank group; `start_ranks(generation)` appends those of a later one. `on_started`
     gets the clients' address once the ranks are ready. Raises the error of ranks that cannot be replaced,
-    `CheckpointError` for a bad tokenizer or config, and `LaunchError` if the address cannot be used. Every client has
-    been told by then.
+    `CheckpointError` for a bad tokenizer or config, `LoraError` for a bad LoRA, and `LaunchError` if the address cannot
+    be used. Every client has been told by then.
     """
     checkpoint = CheckpointFiles.open(config.engine)
     checkpoint.close()
     model = checkpoint.config
     tokenizer = PromptTokenizer(checkpoint.tokenizer, model.text_encoder.vocab_size)
+    loras = open_registry(config, model)
     log_event("starting", version=engine.__version__, pid=os.getpid(), **asdict(config.engine))
     context = zmq.asyncio.Context()
     try:
-        frontend = Frontend(config, model, tokenizer, ranks, start_ranks, context, on_started)
+        frontend = Frontend(config, model, tokenizer, loras, ranks, start_ranks, context, on_started)
         await frontend.run(stop, stop_now)
     finally:
         context.destroy()
@@ -97,6 +103,7 @@ class Frontend:
         config: FrontendConfig,
         model: ModelConfig,
         tokenizer: PromptTokenizer,
+        loras: LoraRegistry,
         ranks: list[Child],
         start_ranks: Callable[[int], None],
         context: zmq.asyncio.Context,
@@ -110,8 +117,6 @@ class Frontend:
         self._jobs: dict[int, tuple[TrackedRequest, Job]] = {}  # of requests that have not ended
         self._job_ids, self._numbers = itertools.count(), itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._began = time.monotonic()
-        self._done = self._failed = 0
         self._draining = False
         address = config.rpc or f"ipc://{config.run_folder}/clients"
         keys = None if config.rpc_keys is None else ServerKeys.load(config.rpc_keys)
@@ -120,6 +125,17 @@ class Frontend:
         self._dispatcher = Dispatcher(
             config, model, tokenizer.encode, self._job_ids, ranks, start_ranks, context, events=self
         )
+        self._loras = LoraService(
+            config,
+            model,
+            loras,
+            self._clients,
+            self._dispatcher,
+            spawn=self._spawn,
+            check_free=self._check_free,
+            on_lost=self._fail_numbered,
+        )
+        self._overview = Overview(config, self._dispatcher, self._clients, self._loras, self._metrics)
 
     async def run(self, stop: asyncio.Event, stop_now: asyncio.Event) -> None:
         """Serve until told to stop, or until ranks are lost for good: then their error is raised.
@@ -189,10 +205,13 @@ class Frontend:
                 if (request := self._requests.get((client, request_id))) is not None and request.ended:
                     del self._requests[client, request_id]
                     self._clients.forget(client, request.number)
+            case LoadLora() | UnloadLora() | ListLoras():
+                self._loras.handle(client, message)
             case Status():
-                self._clients.send(client, self._status())
+                self._clients.send(client, self._overview.status(self._unfinished(), draining=self._draining))
             case AskMetrics():
-                self._clients.send(client, MetricsReply(), self._render_metrics())
+                text = self._overview.render_metrics(self._unfinished(), draining=self._draining)
+                self._clients.send(client, MetricsReply(), text)
 
     def _generate(self, client: bytes, message: Generate) -> None:
         known = self._requests.get((client, message.request_id))
@@ -205,8 +224,10 @@ class Frontend:
             raise _stopping()
         if (lost := self._dispatcher.given_up) is not None:
             raise lost.with_traceback(None)  # which each raise would add to
-        checked = check(message, self._model, self._config.limits, drawn_seed=secrets.randbelow(2**32))
-        waiting, _ = self._count_requests()
+        loras = self._loras.registry
+        drawn_seed = secrets.randbelow(2**32)
+        checked = check(message, self._model, self._config.limits, drawn_seed=drawn_seed, loras=loras.strengths)
+        waiting = sum(not request.started for request in self._unfinished())
         kept = sum(request.ended and request.client == client for request in self._requests.values())
         if max(waiting, kept) >= self._config.limits.max_queue:
             backlog = self._dispatcher.backlog_s()
@@ -217,10 +238,11 @@ class Frontend:
             )
         if sum(request.size for request in self._requests.values() if request.client == client) > _MOST_KEPT_BYTES:
             raise QueueFullError("images that this client has not acknowledged fill the memory that it may have")
-        plan = make_plan(checked, self._model, self._tokenizer.encode, self._job_ids)
+        plan = make_plan(checked, self._model, self._tokenizer.encode, self._job_ids, loras.ids)
         number = next(self._numbers)
         request = TrackedRequest(number, client, message.request_id, checked, plan, arrived=time.monotonic())
         self._check_memory(request)
+        loras.use(number, [name for name, _ in checked.loras])
         self._requests[client, message.request_id] = request
         self._jobs |= {job.job_id: (request, job) for job in plan.jobs}
         for job in plan.jobs:
@@ -237,25 +259,31 @@ class Frontend:
         self._accepted(request)
         self._dispatcher.send_steps()
 
-    def _check_memory(self, request: TrackedRequest) -> None:
-        if self._dispatcher.free is not None:
-            check_memory(
-                request.plan,
-                request.checked,
-                self._model,
-                bytes_per_element=self._dispatcher.bytes_per_element,
-                free=self._dispatcher.free,
-            )
+    def _check_memory(self, request: TrackedRequest, free: Sequence[int] | None = None) -> None:
+        """Raise `ArgumentError` if a rank has too little memory, now or with so many `free` bytes."""
+        free = self._dispatcher.free if free is None else free
+        if free is not None:
+            bytes_per_element = self._dispatcher.bytes_per_element
+            check_memory(request.plan, request.checked, self._model, bytes_per_element=bytes_per_element, free=free)
+
+    def _check_free(self, free: Sequence[int]) -> None:
+        for request in self._unfinished():
+            self._check_memory(request, free)
 
     def _accepted(self, request: TrackedRequest) -> None:
         self._answers.accepted(request, self._dispatcher.estimate(request.number))
 
     def _fail(self, request: TrackedRequest, error: Krea2Error) -> None:
         if not request.ended:
-            self._failed += 1
+            self._overview.failed += 1
             self._answers.failed(request, error)
             self._forget_jobs(request)
             self._dispatcher.send_steps()  # which tell the ranks to forget its jobs
+
+    def _fail_numbered(self, numbers: set[int], error: Krea2Error) -> None:
+        for request in self._unfinished():
+            if request.number in numbers:
+                self._fail(request, error)
 
     def _forget_jobs(self, request: TrackedRequest) -> None:
         """The request has ended."""
@@ -264,6 +292,7 @@ class Frontend:
         for job in request.plan.jobs:
             self._jobs.pop(job.job_id, None)
             self._dispatcher.cancel(job.job_id)
+        self._loras.end(request.number)
 
     def _unfinished(self) -> list[TrackedRequest]:
         return [request for request in self._requests.values() if not request.ended]
@@ -292,42 +321,6 @@ class Frontend:
             log_event("ready" if ready else "not ready", token_budget=self._dispatcher.token_budget)
         self._was_ready = ready
 
-    # ---- what there is to know
-
-    def _status(self) -> StatusReply:
-        waiting, running = self._count_requests()
-        return StatusReply(
-            model=self._config.engine.name,
-            tp=self._config.engine.tp,
-            device=self._dispatcher.device,
-            ready=self._dispatcher.ready and not self._draining,
-            uptime_s=time.monotonic() - self._began,
-            waiting=waiting,
-            running=running,
-            done=self._done,
-            failed=self._failed,
-            dropped_messages=self._clients.dropped_messages,
-            restarts=self._dispatcher.restarts,
-            rank_memory=self._dispatcher.memory,
-        )
-
-    def _render_metrics(self) -> bytes:
-        waiting, running = self._count_requests()
-        return self._metrics.render(
-            waiting=waiting,
-            running=running,
-            ready=self._dispatcher.ready and not self._draining,
-            token_budget=self._dispatcher.token_budget,
-            dropped_messages=self._clients.dropped_messages,
-            rank_memory=self._dispatcher.memory,
-        )
-
-    def _count_requests(self) -> tuple[int, int]:
-        """How many wait, and how many have begun."""
-        unfinished = self._unfinished()
-        running = sum(request.started for request in unfinished)
-        return len(unfinished) - running, running
-
     # ---- what the ranks do
 
     def ranks_ready(self) -> None:
@@ -335,6 +328,7 @@ class Frontend:
             self._on_started(self._clients.address)
         dispatcher = self._dispatcher
         log_event("ranks ready", device=dispatcher.device, restarts=dispatcher.restarts, attention=dispatcher.attention)
+        self._loras.ranks_ready()
         for request in self._unfinished():  # which came before the ranks' memory was known
             try:
                 self._check_memory(request)
@@ -345,6 +339,7 @@ class Frontend:
         """Queue again what the ranks had. A request that they had each time that they died is not tried again."""
         log_event("ranks lost", level="error", code=error.code, message=error.message)
         self._metrics.restarts.inc()
+        explained = self._loras.ranks_lost(error)
         unfinished = [request for request in self._unfinished() if len(request.decoded) < request.checked.num_images]
         for request in unfinished:
             if request.started:
@@ -361,7 +356,7 @@ class Frontend:
         for request in unfinished:
             if not request.ended:
                 self._accepted(request)
-        return bool(killers)
+        return explained or bool(killers)
 
     def ranks_given_up(self, error: Krea2Error) -> None:
         log_event("ranks given up", level="error", code=error.code, message=error.message)
@@ -376,6 +371,7 @@ class Frontend:
 
     def step_done(self, step: Step, times: StepTimes, tokens: int) -> None:
         self._metrics.count_step(times, tokens)
+        self._loras.step_done(step)
         requests = [self._jobs[job_id][0] for job_id in step.denoise if job_id in self._jobs]
         started = {self._jobs[job.job_id][0] for job in step.start if job.job_id in self._jobs}
         for request in requests:
@@ -416,7 +412,7 @@ class Frontend:
         request.timings["decode"] += decoded.decode_s
         request.timings["file"] += time.monotonic() - began
         if self._answers.image(request, job, file):
-            self._done += 1
+            self._overview.done += 1
             self._forget_jobs(request)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

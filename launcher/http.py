@@ -34,11 +34,12 @@ from launcher.http_errors import error_response, http_error
 from launcher.http_files import HeldFiles
 from launcher.http_guard import FILES_PATH, Guard
 from launcher.http_images import ImagesRoute, check_model
+from launcher.http_loras import add_lora_routes
 from launcher.internal import HttpConfig
 from launcher.logs import configure_logs
 from launcher.openai_api import ImageRequest, explain_invalid
 from launcher.process import exit_after, read_config, watch_parent
-from launcher.requests import OUTPUT_FORMATS
+from launcher.requests import MAX_LORA_STRENGTH, OUTPUT_FORMATS
 
 PAGE = Path(__file__).parent / "page"
 FINISH_S = 3  # for answers that are being sent when the process is told to end
@@ -132,6 +133,8 @@ def make_app(config: HttpConfig) -> Guard:
             raise http_error("not_found", "no such image: they are held for an hour at most, less if there are many")
         headers = {"Cache-Control": "private, max-age=3600, immutable"}
         return Response(file, headers=headers, media_type=f"image/{name.rpartition('.')[2]}")
+
+    add_lora_routes(app, link)
 
     @app.get("/v1/models", response_class=Response)
     async def list_models() -> Response:
@@ -250,6 +253,7 @@ def _settings(config: HttpConfig, model: ModelConfig) -> dict[str, object]:
             "guidance": model.default_guidance,
         },
         "limits": config.limits,
+        "max_lora_strength": MAX_LORA_STRENGTH,
         "output_formats": OUTPUT_FORMATS,
         "size_multiple": model.size_multiple,
         "api_key_required": bool(config.api_keys),

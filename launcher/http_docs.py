@@ -9,9 +9,10 @@ from typing import Any
 from starlette.responses import HTMLResponse
 
 from engine.config import ModelConfig
+from launcher.http_loras import LoadLoraBody
 from launcher.limits import Limits
-from launcher.openai_api import ImageRequest
-from launcher.requests import MAX_MU, MAX_PRIORITY, MAX_TIMEOUT_S
+from launcher.openai_api import ImageRequest, LoraChoiceBody
+from launcher.requests import MAX_LORA_STRENGTH, MAX_MU, MAX_PRIORITY, MAX_TIMEOUT_S
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }
@@ -88,7 +89,12 @@ def describe_limits(openapi: Mapping[str, Any], model: ModelConfig, limits: Limi
         "timeout_s": (0, MAX_TIMEOUT_S, None),
         "preview_every": (1, limits.max_steps, None),
     }
-    properties = openapi["components"]["schemas"][ImageRequest.__name__]["properties"]
+    schemas = openapi["components"]["schemas"]
+    for body in (LoraChoiceBody, LoadLoraBody):
+        field = schemas[body.__name__]["properties"]["strength"]
+        field["anyOf"][0] |= {"minimum": -MAX_LORA_STRENGTH, "maximum": MAX_LORA_STRENGTH}
+    properties = schemas[ImageRequest.__name__]["properties"]
+    properties["loras"]["anyOf"][0]["maxItems"] = limits.max_request_loras
     for name, (low, high, default) in ranges.items():
         field = properties[name]
         number = next(kind for kind in field["anyOf"] if kind["type"] != "null")
@@ -134,6 +140,8 @@ def _allowed(field: Mapping[str, Any]) -> str:
         return ", ".join(_allowed(kind) for kind in field["anyOf"] if kind.get("type") != "null")
     if "enum" in field:
         return ", ".join(map(str, field["enum"]))
+    if field.get("type") == "array":
+        return f"at most {field['maxItems']} of {{name, strength}}"
     if "minimum" in field:
         return f"{field['type']}, {field['minimum']:.16g} to {field['maximum']:.16g}"
     return str(field.get("type", ""))

@@ -11,6 +11,7 @@ from engine.errors import Krea2Error
 
 STATUS_OF_CODE = {
     "invalid_parameter": 400,
+    "bad_lora": 400,
     "invalid_api_key": 401,
     "host_not_allowed": 403,
     "origin_not_allowed": 403,

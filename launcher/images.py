@@ -61,4 +61,7 @@ def _png_text(request: CheckedRequest, seed: int) -> Any:
 def _settings(request: CheckedRequest) -> dict[str, Any]:
     """What else decides how the image looks."""
     names = ("negative_prompt", "steps", "guidance", "mu", "width", "height")
-    return {name: value for name, value in asdict(request).items() if name in names}
+    settings = {name: value for name, value in asdict(request).items() if name in names}
+    if request.loras:
+        settings["loras"] = [{"name": name, "strength": strength} for name, strength in request.loras]
+    return settings

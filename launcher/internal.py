@@ -16,6 +16,14 @@ T = TypeVar("T")
 # ---- what a process gets on its stdin, and what the front-end answers on its stdout
 
 
+class LoraFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA to load at the start. `strength`: of requests that choose it and name none."""
+
+    name: str
+    path: str
+    strength: float = 1.0
+
+
 class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How to run a front-end.
 
@@ -23,6 +31,7 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     says who may talk to it, None for everybody who reaches it. `external_ranks`: somebody else starts the
     ranks, which come to a run folder that exists already. A step that takes longer than `step_timeout_s` counts as
     hanging, and sooner once it is known how long steps take. `drain_s`: for what runs to be finished when it stops.
+    `lora_dir`: the folder from which clients may load LoRAs, None if they may not.
     """
 
     engine: EngineConfig
@@ -30,6 +39,8 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     rpc: str | None = None
     rpc_keys: str | None = None
     limits: Limits = msgspec.field(default_factory=Limits)
+    loras: tuple[LoraFile, ...] = ()
+    lora_dir: str | None = None
     external_ranks: bool = False
     warm_up: bool = True
     warm_up_sizes: tuple[tuple[int, int], ...] = ()

@@ -10,7 +10,10 @@ from engine.errors import ArgumentError
 
 @dataclass(frozen=True)
 class Limits:
-    """Sides in pixels; `max_pixels` after rounding the sides up; prompts in bytes of UTF-8; the queue in requests."""
+    """Sides in pixels; `max_pixels` after rounding the sides up; prompts in bytes of UTF-8; the queue in requests.
+
+    `max_loras` may be loaded at once, and `max_request_loras` chosen by one request.
+    """
 
     min_side: int = 64
     max_side: int = 4096
@@ -21,6 +24,8 @@ class Limits:
     max_seed: int = 2**53 - 1
     max_prompt_bytes: int = 16 * 1024
     max_queue: int = 256
+    max_loras: int = 32
+    max_request_loras: int = 8
 
     @classmethod
     def of(cls, changes: Mapping[str, float]) -> Limits:

@@ -55,6 +55,9 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
 
+        self._loras = Gauge("krea2_loras", "LoRAs that requests may choose", registry=registry)
+        self._lora_bytes = Gauge("krea2_lora_bytes", "Bytes of each rank that LoRAs take", registry=registry)
+
     def count_step(self, times: StepTimes, tokens: int) -> None:
         """tokens: packed in the denoise step of a tick, 0 if there was none."""
         if times.encoded_tokens:
@@ -78,12 +81,16 @@ class Metrics:
         token_budget: int,
         dropped_messages: int,
         rank_memory: Sequence[dict[str, int]],
+        loras: int,
+        lora_bytes: int,
     ) -> bytes:
         self._waiting.set(waiting)
         self._running.set(running)
         self._ready.set(ready)
         self._budget.set(token_budget)
         self._dropped.set(dropped_messages)
+        self._loras.set(loras)
+        self._lora_bytes.set(lora_bytes)
         for rank, purposes in enumerate(rank_memory):
             for purpose, size in purposes.items():
                 self._memory.labels(rank, purpose).set(size)

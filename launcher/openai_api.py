@@ -16,7 +16,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.errors import ArgumentError
-from launcher.protocol import Accepted, Generate, Progress
+from launcher.protocol import Accepted, Generate, LoraChoice, Progress
 from launcher.requests import CheckedRequest
 from launcher.results import ImageFile, PreviewFile, Result
 
@@ -25,6 +25,15 @@ _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
 _OPENAI_NAMES = {"num_images": "n"}  # of parameters that the engine knows by another name
 
 Value = TypeVar("Value")
+
+
+class LoraChoiceBody(BaseModel):
+    """One of the `loras` of a request."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: str = Field(description="As GET /v1/loras lists it.")
+    strength: float | None = Field(None, description="The one that it was loaded with, if there is none.")
 
 
 class ImageRequest(BaseModel):
@@ -60,6 +69,10 @@ class ImageRequest(BaseModel):
     )
     progress: bool | None = Field(None, description="Events for queue position and steps; needs stream.")
     preview_every: int | None = Field(None, description="Steps between previews, instead of partial_images.")
+
+    loras: list[LoraChoiceBody] | None = Field(
+        None, description="LoRAs to draw with, each by its name and, if it is to be another, its strength."
+    )
 
     background: Literal["auto", "opaque"] | None = None
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(None, description="Ignored, with a warning.")
@@ -99,6 +112,7 @@ def to_generate(body: ImageRequest, request_id: str) -> Generate:
         timeout_s=body.timeout_s,
         output_format=body.output_format or "png",
         preview_every=body.preview_every,
+        loras=tuple(LoraChoice(name=lora.name, strength=lora.strength) for lora in body.loras or ()),
     )
 
 
@@ -128,22 +142,26 @@ def in_words_of(body: ImageRequest, error: ArgumentError) -> ArgumentError:
 def explain_invalid(problems: list[Any]) -> ArgumentError:
     """pydantic's complaints about a body, the first of them, in the words of the other errors about parameters."""
     problem = problems[0]
-    names = [part for part in problem["loc"] if isinstance(part, str) and part != "body"]
-    name = names[0] if names else None
+    where = [part for part in problem["loc"] if part != "body"]
+    name = next((part for part in where if isinstance(part, str)), None)
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
     match problem["type"]:
         case "json_invalid":
             return ArgumentError(f"the body is not valid JSON: {problem['ctx']['error']}")
         case _ if name is None:
             return ArgumentError("the body must be a JSON object of valid Unicode text")
         case "missing":
-            return ArgumentError(f"{name} is required", parameter=name)
+            return ArgumentError(f"{path} is required", parameter=name)
+        case "extra_forbidden" if len(where) > 1:
+            return ArgumentError(f"unknown parameter {_short(path)}", parameter=name)
         case "extra_forbidden":
             close = difflib.get_close_matches(name, ImageRequest.model_fields, n=1)
             hint = f": did you mean {close[0]}?" if close else ""
             return ArgumentError(f"unknown parameter {_short(name)}{hint}", parameter=_short(name).strip("'"))
     match = re.match(r"Input should be (.*)", problem["msg"], re.DOTALL)
     allowed = match[1] if match else f"as follows: {problem['msg']}"
-    return ArgumentError.of(name, allowed, problem["input"])
+    error = ArgumentError.of(path, allowed, problem["input"])
+    return ArgumentError(error.message, parameter=name)
 
 
 # ---- answers

@@ -12,7 +12,7 @@ from engine.config import PARTS, EngineConfig, ModelConfig
 from engine.errors import ArgumentError
 from launcher import torchrun
 from launcher.internal import FrontendConfig
-from launcher.spawn import configure
+from launcher.spawn import add_loras, configure
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -56,6 +56,24 @@ def engine_options(command: Command) -> Command:
             show_default=True,
         ),
         click.option(
+            "--lora",
+            "loras",
+            multiple=True,
+            metavar="[NAME=]PATH[:STRENGTH]",
+            help="A LoRA file: generate uses it for every image, serve lets requests choose it by NAME, which is the "
+            "file's if there is none. May be repeated.",
+        ),
+        click.option(
+            "--lora-lenient",
+            is_flag=True,
+            help="Skip what fits nothing in a LoRA file, with a warning, and use the rest.",
+        ),
+        click.option(
+            "--merge-lora",
+            is_flag=True,
+            help="Add the --lora files to the weights as these are loaded: for every image, and at no cost afterwards.",
+        ),
+        click.option(
             "--limit", "limits", multiple=True, metavar="NAME=VALUE", help="Change a limit, as max_side=2048."
         ),
         click.option(
@@ -94,7 +112,15 @@ def part_options(command: Command) -> Command:
 
 
 def configure_engine(
-    *, tp: int | None, limits: tuple[str, ...], start_timeout_s: float, step_timeout_s: float, **engine_options: Any
+    *,
+    tp: int | None,
+    limits: tuple[str, ...],
+    start_timeout_s: float,
+    step_timeout_s: float,
+    loras: tuple[str, ...],
+    merge_lora: bool,
+    lora_dir: str | None = None,
+    **engine_options: Any,
 ) -> tuple[FrontendConfig, ModelConfig]:
     """The engine's options, checked as far as that goes without starting it."""
     folder, count = torchrun.external_ranks() or ("", 1)
@@ -106,6 +132,9 @@ def configure_engine(
         start_timeout_s=start_timeout_s,
         step_timeout_s=step_timeout_s,
     )
+    config, warnings = add_loras(config, model, loras, lora_dir=lora_dir, merge=merge_lora)
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
     if model.variant_is_assumed:
         kind = "Turbo" if model.is_distilled else "Raw"
         click.echo(f"note: the checkpoint does not say what it is, {kind} is assumed: see --variant", err=True)

@@ -5,15 +5,15 @@ Decoding is strict, and nothing is ever pickled. What our own processes tell eac
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 
 import msgspec
 
 from engine.errors import ArgumentError, Krea2Error, ServerError
+from launcher.malformed import explain_malformed
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_REQUEST_BYTES = 256 * 1024  # of one message to the front-end; two prompts of the largest size fit many times over
 
 RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -25,6 +25,35 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=s
 
 class _Versioned(Message, frozen=True, kw_only=True):
     version: int = PROTOCOL_VERSION
+
+
+class LoraChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A loaded LoRA that an image is to be made with. None is the strength that it was loaded with."""
+
+    name: str
+    strength: float | None = None
+
+
+class LoadedLora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A LoRA that requests may choose. `file` is relative to the folder that clients may load from, or a bare name.
+
+    `strength`: of requests that name none. `family`: what kind of file it is, for people. `modules`: layers that it
+    changes. `bytes` of each rank.
+    """
+
+    name: str
+    file: str
+    strength: float
+    family: str
+    modules: int
+    bytes: int
+
+
+class MergedLora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A LoRA that is part of the weights, for every image."""
+
+    file: str
+    strength: float
 
 
 # ---- client → front-end
@@ -51,25 +80,7 @@ class Generate(_Versioned, frozen=True, kw_only=True):
     output_format: str = "png"
     metadata: bool = True
     preview_every: int | None = None
-
-
-class Parameters(TypedDict, total=False):
-    """The keywords of `generate` and `stream`: the fields of `Generate`."""
-
-    request_id: str
-    seed: int | None
-    steps: int | None
-    guidance: float | None
-    negative_prompt: str | None
-    mu: float | None
-    width: int | None
-    height: int | None
-    num_images: int
-    priority: int
-    timeout_s: float | None
-    output_format: str
-    metadata: bool
-    preview_every: int | None
+    loras: tuple[LoraChoice, ...] = ()
 
 
 class Cancel(_Versioned, frozen=True, kw_only=True):
@@ -80,6 +91,31 @@ class Cancel(_Versioned, frozen=True, kw_only=True):
 
 class Acknowledge(_Versioned, frozen=True, kw_only=True):
     """The client has every image of the request, or its failure: the front-end need not keep them."""
+
+    request_id: RequestId
+
+
+class LoadLora(_Versioned, frozen=True, kw_only=True):
+    """Load a LoRA file from the folder that the server's `--lora-dir` names, under a name that requests choose it by.
+
+    path: relative to the folder. `strength`: of requests that name none.
+    """
+
+    request_id: RequestId
+    name: str
+    path: str
+    strength: float = 1.0
+
+
+class UnloadLora(_Versioned, frozen=True, kw_only=True):
+    """Let requests choose a LoRA no more, and forget it when those that have chosen it are done."""
+
+    request_id: RequestId
+    name: str
+
+
+class ListLoras(_Versioned, frozen=True, kw_only=True):
+    """Asks for the `Loras` that there are."""
 
     request_id: RequestId
 
@@ -96,7 +132,8 @@ class Ping(_Versioned, frozen=True, kw_only=True):
     """Asks for a `Pong`, and renews the client's lease, as every message does."""
 
 
-Request = Generate | Cancel | Acknowledge | Status | Metrics | Ping
+LoraRequest = LoadLora | UnloadLora | ListLoras
+Request = Generate | Cancel | Acknowledge | LoraRequest | Status | Metrics | Ping
 
 # ---- front-end → client
 
@@ -164,6 +201,18 @@ class Failed(_Versioned, frozen=True, kw_only=True):
     retry_after_s: float | None = None
 
 
+class Loras(_Versioned, frozen=True, kw_only=True):
+    """What is loaded: the answer to `LoadLora` once the ranks have it, to `UnloadLora` and to `ListLoras`.
+
+    `loadable`: whether clients may load others.
+    """
+
+    request_id: str
+    loras: tuple[LoadedLora, ...]
+    merged: tuple[MergedLora, ...]
+    loadable: bool
+
+
 class StatusReply(_Versioned, frozen=True, kw_only=True):
     """What the front-end is doing."""
 
@@ -179,6 +228,8 @@ class StatusReply(_Versioned, frozen=True, kw_only=True):
     dropped_messages: int
     restarts: int
     rank_memory: tuple[dict[str, int], ...]
+    loras: tuple[LoadedLora, ...]
+    merged_loras: tuple[MergedLora, ...]
 
 
 class MetricsReply(_Versioned, frozen=True, kw_only=True):
@@ -196,7 +247,7 @@ class Closing(_Versioned, frozen=True, kw_only=True):
     message: str
 
 
-Reply = Accepted | Progress | Preview | Image | Failed | StatusReply | MetricsReply | Pong | Closing
+Reply = Accepted | Progress | Preview | Image | Failed | Loras | StatusReply | MetricsReply | Pong | Closing
 
 # ---- encoding and decoding
 
@@ -222,7 +273,7 @@ def decode_request(frame: bytes) -> Request:
         version, request_id = _peek(frame)
         if version not in (None, PROTOCOL_VERSION):
             raise MessageError(request_id, _wrong_version(version)) from None
-        raise MessageError(request_id, _explain(str(error))) from None
+        raise MessageError(request_id, explain_malformed(str(error))) from None
     if message.version != PROTOCOL_VERSION:
         raise MessageError(getattr(message, "request_id", None), _wrong_version(message.version))
     return message
@@ -272,24 +323,3 @@ def _peek(frame: bytes) -> tuple[object, str | None]:
 def _wrong_version(version: object) -> Krea2Error:
     shown = str(version)[:40]
     return ServerError(f"this server speaks protocol version {PROTOCOL_VERSION}, the client sent version {shown}")
-
-
-_TYPE_MISMATCH = re.compile(r"Expected `(?P<expected>[^`]+)`, got `(?P<found>[^`]+)` - at `\$\.(?P<name>\w+)`")
-_TYPE_NAMES = {
-    "int": "a whole number",
-    "float": "a number",
-    "str": "text",
-    "bool": "true or false",
-    "null": "null",
-    "None": "null",
-}
-
-
-def _explain(problem: str) -> ArgumentError:
-    """msgspec's complaint in the words of the other errors about parameters."""
-    match = _TYPE_MISMATCH.fullmatch(problem)
-    if match is None:
-        return ArgumentError(f"the message does not follow the protocol: {problem}")
-    allowed = " or ".join(_TYPE_NAMES.get(name, name) for name in match["expected"].split(" | "))
-    found = _TYPE_NAMES.get(match["found"], match["found"])
-    return ArgumentError(f"{match['name']} must be {allowed}, got {found}", parameter=match["name"])

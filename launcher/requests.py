@@ -6,7 +6,7 @@ Everything that can be refused is refused here, before any rank hears of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,13 +16,15 @@ from engine.memory import decode_bytes, encode_bytes, step_bytes
 from engine.prompt import MAX_PROMPT_TOKENS, PREFIX_TOKENS
 from engine.step import Job
 from launcher.limits import Limits
-from launcher.protocol import Generate
+from launcher.protocol import Generate, LoraChoice
 from launcher.tokenizer import Prompt
 
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
 MAX_MU = 10.0  # the schedule computes exp(mu); the checkpoints' own rule stays below 2
 MAX_PRIORITY = 100
 MAX_TIMEOUT_S = 86_400
+MAX_LORA_STRENGTH = 10.0  # either way; files are made for 1, and far from it there is nothing to see
+_SHOWN_LORAS = 12  # names in an error
 
 Number = TypeVar("Number", int, float)
 
@@ -31,7 +33,7 @@ Number = TypeVar("Number", int, float)
 class CheckedRequest:
     """A request within all limits: sizes are rounded up, and image i has seed `seed + i`.
 
-    `negative_prompt` is None when it would not be used, so that it is never encoded.
+    `negative_prompt` is None when it would not be used, so that it is never encoded. `loras`: names and strengths.
     """
 
     prompt: str
@@ -48,11 +50,21 @@ class CheckedRequest:
     output_format: str
     metadata: bool
     preview_every: int | None
+    loras: tuple[tuple[str, float], ...]
     warnings: tuple[str, ...]
 
 
-def check(request: Generate, model: ModelConfig, limits: Limits, *, drawn_seed: int) -> CheckedRequest:
+def check(
+    request: Generate,
+    model: ModelConfig,
+    limits: Limits,
+    *,
+    drawn_seed: int,
+    loras: Mapping[str, float] | None = None,
+) -> CheckedRequest:
     """Apply the checkpoint's defaults and the limits. `drawn_seed` is the seed of a request that names none.
+
+    loras: what is loaded, by name, with the strength of requests that name none; None where that is not known.
 
     Raises `ArgumentError` naming the parameter, what is allowed and the value.
     """
@@ -96,6 +108,7 @@ def check(request: Generate, model: ModelConfig, limits: Limits, *, drawn_seed: 
         preview_every=None
         if request.preview_every is None
         else _between("preview_every", request.preview_every, 1, limits.max_steps),
+        loras=_check_loras(request.loras, limits, loras),
         warnings=tuple(warnings),
     )
 
@@ -110,9 +123,16 @@ class Plan:
 
 
 def make_plan(
-    checked: CheckedRequest, model: ModelConfig, encode: Callable[[str], Prompt], job_ids: Iterator[int]
+    checked: CheckedRequest,
+    model: ModelConfig,
+    encode: Callable[[str], Prompt],
+    job_ids: Iterator[int],
+    lora_ids: Mapping[str, int],
 ) -> Plan:
-    """Tokenise the prompts and make the jobs. Warns of prompts that were cut."""
+    """Tokenise the prompts and make the jobs. Warns of prompts that were cut.
+
+    lora_ids: of the adapters that are loaded, by name. One of no strength changes nothing, so it is left out.
+    """
     texts = {"prompt": encode(checked.prompt)}
     if checked.negative_prompt is not None:
         texts["negative_prompt"] = encode(checked.negative_prompt)
@@ -129,6 +149,7 @@ def make_plan(
             mu=checked.mu,
             seed=checked.seed + index,
             preview_every=checked.preview_every or 0,
+            loras=tuple((lora_ids[name], strength) for name, strength in checked.loras if strength),
         )
         for index in range(checked.num_images)
     )
@@ -141,16 +162,9 @@ def make_plan(
 def check_memory(
     plan: Plan, checked: CheckedRequest, model: ModelConfig, *, bytes_per_element: int, free: Sequence[int]
 ) -> None:
-    """Raise `ArgumentError` if an image of the request, alone, needs more than the `free` bytes of some rank.
-
-    Rank 0 decodes images while the next step runs.
-    """
-    ranks = len(free)
-    needed = max(
-        step_bytes(model, sum(plan.segments), ranks, bytes_per_element), encode_bytes(model, ranks, bytes_per_element)
-    )
-    decoding = decode_bytes(model, checked.width, checked.height, bytes_per_element)
-    for rank, (available, wanted) in enumerate(zip(free, (needed + decoding, *[needed] * ranks), strict=False)):
+    """Raise `ArgumentError` if an image of the request, alone, needs more than the `free` bytes of some rank."""
+    needed = _needed(plan.segments, checked.width, checked.height, model, bytes_per_element, len(free))
+    for rank, (available, wanted) in enumerate(zip(free, needed, strict=True)):
         if wanted > available:
             raise ArgumentError(
                 f"width × height {checked.width} × {checked.height} needs about {wanted / 1e9:.1f} GB on rank {rank}, "
@@ -159,11 +173,61 @@ def check_memory(
             )
 
 
+def default_needs(model: ModelConfig, *, bytes_per_element: int, ranks: int) -> list[int]:
+    """Bytes that each rank needs for a picture of the default size."""
+    width, height = model.default_width, model.default_height
+    tokens = model.image_tokens(width, height) + MAX_PROMPT_TOKENS
+    return _needed((tokens,), width, height, model, bytes_per_element, ranks)
+
+
+def _needed(
+    segments: Sequence[int], width: int, height: int, model: ModelConfig, bytes_per_element: int, ranks: int
+) -> list[int]:
+    """Bytes by rank. Rank 0 decodes images while the next step runs."""
+    stepping = max(
+        step_bytes(model, sum(segments), ranks, bytes_per_element), encode_bytes(model, ranks, bytes_per_element)
+    )
+    decoding = decode_bytes(model, width, height, bytes_per_element)
+    return [stepping + decoding] + [stepping] * (ranks - 1)
+
+
 def token_budget(model: ModelConfig, most: int, *, bytes_per_element: int, free: Sequence[int]) -> int:
     """The tokens of a tick, at most `most`, for which every rank has memory beside a picture of the default size."""
     decoding = decode_bytes(model, model.default_width, model.default_height, bytes_per_element)
     for_one = step_bytes(model, 1, len(free), bytes_per_element)
     return max(1, min(most, (min(free) - decoding) // for_one))
+
+
+def check_strength(name: str, strength: float) -> float:
+    """Raise `ArgumentError` about the parameter `name` for a LoRA's strength that is not allowed."""
+    return float(_between(name, strength, -MAX_LORA_STRENGTH, MAX_LORA_STRENGTH))
+
+
+def _check_loras(
+    choices: Sequence[LoraChoice], limits: Limits, loaded: Mapping[str, float] | None
+) -> tuple[tuple[str, float], ...]:
+    if len(choices) > limits.max_request_loras:
+        raise ArgumentError.of("loras", f"at most {limits.max_request_loras}", len(choices))
+    checked: dict[str, float] = {}
+    for index, choice in enumerate(choices):
+        if choice.name in checked:
+            raise ArgumentError.of("loras", "different ones", choice.name)
+        if loaded is not None and choice.name not in loaded:
+            raise ArgumentError.of("loras", f"among those that are loaded ({_listed(loaded)})", choice.name)
+        strength = choice.strength
+        if strength is None:
+            strength = 1.0 if loaded is None else loaded[choice.name]
+        try:
+            checked[choice.name] = check_strength(f"loras[{index}].strength", strength)
+        except ArgumentError as error:
+            raise ArgumentError(error.message, parameter="loras") from None
+    return tuple(checked.items())
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = list(names)
+    more = len(shown) - _SHOWN_LORAS
+    return ", ".join(shown[:_SHOWN_LORAS]) + (f" and {more} more" if more > 0 else "") if shown else "none"
 
 
 def _size(request: Generate, model: ModelConfig, limits: Limits) -> tuple[int, int]:

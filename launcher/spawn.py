@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -75,6 +76,10 @@ def launch(
     quantization: str = "auto",
     attention: str = "auto",
     cuda_graphs: bool = True,
+    loras: Sequence[str] = (),
+    lora_lenient: bool = False,
+    merge_lora: bool = False,
+    lora_dir: str | None = None,
     limits: Mapping[str, float] | None = None,
     start_timeout_s: float = 600.0,
     step_timeout_s: float = 300.0,
@@ -89,8 +94,12 @@ def launch(
     step_timeout_s over a step, counts as lost. warm_up: work that nobody asked for, while nobody waits: previews and
     estimated times come from it.
 
-    Raises `ArgumentError` or `CheckpointError` for what is wrong with these or with the checkpoint, and `LaunchError`
-    or `RankError` if the engine does not come up.
+    loras: files as "[NAME=]PATH[:STRENGTH]" for requests to choose by name, or with merge_lora to be part of the
+    weights for all of them. lora_lenient skips what fits nothing in a file, with a warning. lora_dir: a folder from
+    which `Client.load_lora` may load more.
+
+    Raises `ArgumentError`, `CheckpointError` or `LoraError` for what is wrong with these, and `LaunchError` or
+    `RankError` if the engine does not come up.
     """
     if not isinstance(warm_up, bool):
         raise ArgumentError.of("warm_up", "True or False", warm_up)
@@ -108,8 +117,12 @@ def launch(
         quantization=quantization,
         attention=attention,
         cuda_graphs=cuda_graphs,
+        lora_lenient=lora_lenient,
     )
-    config, _ = configure(engine, limits or {}, start_timeout_s=start_timeout_s, step_timeout_s=step_timeout_s)
+    config, checkpoint = configure(engine, limits or {}, start_timeout_s=start_timeout_s, step_timeout_s=step_timeout_s)
+    config, problems = add_loras(config, checkpoint, loras, lora_dir=lora_dir, merge=merge_lora)
+    for problem in problems:
+        warnings.warn(problem, stacklevel=3)  # where `with launch(…)` stands
     config = msgspec.structs.replace(config, warm_up=warm_up)
     with launch_frontend(config) as client:
         yield client
@@ -132,6 +145,17 @@ def configure(
         engine=engine, limits=Limits.of(limits), start_timeout_s=start_timeout_s, step_timeout_s=step_timeout_s
     )
     return config, model
+
+
+def add_loras(
+    config: FrontendConfig, model: ModelConfig, loras: Sequence[str], *, lora_dir: str | None, merge: bool
+) -> tuple[FrontendConfig, tuple[str, ...]]:
+    """See `lora_files.with_loras`, which is not imported for nothing."""
+    if not loras and not merge and lora_dir is None:
+        return config, ()
+    from launcher.lora_files import with_loras
+
+    return with_loras(config, model, loras, lora_dir=lora_dir, merge=merge)
 
 
 @contextmanager

@@ -174,6 +174,7 @@ def test_files_are_those_of_the_server(output_format: str) -> None:
         output_format=output_format,
         metadata=False,
         preview_every=None,
+        loras=(),
         warnings=(),
     )
     assert encode_file(rgb, 32, output_format) == encode_image(rgb, request, seed=0)

@@ -94,7 +94,7 @@ def test_malformed_messages_are_answered_or_dropped_and_counted(run_folder: Path
             answer = await reply()
             assert isinstance(answer, Failed)
             assert (answer.request_id, answer.code) == ("r", ServerError.code)
-            assert "protocol version 1, the client sent version 99" in answer.message
+            assert "protocol version 2, the client sent version 99" in answer.message
             await socket.send(msgspec.msgpack.encode({"type": "generate", "request_id": "s", "prompt": [1]}))
             answer = await reply()
             assert isinstance(answer, Failed)
@@ -225,7 +225,7 @@ def test_what_a_client_does_not_take_waits_in_bounded_room_and_the_newest_replac
 
 _STATUS: dict[str, Any] = {
     "model": "demo", "tp": 1, "device": "cpu", "ready": True, "uptime_s": 0.0, "waiting": 0, "running": 0, "done": 0,
-    "failed": 0, "dropped_messages": 0, "restarts": 0, "rank_memory": (),
+    "failed": 0, "dropped_messages": 0, "restarts": 0, "rank_memory": (), "loras": (), "merged_loras": (),
 }  # fmt: skip
 
 

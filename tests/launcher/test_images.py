@@ -28,6 +28,7 @@ REQUEST = CheckedRequest(
     output_format="png",
     metadata=True,
     preview_every=None,
+    loras=(),
     warnings=(),
 )
 PIXELS = np.linspace(0, 255, 16 * 32 * 3).astype(np.uint8).reshape(16, 32, 3)

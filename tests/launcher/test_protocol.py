@@ -99,7 +99,7 @@ def test_a_wrong_type_is_refused_by_name(changes: dict[str, Any], message: str, 
     assert refusal.value.request_id == "r1"
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, 2**63, "x" * 1000])
+@pytest.mark.parametrize("version", [0, 1, "2", None, 2**63, "x" * 1000])
 def test_another_version_is_refused_as_such(version: object) -> None:
     loose = msgspec.msgpack.decode(encode_request(GENERATE)) | {"version": version}
     if version is not None:

@@ -160,7 +160,7 @@ def test_any_request_is_within_the_limits_or_refused(parameters: dict[str, Any])
 def test_a_request_for_several_images_is_as_many_jobs_with_seeds_in_a_row() -> None:
     ids = {"a fox": Prompt((1,) * 40, cut=True), "": Prompt((2,) * 39, cut=False)}
     request = checked(num_images=3, seed=5, guidance=2.0, width=64, height=100)
-    plan = make_plan(request, DEMO, ids.__getitem__, itertools.count(10))
+    plan = make_plan(request, DEMO, ids.__getitem__, itertools.count(10), {})
     assert [(job.job_id, job.seed) for job in plan.jobs] == [(10, 5), (11, 6), (12, 7)]
     assert {(job.prompt_ids, job.negative_ids) for job in plan.jobs} == {((1,) * 40, (2,) * 39)}
     image_tokens = (64 // 16) * (112 // 16)
@@ -169,6 +169,6 @@ def test_a_request_for_several_images_is_as_many_jobs_with_seeds_in_a_row() -> N
 
 
 def test_without_guidance_there_is_one_prompt() -> None:
-    plan = make_plan(checked(), DEMO, lambda _: Prompt((1,) * 40, cut=False), itertools.count())
+    plan = make_plan(checked(), DEMO, lambda _: Prompt((1,) * 40, cut=False), itertools.count(), {})
     assert plan.jobs[0].negative_ids is None
     assert plan.segments == (40 - 34 + 64,)
