@@ -1,0 +1,143 @@
+"""LoRAs over HTTP: the routes, and the openai package."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+
+from tests.launcher.fake_ranks import Fakes, fake_engine, run
+from tests.launcher.http_servers import PATH, PROMPT, http_server, http_server_without_engine
+from tests.launcher.lora_stand_in import fake_adapters, write_adapter
+
+__all__ = ["fake_adapters"]
+pytestmark = pytest.mark.usefixtures("fake_adapters")
+LORAS = "/v1/loras"
+
+
+@asynccontextmanager
+async def http_engine(run_folder: Path, folder: Path | None) -> AsyncIterator[tuple[httpx.AsyncClient, Fakes]]:
+    settings: dict[str, Any] = {} if folder is None else {"lora_dir": str(folder)}
+    async with fake_engine(run_folder, **settings) as fakes, http_server(fakes.address) as client:
+        yield client, fakes
+
+
+def test_loading_listing_choosing_and_unloading(run_folder: Path, tmp_path: Path) -> None:
+    async def test() -> None:
+        write_adapter(tmp_path / "ink.safetensors", modules=264, size=5000, family="LoKr")
+        async with http_engine(run_folder, tmp_path) as (client, fakes):
+            assert (await client.get(LORAS)).json() == {"object": "list", "data": [], "merged": [], "loadable": True}
+            loaded = await client.post(LORAS, json={"name": "Ink é", "path": "ink.safetensors", "strength": 0.5})
+            described = {
+                "object": "lora", "name": "Ink é", "file": "ink.safetensors", "strength": 0.5, "family": "LoKr",
+                "modules": 264, "bytes": 5000,
+            }  # fmt: skip
+            assert (loaded.status_code, loaded.json()) == (200, described)
+            assert (await client.get(LORAS)).json()["data"] == [described]
+            async with openai.AsyncOpenAI(base_url=f"{client.base_url}/v1", api_key="any", max_retries=0) as ours:
+                answer = await ours.images.generate(
+                    prompt=PROMPT, extra_body={"loras": [{"name": "Ink é", "strength": -0.75}], "steps": 2}
+                )
+                assert answer.data is not None
+                image = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json or "")))
+                settings = json.loads(image.text["settings"])  # type: ignore[attr-defined]
+                assert settings["loras"] == [{"name": "Ink é", "strength": -0.75}]
+                (job,) = (job for step in fakes.ranks[0].steps for job in step.start)
+                assert job.loras == ((0, -0.75),)
+                with pytest.raises(openai.BadRequestError, match="among those that are loaded") as refusal:
+                    await ours.images.generate(prompt=PROMPT, extra_body={"loras": [{"name": "Oil"}]})
+                assert (refusal.value.param, refusal.value.code) == ("loras", "invalid_parameter")
+            for _ in range(2):
+                gone = await client.delete(f"{LORAS}/Ink%20%C3%A9")
+            assert (gone.status_code, gone.json()["error"]["code"]) == (404, "not_found")
+            assert (await client.get(LORAS)).json()["data"] == []
+
+    run(test())
+
+
+def test_what_cannot_be_loaded_is_a_400_that_says_why(run_folder: Path, tmp_path: Path) -> None:
+    async def test() -> None:
+        (tmp_path / "text.safetensors").write_text("hello")
+        write_adapter(tmp_path / "fine.safetensors")
+        async with http_engine(run_folder, tmp_path) as (client, _):
+            fine = {"name": "a", "path": "fine.safetensors"}
+            assert (await client.post(LORAS, json=fine)).status_code == 200
+            for body, code, parameter, message in (
+                ({"path": "text.safetensors"}, "bad_lora", None, "text.safetensors: is not a Krea 2 LoRA"),
+                ({"path": "../x"}, "invalid_parameter", "path", "path must be relative to the server's --lora-dir"),
+                ({"name": "a"}, "invalid_parameter", "name", "name 'a' is taken by a LoRA that is loaded"),
+                ({"name": 3}, "invalid_parameter", "name", "name must be a valid string, got 3"),
+                ({"strength": 99}, "invalid_parameter", "strength", "strength must be between -10 and 10, got 99"),
+                ({"strong": 1}, "invalid_parameter", "strong", "unknown parameter 'strong'"),
+            ):
+                answer = await client.post(LORAS, json=fine | {"name": "b"} | body)
+                error = answer.json()["error"]
+                assert (answer.status_code, error["code"], error["param"]) == (400, code, parameter), body
+                assert error["message"].startswith(message)
+            for loras, message in (
+                ([{"name": "a", "strength": "high"}], "loras[0].strength must be a valid number, got 'high'"),
+                ([{}], "loras[0].name is required"),
+                ([{"name": "a"}, {"name": "b", "weight": 1}], "unknown parameter 'loras[1].weight'"),
+                ([{"name": "a"}] * 2, "loras must be different ones, got 'a'"),
+                ("a", "loras must be a valid list, got 'a'"),
+            ):
+                error = (await client.post(PATH, json={"prompt": PROMPT, "loras": loras})).json()["error"]
+                assert (error["param"], error["message"]) == ("loras", message)
+
+    run(test())
+
+
+def test_without_a_folder_nothing_can_be_loaded_and_without_a_key_nothing_be_seen(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, http_server(fakes.address, api_keys=("secret",)) as client:
+            answer = await client.post(LORAS, json={"name": "a", "path": "a.safetensors"})
+            assert answer.status_code == 400
+            assert "only if the server has a --lora-dir" in answer.json()["error"]["message"]
+            assert not (await client.get(LORAS)).json()["loadable"]
+            for method, path in (("GET", LORAS), ("POST", LORAS), ("DELETE", f"{LORAS}/a")):
+                answer = await client.request(method, path, headers={"Authorization": ""})
+                assert answer.status_code == 401
+
+    run(test())
+
+
+def test_the_description_says_what_is_allowed() -> None:
+    async def test() -> None:
+        async with http_server_without_engine("ipc:///nonexistent/krea2") as client:
+            schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
+            assert schemas["ImageRequest"]["properties"]["loras"]["anyOf"][0]["maxItems"] == 8
+            strength = schemas["LoraChoiceBody"]["properties"]["strength"]["anyOf"][0]
+            assert (strength["minimum"], strength["maximum"]) == (-10, 10)
+            settings = (await client.get("/v1/settings")).json()
+            assert (settings["max_lora_strength"], settings["limits"]["max_request_loras"]) == (10, 8)
+            docs = (await client.get("/docs")).text
+            assert "at most 8 of {name, strength}" in docs
+            assert "POST /v1/loras" in docs
+            assert (await client.get(LORAS)).status_code == 503
+
+    run(test())
+
+
+def test_a_stream_that_begins_while_another_lora_loads_goes_on(run_folder: Path, tmp_path: Path) -> None:
+    async def test() -> None:
+        write_adapter(tmp_path / "a.safetensors")
+        async with http_engine(run_folder, tmp_path) as (client, fakes):
+            loads = [client.post(LORAS, json={"name": f"a{i}", "path": "a.safetensors"}) for i in range(4)]
+            images = [client.post(PATH, json={"prompt": PROMPT, "steps": 3}) for _ in range(4)]
+            answers = await asyncio.gather(*loads, *images)
+            assert [answer.status_code for answer in answers] == [200] * 8
+            assert len(fakes.ranks[0].steps) > 4
+
+    run(test())
