@@ -21,7 +21,7 @@ from tests.launcher.fake_ranks import fake_engine, run
 from tests.launcher.http_servers import PATH, PROMPT, http_server, http_server_without_engine
 
 SMALL = Limits(max_side=128, max_steps=8, max_images=2)  # so that what is valid is also quick
-CASES = {"GET": 5, "POST": 60}  # for each operation and mode
+CASES = {"GET": 5, "POST": 60, "DELETE": 5}  # for each operation and mode
 CHECKS = (not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance)
 
 

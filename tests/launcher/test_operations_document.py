@@ -11,6 +11,7 @@ from launcher.http import make_app
 from launcher.http_errors import STATUS_OF_CODE
 from launcher.internal import HttpConfig
 from launcher.limits import Limits
+from launcher.lora_files import MAX_FILE_BYTES
 from launcher.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -53,3 +54,10 @@ def test_every_log_event() -> None:
     calls = re.findall(r'(?:log_event|self\._log)\(\s*"([^"]+)"(?: if \w+ else "([^"]+)")?', sources)
     events = {event for call in calls for event in call if event}
     assert {name for cell in first_cells("Logs") for name in re.findall(r"`([^`]+)`", cell)} == events
+
+
+def test_the_bounds_of_loras() -> None:
+    section = " ".join(DOCUMENT.partition("\n## LoRAs\n")[2].partition("\n## ")[0].split())
+    assert f"at most {MAX_FILE_BYTES // 2**30} GiB" in section
+    assert f"At most {Limits.max_loras} are loaded" in section
+    assert f"and {Limits.max_request_loras} chosen by a request" in section

@@ -19,11 +19,13 @@ from PIL import Image
 from engine import errors
 from engine.config import EngineConfig
 from engine.errors import Krea2Error
-from launcher.async_client import ASK_AGAIN_S, PING_S, SILENCE_S, AsyncClient
+from launcher.async_client import ASK_AGAIN_S, LOAD_LORA_S, PING_S, SILENCE_S, AsyncClient
 from launcher.clients import MAX_CLIENTS
 from launcher.internal import FrontendConfig
 from launcher.limits import Limits
+from launcher.lora_files import MAX_NAME
 from launcher.protocol import MAX_REQUEST_BYTES, PROTOCOL_VERSION, Reply, Request, decode_reply, decode_request
+from launcher.requests import MAX_LORA_STRENGTH
 from tests.launcher.fake_ranks import fake_engine, run
 from tests.launcher.processes import PATIENCE_S
 
@@ -84,6 +86,10 @@ def test_every_error_code_is_explained() -> None:
         f"| 1 to {Limits.max_steps}; null",
         f"| 0 (off) to {Limits.max_guidance:g};",
         f"| 1 to {Limits.max_images} |",
+        f"at most {Limits.max_request_loras} different LoRAs",
+        f"(number, −{MAX_LORA_STRENGTH:g} to {MAX_LORA_STRENGTH:g};",
+        f"1 to {MAX_NAME} printable characters without `/`; not that of another one; at most {Limits.max_loras} are",
+        f"wait {LOAD_LORA_S:g} s",
     ],
 )
 def test_the_numbers_are_those_of_the_code(sentence: str) -> None:
