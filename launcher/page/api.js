@@ -1,4 +1,4 @@
-// The server's HTTP API: settings, readiness, and the events of a request.
+// The server's HTTP API: settings, LoRAs, readiness, and the events of a request.
 
 const KEY_NAME = "krea2-api-key";
 
@@ -45,6 +45,13 @@ export async function fetchSettings() {
   const response = await send("/v1/settings", { headers: headers() });
   if (!response.ok) throw await refusal(response);
   return response.json();
+}
+
+/** The LoRAs that requests may choose: {name, strength, …} each. Throws `RequestError`. */
+export async function fetchLoras() {
+  const response = await send("/v1/loras", { headers: headers() });
+  if (!response.ok) throw await refusal(response);
+  return (await response.json()).data;
 }
 
 /** "ready", "starting" (the server is there, its ranks are not) or "unreachable". */

@@ -1,6 +1,6 @@
 // The page: a form that starts jobs, and a gallery that keeps what they make.
 
-import { fetchSettings } from "./api.js";
+import { fetchLoras, fetchSettings, RequestError } from "./api.js";
 import { askForKey } from "./dialogs.js";
 import { EngineState } from "./engine_state.js";
 import { Form } from "./form.js";
@@ -18,6 +18,7 @@ function announce(text) {
 }
 
 function showFieldError(error) {
+  if (error.param === "loras") showLoras(); // others than the form knows of
   return error.param != null && form.showError(error.param, error.message);
 }
 
@@ -66,8 +67,20 @@ async function load() {
   document.title = `Krea 2 – ${settings.model}`;
 }
 
+/** Offer the LoRAs that the server has now. */
+async function showLoras() {
+  try {
+    form.showLoras(await fetchLoras());
+  } catch (error) {
+    if (!(error instanceof RequestError)) throw error; // it starts, or is gone: asked again when somebody looks
+  }
+}
+
 const form = new Form(start);
 const engine = new EngineState(element("banner"));
 const gallery = new Gallery(await openStore(), { open: (picture) => lightbox.open(picture), reuse, vary });
 const lightbox = new Lightbox(gallery, { reuse, vary });
+window.addEventListener("focus", showLoras);
 await Promise.all([gallery.load(), loadSettings()]);
+await engine.whenReady();
+await showLoras();

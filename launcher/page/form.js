@@ -1,5 +1,7 @@
 // The form: what to draw, and errors next to the parameter they are about.
 
+import { LoraList } from "./loras.js";
+
 const RATIOS = [[1, 1], [4, 3], [3, 4], [16, 9], [9, 16]];
 const EXAMPLES = [
   "a red circle on a blue background",
@@ -17,6 +19,7 @@ export class Form {
   #sizes = new Map();
   #multiple = 16;
   #maxSeed = Number.MAX_SAFE_INTEGER;
+  #loras = new LoraList();
 
   /** `onSubmit` gets the parameters of `POST /v1/images/generations`. */
   constructor(onSubmit) {
@@ -32,7 +35,7 @@ export class Form {
       event.preventDefault();
       this.form.requestSubmit();
     });
-    this.form.addEventListener("input", (event) => this.#showError(event.target.name, ""));
+    this.form.addEventListener("input", ({ target }) => this.#showError(target.name || target.closest("fieldset")?.name, ""));
     element("presets").addEventListener("change", () => this.#sizeChanged());
     for (const id of ["width", "height"]) element(id).addEventListener("input", () => this.#noteSize());
     element("draw-seed").addEventListener("click", () => (element("seed").value = this.drawSeed()));
@@ -40,8 +43,9 @@ export class Form {
   }
 
   /** Fill in what the server told about itself. */
-  apply({ is_demo, defaults, limits, output_formats, size_multiple }) {
+  apply({ is_demo, defaults, limits, output_formats, size_multiple, max_lora_strength }) {
     this.#multiple = size_multiple;
+    this.#loras.setMost(max_lora_strength);
     this.#maxSeed = limits.max_seed;
     for (const id of ["width", "height"]) Object.assign(element(id), { min: limits.min_side, max: limits.max_side });
     element("n").max = limits.max_images;
@@ -57,8 +61,13 @@ export class Form {
     if (is_demo) element("examples").replaceChildren(...EXAMPLES.map((example) => this.#chip(example)));
   }
 
+  /** Offer these LoRAs, as `GET /v1/loras` lists them. */
+  showLoras(loras) {
+    this.#loras.show(loras);
+  }
+
   /** Take over the settings of a picture, its seed included. */
-  fill({ prompt, negative_prompt, width, height, steps, guidance, seed, output_format }) {
+  fill({ prompt, negative_prompt, width, height, steps, guidance, seed, output_format, loras }) {
     this.clearErrors();
     element("prompt").value = prompt;
     element("negative_prompt").value = negative_prompt ?? "";
@@ -66,6 +75,7 @@ export class Form {
     element("guidance").value = guidance ?? "";
     element("seed").value = seed;
     element("output_format").value = output_format;
+    this.#loras.choose(loras ?? []);
     element("n").value = 1; // the seed is of this picture, whichever it was of its request
     this.setSize(width, height);
     element("prompt").focus();
@@ -130,11 +140,17 @@ export class Form {
       this.showError("prompt", "Say what to draw.");
       return null;
     }
+    const loras = this.#loras.read();
+    if (!loras) {
+      this.showError("loras", "Enter a number for each strength.");
+      return null;
+    }
     const parameters = { prompt, output_format: element("output_format").value || undefined };
     const [width, height] = this.#chosenSize() ?? [number("width"), number("height")];
     Object.assign(parameters, { width, height });
     for (const name of NUMBERS) parameters[name] = number(name);
     parameters.negative_prompt = element("negative_prompt").value || undefined;
+    parameters.loras = loras.length ? loras : undefined;
     return parameters;
   }
 

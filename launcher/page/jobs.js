@@ -125,8 +125,8 @@ export class Job {
     this.#warnings = warnings ?? [];
     const blob = this.#show(event, format, "done");
     const [width, height] = size.split("x").map(Number);
-    const { prompt, negative_prompt, steps, guidance } = this.parameters;
-    const parameters = { prompt, negative_prompt, steps, guidance, width, height, seed };
+    const { prompt, negative_prompt, steps, guidance, loras } = this.parameters;
+    const parameters = { prompt, negative_prompt, steps, guidance, loras, width, height, seed };
     await this.page.onPicture({ blob, format, parameters, seconds: timings?.total, warnings: this.#warnings });
   }
 

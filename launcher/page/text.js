@@ -11,13 +11,14 @@ export const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"
 /** `text` with a full stop, unless it has an end. */
 export const sentence = (text) => (/[.!?…]$/.test(text) ? text : `${text}.`);
 
-/** One line about how a picture was made: size, steps, guidance, seed. */
-export function settingsLine({ width, height, steps, guidance, seed }) {
+/** One line about how a picture was made: size, steps, guidance, seed, LoRAs. */
+export function settingsLine({ width, height, steps, guidance, seed, loras }) {
   const parts = [`${width} × ${height}`];
   if (steps !== undefined) parts.push(plural(steps, "step"));
   if (guidance) parts.push(`guidance ${guidance}`);
   parts.push(`seed ${seed}`);
-  return parts.map((part) => part.replaceAll(" ", "\u00a0")).join(" · "); // no line break inside a part
+  const short = parts.map((part) => part.replaceAll(" ", "\u00a0")); // no line break inside a part
+  return [...short, ...(loras ?? []).map(({ name, strength }) => `${name} ${strength}`)].join(" · ");
 }
 
 /** "a-red-circle-on-a-blue-background-7.png": safe on every file system. */

@@ -38,6 +38,7 @@ SETTINGS = {
     "output_formats": ["png", "jpeg", "webp"],
     "size_multiple": 16,
     "api_key_required": False,
+    "max_lora_strength": 10.0,
 }
 
 
@@ -63,6 +64,7 @@ class FakeServer:
     restarts: int = 0  # after the first step of the next request
     hangs_up: bool = False  # after the first step of the next request
     held: bool = False
+    loras: list[dict[str, Any]] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
     running: int = 0
     cancelled: int = 0
@@ -100,6 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/v1/settings":
             if self._may_enter():
                 self._answer(200, SETTINGS | {"api_key_required": self.fake.api_key is not None})
+        elif self.path == "/v1/loras":
+            if self._may_enter():
+                self._answer(200, {"object": "list", "data": self.fake.loras, "merged": [], "loadable": True})
         elif self.path == "/ready":
             self._answer(200 if self.fake.ready else 503, {"status": "ready" if self.fake.ready else "starting"})
         else:

@@ -155,6 +155,54 @@ def test_use_again_fills_the_form_and_vary_draws_with_another_seed(page: Page, s
     assert varied["seed"] != 8
 
 
+def test_loras_are_chosen_with_their_strengths_and_kept_with_the_picture(page: Page, server: FakeServer) -> None:
+    server.loras = [{"name": "Ink <b>wash</b>", "strength": 0.8}, {"name": "oil", "strength": 1.0}]
+    open_page(page, server)
+    ink, oil = page.get_by_label("Ink <b>wash</b>", exact=True), page.get_by_label("oil", exact=True)
+    strength = page.get_by_label("Strength of Ink <b>wash</b>")
+    expect(strength).to_have_value("0.8")
+    expect(strength).to_be_disabled()
+    generate(page)
+    expect(pictures(page)).to_have_count(1)
+    ink.check()
+    strength.fill("")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#loras-error")).to_have_text("Enter a number for each strength.")
+    strength.fill("-1.25")
+    expect(page.locator("#loras-error")).to_be_hidden()
+    oil.check()
+    generate(page, seed="7")
+    expect(pictures(page)).to_have_count(2)
+    expect(pictures(page).first).to_contain_text("seed 7 · Ink <b>wash</b> -1.25 · oil 1")
+    expect(page.locator(".job")).to_have_count(0)
+
+    server.loras = [{"name": "oil", "strength": 1.0}]
+    page.reload()
+    expect(oil).not_to_be_checked()
+    expect(ink).to_have_count(0)
+    pictures(page).first.get_by_role("button", name="Use again").click()
+    expect(oil).to_be_checked()
+    expect(strength).to_have_value("-1.25")
+    expect(page.locator(".lora.missing")).to_have_text(re.compile("Ink"))
+    message = "loras must be among those that are loaded (oil), got 'Ink <b>wash</b>'"
+    server.refusals = [Refusal(400, message, "loras")]
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#loras-error")).to_have_text(message)
+    ink.click()
+    expect(ink).to_have_count(0)
+    page.get_by_role("button", name="Generate").click()
+    expect(pictures(page)).to_have_count(3)
+    plain, chosen, refused, without = (request.get("loras") for request in server.requests)
+    assert plain is None
+    assert chosen == refused == [{"name": "Ink <b>wash</b>", "strength": -1.25}, {"name": "oil", "strength": 1}]
+    assert without == [{"name": "oil", "strength": 1}]
+    server.loras = [{"name": "oil", "strength": 1.0}, {"name": "new", "strength": 0.5}]
+    page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+    expect(page.get_by_label("Strength of new")).to_have_value("0.5")
+    pictures(page).last.get_by_role("button", name="Use again").click()
+    expect(oil).not_to_be_checked()
+
+
 def test_an_error_stands_at_the_parameter_it_is_about(page: Page, server: FakeServer) -> None:
     open_page(page, server)
     server.refusals = [
