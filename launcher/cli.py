@@ -144,14 +144,19 @@ def generate(
 @click.option("--dtype", default="bfloat16", help="bfloat16 or float32.", show_default=True)
 @click.option("--quantization", default="auto", help="auto, none, fp8 or int8, as for serve.", show_default=True)
 @click.option("--variant", help="raw or turbo.")
-def info(**engine_options: Any) -> None:
+@click.option("--lora", "loras", multiple=True, metavar="PATH", help="A LoRA file to check too; may be repeated.")
+@click.option("--lora-lenient", is_flag=True, help="Skip what fits nothing in a LoRA file.")
+def info(loras: tuple[str, ...], **engine_options: Any) -> None:
     """Show what a model holds, in which files and formats, and the bytes of each rank. MODEL and its parts are as for
     serve."""
     from launcher.hub import find_model
-    from launcher.info import describe_checkpoint
+    from launcher.info import describe_checkpoint, describe_lora
 
     config = EngineConfig(**engine_options)
-    click.echo(describe_checkpoint(replace(config, model=find_model(config.model))))
+    config = replace(config, model=find_model(config.model))
+    click.echo(describe_checkpoint(config))
+    for lora in loras:
+        click.echo(describe_lora(lora, config))
 
 
 @commands.command()

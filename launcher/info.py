@@ -56,6 +56,22 @@ def _describe_files(checkpoint: CheckpointFiles, name: str) -> list[str]:
     return [f"  {name.replace('_', ' '):<14}{component.location}", f"  {'':<14}{component.layout}: {stored}"]
 
 
+def describe_lora(text: str, config: EngineConfig) -> str:
+    """A LoRA file, given as `[NAME=]PATH[:STRENGTH]`, in a line: its kind, the layers that it changes, bytes per rank.
+
+    Raises `ArgumentError`, and `LoraError` for a file that does not fit the checkpoint.
+    """
+    from launcher.lora_files import describe_skipped, open_lora, parse_lora
+
+    lora = parse_lora(text)
+    checkpoint = CheckpointFiles.open(config)
+    checkpoint.close()
+    opened = open_lora(lora.path, checkpoint.config, lenient=config.lora_lenient)
+    size = opened.bytes_on_rank(config.tp, 4 if config.dtype == "float32" else 2)
+    line = f"{lora.path}: {opened.family}, changes {opened.modules} layers, {_megabytes(size)} on each rank"
+    return f"{line}; {describe_skipped(opened)}" if opened.skipped else line
+
+
 def _row(name: str, parameters: int, bytes_per_rank: tuple[int, ...]) -> str:
     return f"  {name:<16}{parameters:>16,}" + "".join(f"{_megabytes(size):>12}" for size in bytes_per_rank)
 

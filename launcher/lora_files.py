@@ -138,4 +138,5 @@ def describe_skipped(opened: AdapterFile) -> str:
     """What lenient reading has left out, in a few words."""
     shown = ", ".join(opened.skipped[:_SHOWN_KEYS])
     count = len(opened.skipped)
-    return f"{count} keys fit nothing and were skipped: {shown}{' …' if count > _SHOWN_KEYS else ''}"
+    what = "1 key fits nothing and was skipped" if count == 1 else f"{count} keys fit nothing and were skipped"
+    return f"{what}: {shown}{' …' if count > _SHOWN_KEYS else ''}"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.scheduler import Estimate, Scheduler
-from engine.step import Job, Step
+from engine.step import Adapter, Job, Step
 from tests.virtual_ranks import make_costs, make_job, prompt_tokens
 
 
@@ -317,3 +317,38 @@ def test_whatever_comes_and_goes_ranks_can_follow_every_step(data: st.DataObject
             follow(step)
     assert not live
     assert decoded | cancelled == set(jobs)
+
+
+def test_adapters_are_loaded_one_a_step_before_jobs_and_unloaded_beside_them() -> None:
+    scheduler = Scheduler(token_budget=100)
+    add(scheduler, make_job(0, steps=3))
+    assert next_step(scheduler).denoise == (0,)
+    adapters = [Adapter(number, f"{number}.safetensors") for number in range(2)]
+    for adapter in adapters:
+        scheduler.load(adapter)
+    add(scheduler, make_job(1, steps=3))
+    steps = [next_step(scheduler) for _ in range(3)]
+    assert [step.load for step in steps] == [(adapters[0],), (adapters[1],), ()]
+    assert [step.denoise for step in steps] == [(), (), (0, 1)]
+    assert [step.number for step in steps] == [1, 2, 3]
+    scheduler.cancel(1)
+    scheduler.unload(1)
+    step = next_step(scheduler)
+    assert (step.denoise, step.release, step.unload) == ((0,), (1,), (1,))
+    scheduler.unload(0)
+    assert next_step(scheduler).unload == (0,)  # though there is nothing else to do
+    scheduler.load(adapters[0])
+    scheduler.unload(0)
+    scheduler.decoded(0)
+    scheduler.reset()
+    assert nothing_to_do(scheduler)
+
+
+def test_adapters_wait_for_a_job_that_runs_alone() -> None:
+    scheduler = Scheduler(token_budget=100)
+    add(scheduler, make_job(0, steps=2))
+    scheduler.reset(alone={0})
+    assert next_step(scheduler, idle=True).denoise == (0,)
+    scheduler.load(Adapter(0, "a"))
+    assert nothing_to_do(scheduler)
+    assert next_step(scheduler, idle=True).load == (Adapter(0, "a"),)

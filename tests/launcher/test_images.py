@@ -66,3 +66,10 @@ def test_nothing_is_carried_when_that_is_asked(output_format: str) -> None:
     image = written(output_format, metadata=False)
     assert not getattr(image, "text", {})
     assert not image.getexif()
+
+
+def test_loras_are_carried_with_their_strengths() -> None:
+    request = replace(REQUEST, loras=(("ink", 0.5), ("öl", -1.0)))
+    text = Image.open(io.BytesIO(encode_image(PIXELS.tobytes(), request, seed=8))).text  # type: ignore[attr-defined]
+    loras = [{"name": "ink", "strength": 0.5}, {"name": "öl", "strength": -1.0}]
+    assert json.loads(text["settings"]) == {**SETTINGS, "loras": loras}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from engine.config import DEMO_CHECKPOINT, ModelConfig
 from engine.errors import ArgumentError
 from launcher.limits import Limits
-from launcher.protocol import Generate
+from launcher.protocol import Generate, LoraChoice
 from launcher.requests import CheckedRequest, check, make_plan
 from launcher.tokenizer import Prompt
 
@@ -172,3 +172,25 @@ def test_without_guidance_there_is_one_prompt() -> None:
     plan = make_plan(checked(), DEMO, lambda _: Prompt((1,) * 40, cut=False), itertools.count(), {})
     assert plan.jobs[0].negative_ids is None
     assert plan.segments == (40 - 34 + 64,)
+
+
+def test_loras_are_named_once_within_limits_and_one_of_no_strength_is_left_out() -> None:
+    choices = (LoraChoice(name="a"), LoraChoice(name="b", strength=0), LoraChoice(name="c", strength=-2))
+    assert checked(loras=choices).loras == (("a", 1.0), ("b", 0.0), ("c", -2.0))
+    request = Generate(request_id="r", prompt="a fox", loras=choices)
+    loaded = {"a": 0.5, "b": 1.0, "c": 1.0, "d": 1.0}
+    known = check(request, DEMO, Limits(), drawn_seed=0, loras=loaded)
+    assert known.loras == (("a", 0.5), ("b", 0.0), ("c", -2.0))
+    ids = dict(zip(loaded, range(7, 11), strict=True))
+    plan = make_plan(known, DEMO, lambda _: Prompt((1,) * 40, cut=False), itertools.count(), ids)
+    assert plan.jobs[0].loras == ((7, 0.5), (9, -2.0))
+    for loras, message in (
+        ((LoraChoice(name="a"),) * 2, "loras must be different ones, got 'a'"),
+        (tuple(LoraChoice(name=str(i)) for i in range(9)), "loras must be at most 8, got 9"),
+        ((LoraChoice(name="a", strength=float("inf")),), r"loras\[0\]\.strength must be between -10 and 10, got inf"),
+    ):
+        with pytest.raises(ArgumentError, match=message) as refusal:
+            checked(loras=loras)
+        assert refusal.value.parameter == "loras"
+    with pytest.raises(ArgumentError, match=r"among those that are loaded \(n0, .* n11 and 3 more\), got 'a'"):
+        check(request, DEMO, Limits(), drawn_seed=0, loras=dict.fromkeys((f"n{i}" for i in range(15)), 1.0))

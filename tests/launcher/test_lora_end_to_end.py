@@ -1,0 +1,182 @@
+"""LoRAs on a real engine with the demo checkpoint: what is drawn, by every way of asking for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from engine.config import DEMO_CHECKPOINT
+from engine.errors import ArgumentError, LoraError
+from launcher import Client, Result, launch
+from tests.launcher.processes import PATIENCE_S, Marked, wait_until
+from tests.lora.adapter_files import draw_low_rank, layer_shapes, write_scheme
+
+PROMPT = "a red circle on a blue background"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`one.safetensors` and `two.safetensors`, which change every layer; `broken` and `more` are not quite right."""
+    folder = tmp_path_factory.mktemp("loras")
+    shapes = layer_shapes(DEMO_CHECKPOINT)
+    for seed, (name, scheme) in enumerate((("one", "1 diffusers"), ("two", "7 kohya"))):
+        change = draw_low_rank(shapes, rank=2, seed=seed)
+        write_scheme(folder / f"{name}.safetensors", DEMO_CHECKPOINT, change, scheme)
+    tensors = load_file(folder / "one.safetensors")
+    save_file(tensors | {"transformer.unheard.of.lora_A.weight": torch.zeros(2, 2)}, folder / "more.safetensors")
+    next(iter(tensors.values()))[0, 0] = torch.nan
+    save_file(tensors, folder / "broken.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[Client]:
+    with launch(device="cpu", warm_up=False, loras=[f"{folder}/one.safetensors:0.5"], lora_dir=str(folder)) as client:
+        yield client
+
+
+def draw(client: Client, *loras: tuple[str, float], seed: int = 0) -> np.ndarray:
+    choices = [{"name": name, "strength": strength} for name, strength in loras]
+    return pixels(client.generate(PROMPT, seed=seed, steps=3, loras=choices))  # type: ignore[arg-type]
+
+
+def pixels(result: Result) -> np.ndarray:
+    return np.asarray(result.images[0]).astype(int)
+
+
+def test_a_lora_changes_the_picture_by_its_strength_and_at_none_not_at_all(client: Client) -> None:
+    plain = draw(client)
+    assert np.array_equal(draw(client, ("one", 0.0)), plain)
+    half, full = (draw(client, ("one", strength)) for strength in (0.5, 1.0))
+    assert abs(half - plain).max() > 8
+    assert abs(full - half).max() > 8
+    by_default = client.generate(PROMPT, seed=0, steps=3, loras=["one"])
+    assert np.array_equal(pixels(by_default), half)
+    assert json.loads(by_default.images[0].info["settings"])["loras"] == [{"name": "one", "strength": 0.5}]
+
+
+def test_loading_unloading_and_different_ones_at_once(client: Client, folder: Path) -> None:
+    listed = client.load_lora("second", "two.safetensors")
+    assert [(lora.name, lora.modules) for lora in listed.loras] == [("one", 72), ("second", 72)]
+    choices = [(), (("one", 1.0),), (("second", 1.0),), (("one", 0.5), ("second", -0.5))]
+    alone = [draw(client, *loras) for loras in choices]
+    assert all(abs(a - b).max() > 8 for i, a in enumerate(alone) for b in alone[:i])
+    requests = [
+        client.stream(PROMPT, seed=0, steps=3, loras=[{"name": name, "strength": strength} for name, strength in loras])
+        for loras in choices
+    ]
+    for events in requests:
+        next(events)  # so that all are queued together
+    for events, image in zip(requests, alone, strict=True):
+        *_, result = events
+        assert isinstance(result, Result)
+        assert abs(pixels(result) - image).max() <= 1
+    client.unload_lora("second")
+    with pytest.raises(ArgumentError, match=r"among those that are loaded \(one\), got 'second'"):
+        draw(client, ("second", 1.0))
+    shutil.copy(folder / "one.safetensors", folder / "copy.safetensors")
+    client.load_lora("second", "copy.safetensors")
+    assert np.array_equal(draw(client, ("second", 1.0)), alone[1])
+    client.unload_lora("second")
+
+
+def test_a_file_that_does_not_fit_is_refused_and_named(client: Client) -> None:
+    with pytest.raises(LoraError, match=r"^broken\.safetensors: .*not finite"):
+        client.load_lora("x", "broken.safetensors")
+    with pytest.raises(LoraError, match=r"^more\.safetensors: .*transformer\.unheard\.of"):
+        client.load_lora("x", "more.safetensors")
+    with pytest.raises(ArgumentError, match="path must be relative"):
+        client.load_lora("x", "../one.safetensors")
+
+
+def test_merged_into_the_weights_it_draws_the_same(client: Client, folder: Path) -> None:
+    chosen = draw(client, ("one", 1.0))
+    with launch(device="cpu", warm_up=False, loras=[f"{folder}/one.safetensors"], merge_lora=True) as merged:
+        assert abs(draw(merged) - chosen).max() <= 2
+        status = merged.status()
+        assert ([lora.file for lora in status.merged_loras], status.loras) == (["one.safetensors"], ())
+
+
+def test_lost_ranks_are_replaced_with_their_loras(marked: Marked, folder: Path, client: Client) -> None:
+    server = marked.start_krea2(
+        "serve", "--device", "cpu", "--tp", "2", "--port", "0", "--lora", f"style={folder}/one.safetensors",
+        "--lora-dir", str(folder),
+    )  # fmt: skip
+    assert server.stdout is not None
+    url = server.stdout.readline().strip().removeprefix("http: ")
+    address = server.stdout.readline().strip().removeprefix("rpc: ")
+    with Client(address) as own:
+        own.load_lora("two", "two.safetensors")
+        marked.alive("_rank")[0].kill()
+        assert abs(draw(own, ("style", 1.0)) - draw(client, ("one", 1.0))).max() <= 2
+        wait_until(lambda: own.status().restarts == 1, "other ranks")
+    listed = httpx.get(f"{url}/v1/loras").json()["data"]
+    assert [(lora["name"], lora["modules"]) for lora in listed] == [("style", 72), ("two", 72)]
+    assert httpx.delete(f"{url}/v1/loras/two").status_code == 200
+    server.terminate()
+    _, stderr = server.communicate(timeout=PATIENCE_S)
+    events = [json.loads(line) for line in stderr.splitlines() if line.startswith('{"time":')]
+    loaded = [(event["name"], event["modules"]) for event in events if event["event"] == "lora loaded"]
+    assert loaded == [("style", 72), ("two", 72)] * 2
+
+
+def test_the_command_line_draws_with_them_and_under_torchrun_too(marked: Marked, folder: Path, tmp_path: Path) -> None:
+    arguments = ["generate", PROMPT, "--device", "cpu", "--steps", "3", "--seed", "0", "--output"]
+    lora = ["--lora", f"{folder}/one.safetensors:0.5", "--lora", f"{folder}/two.safetensors:-0.5"]
+    names = {"plain": [], "zero": ["--lora", f"{folder}/one.safetensors:0"], "chosen": lora}
+    processes = {
+        name: marked.start_krea2(*arguments, str(tmp_path / f"{name}.png"), *options) for name, options in names.items()
+    }
+    processes["torchrun"] = marked.start(
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "launcher",
+        *arguments, str(tmp_path / "torchrun.png"), *lora,
+    )  # fmt: skip
+    images = {}
+    for name, process in processes.items():
+        _, stderr = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, stderr
+        images[name] = np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int)
+    assert np.array_equal(images["zero"], images["plain"])
+    assert abs(images["chosen"] - images["plain"]).max() > 8
+    assert abs(images["chosen"] - images["torchrun"]).max() <= 2
+
+
+def test_mistakes_are_one_line_and_exit_code_2_before_anything_starts(marked: Marked, folder: Path) -> None:
+    for arguments, message in (
+        (["--lora", f"{folder}/broken.safetensors"], f"{folder}/broken.safetensors: "),
+        (["--lora", f"{folder}/missing"], f"{folder}/missing: No such file or directory"),
+        (["--lora", f"{folder}/more.safetensors"], f"{folder}/more.safetensors: has tensors that are for no layer"),
+        (["--lora", f"{folder}/one.safetensors:50"], "the strength of a LoRA must be between -10 and 10, got 50"),
+        (["--merge-lora"], "merge_lora needs a lora"),
+    ):
+        for command in (["generate", "x"], ["serve"]):
+            process = marked.start_krea2(*command, "--device", "cpu", *arguments)
+            stdout, stderr = process.communicate(timeout=PATIENCE_S)
+            assert (process.returncode, stdout) == (2, ""), stderr
+            assert stderr.startswith(f"error: {message}")
+            assert stderr.count("\n") == 1
+    assert not list(marked.folder.iterdir())
+
+
+def test_what_is_skipped_is_told_and_info_checks_a_file(marked: Marked, folder: Path, tmp_path: Path) -> None:
+    process = marked.start_krea2(
+        "generate", "x", "--device", "cpu", "--steps", "1", "--seed", "0", "--output", str(tmp_path / "x.png"),
+        "--lora", f"{folder}/more.safetensors", "--lora-lenient",
+    )  # fmt: skip
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    warning = "1 key fits nothing and was skipped: transformer.unheard.of.lora_A.weight"
+    assert (process.returncode, stderr) == (0, f"warning: {folder}/more.safetensors: {warning}\n")
+    assert stdout == f"{tmp_path}/x.png\n"
+    process = marked.start_krea2("info", "demo", "--lora", f"{folder}/two.safetensors", "--tp", "2")
+    stdout, _ = process.communicate(timeout=PATIENCE_S)
+    assert f"{folder}/two.safetensors: LoRA, changes 72 layers, 0." in stdout

@@ -1,0 +1,104 @@
+"""LoRA files as the command line names them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine.config import EngineConfig, ModelConfig
+from engine.errors import ArgumentError, LoraError
+from launcher import lora_files
+from launcher.internal import FrontendConfig
+from launcher.limits import Limits
+from launcher.lora_files import open_lora, parse_lora, with_loras
+from tests.launcher.lora_stand_in import fake_adapters, write_adapter
+
+__all__ = ["fake_adapters"]
+pytestmark = pytest.mark.usefixtures("fake_adapters")
+CONFIG = FrontendConfig(engine=EngineConfig())
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "path", "strength"),
+    [
+        ("ink.safetensors", "ink", "ink.safetensors", 1.0),
+        ("a/b/ink.v2.safetensors:0.8", "ink.v2", "a/b/ink.v2.safetensors", 0.8),
+        ("ink:-1", "ink", "ink", -1.0),
+        ("ink:.5", "ink", "ink", 0.5),
+        ("C:/loras/ink", "ink", "C:/loras/ink", 1.0),
+        ("at 12:30", "at 12", "at 12", 30.0),
+        ("12:30.safetensors", "12:30", "12:30.safetensors", 1.0),
+        ("x:1e3", "x:1e3", "x:1e3", 1.0),
+        ("x:nan", "x:nan", "x:nan", 1.0),
+        ("x:1:2", "x:1", "x:1", 2.0),
+        ("Ink wash=a/b.safetensors:2", "Ink wash", "a/b.safetensors", 2.0),
+        ("./a=b.safetensors", "a=b", "./a=b.safetensors", 1.0),
+        ("n=a=b", "n", "a=b", 1.0),
+    ],
+)
+def test_a_name_a_path_and_a_strength(text: str, name: str, path: str, strength: float) -> None:
+    if not -10 <= strength <= 10:
+        with pytest.raises(ArgumentError, match=f"the strength of a LoRA must be between -10 and 10, got {strength}"):
+            parse_lora(text)
+        return
+    lora = parse_lora(text)
+    assert (lora.name, lora.path, lora.strength) == (name, path, strength)
+
+
+@pytest.mark.parametrize("text", ["", "n=", "=a", " =a", "..=a", "a\nb=c", "/"])
+def test_what_is_no_name_or_path_is_refused(text: str) -> None:
+    with pytest.raises(ArgumentError) as refusal:
+        parse_lora(text)
+    assert refusal.value.parameter == "lora"
+
+
+def test_files_are_checked_and_become_choices_or_part_of_the_weights(tmp_path: Path, demo: ModelConfig) -> None:
+    a = write_adapter(tmp_path / "a.safetensors")
+    loras = [f"{a}:0.5", f"b={a}"]
+    config, warnings = with_loras(CONFIG, demo, loras, lora_dir=str(tmp_path / ".." / tmp_path.name), merge=False)
+    assert [(lora.name, lora.strength) for lora in config.loras] == [("a", 0.5), ("b", 1.0)]
+    assert (config.lora_dir, config.engine.merge_loras, warnings) == (str(tmp_path.resolve()), (), ())
+    merged, _ = with_loras(CONFIG, demo, [str(a), str(a)], lora_dir=None, merge=True)
+    assert (merged.loras, merged.engine.merge_loras) == ((), ((str(a), 1.0), (str(a), 1.0)))
+
+
+def test_lenient_reading_warns_of_what_it_skips(tmp_path: Path, demo: ModelConfig) -> None:
+    a = write_adapter(tmp_path / "a.safetensors", skipped=["k1", "k2", "k3", "k4"])
+    with pytest.raises(LoraError, match="for no layer of Krea 2: k1"):
+        with_loras(CONFIG, demo, [str(a)], lora_dir=None, merge=False)
+    lenient = msgspec.structs.replace(CONFIG, engine=EngineConfig(lora_lenient=True))
+    _, warnings = with_loras(lenient, demo, [str(a)], lora_dir=None, merge=False)
+    assert warnings == (f"{a}: 4 keys fit nothing and were skipped: k1, k2, k3 …",)
+
+
+@pytest.mark.parametrize(
+    ("loras", "options", "message"),
+    [
+        (["a.safetensors", "b/a.safetensors"], {}, "two LoRAs are called 'a': name one with NAME=PATH"),
+        ([], {"merge": True}, "merge_lora needs a lora"),
+        ([], {"lora_dir": "/no/such"}, "lora_dir must be a folder, got '/no/such'"),
+        ("a.safetensors", {}, r"loras must be a list of \[NAME=\]PATH\[:STRENGTH\], got 'a.safetensors'"),
+        ([3], {}, "loras must be a list of"),
+        (["a", "b", "c"], {}, "at most 2 LoRAs may be loaded, got 3"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_file_is_read(
+    demo: ModelConfig, loras: Any, options: dict[str, Any], message: str
+) -> None:
+    config = msgspec.structs.replace(CONFIG, limits=Limits(max_loras=2))
+    with pytest.raises(ArgumentError, match=message):
+        with_loras(config, demo, loras, **{"lora_dir": None, "merge": False} | options)
+
+
+def test_a_file_that_is_too_large_is_not_read(
+    tmp_path: Path, demo: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = write_adapter(tmp_path / "a.safetensors")
+    monkeypatch.setattr(lora_files, "MAX_FILE_BYTES", 1)
+    with pytest.raises(LoraError, match=r"a\.safetensors: must be at most 1 bytes, got 2"):
+        open_lora(str(a), demo, lenient=False)
+    with pytest.raises(LoraError, match="null byte"):
+        open_lora("a\0", demo, lenient=False)
