@@ -93,6 +93,10 @@ def test_importing_the_packages_loads_nothing_heavy() -> None:
     assert not loaded & {"torch", "numpy", "zmq", "msgspec", "tokenizers", "transformers", "diffusers", "triton", "PIL"}
 
 
+def test_adapter_files_are_checked_without_torch() -> None:
+    assert "torch" not in _modules_after("import engine.lora")
+
+
 def test_importing_the_rank_loads_no_sockets_and_no_references() -> None:
     loaded = _modules_after("import engine.rank")
     assert "torch" in loaded

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from engine.checkpoint.safetensors_file import SafetensorsFile
+from engine.checkpoint.stored import TensorFile
 from engine.lora.families import Change, Family
 from engine.parallel.group import Group
 
@@ -142,7 +142,7 @@ class Shard:
     columns: slice
 
 
-def read_delta(file: SafetensorsFile, change: Change, shard: Shard, device: torch.device) -> Delta | None:
+def read_delta(file: TensorFile, change: Change, shard: Shard, device: torch.device) -> Delta | None:
     """ΔW of a shard of the layer, in float32, reading only what it needs. None for a change of the bias alone."""
     rows = slice(change.rows.start + shard.rows.start, change.rows.start + shard.rows.stop)
     columns = shard.columns
@@ -173,7 +173,7 @@ def read_delta(file: SafetensorsFile, change: Change, shard: Shard, device: torc
 
 
 def read_vector(
-    file: SafetensorsFile, change: Change, role: str, part: slice, device: torch.device, *, dimension: int = 0
+    file: TensorFile, change: Change, role: str, part: slice, device: torch.device, *, dimension: int = 0
 ) -> torch.Tensor:
     """A slice of a tensor with a number for each of the layer's rows or columns: (length,) float32."""
     shape = change.shapes[role]

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from engine.checkpoint.open import open_tensor_file
-from engine.checkpoint.safetensors_file import SafetensorsFile
-from engine.checkpoint.stored import FLOAT_BYTES
+from engine.checkpoint.stored import FLOAT_BYTES, TensorFile
 from engine.config import ModelConfig
 from engine.errors import CheckpointError, LoraError
 from engine.json_fields import read_json_object
@@ -45,10 +44,7 @@ def open_adapter(path: str | Path, config: ModelConfig, *, lenient: bool = False
     if path.is_dir():
         path = path / _PEFT_WEIGHTS
     try:
-        file = open_tensor_file(path)
-        if not isinstance(file, SafetensorsFile):
-            raise LoraError(f"{path}: is not a safetensors file, which is what LoRAs are stored in")
-        return AdapterFile(file, layer_names(config.transformer), lenient)
+        return AdapterFile(open_tensor_file(path), layer_names(config.transformer), lenient)
     except CheckpointError as error:
         raise LoraError(error.message) from None
 
@@ -59,7 +55,7 @@ class AdapterFile:
     changes: by layer. skipped: the keys that were left out. family: what it is, for people.
     """
 
-    def __init__(self, file: SafetensorsFile, names: LayerNames, lenient: bool) -> None:
+    def __init__(self, file: TensorFile, names: LayerNames, lenient: bool) -> None:
         self.file = file
         self.path = file.path
         groups, self.skipped = _group(file, names, lenient)
@@ -101,7 +97,7 @@ class AdapterFile:
 _Groups = dict[str, dict[str, str]]  # by path: the tensors' names by role
 
 
-def _group(file: SafetensorsFile, names: LayerNames, lenient: bool) -> tuple[_Groups, tuple[str, ...]]:
+def _group(file: TensorFile, names: LayerNames, lenient: bool) -> tuple[_Groups, tuple[str, ...]]:
     groups: _Groups = defaultdict(dict)
     unresolved: list[str] = []
     adapters = set()
@@ -148,7 +144,7 @@ def _complaint(unresolved: list[str], some_resolve: bool, names: LayerNames) -> 
 
 
 def _changes(
-    file: SafetensorsFile, names: LayerNames, path: str, tensors: Mapping[str, str], alphas: _Alphas
+    file: TensorFile, names: LayerNames, path: str, tensors: Mapping[str, str], alphas: _Alphas
 ) -> Iterator[Change]:
     layers = names.resolve(path)
     assert layers is not None
@@ -178,7 +174,7 @@ class _Alphas:
     """What every layer's change is to be multiplied by, as the first says that does: the layer's own alpha, the
     header, PEFT's config beside the file."""
 
-    def __init__(self, file: SafetensorsFile, groups: _Groups) -> None:
+    def __init__(self, file: TensorFile, groups: _Groups) -> None:
         self._file = file
         self._fields, self._origin = _peft_fields(file, groups)
         self._pattern: dict[str, float] = {}
@@ -218,7 +214,7 @@ class _Alphas:
         return float(np.array([bits]).view(kind.replace("u", "f"))[0])
 
 
-def _peft_fields(file: SafetensorsFile, groups: _Groups) -> tuple[Mapping[str, Any], str]:
+def _peft_fields(file: TensorFile, groups: _Groups) -> tuple[Mapping[str, Any], str]:
     """PEFT's config of an adapter, from the header or the file beside it, and where it is from."""
     written = file.metadata.get("lora_adapter_metadata")
     if written is not None:
@@ -242,6 +238,6 @@ def _short(text: str) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def _error(file: SafetensorsFile, message: str) -> LoraError:
+def _error(file: TensorFile, message: str) -> LoraError:
     # names come from files, which may put line breaks and escape codes into them
     return LoraError("".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"{file.path}: {message}"))
