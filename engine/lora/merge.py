@@ -35,6 +35,7 @@ class MergedWeights:
             for path, strength in engine.merge_loras
         ]
         self._dequantizes = engine.quantization == "none"
+        self._check_layers()
         self._check_biases()
 
     def stored(self, component: str, source: Source) -> StoredTensor:
@@ -67,6 +68,15 @@ class MergedWeights:
         self._weights.close()
         for adapter, _ in self._adapters:
             adapter.file.close()
+
+    def _check_layers(self) -> None:
+        names = {source.name for source in self.sources["transformer"]}
+        if any(change.source.name not in names for adapter, _ in self._adapters for change in adapter.changes.values()):
+            raise ArgumentError(
+                "merge_loras needs the whole checkpoint, and this one has been split for ranks: split it again with "
+                "the LoRAs merged, or load them without merging",
+                parameter="merge_loras",
+            )
 
     def _check_biases(self) -> None:
         biases = {source.name for source in self.sources["transformer"] if source.name.endswith(".bias")}
