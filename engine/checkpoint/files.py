@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.checkpoint import infer
 from engine.checkpoint.layouts import Component, open_text_encoder, open_transformer, open_vae
-from engine.checkpoint.locate import component_folder
+from engine.checkpoint.locate import component_folder, is_folder
 from engine.checkpoint.parts import Parts, find_parts, repository_of, variant_by_name
 from engine.checkpoint.presharded import is_split, open_shard, shard_sources
 from engine.checkpoint.stored import StoredTensor
@@ -184,10 +184,10 @@ def _component_config(parts: Parts, name: str, component: Component | None) -> J
     path = parts.paths[name]
     if name in parts.inside:
         return JsonFields.read(path / "config.json")
-    own = (component_folder(path, name) if path.is_dir() else path.parent) / "config.json"
+    own = (component_folder(path, name) if is_folder(path) else path.parent) / "config.json"
     if own.is_file():
         fields = JsonFields.read(own)
-        if path.is_dir() or fields.values.get("_class_name", fields.values.get("model_type")) in _MODEL_TYPES:
+        if is_folder(path) or fields.values.get("_class_name", fields.values.get("model_type")) in _MODEL_TYPES:
             return fields
     assert component is not None
     constants: Mapping[str, Any] = {}

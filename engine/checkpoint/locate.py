@@ -17,9 +17,17 @@ def open_component(path: Path, component: str, stem: str) -> TensorFile:
     path: the file or index, a folder that holds `stem`.safetensors, its index, or a single file of tensors, or a
     repository's folder with such a folder called `component`. Raises `CheckpointError`.
     """
-    if path.is_dir():
+    if is_folder(path):
         path = _in_folder(component_folder(path, component), stem)
     return open_tensor_file(path)
+
+
+def is_folder(path: Path) -> bool:
+    """Also of what is too long or too odd for any path."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def component_folder(folder: Path, component: str) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.checkpoint.locate import is_folder
 from engine.config import DEMO_CHECKPOINT, PARTS, EngineConfig
 from engine.errors import ArgumentError, CheckpointError
 
@@ -35,9 +36,9 @@ def find_parts(engine: EngineConfig) -> Parts:
         repository = DEMO_CHECKPOINT
     elif engine.model is not None:
         model = Path(engine.model)
-        if model.is_dir():
+        if is_folder(model):
             repository = model
-        elif not model.exists():
+        elif not _is_file(model):
             raise CheckpointError.of(model, "there is no such folder or file")
         elif "transformer" in given:
             raise ArgumentError.of("model", "a folder where transformer is given too", engine.model)
@@ -67,6 +68,13 @@ def find_parts(engine: EngineConfig) -> Parts:
     return Parts(paths, repository or repository_of(paths["transformer"]), frozenset(inside))
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
 def repository_of(path: Path) -> Path | None:
     """The folder in the diffusers layout that a transformer's file or folder is, or lies in."""
     folder = path.absolute()
@@ -75,7 +83,7 @@ def repository_of(path: Path) -> Path | None:
 
 def variant_by_name(path: Path) -> str | None:
     """What a single file's name says: turbo, or raw, which base is another word for. As InvokeAI does it."""
-    if not path.is_file():
+    if not _is_file(path):
         return None
     words = re.split(r"[^a-z0-9]+", path.stem.lower())
     if "turbo" in path.stem.lower():

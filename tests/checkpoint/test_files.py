@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.parts import variant_by_name
@@ -285,3 +289,39 @@ def test_a_missing_image_sequence_length_is_the_pipelines_not_the_schedulers(tur
     rewrite_json(folder / "scheduler/scheduler_config.json", lambda values: values.pop("max_image_seq_len"))
     assert json.loads((folder / "scheduler/scheduler_config.json").read_text())["base_image_seq_len"] == 256
     assert open_config(model=str(folder)).schedule.max_image_seq_len == 6400
+
+
+def test_a_path_that_is_too_long_for_a_path_is_an_error_like_any_other(turbo: Path) -> None:
+    for options in ({"model": "x" * 5000}, {"model": str(turbo), "vae": "x" * 5000}):
+        with pytest.raises(CheckpointError):
+            open_config(**options)
+
+
+# ---- damage, where no config.json says what there should be
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
+def test_damaged_single_files_are_refused_or_fit(
+    turbo: Path, single: dict[str, str], tmp_path: Path, part: str
+) -> None:
+    original = load_file(single[part])
+    for seed in range(60):
+        rng = random.Random(seed)
+        tensors = dict(original)
+        names = sorted(tensors)
+        for _ in range(rng.choice((1, 1, 2))):
+            name, other = rng.choice(names), rng.choice(names)
+            kind = rng.randrange(4)
+            if kind == 0:
+                tensors.pop(name, None)
+            elif kind == 1:
+                tensors[name] = torch.zeros(rng.choice(((), (0,), (1,), (7, 3), (2, 2, 2), (1, 1, 1, 1, 1))))
+            elif kind == 2:
+                tensors[name] = original[other]
+            else:
+                tensors[re.sub(r"\d+", rng.choice(("0", "1", "7", "1000000000")), name)] = original[name]
+        file = save(tensors, tmp_path / f"{part}-{seed}.safetensors")
+        with suppress(CheckpointError):
+            open_config(model=str(turbo), **{part: str(file)})
+        file.unlink()

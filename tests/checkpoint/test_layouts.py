@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.checkpoint.gguf_write import write_gguf
 from engine.checkpoint.layouts import Component, open_text_encoder, open_transformer, open_vae
 from engine.checkpoint.names import TRANSFORMER_PREFIXES
 from engine.errors import CheckpointError
@@ -175,6 +176,32 @@ def test_another_models_transformer_is_refused_with_what_it_lacks(tmp_path: Path
     assert message == "is no Krea 2 transformer: a tensor is missing, expected text_fusion.projector.weight"
     message = refusal(open_transformer, save({"x.weight": torch.zeros(2)}, tmp_path / "x.safetensors"))
     assert message.endswith("expected txtfusion.projector.weight")
+
+
+@pytest.mark.parametrize("qtype", ["F32", "Q8_0"])
+def test_a_gguf_file_is_the_same_transformer(turbo: Path, tmp_path: Path, qtype: str) -> None:
+    """Its modulation may be quantised too, and is a table nevertheless."""
+    original = load_transformer(turbo)
+    tensors = prefixed("model.diffusion_model.", native_transformer(original))
+    file = tmp_path / "model.gguf"
+    write_gguf(file, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, qtype, tensors.__getitem__)
+    component = open_transformer(file)
+    if qtype == "F32":
+        assert_same(component, original)
+    formats = {tensor.format for tensor in component.tensors.values()}
+    assert formats == {"F32", qtype}
+    for name, tensor in values(component).items():
+        assert tensor.shape == original[name].shape, name
+        assert (tensor - original[name]).abs().max() <= original[name].abs().max() / 127, name
+
+
+def test_a_gguf_file_is_the_same_text_encoder(turbo: Path, tmp_path: Path) -> None:
+    tensors = llama_text_encoder(load_text_encoder(turbo))
+    file = tmp_path / "model.gguf"
+    write_gguf(file, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, "F32", tensors.__getitem__)
+    component = open_text_encoder(file)
+    assert_same(component, language_model(load_text_encoder(turbo)))
+    assert component.layout == "llama.cpp names"
 
 
 # ---- text encoder

@@ -16,6 +16,15 @@ import engine
 from engine.config import DEMO_CHECKPOINT
 from launcher import Client
 from launcher.cli import commands
+from tests.checkpoint.layouts import (
+    language_model,
+    load_text_encoder,
+    load_transformer,
+    load_vae,
+    native_transformer,
+    save,
+    wan_vae,
+)
 from tests.launcher.processes import PATIENCE_S, Marked, without_logs
 
 PROMPT = "a red circle on a blue background"
@@ -110,6 +119,29 @@ def test_an_attention_that_the_device_lacks_is_named_with_those_that_it_has(mark
 def test_a_prompt_that_is_not_text_is_refused(marked: Marked) -> None:
     code, _, stderr = krea2(marked, "generate", os.fsdecode(b"\xff\xfe"))
     assert (code, stderr) == (2, "error: prompt must be valid Unicode text, got lone surrogates\n")
+
+
+def test_parts_in_other_files_make_the_same_image(marked: Marked, tmp_path: Path) -> None:
+    parts = {
+        "--transformer": save(native_transformer(load_transformer(DEMO_CHECKPOINT)), tmp_path / "native.safetensors"),
+        "--text-encoder": save(language_model(load_text_encoder(DEMO_CHECKPOINT)), tmp_path / "text.safetensors"),
+        "--vae": save(wan_vae(load_vae(DEMO_CHECKPOINT), 1), tmp_path / "wan.safetensors"),
+        "--tokenizer": DEMO_CHECKPOINT / "tokenizer" / "tokenizer.json",
+    }
+    options = [text for option, path in parts.items() for text in (option, str(path))]
+    shared = ("generate", PROMPT, "--device", "cpu", "--seed", "0", "--steps", "2", "--model", "demo", "--output")
+    outcomes = [krea2(marked, *shared, str(tmp_path / "a.png"))]
+    outcomes.append(krea2(marked, *shared, str(tmp_path / "b.png"), *options))
+    assert [code for code, _, _ in outcomes] == [0, 0], outcomes
+    assert outcomes[1][2] == "note: the checkpoint does not say what it is, Turbo is assumed: see --variant\n"
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_missing_part_is_named(marked: Marked, tmp_path: Path) -> None:
+    file = save(native_transformer(load_transformer(DEMO_CHECKPOINT)), tmp_path / "native.safetensors")
+    code, _, stderr = krea2(marked, "generate", PROMPT, "--transformer", str(file))
+    assert code == 2
+    assert stderr.startswith("error: missing: text_encoder, vae, tokenizer; give each as a file or a folder")
 
 
 def test_info_shows_parameters_and_bytes_of_each_rank(marked: Marked) -> None:

@@ -1,0 +1,80 @@
+"""`krea2 info` of a model as ComfyUI's users have it, at its real size: headers are all that is read."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from bench.real_size import KREA2
+from engine.checkpoint.names import linear_modules, transformer_to_native, vae_to_wan
+from engine.checkpoint.tensors import text_encoder_sources, transformer_sources, vae_sources
+from engine.config import DEMO_CHECKPOINT, EngineConfig
+from launcher.info import describe_checkpoint
+
+BYTES = {"F8_E4M3": 1, "BF16": 2, "F32": 4}
+PREFIX = "model.diffusion_model."
+
+
+def write_empty(file: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str]) -> str:
+    """A safetensors file whose data is a hole: it takes no room on the disk, and nobody reads it."""
+    header: dict[str, object] = {"__metadata__": metadata}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + BYTES[dtype] * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with file.open("wb") as opened:
+        opened.write(struct.pack("<Q", len(text)) + text)
+        opened.truncate(8 + len(text) + end)
+    return str(file)
+
+
+@pytest.fixture
+def comfy(tmp_path: Path) -> dict[str, str]:
+    matrices = {f"{layer}.weight" for layer, _ in linear_modules(KREA2.transformer) if "_blocks." in layer}
+    transformer: dict[str, tuple[str, tuple[int, ...]]] = {}
+    layers = {}
+    for source in transformer_sources(KREA2.transformer):
+        name = f"{PREFIX}{transformer_to_native(source.name)}"
+        shape = (math.prod(source.shape),) if name.endswith(".mod.lin") else source.shape
+        transformer[name] = ("F8_E4M3" if source.name in matrices else "BF16", shape)
+        if source.name in matrices:
+            layer = name.removesuffix(".weight")
+            transformer[f"{layer}.weight_scale"] = ("F32", ())
+            layers[layer] = {"format": "float8_e4m3fn"}
+    assert len(transformer) == 686
+    quantization = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
+    text_encoder = {f"model.{source.name}": ("BF16", source.shape) for source in text_encoder_sources(KREA2)}
+    vae = {vae_to_wan(source.name) or "": ("BF16", source.shape) for source in vae_sources(KREA2.vae)}
+    return {
+        "transformer": write_empty(tmp_path / "krea2_raw_fp8_scaled.safetensors", transformer, quantization),
+        "text_encoder": write_empty(tmp_path / "qwen3vl_4b_bf16.safetensors", text_encoder, {}),
+        "vae": write_empty(tmp_path / "qwen_image_vae.safetensors", vae, {}),
+        "tokenizer": str(DEMO_CHECKPOINT / "tokenizer" / "tokenizer.json"),
+    }
+
+
+def test_the_files_of_comfyui_are_a_whole_model(comfy: dict[str, str]) -> None:
+    text = describe_checkpoint(EngineConfig(**comfy, dtype="bfloat16"))  # type: ignore[arg-type]
+    lines = [line.strip() for line in text.splitlines()]
+    assert lines[0] == f"Krea 2 Raw (assumed): {comfy['transformer']}"
+    assert "transformer   28 blocks, width 6144, 48 heads, 12 kv heads, SwiGLU 16384" in lines
+    assert any(line.startswith("text encoder  36 layers, width 2560, 32 heads, 8 kv heads") for line in lines)
+    assert f"transformer   {comfy['transformer']}" in lines
+    assert f"native names after {PREFIX}: 256 float8_e4m3fn, 174 BF16" in lines
+    assert "transformers names after model.: 386 BF16" in lines
+    assert any(line.startswith("Wan names: ") for line in lines)
+    assert f"tokenizer     {comfy['tokenizer']}" in lines
+    (row,) = (line.split() for line in lines if line.startswith("transformer ") and line.endswith(" GB"))
+    assert row[1] == "12,820,073,036"
+    assert 13.0 < float(row[2]) < 13.5, "about half of what bfloat16 takes: the file's fp8 stays fp8"
+
+
+def test_a_parts_file_as_model_says_what_else_it_needs(comfy: dict[str, str]) -> None:
+    with pytest.raises(Exception, match="missing: text_encoder, vae, tokenizer; give each as a file or a folder"):
+        describe_checkpoint(EngineConfig(model=comfy["transformer"]))
