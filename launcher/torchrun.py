@@ -19,7 +19,7 @@ from typing import NoReturn
 from launcher import worker
 from launcher.internal import RankConfig, lifeline_path
 from launcher.process import child_environment, make_run_folder, python_command, remove_run_folder
-from launcher.spawn import ORDERLY_S, SIGNALS, WAIT_POLICY
+from launcher.spawn import ORDERLY_S, RANK_ENVIRONMENT, SIGNALS
 
 _RUN_FOLDER, _WORLD_SIZE = "KREA2_RANKS_FOLDER", "KREA2_RANKS"  # what the child finds in its environment
 _MEET_S = 60.0
@@ -55,7 +55,8 @@ def run_rank() -> NoReturn:
     threading.Thread(target=_obey_signals, args=(child, connected), daemon=True).start()
     threading.Thread(target=_end_without, args=(agent,), daemon=True).start()
 
-    os.environ.setdefault("OMP_WAIT_POLICY", WAIT_POLICY)
+    for name, value in RANK_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     from torch.distributed.rendezvous import rendezvous
 
     # torch's own meeting for env://, with the agent's store or rank 0's, whichever torchrun has set up
