@@ -41,7 +41,7 @@ def infer_transformer(component: Component, constants: Mapping[str, Any]) -> dic
     unit = head_dim // 16
     axes = (head_dim - 12 * unit, 6 * unit, 6 * unit)
     if constants.get("attention_head_dim") == head_dim:
-        axes = constants.get("axes_dims_rope", axes)
+        axes = constants.get("axes_dims_rope") or axes
     return {
         **constants,
         "_class_name": "Krea2Transformer2DModel",
@@ -68,12 +68,13 @@ def infer_text_encoder(component: Component, constants: Mapping[str, Any]) -> di
     shapes = _Shapes(component)
     vocab_size, width = shapes.of("embed_tokens.weight")
     (head_dim,) = shapes.of("layers.0.self_attn.q_norm.weight", rank=1)
+    language = constants.get("text_config")
     layers = shapes.count("layers")
     if "norm.weight" not in component.tensors:
         layers += 1  # files cut above the last tap end before the model does, and its last norm is not due there
     return {
         **TEXT_ENCODER_CONSTANTS,
-        **constants.get("text_config", constants),
+        **(language if isinstance(language, dict) else constants),
         "model_type": "qwen3_vl_text",
         "vocab_size": vocab_size,
         "hidden_size": width,

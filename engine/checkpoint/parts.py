@@ -44,7 +44,7 @@ def find_parts(engine: EngineConfig) -> Parts:
             raise ArgumentError.of("model", "a folder where transformer is given too", engine.model)
         else:
             given["transformer"] = model
-            repository = model.parent if (model.parent / _INDEX).exists() else None
+            repository = repository_of(model)
 
     paths, inside, missing = dict(given), [], []
     for part in PARTS:
@@ -77,8 +77,10 @@ def _is_file(path: Path) -> bool:
 
 def repository_of(path: Path) -> Path | None:
     """The folder in the diffusers layout that a transformer's file or folder is, or lies in."""
-    folder = path.absolute()
-    return next((each for each in (folder, *folder.parents[:2]) if (each / _INDEX).is_file()), None)
+    path = path.absolute()
+    folder = path if is_folder(path) else path.parent
+    candidates = (folder, folder.parent) if folder.name == "transformer" else (folder,)
+    return next((each for each in candidates if _is_file(each / _INDEX)), None)
 
 
 def variant_by_name(path: Path) -> str | None:

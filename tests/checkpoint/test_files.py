@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from engine.checkpoint import CheckpointFiles
-from engine.checkpoint.parts import variant_by_name
+from engine.checkpoint.parts import repository_of, variant_by_name
 from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
 from engine.errors import ArgumentError, CheckpointError
 from engine.parallel import LocalGroup
@@ -216,6 +216,16 @@ def unsaid(turbo: Path, tmp_path: Path) -> Path:
 
 def variant_of(config: ModelConfig) -> tuple[str, bool]:
     return "turbo" if config.is_distilled else "raw", config.variant_is_assumed
+
+
+def test_a_repository_further_up_says_nothing_of_a_file(turbo: Path, single: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "krea"
+    folder.mkdir(parents=True)
+    shutil.copy(turbo / "model_index.json", folder.parent)
+    file = Path(shutil.copy(single["transformer"], folder))
+    assert repository_of(file) is None
+    assert repository_of(turbo) == repository_of(turbo / "transformer") == turbo
+    assert repository_of(turbo / "transformer" / "diffusion_pytorch_model.safetensors") == turbo
 
 
 def test_the_option_decides_before_everything(raw: Path) -> None:

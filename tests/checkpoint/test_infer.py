@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,20 @@ def test_the_real_vae_is_inferred_with_its_constants() -> None:
 
 def test_the_schedule_without_a_file_is_the_published_one() -> None:
     assert read_schedule(fields(infer.SCHEDULER_CONSTANTS)) == KREA2.schedule
+
+
+def test_constants_of_another_config_may_be_unset_or_of_another_form(turbo: Path) -> None:
+    config = ModelConfig.from_folder(turbo)
+    unset = {"attention_head_dim": config.transformer.head_dim, "axes_dims_rope": None, "norm_eps": 1e-4}
+    transformer = read_transformer(fields(infer.infer_transformer(open_transformer(turbo), unset)))
+    assert transformer == replace(config.transformer, norm_eps=1e-4)
+    for constants in (
+        {"rope_theta": 7.0},
+        {"text_config": {"rope_theta": 7.0}},
+        {"text_config": "", "rope_theta": 7.0},
+    ):
+        inferred = infer.infer_text_encoder(open_text_encoder(turbo), constants)
+        assert read_text_encoder(fields(inferred)) == replace(config.text_encoder, rope_theta=7.0)
 
 
 # ---- what shapes cannot be
