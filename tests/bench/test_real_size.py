@@ -13,6 +13,7 @@ from bench.peer import Peer
 from bench.real_size import KREA2, TINY, RandomWeights, model_of_size, random_prompt
 from bench.runner import Engine, Setup, Version
 from bench.timing import Budget, Marks, Spread, is_shared, time_calls
+from engine.checkpoint.tensors import Source
 from engine.config import ModelConfig
 from engine.prompt import PREFIX_TOKENS, SUFFIX_TOKENS
 from engine.sampling import draw_noise
@@ -110,13 +111,18 @@ def test_what_was_not_measured_is_reckoned_as_a_matrix_product() -> None:
 # ---- weights and prompts
 
 
+def share(weights: RandomWeights, component: str, source: Source, rank: int = 0, size: int = 1) -> torch.Tensor:
+    """What a rank reads of a tensor, with the shape of its parameter."""
+    return weights.stored(component, source).read(source.shard_bounds(rank, size)).reshape(source.shard_shape(size))
+
+
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_shards_are_slices_of_the_whole(size: int) -> None:
     weights, again = RandomWeights(TINY, CPU), RandomWeights(TINY, CPU)
     for component, sources in weights.sources.items():
         for source in sources:
-            whole = again.read(component, source, 0, 1)
-            shards = [weights.read(component, source, rank, size) for rank in range(size)]
+            whole = share(again, component, source)
+            shards = [share(weights, component, source, rank, size) for rank in range(size)]
             assert all(shard.shape == source.shard_shape(size) for shard in shards)
             if source.split is None:
                 assert all(torch.equal(shard, whole) for shard in shards), source.name
@@ -129,11 +135,11 @@ def test_every_tensor_is_its_own_and_none_is_zero() -> None:
     firsts = []
     for component, sources in weights.sources.items():
         for source in sources:
-            whole = weights.read(component, source, 0, 1)
+            whole = share(weights, component, source)
             assert whole.dtype == torch.float32
             assert whole.isfinite().all()
             assert whole.std() > 0
-            assert not torch.equal(whole, other.read(component, source, 0, 1))
+            assert not torch.equal(whole, share(other, component, source))
             firsts.append(whole.flatten()[0].item())
     assert len(set(firsts)) == len(firsts)
 

@@ -114,11 +114,7 @@ def test_constants_of_another_config_may_be_unset_or_of_another_form(turbo: Path
     unset = {"attention_head_dim": config.transformer.head_dim, "axes_dims_rope": None, "norm_eps": 1e-4}
     transformer = read_transformer(fields(infer.infer_transformer(open_transformer(turbo), unset)))
     assert transformer == replace(config.transformer, norm_eps=1e-4)
-    for constants in (
-        {"rope_theta": 7.0},
-        {"text_config": {"rope_theta": 7.0}},
-        {"text_config": "", "rope_theta": 7.0},
-    ):
+    for constants in ({"rope_theta": 7.0}, {"text_config": {"rope_theta": 7.0}}):
         inferred = infer.infer_text_encoder(open_text_encoder(turbo), constants)
         assert read_text_encoder(fields(inferred)) == replace(config.text_encoder, rope_theta=7.0)
 
