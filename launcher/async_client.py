@@ -174,7 +174,7 @@ class AsyncClient:
     async def unload_lora(self, name: str) -> Loras:
         """Let requests choose this LoRA no more; those that have are finished with it. Returns what is left.
 
-        Raises `ArgumentError` if there is none of that name.
+        Raises `ArgumentError` if there is none of that name, or if the server has no `--lora-dir`.
         """
         return await self._ask_about_loras(UnloadLora(request_id=uuid.uuid4().hex, name=name), SILENCE_S)
 

@@ -47,6 +47,8 @@ def add_lora_routes(app: FastAPI, link: EngineLink) -> None:
         try:
             await link.client().unload_lora(name)
         except ArgumentError as error:
+            if error.parameter != "name":
+                raise
             raise http_error("not_found", error.message) from None
         return Response(
             msgspec.json.encode({"name": name, "object": "lora", "deleted": True}), media_type="application/json"

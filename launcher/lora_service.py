@@ -20,7 +20,7 @@ from launcher.internal import FrontendConfig
 from launcher.logs import log_event
 from launcher.lora_files import MAX_NAME, check_name, describe_skipped, open_lora, path_inside
 from launcher.loras import LoraEntry, LoraRegistry
-from launcher.protocol import LoadedLora, LoadLora, LoraRequest, Loras, MergedLora, UnloadLora, describe
+from launcher.protocol import ListLoras, LoadedLora, LoadLora, LoraRequest, Loras, MergedLora, UnloadLora, describe
 from launcher.requests import check_strength, default_needs
 
 _READ_S = 120.0  # for a file to be read and checked
@@ -30,13 +30,19 @@ T = TypeVar("T")
 
 
 def open_registry(config: FrontendConfig, model: ModelConfig) -> LoraRegistry:
-    """The LoRAs of the configuration, whose values somebody has checked already. Raises `LoraError`."""
+    """The LoRAs of the configuration, whose values somebody has checked already, and a word on those to be merged.
+
+    Raises `LoraError`.
+    """
     registry, lenient = LoraRegistry(config.limits.max_loras), config.engine.lora_lenient
     for lora in config.loras:
         opened = open_lora(lora.path, model, lenient=lenient, values=False)
         path = Path(lora.path).resolve()
         registry.reserve(lora.name)
         registry.add(lora.name, opened, path=str(path), file=path.name, strength=lora.strength, lenient=lenient)
+    for merged, strength in config.engine.merge_loras:
+        opened = open_lora(merged, model, lenient=lenient, values=False)
+        log_event("lora merged", file=Path(merged).name, strength=strength, **_described(opened))
     return registry
 
 
@@ -83,8 +89,10 @@ class LoraService:
 
     def handle(self, client: bytes, message: LoraRequest) -> None:
         try:
+            if not isinstance(message, ListLoras) and self._config.lora_dir is None:
+                raise ArgumentError("clients may load and unload LoRAs only if the server has a --lora-dir")
             if isinstance(message, LoadLora):
-                self._check(message)
+                self._check(message, self._config.lora_dir or "")
                 self._spawn(self._load(client, message))
                 return
             if isinstance(message, UnloadLora):
@@ -106,16 +114,12 @@ class LoraService:
             )
         self._clients.send_failure(client, message.request_id, error)
 
-    def _check(self, message: LoadLora) -> None:
+    def _check(self, message: LoadLora, folder: str) -> None:
         """Refuse at once what can be, and reserve the name."""
         if (lost := self._dispatcher.given_up) is not None:
             raise lost.with_traceback(None)  # which each raise would add to
-        if self._config.lora_dir is None:
-            raise ArgumentError(
-                "path cannot be loaded: clients may load LoRAs only if the server has a --lora-dir", parameter="path"
-            )
         check_strength("strength", message.strength)
-        path_inside(self._config.lora_dir, message.path)
+        path_inside(folder, message.path)
         self.registry.reserve(check_name(message.name))
 
     async def _load(self, client: bytes, message: LoadLora) -> None:
@@ -161,6 +165,10 @@ class LoraService:
         )
         self._clients.send(client, loras)
 
+    def _answer_who_asked(self, entry: LoraEntry) -> None:
+        if (asked := self._asked.pop(entry.adapter.adapter_id, None)) is not None:
+            self._answer(*asked)
+
     def end(self, request: int) -> None:
         """A request has ended, and its jobs were cancelled if they were not done."""
         for entry in self.registry.end(request):
@@ -174,6 +182,7 @@ class LoraService:
         for entry in self.registry:
             if not self.registry.is_wanted(entry):
                 self.registry.forget(entry.adapter.adapter_id)
+                self._answer_who_asked(entry)
                 continue
             try:
                 self._check_memory(self._bytes(entry.opened), beside_requests=False)
@@ -198,16 +207,15 @@ class LoraService:
 
     def step_done(self, step: Step) -> None:
         for adapter in step.load:
-            entry, opened = self.registry[adapter.adapter_id], self.registry[adapter.adapter_id].opened
+            entry = self.registry[adapter.adapter_id]
+            opened = entry.opened
             entry.losses = 0
             self._loading.remove(adapter.adapter_id)
-            details = {"skipped": describe_skipped(opened)} if opened.skipped else {}
             log_event(
-                "lora loaded", name=entry.name, file=entry.file, strength=entry.strength, family=opened.family,
-                modules=opened.modules, bytes=self._bytes(opened), **details,
+                "lora loaded", name=entry.name, file=entry.file, strength=entry.strength, bytes=self._bytes(opened),
+                **_described(opened),
             )  # fmt: skip
-            if (asked := self._asked.pop(adapter.adapter_id, None)) is not None:
-                self._answer(*asked)
+            self._answer_who_asked(entry)
         for adapter_id in step.unload:
             self.registry.forget(adapter_id)
 
@@ -249,6 +257,12 @@ class LoraService:
                 self._check_free(left)
             except ArgumentError as error:
                 raise LoraError(f"requests that wait would not fit beside it: {error.message}") from None
+
+
+def _described(opened: AdapterFile) -> dict[str, Any]:
+    """For the log."""
+    described: dict[str, Any] = {"family": opened.family, "modules": opened.modules}
+    return described | ({"skipped": describe_skipped(opened)} if opened.skipped else {})
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

@@ -108,7 +108,10 @@ class LoadLora(_Versioned, frozen=True, kw_only=True):
 
 
 class UnloadLora(_Versioned, frozen=True, kw_only=True):
-    """Let requests choose a LoRA no more, and forget it when those that have chosen it are done."""
+    """Let requests choose a LoRA no more, and forget it when those that have chosen it are done.
+
+    Only servers with a `--lora-dir` do.
+    """
 
     request_id: RequestId
     name: str
@@ -204,7 +207,7 @@ class Failed(_Versioned, frozen=True, kw_only=True):
 class Loras(_Versioned, frozen=True, kw_only=True):
     """What is loaded: the answer to `LoadLora` once the ranks have it, to `UnloadLora` and to `ListLoras`.
 
-    `loadable`: whether clients may load others.
+    `loadable`: whether clients may load and unload them.
     """
 
     request_id: str

@@ -1,8 +1,11 @@
-"""Adapter files for tests that have no ranks to read them: JSON that says what opening the file finds."""
+"""LoRAs for tests without real ranks: files of JSON that says what opening them finds, and ranks that count them."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,10 @@ import pytest
 
 from engine.config import ModelConfig
 from engine.errors import LoraError
+from engine.step import Job, Step
 from launcher import lora_files
+from launcher.async_client import AsyncClient
+from tests.launcher.fake_ranks import FakeRank, Fakes, fake_engine
 
 
 @dataclass(frozen=True)
@@ -56,3 +62,56 @@ def open_fake(path: str, config: ModelConfig, *, lenient: bool = False) -> FakeA
 @pytest.fixture
 def fake_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lora_files, "open_adapter", open_fake)
+
+
+class LoraRank(FakeRank):
+    """Insists on what a step promises: that jobs name what is loaded, and nothing is unloaded that one names."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.loaded: dict[int, str] = {}
+        self._in_flight: dict[int, Job] = {}
+
+    def _answer(self, step: Step) -> None:
+        for adapter in step.load:
+            assert adapter.adapter_id not in self.loaded
+            self.loaded[adapter.adapter_id] = Path(adapter.path).stem
+            if Path(adapter.path).stem == "explodes":
+                self.fail(LoraError.code, f"{adapter.path}: cannot be read")
+                return
+            if Path(adapter.path).stem == "too-much":
+                self.fail("internal_error", "rank 0: OutOfMemoryError: CUDA out of memory")
+                return
+        self._in_flight |= {job.job_id: job for job in step.start}
+        for job in step.start:
+            assert {adapter_id for adapter_id, _ in job.loras} <= self.loaded.keys()
+        for job_id in (*step.decode, *step.release):
+            self._in_flight.pop(job_id)
+        for adapter_id in step.unload:
+            assert not any(adapter_id in dict(job.loras) for job in self._in_flight.values())
+            del self.loaded[adapter_id]
+        super()._answer(step)
+
+    def loras_of(self, job: Job) -> dict[str, float]:
+        return {self.loaded[adapter_id]: strength for adapter_id, strength in job.loras}
+
+
+@asynccontextmanager
+async def engine(run_folder: Path, folder: Path | None = None, **config: Any) -> AsyncIterator[tuple[Fakes, Any]]:
+    """A front-end whose clients may load from `folder`, and a client."""
+    settings = {"make_rank": LoraRank} | config
+    if folder is not None:
+        settings["lora_dir"] = str(folder)
+    async with fake_engine(run_folder, **settings) as fakes, AsyncClient(fakes.address) as client:
+        yield fakes, client
+
+
+def names(loras: Sequence[Any]) -> list[str]:
+    return [lora.name for lora in loras]
+
+
+async def held_by(rank: Any, *expected: str) -> None:
+    """Wait until a rank holds these and no others."""
+    async with asyncio.timeout(10):
+        while sorted(rank.loaded.values()) != sorted(expected):
+            await asyncio.sleep(0.01)

@@ -102,9 +102,10 @@ def test_without_a_folder_nothing_can_be_loaded_and_without_a_key_nothing_be_see
 ) -> None:
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, http_server(fakes.address, api_keys=("secret",)) as client:
-            answer = await client.post(LORAS, json={"name": "a", "path": "a.safetensors"})
-            assert answer.status_code == 400
-            assert "only if the server has a --lora-dir" in answer.json()["error"]["message"]
+            load = await client.post(LORAS, json={"name": "a", "path": "a.safetensors"})
+            for answer in (load, await client.delete(f"{LORAS}/a")):
+                assert answer.status_code == 400
+                assert "only if the server has a --lora-dir" in answer.json()["error"]["message"]
             assert not (await client.get(LORAS)).json()["loadable"]
             for method, path in (("GET", LORAS), ("POST", LORAS), ("DELETE", f"{LORAS}/a")):
                 answer = await client.request(method, path, headers={"Authorization": ""})

@@ -1,84 +1,27 @@
-"""LoRAs in the front-end, with ranks that compute nothing."""
+"""LoRAs in the front-end, with ranks that compute nothing: chosen, in use, lost with the ranks, too large."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine.errors import ArgumentError, LoraError
-from engine.step import Job, Step
-from launcher.async_client import AsyncClient
+from engine.errors import ArgumentError, CancelledError, LoraError
+from engine.step import Job
 from launcher.internal import LoraFile
-from launcher.limits import Limits
-from tests.launcher.fake_ranks import FakeRank, Fakes, fake_engine, run
-from tests.launcher.lora_stand_in import fake_adapters, write_adapter
+from tests.launcher.fake_ranks import FakeRank, run
+from tests.launcher.lora_stand_in import LoraRank, engine, fake_adapters, held_by, names, write_adapter
 
 __all__ = ["fake_adapters"]
 pytestmark = pytest.mark.usefixtures("fake_adapters")
 PROMPT = "a red circle on a blue background"
 
 
-class LoraRank(FakeRank):
-    """Insists on what a step promises: that jobs name what is loaded, and nothing is unloaded that one names."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.loaded: dict[int, str] = {}
-        self._in_flight: dict[int, Job] = {}
-
-    def _answer(self, step: Step) -> None:
-        for adapter in step.load:
-            assert adapter.adapter_id not in self.loaded
-            self.loaded[adapter.adapter_id] = Path(adapter.path).stem
-            if Path(adapter.path).stem == "explodes":
-                self.fail(LoraError.code, f"{adapter.path}: cannot be read")
-                return
-            if Path(adapter.path).stem == "too-much":
-                self.fail("internal_error", "rank 0: OutOfMemoryError: CUDA out of memory")
-                return
-        self._in_flight |= {job.job_id: job for job in step.start}
-        for job in step.start:
-            assert {adapter_id for adapter_id, _ in job.loras} <= self.loaded.keys()
-        for job_id in (*step.decode, *step.release):
-            self._in_flight.pop(job_id)
-        for adapter_id in step.unload:
-            assert not any(adapter_id in dict(job.loras) for job in self._in_flight.values())
-            del self.loaded[adapter_id]
-        super()._answer(step)
-
-    def loras_of(self, job: Job) -> dict[str, float]:
-        return {self.loaded[adapter_id]: strength for adapter_id, strength in job.loras}
-
-
 def jobs_of(rank: FakeRank) -> list[Job]:
     return [job for step in rank.steps for job in step.start]
-
-
-@asynccontextmanager
-async def engine(run_folder: Path, folder: Path | None = None, **config: Any) -> AsyncIterator[tuple[Fakes, Any]]:
-    """A front-end whose clients may load from `folder`, and a client."""
-    settings = {"make_rank": LoraRank} | config
-    if folder is not None:
-        settings["lora_dir"] = str(folder)
-    async with fake_engine(run_folder, **settings) as fakes, AsyncClient(fakes.address) as client:
-        yield fakes, client
-
-
-def names(loras: Sequence[Any]) -> list[str]:
-    return [lora.name for lora in loras]
-
-
-async def held_by(rank: Any, *expected: str) -> None:
-    """Wait until a rank holds these and no others."""
-    async with asyncio.timeout(10):
-        while sorted(rank.loaded.values()) != sorted(expected):
-            await asyncio.sleep(0.01)
 
 
 def test_a_lora_is_loaded_chosen_listed_and_unloaded(run_folder: Path, tmp_path: Path) -> None:
@@ -125,8 +68,9 @@ def test_those_of_the_configuration_are_loaded_before_the_first_job(run_folder: 
             listed = await client.loras()
             assert ([lora.file for lora in listed.loras], listed.merged) == (["a.safetensors", "b.safetensors"], ())
             assert not listed.loadable
-            with pytest.raises(ArgumentError, match="clients may load LoRAs only if the server has a --lora-dir"):
-                await client.load_lora("C", "a.safetensors")
+            for call in (client.load_lora("C", "a.safetensors"), client.unload_lora("A")):
+                with pytest.raises(ArgumentError, match="clients may load and unload LoRAs only if the server has a"):
+                    await call
 
     run(test())
 
@@ -215,6 +159,47 @@ def test_a_file_that_ranks_cannot_load_is_given_up_and_the_server_goes_on(
     run(test())
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_comes_in_whatever_order_ranks_hold_what_jobs_name(
+    run_folder: Path, tmp_path: Path, seed: int
+) -> None:
+    async def test() -> None:
+        chance = random.Random(seed)
+        for name in "abcd":
+            write_adapter(tmp_path / f"{name}.safetensors")
+        async with engine(run_folder, tmp_path, replace_ranks=True, tp=2) as (fakes, client):
+            calls: list[asyncio.Task[Any]] = []
+            for number in range(80):
+                name = chance.choice("abcd")
+                match chance.randrange(12):
+                    case 0 | 1 | 2:
+                        call = client.load_lora(name, f"{name}.safetensors")
+                    case 3 | 4:
+                        call = client.unload_lora(name)
+                    case 5:
+                        call = client.cancel(f"request {chance.randrange(80)}")
+                    case 6 if chance.random() < 0.3:
+                        # images have been made since the last loss, or the server would give up
+                        await client.generate(PROMPT, steps=1)
+                        fakes.ranks[chance.randrange(2)].fail("rank_failed", "lost")
+                        continue
+                    case _:
+                        names_used = chance.sample("abcd", chance.randrange(3))
+                        call = client.generate(
+                            PROMPT, steps=chance.randrange(1, 5), loras=names_used, request_id=f"request {number}"
+                        )
+                calls.append(asyncio.create_task(call))
+                await asyncio.sleep(chance.choice((0, 0, 0.002)))
+            for outcome in await asyncio.gather(*calls, return_exceptions=True):
+                assert not isinstance(outcome, BaseException) or isinstance(outcome, (ArgumentError, CancelledError))
+            assert (await client.generate(PROMPT, steps=1)).seeds
+            listed = names((await client.loras()).loras)
+            for rank in fakes.ranks:
+                await held_by(rank, *listed)
+
+    run(test())
+
+
 def test_what_does_not_fit_beside_a_picture_or_beside_what_waits_is_refused(run_folder: Path, tmp_path: Path) -> None:
     def small(*args: Any, **kwargs: Any) -> FakeRank:
         return LoraRank(*args, memory={"weights": 1, "free": 120_000_000}, **kwargs)
@@ -241,132 +226,5 @@ def test_what_does_not_fit_beside_a_picture_or_beside_what_waits_is_refused(run_
             await client.unload_lora("large")
             await held_by(rank)
             assert (await client.generate(PROMPT, steps=1, **needs_much)).seeds
-
-    run(test())
-
-
-def test_files_that_are_no_loras_are_refused_and_the_name_stays_free(run_folder: Path, tmp_path: Path) -> None:
-    async def test() -> None:
-        (tmp_path / "text.safetensors").write_text("hello")
-        write_adapter(tmp_path / "nan.safetensors", is_finite=False)
-        write_adapter(tmp_path / "more.safetensors", skipped=["x.lora_A.weight"])
-        os.mkfifo(tmp_path / "pipe.safetensors")
-        (tmp_path / "folder").mkdir()
-        write_adapter(tmp_path / "fine.safetensors")
-        write_adapter(tmp_path / "peft" / "adapter_model.safetensors")
-        async with engine(run_folder, tmp_path) as (fakes, client):
-            for path, message in (
-                ("text.safetensors", "text.safetensors: is not a Krea 2 LoRA"),
-                ("nan.safetensors", "a.lora_A.weight: holds values that are not finite"),
-                ("more.safetensors", "tensors that are for no layer of Krea 2: x.lora_A.weight"),
-                ("pipe.safetensors", "pipe.safetensors: is not a file"),
-                ("folder", "No such file or directory"),
-                ("missing.safetensors", "No such file or directory"),
-                ("x" * 300, "File name too long"),
-            ):
-                with pytest.raises(LoraError, match=message) as refusal:
-                    await client.load_lora("style", path)
-                assert str(tmp_path) not in refusal.value.message, path
-            assert fakes.ranks[0].steps == []
-            await client.load_lora("style", "fine.safetensors")
-            await client.load_lora("from peft", "peft")
-
-    run(test())
-
-
-def test_nothing_outside_of_the_folder_can_be_loaded_or_found_out(run_folder: Path, tmp_path: Path) -> None:
-    async def test() -> None:
-        folder = tmp_path / "loras"
-        write_adapter(tmp_path / "secret.safetensors")
-        write_adapter(tmp_path / "loras-of-others" / "secret.safetensors")
-        write_adapter(folder / "mine.safetensors")
-        (folder / "out").symlink_to(tmp_path)
-        (folder / "link.safetensors").symlink_to(tmp_path / "secret.safetensors")
-        (folder / "dangling.safetensors").symlink_to(tmp_path / "missing.safetensors")
-        (folder / "loop.safetensors").symlink_to("loop.safetensors")
-        (folder / "inside.safetensors").symlink_to("mine.safetensors")
-        (folder / "peft").mkdir()
-        (folder / "peft" / "adapter_model.safetensors").symlink_to(tmp_path / "secret.safetensors")
-        async with engine(run_folder, folder) as (fakes, client):
-            for path in (
-                "../secret.safetensors",
-                "../missing.safetensors",
-                "../loras-of-others/secret.safetensors",
-                "x/../../secret.safetensors",
-                str(tmp_path / "secret.safetensors"),
-                str(folder / "mine.safetensors"),
-                "out/secret.safetensors",
-                "link.safetensors",
-                "dangling.safetensors",
-                "peft",
-                "mine.safetensors\0",
-                "",
-            ):
-                with pytest.raises(ArgumentError, match="path must be relative to the server's --lora-dir") as refusal:
-                    await client.load_lora("x", path)
-                assert refusal.value.parameter == "path"
-            with pytest.raises(LoraError, match="symbolic links"):
-                await client.load_lora("x", "loop.safetensors")
-            assert fakes.ranks[0].steps == []
-            await client.load_lora("x", "inside.safetensors")
-
-    run(test())
-
-
-def test_names_counts_and_strengths_are_limited(run_folder: Path, tmp_path: Path) -> None:
-    async def test() -> None:
-        write_adapter(tmp_path / "a.safetensors")
-        limits = Limits(max_loras=2, max_request_loras=1)
-        async with engine(run_folder, tmp_path, limits=limits) as (_, client):
-            for name in ("", " a", "a/b", "a\n", "..", "x" * 101):
-                with pytest.raises(ArgumentError, match="the name of a LoRA must be 1 to 100 printable characters"):
-                    await client.load_lora(name, "a.safetensors")
-            with pytest.raises(ArgumentError, match=r"strength must be between -10 and 10, got nan"):
-                await client.load_lora("a", "a.safetensors", float("nan"))
-            both = await asyncio.gather(
-                *(client.load_lora("a", "a.safetensors") for _ in range(2)), return_exceptions=True
-            )
-            assert sorted(type(answer).__name__ for answer in both) == ["ArgumentError", "Loras"]
-            await client.load_lora("é 2", "a.safetensors")
-            with pytest.raises(ArgumentError, match="2 LoRAs are loaded, and more are not allowed"):
-                await client.load_lora("c", "a.safetensors")
-            for loras, message in (
-                (["a", "é 2"], "loras must be at most 1, got 2"),
-                (["b"], r"loras must be among those that are loaded \(a, é 2\), got 'b'"),
-                ([{"name": "a", "strength": 11}], r"loras\[0\]\.strength must be between -10 and 10, got 11"),
-                ([{"name": "a", "strength": "1"}], r"loras\[0\]\.strength must be a number or null, got text"),
-                ([{"name": 3}], r"loras\[0\]\.name must be text, got a whole number"),
-                ([{"nam": "a"}], r"loras must be a list of \{\"name\": …, \"strength\": …\} or of names"),
-                ("a", "loras must be a list of"),
-            ):
-                with pytest.raises(ArgumentError, match=message) as refusal:
-                    await client.generate(PROMPT, loras=loras)
-                assert refusal.value.parameter == "loras"
-
-    run(test())
-
-
-def test_an_unreadable_disk_keeps_nobody_waiting_for_ever(
-    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def test() -> None:
-        from launcher import lora_service
-
-        write_adapter(tmp_path / "a.safetensors")
-        over = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def hang(*_: Any, **__: Any) -> None:
-            asyncio.run_coroutine_threadsafe(over.wait(), loop).result()
-
-        monkeypatch.setattr(lora_service, "open_lora", hang)
-        monkeypatch.setattr(lora_service, "_READ_S", 0.2)
-        async with engine(run_folder, tmp_path) as (_, client):
-            loading = [asyncio.create_task(client.load_lora(name, "a.safetensors")) for name in "ab"]
-            assert (await client.generate(PROMPT, steps=1)).seeds
-            for call in loading:
-                with pytest.raises(LoraError, match=r"a\.safetensors: could not be read within 0\.2 s"):
-                    await call
-            over.set()
 
     run(test())
