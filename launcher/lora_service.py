@@ -89,11 +89,12 @@ class LoraService:
 
     def handle(self, client: bytes, message: LoraRequest) -> None:
         try:
-            if not isinstance(message, ListLoras) and self._config.lora_dir is None:
+            folder = self._config.lora_dir
+            if folder is None and not isinstance(message, ListLoras):
                 raise ArgumentError("clients may load and unload LoRAs only if the server has a --lora-dir")
-            if isinstance(message, LoadLora):
-                self._check(message, self._config.lora_dir or "")
-                self._spawn(self._load(client, message))
+            if isinstance(message, LoadLora) and folder is not None:
+                self._check(message, folder)
+                self._spawn(self._load(client, message, folder))
                 return
             if isinstance(message, UnloadLora):
                 entry = self.registry.remove(message.name)
@@ -122,12 +123,12 @@ class LoraService:
         path_inside(folder, message.path)
         self.registry.reserve(check_name(message.name))
 
-    async def _load(self, client: bytes, message: LoadLora) -> None:
+    async def _load(self, client: bytes, message: LoadLora, folder: str) -> None:
         """Read the file in a thread, add it, and have the ranks load it; its client hears when they have."""
         lenient = self._config.engine.lora_lenient
         path = ""
         try:
-            path = path_inside(self._config.lora_dir or "", message.path)
+            path = path_inside(folder, message.path)
             async with self._reading, asyncio.timeout(_READ_S):
                 opened = await _in_thread(lambda: open_lora(path, self._model, lenient=lenient))
             self._check_memory(self._bytes(opened), beside_requests=True)
