@@ -9,8 +9,10 @@ in float32 by plain PyTorch, from the same noise. Two lines say what is no choic
 and `bfloat16 timesteps` is that reference with the timesteps rounded as every bfloat16 run has them, after the model's
 own references; the sigmas of the blocks are such that nothing is rounded.
 
-fp8 is ranked by quantising one class of matrices at a time. A kernel's line replaces it alone by plain PyTorch; on a
-CPU, where kernels are plain PyTorch, and for a backend that does not run here, there is the reason in place of a line.
+fp8 is ranked by quantising one class of matrices at a time. Lines of files have the demo's transformer read from a file
+in one of the formats that people download, its 8-bit matrices staying so. A kernel's line replaces it alone by plain
+PyTorch; on a CPU, where kernels are plain PyTorch, and for a backend that does not run here, there is the reason in
+place of a line.
 """
 
 from __future__ import annotations
@@ -19,8 +21,12 @@ import argparse
 import math
 import queue
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -34,6 +40,7 @@ from bench.plain_kernels import PLAIN, plain_kernels
 from bench.real_size import RandomWeights, model_of_size
 from bench.timing import Budget
 from engine.batch import Layout, Segment
+from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.holding import BLOCK_MATRICES, in_blocks
 from engine.checkpoint.load import LoadOptions, load_weights
 from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
@@ -57,12 +64,23 @@ PROMPTS = (
 )
 SIGMAS = (1.0, 0.75, 0.5, 0.25)
 TEXT_TOKENS = 64
+# The formats of people's files that round weights.
+FILES = {
+    "fp8 (scaled)": ("native", "fp8"),
+    "int8 ConvRot": ("native", "int8-convrot"),
+    "mxfp8": ("native", "mxfp8"),
+    "nvfp4": ("native", "nvfp4"),
+    "GGUF Q8_0": ("gguf", "q8_0"),
+    "GGUF Q5_0": ("gguf", "q5_0"),
+    "GGUF Q4_0": ("gguf", "q4_0"),
+}
 BLOCKS = {"real": (3, 512), "tiny": (3, 256)}  # layers, and the image's side
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way of computing. fp8: matrices that are quantised; plain: kernels that plain PyTorch replaces."""
+    """A way of computing. fp8: matrices that are quantised; plain: kernels that plain PyTorch replaces; file: layout
+    and weights, as `krea2 convert` calls them, of the file that the demo's transformer is read from."""
 
     name: str
     dtype: str = "bfloat16"
@@ -70,6 +88,7 @@ class Variant:
     attention: str = "torch"
     plain: tuple[str, ...] = ()
     rounds_timesteps: bool = False
+    file: tuple[str, str] | None = None
 
 
 REFERENCE = Variant("reference", "float32", plain=tuple(PLAIN))
@@ -124,6 +143,10 @@ def _demo(options: argparse.Namespace, device: torch.device, budget: Budget) -> 
     model = ModelConfig.from_folder(DEMO_CHECKPOINT)
     variants, reasons = available_variants(device, model.transformer.head_dim)
     variants.append(Variant("bfloat16 timesteps alone", "float32", plain=REFERENCE.plain, rounds_timesteps=True))
+    if find_spec("gguf") is None:
+        reasons["files"] = "the package gguf is not there"
+    else:
+        variants += [Variant(f"file: {name}", file=file) for name, file in FILES.items()]
     try:
         jobs = demo_jobs(model, options.images)
     except ImportError as error:
@@ -217,7 +240,8 @@ def make_images(variant: Variant, jobs: Sequence[Job], device: torch.device) -> 
     """Final latents and pixels of each job."""
     images: queue.SimpleQueue[DecodedImage] = queue.SimpleQueue()
     config = EngineConfig(device=device.type, dtype=variant.dtype, attention=variant.attention, cuda_graphs=False)
-    with plain_kernels(variant.plain):
+    with plain_kernels(variant.plain), _demo_file(variant.file) as transformer:
+        config = replace(config, model="demo", transformer=transformer)
         rank = Rank(config, LocalGroup(), device, images.put)
         for matrix in variant.fp8:
             quantize(rank.transformer, matrix)
@@ -228,6 +252,22 @@ def make_images(variant: Variant, jobs: Sequence[Job], device: torch.device) -> 
     decoded = {image.job_id: image for image in (images.get() for _ in jobs)}
     pixels = [torch.frombuffer(bytearray(decoded[job.job_id].rgb), dtype=torch.uint8) for job in jobs]
     return list(zip(latents, pixels, strict=True))
+
+
+@contextmanager
+def _demo_file(file: tuple[str, str] | None) -> Iterator[str | None]:
+    """The demo's transformer in a file of this layout and these weights, while this is open."""
+    if file is None:
+        yield None
+        return
+    from engine.checkpoint.convert import convert  # which needs gguf
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "transformer")
+        checkpoint = CheckpointFiles.open(EngineConfig())
+        convert(checkpoint, path, layout=file[0], weights=file[1])
+        checkpoint.close()
+        yield str(path)
 
 
 def compare_images(
