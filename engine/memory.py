@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from engine.config import ModelConfig
 from engine.prompt import MAX_PROMPT_TOKENS, PREFIX_TOKENS, SUFFIX_TOKENS
+from engine.tiling import SMALLEST_TILE, divide
 
 # Tokens in one forward of the text encoder, which bounds what that allocates: one prompt of the greatest length, or
 # as many short ones.
@@ -30,21 +31,66 @@ def step_bytes(config: ModelConfig, tokens: int, tp: int, bytes_per_element: int
     return tokens * (residual + max(attention, swiglu) + rotations)
 
 
-def decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element: int) -> int:
-    """What decoding one image allocates on the rank that does it."""
+def decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element: int, most: int | None = None) -> int:
+    """What decoding one image allocates on the rank that does it.
+
+    most: bytes above which an image is decoded in tiles (see `tile_side`), as far as those help; None for never.
+    """
+    side = tile_side(config, width, height, bytes_per_element, most)
+    if side is None:
+        return _whole_decode_bytes(config, width, height, bytes_per_element)
+    return tiled_decode_bytes(config, width, height, bytes_per_element, side)
+
+
+def tile_side(config: ModelConfig, width: int, height: int, bytes_per_element: int, most: int | None) -> int | None:
+    """The longest side of the tiles, in latent pixels, that an image is decoded in, so that this allocates no more than
+    `most` bytes, or as little as it can; None: the image is decoded whole, since that is no more than `most`."""
+    whole = _whole_decode_bytes(config, width, height, bytes_per_element)
+    if most is None or whole <= most:
+        return None
+    longest = max(width, height) // config.vae.scale_factor
+    if longest <= SMALLEST_TILE:
+        return None
+    for side in range(longest - 1, SMALLEST_TILE, -1):
+        if tiled_decode_bytes(config, width, height, bytes_per_element, side) <= most:
+            return side
+    return SMALLEST_TILE
+
+
+def _whole_decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element: int) -> int:
+    return _levels_bytes(config, width * height, bytes_per_element) + _picture_bytes(width, height)
+
+
+def tiled_decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element: int, side: int) -> int:
+    """What decoding one image in tiles allocates whose sides are at most `side` latent pixels."""
+    vae = config.vae
+    scale = vae.scale_factor
+    across, down = divide(width // scale, side), divide(height // scale, side)
+    latents, channels = width * height // scale**2, vae.base_dim * vae.dim_mult[-1]
+    # the middle of the decoder sees the whole picture, and its result is there as long as there are tiles to make of it
+    middle = latents * channels * (5 * bytes_per_element + _FLOAT32)
+    tile = _levels_bytes(config, across.size * down.size * scale**2, bytes_per_element)
+    return max(middle, latents * channels * bytes_per_element + tile) + _picture_bytes(width, height)
+
+
+def _levels_bytes(config: ModelConfig, image_pixels: int, bytes_per_element: int) -> int:
     vae, e = config.vae, bytes_per_element
     levels = len(vae.dim_mult)
     channels = [vae.base_dim * multiplier for multiplier in reversed(vae.dim_mult)]
     peak, incoming = 0, channels[0]
     for level, outgoing in enumerate(channels):
-        pixels = width * height // 4 ** (levels - 1 - level)
+        pixels = image_pixels // 4 ** (levels - 1 - level)
         # the level's input; a residual block's input, its first convolution, the norm of that, its second convolution;
         # and a float32 image: of the norm on a CPU, at the convolutions' disposal on a GPU
         peak = max(peak, pixels * max(incoming, outgoing) * (5 * e + _FLOAT32))
         if level < levels - 1:
             incoming = outgoing // 2
             peak = max(peak, 4 * pixels * (outgoing + incoming) * e + pixels * outgoing * e)
-    return peak + width * height * 3 * 3 * _FLOAT32  # the picture in float32, scaled, and as bytes
+    return peak
+
+
+def _picture_bytes(width: int, height: int) -> int:
+    return width * height * 3 * 3 * _FLOAT32  # the picture in float32, scaled, and as bytes
 
 
 def encode_bytes(config: ModelConfig, tp: int, bytes_per_element: int) -> int:

@@ -16,6 +16,7 @@ from torch import nn
 from engine.config import VAEConfig
 from engine.kernels.image_norm import image_norm
 from engine.kernels.upsample import upsample
+from engine.tiling import MARGIN, OVERLAP, Tiles, divide
 
 
 class VAEDecoder(nn.Module):
@@ -23,22 +24,48 @@ class VAEDecoder(nn.Module):
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
+        self.scale_factor = config.scale_factor
         self._latents_mean, self._latents_std = config.latents_mean, config.latents_std
         self.post_quant_conv = _Conv(config.z_dim, config.z_dim, 1)
         self.decoder = _Decoder(config)
+        self._mean: torch.Tensor
+        self._std: torch.Tensor
+        self.register_buffer("_mean", None, persistent=False)
+        self.register_buffer("_std", None, persistent=False)
         self.register_load_state_dict_post_hook(VAEDecoder._follow_weights)
 
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """latents: (images, z_dim, h, w) as the sampler leaves them. Returns (images, 3, 8h, 8w) in [-1, 1]."""
-        z = (latents.float() * self._std + self._mean).to(self.post_quant_conv.weight.dtype)
-        return self.decoder(self.post_quant_conv(z)).clamp(-1.0, 1.0)
+    def forward(self, latents: torch.Tensor, *, tile: int | None = None) -> torch.Tensor:
+        """latents: (images, z_dim, h, w) as the sampler leaves them. Returns (images, 3, 8h, 8w) in [-1, 1].
 
-    def decode_pixels(self, latents: torch.Tensor) -> torch.Tensor:
+        tile: make the picture of tiles whose sides are no longer than so many latent pixels, blended where they
+        overlap. The middle of the decoder, where every pixel attends to every other, still sees the whole picture:
+        what comes after it looks no further than the convolutions reach.
+        """
+        z = (latents.float() * self._std + self._mean).to(self.post_quant_conv.weight.dtype)
+        features = self.decoder.middle(self.post_quant_conv(z))
+        if tile is None:
+            return self.decoder.up(features).clamp(-1.0, 1.0)
+        return self._up_in_tiles(features, tile)
+
+    def _up_in_tiles(self, features: torch.Tensor, tile: int) -> torch.Tensor:
+        height, width = features.shape[2:]
+        down, across = divide(height, tile), divide(width, tile)
+        scale = self.scale_factor
+        picture = torch.zeros((len(features), 3, height * scale, width * scale), device=features.device)
+        for top, share_down in zip(down.starts, _shares(down, height, scale, features.device), strict=True):
+            for left, share_across in zip(across.starts, _shares(across, width, scale, features.device), strict=True):
+                part = features[..., top : top + down.size, left : left + across.size]
+                pixels = self.decoder.up(part.contiguous(memory_format=torch.channels_last)).clamp(-1.0, 1.0)
+                target = picture[..., top * scale :, left * scale :][..., : pixels.shape[2], : pixels.shape[3]]
+                target.add_(pixels.float() * share_across * share_down[:, None])
+        return picture
+
+    def decode_pixels(self, latents: torch.Tensor, *, tile: int | None = None) -> torch.Tensor:
         """As `forward`, but (images, 8h, 8w, 3) uint8, rounded as diffusers does."""
-        pixels = self(latents).float() / 2 + 0.5
+        pixels = self(latents, tile=tile).float() / 2 + 0.5
         return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
-    def warm_up(self, latents: torch.Tensor) -> None:
+    def warm_up(self, latents: torch.Tensor, *, tile: int | None = None) -> None:
         """Decode latents of this shape, letting cuDNN time its ways to compute each convolution and keep the fastest.
 
         Call it in the thread that decodes, since cuDNN's choices belong to a thread. Shapes that were not warmed up
@@ -49,7 +76,7 @@ class VAEDecoder(nn.Module):
         before = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = True
         try:
-            self.decode_pixels(latents)
+            self.decode_pixels(latents, tile=tile)
         finally:
             torch.backends.cudnn.benchmark = before
 
@@ -61,6 +88,25 @@ class VAEDecoder(nn.Module):
         for parameter in self.parameters():
             if parameter.dim() == 4:
                 parameter.data = parameter.data.to(memory_format=torch.channels_last)
+
+
+def _shares(tiles: Tiles, length: int, scale: int, device: torch.device) -> torch.Tensor:
+    """What each tile gives to the pixels of its place along a side: (tiles, size · scale) float32, 1 in all at each
+    pixel. Where two overlap, the share of one falls in a line while that of the other rises; near a cut a tile has
+    none, since there it lacks what it should have seen."""
+    size = tiles.size * scale
+    positions = (torch.arange(size, device=device) + 0.5) / scale
+    rise = ((positions - MARGIN) / (OVERLAP - 2 * MARGIN)).clamp(0.0, 1.0)
+    shares = torch.ones((len(tiles.starts), size), device=device)
+    shares[1:] *= rise
+    shares[:-1] *= rise.flip(0)
+    total = torch.zeros(length * scale, device=device)
+    places = [slice(start * scale, start * scale + size) for start in tiles.starts]
+    for place, share in zip(places, shares, strict=True):
+        total[place] += share
+    for place, share in zip(places, shares, strict=True):
+        share /= total[place]
+    return shares
 
 
 class _Decoder(nn.Module):
@@ -78,8 +124,12 @@ class _Decoder(nn.Module):
         self.norm_out = _ImageNorm(widths[-1], silu=True)
         self.conv_out = _Conv(widths[-1], 3, 3)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.mid_block(self.conv_in(x))
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
+        """(images, z_dim, h, w) → (images, channels, h, w), each pixel of which depends on all."""
+        return self.mid_block(self.conv_in(x))
+
+    def up(self, x: torch.Tensor) -> torch.Tensor:
+        """What `middle` gave, or a part of it → (images, 3, 8h, 8w)."""
         for block in self.up_blocks:
             x = block(x)
         return self.conv_out(self.norm_out(x))
