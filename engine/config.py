@@ -30,6 +30,7 @@ DEVICES = ("auto", "cuda", "cpu")
 DTYPES = ("auto", "bfloat16", "float32")
 VARIANTS = ("raw", "turbo")
 QUANTIZATIONS = ("auto", "none", "fp8", "int8")
+DIT_LAYERWISE, DIT, TEXT_ENCODER, VAE = OFFLOADS = ("dit-layerwise", "dit", "text-encoder", "vae")
 ATTENTIONS = ("auto", "cudnn", "flash", "fa3", "fa4", "triton", "torch")
 PARTS = ("transformer", "text_encoder", "vae", "tokenizer")
 
@@ -40,6 +41,11 @@ DEFAULT_TAPS = (2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35)
 @dataclass(frozen=True)
 class EngineConfig:
     """How to run the engine: which checkpoint, on what, over how many ranks. Raises `ArgumentError`.
+
+    offload: what lies in host memory until it is needed, of `OFFLOADS`. prefetch: how many blocks are copied ahead;
+    None leaves it to the plan. memory_budget: bytes of a device that the engine may take. vae_memory: bytes of decoding
+    above which an image is decoded in tiles. lora_memory: bytes that a budget's plan leaves to LoRAs. See
+    docs/small-gpus.md.
 
     model: a folder in the diffusers layout, a transformer's file, or "demo"; None is the demo too, unless parts are
     given. transformer, text_encoder, vae and tokenizer are parts that come from elsewhere: a file or a folder each.
@@ -60,6 +66,11 @@ class EngineConfig:
     cuda_graphs: bool = True
     merge_loras: tuple[tuple[str, float], ...] = ()  # files, each with its strength
     lora_lenient: bool = False
+    offload: tuple[str, ...] = ()
+    prefetch: int | None = None
+    memory_budget: int | None = None
+    vae_memory: int | None = None
+    lora_memory: int | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("model", "the path of a checkpoint, or demo"), *((n, "a path") for n in PARTS)):
@@ -85,6 +96,21 @@ class EngineConfig:
         if isinstance(self.tp, bool) or self.tp not in TENSOR_PARALLEL_DEGREES:
             allowed = ", ".join(map(str, TENSOR_PARALLEL_DEGREES))
             raise ArgumentError.of("tp", f"one of {allowed}", self.tp)
+        self._check_memory_options()
+
+    def _check_memory_options(self) -> None:
+        if not isinstance(self.offload, tuple) or set(self.offload) - set(OFFLOADS):
+            raise ArgumentError.of("offload", f"some of {', '.join(OFFLOADS)}", self.offload)
+        if DIT in self.offload and DIT_LAYERWISE in self.offload:
+            raise ArgumentError.of("offload", f"{DIT} or {DIT_LAYERWISE}, not both", self.offload)
+        if self.prefetch is not None and (
+            not isinstance(self.prefetch, int) or isinstance(self.prefetch, bool) or not 0 <= self.prefetch <= 64
+        ):
+            raise ArgumentError.of("prefetch", "between 0 and 64 blocks", self.prefetch)
+        for name in ("memory_budget", "vae_memory", "lora_memory"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value <= 0):
+                raise ArgumentError.of(name, "a number of bytes above 0, as 16GB", value)
 
     def dtype_on(self, device_type: str) -> str:
         """bfloat16 or float32: what `dtype` stands for on "cuda" or "cpu"."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +39,14 @@ class ImageDecoder:
         previews: PreviewMap,
         device: torch.device,
         on_image: Callable[[DecodedImage], None] | None,
+        *,
+        tile: Callable[[int, int], int | None] = lambda width, height: None,
+        presence: AbstractContextManager[None] | None = None,
     ) -> None:
+        """tile: the sides of the tiles that an image of some width and height is decoded in, as `VAEDecoder.forward`
+        has them. presence: within it the VAE's weights are on the device; None: they always are."""
         self._vae, self._previews, self._on_image = vae, previews, on_image
+        self._tile, self._presence = tile, presence or nullcontext()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="vae")
         self._futures: list[Future[None]] = []
         # First in line for the GPU: decoding is a small part of a step, and the last that its image waits for.
@@ -47,7 +54,7 @@ class ImageDecoder:
 
     def warm_up(self, latents: torch.Tensor) -> None:
         """Decode latents of this shape, (z_dim, h, w), in the thread that decodes. Returns when that is done."""
-        self._executor.submit(self._on_stream, self._vae.warm_up, latents[None]).result()
+        self._executor.submit(self._on_stream, self._warm_up, latents).result()
 
     def submit(self, job: Job, latents: torch.Tensor) -> None:
         ready = None
@@ -79,9 +86,18 @@ class ImageDecoder:
             if self._stream is not None:
                 self._stream.synchronize()  # before another stream draws with what was learned
 
+    def _warm_up(self, latents: torch.Tensor) -> None:
+        with self._presence:
+            self._vae.warm_up(latents[None], tile=self._tile_of(latents))
+
+    def _tile_of(self, latents: torch.Tensor) -> int | None:
+        height, width = (side * self._vae.scale_factor for side in latents.shape[1:])
+        return self._tile(width, height)
+
     def _decode_pixels(self, job: Job, latents: torch.Tensor) -> None:
         began = time.perf_counter()
-        pixels = self._vae.decode_pixels(latents[None])[0]
+        with self._presence:
+            pixels = self._vae.decode_pixels(latents[None], tile=self._tile_of(latents))[0]
         if self._on_image is not None:
             on_host = to_host(pixels)
             if self._stream is not None:

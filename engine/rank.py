@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from engine.batch import Layout, Segment
 from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.load import LoadOptions, Weights, load_weights
-from engine.config import EngineConfig
+from engine.config import DIT, DIT_LAYERWISE, TEXT_ENCODER, EngineConfig
 from engine.decoding import DecodedImage, ImageDecoder
 from engine.graphs import PromptGraphs, StepGraphs
 from engine.kernels.attention import GatedAttentionKernel
@@ -20,9 +20,10 @@ from engine.kernels.attention_choice import AttentionChoice, AttentionShape, cho
 from engine.kernels.rope import image_rotations
 from engine.lora.adapters import DENOISING, TEXT, TIME, Adapters, Loras
 from engine.lora.merge import MergedWeights
-from engine.memory import decode_bytes, step_bytes
+from engine.memory import decode_bytes, step_bytes, tile_side
 from engine.model import TextEncoder, Transformer, VAEDecoder
 from engine.model.transformer import TimeModulation
+from engine.offload import Offload, limit_allocations, plan_for
 from engine.parallel import Group
 from engine.parallel.device import (
     check_quantization,
@@ -116,13 +117,19 @@ class Rank:
             self.text_encoder = TextEncoder(self.config, group)
             self.transformer = Transformer(self.config.transformer, group, self.attention, text_attention)
             self.vae = VAEDecoder(self.config.vae) if group.rank == 0 else None
-        modules = {"text_encoder": self.text_encoder, "transformer": self.transformer, "vae": self.vae}
+        self.plan = plan_for(config, weights, group.size, device, self.dtype)
+        limit_allocations(self.plan, device)
+        self.offload = Offload(self.plan, device)
         options = LoadOptions(device, self.dtype, config.quantization, fp8_products=multiplies_fp8(device, self.dtype))
-        self.bytes_read = sum(
-            load_weights(module, weights, component, rank=group.rank, size=group.size, options=options)
-            for component, module in modules.items()
-            if module is not None
-        )
+        modules = {"text_encoder": self.text_encoder, "transformer": self.transformer, "vae": self.vae}
+        self.bytes_read = 0
+        for component, module in modules.items():
+            if module is not None:
+                where = replace(options, on_host=self.offload.on_host(component))
+                self.bytes_read += load_weights(
+                    module, weights, component, rank=group.rank, size=group.size, options=where
+                )
+                self.offload.take(component, module)
         weights.close()
 
         self._jobs: dict[int, _JobState] = {}
@@ -136,7 +143,9 @@ class Rank:
         self._decoder: ImageDecoder | None = None
         if self.vae is not None:
             self._previews = PreviewMap(self.config.vae.z_dim, device)
-            self._decoder = ImageDecoder(self.vae, self._previews, device, on_image)
+            self._decoder = ImageDecoder(
+                self.vae, self._previews, device, on_image, tile=self._tile_side, presence=self.offload.vae
+            )
 
     def warm_up(self, sizes: Sequence[tuple[int, int]] = ()) -> None:
         """Do now, on a GPU, what would make the first requests slow: measure the attention backends, compile kernels,
@@ -153,13 +162,17 @@ class Rank:
             for size in dict.fromkeys([(self.config.default_width, self.config.default_height), *sizes]):
                 self._warm_up_image(*size)
             # Collectives could be recorded too, but nobody has tried that with the groups of this engine; and float32
-            # is for comparisons.
+            # is for comparisons. A graph cannot follow weights that come and go.
             if self._engine.cuda_graphs and self.group.size == 1 and self.dtype == torch.bfloat16:
-                self._prompts.record(PromptGraphs(self.text_encoder, self.device))
-                if self.attention.captured_backend is not None:
+                offload = set(self.plan.offload)
+                if TEXT_ENCODER not in offload:
+                    self._prompts.record(PromptGraphs(self.text_encoder, self.device))
+                if self.attention.captured_backend is not None and not offload & {DIT, DIT_LAYERWISE}:
                     dit = self.config.transformer
                     self._step_graphs = StepGraphs(self.transformer, dit, self.dtype, self.device)
                     self._step_graphs.record_all()
+        if self.offload.dit is not None:
+            self.offload.dit.drop()
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()  # what this took and no longer needs is free for steps
 
@@ -168,7 +181,7 @@ class Rank:
         tokens = self.config.image_tokens(width, height) + _TYPICAL_PROMPT_TOKENS
         needed = max(
             step_bytes(self.config, tokens, self.group.size, self.dtype.itemsize),
-            decode_bytes(self.config, width, height, self.dtype.itemsize),
+            decode_bytes(self.config, width, height, self.dtype.itemsize, self.plan.decode_limit),
         )
         torch.cuda.empty_cache()
         free = self.memory().get("free", needed)
@@ -177,6 +190,8 @@ class Rank:
             return
         prompt = (0,) * (PREFIX_TOKENS + _TYPICAL_PROMPT_TOKENS)
         job = Job(-1, prompt, None, width, height, 1, 0.0, None, 0)
+        if self.offload.dit is not None:
+            self.offload.dit.bring()
         self._start((job,))
         state = self._jobs.pop(job.job_id)
         self._denoise([state])
@@ -199,6 +214,9 @@ class Rank:
         for adapter in step.load:  # before the clock starts: neither encoding nor denoising
             self._adapters.load(adapter)
         pending = PendingStep(self.device)
+        dit = self.offload.dit
+        if dit is not None and (step.start or step.denoise):
+            dit.bring()
         with torch.inference_mode():
             if step.start:
                 pending.encoded_tokens = self._start(step.start)
@@ -215,6 +233,8 @@ class Rank:
             self._jobs.pop(job_id, None)
         for adapter_id in step.unload:
             self._unload(adapter_id)
+        if dit is not None and not self._jobs:
+            dit.drop()
         return pending
 
     def latents(self, job_id: int) -> torch.Tensor:
@@ -222,13 +242,33 @@ class Rank:
         return self._jobs[job_id].latents
 
     def memory(self) -> dict[str, int]:
-        """Bytes: `weights` and `adapters` that this rank holds, and what is `free` for steps on its device, where that
-        is known."""
-        modules = [module for module in (self.text_encoder, self.transformer, self.vae) if module is not None]
-        weights = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
-        held = {"weights": weights, "adapters": self._adapters.bytes}
+        """Bytes: `weights` of this rank on its device, now and at most (`peak_weights`), `host_weights` in host memory,
+        `adapters`, what is `free` for steps on the device, where that is known, and the `decode_limit` above which
+        images are decoded in tiles, where there is one."""
+        ledger, plan = self.offload.ledger, self.plan
+        sizes = {
+            "weights": ledger.resident,
+            "peak_weights": ledger.peak,
+            "host_weights": self.offload.host_bytes,
+            "adapters": self._adapters.bytes,
+        }
+        if plan.decode_limit is not None:
+            sizes["decode_limit"] = plan.decode_limit
         free = free_bytes(self.device)
-        return held if free is None else held | {"free": free // ranks_on_device(self.device, self.group.size)}
+        if free is not None:
+            free //= ranks_on_device(self.device, self.group.size)
+        if plan.usable is not None:
+            held = max(plan.weights, torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0)
+            free = plan.usable - held if free is None else min(free, plan.usable - held)
+        return sizes if free is None else sizes | {"free": max(0, free - plan.dequantized)}
+
+    def describe_plan(self) -> tuple[str, ...]:
+        """What lies where, for people, if the config says anything about it."""
+        engine = self._engine
+        return tuple(self.plan.describe()) if engine.offload or engine.memory_budget is not None else ()
+
+    def _tile_side(self, width: int, height: int) -> int | None:
+        return tile_side(self.config, width, height, self.dtype.itemsize, self.plan.decode_limit)
 
     def _choose_attention(self, *, measured: bool) -> AttentionChoice:
         """Set the backends by the config, for images of the default size."""
@@ -254,6 +294,7 @@ class Rank:
         """Wait until every image has been decoded. Raises what went wrong there."""
         if self._decoder is not None:
             self._decoder.close()
+        self.offload.close()
 
     # ---- starting jobs
 

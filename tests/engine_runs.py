@@ -56,7 +56,7 @@ def run_requests(
 ) -> list[Picture]:
     """Every image of the requests, in order, all jobs that are not done being packed into each tick.
 
-    joins: the tick at which each job starts; None: all at the first.
+    joins: the tick at which each job starts; None: all at the first. options: others of `EngineConfig`.
     """
     jobs = jobs_of(folder, requests)
     return run_jobs(folder, jobs, tp=tp, dtype=dtype, quantization=quantization, joins=joins, **options)

@@ -42,7 +42,8 @@ ENGINE_LAYERS: dict[str, set[str]] = {
     "json_fields": {"errors"},
     "component_config": {"json_fields"},
     "config": {"component_config", "errors", "json_fields"},
-    "memory": {*_PLAIN, "prompt"},
+    "tiling": set(),
+    "memory": {*_PLAIN, "prompt", "tiling"},
     "cost": {"step"},
     "policy": {"cost", "step"},
     "forecast": {"cost", "policy"},
@@ -54,13 +55,17 @@ ENGINE_LAYERS: dict[str, set[str]] = {
     "preview": set(),
     "batch": {*_PLAIN, "kernels"},
     "prompt": set(),
-    "model": {*_PLAIN, "parallel", "kernels", "batch"},
+    "model": {*_PLAIN, "parallel", "kernels", "batch", "tiling"},
     "lora": {*_PLAIN, "checkpoint", "parallel", "kernels"},
+    "memory_plan": {*_PLAIN, "checkpoint", "memory", "prompt", "tiling"},
+    "copying": set(),
+    "residency": {"memory_plan"},
+    "offload": {*_PLAIN, "checkpoint", "copying", "memory_plan", "model", "parallel", "residency"},
     "graphs": {*_PLAIN, "kernels", "model"},
     "decoding": {*_PLAIN, "model", "parallel", "preview"},
     "prompt_features": {*_PLAIN, "kernels", "model", "parallel", "memory", "prompt", "graphs", "lora"},
     "rank": {*_PLAIN, "parallel", "kernels", "batch", "sampling", "preview", "checkpoint", "model", "lora"}
-    | {"graphs", "decoding", "prompt_features", "memory", "prompt"},
+    | {"graphs", "decoding", "prompt_features", "memory", "memory_plan", "offload", "prompt"},
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +45,17 @@ class Weights(Protocol):
 @dataclass(frozen=True)
 class LoadOptions:
     """How weights are held: on which device, in which dtype (but for those kept in float32 or in 8 bits), and in
-    which quantization. fp8_products: the device multiplies fp8 matrices that the checkpoint has as fp8."""
+    which quantization. fp8_products: the device multiplies fp8 matrices that the checkpoint has as fp8. on_host: which
+    parameters, by name, are loaded to host memory instead."""
 
     device: torch.device
     dtype: torch.dtype
     quantization: str = "auto"
     fp8_products: bool = False
+    on_host: Callable[[str], bool] = lambda parameter: False
+
+    def device_of(self, parameter: str) -> torch.device:
+        return torch.device("cpu") if self.on_host(parameter) else self.device
 
 
 def load_weights(
@@ -108,7 +113,8 @@ def read_parameter(
     if as_stored:
         parts = [tensor.read_eight_bit(bound) for tensor, bound in zip(tensors, bounds, strict=True)]
         values, scales = (torch.cat(part) for part in zip(*parts, strict=True))
-        values, scales = values.to(options.device), scales.to(options.device)
+        device = options.device_of(sources[0].parameter)
+        values, scales = values.to(device), scales.to(device)
         finite = bool(scales.isfinite().all()) and not (
             held == "fp8" and bool((values.view(torch.uint8) & _E4M3_NAN == _E4M3_NAN).any())
         )
@@ -136,7 +142,7 @@ def _read_float(
     shapes = [source.shard_shape(size) for source in sources]
     height = sum(shape[0] for shape in shapes)
     dtype = torch.float32 if sources[0].float32 else options.dtype
-    parameter = torch.empty((height, *shapes[0][1:]), device=options.device, dtype=dtype)
+    parameter = torch.empty((height, *shapes[0][1:]), device=options.device_of(sources[0].parameter), dtype=dtype)
     start = 0
     for source, tensor, bound, shape in zip(sources, tensors, bounds, shapes, strict=True):
         target = parameter[start : start + shape[0]]

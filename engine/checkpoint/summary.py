@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from engine.checkpoint.files import CheckpointFiles
 from engine.checkpoint.holding import held_as, held_bytes
-from engine.checkpoint.tensors import sources_by_parameter
+from engine.checkpoint.stored import Held, StoredTensor
+from engine.checkpoint.tensors import Source, sources_by_parameter
 
 
 @dataclass(frozen=True)
@@ -18,22 +21,51 @@ class ComponentSummary:
     bytes_per_rank: tuple[int, ...]
 
 
+class HeldParameter(NamedTuple):
+    """One parameter on a rank: in which form, of how many elements, and the bytes of these and their scales."""
+
+    form: Held
+    elements: int
+    bytes: int
+
+
+class Tensors(Protocol):
+    """Where `Source`s are looked up, as in `Weights`."""
+
+    sources: dict[str, list[Source]]
+
+    def stored(self, component: str, source: Source) -> StoredTensor: ...
+
+
+def held_parameters(
+    checkpoint: Tensors, tp: int, bytes_per_element: int, quantization: str = "auto"
+) -> dict[str, dict[str, HeldParameter]]:
+    """Every parameter of a rank by component and name, the decoder's being those of rank 0, at `bytes_per_element` (2
+    for bfloat16) but for those kept in float32 and those held in 8 bits."""
+    components: dict[str, dict[str, HeldParameter]] = {}
+    for component, sources in checkpoint.sources.items():
+        components[component] = {}
+        for name, together in sources_by_parameter(sources).items():
+            form = held_as(quantization, together, [checkpoint.stored(component, source) for source in together], tp)
+            components[component][name] = HeldParameter(
+                form,
+                sum(math.prod(source.shard_shape(tp)) for source in together),
+                held_bytes(form, together, tp, bytes_per_element),
+            )
+    return components
+
+
 def summarize(
     checkpoint: CheckpointFiles, tp: int, bytes_per_element: int, quantization: str = "auto"
 ) -> list[ComponentSummary]:
-    """Sum up the tensors that inference needs, at `bytes_per_element` (2 for bfloat16) but for those kept in float32
-    and those held in 8 bits.
+    """Sum up the tensors that inference needs, held as `held_parameters` says.
 
     Raises `ArgumentError` if `tp` does not divide the model.
     """
     checkpoint.config.check_tp(tp)
     summaries = []
-    for component, sources in checkpoint.sources.items():
-        held = 0
-        for together in sources_by_parameter(sources).values():
-            stored = [checkpoint.stored(component, source) for source in together]
-            form = held_as(quantization, together, stored, tp)
-            held += held_bytes(form, together, tp, bytes_per_element)
+    for component, parameters in held_parameters(checkpoint, tp, bytes_per_element, quantization).items():
+        held = sum(parameter.bytes for parameter in parameters.values())
         on_rank_0_only = component == "vae"
         bytes_per_rank = tuple(held if rank == 0 or not on_rank_0_only else 0 for rank in range(tp))
         summaries.append(ComponentSummary(component, checkpoint.parameters[component], bytes_per_rank))

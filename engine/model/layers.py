@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Protocol, TypeVar
+
 import torch
 from torch import nn
 
@@ -12,6 +15,14 @@ from engine.kernels.norm import rms_norm
 from engine.kernels.packing import Packing
 from engine.kernels.rope import norm_rotate_
 from engine.parallel import ColumnParallelLinear, Group, RowParallelLinear
+
+M = TypeVar("M")
+
+
+class Visit(Protocol):
+    """Gives blocks one after the other; whoever brings them to the device does so here."""
+
+    def __call__(self, blocks: Iterable[M], /) -> Iterable[M]: ...
 
 
 class RMSNorm(nn.Module):

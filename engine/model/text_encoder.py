@@ -11,7 +11,7 @@ from engine.kernels.attention import packed_attention
 from engine.kernels.norm import add_rms_norm
 from engine.kernels.packing import Packing
 from engine.kernels.rope import norm_rotate_, text_rotations
-from engine.model.layers import RMSNorm, SwiGLU
+from engine.model.layers import RMSNorm, SwiGLU, Visit
 from engine.parallel import ColumnParallelLinear, Group, RowParallelLinear
 
 
@@ -27,6 +27,7 @@ class TextEncoder(nn.Module):
         self.layers = nn.ModuleList(_Layer(text, group) for _ in range(config.text_layers))
         # the tuple of hidden states ends with the normed output of the last layer
         self.norm = RMSNorm(text.hidden_size, text.norm_eps) if max(self.taps) == text.num_layers else None
+        self.visit: Visit = iter  # the layers in order, each on the device while it is used
 
     def forward(self, ids: torch.Tensor, packing: Packing) -> torch.Tensor:
         """ids: (tokens,) of several prompts, packed. Returns (tokens, taps, width).
@@ -38,7 +39,7 @@ class TextEncoder(nn.Module):
         rotations = text_rotations(positions, self.head_dim, self.rope_theta)
         x = self.embed_tokens(ids)
         states = [x]
-        for layer in self.layers:
+        for layer in self.visit(self.layers):
             x = layer(x, packing, rotations)
             states.append(x)
         if self.norm is not None:
@@ -52,7 +53,8 @@ class _Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, width))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return F.embedding(ids, self.weight)
+        # in host memory the few rows that are needed are looked up there
+        return F.embedding(ids.to(self.weight.device), self.weight).to(ids.device)
 
 
 class _Layer(nn.Module):

@@ -17,7 +17,7 @@ from engine.config import TransformerConfig
 from engine.kernels.attention import GatedAttentionKernel
 from engine.kernels.norm import add_rms_norm_modulate_, rms_norm_modulate
 from engine.kernels.packing import Packing
-from engine.model.layers import GatedAttention, RMSNorm, SwiGLU
+from engine.model.layers import GatedAttention, RMSNorm, SwiGLU, Visit
 from engine.model.text_fusion import TextFusion
 from engine.parallel import Group, Linear
 
@@ -52,6 +52,7 @@ class Transformer(nn.Module):
         self.txt_in = _TextProjection(config)
         self.transformer_blocks = nn.ModuleList(_Block(config, group, attention) for _ in range(config.num_layers))
         self.final_layer = _FinalLayer(config)
+        self.visit: Visit = iter  # the blocks of a step, in order, each on the device while it is used
 
     @property
     def attends_to_fp8(self) -> bool:
@@ -107,7 +108,7 @@ class Transformer(nn.Module):
         followers: list[_Block | _FinalLayer] = [*blocks[1:], self.final_layer]
         vectors = blocks[0].modulate(modulation)
         y = rms_norm_modulate(x, vectors[:, 0], vectors[:, 1], eps, packing, fp8=blocks[0].takes_fp8)
-        for block, follower in zip(blocks, followers, strict=True):
+        for block, follower in zip(self.visit(blocks), followers, strict=True):
             _, _, gate, factor, shift, last_gate = vectors.unbind(1)
             update = block.attn(y, packing, rotations)
             y = add_rms_norm_modulate_(x, update, gate, factor, shift, eps, packing, fp8=block.ff.takes_fp8)

@@ -1,0 +1,161 @@
+"""Memory plans: within the budget, never slower for more of it, and refusals that say what would do."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.real_size import KREA2
+from engine.config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
+from engine.errors import ArgumentError
+from engine.memory import decode_bytes, encode_bytes, step_bytes
+from engine.memory_plan import MemoryPlan, WeightBytes, plan_memory, slot_bytes, spread
+
+# bfloat16, as `krea2 info` shows them: 12.8 and 4.0 billion parameters
+BFLOAT16 = WeightBytes(
+    dit_blocks=(868_000_000,) * 28,
+    dit_rest=1_300_000_000,
+    text_layers=(201_900_000,) * 35,
+    text_rest=778_000_000,
+    vae=110_000_000,
+    small=10_000_000,
+)
+EIGHT_BIT = replace(BFLOAT16, dit_blocks=(434_300_000,) * 28)
+GB = 10**9
+
+sizes = st.integers(1, 10**9)
+weight_bytes = st.builds(
+    WeightBytes,
+    dit_blocks=st.lists(sizes, min_size=1, max_size=12).map(tuple),
+    dit_rest=sizes,
+    text_layers=st.lists(sizes, min_size=1, max_size=8).map(tuple),
+    text_rest=sizes,
+    vae=sizes,
+    small=sizes,
+    dequantized=st.integers(0, 10**8),
+)
+offloads = st.sampled_from([(), (DIT,), (DIT_LAYERWISE,), (TEXT_ENCODER,), (DIT, TEXT_ENCODER, VAE), (VAE,)])
+prefetches = st.sampled_from([None, 0, 1, 2, 5])
+
+
+def make_plan(weights: WeightBytes, budget: int | None, **options: object) -> MemoryPlan:
+    return plan_memory(KREA2, weights, tp=1, bytes_per_element=2, budget=budget, **options)  # type: ignore[arg-type]
+
+
+def plan_or_error(
+    weights: WeightBytes, budget: int, offload: tuple[str, ...], prefetch: int | None
+) -> MemoryPlan | ArgumentError:
+    try:
+        return make_plan(weights, budget, offload=offload, prefetch=prefetch)
+    except ArgumentError as error:
+        return error
+
+
+def cost(plan: MemoryPlan) -> tuple[bool, int]:
+    """Whether copies are waited for, and the bytes that are copied for an image."""
+    copied = plan.copied_per_step * KREA2.default_steps + plan.copied_per_prompt
+    return plan.prefetch == 0 and copied > 0, copied
+
+
+@settings(deadline=None)
+@given(weight_bytes, st.integers(1, 60 * GB), offloads, prefetches)
+def test_a_plan_keeps_within_its_budget_or_the_least_that_would_do_is_named(
+    weights: WeightBytes, budget: int, offload: tuple[str, ...], prefetch: int | None
+) -> None:
+    plan = plan_or_error(weights, budget, offload, prefetch)
+    if isinstance(plan, ArgumentError):
+        assert plan.parameter == "memory_budget"
+        named = re.search(r"must be at least ([\d.]+) (GB|MB)", plan.message)
+        assert named is not None
+        least = round(float(named[1]) * {"GB": GB, "MB": 10**6}[named[2]])
+        assert budget < least
+        make_plan(weights, least, offload=offload, prefetch=prefetch)
+        return
+    assert plan.usable is not None
+    assert plan.weights + plan.work <= plan.usable < budget
+    assert set(offload) <= set(plan.offload)
+    assert prefetch in (None, plan.prefetch)
+    assert plan.copied_per_step == sum(weights.dit_blocks[block] for block in plan.streamed)
+
+
+@settings(deadline=None)
+@given(weight_bytes, st.integers(1, 60 * GB), st.integers(0, 20 * GB), offloads, prefetches)
+def test_more_memory_never_makes_a_slower_plan(
+    weights: WeightBytes, budget: int, more: int, offload: tuple[str, ...], prefetch: int | None
+) -> None:
+    plan = plan_or_error(weights, budget, offload, prefetch)
+    if isinstance(plan, ArgumentError):
+        return
+    assert cost(make_plan(weights, budget + more, offload=offload, prefetch=prefetch)) <= cost(plan)
+
+
+@settings(deadline=None)
+@given(weight_bytes, prefetches)
+def test_weights_are_what_stays_and_the_places_of_what_comes_and_goes(
+    weights: WeightBytes, prefetch: int | None
+) -> None:
+    plan = make_plan(weights, None, offload=(DIT_LAYERWISE, TEXT_ENCODER), prefetch=prefetch)
+    ahead = 1 if prefetch is None else prefetch
+    slots = sum(min(ahead + 1, len(blocks)) * max(blocks) for blocks in (weights.dit_blocks, weights.text_layers))
+    assert plan.weights == slots + weights.dit_rest + weights.vae + weights.small
+    assert plan.host == sum(weights.dit_blocks) + sum(weights.text_layers) + weights.text_rest
+    assert make_plan(weights, None).weights == weights.total
+
+
+@pytest.mark.parametrize(
+    ("weights", "gigabytes", "offload"),
+    [
+        (BFLOAT16, 48, ()),
+        (BFLOAT16, 24, (DIT_LAYERWISE, TEXT_ENCODER)),
+        (BFLOAT16, 16, (DIT_LAYERWISE, TEXT_ENCODER)),
+        (BFLOAT16, 12, (DIT_LAYERWISE, TEXT_ENCODER)),
+        (EIGHT_BIT, 32, ()),
+        (EIGHT_BIT, 24, (TEXT_ENCODER,)),
+        (EIGHT_BIT, 16, (DIT_LAYERWISE, TEXT_ENCODER)),
+        (EIGHT_BIT, 12, (DIT_LAYERWISE, TEXT_ENCODER)),
+    ],
+)
+def test_plans_at_the_real_size(weights: WeightBytes, gigabytes: int, offload: tuple[str, ...]) -> None:
+    plan = make_plan(weights, gigabytes * GB)
+    assert plan.offload == offload
+    assert plan.prefetch == 1
+    # blocks that stay are worth more than anything else that memory could be used for: one more would not fit
+    if plan.streamed:
+        assert plan.needed + weights.dit_blocks[0] > gigabytes * GB
+
+
+def test_a_plan_leaves_room_for_a_default_image_while_another_is_decoded() -> None:
+    plan = make_plan(BFLOAT16, 16 * GB)
+    assert plan.decode_limit is not None
+    tokens = KREA2.image_tokens(1024, 1024) + 512
+    needed = max(step_bytes(KREA2, tokens, 1, 2), encode_bytes(KREA2, 1, 2))
+    assert plan.work == needed + decode_bytes(KREA2, 1024, 1024, 2, plan.decode_limit)
+
+
+def test_a_plan_is_told_in_lines() -> None:
+    lines = make_plan(BFLOAT16, 16 * GB).describe()
+    text = "\n".join(lines)
+    assert re.search(r"^budget +16\.00 GB a rank$", text, re.MULTILINE)
+    assert re.search(
+        r"^blocks +\d+ of 28 stay on the device; [\d.]+ GB are copied each step, 1 ahead$", text, re.MULTILINE
+    )
+    assert re.search(r"^offloaded +dit-layerwise, text-encoder$", text, re.MULTILINE)
+
+
+@given(st.integers(1, 60).flatmap(lambda blocks: st.tuples(st.integers(0, blocks), st.just(blocks))))
+def test_blocks_that_come_and_go_are_spread_evenly(counts: tuple[int, int]) -> None:
+    count, blocks = counts
+    chosen = spread(count, blocks)
+    assert len(chosen) == count
+    gaps = {later - earlier for earlier, later in pairwise(chosen)}
+    assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_there_are_no_more_places_than_blocks() -> None:
+    assert slot_bytes([3, 5], 0) == 5
+    assert slot_bytes([3, 5], 9) == 10
