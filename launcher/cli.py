@@ -25,7 +25,8 @@ from launcher import torchrun
 from launcher.cli_convert import convert
 from launcher.cli_serve import serve
 from launcher.files import numbered_paths, output_format, write_file
-from launcher.options import configure_engine, engine_options, part_options
+from launcher.limits import parse_bytes
+from launcher.options import configure_engine, engine_options, parse_offload, part_options
 from launcher.process import exit_after, watch_parent
 from launcher.protocol import Generate, LoraChoice, Progress
 from launcher.spawn import ORDERLY_S, SIGNALS, launch_frontend
@@ -131,6 +132,9 @@ def generate(
         _Progress(steps=sum(request.steps * request.num_images for request in checked)) as progress,
         launch_frontend(config, while_starting=progress.show) as client,
     ):
+        if config.engine.memory_budget is not None:
+            for line in ("memory plan:", *client.status().memory_plan):
+                progress.print(line, sys.stderr)
         if seed is None:
             progress.print(f"seed: {first_seed}", sys.stderr)
         ahead = min(_REQUESTS_AHEAD, config.limits.max_queue)
@@ -144,15 +148,21 @@ def generate(
 @click.option("--dtype", default="bfloat16", help="bfloat16 or float32.", show_default=True)
 @click.option("--quantization", default="auto", help="auto, none, fp8 or int8, as for serve.", show_default=True)
 @click.option("--variant", help="raw or turbo.")
+@click.option("--memory-budget", metavar="SIZE", help="What could be taken of each device, as 16GB: show the plan.")
+@click.option(
+    "--offload", default="", metavar="PARTS", help="What the plan must offload, as serve and generate have it."
+)
 @click.option("--lora", "loras", multiple=True, metavar="PATH", help="A LoRA file to check too; may be repeated.")
 @click.option("--lora-lenient", is_flag=True, help="Skip what fits nothing in a LoRA file.")
-def info(loras: tuple[str, ...], **engine_options: Any) -> None:
+def info(loras: tuple[str, ...], memory_budget: str | None, offload: str, **engine_options: Any) -> None:
     """Show what a model holds, in which files and formats, and the bytes of each rank. MODEL and its parts are as for
     serve."""
     from launcher.hub import find_model
     from launcher.info import describe_checkpoint, describe_lora
 
-    config = EngineConfig(**engine_options)
+    config = EngineConfig(
+        memory_budget=parse_bytes("memory_budget", memory_budget), offload=parse_offload(offload), **engine_options
+    )
     config = replace(config, model=find_model(config.model))
     click.echo(describe_checkpoint(config))
     for lora in loras:

@@ -112,6 +112,15 @@ class Dispatcher:
         return self._supervisor.group.memory
 
     @property
+    def memory_plan(self) -> tuple[str, ...]:
+        return self._supervisor.group.memory_plan
+
+    @property
+    def decode_limit(self) -> int | None:
+        """Bytes of decoding above which images are decoded in tiles, if there is such a bound."""
+        return self._supervisor.group.decode_limit
+
+    @property
     def free(self) -> list[int] | None:
         """Bytes that each rank has for steps beside the adapters, where that is known."""
         free = self._supervisor.group.free
@@ -165,7 +174,13 @@ class Dispatcher:
     def _fit_budget(self) -> None:
         most, free = self._most_tokens, self.free
         if free is not None:
-            most = token_budget(self._model, most, bytes_per_element=self.bytes_per_element, free=free)
+            most = token_budget(
+                self._model,
+                most,
+                bytes_per_element=self.bytes_per_element,
+                free=free,
+                decode_limit=self.decode_limit,
+            )
         self._scheduler.token_budget = most
 
     def send_steps(self) -> None:

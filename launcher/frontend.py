@@ -263,8 +263,14 @@ class Frontend:
         """Raise `ArgumentError` if a rank has too little memory, now or with so many `free` bytes."""
         free = self._dispatcher.free if free is None else free
         if free is not None:
-            bytes_per_element = self._dispatcher.bytes_per_element
-            check_memory(request.plan, request.checked, self._model, bytes_per_element=bytes_per_element, free=free)
+            check_memory(
+                request.plan,
+                request.checked,
+                self._model,
+                bytes_per_element=self._dispatcher.bytes_per_element,
+                free=free,
+                decode_limit=self._dispatcher.decode_limit,
+            )
 
     def _check_free(self, free: Sequence[int]) -> None:
         for request in self._unfinished():
@@ -327,7 +333,13 @@ class Frontend:
         if self._dispatcher.restarts == 0:
             self._on_started(self._clients.address)
         dispatcher = self._dispatcher
-        log_event("ranks ready", device=dispatcher.device, restarts=dispatcher.restarts, attention=dispatcher.attention)
+        log_event(
+            "ranks ready",
+            device=dispatcher.device,
+            restarts=dispatcher.restarts,
+            attention=dispatcher.attention,
+            memory_plan=" · ".join(dispatcher.memory_plan) or None,
+        )
         self._loras.ranks_ready()
         for request in self._unfinished():  # which came before the ranks' memory was known
             try:

@@ -6,6 +6,7 @@ from collections import Counter
 
 from engine.checkpoint import CheckpointFiles, summarize
 from engine.config import EngineConfig
+from engine.memory_plan import plan_checkpoint
 from launcher.tokenizer import PromptTokenizer
 
 
@@ -19,8 +20,17 @@ def describe_checkpoint(config: EngineConfig) -> str:
     model = checkpoint.config
     model.check_tp(config.tp)
     PromptTokenizer(checkpoint.tokenizer, model.text_encoder.vocab_size)
-    components = summarize(checkpoint, config.tp, 4 if config.dtype == "float32" else 2, config.quantization)
+    bytes_per_element = 4 if config.dtype == "float32" else 2
+    components = summarize(checkpoint, config.tp, bytes_per_element, config.quantization)
     files = [line for name in checkpoint.components for line in _describe_files(checkpoint, name)]
+    plan_lines = []
+    if config.memory_budget is not None or config.offload:
+        plan = plan_checkpoint(checkpoint, config, config.tp, bytes_per_element, budget=config.memory_budget)
+        plan_lines = [
+            "",
+            "memory plan of a rank that has a device to itself",
+            *(f"  {line}" for line in plan.describe()),
+        ]
     checkpoint.close()
 
     dit, text, vae = model.transformer, model.text_encoder, model.vae
@@ -45,7 +55,7 @@ def describe_checkpoint(config: EngineConfig) -> str:
         lines.append(_row(component.name, component.parameters, component.bytes_per_rank))
     totals = tuple(sum(column) for column in zip(*(c.bytes_per_rank for c in components), strict=True))
     lines.append(_row("total", sum(component.parameters for component in components), totals))
-    return "\n".join(lines)
+    return "\n".join(lines + plan_lines)
 
 
 def _describe_files(checkpoint: CheckpointFiles, name: str) -> list[str]:

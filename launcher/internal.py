@@ -151,12 +151,13 @@ class Hello(Message, frozen=True, kw_only=True):
 
 
 class Ready(Message, frozen=True, kw_only=True):
-    """The rank has its weights."""
+    """The rank has its weights. `memory_plan`: what it keeps where, for people, if it was told to save memory."""
 
     rank: int
     device: str
     memory: dict[str, int]
     attention: dict[str, str]
+    memory_plan: tuple[str, ...] = ()
 
 
 class StepDone(Message, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -47,6 +48,20 @@ class Limits:
                 f"limit min_side {limits.min_side} must not be above max_side {limits.max_side}", parameter="limit"
             )
         return limits
+
+
+_UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def parse_bytes(name: str, value: int | str | None) -> int | None:
+    """A number of bytes from `16GB`, `15.5 GiB` or the number itself. Raises `ArgumentError` naming `name`."""
+    if not isinstance(value, str):
+        return value  # which `EngineConfig` checks
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]*)", value.strip(), re.ASCII)
+    units = {unit.lower(): size for unit, size in _UNITS.items()}
+    if match is None or match[2].lower() not in units:
+        raise ArgumentError.of(name, f"a number with one of {', '.join(filter(None, _UNITS))}, as 16GB", value)
+    return int(float(match[1]) * units[match[2].lower()])
 
 
 def is_number(value: object) -> bool:

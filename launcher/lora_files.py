@@ -62,17 +62,25 @@ def with_loras(
     if lora_dir is not None and not os.path.isdir(lora_dir):
         raise ArgumentError.of("lora_dir", "a folder", lora_dir)
     files = tuple(map(parse_lora, loras))
-    if merge:
-        engine = replace(config.engine, merge_loras=tuple((file.path, file.strength) for file in files))
-        changes: dict[str, object] = {"engine": engine}
-    else:
+    engine = config.engine
+    if not merge:
         _check_set([file.name for file in files], config.limits)
+    opened = [open_lora(file.path, model, lenient=engine.lora_lenient) for file in files]
+    warnings = [
+        f"{file.path}: {describe_skipped(adapter)}"
+        for file, adapter in zip(files, opened, strict=True)
+        if adapter.skipped
+    ]
+    if merge:
+        engine = replace(engine, merge_loras=tuple((file.path, file.strength) for file in files))
+        changes: dict[str, object] = {"engine": engine}
+    elif files and engine.memory_budget is not None and engine.lora_memory is None:
+        # budgets are for GPUs, so where the device is still to be found, that is what the dtype is taken of
+        bytes_per_element = 2 if engine.dtype_on("cpu" if engine.device == "cpu" else "cuda") == "bfloat16" else 4
+        size = sum(adapter.bytes_on_rank(engine.tp, bytes_per_element) for adapter in opened)
+        changes = {"engine": replace(engine, lora_memory=size), "loras": files}
+    else:
         changes = {"loras": files}
-    warnings = []
-    for file in files:
-        opened = open_lora(file.path, model, lenient=config.engine.lora_lenient)
-        if opened.skipped:
-            warnings.append(f"{file.path}: {describe_skipped(opened)}")
     folder = None if lora_dir is None else os.path.realpath(lora_dir)
     return msgspec.structs.replace(config, lora_dir=folder, **changes), tuple(warnings)
 

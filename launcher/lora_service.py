@@ -245,7 +245,10 @@ class LoraService:
             return
         left = [available - size for available in free]
         needs = default_needs(
-            self._model, bytes_per_element=self._dispatcher.bytes_per_element, ranks=self._config.engine.tp
+            self._model,
+            bytes_per_element=self._dispatcher.bytes_per_element,
+            ranks=self._config.engine.tp,
+            decode_limit=self._dispatcher.decode_limit,
         )
         for rank, (available, needed) in enumerate(zip(left, needs, strict=True)):
             if available < needed:

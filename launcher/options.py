@@ -12,6 +12,7 @@ from engine.config import PARTS, EngineConfig, ModelConfig
 from engine.errors import ArgumentError
 from launcher import torchrun
 from launcher.internal import FrontendConfig
+from launcher.limits import parse_bytes
 from launcher.spawn import add_loras, configure
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -74,6 +75,32 @@ def engine_options(command: Command) -> Command:
             help="Add the --lora files to the weights as these are loaded: for every image, and at no cost afterwards.",
         ),
         click.option(
+            "--offload",
+            default="",
+            metavar="PARTS",
+            help="What lies in host memory until it is needed: dit-layerwise, or some of dit,text-encoder,vae.",
+        ),
+        click.option(
+            "--prefetch",
+            type=int,
+            help="Blocks copied ahead of their use.  [default: 1, or what --memory-budget allows]",
+        ),
+        click.option(
+            "--memory-budget",
+            metavar="SIZE",
+            help="What to take of each device's memory, as 16GB: offloads as little as it can.",
+        ),
+        click.option(
+            "--lora-memory",
+            metavar="SIZE",
+            help="What --memory-budget leaves to LoRAs, as 500MB.  [default: what those of --lora take]",
+        ),
+        click.option(
+            "--vae-memory",
+            metavar="SIZE",
+            help="Decode images in tiles that would take more, as 2GB.  [default: what --memory-budget leaves]",
+        ),
+        click.option(
             "--limit", "limits", multiple=True, metavar="NAME=VALUE", help="Change a limit, as max_side=2048."
         ),
         click.option(
@@ -120,6 +147,10 @@ def configure_engine(
     loras: tuple[str, ...],
     merge_lora: bool,
     lora_dir: str | None = None,
+    offload: str,
+    memory_budget: str | None,
+    vae_memory: str | None,
+    lora_memory: str | None,
     **engine_options: Any,
 ) -> tuple[FrontendConfig, ModelConfig]:
     """The engine's options, checked as far as that goes without starting it."""
@@ -127,7 +158,14 @@ def configure_engine(
     if folder and tp not in (None, count):
         raise ArgumentError.of("tp", f"{count}, the number of processes that torchrun started", tp)
     config, model = configure(
-        EngineConfig(tp=count if tp is None else tp, **engine_options),
+        EngineConfig(
+            tp=count if tp is None else tp,
+            offload=parse_offload(offload),
+            memory_budget=parse_bytes("memory_budget", memory_budget),
+            vae_memory=parse_bytes("vae_memory", vae_memory),
+            lora_memory=parse_bytes("lora_memory", lora_memory),
+            **engine_options,
+        ),
         _parse_limits(limits),
         start_timeout_s=start_timeout_s,
         step_timeout_s=step_timeout_s,
@@ -139,6 +177,10 @@ def configure_engine(
         kind = "Turbo" if model.is_distilled else "Raw"
         click.echo(f"note: the checkpoint does not say what it is, {kind} is assumed: see --variant", err=True)
     return msgspec.structs.replace(config, run_folder=folder, external_ranks=bool(folder)), model
+
+
+def parse_offload(parts: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in parts.split(",")) if parts else ()
 
 
 def _parse_limits(assignments: tuple[str, ...]) -> dict[str, float]:

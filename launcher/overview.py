@@ -45,6 +45,7 @@ class Overview:
             dropped_messages=self._clients.dropped_messages,
             restarts=self._dispatcher.restarts,
             rank_memory=self._dispatcher.memory,
+            memory_plan=self._dispatcher.memory_plan,
             loras=self._loras.listed(),
             merged_loras=self._loras.merged(),
         )

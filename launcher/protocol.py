@@ -233,6 +233,7 @@ class StatusReply(_Versioned, frozen=True, kw_only=True):
     rank_memory: tuple[dict[str, int], ...]
     loras: tuple[LoadedLora, ...]
     merged_loras: tuple[MergedLora, ...]
+    memory_plan: tuple[str, ...]
 
 
 class MetricsReply(_Versioned, frozen=True, kw_only=True):

@@ -132,6 +132,16 @@ class RankGroup:
         return tuple(self._ready[rank].memory for rank in self._ranks if rank in self._ready)
 
     @property
+    def memory_plan(self) -> tuple[str, ...]:
+        """What rank 0 keeps where, for people, if it was told to save memory."""
+        return self._ready[0].memory_plan if 0 in self._ready else ()
+
+    @property
+    def decode_limit(self) -> int | None:
+        """Bytes of decoding above which rank 0 decodes an image in tiles, if there is such a bound."""
+        return self._ready[0].memory.get("decode_limit") if 0 in self._ready else None
+
+    @property
     def free(self) -> list[int] | None:
         """Bytes that each rank had left for steps when it was ready; None where that is not known."""
         free = [memory["free"] for memory in self.memory if "free" in memory]

@@ -160,10 +160,19 @@ def make_plan(
 
 
 def check_memory(
-    plan: Plan, checked: CheckedRequest, model: ModelConfig, *, bytes_per_element: int, free: Sequence[int]
+    plan: Plan,
+    checked: CheckedRequest,
+    model: ModelConfig,
+    *,
+    bytes_per_element: int,
+    free: Sequence[int],
+    decode_limit: int | None = None,
 ) -> None:
-    """Raise `ArgumentError` if an image of the request, alone, needs more than the `free` bytes of some rank."""
-    needed = _needed(plan.segments, checked.width, checked.height, model, bytes_per_element, len(free))
+    """Raise `ArgumentError` if an image of the request, alone, needs more than the `free` bytes of some rank.
+
+    decode_limit: as in `decode_bytes`.
+    """
+    needed = _needed(plan.segments, checked.width, checked.height, model, bytes_per_element, len(free), decode_limit)
     for rank, (available, wanted) in enumerate(zip(free, needed, strict=True)):
         if wanted > available:
             raise ArgumentError(
@@ -173,27 +182,37 @@ def check_memory(
             )
 
 
-def default_needs(model: ModelConfig, *, bytes_per_element: int, ranks: int) -> list[int]:
+def default_needs(
+    model: ModelConfig, *, bytes_per_element: int, ranks: int, decode_limit: int | None = None
+) -> list[int]:
     """Bytes that each rank needs for a picture of the default size."""
     width, height = model.default_width, model.default_height
     tokens = model.image_tokens(width, height) + MAX_PROMPT_TOKENS
-    return _needed((tokens,), width, height, model, bytes_per_element, ranks)
+    return _needed((tokens,), width, height, model, bytes_per_element, ranks, decode_limit)
 
 
 def _needed(
-    segments: Sequence[int], width: int, height: int, model: ModelConfig, bytes_per_element: int, ranks: int
+    segments: Sequence[int],
+    width: int,
+    height: int,
+    model: ModelConfig,
+    bytes_per_element: int,
+    ranks: int,
+    decode_limit: int | None,
 ) -> list[int]:
     """Bytes by rank. Rank 0 decodes images while the next step runs."""
     stepping = max(
         step_bytes(model, sum(segments), ranks, bytes_per_element), encode_bytes(model, ranks, bytes_per_element)
     )
-    decoding = decode_bytes(model, width, height, bytes_per_element)
+    decoding = decode_bytes(model, width, height, bytes_per_element, decode_limit)
     return [stepping + decoding] + [stepping] * (ranks - 1)
 
 
-def token_budget(model: ModelConfig, most: int, *, bytes_per_element: int, free: Sequence[int]) -> int:
+def token_budget(
+    model: ModelConfig, most: int, *, bytes_per_element: int, free: Sequence[int], decode_limit: int | None = None
+) -> int:
     """The tokens of a tick, at most `most`, for which every rank has memory beside a picture of the default size."""
-    decoding = decode_bytes(model, model.default_width, model.default_height, bytes_per_element)
+    decoding = decode_bytes(model, model.default_width, model.default_height, bytes_per_element, decode_limit)
     for_one = step_bytes(model, 1, len(free), bytes_per_element)
     return max(1, min(most, (min(free) - decoding) // for_one))
 

@@ -28,7 +28,7 @@ from launcher.internal import (
     Started,
     decode_frontend_report,
 )
-from launcher.limits import Limits, is_number
+from launcher.limits import Limits, is_number, parse_bytes
 from launcher.process import (
     STOP_S,
     TERMINATE_S,
@@ -87,6 +87,11 @@ def launch(
     lora_lenient: bool = False,
     merge_lora: bool = False,
     lora_dir: str | None = None,
+    offload: Sequence[str] = (),
+    prefetch: int | None = None,
+    memory_budget: int | str | None = None,
+    vae_memory: int | str | None = None,
+    lora_memory: int | str | None = None,
     limits: Mapping[str, float] | None = None,
     start_timeout_s: float = 600.0,
     step_timeout_s: float = 300.0,
@@ -100,6 +105,9 @@ def launch(
     fields of `Limits`. A rank that is not ready after start_timeout_s seconds, or that takes longer than
     step_timeout_s over a step, counts as lost. warm_up: work that nobody asked for, while nobody waits: previews and
     estimated times come from it.
+
+    offload, prefetch, memory_budget, vae_memory and lora_memory are for small devices (docs/small-gpus.md), sizes being
+    bytes or text such as "16GB".
 
     loras: files as "[NAME=]PATH[:STRENGTH]" for requests to choose by name, or with merge_lora to be part of the
     weights for all of them. lora_lenient skips what fits nothing in a file, with a warning. lora_dir: a folder from
@@ -125,6 +133,11 @@ def launch(
         attention=attention,
         cuda_graphs=cuda_graphs,
         lora_lenient=lora_lenient,
+        offload=(offload,) if isinstance(offload, str) else tuple(offload),
+        prefetch=prefetch,
+        memory_budget=parse_bytes("memory_budget", memory_budget),
+        vae_memory=parse_bytes("vae_memory", vae_memory),
+        lora_memory=parse_bytes("lora_memory", lora_memory),
     )
     config, checkpoint = configure(engine, limits or {}, start_timeout_s=start_timeout_s, step_timeout_s=step_timeout_s)
     config, problems = add_loras(config, checkpoint, loras, lora_dir=lora_dir, merge=merge_lora)

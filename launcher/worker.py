@@ -107,7 +107,15 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
     if load.warm_up:
         rank.warm_up(load.warm_up_sizes)
     attention = rank.attention_choice.describe()
-    wire.send(Ready(rank=config.rank, device=str(device), memory=rank.memory(), attention=attention))
+    wire.send(
+        Ready(
+            rank=config.rank,
+            device=str(device),
+            memory=rank.memory(),
+            attention=attention,
+            memory_plan=rank.describe_plan(),
+        )
+    )
     return rank
 
 

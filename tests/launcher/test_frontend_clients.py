@@ -226,6 +226,7 @@ def test_what_a_client_does_not_take_waits_in_bounded_room_and_the_newest_replac
 _STATUS: dict[str, Any] = {
     "model": "demo", "tp": 1, "device": "cpu", "ready": True, "uptime_s": 0.0, "waiting": 0, "running": 0, "done": 0,
     "failed": 0, "dropped_messages": 0, "restarts": 0, "rank_memory": (), "loras": (), "merged_loras": (),
+    "memory_plan": (),
 }  # fmt: skip
 
 
