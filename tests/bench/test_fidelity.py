@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from bench.denoising import NOISE_DTYPE, final_latents
-from bench.fidelity import REFERENCE, Variant, available_variants, compare_images, demo_jobs, main, quantize, velocities
+from bench.fidelity import (
+    FILES,
+    REFERENCE,
+    Variant,
+    available_variants,
+    compare_images,
+    demo_jobs,
+    main,
+    quantize,
+    velocities,
+)
 from bench.kernel_checks import relative_error
 from bench.plain_kernels import PLAIN, plain_kernels
 from bench.real_size import TINY
@@ -35,12 +45,15 @@ def test_the_command_compares_precisions_and_says_what_it_leaves_out(
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     demo = {line["variant"]: line for line in lines if line["benchmark"] == "fidelity_demo"}
     blocks = {line["variant"]: line for line in lines if line["benchmark"] == "fidelity_blocks"}
-    assert demo.keys() == blocks.keys() | {"bfloat16 timesteps alone"}
+    files = {f"file: {name}" for name in FILES}
+    assert demo.keys() == blocks.keys() | {"bfloat16 timesteps alone"} | files
     assert blocks.keys() == {"bfloat16", "fp8", *(f"fp8 of {matrix} alone" for matrix in BLOCK_MATRICES)}
     # every matrix in fp8 is worse than none, and not hopeless
     assert 1e-4 < demo["bfloat16"]["latents_error"] < demo["fp8"]["latents_error"] < 0.1
     assert demo["bfloat16"]["psnr_db"] > demo["fp8"]["psnr_db"] > 30
     assert 1e-4 < blocks["bfloat16"]["velocity_error"] < blocks["fp8"]["velocity_error"] < 0.2
+    for name in files:
+        assert demo["bfloat16"]["latents_error"] < demo[name]["latents_error"] < 0.2
     for matrix in BLOCK_MATRICES:
         alone = blocks[f"fp8 of {matrix} alone"]["velocity_error"]
         assert blocks["bfloat16"]["velocity_error"] < alone < blocks["fp8"]["velocity_error"]
