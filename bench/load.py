@@ -83,6 +83,8 @@ def main(words: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     caches = parse_list("cache", arguments.cache, CACHES)
     check_positive("layers", arguments.layers)
+    # huge pages, as ranks are told to ask for; torch looks when it first gets memory
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     config = EngineConfig(device=arguments.device, dtype=arguments.dtype)
     device = pick_device(config, 0, 1)
     options = LoadOptions(device, pick_dtype(config, device))
