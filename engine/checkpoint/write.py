@@ -9,23 +9,10 @@ from types import TracebackType
 
 import torch
 
+from engine.checkpoint.mapped_file import DTYPES
 from engine.errors import CheckpointError
 
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.float8_e8m0fnu: "F8_E8M0",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+_NAMES = {getattr(torch, dtype.torch): name for name, dtype in DTYPES.items()}
 _ENTRY_BYTES = 1024  # of a header that are set aside for a tensor and what the metadata says of it
 _AT_ONCE = 1 << 26  # bytes
 
@@ -56,7 +43,7 @@ class SafetensorsWriter:
         assert name not in self._entries
         flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
         self._entries[name] = {
-            "dtype": _DTYPES[tensor.dtype],
+            "dtype": _NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [self._end, self._end + flat.numel()],
         }

@@ -8,21 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from engine.checkpoint import mapped_file
 from engine.checkpoint.stored import Bounds, Header
 
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.float8_e8m0fnu: "F8_E8M0",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-}
+DTYPES = {getattr(torch, dtype.torch): name for name, dtype in mapped_file.DTYPES.items()}
 
 
 class MemoryFile:

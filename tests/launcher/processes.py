@@ -44,6 +44,12 @@ class Marked:
     def start_krea2(self, *arguments: str, **options: object) -> subprocess.Popen[str]:
         return self.start(sys.executable, "-m", "launcher", *arguments, **options)
 
+    def run_krea2(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr."""
+        process = self.start_krea2(*arguments)
+        stdout, stderr = process.communicate(timeout=PATIENCE_S)
+        return process.returncode, stdout, stderr
+
     def start_script(self, script: str) -> subprocess.Popen[str]:
         return self.start(sys.executable, "-c", script)
 

@@ -30,15 +30,9 @@ from tests.launcher.processes import PATIENCE_S, Marked, without_logs
 PROMPT = "a red circle on a blue background"
 
 
-def krea2(marked: Marked, *arguments: str) -> tuple[int, str, str]:
-    process = marked.start_krea2(*arguments)
-    stdout, stderr = process.communicate(timeout=PATIENCE_S)
-    return process.returncode, stdout, stderr
-
-
 def test_generate_writes_a_file_and_says_only_where(marked: Marked, tmp_path: Path) -> None:
     path = tmp_path / "fox.png"
-    code, stdout, stderr = krea2(marked, "generate", PROMPT, "--device", "cpu", "--seed", "0", "--output", str(path))
+    code, stdout, stderr = marked.run_krea2("generate", PROMPT, "--device", "cpu", "--seed", "0", "--output", str(path))
     assert (code, stdout, stderr) == (0, f"{path}\n", "")
     image = Image.open(path)
     assert image.size == (128, 128)
@@ -48,8 +42,8 @@ def test_generate_writes_a_file_and_says_only_where(marked: Marked, tmp_path: Pa
 
 
 def test_several_images_are_numbered_prompt_by_prompt_with_seeds_in_a_row(marked: Marked, tmp_path: Path) -> None:
-    code, stdout, stderr = krea2(
-        marked, "generate", "a red circle", "", "--device", "cpu", "--tp", "2", "--num-images", "2", "--steps", "2",
+    code, stdout, stderr = marked.run_krea2(
+        "generate", "a red circle", "", "--device", "cpu", "--tp", "2", "--num-images", "2", "--steps", "2",
         "--width", "100", "--seed", "40", "--output", str(tmp_path / "out.png"),
     )  # fmt: skip
     assert code == 0
@@ -67,8 +61,8 @@ def test_several_images_are_numbered_prompt_by_prompt_with_seeds_in_a_row(marked
 
 def test_a_drawn_seed_is_reported_and_metadata_can_be_left_out(marked: Marked, tmp_path: Path) -> None:
     path = tmp_path / "a.webp"
-    code, stdout, stderr = krea2(
-        marked, "generate", PROMPT, "--device", "cpu", "--steps", "1", "--no-metadata", "--output", str(path)
+    code, stdout, stderr = marked.run_krea2(
+        "generate", PROMPT, "--device", "cpu", "--steps", "1", "--no-metadata", "--output", str(path)
     )
     assert (code, stdout) == (0, f"{path}\n")
     assert re.fullmatch(r"seed: \d+\n", stderr)
@@ -101,7 +95,7 @@ def test_a_drawn_seed_is_reported_and_metadata_can_be_left_out(marked: Marked, t
 def test_a_mistake_is_one_line_and_exit_code_2_before_anything_starts(
     marked: Marked, arguments: list[str], message: str
 ) -> None:
-    code, stdout, stderr = krea2(marked, "generate", *arguments)
+    code, stdout, stderr = marked.run_krea2("generate", *arguments)
     assert (code, stdout) == (2, "")
     assert stderr.startswith(f"error: {message}")
     assert stderr.count("\n") == 1
@@ -109,7 +103,7 @@ def test_a_mistake_is_one_line_and_exit_code_2_before_anything_starts(
 
 
 def test_an_attention_that_the_device_lacks_is_named_with_those_that_it_has(marked: Marked) -> None:
-    code, stdout, stderr = krea2(marked, "generate", PROMPT, "--device", "cpu", "--attention", "fa3")
+    code, stdout, stderr = marked.run_krea2("generate", PROMPT, "--device", "cpu", "--attention", "fa3")
     assert (code, stdout) == (2, "")
     assert stderr.startswith(
         "error: attention fa3 is not available: it needs a CUDA device, not cpu; available here: auto, "
@@ -117,7 +111,7 @@ def test_an_attention_that_the_device_lacks_is_named_with_those_that_it_has(mark
 
 
 def test_a_prompt_that_is_not_text_is_refused(marked: Marked) -> None:
-    code, _, stderr = krea2(marked, "generate", os.fsdecode(b"\xff\xfe"))
+    code, _, stderr = marked.run_krea2("generate", os.fsdecode(b"\xff\xfe"))
     assert (code, stderr) == (2, "error: prompt must be valid Unicode text, got lone surrogates\n")
 
 
@@ -130,8 +124,8 @@ def test_parts_in_other_files_make_the_same_image(marked: Marked, tmp_path: Path
     }
     options = [text for option, path in parts.items() for text in (option, str(path))]
     shared = ("generate", PROMPT, "--device", "cpu", "--seed", "0", "--steps", "2", "--model", "demo", "--output")
-    outcomes = [krea2(marked, *shared, str(tmp_path / "a.png"))]
-    outcomes.append(krea2(marked, *shared, str(tmp_path / "b.png"), *options))
+    outcomes = [marked.run_krea2(*shared, str(tmp_path / "a.png"))]
+    outcomes.append(marked.run_krea2(*shared, str(tmp_path / "b.png"), *options))
     assert [code for code, _, _ in outcomes] == [0, 0], outcomes
     assert outcomes[1][2] == "note: the checkpoint does not say what it is, Turbo is assumed: see --variant\n"
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
@@ -139,13 +133,13 @@ def test_parts_in_other_files_make_the_same_image(marked: Marked, tmp_path: Path
 
 def test_a_missing_part_is_named(marked: Marked, tmp_path: Path) -> None:
     file = save(native_transformer(load_transformer(DEMO_CHECKPOINT)), tmp_path / "native.safetensors")
-    code, _, stderr = krea2(marked, "generate", PROMPT, "--transformer", str(file))
+    code, _, stderr = marked.run_krea2("generate", PROMPT, "--transformer", str(file))
     assert code == 2
     assert stderr.startswith("error: missing: text_encoder, vae, tokenizer; give each as a file or a folder")
 
 
 def test_info_shows_parameters_and_bytes_of_each_rank(marked: Marked) -> None:
-    code, stdout, stderr = krea2(marked, "info", "demo", "--tp", "2")
+    code, stdout, stderr = marked.run_krea2("info", "demo", "--tp", "2")
     assert (code, stderr) == (0, "")
     assert "Krea 2 Turbo" in stdout
     assert "6 blocks, width 128, 8 heads, 4 kv heads" in stdout
@@ -154,7 +148,7 @@ def test_info_shows_parameters_and_bytes_of_each_rank(marked: Marked) -> None:
 
 
 def test_info_of_nothing_is_a_mistake(marked: Marked, tmp_path: Path) -> None:
-    code, stdout, stderr = krea2(marked, "info", str(tmp_path))
+    code, stdout, stderr = marked.run_krea2("info", str(tmp_path))
     assert (code, stdout) == (2, "")
     assert stderr == f"error: {tmp_path}/model_index.json: the file is missing\n"
 
@@ -163,7 +157,7 @@ def test_info_of_a_damaged_tokenizer_is_the_error_that_serving_would_give(marked
     folder = tmp_path / "damaged"
     shutil.copytree(DEMO_CHECKPOINT, folder)
     (folder / "tokenizer" / "tokenizer.json").write_text("{}")
-    code, stdout, stderr = krea2(marked, "info", str(folder))
+    code, stdout, stderr = marked.run_krea2("info", str(folder))
     assert (code, stdout) == (2, "")
     assert stderr.startswith(f"error: {folder}/tokenizer/tokenizer.json: is not a tokenizer that can be read")
 
@@ -175,8 +169,8 @@ def test_every_option_is_explained() -> None:
 
 
 def test_version_and_help(marked: Marked) -> None:
-    assert krea2(marked, "--version")[:2] == (0, f"krea2, version {engine.__version__}\n")
-    code, stdout, _ = krea2(marked, "generate", "--help")
+    assert marked.run_krea2("--version")[:2] == (0, f"krea2, version {engine.__version__}\n")
+    code, stdout, _ = marked.run_krea2("generate", "--help")
     assert code == 0
     assert "--negative-prompt" in stdout
     code, stdout, stderr = krea2(marked)
@@ -210,7 +204,7 @@ def test_serve_prints_its_address_and_answers_there(marked: Marked, run_folder: 
     ],
 )
 def test_serve_refuses_sizes_to_warm_up_that_no_image_may_have(marked: Marked, size: str, message: str) -> None:
-    code, stdout, stderr = krea2(marked, "serve", "--warm-up", size)
+    code, stdout, stderr = marked.run_krea2("serve", "--warm-up", size)
     assert (code, stdout, stderr) == (2, "", f"error: {message}\n")
 
 
@@ -222,7 +216,7 @@ def test_serve_refuses_sizes_to_warm_up_that_no_image_may_have(marked: Marked, s
     ],
 )
 def test_serve_refuses_addresses_that_others_reach(marked: Marked, rpc: str, message: str) -> None:
-    code, stdout, stderr = krea2(marked, "serve", "--rpc", rpc)
+    code, stdout, stderr = marked.run_krea2("serve", "--rpc", rpc)
     assert (code, stdout) == (2, "")
     assert stderr.startswith(f"error: {message}")
     assert stderr.count("\n") == 1
