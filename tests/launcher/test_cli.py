@@ -173,7 +173,7 @@ def test_version_and_help(marked: Marked) -> None:
     code, stdout, _ = marked.run_krea2("generate", "--help")
     assert code == 0
     assert "--negative-prompt" in stdout
-    code, stdout, stderr = krea2(marked)
+    code, stdout, stderr = marked.run_krea2()
     assert (code, stdout) == (2, "")
     assert "Commands:" in stderr
 

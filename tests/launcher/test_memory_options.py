@@ -17,7 +17,6 @@ from launcher.limits import parse_bytes
 from launcher.options import configure_engine
 from tests.launcher.fake_ranks import FakeRank, fake_engine, run
 from tests.launcher.processes import Marked
-from tests.launcher.test_cli import krea2
 from tests.lora.adapter_files import draw_low_rank, layer_shapes, write_scheme
 
 PROMPT = "a red circle on a blue background"
@@ -78,8 +77,8 @@ def test_parts_and_sizes_of_the_command_line_reach_the_engine() -> None:
 def test_a_budget_s_plan_is_printed_and_the_image_is_the_same(marked: Marked, tmp_path: Path) -> None:
     plain, planned = tmp_path / "plain.png", tmp_path / "planned.png"
     arguments = ("generate", PROMPT, "--seed", "1", "--device", "cpu", "--no-metadata", "--output")
-    assert krea2(marked, *arguments, str(plain))[0] == 0
-    code, stdout, stderr = krea2(marked, *arguments, str(planned), "--memory-budget", "29MB")
+    assert marked.run_krea2(*arguments, str(plain))[0] == 0
+    code, stdout, stderr = marked.run_krea2(*arguments, str(planned), "--memory-budget", "29MB")
     assert (code, stdout) == (0, f"{planned}\n")
     lines = stderr.splitlines()
     assert lines[:2] == ["memory plan:", "budget          29.00 MB a rank"]
@@ -108,18 +107,18 @@ def test_a_budget_leaves_room_for_the_loras_of_the_command_line(tmp_path: Path) 
 
 
 def test_a_budget_that_is_too_small_is_a_mistake_that_names_the_least(marked: Marked) -> None:
-    code, stdout, stderr = krea2(marked, "generate", PROMPT, "--device", "cpu", "--memory-budget", "1MB")
+    code, stdout, stderr = marked.run_krea2("generate", PROMPT, "--device", "cpu", "--memory-budget", "1MB")
     assert (code, stdout) == (2, "")
     assert stderr.startswith("error: memory_budget must be at least ")
     assert stderr.endswith(", got 1.00 MB\n")
 
 
 def test_info_shows_the_plan_of_a_budget(marked: Marked) -> None:
-    code, stdout, stderr = krea2(marked, "info", "demo", "--dtype", "float32", "--memory-budget", "29MB")
+    code, stdout, stderr = marked.run_krea2("info", "demo", "--dtype", "float32", "--memory-budget", "29MB")
     assert (code, stderr) == (0, "")
     assert "memory plan of a rank that has a device to itself" in stdout
     assert "budget          29.00 MB a rank" in stdout
-    assert "memory plan" not in krea2(marked, "info", "demo")[1]
+    assert "memory plan" not in marked.run_krea2("info", "demo")[1]
 
 
 def test_an_image_that_is_decoded_in_tiles_needs_no_more_than_those(run_folder: Path) -> None:
