@@ -163,6 +163,7 @@ if [[ -n $small ]]; then
     loads=2x64
     image=(--sides 64 --steps 2 --burst 1 --idle 0 --sustained 0)
     peers=("${image[@]}")
+    load=(--size tiny)
     large=(--sides 128 --steps 2 --burst 1 --idle 0 --sustained 0)
 else
     size=(--size real)
@@ -171,6 +172,7 @@ else
     loads=20x1024,16x512
     image=(--sides 1024,512 --idle 3 --sustained 5)
     peers=(--sides 1024,512 --idle 0 --sustained 0 --peer diffusers)
+    load=(--size real --layers 4)
     large=(--sides 2048 --burst 2 --idle 1 --sustained 0 --quantization "none,fp8")
 fi
 
@@ -204,6 +206,13 @@ else
     skip peers "diffusers is not there (WHEELS names a folder that has its wheel)"
 fi
 part image-2048 60 "$python" -m bench.image "${size[@]}" "${large[@]}" --seconds @S "${json[@]}"
+if has diffusers; then
+    part offload 40 "$python" -m bench.kernel_tests --seconds @S "${json[@]}" tests/test_offload.py
+    part load 60 "$python" -m bench.load "${load[@]}" --device auto --cache warm --repeats 2 "${json[@]}"
+else
+    skip offload "diffusers is not there (WHEELS names a folder that has its wheel)"
+    skip load "diffusers is not there, which writes the checkpoint"
+fi
 
 # ---- what came of it
 

@@ -17,7 +17,7 @@ import pytest
 SCRIPT = Path(__file__).parent.parent.parent / "bench" / "gpu.sh"
 PARTS = [
     *("kernel-tests", "shared-gpu", "step", "image-bf16", "image-fp8", "kernels", "throughput", "fidelity"),
-    *("peers", "image-2048"),
+    *("peers", "image-2048", "offload", "load"),
 ]
 
 pytestmark = pytest.mark.skipif(
