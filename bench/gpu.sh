@@ -164,6 +164,7 @@ if [[ -n $small ]]; then
     image=(--sides 64 --steps 2 --burst 1 --idle 0 --sustained 0)
     peers=("${image[@]}")
     load=(--size tiny)
+    offload=(-k ledger)
     large=(--sides 128 --steps 2 --burst 1 --idle 0 --sustained 0)
 else
     size=(--size real)
@@ -173,6 +174,7 @@ else
     image=(--sides 1024,512 --idle 3 --sustained 5)
     peers=(--sides 1024,512 --idle 0 --sustained 0 --peer diffusers)
     load=(--size real --layers 4)
+    offload=(-m gpu)
     large=(--sides 2048 --burst 2 --idle 1 --sustained 0 --quantization "none,fp8")
 fi
 
@@ -207,7 +209,7 @@ else
 fi
 part image-2048 60 "$python" -m bench.image "${size[@]}" "${large[@]}" --seconds @S "${json[@]}"
 if has diffusers; then
-    part offload 40 "$python" -m bench.kernel_tests --seconds @S "${json[@]}" tests/test_offload.py
+    part offload 40 "$python" -m pytest -q -o addopts= "${offload[@]}" tests/test_offload.py
     part load 60 "$python" -m bench.load "${load[@]}" --device auto --cache warm --repeats 2 "${json[@]}"
 else
     skip offload "diffusers is not there (WHEELS names a folder that has its wheel)"
