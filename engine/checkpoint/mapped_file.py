@@ -44,6 +44,8 @@ DTYPES = {
     "BOOL": Dtype("bool", 1),
 }
 
+# Linux reads no more ahead at once than the disk takes in one request, and forgets the rest; few take less than this.
+_READ_AHEAD = 512 << 10
 # No tensor of a model comes near either; beyond them torch's own sizes and strides overflow.
 _MOST_DIMENSIONS = 8
 _MOST_ELEMENTS = 1 << 48
@@ -114,10 +116,11 @@ class MappedFile:
         return np.frombuffer(self.data, np.uint8, count, start)
 
     def _will_need(self, start: int, count: int) -> None:
-        # has the disk read ahead of the page faults, in large pieces
-        first = start - start % mmap.PAGESIZE
+        """Has the disk read ahead of the page faults, which would wait for it many times over."""
+        end = start + count
         with contextlib.suppress(OSError):  # advice that not every file system takes
-            self.data.madvise(mmap.MADV_WILLNEED, first, start + count - first)
+            for piece in range(start - start % mmap.PAGESIZE, end, _READ_AHEAD):
+                self.data.madvise(mmap.MADV_WILLNEED, piece, min(_READ_AHEAD, end - piece))
 
 
 def check_shape(file: Path, name: str, shape: object) -> tuple[int, ...]:
