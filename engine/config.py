@@ -100,9 +100,10 @@ class EngineConfig:
 
     def _check_memory_options(self) -> None:
         if not isinstance(self.offload, tuple) or set(self.offload) - set(OFFLOADS):
-            raise ArgumentError.of("offload", f"some of {', '.join(OFFLOADS)}", self.offload)
+            given = ",".join(map(str, self.offload)) if isinstance(self.offload, tuple) else self.offload
+            raise ArgumentError.of("offload", f"some of {', '.join(OFFLOADS)}", given)
         if DIT in self.offload and DIT_LAYERWISE in self.offload:
-            raise ArgumentError.of("offload", f"{DIT} or {DIT_LAYERWISE}, not both", self.offload)
+            raise ArgumentError.of("offload", f"{DIT} or {DIT_LAYERWISE}, not both", ",".join(self.offload))
         if self.prefetch is not None and (
             not isinstance(self.prefetch, int) or isinstance(self.prefetch, bool) or not 0 <= self.prefetch <= 64
         ):
@@ -111,6 +112,10 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value <= 0):
                 raise ArgumentError.of(name, "a number of bytes above 0, as 16GB", value)
+        if self.prefetch is not None and not self.offload and self.memory_budget is None:
+            raise ArgumentError("prefetch needs offload or memory_budget: nothing is copied", parameter="prefetch")
+        if self.lora_memory is not None and self.memory_budget is None:
+            raise ArgumentError("lora_memory needs memory_budget, which it is part of", parameter="lora_memory")
 
     def dtype_on(self, device_type: str) -> str:
         """bfloat16 or float32: what `dtype` stands for on "cuda" or "cpu"."""

@@ -25,8 +25,7 @@ from launcher import torchrun
 from launcher.cli_convert import convert
 from launcher.cli_serve import serve
 from launcher.files import numbered_paths, output_format, write_file
-from launcher.limits import parse_bytes
-from launcher.options import configure_engine, engine_options, parse_offload, part_options
+from launcher.options import configure_engine, engine_options, memory_options, memory_settings, part_options
 from launcher.process import exit_after, watch_parent
 from launcher.protocol import Generate, LoraChoice, Progress
 from launcher.spawn import ORDERLY_S, SIGNALS, launch_frontend
@@ -142,31 +141,48 @@ def generate(
 
 
 @commands.command()
-@click.argument("model", required=False)
+@click.argument("argument", metavar="[MODEL]", required=False)
+@click.option("--model", help="The same as MODEL.")
 @part_options
 @click.option("--tp", type=int, default=1, help="Ranks to split the checkpoint over.", show_default=True)
 @click.option("--dtype", default="bfloat16", help="bfloat16 or float32.", show_default=True)
 @click.option("--quantization", default="auto", help="auto, none, fp8 or int8, as for serve.", show_default=True)
 @click.option("--variant", help="raw or turbo.")
-@click.option("--memory-budget", metavar="SIZE", help="What could be taken of each device, as 16GB: show the plan.")
+@memory_options
 @click.option(
-    "--offload", default="", metavar="PARTS", help="What the plan must offload, as serve and generate have it."
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="[NAME=]PATH[:STRENGTH]",
+    help="A LoRA file to check, too. May be repeated.",
 )
-@click.option("--lora", "loras", multiple=True, metavar="PATH", help="A LoRA file to check too; may be repeated.")
 @click.option("--lora-lenient", is_flag=True, help="Skip what fits nothing in a LoRA file.")
-def info(loras: tuple[str, ...], memory_budget: str | None, offload: str, **engine_options: Any) -> None:
-    """Show what a model holds, in which files and formats, and the bytes of each rank. MODEL and its parts are as for
-    serve."""
+def info(
+    argument: str | None,
+    *,
+    model: str | None,
+    loras: tuple[str, ...],
+    offload: str,
+    memory_budget: str | None,
+    vae_memory: str | None,
+    lora_memory: str | None,
+    **engine_options: Any,
+) -> None:
+    """Show what a model holds, in which files and formats, and the bytes of each rank; with --memory-budget or
+    --offload also the plan of what lies where. MODEL and the options are as for serve."""
     from launcher.hub import find_model
-    from launcher.info import describe_checkpoint, describe_lora
+    from launcher.info import check_lora, describe_checkpoint
 
-    config = EngineConfig(
-        memory_budget=parse_bytes("memory_budget", memory_budget), offload=parse_offload(offload), **engine_options
+    if argument is not None and model is not None:
+        raise ArgumentError("the model is given twice, as an argument and as --model", parameter="model")
+    memory = memory_settings(
+        offload=offload, memory_budget=memory_budget, vae_memory=vae_memory, lora_memory=lora_memory
     )
-    config = replace(config, model=find_model(config.model))
-    click.echo(describe_checkpoint(config))
-    for lora in loras:
-        click.echo(describe_lora(lora, config))
+    config = EngineConfig(model=find_model(argument or model), **memory, **engine_options)
+    checked = [check_lora(lora, config) for lora in loras]
+    if checked and config.memory_budget is not None and config.lora_memory is None:
+        config = replace(config, lora_memory=sum(size for _, size in checked))
+    click.echo("\n".join((describe_checkpoint(config), *(line for line, _ in checked))))
 
 
 @commands.command()

@@ -66,8 +66,9 @@ def _describe_files(checkpoint: CheckpointFiles, name: str) -> list[str]:
     return [f"  {name.replace('_', ' '):<14}{component.location}", f"  {'':<14}{component.layout}: {stored}"]
 
 
-def describe_lora(text: str, config: EngineConfig) -> str:
-    """A LoRA file, given as `[NAME=]PATH[:STRENGTH]`, in a line: its kind, the layers that it changes, bytes per rank.
+def check_lora(text: str, config: EngineConfig) -> tuple[str, int]:
+    """A LoRA file, given as `[NAME=]PATH[:STRENGTH]`, in a line (its kind, the layers that it changes, bytes per rank),
+    and these bytes.
 
     Raises `ArgumentError`, and `LoraError` for a file that does not fit the checkpoint.
     """
@@ -79,7 +80,7 @@ def describe_lora(text: str, config: EngineConfig) -> str:
     opened = open_lora(lora.path, checkpoint.config, lenient=config.lora_lenient)
     size = opened.bytes_on_rank(config.tp, 4 if config.dtype == "float32" else 2)
     line = f"{lora.path}: {opened.family}, changes {opened.modules} layers, {_megabytes(size)} on each rank"
-    return f"{line}; {describe_skipped(opened)}" if opened.skipped else line
+    return (f"{line}; {describe_skipped(opened)}" if opened.skipped else line), size
 
 
 def _row(name: str, parameters: int, bytes_per_rank: tuple[int, ...]) -> str:

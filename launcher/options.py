@@ -74,32 +74,7 @@ def engine_options(command: Command) -> Command:
             is_flag=True,
             help="Add the --lora files to the weights as these are loaded: for every image, and at no cost afterwards.",
         ),
-        click.option(
-            "--offload",
-            default="",
-            metavar="PARTS",
-            help="What lies in host memory until it is needed: dit-layerwise, or some of dit,text-encoder,vae.",
-        ),
-        click.option(
-            "--prefetch",
-            type=int,
-            help="Blocks copied ahead of their use.  [default: 1, or what --memory-budget allows]",
-        ),
-        click.option(
-            "--memory-budget",
-            metavar="SIZE",
-            help="What to take of each device's memory, as 16GB: offloads as little as it can.",
-        ),
-        click.option(
-            "--lora-memory",
-            metavar="SIZE",
-            help="What --memory-budget leaves to LoRAs, as 500MB.  [default: what those of --lora take]",
-        ),
-        click.option(
-            "--vae-memory",
-            metavar="SIZE",
-            help="Decode images in tiles that would take more, as 2GB.  [default: what --memory-budget leaves]",
-        ),
+        memory_options,
         click.option(
             "--limit", "limits", multiple=True, metavar="NAME=VALUE", help="Change a limit, as max_side=2048."
         ),
@@ -138,6 +113,55 @@ def part_options(command: Command) -> Command:
     return command
 
 
+def memory_options(command: Command) -> Command:
+    """Add those that say what lies where, which `memory_settings` reads."""
+    options = (
+        click.option(
+            "--offload",
+            default="",
+            metavar="PARTS",
+            help="What lies in host memory until it is needed: some of dit-layerwise or dit, text-encoder and "
+            "vae, with commas between them.",
+        ),
+        click.option(
+            "--prefetch",
+            type=int,
+            help="Blocks copied ahead of their use.  [default: 1, or what --memory-budget allows]",
+        ),
+        click.option(
+            "--memory-budget",
+            metavar="SIZE",
+            help="What to take of each device's memory, as 16GB: offloads as little as it can.",
+        ),
+        click.option(
+            "--lora-memory",
+            metavar="SIZE",
+            help="What --memory-budget leaves to LoRAs, as 500MB.  [default: what those of --lora take]",
+        ),
+        click.option(
+            "--vae-memory",
+            metavar="SIZE",
+            help="Decode images in tiles that would take more, as 2GB.  [default: no tiles, or what the plan of "
+            "--memory-budget says, at most what the default size takes]",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def memory_settings(
+    *, offload: str, memory_budget: str | None, vae_memory: str | None, lora_memory: str | None
+) -> dict[str, Any]:
+    """The fields of `EngineConfig` that the texts of `memory_options` stand for. Raises `ArgumentError`."""
+    return {
+        "offload": tuple(part.strip().replace("_", "-") for part in offload.split(",")) if offload else (),
+        "memory_budget": parse_bytes("memory_budget", memory_budget),
+        "vae_memory": parse_bytes("vae_memory", vae_memory),
+        "lora_memory": parse_bytes("lora_memory", lora_memory),
+    }
+
+
 def configure_engine(
     *,
     tp: int | None,
@@ -160,10 +184,9 @@ def configure_engine(
     config, model = configure(
         EngineConfig(
             tp=count if tp is None else tp,
-            offload=parse_offload(offload),
-            memory_budget=parse_bytes("memory_budget", memory_budget),
-            vae_memory=parse_bytes("vae_memory", vae_memory),
-            lora_memory=parse_bytes("lora_memory", lora_memory),
+            **memory_settings(
+                offload=offload, memory_budget=memory_budget, vae_memory=vae_memory, lora_memory=lora_memory
+            ),
             **engine_options,
         ),
         _parse_limits(limits),
@@ -177,10 +200,6 @@ def configure_engine(
         kind = "Turbo" if model.is_distilled else "Raw"
         click.echo(f"note: the checkpoint does not say what it is, {kind} is assumed: see --variant", err=True)
     return msgspec.structs.replace(config, run_folder=folder, external_ranks=bool(folder)), model
-
-
-def parse_offload(parts: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in parts.split(",")) if parts else ()
 
 
 def _parse_limits(assignments: tuple[str, ...]) -> dict[str, float]:

@@ -49,12 +49,14 @@ def test_sizes_that_are_none_are_refused(text: str) -> None:
     ("options", "message"),
     [
         ({"offload": ("dit", "dit-layerwise")}, "offload must be dit or dit-layerwise, not both"),
-        ({"offload": ("disk",)}, "offload must be some of dit-layerwise, dit, text-encoder, vae, got "),
+        ({"offload": ("disk",)}, "offload must be some of dit-layerwise, dit, text-encoder, vae, got 'disk'"),
         ({"offload": "dit"}, "offload must be some of "),
         ({"prefetch": -1}, "prefetch must be between 0 and 64 blocks, got -1"),
         ({"prefetch": True}, "prefetch must be between 0 and 64 blocks"),
         ({"memory_budget": 0}, "memory_budget must be a number of bytes above 0, as 16GB, got 0"),
         ({"vae_memory": 1.5}, "vae_memory must be a number of bytes above 0"),
+        ({"prefetch": 2}, "prefetch needs offload or memory_budget"),
+        ({"lora_memory": 10**9}, "lora_memory needs memory_budget"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
@@ -66,7 +68,7 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: st
 
 def test_parts_and_sizes_of_the_command_line_reach_the_engine() -> None:
     config, _ = configure_engine(
-        tp=1, limits=(), start_timeout_s=1.0, step_timeout_s=1.0, offload="dit, text-encoder,vae", prefetch=2,
+        tp=1, limits=(), start_timeout_s=1.0, step_timeout_s=1.0, offload="dit, text_encoder,vae", prefetch=2,
         memory_budget="16GB", vae_memory="1GiB", lora_memory="5MB", loras=(), merge_lora=False,
     )  # fmt: skip
     assert config.engine.offload == ("dit", "text-encoder", "vae")
@@ -119,6 +121,22 @@ def test_info_shows_the_plan_of_a_budget(marked: Marked) -> None:
     assert "memory plan of a rank that has a device to itself" in stdout
     assert "budget          29.00 MB a rank" in stdout
     assert "memory plan" not in marked.run_krea2("info", "demo")[1]
+
+
+def test_info_s_plan_leaves_room_for_loras_and_follows_the_options(marked: Marked, tmp_path: Path) -> None:
+    change = draw_low_rank(layer_shapes(DEMO_CHECKPOINT), rank=8)
+    lora = str(write_scheme(tmp_path / "ink.safetensors", DEMO_CHECKPOINT, change))
+    info = ("info", "--model", "demo", "--memory-budget", "29MB")
+    assert "are left to them" not in marked.run_krea2(*info)[1]
+    assert "are left to them" in marked.run_krea2(*info, "--lora", lora)[1]
+    assert "LoRAs           5.00 MB are left to them" in marked.run_krea2(*info, "--lora-memory", "5MB")[1]
+    assert "2 ahead" in marked.run_krea2(*info, "--offload", "dit-layerwise", "--prefetch", "2")[1]
+    assert "decoding        in at most 20.00 MB" in marked.run_krea2(*info, "--vae-memory", "20MB")[1]
+    assert marked.run_krea2(*info, "demo") == (
+        2,
+        "",
+        "error: the model is given twice, as an argument and as --model\n",
+    )
 
 
 def test_an_image_that_is_decoded_in_tiles_needs_no_more_than_those(run_folder: Path) -> None:
