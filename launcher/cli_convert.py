@@ -12,6 +12,8 @@ from engine.config import EngineConfig
 from engine.errors import ArgumentError
 from launcher.options import part_options
 
+_SUFFIXES = {".safetensors": "native", ".gguf": "gguf"}  # which say of a file, or a folder, that it has this layout
+
 
 @click.command()
 @click.argument("output", type=click.Path(path_type=Path))
@@ -55,8 +57,12 @@ def convert(
 
     if layout not in LAYOUTS:
         raise ArgumentError.of("layout", f"one of {', '.join(LAYOUTS)}", layout)
+    component = component.replace("-", "_")  # as in --text-encoder
     if component not in COMPONENTS:
         raise ArgumentError.of("component", f"one of {', '.join(COMPONENTS)}", component)
+    if _SUFFIXES.get(output.suffix, layout) != layout:
+        allowed = f"without {output.suffix} for the layout {layout}, or the layout {_SUFFIXES[output.suffix]}"
+        raise ArgumentError.of("output", allowed, str(output))
     checkpoint = CheckpointFiles.open(EngineConfig(model=find_model(model), tp=tp, **parts))
     try:
         total = count_tensors(checkpoint, layout, component, tp)

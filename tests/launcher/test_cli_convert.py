@@ -47,3 +47,13 @@ def test_what_cannot_be_converted_is_one_line(
     code, stdout, stderr = marked.run_krea2("convert", str(tmp_path / "out"), *arguments)
     assert (code, stdout, stderr) == (2, "", f"error: {message}\n")
     assert not os.listdir(tmp_path)
+
+
+def test_a_file_s_suffix_does_not_contradict_its_layout(marked: Marked, tmp_path: Path) -> None:
+    file = str(tmp_path / "text.safetensors")
+    code, stdout, stderr = marked.run_krea2("convert", file)
+    assert (code, stdout) == (2, "")
+    allowed = "without .safetensors for the layout diffusers, or the layout native"
+    assert stderr.startswith(f"error: output must be {allowed}, got '")
+    part = ("--layout", "native", "--component", "text-encoder")
+    assert marked.run_krea2("convert", file, *part) == (0, f"{file}\n", "")
