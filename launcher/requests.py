@@ -77,6 +77,8 @@ def check(
     )
     if request.negative_prompt is not None:
         _check_text("negative_prompt", request.negative_prompt, limits)
+        if request.negative_prompt and guidance == 0:
+            warnings.append("the negative prompt is not used: it needs a guidance above 0")
     width, height = _size(request, model, limits)
     asked = (request.width or width, request.height or height)
     if asked != (width, height):
