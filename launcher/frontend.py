@@ -338,7 +338,7 @@ class Frontend:
             device=dispatcher.device,
             restarts=dispatcher.restarts,
             attention=dispatcher.attention,
-            memory_plan=" · ".join(dispatcher.memory_plan) or None,
+            memory_plan=" · ".join(" ".join(line.split()) for line in dispatcher.memory_plan) or None,
         )
         self._loras.ranks_ready()
         for request in self._unfinished():  # which came before the ranks' memory was known

@@ -152,6 +152,9 @@ def explain_invalid(problems: list[Any]) -> ArgumentError:
             return ArgumentError("the body must be a JSON object of valid Unicode text")
         case "missing":
             return ArgumentError(f"{path} is required", parameter=name)
+        case "model_attributes_type":
+            error = ArgumentError.of(path, 'an object, as {"name": …, "strength": …}', problem["input"])
+            return ArgumentError(error.message, parameter=name)
         case "extra_forbidden" if len(where) > 1:
             return ArgumentError(f"unknown parameter {_short(path)}", parameter=name)
         case "extra_forbidden":

@@ -73,8 +73,8 @@ class MergedWeights:
         names = {source.name for source in self.sources["transformer"]}
         if any(change.source.name not in names for adapter, _ in self._adapters for change in adapter.changes.values()):
             raise ArgumentError(
-                "merge_loras needs the whole checkpoint, and this one has been split for ranks: split it again with "
-                "the LoRAs merged, or load them without merging",
+                "merge_loras needs the whole checkpoint, and this one has been split for ranks: give the one that it "
+                "was split from, or load the LoRAs without merging",
                 parameter="merge_loras",
             )
 

@@ -85,6 +85,7 @@ def test_what_cannot_be_loaded_is_a_400_that_says_why(run_folder: Path, tmp_path
                 assert (answer.status_code, error["code"], error["param"]) == (400, code, parameter), body
                 assert error["message"].startswith(message)
             for loras, message in (
+                (["ink"], """loras[0] must be an object, as {"name": …, "strength": …}, got 'ink'"""),
                 ([{"name": "a", "strength": "high"}], "loras[0].strength must be a valid number, got 'high'"),
                 ([{}], "loras[0].name is required"),
                 ([{"name": "a"}, {"name": "b", "weight": 1}], "unknown parameter 'loras[1].weight'"),
