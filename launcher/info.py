@@ -79,7 +79,8 @@ def check_lora(text: str, config: EngineConfig) -> tuple[str, int]:
     checkpoint.close()
     opened = open_lora(lora.path, checkpoint.config, lenient=config.lora_lenient)
     size = opened.bytes_on_rank(config.tp, 4 if config.dtype == "float32" else 2)
-    line = f"{lora.path}: {opened.family}, changes {opened.modules} layers, {_megabytes(size)} on each rank"
+    layers = f"{opened.modules} layer{'' if opened.modules == 1 else 's'}"
+    line = f"{lora.path}: {opened.family}, changes {layers}, {_megabytes(size)} on each rank"
     return (f"{line}; {describe_skipped(opened)}" if opened.skipped else line), size
 
 

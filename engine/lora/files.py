@@ -130,7 +130,7 @@ def _complaint(unresolved: list[str], some_resolve: bool, names: LayerNames) -> 
     if len(of_text_encoder) == len(unresolved) and some_resolve:
         return (
             f"changes the text encoder too ({_short(of_text_encoder[0])}), which is not supported: "
-            "lenient leaves that out"
+            "lora_lenient leaves that out"
         )
     if not some_resolve:
         return f"is not a Krea 2 LoRA: none of its tensors, such as {_short(unresolved[0])}, is for a layer of Krea 2"
@@ -140,7 +140,7 @@ def _complaint(unresolved: list[str], some_resolve: bool, names: LayerNames) -> 
         closest = names.closest(split[0] if split else key)
         listed.append(f"{_short(key)}" + (f" (the closest layer is {closest})" if closest and split else ""))
     more = f" and {len(unresolved) - _MOST_LISTED} more" if len(unresolved) > _MOST_LISTED else ""
-    return f"has tensors that are for no layer of Krea 2: {', '.join(listed)}{more}; lenient leaves them out"
+    return f"has tensors that are for no layer of Krea 2: {', '.join(listed)}{more}; lora_lenient leaves them out"
 
 
 def _changes(
