@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint import CheckpointFiles
+from engine.checkpoint import CheckpointFiles, load
 from engine.checkpoint.holding import in_blocks
 from engine.checkpoint.stored import Bounds, Held, StoredTensor
 from engine.checkpoint.tensors import Source
@@ -162,6 +162,29 @@ def test_numbers_that_are_none_are_found_in_8_bits_too(turbo: Path, damage: str)
 
     with pytest.raises(CheckpointError, match=r"transformer_blocks\.0\.ff\.down\.weight: holds values that are not"):
         rank_of(turbo, change)
+
+
+@pytest.mark.parametrize("held", ["fp8", "int8"])
+def test_few_numbers_at_a_time_become_8_bits(turbo: Path, held: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a matrix whose whole would take four times its memory in float32, and the same comes out."""
+
+    def parameters() -> dict[str, torch.Tensor]:
+        rank = Rank(EngineConfig(model=str(turbo), quantization=held), LocalGroup(), CPU)
+        return dict(rank.transformer.named_parameters())
+
+    expected = parameters()
+    seen = []
+    quantize = load._quantize
+
+    def watched(values: torch.Tensor, held: Held) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(values.numel())
+        return quantize(values, held)
+
+    monkeypatch.setattr(load, "_AT_ONCE", 1000)
+    monkeypatch.setattr(load, "_quantize", watched)
+    for name, parameter in parameters().items():
+        assert torch.equal(parameter.view(torch.uint8), expected[name].view(torch.uint8))
+    assert 0 < max(seen) <= 1000
 
 
 def test_products_in_bfloat16_lose_no_more_than_a_rounding() -> None:

@@ -16,13 +16,15 @@ from engine.checkpoint.stored import Held, StoredTensor
 from engine.checkpoint.tensors import Source, sources_by_parameter
 from engine.config import ModelConfig
 from engine.errors import ArgumentError, CheckpointError
-from engine.kernels.fp8 import FP8_MULTIPLE, quantize_rows
-from engine.kernels.int8 import quantize_groups
+from engine.kernels.fp8 import FP8, FP8_MULTIPLE, quantize_rows
+from engine.kernels.int8 import GROUP, quantize_groups
 from engine.parallel.linear import ParallelMatrix
 
 # One thread waits for the disk while another converts; beyond eight, a disk gives no more.
 _LEAST_THREADS, _MOST_THREADS = 2, 8
 _E4M3_NAN = 0x7F  # and with the sign bit set
+# Numbers that a thread makes 8 bits of at once: while weights are loaded there may be little room beside them.
+_AT_ONCE = 1 << 22
 
 
 class Weights(Protocol):
@@ -115,19 +117,17 @@ def read_parameter(
         values, scales = (torch.cat(part) for part in zip(*parts, strict=True))
         device = options.device_of(sources[0].parameter)
         values, scales = values.to(device), scales.to(device)
-        finite = bool(scales.isfinite().all()) and not (
-            held == "fp8" and bool((values.view(torch.uint8) & _E4M3_NAN == _E4M3_NAN).any())
-        )
-    else:
+        finite = bool(scales.isfinite().all()) and not (held == "fp8" and _has_nan(values))
+    elif held == "float":
         values = _read_float(sources, tensors, bounds, size, options)
         finite = _is_finite(values)
         scales = None
+    else:
+        values, scales, finite = _read_quantized(held, sources, tensors, bounds, size, options)
     if not finite:
         named = ", ".join(tensor.name for tensor in tensors)
         raise CheckpointError.of(weights.where(component, sources[0]), "holds values that are not finite", name=named)
     fp8_product = held == "fp8" and in_blocks(sources[0].parameter) and _multiplies_fp8(values, tensors, options)
-    if held != "float" and not as_stored:
-        values, scales = _quantize(values, held)
     read = sum(tensor.size(bound) for tensor, bound in zip(tensors, bounds, strict=True))
     return Parameter(values, scales, fp8_product, read)
 
@@ -153,6 +153,34 @@ def _read_float(
     return parameter
 
 
+def _read_quantized(
+    held: Held,
+    sources: Sequence[Source],
+    tensors: Sequence[StoredTensor],
+    bounds: Sequence[tuple[slice, ...]],
+    size: int,
+    options: LoadOptions,
+) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """Values and scales of matrices that become 8-bit ones, some rows at a time, and whether all were finite."""
+    shapes = [source.shard_shape(size) for source in sources]
+    height, width = sum(shape[0] for shape in shapes), shapes[0][1]
+    device = options.device_of(sources[0].parameter)
+    groups, of_values, of_scales = (
+        (width // GROUP, torch.int8, torch.float16) if held == "int8" else (1, FP8, torch.float32)
+    )
+    values = torch.empty((height, width), dtype=of_values, device=device)
+    scales = torch.empty((height, groups), dtype=of_scales, device=device)
+    start, finite = 0, True
+    for tensor, bound, shape in zip(tensors, bounds, shapes, strict=True):
+        for part in tensor.read(bound).reshape(shape).split(max(1, _AT_ONCE // width)):
+            rows = slice(start, start + len(part))
+            chunk = part.to(device, options.dtype)
+            finite = finite and _is_finite(chunk)
+            values[rows], scales[rows] = _quantize(chunk, held)
+            start += len(part)
+    return values, scales, finite
+
+
 def _quantize(values: torch.Tensor, held: Held) -> tuple[torch.Tensor, torch.Tensor]:
     if held == "int8":
         return quantize_groups(values)
@@ -173,6 +201,12 @@ def _multiplies_fp8(values: torch.Tensor, tensors: Sequence[StoredTensor], optio
             parameter="quantization",
         )
     return True
+
+
+def _has_nan(values: torch.Tensor) -> bool:
+    """Of e4m3 numbers."""
+    parts = values.view(torch.uint8).flatten().split(_AT_ONCE)
+    return any(bool((part & _E4M3_NAN == _E4M3_NAN).any()) for part in parts)
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
