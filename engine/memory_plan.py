@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Protocol
 
+from engine.checkpoint.holding import in_blocks
 from engine.checkpoint.summary import HeldParameter, Tensors, held_parameters
 from engine.config import DIT, DIT_LAYERWISE, OFFLOADS, TEXT_ENCODER, VAE, EngineConfig, ModelConfig
 from engine.errors import ArgumentError
@@ -68,13 +69,13 @@ class WeightBytes:
         fp8_products: bool = False,
     ) -> WeightBytes:
         """parameters: of a rank, by component and by name, as `held_parameters` gives them. fp8_products: no fp8 matrix
-        is made whole."""
+        of the DiT's blocks is made whole."""
         blocks: Counter[tuple[str, int]] = Counter()
         rest: Counter[str] = Counter()
         dequantized = 0
         for component, held in parameters.items():
             for name, (form, elements, size) in held.items():
-                if form == "int8" or (form == "fp8" and not fp8_products):
+                if form == "int8" or (form == "fp8" and not (fp8_products and in_blocks(name))):
                     dequantized = max(dequantized, elements * bytes_per_element)
                 size = aligned(size) + ALIGNMENT  # the scales begin at a multiple of it too
                 block = block_of(component, name)

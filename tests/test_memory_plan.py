@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.real_size import KREA2
+from engine.checkpoint.stored import Held
+from engine.checkpoint.summary import HeldParameter
 from engine.config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
 from engine.errors import ArgumentError
 from engine.memory import decode_bytes, encode_bytes, step_bytes
@@ -81,6 +83,22 @@ def test_a_plan_keeps_within_its_budget_or_the_least_that_would_do_is_named(
     assert set(offload) <= set(plan.offload)
     assert prefetch in (None, plan.prefetch)
     assert plan.copied_per_step == sum(weights.dit_blocks[block] for block in plan.streamed)
+
+
+def test_8_bit_matrices_are_made_whole_unless_they_are_multiplied_as_they_are() -> None:
+    """fp8 products are those of the DiT's blocks; the text encoder's fp8 matrices are made whole everywhere."""
+    text, dit = "layers.0.mlp.gate_up.weight", "transformer_blocks.0.ff.gate_up.weight"
+
+    def dequantized(form: Held, *, fp8_products: bool) -> int:
+        held = {
+            "text_encoder": {text: HeldParameter(form, 1000, 1040)},
+            "transformer": {dit: HeldParameter(form, 5000, 5200)},
+        }
+        return WeightBytes.of(held, 2, fp8_products=fp8_products).dequantized
+
+    assert [dequantized("float", fp8_products=products) for products in (False, True)] == [0, 0]
+    assert [dequantized("int8", fp8_products=products) for products in (False, True)] == [10000, 10000]
+    assert [dequantized("fp8", fp8_products=products) for products in (False, True)] == [10000, 2000]
 
 
 @settings(deadline=None)
