@@ -110,6 +110,11 @@ class Guest:
         self._component, self._parcels, self._ledger, self._copier = component, parcels, ledger, copier
         self._buffers: list[torch.Tensor] = []
 
+    @property
+    def absent(self) -> int:
+        """The bytes that `bring` would take now."""
+        return 0 if self._buffers else sum(parcel.size for parcel in self._parcels)
+
     def bring(self) -> None:
         """It is there for what the current thread or stream does from now on."""
         if self._buffers:
@@ -153,6 +158,11 @@ class Offload:
         self.streams: dict[str, BlockStream] = {}  # by component
         self._host = HostMemory(device)
         self._copiers: list[Copier] = []
+
+    @property
+    def absent(self) -> int:
+        """Bytes of the components that come to the device for their use and are not there now."""
+        return sum(guest.absent for guest in (self.dit, self.vae) if guest is not None)
 
     def on_host(self, component: str) -> Callable[[str], bool]:
         """Whether a parameter of a component is to be loaded to host memory, by its name."""

@@ -32,12 +32,20 @@ class PromptFeatures:
     """
 
     def __init__(
-        self, text_encoder: TextEncoder, transformer: Transformer, adapters: Adapters, device: torch.device
+        self,
+        text_encoder: TextEncoder,
+        transformer: Transformer,
+        adapters: Adapters,
+        device: torch.device,
+        *,
+        beside: bool = True,
     ) -> None:
+        """beside: whether there may be such a stream. It does not wait for what the current one has begun, so the
+        weights of text fusion must be on the device at all times."""
         self._text_encoder, self._transformer, self._adapters = text_encoder, transformer, adapters
         self._device = device
         self._graphs: PromptGraphs | None = None
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" and beside else None
         self._kept: OrderedDict[Prompt, torch.Tensor] = OrderedDict()
 
     def record(self, graphs: PromptGraphs) -> None:
@@ -70,7 +78,7 @@ class PromptFeatures:
             del self._kept[prompt]
 
     def _encode_beside(self, prompts: list[Ids], loras: Loras) -> list[torch.Tensor]:
-        """In the stream for it, for whose results the current stream waits."""
+        """In the stream for it, if there is one, for whose results the current stream waits."""
         if self._stream is None:
             return self._encode(prompts, loras)
         current = torch.cuda.current_stream(self._device)

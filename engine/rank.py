@@ -136,7 +136,8 @@ class Rank:
         self._next_number = 0
         self._step_graphs: StepGraphs | None = None
         self._adapters = Adapters(self.transformer, self.config, group, device, self.dtype)
-        self._prompts = PromptFeatures(self.text_encoder, self.transformer, self._adapters, device)
+        stays = self.offload.dit is None
+        self._prompts = PromptFeatures(self.text_encoder, self.transformer, self._adapters, device, beside=stays)
         self._schedule = lru_cache(maxsize=_CACHED_SHAPES)(self._make_schedule)
         self._layout = lru_cache(maxsize=_CACHED_SHAPES)(self._make_layout)
         self._grid = lru_cache(maxsize=_CACHED_SHAPES)(self._make_grid)
@@ -256,7 +257,7 @@ class Rank:
             sizes["decode_limit"] = plan.decode_limit
         free = free_bytes(self.device)
         if free is not None:
-            free //= ranks_on_device(self.device, self.group.size)
+            free = free // ranks_on_device(self.device, self.group.size) - self.offload.absent
         if plan.usable is not None:
             held = max(plan.weights, torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0)
             free = plan.usable - held if free is None else min(free, plan.usable - held)

@@ -18,6 +18,7 @@ from engine.copying import seconds_between
 from engine.model.layers import SwiGLU
 from engine.offload import BlockStream, Span
 from engine.parallel import LocalGroup
+from engine.prompt_features import PromptFeatures
 from engine.rank import Rank
 from engine.residency import HostMemory, WeightLedger
 from engine.step import Adapter, Job, Step
@@ -170,6 +171,42 @@ def test_the_dit_is_there_while_images_are_made_and_the_decoder_while_one_is_dec
     assert during["encoding"][1] >= whole["dit"] > 20 * idle[0]
     assert during["decoding"][0] > 20 * idle[1]
     assert (ledger.resident_of("transformer"), ledger.resident_of("vae")) == idle
+
+
+def test_what_is_free_leaves_room_for_what_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.rank.free_bytes", lambda device: 10**12)
+    assert make_rank().memory()["free"] == 10**12
+    rank = make_rank(offload=(DIT, VAE))
+    ledger = rank.offload.ledger
+    idle = ledger.resident
+    rank.execute(Step(0, start=(Job(0, tuple(range(34 + 20)), None, 64, 64, 2, 0.0, None, 0),), denoise=(0,))).wait()
+    dit = ledger.resident - idle
+    vae = 10**12 - rank.memory()["free"]
+    assert 0 < vae < dit
+    rank.execute(Step(1, release=(0,))).wait()
+    assert rank.memory()["free"] == 10**12 - dit - vae
+    rank.close()
+
+
+def test_prompts_are_encoded_beside_steps_only_with_weights_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream of their own would not wait for text fusion's, which come with the DiT in that of the steps."""
+    made = []
+    monkeypatch.setattr(torch.cuda, "Stream", made.append)
+    rank = make_rank()
+    cuda = torch.device("cuda")
+    PromptFeatures(rank.text_encoder, rank.transformer, rank._adapters, cuda, beside=False)
+    assert made == []
+    PromptFeatures(rank.text_encoder, rank.transformer, rank._adapters, cuda, beside=True)
+    assert made == [cuda]
+    for offload, beside in (((DIT_LAYERWISE, TEXT_ENCODER), True), ((DIT,), False)):
+        asked = []
+
+        def make(*arguments: Any, beside: bool, asked: list[bool] = asked) -> None:
+            asked.append(beside)
+
+        monkeypatch.setattr("engine.rank.PromptFeatures", make)
+        make_rank(offload=offload).close()
+        assert asked == [beside]
 
 
 # ---- copies beside work
