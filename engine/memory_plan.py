@@ -24,8 +24,9 @@ from engine.tiling import SMALLEST_TILE
 
 # Parameters lie at multiples of so many bytes in the buffers that are copied, as torch's own allocations on a GPU do.
 ALIGNMENT = 256
-# Of a budget, the part that is left to what nobody counts: the device's context and libraries, the allocator's
-# rounding, kept text features and schedules. It is 1 GB of 16.
+# Of a budget, the part that is left to what nobody counts. It is 1 GB of 16: half of it for what torch allocates (its
+# rounding, the libraries' workspaces, recordings, kept text features and schedules), half for the device's context and
+# the libraries' code.
 _UNCOUNTED_PART = 16
 _TILES = (128, 96, 64, SMALLEST_TILE)  # sides to choose from, in latent pixels
 _BLOCKS = {"transformer": "transformer_blocks", "text_encoder": "layers"}
@@ -137,6 +138,11 @@ class MemoryPlan:
     def usable(self) -> int | None:
         """What weights and work may take of the budget."""
         return None if self.budget is None else self.budget - self.budget // _UNCOUNTED_PART
+
+    @property
+    def allocatable(self) -> int | None:
+        """What torch may allocate of the budget, with what nobody counts."""
+        return None if self.budget is None else self.budget - self.budget // (2 * _UNCOUNTED_PART)
 
     def describe(self) -> list[str]:
         """Lines for people."""

@@ -50,9 +50,9 @@ def plan_for(
 
 def limit_allocations(plan: MemoryPlan, device: torch.device) -> None:
     """Let this process allocate no more of a GPU than its plan has for it."""
-    if plan.usable is not None and device.type == "cuda":
+    if plan.allocatable is not None and device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, plan.usable / total), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, plan.allocatable / total), device)
 
 
 class BlockStream:

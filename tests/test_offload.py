@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from engine import copying, residency
 from engine.config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
 from engine.copying import seconds_between
 from engine.model.layers import SwiGLU
-from engine.offload import BlockStream, Span
+from engine.offload import BlockStream, Span, limit_allocations
 from engine.parallel import LocalGroup
 from engine.prompt_features import PromptFeatures
 from engine.rank import Rank
@@ -355,6 +356,22 @@ def test_a_rank_keeps_within_its_budget_and_tells_what_is_left_of_it() -> None:
         assert memory["free"] == plan.usable - plan.weights >= plan.work
         assert memory["decode_limit"] == plan.decode_limit
         assert plan.needed <= plan.budget
+
+
+def test_torch_may_allocate_what_is_counted_and_a_part_of_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    rank = make_rank()
+    plan = replace(rank.plan, budget=16 * 10**9)
+    rank.close()
+    limits = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=20 * 10**9))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *limit: limits.append(limit))
+    limit_allocations(plan, CPU)
+    limit_allocations(replace(plan, budget=None), torch.device("cuda", 1))
+    assert limits == []
+    limit_allocations(plan, torch.device("cuda", 1))
+    limit_allocations(replace(plan, budget=25 * 10**9), torch.device("cuda", 1))
+    assert limits == [(15.5 / 20, torch.device("cuda", 1)), (1.0, torch.device("cuda", 1))]
+    assert plan.usable == 15 * 10**9
 
 
 def test_ranks_on_one_device_share_its_budget(turbo: Path) -> None:
