@@ -70,13 +70,14 @@ class WeightBytes:
         fp8_products: bool = False,
     ) -> WeightBytes:
         """parameters: of a rank, by component and by name, as `held_parameters` gives them. fp8_products: no fp8 matrix
-        of the DiT's blocks is made whole."""
+        of the DiT's blocks is made whole, unless its file asks for it."""
         blocks: Counter[tuple[str, int]] = Counter()
         rest: Counter[str] = Counter()
         dequantized = 0
         for component, held in parameters.items():
-            for name, (form, elements, size) in held.items():
-                if form == "int8" or (form == "fp8" and not (fp8_products and in_blocks(name))):
+            for name, (form, elements, size, full_precision) in held.items():
+                as_it_is = form == "fp8" and fp8_products and in_blocks(name) and not full_precision
+                if form != "float" and not as_it_is:
                     dequantized = max(dequantized, elements * bytes_per_element)
                 size = aligned(size) + ALIGNMENT  # the scales begin at a multiple of it too
                 block = block_of(component, name)

@@ -133,11 +133,14 @@ def test_none_dequantises_and_fp8_and_int8_requantise_the_blocks(turbo: Path, he
 def test_fp8_of_the_file_is_multiplied_as_fp8_where_the_device_can_and_the_file_allows(
     turbo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.rank.multiplies_fp8", lambda device, dtype: True)
+    for module in ("rank", "offload"):
+        monkeypatch.setattr(f"engine.{module}.multiplies_fp8", lambda device, dtype: True)
     rank, _ = rank_of(turbo, matrices_as("fp8", full_precision="attn.to_out"))
     for name, matrix in matrices(rank).items():
         fits = all(length % 16 == 0 for length in matrix.weight.shape)
         assert matrix.takes_fp8 == (in_blocks(f"{name}.weight") and "attn.out" not in name and fits), name
+    whole = [matrix for matrix in matrices(rank).values() if matrix.weight_scale is not None and not matrix.takes_fp8]
+    assert rank.plan.dequantized == 4 * max(matrix.weight.numel() for matrix in whole)
 
 
 def test_a_parameter_of_which_a_file_quantised_a_part_is_dequantised(turbo: Path) -> None:

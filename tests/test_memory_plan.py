@@ -89,16 +89,17 @@ def test_8_bit_matrices_are_made_whole_unless_they_are_multiplied_as_they_are() 
     """fp8 products are those of the DiT's blocks; the text encoder's fp8 matrices are made whole everywhere."""
     text, dit = "layers.0.mlp.gate_up.weight", "transformer_blocks.0.ff.gate_up.weight"
 
-    def dequantized(form: Held, *, fp8_products: bool) -> int:
+    def dequantized(form: Held, *, fp8_products: bool, full_precision: bool = False) -> int:
         held = {
             "text_encoder": {text: HeldParameter(form, 1000, 1040)},
-            "transformer": {dit: HeldParameter(form, 5000, 5200)},
+            "transformer": {dit: HeldParameter(form, 5000, 5200, full_precision)},
         }
         return WeightBytes.of(held, 2, fp8_products=fp8_products).dequantized
 
     assert [dequantized("float", fp8_products=products) for products in (False, True)] == [0, 0]
     assert [dequantized("int8", fp8_products=products) for products in (False, True)] == [10000, 10000]
     assert [dequantized("fp8", fp8_products=products) for products in (False, True)] == [10000, 2000]
+    assert dequantized("fp8", fp8_products=True, full_precision=True) == 10000
 
 
 @settings(deadline=None)

@@ -22,11 +22,13 @@ class ComponentSummary:
 
 
 class HeldParameter(NamedTuple):
-    """One parameter on a rank: in which form, of how many elements, and the bytes of these and their scales."""
+    """One parameter on a rank: in which form, of how many elements, and the bytes of these and their scales.
+    full_precision: products with it are in the model's dtype, since its file asks for that."""
 
     form: Held
     elements: int
     bytes: int
+    full_precision: bool = False
 
 
 class Tensors(Protocol):
@@ -46,11 +48,13 @@ def held_parameters(
     for component, sources in checkpoint.sources.items():
         components[component] = {}
         for name, together in sources_by_parameter(sources).items():
-            form = held_as(quantization, together, [checkpoint.stored(component, source) for source in together], tp)
+            tensors = [checkpoint.stored(component, source) for source in together]
+            form = held_as(quantization, together, tensors, tp)
             components[component][name] = HeldParameter(
                 form,
                 sum(math.prod(source.shard_shape(tp)) for source in together),
                 held_bytes(form, together, tp, bytes_per_element),
+                quantization != "fp8" and any(tensor.full_precision for tensor in tensors),
             )
     return components
 
