@@ -134,8 +134,6 @@ def _read_pieces(
     device: torch.device,
 ) -> list[Piece]:
     """A rank's share of what a file does to the matrices that are stacked in one module."""
-    # the layer may wait in host memory for its use
-    weight = module.dequantize().to(device) if any("magnitude" in change.tensors for change in changes) else None
     starts = _row_starts(name, group.size, config)
     pieces = []
     for change in changes:
@@ -148,8 +146,9 @@ def _read_pieces(
         if change.family is Family.REPLACEMENT:
             piece.gain = -1.0
         if "magnitude" in change.tensors:
-            assert weight is not None
-            _apply_magnitude(piece, weight[piece.rows], file, change, shard, group, device)
+            # only these rows, since float32 is much; and the layer may wait in host memory for its use
+            weight = module.dequantize(piece.rows).to(device)
+            _apply_magnitude(piece, weight, file, change, shard, group, device)
         # where columns are split, the ranks' outputs are summed up
         if "diff_b" in change.tensors and (change.source.split != COLUMNS or group.rank == 0):
             piece.bias = read_vector(file.file, change, "diff_b", shard.rows, device)
@@ -173,7 +172,7 @@ def _apply_magnitude(
     if change.by_column:
         magnitude = read_vector(file.file, change, "magnitude", shard.columns, device, dimension=1)
         factors = norm_factors(changed, magnitude, 0, group if change.source.split == ROWS else alone)
-        piece.delta = Dense(changed * factors - weight)  # factors on x would need a second product with W
+        piece.delta = Dense(changed.mul_(factors).sub_(weight))  # factors on x would need a second product with W
     else:
         magnitude = read_vector(file.file, change, "magnitude", shard.rows, device)
         factors = norm_factors(changed, magnitude, 1, group if change.source.split == COLUMNS else alone)

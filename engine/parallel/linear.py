@@ -25,9 +25,9 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         self.side_path: SidePath | None = None
 
-    def dequantize(self) -> torch.Tensor:
-        """The weight in float32, (out, in)."""
-        return self.weight.float()
+    def dequantize(self, rows: slice = slice(None)) -> torch.Tensor:
+        """The weight, or some of its rows, in float32: (rows, in)."""
+        return self.weight[rows].float()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = F.linear(x, self.weight, self.bias)
@@ -74,13 +74,15 @@ class ParallelMatrix(nn.Module):
             self.side_path(x, y)
         return y
 
-    def dequantize(self) -> torch.Tensor:
-        """The matrix in float32, (out, in)."""
+    def dequantize(self, rows: slice = slice(None)) -> torch.Tensor:
+        """The matrix, or some of its rows, in float32: (rows, in)."""
+        weight = self.weight[rows]
         if self.weight_scale is None:
-            return self.weight.float()
-        if self.weight.dtype == FP8:
-            return self.weight.float() * self.weight_scale
-        return dequantize_groups(self.weight, self.weight_scale, torch.float32)
+            return weight.float()
+        scales = self.weight_scale[rows]
+        if weight.dtype == FP8:
+            return weight.float().mul_(scales)
+        return dequantize_groups(weight, scales, torch.float32)
 
 
 class ColumnParallelLinear(ParallelMatrix):
