@@ -34,6 +34,7 @@ DIT_LAYERWISE, DIT, TEXT_ENCODER, VAE = OFFLOADS = ("dit-layerwise", "dit", "tex
 ATTENTIONS = ("auto", "cudnn", "flash", "fa3", "fa4", "triton", "torch")
 PARTS = ("transformer", "text_encoder", "vae", "tokenizer")
 
+_MOST_BYTES = 2**50  # of a device's memory: beyond it a size is a slip, and further beyond no message can carry it
 PIPELINE_CLASS = "Krea2Pipeline"
 DEFAULT_TAPS = (2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35)
 
@@ -110,8 +111,10 @@ class EngineConfig:
             raise ArgumentError.of("prefetch", "between 0 and 64 blocks", self.prefetch)
         for name in ("memory_budget", "vae_memory", "lora_memory"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value <= 0):
-                raise ArgumentError.of(name, "a number of bytes above 0, as 16GB", value)
+            if value is not None and (
+                not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _MOST_BYTES
+            ):
+                raise ArgumentError.of(name, f"a number of bytes from 1 to {_MOST_BYTES}, as 16GB", value)
         if self.prefetch is not None and not self.offload and self.memory_budget is None:
             raise ArgumentError("prefetch needs offload or memory_budget: nothing is copied", parameter="prefetch")
         if self.lora_memory is not None and self.memory_budget is None:
