@@ -56,6 +56,8 @@ def run() -> NoReturn:
     except Exception as error:
         code = _complain(f"{type(error).__name__}: {error}", 1)
     _give_up_unwritable_stdout()
+    for number in SIGNALS:  # all is done, and nobody would catch what `_stop` raises while Python ends
+        signal.signal(number, signal.SIG_DFL)
     sys.exit(code)
 
 

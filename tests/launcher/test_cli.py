@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 import click
@@ -160,6 +162,17 @@ def test_info_of_a_damaged_tokenizer_is_the_error_that_serving_would_give(marked
     code, stdout, stderr = marked.run_krea2("info", str(folder))
     assert (code, stdout) == (2, "")
     assert stderr.startswith(f"error: {folder}/tokenizer/tokenizer.json: is not a tokenizer that can be read")
+
+
+def test_a_signal_while_python_ends_leaves_no_traceback(marked: Marked) -> None:
+    """Nobody is left then to catch what unwinds a command."""
+    program = (
+        "import atexit, os, signal, sys; from launcher.cli import run; "
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT); sys.argv = ['krea2', '--version']; run()"
+    )
+    process = marked.start(sys.executable, "-c", program)
+    _, stderr = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, stderr) == (-signal.SIGINT, "")
 
 
 def test_every_option_is_explained() -> None:
