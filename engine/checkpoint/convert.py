@@ -46,6 +46,7 @@ _FILES = {
 }
 _MOST_PARTS = 3  # of a weight in a native file: itself and its scales
 _GROUPS = (256, 64, 16)  # of ConvRot, the largest first
+_LONGEST_PREFIX = 100
 _LARGEST_COPY = 64 * 2**20  # bytes of a file beside the weights, such as tokenizer.json
 
 Report = Callable[[], None]
@@ -69,9 +70,14 @@ def convert(
     report: is called for every tensor that is done. Raises `ArgumentError` for what does not go together, and
     `CheckpointError` for what cannot be read or written; nothing is left of an output that is not whole.
     """
+    if checkpoint.split_for is not None:
+        allowed = "a whole checkpoint, not one that has been split for ranks, of which each has a part"
+        raise ArgumentError.of("model", allowed, str(checkpoint.components["transformer"].location))
+    if len(prefix) > _LONGEST_PREFIX or not prefix.isprintable():
+        raise ArgumentError.of("prefix", f"at most {_LONGEST_PREFIX} printable characters", prefix)
     if weights not in WEIGHTS[layout]:
         raise ArgumentError.of("weights", f"one of {', '.join(WEIGHTS[layout])} for the layout {layout}", weights)
-    if output.exists():
+    if os.path.lexists(output):
         raise ArgumentError.of("output", "a path that does not exist yet", str(output))
     if layout == "native":
         _write_native(checkpoint.components[component], component, output, weights, prefix, report)

@@ -36,7 +36,7 @@ class CheckpointFiles:
     """The components of a checkpoint. Its headers have been read and checked; its data is read on demand.
 
     tokenizer: the folder or file of the tokenizer, which is not opened. parameters: that inference needs of each
-    component.
+    component. split_for: how many ranks the components are one's shards of, None if they are whole.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class CheckpointFiles:
         """split_for: the components are one rank's shards, so many ranks having been planned for; without the VAE
         unless it is rank 0's. Raises `CheckpointError` if any tensor is missing, extra, misshapen or unreadable."""
         self.config, self.components, self.tokenizer = config, components, tokenizer
+        self.split_for = split_for
         self.sources = {
             "transformer": list(transformer_sources(config.transformer)),
             "text_encoder": list(text_encoder_sources(config)),

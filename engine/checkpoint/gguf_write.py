@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +48,12 @@ def write_gguf(
         writer.close()
         temporary.replace(path)
     except OSError as error:
-        raise CheckpointError.of(path, f"cannot be written: {error.strerror}") from None
+        raise CheckpointError.of(path, f"cannot be written: {error.strerror or error}") from None
     finally:
-        writer.close()
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of which there is an error already
+            writer.close()
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _type(shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQuantizationType:

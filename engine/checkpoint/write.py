@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -64,7 +65,8 @@ class SafetensorsWriter:
             if error is None:
                 self._finish()
         finally:
-            self._file.close()
+            with suppress(OSError):  # a full disk, of which there is an error already
+                self._file.close()
             self._temporary.unlink(missing_ok=True)
 
     def _finish(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -190,9 +192,48 @@ def test_what_does_not_go_together_is_refused(turbo: Path, converted: Callable[.
         convert.convert(checkpoint, tmp_path, layout="diffusers", weights="keep")
     with pytest.raises(ArgumentError, match="component must be transformer for the layout gguf, got 'vae'"):
         convert.convert(checkpoint, tmp_path / "x", layout="gguf", weights="q8_0", component="vae")
+    for prefix in ("x" * 101, "a\n", "\udcff"):
+        with pytest.raises(ArgumentError, match="prefix must be at most 100 printable characters, got "):
+            convert.convert(checkpoint, tmp_path / "x", layout="native", weights="keep", prefix=prefix)
     assert not list(tmp_path.iterdir())
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(ArgumentError, match="output must be a path that does not exist yet"):
+        convert.convert(checkpoint, tmp_path / "link", layout="native", weights="keep")
     with pytest.raises(ArgumentError, match=r"tp must be 2, for which .* has been split, got 4"):
         CheckpointFiles.open(EngineConfig(model=str(converted("sharded", "float32", tp=2)), tp=4))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_split_checkpoint_of_which_a_rank_has_a_part_is_not_converted(
+    converted: Callable[..., Path], tmp_path: Path, layout: str
+) -> None:
+    split = CheckpointFiles.open(EngineConfig(model=str(converted("sharded", "float32", tp=2)), tp=2))
+    with pytest.raises(ArgumentError, match="model must be a whole checkpoint, not one that has been split for ranks"):
+        convert.convert(split, tmp_path / "out", layout=layout, weights=WEIGHTS[layout][0], tp=2)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["x" * 245, "x" * 300, "file/x"])
+def test_paths_that_cannot_be_written_are_named(turbo: Path, tmp_path: Path, layout: str, name: str) -> None:
+    (tmp_path / "file").touch()
+    checkpoint = CheckpointFiles.open(EngineConfig(model=str(turbo)))
+    with pytest.raises(CheckpointError, match=r"cannot be written: (File name too long|Not a directory)"):
+        convert.convert(checkpoint, tmp_path / name, layout=layout, weights=WEIGHTS[layout][0])
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_full_disk_is_said_and_nothing_left_on_it(turbo: Path, tmp_path: Path, layout: str) -> None:
+    checkpoint = CheckpointFiles.open(EngineConfig(model=str(turbo)))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot be written: (File too large|\d+ requested and \d+ written)"):
+            convert.convert(checkpoint, tmp_path / "out", layout=layout, weights=WEIGHTS[layout][0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_left_of_what_was_not_finished(turbo: Path, tmp_path: Path) -> None:
