@@ -66,8 +66,12 @@ class CheckpointError(Krea2Error):
             message += f", expected {expected}"
         if found is not None:
             message += f", found {found}"
-        # names come from files, which may put line breaks and escape codes into them
-        return cls("".join(char if char.isprintable() else ascii(char)[1:-1] for char in message))
+        return cls(printable(message))
+
+
+def printable(text: str) -> str:
+    """What is said of a file, without the line breaks and escape codes that the names in it may have."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class LoraError(Krea2Error):

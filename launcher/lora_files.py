@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from engine.config import ModelConfig
-from engine.errors import ArgumentError, LoraError
+from engine.errors import ArgumentError, CheckpointError, LoraError, printable
 from engine.lora import AdapterFile, open_adapter
 from launcher.internal import FrontendConfig, LoraFile
 from launcher.limits import Limits
@@ -22,7 +22,8 @@ from launcher.requests import check_strength
 MAX_FILE_BYTES = 8 * 2**30  # to be read whole before it is used; a LoRA of rank 256 for every layer has 4
 MAX_NAME = 100  # characters
 _PEFT_FILE = "adapter_model.safetensors"
-_SHOWN_KEYS = 3
+_SHOWN_KEYS, _SHOWN_CHARACTERS = 3, 120
+_LONGEST_PATH = 4096  # what Linux takes
 _WITH_STRENGTH = re.compile(r"(?P<path>.+):(?P<strength>[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+))", re.DOTALL)
 _WITH_NAME = re.compile(r"(?P<name>[^=/]*)=(?P<path>.*)", re.DOTALL)
 
@@ -101,6 +102,8 @@ def open_lora(path: str, model: ModelConfig, *, lenient: bool, values: bool = Tr
             if values:
                 opened.check_finite()
             return opened
+    except CheckpointError as error:  # from the values of a file that was changed since it was opened
+        raise LoraError(error.message) from None
     except OSError as error:
         raise LoraError(f"{file}: {error.strerror}") from None
     except ValueError as error:  # a path with a zero in it
@@ -113,7 +116,8 @@ def path_inside(folder: str, path: str) -> str:
     Raises `ArgumentError`, which tells nothing of what there is outside of the folder.
     """
     root = os.path.realpath(folder)
-    if path and "\0" not in path and not os.path.isabs(path) and ".." not in Path(path).parts:
+    fits = 0 < len(path) <= _LONGEST_PATH and "\0" not in path
+    if fits and not os.path.isabs(path) and ".." not in Path(path).parts:
         real = os.path.realpath(_file_in(os.path.join(root, path)))
         if real != root and os.path.commonpath((root, real)) == root:
             return real
@@ -144,7 +148,7 @@ def check_name(name: str, parameter: str = "name") -> str:
 
 def describe_skipped(opened: AdapterFile) -> str:
     """What lenient reading has left out, in a few words."""
-    shown = ", ".join(opened.skipped[:_SHOWN_KEYS])
+    shown = ", ".join(printable(key[:_SHOWN_CHARACTERS]) for key in opened.skipped[:_SHOWN_KEYS])
     count = len(opened.skipped)
     what = "1 key fits nothing and was skipped" if count == 1 else f"{count} keys fit nothing and were skipped"
     return f"{what}: {shown}{' …' if count > _SHOWN_KEYS else ''}"

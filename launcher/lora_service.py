@@ -137,7 +137,7 @@ class LoraService:
             if isinstance(error, TimeoutError):
                 error = LoraError(f"{message.path}: could not be read within {_READ_S:g} s")
             elif isinstance(error, LoraError):  # where the folder lies is not the client's business
-                error = LoraError(error.message.replace(path, message.path))
+                error = LoraError(error.message.replace(path, message.path).replace(f"{folder}/", ""))
             self._refuse(client, message, error)
             return
         entry = self.registry.add(

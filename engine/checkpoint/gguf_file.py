@@ -76,10 +76,11 @@ class GgufFile:
         first, last = _covering(info, columns)
         return (rows.stop - rows.start) * (last - first) * info.block[1]
 
-    def octets(self, name: str) -> np.ndarray:
+    def octets(self, name: str, part: slice | None = None) -> np.ndarray:
         """See `TensorFile.octets`."""
         info = self._infos[name]
-        return self._file.octets(info.start, info.bytes)
+        part = part or slice(0, info.bytes)
+        return self._file.copy(info.start + part.start, part.stop - part.start)
 
     def header_file(self, name: str) -> Path:
         """The file that holds the tensor."""

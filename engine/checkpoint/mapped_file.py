@@ -106,6 +106,19 @@ class MappedFile:
             values = (octets.clone() if start % size else octets).view(getattr(torch, name))
         return values.view(kept)[(slice(None), *bounds[1:])] if shape else values.view(())
 
+    def copy(self, start: int, count: int) -> np.ndarray:
+        """Bytes as an array of their own, read and not mapped: whoever touches what a mapped file has lost meanwhile is
+        killed by the system. Raises `CheckpointError` if they are there no more."""
+        import numpy as np
+
+        try:
+            octets = np.fromfile(self.path, np.uint8, count, offset=start)
+        except OSError as error:
+            raise CheckpointError.of(self.path, f"cannot be read: {error.strerror}") from None
+        if octets.size != count:
+            raise CheckpointError.of(self.path, "has become shorter while it was read")
+        return octets
+
     def octets(self, start: int, count: int) -> np.ndarray:
         """Bytes as a numpy array, a view of the mapping that cannot be written to."""
         import numpy as np

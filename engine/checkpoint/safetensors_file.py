@@ -52,10 +52,11 @@ class SafetensorsFile:
         header = self.headers[name]
         return self._file.tensor(self._starts[name], header.shape, header.dtype, bounds)
 
-    def octets(self, name: str) -> np.ndarray:
+    def octets(self, name: str, part: slice | None = None) -> np.ndarray:
         """See `TensorFile.octets`."""
         header = self.headers[name]
-        return self._file.octets(self._starts[name], math.prod(header.shape) * DTYPES[header.dtype].size)
+        part = part or slice(0, math.prod(header.shape) * DTYPES[header.dtype].size)
+        return self._file.copy(self._starts[name] + part.start, part.stop - part.start)
 
     def header_file(self, name: str) -> Path:
         """The file that holds the tensor."""
@@ -89,7 +90,7 @@ def _read_header(file: MappedFile) -> tuple[int, dict[str, Any]]:
     """Where the data starts, and the header."""
     if file.size < _LENGTH_BYTES:
         raise CheckpointError.of(file.path, "is too short for a safetensors file", found=f"{file.size} bytes")
-    length = int.from_bytes(file.data[:_LENGTH_BYTES], "little")
+    length = int.from_bytes(file.copy(0, _LENGTH_BYTES).tobytes(), "little")
     start = _LENGTH_BYTES + length
     if length > LARGEST_HEADER or start > file.size:
         raise CheckpointError.of(
@@ -98,7 +99,7 @@ def _read_header(file: MappedFile) -> tuple[int, dict[str, Any]]:
             expected=f"at most {min(LARGEST_HEADER, file.size - _LENGTH_BYTES)} bytes",
             found=length,
         )
-    text = file.data[_LENGTH_BYTES:start]
+    text = file.copy(_LENGTH_BYTES, length).tobytes()
     if not text.startswith(b"{"):
         raise CheckpointError.of(file.path, "is not a safetensors file: its header does not start with {")
     return start, parse_json_object(file.path, text)

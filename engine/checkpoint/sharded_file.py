@@ -31,9 +31,9 @@ class ShardedFile:
         """See `TensorFile.read`."""
         return self._shards[name].read(name, bounds)
 
-    def octets(self, name: str) -> np.ndarray:
+    def octets(self, name: str, part: slice | None = None) -> np.ndarray:
         """See `TensorFile.octets`."""
-        return self._shards[name].octets(name)
+        return self._shards[name].octets(name, part)
 
     def header_file(self, name: str) -> Path:
         """The shard that holds the tensor."""

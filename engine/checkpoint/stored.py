@@ -50,8 +50,11 @@ class TensorFile(Protocol):
         """
         ...
 
-    def octets(self, name: str) -> np.ndarray:
-        """The bytes of a whole tensor as they lie in the file, for who wants no torch. Nobody writes to them."""
+    def octets(self, name: str, part: slice | None = None) -> np.ndarray:
+        """A copy of a tensor's bytes, or of those in `part`, as they lie in the file, for who wants no torch.
+
+        Raises `CheckpointError`, also for a file that was cut short after it was opened.
+        """
         ...
 
     def close(self) -> None: ...

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from engine.checkpoint.open import open_tensor_file
+from engine.checkpoint.sharded_file import ShardedFile
 from engine.checkpoint.stored import FLOAT_BYTES, TensorFile
 from engine.config import ModelConfig
-from engine.errors import CheckpointError, LoraError
+from engine.errors import CheckpointError, LoraError, printable
 from engine.json_fields import read_json_object
 from engine.lora.families import Change, Misfit, family_of, rank_of
 from engine.lora.names import LayerNames, is_of_text_encoder, layer_names, model_of, split_key, strip_prefixes
@@ -22,7 +23,7 @@ from engine.lora.names import LayerNames, is_of_text_encoder, layer_names, model
 _PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _QWEN_IMAGE_WIDTH = 3072
 _MOST_LISTED = 3
-_CHECKED_AT_ONCE = 1 << 24  # numbers
+_CHECKED_AT_ONCE = 1 << 26  # bytes
 
 # A number is not finite if all bits of its exponent are set.
 _EXPONENTS: dict[str, tuple[str, int]] = {
@@ -44,7 +45,10 @@ def open_adapter(path: str | Path, config: ModelConfig, *, lenient: bool = False
     if path.is_dir():
         path = path / _PEFT_WEIGHTS
     try:
-        return AdapterFile(open_tensor_file(path), layer_names(config.transformer), lenient)
+        file = open_tensor_file(path)
+        if isinstance(file, ShardedFile):  # whose shards nobody has checked to lie where a client may load from
+            raise _error(file, "is the index of several files: a LoRA is one")
+        return AdapterFile(file, layer_names(config.transformer), lenient)
     except CheckpointError as error:
         raise LoraError(error.message) from None
 
@@ -64,7 +68,9 @@ class AdapterFile:
         for path, tensors in groups.items():
             for change in _changes(file, names, path, tensors, alphas):
                 if change.layer in self.changes:
-                    raise _error(file, f"{path} is for {change.layer}, which another name in the file is for too")
+                    raise _error(
+                        file, f"{_short(path)} is for {change.layer}, which another name in the file is for too"
+                    )
                 self.changes[change.layer] = change
         if unused := alphas.unused():
             raise _error(file, f"alpha_pattern names {unused}, for which the file has no tensors")
@@ -84,11 +90,14 @@ class AdapterFile:
         """Read every number once. Raises `LoraError` if one is NaN or infinite."""
         for change in self.changes.values():
             for name in change.tensors.values():
-                kind, exponent = _EXPONENTS[self.file.headers[name].dtype]
-                bits: np.ndarray = self.file.octets(name).view(kind)
-                for start in range(0, bits.size, _CHECKED_AT_ONCE):
-                    if ((bits[start : start + _CHECKED_AT_ONCE] & exponent) == exponent).any():
-                        raise _error(self.file, f"{name}: holds values that are not finite")
+                header = self.file.headers[name]
+                kind, exponent = _EXPONENTS[header.dtype]
+                size = math.prod(header.shape) * FLOAT_BYTES[header.dtype]
+                for start in range(0, size, _CHECKED_AT_ONCE):
+                    part = slice(start, min(start + _CHECKED_AT_ONCE, size))
+                    bits: np.ndarray = self.file.octets(name, part).view(kind)
+                    if ((bits & exponent) == exponent).any():
+                        raise _error(self.file, f"{_short(name)}: holds values that are not finite")
 
     def close(self) -> None:
         self.file.close()
@@ -108,12 +117,12 @@ def _group(file: TensorFile, names: LayerNames, lenient: bool) -> tuple[_Groups,
             continue
         path, role, adapter = split
         if role in groups[path]:
-            raise _error(file, f"{key} and {groups[path][role]} are the same thing twice")
+            raise _error(file, f"{_short(key)} and {_short(groups[path][role])} are the same thing twice")
         groups[path][role] = key
         adapters.add(adapter)
     if len(adapters - {None}) > 1:
         shown = ", ".join(sorted(filter(None, adapters)))
-        raise _error(file, f"holds several adapters ({shown}): it may hold one")
+        raise _error(file, f"holds several adapters ({_short(shown)}): it may hold one")
     if unresolved and (not groups or not lenient):
         raise _error(file, _complaint(unresolved, bool(groups), names))
     if not groups:
@@ -152,7 +161,7 @@ def _changes(
     shapes = {role: file.headers[name].shape for role, name in tensors.items()}
     for name in tensors.values():
         if file.headers[name].dtype not in FLOAT_BYTES:
-            raise _error(file, f"{name}: is stored as {file.headers[name].dtype}, not as F32, F16 or BF16")
+            raise _error(file, f"{_short(name)}: is stored as {file.headers[name].dtype}, not as F32, F16 or BF16")
     columns = sources[0].shape[1]
     try:
         family = family_of(shapes, sum(source.shape[0] for source in sources), columns)
@@ -161,7 +170,7 @@ def _changes(
         hint = ""
         if columns > _QWEN_IMAGE_WIDTH and columns not in widths and _QWEN_IMAGE_WIDTH in widths:
             hint = "; it seems to be a LoRA for Qwen-Image"
-        raise _error(file, f"{path}: {misfit}{hint}") from None
+        raise _error(file, f"{_short(path)}: {misfit}{hint}") from None
     rank = rank_of(family, shapes)
     scale = 1.0 if rank is None else alphas.scale(path, tensors.get("alpha"), rank)
     start = 0
@@ -197,7 +206,7 @@ class _Alphas:
         return alpha / (math.sqrt(rank) if self._fields.get("use_rslora") is True else rank)
 
     def unused(self) -> str | None:
-        return min(self._unused, default=None)
+        return _short(min(self._unused)) if self._unused else None
 
     def _number(self, key: str, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
@@ -208,7 +217,7 @@ class _Alphas:
         kind, exponent = _EXPONENTS[self._file.headers[name].dtype]
         (bits,) = self._file.octets(name).view(kind)
         if bits & exponent == exponent:
-            raise _error(self._file, f"{name}: is not finite")
+            raise _error(self._file, f"{_short(name)}: is not finite")
         if self._file.headers[name].dtype == "BF16":
             return float((np.array([bits], "<u4") << 16).view("<f4")[0])
         return float(np.array([bits]).view(kind.replace("u", "f"))[0])
@@ -239,5 +248,4 @@ def _short(text: str) -> str:
 
 
 def _error(file: TensorFile, message: str) -> LoraError:
-    # names come from files, which may put line breaks and escape codes into them
-    return LoraError("".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"{file.path}: {message}"))
+    return LoraError(printable(f"{file.path}: {message}"))

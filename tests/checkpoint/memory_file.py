@@ -35,8 +35,8 @@ class MemoryFile:
         self.bytes_read += part.nbytes
         return part
 
-    def octets(self, name: str) -> np.ndarray:
-        return self.tensors[name].contiguous().view(torch.uint8).numpy().reshape(-1)
+    def octets(self, name: str, part: slice | None = None) -> np.ndarray:
+        return self.tensors[name].contiguous().view(torch.uint8).numpy().reshape(-1)[part or slice(None)]
 
     def close(self) -> None:
         pass

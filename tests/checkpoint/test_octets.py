@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 
 from engine.checkpoint.gguf_write import write_gguf
 from engine.checkpoint.open import open_tensor_file
+from engine.errors import CheckpointError
 
 TENSORS = {"a.weight": torch.randn(40, 64), "a.bias": torch.randn(7), "empty": torch.empty(0)}
 
@@ -29,4 +31,8 @@ def test_octets_are_the_tensors_bytes(tmp_path: Path, container: str) -> None:
     opened = open_tensor_file(file)
     for name, tensor in TENSORS.items():
         assert opened.octets(name).tobytes() == tensor.numpy().tobytes()
-    assert not opened.octets("a.weight").flags.writeable
+    assert opened.octets("a.weight", slice(4, 12)).tobytes() == TENSORS["a.weight"].numpy().tobytes()[4:12]
+    # read and not mapped: what is mapped of a file that is cut short ends the process that touches it
+    os.truncate(tmp_path / "model.safetensors", 100)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: has become shorter while it was read"):
+        opened.octets("a.weight")

@@ -65,6 +65,18 @@ def test_a_lora_changes_the_picture_by_its_strength_and_at_none_not_at_all(clien
     assert json.loads(by_default.images[0].info["settings"])["loras"] == [{"name": "one", "strength": 0.5}]
 
 
+def test_refusals_tell_clients_nothing_of_where_the_folder_is(client: Client, folder: Path) -> None:
+    (folder / "peft").mkdir()
+    shutil.copy(folder / "one.safetensors", folder / "peft" / "adapter_model.safetensors")
+    (folder / "peft" / "adapter_config.json").write_text("{")
+    (folder / "index.json").write_text('{"weight_map": {"a": "missing.safetensors"}}')
+    for path in ("peft", "index.json", "x" * 5000, "broken.safetensors", "missing"):
+        with pytest.raises((ArgumentError, LoraError)) as refusal:
+            client.load_lora("style", path)
+        assert str(folder) not in refusal.value.message
+        assert len(refusal.value.message) < 1000
+
+
 def test_loading_unloading_and_different_ones_at_once(client: Client, folder: Path) -> None:
     listed = client.load_lora("second", "two.safetensors")
     assert [(lora.name, lora.modules) for lora in listed.loras] == [("one", 72), ("second", 72)]

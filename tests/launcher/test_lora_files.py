@@ -72,6 +72,10 @@ def test_lenient_reading_warns_of_what_it_skips(tmp_path: Path, demo: ModelConfi
     lenient = msgspec.structs.replace(CONFIG, engine=EngineConfig(lora_lenient=True))
     _, warnings = with_loras(lenient, demo, [str(a)], lora_dir=None, merge=False)
     assert warnings == (f"{a}: 4 keys fit nothing and were skipped: k1, k2, k3 …",)
+    write_adapter(a, skipped=["\x1b[31m\nerror: ", "k" * 10**6])
+    _, (warning,) = with_loras(lenient, demo, [str(a)], lora_dir=None, merge=False)
+    assert "skipped: \\x1b[31m\\nerror: , kkk" in warning
+    assert len(warning) < 1000
 
 
 @pytest.mark.parametrize(

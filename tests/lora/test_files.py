@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from bench.real_size import KREA2
 from engine.config import EngineConfig, ModelConfig
-from engine.errors import ArgumentError, LoraError
+from engine.errors import ArgumentError, CheckpointError, LoraError
 from engine.lora import AdapterFile, open_adapter
 from tests.lora.adapter_files import draw_low_rank, layer_shapes, write, write_scheme
 
@@ -112,6 +113,33 @@ def test_a_file_is_refused_in_words(tmp_path: Path, config: ModelConfig, name: s
 def test_a_lora_of_qwen_image_is_known_by_its_width(tmp_path: Path) -> None:
     tensors = pair("transformer.transformer_blocks.0.attn.to_q", 3072, 3072)
     assert "it seems to be a LoRA for Qwen-Image" in refusal(tmp_path, KREA2, tensors)
+
+
+def test_what_names_say_is_shortened(tmp_path: Path, config: ModelConfig) -> None:
+    pattern = {"transformer.alpha_pattern": {"x" * 100_000: 1}}
+    file = write(tmp_path / "lora.safetensors", pair(QUERY), pattern)
+    with pytest.raises(LoraError, match=r"alpha_pattern names x+\.\.\., for which") as long_pattern:
+        open_adapter(file, config)
+    long_path = refusal(tmp_path, config, {"transformer." * 10_000 + f"{QUERY}.lora_A.weight": torch.ones(2, 128)})
+    assert len(long_pattern.value.message) < 1000
+    assert len(long_path) < 1000
+
+
+def test_a_file_that_is_cut_short_while_it_is_checked_is_refused(tmp_path: Path, config: ModelConfig) -> None:
+    """A mapped one would end the process."""
+    file = write(tmp_path / "lora.safetensors", pair(QUERY, rank=64))
+    adapter = open_adapter(file, config)
+    os.truncate(file, 4096)
+    with pytest.raises(CheckpointError, match=r"lora\.safetensors: has become shorter while it was read"):
+        adapter.check_finite()
+
+
+def test_the_index_of_several_files_is_refused(tmp_path: Path, config: ModelConfig) -> None:
+    file = write(tmp_path / "shard.safetensors", pair(QUERY))
+    index = tmp_path / "lora.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(pair(QUERY), file.name)}))
+    with pytest.raises(LoraError, match="is the index of several files: a LoRA is one"):
+        open_adapter(index, config)
 
 
 @pytest.mark.parametrize("name", ["lora.pt", "lora.ckpt", "pytorch_lora_weights.bin"])
