@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from dataclasses import replace
@@ -213,15 +214,30 @@ def test_prompts_are_encoded_beside_steps_only_with_weights_that_stay(monkeypatc
 # ---- copies beside work
 
 
-def run_slowly(monkeypatch: pytest.MonkeyPatch, prefetch: int, pause_s: float = 0.03) -> list[Span]:
-    """The timeline of two steps whose blocks take their time, which another thread can use."""
-    forward = SwiGLU.forward
+def run_slowly(monkeypatch: pytest.MonkeyPatch, prefetch: int) -> list[Span]:
+    """The timeline of two steps in which every block computes until the copies ahead of it have begun: for ever, if
+    they wait for it."""
+    forward, copy_bytes = SwiGLU.forward, copying.copy_bytes
+    begun, computed = itertools.count(1), itertools.count(1)
+    copies = 0
+
+    def count(target: torch.Tensor, source: torch.Tensor) -> None:
+        nonlocal copies
+        copies = next(begun)
+        copy_bytes(target, source)
 
     def slow(module: SwiGLU, x: Any) -> torch.Tensor:
-        time.sleep(pause_s)
+        if module not in of_blocks:  # but the text encoder's or text fusion's
+            return forward(module, x)
+        due, deadline = next(computed) + prefetch, time.monotonic() + 30
+        while copies < due:
+            assert time.monotonic() < deadline, f"{copies} copies have begun, not {due}"
+            time.sleep(0.001)
         return forward(module, x)
 
+    monkeypatch.setattr(copying, "copy_bytes", count)
     rank = make_rank(offload=(DIT_LAYERWISE,), prefetch=prefetch)
+    of_blocks = {block.ff for block in rank.transformer.transformer_blocks}
     monkeypatch.setattr(SwiGLU, "forward", slow)
     stream = rank.offload.streams["transformer"]
     stream.timeline = []
@@ -244,7 +260,7 @@ def test_the_next_blocks_are_copied_while_one_computes(monkeypatch: pytest.Monke
 
 
 def test_without_prefetch_nothing_is_copied_while_a_block_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    timeline = run_slowly(monkeypatch, 0, pause_s=0.0)
+    timeline = run_slowly(monkeypatch, 0)
     for earlier, later in pairwise(timeline):
         assert seconds_between(earlier.ended, later.began) >= 0
 
