@@ -42,7 +42,7 @@ from bench.runner import (
     run_main,
 )
 from bench.timing import Spread, gpu_state, measure_ceilings, peak_memory, reset_peak_memory
-from engine.rank import PendingStep
+from engine.pending import PendingStep
 from engine.step import StepTimes
 
 if TYPE_CHECKING:

@@ -25,8 +25,9 @@ from engine.decoding import DecodedImage
 from engine.errors import ArgumentError, Krea2Error
 from engine.parallel import LocalGroup, pick_device
 from engine.parallel.device import pick_dtype
+from engine.pending import PendingStep
 from engine.prompt import MAX_PROMPT_TOKENS, PREFIX_TOKENS
-from engine.rank import PendingStep, Rank
+from engine.rank import Rank
 from engine.step import Job, Step
 
 if TYPE_CHECKING:

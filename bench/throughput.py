@@ -46,7 +46,7 @@ from bench.step import Case, parse_cases
 from bench.timing import gpu_state, measure_ceilings, peak_memory, percentile, reset_peak_memory
 from engine.cost import CostModel, Work
 from engine.decoding import DecodedImage
-from engine.rank import PendingStep
+from engine.pending import PendingStep
 from engine.scheduler import Scheduler
 from engine.step import Step, StepTimes
 

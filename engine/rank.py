@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -15,6 +14,7 @@ from engine.checkpoint.load import LoadOptions, Weights, load_weights
 from engine.config import DIT, DIT_LAYERWISE, TEXT_ENCODER, EngineConfig
 from engine.decoding import DecodedImage, ImageDecoder
 from engine.graphs import PromptGraphs, StepGraphs
+from engine.jobs import JobState, Schedule
 from engine.kernels.attention import GatedAttentionKernel
 from engine.kernels.attention_choice import AttentionChoice, AttentionShape, choose_attention, unavailable
 from engine.kernels.rope import image_rotations
@@ -34,48 +34,18 @@ from engine.parallel.device import (
     to_device,
     to_host,
 )
+from engine.pending import PendingStep, Preview
 from engine.preview import PreviewMap
 from engine.prompt import PREFIX_TOKENS
 from engine.prompt_features import PromptFeatures
 from engine.sampling import default_mu, draw_noise, guide, make_sigmas, unpack_latents
-from engine.step import Job, Step, StepTimes
+from engine.step import Job, Step
 
 # Schedules, batch layouts and image grids kept: a schedule of 52 steps is 8 MB at the real size, a layout 4 MB.
 _CACHED_SHAPES = 8
 _TYPICAL_PROMPT_TOKENS = 64
 # How often an image has a length that none before it had, for which some attention first builds a plan.
 _IMAGES_PER_NEW_LENGTH = 10
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What a job's image may become, after `step` of its steps. pixels: (height, width, 3) uint8 in host memory."""
-
-    job_id: int
-    step: int
-    pixels: torch.Tensor
-
-
-@dataclass(frozen=True)
-class _Schedule:
-    sigmas: tuple[float, ...]
-    modulation: TimeModulation
-
-
-@dataclass
-class _JobState:
-    job: Job
-    grid: tuple[int, int]
-    loras: Loras  # those that change a denoise step
-    latents: torch.Tensor  # (image tokens, in_channels) float32
-    texts: tuple[torch.Tensor, ...]  # the prompt's features and, when guided, the negative prompt's
-    schedule: _Schedule
-    step: int = 0
-
-    @property
-    def preview_is_due(self) -> bool:
-        every = self.job.preview_every
-        return every > 0 and self.step % every == 0 and self.step < self.job.steps
 
 
 class Rank:
@@ -132,7 +102,7 @@ class Rank:
                 self.offload.take(component, module)
         weights.close()
 
-        self._jobs: dict[int, _JobState] = {}
+        self._jobs: dict[int, JobState] = {}
         self._next_number = 0
         self._step_graphs: StepGraphs | None = None
         self._adapters = Adapters(self.transformer, self.config, group, device, self.dtype)
@@ -309,7 +279,7 @@ class Rank:
             tokens = self.config.image_tokens(job.width, job.height)
             mu = default_mu(self.config, tokens) if job.mu is None else job.mu
             noise = draw_noise(job.seed, job.width, job.height, self.config, self.dtype)
-            self._jobs[job.job_id] = _JobState(
+            self._jobs[job.job_id] = JobState(
                 job=job,
                 grid=(job.height // multiple, job.width // multiple),
                 latents=to_device(noise, self.device),
@@ -325,17 +295,17 @@ class Rank:
         self._prompts.forget(adapter_id)
         self._schedule.cache_clear()
 
-    def _make_schedule(self, steps: int, mu: float, loras: Loras) -> _Schedule:
+    def _make_schedule(self, steps: int, mu: float, loras: Loras) -> Schedule:
         sigmas = make_sigmas(steps, mu)
         scale = self.config.schedule.num_train_timesteps
         timesteps = sigmas[:-1] * scale / scale  # as the references compute it, to the last bit
         with self._adapters.everywhere(loras):
             modulation = self.transformer.encode_timesteps(to_device(timesteps, self.device))
-        return _Schedule(tuple(sigmas.tolist()), modulation)
+        return Schedule(tuple(sigmas.tolist()), modulation)
 
     # ---- denoising
 
-    def _denoise(self, states: list[_JobState]) -> list[Preview]:
+    def _denoise(self, states: list[JobState]) -> list[Preview]:
         """One Euler step of every job, all of their segments in one forward. Returns the previews that are due."""
         segments, text, rows = [], [], []
         for image, state in enumerate(states):
@@ -380,39 +350,3 @@ class Rank:
     def _make_grid(self, height: int, width: int) -> torch.Tensor:
         dit = self.config.transformer
         return to_device(image_rotations(height, width, dit.axes_dims_rope, dit.rope_theta), self.device)
-
-
-class PendingStep:
-    """A step that has been started, with marks before, between and after its two parts.
-
-    `previews` of rank 0 have their pixels once `wait` has returned.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._on_gpu = device.type == "cuda"
-        self._times: list[float] = []
-        self._events: list[torch.cuda.Event] = []
-        self.previews: list[Preview] = []
-        self.encoded_tokens = 0
-        self.mark()
-
-    def mark(self) -> None:
-        """The device has got this far, now or, on a GPU, when its queue has been worked off."""
-        if self._on_gpu:
-            self._events.append(torch.cuda.Event(enable_timing=True))
-            self._events[-1].record(torch.cuda.current_stream(self._device))
-        else:
-            self._times.append(time.perf_counter())
-
-    def wait(self) -> StepTimes:
-        """Return when the device has finished the step."""
-        if self._on_gpu:
-            began, encoded, done = self._events
-            with torch.cuda.device(self._device):  # another thread's is GPU 0, of whose memory a context takes some
-                done.synchronize()
-            seconds = began.elapsed_time(encoded) / 1e3, encoded.elapsed_time(done) / 1e3
-        else:
-            began_s, encoded_s, done_s = self._times
-            seconds = encoded_s - began_s, done_s - encoded_s
-        return StepTimes(*seconds, self.encoded_tokens)

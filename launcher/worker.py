@@ -37,7 +37,8 @@ from launcher.protocol import describe, encode
 
 if TYPE_CHECKING:
     from engine.decoding import DecodedImage
-    from engine.rank import PendingStep, Rank
+    from engine.pending import PendingStep
+    from engine.rank import Rank
 
 _ORDERS_S = 60.0  # for the front-end to say what to load
 _HEARD_S = 10.0  # for the front-end to stop us once it has our failure

@@ -64,7 +64,21 @@ ENGINE_LAYERS: dict[str, set[str]] = {
     "graphs": {*_PLAIN, "kernels", "model"},
     "decoding": {*_PLAIN, "model", "parallel", "preview"},
     "prompt_features": {*_PLAIN, "kernels", "model", "parallel", "memory", "prompt", "graphs", "lora"},
-    "rank": {*_PLAIN, "parallel", "kernels", "batch", "sampling", "preview", "checkpoint", "model", "lora"}
+    "jobs": {*_PLAIN, "lora", "model"},
+    "pending": {*_PLAIN},
+    "rank": {
+        *_PLAIN,
+        "jobs",
+        "pending",
+        "parallel",
+        "kernels",
+        "batch",
+        "sampling",
+        "preview",
+        "checkpoint",
+        "model",
+        "lora",
+    }
     | {"graphs", "decoding", "prompt_features", "memory", "memory_plan", "offload", "prompt"},
 }
 

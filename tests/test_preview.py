@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from engine.config import DEMO_CHECKPOINT, EngineConfig
 from engine.decoding import DecodedImage
 from engine.parallel import LocalGroup
+from engine.pending import Preview
 from engine.preview import SCALE, PreviewMap
-from engine.rank import Preview, Rank
+from engine.rank import Rank
 from engine.step import Step
 from tests.engine_runs import jobs_of
 from tests.oracle import Request
