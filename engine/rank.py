@@ -13,6 +13,7 @@ from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.load import LoadOptions, Weights, load_weights
 from engine.config import DIT, DIT_LAYERWISE, TEXT_ENCODER, EngineConfig
 from engine.decoding import DecodedImage, ImageDecoder
+from engine.errors import LoraError
 from engine.graphs import PromptGraphs, StepGraphs
 from engine.jobs import JobState, Schedule
 from engine.kernels.attention import GatedAttentionKernel
@@ -183,7 +184,10 @@ class Rank:
         if self._decoder is not None:
             self._decoder.raise_failure()
         for adapter in step.load:  # before the clock starts: neither encoding nor denoising
-            self._adapters.load(adapter)
+            try:
+                self._adapters.load(adapter)
+            except LoraError as error:  # it may be about a file beside the adapter's
+                raise LoraError(error.message, parameter=adapter.path) from None
         pending = PendingStep(self.device)
         dit = self.offload.dit
         if dit is not None and (step.start or step.denoise):

@@ -199,7 +199,9 @@ class LoraService:
         loading, self._loading = self._loading, []
         if not loading:
             return False
-        entry = self.registry[loading[0]]
+        # a rank may fail at one before others have said that they hold the one before it
+        at_fault = (each for each in loading if self.registry[each].adapter.path == error.parameter)
+        entry = self.registry[next(at_fault, loading[0])]
         entry.losses += 1
         if not isinstance(error, LoraError) and entry.losses < _MOST_LOSSES:
             return False

@@ -74,8 +74,8 @@ class FakeRank:
     def end(self) -> None:
         self._task.cancel()
 
-    def fail(self, code: str, message: str) -> None:
-        self.send(RankFailed(rank=self.rank, code=code, message=message, parameter=None))
+    def fail(self, code: str, message: str, parameter: str | None = None) -> None:
+        self.send(RankFailed(rank=self.rank, code=code, message=message, parameter=parameter))
 
     async def has_steps(self, count: int) -> list[Step]:
         """Wait for that many steps to have arrived since the beginning."""

@@ -77,7 +77,7 @@ class LoraRank(FakeRank):
             assert adapter.adapter_id not in self.loaded
             self.loaded[adapter.adapter_id] = Path(adapter.path).stem
             if Path(adapter.path).stem == "explodes":
-                self.fail(LoraError.code, f"{adapter.path}: cannot be read")
+                self.fail(LoraError.code, f"{adapter.path}: cannot be read", adapter.path)
                 return
             if Path(adapter.path).stem == "too-much":
                 self.fail("internal_error", "rank 0: OutOfMemoryError: CUDA out of memory")

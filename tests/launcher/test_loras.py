@@ -159,6 +159,24 @@ def test_a_file_that_ranks_cannot_load_is_given_up_and_the_server_goes_on(
     run(test())
 
 
+def test_the_file_that_a_rank_names_is_given_up_and_not_one_that_others_still_load(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    async def test() -> None:
+        for name in ("fine", "explodes"):
+            write_adapter(tmp_path / f"{name}.safetensors")
+        async with engine(run_folder, tmp_path, replace_ranks=True, tp=2) as (fakes, client):
+            fakes.ranks[1].hold = True  # and does not say that it holds the first
+            fine = asyncio.create_task(client.load_lora("fine", "fine.safetensors"))
+            await fakes.ranks[0].has_steps(1)
+            bad = asyncio.create_task(client.load_lora("bad", "explodes.safetensors"))
+            with pytest.raises(LoraError, match=r"^explodes.safetensors: the ranks could not load it: "):
+                await bad
+            assert names((await fine).loras) == ["fine"]
+
+    run(test())
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_whatever_comes_in_whatever_order_ranks_hold_what_jobs_name(
     run_folder: Path, tmp_path: Path, seed: int
