@@ -58,8 +58,10 @@ def open_shard(folder: Path, tp: int, rank: int, component: str) -> Component:
     file = open_tensor_file(component_file(folder, tp, rank, component))
     try:
         marked = json.loads(file.metadata.get(FULL_PRECISION, "[]"))
-    except ValueError:
-        raise CheckpointError.of(file.path, "is not json", name=FULL_PRECISION) from None
+    except (ValueError, RecursionError):
+        marked = None
+    if not isinstance(marked, list):
+        raise CheckpointError.of(file.path, "is not a json list", name=FULL_PRECISION)
     scales = {f"{name}_scale" for name in file.headers}
     tensors = {
         name: _ShardTensor(file, name, full_precision=name in marked) for name in file.headers if name not in scales

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save
 
 from engine.checkpoint import CheckpointFiles, convert, summarize
 from engine.checkpoint.convert import LAYOUTS, WEIGHTS, count_tensors
@@ -258,3 +259,16 @@ def test_a_damaged_shard_is_named(converted: Callable[..., Path], tmp_path: Path
     replace_bytes(file, file.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match=r"rank-1/transformer\.safetensors: is not a whole safetensors file"):
         CheckpointFiles.open(EngineConfig(model=str(folder), tp=2), rank=1)
+
+
+@pytest.mark.parametrize("said", ["5", "null", "{", "[" * 100_000])
+def test_a_shard_whose_metadata_is_nonsense_is_refused(
+    converted: Callable[..., Path], tmp_path: Path, said: str
+) -> None:
+    from tests.damage import copy_checkpoint, replace_bytes
+
+    folder = copy_checkpoint(converted("sharded", "float32", tp=2), tmp_path / "damaged")
+    file = folder / "tp-2" / "rank-0" / "transformer.safetensors"
+    replace_bytes(file, save(load_file(file), {"full_precision": said}))
+    with pytest.raises(CheckpointError, match=r"transformer\.safetensors: full_precision: is not a json list"):
+        CheckpointFiles.open(EngineConfig(model=str(folder), tp=2))
