@@ -75,11 +75,13 @@ def with_loras(
     if merge:
         engine = replace(engine, merge_loras=tuple((file.path, file.strength) for file in files))
         changes: dict[str, object] = {"engine": engine}
-    elif files and engine.memory_budget is not None and engine.lora_memory is None:
+    elif files and engine.memory_budget is not None:
         # budgets are for GPUs, so where the device is still to be found, that is what the dtype is taken of
         bytes_per_element = 2 if engine.dtype_on("cpu" if engine.device == "cpu" else "cuda") == "bfloat16" else 4
         size = sum(adapter.bytes_on_rank(engine.tp, bytes_per_element) for adapter in opened)
-        changes = {"engine": replace(engine, lora_memory=size), "loras": files}
+        if engine.lora_memory is not None and engine.lora_memory < size:
+            raise ArgumentError.of("lora_memory", f"at least the {size} bytes that the LoRAs take", engine.lora_memory)
+        changes = {"engine": replace(engine, lora_memory=engine.lora_memory or size), "loras": files}
     else:
         changes = {"loras": files}
     folder = None if lora_dir is None else os.path.realpath(lora_dir)

@@ -105,8 +105,11 @@ def test_a_budget_leaves_room_for_the_loras_of_the_command_line(tmp_path: Path) 
     assert planned == plain
     opened = open_adapter(file, ModelConfig.from_folder(DEMO_CHECKPOINT))
     opened.close()
-    assert held + opened.bytes_on_rank(1, 4) < whole
-    assert free > opened.bytes_on_rank(1, 4)
+    size = opened.bytes_on_rank(1, 4)
+    assert held + size < whole
+    assert free > size
+    with pytest.raises(ArgumentError, match=f"lora_memory must be at least the {size} bytes that the LoRAs take"):
+        draw(memory_budget=budget, lora_memory=size - 1)
 
 
 def test_a_budget_that_is_too_small_is_a_mistake_that_names_the_least(marked: Marked) -> None:
