@@ -6,17 +6,11 @@ import math
 from typing import TYPE_CHECKING
 
 from engine.checkpoint.quantized import Layer, QuantizedMatrix, checked_scales
+from engine.checkpoint.scale_tiles import TILE_ROWS, round_up, tiled_shape
 from engine.checkpoint.stored import FLOAT_BYTES
 
 if TYPE_CHECKING:
     import torch
-
-TILE_ROWS, TILE_COLUMNS = 128, 4
-
-
-def tiled_shape(rows: int, columns: int) -> tuple[int, int]:
-    """The shape that the scales of (rows, columns) blocks are padded to."""
-    return _round_up(rows, TILE_ROWS), _round_up(columns, TILE_COLUMNS)
 
 
 class TiledScales:
@@ -46,7 +40,7 @@ class TiledScales:
         return scales[rows.start - tiles.start : rows.stop - tiles.start, : self._columns].view(stored.dtype)
 
     def _tiles(self, rows: slice) -> slice:
-        return slice(rows.start // TILE_ROWS * TILE_ROWS, _round_up(rows.stop, TILE_ROWS))
+        return slice(rows.start // TILE_ROWS * TILE_ROWS, round_up(rows.stop, TILE_ROWS))
 
 
 class Mxfp8Matrix(QuantizedMatrix):
@@ -116,7 +110,3 @@ def _scaled(values: torch.Tensor, scales: torch.Tensor, block: int) -> torch.Ten
 
 def _blocks(columns: slice, block: int) -> slice:
     return slice(columns.start // block, columns.stop // block)
-
-
-def _round_up(length: int, multiple: int) -> int:
-    return -(-length // multiple) * multiple

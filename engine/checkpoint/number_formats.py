@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from engine.checkpoint.block_scaled import TILE_COLUMNS, TILE_ROWS, tiled_shape
+from engine.checkpoint.scale_tiles import TILE_COLUMNS, TILE_ROWS, tiled_shape
 
 _AT_ONCE = 1 << 20  # numbers that are rotated at once
 
