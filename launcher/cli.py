@@ -171,9 +171,10 @@ def info(
     **engine_options: Any,
 ) -> None:
     """Show what a model holds, in which files and formats, and the bytes of each rank; with --memory-budget or
-    --offload also the plan of what lies where. MODEL and the options are as for serve."""
+    --offload also the plan of what lies where. MODEL and the options are as for serve; MODEL may also be a single file
+    of any part of a model, by itself."""
     from launcher.hub import find_model
-    from launcher.info import check_lora, describe_checkpoint
+    from launcher.info import check_lora, describe_checkpoint, describe_file, is_lone_file
 
     if argument is not None and model is not None:
         raise ArgumentError("the model is given twice, as an argument and as --model", parameter="model")
@@ -181,6 +182,9 @@ def info(
         offload=offload, memory_budget=memory_budget, vae_memory=vae_memory, lora_memory=lora_memory
     )
     config = EngineConfig(model=find_model(argument or model), **memory, **engine_options)
+    if config.model is not None and not loras and is_lone_file(config):
+        click.echo(describe_file(Path(config.model)))
+        return
     checked = [check_lora(lora, config) for lora in loras]
     if checked and config.memory_budget is not None and config.lora_memory is None:
         config = replace(config, lora_memory=sum(size for _, size in checked))

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from pathlib import Path
 
 from engine.checkpoint import CheckpointFiles, summarize
-from engine.config import EngineConfig
+from engine.checkpoint.layouts import open_text_encoder, open_transformer, open_vae
+from engine.checkpoint.open import open_tensor_file
+from engine.checkpoint.parts import find_parts
+from engine.config import PARTS, EngineConfig
+from engine.errors import ArgumentError, CheckpointError
 from engine.memory_plan import plan_checkpoint
 from launcher.tokenizer import PromptTokenizer
 
@@ -64,6 +70,39 @@ def _describe_files(checkpoint: CheckpointFiles, name: str) -> list[str]:
     formats = Counter(checkpoint.stored(name, source).format for source in checkpoint.sources[name])
     stored = ", ".join(f"{count} {kind}" for kind, count in formats.most_common())
     return [f"  {name.replace('_', ' '):<14}{component.location}", f"  {'':<14}{component.layout}: {stored}"]
+
+
+def is_lone_file(config: EngineConfig) -> bool:
+    """Whether `model` is a file, and the other parts are given nowhere."""
+    if config.model is None or not Path(config.model).is_file():
+        return False
+    try:
+        find_parts(config)
+    except ArgumentError:
+        return all(getattr(config, part) is None for part in PARTS)
+    return False
+
+
+def describe_file(path: Path) -> str:
+    """Which part of a model a single file is, in which names and formats. Reads no weights.
+
+    Raises `CheckpointError` if it is damaged or none.
+    """
+    open_tensor_file(path).close()
+    for name, opener in (("transformer", open_transformer), ("text encoder", open_text_encoder), ("vae", open_vae)):
+        try:
+            component = opener(path)
+        except CheckpointError:
+            continue
+        component.file.close()
+        formats = Counter(tensor.format for tensor in component.tensors.values())
+        stored = ", ".join(f"{count} {kind}" for kind, count in formats.most_common())
+        numbers = sum(math.prod(tensor.shape) for tensor in component.tensors.values())
+        return (
+            f"Krea 2's {name}: {path}\n  {component.layout}: {stored}\n"
+            f"  {numbers:,} parameters in {_megabytes(path.stat().st_size)}; more is said if the other parts are given"
+        )
+    raise CheckpointError.of(path, "is no part of Krea 2", expected="its transformer, text encoder or VAE")
 
 
 def check_lora(text: str, config: EngineConfig) -> tuple[str, int]:

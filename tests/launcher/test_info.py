@@ -14,7 +14,8 @@ from bench.real_size import KREA2
 from engine.checkpoint.names import linear_modules, transformer_to_native, vae_to_wan
 from engine.checkpoint.tensors import text_encoder_sources, transformer_sources, vae_sources
 from engine.config import DEMO_CHECKPOINT, EngineConfig
-from launcher.info import describe_checkpoint
+from engine.errors import CheckpointError
+from launcher.info import describe_checkpoint, describe_file, is_lone_file
 
 BYTES = {"F8_E4M3": 1, "BF16": 2, "F32": 4}
 PREFIX = "model.diffusion_model."
@@ -78,3 +79,23 @@ def test_the_files_of_comfyui_are_a_whole_model(comfy: dict[str, str]) -> None:
 def test_a_parts_file_as_model_says_what_else_it_needs(comfy: dict[str, str]) -> None:
     with pytest.raises(Exception, match="missing: text_encoder, vae, tokenizer; give each as a file or a folder"):
         describe_checkpoint(EngineConfig(model=comfy["transformer"]))
+
+
+def test_a_file_alone_is_told_by_what_is_in_it(comfy: dict[str, str], tmp_path: Path) -> None:
+    for part, (what, names, stored) in {
+        "transformer": ("transformer", f"native names after {PREFIX}", "256 float8_e4m3fn, 174 BF16"),
+        "text_encoder": ("text encoder", "transformers names after model.", "386 BF16"),
+        "vae": ("vae", "Wan names", ""),
+    }.items():
+        assert is_lone_file(EngineConfig(model=comfy[part]))
+        first, second, _ = describe_file(Path(comfy[part])).splitlines()
+        assert first == f"Krea 2's {what}: {comfy[part]}"
+        assert second.startswith(f"  {names}: {stored}")
+    assert not is_lone_file(EngineConfig(model=comfy["transformer"], vae=comfy["vae"]))
+    assert not is_lone_file(EngineConfig(model="demo"))
+    other = Path(write_empty(tmp_path / "other.safetensors", {"img_in.weight": ("BF16", (3072, 64))}, {}))
+    with pytest.raises(CheckpointError, match=r"other\.safetensors: is no part of Krea 2"):
+        describe_file(other)
+    other.write_bytes(other.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"other\.safetensors: is not a whole safetensors file"):
+        describe_file(other)
