@@ -226,6 +226,7 @@ class Frontend:
             raise lost.with_traceback(None)  # which each raise would add to
         loras = self._loras.registry
         drawn_seed = secrets.randbelow(2**32)
+        loras.check_lost(use.name for use in message.loras)
         checked = check(message, self._model, self._config.limits, drawn_seed=drawn_seed, loras=loras.strengths)
         waiting = sum(not request.started for request in self._unfinished())
         kept = sum(request.ended and request.client == client for request in self._requests.values())

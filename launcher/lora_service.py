@@ -225,7 +225,7 @@ class LoraService:
     def _lose(self, entry: LoraEntry, error: LoraError) -> None:
         error = LoraError(f"{entry.file}: {error.message.replace(entry.adapter.path, entry.file)}")
         log_event("lora lost", level="error", name=entry.name, message=error.message)
-        self.registry.forget(entry.adapter.adapter_id)
+        self.registry.lose(entry.adapter.adapter_id, error)
         if (asked := self._asked.pop(entry.adapter.adapter_id, None)) is not None:
             self._clients.send_failure(*asked, error)
         self._on_lost(set(entry.users), error)

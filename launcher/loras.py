@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from engine.errors import ArgumentError
+from engine.errors import ArgumentError, LoraError
 from engine.lora import AdapterFile
 from engine.step import Adapter
 from launcher.protocol import LoadedLora
@@ -50,6 +50,7 @@ class LoraRegistry:
         self._held: dict[int, LoraEntry] = {}  # by adapter's id
         self._named: dict[str, LoraEntry] = {}  # of those, what requests may choose
         self._reserved: set[str] = set()
+        self._lost: dict[str, LoraError] = {}  # why names are gone that nobody removed, the newest last
 
     def __iter__(self) -> Iterator[LoraEntry]:
         """All that ranks hold or will hold, in the order in which they came."""
@@ -80,6 +81,7 @@ class LoraRegistry:
                 f"{self._most} LoRAs are loaded, and more are not allowed: unload one", parameter="name"
             )
         self._reserved.add(name)
+        self._lost.pop(name, None)
 
     def give_up(self, name: str) -> None:
         """The name that was reserved is free again."""
@@ -105,6 +107,20 @@ class LoraRegistry:
         if entry is not None and self._named.get(entry.name) is entry:
             del self._named[entry.name]
         return entry
+
+    def lose(self, adapter_id: int, reason: LoraError) -> None:
+        """The ranks cannot hold it. Who chooses it from now on is told why."""
+        entry = self.forget(adapter_id)
+        if entry is not None:
+            self._lost[entry.name] = reason
+        if len(self._lost) > self._most:
+            del self._lost[next(iter(self._lost))]
+
+    def check_lost(self, names: Iterable[str]) -> None:
+        """Raise `LoraError` if one of these was lost, and has not been loaded again."""
+        for name in names:
+            if name in self._lost:
+                raise LoraError(self._lost[name].message)
 
     def is_wanted(self, entry: LoraEntry) -> bool:
         """Whether requests may choose it, or have."""
