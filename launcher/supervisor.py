@@ -12,7 +12,7 @@ from typing import Protocol
 
 import zmq.asyncio
 
-from engine.errors import Krea2Error, LaunchError
+from engine.errors import Krea2Error, LaunchError, LoraError, RankError
 from launcher.internal import FrontendConfig
 from launcher.process import Child, stop_all
 from launcher.ranks import RankEvents, RankGroup
@@ -62,8 +62,9 @@ class RankSupervisor:
             explained = self._events.ranks_lost(error)
             self._strikes = 0 if explained or self.group.images else self._strikes + 1
             if self._strikes >= _STRIKES:
-                self.given_up = error
-                self._events.ranks_given_up(error)
+                # a LoRA that ranks cannot start with is no mistake of those who ask for images
+                self.given_up = RankError(error.message) if isinstance(error, LoraError) else error
+                self._events.ranks_given_up(self.given_up)
             await asyncio.to_thread(stop_all, self._children, patience_s=_PATIENCE_S)
             self._children.clear()
             if self._strikes > 1:

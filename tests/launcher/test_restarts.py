@@ -148,13 +148,14 @@ def test_a_request_that_was_in_flight_at_two_deaths_runs_alone(run_folder: Path)
     run(test())
 
 
-def test_a_server_whose_ranks_never_last_gives_up_for_a_while_with_their_error(run_folder: Path) -> None:
+@pytest.mark.parametrize("code", ["rank_failed", "bad_lora"])  # a LoRA that is merged, and no request's
+def test_a_server_whose_ranks_never_last_gives_up_for_a_while_with_their_error(run_folder: Path, code: str) -> None:
     class Doomed(FakeRank):
         doomed = False
 
         def _answer(self, step: Step) -> None:
             if self.doomed:
-                self.fail("rank_failed", "rank 0: no such GPU")
+                self.fail(code, "rank 0: no such GPU")
             else:
                 super()._answer(step)
 
