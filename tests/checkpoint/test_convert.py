@@ -159,11 +159,13 @@ def test_fp8_written_from_fp8_stays_bit_for_bit(turbo: Path, converted: Callable
             assert torch.equal(values.float(), same_values.float()), name
 
 
-def test_an_fp8_text_encoder_stays_so(turbo: Path, converted: Callable[..., Path], exact: Picture) -> None:
-    file = converted("native", "fp8", "text_encoder")
+@pytest.mark.parametrize("weights", ["fp8", "int8-convrot"])
+def test_text_encoders_in_8_bits(turbo: Path, converted: Callable[..., Path], exact: Picture, weights: str) -> None:
+    file = converted("native", weights, "text_encoder")
     config = EngineConfig(model=str(turbo), text_encoder=str(file), device="cpu")
     rank = Rank(config, LocalGroup(), CPU)
-    assert rank.text_encoder.get_parameter("layers.0.attn.qkv.weight").dtype == torch.float8_e4m3fn
+    held = rank.text_encoder.get_parameter("layers.0.attn.qkv.weight").dtype
+    assert held == (torch.float8_e4m3fn if weights == "fp8" else torch.float32)
     picture = run_requests(turbo, [REQUEST], text_encoder=str(file), quantization="auto")[0]
     assert 1e-4 < relative_error(picture.latents, exact.latents) < 0.05
 
