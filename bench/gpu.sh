@@ -164,7 +164,7 @@ if [[ -n $small ]]; then
     image=(--sides 64 --steps 2 --burst 1 --idle 0 --sustained 0)
     peers=("${image[@]}")
     load=(--size tiny)
-    offload=(-k ledger)
+    offload=(-k budget)
     large=(--sides 128 --steps 2 --burst 1 --idle 0 --sustained 0)
 else
     size=(--size real)

@@ -25,6 +25,7 @@ from transformers import BatchEncoding, Qwen3VLConfig, Qwen3VLModel
 
 from bench.real_size import RandomWeights, random_prompt
 from bench.timing import Marks, time_calls
+from engine.checkpoint.config_json import config_files
 from engine.config import ModelConfig
 from engine.prompt import PREFIX, PREFIX_TOKENS, SUFFIX, SUFFIX_TOKENS
 
@@ -163,43 +164,16 @@ def build_pipeline(weights: RandomWeights, dtype: torch.dtype) -> Krea2Pipeline:
 
 def build_transformer(weights: RandomWeights, dtype: torch.dtype) -> Krea2Transformer2DModel:
     """The DiT with its text fusion. Norm weights are float32 whatever the dtype, as `from_pretrained` leaves them."""
-    dit = weights.config.transformer
+    config = config_files(weights.config)["transformer/config.json"]
     with _defaults(weights.device, dtype):
-        transformer = Krea2Transformer2DModel(
-            in_channels=dit.in_channels,
-            num_layers=dit.num_layers,
-            attention_head_dim=dit.head_dim,
-            num_attention_heads=dit.num_heads,
-            num_key_value_heads=dit.num_kv_heads,
-            intermediate_size=dit.intermediate_size,
-            timestep_embed_dim=dit.timestep_embed_dim,
-            text_hidden_dim=dit.text_hidden_size,
-            num_text_layers=dit.num_text_layers,
-            text_num_attention_heads=dit.text_num_heads,
-            text_num_key_value_heads=dit.text_num_kv_heads,
-            text_intermediate_size=dit.text_intermediate_size,
-            num_layerwise_text_blocks=dit.num_layerwise_text_blocks,
-            num_refiner_text_blocks=dit.num_refiner_text_blocks,
-            axes_dims_rope=dit.axes_dims_rope,
-            rope_theta=dit.rope_theta,
-            norm_eps=dit.norm_eps,
-        )
+        transformer = Krea2Transformer2DModel.from_config(config)
     _fill(transformer, weights, "transformer", dtype, float32=Krea2Transformer2DModel._keep_in_fp32_modules)
     return transformer
 
 
 def _build_vae(weights: RandomWeights, dtype: torch.dtype) -> AutoencoderKLQwenImage:
-    vae = weights.config.vae
     with _defaults(weights.device, dtype):
-        module = AutoencoderKLQwenImage(
-            base_dim=vae.base_dim,
-            z_dim=vae.z_dim,
-            dim_mult=list(vae.dim_mult),
-            num_res_blocks=vae.num_res_blocks,
-            temperal_downsample=[False, True, True][: len(vae.dim_mult) - 1],
-            latents_mean=list(vae.latents_mean),
-            latents_std=list(vae.latents_std),
-        )
+        module = AutoencoderKLQwenImage.from_config(config_files(weights.config)["vae/config.json"])
     _fill(module, weights, "vae", dtype)
     return module
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from engine.checkpoint.block_scaled import Mxfp8Matrix, Nvfp4Matrix
 from engine.checkpoint.marks import FLOAT8_E4M3, FLOAT8_E5M2, INT8, MXFP8, NVFP4, W4A4, Mark, read_marks
+from engine.checkpoint.names import DEAD_TENSORS
 from engine.checkpoint.quantized import (
     FLOAT8_FORMATS,
     E5m2Matrix,
@@ -53,9 +54,6 @@ _CLASSES: dict[str, Callable[[Layer], StoredTensor]] = {
     NVFP4: Nvfp4Matrix,
 }
 
-# The two matrices that some copies hold and nothing uses, under any prefix.
-_DEAD_LAYERS = ("last.down", "last.up")
-
 
 @runtime_checkable
 class GgmlFile(TensorFile, Protocol):
@@ -82,7 +80,7 @@ def stored_tensors(file: TensorFile) -> dict[str, StoredTensor]:
     names, companions, full_precision = _sort_out(file)
     layers = {name.removesuffix(".weight") for name in names if name.endswith(".weight")}
     for layer, found in companions.items():
-        if layer not in layers and not f".{layer}".endswith(tuple(f".{dead}" for dead in _DEAD_LAYERS)):
+        if layer not in layers and not f".{layer}.weight".endswith(tuple(f".{dead}" for dead in DEAD_TENSORS)):
             raise CheckpointError.of(
                 file.path, f"belongs to {layer}.weight, which is missing", name=min(found.values())
             )

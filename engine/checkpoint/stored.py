@@ -89,7 +89,7 @@ class StoredTensor(ABC):
         "fp8": (rows, columns) float8_e4m3fn, (rows, 1) float32. "int8": (rows, columns) int8, (rows, columns / 32)
         float16; columns begin and end at multiples of 32.
         """
-        raise NotImplementedError(self.format)
+        raise TypeError(f"{self.format} is not held in 8 bits")
 
 
 class PlainTensor(StoredTensor):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from bench.real_size import KREA2, TINY
+from engine.checkpoint.config_json import config_files
 from engine.checkpoint.names import (
     DEAD_TENSORS,
     TRANSFORMER_PREFIXES,
@@ -139,26 +140,11 @@ def test_the_vae_has_the_published_fingerprint_also_by_way_of_wans_names() -> No
 
 
 def test_names_and_shapes_are_those_of_diffusers() -> None:
-    dit = KREA2.transformer
     with torch.device("meta"):
-        model = Krea2Transformer2DModel(
-            in_channels=dit.in_channels,
-            num_layers=dit.num_layers,
-            attention_head_dim=dit.head_dim,
-            num_attention_heads=dit.num_heads,
-            num_key_value_heads=dit.num_kv_heads,
-            intermediate_size=dit.intermediate_size,
-            timestep_embed_dim=dit.timestep_embed_dim,
-            text_hidden_dim=dit.text_hidden_size,
-            num_text_layers=dit.num_text_layers,
-            text_num_attention_heads=dit.text_num_heads,
-            text_num_key_value_heads=dit.text_num_kv_heads,
-            text_intermediate_size=dit.text_intermediate_size,
-            axes_dims_rope=dit.axes_dims_rope,
-        )
+        model = Krea2Transformer2DModel.from_config(config_files(KREA2)["transformer/config.json"])
     assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == diffusers_transformer()
     linears = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    assert linears == {diffusers for diffusers, _ in linear_modules(dit)}
+    assert linears == {diffusers for diffusers, _ in linear_modules(KREA2.transformer)}
 
 
 def test_wans_names_are_those_that_diffusers_converts() -> None:
