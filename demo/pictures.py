@@ -1,0 +1,178 @@
+"""Pictures of prompts, drawn with Pillow: objects on a plain background, antialiased."""
+
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from demo.captions import Prompt
+
+PALETTE = {
+    "red": (218, 34, 34),
+    "green": (36, 150, 62),
+    "blue": (40, 76, 218),
+    "yellow": (244, 216, 46),
+    "orange": (240, 134, 24),
+    "purple": (126, 52, 176),
+    "pink": (246, 150, 190),
+    "cyan": (64, 208, 222),
+    "white": (246, 246, 246),
+    "black": (18, 18, 18),
+    "brown": (120, 70, 32),
+    "gray": (136, 136, 136),
+}
+# Each channel of a colour varies by this much, and colours stay apart: purple and brown, the nearest pair but for
+# those with a word of their own, differ by more than four times as much.
+COLOUR_JITTER = 8
+
+# (width, height): the sizes that the models are trained at, 96 to 256 pixels, upright, square and wide.
+SIZES = (
+    (96, 96),
+    (128, 128),
+    (128, 96),
+    (96, 128),
+    (192, 128),
+    (128, 192),
+    (192, 192),
+    (256, 144),
+    (144, 256),
+    (256, 256),
+)
+
+# Radius of an object (of the circle around it), as a part of the picture's shorter side.
+RADIUS = {"small": (0.115, 0.14), "": (0.19, 0.225), "large": (0.3, 0.34)}
+PAIR_RADIUS = (0.15, 0.18)
+GROUP_RADIUS = {2: (0.15, 0.18), 3: (0.12, 0.14)}
+
+_SUPERSAMPLING = 4
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An object: the centre and radius in pixels of the picture, the colour in 0 … 255."""
+
+    shape: str
+    x: float
+    y: float
+    radius: float
+    rgb: tuple[int, int, int]
+
+
+def place_objects(prompt: Prompt, width: int, height: int, source: random.Random) -> list[Placed]:
+    """Where the objects of the prompt are in one picture of it, in the prompt's order."""
+    side = min(width, height)
+
+    def jitter(span: float) -> float:
+        return source.uniform(-span, span) * side
+
+    if prompt.second is None and prompt.count == 1:
+        radius = source.uniform(*RADIUS[prompt.size]) * side
+        near = radius + source.uniform(0.03, 0.08) * side
+        x, y = width / 2 + jitter(0.04), height / 2 + jitter(0.04)
+        x = {"left": near, "right": width - near}.get(prompt.place, x)
+        y = {"top": near, "bottom": height - near}.get(prompt.place, y)
+        spots = [(x, y, radius)]
+    else:
+        low, high = PAIR_RADIUS if prompt.second is not None else GROUP_RADIUS[prompt.count]
+        count = len(prompt.objects)
+        upright = prompt.relation in ("above", "below")
+        length = height if upright else width
+        spots = []
+        for i in range(count):
+            along = length * (0.27 + 0.46 * i if count == 2 else 0.19 + 0.31 * i) + jitter(0.03)
+            across = (width if upright else height) / 2 + jitter(0.05)
+            radius = source.uniform(low, high) * side
+            spots.append((across, along, radius) if upright else (along, across, radius))
+        if prompt.relation in ("right of", "below"):
+            spots.reverse()
+    return [
+        Placed(kind.shape, *spot, _colour(kind.colour, source))
+        for kind, spot in zip(prompt.objects, spots, strict=True)
+    ]
+
+
+def _colour(name: str, source: random.Random) -> tuple[int, int, int]:
+    red, green, blue = (
+        min(255, max(0, part + source.randint(-COLOUR_JITTER, COLOUR_JITTER))) for part in PALETTE[name]
+    )
+    return red, green, blue
+
+
+def draw(prompt: Prompt, width: int, height: int, source: random.Random, outlined: bool = False) -> Image.Image:
+    """One picture of the prompt, RGB. outlined: every object has a thin black or white line around it."""
+    background = _colour(prompt.background, source)
+    return paint(place_objects(prompt, width, height, source), background, width, height, outlined)
+
+
+def paint(
+    objects: list[Placed], background: tuple[int, int, int], width: int, height: int, outlined: bool = False
+) -> Image.Image:
+    """These objects on a background, the later over the earlier."""
+    scale = _SUPERSAMPLING
+    image = Image.new("RGB", (width * scale, height * scale), background)
+    pen = ImageDraw.Draw(image)
+    for item in objects:
+        if outlined:
+            line = (250, 250, 250) if sum(background) < 300 else (12, 12, 12)
+            _draw_shape(pen, item, scale, item.radius, line, background)
+            _draw_shape(pen, item, scale, item.radius * 0.84, item.rgb, line)
+        else:
+            _draw_shape(pen, item, scale, item.radius, item.rgb, background)
+    return image.reduce(scale)
+
+
+def _draw_shape(
+    pen: ImageDraw.ImageDraw,
+    item: Placed,
+    scale: int,
+    radius: float,
+    fill: tuple[int, int, int],
+    hole: tuple[int, int, int],
+) -> None:
+    x, y, r = item.x * scale, item.y * scale, radius * scale
+    if item.shape in ("circle", "ring"):
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+        if item.shape == "ring":
+            inner = (0.55 * item.radius if radius == item.radius else 0.71 * item.radius) * scale
+            pen.ellipse((x - inner, y - inner, x + inner, y + inner), fill=hole)
+        return
+    pen.polygon([(x + r * u, y + r * v) for u, v in outline(item.shape)], fill=fill)
+
+
+def outline(shape: str) -> list[tuple[float, float]]:
+    """The corners of a shape in a circle of radius 1, y downwards; a circle's or ring's as a polygon."""
+    if shape == "square":
+        return [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)]
+    if shape == "triangle":
+        return [(0.0, -0.95), (0.95, 0.8), (-0.95, 0.8)]
+    if shape == "diamond":
+        return [(0.0, -1.0), (0.72, 0.0), (0.0, 1.0), (-0.72, 0.0)]
+    if shape == "cross":
+        arm, end = 0.3, 0.95
+        return [
+            (-arm, -end), (arm, -end), (arm, -arm), (end, -arm), (end, arm), (arm, arm),
+            (arm, end), (-arm, end), (-arm, arm), (-end, arm), (-end, -arm), (-arm, -arm),
+        ]  # fmt: skip
+    if shape == "star":
+        radii = (1.0, 0.42)
+        return [
+            (radii[i % 2] * math.sin(i * math.pi / 5), 0.05 - radii[i % 2] * math.cos(i * math.pi / 5))
+            for i in range(10)
+        ]
+    if shape == "heart":
+        turns = (2 * math.pi * i / 60 for i in range(60))
+        return [
+            (
+                0.95 * math.sin(t) ** 3,
+                -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16 - 0.12,
+            )
+            for t in turns
+        ]
+    return [(math.sin(2 * math.pi * i / 60), -math.cos(2 * math.pi * i / 60)) for i in range(60)]
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    """(3, height, width) float32 in -1 … 1, as the VAE takes it."""
+    return np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1
