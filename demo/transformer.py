@@ -123,13 +123,16 @@ class Model(nn.Module):
         states = self.text_encoder.language_model(input_ids=tokens, output_hidden_states=True).hidden_states
         return torch.stack([states[tap][:, PREFIX_TOKENS:] for tap in TAPS], dim=2)
 
-    def forward(self, latents: Tensor, tokens: Tensor, sigma: Tensor) -> Tensor:
-        """The velocity of noisy latents (batch, 16, h, w) at sigma (batch,), as tokens (batch, h / 2 · w / 2, 64)."""
-        text = self.text(tokens)
+    def velocity(self, latents: Tensor, text: Tensor, sigma: Tensor) -> Tensor:
+        """Of noisy latents (batch, 16, h, w) at sigma (batch,), with `text` of the same batch; as tokens
+        (batch, h / 2 · w / 2, 64)."""
         rows, columns = latents.shape[2] // 2, latents.shape[3] // 2
         grid = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float32) for n in (1, rows, columns)))
         positions = torch.cat([torch.zeros(text.shape[1], 3), grid])
         return self.transformer(patches(latents), text, sigma, positions, return_dict=False)[0]
+
+    def forward(self, latents: Tensor, tokens: Tensor, sigma: Tensor) -> Tensor:
+        return self.velocity(latents, self.text(tokens), sigma)
 
     def compile(self) -> None:
         for block in self.transformer.transformer_blocks:

@@ -1,0 +1,190 @@
+"""Distil the demo's turbo model from its raw one: 8 steps without guidance instead of 40 with it.
+
+    python -m demo.distill --work WORK --trajectories 6000 --steps 4000
+
+The raw model, guided, walks from noise to picture in many small steps through the eight noise levels of Turbo's
+schedule; the student learns to cross each stretch in one step, so its target is the straight line between two levels.
+Walks whose picture is not what the prompt asked for, as the judge of `bench.judge` sees it, teach nothing.
+
+Reads WORK/raw, WORK/vae and WORK/tokenizer. Walks lie in WORK/walks, a file a batch, and are made once; the state is
+WORK/turbo.safetensors, and WORK/turbo gets the averaged weights whenever this ends.
+"""
+
+import argparse
+import math
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from bench.judge import look, verdict
+from diffusers import AutoencoderKLQwenImage
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from demo.autoencoder import Still
+from demo.captions import Prompt, prompts
+from demo.latents import WEIGHTS, Library, Shelf, patches, unpatched
+from demo.pictures import SIZES
+from demo.training import Run, rate
+from demo.transformer import Model, caption_ids, optimizers, read_tokenizer
+
+TURBO_STEPS = 8
+TURBO_MU = 1.15
+_WALKS_AT_ONCE = 32
+
+
+def turbo_sigmas() -> Tensor:
+    """(9,): Krea 2's schedule of 8 steps, shifted by mu 1.15, and 0."""
+    even = torch.linspace(1, 1 / TURBO_STEPS, TURBO_STEPS)
+    return torch.cat([math.exp(TURBO_MU) / (math.exp(TURBO_MU) + 1 / even - 1), torch.zeros(1)])
+
+
+class Teacher:
+    """The raw model with guidance, and its pictures.
+
+    guidance: Krea's scale. substeps: of each of the eight stretches.
+    """
+
+    def __init__(self, model: Model, vae: AutoencoderKLQwenImage, uncaptioned: Tensor, guidance: float, substeps: int):
+        self.model, self.guidance, self.substeps = model, guidance, substeps
+        self.empty = uncaptioned[None]
+        self.mean = torch.tensor(vae.config.latents_mean)[:, None, None]
+        self.deviation = torch.tensor(vae.config.latents_std)[:, None, None]
+        self.still = Still(vae)
+
+    @torch.no_grad()
+    def walk(self, noise: Tensor, tokens: Tensor) -> Tensor:
+        """noise (batch, 16, h, w) → latents at the nine levels (batch, 9, 16, h, w)."""
+        text = self.model.text(tokens)
+        empty = self.model.text(self.empty).expand(len(noise), -1, -1, -1)
+        x, levels = noise, [noise]
+        for start, end in turbo_sigmas().unfold(0, 2, 1):
+            fine = torch.linspace(start, end, self.substeps + 1)
+            for sigma, following in fine.unfold(0, 2, 1):
+                sigmas = sigma.expand(len(x))
+                v = self.model.velocity(x, text, sigmas)
+                v = v + self.guidance * (v - self.model.velocity(x, empty, sigmas))
+                x = x + (following - sigma) * unpatched(v, *x.shape[2:])
+            levels.append(x)
+        return torch.stack(levels, dim=1)
+
+    @torch.no_grad()
+    def pictures(self, latents: Tensor) -> list[Image.Image]:
+        decoded = self.still.decode(latents * self.deviation + self.mean).clamp(-1, 1)
+        bytes_ = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        return [Image.fromarray(each) for each in bytes_]
+
+
+def make_walks(folder: Path, count: int, teacher: Teacher, prompts_by_length: dict[int, list], seed: int) -> None:
+    """Walks of so many prompts, in files of a batch each: `latents` (walks, 9, 16, h, w) float32 and `tokens`. Batches
+    that are there are not made again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lengths = sorted(prompts_by_length)
+    weights = [len(prompts_by_length[length]) for length in lengths]
+    right = seen = 0
+    for batch in tqdm(range(math.ceil(count / _WALKS_AT_ONCE)), desc="walks", mininterval=5):
+        file = folder / f"{batch:05}.safetensors"
+        if file.exists():
+            continue
+        source = random.Random(f"{seed}/walks/{batch}")
+        chosen: list[tuple[Prompt, list[int]]] = source.choices(
+            prompts_by_length[source.choices(lengths, weights)[0]], k=_WALKS_AT_ONCE
+        )
+        width, height = source.choices(SIZES, WEIGHTS)[0]
+        generator = torch.Generator().manual_seed(seed + 1_000_000 + batch)
+        noise = torch.randn(_WALKS_AT_ONCE, 16, height // 8, width // 8, generator=generator)
+        tokens = torch.tensor([ids for _, ids in chosen])
+        walks = teacher.walk(noise, tokens)
+        pictures = teacher.pictures(walks[:, -1])
+        kept = [
+            i
+            for i, ((prompt, _), picture) in enumerate(zip(chosen, pictures, strict=True))
+            if all(verdict(prompt, look(picture)).values())
+        ]
+        right, seen = right + len(kept), seen + len(pictures)
+        partial = file.with_suffix(".partial")
+        save_file({"latents": walks[kept].contiguous(), "tokens": tokens[kept].contiguous()}, partial)
+        partial.replace(file)
+    if seen:
+        print(f"the teacher drew {right} of {seen} prompts right", flush=True)
+
+
+def read_walks(folder: Path, count: int) -> Library:
+    """All walks of the first so many batches."""
+    shelves: dict[tuple[int, ...], list[dict[str, Tensor]]] = defaultdict(list)
+    for batch in range(math.ceil(count / _WALKS_AT_ONCE)):
+        stored = load_file(folder / f"{batch:05}.safetensors")
+        if len(stored["tokens"]):
+            shelves[(*stored["latents"].shape[2:], stored["tokens"].shape[1])].append(stored)
+    return Library(
+        [
+            Shelf(torch.cat([f["latents"] for f in files]), torch.cat([f["tokens"] for f in files]))
+            for files in shelves.values()
+        ]
+    )
+
+
+def straight_line_loss(model: Model, walks: Tensor, tokens: Tensor, generator: torch.Generator) -> Tensor:
+    """Of one stretch of each walk, (batch, 9, 16, h, w), drawn at random."""
+    sigmas = turbo_sigmas()
+    stretch = torch.randint(TURBO_STEPS, (len(walks),), generator=generator)
+    rows = torch.arange(len(walks))
+    start, end = walks[rows, stretch], walks[rows, stretch + 1]
+    velocity = (end - start) / (sigmas[stretch + 1] - sigmas[stretch])[:, None, None, None]
+    return F.mse_loss(model(start, tokens, sigmas[stretch]), patches(velocity))
+
+
+def distill(work: Path, options: argparse.Namespace) -> None:
+    torch.manual_seed(options.seed)
+    tokenizer = read_tokenizer(work)
+    vae = AutoencoderKLQwenImage.from_pretrained(work / "vae")
+    uncaptioned = torch.tensor(caption_ids(tokenizer, ""))
+    by_length: dict[int, list[tuple[Prompt, list[int]]]] = defaultdict(list)
+    for prompt in prompts(options.seed + 2, 20_000, kept_out=False):
+        ids = caption_ids(tokenizer, prompt.text())
+        by_length[len(ids)].append((prompt, ids))
+
+    model = Model.load(work / "raw")
+    model.compile()
+    teacher = Teacher(model, vae, uncaptioned, options.guidance, options.substeps)
+    make_walks(work / "walks", options.trajectories, teacher, by_length, options.seed)
+    walks = read_walks(work / "walks", options.trajectories)
+
+    parameters = model.trained()
+    muon, adam = optimizers(parameters)
+    run = Run(work / "turbo.safetensors", parameters, [muon, adam], horizon=400)
+    for step in run.steps(options.steps):
+        source = random.Random(f"{options.seed}/turbo/{step}")
+        for optimizer in (muon, adam):
+            optimizer.param_groups[0]["lr"] = rate(step, options.steps, options.rate)
+        loss = straight_line_loss(model, *walks.batch(options.batch, source), torch.Generator().manual_seed(step))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        for optimizer in (muon, adam):
+            optimizer.step()
+            optimizer.zero_grad()
+        run.report(loss.item())
+    run.average.swap()
+    model.save(work / "turbo")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder of states and results")
+    parser.add_argument("--trajectories", type=int, default=6000)
+    parser.add_argument("--guidance", type=float, default=2.0, help="of the teacher")
+    parser.add_argument("--substeps", type=int, default=5, help="of the teacher, for each step of the student")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--rate", type=float, default=7e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    distill(options.work, options)
+
+
+if __name__ == "__main__":
+    main()
