@@ -169,8 +169,7 @@ def components(mask: np.ndarray) -> np.ndarray:
             np.minimum.at(smallest, lines[mask], labels[mask])
             labels = np.where(mask, smallest[lines], 0)
         if (labels == before).all():
-            numbers: np.ndarray = np.searchsorted(np.unique(np.append(labels, 0)), labels)
-            return numbers
+            return np.asarray(np.searchsorted(np.unique(np.append(labels, 0)), labels))
 
 
 def _largest_near(values: np.ndarray, distance: int) -> np.ndarray:
