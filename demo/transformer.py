@@ -135,7 +135,8 @@ class Model(nn.Module):
         return self.velocity(latents, self.text(tokens), sigma)
 
     def compile(self) -> None:
-        for block in self.transformer.transformer_blocks:
+        fusion = self.transformer.text_fusion
+        for block in (*fusion.layerwise_blocks, *fusion.refiner_blocks, *self.transformer.transformer_blocks):
             block.compile(dynamic=True)
 
 
