@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import random
 import shlex
 import sys
@@ -48,7 +49,7 @@ from bench.arguments import end_with, image_side, json_file, positive
 from bench.contact_sheet import Tile, contact_sheet
 from bench.drawing import Drawn, Engine, Way, draw_ways
 from bench.judge import ATTRIBUTES
-from bench.output import print_table, publish
+from bench.output import append_json, print_table
 from demo.pictures import draw as render
 from engine.config import ATTENTIONS
 from engine.errors import ArgumentError, Krea2Error
@@ -87,16 +88,16 @@ def _gate(way: Way, cases: Sequence[Case], options: argparse.Namespace) -> int:
     ((_, drawn),) = draw_ways(way.engine, [way], cases)
     judged = [one.judged for one in drawn]
     bar = BAR if options.fail_under is None else options.fail_under
-    share = rates_by_attribute(judged)[ALL].share
-    passes = share >= bar
+    rate = rates_by_attribute(judged)[ALL]
+    passes = rate.share >= bar
     print_rates(judged)
     print_wrong(judged, way)
-    _publish(way, judged, options.json, fail_under=bar, passes=passes)
+    _record(way, judged, options.json, fail_under=bar, passes=passes)
     wrong = [one for one in drawn if not one.judged.right]
     for file, shown in ((options.sheet, drawn), (options.wrong_sheet, wrong)):
         _save([_tile(one, one.judged.case.prompt.text()) for one in shown[:SHEET_PICTURES]], SHEET_COLUMNS, file)
     comparison = f"at least {bar:.1%}: passed" if passes else f"less than {bar:.1%}: FAILED"
-    print(f"all is right in {share:.1%} of the pictures, {comparison}")
+    print(f"all is right in {rate.right} of {rate.count} pictures, {comparison}")
     return 0 if passes else 1
 
 
@@ -124,7 +125,7 @@ def print_wrong(judged: Sequence[Judged], way: Way) -> None:
             f'"{case.prompt.text()}" {case.size} seed {case.seed}: {", ".join(one.wrong)}; seen: {describe(one.seen)}'
         )
     if len(wrong) > SHOWN_WRONG:
-        print(f"and {len(wrong) - SHOWN_WRONG} more, which the JSON line has")
+        print(f"and {len(wrong) - SHOWN_WRONG} more, which the line of --json has")
     print()
 
 
@@ -146,7 +147,7 @@ def _table(given: Way, cases: Sequence[Case], options: argparse.Namespace) -> in
         try:
             for way, drawn in draw_ways(engine, ways, cases):
                 results[way.name] = drawn
-                _publish(way, [one.judged for one in drawn], options.json)
+                _record(way, [one.judged for one in drawn], options.json)
         except ArgumentError as error:
             if not results:  # the options themselves cannot be
                 raise
@@ -193,9 +194,11 @@ def _rate_cells(rate: Rate) -> tuple[str, ...]:
     return str(rate.right), str(rate.count), f"{rate.share:.1%}", f"{rate.low:.1%} … {rate.high:.1%}"
 
 
-def _publish(way: Way, judged: Sequence[Judged], file: Path | None, **more: Any) -> None:
-    settings = {"way": way.name, **asdict(way.engine), "steps": way.steps, "guidance": way.guidance}
-    publish("adherence", {**settings, **results_of(judged), **more}, file)
+def _record(way: Way, judged: Sequence[Judged], file: Path | None, **more: Any) -> None:
+    """To the file alone: hundreds of wrong pictures are too many to read."""
+    if file is not None:
+        settings = {"way": way.name, **asdict(way.engine), "steps": way.steps, "guidance": way.guidance}
+        append_json(file, "adherence", {**settings, **results_of(judged), **more})
 
 
 def _tile(drawn: Drawn, caption: str) -> Tile:
@@ -226,7 +229,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", default="auto")
     parser.add_argument("--table", action="store_true", help="compare ways to draw")
     parser.add_argument("--fail-under", type=_share, help=f"share of pictures, 0 to 1 (default: {BAR})")
-    parser.add_argument("--sheet", type=_picture_file, metavar="FILE", help="write a contact sheet, as .png or .jpg")
+    parser.add_argument(
+        "--sheet", type=_picture_file, metavar="FILE", help=f"write a contact sheet, as {', '.join(PICTURE_FILES)}"
+    )
     parser.add_argument("--wrong-sheet", type=_picture_file, metavar="FILE", help="another of wrong pictures")
     parser.add_argument("--json", type=json_file, metavar="FILE", help="append the JSON lines to it")
     options = parser.parse_args(arguments)
@@ -255,9 +260,12 @@ def _guidance(text: str) -> float:
 
 
 def _picture_file(text: str) -> Path:
-    if Path(text).suffix.lower() not in PICTURE_FILES:
+    file = Path(text)
+    if file.suffix.lower() not in PICTURE_FILES:
         raise argparse.ArgumentTypeError(f"must end in {', '.join(PICTURE_FILES)}, got {text}")
-    return json_file(text)
+    if not os.access(file.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"must be in a folder that exists and can be written, got {text}")
+    return file
 
 
 if __name__ == "__main__":
