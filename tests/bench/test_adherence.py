@@ -330,6 +330,7 @@ def test_an_engine_that_cannot_be_is_one_line(
 # ---- the shipped demo
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.xfail(strict=False, reason="the first weights", raises=AssertionError)
 @pytest.mark.parametrize("tp", [1, 2])
 def test_the_demo_draws_what_was_asked(tp: int, tmp_path: Path) -> None:
