@@ -12,28 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
-from PIL import Image, ImageFilter
+from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image
 
-from demo.captions import SHAPES, Kind, Prompt
-from demo.pictures import PALETTE, RADIUS, Placed, paint
+from bench.shape_fit import Blot, fit_shape
+from demo.captions import Kind, Prompt
+from demo.pictures import PALETTE, RADIUS
 
 ATTRIBUTES = ("background", "number", "colour", "shape", "size", "place", "relation")
 
 # Colours are compared by their distance in RGB, 0 … 441. The nearest two of the palette are 85 apart.
 COLOUR_TOLERANCE = 40.0
 CONTRAST = 30.0  # what differs less from the background belongs to it
+BORDER = 3  # pixels at every side that the background's colour is taken from
 # A part of the squared shorter side. The smallest object covers ten times as much.
 SPECK = 0.0015
-# An object is a shape when this much of the shape's area, or less, is not as the shape would have it, and ...
-MISMATCH = 0.13
-# ... when the next best shape is worse by this factor at least, ...
-DISTINCT = 1.5
-# ... and when nowhere in it more than this part of a spot is missing or too much. The spot is a square, its side this
-# part of the radius.
-SPOT, SPOT_MISMATCH = 0.25, 0.6
 EDGE_GAP = 0.1  # an object is at an edge when at most this part of the shorter side is between them
 
 
@@ -41,7 +36,7 @@ EDGE_GAP = 0.1  # an object is at an edge when at most this part of the shorter 
 class SeenObject:
     """An object. colour, shape: of the grammar, or "" if none of them. x, y, radius: centre and radius of the circle
     around it (the one that `demo.pictures.Placed` means), in pixels from the left upper corner; without a shape the
-    centre of gravity and the radius of a disc of the same area."""
+    middle and half the longer side of the rectangle around it."""
 
     colour: str
     shape: str
@@ -65,15 +60,16 @@ def look(image: Image.Image) -> Seen:
     """What is to be seen in a picture of any size."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     height, width = pixels.shape[:2]
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    background = np.median(border, axis=0)
+    border = np.ones((height, width), dtype=bool)
+    border[BORDER:-BORDER, BORDER:-BORDER] = False
+    background = np.median(pixels[border], axis=0)
     contrast = np.linalg.norm(pixels - background, axis=2)
-    labels = components((contrast > CONTRAST) & (contrast > 0.5 * _largest_near(contrast, 1)))
-    sizes = np.bincount(labels.ravel())
-    regions = [labels == i for i in np.flatnonzero(sizes > SPECK * min(width, height) ** 2) if i > 0]
-    everything = np.any(regions, axis=0) if regions else np.zeros_like(labels, dtype=bool)
-    plain = contrast[~_grown(everything, 2)] <= CONTRAST
-    objects = [_object(pixels, background, region, everything) for region in regions]
+    labels = components((contrast > CONTRAST) & (contrast > 0.5 * _largest_near(contrast, _halo(pixels) // 2)))
+    areas = np.bincount(labels.ravel())
+    regions = [labels == i for i in np.flatnonzero(areas > SPECK * min(width, height) ** 2) if i > 0]
+    everything = np.any([np.zeros_like(labels, dtype=bool), *regions], axis=0)
+    plain = contrast[~_largest_near(everything, _halo(pixels))] <= CONTRAST
+    objects = [_object(pixels, background, region, everything & ~region) for region in regions]
     return Seen(
         background=colour_name(background) if plain.size and plain.mean() > 0.98 else "",
         objects=tuple(sorted(objects, key=lambda seen: seen.x)),
@@ -172,98 +168,29 @@ def components(mask: np.ndarray) -> np.ndarray:
             return np.asarray(np.searchsorted(np.unique(np.append(labels, 0)), labels))
 
 
+def _halo(pixels: np.ndarray) -> int:
+    """How many pixels around an object its soft edge may reach."""
+    return 2 + min(pixels.shape[:2]) // 64
+
+
 def _largest_near(values: np.ndarray, distance: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(values.astype(np.float32)).filter(ImageFilter.MaxFilter(2 * distance + 1)))
+    """The largest value in the square around each pixel that reaches so many pixels to every side."""
+    for axis in (0, 1):
+        padding = [(distance, distance) if i == axis else (0, 0) for i in (0, 1)]
+        windows = sliding_window_view(np.pad(values, padding, mode="edge"), 2 * distance + 1, axis=axis)
+        values = windows.max(axis=-1)
+    return values
 
 
-def _grown(mask: np.ndarray, distance: int) -> np.ndarray:
-    return _largest_near(mask, distance) > 0
-
-
-def _object(pixels: np.ndarray, background: np.ndarray, region: np.ndarray, everything: np.ndarray) -> SeenObject:
-    inside = ~_grown(~region, 1)
+def _object(pixels: np.ndarray, background: np.ndarray, region: np.ndarray, others: np.ndarray) -> SeenObject:
+    inside = ~_largest_near(~region, 1)
     rgb = np.median(pixels[inside if inside.any() else region], axis=0)
-    near = _grown(region, 2) & (region | ~everything)
-    direction = rgb - background
-    cover = np.clip((pixels - background) @ direction / (direction @ direction), 0, 1) * near
-    area = float(cover.sum())
-    x = float((cover.sum(axis=0) * (np.arange(cover.shape[1]) + 0.5)).sum()) / area
-    y = float((cover.sum(axis=1) * (np.arange(cover.shape[0]) + 0.5)).sum()) / area
-    alone = np.where(near[..., None], pixels, background)
-
-    fits = sorted((_fit(shape, alone, background, rgb, area, x, y) for shape in SHAPES), key=lambda fit: fit[0])
-    (mismatch, spot, shape), (next_mismatch, _, _) = fits[:2]
-    if mismatch > MISMATCH or next_mismatch < DISTINCT * mismatch or spot > SPOT_MISMATCH:
-        return SeenObject(colour_name(rgb), "", x, y, float(np.sqrt(area / np.pi)))
-    pattern = _patterns()[shape]
-    radius = float(np.sqrt(area / pattern.area))
-    return SeenObject(colour_name(rgb), shape, x - radius * pattern.x, y - radius * pattern.y, radius)
-
-
-# Objects are compared with shapes in a frame of this side, where the circle around a shape has this radius.
-_FRAME, _RADIUS = 56, 20
-
-
-@dataclass(frozen=True)
-class _Pattern:
-    """A shape of radius 1: its area, its centre of gravity seen from the circle's centre, and how much of each pixel of
-    the frame it covers, with sharp and with softer edges, (softness, frame, frame)."""
-
-    area: float
-    x: float
-    y: float
-    cover: np.ndarray
-
-
-@cache
-def _patterns() -> dict[str, _Pattern]:
-    patterns = {}
-    for shape in SHAPES:
-        centre = _FRAME / 2
-        image = paint([Placed(shape, centre, centre, _RADIUS, (255, 255, 255))], (0, 0, 0), _FRAME, _FRAME).convert("L")
-        cover = np.stack([np.asarray(image.filter(ImageFilter.GaussianBlur(blur))) for blur in (0.5, 1, 2)]) / 255
-        area = cover[0].sum()
-        along = (np.arange(_FRAME) + 0.5 - centre) / area / _RADIUS
-        patterns[shape] = _Pattern(
-            area=float(area) / _RADIUS**2,
-            x=float(cover[0].sum(axis=0) @ along),
-            y=float(cover[0].sum(axis=1) @ along),
-            cover=cover,
-        )
-    return patterns
-
-
-def _fit(
-    shape: str, alone: np.ndarray, background: np.ndarray, rgb: np.ndarray, area: float, x: float, y: float
-) -> tuple[float, float, str]:
-    """How much of the shape's area is not as the shape of this area and centre of gravity, and how much of the spot
-    where it is worst."""
-    pattern = _patterns()[shape]
-    radius = np.sqrt(area / pattern.area)
-    x, y = x - radius * pattern.x, y - radius * pattern.y
-    reach = radius * _FRAME / 2 / _RADIUS
-    pad = int(np.ceil(reach)) + 1
-    left, top = float(x - reach + pad), float(y - reach + pad)
-    box = (left, top, float(left + 2 * reach), float(top + 2 * reach))
-    fill = [(pad, pad), (pad, pad)]
-    channels = [
-        np.asarray(
-            Image.fromarray(np.pad(alone[..., i], fill, constant_values=background[i])).resize(
-                (_FRAME, _FRAME), Image.Resampling.BILINEAR, box=box
-            )
-        )
-        for i in range(3)
-    ]
-    shown = np.stack(channels, axis=-1) - background
-    expected = pattern.cover[..., None] * (rgb - background)
-    mismatch = np.linalg.norm(shown - expected, axis=3) / np.linalg.norm(rgb - background)
-    mismatch = np.minimum(mismatch, 1)
-    best = mismatch[np.argmin(mismatch.sum(axis=(1, 2)))]
-    spot = _means(best, round(SPOT * _RADIUS)).max()
-    return float(best.sum() / pattern.cover[0].sum()), float(spot), shape
-
-
-def _means(values: np.ndarray, width: int) -> np.ndarray:
-    """Means over squares of this width, wherever one fits in."""
-    sums = np.cumsum(np.cumsum(np.pad(values, ((1, 0), (1, 0))), axis=0), axis=1)
-    return (sums[width:, width:] - sums[:-width, width:] - sums[width:, :-width] + sums[:-width, :-width]) / width**2
+    fit = None
+    if np.linalg.norm(rgb - background) > CONTRAST:
+        around = _largest_near(region, _halo(pixels)) & ~others
+        fit = fit_shape(Blot(np.where(around[..., None], pixels, background), rgb, background))
+    if fit is not None:
+        return SeenObject(colour_name(rgb), fit.shape, fit.x, fit.y, fit.radius)
+    (top, bottom), (left, right) = (np.flatnonzero(region.any(axis=axis))[[0, -1]] + (0, 1) for axis in (1, 0))
+    x, y, radius = (left + right) / 2, (top + bottom) / 2, max(right - left, bottom - top) / 2
+    return SeenObject(colour_name(rgb), "", float(x), float(y), float(radius))
