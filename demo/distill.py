@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from bench.judge import look, verdict
 from diffusers import AutoencoderKLQwenImage
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from bench.judge import look, verdict
 from demo.autoencoder import Still
 from demo.captions import Prompt, prompts
 from demo.latents import WEIGHTS, Library, Shelf, patches, unpatched
