@@ -46,6 +46,9 @@ RADIUS = {"small": (0.115, 0.14), "": (0.19, 0.225), "large": (0.3, 0.34)}
 PAIR_RADIUS = (0.15, 0.18)
 GROUP_RADIUS = {2: (0.15, 0.18), 3: (0.12, 0.14)}
 
+# Width of the line around an outlined object, as a part of its radius.
+LINE = 0.12
+
 _SUPERSAMPLING = 4
 
 
@@ -114,31 +117,35 @@ def paint(
     image = Image.new("RGB", (width * scale, height * scale), background)
     pen = ImageDraw.Draw(image)
     for item in objects:
-        if outlined:
-            line = (250, 250, 250) if sum(background) < 300 else (12, 12, 12)
-            _draw_shape(pen, item, scale, item.radius, line, background)
-            _draw_shape(pen, item, scale, item.radius * 0.84, item.rgb, line)
-        else:
-            _draw_shape(pen, item, scale, item.radius, item.rgb, background)
+        line = _line_colour(item.rgb, background) if outlined else None
+        _draw_shape(pen, item, scale, background, line)
     return image.reduce(scale)
+
+
+def _line_colour(rgb: tuple[int, int, int], background: tuple[int, int, int]) -> tuple[int, int, int]:
+    """White where object and background are dark, black where they are bright, to be seen against both."""
+    return (250, 250, 250) if sum(rgb) + sum(background) < 3 * 255 else (12, 12, 12)
 
 
 def _draw_shape(
     pen: ImageDraw.ImageDraw,
     item: Placed,
     scale: int,
-    radius: float,
-    fill: tuple[int, int, int],
-    hole: tuple[int, int, int],
+    background: tuple[int, int, int],
+    line: tuple[int, int, int] | None,
 ) -> None:
-    x, y, r = item.x * scale, item.y * scale, radius * scale
+    x, y, r = item.x * scale, item.y * scale, item.radius * scale
+    width = round(max(1.5 * scale, LINE * r))
     if item.shape in ("circle", "ring"):
-        pen.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+        pen.ellipse((x - r, y - r, x + r, y + r), item.rgb, line, width)
         if item.shape == "ring":
-            inner = (0.55 * item.radius if radius == item.radius else 0.71 * item.radius) * scale
-            pen.ellipse((x - inner, y - inner, x + inner, y + inner), fill=hole)
+            inner = 0.55 * r
+            pen.ellipse((x - inner, y - inner, x + inner, y + inner), background, line, width)
         return
-    pen.polygon([(x + r * u, y + r * v) for u, v in outline(item.shape)], fill=fill)
+    corners = [(x + r * u, y + r * v) for u, v in outline(item.shape)]
+    pen.polygon(corners, fill=item.rgb)
+    if line is not None:
+        pen.line([*corners, *corners[:2]], line, width, joint="curve")
 
 
 def outline(shape: str) -> list[tuple[float, float]]:
