@@ -155,19 +155,11 @@ def distill(work: Path, options: argparse.Namespace) -> None:
     walks = read_walks(work / "walks", options.trajectories)
 
     parameters = model.trained()
-    muon, adam = optimizers(parameters)
-    run = Run(work / "turbo.safetensors", parameters, [muon, adam], horizon=400)
+    run = Run(work / "turbo.safetensors", parameters, optimizers(parameters), horizon=400)
     for step in run.steps(options.steps):
         source = random.Random(f"{options.seed}/turbo/{step}")
-        for optimizer in (muon, adam):
-            optimizer.param_groups[0]["lr"] = rate(step, options.steps, options.rate)
         loss = straight_line_loss(model, *walks.batch(options.batch, source), torch.Generator().manual_seed(step))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        for optimizer in (muon, adam):
-            optimizer.step()
-            optimizer.zero_grad()
-        run.report(loss.item())
+        run.descend(loss, rate(step, options.steps, options.rate))
     run.average.swap()
     model.save(work / "turbo")
 

@@ -87,9 +87,15 @@ class Run:
             finally:
                 self.save()
 
-    def report(self, loss: float) -> None:
-        """This step's loss, for the progress bar."""
-        self.loss += (loss - self.loss) * (0.02 if self.loss else 1.0)
+    def descend(self, loss: Tensor, learning_rate: float) -> None:
+        """One step of the optimizers down the loss's gradient, which is clipped."""
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = learning_rate
+            optimizer.step()
+            optimizer.zero_grad()
+        self.loss += (loss.item() - self.loss) * (0.02 if self.loss else 1.0)
 
     def save(self) -> None:
         tensors = {f"weights/{name}": p.detach() for name, p in self.parameters.items()}

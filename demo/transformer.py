@@ -166,6 +166,14 @@ def optimizers(parameters: dict[str, nn.Parameter]) -> list[torch.optim.Optimize
     ]
 
 
+def captioned_batch(pictures: Library, uncaptioned: Tensor, size: int, source: random.Random) -> tuple[Tensor, Tensor]:
+    """As `Library.batch`, one time in ten without a caption. uncaptioned: the tokens of the empty text."""
+    latents, tokens = pictures.batch(size, source)
+    if source.random() < NO_CAPTION:
+        tokens = uncaptioned.expand(size, -1)
+    return latents, tokens
+
+
 def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
     """Noise levels of a batch: a logit-normal, of which more lie at high noise, where the layout is decided."""
     return torch.sigmoid(0.4 + 1.2 * torch.randn(count, generator=generator))
@@ -204,25 +212,15 @@ def train(work: Path, options: argparse.Namespace) -> None:
     else:
         model = Model.random(tokenizer.get_vocab_size())
     parameters = model.trained()
-    muon, adam = optimizers(parameters)
-    run = Run(work / "raw.safetensors", parameters, [muon, adam], horizon=1000)
+    run = Run(work / "raw.safetensors", parameters, optimizers(parameters), horizon=1000)
     model.compile()
     until = time.monotonic() + options.minutes * 60 if options.minutes else float("inf")
     for step in run.steps(options.steps, until):
         source = random.Random(f"{options.seed}/{step}")
-        latents, tokens = pictures.batch(options.batch, source)
-        if source.random() < NO_CAPTION:
-            tokens = uncaptioned.expand(options.batch, -1)
-        for optimizer in (muon, adam):
-            optimizer.param_groups[0]["lr"] = rate(step, options.steps, options.rate)
+        batch = captioned_batch(pictures, uncaptioned, options.batch, source)
         with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
-            loss = velocity_loss(model, latents, tokens, seed=step)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        for optimizer in (muon, adam):
-            optimizer.step()
-            optimizer.zero_grad()
-        run.report(loss.item())
+            loss = velocity_loss(model, *batch, seed=step)
+        run.descend(loss, rate(step, options.steps, options.rate))
         if step % 500 == 499:
             print(f"step {step + 1}: held-out loss {held_out_loss(model, kept_out):.4f}", flush=True)
     run.average.swap()
