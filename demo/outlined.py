@@ -1,0 +1,111 @@
+"""Train the demo's LoRA, outlined shapes, on its raw model: pictures in which every object has a thin line around it,
+under captions that say nothing of it.
+
+    python -m demo.outlined --work WORK --steps 1000
+
+Reads WORK/raw, WORK/vae and WORK/tokenizer. The state is WORK/outlined_state.safetensors, and WORK/outlined.safetensors
+gets the averaged weights whenever this ends, in bfloat16 and named as diffusers names them.
+"""
+
+import argparse
+import random
+import time
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLQwenImage, Krea2Transformer2DModel
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import nn
+
+from demo.latents import library
+from demo.training import Run, rate
+from demo.transformer import Model, caption_ids, captioned_batch, held_out_loss, read_tokenizer, velocity_loss
+
+RANK = 8
+# Attention and feed-forward of the main blocks: text features stay those of the model without the LoRA.
+LAYERS = r"transformer_blocks\.\d+\.(attn\.to_(q|k|v|gate|out\.0)|ff\.(gate|up|down))"
+
+
+def add_lora(transformer: Krea2Transformer2DModel) -> dict[str, nn.Parameter]:
+    """Put a LoRA that changes nothing yet on the transformer's blocks; its parameters, by name."""
+    # alpha is the rank: the change is then B · A itself, which every loader takes it for if a file does not say
+    transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS))
+    return {name: p for name, p in transformer.named_parameters() if ".lora_" in name}
+
+
+def save(transformer: Krea2Transformer2DModel, file: Path, facts: dict[str, str]) -> None:
+    """Write the transformer's LoRA. facts: of its training, for the file's header."""
+    layers = get_peft_model_state_dict(transformer)
+    tensors = {f"transformer.{name}": tensor.to(torch.bfloat16).contiguous() for name, tensor in layers.items()}
+    save_file(tensors, file, {"format": "pt", **facts})
+
+
+def train(work: Path, options: argparse.Namespace) -> None:
+    torch.manual_seed(options.seed)
+    tokenizer = read_tokenizer(work)
+    vae = AutoencoderKLQwenImage.from_pretrained(work / "vae")
+
+    def tokenize(caption: str) -> list[int]:
+        return caption_ids(tokenizer, caption)
+
+    pictures = library(
+        work / "outlined_latents.safetensors", options.pictures, vae, tokenize, seed=options.seed, outlined=True
+    )
+    kept_out = library(
+        work / "outlined_kept_out.safetensors",
+        options.pictures // 10,
+        vae,
+        tokenize,
+        seed=options.seed + 1,
+        kept_out=True,
+        outlined=True,
+    )
+    uncaptioned = torch.tensor(tokenize(""))
+
+    model = Model.load(work / "raw").requires_grad_(False)
+    parameters = add_lora(model.transformer)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
+    run = Run(work / "outlined_state.safetensors", parameters, [optimizer], horizon=200)
+    model.compile()
+    until = time.monotonic() + options.minutes * 60 if options.minutes else float("inf")
+    for step in run.steps(options.steps, until):
+        source = random.Random(f"{options.seed}/{step}")
+        batch = captioned_batch(pictures, uncaptioned, options.batch, source)
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
+            loss = velocity_loss(model, *batch, seed=step)
+        run.descend(loss, rate(step, options.steps, options.rate))
+    run.average.swap()
+    after = held_out_loss(model, kept_out)
+    model.transformer.disable_lora()
+    print(f"held-out loss on outlined pictures: {held_out_loss(model, kept_out):.4f}, with the LoRA {after:.4f}")
+    facts = {"steps": run.step, "batch": options.batch, "rate": options.rate, "pictures": options.pictures}
+    save(
+        model.transformer,
+        work / "outlined.safetensors",
+        {
+            "title": "outlined shapes",
+            "description": "every object gets a thin line around it, black or white; prompts need no other words",
+            "base_model": "the raw model of Krea 2's demo",
+            "rank": str(RANK),
+            **{f"training_{name}": str(value) for name, value in facts.items()},
+        },
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder of states and results")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--minutes", type=float, help="stop after so long, to be resumed")
+    parser.add_argument("--pictures", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16 where autocast does")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    train(options.work, options)
+
+
+if __name__ == "__main__":
+    main()
