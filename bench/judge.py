@@ -5,13 +5,15 @@
 
 `look` knows neither prompt nor size: the background is what the border shows; what differs from it are the objects;
 each is compared with every shape at the place and radius that its own area and centre give. An object that is none of
-the shapes, or nearly as much one as another, has the shape "", and a colour that is none of the palette's is "".
+the shapes, or nearly as much one as another, or that touches one of another colour, has the shape "", and a colour that
+is none of the palette's is "".
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -64,12 +66,17 @@ def look(image: Image.Image) -> Seen:
     border[BORDER:-BORDER, BORDER:-BORDER] = False
     background = np.median(pixels[border], axis=0)
     contrast = np.linalg.norm(pixels - background, axis=2)
-    labels = components((contrast > CONTRAST) & (contrast > 0.5 * _largest_near(contrast, _halo(pixels) // 2)))
+    # Where two colours touch, the fainter one loses so many pixels but one to the stronger one's soft edge.
+    touch = _halo(pixels) // 2 + 1
+    labels = components((contrast > CONTRAST) & (contrast > 0.5 * _largest_near(contrast, touch - 1)))
     areas = np.bincount(labels.ravel())
     regions = [labels == i for i in np.flatnonzero(areas > SPECK * min(width, height) ** 2) if i > 0]
     everything = np.any([np.zeros_like(labels, dtype=bool), *regions], axis=0)
     plain = contrast[~_largest_near(everything, _halo(pixels))] <= CONTRAST
     objects = [_object(pixels, background, region, everything & ~region) for region in regions]
+    for i, j in combinations(range(len(regions)), 2):
+        if objects[i].colour != objects[j].colour and (_largest_near(regions[i], touch) & regions[j]).any():
+            objects[i], objects[j] = replace(objects[i], shape=""), replace(objects[j], shape="")
     return Seen(
         background=colour_name(background) if plain.size and plain.mean() > 0.98 else "",
         objects=tuple(sorted(objects, key=lambda seen: seen.x)),
@@ -183,14 +190,30 @@ def _largest_near(values: np.ndarray, distance: int) -> np.ndarray:
 
 
 def _object(pixels: np.ndarray, background: np.ndarray, region: np.ndarray, others: np.ndarray) -> SeenObject:
-    inside = ~_largest_near(~region, 1)
-    rgb = np.median(pixels[inside if inside.any() else region], axis=0)
+    rgb = np.median(pixels[_core(region, _halo(pixels))], axis=0)
     fit = None
     if np.linalg.norm(rgb - background) > CONTRAST:
         around = _largest_near(region, _halo(pixels)) & ~others
-        fit = fit_shape(Blot(np.where(around[..., None], pixels, background), rgb, background))
+        rows, columns = _extent(around)
+        alone = np.where(around[rows, columns, None], pixels[rows, columns], background)
+        fit = fit_shape(Blot(alone, rgb, background))
     if fit is not None:
-        return SeenObject(colour_name(rgb), fit.shape, fit.x, fit.y, fit.radius)
-    (top, bottom), (left, right) = (np.flatnonzero(region.any(axis=axis))[[0, -1]] + (0, 1) for axis in (1, 0))
-    x, y, radius = (left + right) / 2, (top + bottom) / 2, max(right - left, bottom - top) / 2
-    return SeenObject(colour_name(rgb), "", float(x), float(y), float(radius))
+        return SeenObject(colour_name(rgb), fit.shape, fit.x + columns.start, fit.y + rows.start, fit.radius)
+    rows, columns = _extent(region)
+    x, y = (columns.start + columns.stop) / 2, (rows.start + rows.stop) / 2
+    return SeenObject(colour_name(rgb), "", x, y, max(columns.stop - columns.start, rows.stop - rows.start) / 2)
+
+
+def _core(region: np.ndarray, depth: int) -> np.ndarray:
+    """The pixels that are as far as this inside, or as far as a fifth of them are: free of soft or outlined edges."""
+    for distance in range(depth, 0, -1):
+        core = ~_largest_near(~region, distance)
+        if 5 * core.sum() >= region.sum():
+            return core
+    return region
+
+
+def _extent(mask: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns that hold the mask."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
