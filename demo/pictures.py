@@ -44,7 +44,7 @@ SIZES = (
 # Radius of an object (of the circle around it), as a part of the picture's shorter side.
 RADIUS = {"small": (0.115, 0.14), "": (0.19, 0.225), "large": (0.3, 0.34)}
 PAIR_RADIUS = (0.15, 0.18)
-GROUP_RADIUS = {2: (0.15, 0.18), 3: (0.12, 0.14)}
+GROUP_RADIUS = {2: (0.15, 0.18), 3: (0.115, 0.13)}
 
 # Width of the line around an outlined object, as a part of its radius.
 LINE = 0.12
@@ -84,7 +84,10 @@ def place_objects(prompt: Prompt, width: int, height: int, source: random.Random
         length = height if upright else width
         spots = []
         for i in range(count):
-            along = length * (0.27 + 0.46 * i if count == 2 else 0.19 + 0.31 * i) + jitter(0.03)
+            # Three in the shortest row, each as large and as near the next as may be, are still apart.
+            along = (
+                length * (0.27 + 0.46 * i) + jitter(0.03) if count == 2 else length * (0.17 + 0.33 * i) + jitter(0.015)
+            )
             across = (width if upright else height) / 2 + jitter(0.05)
             radius = source.uniform(low, high) * side
             spots.append((across, along, radius) if upright else (along, across, radius))
