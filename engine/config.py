@@ -24,7 +24,10 @@ from engine.json_fields import JsonFields
 
 __all__ = ["EngineConfig", "ModelConfig", "ScheduleConfig", "TextEncoderConfig", "TransformerConfig", "VAEConfig"]
 
-DEMO_CHECKPOINT = Path(__file__).parent / "demo"
+_DEMO = Path(__file__).parent / "demo"
+DEMO_CHECKPOINT = _DEMO / "turbo"
+DEMO_CHECKPOINTS = {"demo": DEMO_CHECKPOINT, "demo-turbo": DEMO_CHECKPOINT, "demo-raw": _DEMO / "raw"}
+DEMO_LORAS = {"demo-outlined": _DEMO / "outlined.safetensors"}
 TENSOR_PARALLEL_DEGREES = (1, 2, 4)
 DEVICES = ("auto", "cuda", "cpu")
 DTYPES = ("auto", "bfloat16", "float32")
@@ -48,8 +51,9 @@ class EngineConfig:
     above which an image is decoded in tiles. lora_memory: bytes that a budget's plan leaves to LoRAs. See
     docs/small-gpus.md.
 
-    model: a folder in the diffusers layout, a transformer's file, or "demo"; None is the demo too, unless parts are
-    given. transformer, text_encoder, vae and tokenizer are parts that come from elsewhere: a file or a folder each.
+    model: a folder in the diffusers layout, a transformer's file, or one of `DEMO_CHECKPOINTS`; None is "demo", unless
+    parts are given. transformer, text_encoder, vae and tokenizer are parts that come from elsewhere: a file or a folder
+    each.
     """
 
     model: str | None = None
@@ -74,7 +78,8 @@ class EngineConfig:
     lora_memory: int | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("model", "the path of a checkpoint, or demo"), *((n, "a path") for n in PARTS)):
+        models = f"the path of a checkpoint, or one of {', '.join(DEMO_CHECKPOINTS)}"
+        for name, allowed in (("model", models), *((n, "a path") for n in PARTS)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value or "\0" in value):
                 raise ArgumentError.of(name, allowed, value)
@@ -128,8 +133,15 @@ class EngineConfig:
 
     @property
     def name(self) -> str:
-        """What was asked for, for people: a path, or demo."""
+        """What was asked for, for people: a path, or a demo's name."""
         return self.model or self.transformer or "demo"
+
+    @property
+    def demo(self) -> Path | None:
+        """The folder of the demo that `model` names, or that is meant since no part is given; None if there is none."""
+        if self.model is None and not any(getattr(self, part) for part in PARTS):
+            return DEMO_CHECKPOINT
+        return None if self.model is None else DEMO_CHECKPOINTS.get(self.model)
 
 
 @dataclass(frozen=True)

@@ -162,13 +162,16 @@ class AsyncClient:
         await self.connect()
         self._send(Cancel(request_id=request_id))
 
-    async def load_lora(self, name: str, path: str, strength: float = 1.0) -> Loras:
+    async def load_lora(self, name: str, path: str | None = None, strength: float = 1.0) -> Loras:
         """Load a LoRA file, by its path in the server's `--lora-dir`, for requests to choose by `name`.
 
-        strength: of requests that name none. Returns what is loaded then. Raises `ArgumentError` if the server allows
+        path: None if it is the name itself, as of the demos' "demo-outlined", which lies in no such folder. strength:
+        of requests that name none. Returns what is loaded then. Raises `ArgumentError` if the server allows
         no such file or name, and `LoraError` if the file does not fit the model, or into the ranks' memory.
         """
-        question = LoadLora(request_id=uuid.uuid4().hex, name=name, path=path, strength=strength)
+        question = LoadLora(
+            request_id=uuid.uuid4().hex, name=name, path=name if path is None else path, strength=strength
+        )
         return await self._ask_about_loras(question, LOAD_LORA_S)
 
     async def unload_lora(self, name: str) -> Loras:

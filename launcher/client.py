@@ -70,7 +70,7 @@ class Client:
         """See `AsyncClient.cancel`."""
         self.run(self.asynchronous.cancel(request_id))
 
-    def load_lora(self, name: str, path: str, strength: float = 1.0) -> Loras:
+    def load_lora(self, name: str, path: str | None = None, strength: float = 1.0) -> Loras:
         """See `AsyncClient.load_lora`."""
         return self.run(self.asynchronous.load_lora(name, path, strength))
 

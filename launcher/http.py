@@ -245,7 +245,7 @@ def _model(name: str, created: int) -> dict[str, object]:
 def _settings(config: HttpConfig, model: ModelConfig) -> dict[str, object]:
     return {
         "model": config.model_names[0],
-        "is_demo": config.engine.name == "demo",
+        "is_demo": config.engine.demo is not None,
         "defaults": {
             "width": model.default_width,
             "height": model.default_height,

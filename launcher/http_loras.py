@@ -21,7 +21,9 @@ class LoadLoraBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     name: str = Field(description="What requests are to choose it by.")
-    path: str = Field(description="Of the file, in the folder that the server's --lora-dir names.")
+    path: str | None = Field(
+        None, description="Of the file, in the folder that the server's --lora-dir names. Default: the name."
+    )
     strength: float | None = Field(None, description="Of requests that name none. Default: 1.")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from engine.config import ModelConfig
+from engine.config import DEMO_LORAS, ModelConfig
 from engine.errors import ArgumentError, CheckpointError, LoraError, printable
 from engine.lora import AdapterFile, open_adapter
 from launcher.internal import FrontendConfig, LoraFile
@@ -31,7 +31,8 @@ _WITH_NAME = re.compile(r"(?P<name>[^=/]*)=(?P<path>.*)", re.DOTALL)
 def parse_lora(text: str) -> LoraFile:
     """`[NAME=]PATH[:STRENGTH]`; the name is the file's without its suffix, and the strength 1, if they are left out.
 
-    A path whose own name has a `=` is to be written with a folder before it. Raises `ArgumentError`.
+    PATH may be one of `DEMO_LORAS`; one whose own name has a `=` is to be written with a folder before it. Raises
+    `ArgumentError`.
     """
     with_strength = _WITH_STRENGTH.fullmatch(text)
     path = with_strength["path"] if with_strength else text
@@ -43,8 +44,9 @@ def parse_lora(text: str) -> LoraFile:
         raise ArgumentError.of("lora", "[NAME=]PATH[:STRENGTH]", text)
     name = with_name["name"] if with_name else Path(path).stem
     check_name(name, "lora")
+    file = str(DEMO_LORAS.get(path, path))
     try:
-        return LoraFile(name=name, path=path, strength=check_strength("the strength of a LoRA", strength))
+        return LoraFile(name=name, path=file, strength=check_strength("the strength of a LoRA", strength))
     except ArgumentError as error:
         raise ArgumentError(error.message, parameter="lora") from None
 
@@ -113,10 +115,13 @@ def open_lora(path: str, model: ModelConfig, *, lenient: bool, values: bool = Tr
 
 
 def path_inside(folder: str, path: str) -> str:
-    """The real path of what a client may load: a file in the folder, and not one that a link there leads out to.
+    """The real path of what a client may load: one of `DEMO_LORAS`, or a file in the folder, and not one that a link
+    there leads out to.
 
     Raises `ArgumentError`, which tells nothing of what there is outside of the folder.
     """
+    if path in DEMO_LORAS:
+        return os.path.realpath(DEMO_LORAS[path])
     root = os.path.realpath(folder)
     fits = 0 < len(path) <= _LONGEST_PATH and "\0" not in path
     if fits and not os.path.isabs(path) and ".." not in Path(path).parts:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from engine.config import PARTS, EngineConfig, ModelConfig
+from engine.config import DEMO_CHECKPOINTS, PARTS, EngineConfig, ModelConfig
 from engine.errors import ArgumentError
 from launcher import torchrun
 from launcher.internal import FrontendConfig
@@ -23,8 +23,8 @@ def engine_options(command: Command) -> Command:
     options = (
         click.option(
             "--model",
-            help="Checkpoint folder in the diffusers layout, a transformer's file, a Hugging Face repository, or "
-            "demo.  [default: demo, if no part of a model is given]",
+            help="Checkpoint folder in the diffusers layout, a transformer's file, a Hugging Face repository, or one "
+            f"of {', '.join(DEMO_CHECKPOINTS)}.  [default: demo, if no part of a model is given]",
         ),
         part_options,
         click.option("--tp", type=int, help="Ranks: 1, 2 or 4.  [default: 1; under torchrun, all of its processes]"),
@@ -61,8 +61,8 @@ def engine_options(command: Command) -> Command:
             "loras",
             multiple=True,
             metavar="[NAME=]PATH[:STRENGTH]",
-            help="A LoRA file: generate uses it for every image, serve lets requests choose it by NAME, which is the "
-            "file's if there is none. May be repeated.",
+            help="A LoRA file, or demo-outlined: generate uses it for every image, serve lets requests choose it by "
+            "NAME, which is the file's if there is none. May be repeated.",
         ),
         click.option(
             "--lora-lenient",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.checkpoint.locate import is_folder
-from engine.config import DEMO_CHECKPOINT, PARTS, EngineConfig
+from engine.config import PARTS, EngineConfig
 from engine.errors import ArgumentError, CheckpointError
 
 _INDEX = "model_index.json"
@@ -31,10 +31,8 @@ class Parts:
 def find_parts(engine: EngineConfig) -> Parts:
     """Raises `ArgumentError` naming the parts that are nowhere, and `CheckpointError` if `model` does not exist."""
     given = {part: Path(value) for part in PARTS if (value := getattr(engine, part)) is not None}
-    repository = None
-    if engine.model == "demo" or (engine.model is None and not given):
-        repository = DEMO_CHECKPOINT
-    elif engine.model is not None:
+    repository = engine.demo
+    if repository is None and engine.model is not None:
         model = Path(engine.model)
         if is_folder(model):
             repository = model

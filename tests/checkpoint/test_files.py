@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.parts import repository_of, variant_by_name
-from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
+from engine.config import DEMO_CHECKPOINT, DEMO_CHECKPOINTS, EngineConfig, ModelConfig
 from engine.errors import ArgumentError, CheckpointError
 from engine.parallel import LocalGroup
 from engine.rank import Rank
@@ -291,6 +291,21 @@ def test_the_demo_is_what_no_option_stands_for() -> None:
     assert open_config() == open_config(model="demo") == ModelConfig.from_folder(DEMO_CHECKPOINT)
     with pytest.raises(ArgumentError, match="vae must be a path, got ''"):
         EngineConfig(vae="")
+
+
+def test_the_demos_have_names(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DEMO_CHECKPOINTS, "demo-raw", raw)
+    monkeypatch.chdir(tmp_path)
+    for name in DEMO_CHECKPOINTS:
+        Path(name).mkdir()  # which they win over
+    assert EngineConfig(model="demo-turbo").demo == EngineConfig().demo == DEMO_CHECKPOINT
+    assert open_config(model="demo-turbo") == open_config()
+    assert open_config(model="demo-raw") == ModelConfig.from_folder(raw)
+    assert EngineConfig(model="./demo").demo is EngineConfig(transformer="demo").demo is None
+    with pytest.raises(CheckpointError, match="demo/model_index.json: the file is missing"):
+        open_config(model="./demo")
+    with pytest.raises(ArgumentError, match="the path of a checkpoint, or one of demo, demo-turbo, demo-raw, got ''"):
+        EngineConfig(model="")
 
 
 def test_a_missing_image_sequence_length_is_the_pipelines_not_the_schedulers(turbo: Path, tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ def test_what_cannot_be_loaded_is_a_400_that_says_why(run_folder: Path, tmp_path
         async with http_engine(run_folder, tmp_path) as (client, _):
             fine = {"name": "a", "path": "fine.safetensors"}
             assert (await client.post(LORAS, json=fine)).status_code == 200
+            named = await client.post(LORAS, json={"name": "fine.safetensors"})
+            assert (named.status_code, named.json()["file"]) == (200, "fine.safetensors")
             for body, code, parameter, message in (
                 ({"path": "text.safetensors"}, "bad_lora", None, "text.safetensors: is not a Krea 2 LoRA"),
                 ({"path": "../x"}, "invalid_parameter", "path", "path must be relative to the server's --lora-dir"),

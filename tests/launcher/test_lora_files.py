@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.config import EngineConfig, ModelConfig
+from engine.config import DEMO_LORAS, EngineConfig, ModelConfig
 from engine.errors import ArgumentError, LoraError
 from launcher import lora_files
 from launcher.internal import FrontendConfig
@@ -37,6 +37,9 @@ CONFIG = FrontendConfig(engine=EngineConfig())
         ("Ink wash=a/b.safetensors:2", "Ink wash", "a/b.safetensors", 2.0),
         ("./a=b.safetensors", "a=b", "./a=b.safetensors", 1.0),
         ("n=a=b", "n", "a=b", 1.0),
+        ("demo-outlined:0.5", "demo-outlined", str(DEMO_LORAS["demo-outlined"]), 0.5),
+        ("Lines=demo-outlined", "Lines", str(DEMO_LORAS["demo-outlined"]), 1.0),
+        ("./demo-outlined", "demo-outlined", "./demo-outlined", 1.0),
     ],
 )
 def test_a_name_a_path_and_a_strength(text: str, name: str, path: str, strength: float) -> None:

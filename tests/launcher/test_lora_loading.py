@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from engine.config import DEMO_LORAS
 from engine.errors import ArgumentError, LoraError
 from launcher.limits import Limits
 from tests.launcher.fake_ranks import run
@@ -83,6 +84,30 @@ def test_nothing_outside_of_the_folder_can_be_loaded_or_found_out(run_folder: Pa
                 await client.load_lora("x", "loop.safetensors")
             assert fakes.ranks[0].steps == []
             await client.load_lora("x", "inside.safetensors")
+
+    run(test())
+
+
+def test_the_demos_own_is_loaded_by_its_name_alone(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        shipped = write_adapter(tmp_path / "shipped" / "outlined.safetensors")
+        monkeypatch.setitem(DEMO_LORAS, "demo-outlined", shipped)
+        folder = tmp_path / "loras"
+        write_adapter(folder / "a.safetensors")
+        async with engine(run_folder, folder) as (_, client):
+            await client.load_lora("demo-outlined")
+            await client.load_lora("Lines", "demo-outlined", 0.5)
+            listed = (await client.load_lora("a.safetensors")).loras
+            assert [(lora.name, lora.file, lora.strength) for lora in listed] == [
+                ("demo-outlined", "demo-outlined", 1.0),
+                ("Lines", "demo-outlined", 0.5),
+                ("a.safetensors", "a.safetensors", 1.0),
+            ]
+            write_adapter(shipped, skipped=["x"])
+            with pytest.raises(LoraError, match=r"^demo-outlined: has tensors that are for no layer"):
+                await client.load_lora("again", "demo-outlined")
 
     run(test())
 
