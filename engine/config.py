@@ -21,6 +21,7 @@ from engine.component_config import (
 )
 from engine.errors import ArgumentError, CheckpointError
 from engine.json_fields import JsonFields
+from engine.prompt_domain import PromptDomain, read_prompt_domain
 
 __all__ = ["EngineConfig", "ModelConfig", "ScheduleConfig", "TextEncoderConfig", "TransformerConfig", "VAEConfig"]
 
@@ -37,6 +38,7 @@ DIT_LAYERWISE, DIT, TEXT_ENCODER, VAE = OFFLOADS = ("dit-layerwise", "dit", "tex
 ATTENTIONS = ("auto", "cudnn", "flash", "fa3", "fa4", "triton", "torch")
 PARTS = ("transformer", "text_encoder", "vae", "tokenizer")
 
+MOST_STEPS, MOST_GUIDANCE = 200, 20.0
 _MOST_BYTES = 2**50  # of a device's memory: beyond it a size is a slip, and further beyond no message can carry it
 PIPELINE_CLASS = "Krea2Pipeline"
 DEFAULT_TAPS = (2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35)
@@ -146,7 +148,11 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole checkpoint in the diffusers layout, checked for consistency. Paths are not kept; see `checkpoint`."""
+    """A whole checkpoint in the diffusers layout, checked for consistency. Paths are not kept; see `checkpoint`.
+
+    stated_steps, stated_guidance: the checkpoint's own defaults, None where its kind's hold. prompt_domain: None if it
+    draws any prompt.
+    """
 
     transformer: TransformerConfig
     text_encoder: TextEncoderConfig
@@ -158,13 +164,20 @@ class ModelConfig:
     variant_is_assumed: bool
     default_width: int
     default_height: int
+    stated_steps: int | None = None
+    stated_guidance: float | None = None
+    prompt_domain: PromptDomain | None = None
 
     @property
     def default_steps(self) -> int:
+        if self.stated_steps is not None:
+            return self.stated_steps
         return 8 if self.is_distilled else 52
 
     @property
     def default_guidance(self) -> float:
+        if self.stated_guidance is not None:
+            return self.stated_guidance
         return 0.0 if self.is_distilled else 3.5
 
     @property
@@ -270,6 +283,8 @@ class ModelConfig:
 
         multiple = vae.scale_factor * patch_size
         distilled = guess if stated is None else stated
+        is_distilled = distilled if variant is None else variant == "turbo"
+        stated_steps, stated_guidance = _read_defaults(index, is_distilled)
         return cls(
             transformer=transformer,
             text_encoder=text_encoder,
@@ -277,8 +292,23 @@ class ModelConfig:
             schedule=schedule,
             text_encoder_taps=taps,
             patch_size=patch_size,
-            is_distilled=distilled if variant is None else variant == "turbo",
+            is_distilled=is_distilled,
             variant_is_assumed=variant is None and stated is None,
             default_width=index.integer("default_width", default=1024, multiple_of=multiple),
             default_height=index.integer("default_height", default=1024, multiple_of=multiple),
+            stated_steps=stated_steps,
+            stated_guidance=stated_guidance,
+            prompt_domain=read_prompt_domain(index),
         )
+
+
+def _read_defaults(index: JsonFields, is_distilled: bool) -> tuple[int | None, float | None]:
+    """Steps and guidance that model_index.json states, unless it speaks of the other kind: of Raw where this is Turbo,
+    since an option or another transformer says so."""
+    steps = index.integer("default_steps", most=MOST_STEPS) if index.has("default_steps") else None
+    guidance = index.number("default_guidance") if index.has("default_guidance") else None
+    if guidance is not None and not 0 <= guidance <= MOST_GUIDANCE:
+        raise index.error("default_guidance", f"a number from 0 to {MOST_GUIDANCE:g}", guidance)
+    if index.boolean("is_distilled", default=None) not in (None, is_distilled):
+        return None, None
+    return steps, guidance

@@ -48,6 +48,10 @@ class JsonFields:
             return default
         return value
 
+    def has(self, key: str) -> bool:
+        """Whether there is a value, for keys without which the defaults are another key's."""
+        return self.values.get(key) is not None
+
     def expect(self, key: str, expected: object, default: Any = _REQUIRED) -> None:
         value = self._get(key, default)
         if value != expected or type(value) is not type(expected):
@@ -64,6 +68,12 @@ class JsonFields:
         if not isinstance(value, dict):
             raise self.error(key, "an object", value)
         return JsonFields(self.file, value, f"{self.prefix}{key}.")
+
+    def text(self, key: str, *, most: int) -> str:
+        value = self._get(key, _REQUIRED)
+        if not isinstance(value, str) or not 0 < len(value) <= most or not value.isprintable():
+            raise self.error(key, f"a text of 1 to {most} printable characters", value)
+        return value
 
     def boolean(self, key: str, default: bool | None) -> bool | None:
         value = self._get(key, default)

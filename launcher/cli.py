@@ -222,8 +222,9 @@ async def _make_images(
                     await asyncio.to_thread(write_file, path, event.file)
                     progress.print(str(path), sys.stdout)
                 elif isinstance(event, Result):
-                    for warning in set(event.warnings) - warnings:
-                        progress.print(f"warning: {warning}", sys.stderr)
+                    for warning in event.warnings:
+                        if warning not in warnings:
+                            progress.print(f"warning: {warning}", sys.stderr)
                     warnings.update(event.warnings)
 
     await asyncio.gather(

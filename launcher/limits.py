@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from engine.config import MOST_GUIDANCE, MOST_STEPS
 from engine.errors import ArgumentError
 
 
@@ -19,8 +20,8 @@ class Limits:
     min_side: int = 64
     max_side: int = 4096
     max_pixels: int = 8_400_000
-    max_steps: int = 200
-    max_guidance: float = 20.0
+    max_steps: int = MOST_STEPS
+    max_guidance: float = MOST_GUIDANCE
     max_images: int = 10
     max_seed: int = 2**53 - 1
     max_prompt_bytes: int = 16 * 1024

@@ -98,7 +98,7 @@ class Acknowledge(_Versioned, frozen=True, kw_only=True):
 class LoadLora(_Versioned, frozen=True, kw_only=True):
     """Load a LoRA file from the folder that the server's `--lora-dir` names, under a name that requests choose it by.
 
-    path: relative to the folder, or `demo-outlined`, which ships with the engine. `strength`: of requests that name none.
+    path: relative to the folder, or `demo-outlined`, the demos' own. `strength`: of requests that name none.
     """
 
     request_id: RequestId

@@ -131,7 +131,7 @@ def make_plan(
     job_ids: Iterator[int],
     lora_ids: Mapping[str, int],
 ) -> Plan:
-    """Tokenise the prompts and make the jobs. Warns of prompts that were cut.
+    """Tokenise the prompts and make the jobs. Warns of prompts that were cut, and of one that the model cannot draw.
 
     lora_ids: of the adapters that are loaded, by name. One of no strength changes nothing, so it is left out.
     """
@@ -158,7 +158,9 @@ def make_plan(
     image_tokens = model.image_tokens(checked.width, checked.height)
     segments = tuple(len(text.ids) - PREFIX_TOKENS + image_tokens for text in texts.values())
     cut = tuple(f"{name} was cut to {MAX_PROMPT_TOKENS} tokens" for name, text in texts.items() if text.cut)
-    return Plan(jobs, segments, checked.warnings + cut)
+    domain = model.prompt_domain
+    outside = () if domain is None or domain.includes(checked.prompt) else (domain.note,)
+    return Plan(jobs, segments, checked.warnings + cut + outside)
 
 
 def check_memory(

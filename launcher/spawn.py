@@ -100,18 +100,18 @@ def launch(
     """Start an engine in processes of its own and give a `Client` of it; leaving the block stops them all.
 
     model is a checkpoint folder in the diffusers layout, a transformer's file, a Hugging Face repository, which is
-    downloaded unless it is in the cache, or a demo: "demo-turbo", which "demo" and None stand for too, or "demo-raw".
-    transformer, text_encoder, vae and tokenizer are files or folders that replace parts of it; where all four are given,
-    no model need be. limits changes fields of `Limits`. A rank that is not ready after start_timeout_s seconds, or that takes longer than
-    step_timeout_s over a step, counts as lost. warm_up: work that nobody asked for, while nobody waits: previews and
-    estimated times come from it.
+    downloaded unless it is in the cache, or a demo: "demo-turbo", for which "demo" and None stand too, or "demo-raw".
+    transformer, text_encoder, vae and tokenizer are files or folders that replace parts of it; where all four are
+    given, no model need be. limits changes fields of `Limits`. A rank that is not ready after start_timeout_s seconds,
+    or that takes longer than step_timeout_s over a step, counts as lost. warm_up: work that nobody asked for, while
+    nobody waits: previews and estimated times come from it.
 
     offload, prefetch, memory_budget, vae_memory and lora_memory are for small devices (docs/small-gpus.md), sizes being
     bytes or text such as "16GB".
 
     loras: files as "[NAME=]PATH[:STRENGTH]" for requests to choose by name, or with merge_lora to be part of the
-    weights for all of them; "demo-outlined" is the demos' own. lora_lenient skips what fits nothing in a file, with a warning. lora_dir: a folder from
-    which `Client.load_lora` may load more.
+    weights for all of them; "demo-outlined" is the demos' own. lora_lenient skips what fits nothing in a file, with a
+    warning. lora_dir: a folder from which `Client.load_lora` may load more.
 
     Raises `ArgumentError`, `CheckpointError` or `LoraError` for what is wrong with these, and `LaunchError` or
     `RankError` if the engine does not come up.

@@ -16,7 +16,7 @@ ENGINE = sorted((ROOT / "engine").rglob("*.py"))
 LAUNCHER = sorted((ROOT / "launcher").rglob("*.py"))
 
 # What the engine may import besides itself and the standard library.
-ENGINE_PACKAGES = {"torch", "safetensors", "gguf", "triton", "numpy"}
+ENGINE_PACKAGES = {"torch", "safetensors", "gguf", "triton", "numpy", "re2"}
 # Standard modules that have no place in it: it knows nothing of sockets, processes and HTTP.
 ENGINE_FORBIDDEN = {"socket", "socketserver", "http", "urllib", "asyncio", "subprocess", "multiprocessing"}
 # Nothing anywhere is pickled.
@@ -41,7 +41,8 @@ ENGINE_LAYERS: dict[str, set[str]] = {
     "step": set(),
     "json_fields": {"errors"},
     "component_config": {"json_fields"},
-    "config": {"component_config", "errors", "json_fields"},
+    "prompt_domain": {"json_fields"},
+    "config": {"component_config", "errors", "json_fields", "prompt_domain"},
     "tiling": set(),
     "memory": {*_PLAIN, "prompt", "tiling"},
     "cost": {"step"},

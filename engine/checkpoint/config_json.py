@@ -21,6 +21,13 @@ def config_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
 
 
 def _model_index(config: ModelConfig) -> dict[str, Any]:
+    domain = config.prompt_domain
+    optional = {
+        "default_steps": config.stated_steps,
+        "default_guidance": config.stated_guidance,
+        "prompt_pattern": None if domain is None else domain.pattern,
+        "prompt_note": None if domain is None else domain.note,
+    }
     return {
         "_class_name": PIPELINE_CLASS,
         "is_distilled": config.is_distilled,
@@ -33,6 +40,7 @@ def _model_index(config: ModelConfig) -> dict[str, Any]:
         "vae": ["diffusers", "AutoencoderKLQwenImage"],
         "default_width": config.default_width,
         "default_height": config.default_height,
+        **{key: value for key, value in optional.items() if value is not None},
     }
 
 

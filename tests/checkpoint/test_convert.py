@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 from collections.abc import Callable
@@ -16,10 +17,11 @@ from safetensors.torch import load_file, save
 
 from engine.checkpoint import CheckpointFiles, convert, summarize
 from engine.checkpoint.convert import LAYOUTS, WEIGHTS, count_tensors
-from engine.config import EngineConfig
+from engine.config import EngineConfig, ModelConfig
 from engine.errors import ArgumentError, CheckpointError
 from engine.parallel import LocalGroup
 from engine.rank import Rank
+from tests.damage import copy_checkpoint, rewrite_json
 from tests.engine_runs import on_ranks, run_requests
 from tests.kernels.tolerances import relative_error
 from tests.oracle import Picture, Request
@@ -184,6 +186,18 @@ def test_diffusers_reads_what_was_written_for_it(turbo: Path, converted: Callabl
         diffusers.AutoencoderKLQwenImage.from_pretrained(turbo / "vae").decoder.conv_in.weight,
     )
     assert file.exists()
+
+
+def test_defaults_and_domain_stay_with_the_checkpoint(
+    raw: Path, tmp_path: Path, converted: Callable[..., Path]
+) -> None:
+    source = copy_checkpoint(raw, tmp_path / "own")
+    own = {"default_steps": 40, "default_guidance": 0.0, "prompt_pattern": "a fox", "prompt_note": "It draws foxes."}
+    rewrite_json(source / "model_index.json", lambda values: values.update(own))
+    folder = converted("diffusers", source=source)
+    assert ModelConfig.from_folder(folder) == ModelConfig.from_folder(source)
+    assert json.loads((folder / "model_index.json").read_text()).items() >= own.items()
+    assert not own.keys() & json.loads((converted("diffusers") / "model_index.json").read_text()).keys()
 
 
 def test_what_does_not_go_together_is_refused(turbo: Path, converted: Callable[..., Path], tmp_path: Path) -> None:

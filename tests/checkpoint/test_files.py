@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -232,6 +233,40 @@ def test_the_option_decides_before_everything(raw: Path) -> None:
     assert variant_of(open_config(model=str(raw), variant="turbo")) == ("turbo", False)
 
 
+def test_steps_and_guidance_may_be_stated_and_hold_for_the_kind_that_they_are_stated_of(
+    raw: Path, turbo: Path, tmp_path: Path
+) -> None:
+    own = copy_checkpoint(raw, tmp_path / "own")
+    rewrite_json(own / "model_index.json", lambda values: values.update(default_steps=40, default_guidance=2))
+
+    def defaults(**options: Any) -> tuple[int, float]:
+        config = open_config(**options)
+        return config.default_steps, config.default_guidance
+
+    assert defaults(model=str(own)) == defaults(model=str(own), variant="raw") == (40, 2.0)
+    assert defaults(model=str(own), variant="turbo") == (8, 0.0)
+    assert defaults(model=str(own), transformer=str(turbo)) == (8, 0.0)
+    assert defaults(model=str(raw)) == defaults(model=str(turbo), variant="raw") == (52, 3.5)
+    rewrite_json(own / "model_index.json", lambda values: values.pop("default_steps"))
+    assert defaults(model=str(own)) == (52, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("default_steps", 0), ("default_steps", 201), ("default_steps", 8.0), ("default_guidance", -0.5),
+        ("default_guidance", 20.5), ("default_guidance", "3"), ("default_guidance", float("nan")),
+        ("prompt_pattern", "("), ("prompt_note", 3),
+    ],
+)  # fmt: skip
+def test_a_default_or_a_domain_that_cannot_be_is_named(raw: Path, tmp_path: Path, key: str, value: object) -> None:
+    folder = copy_checkpoint(raw, tmp_path / "copy")
+    fine = {"prompt_pattern": "a fox", "prompt_note": "It draws foxes."}
+    rewrite_json(folder / "model_index.json", lambda values: values.update({**fine, key: value}))
+    with pytest.raises(CheckpointError, match=rf"model_index\.json: {key}: .*, expected .*, found "):
+        open_config(model=str(folder))
+
+
 def test_then_the_repository_of_the_transformer(raw: Path, turbo: Path) -> None:
     assert variant_of(open_config(model=str(raw))) == ("raw", False)
     assert variant_of(open_config(model=str(turbo), transformer=str(raw))) == ("raw", False)
@@ -302,7 +337,7 @@ def test_the_demos_have_names(raw: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert open_config(model="demo-turbo") == open_config()
     assert open_config(model="demo-raw") == ModelConfig.from_folder(raw)
     assert EngineConfig(model="./demo").demo is EngineConfig(transformer="demo").demo is None
-    with pytest.raises(CheckpointError, match="demo/model_index.json: the file is missing"):
+    with pytest.raises(CheckpointError, match=r"demo/model_index\.json: the file is missing"):
         open_config(model="./demo")
     with pytest.raises(ArgumentError, match="the path of a checkpoint, or one of demo, demo-turbo, demo-raw, got ''"):
         EngineConfig(model="")

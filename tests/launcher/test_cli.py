@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import engine
-from engine.config import DEMO_CHECKPOINT
+from engine.config import DEMO_CHECKPOINT, ModelConfig
 from launcher import Client
 from launcher.cli import commands
 from tests.checkpoint.layouts import (
@@ -58,7 +58,12 @@ def test_several_images_are_numbered_prompt_by_prompt_with_seeds_in_a_row(marked
         ("", "43"),
     ]
     assert json.loads(texts[0]["settings"])["steps"] == 2
-    assert stderr.splitlines() == ["warning: the size 100 × 128 was rounded up to 112 × 128, multiples of 16"]
+    domain = ModelConfig.from_folder(DEMO_CHECKPOINT).prompt_domain
+    assert domain is not None
+    assert stderr.splitlines() == [
+        "warning: the size 100 × 128 was rounded up to 112 × 128, multiples of 16",
+        f"warning: {domain.note}",
+    ]
 
 
 def test_a_drawn_seed_is_reported_and_metadata_can_be_left_out(marked: Marked, tmp_path: Path) -> None:

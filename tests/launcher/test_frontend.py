@@ -187,10 +187,11 @@ def test_warnings_say_what_was_changed(run_folder: Path) -> None:
             )
             assert (result.width, result.height) == (112, 128)
             assert PIL.open(io.BytesIO(result.files[0])).size == (112, 128)
-            assert len(result.warnings) == 3
+            assert len(result.warnings) == 4
             assert "rounded up to 112 × 128" in result.warnings[0]
             assert result.warnings[1] == "prompt was cut to 507 tokens"
             assert result.warnings[2] == "negative_prompt was cut to 507 tokens"
+            assert result.warnings[3].startswith("This small demo model draws")
 
     run(test())
 

@@ -79,6 +79,9 @@ def test_openais_own_parameters_are_taken_and_a_size_is_rounded_up_with_a_warnin
             rounded, ignored = answer.model_extra["warnings"]
             assert "rounded up to 80 × 64" in rounded
             assert "output_compression was ignored" in ignored
+            outside = await client.images.generate(prompt="a fox in the snow")
+            (note,) = outside.model_extra["warnings"]  # type: ignore[index]
+            assert note.startswith("This small demo model draws")
 
     run(test())
 

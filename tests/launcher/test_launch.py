@@ -168,7 +168,7 @@ def test_launch_works_in_a_thread_that_ends_before_the_engine_does(run_folder: P
         ({"model": "/no/such/folder"}, CheckpointError, "/no/such/folder: there is no such folder"),
         ({"tp": 3}, ArgumentError, "tp must be one of 1, 2, 4, got 3"),
         ({"tp": True}, ArgumentError, "tp must be one of 1, 2, 4, got True"),
-        ({"model": 3}, ArgumentError, "model must be the path of a checkpoint, or one of demo, demo-turbo, demo-raw, got 3"),
+        ({"model": 3}, ArgumentError, "the path of a checkpoint, or one of demo, demo-turbo, demo-raw, got 3"),
         ({"vae": ""}, ArgumentError, "vae must be a path, got ''"),
         ({"vae": "x"}, ArgumentError, "missing: transformer, text_encoder, tokenizer; give each as a file"),
         ({"share_gpu": 1}, ArgumentError, "share_gpu must be True or False, got 1"),

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from engine.config import DEMO_CHECKPOINT, ModelConfig
 from engine.errors import ArgumentError
+from engine.prompt_domain import PromptDomain
 from launcher.limits import Limits
 from launcher.protocol import Generate, LoraChoice
 from launcher.requests import CheckedRequest, check, make_plan
 from launcher.tokenizer import Prompt
 
 DEMO = ModelConfig.from_folder(DEMO_CHECKPOINT)
+ANY_PROMPT = replace(DEMO, prompt_domain=None)
 RAW = replace(DEMO, is_distilled=False)
 
 
@@ -163,12 +165,24 @@ def test_any_request_is_within_the_limits_or_refused(parameters: dict[str, Any])
 def test_a_request_for_several_images_is_as_many_jobs_with_seeds_in_a_row() -> None:
     ids = {"a fox": Prompt((1,) * 40, cut=True), "": Prompt((2,) * 39, cut=False)}
     request = checked(num_images=3, seed=5, guidance=2.0, width=64, height=100)
-    plan = make_plan(request, DEMO, ids.__getitem__, itertools.count(10), {})
+    plan = make_plan(request, ANY_PROMPT, ids.__getitem__, itertools.count(10), {})
     assert [(job.job_id, job.seed) for job in plan.jobs] == [(10, 5), (11, 6), (12, 7)]
     assert {(job.prompt_ids, job.negative_ids) for job in plan.jobs} == {((1,) * 40, (2,) * 39)}
     image_tokens = (64 // 16) * (112 // 16)
     assert plan.segments == (40 - 34 + image_tokens, 39 - 34 + image_tokens)
     assert plan.warnings == (*request.warnings, "prompt was cut to 507 tokens")
+
+
+def test_a_prompt_that_the_checkpoint_cannot_draw_gets_its_note() -> None:
+    domain = PromptDomain("a (cat|dog)", "It draws cats and dogs.")
+
+    def warnings(model: ModelConfig, prompt: str) -> tuple[str, ...]:
+        request = checked(model, prompt=prompt, negative_prompt="a fox", guidance=1.0)
+        return make_plan(request, model, lambda _: Prompt((1,) * 40, cut=False), itertools.count(), {}).warnings
+
+    assert warnings(replace(ANY_PROMPT, prompt_domain=domain), "a fox") == ("It draws cats and dogs.",)
+    assert warnings(replace(ANY_PROMPT, prompt_domain=domain), "A dog") == ()
+    assert warnings(ANY_PROMPT, "a fox") == ()
 
 
 def test_without_guidance_there_is_one_prompt() -> None:
