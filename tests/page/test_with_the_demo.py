@@ -39,3 +39,9 @@ def test_the_demo_draws_shows_previews_and_can_be_cancelled(page: Page) -> None:
         page.locator("#steps").fill("2")
         page.get_by_role("button", name="Generate").click()
         expect(page.locator(".picture")).to_have_count(2, timeout=PATIENCE_MS)
+
+        page.get_by_label("Prompt", exact=True).fill("a fox in the snow")
+        page.get_by_role("button", name="Generate").click()
+        expect(page.locator(".job-status")).to_contain_text("This small demo model draws", timeout=PATIENCE_MS)
+        page.get_by_role("button", name="Dismiss").click()
+        expect(page.locator(".picture")).to_have_count(3)
