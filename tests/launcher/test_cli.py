@@ -43,7 +43,9 @@ def test_generate_writes_a_file_and_says_only_where(marked: Marked, tmp_path: Pa
     marked.expect_nothing_left()
 
 
-def test_several_images_are_numbered_prompt_by_prompt_with_seeds_in_a_row(marked: Marked, tmp_path: Path) -> None:
+def test_several_images_are_numbered_prompt_by_prompt_with_seeds_in_a_row(
+    marked: Marked, tmp_path: Path, demo: ModelConfig
+) -> None:
     code, stdout, stderr = marked.run_krea2(
         "generate", "a red circle", "", "--device", "cpu", "--tp", "2", "--num-images", "2", "--steps", "2",
         "--width", "100", "--seed", "40", "--output", str(tmp_path / "out.png"),
@@ -58,11 +60,10 @@ def test_several_images_are_numbered_prompt_by_prompt_with_seeds_in_a_row(marked
         ("", "43"),
     ]
     assert json.loads(texts[0]["settings"])["steps"] == 2
-    domain = ModelConfig.from_folder(DEMO_CHECKPOINT).prompt_domain
-    assert domain is not None
+    assert demo.prompt_domain is not None
     assert stderr.splitlines() == [
         "warning: the size 100 × 128 was rounded up to 112 × 128, multiples of 16",
-        f"warning: {domain.note}",
+        f"warning: {demo.prompt_domain.note}",
     ]
 
 

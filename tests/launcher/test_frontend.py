@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image as PIL
 
+from engine.config import ModelConfig
 from engine.errors import (
     ArgumentError,
     CancelledError,
@@ -179,7 +180,7 @@ def test_what_is_wrong_with_a_request_is_said_before_a_rank_hears_of_it(run_fold
     run(test())
 
 
-def test_warnings_say_what_was_changed(run_folder: Path) -> None:
+def test_warnings_say_what_was_changed_and_what_cannot_be_drawn(run_folder: Path, demo: ModelConfig) -> None:
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
             result = await client.generate(
@@ -187,11 +188,14 @@ def test_warnings_say_what_was_changed(run_folder: Path) -> None:
             )
             assert (result.width, result.height) == (112, 128)
             assert PIL.open(io.BytesIO(result.files[0])).size == (112, 128)
-            assert len(result.warnings) == 4
-            assert "rounded up to 112 × 128" in result.warnings[0]
-            assert result.warnings[1] == "prompt was cut to 507 tokens"
-            assert result.warnings[2] == "negative_prompt was cut to 507 tokens"
-            assert result.warnings[3].startswith("This small demo model draws")
+            assert demo.prompt_domain is not None
+            rounded, *others = result.warnings
+            assert "rounded up to 112 × 128" in rounded
+            assert others == [
+                "prompt was cut to 507 tokens",
+                "negative_prompt was cut to 507 tokens",
+                demo.prompt_domain.note,
+            ]
 
     run(test())
 

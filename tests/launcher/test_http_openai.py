@@ -15,6 +15,7 @@ import openai
 import pytest
 from PIL import Image
 
+from engine.config import ModelConfig
 from launcher.async_client import AsyncClient
 from launcher.limits import Limits
 from tests.launcher.fake_ranks import Fakes, fake_engine, run
@@ -79,9 +80,17 @@ def test_openais_own_parameters_are_taken_and_a_size_is_rounded_up_with_a_warnin
             rounded, ignored = answer.model_extra["warnings"]
             assert "rounded up to 80 × 64" in rounded
             assert "output_compression was ignored" in ignored
-            outside = await client.images.generate(prompt="a fox in the snow")
-            (note,) = outside.model_extra["warnings"]  # type: ignore[index]
-            assert note.startswith("This small demo model draws")
+
+    run(test())
+
+
+def test_what_the_model_cannot_draw_is_said(run_folder: Path, demo: ModelConfig) -> None:
+    async def test() -> None:
+        async with openai_client(run_folder) as (client, _, _):
+            answer = await client.images.generate(prompt="a fox in the snow")
+            assert demo.prompt_domain is not None
+            assert answer.model_extra is not None
+            assert answer.model_extra["warnings"] == [demo.prompt_domain.note]
 
     run(test())
 

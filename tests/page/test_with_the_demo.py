@@ -5,12 +5,15 @@ from __future__ import annotations
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from engine.config import DEMO_CHECKPOINT, ModelConfig
 from tests.page.demo_server import serve_demo
 
 PATIENCE_MS = 60_000
 
 
 def test_the_demo_draws_shows_previews_and_can_be_cancelled(page: Page) -> None:
+    domain = ModelConfig.from_folder(DEMO_CHECKPOINT).prompt_domain
+    assert domain is not None
     with serve_demo() as address:
         page.set_default_timeout(PATIENCE_MS)
         page.goto(address)
@@ -42,6 +45,6 @@ def test_the_demo_draws_shows_previews_and_can_be_cancelled(page: Page) -> None:
 
         page.get_by_label("Prompt", exact=True).fill("a fox in the snow")
         page.get_by_role("button", name="Generate").click()
-        expect(page.locator(".job-status")).to_contain_text("This small demo model draws", timeout=PATIENCE_MS)
+        expect(page.locator(".job-status")).to_have_text(domain.note, timeout=PATIENCE_MS)
         page.get_by_role("button", name="Dismiss").click()
         expect(page.locator(".picture")).to_have_count(3)
