@@ -75,6 +75,12 @@ class JsonFields:
             raise self.error(key, f"a text of 1 to {most} printable characters", value)
         return value
 
+    def texts(self, key: str, *, most: int) -> tuple[str, ...]:
+        value = self._list(key, _REQUIRED)
+        if not 0 < len(value) <= most or not all(isinstance(item, str) for item in value):
+            raise self.error(key, f"a list of 1 to {most} texts", value)
+        return tuple(value)
+
     def boolean(self, key: str, default: bool | None) -> bool | None:
         value = self._get(key, default)
         if value is not None and not isinstance(value, bool):

@@ -1,50 +1,46 @@
-"""Which prompts a checkpoint can draw, where its model_index.json says that: `prompt_pattern` and `prompt_note`."""
+"""Which prompts a checkpoint can draw, where its model_index.json says that: `prompt_words` and `prompt_note`."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-
-import re2
 
 from engine.json_fields import JsonFields
 
-_MOST_PATTERN, _MOST_NOTE = 4096, 1024  # characters
-# Patterns come with checkpoints and prompts over the wire, and none of them may keep the front-end: RE2 takes time
-# linear in the prompt, where Python's own engine may take an exponential one, and its memory bounds the factor: the
-# worst patterns tried took 0.3 s over 16 kB.
-_MEMORY = 2**17  # bytes
+_MOST_WORDS, _MOST_NOTE = 4096, 1024  # words, characters
+_WORDS_NAMED = 5
+_WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
 class PromptDomain:
-    """pattern: an RE2 regular expression that matches the whole of each prompt that the checkpoint can draw, upper and
-    lower case being the same. note: what to tell those who ask for something else."""
+    """words: all that the checkpoint was made for, in lower case. note: what to tell those who use others."""
 
-    pattern: str
+    words: frozenset[str]
     note: str
 
-    def includes(self, prompt: str) -> bool:
-        """Whether the checkpoint can draw this prompt. White space around it does not count."""
-        return _compile(self.pattern).fullmatch(prompt.strip()) is not None
+    def unknown(self, prompt: str) -> tuple[str, ...]:
+        """The words of the prompt that the checkpoint does not know, once each, in the prompt's order. Upper and lower
+        case are the same, and what is neither letter nor number divides words."""
+        found = dict.fromkeys(_WORD.findall(prompt.lower()))
+        return tuple(word for word in found if word not in self.words)
+
+    def warning(self, prompt: str) -> str | None:
+        """The note, after the first of the unknown words; None if there are none."""
+        unknown = self.unknown(prompt)
+        if not unknown:
+            return None
+        named = ", ".join(f'"{word[:40]}"' for word in unknown[:_WORDS_NAMED])
+        more = ", …" if len(unknown) > _WORDS_NAMED else ""
+        return f"the model does not know {named}{more}. {self.note}"
 
 
 def read_prompt_domain(index: JsonFields) -> PromptDomain | None:
     """None if the file has neither key. Raises `CheckpointError` if it has one alone, or a value that does not fit."""
-    if not (index.has("prompt_pattern") or index.has("prompt_note")):
+    if not (index.has("prompt_words") or index.has("prompt_note")):
         return None
-    pattern = index.text("prompt_pattern", most=_MOST_PATTERN)
-    try:
-        _compile(pattern)
-    except re2.error as error:
-        reason = error.args[0].decode(errors="replace")
-        raise index.error("prompt_pattern", f"a regular expression that RE2 takes ({reason})", pattern) from None
-    return PromptDomain(pattern, index.text("prompt_note", most=_MOST_NOTE))
-
-
-def _compile(pattern: str) -> re2._Regexp:
-    options = re2.Options()
-    options.case_sensitive = False
-    options.never_capture = True
-    options.log_errors = False
-    options.max_mem = _MEMORY
-    return re2.compile(pattern, options)  # which keeps what it has compiled
+    words = index.texts("prompt_words", most=_MOST_WORDS)
+    for word in words:
+        if _WORD.fullmatch(word) is None or word != word.lower():
+            raise index.error("prompt_words", "words of letters and numbers, in lower case", word)
+    return PromptDomain(frozenset(words), index.text("prompt_note", most=_MOST_NOTE))

@@ -158,9 +158,8 @@ def make_plan(
     image_tokens = model.image_tokens(checked.width, checked.height)
     segments = tuple(len(text.ids) - PREFIX_TOKENS + image_tokens for text in texts.values())
     cut = tuple(f"{name} was cut to {MAX_PROMPT_TOKENS} tokens" for name, text in texts.items() if text.cut)
-    domain = model.prompt_domain
-    outside = () if domain is None or domain.includes(checked.prompt) else (domain.note,)
-    return Plan(jobs, segments, checked.warnings + cut + outside)
+    outside = model.prompt_domain.warning(checked.prompt) if model.prompt_domain else None
+    return Plan(jobs, segments, checked.warnings + cut + ((outside,) if outside else ()))
 
 
 def check_memory(

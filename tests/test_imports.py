@@ -16,7 +16,7 @@ ENGINE = sorted((ROOT / "engine").rglob("*.py"))
 LAUNCHER = sorted((ROOT / "launcher").rglob("*.py"))
 
 # What the engine may import besides itself and the standard library.
-ENGINE_PACKAGES = {"torch", "safetensors", "gguf", "triton", "numpy", "re2"}
+ENGINE_PACKAGES = {"torch", "safetensors", "gguf", "triton", "numpy"}
 # Standard modules that have no place in it: it knows nothing of sockets, processes and HTTP.
 ENGINE_FORBIDDEN = {"socket", "socketserver", "http", "urllib", "asyncio", "subprocess", "multiprocessing"}
 # Nothing anywhere is pickled.

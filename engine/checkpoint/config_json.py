@@ -25,7 +25,7 @@ def _model_index(config: ModelConfig) -> dict[str, Any]:
     optional = {
         "default_steps": config.stated_steps,
         "default_guidance": config.stated_guidance,
-        "prompt_pattern": None if domain is None else domain.pattern,
+        "prompt_words": None if domain is None else sorted(domain.words),
         "prompt_note": None if domain is None else domain.note,
     }
     return {

@@ -256,12 +256,12 @@ def test_steps_and_guidance_may_be_stated_and_hold_for_the_kind_that_they_are_st
     [
         ("default_steps", 0), ("default_steps", 201), ("default_steps", 8.0), ("default_guidance", -0.5),
         ("default_guidance", 20.5), ("default_guidance", "3"), ("default_guidance", float("nan")),
-        ("prompt_pattern", "("), ("prompt_note", 3),
+        ("prompt_words", "fox"), ("prompt_note", 3),
     ],
 )  # fmt: skip
 def test_a_default_or_a_domain_that_cannot_be_is_named(raw: Path, tmp_path: Path, key: str, value: object) -> None:
     folder = copy_checkpoint(raw, tmp_path / "copy")
-    fine = {"prompt_pattern": "a fox", "prompt_note": "It draws foxes."}
+    fine = {"prompt_words": ["a", "fox"], "prompt_note": "It draws foxes."}
     rewrite_json(folder / "model_index.json", lambda values: values.update({**fine, key: value}))
     with pytest.raises(CheckpointError, match=rf"model_index\.json: {key}: .*, expected .*, found "):
         open_config(model=str(folder))

@@ -47,15 +47,15 @@ def test_several_images_are_numbered_prompt_by_prompt_with_seeds_in_a_row(
     marked: Marked, tmp_path: Path, demo: ModelConfig
 ) -> None:
     code, stdout, stderr = marked.run_krea2(
-        "generate", "a red circle", "", "--device", "cpu", "--tp", "2", "--num-images", "2", "--steps", "2",
+        "generate", "a red fox", "", "--device", "cpu", "--tp", "2", "--num-images", "2", "--steps", "2",
         "--width", "100", "--seed", "40", "--output", str(tmp_path / "out.png"),
     )  # fmt: skip
     assert code == 0
     assert sorted(stdout.splitlines()) == [str(tmp_path / f"out_{index}.png") for index in range(4)]
     texts = [Image.open(tmp_path / f"out_{index}.png").text for index in range(4)]  # type: ignore[attr-defined]
     assert [(text["prompt"], text["seed"]) for text in texts] == [
-        ("a red circle", "40"),
-        ("a red circle", "41"),
+        ("a red fox", "40"),
+        ("a red fox", "41"),
         ("", "42"),
         ("", "43"),
     ]
@@ -63,7 +63,7 @@ def test_several_images_are_numbered_prompt_by_prompt_with_seeds_in_a_row(
     assert demo.prompt_domain is not None
     assert stderr.splitlines() == [
         "warning: the size 100 × 128 was rounded up to 112 × 128, multiples of 16",
-        f"warning: {demo.prompt_domain.note}",
+        f"warning: {demo.prompt_domain.warning('a red fox')}",
     ]
 
 

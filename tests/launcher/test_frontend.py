@@ -184,7 +184,7 @@ def test_warnings_say_what_was_changed_and_what_cannot_be_drawn(run_folder: Path
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
             result = await client.generate(
-                "red " * 600, width=100, height=128, negative_prompt="no " * 600, guidance=1.0
+                "fox " * 600, width=100, height=128, negative_prompt="no " * 600, guidance=1.0
             )
             assert (result.width, result.height) == (112, 128)
             assert PIL.open(io.BytesIO(result.files[0])).size == (112, 128)
@@ -194,7 +194,7 @@ def test_warnings_say_what_was_changed_and_what_cannot_be_drawn(run_folder: Path
             assert others == [
                 "prompt was cut to 507 tokens",
                 "negative_prompt was cut to 507 tokens",
-                demo.prompt_domain.note,
+                demo.prompt_domain.warning("fox"),
             ]
 
     run(test())

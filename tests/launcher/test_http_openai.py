@@ -90,7 +90,7 @@ def test_what_the_model_cannot_draw_is_said(run_folder: Path, demo: ModelConfig)
             answer = await client.images.generate(prompt="a fox in the snow")
             assert demo.prompt_domain is not None
             assert answer.model_extra is not None
-            assert answer.model_extra["warnings"] == [demo.prompt_domain.note]
+            assert answer.model_extra["warnings"] == [demo.prompt_domain.warning("fox in snow")]
 
     run(test())
 

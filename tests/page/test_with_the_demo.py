@@ -45,6 +45,6 @@ def test_the_demo_draws_shows_previews_and_can_be_cancelled(page: Page) -> None:
 
         page.get_by_label("Prompt", exact=True).fill("a fox in the snow")
         page.get_by_role("button", name="Generate").click()
-        expect(page.locator(".job-status")).to_have_text(domain.note, timeout=PATIENCE_MS)
+        expect(page.locator(".job-status")).to_have_text(domain.warning("a fox in the snow"), timeout=PATIENCE_MS)
         page.get_by_role("button", name="Dismiss").click()
         expect(page.locator(".picture")).to_have_count(3)
