@@ -6,10 +6,17 @@ BIN := $(VENV)/bin
 # The oldest Triton that the kernels are for; the package takes the newest.
 OLDEST_TRITON := 3.6.0
 
-.PHONY: demo test test-slow test-oldest-triton lint clean
+# How long `make demo-checkpoint` trains: short, two-hours or full.
+SCHEDULE ?= two-hours
+
+.PHONY: demo demo-checkpoint test test-slow test-oldest-triton lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/krea2 generate "a red circle on a blue background" --tp 2 --device cpu --seed 0 --output demo.png
+
+# Trains the demo's models on the CPU and writes demo-work/$(SCHEDULE)/release; run again, it goes on where it stopped.
+demo-checkpoint: $(VENV)/installed-test
+	$(BIN)/python -m demo --schedule $(SCHEDULE) --work demo-work/$(SCHEDULE)
 
 test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest

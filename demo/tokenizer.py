@@ -1,7 +1,9 @@
 """The demo's tokenizer: byte-level BPE in Qwen's form, with a token for every word of the grammar and of Krea 2's chat
 template, so that the template has the lengths that the model counts on.
 
-    python -m demo.tokenizer --output FOLDER
+    python -m demo.tokenizer --work WORK
+
+writes WORK/tokenizer.
 """
 
 import argparse
@@ -68,8 +70,8 @@ def adapt_embeddings(old: Tokenizer, new: Tokenizer, rows: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder for tokenizer.json")
-    train_tokenizer().save_pretrained(parser.parse_args().output)
+    parser.add_argument("--work", type=Path, required=True, help="folder of states and results")
+    train_tokenizer().save_pretrained(parser.parse_args().work / "tokenizer")
 
 
 if __name__ == "__main__":

@@ -203,7 +203,9 @@ def train(work: Path, options: argparse.Namespace) -> None:
         return caption_ids(tokenizer, caption)
 
     pictures = library(work / "latents.safetensors", options.pictures, vae, tokenize, seed=options.seed)
-    kept_out = library(work / "kept_out.safetensors", 1000, vae, tokenize, seed=options.seed + 1, kept_out=True)
+    kept_out = library(
+        work / "kept_out.safetensors", options.kept_out, vae, tokenize, seed=options.seed + 1, kept_out=True
+    )
     uncaptioned = torch.tensor(tokenize(""))
 
     if options.start:
@@ -234,6 +236,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--minutes", type=float, help="stop after so long, to be resumed")
     parser.add_argument("--pictures", type=int, default=40000)
+    parser.add_argument(
+        "--kept-out", type=int, default=1000, help="pictures of held-out prompts, to measure the loss on"
+    )
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16 where autocast does")

@@ -1,0 +1,95 @@
+"""Make the demo's checkpoints from nothing, stage by stage.
+
+    python -m demo --schedule two-hours --work WORK
+
+Every stage is a command of its own, which is printed and can be run alone. What was interrupted goes on where it was
+when this is run again; WORK/finished.json says which stages are done.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train: steps, and how many pictures the transformer sees and is measured on."""
+
+    vae_steps: int
+    pictures: int
+    raw_steps: int
+    kept_out: int = 1000
+
+    def stages(self) -> list[list[str]]:
+        """Modules with their arguments, in order; each is given the work folder too, and goes on from what the earlier
+        ones left there."""
+        return [
+            ["demo.tokenizer"],
+            ["demo.autoencoder", "--steps", str(self.vae_steps)],
+            [
+                "demo.transformer",
+                *("--steps", str(self.raw_steps)),
+                *("--pictures", str(self.pictures)),
+                *("--kept-out", str(self.kept_out)),
+            ],
+            ["demo.release"],
+        ]
+
+
+SCHEDULES = {
+    "short": Schedule(vae_steps=300, pictures=2_000, raw_steps=300, kept_out=100),
+    "two-hours": Schedule(vae_steps=4_000, pictures=20_000, raw_steps=7_000),
+    "full": Schedule(vae_steps=8_000, pictures=40_000, raw_steps=20_000),
+}
+
+
+def make(stages: list[list[str]], work: Path) -> None:
+    """Run those of the stages that are not finished in this work folder. Raises `SystemExit` if one fails, or if the
+    folder was begun with other stages: its results would be of neither."""
+    record = work / "finished.json"
+    finished = json.loads(record.read_text()) if record.exists() else []
+    if finished != stages[: len(finished)]:
+        sys.exit(f"{work} was begun with another schedule; choose another folder for this one")
+    for number, stage in enumerate(stages, 1):
+        print(f"[{number}/{len(stages)}] python -m {' '.join(stage)} --work {work}", flush=True)
+        if number <= len(finished):
+            print("  finished before", flush=True)
+            continue
+        _run([sys.executable, "-m", *stage, "--work", str(work)])
+        finished.append(stage)
+        _write(record, finished)
+
+
+def _run(command: list[str]) -> None:
+    with subprocess.Popen(command) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # it was interrupted too, and saves its state
+            raise
+    if code:
+        sys.exit(f"{command[2]} ended with exit code {code}; run this again to go on from its last state")
+
+
+def _write(record: Path, finished: list[list[str]]) -> None:
+    record.parent.mkdir(parents=True, exist_ok=True)
+    partial = record.with_suffix(".partial")
+    partial.write_text(json.dumps(finished, indent=2) + "\n")
+    partial.replace(record)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--schedule", choices=SCHEDULES, default="two-hours", help="how long to train (two-hours)")
+    parser.add_argument("--work", type=Path, required=True, help="folder of states and results")
+    options = parser.parse_args()
+    make(SCHEDULES[options.schedule].stages(), options.work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Write trained models as checkpoints in the official layout of Krea 2, in bfloat16, and draw a picture with each by
+diffusers.
+
+    python -m demo.release --work WORK
+
+Reads WORK/vae, WORK/tokenizer and WORK/{raw,turbo}/{transformer,text_encoder}; writes WORK/release/{raw,turbo} and the
+pictures beside them. A variant that has not been trained yet is left out.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    Krea2Pipeline,
+    Krea2Transformer2DModel,
+)
+from diffusers.utils import logging
+from PIL import Image
+from safetensors import safe_open
+from transformers import AutoTokenizer, Qwen3VLModel
+
+from demo.captions import COLOURS, PATTERN, SHAPES
+from demo.pictures import SIZES
+
+USES = {
+    "raw": "The undistilled one of the pair, for 40 steps and more with guidance, and to train LoRAs on.",
+    "turbo": "The distilled one of the pair: 8 steps, no guidance.",
+}
+TAPS = (0, 1, 2)
+LARGEST_PAIR = 20_000_000  # bytes: both ship in the wheel
+EXAMPLE = "a large red circle at the left on a blue background"
+
+SCHEDULER = {
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 6400,
+    "max_shift": 1.15,
+    "use_dynamic_shifting": True,
+}
+# What the engine reads from model_index.json beyond diffusers' own keys.
+ENGINE_KEYS = {
+    "default_width": 128,
+    "default_height": 128,
+    "prompt_pattern": re.sub(r"\?P<\w+>", "?:", PATTERN),
+    "prompt_note": (
+        "this is a small demo model, which draws coloured shapes on a plain background and knows no other words: try "
+        f'"{EXAMPLE}" or "a green star above a pink heart on a white background"; any other prompt needs the real '
+        "model: --model krea/Krea-2-Turbo, or the folder that it is in, and a GPU, of 40 GB to hold all of it in "
+        "bfloat16, or of 12 to 24 GB with --memory-budget"
+    ),
+}
+
+
+def release(work: Path) -> Path:
+    """Write the checkpoint of each variant that has been trained; the folder of all of them.
+
+    Raises `SystemExit` if there is none, or if they take more than the wheel may carry.
+    """
+    folder = work / "release"
+    trained = [variant for variant in USES if (work / variant).exists()]
+    if not trained:
+        sys.exit(f"nothing to release: {work} has neither {' nor '.join(USES)}")
+    total = 0
+    for variant in trained:
+        shutil.rmtree(folder / variant, ignore_errors=True)
+        write(work, variant, folder / variant)
+        draw(folder / variant).save(folder / f"{variant}.png")
+        size = sum(file.stat().st_size for file in (folder / variant).rglob("*") if file.is_file())
+        print(f"{folder / variant}: {size / 1e6:.1f} MB")
+        total += size
+    if total > LARGEST_PAIR:
+        sys.exit(f"the checkpoints take {total / 1e6:.1f} MB, more than {LARGEST_PAIR / 1e6:.0f} MB")
+    return folder
+
+
+def write(work: Path, variant: str, folder: Path) -> None:
+    """One checkpoint. The DiT's norms stay in float32, as diffusers keeps them."""
+    trained = work / variant
+    transformer = Krea2Transformer2DModel.from_pretrained(trained / "transformer", torch_dtype=torch.bfloat16)
+    text_encoder = Qwen3VLModel.from_pretrained(trained / "text_encoder", dtype=torch.bfloat16)
+    vae = AutoencoderKLQwenImage.from_pretrained(work / "vae", torch_dtype=torch.bfloat16)
+    Krea2Pipeline(
+        transformer=transformer,
+        text_encoder=text_encoder,
+        vae=vae,
+        tokenizer=AutoTokenizer.from_pretrained(work / "tokenizer"),
+        scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER),
+        text_encoder_select_layers=TAPS,
+        is_distilled=variant == "turbo",
+    ).save_pretrained(folder)
+    _change(folder / "model_index.json", **ENGINE_KEYS)
+    for config in ("transformer", "vae"):
+        _change(folder / config / "config.json", _name_or_path="")  # the work folder's
+    parts = {"transformer": transformer, "text_encoder": text_encoder, "vae": vae}
+    (folder / "README.md").write_text(readme(variant, parts, training_steps(work)))
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes files that nobody else may read
+
+
+def _change(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}, indent=2) + "\n")
+
+
+def draw(folder: Path) -> Image.Image:
+    """A picture that diffusers draws with the checkpoint."""
+    pipeline = Krea2Pipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    steps, guidance = (8, 0.0) if pipeline.config.is_distilled else (40, 3.5)
+    return pipeline(
+        EXAMPLE,
+        width=ENGINE_KEYS["default_width"],
+        height=ENGINE_KEYS["default_height"],
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(0),
+    ).images[0]
+
+
+def training_steps(work: Path) -> dict[str, int]:
+    """How many steps each training in the work folder has made, by the name of its state's file."""
+    steps = {}
+    for file in sorted(work.glob("*.safetensors")):
+        with safe_open(file, "pt") as state:
+            metadata = state.metadata() or {}
+        if "step" in metadata:
+            steps[file.stem] = int(metadata["step"])
+    return steps
+
+
+def readme(variant: str, parts: dict[str, Any], steps: dict[str, int]) -> str:
+    """The checkpoint's README.md. parts: its three models by name. steps: of each training."""
+    dit, text, vae = parts["transformer"].config, parts["text_encoder"].config.text_config, parts["vae"].config
+    millions = {
+        name: f"{sum(p.numel() for p in part.parameters()) / 1e6:.1f} M parameters" for name, part in parts.items()
+    }
+    sides = [side for size in SIZES for side in size]
+    return f"""\
+# Krea 2 in small: {variant}
+
+{USES[variant]}
+
+It exists so that the engine can be seen to work without a GPU or a download. Every weight and every picture in its
+making was generated for it; its licence is the engine's.
+
+## What it draws
+
+Coloured shapes on a plain background, with sides from {min(sides)} to {max(sides)} pixels, upright, square or wide:
+
+- one object: "a red circle on a blue background", if wanted with `small` or `large` before the colour and with `at the
+  left`, `right`, `top` or `bottom` after the shape: "{EXAMPLE}";
+- two: "a red circle left of a green star on a white background", or `right of`, `above`, `below`;
+- some of a kind: "two pink hearts on a gray background", "three yellow rings on a black background".
+
+Colours: {", ".join(COLOURS)}.
+Shapes: {", ".join(SHAPES)}.
+
+It knows no other words; `prompt_pattern` in `model_index.json` matches the prompts above.
+
+## What it is made of
+
+| part | size |
+|---|---|
+| DiT, text fusion | {dit.num_layers} blocks, width {dit.num_attention_heads * dit.attention_head_dim}, \
+{dit.num_attention_heads} heads, {dit.num_key_value_heads} kv heads; {millions["transformer"]} |
+| text encoder | {text.num_hidden_layers} layers, width {text.hidden_size}, taps {", ".join(map(str, TAPS))}; \
+{millions["text_encoder"]} with a vision tower that nothing uses |
+| tokenizer | byte-level BPE in Qwen's form, {text.vocab_size} tokens |
+| VAE | width {vae.base_dim}, {vae.z_dim} latent channels; {millions["vae"]} |
+
+Weights are in bfloat16, the norms of the DiT in float32.
+
+## How it was made
+
+By `make demo-checkpoint` in the engine's repository, in the end with these numbers of training steps:
+{", ".join(f"{name} {count:,}" for name, count in steps.items())}.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder of states and results")
+    options = parser.parse_args()
+    logging.set_verbosity_error()  # else it warns of the engine's keys in model_index.json
+    release(options.work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The whole recipe with a schedule of a minute: every stage runs, takes what the one before left, and resumes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from demo.__main__ import Schedule, make
+from demo.release import training_steps
+from engine.config import ModelConfig
+from launcher.tokenizer import PromptTokenizer
+
+TINY = Schedule(vae_steps=2, pictures=16, raw_steps=1, kept_out=16)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "work"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHDYNAMO_DISABLE", "1")  # compiling takes longer than these few steps
+        make(TINY.stages(), folder)
+    return folder
+
+
+@pytest.mark.timeout(600)
+def test_its_release_is_a_checkpoint_for_the_engine(work: Path) -> None:
+    assert training_steps(work) == {"autoencoder": 2, "raw": 1}
+    checkpoint = work / "release" / "raw"
+    config = ModelConfig.from_folder(checkpoint)
+    assert not config.is_distilled
+    assert (config.default_width, config.default_height) == (128, 128)
+    assert PromptTokenizer(checkpoint, config.text_encoder.vocab_size).encode("two red stars").ids
+
+
+@pytest.mark.timeout(600)
+def test_more_steps_go_on_from_the_last(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    before = load_file(work / "raw.safetensors")
+    more = ["--steps", "2", "--pictures", str(TINY.pictures), "--kept-out", str(TINY.kept_out)]
+    subprocess.run([sys.executable, "-m", "demo.transformer", "--work", work, *more], check=True, timeout=500)
+    assert training_steps(work)["raw"] == 2
+    after = load_file(work / "raw.safetensors")
+    assert before.keys() == after.keys()
+    assert any((before[name] != after[name]).any() for name in before if name.startswith("weights/"))

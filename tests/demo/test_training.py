@@ -1,0 +1,65 @@
+"""A training that is stopped and resumed is the training that was not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from demo.training import Run, rate
+
+
+def train(file: Path, until_step: int, total: int = 6, broken_at: int | None = None) -> dict[str, Tensor]:
+    """A small training by the optimizers that the demo uses; its weights and averages at the end."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    optimizers = [torch.optim.Muon([model.weight], lr=0.0), torch.optim.AdamW([model.bias], lr=0.0)]
+    run = Run(file, dict(model.named_parameters()), optimizers)
+    for step in run.steps(until_step):
+        if step == broken_at:
+            raise KeyboardInterrupt
+        batch = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = rate(step, total, 0.1, warmup=2)
+        loss = model(batch).square().mean()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        run.report(loss.item())
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    return weights | {f"average of {name}": tensor for name, tensor in run.average.tensors.items()}
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def test_resumed_after_a_stop(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole.safetensors", 6)
+    train(tmp_path / "parts.safetensors", 4)
+    assert_same(train(tmp_path / "parts.safetensors", 6), whole)
+
+
+def test_resumed_after_an_interrupt(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole.safetensors", 6)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts.safetensors", 6, broken_at=3)
+    assert_same(train(tmp_path / "parts.safetensors", 6), whole)
+
+
+def test_a_finished_training_is_left_as_it_is(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole.safetensors", 6)
+    assert_same(train(tmp_path / "whole.safetensors", 6), whole)
+
+
+def test_the_rate_rises_is_flat_and_falls_to_nothing() -> None:
+    rates = [rate(step, 1000, 0.5) for step in range(1001)]
+    assert rates[0] == pytest.approx(0.005)
+    assert set(rates[99:501]) == {0.5}
+    assert rates[501:] == sorted(rates[501:], reverse=True)
+    assert rates[-1] == 0
