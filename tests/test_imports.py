@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ENGINE = sorted((ROOT / "engine").rglob("*.py"))
 LAUNCHER = sorted((ROOT / "launcher").rglob("*.py"))
+DEMO = sorted((ROOT / "demo").rglob("*.py"))
 
 # What the engine may import besides itself and the standard library.
 ENGINE_PACKAGES = {"torch", "safetensors", "gguf", "triton", "numpy"}
@@ -99,7 +100,14 @@ def test_dependencies_of_the_engine_point_one_way() -> None:
         assert inner <= ENGINE_LAYERS[part] | {part}, f"{file.relative_to(ROOT)} imports a layer above it"
 
 
-@pytest.mark.parametrize("file", ENGINE + LAUNCHER, ids=lambda file: str(file.relative_to(ROOT)))
+def test_the_recipe_of_the_demo_and_the_engine_do_not_import_each_other() -> None:
+    for file in DEMO:
+        assert not {"engine", "launcher", "bench"} & {name.split(".")[0] for name in _imports(file)}
+    for file in ENGINE + LAUNCHER:
+        assert "demo" not in {name.split(".")[0] for name in _imports(file)}
+
+
+@pytest.mark.parametrize("file", ENGINE + LAUNCHER + DEMO, ids=lambda file: str(file.relative_to(ROOT)))
 def test_nothing_is_pickled(file: Path) -> None:
     assert not PICKLING_MODULES & {name.split(".")[0] for name in _imports(file)}
     for node in ast.walk(ast.parse(file.read_text())):
