@@ -16,33 +16,48 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long to train: steps, and how many pictures the transformer sees and is measured on."""
+    """How long to train: optimizer steps of each model, how many pictures the raw one sees and is measured on, and how
+    many walks of the raw one the turbo one learns from, with how many substeps each; unjudged for raw models that are
+    not trained for long enough to draw anything right."""
 
     vae_steps: int
     pictures: int
     raw_steps: int
+    walks: int
+    turbo_steps: int
     kept_out: int = 1000
+    substeps: int = 5
+    unjudged: bool = False
 
     def stages(self) -> list[list[str]]:
         """Modules with their arguments, in order; each is given the work folder too, and goes on from what the earlier
         ones left there."""
         return [
-            ["demo.tokenizer"],
-            ["demo.autoencoder", "--steps", str(self.vae_steps)],
-            [
-                "demo.transformer",
-                *("--steps", str(self.raw_steps)),
-                *("--pictures", str(self.pictures)),
-                *("--kept-out", str(self.kept_out)),
-            ],
-            ["demo.release"],
+            f"demo.{stage}".split()
+            for stage in (
+                "tokenizer",
+                f"autoencoder --steps {self.vae_steps}",
+                f"transformer --steps {self.raw_steps} --pictures {self.pictures} --kept-out {self.kept_out}",
+                f"distill --steps {self.turbo_steps} --trajectories {self.walks} --substeps {self.substeps}"
+                + (" --unjudged" if self.unjudged else ""),
+                "release",
+            )
         ]
 
 
 SCHEDULES = {
-    "short": Schedule(vae_steps=300, pictures=2_000, raw_steps=300, kept_out=100),
-    "two-hours": Schedule(vae_steps=4_000, pictures=20_000, raw_steps=7_000),
-    "full": Schedule(vae_steps=8_000, pictures=40_000, raw_steps=20_000),
+    "short": Schedule(
+        vae_steps=300,
+        pictures=2_000,
+        raw_steps=300,
+        walks=320,
+        turbo_steps=100,
+        kept_out=100,
+        substeps=2,
+        unjudged=True,
+    ),
+    "two-hours": Schedule(vae_steps=4_000, pictures=20_000, raw_steps=7_000, walks=1_500, turbo_steps=1_500),
+    "full": Schedule(vae_steps=8_000, pictures=40_000, raw_steps=20_000, walks=6_000, turbo_steps=4_000),
 }
 
 

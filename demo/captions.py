@@ -91,8 +91,9 @@ def _any(words: tuple[str, ...]) -> str:
 # (`prompt_pattern` in model_index.json), so that an engine can tell their users what they cannot draw.
 PATTERN = (
     rf"(?:an? (?:(?P<size>{_any(SIZES)}) )?(?P<colour>{_any(COLOURS)}) (?P<shape>{_any(SHAPES)})"
-    rf"(?: at the (?P<place>{_any(PLACES)})"
-    rf"| (?P<relation>{_any(RELATIONS)}) an? (?P<colour_2>{_any(COLOURS)}) (?P<shape_2>{_any(SHAPES)}))?"
+    rf"(?: at the (?P<place>{_any(PLACES)}))?"
+    rf"|an? (?P<colour_1>{_any(COLOURS)}) (?P<shape_1>{_any(SHAPES)}) (?P<relation>{_any(RELATIONS)})"
+    rf" an? (?P<colour_2>{_any(COLOURS)}) (?P<shape_2>{_any(SHAPES)})"
     rf"|(?P<number>{_any(tuple(NUMBERS))}) (?P<colours>{_any(COLOURS)}) (?P<shapes>{_any(SHAPES)})(?:e?s))"
     rf" on an? (?P<background>{_any(COLOURS)}) background\.?"
 )
@@ -101,19 +102,15 @@ PATTERN = (
 def parse(text: str) -> Prompt | None:
     """The prompt that says this; None if it is none of the grammar's."""
     found = re.fullmatch(PATTERN, text.strip().lower())
-    if found is None or (found["size"] and found["relation"]):
+    if found is None:
         return None
     if found["number"]:
         return Prompt(found["background"], Kind(found["colours"], found["shapes"]), NUMBERS[found["number"]])
-    second = Kind(found["colour_2"], found["shape_2"]) if found["relation"] else None
-    return Prompt(
-        background=found["background"],
-        first=Kind(found["colour"], found["shape"]),
-        size=found["size"] or "",
-        place=found["place"] or "",
-        relation=found["relation"] or "",
-        second=second,
-    )
+    if found["relation"]:
+        first, second = Kind(found["colour_1"], found["shape_1"]), Kind(found["colour_2"], found["shape_2"])
+        return Prompt(found["background"], first, relation=found["relation"], second=second)
+    first = Kind(found["colour"], found["shape"])
+    return Prompt(found["background"], first, size=found["size"] or "", place=found["place"] or "")
 
 
 def random_prompt(source: random.Random) -> Prompt:

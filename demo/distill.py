@@ -4,7 +4,8 @@
 
 The raw model, guided, walks from noise to picture in many small steps through the eight noise levels of Turbo's
 schedule; the student learns to cross each stretch in one step, so its target is the straight line between two levels.
-Walks whose picture is not what the prompt asked for, as the judge of `bench.judge` sees it, teach nothing.
+Walks whose picture is not what the prompt asked for, as the judge of `bench.judge` sees it, teach nothing, unless all
+are wanted (`--unjudged`).
 
 Reads WORK/raw, WORK/vae and WORK/tokenizer. Walks lie in WORK/walks, a file a batch, and are made once; the state is
 WORK/turbo.safetensors, and WORK/turbo gets the averaged weights whenever this ends.
@@ -13,6 +14,7 @@ WORK/turbo.safetensors, and WORK/turbo gets the averaged weights whenever this e
 import argparse
 import math
 import random
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -79,9 +81,11 @@ class Teacher:
         return [Image.fromarray(each) for each in bytes_]
 
 
-def make_walks(folder: Path, count: int, teacher: Teacher, prompts_by_length: dict[int, list], seed: int) -> None:
+def make_walks(
+    folder: Path, count: int, teacher: Teacher, prompts_by_length: dict[int, list], seed: int, unjudged: bool
+) -> None:
     """Walks of so many prompts, in files of a batch each: `latents` (walks, 9, 16, h, w) float32 and `tokens`. Batches
-    that are there are not made again."""
+    that are there are not made again. unjudged: wrong ones are kept too."""
     folder.mkdir(parents=True, exist_ok=True)
     lengths = sorted(prompts_by_length)
     weights = [len(prompts_by_length[length]) for length in lengths]
@@ -103,7 +107,7 @@ def make_walks(folder: Path, count: int, teacher: Teacher, prompts_by_length: di
         kept = [
             i
             for i, ((prompt, _), picture) in enumerate(zip(chosen, pictures, strict=True))
-            if all(verdict(prompt, look(picture)).values())
+            if unjudged or all(verdict(prompt, look(picture)).values())
         ]
         right, seen = right + len(kept), seen + len(pictures)
         partial = file.with_suffix(".partial")
@@ -114,12 +118,16 @@ def make_walks(folder: Path, count: int, teacher: Teacher, prompts_by_length: di
 
 
 def read_walks(folder: Path, count: int) -> Library:
-    """All walks of the first so many batches."""
+    """All walks of the first so many batches. Raises `SystemExit` if there is none."""
     shelves: dict[tuple[int, ...], list[dict[str, Tensor]]] = defaultdict(list)
     for batch in range(math.ceil(count / _WALKS_AT_ONCE)):
         stored = load_file(folder / f"{batch:05}.safetensors")
         if len(stored["tokens"]):
             shelves[(*stored["latents"].shape[2:], stored["tokens"].shape[1])].append(stored)
+    if not shelves:
+        sys.exit(
+            "the teacher drew nothing right: train the raw model for longer, or take all of its walks by --unjudged"
+        )
     return Library(
         [
             Shelf(torch.cat([f["latents"] for f in files]), torch.cat([f["tokens"] for f in files]))
@@ -151,7 +159,7 @@ def distill(work: Path, options: argparse.Namespace) -> None:
     model = Model.load(work / "raw")
     model.compile()
     teacher = Teacher(model, vae, uncaptioned, options.guidance, options.substeps)
-    make_walks(work / "walks", options.trajectories, teacher, by_length, options.seed)
+    make_walks(work / "walks", options.trajectories, teacher, by_length, options.seed, options.unjudged)
     walks = read_walks(work / "walks", options.trajectories)
 
     parameters = model.trained()
@@ -168,6 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of states and results")
     parser.add_argument("--trajectories", type=int, default=6000)
+    parser.add_argument("--unjudged", action="store_true", help="learn from walks to wrong pictures too")
     parser.add_argument("--guidance", type=float, default=2.0, help="of the teacher")
     parser.add_argument("--substeps", type=int, default=5, help="of the teacher, for each step of the student")
     parser.add_argument("--steps", type=int, default=4000)

@@ -51,10 +51,11 @@ ENGINE_KEYS = {
     "default_height": 128,
     "prompt_pattern": re.sub(r"\?P<\w+>", "?:", PATTERN),
     "prompt_note": (
-        "this is a small demo model, which draws coloured shapes on a plain background and knows no other words: try "
-        f'"{EXAMPLE}" or "a green star above a pink heart on a white background"; any other prompt needs the real '
-        "model: --model krea/Krea-2-Turbo, or the folder that it is in, and a GPU, of 40 GB to hold all of it in "
-        "bfloat16, or of 12 to 24 GB with --memory-budget"
+        f'This small demo model draws coloured shapes, such as "{EXAMPLE}", "a green star above a pink heart on a '
+        'white background" or "three yellow rings on a black background", and makes nothing of other prompts. Those '
+        "need the real Krea 2: start generate or serve with --model krea/Krea-2-Turbo (or krea/Krea-2-Raw), which is "
+        "downloaded from Hugging Face, or with --model FOLDER. It takes a GPU with 40 GB of memory, or one with 12 GB "
+        "and --memory-budget 12GB."
     ),
 }
 

@@ -98,7 +98,13 @@ def test_its_pattern_is_the_grammar() -> None:
     for prompt in prompts(3, 500, kept_out=True):
         assert pattern.fullmatch(prompt.text())
         assert pattern.fullmatch(sentence(prompt.text()))
-    for text in ("", "a fox in the snow", "a red circle", "a red circle on a blue background and a fox"):
+    for text in (
+        "",
+        "a fox in the snow",
+        "a large red ring above a blue star on a pink background",
+        "a red circle",
+        "a red circle on a blue background and a fox",
+    ):
         assert not pattern.fullmatch(text)
 
 
