@@ -82,14 +82,19 @@ class Teacher:
 
 
 def make_walks(
-    folder: Path, count: int, teacher: Teacher, prompts_by_length: dict[int, list], seed: int, unjudged: bool
+    folder: Path,
+    count: int,
+    teacher: Teacher,
+    prompts_by_length: dict[int, list[tuple[Prompt, list[int]]]],
+    seed: int,
+    unjudged: bool,
 ) -> None:
     """Walks of so many prompts, in files of a batch each: `latents` (walks, 9, 16, h, w) float32 and `tokens`. Batches
     that are there are not made again. unjudged: wrong ones are kept too."""
     folder.mkdir(parents=True, exist_ok=True)
     lengths = sorted(prompts_by_length)
     weights = [len(prompts_by_length[length]) for length in lengths]
-    right = seen = 0
+    taken = seen = 0
     for batch in tqdm(range(math.ceil(count / _WALKS_AT_ONCE)), desc="walks", mininterval=5):
         file = folder / f"{batch:05}.safetensors"
         if file.exists():
@@ -109,12 +114,12 @@ def make_walks(
             for i, ((prompt, _), picture) in enumerate(zip(chosen, pictures, strict=True))
             if unjudged or all(verdict(prompt, look(picture)).values())
         ]
-        right, seen = right + len(kept), seen + len(pictures)
+        taken, seen = taken + len(kept), seen + len(pictures)
         partial = file.with_suffix(".partial")
         save_file({"latents": walks[kept].contiguous(), "tokens": tokens[kept].contiguous()}, partial)
         partial.replace(file)
     if seen:
-        print(f"the teacher drew {right} of {seen} prompts right", flush=True)
+        print(f"{taken} of {seen} walks are to be learned from", flush=True)
 
 
 def read_walks(folder: Path, count: int) -> Library:
