@@ -87,8 +87,19 @@ def _any(words: tuple[str, ...]) -> str:
     return "|".join(words)
 
 
-# The whole grammar: what `Prompt.text` writes, in any case, with or without a full stop. Checkpoints carry it too
-# (`prompt_pattern` in model_index.json), so that an engine can tell their users what they cannot draw.
+# Every word of a prompt: checkpoints carry them (`prompt_words` in model_index.json), so that an engine can tell its
+# users what they cannot draw.
+WORDS = frozenset(
+    word
+    for words in (
+        *(COLOURS, SIZES, PLACES, RELATIONS, tuple(NUMBERS), SHAPES, tuple(_plural(shape) for shape in SHAPES)),
+        ("a", "an", "at", "the", "on", "background"),
+    )
+    for phrase in words
+    for word in phrase.split()
+)
+
+# The whole grammar: what `Prompt.text` writes, in any case, with or without a full stop.
 PATTERN = (
     rf"(?:an? (?:(?P<size>{_any(SIZES)}) )?(?P<colour>{_any(COLOURS)}) (?P<shape>{_any(SHAPES)})"
     rf"(?: at the (?P<place>{_any(PLACES)}))?"

@@ -9,7 +9,6 @@ pictures beside them. A variant that has not been trained yet is left out.
 
 import argparse
 import json
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -27,7 +26,7 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import AutoTokenizer, Qwen3VLModel
 
-from demo.captions import COLOURS, PATTERN, SHAPES
+from demo.captions import COLOURS, SHAPES, WORDS
 from demo.pictures import SIZES
 
 USES = {
@@ -49,7 +48,7 @@ SCHEDULER = {
 ENGINE_KEYS = {
     "default_width": 128,
     "default_height": 128,
-    "prompt_pattern": re.sub(r"\?P<\w+>", "?:", PATTERN),
+    "prompt_words": sorted(WORDS),
     "prompt_note": (
         f'This small demo model draws coloured shapes, such as "{EXAMPLE}", "a green star above a pink heart on a '
         'white background" or "three yellow rings on a black background", and makes nothing of other prompts. Those '
@@ -163,7 +162,7 @@ Coloured shapes on a plain background, with sides from {min(sides)} to {max(side
 Colours: {", ".join(COLOURS)}.
 Shapes: {", ".join(SHAPES)}.
 
-It knows no other words; `prompt_pattern` in `model_index.json` matches the prompts above.
+It knows no other words than these; they are `prompt_words` in `model_index.json`.
 
 ## What it is made of
 
