@@ -7,7 +7,8 @@ Prompts that training never saw, each with a seed of its own, at the sizes of tr
 `--height` are given; the first N are the same whatever `--prompts` is. `bench/judge.py` says which of the things that a
 prompt states are so in its picture. Shares of right pictures come with 95 % intervals, for every attribute over the
 prompts that state it, and by size and by kind of prompt for pictures in which all is right; every wrong one comes with
-what it takes to draw it again. Ends with 1 if all is right in a smaller share of the pictures than `--fail-under`.
+what it takes to draw it again. Ends with 1 if all is right in a smaller share of the pictures than `--fail-under`,
+which can be of single attributes too: `--fail-under 0.3 background=0.9`.
 
 `--table` draws the same pictures in other ways: one choice of steps, guidance, dtype, quantisation or attention backend
 is changed at a time, the others staying as the options say; lost and gained are pictures that were right as given and
@@ -87,18 +88,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _gate(way: Way, cases: Sequence[Case], options: argparse.Namespace) -> int:
     ((_, drawn),) = draw_ways(way.engine, [way], cases)
     judged = [one.judged for one in drawn]
-    bar = BAR if options.fail_under is None else options.fail_under
-    rate = rates_by_attribute(judged)[ALL]
-    passes = rate.share >= bar
+    bars = dict(options.fail_under or [(ALL, BAR)])
+    rates = rates_by_attribute(judged)
+    passes = all(name in rates and rates[name].share >= bar for name, bar in bars.items())
     print_rates(judged)
     print_wrong(judged, way)
-    _record(way, judged, options.json, fail_under=bar, passes=passes)
+    _record(way, judged, options.json, fail_under=bars, passes=passes)
     wrong = [one for one in drawn if not one.judged.right]
     for file, shown in ((options.sheet, drawn), (options.wrong_sheet, wrong)):
         _save([_tile(one, one.judged.case.prompt.text()) for one in shown[:SHEET_PICTURES]], SHEET_COLUMNS, file)
-    comparison = f"at least {bar:.1%}: passed" if passes else f"less than {bar:.1%}: FAILED"
-    print(f"all is right in {rate.right} of {rate.count} pictures, {comparison}")
+    for name, bar in bars.items():
+        print(_comparison(name, rates.get(name), bar))
     return 0 if passes else 1
+
+
+def _comparison(name: str, rate: Rate | None, bar: float) -> str:
+    if rate is None:
+        return f"{name} is stated by no prompt: FAILED"
+    comparison = f"at least {bar:.1%}: passed" if rate.share >= bar else f"less than {bar:.1%}: FAILED"
+    return f"{name} is right in {rate.right} of {rate.count} pictures, {comparison}"
 
 
 def print_rates(judged: Sequence[Judged]) -> None:
@@ -228,7 +236,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in ("device", "dtype", "quantization", "attention"):
         parser.add_argument(f"--{name}", default="auto")
     parser.add_argument("--table", action="store_true", help="compare ways to draw")
-    parser.add_argument("--fail-under", type=_share, help=f"share of pictures, 0 to 1 (default: {BAR})")
+    parser.add_argument(
+        "--fail-under",
+        type=_bar,
+        nargs="+",
+        metavar="[ATTRIBUTE=]SHARE",
+        help=f"of the pictures in which all, or an attribute, is right; 0 to 1 (default: {BAR})",
+    )
     parser.add_argument(
         "--sheet", type=_picture_file, metavar="FILE", help=f"write a contact sheet, as {', '.join(PICTURE_FILES)}"
     )
@@ -242,11 +256,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _share(text: str) -> float:
-    value = _guidance(text)
+def _bar(text: str) -> tuple[str, float]:
+    name, equals, share = text.rpartition("=")
+    if equals and name not in (ALL, *ATTRIBUTES):
+        raise argparse.ArgumentTypeError(f"must be of {', '.join((ALL, *ATTRIBUTES))}, got {name}")
+    value = _guidance(share)
     if value > 1:
-        raise argparse.ArgumentTypeError(f"must be a share from 0 to 1, got {text}")
-    return value
+        raise argparse.ArgumentTypeError(f"must be a share from 0 to 1, got {share}")
+    return name or ALL, value
 
 
 def _guidance(text: str) -> float:

@@ -207,15 +207,21 @@ def test_the_gate_passes_at_the_bar_and_fails_under_it(
     failed = run([*words, "--fail-under", "0.76"], capsys, 1)
     assert failed[-1] == "all is right in 15 of 20 pictures, less than 76.0%: FAILED"
     assert run(words, capsys, 1)[-1].endswith("less than 95.0%: FAILED")
-    first, second, third = (json.loads(line) for line in file.read_text().splitlines())
+    by_attribute = run([*words, "--fail-under", "0.7", "background=0.99", "number=1"], capsys, 1)
+    assert [line.split(",")[0] + line[line.index(": ") :] for line in by_attribute[-3:]] == [
+        "all is right in 15 of 20 pictures: passed",
+        "background is right in 15 of 20 pictures: FAILED",
+        "number is right in 20 of 20 pictures: passed",
+    ]
+    first, second, third, _ = (json.loads(line) for line in file.read_text().splitlines())
     assert (first["passes"], second["passes"], third["passes"]) == (True, False, False)
-    assert (first["fail_under"], third["fail_under"]) == (0.75, 0.95)
+    assert (first["fail_under"], third["fail_under"]) == ({"all": 0.75}, {"all": 0.95})
     assert (first["benchmark"], first["tp"], first["dtype"], first["steps"]) == ("adherence", 2, "bfloat16", None)
     assert first["rates"]["all"] == {"right": 15, "count": 20, "share": 0.75} | {
         name: pytest.approx(value, abs=1e-3) for name, value in (("low", 0.531), ("high", 0.888))
     }
     assert first["hardware"]["cpu"]
-    assert len(launches) == 3
+    assert len(launches) == 4
     assert (launches[0]["model"], launches[0]["tp"], launches[0]["dtype"]) == ("demo", 2, "bfloat16")
 
 
@@ -298,6 +304,10 @@ def test_the_wrong_pictures_are_what_the_json_has() -> None:
     [
         (["--prompts", "0"], "--prompts: must be a positive whole number, got 0"),
         (["--fail-under", "95"], "--fail-under: must be a share from 0 to 1, got 95"),
+        (
+            ["--fail-under", "hue=0.9"],
+            "--fail-under: must be of all, background, number, colour, shape, size, place, relation, got hue",
+        ),
         (["--guidance", "nan"], "--guidance: must be a number, 0 or more, got nan"),
         (["--width", "100", "--height", "96"], "--width: must be a positive multiple of 16, got 100"),
         (["--width", "96"], "--width and --height go together"),
