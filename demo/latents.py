@@ -104,6 +104,7 @@ def _encode(
     mean = torch.tensor(vae.config.latents_mean)[:, None, None]
     deviation = torch.tensor(vae.config.latents_std)[:, None, None]
     still = Still(vae)
+    torch._dynamo.config.recompile_limit = len(SIZES)
     encode = torch.compile(lambda images: still.moments(images)[0], dynamic=False)
     waiting: dict[int, list[tuple[np.ndarray, list[int]]]] = defaultdict(list)
     latents: dict[tuple[int, int], list[Tensor]] = defaultdict(list)

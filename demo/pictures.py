@@ -23,9 +23,10 @@ PALETTE = {
     "brown": (120, 70, 32),
     "gray": (136, 136, 136),
 }
-# Each channel of a colour varies by this much, and colours stay apart: purple and brown, the nearest pair but for
-# those with a word of their own, differ by more than four times as much.
-COLOUR_JITTER = 8
+COLOUR_JITTER = 4  # how much each channel of a colour varies
+# Centres lie on a grid of this many pixels, the VAE's scale, and radii are multiples of half of it: so a shape has few
+# different latents, which a small model learns much sooner than those of a shape anywhere.
+GRID = 8
 
 # (width, height): the sizes that the models are trained at, 96 to 256 pixels, upright, square and wide.
 SIZES = (
@@ -71,8 +72,8 @@ def place_objects(prompt: Prompt, width: int, height: int, source: random.Random
         return source.uniform(-span, span) * side
 
     if prompt.second is None and prompt.count == 1:
-        radius = source.uniform(*RADIUS[prompt.size]) * side
-        near = radius + source.uniform(0.03, 0.08) * side
+        radius = _on_grid(source.uniform(*RADIUS[prompt.size]) * side, GRID / 2)
+        near = math.ceil((radius + source.uniform(0.03, 0.08) * side) / GRID) * GRID
         x, y = width / 2 + jitter(0.04), height / 2 + jitter(0.04)
         x = {"left": near, "right": width - near}.get(prompt.place, x)
         y = {"top": near, "bottom": height - near}.get(prompt.place, y)
@@ -82,21 +83,23 @@ def place_objects(prompt: Prompt, width: int, height: int, source: random.Random
         count = len(prompt.objects)
         upright = prompt.relation in ("above", "below")
         length = height if upright else width
+        spacing = _on_grid(length * (0.46 if count == 2 else 0.33), 2 * GRID if count == 2 else GRID)
         spots = []
         for i in range(count):
-            # Three in the shortest row, each as large and as near the next as may be, are still apart.
-            along = (
-                length * (0.27 + 0.46 * i) + jitter(0.03) if count == 2 else length * (0.17 + 0.33 * i) + jitter(0.015)
-            )
+            along = length / 2 + (i - (count - 1) / 2) * spacing
             across = (width if upright else height) / 2 + jitter(0.05)
             radius = source.uniform(low, high) * side
             spots.append((across, along, radius) if upright else (along, across, radius))
         if prompt.relation in ("right of", "below"):
             spots.reverse()
     return [
-        Placed(kind.shape, *spot, _colour(kind.colour, source))
-        for kind, spot in zip(prompt.objects, spots, strict=True)
+        Placed(kind.shape, _on_grid(x, GRID), _on_grid(y, GRID), _on_grid(r, GRID / 2), _colour(kind.colour, source))
+        for kind, (x, y, r) in zip(prompt.objects, spots, strict=True)
     ]
+
+
+def _on_grid(value: float, spacing: float) -> float:
+    return round(value / spacing) * spacing
 
 
 def _colour(name: str, source: random.Random) -> tuple[int, int, int]:
