@@ -73,7 +73,7 @@ def place_objects(prompt: Prompt, width: int, height: int, source: random.Random
 
     if prompt.second is None and prompt.count == 1:
         radius = _on_grid(source.uniform(*RADIUS[prompt.size]) * side, GRID / 2)
-        near = math.ceil((radius + source.uniform(0.03, 0.08) * side) / GRID) * GRID
+        near = math.ceil((radius + 0.02 * side) / GRID) * GRID
         x, y = width / 2 + jitter(0.04), height / 2 + jitter(0.04)
         x = {"left": near, "right": width - near}.get(prompt.place, x)
         y = {"top": near, "bottom": height - near}.get(prompt.place, y)

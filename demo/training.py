@@ -1,6 +1,8 @@
 """What every training of the demo shares: learning rate, averaged weights, states to resume from."""
 
 import json
+import signal
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -68,11 +70,13 @@ class Run:
             self._load()
 
     def steps(self, total: int, until: float = float("inf")) -> Iterator[int]:
-        """The steps that are left, with a progress bar, saving what has been reached.
+        """The steps that are left, with a progress bar, saving what has been reached; also when the process is
+        interrupted or terminated.
 
         until: stop early at this time (of `time.monotonic`), as if interrupted.
         """
         saved = time.monotonic()
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         with tqdm(total=total, initial=self.step, mininterval=5, desc=self.file.stem) as bar:
             try:
                 while self.step < total and time.monotonic() < until:
@@ -88,7 +92,10 @@ class Run:
                 self.save()
 
     def descend(self, loss: Tensor, learning_rate: float) -> None:
-        """One step of the optimizers down the loss's gradient, which is clipped."""
+        """One step of the optimizers down the loss's gradient, which is clipped. Raises `SystemExit` if there is no
+        loss to speak of: then the weights stay as they were."""
+        if not loss.isfinite():
+            sys.exit(f"{self.file.stem}: the loss is {loss.item()} at step {self.step}; try a lower --rate")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         for optimizer in self.optimizers:

@@ -21,14 +21,7 @@ def train(file: Path, until_step: int, total: int = 6, broken_at: int | None = N
         if step == broken_at:
             raise KeyboardInterrupt
         batch = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
-        for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = rate(step, total, 0.1, warmup=2)
-        loss = model(batch).square().mean()
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        run.report(loss.item())
+        run.descend(model(batch).square().mean(), rate(step, total, 0.1, warmup=2))
     weights = {name: p.detach() for name, p in model.named_parameters()}
     return weights | {f"average of {name}": tensor for name, tensor in run.average.tensors.items()}
 
