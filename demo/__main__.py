@@ -18,13 +18,15 @@ from pathlib import Path
 class Schedule:
     """How long to train: optimizer steps of each model, how many pictures the raw one sees and is measured on, and how
     many walks of the raw one the turbo one learns from, with how many substeps each; unjudged for raw models that are
-    not trained for long enough to draw anything right."""
+    not trained for long enough to draw anything right; and the LoRA's steps and pictures."""
 
     vae_steps: int
     pictures: int
     raw_steps: int
     walks: int
     turbo_steps: int
+    lora_steps: int
+    lora_pictures: int = 3000
     kept_out: int = 1000
     substeps: int = 5
     unjudged: bool = False
@@ -40,6 +42,7 @@ class Schedule:
                 f"transformer --steps {self.raw_steps} --pictures {self.pictures} --kept-out {self.kept_out}",
                 f"distill --steps {self.turbo_steps} --trajectories {self.walks} --substeps {self.substeps}"
                 + (" --unjudged" if self.unjudged else ""),
+                f"outlined --steps {self.lora_steps} --pictures {self.lora_pictures}",
                 "release",
             )
         ]
@@ -52,12 +55,18 @@ SCHEDULES = {
         raw_steps=300,
         walks=320,
         turbo_steps=100,
+        lora_steps=50,
+        lora_pictures=320,
         kept_out=100,
         substeps=2,
         unjudged=True,
     ),
-    "two-hours": Schedule(vae_steps=4_000, pictures=20_000, raw_steps=7_000, walks=1_500, turbo_steps=1_500),
-    "full": Schedule(vae_steps=8_000, pictures=40_000, raw_steps=20_000, walks=6_000, turbo_steps=4_000),
+    "two-hours": Schedule(
+        vae_steps=4_000, pictures=20_000, raw_steps=7_000, walks=1_500, turbo_steps=1_500, lora_steps=500
+    ),
+    "full": Schedule(
+        vae_steps=8_000, pictures=40_000, raw_steps=20_000, walks=6_000, turbo_steps=4_000, lora_steps=1_000
+    ),
 }
 
 

@@ -21,8 +21,8 @@ from diffusers import AutoencoderKLQwenImage
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
 from torch import Tensor, nn
 
-from demo.captions import SHAPES
-from demo.pictures import PALETTE, Placed, paint, pixels
+from demo.captions import SHAPES, prompts
+from demo.pictures import PALETTE, Placed, draw, paint, pixels
 from demo.training import Run, rate
 
 CONFIG = {
@@ -152,9 +152,6 @@ def train(work: Path, steps: int, start: Path | None, seed: int = 0) -> None:
 @torch.no_grad()
 def write(still: Still, folder: Path, seed: int) -> None:
     """Save the VAE for diffusers, with the statistics of its latents over pictures of prompts."""
-    from demo.captions import prompts
-    from demo.pictures import draw
-
     source = random.Random(seed)
     images = [pixels(draw(prompt, 128, 128, source)) for prompt in prompts(seed, 256, kept_out=False)]
     latents = torch.cat([still.moments(torch.from_numpy(np.stack(images[i : i + 16])))[0] for i in range(0, 256, 16)])

@@ -72,9 +72,7 @@ def train(work: Path, options: argparse.Namespace) -> None:
     for step in run.steps(options.steps, until):
         source = random.Random(f"{options.seed}/{step}")
         batch = captioned_batch(pictures, uncaptioned, options.batch, source)
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
-            loss = velocity_loss(model, *batch, seed=step)
-        run.descend(loss, rate(step, options.steps, options.rate))
+        run.descend(velocity_loss(model, *batch, seed=step), rate(step, options.steps, options.rate))
     run.average.swap()
     after = held_out_loss(model, kept_out)
     model.transformer.disable_lora()
@@ -101,7 +99,6 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16 where autocast does")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     train(options.work, options)

@@ -3,8 +3,8 @@ diffusers.
 
     python -m demo.release --work WORK
 
-Reads WORK/vae, WORK/tokenizer and WORK/{raw,turbo}/{transformer,text_encoder}; writes WORK/release/{raw,turbo} and the
-pictures beside them. A variant that has not been trained yet is left out.
+Reads WORK/vae, WORK/tokenizer, WORK/{raw,turbo}/{transformer,text_encoder} and WORK/outlined.safetensors; writes
+WORK/release/{raw,turbo}, the LoRA and the pictures beside them. What has not been trained yet is left out.
 """
 
 import argparse
@@ -34,6 +34,7 @@ USES = {
     "turbo": "The distilled one of the pair: 8 steps, no guidance.",
 }
 TAPS = (0, 1, 2)
+LORA = "outlined.safetensors"
 LARGEST_PAIR = 20_000_000  # bytes: both ship in the wheel
 EXAMPLE = "a large red circle at the left on a blue background"
 
@@ -76,6 +77,9 @@ def release(work: Path) -> Path:
         size = sum(file.stat().st_size for file in (folder / variant).rglob("*") if file.is_file())
         print(f"{folder / variant}: {size / 1e6:.1f} MB")
         total += size
+    lora = work / LORA
+    if lora.exists():
+        shutil.copyfile(lora, folder / LORA)  # without the mode: safetensors writes files that nobody else may read
     if total > LARGEST_PAIR:
         sys.exit(f"the checkpoints take {total / 1e6:.1f} MB, more than {LARGEST_PAIR / 1e6:.0f} MB")
     return folder

@@ -184,7 +184,7 @@ def velocity_loss(model: nn.Module, latents: Tensor, tokens: Tensor, seed: int) 
     noise = torch.randn(latents.shape, generator=generator)
     sigma = draw_sigmas(len(latents), generator)
     mixed = torch.lerp(latents, noise, sigma[:, None, None, None])
-    return F.mse_loss(model(mixed, tokens, sigma).float(), patches(noise - latents))
+    return F.mse_loss(model(mixed, tokens, sigma), patches(noise - latents))
 
 
 @torch.no_grad()
@@ -220,9 +220,7 @@ def train(work: Path, options: argparse.Namespace) -> None:
     for step in run.steps(options.steps, until):
         source = random.Random(f"{options.seed}/{step}")
         batch = captioned_batch(pictures, uncaptioned, options.batch, source)
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
-            loss = velocity_loss(model, *batch, seed=step)
-        run.descend(loss, rate(step, options.steps, options.rate))
+        run.descend(velocity_loss(model, *batch, seed=step), rate(step, options.steps, options.rate))
         if step % 500 == 499:
             print(f"step {step + 1}: held-out loss {held_out_loss(model, kept_out):.4f}", flush=True)
     run.average.swap()
@@ -241,7 +239,6 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16 where autocast does")
     parser.add_argument("--start", type=Path, help="a checkpoint to begin with, its latents and words taken anew")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
