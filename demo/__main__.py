@@ -16,11 +16,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long to train: optimizer steps of each model, how many pictures the raw one sees and is measured on, and how
+    """How long to train: optimizer steps of each model (of the VAE first whole, then of its decoder), how many pictures the raw one sees and is measured on, and how
     many walks of the raw one the turbo one learns from, with how many substeps each; unjudged for raw models that are
     not trained for long enough to draw anything right; and the LoRA's steps and pictures."""
 
     vae_steps: int
+    decoder_steps: int
     pictures: int
     raw_steps: int
     walks: int
@@ -39,6 +40,7 @@ class Schedule:
             for stage in (
                 "tokenizer",
                 f"autoencoder --steps {self.vae_steps}",
+                f"autoencoder --steps {self.decoder_steps} --decoder",
                 f"transformer --steps {self.raw_steps} --pictures {self.pictures} --kept-out {self.kept_out}",
                 f"distill --steps {self.turbo_steps} --trajectories {self.walks} --substeps {self.substeps}"
                 + (" --unjudged" if self.unjudged else ""),
@@ -51,6 +53,7 @@ class Schedule:
 SCHEDULES = {
     "short": Schedule(
         vae_steps=300,
+        decoder_steps=50,
         pictures=2_000,
         raw_steps=300,
         walks=320,
@@ -62,10 +65,22 @@ SCHEDULES = {
         unjudged=True,
     ),
     "two-hours": Schedule(
-        vae_steps=4_000, pictures=20_000, raw_steps=7_000, walks=1_500, turbo_steps=1_500, lora_steps=500
+        vae_steps=3_600,
+        decoder_steps=1_000,
+        pictures=20_000,
+        raw_steps=7_000,
+        walks=1_500,
+        turbo_steps=1_500,
+        lora_steps=500,
     ),
     "full": Schedule(
-        vae_steps=8_000, pictures=40_000, raw_steps=20_000, walks=6_000, turbo_steps=4_000, lora_steps=1_000
+        vae_steps=8_000,
+        decoder_steps=4_000,
+        pictures=40_000,
+        raw_steps=20_000,
+        walks=6_000,
+        turbo_steps=4_000,
+        lora_steps=1_000,
     ),
 }
 

@@ -16,6 +16,7 @@ from launcher.tokenizer import PromptTokenizer
 
 TINY = Schedule(
     vae_steps=2,
+    decoder_steps=1,
     pictures=16,
     raw_steps=1,
     walks=32,
@@ -50,7 +51,7 @@ def test_its_release_is_a_checkpoint_for_the_engine(work: Path, variant: str) ->
 @pytest.mark.timeout(600)
 def test_more_steps_go_on_from_the_last(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
-    assert training_steps(work) == {"autoencoder": 2, "raw": 1, "turbo": 1, "outlined_state": 1}
+    assert training_steps(work) == {"autoencoder": 2, "decoder": 1, "raw": 1, "turbo": 1, "outlined_state": 1}
     before = load_file(work / "raw.safetensors")
     more = ["--steps", "2", "--pictures", str(TINY.pictures), "--kept-out", str(TINY.kept_out)]
     subprocess.run([sys.executable, "-m", "demo.transformer", "--work", work, *more], check=True, timeout=500)
