@@ -16,9 +16,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long to train: optimizer steps of each model (of the VAE first whole, then of its decoder), how many pictures the raw one sees and is measured on, and how
-    many walks of the raw one the turbo one learns from, with how many substeps each; unjudged for raw models that are
-    not trained for long enough to draw anything right; and the LoRA's steps and pictures."""
+    """How long to train: optimizer steps of each model (of the VAE first whole, then of its decoder), how many pictures
+    the raw one sees and is measured on, and how many walks of the raw one the turbo one learns from, with how many
+    substeps each; unjudged for raw models that are not trained for long enough to draw anything right; and the LoRA's
+    steps and pictures."""
 
     vae_steps: int
     decoder_steps: int
