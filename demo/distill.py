@@ -12,6 +12,8 @@ WORK/turbo.safetensors, and WORK/turbo gets the averaged weights whenever this e
 """
 
 import argparse
+import hashlib
+import json
 import math
 import random
 import sys
@@ -22,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLQwenImage
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -59,6 +62,14 @@ class Teacher:
         self.still = Still(vae)
 
     @torch.no_grad()
+    def fingerprint(self) -> str:
+        """Of the weights: another for every step of their training."""
+        digest = hashlib.sha256()
+        for parameter in self.model.trained().values():
+            digest.update(parameter.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    @torch.no_grad()
     def walk(self, noise: Tensor, tokens: Tensor) -> Tensor:
         """noise (batch, 16, h, w) → latents at the nine levels (batch, 9, 16, h, w)."""
         text = self.model.text(tokens)
@@ -69,7 +80,8 @@ class Teacher:
             for sigma, following in fine.unfold(0, 2, 1):
                 sigmas = sigma.expand(len(x))
                 v = self.model.velocity(x, text, sigmas)
-                v = v + self.guidance * (v - self.model.velocity(x, empty, sigmas))
+                if self.guidance:
+                    v = v + self.guidance * (v - self.model.velocity(x, empty, sigmas))
                 x = x + (following - sigma) * unpatched(v, *x.shape[2:])
             levels.append(x)
         return torch.stack(levels, dim=1)
@@ -90,14 +102,15 @@ def make_walks(
     unjudged: bool,
 ) -> None:
     """Walks of so many prompts, in files of a batch each: `latents` (walks, 9, 16, h, w) float32 and `tokens`. Batches
-    that are there are not made again. unjudged: wrong ones are kept too."""
+    that this teacher has made before are not made again. unjudged: wrong ones are kept too."""
     folder.mkdir(parents=True, exist_ok=True)
+    made_with = json.dumps([teacher.fingerprint(), teacher.guidance, teacher.substeps, seed, unjudged])
     lengths = sorted(prompts_by_length)
     weights = [len(prompts_by_length[length]) for length in lengths]
     taken = seen = 0
     for batch in tqdm(range(math.ceil(count / _WALKS_AT_ONCE)), desc="walks", mininterval=5):
         file = folder / f"{batch:05}.safetensors"
-        if file.exists():
+        if file.exists() and _made_with(file) == made_with:
             continue
         source = random.Random(f"{seed}/walks/{batch}")
         chosen: list[tuple[Prompt, list[int]]] = source.choices(
@@ -116,10 +129,19 @@ def make_walks(
         ]
         taken, seen = taken + len(kept), seen + len(pictures)
         partial = file.with_suffix(".partial")
-        save_file({"latents": walks[kept].contiguous(), "tokens": tokens[kept].contiguous()}, partial)
+        save_file(
+            {"latents": walks[kept].contiguous(), "tokens": tokens[kept].contiguous()},
+            partial,
+            {"made_with": made_with},
+        )
         partial.replace(file)
     if seen:
         print(f"{taken} of {seen} walks are to be learned from", flush=True)
+
+
+def _made_with(file: Path) -> str | None:
+    with safe_open(file, "pt") as walks:
+        return (walks.metadata() or {}).get("made_with")
 
 
 def read_walks(folder: Path, count: int) -> Library:

@@ -4,7 +4,9 @@ Pictures of one size whose captions have the same number of tokens form a shelf,
 it needs neither padding nor masks, as the engine needs none.
 """
 
+import json
 import random
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLQwenImage
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -27,6 +30,7 @@ WEIGHTS = (20, 25, 10, 10, 8, 8, 6, 4.5, 4.5, 4)
 SENTENCES = 0.15
 
 _ENCODED_AT_ONCE = 16
+_SAMPLE = "A red circle on a blue background."
 
 
 class Shelf:
@@ -81,17 +85,28 @@ def library(
 ) -> Library:
     """Draw and encode so many pictures, or read them from the file if they are there.
 
-    tokenize: of a caption, to the token ids of the whole text. kept_out: of prompts that training does not see.
+    tokenize: of a caption, to the token ids of the whole text. kept_out: of prompts that training does not see. Raises
+    `SystemExit` if the file has other pictures than these.
     """
+    made_with = json.dumps(
+        [pictures, seed, kept_out, outlined, SIZES, tokenize(_SAMPLE), vae.config.latents_mean, vae.config.latents_std]
+    )
     if not file.exists():
-        _encode(file, pictures, vae, tokenize, seed=seed, kept_out=kept_out, outlined=outlined)
+        tensors = _encode(file.stem, pictures, vae, tokenize, seed=seed, kept_out=kept_out, outlined=outlined)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        save_file(tensors, partial, {"made_with": made_with})
+        partial.replace(file)
+    with safe_open(file, "pt") as written:
+        if (written.metadata() or {}).get("made_with") != made_with:
+            sys.exit(f"{file} was made with other settings, another tokenizer or another VAE; remove it and repeat")
     stored = load_file(file)
     return Library([Shelf(stored[key], stored[f"tokens{key[7:]}"]) for key in sorted(stored) if key[:7] == "latents"])
 
 
 @torch.no_grad()
 def _encode(
-    file: Path,
+    name: str,
     pictures: int,
     vae: AutoencoderKLQwenImage,
     tokenize: Callable[[str], list[int]],
@@ -99,7 +114,7 @@ def _encode(
     seed: int,
     kept_out: bool,
     outlined: bool,
-) -> None:
+) -> dict[str, Tensor]:
     source = random.Random(f"{seed}/library")
     mean = torch.tensor(vae.config.latents_mean)[:, None, None]
     deviation = torch.tensor(vae.config.latents_std)[:, None, None]
@@ -109,7 +124,7 @@ def _encode(
     waiting: dict[int, list[tuple[np.ndarray, list[int]]]] = defaultdict(list)
     latents: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
     tokens: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
-    with tqdm(total=pictures, mininterval=5, desc=file.stem) as bar:
+    with tqdm(total=pictures, mininterval=5, desc=name) as bar:
         for i, prompt in enumerate(prompts(seed, pictures, kept_out=kept_out)):
             (size,) = source.choices(range(len(SIZES)), WEIGHTS)
             text = sentence(prompt.text()) if source.random() < SENTENCES else prompt.text()
@@ -126,7 +141,6 @@ def _encode(
                     tokens[ready, len(ids)].append(torch.tensor(ids))
                 bar.update(len(group))
     still.restore()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    stored = {f"latents/{size}/{length}": torch.stack(group) for (size, length), group in latents.items()}
-    stored |= {f"tokens/{size}/{length}": torch.stack(group) for (size, length), group in tokens.items()}
-    save_file(stored, file)
+    return {f"latents/{size}/{length}": torch.stack(group) for (size, length), group in latents.items()} | {
+        f"tokens/{size}/{length}": torch.stack(group) for (size, length), group in tokens.items()
+    }
