@@ -20,8 +20,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from bench.shape_fit import Blot, fit_shape
-from demo.captions import Kind, Prompt
-from demo.pictures import PALETTE, RADIUS
+from demo.captions import SIZES, Kind, Prompt
+from demo.pictures import PALETTE, typical_radius
 
 ATTRIBUTES = ("background", "number", "colour", "shape", "size", "place", "relation")
 
@@ -116,8 +116,8 @@ def colour_name(rgb: np.ndarray) -> str:
 
 
 def size_name(radius: float) -> str:
-    """The size of an object of this radius, a part of the shorter side: that whose range of radii is nearest."""
-    return min(RADIUS, key=lambda name: abs(radius - sum(RADIUS[name]) / 2))
+    """The size of an object of this radius, a part of the shorter side: that whose typical radius is nearest."""
+    return min(("", *SIZES), key=lambda name: abs(radius - typical_radius(name)))
 
 
 def _all(seen: Seen, condition: Callable[[SeenObject], bool]) -> bool:

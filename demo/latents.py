@@ -25,7 +25,7 @@ from demo.pictures import SIZES, draw, pixels
 from demo.tokenizer import sentence
 
 # How often each of SIZES is drawn: small pictures, which cost little, the most.
-WEIGHTS = (20, 25, 10, 10, 8, 8, 6, 4.5, 4.5, 4)
+WEIGHTS = (18, 24, 10, 10, 9, 9, 6, 6, 4, 4)
 # Captions are also written as people write sentences: `A red circle on a blue background.`
 SENTENCES = 0.15
 

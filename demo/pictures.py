@@ -24,9 +24,6 @@ PALETTE = {
     "gray": (136, 136, 136),
 }
 COLOUR_JITTER = 4  # how much each channel of a colour varies
-# Centres lie on a grid of this many pixels, the VAE's scale, and radii are multiples of half of it: so a shape has few
-# different latents, which a small model learns much sooner than those of a shape anywhere.
-GRID = 8
 
 # (width, height): the sizes that the models are trained at, 96 to 256 pixels, upright, square and wide.
 SIZES = (
@@ -36,19 +33,22 @@ SIZES = (
     (96, 128),
     (192, 128),
     (128, 192),
+    (256, 128),
+    (128, 256),
     (192, 192),
-    (256, 144),
-    (144, 256),
     (256, 256),
 )
 
-# Radius of an object (of the circle around it), as a part of the picture's shorter side.
-RADIUS = {"small": (0.115, 0.14), "": (0.19, 0.225), "large": (0.3, 0.34)}
-PAIR_RADIUS = (0.15, 0.18)
-GROUP_RADIUS = {2: (0.15, 0.18), 3: (0.115, 0.13)}
-
-# Width of the line around an outlined object, as a part of its radius.
-LINE = 0.12
+# Centres lie on a grid whose cells are the VAE's 8 pixels, or 16 in pictures of twice the size, and a radius is one of
+# a few numbers of half cells. So a shape has few different latents, which a small model learns much sooner than those
+# of a shape anywhere, of any size.
+# By how many cells the shorter side has: the radii of an object that is small, of no stated size, or large; of each of
+# two; of each of three.
+RADII: dict[int, dict[str | int, int]] = {
+    12: {"small": 3, "": 5, "large": 8, 2: 4, 3: 3},
+    16: {"small": 4, "": 7, "large": 10, 2: 5, 3: 4},
+}
+LINE = 0.12  # width of the outlines, as a part of the radius
 
 _SUPERSAMPLING = 4
 
@@ -65,41 +65,40 @@ class Placed:
 
 
 def place_objects(prompt: Prompt, width: int, height: int, source: random.Random) -> list[Placed]:
-    """Where the objects of the prompt are in one picture of it, in the prompt's order."""
+    """Where the objects of the prompt are in one picture of it, in the prompt's order. The sides are of `SIZES`."""
     side = min(width, height)
+    cell = 8 if side < 192 else 16
+    columns, rows = width // cell, height // cell
+    count = len(prompt.objects)
+    radius = RADII[side // cell][prompt.size if count == 1 else count] / 2
 
-    def jitter(span: float) -> float:
-        return source.uniform(-span, span) * side
+    def near(cells: int) -> int:
+        """The middle, or one cell beside it."""
+        return cells // 2 + source.choice((-1, 0, 1))
 
-    if prompt.second is None and prompt.count == 1:
-        radius = _on_grid(source.uniform(*RADIUS[prompt.size]) * side, GRID / 2)
-        near = math.ceil((radius + 0.02 * side) / GRID) * GRID
-        x, y = width / 2 + jitter(0.04), height / 2 + jitter(0.04)
-        x = {"left": near, "right": width - near}.get(prompt.place, x)
-        y = {"top": near, "bottom": height - near}.get(prompt.place, y)
-        spots = [(x, y, radius)]
+    if count == 1:
+        x, y, edge = near(columns), near(rows), math.ceil(radius + 0.02 * side / cell)
+        x = {"left": edge, "right": columns - edge}.get(prompt.place, x)
+        y = {"top": edge, "bottom": rows - edge}.get(prompt.place, y)
+        spots = [(x, y)]
     else:
-        low, high = PAIR_RADIUS if prompt.second is not None else GROUP_RADIUS[prompt.count]
-        count = len(prompt.objects)
         upright = prompt.relation in ("above", "below")
-        length = height if upright else width
-        spacing = _on_grid(length * (0.46 if count == 2 else 0.33), 2 * GRID if count == 2 else GRID)
-        spots = []
-        for i in range(count):
-            along = length / 2 + (i - (count - 1) / 2) * spacing
-            across = (width if upright else height) / 2 + jitter(0.05)
-            radius = source.uniform(low, high) * side
-            spots.append((across, along, radius) if upright else (along, across, radius))
+        length, width_of_row = (rows, columns) if upright else (columns, rows)
+        step = round(0.23 * length) if count == 2 else round(0.33 * length)
+        along = [length // 2 + offset * step for offset in ((-1, 1) if count == 2 else (-1, 0, 1))]
+        spots = [(near(width_of_row), at) if upright else (at, near(width_of_row)) for at in along]
         if prompt.relation in ("right of", "below"):
             spots.reverse()
     return [
-        Placed(kind.shape, _on_grid(x, GRID), _on_grid(y, GRID), _on_grid(r, GRID / 2), _colour(kind.colour, source))
-        for kind, (x, y, r) in zip(prompt.objects, spots, strict=True)
+        Placed(kind.shape, x * cell, y * cell, radius * cell, _colour(kind.colour, source))
+        for kind, (x, y) in zip(prompt.objects, spots, strict=True)
     ]
 
 
-def _on_grid(value: float, spacing: float) -> float:
-    return round(value / spacing) * spacing
+def typical_radius(size: str) -> float:
+    """Of a single object of this size, or of none stated, as a part of the shorter side."""
+    shares = [radii[size] / 2 / cells for cells, radii in RADII.items()]
+    return sum(shares) / len(shares)
 
 
 def _colour(name: str, source: random.Random) -> tuple[int, int, int]:
