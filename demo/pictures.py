@@ -73,8 +73,8 @@ def place_objects(prompt: Prompt, width: int, height: int, source: random.Random
     radius = RADII[side // cell][prompt.size if count == 1 else count] / 2
 
     def near(cells: int) -> int:
-        """The middle, or one cell beside it."""
-        return cells // 2 + source.choice((-1, 0, 1))
+        """The middle, or one cell beside it if the object does not take more than half of the length."""
+        return cells // 2 + (source.choice((-1, 0, 1)) if radius <= cells / 4 else 0)
 
     if count == 1:
         x, y, edge = near(columns), near(rows), math.ceil(radius + 0.02 * side / cell)
