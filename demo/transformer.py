@@ -175,8 +175,8 @@ def captioned_batch(pictures: Library, uncaptioned: Tensor, size: int, source: r
 
 
 def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
-    """Noise levels of a batch: a logit-normal, about as dense as the steps of Turbo's schedule. Little of it lies at low
-    noise, whose errors the VAE's decoder forgives."""
+    """Noise levels of a batch: a logit-normal, about as dense as the steps of Turbo's schedule. Little of it lies at
+    low noise, whose errors the VAE's decoder forgives."""
     return torch.sigmoid(0.8 + 1.1 * torch.randn(count, generator=generator))
 
 
