@@ -182,8 +182,8 @@ def test_mistakes_are_one_line_and_exit_code_2_before_anything_starts(marked: Ma
 
 def test_what_is_skipped_is_told_and_info_checks_a_file(marked: Marked, folder: Path, tmp_path: Path) -> None:
     process = marked.start_krea2(
-        "generate", "x", "--device", "cpu", "--steps", "1", "--seed", "0", "--output", str(tmp_path / "x.png"),
-        "--lora", f"{folder}/more.safetensors", "--lora-lenient",
+        "generate", "a red circle", "--device", "cpu", "--steps", "1", "--seed", "0",
+        "--output", str(tmp_path / "x.png"), "--lora", f"{folder}/more.safetensors", "--lora-lenient",
     )  # fmt: skip
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
     warning = "1 key fits nothing and was skipped: transformer.unheard.of.lora_A.weight"
