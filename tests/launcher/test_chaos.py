@@ -10,13 +10,14 @@ from collections.abc import Awaitable, Callable
 from subprocess import DEVNULL  # what nobody reads must not fill a pipe
 
 import numpy as np
+import psutil
 import pytest
 
 from engine.errors import RequestKilledRanksError
 from launcher.async_client import AsyncClient
 from launcher.protocol import Progress
 from launcher.results import Result
-from tests.launcher.processes import PATIENCE_S, Marked
+from tests.launcher.processes import PATIENCE_S, Marked, wait_until
 
 POISON = 666
 STEP_TIMEOUT_S = 6.0
@@ -152,11 +153,18 @@ def test_ten_rounds_of_every_disturbance(marked: Marked) -> None:
     run_rounds(marked, rounds)
 
 
+def _is_stopped(thread: int) -> bool:
+    return psutil.Process(thread).status() == psutil.STATUS_STOPPED
+
+
 @pytest.mark.parametrize("stopped", [False, True])
 def test_when_the_front_end_is_killed_every_child_is_gone_within_2_s(marked: Marked, stopped: bool) -> None:
     start_server(marked)
     if stopped:
-        marked.rank(1).send_signal(signal.SIGSTOP)
+        rank = marked.rank(1)
+        rank.send_signal(signal.SIGSTOP)
+        # until it has stopped, which takes a moment, it can still see the front-end's end and go
+        wait_until(lambda: all(_is_stopped(thread.id) for thread in rank.threads()), "the stop of every thread")
     marked.started[0].kill()
     killed = time.monotonic()
     marked.wait_for("_rank", int(stopped))  # a stopped process cannot even end
