@@ -4,7 +4,7 @@
     python -m bench.adherence --table [--prompts 100] [--sheet FILE.png] [--json FILE]
 
 Prompts that training never saw, each with a seed of its own, at the sizes of training in turn unless `--width` and
-`--height` are given; the first N are the same whatever `--prompts` is. `bench/judge.py` says which of the things that a
+`--height` are given; the first N are the same whatever `--prompts` is. `demo/judge.py` says which of the things that a
 prompt states are so in its picture. Shares of right pictures come with 95 % intervals, for every attribute over the
 prompts that state it, and by size and by kind of prompt for pictures in which all is right; every wrong one comes with
 what it takes to draw it again. Ends with 1 if all is right in a smaller share of the pictures than `--fail-under`,
@@ -21,7 +21,6 @@ of the same prompts; `--wrong-sheet` is one of the first wrong pictures. Wrong o
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import random
 import shlex
@@ -46,11 +45,11 @@ from bench.adherence_rates import (
     rates_by_attribute,
     results_of,
 )
-from bench.arguments import end_with, image_side, json_file, positive
+from bench.arguments import end_with, image_side, json_file, not_negative, positive
 from bench.contact_sheet import Tile, contact_sheet
 from bench.drawing import Drawn, Engine, Way, draw_ways
-from bench.judge import ATTRIBUTES
 from bench.output import append_json, print_table
+from demo.judge import ATTRIBUTES
 from demo.pictures import draw as render
 from engine.config import ATTENTIONS
 from engine.errors import ArgumentError, Krea2Error
@@ -229,7 +228,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="demo", help="one that knows the demo's prompts")
     parser.add_argument("--prompts", type=positive, help=f"how many (default: {PROMPTS}, with --table {TABLE_PROMPTS})")
     parser.add_argument("--steps", type=positive, help="(default: the model's own)")
-    parser.add_argument("--guidance", type=_guidance, help="(default: the model's own)")
+    parser.add_argument("--guidance", type=not_negative, help="(default: the model's own)")
     parser.add_argument("--width", type=image_side, help="of every picture, with --height")
     parser.add_argument("--height", type=image_side)
     parser.add_argument("--tp", type=positive, default=1)
@@ -260,20 +259,10 @@ def _bar(text: str) -> tuple[str, float]:
     name, equals, share = text.rpartition("=")
     if equals and name not in (ALL, *ATTRIBUTES):
         raise argparse.ArgumentTypeError(f"must be of {', '.join((ALL, *ATTRIBUTES))}, got {name}")
-    value = _guidance(share)
+    value = not_negative(share)
     if value > 1:
         raise argparse.ArgumentTypeError(f"must be a share from 0 to 1, got {share}")
     return name or ALL, value
-
-
-def _guidance(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number, 0 or more, got {text}")
-    return value
 
 
 def _picture_file(text: str) -> Path:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
 
-from bench.judge import ATTRIBUTES, Seen
 from demo.captions import Prompt, prompts
+from demo.judge import ATTRIBUTES, Seen
 from demo.pictures import SIZES
 
 CONFIDENCE = 0.95

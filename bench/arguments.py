@@ -26,13 +26,18 @@ def json_file(text: str) -> Path:
 
 
 def duration(text: str) -> float:
-    """0 or more. Raises `ArgumentTypeError`."""
+    """In seconds, 0 or more. Raises `ArgumentTypeError`."""
+    return not_negative(text, "a number of seconds")
+
+
+def not_negative(text: str, what: str = "a number") -> float:
+    """0 or more. what: what it is, for the message. Raises `ArgumentTypeError`."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of seconds, 0 or more, got {text}")
+        raise argparse.ArgumentTypeError(f"must be {what}, 0 or more, got {text}")
     return value
 
 

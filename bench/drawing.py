@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from bench.adherence_rates import Case, Judged
-from bench.judge import look, verdict
+from demo.judge import look, verdict
 from launcher import Result, launch
 from launcher.parameters import Parameters
 

@@ -4,7 +4,7 @@
 
 The raw model, guided, walks from noise to picture in many small steps through the eight noise levels of Turbo's
 schedule; the student learns to cross each stretch in one step, so its target is the straight line between two levels.
-Walks whose picture is not what the prompt asked for, as the judge of `bench.judge` sees it, teach nothing, unless all
+Walks whose picture is not what the prompt asked for, as the judge of `demo.judge` sees it, teach nothing, unless all
 are wanted (`--unjudged`).
 
 Reads WORK/raw, WORK/vae and WORK/tokenizer. Walks lie in WORK/walks, a file a batch, and are made once; the state is
@@ -29,9 +29,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from bench.judge import look, verdict
 from demo.autoencoder import Still
 from demo.captions import Prompt, prompts
+from demo.judge import look, verdict
 from demo.latents import WEIGHTS, Library, Shelf, patches, unpatched
 from demo.pictures import SIZES
 from demo.training import Run, rate

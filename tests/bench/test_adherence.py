@@ -30,8 +30,8 @@ from bench.adherence_rates import (
     wilson_interval,
 )
 from bench.drawing import IN_FLIGHT, Engine, Way, draw_and_judge
-from bench.judge import ATTRIBUTES
 from demo.captions import COLOURS, Prompt, held_out, parse
+from demo.judge import ATTRIBUTES
 from demo.pictures import SIZES, draw
 from engine.errors import ArgumentError, RankError
 from launcher import Result
@@ -341,7 +341,7 @@ def test_an_engine_that_cannot_be_is_one_line(
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.xfail(strict=False, reason="the first weights", raises=AssertionError)
+@pytest.mark.xfail(strict=True, reason="the first weights", raises=AssertionError)
 @pytest.mark.parametrize("tp", [1, 2])
 def test_the_demo_draws_what_was_asked(tp: int, tmp_path: Path) -> None:
     file = tmp_path / "lines.jsonl"

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
-from bench.shape_fit import Blot, fit_shape
 from demo.captions import SIZES, Kind, Prompt
 from demo.pictures import PALETTE, typical_radius
+from demo.shape_fit import Blot, fit_shape
 
 ATTRIBUTES = ("background", "number", "colour", "shape", "size", "place", "relation")
 

@@ -13,8 +13,8 @@ import torch
 from diffusers import AutoencoderKLQwenImage
 from PIL import Image, ImageDraw, ImageFilter
 
-from bench.judge import ATTRIBUTES, Seen, SeenObject, components, look, verdict
 from demo.captions import COLOURS, PLACES, RELATIONS, SHAPES, SIZES, Kind, Prompt, parse, random_prompt
+from demo.judge import ATTRIBUTES, Seen, SeenObject, components, look, verdict
 from demo.pictures import PALETTE, Placed, draw, outline, paint, pixels
 from demo.pictures import SIZES as PICTURE_SIZES
 from engine.config import DEMO_CHECKPOINT
