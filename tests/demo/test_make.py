@@ -50,7 +50,12 @@ def test_a_folder_belongs_to_one_schedule(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_stage_has_time_to_save(tmp_path: Path) -> None:
-    code = f"import pathlib; from demo.__main__ import make; make({[stage('wait')]}, pathlib.Path({str(tmp_path)!r}))"
+    code = (
+        "import pathlib, signal; from demo.__main__ import make\n"
+        # Not ignored, as it is by what a shell without a terminal starts in the background.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"make({[stage('wait')]}, pathlib.Path({str(tmp_path)!r}))"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60

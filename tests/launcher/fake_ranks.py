@@ -41,7 +41,8 @@ MakeRank = Callable[..., "FakeRank"]
 
 
 class FakeRank:
-    """Answers every step at once, or, while `hold` is set, when `release` says so."""
+    """Answers every step at once, or, while `hold` is set, when `release` says so. With `hold_after_preview`, it holds
+    what follows a preview until `resume`."""
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class FakeRank:
         self.rank = rank
         self._memory = memory or {"weights": 1}
         self.steps: list[Step] = []
-        self.hold = False
+        self.hold = self.hold_after_preview = False
         self.decodes = True
         self._jobs: dict[int, Job] = {}
         self._steps_of: Counter[int] = Counter()
@@ -88,6 +89,12 @@ class FakeRank:
         for step in self.steps[self._answered : self._answered + count]:
             self._answer(step)
 
+    def resume(self) -> None:
+        """Answer what has been held, and hold no more, until the next preview if that is asked for."""
+        self.hold = False
+        while self._answered < len(self.steps) and not self.hold:
+            self.release()
+
     async def _run(self) -> None:
         while True:
             command = decode_command(await self._socket.recv())
@@ -106,6 +113,7 @@ class FakeRank:
             self._steps_of[job_id] = done
             if self.rank == 0 and job.preview_every and done % job.preview_every == 0 and done < job.steps:
                 self.send(Previewed(rank=0, job_id=job_id, step=done, width=4, height=2), bytes([done, 0, 0]) * 8)
+                self.hold = self.hold_after_preview
 
     def _answer(self, step: Step) -> None:
         self._answered += 1

@@ -115,7 +115,9 @@ def test_an_image_as_a_url_needs_no_key_to_be_fetched(run_folder: Path) -> None:
 
 def test_partial_images_come_before_an_image_and_never_more_than_were_asked_for(run_folder: Path) -> None:
     async def test() -> None:
-        async with openai_client(run_folder) as (client, _, _):
+        async with openai_client(run_folder) as (client, fakes, _):
+            rank = fakes.ranks[0]
+            rank.hold_after_preview = True
             for asked, steps, preview_every, expected in (
                 (0, 8, None, 0),
                 (2, 8, None, 2),
@@ -126,16 +128,17 @@ def test_partial_images_come_before_an_image_and_never_more_than_were_asked_for(
                     prompt=PROMPT, stream=True, partial_images=asked, size="64x96",
                     extra_body={"steps": steps, "preview_every": preview_every},
                 )  # fmt: skip
-                events = [event async for event in stream]
-                partial = [event for event in events if event.type == "image_generation.partial_image"]
-                assert events[-1].type == "image_generation.completed"
-                assert len(partial) <= expected
-                if asked == 1 or expected == 0:  # all at once, some may be left out for newer ones
-                    continue
-                assert partial, (asked, steps)
-                assert [event.partial_image_index for event in partial] == list(range(len(partial)))
-                assert {(event.output_format, event.size) for event in partial} == {("jpeg", "64x96")}
-                assert opened(partial[0].b64_json).format == "JPEG"
+                partial = []
+                async for event in stream:
+                    if event.type != "image_generation.partial_image":
+                        break
+                    partial.append(event)
+                    rank.resume()
+                assert event.type == "image_generation.completed"
+                assert [event.partial_image_index for event in partial] == list(range(expected))
+                assert {(event.output_format, event.size) for event in partial} <= {("jpeg", "64x96")}
+                assert {opened(event.b64_json).format for event in partial} <= {"JPEG"}
+                await stream.close()
 
     run(test())
 
