@@ -8,19 +8,16 @@ gets the averaged weights whenever this ends, in bfloat16 and named as diffusers
 """
 
 import argparse
-import random
-import time
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLQwenImage, Krea2Transformer2DModel
+from diffusers import Krea2Transformer2DModel
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
-from demo.latents import library
-from demo.training import Run, rate
-from demo.transformer import Model, caption_ids, captioned_batch, held_out_loss, read_tokenizer, velocity_loss
+from demo.training import Run
+from demo.transformer import Material, Model, add_options, held_out_loss, learn
 
 RANK = 8
 # Attention and feed-forward of the main blocks: text features stay those of the model without the LoRA.
@@ -43,40 +40,14 @@ def save(transformer: Krea2Transformer2DModel, file: Path, facts: dict[str, str]
 
 def train(work: Path, options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
-    tokenizer = read_tokenizer(work)
-    vae = AutoencoderKLQwenImage.from_pretrained(work / "vae")
-
-    def tokenize(caption: str) -> list[int]:
-        return caption_ids(tokenizer, caption)
-
-    pictures = library(
-        work / "outlined_latents.safetensors", options.pictures, vae, tokenize, seed=options.seed, outlined=True
-    )
-    kept_out = library(
-        work / "outlined_kept_out.safetensors",
-        options.pictures // 10,
-        vae,
-        tokenize,
-        seed=options.seed + 1,
-        kept_out=True,
-        outlined=True,
-    )
-    uncaptioned = torch.tensor(tokenize(""))
-
+    material = Material.of(work, options.pictures, options.pictures // 10, options.seed, outlined=True)
     model = Model.load(work / "raw").requires_grad_(False)
     parameters = add_lora(model.transformer)
     optimizer = torch.optim.AdamW(parameters.values(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
     run = Run(work / "outlined_state.safetensors", parameters, [optimizer], horizon=200)
-    model.compile()
-    until = time.monotonic() + options.minutes * 60 if options.minutes else float("inf")
-    for step in run.steps(options.steps, until):
-        source = random.Random(f"{options.seed}/{step}")
-        batch = captioned_batch(pictures, uncaptioned, options.batch, source)
-        run.descend(velocity_loss(model, *batch, seed=step), rate(step, options.steps, options.rate))
-    run.average.swap()
-    after = held_out_loss(model, kept_out)
+    learn(run, model, material, options)
     model.transformer.disable_lora()
-    print(f"held-out loss on outlined pictures: {held_out_loss(model, kept_out):.4f}, with the LoRA {after:.4f}")
+    print(f"without the LoRA: {held_out_loss(model, material.kept_out):.4f}")
     facts = {"steps": run.step, "batch": options.batch, "rate": options.rate, "pictures": options.pictures}
     save(
         model.transformer,
@@ -93,13 +64,7 @@ def train(work: Path, options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder of states and results")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--minutes", type=float, help="stop after so long, to be resumed")
-    parser.add_argument("--pictures", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    add_options(parser, steps=1000, pictures=3000, batch=32)
     options = parser.parse_args()
     train(options.work, options)
 

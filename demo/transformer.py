@@ -11,6 +11,7 @@ weights whenever this ends.
 import argparse
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -166,14 +167,6 @@ def optimizers(parameters: dict[str, nn.Parameter]) -> list[torch.optim.Optimize
     ]
 
 
-def captioned_batch(pictures: Library, uncaptioned: Tensor, size: int, source: random.Random) -> tuple[Tensor, Tensor]:
-    """As `Library.batch`, one time in ten without a caption. uncaptioned: the tokens of the empty text."""
-    latents, tokens = pictures.batch(size, source)
-    if source.random() < NO_CAPTION:
-        tokens = uncaptioned.expand(size, -1)
-    return latents, tokens
-
-
 def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
     """Noise levels of a batch: a logit-normal, about as dense as the steps of Turbo's schedule. Little of it lies at
     low noise, whose errors the VAE's decoder forgives."""
@@ -195,53 +188,87 @@ def held_out_loss(model: Model, pictures: Library, batches: int = 8) -> float:
     return sum(losses) / len(losses)
 
 
-def train(work: Path, options: argparse.Namespace) -> None:
-    torch.manual_seed(options.seed)
-    tokenizer = read_tokenizer(work)
-    vae = AutoencoderKLQwenImage.from_pretrained(work / "vae")
+@dataclass(frozen=True)
+class Material:
+    """What there is to learn from, in a work folder. kept_out: pictures of prompts that training does not see."""
 
-    def tokenize(caption: str) -> list[int]:
-        return caption_ids(tokenizer, caption)
+    tokenizer: Tokenizer
+    pictures: Library
+    kept_out: Library
 
-    pictures = library(work / "latents.safetensors", options.pictures, vae, tokenize, seed=options.seed)
-    kept_out = library(
-        work / "kept_out.safetensors", options.kept_out, vae, tokenize, seed=options.seed + 1, kept_out=True
-    )
-    uncaptioned = torch.tensor(tokenize(""))
+    @classmethod
+    def of(cls, work: Path, pictures: int, kept_out: int, seed: int, *, outlined: bool = False) -> "Material":
+        """So many pictures of each, encoded once for this folder. outlined: those for the LoRA."""
+        tokenizer = read_tokenizer(work)
+        vae = AutoencoderKLQwenImage.from_pretrained(work / "vae")
+        prefix = "outlined_" if outlined else ""
 
-    if options.start:
-        model = Model.load(options.start)
-        model.adapt(read_tokenizer(options.start), tokenizer)
-    else:
-        model = Model.random(tokenizer.get_vocab_size())
-    parameters = model.trained()
-    run = Run(work / "raw.safetensors", parameters, optimizers(parameters), horizon=1000)
+        def encoded(name: str, count: int, seed: int, kept_out: bool) -> Library:
+            return library(
+                work / f"{prefix}{name}.safetensors",
+                count,
+                vae,
+                lambda caption: caption_ids(tokenizer, caption),
+                seed=seed,
+                kept_out=kept_out,
+                outlined=outlined,
+            )
+
+        return cls(tokenizer, encoded("latents", pictures, seed, False), encoded("kept_out", kept_out, seed + 1, True))
+
+    def batch(self, size: int, source: random.Random) -> tuple[Tensor, Tensor]:
+        """As `Library.batch`, one time in ten without a caption."""
+        latents, tokens = self.pictures.batch(size, source)
+        if source.random() < NO_CAPTION:
+            tokens = torch.tensor(caption_ids(self.tokenizer, "")).expand(size, -1)
+        return latents, tokens
+
+
+def learn(run: Run, model: Model, material: Material, options: argparse.Namespace) -> None:
+    """Train by flow matching what `run` has of the model, and leave its averaged weights in the model. Of the options,
+    reads steps, minutes, batch, rate and seed."""
     model.compile()
     until = time.monotonic() + options.minutes * 60 if options.minutes else float("inf")
     for step in run.steps(options.steps, until):
-        source = random.Random(f"{options.seed}/{step}")
-        batch = captioned_batch(pictures, uncaptioned, options.batch, source)
+        batch = material.batch(options.batch, random.Random(f"{options.seed}/{step}"))
         run.descend(velocity_loss(model, *batch, seed=step), rate(step, options.steps, options.rate))
         if step % 500 == 499:
-            print(f"step {step + 1}: held-out loss {held_out_loss(model, kept_out):.4f}", flush=True)
+            print(f"step {step + 1}: held-out loss {held_out_loss(model, material.kept_out):.4f}", flush=True)
     run.average.swap()
-    print(f"held-out loss of the averaged weights: {held_out_loss(model, kept_out):.4f}")
+    print(f"held-out loss of the averaged weights: {held_out_loss(model, material.kept_out):.4f}")
+
+
+def train(work: Path, options: argparse.Namespace) -> None:
+    torch.manual_seed(options.seed)
+    material = Material.of(work, options.pictures, options.kept_out, options.seed)
+    if options.start:
+        model = Model.load(options.start)
+        model.adapt(read_tokenizer(options.start), material.tokenizer)
+    else:
+        model = Model.random(material.tokenizer.get_vocab_size())
+    parameters = model.trained()
+    learn(Run(work / "raw.safetensors", parameters, optimizers(parameters), horizon=1000), model, material, options)
     model.save(work / "raw")
+
+
+def add_options(parser: argparse.ArgumentParser, steps: int, pictures: int, batch: int) -> None:
+    """Those of every training by flow matching, with these defaults."""
+    parser.add_argument("--work", type=Path, required=True, help="folder of states and results")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--minutes", type=float, help="stop after so long, to be resumed")
+    parser.add_argument("--pictures", type=int, default=pictures)
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder of states and results")
-    parser.add_argument("--steps", type=int, default=20000)
-    parser.add_argument("--minutes", type=float, help="stop after so long, to be resumed")
-    parser.add_argument("--pictures", type=int, default=40000)
+    add_options(parser, steps=20000, pictures=40000, batch=48)
     parser.add_argument(
         "--kept-out", type=int, default=1000, help="pictures of held-out prompts, to measure the loss on"
     )
-    parser.add_argument("--batch", type=int, default=48)
-    parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--start", type=Path, help="a checkpoint to begin with, its latents and words taken anew")
-    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     train(options.work, options)
 

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from demo import outlined
+from demo.training import Run
 from engine.config import ModelConfig
 from engine.lora import open_adapter
 from engine.step import Adapter
@@ -65,15 +65,15 @@ def test_a_training_that_was_interrupted_ends_with_the_same_file(
     for name in ("outlined_latents.safetensors", "outlined_kept_out.safetensors"):
         shutil.copy(work / name, tmp_path / name)
     steps: list[int] = []
-    loss = outlined.velocity_loss
+    descend = Run.descend
 
-    def interrupted_once(*batch: Any, seed: int) -> torch.Tensor:
-        steps.append(seed)
+    def interrupted_once(self: Run, loss: torch.Tensor, learning_rate: float) -> None:
+        steps.append(self.step)
         if len(steps) == 4:
             raise KeyboardInterrupt
-        return loss(*batch, seed=seed)
+        descend(self, loss, learning_rate)
 
-    monkeypatch.setattr(outlined, "velocity_loss", interrupted_once)
+    monkeypatch.setattr(Run, "descend", interrupted_once)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     assert not (tmp_path / "outlined.safetensors").exists()
