@@ -19,8 +19,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
-from demo.captions import SIZES, Kind, Prompt
-from demo.pictures import PALETTE, typical_radius
+from demo.captions import Kind, Prompt
+from demo.pictures import PALETTE, RADII
 from demo.shape_fit import Blot, fit_shape
 
 ATTRIBUTES = ("background", "number", "colour", "shape", "size", "place", "relation")
@@ -29,9 +29,8 @@ ATTRIBUTES = ("background", "number", "colour", "shape", "size", "place", "relat
 COLOUR_TOLERANCE = 40.0
 CONTRAST = 30.0  # what differs less from the background belongs to it
 BORDER = 3  # pixels at every side that the background's colour is taken from
-# A part of the squared shorter side. The smallest object covers ten times as much.
-SPECK = 0.0015
-EDGE_GAP = 0.1  # an object is at an edge when at most this part of the shorter side is between them
+SPECK = 20  # pixels; the smallest object covers ten times as many
+EDGE_GAP = 0.13  # an object is at an edge when at most this part of the shorter side is between them
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def look(image: Image.Image) -> Seen:
     touch = _halo(pixels) // 2 + 1
     labels = components((contrast > CONTRAST) & (contrast > 0.5 * _largest_near(contrast, touch - 1)))
     areas = np.bincount(labels.ravel())
-    regions = [labels == i for i in np.flatnonzero(areas > SPECK * min(width, height) ** 2) if i > 0]
+    regions = [labels == i for i in np.flatnonzero(areas > SPECK) if i > 0]
     everything = np.any([np.zeros_like(labels, dtype=bool), *regions], axis=0)
     plain = contrast[~_largest_near(everything, _halo(pixels))] <= CONTRAST
     objects = [_object(pixels, background, region, everything & ~region) for region in regions]
@@ -92,7 +91,6 @@ def verdict(prompt: Prompt, seen: Seen) -> dict[str, bool]:
     of every object there is. relation: the object that is most like the first kind is where the prompt says, seen from
     the other one, of two.
     """
-    side = min(seen.width, seen.height)
     right = {
         "background": seen.background == prompt.background,
         "number": len(seen.objects) == len(prompt.objects),
@@ -100,7 +98,7 @@ def verdict(prompt: Prompt, seen: Seen) -> dict[str, bool]:
         "shape": {item.shape for item in seen.objects} == {kind.shape for kind in prompt.objects},
     }
     if prompt.size:
-        right["size"] = _all(seen, lambda item: size_name(item.radius / side) == prompt.size)
+        right["size"] = _all(seen, lambda item: size_name(item.radius) == prompt.size)
     if prompt.place:
         right["place"] = _all(seen, lambda item: _is_at(prompt.place, item, seen))
     if prompt.second is not None:
@@ -116,8 +114,8 @@ def colour_name(rgb: np.ndarray) -> str:
 
 
 def size_name(radius: float) -> str:
-    """The size of an object of this radius, a part of the shorter side: that whose typical radius is nearest."""
-    return min(("", *SIZES), key=lambda name: abs(radius - typical_radius(name)))
+    """The size of an object of this radius in pixels: that whose own radius is nearest."""
+    return min(RADII, key=lambda name: abs(radius - RADII[name]))
 
 
 def _all(seen: Seen, condition: Callable[[SeenObject], bool]) -> bool:

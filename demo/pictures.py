@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from demo.captions import Prompt
+from demo.captions import PLACES, Prompt
 
 PALETTE = {
     "red": (218, 34, 34),
@@ -39,15 +39,14 @@ SIZES = (
     (256, 256),
 )
 
-# Centres lie on a grid whose cells are the VAE's 8 pixels, or 16 in pictures of twice the size, and a radius is one of
-# a few numbers of half cells. So a shape has few different latents, which a small model learns much sooner than those
-# of a shape anywhere, of any size.
-# By how many cells the shorter side has: the radii of an object that is small, of no stated size, or large; of each of
-# two; of each of three.
-RADII: dict[int, dict[str | int, int]] = {
-    12: {"small": 3, "": 5, "large": 8, 2: 4, 3: 3},
-    16: {"small": 4, "": 7, "large": 10, 2: 5, 3: 4},
-}
+# In pixels, the same in pictures of every size. Centres lie on a grid of 16 pixels, the transformer's patches, as far
+# as they can, and where a prompt leaves open where objects are, they are in one of a few places far from each other. So
+# a shape has few different latents, and where it is is decided while there is still much noise: a small model learns
+# that much sooner than shapes anywhere, of any size.
+GRID = 16
+RADII = {"small": 14, "": 20, "large": 34}  # three are small, to fit
+EDGES = {"small": 16, "": 32, "large": 40}  # how far the centre is from the edge that an object is at
+
 LINE = 0.12  # width of the outlines, as a part of the radius
 
 _SUPERSAMPLING = 4
@@ -66,39 +65,26 @@ class Placed:
 
 def place_objects(prompt: Prompt, width: int, height: int, source: random.Random) -> list[Placed]:
     """Where the objects of the prompt are in one picture of it, in the prompt's order. The sides are of `SIZES`."""
-    side = min(width, height)
-    cell = 8 if side < 192 else 16
-    columns, rows = width // cell, height // cell
     count = len(prompt.objects)
-    radius = RADII[side // cell][prompt.size if count == 1 else count] / 2
-
-    def near(cells: int) -> int:
-        """The middle, or one cell beside it if the object does not take more than half of the length."""
-        return cells // 2 + (source.choice((-1, 0, 1)) if radius <= cells / 4 else 0)
-
     if count == 1:
-        x, y, edge = near(columns), near(rows), math.ceil(radius + 0.02 * side / cell)
-        x = {"left": edge, "right": columns - edge}.get(prompt.place, x)
-        y = {"top": edge, "bottom": rows - edge}.get(prompt.place, y)
+        edge, place = EDGES[prompt.size], prompt.place or source.choice(("", *PLACES))
+        x = {"left": edge, "right": width - edge}.get(place, width // 2)
+        y = {"top": edge, "bottom": height - edge}.get(place, height // 2)
         spots = [(x, y)]
     else:
         upright = prompt.relation in ("above", "below")
-        length, width_of_row = (rows, columns) if upright else (columns, rows)
-        step = round(0.23 * length) if count == 2 else round(0.33 * length)
-        along = [length // 2 + offset * step for offset in ((-1, 1) if count == 2 else (-1, 0, 1))]
-        spots = [(near(width_of_row), at) if upright else (at, near(width_of_row)) for at in along]
+        length, across = (height, width) if upright else (width, height)
+        step, offsets = (length // 4, (-1, 1)) if count == 2 else (round(length / 3 / GRID) * GRID, (-1, 0, 1))
+        beside = across // 2 + source.choice((-1, 0, 1)) * (across // 96) * GRID
+        along = [length // 2 + offset * step for offset in offsets]
+        spots = [(beside, at) if upright else (at, beside) for at in along]
         if prompt.relation in ("right of", "below"):
             spots.reverse()
+    radius = RADII["small" if count == 3 else prompt.size]
     return [
-        Placed(kind.shape, x * cell, y * cell, radius * cell, _colour(kind.colour, source))
+        Placed(kind.shape, x, y, radius, _colour(kind.colour, source))
         for kind, (x, y) in zip(prompt.objects, spots, strict=True)
     ]
-
-
-def typical_radius(size: str) -> float:
-    """Of a single object of this size, or of none stated, as a part of the shorter side."""
-    shares = [radii[size] / 2 / cells for cells, radii in RADII.items()]
-    return sum(shares) / len(shares)
 
 
 def _colour(name: str, source: random.Random) -> tuple[int, int, int]:
