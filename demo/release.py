@@ -1,7 +1,7 @@
 """Write trained models as checkpoints in the official layout of Krea 2, in bfloat16, and draw a picture with each by
 diffusers.
 
-    python -m demo.release --work WORK
+    python -m demo.release --work WORK [--note TEXT]
 
 Reads WORK/vae, WORK/tokenizer, WORK/{raw,turbo}/{transformer,text_encoder} and WORK/outlined.safetensors; writes
 WORK/release/{raw,turbo}, the LoRA and the pictures beside them. What has not been trained yet is left out.
@@ -27,7 +27,7 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, Qwen3VLModel
 
 from demo.captions import COLOURS, SHAPES, WORDS
-from demo.pictures import SIZES
+from demo.pictures import RADII, SIZES
 
 USES = {
     "raw": "The undistilled one of the pair, for 40 steps and more with guidance, and to train LoRAs on.",
@@ -45,7 +45,8 @@ SCHEDULER = {
     "max_shift": 1.15,
     "use_dynamic_shifting": True,
 }
-# What the engine reads from model_index.json beyond diffusers' own keys.
+# What the engine reads from model_index.json beyond diffusers' own keys: of each variant, and of both.
+DEFAULTS: dict[str, dict[str, Any]] = {"raw": {"default_steps": 40, "default_guidance": 2.0}, "turbo": {}}
 ENGINE_KEYS = {
     "default_width": 128,
     "default_height": 128,
@@ -60,8 +61,9 @@ ENGINE_KEYS = {
 }
 
 
-def release(work: Path) -> Path:
-    """Write the checkpoint of each variant that has been trained; the folder of all of them.
+def release(work: Path, note: str = "") -> Path:
+    """Write the checkpoint of each variant that has been trained; the folder of all of them. note: a sentence on their
+    making, for their README.
 
     Raises `SystemExit` if there is none, or if they take more than the wheel may carry.
     """
@@ -72,8 +74,8 @@ def release(work: Path) -> Path:
     total = 0
     for variant in trained:
         shutil.rmtree(folder / variant, ignore_errors=True)
-        write(work, variant, folder / variant)
-        draw(folder / variant).save(folder / f"{variant}.png")
+        write(work, variant, folder / variant, note)
+        draw(folder / variant, **DEFAULTS[variant]).save(folder / f"{variant}.png")
         size = sum(file.stat().st_size for file in (folder / variant).rglob("*") if file.is_file())
         print(f"{folder / variant}: {size / 1e6:.1f} MB")
         total += size
@@ -85,7 +87,7 @@ def release(work: Path) -> Path:
     return folder
 
 
-def write(work: Path, variant: str, folder: Path) -> None:
+def write(work: Path, variant: str, folder: Path, note: str) -> None:
     """One checkpoint. The DiT's norms stay in float32, as diffusers keeps them."""
     trained = work / variant
     transformer = Krea2Transformer2DModel.from_pretrained(trained / "transformer", torch_dtype=torch.bfloat16)
@@ -100,11 +102,11 @@ def write(work: Path, variant: str, folder: Path) -> None:
         text_encoder_select_layers=TAPS,
         is_distilled=variant == "turbo",
     ).save_pretrained(folder)
-    _change(folder / "model_index.json", **ENGINE_KEYS)
+    _change(folder / "model_index.json", **ENGINE_KEYS, **DEFAULTS[variant])
     for config in ("transformer", "vae"):
         _change(folder / config / "config.json", _name_or_path="")  # the work folder's
     parts = {"transformer": transformer, "text_encoder": text_encoder, "vae": vae}
-    (folder / "README.md").write_text(readme(variant, parts, training_steps(work)))
+    (folder / "README.md").write_text(readme(variant, parts, training_steps(work), note))
     for file in folder.rglob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes files that nobody else may read
 
@@ -113,17 +115,16 @@ def _change(file: Path, **values: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}, indent=2) + "\n")
 
 
-def draw(folder: Path) -> Image.Image:
+def draw(folder: Path, default_steps: int = 8, default_guidance: float = 0.0) -> Image.Image:
     """A picture that diffusers draws with the checkpoint."""
     pipeline = Krea2Pipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    steps, guidance = (8, 0.0) if pipeline.config.is_distilled else (40, 3.5)
     return pipeline(
         EXAMPLE,
         width=ENGINE_KEYS["default_width"],
         height=ENGINE_KEYS["default_height"],
-        num_inference_steps=steps,
-        guidance_scale=guidance,
+        num_inference_steps=default_steps,
+        guidance_scale=default_guidance,
         generator=torch.Generator().manual_seed(0),
     ).images[0]
 
@@ -139,13 +140,14 @@ def training_steps(work: Path) -> dict[str, int]:
     return steps
 
 
-def readme(variant: str, parts: dict[str, Any], steps: dict[str, int]) -> str:
-    """The checkpoint's README.md. parts: its three models by name. steps: of each training."""
+def readme(variant: str, parts: dict[str, Any], steps: dict[str, int], note: str) -> str:
+    """The checkpoint's README.md. parts: its three models by name. steps: of each training. note: on its making."""
     dit, text, vae = parts["transformer"].config, parts["text_encoder"].config.text_config, parts["vae"].config
     millions = {
         name: f"{sum(p.numel() for p in part.parameters()) / 1e6:.1f} M parameters" for name, part in parts.items()
     }
     sides = [side for size in SIZES for side in size]
+    across = f"{2 * RADII['small']} or {2 * RADII['large']}"
     return f"""\
 # Krea 2 in small: {variant}
 
@@ -158,8 +160,9 @@ making was generated for it; its licence is the engine's.
 
 Coloured shapes on a plain background, with sides from {min(sides)} to {max(sides)} pixels, upright, square or wide:
 
-- one object: "a red circle on a blue background", if wanted with `small` or `large` before the colour and with `at the
-  left`, `right`, `top` or `bottom` after the shape: "{EXAMPLE}";
+- one object: "a red circle on a blue background", if wanted with `small` or `large` before the colour ({across} pixels
+  across, {2 * RADII[""]} without a word) and with `at the left`, `right`, `top` or `bottom` after the shape:
+  "{EXAMPLE}";
 - two: "a red circle left of a green star on a white background", or `right of`, `above`, `below`;
 - some of a kind: "two pink hearts on a gray background", "three yellow rings on a black background".
 
@@ -184,16 +187,17 @@ Weights are in bfloat16, the norms of the DiT in float32.
 ## How it was made
 
 By `make demo-checkpoint` in the engine's repository, in the end with these numbers of training steps:
-{", ".join(f"{name} {count:,}" for name, count in steps.items())}.
+{", ".join(f"{name} {count:,}" for name, count in steps.items())}.{f" {note}" if note else ""}
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of states and results")
+    parser.add_argument("--note", default="", help="a sentence on the making of these checkpoints, for their README")
     options = parser.parse_args()
     logging.set_verbosity_error()  # else it warns of the engine's keys in model_index.json
-    release(options.work)
+    release(options.work, options.note)
 
 
 if __name__ == "__main__":
