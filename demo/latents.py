@@ -24,8 +24,8 @@ from demo.captions import prompts
 from demo.pictures import SIZES, draw, pixels
 from demo.tokenizer import sentence
 
-# How often each of SIZES is drawn: small pictures, which cost little, the most.
-WEIGHTS = (18, 24, 10, 10, 9, 9, 6, 6, 4, 4)
+# How often each of SIZES is drawn: small pictures, which cost less, more often.
+WEIGHTS = (12, 18, 9, 9, 11, 11, 8, 8, 7, 7)
 # Captions are also written as people write sentences: `A red circle on a blue background.`
 SENTENCES = 0.15
 
