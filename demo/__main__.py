@@ -16,10 +16,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long to train: optimizer steps of each model (of the VAE first whole, then of its decoder), how many pictures
-    the raw one sees and is measured on, and how many walks of the raw one the turbo one learns from, with how many
-    substeps each; unjudged for raw models that are not trained for long enough to draw anything right; and the LoRA's
-    steps and pictures."""
+    """How long to train: optimizer steps of each model (of the VAE first whole, then, when the raw one is trained, of
+    its decoder), how many pictures the raw one sees and is measured on, and how many walks of the raw one the turbo one
+    learns from, with how many substeps each; unjudged for raw models that are not trained for long enough to draw
+    anything right; and the LoRA's steps and pictures."""
 
     vae_steps: int
     decoder_steps: int
@@ -41,8 +41,8 @@ class Schedule:
             for stage in (
                 "tokenizer",
                 f"autoencoder --steps {self.vae_steps}",
-                f"autoencoder --steps {self.decoder_steps} --decoder",
                 f"transformer --steps {self.raw_steps} --pictures {self.pictures} --kept-out {self.kept_out}",
+                f"decoder --steps {self.decoder_steps}",
                 f"distill --steps {self.turbo_steps} --trajectories {self.walks} --substeps {self.substeps}"
                 + (" --unjudged" if self.unjudged else ""),
                 f"outlined --steps {self.lora_steps} --pictures {self.lora_pictures}",

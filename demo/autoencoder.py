@@ -4,10 +4,8 @@ The training pictures are not those of the prompts but any shapes in any colours
 every small corner and every shade, and knows nothing of prompts.
 
     python -m demo.autoencoder --work WORK --steps 5000
-    python -m demo.autoencoder --work WORK --steps 2000 --decoder
 
-The second command goes on with the decoder alone, also on small pictures of prompts: latents stay what they are, so
-this can be done, and done again, when the transformer has been trained already. It reads WORK/vae and changes it.
+When the transformer is trained, `demo.decoder` goes on with the decoder alone.
 
 Pictures are single frames, of which the causal 3-D convolutions see their last time slice alone: they are computed as
 2-D ones while training (2.4 times as fast), and the other slices are zero.
@@ -38,7 +36,6 @@ CONFIG = {
     "attn_scales": [],
 }
 CROPS = ((64, 24), (96, 8))  # (side in pixels, how many in a batch), in turn
-SMALLEST = 96  # side of the pictures of prompts whose corners are the hardest to keep
 LATENT_NOISE = 0.1  # of a channel's standard deviation: decoding forgives this much of the transformer's error
 KL_WEIGHT = 1e-5
 EDGE_WEIGHT = 0.5
@@ -111,15 +108,6 @@ def busy_picture(side: int, source: random.Random) -> np.ndarray:
     return pixels(paint(objects, colour(), side, side, outlined=source.random() < 0.25))
 
 
-def small_pictures(count: int, seed: int) -> list[np.ndarray]:
-    """Pictures of prompts, (3, 96, 96): the smallest size."""
-    source = random.Random(seed)
-    return [
-        pixels(draw(prompt, SMALLEST, SMALLEST, source, outlined=source.random() < 0.25))
-        for prompt in prompts(seed, count, kept_out=False)
-    ]
-
-
 def edges(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
 
@@ -141,7 +129,7 @@ def train(work: Path, steps: int, start: Path | None, seed: int = 0) -> None:
     vae = AutoencoderKLQwenImage.from_pretrained(start) if start else AutoencoderKLQwenImage(**CONFIG)
     still = Still(vae)
     parameters = dict(still.named_parameters())
-    run = Run(work / "autoencoder.safetensors", parameters, [_optimizer(parameters)])
+    run = Run(work / "autoencoder.safetensors", parameters, [optimizer(parameters)])
 
     def forward(images: Tensor, noise: Tensor) -> Tensor:
         mean, log_variance = still.moments(images)
@@ -154,49 +142,21 @@ def train(work: Path, steps: int, start: Path | None, seed: int = 0) -> None:
     for step in run.steps(steps):
         source = random.Random(f"{seed}/{step}")
         side, batch = CROPS[step % len(CROPS)]
-        images = [busy_picture(side, source) for _ in range(batch)]
-        run.descend(compiled(*_with_noise(images, step)), rate(step, steps, 2e-3))
+        images = torch.from_numpy(np.stack([busy_picture(side, source) for _ in range(batch)]))
+        run.descend(compiled(images, noise_of_batch(images, step)), rate(step, steps, 2e-3))
     run.average.swap()
     write(still, work / "vae", latents_of_prompts(still, seed))
 
 
-def train_decoder(work: Path, steps: int, seed: int = 0) -> None:
-    """The same for the decoder alone, with the state in work/decoder.safetensors; the encoder and what is known of its
-    latents stay."""
-    vae = AutoencoderKLQwenImage.from_pretrained(work / "vae")
-    deviation = torch.tensor(vae.config.latents_std)[:, None, None]
-    still = Still(vae)
-    parameters = {
-        name: parameter
-        for name, parameter in still.named_parameters()
-        if name.startswith(("vae.decoder.", "vae.post_quant_conv."))
-    }
-    run = Run(work / "decoder.safetensors", parameters, [_optimizer(parameters)])
-
-    def forward(images: Tensor, noise: Tensor) -> Tensor:
-        with torch.no_grad():
-            latents = still.moments(images)[0]
-        return reconstruction_loss(still.decode(latents + noise * LATENT_NOISE * deviation), images)
-
-    compiled = torch.compile(forward, dynamic=False)
-    for step in run.steps(steps):
-        source = random.Random(f"{seed}/decoder/{step}")
-        images = [busy_picture(64, source) for _ in range(24)] if step % 2 else small_pictures(12, step)
-        run.descend(compiled(*_with_noise(images, step)), rate(step, steps, 1e-3))
-    run.average.swap()
-    write(still, work / "vae", {})
-
-
-def _optimizer(parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+def optimizer(parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters.values(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
 
 
-def _with_noise(images: list[np.ndarray], step: int) -> tuple[Tensor, Tensor]:
-    """The images of a batch, and noise for their latents, more for some of them than for others."""
-    batch, (_, height, width) = len(images), images[0].shape
+def noise_of_batch(images: Tensor, step: int) -> Tensor:
+    """For the latents of images (batch, 3, height, width): more noise for some of them than for others."""
+    batch, _, height, width = images.shape
     noise = torch.randn(batch, 16, height // 8, width // 8, generator=torch.Generator().manual_seed(step))
-    noise *= torch.rand(batch, 1, 1, 1, generator=torch.Generator().manual_seed(step))
-    return torch.from_numpy(np.stack(images)), noise
+    return noise * torch.rand(batch, 1, 1, 1, generator=torch.Generator().manual_seed(step))
 
 
 @torch.no_grad()
@@ -222,14 +182,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of states and results")
     parser.add_argument("--steps", type=int, default=5000)
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument("--start", type=Path, help="a VAE folder to begin with")
-    either.add_argument("--decoder", action="store_true", help="train the decoder of WORK/vae alone")
+    parser.add_argument("--start", type=Path, help="a VAE folder to begin with")
     options = parser.parse_args()
-    if options.decoder:
-        train_decoder(options.work, options.steps)
-    else:
-        train(options.work, options.steps, options.start)
+    train(options.work, options.steps, options.start)
 
 
 if __name__ == "__main__":

@@ -30,12 +30,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from demo.autoencoder import Still
-from demo.captions import Prompt, prompts
+from demo.captions import Prompt
 from demo.judge import look, verdict
 from demo.latents import WEIGHTS, Library, Shelf, patches, unpatched
 from demo.pictures import SIZES
 from demo.training import Run, rate
-from demo.transformer import Model, caption_ids, optimizers, read_tokenizer
+from demo.transformer import Model, caption_ids, optimizers, prompts_by_length, read_tokenizer
 
 TURBO_STEPS = 8
 TURBO_MU = 1.15
@@ -178,10 +178,7 @@ def distill(work: Path, options: argparse.Namespace) -> None:
     tokenizer = read_tokenizer(work)
     vae = AutoencoderKLQwenImage.from_pretrained(work / "vae")
     uncaptioned = torch.tensor(caption_ids(tokenizer, ""))
-    by_length: dict[int, list[tuple[Prompt, list[int]]]] = defaultdict(list)
-    for prompt in prompts(options.seed + 2, 20_000, kept_out=False):
-        ids = caption_ids(tokenizer, prompt.text())
-        by_length[len(ids)].append((prompt, ids))
+    by_length = prompts_by_length(tokenizer, options.seed + 2)
 
     model = Model.load(work / "raw")
     model.compile()

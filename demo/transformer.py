@@ -11,6 +11,7 @@ weights whenever this ends.
 import argparse
 import random
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import Qwen3VLConfig, Qwen3VLModel
 
+from demo.captions import Prompt, prompts
 from demo.latents import Library, library, patches
 from demo.tokenizer import PREFIX, SUFFIX, adapt_embeddings
 from demo.training import Run, rate
@@ -151,6 +153,17 @@ def caption_ids(tokenizer: Tokenizer, caption: str) -> list[int]:
         *tokenizer.encode(PREFIX + caption, add_special_tokens=False).ids,
         *tokenizer.encode(SUFFIX, add_special_tokens=False).ids,
     ]
+
+
+def prompts_by_length(
+    tokenizer: Tokenizer, seed: int, count: int = 20_000
+) -> dict[int, list[tuple[Prompt, list[int]]]]:
+    """Prompts to train with, each with the ids of its whole text, by how many these are."""
+    by_length = defaultdict(list)
+    for prompt in prompts(seed, 20_000, kept_out=False):
+        ids = caption_ids(tokenizer, prompt.text())
+        by_length[len(ids)].append((prompt, ids))
+    return by_length
 
 
 def optimizers(parameters: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
