@@ -40,10 +40,9 @@ SIZES = (
 )
 
 # In pixels, the same in pictures of every size. Centres lie on a grid of 16 pixels, the transformer's patches, as far
-# as they can. Where a prompt leaves open where objects are, they are in one of a few places far from each other; one
-# object whose size is all that is said of it is in the middle, as such prompts are rare. So a shape has few different
-# latents, and where it is is decided while there is still much noise: a small model learns that much sooner than shapes
-# anywhere, of any size.
+# as they can, and only one object of which neither size nor place is said is anywhere, in one of five places: several
+# objects would have to agree on where they are. So a shape has few different latents, and where it is is decided while
+# there is still much noise: a small model learns that much sooner than shapes anywhere, of any size.
 GRID = 16
 RADII = {"small": 14, "": 20, "large": 34}  # three are small, to fit
 EDGES = {"small": 16, "": 32, "large": 40}  # how far the centre is from the edge that an object is at
@@ -76,10 +75,8 @@ def place_objects(prompt: Prompt, width: int, height: int, source: random.Random
         upright = prompt.relation in ("above", "below")
         length, across = (height, width) if upright else (width, height)
         step, offsets = (length // 4, (-1, 1)) if count == 2 else (round(length / 3 / GRID) * GRID, (-1, 0, 1))
-        gap = 2 * GRID if across <= 128 else 4 * GRID
-        beside = source.choice(range(gap, across, gap))
         along = [length // 2 + offset * step for offset in offsets]
-        spots = [(beside, at) if upright else (at, beside) for at in along]
+        spots = [(across // 2, at) if upright else (at, across // 2) for at in along]
         if prompt.relation in ("right of", "below"):
             spots.reverse()
     radius = RADII["small" if count == 3 else prompt.size]
