@@ -8,6 +8,7 @@ const EXAMPLES = [
   "a large yellow star on a purple background",
   "a small white heart at the top on a green background",
   "a green triangle left of an orange square on a black background",
+  "three pink rings on a cyan background",
 ];
 const NUMBERS = ["n", "seed", "steps", "guidance"];
 // names that the API also knows a parameter by

@@ -341,7 +341,6 @@ def test_an_engine_that_cannot_be_is_one_line(
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.xfail(strict=True, reason="the first weights", raises=AssertionError)
 @pytest.mark.parametrize("tp", [1, 2])
 def test_the_demo_draws_what_was_asked(tp: int, tmp_path: Path) -> None:
     file = tmp_path / "lines.jsonl"
