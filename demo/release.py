@@ -11,6 +11,7 @@ import argparse
 import json
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,10 @@ def readme(variant: str, parts: dict[str, Any], steps: dict[str, int], note: str
     }
     sides = [side for size in SIZES for side in size]
     across = f"{2 * RADII['small']} or {2 * RADII['large']}"
+    making = (
+        "By `make demo-checkpoint` in the engine's repository, in the end with these numbers of training steps: "
+        f"{', '.join(f'{name} {count:,}' for name, count in steps.items())}. {note}"
+    )
     return f"""\
 # Krea 2 in small: {variant}
 
@@ -186,8 +191,7 @@ Weights are in bfloat16, the norms of the DiT in float32.
 
 ## How it was made
 
-By `make demo-checkpoint` in the engine's repository, in the end with these numbers of training steps:
-{", ".join(f"{name} {count:,}" for name, count in steps.items())}.{f" {note}" if note else ""}
+{textwrap.fill(making, 120, break_on_hyphens=False)}
 """
 
 
