@@ -18,15 +18,16 @@ from engine.step import Step
 from tests.engine_runs import jobs_of
 from tests.oracle import Request
 
+# Large, so that a plain picture would be far off.
 SEEN = (
-    "a red circle on a blue background",
-    "a yellow star on a black background",
-    "a green square on a white background",
-    "a purple heart on an orange background",
-    "a white circle on a red background",
-    "a blue heart on a green background",
+    "a large red circle on a blue background",
+    "a large yellow star on a black background",
+    "a large green square on a white background",
+    "a large purple heart on an orange background",
+    "a large white circle on a red background",
+    "a large blue heart on a green background",
 )
-UNSEEN = "a red square on a green background"
+UNSEEN = "a large red square on a green background"
 
 
 def _images(count: int, channels: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

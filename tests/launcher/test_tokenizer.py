@@ -32,9 +32,12 @@ PROMPTS = [
 ]
 
 
+VOCABULARY = ModelConfig.from_folder(DEMO_CHECKPOINT).text_encoder.vocab_size
+
+
 @pytest.fixture(scope="module")
 def ours() -> PromptTokenizer:
-    return PromptTokenizer(DEMO_CHECKPOINT, ModelConfig.from_folder(DEMO_CHECKPOINT).text_encoder.vocab_size)
+    return PromptTokenizer(DEMO_CHECKPOINT, VOCABULARY)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +89,7 @@ def test_settings_of_some_training_run_in_the_file_are_ignored(ours: PromptToken
             "pad_token": "<|endoftext|>",
         }
 
-    tokenizer = PromptTokenizer(changed_copy(tmp_path, change), 461)
+    tokenizer = PromptTokenizer(changed_copy(tmp_path, change), VOCABULARY)
     assert tokenizer.encode("a fox") == ours.encode("a fox")
 
 
@@ -107,12 +110,13 @@ def test_a_template_of_another_length_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"tokenizer.json: the template's prefix .*, expected 34 tokens, found \d+"
     ):
-        PromptTokenizer(folder, 461)
+        PromptTokenizer(folder, VOCABULARY)
 
 
 def test_tokens_that_the_text_encoder_does_not_know_are_refused() -> None:
-    with pytest.raises(CheckpointError, match="expected ids below its vocab_size 460, found 460"):
-        PromptTokenizer(DEMO_CHECKPOINT, 460)
+    last = VOCABULARY - 1
+    with pytest.raises(CheckpointError, match=f"expected ids below its vocab_size {last}, found {last}"):
+        PromptTokenizer(DEMO_CHECKPOINT, last)
 
 
 @pytest.mark.parametrize(
@@ -132,12 +136,12 @@ def test_a_damaged_file_is_a_checkpoint_error(tmp_path: Path, damage: Callable[[
     file = tmp_path / "tokenizer" / "tokenizer.json"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
-        PromptTokenizer(tmp_path, 461)
+        PromptTokenizer(tmp_path, VOCABULARY)
 
 
 def test_a_missing_file_is_a_checkpoint_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: the file is missing"):
-        PromptTokenizer(tmp_path, 461)
+        PromptTokenizer(tmp_path, VOCABULARY)
 
 
 @settings(max_examples=60, deadline=None)
@@ -153,8 +157,8 @@ def test_flipped_bytes_give_a_checkpoint_error_or_a_tokenizer(
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     file.write_bytes(content)
     try:
-        tokenizer = PromptTokenizer(folder, 461)
+        tokenizer = PromptTokenizer(folder, VOCABULARY)
     except CheckpointError:
         return
     ids = tokenizer.encode("a red circle").ids
-    assert max(ids) < 461
+    assert max(ids) < VOCABULARY
