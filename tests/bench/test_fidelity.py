@@ -121,7 +121,8 @@ def test_plain_kernels_are_the_engines_own_mathematics() -> None:
 def test_every_precision_starts_from_the_same_noise() -> None:
     model = ModelConfig.from_folder(DEMO_CHECKPOINT)
     (job,) = demo_jobs(model, 1)
-    assert job.prompt_ids == PromptTokenizer(DEMO_CHECKPOINT, model.text_encoder.vocab_size).encode("a red circle on a blue background").ids
+    tokenizer = PromptTokenizer(DEMO_CHECKPOINT, model.text_encoder.vocab_size)
+    assert job.prompt_ids == tokenizer.encode("a red circle on a blue background").ids
     exact, rounded = (
         final_latents(Rank(EngineConfig(device="cpu", dtype=dtype), LocalGroup(), CPU), [job])[0]
         for dtype in ("float32", "bfloat16")
