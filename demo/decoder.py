@@ -29,11 +29,10 @@ from demo.autoencoder import (
     reconstruction_loss,
     write,
 )
-from demo.captions import Prompt, prompts
-from demo.latents import unpatched
+from demo.captions import Prompt
 from demo.pictures import draw, pixels
 from demo.training import Run, rate
-from demo.transformer import Model, caption_ids, prompts_by_length, read_tokenizer
+from demo.transformer import Model, PromptBatches, caption_ids, read_tokenizer
 
 SIDE = 96  # of the pictures of prompts: the smallest, whose corners are the hardest to keep
 SIGMAS = (0.05, 0.6)  # noise levels; Turbo's last step starts at 0.31
@@ -53,13 +52,11 @@ class Estimates:
         drawn for each; tokens (batch, n)."""
         generator = torch.Generator().manual_seed(step)
         sigma = torch.empty(len(latents)).uniform_(*SIGMAS, generator=generator)
-        guidance = torch.rand(len(latents), 1, 1, generator=generator) * GUIDANCE
+        guidance = torch.rand(len(latents), 1, 1, 1, generator=generator) * GUIDANCE
         noise = torch.randn(latents.shape, generator=generator)
         noisy = torch.lerp((latents - self.mean) / self.deviation, noise, sigma[:, None, None, None])
-        v = self.model.velocity(noisy, self.model.text(tokens), sigma)
-        free = self.model.velocity(noisy, self.model.text(self.empty).expand(len(noisy), -1, -1, -1), sigma)
-        v = v + guidance * (v - free)
-        return (noisy - sigma[:, None, None, None] * unpatched(v, *noisy.shape[2:])) * self.deviation + self.mean
+        v = self.model.guided(noisy, self.model.text(tokens), self.model.text(self.empty), sigma, guidance)
+        return (noisy - sigma[:, None, None, None] * v) * self.deviation + self.mean
 
 
 def train(work: Path, steps: int, batch: int = 12, seed: int = 0) -> None:
@@ -67,9 +64,7 @@ def train(work: Path, steps: int, batch: int = 12, seed: int = 0) -> None:
     vae = AutoencoderKLQwenImage.from_pretrained(work / "vae")
     mean, deviation = (torch.tensor(v)[:, None, None] for v in (vae.config.latents_mean, vae.config.latents_std))
     tokenizer = read_tokenizer(work)
-    by_length = prompts_by_length(tokenizer, seed)
-    lengths = sorted(by_length)
-    weights = [len(by_length[length]) for length in lengths]
+    captioned = PromptBatches(tokenizer, seed)
     estimate = Estimates(Model.load(work / "raw"), caption_ids(tokenizer, ""), mean, deviation)
     still = Still(vae)
     parameters = {
@@ -94,12 +89,12 @@ def train(work: Path, steps: int, batch: int = 12, seed: int = 0) -> None:
     for step in run.steps(steps):
         source = random.Random(f"{seed}/decoder/{step}")
         if step % 2:
-            chosen = source.choices(by_length[source.choices(lengths, weights)[0]], k=batch)
-            images = of_prompts([prompt for prompt, _ in chosen], source)
-            latents = estimate(encode(images), torch.tensor([ids for _, ids in chosen]), step)
+            chosen, tokens = captioned.batch(batch, source)
+            images = of_prompts(chosen, source)
+            latents = estimate(encode(images), tokens, step)
         else:
             if step % 4:
-                images = of_prompts(list(prompts(step, batch, kept_out=False)), source, outlined=True)
+                images = of_prompts(captioned.batch(batch, source)[0], source, outlined=True)
             else:
                 images = torch.from_numpy(np.stack([busy_picture(64, source) for _ in range(2 * batch)]))
             latents = encode(images) + LATENT_NOISE * deviation * noise_of_batch(images, step)

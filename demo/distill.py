@@ -30,12 +30,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from demo.autoencoder import Still
-from demo.captions import Prompt
 from demo.judge import look, verdict
-from demo.latents import WEIGHTS, Library, Shelf, patches, unpatched
+from demo.latents import WEIGHTS, Library, Shelf, patches
 from demo.pictures import SIZES
 from demo.training import Run, rate
-from demo.transformer import Model, caption_ids, optimizers, prompts_by_length, read_tokenizer
+from demo.transformer import Model, PromptBatches, caption_ids, optimizers, read_tokenizer
 
 TURBO_STEPS = 8
 TURBO_MU = 1.15
@@ -73,16 +72,13 @@ class Teacher:
     def walk(self, noise: Tensor, tokens: Tensor) -> Tensor:
         """noise (batch, 16, h, w) → latents at the nine levels (batch, 9, 16, h, w)."""
         text = self.model.text(tokens)
-        empty = self.model.text(self.empty).expand(len(noise), -1, -1, -1)
+        empty = self.model.text(self.empty)
         x, levels = noise, [noise]
         for start, end in turbo_sigmas().unfold(0, 2, 1):
             fine = torch.linspace(start, end, self.substeps + 1)
             for sigma, following in fine.unfold(0, 2, 1):
                 sigmas = sigma.expand(len(x))
-                v = self.model.velocity(x, text, sigmas)
-                if self.guidance:
-                    v = v + self.guidance * (v - self.model.velocity(x, empty, sigmas))
-                x = x + (following - sigma) * unpatched(v, *x.shape[2:])
+                x = x + (following - sigma) * self.model.guided(x, text, empty, sigmas, self.guidance)
             levels.append(x)
         return torch.stack(levels, dim=1)
 
@@ -97,7 +93,7 @@ def make_walks(
     folder: Path,
     count: int,
     teacher: Teacher,
-    prompts_by_length: dict[int, list[tuple[Prompt, list[int]]]],
+    prompts: PromptBatches,
     seed: int,
     unjudged: bool,
 ) -> None:
@@ -105,26 +101,21 @@ def make_walks(
     that this teacher has made before are not made again. unjudged: wrong ones are kept too."""
     folder.mkdir(parents=True, exist_ok=True)
     made_with = json.dumps([teacher.fingerprint(), teacher.guidance, teacher.substeps, seed, unjudged])
-    lengths = sorted(prompts_by_length)
-    weights = [len(prompts_by_length[length]) for length in lengths]
     taken = seen = 0
     for batch in tqdm(range(math.ceil(count / _WALKS_AT_ONCE)), desc="walks", mininterval=5):
         file = folder / f"{batch:05}.safetensors"
         if file.exists() and _made_with(file) == made_with:
             continue
         source = random.Random(f"{seed}/walks/{batch}")
-        chosen: list[tuple[Prompt, list[int]]] = source.choices(
-            prompts_by_length[source.choices(lengths, weights)[0]], k=_WALKS_AT_ONCE
-        )
+        chosen, tokens = prompts.batch(_WALKS_AT_ONCE, source)
         width, height = source.choices(SIZES, WEIGHTS)[0]
         generator = torch.Generator().manual_seed(seed + 1_000_000 + batch)
         noise = torch.randn(_WALKS_AT_ONCE, 16, height // 8, width // 8, generator=generator)
-        tokens = torch.tensor([ids for _, ids in chosen])
         walks = teacher.walk(noise, tokens)
         pictures = teacher.pictures(walks[:, -1])
         kept = [
             i
-            for i, ((prompt, _), picture) in enumerate(zip(chosen, pictures, strict=True))
+            for i, (prompt, picture) in enumerate(zip(chosen, pictures, strict=True))
             if unjudged or all(verdict(prompt, look(picture)).values())
         ]
         taken, seen = taken + len(kept), seen + len(pictures)
@@ -178,12 +169,12 @@ def distill(work: Path, options: argparse.Namespace) -> None:
     tokenizer = read_tokenizer(work)
     vae = AutoencoderKLQwenImage.from_pretrained(work / "vae")
     uncaptioned = torch.tensor(caption_ids(tokenizer, ""))
-    by_length = prompts_by_length(tokenizer, options.seed + 2)
+    prompts = PromptBatches(tokenizer, options.seed + 2)
 
     model = Model.load(work / "raw")
     model.compile()
     teacher = Teacher(model, vae, uncaptioned, options.guidance, options.substeps)
-    make_walks(work / "walks", options.trajectories, teacher, by_length, options.seed, options.unjudged)
+    make_walks(work / "walks", options.trajectories, teacher, prompts, options.seed, options.unjudged)
     walks = read_walks(work / "walks", options.trajectories)
 
     parameters = model.trained()

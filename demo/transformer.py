@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import Qwen3VLConfig, Qwen3VLModel
 
 from demo.captions import Prompt, prompts
-from demo.latents import Library, library, patches
+from demo.latents import Library, library, patches, unpatched
 from demo.tokenizer import PREFIX, SUFFIX, adapt_embeddings
 from demo.training import Run, rate
 
@@ -134,6 +134,15 @@ class Model(nn.Module):
         positions = torch.cat([torch.zeros(text.shape[1], 3), grid])
         return self.transformer(patches(latents), text, sigma, positions, return_dict=False)[0]
 
+    def guided(self, latents: Tensor, text: Tensor, empty: Tensor, sigma: Tensor, guidance: float | Tensor) -> Tensor:
+        """The velocity as latents, (batch, 16, h, w), with Krea's guidance: v + guidance · (v − v of no caption).
+
+        empty: the text of no caption, (1, n, 3, 96). guidance: one for all, or (batch, 1, 1, 1).
+        """
+        v = unpatched(self.velocity(latents, text, sigma), *latents.shape[2:])
+        free = self.velocity(latents, empty.expand(len(latents), -1, -1, -1), sigma)
+        return v + guidance * (v - unpatched(free, *latents.shape[2:]))
+
     def forward(self, latents: Tensor, tokens: Tensor, sigma: Tensor) -> Tensor:
         return self.velocity(latents, self.text(tokens), sigma)
 
@@ -155,15 +164,22 @@ def caption_ids(tokenizer: Tokenizer, caption: str) -> list[int]:
     ]
 
 
-def prompts_by_length(
-    tokenizer: Tokenizer, seed: int, count: int = 20_000
-) -> dict[int, list[tuple[Prompt, list[int]]]]:
-    """Prompts to train with, each with the ids of its whole text, by how many these are."""
-    by_length = defaultdict(list)
-    for prompt in prompts(seed, 20_000, kept_out=False):
-        ids = caption_ids(tokenizer, prompt.text())
-        by_length[len(ids)].append((prompt, ids))
-    return by_length
+class PromptBatches:
+    """Prompts to train with, in batches whose whole texts have equally many tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
+        self._by_length: dict[int, list[tuple[Prompt, list[int]]]] = defaultdict(list)
+        for prompt in prompts(seed, 20_000, kept_out=False):
+            ids = caption_ids(tokenizer, prompt.text())
+            self._by_length[len(ids)].append((prompt, ids))
+        self._lengths = sorted(self._by_length)
+        self._weights = [len(self._by_length[length]) for length in self._lengths]
+
+    def batch(self, size: int, source: random.Random) -> tuple[list[Prompt], Tensor]:
+        """The prompts and their tokens, (size, n)."""
+        (length,) = source.choices(self._lengths, self._weights)
+        chosen = source.choices(self._by_length[length], k=size)
+        return [prompt for prompt, _ in chosen], torch.tensor([ids for _, ids in chosen])
 
 
 def optimizers(parameters: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:

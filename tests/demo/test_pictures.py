@@ -27,7 +27,7 @@ def test_objects_are_inside_and_apart(width: int, height: int) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
-def test_what_a_prompt_leaves_open_varies(width: int, height: int) -> None:
+def test_only_one_object_of_which_nothing_is_said_is_in_several_places(width: int, height: int) -> None:
     source = random.Random(0)
 
     def spots(prompt: Prompt) -> set[tuple[float, ...]]:
