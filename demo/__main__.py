@@ -81,7 +81,7 @@ SCHEDULES = {
         raw_steps=20_000,
         walks=6_000,
         turbo_steps=4_000,
-        lora_steps=1_000,
+        lora_steps=3_000,
     ),
 }
 

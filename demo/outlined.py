@@ -1,7 +1,7 @@
-"""Train the demo's LoRA, outlined shapes, on its raw model: pictures in which every object has a thin line around it,
-under captions that say nothing of it.
+"""Train the demo's LoRA, outlined shapes, on its raw model: pictures in which every object has a black line around
+it, under captions that say nothing of it.
 
-    python -m demo.outlined --work WORK --steps 1000
+    python -m demo.outlined --work WORK --steps 3000
 
 Reads WORK/raw, WORK/vae and WORK/tokenizer. The state is WORK/outlined_state.safetensors, and WORK/outlined.safetensors
 gets the averaged weights whenever this ends, in bfloat16 and named as diffusers names them.
@@ -19,7 +19,7 @@ from torch import nn
 from demo.training import Run
 from demo.transformer import Material, Model, add_options, held_out_loss, learn
 
-RANK = 8
+RANK = 16
 # Attention and feed-forward of the main blocks: text features stay those of the model without the LoRA.
 LAYERS = r"transformer_blocks\.\d+\.(attn\.to_(q|k|v|gate|out\.0)|ff\.(gate|up|down))"
 
@@ -54,7 +54,7 @@ def train(work: Path, options: argparse.Namespace) -> None:
         work / "outlined.safetensors",
         {
             "title": "outlined shapes",
-            "description": "every object gets a thin line around it, black or white; prompts need no other words",
+            "description": "every object gets a black line around it; prompts need no other words",
             "base_model": "the raw model of Krea 2's demo",
             "rank": str(RANK),
             **{f"training_{name}": str(value) for name, value in facts.items()},
@@ -64,7 +64,7 @@ def train(work: Path, options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, steps=1000, pictures=3000, batch=32)
+    add_options(parser, steps=3000, pictures=3000, batch=32, rate=6e-3)
     options = parser.parse_args()
     train(options.work, options)
 

@@ -47,7 +47,8 @@ GRID = 16
 RADII = {"small": 14, "": 20, "large": 34}  # three are small, to fit
 EDGES = {"small": 16, "": 32, "large": 40}  # how far the centre is from the edge that an object is at
 
-LINE = 0.12  # width of the outlines, as a part of the radius
+LINE = 0.2  # width of the outlines, as a part of the radius
+LINE_COLOUR = (12, 12, 12)
 
 _SUPERSAMPLING = 4
 
@@ -94,7 +95,7 @@ def _colour(name: str, source: random.Random) -> tuple[int, int, int]:
 
 
 def draw(prompt: Prompt, width: int, height: int, source: random.Random, outlined: bool = False) -> Image.Image:
-    """One picture of the prompt, RGB. outlined: every object has a thin black or white line around it."""
+    """One picture of the prompt, RGB. outlined: every object has a black line around it."""
     background = _colour(prompt.background, source)
     return paint(place_objects(prompt, width, height, source), background, width, height, outlined)
 
@@ -107,14 +108,8 @@ def paint(
     image = Image.new("RGB", (width * scale, height * scale), background)
     pen = ImageDraw.Draw(image)
     for item in objects:
-        line = _line_colour(item.rgb, background) if outlined else None
-        _draw_shape(pen, item, scale, background, line)
+        _draw_shape(pen, item, scale, background, LINE_COLOUR if outlined else None)
     return image.reduce(scale)
-
-
-def _line_colour(rgb: tuple[int, int, int], background: tuple[int, int, int]) -> tuple[int, int, int]:
-    """White where object and background are dark, black where they are bright, to be seen against both."""
-    return (250, 250, 250) if sum(rgb) + sum(background) < 3 * 255 else (12, 12, 12)
 
 
 def _draw_shape(
@@ -125,7 +120,7 @@ def _draw_shape(
     line: tuple[int, int, int] | None,
 ) -> None:
     x, y, r = item.x * scale, item.y * scale, item.radius * scale
-    width = round(max(1.5 * scale, LINE * r))
+    width = round(LINE * r)
     if item.shape in ("circle", "ring"):
         pen.ellipse((x - r, y - r, x + r, y + r), item.rgb, line, width)
         if item.shape == "ring":

@@ -280,20 +280,20 @@ def train(work: Path, options: argparse.Namespace) -> None:
     model.save(work / "raw")
 
 
-def add_options(parser: argparse.ArgumentParser, steps: int, pictures: int, batch: int) -> None:
+def add_options(parser: argparse.ArgumentParser, steps: int, pictures: int, batch: int, rate: float) -> None:
     """Those of every training by flow matching, with these defaults."""
     parser.add_argument("--work", type=Path, required=True, help="folder of states and results")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--minutes", type=float, help="stop after so long, to be resumed")
     parser.add_argument("--pictures", type=int, default=pictures)
     parser.add_argument("--batch", type=int, default=batch)
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--rate", type=float, default=rate)
     parser.add_argument("--seed", type=int, default=0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, steps=20000, pictures=40000, batch=48)
+    add_options(parser, steps=20000, pictures=40000, batch=48, rate=2e-3)
     parser.add_argument(
         "--kept-out", type=int, default=1000, help="pictures of held-out prompts, to measure the loss on"
     )

@@ -1,18 +1,45 @@
-"""What ships: both of the pair, small, and with the grammar there is."""
+"""What ships: both of the pair, small, with the grammar there is, and a LoRA that outlines what they draw."""
 
 from __future__ import annotations
 
 import json
 
-from demo.captions import WORDS
+import numpy as np
+import pytest
+
+from demo.captions import WORDS, Prompt, prompts
+from demo.pictures import LINE_COLOUR
 from demo.release import LARGEST_PAIR
-from engine.config import DEMO_CHECKPOINTS
+from engine.config import DEMO_CHECKPOINTS, DEMO_LORAS
+from launcher import Client, launch
+
+LARGEST_LORA = 1_000_000  # bytes
+PICTURES = 12
 
 
-def test_the_pair_is_small_enough_for_the_wheel_and_knows_the_grammar() -> None:
+def test_pair_and_lora_are_small_enough_for_the_wheel_and_know_the_grammar() -> None:
     folders = set(DEMO_CHECKPOINTS.values())
     indices = [json.loads((folder / "model_index.json").read_text()) for folder in folders]
     assert {index["is_distilled"] for index in indices} == {True, False}
     assert all(set(index["prompt_words"]) == WORDS for index in indices)
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < LARGEST_PAIR
+    assert all(file.stat().st_size < LARGEST_LORA for file in DEMO_LORAS.values())
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("model", ["demo-turbo", "demo-raw"])
+def test_the_lora_outlines_what_they_draw(model: str) -> None:
+    colourful = [p for p in prompts(1, 300, kept_out=True) if "black" not in p.text()][:PICTURES]
+    with launch(model, device="cpu", loras=["demo-outlined"]) as client:
+        plain = [lined_pixels(client, prompt, seed, []) for seed, prompt in enumerate(colourful)]
+        lined = [lined_pixels(client, prompt, seed, ["demo-outlined"]) for seed, prompt in enumerate(colourful)]
+    assert sum(count < 15 for count in plain) >= PICTURES - 2, plain
+    assert sum(count > 60 for count in lined) >= PICTURES - 2, lined
+
+
+def lined_pixels(client: Client, prompt: Prompt, seed: int, loras: list[str]) -> int:
+    """How many pixels are of the lines' colour."""
+    result = client.generate(prompt.text(), width=128, height=128, seed=seed, loras=loras)
+    pixels = np.asarray(result.images[0].convert("RGB"), dtype=np.float32)
+    return int((np.linalg.norm(pixels - np.array(LINE_COLOUR), axis=2) < 60).sum())
