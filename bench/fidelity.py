@@ -50,7 +50,7 @@ from engine.kernels.fp8 import quantize_rows
 from engine.kernels.rope import image_rotations
 from engine.model import Transformer
 from engine.model.transformer import TimeModulation
-from engine.parallel import LocalGroup
+from engine.parallel import LocalGroup, Mesh
 from engine.parallel.linear import ParallelMatrix
 from engine.prompt import PREFIX, SUFFIX
 from engine.rank import Rank
@@ -242,7 +242,7 @@ def make_images(variant: Variant, jobs: Sequence[Job], device: torch.device) -> 
     config = EngineConfig(device=device.type, dtype=variant.dtype, attention=variant.attention, cuda_graphs=False)
     with plain_kernels(variant.plain), _demo_file(variant.file) as transformer:
         config = replace(config, model="demo", transformer=transformer)
-        rank = Rank(config, LocalGroup(), device, images.put)
+        rank = Rank(config, Mesh(), device, images.put)
         for matrix in variant.fp8:
             quantize(rank.transformer, matrix)
         if variant.rounds_timesteps:

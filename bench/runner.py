@@ -23,7 +23,7 @@ from bench.timing import Budget, is_shared
 from engine.config import ATTENTIONS, DEVICES, DTYPES, EngineConfig, ModelConfig
 from engine.decoding import DecodedImage
 from engine.errors import ArgumentError, Krea2Error
-from engine.parallel import LocalGroup, pick_device
+from engine.parallel import Mesh, pick_device
 from engine.parallel.device import pick_dtype
 from engine.pending import PendingStep
 from engine.prompt import MAX_PROMPT_TOKENS, PREFIX_TOKENS
@@ -169,7 +169,7 @@ class Engine:
             device=setup.device.type, dtype=str(setup.dtype).removeprefix("torch."), **asdict(version)
         )
         weights = RandomWeights(setup.model, setup.device)
-        self.rank = Rank(config, LocalGroup(), setup.device, lambda image: self._on_image(image), weights)
+        self.rank = Rank(config, Mesh(), setup.device, lambda image: self._on_image(image), weights)
         self._step_numbers = itertools.count()
         self._job_ids = itertools.count()
         loaded = time.perf_counter()

@@ -32,7 +32,7 @@ from bench.output import print_table, publish
 from bench.real_size import TINY, RandomWeights, random_prompt
 from engine.config import TENSOR_PARALLEL_DEGREES, EngineConfig, ModelConfig
 from engine.errors import ArgumentError
-from engine.parallel import connect_group, pick_device
+from engine.parallel import connect_mesh, pick_device
 from engine.rank import Rank
 from engine.step import Job
 
@@ -132,7 +132,7 @@ def run_rank(rank: int, ranks: int, device_name: str, folder: Path, timeout_s: f
     device = pick_device(config, rank, ranks)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
     store = folder / "store"
-    group = connect_group(rank, ranks, device, store_file=store, timeout_s=timeout_s, share_gpu=True)
+    mesh = connect_mesh(rank, ranks, 1, device, store_file=store, timeout_s=timeout_s, share_gpu=True)
     for precision, (dtype, quantization) in PRECISIONS.items():
         config = EngineConfig(
             tp=ranks,
@@ -143,11 +143,11 @@ def run_rank(rank: int, ranks: int, device_name: str, folder: Path, timeout_s: f
             share_gpu=True,
             cuda_graphs=False,  # gloo's collectives pass through the host, which no graph records
         )
-        engine = Rank(config, group, device, weights=RandomWeights(TINY, device))
+        engine = Rank(config, mesh, device, weights=RandomWeights(TINY, device))
         latents[precision] = torch.cat(final_latents(engine, _jobs(TINY)))
         engine.close()
     save_file(latents, folder / f"rank{rank}.safetensors")
-    group.close()
+    mesh.close()
 
 
 def _jobs(model: ModelConfig) -> list[Job]:

@@ -31,7 +31,7 @@ from bench.checkpoints import CheckpointSpec, build_checkpoint
 from bench.output import print_json, print_table
 from engine.config import EngineConfig
 from engine.decoding import DecodedImage
-from engine.parallel import LocalGroup
+from engine.parallel import Mesh
 from engine.prompt import PREFIX_TOKENS
 from engine.rank import Rank
 from engine.step import Job, Step
@@ -115,7 +115,7 @@ class Ours:
     def __init__(self, folder: Path) -> None:
         self.images: queue.Queue[DecodedImage] = queue.Queue()
         config = EngineConfig(model=str(folder), device="cpu")
-        self.rank = Rank(config, LocalGroup(), torch.device("cpu"), self.images.put)
+        self.rank = Rank(config, Mesh(), torch.device("cpu"), self.images.put)
         self.tokenizer = PromptTokenizer(folder, self.rank.config.text_encoder.vocab_size)
         self.number = 0
 

@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 
 import torch
 
-from engine.kernels.packing import Packing
+from engine.kernels.packing import Packing, Share
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,18 @@ class Segment:
 class Layout:
     """Offsets and positions of a packed batch, the same for every step in which the same segments meet.
 
-    packing: the segments in the packed matrix.
+    packing: the segments in the packed matrix; share: a rank's rows of it.
     rotations: RoPE of every row, (tokens, head_dim / 2) complex64, the identity on text.
     """
 
-    def __init__(self, segments: Sequence[Segment], grids: Sequence[torch.Tensor]) -> None:
-        """grids: each segment's image rotations, (image tokens, head_dim / 2)."""
+    def __init__(
+        self, segments: Sequence[Segment], grids: Sequence[torch.Tensor], rank: int = 0, ranks: int = 1
+    ) -> None:
+        """grids: each segment's image rotations, (image tokens, head_dim / 2). rank: one of so many that share the
+        rows."""
         self.segments = tuple(segments)
         self.packing = Packing([segment.tokens for segment in segments], grids[0].device)
+        self.share = Share(self.packing, rank, ranks)
         parts = []
         for segment, grid in zip(segments, grids, strict=True):
             parts += [grid.new_ones((segment.text_tokens, grid.shape[1])), grid]

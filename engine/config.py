@@ -30,6 +30,8 @@ DEMO_CHECKPOINT = _DEMO / "turbo"
 DEMO_CHECKPOINTS = {"demo": DEMO_CHECKPOINT, "demo-turbo": DEMO_CHECKPOINT, "demo-raw": _DEMO / "raw"}
 DEMO_LORAS = {"demo-outlined": _DEMO / "outlined.safetensors"}
 TENSOR_PARALLEL_DEGREES = (1, 2, 4)
+SEQUENCE_PARALLEL_DEGREES = (1, 2, 4)
+MOST_RANKS = 4
 DEVICES = ("auto", "cuda", "cpu")
 DTYPES = ("auto", "bfloat16", "float32")
 VARIANTS = ("raw", "turbo")
@@ -48,6 +50,8 @@ DEFAULT_TAPS = (2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35)
 class EngineConfig:
     """How to run the engine: which checkpoint, on what, over how many ranks. Raises `ArgumentError`.
 
+    tp: ranks that every matrix is split over; sp: ranks that the tokens of a step are split over. There are tp · sp.
+
     offload: what lies in host memory until it is needed, of `OFFLOADS`. prefetch: how many blocks are copied ahead;
     None leaves it to the plan. memory_budget: bytes of a device that the engine may take. vae_memory: bytes of decoding
     above which an image is decoded in tiles. lora_memory: bytes that a budget's plan leaves to LoRAs. See
@@ -64,6 +68,7 @@ class EngineConfig:
     vae: str | None = None
     tokenizer: str | None = None
     tp: int = 1
+    sp: int = 1
     device: str = "auto"
     dtype: str = "auto"
     variant: str | None = None
@@ -101,9 +106,12 @@ class EngineConfig:
         for path, strength in self.merge_loras:
             if not path or not math.isfinite(strength):
                 raise ArgumentError.of("merge_loras", "files, each with a finite strength", f"{path}:{strength}")
-        if isinstance(self.tp, bool) or self.tp not in TENSOR_PARALLEL_DEGREES:
-            allowed = ", ".join(map(str, TENSOR_PARALLEL_DEGREES))
-            raise ArgumentError.of("tp", f"one of {allowed}", self.tp)
+        for name, degrees in (("tp", TENSOR_PARALLEL_DEGREES), ("sp", SEQUENCE_PARALLEL_DEGREES)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or value not in degrees:
+                raise ArgumentError.of(name, f"one of {', '.join(map(str, degrees))}", value)
+        if self.ranks > MOST_RANKS:
+            raise ArgumentError.of("sp", f"at most {MOST_RANKS // self.tp} with tp {self.tp}", self.sp)
         self._check_memory_options()
 
     def _check_memory_options(self) -> None:
@@ -126,6 +134,10 @@ class EngineConfig:
             raise ArgumentError("prefetch needs offload or memory_budget: nothing is copied", parameter="prefetch")
         if self.lora_memory is not None and self.memory_budget is None:
             raise ArgumentError("lora_memory needs memory_budget, which it is part of", parameter="lora_memory")
+
+    @property
+    def ranks(self) -> int:
+        return self.tp * self.sp
 
     def dtype_on(self, device_type: str) -> str:
         """bfloat16 or float32: what `dtype` stands for on "cuda" or "cpu"."""
@@ -208,6 +220,28 @@ class ModelConfig:
                     f"possible: {possible}",
                     parameter="tp",
                 )
+
+    def possible_sp(self, tp: int) -> list[int]:
+        """Sequence parallel degrees beside tp: attention splits the heads of a tensor parallel rank once more."""
+        return [sp for sp in SEQUENCE_PARALLEL_DEGREES if tp * sp <= MOST_RANKS and not self._undivided_heads(tp * sp)]
+
+    def check_parallel(self, tp: int, sp: int) -> None:
+        """Raise `ArgumentError` naming what does not divide and the degrees that would work."""
+        self.check_tp(tp)
+        for name, heads in self._undivided_heads(tp * sp):
+            possible = ", ".join(map(str, self.possible_sp(tp)))
+            raise ArgumentError(
+                f"sp {sp} is not possible for this checkpoint with tp {tp}: {name} is {heads}, which {tp * sp} does "
+                f"not divide; possible: {possible}",
+                parameter="sp",
+            )
+
+    def _undivided_heads(self, ranks: int) -> list[tuple[str, int]]:
+        heads = [
+            ("num_attention_heads of the transformer", self.transformer.num_heads),
+            ("num_key_value_heads of the transformer", self.transformer.num_kv_heads),
+        ]
+        return [(name, count) for name, count in heads if count % ranks]
 
     def _split_sizes(self) -> list[tuple[str, int]]:
         dit, text = self.transformer, self.text_encoder

@@ -16,8 +16,8 @@ ENCODE_AT_ONCE = PREFIX_TOKENS + MAX_PROMPT_TOKENS + SUFFIX_TOKENS
 _FLOAT32 = 4
 
 
-def step_bytes(config: ModelConfig, tokens: int, tp: int, bytes_per_element: int) -> int:
-    """What one denoise step of `tokens` packed tokens allocates on each of `tp` ranks."""
+def step_bytes(config: ModelConfig, tokens: int, tp: int, bytes_per_element: int, *, sp: int = 1) -> int:
+    """What one denoise step of `tokens` packed tokens allocates on each of tp · sp ranks."""
     dit = config.transformer
     width, e = dit.hidden_size, bytes_per_element
     query, keys = width // tp, dit.num_kv_heads * dit.head_dim // tp
@@ -28,7 +28,11 @@ def step_bytes(config: ModelConfig, tokens: int, tp: int, bytes_per_element: int
     # gate|up; silu in float32 and rounded; the projection
     swiglu = 2 * feed_forward * e + feed_forward * (_FLOAT32 + e) + width * e
     rotations = dit.head_dim * _FLOAT32
-    return tokens * (residual + max(attention, swiglu) + rotations)
+    if sp > 1:  # q, k and v as they are sent and received, and attention's output likewise
+        attention += 2 * (query + 2 * keys) * e + 2 * query * e
+    rows = -(-tokens // sp)
+    elsewhere = (tokens - rows) * 2 * width * e  # rows that every rank embeds and another goes on with
+    return tokens * rotations + rows * (residual + max(attention, swiglu)) + elsewhere
 
 
 def decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element: int, most: int | None = None) -> int:

@@ -190,6 +190,7 @@ def plan_checkpoint(
         checkpoint.config,
         WeightBytes.of(held, bytes_per_element, fp8_products=fp8_products),
         tp=tp,
+        sp=engine.sp,
         bytes_per_element=bytes_per_element,
         budget=budget,
         offload=engine.offload,
@@ -205,13 +206,15 @@ def plan_memory(
     *,
     tp: int,
     bytes_per_element: int,
+    sp: int = 1,
     budget: int | None = None,
     offload: Sequence[str] = (),
     prefetch: int | None = None,
     vae_memory: int | None = None,
     lora_memory: int | None = None,
 ) -> MemoryPlan:
-    """The cheapest plan whose weights and work fit into `budget` bytes on each of `tp` ranks, of which rank 0 decodes.
+    """The cheapest plan whose weights and work fit into `budget` bytes on each of tp · sp ranks, of which rank 0
+    decodes.
 
     offload: what is offloaded in any case; without a budget nothing else is, and no block stays. prefetch, vae_memory,
     lora_memory: as in `EngineConfig`; None for what fits, and for no LoRAs. Raises `ArgumentError` with the least
@@ -220,7 +223,7 @@ def plan_memory(
     limits = [vae_memory]
     if budget is not None and vae_memory is None:
         limits = list(_decode_limits(model, bytes_per_element))
-    planner = _Planner(model, weights, tp, bytes_per_element, limits, lora_memory or 0)
+    planner = _Planner(model, weights, (tp, sp), bytes_per_element, limits, lora_memory or 0)
     blocks = len(weights.dit_blocks)
     if budget is None:
         streamed = blocks if DIT_LAYERWISE in offload else 0
@@ -250,18 +253,18 @@ class _Planner:
         self,
         model: ModelConfig,
         weights: WeightBytes,
-        tp: int,
+        degrees: tuple[int, int],
         bytes_per_element: int,
         limits: Sequence[int | None],
         loras: int,
     ) -> None:
-        size = model.default_width, model.default_height
+        size, (tp, sp) = (model.default_width, model.default_height), degrees
         self._steps, self._weights, self._loras = model.default_steps, weights, loras
         self._decoding = {limit: decode_bytes(model, *size, bytes_per_element, limit) for limit in (None, *limits)}
         segments = 2 if model.default_guidance else 1
         tokens = segments * (model.image_tokens(*size) + MAX_PROMPT_TOKENS + SUFFIX_TOKENS)
         self._before_decoding = weights.dequantized + max(
-            step_bytes(model, tokens, tp, bytes_per_element), encode_bytes(model, tp, bytes_per_element)
+            step_bytes(model, tokens, tp, bytes_per_element, sp=sp), encode_bytes(model, tp, bytes_per_element)
         )
 
     def make(self, offload: Sequence[str], streamed: int, prefetch: int, decode_limit: int | None) -> MemoryPlan:

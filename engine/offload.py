@@ -34,14 +34,15 @@ class Span:
 
 
 def plan_for(
-    config: EngineConfig, weights: Weights, ranks: int, device: torch.device, dtype: torch.dtype
+    config: EngineConfig, weights: Weights, tp: int, ranks: int, device: torch.device, dtype: torch.dtype
 ) -> MemoryPlan:
-    """The plan of each of so many ranks. Raises `ArgumentError` if nothing fits into the config's budget."""
+    """The plan of each of so many ranks, tp of which share the weights. Raises `ArgumentError` if nothing fits into the
+    config's budget."""
     budget = config.memory_budget
     return plan_checkpoint(
         weights,
         config,
-        ranks,
+        tp,
         dtype.itemsize,
         budget=None if budget is None else budget // ranks_on_device(device, ranks),
         fp8_products=multiplies_fp8(device, dtype),

@@ -25,7 +25,7 @@ from engine.memory import decode_bytes, step_bytes, tile_side
 from engine.model import TextEncoder, Transformer, VAEDecoder
 from engine.model.transformer import TimeModulation
 from engine.offload import Offload, limit_allocations, plan_for
-from engine.parallel import Group
+from engine.parallel import Mesh
 from engine.parallel.device import (
     check_quantization,
     free_bytes,
@@ -55,7 +55,7 @@ class Rank:
     def __init__(
         self,
         config: EngineConfig,
-        group: Group,
+        mesh: Mesh,
         device: torch.device,
         on_image: Callable[[DecodedImage], None] | None = None,
         weights: Weights | None = None,
@@ -63,10 +63,11 @@ class Rank:
         """Load this rank's share of the checkpoint, or of `weights` that come from elsewhere.
 
         on_image is called on rank 0, from the decoding thread, for every image. Raises `CheckpointError` if the
-        checkpoint is damaged and `ArgumentError` if the group's size does not divide the model, or the device lacks
+        checkpoint is damaged and `ArgumentError` if the mesh's sizes do not divide the model, or the device lacks
         what the config asks for.
         """
-        self.group, self.device = group, device
+        self.mesh, self.device = mesh, device
+        group = mesh.tp
         self.dtype = pick_dtype(config, device)
         check_quantization(config, device)
         if self.dtype == torch.float32:
@@ -76,7 +77,7 @@ class Rank:
         if config.merge_loras:
             weights = MergedWeights(weights, config)
         self.config = weights.config
-        self.config.check_tp(group.size)
+        self.config.check_parallel(group.size, mesh.sp.size)
         self._engine = config
         self.attention = GatedAttentionKernel()
         self.attention_choice = self._choose_attention(measured=False)
@@ -86,9 +87,9 @@ class Rank:
 
         with torch.device("meta"):
             self.text_encoder = TextEncoder(self.config, group)
-            self.transformer = Transformer(self.config.transformer, group, self.attention, text_attention)
-            self.vae = VAEDecoder(self.config.vae) if group.rank == 0 else None
-        self.plan = plan_for(config, weights, group.size, device, self.dtype)
+            self.transformer = Transformer(self.config.transformer, group, self.attention, text_attention, mesh.sp)
+            self.vae = VAEDecoder(self.config.vae) if mesh.world.rank == 0 else None
+        self.plan = plan_for(config, weights, group.size, mesh.world.size, device, self.dtype)
         limit_allocations(self.plan, device)
         self.offload = Offload(self.plan, device)
         options = LoadOptions(device, self.dtype, config.quantization, fp8_products=multiplies_fp8(device, self.dtype))
@@ -135,7 +136,7 @@ class Rank:
                 self._warm_up_image(*size)
             # Collectives could be recorded too, but nobody has tried that with the groups of this engine; and float32
             # is for comparisons. A graph cannot follow weights that come and go.
-            if self._engine.cuda_graphs and self.group.size == 1 and self.dtype == torch.bfloat16:
+            if self._engine.cuda_graphs and self.mesh.world.size == 1 and self.dtype == torch.bfloat16:
                 offload = set(self.plan.offload)
                 if TEXT_ENCODER not in offload:
                     self._prompts.record(PromptGraphs(self.text_encoder, self.device))
@@ -152,13 +153,13 @@ class Rank:
         """A step and a decoding of one image of this size."""
         tokens = self.config.image_tokens(width, height) + _TYPICAL_PROMPT_TOKENS
         needed = max(
-            step_bytes(self.config, tokens, self.group.size, self.dtype.itemsize),
+            step_bytes(self.config, tokens, self.mesh.tp.size, self.dtype.itemsize, sp=self.mesh.sp.size),
             decode_bytes(self.config, width, height, self.dtype.itemsize, self.plan.decode_limit),
         )
         torch.cuda.empty_cache()
         free = self.memory().get("free", needed)
-        fit = self.group.all_reduce(torch.tensor([float(needed <= free)], device=self.device))
-        if fit.item() < self.group.size:  # on every rank or on none, since a step is collective
+        fit = self.mesh.world.all_reduce(torch.tensor([float(needed <= free)], device=self.device))
+        if fit.item() < self.mesh.world.size:  # on every rank or on none, since a step is collective
             return
         prompt = (0,) * (PREFIX_TOKENS + _TYPICAL_PROMPT_TOKENS)
         job = Job(-1, prompt, None, width, height, 1, 0.0, None, 0)
@@ -231,7 +232,7 @@ class Rank:
             sizes["decode_limit"] = plan.decode_limit
         free = free_bytes(self.device)
         if free is not None:
-            free = free // ranks_on_device(self.device, self.group.size) - self.offload.absent
+            free = free // ranks_on_device(self.device, self.mesh.world.size) - self.offload.absent
         if plan.usable is not None:
             held = max(plan.weights, torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0)
             free = plan.usable - held if free is None else min(free, plan.usable - held)
@@ -247,7 +248,7 @@ class Rank:
 
     def _choose_attention(self, *, measured: bool) -> AttentionChoice:
         """Set the backends by the config, for images of the default size."""
-        dit, size = self.config.transformer, self.group.size
+        dit, size = self.config.transformer, self.mesh.world.size
         shape = AttentionShape(
             heads=dit.num_heads // size,
             kv_heads=dit.num_kv_heads // size,
@@ -327,7 +328,7 @@ class Rank:
             graphs = None  # adapters are no part of recordings
         latents = [state.latents for state in states]
         with self._adapters.by_row(
-            [(state.loras, segment.tokens) for state, segment in zip(rows, segments, strict=True)],
+            [(state.loras, tokens) for state, tokens in zip(rows, layout.share.lengths, strict=True)],
             [(state.loras, state.latents.shape[0]) for state in states],
         ):
             velocities = self.transformer(text, latents, modulation, layout, denoise=graphs and graphs.denoise)
@@ -349,7 +350,8 @@ class Rank:
         return previews
 
     def _make_layout(self, segments: tuple[Segment, ...]) -> Layout:
-        return Layout(segments, [self._grid(segment.grid_height, segment.grid_width) for segment in segments])
+        grids = [self._grid(segment.grid_height, segment.grid_width) for segment in segments]
+        return Layout(segments, grids, self.mesh.sp.rank, self.mesh.sp.size)
 
     def _make_grid(self, height: int, width: int) -> torch.Tensor:
         dit = self.config.transformer

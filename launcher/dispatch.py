@@ -179,6 +179,7 @@ class Dispatcher:
                 most,
                 bytes_per_element=self.bytes_per_element,
                 free=free,
+                sp=self._config.engine.sp,
                 decode_limit=self.decode_limit,
             )
         self._scheduler.token_budget = most

@@ -270,6 +270,7 @@ class Frontend:
                 self._model,
                 bytes_per_element=self._dispatcher.bytes_per_element,
                 free=free,
+                sp=self._config.engine.sp,
                 decode_limit=self._dispatcher.decode_limit,
             )
 

@@ -24,10 +24,10 @@ def describe_checkpoint(config: EngineConfig) -> str:
     """
     checkpoint = CheckpointFiles.open(config)
     model = checkpoint.config
-    model.check_tp(config.tp)
+    model.check_parallel(config.tp, config.sp)
     PromptTokenizer(checkpoint.tokenizer, model.text_encoder.vocab_size)
     bytes_per_element = 4 if config.dtype == "float32" else 2
-    components = summarize(checkpoint, config.tp, bytes_per_element, config.quantization)
+    components = summarize(checkpoint, config.tp, bytes_per_element, config.quantization, sp=config.sp)
     files = [line for name in checkpoint.components for line in _describe_files(checkpoint, name)]
     plan_lines = []
     if config.memory_budget is not None or config.offload:
@@ -51,11 +51,12 @@ def describe_checkpoint(config: EngineConfig) -> str:
         f"{text.num_kv_heads} kv heads, SwiGLU {text.intermediate_size}, taps {_listed(model.text_encoder_taps)}",
         f"  vae           {vae.z_dim} channels, 1/{vae.scale_factor} of the image's sides",
         f"  tp            possible: {_listed(model.possible_tp())}",
+        f"  sp            possible: {_listed(model.possible_sp(config.tp))}, with tp {config.tp}",
         "",
         *files,
         f"  {'tokenizer':<14}{checkpoint.tokenizer}",
         "",
-        f"{'parameters that inference needs':<34}" + "".join(f"{f'rank {rank}':>12}" for rank in range(config.tp)),
+        f"{'parameters that inference needs':<34}" + "".join(f"{f'rank {rank}':>12}" for rank in range(config.ranks)),
     ]
     for component in components:
         lines.append(_row(component.name, component.parameters, component.bytes_per_rank))

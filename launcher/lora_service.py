@@ -249,7 +249,8 @@ class LoraService:
         needs = default_needs(
             self._model,
             bytes_per_element=self._dispatcher.bytes_per_element,
-            ranks=self._config.engine.tp,
+            ranks=self._config.engine.ranks,
+            sp=self._config.engine.sp,
             decode_limit=self._dispatcher.decode_limit,
         )
         for rank, (available, needed) in enumerate(zip(left, needs, strict=True)):

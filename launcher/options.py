@@ -27,7 +27,18 @@ def engine_options(command: Command) -> Command:
             f"of {', '.join(DEMO_CHECKPOINTS)}.  [default: demo, if no part of a model is given]",
         ),
         part_options,
-        click.option("--tp", type=int, help="Ranks: 1, 2 or 4.  [default: 1; under torchrun, all of its processes]"),
+        click.option(
+            "--tp",
+            type=int,
+            help="Ranks that every matrix is split over: 1, 2 or 4.  [default: 1; under torchrun, all its processes]",
+        ),
+        click.option(
+            "--sp",
+            type=int,
+            default=1,
+            help="Ranks that the tokens of a step are split over: 1, 2 or 4; there are tp · sp.",
+            show_default=True,
+        ),
         click.option("--device", default="auto", help="auto, cuda or cpu.", show_default=True),
         click.option(
             "--dtype",
@@ -165,6 +176,7 @@ def memory_settings(
 def configure_engine(
     *,
     tp: int | None,
+    sp: int,
     limits: tuple[str, ...],
     start_timeout_s: float,
     step_timeout_s: float,
@@ -179,11 +191,16 @@ def configure_engine(
 ) -> tuple[FrontendConfig, ModelConfig]:
     """The engine's options, checked as far as that goes without starting it."""
     folder, count = torchrun.external_ranks() or ("", 1)
-    if folder and tp not in (None, count):
-        raise ArgumentError.of("tp", f"{count}, the number of processes that torchrun started", tp)
+    if tp is None:
+        tp = max(1, count // sp) if sp > 0 else 1  # what sp may be is said below
+    if folder and tp * sp != count:
+        raise ArgumentError(
+            f"tp · sp must be {count}, the number of processes that torchrun started, got {tp} · {sp}", parameter="tp"
+        )
     config, model = configure(
         EngineConfig(
-            tp=count if tp is None else tp,
+            tp=tp,
+            sp=sp,
             **memory_settings(
                 offload=offload, memory_budget=memory_budget, vae_memory=vae_memory, lora_memory=lora_memory
             ),

@@ -35,6 +35,7 @@ class Overview:
         return StatusReply(
             model=self._config.engine.name,
             tp=self._config.engine.tp,
+            sp=self._config.engine.sp,
             device=self._dispatcher.device,
             ready=self._dispatcher.ready and not draining,
             uptime_s=time.monotonic() - self._began,

@@ -234,6 +234,7 @@ class StatusReply(_Versioned, frozen=True, kw_only=True):
     loras: tuple[LoadedLora, ...]
     merged_loras: tuple[MergedLora, ...]
     memory_plan: tuple[str, ...]
+    sp: int = 1
 
 
 class MetricsReply(_Versioned, frozen=True, kw_only=True):

@@ -85,7 +85,7 @@ class RankGroup:
         self._config = config
         self._events = events
         self._loop = asyncio.get_running_loop()
-        self._ranks = range(config.engine.tp)
+        self._ranks = range(config.engine.ranks)
         self._ready: dict[int, Ready] = {}
         self._sent: deque[_SentStep] = deque()
         self.images = 0

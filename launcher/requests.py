@@ -169,13 +169,15 @@ def check_memory(
     *,
     bytes_per_element: int,
     free: Sequence[int],
+    sp: int = 1,
     decode_limit: int | None = None,
 ) -> None:
     """Raise `ArgumentError` if an image of the request, alone, needs more than the `free` bytes of some rank.
 
     decode_limit: as in `decode_bytes`.
     """
-    needed = _needed(plan.segments, checked.width, checked.height, model, bytes_per_element, len(free), decode_limit)
+    size = checked.width, checked.height
+    needed = _needed(plan.segments, size, model, bytes_per_element, len(free), sp, decode_limit)
     for rank, (available, wanted) in enumerate(zip(free, needed, strict=True)):
         if wanted > available:
             raise ArgumentError(
@@ -186,38 +188,45 @@ def check_memory(
 
 
 def default_needs(
-    model: ModelConfig, *, bytes_per_element: int, ranks: int, decode_limit: int | None = None
+    model: ModelConfig, *, bytes_per_element: int, ranks: int, sp: int = 1, decode_limit: int | None = None
 ) -> list[int]:
-    """Bytes that each rank needs for a picture of the default size."""
-    width, height = model.default_width, model.default_height
-    tokens = model.image_tokens(width, height) + MAX_PROMPT_TOKENS
-    return _needed((tokens,), width, height, model, bytes_per_element, ranks, decode_limit)
+    """Bytes that each rank needs for a picture of the default size. sp: ranks among which tokens are split."""
+    size = model.default_width, model.default_height
+    tokens = model.image_tokens(*size) + MAX_PROMPT_TOKENS
+    return _needed((tokens,), size, model, bytes_per_element, ranks, sp, decode_limit)
 
 
 def _needed(
     segments: Sequence[int],
-    width: int,
-    height: int,
+    size: tuple[int, int],
     model: ModelConfig,
     bytes_per_element: int,
     ranks: int,
+    sp: int,
     decode_limit: int | None,
 ) -> list[int]:
     """Bytes by rank. Rank 0 decodes images while the next step runs."""
+    tp = ranks // sp
     stepping = max(
-        step_bytes(model, sum(segments), ranks, bytes_per_element), encode_bytes(model, ranks, bytes_per_element)
+        step_bytes(model, sum(segments), tp, bytes_per_element, sp=sp), encode_bytes(model, tp, bytes_per_element)
     )
-    decoding = decode_bytes(model, width, height, bytes_per_element, decode_limit)
+    decoding = decode_bytes(model, *size, bytes_per_element, decode_limit)
     return [stepping + decoding] + [stepping] * (ranks - 1)
 
 
 def token_budget(
-    model: ModelConfig, most: int, *, bytes_per_element: int, free: Sequence[int], decode_limit: int | None = None
+    model: ModelConfig,
+    most: int,
+    *,
+    bytes_per_element: int,
+    free: Sequence[int],
+    sp: int = 1,
+    decode_limit: int | None = None,
 ) -> int:
     """The tokens of a tick, at most `most`, for which every rank has memory beside a picture of the default size."""
     decoding = decode_bytes(model, model.default_width, model.default_height, bytes_per_element, decode_limit)
-    for_one = step_bytes(model, 1, len(free), bytes_per_element)
-    return max(1, min(most, (min(free) - decoding) // for_one))
+    for_as_many_as_ranks = step_bytes(model, sp, len(free) // sp, bytes_per_element, sp=sp)
+    return max(1, min(most, (min(free) - decoding) * sp // for_as_many_as_ranks))
 
 
 def check_strength(name: str, strength: float) -> float:

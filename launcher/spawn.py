@@ -76,6 +76,7 @@ def launch(
     vae: str | None = None,
     tokenizer: str | None = None,
     tp: int = 1,
+    sp: int = 1,
     device: str = "auto",
     dtype: str = "auto",
     variant: str | None = None,
@@ -125,6 +126,7 @@ def launch(
         vae=vae,
         tokenizer=tokenizer,
         tp=tp,
+        sp=sp,
         device=device,
         dtype=dtype,
         variant=variant,
@@ -157,7 +159,7 @@ def configure(
     checkpoint = CheckpointFiles.open(engine)
     checkpoint.close()
     model = checkpoint.config
-    model.check_tp(engine.tp)
+    model.check_parallel(engine.tp, engine.sp)
     for name, seconds in (("start_timeout_s", start_timeout_s), ("step_timeout_s", step_timeout_s)):
         if not is_number(seconds) or not 0 < seconds <= MAX_TIMEOUT_S:
             raise ArgumentError.of(name, f"above 0 and at most {MAX_TIMEOUT_S}", seconds)
@@ -348,18 +350,18 @@ def start_ranks(config: FrontendConfig, ranks: list[Child], generation: int = 0)
     """Start a process for every rank, and append it to `ranks` at once. Does nothing if somebody else starts them."""
     if config.external_ranks:
         return
-    tp = config.engine.tp
+    ranks_wanted = config.engine.ranks
     defaults = {
-        "OMP_NUM_THREADS": str(max(1, _cores() // tp)),
+        "OMP_NUM_THREADS": str(max(1, _cores() // ranks_wanted)),
         **RANK_ENVIRONMENT,
         # gloo would look up the host's own name otherwise, which need not lead anywhere
         "GLOO_SOCKET_IFNAME": _loopback_interface(),
     }
     environment = {name: value for name, value in defaults.items() if name not in os.environ}
-    for rank in range(tp):
+    for rank in range(ranks_wanted):
         rank_config = RankConfig(
             rank=rank,
-            world_size=tp,
+            world_size=ranks_wanted,
             run_folder=config.run_folder,
             generation=generation,
             store_file=f"{config.run_folder}/store-{generation}",

@@ -77,16 +77,17 @@ def serve(config: RankConfig) -> NoReturn:
 
 
 def _load(config: RankConfig, wire: _Wire) -> Rank:
-    from engine.parallel import connect_group, pick_device, ranks_on_device
+    from engine.parallel import connect_mesh, pick_device, ranks_on_device
     from engine.rank import Rank
 
     wire.send(Hello(rank=config.rank))
     load = wire.receive(timeout_s=_ORDERS_S)
     assert isinstance(load, Load)
     device = pick_device(load.engine, config.rank, config.world_size)
-    group = connect_group(
+    mesh = connect_mesh(
         config.rank,
-        config.world_size,
+        load.engine.tp,
+        load.engine.sp,
         device,
         store_file=Path(config.store_file) if config.store_file is not None else None,
         timeout_s=load.timeout_s,
@@ -104,7 +105,7 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
         )
         wire.send(header, image.rgb)
 
-    rank = Rank(load.engine, group, device, on_image=send_image)
+    rank = Rank(load.engine, mesh, device, on_image=send_image)
     if load.warm_up:
         rank.warm_up(load.warm_up_sizes)
     attention = rank.attention_choice.describe()

@@ -12,7 +12,7 @@ import torch
 
 from engine.config import EngineConfig, ModelConfig
 from engine.decoding import DecodedImage
-from engine.parallel import LocalGroup, thread_groups
+from engine.parallel import Mesh, thread_meshes
 from engine.rank import Rank
 from engine.step import Adapter, Job, Step
 from launcher.tokenizer import PromptTokenizer
@@ -49,6 +49,7 @@ def run_requests(
     requests: Sequence[Request],
     *,
     tp: int = 1,
+    sp: int = 1,
     dtype: str = "float32",
     quantization: str = "none",
     joins: Sequence[int] | None = None,
@@ -59,7 +60,7 @@ def run_requests(
     joins: the tick at which each job starts; None: all at the first. options: others of `EngineConfig`.
     """
     jobs = jobs_of(folder, requests)
-    return run_jobs(folder, jobs, tp=tp, dtype=dtype, quantization=quantization, joins=joins, **options)
+    return run_jobs(folder, jobs, tp=tp, sp=sp, dtype=dtype, quantization=quantization, joins=joins, **options)
 
 
 def run_jobs(
@@ -67,6 +68,7 @@ def run_jobs(
     jobs: Sequence[Job],
     *,
     tp: int = 1,
+    sp: int = 1,
     dtype: str = "float32",
     quantization: str = "none",
     joins: Sequence[int] | None = None,
@@ -85,7 +87,7 @@ def run_jobs(
         rank.close()
         return latents
 
-    latents = on_ranks(folder, run, tp=tp, dtype=dtype, quantization=quantization, on_image=keep, **options)
+    latents = on_ranks(folder, run, tp=tp, sp=sp, dtype=dtype, quantization=quantization, on_image=keep, **options)
     for other in latents[1:]:
         for job in jobs:
             assert torch.equal(other[job.job_id], latents[0][job.job_id]), f"ranks differ on job {job.job_id}"
@@ -97,29 +99,32 @@ def on_ranks(
     function: Callable[[Rank], T],
     *,
     tp: int = 1,
+    sp: int = 1,
     dtype: str = "float32",
     quantization: str = "none",
     on_image: Callable[[DecodedImage], None] | None = None,
     **options: Any,
 ) -> list[T]:
-    """Load the checkpoint on `tp` ranks and call the function in each rank's thread. Raises what a rank raised.
+    """Load the checkpoint on tp · sp ranks and call the function in each rank's thread. Raises what a rank raised.
 
     options: of `EngineConfig`.
     """
-    groups = [LocalGroup()] if tp == 1 else thread_groups(tp, timeout_s=DEADLINE_S)
-    config = EngineConfig(model=str(folder), tp=tp, device="cpu", dtype=dtype, quantization=quantization, **options)
+    meshes = [Mesh()] if tp * sp == 1 else thread_meshes(tp, sp, timeout_s=DEADLINE_S)
+    config = EngineConfig(
+        model=str(folder), tp=tp, sp=sp, device="cpu", dtype=dtype, quantization=quantization, **options
+    )
 
     def run_rank(index: int) -> T:
         try:
-            rank = Rank(config, groups[index], torch.device("cpu"), on_image if index == 0 else None)
+            rank = Rank(config, meshes[index], torch.device("cpu"), on_image if index == 0 else None)
             with torch.inference_mode():
                 return function(rank)
         except BaseException:
-            groups[index].close()  # lets the other ranks go
+            meshes[index].close()  # lets the other ranks go
             raise
 
-    with ThreadPoolExecutor(tp) as pool:
-        futures = [pool.submit(run_rank, index) for index in range(tp)]
+    with ThreadPoolExecutor(tp * sp) as pool:
+        futures = [pool.submit(run_rank, index) for index in range(tp * sp)]
         _, running = wait(futures, timeout=DEADLINE_S)
         assert not running, "a rank hangs"
     failures = [failure for future in futures if (failure := future.exception()) is not None]

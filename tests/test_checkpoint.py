@@ -17,7 +17,7 @@ from engine.checkpoint.safetensors_file import SafetensorsFile
 from engine.checkpoint.stored import Bounds
 from engine.config import EngineConfig
 from engine.errors import ArgumentError, CheckpointError
-from engine.parallel import LocalGroup
+from engine.parallel import Mesh
 from engine.rank import Rank
 from tests.damage import copy_checkpoint, replace_bytes, rewrite_json, rewrite_tensors
 from tests.engine_runs import on_ranks
@@ -42,7 +42,7 @@ def damaged(turbo: Path, tmp_path: Path) -> Path:
 
 
 def load(folder: Path) -> Rank:
-    return Rank(EngineConfig(model=str(folder), device="cpu"), LocalGroup(), torch.device("cpu"))
+    return Rank(EngineConfig(model=str(folder), device="cpu"), Mesh(), torch.device("cpu"))
 
 
 def refusal(folder: Path) -> str:
@@ -375,4 +375,4 @@ def test_an_impossible_degree_lists_the_possible_ones(checkpoint: Callable[..., 
     assert error.value.parameter == "tp"
     assert "num_key_value_heads of the text encoder is 2" in message
     assert message.endswith("possible: 1, 2")
-    assert on_ranks(folder, lambda rank: rank.group.size, tp=2) == [2, 2]
+    assert on_ranks(folder, lambda rank: rank.mesh.tp.size, tp=2) == [2, 2]

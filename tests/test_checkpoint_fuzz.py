@@ -12,7 +12,7 @@ import torch
 
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import CheckpointError
-from engine.parallel import LocalGroup
+from engine.parallel import Mesh
 from engine.rank import Rank
 from engine.step import Job, Step
 from launcher.tokenizer import PromptTokenizer
@@ -64,7 +64,7 @@ def check_message(error: CheckpointError, folder: Path) -> None:
 
 def load_and_step(folder: Path) -> torch.Tensor:
     """Load on one rank, check every shape, make one small image to its last latents."""
-    rank = Rank(EngineConfig(model=str(folder), device="cpu"), LocalGroup(), torch.device("cpu"))
+    rank = Rank(EngineConfig(model=str(folder), device="cpu"), Mesh(), torch.device("cpu"))
     for module in (rank.text_encoder, rank.transformer, rank.vae):
         assert module is not None
         for name, parameter in module.named_parameters():

@@ -10,7 +10,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.decoding import DecodedImage
-from engine.parallel import LocalGroup
+from engine.parallel import Mesh
 from engine.rank import Rank
 from engine.step import Job, Step
 
@@ -18,7 +18,7 @@ from engine.step import Job, Step
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), None])
 def test_an_image_says_whether_its_latents_are_numbers(turbo: Path, broken: float | None) -> None:
     images: queue.Queue[DecodedImage] = queue.Queue()
-    rank = Rank(EngineConfig(model=str(turbo)), LocalGroup(), torch.device("cpu"), images.put)
+    rank = Rank(EngineConfig(model=str(turbo)), Mesh(), torch.device("cpu"), images.put)
     job = Job(0, tuple(range(50)), None, 64, 64, 1, 0.0, None, 0)
     rank.execute(Step(0, start=(job,), denoise=(0,)))
     if broken is not None:

@@ -16,7 +16,7 @@ from engine.config import EngineConfig
 from engine.errors import CheckpointError
 from engine.kernels.fp8 import FP8
 from engine.kernels.int8 import dequantize_groups, quantize_groups
-from engine.parallel import LocalGroup, RowParallelLinear
+from engine.parallel import LocalGroup, Mesh, RowParallelLinear
 from engine.parallel.linear import ParallelMatrix
 from engine.rank import Rank
 
@@ -85,7 +85,7 @@ def rank_of(
     folder: Path, change: Callable[[Source, StoredTensor], StoredTensor], **options: str
 ) -> tuple[Rank, Stored]:
     weights = Stored(folder, change)
-    return Rank(EngineConfig(model=str(folder), device="cpu", **options), LocalGroup(), CPU, weights=weights), weights
+    return Rank(EngineConfig(model=str(folder), device="cpu", **options), Mesh(), CPU, weights=weights), weights
 
 
 def matrices(rank: Rank) -> dict[str, ParallelMatrix]:
@@ -172,7 +172,7 @@ def test_few_numbers_at_a_time_become_8_bits(turbo: Path, held: str, monkeypatch
     """Of a matrix whose whole would take four times its memory in float32, and the same comes out."""
 
     def parameters() -> dict[str, torch.Tensor]:
-        rank = Rank(EngineConfig(model=str(turbo), quantization=held), LocalGroup(), CPU)
+        rank = Rank(EngineConfig(model=str(turbo), quantization=held), Mesh(), CPU)
         return dict(rank.transformer.named_parameters())
 
     expected = parameters()

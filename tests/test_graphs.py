@@ -23,7 +23,7 @@ from engine.kernels.norm import norm_triton
 from engine.kernels.packing import Packing
 from engine.kernels.rope import image_rotations, norm_rotate_triton_
 from engine.model import layers, transformer
-from engine.parallel import LocalGroup
+from engine.parallel import Mesh
 from engine.rank import Rank
 from engine.step import Job, Step
 from tests.conftest import INTERPRETED
@@ -47,7 +47,7 @@ SIDES = (64, 128, 1024)  # of images, in pixels
 def _rank(dtype: str, quantization: str = "none", config: ModelConfig = TINY) -> Rank:
     device = torch.device("cpu" if INTERPRETED else "cuda")
     weights = RandomWeights(config, device)
-    return Rank(EngineConfig(dtype=dtype, quantization=quantization), LocalGroup(), device, weights=weights)
+    return Rank(EngineConfig(dtype=dtype, quantization=quantization), Mesh(), device, weights=weights)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
 from engine.memory import decode_bytes, encode_bytes, step_bytes
 from engine.model import VAEDecoder
-from engine.parallel import LocalGroup
+from engine.parallel import Mesh
 from engine.rank import Rank
 from engine.step import Job, Step
 
@@ -42,7 +42,7 @@ def peak_bytes(work: Callable[[], Any]) -> int:
 @pytest.mark.parametrize(("width", "height"), [(512, 512), (256, 1024)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_step_allocates_no_more_than_the_arithmetic_says(width: int, height: int, dtype: str) -> None:
-    rank = Rank(EngineConfig(dtype=dtype), LocalGroup(), CPU)
+    rank = Rank(EngineConfig(dtype=dtype), Mesh(), CPU)
     job = Job(0, tuple(range(34 + TEXT_TOKENS)), None, width, height, 4, 0.0, None, 0)
     rank.execute(Step(0, start=(job,), denoise=(0,)))
     peak = peak_bytes(lambda: rank.execute(Step(1, denoise=(0,))))
@@ -54,7 +54,7 @@ def test_a_step_allocates_no_more_than_the_arithmetic_says(width: int, height: i
 @pytest.mark.parametrize(("width", "height"), [(512, 512), (256, 1024)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_decoding_allocates_no_more_than_the_arithmetic_says(width: int, height: int, dtype: str) -> None:
-    rank = Rank(EngineConfig(dtype=dtype), LocalGroup(), CPU)
+    rank = Rank(EngineConfig(dtype=dtype), Mesh(), CPU)
     assert rank.vae is not None
     vae, latents = rank.vae, torch.randn(1, 16, height // 8, width // 8)
     with torch.inference_mode():
@@ -84,7 +84,7 @@ def test_decoding_at_the_real_size_on_a_gpu_allocates_no_more_than_the_arithmeti
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_encoding_many_long_prompts_allocates_no_more_than_the_arithmetic_says(dtype: str) -> None:
-    rank = Rank(EngineConfig(dtype=dtype), LocalGroup(), CPU)
+    rank = Rank(EngineConfig(dtype=dtype), Mesh(), CPU)
     jobs = tuple(Job(i, (i + 5, *range(545)), None, 64, 64, 1, 0.0, None, i) for i in range(7))
     jobs = tuple(replace(job, prompt_ids=tuple(t % 400 for t in job.prompt_ids)) for job in jobs)
     peak = peak_bytes(lambda: rank.execute(Step(0, start=jobs)))

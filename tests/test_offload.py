@@ -18,7 +18,7 @@ from engine.config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
 from engine.copying import seconds_between
 from engine.model.layers import SwiGLU
 from engine.offload import BlockStream, Span, limit_allocations
-from engine.parallel import LocalGroup
+from engine.parallel import Mesh
 from engine.prompt_features import PromptFeatures
 from engine.rank import Rank
 from engine.residency import HostMemory, WeightLedger
@@ -84,7 +84,7 @@ def test_adapters_stay_beside_layers_that_come_and_go(turbo: Path, tmp_path: Pat
 
 
 def make_rank(folder: str = "demo", **options: Any) -> Rank:
-    return Rank(EngineConfig(model=folder, **options), LocalGroup(), CPU)
+    return Rank(EngineConfig(model=folder, **options), Mesh(), CPU)
 
 
 def draw(rank: Rank, steps: int = 2) -> None:
@@ -299,7 +299,7 @@ def test_on_a_gpu_latents_are_the_same_and_copies_begin_while_blocks_compute() -
     job = Job(0, tuple(range(34 + 20)), None, 512, 512, 2, 0.0, None, 0)
     latents, timeline = [], []
     for offload in ((), (DIT_LAYERWISE, TEXT_ENCODER, VAE), (DIT, TEXT_ENCODER, VAE)):
-        rank = Rank(EngineConfig(device="cuda", offload=offload), LocalGroup(), device)
+        rank = Rank(EngineConfig(device="cuda", offload=offload), Mesh(), device)
         if DIT_LAYERWISE in offload:
             rank.offload.streams["transformer"].timeline = timeline
         rank.execute(Step(0, start=(job,), denoise=(0,))).wait()
@@ -361,7 +361,7 @@ def test_ranks_on_one_device_share_its_budget(turbo: Path) -> None:
 def test_requests_in_a_tight_budget_give_the_same_latents(turbo: Path) -> None:
     jobs = jobs_of(turbo, REQUESTS)
     assert len(jobs) == 3
-    needed = Rank(EngineConfig(model=str(turbo)), LocalGroup(), CPU).plan
+    needed = Rank(EngineConfig(model=str(turbo)), Mesh(), CPU).plan
     expected = run_requests(turbo, REQUESTS)
     pictures = run_requests(turbo, REQUESTS, memory_budget=needed.needed - needed.weights // 3)
     assert_same(pictures, expected)

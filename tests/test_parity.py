@@ -18,7 +18,7 @@ from tests.oracle import Picture, Request, expected_pictures, load_pipeline, pac
 
 LATENT_TOLERANCE = 1e-4
 BATCH_TOLERANCE = 2e-5
-DEGREES = (1, 2, 4)
+DEGREES = ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 4))  # tp, sp
 
 CAPTION = "a small yellow star left of a purple heart"
 REQUESTS = {
@@ -58,18 +58,18 @@ def check(ours: list[Picture], theirs: list[Picture]) -> None:
         assert np.abs(mine.image.astype(int) - reference.image.astype(int)).max() <= 1
 
 
-@pytest.mark.parametrize("tp", DEGREES)
+@pytest.mark.parametrize(("tp", "sp"), DEGREES)
 @pytest.mark.parametrize("name", REQUESTS)
-def test_distilled_checkpoint_gives_the_images_of_diffusers(turbo: Path, name: str, tp: int) -> None:
+def test_distilled_checkpoint_gives_the_images_of_diffusers(turbo: Path, name: str, tp: int, sp: int) -> None:
     request = REQUESTS[name]
-    check(run_requests(turbo, [request], tp=tp), expected(turbo, request))
+    check(run_requests(turbo, [request], tp=tp, sp=sp), expected(turbo, request))
 
 
-@pytest.mark.parametrize("tp", DEGREES)
+@pytest.mark.parametrize(("tp", "sp"), DEGREES)
 @pytest.mark.parametrize("name", ["square", "tall", "guided, with a negative prompt", "three images", "mu"])
-def test_undistilled_checkpoint_gives_the_images_of_diffusers(raw: Path, name: str, tp: int) -> None:
+def test_undistilled_checkpoint_gives_the_images_of_diffusers(raw: Path, name: str, tp: int, sp: int) -> None:
     request = REQUESTS[name]
-    check(run_requests(raw, [request], tp=tp), expected(raw, request))
+    check(run_requests(raw, [request], tp=tp, sp=sp), expected(raw, request))
 
 
 @pytest.mark.parametrize("mu", [1.15, 0.5, -0.3, 0.61234, 2.0])
@@ -95,8 +95,8 @@ def test_the_schedule_depends_on_distillation_size_and_mu(turbo: Path, raw: Path
     assert relative_error(expected(turbo, REQUESTS["mu"])[0].latents, square) > 100 * LATENT_TOLERANCE
 
 
-@pytest.mark.parametrize("tp", DEGREES)
-def test_requests_packed_in_one_tick_equal_each_alone(turbo: Path, tp: int) -> None:
+@pytest.mark.parametrize(("tp", "sp"), DEGREES)
+def test_requests_packed_in_one_tick_equal_each_alone(turbo: Path, tp: int, sp: int) -> None:
     """Different sizes, step counts (so different timesteps in a tick), guidance, mu and prompt lengths at once."""
     requests = [
         REQUESTS["tall"],
@@ -108,9 +108,9 @@ def test_requests_packed_in_one_tick_equal_each_alone(turbo: Path, tp: int) -> N
         REQUESTS["mu"],
         REQUESTS["empty prompt"],
     ]
-    packed = run_requests(turbo, requests, tp=tp)
+    packed = run_requests(turbo, requests, tp=tp, sp=sp)
     check(packed, [picture for request in requests for picture in expected(turbo, request)])
-    alone = [picture for request in requests for picture in run_requests(turbo, [request], tp=tp)]
+    alone = [picture for request in requests for picture in run_requests(turbo, [request], tp=tp, sp=sp)]
     for together, single in zip(packed, alone, strict=True):
         assert relative_error(together.latents, single.latents) <= BATCH_TOLERANCE
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from engine.config import DEMO_CHECKPOINT, EngineConfig
 from engine.decoding import DecodedImage
-from engine.parallel import LocalGroup
+from engine.parallel import Mesh
 from engine.pending import Preview
 from engine.preview import SCALE, PreviewMap
 from engine.rank import Rank
@@ -85,7 +85,7 @@ def test_previews_of_the_demo_come_when_they_are_due_and_show_what_the_image_bec
         images[image.job_id] = image
         decoded.release()
 
-    rank = Rank(EngineConfig(), LocalGroup(), torch.device("cpu"), on_image=keep)
+    rank = Rank(EngineConfig(), Mesh(), torch.device("cpu"), on_image=keep)
     number = itertools.count()
     for batch in (jobs[:-1], jobs[-1:]):
         previews: list[Preview] = []

@@ -10,7 +10,7 @@ import torch
 from engine.checkpoint.holding import BLOCK_MATRICES
 from engine.config import EngineConfig
 from engine.kernels.fp8 import FP8, Fp8Rows
-from engine.parallel import LocalGroup
+from engine.parallel import Mesh
 from engine.rank import Rank
 from tests.engine_runs import on_ranks, run_requests
 from tests.kernels.tolerances import relative_error
@@ -22,7 +22,7 @@ DEGREES = (1, 2, 4)
 
 def test_the_matrices_of_the_blocks_are_quantised_and_nothing_else(turbo: Path) -> None:
     exact, rank = (
-        Rank(EngineConfig(model=str(turbo), quantization=quantization), LocalGroup(), torch.device("cpu"))
+        Rank(EngineConfig(model=str(turbo), quantization=quantization), Mesh(), torch.device("cpu"))
         for quantization in ("none", "fp8")
     )
     whole = dict(exact.transformer.named_parameters())

@@ -12,7 +12,7 @@ from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
 from engine.memory import decode_bytes, tile_side
 from engine.model import VAEDecoder
 from engine.model.vae import _shares
-from engine.parallel import LocalGroup
+from engine.parallel import Mesh
 from engine.rank import Rank
 from engine.tiling import OVERLAP, SMALLEST_TILE, divide
 from tests.test_memory import peak_bytes
@@ -24,7 +24,7 @@ SCALE = 8
 
 @pytest.fixture(scope="module")
 def vae() -> VAEDecoder:
-    rank = Rank(EngineConfig(), LocalGroup(), CPU)
+    rank = Rank(EngineConfig(), Mesh(), CPU)
     assert rank.vae is not None
     return rank.vae
 
@@ -101,7 +101,7 @@ def test_an_image_is_whole_where_it_fits_and_in_the_largest_tiles_that_fit_elsew
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("part", [0.5, 0.3])
 def test_tiles_allocate_no_more_than_the_arithmetic_says(dtype: str, part: float) -> None:
-    rank = Rank(EngineConfig(dtype=dtype), LocalGroup(), CPU)
+    rank = Rank(EngineConfig(dtype=dtype), Mesh(), CPU)
     assert rank.vae is not None
     vae, latents = rank.vae, make_latents(96, 128, smooth=False)
     e = rank.dtype.itemsize
@@ -114,7 +114,7 @@ def test_tiles_allocate_no_more_than_the_arithmetic_says(dtype: str, part: float
 
 def test_a_rank_decodes_in_tiles_what_would_take_too_much() -> None:
     limit = decode_bytes(DEMO, 512, 512, 4) // 2
-    rank = Rank(EngineConfig(vae_memory=limit), LocalGroup(), CPU)
+    rank = Rank(EngineConfig(vae_memory=limit), Mesh(), CPU)
     assert rank.memory()["decode_limit"] == limit
     assert rank._tile_side(512, 512) == tile_side(DEMO, 512, 512, 4, limit) is not None
     assert rank._tile_side(256, 256) is None

@@ -53,11 +53,18 @@ class GatedAttentionKernel:
         (tokens, heads · head_dim). All may be strided views of a packed matrix. Returns (tokens, heads · head_dim),
         with `fp8` as rows for an fp8 matrix product.
         """
+        if self._backend_for(packing) == "triton" and not fp8:  # fp8's scale is a row's, over all heads
+            return attention_triton(query, key, value, packing, gate)
+        return sigmoid_mul(self.attend(query, key, value, packing), gate, fp8=fp8)
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """The same without a gate."""
+        return BACKENDS[self._backend_for(packing)].attend(query, key, value, packing)
+
+    def _backend_for(self, packing: Packing) -> str:
         backend = self.captured_backend if packing.captured else self.backend
         assert backend is not None, "no varlen backend for a packing without bounds"
-        if backend == "triton" and not fp8:  # fp8's scale is a row's, over all heads
-            return attention_triton(query, key, value, packing, gate)
-        return sigmoid_mul(BACKENDS[backend].attend(query, key, value, packing), gate, fp8=fp8)
+        return backend
 
 
 def packed_attention(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 import torch
 from torch import nn
 
-from engine.kernels.attention import GatedAttentionKernel
 from engine.kernels.fp8 import Fp8Rows
 from engine.kernels.gate import silu_mul
 from engine.kernels.norm import rms_norm
@@ -17,6 +16,7 @@ from engine.kernels.rope import norm_rotate_
 from engine.parallel import ColumnParallelLinear, Group, RowParallelLinear
 
 M = TypeVar("M")
+Attention = Callable[..., torch.Tensor | Fp8Rows]  # called as `GatedAttentionKernel` is
 
 
 class Visit(Protocol):
@@ -64,7 +64,7 @@ class GatedAttention(nn.Module):
         head_dim: int,
         eps: float,
         group: Group,
-        attention: GatedAttentionKernel,
+        attention: Attention,
     ) -> None:
         super().__init__()
         whole = [heads * head_dim for heads in (num_heads, num_kv_heads, num_kv_heads, num_heads)]

@@ -17,9 +17,10 @@ from engine.config import TransformerConfig
 from engine.kernels.attention import GatedAttentionKernel
 from engine.kernels.norm import add_rms_norm_modulate_, rms_norm_modulate
 from engine.kernels.packing import Packing
-from engine.model.layers import GatedAttention, RMSNorm, SwiGLU, Visit
+from engine.model.layers import Attention, GatedAttention, RMSNorm, SwiGLU, Visit
 from engine.model.text_fusion import TextFusion
-from engine.parallel import Group, Linear
+from engine.parallel import Group, Linear, LocalGroup
+from engine.parallel.sequence import SequenceParallelAttention
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,19 @@ class Transformer(nn.Module):
         group: Group,
         attention: GatedAttentionKernel,
         text_attention: GatedAttentionKernel,
+        sequence: Group | None = None,
     ) -> None:
-        """attention: of the blocks; text_attention: of text fusion, which meets other lengths."""
+        """group: over whose ranks matrices are split. attention: of the blocks; text_attention: of text fusion, which
+        meets other lengths. sequence: whose ranks share a step's rows."""
         super().__init__()
+        self._sequence = sequence or LocalGroup()
+        of_blocks = SequenceParallelAttention(attention, self._sequence) if self._sequence.size > 1 else attention
         self.img_in = Linear(config.in_channels, config.hidden_size)
         self.time_embed = _TimeEmbedding(config)
         self.time_mod_proj = Linear(config.hidden_size, 6 * config.hidden_size)
         self.text_fusion = TextFusion(config, group, text_attention)
         self.txt_in = _TextProjection(config)
-        self.transformer_blocks = nn.ModuleList(_Block(config, group, attention) for _ in range(config.num_layers))
+        self.transformer_blocks = nn.ModuleList(_Block(config, group, of_blocks) for _ in range(config.num_layers))
         self.final_layer = _FinalLayer(config)
         self.visit: Visit = iter  # the blocks of a step, in order, each on the device while it is used
 
@@ -88,8 +93,10 @@ class Transformer(nn.Module):
         denoise: stands in for the method of that name, as a CUDA graph of it does. Returns
         (image tokens of all segments, in_channels) float32, segment after segment.
         """
-        x = self.embed(text, latents, layout)
-        return layout.take_images((denoise or self.denoise)(x, modulation, layout.packing, layout.rotations))
+        share = layout.share
+        x, rotations = self.embed(text, latents, layout)[share.rows], layout.rotations[share.rows]
+        velocities = (denoise or self.denoise)(x, modulation, share, rotations)
+        return layout.take_images(self._sequence.gather_rows(velocities, share.rows_of_ranks))
 
     def embed(self, text: list[torch.Tensor], latents: list[torch.Tensor], layout: Layout) -> torch.Tensor:
         """Text features and embedded image tokens, packed: (tokens, width)."""
@@ -122,7 +129,7 @@ class Transformer(nn.Module):
 class _Block(nn.Module):
     """The parts of a block; `Transformer.denoise` puts them together, since it fuses what lies between blocks."""
 
-    def __init__(self, config: TransformerConfig, group: Group, attention: GatedAttentionKernel) -> None:
+    def __init__(self, config: TransformerConfig, group: Group, attention: Attention) -> None:
         super().__init__()
         width, eps = config.hidden_size, config.norm_eps
         self.scale_shift_table = nn.Parameter(torch.empty(6, width))

@@ -1,18 +1,21 @@
 """Process groups and the layers that are split over them."""
 
 from engine.parallel.device import pick_device, ranks_on_device
-from engine.parallel.distributed import connect_group
+from engine.parallel.distributed import connect_mesh
 from engine.parallel.group import Group, LocalGroup, thread_groups
 from engine.parallel.linear import ColumnParallelLinear, Linear, RowParallelLinear
+from engine.parallel.mesh import Mesh, thread_meshes
 
 __all__ = [
     "ColumnParallelLinear",
     "Group",
     "Linear",
     "LocalGroup",
+    "Mesh",
     "RowParallelLinear",
-    "connect_group",
+    "connect_mesh",
     "pick_device",
     "ranks_on_device",
     "thread_groups",
+    "thread_meshes",
 ]

@@ -1,33 +1,40 @@
-"""The group over processes: torch.distributed, NCCL on GPUs and gloo on CPUs."""
+"""Groups over processes: torch.distributed, NCCL on GPUs and gloo on CPUs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from engine.parallel.group import Group, LocalGroup
+from engine.parallel.mesh import Mesh, sp_ranks, tp_ranks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
-def connect_group(
+def connect_mesh(
     rank: int,
-    world_size: int,
+    tp: int,
+    sp: int,
     device: torch.device,
     *,
     store_file: Path | None,
     timeout_s: float,
     share_gpu: bool = False,
-) -> Group:
-    """Meet the other ranks and return the group of all of them.
+) -> Mesh:
+    """Meet the other tp · sp ranks and return this one's groups.
 
     They meet at `store_file`, a path that all can reach and nobody else can write, or, when it is None, at the
     address that torchrun put into the environment. `share_gpu`: several ranks use one GPU, which NCCL refuses; gloo
     does it, staged through the host. Waiting for each other, now and in every operation, ends after `timeout_s`.
     """
+    world_size = tp * sp
     if world_size == 1:
-        return LocalGroup()
+        return Mesh()
     import torch.distributed as dist  # 0.2 s that a single rank need not wait for
 
     use_nccl = device.type == "cuda" and not share_gpu
@@ -39,40 +46,59 @@ def connect_group(
         timeout=timedelta(seconds=timeout_s),
         device_id=device if use_nccl else None,
     )
-    return DistributedGroup(staged=device.type == "cuda" and not use_nccl)
+    staged = device.type == "cuda" and not use_nccl
+    world = DistributedGroup(None, staged=staged)
+
+    def own(groups: Sequence[Sequence[int]]) -> Group:
+        if len(groups[0]) == 1:
+            return LocalGroup()
+        if len(groups) == 1:
+            return world
+        # Not a DeviceMesh, whose groups have the backend's own timeout. All ranks make all groups, as torch wants it.
+        made = [dist.new_group(ranks, timeout=timedelta(seconds=timeout_s)) for ranks in groups]
+        (handle,) = (group for group, ranks in zip(made, groups, strict=True) if rank in ranks)
+        return DistributedGroup(handle, staged=staged)
+
+    return Mesh(world, own(tp_ranks(tp, sp)), own(sp_ranks(tp, sp)))
 
 
 class DistributedGroup(Group):
-    """All ranks of the default process group. `staged`: tensors on a GPU go through the host."""
+    """The ranks of a process group, None being all. `staged`: tensors on a GPU go through the host."""
 
-    def __init__(self, *, staged: bool) -> None:
+    def __init__(self, handle: ProcessGroup | None, *, staged: bool) -> None:
         import torch.distributed as dist
 
         self._dist = dist
-        self.rank = dist.get_rank()
-        self.size = dist.get_world_size()
+        self._handle = handle
+        self.rank = dist.get_rank(handle)
+        self.size = dist.get_world_size(handle)
         self._staged = staged
         # torch 2.13 renamed these two
         self._reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
         self._all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self._in_place(tensor, self._dist.all_reduce)
+        return self._in_place(tensor, lambda staged: self._dist.all_reduce(staged, group=self._handle))
 
     def reduce_scatter(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self._into(tensor.shape[0] // self.size, tensor, self._reduce_scatter)
+        rows = tensor.shape[0] // self.size
+        return self._into(rows, tensor, lambda into, given: self._reduce_scatter(into, given, group=self._handle))
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self._into(tensor.shape[0] * self.size, tensor, self._all_gather)
+        rows = tensor.shape[0] * self.size
+        return self._into(rows, tensor, lambda into, given: self._all_gather(into, given, group=self._handle))
 
-    def all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self._into(tensor.shape[0], tensor, self._dist.all_to_all_single)
+    def all_to_all(self, tensor: torch.Tensor, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
+        splits = list(received), list(sent)
+        exchange = self._dist.all_to_all_single
+        return self._into(sum(received), tensor, lambda into, given: exchange(into, given, *splits, group=self._handle))
 
     def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
-        return self._in_place(tensor, lambda staged: self._dist.broadcast(staged, source))
+        return self._in_place(tensor, lambda staged: self._dist.broadcast(staged, group=self._handle, group_src=source))
 
     def close(self) -> None:
-        self._dist.destroy_process_group()
+        if self._handle is None:  # the others go with it
+            self._dist.destroy_process_group()
 
     def _in_place(self, tensor: torch.Tensor, operation: Callable[[torch.Tensor], object]) -> torch.Tensor:
         staged = tensor.cpu() if self._staged else tensor.contiguous()

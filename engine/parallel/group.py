@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,8 +35,19 @@ class Group(ABC):
         """The rows of every rank, in order of rank: (rows, …) → (size · rows, …)."""
 
     @abstractmethod
-    def all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Row block j goes to rank j; block i of the result came from rank i. The shape stays the same."""
+    def all_to_all(self, tensor: torch.Tensor, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
+        """The first sent[0] rows go to rank 0, the next sent[1] to rank 1, …; of the result, which is (sum(received),
+        …), the first received[0] came from rank 0, …"""
+
+    def gather_rows(self, tensor: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        """As `all_gather`, where rank i has rows[i] rows: (rows[rank], …) → (sum(rows), …)."""
+        most = max(rows)
+        if min(rows) == most:
+            return self.all_gather(tensor)
+        padded = tensor.new_zeros((most, *tensor.shape[1:]))
+        padded[: tensor.shape[0]] = tensor
+        parts = self.all_gather(padded).split(most)
+        return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
 
     @abstractmethod
     def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
@@ -60,7 +72,7 @@ class LocalGroup(Group):
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
 
-    def all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_to_all(self, tensor: torch.Tensor, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
         return tensor
 
     def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
@@ -98,8 +110,10 @@ class ThreadGroup(Group):
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         return torch.cat(self._exchange(tensor))
 
-    def all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
-        return torch.cat([part.chunk(self.size)[self.rank] for part in self._exchange(tensor)])
+    def all_to_all(self, tensor: torch.Tensor, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
+        splits = self._exchange(torch.tensor(sent))
+        tensors = self._exchange(tensor)
+        return torch.cat([part.split(split.tolist())[self.rank] for part, split in zip(tensors, splits, strict=True)])
 
     def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
         return tensor.copy_(self._exchange(tensor)[source])

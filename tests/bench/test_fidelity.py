@@ -27,7 +27,7 @@ from engine.checkpoint.holding import BLOCK_MATRICES
 from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
 from engine.kernels.fp8 import FP8
 from engine.model import layers
-from engine.parallel import LocalGroup
+from engine.parallel import Mesh
 from engine.rank import Rank
 from launcher.tokenizer import PromptTokenizer
 
@@ -89,8 +89,8 @@ def test_images_are_compared_by_their_latents_and_pixels() -> None:
 
 def test_matrices_quantised_later_are_those_that_the_loader_quantises() -> None:
     config = EngineConfig(device="cpu", dtype="bfloat16", quantization="fp8")
-    loaded = Rank(config, LocalGroup(), CPU).transformer
-    changed = Rank(EngineConfig(device="cpu", dtype="bfloat16"), LocalGroup(), CPU).transformer
+    loaded = Rank(config, Mesh(), CPU).transformer
+    changed = Rank(EngineConfig(device="cpu", dtype="bfloat16"), Mesh(), CPU).transformer
     for matrix in BLOCK_MATRICES:
         quantize(changed, matrix)
     theirs = loaded.state_dict()
@@ -112,7 +112,7 @@ def test_plain_kernels_are_the_engines_own_mathematics() -> None:
     latents = []
     for names in ((), tuple(PLAIN)):  # the text encoder's and text fusion's too
         with plain_kernels(names):
-            rank = Rank(EngineConfig(device="cpu"), LocalGroup(), CPU)
+            rank = Rank(EngineConfig(device="cpu"), Mesh(), CPU)
             latents += final_latents(rank, demo_jobs(model, 1))
             rank.close()
     assert relative_error(latents[1], latents[0]) < 1e-4
@@ -124,7 +124,7 @@ def test_every_precision_starts_from_the_same_noise() -> None:
     tokenizer = PromptTokenizer(DEMO_CHECKPOINT, model.text_encoder.vocab_size)
     assert job.prompt_ids == tokenizer.encode("a red circle on a blue background").ids
     exact, rounded = (
-        final_latents(Rank(EngineConfig(device="cpu", dtype=dtype), LocalGroup(), CPU), [job])[0]
+        final_latents(Rank(EngineConfig(device="cpu", dtype=dtype), Mesh(), CPU), [job])[0]
         for dtype in ("float32", "bfloat16")
     )
     assert NOISE_DTYPE is torch.bfloat16

@@ -19,7 +19,7 @@ from engine.checkpoint import CheckpointFiles, convert, summarize
 from engine.checkpoint.convert import LAYOUTS, WEIGHTS, count_tensors
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import ArgumentError, CheckpointError
-from engine.parallel import LocalGroup
+from engine.parallel import Mesh
 from engine.rank import Rank
 from tests.damage import copy_checkpoint, rewrite_json
 from tests.engine_runs import on_ranks, run_requests
@@ -165,7 +165,7 @@ def test_fp8_written_from_fp8_stays_bit_for_bit(turbo: Path, converted: Callable
 def test_text_encoders_in_8_bits(turbo: Path, converted: Callable[..., Path], exact: Picture, weights: str) -> None:
     file = converted("native", weights, "text_encoder")
     config = EngineConfig(model=str(turbo), text_encoder=str(file), device="cpu")
-    rank = Rank(config, LocalGroup(), CPU)
+    rank = Rank(config, Mesh(), CPU)
     held = rank.text_encoder.get_parameter("layers.0.attn.qkv.weight").dtype
     assert held == (torch.float8_e4m3fn if weights == "fp8" else torch.float32)
     picture = run_requests(turbo, [REQUEST], text_encoder=str(file), quantization="auto")[0]

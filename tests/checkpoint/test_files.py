@@ -20,7 +20,7 @@ from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.parts import repository_of, variant_by_name
 from engine.config import DEMO_CHECKPOINT, DEMO_CHECKPOINTS, EngineConfig, ModelConfig
 from engine.errors import ArgumentError, CheckpointError
-from engine.parallel import LocalGroup
+from engine.parallel import Mesh
 from engine.rank import Rank
 from tests.checkpoint.layouts import (
     language_model,
@@ -42,7 +42,7 @@ def open_config(**options: str | None) -> ModelConfig:
 
 
 def load(**options: str) -> Rank:
-    return Rank(EngineConfig(device="cpu", **options), LocalGroup(), torch.device("cpu"))  # type: ignore[arg-type]
+    return Rank(EngineConfig(device="cpu", **options), Mesh(), torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def states(rank: Rank) -> dict[str, torch.Tensor]:

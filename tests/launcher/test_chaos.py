@@ -1,4 +1,4 @@
-"""Real ranks that are killed, stopped, or brought down by a request, while eight requests are in flight at TP 2."""
+"""Two real ranks that are killed, stopped, or brought down by a request, while eight requests are in flight."""
 
 from __future__ import annotations
 
@@ -83,13 +83,16 @@ DISTURBANCES: dict[str, Disturbance] = {
 }
 
 
-def start_server(marked: Marked) -> str:
-    """`krea2 serve` at TP 2 with ranks that can be poisoned. Returns the address for clients."""
+MODES = ["--tp", pytest.param("--sp", marks=pytest.mark.slow)]  # what two ranks split
+
+
+def start_server(marked: Marked, mode: str) -> str:
+    """`krea2 serve` on two ranks that can be poisoned. Returns the address for clients."""
     folder = marked.folder / "hook"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(POISONED_RANK)
     marked.environment["PYTHONPATH"] = str(folder)
-    arguments = ("--port", "0", "--tp", "2", "--device", "cpu", "--step-timeout", str(STEP_TIMEOUT_S))
+    arguments = ("--port", "0", mode, "2", "--device", "cpu", "--step-timeout", str(STEP_TIMEOUT_S))
     process = marked.start_krea2("serve", *arguments, stderr=DEVNULL)
     assert process.stdout is not None
     for line in process.stdout:
@@ -129,9 +132,9 @@ async def disturb(marked: Marked, client: AsyncClient, disturbance: Disturbance,
         assert np.abs(difference).max() <= 1
 
 
-def run_rounds(marked: Marked, disturbances: list[Disturbance]) -> None:
+def run_rounds(marked: Marked, mode: str, disturbances: list[Disturbance]) -> None:
     async def test() -> None:
-        async with AsyncClient(start_server(marked)) as client:
+        async with AsyncClient(start_server(marked, mode)) as client:
             calm = await make_all(client, asyncio.Event())
             assert {result.attempt for result in calm} == {1}
             for disturbance in disturbances:
@@ -140,9 +143,10 @@ def run_rounds(marked: Marked, disturbances: list[Disturbance]) -> None:
     asyncio.run(test())
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("disturbance", DISTURBANCES)
-def test_all_other_images_come_and_are_the_same(marked: Marked, disturbance: str) -> None:
-    run_rounds(marked, [DISTURBANCES[disturbance]])
+def test_all_other_images_come_and_are_the_same(marked: Marked, disturbance: str, mode: str) -> None:
+    run_rounds(marked, mode, [DISTURBANCES[disturbance]])
 
 
 @pytest.mark.slow
@@ -150,7 +154,7 @@ def test_all_other_images_come_and_are_the_same(marked: Marked, disturbance: str
 def test_ten_rounds_of_every_disturbance(marked: Marked) -> None:
     rounds = [disturbance for disturbance in DISTURBANCES.values() for _ in range(ROUNDS)]
     random.Random(0).shuffle(rounds)
-    run_rounds(marked, rounds)
+    run_rounds(marked, "--tp", rounds)
 
 
 def _is_stopped(thread: int) -> bool:
@@ -159,7 +163,7 @@ def _is_stopped(thread: int) -> bool:
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_when_the_front_end_is_killed_every_child_is_gone_within_2_s(marked: Marked, stopped: bool) -> None:
-    start_server(marked)
+    start_server(marked, "--tp")
     if stopped:
         rank = marked.rank(1)
         rank.send_signal(signal.SIGSTOP)

@@ -82,6 +82,7 @@ def test_a_drawn_seed_is_reported_and_metadata_can_be_left_out(marked: Marked, t
     ("arguments", "message"),
     [
         (["x", "--tp", "3"], "tp must be one of 1, 2, 4, got 3"),
+        (["x", "--tp", "2", "--sp", "4"], "sp must be at most 2 with tp 2, got 4"),
         (["x", "--width", "100000"], "width must be between 64 and 4096, got 100000"),
         (["x", "--width", "wide"], "Invalid value for '--width': 'wide' is not a valid integer."),
         (["x", "--guidance", "nan"], "guidance must be between 0 and 20, got nan"),
@@ -153,6 +154,16 @@ def test_info_shows_parameters_and_bytes_of_each_rank(marked: Marked) -> None:
     assert "6 blocks, width 128, 8 heads, 4 kv heads" in stdout
     total = next(line for line in stdout.splitlines() if line.strip().startswith("total"))
     assert len(re.findall(r"\d+\.\d+ MB", total)) == 2
+
+
+def test_info_shows_whole_weights_on_ranks_that_share_tokens(marked: Marked) -> None:
+    code, stdout, stderr = marked.run_krea2("info", "demo", "--sp", "4")
+    assert (code, stderr) == (0, "")
+    assert "sp            possible: 1, 2, 4, with tp 1" in stdout
+    row = next(line for line in stdout.splitlines() if line.strip().startswith("transformer") and "MB" in line)
+    sizes = re.findall(r"\d+\.\d+ MB", row)
+    assert len(sizes) == 4
+    assert len(set(sizes)) == 1
 
 
 def test_info_of_nothing_is_a_mistake(marked: Marked, tmp_path: Path) -> None:

@@ -53,9 +53,10 @@ def test_image_i_of_a_request_is_the_image_of_seed_plus_i(client: Client) -> Non
     assert abs(pixels(together, 0) - pixels(together, 1)).max() > 1
 
 
-def test_two_ranks_make_the_same_picture(client: Client) -> None:
-    with launch(device="cpu", tp=2) as two:
-        assert two.status().tp == 2
+@pytest.mark.parametrize(("tp", "sp"), [(2, 1), (1, 2)])
+def test_two_ranks_make_the_same_picture(client: Client, tp: int, sp: int) -> None:
+    with launch(device="cpu", tp=tp, sp=sp) as two:
+        assert (two.status().tp, two.status().sp) == (tp, sp)
         assert len(two.status().rank_memory) == 2
         requests = [{"seed": 1}, {"seed": 2, "width": 96, "guidance": 2.0, "steps": 3}]
         for parameters in requests:

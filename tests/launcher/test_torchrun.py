@@ -25,9 +25,12 @@ def torchrun(marked: Marked, processes: int, *arguments: str) -> subprocess.Pope
     )  # fmt: skip
 
 
-def test_generate_writes_the_picture_that_spawned_ranks_write(marked: Marked, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [(), ("--sp", "2")])
+def test_generate_writes_the_picture_that_spawned_ranks_write(
+    marked: Marked, tmp_path: Path, mode: tuple[str, ...]
+) -> None:
     arguments = ("generate", PROMPT, "--device", "cpu", "--seed", "1", "--steps", "4", "--output")
-    process = torchrun(marked, 2, *arguments, str(tmp_path / "torchrun.png"))
+    process = torchrun(marked, 2, *arguments, str(tmp_path / "torchrun.png"), *mode)
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, stdout) == (0, f"{tmp_path}/torchrun.png\n"), stderr
     marked.expect_nothing_left()
@@ -41,7 +44,8 @@ def test_generate_writes_the_picture_that_spawned_ranks_write(marked: Marked, tm
     ("arguments", "message"),
     [
         (["--width", "3"], "error: width must be between 64 and 4096, got 3"),
-        (["--tp", "4"], "error: tp must be 2, the number of processes that torchrun started, got 4"),
+        (["--tp", "4"], "error: tp · sp must be 2, the number of processes that torchrun started, got 4 · 1"),
+        (["--sp", "4"], "error: tp · sp must be 2, the number of processes that torchrun started, got 1 · 4"),
     ],
 )
 def test_a_mistake_is_told_once(marked: Marked, arguments: list[str], message: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from engine.config import EngineConfig, ModelConfig
 from engine.kernels.packing import Packing
 from engine.lora import open_adapter
-from engine.parallel import LocalGroup
+from engine.parallel import Mesh
 from engine.rank import Rank
 from engine.step import Adapter, Job, Step
 from tests.engine_runs import jobs_of, on_ranks, run_jobs
@@ -41,7 +41,7 @@ def make_jobs(folder: Path) -> list[Job]:
 
 
 def make_rank(folder: Path, **engine: object) -> Rank:
-    return Rank(EngineConfig(model=str(folder), device="cpu", **engine), LocalGroup(), torch.device("cpu"))
+    return Rank(EngineConfig(model=str(folder), device="cpu", **engine), Mesh(), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("tp", [1, 2])

@@ -11,7 +11,7 @@ from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.convert import convert
 from engine.config import EngineConfig
 from engine.errors import ArgumentError
-from engine.parallel import LocalGroup
+from engine.parallel import Mesh
 from engine.rank import Rank
 from tests.engine_runs import jobs_of, run_jobs
 from tests.lora.adapter_files import draw_low_rank, layer_shapes, write_scheme
@@ -25,7 +25,7 @@ def lora(turbo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(folder: Path, lora: Path, **engine: str) -> Rank:
     config = EngineConfig(model=str(folder), device="cpu", merge_loras=((str(lora), 1.0),), **engine)
-    return Rank(config, LocalGroup(), torch.device("cpu"))
+    return Rank(config, Mesh(), torch.device("cpu"))
 
 
 def written(turbo: Path, output: Path, **how: str) -> Path:

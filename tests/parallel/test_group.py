@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from engine.errors import RankError
-from engine.parallel import Group, LocalGroup, thread_groups
+from engine.parallel import Group, LocalGroup, Mesh, thread_groups, thread_meshes
 
 DEADLINE_S = 60.0
 
@@ -33,13 +33,27 @@ def check_collectives(group: Group) -> None:
         assert torch.equal(group.reduce_scatter(mine.clone()), total.chunk(size)[rank]), "reduce_scatter"
         assert torch.equal(group.all_gather(mine.clone()), torch.cat(every)), "all_gather"
         exchanged = torch.cat([tensor.chunk(size)[rank] for tensor in every])
-        assert torch.equal(group.all_to_all(mine.clone()), exchanged), "all_to_all"
+        assert torch.equal(group.all_to_all(mine.clone(), [2] * size, [2] * size), exchanged), "all_to_all"
+        check_uneven(group, dtype)
         for source in range(size):
             assert torch.equal(group.broadcast(mine.clone(), source), every[source]), "broadcast"
 
         strided = torch.stack([mine, mine], dim=1)[:, 0]  # a view that is not contiguous
         assert torch.equal(group.all_reduce(strided), total), "all_reduce of a view"
         assert torch.equal(strided, total), "all_reduce of a view, in place"
+
+
+def check_uneven(group: Group, dtype: torch.dtype) -> None:
+    """Exchanges of rows that differ from rank to rank."""
+    size, rank = group.size, group.rank
+    sent = [[(source + 2 * target) % 3 for target in range(size)] for source in range(size)]  # some nothing
+    pieces = [[torch.full((sent[s][t], 2), 10.0 * s + t, dtype=dtype) for t in range(size)] for s in range(size)]
+    received = [sent[source][rank] for source in range(size)]
+    expected = torch.cat([pieces[source][rank] for source in range(size)])
+    assert torch.equal(group.all_to_all(torch.cat(pieces[rank]), sent[rank], received), expected), "all_to_all, uneven"
+    rows = [(3 * r + 1) % 4 for r in range(size)]
+    every = [torch.full((rows[r], 2), float(r), dtype=dtype) for r in range(size)]
+    assert torch.equal(group.gather_rows(every[rank], rows), torch.cat(every)), "gather_rows"
 
 
 def run_threads(groups: list[Group], work: Callable[[Group], None]) -> None:
@@ -57,28 +71,51 @@ def test_threads(size: int) -> None:
     run_threads(thread_groups(size, DEADLINE_S), check_collectives)
 
 
+def check_mesh(mesh: Mesh, tp: int, sp: int) -> None:
+    """Raise if a group's operations are wrong, or if it has other ranks than it should."""
+    for group in (mesh.world, mesh.tp, mesh.sp):
+        check_collectives(group)
+    rank = mesh.world.rank
+    assert (mesh.world.size, mesh.tp.size, mesh.sp.size) == (tp * sp, tp, sp)
+    assert rank == mesh.sp.rank * tp + mesh.tp.rank
+    whoami = torch.tensor([rank])
+    assert mesh.tp.all_gather(whoami).tolist() == [mesh.sp.rank * tp + t for t in range(tp)]
+    assert mesh.sp.all_gather(whoami).tolist() == [s * tp + mesh.tp.rank for s in range(sp)]
+
+
+MESHES = [(2, 1), (1, 2), (4, 1), (2, 2), (1, 4)]
+
+
+@pytest.mark.parametrize(("tp", "sp"), MESHES)
+def test_meshes_of_threads(tp: int, sp: int) -> None:
+    meshes = thread_meshes(tp, sp, DEADLINE_S)
+    with ThreadPoolExecutor(len(meshes)) as pool:
+        for future in [pool.submit(check_mesh, mesh, tp, sp) for mesh in meshes]:
+            future.result(DEADLINE_S)
+
+
 CHILD = """
 import sys, torch
 from pathlib import Path
-from engine.parallel import connect_group
-from tests.parallel.test_group import check_collectives
-rank, size, store = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-group = connect_group(rank, size, torch.device("cpu"), store_file=store, timeout_s=60)
-check_collectives(group)
-group.close()
+from engine.parallel import connect_mesh
+from tests.parallel.test_group import check_mesh
+rank, tp, sp, store = *map(int, sys.argv[1:4]), Path(sys.argv[4])
+mesh = connect_mesh(rank, tp, sp, torch.device("cpu"), store_file=store, timeout_s=60)
+check_mesh(mesh, tp, sp)
+mesh.close()
 """
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_processes(size: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tp", "sp"), MESHES)
+def test_processes(tp: int, sp: int, tmp_path: Path) -> None:
     children = [
         subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(rank), str(size), str(tmp_path / "store")],
+            [sys.executable, "-c", CHILD, str(rank), str(tp), str(sp), str(tmp_path / "store")],
             stderr=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parents[2],
         )
-        for rank in range(size)
+        for rank in range(tp * sp)
     ]
     try:
         for child in children:
