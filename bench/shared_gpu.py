@@ -32,7 +32,7 @@ from bench.output import print_table, publish
 from bench.real_size import TINY, RandomWeights, random_prompt
 from engine.config import TENSOR_PARALLEL_DEGREES, EngineConfig, ModelConfig
 from engine.errors import ArgumentError
-from engine.parallel import connect_mesh, pick_device
+from engine.parallel import Degrees, connect_mesh, pick_device
 from engine.rank import Rank
 from engine.step import Job
 
@@ -132,7 +132,7 @@ def run_rank(rank: int, ranks: int, device_name: str, folder: Path, timeout_s: f
     device = pick_device(config, rank, ranks)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
     store = folder / "store"
-    mesh = connect_mesh(rank, ranks, 1, device, store_file=store, timeout_s=timeout_s, share_gpu=True)
+    mesh = connect_mesh(rank, Degrees(tp=ranks), device, store_file=store, timeout_s=timeout_s, share_gpu=True)
     for precision, (dtype, quantization) in PRECISIONS.items():
         config = EngineConfig(
             tp=ranks,

@@ -12,7 +12,13 @@ from itertools import accumulate, pairwise
 
 import torch
 
-from engine.kernels.packing import Packing, Share
+from engine.kernels.packing import Packing
+from engine.parallel import Group, LocalGroup
+from engine.parallel.sequence import Share
+
+# How many times its even part a group of ranks may have to step. Beyond that all ranks share all rows, which makes them
+# exchange more.
+_UNEVEN = 1.25
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,25 @@ class Segment:
         return self.text_tokens + self.image_tokens
 
 
+@dataclass(frozen=True)
+class Halves:
+    """Which segments each group of ranks steps, by index; even: whether none has much more to do than another."""
+
+    members: list[list[int]]
+    even: bool
+
+
+def divide(tokens: Sequence[int], groups: int) -> Halves:
+    """Give segments of so many tokens to groups of ranks: the longest first, each to the group that has the least."""
+    members: list[list[int]] = [[] for _ in range(groups)]
+    loads = [0] * groups
+    for index in sorted(range(len(tokens)), key=lambda i: -tokens[i]):
+        group = loads.index(min(loads))
+        members[group].append(index)
+        loads[group] += tokens[index]
+    return Halves([sorted(each) for each in members], max(loads) * groups <= _UNEVEN * sum(tokens))
+
+
 class Layout:
     """Offsets and positions of a packed batch, the same for every step in which the same segments meet.
 
@@ -40,14 +65,11 @@ class Layout:
     rotations: RoPE of every row, (tokens, head_dim / 2) complex64, the identity on text.
     """
 
-    def __init__(
-        self, segments: Sequence[Segment], grids: Sequence[torch.Tensor], rank: int = 0, ranks: int = 1
-    ) -> None:
-        """grids: each segment's image rotations, (image tokens, head_dim / 2). rank: one of so many that share the
-        rows."""
+    def __init__(self, segments: Sequence[Segment], grids: Sequence[torch.Tensor], group: Group | None = None) -> None:
+        """grids: each segment's image rotations, (image tokens, head_dim / 2). group: whose ranks share the rows."""
         self.segments = tuple(segments)
         self.packing = Packing([segment.tokens for segment in segments], grids[0].device)
-        self.share = Share(self.packing, rank, ranks)
+        self.share = Share(self.packing, group or LocalGroup())
         parts = []
         for segment, grid in zip(segments, grids, strict=True):
             parts += [grid.new_ones((segment.text_tokens, grid.shape[1])), grid]

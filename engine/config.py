@@ -50,7 +50,8 @@ DEFAULT_TAPS = (2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35)
 class EngineConfig:
     """How to run the engine: which checkpoint, on what, over how many ranks. Raises `ArgumentError`.
 
-    tp: ranks that every matrix is split over; sp: ranks that the tokens of a step are split over. There are tp · sp.
+    tp: ranks that every matrix is split over; sp: ranks that the tokens of a step are split over; cfg_parallel: two
+    halves of so many step different segments, such as the two of a guided image. There are `ranks` of them.
 
     offload: what lies in host memory until it is needed, of `OFFLOADS`. prefetch: how many blocks are copied ahead;
     None leaves it to the plan. memory_budget: bytes of a device that the engine may take. vae_memory: bytes of decoding
@@ -69,6 +70,7 @@ class EngineConfig:
     tokenizer: str | None = None
     tp: int = 1
     sp: int = 1
+    cfg_parallel: bool = False
     device: str = "auto"
     dtype: str = "auto"
     variant: str | None = None
@@ -90,7 +92,7 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value or "\0" in value):
                 raise ArgumentError.of(name, allowed, value)
-        for name in ("share_gpu", "cuda_graphs", "lora_lenient"):
+        for name in ("share_gpu", "cuda_graphs", "lora_lenient", "cfg_parallel"):
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentError.of(name, "True or False", getattr(self, name))
         if self.device not in DEVICES:
@@ -110,8 +112,12 @@ class EngineConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or value not in degrees:
                 raise ArgumentError.of(name, f"one of {', '.join(map(str, degrees))}", value)
+        halves = 1 + self.cfg_parallel
+        if self.tp * halves > MOST_RANKS:
+            raise ArgumentError.of("cfg_parallel", f"False with tp {self.tp}: at most {MOST_RANKS} ranks", True)
         if self.ranks > MOST_RANKS:
-            raise ArgumentError.of("sp", f"at most {MOST_RANKS // self.tp} with tp {self.tp}", self.sp)
+            beside = f"tp {self.tp}" + (" and cfg_parallel" if self.cfg_parallel else "")
+            raise ArgumentError.of("sp", f"at most {MOST_RANKS // (self.tp * halves)} with {beside}", self.sp)
         self._check_memory_options()
 
     def _check_memory_options(self) -> None:
@@ -137,7 +143,7 @@ class EngineConfig:
 
     @property
     def ranks(self) -> int:
-        return self.tp * self.sp
+        return self.tp * self.sp * (1 + self.cfg_parallel)
 
     def dtype_on(self, device_type: str) -> str:
         """bfloat16 or float32: what `dtype` stands for on "cuda" or "cpu"."""

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import torch
 
-from engine.batch import Layout, Segment
+from engine.batch import Layout, Segment, divide
 from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.load import LoadOptions, Weights, load_weights
 from engine.config import DIT, DIT_LAYERWISE, TEXT_ENCODER, EngineConfig
@@ -25,7 +25,7 @@ from engine.memory import decode_bytes, step_bytes, tile_side
 from engine.model import TextEncoder, Transformer, VAEDecoder
 from engine.model.transformer import TimeModulation
 from engine.offload import Offload, limit_allocations, plan_for
-from engine.parallel import Mesh
+from engine.parallel import Group, Mesh
 from engine.parallel.device import (
     check_quantization,
     free_bytes,
@@ -78,6 +78,7 @@ class Rank:
             weights = MergedWeights(weights, config)
         self.config = weights.config
         self.config.check_parallel(group.size, mesh.sp.size)
+        self._divides_wide = mesh.wide.size in self.config.possible_sp(group.size)
         self._engine = config
         self.attention = GatedAttentionKernel()
         self.attention_choice = self._choose_attention(measured=False)
@@ -87,7 +88,7 @@ class Rank:
 
         with torch.device("meta"):
             self.text_encoder = TextEncoder(self.config, group)
-            self.transformer = Transformer(self.config.transformer, group, self.attention, text_attention, mesh.sp)
+            self.transformer = Transformer(self.config.transformer, group, self.attention, text_attention)
             self.vae = VAEDecoder(self.config.vae) if mesh.world.rank == 0 else None
         self.plan = plan_for(config, weights, group.size, mesh.world.size, device, self.dtype)
         limit_allocations(self.plan, device)
@@ -248,7 +249,7 @@ class Rank:
 
     def _choose_attention(self, *, measured: bool) -> AttentionChoice:
         """Set the backends by the config, for images of the default size."""
-        dit, size = self.config.transformer, self.mesh.world.size
+        dit, size = self.config.transformer, self.mesh.tp.size * self.mesh.sp.size
         shape = AttentionShape(
             heads=dit.num_heads // size,
             kv_heads=dit.num_kv_heads // size,
@@ -311,34 +312,13 @@ class Rank:
     # ---- denoising
 
     def _denoise(self, states: list[JobState]) -> list[Preview]:
-        """One Euler step of every job, all of their segments in one forward. Returns the previews that are due."""
-        segments, text, rows = [], [], []
-        for image, state in enumerate(states):
-            for features in state.texts:
-                segments.append(Segment(image, features.shape[0], *state.grid))
-                text.append(features)
-                rows.append(state)
-        modulation = TimeModulation(
-            block=torch.stack([state.schedule.modulation.block[state.step] for state in rows]),
-            final=torch.stack([state.schedule.modulation.final[state.step] for state in rows]),
-        )
-        layout = self._layout(tuple(segments))
-        graphs = self._step_graphs
-        if graphs is not None and (any(state.loras for state in states) or not graphs.holds(layout.packing)):
-            graphs = None  # adapters are no part of recordings
-        latents = [state.latents for state in states]
-        with self._adapters.by_row(
-            [(state.loras, tokens) for state, tokens in zip(rows, layout.share.lengths, strict=True)],
-            [(state.loras, state.latents.shape[0]) for state in states],
-        ):
-            velocities = self.transformer(text, latents, modulation, layout, denoise=graphs and graphs.denoise)
-
+        """One Euler step of every job. Returns the previews that are due."""
         previews = []
-        parts = iter(velocities.split([segment.image_tokens for segment in segments]))
+        velocities = iter(self._velocities([(state, text) for state in states for text in state.texts]))
         for state in states:
-            velocity = next(parts)
+            velocity = next(velocities)
             if len(state.texts) == 2:
-                velocity = guide(velocity, next(parts), state.job.guidance)
+                velocity = guide(velocity, next(velocities), state.job.guidance)
             sigma, sigma_next = state.schedule.sigmas[state.step : state.step + 2]
             state.latents = state.latents.add(velocity, alpha=sigma_next - sigma)
             state.step += 1
@@ -349,9 +329,56 @@ class Rank:
                     previews.append(Preview(state.job.job_id, state.step, to_host(pixels)))
         return previews
 
-    def _make_layout(self, segments: tuple[Segment, ...]) -> Layout:
-        grids = [self._grid(segment.grid_height, segment.grid_width) for segment in segments]
-        return Layout(segments, grids, self.mesh.sp.rank, self.mesh.sp.size)
+    def _velocities(self, segments: Sequence[tuple[JobState, torch.Tensor]]) -> list[torch.Tensor]:
+        """The velocity of each segment, that is of a job with one of its texts: (image tokens, in_channels) float32.
+
+        With guidance split, each half of the ranks steps some of the segments, and they exchange velocities; a step
+        that would leave one half idle is split by tokens over all ranks instead, if heads divide by so many.
+        """
+        if not segments:
+            return []
+        tokens = [state.latents.shape[0] for state, _ in segments]
+        cfg = self.mesh.cfg
+        halves = divide([state.latents.shape[0] + text.shape[0] for state, text in segments], cfg.size)
+        if not halves.even and self._divides_wide:
+            return list(self._forward(segments, self.mesh.wide).split(tokens))
+        own = self._forward([segments[i] for i in halves.members[cfg.rank]], self.mesh.sp)
+        every = cfg.gather_rows(own, [sum(tokens[i] for i in half) for half in halves.members])
+        order = [i for half in halves.members for i in half]
+        parts = dict(zip(order, every.split([tokens[i] for i in order]), strict=True))
+        return [parts[i] for i in range(len(segments))]
+
+    def _forward(self, segments: Sequence[tuple[JobState, torch.Tensor]], group: Group) -> torch.Tensor:
+        """The velocities of these segments, whose rows the group's ranks share, in one forward: (image tokens of all,
+        in_channels) float32."""
+        if not segments:
+            return torch.empty((0, self.config.transformer.in_channels), device=self.device)
+        states = list({state.job.job_id: state for state, _ in segments}.values())
+        image_of = {state.job.job_id: image for image, state in enumerate(states)}
+        layout = self._layout(
+            tuple(Segment(image_of[state.job.job_id], text.shape[0], *state.grid) for state, text in segments), group
+        )
+        modulation = TimeModulation(
+            block=torch.stack([state.schedule.modulation.block[state.step] for state, _ in segments]),
+            final=torch.stack([state.schedule.modulation.final[state.step] for state, _ in segments]),
+        )
+        graphs = self._step_graphs
+        if graphs is not None and (any(state.loras for state in states) or not graphs.holds(layout.packing)):
+            graphs = None  # adapters are no part of recordings
+        with self._adapters.by_row(
+            [(state.loras, rows) for (state, _), rows in zip(segments, layout.share.lengths, strict=True)],
+            [(state.loras, state.latents.shape[0]) for state in states],
+        ):
+            return self.transformer(
+                [text for _, text in segments],
+                [state.latents for state in states],
+                modulation,
+                layout,
+                denoise=graphs and graphs.denoise,
+            )
+
+    def _make_layout(self, segments: tuple[Segment, ...], group: Group) -> Layout:
+        return Layout(segments, [self._grid(segment.grid_height, segment.grid_width) for segment in segments], group)
 
     def _make_grid(self, height: int, width: int) -> torch.Tensor:
         dit = self.config.transformer

@@ -148,6 +148,7 @@ def generate(
 @part_options
 @click.option("--tp", type=int, default=1, help="Ranks to split the checkpoint over.", show_default=True)
 @click.option("--sp", type=int, default=1, help="Ranks to split the tokens of a step over.", show_default=True)
+@click.option("--cfg-parallel", is_flag=True, help="Twice as many ranks, for the two halves of guided images.")
 @click.option("--dtype", default="bfloat16", help="bfloat16 or float32.", show_default=True)
 @click.option("--quantization", default="auto", help="auto, none, fp8 or int8, as for serve.", show_default=True)
 @click.option("--variant", help="raw or turbo.")

@@ -176,10 +176,10 @@ class Dispatcher:
         if free is not None:
             most = token_budget(
                 self._model,
+                self._config.engine,
                 most,
                 bytes_per_element=self.bytes_per_element,
                 free=free,
-                sp=self._config.engine.sp,
                 decode_limit=self.decode_limit,
             )
         self._scheduler.token_budget = most

@@ -268,9 +268,9 @@ class Frontend:
                 request.plan,
                 request.checked,
                 self._model,
+                self._config.engine,
                 bytes_per_element=self._dispatcher.bytes_per_element,
                 free=free,
-                sp=self._config.engine.sp,
                 decode_limit=self._dispatcher.decode_limit,
             )
 

@@ -27,7 +27,9 @@ def describe_checkpoint(config: EngineConfig) -> str:
     model.check_parallel(config.tp, config.sp)
     PromptTokenizer(checkpoint.tokenizer, model.text_encoder.vocab_size)
     bytes_per_element = 4 if config.dtype == "float32" else 2
-    components = summarize(checkpoint, config.tp, bytes_per_element, config.quantization, sp=config.sp)
+    components = summarize(
+        checkpoint, config.tp, bytes_per_element, config.quantization, copies=config.ranks // config.tp
+    )
     files = [line for name in checkpoint.components for line in _describe_files(checkpoint, name)]
     plan_lines = []
     if config.memory_budget is not None or config.offload:

@@ -248,9 +248,8 @@ class LoraService:
         left = [available - size for available in free]
         needs = default_needs(
             self._model,
+            self._config.engine,
             bytes_per_element=self._dispatcher.bytes_per_element,
-            ranks=self._config.engine.ranks,
-            sp=self._config.engine.sp,
             decode_limit=self._dispatcher.decode_limit,
         )
         for rank, (available, needed) in enumerate(zip(left, needs, strict=True)):

@@ -39,6 +39,12 @@ def engine_options(command: Command) -> Command:
             help="Ranks that the tokens of a step are split over: 1, 2 or 4; there are tp · sp.",
             show_default=True,
         ),
+        click.option(
+            "--cfg-parallel",
+            is_flag=True,
+            help="Twice as many ranks: one half steps the prompt's part of guided images, the other the negative "
+            "prompt's; unguided images are divided between them.",
+        ),
         click.option("--device", default="auto", help="auto, cuda or cpu.", show_default=True),
         click.option(
             "--dtype",
@@ -177,6 +183,7 @@ def configure_engine(
     *,
     tp: int | None,
     sp: int,
+    cfg_parallel: bool,
     limits: tuple[str, ...],
     start_timeout_s: float,
     step_timeout_s: float,
@@ -191,16 +198,19 @@ def configure_engine(
 ) -> tuple[FrontendConfig, ModelConfig]:
     """The engine's options, checked as far as that goes without starting it."""
     folder, count = torchrun.external_ranks() or ("", 1)
+    beside = sp * (1 + cfg_parallel)
     if tp is None:
-        tp = max(1, count // sp) if sp > 0 else 1  # what sp may be is said below
-    if folder and tp * sp != count:
+        tp = max(1, count // beside) if sp > 0 else 1  # what sp may be is said below
+    if folder and tp * beside != count:
+        product, got = ("tp · sp · 2", f"{tp} · {sp} · 2") if cfg_parallel else ("tp · sp", f"{tp} · {sp}")
         raise ArgumentError(
-            f"tp · sp must be {count}, the number of processes that torchrun started, got {tp} · {sp}", parameter="tp"
+            f"{product} must be {count}, the number of processes that torchrun started, got {got}", parameter="tp"
         )
     config, model = configure(
         EngineConfig(
             tp=tp,
             sp=sp,
+            cfg_parallel=cfg_parallel,
             **memory_settings(
                 offload=offload, memory_budget=memory_budget, vae_memory=vae_memory, lora_memory=lora_memory
             ),

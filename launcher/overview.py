@@ -36,6 +36,7 @@ class Overview:
             model=self._config.engine.name,
             tp=self._config.engine.tp,
             sp=self._config.engine.sp,
+            cfg_parallel=self._config.engine.cfg_parallel,
             device=self._dispatcher.device,
             ready=self._dispatcher.ready and not draining,
             uptime_s=time.monotonic() - self._began,

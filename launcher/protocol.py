@@ -235,6 +235,7 @@ class StatusReply(_Versioned, frozen=True, kw_only=True):
     merged_loras: tuple[MergedLora, ...]
     memory_plan: tuple[str, ...]
     sp: int = 1
+    cfg_parallel: bool = False
 
 
 class MetricsReply(_Versioned, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from engine.config import ModelConfig
+from engine.config import EngineConfig, ModelConfig
 from engine.errors import ArgumentError
 from engine.memory import decode_bytes, encode_bytes, step_bytes
 from engine.prompt import MAX_PROMPT_TOKENS, PREFIX_TOKENS
@@ -166,10 +166,10 @@ def check_memory(
     plan: Plan,
     checked: CheckedRequest,
     model: ModelConfig,
+    engine: EngineConfig,
     *,
     bytes_per_element: int,
     free: Sequence[int],
-    sp: int = 1,
     decode_limit: int | None = None,
 ) -> None:
     """Raise `ArgumentError` if an image of the request, alone, needs more than the `free` bytes of some rank.
@@ -177,7 +177,7 @@ def check_memory(
     decode_limit: as in `decode_bytes`.
     """
     size = checked.width, checked.height
-    needed = _needed(plan.segments, size, model, bytes_per_element, len(free), sp, decode_limit)
+    needed = _needed(plan.segments, size, model, engine, bytes_per_element, decode_limit)
     for rank, (available, wanted) in enumerate(zip(free, needed, strict=True)):
         if wanted > available:
             raise ArgumentError(
@@ -188,45 +188,44 @@ def check_memory(
 
 
 def default_needs(
-    model: ModelConfig, *, bytes_per_element: int, ranks: int, sp: int = 1, decode_limit: int | None = None
+    model: ModelConfig, engine: EngineConfig, *, bytes_per_element: int, decode_limit: int | None = None
 ) -> list[int]:
-    """Bytes that each rank needs for a picture of the default size. sp: ranks among which tokens are split."""
+    """Bytes that each rank needs for a picture of the default size."""
     size = model.default_width, model.default_height
     tokens = model.image_tokens(*size) + MAX_PROMPT_TOKENS
-    return _needed((tokens,), size, model, bytes_per_element, ranks, sp, decode_limit)
+    return _needed((tokens,), size, model, engine, bytes_per_element, decode_limit)
 
 
 def _needed(
     segments: Sequence[int],
     size: tuple[int, int],
     model: ModelConfig,
+    engine: EngineConfig,
     bytes_per_element: int,
-    ranks: int,
-    sp: int,
     decode_limit: int | None,
 ) -> list[int]:
     """Bytes by rank. Rank 0 decodes images while the next step runs."""
-    tp = ranks // sp
     stepping = max(
-        step_bytes(model, sum(segments), tp, bytes_per_element, sp=sp), encode_bytes(model, tp, bytes_per_element)
+        step_bytes(model, sum(segments), engine.tp, bytes_per_element, sp=engine.sp),
+        encode_bytes(model, engine.tp, bytes_per_element),
     )
     decoding = decode_bytes(model, *size, bytes_per_element, decode_limit)
-    return [stepping + decoding] + [stepping] * (ranks - 1)
+    return [stepping + decoding] + [stepping] * (engine.ranks - 1)
 
 
 def token_budget(
     model: ModelConfig,
+    engine: EngineConfig,
     most: int,
     *,
     bytes_per_element: int,
     free: Sequence[int],
-    sp: int = 1,
     decode_limit: int | None = None,
 ) -> int:
     """The tokens of a tick, at most `most`, for which every rank has memory beside a picture of the default size."""
     decoding = decode_bytes(model, model.default_width, model.default_height, bytes_per_element, decode_limit)
-    for_as_many_as_ranks = step_bytes(model, sp, len(free) // sp, bytes_per_element, sp=sp)
-    return max(1, min(most, (min(free) - decoding) * sp // for_as_many_as_ranks))
+    for_one_each = step_bytes(model, engine.sp, engine.tp, bytes_per_element, sp=engine.sp)
+    return max(1, min(most, (min(free) - decoding) * engine.sp // for_one_each))
 
 
 def check_strength(name: str, strength: float) -> float:

@@ -12,7 +12,7 @@ import torch
 
 from engine.config import EngineConfig, ModelConfig
 from engine.decoding import DecodedImage
-from engine.parallel import Mesh, thread_meshes
+from engine.parallel import Degrees, thread_meshes
 from engine.rank import Rank
 from engine.step import Adapter, Job, Step
 from launcher.tokenizer import PromptTokenizer
@@ -50,6 +50,7 @@ def run_requests(
     *,
     tp: int = 1,
     sp: int = 1,
+    cfg_parallel: bool = False,
     dtype: str = "float32",
     quantization: str = "none",
     joins: Sequence[int] | None = None,
@@ -60,7 +61,17 @@ def run_requests(
     joins: the tick at which each job starts; None: all at the first. options: others of `EngineConfig`.
     """
     jobs = jobs_of(folder, requests)
-    return run_jobs(folder, jobs, tp=tp, sp=sp, dtype=dtype, quantization=quantization, joins=joins, **options)
+    return run_jobs(
+        folder,
+        jobs,
+        tp=tp,
+        sp=sp,
+        cfg_parallel=cfg_parallel,
+        dtype=dtype,
+        quantization=quantization,
+        joins=joins,
+        **options,
+    )
 
 
 def run_jobs(
@@ -69,6 +80,7 @@ def run_jobs(
     *,
     tp: int = 1,
     sp: int = 1,
+    cfg_parallel: bool = False,
     dtype: str = "float32",
     quantization: str = "none",
     joins: Sequence[int] | None = None,
@@ -87,7 +99,17 @@ def run_jobs(
         rank.close()
         return latents
 
-    latents = on_ranks(folder, run, tp=tp, sp=sp, dtype=dtype, quantization=quantization, on_image=keep, **options)
+    latents = on_ranks(
+        folder,
+        run,
+        tp=tp,
+        sp=sp,
+        cfg_parallel=cfg_parallel,
+        dtype=dtype,
+        quantization=quantization,
+        on_image=keep,
+        **options,
+    )
     for other in latents[1:]:
         for job in jobs:
             assert torch.equal(other[job.job_id], latents[0][job.job_id]), f"ranks differ on job {job.job_id}"
@@ -100,18 +122,27 @@ def on_ranks(
     *,
     tp: int = 1,
     sp: int = 1,
+    cfg_parallel: bool = False,
     dtype: str = "float32",
     quantization: str = "none",
     on_image: Callable[[DecodedImage], None] | None = None,
     **options: Any,
 ) -> list[T]:
-    """Load the checkpoint on tp · sp ranks and call the function in each rank's thread. Raises what a rank raised.
+    """Load the checkpoint on so many ranks and call the function in each rank's thread. Raises what a rank raised.
 
     options: of `EngineConfig`.
     """
-    meshes = [Mesh()] if tp * sp == 1 else thread_meshes(tp, sp, timeout_s=DEADLINE_S)
+    degrees = Degrees(tp, sp, 1 + cfg_parallel)
+    meshes = thread_meshes(degrees, timeout_s=DEADLINE_S)
     config = EngineConfig(
-        model=str(folder), tp=tp, sp=sp, device="cpu", dtype=dtype, quantization=quantization, **options
+        model=str(folder),
+        tp=tp,
+        sp=sp,
+        cfg_parallel=cfg_parallel,
+        device="cpu",
+        dtype=dtype,
+        quantization=quantization,
+        **options,
     )
 
     def run_rank(index: int) -> T:
@@ -123,8 +154,8 @@ def on_ranks(
             meshes[index].close()  # lets the other ranks go
             raise
 
-    with ThreadPoolExecutor(tp * sp) as pool:
-        futures = [pool.submit(run_rank, index) for index in range(tp * sp)]
+    with ThreadPoolExecutor(degrees.ranks) as pool:
+        futures = [pool.submit(run_rank, index) for index in range(degrees.ranks)]
         _, running = wait(futures, timeout=DEADLINE_S)
         assert not running, "a rank hangs"
     failures = [failure for future in futures if (failure := future.exception()) is not None]

@@ -18,7 +18,15 @@ from tests.oracle import Picture, Request, expected_pictures, load_pipeline, pac
 
 LATENT_TOLERANCE = 1e-4
 BATCH_TOLERANCE = 2e-5
-DEGREES = ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 4))  # tp, sp
+MODES = {  # options of `run_requests`
+    "tp 1": {},
+    "tp 2": {"tp": 2},
+    "tp 4": {"tp": 4},
+    "sp 2": {"sp": 2},
+    "sp 4": {"sp": 4},
+    "tp 2, sp 2": {"tp": 2, "sp": 2},
+    "cfg": {"cfg_parallel": True},
+}
 
 CAPTION = "a small yellow star left of a purple heart"
 REQUESTS = {
@@ -58,18 +66,18 @@ def check(ours: list[Picture], theirs: list[Picture]) -> None:
         assert np.abs(mine.image.astype(int) - reference.image.astype(int)).max() <= 1
 
 
-@pytest.mark.parametrize(("tp", "sp"), DEGREES)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", REQUESTS)
-def test_distilled_checkpoint_gives_the_images_of_diffusers(turbo: Path, name: str, tp: int, sp: int) -> None:
+def test_distilled_checkpoint_gives_the_images_of_diffusers(turbo: Path, name: str, mode: str) -> None:
     request = REQUESTS[name]
-    check(run_requests(turbo, [request], tp=tp, sp=sp), expected(turbo, request))
+    check(run_requests(turbo, [request], **MODES[mode]), expected(turbo, request))
 
 
-@pytest.mark.parametrize(("tp", "sp"), DEGREES)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["square", "tall", "guided, with a negative prompt", "three images", "mu"])
-def test_undistilled_checkpoint_gives_the_images_of_diffusers(raw: Path, name: str, tp: int, sp: int) -> None:
+def test_undistilled_checkpoint_gives_the_images_of_diffusers(raw: Path, name: str, mode: str) -> None:
     request = REQUESTS[name]
-    check(run_requests(raw, [request], tp=tp, sp=sp), expected(raw, request))
+    check(run_requests(raw, [request], **MODES[mode]), expected(raw, request))
 
 
 @pytest.mark.parametrize("mu", [1.15, 0.5, -0.3, 0.61234, 2.0])
@@ -95,8 +103,8 @@ def test_the_schedule_depends_on_distillation_size_and_mu(turbo: Path, raw: Path
     assert relative_error(expected(turbo, REQUESTS["mu"])[0].latents, square) > 100 * LATENT_TOLERANCE
 
 
-@pytest.mark.parametrize(("tp", "sp"), DEGREES)
-def test_requests_packed_in_one_tick_equal_each_alone(turbo: Path, tp: int, sp: int) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_requests_packed_in_one_tick_equal_each_alone(turbo: Path, mode: str) -> None:
     """Different sizes, step counts (so different timesteps in a tick), guidance, mu and prompt lengths at once."""
     requests = [
         REQUESTS["tall"],
@@ -108,9 +116,9 @@ def test_requests_packed_in_one_tick_equal_each_alone(turbo: Path, tp: int, sp: 
         REQUESTS["mu"],
         REQUESTS["empty prompt"],
     ]
-    packed = run_requests(turbo, requests, tp=tp, sp=sp)
+    packed = run_requests(turbo, requests, **MODES[mode])
     check(packed, [picture for request in requests for picture in expected(turbo, request)])
-    alone = [picture for request in requests for picture in run_requests(turbo, [request], tp=tp, sp=sp)]
+    alone = [picture for request in requests for picture in run_requests(turbo, [request], **MODES[mode])]
     for together, single in zip(packed, alone, strict=True):
         assert relative_error(together.latents, single.latents) <= BATCH_TOLERANCE
 

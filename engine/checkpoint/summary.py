@@ -60,9 +60,10 @@ def held_parameters(
 
 
 def summarize(
-    checkpoint: CheckpointFiles, tp: int, bytes_per_element: int, quantization: str = "auto", *, sp: int = 1
+    checkpoint: CheckpointFiles, tp: int, bytes_per_element: int, quantization: str = "auto", *, copies: int = 1
 ) -> list[ComponentSummary]:
-    """Sum up the tensors that inference needs, held by tp · sp ranks as `held_parameters` says.
+    """Sum up the tensors that inference needs, held by tp ranks, or so many times by as many, as
+    `held_parameters` says.
 
     Raises `ArgumentError` if `tp` does not divide the model.
     """
@@ -71,6 +72,6 @@ def summarize(
     for component, parameters in held_parameters(checkpoint, tp, bytes_per_element, quantization).items():
         held = sum(parameter.bytes for parameter in parameters.values())
         on_rank_0_only = component == "vae"
-        bytes_per_rank = tuple(held if rank == 0 or not on_rank_0_only else 0 for rank in range(tp * sp))
+        bytes_per_rank = tuple(held if rank == 0 or not on_rank_0_only else 0 for rank in range(tp * copies))
         summaries.append(ComponentSummary(component, checkpoint.parameters[component], bytes_per_rank))
     return summaries

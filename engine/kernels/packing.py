@@ -28,7 +28,7 @@ class Packing:
         self.bounds = tuple(accumulate(lengths, initial=0))
         self.tokens, self.segments = self.bounds[-1], len(self.lengths)
         self.longest = max(lengths, default=0)
-        self._device = device
+        self.device = device
 
     @cached_property
     def offsets(self) -> torch.Tensor:
@@ -51,25 +51,7 @@ class Packing:
         return self._to_device(torch.tensor(tiles, dtype=torch.int32).view(-1, 3))
 
     def _to_device(self, table: torch.Tensor) -> torch.Tensor:
-        return table.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else table
-
-
-class Share(Packing):
-    """The rows of a packing that one of several ranks has, as many as any other or one more. Of a segment that lies
-    elsewhere it has none.
-
-    whole: that packing. rows: where these lie in it. rows_of_ranks: how many each rank has.
-    """
-
-    def __init__(self, whole: Packing, rank: int, ranks: int) -> None:
-        cuts = [whole.tokens * i // ranks for i in range(ranks + 1)]
-        first, last = cuts[rank], cuts[rank + 1]
-        super().__init__(
-            [max(0, min(stop, last) - max(start, first)) for start, stop in pairwise(whole.bounds)], whole._device
-        )
-        self.whole = whole
-        self.rows = slice(first, last)
-        self.rows_of_ranks = tuple(stop - start for start, stop in pairwise(cuts))
+        return table.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else table
 
 
 class CapturedPacking(Packing):

@@ -19,7 +19,7 @@ from engine.kernels.norm import add_rms_norm_modulate_, rms_norm_modulate
 from engine.kernels.packing import Packing
 from engine.model.layers import Attention, GatedAttention, RMSNorm, SwiGLU, Visit
 from engine.model.text_fusion import TextFusion
-from engine.parallel import Group, Linear, LocalGroup
+from engine.parallel import Group, Linear
 from engine.parallel.sequence import SequenceParallelAttention
 
 
@@ -43,13 +43,11 @@ class Transformer(nn.Module):
         group: Group,
         attention: GatedAttentionKernel,
         text_attention: GatedAttentionKernel,
-        sequence: Group | None = None,
     ) -> None:
         """group: over whose ranks matrices are split. attention: of the blocks; text_attention: of text fusion, which
-        meets other lengths. sequence: whose ranks share a step's rows."""
+        meets other lengths."""
         super().__init__()
-        self._sequence = sequence or LocalGroup()
-        of_blocks = SequenceParallelAttention(attention, self._sequence) if self._sequence.size > 1 else attention
+        of_blocks = SequenceParallelAttention(attention)
         self.img_in = Linear(config.in_channels, config.hidden_size)
         self.time_embed = _TimeEmbedding(config)
         self.time_mod_proj = Linear(config.hidden_size, 6 * config.hidden_size)
@@ -96,7 +94,7 @@ class Transformer(nn.Module):
         share = layout.share
         x, rotations = self.embed(text, latents, layout)[share.rows], layout.rotations[share.rows]
         velocities = (denoise or self.denoise)(x, modulation, share, rotations)
-        return layout.take_images(self._sequence.gather_rows(velocities, share.rows_of_ranks))
+        return layout.take_images(share.group.gather_rows(velocities, share.rows_of_ranks))
 
     def embed(self, text: list[torch.Tensor], latents: list[torch.Tensor], layout: Layout) -> torch.Tensor:
         """Text features and embedded image tokens, packed: (tokens, width)."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.parallel.group import Group, LocalGroup
-from engine.parallel.mesh import Mesh, sp_ranks, tp_ranks
+from engine.parallel.mesh import Degrees, Mesh
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -18,21 +18,20 @@ if TYPE_CHECKING:
 
 def connect_mesh(
     rank: int,
-    tp: int,
-    sp: int,
+    degrees: Degrees,
     device: torch.device,
     *,
     store_file: Path | None,
     timeout_s: float,
     share_gpu: bool = False,
 ) -> Mesh:
-    """Meet the other tp · sp ranks and return this one's groups.
+    """Meet the other ranks and return this one's groups.
 
     They meet at `store_file`, a path that all can reach and nobody else can write, or, when it is None, at the
     address that torchrun put into the environment. `share_gpu`: several ranks use one GPU, which NCCL refuses; gloo
     does it, staged through the host. Waiting for each other, now and in every operation, ends after `timeout_s`.
     """
-    world_size = tp * sp
+    world_size = degrees.ranks
     if world_size == 1:
         return Mesh()
     import torch.distributed as dist  # 0.2 s that a single rank need not wait for
@@ -47,19 +46,15 @@ def connect_mesh(
         device_id=device if use_nccl else None,
     )
     staged = device.type == "cuda" and not use_nccl
-    world = DistributedGroup(None, staged=staged)
 
-    def own(groups: Sequence[Sequence[int]]) -> Group:
-        if len(groups[0]) == 1:
-            return LocalGroup()
-        if len(groups) == 1:
-            return world
+    def group_of(ranks: tuple[int, ...]) -> Group:
+        if len(ranks) == world_size:
+            return DistributedGroup(None, staged=staged)
         # Not a DeviceMesh, whose groups have the backend's own timeout. All ranks make all groups, as torch wants it.
-        made = [dist.new_group(ranks, timeout=timedelta(seconds=timeout_s)) for ranks in groups]
-        (handle,) = (group for group, ranks in zip(made, groups, strict=True) if rank in ranks)
-        return DistributedGroup(handle, staged=staged)
+        handle = dist.new_group(list(ranks), timeout=timedelta(seconds=timeout_s))
+        return DistributedGroup(handle, staged=staged) if rank in ranks else LocalGroup()
 
-    return Mesh(world, own(tp_ranks(tp, sp)), own(sp_ranks(tp, sp)))
+    return Mesh.build(rank, degrees, group_of)
 
 
 class DistributedGroup(Group):

@@ -8,20 +8,41 @@ where its tokens are.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 
 from engine.kernels.attention import GatedAttentionKernel
 from engine.kernels.fp8 import Fp8Rows
 from engine.kernels.gate import sigmoid_mul
-from engine.kernels.packing import Packing, Share
+from engine.kernels.packing import Packing
 from engine.parallel.group import Group
 
 
-class SequenceParallelAttention:
-    """`GatedAttentionKernel` for rows that are a rank's share of the packed matrix. Uses the backend of `kernel`."""
+class Share(Packing):
+    """The rows of a packing that one of a group's ranks has, as many as any other or one more. Of a segment that lies
+    elsewhere it has none.
 
-    def __init__(self, kernel: GatedAttentionKernel, group: Group) -> None:
-        self._kernel, self._group = kernel, group
+    whole: that packing. rows: where these lie in it. rows_of_ranks: how many each rank has.
+    """
+
+    def __init__(self, whole: Packing, group: Group) -> None:
+        cuts = [whole.tokens * i // group.size for i in range(group.size + 1)]
+        first, last = cuts[group.rank], cuts[group.rank + 1]
+        super().__init__(
+            [max(0, min(stop, last) - max(start, first)) for start, stop in pairwise(whole.bounds)], whole.device
+        )
+        self.whole = whole
+        self.group = group
+        self.rows = slice(first, last)
+        self.rows_of_ranks = tuple(stop - start for start, stop in pairwise(cuts))
+
+
+class SequenceParallelAttention:
+    """`GatedAttentionKernel`, whose backend it uses, for packings that are a rank's share too."""
+
+    def __init__(self, kernel: GatedAttentionKernel) -> None:
+        self._kernel = kernel
 
     def __call__(
         self,
@@ -33,17 +54,18 @@ class SequenceParallelAttention:
         *,
         fp8: bool = False,
     ) -> torch.Tensor | Fp8Rows:
-        """As `GatedAttentionKernel`, with a `Share` of a packing; the group's size divides heads and kv_heads."""
-        assert isinstance(packing, Share)
+        """As `GatedAttentionKernel`. The size of a share's group divides heads and kv_heads."""
+        if not isinstance(packing, Share) or packing.group.size == 1:
+            return self._kernel(query, key, value, gate, packing, fp8=fp8)
         rows, _, head_dim = query.shape
-        ranks = self._group.size
+        group, ranks = packing.group, packing.group.size
         mine = [rows] * ranks
         # consecutive heads go to the same rank, so query heads stay with the key/value head that they share
         parts = [heads.flatten(1).unflatten(1, (ranks, -1)).transpose(0, 1) for heads in (query, key, value)]
         sent = torch.cat(parts, dim=2).flatten(0, 1)
-        received = self._group.all_to_all(sent, mine, packing.rows_of_ranks)
+        received = group.all_to_all(sent, mine, packing.rows_of_ranks)
         columns = received.split([part.shape[2] for part in parts], dim=1)
         query, key, value = (part.unflatten(1, (-1, head_dim)) for part in columns)
         attended = self._kernel.attend(query, key, value, packing.whole)
-        of_heads = self._group.all_to_all(attended, packing.rows_of_ranks, mine)
+        of_heads = group.all_to_all(attended, packing.rows_of_ranks, mine)
         return sigmoid_mul(of_heads.unflatten(0, (ranks, rows)).transpose(0, 1).flatten(1), gate, fp8=fp8)

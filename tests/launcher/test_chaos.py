@@ -83,16 +83,16 @@ DISTURBANCES: dict[str, Disturbance] = {
 }
 
 
-MODES = ["--tp", pytest.param("--sp", marks=pytest.mark.slow)]  # what two ranks split
+MODES = {"tp": ("--tp", "2"), "sp": ("--sp", "2"), "cfg": ("--cfg-parallel",)}  # of two ranks
 
 
-def start_server(marked: Marked, mode: str) -> str:
+def start_server(marked: Marked, mode: str = "tp") -> str:
     """`krea2 serve` on two ranks that can be poisoned. Returns the address for clients."""
     folder = marked.folder / "hook"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(POISONED_RANK)
     marked.environment["PYTHONPATH"] = str(folder)
-    arguments = ("--port", "0", mode, "2", "--device", "cpu", "--step-timeout", str(STEP_TIMEOUT_S))
+    arguments = ("--port", "0", *MODES[mode], "--device", "cpu", "--step-timeout", str(STEP_TIMEOUT_S))
     process = marked.start_krea2("serve", *arguments, stderr=DEVNULL)
     assert process.stdout is not None
     for line in process.stdout:
@@ -143,7 +143,7 @@ def run_rounds(marked: Marked, mode: str, disturbances: list[Disturbance]) -> No
     asyncio.run(test())
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["tp", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("sp", "cfg"))])
 @pytest.mark.parametrize("disturbance", DISTURBANCES)
 def test_all_other_images_come_and_are_the_same(marked: Marked, disturbance: str, mode: str) -> None:
     run_rounds(marked, mode, [DISTURBANCES[disturbance]])
@@ -154,7 +154,7 @@ def test_all_other_images_come_and_are_the_same(marked: Marked, disturbance: str
 def test_ten_rounds_of_every_disturbance(marked: Marked) -> None:
     rounds = [disturbance for disturbance in DISTURBANCES.values() for _ in range(ROUNDS)]
     random.Random(0).shuffle(rounds)
-    run_rounds(marked, "--tp", rounds)
+    run_rounds(marked, "tp", rounds)
 
 
 def _is_stopped(thread: int) -> bool:
@@ -163,7 +163,7 @@ def _is_stopped(thread: int) -> bool:
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_when_the_front_end_is_killed_every_child_is_gone_within_2_s(marked: Marked, stopped: bool) -> None:
-    start_server(marked, "--tp")
+    start_server(marked)
     if stopped:
         rank = marked.rank(1)
         rank.send_signal(signal.SIGSTOP)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,10 +54,12 @@ def test_image_i_of_a_request_is_the_image_of_seed_plus_i(client: Client) -> Non
     assert abs(pixels(together, 0) - pixels(together, 1)).max() > 1
 
 
-@pytest.mark.parametrize(("tp", "sp"), [(2, 1), (1, 2)])
-def test_two_ranks_make_the_same_picture(client: Client, tp: int, sp: int) -> None:
-    with launch(device="cpu", tp=tp, sp=sp) as two:
-        assert (two.status().tp, two.status().sp) == (tp, sp)
+@pytest.mark.parametrize("mode", [{"tp": 2}, {"sp": 2}, {"cfg_parallel": True}])
+def test_two_ranks_make_the_same_picture(client: Client, mode: dict[str, Any]) -> None:
+    with launch(device="cpu", **mode) as two:
+        status = two.status()
+        told = {"tp": status.tp, "sp": status.sp, "cfg_parallel": status.cfg_parallel}
+        assert told == {"tp": 1, "sp": 1, "cfg_parallel": False} | mode
         assert len(two.status().rank_memory) == 2
         requests = [{"seed": 1}, {"seed": 2, "width": 96, "guidance": 2.0, "steps": 3}]
         for parameters in requests:

@@ -25,7 +25,7 @@ def torchrun(marked: Marked, processes: int, *arguments: str) -> subprocess.Pope
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", [(), ("--sp", "2")])
+@pytest.mark.parametrize("mode", [(), ("--sp", "2"), ("--cfg-parallel",)])
 def test_generate_writes_the_picture_that_spawned_ranks_write(
     marked: Marked, tmp_path: Path, mode: tuple[str, ...]
 ) -> None:
@@ -46,6 +46,10 @@ def test_generate_writes_the_picture_that_spawned_ranks_write(
         (["--width", "3"], "error: width must be between 64 and 4096, got 3"),
         (["--tp", "4"], "error: tp · sp must be 2, the number of processes that torchrun started, got 4 · 1"),
         (["--sp", "4"], "error: tp · sp must be 2, the number of processes that torchrun started, got 1 · 4"),
+        (
+            ["--sp", "2", "--cfg-parallel"],
+            "error: tp · sp · 2 must be 2, the number of processes that torchrun started, got 1 · 2 · 2",
+        ),
     ],
 )
 def test_a_mistake_is_told_once(marked: Marked, arguments: list[str], message: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from engine.errors import RankError
-from engine.parallel import Group, LocalGroup, Mesh, thread_groups, thread_meshes
+from engine.parallel import Degrees, Group, LocalGroup, Mesh, thread_groups, thread_meshes
 
 DEADLINE_S = 60.0
 
@@ -71,51 +71,58 @@ def test_threads(size: int) -> None:
     run_threads(thread_groups(size, DEADLINE_S), check_collectives)
 
 
-def check_mesh(mesh: Mesh, tp: int, sp: int) -> None:
+def check_mesh(mesh: Mesh, degrees: Degrees) -> None:
     """Raise if a group's operations are wrong, or if it has other ranks than it should."""
-    for group in (mesh.world, mesh.tp, mesh.sp):
+    tp, sp, cfg = degrees.tp, degrees.sp, degrees.cfg
+    c, s, t = mesh.cfg.rank, mesh.sp.rank, mesh.tp.rank
+    expected = {
+        mesh.world: range(degrees.ranks),
+        mesh.tp: [(c * sp + s) * tp + other for other in range(tp)],
+        mesh.sp: [(c * sp + other) * tp + t for other in range(sp)],
+        mesh.cfg: [(other * sp + s) * tp + t for other in range(cfg)],
+        mesh.wide: [other * tp + t for other in range(cfg * sp)],
+    }
+    for group, ranks in expected.items():
         check_collectives(group)
-    rank = mesh.world.rank
-    assert (mesh.world.size, mesh.tp.size, mesh.sp.size) == (tp * sp, tp, sp)
-    assert rank == mesh.sp.rank * tp + mesh.tp.rank
-    whoami = torch.tensor([rank])
-    assert mesh.tp.all_gather(whoami).tolist() == [mesh.sp.rank * tp + t for t in range(tp)]
-    assert mesh.sp.all_gather(whoami).tolist() == [s * tp + mesh.tp.rank for s in range(sp)]
+        assert group.all_gather(torch.tensor([mesh.world.rank])).tolist() == list(ranks)
 
 
-MESHES = [(2, 1), (1, 2), (4, 1), (2, 2), (1, 4)]
+DEGREES = [Degrees(2), Degrees(1, 2), Degrees(1, 1, 2), Degrees(4), Degrees(2, 2), Degrees(1, 2, 2), Degrees(2, 1, 2)]
 
 
-@pytest.mark.parametrize(("tp", "sp"), MESHES)
-def test_meshes_of_threads(tp: int, sp: int) -> None:
-    meshes = thread_meshes(tp, sp, DEADLINE_S)
+@pytest.mark.parametrize("degrees", DEGREES)
+def test_meshes_of_threads(degrees: Degrees) -> None:
+    meshes = thread_meshes(degrees, DEADLINE_S)
     with ThreadPoolExecutor(len(meshes)) as pool:
-        for future in [pool.submit(check_mesh, mesh, tp, sp) for mesh in meshes]:
+        for future in [pool.submit(check_mesh, mesh, degrees) for mesh in meshes]:
             future.result(DEADLINE_S)
 
 
 CHILD = """
 import sys, torch
 from pathlib import Path
-from engine.parallel import connect_mesh
+from engine.parallel import Degrees, connect_mesh
 from tests.parallel.test_group import check_mesh
-rank, tp, sp, store = *map(int, sys.argv[1:4]), Path(sys.argv[4])
-mesh = connect_mesh(rank, tp, sp, torch.device("cpu"), store_file=store, timeout_s=60)
-check_mesh(mesh, tp, sp)
+rank, *degrees = map(int, sys.argv[1:5])
+degrees = Degrees(*degrees)
+mesh = connect_mesh(rank, degrees, torch.device("cpu"), store_file=Path(sys.argv[5]), timeout_s=60)
+check_mesh(mesh, degrees)
 mesh.close()
 """
 
 
-@pytest.mark.parametrize(("tp", "sp"), MESHES)
-def test_processes(tp: int, sp: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("degrees", DEGREES)
+def test_processes(degrees: Degrees, tmp_path: Path) -> None:
+    numbers = map(str, (degrees.tp, degrees.sp, degrees.cfg))
+    arguments = [*numbers, str(tmp_path / "store")]
     children = [
         subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(rank), str(tp), str(sp), str(tmp_path / "store")],
+            [sys.executable, "-c", CHILD, str(rank), *arguments],
             stderr=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parents[2],
         )
-        for rank in range(tp * sp)
+        for rank in range(degrees.ranks)
     ]
     try:
         for child in children:

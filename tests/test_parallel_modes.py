@@ -1,27 +1,39 @@
-"""Tokens split over ranks: the pictures do not depend on it. That they are those of diffusers is in `test_parity`."""
+"""Tokens and segments split over ranks: pictures do not depend on it. That they are diffusers' is in `test_parity`."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.batch import Halves, divide
 from engine.config import DEMO_CHECKPOINT, DEMO_LORAS, EngineConfig, ModelConfig
 from engine.errors import ArgumentError
-from engine.kernels.packing import Packing, Share
+from engine.kernels.packing import Packing
 from engine.memory import step_bytes
+from engine.parallel import Group, thread_groups
+from engine.parallel.sequence import Share
+from engine.rank import Rank
 from engine.step import Adapter, Job
 from tests.engine_runs import jobs_of, run_jobs
 from tests.oracle import Request, relative_error
 
 TOLERANCE = 1e-4  # the goal; measured 2e-7 to 1.3e-5, float32 sums in another order
-MESHES = [(1, 2), (2, 2), (1, 4)]
+MODES: dict[str, dict[str, Any]] = {
+    "sp 2": {"sp": 2},
+    "sp 4": {"sp": 4},
+    "tp 2, sp 2": {"tp": 2, "sp": 2},
+    "cfg": {"cfg_parallel": True},
+    "tp 2, cfg": {"tp": 2, "cfg_parallel": True},
+    "sp 2, cfg": {"sp": 2, "cfg_parallel": True},
+}
 PROMPTS = ("", "a red circle on a blue background", "a small cyan star at the left on a black background " * 9)
 
 
@@ -43,21 +55,21 @@ def random_jobs(source: random.Random, count: int) -> list[Job]:
     return jobs_of(folder, requests)
 
 
-@pytest.mark.parametrize(("tp", "sp"), MESHES)
-def test_random_batches_are_those_of_one_rank(tp: int, sp: int) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_random_batches_are_those_of_one_rank(mode: str) -> None:
     seed = random.randrange(2**32)
     source = random.Random(seed)
     for _ in range(3):
         jobs = random_jobs(source, source.randint(1, 5))
         joins = [source.randint(0, 2) for _ in jobs]
         alone = run_jobs(DEMO_CHECKPOINT, jobs, joins=joins)
-        split = run_jobs(DEMO_CHECKPOINT, jobs, joins=joins, tp=tp, sp=sp)
+        split = run_jobs(DEMO_CHECKPOINT, jobs, joins=joins, **MODES[mode])
         for one, other in zip(alone, split, strict=True):
             assert relative_error(other.latents, one.latents) <= TOLERANCE, seed
 
 
-@pytest.mark.parametrize(("tp", "sp"), MESHES)
-def test_adapters_apply_to_their_rows_only(tp: int, sp: int) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_adapters_apply_to_their_rows_only(mode: str) -> None:
     adapters = [Adapter(1, str(DEMO_LORAS["demo-outlined"]))]
     strengths = (1.0, 0.0, -0.7)
     jobs = [
@@ -66,7 +78,7 @@ def test_adapters_apply_to_their_rows_only(tp: int, sp: int) -> None:
     ]
     alone = run_jobs(DEMO_CHECKPOINT, jobs, adapters=adapters)
     without = run_jobs(DEMO_CHECKPOINT, [replace(job, loras=()) for job in jobs])
-    split = run_jobs(DEMO_CHECKPOINT, jobs, adapters=adapters, tp=tp, sp=sp)
+    split = run_jobs(DEMO_CHECKPOINT, jobs, adapters=adapters, **MODES[mode])
     for one, other, plain, strength in zip(alone, split, without, strengths, strict=True):
         assert relative_error(other.latents, one.latents) <= TOLERANCE
         assert (relative_error(plain.latents, one.latents) > 100 * TOLERANCE) == bool(strength)
@@ -81,10 +93,55 @@ def test_eight_bits(quantization: str, tolerance: float) -> None:
         assert relative_error(other.latents, one.latents) <= tolerance
 
 
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=9), st.sampled_from([1, 2]))
+def test_segments_are_divided_evenly(tokens: list[int], groups: int) -> None:
+    halves = divide(tokens, groups)
+    assert sorted(i for half in halves.members for i in half) == list(range(len(tokens)))
+    loads = [sum(tokens[i] for i in half) for half in halves.members]
+    assert max(loads) - min(loads) <= max(tokens) or groups == 1
+    assert halves.even == (max(loads) <= 1.25 * sum(tokens) / groups)
+
+
+def test_a_guided_image_is_divided_and_a_lone_unguided_one_is_not_even() -> None:
+    assert divide([4110, 4096], 2) == Halves([[0], [1]], even=True)
+    assert divide([4110], 2) == Halves([[0], []], even=False)
+    assert divide([4110, 4096, 4103], 2).even is False  # 2 : 1
+    assert divide([4110, 4096, 4103, 4097], 2).even is True
+
+
+@pytest.mark.parametrize(
+    ("guidances", "expected"),
+    [
+        ((2.0,), {(1, 1)}),
+        ((0.0,), {(1, 2)}),
+        ((0.0, 0.0), {(1, 1)}),
+        ((2.0, 0.0), {(3, 2)}),
+        ((2.0, 0.0, 0.0), {(2, 1)}),
+    ],
+)
+def test_no_rank_steps_what_another_does(
+    monkeypatch: pytest.MonkeyPatch, guidances: tuple[float, ...], expected: set[tuple[int, int]]
+) -> None:
+    """expected: segments in a forward, and among how many ranks it is split."""
+    seen = set()
+    forward = Rank._forward
+
+    def watched(rank: Rank, segments: Sequence[Any], group: Group) -> torch.Tensor:
+        seen.add((len(segments), group.size))
+        return forward(rank, segments, group)
+
+    monkeypatch.setattr(Rank, "_forward", watched)
+    requests = [
+        Request(PROMPTS[1], guidance=guidance, steps=1, negative_prompt="a red star on") for guidance in guidances
+    ]
+    run_jobs(DEMO_CHECKPOINT, jobs_of(DEMO_CHECKPOINT, requests), cfg_parallel=True)
+    assert seen == expected
+
+
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=6), st.sampled_from([1, 2, 4]))
 def test_shares_are_even_and_cover_all_rows(lengths: list[int], ranks: int) -> None:
     whole = Packing(lengths, torch.device("cpu"))
-    shares = [Share(whole, rank, ranks) for rank in range(ranks)]
+    shares = [Share(whole, group) for group in thread_groups(ranks)]
     assert sum(share.tokens for share in shares) == whole.tokens
     assert max(share.tokens for share in shares) - min(share.tokens for share in shares) <= 1
     assert torch.equal(torch.cat([share.row_segments for share in shares]), whole.row_segments)
@@ -107,12 +164,15 @@ def test_more_ranks_need_less_memory_for_a_step() -> None:
         ({"sp": True}, "sp must be one of 1, 2, 4, got True"),
         ({"tp": 2, "sp": 4}, "sp must be at most 2 with tp 2, got 4"),
         ({"tp": 4, "sp": 2}, "sp must be at most 1 with tp 4, got 2"),
+        ({"sp": 4, "cfg_parallel": True}, "sp must be at most 2 with tp 1 and cfg_parallel, got 4"),
+        ({"tp": 4, "cfg_parallel": True}, "cfg_parallel must be False with tp 4: at most 4 ranks, got True"),
+        ({"cfg_parallel": 1}, "cfg_parallel must be True or False, got 1"),
     ],
 )
-def test_what_sp_may_be(options: dict[str, int], message: str) -> None:
+def test_what_the_modes_may_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError) as caught:
         EngineConfig(**options)
-    assert (caught.value.parameter, caught.value.message) == ("sp", message)
+    assert (caught.value.parameter, caught.value.message) == (message.split()[0], message)
 
 
 def test_heads_that_do_not_divide_name_what_does(checkpoint: Callable[..., Path]) -> None:
