@@ -53,12 +53,12 @@ class Schedule:
 
 SCHEDULES = {
     "short": Schedule(
-        vae_steps=300,
+        vae_steps=900,
         decoder_steps=50,
-        pictures=2_000,
-        raw_steps=300,
-        walks=320,
-        turbo_steps=100,
+        pictures=4_000,
+        raw_steps=1_000,
+        walks=160,
+        turbo_steps=200,
         lora_steps=50,
         lora_pictures=320,
         kept_out=100,
