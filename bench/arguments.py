@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from engine.config import MOST_RANKS
+from engine.modes import Degrees
+
 INTERRUPTED = 130  # the exit status after Ctrl-C
 SIDE_MULTIPLE = 16  # pixels of a token's side
 
@@ -58,6 +61,27 @@ def image_side(text: str) -> int:
 def image_sides(text: str) -> list[int]:
     """Several, comma-separated. Raises `ArgumentTypeError`."""
     return [image_side(word) for word in text.split(",")]
+
+
+def mode_name(degrees: Degrees) -> str:
+    """As `modes` reads it."""
+    parts = (
+        [f"tp{degrees.tp}"] * (degrees.tp > 1) + [f"sp{degrees.sp}"] * (degrees.sp > 1) + ["cfg"] * (degrees.cfg > 1)
+    )
+    return "x".join(parts) or "one"
+
+
+def modes(text: str) -> tuple[Degrees, ...]:
+    """Ways to share a step between ranks, comma-separated: one, tp2, sp4, cfg, tp2xsp2, sp2xcfg and the like."""
+    known = {
+        mode_name(degrees): degrees
+        for degrees in (Degrees(tp, sp, cfg) for tp in (1, 2, 4) for sp in (1, 2, 4) for cfg in (1, 2))
+        if degrees.ranks <= MOST_RANKS
+    }
+    words = text.split(",")
+    if not set(words) <= set(known):
+        raise argparse.ArgumentTypeError(f"must be of {', '.join(known)}, got {text}")
+    return tuple(known[word] for word in words)
 
 
 def end_with(main: Callable[[], int]) -> NoReturn:

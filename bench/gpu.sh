@@ -164,6 +164,7 @@ if [[ -n $small ]]; then
     image=(--sides 64 --steps 2 --burst 1 --idle 0 --sustained 0)
     peers=("${image[@]}")
     load=(--size tiny)
+    scaling=(--size tiny --modes one,sp2 --sides 64)
     offload=(-k budget)
     large=(--sides 128 --steps 2 --burst 1 --idle 0 --sustained 0)
 else
@@ -174,6 +175,7 @@ else
     image=(--sides 1024,512 --idle 3 --sustained 5)
     peers=(--sides 1024,512 --idle 0 --sustained 0 --peer diffusers)
     load=(--size real --layers 4)
+    scaling=(--size real --layers 4 --sides 1024,2048)
     offload=(-m gpu)
     large=(--sides 2048 --burst 2 --idle 1 --sustained 0 --quantization "none,fp8")
 fi
@@ -195,7 +197,7 @@ if has pytest; then
 else
     part kernel-tests 100 "$python" -m bench.kernels "${size[@]}" --check-only --seconds @S "${json[@]}"
 fi
-part shared-gpu 80 "$python" -m bench.shared_gpu --ranks 2,4 --seconds @S "${json[@]}"
+part shared-gpu 80 "$python" -m bench.shared_gpu --modes tp2,sp2,cfg,tp2xsp2 --seconds @S "${json[@]}"
 part step 50 "$python" -m bench.step "${size[@]}" --cases "$cases" --seconds @S "${json[@]}"
 part image-bf16 50 "$python" -m bench.image "${size[@]}" "${image[@]}" --seconds @S "${json[@]}"
 part image-fp8 50 "$python" -m bench.image "${size[@]}" "${image[@]}" --quantization fp8 --seconds @S "${json[@]}"
@@ -207,6 +209,7 @@ if has diffusers; then
 else
     skip peers "diffusers is not there (WHEELS names a folder that has its wheel)"
 fi
+part scaling 60 "$python" -m bench.scaling "${scaling[@]}" --seconds @S "${json[@]}"
 part image-2048 60 "$python" -m bench.image "${size[@]}" "${large[@]}" --seconds @S "${json[@]}"
 if has diffusers; then
     part offload 40 "$python" -m pytest -q -o addopts= "${offload[@]}" tests/test_offload.py

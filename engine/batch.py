@@ -16,10 +16,6 @@ from engine.kernels.packing import Packing
 from engine.parallel import Group, LocalGroup
 from engine.parallel.sequence import Share
 
-# How many times its even part a group of ranks may have to step. Beyond that all ranks share all rows, which makes them
-# exchange more.
-_UNEVEN = 1.25
-
 
 @dataclass(frozen=True)
 class Segment:
@@ -37,25 +33,6 @@ class Segment:
     @property
     def tokens(self) -> int:
         return self.text_tokens + self.image_tokens
-
-
-@dataclass(frozen=True)
-class Halves:
-    """Which segments each group of ranks steps, by index; even: whether none has much more to do than another."""
-
-    members: list[list[int]]
-    even: bool
-
-
-def divide(tokens: Sequence[int], groups: int) -> Halves:
-    """Give segments of so many tokens to groups of ranks: the longest first, each to the group that has the least."""
-    members: list[list[int]] = [[] for _ in range(groups)]
-    loads = [0] * groups
-    for index in sorted(range(len(tokens)), key=lambda i: -tokens[i]):
-        group = loads.index(min(loads))
-        members[group].append(index)
-        loads[group] += tokens[index]
-    return Halves([sorted(each) for each in members], max(loads) * groups <= _UNEVEN * sum(tokens))
 
 
 class Layout:

@@ -21,6 +21,7 @@ from engine.component_config import (
 )
 from engine.errors import ArgumentError, CheckpointError
 from engine.json_fields import JsonFields
+from engine.modes import Degrees
 from engine.prompt_domain import PromptDomain, read_prompt_domain
 
 __all__ = ["EngineConfig", "ModelConfig", "ScheduleConfig", "TextEncoderConfig", "TransformerConfig", "VAEConfig"]
@@ -143,7 +144,11 @@ class EngineConfig:
 
     @property
     def ranks(self) -> int:
-        return self.tp * self.sp * (1 + self.cfg_parallel)
+        return self.degrees.ranks
+
+    @property
+    def degrees(self) -> Degrees:
+        return Degrees(self.tp, self.sp, 1 + self.cfg_parallel)
 
     def dtype_on(self, device_type: str) -> str:
         """bfloat16 or float32: what `dtype` stands for on "cuda" or "cpu"."""

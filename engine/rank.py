@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import torch
 
-from engine.batch import Layout, Segment, divide
+from engine.batch import Layout, Segment
 from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.load import LoadOptions, Weights, load_weights
 from engine.config import DIT, DIT_LAYERWISE, TEXT_ENCODER, EngineConfig
@@ -24,6 +24,7 @@ from engine.lora.merge import MergedWeights
 from engine.memory import decode_bytes, step_bytes, tile_side
 from engine.model import TextEncoder, Transformer, VAEDecoder
 from engine.model.transformer import TimeModulation
+from engine.modes import divide
 from engine.offload import Offload, limit_allocations, plan_for
 from engine.parallel import Group, Mesh
 from engine.parallel.device import (

@@ -77,7 +77,7 @@ def serve(config: RankConfig) -> NoReturn:
 
 
 def _load(config: RankConfig, wire: _Wire) -> Rank:
-    from engine.parallel import Degrees, connect_mesh, pick_device, ranks_on_device
+    from engine.parallel import connect_mesh, pick_device, ranks_on_device
     from engine.rank import Rank
 
     wire.send(Hello(rank=config.rank))
@@ -86,7 +86,7 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
     device = pick_device(load.engine, config.rank, config.world_size)
     mesh = connect_mesh(
         config.rank,
-        Degrees(load.engine.tp, load.engine.sp, 1 + load.engine.cfg_parallel),
+        load.engine.degrees,
         device,
         store_file=Path(config.store_file) if config.store_file is not None else None,
         timeout_s=load.timeout_s,

@@ -12,7 +12,7 @@ import torch
 
 from engine.config import EngineConfig, ModelConfig
 from engine.decoding import DecodedImage
-from engine.parallel import Degrees, thread_meshes
+from engine.parallel import thread_meshes
 from engine.rank import Rank
 from engine.step import Adapter, Job, Step
 from launcher.tokenizer import PromptTokenizer
@@ -132,8 +132,6 @@ def on_ranks(
 
     options: of `EngineConfig`.
     """
-    degrees = Degrees(tp, sp, 1 + cfg_parallel)
-    meshes = thread_meshes(degrees, timeout_s=DEADLINE_S)
     config = EngineConfig(
         model=str(folder),
         tp=tp,
@@ -144,6 +142,7 @@ def on_ranks(
         quantization=quantization,
         **options,
     )
+    meshes = thread_meshes(config.degrees, timeout_s=DEADLINE_S)
 
     def run_rank(index: int) -> T:
         try:
@@ -154,8 +153,8 @@ def on_ranks(
             meshes[index].close()  # lets the other ranks go
             raise
 
-    with ThreadPoolExecutor(degrees.ranks) as pool:
-        futures = [pool.submit(run_rank, index) for index in range(degrees.ranks)]
+    with ThreadPoolExecutor(config.ranks) as pool:
+        futures = [pool.submit(run_rank, index) for index in range(config.ranks)]
         _, running = wait(futures, timeout=DEADLINE_S)
         assert not running, "a rank hangs"
     failures = [failure for future in futures if (failure := future.exception()) is not None]

@@ -13,16 +13,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.batch import Halves, divide
+from bench.mesh_groups import counting
+from bench.real_size import KREA2
 from engine.config import DEMO_CHECKPOINT, DEMO_LORAS, EngineConfig, ModelConfig
 from engine.errors import ArgumentError
 from engine.kernels.packing import Packing
 from engine.memory import step_bytes
-from engine.parallel import Group, thread_groups
+from engine.modes import Degrees, Halves, Sent, divide, sent_in_step
+from engine.parallel import Group, thread_groups, thread_meshes
 from engine.parallel.sequence import Share
+from engine.prompt import PREFIX_TOKENS
 from engine.rank import Rank
-from engine.step import Adapter, Job
-from tests.engine_runs import jobs_of, run_jobs
+from engine.step import Adapter, Job, Step
+from tests.engine_runs import jobs_of, on_ranks, run_jobs
 from tests.oracle import Request, relative_error
 
 TOLERANCE = 1e-4  # the goal; measured 2e-7 to 1.3e-5, float32 sums in another order
@@ -136,6 +139,42 @@ def test_no_rank_steps_what_another_does(
     ]
     run_jobs(DEMO_CHECKPOINT, jobs_of(DEMO_CHECKPOINT, requests), cfg_parallel=True)
     assert seen == expected
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_ranks_send_what_the_formula_says(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    source = random.Random()
+    seed = source.randrange(2**32)
+    jobs = [replace(job, steps=1) for job in random_jobs(random.Random(seed), source.randint(1, 4))]
+    degrees = EngineConfig(**MODES[mode]).degrees
+    meshes, counters = zip(*map(counting, thread_meshes(degrees)), strict=True)
+    monkeypatch.setattr("tests.engine_runs.thread_meshes", lambda *_, **__: meshes)
+
+    def step(rank: Rank) -> None:
+        rank.execute(Step(0, start=tuple(jobs)))
+        counters[rank.mesh.world.rank].sent = Sent()
+        rank.execute(Step(1, denoise=tuple(job.job_id for job in jobs)))
+        rank.close()
+
+    on_ranks(DEMO_CHECKPOINT, step, **MODES[mode])
+    model = ModelConfig.from_folder(DEMO_CHECKPOINT)
+    segments = [
+        (len(ids) - PREFIX_TOKENS, model.image_tokens(job.width, job.height)) for job in jobs for ids in job.prompts
+    ]
+    for rank, counter in enumerate(counters):
+        assert counter.sent == sent_in_step(model.transformer, segments, degrees, 4, rank), seed
+
+
+def test_what_the_real_model_sends() -> None:
+    """As the arithmetic of a block has it: 2 · 2 (p − 1) / p activations, against (p − 1) / p² of q, k, v and o."""
+    tokens, width, blocks = 4160, 6144, 28
+    segments = [(64, 4096)]
+    for ranks in (2, 4):
+        summed = sent_in_step(KREA2.transformer, segments, Degrees(tp=ranks), 2)
+        assert summed.bytes == blocks * 2 * 2 * (ranks - 1) * tokens * width * 2 // ranks
+        exchanged = sent_in_step(KREA2.transformer, segments, Degrees(sp=ranks), 2)
+        velocities = (ranks - 1) * tokens // ranks * 64 * 4
+        assert exchanged.bytes - velocities == blocks * (ranks - 1) * tokens * 15360 * 2 // ranks**2
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=6), st.sampled_from([1, 2, 4]))

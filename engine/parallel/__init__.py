@@ -4,11 +4,10 @@ from engine.parallel.device import pick_device, ranks_on_device
 from engine.parallel.distributed import connect_mesh
 from engine.parallel.group import Group, LocalGroup, thread_groups
 from engine.parallel.linear import ColumnParallelLinear, Linear, RowParallelLinear
-from engine.parallel.mesh import Degrees, Mesh, thread_meshes
+from engine.parallel.mesh import Mesh, thread_meshes
 
 __all__ = [
     "ColumnParallelLinear",
-    "Degrees",
     "Group",
     "Linear",
     "LocalGroup",

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from engine.modes import Degrees
 from engine.parallel.group import Group, LocalGroup
-from engine.parallel.mesh import Degrees, Mesh
+from engine.parallel.mesh import Mesh
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

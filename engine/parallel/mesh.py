@@ -1,18 +1,11 @@
-"""A rank's place among all: with which ranks it shares weights, tokens and segments.
-
-World rank (c · sp + s) · tp + t holds part t of the weights and part s of the tokens of the segments that half c steps:
-the ranks that exchange most, those of tensor parallelism, are neighbours, and the halves, which exchange least, are
-furthest apart.
-"""
+"""The groups of a rank: with which ranks it shares weights, tokens and segments."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import torch
-
+from engine.modes import Degrees
 from engine.parallel.group import Group, LocalGroup, thread_groups
 
 
@@ -49,31 +42,6 @@ class Mesh:
         """Give up whatever the groups hold. Ranks that are threads and wait for this one get a `RankError`."""
         for group in dict.fromkeys((self.tp, self.sp, self.cfg, self.wide, self.world)):  # one may be another
             group.close()
-
-
-@dataclass(frozen=True)
-class Degrees:
-    """How many ranks share weights, tokens and segments."""
-
-    tp: int = 1
-    sp: int = 1
-    cfg: int = 1
-
-    @property
-    def ranks(self) -> int:
-        return self.tp * self.sp * self.cfg
-
-    def groups(self) -> dict[str, list[list[int]]]:
-        """The world ranks of every group, by the names of `Mesh`."""
-        grid = torch.arange(self.ranks).view(self.cfg, self.sp, self.tp)
-        rows: dict[str, Any] = {
-            "world": grid.view(1, -1),
-            "tp": grid.flatten(0, 1),
-            "sp": grid.transpose(1, 2).flatten(0, 1),
-            "cfg": grid.permute(1, 2, 0).flatten(0, 1),
-            "wide": grid.flatten(0, 1).t(),
-        }
-        return {name: table.tolist() for name, table in rows.items()}
 
 
 def thread_meshes(degrees: Degrees, timeout_s: float = 60.0) -> list[Mesh]:

@@ -17,7 +17,7 @@ import pytest
 SCRIPT = Path(__file__).parent.parent.parent / "bench" / "gpu.sh"
 PARTS = [
     *("kernel-tests", "shared-gpu", "step", "image-bf16", "image-fp8", "kernels", "throughput", "fidelity"),
-    *("peers", "image-2048", "offload", "load"),
+    *("peers", "scaling", "image-2048", "offload", "load"),
 ]
 
 pytestmark = pytest.mark.skipif(
@@ -69,7 +69,7 @@ def test_parts_run_in_order_and_the_log_has_all_output(run: Run, tmp_path: Path)
     assert list(outcomes(result)) == PARTS
     assert all(outcome.startswith("ok, ") for outcome in outcomes(result).values())
     assert (tmp_path / "out" / "results.log").read_text() == result.stdout
-    assert "ran -m bench.shared_gpu --ranks 2,4 --seconds 70" in result.stdout
+    assert "ran -m bench.shared_gpu --modes tp2,sp2,cfg,tp2xsp2 --seconds 70" in result.stdout
 
 
 def test_a_part_that_fails_stops_no_other_and_is_told(run: Run) -> None:
@@ -167,7 +167,7 @@ def test_help_is_the_head_of_the_script() -> None:
 def test_what_it_runs_needs_nothing_of_the_server() -> None:
     missing = ["zmq", "msgspec", "fastapi", "uvicorn", "prometheus_client", "click", "tqdm", "launcher"]
     missing += ["PIL", "diffusers", "transformers", "tokenizers"]
-    modules = "machine", "kernel_tests", "kernels", "shared_gpu", "step", "image", "throughput", "fidelity"
+    modules = "machine", "kernel_tests", "kernels", "shared_gpu", "step", "image", "throughput", "fidelity", "scaling"
     code = f"import sys\nfor name in {missing}:\n"
     code += f"    sys.modules[name] = None\nimport {', '.join(f'bench.{module}' for module in modules)}"
     result = subprocess.run(
@@ -185,5 +185,5 @@ def test_everything_runs_at_tiny_sizes(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout[-4000:]
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert {line["benchmark"] for line in lines} >= {
-        *("shared_gpu", "step", "image", "kernel", "throughput", "fidelity_demo", "fidelity_blocks")
+        *("shared_gpu", "step", "image", "kernel", "throughput", "fidelity_demo", "fidelity_blocks", "scaling")
     }

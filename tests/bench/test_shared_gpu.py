@@ -10,28 +10,33 @@ from pathlib import Path
 
 import pytest
 
-from bench import shared_gpu
-from bench.shared_gpu import Parity, ProcessFailed, compare, main
+from bench import rank_processes, shared_gpu
+from bench.rank_processes import ProcessFailed
+from bench.shared_gpu import Parity, compare, main
+from engine.modes import Degrees
 
 
-def test_two_ranks_make_what_one_makes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("mode", ["tp2", "sp2", "cfg"])
+def test_two_ranks_make_what_one_makes(tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str) -> None:
     file = tmp_path / "results.jsonl"
-    assert main(["--ranks", "2", "--device", "cpu", "--seconds", "60", "--json", str(file)]) == 0
+    assert main(["--modes", mode, "--device", "cpu", "--seconds", "60", "--json", str(file)]) == 0
     assert "FAILED" not in capsys.readouterr().out
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["precision"] for line in lines] == ["float32", "bfloat16", "fp8"]
     for line in lines:
-        assert (line["benchmark"], line["ranks"], line["device"]) == ("shared_gpu", 2, "cpu")
+        assert (line["benchmark"], line["mode"], line["ranks"]) == ("shared_gpu", mode, 2)
+        assert line["device"] == "cpu"
         assert line["holds"]
-    assert 0 < lines[0]["error"] < 1e-5
+    assert lines[0]["error"] < 1e-5
+    assert (lines[0]["error"] > 0) == (mode == "tp2")  # only sums over ranks are in another order
     assert 1e-4 < lines[1]["error"] < lines[2]["error"]  # otherwise nothing ran in these precisions
 
 
 def test_a_parity_holds_within_its_tolerances() -> None:
-    assert Parity(2, "cpu", "float32", error=1e-5, allowed=1e-4, between_ranks=0.0).holds
-    assert not Parity(2, "cpu", "float32", error=2e-4, allowed=1e-4, between_ranks=0.0).holds
-    assert not Parity(2, "cpu", "float32", error=1e-5, allowed=1e-4, between_ranks=0.1).holds
-    assert not Parity(2, "cpu", "float32", error=float("inf"), allowed=1e-4, between_ranks=0.0).holds
+    assert Parity("tp2", 2, "cpu", "float32", error=1e-5, allowed=1e-4, between_ranks=0.0).holds
+    assert not Parity("tp2", 2, "cpu", "float32", error=2e-4, allowed=1e-4, between_ranks=0.0).holds
+    assert not Parity("tp2", 2, "cpu", "float32", error=1e-5, allowed=1e-4, between_ranks=0.1).holds
+    assert not Parity("tp2", 2, "cpu", "float32", error=float("inf"), allowed=1e-4, between_ranks=0.0).holds
 
 
 @pytest.fixture
@@ -44,7 +49,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
         processes.append(start(*arguments, **options))  # type: ignore[call-overload]
         return processes[-1]
 
-    monkeypatch.setattr(shared_gpu.subprocess, "Popen", keep)
+    monkeypatch.setattr(rank_processes.subprocess, "Popen", keep)
     return processes
 
 
@@ -55,32 +60,34 @@ def test_a_rank_that_fails_is_quoted_and_the_others_are_stopped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     stub = tmp_path / "python"
-    fails = '*"--ranks 1 "*|*"--rank 2 "*'
+    fails = '*"--modes one "*|*"--rank 2 "*'
     stub.write_text(f'#!/bin/sh\ncase "$*" in {fails}) echo no such plan; exit 3;; esac\nexec sleep 60\n')
     stub.chmod(0o700)
-    monkeypatch.setattr(shared_gpu.sys, "executable", str(stub))
-    assert main(["--ranks", "4", "--device", "cpu", "--seconds", "60"]) == 1
+    monkeypatch.setattr(rank_processes.sys, "executable", str(stub))
+    assert main(["--modes", "tp4", "--device", "cpu", "--seconds", "60"]) == 1
     assert "ranks [0] of 1 ended with [3]; rank 0 said:\nno such plan" in capsys.readouterr().err
     with pytest.raises(ProcessFailed, match=r"ranks \[2\] of 4 ended with \[3\]; rank 2 said:\nno such plan"):
-        shared_gpu._run_group(4, "cpu", tmp_path / "four", time.monotonic() + 60)
+        shared_gpu._run_group(Degrees(4), "cpu", tmp_path / "four", time.monotonic() + 60)
     assert len(started) == 1 + 4
     assert all(process.returncode is not None for process in started)
 
 
-def test_impossible_degrees_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_impossible_modes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["--ranks", "2,3"])
-    assert "must be of 1, 2, 4, got 2,3" in capsys.readouterr().err
+        main(["--modes", "tp2,tp2xsp4"])
+    assert (
+        "must be of one, cfg, sp2, sp2xcfg, sp4, tp2, tp2xcfg, tp2xsp2, tp4, got tp2,tp2xsp4" in capsys.readouterr().err
+    )
 
 
 def test_ranks_that_are_not_done_in_time_are_stopped(started: list[subprocess.Popen[bytes]]) -> None:
     with pytest.raises(ProcessFailed, match="not done in time"):
-        compare([2], "cpu", seconds=0.3)
+        compare([Degrees(2)], "cpu", seconds=0.3)
     assert all(process.returncode is not None for process in started)
 
 
 def test_a_rank_ends_when_whoever_started_it_is_gone(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench.shared_gpu", "--ranks", "2", "--rank", "1", "--device", "cpu"]
+    command = [sys.executable, "-m", "bench.shared_gpu", "--modes", "tp2", "--rank", "1", "--device", "cpu"]
     command += ["--folder", str(tmp_path), "--seconds", "60"]  # waits for rank 0, which nobody starts
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from engine.errors import RankError
-from engine.parallel import Degrees, Group, LocalGroup, Mesh, thread_groups, thread_meshes
+from engine.modes import Degrees
+from engine.parallel import Group, LocalGroup, Mesh, thread_groups, thread_meshes
 
 DEADLINE_S = 60.0
 
@@ -101,7 +102,8 @@ def test_meshes_of_threads(degrees: Degrees) -> None:
 CHILD = """
 import sys, torch
 from pathlib import Path
-from engine.parallel import Degrees, connect_mesh
+from engine.modes import Degrees
+from engine.parallel import connect_mesh
 from tests.parallel.test_group import check_mesh
 rank, *degrees = map(int, sys.argv[1:5])
 degrees = Degrees(*degrees)

@@ -1,0 +1,130 @@
+"""How ranks share a step: their groups, which segments each half of them gets, and how much they send. Pure.
+
+World rank (c · sp + s) · tp + t holds part t of the weights and part s of the tokens of the segments that half c steps:
+the ranks that exchange most, those of tensor parallelism, are neighbours, and the halves, which exchange least, are
+furthest apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.component_config import TransformerConfig
+
+# How many times its even part a half may have to step. Beyond that all ranks share all tokens, and exchange more.
+_UNEVEN = 1.25
+_FLOAT32 = 4  # bytes of an element of velocities
+
+
+@dataclass(frozen=True)
+class Degrees:
+    """How many ranks share weights, tokens and segments."""
+
+    tp: int = 1
+    sp: int = 1
+    cfg: int = 1
+
+    @property
+    def ranks(self) -> int:
+        return self.tp * self.sp * self.cfg
+
+    def __str__(self) -> str:
+        parts = [f"tp {self.tp}"] * (self.tp > 1) + [f"sp {self.sp}"] * (self.sp > 1) + ["cfg"] * (self.cfg > 1)
+        return " × ".join(parts) or "one rank"
+
+    def groups(self) -> dict[str, list[list[int]]]:
+        """The world ranks of every group, by the names of `Mesh`."""
+        halves, parts, shards = range(self.cfg), range(self.sp), range(self.tp)
+
+        def rank(c: int, s: int, t: int) -> int:
+            return (c * self.sp + s) * self.tp + t
+
+        return {
+            "world": [list(range(self.ranks))],
+            "tp": [[rank(c, s, t) for t in shards] for c in halves for s in parts],
+            "sp": [[rank(c, s, t) for s in parts] for c in halves for t in shards],
+            "cfg": [[rank(c, s, t) for c in halves] for s in parts for t in shards],
+            "wide": [[rank(c, s, t) for c in halves for s in parts] for t in shards],
+        }
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Which segments each group of ranks steps, by index; even: whether none has much more to do than another."""
+
+    members: list[list[int]]
+    even: bool
+
+
+def divide(tokens: Sequence[int], groups: int) -> Halves:
+    """Give segments of so many tokens to groups of ranks: the longest first, each to the group that has the least."""
+    members: list[list[int]] = [[] for _ in range(groups)]
+    loads = [0] * groups
+    for index in sorted(range(len(tokens)), key=lambda i: -tokens[i]):
+        group = loads.index(min(loads))
+        members[group].append(index)
+        loads[group] += tokens[index]
+    return Halves([sorted(each) for each in members], max(loads) * groups <= _UNEVEN * sum(tokens))
+
+
+@dataclass(frozen=True)
+class Sent:
+    """By one rank: bytes, in so many operations that wait for the other ranks."""
+
+    bytes: int = 0
+    operations: int = 0
+
+    def __add__(self, other: Sent) -> Sent:
+        return Sent(self.bytes + other.bytes, self.operations + other.operations)
+
+    def times(self, count: int) -> Sent:
+        return Sent(self.bytes * count, self.operations * count)
+
+    def seconds(self, bytes_per_s: float, latency_s: float) -> float:
+        """Nothing overlapping anything."""
+        return self.bytes / bytes_per_s + self.operations * latency_s
+
+
+def sent_in_step(
+    config: TransformerConfig,
+    segments: Sequence[tuple[int, int]],
+    degrees: Degrees,
+    bytes_per_element: int,
+    rank: int = 0,
+) -> Sent:
+    """What world rank `rank` sends in one denoise step of segments of so many (text tokens, image tokens).
+
+    Counted as a ring sends it: a sum over p ranks 2 (p − 1) / p of its bytes, a gathering p − 1 times a rank's own, an
+    exchange what is not for the rank itself. `bench.scaling` checks it against ranks that count.
+    """
+    tp, sp, cfg = degrees.tp, degrees.sp, degrees.cfg
+    part, half = rank // tp % sp, rank // (tp * sp)
+    halves = divide([sum(segment) for segment in segments], cfg)
+    wide = not halves.even and all(heads % degrees.ranks == 0 for heads in (config.num_heads, config.num_kv_heads))
+    if wide:
+        ranks, part, own = sp * cfg, half * sp + part, list(segments)
+    else:
+        ranks, own = sp, [segments[i] for i in halves.members[half]]
+    tokens = sum(map(sum, own))
+    cuts = [tokens * i // ranks for i in range(ranks + 1)]
+    rows, most = cuts[part + 1] - cuts[part], max(stop - start for start, stop in pairwise(cuts))
+
+    sent = Sent()
+    if tp > 1 and tokens:
+        summed = rows * config.hidden_size * bytes_per_element
+        sent += Sent(2 * (tp - 1) * summed // tp, 1).times(2 * config.num_layers)
+    if ranks > 1 and tokens:
+        heads, kv_heads = config.num_heads // (tp * ranks), config.num_kv_heads // (tp * ranks)
+        head = config.head_dim * bytes_per_element
+        inwards = Sent((ranks - 1) * rows * (heads + 2 * kv_heads) * head, 1)
+        outwards = Sent((tokens - rows) * heads * head, 1)
+        sent += (inwards + outwards).times(config.num_layers)
+        sent += Sent((ranks - 1) * most * config.in_channels * _FLOAT32, 1)
+    if cfg > 1 and not wide:
+        images = max(sum(segments[i][1] for i in each) for each in halves.members)
+        sent += Sent((cfg - 1) * images * config.in_channels * _FLOAT32, 1)
+    return sent

@@ -1,0 +1,55 @@
+"""How steps scale over ranks, on the CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import scaling
+from bench.rank_processes import ProcessFailed
+from bench.scaling import main
+from engine.modes import Sent
+
+TINY = ["--size", "tiny", "--layers", "2", "--device", "cpu", "--quantization", "none"]
+
+
+def test_modes_are_modelled_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "results.jsonl"
+    modes = ["--modes", "one,cfg,sp2xcfg", "--guided", "--sides", "64,96", "--measure"]
+    assert main([*TINY, *modes, "--bandwidth", "0.1", "--latency", "1000", "--json", str(file)]) == 0
+    assert "step (modelled)" in capsys.readouterr().out
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(line["mode"], line["ranks"], line["side"]) for line in lines] == [
+        (mode, ranks, side) for mode, ranks in (("one", 1), ("cfg", 2), ("sp2xcfg", 4)) for side in (64, 96)
+    ]
+    for line in lines:
+        assert line["as_stated"]
+        assert line["guided"]
+        assert line["measured_s"] > 0
+        assert line["communication_s"] == pytest.approx(line["sent_bytes"] / 1e8 + line["operations"] * 1e-3)
+        assert line["step_s"] == line["compute_s"] + line["communication_s"]
+    assert lines[0]["sent_bytes"] == 0 < lines[2]["sent_bytes"]
+    assert (lines[2]["operations"], lines[4]["operations"]) == (1, 2 * 2 + 2)
+
+
+def test_a_formula_that_is_wrong_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(scaling, "sent_in_step", lambda *_: Sent(1, 1))
+    assert main([*TINY, "--modes", "sp2", "--sides", "64"]) == 1
+    assert "rank 0 did not send what the formula says: sp2 at 64²" in capsys.readouterr().err
+
+
+def test_a_rank_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: object) -> None:
+        raise ProcessFailed("rank 1 said: no")
+
+    monkeypatch.setattr(scaling, "run_ranks", fail)
+    assert main([*TINY, "--modes", "tp2", "--sides", "64", "--measure"]) == 1
+    assert "error: rank 1 said: no" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "value"), [("bandwidth", "0"), ("bandwidth", "nan"), ("latency", "-1")])
+def test_a_link_must_be_one(name: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, f"--{name}", value]) == 2
+    assert f"{name} must be" in capsys.readouterr().err
