@@ -231,7 +231,7 @@ def _result(
     alone_s: float | None,
 ) -> Scaling:
     segments = segments_of(setup, side, guided=arguments.guided)
-    sent = sent_in_step(setup.model.transformer, segments, degrees, setup.bytes_per_element)
+    sent = sent_in_step(setup.model.transformer, segments, degrees, setup.bytes_per_element, fp8=quantization == "fp8")
     bandwidth, latency_s = arguments.bandwidth * 1e9, arguments.latency * 1e-6
     communication_s = sent.seconds(bandwidth, latency_s)
     step_s = timed.seconds + communication_s

@@ -38,15 +38,24 @@ class Segment:
 class Layout:
     """Offsets and positions of a packed batch, the same for every step in which the same segments meet.
 
-    packing: the segments in the packed matrix; share: a rank's rows of it.
+    packing: the segments in the packed matrix. attended: those of its rows that a rank multiplies with its part of the
+    matrices; share: those of `attended` that it norms and keeps.
     rotations: RoPE of every row, (tokens, head_dim / 2) complex64, the identity on text.
     """
 
-    def __init__(self, segments: Sequence[Segment], grids: Sequence[torch.Tensor], group: Group | None = None) -> None:
-        """grids: each segment's image rotations, (image tokens, head_dim / 2). group: whose ranks share the rows."""
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        grids: Sequence[torch.Tensor],
+        sequence: Group | None = None,
+        tensor: Group | None = None,
+    ) -> None:
+        """grids: each segment's image rotations, (image tokens, head_dim / 2). sequence: whose ranks share the rows;
+        tensor: whose ranks share the matrices."""
         self.segments = tuple(segments)
         self.packing = Packing([segment.tokens for segment in segments], grids[0].device)
-        self.share = Share(self.packing, group or LocalGroup())
+        self.attended = Share(self.packing, sequence or LocalGroup())
+        self.share = Share(self.attended, tensor or LocalGroup())
         parts = []
         for segment, grid in zip(segments, grids, strict=True):
             parts += [grid.new_ones((segment.text_tokens, grid.shape[1])), grid]

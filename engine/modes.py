@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -95,11 +94,14 @@ def sent_in_step(
     degrees: Degrees,
     bytes_per_element: int,
     rank: int = 0,
+    *,
+    fp8: bool = False,
 ) -> Sent:
-    """What world rank `rank` sends in one denoise step of segments of so many (text tokens, image tokens).
+    """What world rank `rank` sends in one denoise step of segments of so many (text tokens, image tokens). fp8: blocks
+    take fp8 rows.
 
-    Counted as a ring sends it: a sum over p ranks 2 (p − 1) / p of its bytes, a gathering p − 1 times a rank's own, an
-    exchange what is not for the rank itself. `bench.scaling` checks it against ranks that count.
+    Counted as a ring sends it: a sum of which each of p ranks keeps a part (p − 1) / p of its bytes, a gathering p − 1
+    times a rank's own, an exchange what is not for the rank itself. `bench.scaling` checks it against ranks that count.
     """
     tp, sp, cfg = degrees.tp, degrees.sp, degrees.cfg
     part, half = rank // tp % sp, rank // (tp * sp)
@@ -110,13 +112,16 @@ def sent_in_step(
     else:
         ranks, own = sp, [segments[i] for i in halves.members[half]]
     tokens = sum(map(sum, own))
-    cuts = [tokens * i // ranks for i in range(ranks + 1)]
-    rows, most = cuts[part + 1] - cuts[part], max(stop - start for start, stop in pairwise(cuts))
+    most = -(-tokens // ranks)
+    rows = max(0, min(most, tokens - part * most))
 
     sent = Sent()
     if tp > 1 and tokens:
-        summed = rows * config.hidden_size * bytes_per_element
-        sent += Sent(2 * (tp - 1) * summed // tp, 1).times(2 * config.num_layers)
+        width, most_kept = config.hidden_size, -(-rows // tp)  # rows are filled up to so many for every rank
+        summed = Sent((tp - 1) * most_kept * width * bytes_per_element, 1)
+        gathered = Sent((tp - 1) * most_kept * (width + _FLOAT32), 2) if fp8 else summed
+        sent += (summed + gathered).times(2 * config.num_layers)
+        sent += Sent((tp - 1) * most_kept * config.in_channels * _FLOAT32, 1)
     if ranks > 1 and tokens:
         heads, kv_heads = config.num_heads // (tp * ranks), config.num_kv_heads // (tp * ranks)
         head = config.head_dim * bytes_per_element

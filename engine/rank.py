@@ -367,8 +367,9 @@ class Rank:
         if graphs is not None and (any(state.loras for state in states) or not graphs.holds(layout.packing)):
             graphs = None  # adapters are no part of recordings
         with self._adapters.by_row(
-            [(state.loras, rows) for (state, _), rows in zip(segments, layout.share.lengths, strict=True)],
-            [(state.loras, state.latents.shape[0]) for state in states],
+            images=[(state.loras, state.latents.shape[0]) for state in states],
+            blocks=[(state.loras, rows) for (state, _), rows in zip(segments, layout.attended.lengths, strict=True)],
+            last=[(state.loras, rows) for (state, _), rows in zip(segments, layout.share.lengths, strict=True)],
         ):
             return self.transformer(
                 [text for _, text in segments],
@@ -379,7 +380,8 @@ class Rank:
             )
 
     def _make_layout(self, segments: tuple[Segment, ...], group: Group) -> Layout:
-        return Layout(segments, [self._grid(segment.grid_height, segment.grid_width) for segment in segments], group)
+        grids = [self._grid(segment.grid_height, segment.grid_width) for segment in segments]
+        return Layout(segments, grids, group, self.mesh.tp)
 
     def _make_grid(self, height: int, width: int) -> torch.Tensor:
         dit = self.config.transformer

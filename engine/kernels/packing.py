@@ -8,6 +8,8 @@ from itertools import accumulate, pairwise
 
 import torch
 
+from engine.kernels.fp8 import Fp8Rows
+
 # Query rows of one program of the Triton attention: a segment is cut into tiles of so many rows.
 TILE_ROWS = 128
 
@@ -29,6 +31,15 @@ class Packing:
         self.tokens, self.segments = self.bounds[-1], len(self.lengths)
         self.longest = max(lengths, default=0)
         self.device = device
+
+    @property
+    def whole(self) -> Packing:
+        """What these are the rows of; another packing only where several ranks have a share each."""
+        return self
+
+    def gather(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor | Fp8Rows:
+        """The rows of `whole`, of which x has these."""
+        return x
 
     @cached_property
     def offsets(self) -> torch.Tensor:

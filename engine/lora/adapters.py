@@ -15,7 +15,7 @@ from engine.config import ModelConfig
 from engine.lora.deltas import Dense, Shard, norm_factors, read_delta, read_vector
 from engine.lora.families import Change, Family
 from engine.lora.files import AdapterFile, open_adapter
-from engine.lora.side_path import InForce, LayerAdapter, Piece, Runs, SidePath
+from engine.lora.side_path import LayerAdapter, Piece, Runs, SidePath
 from engine.parallel import Group, Linear, LocalGroup
 from engine.parallel.linear import ParallelMatrix
 from engine.step import Adapter
@@ -28,6 +28,7 @@ Loras = tuple[tuple[int, float], ...]
 TEXT = ("text_fusion.", "txt_in.")
 TIME = ("time_embed.", "time_mod_proj")
 DENOISING = ("img_in", "transformer_blocks.", "final_layer.")
+_ROWS = {"img_in": "images", "final_layer.linear": "last"}  # that a layer sees, where they are not the blocks'
 
 
 class Adapters:
@@ -38,7 +39,7 @@ class Adapters:
     ) -> None:
         self._transformer, self._config, self._group = transformer, config, group
         self._device, self._dtype = device, dtype
-        self._in_force = InForce()
+        self._in_force: dict[str, Runs] = {}  # by the kind of rows
         self._layers: dict[int, tuple[str, ...]] = {}  # those that each adapter changes
         self._side_paths: dict[str, SidePath] = {}  # by the module that each is beside
 
@@ -61,7 +62,7 @@ class Adapters:
                 pieces = _read_pieces(file, name, changes, module, self._group, self._config, self._device)
                 if name not in self._side_paths:
                     bias = module.bias if isinstance(module, Linear) else None
-                    self._side_paths[name] = SidePath(self._in_force, of_images=name == "img_in", bias=bias)
+                    self._side_paths[name] = SidePath(self._in_force, _ROWS.get(name, "blocks"), bias)
                     module.side_path = self._side_paths[name]
                 self._side_paths[name].adapters[adapter.adapter_id] = LayerAdapter(pieces, self._dtype)
         self._layers[adapter.adapter_id] = tuple(file.changes)
@@ -91,22 +92,27 @@ class Adapters:
     @contextmanager
     def everywhere(self, loras: Loras) -> Iterator[None]:
         """Apply these in all rows of a forward."""
-        with self._applied(InForce(rows={key: [(slice(None), strength)] for key, strength in loras})):
+        with self._applied({"blocks": {key: [(slice(None), strength)] for key, strength in loras}}):
             yield
 
     @contextmanager
-    def by_row(self, rows: Sequence[tuple[Loras, int]], image_rows: Sequence[tuple[Loras, int]]) -> Iterator[None]:
-        """Apply each of these in so many rows of a packed batch, and in so many of its image tokens."""
-        with self._applied(InForce(_runs(rows), _runs(image_rows))):
+    def by_row(
+        self,
+        images: Sequence[tuple[Loras, int]],
+        blocks: Sequence[tuple[Loras, int]],
+        last: Sequence[tuple[Loras, int]],
+    ) -> Iterator[None]:
+        """Apply each of these in so many rows of what `img_in` sees, the blocks' matrices, and the final layer's."""
+        with self._applied({"images": _runs(images), "blocks": _runs(blocks), "last": _runs(last)}):
             yield
 
     @contextmanager
-    def _applied(self, in_force: InForce) -> Iterator[None]:
-        self._in_force.rows, self._in_force.image_rows = in_force.rows, in_force.image_rows
+    def _applied(self, in_force: dict[str, Runs]) -> Iterator[None]:
+        self._in_force |= in_force
         try:
             yield
         finally:
-            self._in_force.rows, self._in_force.image_rows = {}, {}
+            self._in_force.clear()
 
 
 def _runs(parts: Sequence[tuple[Loras, int]]) -> Runs:

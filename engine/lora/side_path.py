@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -12,14 +12,6 @@ from engine.lora.deltas import Delta
 
 # Adapters by id, each with the runs of rows that it is in force in and its strength there.
 Runs = Mapping[int, Sequence[tuple[slice, float]]]
-
-
-@dataclass
-class InForce:
-    """Which adapters the forward that runs now applies, in the rows that most layers see, and in those of `img_in`."""
-
-    rows: Runs = field(default_factory=dict)
-    image_rows: Runs = field(default_factory=dict)
 
 
 @dataclass
@@ -80,13 +72,14 @@ class LayerAdapter:
 class SidePath:
     """All loaded adapters of one layer; called with the layer's input and output, to which it adds."""
 
-    def __init__(self, in_force: InForce, *, of_images: bool, bias: torch.Tensor | None) -> None:
-        """of_images: the layer's rows are those of image tokens alone. bias: what the layer's output contains."""
+    def __init__(self, in_force: Mapping[str, Runs], rows: str, bias: torch.Tensor | None) -> None:
+        """in_force: which adapters the forward that runs now applies, by the kind of rows. rows: the layer's kind.
+        bias: what its output contains."""
         self.adapters: dict[int, LayerAdapter] = {}
-        self._in_force, self._of_images, self._bias = in_force, of_images, bias
+        self._in_force, self._rows, self._bias = in_force, rows, bias
 
     def __call__(self, x: torch.Tensor | Fp8Rows, y: torch.Tensor) -> None:
-        runs = self._in_force.image_rows if self._of_images else self._in_force.rows
+        runs = self._in_force.get(self._rows, {})
         applied = [(adapter, runs[key]) for key, adapter in self.adapters.items() if key in runs]
         if not applied:
             return

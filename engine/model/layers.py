@@ -38,12 +38,13 @@ class RMSNorm(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) · up(x)), gate and up being one matrix; the width in between is split over the group."""
+    """down(silu(gate(x)) · up(x)), gate and up being one matrix; the width in between is split over the group. scatter:
+    as in `RowParallelLinear`."""
 
-    def __init__(self, width: int, intermediate_size: int, group: Group) -> None:
+    def __init__(self, width: int, intermediate_size: int, group: Group, *, scatter: bool = False) -> None:
         super().__init__()
         self.gate_up = ColumnParallelLinear(width, (intermediate_size, intermediate_size), group)
-        self.down = RowParallelLinear(intermediate_size, width, group)
+        self.down = RowParallelLinear(intermediate_size, width, group, scatter=scatter)
 
     @property
     def takes_fp8(self) -> bool:
@@ -54,7 +55,8 @@ class SwiGLU(nn.Module):
 
 
 class GatedAttention(nn.Module):
-    """Krea's attention: q, k, v and an output gate from one matrix, normed q and k, optional RoPE, heads split."""
+    """Krea's attention: q, k, v and an output gate from one matrix, normed q and k, optional RoPE, heads split.
+    scatter: as in `RowParallelLinear`."""
 
     def __init__(
         self,
@@ -65,19 +67,22 @@ class GatedAttention(nn.Module):
         eps: float,
         group: Group,
         attention: Attention,
+        *,
+        scatter: bool = False,
     ) -> None:
         super().__init__()
         whole = [heads * head_dim for heads in (num_heads, num_kv_heads, num_kv_heads, num_heads)]
         self.qkvg = ColumnParallelLinear(width, whole, group)
         self.norm_q = RMSNorm(head_dim, eps)
         self.norm_k = RMSNorm(head_dim, eps)
-        self.out = RowParallelLinear(num_heads * head_dim, width, group)
+        self.out = RowParallelLinear(num_heads * head_dim, width, group, scatter=scatter)
         self._attention = attention
         self._head_dim = head_dim
         self._columns = [part // group.size for part in whole]
 
     def forward(self, x: torch.Tensor | Fp8Rows, packing: Packing, rotations: torch.Tensor | None) -> torch.Tensor:
-        """x: (tokens, width); every token attends to its segment. rotations as in `norm_rotate_`."""
+        """x: (tokens, width); every token attends to its segment. rotations as in `norm_rotate_`. Returns as many rows,
+        or with `scatter` a rank's share of them."""
         *qkv, gate = self.qkvg(x).split(self._columns, dim=-1)
         query, key, value = (part.unflatten(-1, (-1, self._head_dim)) for part in qkv)
         norm_rotate_(query, key, self.norm_q.weight, self.norm_k.weight, self.norm_q.eps, rotations)

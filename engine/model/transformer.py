@@ -91,10 +91,12 @@ class Transformer(nn.Module):
         denoise: stands in for the method of that name, as a CUDA graph of it does. Returns
         (image tokens of all segments, in_channels) float32, segment after segment.
         """
-        share = layout.share
-        x, rotations = self.embed(text, latents, layout)[share.rows], layout.rotations[share.rows]
-        velocities = (denoise or self.denoise)(x, modulation, share, rotations)
-        return layout.take_images(share.group.gather_rows(velocities, share.rows_of_ranks))
+        share, attended = layout.share, layout.attended
+        x = self.embed(text, latents, layout)[attended.rows][share.rows]
+        velocities = (denoise or self.denoise)(x, modulation, share, layout.rotations[attended.rows])
+        for rows in (share, attended):
+            velocities = rows.group.gather_rows(velocities, rows.rows_of_ranks)
+        return layout.take_images(velocities)
 
     def embed(self, text: list[torch.Tensor], latents: list[torch.Tensor], layout: Layout) -> torch.Tensor:
         """Text features and embedded image tokens, packed: (tokens, width)."""
@@ -103,10 +105,13 @@ class Transformer(nn.Module):
     def denoise(
         self, x: torch.Tensor, modulation: TimeModulation, packing: Packing, rotations: torch.Tensor
     ) -> torch.Tensor:
-        """The blocks and the final layer: the velocity of every row, (tokens, in_channels) float32.
+        """The blocks and the final layer: the velocity of every row, (rows, in_channels) float32.
 
-        x: (tokens, width), overwritten. Those of text rows mean nothing. Reads nothing of `packing` that CUDA graphs
-        could not hold. Every residual is added by the norm that follows it, the last one by the final layer's.
+        x: the packing's rows, (rows, width), overwritten; rotations: those of `packing.whole`. Ranks that split the
+        matrices norm, modulate and add residuals each for its share of the rows, which is gathered for the matrices;
+        what these give is summed up for each rank's share alone. The velocities of text rows mean nothing. Reads
+        nothing of `packing` that CUDA graphs could not hold. Every residual is added by the norm that follows it, the
+        last one by the final layer's.
         """
         eps = self.final_layer.norm.eps
         blocks = cast(list[_Block], list(self.transformer_blocks))
@@ -115,9 +120,9 @@ class Transformer(nn.Module):
         y = rms_norm_modulate(x, vectors[:, 0], vectors[:, 1], eps, packing, fp8=blocks[0].takes_fp8)
         for block, follower in zip(self.visit(blocks), followers, strict=True):
             _, _, gate, factor, shift, last_gate = vectors.unbind(1)
-            update = block.attn(y, packing, rotations)
+            update = block.attn(packing.gather(y), packing.whole, rotations)
             y = add_rms_norm_modulate_(x, update, gate, factor, shift, eps, packing, fp8=block.ff.takes_fp8)
-            update = block.ff(y)
+            update = block.ff(packing.gather(y))
             vectors = follower.modulate(modulation)
             factor, shift = vectors[:, 0], vectors[:, 1]
             y = add_rms_norm_modulate_(x, update, last_gate, factor, shift, eps, packing, fp8=follower.takes_fp8)
@@ -132,9 +137,11 @@ class _Block(nn.Module):
         width, eps = config.hidden_size, config.norm_eps
         self.scale_shift_table = nn.Parameter(torch.empty(6, width))
         self.norm1 = RMSNorm(width, eps)
-        self.attn = GatedAttention(width, config.num_heads, config.num_kv_heads, config.head_dim, eps, group, attention)
+        self.attn = GatedAttention(
+            width, config.num_heads, config.num_kv_heads, config.head_dim, eps, group, attention, scatter=True
+        )
         self.norm2 = RMSNorm(width, eps)
-        self.ff = SwiGLU(width, config.intermediate_size, group)
+        self.ff = SwiGLU(width, config.intermediate_size, group, scatter=True)
 
     @property
     def takes_fp8(self) -> bool:

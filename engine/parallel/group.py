@@ -39,6 +39,18 @@ class Group(ABC):
         """The first sent[0] rows go to rank 0, the next sent[1] to rank 1, …; of the result, which is (sum(received),
         …), the first received[0] came from rank 0, …"""
 
+    def shares(self, rows: int) -> list[int]:
+        """How many of so many rows each rank has, where they are split: equally many, at the end fewer."""
+        each = -(-rows // self.size)
+        return [max(0, min(each, rows - rank * each)) for rank in range(self.size)]
+
+    def reduce_scatter_rows(self, tensor: torch.Tensor) -> torch.Tensor:
+        """As `reduce_scatter`, each rank getting its share of any number of rows: (rows, …) → (shares[rank], …)."""
+        rows, shares = tensor.shape[0], self.shares(tensor.shape[0])
+        if rows < shares[0] * self.size:
+            tensor = torch.cat([tensor, tensor.new_zeros((shares[0] * self.size - rows, *tensor.shape[1:]))])
+        return self.reduce_scatter(tensor)[: shares[self.rank]]
+
     def gather_rows(self, tensor: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
         """As `all_gather`, where rank i has rows[i] rows: (rows[rank], …) → (sum(rows), …)."""
         most = max(rows)

@@ -100,11 +100,13 @@ class ColumnParallelLinear(ParallelMatrix):
 
 
 class RowParallelLinear(ParallelMatrix):
-    """y = x Wᵀ with W's input columns split over the group: x is a rank's share, y the whole sum on every rank."""
+    """y = x Wᵀ with W's input columns split over the group: x is a rank's share, y the whole sum on every rank, or with
+    `scatter` each rank's share of its rows."""
 
-    def __init__(self, in_features: int, out_features: int, group: Group) -> None:
+    def __init__(self, in_features: int, out_features: int, group: Group, *, scatter: bool = False) -> None:
         super().__init__(in_features // group.size, out_features)
-        self.group = group
+        self.group, self.scatter = group, scatter
 
     def forward(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
-        return self.group.all_reduce(self.partial_output(x))
+        y = self.partial_output(x)
+        return self.group.reduce_scatter_rows(y) if self.scatter else self.group.all_reduce(y)

@@ -20,22 +20,32 @@ from engine.parallel.group import Group
 
 
 class Share(Packing):
-    """The rows of a packing that one of a group's ranks has, as many as any other or one more. Of a segment that lies
-    elsewhere it has none.
+    """The rows of a packing that one of a group's ranks has, equally many, the last ones fewer. Of a segment that lies
+    elsewhere it has none. The packing may be a share itself.
 
     whole: that packing. rows: where these lie in it. rows_of_ranks: how many each rank has.
     """
 
     def __init__(self, whole: Packing, group: Group) -> None:
-        cuts = [whole.tokens * i // group.size for i in range(group.size + 1)]
-        first, last = cuts[group.rank], cuts[group.rank + 1]
+        self.group = group
+        self.rows_of_ranks = group.shares(whole.tokens)
+        first = sum(self.rows_of_ranks[: group.rank])
+        last = first + self.rows_of_ranks[group.rank]
+        self.rows = slice(first, last)
+        self._whole = whole
         super().__init__(
             [max(0, min(stop, last) - max(start, first)) for start, stop in pairwise(whole.bounds)], whole.device
         )
-        self.whole = whole
-        self.group = group
-        self.rows = slice(first, last)
-        self.rows_of_ranks = tuple(stop - start for start, stop in pairwise(cuts))
+
+    @property
+    def whole(self) -> Packing:
+        return self._whole
+
+    def gather(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor | Fp8Rows:
+        if isinstance(x, Fp8Rows):  # as bytes: not every library gathers fp8
+            values = self.group.gather_rows(x.values.view(torch.uint8), self.rows_of_ranks).view(x.values.dtype)
+            return Fp8Rows(values, self.group.gather_rows(x.scales, self.rows_of_ranks), x.dtype)
+        return self.group.gather_rows(x, self.rows_of_ranks)
 
 
 class SequenceParallelAttention:
