@@ -87,6 +87,16 @@ def test_adapters_apply_to_their_rows_only(mode: str) -> None:
         assert (relative_error(plain.latents, one.latents) > 100 * TOLERANCE) == bool(strength)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_weights_that_come_and_go(mode: str) -> None:
+    jobs = random_jobs(random.Random(7), 2)
+    options: dict[str, Any] = {"offload": ("dit-layerwise", "text-encoder", "vae")}
+    for one, other in zip(
+        run_jobs(DEMO_CHECKPOINT, jobs), run_jobs(DEMO_CHECKPOINT, jobs, **MODES[mode], **options), strict=True
+    ):
+        assert relative_error(other.latents, one.latents) <= TOLERANCE
+
+
 # In fp8 an activation that rounds to another number is 6 % off, one of many in a sum.
 @pytest.mark.parametrize(("quantization", "tolerance"), [("int8", TOLERANCE), ("fp8", 2e-2)])
 def test_eight_bits(quantization: str, tolerance: float) -> None:

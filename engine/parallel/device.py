@@ -27,7 +27,7 @@ def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torc
         return torch.device("cpu")
     if local_ranks > gpus and not config.share_gpu:
         raise ArgumentError(
-            f"{local_ranks} ranks need {local_ranks} GPUs, but this machine has {gpus}: use a smaller --tp, "
+            f"{local_ranks} ranks need {local_ranks} GPUs, but this machine has {gpus}: use fewer, "
             "--device cpu, or --share-gpu to let ranks share one (slow)",
             parameter="tp",
         )
