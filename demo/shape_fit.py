@@ -123,7 +123,9 @@ def _fits(blot: Blot) -> list[Fit]:
 def _framed(blot: Blot, x: float, y: float, radius: float) -> np.ndarray:
     """The object with this circle around it in the middle of the frame, (frame, frame, 3)."""
     reach = radius * _FRAME / 2 / _RADIUS
-    pad = int(np.ceil(reach)) + 1
+    height, width, _ = blot.pixels.shape
+    outside = max(0.0, -x, -y, x - width, y - height)  # of a blot that is long and thin
+    pad = int(np.ceil(reach + outside)) + 1
     left, top = x - reach + pad, y - reach + pad
     channels = [
         Image.fromarray(np.pad(channel, pad, constant_values=empty)).resize(

@@ -322,6 +322,15 @@ def test_heavy_damage_is_wrong() -> None:
         assert wrong(square, blurred)
 
 
+@pytest.mark.parametrize("upright", [False, True])
+def test_a_long_bar_is_no_shape(upright: bool) -> None:
+    """A triangle with a bar's area and centre of gravity would have its own centre outside of the bar."""
+    image = Image.new("RGB", (192, 192), PALETTE["blue"])
+    ImageDraw.Draw(image).rectangle((0, 0, 4, 192) if upright else (0, 0, 192, 4), PALETTE["yellow"])
+    for shape in SHAPES:
+        assert "shape" in wrong(asked(f"a yellow {shape} on a blue background"), image)
+
+
 def test_most_outlined_objects_keep_their_number_and_colour() -> None:
     source = random.Random(6)
     right = 0

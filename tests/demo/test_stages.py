@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from demo.__main__ import Schedule, make
+from bench import adherence
+from demo.__main__ import SCHEDULES, Schedule, make
 from demo.release import training_steps
 from engine.config import ModelConfig
 from launcher.tokenizer import PromptTokenizer
@@ -59,3 +60,12 @@ def test_more_steps_go_on_from_the_last(work: Path, monkeypatch: pytest.MonkeyPa
     after = load_file(work / "raw.safetensors")
     assert before.keys() == after.keys()
     assert any((before[name] != after[name]).any() for name in before if name.startswith("weights/"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_the_short_schedule_reaches_its_bar(tmp_path: Path) -> None:
+    """As docs/demo.md states it; of twelve colours any other model gets one in twelve backgrounds right."""
+    make(SCHEDULES["short"].stages(), tmp_path)
+    gate = ["--model", str(tmp_path / "release" / "turbo"), "--device", "cpu", "--prompts", "60"]
+    assert adherence.main([*gate, "--fail-under", "background=0.3"]) == 0
