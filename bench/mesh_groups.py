@@ -61,7 +61,8 @@ def counting(mesh: Mesh) -> tuple[Mesh, Counter]:
 
 
 class AbsentGroup(Group):
-    """The first of so many ranks, alone: it gets back tensors of the right shapes, made of its own, at no cost."""
+    """The first of so many ranks, alone: it gets back tensors of the right shapes, made of its own, as though all had
+    the same. What that copies on the device counts as computing."""
 
     rank = 0
 
@@ -69,7 +70,7 @@ class AbsentGroup(Group):
         self.size = size
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor
+        return tensor.mul_(self.size)
 
     def reduce_scatter(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor[: tensor.shape[0] // self.size]

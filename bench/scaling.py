@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,7 +33,7 @@ from bench.arguments import end_with, mode_name, modes
 from bench.mesh_groups import counting, lone_mesh
 from bench.rank_processes import ProcessFailed, end_with_parent, run_ranks
 from bench.real_size import RandomWeights, random_prompt
-from bench.runner import Results, Setup, add_options, note, parse_sides, read_options, run_main
+from bench.runner import Results, Setup, Version, add_options, note, parse_sides, read_options, run_main
 from bench.timing import Spread, gpu_state, time_calls
 from engine.config import EngineConfig
 from engine.errors import ArgumentError
@@ -69,6 +69,7 @@ class Scaling:
     side: int
     guided: bool
     quantization: str
+    attention: str
     compute_s: float
     sent_bytes: int
     operations: int
@@ -118,7 +119,9 @@ def _run(arguments: argparse.Namespace) -> None:
     columns = ("mode", "weights in", "image", "compute", "sent", "operations", "communication", "step (modelled)")
     results = Results("scaling", setup, (*columns, "× one rank", "measured", "counted"))
     wrong = []
-    for version in setup.versions:
+    if setup.peer != "none":
+        raise ArgumentError.of("peer", "none", setup.peer)
+    for version in dict.fromkeys(replace(version, cuda_graphs=False) for version in setup.versions):
         alone: dict[int, float] = {}
         for degrees in chosen:
             if setup.budget.spent:
@@ -129,16 +132,18 @@ def _run(arguments: argparse.Namespace) -> None:
             except ArgumentError as error:
                 note(f"{mode_name(degrees)} is left out: {error}")
                 continue
-            mesh = lone_mesh(degrees)
-            timed = time_steps(setup, version.quantization, degrees, mesh, setup.device, sides, arguments.guided)
-            measured = _measure(arguments, setup, version.quantization, degrees) if arguments.measure else {}
+            mesh, before = lone_mesh(degrees), gpu_state(setup.device)
+            timed = time_steps(setup, version, degrees, mesh, setup.device, sides, arguments.guided)
+            measured = _measure(arguments, setup, version, degrees) if arguments.measure else {}
+            gpu = before, gpu_state(setup.device)
             for side in sides:
                 result = _result(
                     arguments,
                     setup,
-                    version.quantization,
+                    version,
                     degrees,
                     side,
+                    gpu,
                     timed[side],
                     measured.get(side),
                     alone.get(side),
@@ -177,7 +182,7 @@ def new_job(setup: Setup, number: int, side: int, *, guided: bool) -> Job:
 
 def time_steps(
     setup: Setup,
-    quantization: str,
+    version: Version,
     degrees: Degrees,
     mesh: Mesh,
     device: torch.device,
@@ -186,7 +191,7 @@ def time_steps(
 ) -> dict[int, Timed]:
     """A rank's steps of one image, by its side."""
     counted, counter = counting(mesh)
-    rank = _make_rank(setup, quantization, degrees, counted, device)
+    rank = _make_rank(setup, version, degrees, counted, device)
     numbers = itertools.count()
     timed = {}
     for job_id, side in enumerate(sides):
@@ -205,14 +210,15 @@ def _step(rank: Rank, numbers: Iterator[int], job_id: int) -> None:
     rank.execute(Step(next(numbers), denoise=(job_id,)))
 
 
-def _make_rank(setup: Setup, quantization: str, degrees: Degrees, mesh: Mesh, device: torch.device) -> Rank:
+def _make_rank(setup: Setup, version: Version, degrees: Degrees, mesh: Mesh, device: torch.device) -> Rank:
     config = EngineConfig(
         tp=degrees.tp,
         sp=degrees.sp,
         cfg_parallel=degrees.cfg > 1,
         device=device.type,
         dtype=str(setup.dtype).removeprefix("torch."),
-        quantization=quantization,
+        quantization=version.quantization,
+        attention=version.attention,
         cuda_graphs=False,  # which collectives have no part in
     )
     rank = Rank(config, mesh, device, weights=RandomWeights(setup.model, device))
@@ -223,27 +229,30 @@ def _make_rank(setup: Setup, quantization: str, degrees: Degrees, mesh: Mesh, de
 def _result(
     arguments: argparse.Namespace,
     setup: Setup,
-    quantization: str,
+    version: Version,
     degrees: Degrees,
     side: int,
+    gpu: tuple[dict[str, float | str] | None, dict[str, float | str] | None],
     timed: Timed,
     measured: Timed | None,
     alone_s: float | None,
 ) -> Scaling:
     segments = segments_of(setup, side, guided=arguments.guided)
-    sent = sent_in_step(setup.model.transformer, segments, degrees, setup.bytes_per_element, fp8=quantization == "fp8")
+    sent = sent_in_step(
+        setup.model.transformer, segments, degrees, setup.bytes_per_element, fp8=version.quantization == "fp8"
+    )
     bandwidth, latency_s = arguments.bandwidth * 1e9, arguments.latency * 1e-6
     communication_s = sent.seconds(bandwidth, latency_s)
     step_s = timed.seconds + communication_s
     if degrees.ranks == 1:
         alone_s = step_s
-    state = gpu_state(setup.device)
     return Scaling(
         mode=mode_name(degrees),
         ranks=degrees.ranks,
         side=side,
         guided=arguments.guided,
-        quantization=quantization,
+        quantization=version.quantization,
+        attention=version.attention,
         compute_s=timed.seconds,
         sent_bytes=sent.bytes,
         operations=sent.operations,
@@ -256,8 +265,8 @@ def _result(
         ),
         bandwidth=bandwidth,
         latency_s=latency_s,
-        gpu_before=state,
-        gpu_after=state,
+        gpu_before=gpu[0],
+        gpu_after=gpu[1],
     )
 
 
@@ -283,13 +292,14 @@ def _ms(seconds: float) -> str:
 # ---- all ranks
 
 
-def _measure(arguments: argparse.Namespace, setup: Setup, quantization: str, degrees: Degrees) -> dict[int, Timed]:
+def _measure(arguments: argparse.Namespace, setup: Setup, version: Version, degrees: Degrees) -> dict[int, Timed]:
     """By side the slowest rank's steps, and what rank 0 sends. Empty, with a note, where GPUs are missing. Raises
     `ProcessFailed`."""
     if setup.device.type == "cuda" and torch.cuda.device_count() < degrees.ranks:
         note(f"{mode_name(degrees)} is not measured: there are {torch.cuda.device_count()} GPUs")
         return {}
-    words = ["--modes", mode_name(degrees), "--size", arguments.size, "--quantization", quantization]
+    words = ["--modes", mode_name(degrees), "--size", arguments.size, "--quantization", version.quantization]
+    words += ["--attention", version.attention]
     for name in ("layers", "sides", "device", "dtype", "prompt_tokens"):
         value = getattr(arguments, name)
         words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
@@ -307,8 +317,7 @@ def _run_rank(arguments: argparse.Namespace, setup: Setup, degrees: Degrees, sid
     device = pick_device(EngineConfig(device=setup.device.type), rank, degrees.ranks)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // degrees.ranks))
     mesh = connect_mesh(rank, degrees, device, store_file=arguments.folder / "store", timeout_s=_GROUP_S)
-    quantization = setup.versions[0].quantization
-    timed = time_steps(setup, quantization, degrees, mesh, device, sides, arguments.guided)
+    timed = time_steps(setup, setup.versions[0], degrees, mesh, device, sides, arguments.guided)
     found = {side: astuple(each) for side, each in timed.items()}
     (arguments.folder / f"rank{rank}.json").write_text(json.dumps(found))
     mesh.close()

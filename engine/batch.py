@@ -38,8 +38,8 @@ class Segment:
 class Layout:
     """Offsets and positions of a packed batch, the same for every step in which the same segments meet.
 
-    packing: the segments in the packed matrix. attended: those of its rows that a rank multiplies with its part of the
-    matrices; share: those of `attended` that it norms and keeps.
+    packing: the segments in the packed matrix. multiplied: those of its rows that a rank multiplies with its part of
+    the matrices; share: those of `multiplied` that it norms and keeps.
     rotations: RoPE of every row, (tokens, head_dim / 2) complex64, the identity on text.
     """
 
@@ -54,8 +54,8 @@ class Layout:
         tensor: whose ranks share the matrices."""
         self.segments = tuple(segments)
         self.packing = Packing([segment.tokens for segment in segments], grids[0].device)
-        self.attended = Share(self.packing, sequence or LocalGroup())
-        self.share = Share(self.attended, tensor or LocalGroup())
+        self.multiplied = Share(self.packing, sequence or LocalGroup())
+        self.share = Share(self.multiplied, tensor or LocalGroup())
         parts = []
         for segment, grid in zip(segments, grids, strict=True):
             parts += [grid.new_ones((segment.text_tokens, grid.shape[1])), grid]

@@ -6,7 +6,11 @@ and are meant to be a little too high.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from engine.config import ModelConfig
+from engine.modes import UNEVEN, Degrees, divide_segments
 from engine.prompt import MAX_PROMPT_TOKENS, PREFIX_TOKENS, SUFFIX_TOKENS
 from engine.tiling import SMALLEST_TILE, divide
 
@@ -33,6 +37,27 @@ def step_bytes(config: ModelConfig, tokens: int, tp: int, bytes_per_element: int
     rows = -(-tokens // sp)
     elsewhere = (tokens - rows) * 2 * width * e  # rows that every rank embeds and another goes on with
     return tokens * rotations + rows * (residual + max(attention, swiglu)) + elsewhere
+
+
+def batch_bytes(config: ModelConfig, segments: Sequence[int], degrees: Degrees, bytes_per_element: int) -> int:
+    """What one denoise step of segments of so many tokens allocates on the rank that has the most to do."""
+    dit, tp, sp = config.transformer, degrees.tp, degrees.sp
+    halves = divide_segments(segments, degrees.cfg)
+    if not halves.even and degrees.wide_divides(dit):
+        return step_bytes(config, sum(segments), tp, bytes_per_element, sp=sp * degrees.cfg)
+    most = max(sum(segments[i] for i in half) for half in halves.members)
+    return step_bytes(config, most, tp, bytes_per_element, sp=sp)
+
+
+def packed_bytes(config: ModelConfig, tokens: int, degrees: Degrees, bytes_per_element: int) -> int:
+    """The same of segments that have so many tokens together, whatever they are."""
+    tp, sp, cfg = degrees.tp, degrees.sp, degrees.cfg
+    if cfg == 1 or not degrees.wide_divides(config.transformer):
+        return step_bytes(config, tokens, tp, bytes_per_element, sp=sp)
+    return max(
+        step_bytes(config, math.ceil(UNEVEN * tokens / cfg), tp, bytes_per_element, sp=sp),
+        step_bytes(config, tokens, tp, bytes_per_element, sp=sp * cfg),
+    )
 
 
 def decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element: int, most: int | None = None) -> int:

@@ -18,7 +18,8 @@ from engine.checkpoint.holding import in_blocks
 from engine.checkpoint.summary import HeldParameter, Tensors, held_parameters
 from engine.config import DIT, DIT_LAYERWISE, OFFLOADS, TEXT_ENCODER, VAE, EngineConfig, ModelConfig
 from engine.errors import ArgumentError
-from engine.memory import decode_bytes, encode_bytes, step_bytes, tiled_decode_bytes
+from engine.memory import batch_bytes, decode_bytes, encode_bytes, tiled_decode_bytes
+from engine.modes import Degrees
 from engine.prompt import MAX_PROMPT_TOKENS, SUFFIX_TOKENS
 from engine.tiling import SMALLEST_TILE
 
@@ -189,8 +190,7 @@ def plan_checkpoint(
     return plan_memory(
         checkpoint.config,
         WeightBytes.of(held, bytes_per_element, fp8_products=fp8_products),
-        tp=tp,
-        sp=engine.sp,
+        degrees=replace(engine.degrees, tp=tp),
         bytes_per_element=bytes_per_element,
         budget=budget,
         offload=engine.offload,
@@ -204,17 +204,15 @@ def plan_memory(
     model: ModelConfig,
     weights: WeightBytes,
     *,
-    tp: int,
     bytes_per_element: int,
-    sp: int = 1,
+    degrees: Degrees = Degrees(),  # noqa: B008  immutable
     budget: int | None = None,
     offload: Sequence[str] = (),
     prefetch: int | None = None,
     vae_memory: int | None = None,
     lora_memory: int | None = None,
 ) -> MemoryPlan:
-    """The cheapest plan whose weights and work fit into `budget` bytes on each of tp · sp ranks, of which rank 0
-    decodes.
+    """The cheapest plan whose weights and work fit into `budget` bytes on each rank, of which rank 0 decodes.
 
     offload: what is offloaded in any case; without a budget nothing else is, and no block stays. prefetch, vae_memory,
     lora_memory: as in `EngineConfig`; None for what fits, and for no LoRAs. Raises `ArgumentError` with the least
@@ -223,7 +221,7 @@ def plan_memory(
     limits = [vae_memory]
     if budget is not None and vae_memory is None:
         limits = list(_decode_limits(model, bytes_per_element))
-    planner = _Planner(model, weights, (tp, sp), bytes_per_element, limits, lora_memory or 0)
+    planner = _Planner(model, weights, degrees, bytes_per_element, limits, lora_memory or 0)
     blocks = len(weights.dit_blocks)
     if budget is None:
         streamed = blocks if DIT_LAYERWISE in offload else 0
@@ -253,18 +251,19 @@ class _Planner:
         self,
         model: ModelConfig,
         weights: WeightBytes,
-        degrees: tuple[int, int],
+        degrees: Degrees,
         bytes_per_element: int,
         limits: Sequence[int | None],
         loras: int,
     ) -> None:
-        size, (tp, sp) = (model.default_width, model.default_height), degrees
+        size = model.default_width, model.default_height
         self._steps, self._weights, self._loras = model.default_steps, weights, loras
         self._decoding = {limit: decode_bytes(model, *size, bytes_per_element, limit) for limit in (None, *limits)}
         segments = 2 if model.default_guidance else 1
-        tokens = segments * (model.image_tokens(*size) + MAX_PROMPT_TOKENS + SUFFIX_TOKENS)
+        longest = model.image_tokens(*size) + MAX_PROMPT_TOKENS + SUFFIX_TOKENS
         self._before_decoding = weights.dequantized + max(
-            step_bytes(model, tokens, tp, bytes_per_element, sp=sp), encode_bytes(model, tp, bytes_per_element)
+            batch_bytes(model, [longest] * segments, degrees, bytes_per_element),
+            encode_bytes(model, degrees.tp, bytes_per_element),
         )
 
     def make(self, offload: Sequence[str], streamed: int, prefetch: int, decode_limit: int | None) -> MemoryPlan:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from engine.component_config import TransformerConfig
 
 # How many times its even part a half may have to step. Beyond that all ranks share all tokens, and exchange more.
-_UNEVEN = 1.25
+UNEVEN = 1.25
 _FLOAT32 = 4  # bytes of an element of velocities
 
 
@@ -31,9 +31,9 @@ class Degrees:
     def ranks(self) -> int:
         return self.tp * self.sp * self.cfg
 
-    def __str__(self) -> str:
-        parts = [f"tp {self.tp}"] * (self.tp > 1) + [f"sp {self.sp}"] * (self.sp > 1) + ["cfg"] * (self.cfg > 1)
-        return " × ".join(parts) or "one rank"
+    def wide_divides(self, config: TransformerConfig) -> bool:
+        """Whether all ranks can share the tokens that two halves would step apart: heads divide by so many."""
+        return all(heads % self.ranks == 0 for heads in (config.num_heads, config.num_kv_heads))
 
     def groups(self) -> dict[str, list[list[int]]]:
         """The world ranks of every group, by the names of `Mesh`."""
@@ -59,7 +59,7 @@ class Halves:
     even: bool
 
 
-def divide(tokens: Sequence[int], groups: int) -> Halves:
+def divide_segments(tokens: Sequence[int], groups: int) -> Halves:
     """Give segments of so many tokens to groups of ranks: the longest first, each to the group that has the least."""
     members: list[list[int]] = [[] for _ in range(groups)]
     loads = [0] * groups
@@ -67,7 +67,7 @@ def divide(tokens: Sequence[int], groups: int) -> Halves:
         group = loads.index(min(loads))
         members[group].append(index)
         loads[group] += tokens[index]
-    return Halves([sorted(each) for each in members], max(loads) * groups <= _UNEVEN * sum(tokens))
+    return Halves([sorted(each) for each in members], max(loads) * groups <= UNEVEN * sum(tokens))
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def sent_in_step(
     """
     tp, sp, cfg = degrees.tp, degrees.sp, degrees.cfg
     part, half = rank // tp % sp, rank // (tp * sp)
-    halves = divide([sum(segment) for segment in segments], cfg)
-    wide = not halves.even and all(heads % degrees.ranks == 0 for heads in (config.num_heads, config.num_kv_heads))
+    halves = divide_segments([sum(segment) for segment in segments], cfg)
+    wide = not halves.even and degrees.wide_divides(config)
     if wide:
         ranks, part, own = sp * cfg, half * sp + part, list(segments)
     else:

@@ -21,10 +21,10 @@ from engine.kernels.attention_choice import AttentionChoice, AttentionShape, cho
 from engine.kernels.rope import image_rotations
 from engine.lora.adapters import DENOISING, TEXT, TIME, Adapters, Loras
 from engine.lora.merge import MergedWeights
-from engine.memory import decode_bytes, step_bytes, tile_side
+from engine.memory import batch_bytes, decode_bytes, tile_side
 from engine.model import TextEncoder, Transformer, VAEDecoder
 from engine.model.transformer import TimeModulation
-from engine.modes import divide
+from engine.modes import divide_segments
 from engine.offload import Offload, limit_allocations, plan_for
 from engine.parallel import Group, Mesh
 from engine.parallel.device import (
@@ -79,7 +79,7 @@ class Rank:
             weights = MergedWeights(weights, config)
         self.config = weights.config
         self.config.check_parallel(group.size, mesh.sp.size)
-        self._divides_wide = mesh.wide.size in self.config.possible_sp(group.size)
+        self._divides_wide = config.degrees.wide_divides(self.config.transformer)
         self._engine = config
         self.attention = GatedAttentionKernel()
         self.attention_choice = self._choose_attention(measured=False)
@@ -110,8 +110,10 @@ class Rank:
         self._next_number = 0
         self._step_graphs: StepGraphs | None = None
         self._adapters = Adapters(self.transformer, self.config, group, device, self.dtype)
-        stays = self.offload.dit is None
-        self._prompts = PromptFeatures(self.text_encoder, self.transformer, self._adapters, device, beside=stays)
+        # Matrices that ranks share make every layer of the text encoder wait for the other ranks' step before; and two
+        # communicators would be at work at once.
+        beside = self.offload.dit is None and group.size == 1
+        self._prompts = PromptFeatures(self.text_encoder, self.transformer, self._adapters, device, beside=beside)
         self._schedule = lru_cache(maxsize=_CACHED_SHAPES)(self._make_schedule)
         self._layout = lru_cache(maxsize=_CACHED_SHAPES)(self._make_layout)
         self._grid = lru_cache(maxsize=_CACHED_SHAPES)(self._make_grid)
@@ -155,7 +157,7 @@ class Rank:
         """A step and a decoding of one image of this size."""
         tokens = self.config.image_tokens(width, height) + _TYPICAL_PROMPT_TOKENS
         needed = max(
-            step_bytes(self.config, tokens, self.mesh.tp.size, self.dtype.itemsize, sp=self.mesh.sp.size),
+            batch_bytes(self.config, [tokens], self._engine.degrees, self.dtype.itemsize),
             decode_bytes(self.config, width, height, self.dtype.itemsize, self.plan.decode_limit),
         )
         torch.cuda.empty_cache()
@@ -333,14 +335,14 @@ class Rank:
     def _velocities(self, segments: Sequence[tuple[JobState, torch.Tensor]]) -> list[torch.Tensor]:
         """The velocity of each segment, that is of a job with one of its texts: (image tokens, in_channels) float32.
 
-        With guidance split, each half of the ranks steps some of the segments, and they exchange velocities; a step
-        that would leave one half idle is split by tokens over all ranks instead, if heads divide by so many.
+        With guidance split, each half of the ranks steps some of the segments, and they exchange velocities; where one
+        would have much more to do than the other, all ranks share all tokens instead, if heads divide by so many.
         """
         if not segments:
             return []
         tokens = [state.latents.shape[0] for state, _ in segments]
         cfg = self.mesh.cfg
-        halves = divide([state.latents.shape[0] + text.shape[0] for state, text in segments], cfg.size)
+        halves = divide_segments([state.latents.shape[0] + text.shape[0] for state, text in segments], cfg.size)
         if not halves.even and self._divides_wide:
             return list(self._forward(segments, self.mesh.wide).split(tokens))
         own = self._forward([segments[i] for i in halves.members[cfg.rank]], self.mesh.sp)
@@ -368,7 +370,7 @@ class Rank:
             graphs = None  # adapters are no part of recordings
         with self._adapters.by_row(
             images=[(state.loras, state.latents.shape[0]) for state in states],
-            blocks=[(state.loras, rows) for (state, _), rows in zip(segments, layout.attended.lengths, strict=True)],
+            blocks=[(state.loras, rows) for (state, _), rows in zip(segments, layout.multiplied.lengths, strict=True)],
             last=[(state.loras, rows) for (state, _), rows in zip(segments, layout.share.lengths, strict=True)],
         ):
             return self.transformer(

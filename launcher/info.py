@@ -53,7 +53,7 @@ def describe_checkpoint(config: EngineConfig) -> str:
         f"{text.num_kv_heads} kv heads, SwiGLU {text.intermediate_size}, taps {_listed(model.text_encoder_taps)}",
         f"  vae           {vae.z_dim} channels, 1/{vae.scale_factor} of the image's sides",
         f"  tp            possible: {_listed(model.possible_tp())}",
-        f"  sp            possible: {_listed(model.possible_sp(config.tp))}, with tp {config.tp}",
+        f"  sp            possible: {_listed(model.possible_sp(config.tp))}, with tp {config.tp} and no cfg-parallel",
         "",
         *files,
         f"  {'tokenizer':<14}{checkpoint.tokenizer}",

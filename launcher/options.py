@@ -30,20 +30,20 @@ def engine_options(command: Command) -> Command:
         click.option(
             "--tp",
             type=int,
-            help="Ranks that every matrix is split over: 1, 2 or 4.  [default: 1; under torchrun, all its processes]",
+            help="Ranks that every matrix is split over: 1, 2 or 4.  [default: 1; under torchrun, what others leave]",
         ),
         click.option(
             "--sp",
             type=int,
             default=1,
-            help="Ranks that the tokens of a step are split over: 1, 2 or 4; there are tp · sp.",
+            help="Ranks that the tokens of a step are split over: 1, 2 or 4. There are tp · sp.",
             show_default=True,
         ),
         click.option(
             "--cfg-parallel",
             is_flag=True,
-            help="Twice as many ranks: one half steps the prompt's part of guided images, the other the negative "
-            "prompt's; unguided images are divided between them.",
+            help="Twice as many ranks, whose halves step different parts of a batch: the prompt's and the negative "
+            "prompt's of a guided image, or different images.",
         ),
         click.option("--device", default="auto", help="auto, cuda or cpu.", show_default=True),
         click.option(
@@ -200,7 +200,7 @@ def configure_engine(
     folder, count = torchrun.external_ranks() or ("", 1)
     beside = sp * (1 + cfg_parallel)
     if tp is None:
-        tp = max(1, count // beside) if sp > 0 else 1  # what sp may be is said below
+        tp = max(1, count // beside) if sp > 0 else 1
     if folder and tp * beside != count:
         product, got = ("tp · sp · 2", f"{tp} · {sp} · 2") if cfg_parallel else ("tp · sp", f"{tp} · {sp}")
         raise ArgumentError(

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import ArgumentError
-from engine.memory import decode_bytes, encode_bytes, step_bytes
+from engine.memory import batch_bytes, decode_bytes, encode_bytes, packed_bytes
 from engine.prompt import MAX_PROMPT_TOKENS, PREFIX_TOKENS
 from engine.step import Job
 from launcher.limits import Limits
@@ -206,7 +206,7 @@ def _needed(
 ) -> list[int]:
     """Bytes by rank. Rank 0 decodes images while the next step runs."""
     stepping = max(
-        step_bytes(model, sum(segments), engine.tp, bytes_per_element, sp=engine.sp),
+        batch_bytes(model, segments, engine.degrees, bytes_per_element),
         encode_bytes(model, engine.tp, bytes_per_element),
     )
     decoding = decode_bytes(model, *size, bytes_per_element, decode_limit)
@@ -224,8 +224,9 @@ def token_budget(
 ) -> int:
     """The tokens of a tick, at most `most`, for which every rank has memory beside a picture of the default size."""
     decoding = decode_bytes(model, model.default_width, model.default_height, bytes_per_element, decode_limit)
-    for_one_each = step_bytes(model, engine.sp, engine.tp, bytes_per_element, sp=engine.sp)
-    return max(1, min(most, (min(free) - decoding) * engine.sp // for_one_each))
+    many = 100_000  # bytes grow with tokens as straight as it goes
+    for_many = packed_bytes(model, many, engine.degrees, bytes_per_element)
+    return max(1, min(most, (min(free) - decoding) * many // for_many))
 
 
 def check_strength(name: str, strength: float) -> float:

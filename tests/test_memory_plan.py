@@ -46,7 +46,7 @@ prefetches = st.sampled_from([None, 0, 1, 2, 5])
 
 
 def make_plan(weights: WeightBytes, budget: int | None, **options: object) -> MemoryPlan:
-    return plan_memory(KREA2, weights, tp=1, bytes_per_element=2, budget=budget, **options)  # type: ignore[arg-type]
+    return plan_memory(KREA2, weights, bytes_per_element=2, budget=budget, **options)  # type: ignore[arg-type]
 
 
 def plan_or_error(

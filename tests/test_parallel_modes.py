@@ -19,7 +19,7 @@ from engine.config import DEMO_CHECKPOINT, DEMO_LORAS, EngineConfig, ModelConfig
 from engine.errors import ArgumentError
 from engine.kernels.packing import Packing
 from engine.memory import step_bytes
-from engine.modes import Degrees, Halves, Sent, divide, sent_in_step
+from engine.modes import Degrees, Halves, Sent, divide_segments, sent_in_step
 from engine.parallel import Group, thread_groups, thread_meshes
 from engine.parallel.sequence import Share
 from engine.prompt import PREFIX_TOKENS
@@ -108,7 +108,7 @@ def test_eight_bits(quantization: str, tolerance: float) -> None:
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=9), st.sampled_from([1, 2]))
 def test_segments_are_divided_evenly(tokens: list[int], groups: int) -> None:
-    halves = divide(tokens, groups)
+    halves = divide_segments(tokens, groups)
     assert sorted(i for half in halves.members for i in half) == list(range(len(tokens)))
     loads = [sum(tokens[i] for i in half) for half in halves.members]
     assert max(loads) - min(loads) <= max(tokens) or groups == 1
@@ -116,10 +116,10 @@ def test_segments_are_divided_evenly(tokens: list[int], groups: int) -> None:
 
 
 def test_a_guided_image_is_divided_and_a_lone_unguided_one_is_not_even() -> None:
-    assert divide([4110, 4096], 2) == Halves([[0], [1]], even=True)
-    assert divide([4110], 2) == Halves([[0], []], even=False)
-    assert divide([4110, 4096, 4103], 2).even is False  # 2 : 1
-    assert divide([4110, 4096, 4103, 4097], 2).even is True
+    assert divide_segments([4110, 4096], 2) == Halves([[0], [1]], even=True)
+    assert divide_segments([4110], 2) == Halves([[0], []], even=False)
+    assert divide_segments([4110, 4096, 4103], 2).even is False  # 2 : 1
+    assert divide_segments([4110, 4096, 4103, 4097], 2).even is True
 
 
 @pytest.mark.parametrize(

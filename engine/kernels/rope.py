@@ -104,6 +104,8 @@ def norm_rotate_triton_(
     """The same by the kernel: q and k in one launch."""
     tokens, heads, head_dim = query.shape
     kv_heads = key.shape[1]
+    if not tokens:  # a share of fewer tokens than ranks; nothing has an address then
+        return
     assert key.data_ptr() == query.data_ptr() + heads * head_dim * query.element_size()
     assert tokens == 1 or query.stride() == key.stride() == (query.stride(0), head_dim, 1)
     block = 1 << (head_dim - 1).bit_length()

@@ -91,10 +91,10 @@ class Transformer(nn.Module):
         denoise: stands in for the method of that name, as a CUDA graph of it does. Returns
         (image tokens of all segments, in_channels) float32, segment after segment.
         """
-        share, attended = layout.share, layout.attended
-        x = self.embed(text, latents, layout)[attended.rows][share.rows]
-        velocities = (denoise or self.denoise)(x, modulation, share, layout.rotations[attended.rows])
-        for rows in (share, attended):
+        share, multiplied = layout.share, layout.multiplied
+        x = self.embed(text, latents, layout)[multiplied.rows][share.rows]
+        velocities = (denoise or self.denoise)(x, modulation, share, layout.rotations[multiplied.rows])
+        for rows in (share, multiplied):
             velocities = rows.group.gather_rows(velocities, rows.rows_of_ranks)
         return layout.take_images(velocities)
 

@@ -51,14 +51,17 @@ class Group(ABC):
             tensor = torch.cat([tensor, tensor.new_zeros((shares[0] * self.size - rows, *tensor.shape[1:]))])
         return self.reduce_scatter(tensor)[: shares[self.rank]]
 
-    def gather_rows(self, tensor: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    def gather_rows(self, tensor: torch.Tensor, rows: list[int]) -> torch.Tensor:
         """As `all_gather`, where rank i has rows[i] rows: (rows[rank], …) → (sum(rows), …)."""
         most = max(rows)
         if min(rows) == most:
             return self.all_gather(tensor)
-        padded = tensor.new_zeros((most, *tensor.shape[1:]))
-        padded[: tensor.shape[0]] = tensor
-        parts = self.all_gather(padded).split(most)
+        if tensor.shape[0] < most:
+            tensor = torch.cat([tensor, tensor.new_zeros((most - tensor.shape[0], *tensor.shape[1:]))])
+        gathered = self.all_gather(tensor)
+        if rows == self.shares(sum(rows)):  # what was filled up is at the end
+            return gathered[: sum(rows)]
+        parts = gathered.split(most)
         return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
 
     @abstractmethod

@@ -159,7 +159,7 @@ def test_info_shows_parameters_and_bytes_of_each_rank(marked: Marked) -> None:
 def test_info_shows_whole_weights_on_ranks_that_share_tokens(marked: Marked) -> None:
     code, stdout, stderr = marked.run_krea2("info", "demo", "--sp", "4")
     assert (code, stderr) == (0, "")
-    assert "sp            possible: 1, 2, 4, with tp 1" in stdout
+    assert "sp            possible: 1, 2, 4, with tp 1 and no cfg-parallel" in stdout
     row = next(line for line in stdout.splitlines() if line.strip().startswith("transformer") and "MB" in line)
     sizes = re.findall(r"\d+\.\d+ MB", row)
     assert len(sizes) == 4
