@@ -70,7 +70,8 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: st
 def test_parts_and_sizes_of_the_command_line_reach_the_engine() -> None:
     config, _ = configure_engine(
         tp=1, sp=2, cfg_parallel=True, limits=(), start_timeout_s=1.0, step_timeout_s=1.0,
-        offload="dit, text_encoder,vae", prefetch=2, memory_budget="16GB", vae_memory="1GiB", lora_memory="5MB", loras=(), merge_lora=False,
+        offload="dit, text_encoder,vae", prefetch=2, memory_budget="16GB", vae_memory="1GiB",
+        lora_memory="5MB", loras=(), merge_lora=False,
     )  # fmt: skip
     assert (config.engine.tp, config.engine.sp, config.engine.ranks) == (1, 2, 4)
     assert config.engine.offload == ("dit", "text-encoder", "vae")
