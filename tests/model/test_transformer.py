@@ -79,7 +79,7 @@ def test_velocities_of_a_packed_batch_equal_diffusers_one_by_one(turbo: Path, tp
         grids = [image_rotations(s.grid_height, s.grid_width, dit.axes_dims_rope, dit.rope_theta) for s in segments]
         text = list(rank.transformer.encode_text(states, text_packing).split(TEXT_LENGTHS))
         modulation = rank.transformer.encode_timesteps(timesteps)
-        return rank.transformer(text, latents, modulation, Layout(segments, grids))
+        return rank.transformer(text, latents, modulation, Layout(segments, grids, tensor=rank.mesh.tp))
 
     expected = []
     for segment, timestep, (start, stop) in zip(segments, timesteps, pairwise(text_packing.bounds), strict=True):
