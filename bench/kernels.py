@@ -29,7 +29,7 @@ from bench.kernel_timing import input_sets, time_kernel
 from bench.output import print_table, publish
 from bench.real_size import model_of_size
 from bench.timing import Budget, gpu_state, is_shared, measure_ceilings
-from engine.config import TENSOR_PARALLEL_DEGREES, ModelConfig
+from engine.config import PARALLEL_DEGREES, ModelConfig
 from engine.kernels.fp8 import quantize_rows
 from engine.kernels.packing import Packing
 
@@ -64,9 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--size", choices=sorted(SIDES), default="real" if on_gpu else "tiny")
     parser.add_argument("--sides", type=image_sides, help="of the square images, comma-separated")
-    parser.add_argument(
-        "--tp", type=int, default=1, choices=TENSOR_PARALLEL_DEGREES, help="shapes of a rank of so many"
-    )
+    parser.add_argument("--tp", type=int, default=1, choices=PARALLEL_DEGREES, help="shapes of a rank of so many")
     parser.add_argument("--check-only", action="store_true", help="time nothing")
     parser.add_argument("--seconds", type=duration, help="leave out what does not fit")
     parser.add_argument("--json", type=json_file, metavar="FILE", help="append the JSON lines to it")

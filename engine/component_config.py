@@ -46,6 +46,11 @@ class TransformerConfig:
     def text_head_dim(self) -> int:
         return self.text_hidden_size // self.text_num_heads
 
+    def undivided_heads(self, ranks: int) -> list[tuple[str, int]]:
+        """Which of the blocks' heads so many ranks do not divide, by their names in the file, and how many they are."""
+        heads = {"num_attention_heads": self.num_heads, "num_key_value_heads": self.num_kv_heads}
+        return [(name, count) for name, count in heads.items() if count % ranks]
+
 
 @dataclass(frozen=True)
 class TextEncoderConfig:

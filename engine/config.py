@@ -30,9 +30,8 @@ _DEMO = Path(__file__).parent / "demo"
 DEMO_CHECKPOINT = _DEMO / "turbo"
 DEMO_CHECKPOINTS = {"demo": DEMO_CHECKPOINT, "demo-turbo": DEMO_CHECKPOINT, "demo-raw": _DEMO / "raw"}
 DEMO_LORAS = {"demo-outlined": _DEMO / "outlined.safetensors"}
-TENSOR_PARALLEL_DEGREES = (1, 2, 4)
-SEQUENCE_PARALLEL_DEGREES = (1, 2, 4)
-MOST_RANKS = 4
+PARALLEL_DEGREES = (1, 2, 4)
+MOST_RANKS = max(PARALLEL_DEGREES)
 DEVICES = ("auto", "cuda", "cpu")
 DTYPES = ("auto", "bfloat16", "float32")
 VARIANTS = ("raw", "turbo")
@@ -109,10 +108,10 @@ class EngineConfig:
         for path, strength in self.merge_loras:
             if not path or not math.isfinite(strength):
                 raise ArgumentError.of("merge_loras", "files, each with a finite strength", f"{path}:{strength}")
-        for name, degrees in (("tp", TENSOR_PARALLEL_DEGREES), ("sp", SEQUENCE_PARALLEL_DEGREES)):
+        for name in ("tp", "sp"):
             value = getattr(self, name)
-            if isinstance(value, bool) or value not in degrees:
-                raise ArgumentError.of(name, f"one of {', '.join(map(str, degrees))}", value)
+            if isinstance(value, bool) or value not in PARALLEL_DEGREES:
+                raise ArgumentError.of(name, f"one of {', '.join(map(str, PARALLEL_DEGREES))}", value)
         halves = 1 + self.cfg_parallel
         if self.tp * halves > MOST_RANKS:
             raise ArgumentError.of("cfg_parallel", f"False with tp {self.tp}: at most {MOST_RANKS} ranks", True)
@@ -219,7 +218,7 @@ class ModelConfig:
     def possible_tp(self) -> list[int]:
         """Tensor parallel degrees that divide everything that is split."""
         sizes = [size for _, size in self._split_sizes()]
-        return [tp for tp in TENSOR_PARALLEL_DEGREES if all(size % tp == 0 for size in sizes)]
+        return [tp for tp in PARALLEL_DEGREES if all(size % tp == 0 for size in sizes)]
 
     def check_tp(self, tp: int) -> None:
         """Raise `ArgumentError` naming what does not divide and the degrees that would work."""
@@ -234,25 +233,19 @@ class ModelConfig:
 
     def possible_sp(self, tp: int) -> list[int]:
         """Sequence parallel degrees beside tp: attention splits the heads of a tensor parallel rank once more."""
-        return [sp for sp in SEQUENCE_PARALLEL_DEGREES if tp * sp <= MOST_RANKS and not self._undivided_heads(tp * sp)]
+        fitting = (sp for sp in PARALLEL_DEGREES if tp * sp <= MOST_RANKS)
+        return [sp for sp in fitting if not self.transformer.undivided_heads(tp * sp)]
 
     def check_parallel(self, tp: int, sp: int) -> None:
         """Raise `ArgumentError` naming what does not divide and the degrees that would work."""
         self.check_tp(tp)
-        for name, heads in self._undivided_heads(tp * sp):
+        for name, heads in self.transformer.undivided_heads(tp * sp):
             possible = ", ".join(map(str, self.possible_sp(tp)))
             raise ArgumentError(
-                f"sp {sp} is not possible for this checkpoint with tp {tp}: {name} is {heads}, which {tp * sp} does "
-                f"not divide; possible: {possible}",
+                f"sp {sp} is not possible for this checkpoint with tp {tp}: {name} of the transformer is {heads}, "
+                f"which {tp * sp} does not divide; possible: {possible}",
                 parameter="sp",
             )
-
-    def _undivided_heads(self, ranks: int) -> list[tuple[str, int]]:
-        heads = [
-            ("num_attention_heads of the transformer", self.transformer.num_heads),
-            ("num_key_value_heads of the transformer", self.transformer.num_kv_heads),
-        ]
-        return [(name, count) for name, count in heads if count % ranks]
 
     def _split_sizes(self) -> list[tuple[str, int]]:
         dit, text = self.transformer, self.text_encoder

@@ -205,7 +205,7 @@ def plan_memory(
     weights: WeightBytes,
     *,
     bytes_per_element: int,
-    degrees: Degrees = Degrees(),  # noqa: B008  immutable
+    degrees: Degrees,
     budget: int | None = None,
     offload: Sequence[str] = (),
     prefetch: int | None = None,

@@ -33,7 +33,7 @@ class Degrees:
 
     def wide_divides(self, config: TransformerConfig) -> bool:
         """Whether all ranks can share the tokens that two halves would step apart: heads divide by so many."""
-        return all(heads % self.ranks == 0 for heads in (config.num_heads, config.num_kv_heads))
+        return not config.undivided_heads(self.ranks)
 
     def groups(self) -> dict[str, list[list[int]]]:
         """The world ranks of every group, by the names of `Mesh`."""

@@ -338,8 +338,6 @@ class Rank:
         With guidance split, each half of the ranks steps some of the segments, and they exchange velocities; where one
         would have much more to do than the other, all ranks share all tokens instead, if heads divide by so many.
         """
-        if not segments:
-            return []
         tokens = [state.latents.shape[0] for state, _ in segments]
         cfg = self.mesh.cfg
         halves = divide_segments([state.latents.shape[0] + text.shape[0] for state, text in segments], cfg.size)

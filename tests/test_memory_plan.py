@@ -17,6 +17,7 @@ from engine.config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
 from engine.errors import ArgumentError
 from engine.memory import decode_bytes, encode_bytes, step_bytes
 from engine.memory_plan import MemoryPlan, WeightBytes, plan_memory, slot_bytes, spread
+from engine.modes import Degrees
 
 # bfloat16, as `krea2 info` shows them: 12.8 and 4.0 billion parameters
 BFLOAT16 = WeightBytes(
@@ -46,7 +47,7 @@ prefetches = st.sampled_from([None, 0, 1, 2, 5])
 
 
 def make_plan(weights: WeightBytes, budget: int | None, **options: object) -> MemoryPlan:
-    return plan_memory(KREA2, weights, bytes_per_element=2, budget=budget, **options)  # type: ignore[arg-type]
+    return plan_memory(KREA2, weights, degrees=Degrees(), bytes_per_element=2, budget=budget, **options)  # type: ignore[arg-type]
 
 
 def plan_or_error(
