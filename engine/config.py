@@ -120,6 +120,11 @@ class EngineConfig:
             raise ArgumentError.of("sp", f"at most {MOST_RANKS // (self.tp * halves)} with {beside}", self.sp)
         self._check_memory_options()
 
+    @property
+    def decodes_together(self) -> bool:
+        """Whether all ranks have the decoder, and decode an image that is large enough together."""
+        return self.ranks > 1 and VAE not in self.offload
+
     def _check_memory_options(self) -> None:
         if not isinstance(self.offload, tuple) or set(self.offload) - set(OFFLOADS):
             given = ",".join(map(str, self.offload)) if isinstance(self.offload, tuple) else self.offload

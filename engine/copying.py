@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-# A moment: of the host's clock in seconds, or on a GPU an event in a stream.
-Mark = float | torch.cuda.Event
+from engine.moments import Moment, moment
 
 
 class Copy(ABC):
@@ -22,7 +21,7 @@ class Copy(ABC):
         raised."""
 
     @abstractmethod
-    def span(self) -> tuple[Mark, Mark]:
+    def span(self) -> tuple[Moment, Moment]:
         """When it began and ended. Only once it has been waited for."""
 
 
@@ -34,7 +33,7 @@ class Copier(ABC):
         """Begin when what the current thread or stream has begun is done. Both of one size and dtype."""
 
     @abstractmethod
-    def mark(self) -> Mark:
+    def mark(self) -> Moment:
         """Now, or on a GPU when the current stream gets here."""
 
     @abstractmethod
@@ -50,15 +49,6 @@ def make_copier(device: torch.device) -> Copier:
     return _StreamCopier(device) if device.type == "cuda" else _ThreadCopier()
 
 
-def seconds_between(first: Mark, second: Mark) -> float:
-    """Of two marks of one copier. On a GPU both must have been passed."""
-    if isinstance(first, float):
-        assert isinstance(second, float)
-        return second - first
-    assert isinstance(second, torch.cuda.Event)
-    return float(first.elapsed_time(second)) / 1e3
-
-
 def copy_bytes(target: torch.Tensor, source: torch.Tensor) -> None:
     target.copy_(source, non_blocking=True)
 
@@ -70,7 +60,7 @@ class _ThreadCopy(Copy):
     def wait(self) -> None:
         self.future.result()
 
-    def span(self) -> tuple[Mark, Mark]:
+    def span(self) -> tuple[Moment, Moment]:
         return self.future.result()
 
 
@@ -86,7 +76,7 @@ class _ThreadCopier(Copier):
 
         return _ThreadCopy(self._executor.submit(run))
 
-    def mark(self) -> Mark:
+    def mark(self) -> Moment:
         return time.perf_counter()
 
     def settle(self) -> None:
@@ -98,13 +88,14 @@ class _ThreadCopier(Copier):
 
 @dataclass(frozen=True)
 class _StreamCopy(Copy):
-    began: torch.cuda.Event
-    ended: torch.cuda.Event
+    began: Moment
+    ended: Moment
 
     def wait(self) -> None:
+        assert isinstance(self.ended, torch.cuda.Event)
         torch.cuda.current_stream().wait_event(self.ended)
 
-    def span(self) -> tuple[Mark, Mark]:
+    def span(self) -> tuple[Moment, Moment]:
         return self.began, self.ended
 
 
@@ -119,14 +110,10 @@ class _StreamCopier(Copier):
             began = self.mark()
             copy_bytes(target, source)
             ended = self.mark()
-        assert isinstance(began, torch.cuda.Event)
-        assert isinstance(ended, torch.cuda.Event)
         return _StreamCopy(began, ended)
 
-    def mark(self) -> Mark:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
+    def mark(self) -> Moment:
+        return moment(self._device)
 
     def settle(self) -> None:
         torch.cuda.current_stream(self._device).synchronize()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from engine.model import VAEDecoder
+from engine.moments import Moment, seconds_between
 from engine.parallel.device import to_host
 from engine.preview import PreviewMap
 from engine.step import Job
@@ -30,8 +31,23 @@ class DecodedImage:
     finite: bool
 
 
+@dataclass(frozen=True)
+class DecodedTogether:
+    """The pixels of an image that all ranks have decoded, (height, width, 3) uint8, and when."""
+
+    pixels: torch.Tensor
+    began: Moment
+    ended: Moment
+
+    @property
+    def seconds(self) -> float:
+        """Once it has ended."""
+        return seconds_between(self.began, self.ended)
+
+
 class ImageDecoder:
-    """Runs the VAE in a thread (and on a GPU in a stream) of its own, so that other jobs go on denoising."""
+    """Runs the VAE in a thread (and on a GPU in a stream) of its own, so that other jobs go on denoising; and hands
+    images on."""
 
     def __init__(
         self,
@@ -56,13 +72,15 @@ class ImageDecoder:
         """Decode latents of this shape, (z_dim, h, w), in the thread that decodes. Returns when that is done."""
         self._executor.submit(self._on_stream, self._warm_up, latents).result()
 
-    def submit(self, job: Job, latents: torch.Tensor) -> None:
+    def submit(self, job: Job, latents: torch.Tensor, together: DecodedTogether | None = None) -> None:
+        """Decode these latents, (z_dim, h, w), unless that has been done, and hand the image on."""
         ready = None
         if self._stream is not None:
             ready = torch.cuda.Event(blocking=True)
             ready.record(torch.cuda.current_stream(latents.device))
-            latents.record_stream(self._stream)
-        self._futures.append(self._executor.submit(self._decode, job, latents, ready))
+            for tensor in (latents, together.pixels) if together is not None else (latents,):
+                tensor.record_stream(self._stream)
+        self._futures.append(self._executor.submit(self._decode, job, latents, ready, together))
 
     def raise_failure(self) -> None:
         """Raise what the decoding of an earlier image raised."""
@@ -75,10 +93,12 @@ class ImageDecoder:
         self._executor.shutdown(wait=True)
         self.raise_failure()
 
-    def _decode(self, job: Job, latents: torch.Tensor, ready: torch.cuda.Event | None) -> None:
+    def _decode(
+        self, job: Job, latents: torch.Tensor, ready: torch.cuda.Event | None, together: DecodedTogether | None
+    ) -> None:
         if ready is not None:
             ready.synchronize()  # on the host, so that the decode's time is not that of the steps queued before it
-        self._on_stream(self._decode_pixels, job, latents)
+        self._on_stream(self._decode_pixels, job, latents, together)
 
     def _on_stream(self, work: Callable[..., None], *arguments: Any) -> None:
         with torch.inference_mode(), torch.cuda.stream(self._stream):
@@ -94,10 +114,14 @@ class ImageDecoder:
         height, width = (side * self._vae.scale_factor for side in latents.shape[1:])
         return self._tile(width, height)
 
-    def _decode_pixels(self, job: Job, latents: torch.Tensor) -> None:
+    def _decode_pixels(self, job: Job, latents: torch.Tensor, together: DecodedTogether | None) -> None:
         began = time.perf_counter()
-        with self._presence:
-            pixels = self._vae.decode_pixels(latents[None], tile=self._tile_of(latents))[0]
+        if together is not None:
+            began -= together.seconds
+            pixels = together.pixels
+        else:
+            with self._presence:
+                pixels = self._vae.decode_pixels(latents[None], tile=self._tile_of(latents))[0]
         if self._on_image is not None:
             on_host = to_host(pixels)
             if self._stream is not None:

@@ -212,7 +212,7 @@ def plan_memory(
     vae_memory: int | None = None,
     lora_memory: int | None = None,
 ) -> MemoryPlan:
-    """The cheapest plan whose weights and work fit into `budget` bytes on each rank, of which rank 0 decodes.
+    """The cheapest plan whose weights and work fit into `budget` bytes on each rank.
 
     offload: what is offloaded in any case; without a budget nothing else is, and no block stays. prefetch, vae_memory,
     lora_memory: as in `EngineConfig`; None for what fits, and for no LoRAs. Raises `ArgumentError` with the least

@@ -14,9 +14,10 @@ from torch import nn
 
 from engine.checkpoint.load import Weights
 from engine.config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
-from engine.copying import Copier, Copy, Mark, make_copier
+from engine.copying import Copier, Copy, make_copier
 from engine.memory_plan import MemoryPlan, block_of, is_small, plan_checkpoint, slot_bytes
 from engine.model import TextEncoder, Transformer
+from engine.moments import Moment
 from engine.parallel.device import multiplies_fp8, ranks_on_device
 from engine.residency import HostMemory, Parcel, WeightLedger
 
@@ -25,12 +26,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Span:
-    """When a block was copied, or computed with. See `copying.seconds_between`."""
+    """When a block was copied, or computed with. See `moments.seconds_between`."""
 
     what: str  # copy or compute
     block: int
-    began: Mark
-    ended: Mark
+    began: Moment
+    ended: Moment
 
 
 def plan_for(

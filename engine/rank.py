@@ -8,25 +8,22 @@ from functools import lru_cache
 
 import torch
 
-from engine.batch import Layout, Segment
 from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.load import LoadOptions, Weights, load_weights
 from engine.config import DIT, DIT_LAYERWISE, TEXT_ENCODER, EngineConfig
-from engine.decoding import DecodedImage, ImageDecoder
+from engine.decoding import DecodedImage, DecodedTogether, ImageDecoder
 from engine.errors import LoraError
 from engine.graphs import PromptGraphs, StepGraphs
 from engine.jobs import JobState, Schedule
 from engine.kernels.attention import GatedAttentionKernel
 from engine.kernels.attention_choice import AttentionChoice, AttentionShape, choose_attention, unavailable
-from engine.kernels.rope import image_rotations
 from engine.lora.adapters import DENOISING, TEXT, TIME, Adapters, Loras
 from engine.lora.merge import MergedWeights
 from engine.memory import batch_bytes, decode_bytes, tile_side
 from engine.model import TextEncoder, Transformer, VAEDecoder
-from engine.model.transformer import TimeModulation
-from engine.modes import divide_segments
+from engine.moments import moment
 from engine.offload import Offload, limit_allocations, plan_for
-from engine.parallel import Group, Mesh
+from engine.parallel import Mesh
 from engine.parallel.device import (
     check_quantization,
     free_bytes,
@@ -42,9 +39,9 @@ from engine.prompt import PREFIX_TOKENS
 from engine.prompt_features import PromptFeatures
 from engine.sampling import default_mu, draw_noise, guide, make_sigmas, unpack_latents
 from engine.step import Job, Step
+from engine.velocities import Velocities
 
-# Schedules, batch layouts and image grids kept: a schedule of 52 steps is 8 MB at the real size, a layout 4 MB.
-_CACHED_SHAPES = 8
+_CACHED_SCHEDULES = 8  # one of 52 steps is 8 MB at the real size
 _TYPICAL_PROMPT_TOKENS = 64
 # How often an image has a length that none before it had, for which some attention first builds a plan.
 _IMAGES_PER_NEW_LENGTH = 10
@@ -79,7 +76,6 @@ class Rank:
             weights = MergedWeights(weights, config)
         self.config = weights.config
         self.config.check_parallel(group.size, mesh.sp.size)
-        self._divides_wide = config.degrees.wide_divides(self.config.transformer)
         self._engine = config
         self.attention = GatedAttentionKernel()
         self.attention_choice = self._choose_attention(measured=False)
@@ -90,7 +86,8 @@ class Rank:
         with torch.device("meta"):
             self.text_encoder = TextEncoder(self.config, group)
             self.transformer = Transformer(self.config.transformer, group, self.attention, text_attention)
-            self.vae = VAEDecoder(self.config.vae) if mesh.world.rank == 0 else None
+            has_vae = mesh.world.rank == 0 or config.decodes_together
+            self.vae = VAEDecoder(self.config.vae) if has_vae else None
         self.plan = plan_for(config, weights, group.size, mesh.world.size, device, self.dtype)
         limit_allocations(self.plan, device)
         self.offload = Offload(self.plan, device)
@@ -108,17 +105,16 @@ class Rank:
 
         self._jobs: dict[int, JobState] = {}
         self._next_number = 0
-        self._step_graphs: StepGraphs | None = None
         self._adapters = Adapters(self.transformer, self.config, group, device, self.dtype)
+        dit = self.config.transformer
+        self._velocities = Velocities(dit, self.transformer, mesh, config.degrees, self._adapters, device)
         # Matrices that ranks share make every layer of the text encoder wait for the other ranks' step before; and two
         # communicators would be at work at once.
         beside = self.offload.dit is None and group.size == 1
         self._prompts = PromptFeatures(self.text_encoder, self.transformer, self._adapters, device, beside=beside)
-        self._schedule = lru_cache(maxsize=_CACHED_SHAPES)(self._make_schedule)
-        self._layout = lru_cache(maxsize=_CACHED_SHAPES)(self._make_layout)
-        self._grid = lru_cache(maxsize=_CACHED_SHAPES)(self._make_grid)
+        self._schedule = lru_cache(maxsize=_CACHED_SCHEDULES)(self._make_schedule)
         self._decoder: ImageDecoder | None = None
-        if self.vae is not None:
+        if self.vae is not None and mesh.world.rank == 0:
             self._previews = PreviewMap(self.config.vae.z_dim, device)
             self._decoder = ImageDecoder(
                 self.vae, self._previews, device, on_image, tile=self._tile_side, presence=self.offload.vae
@@ -140,14 +136,15 @@ class Rank:
                 self._warm_up_image(*size)
             # Collectives could be recorded too, but nobody has tried that with the groups of this engine; and float32
             # is for comparisons. A graph cannot follow weights that come and go.
-            if self._engine.cuda_graphs and self.mesh.world.size == 1 and self.dtype == torch.bfloat16:
+            if self._engine.cuda_graphs and self.mesh.tp.size == 1 and self.dtype == torch.bfloat16:
                 offload = set(self.plan.offload)
                 if TEXT_ENCODER not in offload:
                     self._prompts.record(PromptGraphs(self.text_encoder, self.device))
-                if self.attention.captured_backend is not None and not offload & {DIT, DIT_LAYERWISE}:
+                recordable = self.mesh.world.size == 1 and not offload & {DIT, DIT_LAYERWISE}
+                if recordable and self.attention.captured_backend is not None:
                     dit = self.config.transformer
-                    self._step_graphs = StepGraphs(self.transformer, dit, self.dtype, self.device)
-                    self._step_graphs.record_all()
+                    self._velocities.graphs = StepGraphs(self.transformer, dit, self.dtype, self.device)
+                    self._velocities.graphs.record_all()
         if self.offload.dit is not None:
             self.offload.dit.drop()
         torch.cuda.synchronize(self.device)
@@ -172,9 +169,12 @@ class Rank:
         self._start((job,))
         state = self._jobs.pop(job.job_id)
         self._denoise([state])
-        if self._decoder is not None:
-            latents = unpack_latents(state.latents, *state.grid, self.config.patch_size)
-            torch.cuda.synchronize(self.device)
+        latents = unpack_latents(state.latents, *state.grid, self.config.patch_size)
+        torch.cuda.synchronize(self.device)
+        if self._share_decoding(job):
+            assert self.vae is not None
+            self.vae.warm_up(latents[None], group=self.mesh.world)
+        elif self._decoder is not None:
             self._decoder.warm_up(latents)
 
     def execute(self, step: Step) -> PendingStep:
@@ -205,10 +205,7 @@ class Rank:
                 pending.previews = self._denoise([self._jobs[job_id] for job_id in step.denoise])
             pending.mark()
             for job_id in step.decode:
-                state = self._jobs.pop(job_id)
-                if self._decoder is not None:
-                    latents = unpack_latents(state.latents, *state.grid, self.config.patch_size)
-                    self._decoder.submit(state.job, latents)
+                self._decode(self._jobs.pop(job_id))
         for job_id in step.release:
             self._jobs.pop(job_id, None)
         for adapter_id in step.unload:
@@ -246,6 +243,27 @@ class Rank:
         """What lies where, for people, if the config says anything about it."""
         engine = self._engine
         return tuple(self.plan.describe()) if engine.offload or engine.memory_budget is not None else ()
+
+    # ---- decoding
+
+    def _decode(self, state: JobState) -> None:
+        """On rank 0 beside the steps that follow, or in turn with them by all ranks."""
+        latents = unpack_latents(state.latents, *state.grid, self.config.patch_size)
+        together = None
+        if self._share_decoding(state.job):
+            assert self.vae is not None
+            began = moment(self.device)
+            pixels = self.vae.decode_pixels(latents[None], group=self.mesh.world)[0]
+            together = DecodedTogether(pixels, began, moment(self.device))
+        if self._decoder is not None:
+            self._decoder.submit(state.job, latents, together)
+
+    def _share_decoding(self, job: Job) -> bool:
+        """Whether all ranks decode an image together: in turn with their steps, since two communicators must not be at
+        work at once."""
+        if not self._engine.decodes_together or self._tile_side(job.width, job.height) is not None:
+            return False
+        return self.vae is not None and self.vae.divides(job.height // self.vae.scale_factor, self.mesh.world)
 
     def _tile_side(self, width: int, height: int) -> int | None:
         return tile_side(self.config, width, height, self.dtype.itemsize, self.plan.decode_limit)
@@ -331,58 +349,3 @@ class Rank:
                 if pixels is not None:
                     previews.append(Preview(state.job.job_id, state.step, to_host(pixels)))
         return previews
-
-    def _velocities(self, segments: Sequence[tuple[JobState, torch.Tensor]]) -> list[torch.Tensor]:
-        """The velocity of each segment, that is of a job with one of its texts: (image tokens, in_channels) float32.
-
-        With guidance split, each half of the ranks steps some of the segments, and they exchange velocities; where one
-        would have much more to do than the other, all ranks share all tokens instead, if heads divide by so many.
-        """
-        tokens = [state.latents.shape[0] for state, _ in segments]
-        cfg = self.mesh.cfg
-        halves = divide_segments([state.latents.shape[0] + text.shape[0] for state, text in segments], cfg.size)
-        if not halves.even and self._divides_wide:
-            return list(self._forward(segments, self.mesh.wide).split(tokens))
-        own = self._forward([segments[i] for i in halves.members[cfg.rank]], self.mesh.sp)
-        every = cfg.gather_rows(own, [sum(tokens[i] for i in half) for half in halves.members])
-        order = [i for half in halves.members for i in half]
-        parts = dict(zip(order, every.split([tokens[i] for i in order]), strict=True))
-        return [parts[i] for i in range(len(segments))]
-
-    def _forward(self, segments: Sequence[tuple[JobState, torch.Tensor]], group: Group) -> torch.Tensor:
-        """The velocities of these segments, whose rows the group's ranks share, in one forward: (image tokens of all,
-        in_channels) float32."""
-        if not segments:
-            return torch.empty((0, self.config.transformer.in_channels), device=self.device)
-        states = list({state.job.job_id: state for state, _ in segments}.values())
-        image_of = {state.job.job_id: image for image, state in enumerate(states)}
-        layout = self._layout(
-            tuple(Segment(image_of[state.job.job_id], text.shape[0], *state.grid) for state, text in segments), group
-        )
-        modulation = TimeModulation(
-            block=torch.stack([state.schedule.modulation.block[state.step] for state, _ in segments]),
-            final=torch.stack([state.schedule.modulation.final[state.step] for state, _ in segments]),
-        )
-        graphs = self._step_graphs
-        if graphs is not None and (any(state.loras for state in states) or not graphs.holds(layout.packing)):
-            graphs = None  # adapters are no part of recordings
-        with self._adapters.by_row(
-            images=[(state.loras, state.latents.shape[0]) for state in states],
-            blocks=[(state.loras, rows) for (state, _), rows in zip(segments, layout.multiplied.lengths, strict=True)],
-            last=[(state.loras, rows) for (state, _), rows in zip(segments, layout.share.lengths, strict=True)],
-        ):
-            return self.transformer(
-                [text for _, text in segments],
-                [state.latents for state in states],
-                modulation,
-                layout,
-                denoise=graphs and graphs.denoise,
-            )
-
-    def _make_layout(self, segments: tuple[Segment, ...], group: Group) -> Layout:
-        grids = [self._grid(segment.grid_height, segment.grid_width) for segment in segments]
-        return Layout(segments, grids, group, self.mesh.tp)
-
-    def _make_grid(self, height: int, width: int) -> torch.Tensor:
-        dit = self.config.transformer
-        return to_device(image_rotations(height, width, dit.axes_dims_rope, dit.rope_theta), self.device)

@@ -28,7 +28,12 @@ def describe_checkpoint(config: EngineConfig) -> str:
     PromptTokenizer(checkpoint.tokenizer, model.text_encoder.vocab_size)
     bytes_per_element = 4 if config.dtype == "float32" else 2
     components = summarize(
-        checkpoint, config.tp, bytes_per_element, config.quantization, copies=config.ranks // config.tp
+        checkpoint,
+        config.tp,
+        bytes_per_element,
+        config.quantization,
+        copies=config.ranks // config.tp,
+        all_decode=config.decodes_together,
     )
     files = [line for name in checkpoint.components for line in _describe_files(checkpoint, name)]
     plan_lines = []

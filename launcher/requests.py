@@ -204,13 +204,14 @@ def _needed(
     bytes_per_element: int,
     decode_limit: int | None,
 ) -> list[int]:
-    """Bytes by rank. Rank 0 decodes images while the next step runs."""
+    """Bytes by rank. Rank 0 may decode images while the next step runs, the others help it between two."""
     stepping = max(
         batch_bytes(model, segments, engine.degrees, bytes_per_element),
         encode_bytes(model, engine.tp, bytes_per_element),
     )
     decoding = decode_bytes(model, *size, bytes_per_element, decode_limit)
-    return [stepping + decoding] + [stepping] * (engine.ranks - 1)
+    elsewhere = max(stepping, decoding) if engine.decodes_together else stepping
+    return [stepping + decoding] + [elsewhere] * (engine.ranks - 1)
 
 
 def token_budget(

@@ -143,7 +143,7 @@ def test_a_warmed_up_rank_makes_the_images_of_one_that_is_not(quantization: str)
         rank = _rank(dtype, quantization)
         if warm:
             rank.warm_up()
-            assert rank._step_graphs is not None
+            assert rank._velocities.graphs is not None
         latents = []
         for image, steps in enumerate(_steps_of_images()):
             for step in steps:

@@ -15,8 +15,8 @@ import torch
 
 from engine import copying, residency
 from engine.config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
-from engine.copying import seconds_between
 from engine.model.layers import SwiGLU
+from engine.moments import seconds_between
 from engine.offload import BlockStream, Span, limit_allocations
 from engine.parallel import Mesh
 from engine.prompt_features import PromptFeatures

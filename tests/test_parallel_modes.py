@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -19,13 +21,15 @@ from engine.config import DEMO_CHECKPOINT, DEMO_LORAS, EngineConfig, ModelConfig
 from engine.errors import ArgumentError
 from engine.kernels.packing import Packing
 from engine.memory import step_bytes
+from engine.model import VAEDecoder
 from engine.modes import Degrees, Halves, Sent, divide_segments, sent_in_step
 from engine.parallel import Group, thread_groups, thread_meshes
 from engine.parallel.sequence import Share
 from engine.prompt import PREFIX_TOKENS
 from engine.rank import Rank
 from engine.step import Adapter, Job, Step
-from tests.engine_runs import jobs_of, on_ranks, run_jobs
+from engine.velocities import Velocities
+from tests.engine_runs import jobs_of, on_ranks, run_jobs, run_requests
 from tests.oracle import Request, relative_error
 
 TOLERANCE = 1e-4  # the goal; measured 2e-7 to 1.3e-5, float32 sums in another order
@@ -97,6 +101,31 @@ def test_weights_that_come_and_go(mode: str) -> None:
         assert relative_error(other.latents, one.latents) <= TOLERANCE
 
 
+@pytest.mark.parametrize(("mode", "offload"), [({"tp": 2}, ()), ({"sp": 4}, ()), ({"sp": 2}, ("vae",))])
+def test_ranks_decode_an_image_together_if_each_gets_enough_of_its_rows(
+    monkeypatch: pytest.MonkeyPatch, mode: dict[str, Any], offload: tuple[str, ...]
+) -> None:
+    decoded: list[tuple[int, int]] = []
+    decode = VAEDecoder.decode_pixels
+
+    def watched(vae: VAEDecoder, latents: torch.Tensor, *, group: Group | None = None, **options: Any) -> torch.Tensor:
+        decoded.append((latents.shape[2], 1 if group is None else group.size))
+        return decode(vae, latents, group=group, **options)
+
+    monkeypatch.setattr(VAEDecoder, "decode_pixels", watched)
+    requests = [Request(PROMPTS[1], width=64, height=height, steps=1) for height in (48, 240, 272)]
+    alone = run_requests(DEMO_CHECKPOINT, requests)
+    decoded.clear()
+    together = run_requests(DEMO_CHECKPOINT, requests, offload=offload, **mode)
+    ranks = EngineConfig(**mode).ranks
+    expected = Counter({(6, 1): 1, (30, ranks): ranks, (34, ranks): ranks})
+    if offload:
+        expected = Counter({(6, 1): 1, (30, 1): 1, (34, 1): 1})
+    assert Counter(decoded) == expected
+    for one, other in zip(alone, together, strict=True):
+        assert np.abs(one.image.astype(int) - other.image.astype(int)).max() <= 1
+
+
 # In fp8 an activation that rounds to another number is 6 % off, one of many in a sum.
 @pytest.mark.parametrize(("quantization", "tolerance"), [("int8", TOLERANCE), ("fp8", 2e-2)])
 def test_eight_bits(quantization: str, tolerance: float) -> None:
@@ -137,13 +166,13 @@ def test_no_rank_steps_what_another_does(
 ) -> None:
     """expected: segments in a forward, and among how many ranks it is split."""
     seen = set()
-    forward = Rank._forward
+    forward = Velocities._forward
 
-    def watched(rank: Rank, segments: Sequence[Any], group: Group) -> torch.Tensor:
+    def watched(rank: Velocities, segments: Sequence[Any], group: Group) -> torch.Tensor:
         seen.add((len(segments), group.size))
         return forward(rank, segments, group)
 
-    monkeypatch.setattr(Rank, "_forward", watched)
+    monkeypatch.setattr(Velocities, "_forward", watched)
     requests = [
         Request(PROMPTS[1], guidance=guidance, steps=1, negative_prompt="a red star on") for guidance in guidances
     ]

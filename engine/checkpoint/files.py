@@ -47,8 +47,8 @@ class CheckpointFiles:
         *,
         split_for: int | None = None,
     ) -> None:
-        """split_for: the components are one rank's shards, so many ranks having been planned for; without the VAE
-        unless it is rank 0's. Raises `CheckpointError` if any tensor is missing, extra, misshapen or unreadable."""
+        """split_for: the components are one rank's shards, so many ranks having been planned for. Raises
+        `CheckpointError` if any tensor is missing, extra, misshapen or unreadable."""
         self.config, self.components, self.tokenizer = config, components, tokenizer
         self.split_for = split_for
         self.sources = {
@@ -60,10 +60,7 @@ class CheckpointFiles:
             name: sum(math.prod(source.shard_shape(1)) for source in sources) for name, sources in self.sources.items()
         }
         if split_for is not None:
-            self.sources = {
-                name: shard_sources(sources, split_for) if name in components else []
-                for name, sources in self.sources.items()
-            }
+            self.sources = {name: shard_sources(sources, split_for) for name, sources in self.sources.items()}
             for name, component in components.items():
                 _check(component, self.sources[name], lambda name: False)
             return
@@ -98,11 +95,10 @@ class CheckpointFiles:
             for name, opener in _OPENERS.items():
                 if split_for is None:
                     components[name] = opener(parts.paths[name])
-                elif name != "vae" or rank == 0:
-                    assert parts.repository is not None
-                    components[name] = open_shard(parts.repository, split_for, rank, name)
                 else:
-                    continue
+                    assert parts.repository is not None
+                    shard = 0 if name == "vae" else rank  # the decoder is nobody's part
+                    components[name] = open_shard(parts.repository, split_for, shard, name)
                 cleanup.callback(components[name].file.close)
             config = _read_config(parts, repository, components, engine.variant)
             checkpoint = cls(config, components, parts.paths["tokenizer"], split_for=split_for)
@@ -165,7 +161,7 @@ def _read_config(
         JsonFields(file, infer.INDEX_CONSTANTS),
         JsonFields(file, infer.SCHEDULER_CONSTANTS),
     )
-    configs = {name: _component_config(parts, name, components.get(name)) for name in _OPENERS}
+    configs = {name: _component_config(parts, name, components[name]) for name in _OPENERS}
     stated, guess = _is_distilled(parts, index, configs["transformer"])
     return ModelConfig.build(
         index,
@@ -179,7 +175,7 @@ def _read_config(
     )
 
 
-def _component_config(parts: Parts, name: str, component: Component | None) -> JsonFields:
+def _component_config(parts: Parts, name: str, component: Component) -> JsonFields:
     """Its own config.json, or what the component's shapes say. Constants that no shape tells are then the repository's,
     if there is one, and the published model's otherwise."""
     path = parts.paths[name]
@@ -190,7 +186,6 @@ def _component_config(parts: Parts, name: str, component: Component | None) -> J
         fields = JsonFields.read(own)
         if is_folder(path) or fields.values.get("_class_name", fields.values.get("model_type")) in _MODEL_TYPES:
             return fields
-    assert component is not None
     constants: Mapping[str, Any] = {}
     if parts.repository is not None and (other := parts.repository / name / "config.json").is_file():
         constants = {key: value for key, value in JsonFields.read(other).values.items() if key != "is_distilled"}

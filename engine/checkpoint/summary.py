@@ -42,8 +42,8 @@ class Tensors(Protocol):
 def held_parameters(
     checkpoint: Tensors, tp: int, bytes_per_element: int, quantization: str = "auto"
 ) -> dict[str, dict[str, HeldParameter]]:
-    """Every parameter of a rank by component and name, the decoder's being those of rank 0, at `bytes_per_element` (2
-    for bfloat16) but for those kept in float32 and those held in 8 bits."""
+    """Every parameter of a rank by component and name, the decoder's being those of a rank that has it, at
+    `bytes_per_element` (2 for bfloat16) but for those kept in float32 and those held in 8 bits."""
     components: dict[str, dict[str, HeldParameter]] = {}
     for component, sources in checkpoint.sources.items():
         components[component] = {}
@@ -60,10 +60,16 @@ def held_parameters(
 
 
 def summarize(
-    checkpoint: CheckpointFiles, tp: int, bytes_per_element: int, quantization: str = "auto", *, copies: int = 1
+    checkpoint: CheckpointFiles,
+    tp: int,
+    bytes_per_element: int,
+    quantization: str = "auto",
+    *,
+    copies: int = 1,
+    all_decode: bool = True,
 ) -> list[ComponentSummary]:
     """Sum up the tensors that inference needs, held by tp ranks, or so many times by as many, as
-    `held_parameters` says.
+    `held_parameters` says. all_decode: not only rank 0 has the decoder.
 
     Raises `ArgumentError` if `tp` does not divide the model.
     """
@@ -71,7 +77,7 @@ def summarize(
     summaries = []
     for component, parameters in held_parameters(checkpoint, tp, bytes_per_element, quantization).items():
         held = sum(parameter.bytes for parameter in parameters.values())
-        on_rank_0_only = component == "vae"
+        on_rank_0_only = component == "vae" and not all_decode
         bytes_per_rank = tuple(held if rank == 0 or not on_rank_0_only else 0 for rank in range(tp * copies))
         summaries.append(ComponentSummary(component, checkpoint.parameters[component], bytes_per_rank))
     return summaries

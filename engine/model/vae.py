@@ -16,7 +16,11 @@ from torch import nn
 from engine.config import VAEConfig
 from engine.kernels.image_norm import image_norm
 from engine.kernels.upsample import upsample
+from engine.parallel.group import Group, LocalGroup
+from engine.parallel.rows import ImageRows
 from engine.tiling import MARGIN, OVERLAP, Tiles, divide
+
+_RESNET_REACH = 2  # rows up and down that a residual block looks: its two convolutions
 
 
 class VAEDecoder(nn.Module):
@@ -34,17 +38,25 @@ class VAEDecoder(nn.Module):
         self.register_buffer("_std", None, persistent=False)
         self.register_load_state_dict_post_hook(VAEDecoder._follow_weights)
 
-    def forward(self, latents: torch.Tensor, *, tile: int | None = None) -> torch.Tensor:
+    def divides(self, height: int, group: Group) -> bool:
+        """Whether the ranks of a group can decode images together that are so many latent pixels high."""
+        return ImageRows.divide(height, group, self.decoder.reach)
+
+    def forward(self, latents: torch.Tensor, *, tile: int | None = None, group: Group | None = None) -> torch.Tensor:
         """latents: (images, z_dim, h, w) as the sampler leaves them. Returns (images, 3, 8h, 8w) in [-1, 1].
+
+        group: of ranks that decode together, each its rows, where h `divides`; the result is this rank's rows. In
+        float32 they are within 1e-5 of the whole's: sums in another order.
 
         tile: make the picture of tiles whose sides are no longer than so many latent pixels, blended where they
         overlap. The middle of the decoder, where every pixel attends to every other, still sees the whole picture:
         what comes after it looks no further than the convolutions reach.
         """
-        z = (latents.float() * self._std + self._mean).to(self.post_quant_conv.weight.dtype)
-        features = self.decoder.middle(self.post_quant_conv(z))
+        rows = ImageRows(latents.shape[2], group or LocalGroup())
+        z = (latents[:, :, rows.own].float() * self._std + self._mean).to(self.post_quant_conv.weight.dtype)
+        features = self.decoder.middle(self.post_quant_conv(z), rows)
         if tile is None:
-            return self.decoder.up(features).clamp(-1.0, 1.0)
+            return self.decoder.up(features, rows).clamp(-1.0, 1.0)
         return self._up_in_tiles(features, tile)
 
     def _up_in_tiles(self, features: torch.Tensor, tile: int) -> torch.Tensor:
@@ -55,17 +67,22 @@ class VAEDecoder(nn.Module):
         for top, share_down in zip(down.starts, _shares(down, height, scale, features.device), strict=True):
             for left, share_across in zip(across.starts, _shares(across, width, scale, features.device), strict=True):
                 part = features[..., top : top + down.size, left : left + across.size]
-                pixels = self.decoder.up(part.contiguous(memory_format=torch.channels_last)).clamp(-1.0, 1.0)
+                part = part.contiguous(memory_format=torch.channels_last)
+                pixels = self.decoder.up(part, ImageRows.whole(down.size)).clamp(-1.0, 1.0)
                 target = picture[..., top * scale :, left * scale :][..., : pixels.shape[2], : pixels.shape[3]]
                 target.add_(pixels.float() * share_across * share_down[:, None])
         return picture
 
-    def decode_pixels(self, latents: torch.Tensor, *, tile: int | None = None) -> torch.Tensor:
-        """As `forward`, but (images, 8h, 8w, 3) uint8, rounded as diffusers does."""
-        pixels = self(latents, tile=tile).float() / 2 + 0.5
-        return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    def decode_pixels(
+        self, latents: torch.Tensor, *, tile: int | None = None, group: Group | None = None
+    ) -> torch.Tensor:
+        """As `forward`, but (images, 8h, 8w, 3) uint8, rounded as diffusers does, and whole on each rank."""
+        pixels = self(latents, tile=tile, group=group).float() / 2 + 0.5
+        pixels = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        rows = ImageRows(latents.shape[2], group or LocalGroup())
+        return rows.gather(pixels.transpose(0, 1), self.scale_factor).transpose(0, 1).contiguous()
 
-    def warm_up(self, latents: torch.Tensor, *, tile: int | None = None) -> None:
+    def warm_up(self, latents: torch.Tensor, *, tile: int | None = None, group: Group | None = None) -> None:
         """Decode latents of this shape, letting cuDNN time its ways to compute each convolution and keep the fastest.
 
         Call it in the thread that decodes, since cuDNN's choices belong to a thread. Shapes that were not warmed up
@@ -76,7 +93,7 @@ class VAEDecoder(nn.Module):
         before = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = True
         try:
-            self.decode_pixels(latents, tile=tile)
+            self.decode_pixels(latents, tile=tile, group=group)
         finally:
             torch.backends.cudnn.benchmark = before
 
@@ -123,16 +140,18 @@ class _Decoder(nn.Module):
             incoming = outgoing // 2
         self.norm_out = _ImageNorm(widths[-1], silu=True)
         self.conv_out = _Conv(widths[-1], 3, 3)
+        self.reach = _RESNET_REACH * (config.num_res_blocks + 1) + 1  # of each up block, in its input's rows
 
-    def middle(self, x: torch.Tensor) -> torch.Tensor:
-        """(images, z_dim, h, w) → (images, channels, h, w), each pixel of which depends on all."""
-        return self.mid_block(self.conv_in(x))
+    def middle(self, x: torch.Tensor, rows: ImageRows) -> torch.Tensor:
+        """(images, z_dim, own rows, w) → (images, channels, own rows, w), each pixel of which depends on all."""
+        return self.mid_block(rows.around(self.conv_in, x, 1), rows)
 
-    def up(self, x: torch.Tensor) -> torch.Tensor:
-        """What `middle` gave, or a part of it → (images, 3, 8h, 8w)."""
-        for block in self.up_blocks:
-            x = block(x)
-        return self.conv_out(self.norm_out(x))
+    def up(self, x: torch.Tensor, rows: ImageRows) -> torch.Tensor:
+        """What `middle` gave, or a part of it → (images, 3, 8 · own rows, 8w)."""
+        *blocks, last = self.up_blocks
+        for block in blocks:  # the upsampled rows' reach of 1 is half a row
+            x = rows.around(block, x, self.reach, scale=2)
+        return rows.around(lambda wide: self.conv_out(self.norm_out(last(wide))), x, self.reach)
 
 
 class _MidBlock(nn.Module):
@@ -141,8 +160,9 @@ class _MidBlock(nn.Module):
         self.resnets = nn.ModuleList([_ResidualBlock(width, width), _ResidualBlock(width, width)])
         self.attentions = nn.ModuleList([_Attention(width)])
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+    def forward(self, x: torch.Tensor, rows: ImageRows) -> torch.Tensor:
+        x = rows.around(self.resnets[0], x, _RESNET_REACH)
+        return rows.around(self.resnets[1], self.attentions[0](x, rows), _RESNET_REACH)
 
 
 class _UpBlock(nn.Module):
@@ -177,7 +197,7 @@ class _ResidualBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-    """One head as wide as the image has channels, over all pixels."""
+    """One head as wide as the image has channels, over all pixels: those of other ranks' rows too."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -185,10 +205,13 @@ class _Attention(nn.Module):
         self.to_qkv = _Conv(width, 3 * width, 1)
         self.proj = _Conv(width, width, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rows: ImageRows) -> torch.Tensor:
         size = x.shape[2:]
         qkv = self.to_qkv(self.norm(x)).permute(0, 2, 3, 1).flatten(1, 2)
-        query, key, value = qkv[:, None].contiguous().chunk(3, dim=-1)
+        query, keys_values = qkv[:, None].contiguous().split([x.shape[1], 2 * x.shape[1]], dim=-1)
+        if rows.group.size > 1:
+            keys_values = rows.gather(keys_values.permute(2, 0, 1, 3), size[1]).permute(1, 2, 0, 3)
+        key, value = keys_values.chunk(2, dim=-1)
         attended = _attend(query, key, value)[:, 0]
         return self.proj(attended.unflatten(1, size).permute(0, 3, 1, 2)).add_(x)
 

@@ -1,0 +1,97 @@
+"""A denoise step's velocities, by the ranks of a mesh together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+
+from engine.batch import Layout, Segment
+from engine.config import TransformerConfig
+from engine.graphs import StepGraphs
+from engine.jobs import JobState
+from engine.kernels.rope import image_rotations
+from engine.lora.adapters import Adapters
+from engine.model import Transformer
+from engine.model.transformer import TimeModulation
+from engine.modes import Degrees, divide_segments
+from engine.parallel import Group, Mesh
+from engine.parallel.device import to_device
+
+_CACHED_SHAPES = 8  # batch layouts and image grids kept: a layout is 4 MB at the real size
+
+
+class Velocities:
+    """Runs the transformer for segments of jobs. `graphs`: recordings to use where they hold a batch."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        transformer: Transformer,
+        mesh: Mesh,
+        degrees: Degrees,
+        adapters: Adapters,
+        device: torch.device,
+    ) -> None:
+        self._config, self._transformer, self._mesh = config, transformer, mesh
+        self._adapters, self._device = adapters, device
+        self._divides_wide = degrees.wide_divides(config)
+        self.graphs: StepGraphs | None = None
+        self._layout = lru_cache(maxsize=_CACHED_SHAPES)(self._make_layout)
+        self._grid = lru_cache(maxsize=_CACHED_SHAPES)(self._make_grid)
+
+    def __call__(self, segments: Sequence[tuple[JobState, torch.Tensor]]) -> list[torch.Tensor]:
+        """The velocity of each segment, that is of a job with one of its texts: (image tokens, in_channels) float32.
+
+        With guidance split, each half of the ranks steps some of the segments, and they exchange velocities; where one
+        would have much more to do than the other, all ranks share all tokens instead, if heads divide by so many.
+        """
+        tokens = [state.latents.shape[0] for state, _ in segments]
+        cfg = self._mesh.cfg
+        halves = divide_segments([state.latents.shape[0] + text.shape[0] for state, text in segments], cfg.size)
+        if not halves.even and self._divides_wide:
+            return list(self._forward(segments, self._mesh.wide).split(tokens))
+        own = self._forward([segments[i] for i in halves.members[cfg.rank]], self._mesh.sp)
+        every = cfg.gather_rows(own, [sum(tokens[i] for i in half) for half in halves.members])
+        order = [i for half in halves.members for i in half]
+        parts = dict(zip(order, every.split([tokens[i] for i in order]), strict=True))
+        return [parts[i] for i in range(len(segments))]
+
+    def _forward(self, segments: Sequence[tuple[JobState, torch.Tensor]], group: Group) -> torch.Tensor:
+        """The velocities of these segments, whose rows the group's ranks share, in one forward: (image tokens of all,
+        in_channels) float32."""
+        if not segments:
+            return torch.empty((0, self._config.in_channels), device=self._device)
+        states = list({state.job.job_id: state for state, _ in segments}.values())
+        image_of = {state.job.job_id: image for image, state in enumerate(states)}
+        layout = self._layout(
+            tuple(Segment(image_of[state.job.job_id], text.shape[0], *state.grid) for state, text in segments), group
+        )
+        modulation = TimeModulation(
+            block=torch.stack([state.schedule.modulation.block[state.step] for state, _ in segments]),
+            final=torch.stack([state.schedule.modulation.final[state.step] for state, _ in segments]),
+        )
+        graphs = self.graphs
+        if graphs is not None and (any(state.loras for state in states) or not graphs.holds(layout.packing)):
+            graphs = None  # adapters are no part of recordings
+        with self._adapters.by_row(
+            images=[(state.loras, state.latents.shape[0]) for state in states],
+            blocks=[(state.loras, rows) for (state, _), rows in zip(segments, layout.multiplied.lengths, strict=True)],
+            last=[(state.loras, rows) for (state, _), rows in zip(segments, layout.share.lengths, strict=True)],
+        ):
+            return self._transformer(
+                [text for _, text in segments],
+                [state.latents for state in states],
+                modulation,
+                layout,
+                denoise=graphs and graphs.denoise,
+            )
+
+    def _make_layout(self, segments: tuple[Segment, ...], group: Group) -> Layout:
+        grids = [self._grid(segment.grid_height, segment.grid_width) for segment in segments]
+        return Layout(segments, grids, group, self._mesh.tp)
+
+    def _make_grid(self, height: int, width: int) -> torch.Tensor:
+        dit = self._config
+        return to_device(image_rotations(height, width, dit.axes_dims_rope, dit.rope_theta), self._device)
