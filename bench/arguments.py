@@ -63,18 +63,10 @@ def image_sides(text: str) -> list[int]:
     return [image_side(word) for word in text.split(",")]
 
 
-def mode_name(degrees: Degrees) -> str:
-    """As `modes` reads it."""
-    parts = (
-        [f"tp{degrees.tp}"] * (degrees.tp > 1) + [f"sp{degrees.sp}"] * (degrees.sp > 1) + ["cfg"] * (degrees.cfg > 1)
-    )
-    return "x".join(parts) or "one"
-
-
 def modes(text: str) -> tuple[Degrees, ...]:
     """Ways to share a step between ranks, comma-separated: one, tp2, sp4, cfg, tp2xsp2, sp2xcfg and the like."""
     known = {
-        mode_name(degrees): degrees
+        degrees.name: degrees
         for degrees in (Degrees(tp, sp, cfg) for tp in (1, 2, 4) for sp in (1, 2, 4) for cfg in (1, 2))
         if degrees.ranks <= MOST_RANKS
     }

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 
-from bench.arguments import end_with, mode_name, modes
+from bench.arguments import end_with, modes
 from bench.mesh_groups import counting, lone_mesh
 from bench.rank_processes import ProcessFailed, end_with_parent, run_ranks
 from bench.real_size import RandomWeights, random_prompt
@@ -125,12 +125,12 @@ def _run(arguments: argparse.Namespace) -> None:
         alone: dict[int, float] = {}
         for degrees in chosen:
             if setup.budget.spent:
-                note(f"{mode_name(degrees)} with {version} is left out: the time is up")
+                note(f"{degrees.name} with {version} is left out: the time is up")
                 continue
             try:
                 setup.model.check_parallel(degrees.tp, degrees.sp)
             except ArgumentError as error:
-                note(f"{mode_name(degrees)} is left out: {error}")
+                note(f"{degrees.name} is left out: {error}")
                 continue
             mesh, before = lone_mesh(degrees), gpu_state(setup.device)
             timed = time_steps(setup, version, degrees, mesh, setup.device, sides, arguments.guided)
@@ -247,7 +247,7 @@ def _result(
     if degrees.ranks == 1:
         alone_s = step_s
     return Scaling(
-        mode=mode_name(degrees),
+        mode=degrees.name,
         ranks=degrees.ranks,
         side=side,
         guided=arguments.guided,
@@ -296,9 +296,9 @@ def _measure(arguments: argparse.Namespace, setup: Setup, version: Version, degr
     """By side the slowest rank's steps, and what rank 0 sends. Empty, with a note, where GPUs are missing. Raises
     `ProcessFailed`."""
     if setup.device.type == "cuda" and torch.cuda.device_count() < degrees.ranks:
-        note(f"{mode_name(degrees)} is not measured: there are {torch.cuda.device_count()} GPUs")
+        note(f"{degrees.name} is not measured: there are {torch.cuda.device_count()} GPUs")
         return {}
-    words = ["--modes", mode_name(degrees), "--size", arguments.size, "--quantization", version.quantization]
+    words = ["--modes", degrees.name, "--size", arguments.size, "--quantization", version.quantization]
     words += ["--attention", version.attention]
     for name in ("layers", "sides", "device", "dtype", "prompt_tokens"):
         value = getattr(arguments, name)

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.arguments import duration, end_with, json_file, mode_name, modes
+from bench.arguments import duration, end_with, json_file, modes
 from bench.denoising import final_latents
 from bench.output import print_table, publish
 from bench.rank_processes import ProcessFailed, end_with_parent, run_ranks
@@ -107,8 +107,7 @@ def compare(modes: Sequence[Degrees], device: str, seconds: float) -> list[Parit
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="krea2-shared-") as name:
         runs = {
-            mode: _run_group(mode, device, Path(name) / mode_name(mode), deadline)
-            for mode in dict.fromkeys([ONE, *modes])
+            mode: _run_group(mode, device, Path(name) / mode.name, deadline) for mode in dict.fromkeys([ONE, *modes])
         }
     kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     exact = runs[ONE][0]["float32"].double()
@@ -123,7 +122,7 @@ def compare(modes: Sequence[Degrees], device: str, seconds: float) -> list[Parit
                 error = (ours - exact).abs().mean().nan_to_num(float("inf")).item()
                 allowed = LOW_PRECISION_FACTOR * (alone - exact).abs().mean().item()
             between = max(_largest((other[precision].double() - ours).abs()) for other in runs[mode])
-            results.append(Parity(mode_name(mode), mode.ranks, kind, precision, error, allowed, between))
+            results.append(Parity(mode.name, mode.ranks, kind, precision, error, allowed, between))
     return results
 
 
@@ -173,7 +172,7 @@ def _jobs(model: ModelConfig) -> list[Job]:
 
 def _run_group(degrees: Degrees, device: str, folder: Path, deadline: float) -> list[dict[str, torch.Tensor]]:
     """Each rank's latents by precision."""
-    run_ranks("bench.shared_gpu", ["--modes", mode_name(degrees), "--device", device], degrees.ranks, folder, deadline)
+    run_ranks("bench.shared_gpu", ["--modes", degrees.name, "--device", device], degrees.ranks, folder, deadline)
     return [load_file(folder / f"rank{rank}.safetensors") for rank in range(degrees.ranks)]
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from engine.config import ModelConfig
-from engine.modes import UNEVEN, Degrees, divide_segments
+from engine.modes import UNEVEN, Degrees, forwards
 from engine.prompt import MAX_PROMPT_TOKENS, PREFIX_TOKENS, SUFFIX_TOKENS
 from engine.tiling import SMALLEST_TILE, divide
 
@@ -41,12 +41,10 @@ def step_bytes(config: ModelConfig, tokens: int, tp: int, bytes_per_element: int
 
 def batch_bytes(config: ModelConfig, segments: Sequence[int], degrees: Degrees, bytes_per_element: int) -> int:
     """What one denoise step of segments of so many tokens allocates on the rank that has the most to do."""
-    dit, tp, sp = config.transformer, degrees.tp, degrees.sp
-    halves = divide_segments(segments, degrees.cfg)
-    if not halves.even and degrees.wide_divides(dit):
-        return step_bytes(config, sum(segments), tp, bytes_per_element, sp=sp * degrees.cfg)
-    most = max(sum(segments[i] for i in half) for half in halves.members)
-    return step_bytes(config, most, tp, bytes_per_element, sp=sp)
+    return max(
+        step_bytes(config, sum(segments[i] for i in part.segments), degrees.tp, bytes_per_element, sp=part.ranks)
+        for part in forwards(config.transformer, segments, degrees)
+    )
 
 
 def packed_bytes(config: ModelConfig, tokens: int, degrees: Degrees, bytes_per_element: int) -> int:

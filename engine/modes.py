@@ -31,6 +31,12 @@ class Degrees:
     def ranks(self) -> int:
         return self.tp * self.sp * self.cfg
 
+    @property
+    def name(self) -> str:
+        """Such as one, tp2, sp4, tp2xsp2 and sp2xcfg."""
+        parts = [f"{name}{degree}" for name, degree in (("tp", self.tp), ("sp", self.sp)) if degree > 1]
+        return "x".join([*parts, *["cfg"] * (self.cfg > 1)]) or "one"
+
     def wide_divides(self, config: TransformerConfig) -> bool:
         """Whether all ranks can share the tokens that two halves would step apart: heads divide by so many."""
         return not config.undivided_heads(self.ranks)
@@ -71,6 +77,23 @@ def divide_segments(tokens: Sequence[int], groups: int) -> Halves:
 
 
 @dataclass(frozen=True)
+class Forward:
+    """A part of a step: the segments, by index, that so many ranks (or as many `tp` groups) take through the model,
+    sharing their tokens."""
+
+    segments: list[int]
+    ranks: int
+
+
+def forwards(config: TransformerConfig, tokens: Sequence[int], degrees: Degrees) -> list[Forward]:
+    """Who steps what of segments that have so many tokens each: each half of the ranks its own, or all of them all."""
+    halves = divide_segments(tokens, degrees.cfg)
+    if not halves.even and degrees.wide_divides(config):
+        return [Forward(list(range(len(tokens))), degrees.sp * degrees.cfg)]
+    return [Forward(members, degrees.sp) for members in halves.members]
+
+
+@dataclass(frozen=True)
 class Sent:
     """By one rank: bytes, in so many operations that wait for the other ranks."""
 
@@ -103,15 +126,11 @@ def sent_in_step(
     Counted as a ring sends it: a sum of which each of p ranks keeps a part (p − 1) / p of its bytes, a gathering p − 1
     times a rank's own, an exchange what is not for the rank itself. `bench.scaling` checks it against ranks that count.
     """
-    tp, sp, cfg = degrees.tp, degrees.sp, degrees.cfg
-    part, half = rank // tp % sp, rank // (tp * sp)
-    halves = divide_segments([sum(segment) for segment in segments], cfg)
-    wide = not halves.even and degrees.wide_divides(config)
-    if wide:
-        ranks, part, own = sp * cfg, half * sp + part, list(segments)
-    else:
-        ranks, own = sp, [segments[i] for i in halves.members[half]]
-    tokens = sum(map(sum, own))
+    tp, cfg = degrees.tp, degrees.cfg
+    parts = forwards(config, [sum(segment) for segment in segments], degrees)
+    ranks = parts[0].ranks
+    half, part = divmod(rank // tp, ranks)
+    tokens = sum(sum(segments[i]) for i in parts[half].segments)
     most = -(-tokens // ranks)
     rows = max(0, min(most, tokens - part * most))
 
@@ -129,7 +148,7 @@ def sent_in_step(
         outwards = Sent((tokens - rows) * heads * head, 1)
         sent += (inwards + outwards).times(config.num_layers)
         sent += Sent((ranks - 1) * most * config.in_channels * _FLOAT32, 1)
-    if cfg > 1 and not wide:
-        images = max(sum(segments[i][1] for i in each) for each in halves.members)
+    if len(parts) > 1:
+        images = max(sum(segments[i][1] for i in each.segments) for each in parts)
         sent += Sent((cfg - 1) * images * config.in_channels * _FLOAT32, 1)
     return sent

@@ -33,6 +33,7 @@ from engine.parallel.device import (
     to_device,
     to_host,
 )
+from engine.parallel.link import Link, measure_link
 from engine.pending import PendingStep, Preview
 from engine.preview import PreviewMap
 from engine.prompt import PREFIX_TOKENS
@@ -105,6 +106,7 @@ class Rank:
 
         self._jobs: dict[int, JobState] = {}
         self._next_number = 0
+        self.link: Link | None = None  # known after warm-up, where there are several ranks
         self._adapters = Adapters(self.transformer, self.config, group, device, self.dtype)
         dit = self.config.transformer
         self._velocities = Velocities(dit, self.transformer, mesh, config.degrees, self._adapters, device)
@@ -145,6 +147,8 @@ class Rank:
                     dit = self.config.transformer
                     self._velocities.graphs = StepGraphs(self.transformer, dit, self.dtype, self.device)
                     self._velocities.graphs.record_all()
+            if self.mesh.world.size > 1:
+                self.link = measure_link(self.mesh.world, self.device)
         if self.offload.dit is not None:
             self.offload.dit.drop()
         torch.cuda.synchronize(self.device)

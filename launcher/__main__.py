@@ -20,6 +20,10 @@ def main() -> None:
         from launcher.http import run_http
 
         run_http()
+    elif role == "_devices":
+        from launcher.devices import report
+
+        report()
     elif role == "_rank":
         from launcher.worker import run_spawned
 

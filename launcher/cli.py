@@ -19,13 +19,16 @@ import click
 import msgspec
 
 import engine
-from engine.config import EngineConfig
+from engine.config import EngineConfig, ModelConfig
 from engine.errors import ArgumentError, Krea2Error
+from engine.mode_choice import Workload
 from launcher import torchrun
 from launcher.cli_convert import convert
 from launcher.cli_serve import serve
 from launcher.files import numbered_paths, output_format, write_file
+from launcher.limits import Limits
 from launcher.options import configure_engine, engine_options, memory_options, memory_settings, part_options
+from launcher.parallel_choice import is_auto
 from launcher.process import exit_after, watch_parent
 from launcher.protocol import Generate, LoraChoice, Progress
 from launcher.spawn import ORDERLY_S, SIGNALS, launch_frontend
@@ -104,7 +107,14 @@ def generate(
     """Make images and write them to files."""
     from launcher.requests import check
 
-    config, model = configure_engine(**engine_options)
+    def workload(model: ModelConfig, limits: Limits) -> Workload:
+        request = Generate(
+            request_id="size", prompt="", steps=steps, guidance=guidance, mu=mu, width=width, height=height
+        )
+        checked = check(request, model, limits, drawn_seed=0)
+        return Workload(((checked.width, checked.height),), checked.guidance > 0)
+
+    config, model = configure_engine(workload=workload, **engine_options)
     config = msgspec.structs.replace(config, warm_up=False)
     image_format = output_format(output)
     first_seed = secrets.randbelow(2**32) if seed is None else seed
@@ -146,9 +156,19 @@ def generate(
 @click.argument("argument", metavar="[MODEL]", required=False)
 @click.option("--model", help="The same as MODEL.")
 @part_options
-@click.option("--tp", type=int, default=1, help="Ranks to split the checkpoint over.", show_default=True)
-@click.option("--sp", type=int, default=1, help="Ranks to split the tokens of a step over.", show_default=True)
+@click.option("--tp", type=int, help="Ranks to split the checkpoint over.  [default: 1]")
+@click.option("--sp", type=int, help="Ranks to split the tokens of a step over.  [default: 1]")
 @click.option("--cfg-parallel", is_flag=True, help="Twice as many ranks, for the two halves of guided images.")
+@click.option("--parallel", metavar="auto", help="What would be chosen of these, and how long each mode's step takes.")
+@click.option("--gpus", type=int, help="With --parallel auto: choose for so many H200s, not for this machine.")
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    metavar="WIDTHxHEIGHT",
+    help="With --parallel auto: of images to choose for; may be repeated.  [default: the checkpoint's]",
+)
+@click.option("--device", default="auto", help="With --parallel auto: auto, cuda or cpu.", show_default=True)
 @click.option("--dtype", default="bfloat16", help="bfloat16 or float32.", show_default=True)
 @click.option("--quantization", default="auto", help="auto, none, fp8 or int8, as for serve.", show_default=True)
 @click.option("--variant", help="raw or turbo.")
@@ -165,6 +185,12 @@ def info(
     argument: str | None,
     *,
     model: str | None,
+    tp: int | None,
+    sp: int | None,
+    cfg_parallel: bool,
+    parallel: str | None,
+    gpus: int | None,
+    sizes: tuple[str, ...],
     loras: tuple[str, ...],
     offload: str,
     memory_budget: str | None,
@@ -173,24 +199,41 @@ def info(
     **engine_options: Any,
 ) -> None:
     """Show what a model holds, in which files and formats, and the bytes of each rank; with --memory-budget or
-    --offload also the plan of what lies where. MODEL and the options are as for serve; MODEL may also be a single file
-    of any part of a model, by itself."""
+    --offload also the plan of what lies where, with --parallel auto the time of each mode's step.
+
+    MODEL and the options are as for serve; MODEL may also be a single file of any part of a model, by itself.
+    """
     from launcher.hub import find_model
-    from launcher.info import check_lora, describe_checkpoint, describe_file, is_lone_file
+    from launcher.info import check_lora, choose_for_sizes, describe_checkpoint, describe_file, is_lone_file
 
     if argument is not None and model is not None:
         raise ArgumentError("the model is given twice, as an argument and as --model", parameter="model")
     memory = memory_settings(
         offload=offload, memory_budget=memory_budget, vae_memory=vae_memory, lora_memory=lora_memory
     )
-    config = EngineConfig(model=find_model(argument or model), **memory, **engine_options)
+    choose = is_auto(parallel, tp=tp, sp=sp, cfg_parallel=cfg_parallel)
+    for name, given in (("gpus", gpus), ("size", sizes or None)):
+        if given is not None and not choose:
+            raise ArgumentError(f"{name} says what --parallel auto chooses for, which is not given", parameter=name)
+    config = EngineConfig(
+        model=find_model(argument or model),
+        tp=1 if tp is None else tp,
+        sp=1 if sp is None else sp,
+        cfg_parallel=cfg_parallel,
+        **memory,
+        **engine_options,
+    )
     if config.model is not None and not loras and is_lone_file(config):
         click.echo(describe_file(Path(config.model)))
         return
     checked = [check_lora(lora, config) for lora in loras]
     if checked and config.memory_budget is not None and config.lora_memory is None:
         config = replace(config, lora_memory=sum(size for _, size in checked))
-    click.echo("\n".join((describe_checkpoint(config), *(line for line, _ in checked))))
+    lines: tuple[str, ...] = ()
+    if choose:
+        choice = choose_for_sizes(config, sizes, gpus=gpus)
+        config, lines = choice.engine, ("", *choice.lines)
+    click.echo("\n".join((describe_checkpoint(config), *lines, *(line for line, _ in checked))))
 
 
 @commands.command()

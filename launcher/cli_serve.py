@@ -13,10 +13,10 @@ import msgspec
 
 from engine.config import ModelConfig
 from engine.errors import ArgumentError
+from engine.mode_choice import Workload
 from launcher.internal import HttpConfig
 from launcher.limits import Limits
 from launcher.options import configure_engine, engine_options
-from launcher.protocol import Generate
 from launcher.spawn import MAX_TIMEOUT_S, serve_until_stopped
 
 
@@ -100,9 +100,13 @@ def serve(
     from launcher.http_child import HttpServer, check_host, listen
     from launcher.http_hosts import check_allowed_host, check_public_url
     from launcher.logs import configure_logs
+    from launcher.requests import parse_size
 
-    config, model = configure_engine(**engine_options)
-    sizes = tuple(_parse_size(size, model, config.limits) for size in warm_up)
+    def workload(model: ModelConfig, limits: Limits) -> Workload:
+        return Workload.default(model, *(parse_size("warm_up", size, model, limits) for size in warm_up))
+
+    config, model = configure_engine(workload=workload, **engine_options)
+    sizes = tuple(parse_size("warm_up", size, model, config.limits) for size in warm_up)
     if not 0 <= drain_s <= MAX_TIMEOUT_S:
         raise ArgumentError.of("drain_s", f"between 0 and {MAX_TIMEOUT_S}", drain_s)
     if rpc is not None:
@@ -164,18 +168,3 @@ def _model_name(engine_options: Mapping[str, Any]) -> str:
     name: str = engine_options["model"] or engine_options["transformer"] or "demo"
     path = Path(name).resolve()
     return (path.stem if path.is_file() else path.name) or name
-
-
-def _parse_size(size: str, model: ModelConfig, limits: Limits) -> tuple[int, int]:
-    """WIDTHxHEIGHT as an image of that size would have it: within the limits, and rounded."""
-    from launcher.requests import check
-
-    width, _, height = size.partition("x")
-    if not (size.isascii() and width.isdecimal() and height.isdecimal()):
-        raise ArgumentError.of("warm_up", "WIDTHxHEIGHT, as 512x768", size)
-    request = Generate(request_id="warm-up", prompt="", width=int(width), height=int(height))
-    try:
-        checked = check(request, model, limits, drawn_seed=0)
-    except ArgumentError as error:
-        raise ArgumentError(f"warm_up {size}: {error.message}", parameter="warm_up") from None
-    return checked.width, checked.height

@@ -14,6 +14,8 @@ from engine.errors import Krea2Error
 from engine.scheduler import Estimate, Scheduler
 from engine.step import Adapter, Job, Step, StepTimes
 from launcher.internal import Decoded, FrontendConfig, Previewed
+from launcher.logs import log_event
+from launcher.measured import measure, remember
 from launcher.process import Child
 from launcher.ranks import STEPS_AHEAD
 from launcher.requests import token_budget
@@ -235,6 +237,7 @@ class Dispatcher:
                     self._most_tokens = min(TOKEN_BUDGET, max(_LEAST_BUDGET, self._warm_up.budget))
                     self._fit_budget()
                 self._warm_up = None
+                self._keep_speed()
             self.send_steps()
             return
         for adapter_id in step.unload:
@@ -245,6 +248,28 @@ class Dispatcher:
         if work.tokens:
             self._costs.correct(work, times.denoise_s)
         self._events.step_done(step, times, work.tokens)
+
+    def _keep_speed(self) -> None:
+        """For the next `--parallel auto` on such a GPU."""
+        engine, group = self._config.engine, self._supervisor.group
+        if not (self.device or "").startswith("cuda") or engine.offload or engine.memory_budget is not None:
+            return
+        found = measure(self._model, engine, self._costs, group.link, fp8=self._config.fp8_blocks)
+        if found is None:
+            return
+        measured, step_s, predicted_s = found
+        log_event(
+            "denoise step measured",
+            mode=engine.degrees.name,
+            step_ms=round(1e3 * step_s, 2),
+            predicted_ms=round(1e3 * predicted_s, 2),
+            link_gb_per_s=None if measured.link is None else round(measured.link / 1e9, 1),
+            latency_us=None if measured.latency_s is None else round(1e6 * measured.latency_s, 1),
+        )
+        try:
+            remember(group.device_name, measured, fp8=self._config.fp8_blocks)
+        except OSError as error:
+            log_event("what was measured cannot be kept", level="warning", error=str(error))
 
     def image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
         if self._warm_up is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from engine.checkpoint import CheckpointFiles, summarize
@@ -13,6 +15,9 @@ from engine.checkpoint.parts import find_parts
 from engine.config import PARTS, EngineConfig
 from engine.errors import ArgumentError, CheckpointError
 from engine.memory_plan import plan_checkpoint
+from engine.mode_choice import Workload
+from launcher.limits import Limits
+from launcher.parallel_choice import Choice, choose_mode
 from launcher.tokenizer import PromptTokenizer
 
 
@@ -70,6 +75,24 @@ def describe_checkpoint(config: EngineConfig) -> str:
     totals = tuple(sum(column) for column in zip(*(c.bytes_per_rank for c in components), strict=True))
     lines.append(_row("total", sum(component.parameters for component in components), totals))
     return "\n".join(lines + plan_lines)
+
+
+def choose_for_sizes(config: EngineConfig, sizes: Sequence[str], *, gpus: int | None) -> Choice:
+    """The mode for images of the checkpoint's default size, or of these as WIDTHxHEIGHT.
+
+    gpus: as if there were so many H200s. Raises `ArgumentError`.
+    """
+    from launcher.requests import parse_size
+
+    if gpus is not None and gpus < 1:
+        raise ArgumentError.of("gpus", "at least 1", gpus)
+    checkpoint = CheckpointFiles.open(config)
+    checkpoint.close()
+    workload = Workload.default(checkpoint.config)
+    if sizes:
+        given = (parse_size("size", size, checkpoint.config, Limits()) for size in sizes)
+        workload = replace(workload, sizes=tuple(dict.fromkeys(given)))
+    return choose_mode(config, workload, ranks=None, gpus=gpus)
 
 
 def _describe_files(checkpoint: CheckpointFiles, name: str) -> list[str]:

@@ -10,10 +10,12 @@ import msgspec
 
 from engine.config import DEMO_CHECKPOINTS, PARTS, EngineConfig, ModelConfig
 from engine.errors import ArgumentError
+from engine.mode_choice import Workload
 from launcher import torchrun
 from launcher.internal import FrontendConfig
-from launcher.limits import parse_bytes
-from launcher.spawn import add_loras, configure
+from launcher.limits import Limits, parse_bytes
+from launcher.parallel_choice import is_auto
+from launcher.spawn import add_loras, choose_parallel, configure
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -35,15 +37,18 @@ def engine_options(command: Command) -> Command:
         click.option(
             "--sp",
             type=int,
-            default=1,
-            help="Ranks that the tokens of a step are split over: 1, 2 or 4. There are tp · sp.",
-            show_default=True,
+            help="Ranks that the tokens of a step are split over: 1, 2 or 4. There are tp · sp.  [default: 1]",
         ),
         click.option(
             "--cfg-parallel",
             is_flag=True,
             help="Twice as many ranks, whose halves step different parts of a batch: the prompt's and the negative "
             "prompt's of a guided image, or different images.",
+        ),
+        click.option(
+            "--parallel",
+            metavar="auto",
+            help="Choose --tp, --sp and --cfg-parallel: the fastest by prediction that fits into this machine's GPUs.",
         ),
         click.option("--device", default="auto", help="auto, cuda or cpu.", show_default=True),
         click.option(
@@ -182,8 +187,10 @@ def memory_settings(
 def configure_engine(
     *,
     tp: int | None,
-    sp: int,
+    sp: int | None,
     cfg_parallel: bool,
+    parallel: str | None,
+    workload: Callable[[ModelConfig, Limits], Workload],
     limits: tuple[str, ...],
     start_timeout_s: float,
     step_timeout_s: float,
@@ -196,12 +203,14 @@ def configure_engine(
     lora_memory: str | None,
     **engine_options: Any,
 ) -> tuple[FrontendConfig, ModelConfig]:
-    """The engine's options, checked as far as that goes without starting it."""
+    """The engine's options, checked as far as that goes without starting it. workload: what a mode is chosen for."""
+    choose = is_auto(parallel, tp=tp, sp=sp, cfg_parallel=cfg_parallel)
     folder, count = torchrun.external_ranks() or ("", 1)
+    sp = 1 if sp is None else sp
     beside = sp * (1 + cfg_parallel)
     if tp is None:
-        tp = max(1, count // beside) if sp > 0 else 1
-    if folder and tp * beside != count:
+        tp = max(1, count // beside) if sp > 0 and not choose else 1
+    if folder and tp * beside != count and not choose:
         product, got = ("tp · sp · 2", f"{tp} · {sp} · 2") if cfg_parallel else ("tp · sp", f"{tp} · {sp}")
         raise ArgumentError(
             f"{product} must be {count}, the number of processes that torchrun started, got {got}", parameter="tp"
@@ -220,6 +229,9 @@ def configure_engine(
         start_timeout_s=start_timeout_s,
         step_timeout_s=step_timeout_s,
     )
+    if choose:
+        config, lines = choose_parallel(config, workload(model, config.limits), ranks=count if folder else None)
+        click.echo("\n".join(lines), err=True)
     config, warnings = add_loras(config, model, loras, lora_dir=lora_dir, merge=merge_lora)
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)

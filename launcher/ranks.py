@@ -122,6 +122,16 @@ class RankGroup:
         return self._ready[0].device if 0 in self._ready else None
 
     @property
+    def device_name(self) -> str:
+        """What the maker calls rank 0's device."""
+        return self._ready[0].device_name if 0 in self._ready else ""
+
+    @property
+    def link(self) -> tuple[float, float] | None:
+        """Bandwidth and latency between the ranks, as `Ready` has them."""
+        return self._ready[0].link if 0 in self._ready else None
+
+    @property
     def attention(self) -> dict[str, str]:
         """Which attention backends rank 0 uses, and why not others."""
         return self._ready[0].attention if 0 in self._ready else {}

@@ -294,3 +294,16 @@ def _check_text(name: str, text: str, limits: Limits) -> None:
         raise ArgumentError(
             f"{name} must be at most {limits.max_prompt_bytes} bytes of UTF-8, got {size}", parameter=name
         )
+
+
+def parse_size(parameter: str, text: str, model: ModelConfig, limits: Limits) -> tuple[int, int]:
+    """WIDTHxHEIGHT as an image of that size would have it: within the limits, and rounded. Raises `ArgumentError`."""
+    width, _, height = text.partition("x")
+    if not (text.isascii() and width.isdecimal() and height.isdecimal()):
+        raise ArgumentError.of(parameter, "WIDTHxHEIGHT, as 512x768", text)
+    request = Generate(request_id="size", prompt="", width=int(width), height=int(height))
+    try:
+        checked = check(request, model, limits, drawn_seed=0)
+    except ArgumentError as error:
+        raise ArgumentError(f"{parameter} {text}: {error.message}", parameter=parameter) from None
+    return checked.width, checked.height

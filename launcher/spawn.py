@@ -20,6 +20,7 @@ import msgspec
 from engine.checkpoint import CheckpointFiles
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import ArgumentError, Krea2Error, LaunchError, RankError, ServerError, error_from_code
+from engine.mode_choice import Workload, holds_fp8
 from launcher.hub import find_model
 from launcher.internal import (
     Ended,
@@ -29,6 +30,8 @@ from launcher.internal import (
     decode_frontend_report,
 )
 from launcher.limits import Limits, is_number, parse_bytes
+from launcher.logs import log_event
+from launcher.parallel_choice import choose_mode, is_auto
 from launcher.process import (
     STOP_S,
     TERMINATE_S,
@@ -78,6 +81,7 @@ def launch(
     tp: int = 1,
     sp: int = 1,
     cfg_parallel: bool = False,
+    parallel: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     variant: str | None = None,
@@ -107,6 +111,8 @@ def launch(
     given, no model need be. limits changes fields of `Limits`. A rank that is not ready after start_timeout_s seconds,
     or that takes longer than step_timeout_s over a step, counts as lost. warm_up: work that nobody asked for, while
     nobody waits: previews and estimated times come from it.
+
+    tp, sp and cfg_parallel: how 1, 2 or 4 GPUs share the work; parallel="auto" chooses (docs/several-gpus.md).
 
     offload, prefetch, memory_budget, vae_memory and lora_memory are for small devices (docs/small-gpus.md), sizes being
     bytes or text such as "16GB".
@@ -143,7 +149,11 @@ def launch(
         vae_memory=parse_bytes("vae_memory", vae_memory),
         lora_memory=parse_bytes("lora_memory", lora_memory),
     )
+    choose = is_auto(parallel, tp=tp if tp != 1 else None, sp=sp if sp != 1 else None, cfg_parallel=cfg_parallel)
     config, checkpoint = configure(engine, limits or {}, start_timeout_s=start_timeout_s, step_timeout_s=step_timeout_s)
+    if choose:
+        config, lines = choose_parallel(config, Workload.default(checkpoint))
+        log_event("parallel auto", mode=config.engine.degrees.name, because="\n".join(lines))
     config, problems = add_loras(config, checkpoint, loras, lora_dir=lora_dir, merge=merge_lora)
     for problem in problems:
         warnings.warn(problem, stacklevel=3)  # where `with launch(…)` stands
@@ -159,6 +169,7 @@ def configure(
     its Hugging Face repository. Raises `ArgumentError` or `CheckpointError`."""
     engine = replace(engine, model=find_model(engine.model))
     checkpoint = CheckpointFiles.open(engine)
+    fp8_blocks = holds_fp8(checkpoint, engine)
     checkpoint.close()
     model = checkpoint.config
     model.check_parallel(engine.tp, engine.sp)
@@ -166,9 +177,22 @@ def configure(
         if not is_number(seconds) or not 0 < seconds <= MAX_TIMEOUT_S:
             raise ArgumentError.of(name, f"above 0 and at most {MAX_TIMEOUT_S}", seconds)
     config = FrontendConfig(
-        engine=engine, limits=Limits.of(limits), start_timeout_s=start_timeout_s, step_timeout_s=step_timeout_s
+        engine=engine,
+        limits=Limits.of(limits),
+        start_timeout_s=start_timeout_s,
+        step_timeout_s=step_timeout_s,
+        fp8_blocks=fp8_blocks,
     )
     return config, model
+
+
+def choose_parallel(
+    config: FrontendConfig, workload: Workload, *, ranks: int | None = None
+) -> tuple[FrontendConfig, tuple[str, ...]]:
+    """In the fastest mode for the workload, with the reasons; ranks: if so many have been started. Raises as
+    `parallel_choice.choose_mode`."""
+    choice = choose_mode(config.engine, workload, ranks=ranks)
+    return msgspec.structs.replace(config, engine=choice.engine), choice.lines
 
 
 def add_loras(

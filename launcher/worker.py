@@ -77,7 +77,7 @@ def serve(config: RankConfig) -> NoReturn:
 
 
 def _load(config: RankConfig, wire: _Wire) -> Rank:
-    from engine.parallel import connect_mesh, pick_device, ranks_on_device
+    from engine.parallel import connect_mesh, device_name, pick_device, ranks_on_device
     from engine.rank import Rank
 
     wire.send(Hello(rank=config.rank))
@@ -112,6 +112,8 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
         Ready(
             rank=config.rank,
             device=str(device),
+            device_name=device_name(device),
+            link=None if rank.link is None else (rank.link.bandwidth, rank.link.latency_s),
             memory=rank.memory(),
             attention=attention,
             memory_plan=rank.describe_plan(),

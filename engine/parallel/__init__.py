@@ -1,6 +1,6 @@
 """Process groups and the layers that are split over them."""
 
-from engine.parallel.device import pick_device, ranks_on_device
+from engine.parallel.device import device_name, pick_device, ranks_on_device
 from engine.parallel.distributed import connect_mesh
 from engine.parallel.group import Group, LocalGroup, thread_groups
 from engine.parallel.linear import ColumnParallelLinear, Linear, RowParallelLinear
@@ -14,6 +14,7 @@ __all__ = [
     "Mesh",
     "RowParallelLinear",
     "connect_mesh",
+    "device_name",
     "pick_device",
     "ranks_on_device",
     "thread_groups",

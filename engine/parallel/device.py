@@ -40,6 +40,11 @@ def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torc
     return device
 
 
+def device_name(device: torch.device) -> str:
+    """What its maker calls a GPU; cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def pick_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
     """The dtype of weights and activations; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     return torch.bfloat16 if config.dtype_on(device.type) == "bfloat16" else torch.float32

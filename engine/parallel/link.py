@@ -1,0 +1,50 @@
+"""How fast ranks talk, measured."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from engine.parallel.group import Group
+
+_BYTES, _OPERATIONS, _REPEATS = 64 * 2**20, 20, 3
+
+
+@dataclass(frozen=True)
+class Link:
+    """bandwidth: bytes a second that a rank sends; latency_s: of an operation that sends next to nothing."""
+
+    bandwidth: float
+    latency_s: float
+
+
+def measure_link(group: Group, device: torch.device, size: int = _BYTES) -> Link:
+    """Exchange `size` bytes with the other ranks, some times. Every rank of the group must call it."""
+
+    def seconds(rows: int) -> float:
+        """Of one exchange of so many rows of bytes with each rank."""
+        sent = torch.zeros((rows * group.size, 256), dtype=torch.uint8, device=device)
+        counts = [rows] * group.size
+        group.all_to_all(sent, counts, counts)
+        times = []
+        for _ in range(_REPEATS):
+            _finish(device)
+            began = time.perf_counter()
+            for _ in range(_OPERATIONS):
+                group.all_to_all(sent, counts, counts)
+            _finish(device)
+            times.append((time.perf_counter() - began) / _OPERATIONS)
+        return median(times)
+
+    rows = max(1, size // 256 // group.size)
+    latency_s, whole_s = seconds(1), seconds(rows)
+    sent = rows * 256 * (group.size - 1)
+    return Link(bandwidth=sent / max(whole_s - latency_s, 0.1 * whole_s), latency_s=latency_s)
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

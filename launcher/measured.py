@@ -1,0 +1,84 @@
+"""What warm-ups measured on this machine, kept for the next choice of a mode: a json file in the user's cache."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from engine.config import EngineConfig, ModelConfig
+from engine.cost import CostModel, Work
+from engine.mode_choice import TEXT_TOKENS, Rates, predict_step
+
+_Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """As in `Rates`. link and latency_s are None where only one rank has run."""
+
+    slowness: _Positive
+    link: _Positive | None = None
+    latency_s: _Positive | None = None
+
+
+def recall(device: str, *, fp8: bool) -> Rates | None:
+    """The rates of this device as far as they were measured; None if nothing was, or the file cannot be read."""
+    found = _read().get(_key(device, fp8=fp8))
+    if found is None:
+        return None
+    known = {name: value for name in ("link", "latency_s") if (value := getattr(found, name)) is not None}
+    return replace(Rates(), slowness=found.slowness, **known)
+
+
+def remember(device: str, measured: Measured, *, fp8: bool) -> None:
+    """Keep it, with the link that was measured before if none was now. Raises `OSError`."""
+    key, everything = _key(device, fp8=fp8), _read()
+    before = everything.get(key)
+    if before is not None and measured.link is None:
+        measured = msgspec.structs.replace(measured, link=before.link, latency_s=before.latency_s)
+    file = _file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        new.write_bytes(msgspec.json.format(msgspec.json.encode(everything | {key: measured}), indent=1) + b"\n")
+        new.replace(file)
+    finally:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
+
+
+def _read() -> dict[str, Measured]:
+    try:
+        return msgspec.json.decode(_file().read_bytes(), type=dict[str, Measured])
+    except (OSError, msgspec.DecodeError):
+        return {}
+
+
+def _file() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "krea2-engine" / "measured.json"
+
+
+def _key(device: str, *, fp8: bool) -> str:
+    return f"{device}, {'8' if fp8 else '16'} bits"
+
+
+def measure(
+    model: ModelConfig, engine: EngineConfig, costs: CostModel, link: tuple[float, float] | None, *, fp8: bool
+) -> tuple[Measured, float, float] | None:
+    """What a warm-up found, with the seconds that one step of one image of the default size takes, and that it was
+    predicted to take by an H200's rates and the link that was measured: its bandwidth and latency. None if the step was
+    not measured."""
+    segments = [(TEXT_TOKENS, model.image_tokens(model.default_width, model.default_height))]
+    step_s = costs.denoise_s(Work.of(map(sum, segments)))
+    if step_s is None:
+        return None
+    rates = Rates() if link is None else Rates(link=link[0], latency_s=link[1])
+    compute_s, communication_s = predict_step(model.transformer, segments, engine.degrees, rates, fp8=fp8)
+    computed_s = max(step_s - communication_s, 0.1 * step_s)  # talk that took less than it should
+    measured = Measured(slowness=computed_s / compute_s, link=link and link[0], latency_s=link and link[1])
+    return measured, step_s, compute_s + communication_s

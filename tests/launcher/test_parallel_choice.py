@@ -1,0 +1,204 @@
+"""`--parallel auto` on the command line, for `launch`, and what warm-ups leave for it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bench.real_size import KREA2
+from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
+from engine.cost import CostModel, Work
+from engine.errors import ArgumentError, LaunchError
+from engine.mode_choice import TEXT_TOKENS, Devices, Rates, Workload, predict_step
+from engine.parallel import thread_groups
+from engine.parallel.link import measure_link
+from launcher import devices, launch, parallel_choice
+from launcher.cli import commands
+from launcher.devices import Gpus, find_devices
+from launcher.measured import Measured, measure, recall, remember
+from tests.launcher.processes import Marked
+
+H200 = "NVIDIA H200"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where measurements are kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "krea2-engine" / "measured.json"
+
+
+def info(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    commands.main(["info", *words], standalone_mode=False)
+    return capsys.readouterr().out.splitlines()
+
+
+def rows(lines: list[str]) -> dict[str, list[str]]:
+    """Of the table of modes: its columns, by the mode."""
+    first = next(index for index, line in enumerate(lines) if line.split()[:2] == ["mode", "compute"])
+    return {line.split()[0]: line.split()[1:] for line in lines[first + 1 :]}
+
+
+def test_info_shows_every_mode_s_time_and_memory_and_what_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = info(capsys, "demo-raw", "--parallel", "auto", "--gpus", "4", "--size", "1024x1024", "--size", "500x512")
+    table = rows(lines)
+    assert set(table) == {"one", "tp2", "sp2", "cfg", "tp4", "sp4", "tp2xsp2", "tp2xcfg", "sp2xcfg"}
+    head = next(line for line in lines if line.startswith("parallel auto"))
+    chosen = head.split()[2]
+    assert head == f"parallel auto: {chosen} on 4 × {H200}, for a guided image of 1024 × 1024, 512 × 512"
+    assert [mode for mode, columns in table.items() if "chosen" in columns] == [chosen]
+    assert float(table[chosen][2]) == min(float(columns[2]) for columns in table.values())
+    ranks = next(line for line in lines if line.startswith("parameters that inference needs"))
+    assert ("rank 1" in ranks) == (chosen != "one"), "what ranks hold is shown for the mode that is chosen"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--parallel", "auto", "--tp", "2"], "parallel auto chooses tp, which is given too: 2"),
+        (["--parallel", "auto", "--sp", "1"], "parallel auto chooses sp, which is given too: 1"),
+        (["--parallel", "auto", "--cfg-parallel"], "parallel auto chooses cfg_parallel, which is given too: True"),
+        (["--parallel", "fastest"], "parallel must be auto, or left out, got 'fastest'"),
+        (["--gpus", "4"], "gpus says what --parallel auto chooses for, which is not given"),
+        (["--parallel", "auto", "--gpus", "0"], "gpus must be at least 1, got 0"),
+        (["--parallel", "auto", "--gpus", "2", "--size", "big"], "size must be WIDTHxHEIGHT, as 512x768, got 'big'"),
+    ],
+)
+def test_what_cannot_be_chosen(words: list[str], message: str) -> None:
+    with pytest.raises(ArgumentError) as error:
+        commands.main(["info", "demo", *words], standalone_mode=False)
+    assert error.value.message == message
+
+
+def test_launch_refuses_a_mode_beside_auto() -> None:
+    with pytest.raises(ArgumentError, match="parallel auto chooses tp"), launch(parallel="auto", tp=2):
+        pass
+
+
+def test_a_picture_in_the_mode_that_is_chosen(marked: Marked, tmp_path: Path) -> None:
+    """A CPU's ranks would share its cores: it is one."""
+    path = str(tmp_path / "circle.png")
+    code, _, stderr = marked.run_krea2(
+        "generate",
+        "a red circle on a blue background",
+        "--parallel",
+        "auto",
+        "--steps",
+        "1",
+        "--seed",
+        "0",
+        "--output",
+        path,
+    )
+    assert code == 0
+    if not torch.cuda.is_available():
+        assert stderr == "parallel auto: one, since ranks share a CPU's cores\n"
+    marked.expect_nothing_left()
+
+
+def test_the_child_says_which_gpus_there_are() -> None:
+    found = devices._ask()
+    assert (found is None) == (not torch.cuda.is_available())
+    assert find_devices(EngineConfig(device="cpu")) == Devices("cpu", 1)
+
+
+def test_gpus_are_as_the_child_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_ask", lambda: Gpus(name=H200, count=2, free=5))
+    assert find_devices(EngineConfig()) == Devices(H200, 2, 5)
+    assert find_devices(EngineConfig(), ranks=4) == Devices(H200, 4, 5, 4)
+    monkeypatch.setattr(devices, "_ask", lambda: None)
+    with pytest.raises(ArgumentError, match="device cuda is not available"):
+        find_devices(EngineConfig(device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("ending", "message"),
+    [
+        (subprocess.TimeoutExpired("krea2", 120), "not known within 120 s"),
+        (subprocess.CalledProcessError(1, "krea2", stderr=b"Traceback\nRuntimeError: no driver\n"), "no driver"),
+        (SimpleNamespace(stdout=b'{"name": 3}'), "GPUs cannot be asked for"),
+    ],
+)
+def test_a_child_that_fails_is_an_error(ending: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: object, **__: object) -> Any:
+        if isinstance(ending, Exception):
+            raise ending
+        return ending
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(LaunchError, match=message):
+        find_devices(EngineConfig())
+
+
+def test_measurements_are_kept_by_device_and_format(cache: Path) -> None:
+    assert recall(H200, fp8=False) is None
+    remember(H200, Measured(slowness=2.0, link=1e11, latency_s=1e-5), fp8=False)
+    remember(H200, Measured(slowness=3.0), fp8=True)
+    assert recall(H200, fp8=False) == Rates(slowness=2.0, link=1e11, latency_s=1e-5)
+    assert recall(H200, fp8=True) == Rates(slowness=3.0)
+    remember(H200, Measured(slowness=1.5), fp8=False)  # by one rank, which knows no link
+    assert recall(H200, fp8=False) == Rates(slowness=1.5, link=1e11, latency_s=1e-5)
+    assert recall("another", fp8=False) is None
+    assert [file.name for file in cache.parent.iterdir()] == ["measured.json"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"NVIDIA H200, 16 bits": {"slowness": -1}}', '{"x": {"slow": 1}}'])
+def test_a_damaged_file_is_no_measurement_and_is_replaced(cache: Path, text: str) -> None:
+    cache.parent.mkdir()
+    cache.write_text(text)
+    assert recall(H200, fp8=False) is None
+    remember(H200, Measured(slowness=2.0), fp8=False)
+    assert json.loads(cache.read_text()) == {"NVIDIA H200, 16 bits": {"slowness": 2.0}}
+
+
+@pytest.mark.parametrize("link", [None, (1e11, 2e-5)])
+def test_what_a_warm_up_measured_corrects_the_next_prediction(link: tuple[float, float] | None) -> None:
+    engine = EngineConfig(sp=1 if link is None else 2)
+    tokens = KREA2.image_tokens(KREA2.default_width, KREA2.default_height) + TEXT_TOKENS
+    costs = CostModel()
+    assert measure(KREA2, engine, costs, link, fp8=False) is None
+    costs.correct(Work.of([tokens]), 0.321)
+    found = measure(KREA2, engine, costs, link, fp8=False)
+    assert found is not None
+    measured, step_s, _ = found
+    assert step_s == pytest.approx(0.321)
+    remember(H200, measured, fp8=False)
+    rates = recall(H200, fp8=False)
+    assert rates is not None
+    segments = [(TEXT_TOKENS, tokens - TEXT_TOKENS)]
+    assert sum(predict_step(KREA2.transformer, segments, engine.degrees, rates)) == pytest.approx(0.321)
+
+
+def test_the_choice_follows_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("demo-raw", "--parallel", "auto", "--gpus", "2", "--size", "2048x2048")
+    before = info(capsys, *words)
+    assert any("nothing having been measured here" in line for line in before)
+    assert "chosen" not in rows(before)["one"]
+    remember(H200, Measured(slowness=1.0, link=1e6, latency_s=1.0), fp8=False)
+    after = info(capsys, *words)
+    assert any(line.endswith("modelled by what was measured here:") for line in after)
+    assert "chosen" in rows(after)["one"]
+    assert float(rows(after)["sp2"][1]) > 1000 * float(rows(before)["sp2"][1])
+
+
+def test_links_are_measured() -> None:
+    with ThreadPoolExecutor(2) as pool:
+        links = list(pool.map(lambda group: measure_link(group, torch.device("cpu"), 2**20), thread_groups(2)))
+    assert all(1e6 < link.bandwidth < 1e13 for link in links)
+    assert all(0 < link.latency_s < 1 for link in links)
+
+
+def test_started_ranks_are_all_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel_choice, "find_devices", lambda engine, ranks: Devices("cpu", ranks or 1, ranks=ranks))
+
+    workload = Workload.default(ModelConfig.from_folder(DEMO_CHECKPOINT))
+    for ranks in (1, 2, 4):
+        choice = parallel_choice.choose_mode(EngineConfig(model=str(DEMO_CHECKPOINT)), workload, ranks=ranks)
+        assert choice.engine.ranks == ranks
