@@ -218,6 +218,11 @@ else
     skip offload "diffusers is not there (WHEELS names a folder that has its wheel)"
     skip load "diffusers is not there, which writes the checkpoint"
 fi
+if [[ -z $small ]]; then
+    part symmetric 40 "$python" -m bench.shared_gpu --modes tp2 --symmetric-memory --seconds @S "${json[@]}"
+else
+    skip symmetric "a CPU has no symmetric memory"
+fi
 
 # ---- what came of it
 

@@ -69,16 +69,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--modes", default=MODES, type=modes, help=f"comma-separated, as tp2xsp2 or sp2xcfg ({MODES})")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument("--seconds", type=duration, default=DEFAULT_SECONDS, help="in all, after which it is a failure")
+    parser.add_argument(
+        "--symmetric-memory", action="store_true", help="tensor parallel ranks exchange rows while they multiply"
+    )
     parser.add_argument("--json", type=json_file, metavar="FILE", help="append the JSON lines to it")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)  # a process of the group
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.rank is not None:
         end_with_parent()
-        run_rank(options.rank, options.modes[0], options.device, options.folder, options.seconds)
+        symmetric_memory = options.symmetric_memory
+        run_rank(options.rank, options.modes[0], options.device, options.folder, options.seconds, symmetric_memory)
         return 0
     try:
-        results = compare(options.modes, options.device, options.seconds)
+        results = compare(options.modes, options.device, options.seconds, symmetric_memory=options.symmetric_memory)
     except (ArgumentError, ProcessFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -102,12 +106,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(result.holds for result in results) else 1
 
 
-def compare(modes: Sequence[Degrees], device: str, seconds: float) -> list[Parity]:
+def compare(modes: Sequence[Degrees], device: str, seconds: float, *, symmetric_memory: bool = False) -> list[Parity]:
     """Run one rank and then each mode. Raises `ProcessFailed`."""
+    words = ["--device", device, *["--symmetric-memory"] * symmetric_memory]
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="krea2-shared-") as name:
         runs = {
-            mode: _run_group(mode, device, Path(name) / mode.name, deadline) for mode in dict.fromkeys([ONE, *modes])
+            mode: _run_group(mode, words, Path(name) / mode.name, deadline) for mode in dict.fromkeys([ONE, *modes])
         }
     kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     exact = runs[ONE][0]["float32"].double()
@@ -126,15 +131,26 @@ def compare(modes: Sequence[Degrees], device: str, seconds: float) -> list[Parit
     return results
 
 
-def run_rank(rank: int, mode: Degrees, device_name: str, folder: Path, timeout_s: float) -> None:
+def run_rank(
+    rank: int, mode: Degrees, device_name: str, folder: Path, timeout_s: float, symmetric_memory: bool
+) -> None:
     """One process of a group: in each precision make the images and write their final latents to `folder`."""
+    os.environ["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] = "1"  # for ranks to share a GPU
     latents: dict[str, torch.Tensor] = {}
     parallel: dict[str, Any] = {"tp": mode.tp, "sp": mode.sp, "cfg_parallel": mode.cfg > 1}
     config = EngineConfig(device=device_name, share_gpu=True, **parallel)
     device = pick_device(config, rank, mode.ranks)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // mode.ranks))
     store = folder / "store"
-    mesh = connect_mesh(rank, mode, device, store_file=store, timeout_s=timeout_s, share_gpu=True)
+    mesh = connect_mesh(
+        rank,
+        mode,
+        device,
+        store_file=store,
+        timeout_s=timeout_s,
+        share_gpu=True,
+        symmetric_memory=symmetric_memory and mode.tp > 1,
+    )
     for precision, (dtype, quantization) in PRECISIONS.items():
         config = EngineConfig(
             **parallel,
@@ -170,9 +186,9 @@ def _jobs(model: ModelConfig) -> list[Job]:
     ]
 
 
-def _run_group(degrees: Degrees, device: str, folder: Path, deadline: float) -> list[dict[str, torch.Tensor]]:
+def _run_group(degrees: Degrees, words: Sequence[str], folder: Path, deadline: float) -> list[dict[str, torch.Tensor]]:
     """Each rank's latents by precision."""
-    run_ranks("bench.shared_gpu", ["--modes", degrees.name, "--device", device], degrees.ranks, folder, deadline)
+    run_ranks("bench.shared_gpu", ["--modes", degrees.name, *words], degrees.ranks, folder, deadline)
     return [load_file(folder / f"rank{rank}.safetensors") for rank in range(degrees.ranks)]
 
 

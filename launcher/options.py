@@ -60,6 +60,11 @@ def engine_options(command: Command) -> Command:
         click.option("--variant", help="raw or turbo, where the checkpoint does not say or you know better."),
         click.option("--share-gpu", is_flag=True, help="Let ranks share GPUs (slow)."),
         click.option(
+            "--symmetric-memory",
+            is_flag=True,
+            help="With --tp, exchange rows while multiplying, through memory that GPUs share (not measured yet).",
+        ),
+        click.option(
             "--quantization",
             default="auto",
             help="auto: what the checkpoint has in 8 bits stays so. fp8: the transformer blocks' matrices and what "

@@ -24,6 +24,7 @@ from engine.memory import step_bytes
 from engine.model import VAEDecoder
 from engine.modes import Degrees, Halves, Sent, divide_segments, sent_in_step
 from engine.parallel import Group, thread_groups, thread_meshes
+from engine.parallel.group import ThreadGroup
 from engine.parallel.sequence import Share
 from engine.prompt import PREFIX_TOKENS
 from engine.rank import Rank
@@ -71,6 +72,33 @@ def test_random_batches_are_those_of_one_rank(mode: str) -> None:
         joins = [source.randint(0, 2) for _ in jobs]
         alone = run_jobs(DEMO_CHECKPOINT, jobs, joins=joins)
         split = run_jobs(DEMO_CHECKPOINT, jobs, joins=joins, **MODES[mode])
+        for one, other in zip(alone, split, strict=True):
+            assert relative_error(other.latents, one.latents) <= TOLERANCE, seed
+
+
+@pytest.mark.parametrize("mode", [{"tp": 2}, {"tp": 4}, {"tp": 2, "sp": 2}])
+def test_rows_that_are_exchanged_while_they_are_multiplied(
+    monkeypatch: pytest.MonkeyPatch, mode: dict[str, Any]
+) -> None:
+    """What goes through symmetric memory on GPUs: random batches, with an adapter beside some of the products."""
+    fused: list[str] = []
+    for name in ("gather_multiply", "multiply_scatter"):
+
+        def counted(group: Group, *tensors: torch.Tensor, name: str = name) -> Any:
+            fused.append(name)
+            return getattr(Group, name)(group, *tensors)
+
+        monkeypatch.setattr(ThreadGroup, name, counted)
+    monkeypatch.setattr(ThreadGroup, "fuses", True)
+    seed = random.randrange(2**32)
+    jobs = random_jobs(random.Random(seed), 3)
+    for adapters in ([], [Adapter(1, str(DEMO_LORAS["demo-outlined"]))]):
+        jobs[0] = replace(jobs[0], loras=tuple((adapter.adapter_id, 1.0) for adapter in adapters))
+        alone = run_jobs(DEMO_CHECKPOINT, jobs, adapters=adapters)
+        fused.clear()
+        split = run_jobs(DEMO_CHECKPOINT, jobs, adapters=adapters, **mode)
+        assert "gather_multiply" in fused
+        assert ("multiply_scatter" in fused) == (not adapters), "what an adapter adds is part of the sum"
         for one, other in zip(alone, split, strict=True):
             assert relative_error(other.latents, one.latents) <= TOLERANCE, seed
 

@@ -13,7 +13,7 @@ from engine.kernels.gate import silu_mul
 from engine.kernels.norm import rms_norm
 from engine.kernels.packing import Packing
 from engine.kernels.rope import norm_rotate_
-from engine.parallel import ColumnParallelLinear, Group, RowParallelLinear
+from engine.parallel import ColumnParallelLinear, Group, RowParallelLinear, ScatteredRows
 
 M = TypeVar("M")
 Attention = Callable[..., torch.Tensor | Fp8Rows]  # called as `GatedAttentionKernel` is
@@ -50,7 +50,7 @@ class SwiGLU(nn.Module):
     def takes_fp8(self) -> bool:
         return self.gate_up.takes_fp8
 
-    def forward(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | Fp8Rows | ScatteredRows) -> torch.Tensor:
         return self.down(silu_mul(self.gate_up(x), fp8=self.down.takes_fp8))
 
 
@@ -80,7 +80,9 @@ class GatedAttention(nn.Module):
         self._head_dim = head_dim
         self._columns = [part // group.size for part in whole]
 
-    def forward(self, x: torch.Tensor | Fp8Rows, packing: Packing, rotations: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor | Fp8Rows | ScatteredRows, packing: Packing, rotations: torch.Tensor | None
+    ) -> torch.Tensor:
         """x: (tokens, width); every token attends to its segment. rotations as in `norm_rotate_`. Returns as many rows,
         or with `scatter` a rank's share of them."""
         *qkv, gate = self.qkvg(x).split(self._columns, dim=-1)

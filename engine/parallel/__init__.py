@@ -3,7 +3,7 @@
 from engine.parallel.device import device_name, pick_device, ranks_on_device
 from engine.parallel.distributed import connect_mesh
 from engine.parallel.group import Group, LocalGroup, thread_groups
-from engine.parallel.linear import ColumnParallelLinear, Linear, RowParallelLinear
+from engine.parallel.linear import ColumnParallelLinear, Linear, RowParallelLinear, ScatteredRows
 from engine.parallel.mesh import Mesh, thread_meshes
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "LocalGroup",
     "Mesh",
     "RowParallelLinear",
+    "ScatteredRows",
     "connect_mesh",
     "device_name",
     "pick_device",

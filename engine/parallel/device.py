@@ -17,13 +17,15 @@ _FP8_CAPABILITY = (8, 9)
 def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torch.device:
     """The device of a rank, one of `local_ranks` on this machine. Makes a GPU the process's current one.
 
-    Raises `ArgumentError` when CUDA is asked for and missing, when kernels cannot be launched on it, or when there are
-    fewer GPUs than ranks and they may not share one.
+    Raises `ArgumentError` when CUDA, or what only GPUs do, is asked for and missing, when kernels cannot be launched on
+    it, or when there are fewer GPUs than ranks and they may not share one.
     """
     gpus = torch.cuda.device_count() if config.device != "cpu" else 0
     if config.device == "cuda" and not gpus:
         raise ArgumentError("device cuda is not available: torch finds no CUDA device", parameter="device")
     if not gpus:
+        if config.symmetric_memory:
+            raise ArgumentError.of("symmetric_memory", "False on a CPU", True)
         return torch.device("cpu")
     if local_ranks > gpus and not config.share_gpu:
         raise ArgumentError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,12 +26,14 @@ def connect_mesh(
     store_file: Path | None,
     timeout_s: float,
     share_gpu: bool = False,
+    symmetric_memory: bool = False,
 ) -> Mesh:
     """Meet the other ranks and return this one's groups.
 
     They meet at `store_file`, a path that all can reach and nobody else can write, or, when it is None, at the
     address that torchrun put into the environment. `share_gpu`: several ranks use one GPU, which NCCL refuses; gloo
-    does it, staged through the host. Waiting for each other, now and in every operation, ends after `timeout_s`.
+    does it, staged through the host. symmetric_memory: see `SymmetricMemoryGroup`. Waiting for each other, now and in
+    every operation, ends after `timeout_s`.
     """
     world_size = degrees.ranks
     if world_size == 1:
@@ -48,12 +51,14 @@ def connect_mesh(
     )
     staged = device.type == "cuda" and not use_nccl
 
+    make = partial(SymmetricMemoryGroup if symmetric_memory else DistributedGroup, staged=staged)
+
     def group_of(ranks: tuple[int, ...]) -> Group:
         if len(ranks) == world_size:
-            return DistributedGroup(None, staged=staged)
+            return make(None)
         # Not a DeviceMesh, whose groups have the backend's own timeout. All ranks make all groups, as torch wants it.
         handle = dist.new_group(list(ranks), timeout=timedelta(seconds=timeout_s))
-        return DistributedGroup(handle, staged=staged) if rank in ranks else LocalGroup()
+        return make(handle) if rank in ranks else LocalGroup()
 
     return Mesh.build(rank, degrees, group_of)
 
@@ -108,3 +113,22 @@ class DistributedGroup(Group):
         result = source.new_empty((rows, *source.shape[1:]))
         operation(result, source)
         return result.to(tensor.device)
+
+
+class SymmetricMemoryGroup(DistributedGroup):
+    """A group whose ranks multiply the rows that have arrived while others come, and send what they have multiplied
+    meanwhile: torch's operators on symmetric memory, which are prototypes."""
+
+    fuses = True
+
+    def __init__(self, handle: ProcessGroup | None, *, staged: bool) -> None:
+        super().__init__(handle, staged=staged)
+
+        self._name = (handle or self._dist.group.WORLD).group_name
+
+    def gather_multiply(self, tensor: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gathered, (y,) = torch.ops.symm_mem.fused_all_gather_matmul(tensor.contiguous(), [weight.t()], 0, self._name)
+        return gathered, y
+
+    def multiply_scatter(self, tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.ops.symm_mem.fused_matmul_reduce_scatter(tensor.contiguous(), weight.t(), "sum", 0, self._name)

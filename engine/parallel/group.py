@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 
 from engine.errors import RankError
 
@@ -21,6 +22,8 @@ class Group(ABC):
 
     rank: int
     size: int
+    # whether `gather_multiply` and `multiply_scatter` are more than what they are made of here, and so to be used
+    fuses = False
 
     @abstractmethod
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -46,23 +49,34 @@ class Group(ABC):
 
     def reduce_scatter_rows(self, tensor: torch.Tensor) -> torch.Tensor:
         """As `reduce_scatter`, each rank getting its share of any number of rows: (rows, …) → (shares[rank], …)."""
-        rows, shares = tensor.shape[0], self.shares(tensor.shape[0])
-        if rows < shares[0] * self.size:
-            tensor = torch.cat([tensor, tensor.new_zeros((shares[0] * self.size - rows, *tensor.shape[1:]))])
-        return self.reduce_scatter(tensor)[: shares[self.rank]]
+        shares = self.shares(tensor.shape[0])
+        return self.reduce_scatter(filled_up(tensor, shares[0] * self.size))[: shares[self.rank]]
+
+    def multiply_scatter_rows(self, tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """As `multiply_scatter`, each rank getting its share of any number of rows."""
+        shares = self.shares(tensor.shape[0])
+        return self.multiply_scatter(filled_up(tensor, shares[0] * self.size), weight)[: shares[self.rank]]
 
     def gather_rows(self, tensor: torch.Tensor, rows: list[int]) -> torch.Tensor:
         """As `all_gather`, where rank i has rows[i] rows: (rows[rank], …) → (sum(rows), …)."""
         most = max(rows)
         if min(rows) == most:
             return self.all_gather(tensor)
-        if tensor.shape[0] < most:
-            tensor = torch.cat([tensor, tensor.new_zeros((most - tensor.shape[0], *tensor.shape[1:]))])
-        gathered = self.all_gather(tensor)
+        gathered = self.all_gather(filled_up(tensor, most))
         if rows == self.shares(sum(rows)):  # what was filled up is at the end
             return gathered[: sum(rows)]
         parts = gathered.split(most)
         return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
+
+    def gather_multiply(self, tensor: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows of every rank, as `all_gather`, and these times Wᵀ: (rows, in), (out, in) → (size · rows, in),
+        (size · rows, out)."""
+        gathered = self.all_gather(tensor)
+        return gathered, F.linear(gathered, weight)
+
+    def multiply_scatter(self, tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """x Wᵀ summed over the ranks as `reduce_scatter`: (rows, in), (out, in) → (rows / size, out)."""
+        return self.reduce_scatter(F.linear(tensor, weight))
 
     @abstractmethod
     def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
@@ -70,6 +84,12 @@ class Group(ABC):
 
     def close(self) -> None:  # noqa: B027  most groups hold nothing
         """Give up whatever the group holds."""
+
+
+def filled_up(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    """With rows of zeros up to so many."""
+    missing = rows - tensor.shape[0]
+    return torch.cat([tensor, tensor.new_zeros((missing, *tensor.shape[1:]))]) if missing else tensor
 
 
 class LocalGroup(Group):

@@ -17,6 +17,7 @@ from engine.kernels.fp8 import Fp8Rows
 from engine.kernels.gate import sigmoid_mul
 from engine.kernels.packing import Packing
 from engine.parallel.group import Group
+from engine.parallel.linear import ScatteredRows
 
 
 class Share(Packing):
@@ -41,11 +42,12 @@ class Share(Packing):
     def whole(self) -> Packing:
         return self._whole
 
-    def gather(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor | Fp8Rows:
+    def gather(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor | Fp8Rows | ScatteredRows:
         if isinstance(x, Fp8Rows):  # as bytes: not every library gathers fp8
             values = self.group.gather_rows(x.values.view(torch.uint8), self.rows_of_ranks).view(x.values.dtype)
             return Fp8Rows(values, self.group.gather_rows(x.scales, self.rows_of_ranks), x.dtype)
-        return self.group.gather_rows(x, self.rows_of_ranks)
+        rows = ScatteredRows(x, self.group, self.rows_of_ranks)
+        return rows if self.group.fuses else rows.gather()
 
 
 class SequenceParallelAttention:

@@ -113,13 +113,59 @@ mesh.close()
 """
 
 
+FUSED_CHILD = """
+import sys, torch
+import torch.distributed._symmetric_memory as symmetric
+from pathlib import Path
+from engine.modes import Degrees
+from engine.parallel import connect_mesh
+from tests.parallel.test_group import check_products
+operators = torch.library.Library("symm_mem", "IMPL")  # torch's own definition of what its GPU kernels compute
+operators.impl("fused_all_gather_matmul", symmetric._fused_all_gather_matmul_fallback, "CPU")
+operators.impl("fused_matmul_reduce_scatter", symmetric._fused_matmul_reduce_scatter_fallback, "CPU")
+rank, *degrees = map(int, sys.argv[1:5])
+mesh = connect_mesh(
+    rank, Degrees(*degrees), torch.device("cpu"), store_file=Path(sys.argv[5]), timeout_s=60, symmetric_memory=True
+)
+assert mesh.tp.fuses
+check_products(mesh.tp)
+mesh.close()
+"""
+
+
+def check_products(group: Group) -> None:
+    """Raise if the products that are made while rows are exchanged are not those made before or after."""
+    every = [torch.randn(4, 6, generator=torch.Generator().manual_seed(rank)) for rank in range(group.size)]
+    weight = torch.randn(5, 6, generator=torch.Generator().manual_seed(9))
+    gathered, product = group.gather_multiply(every[group.rank], weight)
+    assert torch.equal(gathered, torch.cat(every))
+    torch.testing.assert_close(product, torch.cat(every) @ weight.t())
+    total = (sum(every) @ weight.t()).chunk(group.size)[group.rank]
+    torch.testing.assert_close(group.multiply_scatter(every[group.rank], weight), total)
+    rows = group.multiply_scatter_rows(every[group.rank][:3], weight)
+    torch.testing.assert_close(rows, (sum(every)[:3] @ weight.t()).split(group.shares(3))[group.rank])
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_products_of_threads(size: int) -> None:
+    run_threads(thread_groups(size, DEADLINE_S), check_products)
+
+
+def test_products_through_symmetric_memory(tmp_path: Path) -> None:
+    run_processes(FUSED_CHILD, Degrees(2), tmp_path)
+
+
 @pytest.mark.parametrize("degrees", DEGREES)
 def test_processes(degrees: Degrees, tmp_path: Path) -> None:
+    run_processes(CHILD, degrees, tmp_path)
+
+
+def run_processes(script: str, degrees: Degrees, tmp_path: Path) -> None:
     numbers = map(str, (degrees.tp, degrees.sp, degrees.cfg))
     arguments = [*numbers, str(tmp_path / "store")]
     children = [
         subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(rank), *arguments],
+            [sys.executable, "-c", script, str(rank), *arguments],
             stderr=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parents[2],
