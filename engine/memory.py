@@ -130,5 +130,5 @@ def encode_bytes(config: ModelConfig, tp: int, bytes_per_element: int) -> int:
     attention = 4 * width // tp * (2 * e + _FLOAT32) + width * e
     swiglu = dit.text_intermediate_size // tp * (3 * e + _FLOAT32) + width * e
     blocks = rows * (2 * width * e + width * _FLOAT32 + max(attention, swiglu))
-    encoder = tokens * (text.intermediate_size // tp * (3 * e + _FLOAT32) + 3 * width * e)
+    encoder = tokens * (text.intermediate_size * (3 * e + _FLOAT32) + 3 * width * e)  # whose matrices may be whole
     return states + max(blocks, encoder)

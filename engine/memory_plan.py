@@ -182,10 +182,13 @@ def plan_checkpoint(
     *,
     budget: int | None,
     fp8_products: bool = False,
+    whole_text_encoder: bool = False,
 ) -> MemoryPlan:
     """The plan of each of `tp` ranks, which may take `budget` bytes each. fp8_products: the device multiplies fp8
-    matrices as they are. Raises as `plan_memory` does."""
-    held = held_parameters(checkpoint, tp, bytes_per_element, engine.quantization)
+    matrices as they are. whole_text_encoder: its matrices are not split. Raises as `plan_memory` does."""
+    held = held_parameters(
+        checkpoint, tp, bytes_per_element, engine.quantization, whole_text_encoder=whole_text_encoder
+    )
     fp8_products = fp8_products or engine.quantization == "fp8"
     return plan_memory(
         checkpoint.config,

@@ -35,10 +35,17 @@ class Span:
 
 
 def plan_for(
-    config: EngineConfig, weights: Weights, tp: int, ranks: int, device: torch.device, dtype: torch.dtype
+    config: EngineConfig,
+    weights: Weights,
+    tp: int,
+    ranks: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    whole_text_encoder: bool = False,
 ) -> MemoryPlan:
-    """The plan of each of so many ranks, tp of which share the weights. Raises `ArgumentError` if nothing fits into the
-    config's budget."""
+    """The plan of each of so many ranks, tp of which share the weights, the text encoder's unless it is whole on each.
+    Raises `ArgumentError` if nothing fits into the config's budget."""
     budget = config.memory_budget
     return plan_checkpoint(
         weights,
@@ -47,6 +54,7 @@ def plan_for(
         dtype.itemsize,
         budget=None if budget is None else budget // ranks_on_device(device, ranks),
         fp8_products=multiplies_fp8(device, dtype),
+        whole_text_encoder=whole_text_encoder,
     )
 
 

@@ -23,7 +23,7 @@ from engine.memory import batch_bytes, decode_bytes, tile_side
 from engine.model import TextEncoder, Transformer, VAEDecoder
 from engine.moments import moment
 from engine.offload import Offload, limit_allocations, plan_for
-from engine.parallel import Mesh
+from engine.parallel import LocalGroup, Mesh
 from engine.parallel.device import (
     check_quantization,
     free_bytes,
@@ -71,8 +71,10 @@ class Rank:
         check_quantization(config, device)
         if self.dtype == torch.float32:
             torch.backends.cudnn.allow_tf32 = False  # convolutions too are what was asked for
+        split = False
         if weights is None:
-            weights = CheckpointFiles.open(config, group.rank)
+            weights = files = CheckpointFiles.open(config, group.rank)
+            split = files.split_for is not None
         if config.merge_loras:
             weights = MergedWeights(weights, config)
         self.config = weights.config
@@ -84,12 +86,22 @@ class Rank:
         flash = unavailable("flash", device, self.dtype, text_head_dim) is None
         text_attention = GatedAttentionKernel("flash" if flash else "torch")
 
+        whole_text_encoder = not split and self._has_room_for_whole_text_encoder(config, weights)
+        text_group = LocalGroup() if whole_text_encoder else group
         with torch.device("meta"):
-            self.text_encoder = TextEncoder(self.config, group)
+            self.text_encoder = TextEncoder(self.config, text_group)
             self.transformer = Transformer(self.config.transformer, group, self.attention, text_attention)
             has_vae = mesh.world.rank == 0 or config.decodes_together
             self.vae = VAEDecoder(self.config.vae) if has_vae else None
-        self.plan = plan_for(config, weights, group.size, mesh.world.size, device, self.dtype)
+        self.plan = plan_for(
+            config,
+            weights,
+            group.size,
+            mesh.world.size,
+            device,
+            self.dtype,
+            whole_text_encoder=whole_text_encoder,
+        )
         limit_allocations(self.plan, device)
         self.offload = Offload(self.plan, device)
         options = LoadOptions(device, self.dtype, config.quantization, fp8_products=multiplies_fp8(device, self.dtype))
@@ -98,12 +110,12 @@ class Rank:
         for component, module in modules.items():
             if module is not None:
                 where = replace(options, on_host=self.offload.on_host(component))
-                self.bytes_read += load_weights(
-                    module, weights, component, rank=group.rank, size=group.size, options=where
-                )
+                of = text_group if component == "text_encoder" else group
+                self.bytes_read += load_weights(module, weights, component, rank=of.rank, size=of.size, options=where)
                 self.offload.take(component, module)
         weights.close()
 
+        self._text_group = text_group
         self._jobs: dict[int, JobState] = {}
         self._next_number = 0
         self.link: Link | None = None  # known after warm-up, where there are several ranks
@@ -138,9 +150,9 @@ class Rank:
                 self._warm_up_image(*size)
             # Collectives could be recorded too, but nobody has tried that with the groups of this engine; and float32
             # is for comparisons. A graph cannot follow weights that come and go.
-            if self._engine.cuda_graphs and self.mesh.tp.size == 1 and self.dtype == torch.bfloat16:
+            if self._engine.cuda_graphs and self.dtype == torch.bfloat16:
                 offload = set(self.plan.offload)
-                if TEXT_ENCODER not in offload:
+                if TEXT_ENCODER not in offload and self._text_group.size == 1:
                     self._prompts.record(PromptGraphs(self.text_encoder, self.device))
                 recordable = self.mesh.world.size == 1 and not offload & {DIT, DIT_LAYERWISE}
                 if recordable and self.attention.captured_backend is not None:
@@ -247,6 +259,19 @@ class Rank:
         """What lies where, for people, if the config says anything about it."""
         engine = self._engine
         return tuple(self.plan.describe()) if engine.offload or engine.memory_budget is not None else ()
+
+    def _has_room_for_whole_text_encoder(self, config: EngineConfig, weights: Weights) -> bool:
+        """Whether tensor parallel ranks keep the whole text encoder each, if all have a GPU with memory for it: then no
+        layer waits for other ranks, and encoding can be recorded as a graph. Not where memory is to be saved."""
+        tp, world = self.mesh.tp.size, self.mesh.world
+        if tp == 1:
+            return True
+        if self.device.type != "cuda" or config.offload or config.memory_budget is not None:
+            return False
+        plan = plan_for(config, weights, tp, world.size, self.device, self.dtype, whole_text_encoder=True)
+        free = (free_bytes(self.device) or 0) // ranks_on_device(self.device, world.size)
+        fits = world.all_reduce(torch.tensor([float(plan.needed <= free)], device=self.device))
+        return fits.item() == world.size
 
     # ---- decoding
 

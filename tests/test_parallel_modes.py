@@ -290,3 +290,24 @@ def test_heads_that_do_not_divide_name_what_does(checkpoint: Callable[..., Path]
         ArgumentError, match=r"^sp 4 is not possible .* num_attention_heads .* is 6, .* possible: 1, 2$"
     ):
         model.check_parallel(1, 4)
+
+
+@pytest.mark.parametrize("degrees", [{"tp": 2}, {"tp": 2, "sp": 2}])
+def test_a_text_encoder_that_is_whole_on_every_rank(monkeypatch: pytest.MonkeyPatch, degrees: dict[str, int]) -> None:
+    """As on GPUs that have memory for it."""
+    jobs = random_jobs(random.Random(11), 2)
+    alone = run_jobs(DEMO_CHECKPOINT, jobs)
+    monkeypatch.setattr(Rank, "_has_room_for_whole_text_encoder", lambda *_: True)
+    for one, other in zip(alone, run_jobs(DEMO_CHECKPOINT, jobs, **degrees), strict=True):
+        assert relative_error(other.latents, one.latents) <= TOLERANCE
+
+    def look(rank: Rank) -> tuple[int, int]:
+        return sum(parameter.nbytes for parameter in rank.text_encoder.parameters()), rank.plan.weights
+
+    (whole, _), *_ = on_ranks(DEMO_CHECKPOINT, look)
+    monkeypatch.undo()
+    (part, planned_split), *_ = on_ranks(DEMO_CHECKPOINT, look, **degrees)
+    monkeypatch.setattr(Rank, "_has_room_for_whole_text_encoder", lambda *_: True)
+    for held, planned in on_ranks(DEMO_CHECKPOINT, look, **degrees):
+        assert held == whole > part
+        assert planned - planned_split >= 0.9 * (whole - part), "the plan counts what is held, up to alignment"

@@ -40,20 +40,27 @@ class Tensors(Protocol):
 
 
 def held_parameters(
-    checkpoint: Tensors, tp: int, bytes_per_element: int, quantization: str = "auto"
+    checkpoint: Tensors,
+    tp: int,
+    bytes_per_element: int,
+    quantization: str = "auto",
+    *,
+    whole_text_encoder: bool = False,
 ) -> dict[str, dict[str, HeldParameter]]:
     """Every parameter of a rank by component and name, the decoder's being those of a rank that has it, at
-    `bytes_per_element` (2 for bfloat16) but for those kept in float32 and those held in 8 bits."""
+    `bytes_per_element` (2 for bfloat16) but for those kept in float32 and those held in 8 bits. whole_text_encoder: its
+    matrices are not split."""
     components: dict[str, dict[str, HeldParameter]] = {}
     for component, sources in checkpoint.sources.items():
         components[component] = {}
+        ranks = 1 if whole_text_encoder and component == "text_encoder" else tp
         for name, together in sources_by_parameter(sources).items():
             tensors = [checkpoint.stored(component, source) for source in together]
-            form = held_as(quantization, together, tensors, tp)
+            form = held_as(quantization, together, tensors, ranks)
             components[component][name] = HeldParameter(
                 form,
-                sum(math.prod(source.shard_shape(tp)) for source in together),
-                held_bytes(form, together, tp, bytes_per_element),
+                sum(math.prod(source.shard_shape(ranks)) for source in together),
+                held_bytes(form, together, ranks, bytes_per_element),
                 quantization != "fp8" and any(tensor.full_precision for tensor in tensors),
             )
     return components
