@@ -15,7 +15,7 @@ from engine.kernels.rope import image_rotations
 from engine.lora.adapters import Adapters
 from engine.model import Transformer
 from engine.model.transformer import TimeModulation
-from engine.modes import Degrees, divide_segments
+from engine.modes import Degrees, forwards
 from engine.parallel import Group, Mesh
 from engine.parallel.device import to_device
 
@@ -34,9 +34,8 @@ class Velocities:
         adapters: Adapters,
         device: torch.device,
     ) -> None:
-        self._config, self._transformer, self._mesh = config, transformer, mesh
+        self._config, self._transformer, self._mesh, self._degrees = config, transformer, mesh, degrees
         self._adapters, self._device = adapters, device
-        self._divides_wide = degrees.wide_divides(config)
         self.graphs: StepGraphs | None = None
         self._layout = lru_cache(maxsize=_CACHED_SHAPES)(self._make_layout)
         self._grid = lru_cache(maxsize=_CACHED_SHAPES)(self._make_grid)
@@ -48,15 +47,16 @@ class Velocities:
         would have much more to do than the other, all ranks share all tokens instead, if heads divide by so many.
         """
         tokens = [state.latents.shape[0] for state, _ in segments]
-        cfg = self._mesh.cfg
-        halves = divide_segments([state.latents.shape[0] + text.shape[0] for state, text in segments], cfg.size)
-        if not halves.even and self._divides_wide:
+        lengths = [state.latents.shape[0] + text.shape[0] for state, text in segments]
+        parts = forwards(self._config, lengths, self._degrees)
+        if len(parts) == 1:
             return list(self._forward(segments, self._mesh.wide).split(tokens))
-        own = self._forward([segments[i] for i in halves.members[cfg.rank]], self._mesh.sp)
-        every = cfg.gather_rows(own, [sum(tokens[i] for i in half) for half in halves.members])
-        order = [i for half in halves.members for i in half]
-        parts = dict(zip(order, every.split([tokens[i] for i in order]), strict=True))
-        return [parts[i] for i in range(len(segments))]
+        cfg = self._mesh.cfg
+        own = self._forward([segments[i] for i in parts[cfg.rank].segments], self._mesh.sp)
+        every = cfg.gather_rows(own, [sum(tokens[i] for i in part.segments) for part in parts])
+        order = [i for part in parts for i in part.segments]
+        velocities = dict(zip(order, every.split([tokens[i] for i in order]), strict=True))
+        return [velocities[i] for i in range(len(segments))]
 
     def _forward(self, segments: Sequence[tuple[JobState, torch.Tensor]], group: Group) -> torch.Tensor:
         """The velocities of these segments, whose rows the group's ranks share, in one forward: (image tokens of all,

@@ -10,7 +10,7 @@ import torch
 
 from engine.parallel.group import Group
 
-_BYTES, _OPERATIONS, _REPEATS = 64 * 2**20, 20, 3
+_BYTES, _OPERATIONS, _REPEATS = 64 * 2**20, 10, 3
 
 
 @dataclass(frozen=True)
