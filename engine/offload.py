@@ -18,7 +18,7 @@ from engine.copying import Copier, Copy, make_copier
 from engine.memory_plan import MemoryPlan, block_of, is_small, plan_checkpoint, slot_bytes
 from engine.model import TextEncoder, Transformer
 from engine.moments import Moment
-from engine.parallel.device import multiplies_fp8, ranks_on_device
+from engine.parallel.device import multiplies_fp8
 from engine.residency import HostMemory, Parcel, WeightLedger
 
 T = TypeVar("T")
@@ -38,21 +38,21 @@ def plan_for(
     config: EngineConfig,
     weights: Weights,
     tp: int,
-    ranks: int,
+    sharing: int,
     device: torch.device,
     dtype: torch.dtype,
     *,
     whole_text_encoder: bool = False,
 ) -> MemoryPlan:
-    """The plan of each of so many ranks, tp of which share the weights, the text encoder's unless it is whole on each.
-    Raises `ArgumentError` if nothing fits into the config's budget."""
+    """The plan of each of the ranks that share a device. tp: how many share the weights, the text encoder's unless it is
+    whole on each. Raises `ArgumentError` if nothing fits into the config's budget."""
     budget = config.memory_budget
     return plan_checkpoint(
         weights,
         config,
         tp,
         dtype.itemsize,
-        budget=None if budget is None else budget // ranks_on_device(device, ranks),
+        budget=None if budget is None else budget // sharing,
         fp8_products=multiplies_fp8(device, dtype),
         whole_text_encoder=whole_text_encoder,
     )

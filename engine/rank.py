@@ -58,14 +58,17 @@ class Rank:
         device: torch.device,
         on_image: Callable[[DecodedImage], None] | None = None,
         weights: Weights | None = None,
+        *,
+        local_ranks: int | None = None,
     ) -> None:
         """Load this rank's share of the checkpoint, or of `weights` that come from elsewhere.
 
-        on_image is called on rank 0, from the decoding thread, for every image. Raises `CheckpointError` if the
-        checkpoint is damaged and `ArgumentError` if the mesh's sizes do not divide the model, or the device lacks
-        what the config asks for.
+        on_image is called on rank 0, from the decoding thread, for every image. local_ranks: how many of the ranks are
+        on this machine, None for all. Raises `CheckpointError` if the checkpoint is damaged and `ArgumentError` if the
+        mesh's sizes do not divide the model, or the device lacks what the config asks for.
         """
         self.mesh, self.device = mesh, device
+        self._sharing = ranks_on_device(device, local_ranks or mesh.world.size)
         group = mesh.tp
         self.dtype = pick_dtype(config, device)
         check_quantization(config, device)
@@ -97,7 +100,7 @@ class Rank:
             config,
             weights,
             group.size,
-            mesh.world.size,
+            self._sharing,
             device,
             self.dtype,
             whole_text_encoder=whole_text_encoder,
@@ -249,7 +252,7 @@ class Rank:
             sizes["decode_limit"] = plan.decode_limit
         free = free_bytes(self.device)
         if free is not None:
-            free = free // ranks_on_device(self.device, self.mesh.world.size) - self.offload.absent
+            free = free // self._sharing - self.offload.absent
         if plan.usable is not None:
             held = max(plan.weights, torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0)
             free = plan.usable - held if free is None else min(free, plan.usable - held)
@@ -268,8 +271,8 @@ class Rank:
             return True
         if self.device.type != "cuda" or config.offload or config.memory_budget is not None:
             return False
-        plan = plan_for(config, weights, tp, world.size, self.device, self.dtype, whole_text_encoder=True)
-        free = (free_bytes(self.device) or 0) // ranks_on_device(self.device, world.size)
+        plan = plan_for(config, weights, tp, self._sharing, self.device, self.dtype, whole_text_encoder=True)
+        free = (free_bytes(self.device) or 0) // self._sharing
         fits = world.all_reduce(torch.tensor([float(plan.needed <= free)], device=self.device))
         return fits.item() == world.size
 

@@ -19,6 +19,7 @@ from engine.model.layers import SwiGLU
 from engine.moments import seconds_between
 from engine.offload import BlockStream, Span, limit_allocations
 from engine.parallel import Mesh
+from engine.parallel.mesh import thread_meshes
 from engine.prompt_features import PromptFeatures
 from engine.rank import Rank
 from engine.residency import HostMemory, WeightLedger
@@ -356,6 +357,13 @@ def test_ranks_on_one_device_share_its_budget(turbo: Path) -> None:
 
     plans = on_ranks(turbo, plan_of, tp=2, memory_budget=200_000_000)
     assert [budget for budget, _ in plans] == [100_000_000] * 2
+
+
+def test_ranks_on_other_machines_take_no_part_of_a_budget(turbo: Path) -> None:
+    config = EngineConfig(model=str(turbo), sp=2, memory_budget=200_000_000)
+    meshes = thread_meshes(config.degrees)
+    budgets = [Rank(config, meshes[0], CPU, local_ranks=local_ranks).plan.budget for local_ranks in (1, 2)]
+    assert budgets == [200_000_000, 100_000_000]
 
 
 def test_requests_in_a_tight_budget_give_the_same_latents(turbo: Path) -> None:
