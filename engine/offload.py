@@ -44,8 +44,8 @@ def plan_for(
     *,
     whole_text_encoder: bool = False,
 ) -> MemoryPlan:
-    """The plan of each of the ranks that share a device. tp: how many share the weights, the text encoder's unless it is
-    whole on each. Raises `ArgumentError` if nothing fits into the config's budget."""
+    """The plan of each of the ranks that share a device. tp: how many share the weights, the text encoder's unless it
+    is whole on each. Raises `ArgumentError` if nothing fits into the config's budget."""
     budget = config.memory_budget
     return plan_checkpoint(
         weights,

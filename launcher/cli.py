@@ -67,7 +67,7 @@ def run() -> NoReturn:
 @click.group()
 @click.version_option(engine.__version__)
 def commands() -> None:
-    """Generate images with Krea 2, tensor-parallel over the GPUs of one machine."""
+    """Generate images with Krea 2, on one GPU or several."""
 
 
 commands.add_command(serve)

@@ -87,12 +87,15 @@ async def serve(
     tokenizer = PromptTokenizer(checkpoint.tokenizer, model.text_encoder.vocab_size)
     loras = open_registry(config, model)
     log_event("starting", version=engine.__version__, pid=os.getpid(), **asdict(config.engine))
-    context = zmq.asyncio.Context()
+    contexts = clients_context, ranks_context = zmq.asyncio.Context(), zmq.asyncio.Context()
     try:
-        frontend = Frontend(config, model, tokenizer, loras, ranks, start_ranks, context, on_started)
+        frontend = Frontend(
+            config, model, tokenizer, loras, ranks, start_ranks, clients_context, ranks_context, on_started
+        )
         await frontend.run(stop, stop_now)
     finally:
-        context.destroy()
+        for context in contexts:
+            context.destroy()
 
 
 class Frontend:
@@ -106,9 +109,11 @@ class Frontend:
         loras: LoraRegistry,
         ranks: list[Child],
         start_ranks: Callable[[int], None],
-        context: zmq.asyncio.Context,
+        clients_context: zmq.asyncio.Context,
+        ranks_context: zmq.asyncio.Context,
         on_started: Callable[[str], None],
     ) -> None:
+        """Two contexts, since one holds the keys of one socket at most."""
         self._config, self._model, self._tokenizer = config, model, tokenizer
         self._was_ready = False
         self._on_started = on_started
@@ -120,10 +125,10 @@ class Frontend:
         self._draining = False
         address = config.rpc or f"ipc://{config.run_folder}/clients"
         keys = None if config.rpc_keys is None else ServerKeys.load(config.rpc_keys)
-        self._clients = Clients(address, context, on_message=self._handle, keys=keys)
+        self._clients = Clients(address, clients_context, on_message=self._handle, keys=keys)
         self._answers = Answers(self._clients, self._metrics)
         self._dispatcher = Dispatcher(
-            config, model, tokenizer.encode, self._job_ids, ranks, start_ranks, context, events=self
+            config, model, tokenizer.encode, self._job_ids, ranks, start_ranks, ranks_context, events=self
         )
         self._loras = LoraService(
             config,

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import msgspec
 
+import engine
 from engine.config import EngineConfig
 from engine.step import Step, StepTimes
 from launcher.limits import Limits
@@ -29,7 +30,8 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     `run_folder` is made when it starts; `rpc` None is a socket in there; `rpc_keys` the folder of keys that
     says who may talk to it, None for everybody who reaches it. `external_ranks`: somebody else starts the
-    ranks, which come to a run folder that exists already. A step that takes longer than `step_timeout_s` counts as
+    ranks, which come to a run folder that exists already; `ranks_host`: the name by which those on other machines know
+    this one, None if there are none. A step that takes longer than `step_timeout_s` counts as
     hanging, and sooner once it is known how long steps take. `drain_s`: for what runs to be finished when it stops.
     `lora_dir`: the folder from which clients may load LoRAs, None if they may not. `fp8_blocks`: whether the blocks'
     matrices are multiplied in 8 bits.
@@ -43,6 +45,7 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     loras: tuple[LoraFile, ...] = ()
     lora_dir: str | None = None
     external_ranks: bool = False
+    ranks_host: str | None = None
     warm_up: bool = True
     warm_up_sizes: tuple[tuple[int, int], ...] = ()
     drain_s: float = 0.0
@@ -75,16 +78,29 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     log_format: str = "json"
 
 
+class Door(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rank on another machine needs to come to the front-end: its port, and CURVE keys, of which the ranks'
+    is one pair for all of them."""
+
+    port: int
+    server_public: str
+    rank_public: str
+    rank_secret: str
+
+
 class RankConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Which rank a process is, and where its front-end listens. What to load comes over the wire.
 
-    `generation` counts the groups of ranks that the front-end has had. `store_file` is where spawned ranks meet; None
-    under torchrun, which has a place of its own.
+    `local_rank`, `local_ranks`: which it is of the ranks of this machine, and how many these are. The front-end listens
+    in `run_folder`, or behind a `door` if it is on another machine. `generation` counts the groups of ranks that it has
+    had. `store_file` is where spawned ranks meet; None under torchrun, which has a place of its own.
     """
 
     rank: int
-    world_size: int
-    run_folder: str
+    local_rank: int
+    local_ranks: int
+    run_folder: str = ""
+    door: Door | None = None
     generation: int = 0
     store_file: str | None
 
@@ -96,6 +112,11 @@ def ranks_address(run_folder: str, generation: int) -> str:
 def lifeline_path(run_folder: str) -> str:
     """The unix socket that takes the place of a stdin pipe between the front-end and ranks it did not start."""
     return f"{run_folder}/lifeline"
+
+
+def door_path(run_folder: str) -> str:
+    """The file with the `Door`, as json. It is there before the lifeline is."""
+    return f"{run_folder}/door"
 
 
 def route(rank: int) -> bytes:
@@ -150,6 +171,13 @@ class Hello(Message, frozen=True, kw_only=True):
     """The rank can hear."""
 
     rank: int
+    version: str = engine.__version__
+
+
+class Alive(Message, frozen=True, kw_only=True):
+    """This connection is the lifeline of a rank on another machine."""
+
+    rank: int
 
 
 class Ready(Message, frozen=True, kw_only=True):
@@ -202,7 +230,7 @@ class RankFailed(Message, frozen=True, kw_only=True):
     parameter: str | None
 
 
-Report = Hello | Ready | StepDone | Decoded | Previewed | RankFailed
+Report = Hello | Alive | Ready | StepDone | Decoded | Previewed | RankFailed
 
 # ---- decoding
 

@@ -14,6 +14,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import zmq
 import zmq.asyncio
@@ -85,7 +86,7 @@ class ClientKeys:
             raise ArgumentError.of("key", allowed, file if isinstance(file, str) else str(file)) from None
         return cls(public, secret, server[1].encode())
 
-    def use(self, client: zmq.asyncio.Socket) -> None:
+    def use(self, client: zmq.Socket[Any]) -> None:
         """Prove with these keys who we are, and let only their server answer. For a socket that is not connected."""
         client.curve_publickey, client.curve_secretkey = self.public, self.secret
         client.curve_serverkey = self.server

@@ -210,12 +210,13 @@ def configure_engine(
 ) -> tuple[FrontendConfig, ModelConfig]:
     """The engine's options, checked as far as that goes without starting it. workload: what a mode is chosen for."""
     choose = is_auto(parallel, tp=tp, sp=sp, cfg_parallel=cfg_parallel)
-    folder, count = torchrun.external_ranks() or ("", 1)
+    ranks = torchrun.external_ranks()
+    count = 1 if ranks is None else ranks.total
     sp = 1 if sp is None else sp
     beside = sp * (1 + cfg_parallel)
     if tp is None:
         tp = max(1, count // beside) if sp > 0 and not choose else 1
-    if folder and tp * beside != count and not choose:
+    if ranks is not None and tp * beside != count and not choose:
         product, got = ("tp · sp · 2", f"{tp} · {sp} · 2") if cfg_parallel else ("tp · sp", f"{tp} · {sp}")
         raise ArgumentError(
             f"{product} must be {count}, the number of processes that torchrun started, got {got}", parameter="tp"
@@ -235,7 +236,7 @@ def configure_engine(
         step_timeout_s=step_timeout_s,
     )
     if choose:
-        config, lines = choose_parallel(config, workload(model, config.limits), ranks=count if folder else None)
+        config, lines = choose_parallel(config, workload(model, config.limits), ranks=None if ranks is None else count)
         click.echo("\n".join(lines), err=True)
     config, warnings = add_loras(config, model, loras, lora_dir=lora_dir, merge=merge_lora)
     for warning in warnings:
@@ -243,7 +244,14 @@ def configure_engine(
     if model.variant_is_assumed:
         kind = "Turbo" if model.is_distilled else "Raw"
         click.echo(f"note: the checkpoint does not say what it is, {kind} is assumed: see --variant", err=True)
-    return msgspec.structs.replace(config, run_folder=folder, external_ranks=bool(folder)), model
+    if ranks is None:
+        return config, model
+    if (advice := torchrun.tp_warning(config.engine.tp, ranks)) is not None:
+        if config.engine.symmetric_memory:
+            raise ArgumentError.of("symmetric_memory", "False with a tp group between machines", True)
+        click.echo(f"warning: {advice}", err=True)
+    host = ranks.host if ranks.local < ranks.total else None
+    return msgspec.structs.replace(config, run_folder=ranks.run_folder, external_ranks=True, ranks_host=host), model
 
 
 def _parse_limits(assignments: tuple[str, ...]) -> dict[str, float]:

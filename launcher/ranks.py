@@ -18,9 +18,11 @@ from typing import Protocol
 import zmq
 import zmq.asyncio
 
+import engine
 from engine.errors import Krea2Error, LaunchError, RankError, error_from_code
 from engine.step import Step, StepTimes
 from launcher.internal import (
+    Alive,
     Command,
     Decoded,
     Execute,
@@ -36,8 +38,10 @@ from launcher.internal import (
     ranks_address,
     route,
 )
+from launcher.lifelines import Lifelines
 from launcher.process import Child
 from launcher.protocol import describe, encode
+from launcher.remote_ranks import RemoteRanks
 from launcher.sockets import send_now
 
 STEPS_AHEAD = 2  # one runs while the next waits in the rank
@@ -98,11 +102,13 @@ class RankGroup:
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
         self._socket.set(zmq.LINGER, 0)
         self._socket.bind(ranks_address(config.run_folder, generation))
-        self._lifelines: list[_Lifeline] = []
-        self._lifeline_server: asyncio.Server | None = None
+        self._lifelines = Lifelines(self._lost)
+        self._remote: RemoteRanks | None = None
+        if config.ranks_host is not None:
+            self._remote = RemoteRanks(self._socket, context, host=config.ranks_host, run_folder=config.run_folder)
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch_clock())]
         if config.external_ranks:
-            self._tasks.append(asyncio.create_task(self._accept_lifelines()))
+            self._tasks.append(asyncio.create_task(self._lifelines.accept(lifeline_path(config.run_folder))))
 
     def watch(self, children: Sequence[Child]) -> None:
         """Lose the group when one of its processes ends."""
@@ -185,11 +191,9 @@ class RankGroup:
         self._closing = True
         for task in self._tasks:
             task.cancel()
-        if self._lifeline_server is not None:
-            self._lifeline_server.close()
-        for lifeline in self._lifelines:
-            if lifeline.transport is not None:
-                lifeline.transport.close()
+        self._lifelines.close()
+        if self._remote is not None:
+            self._remote.close(done=not self.failed.done())
         self._socket.close()
 
     def _command(self, rank: int, command: Command) -> None:
@@ -211,6 +215,13 @@ class RankGroup:
 
     def _handle(self, header: bytes, frames: list[bytes]) -> None:
         match decode_report(header):
+            case Hello(rank=rank, version=version) if version != engine.__version__:
+                self._failing.add(rank)
+                ours = f"krea2-engine {engine.__version__}, as the front-end"
+                self.fail(LaunchError(f"rank {rank} must be of {ours}, and is of {version}"))
+            case Alive(rank=rank):
+                if self._remote is not None:
+                    self._remote.came(rank)
             case Hello(rank=rank):
                 config = self._config
                 timeout_s = max(config.start_timeout_s, config.step_timeout_s)
@@ -267,14 +278,9 @@ class RankGroup:
             self.failed.set_result(error)
 
     def _when_exited(self, rank: int, child: Child) -> Callable[[], None]:
-        def exited() -> None:
-            # A rank that has said why it fails is heard over the wire.
-            if not self._closing and rank not in self._failing:
-                self.fail(RankError(f"rank {rank} {child.describe_exit()}"))
-
         def from_another_thread() -> None:
             with suppress(RuntimeError):  # the loop has ended, so has the group
-                self._loop.call_soon_threadsafe(exited)
+                self._loop.call_soon_threadsafe(self._lost, rank, child.describe_exit())
 
         return from_another_thread
 
@@ -285,6 +291,8 @@ class RankGroup:
             now = time.monotonic()
             if now - asleep > 1.0 + _CLOCK_S:
                 self._put_off(now - asleep)
+            for rank in self._remote.lost() if self._remote is not None else []:
+                self._lost(rank, "died, or its machine cannot be reached")
             if len(self._ready) < len(self._ranks):
                 missing = [rank for rank in self._ranks if rank not in self._ready]
                 if now > self._start_due:
@@ -313,40 +321,13 @@ class RankGroup:
         for job_id in self._decoding:
             self._decoding[job_id] += seconds
 
-    async def _accept_lifelines(self) -> None:
-        """Ranks that torchrun started connect here; each side learns from the closed socket that the other is gone."""
-
-        def lost(rank: int) -> None:
-            if not self._closing and rank not in self._failing:
-                self.fail(RankError(f"rank {rank} died"))
-
-        def accept() -> _Lifeline:
-            self._lifelines.append(_Lifeline(lost))
-            return self._lifelines[-1]
-
-        self._lifeline_server = await self._loop.create_unix_server(accept, lifeline_path(self._config.run_folder))
+    def _lost(self, rank: int, how: str = "died") -> None:
+        # A rank that has said why it fails is heard over the wire.
+        if not self._closing and rank not in self._failing:
+            self.fail(RankError(f"rank {rank} {how}"))
 
 
 def _listed(ranks: Sequence[int]) -> str:
     """`0`, `0 and 1`, `0, 1 and 2`."""
     *first, last = map(str, ranks)
     return f"{', '.join(first)} and {last}" if first else last
-
-
-class _Lifeline(asyncio.Protocol):
-    """One rank's connection, on which it says its number and then nothing more."""
-
-    def __init__(self, on_lost: Callable[[int], None]) -> None:
-        self._on_lost = on_lost
-        self._rank: int | None = None
-        self.transport: asyncio.BaseTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._rank = data[0]
-
-    def connection_lost(self, _: Exception | None) -> None:
-        if self._rank is not None:
-            self._on_lost(self._rank)

@@ -390,7 +390,8 @@ def start_ranks(config: FrontendConfig, ranks: list[Child], generation: int = 0)
     for rank in range(ranks_wanted):
         rank_config = RankConfig(
             rank=rank,
-            world_size=ranks_wanted,
+            local_rank=rank,
+            local_ranks=ranks_wanted,
             run_folder=config.run_folder,
             generation=generation,
             store_file=f"{config.run_folder}/store-{generation}",

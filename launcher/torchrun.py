@@ -1,7 +1,8 @@
 """Under `torchrun -m launcher generate|serve …`: its processes are the ranks.
 
-Local rank 0 starts the command itself as a child, whose front-end finds the ranks in a folder instead of starting
-them; the folder's name travels through torchrun's TCPStore. When the child ends, all ranks end.
+Rank 0 starts the command itself as a child, whose front-end finds the ranks in a folder instead of starting them; the
+folder's name travels through torchrun's TCPStore, and so does the door for ranks on other machines. When the child
+ends, all ranks end.
 """
 
 from __future__ import annotations
@@ -13,65 +14,121 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
+from contextlib import suppress
 from datetime import timedelta
-from typing import NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+import msgspec
 
 from launcher import worker
-from launcher.internal import RankConfig, lifeline_path
+from launcher.internal import Door, RankConfig, door_path, lifeline_path
 from launcher.process import child_environment, make_run_folder, python_command, remove_run_folder
 from launcher.spawn import ORDERLY_S, RANK_ENVIRONMENT, SIGNALS
 
-_RUN_FOLDER, _WORLD_SIZE = "KREA2_RANKS_FOLDER", "KREA2_RANKS"  # what the child finds in its environment
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
+_RANKS = "KREA2_EXTERNAL_RANKS"  # what the child finds in its environment
 _MEET_S = 60.0
 _AGENT_S = 0.5  # between looks whether torchrun is there
 _LAST_WORDS_S = 1.0  # for the front-end to notice that a rank died, before a signal that may be the consequence
+_EARLY_END_S = 20.0  # for ranks on other machines to come and hear that the command has ended before it had a door
+
+
+class ExternalRanks(NamedTuple):
+    """The ranks that torchrun has started: how many in all and on this machine, and where those come to: a run folder
+    here, and `host` from other machines."""
+
+    total: int
+    local: int
+    run_folder: str
+    host: str
+
+
+class _Place(NamedTuple):
+    """Where torchrun has put this process."""
+
+    rank: int
+    ranks: int
+    local_rank: int
+    local_ranks: int
+    machine: int
+
+    @classmethod
+    def of_environment(cls) -> _Place:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+        return cls(*(int(os.environ[name]) for name in names))
+
+    @property
+    def remote_ranks(self) -> int:
+        """How many ranks other machines have."""
+        return self.ranks - self.local_ranks
 
 
 def is_rank() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
 
 
-def external_ranks() -> tuple[str, int] | None:
-    """In the child of rank 0: the run folder where the ranks connect, and how many there are."""
-    if _RUN_FOLDER not in os.environ:
+def external_ranks() -> ExternalRanks | None:
+    """In the child of rank 0: who the ranks are that come to it."""
+    if _RANKS not in os.environ:
         return None
-    return os.environ[_RUN_FOLDER], int(os.environ[_WORLD_SIZE])
+    return msgspec.json.decode(os.environ[_RANKS], type=ExternalRanks)
+
+
+def tp_warning(tp: int, ranks: ExternalRanks) -> str | None:
+    """What to say if matrices are split over machines: the ranks of a tp group are neighbours."""
+    if ranks.local == ranks.total or ranks.local % tp == 0:
+        return None
+    return (
+        f"tp {tp} with {ranks.local} of the ranks on each machine sends activations between machines in every block: "
+        "use --sp or --cfg-parallel across machines, and tp within one"
+    )
 
 
 def run_rank() -> NoReturn:
     """The whole life of a rank that torchrun started."""
     agent = os.getppid()
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if int(os.environ["LOCAL_WORLD_SIZE"]) != world_size:
-        sys.exit("error: all ranks must run on one machine" if rank == 0 else 1)
-    run_folder = str(make_run_folder()) if rank == 0 else None
-    child = _start_command(run_folder, world_size) if run_folder is not None else None
+    place = _Place.of_environment()
+    run_folder = str(make_run_folder()) if place.rank == 0 else None
+    met: Future[Store] = Future()
+    child = _start_command(run_folder, place) if run_folder is not None else None
     # Python's own handlers would wait for a collective to end; a thread does not. All threads that start from now on
     # leave signals to that one; the child has started already, and gets its own.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     if child is not None:
-        threading.Thread(target=_end_with, args=(child, run_folder), daemon=True).start()
+        threading.Thread(target=_end_with, args=(child, run_folder, place, met), daemon=True).start()
     connected = threading.Event()
     threading.Thread(target=_obey_signals, args=(child, connected), daemon=True).start()
     threading.Thread(target=_end_without, args=(agent,), daemon=True).start()
 
     for name, value in RANK_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from torch.distributed.rendezvous import rendezvous
-
-    # torch's own meeting for env://, with the agent's store or rank 0's, whichever torchrun has set up
-    store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timedelta(seconds=_MEET_S)))
-    key = f"krea2/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    if run_folder is None:
-        run_folder = store.get(key).decode()
+    run_folder, door = _meet(place, run_folder, met)
+    if door is None:
+        _connect_lifeline(run_folder, place.rank)
+        if place.rank == 0 and place.remote_ranks:
+            _tell(met.result(), Path(door_path(run_folder)).read_text())
     else:
-        store.set(key, run_folder)
-    _connect_lifeline(run_folder, rank)
+        from launcher.remote_ranks import hold_lifeline
+
+        hold_lifeline(door, place.rank, _MEET_S)
     connected.set()
-    worker.serve(RankConfig(rank=rank, world_size=world_size, run_folder=run_folder, store_file=None))
+    worker.serve(
+        RankConfig(
+            rank=place.rank,
+            local_rank=place.local_rank,
+            local_ranks=place.local_ranks,
+            run_folder=run_folder,
+            door=door,
+            store_file=None,
+        )
+    )
 
 
-def _start_command(run_folder: str, world_size: int) -> subprocess.Popen[bytes]:
+def _start_command(run_folder: str, place: _Place) -> subprocess.Popen[bytes]:
     """The same command line without torchrun. It ends when its stdin does, and we end when it does."""
     environment = {
         name: value
@@ -79,16 +136,65 @@ def _start_command(run_folder: str, world_size: int) -> subprocess.Popen[bytes]:
         if not name.startswith(("TORCHELASTIC_", "MASTER_", "GROUP_", "ROLE_"))
         and name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     }
-    environment |= {_RUN_FOLDER: run_folder, _WORLD_SIZE: str(world_size)}
+    ranks = ExternalRanks(place.ranks, place.local_ranks, run_folder, os.environ["MASTER_ADDR"])
+    environment |= {_RANKS: msgspec.json.encode(ranks).decode()}
     return subprocess.Popen(
         python_command(*sys.argv[1:]), stdin=subprocess.PIPE, env=environment, start_new_session=True
     )
 
 
-def _end_with(child: subprocess.Popen[bytes], run_folder: str) -> None:
+def _end_with(child: subprocess.Popen[bytes], run_folder: str, place: _Place, met: Future[Store]) -> None:
     code = child.wait()
+    code = code if code >= 0 else 128 - code
     remove_run_folder(run_folder)
-    os._exit(code if code >= 0 else 128 - code)
+    if place.remote_ranks:
+        with suppress(Exception):  # torchrun may be gone, and its store with it
+            store = met.result(_MEET_S)
+            if _tell(store, str(code)):
+                deadline = time.monotonic() + _EARLY_END_S
+                while store.add(_key("heard"), 0) < place.remote_ranks and time.monotonic() < deadline:
+                    time.sleep(0.05)
+    os._exit(code)
+
+
+# ---- what ranks tell each other through torchrun's store
+
+
+def _meet(place: _Place, run_folder: str | None, met: Future[Store]) -> tuple[str, Door | None]:
+    """Meet the other ranks, and learn where the front-end is: in a folder, or behind a door. Ends the process if the
+    command has ended, or nothing is heard of rank 0."""
+    from torch.distributed import DistError
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        # torch's own meeting for env://, with the agent's store or rank 0's, whichever torchrun has set up
+        store, _, _ = next(rendezvous("env://", place.rank, place.ranks, timeout=timedelta(seconds=_MEET_S)))
+        met.set_result(store)
+        if run_folder is not None:
+            store.set(_key("folder"), run_folder)
+            return run_folder, None
+        if place.machine == 0:
+            return store.get(_key("folder")).decode(), None
+        told = store.get(_key("door")).decode()
+        store.add(_key("heard"), 1)
+    except DistError:
+        sys.exit(f"error: rank {place.rank} heard nothing of rank 0 on {os.environ['MASTER_ADDR']}")
+    if told.isdigit():
+        os._exit(int(told))
+    return "", msgspec.json.decode(told, type=Door)
+
+
+def _tell(store: Store, told: str) -> bool:
+    """Tell ranks on other machines either the door or, if the command has ended without one, its exit code. Returns
+    whether they had been told nothing before."""
+    return store.compare_set(_key("door"), "", told).decode() == told
+
+
+def _key(name: str) -> str:
+    return f"krea2/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
+
+
+# ---- life and death
 
 
 def _end_without(agent: int) -> None:

@@ -36,6 +36,8 @@ from launcher.process import read_config, remove_run_folder, watch_parent
 from launcher.protocol import describe, encode
 
 if TYPE_CHECKING:
+    import zmq
+
     from engine.decoding import DecodedImage
     from engine.pending import PendingStep
     from engine.rank import Rank
@@ -83,14 +85,14 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
     wire.send(Hello(rank=config.rank))
     load = wire.receive(timeout_s=_ORDERS_S)
     assert isinstance(load, Load)
-    device = pick_device(load.engine, config.rank, config.world_size)
+    device = pick_device(load.engine, config.local_rank, config.local_ranks)
     mesh = connect_mesh(
         config.rank,
         load.engine.degrees,
         device,
         store_file=Path(config.store_file) if config.store_file is not None else None,
         timeout_s=load.timeout_s,
-        share_gpu=ranks_on_device(device, config.world_size) > 1,
+        share_gpu=ranks_on_device(device, config.local_ranks) > 1,
         symmetric_memory=load.engine.symmetric_memory,
     )
 
@@ -105,7 +107,7 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
         )
         wire.send(header, image.rgb)
 
-    rank = Rank(load.engine, mesh, device, on_image=send_image)
+    rank = Rank(load.engine, mesh, device, on_image=send_image, local_ranks=config.local_ranks)
     if load.warm_up:
         rank.warm_up(load.warm_up_sizes)
     attention = rank.attention_choice.describe()
@@ -153,17 +155,24 @@ class _Wire:
     def __init__(self, config: RankConfig) -> None:
         import zmq
 
-        self._rank = config.rank
-        self._address = ranks_address(config.run_folder, config.generation)
+        self._config = config
         self._context = zmq.Context()
         self._sockets = threading.local()
         self._commands = self._sockets.own = self._context.socket(zmq.DEALER)
         self._commands.routing_id = route(config.rank)
-        self._commands.connect(self._address)
+        self._connect(self._commands)
+
+    def _connect(self, socket: zmq.Socket[bytes]) -> None:
+        if self._config.door is not None:
+            from launcher.remote_ranks import connect
+
+            connect(socket, self._config.door)
+        else:
+            socket.connect(ranks_address(self._config.run_folder, self._config.generation))
 
     def receive(self, timeout_s: float | None = None) -> Command:
         if timeout_s is not None and not self._commands.poll(int(timeout_s * 1000)):
-            raise LaunchError(f"rank {self._rank} got no orders from the front-end within {timeout_s:g} s")
+            raise LaunchError(f"rank {self._config.rank} got no orders from the front-end within {timeout_s:g} s")
         return decode_command(self._commands.recv())
 
     def send(self, message: msgspec.Struct, *frames: bytes) -> None:
@@ -171,14 +180,18 @@ class _Wire:
             import zmq
 
             self._sockets.own = self._context.socket(zmq.DEALER)
-            self._sockets.own.connect(self._address)
+            self._connect(self._sockets.own)
         self._sockets.own.send_multipart([encode(message), *frames], copy=False)
 
     def fail(self, error: Exception) -> None:
-        """Send why this rank cannot go on: a user's mistake as it is, anything else under this rank's name."""
+        """Send why this rank cannot go on: a user's mistake as it is, anything else, and all from another machine than
+        the front-end's, under this rank's name."""
+        name = f"rank {self._config.rank}"
         if isinstance(error, Krea2Error):
             code, message, parameter = error.code, error.message, error.parameter
+            if self._config.door is not None:  # where the checkpoint, say, may be missing that is there on the first
+                message = f"{name}: {message}"
         else:
             traceback.print_exception(error)
-            code, message, parameter = "internal_error", f"rank {self._rank}: {describe(error)}", None
-        self.send(RankFailed(rank=self._rank, code=code, message=message, parameter=parameter))
+            code, message, parameter = "internal_error", f"{name}: {describe(error)}", None
+        self.send(RankFailed(rank=self._config.rank, code=code, message=message, parameter=parameter))

@@ -31,6 +31,7 @@ def imported_by(statement: str) -> set[str]:
         "keys",
         "process",
         "ranks",
+        "remote_ranks",
         "requests",
         "spawn",
         "tokenizer",
