@@ -123,7 +123,9 @@ def test_both_machines_end_when_the_first_loses(marked: Marked, victim: str) -> 
     if victim == "rank 0":
         rank(marked, 0).kill()
     elif victim == "front-end":
-        next(process for process in marked.alive("launcher") if "RANK" not in process.environ()).kill()
+        agents = {node.pid for node in nodes}
+        others = [process for process in marked.alive("launcher") if process.pid not in agents]
+        next(process for process in others if "RANK" not in process.environ()).kill()
     else:
         nodes[0].kill()
     (code, _), (code_there, errors_there) = ends(nodes)
