@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
 
 import torch
-
-from engine.kernels.fp8 import Fp8Rows
-
-if TYPE_CHECKING:
-    from engine.parallel.linear import ScatteredRows
 
 # Query rows of one program of the Triton attention: a segment is cut into tiles of so many rows.
 TILE_ROWS = 128
@@ -40,10 +34,6 @@ class Packing:
     def whole(self) -> Packing:
         """What these are the rows of; another packing only where several ranks have a share each."""
         return self
-
-    def gather(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor | Fp8Rows | ScatteredRows:
-        """The rows of `whole`, of which x has these, or what a layer gathers them from."""
-        return x
 
     @cached_property
     def offsets(self) -> torch.Tensor:

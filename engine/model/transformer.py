@@ -20,7 +20,7 @@ from engine.kernels.packing import Packing
 from engine.model.layers import Attention, GatedAttention, RMSNorm, SwiGLU, Visit
 from engine.model.text_fusion import TextFusion
 from engine.parallel import Group, Linear
-from engine.parallel.sequence import SequenceParallelAttention
+from engine.parallel.sequence import SequenceParallelAttention, gather
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ class Transformer(nn.Module):
         y = rms_norm_modulate(x, vectors[:, 0], vectors[:, 1], eps, packing, fp8=blocks[0].takes_fp8)
         for block, follower in zip(self.visit(blocks), followers, strict=True):
             _, _, gate, factor, shift, last_gate = vectors.unbind(1)
-            update = block.attn(packing.gather(y), packing.whole, rotations)
+            update = block.attn(gather(y, packing), packing.whole, rotations)
             y = add_rms_norm_modulate_(x, update, gate, factor, shift, eps, packing, fp8=block.ff.takes_fp8)
-            update = block.ff(packing.gather(y))
+            update = block.ff(gather(y, packing))
             vectors = follower.modulate(modulation)
             factor, shift = vectors[:, 0], vectors[:, 1]
             y = add_rms_norm_modulate_(x, update, last_gate, factor, shift, eps, packing, fp8=follower.takes_fp8)

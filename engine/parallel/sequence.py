@@ -43,11 +43,17 @@ class Share(Packing):
         return self._whole
 
     def gather(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor | Fp8Rows | ScatteredRows:
+        """The rows of `whole`, of which x has these, or what a layer gathers and multiplies in one."""
         if isinstance(x, Fp8Rows):  # as bytes: not every library gathers fp8
             values = self.group.gather_rows(x.values.view(torch.uint8), self.rows_of_ranks).view(x.values.dtype)
             return Fp8Rows(values, self.group.gather_rows(x.scales, self.rows_of_ranks), x.dtype)
         rows = ScatteredRows(x, self.group, self.rows_of_ranks)
         return rows if self.group.fuses else rows.gather()
+
+
+def gather(x: torch.Tensor | Fp8Rows, packing: Packing) -> torch.Tensor | Fp8Rows | ScatteredRows:
+    """What to multiply, of which x are the packing's rows."""
+    return packing.gather(x) if isinstance(packing, Share) else x
 
 
 class SequenceParallelAttention:
