@@ -138,7 +138,8 @@ def run_rank(
     os.environ["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] = "1"  # for ranks to share a GPU
     latents: dict[str, torch.Tensor] = {}
     parallel: dict[str, Any] = {"tp": mode.tp, "sp": mode.sp, "cfg_parallel": mode.cfg > 1}
-    config = EngineConfig(device=device_name, share_gpu=True, **parallel)
+    symmetric_memory = symmetric_memory and mode.tp > 1
+    config = EngineConfig(device=device_name, share_gpu=True, symmetric_memory=symmetric_memory, **parallel)
     device = pick_device(config, rank, mode.ranks)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // mode.ranks))
     store = folder / "store"
@@ -149,7 +150,7 @@ def run_rank(
         store_file=store,
         timeout_s=timeout_s,
         share_gpu=True,
-        symmetric_memory=symmetric_memory and mode.tp > 1,
+        symmetric_memory=symmetric_memory,
     )
     for precision, (dtype, quantization) in PRECISIONS.items():
         config = EngineConfig(

@@ -127,8 +127,9 @@ class EngineConfig:
 
     @property
     def decodes_together(self) -> bool:
-        """Whether all ranks have the decoder, and decode an image that is large enough together."""
-        return self.ranks > 1 and VAE not in self.offload
+        """Whether all ranks have the decoder, and decode an image that is large enough together. Not with a budget, by
+        which those of one machine may be told to decode in tiles, and those of another not."""
+        return self.ranks > 1 and VAE not in self.offload and self.memory_budget is None
 
     def _check_memory_options(self) -> None:
         if not isinstance(self.offload, tuple) or set(self.offload) - set(OFFLOADS):

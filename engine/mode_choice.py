@@ -7,11 +7,13 @@ written between them, and what ranks send, nothing overlapping anything. What wa
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from engine.checkpoint.holding import in_blocks
+from engine.checkpoint.stored import Held
 from engine.checkpoint.summary import Tensors, held_parameters
 from engine.component_config import TransformerConfig
 from engine.config import MOST_RANKS, PARALLEL_DEGREES, EngineConfig, ModelConfig
@@ -151,10 +153,11 @@ class Checkpoint(Tensors, Protocol):
     config: ModelConfig
 
 
-def holds_fp8(checkpoint: Tensors, engine: EngineConfig) -> bool:
-    """Whether the blocks' matrices are multiplied in 8 bits."""
+def block_form(checkpoint: Tensors, engine: EngineConfig) -> Held:
+    """What most of the blocks' matrices are held as."""
     held = held_parameters(checkpoint, 1, 2, engine.quantization)
-    return any(each.form == "fp8" and in_blocks(name) for name, each in held["transformer"].items())
+    forms = Counter(each.form for name, each in held["transformer"].items() if in_blocks(name))
+    return forms.most_common(1)[0][0]
 
 
 def predict_modes(
@@ -192,7 +195,7 @@ def _predict(
 ) -> Prediction:
     model = checkpoint.config
     held = held_parameters(checkpoint, degrees.tp, element, engine.quantization)
-    fp8 = holds_fp8(checkpoint, engine)
+    fp8 = block_form(checkpoint, engine) == "fp8"
     weights = WeightBytes.of(held, element, fp8_products=fp8)
     width, height = max(workload.sizes, key=lambda size: size[0] * size[1])
     largest = replace(model, default_width=width, default_height=height)

@@ -44,6 +44,8 @@ from engine.velocities import Velocities
 
 _CACHED_SCHEDULES = 8  # one of 52 steps is 8 MB at the real size
 _TYPICAL_PROMPT_TOKENS = 64
+# Pixels of a guided image's sides that there must be memory for beside a whole text encoder on each rank.
+_ROOM_SIDE = 2048
 # How often an image has a length that none before it had, for which some attention first builds a plan.
 _IMAGES_PER_NEW_LENGTH = 10
 
@@ -272,6 +274,10 @@ class Rank:
         if self.device.type != "cuda" or config.offload or config.memory_budget is not None:
             return False
         plan = plan_for(config, weights, tp, self._sharing, self.device, self.dtype, whole_text_encoder=True)
+        tokens, element = self.config.image_tokens(_ROOM_SIDE, _ROOM_SIDE), self.dtype.itemsize
+        room = batch_bytes(self.config, [tokens, tokens], config.degrees, element)
+        room += decode_bytes(self.config, _ROOM_SIDE, _ROOM_SIDE, element)
+        plan = replace(plan, work=max(plan.work, room))
         free = (free_bytes(self.device) or 0) // self._sharing
         fits = world.all_reduce(torch.tensor([float(plan.needed <= free)], device=self.device))
         return fits.item() == world.size

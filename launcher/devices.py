@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import takewhile
 
 import msgspec
 
@@ -16,7 +17,7 @@ _ASKED_S = 120.0  # a first context on each of several GPUs
 
 
 class Gpus(msgspec.Struct, frozen=True, kw_only=True):
-    """GPUs that are like the first. free: bytes of the one that has least."""
+    """The first GPUs, as far as they are alike. free: bytes of the one that has least."""
 
     name: str
     count: int
@@ -44,7 +45,7 @@ def report() -> None:
     count = torch.cuda.device_count()
     if count:
         name = torch.cuda.get_device_name(0)
-        like = [index for index in range(count) if torch.cuda.get_device_name(index) == name]
+        like = list(takewhile(lambda index: torch.cuda.get_device_name(index) == name, range(count)))
         gpus = Gpus(name=name, count=len(like), free=min(torch.cuda.mem_get_info(index)[0] for index in like))
     sys.stdout.buffer.write(msgspec.json.encode(gpus))
 

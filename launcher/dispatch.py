@@ -15,7 +15,7 @@ from engine.scheduler import Estimate, Scheduler
 from engine.step import Adapter, Job, Step, StepTimes
 from launcher.internal import Decoded, FrontendConfig, Previewed
 from launcher.logs import log_event
-from launcher.measured import measure, remember
+from launcher.measured import is_typical, measure, remember, setting
 from launcher.process import Child
 from launcher.ranks import STEPS_AHEAD
 from launcher.requests import token_budget
@@ -251,10 +251,10 @@ class Dispatcher:
 
     def _keep_speed(self) -> None:
         """For the next `--parallel auto` on such a GPU."""
-        engine, group = self._config.engine, self._supervisor.group
-        if not (self.device or "").startswith("cuda") or engine.offload or engine.memory_budget is not None:
+        engine, group, form = self._config.engine, self._supervisor.group, self._config.block_form
+        if not (self.device or "").startswith("cuda") or not is_typical(self._config):
             return
-        found = measure(self._model, engine, self._costs, group.link, fp8=self._config.fp8_blocks)
+        found = measure(self._model, engine, self._costs, group.link, fp8=form == "fp8")
         if found is None:
             return
         measured, step_s, predicted_s = found
@@ -267,7 +267,7 @@ class Dispatcher:
             latency_us=None if measured.latency_s is None else round(1e6 * measured.latency_s, 1),
         )
         try:
-            remember(group.device_name, measured, fp8=self._config.fp8_blocks)
+            remember(setting(group.device_name, self._model, form), measured)
         except OSError as error:
             log_event("what was measured cannot be kept", level="warning", error=str(error))
 

@@ -33,8 +33,8 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     ranks, which come to a run folder that exists already; `ranks_host`: the name by which those on other machines know
     this one, None if there are none. A step that takes longer than `step_timeout_s` counts as
     hanging, and sooner once it is known how long steps take. `drain_s`: for what runs to be finished when it stops.
-    `lora_dir`: the folder from which clients may load LoRAs, None if they may not. `fp8_blocks`: whether the blocks'
-    matrices are multiplied in 8 bits.
+    `lora_dir`: the folder from which clients may load LoRAs, None if they may not. `block_form`: what most of
+    the blocks' matrices are held as.
     """
 
     engine: EngineConfig
@@ -52,7 +52,7 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     start_timeout_s: float = 600.0
     step_timeout_s: float = 300.0
     lease_s: float = 20.0
-    fp8_blocks: bool = False
+    block_form: str = "float"
 
 
 class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):

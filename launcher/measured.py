@@ -13,6 +13,7 @@ import msgspec
 from engine.config import EngineConfig, ModelConfig
 from engine.cost import CostModel, Work
 from engine.mode_choice import TEXT_TOKENS, Rates, predict_step
+from launcher.internal import FrontendConfig
 
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 
@@ -25,18 +26,31 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     latency_s: _Positive | None = None
 
 
-def recall(device: str, *, fp8: bool) -> Rates | None:
-    """The rates of this device as far as they were measured; None if nothing was, or the file cannot be read."""
-    found = _read().get(_key(device, fp8=fp8))
+def setting(device: str, model: ModelConfig, block_form: str) -> str:
+    """What measurements are kept by: the device's name, the model's size, what its blocks' matrices are held as."""
+    dit = model.transformer
+    return f"{device}, {dit.num_layers} blocks of {dit.hidden_size}, {block_form}"
+
+
+def is_typical(config: FrontendConfig) -> bool:
+    """Whether a run says something about others: one that takes all as it comes, on GPUs of one machine."""
+    engine = config.engine
+    chosen = engine.share_gpu or engine.offload or engine.memory_budget is not None or engine.attention != "auto"
+    return not chosen and config.ranks_host is None and engine.dtype_on("cuda") == "bfloat16"
+
+
+def recall(key: str) -> Rates | None:
+    """The rates in a setting as far as they were measured; None if nothing was, or the file cannot be read."""
+    found = _read().get(key)
     if found is None:
         return None
     known = {name: value for name in ("link", "latency_s") if (value := getattr(found, name)) is not None}
     return replace(Rates(), slowness=found.slowness, **known)
 
 
-def remember(device: str, measured: Measured, *, fp8: bool) -> None:
+def remember(key: str, measured: Measured) -> None:
     """Keep it, with the link that was measured before if none was now. Raises `OSError`."""
-    key, everything = _key(device, fp8=fp8), _read()
+    everything = _read()
     before = everything.get(key)
     if before is not None and measured.link is None:
         measured = msgspec.structs.replace(measured, link=before.link, latency_s=before.latency_s)
@@ -60,11 +74,10 @@ def _read() -> dict[str, Measured]:
 
 def _file() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "krea2-engine" / "measured.json"
-
-
-def _key(device: str, *, fp8: bool) -> str:
-    return f"{device}, {'8' if fp8 else '16'} bits"
+    try:
+        return (Path(cache) if cache else Path.home() / ".cache") / "krea2-engine" / "measured.json"
+    except RuntimeError as error:  # a user without a home
+        raise FileNotFoundError(str(error)) from None
 
 
 def measure(

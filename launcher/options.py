@@ -209,7 +209,9 @@ def configure_engine(
     **engine_options: Any,
 ) -> tuple[FrontendConfig, ModelConfig]:
     """The engine's options, checked as far as that goes without starting it. workload: what a mode is chosen for."""
-    choose = is_auto(parallel, tp=tp, sp=sp, cfg_parallel=cfg_parallel)
+    choose = is_auto(
+        parallel, tp=tp, sp=sp, cfg_parallel=cfg_parallel, symmetric_memory=engine_options["symmetric_memory"]
+    )
     ranks = torchrun.external_ranks()
     count = 1 if ranks is None else ranks.total
     sp = 1 if sp is None else sp

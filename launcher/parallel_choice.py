@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from engine.checkpoint import CheckpointFiles
 from engine.config import EngineConfig
 from engine.errors import ArgumentError
-from engine.mode_choice import Devices, Prediction, Rates, Workload, choose, holds_fp8, predict_modes
+from engine.mode_choice import Devices, Prediction, Rates, Workload, block_form, choose, predict_modes
 from launcher.devices import find_devices
-from launcher.measured import recall
+from launcher.measured import recall, setting
 
 # What `krea2 info --gpus` chooses for.
 H200 = "NVIDIA H200"
@@ -25,10 +25,14 @@ class Choice:
     lines: tuple[str, ...]
 
 
-def is_auto(parallel: str | None, *, tp: int | None, sp: int | None, cfg_parallel: bool) -> bool:
-    """Whether the mode is to be chosen. Raises `ArgumentError` if it is given, too."""
+def is_auto(
+    parallel: str | None, *, tp: int | None, sp: int | None, cfg_parallel: bool, symmetric_memory: bool = False
+) -> bool:
+    """Whether the mode is to be chosen. Raises `ArgumentError` if it is given, too, or something that depends on it."""
     if parallel is None:
         return False
+    if symmetric_memory:
+        raise ArgumentError("symmetric_memory needs a tp, which parallel auto may not choose", parameter="parallel")
     if parallel != "auto":
         raise ArgumentError.of("parallel", "auto, or left out", parallel)
     given = {"tp": tp, "sp": sp, "cfg_parallel": cfg_parallel or None}
@@ -50,7 +54,8 @@ def choose_mode(engine: EngineConfig, workload: Workload, *, ranks: int | None, 
         engine_as_run = engine
     checkpoint = CheckpointFiles.open(engine)
     try:
-        rates = recall(devices.name, fp8=holds_fp8(checkpoint, engine_as_run))
+        form = block_form(checkpoint, engine_as_run)
+        rates = recall(setting(devices.name, checkpoint.config, form))
         predictions = predict_modes(checkpoint, engine_as_run, devices, workload, rates or Rates())
     finally:
         checkpoint.close()

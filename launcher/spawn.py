@@ -20,7 +20,7 @@ import msgspec
 from engine.checkpoint import CheckpointFiles
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import ArgumentError, Krea2Error, LaunchError, RankError, ServerError, error_from_code
-from engine.mode_choice import Workload, holds_fp8
+from engine.mode_choice import Workload, block_form
 from launcher.hub import find_model
 from launcher.internal import (
     Ended,
@@ -128,6 +128,13 @@ def launch(
     """
     if not isinstance(warm_up, bool):
         raise ArgumentError.of("warm_up", "True or False", warm_up)
+    choose = is_auto(
+        parallel,
+        tp=tp if tp != 1 else None,
+        sp=sp if sp != 1 else None,
+        cfg_parallel=cfg_parallel,
+        symmetric_memory=symmetric_memory,
+    )
     engine = EngineConfig(
         model=model,
         transformer=transformer,
@@ -152,7 +159,6 @@ def launch(
         vae_memory=parse_bytes("vae_memory", vae_memory),
         lora_memory=parse_bytes("lora_memory", lora_memory),
     )
-    choose = is_auto(parallel, tp=tp if tp != 1 else None, sp=sp if sp != 1 else None, cfg_parallel=cfg_parallel)
     config, checkpoint = configure(engine, limits or {}, start_timeout_s=start_timeout_s, step_timeout_s=step_timeout_s)
     if choose:
         config, lines = choose_parallel(config, Workload.default(checkpoint))
@@ -172,7 +178,7 @@ def configure(
     its Hugging Face repository. Raises `ArgumentError` or `CheckpointError`."""
     engine = replace(engine, model=find_model(engine.model))
     checkpoint = CheckpointFiles.open(engine)
-    fp8_blocks = holds_fp8(checkpoint, engine)
+    form = block_form(checkpoint, engine)
     checkpoint.close()
     model = checkpoint.config
     model.check_parallel(engine.tp, engine.sp)
@@ -184,7 +190,7 @@ def configure(
         limits=Limits.of(limits),
         start_timeout_s=start_timeout_s,
         step_timeout_s=step_timeout_s,
-        fp8_blocks=fp8_blocks,
+        block_form=form,
     )
     return config, model
 

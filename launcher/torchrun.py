@@ -31,18 +31,19 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
 _RANKS = "KREA2_EXTERNAL_RANKS"  # what the child finds in its environment
-_MEET_S = 60.0
+_MEET_S = 180.0  # a front-end may first ask for GPUs, which takes up to 120 s
 _AGENT_S = 0.5  # between looks whether torchrun is there
 _LAST_WORDS_S = 1.0  # for the front-end to notice that a rank died, before a signal that may be the consequence
 _EARLY_END_S = 20.0  # for ranks on other machines to come and hear that the command has ended before it had a door
 
 
 class ExternalRanks(NamedTuple):
-    """The ranks that torchrun has started: how many in all and on this machine, and where those come to: a run folder
-    here, and `host` from other machines."""
+    """The ranks that torchrun has started: how many in all and on this machine, on how many machines, and where those
+    come to: a run folder here, and `host` from other machines."""
 
     total: int
     local: int
+    machines: int
     run_folder: str
     host: str
 
@@ -80,10 +81,11 @@ def external_ranks() -> ExternalRanks | None:
 
 def tp_warning(tp: int, ranks: ExternalRanks) -> str | None:
     """What to say if matrices are split over machines: the ranks of a tp group are neighbours."""
-    if ranks.local == ranks.total or ranks.local % tp == 0:
+    alike = ranks.local * ranks.machines == ranks.total
+    if tp == 1 or ranks.local == ranks.total or (alike and ranks.local % tp == 0):
         return None
     return (
-        f"tp {tp} with {ranks.local} of the ranks on each machine sends activations between machines in every block: "
+        f"tp {tp} with {ranks.total} ranks on {ranks.machines} machines sends activations between them in every block: "
         "use --sp or --cfg-parallel across machines, and tp within one"
     )
 
@@ -136,7 +138,9 @@ def _start_command(run_folder: str, place: _Place) -> subprocess.Popen[bytes]:
         if not name.startswith(("TORCHELASTIC_", "MASTER_", "GROUP_", "ROLE_"))
         and name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     }
-    ranks = ExternalRanks(place.ranks, place.local_ranks, run_folder, os.environ["MASTER_ADDR"])
+    ranks = ExternalRanks(
+        place.ranks, place.local_ranks, int(os.environ["GROUP_WORLD_SIZE"]), run_folder, os.environ["MASTER_ADDR"]
+    )
     environment |= {_RANKS: msgspec.json.encode(ranks).decode()}
     return subprocess.Popen(
         python_command(*sys.argv[1:]), stdin=subprocess.PIPE, env=environment, start_new_session=True

@@ -129,9 +129,12 @@ def test_weights_that_come_and_go(mode: str) -> None:
         assert relative_error(other.latents, one.latents) <= TOLERANCE
 
 
-@pytest.mark.parametrize(("mode", "offload"), [({"tp": 2}, ()), ({"sp": 4}, ()), ({"sp": 2}, ("vae",))])
+@pytest.mark.parametrize(
+    ("mode", "saving"),
+    [({"tp": 2}, {}), ({"sp": 4}, {}), ({"sp": 2}, {"offload": ("vae",)}), ({"sp": 2}, {"memory_budget": 4 * 10**9})],
+)
 def test_ranks_decode_an_image_together_if_each_gets_enough_of_its_rows(
-    monkeypatch: pytest.MonkeyPatch, mode: dict[str, Any], offload: tuple[str, ...]
+    monkeypatch: pytest.MonkeyPatch, mode: dict[str, Any], saving: dict[str, Any]
 ) -> None:
     decoded: list[tuple[int, int]] = []
     decode = VAEDecoder.decode_pixels
@@ -144,10 +147,10 @@ def test_ranks_decode_an_image_together_if_each_gets_enough_of_its_rows(
     requests = [Request(PROMPTS[1], width=64, height=height, steps=1) for height in (48, 240, 272)]
     alone = run_requests(DEMO_CHECKPOINT, requests)
     decoded.clear()
-    together = run_requests(DEMO_CHECKPOINT, requests, offload=offload, **mode)
+    together = run_requests(DEMO_CHECKPOINT, requests, **saving, **mode)
     ranks = EngineConfig(**mode).ranks
     expected = Counter({(6, 1): 1, (30, ranks): ranks, (34, ranks): ranks})
-    if offload:
+    if saving:
         expected = Counter({(6, 1): 1, (30, 1): 1, (34, 1): 1})
     assert Counter(decoded) == expected
     for one, other in zip(alone, together, strict=True):

@@ -123,6 +123,7 @@ class SymmetricMemoryGroup(DistributedGroup):
 
     def __init__(self, handle: ProcessGroup | None, *, staged: bool) -> None:
         super().__init__(handle, staged=staged)
+        import torch.distributed._symmetric_memory  # noqa: F401  registers the operators
 
         self._name = (handle or self._dist.group.WORLD).group_name
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bench.real_size import KREA2
-from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
+from engine.config import DEMO_CHECKPOINT, DEMO_CHECKPOINTS, EngineConfig, ModelConfig
 from engine.cost import CostModel, Work
 from engine.errors import ArgumentError, LaunchError
 from engine.mode_choice import TEXT_TOKENS, Devices, Rates, Workload, predict_step
@@ -22,10 +22,12 @@ from engine.parallel.link import measure_link
 from launcher import devices, launch, parallel_choice
 from launcher.cli import commands
 from launcher.devices import Gpus, find_devices
-from launcher.measured import Measured, measure, recall, remember
+from launcher.internal import FrontendConfig
+from launcher.measured import Measured, is_typical, measure, recall, remember, setting
 from tests.launcher.processes import Marked
 
 H200 = "NVIDIA H200"
+KEY, FP8_KEY = (setting(H200, KREA2, form) for form in ("float", "fp8"))
 
 
 @pytest.fixture(autouse=True)
@@ -77,8 +79,12 @@ def test_what_cannot_be_chosen(words: list[str], message: str) -> None:
     assert error.value.message == message
 
 
-def test_launch_refuses_a_mode_beside_auto() -> None:
-    with pytest.raises(ArgumentError, match="parallel auto chooses tp"), launch(parallel="auto", tp=2):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"tp": 2}, "parallel auto chooses tp"), ({"symmetric_memory": True}, "symmetric_memory needs a tp")],
+)
+def test_launch_refuses_a_mode_beside_auto(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message), launch(parallel="auto", **options):
         pass
 
 
@@ -138,14 +144,14 @@ def test_a_child_that_fails_is_an_error(ending: Any, message: str, monkeypatch: 
 
 
 def test_measurements_are_kept_by_device_and_format(cache: Path) -> None:
-    assert recall(H200, fp8=False) is None
-    remember(H200, Measured(slowness=2.0, link=1e11, latency_s=1e-5), fp8=False)
-    remember(H200, Measured(slowness=3.0), fp8=True)
-    assert recall(H200, fp8=False) == Rates(slowness=2.0, link=1e11, latency_s=1e-5)
-    assert recall(H200, fp8=True) == Rates(slowness=3.0)
-    remember(H200, Measured(slowness=1.5), fp8=False)  # by one rank, which knows no link
-    assert recall(H200, fp8=False) == Rates(slowness=1.5, link=1e11, latency_s=1e-5)
-    assert recall("another", fp8=False) is None
+    assert recall(KEY) is None
+    remember(KEY, Measured(slowness=2.0, link=1e11, latency_s=1e-5))
+    remember(FP8_KEY, Measured(slowness=3.0))
+    assert recall(KEY) == Rates(slowness=2.0, link=1e11, latency_s=1e-5)
+    assert recall(FP8_KEY) == Rates(slowness=3.0)
+    remember(KEY, Measured(slowness=1.5))  # by one rank, which knows no link
+    assert recall(KEY) == Rates(slowness=1.5, link=1e11, latency_s=1e-5)
+    assert recall(setting("another", KREA2, "float")) is None
     assert [file.name for file in cache.parent.iterdir()] == ["measured.json"]
 
 
@@ -153,9 +159,33 @@ def test_measurements_are_kept_by_device_and_format(cache: Path) -> None:
 def test_a_damaged_file_is_no_measurement_and_is_replaced(cache: Path, text: str) -> None:
     cache.parent.mkdir()
     cache.write_text(text)
-    assert recall(H200, fp8=False) is None
-    remember(H200, Measured(slowness=2.0), fp8=False)
-    assert json.loads(cache.read_text()) == {"NVIDIA H200, 16 bits": {"slowness": 2.0}}
+    assert recall(KEY) is None
+    remember(KEY, Measured(slowness=2.0))
+    assert json.loads(cache.read_text()) == {KEY: {"slowness": 2.0}}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"dtype": "float32"},
+        {"attention": "torch"},
+        {"share_gpu": True},
+        {"offload": ("vae",)},
+        {"memory_budget": 10**10},
+    ],
+)
+def test_runs_unlike_others_keep_nothing(odd: dict[str, Any]) -> None:
+    assert is_typical(FrontendConfig(engine=EngineConfig(tp=2, quantization="fp8")))
+    assert not is_typical(FrontendConfig(engine=EngineConfig(**odd)))
+    assert not is_typical(FrontendConfig(engine=EngineConfig(sp=2), ranks_host="node0"))
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert recall(KEY) is None
+    with pytest.raises(OSError, match="no home"):
+        remember(KEY, Measured(slowness=2.0))
 
 
 @pytest.mark.parametrize("link", [None, (1e11, 2e-5)])
@@ -169,8 +199,8 @@ def test_what_a_warm_up_measured_corrects_the_next_prediction(link: tuple[float,
     assert found is not None
     measured, step_s, _ = found
     assert step_s == pytest.approx(0.321)
-    remember(H200, measured, fp8=False)
-    rates = recall(H200, fp8=False)
+    remember(KEY, measured)
+    rates = recall(KEY)
     assert rates is not None
     segments = [(TEXT_TOKENS, tokens - TEXT_TOKENS)]
     assert sum(predict_step(KREA2.transformer, segments, engine.degrees, rates)) == pytest.approx(0.321)
@@ -181,7 +211,8 @@ def test_the_choice_follows_what_was_measured(capsys: pytest.CaptureFixture[str]
     before = info(capsys, *words)
     assert any("nothing having been measured here" in line for line in before)
     assert "chosen" not in rows(before)["one"]
-    remember(H200, Measured(slowness=1.0, link=1e6, latency_s=1.0), fp8=False)
+    demo = ModelConfig.from_folder(DEMO_CHECKPOINTS["demo-raw"])
+    remember(setting(H200, demo, "float"), Measured(slowness=1.0, link=1e6, latency_s=1.0))
     after = info(capsys, *words)
     assert any(line.endswith("modelled by what was measured here:") for line in after)
     assert "chosen" in rows(after)["one"]

@@ -190,13 +190,22 @@ def test_a_checkpoint_that_is_missing_on_another_machine_is_said_to_be(marked: M
 
 
 @pytest.mark.parametrize(
-    ("tp", "local", "total", "warns"),
-    [(1, 1, 2, False), (2, 2, 4, False), (2, 1, 2, True), (4, 2, 4, True), (4, 4, 4, False), (2, 3, 4, True)],
+    ("tp", "ranks_of_machines", "warns"),
+    [
+        (1, [1, 1], False),
+        (2, [2, 2], False),
+        (2, [1, 1], True),
+        (4, [2, 2], True),
+        (4, [4], False),
+        (2, [3, 1], True),
+        (2, [2, 1, 1], True),
+    ],
 )
-def test_tensor_parallelism_between_machines_is_warned_of(tp: int, local: int, total: int, warns: bool) -> None:
-    warning = tp_warning(tp, ExternalRanks(total, local, "folder", "host"))
+def test_tensor_parallelism_between_machines_is_warned_of(tp: int, ranks_of_machines: list[int], warns: bool) -> None:
+    machines, (local, *_) = len(ranks_of_machines), ranks_of_machines
+    warning = tp_warning(tp, ExternalRanks(sum(ranks_of_machines), local, machines, "folder", "host"))
     assert (warning is not None) == warns
     if warning is not None:
-        assert warning.startswith(f"tp {tp} with {local} of the ranks on each machine")
+        assert warning.startswith(f"tp {tp} with {sum(ranks_of_machines)} ranks on {machines} machines")
         assert "--sp" in warning
         assert "--cfg-parallel" in warning

@@ -115,19 +115,19 @@ mesh.close()
 
 FUSED_CHILD = """
 import sys, torch
-import torch.distributed._symmetric_memory as symmetric
 from pathlib import Path
 from engine.modes import Degrees
 from engine.parallel import connect_mesh
 from tests.parallel.test_group import check_products
-operators = torch.library.Library("symm_mem", "IMPL")  # torch's own definition of what its GPU kernels compute
-operators.impl("fused_all_gather_matmul", symmetric._fused_all_gather_matmul_fallback, "CPU")
-operators.impl("fused_matmul_reduce_scatter", symmetric._fused_matmul_reduce_scatter_fallback, "CPU")
 rank, *degrees = map(int, sys.argv[1:5])
 mesh = connect_mesh(
     rank, Degrees(*degrees), torch.device("cpu"), store_file=Path(sys.argv[5]), timeout_s=60, symmetric_memory=True
 )
 assert mesh.tp.fuses
+symmetric = sys.modules["torch.distributed._symmetric_memory"]  # which the group has imported
+operators = torch.library.Library("symm_mem", "IMPL")  # torch's own definition of what its GPU kernels compute
+operators.impl("fused_all_gather_matmul", symmetric._fused_all_gather_matmul_fallback, "CPU")
+operators.impl("fused_matmul_reduce_scatter", symmetric._fused_matmul_reduce_scatter_fallback, "CPU")
 check_products(mesh.tp)
 mesh.close()
 """
