@@ -78,7 +78,7 @@ def test_several_ranks_on_each_machine_make_it_too(marked: Marked, tmp_path: Pat
     nodes = torchruns(marked, *arguments, str(tmp_path / "two.png"), *mode, processes=2)
     outputs = [node.communicate(timeout=2 * PATIENCE_S)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
-    assert outputs[0].count("warning: tp 4 with 2 of the ranks on each machine") == (mode == ("--tp", "4"))
+    assert outputs[0].count("warning: tp 4 with 4 ranks on 2 machines") == (mode == ("--tp", "4"))
     marked.expect_nothing_left()
     alone = marked.start_krea2(*arguments, str(tmp_path / "one.png"))
     assert alone.wait(PATIENCE_S) == 0
