@@ -183,15 +183,20 @@ def plan_checkpoint(
     budget: int | None,
     fp8_products: bool = False,
     whole_text_encoder: bool = False,
+    size: tuple[int, int] | None = None,
 ) -> MemoryPlan:
     """The plan of each of `tp` ranks, which may take `budget` bytes each. fp8_products: the device multiplies fp8
-    matrices as they are. whole_text_encoder: its matrices are not split. Raises as `plan_memory` does."""
+    matrices as they are. whole_text_encoder: its matrices are not split. size: width and height of the images to plan
+    for, None for the default size. Raises as `plan_memory` does."""
+    model = checkpoint.config
+    if size is not None:
+        model = replace(model, default_width=size[0], default_height=size[1])
     held = held_parameters(
         checkpoint, tp, bytes_per_element, engine.quantization, whole_text_encoder=whole_text_encoder
     )
     fp8_products = fp8_products or engine.quantization == "fp8"
     return plan_memory(
-        checkpoint.config,
+        model,
         WeightBytes.of(held, bytes_per_element, fp8_products=fp8_products),
         degrees=replace(engine.degrees, tp=tp),
         bytes_per_element=bytes_per_element,

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from engine.checkpoint.holding import in_blocks
@@ -18,7 +19,7 @@ from engine.checkpoint.summary import Tensors, held_parameters
 from engine.component_config import TransformerConfig
 from engine.config import MOST_RANKS, PARALLEL_DEGREES, EngineConfig, ModelConfig
 from engine.errors import ArgumentError
-from engine.memory_plan import MemoryPlan, WeightBytes, plan_memory, shown
+from engine.memory_plan import plan_checkpoint, shown
 from engine.modes import Degrees, forwards, sent_in_step
 
 TEXT_TOKENS = 64  # of a typical prompt
@@ -167,8 +168,9 @@ def predict_modes(
     nothing is guided. engine: its own degrees do not matter."""
     model = checkpoint.config
     element = 4 if engine.dtype == "float32" else 2
+    fp8 = block_form(checkpoint, engine) == "fp8"
     return [
-        _predict(checkpoint, engine, degrees, devices, workload, rates, element)
+        _predict(checkpoint, engine, degrees, devices, workload, rates, element, fp8=fp8)
         for degrees in _modes(model, devices, guided=workload.guided)
     ]
 
@@ -192,34 +194,27 @@ def _predict(
     workload: Workload,
     rates: Rates,
     element: int,
+    *,
+    fp8: bool,
 ) -> Prediction:
     model = checkpoint.config
-    held = held_parameters(checkpoint, degrees.tp, element, engine.quantization)
-    fp8 = block_form(checkpoint, engine) == "fp8"
-    weights = WeightBytes.of(held, element, fp8_products=fp8)
-    width, height = max(workload.sizes, key=lambda size: size[0] * size[1])
-    largest = replace(model, default_width=width, default_height=height)
+    engine = replace(engine, tp=degrees.tp, sp=degrees.sp, cfg_parallel=degrees.cfg > 1)
+    plan = partial(
+        plan_checkpoint,
+        checkpoint,
+        engine,
+        degrees.tp,
+        element,
+        fp8_products=fp8,
+        size=max(workload.sizes, key=lambda size: size[0] * size[1]),
+    )
     memory = devices.memory
-
-    def plan(budget: int | None) -> MemoryPlan:
-        return plan_memory(
-            largest,
-            weights,
-            degrees=degrees,
-            bytes_per_element=element,
-            budget=budget,
-            offload=engine.offload,
-            prefetch=engine.prefetch,
-            vae_memory=engine.vae_memory,
-            lora_memory=engine.lora_memory,
-        )
-
     misfit = None
-    chosen = plan(None)
+    chosen = plan(budget=None)
     if engine.memory_budget is not None:
         memory = engine.memory_budget if memory is None else min(memory, engine.memory_budget)
         try:
-            chosen = plan(memory)
+            chosen = plan(budget=memory)
         except ArgumentError as error:
             misfit = error.message
     elif memory is not None and chosen.needed > memory:
