@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import math
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +79,10 @@ def modes(text: str) -> tuple[Degrees, ...]:
 
 
 def end_with(main: Callable[[], int]) -> NoReturn:
-    """End the process with what a benchmark's `main` returns; Ctrl-C ends it without a traceback."""
+    """End the process with what a benchmark's `main` returns; Ctrl-C ends it without a traceback. A crash, and SIGTERM
+    too, by which a benchmark that is not done in time is stopped, leave on stderr where every thread was."""
+    faulthandler.enable()
+    faulthandler.register(signal.SIGTERM, all_threads=True, chain=True)
     try:
         status = main()
     except KeyboardInterrupt:

@@ -2,12 +2,18 @@
 # Everything that is worth knowing on a machine with a GPU, smallest and most important first, in under 9 minutes:
 # tests of the kernels, parity of ranks that share the GPU, then the benchmarks.
 #
-#     bench/gpu.sh [--out FOLDER] [--only PART,PART…] [--small] [--dry-run]
+#     bench/gpu.sh [--first | --second] [--out FOLDER] [--only PART,PART…] [--small] [--dry-run]
+#
+# --first is for a GPU on which nothing has run yet, in 330 s: kernels against float64, steps with a profile, images, the
+# kernels' tests. --second goes on in 300 s, once what failed has been mended: many images at once, kernels timed,
+# fidelity, ranks that share the GPU.
 #
 # Needs python3 (PYTHON names another) with torch, triton, transformers and safetensors; neither zmq nor msgspec nor a
-# package index. WHEELS names a folder of wheels (diffusers, FlashAttention …) to use besides, installed nowhere.
+# package index. WHEELS names a folder of wheels (diffusers, FlashAttention …) to use besides, installed nowhere. What
+# Triton compiles is kept in FOLDER/triton-cache.tar.gz, and TRITON_CACHE names such a file to begin with. KREA2_COMMIT
+# says which commit this is where the tree has come without git.
 #
-# BUDGET_S (540) seconds are shared out: each part has a slice of its own, and is skipped, which is said, when fewer than
+# BUDGET_S (540, or the preset's) seconds are shared out: each part has a slice of its own, and is skipped, which is said, when fewer than
 # LEAST_S (15) are left. A part that fails does not stop the others, but the exit status is 1 then. Results are added to one
 # JSON-lines file as they come, and all output to one log: FOLDER/results.jsonl and results.log (--out, or OUT), else
 # bench/results/DATE-GPU.jsonl and .log. --small runs every part at a tiny size on the CPU, --dry-run none of them: it
@@ -18,7 +24,7 @@ usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; }
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
-budget=${BUDGET_S:-540}
+preset=everything
 least=${LEAST_S:-15}
 folder=${OUT:-}
 only=""
@@ -31,6 +37,7 @@ while (($#)); do
         if [[ $1 == --out ]]; then folder=$2; else only=$2; fi
         shift
         ;;
+    --first | --second) preset=${1#--} ;;
     --small) small=1 ;;
     --dry-run) dry=1 ;;
     --help | -h) usage; exit 0 ;;
@@ -38,6 +45,11 @@ while (($#)); do
     esac
     shift
 done
+case $preset in
+first) budget=${BUDGET_S:-330} ;;
+second) budget=${BUDGET_S:-300} ;;
+*) budget=${BUDGET_S:-540} ;;
+esac
 parts=$(sed -nE 's/^ *(part|skip) ([a-z0-9-]+) .*/\2/p' "$0" | awk '!seen[$0]++')
 for name in ${only//,/ }; do
     grep -qxF -e "$name" <<<"$parts" || { echo "error: --only: $name is none of" $parts >&2; exit 2; }
@@ -63,12 +75,17 @@ base=$(cd "$(dirname "$base")" && pwd)/$(basename "$base")
 results=$base.jsonl
 child=""
 wheels=""
+triton_cache=""
 exec 3>&1 > >(exec tee -a "$base.log") 2>&1
 log_writer=$!
 
 finish() {
     [[ -n $child ]] && kill "$child" 2>/dev/null
     [[ -n $wheels ]] && rm -rf "$wheels"
+    if [[ -n $triton_cache ]]; then
+        [[ -z $(ls -A "$triton_cache") ]] || tar -C "$triton_cache" -czf "$(dirname "$base")/triton-cache.tar.gz" .
+        rm -rf "$triton_cache"
+    fi
     exec >&3 2>&3
     wait "$log_writer" 2>/dev/null
 }
@@ -129,7 +146,9 @@ skip() {
     fi
 }
 
-has() { [[ -n $dry ]] || "$python" -c "import $1" 2>/dev/null; }
+has() {
+    [[ -n $dry ]] || "$python" -c "import sys, importlib.util as u; sys.exit(u.find_spec('$1') is None)" 2>/dev/null
+}
 
 gpu_state() {
     command -v nvidia-smi >/dev/null || return 0
@@ -155,6 +174,12 @@ if [[ -n ${WHEELS:-} ]]; then
     export PYTHONPATH=$PYTHONPATH:$wheels
 fi
 export OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
+export PYTHONFAULTHANDLER=1 PYTHONUNBUFFERED=1  # a crash says where, and a part that is stopped how far it came
+if [[ -z $small && -z $dry ]]; then
+    triton_cache=$(mktemp -d)
+    export TRITON_CACHE_DIR=$triton_cache
+    [[ -z ${TRITON_CACHE:-} ]] || tar -C "$triton_cache" -xzf "$TRITON_CACHE" || exit 2
+fi
 if [[ -n $small ]]; then
     export CUDA_VISIBLE_DEVICES=""
     size=(--size tiny)
@@ -166,10 +191,15 @@ if [[ -n $small ]]; then
     load=(--size tiny)
     scaling=(--size tiny --modes one,sp2 --sides 64)
     offload=(-k budget)
+    first_kernels=(--sides 128)
+    first_step=(--cases 64)
+    first_image=("${image[@]}")
+    second_loads=2x64
+    second_modes=sp2
     large=(--sides 128 --steps 2 --burst 1 --idle 0 --sustained 0)
 else
     size=(--size real)
-    kernel_tests=(tests/kernels tests/test_graphs.py tests/model/test_vae_on_devices.py)
+    kernel_tests=(tests/test_graphs.py tests/model/test_vae_on_devices.py tests/kernels)
     cases=1024,512,16x512
     loads=20x1024,16x512
     image=(--sides 1024,512 --idle 3 --sustained 5)
@@ -177,6 +207,11 @@ else
     load=(--size real --layers 4)
     scaling=(--size real --layers 4 --sides 1024,2048)
     offload=(-m gpu)
+    first_kernels=(--sides 1024)
+    first_step=(--cases 1024,256,16x512)
+    first_image=(--sides 1024 --idle 1 --sustained 3)
+    second_loads=20x1024
+    second_modes=tp2,sp2
     large=(--sides 2048 --burst 2 --idle 1 --sustained 0 --quantization "none,fp8")
 fi
 
@@ -192,37 +227,65 @@ if [[ -z $dry ]] && ! "$python" -m bench.machine ${small:+--no-gpu}; then
 fi
 
 json=(--json "$results")
-if has pytest; then
-    part kernel-tests 120 "$python" -m bench.kernel_tests --seconds @S "${json[@]}" "${kernel_tests[@]}"
-else
-    part kernel-tests 100 "$python" -m bench.kernels "${size[@]}" --check-only --seconds @S "${json[@]}"
-fi
-part shared-gpu 80 "$python" -m bench.shared_gpu --modes tp2,sp2,cfg,tp2xsp2 --seconds @S "${json[@]}"
-part step 50 "$python" -m bench.step "${size[@]}" --cases "$cases" --seconds @S "${json[@]}"
-part image-bf16 50 "$python" -m bench.image "${size[@]}" "${image[@]}" --seconds @S "${json[@]}"
-part image-fp8 50 "$python" -m bench.image "${size[@]}" "${image[@]}" --quantization fp8 --seconds @S "${json[@]}"
-part kernels 60 "$python" -m bench.kernels "${size[@]}" --seconds @S "${json[@]}"
-part throughput 90 "$python" -m bench.throughput "${size[@]}" --loads "$loads" --seconds @S "${json[@]}"
-part fidelity 60 "$python" -m bench.fidelity "${size[@]}" --seconds @S "${json[@]}"
-if has diffusers; then
-    part peers 100 "$python" -m bench.image "${size[@]}" "${peers[@]}" --seconds @S "${json[@]}"
-else
-    skip peers "diffusers is not there (WHEELS names a folder that has its wheel)"
-fi
-part scaling 60 "$python" -m bench.scaling "${scaling[@]}" --seconds @S "${json[@]}"
-part image-2048 60 "$python" -m bench.image "${size[@]}" "${large[@]}" --seconds @S "${json[@]}"
-if has diffusers; then
-    part offload 40 "$python" -m pytest -q -o addopts= "${offload[@]}" tests/test_offload.py
-    part load 60 "$python" -m bench.load "${load[@]}" --device auto --cache warm --repeats 2 "${json[@]}"
-else
-    skip offload "diffusers is not there (WHEELS names a folder that has its wheel)"
-    skip load "diffusers is not there, which writes the checkpoint"
-fi
-if [[ -z $small ]]; then
-    part symmetric 40 "$python" -m bench.shared_gpu --modes tp2 --symmetric-memory --seconds @S "${json[@]}"
-else
-    skip symmetric "a CPU has no symmetric memory"
-fi
+traces=$(dirname "$base")/traces
+
+first() {
+    part kernel-checks 60 "$python" -m bench.kernels "${size[@]}" "${first_kernels[@]}" --check-only \
+        --seconds @S "${json[@]}"
+    part step 110 "$python" -m bench.step "${size[@]}" "${first_step[@]}" --quantization none,fp8 --profile "$traces" \
+        --seconds @S "${json[@]}"
+    part image 65 "$python" -m bench.image "${size[@]}" "${first_image[@]}" --quantization none,fp8 \
+        --seconds @S "${json[@]}"
+    tests_of_kernels 75
+}
+
+second() {
+    part throughput 80 "$python" -m bench.throughput "${size[@]}" --loads "$second_loads" --quantization fp8,none \
+        --seconds @S "${json[@]}"
+    part kernels 60 "$python" -m bench.kernels "${size[@]}" --seconds @S "${json[@]}"
+    part fidelity 50 "$python" -m bench.fidelity "${size[@]}" --seconds @S "${json[@]}"
+    part shared-gpu 60 "$python" -m bench.shared_gpu --modes "$second_modes" --seconds @S "${json[@]}"
+}
+
+tests_of_kernels() {
+    if has pytest; then
+        part kernel-tests "$1" "$python" -m bench.kernel_tests --seconds @S "${json[@]}" "${kernel_tests[@]}"
+    else
+        part kernel-tests "$1" "$python" -m bench.kernels "${size[@]}" --check-only --seconds @S "${json[@]}"
+    fi
+}
+
+everything() {
+    tests_of_kernels 120
+    part shared-gpu 80 "$python" -m bench.shared_gpu --modes tp2,sp2,cfg,tp2xsp2 --seconds @S "${json[@]}"
+    part step 50 "$python" -m bench.step "${size[@]}" --cases "$cases" --seconds @S "${json[@]}"
+    part image-bf16 50 "$python" -m bench.image "${size[@]}" "${image[@]}" --seconds @S "${json[@]}"
+    part image-fp8 50 "$python" -m bench.image "${size[@]}" "${image[@]}" --quantization fp8 --seconds @S "${json[@]}"
+    part kernels 60 "$python" -m bench.kernels "${size[@]}" --seconds @S "${json[@]}"
+    part throughput 90 "$python" -m bench.throughput "${size[@]}" --loads "$loads" --seconds @S "${json[@]}"
+    part fidelity 60 "$python" -m bench.fidelity "${size[@]}" --seconds @S "${json[@]}"
+    if has diffusers; then
+        part peers 100 "$python" -m bench.image "${size[@]}" "${peers[@]}" --seconds @S "${json[@]}"
+    else
+        skip peers "diffusers is not there (WHEELS names a folder that has its wheel)"
+    fi
+    part scaling 60 "$python" -m bench.scaling "${scaling[@]}" --seconds @S "${json[@]}"
+    part image-2048 60 "$python" -m bench.image "${size[@]}" "${large[@]}" --seconds @S "${json[@]}"
+    if has diffusers; then
+        part offload 40 "$python" -m pytest -q -o addopts= "${offload[@]}" tests/test_offload.py
+        part load 60 "$python" -m bench.load "${load[@]}" --device auto --cache warm --repeats 2 "${json[@]}"
+    else
+        skip offload "diffusers is not there (WHEELS names a folder that has its wheel)"
+        skip load "diffusers is not there, which writes the checkpoint"
+    fi
+    if [[ -z $small ]]; then
+        part symmetric 40 "$python" -m bench.shared_gpu --modes tp2 --symmetric-memory --seconds @S "${json[@]}"
+    else
+        skip symmetric "a CPU has no symmetric memory"
+    fi
+}
+
+"$preset"
 
 # ---- what came of it
 

@@ -34,9 +34,8 @@ from bench.runner import (
     Setup,
     add_options,
     check_positive,
-    engines,
     load_peer,
-    note,
+    measure_all,
     parse_sides,
     read_options,
     run_main,
@@ -134,7 +133,7 @@ def main(words: Sequence[str] | None = None) -> int:
     return run_main(_run, parser, sys.argv[1:] if words is None else words)
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> Results:
     setup = read_options(arguments)
     check_positive("steps", arguments.steps)
     check_positive("burst", arguments.burst)
@@ -144,23 +143,22 @@ def _run(arguments: argparse.Namespace) -> None:
     results = Results("image", setup, (*columns, *more))
     ceilings = measure_ceilings(setup.model.transformer, setup.device, setup.dtype)
     peer = load_peer(setup)
-    for engine in engines(setup):
-        for side in sides:
-            if setup.budget.spent:
-                note(f"{side}² with {engine.version} is left out: the time is up")
-                continue
-            result = measure_image(
-                engine,
-                side,
-                ceilings,
-                steps=arguments.steps,
-                burst=arguments.burst,
-                idle_s=arguments.idle,
-                sustained_s=arguments.sustained,
-                peer=peer,
-            )
-            results.add(result, _row(result))
-    results.print_table()
+
+    def measure(engine: Engine, side: int) -> tuple[ImageResult, Sequence[str]]:
+        result = measure_image(
+            engine,
+            side,
+            ceilings,
+            steps=arguments.steps,
+            burst=arguments.burst,
+            idle_s=arguments.idle,
+            sustained_s=arguments.sustained,
+            peer=peer,
+        )
+        return result, _row(result)
+
+    measure_all(setup, sides, measure, results)
+    return results
 
 
 def measure_image(
@@ -216,7 +214,7 @@ def measure_image(
         steps=steps,
         quantization=engine.version.quantization,
         attention=engine.rank.attention.backend,
-        cuda_graphs=engine.version.cuda_graphs and device.type == "cuda",
+        cuda_graphs=engine.rank.has_step_graphs,
         idle_s=idle_s,
         wall_s=wall,
         stages=stages,

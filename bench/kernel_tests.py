@@ -2,7 +2,9 @@
 
     python -m bench.kernel_tests [tests/kernels] [--jobs 8] [--seconds N] [--json FILE]
 
-Needs pytest and nothing else of the `test` extra. Ends with 1 if a test fails or a file is not done in time.
+Needs pytest and nothing else of the `test` extra. A test that fails says why at once, so that this is known of a file
+that is stopped too, and where a test is that takes longer than half a minute. Ends with 1 if a test fails or a file is
+not done in time.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from bench.output import publish
 
 ROOT = Path(__file__).parent.parent
 # not what pyproject.toml adds, which leaves out tests for a GPU
-PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "-m", "not slow")
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "bench.failures_at_once")
+OPTIONS = ("-o", "addopts=", "-o", "faulthandler_timeout=30", "-m", "not slow")
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,18 @@ def _run(file: Path, deadline: float) -> tuple[FileResult, str]:
         return FileResult(name, None, 0.0, "not begun: the time was up"), ""
     try:
         done = subprocess.run(
-            [sys.executable, *PYTEST, str(file.resolve())],
+            [sys.executable, *PYTEST, *OPTIONS, str(file.resolve())],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors="replace",
             timeout=seconds,
         )
     except subprocess.TimeoutExpired as stopped:
-        output = stopped.stdout.decode(errors="replace") if isinstance(stopped.stdout, bytes) else ""
+        output = stopped.stdout or ""
+        output = output.decode(errors="replace") if isinstance(output, bytes) else output
         return FileResult(name, None, time.monotonic() - began, "stopped: the time was up"), output
     lines = done.stdout.strip().splitlines()
     return FileResult(name, done.returncode, time.monotonic() - began, lines[-1] if lines else ""), done.stdout

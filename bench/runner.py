@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
+import logging
 import queue
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -35,9 +37,11 @@ if TYPE_CHECKING:
 
 STEPS_AHEAD = 2  # as the front-end: one step runs while the next waits
 DEADLINE_S = 300.0  # for an image to come out of the decoder
+_LOOK_S = 1.0  # between looks at whether the decoder has failed
 # The floors know no other: int8 is for memory, not for speed.
 QUANTIZATIONS = ("none", "fp8")
 PEERS = ("none", "diffusers")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -159,8 +163,9 @@ def parse_sides(name: str, text: str, multiple: int) -> list[int]:
 class Engine:
     """A rank and the steps that it was told."""
 
-    def __init__(self, setup: Setup, version: Version) -> None:
-        """Loaded and warmed up. Raises `ArgumentError` if the version cannot run here."""
+    def __init__(self, setup: Setup, version: Version, *, decodes: bool = True) -> None:
+        """Loaded and warmed up. decodes: whether for images too. Raises `ArgumentError` if the version cannot run
+        here."""
         began = time.perf_counter()
         self.setup, self.version = setup, version
         self._images: queue.Queue[tuple[DecodedImage, float]] = queue.Queue()
@@ -174,7 +179,7 @@ class Engine:
         self._job_ids = itertools.count()
         loaded = time.perf_counter()
         try:
-            self.rank.warm_up()
+            self.rank.warm_up(decodes=decodes)
         except BaseException:
             self.close()
             raise
@@ -214,7 +219,19 @@ class Engine:
 
     def next_image(self) -> tuple[DecodedImage, float]:
         """The next image out of the decoder, and the time on `perf_counter` at which it came."""
-        return self._images.get(timeout=DEADLINE_S)
+        return self.wait_for(self._images)
+
+    def wait_for(self, images: queue.Queue[T]) -> T:
+        """The next of what the decoder causes to be put there. Raises what the decoder raised, `queue.Empty` after
+        `DEADLINE_S`."""
+        due = time.monotonic() + DEADLINE_S
+        while True:
+            try:
+                return images.get(timeout=_LOOK_S)
+            except queue.Empty:
+                self.rank.raise_failure()
+                if time.monotonic() > due:
+                    raise
 
     @contextmanager
     def images_to(self, receive: Callable[[DecodedImage], None]) -> Iterator[None]:
@@ -237,21 +254,51 @@ class Engine:
         self._images.put((image, time.perf_counter()))
 
 
-def engines(setup: Setup) -> Iterator[Engine]:
-    """One engine of each version after the other, as long as there is time; those that cannot run here are named."""
+def measure_all(
+    setup: Setup,
+    cases: Sequence[T],
+    measure: Callable[[Engine, T], tuple[Any, Sequence[str]]],
+    results: Results,
+    *,
+    decodes: bool = True,
+) -> None:
+    """Add to `results` what `measure` says of each case with each version's engine, which is a result and its row.
+
+    The first case is always measured, the others as long as there is time. A version that cannot run here is named. An
+    engine or a case that fails is told with its traceback and the others go on, unless the device is lost, after which
+    nothing that this process computes can be trusted: raises what it raised then.
+    """
     for version in setup.versions:
-        if setup.budget.spent:
+        if setup.budget.spent and results.any:
             note(f"{version} is left out: the time is up")
             continue
         try:
-            engine = Engine(setup, version)
+            engine = Engine(setup, version, decodes=decodes)
         except ArgumentError as error:
             note(f"{version} is left out: {error}")
             continue
+        except Exception:
+            results.fail(str(version), traceback.format_exc())
+            raise_if_lost(setup.device)
+            continue
         try:
-            yield engine
+            for case in cases:
+                if setup.budget.spent and results.any:
+                    note(f"{case} with {version} is left out: the time is up")
+                    continue
+                try:
+                    results.add(*measure(engine, case))
+                except Exception:
+                    results.fail(f"{case} with {version}", traceback.format_exc())
+                    raise_if_lost(setup.device)
         finally:
             engine.close()
+
+
+def raise_if_lost(device: torch.device) -> None:
+    """Raise the error that a GPU answers every call with since a kernel did something illegal."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def load_peer(setup: Setup) -> Peer | None:
@@ -271,6 +318,22 @@ class Results:
     def __init__(self, benchmark: str, setup: Setup, columns: Sequence[str]) -> None:
         self._benchmark, self._setup, self._columns = benchmark, setup, columns
         self._rows: list[Sequence[str]] = []
+        self._failures: list[str] = []
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a result yet."""
+        return bool(self._rows)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is one and nothing failed."""
+        return self.any and not self._failures
+
+    def fail(self, what: str, why: str) -> None:
+        """Tell whoever watches at once, and again below the table."""
+        note(f"FAILED: {what}: {why}")
+        self._failures.append(what)
 
     def add(self, result: Any, row: Sequence[str]) -> None:
         """result: a dataclass with the GPU's state before and after; row: what the table shows of it."""
@@ -297,6 +360,10 @@ class Results:
         """With a title that says what the weights are."""
         print(f"\nbench.{self._benchmark}: {self._setup.title}")
         print_table(self._columns, self._rows)
+        for what in self._failures:
+            note(f"FAILED: {what}")
+        if not self.any:
+            note("FAILED: nothing was measured")
 
 
 def note(text: str) -> None:
@@ -304,11 +371,18 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def run_main(run: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
-    """Parse and run; a user's mistake is one line on stderr and the exit code 2."""
+def run_main(
+    run: Callable[[argparse.Namespace], Results | None], parser: argparse.ArgumentParser, words: Sequence[str]
+) -> int:
+    """Parse, run and print the table, unless there is none to be. 1 if something failed or nothing was measured; a
+    user's mistake is one line on stderr and the exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        run(parser.parse_args(words))
+        results = run(parser.parse_args(words))
     except Krea2Error as error:
         note(f"error: {error}")
         return error.exit_code
-    return 0
+    if results is None:
+        return 0
+    results.print_table()
+    return 0 if results.ok else 1

@@ -105,7 +105,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> Results | None:
     if not arguments.bandwidth > 0:
         raise ArgumentError.of("bandwidth", "above 0", arguments.bandwidth)
     if not arguments.latency >= 0:
@@ -118,16 +118,15 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.rank is not None:
         end_with_parent()
         _run_rank(arguments, setup, chosen[0], sides)
-        return
+        return None
     columns = ("mode", "weights in", "image", "compute", "sent", "operations", "communication", "step (modelled)")
     results = Results("scaling", setup, (*columns, "× one rank", "measured", "counted"))
-    wrong = []
     if setup.peer != "none":
         raise ArgumentError.of("peer", "none", setup.peer)
     for version in dict.fromkeys(replace(version, cuda_graphs=False) for version in setup.versions):
         alone: dict[int, float] = {}
         for degrees in chosen:
-            if setup.budget.spent:
+            if setup.budget.spent and results.any:
                 note(f"{degrees.name} with {version} is left out: the time is up")
                 continue
             try:
@@ -155,10 +154,8 @@ def _run(arguments: argparse.Namespace) -> None:
                     alone[side] = result.step_s
                 results.add(result, _row(result))
                 if not result.as_stated:
-                    wrong.append(f"{result.mode} at {side}²")
-    results.print_table()
-    if wrong:
-        raise ProcessFailed(f"rank 0 did not send what the formula says: {', '.join(wrong)}")
+                    results.fail(f"{result.mode} at {side}²", "rank 0 did not send what the formula says")
+    return results
 
 
 def segments_of(setup: Setup, side: int, *, guided: bool) -> list[tuple[int, int]]:

@@ -1,11 +1,15 @@
 """One denoise step through the engine, at the real size with random weights, against its floor and diffusers.
 
     python -m bench.step [--cases 1024,512,16x512] [--quantization none,fp8] [--peer diffusers] [--seconds N]
+                         [--profile FOLDER]
 
 A case is the side of a square image, or IMAGESxSIDE for several packed into one step. The floor of a step is its
 arithmetic at the rates that this run measured first (a large matrix product in bfloat16 or fp8, the best attention),
 or the reading of its weights at the rate of a copy, whichever takes longer: see `bench.floor`. Steps and those of the
 peer take turns, A B C C B A; between the two turns of one side lies the noise, below which no difference counts.
+
+--profile traces a few steps of each version's first case once that has been measured: the kernels that take longest
+go to stderr, the trace (for ui.perfetto.dev) to a file in the folder.
 """
 
 from __future__ import annotations
@@ -14,11 +18,13 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.arguments import end_with
 from bench.floor import Ceilings, step_floor
-from bench.runner import Engine, Results, add_options, engines, load_peer, note, read_options, run_main
+from bench.profile import profile_steps
+from bench.runner import Engine, Results, add_options, load_peer, measure_all, note, read_options, run_main
 from bench.timing import (
     WARM_UP,
     Spread,
@@ -93,11 +99,12 @@ class StepResult:
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.step", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--cases", help="comma-separated: SIDE or IMAGESxSIDE, most important first")
+    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="trace steps of the first case into it")
     add_options(parser, quantization="none,fp8")
     return run_main(_run, parser, sys.argv[1:] if words is None else words)
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> Results:
     setup = read_options(arguments)
     cases = parse_cases("cases", arguments.cases or CASES.get(arguments.size, SMALL_CASES), setup.model.size_multiple)
     columns = ("step", "weights in", "attention", "graphs", "median", "p10", "p90", "noise", "floor", "of floor")
@@ -105,14 +112,15 @@ def _run(arguments: argparse.Namespace) -> None:
     ceilings = measure_ceilings(setup.model.transformer, setup.device, setup.dtype)
     note(f"this device reaches {ceilings}")
     peer = load_peer(setup)
-    for engine in engines(setup):
-        for case in cases:
-            if setup.budget.spent:
-                note(f"{case} with {engine.version} is left out: the time is up")
-                continue
-            result = measure_case(engine, case, ceilings, peer)
-            results.add(result, _row(result))
-    results.print_table()
+
+    def measure(engine: Engine, case: Case) -> tuple[StepResult, Sequence[str]]:
+        result = measure_case(engine, case, ceilings, peer)
+        if arguments.profile is not None and case is cases[0]:
+            profile_steps(engine, case.images, case.side, arguments.profile)
+        return result, _row(result)
+
+    measure_all(setup, cases, measure, results, decodes=False)
+    return results
 
 
 def parse_cases(name: str, text: str, multiple: int) -> list[Case]:
@@ -168,7 +176,7 @@ def measure_case(engine: Engine, case: Case, ceilings: Ceilings, peer: Peer | No
         tokens=sum(segments),
         quantization=version.quantization,
         attention=engine.rank.attention.backend,
-        cuda_graphs=version.cuda_graphs and device.type == "cuda",
+        cuda_graphs=engine.rank.has_step_graphs,
         engine=ours,
         floor_s=floor.seconds,
         floor_bound=floor.bound,

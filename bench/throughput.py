@@ -36,9 +36,8 @@ from bench.runner import (
     Setup,
     add_options,
     check_positive,
-    engines,
     load_peer,
-    note,
+    measure_all,
     read_options,
     run_main,
 )
@@ -126,7 +125,7 @@ def main(words: Sequence[str] | None = None) -> int:
     return run_main(_run, parser, sys.argv[1:] if words is None else words)
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> Results:
     setup = read_options(arguments)
     check_positive("steps", arguments.steps)
     check_positive("token-budget", arguments.token_budget)
@@ -135,14 +134,13 @@ def _run(arguments: argparse.Namespace) -> None:
     results = Results("throughput", setup, (*columns, "eager images/s", "ratio", "compiled images/s", "ratio"))
     ceilings = measure_ceilings(setup.model.transformer, setup.device, setup.dtype)
     peer = load_peer(setup)
-    for engine in engines(setup):
-        for load in loads:
-            if setup.budget.spent:
-                note(f"{load} with {engine.version} is left out: the time is up")
-                continue
-            result = measure_load(engine, load, ceilings, arguments.steps, arguments.token_budget, peer)
-            results.add(result, _row(result))
-    results.print_table()
+
+    def measure(engine: Engine, load: Case) -> tuple[ThroughputResult, Sequence[str]]:
+        result = measure_load(engine, load, ceilings, arguments.steps, arguments.token_budget, peer)
+        return result, _row(result)
+
+    measure_all(setup, loads, measure, results)
+    return results
 
 
 def measure_load(
@@ -179,7 +177,7 @@ def measure_load(
         steps=steps,
         quantization=version.quantization,
         attention=engine.rank.attention.backend,
-        cuda_graphs=version.cuda_graphs and device.type == "cuda",
+        cuda_graphs=engine.rank.has_step_graphs,
         token_budget=token_budget,
         wall_s=wall,
         images_per_s=load.images / wall,
@@ -226,7 +224,7 @@ def run_load(engine: Engine, load: Case, steps: int, token_budget: int) -> list[
                     start=step.start, denoise=step.denoise, decode=step.decode, release=step.release
                 )
                 wait_for(step.number, pending)
-            event = events.get(timeout=DEADLINE_S)
+            event = engine.wait_for(events)
             if isinstance(event, DecodedImage):
                 decoding -= 1
                 scheduler.decoded(event.job_id)

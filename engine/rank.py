@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 
@@ -42,6 +45,7 @@ from engine.sampling import default_mu, draw_noise, guide, make_sigmas, unpack_l
 from engine.step import Job, Step
 from engine.velocities import Velocities
 
+_logger = logging.getLogger(__name__)
 _CACHED_SCHEDULES = 8  # one of 52 steps is 8 MB at the real size
 _TYPICAL_PROMPT_TOKENS = 64
 # Pixels of a guided image's sides that there must be memory for beside a whole text encoder on each rank.
@@ -139,31 +143,25 @@ class Rank:
                 self.vae, self._previews, device, on_image, tile=self._tile_side, presence=self.offload.vae
             )
 
-    def warm_up(self, sizes: Sequence[tuple[int, int]] = ()) -> None:
+    def warm_up(self, sizes: Sequence[tuple[int, int]] = (), *, decodes: bool = True) -> None:
         """Do now, on a GPU, what would make the first requests slow: measure the attention backends, compile kernels,
         tune the decoder's convolutions, record graphs. In the thread that executes steps, and before the first.
 
         sizes: width and height of images to expect, rounded, besides the checkpoint's default. One that there is not
-        memory for is left out.
+        memory for is left out. decodes: whether images will be decoded at all. A recording that fails is logged, and
+        steps are launched kernel by kernel.
         """
         if self.device.type != "cuda":
             return
         with torch.inference_mode():
-            self.attention_choice = self._choose_attention(measured=True)
+            with _timed("attention backends"):
+                self.attention_choice = self._choose_attention(measured=True)
             # images before graphs, since tuning the decoder empties the allocator's cache
             for size in dict.fromkeys([(self.config.default_width, self.config.default_height), *sizes]):
-                self._warm_up_image(*size)
-            # Collectives could be recorded too, but nobody has tried that with the groups of this engine; and float32
-            # is for comparisons. A graph cannot follow weights that come and go.
-            if self._engine.cuda_graphs and self.dtype == torch.bfloat16:
-                offload = set(self.plan.offload)
-                if TEXT_ENCODER not in offload and self._text_group.size == 1:
-                    self._prompts.record(PromptGraphs(self.text_encoder, self.device))
-                recordable = self.mesh.world.size == 1 and not offload & {DIT, DIT_LAYERWISE}
-                if recordable and self.attention.captured_backend is not None:
-                    dit = self.config.transformer
-                    self._velocities.graphs = StepGraphs(self.transformer, dit, self.dtype, self.device)
-                    self._velocities.graphs.record_all()
+                with _timed("an image of {}×{}".format(*size)):
+                    self._warm_up_image(*size, decodes=decodes)
+            if self._engine.cuda_graphs and self.dtype == torch.bfloat16:  # float32 is for comparisons
+                self._record_graphs()
             if self.mesh.world.size > 1:
                 self.link = measure_link(self.mesh.world, self.device)
         if self.offload.dit is not None:
@@ -171,8 +169,28 @@ class Rank:
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()  # what this took and no longer needs is free for steps
 
-    def _warm_up_image(self, width: int, height: int) -> None:
-        """A step and a decoding of one image of this size."""
+    def _record_graphs(self) -> None:
+        """Of what can be a replay. Collectives could be recorded too, but nobody has tried that with the groups of this
+        engine; and a graph cannot follow weights that come and go."""
+        offload = set(self.plan.offload)
+        try:
+            if TEXT_ENCODER not in offload and self._text_group.size == 1:
+                with _timed("graphs of the text encoder"):
+                    self._prompts.record(PromptGraphs(self.text_encoder, self.device))
+            recordable = self.mesh.world.size == 1 and not offload & {DIT, DIT_LAYERWISE}
+            if recordable and self.attention.captured_backend is not None:
+                with _timed("graphs of steps"):
+                    self._velocities.record(
+                        StepGraphs(self.transformer, self.config.transformer, self.dtype, self.device)
+                    )
+        except (
+            Exception
+        ):  # whatever a library or a kernel raises while it is recorded: it still runs outside of a graph
+            _logger.exception("no CUDA graphs: recording failed, so steps are launched kernel by kernel")
+            torch.cuda.synchronize(self.device)  # raises where the device itself is lost
+
+    def _warm_up_image(self, width: int, height: int, *, decodes: bool) -> None:
+        """A step and, if `decodes`, a decoding of one image of this size."""
         tokens = self.config.image_tokens(width, height) + _TYPICAL_PROMPT_TOKENS
         needed = max(
             batch_bytes(self.config, [tokens], self._engine.degrees, self.dtype.itemsize),
@@ -190,6 +208,8 @@ class Rank:
         self._start((job,))
         state = self._jobs.pop(job.job_id)
         self._denoise([state])
+        if not decodes:
+            return
         latents = unpack_latents(state.latents, *state.grid, self.config.patch_size)
         torch.cuda.synchronize(self.device)
         if self._share_decoding(job):
@@ -207,8 +227,7 @@ class Rank:
         if step.number != self._next_number:
             raise RuntimeError(f"step {step.number} came where step {self._next_number} was due")
         self._next_number += 1
-        if self._decoder is not None:
-            self._decoder.raise_failure()
+        self.raise_failure()
         for adapter in step.load:  # before the clock starts: neither encoding nor denoising
             try:
                 self._adapters.load(adapter)
@@ -234,6 +253,16 @@ class Rank:
         if dit is not None and not self._jobs:
             dit.drop()
         return pending
+
+    @property
+    def has_step_graphs(self) -> bool:
+        """Whether steps that are small enough are replays of CUDA graphs."""
+        return self._velocities.graphs is not None
+
+    def raise_failure(self) -> None:
+        """Raise what went wrong in the decoding of an earlier image, if something did."""
+        if self._decoder is not None:
+            self._decoder.raise_failure()
 
     def latents(self, job_id: int) -> torch.Tensor:
         """The latents of a job in flight as tokens, (image tokens, in_channels) float32."""
@@ -387,3 +416,11 @@ class Rank:
                 if pixels is not None:
                     previews.append(Preview(state.job.job_id, state.step, to_host(pixels)))
         return previews
+
+
+@contextmanager
+def _timed(what: str) -> Iterator[None]:
+    """Log how long a stage of the warm-up took."""
+    began = time.perf_counter()
+    yield
+    _logger.info("warmed up %s in %.1f s", what, time.perf_counter() - began)

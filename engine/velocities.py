@@ -40,6 +40,11 @@ class Velocities:
         self._layout = lru_cache(maxsize=_CACHED_SHAPES)(self._make_layout)
         self._grid = lru_cache(maxsize=_CACHED_SHAPES)(self._make_grid)
 
+    def record(self, graphs: StepGraphs) -> None:
+        """Record all sizes, and replay them from now on where they hold a batch."""
+        graphs.record_all()
+        self.graphs = graphs
+
     def __call__(self, segments: Sequence[tuple[JobState, torch.Tensor]]) -> list[torch.Tensor]:
         """The velocity of each segment, that is of a job with one of its texts: (image tokens, in_channels) float32.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -19,6 +20,8 @@ from bench.peer import Peer
 from bench.real_size import model_of_size
 from bench.runner import Engine, Setup, Version
 from bench.timing import Budget
+from engine.model import VAEDecoder
+from engine.rank import Rank
 from launcher.images import encode_image
 from launcher.requests import CheckedRequest
 
@@ -120,12 +123,80 @@ def test_images_that_do_not_fit_a_step_wait_for_the_next(capsys: pytest.CaptureF
     assert line["images"] == 5
 
 
-@pytest.mark.parametrize("module", [step, image, throughput])
-def test_nothing_is_begun_when_the_time_is_up(module: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert module.main([*TINY, "--seconds", "0"]) == 0
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (step, ("--cases", "64,2x64")),
+        (image, ("--sides", "64,128", "--steps", "1", "--idle", "0", "--sustained", "0")),
+        (throughput, ("--loads", "1x64,2x64", "--steps", "1")),
+    ],
+)
+def test_only_the_first_case_is_measured_when_the_time_is_up(
+    module: Any, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert module.main([*TINY, *words, "--quantization", "none,fp8", "--seconds", "0"]) == 0
     output = capsys.readouterr()
-    assert "is left out: the time is up" in output.err
-    assert '"benchmark"' not in output.out
+    assert output.out.count('"benchmark"') == 1
+    assert "with quantization none, attention auto is left out: the time is up" in output.err
+    assert "\nquantization fp8, attention auto is left out: the time is up" in output.err
+
+
+def test_a_failure_is_told_with_its_cause_and_what_comes_after_it_still_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warm_up(self: Rank, *_: object, **__: object) -> None:
+        if self._engine.quantization == "none":
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(Rank, "warm_up", warm_up)
+    words = [*TINY, "--cases", "64", "--quantization"]
+    assert step.main([*words, "none,fp8"]) == 1
+    output = capsys.readouterr()
+    assert "FAILED: quantization none, attention auto: Traceback" in output.err
+    assert "RuntimeError: CUDA error: operation failed due to a previous error during capture" in output.err
+    assert '"quantization": "fp8"' in output.out
+    assert step.main([*words, "none"]) == 1
+    assert "FAILED: nothing was measured" in capsys.readouterr().err
+
+
+def test_a_case_that_fails_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure_case = step.measure_case
+
+    def measure(engine: Engine, case: step.Case, *arguments: Any) -> step.StepResult:
+        if case.images == 2:
+            raise RuntimeError("no such kernel")
+        return measure_case(engine, case, *arguments)
+
+    monkeypatch.setattr(step, "measure_case", measure)
+    assert step.main([*TINY, "--cases", "2x64,64", "--quantization", "none"]) == 1
+    output = capsys.readouterr()
+    assert "RuntimeError: no such kernel" in output.err
+    assert "\nFAILED: 2×64² with quantization none" in output.err
+    assert '"images": 1' in output.out
+
+
+def test_a_decoder_that_fails_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def decode(*_: object, **__: object) -> None:
+        raise RuntimeError("cuDNN has no plan")
+
+    monkeypatch.setattr(VAEDecoder, "decode_pixels", decode)
+    quick = ("--sides", "64", "--steps", "1", "--idle", "0", "--sustained", "0")
+    assert image.main([*TINY, *quick]) == 1
+    assert "RuntimeError: cuDNN has no plan" in capsys.readouterr().err
+    assert throughput.main([*TINY, "--loads", "1x64", "--steps", "1", "--quantization", "none"]) == 1
+    assert "RuntimeError: cuDNN has no plan" in capsys.readouterr().err
+
+
+def test_a_profile_names_operations_and_leaves_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert step.main([*TINY, "--cases", "64", "--quantization", "none", "--profile", str(tmp_path)]) == 0
+    assert "3 steps of 1×64², quantization none" in (told := capsys.readouterr().err)
+    assert "aten::mm" in told
+    with gzip.open(tmp_path / "trace-1x64-none.json.gz") as trace:
+        assert any(event["name"] == "aten::mm" for event in json.load(trace)["traceEvents"])
 
 
 def test_a_version_that_cannot_run_here_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:

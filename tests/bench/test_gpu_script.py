@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -66,6 +67,21 @@ def test_a_dry_run_prints_every_command_in_order_and_runs_none(run: Run, tmp_pat
     assert "of 540 s" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("preset", "seconds", "parts"),
+    [
+        ("--first", 330, ["kernel-checks", "step", "image", "kernel-tests"]),
+        ("--second", 300, ["throughput", "kernels", "fidelity", "shared-gpu"]),
+    ],
+)
+def test_a_preset_fits_into_its_time(run: Run, preset: str, seconds: int, parts: list[str]) -> None:
+    result = run("--dry-run", preset)
+    told = re.findall(r"^== (\S+) \(at most (\d+) s\)", result.stdout, re.MULTILINE)
+    assert [name for name, _ in told] == parts
+    assert sum(int(slice_s) for _, slice_s in told) <= seconds - 15
+    assert f"of {seconds} s" in result.stdout
+
+
 def test_parts_run_in_order_and_the_log_has_all_output(run: Run, tmp_path: Path) -> None:
     result = run("--small")
     assert result.returncode == 0, result.stdout
@@ -94,7 +110,7 @@ def test_a_part_that_hangs_is_stopped_and_what_no_longer_fits_is_skipped(run: Ru
 
 
 def test_without_pytest_and_diffusers_their_parts_are_replaced_and_skipped(run: Run) -> None:
-    result = run("--small", cases='*"import pytest"*|*"import diffusers"*) exit 1;;')
+    result = run("--small", cases="*find_spec*pytest*|*find_spec*diffusers*) exit 1;;")
     assert result.returncode == 0
     assert outcomes(result)["peers"].startswith("skipped: diffusers is not there")
     assert "ran -m bench.kernels --size tiny --check-only" in result.stdout

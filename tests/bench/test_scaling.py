@@ -37,7 +37,7 @@ def test_modes_are_modelled_and_measured(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_formula_that_is_wrong_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(scaling, "sent_in_step", lambda *_, **__: Sent(1, 1))
     assert main([*TINY, "--modes", "sp2", "--sides", "64"]) == 1
-    assert "rank 0 did not send what the formula says: sp2 at 64²" in capsys.readouterr().err
+    assert "sp2 at 64²: rank 0 did not send what the formula says" in capsys.readouterr().err
 
 
 def test_a_rank_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
