@@ -11,7 +11,7 @@
 # Needs python3 (PYTHON names another) with torch, triton, transformers and safetensors; neither zmq nor msgspec nor a
 # package index. WHEELS names a folder of wheels (diffusers, FlashAttention …) to use besides, installed nowhere. What
 # Triton compiles is kept in FOLDER/triton-cache.tar.gz, and TRITON_CACHE names such a file to begin with. KREA2_COMMIT
-# says which commit this is where the tree has come without git.
+# says which commit this is where git does not know.
 #
 # BUDGET_S (540, or the preset's) seconds are shared out: each part has a slice of its own, and is skipped, which is said, when fewer than
 # LEAST_S (15) are left. A part that fails does not stop the others, but the exit status is 1 then. Results are added to one

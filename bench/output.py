@@ -91,10 +91,10 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with `-dirty` when something is not committed; outside of one what KREA2_COMMIT says."""
-    return _output_of("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or os.environ.get(
-        "KREA2_COMMIT"
-    )
+    """What KREA2_COMMIT says, of a tree that has been copied; else the checkout's commit, with `-dirty` when something
+    is not committed."""
+    named = os.environ.get("KREA2_COMMIT")
+    return named or _output_of("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
 
 
 def _output_of(*command: str) -> str | None:

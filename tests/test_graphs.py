@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.denoising import NOISE_DTYPE
 from bench.real_size import TINY, RandomWeights
 from engine import graphs
 from engine.batch import Layout, Segment
@@ -25,6 +26,7 @@ from engine.kernels.rope import image_rotations, norm_rotate_triton_
 from engine.model import layers, transformer
 from engine.parallel import Mesh
 from engine.rank import Rank
+from engine.sampling import draw_noise
 from engine.step import Job, Step
 from tests.conftest import INTERPRETED
 from tests.kernels.tolerances import relative_error
@@ -145,10 +147,15 @@ def test_a_warmed_up_rank_makes_the_images_of_one_that_is_not(quantization: str)
             rank.warm_up()
             assert rank._velocities.graphs is not None
         latents = []
-        for image, steps in enumerate(_steps_of_images()):
-            for step in steps:
+        for start, *denoise in _steps_of_images():
+            rank.execute(start).wait()
+            (job,) = start.start
+            noise = draw_noise(job.seed, job.width, job.height, rank.config, NOISE_DTYPE)
+            with torch.inference_mode():
+                rank.latents(job.job_id).copy_(noise)
+            for step in denoise:
                 rank.execute(step).wait()
-            latents.append(rank.latents(image).cpu())
+            latents.append(rank.latents(job.job_id).cpu())
         rank.close()
         return latents
 
@@ -156,7 +163,7 @@ def test_a_warmed_up_rank_makes_the_images_of_one_that_is_not(quantization: str)
     cold, warm = run("bfloat16", quantization, warm=False), run("bfloat16", quantization, warm=True)
     for reference, one, other in zip(exact, cold, warm, strict=True):
         error = relative_error(one, reference)
-        assert error <= 0.25
+        assert error <= (0.1 if quantization == "fp8" else 0.02)
         assert relative_error(other, reference) <= 1.2 * error
 
 
@@ -194,7 +201,8 @@ def _steps_of_images() -> list[list[Step]]:
     """Of each of the images, whose sides are `SIDES`: the step that starts it, and 4 that denoise it."""
     images = []
     for image, side in enumerate(SIDES):
-        job = Job(image, tuple(range(60 + image)), None, side, side, 4, 0.0, None, image)
+        # mu: with 0 the timesteps of 4 steps are numbers that bfloat16 has
+        job = Job(image, tuple(range(60 + image)), None, side, side, 4, 0.0, 0.0, image)
         first = 5 * image
         denoise = [Step(first + 1 + step, denoise=(image,)) for step in range(job.steps)]
         images.append([Step(first, start=(job,)), *denoise])
