@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 # The oldest Triton that the kernels are for; the package takes the newest.
 OLDEST_TRITON := 3.6.0
 
+# Test processes that run side by side; each takes whole files, whose tests share what they start.
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope
+
 # How long `make demo-checkpoint` trains: short, two-hours or full.
 SCHEDULE ?= two-hours
 
@@ -19,13 +23,14 @@ demo-checkpoint: $(VENV)/installed-test
 	$(BIN)/python -m demo --schedule $(SCHEDULE) --work demo-work/$(SCHEDULE)
 
 test: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
+# These and the slow ones.
 test-slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m 'not gpu'
 
 test-oldest-triton: $(VENV)/installed-test $(VENV)/triton-$(OLDEST_TRITON)
-	PYTHONPATH=$(VENV)/triton-$(OLDEST_TRITON) $(BIN)/python -m pytest tests/kernels tests/test_graphs.py
+	PYTHONPATH=$(VENV)/triton-$(OLDEST_TRITON) $(PYTEST) tests/kernels tests/test_graphs.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -21,8 +21,8 @@ if INTERPRETED:
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
-    # ranks run as threads here; more torch threads than this only fight over the cores
-    torch.set_num_threads(2)
+    # ranks run as threads here, and another test process may run beside this one: more only fight over the cores
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
