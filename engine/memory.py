@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from engine.config import ModelConfig
 from engine.modes import UNEVEN, Degrees, forwards
@@ -18,6 +19,16 @@ from engine.tiling import SMALLEST_TILE, divide
 # as many short ones.
 ENCODE_AT_ONCE = PREFIX_TOKENS + MAX_PROMPT_TOKENS + SUFFIX_TOKENS
 _FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class DecodeMemory:
+    """What the memory that decoding takes depends on. bytes_per_element: of images between the decoder's layers, which
+    may be more than the model's. limit: bytes above which an image is decoded in tiles (see `tile_side`), as far as
+    those help; None for never."""
+
+    bytes_per_element: int
+    limit: int | None = None
 
 
 def step_bytes(config: ModelConfig, tokens: int, tp: int, bytes_per_element: int, *, sp: int = 1) -> int:
@@ -61,7 +72,8 @@ def packed_bytes(config: ModelConfig, tokens: int, degrees: Degrees, bytes_per_e
 def decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element: int, most: int | None = None) -> int:
     """What decoding one image allocates on the rank that does it.
 
-    most: bytes above which an image is decoded in tiles (see `tile_side`), as far as those help; None for never.
+    bytes_per_element: of images between the decoder's layers. most: bytes above which an image is decoded in tiles (see
+    `tile_side`), as far as those help; None for never.
     """
     side = tile_side(config, width, height, bytes_per_element, most)
     if side is None:

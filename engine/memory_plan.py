@@ -180,14 +180,16 @@ def plan_checkpoint(
     tp: int,
     bytes_per_element: int,
     *,
+    decoding_bytes_per_element: int | None = None,
     budget: int | None,
     fp8_products: bool = False,
     whole_text_encoder: bool = False,
     size: tuple[int, int] | None = None,
 ) -> MemoryPlan:
-    """The plan of each of `tp` ranks, which may take `budget` bytes each. fp8_products: the device multiplies fp8
-    matrices as they are. whole_text_encoder: its matrices are not split. size: width and height of the images to plan
-    for, None for the default size. Raises as `plan_memory` does."""
+    """The plan of each of `tp` ranks, which may take `budget` bytes each. decoding_bytes_per_element: as in
+    `DecodeMemory`, None for as many as the model's. fp8_products: the device multiplies fp8 matrices as they are.
+    whole_text_encoder: its matrices are not split. size: width and height of the images to plan for, None for the
+    default size. Raises as `plan_memory` does."""
     model = checkpoint.config
     if size is not None:
         model = replace(model, default_width=size[0], default_height=size[1])
@@ -200,6 +202,7 @@ def plan_checkpoint(
         WeightBytes.of(held, bytes_per_element, fp8_products=fp8_products),
         degrees=replace(engine.degrees, tp=tp),
         bytes_per_element=bytes_per_element,
+        decoding_bytes_per_element=decoding_bytes_per_element,
         budget=budget,
         offload=engine.offload,
         prefetch=engine.prefetch,
@@ -214,6 +217,7 @@ def plan_memory(
     *,
     bytes_per_element: int,
     degrees: Degrees,
+    decoding_bytes_per_element: int | None = None,
     budget: int | None = None,
     offload: Sequence[str] = (),
     prefetch: int | None = None,
@@ -222,14 +226,15 @@ def plan_memory(
 ) -> MemoryPlan:
     """The cheapest plan whose weights and work fit into `budget` bytes on each rank.
 
-    offload: what is offloaded in any case; without a budget nothing else is, and no block stays. prefetch, vae_memory,
-    lora_memory: as in `EngineConfig`; None for what fits, and for no LoRAs. Raises `ArgumentError` with the least
-    budget that would do.
+    decoding_bytes_per_element: as in `DecodeMemory`, None for as many as the model's. offload: what is offloaded in any
+    case; without a budget nothing else is, and no block stays. prefetch, vae_memory, lora_memory: as in `EngineConfig`;
+    None for what fits, and for no LoRAs. Raises `ArgumentError` with the least budget that would do.
     """
+    decoding_element = decoding_bytes_per_element or bytes_per_element
     limits = [vae_memory]
     if budget is not None and vae_memory is None:
-        limits = list(_decode_limits(model, bytes_per_element))
-    planner = _Planner(model, weights, degrees, bytes_per_element, limits, lora_memory or 0)
+        limits = list(_decode_limits(model, decoding_element))
+    planner = _Planner(model, weights, degrees, bytes_per_element, decoding_element, limits, lora_memory or 0)
     blocks = len(weights.dit_blocks)
     if budget is None:
         streamed = blocks if DIT_LAYERWISE in offload else 0
@@ -261,12 +266,13 @@ class _Planner:
         weights: WeightBytes,
         degrees: Degrees,
         bytes_per_element: int,
+        decoding_element: int,
         limits: Sequence[int | None],
         loras: int,
     ) -> None:
         size = model.default_width, model.default_height
         self._steps, self._weights, self._loras = model.default_steps, weights, loras
-        self._decoding = {limit: decode_bytes(model, *size, bytes_per_element, limit) for limit in (None, *limits)}
+        self._decoding = {limit: decode_bytes(model, *size, decoding_element, limit) for limit in (None, *limits)}
         segments = 2 if model.default_guidance else 1
         longest = model.image_tokens(*size) + MAX_PROMPT_TOKENS + SUFFIX_TOKENS
         self._before_decoding = weights.dequantized + max(

@@ -18,7 +18,7 @@ from engine.copying import Copier, Copy, make_copier
 from engine.memory_plan import MemoryPlan, block_of, is_small, plan_checkpoint, slot_bytes
 from engine.model import TextEncoder, Transformer
 from engine.moments import Moment
-from engine.parallel.device import multiplies_fp8
+from engine.parallel.device import decoding_dtype, multiplies_fp8
 from engine.residency import HostMemory, Parcel, WeightLedger
 
 T = TypeVar("T")
@@ -52,6 +52,7 @@ def plan_for(
         config,
         tp,
         dtype.itemsize,
+        decoding_bytes_per_element=decoding_dtype(device, dtype).itemsize,
         budget=None if budget is None else budget // sharing,
         fp8_products=multiplies_fp8(device, dtype),
         whole_text_encoder=whole_text_encoder,

@@ -22,13 +22,14 @@ from engine.kernels.attention import GatedAttentionKernel
 from engine.kernels.attention_choice import AttentionChoice, AttentionShape, choose_attention, unavailable
 from engine.lora.adapters import DENOISING, TEXT, TIME, Adapters, Loras
 from engine.lora.merge import MergedWeights
-from engine.memory import batch_bytes, decode_bytes, tile_side
+from engine.memory import DecodeMemory, batch_bytes, decode_bytes, tile_side
 from engine.model import TextEncoder, Transformer, VAEDecoder
 from engine.moments import moment
 from engine.offload import Offload, limit_allocations, plan_for
 from engine.parallel import LocalGroup, Mesh
 from engine.parallel.device import (
     check_quantization,
+    decoding_dtype,
     free_bytes,
     multiplies_fp8,
     pick_dtype,
@@ -111,6 +112,7 @@ class Rank:
             self.dtype,
             whole_text_encoder=whole_text_encoder,
         )
+        self.decode_memory = DecodeMemory(decoding_dtype(device, self.dtype).itemsize, self.plan.decode_limit)
         limit_allocations(self.plan, device)
         self.offload = Offload(self.plan, device)
         options = LoadOptions(device, self.dtype, config.quantization, fp8_products=multiplies_fp8(device, self.dtype))
@@ -194,7 +196,7 @@ class Rank:
         tokens = self.config.image_tokens(width, height) + _TYPICAL_PROMPT_TOKENS
         needed = max(
             batch_bytes(self.config, [tokens], self._engine.degrees, self.dtype.itemsize),
-            decode_bytes(self.config, width, height, self.dtype.itemsize, self.plan.decode_limit),
+            decode_bytes(self.config, width, height, self.decode_memory.bytes_per_element, self.decode_memory.limit),
         )
         torch.cuda.empty_cache()
         free = self.memory().get("free", needed)
@@ -333,7 +335,7 @@ class Rank:
         return self.vae is not None and self.vae.divides(job.height // self.vae.scale_factor, self.mesh.world)
 
     def _tile_side(self, width: int, height: int) -> int | None:
-        return tile_side(self.config, width, height, self.dtype.itemsize, self.plan.decode_limit)
+        return tile_side(self.config, width, height, self.decode_memory.bytes_per_element, self.decode_memory.limit)
 
     def _choose_attention(self, *, measured: bool) -> AttentionChoice:
         """Set the backends by the config, for images of the default size."""

@@ -11,6 +11,7 @@ import zmq.asyncio
 from engine.config import ModelConfig
 from engine.cost import CostModel, Work
 from engine.errors import Krea2Error
+from engine.memory import DecodeMemory
 from engine.scheduler import Estimate, Scheduler
 from engine.step import Adapter, Job, Step, StepTimes
 from launcher.internal import Decoded, FrontendConfig, Previewed
@@ -118,9 +119,9 @@ class Dispatcher:
         return self._supervisor.group.memory_plan
 
     @property
-    def decode_limit(self) -> int | None:
-        """Bytes of decoding above which images are decoded in tiles, if there is such a bound."""
-        return self._supervisor.group.decode_limit
+    def decode_memory(self) -> DecodeMemory:
+        """What the memory depends on that rank 0 takes to decode an image, once the ranks are ready."""
+        return self._supervisor.group.decode_memory
 
     @property
     def free(self) -> list[int] | None:
@@ -181,8 +182,8 @@ class Dispatcher:
                 self._config.engine,
                 most,
                 bytes_per_element=self.bytes_per_element,
+                decode_memory=self.decode_memory,
                 free=free,
-                decode_limit=self.decode_limit,
             )
         self._scheduler.token_budget = most
 

@@ -275,8 +275,8 @@ class Frontend:
                 self._model,
                 self._config.engine,
                 bytes_per_element=self._dispatcher.bytes_per_element,
+                decode_memory=self._dispatcher.decode_memory,
                 free=free,
-                decode_limit=self._dispatcher.decode_limit,
             )
 
     def _check_free(self, free: Sequence[int]) -> None:

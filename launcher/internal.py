@@ -182,13 +182,15 @@ class Alive(Message, frozen=True, kw_only=True):
 
 class Ready(Message, frozen=True, kw_only=True):
     """The rank has its weights. `memory_plan`: what it keeps where, for people, if it was told to save memory. `link`:
-    bytes a second that it sends, and seconds of an operation that sends next to nothing, where that was measured."""
+    bytes a second that it sends, and seconds of an operation that sends next to nothing, where that was measured.
+    `decoding_bytes_per_element`: as `DecodeMemory` in `engine.memory` has it."""
 
     rank: int
     device: str
     device_name: str = ""
     link: tuple[float, float] | None = None
     memory: dict[str, int]
+    decoding_bytes_per_element: int = 4
     attention: dict[str, str]
     memory_plan: tuple[str, ...] = ()
 

@@ -250,7 +250,7 @@ class LoraService:
             self._model,
             self._config.engine,
             bytes_per_element=self._dispatcher.bytes_per_element,
-            decode_limit=self._dispatcher.decode_limit,
+            decode_memory=self._dispatcher.decode_memory,
         )
         for rank, (available, needed) in enumerate(zip(left, needs, strict=True)):
             if available < needed:

@@ -20,6 +20,7 @@ import zmq.asyncio
 
 import engine
 from engine.errors import Krea2Error, LaunchError, RankError, error_from_code
+from engine.memory import DecodeMemory
 from engine.step import Step, StepTimes
 from launcher.internal import (
     Alive,
@@ -153,9 +154,10 @@ class RankGroup:
         return self._ready[0].memory_plan if 0 in self._ready else ()
 
     @property
-    def decode_limit(self) -> int | None:
-        """Bytes of decoding above which rank 0 decodes an image in tiles, if there is such a bound."""
-        return self._ready[0].memory.get("decode_limit") if 0 in self._ready else None
+    def decode_memory(self) -> DecodeMemory:
+        """What the memory depends on that rank 0 takes to decode an image, once it is ready."""
+        ready = self._ready[0]
+        return DecodeMemory(ready.decoding_bytes_per_element, ready.memory.get("decode_limit"))
 
     @property
     def free(self) -> list[int] | None:

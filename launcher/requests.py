@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import ArgumentError
-from engine.memory import batch_bytes, decode_bytes, encode_bytes, packed_bytes
+from engine.memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes, packed_bytes
 from engine.prompt import MAX_PROMPT_TOKENS, PREFIX_TOKENS
 from engine.step import Job
 from launcher.limits import Limits
@@ -169,15 +169,12 @@ def check_memory(
     engine: EngineConfig,
     *,
     bytes_per_element: int,
+    decode_memory: DecodeMemory,
     free: Sequence[int],
-    decode_limit: int | None = None,
 ) -> None:
-    """Raise `ArgumentError` if an image of the request, alone, needs more than the `free` bytes of some rank.
-
-    decode_limit: as in `decode_bytes`.
-    """
+    """Raise `ArgumentError` if an image of the request, alone, needs more than the `free` bytes of some rank."""
     size = checked.width, checked.height
-    needed = _needed(plan.segments, size, model, engine, bytes_per_element, decode_limit)
+    needed = _needed(plan.segments, size, model, engine, bytes_per_element, decode_memory)
     for rank, (available, wanted) in enumerate(zip(free, needed, strict=True)):
         if wanted > available:
             raise ArgumentError(
@@ -188,12 +185,12 @@ def check_memory(
 
 
 def default_needs(
-    model: ModelConfig, engine: EngineConfig, *, bytes_per_element: int, decode_limit: int | None = None
+    model: ModelConfig, engine: EngineConfig, *, bytes_per_element: int, decode_memory: DecodeMemory
 ) -> list[int]:
     """Bytes that each rank needs for a picture of the default size."""
     size = model.default_width, model.default_height
     tokens = model.image_tokens(*size) + MAX_PROMPT_TOKENS
-    return _needed((tokens,), size, model, engine, bytes_per_element, decode_limit)
+    return _needed((tokens,), size, model, engine, bytes_per_element, decode_memory)
 
 
 def _needed(
@@ -202,14 +199,14 @@ def _needed(
     model: ModelConfig,
     engine: EngineConfig,
     bytes_per_element: int,
-    decode_limit: int | None,
+    decode_memory: DecodeMemory,
 ) -> list[int]:
     """Bytes by rank. Rank 0 may decode images while the next step runs, the others help it between two."""
     stepping = max(
         batch_bytes(model, segments, engine.degrees, bytes_per_element),
         encode_bytes(model, engine.tp, bytes_per_element),
     )
-    decoding = decode_bytes(model, *size, bytes_per_element, decode_limit)
+    decoding = decode_bytes(model, *size, decode_memory.bytes_per_element, decode_memory.limit)
     elsewhere = max(stepping, decoding) if engine.decodes_together else stepping
     return [stepping + decoding] + [elsewhere] * (engine.ranks - 1)
 
@@ -220,11 +217,12 @@ def token_budget(
     most: int,
     *,
     bytes_per_element: int,
+    decode_memory: DecodeMemory,
     free: Sequence[int],
-    decode_limit: int | None = None,
 ) -> int:
     """The tokens of a tick, at most `most`, for which every rank has memory beside a picture of the default size."""
-    decoding = decode_bytes(model, model.default_width, model.default_height, bytes_per_element, decode_limit)
+    size = model.default_width, model.default_height
+    decoding = decode_bytes(model, *size, decode_memory.bytes_per_element, decode_memory.limit)
     many = 100_000  # bytes grow with tokens as straight as it goes
     for_many = packed_bytes(model, many, engine.degrees, bytes_per_element)
     return max(1, min(most, (min(free) - decoding) * many // for_many))

@@ -118,6 +118,7 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
             device_name=device_name(device),
             link=None if rank.link is None else (rank.link.bandwidth, rank.link.latency_s),
             memory=rank.memory(),
+            decoding_bytes_per_element=rank.decode_memory.bytes_per_element,
             attention=attention,
             memory_plan=rank.describe_plan(),
         )

@@ -11,11 +11,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
-from engine.memory import decode_bytes, encode_bytes, step_bytes
+from engine.memory import DecodeMemory, decode_bytes, encode_bytes, step_bytes, tile_side
 from engine.model import VAEDecoder
 from engine.parallel import Mesh
+from engine.prompt import MAX_PROMPT_TOKENS, SUFFIX_TOKENS
 from engine.rank import Rank
 from engine.step import Job, Step
+from tests.cpu_kinds import DECODINGS, pretend
 
 DEMO = ModelConfig.from_folder(DEMO_CHECKPOINT)
 TEXT_TOKENS = 20
@@ -52,15 +54,34 @@ def test_a_step_allocates_no_more_than_the_arithmetic_says(width: int, height: i
 
 
 @pytest.mark.parametrize(("width", "height"), [(512, 512), (256, 1024)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_decoding_allocates_no_more_than_the_arithmetic_says(width: int, height: int, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "native_bfloat16"), DECODINGS)
+def test_decoding_allocates_no_more_than_the_arithmetic_says(
+    monkeypatch: pytest.MonkeyPatch, width: int, height: int, dtype: str, native_bfloat16: bool
+) -> None:
+    pretend(monkeypatch, native_bfloat16=native_bfloat16)
     rank = Rank(EngineConfig(dtype=dtype), Mesh(), CPU)
     assert rank.vae is not None
     vae, latents = rank.vae, torch.randn(1, 16, height // 8, width // 8)
     with torch.inference_mode():
         peak = peak_bytes(lambda: vae.decode_pixels(latents))
-    estimate = decode_bytes(DEMO, width, height, rank.dtype.itemsize)
+    estimate = decode_bytes(DEMO, width, height, rank.decode_memory.bytes_per_element)
     assert 0.4 * estimate < peak <= estimate
+
+
+@pytest.mark.parametrize("native_bfloat16", [False, True])
+def test_tiles_and_plans_go_by_what_images_are_decoded_in(
+    monkeypatch: pytest.MonkeyPatch, native_bfloat16: bool
+) -> None:
+    pretend(monkeypatch, native_bfloat16=native_bfloat16)
+    element = 2 if native_bfloat16 else 4
+    limit = decode_bytes(DEMO, 512, 512, element) // 2
+    rank = Rank(EngineConfig(dtype="bfloat16", vae_memory=limit), Mesh(), CPU)
+    assert rank.decode_memory == DecodeMemory(element, limit)
+    assert rank._tile_side(512, 512) == tile_side(DEMO, 512, 512, element, limit) is not None
+    size = DEMO.default_width, DEMO.default_height
+    tokens = DEMO.image_tokens(*size) + MAX_PROMPT_TOKENS + SUFFIX_TOKENS
+    before = max(step_bytes(DEMO, tokens, 1, 2), encode_bytes(DEMO, 1, 2))
+    assert rank.plan.work == before + decode_bytes(DEMO, *size, element, limit)
 
 
 @pytest.mark.gpu

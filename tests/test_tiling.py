@@ -15,6 +15,7 @@ from engine.model.vae import _shares
 from engine.parallel import Mesh
 from engine.rank import Rank
 from engine.tiling import OVERLAP, SMALLEST_TILE, divide
+from tests.cpu_kinds import DECODINGS, pretend
 from tests.test_memory import peak_bytes
 
 DEMO = ModelConfig.from_folder(DEMO_CHECKPOINT)
@@ -98,13 +99,16 @@ def test_an_image_is_whole_where_it_fits_and_in_the_largest_tiles_that_fit_elsew
     assert tile_side(DEMO, 256, 256, 4, 1) is None  # smaller than a tile
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "native_bfloat16"), DECODINGS)
 @pytest.mark.parametrize("part", [0.5, 0.3])
-def test_tiles_allocate_no_more_than_the_arithmetic_says(dtype: str, part: float) -> None:
+def test_tiles_allocate_no_more_than_the_arithmetic_says(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, native_bfloat16: bool, part: float
+) -> None:
+    pretend(monkeypatch, native_bfloat16=native_bfloat16)
     rank = Rank(EngineConfig(dtype=dtype), Mesh(), CPU)
     assert rank.vae is not None
     vae, latents = rank.vae, make_latents(96, 128, smooth=False)
-    e = rank.dtype.itemsize
+    e = rank.decode_memory.bytes_per_element
     limit = int(part * decode_bytes(DEMO, 1024, 768, e))
     with torch.inference_mode():
         peak = peak_bytes(lambda: vae.decode_pixels(latents, tile=tile_side(DEMO, 1024, 768, e, limit)))

@@ -3,6 +3,8 @@
 At one frame its causal 3-D convolutions see only zeros before the frame, so each equals a 2-D convolution with the
 last temporal slice of its kernel: exact, and 2.4 times faster on a CPU. `time_conv`s never run at one frame.
 
+Images are of the weights' dtype, or of `decoding_dtype`, to which every convolution converts its weights then.
+
 Weights are channels_last, and so is every image between the convolutions: a GPU's tensor cores want it, on a CPU it is
 up to twice as fast, and a pixel's channels are one row to the norm.
 """
@@ -16,6 +18,7 @@ from torch import nn
 from engine.config import VAEConfig
 from engine.kernels.image_norm import image_norm
 from engine.kernels.upsample import upsample
+from engine.parallel.device import decoding_dtype
 from engine.parallel.group import Group, LocalGroup
 from engine.parallel.rows import ImageRows
 from engine.tiling import MARGIN, OVERLAP, Tiles, divide
@@ -53,7 +56,8 @@ class VAEDecoder(nn.Module):
         what comes after it looks no further than the convolutions reach.
         """
         rows = ImageRows(latents.shape[2], group or LocalGroup())
-        z = (latents[:, :, rows.own].float() * self._std + self._mean).to(self.post_quant_conv.weight.dtype)
+        dtype = decoding_dtype(latents.device, self.post_quant_conv.weight.dtype)
+        z = (latents[:, :, rows.own].float() * self._std + self._mean).to(dtype)
         features = self.decoder.middle(self.post_quant_conv(z), rows)
         if tile is None:
             return self.decoder.up(features, rows).clamp(-1.0, 1.0)
@@ -244,4 +248,5 @@ class _Conv(nn.Module):
         self.bias = nn.Parameter(torch.empty(outgoing))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(x, self.weight, self.bias, padding=self.weight.shape[-1] // 2)
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)

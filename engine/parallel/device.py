@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -50,6 +51,19 @@ def device_name(device: torch.device) -> str:
 def pick_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
     """The dtype of weights and activations; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     return torch.bfloat16 if config.dtype_on(device.type) == "bfloat16" else torch.float32
+
+
+def decoding_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of images between the decoder's layers, in a model of `dtype`: that, but float32 on a CPU that lacks
+    bfloat16, where torch's convolutions copy every patch: they take 3 times as long there, and twice the memory."""
+    lacking = device.type == "cpu" and dtype == torch.bfloat16 and not _convolves_bfloat16()
+    return torch.float32 if lacking else dtype
+
+
+@cache
+def _convolves_bfloat16() -> bool:
+    """Whether oneDNN convolves bfloat16 on this CPU: on x86 one with AVX-512. What torch itself goes by."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def check_quantization(config: EngineConfig, device: torch.device) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from engine.rank import Rank
+from tests.cpu_kinds import pretend
 from tests.engine_runs import on_ranks
 from tests.oracle import load_pipeline, relative_error
 
@@ -76,9 +77,16 @@ def test_bytes_are_clipped_and_rounded_as_diffusers_does(checkpoint: Callable[..
     assert pixels.max() == 255
 
 
-def test_bfloat16_decodes_as_closely_as_diffusers(checkpoint: Callable[..., Path]) -> None:
+def test_bfloat16_decodes_as_closely_as_diffusers(
+    checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU with bfloat16, and on one without it."""
     folder = checkpoint(**SHAPES["real proportions"])
     latents = torch.randn(4, 16, 16, 16, generator=torch.Generator().manual_seed(0)).bfloat16().float()
     exact = theirs(folder, latents)
-    error = (decode(folder, latents, dtype="bfloat16").float() - exact).abs().mean()
-    assert error <= 1.1 * (theirs(folder, latents, torch.bfloat16).float() - exact).abs().mean()
+    their_error = (theirs(folder, latents, torch.bfloat16).float() - exact).abs().mean()
+    for native, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        pretend(monkeypatch, native_bfloat16=native)
+        image = decode(folder, latents, dtype="bfloat16")
+        assert image.dtype == dtype
+        assert (image.float() - exact).abs().mean() <= 1.1 * their_error

@@ -12,6 +12,7 @@ from bench.real_size import TINY, RandomWeights
 from engine.checkpoint.load import LoadOptions, load_weights
 from engine.model import VAEDecoder
 from engine.parallel.rows import ImageRows
+from tests.cpu_kinds import pretend
 
 REAL_PROPORTIONS: dict[str, Any] = {"dim_mult": (1, 2, 4, 4), "num_res_blocks": 2}
 
@@ -27,8 +28,13 @@ def decoder(device: str = "cpu", dtype: torch.dtype = torch.float32, **fields: A
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_images_are_channels_last_between_all_convolutions(device: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "native_bfloat16"), [(torch.float32, True), (torch.bfloat16, True), (torch.bfloat16, False)]
+)
+def test_images_are_channels_last_between_all_convolutions(
+    monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype, native_bfloat16: bool
+) -> None:
+    pretend(monkeypatch, native_bfloat16=native_bfloat16)
     vae = decoder(device, dtype, **REAL_PROPORTIONS)
     convolutions = [module for module in vae.modules() if getattr(module, "weight", torch.empty(0)).dim() == 4]
     seen: list[torch.nn.Module] = []
@@ -67,8 +73,9 @@ def test_cudnn_times_convolutions_while_a_shape_is_warmed_up_and_never_else() ->
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (26, 14), (1, 3)])
-def test_a_gpu_decodes_as_closely_as_a_cpu(height: int, width: int) -> None:
+def test_a_gpu_decodes_as_closely_as_a_cpu(monkeypatch: pytest.MonkeyPatch, height: int, width: int) -> None:
     """Both round to bfloat16 at the same places, so one has no reason to be further from float32 than the other."""
+    pretend(monkeypatch, native_bfloat16=True)
     latents = torch.randn(2, 16, height, width, generator=torch.Generator().manual_seed(0)).bfloat16().float()
     with torch.inference_mode():
         exact = decoder(**REAL_PROPORTIONS)(latents)

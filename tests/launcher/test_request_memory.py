@@ -1,0 +1,48 @@
+"""Whether a request is let in goes by the dtype in which rank 0 decodes, which may be wider than the model's."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
+from engine.errors import ArgumentError
+from engine.memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes
+from launcher.limits import Limits
+from launcher.protocol import Generate
+from launcher.requests import Plan, check, check_memory, default_needs, token_budget
+
+DEMO = ModelConfig.from_folder(DEMO_CHECKPOINT)
+ENGINE = EngineConfig(dtype="bfloat16")
+TOKENS = DEMO.image_tokens(1024, 1024) + 20
+
+
+@pytest.mark.parametrize("element", [2, 4])
+def test_a_request_is_let_in_where_its_step_and_its_decoding_fit(element: int) -> None:
+    size = {"width": 1024, "height": 1024}
+    request = check(Generate(request_id="r", prompt="a fox", **size), DEMO, Limits(), drawn_seed=0)
+    step = max(batch_bytes(DEMO, [TOKENS], ENGINE.degrees, 2), encode_bytes(DEMO, 1, 2))
+    enough = step + decode_bytes(DEMO, 1024, 1024, element)
+
+    def let_in(free: int) -> None:
+        memory = DecodeMemory(element)
+        check_memory(
+            Plan((), (TOKENS,), ()), request, DEMO, ENGINE, bytes_per_element=2, decode_memory=memory, free=[free]
+        )
+
+    let_in(enough)
+    with pytest.raises(ArgumentError, match="1024 × 1024 needs about"):
+        let_in(enough - 1)
+
+
+def test_images_of_wider_elements_leave_less_to_loras_and_to_tokens() -> None:
+    narrow, wide = DecodeMemory(2), DecodeMemory(4)
+    more = decode_bytes(DEMO, 128, 128, 4) - decode_bytes(DEMO, 128, 128, 2)
+    (less,), (needed,) = (
+        default_needs(DEMO, ENGINE, bytes_per_element=2, decode_memory=memory) for memory in (narrow, wide)
+    )
+    assert needed == less + more
+    most, fewer = (
+        token_budget(DEMO, ENGINE, 10**9, bytes_per_element=2, decode_memory=memory, free=[10**9])
+        for memory in (narrow, wide)
+    )
+    assert fewer < most
