@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import json
-import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-import pytest
+from tests.fresh_interpreter import modules_after
 
 ROOT = Path(__file__).parent.parent
 ENGINE = sorted((ROOT / "engine").rglob("*.py"))
@@ -91,10 +90,10 @@ ENGINE_LAYERS: dict[str, set[str]] = {
 }
 
 
-@pytest.mark.parametrize("file", ENGINE, ids=lambda file: str(file.relative_to(ROOT)))
-def test_engine_imports_only_torch_and_safetensors(file: Path) -> None:
+def test_engine_imports_only_torch_and_safetensors() -> None:
     allowed = (set(sys.stdlib_module_names) | ENGINE_PACKAGES | {"engine"}) - ENGINE_FORBIDDEN
-    assert {name.split(".")[0] for name in _imports(file)} <= allowed
+    for file in ENGINE:
+        assert {name.split(".")[0] for name in _imports(file)} <= allowed, file
 
 
 def test_dependencies_of_the_engine_point_one_way() -> None:
@@ -113,37 +112,44 @@ def test_the_recipe_of_the_demo_and_the_engine_do_not_import_each_other() -> Non
         assert "demo" not in {name.split(".")[0] for name in _imports(file)}
 
 
-@pytest.mark.parametrize("file", ENGINE + LAUNCHER + DEMO, ids=lambda file: str(file.relative_to(ROOT)))
-def test_nothing_is_pickled(file: Path) -> None:
-    assert not PICKLING_MODULES & {name.split(".")[0] for name in _imports(file)}
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Attribute):
-            assert not PICKLING_CALLS & {node.attr, ast.unparse(node)}
+def test_nothing_is_pickled() -> None:
+    assert ENGINE
+    assert LAUNCHER
+    assert DEMO
+    for file in ENGINE + LAUNCHER + DEMO:
+        assert not PICKLING_MODULES & {name.split(".")[0] for name in _imports(file)}, file
+        for node in _nodes(file):
+            if isinstance(node, ast.Attribute):
+                assert not PICKLING_CALLS & {node.attr, ast.unparse(node)}, file
 
 
-def test_importing_the_packages_loads_nothing_heavy() -> None:
+def test_packages_and_the_check_of_adapter_files_load_nothing_heavy_and_the_rank_no_sockets_and_no_references() -> None:
+    """In one interpreter: what one has loaded is there for the next, which may load it too."""
     parts = ("config", "errors", "step", "scheduler", "prompt", "checkpoint", "checkpoint.summary")
-    loaded = _modules_after(f"import launcher, engine, {', '.join(f'engine.{part}' for part in parts)}")
-    assert not loaded & {"torch", "numpy", "zmq", "msgspec", "tokenizers", "transformers", "diffusers", "triton", "PIL"}
-
-
-def test_adapter_files_are_checked_without_torch() -> None:
-    assert "torch" not in _modules_after("import engine.lora")
-
-
-def test_importing_the_rank_loads_no_sockets_and_no_references() -> None:
-    loaded = _modules_after("import engine.rank")
-    assert "torch" in loaded
-    assert not loaded & {"zmq", "msgspec", "tokenizers", "transformers", "diffusers", "starlette", "fastapi", "triton"}
+    packages, adapter_files, rank = modules_after(
+        f"import launcher, engine, {', '.join(f'engine.{part}' for part in parts)}",
+        "import engine.lora",
+        "import engine.rank",
+    )
+    references = {"zmq", "msgspec", "tokenizers", "transformers", "diffusers", "triton"}
+    assert not packages & {*references, "torch", "numpy", "PIL"}
+    assert "torch" not in adapter_files
+    assert "torch" in rank
+    assert not rank & {*references, "starlette", "fastapi"}
 
 
 def test_the_rank_imports_where_triton_is_not_installed() -> None:
-    _modules_after("import sys; sys.modules['triton'] = None; import engine.rank")
+    modules_after("import sys; sys.modules['triton'] = None; import engine.rank")
+
+
+@cache
+def _nodes(file: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(file.read_text())))
 
 
 def _imports(file: Path) -> Iterator[str]:
     """Dotted names of all imports of a file, those inside functions too."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in _nodes(file):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -153,10 +159,3 @@ def _imports(file: Path) -> Iterator[str]:
                 yield from (f"engine.{alias.name}" for alias in node.names)
             else:
                 yield node.module
-
-
-def _modules_after(statement: str) -> set[str]:
-    code = f"{statement}\nimport sys, json\nprint(json.dumps(sorted(m for m in sys.modules if sys.modules[m])))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
-    assert result.returncode == 0, result.stderr
-    return set(json.loads(result.stdout))

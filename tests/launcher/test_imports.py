@@ -2,53 +2,55 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
-HEAVY = ("torch", "transformers", "diffusers")
+from tests.fresh_interpreter import modules_after
 
-
-def imported_by(statement: str) -> set[str]:
-    script = f"{statement}\nimport sys\nprint('\\n'.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
-    return set(done.stdout.split())
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        "cli",
-        "async_client",
-        "client",
-        "clients",
-        "frontend",
-        "http",
-        "http_child",
-        "images",
-        "info",
-        "keys",
-        "process",
-        "ranks",
-        "remote_ranks",
-        "requests",
-        "spawn",
-        "tokenizer",
-        "torchrun",
-        "worker",
-    ],
+HEAVY = {"torch", "transformers", "diffusers"}
+WITHOUT_TORCH = (
+    "cli",
+    "async_client",
+    "client",
+    "clients",
+    "frontend",
+    "http",
+    "http_child",
+    "images",
+    "info",
+    "keys",
+    "process",
+    "ranks",
+    "remote_ranks",
+    "requests",
+    "spawn",
+    "tokenizer",
+    "torchrun",
+    "worker",
 )
-def test_no_module_of_the_launcher_imports_torch(module: str) -> None:
-    assert not imported_by(f"import launcher.{module}").intersection(HEAVY)
+
+
+def test_no_module_of_the_launcher_imports_torch() -> None:
+    """Each as the first of the launcher's, so that it needs no other to be imported before it."""
+    forget = "[sys.modules.pop(name) for name in list(sys.modules) if name.split('.')[0] == 'launcher']"
+    loaded = modules_after(*(f"{forget}; import launcher.{module}" for module in WITHOUT_TORCH))
+    for module, modules in zip(WITHOUT_TORCH, loaded, strict=True):
+        assert f"launcher.{module}" in modules
+        assert not modules & HEAVY, f"launcher.{module}"
 
 
 def test_the_package_and_the_command_line_import_no_more_than_they_need() -> None:
-    assert not imported_by("import launcher").intersection((*HEAVY, "zmq", "click", "msgspec"))
-    assert not imported_by("import launcher.cli").intersection((*HEAVY, "zmq", "PIL", "tqdm", "tokenizers"))
-    assert not imported_by("import launcher.spawn").intersection((*HEAVY, "zmq", "PIL", "tokenizers"))
-    assert not imported_by("import launcher.worker").intersection((*HEAVY, "zmq", "PIL", "tokenizers"))
-    assert "PIL" not in imported_by("import launcher.frontend")
+    """In one interpreter, where what one has imported is there for the next: the next may import it too."""
+    may_not_import = {
+        "launcher": {"zmq", "click", "msgspec"},
+        "launcher.cli": {"zmq", "PIL", "tqdm", "tokenizers"},
+        "launcher.spawn": {"zmq", "PIL", "tokenizers"},
+        "launcher.worker": {"zmq", "PIL", "tokenizers"},
+        "launcher.frontend": {"PIL"},
+    }
+    loaded = modules_after(*(f"import {module}" for module in may_not_import))
+    for (module, forbidden), modules in zip(may_not_import.items(), loaded, strict=True):
+        assert module in modules
+        assert not modules & (HEAVY | forbidden), module
 
 
 def test_launch_and_the_clients_are_at_hand() -> None:
