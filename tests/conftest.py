@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Threads that spin while they wait make torch up to a hundred times slower as soon as another process wants the cores
 # too. Read when torch is imported, and by the processes that tests start.
@@ -12,6 +14,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from tests.engine_runs import RankGroups
 
 # Where there is no GPU, Triton's kernels run in its interpreter. Read when triton is imported.
 INTERPRETED = not torch.cuda.is_available()
@@ -49,3 +54,12 @@ def turbo(checkpoint: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def raw(checkpoint: Callable[..., Path]) -> Path:
     return checkpoint(is_distilled=False)
+
+
+@pytest.fixture(scope="module")
+def rank_groups() -> Iterator[RankGroups]:
+    """Groups of ranks that the tests of a module share; they end with it."""
+    from tests.engine_runs import RankGroups  # as above
+
+    with closing(RankGroups()) as groups:
+        yield groups

@@ -1,9 +1,14 @@
-"""Runs the engine, its ranks being threads of this process."""
+"""Runs the engine, its ranks being threads of this process: once, or as a group that is kept for other runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+import queue
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +23,7 @@ from engine.step import Adapter, Job, Step
 from launcher.tokenizer import PromptTokenizer
 from tests.oracle import Picture, Request
 
-DEADLINE_S = 60.0
+DEADLINE_S = 240.0
 T = TypeVar("T")
 
 
@@ -45,123 +50,187 @@ def jobs_of(folder: Path, requests: Sequence[Request]) -> list[Job]:
 
 
 def run_requests(
-    folder: Path,
-    requests: Sequence[Request],
-    *,
-    tp: int = 1,
-    sp: int = 1,
-    cfg_parallel: bool = False,
-    dtype: str = "float32",
-    quantization: str = "none",
-    joins: Sequence[int] | None = None,
-    **options: Any,
+    folder: Path, requests: Sequence[Request], *, joins: Sequence[int] | None = None, **options: Any
 ) -> list[Picture]:
-    """Every image of the requests, in order, all jobs that are not done being packed into each tick.
+    """Every image of the requests, in order, all jobs that are not done being packed into each step.
 
-    joins: the tick at which each job starts; None: all at the first. options: others of `EngineConfig`.
+    joins: the step at which each job starts; None: all at the first. options: of `EngineConfig`, which differ from its
+    defaults in float32 and no quantization.
     """
-    jobs = jobs_of(folder, requests)
-    return run_jobs(
-        folder,
-        jobs,
-        tp=tp,
-        sp=sp,
-        cfg_parallel=cfg_parallel,
-        dtype=dtype,
-        quantization=quantization,
-        joins=joins,
-        **options,
-    )
+    with closing(RankGroup(folder, **options)) as group:
+        return group.run_requests(requests, joins=joins)
 
 
 def run_jobs(
     folder: Path,
     jobs: Sequence[Job],
     *,
-    tp: int = 1,
-    sp: int = 1,
-    cfg_parallel: bool = False,
-    dtype: str = "float32",
-    quantization: str = "none",
     joins: Sequence[int] | None = None,
     adapters: Sequence[Adapter] = (),
     **options: Any,
 ) -> list[Picture]:
     """As `run_requests`, with these adapters loaded. Also checks that all ranks end with the same latents."""
-    starts = [0] * len(jobs) if joins is None else joins
-    images: dict[int, DecodedImage] = {}
-
-    def keep(image: DecodedImage) -> None:
-        images[image.job_id] = image
-
-    def run(rank: Rank) -> dict[int, torch.Tensor]:
-        latents = _run_ticks(rank, jobs, starts, adapters)
-        rank.close()
-        return latents
-
-    latents = on_ranks(
-        folder,
-        run,
-        tp=tp,
-        sp=sp,
-        cfg_parallel=cfg_parallel,
-        dtype=dtype,
-        quantization=quantization,
-        on_image=keep,
-        **options,
-    )
-    for other in latents[1:]:
-        for job in jobs:
-            assert torch.equal(other[job.job_id], latents[0][job.job_id]), f"ranks differ on job {job.job_id}"
-    return [Picture(latents[0][job.job_id], as_array(images[job.job_id])) for job in jobs]
+    with closing(RankGroup(folder, **options)) as group:
+        return group.run_jobs(jobs, joins=joins, adapters=adapters)
 
 
-def on_ranks(
-    folder: Path,
-    function: Callable[[Rank], T],
-    *,
-    tp: int = 1,
-    sp: int = 1,
-    cfg_parallel: bool = False,
-    dtype: str = "float32",
-    quantization: str = "none",
-    on_image: Callable[[DecodedImage], None] | None = None,
-    **options: Any,
-) -> list[T]:
-    """Load the checkpoint on so many ranks and call the function in each rank's thread. Raises what a rank raised.
+def on_ranks(folder: Path, function: Callable[[Rank], T], **options: Any) -> list[T]:
+    """Load the checkpoint on ranks and call the function in each rank's thread. Raises what a rank raised."""
+    with closing(RankGroup(folder, **options)) as group:
+        return group.on_ranks(function)
 
-    options: of `EngineConfig`.
+
+class RankGroup:
+    """The ranks of a checkpoint as threads of this process, which run one batch of jobs after another.
+
+    Ends when it is closed, or when a rank raises something.
     """
-    config = EngineConfig(
-        model=str(folder),
-        tp=tp,
-        sp=sp,
-        cfg_parallel=cfg_parallel,
-        device="cpu",
-        dtype=dtype,
-        quantization=quantization,
-        **options,
-    )
-    meshes = thread_meshes(config.degrees, timeout_s=DEADLINE_S)
 
-    def run_rank(index: int) -> T:
+    def __init__(self, folder: Path, **options: Any) -> None:
+        """Load the checkpoint on every rank. Raises what a rank raised. options: as `run_requests` has them."""
+        self.folder, self.closed = folder, False
+        self.config = config_of(folder, **options)
+        self._meshes = thread_meshes(self.config.degrees, timeout_s=DEADLINE_S)
+        self._threads = ThreadPoolExecutor(self.config.ranks, thread_name_prefix="rank")
+        self._images: queue.Queue[DecodedImage] = queue.Queue()
+        self._next_step = 0
+        self._ranks: list[Rank] = []
+        self._ranks = self._in_threads(self._load)
+
+    def on_ranks(self, function: Callable[[Rank], T]) -> list[T]:
+        """Call the function in each rank's thread, beside those of the other ranks. Raises what a rank raised.
+
+        A function that executes steps of its own leaves the group at a number that the next run does not know.
+        """
+        return self._in_threads(lambda index: function(self._ranks[index]))
+
+    def run_requests(self, requests: Sequence[Request], *, joins: Sequence[int] | None = None) -> list[Picture]:
+        return self.run_jobs(jobs_of(self.folder, requests), joins=joins)
+
+    def run_jobs(
+        self, jobs: Sequence[Job], *, joins: Sequence[int] | None = None, adapters: Sequence[Adapter] = ()
+    ) -> list[Picture]:
+        """The images of the jobs, which the ranks make as if they had just been loaded: with no features of prompts or
+        timesteps from an earlier run. The adapters are there for this run."""
+        steps = list(_steps(self._next_step, jobs, [0] * len(jobs) if joins is None else joins, adapters))
+        latents = self.on_ranks(lambda rank: _execute(rank, steps))
+        self._next_step += len(steps)
+        for other in latents[1:]:
+            for job in jobs:
+                assert torch.equal(other[job.job_id], latents[0][job.job_id]), f"ranks differ on job {job.job_id}"
+        images = self._collect(len(jobs))
+        return [Picture(latents[0][job.job_id], as_array(images[job.job_id])) for job in jobs]
+
+    def close(self) -> None:
+        """Wait until every image has been decoded, and let go of the ranks. Raises what went wrong there."""
+        self.closed = True
+        ranks, self._ranks = self._ranks, []
+        for mesh in self._meshes:
+            mesh.close()  # lets ranks go that wait for another
         try:
-            rank = Rank(config, meshes[index], torch.device("cpu"), on_image if index == 0 else None)
-            with torch.inference_mode():
-                return function(rank)
-        except BaseException:
-            meshes[index].close()  # lets the other ranks go
-            raise
+            for rank in ranks:
+                rank.close()
+        finally:
+            self._threads.shutdown()
 
-    with ThreadPoolExecutor(config.ranks) as pool:
-        futures = [pool.submit(run_rank, index) for index in range(config.ranks)]
+    def _load(self, index: int) -> Rank:
+        on_image = self._images.put if index == 0 else None
+        return Rank(self.config, self._meshes[index], torch.device("cpu"), on_image)
+
+    def _in_threads(self, function: Callable[[int], T]) -> list[T]:
+        assert not self.closed, "this group of ranks has ended"
+
+        def run(index: int) -> T:
+            try:
+                with torch.inference_mode():
+                    return function(index)
+            except BaseException:
+                self._meshes[index].close()  # lets the other ranks go
+                raise
+
+        futures = [self._threads.submit(run, index) for index in range(self.config.ranks)]
         _, running = wait(futures, timeout=DEADLINE_S)
+        failures = [future.exception() for future in futures if future not in running and future.exception()]
+        if running or failures:
+            with suppress(Exception):  # it says the same again
+                self.close()
         assert not running, "a rank hangs"
-    failures = [failure for future in futures if (failure := future.exception()) is not None]
-    if failures:
-        # what the others say is only that this one left
-        raise min(failures, key=lambda failure: "in vain" in str(failure))
-    return [future.result() for future in futures]
+        if failures:
+            # what the others say is only that this one left
+            raise min(failures, key=lambda failure: "in vain" in str(failure))
+        return [future.result() for future in futures]
+
+    def _collect(self, count: int) -> dict[int, DecodedImage]:
+        """So many images, by job."""
+        images: dict[int, DecodedImage] = {}
+        deadline = time.monotonic() + DEADLINE_S
+        while len(images) < count:
+            with suppress(queue.Empty):
+                image = self._images.get(timeout=1)
+                images[image.job_id] = image
+                continue
+            assert time.monotonic() < deadline, "an image is not decoded"
+            step = Step(self._next_step)  # raises what decoding raised, if it did
+            self._next_step += 1
+            self.on_ranks(lambda rank, step=step: rank.execute(step))
+        return images
+
+
+class RankGroups:
+    """Groups of ranks by checkpoint and options, each loaded when it is first asked for: runs after the first need not
+    load the checkpoint again.
+
+    The fixture `rank_groups` has those of a test module. Not for tests that change a checkpoint's files, or what
+    loading does.
+    """
+
+    def __init__(self, most: int = 8) -> None:
+        """most: how many groups are kept; one more ends that which was not asked for the longest."""
+        self._most = most
+        self._groups: OrderedDict[EngineConfig, RankGroup] = OrderedDict()
+
+    def get(self, folder: Path, **options: Any) -> RankGroup:
+        config = config_of(folder, **options)
+        group = self._groups.pop(config, None)
+        if group is None or group.closed:
+            if len(self._groups) >= self._most:
+                self._groups.popitem(last=False)[1].close()
+            group = RankGroup(folder, **options)
+        self._groups[config] = group
+        return group
+
+    def run_requests(
+        self, folder: Path, requests: Sequence[Request], *, joins: Sequence[int] | None = None, **options: Any
+    ) -> list[Picture]:
+        """As the function of this name."""
+        return self.get(folder, **options).run_requests(requests, joins=joins)
+
+    def run_jobs(
+        self,
+        folder: Path,
+        jobs: Sequence[Job],
+        *,
+        joins: Sequence[int] | None = None,
+        adapters: Sequence[Adapter] = (),
+        **options: Any,
+    ) -> list[Picture]:
+        """As the function of this name."""
+        return self.get(folder, **options).run_jobs(jobs, joins=joins, adapters=adapters)
+
+    def on_ranks(self, folder: Path, function: Callable[[Rank], T], **options: Any) -> list[T]:
+        """As the function of this name, for a function that executes no steps and leaves the ranks as they are."""
+        return self.get(folder, **options).on_ranks(function)
+
+    def close(self) -> None:
+        while self._groups:
+            self._groups.popitem()[1].close()
+        gc.collect()  # a rank is part of a cycle, and Python does not know how much memory it holds
+
+
+def config_of(folder: Path, **options: Any) -> EngineConfig:
+    """In float32 and without quantization, unless the options say otherwise."""
+    defaults = {"device": "cpu", "dtype": "float32", "quantization": "none"}
+    return EngineConfig(model=str(folder), **defaults | options)
 
 
 def as_array(image: DecodedImage) -> np.ndarray:
@@ -169,25 +238,32 @@ def as_array(image: DecodedImage) -> np.ndarray:
     return np.frombuffer(image.rgb, np.uint8).reshape(image.height, image.width, 3)
 
 
-def _run_ticks(
-    rank: Rank, jobs: Sequence[Job], starts: Sequence[int], adapters: Sequence[Adapter]
-) -> dict[int, torch.Tensor]:
-    """Load the adapters and step all jobs to their end. Returns the final latents by job."""
-    latents: dict[int, torch.Tensor] = {}
+def _steps(number: int, jobs: Sequence[Job], starts: Sequence[int], adapters: Sequence[Adapter]) -> Iterator[Step]:
+    """Load the adapters, step all jobs to their end, and unload the adapters."""
+    load = tuple(adapters)
     remaining: dict[int, int] = {}
-    number = 0
     for tick in range(max(starts, default=0) + max((job.steps for job in jobs), default=0)):
         joining = tuple(job for job, start in zip(jobs, starts, strict=True) if start == tick)
         remaining |= {job.job_id: job.steps for job in joining}
         if not remaining:
             continue
-        load = tuple(adapters) if number == 0 else ()
-        rank.execute(Step(number, start=joining, denoise=tuple(remaining), load=load)).wait()
-        number += 1
+        yield Step(number, start=joining, denoise=tuple(remaining), load=load)
+        number, load = number + 1, ()
         finished = tuple(job_id for job_id, steps in remaining.items() if steps == 1)
         remaining = {job_id: steps - 1 for job_id, steps in remaining.items() if steps > 1}
         if finished:
-            latents |= {job_id: rank.latents(job_id).clone() for job_id in finished}
-            rank.execute(Step(number, decode=finished)).wait()
+            yield Step(number, decode=finished)
             number += 1
+    if adapters:
+        yield Step(number, unload=tuple(adapter.adapter_id for adapter in adapters))
+
+
+def _execute(rank: Rank, steps: Sequence[Step]) -> dict[int, torch.Tensor]:
+    """Forget what earlier runs have encoded and execute the steps. Returns the final latents by job."""
+    rank._prompts._kept.clear()
+    rank._schedule.cache_clear()
+    latents: dict[int, torch.Tensor] = {}
+    for step in steps:
+        latents |= {job_id: rank.latents(job_id).clone() for job_id in step.decode}
+        rank.execute(step).wait()
     return latents
