@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -43,10 +44,50 @@ def load_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Krea2Pipe
     return _load_pipeline(folder, dtype)
 
 
-def expected_pictures(
-    folder: Path, request: Request, dtype: torch.dtype = torch.float32, noise: torch.Tensor | None = None
-) -> list[Picture]:
-    """Run diffusers' pipeline. `noise`: packed starting latents, instead of those that the seeds give."""
+def expected_pictures(folder: Path, request: Request, dtype: torch.dtype = torch.float32) -> list[Picture]:
+    """Run diffusers' pipeline."""
+    latents, images = _run_pipeline(folder, request, dtype, output_type="pil")
+    return [Picture(tokens.float(), np.asarray(image)) for tokens, image in zip(latents, images, strict=True)]
+
+
+def expected_latents(
+    folder: Path,
+    request: Request,
+    dtype: torch.dtype = torch.float32,
+    noise: torch.Tensor | None = None,
+    *,
+    text_tokens: int = 512,
+) -> list[torch.Tensor]:
+    """As `expected_pictures`, without decoding what it gives. `noise`: packed starting latents, instead of those that
+    the seeds give. text_tokens: to which the prompts are cut or filled up; what fills them up is masked, and takes most
+    of the time.
+    """
+    latents, _ = _run_pipeline(
+        folder, request, dtype, output_type="latent", latents=noise, max_sequence_length=text_tokens
+    )
+    return list(latents.float())
+
+
+def packed_noise(folder: Path, request: Request, dtype: torch.dtype) -> torch.Tensor:
+    """The starting latents that the pipeline draws in `dtype`, (images, image_tokens, in_channels)."""
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in request.seeds]
+    return load_pipeline(folder, dtype).prepare_latents(
+        len(generators), 16, request.height, request.width, dtype, torch.device("cpu"), generators
+    )
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """max|a − b| / max(1, max|b|), in which every tolerance is stated. NaN counts as infinitely wrong."""
+    assert ours.shape == theirs.shape, f"{tuple(ours.shape)} is not {tuple(theirs.shape)}"
+    ours, theirs = ours.double(), theirs.double()
+    error = (ours - theirs).abs().max().item() / max(1.0, theirs.abs().max().item())
+    return error if error == error else float("inf")
+
+
+def _run_pipeline(
+    folder: Path, request: Request, dtype: torch.dtype, **options: Any
+) -> tuple[torch.Tensor, Sequence[Any]]:
+    """The final latents (images, image_tokens, in_channels), and what the pipeline gives with these options."""
     pipeline = load_pipeline(folder, dtype)
     seen: dict[str, torch.Tensor] = {}
 
@@ -71,30 +112,13 @@ def expected_pictures(
             guidance_scale=request.guidance,
             num_images_per_prompt=len(request.seeds),
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in request.seeds],
-            latents=noise,
             callback_on_step_end=keep_latents,
-            output_type="pil",
+            **options,
         ).images
     finally:
         pipeline.register_modules(scheduler=before[0])
         pipeline.register_to_config(is_distilled=before[1])
-    return [Picture(latents.float(), np.asarray(image)) for latents, image in zip(seen["latents"], images, strict=True)]
-
-
-def packed_noise(folder: Path, request: Request, dtype: torch.dtype) -> torch.Tensor:
-    """The starting latents that the pipeline draws in `dtype`, (images, image_tokens, in_channels)."""
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in request.seeds]
-    return load_pipeline(folder, dtype).prepare_latents(
-        len(generators), 16, request.height, request.width, dtype, torch.device("cpu"), generators
-    )
-
-
-def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """max|a − b| / max(1, max|b|), in which every tolerance is stated. NaN counts as infinitely wrong."""
-    assert ours.shape == theirs.shape, f"{tuple(ours.shape)} is not {tuple(theirs.shape)}"
-    ours, theirs = ours.double(), theirs.double()
-    error = (ours - theirs).abs().max().item() / max(1.0, theirs.abs().max().item())
-    return error if error == error else float("inf")
+    return seen["latents"], images
 
 
 @lru_cache(maxsize=8)
