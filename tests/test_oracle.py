@@ -13,15 +13,15 @@ from diffusers import Krea2Pipeline
 
 from bench.checkpoints import build_tokenizer
 from engine.prompt import PREFIX, PREFIX_TOKENS, SUFFIX, SUFFIX_TOKENS
-from tests.oracle import Picture, Request, expected_pictures, load_pipeline, relative_error
-from tests.test_parity import CAPTION, LATENT_TOLERANCE
+from tests.oracle import Request, expected_latents, expected_pictures, load_pipeline, relative_error
+from tests.test_parity import CAPTION, LATENT_TOLERANCE, TEXT_TOKENS
 
 BASE = Request(CAPTION, width=128, height=96)
 
 
-def moved(folder: Path, request: Request = BASE) -> float:
-    """How far this is from the base request, in tolerances."""
-    return _distance(expected_pictures(folder, request)[0], expected_pictures(folder, BASE)[0])
+def latents_of(folder: Path, request: Request = BASE) -> torch.Tensor:
+    (latents,) = expected_latents(folder, request, text_tokens=TEXT_TOKENS)
+    return latents
 
 
 def test_the_trained_tokenizer_has_the_template_s_length() -> None:
@@ -44,33 +44,33 @@ def test_the_trained_tokenizer_has_the_template_s_length() -> None:
     ids=["one word", "prompt", "steps", "guidance", "mu", "seed"],
 )
 def test_latents_depend_on(turbo: Path, request_: Request, least: float) -> None:
-    assert moved(turbo, request_) > least
+    assert _distance(latents_of(turbo, request_), latents_of(turbo)) > least
 
 
 def test_latents_depend_on_the_negative_prompt(turbo: Path) -> None:
     one, two = (
-        expected_pictures(turbo, Request(CAPTION, 128, 96, guidance=3.5, negative_prompt=negative))[0]
+        latents_of(turbo, Request(CAPTION, 128, 96, guidance=3.5, negative_prompt=negative))
         for negative in ("", "snow")
     )
     assert _distance(one, two) > 300
 
 
 def test_latents_depend_on_positions(turbo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = expected_pictures(turbo, BASE)[0]
+    reference = latents_of(turbo)
     original = Krea2Pipeline.prepare_position_ids
     for wrong in (lambda ids: ids * 0, lambda ids: ids[:, [0, 2, 1]], lambda ids: ids * 1.05):
         monkeypatch.setattr(
             load_pipeline(turbo), "prepare_position_ids", lambda *args, wrong=wrong: wrong(original(*args))
         )
-        assert _distance(expected_pictures(turbo, BASE)[0], reference) > 100
+        assert _distance(latents_of(turbo), reference) > 100
 
 
 def test_latents_depend_on_timesteps(turbo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = expected_pictures(turbo, BASE)[0]
+    reference = latents_of(turbo)
     embed = load_pipeline(turbo).transformer.time_embed
     original = embed.forward
     monkeypatch.setattr(embed, "forward", lambda timestep, dtype: original(timestep + 0.002, dtype))
-    assert _distance(expected_pictures(turbo, BASE)[0], reference) > 100
+    assert _distance(latents_of(turbo), reference) > 100
 
 
 @pytest.mark.slow
@@ -93,7 +93,7 @@ def test_every_parameter_that_is_used_moves_the_picture(turbo: Path) -> None:
             if component == "vae":
                 assert abs(picture.image.astype(int) - reference.image.astype(int)).max() > 3, name
             else:
-                assert _distance(picture, reference) > 30, name
+                assert _distance(picture.latents, reference.latents) > 30, name
             checked += 1
     assert checked > 200
 
@@ -106,8 +106,8 @@ def test_the_same_fields_give_the_same_weights(checkpoint: Callable[..., Path], 
         assert (again / f"{file}.safetensors").read_bytes() == (checkpoint() / f"{file}.safetensors").read_bytes()
 
 
-def _distance(one: Picture, two: Picture) -> float:
-    return relative_error(one.latents, two.latents) / LATENT_TOLERANCE
+def _distance(one: torch.Tensor, two: torch.Tensor) -> float:
+    return relative_error(one, two) / LATENT_TOLERANCE
 
 
 @contextmanager
