@@ -349,7 +349,7 @@ def test_files_are_recognised_without_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", program, str(tmp_path / "model.safetensors")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=True,
     )
     assert done.stdout.strip() == "{'blocks.0.a.weight': 'float8_e4m3fn'} False"
