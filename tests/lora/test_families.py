@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from engine.checkpoint import CheckpointFiles
+from engine.config import EngineConfig
+from engine.lora.merge import MergedWeights
 from engine.step import Adapter
-from tests.engine_runs import jobs_of, run_jobs
+from tests.engine_runs import RankGroups, jobs_of, run_requests
 from tests.lora.adapter_files import divisor_near_root, layer_shapes, merge_plainly, normed, random_matrix, write
 from tests.oracle import Picture, Request, relative_error
 
 # float32 rounds differently when the change is added to the weight and when it is added to the output
 TOLERANCE = 2e-5
+WEIGHT_TOLERANCE = 1e-6
 STRENGTH = 0.7
 REQUEST = Request("a fox in the snow, oil on canvas", width=96, height=64, steps=3, guidance=1.5)
 
@@ -95,15 +99,23 @@ FAMILIES: dict[str, Callable[[torch.Tensor, torch.Generator], Drawn]] = {
 }
 
 
-def draw(
-    family: Callable[[torch.Tensor, torch.Generator], Drawn], folder: Path, target: Path
-) -> tuple[Tensors, Picture]:
-    """An adapter's tensors, and what a copy of the checkpoint draws whose weights have become W + s · (W' − W)."""
-    generator = torch.Generator().manual_seed(0)
-    layers = layer_shapes(folder)
-    tensors: Tensors = {}
+@dataclass(frozen=True)
+class Expected:
+    """A family's file, which changes all biases too, and a copy of the checkpoint whose weights the formulas changed,
+    to W + s · (W′ − W), with the picture that it draws."""
 
-    def change(name: str, value: torch.Tensor) -> torch.Tensor:
+    file: Path
+    weights: dict[str, torch.Tensor]
+    picture: Picture
+
+
+def draw(family: Callable[[torch.Tensor, torch.Generator], Drawn], checkpoint: Path, folder: Path) -> Expected:
+    generator = torch.Generator().manual_seed(0)
+    layers = layer_shapes(checkpoint)
+    tensors: Tensors = {}
+    weights: Tensors = {}
+
+    def changed(name: str, value: torch.Tensor) -> torch.Tensor:
         layer, _, kind = name.rpartition(".")
         if layer not in layers or kind not in ("weight", "bias"):
             return value
@@ -114,43 +126,75 @@ def draw(
         tensors.update({f"transformer.{layer}.{suffix}": tensor for suffix, tensor in drawn.items()})
         return value + STRENGTH * (apply(value) - value)
 
-    merged = merge_plainly(folder, target, change)
-    (picture,) = run_jobs(merged, jobs_of(merged, [REQUEST]))
-    return tensors, picture
+    def change(name: str, value: torch.Tensor) -> torch.Tensor:
+        weights[name] = changed(name, value)
+        return weights[name]
+
+    merged = merge_plainly(checkpoint, folder / "merged", change)
+    (picture,) = run_requests(merged, [REQUEST])
+    return Expected(write(folder / "adapter.safetensors", tensors), weights, picture)
+
+
+@pytest.fixture(scope="module")
+def plain(turbo: Path, rank_groups: RankGroups) -> Picture:
+    """Without an adapter."""
+    (picture,) = rank_groups.run_requests(turbo, [REQUEST])
+    return picture
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def drawn(
-    request: pytest.FixtureRequest, turbo: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Picture]:
-    """A family's file, which changes all biases too, and the expected picture."""
-    folder = tmp_path_factory.mktemp("family")
-    tensors, picture = draw(FAMILIES[request.param], turbo, folder / "merged")
-    (plain,) = run_jobs(turbo, jobs_of(turbo, [REQUEST]))
-    assert relative_error(plain.latents, picture.latents) > 0.1, "a change that nobody would miss"
-    return write(folder / "adapter.safetensors", tensors), picture
+def expected(
+    request: pytest.FixtureRequest, turbo: Path, plain: Picture, tmp_path_factory: pytest.TempPathFactory
+) -> Expected:
+    expected = draw(FAMILIES[request.param], turbo, tmp_path_factory.mktemp("family"))
+    assert relative_error(plain.latents, expected.picture.latents) > 0.1, "a change that nobody would miss"
+    return expected
 
 
-def run(folder: Path, file: Path, *, tp: int = 1, merged: bool = False) -> Picture:
-    jobs = jobs_of(folder, [REQUEST])
-    if merged:
-        (picture,) = run_jobs(folder, jobs, tp=tp, merge_loras=((str(file), STRENGTH),))
-    else:
-        jobs = [replace(job, loras=((7, STRENGTH),)) for job in jobs]
-        (picture,) = run_jobs(folder, jobs, tp=tp, adapters=[Adapter(7, str(file))])
+def run(rank_groups: RankGroups, folder: Path, file: Path, *, tp: int = 1) -> Picture:
+    jobs = [replace(job, loras=((7, STRENGTH),)) for job in jobs_of(folder, [REQUEST])]
+    (picture,) = rank_groups.run_jobs(folder, jobs, tp=tp, adapters=[Adapter(7, str(file))])
     return picture
 
 
 @pytest.mark.parametrize("tp", [1, 4])
-@pytest.mark.parametrize("merged", [False, True], ids=["beside", "merged"])
-def test_latents_are_those_of_changed_weights(turbo: Path, drawn: tuple[Path, Picture], tp: int, merged: bool) -> None:
-    file, expected = drawn
-    assert relative_error(run(turbo, file, tp=tp, merged=merged).latents, expected.latents) <= TOLERANCE
+def test_latents_beside_the_weights_are_those_of_changed_ones(
+    turbo: Path, rank_groups: RankGroups, expected: Expected, tp: int
+) -> None:
+    picture = run(rank_groups, turbo, expected.file, tp=tp)
+    assert relative_error(picture.latents, expected.picture.latents) <= TOLERANCE
 
 
-@pytest.mark.parametrize("tp", [1, 2, 4])
-def test_kronecker_products_of_fused_matrices_are_split_anywhere(turbo: Path, tmp_path: Path, tp: int) -> None:
-    """A block of 24 rows of the product lies across the border of q and k, and across those of the ranks' shares."""
+def test_weights_that_an_adapter_is_merged_into_are_the_changed_ones_on_every_rank(
+    turbo: Path, expected: Expected
+) -> None:
+    config = EngineConfig(model=str(turbo), merge_loras=((str(expected.file), STRENGTH),))
+    merged = MergedWeights(CheckpointFiles.open(config), config)
+    assert {source.name for source in merged.sources["transformer"]} == expected.weights.keys()
+    for source in merged.sources["transformer"]:
+        stored, weight = merged.stored("transformer", source), expected.weights[source.name]
+        for bounds in (source.shard_bounds(rank, tp) for tp in (1, 2, 4) for rank in range(tp)):
+            assert relative_error(stored.read(bounds), weight[bounds]) <= WEIGHT_TOLERANCE, (source.name, bounds)
+    merged.close()
+
+
+# What ranks read of merged weights is compared above for every family and share; that it is what a rank computes with
+# is the same for all families, and the first of them guards it.
+@pytest.mark.parametrize("tp", [1, 4])
+@pytest.mark.parametrize(
+    "expected",
+    [name if name == "LoRA" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+    indirect=True,
+)
+def test_latents_of_merged_weights_are_those_of_changed_ones(turbo: Path, expected: Expected, tp: int) -> None:
+    (picture,) = run_requests(turbo, [REQUEST], tp=tp, merge_loras=((str(expected.file), STRENGTH),))
+    assert relative_error(picture.latents, expected.picture.latents) <= TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def kronecker(turbo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Picture]:
+    """A file with a Kronecker product for q, k and v as one matrix, and the expected picture."""
+    folder = tmp_path_factory.mktemp("kronecker")
     generator = torch.Generator().manual_seed(1)
     prefix = "text_fusion.layerwise_blocks.0.attn."
     first, second = random_matrix(8, 8, generator, 0.4), random_matrix(24, 8, generator, 0.2)
@@ -160,17 +204,26 @@ def test_kronecker_products_of_fused_matrices_are_split_anywhere(turbo: Path, tm
     def change(name: str, value: torch.Tensor) -> torch.Tensor:
         return value + STRENGTH * parts[name] if name in parts else value
 
-    merged = merge_plainly(turbo, tmp_path / "merged", change)
-    (expected,) = run_jobs(merged, jobs_of(merged, [REQUEST]))
+    (picture,) = run_requests(merge_plainly(turbo, folder / "merged", change), [REQUEST])
     path = "lycoris_text_fusion_layerwise_blocks_0_attn_to_qkv"
-    file = write(tmp_path / "lokr.safetensors", {f"{path}.lokr_w1": first, f"{path}.lokr_w2": second})
-    assert relative_error(run(turbo, file, tp=tp).latents, expected.latents) <= TOLERANCE
+    return write(folder / "lokr.safetensors", {f"{path}.lokr_w1": first, f"{path}.lokr_w2": second}), picture
 
 
-def test_a_bias_may_be_given_to_a_layer_that_has_none(turbo: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tp", [1, 2, 4])
+def test_kronecker_products_of_fused_matrices_are_split_anywhere(
+    turbo: Path, rank_groups: RankGroups, kronecker: tuple[Path, Picture], plain: Picture, tp: int
+) -> None:
+    """A block of 24 rows of the product lies across the border of q and k, and across those of the ranks' shares."""
+    file, expected = kronecker
+    assert relative_error(run(rank_groups, turbo, file, tp=tp).latents, expected.latents) <= TOLERANCE
+    assert relative_error(plain.latents, expected.latents) > 100 * TOLERANCE
+
+
+def test_a_bias_may_be_given_to_a_layer_that_has_none(
+    turbo: Path, rank_groups: RankGroups, plain: Picture, tmp_path: Path
+) -> None:
     """Where columns are split, ranks' outputs are summed up, and the bias must be in the sum once."""
     file = write(tmp_path / "bias.safetensors", {"blocks.0.attn.wo.diff_b": torch.randn(128)})
-    alone, split = (run(turbo, file, tp=tp) for tp in (1, 4))
-    (plain,) = run_jobs(turbo, jobs_of(turbo, [REQUEST]))
+    alone, split = (run(rank_groups, turbo, file, tp=tp) for tp in (1, 4))
     assert relative_error(split.latents, alone.latents) <= TOLERANCE
     assert relative_error(plain.latents, alone.latents) > 100 * TOLERANCE
