@@ -14,7 +14,7 @@ from engine.lora import open_adapter
 from engine.parallel import Mesh
 from engine.rank import Rank
 from engine.step import Adapter, Job, Step
-from tests.engine_runs import jobs_of, on_ranks, run_jobs
+from tests.engine_runs import RankGroups, jobs_of, on_ranks
 from tests.lora.adapter_files import draw_low_rank, layer_shapes, write, write_scheme
 from tests.oracle import Picture, Request, relative_error
 
@@ -46,20 +46,22 @@ def make_rank(folder: Path, **engine: object) -> Rank:
 
 @pytest.mark.parametrize("tp", [1, 2])
 def test_adapters_of_requests_in_one_batch_are_those_of_each_alone(
-    turbo: Path, adapters: list[Adapter], tp: int
+    turbo: Path, rank_groups: RankGroups, adapters: list[Adapter], tp: int
 ) -> None:
     jobs = make_jobs(turbo)
-    together = run_jobs(turbo, jobs, tp=tp, adapters=adapters, joins=[0, 1, 0, 2])
+    together = rank_groups.run_jobs(turbo, jobs, tp=tp, adapters=adapters, joins=[0, 1, 0, 2])
     for job, picture in zip(jobs, together, strict=True):
-        (alone,) = run_jobs(turbo, [job], tp=tp, adapters=adapters)
+        (alone,) = rank_groups.run_jobs(turbo, [job], tp=tp, adapters=adapters)
         assert relative_error(picture.latents, alone.latents) <= BATCH_TOLERANCE
 
 
-def test_the_same_prompt_and_seed_with_other_adapters_is_another_image(turbo: Path, adapters: list[Adapter]) -> None:
+def test_the_same_prompt_and_seed_with_other_adapters_is_another_image(
+    turbo: Path, rank_groups: RankGroups, adapters: list[Adapter]
+) -> None:
     """Text features and schedules are kept; neither may be another LoRA set's."""
     (job,) = jobs_of(turbo, REQUESTS[1:2])
     jobs = [replace(job, job_id=index, loras=loras) for index, loras in enumerate([(), ((0, 0.8),), ((0, 0.4),), ()])]
-    pictures = run_jobs(turbo, jobs, adapters=adapters, joins=[0, 1, 2, 3])
+    pictures = rank_groups.run_jobs(turbo, jobs, adapters=adapters, joins=[0, 1, 2, 3])
     for index, later in ((0, 1), (1, 2), (0, 2)):
         assert relative_error(pictures[index].latents, pictures[later].latents) > 0.01
     assert relative_error(pictures[0].latents, pictures[3].latents) <= BATCH_TOLERANCE
@@ -140,29 +142,42 @@ def test_steps_with_an_adapter_are_not_replayed(turbo: Path, adapters: list[Adap
     assert recorded.replays == 1
 
 
-@pytest.mark.parametrize("quantization", ["fp8", "int8"])
-def test_quantised_weights_round_nothing_of_an_adapter(turbo: Path, adapters: list[Adapter], quantization: str) -> None:
-    """An image with adapters is as far from the exact one as an image without, and the adapters change far more."""
+@pytest.fixture(scope="module")
+def exact(turbo: Path, rank_groups: RankGroups, adapters: list[Adapter]) -> tuple[list[Picture], list[Picture]]:
+    """The pictures of unquantised weights, without adapters and with them."""
     plain, with_loras = jobs_of(turbo, REQUESTS), make_jobs(turbo)
+    return rank_groups.run_jobs(turbo, plain), rank_groups.run_jobs(turbo, with_loras, adapters=adapters)
 
-    def errors(jobs: list[Job]) -> tuple[float, list[Picture]]:
-        exact = run_jobs(turbo, jobs, adapters=adapters)
-        pictures = run_jobs(turbo, jobs, adapters=adapters, quantization=quantization)
+
+@pytest.mark.parametrize("quantization", ["fp8", "int8"])
+def test_quantised_weights_round_nothing_of_an_adapter(
+    turbo: Path,
+    rank_groups: RankGroups,
+    adapters: list[Adapter],
+    exact: tuple[list[Picture], list[Picture]],
+    quantization: str,
+) -> None:
+    """An image with adapters is as far from the exact one as an image without, and the adapters change far more."""
+
+    def error(jobs: list[Job], exact: list[Picture]) -> float:
+        pictures = rank_groups.run_jobs(turbo, jobs, adapters=adapters, quantization=quantization)
         pairs = zip(pictures, exact, strict=True)
-        return max(relative_error(picture.latents, reference.latents) for picture, reference in pairs), exact
+        return max(relative_error(picture.latents, reference.latents) for picture, reference in pairs)
 
-    error_without, without = errors(plain)
-    error, exact = errors(with_loras)
-    assert error <= 1.5 * error_without
+    without, with_loras = exact
+    changed = error(make_jobs(turbo), with_loras)
+    assert changed <= 1.5 * error(jobs_of(turbo, REQUESTS), without)
     for index in (0, 2, 3):
-        assert relative_error(exact[index].latents, without[index].latents) > 3 * error
+        assert relative_error(with_loras[index].latents, without[index].latents) > 3 * changed
 
 
-def test_in_bfloat16_a_side_path_does_what_merged_weights_do(turbo: Path, adapters: list[Adapter]) -> None:
+def test_in_bfloat16_a_side_path_does_what_merged_weights_do(
+    turbo: Path, rank_groups: RankGroups, adapters: list[Adapter]
+) -> None:
     plain, with_loras = jobs_of(turbo, REQUESTS)[:1], make_jobs(turbo)[:1]
-    (beside,) = run_jobs(turbo, with_loras, adapters=adapters, dtype="bfloat16")
-    (merged,) = run_jobs(turbo, plain, merge_loras=((adapters[0].path, 0.8),), dtype="bfloat16")
-    (without,) = run_jobs(turbo, plain, dtype="bfloat16")
+    (beside,) = rank_groups.run_jobs(turbo, with_loras, adapters=adapters, dtype="bfloat16")
+    (merged,) = rank_groups.run_jobs(turbo, plain, merge_loras=((adapters[0].path, 0.8),), dtype="bfloat16")
+    (without,) = rank_groups.run_jobs(turbo, plain, dtype="bfloat16")
     error = relative_error(beside.latents, merged.latents)
     assert error <= 0.08
     assert relative_error(without.latents, merged.latents) > 5 * error

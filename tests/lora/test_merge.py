@@ -13,7 +13,7 @@ from engine.config import EngineConfig
 from engine.errors import ArgumentError
 from engine.parallel import Mesh
 from engine.rank import Rank
-from tests.engine_runs import jobs_of, run_jobs
+from tests.engine_runs import RankGroups, jobs_of
 from tests.lora.adapter_files import draw_low_rank, layer_shapes, write_scheme
 from tests.oracle import Request, relative_error
 
@@ -49,10 +49,10 @@ def test_what_was_split_for_ranks_cannot_be_merged_into(turbo: Path, lora: Path,
 
 
 @pytest.mark.parametrize("quantization", ["fp8", "int8"])
-def test_merging_comes_before_quantising(turbo: Path, lora: Path, quantization: str) -> None:
+def test_merging_comes_before_quantising(turbo: Path, rank_groups: RankGroups, lora: Path, quantization: str) -> None:
     jobs = jobs_of(turbo, [Request("a red circle on a blue background", steps=2)])
     merged = ((str(lora), 1.0),)
-    (exact,) = run_jobs(turbo, jobs, merge_loras=merged)
-    (plain,) = run_jobs(turbo, jobs, quantization=quantization)
-    (rounded,) = run_jobs(turbo, jobs, quantization=quantization, merge_loras=merged)
+    (exact,) = rank_groups.run_jobs(turbo, jobs, merge_loras=merged)
+    (plain,) = rank_groups.run_jobs(turbo, jobs, quantization=quantization)
+    (rounded,) = rank_groups.run_jobs(turbo, jobs, quantization=quantization, merge_loras=merged)
     assert relative_error(rounded.latents, exact.latents) < 0.2 * relative_error(plain.latents, exact.latents)
