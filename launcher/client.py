@@ -107,15 +107,17 @@ class Client:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine over the asyncio client in this client's thread, and wait for it."""
-        with self._lock:  # so that `close` sees every call that has begun
-            if self._closed:
-                work.close()
-                raise ServerError("the client was closed")
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = None
         try:
+            with self._lock:  # so that `close` sees every call that has begun
+                if self._closed:
+                    work.close()
+                    raise ServerError("the client was closed")
+                future = asyncio.run_coroutine_threadsafe(work, self._loop)
             return future.result()
         except BaseException:
-            future.cancel()
+            if future is not None:
+                future.cancel()
             raise
 
     async def _end_everything(self) -> None:
@@ -133,16 +135,24 @@ class Client:
             self._loop.call_soon_threadsafe(self.asynchronous.server_ended, error)
 
     def _iterate(self, events: AsyncIterator[Event]) -> Iterator[Event]:
+        reading: asyncio.Task[Any] | None = None
+
         async def next_event() -> Event | None:
+            nonlocal reading
+            reading = asyncio.current_task()
             return await anext(events, None)
+
+        async def close() -> None:
+            # Ctrl-C may come between the start of a read and our waiting for it, and a stream that is being read cannot
+            # be closed.
+            if reading is not None and not reading.done():
+                reading.cancel()
+                await asyncio.wait((reading,))
+            await events.aclose()  # type: ignore[attr-defined]
 
         try:
             while (event := self.run(next_event())) is not None:
                 yield event
         finally:
             with suppress(ServerError):  # closed, and the stream with it
-                self.run(_close_stream(events))
-
-
-async def _close_stream(events: Any) -> None:
-    await events.aclose()
+                self.run(close())

@@ -1,0 +1,75 @@
+"""A rank without an engine, for tests of the processes around it: torch takes seconds to be imported, this nothing.
+
+The rank's process, what it hears and says, and how it ends are the real ones of `launcher.worker`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import ModuleType, SimpleNamespace
+
+from engine.step import Job, Step, StepTimes
+
+STEP_S = 0.1  # so that a request of many steps is under way for long
+
+
+class HollowRank:
+    """Stands for `engine.rank.Rank`, whose pictures are of one colour."""
+
+    link = None
+    attention_choice = SimpleNamespace(describe=lambda: {})
+
+    def __init__(
+        self,
+        config: object,
+        rank: int,
+        device: object,
+        *,
+        on_image: Callable[[SimpleNamespace], None],
+        local_ranks: int,
+    ) -> None:
+        self._rank, self._on_image = rank, on_image
+        self._jobs: dict[int, Job] = {}
+
+    def warm_up(self, sizes: Sequence[tuple[int, int]] = ()) -> None: ...
+
+    def memory(self) -> dict[str, int]:
+        return {"weights": 1}
+
+    def describe_plan(self) -> tuple[str, ...]:
+        return ()
+
+    def execute(self, step: Step) -> SimpleNamespace:
+        self._jobs |= {job.job_id: job for job in step.start}
+        decoded = [self._jobs.pop(job_id) for job_id in step.decode]
+
+        def wait() -> StepTimes:
+            time.sleep(STEP_S)
+            for job in decoded if self._rank == 0 else ():
+                self._send(job)
+            return StepTimes(denoise_s=STEP_S)
+
+        return SimpleNamespace(wait=wait, previews=())
+
+    def _send(self, job: Job) -> None:
+        rgb = bytes([job.seed % 256, 0, 0]) * (job.width * job.height)
+        self._on_image(
+            SimpleNamespace(
+                job_id=job.job_id, width=job.width, height=job.height, rgb=rgb, decode_s=0.0, finite=True
+            )
+        )
+
+
+def replace_engine() -> None:
+    """Let `launcher.worker`, in this process, find hollow ranks."""
+    rank, parallel = ModuleType("engine.rank"), ModuleType("engine.parallel")
+    vars(rank)["Rank"] = HollowRank
+    vars(parallel).update(
+        connect_mesh=lambda rank, *_, **__: rank,
+        pick_device=lambda *_: "cpu",
+        device_name=lambda _: "cpu",
+        ranks_on_device=lambda *_: 1,
+    )
+    sys.modules |= {"engine.rank": rank, "engine.parallel": parallel}

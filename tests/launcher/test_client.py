@@ -1,0 +1,44 @@
+"""The client for code without an event loop: Ctrl-C at whatever moment it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from launcher import Client
+from launcher import client as client_module
+from tests.launcher.processes import PATIENCE_S
+
+
+def test_ctrl_c_just_after_a_read_of_a_stream_has_begun_closes_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, closed = threading.Event(), threading.Event()
+
+    async def events(*_: object, **__: object) -> AsyncIterator[str]:
+        try:
+            yield "first"
+            waits.set()
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    run = asyncio.run_coroutine_threadsafe
+
+    def interrupted(work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> Future[Any]:
+        monkeypatch.setattr(client_module.asyncio, "run_coroutine_threadsafe", run)
+        run(work, loop)
+        assert waits.wait(PATIENCE_S)
+        raise KeyboardInterrupt
+
+    with Client("ipc:///nonexistent/krea2", connect=False) as client:
+        monkeypatch.setattr(client.asynchronous, "stream", events)
+        stream = client.stream("a red circle")
+        assert next(stream) == "first"  # type: ignore[comparison-overlap]
+        monkeypatch.setattr(client_module.asyncio, "run_coroutine_threadsafe", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+        assert closed.is_set()
