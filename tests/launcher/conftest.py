@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -12,6 +13,21 @@ import pytest
 
 from engine.config import DEMO_CHECKPOINT, ModelConfig
 from tests.launcher.processes import Marked
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_as_in_a_terminal() -> Iterator[None]:
+    """Let child processes be interrupted and hung up on, also where these tests themselves run in the background.
+
+    `nohup` ignores SIGHUP, and a shell without job control SIGINT for what it starts with `&`. What is ignored is
+    inherited; a handler is not, and this one ignores the signal as well.
+    """
+    ignored = [number for number in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, lambda *_: None)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session")
