@@ -10,6 +10,7 @@ import os
 import secrets
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -45,23 +46,28 @@ def run() -> NoReturn:
         signal.signal(number, _stop)
     if torchrun.external_ranks() is not None:
         watch_parent(_stop_without_rank)
-    try:
-        code = commands.main(prog_name="krea2", standalone_mode=False) or 0
-    except click.exceptions.NoArgsIsHelpError as help_text:
-        print(help_text.format_message(), file=sys.stderr)
-        code = help_text.exit_code
-    except click.ClickException as error:
-        code = _complain(error.format_message(), ArgumentError.exit_code)
-    except Krea2Error as error:
-        code = _complain(error.message, error.exit_code)
-    except _Stopped as stopped:
-        code = 128 + stopped.number
-    except Exception as error:
-        code = _complain(f"{type(error).__name__}: {error}", 1)
+    code = execute()
     _give_up_unwritable_stdout()
     for number in SIGNALS:  # all is done, and nobody would catch what `_stop` raises while Python ends
         signal.signal(number, signal.SIG_DFL)
     sys.exit(code)
+
+
+def execute(arguments: Sequence[str] | None = None) -> int:
+    """Run a command, by default this process' own. Returns the exit code; an error has been told, in one line."""
+    try:
+        return commands.main(arguments, prog_name="krea2", standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as help_text:
+        print(help_text.format_message(), file=sys.stderr)
+        return help_text.exit_code
+    except click.ClickException as error:
+        return _complain(error.format_message(), ArgumentError.exit_code)
+    except Krea2Error as error:
+        return _complain(error.message, error.exit_code)
+    except _Stopped as stopped:
+        return 128 + stopped.number
+    except Exception as error:
+        return _complain(f"{type(error).__name__}: {error}", 1)
 
 
 @click.group()

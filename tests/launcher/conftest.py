@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from engine.config import DEMO_CHECKPOINT, ModelConfig
+from launcher import logs
+from launcher.cli import execute
 from tests.launcher.processes import Marked
+
+Krea2 = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,3 +55,29 @@ def marked(run_folder: Path) -> Iterator[Marked]:
     marked = Marked(environment, run_folder)
     yield marked
     marked.kill()
+
+
+@pytest.fixture
+def krea2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Krea2:
+    """`krea2(*arguments)` runs a command in this process, which starts no other and leaves no run folder.
+
+    Returns exit code, stdout and stderr.
+    """
+    folder = tmp_path_factory.mktemp("temporary")
+
+    def start_nothing(*command: object, **_: object) -> None:
+        raise AssertionError(f"{command} was started")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(tempfile, "tempdir", str(folder))
+            patch.setattr(subprocess, "Popen", start_nothing)
+            patch.setattr(logs, "configure_logs", lambda _: None)  # of the whole process, for good
+            code = execute(arguments)
+        assert not list(folder.iterdir())
+        return code, *capsys.readouterr()
+
+    return run

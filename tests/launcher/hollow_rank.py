@@ -56,9 +56,7 @@ class HollowRank:
     def _send(self, job: Job) -> None:
         rgb = bytes([job.seed % 256, 0, 0]) * (job.width * job.height)
         self._on_image(
-            SimpleNamespace(
-                job_id=job.job_id, width=job.width, height=job.height, rgb=rgb, decode_s=0.0, finite=True
-            )
+            SimpleNamespace(job_id=job.job_id, width=job.width, height=job.height, rgb=rgb, decode_s=0.0, finite=True)
         )
 
 

@@ -27,6 +27,7 @@ from tests.checkpoint.layouts import (
     save,
     wan_vae,
 )
+from tests.launcher.conftest import Krea2
 from tests.launcher.processes import PATIENCE_S, Marked, without_logs
 
 PROMPT = "a red circle on a blue background"
@@ -102,12 +103,17 @@ def test_a_drawn_seed_is_reported_and_metadata_can_be_left_out(marked: Marked, t
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2_before_anything_starts(
-    marked: Marked, arguments: list[str], message: str
+    krea2: Krea2, arguments: list[str], message: str
 ) -> None:
-    code, stdout, stderr = marked.run_krea2("generate", *arguments)
+    code, stdout, stderr = krea2("generate", *arguments)
     assert (code, stdout) == (2, "")
     assert stderr.startswith(f"error: {message}")
     assert stderr.count("\n") == 1
+
+
+def test_the_process_ends_with_that_line_and_that_code(marked: Marked) -> None:
+    message = "error: width must be between 64 and 4096, got 100000\n"
+    assert marked.run_krea2("generate", "x", "--width", "100000") == (2, "", message)
     assert not list(marked.folder.iterdir())
 
 
@@ -119,8 +125,8 @@ def test_an_attention_that_the_device_lacks_is_named_with_those_that_it_has(mark
     )
 
 
-def test_a_prompt_that_is_not_text_is_refused(marked: Marked) -> None:
-    code, _, stderr = marked.run_krea2("generate", os.fsdecode(b"\xff\xfe"))
+def test_a_prompt_that_is_not_text_is_refused(krea2: Krea2) -> None:
+    code, _, stderr = krea2("generate", os.fsdecode(b"\xff\xfe"))
     assert (code, stderr) == (2, "error: prompt must be valid Unicode text, got lone surrogates\n")
 
 
@@ -140,15 +146,15 @@ def test_parts_in_other_files_make_the_same_image(marked: Marked, tmp_path: Path
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_a_missing_part_is_named(marked: Marked, tmp_path: Path) -> None:
+def test_a_missing_part_is_named(krea2: Krea2, tmp_path: Path) -> None:
     file = save(native_transformer(load_transformer(DEMO_CHECKPOINT)), tmp_path / "native.safetensors")
-    code, _, stderr = marked.run_krea2("generate", PROMPT, "--transformer", str(file))
+    code, _, stderr = krea2("generate", PROMPT, "--transformer", str(file))
     assert code == 2
     assert stderr.startswith("error: missing: text_encoder, vae, tokenizer; give each as a file or a folder")
 
 
-def test_info_shows_parameters_and_bytes_of_each_rank(marked: Marked) -> None:
-    code, stdout, stderr = marked.run_krea2("info", "demo", "--tp", "2")
+def test_info_shows_parameters_and_bytes_of_each_rank(krea2: Krea2) -> None:
+    code, stdout, stderr = krea2("info", "demo", "--tp", "2")
     assert (code, stderr) == (0, "")
     assert "Krea 2 Turbo" in stdout
     assert "6 blocks, width 128, 8 heads, 4 kv heads" in stdout
@@ -156,8 +162,8 @@ def test_info_shows_parameters_and_bytes_of_each_rank(marked: Marked) -> None:
     assert len(re.findall(r"\d+\.\d+ MB", total)) == 2
 
 
-def test_info_shows_whole_weights_on_ranks_that_share_tokens(marked: Marked) -> None:
-    code, stdout, stderr = marked.run_krea2("info", "demo", "--sp", "4")
+def test_info_shows_whole_weights_on_ranks_that_share_tokens(krea2: Krea2) -> None:
+    code, stdout, stderr = krea2("info", "demo", "--sp", "4")
     assert (code, stderr) == (0, "")
     assert "sp            possible: 1, 2, 4, with tp 1 and no cfg-parallel" in stdout
     row = next(line for line in stdout.splitlines() if line.strip().startswith("transformer") and "MB" in line)
@@ -166,17 +172,17 @@ def test_info_shows_whole_weights_on_ranks_that_share_tokens(marked: Marked) -> 
     assert len(set(sizes)) == 1
 
 
-def test_info_of_nothing_is_a_mistake(marked: Marked, tmp_path: Path) -> None:
-    code, stdout, stderr = marked.run_krea2("info", str(tmp_path))
+def test_info_of_nothing_is_a_mistake(krea2: Krea2, tmp_path: Path) -> None:
+    code, stdout, stderr = krea2("info", str(tmp_path))
     assert (code, stdout) == (2, "")
     assert stderr == f"error: {tmp_path}/model_index.json: the file is missing\n"
 
 
-def test_info_of_a_damaged_tokenizer_is_the_error_that_serving_would_give(marked: Marked, tmp_path: Path) -> None:
+def test_info_of_a_damaged_tokenizer_is_the_error_that_serving_would_give(krea2: Krea2, tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
     shutil.copytree(DEMO_CHECKPOINT, folder)
     (folder / "tokenizer" / "tokenizer.json").write_text("{}")
-    code, stdout, stderr = marked.run_krea2("info", str(folder))
+    code, stdout, stderr = krea2("info", str(folder))
     assert (code, stdout) == (2, "")
     assert stderr.startswith(f"error: {folder}/tokenizer/tokenizer.json: is not a tokenizer that can be read")
 
@@ -198,18 +204,20 @@ def test_every_option_is_explained() -> None:
         assert not unexplained, name
 
 
-def test_version_and_help(marked: Marked) -> None:
-    assert marked.run_krea2("--version")[:2] == (0, f"krea2, version {engine.__version__}\n")
-    code, stdout, _ = marked.run_krea2("generate", "--help")
+def test_version_and_help(krea2: Krea2) -> None:
+    assert krea2("--version")[:2] == (0, f"krea2, version {engine.__version__}\n")
+    code, stdout, _ = krea2("generate", "--help")
     assert code == 0
     assert "--negative-prompt" in stdout
-    code, stdout, stderr = marked.run_krea2()
+    code, stdout, stderr = krea2()
     assert (code, stdout) == (2, "")
     assert "Commands:" in stderr
 
 
 @pytest.mark.parametrize("rpc", [None, "tcp://127.0.0.1:0", "ipc://{folder}/here"])
 def test_serve_prints_its_address_and_answers_there(marked: Marked, run_folder: Path, rpc: str | None) -> None:
+    if rpc is not None:
+        marked.use_hollow_ranks()
     arguments = [] if rpc is None else ["--rpc", rpc.format(folder=run_folder)]
     server = marked.start_krea2("serve", "--no-http", "--device", "cpu", "--warm-up", "100x128", *arguments)
     assert server.stdout is not None
@@ -233,8 +241,8 @@ def test_serve_prints_its_address_and_answers_there(marked: Marked, run_folder: 
         ("64x5000", "warm_up 64x5000: height must be between 64 and 4096, got 5000"),
     ],
 )
-def test_serve_refuses_sizes_to_warm_up_that_no_image_may_have(marked: Marked, size: str, message: str) -> None:
-    code, stdout, stderr = marked.run_krea2("serve", "--warm-up", size)
+def test_serve_refuses_sizes_to_warm_up_that_no_image_may_have(krea2: Krea2, size: str, message: str) -> None:
+    code, stdout, stderr = krea2("serve", "--warm-up", size)
     assert (code, stdout, stderr) == (2, "", f"error: {message}\n")
 
 
@@ -245,8 +253,8 @@ def test_serve_refuses_sizes_to_warm_up_that_no_image_may_have(marked: Marked, s
         ("5555", "rpc must be tcp://HOST:PORT"),
     ],
 )
-def test_serve_refuses_addresses_that_others_reach(marked: Marked, rpc: str, message: str) -> None:
-    code, stdout, stderr = marked.run_krea2("serve", "--rpc", rpc)
+def test_serve_refuses_addresses_that_others_reach(krea2: Krea2, rpc: str, message: str) -> None:
+    code, stdout, stderr = krea2("serve", "--rpc", rpc)
     assert (code, stdout) == (2, "")
     assert stderr.startswith(f"error: {message}")
     assert stderr.count("\n") == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
+from tests.launcher.conftest import Krea2
 from tests.launcher.processes import Marked
 
 PROMPT = "a red circle on a blue background"
@@ -41,19 +42,17 @@ def test_the_demo_in_8_bits_draws_the_same_picture(marked: Marked, tmp_path: Pat
         (["--model", "nowhere/at/all"], "nowhere/at/all: there is no such folder or file"),
     ],
 )
-def test_what_cannot_be_converted_is_one_line(
-    marked: Marked, tmp_path: Path, arguments: list[str], message: str
-) -> None:
-    code, stdout, stderr = marked.run_krea2("convert", str(tmp_path / "out"), *arguments)
+def test_what_cannot_be_converted_is_one_line(krea2: Krea2, tmp_path: Path, arguments: list[str], message: str) -> None:
+    code, stdout, stderr = krea2("convert", str(tmp_path / "out"), *arguments)
     assert (code, stdout, stderr) == (2, "", f"error: {message}\n")
     assert not os.listdir(tmp_path)
 
 
-def test_a_file_s_suffix_does_not_contradict_its_layout(marked: Marked, tmp_path: Path) -> None:
+def test_a_file_s_suffix_does_not_contradict_its_layout(krea2: Krea2, tmp_path: Path) -> None:
     file = str(tmp_path / "text.safetensors")
-    code, stdout, stderr = marked.run_krea2("convert", file)
+    code, stdout, stderr = krea2("convert", file)
     assert (code, stdout) == (2, "")
     allowed = "without .safetensors for the layout diffusers, or the layout native"
     assert stderr.startswith(f"error: output must be {allowed}, got '")
     part = ("--layout", "native", "--component", "text-encoder")
-    assert marked.run_krea2("convert", file, *part) == (0, f"{file}\n", "")
+    assert krea2("convert", file, *part) == (0, f"{file}\n", "")

@@ -15,6 +15,7 @@ from PIL import Image
 
 from engine.errors import ArgumentError, LaunchError
 from launcher.http_child import check_host, listen
+from tests.launcher.conftest import Krea2
 from tests.launcher.http_servers import PATH, PROMPT
 from tests.launcher.processes import PATIENCE_S, Marked, wait_until
 
@@ -22,7 +23,8 @@ BODY = {"prompt": PROMPT, "size": "64x64", "steps": 2, "seed": 1}
 
 
 def start(marked: Marked, *arguments: str) -> tuple[Popen[str], str]:
-    """A server and its url. Its log goes to a file `log`."""
+    """A server of hollow ranks and its url. Its log goes to a file `log`."""
+    marked.use_hollow_ranks()
     with (marked.folder / "log").open("w") as log:
         process = marked.start_krea2("serve", "--device", "cpu", "--port", "0", *arguments, stderr=log)
     assert process.stdout is not None
@@ -74,26 +76,24 @@ def test_what_runs_when_it_is_stopped_is_still_answered(marked: Marked) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_http_ends_with_the_server_however_that_ends(marked: Marked, number: signal.Signals) -> None:
+    marked.use_hollow_ranks()
     process = marked.start_krea2("serve", "--device", "cpu", "--port", "0")
     marked.wait_for("_http", 1)  # before the engine is ready
     process.send_signal(number)
     wait_until(lambda: not marked.alive(), "the end of all processes")
 
 
-def test_a_port_in_use_is_one_line_and_nothing_runs(marked: Marked) -> None:
+def test_a_port_in_use_is_one_line_and_nothing_runs(krea2: Krea2) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        process = marked.start_krea2("serve", "--port", str(port))
-        stdout, stderr = process.communicate(timeout=PATIENCE_S)
-    assert (process.returncode, stdout) == (1, "")
+        code, stdout, stderr = krea2("serve", "--port", str(port))
+    assert (code, stdout) == (1, "")
     assert stderr == f"error: cannot listen on 127.0.0.1:{port}: Address already in use\n"
-    marked.expect_nothing_left()
 
 
-def test_a_host_that_others_reach_needs_a_key_or_to_be_insecure(marked: Marked) -> None:
-    process = marked.start_krea2("serve", "--host", "0.0.0.0", "--port", "0")
-    _, stderr = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 2
+def test_a_host_that_others_reach_needs_a_key_or_to_be_insecure(krea2: Krea2) -> None:
+    code, _, stderr = krea2("serve", "--host", "0.0.0.0", "--port", "0")
+    assert code == 2
     assert stderr.startswith("error: host 0.0.0.0 can be reached from other machines")
     for host, has_keys, insecure, warns in (
         ("0.0.0.0", True, False, False),
@@ -123,9 +123,8 @@ def test_ports_and_hosts_that_cannot_be() -> None:
         ("--public-url", "images.example", "public_url must be http:// or https://, a host, and a path or none, got "),
     ],
 )
-def test_options_that_make_no_sense_are_refused(marked: Marked, option: str, value: str, message: str) -> None:
-    process = marked.start_krea2("serve", "--port", "0", option, value)
-    _, stderr = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 2
+def test_options_that_make_no_sense_are_refused(krea2: Krea2, option: str, value: str, message: str) -> None:
+    code, _, stderr = krea2("serve", "--port", "0", option, value)
+    assert code == 2
     assert stderr.startswith(f"error: {message}")
     assert stderr.count("\n") == 1

@@ -16,6 +16,7 @@ from engine.errors import ArgumentError, ServerError
 from launcher.async_client import AsyncClient
 from launcher.keys import ClientKeys, ServerKeys, make_keys
 from launcher.protocol import Ping, encode
+from tests.launcher.conftest import Krea2
 from tests.launcher.fake_ranks import fake_engine, run
 from tests.launcher.processes import PATIENCE_S, Marked, wait_until
 
@@ -151,23 +152,21 @@ def test_a_message_above_the_limit_is_refused_with_keys_too(run_folder: Path, tm
 
 def is_ready(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/ready", timeout=5) as answer:
+        with urllib.request.urlopen(f"{url}/ready", timeout=PATIENCE_S) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False
 
 
-def test_the_command_line_makes_keys_and_serves_with_them(marked: Marked, tmp_path: Path) -> None:
+def test_the_command_line_makes_keys_and_serves_with_them(marked: Marked, krea2: Krea2, tmp_path: Path) -> None:
     folder = tmp_path / "keys"
-    made = marked.start_krea2("keys", str(folder), "--client", "laptop")
-    stdout, stderr = made.communicate(timeout=PATIENCE_S)
-    assert (made.returncode, stdout, stderr) == (0, f"{folder}/laptop.key_secret\n", "")
+    assert krea2("keys", str(folder), "--client", "laptop") == (0, f"{folder}/laptop.key_secret\n", "")
     mine = Path(shutil.move(folder / "laptop.key_secret", tmp_path / "mine"))
-    again = marked.start_krea2("keys", str(folder), "--client", "laptop")
-    _, stderr = again.communicate(timeout=PATIENCE_S)
-    assert (again.returncode, stderr.count("\n")) == (2, 1)
+    code, _, stderr = krea2("keys", str(folder), "--client", "laptop")
+    assert (code, stderr.count("\n")) == (2, 1)
     assert stderr.startswith("error: client laptop has keys in")
 
+    marked.use_hollow_ranks()
     server = marked.start_krea2("serve", "--port", "0", "--device", "cpu", "--rpc", ANYWHERE, "--rpc-keys", str(folder))
     assert server.stdout is not None
     url = server.stdout.readline().strip().removeprefix("http: ")
@@ -186,9 +185,8 @@ def test_the_command_line_makes_keys_and_serves_with_them(marked: Marked, tmp_pa
     marked.expect_nothing_left()
 
 
-def test_serve_refuses_a_folder_without_keys(marked: Marked, tmp_path: Path) -> None:
-    server = marked.start_krea2("serve", "--no-http", "--rpc", "tcp://0.0.0.0:5555", "--rpc-keys", str(tmp_path))
-    stdout, stderr = server.communicate(timeout=PATIENCE_S)
-    assert (server.returncode, stdout) == (2, "")
+def test_serve_refuses_a_folder_without_keys(krea2: Krea2, tmp_path: Path) -> None:
+    code, stdout, stderr = krea2("serve", "--no-http", "--rpc", "tcp://0.0.0.0:5555", "--rpc-keys", str(tmp_path))
+    assert (code, stdout) == (2, "")
     assert stderr.startswith("error: rpc_keys must be a folder that `krea2 keys` has made")
     assert stderr.count("\n") == 1

@@ -16,6 +16,7 @@ from launcher import launch
 from launcher.async_client import AsyncClient
 from launcher.limits import parse_bytes
 from launcher.options import configure_engine
+from tests.launcher.conftest import Krea2
 from tests.launcher.fake_ranks import FakeRank, fake_engine, run
 from tests.launcher.processes import Marked
 from tests.lora.adapter_files import draw_low_rank, layer_shapes, write_scheme
@@ -123,24 +124,24 @@ def test_a_budget_that_is_too_small_is_a_mistake_that_names_the_least(marked: Ma
     assert stderr.endswith(", got 1.00 MB\n")
 
 
-def test_info_shows_the_plan_of_a_budget(marked: Marked) -> None:
-    code, stdout, stderr = marked.run_krea2("info", "demo", "--dtype", "float32", "--memory-budget", "29MB")
+def test_info_shows_the_plan_of_a_budget(krea2: Krea2) -> None:
+    code, stdout, stderr = krea2("info", "demo", "--dtype", "float32", "--memory-budget", "29MB")
     assert (code, stderr) == (0, "")
     assert "memory plan of a rank that has a device to itself" in stdout
     assert "budget          29.00 MB a rank" in stdout
-    assert "memory plan" not in marked.run_krea2("info", "demo")[1]
+    assert "memory plan" not in krea2("info", "demo")[1]
 
 
-def test_info_s_plan_leaves_room_for_loras_and_follows_the_options(marked: Marked, tmp_path: Path) -> None:
+def test_info_s_plan_leaves_room_for_loras_and_follows_the_options(krea2: Krea2, tmp_path: Path) -> None:
     change = draw_low_rank(layer_shapes(DEMO_CHECKPOINT), rank=8)
     lora = str(write_scheme(tmp_path / "ink.safetensors", DEMO_CHECKPOINT, change))
     info = ("info", "--model", "demo", "--memory-budget", "29MB")
-    assert "are left to them" not in marked.run_krea2(*info)[1]
-    assert "are left to them" in marked.run_krea2(*info, "--lora", lora)[1]
-    assert "LoRAs           5.00 MB are left to them" in marked.run_krea2(*info, "--lora-memory", "5MB")[1]
-    assert "2 ahead" in marked.run_krea2(*info, "--offload", "dit-layerwise", "--prefetch", "2")[1]
-    assert "decoding        in at most 20.00 MB" in marked.run_krea2(*info, "--vae-memory", "20MB")[1]
-    assert marked.run_krea2(*info, "demo") == (
+    assert "are left to them" not in krea2(*info)[1]
+    assert "are left to them" in krea2(*info, "--lora", lora)[1]
+    assert "LoRAs           5.00 MB are left to them" in krea2(*info, "--lora-memory", "5MB")[1]
+    assert "2 ahead" in krea2(*info, "--offload", "dit-layerwise", "--prefetch", "2")[1]
+    assert "decoding        in at most 20.00 MB" in krea2(*info, "--vae-memory", "20MB")[1]
+    assert krea2(*info, "demo") == (
         2,
         "",
         "error: the model is given twice, as an argument and as --model\n",
