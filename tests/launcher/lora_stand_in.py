@@ -17,7 +17,7 @@ from engine.errors import LoraError
 from engine.step import Job, Step
 from launcher import lora_files
 from launcher.async_client import AsyncClient
-from tests.launcher.fake_ranks import FakeRank, Fakes, fake_engine
+from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, Fakes, fake_engine
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,6 @@ def names(loras: Sequence[Any]) -> list[str]:
 
 async def held_by(rank: Any, *expected: str) -> None:
     """Wait until a rank holds these and no others."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE_S):
         while sorted(rank.loaded.values()) != sorted(expected):
             await asyncio.sleep(0.01)

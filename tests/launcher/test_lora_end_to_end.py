@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from engine.config import DEMO_CHECKPOINT
 from engine.errors import ArgumentError, LoraError
 from launcher import Client, Result, launch
+from tests.launcher.conftest import Krea2
 from tests.launcher.processes import PATIENCE_S, Marked, wait_until
 from tests.lora.adapter_files import draw_low_rank, layer_shapes, write_scheme
 
@@ -121,13 +122,13 @@ def test_merged_into_the_weights_it_draws_the_same(client: Client, folder: Path)
 
 def test_lost_ranks_are_replaced_with_their_loras(marked: Marked, folder: Path, client: Client) -> None:
     server = marked.start_krea2(
-        "serve", "--device", "cpu", "--tp", "2", "--port", "0", "--lora", f"style={folder}/one.safetensors",
+        "serve", "--device", "cpu", "--port", "0", "--lora", f"style={folder}/one.safetensors",
         "--lora-dir", str(folder),
     )  # fmt: skip
     assert server.stdout is not None
     url = server.stdout.readline().strip().removeprefix("http: ")
     address = server.stdout.readline().strip().removeprefix("rpc: ")
-    with Client(address) as own:
+    with Client(address, connect_timeout_s=PATIENCE_S) as own:
         own.load_lora("two", "two.safetensors")
         marked.alive("_rank")[0].kill()
         assert abs(draw(own, ("style", 1.0)) - draw(client, ("one", 1.0))).max() <= 2
@@ -142,28 +143,29 @@ def test_lost_ranks_are_replaced_with_their_loras(marked: Marked, folder: Path, 
     assert loaded == [("style", 72), ("two", 72)] * 2
 
 
-def test_the_command_line_draws_with_them_and_under_torchrun_too(marked: Marked, folder: Path, tmp_path: Path) -> None:
-    arguments = ["generate", PROMPT, "--device", "cpu", "--steps", "3", "--seed", "0", "--output"]
-    lora = ["--lora", f"{folder}/one.safetensors:0.5", "--lora", f"{folder}/two.safetensors:-0.5"]
-    names = {"plain": [], "zero": ["--lora", f"{folder}/one.safetensors:0"], "chosen": lora}
-    processes = {
-        name: marked.start_krea2(*arguments, str(tmp_path / f"{name}.png"), *options) for name, options in names.items()
-    }
-    processes["torchrun"] = marked.start(
+def test_the_command_line_draws_with_them_under_torchrun_and_tells_what_it_skips(
+    marked: Marked, client: Client, folder: Path, tmp_path: Path
+) -> None:
+    process = marked.start(
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "launcher",
-        *arguments, str(tmp_path / "torchrun.png"), *lora,
+        "generate", PROMPT, "--device", "cpu", "--steps", "3", "--seed", "0", "--output", str(tmp_path / "x.png"),
+        "--lora", f"{folder}/more.safetensors:0.5", "--lora", f"{folder}/two.safetensors:-0.5", "--lora-lenient",
     )  # fmt: skip
-    images = {}
-    for name, process in processes.items():
-        _, stderr = process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == 0, stderr
-        images[name] = np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int)
-    assert np.array_equal(images["zero"], images["plain"])
-    assert abs(images["chosen"] - images["plain"]).max() > 8
-    assert abs(images["chosen"] - images["torchrun"]).max() <= 2
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, stdout) == (0, f"{tmp_path}/x.png\n"), stderr
+    warning = "1 key fits nothing and was skipped: transformer.unheard.of.lora_A.weight"
+    assert stderr.count(f"warning: {folder}/more.safetensors: {warning}\n") == stderr.count("warning: ") == 1
+    client.load_lora("two", "two.safetensors")
+    chosen = draw(client, ("one", 0.5), ("two", -0.5))  # `more` is `one` but for what is skipped
+    client.unload_lora("two")
+    assert abs(np.asarray(Image.open(tmp_path / "x.png")).astype(int) - chosen).max() <= 2
+    assert abs(chosen - draw(client)).max() > 8
 
 
-def test_mistakes_are_one_line_and_exit_code_2_before_anything_starts(marked: Marked, folder: Path) -> None:
+@pytest.mark.parametrize("command", [("generate", "x"), ("serve",)])
+def test_mistakes_are_one_line_and_exit_code_2_before_anything_starts(
+    krea2: Krea2, folder: Path, command: tuple[str, ...]
+) -> None:
     for arguments, message in (
         (["--lora", f"{folder}/broken.safetensors"], f"{folder}/broken.safetensors: "),
         (["--lora", f"{folder}/missing"], f"{folder}/missing: No such file or directory"),
@@ -171,24 +173,13 @@ def test_mistakes_are_one_line_and_exit_code_2_before_anything_starts(marked: Ma
         (["--lora", f"{folder}/one.safetensors:50"], "the strength of a LoRA must be between -10 and 10, got 50"),
         (["--merge-lora"], "merge_lora needs a lora"),
     ):
-        for command in (["generate", "x"], ["serve"]):
-            process = marked.start_krea2(*command, "--device", "cpu", *arguments)
-            stdout, stderr = process.communicate(timeout=PATIENCE_S)
-            assert (process.returncode, stdout) == (2, ""), stderr
-            assert stderr.startswith(f"error: {message}")
-            assert stderr.count("\n") == 1
-    assert not list(marked.folder.iterdir())
+        code, stdout, stderr = krea2(*command, "--device", "cpu", *arguments)
+        assert (code, stdout) == (2, ""), stderr
+        assert stderr.startswith(f"error: {message}")
+        assert stderr.count("\n") == 1
 
 
-def test_what_is_skipped_is_told_and_info_checks_a_file(marked: Marked, folder: Path, tmp_path: Path) -> None:
-    process = marked.start_krea2(
-        "generate", "a red circle", "--device", "cpu", "--steps", "1", "--seed", "0",
-        "--output", str(tmp_path / "x.png"), "--lora", f"{folder}/more.safetensors", "--lora-lenient",
-    )  # fmt: skip
-    stdout, stderr = process.communicate(timeout=PATIENCE_S)
-    warning = "1 key fits nothing and was skipped: transformer.unheard.of.lora_A.weight"
-    assert (process.returncode, stderr) == (0, f"warning: {folder}/more.safetensors: {warning}\n")
-    assert stdout == f"{tmp_path}/x.png\n"
-    process = marked.start_krea2("info", "demo", "--lora", f"{folder}/two.safetensors", "--tp", "2")
-    stdout, _ = process.communicate(timeout=PATIENCE_S)
+def test_info_checks_a_file(krea2: Krea2, folder: Path) -> None:
+    code, stdout, _ = krea2("info", "demo", "--lora", f"{folder}/two.safetensors", "--tp", "2")
+    assert code == 0
     assert f"{folder}/two.safetensors: LoRA, changes 72 layers, 0." in stdout

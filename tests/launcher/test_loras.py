@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from engine.errors import ArgumentError, CancelledError, LoraError
 from engine.step import Job
 from launcher.internal import LoraFile
-from tests.launcher.fake_ranks import FakeRank, run
+from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, run
 from tests.launcher.lora_stand_in import LoraRank, engine, fake_adapters, held_by, names, write_adapter
 
 __all__ = ["fake_adapters"]
@@ -247,12 +247,11 @@ def test_what_does_not_fit_beside_a_picture_or_beside_what_waits_is_refused(run_
             with pytest.raises(ArgumentError, match="512 × 384 needs about"):
                 await client.generate(PROMPT, steps=1, **needs_much)
             await client.unload_lora("large")
-            for attempt in itertools.count():  # until the front-end has heard that the rank has forgotten it
-                try:
-                    assert (await client.generate(PROMPT, steps=1, **needs_much)).seeds
-                    break
-                except ArgumentError:
-                    assert attempt < 500
-                    await asyncio.sleep(0.02)
+            async with asyncio.timeout(DEADLINE_S):  # until the front-end has heard that the rank has forgotten it
+                while True:
+                    with suppress(ArgumentError):
+                        assert (await client.generate(PROMPT, steps=1, **needs_much)).seeds
+                        break
+                    await asyncio.sleep(0.01)
 
     run(test())
