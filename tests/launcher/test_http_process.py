@@ -61,8 +61,8 @@ def test_it_makes_images_comes_back_when_it_is_killed_and_leaves_nothing(marked:
 
 
 def test_what_runs_when_it_is_stopped_is_still_answered(marked: Marked) -> None:
-    process, url = start(marked)
-    body = BODY | {"steps": 150, "stream": True, "progress": True}
+    process, url = start(marked, "--drain-s", str(PATIENCE_S))
+    body = BODY | {"steps": 50, "stream": True, "progress": True}
     with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
         wait_until(lambda: client.get("/ready").status_code == 200, "readiness")
         with client.stream("POST", PATH, json=body) as answer:

@@ -1,4 +1,7 @@
-"""How it ends: with the error of the one who failed, quickly, and with no process and no file left."""
+"""How it ends: with the error of the one who failed, and with no process and no file left.
+
+Ranks are hollow where it does not matter what they do: their processes are real, but start without torch.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,6 @@ from engine.errors import ServerError
 from launcher import Client
 from tests.launcher.processes import PATIENCE_S, Marked, wait_until, without_logs
 
-SECONDS_S = 20.0  # "within seconds", on a busy machine
-
 LONG = """
 from launcher import launch
 with launch(device="cpu", tp={tp}) as client:
@@ -27,11 +28,19 @@ with launch(device="cpu", tp={tp}) as client:
 """
 
 FAKE_TORCH = {
-    "hangs": "import time; time.sleep(1000)",
+    "hangs": "import threading; threading.Event().wait()",
     "raises": "raise RuntimeError('no torch\\nfor you')",
     "exits": "import os, sys; print('my last words', file=sys.stderr, flush=True); os._exit(3)",
     "is killed": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
 }
+
+
+REAL_RANKS = pytest.param("real", marks=pytest.mark.slow)
+
+
+def choose_ranks(marked: Marked, ranks: str) -> None:
+    if ranks == "hollow":
+        marked.use_hollow_ranks()
 
 
 def fake_torch(marked: Marked, behaviour: str) -> None:
@@ -62,7 +71,7 @@ def test_a_rank_that_cannot_start_ends_the_program_with_its_own_error(
 ) -> None:
     fake_torch(marked, behaviour)
     process = marked.start_krea2("generate", "x", "--seed", "0", "--output", str(marked.folder / "x.png"))
-    stdout, stderr = process.communicate(timeout=SECONDS_S)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, stdout, stderr) == (1, "", f"error: {message}\n")
     marked.expect_nothing_left()
 
@@ -70,13 +79,14 @@ def test_a_rank_that_cannot_start_ends_the_program_with_its_own_error(
 def test_a_rank_that_never_gets_ready_is_given_up(marked: Marked) -> None:
     fake_torch(marked, "hangs")
     process = marked.start_krea2("generate", "x", "--seed", "0", "--tp", "2", "--start-timeout", "1.5")
-    stdout, stderr = process.communicate(timeout=SECONDS_S)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, stdout) == (1, "")
     assert stderr == "error: rank 0 and 1 were not ready within 1.5 s\n"
     marked.expect_nothing_left()
 
 
-@pytest.mark.parametrize("tp", ["1", "2"])
+# Of one rank: test_a_rank_that_fails_ends_everything_with_its_own_error has its way to the front-end.
+@pytest.mark.parametrize("tp", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_damaged_checkpoint_is_named_by_the_rank_that_finds_it(marked: Marked, tp: str) -> None:
     folder = marked.folder / "damaged"
     shutil.copytree(DEMO_CHECKPOINT, folder)
@@ -94,6 +104,7 @@ def test_a_damaged_tokenizer_is_a_checkpoint_error_in_python(marked: Marked) -> 
     folder = marked.folder / "damaged"
     shutil.copytree(DEMO_CHECKPOINT, folder)
     (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    marked.use_hollow_ranks()
     process = marked.start_script(f"""
 from engine.errors import CheckpointError
 from launcher import launch
@@ -127,14 +138,17 @@ def test_a_signal_while_loading_leaves_nothing(marked: Marked, number: signal.Si
     process = marked.start_krea2("generate", "x", "--seed", "0", "--tp", "2")
     marked.wait_for("_rank", 2)
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=SECONDS_S)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, stdout, stderr) == (code, "", "")
     assert not marked.alive()  # it has waited for all of them
     marked.expect_nothing_left()
 
 
+# Of real ranks: test_ctrl_c_in_a_script_leaves_nothing has them.
+@pytest.mark.parametrize("ranks", ["hollow", REAL_RANKS])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_while_denoising_leaves_nothing(marked: Marked, number: signal.Signals, code: int) -> None:
+def test_a_signal_while_denoising_leaves_nothing(marked: Marked, number: signal.Signals, code: int, ranks: str) -> None:
+    choose_ranks(marked, ranks)
     controller, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (25, 80))
     process = marked.start_krea2(
@@ -146,7 +160,7 @@ def test_a_signal_while_denoising_leaves_nothing(marked: Marked, number: signal.
     while b"denoising" not in shown:
         shown += os.read(controller, 1000)
     process.send_signal(number)
-    stdout, _ = process.communicate(timeout=SECONDS_S)
+    stdout, _ = process.communicate(timeout=PATIENCE_S)
     os.close(controller)
     assert b"loading" in shown
     assert (process.returncode, stdout) == (code, "")
@@ -155,10 +169,13 @@ def test_a_signal_while_denoising_leaves_nothing(marked: Marked, number: signal.
     assert not list(marked.folder.glob("x*"))
 
 
+# Of real ranks: test_nothing_outlives_a_script_that_is_killed has them.
+@pytest.mark.parametrize("ranks", ["hollow", REAL_RANKS])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_server_that_gets_a_signal_tells_its_clients_and_leaves_nothing(
-    marked: Marked, number: signal.Signals, code: int
+    marked: Marked, number: signal.Signals, code: int, ranks: str
 ) -> None:
+    choose_ranks(marked, ranks)
     server = marked.start_krea2("serve", "--no-http", "--device", "cpu", "--drain-s", "0")
     assert server.stdout is not None
     with Client(server.stdout.readline().strip().removeprefix("rpc: ")) as client:
@@ -169,25 +186,27 @@ def test_a_server_that_gets_a_signal_tells_its_clients_and_leaves_nothing(
             list(stream)
         with pytest.raises(ServerError, match="the server was stopped"):
             client.status()
-    assert without_logs(server.communicate(timeout=SECONDS_S)[1]) == ""
+    assert without_logs(server.communicate(timeout=PATIENCE_S)[1]) == ""
     assert server.returncode == code
     assert not marked.alive()
     marked.expect_nothing_left()
 
 
 def test_a_server_whose_terminal_is_closed_leaves_nothing(marked: Marked) -> None:
+    marked.use_hollow_ranks()
     address = f"ipc://{marked.folder}/rpc"
     server = marked.start_krea2("serve", "--no-http", "--device", "cpu", "--rpc", address)
     assert server.stdout is not None
     assert server.stdout.readline() == f"rpc: {address}\n"
     server.send_signal(signal.SIGHUP)
-    assert without_logs(server.communicate(timeout=SECONDS_S)[1]) == ""
+    assert without_logs(server.communicate(timeout=PATIENCE_S)[1]) == ""
     assert server.returncode == 129
     assert not (marked.folder / "rpc").exists()
     marked.expect_nothing_left()
 
 
 def test_a_server_started_with_nohup_outlives_its_terminal(marked: Marked) -> None:
+    marked.use_hollow_ranks()
     server = marked.start("nohup", sys.executable, "-m", "launcher", "serve", "--no-http", "--device", "cpu")
     assert server.stdout is not None
     address = server.stdout.readline().strip().removeprefix("rpc: ")
@@ -195,13 +214,14 @@ def test_a_server_started_with_nohup_outlives_its_terminal(marked: Marked) -> No
     with Client(address) as client:
         assert client.ping() >= 0
     server.terminate()
-    server.communicate(timeout=SECONDS_S)
+    server.communicate(timeout=PATIENCE_S)
     assert server.returncode == 143
     marked.expect_nothing_left()
 
 
 @pytest.mark.parametrize("stdout", ["full", "closed"])
 def test_a_server_that_cannot_print_its_address_ends_with_one_error(marked: Marked, stdout: str) -> None:
+    marked.use_hollow_ranks()
     if stdout == "full":
         if not os.path.exists("/dev/full"):
             pytest.skip("there is no /dev/full")
@@ -226,7 +246,7 @@ wait = spawn._FrontendProcess.wait_until_started
 def wait_and_stop(frontend):
     address = wait(frontend)
     frontend._child.send_signal(signal.SIGTERM)
-    frontend._child.wait(20)
+    frontend._child.wait({patience})
     return address
 {patch}
 try:
@@ -238,17 +258,19 @@ except ServerError as error:
 
 
 def test_a_front_end_that_is_stopped_before_its_client_connects_says_so(marked: Marked) -> None:
-    process = marked.start_script(STOPPED.format(patch="spawn._FrontendProcess.wait_until_started = wait_and_stop"))
+    marked.use_hollow_ranks()
+    patch = "spawn._FrontendProcess.wait_until_started = wait_and_stop"
+    process = marked.start_script(STOPPED.format(patch=patch, patience=PATIENCE_S))
     assert process.communicate(timeout=PATIENCE_S)[0] == "the server was stopped\n"
     marked.expect_nothing_left()
 
 
 def test_a_front_end_that_is_stopped_while_it_starts_says_so(marked: Marked) -> None:
     fake_torch(marked, "hangs")
-    process = marked.start_script(STOPPED.format(patch=""))
+    process = marked.start_script(STOPPED.format(patch="", patience=PATIENCE_S))
     wait_until(lambda: bool(list(marked.folder.glob("krea2-*/ranks-0"))), "the front-end's start")
     marked.wait_for("_frontend", 1)[0].terminate()
-    assert process.communicate(timeout=SECONDS_S)[0] == "the server was stopped\n"
+    assert process.communicate(timeout=PATIENCE_S)[0] == "the server was stopped\n"
     marked.expect_nothing_left()
 
 
@@ -256,11 +278,14 @@ def test_ctrl_c_in_a_script_leaves_nothing(marked: Marked) -> None:
     process = marked.start_script(LONG.format(tp=2))
     wait_for_progress(process)
     process.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in process.communicate(timeout=SECONDS_S)[1]
+    assert "KeyboardInterrupt" in process.communicate(timeout=PATIENCE_S)[1]
     marked.expect_nothing_left()
 
 
-def test_an_exception_inside_launch_leaves_nothing(marked: Marked) -> None:
+# Of real ranks: test_ctrl_c_in_a_script_leaves_nothing has them.
+@pytest.mark.parametrize("ranks", ["hollow", REAL_RANKS])
+def test_an_exception_inside_launch_leaves_nothing(marked: Marked, ranks: str) -> None:
+    choose_ranks(marked, ranks)
     process = marked.start_script("""
 from launcher import launch
 with launch(device="cpu", tp=2) as client:
@@ -274,12 +299,21 @@ with launch(device="cpu", tp=2) as client:
     marked.expect_nothing_left()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_nothing_outlives_a_script_that_is_killed(marked: Marked, number: signal.Signals) -> None:
+# By SIGTERM with real ranks: Python does not catch it either, so it is the same to them.
+@pytest.mark.parametrize(
+    ("number", "ranks"),
+    [
+        (signal.SIGTERM, "hollow"),
+        pytest.param(signal.SIGTERM, "real", marks=pytest.mark.slow),
+        (signal.SIGKILL, "real"),
+    ],
+)
+def test_nothing_outlives_a_script_that_is_killed(marked: Marked, number: signal.Signals, ranks: str) -> None:
+    choose_ranks(marked, ranks)
     process = marked.start_script(LONG.format(tp=2))
     wait_for_progress(process)
     process.send_signal(number)
-    process.wait(SECONDS_S)
+    process.wait(PATIENCE_S)
     marked.expect_nothing_left()
 
 
@@ -295,10 +329,11 @@ def test_nothing_outlives_a_front_end_that_is_killed(marked: Marked, role: str) 
     frontend.kill()
     marked.expect_nothing_left()
     if role != "serve":
-        assert process.communicate(timeout=SECONDS_S)[1].startswith("error: the front-end was killed by SIGKILL")
+        assert process.communicate(timeout=PATIENCE_S)[1].startswith("error: the front-end was killed by SIGKILL")
 
 
 def test_a_front_end_that_is_killed_fails_the_requests_that_wait(marked: Marked) -> None:
+    marked.use_hollow_ranks()
     process = marked.start_script(f"""
 from engine.errors import ServerError
 try:
@@ -308,7 +343,7 @@ except ServerError as error:
 """)
     wait_for_progress(process)
     marked.wait_for("_frontend", 1)[0].kill()
-    stdout, stderr = process.communicate(timeout=SECONDS_S)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert "failed: the front-end was killed by SIGKILL" in stdout, stderr
     marked.expect_nothing_left()
 
