@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from engine.config import DEMO_CHECKPOINT, ModelConfig
-from launcher import logs
+from launcher import Client, logs
 from launcher.cli import execute
-from tests.launcher.processes import Marked
+from tests.launcher.processes import PATIENT_WARM_UP, Marked, new_marked
 
 Krea2 = Callable[..., tuple[int, str, str]]
 
@@ -50,11 +49,37 @@ def run_folder() -> Iterator[Path]:
 @pytest.fixture
 def marked(run_folder: Path) -> Iterator[Marked]:
     """An environment for child processes in which they can be counted, and so can the folders they leave behind."""
-    environment = dict(os.environ) | {"TMPDIR": str(run_folder), "KREA2_TEST_MARK": uuid.uuid4().hex}
-    environment.pop("OMP_NUM_THREADS", None)
-    marked = Marked(environment, run_folder)
+    marked = new_marked(run_folder)
     yield marked
     marked.kill()
+
+
+class Server(NamedTuple):
+    """Where a server listens."""
+
+    http: str
+    rpc: str
+
+
+@pytest.fixture(scope="package")
+def server() -> Iterator[Server]:
+    """A server of one real rank with the demo, for all tests that only read from one."""
+    with tempfile.TemporaryDirectory(prefix="krea2-test-") as folder:
+        marked = new_marked(Path(folder))
+        marked.run_first(PATIENT_WARM_UP)
+        try:
+            process = marked.start_krea2("serve", "--device", "cpu", "--port", "0", stderr=subprocess.DEVNULL)
+            assert process.stdout is not None
+            addresses = [process.stdout.readline().strip() for _ in range(2)]
+            yield Server(*(line.partition(": ")[2] for line in addresses))
+        finally:
+            marked.kill()
+
+
+@pytest.fixture(scope="package")
+def client(server: Server) -> Iterator[Client]:
+    with Client(server.rpc) as client:
+        yield client
 
 
 @pytest.fixture

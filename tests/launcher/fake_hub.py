@@ -92,12 +92,12 @@ def fake_hub(name: str, folder: Path) -> Iterator[FakeHub]:
             self.wfile.write(body)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     hub.url = f"http://127.0.0.1:{server.server_port}"
     try:
         yield hub
     finally:
         server.shutdown()
-        thread.join(10)
+        thread.join()
         server.server_close()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,13 @@ if "_rank" in sys.orig_argv:
     from tests.launcher.hollow_rank import replace_engine
     replace_engine()
 """
+# A warm-up that is cut off leaves no previews.
+PATIENT_WARM_UP = f"""
+import sys
+if "serve" in sys.orig_argv:
+    from launcher import warmup
+    warmup.LONGEST_S = {PATIENCE_S}
+"""
 
 
 def wait_until(happened: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
@@ -30,6 +38,13 @@ def wait_until(happened: Callable[[], bool], what: str, timeout_s: float = PATIE
     while not happened():
         assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s:g} s"
         time.sleep(0.02)
+
+
+def new_marked(folder: Path) -> Marked:
+    """With the environment of the tests, but for what they set for themselves."""
+    environment = dict(os.environ) | {"TMPDIR": str(folder), "KREA2_TEST_MARK": uuid.uuid4().hex}
+    environment.pop("OMP_NUM_THREADS", None)
+    return Marked(environment, folder)
 
 
 def without_logs(stderr: str) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +14,9 @@ from engine.errors import ArgumentError, CancelledError, CheckpointError, Server
 from launcher import AsyncClient, Client, Result, launch
 from launcher.protocol import Accepted, Progress
 from launcher.results import ImageFile
+from tests.launcher.processes import PATIENCE_S, Marked
 
 PROMPT = "a red circle on a blue background"
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    with launch(device="cpu") as client:
-        yield client
 
 
 def pixels(result: Result, index: int = 0) -> np.ndarray:
@@ -41,8 +34,8 @@ def test_the_picture_shows_what_the_prompt_says(client: Client) -> None:
     assert shows_red_on_blue(pixels(result))
     assert (result.seed, result.width, result.height, result.warnings) == (0, 128, 128, ())
     assert all(seconds >= 0 for seconds in result.timings.values())
-    parts = sum(seconds for name, seconds in result.timings.items() if name != "total")
-    assert 0 < result.timings["total"] < parts + 5
+    assert set(result.timings) == {"queue", "encode_text", "denoise", "decode", "file", "total"}
+    assert result.timings["total"] > 0
 
 
 def test_image_i_of_a_request_is_the_image_of_seed_plus_i(client: Client) -> None:
@@ -56,7 +49,7 @@ def test_image_i_of_a_request_is_the_image_of_seed_plus_i(client: Client) -> Non
 
 @pytest.mark.parametrize("mode", [{"tp": 2}, {"sp": 2}, {"cfg_parallel": True}])
 def test_two_ranks_make_the_same_picture(client: Client, mode: dict[str, Any]) -> None:
-    with launch(device="cpu", **mode) as two:
+    with launch(device="cpu", warm_up=False, **mode) as two:
         status = two.status()
         told = {"tp": status.tp, "sp": status.sp, "cfg_parallel": status.cfg_parallel}
         assert told == {"tp": 1, "sp": 1, "cfg_parallel": False} | mode
@@ -139,9 +132,9 @@ def test_a_closed_client_says_so_and_other_clients_go_on(client: Client) -> None
     waiting = threading.Event()
     thread = threading.Thread(target=wait_in_vain, daemon=True)
     thread.start()
-    assert waiting.wait(20)
+    assert waiting.wait(PATIENCE_S)
     other.close()
-    thread.join(20)
+    thread.join(PATIENCE_S)
     assert [str(error) for error in failures] == ["the client was closed"]
     for use in (other.ping, other.status, lambda: other.generate(PROMPT)):
         with pytest.raises(ServerError, match="closed"):
@@ -150,7 +143,12 @@ def test_a_closed_client_says_so_and_other_clients_go_on(client: Client) -> None
     assert client.generate(PROMPT, steps=1).seeds
 
 
-def test_launch_works_in_a_thread_that_ends_before_the_engine_does(run_folder: Path) -> None:
+def test_launch_works_in_a_thread_that_ends_before_the_engine_does(
+    marked: Marked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marked.use_hollow_ranks()
+    monkeypatch.setenv("PYTHONPATH", marked.environment["PYTHONPATH"])
+
     def start() -> None:
         context = launch(device="cpu")
         started.append((context, context.__enter__()))

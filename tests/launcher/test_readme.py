@@ -11,17 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.launcher.processes import PATIENCE_S, Marked, wait_until
+from tests.launcher.conftest import Server
+from tests.launcher.processes import PATIENCE_S, wait_until
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 ADDRESS = "http://127.0.0.1:30000"
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_lines_for_a_server_work(marked: Marked) -> None:
-    server = marked.start_krea2("serve", "--device", "cpu", "--port", "0")
-    assert server.stdout is not None
-    url = server.stdout.readline().strip().removeprefix("http: ")
+def test_the_lines_for_a_server_work(server: Server) -> None:
+    url = server.http
     assert ADDRESS in README
     (block,) = re.findall(r"```sh\n(curl.*?)```", README, re.DOTALL)
     images, stream, ready = block.replace(ADDRESS, url).split("\n\n")
