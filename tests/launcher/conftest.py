@@ -7,14 +7,14 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from engine.config import DEMO_CHECKPOINT, ModelConfig
 from launcher import Client, logs
 from launcher.cli import execute
-from tests.launcher.processes import PATIENT_WARM_UP, Marked, new_marked
+from tests.launcher.demo_server import Server, serve_demo
+from tests.launcher.processes import Marked, new_marked
 
 Krea2 = Callable[..., tuple[int, str, str]]
 
@@ -54,26 +54,11 @@ def marked(run_folder: Path) -> Iterator[Marked]:
     marked.kill()
 
 
-class Server(NamedTuple):
-    """Where a server listens."""
-
-    http: str
-    rpc: str
-
-
 @pytest.fixture(scope="package")
 def server() -> Iterator[Server]:
     """A server of one real rank with the demo, for all tests that only read from one."""
-    with tempfile.TemporaryDirectory(prefix="krea2-test-") as folder:
-        marked = new_marked(Path(folder))
-        marked.run_first(PATIENT_WARM_UP)
-        try:
-            process = marked.start_krea2("serve", "--device", "cpu", "--port", "0", stderr=subprocess.DEVNULL)
-            assert process.stdout is not None
-            addresses = [process.stdout.readline().strip() for _ in range(2)]
-            yield Server(*(line.partition(": ")[2] for line in addresses))
-        finally:
-            marked.kill()
+    with serve_demo() as server:
+        yield server
 
 
 @pytest.fixture(scope="package")

@@ -34,8 +34,9 @@ from launcher.internal import (
 )
 from launcher.limits import Limits
 from launcher.protocol import encode
+from tests.launcher.processes import PATIENCE_S
 
-DEADLINE_S = 20.0
+DEADLINE_S = PATIENCE_S
 NOT_FINITE_SEED = 666  # of an image whose latents are not numbers
 MakeRank = Callable[..., "FakeRank"]
 
@@ -149,7 +150,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
     async def bounded() -> None:
         asyncio.get_running_loop().set_exception_handler(report)
-        async with asyncio.timeout(3 * DEADLINE_S):
+        async with asyncio.timeout(DEADLINE_S):
             await test
 
     asyncio.run(bounded())

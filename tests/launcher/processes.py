@@ -23,13 +23,6 @@ if "_rank" in sys.orig_argv:
     from tests.launcher.hollow_rank import replace_engine
     replace_engine()
 """
-# A warm-up that is cut off leaves no previews.
-PATIENT_WARM_UP = f"""
-import sys
-if "serve" in sys.orig_argv:
-    from launcher import warmup
-    warmup.LONGEST_S = {PATIENCE_S}
-"""
 
 
 def wait_until(happened: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-import time
-from collections.abc import Awaitable, Callable
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from subprocess import DEVNULL  # what nobody reads must not fill a pipe
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -17,10 +19,10 @@ from engine.errors import RequestKilledRanksError
 from launcher.async_client import AsyncClient
 from launcher.protocol import Progress
 from launcher.results import Result
-from tests.launcher.processes import PATIENCE_S, Marked, wait_until
+from tests.launcher.processes import PATIENCE_S, Marked, new_marked, wait_until
 
 POISON = 666
-STEP_TIMEOUT_S = 6.0
+STEP_TIMEOUT_S = 15.0  # after which a stopped rank is noticed; a step takes a fiftieth of a second on an idle machine
 ROUNDS = 10
 REQUESTS = [
     {"prompt": f"a {colour} circle on a white background", "seed": seed, "steps": steps, "width": side, "height": side}
@@ -86,12 +88,17 @@ DISTURBANCES: dict[str, Disturbance] = {
 MODES = {"tp": ("--tp", "2"), "sp": ("--sp", "2"), "cfg": ("--cfg-parallel",)}  # of two ranks
 
 
+class Chaos(NamedTuple):
+    """A server to be disturbed, and what it made of all requests before."""
+
+    marked: Marked
+    address: str
+    calm: list[Result]
+
+
 def start_server(marked: Marked, mode: str = "tp") -> str:
     """`krea2 serve` on two ranks that can be poisoned. Returns the address for clients."""
-    folder = marked.folder / "hook"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(POISONED_RANK)
-    marked.environment["PYTHONPATH"] = str(folder)
+    marked.run_first(POISONED_RANK)
     arguments = ("--port", "0", *MODES[mode], "--device", "cpu", "--step-timeout", str(STEP_TIMEOUT_S))
     process = marked.start_krea2("serve", *arguments, stderr=DEVNULL)
     assert process.stdout is not None
@@ -99,6 +106,30 @@ def start_server(marked: Marked, mode: str = "tp") -> str:
         if line.startswith("rpc: "):
             return line.removeprefix("rpc: ").strip()
     raise AssertionError(process.wait(PATIENCE_S))
+
+
+@pytest.fixture(scope="module")
+def chaos() -> Iterator[Callable[[str], Chaos]]:
+    """`chaos(mode)`: a server in this mode, the same for all disturbances, each of which it must outlive."""
+    servers: dict[str, Chaos] = {}
+    with tempfile.TemporaryDirectory(prefix="krea2-test-") as folder:
+
+        def get(mode: str) -> Chaos:
+            if mode not in servers:
+                own = Path(folder) / mode
+                own.mkdir()
+                marked = new_marked(own)
+                started.append(marked)
+                address = start_server(marked, mode)
+                servers[mode] = Chaos(marked, address, asyncio.run(make_calmly(address)))
+            return servers[mode]
+
+        started: list[Marked] = []
+        try:
+            yield get
+        finally:
+            for marked in started:
+                marked.kill()
 
 
 async def make_all(client: AsyncClient, under_way: asyncio.Event) -> list[Result]:
@@ -115,54 +146,53 @@ async def make_all(client: AsyncClient, under_way: asyncio.Event) -> list[Result
     return list(await asyncio.gather(*(follow(request) for request in REQUESTS)))
 
 
-async def disturb(marked: Marked, client: AsyncClient, disturbance: Disturbance, calm: list[Result]) -> None:
+async def make_calmly(address: str) -> list[Result]:
+    async with AsyncClient(address) as client:
+        calm = await make_all(client, asyncio.Event())
+    assert {result.attempt for result in calm} == {1}
+    return calm
+
+
+async def disturb(chaos: Chaos, disturbance: Disturbance) -> None:
     """Every image must come, and equal the one of an undisturbed run."""
-    under_way = asyncio.Event()
-    restarts = (await client.status()).restarts
-    async with asyncio.timeout(2 * PATIENCE_S):
+    async with AsyncClient(chaos.address) as client, asyncio.timeout(PATIENCE_S):
+        under_way = asyncio.Event()
+        restarts = (await client.status()).restarts
         made = asyncio.create_task(make_all(client, under_way))
         await under_way.wait()
-        await disturbance(marked, client)
+        await disturbance(chaos.marked, client)
         results = await made
-    if disturbance is not kill_http:
-        assert (await client.status()).restarts > restarts
-        assert max(result.attempt for result in results) > 1
-    for result, undisturbed in zip(results, calm, strict=True):
+        if disturbance is not kill_http:
+            assert (await client.status()).restarts > restarts
+            assert max(result.attempt for result in results) > 1
+    for result, undisturbed in zip(results, chaos.calm, strict=True):
         difference = np.asarray(result.images[0], int) - np.asarray(undisturbed.images[0], int)
         assert np.abs(difference).max() <= 1
 
 
-def run_rounds(marked: Marked, mode: str, disturbances: list[Disturbance]) -> None:
-    async def test() -> None:
-        async with AsyncClient(start_server(marked, mode)) as client:
-            calm = await make_all(client, asyncio.Event())
-            assert {result.attempt for result in calm} == {1}
-            for disturbance in disturbances:
-                await disturb(marked, client, disturbance, calm)
-
-    asyncio.run(test())
-
-
+# In other modes: what the front-end does when ranks are lost is the same, and so are the ranks' ends.
 @pytest.mark.parametrize("mode", ["tp", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("sp", "cfg"))])
 @pytest.mark.parametrize("disturbance", DISTURBANCES)
-def test_all_other_images_come_and_are_the_same(marked: Marked, disturbance: str, mode: str) -> None:
-    run_rounds(marked, mode, [DISTURBANCES[disturbance]])
+def test_all_other_images_come_and_are_the_same(chaos: Callable[[str], Chaos], disturbance: str, mode: str) -> None:
+    asyncio.run(disturb(chaos(mode), DISTURBANCES[disturbance]))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_ten_rounds_of_every_disturbance(marked: Marked) -> None:
+def test_ten_rounds_of_every_disturbance(chaos: Callable[[str], Chaos]) -> None:
     rounds = [disturbance for disturbance in DISTURBANCES.values() for _ in range(ROUNDS)]
     random.Random(0).shuffle(rounds)
-    run_rounds(marked, "tp", rounds)
+    for disturbance in rounds:
+        asyncio.run(disturb(chaos("tp"), disturbance))
 
 
 def _is_stopped(thread: int) -> bool:
     return psutil.Process(thread).status() == psutil.STATUS_STOPPED
 
 
-@pytest.mark.parametrize("stopped", [False, True])
-def test_when_the_front_end_is_killed_every_child_is_gone_within_2_s(marked: Marked, stopped: bool) -> None:
+# The front-end's end with ranks that run: test_nothing_outlives_a_front_end_that_is_killed has it too.
+@pytest.mark.parametrize("stopped", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_when_the_front_end_is_killed_every_child_goes(marked: Marked, stopped: bool) -> None:
     start_server(marked)
     if stopped:
         rank = marked.rank(1)
@@ -170,9 +200,7 @@ def test_when_the_front_end_is_killed_every_child_is_gone_within_2_s(marked: Mar
         # until it has stopped, which takes a moment, it can still see the front-end's end and go
         wait_until(lambda: all(_is_stopped(thread.id) for thread in rank.threads()), "the stop of every thread")
     marked.started[0].kill()
-    killed = time.monotonic()
-    marked.wait_for("_rank", int(stopped))  # a stopped process cannot even end
-    assert time.monotonic() - killed < 2.0
     if stopped:
-        marked.alive("_rank")[0].send_signal(signal.SIGCONT)
-        marked.expect_nothing_left(timeout_s=2.0)
+        wait_until(lambda: [process.pid for process in marked.alive()] == [rank.pid], "the end of all but the stopped")
+        rank.send_signal(signal.SIGCONT)
+    marked.expect_nothing_left()

@@ -31,7 +31,7 @@ from launcher.protocol import (
     decode_reply,
     encode,
 )
-from tests.launcher.fake_ranks import fake_engine, run
+from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
 
 PROMPT = "a red circle on a blue background"
 
@@ -146,7 +146,7 @@ def test_a_message_above_the_limit_ends_its_connection_and_nothing_else(run_fold
             await socket.send(encode(Ping()))
             assert isinstance(decode_reply(await socket.recv()), Pong)
             await socket.send(b"x" * 10_000_000)
-            assert await monitor.poll(10_000), "the connection was not ended"
+            assert await monitor.poll(int(1000 * DEADLINE_S)), "the connection was not ended"
             socket.disable_monitor()
             assert (await client.generate(PROMPT, steps=1)).seeds
 
@@ -199,7 +199,7 @@ def test_what_a_client_does_not_take_waits_in_bounded_room_and_the_newest_replac
         socket.routing_id = b"slow"
         socket.connect(f"ipc://{run_folder}/here")
         await socket.send(encode(Status()))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_S):
             while not heard:
                 await asyncio.sleep(0.01)
         big = b"x" * 100_000  # which the kernel does not take many of
@@ -212,7 +212,7 @@ def test_what_a_client_does_not_take_waits_in_bounded_room_and_the_newest_replac
         clients.forget(b"slow", 7)
         assert ("progress", 7) not in outbox
         clients.send(b"slow", StatusReply(**_STATUS), key=("answer", 8))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE_S):
             while not isinstance(decode_reply((await socket.recv_multipart())[0]), StatusReply):
                 pass
         assert not outbox
@@ -240,7 +240,7 @@ def test_a_call_that_gives_the_server_up_cancels_its_request(run_folder: Path) -
             with pytest.raises(ServerError, match="nothing was heard"):
                 await call
             await asyncio.sleep(0)
-            async with AsyncClient(fakes.address) as other, asyncio.timeout(10):
+            async with AsyncClient(fakes.address) as other, asyncio.timeout(DEADLINE_S):
                 while (await other.status()).running:
                     await asyncio.sleep(0.01)
 
@@ -249,16 +249,18 @@ def test_a_call_that_gives_the_server_up_cancels_its_request(run_folder: Path) -
 
 def test_a_server_that_is_stopped_waits_until_its_clients_have_their_images(run_folder: Path) -> None:
     async def test() -> None:
-        async with fake_engine(run_folder, drain_s=20.0) as fakes:
+        async with fake_engine(run_folder, drain_s=DEADLINE_S) as fakes:
             socket = fakes.raw()
             await socket.send(encode(Generate(request_id="mine", prompt=PROMPT, steps=1)))
             while not isinstance(decode_reply((await socket.recv_multipart())[0]), Image):
                 pass
             fakes.stop.set()
-            await asyncio.sleep(0.3)
+            async with AsyncClient(fakes.address) as other:
+                while (await other.status()).ready:  # until it is stopping
+                    pass
             assert not fakes.served.done()
             await socket.send(encode(Acknowledge(request_id="mine")))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(DEADLINE_S):
                 await fakes.served
 
     run(test())

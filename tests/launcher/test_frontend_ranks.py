@@ -67,9 +67,9 @@ def test_a_complaint_about_a_lost_connection_gives_way_to_its_cause(run_folder: 
 
 def test_a_rank_that_does_not_finish_a_step_is_lost(run_folder: Path) -> None:
     async def test() -> None:
-        async with fake_engine(run_folder, tp=2, step_timeout_s=0.3) as fakes, AsyncClient(fakes.address) as client:
+        async with fake_engine(run_folder, tp=2, step_timeout_s=2.0) as fakes, AsyncClient(fakes.address) as client:
             fakes.ranks[1].hold = True
-            with pytest.raises(RankError, match=r"rank 1 did not finish step 0 within 0\.3 s"):
+            with pytest.raises(RankError, match=r"rank 1 did not finish step 0 within 2 s"):
                 await client.generate(PROMPT)
 
     run(test())
@@ -94,8 +94,8 @@ def test_ranks_that_never_come_are_a_launch_error(run_folder: Path) -> None:
         def silent(context: Any, folder: Path, rank: int, generation: int) -> FakeRank:
             return FakeRank(context, folder, rank, answer=rank == 0)
 
-        with pytest.raises(LaunchError, match=r"rank 1 was not ready within 0\.3 s"):
-            async with fake_engine(run_folder, tp=2, start_timeout_s=0.3, make_rank=silent):
+        with pytest.raises(LaunchError, match=r"rank 1 was not ready within 2 s"):
+            async with fake_engine(run_folder, tp=2, start_timeout_s=2.0, make_rank=silent):
                 pass
 
     run(test())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launcher.conftest import Server
+from tests.launcher.demo_server import Server
 from tests.launcher.processes import PATIENCE_S, wait_until
 
 README = (Path(__file__).parents[2] / "README.md").read_text()

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
 from engine.errors import RankError
 from launcher import Client
+from launcher.torchrun import ExternalRanks
+from tests.launcher.conftest import Krea2
 from tests.launcher.processes import PATIENCE_S, Marked
 
 PROMPT = "a red circle on a blue background"
@@ -25,46 +28,62 @@ def torchrun(marked: Marked, processes: int, *arguments: str) -> subprocess.Pope
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", [(), ("--sp", "2"), ("--cfg-parallel",)])
+# In other modes: test_torchrun_machines has --sp, and test_two_ranks_make_the_same_picture of test_launch all of them.
+@pytest.mark.parametrize(
+    "mode", [(), *(pytest.param(mode, marks=pytest.mark.slow) for mode in (("--sp", "2"), ("--cfg-parallel",)))]
+)
 def test_generate_writes_the_picture_that_spawned_ranks_write(
-    marked: Marked, tmp_path: Path, mode: tuple[str, ...]
+    marked: Marked, client: Client, tmp_path: Path, mode: tuple[str, ...]
 ) -> None:
-    arguments = ("generate", PROMPT, "--device", "cpu", "--seed", "1", "--steps", "4", "--output")
-    process = torchrun(marked, 2, *arguments, str(tmp_path / "torchrun.png"), *mode)
+    path = tmp_path / "torchrun.png"
+    arguments = ("generate", PROMPT, "--device", "cpu", "--seed", "1", "--steps", "4", "--output", str(path), *mode)
+    process = torchrun(marked, 2, *arguments)
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
-    assert (process.returncode, stdout) == (0, f"{tmp_path}/torchrun.png\n"), stderr
+    assert (process.returncode, stdout) == (0, f"{path}\n"), stderr
     marked.expect_nothing_left()
-    spawned = marked.start_krea2(*arguments, str(tmp_path / "spawned.png"))
-    assert spawned.wait(PATIENCE_S) == 0
-    pictures = [np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("torchrun", "spawned")]
-    assert abs(pictures[0] - pictures[1]).max() <= 1
+    expected = client.generate(PROMPT, seed=1, steps=4).images[0]
+    assert abs(np.asarray(Image.open(path)).astype(int) - np.asarray(expected)).max() <= 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--width", "3"], "error: width must be between 64 and 4096, got 3"),
-        (["--tp", "4"], "error: tp · sp must be 2, the number of processes that torchrun started, got 4 · 1"),
-        (["--sp", "4"], "error: tp · sp must be 2, the number of processes that torchrun started, got 1 · 4"),
+        (["--width", "3"], "width must be between 64 and 4096, got 3"),
+        (["--tp", "4"], "tp · sp must be 2, the number of processes that torchrun started, got 4 · 1"),
+        (["--sp", "4"], "tp · sp must be 2, the number of processes that torchrun started, got 1 · 4"),
         (
             ["--sp", "2", "--cfg-parallel"],
-            "error: tp · sp · 2 must be 2, the number of processes that torchrun started, got 1 · 2 · 2",
+            "tp · sp · 2 must be 2, the number of processes that torchrun started, got 1 · 2 · 2",
         ),
     ],
 )
-def test_a_mistake_is_told_once(marked: Marked, arguments: list[str], message: str) -> None:
-    process = torchrun(marked, 2, "generate", "x", *arguments)
+def test_a_mistake_is_told_by_the_command_that_rank_0_starts(
+    krea2: Krea2, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    ranks = ExternalRanks(total=2, local=2, machines=1, run_folder="folder", host="127.0.0.1")
+    monkeypatch.setenv("KREA2_EXTERNAL_RANKS", msgspec.json.encode(ranks).decode())
+    assert krea2("generate", "x", *arguments) == (2, "", f"error: {message}\n")
+
+
+def test_a_mistake_is_told_once(marked: Marked) -> None:
+    process = torchrun(marked, 2, "generate", "x", "--tp", "4")
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode != 0
     assert stdout == ""
-    assert [line for line in stderr.splitlines() if line.startswith("error:")] == [message]
+    told = [line for line in stderr.splitlines() if line.startswith("error:")]
+    assert told == ["error: tp · sp must be 2, the number of processes that torchrun started, got 4 · 1"]
     marked.expect_nothing_left()
 
 
 def test_info_is_printed_once(marked: Marked) -> None:
-    stdout, stderr = torchrun(marked, 2, "info", "demo").communicate(timeout=PATIENCE_S)
-    assert stdout.count("Krea 2 Turbo") == 1, stderr
-    marked.expect_nothing_left()
+    """By rank 0 of the processes that torchrun starts, as their environment says."""
+    shown = []
+    for rank in ("0", "1"):
+        marked.environment |= {"TORCHELASTIC_RUN_ID": "none", "RANK": rank, "WORLD_SIZE": "2"}
+        code, stdout, _ = marked.run_krea2("info", "demo")
+        assert code == 0
+        shown.append(stdout.count("Krea 2 Turbo"))
+    assert shown == [1, 0]
 
 
 def test_a_rank_that_is_killed_fails_the_requests_that_wait(marked: Marked) -> None:
@@ -84,12 +103,13 @@ def test_a_rank_that_is_killed_fails_the_requests_that_wait(marked: Marked) -> N
     marked.expect_nothing_left()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+# SIGINT: torchrun hands on either in the same way, and test_a_signal_while_denoising_leaves_nothing sends both.
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_to_torchrun_ends_everything_in_order(marked: Marked, number: signal.Signals) -> None:
     process = torchrun(marked, 2, "serve", "--no-http", "--device", "cpu")
     assert process.stdout is not None
     assert process.stdout.readline().startswith("rpc: ")
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=PATIENCE_S)
     assert "error:" not in stderr
     marked.expect_nothing_left()

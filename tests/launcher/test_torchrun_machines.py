@@ -60,30 +60,35 @@ def ends(nodes: list[subprocess.Popen[str]]) -> list[tuple[int, list[str]]]:
     ]
 
 
-def test_ranks_on_two_machines_make_the_picture_of_a_single_rank(marked: Marked, tmp_path: Path) -> None:
-    arguments = ("generate", PROMPT, "--device", "cpu", "--seed", "1", "--steps", "4", "--output")
-    nodes = torchruns(marked, *arguments, str(tmp_path / "two.png"), "--sp", "2")
+def expect_the_picture_of_a_single_rank(path: Path, client: Client) -> None:
+    alone = client.generate(PROMPT, seed=1, steps=4).images[0]
+    assert abs(np.asarray(Image.open(path)).astype(int) - np.asarray(alone)).max() <= 1
+
+
+def test_ranks_on_two_machines_make_the_picture_of_a_single_rank(
+    marked: Marked, client: Client, tmp_path: Path
+) -> None:
+    path = tmp_path / "two.png"
+    arguments = ("generate", PROMPT, "--device", "cpu", "--seed", "1", "--steps", "4", "--output", str(path))
+    nodes = torchruns(marked, *arguments, "--sp", "2")
     assert ends(nodes) == [(0, []), (0, [])]
     marked.expect_nothing_left()
-    alone = marked.start_krea2(*arguments, str(tmp_path / "one.png"))
-    assert alone.wait(PATIENCE_S) == 0
-    pictures = [np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("one", "two")]
-    assert abs(pictures[0] - pictures[1]).max() <= 1
+    expect_the_picture_of_a_single_rank(path, client)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [("--tp", "2", "--sp", "2"), ("--sp", "2", "--cfg-parallel"), ("--tp", "4")])
-def test_several_ranks_on_each_machine_make_it_too(marked: Marked, tmp_path: Path, mode: tuple[str, ...]) -> None:
-    arguments = ("generate", PROMPT, "--device", "cpu", "--seed", "1", "--steps", "4", "--output")
-    nodes = torchruns(marked, *arguments, str(tmp_path / "two.png"), *mode, processes=2)
-    outputs = [node.communicate(timeout=2 * PATIENCE_S)[1] for node in nodes]
+def test_several_ranks_on_each_machine_make_it_too(
+    marked: Marked, client: Client, tmp_path: Path, mode: tuple[str, ...]
+) -> None:
+    path = tmp_path / "two.png"
+    arguments = ("generate", PROMPT, "--device", "cpu", "--seed", "1", "--steps", "4", "--output", str(path))
+    nodes = torchruns(marked, *arguments, *mode, processes=2)
+    outputs = [node.communicate(timeout=PATIENCE_S)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert outputs[0].count("warning: tp 4 with 4 ranks on 2 machines") == (mode == ("--tp", "4"))
     marked.expect_nothing_left()
-    alone = marked.start_krea2(*arguments, str(tmp_path / "one.png"))
-    assert alone.wait(PATIENCE_S) == 0
-    pictures = [np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("one", "two")]
-    assert abs(pictures[0] - pictures[1]).max() <= 1
+    expect_the_picture_of_a_single_rank(path, client)
 
 
 def test_a_rank_that_is_killed_on_another_machine_fails_the_requests_that_wait(marked: Marked) -> None:

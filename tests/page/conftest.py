@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect
 
+from tests.launcher.processes import PATIENCE_S
 from tests.page.browser import NAMES, find_chromium, start_chromium
 from tests.page.fake_server import FakeServer
 
-DEADLINE_MS = 15_000
+DEADLINE_MS = 1000 * PATIENCE_S
 
 
 @pytest.fixture(scope="module")  # while it runs, asyncio.run is refused in this thread
@@ -18,6 +19,7 @@ def chromium() -> Iterator[Browser]:
     path = find_chromium()
     if path is None:
         pytest.skip(f"no browser: none of {', '.join(NAMES)} is in PATH")
+    expect.set_options(timeout=DEADLINE_MS)
     with start_chromium(path) as browser:
         yield browser
 

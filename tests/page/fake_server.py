@@ -15,9 +15,9 @@ from typing import Any
 from PIL import Image
 
 import launcher
+from tests.launcher.processes import PATIENCE_S
 
 PAGE = Path(launcher.__file__).parent / "page"
-DEADLINE_S = 20.0
 CONTENT_SECURITY_POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'"
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 SETTINGS = {
@@ -85,7 +85,7 @@ class FakeServer:
     def stop(self) -> None:
         self._http.shutdown()
         self._http.server_close()
-        self._thread.join(DEADLINE_S)
+        self._thread.join(PATIENCE_S)
 
     def release(self, steps: int = 1) -> None:
         self._steps.release(steps)
@@ -165,10 +165,10 @@ class _Handler(BaseHTTPRequestHandler):
             )
 
     def _wait_for_step(self) -> None:
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + PATIENCE_S
         while not self.fake.wait_for_step():
             self.wfile.write(b": waiting\n\n")  # fails once the page has hung up
-            assert time.monotonic() < deadline, f"no step was released within {DEADLINE_S:g} s"
+            assert time.monotonic() < deadline, f"no step was released within {PATIENCE_S:g} s"
 
     def _event(self, name: str, **fields: Any) -> None:
         name = f"image_generation.{name}"

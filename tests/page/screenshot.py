@@ -8,11 +8,12 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
+from tests.launcher.demo_server import serve_demo
+from tests.launcher.processes import PATIENCE_S
 from tests.page.browser import NAMES, find_chromium, start_chromium
-from tests.page.demo_server import serve_demo
 
 FILE = Path(__file__).parents[2] / "docs" / "page.png"
-PATIENCE_MS = 60_000
+PATIENCE_MS = 1000 * PATIENCE_S
 PICTURES = [
     ("a large yellow star on a purple background", 5),
     ("a pink diamond on a black background", 2),
@@ -27,10 +28,10 @@ def main() -> None:
     path = find_chromium()
     if path is None:
         sys.exit(f"error: none of {', '.join(NAMES)} is in PATH")
-    with serve_demo() as address, start_chromium(path) as browser:
+    with serve_demo() as server, start_chromium(path) as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 840})
         page.set_default_timeout(PATIENCE_MS)
-        page.goto(address)
+        page.goto(server.http)
         expect(page.locator("#model")).to_have_text("demo")
         for count, (prompt, seed) in enumerate(PICTURES, 1):
             _generate(page, prompt, seed)

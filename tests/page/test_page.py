@@ -8,6 +8,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.launcher.processes import wait_until
+from tests.page.conftest import DEADLINE_MS
 from tests.page.fake_server import FakeServer, Refusal
 
 PROMPT = "a red circle on a blue background"
@@ -114,7 +115,7 @@ def test_the_gallery_forgets_its_oldest_pictures(page: Page, server: FakeServer)
     open_page(page, server)
     for i in range(21):
         generate(page, n="10", seed=str(100 * i))
-    expect(pictures(page)).to_have_count(200, timeout=30_000)
+    expect(pictures(page)).to_have_count(200)
     expect(page.locator(".job")).to_have_count(0)
     page.reload()
     expect(pictures(page)).to_have_count(200)
@@ -348,6 +349,7 @@ def test_the_keyboard_is_enough(page: Page, server: FakeServer) -> None:
 
 def test_it_fits_a_phone(chromium: Browser, server: FakeServer) -> None:
     context = chromium.new_context(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    context.set_default_timeout(DEADLINE_MS)
     page = context.new_page()
     open_page(page, server)
     page.get_by_label("Custom").check()

@@ -6,22 +6,19 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from engine.config import DEMO_CHECKPOINT, ModelConfig
-from tests.page.demo_server import serve_demo
-
-PATIENCE_MS = 60_000
+from tests.launcher.demo_server import serve_demo
 
 
 def test_the_demo_draws_shows_previews_and_can_be_cancelled(page: Page) -> None:
     domain = ModelConfig.from_folder(DEMO_CHECKPOINT).prompt_domain
     assert domain is not None
-    with serve_demo() as address:
-        page.set_default_timeout(PATIENCE_MS)
-        page.goto(address)
+    with serve_demo() as server:
+        page.goto(server.http)
         expect(page.locator("#model")).to_have_text("demo")
         page.get_by_role("button", name="a red circle on a blue background").click()
         page.get_by_label("Seed", exact=True).fill("0")
         page.keyboard.press("Control+Enter")
-        expect(page.locator(".picture")).to_have_count(1, timeout=PATIENCE_MS)
+        expect(page.locator(".picture")).to_have_count(1)
         with page.expect_download() as downloading:
             page.get_by_role("link", name="Download").click()
         with Image.open(downloading.value.path()) as image:
@@ -34,17 +31,17 @@ def test_the_demo_draws_shows_previews_and_can_be_cancelled(page: Page) -> None:
         page.get_by_text("More", exact=True).click()
         page.locator("#steps").fill("200")
         page.get_by_role("button", name="Generate").click()
-        expect(page.locator(".tile[data-state=preview] img")).to_be_visible(timeout=PATIENCE_MS)
+        expect(page.locator(".tile[data-state=preview] img")).to_be_visible()
         page.get_by_role("button", name="Cancel").click()
         page.locator("#steps").fill("0")
         page.get_by_role("button", name="Generate").click()
         expect(page.locator("#steps-error")).to_have_text("steps must be between 1 and 200, got 0")
         page.locator("#steps").fill("2")
         page.get_by_role("button", name="Generate").click()
-        expect(page.locator(".picture")).to_have_count(2, timeout=PATIENCE_MS)
+        expect(page.locator(".picture")).to_have_count(2)
 
         page.get_by_label("Prompt", exact=True).fill("a fox in the snow")
         page.get_by_role("button", name="Generate").click()
-        expect(page.locator(".job-status")).to_have_text(domain.warning("a fox in the snow"), timeout=PATIENCE_MS)
+        expect(page.locator(".job-status")).to_have_text(domain.warning("a fox in the snow"))
         page.get_by_role("button", name="Dismiss").click()
         expect(page.locator(".picture")).to_have_count(3)

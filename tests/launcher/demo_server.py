@@ -1,0 +1,43 @@
+"""`krea2 serve` with the demo checkpoint, on a free port."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.launcher.processes import PATIENCE_S, new_marked
+
+# A warm-up that is cut off, as it is after a while, leaves no previews.
+PATIENT_WARM_UP = f"""
+import sys
+if "serve" in sys.orig_argv:
+    from launcher import warmup
+    warmup.LONGEST_S = {PATIENCE_S}
+"""
+
+
+class Server(NamedTuple):
+    """Where a server listens."""
+
+    http: str
+    rpc: str
+
+
+@contextmanager
+def serve_demo() -> Iterator[Server]:
+    """A server, once its ranks have loaded; it is stopped at the end."""
+    with tempfile.TemporaryDirectory(prefix="krea2-test-") as folder:
+        marked = new_marked(Path(folder))
+        marked.run_first(PATIENT_WARM_UP)
+        try:
+            process = marked.start_krea2("serve", "--device", "cpu", "--port", "0", stderr=subprocess.DEVNULL)
+            assert process.stdout is not None
+            lines = [process.stdout.readline() for _ in range(2)]
+            assert all(lines), "the server ended before it said where it listens"
+            yield Server(*(line.strip().partition(": ")[2] for line in lines))
+        finally:
+            marked.kill()
