@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,6 +20,16 @@ SAVE_EVERY_S = 120.0
 def rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
     """The learning rate of a step: a linear rise, a flat half, a linear fall to nothing at `steps`."""
     return peak * min(1.0, (step + 1) / warmup, 2 * (steps - step) / steps)
+
+
+@contextmanager
+def exit_at_termination() -> Iterator[None]:
+    """SIGTERM raises `SystemExit` inside, and does what it did before afterwards. For the main thread."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Averaged:
@@ -76,8 +87,7 @@ class Run:
         until: stop early at this time (of `time.monotonic`), as if interrupted.
         """
         saved = time.monotonic()
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-        with tqdm(total=total, initial=self.step, mininterval=5, desc=self.file.stem) as bar:
+        with exit_at_termination(), tqdm(total=total, initial=self.step, mininterval=5, desc=self.file.stem) as bar:
             try:
                 while self.step < total and time.monotonic() < until:
                     yield self.step

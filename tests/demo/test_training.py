@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ from torch import Tensor, nn
 from demo.training import Run, rate
 
 
-def train(file: Path, until_step: int, total: int = 6, broken_at: int | None = None) -> dict[str, Tensor]:
+def train(
+    file: Path, until_step: int, total: int = 6, broken_at: int | None = None, terminated_at: int | None = None
+) -> dict[str, Tensor]:
     """A small training by the optimizers that the demo uses; its weights and averages at the end."""
     torch.manual_seed(0)
     model = nn.Linear(4, 3)
@@ -20,6 +24,8 @@ def train(file: Path, until_step: int, total: int = 6, broken_at: int | None = N
     for step in run.steps(until_step):
         if step == broken_at:
             raise KeyboardInterrupt
+        if step == terminated_at:
+            signal.raise_signal(signal.SIGTERM)
         batch = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
         run.descend(model(batch).square().mean(), rate(step, total, 0.1, warmup=2))
     weights = {name: p.detach() for name, p in model.named_parameters()}
@@ -43,6 +49,40 @@ def test_resumed_after_an_interrupt(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "parts.safetensors", 6, broken_at=3)
     assert_same(train(tmp_path / "parts.safetensors", 6), whole)
+
+
+@pytest.fixture
+def terminations() -> Iterator[list[int]]:
+    """The SIGTERMs that come to a handler that was there before any training."""
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_resumed_after_a_termination(tmp_path: Path, terminations: list[int]) -> None:
+    whole = train(tmp_path / "whole.safetensors", 6)
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path / "parts.safetensors", 6, terminated_at=3)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert terminations == []
+    assert_same(train(tmp_path / "parts.safetensors", 6), whole)
+
+
+@pytest.mark.parametrize("how", ["to its end", "until interrupted", "until terminated"])
+def test_a_signal_is_whose_it_was_before_the_training(how: str, tmp_path: Path, terminations: list[int]) -> None:
+    if how == "to its end":
+        train(tmp_path / "state.safetensors", 6)
+    elif how == "until interrupted":
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "state.safetensors", 6, broken_at=3)
+    else:
+        with pytest.raises(SystemExit):
+            train(tmp_path / "state.safetensors", 6, terminated_at=3)
+    signal.raise_signal(signal.SIGTERM)
+    assert terminations == [signal.SIGTERM]
 
 
 def test_a_finished_training_is_left_as_it_is(tmp_path: Path) -> None:
