@@ -6,11 +6,12 @@ import asyncio
 import base64
 import io
 import json
+import statistics
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from bench.overhead import dispatch_overheads, http_overhead
 from bench.serve import main
 from bench.targets import HttpTarget, RpcTarget
 from bench.traffic import (
+    REFUSED,
     Answer,
     ImageRequest,
     Outcome,
@@ -28,6 +30,7 @@ from bench.traffic import (
     Run,
     Shape,
     Summary,
+    ask,
     closed_loop,
     draw_requests,
     open_loop,
@@ -36,7 +39,8 @@ from bench.traffic import (
 from engine.errors import ArgumentError
 from launcher.async_client import AsyncClient
 from launcher.limits import Limits
-from tests.launcher.fake_ranks import fake_engine, run
+from tests.bench.virtual_time import run_in_virtual_time
+from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, fake_engine, run
 
 MIX = parse_mix("64x64:3:2,128x64:1:4:0")
 
@@ -101,7 +105,7 @@ class Recorder:
         self.at_once = self.most_at_once = 0
 
     async def generate(self, request: ImageRequest) -> Answer:
-        self.asked.append(time.perf_counter())
+        self.asked.append(asyncio.get_running_loop().time())
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
@@ -112,31 +116,44 @@ class Recorder:
 
 
 def test_a_closed_loop_has_so_many_requests_at_once_and_no_more() -> None:
-    target = Recorder(delay_s=0.01)
-    load = asyncio.run(closed_loop(target, draw_requests(MIX, 12), 3, deadline_s=10))
+    target = Recorder(delay_s=0.25)
+    load = run_in_virtual_time(closed_loop(target, draw_requests(MIX, 12), 3, deadline_s=10))
     assert load.images == len(target.asked) == 12
     assert target.most_at_once == 3
-    assert load.seconds >= 4 * 0.01
+    assert load.seconds == pytest.approx(4 * 0.25)
 
 
 def test_an_open_loop_does_not_wait_for_answers() -> None:
     target = Recorder(delay_s=0.5)
-    load = asyncio.run(open_loop(target, draw_requests(MIX, 20), rate=1000, deadline_s=10))
+    load = run_in_virtual_time(open_loop(target, draw_requests(MIX, 20), rate=1000, deadline_s=10))
     assert load.images == 20
     assert target.most_at_once == 20
-    assert all(outcome.latency_s >= 0.5 for outcome in load.outcomes)
+    assert all(outcome.latency_s == pytest.approx(0.5) for outcome in load.outcomes)
 
 
 def test_an_open_loop_arrives_at_its_rate() -> None:
     target = Recorder()
-    asyncio.run(open_loop(target, draw_requests(MIX, 101), rate=200, deadline_s=10))
-    assert 0.25 < target.asked[-1] - target.asked[0] < 2.0  # 0.5 s on average
+    run_in_virtual_time(open_loop(target, draw_requests(MIX, 1001), rate=200, deadline_s=10))
+    gaps = [after - before for before, after in pairwise(target.asked)]
+    assert sum(gaps) == pytest.approx(5.0, rel=0.1)
+    assert statistics.stdev(gaps) == pytest.approx(1 / 200, rel=0.1)  # a Poisson process's gaps are exponential
+
+
+def test_a_latency_counts_from_when_a_request_was_due() -> None:
+    async def late() -> Outcome:
+        due = asyncio.get_running_loop().time()
+        await asyncio.sleep(2.0)
+        (request,) = draw_requests(MIX, 1)
+        return await ask(Recorder(delay_s=0.5), request, deadline_s=10, due=due)
+
+    assert run_in_virtual_time(late()).latency_s == pytest.approx(2.5)
 
 
 def test_a_late_answer_and_a_wrong_one_are_failures() -> None:
-    late = asyncio.run(closed_loop(Recorder(delay_s=60), draw_requests(MIX, 2), 2, deadline_s=0.05))
+    late = run_in_virtual_time(closed_loop(Recorder(delay_s=60), draw_requests(MIX, 2), 2, deadline_s=0.05))
     assert late.failures == {"deadline": 2}
-    small = asyncio.run(closed_loop(Recorder(size=(16, 16)), draw_requests(MIX, 1), 1, deadline_s=10))
+    assert late.seconds == pytest.approx(0.05)
+    small = run_in_virtual_time(closed_loop(Recorder(size=(16, 16)), draw_requests(MIX, 1), 1, deadline_s=10))
     assert small.failures == {"wrong size": 1}
     assert small.outcomes[0].message == "asked for 128x64, got 16x16"
 
@@ -148,8 +165,8 @@ def test_over_rpc_the_stages_are_the_engines(run_folder: Path) -> None:
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
             target = RpcTarget(client)
-            closed = await closed_loop(target, draw_requests(MIX, 6), 2, deadline_s=20)
-            opened = await open_loop(target, draw_requests(MIX, 6), rate=100, deadline_s=20)
+            closed = await closed_loop(target, draw_requests(MIX, 6), 2, DEADLINE_S)
+            opened = await open_loop(target, draw_requests(MIX, 6), 100, DEADLINE_S)
         for load in (closed, opened):
             assert load.images == 6
             stages = load.seconds_by_stage()
@@ -160,15 +177,35 @@ def test_over_rpc_the_stages_are_the_engines(run_folder: Path) -> None:
     run(test())
 
 
+class LetsGo(RpcTarget):
+    """Lets a rank that holds its steps go on when so many requests were refused."""
+
+    def __init__(self, client: AsyncClient, rank: FakeRank, refusals: int) -> None:
+        super().__init__(client)
+        self._rank, self._refusals = rank, refusals
+
+    async def generate(self, request: ImageRequest) -> Answer:
+        try:
+            return await super().generate(request)
+        except RequestFailed as error:
+            self._refusals -= error.kind == REFUSED
+            if self._refusals == 0:
+                self._rank.resume()
+            raise
+
+
 def test_over_rpc_a_full_queue_refuses_and_other_errors_fail(run_folder: Path) -> None:
     async def test() -> None:
         async with fake_engine(run_folder, limits=Limits(max_queue=2)) as fakes, AsyncClient(fakes.address) as client:
             fakes.ranks[0].hold = True
+            load = await closed_loop(LetsGo(client, fakes.ranks[0], 2), draw_requests(MIX, 5), 5, DEADLINE_S)
+            assert (load.images, load.failures) == (3, {"refused": 2})  # one had begun, two waited
             target = RpcTarget(client)
-            load = await closed_loop(target, draw_requests(MIX, 5), 5, deadline_s=1)
-            assert load.failures == {"refused": 2, "deadline": 3}  # one had begun, two waited
-            bad = await closed_loop(target, draw_requests(parse_mix("16x16:1:4"), 1), 1, deadline_s=20)
+            bad = await closed_loop(target, draw_requests(parse_mix("16x16:1:4"), 1), 1, DEADLINE_S)
             assert bad.failures == {"invalid_parameter": 1}
+            fakes.ranks[0].hold = True
+            late = await closed_loop(target, draw_requests(MIX, 3), 3, deadline_s=0.1)
+            assert late.failures == {"deadline": 3}
 
     run(test())
 
@@ -176,13 +213,13 @@ def test_over_rpc_a_full_queue_refuses_and_other_errors_fail(run_folder: Path) -
 def test_dispatch_overhead_is_the_part_of_a_tick_without_denoising(run_folder: Path) -> None:
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
-            (overhead,) = await dispatch_overheads(client, draw_requests(parse_mix("64x64:1:10"), 1), 20)
+            (overhead,) = await dispatch_overheads(client, draw_requests(parse_mix("64x64:1:10"), 1), DEADLINE_S)
             assert overhead.steps == 10
             assert overhead.denoise_s == 0.25  # as fake ranks say, at once
-            assert 0 < overhead.tick_s < 0.25
+            assert overhead.tick_s > 0
             assert overhead.share == (overhead.tick_s - 0.25) / overhead.tick_s
             with pytest.raises(ArgumentError, match="steps must be at least 3"):
-                await dispatch_overheads(client, draw_requests(parse_mix("64x64:1:2"), 1), 20)
+                await dispatch_overheads(client, draw_requests(parse_mix("64x64:1:2"), 1), DEADLINE_S)
             fakes.ranks[0].hold = True
             with pytest.raises(RequestFailed, match="no answer within"):
                 await dispatch_overheads(client, draw_requests(parse_mix("64x64:1:3"), 1), 0.1)
@@ -191,15 +228,15 @@ def test_dispatch_overhead_is_the_part_of_a_tick_without_denoising(run_folder: P
 
 
 def test_http_overhead_is_the_median_of_the_differences() -> None:
-    slow, fast = Recorder(delay_s=0.05), Recorder()
+    slow, fast = Recorder(delay_s=0.5), Recorder(delay_s=0.125)
     (request,) = draw_requests(MIX, 1)
-    overhead = asyncio.run(http_overhead(slow, fast, request, pairs=3, deadline_s=10))
+    overhead = run_in_virtual_time(http_overhead(slow, fast, request, pairs=3, deadline_s=10))
     assert (overhead.pairs, len(slow.asked), len(fast.asked)) == (3, 4, 4)
-    assert overhead.difference_s == pytest.approx(overhead.http_s - overhead.rpc_s, abs=0.02)
-    assert overhead.difference_s > 0.03
+    assert (overhead.http_s, overhead.rpc_s) == pytest.approx((0.5, 0.125))
+    assert overhead.difference_s == pytest.approx(0.375)
     assert [slow.asked[pair] < fast.asked[pair] for pair in range(4)] == [False, True, False, True]
     with pytest.raises(RequestFailed, match="16x16"):
-        asyncio.run(http_overhead(Recorder(size=(16, 16)), fast, request, pairs=1, deadline_s=10))
+        run_in_virtual_time(http_overhead(Recorder(size=(16, 16)), fast, request, pairs=1, deadline_s=10))
 
 
 # ---- over HTTP
@@ -264,7 +301,7 @@ def peer(fails_every: int = 0, status: int = 500, body: bytes = b"", **more: Any
 def load_peer(server: PeerServer, count: int = 6, fields: str = "krea", **extra: Any) -> Run:
     async def load() -> Run:
         async with HttpTarget(server.url, fields=fields, extra=extra, api_key="sesame") as target:
-            return await closed_loop(target, draw_requests(MIX, count), 3, deadline_s=20)
+            return await closed_loop(target, draw_requests(MIX, count), 3, DEADLINE_S)
 
     return asyncio.run(load())
 
@@ -281,7 +318,7 @@ def test_over_http_a_request_is_what_openais_client_sends_and_the_fields_that_we
 
             async def load(url: str = server.url, fields: str = fields) -> Run:
                 async with HttpTarget(url, fields=fields, extra={"model": "x"}, api_key=None) as target:
-                    return await closed_loop(target, draw_requests(mix, 1), 1, deadline_s=20)
+                    return await closed_loop(target, draw_requests(mix, 1), 1, DEADLINE_S)
 
             assert asyncio.run(load()).images == 1
         (body,) = server.bodies
@@ -372,7 +409,9 @@ def test_the_command_drives_an_engine_over_rpc_and_compares_http_with_it(
     assert output[0].startswith("2 at once: 3 requests, 3 images, 0 refused, 0 failed; ")
     assert output[-2].startswith("HTTP adds ")
     line = json.loads(output[-1])
-    assert line["difference_s"] == pytest.approx(line["http_s"] - line["rpc_s"], abs=0.1)
+    assert line["http_s"] > 0
+    assert line["rpc_s"] > 0
+    assert "difference_s" in line
     assert line["server"] == {"url": server.url, "model": "demo", "tp": 1, "device": "fake"}
 
 
@@ -426,7 +465,9 @@ def test_the_command_starts_an_engine_and_stops_it(capsys: pytest.CaptureFixture
     line = json.loads(next(line for line in output if line.startswith("{")))
     assert line["server"] == {"model": "demo", "tp": 1, "device": "cpu"}
     assert [request["steps"] for request in line["requests"]] == [4, 4]
-    assert all(0 < request["denoise_s"] < request["tick_s"] * 1.5 for request in line["requests"])
+    for request in line["requests"]:
+        assert request["tick_s"] > 0
+        assert 0 < request["denoise_s"] * request["steps"] < request["total_s"]
 
 
 def png(width: int, height: int) -> bytes:
