@@ -54,7 +54,10 @@ def _rank(dtype: str, quantization: str = "none", config: ModelConfig = TINY) ->
 
 @pytest.fixture
 def rank() -> Rank:
-    return _rank("float32", config=replace(TINY, transformer=replace(TINY.transformer, num_layers=2)))
+    return _rank(
+        "float32",
+        config=replace(TINY, transformer=replace(TINY.transformer, num_layers=2, num_heads=4, num_kv_heads=2)),
+    )
 
 
 @pytest.fixture
