@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.real_size import KREA2
@@ -65,7 +65,6 @@ def cost(plan: MemoryPlan) -> tuple[bool, int]:
     return plan.prefetch == 0 and copied > 0, copied
 
 
-@settings(deadline=None)
 @given(weight_bytes, st.integers(1, 60 * GB), offloads, prefetches)
 def test_a_plan_keeps_within_its_budget_or_the_least_that_would_do_is_named(
     weights: WeightBytes, budget: int, offload: tuple[str, ...], prefetch: int | None
@@ -103,7 +102,6 @@ def test_8_bit_matrices_are_made_whole_unless_they_are_multiplied_as_they_are() 
     assert dequantized("fp8", fp8_products=True, full_precision=True) == 10000
 
 
-@settings(deadline=None)
 @given(weight_bytes, st.integers(1, 60 * GB), st.integers(0, 20 * GB), offloads, prefetches)
 def test_more_memory_never_makes_a_slower_plan(
     weights: WeightBytes, budget: int, more: int, offload: tuple[str, ...], prefetch: int | None
@@ -114,7 +112,6 @@ def test_more_memory_never_makes_a_slower_plan(
     assert cost(make_plan(weights, budget + more, offload=offload, prefetch=prefetch)) <= cost(plan)
 
 
-@settings(deadline=None)
 @given(weight_bytes, prefetches)
 def test_weights_are_what_stays_and_the_places_of_what_comes_and_goes(
     weights: WeightBytes, prefetch: int | None

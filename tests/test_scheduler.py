@@ -245,7 +245,7 @@ def test_our_own_mistakes_are_refused() -> None:
         Scheduler(token_budget=0)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_whatever_comes_and_goes_ranks_can_follow_every_step(data: st.DataObject) -> None:
     budget, prompts, max_begun = 50, 8, data.draw(st.integers(1, 6))

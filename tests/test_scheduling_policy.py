@@ -99,14 +99,14 @@ def bound_s(ranks: VirtualRanks, arrivals: list[Arrival], job_id: int, patience_
     return patience_s + ticks * ranks.longest_tick_s + 3 * jobs * ranks.longest_decode_s
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_every_wait_is_bounded_whatever_comes_later(data: st.DataObject) -> None:
     check_waits(data, most_later=120)
 
 
 @pytest.mark.slow  # in the fast run streams of half the length have the same bound
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_every_wait_is_bounded_whatever_comes_later_for_long(data: st.DataObject) -> None:
     check_waits(data, most_later=250)
