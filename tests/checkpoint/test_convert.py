@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,8 +80,19 @@ def same(one: Picture, other: Picture) -> bool:
     return torch.equal(one.latents, other.latents) and np.array_equal(one.image, other.image)
 
 
-@pytest.mark.parametrize("tp", [1, 2, 4])
-@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def product(names: Iterable[str], degrees: Iterable[int], fast: Container[tuple[str, int]]) -> list[Any]:
+    """Every name at every degree of tensor parallelism, slow but for those that are said to be fast."""
+    return [
+        pytest.param(name, tp, marks=() if (name, tp) in fast else pytest.mark.slow) for name in names for tp in degrees
+    ]
+
+
+# Both dtypes and all degrees; that a file gives every rank its share whatever its layout and dtype, test_files.py and
+# test_encodings.py guard too.
+@pytest.mark.parametrize(
+    ("weights", "tp"),
+    product(("float32", "bfloat16"), (1, 2, 4), fast=(("float32", 1), ("bfloat16", 2), ("float32", 4))),
+)
 def test_every_layout_draws_the_identical_image(
     turbo: Path, converted: Callable[..., Path], weights: str, tp: int
 ) -> None:
@@ -103,8 +115,12 @@ def test_every_layout_draws_the_identical_image(
     assert same(run_requests(split, [REQUEST], tp=tp)[0], expected)
 
 
-@pytest.mark.parametrize("tp", [1, 2, 4])
-@pytest.mark.parametrize("weights", list(ERRORS))
+# Every format at degree 1, at others one of each kind: a scale a tensor, scales in tiles, scales in blocks. Slices of
+# every format are compared with the whole in test_encodings.py and test_gguf_file.py.
+@pytest.mark.parametrize(
+    ("weights", "tp"),
+    product(ERRORS, (1, 2, 4), fast=[*((weights, 1) for weights in ERRORS), ("fp8", 4), ("nvfp4", 2), ("q4_0", 4)]),
+)
 def test_quantised_layouts_draw_nearly_the_same(
     turbo: Path, converted: Callable[..., Path], exact: Picture, weights: str, tp: int
 ) -> None:
@@ -129,8 +145,11 @@ def test_a_split_checkpoint_in_8_bits_is_what_loading_makes_of_the_whole_one(
             assert same(now, run_requests(turbo, [REQUEST], tp=tp, dtype="bfloat16", quantization=weights)[0])
 
 
-@pytest.mark.parametrize("tp", [1, 2])
-@pytest.mark.parametrize("weights", ["keep", "fp8", "q8_0"])
+# At degree 2 also what the whole weights have at degree 1 is counted: vectors, and matrices that are not split.
+@pytest.mark.parametrize(
+    ("weights", "tp"),
+    product(("keep", "fp8", "q8_0"), (1, 2), fast=(("keep", 1), ("keep", 2), ("fp8", 2), ("q8_0", 2))),
+)
 def test_bytes_told_beforehand_are_those_that_ranks_hold(
     turbo: Path, converted: Callable[..., Path], weights: str, tp: int
 ) -> None:

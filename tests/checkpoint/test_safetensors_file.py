@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -284,27 +285,41 @@ def test_data_of_another_length_is_refused(tmp_path: Path, size: int) -> None:
 
 
 def seconds_to_open(tmp_path: Path, tensors: int) -> float:
-    """Of this thread on a core, for a file of so many tensors."""
+    """Of this thread on a core, for a file of so many tensors; the least of three times.
+
+    Python collects no garbage meanwhile, which takes time for all that the process holds.
+    """
     header = {f"blocks.{number}.attn.wq.weight": entry((1,), 4 * number, 4 * number + 4) for number in range(tensors)}
     path = write(tmp_path / "many", header, bytes(4 * tensors))
-    began = time.thread_time()
-    file = SafetensorsFile(path)
-    took = time.thread_time() - began
-    assert len(file.headers) == tensors
-    path.unlink()
-    return took
+    seconds = []
+    gc.disable()
+    try:
+        for _ in range(3):
+            began = time.thread_time()
+            file = SafetensorsFile(path)
+            seconds.append(time.thread_time() - began)
+            assert len(file.headers) == tensors
+    finally:
+        gc.enable()
+    return min(seconds)
 
 
 def test_the_time_that_a_header_takes_grows_with_its_length_and_no_faster(tmp_path: Path) -> None:
-    few = min(seconds_to_open(tmp_path, 2_500) for _ in range(3))
-    many = seconds_to_open(tmp_path, 40_000)
-    assert many < 64 * few  # 16 if it is in proportion, 256 if every tensor is compared with every other
+    few, many = seconds_to_open(tmp_path, 2_000), seconds_to_open(tmp_path, 20_000)
+    assert many < 40 * few  # 10 if it is in proportion, 100 if every tensor is compared with every other
 
 
-def test_the_largest_headers_take_bounded_memory(tmp_path: Path) -> None:
-    for text in (b"0", b"[[[]]]"):
-        text = b'{"a": [' + b",".join([text] * ((LARGEST_HEADER - 100) // (len(text) + 1))) + b"]}"
-        assert "is not described" in refusal(write(tmp_path / "b", text))
+@pytest.mark.parametrize("text", [b"0", b"[[[]]]"])
+def test_the_memory_that_a_header_takes_is_in_proportion_to_its_length(tmp_path: Path, text: bytes) -> None:
+    length = 1 << 19
+    path = write(tmp_path / "a", b'{"a": [' + b",".join([text] * (length // (len(text) + 1))) + b"]}")
+    tracemalloc.start()
+    try:
+        assert "is not described" in refusal(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 50 * length  # 800 MB for the largest header
 
 
 @FUZZ
