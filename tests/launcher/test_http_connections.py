@@ -62,7 +62,7 @@ def test_a_head_that_does_not_arrive_closes_the_connection() -> None:
         starts = (b"", b"GET /health HTT", b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
         async with connection() as (_, connect):
             await asyncio.gather(
-                *(expect_close(await connect(), start, answered) for start in starts for answered in (0, 2))
+                *[expect_close(await connect(), start, answered) for start in starts for answered in (0, 2)]
             )
 
     run(test())
