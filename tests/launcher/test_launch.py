@@ -47,7 +47,8 @@ def test_image_i_of_a_request_is_the_image_of_seed_plus_i(client: Client) -> Non
     assert abs(pixels(together, 0) - pixels(together, 1)).max() > 1
 
 
-@pytest.mark.parametrize("mode", [{"tp": 2}, {"sp": 2}, {"cfg_parallel": True}])
+# With sp: test_ranks_on_two_machines_make_the_picture_of_a_single_rank.
+@pytest.mark.parametrize("mode", [{"tp": 2}, pytest.param({"sp": 2}, marks=pytest.mark.slow), {"cfg_parallel": True}])
 def test_two_ranks_make_the_same_picture(client: Client, mode: dict[str, Any]) -> None:
     with launch(device="cpu", warm_up=False, **mode) as two:
         status = two.status()

@@ -28,7 +28,7 @@ def torchrun(marked: Marked, processes: int, *arguments: str) -> subprocess.Pope
     )  # fmt: skip
 
 
-# In other modes: test_torchrun_machines has --sp, and test_two_ranks_make_the_same_picture of test_launch all of them.
+# In other modes: test_torchrun_machines has --sp, and test_two_ranks_make_the_same_picture of test_launch the other.
 @pytest.mark.parametrize(
     "mode", [(), *(pytest.param(mode, marks=pytest.mark.slow) for mode in (("--sp", "2"), ("--cfg-parallel",)))]
 )
