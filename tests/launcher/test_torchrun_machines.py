@@ -91,6 +91,9 @@ def test_several_ranks_on_each_machine_make_it_too(
     expect_the_picture_of_a_single_rank(path, client)
 
 
+# In the fast run: test_torchrun kills a rank of torchrun's, and test_the_front_end_learns_that_a_lifeline_is_broken has
+# the lifeline of another machine and this error.
+@pytest.mark.slow
 def test_a_rank_that_is_killed_on_another_machine_fails_the_requests_that_wait(marked: Marked) -> None:
     nodes, address = serve(marked)
     with Client(address) as client:
