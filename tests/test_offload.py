@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import time
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +25,7 @@ from engine.prompt_features import PromptFeatures
 from engine.rank import Rank
 from engine.residency import HostMemory, WeightLedger
 from engine.step import Adapter, Job, Step
-from tests.engine_runs import jobs_of, on_ranks, run_jobs, run_requests
+from tests.engine_runs import RankGroups, jobs_of, on_ranks, run_jobs, run_requests
 from tests.lora.adapter_files import draw_low_rank, layer_shapes, write_scheme
 from tests.oracle import Picture, Request
 
@@ -49,38 +50,59 @@ def assert_same(pictures: list[Picture], expected: list[Picture]) -> None:
         assert (picture.image == reference.image).all()
 
 
+@pytest.fixture(scope="module")
+def of_weights_that_stay(turbo: Path, rank_groups: RankGroups) -> Callable[..., list[Picture]]:
+    """`of_weights_that_stay(**options)`: the pictures of the requests without offloading, made once."""
+    made: dict[Any, list[Picture]] = {}
+
+    def get(**options: Any) -> list[Picture]:
+        key = repr(sorted(options.items()))
+        if key not in made:
+            made[key] = rank_groups.run_requests(turbo, REQUESTS, **options)
+        return made[key]
+
+    return get
+
+
 @pytest.mark.parametrize("tp", [1, 2])
 @pytest.mark.parametrize("offload", COMBINATIONS)
-def test_offloading_changes_no_bit(turbo: Path, offload: tuple[str, ...], tp: int) -> None:
-    expected = run_requests(turbo, REQUESTS, tp=tp, joins=[0, 0, 1])
-    assert_same(run_requests(turbo, REQUESTS, tp=tp, joins=[0, 0, 1], offload=offload), expected)
+def test_offloading_changes_no_bit(
+    turbo: Path, of_weights_that_stay: Callable[..., list[Picture]], offload: tuple[str, ...], tp: int
+) -> None:
+    pictures = run_requests(turbo, REQUESTS, tp=tp, joins=[0, 0, 1], offload=offload)
+    assert_same(pictures, of_weights_that_stay(tp=tp, joins=[0, 0, 1]))
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 2, 3])
-def test_any_number_of_blocks_may_be_copied_ahead(turbo: Path, prefetch: int) -> None:
-    offload = (DIT_LAYERWISE, TEXT_ENCODER)
-    assert_same(run_requests(turbo, REQUESTS, offload=offload, prefetch=prefetch), run_requests(turbo, REQUESTS))
+def test_any_number_of_blocks_may_be_copied_ahead(
+    turbo: Path, of_weights_that_stay: Callable[..., list[Picture]], prefetch: int
+) -> None:
+    pictures = run_requests(turbo, REQUESTS, offload=(DIT_LAYERWISE, TEXT_ENCODER), prefetch=prefetch)
+    assert_same(pictures, of_weights_that_stay())
 
 
 @pytest.mark.parametrize("quantization", ["fp8", "int8"])
 @pytest.mark.parametrize("offload", [(DIT_LAYERWISE,), (DIT,)])
-def test_8_bit_matrices_travel_with_their_scales(turbo: Path, offload: tuple[str, ...], quantization: str) -> None:
-    expected = run_requests(turbo, REQUESTS, quantization=quantization)
-    assert_same(run_requests(turbo, REQUESTS, quantization=quantization, offload=offload), expected)
+def test_8_bit_matrices_travel_with_their_scales(
+    turbo: Path, of_weights_that_stay: Callable[..., list[Picture]], offload: tuple[str, ...], quantization: str
+) -> None:
+    pictures = run_requests(turbo, REQUESTS, quantization=quantization, offload=offload)
+    assert_same(pictures, of_weights_that_stay(quantization=quantization))
 
 
-def test_bfloat16_is_the_same_too(turbo: Path) -> None:
-    expected = run_requests(turbo, REQUESTS, dtype="bfloat16")
+def test_bfloat16_is_the_same_too(turbo: Path, of_weights_that_stay: Callable[..., list[Picture]]) -> None:
     pictures = run_requests(turbo, REQUESTS, dtype="bfloat16", offload=(DIT_LAYERWISE, TEXT_ENCODER, VAE))
-    assert_same(pictures, expected)
+    assert_same(pictures, of_weights_that_stay(dtype="bfloat16"))
 
 
 @pytest.mark.parametrize("offload", [(DIT_LAYERWISE,), (DIT,)])
-def test_adapters_stay_beside_layers_that_come_and_go(turbo: Path, tmp_path: Path, offload: tuple[str, ...]) -> None:
+def test_adapters_stay_beside_layers_that_come_and_go(
+    turbo: Path, rank_groups: RankGroups, tmp_path: Path, offload: tuple[str, ...]
+) -> None:
     file = write_scheme(tmp_path / "lora.safetensors", turbo, draw_low_rank(layer_shapes(turbo)))
     jobs = [replace(job, loras=((7, 0.8),) if job.job_id else ()) for job in jobs_of(turbo, REQUESTS)]
     adapters = [Adapter(7, str(file))]
-    expected = run_jobs(turbo, jobs, adapters=adapters)
+    expected = rank_groups.run_jobs(turbo, jobs, adapters=adapters)
     assert_same(run_jobs(turbo, jobs, adapters=adapters, offload=offload), expected)
 
 
@@ -97,10 +119,15 @@ def draw(rank: Rank, steps: int = 2) -> None:
     rank.close()
 
 
+@pytest.fixture(scope="module")
+def whole() -> int:
+    """Bytes of the demo's weights on the device, where all stay."""
+    return make_rank().memory()["weights"]
+
+
 @pytest.mark.parametrize("offload", COMBINATIONS)
 @pytest.mark.parametrize("prefetch", [0, 1])
-def test_no_more_is_on_the_device_than_the_plan_says(offload: tuple[str, ...], prefetch: int) -> None:
-    whole = make_rank().memory()["weights"]
+def test_no_more_is_on_the_device_than_the_plan_says(offload: tuple[str, ...], prefetch: int, whole: int) -> None:
     rank = make_rank(offload=offload, prefetch=prefetch)
     draw(rank)
     memory = rank.memory()
@@ -218,21 +245,22 @@ def run_slowly(monkeypatch: pytest.MonkeyPatch, prefetch: int) -> list[Span]:
     """The timeline of two steps in which every block computes until the copies ahead of it have begun: for ever, if
     they wait for it."""
     forward, copy_bytes = SwiGLU.forward, copying.copy_bytes
-    begun, computed = itertools.count(1), itertools.count(1)
-    copies = 0
+    computed = itertools.count(1)
+    copies, another = 0, threading.Condition()
 
     def count(target: torch.Tensor, source: torch.Tensor) -> None:
         nonlocal copies
-        copies = next(begun)
+        with another:
+            copies += 1
+            another.notify()
         copy_bytes(target, source)
 
     def slow(module: SwiGLU, x: Any) -> torch.Tensor:
         if module not in of_blocks:  # but the text encoder's or text fusion's
             return forward(module, x)
-        due, deadline = next(computed) + prefetch, time.monotonic() + 30
-        while copies < due:
-            assert time.monotonic() < deadline, f"{copies} copies have begun, not {due}"
-            time.sleep(0.001)
+        due = next(computed) + prefetch
+        with another:
+            assert another.wait_for(lambda: copies >= due, timeout=60), f"{copies} copies have begun, not {due}"
         return forward(module, x)
 
     monkeypatch.setattr(copying, "copy_bytes", count)
@@ -366,13 +394,13 @@ def test_ranks_on_other_machines_take_no_part_of_a_budget(turbo: Path) -> None:
     assert budgets == [200_000_000, 100_000_000]
 
 
-def test_requests_in_a_tight_budget_give_the_same_latents(turbo: Path) -> None:
-    jobs = jobs_of(turbo, REQUESTS)
-    assert len(jobs) == 3
+def test_requests_in_a_tight_budget_give_the_same_latents(
+    turbo: Path, of_weights_that_stay: Callable[..., list[Picture]]
+) -> None:
     needed = Rank(EngineConfig(model=str(turbo)), Mesh(), CPU).plan
-    expected = run_requests(turbo, REQUESTS)
     pictures = run_requests(turbo, REQUESTS, memory_budget=needed.needed - needed.weights // 3)
-    assert_same(pictures, expected)
+    assert len(pictures) == 3
+    assert_same(pictures, of_weights_that_stay())
 
 
 def test_a_stream_gives_every_block_its_own_weights_pass_after_pass() -> None:

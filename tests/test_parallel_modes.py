@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,8 @@ from engine.prompt import PREFIX_TOKENS
 from engine.rank import Rank
 from engine.step import Adapter, Job, Step
 from engine.velocities import Velocities
-from tests.engine_runs import jobs_of, on_ranks, run_jobs, run_requests
-from tests.oracle import Request, relative_error
+from tests.engine_runs import RankGroup, RankGroups, jobs_of, on_ranks, run_jobs
+from tests.oracle import Picture, Request, relative_error
 
 TOLERANCE = 1e-4  # the goal; measured 2e-7 to 1.3e-5, float32 sums in another order
 MODES: dict[str, dict[str, Any]] = {
@@ -63,22 +65,33 @@ def random_jobs(source: random.Random, count: int) -> list[Job]:
     return jobs_of(folder, requests)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_random_batches_are_those_of_one_rank(mode: str) -> None:
+@pytest.fixture(scope="module")
+def of_one_rank(rank_groups: RankGroups) -> Callable[..., list[Picture]]:
+    """`of_one_rank(jobs, adapters)`: what one rank makes of them, made once."""
+
+    @cache
+    def get(jobs: tuple[Job, ...], adapters: tuple[Adapter, ...] = ()) -> list[Picture]:
+        return rank_groups.run_jobs(DEMO_CHECKPOINT, jobs, adapters=adapters)
+
+    return get
+
+
+@pytest.mark.parametrize("mode", MODES, scope="module")
+def test_random_batches_are_those_of_one_rank(rank_groups: RankGroups, mode: str) -> None:
     seed = random.randrange(2**32)
     source = random.Random(seed)
-    for _ in range(3):
+    for _ in range(2):
         jobs = random_jobs(source, source.randint(1, 5))
         joins = [source.randint(0, 2) for _ in jobs]
-        alone = run_jobs(DEMO_CHECKPOINT, jobs, joins=joins)
-        split = run_jobs(DEMO_CHECKPOINT, jobs, joins=joins, **MODES[mode])
+        alone = rank_groups.run_jobs(DEMO_CHECKPOINT, jobs, joins=joins)
+        split = rank_groups.run_jobs(DEMO_CHECKPOINT, jobs, joins=joins, **MODES[mode])
         for one, other in zip(alone, split, strict=True):
             assert relative_error(other.latents, one.latents) <= TOLERANCE, seed
 
 
 @pytest.mark.parametrize("mode", [{"tp": 2}, {"tp": 4}, {"tp": 2, "sp": 2}])
 def test_rows_that_are_exchanged_while_they_are_multiplied(
-    monkeypatch: pytest.MonkeyPatch, mode: dict[str, Any]
+    rank_groups: RankGroups, monkeypatch: pytest.MonkeyPatch, mode: dict[str, Any]
 ) -> None:
     """What goes through symmetric memory on GPUs: random batches, with an adapter beside some of the products."""
     fused: list[str] = []
@@ -94,38 +107,39 @@ def test_rows_that_are_exchanged_while_they_are_multiplied(
     jobs = random_jobs(random.Random(seed), 3)
     for adapters in ([], [Adapter(1, str(DEMO_LORAS["demo-outlined"]))]):
         jobs[0] = replace(jobs[0], loras=tuple((adapter.adapter_id, 1.0) for adapter in adapters))
-        alone = run_jobs(DEMO_CHECKPOINT, jobs, adapters=adapters)
+        alone = rank_groups.run_jobs(DEMO_CHECKPOINT, jobs, adapters=adapters)
         fused.clear()
-        split = run_jobs(DEMO_CHECKPOINT, jobs, adapters=adapters, **mode)
+        split = rank_groups.run_jobs(DEMO_CHECKPOINT, jobs, adapters=adapters, **mode)
         assert "gather_multiply" in fused
         assert ("multiply_scatter" in fused) == (not adapters), "what an adapter adds is part of the sum"
         for one, other in zip(alone, split, strict=True):
             assert relative_error(other.latents, one.latents) <= TOLERANCE, seed
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_adapters_apply_to_their_rows_only(mode: str) -> None:
-    adapters = [Adapter(1, str(DEMO_LORAS["demo-outlined"]))]
+@pytest.mark.parametrize("mode", MODES, scope="module")
+def test_adapters_apply_to_their_rows_only(
+    rank_groups: RankGroups, of_one_rank: Callable[..., list[Picture]], mode: str
+) -> None:
+    adapters = (Adapter(1, str(DEMO_LORAS["demo-outlined"])),)
     strengths = (1.0, 0.0, -0.7)
-    jobs = [
+    jobs = tuple(
         replace(job, loras=((1, strength),) if strength else ())
         for job, strength in zip(random_jobs(random.Random(5), 3), strengths, strict=True)
-    ]
-    alone = run_jobs(DEMO_CHECKPOINT, jobs, adapters=adapters)
-    without = run_jobs(DEMO_CHECKPOINT, [replace(job, loras=()) for job in jobs])
-    split = run_jobs(DEMO_CHECKPOINT, jobs, adapters=adapters, **MODES[mode])
+    )
+    alone = of_one_rank(jobs, adapters)
+    without = of_one_rank(tuple(replace(job, loras=()) for job in jobs))
+    split = rank_groups.run_jobs(DEMO_CHECKPOINT, jobs, adapters=adapters, **MODES[mode])
     for one, other, plain, strength in zip(alone, split, without, strengths, strict=True):
         assert relative_error(other.latents, one.latents) <= TOLERANCE
         assert (relative_error(plain.latents, one.latents) > 100 * TOLERANCE) == bool(strength)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_weights_that_come_and_go(mode: str) -> None:
+@pytest.mark.parametrize("mode", MODES, scope="module")
+def test_weights_that_come_and_go(of_one_rank: Callable[..., list[Picture]], mode: str) -> None:
     jobs = random_jobs(random.Random(7), 2)
     options: dict[str, Any] = {"offload": ("dit-layerwise", "text-encoder", "vae")}
-    for one, other in zip(
-        run_jobs(DEMO_CHECKPOINT, jobs), run_jobs(DEMO_CHECKPOINT, jobs, **MODES[mode], **options), strict=True
-    ):
+    alone = of_one_rank(tuple(jobs))
+    for one, other in zip(alone, run_jobs(DEMO_CHECKPOINT, jobs, **MODES[mode], **options), strict=True):
         assert relative_error(other.latents, one.latents) <= TOLERANCE
 
 
@@ -134,7 +148,7 @@ def test_weights_that_come_and_go(mode: str) -> None:
     [({"tp": 2}, {}), ({"sp": 4}, {}), ({"sp": 2}, {"offload": ("vae",)}), ({"sp": 2}, {"memory_budget": 4 * 10**9})],
 )
 def test_ranks_decode_an_image_together_if_each_gets_enough_of_its_rows(
-    monkeypatch: pytest.MonkeyPatch, mode: dict[str, Any], saving: dict[str, Any]
+    rank_groups: RankGroups, monkeypatch: pytest.MonkeyPatch, mode: dict[str, Any], saving: dict[str, Any]
 ) -> None:
     decoded: list[tuple[int, int]] = []
     decode = VAEDecoder.decode_pixels
@@ -145,9 +159,9 @@ def test_ranks_decode_an_image_together_if_each_gets_enough_of_its_rows(
 
     monkeypatch.setattr(VAEDecoder, "decode_pixels", watched)
     requests = [Request(PROMPTS[1], width=64, height=height, steps=1) for height in (48, 240, 272)]
-    alone = run_requests(DEMO_CHECKPOINT, requests)
+    alone = rank_groups.run_requests(DEMO_CHECKPOINT, requests)
     decoded.clear()
-    together = run_requests(DEMO_CHECKPOINT, requests, **saving, **mode)
+    together = rank_groups.run_requests(DEMO_CHECKPOINT, requests, **saving, **mode)
     ranks = EngineConfig(**mode).ranks
     expected = Counter({(6, 1): 1, (30, ranks): ranks, (34, ranks): ranks})
     if saving:
@@ -193,7 +207,10 @@ def test_a_guided_image_is_divided_and_a_lone_unguided_one_is_not_even() -> None
     ],
 )
 def test_no_rank_steps_what_another_does(
-    monkeypatch: pytest.MonkeyPatch, guidances: tuple[float, ...], expected: set[tuple[int, int]]
+    rank_groups: RankGroups,
+    monkeypatch: pytest.MonkeyPatch,
+    guidances: tuple[float, ...],
+    expected: set[tuple[int, int]],
 ) -> None:
     """expected: segments in a forward, and among how many ranks it is split."""
     seen = set()
@@ -207,11 +224,11 @@ def test_no_rank_steps_what_another_does(
     requests = [
         Request(PROMPTS[1], guidance=guidance, steps=1, negative_prompt="a red star on") for guidance in guidances
     ]
-    run_jobs(DEMO_CHECKPOINT, jobs_of(DEMO_CHECKPOINT, requests), cfg_parallel=True)
+    rank_groups.run_requests(DEMO_CHECKPOINT, requests, cfg_parallel=True)
     assert seen == expected
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", MODES, scope="module")
 def test_ranks_send_what_the_formula_says(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     source = random.Random()
     seed = source.randrange(2**32)
@@ -296,21 +313,26 @@ def test_heads_that_do_not_divide_name_what_does(checkpoint: Callable[..., Path]
 
 
 @pytest.mark.parametrize("degrees", [{"tp": 2}, {"tp": 2, "sp": 2}])
-def test_a_text_encoder_that_is_whole_on_every_rank(monkeypatch: pytest.MonkeyPatch, degrees: dict[str, int]) -> None:
+def test_a_text_encoder_that_is_whole_on_every_rank(
+    rank_groups: RankGroups,
+    of_one_rank: Callable[..., list[Picture]],
+    monkeypatch: pytest.MonkeyPatch,
+    degrees: dict[str, int],
+) -> None:
     """As on GPUs that have memory for it."""
-    jobs = random_jobs(random.Random(11), 2)
-    alone = run_jobs(DEMO_CHECKPOINT, jobs)
-    monkeypatch.setattr(Rank, "_has_room_for_whole_text_encoder", lambda *_: True)
-    for one, other in zip(alone, run_jobs(DEMO_CHECKPOINT, jobs, **degrees), strict=True):
-        assert relative_error(other.latents, one.latents) <= TOLERANCE
 
     def look(rank: Rank) -> tuple[int, int]:
         return sum(parameter.nbytes for parameter in rank.text_encoder.parameters()), rank.plan.weights
 
-    (whole, _), *_ = on_ranks(DEMO_CHECKPOINT, look)
-    monkeypatch.undo()
-    (part, planned_split), *_ = on_ranks(DEMO_CHECKPOINT, look, **degrees)
+    jobs = random_jobs(random.Random(11), 2)
+    alone = of_one_rank(tuple(jobs))
+    (whole, _), *_ = rank_groups.on_ranks(DEMO_CHECKPOINT, look)
+    (part, planned_split), *_ = rank_groups.on_ranks(DEMO_CHECKPOINT, look, **degrees)
     monkeypatch.setattr(Rank, "_has_room_for_whole_text_encoder", lambda *_: True)
-    for held, planned in on_ranks(DEMO_CHECKPOINT, look, **degrees):
+    with closing(RankGroup(DEMO_CHECKPOINT, **degrees)) as group:
+        for one, other in zip(alone, group.run_jobs(jobs), strict=True):
+            assert relative_error(other.latents, one.latents) <= TOLERANCE
+        held_and_planned = group.on_ranks(look)
+    for held, planned in held_and_planned:
         assert held == whole > part
         assert planned - planned_split >= 0.9 * (whole - part), "the plan counts what is held, up to alignment"

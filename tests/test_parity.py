@@ -118,16 +118,6 @@ def test_distilled_checkpoint_gives_the_images_of_diffusers(
     check(alone(turbo, request, **MODES[mode]), expected(turbo, request))
 
 
-@pytest.mark.parametrize(
-    ("name", "mode"), cases(["square", "tall", "guided, with a negative prompt", "three images", "mu"], ["tall"])
-)
-def test_undistilled_checkpoint_gives_the_images_of_diffusers(
-    raw: Path, alone: Callable[..., list[Picture]], name: str, mode: str
-) -> None:
-    request = REQUESTS[name]
-    check(alone(raw, request, **MODES[mode]), expected(raw, request))
-
-
 @pytest.mark.parametrize("mu", [1.15, 0.5, -0.3, 0.61234, 2.0])
 def test_timesteps_are_those_of_diffusers_to_the_last_bit(turbo: Path, mu: float) -> None:
     """One ulp of a timestep near 1 is 6e-5 of phase in the fastest sinusoid, and may round to another bfloat16."""
@@ -195,6 +185,16 @@ def test_a_request_that_joins_later_equals_itself_alone(
     for picture, request in zip(packed, requests, strict=True):
         (single,) = alone(turbo, request, tp=2)
         assert relative_error(picture.latents, single.latents) <= BATCH_TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), cases(["square", "tall", "guided, with a negative prompt", "three images", "mu"], ["tall"])
+)
+def test_undistilled_checkpoint_gives_the_images_of_diffusers(
+    raw: Path, alone: Callable[..., list[Picture]], name: str, mode: str
+) -> None:
+    request = REQUESTS[name]
+    check(alone(raw, request, **MODES[mode]), expected(raw, request))
 
 
 def test_equal_requests_in_one_tick_give_equal_images(turbo: Path, rank_groups: RankGroups) -> None:
