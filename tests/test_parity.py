@@ -37,7 +37,7 @@ MODES = {  # options of `run_requests`
     "cfg": {"cfg_parallel": True},
 }
 
-TEXT_TOKENS = 64  # more than `CAPTION` has
+TEXT_TOKENS = 32  # more than `CAPTION` has
 CAPTION = "a small yellow star left of a purple heart"
 REQUESTS = {
     "square": Request(CAPTION),
@@ -162,16 +162,16 @@ def test_sixteen_mixed_requests_in_flight_together_each_equal_their_lone_run(
     requests = [
         Request(
             random.choice(["", CAPTION, "a yellow star left of a purple heart " * random.randint(1, 9)]),
-            width=16 * random.randint(4, 16),
-            height=16 * random.randint(4, 16),
-            steps=random.randint(2, 12),
+            width=16 * random.randint(4, 12),
+            height=16 * random.randint(4, 12),
+            steps=random.randint(2, 8),
             guidance=random.choice([0.0, 0.0, 1.5, 3.5]),
             negative_prompt=random.choice(["", "blurry"]),
             seeds=(seed,),
         )
         for seed in range(16)
     ]
-    together = rank_groups.run_requests(turbo, requests, tp=tp, joins=[random.randint(0, 8) for _ in requests])
+    together = rank_groups.run_requests(turbo, requests, tp=tp, joins=[random.randint(0, 5) for _ in requests])
     for request, picture in zip(requests, together, strict=True):
         (single,) = rank_groups.run_requests(turbo, [request], tp=tp)
         assert relative_error(picture.latents, single.latents) <= BATCH_TOLERANCE
