@@ -12,7 +12,7 @@ from engine.config import EngineConfig
 from engine.kernels.fp8 import FP8, Fp8Rows
 from engine.parallel import Mesh
 from engine.rank import Rank
-from tests.engine_runs import on_ranks, run_requests
+from tests.engine_runs import RankGroups
 from tests.kernels.tolerances import relative_error
 from tests.oracle import Request
 
@@ -44,35 +44,35 @@ def test_the_matrices_of_the_blocks_are_quantised_and_nothing_else(turbo: Path) 
 
 
 @pytest.mark.parametrize("tp", DEGREES)
-def test_images_in_fp8_are_near_those_without(turbo: Path, tp: int) -> None:
+def test_images_in_fp8_are_near_those_without(turbo: Path, rank_groups: RankGroups, tp: int) -> None:
     """A product of two e4m3 numbers is off by 3.7 %, and errors of the few blocks here add up to little more."""
-    exact = run_requests(turbo, REQUESTS)
-    pictures = run_requests(turbo, REQUESTS, tp=tp, quantization="fp8")
+    exact = rank_groups.run_requests(turbo, REQUESTS)
+    pictures = rank_groups.run_requests(turbo, REQUESTS, tp=tp, quantization="fp8")
     for picture, reference in zip(pictures, exact, strict=True):
         assert 1e-4 < relative_error(picture.latents, reference.latents) <= 0.06
 
 
 @pytest.mark.parametrize("tp", DEGREES)
-def test_who_else_is_in_a_step_makes_no_difference_to_an_image(turbo: Path, tp: int) -> None:
+def test_who_else_is_in_a_step_makes_no_difference_to_an_image(turbo: Path, rank_groups: RankGroups, tp: int) -> None:
     """Scales are a token's own. Products of as many rows as before are computed alike, so not a bit may differ."""
     mine = Request("a red circle on a blue background", guidance=2.0, steps=4)
     others = [
         Request("two large green squares", steps=4, seeds=(1,)),
         Request("two large white squares", steps=4, seeds=(2,), mu=3.0),
     ]
-    first, second = (run_requests(turbo, [mine, other], tp=tp, quantization="fp8") for other in others)
+    first, second = (rank_groups.run_requests(turbo, [mine, other], tp=tp, quantization="fp8") for other in others)
     assert not torch.equal(first[1].latents, second[1].latents)
     assert torch.equal(first[0].latents, second[0].latents)
 
 
-def test_rows_of_a_split_matrix_are_quantised_as_whole_ones_are(turbo: Path) -> None:
+def test_rows_of_a_split_matrix_are_quantised_as_whole_ones_are(turbo: Path, rank_groups: RankGroups) -> None:
     """Those of q, k, v, gate and up are whole on a rank; of out and down a rank has a part, with its own scale."""
 
     def scales(rank: Rank) -> torch.Tensor:
         return rank.transformer.get_parameter("transformer_blocks.0.ff.gate_up.weight_scale")
 
-    (alone,) = on_ranks(turbo, scales, quantization="fp8")
-    halves = on_ranks(turbo, scales, tp=2, quantization="fp8")
+    (alone,) = rank_groups.on_ranks(turbo, scales, quantization="fp8")
+    halves = rank_groups.on_ranks(turbo, scales, tp=2, quantization="fp8")
     gate, up = alone.chunk(2)
     expected = [torch.cat(part) for part in zip(gate.chunk(2), up.chunk(2), strict=True)]
     for half, whole in zip(halves, expected, strict=True):
