@@ -184,7 +184,7 @@ class RankGroups:
     loading does.
     """
 
-    def __init__(self, most: int = 8) -> None:
+    def __init__(self, most: int = 4) -> None:
         """most: how many groups are kept; one more ends that which was not asked for the longest."""
         self._most = most
         self._groups: OrderedDict[EngineConfig, RankGroup] = OrderedDict()
@@ -194,7 +194,7 @@ class RankGroups:
         group = self._groups.pop(config, None)
         if group is None or group.closed:
             if len(self._groups) >= self._most:
-                self._groups.popitem(last=False)[1].close()
+                self._end([self._groups.popitem(last=False)[1]])
             group = RankGroup(folder, **options)
         self._groups[config] = group
         return group
@@ -222,8 +222,13 @@ class RankGroups:
         return self.get(folder, **options).on_ranks(function)
 
     def close(self) -> None:
-        while self._groups:
-            self._groups.popitem()[1].close()
+        groups = list(self._groups.values())
+        self._groups.clear()
+        self._end(groups)
+
+    def _end(self, groups: Sequence[RankGroup]) -> None:
+        for group in groups:
+            group.close()
         gc.collect()  # a rank is part of a cycle, and Python does not know how much memory it holds
 
 
