@@ -39,6 +39,7 @@ CROPS = ((64, 24), (96, 8))  # (side in pixels, how many in a batch), in turn
 LATENT_NOISE = 0.1  # of a channel's standard deviation: decoding forgives this much of the transformer's error
 KL_WEIGHT = 1e-5
 EDGE_WEIGHT = 0.5
+MEASURED = 256  # pictures of prompts whose latents' mean and deviation the config has; a multiple of 16
 
 
 class StillConv(nn.Module):
@@ -163,8 +164,9 @@ def noise_of_batch(images: Tensor, step: int) -> Tensor:
 def latents_of_prompts(still: Still, seed: int) -> dict[str, list[float]]:
     """Mean and deviation of each channel over pictures of prompts, as the VAE's config has them."""
     source = random.Random(seed)
-    images = [pixels(draw(prompt, 128, 128, source)) for prompt in prompts(seed, 256, kept_out=False)]
-    latents = torch.cat([still.moments(torch.from_numpy(np.stack(images[i : i + 16])))[0] for i in range(0, 256, 16)])
+    images = [pixels(draw(prompt, 128, 128, source)) for prompt in prompts(seed, MEASURED, kept_out=False)]
+    batches = [torch.from_numpy(np.stack(images[i : i + 16])) for i in range(0, MEASURED, 16)]
+    latents = torch.cat([still.moments(batch)[0] for batch in batches])
     return {
         "latents_mean": [round(v, 6) for v in latents.mean(dim=(0, 2, 3)).tolist()],
         "latents_std": [round(v, 6) for v in latents.std(dim=(0, 2, 3)).tolist()],

@@ -47,6 +47,8 @@ TRANSFORMER = {
 TAPS = (0, 1, 2)
 PREFIX_TOKENS = 34
 NO_CAPTION = 0.1
+PROMPTS = 20_000  # that batches of prompts are taken from
+HELD_OUT_BATCHES = 8  # that the held-out loss is the mean of
 
 
 def text_config(vocabulary: int) -> Qwen3VLConfig:
@@ -169,7 +171,7 @@ class PromptBatches:
 
     def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
         self._by_length: dict[int, list[tuple[Prompt, list[int]]]] = defaultdict(list)
-        for prompt in prompts(seed, 20_000, kept_out=False):
+        for prompt in prompts(seed, PROMPTS, kept_out=False):
             ids = caption_ids(tokenizer, prompt.text())
             self._by_length[len(ids)].append((prompt, ids))
         self._lengths = sorted(self._by_length)
@@ -211,9 +213,10 @@ def velocity_loss(model: nn.Module, latents: Tensor, tokens: Tensor, seed: int) 
 
 
 @torch.no_grad()
-def held_out_loss(model: Model, pictures: Library, batches: int = 8) -> float:
+def held_out_loss(model: Model, pictures: Library) -> float:
     """The loss on prompts that training does not see; the same noise each time."""
-    losses = [velocity_loss(model, *pictures.batch(32, random.Random(i)), seed=i).item() for i in range(batches)]
+    batches = [pictures.batch(32, random.Random(i)) for i in range(HELD_OUT_BATCHES)]
+    losses = [velocity_loss(model, *batch, seed=i).item() for i, batch in enumerate(batches)]
     return sum(losses) / len(losses)
 
 

@@ -19,9 +19,9 @@ def log(text: str) -> None:
 if name == "wait":
     try:
         log("waits")
-        time.sleep(60)
+        time.sleep(600)
     except KeyboardInterrupt:
-        time.sleep(1)
+        time.sleep(1)  # longer than an interrupted `Popen` waits by itself
         log("saved")
         sys.exit(1)
 log(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -58,14 +59,16 @@ def test_an_interrupted_stage_has_time_to_save(tmp_path: Path) -> None:
     )
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "log").exists():
+        deadline = time.monotonic() + 120
+        while not ((tmp_path / "log").exists() and log(tmp_path)):
+            assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(60) != 0
+        assert process.wait(120) != 0
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the stage too
         process.wait()
     assert log(tmp_path) == ["waits", "saved"]
     assert not (tmp_path / "finished.json").exists()

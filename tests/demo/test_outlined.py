@@ -4,7 +4,7 @@ it writes for the same change."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,20 +26,13 @@ TOLERANCE = 1e-4
 REQUEST = Request("a red circle on a blue background", width=96, height=64, steps=3, guidance=2.0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _without_compilation() -> Iterator[None]:
-    """It takes longer than these few steps."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
-
-
 @pytest.fixture(scope="module")
 def raw(checkpoint: Callable[..., Path]) -> Path:
     return checkpoint(is_distilled=False, layers=2, encoder_layers=3, taps=(0, 1, 2), fusion_blocks=1)
 
 
 @pytest.fixture(scope="module")
-def work(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(raw: Path, small_trainings: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work folder in which the LoRA was trained in one go."""
     work = tmp_path_factory.mktemp("work")
     (work / "raw").symlink_to(raw)
@@ -52,7 +45,6 @@ def work(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(work: Path) -> None:
     arguments = ["--steps", STEPS, "--pictures", 20, "--batch", 2, "--rate", 0.05]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("demo.latents.WEIGHTS", (1, 1, 0, 0, 0, 0, 0, 0, 0, 0))  # small pictures alone
         patch.setattr("sys.argv", ["outlined", "--work", str(work), *map(str, arguments)])
         outlined.main()
 

@@ -1,8 +1,8 @@
-"""The whole recipe with a schedule of a minute: every stage runs, takes what the one before left, and resumes."""
+"""The whole recipe with a schedule of seconds: every stage runs, takes what the one before left, and resumes."""
 
 from __future__ import annotations
 
-import subprocess
+import importlib
 import sys
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from bench import adherence
+from demo import __main__ as recipe
 from demo.__main__ import SCHEDULES, Schedule, make
 from demo.release import training_steps
 from engine.config import ModelConfig
@@ -17,29 +18,40 @@ from launcher.tokenizer import PromptTokenizer
 
 TINY = Schedule(
     vae_steps=2,
-    decoder_steps=1,
+    decoder_steps=2,
     pictures=16,
     raw_steps=1,
-    walks=32,
+    walks=4,
     turbo_steps=1,
     lora_steps=1,
-    lora_pictures=160,
-    kept_out=16,
+    lora_pictures=20,
+    kept_out=4,
     substeps=1,
     unjudged=True,
 )
+PROGRAM = 'if __name__ == "__main__":\n    main()\n'
+BATCHES = ("demo.transformer", "demo.distill", "demo.outlined")  # stages that can be told the size of theirs
+
+
+def run_here(command: list[str]) -> None:
+    """Run `python -m MODULE …` in this process: a stage of so few steps takes a fraction of what a process does to
+    import its libraries. `test_make.py` has stages that are processes, as these are in the slow test below."""
+    _, _, module, *arguments = command
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *arguments])
+        importlib.import_module(module).main()
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(small_trainings: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "work"
+    stages = [[*stage, *(("--batch", "4") if stage[0] in BATCHES else ())] for stage in TINY.stages()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHDYNAMO_DISABLE", "1")  # compiling takes longer than these few steps
-        make(TINY.stages(), folder)
+        patch.setattr(recipe, "_run", run_here)
+        make(stages, folder)
     return folder
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("variant", ["raw", "turbo"])
 def test_its_release_is_a_checkpoint_for_the_engine(work: Path, variant: str) -> None:
     checkpoint = work / "release" / variant
@@ -49,17 +61,20 @@ def test_its_release_is_a_checkpoint_for_the_engine(work: Path, variant: str) ->
     assert PromptTokenizer(checkpoint, config.text_encoder.vocab_size).encode("two red stars").ids
 
 
-@pytest.mark.timeout(600)
-def test_more_steps_go_on_from_the_last(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
-    assert training_steps(work) == {"autoencoder": 2, "decoder": 1, "raw": 1, "turbo": 1, "outlined_state": 1}
+def test_more_steps_go_on_from_the_last(work: Path) -> None:
+    assert training_steps(work) == {"autoencoder": 2, "decoder": 2, "raw": 1, "turbo": 1, "outlined_state": 1}
     before = load_file(work / "raw.safetensors")
-    more = ["--steps", "2", "--pictures", str(TINY.pictures), "--kept-out", str(TINY.kept_out)]
-    subprocess.run([sys.executable, "-m", "demo.transformer", "--work", work, *more], check=True, timeout=500)
+    more = ["--steps", "2", "--pictures", str(TINY.pictures), "--kept-out", str(TINY.kept_out), "--batch", "4"]
+    run_here([sys.executable, "-m", "demo.transformer", "--work", str(work), *more])
     assert training_steps(work)["raw"] == 2
     after = load_file(work / "raw.safetensors")
     assert before.keys() == after.keys()
     assert any((before[name] != after[name]).any() for name in before if name.startswith("weights/"))
+
+
+@pytest.mark.parametrize("module", sorted({stage[0] for stage in TINY.stages()}))
+def test_a_stage_is_a_program(module: str) -> None:
+    assert Path(str(importlib.import_module(module).__file__)).read_text().endswith(PROGRAM)
 
 
 @pytest.mark.slow
