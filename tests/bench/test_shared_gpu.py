@@ -16,10 +16,13 @@ from bench.shared_gpu import Parity, compare, main
 from engine.modes import Degrees
 
 
-@pytest.mark.parametrize("mode", ["tp2", "sp2", "cfg"])
+@pytest.mark.timeout(600)
+# In the fast run tests/test_parallel_modes.py guards every mode, its ranks being threads, and tests/parallel that
+# processes are connected in every mode.
+@pytest.mark.parametrize("mode", ["tp2", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("sp2", "cfg"))])
 def test_two_ranks_make_what_one_makes(tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str) -> None:
     file = tmp_path / "results.jsonl"
-    assert main(["--modes", mode, "--device", "cpu", "--seconds", "60", "--json", str(file)]) == 0
+    assert main(["--modes", mode, "--device", "cpu", "--seconds", "500", "--json", str(file)]) == 0
     assert "FAILED" not in capsys.readouterr().out
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["precision"] for line in lines] == ["float32", "bfloat16", "fp8"]

@@ -11,11 +11,13 @@ from bench.vs_diffusers import Ours, Peer, compare, report
 def test_the_comparison_prints_a_table_and_complete_json_lines(turbo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ours = Ours(turbo)
     result = compare(Peer(turbo), ours, size=64, steps=2, repeats=2, with_profile=True)
+    run = ours.run("a fox in the snow", 64, steps=2, seed=0)
     ours.rank.close()
+    assert 0 < run.encode_s + run.denoise_s + run.decode_s < run.total_s
+    assert run.encode_s + run.denoise_s < run.latents_s
     assert result.error < 1e-4
     assert set(result.engine_stages_s) == {"encode", "denoise", "decode"}
     assert all(seconds > 0 for seconds in result.engine_stages_s.values())
-    assert sum(result.engine_stages_s.values()) <= result.engine_with_vae_s * 1.5
     assert "matrix products" in result.engine_profile
 
     report([result])

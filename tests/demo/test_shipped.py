@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from engine.config import DEMO_CHECKPOINTS, DEMO_LORAS
 from launcher import Client, launch
 
 LARGEST_LORA = 1_000_000  # bytes
-PICTURES = 12
 
 
 def test_pair_and_lora_are_small_enough_for_the_wheel_and_know_the_grammar() -> None:
@@ -28,14 +28,18 @@ def test_pair_and_lora_are_small_enough_for_the_wheel_and_know_the_grammar() -> 
 
 
 @pytest.mark.timeout(600)
+# Six pictures in the fast run guard the files that ship; twelve only say it with more certainty.
+@pytest.mark.parametrize("count", [6, pytest.param(12, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("model", ["demo-turbo", "demo-raw"])
-def test_the_lora_outlines_what_they_draw(model: str) -> None:
-    colourful = [p for p in prompts(1, 300, kept_out=True) if "black" not in p.text()][:PICTURES]
-    with launch(model, device="cpu", loras=["demo-outlined"]) as client:
-        plain = [lined_pixels(client, prompt, seed, []) for seed, prompt in enumerate(colourful)]
-        lined = [lined_pixels(client, prompt, seed, ["demo-outlined"]) for seed, prompt in enumerate(colourful)]
-    assert sum(count < 15 for count in plain) >= PICTURES - 2, plain
-    assert sum(count > 60 for count in lined) >= PICTURES - 2, lined
+def test_the_lora_outlines_what_they_draw(model: str, count: int) -> None:
+    colourful = [p for p in prompts(1, 300, kept_out=True) if "black" not in p.text()][:count]
+    with launch(model, device="cpu", loras=["demo-outlined"]) as client, ThreadPoolExecutor(count) as threads:
+        plain, lined = (
+            list(threads.map(lined_pixels, [client] * count, colourful, range(count), [loras] * count))
+            for loras in ([], ["demo-outlined"])
+        )
+    assert sum(pixels < 15 for pixels in plain) >= count - count // 6, plain
+    assert sum(pixels > 60 for pixels in lined) >= count - count // 6, lined
 
 
 def lined_pixels(client: Client, prompt: Prompt, seed: int, loras: list[str]) -> int:
