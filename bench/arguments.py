@@ -16,6 +16,7 @@ from engine.modes import Degrees
 
 INTERRUPTED = 130  # the exit status after Ctrl-C
 SIDE_MULTIPLE = 16  # pixels of a token's side
+_STDERR = 2  # whatever sys.stderr is by then
 
 
 def json_file(text: str) -> Path:
@@ -81,11 +82,14 @@ def modes(text: str) -> tuple[Degrees, ...]:
 def end_with(main: Callable[[], int]) -> NoReturn:
     """End the process with what a benchmark's `main` returns; Ctrl-C ends it without a traceback. A crash, and SIGTERM
     too, by which a benchmark that is not done in time is stopped, leave on stderr where every thread was."""
-    faulthandler.enable()
-    faulthandler.register(signal.SIGTERM, all_threads=True, chain=True)
+    if not faulthandler.is_enabled():
+        faulthandler.enable(_STDERR)
+    faulthandler.register(signal.SIGTERM, _STDERR, all_threads=True, chain=True)
     try:
         status = main()
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         status = INTERRUPTED
+    finally:
+        faulthandler.unregister(signal.SIGTERM)
     sys.exit(status)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from types import ModuleType, SimpleNamespace
 
+from engine.memory import DecodeMemory
 from engine.step import Job, Step, StepTimes
 
 STEP_S = 0.1  # so that a request of many steps is under way for long
@@ -20,6 +21,7 @@ class HollowRank:
 
     link = None
     attention_choice = SimpleNamespace(describe=lambda: {})
+    decode_memory = DecodeMemory(bytes_per_element=4)
 
     def __init__(
         self,
