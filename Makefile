@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 # The oldest Triton that the kernels are for; the package takes the newest.
 OLDEST_TRITON := 3.6.0
 
-# Test processes that run side by side; each takes whole files, whose tests share what they start.
+# Test processes that run side by side. Each takes whole files, whose tests share what they start, folder by folder,
+# whose tests may share a server.
 WORKERS ?= 2
-PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 # How long `make demo-checkpoint` trains: short, two-hours or full.
 SCHEDULE ?= two-hours

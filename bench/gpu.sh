@@ -4,20 +4,20 @@
 #
 #     bench/gpu.sh [--first | --second] [--out FOLDER] [--only PART,PART…] [--small] [--dry-run]
 #
-# --first is for a GPU on which nothing has run yet, in 330 s: kernels against float64, steps with a profile, images, the
-# kernels' tests. --second goes on in 300 s, once what failed has been mended: many images at once, kernels timed,
+# --first is for a GPU on which nothing has run yet, in 330 s: kernels against float64, steps with a profile, images and
+# the kernels' tests. --second goes on in 300 s, once what failed has been mended: many images at once, kernels timed,
 # fidelity, ranks that share the GPU.
 #
 # Needs python3 (PYTHON names another) with torch, triton, transformers and safetensors; neither zmq nor msgspec nor a
 # package index. WHEELS names a folder of wheels (diffusers, FlashAttention …) to use besides, installed nowhere. What
-# Triton compiles is kept in FOLDER/triton-cache.tar.gz, and TRITON_CACHE names such a file to begin with. KREA2_COMMIT
-# says which commit this is where git does not know.
+# Triton compiles is kept in FOLDER/triton-cache.tar.gz, and TRITON_CACHE names such a file to begin with; traces of steps
+# go to FOLDER/traces. KREA2_COMMIT names the commit that results are of, in place of git.
 #
-# BUDGET_S (540, or the preset's) seconds are shared out: each part has a slice of its own, and is skipped, which is said, when fewer than
-# LEAST_S (15) are left. A part that fails does not stop the others, but the exit status is 1 then. Results are added to one
-# JSON-lines file as they come, and all output to one log: FOLDER/results.jsonl and results.log (--out, or OUT), else
-# bench/results/DATE-GPU.jsonl and .log. --small runs every part at a tiny size on the CPU, --dry-run none of them: it
-# prints the commands. No setting of the GPU is changed.
+# BUDGET_S (540, or the preset's) seconds are shared out: each part has a slice of its own, and is skipped, which is
+# said, when fewer than LEAST_S (15) are left. A part that fails does not stop the others, but the exit status is 1 then.
+# Results are added to one JSON-lines file as they come, and all output to one log: FOLDER/results.jsonl and results.log
+# (--out, or OUT), else bench/results/DATE-GPU.jsonl and .log. --small runs every part at a tiny size on the CPU,
+# --dry-run none of them: it prints the commands. No setting of the GPU is changed.
 set -uo pipefail
 
 usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; }
@@ -37,7 +37,10 @@ while (($#)); do
         if [[ $1 == --out ]]; then folder=$2; else only=$2; fi
         shift
         ;;
-    --first | --second) preset=${1#--} ;;
+    --first | --second)
+        [[ $preset == everything ]] || { echo "error: --first or --second, not both" >&2; exit 2; }
+        preset=${1#--}
+        ;;
     --small) small=1 ;;
     --dry-run) dry=1 ;;
     --help | -h) usage; exit 0 ;;
@@ -73,6 +76,9 @@ fi
 mkdir -p "$(dirname "$base")" || exit 2
 base=$(cd "$(dirname "$base")" && pwd)/$(basename "$base")
 results=$base.jsonl
+cache_file=$(dirname "$base")/triton-cache.tar.gz
+traces=$(dirname "$base")/traces
+[[ -z ${TRITON_CACHE:-} ]] || TRITON_CACHE=$(realpath -m "$TRITON_CACHE")
 child=""
 wheels=""
 triton_cache=""
@@ -80,10 +86,13 @@ exec 3>&1 > >(exec tee -a "$base.log") 2>&1
 log_writer=$!
 
 finish() {
-    [[ -n $child ]] && kill "$child" 2>/dev/null
+    trap '' INT TERM
+    [[ -n $child ]] && kill "$child" 2>/dev/null && wait "$child" 2>/dev/null
     [[ -n $wheels ]] && rm -rf "$wheels"
     if [[ -n $triton_cache ]]; then
-        [[ -z $(ls -A "$triton_cache") ]] || tar -C "$triton_cache" -czf "$(dirname "$base")/triton-cache.tar.gz" .
+        if [[ -n $(ls -A "$triton_cache") ]]; then
+            tar -C "$triton_cache" -czf "$cache_file.new" . && mv "$cache_file.new" "$cache_file"
+        fi
         rm -rf "$triton_cache"
     fi
     exec >&3 2>&3
@@ -178,7 +187,12 @@ export PYTHONFAULTHANDLER=1 PYTHONUNBUFFERED=1  # a crash says where, and a part
 if [[ -z $small && -z $dry ]]; then
     triton_cache=$(mktemp -d)
     export TRITON_CACHE_DIR=$triton_cache
-    [[ -z ${TRITON_CACHE:-} ]] || tar -C "$triton_cache" -xzf "$TRITON_CACHE" || exit 2
+    if [[ -n ${TRITON_CACHE:-} ]] && ! tar -C "$triton_cache" -xzf "$TRITON_CACHE"; then
+        rm -rf "$triton_cache"
+        triton_cache=""
+        echo "error: TRITON_CACHE: $TRITON_CACHE cannot be unpacked" >&2
+        exit 2
+    fi
 fi
 if [[ -n $small ]]; then
     export CUDA_VISIBLE_DEVICES=""
@@ -227,7 +241,6 @@ if [[ -z $dry ]] && ! "$python" -m bench.machine ${small:+--no-gpu}; then
 fi
 
 json=(--json "$results")
-traces=$(dirname "$base")/traces
 
 first() {
     part kernel-checks 60 "$python" -m bench.kernels "${size[@]}" "${first_kernels[@]}" --check-only \
@@ -286,6 +299,7 @@ everything() {
 }
 
 "$preset"
+((${#names[@]})) || { echo "error: --only: none of $only is a part of --$preset" >&2; exit 2; }
 
 # ---- what came of it
 

@@ -23,8 +23,8 @@ from bench.arguments import duration, end_with, json_file, positive
 from bench.output import publish
 
 ROOT = Path(__file__).parent.parent
-# not what pyproject.toml adds, which leaves out tests for a GPU
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "bench.failures_at_once")
+# not what pyproject.toml adds, which leaves out tests for a GPU
 OPTIONS = ("-o", "addopts=", "-o", "faulthandler_timeout=30", "-m", "not slow")
 
 

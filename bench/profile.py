@@ -14,8 +14,8 @@ _KERNELS = 30  # that the table shows
 
 
 def profile_steps(engine: Engine, images: int, side: int, folder: Path) -> None:
-    """Trace a few denoise steps of so many square images. The table of kernels goes to whoever watches, the trace to
-    `folder`."""
+    """Trace a few denoise steps of `images` square images of `side` pixels. The table of kernels goes to whoever
+    watches, the trace to `folder`."""
     on_gpu = engine.setup.device.type == "cuda"
     jobs = engine.new_jobs(images, side, _STEPS + 1)
     ids = [job.job_id for job in jobs]
@@ -31,7 +31,8 @@ def profile_steps(engine: Engine, images: int, side: int, folder: Path) -> None:
     version = engine.version
     note(f"{_STEPS} steps of {images}×{side}², {version}")
     note(trace.key_averages().table(sort_by=key, row_limit=_KERNELS, max_name_column_width=80))
+    words = [version.quantization, version.attention, *["eager"] * (not version.cuda_graphs)]
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"trace-{images}x{side}-{version.quantization}.json.gz"
+    file = folder / f"trace-{images}x{side}-{'-'.join(words)}.json.gz"
     trace.export_chrome_trace(str(file))
     note(f"trace: {file}")

@@ -164,7 +164,8 @@ def _image(side: int, quantization: str, against: str, reach: str) -> Row:
             return None
         png_s = found["stages"]["png_s"]
         png = "" if png_s is None else f" (a PNG file takes {png_s * 1e3:.0f} ms)"
-        floor = f"denoising's floor {found['denoise_floor_s']:.2f} s is {found['denoise_of_floor']:.0%} of it"
+        denoise_s, floor_s = found["stages"]["denoise_s"], found["denoise_floor_s"]
+        floor = f"denoising {denoise_s:.2f} s, {found['denoise_of_floor']:.0%} of which is its floor, {floor_s:.2f} s"
         return f"{found['wall_s']['median']:.2f} s{png}; {floor}"
 
     what = f"{side}², 8 steps, one image, {PRECISIONS[quantization]}, to the JPEG file"

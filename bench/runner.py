@@ -244,11 +244,13 @@ class Engine:
 
     def close(self) -> None:
         """Wait for the decoder and give the memory back. The engine is of no use any more."""
-        self.rank.close()
-        del self.rank
-        gc.collect()
-        if self.setup.device.type == "cuda":
-            torch.cuda.empty_cache()
+        try:
+            self.rank.close()
+        finally:
+            del self.rank
+            gc.collect()
+            if self.setup.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _keep(self, image: DecodedImage) -> None:
         self._images.put((image, time.perf_counter()))
@@ -261,38 +263,45 @@ def measure_all(
     results: Results,
     *,
     decodes: bool = True,
+    after: Callable[[Engine, T], None] = lambda engine, case: None,
 ) -> None:
-    """Add to `results` what `measure` says of each case with each version's engine, which is a result and its row.
+    """Add to `results` what `measure` says of each case with each version's engine, which is a result and its row; call
+    `after` then.
 
-    The first case is always measured, the others as long as there is time. A version that cannot run here is named. An
-    engine or a case that fails is told with its traceback and the others go on, unless the device is lost, after which
-    nothing that this process computes can be trusted: raises what it raised then.
+    The first case is always tried, the others as long as there is time. A version that cannot run here is named. What
+    fails is told with its traceback, and the other cases go on with a new engine, unless the device is lost, after
+    which nothing that this process computes can be trusted: raises what the device raises then.
     """
+    began = False
     for version in setup.versions:
-        if setup.budget.spent and results.any:
-            note(f"{version} is left out: the time is up")
-            continue
-        try:
-            engine = Engine(setup, version, decodes=decodes)
-        except ArgumentError as error:
-            note(f"{version} is left out: {error}")
-            continue
-        except Exception:
-            results.fail(str(version), traceback.format_exc())
-            raise_if_lost(setup.device)
-            continue
-        try:
-            for case in cases:
-                if setup.budget.spent and results.any:
-                    note(f"{case} with {version} is left out: the time is up")
-                    continue
-                try:
+        waiting = list(cases)
+        while waiting and not (began and setup.budget.spent):
+            began = True
+            try:
+                engine = Engine(setup, version, decodes=decodes)
+            except ArgumentError as error:
+                note(f"{version} is left out: {error}")
+                break
+            except Exception:
+                results.fail(str(version), traceback.format_exc())
+                raise_if_lost(setup.device)
+                break
+            try:
+                while waiting and not (setup.budget.spent and len(waiting) < len(cases)):
+                    case = waiting.pop(0)
                     results.add(*measure(engine, case))
-                except Exception:
-                    results.fail(f"{case} with {version}", traceback.format_exc())
-                    raise_if_lost(setup.device)
-        finally:
-            engine.close()
+                    after(engine, case)
+            except Exception:
+                results.fail(f"{case} with {version}", traceback.format_exc())
+                raise_if_lost(setup.device)
+            try:
+                engine.close()
+            except Exception:
+                results.fail(f"the end of {version}", traceback.format_exc())
+                raise_if_lost(setup.device)
+        else:
+            for case in waiting:
+                note(f"{case} with {version} is left out: the time is up")
 
 
 def raise_if_lost(device: torch.device) -> None:

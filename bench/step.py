@@ -115,11 +115,13 @@ def _run(arguments: argparse.Namespace) -> Results:
 
     def measure(engine: Engine, case: Case) -> tuple[StepResult, Sequence[str]]:
         result = measure_case(engine, case, ceilings, peer)
-        if arguments.profile is not None and case is cases[0]:
-            profile_steps(engine, case.images, case.side, arguments.profile)
         return result, _row(result)
 
-    measure_all(setup, cases, measure, results, decodes=False)
+    def profile(engine: Engine, case: Case) -> None:
+        if arguments.profile is not None and case is cases[0]:
+            profile_steps(engine, case.images, case.side, arguments.profile)
+
+    measure_all(setup, cases, measure, results, decodes=False, after=profile)
     return results
 
 

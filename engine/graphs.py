@@ -10,6 +10,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 
 import torch
@@ -49,9 +50,18 @@ class _Recording:
             run()  # whatever happens once: kernels are compiled, libraries take their workspaces
         stream.synchronize()
         self._graph = torch.cuda.CUDAGraph()
-        # thread_local: an image may be decoded meanwhile, in a thread and a stream of its own
-        with torch.cuda.graph(self._graph, pool=recorder.pool, stream=stream, capture_error_mode="thread_local"):
-            self.output = run()
+        before = torch.cuda.current_stream()
+        try:
+            # thread_local: an image may be decoded meanwhile, in a thread and a stream of its own
+            with torch.cuda.graph(self._graph, pool=recorder.pool, stream=stream, capture_error_mode="thread_local"):
+                self.output = run()
+        except BaseException:
+            # torch ends a capture that has become invalid with an error, and neither leaves its stream nor ends the
+            # recording of its memory then, during which no block that another stream uses is given back.
+            torch.cuda.set_stream(before)
+            with suppress(RuntimeError):  # where it has been ended
+                torch._C._cuda_endAllocateToPool(stream.device_index, recorder.pool)
+            raise
 
     def replay(self) -> torch.Tensor:
         """The output, which the next replay overwrites."""

@@ -172,24 +172,30 @@ class Rank:
         torch.cuda.empty_cache()  # what this took and no longer needs is free for steps
 
     def _record_graphs(self) -> None:
-        """Of what can be a replay. Collectives could be recorded too, but nobody has tried that with the groups of this
-        engine; and a graph cannot follow weights that come and go."""
+        """Record what can be a replay. Collectives could be recorded too, but nobody has tried that with the groups of
+        this engine; and a graph cannot follow weights that come and go."""
         offload = set(self.plan.offload)
+        if TEXT_ENCODER not in offload and self._text_group.size == 1:
+            with self._without_graphs_if_it_fails("text encoder"):
+                self._prompts.record(PromptGraphs(self.text_encoder, self.device))
+        recordable = self.mesh.world.size == 1 and not offload & {DIT, DIT_LAYERWISE}
+        if recordable and self.attention.captured_backend is not None:
+            with self._without_graphs_if_it_fails("steps"):
+                dit = self.config.transformer
+                self._velocities.record(StepGraphs(self.transformer, dit, self.dtype, self.device))
+
+    @contextmanager
+    def _without_graphs_if_it_fails(self, what: str) -> Iterator[None]:
+        """Go on after whatever a library or a kernel raises while it is recorded: it still runs outside of a graph.
+        Raises what the device says if that is lost."""
         try:
-            if TEXT_ENCODER not in offload and self._text_group.size == 1:
-                with _timed("graphs of the text encoder"):
-                    self._prompts.record(PromptGraphs(self.text_encoder, self.device))
-            recordable = self.mesh.world.size == 1 and not offload & {DIT, DIT_LAYERWISE}
-            if recordable and self.attention.captured_backend is not None:
-                with _timed("graphs of steps"):
-                    self._velocities.record(
-                        StepGraphs(self.transformer, self.config.transformer, self.dtype, self.device)
-                    )
-        except (
-            Exception
-        ):  # whatever a library or a kernel raises while it is recorded: it still runs outside of a graph
-            _logger.exception("no CUDA graphs: recording failed, so steps are launched kernel by kernel")
-            torch.cuda.synchronize(self.device)  # raises where the device itself is lost
+            with _timed(f"graphs of the {what}"):
+                yield
+        except Exception as error:
+            _logger.warning("no CUDA graphs of the %s, recording failed", what, exc_info=True)
+            torch.cuda.synchronize(self.device)
+            refused = {**self.attention_choice.refused, f"graphs of the {what}": f"{type(error).__name__}: {error}"}
+            self.attention_choice = replace(self.attention_choice, refused=refused)
 
     def _warm_up_image(self, width: int, height: int, *, decodes: bool) -> None:
         """A step and, if `decodes`, a decoding of one image of this size."""

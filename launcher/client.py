@@ -16,6 +16,7 @@ from launcher.protocol import Loras, StatusReply
 from launcher.results import Event, Result
 
 T = TypeVar("T")
+_CANCEL_S = 1.0  # for other calls to end, once they have been told to
 
 
 class Client:
@@ -124,7 +125,7 @@ class Client:
         await self.asynchronous.close()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         if others:  # other threads' calls, which have an error to raise
-            _, stuck = await asyncio.wait(others, timeout=1.0)
+            _, stuck = await asyncio.wait(others, timeout=_CANCEL_S)
             for task in stuck:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
@@ -147,8 +148,9 @@ class Client:
             # be closed.
             if reading is not None and not reading.done():
                 reading.cancel()
-                await asyncio.wait((reading,))
-            await events.aclose()  # type: ignore[attr-defined]
+                await asyncio.wait((reading,), timeout=_CANCEL_S)
+            if reading is None or reading.done():
+                await events.aclose()  # type: ignore[attr-defined]
 
         try:
             while (event := self.run(next_event())) is not None:

@@ -139,6 +139,24 @@ def test_what_fills_a_prompts_recording_up_changes_nothing_in_it(rank: Rank, mon
             assert relative_error(recorded.encode(ids), expected) <= 1e-5
 
 
+def test_recordings_that_fail_are_told_and_left_out(
+    rank: Rank, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr("engine.rank.PromptGraphs", fail)
+    monkeypatch.setattr("engine.rank.StepGraphs", fail)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    rank.attention.captured_backend = "triton"
+    rank._record_graphs()
+    assert not rank.has_step_graphs
+    for what in ("text encoder", "steps"):
+        assert f"no CUDA graphs of the {what}" in caplog.text
+        told = rank.attention_choice.describe()[f"graphs of the {what}"]
+        assert told == "not used: RuntimeError: operation not permitted when stream is capturing"
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("quantization", ["none", "fp8"])
 def test_a_warmed_up_rank_makes_the_images_of_one_that_is_not(quantization: str) -> None:

@@ -66,7 +66,7 @@ def test_the_newest_result_counts_and_only_those_of_a_gpu_at_the_real_size(tmp_p
     results = read_results(tmp_path)
     assert len(results) == 4
     assert measured(results, "1024², 8 steps, one image, bfloat16") == [
-        "1.25 s (a PNG file takes 100 ms); denoising's floor 0.88 s is 88% of it"
+        "1.25 s (a PNG file takes 100 ms); denoising 1.00 s, 88% of which is its floor, 0.88 s"
     ]
     assert measured(results, "1024², 8 steps, one image, fp8")[0].startswith("0.90 s")
     assert measured(results, "2048², 8 steps, one image, bfloat16") == [NOT_MEASURED]

@@ -82,7 +82,7 @@ def test_bfloat16_decodes_as_closely_as_diffusers(
 ) -> None:
     """On a CPU with bfloat16, and on one without it."""
     folder = checkpoint(**SHAPES["real proportions"])
-    latents = torch.randn(4, 16, 16, 16, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    latents = torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(0)).bfloat16().float()
     exact = theirs(folder, latents)
     their_error = (theirs(folder, latents, torch.bfloat16).float() - exact).abs().mean()
     for native, dtype in ((False, torch.float32), (True, torch.bfloat16)):
