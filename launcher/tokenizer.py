@@ -81,7 +81,7 @@ class PromptTokenizer:
         return ids
 
     def _damaged(self, error: BaseException) -> CheckpointError:
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
             raise error
         return CheckpointError.of(self._file, f"is not a tokenizer that can be read: {' '.join(str(error).split())}")
 

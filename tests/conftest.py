@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from tests.engine_runs import RankGroups
@@ -25,9 +25,13 @@ INTERPRETED = not torch.cuda.is_available()
 if INTERPRETED:
     os.environ["TRITON_INTERPRET"] = "1"
 
-# Hypothesis allows an example 200 ms, and the making of ten a second, which a slow machine does not keep to.
-settings.register_profile("no-clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("no-clock")
+# Hypothesis allows an example 200 ms, and the making of ten a second, which a slow machine does not keep to. The tests
+# that a GPU's machine runs do without it.
+if find_spec("hypothesis") is not None:
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("no-clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("no-clock")
 
 
 def pytest_collection_finish() -> None:

@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,6 +94,7 @@ class RankGroup:
         self._threads = ThreadPoolExecutor(self.config.ranks, thread_name_prefix="rank")
         self._images: queue.Queue[DecodedImage] = queue.Queue()
         self._next_step = 0
+        self._hangs = False
         self._ranks: list[Rank] = []
         self._ranks = self._in_threads(self._load)
 
@@ -111,7 +112,7 @@ class RankGroup:
         self, jobs: Sequence[Job], *, joins: Sequence[int] | None = None, adapters: Sequence[Adapter] = ()
     ) -> list[Picture]:
         """The images of the jobs, which the ranks make as if they had just been loaded: with no features of prompts or
-        timesteps from an earlier run. The adapters are there for this run."""
+        timesteps, batch layouts or rotations from an earlier run. The adapters are there for this run."""
         steps = list(_steps(self._next_step, jobs, [0] * len(jobs) if joins is None else joins, adapters))
         latents = self.on_ranks(lambda rank: _execute(rank, steps))
         self._next_step += len(steps)
@@ -131,7 +132,7 @@ class RankGroup:
             for rank in ranks:
                 rank.close()
         finally:
-            self._threads.shutdown()
+            self._threads.shutdown(wait=not self._hangs)
 
     def _load(self, index: int) -> Rank:
         on_image = self._images.put if index == 0 else None
@@ -151,6 +152,7 @@ class RankGroup:
         futures = [self._threads.submit(run, index) for index in range(self.config.ranks)]
         _, running = wait(futures, timeout=DEADLINE_S)
         failures = [future.exception() for future in futures if future not in running and future.exception()]
+        self._hangs = bool(running)
         if running or failures:
             with suppress(Exception):  # it says the same again
                 self.close()
@@ -227,8 +229,9 @@ class RankGroups:
         self._end(groups)
 
     def _end(self, groups: Sequence[RankGroup]) -> None:
-        for group in groups:
-            group.close()
+        with ExitStack() as stack:  # each, whatever another raises
+            for group in groups:
+                stack.callback(group.close)
         gc.collect()  # a rank is part of a cycle, and Python does not know how much memory it holds
 
 
@@ -267,6 +270,8 @@ def _execute(rank: Rank, steps: Sequence[Step]) -> dict[int, torch.Tensor]:
     """Forget what earlier runs have encoded and execute the steps. Returns the final latents by job."""
     rank._prompts._kept.clear()
     rank._schedule.cache_clear()
+    rank._velocities._layout.cache_clear()
+    rank._velocities._grid.cache_clear()
     latents: dict[int, torch.Tensor] = {}
     for step in steps:
         latents |= {job_id: rank.latents(job_id).clone() for job_id in step.decode}

@@ -6,6 +6,7 @@ import math
 import random
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from statistics import mean
 from types import FrameType
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import engine
 from engine.cost import CostModel
 from engine.policy import Policy, QueuedJob
 from engine.scheduler import Scheduler
@@ -23,6 +25,7 @@ from tests.virtual_ranks import Arrival, VirtualRanks, make_costs, make_job
 SIZES = (256, 1024, 2304, 4096)  # image tokens of 256², 512², 768² and 1024²
 TEXT = 60
 BUDGET = 8192
+ENGINE = str(Path(engine.__file__).parent)
 
 
 class FirstInFirstOut(Policy):
@@ -264,7 +267,7 @@ def lines_run(work: Callable[[], object]) -> int:
         return count
 
     def begin(frame: FrameType, event: str, _: object) -> Any:
-        return count if "/engine/" in frame.f_code.co_filename else None
+        return count if frame.f_code.co_filename.startswith(ENGINE) else None
 
     before = sys.gettrace()
     sys.settrace(begin)
@@ -282,7 +285,9 @@ def cost_of_a_queue(queued: int) -> tuple[int, int, int]:
     for job_id in range(queued):
         one = arrival(job_id, at=0.0, tokens=draw.choice(SIZES), steps=draw.randint(1, 50))
         scheduler.add(one.job, segments=one.segments, request=job_id // 4, now=0.0)
-    step = lines_run(lambda: scheduler.next_step(1.0, idle=False))
+    steps: list[Step | None] = []
+    step = lines_run(lambda: steps.append(scheduler.next_step(1.0, idle=False)))
+    assert steps[0] is not None
     estimate = lines_run(lambda: scheduler.estimate(0, 1.0))
     others = lines_run(lambda: [scheduler.estimate(request, 1.0) for request in range(1, 11)])
     return step, estimate, others
@@ -294,7 +299,7 @@ def test_a_long_queue_stays_cheap() -> None:
     short, long = cost_of_a_queue(256), cost_of_a_queue(2560)
     print(f"lines run for a step, an estimate, ten more: {short} for 256 jobs, {long} for 2560")
     for queued, (step, _, others) in ((256, short), (2560, long)):
-        assert step < 30 * queued
+        assert queued / 10 < step < 30 * queued
         assert others < 200
     assert short[1] < 400 * 256
     assert long[1] < 64 * short[1]  # of ten times as many jobs; each tick looking at every job would make it 100

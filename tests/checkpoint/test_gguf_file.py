@@ -25,7 +25,10 @@ from engine.errors import CheckpointError
 from tests.damage import bounded_memory
 
 FUZZ = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    derandomize=True,
 )
 PLAIN = {Type.F64: "<f8", Type.F32: "<f4", Type.F16: "<f2", Type.I8: "i1", Type.I16: "<i2", Type.I32: "<i4"}
 WITHOUT_REFERENCE = {Type.Q8_1, Type.Q8_K, Type.Q1_0}  # the library cannot dequantise them

@@ -154,7 +154,9 @@ def test_an_all_in_one_file_without_the_component_says_so(turbo: Path, tmp_path:
     assert message == "holds no text_encoder, expected names like text_encoders.…"
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 @given(st.data())
 def test_two_namings_in_one_file_are_refused(turbo: Path, tmp_path: Path, data: st.DataObject) -> None:
     original = load_transformer(turbo)

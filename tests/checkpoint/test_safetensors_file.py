@@ -27,7 +27,10 @@ from engine.errors import CheckpointError
 from tests.damage import bounded_memory
 
 FUZZ = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    derandomize=True,
 )
 
 
@@ -320,6 +323,15 @@ def test_the_memory_that_a_header_takes_is_in_proportion_to_its_length(tmp_path:
     finally:
         tracemalloc.stop()
     assert peak < 50 * length  # 800 MB for the largest header
+
+
+# That time and memory are in proportion to a header's length: the two tests above.
+@pytest.mark.slow
+def test_a_header_of_a_hundred_thousand_tensors_is_read(tmp_path: Path) -> None:
+    header = {f"blocks.{number}.attn.wq.weight": entry((1,), 4 * number, 4 * number + 4) for number in range(100_000)}
+    path = write(tmp_path / "many", header, bytes(400_000))
+    with bounded_memory():
+        assert len(SafetensorsFile(path).headers) == 100_000
 
 
 @FUZZ
