@@ -7,9 +7,9 @@ BIN := $(VENV)/bin
 OLDEST_TRITON := 3.6.0
 
 # Test processes that run side by side. Each takes whole files, whose tests share what they start, folder by folder,
-# whose tests may share a server.
+# whose tests may share a server. Ranks are threads there, and glibc keeps an arena for each that ever allocated.
 WORKERS ?= 2
-PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
+PYTEST = MALLOC_ARENA_MAX=2 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 # How long `make demo-checkpoint` trains: short, two-hours or full.
 SCHEDULE ?= two-hours
