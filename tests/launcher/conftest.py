@@ -14,7 +14,7 @@ from engine.config import DEMO_CHECKPOINT, ModelConfig
 from launcher import Client, logs
 from launcher.cli import execute
 from tests.launcher.demo_server import Server, serve_demo
-from tests.launcher.processes import Marked, new_marked
+from tests.launcher.processes import Marked, connect, new_marked
 
 Krea2 = Callable[..., tuple[int, str, str]]
 
@@ -63,7 +63,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="package")
 def client(server: Server) -> Iterator[Client]:
-    with Client(server.rpc) as client:
+    with connect(server.rpc) as client:
         yield client
 
 

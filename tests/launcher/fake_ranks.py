@@ -150,7 +150,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
     async def bounded() -> None:
         asyncio.get_running_loop().set_exception_handler(report)
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(2 * DEADLINE_S):  # so that what it waits for in vain says so first
             await test
 
     asyncio.run(bounded())

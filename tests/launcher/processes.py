@@ -13,10 +13,24 @@ from pathlib import Path
 
 import psutil
 
+from launcher import AsyncClient, Client
+
 # For whatever takes seconds on an idle machine, where twenty other processes want its cores too. Nothing waits for so
 # long unless it fails; pytest's own timeout for a test is longer.
 PATIENCE_S = 240.0
 ROOT = Path(__file__).parents[2]
+# What ends a process that nothing else has ended comes after all patience, so that tests notice, and a command or a
+# front-end that others keep from the cores ends in order nevertheless.
+NO_FALLBACKS = f"""
+import sys
+if "_rank" in sys.orig_argv:
+    from launcher import worker
+    worker._HEARD_S = worker._ORDERS_S = {10 * PATIENCE_S}
+elif "launcher" in sys.orig_argv and "_http" not in sys.orig_argv:
+    from launcher import process
+    exit_after = process.exit_after
+    process.exit_after = lambda _: exit_after({10 * PATIENCE_S})
+"""
 HOLLOW_RANKS = """
 import sys
 if "_rank" in sys.orig_argv:
@@ -33,11 +47,22 @@ def wait_until(happened: Callable[[], bool], what: str, timeout_s: float = PATIE
         time.sleep(0.02)
 
 
+def connect(address: str) -> Client:
+    """A client of a server in other processes, which may be slow to answer at first."""
+    return Client(address, connect_timeout_s=PATIENCE_S)
+
+
+def connect_async(address: str, key: Path | None = None) -> AsyncClient:
+    return AsyncClient(address, connect_timeout_s=PATIENCE_S, key=key)
+
+
 def new_marked(folder: Path) -> Marked:
     """With the environment of the tests, but for what they set for themselves."""
     environment = dict(os.environ) | {"TMPDIR": str(folder), "KREA2_TEST_MARK": uuid.uuid4().hex}
     environment.pop("OMP_NUM_THREADS", None)
-    return Marked(environment, folder)
+    marked = Marked(environment, folder)
+    marked.run_first(NO_FALLBACKS)
+    return marked
 
 
 def without_logs(stderr: str) -> str:
@@ -60,11 +85,14 @@ class Marked:
         return process  # type: ignore[no-any-return]
 
     def run_first(self, code: str) -> None:
-        """Have processes that are started from now on run this before anything else."""
+        """Have processes that are started from now on run this, after what they were to run first before."""
         folder = self.folder / "first"
-        folder.mkdir()
-        (folder / "sitecustomize.py").write_text(code)
-        self.environment["PYTHONPATH"] = os.pathsep.join((str(folder), str(ROOT)))
+        folder.mkdir(exist_ok=True)
+        with (folder / "sitecustomize.py").open("a") as file:
+            file.write(code)
+        others = self.environment.get("PYTHONPATH", "").split(os.pathsep)
+        paths = dict.fromkeys((str(folder), str(ROOT), *others))
+        self.environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
 
     def use_hollow_ranks(self) -> None:
         """Let ranks that are started from now on compute nothing: see `hollow_rank`."""

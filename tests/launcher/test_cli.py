@@ -28,7 +28,7 @@ from tests.checkpoint.layouts import (
     wan_vae,
 )
 from tests.launcher.conftest import Krea2
-from tests.launcher.processes import PATIENCE_S, Marked, without_logs
+from tests.launcher.processes import PATIENCE_S, Marked, connect, without_logs
 
 PROMPT = "a red circle on a blue background"
 
@@ -223,7 +223,7 @@ def test_serve_prints_its_address_and_answers_there(marked: Marked, run_folder: 
     assert server.stdout is not None
     address = server.stdout.readline().strip().removeprefix("rpc: ")
     assert address.startswith("ipc:///" if rpc is None or rpc.startswith("ipc") else "tcp://127.0.0.1:")
-    with Client(address) as client:
+    with connect(address) as client:
         assert client.generate(PROMPT, steps=1, output_format="webp").images[0].size == (128, 128)
         server.terminate()
         assert server.wait(PATIENCE_S) == 143

@@ -18,7 +18,7 @@ from launcher.keys import ClientKeys, ServerKeys, make_keys
 from launcher.protocol import Ping, encode
 from tests.launcher.conftest import Krea2
 from tests.launcher.fake_ranks import fake_engine, run
-from tests.launcher.processes import PATIENCE_S, Marked, wait_until
+from tests.launcher.processes import PATIENCE_S, Marked, connect_async, wait_until
 
 PROMPT = "a red circle on a blue background"
 ANYWHERE = "tcp://127.0.0.1:0"
@@ -173,7 +173,7 @@ def test_the_command_line_makes_keys_and_serves_with_them(marked: Marked, krea2:
     address = server.stdout.readline().strip().removeprefix("rpc: ")
 
     async def use() -> None:
-        async with AsyncClient(address, key=mine) as client:
+        async with connect_async(address, key=mine) as client:
             assert (await client.generate(PROMPT, steps=1)).seeds
 
     asyncio.run(use())

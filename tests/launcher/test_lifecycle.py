@@ -17,8 +17,7 @@ import pytest
 
 from engine.config import DEMO_CHECKPOINT
 from engine.errors import ServerError
-from launcher import Client
-from tests.launcher.processes import PATIENCE_S, Marked, wait_until, without_logs
+from tests.launcher.processes import PATIENCE_S, Marked, connect, wait_until, without_logs
 
 LONG = """
 from launcher import launch
@@ -48,7 +47,7 @@ def fake_torch(marked: Marked, behaviour: str) -> None:
     folder = marked.folder / "fake"
     folder.mkdir()
     (folder / "torch.py").write_text(FAKE_TORCH[behaviour])
-    marked.environment["PYTHONPATH"] = str(folder)
+    marked.environment["PYTHONPATH"] = os.pathsep.join((str(folder), marked.environment["PYTHONPATH"]))
 
 
 def wait_for_progress(process: object) -> None:
@@ -85,7 +84,8 @@ def test_a_rank_that_never_gets_ready_is_given_up(marked: Marked) -> None:
     marked.expect_nothing_left()
 
 
-# Of one rank: test_a_rank_that_fails_ends_everything_with_its_own_error has its way to the front-end.
+# Of one rank: a rank reads and refuses its files alone at any degree; the other case has it.
+# test_a_rank_that_fails_ends_everything_with_its_own_error has its way to the front-end.
 @pytest.mark.parametrize("tp", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_damaged_checkpoint_is_named_by_the_rank_that_finds_it(marked: Marked, tp: str) -> None:
     folder = marked.folder / "damaged"
@@ -178,7 +178,7 @@ def test_a_server_that_gets_a_signal_tells_its_clients_and_leaves_nothing(
     choose_ranks(marked, ranks)
     server = marked.start_krea2("serve", "--no-http", "--device", "cpu", "--drain-s", "0")
     assert server.stdout is not None
-    with Client(server.stdout.readline().strip().removeprefix("rpc: ")) as client:
+    with connect(server.stdout.readline().strip().removeprefix("rpc: ")) as client:
         stream = client.stream("a red circle", steps=200, num_images=10)
         next(stream)
         server.send_signal(number)
@@ -211,7 +211,7 @@ def test_a_server_started_with_nohup_outlives_its_terminal(marked: Marked) -> No
     assert server.stdout is not None
     address = server.stdout.readline().strip().removeprefix("rpc: ")
     server.send_signal(signal.SIGHUP)
-    with Client(address) as client:
+    with connect(address) as client:
         assert client.ping() >= 0
     server.terminate()
     server.communicate(timeout=PATIENCE_S)

@@ -14,13 +14,12 @@ import psutil
 import pytest
 
 from engine.errors import QueueFullError
-from launcher import Client
 from launcher.async_client import AsyncClient
 from launcher.limits import Limits
 from launcher.protocol import Generate, encode
 from launcher.results import Result
 from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
-from tests.launcher.processes import PATIENCE_S, Marked
+from tests.launcher.processes import PATIENCE_S, Marked, connect
 
 PROMPT = "a red circle on a blue background"
 
@@ -136,7 +135,7 @@ def test_memory_is_the_same_after_500_requests(marked: Marked) -> None:
     def memory() -> int:
         return sum(psutil.Process(child.pid).memory_info().rss for child in marked.alive())
 
-    with Client(address) as client:
+    with connect(address) as client:
 
         def serve(count: int) -> None:
             async def all_of_them() -> None:

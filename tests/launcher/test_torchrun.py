@@ -16,7 +16,7 @@ from engine.errors import RankError
 from launcher import Client
 from launcher.torchrun import ExternalRanks
 from tests.launcher.conftest import Krea2
-from tests.launcher.processes import PATIENCE_S, Marked
+from tests.launcher.processes import PATIENCE_S, Marked, connect
 
 PROMPT = "a red circle on a blue background"
 
@@ -90,7 +90,7 @@ def test_a_rank_that_is_killed_fails_the_requests_that_wait(marked: Marked) -> N
     process = torchrun(marked, 2, "serve", "--no-http", "--device", "cpu")
     assert process.stdout is not None
     address = process.stdout.readline().strip().removeprefix("rpc: ")
-    with Client(address) as client:
+    with connect(address) as client:
         stream = client.stream(PROMPT, steps=200, num_images=10, width=512, height=512)
         next(stream)
         victim = next(rank for rank in marked.alive("launcher") if rank.environ().get("RANK") == "1")

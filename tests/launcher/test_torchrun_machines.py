@@ -18,7 +18,7 @@ from engine.config import DEMO_CHECKPOINT
 from engine.errors import RankError
 from launcher import Client
 from launcher.torchrun import ExternalRanks, tp_warning
-from tests.launcher.processes import PATIENCE_S, Marked
+from tests.launcher.processes import PATIENCE_S, Marked, connect
 
 PROMPT = "a red circle on a blue background"
 
@@ -96,7 +96,7 @@ def test_several_ranks_on_each_machine_make_it_too(
 @pytest.mark.slow
 def test_a_rank_that_is_killed_on_another_machine_fails_the_requests_that_wait(marked: Marked) -> None:
     nodes, address = serve(marked)
-    with Client(address) as client:
+    with connect(address) as client:
         stream = client.stream(PROMPT, steps=200, num_images=10, width=512, height=512)
         next(stream)
         rank(marked, 1).kill()
@@ -112,7 +112,7 @@ def test_a_rank_that_is_killed_on_another_machine_fails_the_requests_that_wait(m
 @pytest.mark.slow
 def test_a_machine_that_falls_silent_is_noticed(marked: Marked) -> None:
     nodes, address = serve(marked)
-    with Client(address) as client:
+    with connect(address) as client:
         stream = client.stream(PROMPT, steps=200, num_images=10, width=512, height=512)
         next(stream)
         rank(marked, 1).suspend()  # connections stay open, and nothing comes
