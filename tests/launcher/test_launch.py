@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -148,7 +149,9 @@ def test_launch_works_in_a_thread_that_ends_before_the_engine_does(
     marked: Marked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marked.use_hollow_ranks()
-    monkeypatch.setenv("PYTHONPATH", marked.environment["PYTHONPATH"])
+    for name in ("PYTHONPATH", "TMPDIR", "KREA2_TEST_MARK"):
+        monkeypatch.setenv(name, marked.environment[name])
+    monkeypatch.setattr(tempfile, "tempdir", marked.environment["TMPDIR"])  # instead of what this process found before
 
     def start() -> None:
         context = launch(device="cpu")
@@ -157,12 +160,14 @@ def test_launch_works_in_a_thread_that_ends_before_the_engine_does(
     started: list[tuple[object, Client]] = []
     thread = threading.Thread(target=start)
     thread.start()
-    thread.join()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
     context, client = started[0]
     try:
         assert client.generate(PROMPT, steps=1).seeds
     finally:
         context.__exit__(None, None, None)  # type: ignore[attr-defined]
+    marked.expect_nothing_left()
 
 
 @pytest.mark.parametrize(
