@@ -258,6 +258,8 @@ def test_a_server_that_is_stopped_waits_until_its_clients_have_their_images(run_
             async with AsyncClient(fakes.address) as other:
                 while (await other.status()).ready:  # until it is stopping
                     pass
+                for _ in range(20):  # in which one that does not wait could end
+                    await other.ping()
             assert not fakes.served.done()
             await socket.send(encode(Acknowledge(request_id="mine")))
             async with asyncio.timeout(DEADLINE_S):

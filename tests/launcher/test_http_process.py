@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from engine.errors import ArgumentError, LaunchError
+from launcher.cli import commands
 from launcher.http_child import check_host, listen
 from tests.launcher.conftest import Krea2
 from tests.launcher.http_servers import PATH, PROMPT
@@ -61,6 +62,8 @@ def test_it_makes_images_comes_back_when_it_is_killed_and_leaves_nothing(marked:
 
 
 def test_what_runs_when_it_is_stopped_is_still_answered(marked: Marked) -> None:
+    (drain_s,) = (parameter for parameter in commands.commands["serve"].params if parameter.name == "drain_s")
+    assert drain_s.default > 0
     process, url = start(marked, "--drain-s", str(PATIENCE_S))
     body = BODY | {"steps": 50, "stream": True, "progress": True}
     with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:

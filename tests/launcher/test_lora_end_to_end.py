@@ -19,10 +19,11 @@ from engine.config import DEMO_CHECKPOINT
 from engine.errors import ArgumentError, LoraError
 from launcher import Client, Result, launch
 from tests.launcher.conftest import Krea2
-from tests.launcher.processes import PATIENCE_S, Marked, wait_until
+from tests.launcher.processes import PATIENCE_S, Marked, connect, wait_until
 from tests.lora.adapter_files import draw_low_rank, layer_shapes, write_scheme
 
 PROMPT = "a red circle on a blue background"
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 @pytest.fixture(scope="module")
@@ -120,15 +121,17 @@ def test_merged_into_the_weights_it_draws_the_same(client: Client, folder: Path)
         assert ([lora.file for lora in status.merged_loras], status.loras) == (["one.safetensors"], ())
 
 
-def test_lost_ranks_are_replaced_with_their_loras(marked: Marked, folder: Path, client: Client) -> None:
+# That each of several ranks gets them: test_loras.py with fake ranks.
+@pytest.mark.parametrize("tp", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_lost_ranks_are_replaced_with_their_loras(marked: Marked, folder: Path, client: Client, tp: str) -> None:
     server = marked.start_krea2(
-        "serve", "--device", "cpu", "--port", "0", "--lora", f"style={folder}/one.safetensors",
+        "serve", "--device", "cpu", "--tp", tp, "--port", "0", "--lora", f"style={folder}/one.safetensors",
         "--lora-dir", str(folder),
     )  # fmt: skip
     assert server.stdout is not None
     url = server.stdout.readline().strip().removeprefix("http: ")
     address = server.stdout.readline().strip().removeprefix("rpc: ")
-    with Client(address, connect_timeout_s=PATIENCE_S) as own:
+    with connect(address) as own:
         own.load_lora("two", "two.safetensors")
         marked.alive("_rank")[0].kill()
         assert abs(draw(own, ("style", 1.0)) - draw(client, ("one", 1.0))).max() <= 2
@@ -143,11 +146,13 @@ def test_lost_ranks_are_replaced_with_their_loras(marked: Marked, folder: Path, 
     assert loaded == [("style", 72), ("two", 72)] * 2
 
 
-def test_the_command_line_draws_with_them_under_torchrun_and_tells_what_it_skips(
-    marked: Marked, client: Client, folder: Path, tmp_path: Path
+# Without torchrun: the command that rank 0 of torchrun's starts is the same, and `client` has LoRAs of spawned ranks.
+@pytest.mark.parametrize("starter", [TORCHRUN, pytest.param((), marks=pytest.mark.slow)], ids=["torchrun", "spawned"])
+def test_the_command_line_draws_with_them_and_tells_what_it_skips(
+    marked: Marked, client: Client, folder: Path, tmp_path: Path, starter: tuple[str, ...]
 ) -> None:
     process = marked.start(
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "launcher",
+        sys.executable, *starter, "-m", "launcher",
         "generate", PROMPT, "--device", "cpu", "--steps", "3", "--seed", "0", "--output", str(tmp_path / "x.png"),
         "--lora", f"{folder}/more.safetensors:0.5", "--lora", f"{folder}/two.safetensors:-0.5", "--lora-lenient",
     )  # fmt: skip
