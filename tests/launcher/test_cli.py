@@ -114,9 +114,10 @@ def test_a_mistake_is_one_line_and_exit_code_2_before_anything_starts(
 
 
 def test_the_process_ends_with_that_line_and_that_code(marked: Marked) -> None:
+    files = list(marked.folder.iterdir())
     message = "error: width must be between 64 and 4096, got 100000\n"
     assert marked.run_krea2("generate", "x", "--width", "100000") == (2, "", message)
-    assert not list(marked.folder.iterdir())
+    assert list(marked.folder.iterdir()) == files
 
 
 def test_an_attention_that_the_device_lacks_is_named_with_those_that_it_has(marked: Marked) -> None:
