@@ -197,10 +197,11 @@ def test_what_it_runs_needs_nothing_of_the_server() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2000)
 def test_everything_runs_at_tiny_sizes(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path)}
+    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path), "BUDGET_S": "1800"}
     result = subprocess.run(
-        ["bash", str(SCRIPT), "--small"], env=environment, capture_output=True, text=True, timeout=280
+        ["bash", str(SCRIPT), "--small"], env=environment, capture_output=True, text=True, timeout=1900
     )
     assert result.returncode == 0, result.stdout[-4000:]
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
