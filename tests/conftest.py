@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING
 # Threads that spin while they wait make torch up to a hundred times slower as soon as another process wants the cores
 # too. Read when torch is imported, and by the processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# What a user's shell may have set would change what tests see: a proxy before their servers on loopback, and colours in
+# what processes print.
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost,::1"
+os.environ["PY_COLORS"] = os.environ["PYTHON_COLORS"] = "0"
 
 import pytest
 import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -26,8 +27,13 @@ CPU = torch.device("cpu")
 
 def peak_bytes(work: Callable[[], Any]) -> int:
     """The most that was allocated at one time while `work` ran, beyond what was there before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
+    gc.collect()
+    gc.disable()  # what an earlier test held would be given back in the middle
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            work()
+    finally:
+        gc.enable()
     changes = sorted(
         (event.start_ns(), event.nbytes())
         for event in profiler.profiler.kineto_results.events()

@@ -266,7 +266,7 @@ assert image.main([*tiny, "--sides", "64", "--steps", "1", "--idle", "0", "--sus
 assert step.main([*tiny, "--peer", "diffusers"]) == 2
 """
     run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, cwd=ROOT, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=550, cwd=ROOT, check=False
     )
     assert run.returncode == 0, run.stderr
     assert "peer diffusers is not available" in run.stderr

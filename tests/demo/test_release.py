@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import stat
@@ -29,7 +30,11 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(DEMO_CHECKPOINT / part, folder / part)
     for part in ("transformer", "text_encoder"):
         shutil.copytree(DEMO_CHECKPOINT / part, folder / "turbo" / part)
-    release(folder)
+    mask = os.umask(0o022)
+    try:
+        release(folder)
+    finally:
+        os.umask(mask)
     return folder
 
 

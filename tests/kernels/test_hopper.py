@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.timeout(1800)  # tens of kernels are compiled, and other processes may want the cores
 
 SHARED_MEMORY = 227 * 1024  # what a program may have of an H200's
 
@@ -40,6 +41,6 @@ def _lines_of(module: str) -> list[dict[str, Any]]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", module]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=250, cwd=root, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=1500, cwd=root, env=environment)
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]

@@ -13,8 +13,8 @@ from engine.kernels.fp8 import FP8_MAX, Fp8Rows
 # rounds, which is up to a whole unit.
 DTYPES = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
 # e4m3 keeps three bits after the leading one: 2.6 % for normal numbers. Triton's interpreter truncates here, too, and
-# halves a few of the numbers that would round up to a power of two.
-FP8_ERROR = 0.04 if torch.cuda.is_available() else 0.15
+# halves a few of the numbers that would round up to a power of two: 14 % of the largest at most, seldom two in a row.
+FP8_ERROR = 0.04 if torch.cuda.is_available() else 0.2
 
 
 def assert_fp8_close(actual: object, expected: torch.Tensor, dtype: torch.dtype) -> None:

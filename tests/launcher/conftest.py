@@ -14,7 +14,7 @@ from engine.config import DEMO_CHECKPOINT, ModelConfig
 from launcher import Client, logs
 from launcher.cli import execute
 from tests.launcher.demo_server import Server, serve_demo
-from tests.launcher.processes import Marked, connect, new_marked
+from tests.launcher.processes import Marked, connect, new_marked, temporary_folder
 
 Krea2 = Callable[..., tuple[int, str, str]]
 
@@ -41,8 +41,7 @@ def demo() -> ModelConfig:
 
 @pytest.fixture
 def run_folder() -> Iterator[Path]:
-    # tmp_path may be too long for the name of a unix socket
-    with tempfile.TemporaryDirectory(prefix="krea2-test-") as folder:
+    with temporary_folder() as folder:
         yield Path(folder)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.launcher.processes import PATIENCE_S, new_marked
+from tests.launcher.processes import PATIENCE_S, new_marked, temporary_folder
 
 # A warm-up that is cut off, as it is after a while, leaves no previews.
 PATIENT_WARM_UP = f"""
@@ -30,7 +29,7 @@ class Server(NamedTuple):
 @contextmanager
 def serve_demo() -> Iterator[Server]:
     """A server, once its ranks have loaded; it is stopped at the end."""
-    with tempfile.TemporaryDirectory(prefix="krea2-test-") as folder:
+    with temporary_folder() as folder:
         marked = new_marked(Path(folder))
         marked.run_first(PATIENT_WARM_UP)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -45,6 +46,11 @@ def wait_until(happened: Callable[[], bool], what: str, timeout_s: float = PATIE
     while not happened():
         assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s:g} s"
         time.sleep(0.02)
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """One whose name is short enough for those of the unix sockets in it, wherever temporary files are."""
+    return tempfile.TemporaryDirectory(prefix="krea2-test-", dir="/tmp" if len(tempfile.gettempdir()) > 40 else None)
 
 
 def connect(address: str) -> Client:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from subprocess import DEVNULL  # what nobody reads must not fill a pipe
@@ -19,7 +18,15 @@ from engine.errors import RequestKilledRanksError
 from launcher.async_client import AsyncClient
 from launcher.protocol import Progress
 from launcher.results import Result
-from tests.launcher.processes import HOLLOW_RANKS, PATIENCE_S, Marked, connect_async, new_marked, wait_until
+from tests.launcher.processes import (
+    HOLLOW_RANKS,
+    PATIENCE_S,
+    Marked,
+    connect_async,
+    new_marked,
+    temporary_folder,
+    wait_until,
+)
 
 POISON = 666
 STEP_TIMEOUT_S = 120.0  # the first step after a restart takes long where other processes want the cores too
@@ -128,7 +135,7 @@ def chaos() -> Iterator[Start]:
     `chaos(mode, step_timeout_s)`: one with another step timeout, for ranks that are stopped.
     """
     servers: dict[tuple[str, float], Chaos] = {}
-    with tempfile.TemporaryDirectory(prefix="krea2-test-") as folder:
+    with temporary_folder() as folder:
 
         def get(mode: str, step_timeout_s: float = STEP_TIMEOUT_S) -> Chaos:
             if (mode, step_timeout_s) not in servers:

@@ -27,7 +27,14 @@ Info = Callable[..., tuple[int, str, str]]
 
 def info_of_process(marked: Marked, model: str, cache: Path, endpoint: str = NOWHERE) -> tuple[int, str, str]:
     """`krea2 info` as users run it. The library reads its settings from the environment, once."""
-    settings = {"HF_HOME": str(cache), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    settings = {
+        "HF_HOME": str(cache),
+        "HF_HUB_CACHE": str(cache / "hub"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": "",
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
     marked.environment |= settings
     return marked.run_krea2("info", model)
 

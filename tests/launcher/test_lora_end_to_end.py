@@ -136,9 +136,9 @@ def test_lost_ranks_are_replaced_with_their_loras(marked: Marked, folder: Path, 
         marked.alive("_rank")[0].kill()
         assert abs(draw(own, ("style", 1.0)) - draw(client, ("one", 1.0))).max() <= 2
         wait_until(lambda: own.status().restarts == 1, "other ranks")
-    listed = httpx.get(f"{url}/v1/loras").json()["data"]
+    listed = httpx.get(f"{url}/v1/loras", timeout=PATIENCE_S).json()["data"]
     assert [(lora["name"], lora["modules"]) for lora in listed] == [("style", 72), ("two", 72)]
-    assert httpx.delete(f"{url}/v1/loras/two").status_code == 200
+    assert httpx.delete(f"{url}/v1/loras/two", timeout=PATIENCE_S).status_code == 200
     server.terminate()
     _, stderr = server.communicate(timeout=PATIENCE_S)
     events = [json.loads(line) for line in stderr.splitlines() if line.startswith('{"time":')]

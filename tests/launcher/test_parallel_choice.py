@@ -25,7 +25,7 @@ from launcher.cli import commands
 from launcher.devices import Gpus, find_devices
 from launcher.internal import FrontendConfig
 from launcher.measured import Measured, is_typical, measure, recall, remember, setting
-from tests.launcher.processes import Marked
+from tests.launcher.processes import PATIENCE_S, Marked
 
 H200 = "NVIDIA H200"
 KEY, FP8_KEY = (setting(H200, KREA2, form) for form in ("float", "fp8"))
@@ -111,7 +111,8 @@ def test_a_picture_in_the_mode_that_is_chosen(marked: Marked, tmp_path: Path) ->
     marked.expect_nothing_left()
 
 
-def test_the_child_says_which_gpus_there_are() -> None:
+def test_the_child_says_which_gpus_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_ASKED_S", PATIENCE_S)
     found = devices._ask()
     assert (found is None) == (not torch.cuda.is_available())
     assert find_devices(EngineConfig(device="cpu")) == Devices("cpu", 1)

@@ -33,7 +33,7 @@ def test_the_lines_for_a_server_work(server: Server) -> None:
     assert (answer["seed"], answer["size"], len(answer["data"])) == (7, "128x128", 2)
     events = [line.removeprefix("event: ") for line in shell(stream).splitlines() if line.startswith("event: ")]
     assert events[0] == "image_generation.accepted"
-    assert events.count("image_generation.partial_image") == 2
+    assert events.count("image_generation.partial_image") in (1, 2)  # the end may overtake the last one
     assert events.count("image_generation.progress") >= 1
     assert events[-1] == "image_generation.completed"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import signal
 import socket
 import subprocess
@@ -23,12 +25,19 @@ from tests.launcher.processes import PATIENCE_S, Marked, connect
 PROMPT = "a red circle on a blue background"
 
 
+def free_port() -> int:
+    """One that no other process gets meanwhile by asking for any: those are from 32768 on."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
 def torchruns(
     marked: Marked, *arguments: str, processes: int = 1, folders: tuple[Path, Path] = (Path(), Path())
 ) -> list[subprocess.Popen[str]]:
     """One for each of two machines, with the working folders there."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     return [
         marked.start(
             sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(machine),
