@@ -38,6 +38,12 @@ if find_spec("hypothesis") is not None:
     settings.load_profile("no-clock")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if INTERPRETED and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()  # what was imported stays; every full collection of a test would look at all of it again
