@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +13,11 @@ import torch
 
 from engine.model import VAEDecoder
 from engine.moments import Moment, seconds_between
+from engine.out_of_memory import is_out_of_memory, release_tensors
 from engine.parallel.device import to_host
 from engine.preview import PreviewMap
 from engine.step import Job
+from engine.tiling import SMALLEST_TILE
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,20 @@ class DecodedTogether:
         return seconds_between(self.began, self.ended)
 
 
+@dataclass(frozen=True, eq=False)
+class _Decoding:
+    """An image that is decoded, or waits for it. latents: (z_dim, h, w)."""
+
+    job: Job
+    latents: torch.Tensor
+    future: Future[None]
+
+    @property
+    def ran_out_of_memory(self) -> bool:
+        error = self.future.exception() if self.future.done() else None
+        return error is not None and is_out_of_memory(error)
+
+
 class ImageDecoder:
     """Runs the VAE in a thread (and on a GPU in a stream) of its own, so that other jobs go on denoising; and hands
     images on."""
@@ -64,7 +80,7 @@ class ImageDecoder:
         self._vae, self._previews, self._on_image = vae, previews, on_image
         self._tile, self._presence = tile, presence or nullcontext()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="vae")
-        self._futures: list[Future[None]] = []
+        self._decodings: list[_Decoding] = []
         # First in line for the GPU: decoding is a small part of a step, and the last that its image waits for.
         self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
 
@@ -80,14 +96,31 @@ class ImageDecoder:
             ready.record(torch.cuda.current_stream(latents.device))
             for tensor in (latents, together.pixels) if together is not None else (latents,):
                 tensor.record_stream(self._stream)
-        self._futures.append(self._executor.submit(self._decode, job, latents, ready, together))
+        future = self._executor.submit(self._decode, job, latents, ready, together)
+        self._decodings.append(_Decoding(job, latents, future))
 
     def raise_failure(self) -> None:
         """Raise what the decoding of an earlier image raised."""
-        done = [future for future in self._futures if future.done()]
-        self._futures = [future for future in self._futures if not future.done()]
-        for future in done:
-            future.result()
+        done = [decoding for decoding in self._decodings if decoding.future.done()]
+        self._decodings = [decoding for decoding in self._decodings if decoding not in done]
+        for decoding in done:
+            decoding.future.result()
+
+    def settle(self) -> None:
+        """Return when nothing is being decoded, however that ended."""
+        wait([decoding.future for decoding in self._decodings])
+
+    def take_out_of_memory(self) -> list[tuple[Job, torch.Tensor]]:
+        """The images for whose decoding there was too little memory, which `raise_failure` does not raise then: each
+        job with its latents."""
+        failed = [decoding for decoding in self._decodings if decoding.ran_out_of_memory]
+        self._decodings = [decoding for decoding in self._decodings if decoding not in failed]
+        return [(decoding.job, decoding.latents) for decoding in failed]
+
+    def decode_small(self, job: Job, latents: torch.Tensor) -> None:
+        """Decode latents in the least memory there is and hand the image on. Returns when that is done; raises what it
+        raised."""
+        self._executor.submit(self._on_stream, self._decode_pixels, job, latents, None, SMALLEST_TILE).result()
 
     def close(self) -> None:
         self._executor.shutdown(wait=True)
@@ -98,7 +131,11 @@ class ImageDecoder:
     ) -> None:
         if ready is not None:
             ready.synchronize()  # on the host, so that the decode's time is not that of the steps queued before it
-        self._on_stream(self._decode_pixels, job, latents, together)
+        try:
+            self._on_stream(self._decode_pixels, job, latents, together, self._tile_of(latents))
+        except Exception as error:
+            release_tensors(error)  # which the future would hold until somebody looks at it
+            raise
 
     def _on_stream(self, work: Callable[..., None], *arguments: Any) -> None:
         with torch.inference_mode(), torch.cuda.stream(self._stream):
@@ -114,14 +151,16 @@ class ImageDecoder:
         height, width = (side * self._vae.scale_factor for side in latents.shape[1:])
         return self._tile(width, height)
 
-    def _decode_pixels(self, job: Job, latents: torch.Tensor, together: DecodedTogether | None) -> None:
+    def _decode_pixels(
+        self, job: Job, latents: torch.Tensor, together: DecodedTogether | None, tile: int | None
+    ) -> None:
         began = time.perf_counter()
         if together is not None:
             began -= together.seconds
             pixels = together.pixels
         else:
             with self._presence:
-                pixels = self._vae.decode_pixels(latents[None], tile=self._tile_of(latents))[0]
+                pixels = self._vae.decode_pixels(latents[None], tile=tile)[0]
         if self._on_image is not None:
             on_host = to_host(pixels)
             if self._stream is not None:

@@ -105,6 +105,12 @@ class NotFiniteError(Krea2Error):
     code = "image_not_finite"
 
 
+class OutOfMemoryError(Krea2Error):
+    """The device ran out of memory over an image that it had to itself; the engine goes on."""
+
+    code = "out_of_memory"
+
+
 class QueueFullError(Krea2Error):
     """The queue holds as many requests as it may; come back later."""
 
@@ -141,6 +147,7 @@ def error_from_code(
         RankError,
         RequestKilledRanksError,
         NotFiniteError,
+        OutOfMemoryError,
         QueueFullError,
         RequestTimeoutError,
         CancelledError,

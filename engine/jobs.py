@@ -31,7 +31,7 @@ class JobState:
     schedule: Schedule
     step: int = 0
 
-    @property
-    def preview_is_due(self) -> bool:
+    def has_preview(self, step: int) -> bool:
+        """Whether a preview is due after so many steps."""
         every = self.job.preview_every
-        return every > 0 and self.step % every == 0 and self.step < self.job.steps
+        return every > 0 and step % every == 0 and step < self.job.steps

@@ -108,6 +108,17 @@ class BlockStream:
             self._begin_copy(self._turn + len(self._slots))
             self._turn += 1
 
+    def rewind(self) -> None:
+        """Begin again with the first block, after a pass that was broken off."""
+        for copy in self._copies:
+            copy.wait()
+        for parcel in self._parcels.values():
+            parcel.withdraw()
+        self._copies.clear()
+        self._turn = 0
+        for turn in range(len(self._slots)):
+            self._begin_copy(turn)
+
     def _begin_copy(self, turn: int) -> None:
         parcel = self._parcels[self._order[turn % len(self._order)]]
         slot = self._slots[turn % len(self._slots)]
@@ -130,7 +141,12 @@ class Guest:
         """It is there for what the current thread or stream does from now on."""
         if self._buffers:
             return
-        self._buffers = [self._ledger.allocate(self._component, parcel.size) for parcel in self._parcels]
+        try:
+            for parcel in self._parcels:
+                self._buffers.append(self._ledger.allocate(self._component, parcel.size))
+        except Exception:
+            self._give_back()  # of a component that is not there as a whole
+            raise
         copies = [
             self._copier.copy(buffer, parcel.host) for buffer, parcel in zip(self._buffers, self._parcels, strict=True)
         ]
@@ -145,6 +161,9 @@ class Guest:
         self._copier.settle()
         for parcel in self._parcels:
             parcel.withdraw()
+        self._give_back()
+
+    def _give_back(self) -> None:
         self._ledger.count(self._component, -sum(buffer.numel() for buffer in self._buffers))
         self._buffers = []
 
@@ -214,6 +233,11 @@ class Offload:
             self.dit = guest
         else:
             self.vae = guest
+
+    def rewind(self) -> None:
+        """After a forward that was broken off: the next one finds the blocks that it begins with."""
+        for stream in self.streams.values():
+            stream.rewind()
 
     def close(self) -> None:
         for copier in self._copiers:

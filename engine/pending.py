@@ -22,11 +22,12 @@ class Preview:
 class PendingStep:
     """A step that has been started, with marks before, between and after its two parts.
 
-    `previews` of rank 0 have their pixels once `wait` has returned.
+    `previews` of rank 0 have their pixels once `wait` has returned. one_by_one: as in `StepTimes`.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, one_by_one: bool = False) -> None:
         self._device = device
+        self._one_by_one = one_by_one
         self._marks: list[Moment] = []
         self.previews: list[Preview] = []
         self.encoded_tokens = 0
@@ -40,4 +41,6 @@ class PendingStep:
         """Return when the device has finished the step."""
         began, encoded, done = self._marks
         wait_for(done)
-        return StepTimes(seconds_between(began, encoded), seconds_between(encoded, done), self.encoded_tokens)
+        return StepTimes(
+            seconds_between(began, encoded), seconds_between(encoded, done), self.encoded_tokens, self._one_by_one
+        )

@@ -48,6 +48,11 @@ class PromptFeatures:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" and beside else None
         self._kept: OrderedDict[Prompt, torch.Tensor] = OrderedDict()
 
+    @property
+    def beside_steps(self) -> bool:
+        """Whether prompts are encoded while steps run, so that both take memory at once."""
+        return self._stream is not None
+
     def record(self, graphs: PromptGraphs) -> None:
         """Encode prompts that come alone by graphs of the text encoder from now on."""
         graphs.record_all()

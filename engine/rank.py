@@ -15,17 +15,18 @@ from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.load import LoadOptions, Weights, load_weights
 from engine.config import DIT, DIT_LAYERWISE, TEXT_ENCODER, EngineConfig
 from engine.decoding import DecodedImage, DecodedTogether, ImageDecoder
-from engine.errors import LoraError
+from engine.errors import LoraError, OutOfMemoryError
 from engine.graphs import PromptGraphs, StepGraphs
 from engine.jobs import JobState, Schedule
 from engine.kernels.attention import GatedAttentionKernel
 from engine.kernels.attention_choice import AttentionChoice, AttentionShape, choose_attention, unavailable
 from engine.lora.adapters import DENOISING, TEXT, TIME, Adapters, Loras
 from engine.lora.merge import MergedWeights
-from engine.memory import DecodeMemory, batch_bytes, decode_bytes, tile_side
+from engine.memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes, tile_side
 from engine.model import TextEncoder, Transformer, VAEDecoder
 from engine.moments import moment
 from engine.offload import Offload, limit_allocations, plan_for
+from engine.out_of_memory import is_out_of_memory, release_tensors
 from engine.parallel import LocalGroup, Mesh
 from engine.parallel.device import (
     check_quantization,
@@ -34,6 +35,7 @@ from engine.parallel.device import (
     multiplies_fp8,
     pick_dtype,
     ranks_on_device,
+    reserve_bytes,
     to_device,
     to_host,
 )
@@ -66,13 +68,16 @@ class Rank:
         on_image: Callable[[DecodedImage], None] | None = None,
         weights: Weights | None = None,
         *,
+        on_failed: Callable[[int, OutOfMemoryError], None] | None = None,
         local_ranks: int | None = None,
     ) -> None:
         """Load this rank's share of the checkpoint, or of `weights` that come from elsewhere.
 
-        on_image is called on rank 0, from the decoding thread, for every image. local_ranks: how many of the ranks are
-        on this machine, None for all. Raises `CheckpointError` if the checkpoint is damaged and `ArgumentError` if the
-        mesh's sizes do not divide the model, or the device lacks what the config asks for.
+        on_image is called on rank 0, from the decoding thread, for every image. on_failed is called by `execute` of the
+        only rank with the id of a job that there is not enough memory for; None, or with several ranks: that is raised.
+        local_ranks: how many of the ranks are on this machine, None for all. Raises `CheckpointError` if the checkpoint
+        is damaged and `ArgumentError` if the mesh's sizes do not divide the model, or the device lacks what the config
+        asks for.
         """
         self.mesh, self.device = mesh, device
         self._sharing = ranks_on_device(device, local_ranks or mesh.world.size)
@@ -134,10 +139,12 @@ class Rank:
         dit = self.config.transformer
         self._velocities = Velocities(dit, self.transformer, mesh, config.degrees, self._adapters, device)
         # Matrices that ranks share make every layer of the text encoder wait for the other ranks' step before; and two
-        # communicators would be at work at once.
-        beside = self.offload.dit is None and group.size == 1
+        # communicators would be at work at once. Where memory is to be saved, only one of encoding and step takes it.
+        beside = group.size == 1 and not self._saves_memory
         self._prompts = PromptFeatures(self.text_encoder, self.transformer, self._adapters, device, beside=beside)
         self._schedule = lru_cache(maxsize=_CACHED_SCHEDULES)(self._make_schedule)
+        self._on_failed = on_failed if mesh.world.size == 1 else None
+        self._failed: set[int] = set()  # jobs that a step on its way may still name
         self._decoder: ImageDecoder | None = None
         if self.vae is not None and mesh.world.rank == 0:
             self._previews = PreviewMap(self.config.vae.z_dim, device)
@@ -235,32 +242,111 @@ class Rank:
         if step.number != self._next_number:
             raise RuntimeError(f"step {step.number} came where step {self._next_number} was due")
         self._next_number += 1
+        if self._on_failed is not None and self._decoder is not None:
+            for job, latents in self._decoder.take_out_of_memory():
+                self._decode_small(job, latents)
         self.raise_failure()
         for adapter in step.load:  # before the clock starts: neither encoding nor denoising
             try:
                 self._adapters.load(adapter)
             except LoraError as error:  # it may be about a file beside the adapter's
                 raise LoraError(error.message, parameter=adapter.path) from None
+        denoise = [job_id for job_id in step.denoise if job_id not in self._failed]
         pending = PendingStep(self.device)
-        dit = self.offload.dit
-        if dit is not None and (step.start or step.denoise):
-            dit.bring()
         with torch.inference_mode():
-            if step.start:
-                pending.encoded_tokens = self._start(step.start)
-            pending.mark()
-            if step.denoise:
-                pending.previews = self._denoise([self._jobs[job_id] for job_id in step.denoise])
-            pending.mark()
+            if not self._advance(step.start, denoise, pending):
+                pending = self._one_by_one(step.start, denoise)
             for job_id in step.decode:
-                self._decode(self._jobs.pop(job_id))
+                if job_id not in self._failed:
+                    self._decode(self._jobs.pop(job_id))
         for job_id in step.release:
             self._jobs.pop(job_id, None)
+        self._failed.difference_update(step.decode, step.release)
         for adapter_id in step.unload:
             self._unload(adapter_id)
-        if dit is not None and not self._jobs:
-            dit.drop()
+        if self.offload.dit is not None and not self._jobs:
+            self.offload.dit.drop()
         return pending
+
+    def _advance(self, start: Sequence[Job], denoise: Sequence[int], pending: PendingStep) -> bool:
+        """Start jobs and denoise some, what comes of it going to `pending`. False if there was too little memory, where
+        that is not raised: then nothing has changed, and what can be freed is free."""
+        try:
+            if self.offload.dit is not None and (start or denoise):
+                self.offload.dit.bring()
+            if start:
+                pending.encoded_tokens = self._start(start)
+            pending.mark()
+            if denoise:
+                pending.previews = self._denoise([self._jobs[job_id] for job_id in denoise])
+            pending.mark()
+            return True
+        except Exception as error:
+            if self._on_failed is None or not is_out_of_memory(error):
+                raise
+            _logger.warning("out of memory in a step of %d images: %s", len(denoise), error)
+            release_tensors(error)
+        for job in start:
+            self._jobs.pop(job.job_id, None)
+        self._free_memory()
+        return False
+
+    def _one_by_one(self, start: Sequence[Job], denoise: Sequence[int]) -> PendingStep:
+        """What `_advance` has no memory for, job by job. One that has too little even alone has failed."""
+        pending = PendingStep(self.device, one_by_one=True)
+        pending.mark()
+        starts = {job.job_id: job for job in start}
+        for job_id in dict.fromkeys([*starts, *denoise]):
+            begins = [starts[job_id]] if job_id in starts else []
+            part = PendingStep(self.device)
+            if self._advance(begins, [job_id] if job_id in denoise else [], part):
+                pending.encoded_tokens += part.encoded_tokens
+                pending.previews += part.previews
+                continue
+            job = begins[0] if begins else self._jobs.pop(job_id).job
+            self._failed.add(job_id)
+            tokens = self.config.image_tokens(job.width, job.height)
+            needed = batch_bytes(
+                self.config,
+                [len(ids) - PREFIX_TOKENS + tokens for ids in job.prompts],
+                self._engine.degrees,
+                self.dtype.itemsize,
+            )
+            encoding = encode_bytes(self.config, self.mesh.tp.size, self.dtype.itemsize) if begins else 0
+            self._fail(job, "a step", max(needed, encoding))
+        pending.mark()
+        return pending
+
+    def _decode_small(self, job: Job, latents: torch.Tensor) -> None:
+        """Decode an image again that there was too little memory for beside a step."""
+        assert self._decoder is not None
+        self._free_memory()
+        try:
+            self._decoder.decode_small(job, latents)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            release_tensors(error)
+            element = self.decode_memory.bytes_per_element
+            self._fail(job, "decoding", decode_bytes(self.config, job.width, job.height, element, 0))
+
+    def _fail(self, job: Job, what: str, needed: int) -> None:
+        """Give a job up that had the device to itself."""
+        assert self._on_failed is not None
+        free = free_bytes(self.device)
+        left = "" if free is None else f", and {free / 1e9:.1f} GB are free"
+        message = f"the image of {job.width} × {job.height} with seed {job.seed} ran out of memory on {self.device}: "
+        self._on_failed(job.job_id, OutOfMemoryError(f"{message}{what} needs about {needed / 1e9:.1f} GB{left}"))
+
+    def _free_memory(self) -> None:
+        """After a forward that was broken off: wait for what is under way, and give back what nobody uses."""
+        if self._decoder is not None:
+            self._decoder.settle()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.offload.rewind()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @property
     def has_step_graphs(self) -> bool:
@@ -278,8 +364,9 @@ class Rank:
 
     def memory(self) -> dict[str, int]:
         """Bytes: `weights` of this rank on its device, now and at most (`peak_weights`), `host_weights` in host memory,
-        `adapters`, what is `free` for steps on the device, where that is known, and the `decode_limit` above which
-        images are decoded in tiles, where there is one."""
+        `adapters`, what is `free` on the device for steps, beside the encoding of prompts where that is done beside
+        them and a reserve, where that is known, and the `decode_limit` above which images are decoded in tiles, where
+        there is one."""
         ledger, plan = self.offload.ledger, self.plan
         sizes = {
             "weights": ledger.resident,
@@ -291,16 +378,23 @@ class Rank:
             sizes["decode_limit"] = plan.decode_limit
         free = free_bytes(self.device)
         if free is not None:
-            free = free // self._sharing - self.offload.absent
+            free = max(0, free - reserve_bytes(self.device)) // self._sharing - self.offload.absent
         if plan.usable is not None:
             held = max(plan.weights, torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0)
             free = plan.usable - held if free is None else min(free, plan.usable - held)
-        return sizes if free is None else sizes | {"free": max(0, free - plan.dequantized)}
+        if free is None:
+            return sizes
+        if self._prompts.beside_steps:
+            free -= encode_bytes(self.config, self.mesh.tp.size, self.dtype.itemsize)
+        return sizes | {"free": max(0, free - plan.dequantized)}
 
     def describe_plan(self) -> tuple[str, ...]:
         """What lies where, for people, if the config says anything about it."""
-        engine = self._engine
-        return tuple(self.plan.describe()) if engine.offload or engine.memory_budget is not None else ()
+        return tuple(self.plan.describe()) if self._saves_memory else ()
+
+    @property
+    def _saves_memory(self) -> bool:
+        return bool(self._engine.offload) or self._engine.memory_budget is not None
 
     def _has_room_for_whole_text_encoder(self, config: EngineConfig, weights: Weights) -> bool:
         """Whether tensor parallel ranks keep the whole text encoder each, if all have a GPU with memory for it: then no
@@ -371,7 +465,7 @@ class Rank:
 
     # ---- starting jobs
 
-    def _start(self, jobs: tuple[Job, ...]) -> int:
+    def _start(self, jobs: Sequence[Job]) -> int:
         """Returns how many prompt tokens were encoded."""
         text_loras = [self._adapters.of(job.loras, TEXT) for job in jobs]
         prompts = [[(ids, loras) for ids in job.prompts] for job, loras in zip(jobs, text_loras, strict=True)]
@@ -408,21 +502,23 @@ class Rank:
     # ---- denoising
 
     def _denoise(self, states: list[JobState]) -> list[Preview]:
-        """One Euler step of every job. Returns the previews that are due."""
-        previews = []
+        """One Euler step of every job, or of none if that raises. Returns the previews that are due."""
+        previews, stepped = [], []
         velocities = iter(self._velocities([(state, text) for state in states for text in state.texts]))
         for state in states:
             velocity = next(velocities)
             if len(state.texts) == 2:
                 velocity = guide(velocity, next(velocities), state.job.guidance)
             sigma, sigma_next = state.schedule.sigmas[state.step : state.step + 2]
-            state.latents = state.latents.add(velocity, alpha=sigma_next - sigma)
-            state.step += 1
-            if self._decoder is not None and state.preview_is_due:
-                clean = state.latents.sub(velocity, alpha=sigma_next)  # where this velocity leads
+            latents = state.latents.add(velocity, alpha=sigma_next - sigma)
+            stepped.append(latents)
+            if self._decoder is not None and state.has_preview(state.step + 1):
+                clean = latents.sub(velocity, alpha=sigma_next)  # where this velocity leads
                 pixels = self._previews.draw(unpack_latents(clean, *state.grid, self.config.patch_size))
                 if pixels is not None:
-                    previews.append(Preview(state.job.job_id, state.step, to_host(pixels)))
+                    previews.append(Preview(state.job.job_id, state.step + 1, to_host(pixels)))
+        for state, latents in zip(states, stepped, strict=True):
+            state.latents, state.step = latents, state.step + 1
         return previews
 
 

@@ -66,8 +66,12 @@ class Step:
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Seconds that a rank spent in the parts of one step, and the prompt tokens that it encoded."""
+    """Seconds that a rank spent in the parts of one step, and the prompt tokens that it encoded.
+
+    one_by_one: there was too little memory for all its jobs, and each ran alone; then `denoise_s` is of all it did.
+    """
 
     encode_s: float = 0.0
     denoise_s: float = 0.0
     encoded_tokens: int = 0
+    one_by_one: bool = False

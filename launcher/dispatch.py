@@ -28,6 +28,7 @@ TOKEN_BUDGET = 8192  # of a tick until it is measured, which two images of 1024Â
 # However little more tokens seemed to gain: half an image of 1024Â² is never too much for a tick, and a warm-up that
 # something else disturbed must not leave small images to go one by one.
 _LEAST_BUDGET = 2048
+_SHRINK = 0.75  # of a step's tokens, after it was too large for the memory
 _MAX_DECODING = 8  # images in rank 0's queue for its decoder: it should not run dry while steps are under way
 
 
@@ -43,6 +44,8 @@ class JobEvents(Protocol):
     def image_decoded(self, decoded: Decoded, rgb: bytes) -> None: ...
 
     def image_previewed(self, previewed: Previewed, rgb: bytes) -> None: ...
+
+    def job_failed(self, job_id: int, error: Krea2Error) -> None: ...
 
     def ranks_lost(self, error: Krea2Error) -> bool:
         """The ranks are gone with all that they held: `start_over`. Returns whether a job is known to be the reason."""
@@ -229,7 +232,7 @@ class Dispatcher:
 
     def step_done(self, step: Step, times: StepTimes) -> None:
         self.send_steps()  # before anything else, so that the ranks have work
-        if times.encoded_tokens:
+        if times.encoded_tokens and not times.one_by_one:
             self._costs.correct_encode(times.encoded_tokens, times.encode_s)
         if self._warm_up is not None and self._warm_up.step_done(step, times):
             del self._sent[step.number]
@@ -246,9 +249,24 @@ class Dispatcher:
         if step.unload:
             self._fit_budget()
         work = self._sent.pop(step.number)
-        if work.tokens:
+        if times.one_by_one:
+            self._shrink(step, work.tokens)
+        elif work.tokens:
             self._costs.correct(work, times.denoise_s)
         self._events.step_done(step, times, work.tokens)
+
+    def _shrink(self, step: Step, tokens: int) -> None:
+        """A step was too large for the memory: make no more like it."""
+        if len(step.denoise) > 1:
+            self._most_tokens = min(self._most_tokens, max(1, int(_SHRINK * tokens)))
+            self._fit_budget()
+        log_event(
+            "out of memory",
+            level="warning",
+            step_tokens=tokens,
+            images=len(step.denoise),
+            token_budget=self.token_budget,
+        )
 
     def _keep_speed(self) -> None:
         """For the next `--parallel auto` on such a GPU."""
@@ -283,6 +301,14 @@ class Dispatcher:
 
     def image_previewed(self, previewed: Previewed, rgb: bytes) -> None:
         self._events.image_previewed(previewed, rgb)
+
+    def job_failed(self, job_id: int, error: Krea2Error) -> None:
+        if self._warm_up is not None:
+            self._warm_up.job_failed(job_id)
+        self._events.job_failed(job_id, error)
+        self.cancel(job_id)  # if nobody knew it, or it is the warm-up's
+        self._scheduler.decoded(job_id)
+        self.send_steps()
 
     def ranks_lost(self, error: Krea2Error) -> bool:
         self._warm_up = None  # what it may still have found is not worth another loss

@@ -401,6 +401,10 @@ class Frontend:
                 request.timings["encode_text"] += times.encode_s
             self._answers.progress(request, self._dispatcher.estimate(request.number))
 
+    def job_failed(self, job_id: int, error: Krea2Error) -> None:
+        if job_id in self._jobs:
+            self._fail(self._jobs[job_id][0], error)
+
     def image_previewed(self, previewed: Previewed, rgb: bytes) -> None:
         if previewed.job_id in self._jobs:
             self._spawn(self._send_preview(*self._jobs[previewed.job_id], previewed, rgb))

@@ -223,6 +223,16 @@ class Previewed(Message, frozen=True, kw_only=True):
     height: int
 
 
+class JobFailed(Message, frozen=True, kw_only=True):
+    """The only rank has given a job up and goes on with the others. No image of it comes, and steps that are on their
+    way do nothing for it."""
+
+    rank: int
+    job_id: int
+    code: str
+    message: str
+
+
 class RankFailed(Message, frozen=True, kw_only=True):
     """The rank cannot go on. It stays alive for a moment, so that its peers do not fail before it is heard."""
 
@@ -232,7 +242,7 @@ class RankFailed(Message, frozen=True, kw_only=True):
     parameter: str | None
 
 
-Report = Hello | Alive | Ready | StepDone | Decoded | Previewed | RankFailed
+Report = Hello | Alive | Ready | StepDone | Decoded | Previewed | JobFailed | RankFailed
 
 # ---- decoding
 

@@ -29,6 +29,7 @@ from launcher.internal import (
     Execute,
     FrontendConfig,
     Hello,
+    JobFailed,
     Load,
     Previewed,
     RankFailed,
@@ -74,6 +75,9 @@ class RankEvents(Protocol):
     def image_decoded(self, decoded: Decoded, rgb: bytes) -> None: ...
 
     def image_previewed(self, previewed: Previewed, rgb: bytes) -> None: ...
+
+    def job_failed(self, job_id: int, error: Krea2Error) -> None:
+        """No image of it will come; the ranks go on."""
 
 
 class RankGroup:
@@ -246,6 +250,9 @@ class RankGroup:
                 self._events.image_decoded(image, frames[0])
             case Previewed() as preview:
                 self._events.image_previewed(preview, frames[0])
+            case JobFailed(job_id=job_id, code=code, message=message):
+                self._decoding.pop(job_id, None)
+                self._events.job_failed(job_id, error_from_code(code, message))
             case RankFailed(rank=rank) as failure:
                 self._failing.add(rank)
                 if failure.code != Krea2Error.code:
@@ -262,6 +269,7 @@ class RankGroup:
             max(sent.times.encode_s, times.encode_s),
             max(sent.times.denoise_s, times.denoise_s),
             times.encoded_tokens,
+            times.one_by_one,
         )
         while self._sent and not self._sent[0].unanswered:
             done = self._sent.popleft()

@@ -68,9 +68,8 @@ class WarmUp:
         if self._sent is not None or self._next is None or self._decoding is not None:
             return None
         if self.is_due:
-            self._due = math.inf
-            self._steps = self._release()
-            self._next = next(self._steps)
+            self._break_off()
+        assert self._next is not None
         self._sent = replace(self._next, number=empty_step().number)
         self._jobs |= {job.job_id: job for job in self._sent.start}
         for job_id in (*self._sent.decode, *self._sent.release):
@@ -83,7 +82,12 @@ class WarmUp:
         if self._sent is None or step.number != self._sent.number:
             return False
         assert self._steps is not None
-        self._sent = self._next = None
+        sent, self._sent, self._next = self._sent, None, None
+        if times.one_by_one:  # which says nothing of what such a step costs, but that it is too large
+            tokens = [self._tokens(self._jobs[job_id]) for job_id in sent.denoise if job_id in self._jobs]
+            self.budget = max(1, sum(tokens) // 2)
+            self._break_off()
+            return True
         try:
             self._next = self._steps.send(times)
         except StopIteration:
@@ -93,6 +97,18 @@ class WarmUp:
     def image_decoded(self, job_id: int) -> None:
         if job_id == self._decoding:
             self._decoding = None
+
+    def job_failed(self, job_id: int) -> None:
+        """Its image will not come."""
+        self.image_decoded(job_id)
+        if job_id in self._jobs:
+            self._due = -math.inf
+
+    def _break_off(self) -> None:
+        """Only have its jobs forgotten."""
+        self._due = math.inf
+        self._steps = self._release()
+        self._next = next(self._steps)
 
     def _run(self, most_tokens: int) -> Generator[Step, StepTimes, None]:
         small = min(_SMALL, self._model.default_width, self._model.default_height)

@@ -22,6 +22,7 @@ from launcher.internal import (
     Decoded,
     Execute,
     Hello,
+    JobFailed,
     Load,
     Previewed,
     RankConfig,
@@ -107,7 +108,10 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
         )
         wire.send(header, image.rgb)
 
-    rank = Rank(load.engine, mesh, device, on_image=send_image, local_ranks=config.local_ranks)
+    def send_failure(job_id: int, error: Krea2Error) -> None:
+        wire.send(JobFailed(rank=config.rank, job_id=job_id, code=error.code, message=error.message))
+
+    rank = Rank(load.engine, mesh, device, on_image=send_image, on_failed=send_failure, local_ranks=config.local_ranks)
     if load.warm_up:
         rank.warm_up(load.warm_up_sizes)
     attention = rank.attention_choice.describe()

@@ -202,6 +202,26 @@ def test_the_dit_is_there_while_images_are_made_and_the_decoder_while_one_is_dec
     assert (ledger.resident_of("transformer"), ledger.resident_of("vae")) == idle
 
 
+def test_a_component_that_has_no_room_is_not_there_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    rank = make_rank(offload=(DIT,))
+    assert rank.offload.dit is not None
+    ledger, absent = rank.offload.ledger, rank.offload.dit.absent
+    idle, allocate, sizes = ledger.resident, ledger.allocate, list[int]()
+
+    def refuse_the_second(component: str, size: int) -> torch.Tensor:
+        sizes.append(size)
+        if len(sizes) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return allocate(component, size)
+
+    monkeypatch.setattr(ledger, "allocate", refuse_the_second)
+    with pytest.raises(torch.OutOfMemoryError):
+        rank.offload.dit.bring()
+    assert (ledger.resident, rank.offload.dit.absent) == (idle, absent)
+    rank.offload.dit.bring()
+    assert (ledger.resident, rank.offload.dit.absent) == (idle + absent, 0)
+
+
 def test_what_is_free_leaves_room_for_what_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.rank.free_bytes", lambda device: 10**12)
     assert make_rank().memory()["free"] == 10**12
@@ -217,8 +237,9 @@ def test_what_is_free_leaves_room_for_what_comes_back(monkeypatch: pytest.Monkey
     rank.close()
 
 
-def test_prompts_are_encoded_beside_steps_only_with_weights_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream of their own would not wait for text fusion's, which come with the DiT in that of the steps."""
+def test_prompts_are_encoded_beside_steps_unless_memory_is_to_be_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then both would take memory at once; and a stream of its own does not wait for weights that come in that of the
+    steps."""
     made = []
     monkeypatch.setattr(torch.cuda, "Stream", made.append)
     rank = make_rank()
@@ -227,14 +248,14 @@ def test_prompts_are_encoded_beside_steps_only_with_weights_that_stay(monkeypatc
     assert made == []
     PromptFeatures(rank.text_encoder, rank.transformer, rank._adapters, cuda, beside=True)
     assert made == [cuda]
-    for offload, beside in (((DIT_LAYERWISE, TEXT_ENCODER), True), ((DIT,), False)):
+    for options, beside in (({}, True), ({"offload": (TEXT_ENCODER,)}, False), ({"memory_budget": 10**9}, False)):
         asked = []
 
         def make(*arguments: Any, beside: bool, asked: list[bool] = asked) -> None:
             asked.append(beside)
 
         monkeypatch.setattr("engine.rank.PromptFeatures", make)
-        make_rank(offload=offload).close()
+        make_rank(**options).close()
         assert asked == [beside]
 
 

@@ -13,6 +13,9 @@ from engine.errors import ArgumentError
 from engine.kernels.jit import missing_for_kernels
 
 _FP8_CAPABILITY = (8, 9)
+# Of a GPU's memory, what is left to what nobody counts: features of prompts that are kept, workspaces and plans of the
+# libraries, what the allocator loses by rounding.
+_RESERVE_PART, _LEAST_RESERVE = 0.03, 500_000_000
 
 
 def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torch.device:
@@ -103,6 +106,13 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.device.type != "cuda":
         return tensor
     return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def reserve_bytes(device: torch.device) -> int:
+    """What is kept back of a device's free memory before work is let in. A CPU's host has what it needs besides."""
+    if device.type != "cuda":
+        return 0
+    return max(_LEAST_RESERVE, int(_RESERVE_PART * torch.cuda.get_device_properties(device).total_memory))
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -30,6 +30,7 @@ class HollowRank:
         device: object,
         *,
         on_image: Callable[[SimpleNamespace], None],
+        on_failed: object,
         local_ranks: int,
     ) -> None:
         self._rank, self._on_image = rank, on_image

@@ -1,0 +1,23 @@
+"""How to tell that a device ran out of memory, and to let go of what was computed until then."""
+
+from __future__ import annotations
+
+import traceback
+
+import torch
+
+# How CUDA, Triton's loader, cuBLAS and cuDNN, and torch's allocator on a CPU say it where they do not raise torch's own
+# error.
+_WORDS = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this was raised for want of memory, after which the device can still be used."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
+
+
+def release_tensors(error: BaseException) -> None:
+    """Drop what the functions hold that an error came through: the tensors of a forward that nobody goes on with."""
+    traceback.clear_frames(error.__traceback__)

@@ -1,0 +1,288 @@
+"""Too little memory for a step, or for decoding: nothing is lost but an image that does not fit by itself."""
+
+from __future__ import annotations
+
+import queue
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from engine.config import DEMO_CHECKPOINT, DEMO_LORAS, DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
+from engine.decoding import DecodedImage
+from engine.errors import OutOfMemoryError
+from engine.memory import encode_bytes
+from engine.out_of_memory import is_out_of_memory
+from engine.parallel import Mesh
+from engine.parallel.device import reserve_bytes
+from engine.rank import Rank
+from engine.step import Adapter, Job, Step, StepTimes
+from engine.tiling import SMALLEST_TILE
+from tests.engine_runs import DEADLINE_S, RankGroup, as_array, config_of, jobs_of
+from tests.oracle import Request, relative_error
+
+CPU = torch.device("cpu")
+TOLERANCE = 2e-5  # of a request in a batch against alone, as in the design
+REQUESTS = [
+    Request("a red circle on a blue background", seeds=(0, 1), steps=3, width=64, height=48),
+    Request("a green star", guidance=2.0, negative_prompt="rain", width=48, height=64, seeds=(2,), steps=2),
+]
+LORA = Adapter(0, str(next(iter(DEMO_LORAS.values()))))
+
+
+class OutOfMemory(TorchDispatchMode):
+    """Raises torch's error at some operations of this thread, counted from 0."""
+
+    def __init__(self, fails: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.operations, self._fails = 0, set(fails)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += 1
+        if self.operations - 1 in self._fails:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return func(*args, **(kwargs or {}))
+
+
+class Ranked:
+    """A rank of the demo, its images, and the jobs that it has given up."""
+
+    def __init__(self, **options: Any) -> None:
+        self.images: queue.Queue[DecodedImage] = queue.Queue()
+        self.failures: dict[int, OutOfMemoryError] = {}
+        config = config_of(DEMO_CHECKPOINT, **options)
+        self.rank = Rank(config, Mesh(), CPU, self.images.put, on_failed=self.failures.__setitem__)
+        self.number = 0
+
+    def execute(self, mode: Any = None, **parts: Any) -> StepTimes:
+        with mode or nullcontext():
+            pending = self.rank.execute(Step(self.number, **parts))
+        self.number += 1
+        return pending.wait()
+
+    def run(self, jobs: Sequence[Job], modes: Sequence[Any] = ()) -> dict[int, torch.Tensor]:
+        """All jobs to their end in shared steps, `modes` being in force in the first ones. Final latents by job."""
+        self.execute(load=(LORA,))
+        left = {job.job_id: job.steps for job in jobs}
+        latents: dict[int, torch.Tensor] = {}
+        waiting = list(modes)
+        start = tuple(jobs)
+        while left:
+            self.execute(waiting.pop(0) if waiting else None, start=start, denoise=tuple(left))
+            start = ()
+            done = [job_id for job_id in left if left[job_id] == 1]
+            left = {job_id: steps - 1 for job_id, steps in left.items() if steps > 1}
+            latents |= {job_id: self.rank.latents(job_id).clone() for job_id in done}
+            self.execute(decode=tuple(done))
+        self.execute(unload=(LORA.adapter_id,))
+        return latents
+
+    def image(self) -> DecodedImage:
+        return self.images.get(timeout=DEADLINE_S)
+
+
+def make_jobs() -> list[Job]:
+    """Guided and not, one with a LoRA, all with previews."""
+    jobs = jobs_of(DEMO_CHECKPOINT, REQUESTS)
+    return [replace(job, preview_every=1, loras=((0, 0.7),) if job.job_id == 1 else ()) for job in jobs]
+
+
+@contextmanager
+def decoding_fails(rank: Rank, monkeypatch: pytest.MonkeyPatch, times: int) -> Iterator[list[int | None]]:
+    """Gives the tiles of each attempt, of which the first so many find no memory."""
+    assert rank.vae is not None
+    decode, tiles = rank.vae.decode_pixels, list[int | None]()
+
+    def attempt(latents: torch.Tensor, *, tile: int | None = None) -> torch.Tensor:
+        tiles.append(tile)
+        if len(tiles) <= times:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return decode(latents, tile=tile)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rank.vae, "decode_pixels", attempt)
+        yield tiles
+
+
+OFFLOADS = [(), (DIT_LAYERWISE, TEXT_ENCODER, VAE), (DIT, VAE)]
+
+
+@pytest.mark.parametrize("offload", OFFLOADS, ids=["whole", "layerwise", "dit"])
+def test_wherever_memory_runs_out_the_images_are_the_same(offload: tuple[str, ...]) -> None:
+    """In each of the first three steps at any operation: of text encoding, of the blocks, of the last update."""
+    jobs = make_jobs()
+    ranked = Ranked(offload=offload)
+    ranked.rank._previews.learn(torch.randn(16, 8, 8), torch.zeros(64, 64, 3, dtype=torch.uint8))
+    counting = [OutOfMemory() for _ in range(3)]
+    expected = ranked.run(jobs, counting)
+    pictures = {image.job_id: as_array(image) for image in (ranked.image() for _ in jobs)}
+    source = random.Random()
+    seed = source.randrange(2**32)
+    source.seed(seed)
+    places = [
+        lambda count: source.randrange(count),
+        lambda count: source.randrange(6),
+        lambda count: count - source.randint(1, 12),
+    ]
+    for place in places * 2:  # anywhere, at the beginning, where the latents change
+        ranked.rank._prompts._kept.clear()
+        points = [place(mode.operations) for mode in counting]
+        latents = ranked.run(jobs, [OutOfMemory([point]) for point in points])
+        assert not ranked.failures
+        for job in jobs:
+            error = relative_error(latents[job.job_id], expected[job.job_id])
+            assert error < TOLERANCE, f"job {job.job_id} at operations {points} of {seed}"
+        for _ in jobs:
+            image = ranked.image()
+            assert abs(as_array(image).astype(int) - pictures[image.job_id]).max() <= 1
+    ranked.rank.close()
+
+
+def test_steps_say_that_they_ran_one_by_one_and_keep_their_previews() -> None:
+    jobs = make_jobs()
+    ranked = Ranked()
+    ranked.execute(load=(LORA,))
+    ids = tuple(job.job_id for job in jobs)
+    assert not ranked.execute(start=tuple(jobs), denoise=ids).one_by_one
+    ranked.rank._previews.learn(torch.randn(16, 8, 8), torch.zeros(64, 64, 3, dtype=torch.uint8))
+    with OutOfMemory([100]):
+        pending = ranked.rank.execute(Step(ranked.number, denoise=ids[:2]))
+    times = pending.wait()
+    assert times.one_by_one
+    assert times.denoise_s > 0
+    assert [(preview.job_id, preview.step) for preview in pending.previews] == [(0, 2), (1, 2)]
+    ranked.rank.close()
+
+
+def test_an_image_that_fails_alone_is_given_up_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tokens are too many. The steps that are on their way name it still, one of them for decoding."""
+    large = Request("a red circle", width=128, height=128, seeds=(7,), steps=2)
+    jobs = [replace(job, preview_every=0) for job in jobs_of(DEMO_CHECKPOINT, [*REQUESTS, large])]
+    *small, big = jobs
+    ranked = Ranked()
+    expected = ranked.run(small)
+    for _ in small:
+        ranked.image()
+    forward = ranked.rank._velocities.__class__._forward
+
+    def limited(self: Any, segments: Any, group: Any) -> torch.Tensor:
+        if any(state.job.job_id == big.job_id for state, _ in segments):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(self, segments, group)
+
+    monkeypatch.setattr(ranked.rank._velocities.__class__, "_forward", limited)
+    ids = tuple(job.job_id for job in jobs)
+    times = ranked.execute(start=tuple(jobs), denoise=ids)
+    assert times.one_by_one
+    assert list(ranked.failures) == [big.job_id]
+    error = ranked.failures[big.job_id]
+    assert error.code == "out_of_memory"
+    assert error.message.startswith("the image of 128 × 128 with seed 7 ran out of memory on cpu: a step needs about ")
+    assert error.message.endswith(" GB are free")
+    assert not ranked.execute(denoise=ids).one_by_one  # nobody tries it again
+    latents = {2: ranked.rank.latents(2).clone()}
+    ranked.execute(denoise=(0, 1), decode=(2, big.job_id))
+    latents |= {job_id: ranked.rank.latents(job_id).clone() for job_id in (0, 1)}
+    ranked.execute(decode=(0, 1))
+    assert {ranked.image().job_id for _ in small} == {0, 1, 2}
+    for job in small:
+        assert relative_error(latents[job.job_id], expected[job.job_id]) < TOLERANCE
+    assert (ranked.rank._failed, ranked.rank._jobs) == (set(), {})
+    ranked.execute(start=(big,), denoise=(big.job_id,))
+    ranked.execute(release=(big.job_id,))
+    assert (ranked.rank._failed, ranked.rank._jobs) == (set(), {})
+    ranked.rank.close()
+
+
+@pytest.mark.parametrize("offload", [(), (VAE,)])
+def test_an_image_that_cannot_be_decoded_beside_a_step_is_decoded_in_small_tiles(
+    monkeypatch: pytest.MonkeyPatch, offload: tuple[str, ...]
+) -> None:
+    (job, _, other) = (replace(job, preview_every=0, loras=()) for job in make_jobs())
+    ranked = Ranked(offload=offload)
+    ranked.execute(start=(job, other), denoise=(0, 2))
+    ranked.execute(denoise=(0, 2))
+    with decoding_fails(ranked.rank, monkeypatch, times=1) as tiles:
+        ranked.execute(denoise=(0,), decode=(2,))
+        assert ranked.rank._decoder is not None
+        ranked.rank._decoder.settle()
+        ranked.execute(decode=(0,))  # the next step hears of it
+        assert {ranked.image().job_id for _ in range(2)} == {0, 2}
+    assert tiles == [None, SMALLEST_TILE, None]
+    assert not ranked.failures
+    with decoding_fails(ranked.rank, monkeypatch, times=2) as tiles:
+        ranked.execute(start=(replace(job, steps=1),), denoise=(0,), decode=(0,))
+        ranked.rank._decoder.settle()
+        ranked.execute()
+    assert tiles == [None, SMALLEST_TILE]
+    assert ranked.failures[0].message.startswith(
+        "the image of 64 × 48 with seed 0 ran out of memory on cpu: decoding needs about "
+    )
+    ranked.rank.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"tp": 2}, {"sp": 2}])
+def test_it_is_raised_by_one_of_several_ranks_and_where_nobody_hears_of_failures(options: dict[str, Any]) -> None:
+    """The other ranks wait in a collective that this one never reaches, so the group ends."""
+    group = RankGroup(DEMO_CHECKPOINT, **options)
+    (job, *_) = jobs_of(DEMO_CHECKPOINT, REQUESTS)
+
+    def execute(rank: Rank) -> None:
+        fails = [30] if rank.mesh.world.rank == 0 else []
+        with OutOfMemory(fails):
+            rank.execute(Step(0, start=(job,), denoise=(job.job_id,)))
+
+    with pytest.raises(torch.OutOfMemoryError):
+        group.on_ranks(execute)
+
+
+def test_another_error_in_a_step_is_raised() -> None:
+    class Broken(OutOfMemory):
+        def __torch_dispatch__(self, *arguments: Any, **named: Any) -> Any:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    (job, *_) = jobs_of(DEMO_CHECKPOINT, REQUESTS)
+    ranked = Ranked()
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        ranked.execute(Broken(), start=(job,), denoise=(0,))
+    ranked.rank.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 8 bytes"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_which_errors_mean_that_there_is_too_little_memory(error: Exception, is_one: bool) -> None:
+    assert is_out_of_memory(error) is is_one
+
+
+@pytest.mark.parametrize(("total", "reserve"), [(8 * 10**9, 500_000_000), (140 * 10**9, 4_200_000_000)])
+def test_some_of_a_gpu_is_kept_back(monkeypatch: pytest.MonkeyPatch, total: int, reserve: int) -> None:
+    gpu = SimpleNamespace(total_memory=total)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    assert (reserve_bytes(torch.device("cuda")), reserve_bytes(CPU)) == (reserve, 0)
+
+
+def test_what_is_free_for_steps_leaves_room_for_encoding_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And for the reserve. Where memory is to be saved, prompts are encoded in turn with steps."""
+    monkeypatch.setattr("engine.rank.free_bytes", lambda _: 10**10)
+    monkeypatch.setattr("engine.rank.reserve_bytes", lambda _: 10**9)
+    ranked = Ranked()
+    assert ranked.rank.memory()["free"] == 9 * 10**9
+    ranked.rank._prompts._stream = object()  # type: ignore[assignment]
+    assert ranked.rank.memory()["free"] == 9 * 10**9 - encode_bytes(ranked.rank.config, 1, 4)
+    ranked.rank.close()
