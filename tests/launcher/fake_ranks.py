@@ -59,6 +59,7 @@ class FakeRank:
         self.steps: list[Step] = []
         self.hold = self.hold_after_preview = False
         self.decodes = True
+        self.one_by_one = False
         self._jobs: dict[int, Job] = {}
         self._steps_of: Counter[int] = Counter()
         self._answered = 0
@@ -119,7 +120,7 @@ class FakeRank:
     def _answer(self, step: Step) -> None:
         self._answered += 1
         self._jobs |= {job.job_id: job for job in step.start}
-        times = StepTimes(encode_s=0.5 if step.start else 0.0, denoise_s=0.25)
+        times = StepTimes(encode_s=0.5 if step.start else 0.0, denoise_s=0.25, one_by_one=self.one_by_one)
         self.send(StepDone(rank=self.rank, number=step.number, times=times))
         self._preview(step)
         if self.rank == 0 and self.decodes:

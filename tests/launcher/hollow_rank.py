@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from types import ModuleType, SimpleNamespace
 
+from engine.errors import OutOfMemoryError
 from engine.memory import DecodeMemory
 from engine.step import Job, Step, StepTimes
 
 STEP_S = 0.1  # so that a request of many steps is under way for long
+HUNGRY_SEED = 507  # of an image that there is too little memory for
 
 
 class HollowRank:
@@ -30,10 +32,10 @@ class HollowRank:
         device: object,
         *,
         on_image: Callable[[SimpleNamespace], None],
-        on_failed: object,
+        on_failed: Callable[[int, OutOfMemoryError], None],
         local_ranks: int,
     ) -> None:
-        self._rank, self._on_image = rank, on_image
+        self._rank, self._on_image, self._on_failed = rank, on_image, on_failed
         self._jobs: dict[int, Job] = {}
 
     def warm_up(self, sizes: Sequence[tuple[int, int]] = ()) -> None: ...
@@ -45,8 +47,11 @@ class HollowRank:
         return ()
 
     def execute(self, step: Step) -> SimpleNamespace:
-        self._jobs |= {job.job_id: job for job in step.start}
-        decoded = [self._jobs.pop(job_id) for job_id in step.decode]
+        self._jobs |= {job.job_id: job for job in step.start if job.seed != HUNGRY_SEED}
+        for job in step.start:
+            if job.seed == HUNGRY_SEED:
+                self._on_failed(job.job_id, OutOfMemoryError("a step needs about 9.0 GB, and 1.0 GB are free"))
+        decoded = [self._jobs.pop(job_id) for job_id in step.decode if job_id in self._jobs]
 
         def wait() -> StepTimes:
             time.sleep(STEP_S)
