@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
+from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from engine.kernels.attention_triton import attention_triton
+from engine.kernels.flash_attention import FLASH_PACKAGES, flash_attention
 from engine.kernels.fp8 import Fp8Rows
 from engine.kernels.gate import sigmoid_mul
 from engine.kernels.packing import Packing
@@ -131,35 +129,6 @@ def _by_segment(
     return output.flatten(1)
 
 
-@cache
-def flash_attention_3() -> Callable[..., Any]:
-    """The function for packed batches of whichever FlashAttention 3 is installed. Raises `ImportError`."""
-    for module in ("fa3_fwd_interface", "flash_attn_interface"):
-        if find_spec(module) is not None:
-            return import_module(module).flash_attn_varlen_func
-    raise ImportError("no FlashAttention 3 is installed (pip install krea2-engine[fa3])")
-
-
-@cache
-def flash_attention_4() -> Callable[..., Any]:
-    """The same of FlashAttention 4."""
-    if find_spec("flash_attn") is None or find_spec("flash_attn.cute") is None:
-        raise ImportError("no FlashAttention 4 is installed (pip install krea2-engine[fa4])")
-    return import_module("flash_attn.cute.interface").flash_attn_varlen_func
-
-
-def _flash_attention(
-    function: Callable[..., Any], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
-) -> torch.Tensor:
-    offsets, longest = packing.offsets, packing.longest
-    output = function(
-        query, key, value, cu_seqlens_q=offsets, cu_seqlens_k=offsets, max_seqlen_q=longest, max_seqlen_k=longest
-    )
-    if isinstance(output, tuple):  # FlashAttention 4 and some builds of 3 add the log of the softmax's sum
-        output = output[0]
-    return output.flatten(1)
-
-
 @dataclass(frozen=True)
 class Backend:
     """attend: (query, key, value, packing) → (tokens, heads · head_dim), as `packed_attention`. varlen: one launch for
@@ -172,8 +141,7 @@ class Backend:
 BACKENDS = {
     "cudnn": Backend(lambda *call: _by_segment(_cudnn, *call), varlen=False),
     "flash": Backend(lambda *call: _by_segment(_flash, *call), varlen=False),
-    "fa3": Backend(lambda *call: _flash_attention(flash_attention_3(), *call), varlen=True),
-    "fa4": Backend(lambda *call: _flash_attention(flash_attention_4(), *call), varlen=True),
+    **{name: Backend(partial(flash_attention, name), varlen=True) for name in FLASH_PACKAGES},
     "triton": Backend(attention_triton, varlen=True),
     "torch": Backend(lambda *call: _by_segment(_torch, *call), varlen=False),
 }

@@ -6,20 +6,22 @@ import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 
 import torch
 
 from engine.errors import ArgumentError
-from engine.kernels.attention import BACKENDS, GatedAttentionKernel, flash_attention_3, flash_attention_4
+from engine.kernels.attention import BACKENDS, GatedAttentionKernel
 from engine.kernels.attention_triton import LARGEST_HEAD_DIM
+from engine.kernels.flash_attention import FLASH_PACKAGES, varlen_function
 from engine.kernels.packing import Packing
 
 AUTO = "auto"
 REPEATS = 10
-# Without measuring: by what others published for Hopper.
-_PREFERRED = ("fa3", "cudnn", "flash", "fa4", "triton", "torch")
+# Without measuring: by what others published for Hopper. flash is fa2's kernel, as torch was built with it.
+_PREFERRED = ("fa3", "cudnn", "flash", "fa2", "fa4", "triton", "torch")
 _PREFERRED_IN_FLOAT32 = ("torch", "triton")  # whose products are not for tensor cores there, and spill registers
 
 
@@ -195,9 +197,9 @@ def _flash() -> str | None:
     return None if torch.backends.cuda.is_flash_attention_available() else "this torch was built without it"
 
 
-def _import(load: Callable[[], object]) -> str | None:
+def _import(package: str) -> str | None:
     try:
-        load()
+        varlen_function(package)
     except Exception as error:  # not installed, or built for another torch or CUDA
         return _one_line(error)
     return None
@@ -215,6 +217,5 @@ class _Needs:
 _NEEDS = {
     "cudnn": _Needs(range(8, 13), 128, _cudnn),
     "flash": _Needs(range(8, 13), 256, _flash),
-    "fa3": _Needs(range(9, 10), 256, lambda: _import(flash_attention_3)),
-    "fa4": _Needs(range(9, 13), 256, lambda: _import(flash_attention_4)),
+    **{name: _Needs(package.generations, 256, partial(_import, name)) for name, package in FLASH_PACKAGES.items()},
 }

@@ -174,7 +174,8 @@ def test_backends_in_bfloat16(
     assert relative_error(actual, _expected(query, key, value, lengths) * gate.double().cpu().sigmoid()) < 8e-3
 
 
-KERNEL_NAMES = {"cudnn": "cudnn", "flash": "flash_fwd", "triton": "_attention"}
+# torch's flash is in a namespace pytorch_flash
+KERNEL_NAMES = {"cudnn": "cudnn", "flash": "flash_fwd", "fa2": " flash::flash_fwd", "triton": "_attention"}
 
 
 @pytest.mark.gpu

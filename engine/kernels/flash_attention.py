@@ -1,0 +1,88 @@
+"""FlashAttention's own packages: releases 2, 3 and 4, each for some generations of GPUs, all called in one way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from engine.kernels.packing import Packing
+
+
+@dataclass(frozen=True)
+class FlashPackage:
+    """generations: major compute capabilities that there are kernels for. modules: where the function for packed
+    batches may be; the first that is installed counts. install: how to get it.
+    distribution: pip's name of what must be installed, where modules do not tell: flash-attn 2.8 brings a
+    flash_attn.cute of its own, older than flash-attn-4's. oldest: its first version that will do.
+    """
+
+    generations: range
+    modules: tuple[str, ...]
+    install: str
+    distribution: str | None = None
+    oldest: tuple[int, ...] = ()
+
+
+# What is called was compared with the sources of flash-attn 2.5.0 to 2.8.3.post2, in which it does not differ, and of
+# flash-attn-4 4.0.0b36. Before 2.7.3 flash-attn refuses GPUs newer than Hopper.
+FLASH_PACKAGES = {
+    "fa2": FlashPackage(
+        generations=range(8, 13),
+        modules=("flash_attn.flash_attn_interface",),
+        install="pip install --no-build-isolation krea2-engine[fa2]",
+        distribution="flash-attn",
+        oldest=(2, 7, 3),
+    ),
+    "fa3": FlashPackage(
+        generations=range(9, 10),
+        modules=("fa3_fwd_interface", "flash_attn_interface"),
+        install="pip install krea2-engine[fa3]",
+    ),
+    "fa4": FlashPackage(
+        generations=range(9, 13),
+        modules=("flash_attn.cute.interface",),
+        install="pip install krea2-engine[fa4]",
+        distribution="flash-attn-4",
+    ),
+}
+
+
+@cache
+def varlen_function(name: str) -> Callable[..., Any]:
+    """The function for packed batches of one of `FLASH_PACKAGES`. Raises `ImportError`, or what its import raises."""
+    package = FLASH_PACKAGES[name]
+    missing = f"no FlashAttention {name.removeprefix('fa')} is installed ({package.install})"
+    if package.distribution is not None:
+        try:
+            installed = version(package.distribution)
+        except PackageNotFoundError:
+            raise ImportError(missing) from None
+        if tuple(map(int, re.findall(r"\d+", installed)[:3])) < package.oldest:
+            oldest = ".".join(map(str, package.oldest))
+            raise ImportError(f"it needs {package.distribution} {oldest} or newer, {installed} is installed")
+    for module in package.modules:
+        if find_spec(module) is not None:
+            return import_module(module).flash_attn_varlen_func
+    raise ImportError(missing)
+
+
+def flash_attention(
+    name: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
+) -> torch.Tensor:
+    """As `packed_attention` without `causal`, by one of `FLASH_PACKAGES`. Head dims are multiples of 8."""
+    offsets = packing.offsets
+    longest = max(packing.longest, 2)  # 2 takes a 1 to mean that every segment has one row, and none is empty
+    output = varlen_function(name)(
+        query, key, value, cu_seqlens_q=offsets, cu_seqlens_k=offsets, max_seqlen_q=longest, max_seqlen_k=longest
+    )
+    if isinstance(output, tuple):  # 4 and some builds of 3 add the log of the softmax's sum
+        output = output[0]
+    return output.flatten(1)
