@@ -1,0 +1,238 @@
+"""What the engine makes of a checkpoint against what diffusers makes of it, with the same seeds, stage by stage.
+
+    python -m bench.verify MODEL… [--sizes 512x512,640x384] [--dtype auto|float32|bfloat16] [--modes tp2,sp2,cfg]
+        [--report FILE]
+
+MODEL is a folder in the diffusers layout, a Hugging Face name, or demo, which is both of the demo's checkpoints. Give
+the folders of Turbo and Raw to verify both. Needs diffusers and transformers (pip install 'krea2-engine[test]').
+
+First the ids of many prompts. Then diffusers makes images and the engine makes the same ones, on one GPU and on as many
+as there are, in every mode that they allow; and of one image every stage is compared by itself, from the text encoder's
+layers to the pixels, each being given what diffusers' stage was given. The report says in its first lines whether all
+holds, or which is the first stage that does not, and how far it is off; it can be pasted into an issue. What may
+differ, and why, is told in bench/verify/judging.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+
+import torch
+
+from bench.arguments import duration, end_with, json_file, modes, positive
+from bench.output import publish
+from bench.timing import time_calls
+from bench.verify.judging import Check, failed
+from bench.verify.models import (
+    Model,
+    Request,
+    default_sizes,
+    describe_loading,
+    find_models,
+    operations,
+    requests_for,
+)
+from bench.verify.report import Verified, json_results, write_report
+from engine.errors import ArgumentError, CheckpointError
+from engine.modes import Degrees
+from engine.parallel.device import free_bytes
+
+_BAD_ARGUMENT = 2
+_NEEDED = ("diffusers", "transformers")
+_MULTIPLE = 16
+_ROOM = 1.1  # of the weights: what a few images take besides
+_GROUP_SECONDS = 3600.0
+_PRODUCT = 1024  # rows and columns of the matrices that are timed; on a GPU 8 times as many
+_LARGEST_SIDE = 4096
+_ALL_MODES = "tp2,sp2,cfg,tp4,sp4,tp2xsp2,tp2xcfg,sp2xcfg"
+_DTYPES = ("float32", "bfloat16")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.verify", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="a folder in the diffusers layout, a name, or demo")
+    parser.add_argument("--sizes", type=_sizes, help="of the images, as 512x512,640x384; one at least not square")
+    parser.add_argument("--steps", type=positive, default=8, help="of each image, also of Raw's (8)")
+    parser.add_argument("--images", type=positive, help="in each dtype (one a size in float32, 16 in bfloat16)")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", *_DTYPES),
+        help="auto: float32, and on a GPU bfloat16 too, as far as the weights fit",
+    )
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+    parser.add_argument(
+        "--modes", type=modes, help="of several ranks, as tp2,sp2,cfg (all that there are GPUs for; none on a CPU)"
+    )
+    parser.add_argument("--seconds", type=duration, default=_GROUP_SECONDS, help="of a mode's ranks at most (3600)")
+    parser.add_argument("--report", type=json_file, metavar="FILE", help="write the report there too")
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="append a JSON line for each check to it")
+    options = parser.parse_args(arguments)
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        return _refuse(f"{' and '.join(missing)} needed, and not installed: pip install 'krea2-engine[test]'")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        return _refuse("device cuda is not available: torch finds no CUDA device")
+    try:
+        models = find_models(options.models)
+        chosen = [(model, _modes(model, options)) for model in models]
+    except (ArgumentError, CheckpointError) as error:
+        return _refuse(str(error))
+    _quieten()
+    torch.backends.cudnn.allow_tf32 = False  # or diffusers' float32 would not be
+    torch.backends.cuda.matmul.allow_tf32 = False
+    results = [_verify(model, degrees, options) for model, degrees in chosen]
+    text = write_report(results)
+    print(text)
+    if options.report is not None:
+        options.report.write_text(text)
+    if options.json is not None:
+        for line in json_results(results):
+            publish("verify", line, options.json)
+    return 0 if all(result.holds for result in results) else 1
+
+
+def _verify(model: Model, degrees: Sequence[Degrees], options: argparse.Namespace) -> Verified:
+    from bench.verify.checks import How, verify_dtype
+    from bench.verify.tokens import compare_tokens, tokens_failed
+
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - began:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+    on_gpu = options.device != "cpu" and torch.cuda.is_available()
+    device, host = torch.device("cuda", 0) if on_gpu else torch.device("cpu"), torch.device("cpu")
+    dtypes, left_out = _dtypes(model, options.dtype, device)
+    sizes = options.sizes or default_sizes(model.config)
+    requests = {
+        dtype: requests_for(model, dtype, sizes, steps=options.steps, images=options.images) for dtype in dtypes
+    }
+    say(describe_loading(model, dtypes, device.type))
+    reference = device if _lacking(max(model.diffusers_bytes("float32").values()), device) is None else host
+    if reference != device and "bfloat16" in dtypes:
+        say(f"diffusers' float32 does not fit on {device.type}: it computes what bfloat16 is compared with on the CPU")
+    say(_describe_time(model, requests, device, reference))
+    how = How(device, reference, degrees, options.seconds)
+    checks: list[Check] = []
+    try:
+        checks.append(compare_tokens(model))
+    except Exception:
+        checks.append(tokens_failed(traceback.format_exc()))
+    say(f"tokens: {checks[0].detail.strip().splitlines()[-1]}, {'ok' if checks[0].holds else 'DIFFERENT'}")
+    for dtype, asked in requests.items():
+        problem = _lacking_for(model, dtype, device)
+        if problem is not None:
+            checks.append(failed("all stages", dtype, "one", f"not run, {problem}"))
+            continue
+        for check in verify_dtype(model, asked, dtype, how, say):
+            checks.append(check)
+            if not check.holds:
+                say(f"DIFFERENT: {check.name}, {check.dtype}, {check.mode}")
+    result = Verified(model, checks, left_out)
+    say(f"{model.name}: {result.verdict}")
+    return result
+
+
+def _describe_time(
+    model: Model, requests: Mapping[str, Sequence[Request]], device: torch.device, reference: torch.device
+) -> str:
+    """How long it may take, by how fast a matrix product is here: of diffusers' images, then as long again for the
+    engine's, which take less."""
+    seconds = 0.0
+    for dtype, asked in requests.items():
+        work = operations(model, asked)
+        seconds += 2 * work / _operations_a_second(device, dtype)
+        if dtype == "bfloat16":
+            seconds += work / _operations_a_second(reference, "float32")
+    images = sum(map(len, requests.values()))
+    return (
+        f"{images} images on each side: some {seconds / 60:.1f} minutes if all went as fast as a matrix product does "
+        "here, on a CPU several times that; loading comes on top, and each mode of several ranks"
+    )
+
+
+def _operations_a_second(device: torch.device, dtype: str) -> float:
+    side = _PRODUCT if device.type == "cpu" else 8 * _PRODUCT
+    matrix = torch.ones((side, side), device=device, dtype=getattr(torch, dtype))
+    (seconds,) = time_calls(lambda: matrix @ matrix, 1, device)
+    return 2.0 * side**3 / max(seconds, 1e-9)
+
+
+def _dtypes(model: Model, chosen: str, device: torch.device) -> tuple[list[str], list[str]]:
+    """In which to verify, and why not in others."""
+    if chosen != "auto":
+        return [chosen], []
+    if device.type == "cpu":
+        return ["float32"], []
+    problem = _lacking_for(model, "float32", device)
+    return (list(_DTYPES), []) if problem is None else (["bfloat16"], [f"float32, {problem}"])
+
+
+def _lacking_for(model: Model, dtype: str, device: torch.device) -> str | None:
+    """What memory there is too little of, for this dtype; None if there is enough."""
+    theirs = max(model.diffusers_bytes(dtype).values())
+    through_host = max(theirs, max(model.diffusers_bytes("float32").values()) if dtype == "bfloat16" else 0)
+    return _lacking(max(theirs, model.engine_bytes(dtype)), device) or _lacking(through_host, torch.device("cpu"))
+
+
+def _lacking(size: int, device: torch.device) -> str | None:
+    """Whether weights of so many bytes and the work on them have no room on a device."""
+    free, needed = free_bytes(device), _ROOM * size
+    if free is None or needed <= free:
+        return None
+    return f"since {needed / 1e9:.2f} GB are needed on {device.type} and {free / 1e9:.2f} GB are free"
+
+
+def _modes(model: Model, options: argparse.Namespace) -> list[Degrees]:
+    """Those that were asked for, or all that there are GPUs for. Raises `ArgumentError` for what the model's sizes do
+    not allow."""
+    if options.modes is not None:
+        several = [degrees for degrees in options.modes if degrees.ranks > 1]
+        for degrees in several:
+            model.config.check_parallel(degrees.tp, degrees.sp)
+        return several
+    gpus = torch.cuda.device_count() if options.device != "cpu" else 0
+    return [
+        degrees
+        for degrees in modes(_ALL_MODES)
+        if degrees.ranks <= gpus
+        and degrees.tp in model.config.possible_tp()
+        and degrees.sp in model.config.possible_sp(degrees.tp)
+    ]
+
+
+def _sizes(text: str) -> list[tuple[int, int]]:
+    """Widths and heights. Raises `ArgumentTypeError`."""
+    sizes = []
+    for word in text.split(","):
+        match = re.fullmatch(r"(\d{1,5})[x×](\d{1,5})", word)
+        sides = tuple(map(int, match.groups())) if match else ()
+        if not sides or any(side % _MULTIPLE or not 64 <= side <= _LARGEST_SIDE for side in sides):
+            raise argparse.ArgumentTypeError(f"must be as 512x512,640x384, multiples of {_MULTIPLE}, got {text}")
+        sizes.append((sides[0], sides[1]))
+    return sizes
+
+
+def _quieten() -> None:
+    """Leave out what diffusers says of keys that only the engine reads, and of an argument's new name."""
+    import diffusers
+
+    diffusers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return _BAD_ARGUMENT
+
+
+if __name__ == "__main__":
+    end_with(main)

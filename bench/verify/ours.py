@@ -1,0 +1,153 @@
+"""What the engine makes of the same requests, on one rank or on each of several: final latents, and the stages."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from bench.verify.recording import on_host
+from bench.verify.stages import (
+    SCALED,
+    Tensors,
+    Traced,
+    latents_of,
+    stages_of_text,
+    stages_of_transformer,
+    stages_of_vae,
+)
+from engine.jobs import JobState
+from engine.rank import Rank
+from engine.step import Job, Step
+
+IMAGES_AT_ONCE = 4  # that step together
+NOISE = "noise"
+VELOCITY = "velocity of a whole forward"
+EULER = "guidance and Euler step {}"
+PIXELS = "pixels"
+
+Velocities = Callable[[Sequence[tuple[JobState, torch.Tensor]]], list[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A job whose steps are given what diffusers had: before each step its latents, (steps, image tokens, channels),
+    and for all of the job's prompts the velocities that the step takes, (steps, prompts, image tokens, channels).
+    at: the step whose velocity is computed; before: from these latents."""
+
+    job: Job
+    latents: torch.Tensor
+    velocities: torch.Tensor
+    at: int
+    before: torch.Tensor
+
+
+@dataclass
+class Results:
+    """latents: of each job after every step. noise: what it began with. stages: by name. failures: the traceback, of
+    what could not be computed, by name."""
+
+    noise: list[torch.Tensor] = field(default_factory=list)
+    latents: list[list[torch.Tensor]] = field(default_factory=list)
+    stages: dict[str, torch.Tensor] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+class Runner:
+    """A rank that executes one job, or some at once, after another."""
+
+    def __init__(self, rank: Rank) -> None:
+        self.rank = rank
+        self._number = 0
+
+    def images(self, jobs: Sequence[Job], results: Results, say: Callable[[str], None]) -> None:
+        """Make the images from the engine's own noise."""
+        for first in range(0, len(jobs), IMAGES_AT_ONCE):
+            some = jobs[first : first + IMAGES_AT_ONCE]
+            say(f"the engine: images {first + 1} to {first + len(some)} of {len(jobs)}")
+            ids = tuple(job.job_id for job in some)
+            self._execute(start=tuple(some))
+            results.noise += [self.rank.latents(job_id).float().cpu().clone() for job_id in ids]
+            made: list[list[torch.Tensor]] = [[] for _ in some]
+            for _ in range(max(job.steps for job in some)):
+                self._execute(denoise=ids)
+                for each, job_id in zip(made, ids, strict=True):
+                    each.append(on_host(self.rank.latents(job_id)))
+            results.latents += made
+            self._execute(release=ids)
+
+    def stages(self, traced: Traced, inputs: Tensors, steps: Steps | None, results: Results, *, catch: bool) -> None:
+        """Compute every stage. catch: go on after one that fails; not with several ranks, which would then wait."""
+        rank = self.rank
+        parts = [stages_of_text(rank, traced, inputs), stages_of_transformer(rank, traced, inputs)]
+        if rank.mesh.world.size == 1:
+            parts.append(stages_of_vae(rank, traced, inputs))
+        for part in parts:
+            for name, compute in part:
+                self._keep(name, compute, results, catch=catch)
+        if rank.mesh.world.size == 1:
+            self._keep(PIXELS, lambda: self._pixels(traced, inputs), results, catch=catch)
+        if steps is None:
+            return
+        for index in range(steps.job.steps):
+            self._keep(EULER.format(index + 1), partial(self._forced_step, steps, index), results, catch=catch)
+        self._keep(VELOCITY, partial(self._velocity, steps), results, catch=catch)
+
+    def _keep(self, name: str, compute: Callable[[], torch.Tensor], results: Results, *, catch: bool) -> None:
+        try:
+            with torch.inference_mode():
+                results.stages[name] = on_host(compute())
+        except Exception:
+            if not catch:
+                raise
+            results.failures[name] = traceback.format_exc()
+
+    def _pixels(self, traced: Traced, inputs: Tensors) -> torch.Tensor:
+        assert self.rank.vae is not None
+        return self.rank.vae.decode_pixels(latents_of(self.rank, traced, inputs[SCALED]))[0]
+
+    def _forced_step(self, steps: Steps, index: int) -> torch.Tensor:
+        """The latents after a step from diffusers' latents with diffusers' velocities."""
+        self._begin(steps, index)
+        after = self._step(steps, steps.latents[index], steps.velocities[index])
+        self._execute(release=(steps.job.job_id,))
+        return after
+
+    def _velocity(self, steps: Steps) -> torch.Tensor:
+        """What one step of the engine's own adds to the latents, divided by what it adds of the velocity."""
+        self._begin(steps, steps.at)
+        after = self._step(steps, steps.before, None)
+        sigmas = self.rank._jobs[steps.job.job_id].schedule.sigmas
+        self._execute(release=(steps.job.job_id,))
+        return (after.double() - steps.before.double()) / (sigmas[steps.at + 1] - sigmas[steps.at])
+
+    def _begin(self, steps: Steps, index: int) -> None:
+        """Start the job and do the steps before this one, whatever they give."""
+        self._execute(start=(steps.job,))
+        for before in range(index):
+            self._step(steps, steps.latents[before], steps.velocities[before])
+
+    def _step(self, steps: Steps, latents: torch.Tensor, velocities: torch.Tensor | None) -> torch.Tensor:
+        """One step from these latents; with these velocities in place of the transformer's, if they are given."""
+        rank, job_id = self.rank, steps.job.job_id
+        with torch.inference_mode():
+            rank.latents(job_id).copy_(latents)
+        own: Velocities = rank._velocities
+        if velocities is not None:
+            # In place of all that computes them, since which rank computes which depends on the mode.
+            rank._velocities = lambda _: list(velocities.to(rank.device))  # type: ignore[assignment]
+        try:
+            self._execute(denoise=(job_id,))
+        finally:
+            rank._velocities = own  # type: ignore[assignment]
+        return on_host(rank.latents(job_id))
+
+    def _execute(
+        self, start: tuple[Job, ...] = (), denoise: tuple[int, ...] = (), release: tuple[int, ...] = ()
+    ) -> None:
+        step = Step(self._number, start=start, denoise=denoise, release=release)
+        self._number += 1  # the rank counts a step that fails too
+        self.rank.execute(step).wait()

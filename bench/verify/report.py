@@ -1,0 +1,142 @@
+"""The report: Markdown that can be pasted into an issue, with nothing of whose machine it was but what it is."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from bench.output import json_line
+from bench.verify.judging import BETWEEN, LATENTS, Check
+from bench.verify.models import Model, describe_shapes
+
+_ROOT = Path(__file__).parent.parent.parent
+_OF_GROUPS = (LATENTS, BETWEEN)  # shown by themselves
+_LONGEST_TRACEBACK = 3000  # characters of its end
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A model, what was checked of it, and what was left out, each with the reason."""
+
+    model: Model
+    checks: Sequence[Check]
+    left_out: Sequence[str] = ()
+
+    @property
+    def holds(self) -> bool:
+        return bool(self.checks) and all(check.holds for check in self.checks)
+
+    @property
+    def first_difference(self) -> Check | None:
+        return next((check for check in self.checks if not check.holds), None)
+
+    @property
+    def verdict(self) -> str:
+        first = self.first_difference
+        if first is None:
+            return f"all {len(self.checks)} checks hold" if self.checks else "nothing was checked"
+        where = ", ".join(part for part in (first.dtype, "" if first.mode in ("", "one") else first.mode) if part)
+        more = sum(not check.holds for check in self.checks) - 1
+        said = f"first difference: {first.name}" + (f" ({where})" if where else "")
+        said += f", error {_error(first)}" if math.isfinite(first.error) else f", {_no_number(first)}"
+        if math.isfinite(first.error):
+            said += f" where {first.allowed:.1e} is allowed"
+            said += f"; {first.detail}" if first.detail else ""
+        return said + (f"; {more} more of {len(self.checks)} checks do not hold" if more else "")
+
+
+def write_report(results: Sequence[Verified]) -> str:
+    circumstances: dict[str, Any] = json.loads(json_line("verify", {}))
+    hardware, versions = circumstances["hardware"], circumstances["versions"]
+    machine = f"{hardware['gpus']} × {hardware['gpu']}" if hardware["gpu"] else f"CPU {hardware['cpu']}"
+    lines = ["# The engine against diffusers", ""]
+    lines += [f"- **{result.model.name}** ({result.model.variant}): {result.verdict}" for result in results]
+    lines += ["", f"{machine}; commit {circumstances['commit']}"]
+    lines.append(", ".join(f"{name} {value}" for name, value in versions.items() if value is not None))
+    for result in results:
+        lines += ["", *_section(result)]
+    return _without_paths("\n".join(lines) + "\n", results)
+
+
+def _section(result: Verified) -> list[str]:
+    model = result.model
+    lines = [
+        f"## {model.name} ({model.variant})",
+        "",
+        f"{describe_shapes(model.config)}; weights stored as {', '.join(model.formats)}, not quantised",
+        "",
+        *(f"- left out: {reason}" for reason in result.left_out),
+        *([""] if result.left_out else []),
+        "| check | dtype | ranks | error | allowed | measured | outcome |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (kind, _, _), together in groupby(result.checks, key=lambda check: (_kind(check), check.dtype, check.mode)):
+        group = list(together)
+        holding = [check for check in group if check.holds]
+        if holding:
+            worst = max(holding, key=lambda check: check.error / max(check.allowed, 1e-30))
+            name = worst.name if len(group) == 1 else f"{kind}: worst of {len(holding)} is {worst.name}"
+            lines.append(_row(worst, name, "ok"))
+        lines += [_row(check, check.name, "**DIFFERS**") for check in group if not check.holds]
+    failures = [check for check in result.checks if not check.holds and "\n" in check.detail]
+    for check in failures:
+        lines += ["", f"{check.name}, {check.dtype}, {check.mode}:", "", "```"]
+        lines += [check.detail[-_LONGEST_TRACEBACK:].strip(), "```"]
+    return lines
+
+
+def _row(check: Check, name: str, outcome: str) -> str:
+    allowed = f"{check.allowed:.1e}"
+    detail = f"; {check.detail}" if check.detail and "\n" not in check.detail else ""
+    cells = (name, check.dtype, check.mode, _error(check), allowed, check.measure + detail, outcome)
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _kind(check: Check) -> str:
+    """Checks of one kind are one row, where they hold: those that differ in a number, and a group of ranks' stages."""
+    if check.mode not in ("", "one") and not check.name.startswith(_OF_GROUPS):
+        return "stages"
+    return re.sub(r"\d+.*", "…", check.name)
+
+
+def _error(check: Check) -> str:
+    return f"{check.error:.1e}" if math.isfinite(check.error) else "none"
+
+
+def _no_number(check: Check) -> str:
+    if not check.detail:
+        return "which is not a number"
+    return check.detail.strip().splitlines()[-1]
+
+
+def _without_paths(text: str, results: Sequence[Verified]) -> str:
+    """Where things lie on somebody's machine is nobody else's business."""
+    names = [(str(result.model.folder), result.model.name) for result in results]
+    names += [(str(_ROOT), "."), (sys.prefix, "<python>"), (sys.base_prefix, "<python>"), (str(Path.home()), "~")]
+    for path, name in names:
+        if len(path) > 1:
+            text = text.replace(path, name)
+    return text
+
+
+def json_results(results: Sequence[Verified]) -> list[dict[str, Any]]:
+    """One for each check."""
+    return [
+        {
+            "model": result.model.name,
+            "variant": result.model.variant,
+            **asdict(check),
+            "error": check.error if math.isfinite(check.error) else None,
+            "detail": _without_paths(check.detail, results),
+            "holds": check.holds,
+        }
+        for result in results
+        for check in result.checks
+    ]

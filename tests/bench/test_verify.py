@@ -1,0 +1,450 @@
+"""The comparison with diffusers: what holds is said to hold, and a fault is named as the stage that it is in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.verify import checks, ours, ranks, tokens
+from bench.verify.__main__ import main
+from bench.verify.checks import Asked, How, ask_diffusers, compare
+from bench.verify.judging import Check, judge_mean, judge_stage, judge_whole
+from bench.verify.models import Model, find_models, requests_for
+from bench.verify.ours import Results
+from bench.verify.ranks import Plan
+from bench.verify.report import Verified, write_report
+from engine.component_config import TransformerConfig
+from engine.errors import CheckpointError
+from engine.model import VAEDecoder
+from engine.modes import Degrees
+from engine.parallel import thread_meshes
+from engine.rank import Rank
+from launcher.tokenizer import Prompt, PromptTokenizer
+from tests.launcher.processes import PATIENCE_S
+
+CPU = torch.device("cpu")
+HOW = How(CPU, CPU, (), PATIENCE_S)
+SIZES = [(96, 64)]
+
+
+@pytest.fixture(scope="module")
+def model(raw: Path) -> Model:
+    (found,) = find_models([str(raw)])
+    return found
+
+
+@pytest.fixture(scope="module")
+def asked(model: Model) -> Asked:
+    """What diffusers says, once for all faults."""
+    return ask_diffusers(model, requests_for(model, "float32", SIZES, steps=2, images=1), "float32", HOW, quiet)
+
+
+def quiet(_: str) -> None: ...
+
+
+def first_difference(checked: Sequence[Check]) -> Check:
+    return next(check for check in checked if not check.holds)
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, fault: Callable[[Rank], None]) -> None:
+    """In every rank that is loaded."""
+
+    class Faulty(Rank):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            with torch.no_grad():
+                fault(self)
+
+    monkeypatch.setattr(ranks, "Rank", Faulty)
+
+
+def scaled(path: str) -> Callable[[Rank], None]:
+    """A parameter that is a hundredth too large."""
+    return lambda rank: _parameter(rank, path).mul_(1.01)
+
+
+def _parameter(rank: Rank, path: str) -> torch.Tensor:
+    component, _, name = path.partition(".")
+    return getattr(rank, component).get_parameter(name)
+
+
+WEIGHTS = {  # by the stage that each is in
+    "text encoder embedding": "text_encoder.embed_tokens.weight",
+    "text encoder layer 0": "text_encoder.layers.0.mlp.down.weight",
+    "text encoder layer 4": "text_encoder.layers.4.attn.norm_q.weight",
+    "text fusion layer-wise block 1": "transformer.text_fusion.layerwise_blocks.1.attn.qkvg.weight",
+    "text fusion projector": "transformer.text_fusion.projector.weight",
+    "text fusion refiner block 0": "transformer.text_fusion.refiner_blocks.0.ff.gate_up.weight",
+    "text in-projection": "transformer.txt_in.linear_2.bias",
+    "time embedding": "transformer.time_embed.linear_1.weight",
+    "time modulation": "transformer.time_mod_proj.bias",
+    "image in-projection": "transformer.img_in.weight",
+    "transformer block 0": "transformer.transformer_blocks.0.scale_shift_table",
+    "transformer block 1": "transformer.transformer_blocks.1.attn.norm_k.weight",
+    "transformer block 2": "transformer.transformer_blocks.2.ff.down.weight",
+    "final layer": "transformer.final_layer.linear.bias",
+    "VAE post_quant_conv": "vae.post_quant_conv.weight",
+    "VAE conv_in": "vae.decoder.conv_in.bias",
+    "VAE mid block": "vae.decoder.mid_block.attentions.0.proj.weight",
+    "VAE up block 0": "vae.decoder.up_blocks.0.upsamplers.0.weight",
+    "VAE up block 3": "vae.decoder.up_blocks.3.resnets.1.conv2.weight",
+    "VAE norm_out and conv_out": "vae.decoder.norm_out.weight",
+}
+CUMULATIVE = ("text encoder tap", "velocity", "final latents", "pixels")
+
+
+def test_a_sound_engine_holds(model: Model, asked: Asked) -> None:
+    checked = list(compare(model, asked, HOW, quiet))
+    assert [check.name for check in checked if not check.holds] == []
+    assert max(check.error for check in checked if check.name.startswith("transformer block")) < 5e-6
+    names = [check.name for check in checked]
+    assert names.index("text encoder tap 5") < names.index("text fusion projector") < names.index("transformer block 2")
+    assert names.index("guidance and Euler step 2") < names.index("velocity of a whole forward") < names.index("pixels")
+    assert {name for name in WEIGHTS if name not in names} == set()
+
+
+@pytest.mark.parametrize(("stage", "path"), WEIGHTS.items(), ids=WEIGHTS)
+def test_a_wrong_weight_is_named_by_its_stage_alone(
+    model: Model, asked: Asked, monkeypatch: pytest.MonkeyPatch, stage: str, path: str
+) -> None:
+    plant(monkeypatch, scaled(path))
+    checked = list(compare(model, asked, HOW, quiet))
+    assert first_difference(checked).name == stage
+    others = [check.name for check in checked if not check.holds and check.name != stage]
+    assert [name for name in others if not name.startswith(CUMULATIVE)] == []
+
+
+def wrong_taps(rank: Rank) -> None:
+    rank.text_encoder.taps = (1, 3, 4)
+
+
+def wrong_mean(rank: Rank) -> None:
+    assert rank.vae is not None
+    rank.vae._mean.add_(0.01)
+
+
+@pytest.mark.parametrize(
+    ("stage", "fault"), [("text encoder tap 5", wrong_taps), ("VAE input: latents' mean and std", wrong_mean)]
+)
+def test_a_wrong_setting_is_named(
+    model: Model, asked: Asked, monkeypatch: pytest.MonkeyPatch, stage: str, fault: Callable[[Rank], None]
+) -> None:
+    plant(monkeypatch, fault)
+    assert first_difference(list(compare(model, asked, HOW, quiet))).name == stage
+
+
+def patched(modules: str, function: str, change: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch], None]:
+    """A function, changed for the modules that use it."""
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in modules.split():
+            original = getattr(import_module(name), function)
+            monkeypatch.setattr(f"{name}.{function}", partial(change, original))
+
+    return patch
+
+
+CODE = {
+    "noise": patched("engine.rank", "draw_noise", lambda draw, seed, *rest: draw(seed + 1, *rest)),
+    "sigmas of 96×64": patched("engine.rank bench.verify.checks", "default_mu", lambda mu, *rest: mu(*rest) + 1e-3),
+    "guidance and Euler step 1": patched("engine.rank", "guide", lambda guide, a, b, g: guide(a, b, g + 0.01)),
+    "velocity of a whole forward": patched(
+        "engine.velocities", "image_rotations", lambda make, rows, columns, *rest: make(columns, rows, *rest)
+    ),
+}
+
+
+@pytest.mark.parametrize(("stage", "patch"), CODE.items(), ids=CODE)
+def test_wrong_code_is_named(
+    model: Model,
+    asked: Asked,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    patch: Callable[[pytest.MonkeyPatch], None],
+) -> None:
+    patch(monkeypatch)
+    assert first_difference(list(compare(model, asked, HOW, quiet))).name == stage
+
+
+def test_wrong_steps_are_named_with_the_first_of_them(
+    model: Model, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What all stages hold for, and goes wrong when a rank makes whole images."""
+    images = ours.Runner.images
+
+    def later(runner: ours.Runner, jobs: Any, results: Results, say: Any) -> None:
+        images(runner, jobs, results, say)
+        results.latents[0][1] += 0.01
+
+    monkeypatch.setattr(ours.Runner, "images", later)
+    difference = first_difference(list(compare(model, asked, HOW, quiet)))
+    assert difference.name.startswith("final latents of 96×64, guidance 3.5")
+    assert difference.detail == "from step 2 of 2 on"
+
+
+def test_wrong_pixels_are_named(model: Model, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = VAEDecoder.decode_pixels
+    monkeypatch.setattr(VAEDecoder, "decode_pixels", lambda *given, **options: decode(*given, **options).flip(-1))
+    assert first_difference(list(compare(model, asked, HOW, quiet))).name == "pixels"
+
+
+def test_what_is_no_number_is_a_failure(model: Model, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, lambda rank: _parameter(rank, WEIGHTS["transformer block 1"]).fill_(float("nan")))
+    checked = list(compare(model, asked, HOW, quiet))
+    difference = first_difference(checked)
+    assert difference.name == "transformer block 1"
+    assert not any(check.holds for check in checked if check.name.startswith(("velocity", "final latents")))
+    report = write_report([Verified(model, checked)])
+    assert "first difference: transformer block 1 (float32), which is not a number" in report
+
+
+@pytest.mark.parametrize("both", [float("nan"), float("inf")])
+def test_no_number_on_both_sides_is_a_failure(both: float) -> None:
+    x = torch.full((2, 3), both)
+    good = torch.ones(2, 3)
+    assert not judge_stage("s", "float32", "one", x, x, exact=None, added_to=None).holds
+    assert not judge_stage("s", "bfloat16", "one", x, x, exact=good, added_to=None).holds
+    assert not judge_stage("s", "bfloat16", "one", x, x, exact=x, added_to=None).holds
+    assert not judge_whole("s", "float32", "one", x, x).holds
+    assert not judge_mean("s", "bfloat16", "one", (both, both), images=1).holds
+
+
+def test_a_stage_is_judged_by_what_it_adds() -> None:
+    """The input of a late layer of the text encoder is a thousand times what the layer adds."""
+    given = torch.full((4, 100), 1e3)
+    right = given + torch.linspace(-1, 1, 100)
+    wrong = given + 1.001 * torch.linspace(-1, 1, 100)
+    assert judge_stage("s", "float32", "one", right, right, exact=None, added_to=given).holds
+    assert not judge_stage("s", "float32", "one", wrong, right, exact=None, added_to=given).holds
+
+
+def test_a_stage_that_raises_is_told_and_the_others_go_on(
+    model: Model, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raise_it(*_: object) -> None:
+        raise RuntimeError("no kernel image")
+
+    def break_projector(rank: Rank) -> None:
+        stages = ours.stages_of_transformer
+
+        def broken(*given: Any) -> Any:
+            rank.transformer.text_fusion.projector.forward = raise_it  # after the images, which it is in too
+            return stages(*given)
+
+        monkeypatch.setattr(ours, "stages_of_transformer", broken)
+
+    plant(monkeypatch, break_projector)
+    checked = list(compare(model, asked, HOW, quiet))
+    assert [check.name for check in checked if not check.holds] == ["text fusion projector"]
+    report = write_report([Verified(model, checked)])
+    assert "first difference: text fusion projector (float32), RuntimeError: no kernel image" in report
+    assert "Traceback (most recent call last):" in report
+
+
+# ---- tokens
+
+
+def test_tokens_of_all_prompts_hold(model: Model) -> None:
+    check = tokens.compare_tokens(model)
+    assert check.holds, check.detail
+    fed = tokens._Fed(model)
+    assert len(fed.ids(tokens.PROMPTS["too long"])) == 34 + 507 + 5
+    assert len(fed.ids("")) == 34 + 5
+
+
+def test_a_wrong_token_is_named_with_its_prompt_and_place(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Faulty(PromptTokenizer):
+        def encode(self, prompt: str) -> Prompt:
+            right = super().encode(prompt)
+            if "🦊" not in prompt:
+                return right
+            return replace(right, ids=(*right.ids[:36], right.ids[36] + 1, *right.ids[37:]))
+
+    monkeypatch.setattr(tokens, "PromptTokenizer", Faulty)
+    check = tokens.compare_tokens(model)
+    assert (check.holds, check.error) == (False, 1.0)
+    assert check.detail.startswith("prompt 'emoji' ('a 🦊 in")
+    assert "token 36 is" in check.detail
+
+
+def test_a_prompt_that_is_cut_elsewhere_is_named(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.tokenizer.MAX_PROMPT_TOKENS", 506)
+    check = tokens.compare_tokens(model)
+    assert not check.holds
+    assert check.detail.startswith("prompt 'as long as there is room'")
+
+
+# ---- several ranks, here as threads
+
+
+@pytest.fixture
+def in_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Rank], None]], None]:
+    """`in_threads(fault)`: ranks run as threads, the second of them with a fault."""
+
+    def set_up(fault: Callable[[Rank], None]) -> None:
+        def run_group(plan: Plan, degrees: Degrees, seconds: float) -> list[Results]:
+            meshes = thread_meshes(degrees, timeout_s=seconds)
+
+            def run(index: int) -> Results:
+                rank = Rank(plan.config(degrees), meshes[index], torch.device("cpu"))
+                with torch.no_grad():
+                    if index == 1:
+                        fault(rank)
+                try:
+                    return ranks.compute(rank, plan, quiet, catch=False)
+                finally:
+                    rank.close()
+
+            with ThreadPoolExecutor(degrees.ranks) as threads:
+                return list(threads.map(run, range(degrees.ranks)))
+
+        monkeypatch.setattr(checks, "run_group", run_group)
+
+    return set_up
+
+
+def drift(rank: Rank) -> None:
+    """Velocities that this rank alone gets wrong."""
+    own = rank._velocities
+    rank._velocities = lambda segments: [1.001 * velocity for velocity in own(segments)]  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("mode", "stage", "fault"),
+    [
+        (Degrees(tp=2), None, lambda rank: None),
+        (Degrees(sp=2), "transformer block 1", scaled(WEIGHTS["transformer block 1"])),
+        (Degrees(tp=2), "transformer block 2", scaled(WEIGHTS["transformer block 2"])),
+        (Degrees(tp=2), "final latents", drift),
+    ],
+    ids=["tp2", "sp2, a weight", "tp2, a weight", "tp2, a drift"],
+)
+def test_a_fault_on_one_of_two_ranks_is_named(
+    model: Model,
+    asked: Asked,
+    in_threads: Callable[[Callable[[Rank], None]], None],
+    mode: Degrees,
+    stage: str | None,
+    fault: Callable[[Rank], None],
+) -> None:
+    in_threads(fault)
+    checked = list(compare(model, asked, replace(HOW, modes=(mode,)), quiet))
+    assert any(check.mode == mode.name for check in checked)
+    if stage is None:
+        assert [check.name for check in checked if not check.holds] == []
+        return
+    difference = first_difference(checked)
+    assert difference.mode == mode.name
+    assert difference.name.startswith(stage)
+    assert any(not check.holds and check.name.startswith("between ranks") for check in checked) == (fault is drift)
+
+
+def test_ranks_that_differ_are_named(model: Model, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_group(plan: Plan, degrees: Degrees, seconds: float) -> list[Results]:
+        first = ranks.run_one(plan, quiet)
+        return [first, replace(first, latents=[[each + 1e-4 for each in image] for image in first.latents])]
+
+    monkeypatch.setattr(checks, "run_group", run_group)
+    checked = list(compare(model, asked, replace(HOW, modes=(Degrees(cfg=2),)), quiet))
+    (difference,) = [check for check in checked if not check.holds]
+    assert (difference.name, difference.mode) == ("between ranks", "cfg")
+    assert difference.detail == "rank 1 against rank 0"
+
+
+# ---- the command
+
+
+@pytest.mark.timeout(600)
+def test_the_command_verifies_and_reports(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report, lines = tmp_path / "report.md", tmp_path / "lines.jsonl"
+    words = [str(raw), "--sizes", "64x96", "--steps", "1", "--device", "cpu", "--modes", "tp2", "--images", "1"]
+    words += ["--seconds", str(PATIENCE_S), "--report", str(report), "--json", str(lines)]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert report.read_text() in said.out
+    text = report.read_text()
+    assert f"- **{raw.name}** (Raw): all " in text
+    assert "checks hold" in text
+    assert "| stages: worst of " in text
+    assert str(tmp_path.parent) not in text
+    assert str(Path.home()) not in text
+    assert "torch " in text
+    assert "commit " in text
+    rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert {row["benchmark"] for row in rows} == {"verify"}
+    assert all(row["holds"] for row in rows)
+    assert {row["mode"] for row in rows} == {"", "one", "tp2"}
+    assert "one after the other" in said.err
+    assert "diffusers in float32: image 1 of 1" in said.err
+
+
+def test_a_difference_ends_the_command_with_one(
+    model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(checks, "ask_diffusers", fail)
+    assert main([str(model.folder), "--sizes", "64x96", "--steps", "1", "--device", "cpu"]) == 1
+    out = capsys.readouterr().out
+    assert "first difference: diffusers' side (float32), torch.OutOfMemoryError: CUDA out of memory" in out
+    assert "| tokens |" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "no folder in the diffusers layout"),
+        (["engine/demo/outlined.safetensors"], "model must be a folder in the diffusers layout"),
+        (["demo", "--modes", "tp2,sp4"], "sp 4 is not possible for this checkpoint"),
+        (["demo", "--sizes", "100x64"], "must be as 512x512,640x384, multiples of 16"),
+        (["demo", "--dtype", "float16"], "invalid choice"),
+    ],
+)
+def test_what_cannot_be_verified_is_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent.parent)
+    undivided = TransformerConfig.undivided_heads
+    monkeypatch.setattr(
+        TransformerConfig, "undivided_heads", lambda dit, ranks: [("heads", 6)] if ranks > 2 else undivided(dit, ranks)
+    )
+    try:
+        status = main(words)
+    except SystemExit as end:
+        status = int(str(end.code))
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
+def test_quantised_and_incomplete_folders_are_refused(model: Model, tmp_path: Path) -> None:
+    for part in model.folder.iterdir():
+        (tmp_path / part.name).symlink_to(part)
+    (tmp_path / "vae").unlink()
+    with pytest.raises(CheckpointError, match=r"files are missing, found vae/config\.json"):
+        find_models([str(tmp_path)])
+    (tmp_path / "vae").symlink_to(model.folder / "vae")
+    assert find_models([str(tmp_path)])[0].variant == "Raw"
+
+
+def test_too_little_memory_is_told_before_anything_is_loaded(
+    model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bench.verify.__main__.free_bytes", lambda _: 1000)
+    monkeypatch.setattr(checks, "ask_diffusers", lambda *_: pytest.fail("loads"))
+    assert main([str(model.folder), "--device", "cpu"]) == 1
+    assert "not run, since 0.00 GB are needed on cpu and 0.00 GB are free" in capsys.readouterr().out
+
+
+def test_the_demo_is_both_of_its_checkpoints() -> None:
+    found = [(model.name, model.variant) for model in find_models(["demo", "demo-raw"])]
+    assert found == [("demo-turbo", "Turbo"), ("demo-raw", "Raw")]
