@@ -136,7 +136,7 @@ def _verify(model: Model, degrees: Sequence[Degrees], options: argparse.Namespac
             checks.append(check)
             if not check.holds:
                 say(f"DIFFERENT: {check.name}, {check.dtype}, {check.mode}")
-    result = Verified(model, checks, left_out)
+    result = Verified(model, checks, [*(f"left out: {reason}" for reason in left_out), *how.notes])
     say(f"{model.name}: {result.verdict}")
     return result
 
@@ -154,7 +154,7 @@ def _describe_time(
             seconds += work / _operations_a_second(reference, "float32")
     images = sum(map(len, requests.values()))
     return (
-        f"{images} images on each side: some {seconds / 60:.1f} minutes if all went as fast as a matrix product does "
+        f"{images} images on each side: some {seconds / 60:.2g} minutes if all went as fast as a matrix product does "
         "here, on a CPU several times that; loading comes on top, and each mode of several ranks"
     )
 
@@ -188,7 +188,7 @@ def _lacking(size: int, device: torch.device) -> str | None:
     free, needed = free_bytes(device), _ROOM * size
     if free is None or needed <= free:
         return None
-    return f"since {needed / 1e9:.2f} GB are needed on {device.type} and {free / 1e9:.2f} GB are free"
+    return f"since {needed / 1e9:.3g} GB are needed on {device.type} and {free / 1e9:.3g} GB are free"
 
 
 def _modes(model: Model, options: argparse.Namespace) -> list[Degrees]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -46,12 +46,14 @@ SIGMAS = "sigmas"
 @dataclass(frozen=True)
 class How:
     """device: of the engine and of diffusers; reference: of what diffusers computes in float32 for bfloat16 to be
-    compared with. modes: of several ranks, besides the one. seconds: of a group of ranks, at most."""
+    compared with. modes: of several ranks, besides the one. seconds: of a group of ranks, at most. notes: how the engine
+    computed, filled in as it does."""
 
     device: torch.device
     reference: torch.device
     modes: Sequence[Degrees]
     seconds: float
+    notes: list[str] = field(default_factory=list)
 
 
 def ask_diffusers(model: Model, requests: Sequence[Request], dtype: str, how: How, say: Say) -> Asked:
@@ -85,7 +87,9 @@ def compare(model: Model, asked: Asked, how: How, say: Say) -> Iterator[Check]:
     answers = asked.answers
     plan = make_plan(model, answers, how)
     try:
-        yield from judge(model, asked, [run_one(plan, say)], ONE)
+        result = run_one(plan, say)
+        how.notes.append(f"{answers.dtype}, one rank: {result.note}")
+        yield from judge(model, asked, [result], ONE)
     except Exception:
         yield failed("the engine", answers.dtype, ONE.name, traceback.format_exc())
     release(how.device)
@@ -97,6 +101,7 @@ def compare(model: Model, asked: Asked, how: How, say: Say) -> Iterator[Check]:
         except Exception:
             yield failed("the engine's ranks", answers.dtype, degrees.name, traceback.format_exc())
             continue
+        how.notes.append(f"{answers.dtype}, {degrees.name}: {results[0].note}")
         say(f"the engine in {answers.dtype}, {degrees.name}: done in {time.monotonic() - began:.0f} s")
         yield from judge(model, asked, results, degrees)
 

@@ -197,7 +197,7 @@ def describe_loading(model: Model, dtypes: Sequence[str], device: str) -> str:
     """What will be loaded, for people, before anything is."""
     lines = [f"{model.name} ({model.variant}) on {device}; one after the other, each released before the next:"]
     for dtype in dict.fromkeys(("float32", *dtypes) if "bfloat16" in dtypes else dtypes):
-        parts = ", then ".join(f"{part} {size / 1e9:.2f} GB" for part, size in model.diffusers_bytes(dtype).items())
+        parts = ", then ".join(f"{part} {size / 1e9:.3g} GB" for part, size in model.diffusers_bytes(dtype).items())
         lines.append(f"  diffusers in {dtype}: {parts}, in host memory first")
-    lines += [f"  the engine in {dtype}: {model.engine_bytes(dtype) / 1e9:.2f} GB" for dtype in dtypes]
+    lines += [f"  the engine in {dtype}: {model.engine_bytes(dtype) / 1e9:.3g} GB" for dtype in dtypes]
     return "\n".join(lines)

@@ -48,12 +48,13 @@ class Steps:
 @dataclass
 class Results:
     """latents: of each job after every step. noise: what it began with. stages: by name. failures: the traceback, of
-    what could not be computed, by name."""
+    what could not be computed, by name. note: how the engine computed, for people."""
 
     noise: list[torch.Tensor] = field(default_factory=list)
     latents: list[list[torch.Tensor]] = field(default_factory=list)
     stages: dict[str, torch.Tensor] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    note: str = ""
 
 
 class Runner:

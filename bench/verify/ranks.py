@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from bench.rank_processes import end_with_parent, run_ranks
@@ -30,6 +31,7 @@ from engine.parallel import Mesh, connect_mesh, pick_device
 from engine.rank import Rank
 from engine.step import Job
 
+_NOTE = "note"
 _STEPS = ("latents", "velocities", "before")
 
 
@@ -77,11 +79,18 @@ def run_one(plan: Plan, say: Callable[[str], None]) -> Results:
 def compute(rank: Rank, plan: Plan, say: Callable[[str], None], *, catch: bool) -> Results:
     """All that a rank of any group computes."""
     rank.warm_up([(job.width, job.height) for job in plan.jobs], decodes=rank.mesh.world.size == 1)
-    runner, results = Runner(rank), Results()
+    runner, results = Runner(rank), Results(note=_describe(rank))
     runner.images(plan.jobs, results, say)
     say("the engine: stages")
     runner.stages(plan.traced, plan.inputs, plan.steps, results, catch=catch)
     return results
+
+
+def _describe(rank: Rank) -> str:
+    choice = rank.attention_choice
+    graphs = "CUDA graphs of steps" if rank.has_step_graphs else "no CUDA graphs of steps"
+    refused = "".join(f"; {name}: {reason}" for name, reason in choice.refused.items())
+    return f"attention {choice.backend}, {graphs}{refused}"
 
 
 def run_group(plan: Plan, degrees: Degrees, seconds: float) -> list[Results]:
@@ -169,17 +178,20 @@ def _write_results(results: Results, file: Path, *, stages: bool) -> None:
         tensors |= {f"latents/{image}/{step}": each for step, each in enumerate(latents)}
     if stages:
         tensors |= {f"stages/{name}": tensor for name, tensor in results.stages.items()}
-    save_file(tensors, file)
+    save_file(tensors, file, metadata={_NOTE: results.note})
 
 
 def _read_results(file: Path, plan: Plan) -> Results:
     tensors = load_file(file)
+    with safe_open(file, framework="pt") as opened:
+        note = (opened.metadata() or {}).get(_NOTE, "")
     return Results(
         noise=[tensors[f"noise/{image}"] for image in range(len(plan.jobs))],
         latents=[
             [tensors[f"latents/{image}/{step}"] for step in range(job.steps)] for image, job in enumerate(plan.jobs)
         ],
         stages={name.removeprefix("stages/"): tensor for name, tensor in tensors.items() if name.startswith("stages/")},
+        note=note,
     )
 
 

@@ -23,11 +23,11 @@ _LONGEST_TRACEBACK = 3000  # characters of its end
 
 @dataclass(frozen=True)
 class Verified:
-    """A model, what was checked of it, and what was left out, each with the reason."""
+    """A model, what was checked of it, and what there is to know besides: how, and what was left out."""
 
     model: Model
     checks: Sequence[Check]
-    left_out: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     @property
     def holds(self) -> bool:
@@ -72,8 +72,8 @@ def _section(result: Verified) -> list[str]:
         "",
         f"{describe_shapes(model.config)}; weights stored as {', '.join(model.formats)}, not quantised",
         "",
-        *(f"- left out: {reason}" for reason in result.left_out),
-        *([""] if result.left_out else []),
+        *(f"- {note}" for note in result.notes),
+        *([""] if result.notes else []),
         "| check | dtype | ranks | error | allowed | measured | outcome |",
         "|---|---|---|---|---|---|---|",
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,21 +13,17 @@ from typing import Any
 import pytest
 import torch
 
-from bench.verify import checks, ours, ranks, tokens
-from bench.verify.__main__ import main
+from bench.verify import checks, ours, ranks
 from bench.verify.checks import Asked, How, ask_diffusers, compare
 from bench.verify.judging import Check, judge_mean, judge_stage, judge_whole
 from bench.verify.models import Model, find_models, requests_for
 from bench.verify.ours import Results
 from bench.verify.ranks import Plan
 from bench.verify.report import Verified, write_report
-from engine.component_config import TransformerConfig
-from engine.errors import CheckpointError
 from engine.model import VAEDecoder
 from engine.modes import Degrees
 from engine.parallel import thread_meshes
 from engine.rank import Rank
-from launcher.tokenizer import Prompt, PromptTokenizer
 from tests.launcher.processes import PATIENCE_S
 
 CPU = torch.device("cpu")
@@ -121,6 +116,17 @@ def test_a_wrong_weight_is_named_by_its_stage_alone(
     assert first_difference(checked).name == stage
     others = [check.name for check in checked if not check.holds and check.name != stage]
     assert [name for name in others if not name.startswith(CUMULATIVE)] == []
+
+
+def test_bfloat16_is_judged_by_float32(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = requests_for(model, "bfloat16", SIZES, steps=1, images=1)
+    low = ask_diffusers(model, requests, "bfloat16", HOW, quiet)
+    checked = list(compare(model, low, HOW, quiet))
+    assert [check.name for check in checked if not check.holds] == []
+    rounded = [check for check in checked if check.name.startswith(("transformer block", "text encoder layer"))]
+    assert all(1e-4 < check.error < 1e-2 for check in rounded)
+    plant(monkeypatch, lambda rank: _parameter(rank, WEIGHTS["transformer block 2"]).mul_(1.03))
+    assert first_difference(list(compare(model, low, HOW, quiet))).name == "transformer block 2"
 
 
 def wrong_taps(rank: Rank) -> None:
@@ -250,39 +256,6 @@ def test_a_stage_that_raises_is_told_and_the_others_go_on(
     assert "Traceback (most recent call last):" in report
 
 
-# ---- tokens
-
-
-def test_tokens_of_all_prompts_hold(model: Model) -> None:
-    check = tokens.compare_tokens(model)
-    assert check.holds, check.detail
-    fed = tokens._Fed(model)
-    assert len(fed.ids(tokens.PROMPTS["too long"])) == 34 + 507 + 5
-    assert len(fed.ids("")) == 34 + 5
-
-
-def test_a_wrong_token_is_named_with_its_prompt_and_place(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Faulty(PromptTokenizer):
-        def encode(self, prompt: str) -> Prompt:
-            right = super().encode(prompt)
-            if "🦊" not in prompt:
-                return right
-            return replace(right, ids=(*right.ids[:36], right.ids[36] + 1, *right.ids[37:]))
-
-    monkeypatch.setattr(tokens, "PromptTokenizer", Faulty)
-    check = tokens.compare_tokens(model)
-    assert (check.holds, check.error) == (False, 1.0)
-    assert check.detail.startswith("prompt 'emoji' ('a 🦊 in")
-    assert "token 36 is" in check.detail
-
-
-def test_a_prompt_that_is_cut_elsewhere_is_named(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.tokenizer.MAX_PROMPT_TOKENS", 506)
-    check = tokens.compare_tokens(model)
-    assert not check.holds
-    assert check.detail.startswith("prompt 'as long as there is room'")
-
-
 # ---- several ranks, here as threads
 
 
@@ -295,17 +268,24 @@ def in_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Rank], No
             meshes = thread_meshes(degrees, timeout_s=seconds)
 
             def run(index: int) -> Results:
-                rank = Rank(plan.config(degrees), meshes[index], torch.device("cpu"))
-                with torch.no_grad():
-                    if index == 1:
-                        fault(rank)
                 try:
-                    return ranks.compute(rank, plan, quiet, catch=False)
-                finally:
+                    rank = Rank(plan.config(degrees), meshes[index], CPU)
+                    with torch.no_grad():
+                        if index == 1:
+                            fault(rank)
+                    results = ranks.compute(rank, plan, quiet, catch=False)
                     rank.close()
+                    return results
+                except BaseException:
+                    meshes[index].close()  # lets a rank go that waits for this one
+                    raise
 
             with ThreadPoolExecutor(degrees.ranks) as threads:
-                return list(threads.map(run, range(degrees.ranks)))
+                futures = [threads.submit(run, index) for index in range(degrees.ranks)]
+            failures = [failure for future in futures if (failure := future.exception()) is not None]
+            if failures:  # what the others say is only that this one left
+                raise min(failures, key=lambda failure: "in vain" in str(failure))
+            return [future.result() for future in futures]
 
         monkeypatch.setattr(checks, "run_group", run_group)
 
@@ -314,8 +294,7 @@ def in_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Rank], No
 
 def drift(rank: Rank) -> None:
     """Velocities that this rank alone gets wrong."""
-    own = rank._velocities
-    rank._velocities = lambda segments: [1.001 * velocity for velocity in own(segments)]  # type: ignore[assignment]
+    rank.transformer.register_forward_hook(lambda _module, _arguments, velocities: 1.001 * velocities)
 
 
 @pytest.mark.parametrize(
@@ -358,93 +337,3 @@ def test_ranks_that_differ_are_named(model: Model, asked: Asked, monkeypatch: py
     (difference,) = [check for check in checked if not check.holds]
     assert (difference.name, difference.mode) == ("between ranks", "cfg")
     assert difference.detail == "rank 1 against rank 0"
-
-
-# ---- the command
-
-
-@pytest.mark.timeout(600)
-def test_the_command_verifies_and_reports(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report, lines = tmp_path / "report.md", tmp_path / "lines.jsonl"
-    words = [str(raw), "--sizes", "64x96", "--steps", "1", "--device", "cpu", "--modes", "tp2", "--images", "1"]
-    words += ["--seconds", str(PATIENCE_S), "--report", str(report), "--json", str(lines)]
-    assert main(words) == 0
-    said = capsys.readouterr()
-    assert report.read_text() in said.out
-    text = report.read_text()
-    assert f"- **{raw.name}** (Raw): all " in text
-    assert "checks hold" in text
-    assert "| stages: worst of " in text
-    assert str(tmp_path.parent) not in text
-    assert str(Path.home()) not in text
-    assert "torch " in text
-    assert "commit " in text
-    rows = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert {row["benchmark"] for row in rows} == {"verify"}
-    assert all(row["holds"] for row in rows)
-    assert {row["mode"] for row in rows} == {"", "one", "tp2"}
-    assert "one after the other" in said.err
-    assert "diffusers in float32: image 1 of 1" in said.err
-
-
-def test_a_difference_ends_the_command_with_one(
-    model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(checks, "ask_diffusers", fail)
-    assert main([str(model.folder), "--sizes", "64x96", "--steps", "1", "--device", "cpu"]) == 1
-    out = capsys.readouterr().out
-    assert "first difference: diffusers' side (float32), torch.OutOfMemoryError: CUDA out of memory" in out
-    assert "| tokens |" in out
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["nowhere"], "no folder in the diffusers layout"),
-        (["engine/demo/outlined.safetensors"], "model must be a folder in the diffusers layout"),
-        (["demo", "--modes", "tp2,sp4"], "sp 4 is not possible for this checkpoint"),
-        (["demo", "--sizes", "100x64"], "must be as 512x512,640x384, multiples of 16"),
-        (["demo", "--dtype", "float16"], "invalid choice"),
-    ],
-)
-def test_what_cannot_be_verified_is_refused(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(Path(__file__).parent.parent.parent)
-    undivided = TransformerConfig.undivided_heads
-    monkeypatch.setattr(
-        TransformerConfig, "undivided_heads", lambda dit, ranks: [("heads", 6)] if ranks > 2 else undivided(dit, ranks)
-    )
-    try:
-        status = main(words)
-    except SystemExit as end:
-        status = int(str(end.code))
-    assert status == 2
-    assert message in capsys.readouterr().err
-
-
-def test_quantised_and_incomplete_folders_are_refused(model: Model, tmp_path: Path) -> None:
-    for part in model.folder.iterdir():
-        (tmp_path / part.name).symlink_to(part)
-    (tmp_path / "vae").unlink()
-    with pytest.raises(CheckpointError, match=r"files are missing, found vae/config\.json"):
-        find_models([str(tmp_path)])
-    (tmp_path / "vae").symlink_to(model.folder / "vae")
-    assert find_models([str(tmp_path)])[0].variant == "Raw"
-
-
-def test_too_little_memory_is_told_before_anything_is_loaded(
-    model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("bench.verify.__main__.free_bytes", lambda _: 1000)
-    monkeypatch.setattr(checks, "ask_diffusers", lambda *_: pytest.fail("loads"))
-    assert main([str(model.folder), "--device", "cpu"]) == 1
-    assert "not run, since 0.00 GB are needed on cpu and 0.00 GB are free" in capsys.readouterr().out
-
-
-def test_the_demo_is_both_of_its_checkpoints() -> None:
-    found = [(model.name, model.variant) for model in find_models(["demo", "demo-raw"])]
-    assert found == [("demo-turbo", "Turbo"), ("demo-raw", "Raw")]

@@ -1,0 +1,154 @@
+"""The command that compares the engine with diffusers: its report, what it refuses, and the tokens of prompts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.verify import checks, tokens
+from bench.verify.__main__ import main
+from bench.verify.models import Model, find_models
+from engine.checkpoint import CheckpointFiles
+from engine.checkpoint.convert import convert
+from engine.component_config import TransformerConfig
+from engine.config import EngineConfig
+from engine.errors import ArgumentError, CheckpointError
+from launcher.tokenizer import Prompt, PromptTokenizer
+from tests.launcher.processes import PATIENCE_S
+
+
+@pytest.fixture(scope="module")
+def model(raw: Path) -> Model:
+    (found,) = find_models([str(raw)])
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_the_command_verifies_and_reports(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report, lines = tmp_path / "report.md", tmp_path / "lines.jsonl"
+    words = [str(raw), "--sizes", "64x96", "--steps", "1", "--device", "cpu", "--modes", "tp2", "--images", "1"]
+    words += ["--seconds", str(PATIENCE_S), "--report", str(report), "--json", str(lines)]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert report.read_text() in said.out
+    text = report.read_text()
+    assert f"- **{raw.name}** (Raw): all " in text
+    assert "checks hold" in text
+    assert "| stages: worst of " in text
+    assert str(tmp_path.parent) not in text
+    assert str(Path.home()) not in text
+    assert "torch " in text
+    assert "commit " in text
+    rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert {row["benchmark"] for row in rows} == {"verify"}
+    assert all(row["holds"] for row in rows)
+    assert {row["mode"] for row in rows} == {"", "one", "tp2"}
+    assert "one after the other" in said.err
+    assert "diffusers in float32: image 1 of 1" in said.err
+
+
+def test_a_difference_ends_the_command_with_one(
+    model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(checks, "ask_diffusers", fail)
+    assert main([str(model.folder), "--sizes", "64x96", "--steps", "1", "--device", "cpu"]) == 1
+    out = capsys.readouterr().out
+    assert "first difference: diffusers' side (float32), torch.OutOfMemoryError: CUDA out of memory" in out
+    assert "| tokens |" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "no folder in the diffusers layout"),
+        (["engine/demo/outlined.safetensors"], "model must be a folder in the diffusers layout"),
+        (["demo", "--modes", "tp2,sp4"], "sp 4 is not possible for this checkpoint"),
+        (["demo", "--sizes", "100x64"], "must be as 512x512,640x384, multiples of 16"),
+        (["demo", "--dtype", "float16"], "invalid choice"),
+    ],
+)
+def test_what_cannot_be_verified_is_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent.parent)
+    undivided = TransformerConfig.undivided_heads
+    monkeypatch.setattr(
+        TransformerConfig, "undivided_heads", lambda dit, ranks: [("heads", 6)] if ranks > 2 else undivided(dit, ranks)
+    )
+    try:
+        status = main(words)
+    except SystemExit as end:
+        status = int(str(end.code))
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
+def test_incomplete_and_quantised_folders_are_refused(model: Model, tmp_path: Path) -> None:
+    for part in model.folder.iterdir():
+        (tmp_path / part.name).symlink_to(part)
+    (tmp_path / "vae").unlink()
+    with pytest.raises(CheckpointError, match=r"files are missing, found vae/config\.json"):
+        find_models([str(tmp_path)])
+    (tmp_path / "vae").symlink_to(model.folder / "vae")
+    assert find_models([str(tmp_path)])[0].variant == "Raw"
+    (tmp_path / "transformer").unlink()
+    (tmp_path / "transformer").mkdir()
+    for file in (model.folder / "transformer").glob("*.json"):
+        (tmp_path / "transformer" / file.name).symlink_to(file)
+    checkpoint = CheckpointFiles.open(EngineConfig(model=str(model.folder)))
+    quantised = tmp_path / "transformer" / "diffusion_pytorch_model.safetensors"
+    convert(checkpoint, quantised, layout="native", weights="fp8")
+    checkpoint.close()
+    with pytest.raises(ArgumentError, match="model must be one whose weights are not quantised"):
+        find_models([str(tmp_path)])
+
+
+def test_too_little_memory_is_told_before_anything_is_loaded(
+    model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bench.verify.__main__.free_bytes", lambda _: 1000)
+    monkeypatch.setattr(checks, "ask_diffusers", lambda *_: pytest.fail("loads"))
+    assert main([str(model.folder), "--device", "cpu"]) == 1
+    assert "GB are needed on cpu and 1e-06 GB are free" in capsys.readouterr().out
+
+
+def test_the_demo_is_both_of_its_checkpoints() -> None:
+    found = [(model.name, model.variant) for model in find_models(["demo", "demo-raw"])]
+    assert found == [("demo-turbo", "Turbo"), ("demo-raw", "Raw")]
+
+
+def test_tokens_of_all_prompts_hold(model: Model) -> None:
+    check = tokens.compare_tokens(model)
+    assert check.holds, check.detail
+    fed = tokens._Fed(model)
+    assert len(fed.ids(tokens.PROMPTS["too long"])) == 34 + 507 + 5
+    assert len(fed.ids("")) == 34 + 5
+
+
+def test_a_wrong_token_is_named_with_its_prompt_and_place(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Faulty(PromptTokenizer):
+        def encode(self, prompt: str) -> Prompt:
+            right = super().encode(prompt)
+            if "🦊" not in prompt:
+                return right
+            return replace(right, ids=(*right.ids[:36], right.ids[36] + 1, *right.ids[37:]))
+
+    monkeypatch.setattr(tokens, "PromptTokenizer", Faulty)
+    check = tokens.compare_tokens(model)
+    assert (check.holds, check.error) == (False, 1.0)
+    assert check.detail.startswith("prompt 'emoji' ('a 🦊 in")
+    assert "token 36 is" in check.detail
+
+
+def test_a_prompt_that_is_cut_elsewhere_is_named(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.tokenizer.MAX_PROMPT_TOKENS", 506)
+    check = tokens.compare_tokens(model)
+    assert not check.holds
+    assert check.detail.startswith("prompt 'as long as there is room'")
