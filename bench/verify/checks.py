@@ -31,9 +31,10 @@ from bench.verify.judging import (
     mean_error,
 )
 from bench.verify.models import Model, Request, jobs_for
-from bench.verify.oracle import Answers, Made, Say, ask, release
+from bench.verify.oracle import Say, ask, release
 from bench.verify.ours import Results, Steps
 from bench.verify.ranks import Plan, run_group, run_one
+from bench.verify.recording import Answers, Made
 from bench.verify.stages import Traced
 from engine.config import ModelConfig
 from engine.modes import Degrees
@@ -46,8 +47,8 @@ SIGMAS = "sigmas"
 @dataclass(frozen=True)
 class How:
     """device: of the engine and of diffusers; reference: of what diffusers computes in float32 for bfloat16 to be
-    compared with. modes: of several ranks, besides the one. seconds: of a group of ranks, at most. notes: how the engine
-    computed, filled in as it does."""
+    compared with. modes: of several ranks, besides the one. seconds: of a group of ranks, at most. notes: filled in as
+    the engine computes, how it does."""
 
     device: torch.device
     reference: torch.device
@@ -60,8 +61,16 @@ def ask_diffusers(model: Model, requests: Sequence[Request], dtype: str, how: Ho
     """diffusers' answers, in bfloat16 beside those of float32 to the same noise."""
     if dtype == "float32":
         return Asked(ask(model, requests, dtype, how.device, say), None)
-    exact = ask(model, requests, "float32", how.reference, say, noise_dtype=dtype)
-    return Asked(ask(model, requests, dtype, how.device, say, reference=exact), exact)
+    exact, failure = None, None
+    try:
+        exact = ask(model, requests, "float32", how.reference, say, noise_dtype=dtype)
+    except Exception:
+        failure = traceback.format_exc()
+        release(how.reference)
+    answers = ask(model, requests, dtype, how.device, say, reference=exact)
+    if failure is not None:
+        answers.failures["float32"] = failure
+    return Asked(answers, exact)
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,11 @@ class Asked:
 
     answers: Answers
     exact: Answers | None
+
+    @property
+    def judges_whole(self) -> bool:
+        """Whether what has passed through the whole model can be judged: in bfloat16 not without float32."""
+        return self.exact is not None or not self.answers.low
 
 
 def verify_dtype(model: Model, requests: Sequence[Request], dtype: str, how: How, say: Say) -> Iterator[Check]:
@@ -85,6 +99,8 @@ def verify_dtype(model: Model, requests: Sequence[Request], dtype: str, how: How
 def compare(model: Model, asked: Asked, how: How, say: Say) -> Iterator[Check]:
     """The engine, in every mode, with what diffusers has said."""
     answers = asked.answers
+    for part, failure in answers.failures.items():
+        yield failed(f"diffusers' {part}", answers.dtype, ONE.name, failure)
     plan = make_plan(model, answers, how)
     try:
         result = run_one(plan, say)
@@ -116,7 +132,8 @@ def make_plan(model: Model, answers: Answers, how: How) -> Plan:
         device=how.device.type,
         dtype=answers.dtype,
         jobs=jobs,
-        traced=Traced(answers.trace.ids, job.width, job.height),
+        traced=Traced(answers.trace.ids or job.prompt_ids, job.width, job.height),
+        stages=tuple(answers.trace.expected),
         inputs=answers.trace.inputs,
         steps=Steps(job, before, velocities, answers.at, answers.before),
     )
@@ -124,19 +141,32 @@ def make_plan(model: Model, answers: Answers, how: How) -> Plan:
 
 def judge(model: Model, asked: Asked, ranks: Sequence[Results], degrees: Degrees) -> Iterator[Check]:
     """The checks of one mode, from what its ranks have computed."""
-    each = _Mode(asked, ranks[0], degrees.name)
-    yield each.noise()
+    each, results, expected = _Mode(asked, ranks[0], degrees.name), ranks[0], asked.answers.trace.expected
+    made_all = ours.IMAGES not in results.failures
+    if made_all:
+        yield each.noise()
     for name in stages.before_the_decoder(model.config):
-        yield each.tap(name) if name.startswith(stages.TAP.format("")) else each.stage(name, model.config)
+        if name in expected and not _is_tap(name):
+            yield each.stage(name, model.config)
+        elif name in expected and asked.judges_whole:
+            yield each.tap(name)
     if degrees == ONE:
         yield from each.schedules(model)
     yield from each.steps()
-    yield each.velocity()
-    yield from each.latents()
+    if asked.judges_whole and asked.answers.velocity.numel():
+        yield each.velocity()
+    if not made_all:
+        yield failed(LATENTS, asked.answers.dtype, degrees.name, results.failures[ours.IMAGES])
+    elif asked.judges_whole:
+        yield from each.latents()
     if len(ranks) > 1:
         yield each.between(ranks)
-    else:
+    elif stages.SCALED in expected:
         yield from each.decoder(model)
+
+
+def _is_tap(name: str) -> bool:
+    return name.startswith(stages.TAP.format(""))
 
 
 class _Mode:
@@ -167,7 +197,7 @@ class _Mode:
         return self._check(name, judge_stage, theirs=trace.expected[name], exact=exact, added_to=added_to)
 
     def tap(self, name: str) -> Check:
-        exact = None if self._exact is None else self._exact.trace.expected[name]
+        exact = None if self._exact is None else self._exact.trace.expected.get(name)
         return self._check(name, judge_whole, theirs=self._answers.trace.expected[name], exact=exact)
 
     def velocity(self) -> Check:

@@ -10,8 +10,8 @@ import copy
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import diffusers
 import numpy as np
@@ -21,46 +21,16 @@ from diffusers import Krea2Pipeline
 
 from bench.verify import stages
 from bench.verify.models import Model, Request, traced_request
-from bench.verify.recording import Call, Trace, in_float32, keep_stages, on_host, recorded
+from bench.verify.recording import Answers, Call, Made, in_float32, keep_stages, on_host, recorded
 from engine.prompt import PREFIX_TOKENS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Say = Callable[[str], None]
+T = TypeVar("T")
 Encoded = dict[str, tuple[torch.Tensor, torch.Tensor]]  # states and mask by prompt, as `encode_prompt` gives them
 
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
-
-
-@dataclass(frozen=True)
-class Made:
-    """One image of a request: its noise, latents after every step, (image tokens, in_channels) float32 on the host,
-    noise levels, and the velocities of every step: the prompt's and, when guided, the negative prompt's."""
-
-    noise: torch.Tensor
-    latents: list[torch.Tensor]
-    sigmas: torch.Tensor
-    velocities: list[list[torch.Tensor]]
-
-
-@dataclass
-class Answers:
-    """What diffusers makes in one dtype.
-
-    traced: the index of the request whose stages `trace` has. at: the step from whose `before` latents `velocity` was
-    computed, guidance included. picture: of the traced request, (height, width, 3) uint8.
-    """
-
-    dtype: str
-    requests: Sequence[Request]
-    traced: int
-    at: int
-    made: list[Made] = field(default_factory=list)
-    trace: Trace = field(default_factory=Trace)
-    before: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    velocity: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    picture: np.ndarray = field(default_factory=lambda: np.empty(0))
-    exact_picture: np.ndarray | None = None  # float: the same latents decoded in float32
 
 
 def ask(
@@ -86,10 +56,13 @@ def ask(
             say(f"diffusers in {dtype}: image {index + 1} of {len(requests)}, {request.name}")
             noise = _draw_noise(pipeline, request, DTYPES[noise_dtype or dtype])
             if index == traced:
-                _make_traced(pipeline, answers, encoded, noise)
-            else:
+                answers.attempt("decoder", partial(_make_traced, pipeline, answers, encoded, noise))
+            if len(answers.made) == index:
                 answers.made.append(_make(pipeline, request, encoded, noise, output_type="latent")[0])
-        _trace_step(pipeline, answers, encoded, noise_dtype or dtype, reference)
+        before = reference.before if reference is not None else None
+        answers.attempt(
+            "transformer", partial(_trace_step, pipeline, answers, encoded, DTYPES[noise_dtype or dtype], before)
+        )
     return answers
 
 
@@ -129,17 +102,19 @@ def _encode(model: Model, answers: Answers, device: torch.device, say: Say) -> E
     encoded: Encoded = {}
     with _pipeline(model, answers.dtype, device, ("transformer", "vae"), say) as pipeline:
         for prompt in prompts:
+            states = None
             if prompt == answers.requests[answers.traced].prompt:
-                encoded[prompt] = _trace_text(pipeline, model, answers, prompt, device)
-            else:
-                encoded[prompt] = pipeline.encode_prompt(prompt, device)
+                trace = partial(_trace_text, pipeline, model, answers, prompt, device)
+                states = answers.attempt("text encoder", trace)
+            encoded[prompt] = pipeline.encode_prompt(prompt, device) if states is None else states
     return encoded
 
 
 def _trace_text(
     pipeline: Any, model: Model, answers: Answers, prompt: str, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    encoder, trace = pipeline.text_encoder.language_model, answers.trace
+    trace, encoder = answers.trace, pipeline.text_encoder
+    encoder = encoder.language_model if hasattr(encoder, "language_model") else encoder.model.language_model
     modules = {stages.EMBEDDING: encoder.embed_tokens, stages.NORM: encoder.norm, "rotations": encoder.rotary_emb}
     modules |= {stages.LAYER.format(index): encoder.layers[index] for index in range(model.config.text_layers)}
     with recorded(modules) as calls:
@@ -148,7 +123,7 @@ def _trace_text(
     embedding = calls[stages.EMBEDDING]
     trace.ids = tuple(embedding.input[0][rows].tolist())
     trace.add(stages.EMBEDDING, None, embedding.result[0][rows])
-    low = answers.dtype != "float32"
+    low = answers.low
     rotations = _rotations(calls["rotations"]) if low else None
     for index in range(model.config.text_layers):
         call = calls[stages.LAYER.format(index)]
@@ -237,7 +212,7 @@ def _make_traced(pipeline: Any, answers: Answers, encoded: Encoded, noise: torch
         made, images = _make(pipeline, answers.requests[answers.traced], encoded, noise, output_type="pil")
     answers.made.append(made)
     answers.picture = np.asarray(images[0])
-    low = answers.dtype != "float32"
+    low = answers.low
     for name, call in calls.items():
         if name in ("norm_out", stages.HEAD):
             continue
@@ -270,12 +245,16 @@ def _scale(pipeline: Any, answers: Answers, tokens: torch.Tensor) -> torch.Tenso
     return latents * std + mean
 
 
-def _trace_step(pipeline: Any, answers: Answers, encoded: Encoded, noise_dtype: str, reference: Answers | None) -> None:
-    """The stages of one forward of the transformer, from latents in the middle of the schedule, and its velocity."""
+def _trace_step(
+    pipeline: Any, answers: Answers, encoded: Encoded, noise_dtype: torch.dtype, before: torch.Tensor | None
+) -> None:
+    """The stages of one forward of the transformer, from latents in the middle of the schedule, and its velocity.
+    before: these latents, where others than the image's own are to be compared."""
     transformer, request = pipeline.transformer, answers.requests[answers.traced]
     made, trace = answers.made[answers.traced], answers.trace
-    before = reference.before if reference else made.latents[answers.at - 1] if answers.at else made.noise
-    answers.before = before.to(DTYPES[noise_dtype]).float()
+    if before is None:
+        before = made.latents[answers.at - 1] if answers.at else made.noise
+    answers.before = before.to(noise_dtype).float()
     device, dtype = transformer.device, transformer.dtype
     multiple = pipeline.vae_scale_factor * pipeline.patch_size
     scale = pipeline.scheduler.config.num_train_timesteps
@@ -307,4 +286,4 @@ def _trace_step(pipeline: Any, answers: Answers, encoded: Encoded, noise_dtype: 
     if request.guidance > 0:
         velocity = velocity + request.guidance * (velocity - forward(request.negative_prompt))
     answers.velocity = on_host(velocity)
-    keep_stages(calls, trace, encoded[request.prompt][1][0], timestep, low=answers.dtype != "float32")
+    keep_stages(calls, trace, encoded[request.prompt][1][0], timestep, low=answers.low)

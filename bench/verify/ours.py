@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 import torch
 
@@ -28,6 +29,7 @@ NOISE = "noise"
 VELOCITY = "velocity of a whole forward"
 EULER = "guidance and Euler step {}"
 PIXELS = "pixels"
+IMAGES = "images"
 
 Velocities = Callable[[Sequence[tuple[JobState, torch.Tensor]]], list[torch.Tensor]]
 
@@ -36,7 +38,7 @@ Velocities = Callable[[Sequence[tuple[JobState, torch.Tensor]]], list[torch.Tens
 class Steps:
     """A job whose steps are given what diffusers had: before each step its latents, (steps, image tokens, channels),
     and for all of the job's prompts the velocities that the step takes, (steps, prompts, image tokens, channels).
-    at: the step whose velocity is computed; before: from these latents."""
+    at: the step whose velocity is computed; before: from these latents, empty if diffusers' are not known."""
 
     job: Job
     latents: torch.Tensor
@@ -64,8 +66,16 @@ class Runner:
         self.rank = rank
         self._number = 0
 
-    def images(self, jobs: Sequence[Job], results: Results, say: Callable[[str], None]) -> None:
-        """Make the images from the engine's own noise."""
+    def images(self, jobs: Sequence[Job], results: Results, say: Callable[[str], None], *, catch: bool) -> None:
+        """Make the images from the engine's own noise. catch: whether the stages go on if that fails."""
+        try:
+            self._images(jobs, results, say)
+        except Exception:
+            if not catch:
+                raise
+            results.failures[IMAGES] = traceback.format_exc()
+
+    def _images(self, jobs: Sequence[Job], results: Results, say: Callable[[str], None]) -> None:
         for first in range(0, len(jobs), IMAGES_AT_ONCE):
             some = jobs[first : first + IMAGES_AT_ONCE]
             say(f"the engine: images {first + 1} to {first + len(some)} of {len(jobs)}")
@@ -80,22 +90,28 @@ class Runner:
             results.latents += made
             self._execute(release=ids)
 
-    def stages(self, traced: Traced, inputs: Tensors, steps: Steps | None, results: Results, *, catch: bool) -> None:
-        """Compute every stage. catch: go on after one that fails; not with several ranks, which would then wait."""
+    def stages(
+        self, wanted: Collection[str], traced: Traced, inputs: Tensors, results: Results, *, catch: bool
+    ) -> None:
+        """Compute every stage that is wanted. catch: go on after one that fails; not with several ranks, which would
+        wait for it."""
         rank = self.rank
         parts = [stages_of_text(rank, traced, inputs), stages_of_transformer(rank, traced, inputs)]
-        if rank.mesh.world.size == 1:
+        decodes = rank.mesh.world.size == 1 and SCALED in wanted
+        if decodes:
             parts.append(stages_of_vae(rank, traced, inputs))
-        for part in parts:
-            for name, compute in part:
+        for name, compute in chain(*parts):
+            if name in wanted:
                 self._keep(name, compute, results, catch=catch)
-        if rank.mesh.world.size == 1:
-            self._keep(PIXELS, lambda: self._pixels(traced, inputs), results, catch=catch)
-        if steps is None:
-            return
+        if decodes:
+            self._keep(PIXELS, partial(self._pixels, traced, inputs), results, catch=catch)
+
+    def steps(self, steps: Steps, results: Results, *, catch: bool) -> None:
+        """Compute what the sampler makes of diffusers' velocities, and a velocity."""
         for index in range(steps.job.steps):
             self._keep(EULER.format(index + 1), partial(self._forced_step, steps, index), results, catch=catch)
-        self._keep(VELOCITY, partial(self._velocity, steps), results, catch=catch)
+        if steps.before.numel():
+            self._keep(VELOCITY, partial(self._velocity, steps), results, catch=catch)
 
     def _keep(self, name: str, compute: Callable[[], torch.Tensor], results: Results, *, catch: bool) -> None:
         try:

@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,15 +37,16 @@ _STEPS = ("latents", "velocities", "before")
 
 @dataclass(frozen=True)
 class Plan:
-    """What the ranks are to compute. inputs: of the stages. steps: None where diffusers' steps are not known."""
+    """What the ranks are to compute. stages: those that diffusers' side is known of; inputs: theirs."""
 
     folder: str
     device: str
     dtype: str
     jobs: Sequence[Job]
     traced: Traced
+    stages: Collection[str]
     inputs: dict[str, torch.Tensor]
-    steps: Steps | None
+    steps: Steps
 
     def config(self, degrees: Degrees) -> EngineConfig:
         """Quantised is nothing: diffusers would not be what it is compared with."""
@@ -80,9 +81,10 @@ def compute(rank: Rank, plan: Plan, say: Callable[[str], None], *, catch: bool) 
     """All that a rank of any group computes."""
     rank.warm_up([(job.width, job.height) for job in plan.jobs], decodes=rank.mesh.world.size == 1)
     runner, results = Runner(rank), Results(note=_describe(rank))
-    runner.images(plan.jobs, results, say)
+    runner.images(plan.jobs, results, say, catch=catch)
     say("the engine: stages")
-    runner.stages(plan.traced, plan.inputs, plan.steps, results, catch=catch)
+    runner.stages(plan.stages, plan.traced, plan.inputs, results, catch=catch)
+    runner.steps(plan.steps, results, catch=catch)
     return results
 
 
@@ -141,27 +143,25 @@ def _write(plan: Plan, degrees: Degrees, file: Path) -> None:
         "degrees": asdict(degrees),
         "jobs": [asdict(job) for job in plan.jobs],
         "traced": asdict(plan.traced),
-        "steps": None if plan.steps is None else {"job": asdict(plan.steps.job), "at": plan.steps.at},
+        "stages": list(plan.stages),
+        "steps": {"job": asdict(plan.steps.job), "at": plan.steps.at},
     }
     file.write_text(json.dumps(words))
     save_file(plan.inputs, file.with_suffix(".inputs"))
-    if plan.steps is not None:
-        save_file({name: getattr(plan.steps, name) for name in _STEPS}, file.with_suffix(".steps"))
+    save_file({name: getattr(plan.steps, name) for name in _STEPS}, file.with_suffix(".steps"))
 
 
 def _read(file: Path) -> tuple[Plan, Degrees]:
     words = json.loads(file.read_text())
-    steps = None
-    if words["steps"] is not None:
-        steps = Steps(_job(words["steps"]["job"]), at=words["steps"]["at"], **load_file(file.with_suffix(".steps")))
     plan = Plan(
         words["folder"],
         words["device"],
         words["dtype"],
         [_job(job) for job in words["jobs"]],
         Traced(**words["traced"] | {"ids": tuple(words["traced"]["ids"])}),
+        words["stages"],
         load_file(file.with_suffix(".inputs")),
-        steps,
+        Steps(_job(words["steps"]["job"]), at=words["steps"]["at"], **load_file(file.with_suffix(".steps"))),
     )
     return plan, Degrees(**words["degrees"])
 

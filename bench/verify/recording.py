@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
 from bench.verify import stages
+from bench.verify.models import Request
 
+T = TypeVar("T")
 _CACHES = ("cache", "past_key_values")  # of keys and values: they would be there twice when a layer runs again
 
 
@@ -105,6 +109,52 @@ class Trace:
         self.expected[stage] = on_host(made)
         if exactly is not None:
             self.exact[stage] = on_host(exactly())
+
+
+@dataclass(frozen=True)
+class Made:
+    """One image of a request: its noise, latents after every step, (image tokens, in_channels) float32 on the host,
+    noise levels, and the velocities of every step: the prompt's and, when guided, the negative prompt's."""
+
+    noise: torch.Tensor
+    latents: list[torch.Tensor]
+    sigmas: torch.Tensor
+    velocities: list[list[torch.Tensor]]
+
+
+@dataclass
+class Answers:
+    """What diffusers makes in one dtype.
+
+    traced: the index of the request whose stages `trace` has. at: the step from whose `before` latents `velocity` was
+    computed, guidance included. picture: of the traced request, (height, width, 3) uint8. failures: the traceback of
+    what could not be recorded; the rest is there.
+    """
+
+    dtype: str
+    requests: Sequence[Request]
+    traced: int
+    at: int
+    made: list[Made] = field(default_factory=list)
+    trace: Trace = field(default_factory=Trace)
+    before: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    velocity: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    picture: np.ndarray = field(default_factory=lambda: np.empty(0))
+    exact_picture: np.ndarray | None = None  # float: the same latents decoded in float32
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def low(self) -> bool:
+        """Whether float32 would make something else."""
+        return self.dtype != "float32"
+
+    def attempt(self, what: str, call: Callable[[], T]) -> T | None:
+        """The result of a recording; None where it fails, which then is among the failures."""
+        try:
+            return call()
+        except Exception:
+            self.failures[what] = traceback.format_exc()
+            return None
 
 
 def on_host(x: torch.Tensor) -> torch.Tensor:

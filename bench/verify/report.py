@@ -18,6 +18,7 @@ from bench.verify.models import Model, describe_shapes
 
 _ROOT = Path(__file__).parent.parent.parent
 _OF_GROUPS = (LATENTS, BETWEEN)  # shown by themselves
+_MOST_TRACEBACKS = 4  # the first; later ones often follow from them
 _LONGEST_TRACEBACK = 3000  # characters of its end
 
 
@@ -86,7 +87,7 @@ def _section(result: Verified) -> list[str]:
             lines.append(_row(worst, name, "ok"))
         lines += [_row(check, check.name, "**DIFFERS**") for check in group if not check.holds]
     failures = [check for check in result.checks if not check.holds and "\n" in check.detail]
-    for check in failures:
+    for check in failures[:_MOST_TRACEBACKS]:
         lines += ["", f"{check.name}, {check.dtype}, {check.mode}:", "", "```"]
         lines += [check.detail[-_LONGEST_TRACEBACK:].strip(), "```"]
     return lines

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.verify import checks, ours, ranks
+from bench.verify import checks, oracle, ours, ranks
 from bench.verify.checks import Asked, How, ask_diffusers, compare
 from bench.verify.judging import Check, judge_mean, judge_stage, judge_whole
 from bench.verify.models import Model, find_models, requests_for
@@ -187,8 +187,8 @@ def test_wrong_steps_are_named_with_the_first_of_them(
     """What all stages hold for, and goes wrong when a rank makes whole images."""
     images = ours.Runner.images
 
-    def later(runner: ours.Runner, jobs: Any, results: Results, say: Any) -> None:
-        images(runner, jobs, results, say)
+    def later(runner: ours.Runner, jobs: Any, results: Results, say: Any, *, catch: bool) -> None:
+        images(runner, jobs, results, say, catch=catch)
         results.latents[0][1] += 0.01
 
     monkeypatch.setattr(ours.Runner, "images", later)
@@ -254,6 +254,35 @@ def test_a_stage_that_raises_is_told_and_the_others_go_on(
     report = write_report([Verified(model, checked)])
     assert "first difference: text fusion projector (float32), RuntimeError: no kernel image" in report
     assert "Traceback (most recent call last):" in report
+    assert 'File "./bench/verify/ours.py"' in report
+    assert str(Path(ours.__file__).parent) not in report
+
+
+def test_an_image_that_fails_is_told_and_the_stages_go_on(
+    model: Model, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ours.Runner, "_images", fail)
+    checked = list(compare(model, asked, HOW, quiet))
+    assert [check.name for check in checked if not check.holds] == ["final latents"]
+    assert {check.name for check in checked} >= {*WEIGHTS, "velocity of a whole forward", "pixels"}
+
+
+def test_what_diffusers_side_lacks_is_told_and_the_rest_is_compared(
+    model: Model, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("conv_in")
+
+    for part in ("_trace_text", "_make_traced", "_trace_step"):
+        monkeypatch.setattr(oracle, part, fail)
+    lacking = ask_diffusers(model, asked.answers.requests, "float32", HOW, quiet)
+    checked = list(compare(model, lacking, HOW, quiet))
+    missing = [check.name for check in checked if not check.holds]
+    assert missing == ["diffusers' text encoder", "diffusers' decoder", "diffusers' transformer"]
+    assert [check.name for check in checked if check.holds and check.name.startswith("final latents")]
 
 
 # ---- several ranks, here as threads
