@@ -104,7 +104,7 @@ def compare(model: Model, asked: Asked, how: How, say: Say) -> Iterator[Check]:
     plan = make_plan(model, answers, how)
     try:
         result = run_one(plan, say)
-        how.notes.append(f"{answers.dtype}, one rank: {result.note}")
+        how.notes.append(f"{answers.dtype}: {result.note}")
         yield from judge(model, asked, [result], ONE)
     except Exception:
         yield failed("the engine", answers.dtype, ONE.name, traceback.format_exc())

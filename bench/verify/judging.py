@@ -8,8 +8,9 @@ model has the design's tolerance, 1e-4 of the largest value: `WHOLE`.
 
 In bfloat16 two right answers differ by more than most faults would. Both are compared with what float32 makes of the
 same input and the same weights, and the engine's mean error may be `FACTOR` times diffusers' own, as the design says of
-final latents, but never has to be less than one rounding of the result makes. `LOOSER` is the factor of what one sample
-has after many layers, where chance has its say, and of ranks whose parts of a sum are rounded before they are added.
+final latents over 16 images. Of a stage there is one sample, and kernels round in other places: `STAGE_FACTOR`, but
+never less than one rounding of the result makes. `LOOSER` is the factor of what one sample has after many layers, where
+chance has its say, and of ranks whose parts of a sum are rounded before they are added.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 LATENTS, BETWEEN = "final latents", "between ranks"
 STAGE, CONVOLUTION, WHOLE = 2e-5, 1e-4, 1e-4
 BETWEEN_RANKS = 1e-6
-FACTOR, LOOSER = 1.1, 1.5
+FACTOR, STAGE_FACTOR, LOOSER = 1.1, 1.25, 1.5
 ULP = 2.0**-23  # of 1 in float32: sigmas may differ by one
 _ROUNDING = {"float32": 2.0**-24, "bfloat16": 2.0**-9}  # at most, of what is rounded
 _PIXEL = 1.0
@@ -67,7 +68,7 @@ def judge_stage(
     if ours.shape != theirs.shape:
         return _misshapen(name, dtype, mode, ours, theirs)
     if exact is not None:
-        return _against_float32(name, dtype, mode, ours, theirs, exact, FACTOR if mode == "one" else LOOSER)
+        return _against_float32(name, dtype, mode, ours, theirs, exact, STAGE_FACTOR if mode == "one" else LOOSER)
     a, b = ours.double(), theirs.double()
     made = b if added_to is None else b - added_to.double()
     size = max(made.norm().item(), 1e-30)
@@ -120,7 +121,7 @@ def judge_pixels(
         error = (ours.double() - theirs.double()).abs().max().item()
         return Check(name, dtype, mode, _number(error), _PIXEL, "levels of 255, largest")
     mine, other = mean_error(ours, exact), mean_error(theirs, exact)
-    return Check(name, dtype, mode, mine, max(FACTOR * other, 0.5), "levels of 255, mean, against float32")
+    return Check(name, dtype, mode, mine, max(STAGE_FACTOR * other, 0.5), "levels of 255, mean, against float32")
 
 
 def largest_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:

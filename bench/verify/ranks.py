@@ -89,10 +89,11 @@ def compute(rank: Rank, plan: Plan, say: Callable[[str], None], *, catch: bool) 
 
 
 def _describe(rank: Rank) -> str:
-    choice = rank.attention_choice
+    size, choice = rank.mesh.world.size, rank.attention_choice
+    ranks = "1 rank" if size == 1 else f"{size} ranks"
     graphs = "CUDA graphs of steps" if rank.has_step_graphs else "no CUDA graphs of steps"
-    refused = "".join(f"; {name}: {reason}" for name, reason in choice.refused.items())
-    return f"attention {choice.backend}, {graphs}{refused}"
+    refused = choice.refused.items() if rank.device.type == "cuda" else ()
+    return f"{ranks}, attention {choice.backend}, {graphs}" + "".join(f"; {name}: {why}" for name, why in refused)
 
 
 def run_group(plan: Plan, degrees: Degrees, seconds: float) -> list[Results]:

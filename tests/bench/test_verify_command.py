@@ -39,6 +39,8 @@ def test_the_command_verifies_and_reports(raw: Path, tmp_path: Path, capsys: pyt
     assert f"- **{raw.name}** (Raw): all " in text
     assert "checks hold" in text
     assert "| stages: worst of " in text
+    assert "- float32: 1 rank, attention torch, no CUDA graphs" in text
+    assert "- float32, tp2: 2 ranks, attention torch, no CUDA graphs" in text
     assert str(tmp_path.parent) not in text
     assert str(Path.home()) not in text
     assert "torch " in text
@@ -62,6 +64,14 @@ def test_a_difference_ends_the_command_with_one(
     out = capsys.readouterr().out
     assert "first difference: diffusers' side (float32), torch.OutOfMemoryError: CUDA out of memory" in out
     assert "| tokens |" in out
+
+
+def test_without_diffusers_it_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bench.verify.__main__.find_spec", lambda name: None)
+    assert main(["demo"]) == 2
+    assert "error: diffusers and transformers needed, and not installed: pip install" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
