@@ -43,6 +43,12 @@ def asked(model: Model) -> Asked:
     return ask_diffusers(model, requests_for(model, "float32", SIZES, steps=2, images=1), "float32", HOW, quiet)
 
 
+@pytest.fixture(autouse=True)
+def _no_collecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes longer than a run, and there is nothing that needs the memory."""
+    monkeypatch.setattr(checks, "release", lambda _: None)
+
+
 def quiet(_: str) -> None: ...
 
 
