@@ -22,6 +22,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -39,13 +40,14 @@ from bench.verify.models import (
     operations,
     requests_for,
 )
-from bench.verify.report import Verified, json_results, write_report
+from bench.verify.report import Verified, json_result, write_report
 from engine.errors import ArgumentError, CheckpointError
 from engine.modes import Degrees
 from engine.parallel.device import free_bytes
 
 _BAD_ARGUMENT = 2
 _NEEDED = ("diffusers", "transformers")
+_INSTALL = "pip install 'krea2-engine[test]'"
 _MULTIPLE = 16
 _ROOM = 1.1  # of the weights: what a few images take besides
 _GROUP_SECONDS = 3600.0
@@ -77,7 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
-        return _refuse(f"{' and '.join(missing)} needed, and not installed: pip install 'krea2-engine[test]'")
+        return _refuse(f"{' and '.join(missing)} needed, and not installed: {_INSTALL}")
+    try:
+        import_module("bench.verify.oracle")
+    except ImportError as error:  # of versions that do not know the model
+        return _refuse(f"diffusers and transformers are there, but cannot be used: {error}; {_INSTALL}")
     if options.device == "cuda" and not torch.cuda.is_available():
         return _refuse("device cuda is not available: torch finds no CUDA device")
     try:
@@ -88,14 +94,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quieten()
     torch.backends.cudnn.allow_tf32 = False  # or diffusers' float32 would not be
     torch.backends.cuda.matmul.allow_tf32 = False
-    results = [_verify(model, degrees, options) for model, degrees in chosen]
-    text = write_report(results)
-    print(text)
-    if options.report is not None:
-        options.report.write_text(text)
-    if options.json is not None:
-        for line in json_results(results):
-            publish("verify", line, options.json)
+    results: list[Verified] = []
+    for model, degrees in chosen:
+        try:
+            results.append(_verify(model, degrees, options))
+        except Exception:
+            results.append(Verified(model, [failed("verifying", "", "", traceback.format_exc())]))
+        if options.report is not None:  # of the models so far: what was found outlives the process
+            options.report.write_text(write_report(results))
+    print(write_report(results))
     return 0 if all(result.holds for result in results) else 1
 
 
@@ -122,20 +129,25 @@ def _verify(model: Model, degrees: Sequence[Degrees], options: argparse.Namespac
     say(_describe_time(model, requests, device, reference))
     how = How(device, reference, degrees, options.seconds)
     checks: list[Check] = []
+
+    def note(check: Check) -> None:
+        checks.append(check)
+        if options.json is not None:
+            publish("verify", json_result(model, check), options.json)
+        if not check.holds:
+            say(f"DIFFERENT: {check.name}, {check.dtype}, {check.mode}")
+
     try:
-        checks.append(compare_tokens(model))
+        note(compare_tokens(model))
     except Exception:
-        checks.append(tokens_failed(traceback.format_exc()))
-    say(f"tokens: {checks[0].detail.strip().splitlines()[-1]}, {'ok' if checks[0].holds else 'DIFFERENT'}")
+        note(tokens_failed(traceback.format_exc()))
     for dtype, asked in requests.items():
         problem = _lacking_for(model, dtype, device)
         if problem is not None:
-            checks.append(failed("all stages", dtype, "one", f"not run, {problem}"))
+            note(failed("all stages", dtype, "one", f"not run, {problem}"))
             continue
         for check in verify_dtype(model, asked, dtype, how, say):
-            checks.append(check)
-            if not check.holds:
-                say(f"DIFFERENT: {check.name}, {check.dtype}, {check.mode}")
+            note(check)
     result = Verified(model, checks, [*(f"left out: {reason}" for reason in left_out), *how.notes])
     say(f"{model.name}: {result.verdict}")
     return result

@@ -63,7 +63,7 @@ def write_report(results: Sequence[Verified]) -> str:
     lines.append(", ".join(f"{name} {value}" for name, value in versions.items() if value is not None))
     for result in results:
         lines += ["", *_section(result)]
-    return _without_paths("\n".join(lines) + "\n", results)
+    return _without_paths("\n".join(lines) + "\n", [result.model for result in results])
 
 
 def _section(result: Verified) -> list[str]:
@@ -117,9 +117,9 @@ def _no_number(check: Check) -> str:
     return check.detail.strip().splitlines()[-1]
 
 
-def _without_paths(text: str, results: Sequence[Verified]) -> str:
+def _without_paths(text: str, models: Sequence[Model]) -> str:
     """Where things lie on somebody's machine is nobody else's business."""
-    names = [(str(result.model.folder), result.model.name) for result in results]
+    names = [(str(model.folder), model.name) for model in models]
     names += [(str(_ROOT), "."), (sys.prefix, "<python>"), (sys.base_prefix, "<python>"), (str(Path.home()), "~")]
     for path, name in names:
         if len(path) > 1:
@@ -127,17 +127,13 @@ def _without_paths(text: str, results: Sequence[Verified]) -> str:
     return text
 
 
-def json_results(results: Sequence[Verified]) -> list[dict[str, Any]]:
-    """One for each check."""
-    return [
-        {
-            "model": result.model.name,
-            "variant": result.model.variant,
-            **asdict(check),
-            "error": check.error if math.isfinite(check.error) else None,
-            "detail": _without_paths(check.detail, results),
-            "holds": check.holds,
-        }
-        for result in results
-        for check in result.checks
-    ]
+def json_result(model: Model, check: Check) -> dict[str, Any]:
+    """Of one check."""
+    return {
+        "model": model.name,
+        "variant": model.variant,
+        **asdict(check),
+        "error": check.error if math.isfinite(check.error) else None,
+        "detail": _without_paths(check.detail, [model]),
+        "holds": check.holds,
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,12 +67,33 @@ def test_a_difference_ends_the_command_with_one(
     assert "| tokens |" in out
 
 
+def test_a_model_that_cannot_be_verified_at_all_is_told_and_the_next_one_is(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost(*_: object) -> None:
+        raise RuntimeError("CUDA error: device lost")
+
+    monkeypatch.setattr("bench.verify.__main__.describe_loading", lost)
+    report = tmp_path / "report.md"
+    assert main([str(model.folder), "demo-raw", "--device", "cpu", "--report", str(report)]) == 1
+    assert report.read_text().count("first difference: verifying, RuntimeError: CUDA error: device lost") == 2
+    assert report.read_text() in capsys.readouterr().out
+
+
 def test_without_diffusers_it_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("bench.verify.__main__.find_spec", lambda name: None)
     assert main(["demo"]) == 2
     assert "error: diffusers and transformers needed, and not installed: pip install" in capsys.readouterr().err
+
+
+def test_a_diffusers_that_lacks_the_model_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "bench.verify.oracle", None)
+    assert main(["demo"]) == 2
+    assert "error: diffusers and transformers are there, but cannot be used: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
