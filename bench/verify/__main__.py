@@ -93,7 +93,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(str(error))
     _quieten()
     torch.backends.cudnn.allow_tf32 = False  # or diffusers' float32 would not be
-    torch.backends.cuda.matmul.allow_tf32 = False
     results: list[Verified] = []
     for model, degrees in chosen:
         try:
@@ -123,9 +122,14 @@ def _verify(model: Model, degrees: Sequence[Degrees], options: argparse.Namespac
         dtype: requests_for(model, dtype, sizes, steps=options.steps, images=options.images) for dtype in dtypes
     }
     say(describe_loading(model, dtypes, device.type))
-    reference = device if _lacking(max(model.diffusers_bytes("float32").values()), device) is None else host
+    reference = next(
+        (place for place in (device, host) if _lacking_for_diffusers(model, "float32", place) is None), None
+    )
     if reference != device and "bfloat16" in dtypes:
-        say(f"diffusers' float32 does not fit on {device.type}: it computes what bfloat16 is compared with on the CPU")
+        say(
+            f"diffusers' float32, which bfloat16 is compared with, does not fit on {device.type}: "
+            + ("it will run on the CPU, which takes long" if reference else "final latents will not be judged")
+        )
     say(_describe_time(model, requests, device, reference))
     how = How(device, reference, degrees, options.seconds)
     checks: list[Check] = []
@@ -154,7 +158,7 @@ def _verify(model: Model, degrees: Sequence[Degrees], options: argparse.Namespac
 
 
 def _describe_time(
-    model: Model, requests: Mapping[str, Sequence[Request]], device: torch.device, reference: torch.device
+    model: Model, requests: Mapping[str, Sequence[Request]], device: torch.device, reference: torch.device | None
 ) -> str:
     """How long it may take, by how fast a matrix product is here: of diffusers' images, then as long again for the
     engine's, which take less."""
@@ -162,7 +166,7 @@ def _describe_time(
     for dtype, asked in requests.items():
         work = operations(model, asked)
         seconds += 2 * work / _operations_a_second(device, dtype)
-        if dtype == "bfloat16":
+        if dtype == "bfloat16" and reference is not None:
             seconds += work / _operations_a_second(reference, "float32")
     images = sum(map(len, requests.values()))
     return (
@@ -190,9 +194,13 @@ def _dtypes(model: Model, chosen: str, device: torch.device) -> tuple[list[str],
 
 def _lacking_for(model: Model, dtype: str, device: torch.device) -> str | None:
     """What memory there is too little of, for this dtype; None if there is enough."""
-    theirs = max(model.diffusers_bytes(dtype).values())
-    through_host = max(theirs, max(model.diffusers_bytes("float32").values()) if dtype == "bfloat16" else 0)
-    return _lacking(max(theirs, model.engine_bytes(dtype)), device) or _lacking(through_host, torch.device("cpu"))
+    return _lacking(model.engine_bytes(dtype), device) or _lacking_for_diffusers(model, dtype, device)
+
+
+def _lacking_for_diffusers(model: Model, dtype: str, device: torch.device) -> str | None:
+    """The same of diffusers alone, whose weights pass through host memory."""
+    size = max(model.diffusers_bytes(dtype).values())
+    return _lacking(size, device) or _lacking(size, torch.device("cpu"))
 
 
 def _lacking(size: int, device: torch.device) -> str | None:

@@ -46,12 +46,12 @@ SIGMAS = "sigmas"
 
 @dataclass(frozen=True)
 class How:
-    """device: of the engine and of diffusers; reference: of what diffusers computes in float32 for bfloat16 to be
-    compared with. modes: of several ranks, besides the one. seconds: of a group of ranks, at most. notes: filled in as
-    the engine computes, how it does."""
+    """device: of the engine and of diffusers. reference: of what diffusers computes in float32 for bfloat16 to be
+    compared with, None if there is no room for it. modes: of several ranks, besides the one. seconds: of a group of
+    ranks, at most. notes: filled in as the engine computes, how it does."""
 
     device: torch.device
-    reference: torch.device
+    reference: torch.device | None
     modes: Sequence[Degrees]
     seconds: float
     notes: list[str] = field(default_factory=list)
@@ -61,14 +61,15 @@ def ask_diffusers(model: Model, requests: Sequence[Request], dtype: str, how: Ho
     """diffusers' answers, in bfloat16 beside those of float32 to the same noise."""
     if dtype == "float32":
         return Asked(ask(model, requests, dtype, how.device, say), None)
-    exact, failure = None, None
-    try:
-        exact = ask(model, requests, "float32", how.reference, say, noise_dtype=dtype)
-    except Exception:
-        failure = traceback.format_exc()
-        release(how.reference)
+    exact, failure = None, "there is no room for it, so nothing is judged that has passed through the whole model"
+    if how.reference is not None:
+        try:
+            exact = ask(model, requests, "float32", how.reference, say, noise_dtype=dtype)
+        except Exception:
+            failure = traceback.format_exc()
+            release(how.reference)
     answers = ask(model, requests, dtype, how.device, say, reference=exact)
-    if failure is not None:
+    if exact is None:
         answers.failures["float32"] = failure
     return Asked(answers, exact)
 
@@ -220,7 +221,7 @@ class _Mode:
         request, made = self._answers.requests[index], self._answers.made[index]
         for step in range(request.steps):
             before = made.latents[step - 1] if step else made.noise
-            exact = None if self._exact is None else _euler(made, step, before, request.guidance)
+            exact = _euler(made, step, before, request.guidance) if self._answers.low else None
             name = ours.EULER.format(step + 1)
             yield self._check(name, judge_stage, theirs=made.latents[step], exact=exact, added_to=before)
 

@@ -124,15 +124,31 @@ def test_a_wrong_weight_is_named_by_its_stage_alone(
     assert [name for name in others if not name.startswith(CUMULATIVE)] == []
 
 
-def test_bfloat16_is_judged_by_float32(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    requests = requests_for(model, "bfloat16", SIZES, steps=1, images=1)
-    low = ask_diffusers(model, requests, "bfloat16", HOW, quiet)
+@pytest.fixture(scope="module")
+def low(model: Model) -> Asked:
+    """As `asked`, in bfloat16."""
+    return ask_diffusers(model, requests_for(model, "bfloat16", SIZES, steps=1, images=1), "bfloat16", HOW, quiet)
+
+
+def test_bfloat16_is_judged_by_float32(model: Model, low: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     checked = list(compare(model, low, HOW, quiet))
     assert [check.name for check in checked if not check.holds] == []
     rounded = [check for check in checked if check.name.startswith(("transformer block", "text encoder layer"))]
     assert all(1e-4 < check.error < 1e-2 for check in rounded)
     plant(monkeypatch, lambda rank: _parameter(rank, WEIGHTS["transformer block 2"]).mul_(1.03))
     assert first_difference(list(compare(model, low, HOW, quiet))).name == "transformer block 2"
+
+
+def test_without_room_for_float32_only_stages_are_judged_in_bfloat16(
+    model: Model, low: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = replace(HOW, reference=None)
+    monkeypatch.setattr(checks, "ask", lambda *_, reference: replace(low.answers, failures={}))
+    checked = list(compare(model, ask_diffusers(model, low.answers.requests, "bfloat16", how, quiet), how, quiet))
+    assert [check.name for check in checked if not check.holds] == ["diffusers' float32"]
+    names = {check.name for check in checked}
+    assert names >= {"text encoder layer 4", "transformer block 2", "guidance and Euler step 1", "VAE up block 3"}
+    assert not any(name.startswith(("text encoder tap", "velocity", "final latents")) for name in names)
 
 
 def wrong_taps(rank: Rank) -> None:
