@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -22,6 +21,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from bench.arguments import end_with
 from bench.rank_processes import end_with_parent, run_ranks
 from bench.verify.ours import Results, Runner, Steps
 from bench.verify.stages import Traced
@@ -197,4 +197,4 @@ def _read_results(file: Path, plan: Plan) -> Results:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)
