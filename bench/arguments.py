@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import faulthandler
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from bench.lost import LOST
+from bench.writing import all_written
 from engine.config import MOST_RANKS
 from engine.modes import Degrees
 
 INTERRUPTED = 130  # the exit status after Ctrl-C
 SIDE_MULTIPLE = 16  # pixels of a token's side
 _STDERR = 2  # whatever sys.stderr is by then
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def json_file(text: str) -> Path:
-    """A file that lines can be added to, its folder made if need be: found out before anything is measured. Raises
-    `ArgumentTypeError`."""
+    """A file that lines can be added to, its folder made if need be: found out before anything is measured. A full disk
+    is no reason to measure nothing. Raises `ArgumentTypeError`."""
     file = Path(text)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.open("a").close()
     except OSError as error:
+        if error.errno in _FULL:
+            return file  # results will go to stdout
         raise argparse.ArgumentTypeError(f"must be a file that can be written, got {text}: {error.strerror}") from None
     return file
 
@@ -80,8 +87,9 @@ def modes(text: str) -> tuple[Degrees, ...]:
 
 
 def end_with(main: Callable[[], int]) -> NoReturn:
-    """End the process with what a benchmark's `main` returns; Ctrl-C ends it without a traceback. A crash, and SIGTERM
-    too, by which a benchmark that is not done in time is stopped, leave on stderr where every thread was."""
+    """End the process with what a benchmark's `main` returns, or with 1 for 0 if a result could not be written. Ctrl-C
+    ends it without a traceback. A crash, and SIGTERM too, by which a benchmark that is not done in time is stopped,
+    leave on stderr where every thread was."""
     if not faulthandler.is_enabled():
         faulthandler.enable(_STDERR)
     faulthandler.register(signal.SIGTERM, _STDERR, all_threads=True, chain=True)
@@ -92,4 +100,8 @@ def end_with(main: Callable[[], int]) -> NoReturn:
         status = INTERRUPTED
     finally:
         faulthandler.unregister(signal.SIGTERM)
-    sys.exit(status)
+    if status == LOST:  # nothing that uses the GPU at exit would come to an end
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status or int(not all_written()))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import engine
+from bench.writing import append_line
 
 
 def print_json(benchmark: str, result: Mapping[str, Any]) -> None:
@@ -27,19 +28,15 @@ def json_line(benchmark: str, result: Mapping[str, Any]) -> str:
     return json.dumps({"benchmark": benchmark, **result, **_circumstances()})
 
 
-def append_json(path: Path, benchmark: str, result: Mapping[str, Any]) -> None:
-    """Add the line to a file, whose folder is made if need be, at once: what was measured outlives the process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json_line(benchmark, result) + "\n")
+def append_json(path: Path, benchmark: str, result: Mapping[str, Any]) -> bool:
+    """Add the line to a file at once: what was measured outlives the process. See `append_line`."""
+    return append_line(path, json_line(benchmark, result))
 
 
 def publish(benchmark: str, result: Mapping[str, Any], file: Path | None) -> None:
-    """The line goes to the end of the file, or where there is none to stdout."""
-    if file is None:
+    """The line goes to the end of the file, or to stdout where there is none or it cannot be written."""
+    if file is None or not append_json(file, benchmark, result):
         print_json(benchmark, result)
-    else:
-        append_json(file, benchmark, result)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from bench.arguments import duration, json_file
+from bench.lost import LOST, DeviceLost, raise_if_lost
 from bench.output import append_json, print_json, print_table
 from bench.real_size import PROMPT_TOKENS, SIZES, RandomWeights, model_of_size, random_prompt
+from bench.survive import Attempts
 from bench.timing import Budget, is_shared
 from engine.config import ATTENTIONS, DEVICES, DTYPES, EngineConfig, ModelConfig
 from engine.decoding import DecodedImage
@@ -269,45 +271,60 @@ def measure_all(
     `after` then.
 
     The first case is always tried, the others as long as there is time. A version that cannot run here is named. What
-    fails is told with its traceback, and the other cases go on with a new engine, unless the device is lost, after
-    which nothing that this process computes can be trusted: raises what the device raises then.
+    fails is told with its traceback, and the other cases go on with a new engine; in a new process (`bench.survive`) if
+    the GPU is lost, with which this ends, since nothing can be trusted that it computes.
     """
+    try:
+        _measure_all(setup, cases, measure, results, decodes, after)
+    except DeviceLost as error:
+        results.lose_device(error)
+
+
+def _measure_all(
+    setup: Setup,
+    cases: Sequence[T],
+    measure: Callable[[Engine, T], tuple[Any, Sequence[str]]],
+    results: Results,
+    decodes: bool,
+    after: Callable[[Engine, T], None],
+) -> None:
+    """Raises `DeviceLost`."""
+    attempts = results.attempts
     began = False
     for version in setup.versions:
-        waiting = list(cases)
+        waiting = [case for case in cases if attempts.is_new(f"{case} with {version}")]
+        most = len(waiting)
         while waiting and not (began and setup.budget.spent):
             began = True
+            if not attempts.prepare(f"the engine with {version}"):
+                results.fail(str(version), "an earlier process died of its engine")
+                break
             try:
                 engine = Engine(setup, version, decodes=decodes)
             except ArgumentError as error:
                 note(f"{version} is left out: {error}")
                 break
-            except Exception:
+            except Exception as error:
                 results.fail(str(version), traceback.format_exc())
-                raise_if_lost(setup.device)
+                raise_if_lost(error)
                 break
             try:
-                while waiting and not (setup.budget.spent and len(waiting) < len(cases)):
+                while waiting and not (setup.budget.spent and len(waiting) < most):
                     case = waiting.pop(0)
+                    attempts.begin(f"{case} with {version}")
                     results.add(*measure(engine, case))
                     after(engine, case)
-            except Exception:
+            except Exception as error:
                 results.fail(f"{case} with {version}", traceback.format_exc())
-                raise_if_lost(setup.device)
+                raise_if_lost(error)
             try:
                 engine.close()
-            except Exception:
+            except Exception as error:
                 results.fail(f"the end of {version}", traceback.format_exc())
-                raise_if_lost(setup.device)
+                raise_if_lost(error)
         else:
             for case in waiting:
                 note(f"{case} with {version} is left out: the time is up")
-
-
-def raise_if_lost(device: torch.device) -> None:
-    """Raise the error that a GPU answers every call with since a kernel did something illegal."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def load_peer(setup: Setup) -> Peer | None:
@@ -328,6 +345,8 @@ class Results:
         self._benchmark, self._setup, self._columns = benchmark, setup, columns
         self._rows: list[Sequence[str]] = []
         self._failures: list[str] = []
+        self._lost = False
+        self.attempts = Attempts()
 
     @property
     def any(self) -> bool:
@@ -335,14 +354,21 @@ class Results:
         return bool(self._rows)
 
     @property
-    def ok(self) -> bool:
-        """Whether there is one and nothing failed."""
-        return self.any and not self._failures
+    def status(self) -> int:
+        """The exit status: 0 if there is one and nothing failed, `LOST` if the GPU is lost."""
+        if self._lost:
+            return LOST
+        return 0 if (self.any or self.attempts.resumed) and not self._failures else 1
 
     def fail(self, what: str, why: str) -> None:
         """Tell whoever watches at once, and again below the table."""
         note(f"FAILED: {what}: {why}")
         self._failures.append(what)
+
+    def lose_device(self, error: DeviceLost) -> None:
+        """Nothing will be added any more."""
+        self._lost = True
+        self._failures.append(f"the GPU is lost, and whatever it would compute in this process: {error}")
 
     def add(self, result: Any, row: Sequence[str]) -> None:
         """result: a dataclass with the GPU's state before and after; row: what the table shows of it."""
@@ -371,7 +397,7 @@ class Results:
         print_table(self._columns, self._rows)
         for what in self._failures:
             note(f"FAILED: {what}")
-        if not self.any:
+        if not self.any and not self.attempts.resumed:
             note("FAILED: nothing was measured")
 
 
@@ -383,8 +409,8 @@ def note(text: str) -> None:
 def run_main(
     run: Callable[[argparse.Namespace], Results | None], parser: argparse.ArgumentParser, words: Sequence[str]
 ) -> int:
-    """Parse, run and print the table, unless there is none to be. 1 if something failed or nothing was measured; a
-    user's mistake is one line on stderr and the exit code 2."""
+    """Parse, run and print the table, unless there is none to be. 1 if something failed or nothing was measured, `LOST`
+    if the GPU is lost; a user's mistake is one line on stderr and the exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         results = run(parser.parse_args(words))
@@ -394,4 +420,4 @@ def run_main(
     if results is None:
         return 0
     results.print_table()
-    return 0 if results.ok else 1
+    return results.status

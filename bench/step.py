@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from bench.arguments import end_with
 from bench.floor import Ceilings, step_floor
+from bench.lost import raise_if_lost
 from bench.profile import profile_steps
 from bench.runner import Engine, Results, add_options, load_peer, measure_all, note, read_options, run_main
 from bench.timing import (
@@ -118,8 +120,13 @@ def _run(arguments: argparse.Namespace) -> Results:
         return result, _row(result)
 
     def profile(engine: Engine, case: Case) -> None:
-        if arguments.profile is not None and case is cases[0]:
+        if arguments.profile is None or case is not cases[0]:
+            return
+        try:
             profile_steps(engine, case.images, case.side, arguments.profile)
+        except Exception as error:  # not worth the engine, which has other cases to measure
+            results.fail(f"the profile of {case} with {engine.version}", traceback.format_exc())
+            raise_if_lost(error)
 
     measure_all(setup, cases, measure, results, decodes=False, after=profile)
     return results
