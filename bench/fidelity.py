@@ -21,6 +21,7 @@ import argparse
 import math
 import queue
 import statistics
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -35,9 +36,11 @@ from bench.arguments import duration, end_with, image_side, json_file, positive
 from bench.denoising import final_latents
 from bench.kernel_checks import relative_error
 from bench.kernel_rates import attention_backends
+from bench.lost import LOST, DeviceLost, raise_if_lost
 from bench.output import print_table, publish
 from bench.plain_kernels import PLAIN, plain_kernels
 from bench.real_size import RandomWeights, model_of_size
+from bench.survive import Attempts
 from bench.timing import Budget
 from engine.batch import Layout, Segment
 from engine.checkpoint import CheckpointFiles
@@ -132,14 +135,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.backends.cudnn.allow_tf32 = False  # or float32 would not be
     budget = Budget(options.seconds)
     first_half = Budget(None if options.seconds is None else options.seconds / 2)
-    left_out = [*_demo(options, device, first_half), *_blocks(options, device, budget)]
+    tries = _Tries()
+    left_out: list[str] = []
+    status = 0
+    try:
+        for part, its_budget in ((_demo, first_half), (_blocks, budget)):
+            with tries.telling(f"{part.__name__.strip('_')}, the reference"):
+                left_out += part(options, device, its_budget, tries)
+    except DeviceLost as error:
+        status = LOST
+        tries.failures.append(f"the GPU is lost, and whatever it would compute in this process: {error}")
     if left_out:
         print(f"left out, since the time was up: {', '.join(left_out)}")
-    return 0
+    for failure in tries.failures:
+        print(f"FAILED: {failure}")
+    return status or int(bool(tries.failures))
 
 
-def _demo(options: argparse.Namespace, device: torch.device, budget: Budget) -> list[str]:
-    """Returns what there was no time for."""
+class _Tries:
+    """Compares one variant after the other, whatever happens to one of them."""
+
+    def __init__(self) -> None:
+        self.failures: list[str] = []
+        self._attempts = Attempts()
+
+    @contextmanager
+    def telling(self, what: str) -> Iterator[None]:
+        """Tell what fails in here, and go on after it. Raises `DeviceLost`."""
+        try:
+            yield
+        except DeviceLost:
+            raise
+        except Exception as error:
+            print(f"FAILED: {what}: {traceback.format_exc()}", flush=True)
+            self.failures.append(what)
+            raise_if_lost(error)
+
+    def begin(self, what: str) -> bool:
+        """Whether no earlier process began it."""
+        return self._attempts.begin(what)
+
+
+def _demo(options: argparse.Namespace, device: torch.device, budget: Budget, tries: _Tries) -> list[str]:
+    """Returns what there was no time for. Raises `DeviceLost`."""
     model = ModelConfig.from_folder(DEMO_CHECKPOINT)
     variants, reasons = available_variants(device, model.transformer.head_dim)
     variants.append(Variant("bfloat16 timesteps alone", "float32", plain=REFERENCE.plain, rounds_timesteps=True))
@@ -158,15 +196,18 @@ def _demo(options: argparse.Namespace, device: torch.device, budget: Budget) -> 
         if budget.spent:
             left_out.append(f"demo: {variant.name}")
             continue
-        results.append(compare_images(variant.name, make_images(variant, jobs, device), exact))
-        publish("fidelity_demo", asdict(results[-1]), options.json)
+        what = f"demo, {variant.name}"
+        with tries.telling(what):
+            if tries.begin(what):
+                results.append(compare_images(variant.name, make_images(variant, jobs, device), exact))
+                publish("fidelity_demo", asdict(results[-1]), options.json)
     print_demo(results)
     print_reasons(reasons)
     return left_out
 
 
-def _blocks(options: argparse.Namespace, device: torch.device, budget: Budget) -> list[str]:
-    """Returns what there was no time for."""
+def _blocks(options: argparse.Namespace, device: torch.device, budget: Budget, tries: _Tries) -> list[str]:
+    """Returns what there was no time for. Raises `DeviceLost`."""
     layers, side = BLOCKS[options.size]
     side = options.side or side
     model = model_of_size(options.size, options.layers or layers)
@@ -177,13 +218,12 @@ def _blocks(options: argparse.Namespace, device: torch.device, budget: Budget) -
         if budget.spent:
             left_out.append(f"blocks: {variant.name}")
             continue
-        errors = [relative_error(a, b) for a, b in zip(velocities(variant, model, side, device), exact, strict=True)]
-        by_sigma = dict(zip(map(str, SIGMAS), errors, strict=True))
-        tokens = TEXT_TOKENS + model.image_tokens(side, side)
-        layers = model.transformer.num_layers
-        mean = statistics.mean(errors)
-        results.append(BlockErrors(variant.name, options.size, layers, tokens, mean, by_sigma))
-        publish("fidelity_blocks", asdict(results[-1]), options.json)
+        what = f"blocks, {variant.name}"
+        with tries.telling(what):
+            if tries.begin(what):
+                ours = velocities(variant, model, side, device)
+                results.append(_compare_blocks(variant.name, options.size, model, side, ours, exact))
+                publish("fidelity_blocks", asdict(results[-1]), options.json)
     print_blocks(results, model)
     print_reasons(reasons)
     return left_out
@@ -328,6 +368,20 @@ def velocities(variant: Variant, model: ModelConfig, side: int, device: torch.de
             now = TimeModulation(modulation.block[step, None], modulation.final[step, None])
             result.append(transformer([text], [latents], now, layout).cpu())
     return result
+
+
+def _compare_blocks(
+    name: str,
+    size: str,
+    model: ModelConfig,
+    side: int,
+    ours: Sequence[torch.Tensor],
+    exact: Sequence[torch.Tensor],
+) -> BlockErrors:
+    errors = [relative_error(a, b) for a, b in zip(ours, exact, strict=True)]
+    by_sigma = dict(zip(map(str, SIGMAS), errors, strict=True))
+    tokens = TEXT_TOKENS + model.image_tokens(side, side)
+    return BlockErrors(name, size, model.transformer.num_layers, tokens, statistics.mean(errors), by_sigma)
 
 
 # ---- tables

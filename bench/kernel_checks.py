@@ -11,6 +11,7 @@ import torch
 
 from bench.kernel_cases import Operation, Random, Shape, elementwise_operations
 from bench.kernel_rates import DTYPE, Attention, Product, attention_backends, block_matrices
+from bench.lost import raise_if_lost
 from engine.kernels.attention import GatedAttentionKernel
 from engine.kernels.fp8 import FP8, Fp8Rows
 
@@ -36,17 +37,34 @@ class Check:
         return self.failure is None and self.error <= self.bound
 
 
-def check_all(shape: Shape, device: torch.device, tp: int) -> Iterator[Check]:
-    """Every kernel at one shape."""
+def check_all(
+    shape: Shape, device: torch.device, tp: int, begin: Callable[[str], bool] = lambda name: True
+) -> Iterator[Check]:
+    """Every kernel at one shape; those are left out of which `begin` says False. Raises `DeviceLost` after a check with
+    which the GPU is lost."""
+    for name, call in _calls(shape, device):
+        if not begin(name):
+            continue
+        lost = None
+        try:
+            error, bound = call()
+            failure = None
+        except Exception as raised:  # whatever a kernel raises, the others are worth checking
+            error, bound, failure, lost = float("inf"), 0.0, f"{type(raised).__name__}: {raised}", raised
+        yield Check(name, shape.packing.lengths, tp, error, bound, failure)
+        if lost is not None:
+            raise_if_lost(lost)
+
+
+def _calls(shape: Shape, device: torch.device) -> Iterator[tuple[str, Callable[[], tuple[float, float]]]]:
     for operation in elementwise_operations():
-        yield _check(operation.name, shape, tp, _elementwise(operation, shape, device))
+        yield operation.name, _elementwise(operation, shape, device)
     for backend, reason in attention_backends(shape.head_dim, device).items():
         if reason is None:
-            yield _check(f"attention {backend}", shape, tp, _attention(backend, shape, device))
+            yield f"attention {backend}", _attention(backend, shape, device)
     for name, matrix in block_matrices(shape).items():
         for fp8 in (False, True):
-            call = _product(matrix, shape, device, fp8=fp8)
-            yield _check(f"{name} {'fp8' if fp8 else 'bfloat16'}", shape, tp, call)
+            yield f"{name} {'fp8' if fp8 else 'bfloat16'}", _product(matrix, shape, device, fp8=fp8)
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -54,15 +72,6 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     expected = expected.double()
     error = ((actual.double() - expected).norm() / expected.norm().clamp(min=1e-300)).item()
     return error if error == error else float("inf")
-
-
-def _check(name: str, shape: Shape, tp: int, call: Callable[[], tuple[float, float]]) -> Check:
-    try:
-        error, bound = call()
-        failure = None
-    except Exception as raised:  # whatever a kernel raises, the others are worth checking
-        error, bound, failure = float("inf"), 0.0, f"{type(raised).__name__}: {raised}"
-    return Check(name, shape.packing.lengths, tp, error, bound, failure)
 
 
 def _elementwise(operation: Operation, shape: Shape, device: torch.device) -> Callable[[], tuple[float, float]]:

@@ -8,12 +8,13 @@ GB/s, counted from the tensors of the call (each input read once, each output wr
 reaches on the same device, and how much longer plain eager PyTorch takes for the same. Attention, gate included, and
 the matrix products of a block in bfloat16 and fp8 come as TFLOP/s beside a large square product. Times are the
 device's own, of inputs that no cache holds. On a CPU, where `--size tiny` is the default, the engine's functions are
-PyTorch themselves and the times say nothing. Ends with 1 if a kernel is wrong.
+PyTorch themselves and the times say nothing. Ends with 1 if a kernel is wrong or raises an error.
 """
 
 from __future__ import annotations
 
 import argparse
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,9 +27,11 @@ from bench.kernel_cases import Operation, Random, Shape, Tensors, bytes_moved, e
 from bench.kernel_checks import Check, check_all
 from bench.kernel_rates import DTYPE, Rate, attention_backends, block_matrices, time_attention, time_product
 from bench.kernel_timing import input_sets, time_kernel
+from bench.lost import LOST, DeviceLost, raise_if_lost
 from bench.output import print_table, publish
 from bench.real_size import model_of_size
-from bench.timing import Budget, gpu_state, is_shared, measure_ceilings
+from bench.survive import Attempts
+from bench.timing import Budget, gpu_state, is_shared_now, measure_ceilings
 from engine.config import PARALLEL_DEGREES, ModelConfig
 from engine.kernels.fp8 import quantize_rows
 from engine.kernels.packing import Packing
@@ -74,17 +77,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = model_of_size(options.size)
     shapes = [_shape(config, side, device, options.tp) for side in options.sides or SIDES[options.size]]
 
-    with torch.inference_mode():
-        checks = _check([Shape.of(config, Packing(_RAGGED, device), 48, options.tp), *shapes], device, options, budget)
-        if not options.check_only and not budget.spent:
-            ceilings = measure_ceilings(config.transformer, device, DTYPE)
-            publish("ceilings", asdict(ceilings), options.json)
-            _time(shapes, device, ceilings, options, budget)
+    checks: list[Check] = []
+    failures: list[str] = []
+    attempts = Attempts()
+    status = 0
+    try:
+        with torch.inference_mode():
+            ragged = Shape.of(config, Packing(_RAGGED, device), 48, options.tp)
+            _check(checks, [ragged, *shapes], device, options, budget, attempts)
+            if not options.check_only and not budget.spent:
+                ceilings = measure_ceilings(config.transformer, device, DTYPE)
+                publish("ceilings", asdict(ceilings), options.json)
+                _time(failures, shapes, device, ceilings, options, budget, attempts)
+    except DeviceLost as error:
+        status = LOST
+        failures.append(f"the GPU is lost, and whatever it would compute in this process: {error}")
     wrong = [check for check in checks if not check.holds]
     for check in wrong:
         print(f"WRONG: {check.kernel} at {check.tokens} tokens, tp {check.tp}: {check.failure or check.error}")
+    for failure in failures:
+        print(f"FAILED: {failure}")
     print(f"{len(checks) - len(wrong)} of {len(checks)} checks of kernels hold")
-    return 1 if wrong else 0
+    return status or int(bool(wrong or failures))
 
 
 def time_elementwise(operation: Operation, shape: Shape, device: torch.device, tp: int, ceilings: Ceilings) -> Timed:
@@ -118,15 +132,34 @@ def block_seconds(timed: Sequence[Timed], rates: Sequence[Rate], tokens: int, *,
     return attention + sum(seconds[name] for name in names)
 
 
-def _check(shapes: Sequence[Shape], device: torch.device, options: argparse.Namespace, budget: Budget) -> list[Check]:
-    checks: list[Check] = []
-    for shape in shapes:
-        if budget.spent and checks:
-            print(f"not checked at {shape.packing.tokens} tokens: the time was up")
-            continue
-        for check in check_all(shape, device, options.tp):
-            publish("kernel_check", {**asdict(check), "holds": check.holds}, options.json)
-            checks.append(check)
+def _check(
+    checks: list[Check],
+    shapes: Sequence[Shape],
+    device: torch.device,
+    options: argparse.Namespace,
+    budget: Budget,
+    attempts: Attempts,
+) -> None:
+    """Add to `checks`. Raises `DeviceLost`."""
+    try:
+        for shape in shapes:
+            if budget.spent and checks:
+                print(f"not checked at {shape.packing.tokens} tokens: the time was up")
+                continue
+
+            def begin(name: str, lengths: tuple[int, ...] = shape.packing.lengths) -> bool:
+                return attempts.begin(f"the check of {name} at {lengths} tokens")
+
+            for check in check_all(shape, device, options.tp, begin):
+                publish("kernel_check", {**asdict(check), "holds": check.holds}, options.json)
+                checks.append(check)
+                if check.failure is not None:  # at once, and again at the end
+                    print(f"WRONG: {check.kernel} at {check.tokens} tokens: {check.failure}", flush=True)
+    finally:
+        _print_checks(checks)
+
+
+def _print_checks(checks: Sequence[Check]) -> None:
     by_kernel: dict[str, list[Check]] = {}
     for check in checks:
         by_kernel.setdefault(check.kernel, []).append(check)
@@ -142,38 +175,59 @@ def _check(shapes: Sequence[Shape], device: torch.device, options: argparse.Name
             for kernel, of_kernel in by_kernel.items()
         ],
     )
-    return checks
 
 
 def _time(
-    shapes: Sequence[Shape], device: torch.device, ceilings: Ceilings, options: argparse.Namespace, budget: Budget
+    failures: list[str],
+    shapes: Sequence[Shape],
+    device: torch.device,
+    ceilings: Ceilings,
+    options: argparse.Namespace,
+    budget: Budget,
+    attempts: Attempts,
 ) -> None:
-    """The first shape whole, then the others, until the budget is spent."""
+    """The first shape whole, then the others, until the budget is spent. Adds what fails to `failures`. Raises
+    `DeviceLost`."""
     timed: list[Timed] = []
     rates: list[Rate] = []
     left_out = 0
 
-    def measure(call: Callable[[], Timed | Rate]) -> None:
+    def measure(name: str, call: Callable[[], Timed | Rate]) -> None:
         nonlocal left_out
         if budget.spent:
             left_out += 1
             return
-        result = call()
-        shared = is_shared(gpu_state(device))
+        if not attempts.begin(f"the timing of {name}"):
+            return
+        try:
+            result = call()
+        except Exception as error:
+            print(f"FAILED: {name}: {traceback.format_exc()}", flush=True)
+            failures.append(name)
+            raise_if_lost(error)
+            return
+        shared = is_shared_now(device)
         publish("kernel", {**asdict(result), "size": options.size, "gpu_shared": shared}, options.json)
         (timed if isinstance(result, Timed) else rates).append(result)  # type: ignore[arg-type]
 
     for shape in shapes:
+        if (state := gpu_state(device)) is not None:
+            publish("gpu", {"side": shape.side, **state}, options.json)
+        at = f"{shape.packing.tokens} tokens"
         for operation in elementwise_operations():
-            measure(partial(time_elementwise, operation, shape, device, options.tp, ceilings))
+            call: Callable[[], Timed | Rate]
+            call = partial(time_elementwise, operation, shape, device, options.tp, ceilings)
+            measure(f"{operation.name} at {at}", call)
         for backend, reason in attention_backends(shape.head_dim, device).items():
             if reason is None:
-                measure(partial(time_attention, backend, shape, device, options.tp, ceilings))
+                call = partial(time_attention, backend, shape, device, options.tp, ceilings)
+                measure(f"attention {backend} at {at}", call)
         if shape is shapes[0]:
             for name, matrix in block_matrices(shape).items():
                 for rows in _ROWS[options.size]:
                     for fp8 in (False, True):
-                        measure(partial(time_product, name, matrix, rows, device, options.tp, ceilings, fp8=fp8))
+                        call = partial(time_product, name, matrix, rows, device, options.tp, ceilings, fp8=fp8)
+                        measure(f"{name} {'fp8' if fp8 else 'bfloat16'} at {rows} rows", call)
     for fp8 in (False, True):
         seconds = block_seconds(timed, rates, shapes[0].packing.tokens, fp8=fp8)
         if seconds is not None:

@@ -1,4 +1,4 @@
-"""Whether a GPU is lost to a process: a kernel did something illegal, and every later answer of it is an error or wrong."""
+"""Whether a GPU is lost to a process: a kernel did something illegal, and each later answer is an error or wrong."""
 
 from __future__ import annotations
 

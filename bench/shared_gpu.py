@@ -6,7 +6,8 @@ NCCL refuses two ranks on one GPU, so they talk through gloo, staged through the
 The model is small and random, and half of the images are guided. Every rank is a process of its own, as in a server. In
 float32 the latents must be those of one rank; in bfloat16 and fp8, whose sums are rounded in another order, they may be
 no further from one rank's in float32 than one rank in the same precision is, times `LOW_PRECISION_FACTOR`. All ranks
-must end with the same latents. Ends with 1 if one of these does not hold, or if a process fails or is not done in time.
+must end with the same latents. Results come mode by mode, and a mode that fails does not keep the next from running.
+Ends with 1 if one of these does not hold, or if a process fails or is not done in time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,17 @@ class Parity:
         return self.error <= self.allowed and self.between_ranks <= RANK_TOLERANCE
 
 
+@dataclass(frozen=True)
+class ModeFailed:
+    """A mode whose ranks did not all come to an end, and what they said."""
+
+    mode: str
+    cause: str
+
+    def __str__(self) -> str:
+        return f"{self.mode}: {self.cause}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.shared_gpu", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--modes", default=MODES, type=modes, help=f"comma-separated, as tp2xsp2 or sp2xcfg ({MODES})")
@@ -81,8 +93,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         symmetric_memory = options.symmetric_memory
         run_rank(options.rank, options.modes[0], options.device, options.folder, options.seconds, symmetric_memory)
         return 0
+    results, failures = [], []
     try:
-        results = compare(options.modes, options.device, options.seconds, symmetric_memory=options.symmetric_memory)
+        for result in compare(
+            options.modes, options.device, options.seconds, symmetric_memory=options.symmetric_memory
+        ):
+            if isinstance(result, Parity):
+                publish("shared_gpu", {**asdict(result), "holds": result.holds}, options.json)
+                results.append(result)
+            else:
+                print(f"FAILED: {result}", file=sys.stderr, flush=True)
+                failures.append(result.mode)
     except (ArgumentError, ProcessFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -101,34 +122,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for result in results
         ],
     )
-    for result in results:
-        publish("shared_gpu", {**asdict(result), "holds": result.holds}, options.json)
-    return 0 if all(result.holds for result in results) else 1
+    if failures:
+        print(f"FAILED, see above: {', '.join(failures)}")
+    return 0 if results and not failures and all(result.holds for result in results) else 1
 
 
-def compare(modes: Sequence[Degrees], device: str, seconds: float, *, symmetric_memory: bool = False) -> list[Parity]:
-    """Run one rank and then each mode. Raises `ProcessFailed`."""
+def compare(
+    modes: Sequence[Degrees], device: str, seconds: float, *, symmetric_memory: bool = False
+) -> Iterator[Parity | ModeFailed]:
+    """Run one rank and then each mode, which gives one `Parity` a precision, or one failure. Raises `ProcessFailed` if
+    one rank fails, with which the others would be compared."""
     words = ["--device", device, *["--symmetric-memory"] * symmetric_memory]
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="krea2-shared-") as name:
-        runs = {
-            mode: _run_group(mode, words, Path(name) / mode.name, deadline) for mode in dict.fromkeys([ONE, *modes])
-        }
-    kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    exact = runs[ONE][0]["float32"].double()
-    results = []
-    for mode in modes:
-        for precision in PRECISIONS:
-            ours, alone = runs[mode][0][precision].double(), runs[ONE][0][precision].double()
-            if precision == "float32":
-                error = _largest((ours - exact).abs()) / max(1.0, exact.abs().max().item())
-                allowed = FLOAT32_TOLERANCE
+        folder = Path(name)
+        (alone,) = _run_group(ONE, words, folder / ONE.name, deadline)
+        waiting = list(dict.fromkeys(modes))
+        while waiting:
+            left = deadline - time.monotonic()
+            due = time.monotonic() + 2 * left / (1 + len(waiting))  # so that one that hangs leaves time for the others
+            mode = waiting.pop(0)
+            if mode == ONE:
+                runs = [alone]
             else:
-                error = (ours - exact).abs().mean().nan_to_num(float("inf")).item()
-                allowed = LOW_PRECISION_FACTOR * (alone - exact).abs().mean().item()
-            between = max(_largest((other[precision].double() - ours).abs()) for other in runs[mode])
-            results.append(Parity(mode.name, mode.ranks, kind, precision, error, allowed, between))
-    return results
+                try:
+                    runs = _run_group(mode, words, folder / mode.name, due)
+                except ProcessFailed as error:
+                    yield ModeFailed(mode.name, str(error))
+                    continue
+            yield from _parities(mode, runs, alone, device)
+
+
+def _parities(
+    mode: Degrees, runs: Sequence[dict[str, torch.Tensor]], one: dict[str, torch.Tensor], device: str
+) -> Iterator[Parity]:
+    """Of each precision, for a mode's latents by rank and those of one rank."""
+    kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    exact = one["float32"].double()
+    for precision in PRECISIONS:
+        ours, alone = runs[0][precision].double(), one[precision].double()
+        if precision == "float32":
+            error = _largest((ours - exact).abs()) / max(1.0, exact.abs().max().item())
+            allowed = FLOAT32_TOLERANCE
+        else:
+            error = (ours - exact).abs().mean().nan_to_num(float("inf")).item()
+            allowed = LOW_PRECISION_FACTOR * (alone - exact).abs().mean().item()
+        between = max(_largest((other[precision].double() - ours).abs()) for other in runs)
+        yield Parity(mode.name, mode.ranks, kind, precision, error, allowed, between)
 
 
 def run_rank(

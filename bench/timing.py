@@ -183,9 +183,18 @@ def gpu_state(device: torch.device) -> dict[str, float | str] | None:
     state: dict[str, float | str] = {
         name: _number(value) for name, value in zip(fields, line.split(", "), strict=False)
     }
-    free, total = torch.cuda.mem_get_info(device)
-    state["others_mib"] = round((total - free - torch.cuda.memory_reserved(device)) / 2**20)
+    state["others_mib"] = _others_mib(device)
     return state
+
+
+def _others_mib(device: torch.device) -> int:
+    free, total = torch.cuda.mem_get_info(device)
+    return round((total - free - torch.cuda.memory_reserved(device)) / 2**20)
+
+
+def is_shared_now(device: torch.device) -> bool:
+    """As `is_shared`, of this moment, without nvidia-smi."""
+    return device.type == "cuda" and _others_mib(device) > _OTHERS_MIB
 
 
 def is_shared(*states: dict[str, float | str] | None) -> bool:

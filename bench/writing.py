@@ -10,8 +10,8 @@ _failed: list[Path] = []
 
 
 def append_line(path: Path, line: str) -> bool:
-    """Add the line to a file, whose folder is made if need be, at once. Where that fails, as on a full disk, stderr says
-    why, no part of the line is left, and this is False."""
+    """Add the line to a file, whose folder is made if need be, at once. Where that fails, as on a full disk, stderr
+    says why, no part of the line is left, and this is False."""
     before = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
