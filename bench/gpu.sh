@@ -13,11 +13,13 @@
 # Triton compiles is kept in FOLDER/triton-cache.tar.gz, and TRITON_CACHE names such a file to begin with; traces of steps
 # go to FOLDER/traces. KREA2_COMMIT names the commit that results are of, in place of git.
 #
-# BUDGET_S (540, or the preset's) seconds are shared out: each part has a slice of its own, and is skipped, which is
-# said, when fewer than LEAST_S (15) are left. A part that fails does not stop the others, but the exit status is 1 then.
-# Results are added to one JSON-lines file as they come, and all output to one log: FOLDER/results.jsonl and results.log
-# (--out, or OUT), else bench/results/DATE-GPU.jsonl and .log. --small runs every part at a tiny size on the CPU,
-# --dry-run none of them: it prints the commands. No setting of the GPU is changed.
+# BUDGET_S (540, or the preset's) seconds are shared out: each part has a slice of its own, which is told before the
+# first begins, and is skipped, which is said, when fewer than LEAST_S (15) are left. A part that fails, or that leaves
+# no number, does not stop the others, but the exit status is 1 then. Results are added to one JSON-lines file as they
+# come, and all output to one log: FOLDER/results.jsonl and results.log (--out, or OUT), else
+# bench/results/DATE-GPU.jsonl and .log. At the end comes a table: each part, what came of it, its key figures, their
+# floors. --small runs every part at a tiny size on the CPU, --dry-run none of them: it prints the commands. No setting
+# of the GPU is changed.
 set -uo pipefail
 
 usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; }
@@ -86,17 +88,26 @@ exec 3>&1 > >(exec tee -a "$base.log") 2>&1
 log_writer=$!
 
 finish() {
+    local status=$?
     trap '' INT TERM
     [[ -n $child ]] && kill "$child" 2>/dev/null && wait "$child" 2>/dev/null
     [[ -n $wheels ]] && rm -rf "$wheels"
     if [[ -n $triton_cache ]]; then
-        if [[ -n $(ls -A "$triton_cache") ]]; then
-            tar -C "$triton_cache" -czf "$cache_file.new" . && mv "$cache_file.new" "$cache_file"
+        if [[ -n $(ls -A "$triton_cache") ]] &&
+            ! { tar -C "$triton_cache" -czf "$cache_file.new" . && mv "$cache_file.new" "$cache_file"; }; then
+            echo "error: what Triton compiled cannot be kept in $cache_file"
+            rm -f "$cache_file.new"
+            ((status)) || status=1
         fi
         rm -rf "$triton_cache"
     fi
     exec >&3 2>&3
     wait "$log_writer" 2>/dev/null
+    if (($? == 1)); then
+        echo "error: the log, $base.log, is not whole" >&2
+        ((status)) || status=1
+    fi
+    exit "$status"
 }
 trap finish EXIT
 trap 'exit 130' INT
@@ -105,29 +116,35 @@ trap 'exit 143' TERM
 # ---- parts
 
 names=()
+slices=()
 outcomes=()
+begins=() # bytes of the results before each part, and after it
+ends=()
+planning=""
 failed=0
 
-# part NAME SLICE COMMAND…: @S in the command becomes the seconds that it should be done in
+# part NAME SLICE BENCHMARK WORDS…
 part() {
-    local name=$1 slice=$2 left began status outcome
-    shift 2
-    if [[ -n $only && ",$only," != *",$name,"* ]]; then
+    local name=$1 slice=$2 left began before status outcome
+    chosen "$name" || return 0
+    if [[ -n $planning ]]; then
+        names+=("$name")
+        slices+=("$slice")
         return 0
     fi
     left=$((budget - SECONDS))
-    names+=("$name")
     if ((left < least)); then
-        outcomes+=("skipped: $left s of $budget s are left")
-        echo "== $name: ${outcomes[-1]}"
+        skip "$name" "$left s of $budget s are left"
         return 0
     fi
     ((slice < left - least / 3)) || slice=$((left - least / 3))
-    set -- "${@//@S/$((slice > 20 ? slice - 10 : slice / 2))}"
+    set -- "$python" -m bench.survive "bench.$3" "${@:4}" --seconds "$((slice > 20 ? slice - 10 : slice / 2))" \
+        --json "$results"
     echo
     echo "== $name (at most $slice s): $*"
+    before=$(results_size)
     if [[ -n $dry ]]; then
-        outcomes+=("not run")
+        note_outcome "$name" "not run" "$before"
         return 0
     fi
     gpu_state
@@ -142,17 +159,51 @@ part() {
     124 | 137) outcome="FAILED: not done after $slice s" ;;
     *) outcome="FAILED: exit status $status" ;;
     esac
-    [[ $status == 0 ]] || failed=1
-    outcomes+=("$outcome, $((SECONDS - began)) s")
+    [[ $outcome != ok || $(results_size) != "$before" ]] || outcome="FAILED: no number"
+    [[ $outcome == ok ]] || failed=1
+    note_outcome "$name" "$outcome, $((SECONDS - began)) s" "$before"
     echo "== $name: ${outcomes[-1]}"
 }
 
 skip() {
-    if [[ -z $only || ",$only," == *",$1,"* ]]; then
-        names+=("$1")
-        outcomes+=("skipped: $2")
+    if [[ -z $planning ]] && chosen "$1"; then
+        note_outcome "$1" "skipped: $2" "$(results_size)"
         echo "== $1: skipped: $2"
     fi
+}
+
+chosen() { [[ -z $only || ",$only," == *",$1,"* ]]; }
+
+# note_outcome NAME OUTCOME BYTES: of the results before it
+note_outcome() {
+    names+=("$1")
+    outcomes+=("$2")
+    begins+=("$3")
+    ends+=("$(results_size)")
+}
+
+results_size() { stat -Lc %s "$results" 2>/dev/null || echo 0; }
+
+# what will run, for how long at most
+plan() {
+    local sum=0 line="" i
+    planning=1
+    "$preset"
+    planning=""
+    for ((i = 0; i < ${#names[@]}; i++)); do
+        line+="${line:+, }${names[i]} ${slices[i]} s"
+        sum=$((sum + slices[i]))
+    done
+    echo "parts, and how long each may take: ${line:-none}; in all $sum s of $budget s"
+    ((sum <= budget)) || echo "The last ones will be cut short or skipped."
+    names=()
+}
+
+outcome_lines() {
+    local i
+    for ((i = 0; i < ${#names[@]}; i++)); do
+        printf '%s\t%s\t%s\t%s\n' "${names[i]}" "${begins[i]}" "${ends[i]}" "${outcomes[i]}"
+    done
 }
 
 has() {
@@ -184,14 +235,11 @@ if [[ -n ${WHEELS:-} ]]; then
 fi
 export OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
 export PYTHONFAULTHANDLER=1 PYTHONUNBUFFERED=1  # a crash says where, and a part that is stopped how far it came
-if [[ -z $small && -z $dry ]]; then
-    triton_cache=$(mktemp -d)
+if [[ -z $small && -z $dry ]] && triton_cache=$(mktemp -d); then
     export TRITON_CACHE_DIR=$triton_cache
     if [[ -n ${TRITON_CACHE:-} ]] && ! tar -C "$triton_cache" -xzf "$TRITON_CACHE"; then
-        rm -rf "$triton_cache"
-        triton_cache=""
-        echo "error: TRITON_CACHE: $TRITON_CACHE cannot be unpacked" >&2
-        exit 2
+        echo "error: TRITON_CACHE: $TRITON_CACHE cannot be unpacked, so kernels are compiled anew"
+        failed=1
     fi
 fi
 if [[ -n $small ]]; then
@@ -202,6 +250,7 @@ if [[ -n $small ]]; then
     loads=2x64
     image=(--sides 64 --steps 2 --burst 1 --idle 0 --sustained 0)
     peers=("${image[@]}")
+    unseen=("${image[@]}" --unseen-length 1)
     load=(--size tiny)
     scaling=(--size tiny --modes one,sp2 --sides 64)
     offload=(-k budget)
@@ -218,6 +267,7 @@ else
     loads=20x1024,16x512
     image=(--sides 1024,512 --idle 3 --sustained 5)
     peers=(--sides 1024,512 --idle 0 --sustained 0 --peer diffusers)
+    unseen=(--sides 1024 --burst 1 --idle 0 --sustained 0 --unseen-length)
     load=(--size real --layers 4)
     scaling=(--size real --layers 4 --sides 1024,2048)
     offload=(-m gpu)
@@ -226,7 +276,7 @@ else
     first_image=(--sides 1024 --idle 1 --sustained 3)
     second_loads=20x1024
     second_modes=tp2,sp2
-    large=(--sides 2048 --burst 2 --idle 1 --sustained 0 --quantization "none,fp8")
+    large=(--sides 2048 --burst 2 --idle 1 --sustained 0)
 fi
 
 echo "results: $results"
@@ -240,64 +290,59 @@ if [[ -z $dry ]] && ! "$python" -m bench.machine ${small:+--no-gpu}; then
     exit 2
 fi
 
-json=(--json "$results")
-
 first() {
-    part kernel-checks 60 "$python" -m bench.kernels "${size[@]}" "${first_kernels[@]}" --check-only \
-        --seconds @S "${json[@]}"
-    part step 110 "$python" -m bench.step "${size[@]}" "${first_step[@]}" --quantization none,fp8 --profile "$traces" \
-        --seconds @S "${json[@]}"
-    part image 65 "$python" -m bench.image "${size[@]}" "${first_image[@]}" --quantization none,fp8 \
-        --seconds @S "${json[@]}"
+    part kernel-checks 60 kernels "${size[@]}" "${first_kernels[@]}" --check-only
+    part step 110 step "${size[@]}" "${first_step[@]}" --quantization none,fp8 --profile "$traces"
+    part image 65 image "${size[@]}" "${first_image[@]}" --quantization none,fp8
     tests_of_kernels 75
 }
 
 second() {
-    part throughput 80 "$python" -m bench.throughput "${size[@]}" --loads "$second_loads" --quantization fp8,none \
-        --seconds @S "${json[@]}"
-    part kernels 60 "$python" -m bench.kernels "${size[@]}" --seconds @S "${json[@]}"
-    part fidelity 50 "$python" -m bench.fidelity "${size[@]}" --seconds @S "${json[@]}"
-    part shared-gpu 60 "$python" -m bench.shared_gpu --modes "$second_modes" --seconds @S "${json[@]}"
-}
-
-tests_of_kernels() {
-    if has pytest; then
-        part kernel-tests "$1" "$python" -m bench.kernel_tests --seconds @S "${json[@]}" "${kernel_tests[@]}"
-    else
-        part kernel-tests "$1" "$python" -m bench.kernels "${size[@]}" --check-only --seconds @S "${json[@]}"
-    fi
+    part throughput 80 throughput "${size[@]}" --loads "$second_loads" --quantization fp8,none
+    part kernels 60 kernels "${size[@]}"
+    part fidelity 50 fidelity "${size[@]}"
+    part shared-gpu 60 shared_gpu --modes "$second_modes"
 }
 
 everything() {
     tests_of_kernels 120
-    part shared-gpu 80 "$python" -m bench.shared_gpu --modes tp2,sp2,cfg,tp2xsp2 --seconds @S "${json[@]}"
-    part step 50 "$python" -m bench.step "${size[@]}" --cases "$cases" --seconds @S "${json[@]}"
-    part image-bf16 50 "$python" -m bench.image "${size[@]}" "${image[@]}" --seconds @S "${json[@]}"
-    part image-fp8 50 "$python" -m bench.image "${size[@]}" "${image[@]}" --quantization fp8 --seconds @S "${json[@]}"
-    part kernels 60 "$python" -m bench.kernels "${size[@]}" --seconds @S "${json[@]}"
-    part throughput 90 "$python" -m bench.throughput "${size[@]}" --loads "$loads" --seconds @S "${json[@]}"
-    part fidelity 60 "$python" -m bench.fidelity "${size[@]}" --seconds @S "${json[@]}"
+    part shared-gpu 80 shared_gpu --modes tp2,sp2,cfg,tp2xsp2
+    part step 50 step "${size[@]}" --cases "$cases"
+    part image 90 image "${size[@]}" "${image[@]}" --quantization none,fp8
+    part kernels 60 kernels "${size[@]}"
+    part throughput 90 throughput "${size[@]}" --loads "$loads"
+    part fidelity 60 fidelity "${size[@]}"
     if has diffusers; then
-        part peers 100 "$python" -m bench.image "${size[@]}" "${peers[@]}" --seconds @S "${json[@]}"
+        part peers 100 image "${size[@]}" "${peers[@]}"
     else
         skip peers "diffusers is not there (WHEELS names a folder that has its wheel)"
     fi
-    part scaling 60 "$python" -m bench.scaling "${scaling[@]}" --seconds @S "${json[@]}"
-    part image-2048 60 "$python" -m bench.image "${size[@]}" "${large[@]}" --seconds @S "${json[@]}"
+    part scaling 60 scaling "${scaling[@]}"
+    part image-2048 60 image "${size[@]}" "${large[@]}" --quantization none,fp8
+    part unseen-length 60 image "${size[@]}" "${unseen[@]}"
     if has diffusers; then
-        part offload 40 "$python" -m pytest -q -o addopts= "${offload[@]}" tests/test_offload.py
-        part load 60 "$python" -m bench.load "${load[@]}" --device auto --cache warm --repeats 2 "${json[@]}"
+        part offload 40 kernel_tests "${offload[@]}" tests/test_offload.py
+        part load 60 load "${load[@]}" --device auto --cache warm --repeats 2
     else
         skip offload "diffusers is not there (WHEELS names a folder that has its wheel)"
         skip load "diffusers is not there, which writes the checkpoint"
     fi
     if [[ -z $small ]]; then
-        part symmetric 40 "$python" -m bench.shared_gpu --modes tp2 --symmetric-memory --seconds @S "${json[@]}"
+        part symmetric 40 shared_gpu --modes tp2 --symmetric-memory
     else
         skip symmetric "a CPU has no symmetric memory"
     fi
 }
 
+tests_of_kernels() {
+    if has pytest; then
+        part kernel-tests "$1" kernel_tests "${kernel_tests[@]}"
+    else
+        part kernel-tests "$1" kernels "${size[@]}" --check-only
+    fi
+}
+
+plan
 "$preset"
 ((${#names[@]})) || { echo "error: --only: none of $only is a part of --$preset" >&2; exit 2; }
 
@@ -309,8 +354,16 @@ if [[ -n $others ]]; then
     echo "WARNING: other processes were on the GPU at the start, so no figure here is valid:"
     echo "$others"
 fi
-for ((i = 0; i < ${#names[@]}; i++)); do
-    printf '%-14s %s\n' "${names[i]}" "${outcomes[i]}"
-done
+status=1
+if [[ -z $dry ]]; then
+    outcome_lines | timeout 60 "$python" -m bench.summary "$results"
+    status=$?
+    ((status == 0)) || failed=1
+fi
+if ((status != 0 && status != 3)); then # 3: the table is there, and a part of it has no figure
+    for ((i = 0; i < ${#names[@]}; i++)); do
+        printf '%-14s %s\n' "${names[i]}" "${outcomes[i]}"
+    done
+fi
 echo "$SECONDS s of $budget s; results: $results"
 exit "$failed"

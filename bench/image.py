@@ -1,6 +1,7 @@
 """One image from prompt ids to its file, at the real size with random weights, stage by stage, and diffusers' pipeline.
 
     python -m bench.image [--sides 1024,512,2048] [--quantization none,fp8] [--peer diffusers] [--seconds N]
+                          [--unseen-length [PAIRS]]
 
 A rank is driven as the front-end drives it. Stages have timers of their own: text encoding and denoising by the device,
 decoding from the last step's end to the pixels' arrival in host memory, and the JPEG file; what the wall clock says
@@ -9,6 +10,10 @@ here the request waits for them; pictures of random weights are noise, which PNG
 
 Burst: each image after some idle seconds, when a GPU is cool; the median counts. Sustained: back to back; the mean
 counts. A peer takes turns with the images of the first kind, A B C C B A.
+
+All of these have prompts of one length. --unseen-length makes more images then, in pairs: one whose prompt has a length
+that no image had before, for which an attention may have to build a plan, and one as long as that, A B B A. What their
+medians differ by is what a new length costs.
 """
 
 from __future__ import annotations
@@ -41,6 +46,7 @@ from bench.runner import (
     run_main,
 )
 from bench.timing import Spread, gpu_state, measure_ceilings, peak_memory, reset_peak_memory
+from bench.unseen_length import UnseenLength, measure_unseen
 from engine.pending import PendingStep
 from engine.step import StepTimes
 
@@ -50,6 +56,7 @@ if TYPE_CHECKING:
 SIDES = {"real": "1024,512,2048"}
 SMALL_SIDES = "64,128"
 STEPS = 8
+UNSEEN_PAIRS = 4
 ENGINE = "engine"
 # Seconds from prompt to JPEG file that the project is after on one H200, by side and quantization, at 8 steps.
 TARGETS_S = {(1024, "none"): 1.30, (1024, "fp8"): 0.95, (2048, "none"): 6.9, (2048, "fp8"): 5.4}
@@ -111,6 +118,7 @@ class ImageResult:
     outside_s: float
     sustained_s: float | None  # mean wall clock of an image, back to back
     sustained_images: int
+    unseen_length: UnseenLength | None
     target_s: float | None
     denoise_floor_s: float
     denoise_of_floor: float
@@ -129,6 +137,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--burst", type=int, default=3, help="images of the burst (3)")
     parser.add_argument("--idle", type=duration, default=5.0, help="seconds before each of them (5)")
     parser.add_argument("--sustained", type=duration, default=10.0, help="seconds of images back to back; 0: none (10)")
+    parser.add_argument(
+        "--unseen-length", type=int, nargs="?", const=UNSEEN_PAIRS, default=0, metavar="PAIRS",
+        help=f"measure so many pairs of a new prompt length and a known one too ({UNSEEN_PAIRS})",
+    )  # fmt: skip
     add_options(parser, quantization="none")
     return run_main(_run, parser, sys.argv[1:] if words is None else words)
 
@@ -137,9 +149,11 @@ def _run(arguments: argparse.Namespace) -> Results:
     setup = read_options(arguments)
     check_positive("steps", arguments.steps)
     check_positive("burst", arguments.burst)
+    if arguments.unseen_length:
+        check_positive("unseen-length", arguments.unseen_length)
     sides = parse_sides("sides", arguments.sides or SIDES.get(arguments.size, SMALL_SIDES), setup.model.size_multiple)
     columns = ("image", "weights in", "wall", "encode", "denoise", "of floor", "decode", "JPEG", "outside", "PNG")
-    more = ("sustained", "target", "eager", "ratio", "compiled", "ratio")
+    more = ("sustained", "unseen length", "target", "eager", "ratio", "compiled", "ratio")
     results = Results("image", setup, (*columns, *more))
     ceilings = measure_ceilings(setup.model.transformer, setup.device, setup.dtype)
     peer = load_peer(setup)
@@ -153,6 +167,7 @@ def _run(arguments: argparse.Namespace) -> Results:
             burst=arguments.burst,
             idle_s=arguments.idle,
             sustained_s=arguments.sustained,
+            unseen_pairs=arguments.unseen_length,
             peer=peer,
         )
         return result, _row(result)
@@ -170,9 +185,11 @@ def measure_image(
     burst: int = 3,
     idle_s: float = 5.0,
     sustained_s: float = 10.0,
+    unseen_pairs: int = 0,
     peer: Peer | None = None,
 ) -> ImageResult:
-    """Time images of one size, with the peer's if there is one. Each has a prompt and a seed of its own."""
+    """Time images of one size, with the peer's if there is one. Each has a prompt and a seed of its own, all prompts
+    one length but in `unseen_pairs`."""
     setup, device = engine.setup, engine.setup.device
     sizes: dict[str, int] = {}
 
@@ -198,6 +215,9 @@ def measure_image(
             runs[name].append(makers[name]())
     images = runs.pop(ENGINE)
     sustained = _back_to_back(make, min(sustained_s, setup.budget.left)) if sustained_s > 0 else []
+    unseen = measure_unseen(
+        engine, lambda tokens: make_image(engine, side, steps, prompt_tokens=tokens).wall_s, unseen_pairs
+    )
 
     wall = Spread.of([image.wall_s for image in images])
     stages = Stages.mean(images)
@@ -221,6 +241,7 @@ def measure_image(
         outside_s=stages.outside_s,
         sustained_s=fmean(image.wall_s for image in sustained) if sustained else None,
         sustained_images=len(sustained),
+        unseen_length=unseen,
         target_s=_target(setup, side, steps, engine.version.quantization),
         denoise_floor_s=floor.seconds,
         denoise_of_floor=floor.seconds / stages.denoise_s,
@@ -233,10 +254,12 @@ def measure_image(
     )
 
 
-def make_image(engine: Engine, side: int, steps: int, sizes: dict[str, int] | None = None) -> Stages:
-    """One image, alone in the engine. `sizes` gets the bytes of its files by format."""
+def make_image(
+    engine: Engine, side: int, steps: int, sizes: dict[str, int] | None = None, prompt_tokens: int | None = None
+) -> Stages:
+    """One image, alone in the engine. `sizes` gets the bytes of its files by format. prompt_tokens: the setup's."""
     began = time.perf_counter()
-    (job,) = engine.new_jobs(1, side, steps)
+    (job,) = engine.new_jobs(1, side, steps, prompt_tokens)
     under_way: deque[PendingStep] = deque()
     times: list[StepTimes] = []
     for index in range(steps):
@@ -321,6 +344,7 @@ def _row(result: ImageResult) -> list[str]:
     row = [f"{result.side}²", result.quantization, _seconds(result.wall_s.median), _seconds(stages.encode_s)]
     row += [_seconds(stages.denoise_s), f"{result.denoise_of_floor:.0%}", _seconds(stages.decode_s)]
     row += [_seconds(value) for value in (stages.file_s, result.outside_s, stages.png_s, result.sustained_s)]
+    row.append("" if result.unseen_length is None else f"{result.unseen_length.difference_s:+.3f} s")
     row.append("" if result.target_s is None else f"≤ {result.target_s:.2f} s")
     for mode in ("eager", "compiled"):
         peer = result.peers.get(mode)

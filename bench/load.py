@@ -25,10 +25,10 @@ from pathlib import Path
 
 import torch
 
-from bench.arguments import end_with, json_file, positive
+from bench.arguments import duration, end_with, json_file, positive
 from bench.output import append_json, print_json, print_table
 from bench.runner import check_positive, note, parse_list, run_main
-from bench.timing import Spread
+from bench.timing import Budget, Spread
 from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.load import LoadOptions, load_weights
 from engine.config import DEVICES, DTYPES, EngineConfig
@@ -74,6 +74,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the loaded weights (bfloat16)")
     parser.add_argument("--cache", default="cold,warm", help=f"comma-separated, of {', '.join(CACHES)} (cold,warm)")
     parser.add_argument("--repeats", type=positive, default=3, help="of two turns each (3)")
+    parser.add_argument("--seconds", type=duration, help="begin nothing more after so many")
     parser.add_argument(
         "--json", type=json_file, metavar="FILE", help="add a line for each result to this file as well"
     )
@@ -88,10 +89,14 @@ def _run(arguments: argparse.Namespace) -> None:
     config = EngineConfig(device=arguments.device, dtype=arguments.dtype)
     device = pick_device(config, 0, 1)
     options = LoadOptions(device, pick_dtype(config, device))
-    rows = []
+    rows: list[list[str]] = []
+    budget = Budget(arguments.seconds)
     with _checkpoint(arguments) as folder:
         for cache in caches:
-            result = measure(folder, options, cache, arguments.repeats)
+            if rows and budget.spent:
+                note(f"with a {cache} cache: left out, the time is up")
+                continue
+            result = measure(folder, options, cache, arguments.repeats, budget)
             line = {"size": "given" if arguments.checkpoint else arguments.size, **asdict(result)}
             print_json("load", line)
             if arguments.json is not None:
@@ -103,8 +108,8 @@ def _run(arguments: argparse.Namespace) -> None:
     print(f"The target is {_TARGET:.0%} of {reference}.")
 
 
-def measure(folder: Path, options: LoadOptions, cache: str, repeats: int) -> LoadResult:
-    """Time loads and reads, two turns of each a repeat. cache: of `CACHES`. Raises `CheckpointError`."""
+def measure(folder: Path, options: LoadOptions, cache: str, repeats: int, budget: Budget | None = None) -> LoadResult:
+    """Time loads and reads, two turns of each a repeat, one at least. cache: of `CACHES`. Raises `CheckpointError`."""
     files, size = _files_of(folder)
     sides: dict[str, Callable[[], object]] = {
         "load": lambda: _load(folder, options),
@@ -114,7 +119,9 @@ def measure(folder: Path, options: LoadOptions, cache: str, repeats: int) -> Loa
     times: dict[str, list[float]] = {name: [] for name in sides}
     for side in sides.values():  # what only the first call costs, and a warm cache
         side()
-    for _ in range(repeats):
+    for repeat in range(repeats):
+        if repeat and budget is not None and budget.spent:
+            break
         for name in (*sides, *reversed(sides)):
             gc.collect()  # a file that is still mapped stays in the cache
             if cache == "cold":

@@ -30,7 +30,7 @@ from engine.errors import ArgumentError, Krea2Error
 from engine.parallel import Mesh, pick_device
 from engine.parallel.device import pick_dtype
 from engine.pending import PendingStep
-from engine.prompt import MAX_PROMPT_TOKENS, PREFIX_TOKENS
+from engine.prompt import MAX_PROMPT_TOKENS, PREFIX_TOKENS, SUFFIX_TOKENS
 from engine.rank import Rank
 from engine.step import Job, Step
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from bench.peer import Peer
 
 STEPS_AHEAD = 2  # as the front-end: one step runs while the next waits
+WARM_UP_TEXT_TOKENS = 64  # of the prompt with which a rank warms up, with the suffix
 DEADLINE_S = 300.0  # for an image to come out of the decoder
 _LOOK_S = 1.0  # between looks at whether the decoder has failed
 # The floors know no other: int8 is for memory, not for speed.
@@ -179,6 +180,7 @@ class Engine:
         self.rank = Rank(config, Mesh(), setup.device, lambda image: self._on_image(image), weights)
         self._step_numbers = itertools.count()
         self._job_ids = itertools.count()
+        self._lengths = {WARM_UP_TEXT_TOKENS - SUFFIX_TOKENS}  # of prompts, in tokens
         loaded = time.perf_counter()
         try:
             self.rank.warm_up(decodes=decodes)
@@ -190,12 +192,14 @@ class Engine:
         choice = self.rank.attention_choice.describe()
         note("\n".join(f"  attention, {name}: {what}" for name, what in choice.items()))
 
-    def new_jobs(self, count: int, side: int, steps: int) -> list[Job]:
-        """Square images, each with a prompt and a seed that this engine has not had."""
+    def new_jobs(self, count: int, side: int, steps: int, prompt_tokens: int | None = None) -> list[Job]:
+        """Square images, each with a prompt and a seed that this engine has not had. prompt_tokens: the setup's."""
+        tokens = prompt_tokens or self.setup.prompt_tokens
+        self._lengths.add(tokens)
         return [
             Job(
                 job_id=number,
-                prompt_ids=random_prompt(self.setup.model, number, self.setup.prompt_tokens),
+                prompt_ids=random_prompt(self.setup.model, number, tokens),
                 negative_ids=None,
                 width=side,
                 height=side,
@@ -206,6 +210,10 @@ class Engine:
             )
             for number in itertools.islice(self._job_ids, count)
         ]
+
+    def unseen_length(self) -> int | None:
+        """Prompt tokens that no job of this engine has had, nor its warm-up, as few above the setup's as possible."""
+        return next((n for n in range(self.setup.prompt_tokens, MAX_PROMPT_TOKENS + 1) if n not in self._lengths), None)
 
     def execute(
         self,

@@ -92,10 +92,10 @@ class _Benchmark:
             if status >= 0 and status != LOST:
                 return 1 if died else status
             died = True
-            how = "lost its GPU" if status == LOST else f"was ended by {_signal_name(-status)}"
+            how = "lost its GPU" if status == LOST else f"was ended by {signal_name(-status)}"
             lines = _lines(self._attempts)
             if len(lines) == known:
-                _note(f"FAILED: {self._words[0]} {how} before it had begun anything")
+                _note(f"FAILED: {self._words[0]} {how}, and has said of nothing that it began")
                 return 1
             what = lines[-1].removeprefix(_BEGUN)
             append_line(self._attempts, f"{_DIED}{what}")
@@ -135,7 +135,7 @@ def _lines(file: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
     return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
