@@ -62,6 +62,7 @@ class Child:
         pass_fds: Sequence[int] = (),
     ) -> None:
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._fault: list[str] = []  # what Python says of a crash, and where it was
         self._echo = echo
         self._lock = threading.Lock()
         self._exited = threading.Event()
@@ -108,7 +109,7 @@ class Child:
     def describe_exit(self) -> str:
         """How it ended, in one line, with the last thing it said."""
         code = self._process.returncode
-        last_words = next((line for line in reversed(self.tail) if line.strip()), "")
+        last_words = ", ".join(self._fault) or next((line for line in reversed(self.tail) if line.strip()), "")
         if code is not None and code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             how = f"was killed by {name}"
@@ -134,6 +135,8 @@ class Child:
             for line in output:
                 text = line.decode(errors="replace").rstrip()
                 self.tail.append(text)
+                if text.startswith("Fatal Python error:") or (len(self._fault) == 1 and text.startswith("  File ")):
+                    self._fault.append(text.strip())
                 if self._echo is not None:
                     print(f"{self._echo}: {text}" if self._echo else text, file=sys.stderr, flush=True)
 

@@ -31,6 +31,7 @@ FAKE_TORCH = {
     "raises": "raise RuntimeError('no torch\\nfor you')",
     "exits": "import os, sys; print('my last words', file=sys.stderr, flush=True); os._exit(3)",
     "is killed": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    "crashes": "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
 }
 
 
@@ -63,6 +64,11 @@ def wait_for_progress(process: object) -> None:
         ("raises", "rank 0: RuntimeError: no torch"),
         ("exits", "rank 0 ended with exit code 3: my last words"),
         ("is killed", "rank 0 was killed by SIGKILL (the system does that when memory runs out)"),
+        (
+            "crashes",
+            "rank 0 was killed by SIGSEGV: Fatal Python error: Segmentation fault, "
+            'File "{folder}/fake/torch.py", line 1 in <module>',
+        ),
     ],
 )
 def test_a_rank_that_cannot_start_ends_the_program_with_its_own_error(
@@ -71,7 +77,7 @@ def test_a_rank_that_cannot_start_ends_the_program_with_its_own_error(
     fake_torch(marked, behaviour)
     process = marked.start_krea2("generate", "x", "--seed", "0", "--output", str(marked.folder / "x.png"))
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
-    assert (process.returncode, stdout, stderr) == (1, "", f"error: {message}\n")
+    assert (process.returncode, stdout, stderr) == (1, "", f"error: {message.format(folder=marked.folder)}\n")
     marked.expect_nothing_left()
 
 
