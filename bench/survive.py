@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from bench.writing import append_line
 _FILE = "KREA2_BENCH_ATTEMPTS"
 _BEGUN, _DIED = "begun ", "died of "
 _INTERRUPTED = 130
+_LAST_WORDS_S = 1.0
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -115,10 +117,13 @@ class _Benchmark:
         return self._process.wait()
 
     def _stop(self, number: int, _: FrameType | None) -> None:
-        """Whoever stops this stops the benchmark too, and it may still have something to say."""
+        """Whoever stops this stops the benchmark too, most often itself: the signal goes to all of a terminal's or of
+        `timeout`'s processes, and a second would cut short what the benchmark still has to say."""
         self._stopped = True
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(number)
+        if self._process is not None:
+            timer = threading.Timer(_LAST_WORDS_S, self._process.send_signal, (number,))
+            timer.daemon = True
+            timer.start()
 
     def _find_seconds(self) -> int | None:
         """Where in the words the value of --seconds is."""

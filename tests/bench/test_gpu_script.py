@@ -10,16 +10,18 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent.parent / "bench" / "gpu.sh"
+from tests.bench.gpu_script import SCRIPT, outcomes, run_script, write_stub
+
 PARTS = [
-    *("kernel-tests", "shared-gpu", "step", "image-bf16", "image-fp8", "kernels", "throughput", "fidelity"),
-    *("peers", "scaling", "image-2048", "offload", "load"),
+    *("kernel-tests", "shared-gpu", "step", "image", "kernels", "throughput", "fidelity", "peers", "scaling"),
+    *("image-2048", "unseen-length", "offload", "load"),
 ]
 
 pytestmark = pytest.mark.skipif(
@@ -33,38 +35,27 @@ def run(tmp_path: Path) -> Run:
     """Run the script with Python being a shell script whose cases are `cases`; results in `out`."""
 
     def start(*arguments: str, cases: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-        stub = tmp_path / "python"
-        stub.write_text(f'#!/bin/sh\ncase "$*" in\n{cases}\nesac\necho ran "$@"\n')
-        stub.chmod(0o700)
-        return subprocess.run(
-            ["bash", str(SCRIPT), "--out", str(tmp_path / "out"), *arguments],
-            env={**os.environ, "PYTHON": str(stub), **environment},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
+        return run_script(tmp_path, write_stub(tmp_path, cases), *arguments, **environment)
 
     return start
 
 
-def outcomes(result: subprocess.CompletedProcess[str]) -> dict[str, str]:
-    """The summary at the end of the output, without what a CPU has not."""
-    lines = result.stdout.splitlines()
-    summary = [line.split(maxsplit=1) for line in lines[-len(PARTS) - 2 :]]
-    assert ["symmetric", "skipped: a CPU has no symmetric memory"] in [
-        [word.strip() for word in line] for line in summary
-    ]
-    return {words[0]: words[1] for words in summary if words[0] in PARTS}
+def outcomes_of_parts(result: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    """Without what a CPU has not."""
+    found = outcomes(result.stdout)
+    assert found.pop("symmetric") == "skipped: a CPU has no symmetric memory"
+    return found
 
 
 def test_a_dry_run_prints_every_command_in_order_and_runs_none(run: Run, tmp_path: Path) -> None:
     result = run("--dry-run", "--small")
     assert result.returncode == 0
     assert "ran" not in result.stdout.split()
-    assert list(outcomes(result)) == PARTS
-    assert set(outcomes(result).values()) == {"not run"}
+    summary = dict(line.split(maxsplit=1) for line in result.stdout.splitlines()[-len(PARTS) - 2 : -1])
+    assert summary.pop("symmetric").startswith("skipped: ")
+    assert list(summary) == PARTS
+    assert set(summary.values()) == {"not run"}
     assert f"--json {tmp_path}/out/results.jsonl" in result.stdout
-    assert "@S" not in result.stdout
     assert "of 540 s" in result.stdout
 
 
@@ -81,40 +72,111 @@ def test_a_preset_fits_into_its_time(run: Run, preset: str, seconds: int, parts:
     assert [name for name, _ in told] == parts
     assert sum(int(slice_s) for _, slice_s in told) <= seconds - 15
     assert f"of {seconds} s" in result.stdout
+    plan, _, rest = result.stdout.partition("\n== ")
+    slices = ", ".join(f"{name} {slice_s} s" for name, slice_s in told)
+    in_all = sum(int(slice_s) for _, slice_s in told)
+    assert f"parts, and how long each may take: {slices}; in all {in_all} s of {seconds} s" in plan
+    assert "parts, and how long" not in rest
+
+
+def test_more_than_fits_is_said_beforehand(run: Run) -> None:
+    result = run("--dry-run", "--first", "--only", "step", BUDGET_S="100")
+    assert "in all 110 s of 100 s\nThe last ones will be cut short or skipped." in result.stdout
 
 
 def test_parts_run_in_order_and_the_log_has_all_output(run: Run, tmp_path: Path) -> None:
     result = run("--small")
     assert result.returncode == 0, result.stdout
-    assert list(outcomes(result)) == PARTS
-    assert all(outcome.startswith("ok, ") for outcome in outcomes(result).values())
+    found = outcomes_of_parts(result)
+    assert list(found) == PARTS
+    assert all(outcome.startswith("ok, ") for outcome in found.values())
     assert (tmp_path / "out" / "results.log").read_text() == result.stdout
-    assert "ran -m bench.shared_gpu --modes tp2,sp2,cfg,tp2xsp2 --seconds 70" in result.stdout
+    assert "ran -m bench.survive bench.shared_gpu --modes tp2,sp2,cfg,tp2xsp2 --seconds 70" in result.stdout
 
 
 def test_a_part_that_fails_stops_no_other_and_is_told(run: Run) -> None:
     result = run("--small", cases="*bench.step*) echo boom >&2; exit 3;;")
     assert result.returncode == 1
     assert "boom" in result.stdout
-    assert outcomes(result).pop("step").startswith("FAILED: exit status 3")
-    assert sum(outcome.startswith("ok, ") for outcome in outcomes(result).values()) == len(PARTS) - 1
+    found = outcomes_of_parts(result)
+    assert found.pop("step").startswith("FAILED: exit status 3")
+    assert sum(outcome.startswith("ok, ") for outcome in found.values()) == len(PARTS) - 1
 
 
-def test_a_part_that_hangs_is_stopped_and_what_no_longer_fits_is_skipped(run: Run) -> None:
-    only = ("--only", "step,image-bf16,image-2048")
-    result = run("--small", *only, cases="*bench.step*) exec sleep 600;;", BUDGET_S="12", LEAST_S="6")
+def test_a_part_without_a_number_is_not_ok(run: Run) -> None:
+    result = run("--small", "--only", "step,image,kernels", cases="*bench.step*|*bench.kernels*) exit 0;;")
     assert result.returncode == 1
-    told = dict(line.split(maxsplit=1) for line in result.stdout.splitlines()[-4:-1])
+    found = outcomes(result.stdout)
+    assert [found[part].split(",")[0] for part in ("step", "image", "kernels")] == [
+        *("FAILED: no number", "ok", "FAILED: no number")
+    ]
+
+
+def test_where_the_table_fails_outcomes_are_there_nevertheless(run: Run) -> None:
+    result = run("--small", "--only", "step,image", cases="*bench.summary*) exit 1;;")
+    assert result.returncode == 1
+    told = dict(line.split(maxsplit=1) for line in result.stdout.splitlines()[-3:-1])
+    assert told["step"].startswith("ok, ")
+    assert told["image"].startswith("ok, ")
+
+
+def test_figures_are_of_this_run_and_of_the_part_that_made_them(run: Run, tmp_path: Path) -> None:
+    old = tmp_path / "out" / "results.jsonl"
+    old.parent.mkdir()
+    old.write_text('{"benchmark": "earlier"}\n')
+    result = run("--small", "--only", "step,kernels", cases="*bench.kernels*) echo '{}' >> " + f"{old}; exit 1;;")
+    (step,) = [line for line in result.stdout.splitlines() if line.startswith("step ")]
+    (kernels,) = [line for line in result.stdout.splitlines() if line.startswith("kernels ")]
+    assert step.endswith("  stub: 1 results")
+    assert kernels.endswith("  1 damaged lines")
+
+
+def test_a_part_that_hangs_is_stopped_and_what_no_longer_fits_is_skipped(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "hangs.py").write_text(
+        "import time\nfrom bench.arguments import end_with\n"
+        "def wait_for_nothing():\n    time.sleep(600)\n    return 0\nend_with(wait_for_nothing)\n"
+    )
+    hang = f"*bench.step*) exec {sys.executable} -m bench.survive hangs;;"
+    environment = {"BUDGET_S": "7", "LEAST_S": "5", "PYTHONPATH": str(tmp_path)}
+    result = run("--small", "--only", "step,image,image-2048", cases=hang, **environment)
+    assert result.returncode == 1
+    assert "in wait_for_nothing" in result.stdout, "where it was when it was stopped"
+    told = outcomes(result.stdout)
     assert told["step"].startswith("FAILED: not done after ")
-    assert told["image-bf16"].startswith("skipped: ")
-    assert told["image-2048"].endswith("of 12 s are left")
+    assert told["image"].startswith("skipped: ")
+    assert told["image-2048"].endswith("of 7 s are left")
+
+
+def test_what_triton_compiled_is_kept_and_begun_with(run: Run, tmp_path: Path) -> None:
+    compile_one = '*bench.step*) ls "$TRITON_CACHE_DIR"; echo {} >> "$TRITON_CACHE_DIR/$NEW"; exit 1;;'
+    step = ("--only", "step")
+    run(*step, cases=compile_one, NEW="first")
+    file = tmp_path / "out" / "triton-cache.tar.gz"
+    result = run(*step, cases=compile_one, NEW="second", TRITON_CACHE=str(file))
+    assert "\nfirst\n" in result.stdout
+    with tarfile.open(file) as archive:
+        assert {"./first", "./second"} <= set(archive.getnames())
+    file.write_text("damaged")
+    result = run(*step, cases=compile_one, NEW="third", TRITON_CACHE=str(file))
+    assert f"error: TRITON_CACHE: {file} cannot be unpacked, so kernels are compiled anew" in result.stdout
+    assert "== step: FAILED: exit status 1" in result.stdout, "it runs without"
+
+
+def test_a_disk_that_is_full_at_the_end_is_told(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "triton-cache.tar.gz.new").symlink_to("/dev/full")
+    result = run("--only", "load", cases='*bench.load*) echo {} >> "$TRITON_CACHE_DIR/kernel";;')
+    assert result.returncode == 1
+    assert "No space left on device" in result.stdout
+    assert f"error: what Triton compiled cannot be kept in {out}/triton-cache.tar.gz" in result.stdout
 
 
 def test_without_pytest_and_diffusers_their_parts_are_replaced_and_skipped(run: Run) -> None:
     result = run("--small", cases="*find_spec*pytest*|*find_spec*diffusers*) exit 1;;")
     assert result.returncode == 0
-    assert outcomes(result)["peers"].startswith("skipped: diffusers is not there")
-    assert "ran -m bench.kernels --size tiny --check-only" in result.stdout
+    assert outcomes(result.stdout)["peers"].startswith("skipped: diffusers is not there")
+    assert "ran -m bench.survive bench.kernels --size tiny --check-only" in result.stdout
 
 
 def test_a_machine_that_cannot_run_it_is_refused(run: Run) -> None:
@@ -206,6 +268,7 @@ def test_everything_runs_at_tiny_sizes(tmp_path: Path) -> None:
         ["bash", str(SCRIPT), "--small"], env=environment, capture_output=True, text=True, timeout=1900
     )
     assert result.returncode == 0, result.stdout[-4000:]
+    assert "that this table cannot read" not in result.stdout
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert {line["benchmark"] for line in lines} >= {
         *("shared_gpu", "step", "image", "kernel", "throughput", "fidelity_demo", "fidelity_blocks", "scaling")
