@@ -84,7 +84,7 @@ traces=$(dirname "$base")/traces
 child=""
 wheels=""
 triton_cache=""
-exec 3>&1 > >(exec tee -a "$base.log") 2>&1
+exec 3>&1 4>&2 > >(exec tee -a "$base.log") 2>&1
 log_writer=$!
 
 finish() {
@@ -101,7 +101,7 @@ finish() {
         fi
         rm -rf "$triton_cache"
     fi
-    exec >&3 2>&3
+    exec >&3 2>&4
     wait "$log_writer" 2>/dev/null
     if (($? == 1)); then
         echo "error: the log, $base.log, is not whole" >&2
