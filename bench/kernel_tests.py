@@ -79,6 +79,7 @@ def _run(file: Path, chosen: Sequence[str], deadline: float) -> tuple[FileResult
     with subprocess.Popen(
         [sys.executable, *PYTEST, *OPTIONS, *chosen, str(file.resolve())],
         cwd=ROOT,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # none is needed, and importing them takes seconds
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,  # stderr is ours
         text=True,

@@ -154,7 +154,7 @@ def _check(
                 publish("kernel_check", {**asdict(check), "holds": check.holds}, options.json)
                 checks.append(check)
                 if check.failure is not None:  # at once, and again at the end
-                    print(f"WRONG: {check.kernel} at {check.tokens} tokens: {check.failure}", flush=True)
+                    print(f"FAILED: {check.kernel} at {check.tokens} tokens: {check.failure}", flush=True)
     finally:
         _print_checks(checks)
 

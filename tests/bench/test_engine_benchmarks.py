@@ -13,13 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from bench import image, step, throughput, timing
+import engine.rank as rank_module
+from bench import image, runner, step, throughput, timing
 from bench.files import FILE_OPTIONS, encode_file
 from bench.floor import Ceilings
+from bench.lost import LOST
 from bench.peer import Peer
 from bench.real_size import model_of_size
 from bench.runner import Engine, Setup, Version
 from bench.timing import Budget
+from bench.unseen_length import measure_unseen
 from engine.model import VAEDecoder
 from engine.rank import Rank
 from launcher.images import encode_image
@@ -179,6 +182,62 @@ def test_a_case_that_fails_leaves_the_others(
     assert "RuntimeError: no such kernel" in output.err
     assert "\nFAILED: 2×64² with quantization none" in output.err
     assert '"images": 1' in output.out
+
+
+def test_nothing_more_is_measured_with_a_gpu_that_is_lost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(engine: Engine, case: step.Case, *_: Any) -> step.StepResult:
+        raise RuntimeError(f"CUDA error: an illegal memory access was encountered at {case}")
+
+    monkeypatch.setattr(step, "measure_case", measure)
+    assert step.main([*TINY, "--cases", "2x64,64", "--quantization", "none,fp8"]) == LOST
+    errors = capsys.readouterr().err
+    assert errors.count("Traceback") == 1
+    assert "encountered at 2×64²" in errors
+    assert "\nFAILED: the GPU is lost" in errors
+    assert "at 64²" not in errors
+
+
+def test_what_a_length_that_was_not_seen_before_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ("--sides", "64", "--steps", "1", "--burst", "1", "--idle", "0", "--sustained", "0")
+    lengths: list[int] = []
+    make_image = image.make_image
+
+    def note_length(engine: Engine, *arguments: Any, **options: Any) -> image.Stages:
+        lengths.append(options.get("prompt_tokens") or engine.setup.prompt_tokens)
+        return make_image(engine, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(image, "make_image", note_length)
+        assert image.main([*TINY, *quick, "--prompt-tokens", "58", "--unseen-length", "3"]) == 0
+    (line,) = check_output(capsys, None, "image")
+    assert lengths == [58, 58, 58, *(60, 60), *(60, 61), *(62, 62)], "59 is what a rank warms up with"
+    unseen = line["unseen_length"]
+    assert unseen["lengths"] == [60, 61, 62]
+    assert unseen["difference_s"] == pytest.approx(unseen["unseen_s"]["median"] - unseen["seen_s"]["median"])
+    assert (unseen["unseen_s"]["count"], unseen["seen_s"]["count"]) == (3, 3)
+
+
+def test_lengths_end_where_prompts_are_cut() -> None:
+    setup = Setup(model_of_size("tiny"), "tiny", CPU, torch.float32, (Version(),), 506, "none", Budget(None), None)
+    engine = Engine(setup, Version())
+    made: list[int] = []
+
+    def make(tokens: int) -> float:
+        made.append(tokens)
+        engine.new_jobs(1, 64, 1, tokens)
+        return 1.0
+
+    result = measure_unseen(engine, make, 4)
+    assert result is not None
+    assert (made, result.lengths) == ([506, 506, 506, 507], (506, 507))
+    assert measure_unseen(engine, make, 4) is None
+    engine.close()
+
+
+def test_the_length_that_a_rank_warms_up_with_is_no_new_one() -> None:
+    assert runner.WARM_UP_TEXT_TOKENS == rank_module._TYPICAL_PROMPT_TOKENS
 
 
 def test_a_decoder_that_fails_is_not_waited_for(

@@ -15,6 +15,7 @@ from bench.kernel_checks import check_all, relative_error
 from bench.kernel_rates import Attention, Rate, block_matrices
 from bench.kernel_timing import time_kernel
 from bench.kernels import Timed, block_seconds, main
+from bench.lost import LOST
 from bench.real_size import KREA2, TINY
 from engine.kernels.packing import Packing
 
@@ -94,6 +95,33 @@ def test_a_kernel_that_raises_is_wrong_and_the_others_are_checked(
     output = capsys.readouterr().out
     assert output.count("WRONG: VAE: upsample") == 2
     assert "RuntimeError: no such plan" in output
+
+
+def test_a_check_with_which_the_gpu_is_lost_is_the_last_of_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    file, attempts = tmp_path / "results.jsonl", tmp_path / "attempts"
+    monkeypatch.setenv("KREA2_BENCH_ATTEMPTS", str(attempts))
+    words = ["--check-only", "--sides", "64", "--json", str(file)]
+    with monkeypatch.context() as planted:
+        planted.setattr(kernel_cases, "upsample", broken)
+        assert main(words) == LOST
+    output = capsys.readouterr().out
+    assert "FAILED: the GPU is lost, and whatever it would compute in this process: RuntimeError: CUDA" in output
+    *_, last = attempts.read_text().splitlines()
+    with attempts.open("a") as lines:
+        lines.write(last.replace("begun", "died of") + "\n")
+    assert main(words) == 0, "what is left"
+    checks = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [check["kernel"] for check in checks if not check["holds"]] == ["VAE: upsample"]
+    by_shape: dict[tuple[int, ...], list[str]] = {}
+    for check in checks:
+        by_shape.setdefault(tuple(check["tokens"]), []).append(check["kernel"])
+    first, second = by_shape.values()
+    assert sorted(first) == sorted(second), "each check once, whatever process it was in"
 
 
 def test_relative_errors() -> None:

@@ -75,6 +75,46 @@ def test_a_rank_that_fails_is_quoted_and_the_others_are_stopped(
     assert all(process.returncode is not None for process in started)
 
 
+def test_a_mode_that_fails_leaves_its_cause_and_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, stub = tmp_path / "results.jsonl", tmp_path / "python"
+    cases = f"""*"--modes tp2 "*"--rank 0 "*) cp {results} {tmp_path}/before; echo peer is gone; exit 3;;
+*"--modes tp2 "*) echo an illegal memory access; kill -SEGV $$;;
+*"--modes tp2xcfg "*) exit 5;;"""
+    stub.write_text(f'#!/bin/sh\ncase "$*" in\n{cases}\nesac\nexec {sys.executable} "$@"\n')
+    stub.chmod(0o700)
+    monkeypatch.setattr(rank_processes.sys, "executable", str(stub))
+    assert main(["--modes", "one,tp2,tp2xcfg", "--device", "cpu", "--seconds", "200", "--json", str(results)]) == 1
+    output = capsys.readouterr()
+    assert "FAILED: tp2: ranks [0, 1] of 2 ended with [3, -11]; rank 0 said:\npeer is gone" in output.err
+    assert "rank 1 said:\nan illegal memory access" in output.err
+    assert "FAILED: tp2xcfg: ranks " in output.err, "though another failed before it"
+    assert "FAILED, see above: tp2, tp2xcfg" in output.out
+    assert (tmp_path / "before").read_text() == results.read_text(), "published before the next mode began"
+    assert [json.loads(line)["mode"] for line in results.read_text().splitlines()] == ["one"] * 3
+
+
+def test_ranks_that_hang_say_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hang = "def wait_for_nothing():\n    time.sleep(600)\n    return 0\n"
+    (tmp_path / "hangs.py").write_text(
+        f"import os, time\nfrom bench.arguments import end_with\n{hang}"
+        "print(os.environ['GLOO_SOCKET_IFNAME'], flush=True)\nend_with(wait_for_nothing)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    with pytest.raises(ProcessFailed, match=r"ranks \[0, 1\] of 2 were not done in time") as failed:
+        rank_processes.run_ranks("hangs", [], 2, tmp_path / "ranks", time.monotonic() + 5)
+    for rank, said in enumerate(str(failed.value).split("rank 0 said:")[1].split("rank 1 said:")):
+        assert "in wait_for_nothing" in said, rank
+        assert said.splitlines()[1] in ("lo", "lo0")
+
+
+def test_gloo_takes_the_interface_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    assert rank_processes._environment()["GLOO_SOCKET_IFNAME"] == "eth7"
+
+
 def test_impossible_modes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--modes", "tp2,tp2xsp4"])
@@ -85,7 +125,7 @@ def test_impossible_modes_are_refused(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_ranks_that_are_not_done_in_time_are_stopped(started: list[subprocess.Popen[bytes]]) -> None:
     with pytest.raises(ProcessFailed, match="not done in time"):
-        compare([Degrees(2)], "cpu", seconds=0.3)
+        list(compare([Degrees(2)], "cpu", seconds=0.3))
     assert all(process.returncode is not None for process in started)
 
 
