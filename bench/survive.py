@@ -96,8 +96,8 @@ class _Benchmark:
             died = True
             how = "lost its GPU" if status == LOST else f"was ended by {signal_name(-status)}"
             lines = _lines(self._attempts)
-            if len(lines) == known:
-                _note(f"FAILED: {self._words[0]} {how}, and has said of nothing that it began")
+            if len(lines) == known or f"{_DIED}{lines[-1].removeprefix(_BEGUN)}" in lines:
+                _note(f"FAILED: {self._words[0]} {how}, and has said of nothing new that it began")
                 return 1
             what = lines[-1].removeprefix(_BEGUN)
             append_line(self._attempts, f"{_DIED}{what}")
@@ -110,7 +110,7 @@ class _Benchmark:
     def _run_once(self) -> int:
         words, left = list(self._words), self._left()
         if left is not None and self._seconds is not None:
-            words[self._seconds] = f"{max(0.0, left):.0f}"
+            words[self._seconds] = str(max(0, int(left)))
         self._process = subprocess.Popen(
             [sys.executable, "-m", *words], env={**os.environ, _FILE: str(self._attempts), "PYTHONFAULTHANDLER": "1"}
         )

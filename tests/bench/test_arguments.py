@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 from pathlib import Path
 from types import ModuleType
 
@@ -31,6 +32,15 @@ def test_a_file_that_cannot_be_written_is_found_out_first(
     assert ended.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.endswith(f"argument --json: must be a file that can be written, got {tmp_path}: Is a directory")
+
+
+def test_a_full_disk_is_no_reason_to_measure_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "open", full)
+    file = tmp_path / "results.jsonl"
+    assert json_file(str(file)) == file
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)

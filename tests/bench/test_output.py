@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
 
+from bench import writing
+from bench.arguments import end_with
 from bench.output import append_json, publish
 
 
@@ -23,6 +26,33 @@ def test_a_result_goes_to_the_file_or_to_stdout(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().out == ""
     publish("one", {"value": 1}, None)
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "results.jsonl").read_text())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
+def test_a_line_that_cannot_be_written_goes_to_stdout_and_leaves_no_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(writing, "_failed", [])
+    full, file = tmp_path / "full.jsonl", tmp_path / "results.jsonl"
+    full.symlink_to("/dev/full")
+    publish("one", {"value": 1}, full)
+    output = capsys.readouterr()
+    assert json.loads(output.out)["value"] == 1
+    assert output.err == f"error: a line cannot be added to {full}: No space left on device\n"
+    assert not writing.all_written()
+    with pytest.raises(SystemExit) as ended:
+        end_with(lambda: 0)
+    assert ended.value.code == 1
+
+    file.write_text("{}\n")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limit[1]))  # a disk that is full after 20 bytes
+    try:
+        publish("one", {"value": 1}, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert json.loads(capsys.readouterr().out)["value"] == 1
+    assert file.read_text() == "{}\n"
 
 
 def test_where_there_is_no_checkout_the_commit_is_what_the_environment_says(
