@@ -23,6 +23,7 @@ NO_NUMBER = "no number"
 NO_FIGURES = 3  # the exit status
 Row = tuple[str, str, str]  # a figure, its floor, and what share of it was reached
 
+_SKIPPED = "skipped: "
 _COUNTED = re.compile(r"(\d+) (passed|failed|skipped|errors?)\b")
 
 
@@ -44,11 +45,13 @@ def table(file: Path, parts: Sequence[tuple[str, int, int, str]]) -> tuple[list[
     rows: list[tuple[str, ...]] = []
     missing = False
     for name, begin, end, outcome in parts:
+        if outcome.startswith(_SKIPPED):
+            rows.append((name, "skipped", outcome.removeprefix(_SKIPPED), "", ""))
+            continue
         found = figures(data[begin:end].decode(errors="replace").splitlines())
         if not found and outcome.startswith("ok"):
             outcome, missing = f"FAILED: {NO_NUMBER}, {outcome.removeprefix('ok, ')}", True
-        ran = not outcome.startswith(("skipped", "not run"))
-        for index, row in enumerate(found or [(NO_NUMBER if ran else "", "", "")]):
+        for index, row in enumerate(found or [(NO_NUMBER, "", "")]):
             rows.append((*((name, outcome) if index == 0 else ("", "")), *row))
     return rows, missing
 
@@ -156,7 +159,8 @@ def _tests(results: Sequence[Result]) -> list[Row]:
             counts[what] = counts.get(what, 0) + int(number)
     said = ", ".join(f"{count} {what}" for what, count in counts.items()) or "no test ran to its end"
     bad = [Path(one["file"]).name for one in results if one["status"] != 0]
-    return [(f"{said}, in {len(results)} files" + (f"; not well: {', '.join(bad)}" if bad else ""), "", "")]
+    files = "1 file" if len(results) == 1 else f"{len(results)} files"
+    return [(f"{said}, in {files}" + (f"; not well: {', '.join(bad)}" if bad else ""), "", "")]
 
 
 def _parity(results: Sequence[Result]) -> list[Row]:

@@ -63,7 +63,7 @@ def run_spawned() -> NoReturn:
 
 def serve(config: RankConfig) -> NoReturn:
     """Work until the process is ended from outside, or this rank fails: then say so and end."""
-    faulthandler.enable(all_threads=False)  # a crash says where; of other threads the output would end with too much
+    faulthandler.enable(2, all_threads=False)  # a crash says where on stderr; not where other threads were
     wire = None
     try:
         import engine.rank  # noqa: F401  takes longer than all the rest, so it goes first

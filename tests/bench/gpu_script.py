@@ -44,8 +44,13 @@ def run_script(folder: Path, stub: Path, *arguments: str, **environment: str) ->
 
 
 def outcomes(stdout: str) -> dict[str, str]:
-    """By part, from the table at the end."""
+    """By part, from the table at the end, with the reason of those that were skipped."""
     lines = stdout.splitlines()
     header = max(index for index, line in enumerate(lines) if line.startswith("part "))
-    first, second = lines[header].index("outcome"), lines[header].index("key figure")
-    return {line[:first].strip(): line[first:second].strip() for line in lines[header + 2 : -1] if line[:1].strip()}
+    first, second, third = (lines[header].index(column) for column in ("outcome", "key figure", "floor"))
+    found = {}
+    for line in lines[header + 2 : -1]:
+        if name := line[:first].strip():
+            outcome, figure = line[first:second].strip(), line[second:third].strip()
+            found[name] = f"skipped: {figure}" if outcome == "skipped" else outcome
+    return found

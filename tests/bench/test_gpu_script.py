@@ -250,7 +250,8 @@ def test_help_is_the_head_of_the_script() -> None:
 def test_what_it_runs_needs_nothing_of_the_server() -> None:
     missing = ["zmq", "msgspec", "fastapi", "uvicorn", "prometheus_client", "click", "tqdm", "launcher", "gguf"]
     missing += ["hypothesis", "PIL", "diffusers", "transformers", "tokenizers"]
-    modules = "machine", "kernel_tests", "kernels", "shared_gpu", "step", "image", "throughput", "fidelity", "scaling"
+    modules = ["machine", "kernel_tests", "kernels", "shared_gpu", "step", "image", "throughput", "fidelity", "scaling"]
+    modules += ["survive", "summary"]
     code = f"import sys\nfor name in {missing}:\n"
     code += f"    sys.modules[name] = None\nimport {', '.join(f'bench.{module}' for module in modules)}"
     code += "\nimport tests.kernels.test_gate, tests.test_graphs, tests.model.test_vae_on_devices"

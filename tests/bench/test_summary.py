@@ -90,7 +90,7 @@ def test_tests_are_counted_over_their_files() -> None:
     assert of("kernel_tests", *results) == [
         ("27 passed, 2 skipped, 2 failed, in 3 files; not well: test_b.py, test_c.py", "", "")
     ]
-    assert of("kernel_tests", results[2]) == [("no test ran to its end, in 1 files; not well: test_c.py", "", "")]
+    assert of("kernel_tests", results[2]) == [("no test ran to its end, in 1 file; not well: test_c.py", "", "")]
 
 
 def test_parity_shows_the_worst_precision_of_each_mode() -> None:
@@ -141,7 +141,7 @@ def test_a_part_has_the_lines_that_it_added(tmp_path: Path) -> None:
             ("", "", "two: 1 results", "", ""),
             ("second", "FAILED: no number, 4 s", "no number", "", ""),
             ("third", "FAILED: exit status 1, 2 s", "no number", "", ""),
-            ("fourth", "skipped: 2 s of 9 s are left", "", "", ""),
+            ("fourth", "skipped", "2 s of 9 s are left", "", ""),
         ],
         True,
     )
