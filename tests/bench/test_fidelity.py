@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from bench import fidelity
 from bench.denoising import NOISE_DTYPE, final_latents
 from bench.fidelity import (
     FILES,
@@ -21,6 +23,7 @@ from bench.fidelity import (
     velocities,
 )
 from bench.kernel_checks import relative_error
+from bench.lost import LOST
 from bench.plain_kernels import PLAIN, plain_kernels
 from bench.real_size import TINY
 from engine.checkpoint.holding import BLOCK_MATRICES
@@ -129,3 +132,31 @@ def test_every_precision_starts_from_the_same_noise() -> None:
     )
     assert NOISE_DTYPE is torch.bfloat16
     assert relative_error(rounded, exact) < 0.05  # of other noise it would be near 1
+
+
+def test_a_variant_that_fails_leaves_the_others_unless_the_gpu_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def _demo(*_: object) -> list[str]:
+        return []
+
+    def broken(variant: Variant, *arguments: Any) -> list[torch.Tensor]:
+        if variant.name == "fp8":
+            raise RuntimeError(problem)
+        return velocities(variant, *arguments)
+
+    monkeypatch.setattr(fidelity, "_demo", _demo)
+    monkeypatch.setattr(fidelity, "velocities", broken)
+    file = tmp_path / "results.jsonl"
+    words = ["--layers", "1", "--side", "64", "--json", str(file)]
+    problem = "no such kernel"
+    assert main(words) == 1
+    output = capsys.readouterr().out
+    assert "FAILED: blocks, fp8: Traceback" in output
+    assert output.endswith("FAILED: blocks, fp8\n")
+    measured = [json.loads(line)["variant"] for line in file.read_text().splitlines()]
+    assert measured == ["bfloat16", *(f"fp8 of {matrix} alone" for matrix in BLOCK_MATRICES)]
+    problem = "CUDA error: an illegal memory access was encountered"
+    assert main(words) == LOST
+    assert len(file.read_text().splitlines()) == len(measured) + 1, "nothing after it"
+    assert "FAILED: the GPU is lost, and whatever it would compute in this process" in capsys.readouterr().out
