@@ -6,9 +6,9 @@ import traceback
 
 import torch
 
-# How CUDA, Triton's loader, cuBLAS and cuDNN, and torch's allocator on a CPU say it where they do not raise torch's own
-# error.
-_WORDS = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+# How CUDA, Triton's loader, cuBLAS, cuDNN before 9 and since, and torch's allocator on a CPU say it where they do not
+# raise torch's own error.
+_WORDS = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "can't allocate memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
