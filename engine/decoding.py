@@ -57,7 +57,8 @@ class _Decoding:
 
     @property
     def ran_out_of_memory(self) -> bool:
-        error = self.future.exception() if self.future.done() else None
+        """Once it is done."""
+        error = self.future.exception()
         return error is not None and is_out_of_memory(error)
 
 
@@ -101,9 +102,7 @@ class ImageDecoder:
 
     def raise_failure(self) -> None:
         """Raise what the decoding of an earlier image raised."""
-        done = [decoding for decoding in self._decodings if decoding.future.done()]
-        self._decodings = [decoding for decoding in self._decodings if decoding not in done]
-        for decoding in done:
+        for decoding in self._take_done():
             decoding.future.result()
 
     def settle(self) -> None:
@@ -111,11 +110,18 @@ class ImageDecoder:
         wait([decoding.future for decoding in self._decodings])
 
     def take_out_of_memory(self) -> list[tuple[Job, torch.Tensor]]:
-        """The images for whose decoding there was too little memory, which `raise_failure` does not raise then: each
-        job with its latents."""
-        failed = [decoding for decoding in self._decodings if decoding.ran_out_of_memory]
-        self._decodings = [decoding for decoding in self._decodings if decoding not in failed]
-        return [(decoding.job, decoding.latents) for decoding in failed]
+        """The earlier images for whose decoding there was too little memory: each job with its latents. Raises what the
+        decoding of another raised."""
+        done = self._take_done()
+        for decoding in done:
+            if not decoding.ran_out_of_memory:
+                decoding.future.result()
+        return [(decoding.job, decoding.latents) for decoding in done if decoding.ran_out_of_memory]
+
+    def _take_done(self) -> list[_Decoding]:
+        done = [decoding for decoding in self._decodings if decoding.future.done()]
+        self._decodings = [decoding for decoding in self._decodings if decoding not in done]
+        return done
 
     def decode_small(self, job: Job, latents: torch.Tensor) -> None:
         """Decode latents in the least memory there is and hand the image on. Returns when that is done; raises what it
@@ -169,4 +175,9 @@ class ImageDecoder:
             seconds = time.perf_counter() - began
             finite = bool(latents.isfinite().all())
             self._on_image(DecodedImage(job.job_id, job.width, job.height, rgb, seconds, finite))
-        self._previews.learn(latents, pixels)
+        try:
+            self._previews.learn(latents, pixels)
+        except Exception as error:  # the image has been handed on, and must not be again
+            if not is_out_of_memory(error):
+                raise
+            release_tensors(error)

@@ -45,8 +45,9 @@ class PreviewMap:
         x, hidden = self._features(latents)
         x = torch.cat([x, hidden, x.new_ones(len(x), 1)], dim=1)
         y = F.unfold(small, SCALE, stride=SCALE)[0].T
-        self._products = _MEMORY * self._products + (x.T @ x).double().cpu()
-        self._targets = _MEMORY * self._targets + (x.T @ y).double().cpu()
+        products, targets = (x.T @ x).double().cpu(), (x.T @ y).double().cpu()  # both, or none if memory runs out
+        self._products = _MEMORY * self._products + products
+        self._targets = _MEMORY * self._targets + targets
         self._rows = _MEMORY * self._rows + len(x)
         ridge = _RIDGE * self._rows * torch.eye(len(self._products), dtype=torch.float64)
         solved = torch.linalg.solve(self._products + ridge, self._targets).float()

@@ -167,8 +167,7 @@ class Rank:
                 self.attention_choice = self._choose_attention(measured=True)
             # images before graphs, since tuning the decoder empties the allocator's cache
             for size in dict.fromkeys([(self.config.default_width, self.config.default_height), *sizes]):
-                with _timed("an image of {}×{}".format(*size)):
-                    self._warm_up_image(*size, decodes=decodes)
+                self._try_image(*size, decodes=decodes)
             if self._engine.cuda_graphs and self.dtype == torch.bfloat16:  # float32 is for comparisons
                 self._record_graphs()
             if self.mesh.world.size > 1:
@@ -203,6 +202,16 @@ class Rank:
             torch.cuda.synchronize(self.device)
             refused = {**self.attention_choice.refused, f"graphs of the {what}": f"{type(error).__name__}: {error}"}
             self.attention_choice = replace(self.attention_choice, refused=refused)
+
+    def _try_image(self, width: int, height: int, *, decodes: bool) -> None:
+        try:
+            with _timed(f"an image of {width}×{height}"):
+                self._warm_up_image(width, height, decodes=decodes)
+        except Exception as error:
+            if not self._survives(error):
+                raise
+            _logger.warning("out of memory in the warm-up of an image of %d×%d: %s", width, height, error)
+            self._free_memory()
 
     def _warm_up_image(self, width: int, height: int, *, decodes: bool) -> None:
         """A step and, if `decodes`, a decoding of one image of this size."""
@@ -242,10 +251,7 @@ class Rank:
         if step.number != self._next_number:
             raise RuntimeError(f"step {step.number} came where step {self._next_number} was due")
         self._next_number += 1
-        if self._on_failed is not None and self._decoder is not None:
-            for job, latents in self._decoder.take_out_of_memory():
-                self._decode_small(job, latents)
-        self.raise_failure()
+        self._check_decoder()
         for adapter in step.load:  # before the clock starts: neither encoding nor denoising
             try:
                 self._adapters.load(adapter)
@@ -282,10 +288,9 @@ class Rank:
             pending.mark()
             return True
         except Exception as error:
-            if self._on_failed is None or not is_out_of_memory(error):
+            if not self._survives(error):
                 raise
             _logger.warning("out of memory in a step of %d images: %s", len(denoise), error)
-            release_tensors(error)
         for job in start:
             self._jobs.pop(job.job_id, None)
         self._free_memory()
@@ -317,6 +322,22 @@ class Rank:
         pending.mark()
         return pending
 
+    def _survives(self, error: Exception) -> bool:
+        """Whether this rank goes on after an error: then what the forward held that it broke off is let go."""
+        if self._on_failed is None or not is_out_of_memory(error):
+            return False
+        release_tensors(error)
+        return True
+
+    def _check_decoder(self) -> None:
+        """Decode again what there was too little memory for in an earlier step; raise what else went wrong there."""
+        if self._on_failed is None or self._decoder is None:
+            self.raise_failure()
+            return
+        while failed := self._decoder.take_out_of_memory():  # another may fail while the first is decoded again
+            for job, latents in failed:
+                self._decode_small(job, latents)
+
     def _decode_small(self, job: Job, latents: torch.Tensor) -> None:
         """Decode an image again that there was too little memory for beside a step."""
         assert self._decoder is not None
@@ -324,16 +345,20 @@ class Rank:
         try:
             self._decoder.decode_small(job, latents)
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not self._survives(error):
                 raise
-            release_tensors(error)
-            element = self.decode_memory.bytes_per_element
-            self._fail(job, "decoding", decode_bytes(self.config, job.width, job.height, element, 0))
+            self._fail_to_decode(job)
+
+    def _fail_to_decode(self, job: Job) -> None:
+        element = self.decode_memory.bytes_per_element
+        self._fail(job, "decoding", decode_bytes(self.config, job.width, job.height, element, 0))
 
     def _fail(self, job: Job, what: str, needed: int) -> None:
         """Give a job up that had the device to itself."""
         assert self._on_failed is not None
         free = free_bytes(self.device)
+        if free is not None and self.plan.allocatable is not None and self.device.type == "cuda":
+            free = min(free, max(0, self.plan.allocatable - torch.cuda.memory_allocated(self.device)))
         left = "" if free is None else f", and {free / 1e9:.1f} GB are free"
         message = f"the image of {job.width} × {job.height} with seed {job.seed} ran out of memory on {self.device}: "
         self._on_failed(job.job_id, OutOfMemoryError(f"{message}{what} needs about {needed / 1e9:.1f} GB{left}"))
@@ -417,7 +442,17 @@ class Rank:
 
     def _decode(self, state: JobState) -> None:
         """On rank 0 beside the steps that follow, or in turn with them by all ranks."""
-        latents = unpack_latents(state.latents, *state.grid, self.config.patch_size)
+        for _ in range(2):
+            try:
+                latents = unpack_latents(state.latents, *state.grid, self.config.patch_size)
+                break
+            except Exception as error:
+                if not self._survives(error):
+                    raise
+            self._free_memory()
+        else:
+            self._fail_to_decode(state.job)
+            return
         together = None
         if self._share_decoding(state.job):
             assert self.vae is not None
@@ -460,6 +495,8 @@ class Rank:
     def close(self) -> None:
         """Wait until every image has been decoded. Raises what went wrong there."""
         if self._decoder is not None:
+            self._decoder.settle()
+            self._check_decoder()
             self._decoder.close()
         self.offload.close()
 

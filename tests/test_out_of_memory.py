@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import queue
 import random
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -22,6 +24,7 @@ from engine.out_of_memory import is_out_of_memory
 from engine.parallel import Mesh
 from engine.parallel.device import reserve_bytes
 from engine.rank import Rank
+from engine.sampling import unpack_latents
 from engine.step import Adapter, Job, Step, StepTimes
 from engine.tiling import SMALLEST_TILE
 from tests.engine_runs import DEADLINE_S, RankGroup, as_array, config_of, jobs_of
@@ -227,6 +230,106 @@ def test_an_image_that_cannot_be_decoded_beside_a_step_is_decoded_in_small_tiles
     ranked.rank.close()
 
 
+def test_images_that_fail_to_be_decoded_one_after_the_other_are_all_decoded_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second fails while the first is looked after."""
+    jobs = [replace(job, preview_every=0, loras=(), steps=1) for job in make_jobs()[:2]]
+    ranked = Ranked()
+    ranked.execute(start=tuple(jobs), denoise=(0, 1))
+    second_may_fail = threading.Event()
+    assert ranked.rank.vae is not None
+    assert ranked.rank._decoder is not None
+    decode, attempts = ranked.rank.vae.decode_pixels, list[int | None]()
+
+    def attempt(latents: torch.Tensor, *, tile: int | None = None) -> torch.Tensor:
+        attempts.append(tile)
+        if len(attempts) > 2:
+            return decode(latents, tile=tile)
+        if len(attempts) == 2:
+            assert second_may_fail.wait(DEADLINE_S)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    settle = ranked.rank._decoder.settle
+
+    def settle_both() -> None:
+        second_may_fail.set()
+        settle()
+
+    monkeypatch.setattr(ranked.rank.vae, "decode_pixels", attempt)
+    monkeypatch.setattr(ranked.rank._decoder, "settle", settle_both)
+    ranked.execute(decode=(0, 1))
+    wait([ranked.rank._decoder._decodings[0].future])
+    ranked.execute()
+    assert [ranked.image().job_id for _ in jobs] == [0, 1]
+    assert attempts == [None, None, SMALLEST_TILE, SMALLEST_TILE]
+    assert not ranked.failures
+    ranked.rank.close()
+
+
+def test_an_image_that_the_previews_cannot_learn_from_comes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has been handed on by then, so that a request for several would count it twice."""
+    (job, *_) = (replace(job, preview_every=0, steps=1) for job in make_jobs())
+    ranked = Ranked()
+
+    def learn(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(ranked.rank._previews, "learn", learn)
+    ranked.execute(start=(job,), denoise=(0,), decode=(0,))
+    assert ranked.rank._decoder is not None
+    ranked.rank._decoder.settle()
+    ranked.execute()
+    ranked.rank.close()
+    assert [image.job_id for image in ranked.images.queue] == [0]
+    assert not ranked.failures
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_memory_that_runs_out_on_the_way_to_the_decoder_costs_one_image_at_most(
+    monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    (job, other, _) = (replace(job, preview_every=0, loras=(), steps=1) for job in make_jobs())
+    ranked = Ranked()
+    ranked.execute(start=(job, other), denoise=(0, 1))
+    attempts = list[int]()
+
+    def unpack(*arguments: Any) -> torch.Tensor:
+        attempts.append(0)
+        if len(attempts) <= fails:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return unpack_latents(*arguments)
+
+    monkeypatch.setattr("engine.rank.unpack_latents", unpack)
+    ranked.execute(decode=(0, 1))
+    ranked.rank.close()
+    assert {image.job_id for image in ranked.images.queue} == ({0, 1} if fails == 1 else {1})
+    assert list(ranked.failures) == ([] if fails == 1 else [0])
+
+
+def test_the_last_image_is_decoded_again_when_a_rank_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    (job, *_) = (replace(job, preview_every=0, steps=1) for job in make_jobs())
+    ranked = Ranked()
+    with decoding_fails(ranked.rank, monkeypatch, times=1) as tiles:
+        ranked.execute(start=(job,), denoise=(0,), decode=(0,))
+        ranked.rank.close()
+    assert tiles == [None, SMALLEST_TILE]
+    assert ranked.image().job_id == 0
+
+
+@pytest.mark.parametrize("operation", [0, 100])
+def test_an_image_that_there_is_no_memory_for_in_the_warm_up_is_left_out(operation: int) -> None:
+    (job, *_) = (replace(job, preview_every=0) for job in make_jobs())
+    ranked = Ranked()
+    counting = OutOfMemory([operation])
+    with torch.inference_mode(), counting:
+        ranked.rank._try_image(64, 64, decodes=False)
+    assert counting.operations > operation
+    assert ranked.rank._jobs == {}
+    assert not ranked.execute(start=(job,), denoise=(0,)).one_by_one
+    ranked.rank.close()
+
+
 @pytest.mark.parametrize("options", [{}, {"tp": 2}, {"sp": 2}])
 def test_it_is_raised_by_one_of_several_ranks_and_where_nobody_hears_of_failures(options: dict[str, Any]) -> None:
     """The other ranks wait in a collective that this one never reaches, so the group ends."""
@@ -260,6 +363,8 @@ def test_another_error_in_a_step_is_raised() -> None:
         (torch.OutOfMemoryError("CUDA out of memory."), True),
         (RuntimeError("Triton Error [CUDA]: out of memory"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 8 bytes"), True),
         (MemoryError(), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
