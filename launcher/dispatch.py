@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Protocol
@@ -29,6 +30,7 @@ TOKEN_BUDGET = 8192  # of a tick until it is measured, which two images of 1024Â
 # something else disturbed must not leave small images to go one by one.
 _LEAST_BUDGET = 2048
 _SHRINK = 0.75  # of a step's tokens, after it was too large for the memory
+_CALM_STEPS = 200  # that had it, after which they may be larger again: what was in the way may be gone
 _MAX_DECODING = 8  # images in rank 0's queue for its decoder: it should not run dry while steps are under way
 
 
@@ -73,6 +75,8 @@ class Dispatcher:
         self._segments: dict[int, tuple[int, ...]] = {}  # of each job that is queued or under way
         self._sent: dict[int, Work] = {}  # of each step under way
         self._most_tokens = TOKEN_BUDGET  # of a tick, beside what memory allows
+        self._best_tokens = TOKEN_BUDGET  # the same, had memory never run out
+        self._calm_steps = 0  # since it did
         self._adapter_bytes: dict[int, int] = {}  # of each rank, by adapter
         self._warm_up: WarmUp | None = WarmUp(model, encode, job_ids, self._costs) if config.warm_up else None
         self._supervisor = RankSupervisor(config, children, start_ranks, context, self)
@@ -238,7 +242,8 @@ class Dispatcher:
             del self._sent[step.number]
             if self._warm_up.over:
                 if self._warm_up.budget is not None:
-                    self._most_tokens = min(TOKEN_BUDGET, max(_LEAST_BUDGET, self._warm_up.budget))
+                    self._best_tokens = min(TOKEN_BUDGET, max(_LEAST_BUDGET, self._warm_up.budget))
+                    self._most_tokens = min(self._most_tokens, self._best_tokens)
                     self._fit_budget()
                 self._warm_up = None
                 self._keep_speed()
@@ -253,10 +258,12 @@ class Dispatcher:
             self._shrink(step, work.tokens)
         elif work.tokens:
             self._costs.correct(work, times.denoise_s)
+            self._grow()
         self._events.step_done(step, times, work.tokens)
 
     def _shrink(self, step: Step, tokens: int) -> None:
-        """A step was too large for the memory: make no more like it."""
+        """A step was too large for the memory: make no more like it for some time."""
+        self._calm_steps = 0
         if len(step.denoise) > 1:
             self._most_tokens = min(self._most_tokens, max(1, int(_SHRINK * tokens)))
             self._fit_budget()
@@ -267,6 +274,14 @@ class Dispatcher:
             images=len(step.denoise),
             token_budget=self.token_budget,
         )
+
+    def _grow(self) -> None:
+        """A step had memory, as perhaps all have since one that had not."""
+        self._calm_steps += 1
+        if self._calm_steps >= _CALM_STEPS and self._most_tokens < self._best_tokens:
+            self._calm_steps = 0
+            self._most_tokens = min(self._best_tokens, math.ceil(self._most_tokens / _SHRINK))
+            self._fit_budget()
 
     def _keep_speed(self) -> None:
         """For the next `--parallel auto` on such a GPU."""

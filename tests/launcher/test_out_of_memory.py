@@ -133,6 +133,25 @@ def test_steps_are_smaller_after_one_that_was_too_large(run_folder: Path, caplog
     assert {line["token_budget"] for line in lines} == {int(0.75 * lines[0]["step_tokens"])}
 
 
+def test_steps_grow_again_once_there_is_memory(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was in the way may have been for a moment only, as a large image in the decoder or another process."""
+    monkeypatch.setattr("launcher.dispatch._CALM_STEPS", 3)
+
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
+            rank = fakes.ranks[0]
+            rank.one_by_one = True
+            await client.generate(PROMPT, num_images=2, steps=1)
+            await client.generate(PROMPT, num_images=2, steps=1)
+            rank.one_by_one = False
+            await client.generate(PROMPT, num_images=4, steps=50)
+            sizes = [len(step.denoise) for step in rank.steps if step.denoise]
+            assert sizes[:2] == [2, 1]
+            assert max(sizes) == 4
+
+    run(test())
+
+
 @pytest.mark.parametrize(("fails", "most"), [("", 4), ("a step", 4), ("decoding", None)])
 def test_a_warm_up_that_is_too_large_ends_and_leaves_nothing_behind(
     run_folder: Path, fails: str, most: int | None
