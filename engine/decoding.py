@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -18,6 +19,8 @@ from engine.parallel.device import to_host
 from engine.preview import PreviewMap
 from engine.step import Job
 from engine.tiling import SMALLEST_TILE
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,8 @@ class ImageDecoder:
         try:
             self._on_stream(self._decode_pixels, job, latents, together, self._tile_of(latents))
         except Exception as error:
+            if is_out_of_memory(error):
+                _logger.warning("out of memory in decoding %d × %d: %s", job.width, job.height, error)
             release_tensors(error)  # which the future would hold until somebody looks at it
             raise
 

@@ -7,8 +7,14 @@ import traceback
 import torch
 
 # How CUDA, Triton's loader, cuBLAS, cuDNN before 9 and since, and torch's allocator on a CPU say it where they do not
-# raise torch's own error.
-_WORDS = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "can't allocate memory")
+# raise torch's own error; and torch's convolutions, when there is no memory for the workspace of any engine.
+_WORDS = (
+    "out of memory",
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    "unable to find an engine to execute this computation",
+    "can't allocate memory",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -347,6 +347,7 @@ class Rank:
         except Exception as error:
             if not self._survives(error):
                 raise
+            _logger.warning("out of memory in decoding %d × %d in small tiles: %s", job.width, job.height, error)
             self._fail_to_decode(job)
 
     def _fail_to_decode(self, job: Job) -> None:

@@ -205,8 +205,9 @@ def test_an_image_that_fails_alone_is_given_up_and_the_others_go_on(monkeypatch:
 
 @pytest.mark.parametrize("offload", [(), (VAE,)])
 def test_an_image_that_cannot_be_decoded_beside_a_step_is_decoded_in_small_tiles(
-    monkeypatch: pytest.MonkeyPatch, offload: tuple[str, ...]
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, offload: tuple[str, ...]
 ) -> None:
+    caplog.set_level("WARNING")
     (job, _, other) = (replace(job, preview_every=0, loras=()) for job in make_jobs())
     ranked = Ranked(offload=offload)
     ranked.execute(start=(job, other), denoise=(0, 2))
@@ -227,6 +228,12 @@ def test_an_image_that_cannot_be_decoded_beside_a_step_is_decoded_in_small_tiles
     assert ranked.failures[0].message.startswith(
         "the image of 64 × 48 with seed 0 ran out of memory on cpu: decoding needs about "
     )
+    why = "CUDA out of memory. Tried to allocate 2.00 GiB"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"out of memory in decoding 48 × 64: {why}",
+        f"out of memory in decoding 64 × 48: {why}",
+        f"out of memory in decoding 64 × 48 in small tiles: {why}",
+    ]
     ranked.rank.close()
 
 
@@ -365,6 +372,7 @@ def test_another_error_in_a_step_is_raised() -> None:
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("FIND was unable to find an engine to execute this computation"), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 8 bytes"), True),
         (MemoryError(), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
