@@ -6,11 +6,13 @@ import traceback
 
 import torch
 
-# How CUDA, Triton's loader, cuBLAS, cuDNN before 9 and since, and torch's allocator on a CPU say it where they do not
-# raise torch's own error; and torch's convolutions, when there is no memory for the workspace of any engine.
+# How CUDA, Triton's loader, cuBLAS (of its handle, too), cuDNN before 9 and since, and torch's allocator on a CPU say
+# it where they do not raise torch's own error; and torch's convolutions, when there is no memory for the workspace of
+# any engine.
 _WORDS = (
     "out of memory",
     "ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
     "ALLOCATION_FAILED",
     "unable to find an engine to execute this computation",
     "can't allocate memory",

@@ -53,6 +53,10 @@ class PromptFeatures:
         """Whether prompts are encoded while steps run, so that both take memory at once."""
         return self._stream is not None
 
+    def encode_in_turn(self) -> None:
+        """In the stream of the steps from now on."""
+        self._stream = None
+
     def record(self, graphs: PromptGraphs) -> None:
         """Encode prompts that come alone by graphs of the text encoder from now on."""
         graphs.record_all()

@@ -151,6 +151,7 @@ class Rank:
             self._decoder = ImageDecoder(
                 self.vae, self._previews, device, on_image, tile=self._tile_side, presence=self.offload.vae
             )
+        self._fit_encoding()
 
     def warm_up(self, sizes: Sequence[tuple[int, int]] = (), *, decodes: bool = True) -> None:
         """Do now, on a GPU, what would make the first requests slow: measure the attention backends, compile kernels,
@@ -176,6 +177,7 @@ class Rank:
             self.offload.dit.drop()
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()  # what this took and no longer needs is free for steps
+        self._fit_encoding()
 
     def _record_graphs(self) -> None:
         """Record what can be a replay. Collectives could be recorded too, but nobody has tried that with the groups of
@@ -317,7 +319,7 @@ class Rank:
                 self._engine.degrees,
                 self.dtype.itemsize,
             )
-            encoding = encode_bytes(self.config, self.mesh.tp.size, self.dtype.itemsize) if begins else 0
+            encoding = self._encode_bytes if begins else 0
             self._fail(job, "a step", max(needed, encoding))
         pending.mark()
         return pending
@@ -402,17 +404,33 @@ class Rank:
         }
         if plan.decode_limit is not None:
             sizes["decode_limit"] = plan.decode_limit
-        free = free_bytes(self.device)
+        free = self._free()
+        if free is None:
+            return sizes
+        if self._prompts.beside_steps:
+            free -= self._encode_bytes
+        return sizes | {"free": max(0, free - plan.dequantized)}
+
+    def _free(self) -> int | None:
+        """Bytes that are free for all that work takes, where that is known."""
+        plan, free = self.plan, free_bytes(self.device)
         if free is not None:
             free = max(0, free - reserve_bytes(self.device)) // self._sharing - self.offload.absent
         if plan.usable is not None:
             held = max(plan.weights, torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0)
             free = plan.usable - held if free is None else min(free, plan.usable - held)
-        if free is None:
-            return sizes
-        if self._prompts.beside_steps:
-            free -= encode_bytes(self.config, self.mesh.tp.size, self.dtype.itemsize)
-        return sizes | {"free": max(0, free - plan.dequantized)}
+        return free
+
+    @property
+    def _encode_bytes(self) -> int:
+        return encode_bytes(self.config, self.mesh.tp.size, self.dtype.itemsize)
+
+    def _fit_encoding(self) -> None:
+        """Encode prompts in turn with steps where both at once would leave no room for an image of the default size."""
+        free = self._free()
+        if self._prompts.beside_steps and free is not None and free < self.plan.work + self._encode_bytes:
+            _logger.info("prompts are encoded between steps: beside them there is too little memory")
+            self._prompts.encode_in_turn()
 
     def describe_plan(self) -> tuple[str, ...]:
         """What lies where, for people, if the config says anything about it."""
@@ -496,9 +514,11 @@ class Rank:
     def close(self) -> None:
         """Wait until every image has been decoded. Raises what went wrong there."""
         if self._decoder is not None:
-            self._decoder.settle()
-            self._check_decoder()
-            self._decoder.close()
+            try:
+                self._decoder.settle()
+                self._check_decoder()
+            finally:
+                self._decoder.close()
         self.offload.close()
 
     # ---- starting jobs

@@ -251,8 +251,9 @@ def test_prompts_are_encoded_beside_steps_unless_memory_is_to_be_saved(monkeypat
     for options, beside in (({}, True), ({"offload": (TEXT_ENCODER,)}, False), ({"memory_budget": 10**9}, False)):
         asked = []
 
-        def make(*arguments: Any, beside: bool, asked: list[bool] = asked) -> None:
+        def make(*arguments: Any, beside: bool, asked: list[bool] = asked) -> SimpleNamespace:
             asked.append(beside)
+            return SimpleNamespace(beside_steps=False)
 
         monkeypatch.setattr("engine.rank.PromptFeatures", make)
         make_rank(**options).close()

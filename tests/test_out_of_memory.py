@@ -374,6 +374,7 @@ def test_another_error_in_a_step_is_raised() -> None:
         (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
         (RuntimeError("FIND was unable to find an engine to execute this computation"), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 8 bytes"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), True),
         (MemoryError(), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (ValueError("out of memory"), False),
@@ -397,5 +398,14 @@ def test_what_is_free_for_steps_leaves_room_for_encoding_beside_them(monkeypatch
     ranked = Ranked()
     assert ranked.rank.memory()["free"] == 9 * 10**9
     ranked.rank._prompts._stream = object()  # type: ignore[assignment]
-    assert ranked.rank.memory()["free"] == 9 * 10**9 - encode_bytes(ranked.rank.config, 1, 4)
+    encoding = encode_bytes(ranked.rank.config, 1, 4)
+    assert ranked.rank.memory()["free"] == 9 * 10**9 - encoding
+    both = ranked.rank.plan.work + encoding
+    monkeypatch.setattr("engine.rank.free_bytes", lambda _: 10**9 + both)
+    ranked.rank._fit_encoding()
+    assert ranked.rank.memory()["free"] == both - encoding
+    monkeypatch.setattr("engine.rank.free_bytes", lambda _: 10**9 + both - 1)
+    ranked.rank._fit_encoding()  # encoding in turn then, so that what fits without it still does
+    assert not ranked.rank._prompts.beside_steps
+    assert ranked.rank.memory()["free"] == both - 1
     ranked.rank.close()
