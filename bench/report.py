@@ -223,7 +223,7 @@ def draw_plot(results: Sequence[Result], file: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        raise ReportError("the plot needs matplotlib: pip install 'krea2-engine[bench]'") from None
+        raise ReportError("the plot needs matplotlib: pip install -e '.[bench]'") from None
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "krea2"  # the same results give the same file
     from matplotlib import pyplot

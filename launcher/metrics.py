@@ -34,6 +34,10 @@ class Metrics:
         self.images = Counter("krea2_images", "Images sent to clients", registry=registry)
         self.previews = Counter("krea2_previews", "Previews sent to clients", registry=registry)
         self.restarts = Counter("krea2_restarts", "Rank groups that were lost and replaced", registry=registry)
+        self._too_large = Counter(
+            "krea2_out_of_memory_steps", "Steps that memory ran out in, whose images then ran one by one",
+            registry=registry,
+        )  # fmt: skip
         self._stages = Histogram(
             "krea2_stage_seconds", "Seconds that a finished request spent in each stage", ["stage"],
             registry=registry, buckets=_STAGE_S,
@@ -60,6 +64,8 @@ class Metrics:
 
     def count_step(self, times: StepTimes, tokens: int) -> None:
         """tokens: packed in the denoise step of a tick, 0 if there was none."""
+        if times.one_by_one:
+            self._too_large.inc()
         if times.encoded_tokens:
             self._step_s.labels("encode").observe(times.encode_s)
         if tokens:

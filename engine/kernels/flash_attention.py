@@ -37,19 +37,19 @@ FLASH_PACKAGES = {
     "fa2": FlashPackage(
         generations=range(8, 13),
         modules=("flash_attn.flash_attn_interface",),
-        install="pip install --no-build-isolation krea2-engine[fa2]",
+        install="pip install --no-build-isolation -e '.[fa2]'",
         distribution="flash-attn",
         oldest=(2, 7, 3),
     ),
     "fa3": FlashPackage(
         generations=range(9, 10),
         modules=("fa3_fwd_interface", "flash_attn_interface"),
-        install="pip install krea2-engine[fa3]",
+        install="pip install -e '.[fa3]'",
     ),
     "fa4": FlashPackage(
         generations=range(9, 13),
         modules=("flash_attn.cute.interface",),
-        install="pip install krea2-engine[fa4]",
+        install="pip install -e '.[fa4]'",
         distribution="flash-attn-4",
     ),
 }

@@ -151,7 +151,7 @@ def test_without_matplotlib_the_error_says_what_to_install(
     (tmp_path / "README.md").write_text(README)
     write(tmp_path / "results" / "2027-h200.jsonl", image(1.25))
     assert main([str(tmp_path / "results"), "--root", str(tmp_path)]) == 1
-    assert "pip install 'krea2-engine[bench]'" in capsys.readouterr().err
+    assert "pip install -e '.[bench]'" in capsys.readouterr().err
     assert (tmp_path / "README.md").read_text() == README
 
 

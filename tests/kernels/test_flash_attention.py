@@ -161,7 +161,7 @@ def test_why_fa2_does_not_run(install: Install, gpu: Callable[[int, int], None])
         return unavailable("fa2", device, dtype, head_dim)
 
     gpu(8, 9)
-    missing = "no FlashAttention 2 is installed (pip install --no-build-isolation krea2-engine[fa2])"
+    missing = "no FlashAttention 2 is installed (pip install --no-build-isolation -e '.[fa2]')"
     assert reason() == f"ImportError: {missing}"
     install("fa4")  # has the same folder
     assert reason() == f"ImportError: {missing}"
@@ -203,7 +203,7 @@ def test_what_flash_attn_brings_of_fa4_is_not_fa4(
     flash_packages.write(tmp_path / "flash_attn/cute/__init__.py", "")
     flash_packages.write(tmp_path / "flash_attn/cute/interface.py", "def flash_attn_varlen_func(q, k, v): ...\n")
     reason = unavailable("fa4", GPU, torch.bfloat16, 128)
-    assert reason == "ImportError: no FlashAttention 4 is installed (pip install krea2-engine[fa4])"
+    assert reason == "ImportError: no FlashAttention 4 is installed (pip install -e '.[fa4]')"
 
 
 def test_unmeasured_it_serves_graphs_where_nothing_better_is_installed(

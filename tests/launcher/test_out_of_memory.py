@@ -126,6 +126,7 @@ def test_steps_are_smaller_after_one_that_was_too_large(run_folder: Path, caplog
             assert {len(step.denoise) for step in rank.steps[3:] if step.denoise} <= {1, 2, 3}
             rank.one_by_one = True
             await client.generate(PROMPT, steps=1)  # one that was too large by itself says nothing of others
+            assert b"krea2_out_of_memory_steps_total 2.0" in await client.metrics()
 
     run(test())
     lines = [vars(record)["fields"] for record in caplog.records if record.getMessage() == "out of memory"]
