@@ -44,6 +44,7 @@ _FILES = {
     "text_encoder": "text_encoder/model.safetensors",
     "vae": "vae/diffusion_pytorch_model.safetensors",
 }
+_TEXT_ENCODER_PREFIX = "language_model."  # of Qwen3VLModel's language part, which the written configs name
 _MOST_PARTS = 3  # of a weight in a native file: itself and its scales
 _GROUPS = (256, 64, 16)  # of ConvRot, the largest first
 _LONGEST_PREFIX = 100
@@ -90,7 +91,8 @@ def convert(
             _write_small_files(checkpoint, folder)
             if layout == "diffusers":
                 for name, file in _FILES.items():
-                    _write_plain(checkpoint.components[name], folder / file, weights, report)
+                    prefix = _TEXT_ENCODER_PREFIX if name == "text_encoder" else ""
+                    _write_plain(checkpoint.components[name], folder / file, weights, prefix, report)
             else:
                 _write_shards(checkpoint, folder, weights, tp, report)
 
@@ -108,11 +110,11 @@ def count_tensors(checkpoint: CheckpointFiles, layout: str, component: str, tp: 
 # ---- the layouts
 
 
-def _write_plain(component: Component, file: Path, weights: str, report: Report) -> None:
+def _write_plain(component: Component, file: Path, weights: str, prefix: str, report: Report) -> None:
     with SafetensorsWriter(file, len(component.tensors)) as writer:
         writer.metadata["format"] = "pt"
         for name, tensor in component.tensors.items():
-            writer.add(name, _as_float(tensor, weights))
+            writer.add(prefix + name, _as_float(tensor, weights))
             report()
 
 

@@ -46,12 +46,14 @@ def converted(turbo: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
         prefix: str = "",
         tp: int = 1,
         source: Path = turbo,
+        text_encoder: Path | None = None,
     ) -> Path:
-        key = (layout, weights, component, prefix, tp, source)
+        key = (layout, weights, component, prefix, tp, source, text_encoder)
         if key not in written:
             suffix = {"native": ".safetensors", "gguf": ".gguf"}.get(layout, "")
             output = tmp_path_factory.mktemp("converted") / f"model{suffix}"
-            checkpoint = CheckpointFiles.open(EngineConfig(model=str(source)))
+            own = None if text_encoder is None else str(text_encoder)
+            checkpoint = CheckpointFiles.open(EngineConfig(model=str(source), text_encoder=own))
             reports: list[None] = []
             convert.convert(
                 checkpoint,
@@ -193,6 +195,7 @@ def test_text_encoders_in_8_bits(turbo: Path, converted: Callable[..., Path], ex
 
 def test_diffusers_reads_what_was_written_for_it(turbo: Path, converted: Callable[..., Path]) -> None:
     import diffusers
+    import transformers
 
     file = converted("native", "bfloat16")
     folder = converted("diffusers", "keep")
@@ -205,6 +208,15 @@ def test_diffusers_reads_what_was_written_for_it(turbo: Path, converted: Callabl
         diffusers.AutoencoderKLQwenImage.from_pretrained(turbo / "vae").decoder.conv_in.weight,
     )
     assert file.exists()
+    # from a file whose names have another prefix
+    folder = converted("diffusers", text_encoder=converted("native", component="text_encoder"))
+    encoder, told = transformers.AutoModel.from_pretrained(folder / "text_encoder", output_loading_info=True)
+    assert type(encoder).__name__ == json.loads((folder / "model_index.json").read_text())["text_encoder"][1]
+    assert not told["unexpected_keys"]
+    assert [name for name in told["missing_keys"] if not name.startswith("visual.")] == []
+    original = transformers.AutoModel.from_pretrained(turbo / "text_encoder").language_model.state_dict()
+    written = encoder.language_model.state_dict()
+    assert all(torch.equal(tensor, written[name]) for name, tensor in original.items())
 
 
 def test_defaults_and_domain_stay_with_the_checkpoint(
