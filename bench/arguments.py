@@ -9,6 +9,8 @@ import math
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -18,8 +20,9 @@ from bench.writing import all_written
 from engine.config import MOST_RANKS
 from engine.modes import Degrees
 
-INTERRUPTED = 130  # the exit status after Ctrl-C
+INTERRUPTED, TERMINATED = 130, 143  # the exit status after Ctrl-C, and after SIGTERM
 SIDE_MULTIPLE = 16  # pixels of a token's side
+_GRACE_S, _AGAIN_S = 10.0, 0.2  # to let go of what is held, after SIGTERM; until the main thread is told again
 _STDERR = 2  # whatever sys.stderr is by then
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -86,22 +89,60 @@ def modes(text: str) -> tuple[Degrees, ...]:
     return tuple(known[word] for word in words)
 
 
-def end_with(main: Callable[[], int]) -> NoReturn:
+def end_with(main: Callable[[], int], *, stacks: bool = True) -> NoReturn:
     """End the process with what a benchmark's `main` returns, or with 1 for 0 if a result could not be written. Ctrl-C
     ends it without a traceback. A crash, and SIGTERM too, by which a benchmark that is not done in time is stopped,
-    leave on stderr where every thread was."""
+    leave on stderr where every thread was. stacks: False has SIGTERM end it as Ctrl-C does, in one line."""
     if not faulthandler.is_enabled():
         faulthandler.enable(_STDERR)
-    faulthandler.register(signal.SIGTERM, _STDERR, all_threads=True, chain=True)
+    if stacks:
+        faulthandler.register(signal.SIGTERM, _STDERR, all_threads=True, chain=True)
+    else:
+        _interrupt_at_sigterm()
     try:
         status = main()
+    except _Terminated:
+        print("stopped", file=sys.stderr)
+        status = TERMINATED
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         status = INTERRUPTED
     finally:
-        faulthandler.unregister(signal.SIGTERM)
+        if stacks:
+            faulthandler.unregister(signal.SIGTERM)
     if status == LOST:  # nothing that uses the GPU at exit would come to an end
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status or int(not all_written()))
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which what is running lets pass as it does Ctrl-C."""
+
+
+def _interrupt_at_sigterm() -> None:
+    """Raise `_Terminated` in the main thread; where that hangs in a call that is not Python's, end after a while."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)  # written to even while the main thread hangs
+    main, raised = threading.main_thread(), threading.Event()
+
+    def watch() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        while os.read(reading, 1)[0] != signal.SIGTERM:
+            pass
+        end = time.monotonic() + _GRACE_S
+        while not raised.wait(_AGAIN_S) and time.monotonic() < end and main.ident is not None:
+            signal.pthread_kill(main.ident, signal.SIGTERM)  # it may have begun to sleep just after the first
+        time.sleep(max(0.0, end - time.monotonic()))
+        os.write(_STDERR, b"stopped\n")
+        os._exit(TERMINATED)
+
+    def interrupt(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough: another would interrupt the tidying up
+        raised.set()
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, interrupt)
+    threading.Thread(target=watch, daemon=True, name="sigterm").start()

@@ -17,13 +17,16 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -31,6 +34,7 @@ from bench.arguments import duration, end_with, json_file, modes, positive
 from bench.output import publish
 from bench.timing import time_calls
 from bench.verify.judging import Check, failed
+from bench.verify.loading import CannotJudge
 from bench.verify.models import (
     Model,
     Request,
@@ -40,6 +44,7 @@ from bench.verify.models import (
     operations,
     requests_for,
 )
+from bench.verify.paths import check_paths
 from bench.verify.report import Verified, json_result, write_report
 from engine.errors import ArgumentError, CheckpointError
 from engine.modes import Degrees
@@ -52,6 +57,7 @@ _MULTIPLE = 16
 _ROOM = 1.1  # of the weights: what a few images take besides
 _GROUP_SECONDS = 3600.0
 _PRODUCT = 1024  # rows and columns of the matrices that are timed; on a GPU 8 times as many
+_SLOWER, _FORWARD_S = 10, 0.1  # than a matrix product, on a CPU; of a forward of whatever size
 _LARGEST_SIDE = 4096
 _ALL_MODES = "tp2,sp2,cfg,tp4,sp4,tp2xsp2,tp2xcfg,sp2xcfg"
 _DTYPES = ("float32", "bfloat16")
@@ -81,6 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if missing:
         return _refuse(f"{' and '.join(missing)} needed, and not installed: {_INSTALL}")
     try:
+        check_paths(options.models)  # before what takes long to import
+    except (ArgumentError, CheckpointError) as error:
+        return _refuse(str(error))
+    try:
         import_module("bench.verify.oracle")
     except ImportError as error:  # of versions that do not know the model
         return _refuse(f"diffusers and transformers are there, but cannot be used: {error}; {_INSTALL}")
@@ -93,20 +103,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(str(error))
     _quieten()
     torch.backends.cudnn.allow_tf32 = False  # or diffusers' float32 would not be
+    command = _shown(sys.argv[1:] if arguments is None else arguments)
+    began, problem = datetime.now(UTC), None
     results: list[Verified] = []
     for model, degrees in chosen:
         try:
             results.append(_verify(model, degrees, options))
         except Exception:
             results.append(Verified(model, [failed("verifying", "", "", traceback.format_exc())]))
+        report = write_report(results, command, began)
         if options.report is not None:  # of the models so far: what was found outlives the process
-            options.report.write_text(write_report(results))
-    print(write_report(results))
-    return 0 if all(result.holds for result in results) else 1
+            problem = _write(options.report, report)
+    print(report)
+    if problem is not None:
+        print(f"error: the report cannot be written to {options.report}: {problem}", file=sys.stderr)
+    return 0 if problem is None and all(result.holds for result in results) else 1
+
+
+def _write(file: Path, text: str) -> str | None:
+    """Why it cannot be written; None if it is."""
+    try:
+        file.write_text(text)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _shown(arguments: Sequence[str]) -> str:
+    """The command line, with the last part of each path alone."""
+    words = []
+    for word in arguments:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        is_path = value.startswith(("/", "~", ".")) or value.count("/") > 1  # one with a slash may be a repository
+        words.append(option + equals + (Path(value).name if is_path else value))
+    return shlex.join(["python", "-m", "bench.verify", *words])
 
 
 def _verify(model: Model, degrees: Sequence[Degrees], options: argparse.Namespace) -> Verified:
     from bench.verify.checks import How, verify_dtype
+    from bench.verify.oracle import release
     from bench.verify.tokens import compare_tokens, tokens_failed
 
     began = time.monotonic()
@@ -145,14 +180,24 @@ def _verify(model: Model, degrees: Sequence[Degrees], options: argparse.Namespac
         note(compare_tokens(model))
     except Exception:
         note(tokens_failed(traceback.format_exc()))
-    for dtype, asked in requests.items():
-        problem = _lacking_for(model, dtype, device)
-        if problem is not None:
-            note(failed("all stages", dtype, "one", f"not run, {problem}"))
-            continue
-        for check in verify_dtype(model, asked, dtype, how, say):
-            note(check)
-    result = Verified(model, checks, [*(f"left out: {reason}" for reason in left_out), *how.notes])
+    cannot_judge = ""
+    try:
+        for dtype, asked in requests.items():
+            problem = _lacking_for(model, dtype, device)
+            if problem is not None:
+                note(failed("all stages", dtype, "one", f"not run, {problem}"))
+                continue
+            for check in verify_dtype(model, asked, dtype, how, say):
+                note(check)
+    except CannotJudge as error:
+        cannot_judge = str(error)
+        if options.json is not None:
+            line = {"model": model.name, "variant": model.variant, "cannot_judge": cannot_judge, "holds": False}
+            publish("verify", line, options.json)
+    if cannot_judge:
+        release(device)  # what the error held until now
+    notes = [*(f"left out: {reason}" for reason in left_out), *how.notes]
+    result = Verified(model, checks, notes, requests, cannot_judge)
     say(f"{model.name}: {result.verdict}")
     return result
 
@@ -160,19 +205,31 @@ def _verify(model: Model, degrees: Sequence[Degrees], options: argparse.Namespac
 def _describe_time(
     model: Model, requests: Mapping[str, Sequence[Request]], device: torch.device, reference: torch.device | None
 ) -> str:
-    """How long it may take, by how fast a matrix product is here: of diffusers' images, then as long again for the
-    engine's, which take less."""
-    seconds = 0.0
+    """How long it may take, of diffusers' images and as long again for the engine's, which take less: from as fast as a
+    matrix product is here to `_SLOWER` times that and what a forward takes at least."""
+    least, forwards = 0.0, 0
     for dtype, asked in requests.items():
         work = operations(model, asked)
-        seconds += 2 * work / _operations_a_second(device, dtype)
+        least += 2 * work / _operations_a_second(device, dtype)
+        each = sum(one.steps * (1 + (one.guidance > 0)) for one in asked)
+        forwards += 2 * each
         if dtype == "bfloat16" and reference is not None:
-            seconds += work / _operations_a_second(reference, "float32")
+            least += work / _operations_a_second(reference, "float32")
+            forwards += each
     images = sum(map(len, requests.values()))
+    between = f"{_in_words(least)} to {_in_words(_SLOWER * least + _FORWARD_S * forwards)}"
     return (
-        f"{images} images on each side: some {seconds / 60:.2g} minutes if all went as fast as a matrix product does "
-        "here, on a CPU several times that; loading comes on top, and each mode of several ranks"
+        f"{images} image{'s' if images > 1 else ''} on each side: {between}, by how long a matrix product takes here; "
+        "loading comes on top, and each mode of several ranks"
     )
+
+
+def _in_words(seconds: float) -> str:
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    whole = max(1, round(seconds))
+    return f"{whole} second{'s' if whole > 1 else ''}"
 
 
 def _operations_a_second(device: torch.device, dtype: str) -> float:
@@ -244,8 +301,10 @@ def _sizes(text: str) -> list[tuple[int, int]]:
 def _quieten() -> None:
     """Leave out what diffusers says of keys that only the engine reads, and of an argument's new name."""
     import diffusers
+    import transformers
 
     diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()  # which weights are missing is told by `load_parts`
     warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
 
 
@@ -255,4 +314,4 @@ def _refuse(message: str) -> int:
 
 
 if __name__ == "__main__":
-    end_with(main)
+    end_with(main, stacks=False)

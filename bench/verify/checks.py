@@ -30,6 +30,7 @@ from bench.verify.judging import (
     largest_error,
     mean_error,
 )
+from bench.verify.loading import CannotJudge
 from bench.verify.models import Model, Request, jobs_for
 from bench.verify.oracle import Say, ask, release
 from bench.verify.ours import Results, Steps
@@ -65,6 +66,8 @@ def ask_diffusers(model: Model, requests: Sequence[Request], dtype: str, how: Ho
     if how.reference is not None:
         try:
             exact = ask(model, requests, "float32", how.reference, say, noise_dtype=dtype)
+        except CannotJudge:
+            raise
         except Exception:
             failure = traceback.format_exc()
             release(how.reference)
@@ -88,9 +91,11 @@ class Asked:
 
 
 def verify_dtype(model: Model, requests: Sequence[Request], dtype: str, how: How, say: Say) -> Iterator[Check]:
-    """The checks of one dtype. What fails is told with its traceback, and the rest goes on."""
+    """The checks of one dtype. What fails is told with its traceback, and the rest goes on. Raises `CannotJudge`."""
     try:
         asked = ask_diffusers(model, requests, dtype, how, say)
+    except CannotJudge:
+        raise
     except Exception:
         yield failed("diffusers' side", dtype, "one", traceback.format_exc())
         return

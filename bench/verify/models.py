@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.verify.paths import check_folder, check_formats
 from engine.checkpoint import CheckpointFiles
 from engine.config import DEMO_CHECKPOINTS, EngineConfig, ModelConfig
-from engine.errors import ArgumentError, CheckpointError
 from engine.step import Job
 from launcher.hub import find_model
 from launcher.tokenizer import PromptTokenizer
@@ -23,7 +23,6 @@ PROMPTS = (
 )
 NEGATIVE_PROMPTS = ("", "a black cross", "")
 _LARGE = 512  # pixels; from this default size on, as that of the published models
-_NEEDED = ("transformer/config.json", "text_encoder/config.json", "vae/config.json", "tokenizer/tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -86,23 +85,14 @@ def _find(name: str) -> Model:
     assert found is not None
     folder = DEMO_CHECKPOINTS.get(found, Path(found))
     shown = name if found != name or name in DEMO_CHECKPOINTS else folder.resolve().name
-    if folder.is_file():
-        raise ArgumentError.of("model", "a folder in the diffusers layout, which diffusers too can load", name)
-    if not (folder / "model_index.json").is_file():
-        raise CheckpointError.of(folder, "is no folder in the diffusers layout: there is no model_index.json")
-    missing = [file for file in _NEEDED if not (folder / file).is_file()]
-    if missing:
-        raise CheckpointError.of(folder, "diffusers cannot load it, since files are missing", found=", ".join(missing))
+    check_folder(folder, name)
     checkpoint = CheckpointFiles.open(EngineConfig(model=str(folder)))
     try:
-        if checkpoint.split_for is not None:
-            raise ArgumentError.of("model", "a folder that was not split for ranks, which diffusers cannot load", name)
         tensors = [
             checkpoint.stored(component, source) for component, all_ in checkpoint.sources.items() for source in all_
         ]
         formats = tuple(sorted({tensor.format for tensor in tensors}))
-        if not set(formats) <= {"F32", "F16", "BF16", "F64"}:
-            raise ArgumentError.of("model", "one whose weights are not quantised: diffusers reads only those", name)
+        check_formats(formats, name)
         return Model(
             shown,
             folder,

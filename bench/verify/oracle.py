@@ -20,11 +20,13 @@ import transformers
 from diffusers import Krea2Pipeline
 
 from bench.verify import stages
+from bench.verify.loading import check_finite, check_latents, load_parts
 from bench.verify.models import Model, Request, traced_request
 from bench.verify.recording import Answers, Call, Made, in_float32, keep_stages, on_host, recorded
 from engine.prompt import PREFIX_TOKENS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WEIGHTS = ("text_encoder", "transformer", "vae")  # the parts that have any
 Say = Callable[[str], None]
 T = TypeVar("T")
 Encoded = dict[str, tuple[torch.Tensor, torch.Tensor]]  # states and mask by prompt, as `encode_prompt` gives them
@@ -46,7 +48,8 @@ def ask(
     """Make all images and record the traced one's stages.
 
     noise_dtype: in which noise is drawn, `dtype` unless it is given. reference: the same in float32, whose latents the
-    velocity is computed from, so that both can be compared; rounded to bfloat16, as both then see them.
+    velocity is computed from, so that both can be compared; rounded to bfloat16, as both then see them. Raises
+    `CannotJudge` if what diffusers has loaded, or makes of it, is nothing to compare with.
     """
     traced = list(requests).index(traced_request(requests))
     answers = Answers(dtype, requests, traced, at=requests[traced].steps // 2)
@@ -59,6 +62,7 @@ def ask(
                 answers.attempt("decoder", partial(_make_traced, pipeline, answers, encoded, noise))
             if len(answers.made) == index:
                 answers.made.append(_make(pipeline, request, encoded, noise, output_type="latent")[0])
+            check_latents(request.name, dtype, answers.made[index].latents[-1])
         before = reference.before if reference is not None else None
         answers.attempt(
             "transformer", partial(_trace_step, pipeline, answers, encoded, DTYPES[noise_dtype or dtype], before)
@@ -70,15 +74,23 @@ def ask(
 def _pipeline(model: Model, dtype: str, device: torch.device, without: Sequence[str], say: Say) -> Iterator[Any]:
     """The pipeline with some parts left out, while this is open."""
     say(f"diffusers in {dtype}: loading all but {', '.join(without)}")
+    wanted = [part for part in WEIGHTS if part not in without]
     pipeline = Krea2Pipeline.from_pretrained(
-        model.folder, torch_dtype=DTYPES[dtype], local_files_only=True, **dict.fromkeys(without)
+        model.folder,
+        torch_dtype=DTYPES[dtype],
+        local_files_only=True,
+        **dict.fromkeys(without),
+        **load_parts(model, wanted, DTYPES[dtype]),
     )
     pipeline.set_progress_bar_config(disable=True)
     try:
         with torch.no_grad():
-            yield pipeline.to(device)
+            pipeline.to(device)
+            for part in wanted:
+                check_finite(model, part, getattr(pipeline, part))
+            yield pipeline
     finally:
-        for name in ("transformer", "vae", "text_encoder"):
+        for name in WEIGHTS:
             setattr(pipeline, name, None)  # whoever still holds the pipeline holds no weights
         release(device)
 

@@ -102,6 +102,17 @@ def _text_encoder(config: ModelConfig) -> dict[str, Any]:
             "rope_parameters": {"rope_theta": text.rope_theta, "rope_type": "default"},
             "vocab_size": text.vocab_size,
         },
+        # No tower: what is written has no vision, and the default would be half a billion random numbers.
+        "vision_config": {
+            "deepstack_visual_indexes": [],
+            "depth": 0,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "model_type": "qwen3_vl_vision",
+            "num_heads": 1,
+            "num_position_embeddings": 4,
+            "out_hidden_size": text.hidden_size,
+        },
     }
 
 

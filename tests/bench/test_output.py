@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from bench import writing
 from bench.arguments import end_with
 from bench.output import append_json, publish
+from tests.launcher.processes import PATIENCE_S
 
 
 def test_a_line_says_what_it_was_measured_on_and_with_what(tmp_path: Path) -> None:
@@ -63,3 +66,18 @@ def test_where_there_is_no_checkout_the_commit_is_what_the_environment_says(
     monkeypatch.setattr(output, "_output_of", lambda *_: None)
     monkeypatch.setenv("KREA2_COMMIT", "abc123")
     assert output._commit() == "abc123"
+
+
+def test_sigterm_ends_what_wants_no_stacks_in_one_line() -> None:
+    code = (
+        "import time\nfrom bench.arguments import end_with\n"
+        "def main():\n    try:\n        print('ready', flush=True)\n        time.sleep(600)\n"
+        "    finally:\n        print('tidied')\n"
+        "end_with(main, stacks=False)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        output, errors = process.communicate(timeout=PATIENCE_S)
+    assert (output, errors, process.returncode) == ("tidied\n", "stopped\n", 143)

@@ -214,6 +214,7 @@ def test_diffusers_reads_what_was_written_for_it(turbo: Path, converted: Callabl
     assert type(encoder).__name__ == json.loads((folder / "model_index.json").read_text())["text_encoder"][1]
     assert not told["unexpected_keys"]
     assert [name for name in told["missing_keys"] if not name.startswith("visual.")] == []
+    assert sum(each.numel() for each in encoder.visual.parameters()) < 1e6
     original = transformers.AutoModel.from_pretrained(turbo / "text_encoder").language_model.state_dict()
     written = encoder.language_model.state_dict()
     assert all(torch.equal(tensor, written[name]) for name, tensor in original.items())
