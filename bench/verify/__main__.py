@@ -217,19 +217,24 @@ def _describe_time(
             least += work / _operations_a_second(reference, "float32")
             forwards += each
     images = sum(map(len, requests.values()))
-    between = f"{_in_words(least)} to {_in_words(_SLOWER * least + _FORWARD_S * forwards)}"
+    between = _in_words(least, _SLOWER * least + _FORWARD_S * forwards)
     return (
         f"{images} image{'s' if images > 1 else ''} on each side: {between}, by how long a matrix product takes here; "
         "loading comes on top, and each mode of several ranks"
     )
 
 
-def _in_words(seconds: float) -> str:
+def _in_words(least: float, most: float) -> str:
+    """From so many seconds to so many."""
+    (low, unit), (high, other) = map(_in_unit, (least, most))
+    return f"{low} to {high} {unit}" if unit == other else f"{low} {unit} to {high} {other}"
+
+
+def _in_unit(seconds: float) -> tuple[int, str]:
     for unit, size in (("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    whole = max(1, round(seconds))
-    return f"{whole} second{'s' if whole > 1 else ''}"
+            return round(seconds / size), unit
+    return max(1, round(seconds)), "seconds"
 
 
 def _operations_a_second(device: torch.device, dtype: str) -> float:

@@ -50,7 +50,7 @@ class Verified:
     def verdict(self) -> str:
         first = self.first_difference
         if self.cannot_judge:
-            before = f"; before that, {len(self.checks)} checks, {self._holding} hold" if self.checks else ""
+            before = f"; {self._holding} of {len(self.checks)} checks before that hold" if self.checks else ""
             return f"not verified: {self.cannot_judge}{before}"
         if first is None:
             return f"all {len(self.checks)} checks hold" if self.checks else "nothing was checked"
