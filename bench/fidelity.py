@@ -37,7 +37,7 @@ from bench.denoising import final_latents
 from bench.kernel_checks import relative_error
 from bench.kernel_rates import attention_backends
 from bench.lost import LOST, DeviceLost, raise_if_lost
-from bench.output import print_table, publish
+from bench.output import print_table, publish, publish_left_out
 from bench.plain_kernels import PLAIN, plain_kernels
 from bench.real_size import RandomWeights, model_of_size
 from bench.survive import Attempts
@@ -203,6 +203,7 @@ def _demo(options: argparse.Namespace, device: torch.device, budget: Budget, tri
                 publish("fidelity_demo", asdict(results[-1]), options.json)
     print_demo(results)
     print_reasons(reasons)
+    publish_left_out(left_out, len(variants), options.json)
     return left_out
 
 
@@ -226,6 +227,7 @@ def _blocks(options: argparse.Namespace, device: torch.device, budget: Budget, t
                 publish("fidelity_blocks", asdict(results[-1]), options.json)
     print_blocks(results, model)
     print_reasons(reasons)
+    publish_left_out(left_out, len(variants), options.json)
     return left_out
 
 

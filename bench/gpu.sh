@@ -6,47 +6,59 @@
 #
 # --first is for a GPU on which nothing has run yet, in 330 s: kernels against float64, steps with a profile, images and
 # the kernels' tests. --second goes on in 300 s, once what failed has been mended: many images at once, kernels timed,
-# fidelity, ranks that share the GPU.
+# fidelity, ranks that share the GPU. Both fit into a quarter of an hour of a lent GPU: 630 s in all.
 #
-# Needs python3 (PYTHON names another) with torch, triton, transformers and safetensors; neither zmq nor msgspec nor a
-# package index. WHEELS names a folder of wheels (diffusers, FlashAttention …) to use besides, installed nowhere. What
-# Triton compiles is kept in FOLDER/triton-cache.tar.gz, and TRITON_CACHE names such a file to begin with; traces of steps
-# go to FOLDER/traces. KREA2_COMMIT names the commit that results are of, in place of git.
+# Needs python3 (PYTHON names another) with torch, triton and safetensors; neither zmq nor msgspec nor a package index.
+# With transformers, fidelity makes the demo's images too. WHEELS names a folder of wheels (diffusers, FlashAttention …)
+# to use besides, installed nowhere. What Triton compiles is kept in FOLDER/triton-cache.tar.gz, and TRITON_CACHE names
+# such a file to begin with; traces of steps go to FOLDER/traces. KREA2_COMMIT names the commit that results are of, in
+# place of git.
 #
 # BUDGET_S (540, or the preset's) seconds are shared out: each part has a slice of its own, which is told before the
 # first begins, and is skipped, which is said, when fewer than LEAST_S (15) are left. A part that fails, or that leaves
 # no number, does not stop the others, but the exit status is 1 then. Results are added to one JSON-lines file as they
 # come, and all output to one log: FOLDER/results.jsonl and results.log (--out, or OUT), else
-# bench/results/DATE-GPU.jsonl and .log. At the end comes a table: each part, what came of it, its key figures, their
-# floors. --small runs every part at a tiny size on the CPU, --dry-run none of them: it prints the commands. No setting
-# of the GPU is changed.
+# bench/results/DATE-GPU.jsonl and .log. At the end, or after Ctrl-C, comes a table: each part, what came of it, its key
+# figures, and what they are compared with. Copy back both files, triton-cache.tar.gz and traces/. A connection that is
+# lost ends the run: begin it in tmux, or with nohup.
+#
+# --small runs every part at a tiny size on the CPU. --dry-run runs none and writes nothing: it prints the plan and the
+# commands, and ends with 2 where this machine would be refused. No setting of the GPU is changed.
 set -uo pipefail
 
 usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; }
+refuse() { echo "error: $*" >&2; exit 2; }
+absolute() { [[ $1 == /* ]] && echo "$1" || echo "$PWD/$1"; }
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
 preset=everything
 least=${LEAST_S:-15}
 folder=${OUT:-}
-only=""
+only=()
 small=""
 dry=""
 while (($#)); do
     case $1 in
-    --out | --only)
-        (($# > 1)) || { echo "error: $1 needs a value" >&2; exit 2; }
-        if [[ $1 == --out ]]; then folder=$2; else only=$2; fi
+    --out=* | --only=*) set -- "${1%%=*}" "${1#*=}" "${@:2}"; continue ;;
+    --out)
+        [[ -n ${2:-} ]] || refuse "--out needs a folder"
+        folder=$2
+        shift
+        ;;
+    --only)
+        read -ra only <<<"$(tr -s ',[:space:]' ' ' <<<"${2:-}")"
+        ((${#only[@]})) || refuse "--only needs the names of parts"
         shift
         ;;
     --first | --second)
-        [[ $preset == everything ]] || { echo "error: --first or --second, not both" >&2; exit 2; }
+        [[ $preset == everything ]] || refuse "--first or --second, not both"
         preset=${1#--}
         ;;
     --small) small=1 ;;
     --dry-run) dry=1 ;;
     --help | -h) usage; exit 0 ;;
-    *) echo "error: unknown option $1 (--help lists them)" >&2; exit 2 ;;
+    *) refuse "unknown option $1 (--help lists them)" ;;
     esac
     shift
 done
@@ -55,14 +67,10 @@ first) budget=${BUDGET_S:-330} ;;
 second) budget=${BUDGET_S:-300} ;;
 *) budget=${BUDGET_S:-540} ;;
 esac
-parts=$(sed -nE 's/^ *(part|skip) ([a-z0-9-]+) .*/\2/p' "$0" | awk '!seen[$0]++')
-for name in ${only//,/ }; do
-    grep -qxF -e "$name" <<<"$parts" || { echo "error: --only: $name is none of" $parts >&2; exit 2; }
-done
-[[ $budget,$least =~ ^[0-9]+,[0-9]+$ ]] || {
-    echo "error: BUDGET_S and LEAST_S must be whole numbers of seconds, got $budget and $least" >&2
-    exit 2
-}
+[[ $budget,$least =~ ^[0-9]+,[0-9]+$ ]] ||
+    refuse "BUDGET_S and LEAST_S must be whole numbers of seconds, got $budget and $least"
+[[ $python != */* ]] || python=$(absolute "$python")
+command -v "$python" >/dev/null || refuse "PYTHON: there is no $python"
 
 # ---- where results go
 
@@ -70,27 +78,40 @@ gpu=cpu
 if [[ -z $small ]] && command -v nvidia-smi >/dev/null; then
     gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader --id=0 | tr '[:upper:] ' '[:lower:]-')
 fi
-if [[ -n $folder ]]; then
-    base=$folder/results
-else
-    base=$root/bench/results/$(date -u +%Y-%m-%d)-$gpu
-fi
-mkdir -p "$(dirname "$base")" || exit 2
-base=$(cd "$(dirname "$base")" && pwd)/$(basename "$base")
-results=$base.jsonl
-cache_file=$(dirname "$base")/triton-cache.tar.gz
-traces=$(dirname "$base")/traces
-[[ -z ${TRITON_CACHE:-} ]] || TRITON_CACHE=$(realpath -m "$TRITON_CACHE")
-child=""
+name=results
+[[ -n $folder ]] || { folder=$root/bench/results; name=$(date -u +%Y-%m-%d)-$gpu; }
+folder=$(absolute "$folder")
+results=$folder/$name.jsonl
+log=$folder/$name.log
+cache_file=$folder/triton-cache.tar.gz
+traces=$folder/traces
+[[ -z ${TRITON_CACHE:-} ]] || TRITON_CACHE=$(absolute "$TRITON_CACHE")
+[[ -z ${WHEELS:-} ]] || WHEELS=$(absolute "$WHEELS")
 wheels=""
 triton_cache=""
-exec 3>&1 4>&2 > >(exec tee -a "$base.log") 2>&1
-log_writer=$!
+log_writer=""
+current="" # the part that runs
+
+# Of the results and the log, which are this run's alone from here on.
+open_files() {
+    local reason file status
+    reason=$(LC_ALL=C mkdir -p "$folder" 2>&1) || refuse "the folder $folder cannot be made: ${reason##*: }"
+    if command -v flock >/dev/null && { exec 9<"$folder"; } 2>/dev/null; then
+        flock -n 9
+        status=$?
+        ((status != 1)) || refuse "another run writes into $folder: wait for its end, or name another folder with --out"
+    fi
+    for file in "$results" "$log"; do
+        reason=$({ : >>"$file"; } 2>&1) || refuse "$file cannot be written: ${reason##*: }"
+    done
+    # Ctrl-C goes to all processes of a terminal, and what is said then is to be in the log.
+    exec 3>&1 4>&2 > >(trap '' INT TERM HUP; exec tee -a "$log" 9<&-) 2>&1
+    log_writer=$!
+}
 
 finish() {
     local status=$?
-    trap '' INT TERM
-    [[ -n $child ]] && kill "$child" 2>/dev/null && wait "$child" 2>/dev/null
+    trap '' INT TERM HUP
     [[ -n $wheels ]] && rm -rf "$wheels"
     if [[ -n $triton_cache ]]; then
         if [[ -n $(ls -A "$triton_cache") ]] &&
@@ -101,59 +122,69 @@ finish() {
         fi
         rm -rf "$triton_cache"
     fi
-    exec >&3 2>&4
-    wait "$log_writer" 2>/dev/null
-    if (($? == 1)); then
-        echo "error: the log, $base.log, is not whole" >&2
-        ((status)) || status=1
+    if [[ -n $log_writer ]]; then
+        exec >&3 2>&4
+        wait "$log_writer" 2>/dev/null
+        if (($? == 1)); then
+            echo "error: the log, $log, is not whole" >&2
+            ((status)) || status=1
+        fi
     fi
     exit "$status"
 }
+
+# stop SIGNAL STATUS: what was measured so far is told nevertheless
+stop() {
+    trap '' INT TERM HUP
+    local child
+    if [[ -n $current ]]; then
+        for child in $(jobs -pr); do
+            [[ $child == "$log_writer" ]] || { kill "$child" && wait "$child"; } 2>/dev/null
+        done
+        note_outcome "$current" "stopped after $((SECONDS - began)) s" "$before"
+    fi
+    echo
+    echo "== stopped by SIG$1"
+    [[ -z $log_writer ]] || report 5
+    exit "$2"
+}
 trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+trap 'stop INT 130' INT
+trap 'stop TERM 143' TERM
+trap 'stop HUP 129' HUP
 
 # ---- parts
 
 names=()
-slices=()
 outcomes=()
 begins=() # bytes of the results before each part, and after it
 ends=()
-planning=""
 failed=0
 
 # part NAME SLICE BENCHMARK WORDS…
 part() {
-    local name=$1 slice=$2 left began before status outcome
+    local name=$1 slice left=$((budget - SECONDS)) status outcome
+    known+=("$name")
     chosen "$name" || return 0
     if [[ -n $planning ]]; then
-        names+=("$name")
-        slices+=("$slice")
+        plan_part "$@"
         return 0
     fi
-    left=$((budget - SECONDS))
-    if ((left < least)); then
+    if ! fit "$2" "$left"; then
         skip "$name" "$left s of $budget s are left"
         return 0
     fi
-    ((slice < left - least / 3)) || slice=$((left - least / 3))
-    set -- "$python" -m bench.survive "bench.$3" "${@:4}" --seconds "$((slice > 20 ? slice - 10 : slice / 2))" \
-        --json "$results"
+    command_of "$slice" "${@:3}"
     echo
-    echo "== $name (at most $slice s): $*"
+    echo "== $name (at most $slice s): ${command[*]}"
     before=$(results_size)
-    if [[ -n $dry ]]; then
-        note_outcome "$name" "not run" "$before"
-        return 0
-    fi
     gpu_state
     began=$SECONDS
-    timeout -k 5 "$slice" "$@" </dev/null &
-    child=$!
-    wait "$child"
+    current=$name
+    timeout -k 5 "$slice" "${command[@]}" </dev/null 9<&- &
+    wait "$!"
     status=$?
-    child=""
+    current=""
     case $status in
     0) outcome="ok" ;;
     124 | 137) outcome="FAILED: not done after $slice s" ;;
@@ -165,14 +196,31 @@ part() {
     echo "== $name: ${outcomes[-1]}"
 }
 
+# skip NAME REASON
 skip() {
-    if [[ -z $planning ]] && chosen "$1"; then
+    known+=("$1")
+    chosen "$1" || return 0
+    if [[ -n $planning ]]; then
+        plan+=("$(printf '  %-14s skipped: %s' "$1" "$2")")
+    else
         note_outcome "$1" "skipped: $2" "$(results_size)"
         echo "== $1: skipped: $2"
     fi
 }
 
-chosen() { [[ -z $only || ",$only," == *",$1,"* ]]; }
+# fit SLICE LEFT: sets slice to what a part gets of the seconds that are left; fails if they are too few
+fit() {
+    (($2 >= least)) || return 1
+    slice=$(($1 < $2 - least / 3 ? $1 : $2 - least / 3))
+}
+
+# command_of SLICE BENCHMARK WORDS…: sets command
+command_of() {
+    command=("$python" -m bench.survive "bench.$2" "${@:3}" --seconds "$(($1 > 20 ? $1 - 10 : $1 / 2))")
+    command+=(--json "$results")
+}
+
+chosen() { ((${#only[@]} == 0)) || [[ " ${only[*]} " == *" $1 "* ]]; }
 
 # note_outcome NAME OUTCOME BYTES: of the results before it
 note_outcome() {
@@ -184,19 +232,34 @@ note_outcome() {
 
 results_size() { stat -Lc %s "$results" 2>/dev/null || echo 0; }
 
-# what will run, for how long at most
-plan() {
-    local sum=0 line="" i
-    planning=1
+# What will run, and for how long at most if each part takes all of its slice: sets plan and commands, lines of text.
+make_plan() {
+    planning=1 planned=$SECONDS
+    plan=() commands=() known=()
     "$preset"
     planning=""
-    for ((i = 0; i < ${#names[@]}; i++)); do
-        line+="${line:+, }${names[i]} ${slices[i]} s"
-        sum=$((sum + slices[i]))
-    done
-    echo "parts, and how long each may take: ${line:-none}; in all $sum s of $budget s"
-    ((sum <= budget)) || echo "The last ones will be cut short or skipped."
-    names=()
+}
+
+plan_part() {
+    local slice said when=""
+    if fit "$2" "$((budget - planned))"; then
+        planned=$((planned + slice))
+        said="$slice s"
+        ((slice == $2)) || said+=" instead of $2 s, if all before it take their time"
+    else
+        slice=$2
+        said="skipped if all before it take their time, else up to $slice s"
+        when=", if there is time"
+    fi
+    plan+=("$(printf '  %-14s %s' "$1" "$said")")
+    command_of "$slice" "${@:3}"
+    commands+=("== $1 (at most $slice s$when): ${command[*]}")
+}
+
+print_plan() {
+    echo "parts, and how long each may take, of $budget s in all:"
+    printf '%s\n' "${plan[@]}"
+    [[ -z $no_transformers ]] || echo "transformers is not there, without which fidelity leaves out the demo's images"
 }
 
 outcome_lines() {
@@ -206,9 +269,27 @@ outcome_lines() {
     done
 }
 
-has() {
-    [[ -n $dry ]] || "$python" -c "import sys, importlib.util as u; sys.exit(u.find_spec('$1') is None)" 2>/dev/null
+# report SECONDS: what came of it. SECONDS: that the table may take
+report() {
+    local i status
+    echo
+    [[ -n $small ]] && echo "Tiny sizes on a CPU: these figures say nothing about speed."
+    if [[ -n $others ]]; then
+        echo "WARNING: other processes were on the GPU at the start, so no figure here is valid:"
+        echo "$others"
+    fi
+    outcome_lines | timeout -k 1 "$1" "$python" -m bench.summary "$results" "$log"
+    status=$?
+    ((status == 0)) || failed=1
+    if ((status != 0 && status != 3)); then # 3: the table is there, and a part of it has no figure
+        for ((i = 0; i < ${#names[@]}; i++)); do
+            printf '%-14s %s\n' "${names[i]}" "${outcomes[i]}"
+        done
+    fi
+    echo "$SECONDS s of $budget s; results: $results"
 }
+
+lacks() { ! "$python" -c "import sys, importlib.util as u; sys.exit(u.find_spec('$1') is None)" >/dev/null 2>&1; }
 
 gpu_state() {
     command -v nvidia-smi >/dev/null || return 0
@@ -221,35 +302,15 @@ others_on_gpu() {
     nvidia-smi --query-compute-apps=pid,used_memory --format=csv,noheader
 }
 
-# ---- the environment
+# ---- what the parts are
 
-cd "$root" || exit 2
-export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-if [[ -n ${WHEELS:-} ]]; then
-    wheels=$(mktemp -d)
-    if ! "$python" -m pip install --quiet --no-index --no-deps --target "$wheels" "$WHEELS"/*.whl; then
-        echo "error: WHEELS: the wheels in $WHEELS cannot be installed" >&2
-        exit 2
-    fi
-    export PYTHONPATH=$PYTHONPATH:$wheels
-fi
-export OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
-export PYTHONFAULTHANDLER=1 PYTHONUNBUFFERED=1  # a crash says where, and a part that is stopped how far it came
-if [[ -z $small && -z $dry ]] && triton_cache=$(mktemp -d); then
-    export TRITON_CACHE_DIR=$triton_cache
-    if [[ -n ${TRITON_CACHE:-} ]] && ! tar -C "$triton_cache" -xzf "$TRITON_CACHE"; then
-        echo "error: TRITON_CACHE: $TRITON_CACHE cannot be unpacked, so kernels are compiled anew"
-        failed=1
-    fi
-fi
 if [[ -n $small ]]; then
-    export CUDA_VISIBLE_DEVICES=""
     size=(--size tiny)
     kernel_tests=(tests/kernels/test_gate.py)
     cases=64
     loads=2x64
     image=(--sides 64 --steps 2 --burst 1 --idle 0 --sustained 0)
-    peers=("${image[@]}")
+    peers=("${image[@]}" --peer diffusers)
     unseen=("${image[@]}" --unseen-length 1)
     load=(--size tiny)
     scaling=(--size tiny --modes one,sp2 --sides 64)
@@ -279,17 +340,6 @@ else
     large=(--sides 2048 --burst 2 --idle 1 --sustained 0)
 fi
 
-echo "results: $results"
-date -u +"%Y-%m-%d %H:%M:%S UTC"
-others=""
-if [[ -z $small ]]; then
-    command -v nvidia-smi >/dev/null && nvidia-smi
-    others=$(others_on_gpu)
-fi
-if [[ -z $dry ]] && ! "$python" -m bench.machine ${small:+--no-gpu}; then
-    exit 2
-fi
-
 first() {
     part kernel-checks 60 kernels "${size[@]}" "${first_kernels[@]}" --check-only
     part step 110 step "${size[@]}" "${first_step[@]}" --quantization none,fp8 --profile "$traces"
@@ -312,15 +362,15 @@ everything() {
     part kernels 60 kernels "${size[@]}"
     part throughput 90 throughput "${size[@]}" --loads "$loads"
     part fidelity 60 fidelity "${size[@]}"
-    if has diffusers; then
+    if [[ -z $no_diffusers$no_transformers ]]; then
         part peers 100 image "${size[@]}" "${peers[@]}"
     else
-        skip peers "diffusers is not there (WHEELS names a folder that has its wheel)"
+        skip peers "${no_diffusers:-$no_transformers} is not there (WHEELS names a folder that has its wheel)"
     fi
     part scaling 60 scaling "${scaling[@]}"
     part image-2048 60 image "${size[@]}" "${large[@]}" --quantization none,fp8
     part unseen-length 60 image "${size[@]}" "${unseen[@]}"
-    if has diffusers; then
+    if [[ -z $no_diffusers ]]; then
         part offload 40 kernel_tests "${offload[@]}" tests/test_offload.py
         part load 60 load "${load[@]}" --device auto --cache warm --repeats 2
     else
@@ -335,35 +385,63 @@ everything() {
 }
 
 tests_of_kernels() {
-    if has pytest; then
+    if [[ -z $no_pytest ]]; then
         part kernel-tests "$1" kernel_tests "${kernel_tests[@]}"
     else
         part kernel-tests "$1" kernels "${size[@]}" --check-only
     fi
 }
 
-plan
+no_pytest="" no_diffusers="" no_transformers="" # else their names
+make_plan
+for name in "${only[@]}"; do
+    [[ " ${known[*]} " == *" $name "* ]] || refuse "--only: $name is no part of this run, which has ${known[*]}"
+done
+
+# ---- the environment
+
+cd "$root" || exit 2
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+if [[ -n ${WHEELS:-} ]]; then
+    wheels=$(mktemp -d)
+    "$python" -m pip install --quiet --no-index --no-deps --target "$wheels" "$WHEELS"/*.whl ||
+        refuse "WHEELS: the wheels in $WHEELS cannot be installed"
+    export PYTHONPATH=$PYTHONPATH:$wheels
+fi
+export OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
+export PYTHONFAULTHANDLER=1 PYTHONUNBUFFERED=1  # a crash says where, and a part that is stopped how far it came
+[[ -z $small ]] || export CUDA_VISIBLE_DEVICES=""
+! lacks pytest || no_pytest=pytest
+! lacks diffusers || no_diffusers=diffusers
+! lacks transformers || no_transformers=transformers
+others=""
+[[ -n $small ]] || others=$(others_on_gpu)
+machine=$("$python" -m bench.machine ${small:+--no-gpu} 2>&1)
+refused=$?
+make_plan
+if [[ -n $dry ]]; then
+    echo "results would be in $results"
+    print_plan
+    ((${#commands[@]} == 0)) || printf '%s\n' "${commands[@]}"
+fi
+((refused == 0)) || { echo "$machine" >&2; exit 2; }
+[[ -z $dry ]] || exit 0
+
+# ---- the run
+
+open_files
+if [[ -z $small ]] && triton_cache=$(mktemp -d); then
+    export TRITON_CACHE_DIR=$triton_cache
+    if [[ -n ${TRITON_CACHE:-} ]] && ! tar -C "$triton_cache" -xzf "$TRITON_CACHE"; then
+        echo "error: TRITON_CACHE: $TRITON_CACHE cannot be unpacked, so kernels are compiled anew"
+        failed=1
+    fi
+fi
+echo "results: $results"
+date -u +"%Y-%m-%d %H:%M:%S UTC"
+[[ -n $small ]] || ! command -v nvidia-smi >/dev/null || nvidia-smi
+echo "$machine"
+print_plan
 "$preset"
-((${#names[@]})) || { echo "error: --only: none of $only is a part of --$preset" >&2; exit 2; }
-
-# ---- what came of it
-
-echo
-[[ -n $small ]] && echo "Tiny sizes on a CPU: these figures say nothing about speed."
-if [[ -n $others ]]; then
-    echo "WARNING: other processes were on the GPU at the start, so no figure here is valid:"
-    echo "$others"
-fi
-status=1
-if [[ -z $dry ]]; then
-    outcome_lines | timeout 60 "$python" -m bench.summary "$results"
-    status=$?
-    ((status == 0)) || failed=1
-fi
-if ((status != 0 && status != 3)); then # 3: the table is there, and a part of it has no figure
-    for ((i = 0; i < ${#names[@]}; i++)); do
-        printf '%-14s %s\n' "${names[i]}" "${outcomes[i]}"
-    done
-fi
-echo "$SECONDS s of $budget s; results: $results"
+report 60
 exit "$failed"

@@ -28,7 +28,7 @@ from bench.kernel_checks import Check, check_all
 from bench.kernel_rates import DTYPE, Rate, attention_backends, block_matrices, time_attention, time_product
 from bench.kernel_timing import input_sets, time_kernel
 from bench.lost import LOST, DeviceLost, raise_if_lost
-from bench.output import print_table, publish
+from bench.output import print_table, publish, publish_left_out
 from bench.real_size import model_of_size
 from bench.survive import Attempts
 from bench.timing import Budget, gpu_state, is_shared_now, measure_ceilings
@@ -89,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 ceilings = measure_ceilings(config.transformer, device, DTYPE)
                 publish("ceilings", asdict(ceilings), options.json)
                 _time(failures, shapes, device, ceilings, options, budget, attempts)
+            elif not options.check_only:
+                print("nothing is timed: the time was up")
+                publish_left_out(["the timings"], 1, options.json)
     except DeviceLost as error:
         status = LOST
         failures.append(f"the GPU is lost, and whatever it would compute in this process: {error}")
@@ -141,10 +144,12 @@ def _check(
     attempts: Attempts,
 ) -> None:
     """Add to `checks`. Raises `DeviceLost`."""
+    left_out: list[str] = []
     try:
         for shape in shapes:
             if budget.spent and checks:
                 print(f"not checked at {shape.packing.tokens} tokens: the time was up")
+                left_out.append(f"checks at {shape.packing.tokens} tokens")
                 continue
 
             def begin(name: str, lengths: tuple[int, ...] = shape.packing.lengths) -> bool:
@@ -157,6 +162,7 @@ def _check(
                     print(f"FAILED: {check.kernel} at {check.tokens} tokens: {check.failure}", flush=True)
     finally:
         _print_checks(checks)
+    publish_left_out(left_out, len(shapes), options.json)
 
 
 def _print_checks(checks: Sequence[Check]) -> None:
@@ -190,12 +196,14 @@ def _time(
     `DeviceLost`."""
     timed: list[Timed] = []
     rates: list[Rate] = []
-    left_out = 0
+    left_out: list[str] = []
+    count = 0
 
     def measure(name: str, call: Callable[[], Timed | Rate]) -> None:
-        nonlocal left_out
+        nonlocal count
+        count += 1
         if budget.spent:
-            left_out += 1
+            left_out.append(name)
             return
         if not attempts.begin(f"the timing of {name}"):
             return
@@ -241,7 +249,8 @@ def _time(
     _print_timed(timed, ceilings)
     _print_rates(rates, ceilings)
     if left_out:
-        print(f"{left_out} measurements left out: the time was up")
+        print(f"{len(left_out)} measurements left out: the time was up")
+    publish_left_out(left_out, count, options.json)
 
 
 def _print_timed(timed: Sequence[Timed], ceilings: Ceilings) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from bench.arguments import duration, end_with, json_file, positive
-from bench.output import append_json, print_json, print_table
+from bench.output import append_json, print_json, print_table, publish_left_out
 from bench.runner import check_positive, note, parse_list, run_main
 from bench.timing import Budget, Spread
 from engine.checkpoint import CheckpointFiles
@@ -90,11 +90,13 @@ def _run(arguments: argparse.Namespace) -> None:
     device = pick_device(config, 0, 1)
     options = LoadOptions(device, pick_dtype(config, device))
     rows: list[list[str]] = []
+    left_out: list[str] = []
     budget = Budget(arguments.seconds)
     with _checkpoint(arguments) as folder:
         for cache in caches:
             if rows and budget.spent:
                 note(f"with a {cache} cache: left out, the time is up")
+                left_out.append(f"a {cache} cache")
                 continue
             result = measure(folder, options, cache, arguments.repeats, budget)
             line = {"size": "given" if arguments.checkpoint else arguments.size, **asdict(result)}
@@ -102,6 +104,7 @@ def _run(arguments: argparse.Namespace) -> None:
             if arguments.json is not None:
                 append_json(arguments.json, "load", line)
             rows.append(_row(result))
+    publish_left_out(left_out, len(caches), arguments.json)
     print(f"\nbench.load: {COMPONENT} of {arguments.checkpoint or 'a random checkpoint, size ' + arguments.size}")
     print_table(("cache", "GB", "load", "read", "of it", "read to memory", "of it"), rows)
     reference = "the read to memory, which a loader has to fill too" if device.type == "cpu" else "the read"

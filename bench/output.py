@@ -39,6 +39,12 @@ def publish(benchmark: str, result: Mapping[str, Any], file: Path | None) -> Non
         print_json(benchmark, result)
 
 
+def publish_left_out(what: Sequence[str], of: int, file: Path | None) -> None:
+    """Say what there was no time for, of so many measurements; nothing where there was for all."""
+    if what:
+        publish("left_out", {"what": list(what), "of": of}, file)
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as they need to be, numbers to the right."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]

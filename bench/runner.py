@@ -20,7 +20,7 @@ import torch
 
 from bench.arguments import duration, json_file
 from bench.lost import LOST, DeviceLost, raise_if_lost
-from bench.output import append_json, print_json, print_table
+from bench.output import append_json, print_json, print_table, publish_left_out
 from bench.real_size import PROMPT_TOKENS, SIZES, RandomWeights, model_of_size, random_prompt
 from bench.survive import Attempts
 from bench.timing import Budget, is_shared
@@ -299,6 +299,7 @@ def _measure_all(
     """Raises `DeviceLost`."""
     attempts = results.attempts
     began = False
+    left_out: list[str] = []
     for version in setup.versions:
         waiting = [case for case in cases if attempts.is_new(f"{case} with {version}")]
         most = len(waiting)
@@ -333,6 +334,8 @@ def _measure_all(
         else:
             for case in waiting:
                 note(f"{case} with {version} is left out: the time is up")
+                left_out.append(f"{case} with {version}")
+    publish_left_out(left_out, len(cases) * len(setup.versions), setup.json)
 
 
 def load_peer(setup: Setup) -> Peer | None:

@@ -31,6 +31,7 @@ import torch
 
 from bench.arguments import end_with, modes
 from bench.mesh_groups import counting, lone_mesh
+from bench.output import publish_left_out
 from bench.rank_processes import ProcessFailed, end_with_parent, run_ranks
 from bench.real_size import RandomWeights, random_prompt
 from bench.runner import Results, Setup, Version, add_options, note, parse_sides, read_options, run_main
@@ -123,11 +124,14 @@ def _run(arguments: argparse.Namespace) -> Results | None:
     results = Results("scaling", setup, (*columns, "× one rank", "measured", "counted"))
     if setup.peer != "none":
         raise ArgumentError.of("peer", "none", setup.peer)
-    for version in dict.fromkeys(replace(version, cuda_graphs=False) for version in setup.versions):
+    left_out: list[str] = []
+    versions = list(dict.fromkeys(replace(version, cuda_graphs=False) for version in setup.versions))
+    for version in versions:
         alone: dict[int, float] = {}
         for degrees in chosen:
             if setup.budget.spent and results.any:
                 note(f"{degrees.name} with {version} is left out: the time is up")
+                left_out.append(f"{degrees.name} with {version}")
                 continue
             try:
                 setup.model.check_parallel(degrees.tp, degrees.sp)
@@ -155,6 +159,7 @@ def _run(arguments: argparse.Namespace) -> Results | None:
                 results.add(result, _row(result))
                 if not result.as_stated:
                     results.fail(f"{result.mode} at {side}²", "rank 0 did not send what the formula says")
+    publish_left_out(left_out, len(versions) * len(chosen), setup.json)
     return results
 
 

@@ -47,9 +47,11 @@ def outcomes(stdout: str) -> dict[str, str]:
     """By part, from the table at the end, with the reason of those that were skipped."""
     lines = stdout.splitlines()
     header = max(index for index, line in enumerate(lines) if line.startswith("part "))
-    first, second, third = (lines[header].index(column) for column in ("outcome", "key figure", "floor"))
+    first, second, third = (lines[header].index(column) for column in ("outcome", "key figure", "compared with"))
     found = {}
     for line in lines[header + 2 : -1]:
+        if line.startswith("error: "):
+            break
         if name := line[:first].strip():
             outcome, figure = line[first:second].strip(), line[second:third].strip()
             found[name] = f"skipped: {figure}" if outcome == "skipped" else outcome

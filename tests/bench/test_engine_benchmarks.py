@@ -143,7 +143,11 @@ def test_only_the_first_case_is_measured_when_the_time_is_up(
 ) -> None:
     assert module.main([*TINY, *words, "--quantization", "none,fp8", "--seconds", "0"]) == 0
     output = capsys.readouterr()
-    assert output.out.count('"benchmark"') == 1
+    assert module.main([*TINY, *words, "--quantization", "none,fp8", "--seconds", "0"]) == 0
+    output = capsys.readouterr()
+    lines = [json.loads(line) for line in output.out.splitlines() if line.startswith('{"benchmark"')]
+    assert [line["benchmark"] == "left_out" for line in lines] == [False, True]
+    assert (len(lines[1]["what"]), lines[1]["of"]) == (3, 4)
     assert "with quantization none, attention auto is left out: the time is up" in output.err
     assert output.err.count("with quantization fp8, attention auto is left out: the time is up") == 2
 

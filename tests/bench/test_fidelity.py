@@ -71,6 +71,7 @@ def test_without_time_everything_left_out_is_named(capsys: pytest.CaptureFixture
     output = capsys.readouterr().out
     assert "left out, since the time was up: demo: bfloat16, demo: fp8" in output
     assert "blocks: bfloat16, blocks: fp8" in output
+    assert '{"benchmark": "left_out", "what": ["blocks: bfloat16", ' in output
 
 
 def test_what_can_be_compared_here() -> None:

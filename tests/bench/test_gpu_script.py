@@ -4,10 +4,12 @@ of it at tiny sizes."""
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -47,16 +49,17 @@ def outcomes_of_parts(result: subprocess.CompletedProcess[str]) -> dict[str, str
     return found
 
 
-def test_a_dry_run_prints_every_command_in_order_and_runs_none(run: Run, tmp_path: Path) -> None:
-    result = run("--dry-run", "--small")
+def test_a_dry_run_prints_the_plan_and_every_command_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    result = run("--dry-run", "--small", cases="*find_spec*pytest*|*find_spec*diffusers*) exit 1;;")
     assert result.returncode == 0
     assert "ran" not in result.stdout.split()
-    summary = dict(line.split(maxsplit=1) for line in result.stdout.splitlines()[-len(PARTS) - 2 : -1])
-    assert summary.pop("symmetric").startswith("skipped: ")
-    assert list(summary) == PARTS
-    assert set(summary.values()) == {"not run"}
+    assert re.findall(r"^  (\S+) +(?:\d+ s|skipped)", result.stdout, re.MULTILINE) == [*PARTS, "symmetric"]
+    skipped = {"peers", "offload", "load", "symmetric"}
+    assert re.findall(r"^== (\S+) \(at most", result.stdout, re.MULTILINE) == [p for p in PARTS if p not in skipped]
+    assert "  peers          skipped: diffusers is not there" in result.stdout
+    assert "bench.kernels --size tiny --check-only" in result.stdout
     assert f"--json {tmp_path}/out/results.jsonl" in result.stdout
-    assert "of 540 s" in result.stdout
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -68,20 +71,27 @@ def test_a_dry_run_prints_every_command_in_order_and_runs_none(run: Run, tmp_pat
 )
 def test_a_preset_fits_into_its_time(run: Run, preset: str, seconds: int, parts: list[str]) -> None:
     result = run("--dry-run", preset)
-    told = re.findall(r"^== (\S+) \(at most (\d+) s\)", result.stdout, re.MULTILINE)
-    assert [name for name, _ in told] == parts
-    assert sum(int(slice_s) for _, slice_s in told) <= seconds - 15
-    assert f"of {seconds} s" in result.stdout
-    plan, _, rest = result.stdout.partition("\n== ")
-    slices = ", ".join(f"{name} {slice_s} s" for name, slice_s in told)
-    in_all = sum(int(slice_s) for _, slice_s in told)
-    assert f"parts, and how long each may take: {slices}; in all {in_all} s of {seconds} s" in plan
-    assert "parts, and how long" not in rest
+    plan = re.findall(r"^  (\S+) +(\d+) s$", result.stdout, re.MULTILINE)
+    assert [name for name, _ in plan] == parts
+    assert sum(int(slice_s) for _, slice_s in plan) <= seconds - 15
+    assert f"parts, and how long each may take, of {seconds} s in all:" in result.stdout
+    assert re.findall(r"^== (\S+) \(at most (\d+) s\)", result.stdout, re.MULTILINE) == plan
 
 
-def test_more_than_fits_is_said_beforehand(run: Run) -> None:
-    result = run("--dry-run", "--first", "--only", "step", BUDGET_S="100")
-    assert "in all 110 s of 100 s\nThe last ones will be cut short or skipped." in result.stdout
+def test_parts_that_are_cut_short_or_skipped_are_named_beforehand(run: Run) -> None:
+    lines = run("--dry-run", "--first", BUDGET_S="140").stdout.splitlines()
+    assert "  kernel-checks  60 s" in lines
+    (step,) = [line for line in lines if line.startswith("  step ")]
+    assert 60 <= int(step.split()[1]) <= 75
+    assert step.endswith(" instead of 110 s, if all before it take their time")
+    assert "  image          skipped if all before it take their time, else up to 65 s" in lines
+
+
+@pytest.mark.parametrize("only", ["--only=step,image", "--only= image, step", "--only=step image,"])
+def test_parts_may_be_named_with_blanks(run: Run, only: str) -> None:
+    result = run("--small", only)
+    assert result.returncode == 0
+    assert list(outcomes(result.stdout)) == ["step", "image"]
 
 
 def test_parts_run_in_order_and_the_log_has_all_output(run: Run, tmp_path: Path) -> None:
@@ -172,6 +182,13 @@ def test_a_disk_that_is_full_at_the_end_is_told(run: Run, tmp_path: Path) -> Non
     assert f"error: what Triton compiled cannot be kept in {out}/triton-cache.tar.gz" in result.stdout
 
 
+def test_without_a_number_at_all_it_is_a_failure(run: Run) -> None:
+    result = run("--small", "--first", BUDGET_S="5")
+    assert result.returncode == 1
+    assert set(outcomes(result.stdout).values()) == {"skipped: 5 s of 5 s are left"}
+    assert "error: nothing was measured: no part has left a number" in result.stdout
+
+
 def test_without_pytest_and_diffusers_their_parts_are_replaced_and_skipped(run: Run) -> None:
     result = run("--small", cases="*find_spec*pytest*|*find_spec*diffusers*) exit 1;;")
     assert result.returncode == 0
@@ -179,11 +196,46 @@ def test_without_pytest_and_diffusers_their_parts_are_replaced_and_skipped(run: 
     assert "ran -m bench.survive bench.kernels --size tiny --check-only" in result.stdout
 
 
-def test_a_machine_that_cannot_run_it_is_refused(run: Run) -> None:
-    result = run("--small", cases="*bench.machine*) echo error: no triton >&2; exit 2;;")
-    assert result.returncode == 2
-    assert "error: no triton" in result.stdout
-    assert "bench.step" not in result.stdout
+@pytest.mark.parametrize("arguments", [(), ("--dry-run",)])
+def test_a_machine_that_cannot_run_it_is_refused(run: Run, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    result = run("--small", *arguments, cases="*bench.machine*) echo error: no triton >&2; exit 2;;")
+    assert (result.returncode, result.stderr) == (2, "error: no triton\n")
+    assert ("bench.step" in result.stdout) == ("--dry-run" in arguments)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("in_the_way", "said"),
+    [
+        ("out", "the folder {}/out cannot be made: File exists"),
+        ("out/results.jsonl/x", "{}/out/results.jsonl cannot be written: Is a directory"),
+        ("out/results.log/x", "{}/out/results.log cannot be written: Is a directory"),
+    ],
+)
+def test_files_that_cannot_be_written_are_told_before_the_first_part(
+    run: Run, tmp_path: Path, in_the_way: str, said: str
+) -> None:
+    (tmp_path / in_the_way).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / in_the_way).touch()
+    result = run("--small")
+    assert (result.returncode, result.stderr) == (2, f"error: {said.format(tmp_path)}\n")
+    assert "== " not in result.stdout
+
+
+@pytest.mark.skipif(not shutil.which("flock"), reason="needs flock")
+def test_a_folder_into_which_another_run_writes_is_refused(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        result = run("--small")
+        assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+        assert result.stderr.startswith(f"error: another run writes into {out}")
+        assert not list(out.iterdir())
+    finally:
+        os.close(descriptor)
+    assert run("--small", "--only", "step").returncode == 0
 
 
 def test_wheels_are_used_and_installed_nowhere(run: Run, tmp_path: Path) -> None:
@@ -201,26 +253,52 @@ def test_wheels_are_used_and_installed_nowhere(run: Run, tmp_path: Path) -> None
     assert run("--small", cases="*pip*) exit 1;;", WHEELS=str(wheels)).returncode == 2
 
 
-def test_when_it_is_stopped_its_part_is_too(run: Run, tmp_path: Path) -> None:
-    stub = tmp_path / "python"
+def test_paths_are_those_of_the_folder_it_is_started_in(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_stub(tmp_path)
+    environment = {**os.environ, "PYTHON": "./python", "WHEELS": "wheels", "OUT": "out"}
+    words = ["bash", str(SCRIPT), "--small", "--only", "step"]
+    result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert f"{tmp_path}/wheels/*.whl" in result.stdout
+    assert (tmp_path / "out" / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_when_it_is_stopped_its_part_is_too_and_the_table_is_there(tmp_path: Path, number: signal.Signals) -> None:
     pid_file = tmp_path / "pid"
-    stub.write_text(f'#!/bin/sh\ncase "$*" in *bench.step*) echo $$ > {pid_file}; exec sleep 600;; esac\n')
-    stub.chmod(0o700)
+    stub = write_stub(tmp_path, f"*bench.image*) echo $$ > {pid_file}; exec sleep 600;;")
+    default = (
+        "import os, signal, sys; signal.signal(int(sys.argv[1]), signal.SIG_DFL); os.execvp(sys.argv[2], sys.argv[2:])"
+    )
+    words = ["bash", str(SCRIPT), "--small", "--only", "step,image,kernels", "--out", str(tmp_path / "out")]
     script = subprocess.Popen(
-        ["bash", str(SCRIPT), "--small", "--only", "step", "--out", str(tmp_path / "out")],
+        [sys.executable, "-c", default, str(int(number)), *words],
         env={**os.environ, "PYTHON": str(stub)},
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         deadline = time.monotonic() + 120
         while not (pid_file.exists() and pid_file.read_text().strip()):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        script.terminate()
-        assert script.wait(timeout=120) == 143
+        os.killpg(script.pid, number)  # as a terminal does
+        output, _ = script.communicate(timeout=120)
     finally:
         script.kill()
         script.wait()
+    assert script.returncode == 128 + number
+    assert f"== stopped by {number.name}" in output
+    found = outcomes(output)
+    assert list(found) == ["step", "image"]
+    assert found["step"].startswith("ok, ")
+    assert found["image"].startswith("stopped after ")
+    assert output.endswith(f"results: {tmp_path}/out/results.jsonl\n")
+    assert (tmp_path / "out" / "results.log").read_text() == output
     pid = int(pid_file.read_text())
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may go while it is looked at
         while "sleep" in Path(f"/proc/{pid}/cmdline").read_text():
@@ -228,9 +306,16 @@ def test_when_it_is_stopped_its_part_is_too(run: Run, tmp_path: Path) -> None:
             time.sleep(0.02)
 
 
-@pytest.mark.parametrize("arguments", [["--unknown"], ["--out"], ["--only"], ["--only", "step,nothing"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["--unknown"], ["--out"], ["--out="], ["--only"], ["--only", ""], ["--only", " ,"], ["--first", "--second"]),
+        *(["--only", "step,nothing"], ["--first", "--only", "step,throughput"]),
+    ],
+)
 def test_bad_options_are_refused(arguments: list[str]) -> None:
-    result = subprocess.run(["bash", str(SCRIPT), *arguments], capture_output=True, text=True, timeout=120)
+    words = ["bash", str(SCRIPT), "--small", "--dry-run", *arguments]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench.summary import figures, main, table
+from bench.summary import Table, figures, main, table
 
 
 def of(benchmark: str, *results: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -30,10 +30,12 @@ def test_steps_show_the_first_case_of_each_version() -> None:
         version = {"case": case, "quantization": quantization, "attention": "fa3", "cuda_graphs": True}
         return version | {"engine": {"step_s": {"median": seconds}}, "floor_s": 0.145, "of_floor": 0.82}
 
+    (row,) = of("step", step("64²", "none", 0.178) | {"dtype": "float32"})
+    assert row[0].startswith("64², float32, "), "as on a CPU"
     shown = of("step", step("1024²", "none", 0.178), step("256²", "none", 0.015), step("1024²", "fp8", 0.11))
     assert shown == [
-        ("1024², bfloat16, fa3: 178.00 ms a step", "145.00 ms", "82%"),
-        ("1024², fp8, fa3: 110.00 ms a step", "145.00 ms", "82%"),
+        ("1024², bfloat16, fa3: 178.00 ms a step", "floor 145.00 ms", "82% of the floor's speed"),
+        ("1024², fp8, fa3: 110.00 ms a step", "floor 145.00 ms", "82% of the floor's speed"),
     ]
 
 
@@ -41,11 +43,11 @@ def test_images_show_their_targets_peers_and_new_lengths() -> None:
     unseen = {"difference_s": 0.4, "unseen_s": {"median": 1.25}, "seen_s": {"median": 1.0}}
     peers = {"eager": {"wall_s": {"median": 1.8}, "ratio": 2.0}}
     assert of("image", image(), image(target_s=0.8), image(target_s=None, peers=peers, unseen_length=unseen)) == [
-        ("1024², fp8: 0.900 s an image (target ≤ 0.95 s: met)", "0.600 s", "67%"),
-        ("1024², fp8: 0.900 s an image (target ≤ 0.80 s: MISSED)", "0.600 s", "67%"),
-        ("1024², fp8: 0.900 s an image", "0.600 s", "67%"),
-        ("1024², fp8, diffusers eager: 1.800 s", "", "2.00×"),
-        ("1024², fp8, a length not seen before: +0.400 s", "1.000 s", "80%"),
+        ("1024², fp8: 0.900 s an image (target ≤ 0.95 s: met)", "floor 0.600 s", "67% of the floor's speed"),
+        ("1024², fp8: 0.900 s an image (target ≤ 0.80 s: MISSED)", "floor 0.600 s", "67% of the floor's speed"),
+        ("1024², fp8: 0.900 s an image", "floor 0.600 s", "67% of the floor's speed"),
+        ("1024², fp8, diffusers eager: 1.800 s", "engine 0.900 s", "2.00× as long as the engine"),
+        ("1024², fp8, a length not seen before: +0.400 s", "seen 1.000 s", "1.25× as long as a length seen"),
     ]
 
 
@@ -53,8 +55,8 @@ def test_loads_show_images_a_second_and_their_target() -> None:
     load = {"load": "20×1024²", "images": 20, "quantization": "fp8", "images_per_s": 1.0, "of_floor": 0.8}
     load |= {"floor_s": 16.0, "target": {"images_per_s": 1.08}}
     assert of("throughput", load, load | {"target": None}) == [
-        ("20×1024², fp8: 1.000 images/s (target ≥ 1.08: MISSED)", "1.250 images/s", "80%"),
-        ("20×1024², fp8: 1.000 images/s", "1.250 images/s", "80%"),
+        ("20×1024², fp8: 1.000 images/s (target ≥ 1.08: MISSED)", "floor 1.250 images/s", "80% of the floor's speed"),
+        ("20×1024², fp8: 1.000 images/s", "floor 1.250 images/s", "80% of the floor's speed"),
     ]
 
 
@@ -63,7 +65,7 @@ def test_checks_show_the_worst_or_what_is_wrong() -> None:
     near = {"kernel": "norm", "error": 3e-3, "bound": 4e-3, "holds": True}
     wrong = {"kernel": "rope", "error": float("inf"), "bound": 0.0, "holds": False}
     assert of("kernel_check", good, near) == [
-        ("2 of 2 checks hold, the worst: norm, error 3.0e-03", "4.0e-03 allowed", "75%")
+        ("2 of 2 checks hold, the worst: norm, relative error 3.0e-03", "4.0e-03 allowed", "75% of what is allowed")
     ]
     assert of("kernel_check", good, wrong, wrong) == [("1 of 3 checks hold; WRONG: rope", "", "")]
 
@@ -72,12 +74,18 @@ def test_kernels_show_the_least_of_each_ceiling() -> None:
     elementwise = {"moved": 1, "tokens": 4160}
     assert of(
         "kernel",
-        elementwise | {"kernel": "norm", "share": 0.7},
-        elementwise | {"kernel": "gate", "share": 0.9},
-        {"kernel": "out bfloat16", "tokens": 4096, "share": 0.65},
+        elementwise | {"kernel": "norm", "share": 0.7, "bytes_per_s": 2.8e12},
+        elementwise | {"kernel": "gate", "share": 0.9, "bytes_per_s": 3.6e12},
+        {"kernel": "out bfloat16", "tokens": 4096, "share": 0.65, "flops_per_s": 4.55e14},
     ) == [
-        ("elementwise, the least of 2: norm, 4160 rows", "a copy", "70%"),
-        ("products and attention, the least of 1: out bfloat16, 4096 rows", "a large product", "65%"),
+        (
+            "elementwise, the least of 2: norm, 4160 rows, 2800 GB/s",
+            *("a copy, 4000 GB/s", "70% of a copy's speed"),
+        ),
+        (
+            "products and attention, the least of 1: out bfloat16, 4096 rows, 455 TFLOP/s",
+            *("a large product, 700 TFLOP/s", "65% of a large product's speed"),
+        ),
     ]
 
 
@@ -88,17 +96,20 @@ def test_tests_are_counted_over_their_files() -> None:
         {"file": "tests/test_c.py", "status": None, "summary": "stopped: the time was up"},
     ]
     assert of("kernel_tests", *results) == [
-        ("27 passed, 2 skipped, 2 failed, in 3 files; not well: test_b.py, test_c.py", "", "")
+        (
+            "27 passed, 2 skipped, 2 failed, in 3 files; not well: test_b.py, test_c.py (stopped: the time was up)",
+            *("", ""),
+        )
     ]
-    assert of("kernel_tests", results[2]) == [("no test ran to its end, in 1 file; not well: test_c.py", "", "")]
+    assert of("kernel_tests", results[2])[0][0].startswith("no test ran to its end, in 1 file; not well: test_c.py")
 
 
 def test_parity_shows_the_worst_precision_of_each_mode() -> None:
     exact = {"mode": "tp2", "precision": "float32", "error": 1e-5, "allowed": 1e-4, "holds": True}
     fp8 = {"mode": "tp2", "precision": "fp8", "error": 0.05, "allowed": 0.1, "holds": True}
     assert of("shared_gpu", exact, fp8, fp8 | {"mode": "sp2", "error": 0.2, "holds": False}) == [
-        ("tp2: parity holds, the worst in fp8: error 5.0e-02", "1.0e-01 allowed", "50%"),
-        ("sp2: NO PARITY, the worst in fp8: error 2.0e-01", "1.0e-01 allowed", "200%"),
+        ("tp2: parity holds, the worst in fp8: latents differ by 5.0e-02", "1.0e-01 allowed", "50% of what is allowed"),
+        ("sp2: NO PARITY, the worst in fp8: latents differ by 2.0e-01", "1.0e-01 allowed", "200% of what is allowed"),
     ]
 
 
@@ -108,10 +119,12 @@ def test_fidelity_scaling_loading_and_blocks() -> None:
     assert row[0] == "error of the demo's latents, 2 variants: bfloat16 5.0e-03, attention x 9.0e-02"
     sp2 = {"mode": "sp2", "side": 1024, "quantization": "none", "step_s": 0.095, "of_one": 1.8}
     assert of("scaling", sp2, sp2 | {"side": 512}) == [
-        ("sp2, 1024², bfloat16: 95.00 ms a step, modelled", "", "1.80× one")
+        ("sp2, 1024², bfloat16: 95.00 ms a step, modelled", "", "1.80× one rank's speed")
     ]
-    load = {"cache": "warm", "load_rate": 2e9, "read_rate": 4e9, "of_read": 0.5}
-    assert of("load", load) == [("warm cache: 2.00 GB/s loaded", "4.00 GB/s read", "50%")]
+    load = {"bytes": 24e8, "cache": "warm", "load_rate": 2e9, "read_rate": 4e9, "of_read": 0.5}
+    assert of("load", load) == [
+        ("2.4 GB of weights, warm cache: 2.00 GB/s loaded", "4.00 GB/s read", "50% of the read's speed")
+    ]
     block = {"side": 1024, "fp8": True, "block_s": 0.004}
     assert of("kernel_sum", block) == [("1024², fp8: 4.00 ms a block, by its kernels", "", "")]
 
@@ -135,7 +148,7 @@ def test_a_part_has_the_lines_that_it_added(tmp_path: Path) -> None:
         ("third", at[4], at[4], "FAILED: exit status 1, 2 s"),
         ("fourth", at[4], at[4], "skipped: 2 s of 9 s are left"),
     ]
-    assert table(file, parts) == (
+    assert table(file, parts) == Table(
         [
             ("first", "ok, 3 s", "one: 1 results", "", ""),
             ("", "", "two: 1 results", "", ""),
@@ -143,8 +156,48 @@ def test_a_part_has_the_lines_that_it_added(tmp_path: Path) -> None:
             ("third", "FAILED: exit status 1, 2 s", "no number", "", ""),
             ("fourth", "skipped", "2 s of 9 s are left", "", ""),
         ],
-        True,
+        any_figure=True,
+        lacks_figures=True,
     )
+
+
+def test_what_there_was_no_time_for_is_told_and_is_no_figure(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    line = json.dumps({"benchmark": "left_out", "what": ["nvfp4", "mxfp8"], "of": 14}) + "\n"
+    file.write_text(line)
+    made = table(file, [("fidelity", 0, len(line), "ok, 9 s")])
+    assert made == Table(
+        [
+            ("fidelity", "FAILED: no number, 9 s", "no number", "", ""),
+            ("", "", "the time was up for 2 of 14: nvfp4, mxfp8", "", ""),
+        ],
+        any_figure=False,
+        lacks_figures=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        ("INFO loads\nFAILED: 64²: the disk\nFAILED: later", "FAILED: 64²: the disk"),
+        ("python -m bench.step: error: argument --cases", "python -m bench.step: error: argument --cases"),
+        ("FAILED: a: Traceback (most recent call last):\n  File x\n    y\nOSError: full", "FAILED: a: OSError: full"),
+        (
+            "Traceback (most recent call last):\n  File x\nRuntimeError: CUDA error: lost",
+            "RuntimeError: CUDA error: lost",
+        ),
+        ("error: " + "x" * 200, "error: " + "x" * 92 + "…"),
+        ("all is said to be well: no error", None),
+    ],
+)
+def test_why_a_part_failed_is_read_from_the_log(tmp_path: Path, said: str, cause: str | None) -> None:
+    log = tmp_path / "results.log"
+    earlier = "== step (at most 9 s): x\nFAILED: yesterday\n== step: FAILED: exit status 1, 1 s\n"
+    log.write_text(
+        f"{earlier}\n== step (at most 9 s): x\n{said}\n== step: FAILED: 1, 1 s\n\n== image (at most 9 s): y\n"
+    )
+    made = table(tmp_path / "none", [("step", 0, 0, "FAILED: exit status 1, 1 s")], log)
+    assert made.rows[1:] == ([] if cause is None else [("", "", cause, "", "")])
 
 
 def test_the_command_prints_the_table(
@@ -155,7 +208,7 @@ def test_the_command_prints_the_table(
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"image\t0\t{file.stat().st_size}\tok, 9 s\n"))
     assert main([str(file)]) == 0
     header, _, row = capsys.readouterr().out.splitlines()
-    assert header.split() == ["part", "outcome", "key", "figure", "floor", "ratio"]
+    assert header.split() == ["part", "outcome", "key", "figure", "compared", "with", "which", "makes"]
     assert row.startswith("image  ok, 9 s  1024², fp8: 0.900 s an image")
     monkeypatch.setattr(sys, "stdin", io.StringIO("image\t0\t9\tok, 9 s\n"))
     assert main([str(tmp_path / "none")]) == 3
