@@ -76,6 +76,8 @@ def test_the_newest_result_counts_and_only_those_of_a_gpu_at_the_real_size(tmp_p
 def test_what_the_table_does_not_speak_of_does_not_count(tmp_path: Path) -> None:
     other = [image(1.0, gpu_shared=True), image(1.0, dtype="float32"), image(1.0, device="cpu")]
     write(tmp_path / "2027-01-01-h200.jsonl", image(1.25, gpu_shared=False, dtype="bfloat16", device="cuda"), *other)
+    left_out = {"benchmark": "left_out", "what": ["1024²"], "of": 2, "hardware": {"gpu": "NVIDIA H200"}}
+    write(tmp_path / "2027-01-02-h200.jsonl", left_out)
     assert len(read_results(tmp_path)) == 1
 
 
