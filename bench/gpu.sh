@@ -212,6 +212,7 @@ skip() {
 fit() {
     (($2 >= least)) || return 1
     slice=$(($1 < $2 - least / 3 ? $1 : $2 - least / 3))
+    ((slice > 0)) # to `timeout`, 0 is no limit
 }
 
 # command_of SLICE BENCHMARK WORDS…: sets command
