@@ -260,7 +260,8 @@ plan_part() {
 print_plan() {
     echo "parts, and how long each may take, of $budget s in all:"
     printf '%s\n' "${plan[@]}"
-    [[ -z $no_transformers ]] || echo "transformers is not there, without which fidelity leaves out the demo's images"
+    [[ -z $no_transformers || ${plan[*]} != *" fidelity "* ]] ||
+        echo "transformers is not there, without which fidelity leaves out the demo's images"
 }
 
 outcome_lines() {
