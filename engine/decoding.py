@@ -52,10 +52,10 @@ class DecodedTogether:
 
 @dataclass(frozen=True, eq=False)
 class _Decoding:
-    """An image that is decoded, or waits for it. latents: (z_dim, h, w)."""
+    """An image that is decoded, or waits for it. tokens: (image tokens, in_channels)."""
 
     job: Job
-    latents: torch.Tensor
+    tokens: torch.Tensor
     future: Future[None]
 
     @property
@@ -76,13 +76,15 @@ class ImageDecoder:
         device: torch.device,
         on_image: Callable[[DecodedImage], None] | None,
         *,
+        unpack: Callable[[Job, torch.Tensor], torch.Tensor],
         tile: Callable[[int, int], int | None] = lambda width, height: None,
         presence: AbstractContextManager[None] | None = None,
     ) -> None:
-        """tile: the sides of the tiles that an image of some width and height is decoded in, as `VAEDecoder.forward`
-        has them. presence: within it the VAE's weights are on the device; None: they always are."""
+        """unpack: a job's tokens, (image tokens, in_channels), to its latents, (z_dim, h, w). tile: the sides of the
+        tiles that an image of some width and height is decoded in, as `VAEDecoder.forward` has them. presence: within
+        it the VAE's weights are on the device; None: they always are."""
         self._vae, self._previews, self._on_image = vae, previews, on_image
-        self._tile, self._presence = tile, presence or nullcontext()
+        self._unpack, self._tile, self._presence = unpack, tile, presence or nullcontext()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="vae")
         self._decodings: list[_Decoding] = []
         # First in line for the GPU: decoding is a small part of a step, and the last that its image waits for.
@@ -92,16 +94,16 @@ class ImageDecoder:
         """Decode latents of this shape, (z_dim, h, w), in the thread that decodes. Returns when that is done."""
         self._executor.submit(self._on_stream, self._warm_up, latents).result()
 
-    def submit(self, job: Job, latents: torch.Tensor, together: DecodedTogether | None = None) -> None:
-        """Decode these latents, (z_dim, h, w), unless that has been done, and hand the image on."""
+    def submit(self, job: Job, tokens: torch.Tensor, together: DecodedTogether | None = None) -> None:
+        """Decode a job's tokens, (image tokens, in_channels), unless that has been done, and hand the image on."""
         ready = None
         if self._stream is not None:
             ready = torch.cuda.Event(blocking=True)
-            ready.record(torch.cuda.current_stream(latents.device))
-            for tensor in (latents, together.pixels) if together is not None else (latents,):
+            ready.record(torch.cuda.current_stream(tokens.device))
+            for tensor in (tokens, together.pixels) if together is not None else (tokens,):
                 tensor.record_stream(self._stream)
-        future = self._executor.submit(self._decode, job, latents, ready, together)
-        self._decodings.append(_Decoding(job, latents, future))
+        future = self._executor.submit(self._decode, job, tokens, ready, together)
+        self._decodings.append(_Decoding(job, tokens, future))
 
     def raise_failure(self) -> None:
         """Raise what the decoding of an earlier image raised."""
@@ -113,35 +115,35 @@ class ImageDecoder:
         wait([decoding.future for decoding in self._decodings])
 
     def take_out_of_memory(self) -> list[tuple[Job, torch.Tensor]]:
-        """The earlier images for whose decoding there was too little memory: each job with its latents. Raises what the
+        """The earlier images for whose decoding there was too little memory: each job with its tokens. Raises what the
         decoding of another raised."""
         done = self._take_done()
         for decoding in done:
             if not decoding.ran_out_of_memory:
                 decoding.future.result()
-        return [(decoding.job, decoding.latents) for decoding in done if decoding.ran_out_of_memory]
+        return [(decoding.job, decoding.tokens) for decoding in done if decoding.ran_out_of_memory]
 
     def _take_done(self) -> list[_Decoding]:
         done = [decoding for decoding in self._decodings if decoding.future.done()]
         self._decodings = [decoding for decoding in self._decodings if decoding not in done]
         return done
 
-    def decode_small(self, job: Job, latents: torch.Tensor) -> None:
-        """Decode latents in the least memory there is and hand the image on. Returns when that is done; raises what it
+    def decode_small(self, job: Job, tokens: torch.Tensor) -> None:
+        """Decode in the least memory there is and hand the image on. Returns when that is done; raises what it
         raised."""
-        self._executor.submit(self._on_stream, self._decode_pixels, job, latents, None, SMALLEST_TILE).result()
+        self._executor.submit(self._on_stream, self._decode_pixels, job, tokens, None, SMALLEST_TILE).result()
 
     def close(self) -> None:
         self._executor.shutdown(wait=True)
         self.raise_failure()
 
     def _decode(
-        self, job: Job, latents: torch.Tensor, ready: torch.cuda.Event | None, together: DecodedTogether | None
+        self, job: Job, tokens: torch.Tensor, ready: torch.cuda.Event | None, together: DecodedTogether | None
     ) -> None:
         if ready is not None:
             ready.synchronize()  # on the host, so that the decode's time is not that of the steps queued before it
         try:
-            self._on_stream(self._decode_pixels, job, latents, together, self._tile_of(latents))
+            self._on_stream(self._decode_pixels, job, tokens, together, self._tile(job.width, job.height))
         except Exception as error:
             if is_out_of_memory(error):
                 _logger.warning("out of memory in decoding %d × %d: %s", job.width, job.height, error)
@@ -155,17 +157,15 @@ class ImageDecoder:
                 self._stream.synchronize()  # before another stream draws with what was learned
 
     def _warm_up(self, latents: torch.Tensor) -> None:
-        with self._presence:
-            self._vae.warm_up(latents[None], tile=self._tile_of(latents))
-
-    def _tile_of(self, latents: torch.Tensor) -> int | None:
         height, width = (side * self._vae.scale_factor for side in latents.shape[1:])
-        return self._tile(width, height)
+        with self._presence:
+            self._vae.warm_up(latents[None], tile=self._tile(width, height))
 
     def _decode_pixels(
-        self, job: Job, latents: torch.Tensor, together: DecodedTogether | None, tile: int | None
+        self, job: Job, tokens: torch.Tensor, together: DecodedTogether | None, tile: int | None
     ) -> None:
         began = time.perf_counter()
+        latents = self._unpack(job, tokens)
         if together is not None:
             began -= together.seconds
             pixels = together.pixels

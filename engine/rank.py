@@ -149,7 +149,13 @@ class Rank:
         if self.vae is not None and mesh.world.rank == 0:
             self._previews = PreviewMap(self.config.vae.z_dim, device)
             self._decoder = ImageDecoder(
-                self.vae, self._previews, device, on_image, tile=self._tile_side, presence=self.offload.vae
+                self.vae,
+                self._previews,
+                device,
+                on_image,
+                unpack=self._unpack,
+                tile=self._tile_side,
+                presence=self.offload.vae,
             )
         self._fit_encoding()
 
@@ -236,7 +242,7 @@ class Rank:
         self._denoise([state])
         if not decodes:
             return
-        latents = unpack_latents(state.latents, *state.grid, self.config.patch_size)
+        latents = self._unpack(job, state.latents)
         torch.cuda.synchronize(self.device)
         if self._share_decoding(job):
             assert self.vae is not None
@@ -337,24 +343,21 @@ class Rank:
             self.raise_failure()
             return
         while failed := self._decoder.take_out_of_memory():  # another may fail while the first is decoded again
-            for job, latents in failed:
-                self._decode_small(job, latents)
+            for job, tokens in failed:
+                self._decode_small(job, tokens)
 
-    def _decode_small(self, job: Job, latents: torch.Tensor) -> None:
+    def _decode_small(self, job: Job, tokens: torch.Tensor) -> None:
         """Decode an image again that there was too little memory for beside a step."""
         assert self._decoder is not None
         self._free_memory()
         try:
-            self._decoder.decode_small(job, latents)
+            self._decoder.decode_small(job, tokens)
         except Exception as error:
             if not self._survives(error):
                 raise
             _logger.warning("out of memory in decoding %d × %d in small tiles: %s", job.width, job.height, error)
-            self._fail_to_decode(job)
-
-    def _fail_to_decode(self, job: Job) -> None:
-        element = self.decode_memory.bytes_per_element
-        self._fail(job, "decoding", decode_bytes(self.config, job.width, job.height, element, 0))
+            element = self.decode_memory.bytes_per_element
+            self._fail(job, "decoding", decode_bytes(self.config, job.width, job.height, element, 0))
 
     def _fail(self, job: Job, what: str, needed: int) -> None:
         """Give a job up that had the device to itself."""
@@ -461,25 +464,20 @@ class Rank:
 
     def _decode(self, state: JobState) -> None:
         """On rank 0 beside the steps that follow, or in turn with them by all ranks."""
-        for _ in range(2):
-            try:
-                latents = unpack_latents(state.latents, *state.grid, self.config.patch_size)
-                break
-            except Exception as error:
-                if not self._survives(error):
-                    raise
-            self._free_memory()
-        else:
-            self._fail_to_decode(state.job)
-            return
         together = None
         if self._share_decoding(state.job):
             assert self.vae is not None
             began = moment(self.device)
+            latents = self._unpack(state.job, state.latents)
             pixels = self.vae.decode_pixels(latents[None], group=self.mesh.world)[0]
             together = DecodedTogether(pixels, began, moment(self.device))
         if self._decoder is not None:
-            self._decoder.submit(state.job, latents, together)
+            self._decoder.submit(state.job, state.latents, together)
+
+    def _unpack(self, job: Job, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens of a job's image, (image tokens, in_channels), as latents, (z_dim, h, w)."""
+        multiple = self.config.size_multiple
+        return unpack_latents(tokens, job.height // multiple, job.width // multiple, self.config.patch_size)
 
     def _share_decoding(self, job: Job) -> bool:
         """Whether all ranks decode an image together: in turn with their steps, since two communicators must not be at
@@ -572,7 +570,7 @@ class Rank:
             stepped.append(latents)
             if self._decoder is not None and state.has_preview(state.step + 1):
                 clean = latents.sub(velocity, alpha=sigma_next)  # where this velocity leads
-                pixels = self._previews.draw(unpack_latents(clean, *state.grid, self.config.patch_size))
+                pixels = self._previews.draw(self._unpack(state.job, clean))
                 if pixels is not None:
                     previews.append(Preview(state.job.job_id, state.step + 1, to_host(pixels)))
         for state, latents in zip(states, stepped, strict=True):

@@ -256,7 +256,7 @@ class Dispatcher:
         work = self._sent.pop(step.number)
         if times.one_by_one:
             self._shrink(step, work.tokens)
-        elif work.tokens and self._segments.keys() >= set(step.denoise):  # no job had failed, and did nothing in it
+        elif work.tokens and self._segments.keys() >= set(step.denoise):  # one that had failed did nothing
             self._costs.correct(work, times.denoise_s)
             self._grow()
         self._events.step_done(step, times, work.tokens)

@@ -4,7 +4,7 @@
         [--report FILE]
 
 MODEL is a folder in the diffusers layout, a Hugging Face name, or demo, which is both of the demo's checkpoints. Give
-the folders of Turbo and Raw to verify both. Needs diffusers and transformers (pip install 'krea2-engine[test]').
+the folders of Turbo and Raw to verify both. Needs diffusers and transformers (pip install -e '.[test]').
 
 First the ids of many prompts. Then diffusers makes images and the engine makes the same ones, on one GPU and on as many
 as there are, in every mode that they allow; and of one image every stage is compared by itself, from the text encoder's
@@ -52,7 +52,7 @@ from engine.parallel.device import free_bytes
 
 _BAD_ARGUMENT = 2
 _NEEDED = ("diffusers", "transformers")
-_INSTALL = "pip install 'krea2-engine[test]'"
+_INSTALL = "pip install -e '.[test]'"
 _MULTIPLE = 16
 _ROOM = 1.1  # of the weights: what a few images take besides
 _GROUP_SECONDS = 3600.0
