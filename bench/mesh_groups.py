@@ -57,7 +57,8 @@ def counting(mesh: Mesh) -> tuple[Mesh, Counter]:
     counter = Counter()
     groups = (mesh.world, mesh.tp, mesh.sp, mesh.cfg, mesh.wide)
     counted = {group: CountingGroup(group, counter) if group.size > 1 else group for group in groups}
-    return Mesh(*(counted[group] for group in groups)), counter
+    world, tp, sp, cfg, wide = (counted[group] for group in groups)
+    return Mesh(world, tp, sp, cfg, wide, mesh.sharing), counter
 
 
 class AbsentGroup(Group):

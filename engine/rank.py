@@ -80,7 +80,7 @@ class Rank:
         asks for.
         """
         self.mesh, self.device = mesh, device
-        self._sharing = ranks_on_device(device, local_ranks or mesh.world.size)
+        self._sharing = mesh.sharing or ranks_on_device(device, local_ranks or mesh.world.size)
         group = mesh.tp
         self.dtype = pick_dtype(config, device)
         check_quantization(config, device)

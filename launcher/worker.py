@@ -82,7 +82,7 @@ def serve(config: RankConfig) -> NoReturn:
 
 
 def _load(config: RankConfig, wire: _Wire) -> Rank:
-    from engine.parallel import connect_mesh, device_name, pick_device, ranks_on_device
+    from engine.parallel import connect_mesh, device_name, pick_device
     from engine.rank import Rank
 
     wire.send(Hello(rank=config.rank))
@@ -95,7 +95,7 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
         device,
         store_file=Path(config.store_file) if config.store_file is not None else None,
         timeout_s=load.timeout_s,
-        share_gpu=ranks_on_device(device, config.local_ranks) > 1,
+        share_gpu=load.engine.share_gpu,
         symmetric_memory=load.engine.symmetric_memory,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.modes import Degrees
+from engine.parallel.greeting import Card, agree, exchange
 from engine.parallel.group import Group, LocalGroup
 from engine.parallel.mesh import Mesh
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from torch.distributed.distributed_c10d import Store
 
 
 def connect_mesh(
@@ -31,36 +34,56 @@ def connect_mesh(
     """Meet the other ranks and return this one's groups.
 
     They meet at `store_file`, a path that all can reach and nobody else can write, or, when it is None, at the
-    address that torchrun put into the environment. `share_gpu`: several ranks use one GPU, which NCCL refuses; gloo
-    does it, staged through the host. symmetric_memory: see `SymmetricMemoryGroup`. Waiting for each other, now and in
-    every operation, ends after `timeout_s`.
+    address that torchrun put into the environment. `share_gpu`: several ranks may use one GPU, which NCCL refuses;
+    where some do, all talk over gloo, staged through the host. symmetric_memory: see `SymmetricMemoryGroup`. Waiting
+    for each other, now and in every operation, ends after `timeout_s`.
+
+    Raises `LaunchError` if a rank does not come, and if machines differ in what must be the same; `ArgumentError` for
+    ranks that may not share a GPU and do.
     """
     world_size = degrees.ranks
     if world_size == 1:
         return Mesh()
     import torch.distributed as dist  # 0.2 s that a single rank need not wait for
 
-    use_nccl = device.type == "cuda" and not share_gpu
-    dist.init_process_group(
-        "nccl" if use_nccl else "gloo",
-        init_method="env://" if store_file is None else store_file.as_uri(),
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=timeout_s),
-        device_id=device if use_nccl else None,
-    )
-    staged = device.type == "cuda" and not use_nccl
-
+    timeout = timedelta(seconds=timeout_s)
+    store = _meet(rank, world_size, store_file, timeout)
+    cards = exchange(store, Card.of(rank, device), world_size, timeout_s)
+    agreement = agree(cards, share_gpu=share_gpu)
+    backend = "nccl" if agreement.nccl else "gloo"
+    staged = device.type == "cuda" and not agreement.nccl
     make = partial(SymmetricMemoryGroup if symmetric_memory else DistributedGroup, staged=staged)
 
     def group_of(ranks: tuple[int, ...]) -> Group:
         if len(ranks) == world_size:
             return make(None)
         # Not a DeviceMesh, whose groups have the backend's own timeout. All ranks make all groups, as torch wants it.
-        handle = dist.new_group(list(ranks), timeout=timedelta(seconds=timeout_s))
+        handle = dist.new_group(list(ranks), timeout=timeout)
         return make(handle) if rank in ranks else LocalGroup()
 
-    return Mesh.build(rank, degrees, group_of)
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+        device_id=device if agreement.nccl else None,
+    )
+    sharing = agreement.sharing[rank] if device.type == "cuda" else None
+    return replace(Mesh.build(rank, degrees, group_of), sharing=sharing)
+
+
+def _meet(rank: int, world_size: int, store_file: Path | None, timeout: timedelta) -> Store:
+    """Where ranks leave word for each other before they are connected."""
+    from torch.distributed import FileStore  # type: ignore[attr-defined]
+    from torch.distributed.rendezvous import rendezvous
+
+    if store_file is not None:
+        store: Store = FileStore(str(store_file), world_size)
+    else:
+        store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
+    store.set_timeout(timeout)
+    return store
 
 
 class DistributedGroup(Group):

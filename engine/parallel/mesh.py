@@ -15,7 +15,8 @@ class Mesh:
 
     tp: whose ranks hold the parts of every matrix; sp: whose ranks hold parts of the same tokens, and the same weights;
     cfg: whose ranks step different segments, as the two of a guided image are; wide: of sp and cfg together, for steps
-    whose segments do not divide into halves.
+    whose segments do not divide into halves. sharing: how many of the ranks compute on this one's GPU, None where
+    nobody has looked.
     """
 
     world: Group = field(default_factory=LocalGroup)
@@ -23,6 +24,7 @@ class Mesh:
     sp: Group = field(default_factory=LocalGroup)
     cfg: Group = field(default_factory=LocalGroup)
     wide: Group = field(default_factory=LocalGroup)
+    sharing: int | None = None
 
     @classmethod
     def build(cls, rank: int, degrees: Degrees, group_of: Callable[[tuple[int, ...]], Group]) -> Mesh:
@@ -36,7 +38,7 @@ class Mesh:
                     made[ranks] = group_of(ranks)
                 if rank in ranks:
                     own[name] = made.get(ranks) or LocalGroup()
-        return cls(**own)
+        return cls(own["world"], own["tp"], own["sp"], own["cfg"], own["wide"])
 
     def close(self) -> None:
         """Give up whatever the groups hold. Ranks that are threads and wait for this one get a `RankError`."""
