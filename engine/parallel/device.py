@@ -22,7 +22,8 @@ def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torc
     """The device of a rank, one of `local_ranks` on this machine. Makes a GPU the process's current one.
 
     Raises `ArgumentError` when CUDA, or what only GPUs do, is asked for and missing, when kernels cannot be launched on
-    it, or when there are fewer GPUs than ranks and they may not share one.
+    it, or when there are fewer GPUs than ranks and they may not share one. Where each process sees one GPU, whether
+    that is the same one is found out when they meet: see `greeting.agree`.
     """
     gpus = torch.cuda.device_count() if config.device != "cpu" else 0
     if config.device == "cuda" and not gpus:
@@ -31,7 +32,7 @@ def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torc
         if config.symmetric_memory:
             raise ArgumentError.of("symmetric_memory", "False on a CPU", True)
         return torch.device("cpu")
-    if local_ranks > gpus and not config.share_gpu:
+    if local_ranks > gpus > 1 and not config.share_gpu:
         raise ArgumentError(
             f"{local_ranks} ranks need {local_ranks} GPUs, but this machine has {gpus}: use fewer, "
             "--device cpu, or --share-gpu to let ranks share one (slow)",

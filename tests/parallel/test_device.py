@@ -20,8 +20,16 @@ def _one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_rank_takes_the_gpu_of_its_number() -> None:
     assert device.pick_device(EngineConfig(), 0, 1) == torch.device("cuda", 0)
     assert device.pick_device(EngineConfig(share_gpu=True), 1, 2) == torch.device("cuda", 0)
-    with pytest.raises(ArgumentError, match="2 ranks need 2 GPUs, but this machine has 1"):
-        device.pick_device(EngineConfig(), 0, 2)
+
+
+def test_more_ranks_than_gpus_are_refused_where_a_process_sees_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ArgumentError, match="4 ranks need 4 GPUs, but this machine has 2"):
+        device.pick_device(EngineConfig(), 0, 4)
+
+
+def test_a_rank_that_sees_one_gpu_takes_it_whatever_others_there_are() -> None:
+    assert device.pick_device(EngineConfig(), 3, 4) == torch.device("cuda", 0)
 
 
 def test_a_gpu_that_cannot_launch_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
