@@ -255,12 +255,14 @@ class RankGroup:
                 self._events.job_failed(job_id, error_from_code(code, message))
             case RankFailed(rank=rank) as failure:
                 self._failing.add(rank)
+                error: Krea2Error = RankError(failure.message)
                 if failure.code != Krea2Error.code:
-                    self.fail(error_from_code(failure.code, failure.message, failure.parameter))
-                elif len(self._ranks) == 1:
-                    self.fail(RankError(failure.message))
+                    error = error_from_code(failure.code, failure.message, failure.parameter)
+                # of a rank that could not talk to another, the other may have the reason
+                if failure.code in (Krea2Error.code, LaunchError.code) and len(self._ranks) > 1:
+                    self._loop.call_later(_ROOT_CAUSE_S, self.fail, error)
                 else:
-                    self._loop.call_later(_ROOT_CAUSE_S, self.fail, RankError(failure.message))
+                    self.fail(error)
 
     def _step_done(self, rank: int, number: int, times: StepTimes) -> None:
         sent = next(sent for sent in self._sent if sent.step.number == number)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.modes import Degrees
+from engine.parallel.check import CHECK_S, Begin, try_groups, within
 from engine.parallel.greeting import Card, agree, exchange
 from engine.parallel.group import Group, LocalGroup
 from engine.parallel.mesh import Mesh
@@ -30,16 +31,18 @@ def connect_mesh(
     timeout_s: float,
     share_gpu: bool = False,
     symmetric_memory: bool = False,
+    check_s: float = CHECK_S,
 ) -> Mesh:
     """Meet the other ranks and return this one's groups.
 
     They meet at `store_file`, a path that all can reach and nobody else can write, or, when it is None, at the
     address that torchrun put into the environment. `share_gpu`: several ranks may use one GPU, which NCCL refuses;
     where some do, all talk over gloo, staged through the host. symmetric_memory: see `SymmetricMemoryGroup`. Waiting
-    for each other, now and in every operation, ends after `timeout_s`.
+    for each other, now and in every operation, ends after `timeout_s`, and after `check_s` at the latest from when all
+    have come until each operation has been tried on every group.
 
-    Raises `LaunchError` if a rank does not come, and if machines differ in what must be the same; `ArgumentError` for
-    ranks that may not share a GPU and do.
+    Raises `LaunchError` if a rank does not come, if machines differ in what must be the same, and if the ranks cannot
+    talk; `ArgumentError` for ranks that may not share a GPU and do.
     """
     world_size = degrees.ranks
     if world_size == 1:
@@ -61,16 +64,23 @@ def connect_mesh(
         handle = dist.new_group(list(ranks), timeout=timeout)
         return make(handle) if rank in ranks else LocalGroup()
 
-    dist.init_process_group(
-        backend,
-        store=store,
-        rank=rank,
-        world_size=world_size,
-        timeout=timeout,
-        device_id=device if agreement.nccl else None,
-    )
-    sharing = agreement.sharing[rank] if device.type == "cuda" else None
-    return replace(Mesh.build(rank, degrees, group_of), sharing=sharing)
+    def connect(begin: Begin) -> Mesh:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # each thread has a current one of its own
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
+            device_id=device if agreement.nccl else None,
+        )
+        sharing = agreement.sharing[rank] if device.type == "cuda" else None
+        mesh = replace(Mesh.build(rank, degrees, group_of), sharing=sharing)
+        try_groups(mesh, degrees, device, begin)
+        return mesh
+
+    return within(min(check_s, timeout_s), backend, connect)
 
 
 def _meet(rank: int, world_size: int, store_file: Path | None, timeout: timedelta) -> Store:

@@ -51,13 +51,14 @@ def test_a_rank_that_fails_ends_everything_with_its_own_error(
     run(test())
 
 
-def test_a_complaint_about_a_lost_connection_gives_way_to_its_cause(run_folder: Path) -> None:
+@pytest.mark.parametrize("code", [Krea2Error.code, LaunchError.code])
+def test_a_complaint_about_a_lost_connection_gives_way_to_its_cause(run_folder: Path, code: str) -> None:
     async def test() -> None:
         async with fake_engine(run_folder, tp=2) as fakes, AsyncClient(fakes.address) as client:
             fakes.ranks[0].hold = True
             call = asyncio.create_task(client.generate(PROMPT))
             await fakes.ranks[0].has_steps(1)
-            fakes.ranks[0].fail(Krea2Error.code, "rank 0: RuntimeError: connection closed by peer")
+            fakes.ranks[0].fail(code, "rank 0: RuntimeError: connection closed by peer")
             fakes.ranks[1].fail(CheckpointError.code, "the cause")
             with pytest.raises(CheckpointError, match="the cause"):
                 await call

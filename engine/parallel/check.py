@@ -1,0 +1,91 @@
+"""A first word on every group, before anything is loaded: do the other ranks answer, and with the right numbers?"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+import torch
+
+from engine.errors import Krea2Error, LaunchError
+from engine.modes import Degrees
+from engine.parallel.group import Group
+from engine.parallel.mesh import Mesh
+
+T = TypeVar("T")
+Begin = Callable[[str], None]
+
+CHECK_S = 60.0  # for ranks that have all come to connect and to try every operation
+_WIDTH = 4  # numbers of a row
+_ADVICE = {
+    "nccl": (
+        "; it may be that the GPUs cannot reach each other's memory: try NCCL_P2P_DISABLE=1, then NCCL_NVLS_ENABLE=0, "
+        "and in a container more shared memory (docker run --shm-size 1g); NCCL_DEBUG=INFO says more"
+    ),
+    "gloo": "; GLOO_SOCKET_IFNAME is the network interface by which ranks reach each other",
+}
+
+
+def within(seconds: float, backend: str, work: Callable[[Begin], T]) -> T:
+    """What `work` gives, which says what it begins. Raises `LaunchError` with that if it fails or is not done in time.
+
+    It runs in a thread, which is left to itself if it hangs: nothing interrupts a library's call, and the library's own
+    limit of time ends the process before anybody is told why.
+    """
+    outcome: Future[T] = Future()
+    begun = ["connecting"]
+
+    def run() -> None:
+        try:
+            outcome.set_result(work(begun.append))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="connect", daemon=True).start()
+    over = f"over {backend}"
+    try:
+        return outcome.result(seconds)
+    except Krea2Error:
+        raise
+    except Exception as error:
+        if not outcome.done():
+            message = f"{begun[-1]} {over} was not done within {seconds:g} s{_ADVICE[backend]}"
+            raise LaunchError(message) from None
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise LaunchError(f"{begun[-1]} {over} failed: {lines[0]}{_ADVICE[backend]}") from error
+
+
+def try_groups(mesh: Mesh, degrees: Degrees, device: torch.device, begin: Begin) -> None:
+    """Try every operation on every group of a rank, in the same order on all ranks. Raises `LaunchError` where a result
+    is wrong."""
+    tried: set[Group] = set()
+    for name, all_ranks in degrees.groups().items():
+        group: Group = getattr(mesh, name)
+        if group.size > 1 and group not in tried:
+            tried.add(group)
+            ranks = next(ranks for ranks in all_ranks if mesh.world.rank in ranks)
+            _try_operations(group, f"{name} group, ranks {', '.join(map(str, ranks))},", device, begin)
+
+
+def _try_operations(group: Group, who: str, device: torch.device, begin: Begin) -> None:
+    """Rank r has a row 10 r + i for each rank i."""
+    size, rank = group.size, group.rank
+    every = [[10 * source + row for row in range(size)] for source in range(size)]
+    total = [sum(column) for column in zip(*every, strict=True)]
+    ones = [1] * size
+    operations: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], list[int]]] = {
+        "all_reduce": (group.all_reduce, total),
+        "reduce_scatter": (group.reduce_scatter, [total[rank]]),
+        "all_gather": (group.all_gather, [number for rows in every for number in rows]),
+        "all_to_all": (lambda mine: group.all_to_all(mine, ones, ones), [rows[rank] for rows in every]),
+        "broadcast": (lambda mine: group.broadcast(mine, size - 1), every[-1]),
+    }
+    for name, (operation, expected) in operations.items():
+        what = f"the first {name} of the {who}"
+        begin(what)
+        mine = torch.tensor(every[rank], dtype=torch.float32, device=device)[:, None].repeat(1, _WIDTH)
+        found = operation(mine).tolist()  # waits for it
+        if found != [[float(number)] * _WIDTH for number in expected]:
+            raise LaunchError(f"{what} gave wrong numbers: {found} where each row should be one of {expected}")
