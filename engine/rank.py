@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
+from engine.attention_agreement import agree_on_attention
 from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.load import LoadOptions, Weights, load_weights
 from engine.config import DIT, DIT_LAYERWISE, TEXT_ENCODER, EngineConfig
@@ -490,7 +491,7 @@ class Rank:
         return tile_side(self.config, width, height, self.decode_memory.bytes_per_element, self.decode_memory.limit)
 
     def _choose_attention(self, *, measured: bool) -> AttentionChoice:
-        """Set the backends by the config, for images of the default size."""
+        """Set the backends by the config, for images of the default size: the same on all ranks."""
         dit, size = self.config.transformer, self.mesh.tp.size * self.mesh.sp.size
         shape = AttentionShape(
             heads=dit.num_heads // size,
@@ -504,7 +505,13 @@ class Rank:
         )
         calls = _IMAGES_PER_NEW_LENGTH * self.config.default_steps * dit.num_layers
         choice = choose_attention(
-            self._engine.attention, shape, self.device, self.dtype, calls=calls, measured=measured
+            self._engine.attention,
+            shape,
+            self.device,
+            self.dtype,
+            calls=calls,
+            measured=measured,
+            agree=partial(agree_on_attention, self.mesh.world, self.device),
         )
         self.attention.backend, self.attention.captured_backend = choice.backend, choice.captured_backend
         return choice

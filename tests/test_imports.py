@@ -52,6 +52,7 @@ ENGINE_LAYERS: dict[str, set[str]] = {
     "scheduler": {*_PLAIN, "cost", "policy", "forecast"},
     "kernels": {"errors"},
     "parallel": {*_PLAIN, "kernels", "modes"},
+    "attention_agreement": {"kernels", "parallel"},
     "checkpoint": {*_PLAIN, "kernels", "parallel"},
     "sampling": _PLAIN,
     "preview": set(),
@@ -74,6 +75,7 @@ ENGINE_LAYERS: dict[str, set[str]] = {
     "velocities": {*_PLAIN, "batch", "graphs", "jobs", "kernels", "lora", "model", "modes", "parallel"},
     "rank": {
         *_PLAIN,
+        "attention_agreement",
         "moments",
         "out_of_memory",
         "velocities",

@@ -20,6 +20,8 @@ from engine.kernels.packing import Packing
 
 AUTO = "auto"
 REPEATS = 10
+# What ranks make together of what each of them found: timings, and reasons against others.
+Agree = Callable[[dict[str, "Timing"], dict[str, str]], tuple[dict[str, "Timing"], dict[str, str]]]
 # Without measuring: by what others published for Hopper. flash is fa2's kernel, as torch was built with it.
 _PREFERRED = ("fa3", "cudnn", "flash", "fa2", "fa4", "triton", "torch")
 _PREFERRED_IN_FLOAT32 = ("torch", "triton")  # whose products are not for tensor cores there, and spill registers
@@ -76,16 +78,19 @@ def choose_attention(
     *,
     calls: int,
     measured: bool = True,
+    agree: Agree = lambda timings, refused: (timings, refused),
 ) -> AttentionChoice:
     """The backends that an engine with `--attention name` uses.
 
     On a GPU every candidate is measured, in this thread, for cuDNN's plans belong to the thread that had them built.
     "auto" takes what costs least over `calls` attentions of which the first meets new lengths; not `measured`, what is
-    usually fastest. CUDA graphs get the named backend if it is varlen, else the fastest that is. Raises `ArgumentError`
-    if the named one does not run here.
+    usually fastest. CUDA graphs get the named backend if it is varlen, else the fastest that is. agree: called once, on
+    a GPU, with what was found, before anything is chosen. Raises `ArgumentError` if the named one does not run here.
     """
     reasons = {backend: unavailable(backend, device, dtype, shape.head_dim) for backend in BACKENDS}
     refused = {backend: reason for backend, reason in reasons.items() if reason is not None}
+    if device.type == "cuda" and not measured:
+        _, refused = agree({}, refused)
     available = [backend for backend in BACKENDS if backend not in refused]
     if name != AUTO and name not in available:
         raise _not_available(name, refused, available)
@@ -109,6 +114,7 @@ def choose_attention(
             timings[backend] = measure(backend, shape, device, dtype)
         except Exception as error:  # whatever a third party's kernel raises: the others still serve
             refused[backend] = _one_line(error)
+    timings, refused = agree(timings, refused)
     if not timings.keys() & set(wanted):
         raise _not_available(name, refused, [backend for backend in available if backend not in refused])
 
