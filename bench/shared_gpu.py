@@ -1,13 +1,14 @@
-"""Parity of several ranks that share one GPU (or the CPU): their final latents against those of one rank.
+"""Parity of several ranks, also where they share one GPU (or the CPU): their final latents against those of one rank.
 
     python -m bench.shared_gpu [--modes tp2,sp2,cfg,tp4,sp4,tp2xsp2] [--device auto|cuda|cpu] [--seconds N] [--json F]
 
-NCCL refuses two ranks on one GPU, so they talk through gloo, staged through the host: slow, and the same arithmetic.
-The model is small and random, and half of the images are guided. Every rank is a process of its own, as in a server. In
-float32 the latents must be those of one rank; in bfloat16 and fp8, whose sums are rounded in another order, they may be
-no further from one rank's in float32 than one rank in the same precision is, times `LOW_PRECISION_FACTOR`. All ranks
-must end with the same latents. Results come mode by mode, and a mode that fails does not keep the next from running.
-Ends with 1 if one of these does not hold, or if a process fails or is not done in time.
+Where there is a GPU for each rank they talk over NCCL. It refuses two ranks on one GPU: with fewer they talk over gloo,
+staged through the host: slow, and the same arithmetic. The model is small and random, and half of the images are
+guided. Every rank is a process of its own, as in a server. In float32 the latents must be those of one rank; in
+bfloat16 and fp8, whose sums are rounded in another order, they may be no further from one rank's in float32 than one
+rank in the same precision is, times `LOW_PRECISION_FACTOR`. All ranks must end with the same latents. Results come mode
+by mode, and a mode that fails does not keep the next from running. Ends with 1 if one of these does not hold, or if a
+process fails or is not done in time.
 """
 
 from __future__ import annotations
@@ -46,15 +47,18 @@ STEPS = 4
 MODES = "tp2,sp2,cfg,tp4,sp4,tp2xsp2"
 ONE = Degrees()
 DEFAULT_SECONDS = 120.0
+BACKEND = "backend"  # the file with what ranks talk over
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How the ranks of a mode do in one precision. `error` and `allowed` are what its tolerance is stated in."""
+    """How the ranks of a mode do in one precision. `error` and `allowed` are what its tolerance is stated in. backend:
+    what they talk over; none for one rank."""
 
     mode: str
     ranks: int
     device: str
+    backend: str
     precision: str
     error: float
     allowed: float
@@ -108,11 +112,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print_table(
-        ("mode", "device", "precision", "error", "allowed", "between ranks", ""),
+        ("mode", "device", "over", "precision", "error", "allowed", "between ranks", ""),
         [
             (
                 result.mode,
                 result.device,
+                result.backend,
                 result.precision,
                 f"{result.error:.1e}",
                 f"{result.allowed:.1e}",
@@ -150,11 +155,12 @@ def compare(
                 except ProcessFailed as error:
                     yield ModeFailed(mode.name, str(error))
                     continue
-            yield from _parities(mode, runs, alone, device)
+            backend = (folder / mode.name / BACKEND).read_text()
+            yield from _parities(mode, runs, alone, device, backend)
 
 
 def _parities(
-    mode: Degrees, runs: Sequence[dict[str, torch.Tensor]], one: dict[str, torch.Tensor], device: str
+    mode: Degrees, runs: Sequence[dict[str, torch.Tensor]], one: dict[str, torch.Tensor], device: str, backend: str
 ) -> Iterator[Parity]:
     """Of each precision, for a mode's latents by rank and those of one rank."""
     kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -168,7 +174,7 @@ def _parities(
             error = (ours - exact).abs().mean().nan_to_num(float("inf")).item()
             allowed = LOW_PRECISION_FACTOR * (alone - exact).abs().mean().item()
         between = max(_largest((other[precision].double() - ours).abs()) for other in runs)
-        yield Parity(mode.name, mode.ranks, kind, precision, error, allowed, between)
+        yield Parity(mode.name, mode.ranks, kind, backend, precision, error, allowed, between)
 
 
 def run_rank(
@@ -192,6 +198,8 @@ def run_rank(
         share_gpu=True,
         symmetric_memory=symmetric_memory,
     )
+    if rank == 0:
+        (folder / BACKEND).write_text(torch.distributed.get_backend() if mode.ranks > 1 else "none")
     for precision, (dtype, quantization) in PRECISIONS.items():
         config = EngineConfig(
             **parallel,

@@ -28,7 +28,7 @@ def test_two_ranks_make_what_one_makes(tmp_path: Path, capsys: pytest.CaptureFix
     assert [line["precision"] for line in lines] == ["float32", "bfloat16", "fp8"]
     for line in lines:
         assert (line["benchmark"], line["mode"], line["ranks"]) == ("shared_gpu", mode, 2)
-        assert line["device"] == "cpu"
+        assert (line["device"], line["backend"]) == ("cpu", "gloo")
         assert line["holds"]
     assert lines[0]["error"] < 1e-5
     assert (lines[0]["error"] > 0) == (mode == "tp2")  # only sums over ranks are in another order
@@ -36,10 +36,10 @@ def test_two_ranks_make_what_one_makes(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_a_parity_holds_within_its_tolerances() -> None:
-    assert Parity("tp2", 2, "cpu", "float32", error=1e-5, allowed=1e-4, between_ranks=0.0).holds
-    assert not Parity("tp2", 2, "cpu", "float32", error=2e-4, allowed=1e-4, between_ranks=0.0).holds
-    assert not Parity("tp2", 2, "cpu", "float32", error=1e-5, allowed=1e-4, between_ranks=0.1).holds
-    assert not Parity("tp2", 2, "cpu", "float32", error=float("inf"), allowed=1e-4, between_ranks=0.0).holds
+    assert Parity("tp2", 2, "cpu", "gloo", "float32", error=1e-5, allowed=1e-4, between_ranks=0.0).holds
+    assert not Parity("tp2", 2, "cpu", "gloo", "float32", error=2e-4, allowed=1e-4, between_ranks=0.0).holds
+    assert not Parity("tp2", 2, "cpu", "gloo", "float32", error=1e-5, allowed=1e-4, between_ranks=0.1).holds
+    assert not Parity("tp2", 2, "cpu", "gloo", "float32", error=float("inf"), allowed=1e-4, between_ranks=0.0).holds
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,3 +75,27 @@ def test_a_rank_that_does_not_come_is_named(tmp_path: Path) -> None:
     store.set("krea2/card/2", json.dumps(asdict(Card.of(2, CPU))))
     with pytest.raises(LaunchError, match=r"rank 1, 3 did not come within 0\.2 s"):
         connect_mesh(0, Degrees(4), CPU, store_file=tmp_path / "store", timeout_s=0.2)
+
+
+@pytest.mark.parametrize(("other", "backend"), [("GPU-2", "nccl"), ("GPU-1", "gloo")])
+def test_gpus_that_may_be_shared_are_shared_only_where_they_must_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str, backend: str
+) -> None:
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "H200")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="GPU-1"))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    mine = Card.of(0, gpu)
+    assert mine.gpu == "H200 GPU-1"
+    store = dist.FileStore(str(tmp_path / "store"), 2)
+    store.set("krea2/card/1", json.dumps(asdict(replace(mine, rank=1, gpu=f"H200 {other}"))))
+    connected: list[tuple[str, torch.device | None]] = []
+
+    def connect(backend: str, *, device_id: torch.device | None, **_: object) -> None:
+        connected.append((backend, device_id))
+        raise RuntimeError("there is no such GPU")
+
+    monkeypatch.setattr(dist, "init_process_group", connect)
+    with pytest.raises(LaunchError, match=f"connecting over {backend} failed: there is no such GPU"):
+        connect_mesh(0, Degrees(2), gpu, store_file=tmp_path / "store", timeout_s=60.0, share_gpu=True)
+    assert connected == [(backend, gpu if backend == "nccl" else None)]

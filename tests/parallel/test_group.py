@@ -17,14 +17,16 @@ from engine.modes import Degrees
 from engine.parallel import Group, LocalGroup, Mesh, thread_groups, thread_meshes
 
 DEADLINE_S = 240.0
+CPU = torch.device("cpu")
 
 
-def check_collectives(group: Group) -> None:
+def check_collectives(group: Group, device: torch.device = CPU) -> None:
     """Raise if any operation of a rank gives something else than it says. Runs in tests and in child processes."""
     size, rank = group.size, group.rank
     for dtype in (torch.float32, torch.bfloat16):
         # whole numbers small enough that their sums are exact in bfloat16, in whatever order
-        every = [torch.arange(size * 2 * 3, dtype=dtype).view(size * 2, 3) % 7 + 8 * r for r in range(size)]
+        numbers = torch.arange(size * 2 * 3, dtype=dtype, device=device).view(size * 2, 3) % 7
+        every = [numbers + 8 * r for r in range(size)]
         mine = every[rank].clone()
         total = torch.stack(every).sum(0)
 
@@ -35,7 +37,7 @@ def check_collectives(group: Group) -> None:
         assert torch.equal(group.all_gather(mine.clone()), torch.cat(every)), "all_gather"
         exchanged = torch.cat([tensor.chunk(size)[rank] for tensor in every])
         assert torch.equal(group.all_to_all(mine.clone(), [2] * size, [2] * size), exchanged), "all_to_all"
-        check_uneven(group, dtype)
+        check_uneven(group, dtype, device)
         for source in range(size):
             assert torch.equal(group.broadcast(mine.clone(), source), every[source]), "broadcast"
 
@@ -44,16 +46,20 @@ def check_collectives(group: Group) -> None:
         assert torch.equal(strided, total), "all_reduce of a view, in place"
 
 
-def check_uneven(group: Group, dtype: torch.dtype) -> None:
+def check_uneven(group: Group, dtype: torch.dtype, device: torch.device) -> None:
     """Exchanges of rows that differ from rank to rank."""
     size, rank = group.size, group.rank
     sent = [[(source + 2 * target) % 3 for target in range(size)] for source in range(size)]  # some nothing
-    pieces = [[torch.full((sent[s][t], 2), 10.0 * s + t, dtype=dtype) for t in range(size)] for s in range(size)]
+
+    def rows_of(number: float, count: int) -> torch.Tensor:
+        return torch.full((count, 2), number, dtype=dtype, device=device)
+
+    pieces = [[rows_of(10.0 * s + t, sent[s][t]) for t in range(size)] for s in range(size)]
     received = [sent[source][rank] for source in range(size)]
     expected = torch.cat([pieces[source][rank] for source in range(size)])
     assert torch.equal(group.all_to_all(torch.cat(pieces[rank]), sent[rank], received), expected), "all_to_all, uneven"
     rows = [(3 * r + 1) % 4 for r in range(size)]
-    every = [torch.full((rows[r], 2), float(r), dtype=dtype) for r in range(size)]
+    every = [rows_of(float(r), rows[r]) for r in range(size)]
     assert torch.equal(group.gather_rows(every[rank], rows), torch.cat(every)), "gather_rows"
 
 
@@ -160,6 +166,55 @@ def test_products_through_symmetric_memory(tmp_path: Path) -> None:
 
 def test_processes(tmp_path: Path) -> None:
     run_processes(CHILD, max(degrees.ranks for degrees in DEGREES), tmp_path)
+
+
+# NCCL takes no two ranks on one GPU, but one rank that is alone.
+ALONE_CHILD = """
+import sys, torch, torch.distributed as dist
+from pathlib import Path
+from engine.parallel.distributed import DistributedGroup
+from tests.parallel.test_group import check_collectives, check_recorded
+device = torch.device(DEVICE)
+on_gpu = device.type == "cuda"
+store = dist.FileStore(str(Path(sys.argv[2]) / "store"), 1)
+backend = "nccl" if on_gpu else "gloo"
+dist.init_process_group(backend, store=store, rank=0, world_size=1, device_id=device if on_gpu else None)
+group = DistributedGroup(None, staged=False)
+check_collectives(group, device)
+if on_gpu:
+    check_recorded(group, device)
+group.close()
+"""
+
+
+def check_recorded(group: Group, device: torch.device) -> None:
+    """Raise if an operation of a rank that is alone cannot be part of a CUDA graph, or does not run in its replay."""
+    rows = 6
+    operations: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "all_reduce": group.all_reduce,
+        "reduce_scatter": group.reduce_scatter,
+        "all_gather": group.all_gather,
+        "all_to_all": lambda given: group.all_to_all(given, [rows], [rows]),
+        "broadcast": group.broadcast,
+    }
+    for name, operation in operations.items():
+        given = torch.zeros((rows, 8), dtype=torch.bfloat16, device=device)
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            operation(given.clone())
+        stream.synchronize()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            result = operation(given + 1)
+        given.fill_(4)
+        graph.replay()
+        torch.cuda.synchronize(device)
+        assert torch.equal(result, given + 1), f"{name} in a graph"
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+def test_a_process_that_is_alone(tmp_path: Path, device: str) -> None:
+    run_processes(ALONE_CHILD.replace("DEVICE", repr(device)), 1, tmp_path)
 
 
 def run_processes(script: str, count: int, folder: Path) -> None:
