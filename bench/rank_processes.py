@@ -65,7 +65,9 @@ def _environment() -> dict[str, str]:
     name, that need not lead anywhere."""
     names = [name for _, name in socket.if_nameindex()]
     loopback = next((name for name in names if name in ("lo", "lo0")), names[0])
-    return {"GLOO_SOCKET_IFNAME": loopback, "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1", **os.environ}
+    defaults = {"GLOO_SOCKET_IFNAME": loopback, "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}
+    nccl = {"NCCL_DEBUG": "WARN", "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0"}  # as in a server
+    return {**defaults, **nccl, **os.environ}
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], folder: Path, deadline: float) -> None:

@@ -34,6 +34,17 @@ STOP_S = 5.0  # for a child to end after its stdin closed
 TERMINATE_S = 1.0  # and then after SIGTERM, before SIGKILL
 _LONGEST_FOLDER = 80  # characters; a unix socket's whole path may have 103 on macOS
 _TAIL_LINES = 20
+# Lines of a C++ error that are not its cause: its stack, and torch's advice.
+_NO_CAUSE = (
+    "frame #",
+    "Exception raised from ",
+    "terminate called ",
+    "CUDA kernel errors might ",
+    "For debugging consider ",
+    "Compile with `TORCH_USE_CUDA_DSA`",
+    "Search for `cudaError",
+)
+_ABORTED = "Fatal Python error: Aborted"
 _LENGTH = struct.Struct(">I")
 _STOP = b"stop"  # the last bytes from a parent that lives on; a dead one sends none
 
@@ -63,6 +74,7 @@ class Child:
     ) -> None:
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._fault: list[str] = []  # what Python says of a crash, and where it was
+        self._last_words = ""  # before that
         self._echo = echo
         self._lock = threading.Lock()
         self._exited = threading.Event()
@@ -109,7 +121,9 @@ class Child:
     def describe_exit(self) -> str:
         """How it ended, in one line, with the last thing it said."""
         code = self._process.returncode
-        last_words = ", ".join(self._fault) or next((line for line in reversed(self.tail) if line.strip()), "")
+        said = [", ".join(self._fault)] if self._fault else []
+        if self._last_words and (not said or said[0].startswith(_ABORTED)):  # whoever aborts says why before
+            said.insert(0, self._last_words)
         if code is not None and code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             how = f"was killed by {name}"
@@ -117,7 +131,7 @@ class Child:
                 how += " (the system does that when memory runs out)"
         else:
             how = f"ended with exit code {code}"
-        return f"{how}: {last_words}" if last_words else how
+        return ": ".join([how, *said])
 
     def ask_to_stop(self) -> None:
         """Close its stdin, which is what it waits for."""
@@ -135,8 +149,11 @@ class Child:
             for line in output:
                 text = line.decode(errors="replace").rstrip()
                 self.tail.append(text)
+                words = text.strip().removeprefix("what():").strip()
                 if text.startswith("Fatal Python error:") or (len(self._fault) == 1 and text.startswith("  File ")):
-                    self._fault.append(text.strip())
+                    self._fault.append(words)
+                elif words and not self._fault and not words.startswith(_NO_CAUSE):
+                    self._last_words = words
                 if self._echo is not None:
                     print(f"{self._echo}: {text}" if self._echo else text, file=sys.stderr, flush=True)
 

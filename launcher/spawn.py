@@ -67,6 +67,11 @@ RANK_ENVIRONMENT = {
     # torch asks for huge pages, as most Linux systems want to be asked: copying 200 MB into new memory took 65 ms on
     # two cores, and 180 without.
     "THP_MEM_ALLOC_ENABLE": "1",
+    # After a CUDA error torch's thread that watches NCCL would end the process, before the one that was computing has
+    # said what went wrong.
+    "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
+    # or NCCL does not say why it fails
+    "NCCL_DEBUG": "WARN",
 }
 
 

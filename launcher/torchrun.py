@@ -97,6 +97,7 @@ def run_rank() -> NoReturn:
     run_folder = str(make_run_folder()) if place.rank == 0 else None
     met: Future[Store] = Future()
     child = _start_command(run_folder, place) if run_folder is not None else None
+    os.dup2(2, 1)  # what libraries print, as NCCL its warnings, is not the command's output
     # Python's own handlers would wait for a collective to end; a thread does not. All threads that start from now on
     # leave signals to that one; the child has started already, and gets its own.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

@@ -26,11 +26,21 @@ with launch(device="cpu", tp={tp}) as client:
         print(type(event).__name__, flush=True)
 """
 
+CPP_ERROR = """terminate called after throwing an instance of 'c10::DistBackendError'
+  what():  [Rank 0] watchdog thread terminated with exception: CUDA error: an illegal memory access was encountered
+CUDA kernel errors might be asynchronously reported at some other API call.
+For debugging consider passing CUDA_LAUNCH_BLOCKING=1
+Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.
+
+Exception raised from c10_cuda_check_implementation at CUDAException.cpp:44 (most recent call first):
+""" + "".join(f"frame #{i}: <unknown function> + 0x{i} (0x7f{i} in libc10.so)\n" for i in range(40))
+
 FAKE_TORCH = {
     "hangs": "import threading; threading.Event().wait()",
     "raises": "raise RuntimeError('no torch\\nfor you')",
     "exits": "import os, sys; print('my last words', file=sys.stderr, flush=True); os._exit(3)",
     "is killed": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    "aborts": f"import os, sys; sys.stderr.write({CPP_ERROR!r}); sys.stderr.flush(); os.abort()",
     "crashes": "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
 }
 
@@ -64,6 +74,12 @@ def wait_for_progress(process: object) -> None:
         ("raises", "rank 0: RuntimeError: no torch"),
         ("exits", "rank 0 ended with exit code 3: my last words"),
         ("is killed", "rank 0 was killed by SIGKILL (the system does that when memory runs out)"),
+        (
+            "aborts",
+            "rank 0 was killed by SIGABRT: [Rank 0] watchdog thread terminated with exception: CUDA error: an illegal "
+            'memory access was encountered: Fatal Python error: Aborted, File "{folder}/fake/torch.py", line 1 in '
+            "<module>",
+        ),
         (
             "crashes",
             "rank 0 was killed by SIGSEGV: Fatal Python error: Segmentation fault, "
