@@ -7,6 +7,7 @@ front-end.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -14,10 +15,12 @@ import zmq.asyncio
 
 from engine.errors import Krea2Error, LaunchError, LoraError, RankError
 from launcher.internal import FrontendConfig
+from launcher.logs import log_event
 from launcher.process import Child, stop_all
 from launcher.ranks import RankEvents, RankGroup
 
 _PATIENCE_S = 0.5  # for ranks to end once they are asked to; they end at once unless they hang
+_GONE_S, _LOOK_S = 30.0, 0.05  # for killed ones to be gone, and between looks
 _STRIKES = 3  # groups lost in a row, none of which made an image, before the server gives up for a while
 _LONGEST_PAUSE_S = 30.0
 
@@ -66,7 +69,7 @@ class RankSupervisor:
                 self.given_up = RankError(error.message) if isinstance(error, LoraError) else error
                 self._events.ranks_given_up(self.given_up)
             await asyncio.to_thread(stop_all, self._children, patience_s=_PATIENCE_S)
-            self._children.clear()
+            left = await self._wait_until_gone()
             if self._strikes > 1:
                 await asyncio.sleep(min(_LONGEST_PAUSE_S, 2.0 ** min(self._strikes - 2, 10)))
             self.restarts += 1
@@ -76,7 +79,18 @@ class RankSupervisor:
             except LaunchError as problem:
                 self.group.fail(problem)
             else:
-                self.group.watch(self._children)
+                self.group.watch(self._children[left:])
+
+    async def _wait_until_gone(self) -> int:
+        """Let processes that have been killed end, which those that held much of a GPU's memory take seconds for: the
+        next group is to have all of it. Returns how many have not; they are kept, to be stopped again at the end."""
+        due = time.monotonic() + _GONE_S
+        while (left := [child for child in self._children if not child.wait(0.0)]) and time.monotonic() < due:
+            await asyncio.sleep(_LOOK_S)  # not in a thread, which would keep a server that is stopped from ending
+        self._children[:] = left
+        if left:
+            log_event("lost ranks have not ended", level="error", processes=len(left), waited_s=_GONE_S)
+        return len(left)
 
     def ready(self) -> None:
         """The group of now has come up."""

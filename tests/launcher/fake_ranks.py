@@ -33,6 +33,7 @@ from launcher.internal import (
     route,
 )
 from launcher.limits import Limits
+from launcher.process import Child
 from launcher.protocol import encode
 from tests.launcher.processes import PATIENCE_S
 
@@ -202,11 +203,13 @@ async def fake_engine(
     make_rank: MakeRank = FakeRank,
     replace_ranks: bool = False,
     warm_up: bool = False,
+    children: list[Child] | None = None,
     **config: float | str,
 ) -> AsyncIterator[Fakes]:
     """A front-end for the demo checkpoint with `tp` fake ranks. Leaving it stops what still runs.
 
-    replace_ranks: groups that are lost are replaced by new fakes; otherwise their error ends the front-end.
+    replace_ranks: groups that are lost are replaced by new fakes; otherwise their error ends the front-end. children:
+    what stands for the processes of the first ranks.
     """
     settings = FrontendConfig(
         engine=EngineConfig(tp=tp),
@@ -227,7 +230,7 @@ async def fake_engine(
     fakes.served = asyncio.create_task(
         serve(
             settings,
-            [],
+            [] if children is None else children,
             start_ranks=from_a_thread,
             on_started=started.set_result,
             stop=fakes.stop,
