@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
@@ -99,4 +99,6 @@ class Velocities:
 
     def _make_grid(self, height: int, width: int) -> torch.Tensor:
         dit = self._config
-        return to_device(image_rotations(height, width, dit.axes_dims_rope, dit.rope_theta), self._device)
+        # a table of each axis is a few kilobytes to compute and to copy, the grid up to 8 MB
+        place = partial(to_device, device=self._device)
+        return image_rotations(height, width, dit.axes_dims_rope, dit.rope_theta, place=place)

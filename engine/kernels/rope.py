@@ -5,7 +5,7 @@ Tables hold the rotations as complex numbers cos + i·sin: rotating the pair (x0
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,22 +19,32 @@ if TYPE_CHECKING:
 _HEADS_AT_ONCE = 16  # of a program of the kernel: enough elements for 16-byte loads
 
 
-def image_rotations(height: int, width: int, axes: Sequence[int], theta: float) -> torch.Tensor:
-    """Rotations of a grid of image tokens: (height · width, sum(axes) / 2) complex64, on the CPU.
+def image_rotations(
+    height: int,
+    width: int,
+    axes: Sequence[int],
+    theta: float,
+    *,
+    place: Callable[[torch.Tensor], torch.Tensor] = lambda table: table,
+) -> torch.Tensor:
+    """Rotations of a grid of image tokens: (height · width, sum(axes) / 2) complex64.
 
     Tokens sit at (0, row, column); `axes` are the head dims of those three axes. Angles are built in float64, as
     diffusers' `get_1d_rotary_pos_embed` does. On the first axis, and for text, which sits at (0, 0, 0), the rotation
-    is the identity.
+    is the identity. place: takes the tables of one axis each, of 1, `height` and `width` rows, from the CPU to where
+    the grid is made of them.
     """
-    rows = torch.arange(height, dtype=torch.float64).repeat_interleave(width)
-    columns = torch.arange(width, dtype=torch.float64).repeat(height)
-    angles = torch.cat(
-        [
-            torch.outer(position, theta ** (-torch.arange(0, axis, 2, dtype=torch.float64) / axis))
-            for position, axis in zip((torch.zeros_like(rows), rows, columns), axes, strict=True)
-        ],
-        dim=1,
+    first, rows, columns = (
+        place(_axis_rotations(length, axis, theta)) for length, axis in zip((1, height, width), axes, strict=True)
     )
+    parts = [part.expand(height, width, -1) for part in (first[None], rows[:, None], columns[None])]
+    return torch.cat(parts, dim=-1).flatten(0, 1)
+
+
+def _axis_rotations(length: int, axis: int, theta: float) -> torch.Tensor:
+    """Of positions 0, 1, … on one axis: (length, axis / 2) complex64."""
+    frequencies = theta ** (-torch.arange(0, axis, 2, dtype=torch.float64) / axis)
+    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
     return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
 
 

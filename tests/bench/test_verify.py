@@ -186,7 +186,7 @@ CODE = {
     "sigmas of 96×64": patched("engine.rank bench.verify.checks", "default_mu", lambda mu, *rest: mu(*rest) + 1e-3),
     "guidance and Euler step 1": patched("engine.rank", "guide", lambda guide, a, b, g: guide(a, b, g + 0.01)),
     "velocity of a whole forward": patched(
-        "engine.velocities", "image_rotations", lambda make, rows, columns, *rest: make(columns, rows, *rest)
+        "engine.velocities", "image_rotations", lambda make, high, wide, *rest, **to: make(wide, high, *rest, **to)
     ),
 }
 

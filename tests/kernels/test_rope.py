@@ -26,6 +26,37 @@ def test_image_rotations_are_diffusers(height: int, width: int, axes: tuple[int,
     torch.testing.assert_close(rotations.imag.repeat_interleave(2, dim=1), sin, atol=1e-7, rtol=0)
 
 
+@pytest.mark.parametrize(("axes", "theta"), [((4, 6, 6), 1000.0), ((32, 48, 48), 1000.0), ((0, 8, 4), 77.0)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (8, 3), (33, 17), (64, 64), (5, 256), (90, 160)])
+def test_image_rotations_are_to_the_last_bit_those_of_angles_token_by_token(
+    height: int, width: int, axes: tuple[int, int, int], theta: float
+) -> None:
+    rows = torch.arange(height, dtype=torch.float64).repeat_interleave(width)
+    columns = torch.arange(width, dtype=torch.float64).repeat(height)
+    angles = torch.cat(
+        [
+            torch.outer(position, theta ** (-torch.arange(0, axis, 2, dtype=torch.float64) / axis))
+            for position, axis in zip((torch.zeros_like(rows), rows, columns), axes, strict=True)
+        ],
+        dim=1,
+    )
+    expected = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+    assert torch.equal(image_rotations(height, width, axes, theta), expected)
+
+
+def test_only_a_table_of_each_axis_is_placed() -> None:
+    placed: list[tuple[int, ...]] = []
+
+    def place(table: torch.Tensor) -> torch.Tensor:
+        placed.append(tuple(table.shape))
+        return table
+
+    rotations = image_rotations(40, 30, (32, 48, 48), 1000.0, place=place)
+    assert rotations.shape == (1200, 64)
+    assert rotations.is_contiguous()
+    assert placed == [(1, 16), (40, 24), (30, 24)]
+
+
 @pytest.mark.parametrize("theta", [10_000.0, 5_000_000.0])
 def test_text_rotations_are_transformers_mrope_for_text(theta: float) -> None:
     config_class = pytest.importorskip("transformers").Qwen3VLTextConfig
