@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -35,6 +36,7 @@ from engine.parallel.device import (
     free_bytes,
     multiplies_fp8,
     pick_dtype,
+    pinned,
     ranks_on_device,
     reserve_bytes,
     to_device,
@@ -59,7 +61,8 @@ _IMAGES_PER_NEW_LENGTH = 10
 
 
 class Rank:
-    """Executes `Step`s on one device. Not thread-safe; only images are decoded in a thread of the rank's own."""
+    """Executes `Step`s on one device. Not thread-safe; only noise is drawn and images are decoded in threads of its
+    own."""
 
     def __init__(
         self,
@@ -144,6 +147,7 @@ class Rank:
         beside = group.size == 1 and not self._saves_memory
         self._prompts = PromptFeatures(self.text_encoder, self.transformer, self._adapters, device, beside=beside)
         self._schedule = lru_cache(maxsize=_CACHED_SCHEDULES)(self._make_schedule)
+        self._noise = ThreadPoolExecutor(1, thread_name_prefix="noise")
         self._on_failed = on_failed if mesh.world.size == 1 else None
         self._failed: set[int] = set()  # jobs that a step on its way may still name
         self._decoder: ImageDecoder | None = None
@@ -518,6 +522,7 @@ class Rank:
 
     def close(self) -> None:
         """Wait until every image has been decoded. Raises what went wrong there."""
+        self._noise.shutdown()
         if self._decoder is not None:
             try:
                 self._decoder.settle()
@@ -530,23 +535,31 @@ class Rank:
 
     def _start(self, jobs: Sequence[Job]) -> int:
         """Returns how many prompt tokens were encoded."""
-        text_loras = [self._adapters.of(job.loras, TEXT) for job in jobs]
-        prompts = [[(ids, loras) for ids in job.prompts] for job, loras in zip(jobs, text_loras, strict=True)]
-        texts, encoded_tokens = self._prompts.encode([prompt for each in prompts for prompt in each])
-        for job, its_prompts in zip(jobs, prompts, strict=True):
-            multiple = self.config.size_multiple
-            tokens = self.config.image_tokens(job.width, job.height)
-            mu = default_mu(self.config, tokens) if job.mu is None else job.mu
-            noise = draw_noise(job.seed, job.width, job.height, self.config, self.dtype)
-            self._jobs[job.job_id] = JobState(
-                job=job,
-                grid=(job.height // multiple, job.width // multiple),
-                latents=to_device(noise, self.device),
-                loras=self._adapters.of(job.loras, DENOISING),
-                texts=tuple(texts[prompt] for prompt in its_prompts),
-                schedule=self._schedule(job.steps, mu, self._adapters.of(job.loras, TIME)),
-            )
-        return encoded_tokens
+        noises = [self._noise.submit(self._draw, job) for job in jobs]  # while the prompts are encoded
+        try:
+            text_loras = [self._adapters.of(job.loras, TEXT) for job in jobs]
+            prompts = [[(ids, loras) for ids in job.prompts] for job, loras in zip(jobs, text_loras, strict=True)]
+            texts, encoded_tokens = self._prompts.encode([prompt for each in prompts for prompt in each])
+            for job, its_prompts, noise in zip(jobs, prompts, noises, strict=True):
+                multiple = self.config.size_multiple
+                tokens = self.config.image_tokens(job.width, job.height)
+                mu = default_mu(self.config, tokens) if job.mu is None else job.mu
+                self._jobs[job.job_id] = JobState(
+                    job=job,
+                    grid=(job.height // multiple, job.width // multiple),
+                    latents=to_device(noise.result(), self.device),
+                    loras=self._adapters.of(job.loras, DENOISING),
+                    texts=tuple(texts[prompt] for prompt in its_prompts),
+                    schedule=self._schedule(job.steps, mu, self._adapters.of(job.loras, TIME)),
+                )
+            return encoded_tokens
+        finally:
+            for noise in noises:  # those that an error has left undrawn
+                noise.cancel()
+
+    def _draw(self, job: Job) -> torch.Tensor:
+        """The image's noise, where a copy to the device does not wait for it."""
+        return pinned(draw_noise(job.seed, job.width, job.height, self.config, self.dtype), self.device)
 
     def _unload(self, adapter_id: int) -> None:
         """Forget an adapter and what was made with it."""

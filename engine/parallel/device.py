@@ -99,7 +99,12 @@ def ranks_on_device(device: torch.device, ranks: int) -> int:
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy from the host without waiting for what is queued on the device."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return pinned(tensor, device).to(device, non_blocking=device.type == "cuda")
+
+
+def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """In host memory that a device copies from by itself, which takes a copy unless it is there; a CPU needs none."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
