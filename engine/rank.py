@@ -249,11 +249,13 @@ class Rank:
             return
         latents = self._unpack(job, state.latents)
         torch.cuda.synchronize(self.device)
-        if self._share_decoding(job):
-            assert self.vae is not None
-            self.vae.warm_up(latents[None], group=self.mesh.world)
-        elif self._decoder is not None:
-            self._decoder.warm_up(latents)
+        with _timed(f"the decoder's convolutions for {width}×{height}"):
+            if self._share_decoding(job):
+                assert self.vae is not None
+                self.vae.warm_up(latents[None], group=self.mesh.world)
+            elif self._decoder is not None:
+                self._decoder.warm_up(latents)
+            torch.cuda.synchronize(self.device)
 
     def execute(self, step: Step) -> PendingStep:
         """Start a step. On a GPU the work is only queued when this returns; `wait` for it.

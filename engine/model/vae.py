@@ -92,7 +92,8 @@ class VAEDecoder(nn.Module):
         Call it in the thread that decodes, since cuDNN's choices belong to a thread. Shapes that were not warmed up
         get what cuDNN's heuristics say: timing them would hold up the requests that wait, and it empties torch's cache
         of device memory for every convolution. The flag is the process's, but only convolutions look at it, and only
-        the decoder has any.
+        the decoder has any. torch times at most `torch.backends.cudnn.benchmark_limit` ways of each, 10 if nobody says
+        otherwise, the ones first that the heuristics think best.
         """
         before = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = True
