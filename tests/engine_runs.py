@@ -90,8 +90,9 @@ class RankGroup:
         """Load the checkpoint on every rank. Raises what a rank raised. options: as `run_requests` has them."""
         self.folder, self.closed = folder, False
         self.config = config_of(folder, **options)
-        self._meshes = thread_meshes(self.config.degrees, timeout_s=DEADLINE_S)
-        self._threads = ThreadPoolExecutor(self.config.ranks, thread_name_prefix="rank")
+        self._meshes = thread_meshes(self.config.degrees, timeout_s=DEADLINE_S, spoils=True)
+        # a pool of one a rank, whose groups hold out for one thread
+        self._threads = [ThreadPoolExecutor(1, f"rank-{rank}") for rank in range(self.config.ranks)]
         self._images: queue.Queue[DecodedImage] = queue.Queue()
         self._next_step = 0
         self._hangs = False
@@ -132,7 +133,8 @@ class RankGroup:
             for rank in ranks:
                 rank.close()
         finally:
-            self._threads.shutdown(wait=not self._hangs)
+            for thread in self._threads:
+                thread.shutdown(wait=not self._hangs)
 
     def _load(self, index: int) -> Rank:
         on_image = self._images.put if index == 0 else None
@@ -149,7 +151,7 @@ class RankGroup:
                 self._meshes[index].close()  # lets the other ranks go
                 raise
 
-        futures = [self._threads.submit(run, index) for index in range(self.config.ranks)]
+        futures = [thread.submit(run, index) for index, thread in enumerate(self._threads)]
         _, running = wait(futures, timeout=DEADLINE_S)
         failures = [future.exception() for future in futures if future not in running and future.exception()]
         self._hangs = bool(running)

@@ -26,8 +26,8 @@ from engine.memory import step_bytes
 from engine.model import VAEDecoder
 from engine.modes import Degrees, Halves, Sent, divide_segments, sent_in_step
 from engine.parallel import Group, thread_groups, thread_meshes
-from engine.parallel.group import ThreadGroup
 from engine.parallel.sequence import Share
+from engine.parallel.thread_group import ThreadGroup
 from engine.prompt import PREFIX_TOKENS
 from engine.rank import Rank
 from engine.step import Adapter, Job, Step

@@ -2,9 +2,10 @@
 
 from engine.parallel.device import device_name, pick_device, ranks_on_device
 from engine.parallel.distributed import connect_mesh
-from engine.parallel.group import Group, LocalGroup, thread_groups
+from engine.parallel.group import Group, LocalGroup
 from engine.parallel.linear import ColumnParallelLinear, Linear, RowParallelLinear, ScatteredRows
 from engine.parallel.mesh import Mesh, thread_meshes
+from engine.parallel.thread_group import thread_groups
 
 __all__ = [
     "ColumnParallelLinear",

@@ -1,24 +1,27 @@
-"""What ranks say to each other: an interface, and its forms for one rank and for ranks that are threads.
+"""What ranks say to each other: an interface, and its form for one rank.
 
 Layers get their group as an argument and never ask for the world, so that several kinds of parallelism can live side
-by side. The form over processes is in `distributed.py`.
+by side. The form over processes is in `distributed.py`, that over threads in `thread_group.py`.
 """
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 
-from engine.errors import RankError
-
 
 class Group(ABC):
-    """Ranks that compute together. Every rank must call the same operations in the same order."""
+    """Ranks that compute together.
+
+    NCCL's rules are the contract, and `ThreadGroup` enforces them: every rank calls the same operations in the same
+    order, from one thread, one group at a time, with tensors that are contiguous and of the same dtype and shape on all
+    ranks (`all_to_all`: but for the rows). fp8 is passed as uint8. `all_reduce` and `broadcast` overwrite the tensor;
+    what `reduce_scatter`, `all_gather` and `all_to_all` were passed is undefined afterwards: the result may be that
+    same tensor, as that of a single rank is.
+    """
 
     rank: int
     size: int
@@ -112,69 +115,3 @@ class LocalGroup(Group):
 
     def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
         return tensor
-
-
-@dataclass
-class _Meeting:
-    """Where threads lay out their tensors for each other."""
-
-    size: int
-    timeout_s: float
-    tensors: list[torch.Tensor | None] = field(init=False)
-    barrier: threading.Barrier = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.tensors = [None] * self.size
-        self.barrier = threading.Barrier(self.size, timeout=self.timeout_s)
-
-
-class ThreadGroup(Group):
-    """Ranks that are threads of one process, for tests and for looking at sharded code in a debugger."""
-
-    def __init__(self, rank: int, meeting: _Meeting) -> None:
-        self.rank = rank
-        self.size = meeting.size
-        self._meeting = meeting
-
-    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.copy_(self._sum(self._exchange(tensor)))
-
-    def reduce_scatter(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self._sum([part.chunk(self.size)[self.rank] for part in self._exchange(tensor)])
-
-    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        return torch.cat(self._exchange(tensor))
-
-    def all_to_all(self, tensor: torch.Tensor, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
-        splits = self._exchange(torch.tensor(sent))
-        tensors = self._exchange(tensor)
-        return torch.cat([part.split(split.tolist())[self.rank] for part, split in zip(tensors, splits, strict=True)])
-
-    def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
-        return tensor.copy_(self._exchange(tensor)[source])
-
-    def close(self) -> None:
-        """End the group for all of its ranks: whoever waits, or comes later, gets a `RankError`."""
-        self._meeting.barrier.abort()
-
-    def _exchange(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """A copy of every rank's tensor. The second wait keeps the slots until all have been read."""
-        meeting = self._meeting
-        meeting.tensors[self.rank] = tensor
-        try:
-            meeting.barrier.wait()
-            copies = [part.clone() for part in meeting.tensors if part is not None]
-            meeting.barrier.wait()
-        except threading.BrokenBarrierError:
-            raise RankError(f"rank {self.rank} waited for the other ranks of its group in vain") from None
-        return copies
-
-    @staticmethod
-    def _sum(parts: list[torch.Tensor]) -> torch.Tensor:
-        return torch.stack(parts).sum(dim=0)
-
-
-def thread_groups(size: int, timeout_s: float = 60.0) -> list[Group]:
-    """One group's ranks, for `size` threads. A rank that waits longer than `timeout_s` raises `RankError`."""
-    meeting = _Meeting(size, timeout_s)
-    return [ThreadGroup(rank, meeting) for rank in range(size)]

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from engine.modes import Degrees
-from engine.parallel.group import Group, LocalGroup, thread_groups
+from engine.parallel.group import Group, LocalGroup
+from engine.parallel.thread_group import RankThread, thread_groups
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,19 @@ class Mesh:
             group.close()
 
 
-def thread_meshes(degrees: Degrees, timeout_s: float = 60.0) -> list[Mesh]:
-    """The meshes of ranks that are threads. A rank that waits longer than `timeout_s` raises `RankError`."""
+def thread_meshes(degrees: Degrees, timeout_s: float = 60.0, *, spoils: bool = False) -> list[Mesh]:
+    """The meshes of ranks that are threads. A rank that waits longer than `timeout_s` raises `RankError`. spoils: as
+    `ThreadGroup` has it."""
+    threads = [RankThread() for _ in range(degrees.ranks)]
     made: dict[tuple[int, ...], Sequence[Group]] = {}
 
     def mesh(rank: int) -> Mesh:
         def group_of(ranks: tuple[int, ...]) -> Group:
-            groups = made.setdefault(ranks, thread_groups(len(ranks), timeout_s))
-            return groups[ranks.index(rank)] if rank in ranks else LocalGroup()
+            if ranks not in made:
+                own = [threads[each] for each in ranks]
+                name = f"the group of ranks {', '.join(map(str, ranks))}"
+                made[ranks] = thread_groups(len(ranks), timeout_s, threads=own, name=name, spoils=spoils)
+            return made[ranks][ranks.index(rank)] if rank in ranks else LocalGroup()
 
         return Mesh.build(rank, degrees, group_of)
 

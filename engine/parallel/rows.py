@@ -55,4 +55,4 @@ class ImageRows:
 
     def gather(self, rows: torch.Tensor, each: int) -> torch.Tensor:
         """Those of all ranks, in order, where a row of the image is `each` of x's: (rows, …)."""
-        return self.group.gather_rows(rows, [count * each for count in self.counts])
+        return self.group.gather_rows(rows.contiguous(), [count * each for count in self.counts])

@@ -31,7 +31,7 @@ def split(vae: VAEDecoder, latents: torch.Tensor, ranks: int, *, pixels: bool = 
             raise
 
     with ThreadPoolExecutor(ranks) as pool:
-        return list(pool.map(decode, thread_groups(ranks)))
+        return list(pool.map(decode, thread_groups(ranks, spoils=True)))
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

@@ -41,10 +41,6 @@ def check_collectives(group: Group, device: torch.device = CPU) -> None:
         for source in range(size):
             assert torch.equal(group.broadcast(mine.clone(), source), every[source]), "broadcast"
 
-        strided = torch.stack([mine, mine], dim=1)[:, 0]  # a view that is not contiguous
-        assert torch.equal(group.all_reduce(strided), total), "all_reduce of a view"
-        assert torch.equal(strided, total), "all_reduce of a view, in place"
-
 
 def check_uneven(group: Group, dtype: torch.dtype, device: torch.device) -> None:
     """Exchanges of rows that differ from rank to rank."""
@@ -60,12 +56,19 @@ def check_uneven(group: Group, dtype: torch.dtype, device: torch.device) -> None
     assert torch.equal(group.all_to_all(torch.cat(pieces[rank]), sent[rank], received), expected), "all_to_all, uneven"
     rows = [(3 * r + 1) % 4 for r in range(size)]
     every = [rows_of(float(r), rows[r]) for r in range(size)]
-    assert torch.equal(group.gather_rows(every[rank], rows), torch.cat(every)), "gather_rows"
+    assert torch.equal(group.gather_rows(every[rank].clone(), rows), torch.cat(every)), "gather_rows"
 
 
 def run_threads(groups: list[Group], work: Callable[[Group], None]) -> None:
+    def run(group: Group) -> None:
+        try:
+            work(group)
+        except BaseException:
+            group.close()  # the other ranks would wait
+            raise
+
     with ThreadPoolExecutor(len(groups)) as pool:
-        for future in [pool.submit(work, group) for group in groups]:
+        for future in [pool.submit(run, group) for group in groups]:
             future.result(DEADLINE_S)
 
 
@@ -75,7 +78,7 @@ def test_one_rank() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_threads(size: int) -> None:
-    run_threads(thread_groups(size, DEADLINE_S), check_collectives)
+    run_threads(thread_groups(size, DEADLINE_S, spoils=True), check_collectives)
 
 
 def check_mesh(mesh: Mesh, degrees: Degrees) -> None:
@@ -99,7 +102,7 @@ DEGREES = [Degrees(2), Degrees(1, 2), Degrees(1, 1, 2), Degrees(4), Degrees(2, 2
 
 @pytest.mark.parametrize("degrees", DEGREES)
 def test_meshes_of_threads(degrees: Degrees) -> None:
-    meshes = thread_meshes(degrees, DEADLINE_S)
+    meshes = thread_meshes(degrees, DEADLINE_S, spoils=True)
     with ThreadPoolExecutor(len(meshes)) as pool:
         for future in [pool.submit(check_mesh, mesh, degrees) for mesh in meshes]:
             future.result(DEADLINE_S)
@@ -146,18 +149,19 @@ def check_products(group: Group) -> None:
     """Raise if the products that are made while rows are exchanged are not those made before or after."""
     every = [torch.randn(4, 6, generator=torch.Generator().manual_seed(rank)) for rank in range(group.size)]
     weight = torch.randn(5, 6, generator=torch.Generator().manual_seed(9))
-    gathered, product = group.gather_multiply(every[group.rank], weight)
+    mine = every[group.rank]
+    gathered, product = group.gather_multiply(mine.clone(), weight)
     assert torch.equal(gathered, torch.cat(every))
     torch.testing.assert_close(product, torch.cat(every) @ weight.t())
     total = (sum(every) @ weight.t()).chunk(group.size)[group.rank]
-    torch.testing.assert_close(group.multiply_scatter(every[group.rank], weight), total)
-    rows = group.multiply_scatter_rows(every[group.rank][:3], weight)
+    torch.testing.assert_close(group.multiply_scatter(mine, weight), total)
+    rows = group.multiply_scatter_rows(mine[:3], weight)
     torch.testing.assert_close(rows, (sum(every)[:3] @ weight.t()).split(group.shares(3))[group.rank])
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_products_of_threads(size: int) -> None:
-    run_threads(thread_groups(size, DEADLINE_S), check_products)
+    run_threads(thread_groups(size, DEADLINE_S, spoils=True), check_products)
 
 
 def test_products_through_symmetric_memory(tmp_path: Path) -> None:

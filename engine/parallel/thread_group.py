@@ -1,0 +1,266 @@
+"""Ranks that are threads of one process, for tests and for looking at sharded code in a debugger.
+
+They stand in for GPUs, so they hold to NCCL's rules where threads and gloo would forgive: what NCCL would refuse, or
+wait for without end, is a `RankError` of every rank. What the rules rest on:
+
+- Ranks whose operations, elements or dtypes differ hang or read each other's bytes as something else: NCCL compares
+  nothing. Here every rank first lays down a card that says what it is about to do, and all must agree.
+- torch's ProcessGroupNCCL takes dense, contiguous tensors of the dtypes in its table (NCCLUtils.hpp). float8 is one of
+  them in some versions only, and the maximum of bools is called their sum.
+- NCCL discards an operation of no elements (taskAppend in its enqueue.cc), and torch sends no rows where there are
+  none. So no rows on all ranks are fine, and on one alone they leave the others waiting, which their cards show.
+- Communicators that share a GPU must not be at work at once unless all ranks start them in one order: a rank uses one
+  at a time, from one thread. That they are on one stream is for a GPU to show, threads have none.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.errors import RankError
+from engine.parallel.group import Group
+
+_DTYPES = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool),
+}
+_SUMS = {"all_reduce", "reduce_scatter"}
+_FP8_NAN = 0x7F  # of e4m3, which travels as bytes
+
+
+class RankThread:
+    """Where the groups of one rank are used: in one thread, one group at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._at_work: Group | None = None
+
+    def begin(self, group: Group) -> str | None:
+        """Note that a group is at work until `end`, or return what forbids it."""
+        thread = threading.current_thread()
+        with self._lock:
+            if self._at_work is not None:
+                return f"started while {self._at_work} of the same rank is at work"
+            if self._thread is None:
+                self._thread = thread
+            if self._thread is not thread:
+                return f"in thread {thread.name}, where the rank's groups are used in {self._thread.name}"
+            self._at_work = group
+        return None
+
+    def end(self) -> None:
+        self._at_work = None
+
+
+@dataclass(frozen=True)
+class _Card:
+    """What a rank is about to do.
+
+    number: which of the group's operations it is. shape: of its tensor, None for rows that may differ from rank to
+    rank. agreed: what else must be the same on all ranks. sent, received: how many rows to and from each rank.
+    """
+
+    number: int
+    operation: str
+    dtype: torch.dtype
+    device: str
+    shape: tuple[int | None, ...]
+    agreed: str = ""
+    sent: tuple[int, ...] = ()
+    received: tuple[int, ...] = ()
+
+    @property
+    def common(self) -> tuple[object, ...]:
+        return self.number, self.operation, self.dtype, self.device, self.shape, self.agreed
+
+    def __str__(self) -> str:
+        lengths = ", ".join("rows" if length is None else str(length) for length in self.shape)
+        rows = f", sends {list(self.sent)} and receives {list(self.received)} rows" if self.sent else ""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"operation {self.number}, {self.operation} of {dtype} ({lengths}) on {self.device}{self.agreed}{rows}"
+
+
+_Slot = tuple[_Card, torch.Tensor]
+
+
+class _Meeting:
+    """Where threads lay down their cards and tensors for each other. Ends when one of them breaks a rule."""
+
+    def __init__(self, size: int, timeout_s: float) -> None:
+        self._size = size
+        self._barrier = threading.Barrier(size, timeout=timeout_s)
+        self._slots: dict[int, _Slot] = {}
+        self._failure: str | None = None
+
+    def exchange(self, rank: int, own: _Slot, combine: Callable[[list[_Slot]], torch.Tensor]) -> torch.Tensor:
+        """What `combine` makes of every rank's slot. It copies: the tensors are the ranks' own again after it."""
+        self._slots[rank] = own
+        self._wait(rank)
+        slots = [self._slots[each] for each in range(self._size)]
+        if complaint := _disagreement([card for card, _ in slots]):
+            raise self.fail(complaint)
+        try:
+            result = combine(slots)
+        except BaseException:
+            self.close()
+            raise
+        self._wait(rank)
+        return result
+
+    def fail(self, message: str) -> RankError:
+        """End the group for all its ranks, which raise the same."""
+        self._failure = self._failure or message  # before those who wait can look
+        self.close()
+        return RankError(self._failure)
+
+    def close(self) -> None:
+        self._barrier.abort()
+
+    def _wait(self, rank: int) -> None:
+        try:
+            self._barrier.wait()
+        except threading.BrokenBarrierError:
+            vain = f"rank {rank} waited for the other ranks of its group in vain: {self._slots[rank][0]}"
+            raise RankError(self._failure or vain) from None
+
+
+class ThreadGroup(Group):
+    """One of a group's ranks, which are threads."""
+
+    def __init__(self, rank: int, size: int, meeting: _Meeting, thread: RankThread, *, name: str, spoils: bool) -> None:
+        """thread: the same for all groups of this rank. name: the group's, in messages. spoils: whether a tensor whose
+        content is undefined once it was passed is overwritten, to find who reads it still."""
+        self.rank, self.size = rank, size
+        self._meeting, self._thread = meeting, thread
+        self._name, self._spoils = name, spoils
+        self._operations = 0
+        self._agreed = ""  # put on the next card
+
+    def __str__(self) -> str:
+        return self._name
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        card = self._card("all_reduce", tensor)
+        return tensor.copy_(self._exchange(card, tensor, lambda slots: _sum([each for _, each in slots])))
+
+    def reduce_scatter(self, tensor: torch.Tensor) -> torch.Tensor:
+        card = self._card("reduce_scatter", tensor)
+        rows, rest = divmod(tensor.shape[0], self.size)
+        if rest:
+            raise self._fail(f"{card}: {tensor.shape[0]} rows do not divide by {self.size} ranks")
+        own = slice(self.rank * rows, (self.rank + 1) * rows)
+        return self._hand_over(card, tensor, lambda slots: _sum([each[own] for _, each in slots]))
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        card = self._card("all_gather", tensor)
+        return self._hand_over(card, tensor, lambda slots: torch.cat([each for _, each in slots]))
+
+    def all_to_all(self, tensor: torch.Tensor, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
+        card = self._card("all_to_all", tensor, sent=sent, received=received)
+        if not len(sent) == len(received) == self.size or min(*sent, *received) < 0 or sum(sent) != tensor.shape[0]:
+            raise self._fail(f"{card}: that is not how {tensor.shape[0]} rows divide among {self.size} ranks")
+
+        def combine(slots: list[_Slot]) -> torch.Tensor:
+            return torch.cat([each.split(theirs.sent)[self.rank] for theirs, each in slots])
+
+        return self._hand_over(card, tensor, combine)
+
+    def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
+        self._agreed = f", from rank {source}"
+        card = self._card("broadcast", tensor)
+        if not 0 <= source < self.size:
+            raise self._fail(f"{card}: there are {self.size} ranks")
+        return tensor.copy_(self._exchange(card, tensor, lambda slots: slots[source][1].clone()))
+
+    def gather_rows(self, tensor: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        self._agreed = f", for {rows} rows"
+        try:
+            if len(rows) != self.size or rows[self.rank] != tensor.shape[0]:
+                raise self._fail(f"gather_rows of {tensor.shape[0]} rows, where ranks have {rows}")
+            return super().gather_rows(tensor, rows)
+        finally:
+            self._agreed = ""
+
+    def close(self) -> None:
+        """End the group for all of its ranks: whoever waits, or comes later, gets a `RankError`."""
+        self._meeting.close()
+
+    def _card(
+        self, operation: str, tensor: torch.Tensor, *, sent: Sequence[int] = (), received: Sequence[int] = ()
+    ) -> _Card:
+        """The card of the next operation. Raises where this rank alone can tell that NCCL would refuse it."""
+        self._operations += 1
+        shape: tuple[int | None, ...] = tuple(tensor.shape)
+        if operation == "all_to_all":
+            shape = (None, *shape[1:])
+        number, device = self._operations, tensor.device.type
+        card = _Card(number, operation, tensor.dtype, device, shape, self._agreed, tuple(sent), tuple(received))
+        self._agreed = ""
+        if tensor.layout != torch.strided or not tensor.is_contiguous():
+            raise self._fail(f"{card}: the tensor is not contiguous")
+        if tensor.dtype not in _DTYPES or (tensor.dtype == torch.bool and operation in _SUMS):
+            raise self._fail(f"{card}: NCCL has no such operation for this dtype everywhere")
+        if tensor.dim() == 0 and operation not in ("all_reduce", "broadcast"):
+            raise self._fail(f"{card}: the tensor has no rows")
+        return card
+
+    def _hand_over(
+        self, card: _Card, tensor: torch.Tensor, combine: Callable[[list[_Slot]], torch.Tensor]
+    ) -> torch.Tensor:
+        """As `_exchange`, of a tensor that the caller does not read again."""
+        result = self._exchange(card, tensor, combine)
+        if self._spoils:
+            with torch.no_grad():
+                tensor.fill_(torch.nan if tensor.is_floating_point() else _FP8_NAN)
+        return result
+
+    def _exchange(
+        self, card: _Card, tensor: torch.Tensor, combine: Callable[[list[_Slot]], torch.Tensor]
+    ) -> torch.Tensor:
+        if complaint := self._thread.begin(self):
+            raise self._fail(f"{card}: {complaint}")
+        try:
+            return self._meeting.exchange(self.rank, (card, tensor), combine)
+        finally:
+            self._thread.end()
+
+    def _fail(self, message: str) -> RankError:
+        return self._meeting.fail(f"rank {self.rank} of {self._name}: {message}")
+
+
+def thread_groups(
+    size: int,
+    timeout_s: float = 60.0,
+    *,
+    threads: Sequence[RankThread] | None = None,
+    name: str = "a group",
+    spoils: bool = False,
+) -> list[Group]:
+    """One group's ranks, for `size` threads. A rank that waits longer than `timeout_s` raises `RankError`.
+
+    The other arguments are those of `ThreadGroup`; threads: one a rank, None where ranks have no other group.
+    """
+    meeting = _Meeting(size, timeout_s)
+    threads = threads or [RankThread() for _ in range(size)]
+    return [ThreadGroup(rank, size, meeting, threads[rank], name=name, spoils=spoils) for rank in range(size)]
+
+
+def _disagreement(cards: Sequence[_Card]) -> str | None:
+    """How the cards of two ranks contradict each other, if any do."""
+    for rank, card in enumerate(cards):
+        if card.common != cards[0].common:
+            return f"ranks differ. Rank 0: {cards[0]}. Rank {rank}: {card}"
+    for source, sending in enumerate(cards):
+        for target, receiving in enumerate(cards):
+            if sending.sent and sending.sent[target] != receiving.received[source]:
+                return f"ranks expect other rows than are sent. Rank {source}: {sending}. Rank {target}: {receiving}"
+    return None
+
+
+def _sum(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(tensors)).sum(dim=0, dtype=tensors[0].dtype)
