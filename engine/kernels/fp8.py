@@ -40,17 +40,20 @@ def quantize_rows(x: torch.Tensor, dtype: torch.dtype | None = None) -> Fp8Rows:
     return Fp8Rows((wide / scales).clamp_(-FP8_MAX, FP8_MAX).to(FP8), scales, dtype or x.dtype)
 
 
-def fp8_linear(x: Fp8Rows, weight: Fp8Rows) -> torch.Tensor:
-    """x Wᵀ: (tokens, in) and (out, in) → (tokens, out) in x's dtype.
+def fp8_linear(x: Fp8Rows, weight: Fp8Rows, out: torch.Tensor | None = None) -> torch.Tensor:
+    """x Wᵀ: (tokens, in) and (out, in) → (tokens, out) in x's dtype, written to `out` if there is one.
 
     On a GPU by its fp8 tensor cores, whose fast accumulation keeps about 14 bits between promotions: finer than the
     operands. The dtype is bfloat16 there, all that they write with row-wise scales. On a CPU in float32.
     """
     if x.values.device.type == "cpu":
-        return F.linear(x.dequantize(), weight.dequantize()).to(x.dtype)
+        y = F.linear(x.dequantize(), weight.dequantize()).to(x.dtype)
+        return y if out is None else out.copy_(y)
     if not x.values.shape[0]:  # nobody says that the library takes no rows
         return x.values.new_empty((0, weight.values.shape[0]), dtype=x.dtype)
     row_wise = F.ScalingType.RowWise
+    if out is not None:
+        return scaled_mm_out(x, weight, out)
     return F.scaled_mm(
         x.values,
         weight.values.t(),
@@ -60,6 +63,25 @@ def fp8_linear(x: Fp8Rows, weight: Fp8Rows) -> torch.Tensor:
         row_wise,
         output_dtype=x.dtype,
         use_fast_accum=True,
+    )
+
+
+def scaled_mm_out(x: Fp8Rows, weight: Fp8Rows, out: torch.Tensor) -> torch.Tensor:
+    """What `F.scaled_mm` calls, which does not hand on where to write."""
+    row_wise = [F.ScalingType.RowWise.value]
+    return torch._scaled_mm_v2(
+        x.values,
+        weight.values.t(),
+        [x.scales],
+        row_wise,
+        [],  # no swizzle
+        [weight.scales.t()],
+        row_wise,
+        [],
+        None,  # no bias
+        x.dtype,
+        use_fast_accum=True,
+        out=out,
     )
 
 

@@ -50,15 +50,20 @@ class Group(ABC):
         each = -(-rows // self.size)
         return [max(0, min(each, rows - rank * each)) for rank in range(self.size)]
 
-    def reduce_scatter_rows(self, tensor: torch.Tensor) -> torch.Tensor:
-        """As `reduce_scatter`, each rank getting its share of any number of rows: (rows, …) → (shares[rank], …)."""
-        shares = self.shares(tensor.shape[0])
-        return self.reduce_scatter(filled_up(tensor, shares[0] * self.size))[: shares[self.rank]]
+    def filled_rows(self, rows: int) -> int:
+        """So many rows, or a few more: as many as every rank can have equally many of."""
+        return self.shares(rows)[0] * self.size
+
+    def reduce_scatter_rows(self, tensor: torch.Tensor, rows: int) -> torch.Tensor:
+        """As `reduce_scatter`, each rank getting its share of the first `rows` rows: (filled_rows(rows), …) →
+        (shares[rank], …). What lies in the others, if there are any, is read and never given back."""
+        return self.reduce_scatter(tensor)[: self.shares(rows)[self.rank]]
 
     def multiply_scatter_rows(self, tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """As `multiply_scatter`, each rank getting its share of any number of rows."""
-        shares = self.shares(tensor.shape[0])
-        return self.multiply_scatter(filled_up(tensor, shares[0] * self.size), weight)[: shares[self.rank]]
+        rows = tensor.shape[0]
+        product = self.multiply_scatter(filled_up(tensor, self.filled_rows(rows)), weight)
+        return product[: self.shares(rows)[self.rank]]
 
     def gather_rows(self, tensor: torch.Tensor, rows: list[int]) -> torch.Tensor:
         """As `all_gather`, where rank i has rows[i] rows: (rows[rank], …) → (sum(rows), …)."""

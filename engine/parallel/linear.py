@@ -75,20 +75,20 @@ class ParallelMatrix(nn.Module):
         self.register_parameter("weight_scale", nn.Parameter(scales, requires_grad=False))
         self.takes_fp8 = fp8_product
 
-    def multiply(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
-        """x Wᵀ: (tokens, in) → (tokens, out)."""
-        if self.weight_scale is None:
-            assert isinstance(x, torch.Tensor)
-            return F.linear(x, self.weight)
+    def multiply(self, x: torch.Tensor | Fp8Rows, out: torch.Tensor | None = None) -> torch.Tensor:
+        """x Wᵀ: (tokens, in) → (tokens, out), written to `out` if there is one."""
         if isinstance(x, Fp8Rows):
-            return fp8_linear(x, Fp8Rows(self.weight, self.weight_scale, x.dtype))
+            assert self.weight_scale is not None
+            return fp8_linear(x, Fp8Rows(self.weight, self.weight_scale, x.dtype), out)
+        if self.weight_scale is None:
+            return _product(x, self.weight, out)
         if self.weight.dtype == FP8:  # a row's scale is an output's: the weights need not be multiplied
-            return F.linear(x, self.weight.to(x.dtype)).mul_(self.weight_scale.t())
-        return F.linear(x, dequantize_groups(self.weight, self.weight_scale, x.dtype))
+            return _product(x, self.weight.to(x.dtype), out).mul_(self.weight_scale.t())
+        return _product(x, dequantize_groups(self.weight, self.weight_scale, x.dtype), out)
 
-    def partial_output(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
+    def partial_output(self, x: torch.Tensor | Fp8Rows, out: torch.Tensor | None = None) -> torch.Tensor:
         """The product, and what the side path adds."""
-        y = self.multiply(x)
+        y = self.multiply(x, out)
         if self.side_path is not None:
             self.side_path(x, y)
         return y
@@ -137,5 +137,18 @@ class RowParallelLinear(ParallelMatrix):
         plain = self.weight_scale is None and self.side_path is None
         if self.scatter and self.group.fuses and plain and isinstance(x, torch.Tensor):
             return self.group.multiply_scatter_rows(x, self.weight)
-        y = self.partial_output(x)
-        return self.group.reduce_scatter_rows(y) if self.scatter else self.group.all_reduce(y)
+        if not self.scatter:
+            return self.group.all_reduce(self.partial_output(x))
+        values = x.values if isinstance(x, Fp8Rows) else x
+        rows = values.shape[0]
+        filled = self.group.filled_rows(rows)
+        if filled == rows:
+            return self.group.reduce_scatter_rows(self.partial_output(x), rows)
+        # written to the first rows of a matrix that has some more, since filling the product up would copy it
+        y = values.new_empty((filled, self.weight.shape[0]), dtype=x.dtype)
+        self.partial_output(x, y[:rows])
+        return self.group.reduce_scatter_rows(y, rows)
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    return F.linear(x, weight) if out is None else torch.mm(x, weight.t(), out=out)
