@@ -37,6 +37,10 @@ class CountingGroup(Group):
         self._count((self.size - 1) * tensor.nbytes)
         return self._group.all_gather(tensor)
 
+    def all_gather_each(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        self._count((self.size - 1) * sum(tensor.nbytes for tensor in tensors))
+        return self._group.all_gather_each(tensors)
+
     def all_to_all(self, tensor: torch.Tensor, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
         self._count((sum(sent) - sent[self.rank]) * (tensor.nbytes // max(1, tensor.shape[0])))
         return self._group.all_to_all(tensor, sent, received)

@@ -138,7 +138,7 @@ def sent_in_step(
     if tp > 1 and tokens:
         width, most_kept = config.hidden_size, -(-rows // tp)  # rows are filled up to so many for every rank
         summed = Sent((tp - 1) * most_kept * width * bytes_per_element, 1)
-        gathered = Sent((tp - 1) * most_kept * (width + _FLOAT32), 2) if fp8 else summed
+        gathered = Sent((tp - 1) * most_kept * (width + _FLOAT32), 1) if fp8 else summed
         sent += (summed + gathered).times(2 * config.num_layers)
         sent += Sent((tp - 1) * most_kept * config.in_channels * _FLOAT32, 1)
     if ranks > 1 and tokens:

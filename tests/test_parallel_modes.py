@@ -228,8 +228,10 @@ def test_no_rank_steps_what_another_does(
     assert seen == expected
 
 
-@pytest.mark.parametrize("mode", MODES, scope="module")
-def test_ranks_send_what_the_formula_says(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "quantization"), [*((mode, "none") for mode in MODES), ("tp 2, sp 2", "fp8"), ("tp 2, cfg", "fp8")]
+)
+def test_ranks_send_what_the_formula_says(monkeypatch: pytest.MonkeyPatch, mode: str, quantization: str) -> None:
     source = random.Random()
     seed = source.randrange(2**32)
     jobs = [replace(job, steps=1) for job in random_jobs(random.Random(seed), source.randint(1, 4))]
@@ -243,13 +245,14 @@ def test_ranks_send_what_the_formula_says(monkeypatch: pytest.MonkeyPatch, mode:
         rank.execute(Step(1, denoise=tuple(job.job_id for job in jobs)))
         rank.close()
 
-    on_ranks(DEMO_CHECKPOINT, step, **MODES[mode])
+    on_ranks(DEMO_CHECKPOINT, step, quantization=quantization, **MODES[mode])
     model = ModelConfig.from_folder(DEMO_CHECKPOINT)
     segments = [
         (len(ids) - PREFIX_TOKENS, model.image_tokens(job.width, job.height)) for job in jobs for ids in job.prompts
     ]
     for rank, counter in enumerate(counters):
-        assert counter.sent == sent_in_step(model.transformer, segments, degrees, 4, rank), seed
+        stated = sent_in_step(model.transformer, segments, degrees, 4, rank, fp8=quantization == "fp8")
+        assert counter.sent == stated, seed
 
 
 def test_what_the_real_model_sends() -> None:

@@ -101,8 +101,10 @@ class DistributedGroup(Group):
 
     def __init__(self, handle: ProcessGroup | None, *, staged: bool) -> None:
         import torch.distributed as dist
+        from torch.distributed.distributed_c10d import _coalescing_manager
 
         self._dist = dist
+        self._coalesced = _coalescing_manager  # into one launch, by NCCL; torch has no public name for it
         self._handle = handle
         self.rank = dist.get_rank(handle)
         self.size = dist.get_world_size(handle)
@@ -121,6 +123,14 @@ class DistributedGroup(Group):
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         rows = tensor.shape[0] * self.size
         return self._into(rows, tensor, lambda into, given: self._all_gather(into, given, group=self._handle))
+
+    def all_gather_each(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        sources = [tensor.cpu() if self._staged else tensor.contiguous() for tensor in tensors]
+        results = [source.new_empty((source.shape[0] * self.size, *source.shape[1:])) for source in sources]
+        with self._coalesced(self._handle):
+            for result, source in zip(results, sources, strict=True):
+                self._all_gather(result, source, group=self._handle)
+        return [result.to(tensor.device) for result, tensor in zip(results, tensors, strict=True)]
 
     def all_to_all(self, tensor: torch.Tensor, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
         splits = list(received), list(sent)

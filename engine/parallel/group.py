@@ -65,13 +65,25 @@ class Group(ABC):
         product = self.multiply_scatter(filled_up(tensor, self.filled_rows(rows)), weight)
         return product[: self.shares(rows)[self.rank]]
 
+    def all_gather_each(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """`all_gather` of several tensors of the same dtype, in one operation where the ranks' library can."""
+        return [self.all_gather(tensor) for tensor in tensors]
+
     def gather_rows(self, tensor: torch.Tensor, rows: list[int]) -> torch.Tensor:
         """As `all_gather`, where rank i has rows[i] rows: (rows[rank], …) → (sum(rows), …)."""
+        return self._kept(self.all_gather(filled_up(tensor, max(rows))), rows)
+
+    def gather_rows_of_each(self, tensors: Sequence[torch.Tensor], rows: list[int]) -> list[torch.Tensor]:
+        """`gather_rows` of several tensors with as many rows, as `all_gather_each`."""
+        gathered = self.all_gather_each([filled_up(tensor, max(rows)) for tensor in tensors])
+        return [self._kept(tensor, rows) for tensor in gathered]
+
+    def _kept(self, gathered: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        """Without what was filled up."""
         most = max(rows)
         if min(rows) == most:
-            return self.all_gather(tensor)
-        gathered = self.all_gather(filled_up(tensor, most))
-        if rows == self.shares(sum(rows)):  # what was filled up is at the end
+            return gathered
+        if rows == self.shares(sum(rows)):  # it is at the end
             return gathered[: sum(rows)]
         parts = gathered.split(most)
         return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])

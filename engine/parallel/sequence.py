@@ -44,9 +44,10 @@ class Share(Packing):
 
     def gather(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor | Fp8Rows | ScatteredRows:
         """The rows of `whole`, of which x has these, or what a layer gathers and multiplies in one."""
-        if isinstance(x, Fp8Rows):  # as bytes: not every library gathers fp8
-            values = self.group.gather_rows(x.values.view(torch.uint8), self.rows_of_ranks).view(x.values.dtype)
-            return Fp8Rows(values, self.group.gather_rows(x.scales, self.rows_of_ranks), x.dtype)
+        if isinstance(x, Fp8Rows):  # as bytes: not every library gathers fp8, nor two dtypes in one operation
+            as_bytes = x.values.view(torch.uint8), x.scales.view(torch.uint8)
+            values, scales = self.group.gather_rows_of_each(as_bytes, self.rows_of_ranks)
+            return Fp8Rows(values.view(x.values.dtype), scales.view(x.scales.dtype), x.dtype)
         rows = ScatteredRows(x, self.group, self.rows_of_ranks)
         return rows if self.group.fuses else rows.gather()
 

@@ -35,6 +35,9 @@ def check_collectives(group: Group, device: torch.device = CPU) -> None:
         assert torch.equal(tensor, total), "all_reduce"
         assert torch.equal(group.reduce_scatter(mine.clone()), total.chunk(size)[rank]), "reduce_scatter"
         assert torch.equal(group.all_gather(mine.clone()), torch.cat(every)), "all_gather"
+        narrow, wide = group.all_gather_each([mine[:, :1].clone(), mine.clone()])
+        assert torch.equal(wide, torch.cat(every)), "all_gather_each"
+        assert torch.equal(narrow, torch.cat(every)[:, :1]), "all_gather_each"
         exchanged = torch.cat([tensor.chunk(size)[rank] for tensor in every])
         assert torch.equal(group.all_to_all(mine.clone(), [2] * size, [2] * size), exchanged), "all_to_all"
         check_uneven(group, dtype, device)
@@ -57,6 +60,11 @@ def check_uneven(group: Group, dtype: torch.dtype, device: torch.device) -> None
     rows = [(3 * r + 1) % 4 for r in range(size)]
     every = [rows_of(float(r), rows[r]) for r in range(size)]
     assert torch.equal(group.gather_rows(every[rank].clone(), rows), torch.cat(every)), "gather_rows"
+    for shared in (rows, group.shares(4 * size - 1)):
+        every = [rows_of(float(r), shared[r]) for r in range(size)]
+        narrow, wide = group.gather_rows_of_each([every[rank][:, :1].clone(), every[rank].clone()], shared)
+        assert torch.equal(wide, torch.cat(every)), "gather_rows_of_each"
+        assert torch.equal(narrow, torch.cat(every)[:, :1]), "gather_rows_of_each"
 
 
 def run_threads(groups: list[Group], work: Callable[[Group], None]) -> None:
