@@ -101,10 +101,10 @@ class DistributedGroup(Group):
 
     def __init__(self, handle: ProcessGroup | None, *, staged: bool) -> None:
         import torch.distributed as dist
-        from torch.distributed.distributed_c10d import _coalescing_manager
 
         self._dist = dist
-        self._coalesced = _coalescing_manager  # into one launch, by NCCL; torch has no public name for it
+        # into one launch, by NCCL; torch has no public name for it
+        self._coalesced = dist.distributed_c10d._coalescing_manager
         self._handle = handle
         self.rank = dist.get_rank(handle)
         self.size = dist.get_world_size(handle)

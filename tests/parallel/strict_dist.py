@@ -6,7 +6,8 @@ computes it, compares the ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -24,6 +25,20 @@ class StrictDist:
         """under_way: what the rank has started, in this group or another, and not waited for."""
         self._group = group
         self._under_way = under_way
+        self._calls: list[tuple[str, torch.dtype]] | None = None  # of those that are to be launched together
+
+    @property
+    def distributed_c10d(self) -> StrictDist:
+        """Where torch has it."""
+        return self
+
+    @contextmanager
+    def _coalescing_manager(self, group: object) -> Iterator[None]:
+        """What is called within it is one operation, of which torch wants the calls to be alike."""
+        self._calls = []
+        yield
+        assert len(set(self._calls)) == 1, "operations that are launched together are of one kind and dtype"
+        self._calls = None
 
     def get_rank(self, group: object) -> int:
         return self._group.rank
@@ -84,6 +99,8 @@ class StrictDist:
         operation: Callable[[torch.Tensor], torch.Tensor],
         async_op: bool,
     ) -> Work | None:
+        if self._calls is not None:
+            self._calls.append((operation.__name__, given.dtype))
         assert not self._under_way, "an operation of this rank is on its way that nobody has waited for"
         work = Work(output, given, operation(given), self._under_way)
         if async_op:

@@ -94,3 +94,16 @@ def test_an_operation_on_its_way() -> None:
     given.zero_()
     with pytest.raises(AssertionError, match="overwritten"):
         work.wait()
+
+
+def test_operations_that_are_launched_together() -> None:
+    dist = StrictDist(thread_groups(1)[0], [])
+
+    def gather(*dtypes: torch.dtype) -> None:
+        with dist.distributed_c10d._coalescing_manager(None):
+            for dtype in dtypes:
+                dist.all_gather_single(ONES.to(dtype, copy=True), ONES.to(dtype), group=None)
+
+    gather(torch.float32, torch.float32)
+    with pytest.raises(AssertionError, match="dtype"):
+        gather(torch.float32, torch.uint8)
