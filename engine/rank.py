@@ -227,9 +227,11 @@ class Rank:
             self._free_memory()
 
     def _warm_up_image(self, width: int, height: int, *, decodes: bool) -> None:
-        """A step and, if `decodes`, a decoding of one image of this size."""
+        """A step, one of a guided image too where a mode divides it, and, if `decodes`, a decoding of this size."""
         tokens = self.config.image_tokens(width, height) + _TYPICAL_PROMPT_TOKENS
+        guided = self._engine.degrees.cfg > 1 and self.config.default_guidance > 0
         needed = max(
+            batch_bytes(self.config, [tokens] * (1 + guided), self._engine.degrees, self.dtype.itemsize),
             batch_bytes(self.config, [tokens], self._engine.degrees, self.dtype.itemsize),
             decode_bytes(self.config, width, height, self.decode_memory.bytes_per_element, self.decode_memory.limit),
         )
@@ -240,8 +242,12 @@ class Rank:
             return
         prompt = (0,) * (PREFIX_TOKENS + _TYPICAL_PROMPT_TOKENS)
         job = Job(-1, prompt, None, width, height, 1, 0.0, None, 0)
+        halves = Job(-2, prompt, prompt, width, height, 1, self.config.default_guidance, None, 0)
         if self.offload.dit is not None:
             self.offload.dit.bring()
+        if guided:  # each half of the ranks steps a segment, where otherwise all share one
+            self._start((halves,))
+            self._denoise([self._jobs.pop(halves.job_id)])
         self._start((job,))
         state = self._jobs.pop(job.job_id)
         self._denoise([state])

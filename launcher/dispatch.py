@@ -17,7 +17,7 @@ from engine.scheduler import Estimate, Scheduler
 from engine.step import Adapter, Job, Step, StepTimes
 from launcher.internal import Decoded, FrontendConfig, Previewed
 from launcher.logs import log_event
-from launcher.measured import is_typical, measure, remember, setting
+from launcher.measured import divides_guidance, is_typical, measure, remember, setting
 from launcher.process import Child
 from launcher.ranks import STEPS_AHEAD
 from launcher.requests import token_budget
@@ -78,7 +78,10 @@ class Dispatcher:
         self._best_tokens = TOKEN_BUDGET  # the same, had memory never run out
         self._calm_steps = 0  # since it did
         self._adapter_bytes: dict[int, int] = {}  # of each rank, by adapter
-        self._warm_up: WarmUp | None = WarmUp(model, encode, job_ids, self._costs) if config.warm_up else None
+        self._warm_up: WarmUp | None = None
+        if config.warm_up:
+            guided = divides_guidance(model, config.engine.degrees)
+            self._warm_up = WarmUp(model, encode, job_ids, self._costs, guided=guided)
         self._supervisor = RankSupervisor(config, children, start_ranks, context, self)
 
     async def run(self) -> None:

@@ -13,6 +13,7 @@ import msgspec
 from engine.config import EngineConfig, ModelConfig
 from engine.cost import CostModel, Work
 from engine.mode_choice import TEXT_TOKENS, Rates, predict_step
+from engine.modes import Degrees
 from launcher.internal import FrontendConfig
 
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
@@ -80,13 +81,19 @@ def _file() -> Path:
         raise FileNotFoundError(str(error)) from None
 
 
+def divides_guidance(model: ModelConfig, degrees: Degrees) -> bool:
+    """Whether the images that a mode is for are guided, so that a warm-up's have to be."""
+    return degrees.cfg > 1 and model.default_guidance > 0
+
+
 def measure(
     model: ModelConfig, engine: EngineConfig, costs: CostModel, link: tuple[float, float] | None, *, fp8: bool
 ) -> tuple[Measured, float, float] | None:
-    """What a warm-up found, with the seconds that one step of one image of the default size takes, and that it was
-    predicted to take by an H200's rates and the link that was measured: its bandwidth and latency. None if the step was
-    not measured."""
+    """What a warm-up found, with the seconds that one step of one image of the default size takes, a guided one if the
+    mode divides guidance, and that it was predicted to take by an H200's rates and the link that was measured: its
+    bandwidth and latency. None if the step was not measured."""
     segments = [(TEXT_TOKENS, model.image_tokens(model.default_width, model.default_height))]
+    segments *= 1 + divides_guidance(model, engine.degrees)
     step_s = costs.denoise_s(Work.of(map(sum, segments)))
     if step_s is None:
         return None

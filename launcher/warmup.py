@@ -40,8 +40,16 @@ class WarmUp:
     """Gives one step at a time. Over after `LONGEST_S` seconds at the latest; `budget` is what it found, if it did."""
 
     def __init__(
-        self, model: ModelConfig, encode: Callable[[str], Prompt], job_ids: Iterator[int], costs: CostModel
+        self,
+        model: ModelConfig,
+        encode: Callable[[str], Prompt],
+        job_ids: Iterator[int],
+        costs: CostModel,
+        *,
+        guided: bool = False,
     ) -> None:
+        """guided: its images are, as in a mode that divides a guided one, whose steps say nothing of unguided ones."""
+        self._guided = guided
         self._model, self._encode, self._job_ids, self._costs = model, encode, job_ids, costs
         self.budget: int | None = None
         self.over = False
@@ -123,7 +131,7 @@ class WarmUp:
             for _ in range(_REPEATS):
                 times = yield Step(number=0, denoise=ids)
                 seconds = min(seconds, times.denoise_s)
-            samples.append((Work.of(map(self._tokens, jobs)), seconds))
+            samples.append((Work.of(tokens for job in jobs for tokens in self._segments(job)), seconds))
             return samples[-1][0].tokens / seconds
 
         jobs: list[Job] = []
@@ -156,14 +164,18 @@ class WarmUp:
         return Job(
             job_id=next(self._job_ids),
             prompt_ids=self._encode(prompt).ids,
-            negative_ids=None,
+            negative_ids=self._encode("").ids if self._guided else None,
             width=side,
             height=side,
             steps=steps,
-            guidance=0.0,
+            guidance=self._model.default_guidance if self._guided else 0.0,
             mu=None,
             seed=0,
         )
 
+    def _segments(self, job: Job) -> list[int]:
+        tokens = self._model.image_tokens(job.width, job.height)
+        return [len(ids) - PREFIX_TOKENS + tokens for ids in job.prompts]
+
     def _tokens(self, job: Job) -> int:
-        return len(job.prompt_ids) - PREFIX_TOKENS + self._model.image_tokens(job.width, job.height)
+        return sum(self._segments(job))

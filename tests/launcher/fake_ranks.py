@@ -199,6 +199,7 @@ async def fake_engine(
     run_folder: Path,
     *,
     tp: int = 1,
+    engine: EngineConfig | None = None,
     limits: Limits | None = None,
     make_rank: MakeRank = FakeRank,
     replace_ranks: bool = False,
@@ -206,13 +207,13 @@ async def fake_engine(
     children: list[Child] | None = None,
     **config: float | str,
 ) -> AsyncIterator[Fakes]:
-    """A front-end for the demo checkpoint with `tp` fake ranks. Leaving it stops what still runs.
+    """A front-end for the demo checkpoint with `tp` fake ranks, or for an `engine`. Leaving it stops what still runs.
 
     replace_ranks: groups that are lost are replaced by new fakes; otherwise their error ends the front-end. children:
     what stands for the processes of the first ranks.
     """
     settings = FrontendConfig(
-        engine=EngineConfig(tp=tp),
+        engine=engine or EngineConfig(tp=tp),
         run_folder=str(run_folder),
         limits=limits or Limits(),
         external_ranks=not replace_ranks,
@@ -220,7 +221,7 @@ async def fake_engine(
         **config,  # type: ignore[arg-type]
     )
     context = zmq.asyncio.Context()
-    fakes = Fakes(context, run_folder, tp, make_rank)
+    fakes = Fakes(context, run_folder, settings.engine.ranks, make_rank)
     loop = asyncio.get_running_loop()
     started: asyncio.Future[str] = loop.create_future()
 

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -207,6 +208,21 @@ def test_what_a_warm_up_measured_corrects_the_next_prediction(link: tuple[float,
     assert rates is not None
     segments = [(TEXT_TOKENS, tokens - TEXT_TOKENS)]
     assert sum(predict_step(KREA2.transformer, segments, engine.degrees, rates)) == pytest.approx(0.321)
+
+
+def test_what_is_kept_of_a_mode_that_divides_guidance_is_of_guided_images() -> None:
+    model = replace(KREA2, stated_guidance=3.5)
+    engine = EngineConfig(sp=2, cfg_parallel=True)
+    tokens = model.image_tokens(model.default_width, model.default_height) + TEXT_TOKENS
+    costs = CostModel()
+    costs.correct(Work.of([tokens, tokens]), 0.321)
+    found = measure(model, engine, costs, None, fp8=False)
+    assert found is not None
+    measured, step_s, predicted_s = found
+    segments = [(TEXT_TOKENS, tokens - TEXT_TOKENS)] * 2
+    assert step_s == pytest.approx(0.321)
+    assert predicted_s == pytest.approx(sum(predict_step(model.transformer, segments, engine.degrees, Rates())))
+    assert measured.slowness == pytest.approx(0.321 / predicted_s, rel=0.1)
 
 
 def test_the_choice_follows_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:

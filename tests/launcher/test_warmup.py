@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from pathlib import Path
 
 import pytest
 
-from engine.step import Step
+from engine.checkpoint import CheckpointFiles
+from engine.config import EngineConfig
+from engine.cost import CostModel, Work
+from engine.prompt import PREFIX_TOKENS
+from engine.step import Job, Step, StepTimes
 from launcher import warmup
 from launcher.async_client import AsyncClient
+from launcher.tokenizer import Prompt
+from launcher.warmup import WarmUp
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, fake_engine, run
+from tests.virtual_ranks import make_costs
 
 PROMPT = "a red circle on a blue background"
 
@@ -120,6 +128,54 @@ def test_ranks_that_die_in_it_are_replaced_and_not_warmed_up_again(run_folder: P
             assert len(fakes.ranks[0].steps) == 1
 
     run(test())
+
+
+@pytest.mark.parametrize(
+    ("engine", "guided"),
+    [
+        (EngineConfig(model="demo-raw", cfg_parallel=True), True),
+        (EngineConfig(model="demo-raw", sp=2), False),
+        (EngineConfig(model="demo-turbo", cfg_parallel=True), False),
+    ],
+)
+def test_where_ranks_divide_guidance_its_images_are_guided(
+    run_folder: Path, engine: EngineConfig, guided: bool
+) -> None:
+    async def test() -> None:
+        async with (
+            fake_engine(run_folder, engine=engine, warm_up=True) as fakes,
+            AsyncClient(fakes.address) as client,
+        ):
+            await until_ready(client)
+            jobs = [job for step in fakes.ranks[0].steps for job in step.start]
+            assert jobs
+            assert all((job.negative_ids is not None, job.guidance > 0) == (guided, guided) for job in jobs)
+
+    run(test())
+
+
+def test_what_it_learns_of_guided_images_is_what_their_two_segments_cost() -> None:
+    model = CheckpointFiles.open(EngineConfig(model="demo-raw")).config
+    costs, truth = CostModel(), make_costs()
+    prompt = Prompt(ids=tuple(range(PREFIX_TOKENS + 9)), cut=False)
+    warm_up = WarmUp(model, lambda _: prompt, itertools.count(), costs, guided=True)
+    warm_up.begin(most_tokens=8192)
+    jobs: dict[int, Job] = {}
+    while (step := warm_up.next_step(lambda: Step(number=0))) is not None:
+        jobs |= {job.job_id: job for job in step.start}
+        segments = [
+            len(ids) - PREFIX_TOKENS + model.image_tokens(job.width, job.height)
+            for job in map(jobs.__getitem__, step.denoise)
+            for ids in job.prompts
+        ]
+        assert len(segments) == 2 * len(step.denoise)
+        assert sum(segments) <= 8192
+        assert warm_up.step_done(step, StepTimes(denoise_s=truth.denoise_s(Work.of(segments)) or 0.0))
+        for job_id in step.decode:
+            warm_up.image_decoded(job_id)
+    assert warm_up.over
+    image = model.image_tokens(model.default_width, model.default_height) + 9
+    assert costs.denoise_s(Work.of([image, image])) == pytest.approx(truth.denoise_s(Work.of([image, image])), rel=0.02)
 
 
 def _held(*arguments: object, **named: int) -> FakeRank:

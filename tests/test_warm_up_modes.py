@@ -1,0 +1,46 @@
+"""What ranks do before they serve depends on what they will be asked for in their mode."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.config import EngineConfig
+from engine.jobs import JobState
+from engine.parallel import Mesh, thread_meshes
+from engine.pending import Preview
+from engine.rank import Rank
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "prompts"),
+    [("raw", {"cfg_parallel": True}, [2, 1]), ("raw", {"sp": 2}, [1]), ("turbo", {"cfg_parallel": True}, [1])],
+)
+def test_a_guided_image_is_stepped_where_ranks_divide_guidance(
+    request: pytest.FixtureRequest, name: str, mode: dict[str, int], prompts: list[int]
+) -> None:
+    folder: Path = request.getfixturevalue(name)
+    config = EngineConfig(model=str(folder), device="cpu", **mode)  # type: ignore[arg-type]
+
+    def work(mesh: Mesh) -> list[int]:
+        rank, stepped = Rank(config, mesh, CPU), []
+        denoise = rank._denoise
+
+        def spy(states: list[JobState]) -> list[Preview]:
+            stepped.append(sum(len(state.texts) for state in states))
+            return denoise(states)
+
+        rank._denoise = spy  # type: ignore[method-assign]
+        with torch.inference_mode():
+            rank._try_image(64, 64, decodes=False)
+        assert rank._jobs == {}
+        rank.close()
+        return stepped
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(work, thread_meshes(config.degrees))) == [prompts] * 2
