@@ -10,11 +10,14 @@ import torch
 Moment = float | torch.cuda.Event
 
 
-def moment(device: torch.device) -> Moment:
-    """Now, or on a GPU when its current stream gets here."""
+def moment(device: torch.device, *, awaited: bool = False) -> Moment:
+    """Now, or on a GPU when its current stream gets here.
+
+    awaited: by a thread that is to sleep meanwhile, where it otherwise keeps a core busy: it wakes a little later.
+    """
     if device.type != "cuda":
         return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True, blocking=awaited)
     event.record(torch.cuda.current_stream(device))
     return event
 

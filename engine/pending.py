@@ -35,7 +35,8 @@ class PendingStep:
 
     def mark(self) -> None:
         """The device has got this far, now or, on a GPU, when its queue has been worked off."""
-        self._marks.append(moment(self._device))
+        # Awaited beside the thread that queues the next step, which is there already: it does not wait for the answer.
+        self._marks.append(moment(self._device, awaited=True))
 
     def wait(self) -> StepTimes:
         """Return when the device has finished the step."""
