@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import itertools
 import json
 import os
@@ -140,6 +141,8 @@ def _run(arguments: argparse.Namespace) -> Results | None:
                 continue
             mesh, before = lone_mesh(degrees), gpu_state(setup.device)
             timed = time_steps(setup, version, degrees, mesh, setup.device, sides, arguments.guided)
+            gc.collect()  # the rank refers to itself, and holds memory that rank 0's process needs
+            torch.cuda.empty_cache()
             measured = _measure(arguments, setup, version, degrees) if arguments.measure else {}
             gpu = before, gpu_state(setup.device)
             for side in sides:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import scaling
 from bench.rank_processes import ProcessFailed
 from bench.scaling import main
 from engine.modes import Sent
+from engine.rank import Rank
 
 TINY = ["--size", "tiny", "--layers", "2", "--device", "cpu", "--quantization", "none"]
 
@@ -62,6 +66,33 @@ def test_a_rank_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setattr(scaling, "run_ranks", fail)
     assert main([*TINY, "--modes", "tp2", "--sides", "64", "--measure"]) == 1
     assert "error: rank 1 said: no" in capsys.readouterr().err
+
+
+def test_nothing_of_the_modelled_rank_is_left_when_all_ranks_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Rank]] = []
+    emptied: list[int] = []
+
+    def make(*arguments: object, **options: object) -> Rank:
+        rank = Rank(*arguments, **options)  # type: ignore[arg-type]
+        made.append(weakref.ref(rank))
+        return rank
+
+    def run(*_: object) -> None:
+        assert emptied == [0], "what it had is given back"
+        raise ProcessFailed("there are no ranks")
+
+    def empty() -> None:
+        emptied.append(sum(rank() is not None for rank in made))
+
+    monkeypatch.setattr(scaling, "Rank", make)
+    monkeypatch.setattr(scaling, "run_ranks", run)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty)
+    gc.disable()  # a collection that comes by chance would hide that none was asked for
+    try:
+        assert main([*TINY, "--modes", "sp2", "--sides", "64", "--measure"]) == 1
+    finally:
+        gc.enable()
+    assert (len(made), emptied) == (1, [0])
 
 
 @pytest.mark.parametrize(("name", "value"), [("bandwidth", "0"), ("bandwidth", "nan"), ("latency", "-1")])
