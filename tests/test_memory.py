@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
 from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
-from engine.memory import DecodeMemory, decode_bytes, encode_bytes, step_bytes, tile_side
+from engine.memory import DecodeMemory, decode_bytes, encode_bytes, step_bytes, tile_side, tiled_decode_bytes
 from engine.model import VAEDecoder
 from engine.parallel import Mesh
 from engine.prompt import MAX_PROMPT_TOKENS, SUFFIX_TOKENS
@@ -88,6 +91,35 @@ def test_tiles_and_plans_go_by_what_images_are_decoded_in(
     tokens = DEMO.image_tokens(*size) + MAX_PROMPT_TOKENS + SUFFIX_TOKENS
     before = max(step_bytes(DEMO, tokens, 1, 2), encode_bytes(DEMO, 1, 2))
     assert rank.plan.work == before + decode_bytes(DEMO, *size, element, limit)
+
+
+@settings(max_examples=300)
+@given(
+    base=st.integers(1, 12),
+    multipliers=st.sampled_from([(1, 2, 4, 4), (1, 1, 1, 1), (1, 2, 4), (4, 2, 1), (1, 8)]),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    element=st.sampled_from([2, 4]),
+    tile=st.none() | st.integers(1, 320),
+)
+def test_scores_of_the_middle_fit_into_what_the_levels_after_it_take(
+    base: int, multipliers: tuple[int, ...], height: int, width: int, element: int, tile: int | None
+) -> None:
+    """On a GPU the decoder's attention holds its input, queries, keys, values and result beside them."""
+    config = replace(DEMO, vae=replace(DEMO.vae, base_dim=8 * base, dim_mult=multipliers))
+    with torch.device("meta"):
+        vae = VAEDecoder(config.vae)
+    scale = config.vae.scale_factor
+    latents = height * 8, width * 8
+    size = latents[1] * scale, latents[0] * scale
+    pixels, channels, room = math.prod(latents), 8 * base * multipliers[-1], vae.score_bytes(*latents, tile)
+    images = 5 * pixels * channels * element
+    sums = min(4096, pixels, room // (pixels * (4 + element))) * (channels + 1) * 4
+    if tile is None or tile >= max(latents):
+        estimate = decode_bytes(config, *size, element)
+    else:
+        estimate = tiled_decode_bytes(config, *size, element, tile)
+    assert images + room + sums <= estimate
 
 
 @pytest.mark.gpu

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from engine.config import VAEConfig
+from engine.kernels.chunked_attention import chunked_attention
 from engine.kernels.image_norm import image_norm
 from engine.kernels.upsample import upsample
 from engine.parallel.device import decoding_dtype
@@ -58,10 +59,18 @@ class VAEDecoder(nn.Module):
         rows = ImageRows(latents.shape[2], group or LocalGroup())
         dtype = decoding_dtype(latents.device, self.post_quant_conv.weight.dtype)
         z = (latents[:, :, rows.own].float() * self._std + self._mean).to(dtype)
-        features = self.decoder.middle(self.post_quant_conv(z), rows)
+        score_bytes = self.score_bytes(z.shape[2], z.shape[3], tile)
+        features = self.decoder.middle(self.post_quant_conv(z), rows, score_bytes)
         if tile is None:
             return self.decoder.up(features, rows).clamp(-1.0, 1.0)
         return self._up_in_tiles(features, tile)
+
+    def score_bytes(self, height: int, width: int, tile: int | None) -> int:
+        """What the middle's attention may take for its scores where this many latent pixels are decoded, whole or in
+        tiles: as much as a float32 image of the last level, which `engine.memory` counts, and which nobody has yet."""
+        if tile is not None:
+            height, width = divide(height, tile).size, divide(width, tile).size
+        return height * width * self.scale_factor**2 * self.decoder.conv_out.weight.shape[1] * 4
 
     def _up_in_tiles(self, features: torch.Tensor, tile: int) -> torch.Tensor:
         height, width = features.shape[2:]
@@ -147,9 +156,14 @@ class _Decoder(nn.Module):
         self.conv_out = _Conv(widths[-1], 3, 3)
         self.reach = _RESNET_REACH * (config.num_res_blocks + 1) + 1  # of each up block, in its input's rows
 
-    def middle(self, x: torch.Tensor, rows: ImageRows) -> torch.Tensor:
-        """(images, z_dim, own rows, w) → (images, channels, own rows, w), each pixel of which depends on all."""
-        return self.mid_block(rows.around(self.conv_in, x, 1), rows)
+    def middle(self, x: torch.Tensor, rows: ImageRows, score_bytes: int) -> torch.Tensor:
+        """(images, z_dim, own rows, w) → (images, channels, own rows, w), each pixel of which depends on all.
+        score_bytes: as the attention may take at one time for scores."""
+        first, last = self.mid_block.resnets
+        x = rows.around(self.conv_in, x, 1)
+        x = rows.around(first, x, _RESNET_REACH)
+        x = self.mid_block.attentions[0](x, rows, score_bytes)
+        return rows.around(last, x, _RESNET_REACH)
 
     def up(self, x: torch.Tensor, rows: ImageRows) -> torch.Tensor:
         """What `middle` gave, or a part of it → (images, 3, 8 · own rows, 8w)."""
@@ -164,10 +178,6 @@ class _MidBlock(nn.Module):
         super().__init__()
         self.resnets = nn.ModuleList([_ResidualBlock(width, width), _ResidualBlock(width, width)])
         self.attentions = nn.ModuleList([_Attention(width)])
-
-    def forward(self, x: torch.Tensor, rows: ImageRows) -> torch.Tensor:
-        x = rows.around(self.resnets[0], x, _RESNET_REACH)
-        return rows.around(self.resnets[1], self.attentions[0](x, rows), _RESNET_REACH)
 
 
 class _UpBlock(nn.Module):
@@ -210,24 +220,22 @@ class _Attention(nn.Module):
         self.to_qkv = _Conv(width, 3 * width, 1)
         self.proj = _Conv(width, width, 1)
 
-    def forward(self, x: torch.Tensor, rows: ImageRows) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rows: ImageRows, score_bytes: int) -> torch.Tensor:
         size = x.shape[2:]
         qkv = self.to_qkv(self.norm(x)).permute(0, 2, 3, 1).flatten(1, 2)
-        query, keys_values = qkv[:, None].contiguous().split([x.shape[1], 2 * x.shape[1]], dim=-1)
+        query, keys_values = qkv.contiguous().split([x.shape[1], 2 * x.shape[1]], dim=-1)
         if rows.group.size > 1:
-            keys_values = rows.gather(keys_values.permute(2, 0, 1, 3), size[1]).permute(1, 2, 0, 3)
+            keys_values = rows.gather(keys_values.transpose(0, 1), size[1]).transpose(0, 1)
         key, value = keys_values.chunk(2, dim=-1)
-        attended = _attend(query, key, value)[:, 0]
+        attended = _attend(query, key, value, score_bytes)
         return self.proj(attended.unflatten(1, size).permute(0, 3, 1, 2)).add_(x)
 
 
-def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """softmax(q kᵀ / sqrt(width)) v of one head, (images, 1, pixels, width), without all the scores at once."""
-    if query.is_cuda and query.shape[-1] % 8 == 0:
-        # The head is too wide for flash and cuDNN. The kernel is named because what `scaled_dot_product_attention`
-        # may choose from are flags of the whole process, which another thread may have set for the transformer.
-        return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, False)[0]
-    return F.scaled_dot_product_attention(query, key, value)
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, score_bytes: int) -> torch.Tensor:
+    """softmax(q kᵀ / sqrt(width)) v of one head, (images, pixels, width), without all the scores at once."""
+    if query.is_cuda:  # where the head is too wide for flash and cuDNN, and torch's third kernel is slow
+        return chunked_attention(query, key, value, score_bytes)
+    return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
 
 
 class _ImageNorm(nn.Module):

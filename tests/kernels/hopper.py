@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from engine.kernels import attention_triton, gate, image_norm, int8, norm, rope, upsample
+from engine.kernels import attention_triton, chunked_attention, gate, image_norm, int8, norm, rope, upsample
 from engine.kernels.jit import Kernel, launch_shape
 from engine.kernels.packing import TILE_ROWS
 
@@ -149,6 +149,9 @@ def _kernels() -> Iterator[Compiled]:
     arguments = {"values_ptr": "*i8", "scales_ptr": "*fp16", "y_ptr": "*bf16", "elements": "i32"}
     tile = {"GROUP": int8.GROUP, "BLOCK": int8._BLOCK}
     yield compile_for_hopper("dequantize int8", int8._dequantize_groups, {**arguments, **tile}, warps=4)
+    arguments = {"scores_ptr": "*fp32", "weights_ptr": "*bf16", "sums_ptr": "*fp32", "columns": "i32"}
+    arguments |= {"scale": "fp32", "lowest": "fp32", "BLOCK": chunked_attention.BLOCK}
+    yield compile_for_hopper("weigh", chunked_attention._weigh, arguments, warps=chunked_attention.WARPS)
     for channels in VAE_CHANNELS:
         block, rows = image_norm.tile_shape(channels)
         tile = {"channels": "i32", "BLOCK": block}

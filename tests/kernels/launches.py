@@ -10,11 +10,12 @@ import json
 import sys
 from collections.abc import Sequence
 from functools import partial
+from unittest.mock import patch
 
 import torch
 
 from bench.real_size import KREA2
-from engine.kernels import attention_triton, gate, image_norm, norm, rope, upsample
+from engine.kernels import attention_triton, chunked_attention, gate, image_norm, norm, rope, upsample
 from engine.kernels.jit import Kernel
 from engine.kernels.packing import CapturedPacking, Packing
 
@@ -104,6 +105,10 @@ def _image(height: int, width: int) -> None:
         for silu in (False, True):
             image_norm.image_norm_triton(x, torch.ones(channels, dtype=torch.bfloat16), silu=silu)
         upsample.upsample_triton(x)
+    # as of a rank's rows, which may be a number of any kind
+    query, key = torch.zeros((1, height, 384), dtype=torch.bfloat16), torch.zeros((1, height * width, 384))
+    with patch.object(chunked_attention, "weigh", chunked_attention.weigh_triton):
+        chunked_attention.chunked_attention(query, key.bfloat16(), key.bfloat16(), 10**8)
 
 
 def _heads(tokens: int, heads: int, kv_heads: int, head_dim: int, *, gated: bool) -> list[torch.Tensor]:
@@ -119,7 +124,7 @@ def _swiglu(rows: int, width: int, *, fp8: bool) -> None:
 
 
 def _report(kind: str, size: Sequence[int] | None) -> None:
-    modules = (norm, gate, rope, image_norm, upsample, attention_triton)
+    modules = (norm, gate, rope, image_norm, upsample, attention_triton, chunked_attention)
     kernels = [kernel for module in modules for kernel in vars(module).values() if isinstance(kernel, Kernel)]
     compiled = sum(len(caches[0]) for kernel in kernels for caches in kernel.compiled.device_caches.values())
     print(json.dumps({"kind": kind, "size": size, "compiled": compiled}), flush=True)
