@@ -93,10 +93,10 @@ def test_tiles_and_plans_go_by_what_images_are_decoded_in(
     assert rank.plan.work == before + decode_bytes(DEMO, *size, element, limit)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(
     base=st.integers(1, 12),
-    multipliers=st.sampled_from([(1, 2, 4, 4), (1, 1, 1, 1), (1, 2, 4), (4, 2, 1), (1, 8)]),
+    multipliers=st.sampled_from([(1, 2, 4, 4), (1, 1, 1, 1), (1, 2, 4), (4, 2, 1), (1, 8, 8)]),
     height=st.integers(1, 40),
     width=st.integers(1, 40),
     element=st.sampled_from([2, 4]),
@@ -105,7 +105,8 @@ def test_tiles_and_plans_go_by_what_images_are_decoded_in(
 def test_scores_of_the_middle_fit_into_what_the_levels_after_it_take(
     base: int, multipliers: tuple[int, ...], height: int, width: int, element: int, tile: int | None
 ) -> None:
-    """On a GPU the decoder's attention holds its input, queries, keys, values and result beside them."""
+    """On a GPU the decoder's attention holds its input and that of the block before it, queries, keys, values and result
+    beside them."""
     config = replace(DEMO, vae=replace(DEMO.vae, base_dim=8 * base, dim_mult=multipliers))
     with torch.device("meta"):
         vae = VAEDecoder(config.vae)
@@ -113,7 +114,7 @@ def test_scores_of_the_middle_fit_into_what_the_levels_after_it_take(
     latents = height * 8, width * 8
     size = latents[1] * scale, latents[0] * scale
     pixels, channels, room = math.prod(latents), 8 * base * multipliers[-1], vae.score_bytes(*latents, tile)
-    images = 5 * pixels * channels * element
+    images = 6 * pixels * channels * element
     sums = min(4096, pixels, room // (pixels * (4 + element))) * (channels + 1) * 4
     if tile is None or tile >= max(latents):
         estimate = decode_bytes(config, *size, element)

@@ -159,11 +159,7 @@ class _Decoder(nn.Module):
     def middle(self, x: torch.Tensor, rows: ImageRows, score_bytes: int) -> torch.Tensor:
         """(images, z_dim, own rows, w) → (images, channels, own rows, w), each pixel of which depends on all.
         score_bytes: as the attention may take at one time for scores."""
-        first, last = self.mid_block.resnets
-        x = rows.around(self.conv_in, x, 1)
-        x = rows.around(first, x, _RESNET_REACH)
-        x = self.mid_block.attentions[0](x, rows, score_bytes)
-        return rows.around(last, x, _RESNET_REACH)
+        return self.mid_block(rows.around(self.conv_in, x, 1), rows, score_bytes)
 
     def up(self, x: torch.Tensor, rows: ImageRows) -> torch.Tensor:
         """What `middle` gave, or a part of it → (images, 3, 8 · own rows, 8w)."""
@@ -178,6 +174,10 @@ class _MidBlock(nn.Module):
         super().__init__()
         self.resnets = nn.ModuleList([_ResidualBlock(width, width), _ResidualBlock(width, width)])
         self.attentions = nn.ModuleList([_Attention(width)])
+
+    def forward(self, x: torch.Tensor, rows: ImageRows, score_bytes: int) -> torch.Tensor:
+        x = rows.around(self.resnets[0], x, _RESNET_REACH)
+        return rows.around(self.resnets[1], self.attentions[0](x, rows, score_bytes), _RESNET_REACH)
 
 
 class _UpBlock(nn.Module):
