@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 
 from bench import references
-from engine.config import ModelConfig
+from engine.config import PARALLEL_DEGREES, ModelConfig
 from engine.kernels.fp8 import Fp8Rows
 from engine.kernels.gate import sigmoid_mul, silu_mul
 from engine.kernels.image_norm import image_norm
 from engine.kernels.int8 import dequantize_groups, quantize_groups
 from engine.kernels.norm import add_rms_norm_modulate_, rms_norm_modulate
 from engine.kernels.packing import Packing
-from engine.kernels.rope import norm_rotate_
+from engine.kernels.rope import norm_rotate_, norm_rotate_to_ranks
 from engine.kernels.upsample import upsample
 
 Tensors = dict[str, torch.Tensor]
@@ -60,6 +60,11 @@ class Shape:
     def qkvg_columns(self) -> list[int]:
         heads = (self.heads, self.kv_heads, self.kv_heads, self.heads)
         return [count * self.head_dim for count in heads]
+
+    @property
+    def ranks(self) -> int:
+        """As many as may share the heads in sequence parallelism."""
+        return max(degree for degree in PARALLEL_DEGREES if not (self.heads % degree or self.kv_heads % degree))
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,11 @@ def elementwise_operations() -> Iterator[Operation]:
             f"residual, norm, modulate{suffix}", _draw_residual, _residual(fp8), _residual_reference, ("x",), fp8
         )
         yield Operation(f"sigmoid(gate) · x{suffix}", _draw_sigmoid, _sigmoid(fp8), _sigmoid_reference, fp8=fp8)
+        name = f"sigmoid(gate) · x of ranks{suffix}"
+        yield Operation(name, _draw_sigmoid_of_ranks, _sigmoid(fp8), _sigmoid_of_ranks_reference, fp8=fp8)
         yield Operation(f"silu(gate) · up{suffix}", _draw_silu, _silu(fp8), _silu_reference, fp8=fp8)
     yield Operation("q, k norm and rotation", _draw_heads, _rotate, _rotate_reference, ("query", "key"))
+    yield Operation("q, k norm and rotation, v, to ranks", _draw_qkv, _rotate_to_ranks, _rotate_to_ranks_reference)
     yield Operation("int8 weights → bfloat16", _draw_int8, _dequantize, _dequantize_reference)
     yield Operation("VAE: norm, silu", _draw_picture, _image_norm, _image_norm_reference)
     yield Operation("VAE: upsample", _draw_small_picture, _upsample, _upsample_reference)
@@ -179,6 +187,16 @@ def _sigmoid_reference(_: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
     return {"y": references.sigmoid_mul(at["x"], at["gate"], dtype)}
 
 
+def _draw_sigmoid_of_ranks(shape: Shape, random: Random) -> Tensors:
+    at = _draw_sigmoid(shape, random)
+    tokens, width = at["x"].shape
+    return {**at, "x": random.normal(shape.ranks, tokens, width // shape.ranks)}
+
+
+def _sigmoid_of_ranks_reference(_: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
+    return {"y": references.sigmoid_mul(at["x"].transpose(0, 1).flatten(1), at["gate"], dtype)}
+
+
 def _draw_silu(shape: Shape, random: Random) -> Tensors:
     return {"gate_up": random.normal(shape.packing.tokens, 2 * shape.intermediate)}
 
@@ -192,11 +210,18 @@ def _silu_reference(_: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
 
 
 def _draw_heads(shape: Shape, random: Random) -> Tensors:
-    query, key, *_ = (part.unflatten(1, (-1, shape.head_dim)) for part in _packed(shape, random))
+    heads = _draw_qkv(shape, random)
+    del heads["value"]
+    return heads
+
+
+def _draw_qkv(shape: Shape, random: Random) -> Tensors:
+    query, key, value, _ = (part.unflatten(1, (-1, shape.head_dim)) for part in _packed(shape, random))
     angles = random.normal(shape.packing.tokens, shape.head_dim // 2, dtype=torch.float32) * math.pi
     return {
         "query": query,
         "key": key,
+        "value": value,
         "query_norm": random.normal(shape.head_dim, dtype=torch.float32, mean=1.0),
         "key_norm": random.normal(shape.head_dim, dtype=torch.float32, mean=1.0),
         "rotations": torch.polar(torch.ones_like(angles), angles),
@@ -213,6 +238,17 @@ def _rotate_reference(shape: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
         name: references.norm_rotate(at[name], at[f"{name}_norm"], shape.eps, at["rotations"], dtype)
         for name in ("query", "key")
     }
+
+
+def _rotate_to_ranks(shape: Shape, at: Tensors) -> dict[str, torch.Tensor | Fp8Rows]:
+    heads, norms = (at["query"], at["key"], at["value"]), (at["query_norm"], at["key_norm"])
+    return {"sent": norm_rotate_to_ranks(*heads, *norms, shape.eps, at["rotations"], shape.ranks)}
+
+
+def _rotate_to_ranks_reference(shape: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
+    heads = {**_rotate_reference(shape, at, dtype), "value": at["value"].to(dtype)}
+    parts = [heads[name].unflatten(1, (shape.ranks, -1)).transpose(0, 1) for name in ("query", "key", "value")]
+    return {"sent": torch.cat(parts, dim=2).flatten(2)}
 
 
 def _draw_int8(shape: Shape, random: Random) -> Tensors:

@@ -33,7 +33,10 @@ PLAIN: dict[str, dict[Callable[..., Any], Callable[..., Any]]] = {
         norm.add_rms_norm_modulate_: norm.add_rms_norm_modulate_torch_,
     },
     "gates": {gate.silu_mul: gate.silu_mul_torch, gate.sigmoid_mul: gate.sigmoid_mul_torch},
-    "rotation": {rope.norm_rotate_: rope.norm_rotate_torch_},
+    "rotation": {
+        rope.norm_rotate_: rope.norm_rotate_torch_,
+        rope.norm_rotate_to_ranks: rope.norm_rotate_to_ranks_torch,
+    },
     "int8 weights": {int8.dequantize_groups: int8.dequantize_groups_torch},
     "VAE": {image_norm.image_norm: image_norm.image_norm_torch, upsample.upsample: upsample.upsample_torch},
 }

@@ -89,6 +89,18 @@ def test_random_batches_are_those_of_one_rank(rank_groups: RankGroups, mode: str
             assert relative_error(other.latents, one.latents) <= TOLERANCE, seed
 
 
+@pytest.mark.parametrize("quantization", ["none", "fp8"])
+def test_a_rank_may_have_no_rows_of_a_step(quantization: str) -> None:
+    """Six tokens are two each for three ranks, and none for the fourth, which attends with its heads all the same."""
+    jobs = jobs_of(DEMO_CHECKPOINT, [Request("", width=16, height=16, steps=2)])
+    tokens = len(jobs[0].prompt_ids) - PREFIX_TOKENS + 1
+    shares = thread_groups(4)[0].shares(tokens)
+    assert shares[-1] == 0 < shares[0]
+    (alone,) = run_jobs(DEMO_CHECKPOINT, jobs, quantization=quantization)
+    (split,) = run_jobs(DEMO_CHECKPOINT, jobs, quantization=quantization, sp=4)
+    assert relative_error(split.latents, alone.latents) <= (TOLERANCE if quantization == "none" else 2e-2)
+
+
 @pytest.mark.parametrize("mode", [{"tp": 2}, {"tp": 4}, {"tp": 2, "sp": 2}])
 def test_rows_that_are_exchanged_while_they_are_multiplied(
     rank_groups: RankGroups, monkeypatch: pytest.MonkeyPatch, mode: dict[str, Any]

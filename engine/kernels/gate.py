@@ -23,7 +23,10 @@ def silu_mul(gate_up: torch.Tensor, *, fp8: bool = False) -> torch.Tensor | Fp8R
 
 
 def sigmoid_mul(x: torch.Tensor, gate: torch.Tensor, *, fp8: bool = False) -> torch.Tensor | Fp8Rows:
-    """x · sigmoid(gate), both (tokens, width), with `fp8` as rows for a matrix product."""
+    """x · sigmoid(gate), both (tokens, width), with `fp8` as rows for a matrix product.
+
+    x may come in parts, (parts, tokens, width / parts), as attention's heads do from the ranks that made them.
+    """
     return gate_mul_triton(x, gate, silu=False, fp8=fp8) if x.is_cuda else sigmoid_mul_torch(x, gate, fp8=fp8)
 
 
@@ -34,19 +37,25 @@ def silu_mul_torch(gate_up: torch.Tensor, *, fp8: bool = False) -> torch.Tensor 
 
 
 def sigmoid_mul_torch(x: torch.Tensor, gate: torch.Tensor, *, fp8: bool = False) -> torch.Tensor | Fp8Rows:
-    result = torch.sigmoid(gate.float()).mul_(x)
+    result = torch.sigmoid(gate.float())
+    if x.dim() == 3:
+        result.unflatten(1, (x.shape[0], -1)).mul_(x.transpose(0, 1))
+    else:
+        result.mul_(x)
     return quantize_rows(result, x.dtype) if fp8 else result.to(x.dtype)
 
 
 def gate_mul_triton(x: torch.Tensor, gate: torch.Tensor, *, silu: bool, fp8: bool) -> torch.Tensor | Fp8Rows:
-    """Both gates by the kernel. x and gate: (tokens, width), rows may be strided."""
-    tokens, width = x.shape
+    """Both gates by the kernel. x and gate: (tokens, width), rows may be strided; or x in parts, contiguous."""
+    tokens, width = gate.shape
+    in_parts = x.dim() == 3
+    assert x.is_contiguous() or not in_parts
     output = empty_rows(tokens, width, x, fp8=fp8)
     values, scales = row_pointers(output)
     block, warps = launch_shape(width)
     _gate_mul[(tokens,)](
-        x, gate, values, scales, x.stride(0), gate.stride(0), width,
-        BLOCK=block, SILU=silu, FP8=fp8, num_warps=warps,
+        x, gate, values, scales, x.shape[2] if in_parts else x.stride(0), gate.stride(0), width,
+        BLOCK=block, SILU=silu, FP8=fp8, IN_PARTS=in_parts, num_warps=warps,
     )  # fmt: skip
     return output
 
@@ -54,12 +63,16 @@ def gate_mul_triton(x: torch.Tensor, gate: torch.Tensor, *, silu: bool, fp8: boo
 @kernel
 def _gate_mul(
     x_ptr, gate_ptr, y_ptr, scale_ptr, x_stride, gate_stride, width,
-    BLOCK: tl.constexpr, SILU: tl.constexpr, FP8: tl.constexpr,
+    BLOCK: tl.constexpr, SILU: tl.constexpr, FP8: tl.constexpr, IN_PARTS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < width
-    x = tl.load(x_ptr + row * x_stride + columns, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
+    if IN_PARTS:
+        x_ptr += (columns // x_stride * tl.num_programs(0) + row) * x_stride + columns % x_stride
+    else:
+        x_ptr += row * x_stride + columns
+    x = tl.load(x_ptr, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
     gate = tl.load(gate_ptr + row * gate_stride + columns, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
     y = x * tl.sigmoid(gate)
     if SILU:

@@ -79,6 +79,26 @@ def norm_rotate_(
     norm_rotate(query, key, query_norm, key_norm, eps, rotations, halves=halves)
 
 
+def norm_rotate_to_ranks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    query_norm: torch.Tensor,
+    key_norm: torch.Tensor,
+    eps: float,
+    rotations: torch.Tensor | None,
+    ranks: int,
+) -> torch.Tensor:
+    """q and k as `norm_rotate_` makes them, and v, laid out for ranks of which each gets some heads: (ranks, tokens,
+    (heads + 2 · kv_heads) · head_dim / ranks), a row being [q | k | v] of the rank's heads.
+
+    The three are views into one packed q|k|v|… matrix, in this order. Consecutive heads go to the same rank, so that
+    query heads stay with the key/value head that they share. Pairs are neighbours.
+    """
+    to_ranks = norm_rotate_to_ranks_triton if query.is_cuda else norm_rotate_to_ranks_torch
+    return to_ranks(query, key, value, query_norm, key_norm, eps, rotations, ranks)
+
+
 def norm_rotate_torch_(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -90,15 +110,39 @@ def norm_rotate_torch_(
     halves: bool = False,
 ) -> None:
     for heads, weight in ((query, query_norm), (key, key_norm)):
-        normed = F.rms_norm(heads.float(), weight.shape, weight, eps).to(heads.dtype)
-        if rotations is None:
-            heads.copy_(normed)
-        elif halves:
-            rotated = torch.complex(*normed.float().chunk(2, dim=-1)) * rotations[:, None]
-            heads.copy_(torch.cat([rotated.real, rotated.imag], dim=-1))
-        else:
-            pairs = torch.view_as_complex(normed.float().unflatten(-1, (-1, 2)))
-            heads.copy_(torch.view_as_real(pairs * rotations[:, None]).flatten(-2))
+        heads.copy_(_norm_rotated(heads, weight, eps, rotations, halves=halves))
+
+
+def norm_rotate_to_ranks_torch(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    query_norm: torch.Tensor,
+    key_norm: torch.Tensor,
+    eps: float,
+    rotations: torch.Tensor | None,
+    ranks: int,
+) -> torch.Tensor:
+    rotated = [
+        _norm_rotated(heads, weight, eps, rotations).to(heads.dtype)
+        for heads, weight in ((query, query_norm), (key, key_norm))
+    ]
+    parts = [heads.unflatten(1, (ranks, -1)).transpose(0, 1) for heads in (*rotated, value)]
+    return torch.cat(parts, dim=2).flatten(2)
+
+
+def _norm_rotated(
+    heads: torch.Tensor, weight: torch.Tensor, eps: float, rotations: torch.Tensor | None, *, halves: bool = False
+) -> torch.Tensor:
+    """In float32 where it is rotated, for whoever writes it to round."""
+    normed = F.rms_norm(heads.float(), weight.shape, weight, eps).to(heads.dtype)
+    if rotations is None:
+        return normed
+    if halves:
+        rotated = torch.complex(*normed.float().chunk(2, dim=-1)) * rotations[:, None]
+        return torch.cat([rotated.real, rotated.imag], dim=-1)
+    pairs = torch.view_as_complex(normed.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotations[:, None]).flatten(-2)
 
 
 def norm_rotate_triton_(
@@ -112,27 +156,65 @@ def norm_rotate_triton_(
     halves: bool = False,
 ) -> None:
     """The same by the kernel: q and k in one launch."""
+    _launch((query, key), query, query_norm, key_norm, eps, rotations, ranks=0, halves=halves)
+
+
+def norm_rotate_to_ranks_triton(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    query_norm: torch.Tensor,
+    key_norm: torch.Tensor,
+    eps: float,
+    rotations: torch.Tensor | None,
+    ranks: int,
+) -> torch.Tensor:
+    """The same by the kernel, which copies v as well."""
+    tokens, heads, head_dim = query.shape
+    sent = query.new_empty((ranks, tokens, (heads + 2 * key.shape[1]) // ranks * head_dim))
+    _launch((query, key, value), sent, query_norm, key_norm, eps, rotations, ranks=ranks, halves=False)
+    return sent
+
+
+def _launch(
+    parts: Sequence[torch.Tensor],
+    into: torch.Tensor,
+    query_norm: torch.Tensor,
+    key_norm: torch.Tensor,
+    eps: float,
+    rotations: torch.Tensor | None,
+    *,
+    ranks: int,
+    halves: bool,
+) -> None:
+    """q and k, and v if there are ranks to send it to. into: q itself, or what is sent."""
+    query, key = parts[:2]
     tokens, heads, head_dim = query.shape
     kv_heads = key.shape[1]
     if not tokens:  # a share of fewer tokens than ranks; nothing has an address then
         return
-    assert key.data_ptr() == query.data_ptr() + heads * head_dim * query.element_size()
-    assert tokens == 1 or query.stride() == key.stride() == (query.stride(0), head_dim, 1)
+    for part, heads_before in zip(parts, (0, heads, heads + kv_heads), strict=False):
+        assert part.data_ptr() == query.data_ptr() + heads_before * head_dim * query.element_size()
+        assert tokens == 1 or part.stride() == (query.stride(0), head_dim, 1)
+    all_heads = sum(part.shape[1] for part in parts)
     block = 1 << (head_dim - 1).bit_length()
-    _norm_rotate[(tokens, -(-(heads + kv_heads) // _HEADS_AT_ONCE))](
+    _norm_rotate[(tokens, -(-all_heads // _HEADS_AT_ONCE))](
         query,
+        into,
         query_norm,
         key_norm,
         query_norm if rotations is None else torch.view_as_real(rotations),
         query.stride(0),
         heads,
-        heads + kv_heads,
+        kv_heads,
+        all_heads,
         head_dim,
         eps,
         HEADS=_HEADS_AT_ONCE,
         PAIRS=block // 2,
         ROTATE=rotations is not None,
         HALVES=halves,
+        RANKS=ranks,
         num_warps=4,
     )
 
@@ -140,11 +222,13 @@ def norm_rotate_triton_(
 @kernel
 def _norm_rotate(
     x_ptr,
+    y_ptr,
     query_norm_ptr,
     key_norm_ptr,
     rotation_ptr,
     row_stride,
     query_heads,
+    kv_heads,
     all_heads,
     head_dim,
     eps,
@@ -152,23 +236,37 @@ def _norm_rotate(
     PAIRS: tl.constexpr,
     ROTATE: tl.constexpr,
     HALVES: tl.constexpr,
+    RANKS: tl.constexpr,
 ):
+    """y_ptr: with RANKS where to write for ranks; without, what is read is overwritten."""
     row = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     is_head = heads < all_heads
     x_ptr += row * row_stride
-    a, b = _load_pairs(x_ptr + heads * head_dim, is_head, head_dim, HEADS, PAIRS, HALVES)
-    scale = tl.rsqrt((tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1)) / head_dim + eps)[:, None]
+    x_a, x_b = _load_pairs(x_ptr + heads * head_dim, is_head, head_dim, HEADS, PAIRS, HALVES)
+    scale = tl.rsqrt((tl.sum(x_a * x_a, axis=1) + tl.sum(x_b * x_b, axis=1)) / head_dim + eps)[:, None]
     # as many rows of q's and k's weights as there are heads, since a load cannot choose between pointers
     query_a, query_b = _load_pairs(query_norm_ptr + heads * 0, is_head, head_dim, HEADS, PAIRS, HALVES)
     key_a, key_b = _load_pairs(key_norm_ptr + heads * 0, is_head, head_dim, HEADS, PAIRS, HALVES)
     is_query = heads < query_heads
-    a = (a * scale * tl.where(is_query, query_a, key_a)).to(x_ptr.dtype.element_ty).to(tl.float32)
-    b = (b * scale * tl.where(is_query, query_b, key_b)).to(x_ptr.dtype.element_ty).to(tl.float32)
+    a = (x_a * scale * tl.where(is_query, query_a, key_a)).to(x_ptr.dtype.element_ty).to(tl.float32)
+    b = (x_b * scale * tl.where(is_query, query_b, key_b)).to(x_ptr.dtype.element_ty).to(tl.float32)
     if ROTATE:
         cos, sin = _load_pairs(rotation_ptr + row * head_dim + heads * 0, is_head, head_dim, HEADS, PAIRS, False)
         a, b = cos * a - sin * b, sin * a + cos * b
-    _store_pairs(x_ptr + heads * head_dim, a, b, is_head, head_dim, HEADS, PAIRS, HALVES)
+    if RANKS:
+        is_value = heads >= query_heads + kv_heads
+        a, b = tl.where(is_value, x_a, a), tl.where(is_value, x_b, b)
+        # a head's number among those of its kind, how many of that kind a rank gets, and how many heads lie before them
+        number = heads - tl.where(is_query, 0, tl.where(is_value, query_heads + kv_heads, query_heads))
+        query_share, kv_share = query_heads // RANKS, kv_heads // RANKS
+        share = tl.where(is_query, query_share, kv_share)
+        before = tl.where(is_query, 0, tl.where(is_value, query_share + kv_share, query_share))
+        rows_before = number // share * tl.num_programs(0) + row
+        slot = rows_before * (query_share + 2 * kv_share) + before + number % share
+        _store_pairs(y_ptr + slot * head_dim, a, b, is_head, head_dim, HEADS, PAIRS, HALVES)
+    else:
+        _store_pairs(x_ptr + heads * head_dim, a, b, is_head, head_dim, HEADS, PAIRS, HALVES)
 
 
 @kernel

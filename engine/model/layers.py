@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
 import torch
 from torch import nn
 
+from engine.kernels.attention import GatedAttentionKernel
 from engine.kernels.fp8 import Fp8Rows
-from engine.kernels.gate import silu_mul
+from engine.kernels.gate import sigmoid_mul, silu_mul
 from engine.kernels.norm import rms_norm
 from engine.kernels.packing import Packing
-from engine.kernels.rope import norm_rotate_
+from engine.kernels.rope import norm_rotate_, norm_rotate_to_ranks
 from engine.parallel import ColumnParallelLinear, Group, RowParallelLinear, ScatteredRows
+from engine.parallel.sequence import Share
 
 M = TypeVar("M")
-Attention = Callable[..., torch.Tensor | Fp8Rows]  # called as `GatedAttentionKernel` is
 
 
 class Visit(Protocol):
@@ -66,7 +67,7 @@ class GatedAttention(nn.Module):
         head_dim: int,
         eps: float,
         group: Group,
-        attention: Attention,
+        attention: GatedAttentionKernel,
         *,
         scatter: bool = False,
     ) -> None:
@@ -87,5 +88,18 @@ class GatedAttention(nn.Module):
         or with `scatter` a rank's share of them."""
         *qkv, gate = self.qkvg(x).split(self._columns, dim=-1)
         query, key, value = (part.unflatten(-1, (-1, self._head_dim)) for part in qkv)
-        norm_rotate_(query, key, self.norm_q.weight, self.norm_k.weight, self.norm_q.eps, rotations)
+        norms = self.norm_q.weight, self.norm_k.weight, self.norm_q.eps, rotations
+        if isinstance(packing, Share) and packing.group.size > 1:
+            sent = norm_rotate_to_ranks(query, key, value, *norms, packing.group.size)
+            return self.out(self._attend_to_heads(sent, gate, packing))
+        norm_rotate_(query, key, *norms)
         return self.out(self._attention(query, key, value, gate, packing, fp8=self.out.takes_fp8))
+
+    def _attend_to_heads(self, sent: torch.Tensor, gate: torch.Tensor, share: Share) -> torch.Tensor | Fp8Rows:
+        """What `GatedAttentionKernel` gives, where this rank has a share of the rows. sent: `norm_rotate_to_ranks` of
+        them."""
+        columns = [part // share.group.size for part in self._columns[:3]]
+        received = share.rows_for_heads(sent).split(columns, dim=-1)
+        query, key, value = (part.unflatten(-1, (-1, self._head_dim)) for part in received)
+        attended = self._attention.attend(query, key, value, share.whole)
+        return sigmoid_mul(share.heads_for_rows(attended), gate, fp8=self.out.takes_fp8)

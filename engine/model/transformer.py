@@ -17,10 +17,10 @@ from engine.config import TransformerConfig
 from engine.kernels.attention import GatedAttentionKernel
 from engine.kernels.norm import add_rms_norm_modulate_, rms_norm_modulate
 from engine.kernels.packing import Packing
-from engine.model.layers import Attention, GatedAttention, RMSNorm, SwiGLU, Visit
+from engine.model.layers import GatedAttention, RMSNorm, SwiGLU, Visit
 from engine.model.text_fusion import TextFusion
 from engine.parallel import Group, Linear
-from engine.parallel.sequence import SequenceParallelAttention, gather
+from engine.parallel.sequence import gather
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,12 @@ class Transformer(nn.Module):
         """group: over whose ranks matrices are split. attention: of the blocks; text_attention: of text fusion, which
         meets other lengths."""
         super().__init__()
-        of_blocks = SequenceParallelAttention(attention)
         self.img_in = Linear(config.in_channels, config.hidden_size)
         self.time_embed = _TimeEmbedding(config)
         self.time_mod_proj = Linear(config.hidden_size, 6 * config.hidden_size)
         self.text_fusion = TextFusion(config, group, text_attention)
         self.txt_in = _TextProjection(config)
-        self.transformer_blocks = nn.ModuleList(_Block(config, group, of_blocks) for _ in range(config.num_layers))
+        self.transformer_blocks = nn.ModuleList(_Block(config, group, attention) for _ in range(config.num_layers))
         self.final_layer = _FinalLayer(config)
         self.visit: Visit = iter  # the blocks of a step, in order, each on the device while it is used
 
@@ -132,7 +131,7 @@ class Transformer(nn.Module):
 class _Block(nn.Module):
     """The parts of a block; `Transformer.denoise` puts them together, since it fuses what lies between blocks."""
 
-    def __init__(self, config: TransformerConfig, group: Group, attention: Attention) -> None:
+    def __init__(self, config: TransformerConfig, group: Group, attention: GatedAttentionKernel) -> None:
         super().__init__()
         width, eps = config.hidden_size, config.norm_eps
         self.scale_shift_table = nn.Parameter(torch.empty(6, width))

@@ -101,7 +101,7 @@ def _kernels() -> Iterator[Compiled]:
             "FP8": fp8,
         }
         yield compile_for_hopper(f"norm {kind}", norm._norm, arguments, warps=warps)
-        for name, width in (("silu_mul", SWIGLU), ("sigmoid_mul", WIDTH)):
+        for name, width in (("silu_mul", SWIGLU), ("sigmoid_mul", WIDTH), ("sigmoid_mul of ranks", WIDTH)):
             block, warps = launch_shape(width)
             arguments = {
                 "x_ptr": "*bf16",
@@ -112,23 +112,24 @@ def _kernels() -> Iterator[Compiled]:
                 "BLOCK": block,
                 "SILU": name == "silu_mul",
                 "FP8": fp8,
+                "IN_PARTS": name == "sigmoid_mul of ranks",
             }
             yield compile_for_hopper(f"{name} {kind}", gate._gate_mul, arguments, warps=warps)
-    for halves in (False, True):
+    for halves, ranks in ((False, 0), (True, 0), (False, 2), (False, 4)):
         arguments = {
-            "x_ptr": "*bf16",
+            **dict.fromkeys(("x_ptr", "y_ptr"), "*bf16"),
             **dict.fromkeys(("query_norm_ptr", "key_norm_ptr", "rotation_ptr"), "*fp32"),
             "row_stride": "i32",
-            "query_heads": "i32",
-            "all_heads": "i32",
+            **dict.fromkeys(("query_heads", "kv_heads", "all_heads"), "i32"),
             "head_dim": "i32",
             "eps": "fp32",
             "HEADS": rope._HEADS_AT_ONCE,
             "PAIRS": HEAD_DIM // 2,
             "ROTATE": True,
             "HALVES": halves,
+            "RANKS": ranks,
         }
-        name = f"norm_rotate {'halves' if halves else 'neighbours'}"
+        name = f"norm_rotate {'halves' if halves else 'neighbours'}{f' to {ranks} ranks' if ranks else ''}"
         yield compile_for_hopper(name, rope._norm_rotate, arguments, warps=4)
     for head_dim in (*DEMO_HEAD_DIMS, 64, HEAD_DIM):
         block_dim, columns, warps, stages = attention_triton.launch_parameters(head_dim, torch.bfloat16)

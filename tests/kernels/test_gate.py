@@ -64,6 +64,30 @@ def test_sigmoid_mul_takes_a_column_slice_as_gate(
 
 
 @pytest.mark.parametrize("triton", [False, True])
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "parts", "width"), [(0, 2, 32), (1, 4, 64), (11, 2, 32), (7, 4, 192)])
+def test_sigmoid_mul_of_what_other_ranks_made(
+    tokens: int, parts: int, width: int, dtype: torch.dtype, fp8: bool, triton: bool, device: torch.device
+) -> None:
+    """To the bit what it makes of the parts put together."""
+    packed = torch.randn(tokens, 3 * width).to(device, dtype)
+    gate, x = packed[:, 2 * width :], torch.randn(parts, tokens, width // parts).to(device, dtype)
+    together = x.transpose(0, 1).reshape(tokens, width)
+    with poisoned(device):
+        if triton:
+            actual, expected = (gate_mul_triton(each, gate, silu=False, fp8=fp8) for each in (x, together))
+        else:
+            actual, expected = (sigmoid_mul(each, gate, fp8=fp8) for each in (x, together))
+    if isinstance(actual, Fp8Rows):
+        assert isinstance(expected, Fp8Rows)
+        assert torch.equal(actual.scales, expected.scales)
+        actual, expected = actual.values.view(torch.uint8), expected.values.view(torch.uint8)
+    assert isinstance(expected, torch.Tensor)
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("triton", [False, True])
 @pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_a_number_stays_so_in_fp8_and_in_its_row(bad: float, triton: bool, device: torch.device) -> None:
     """Clamped to numbers it would give an image that looks wrong for no reason that anyone could find."""

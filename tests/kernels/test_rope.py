@@ -5,8 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.kernels.rope import image_rotations, norm_rotate_, norm_rotate_triton_, text_rotations
-from tests.kernels.tolerances import DTYPES
+from engine.kernels.rope import (
+    image_rotations,
+    norm_rotate_,
+    norm_rotate_to_ranks,
+    norm_rotate_to_ranks_triton,
+    norm_rotate_triton_,
+    text_rotations,
+)
+from tests.kernels.tolerances import DTYPES, poisoned
 
 EPS = 1e-5
 CPU = torch.device("cpu")
@@ -166,3 +173,41 @@ def _norm_rotated(heads: torch.Tensor, weight: torch.Tensor, angles: torch.Tenso
     a, b = (normed[..., :half], normed[..., half:]) if kind == "halves" else (normed[..., ::2], normed[..., 1::2])
     rotated = cos * a - sin * b, sin * a + cos * b
     return torch.cat(rotated, dim=-1) if kind == "halves" else torch.stack(rotated, dim=-1).flatten(-2)
+
+
+@pytest.mark.parametrize("triton", [False, True])
+@pytest.mark.parametrize("rotated", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("tokens", "heads", "kv_heads", "head_dim", "ranks"),
+    [(1, 48, 12, 128, 4), (5, 8, 4, 16, 2), (3, 8, 4, 16, 4), (2, 4, 4, 24, 4), (4, 6, 3, 16, 1), (0, 8, 4, 16, 4)],
+)
+def test_heads_are_laid_out_for_the_ranks_that_get_them(
+    tokens: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    ranks: int,
+    dtype: torch.dtype,
+    rotated: bool,
+    triton: bool,
+    device: torch.device,
+) -> None:
+    """To the bit what is made in place, and v, whose parts are then put together."""
+    device = device if triton else CPU
+    columns = [count * head_dim for count in (heads, kv_heads, kv_heads, heads)]
+    packed = torch.randn(tokens, sum(columns)).to(device, dtype)
+    before = packed.clone()
+    query, key, value, _ = (part.unflatten(-1, (-1, head_dim)) for part in packed.split(columns, dim=-1))
+    weights = torch.rand(2, head_dim, device=device) + 0.5
+    angles = torch.rand(tokens, head_dim // 2, device=device) * 6
+    rotations = torch.polar(torch.ones_like(angles), angles) if rotated else None
+    to_ranks, in_place = (
+        (norm_rotate_to_ranks_triton, norm_rotate_triton_) if triton else (norm_rotate_to_ranks, norm_rotate_)
+    )
+    with poisoned(device):
+        sent = to_ranks(query, key, value, *weights, EPS, rotations, ranks)
+    assert torch.equal(packed, before)
+    in_place(query, key, *weights, EPS, rotations)
+    parts = [part.unflatten(1, (ranks, part.shape[1] // ranks)).transpose(0, 1) for part in (query, key, value)]
+    assert torch.equal(sent, torch.cat(parts, dim=2).flatten(2))
