@@ -105,8 +105,8 @@ def test_tiles_and_plans_go_by_what_images_are_decoded_in(
 def test_scores_of_the_middle_fit_into_what_the_levels_after_it_take(
     base: int, multipliers: tuple[int, ...], height: int, width: int, element: int, tile: int | None
 ) -> None:
-    """On a GPU the decoder's attention holds its input and that of the block before it, queries, keys, values and result
-    beside them."""
+    """On a GPU the decoder's attention holds its input and that of the block before it, queries, keys, values and
+    result beside them."""
     config = replace(DEMO, vae=replace(DEMO.vae, base_dim=8 * base, dim_mult=multipliers))
     with torch.device("meta"):
         vae = VAEDecoder(config.vae)
