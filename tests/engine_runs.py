@@ -9,14 +9,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 import torch
 
 from engine.config import EngineConfig, ModelConfig
 from engine.decoding import DecodedImage
+from engine.jobs import JobState
 from engine.parallel import thread_meshes
 from engine.rank import Rank
 from engine.step import Adapter, Job, Step
@@ -114,14 +117,21 @@ class RankGroup:
     ) -> list[Picture]:
         """The images of the jobs, which the ranks make as if they had just been loaded: with no features of prompts or
         timesteps, batch layouts or rotations from an earlier run. The adapters are there for this run."""
-        steps = list(_steps(self._next_step, jobs, [0] * len(jobs) if joins is None else joins, adapters))
+        pictures = self.run_steps(list(_steps(jobs, [0] * len(jobs) if joins is None else joins, adapters)))
+        return [pictures[job.job_id] for job in jobs]
+
+    def run_steps(self, steps: Sequence[Step]) -> dict[int, Picture]:
+        """The images that the steps decode, by job, made as `run_jobs` says. Whatever numbers the steps have. Also
+        checks that all ranks end with the same latents."""
+        steps = [replace(step, number=self._next_step + index) for index, step in enumerate(steps)]
         latents = self.on_ranks(lambda rank: _execute(rank, steps))
         self._next_step += len(steps)
         for other in latents[1:]:
-            for job in jobs:
-                assert torch.equal(other[job.job_id], latents[0][job.job_id]), f"ranks differ on job {job.job_id}"
-        images = self._collect(len(jobs))
-        return [Picture(latents[0][job.job_id], as_array(images[job.job_id])) for job in jobs]
+            assert other.keys() == latents[0].keys()
+            for job_id, tensor in other.items():
+                assert torch.equal(tensor, latents[0][job_id]), f"ranks differ on job {job_id}"
+        images = self._collect(len(latents[0]))
+        return {job_id: Picture(tensor, as_array(images[job_id])) for job_id, tensor in latents[0].items()}
 
     def close(self) -> None:
         """Wait until every image has been decoded, and let go of the ranks. Raises what went wrong there."""
@@ -248,9 +258,9 @@ def as_array(image: DecodedImage) -> np.ndarray:
     return np.frombuffer(image.rgb, np.uint8).reshape(image.height, image.width, 3)
 
 
-def _steps(number: int, jobs: Sequence[Job], starts: Sequence[int], adapters: Sequence[Adapter]) -> Iterator[Step]:
+def _steps(jobs: Sequence[Job], starts: Sequence[int], adapters: Sequence[Adapter]) -> Iterator[Step]:
     """Load the adapters, step all jobs to their end, and unload the adapters."""
-    load = tuple(adapters)
+    number, load = 0, tuple(adapters)
     remaining: dict[int, int] = {}
     for tick in range(max(starts, default=0) + max((job.steps for job in jobs), default=0)):
         joining = tuple(job for job, start in zip(jobs, starts, strict=True) if start == tick)
@@ -275,7 +285,14 @@ def _execute(rank: Rank, steps: Sequence[Step]) -> dict[int, torch.Tensor]:
     rank._velocities._layout.cache_clear()
     rank._velocities._grid.cache_clear()
     latents: dict[int, torch.Tensor] = {}
-    for step in steps:
-        latents |= {job_id: rank.latents(job_id).clone() for job_id in step.decode}
-        rank.execute(step).wait()
+    decode = rank._decode
+
+    def watched(state: JobState) -> None:
+        latents[state.job.job_id] = state.latents.clone()
+        decode(state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rank, "_decode", watched)
+        for step in steps:
+            rank.execute(step).wait()
     return latents

@@ -76,19 +76,6 @@ def of_one_rank(rank_groups: RankGroups) -> Callable[..., list[Picture]]:
     return get
 
 
-@pytest.mark.parametrize("mode", MODES, scope="module")
-def test_random_batches_are_those_of_one_rank(rank_groups: RankGroups, mode: str) -> None:
-    seed = random.randrange(2**32)
-    source = random.Random(seed)
-    for _ in range(2):
-        jobs = random_jobs(source, source.randint(1, 5))
-        joins = [source.randint(0, 2) for _ in jobs]
-        alone = rank_groups.run_jobs(DEMO_CHECKPOINT, jobs, joins=joins)
-        split = rank_groups.run_jobs(DEMO_CHECKPOINT, jobs, joins=joins, **MODES[mode])
-        for one, other in zip(alone, split, strict=True):
-            assert relative_error(other.latents, one.latents) <= TOLERANCE, seed
-
-
 @pytest.mark.parametrize("quantization", ["none", "fp8"])
 def test_a_rank_may_have_no_rows_of_a_step(quantization: str) -> None:
     """Six tokens are two each for three ranks, and none for the fourth, which attends with its heads all the same."""
