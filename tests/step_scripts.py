@@ -12,7 +12,7 @@ from engine.step import Adapter, Job, Step
 from tests.engine_runs import jobs_of
 from tests.oracle import Request
 
-PROMPTS = ("", "a red circle on a blue background", "a small cyan star at the left on a black background " * 9)
+PROMPTS = ("", "a red circle on a blue background", "a small cyan star at the left on a black background " * 5)
 # Pixels of an image that ranks decode together, up to 4 of them: it has rows enough for each.
 DECODED_TOGETHER = (16, 240)
 
@@ -73,8 +73,8 @@ class Script:
 
 
 def scripts(adapters: Sequence[int]) -> st.SearchStrategy[Script]:
-    """Of one to four images of any sizes, which name some of these adapters."""
-    sides = st.tuples(*[st.integers(1, 8).map(lambda patches: 16 * patches)] * 2)
+    """Of one to three images of any sizes, which name some of these adapters."""
+    sides = st.tuples(*[st.integers(1, 6).map(lambda patches: 16 * patches)] * 2)
     lora = st.tuples(st.sampled_from(adapters), st.sampled_from([1.0, -0.7]))
     job = st.builds(
         _job,
@@ -87,7 +87,7 @@ def scripts(adapters: Sequence[int]) -> st.SearchStrategy[Script]:
         seed=st.integers(0, 2**32 - 1),
     )
     life = st.builds(Life, st.integers(0, 2), st.sampled_from([None, None, None, 1, 2]), st.integers(0, 1))
-    return st.lists(st.tuples(job, life), min_size=1, max_size=4).map(
+    return st.lists(st.tuples(job, life), min_size=1, max_size=3).map(
         lambda pairs: Script(
             tuple(replace(job, job_id=index) for index, (job, _) in enumerate(pairs)),
             tuple(life for _, life in pairs),
