@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -42,8 +42,14 @@ class CountingGroup(Group):
         return self._group.all_gather_each(tensors)
 
     def all_to_all(self, tensor: torch.Tensor, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
-        self._count((sum(sent) - sent[self.rank]) * (tensor.nbytes // max(1, tensor.shape[0])))
+        self._count_exchange(tensor, sent)
         return self._group.all_to_all(tensor, sent, received)
+
+    def begin_all_to_all(
+        self, tensor: torch.Tensor, sent: Sequence[int], received: Sequence[int]
+    ) -> Callable[[], torch.Tensor]:
+        self._count_exchange(tensor, sent)
+        return self._group.begin_all_to_all(tensor, sent, received)
 
     def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
         self._count((self.size - 1) * tensor.nbytes if self.rank == source else 0)
@@ -51,6 +57,9 @@ class CountingGroup(Group):
 
     def close(self) -> None:
         self._group.close()
+
+    def _count_exchange(self, tensor: torch.Tensor, sent: Sequence[int]) -> None:
+        self._count((sum(sent) - sent[self.rank]) * (tensor.nbytes // max(1, tensor.shape[0])))
 
     def _count(self, count: int) -> None:
         self._counter.sent += Sent(count, 1)

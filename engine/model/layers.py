@@ -86,20 +86,31 @@ class GatedAttention(nn.Module):
     ) -> torch.Tensor:
         """x: (tokens, width); every token attends to its segment. rotations as in `norm_rotate_`. Returns as many rows,
         or with `scatter` a rank's share of them."""
-        *qkv, gate = self.qkvg(x).split(self._columns, dim=-1)
-        query, key, value = (part.unflatten(-1, (-1, self._head_dim)) for part in qkv)
-        norms = self.norm_q.weight, self.norm_k.weight, self.norm_q.eps, rotations
         if isinstance(packing, Share) and packing.group.size > 1:
-            sent = norm_rotate_to_ranks(query, key, value, *norms, packing.group.size)
-            return self.out(self._attend_to_heads(sent, gate, packing))
-        norm_rotate_(query, key, *norms)
+            return self.out(self._attend_with_ranks(x, packing, rotations))
+        qkv, gate = self.qkvg(x).split((sum(self._columns[:3]), self._columns[3]), dim=-1)
+        query, key, value = self._heads(qkv)
+        norm_rotate_(query, key, self.norm_q.weight, self.norm_k.weight, self.norm_q.eps, rotations)
         return self.out(self._attention(query, key, value, gate, packing, fp8=self.out.takes_fp8))
 
-    def _attend_to_heads(self, sent: torch.Tensor, gate: torch.Tensor, share: Share) -> torch.Tensor | Fp8Rows:
-        """What `GatedAttentionKernel` gives, where this rank has a share of the rows. sent: `norm_rotate_to_ranks` of
-        them."""
-        columns = [part // share.group.size for part in self._columns[:3]]
-        received = share.rows_for_heads(sent).split(columns, dim=-1)
-        query, key, value = (part.unflatten(-1, (-1, self._head_dim)) for part in received)
+    def _attend_with_ranks(
+        self, x: torch.Tensor | Fp8Rows | ScatteredRows, share: Share, rotations: torch.Tensor | None
+    ) -> torch.Tensor | Fp8Rows:
+        """What `GatedAttentionKernel` gives, where other ranks have shares of the rows: each attends with some heads of
+        all of them. The gate is computed while q, k and v are on their way."""
+        norms = self.norm_q.weight, self.norm_k.weight
+        ranks = share.group.size
+        qkv, multiply_gate = self.qkvg.in_two(x, sum(self._columns[:3]))
+        query, key, value = self._heads(qkv)
+        sent = norm_rotate_to_ranks(query, key, value, *norms, self.norm_q.eps, rotations, ranks)
+        receive = share.begin_rows_for_heads(sent)
+        gate = multiply_gate()
+        query, key, value = self._heads(receive(), ranks)
         attended = self._attention.attend(query, key, value, share.whole)
         return sigmoid_mul(share.heads_for_rows(attended), gate, fp8=self.out.takes_fp8)
+
+    def _heads(self, qkv: torch.Tensor, ranks: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q, k and v, of which one of so many ranks has a part, (rows, heads, head_dim) each, of (rows, q | k | v)."""
+        columns = [part // ranks for part in self._columns[:3]]
+        query, key, value = (part.unflatten(-1, (-1, self._head_dim)) for part in qkv.split(columns, dim=-1))
+        return query, key, value

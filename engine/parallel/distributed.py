@@ -137,6 +137,22 @@ class DistributedGroup(Group):
         exchange = self._dist.all_to_all_single
         return self._into(sum(received), tensor, lambda into, given: exchange(into, given, *splits, group=self._handle))
 
+    def begin_all_to_all(
+        self, tensor: torch.Tensor, sent: Sequence[int], received: Sequence[int]
+    ) -> Callable[[], torch.Tensor]:
+        if self._staged:
+            return super().begin_all_to_all(tensor, sent, received)
+        source = tensor.contiguous()
+        result = source.new_empty((sum(received), *source.shape[1:]))
+        splits = list(received), list(sent)
+        work = self._dist.all_to_all_single(result, source, *splits, group=self._handle, async_op=True)
+
+        def wait() -> torch.Tensor:
+            work.wait()  # with NCCL the stream that computes waits, not the host
+            return result
+
+        return wait
+
     def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
         return self._in_place(tensor, lambda staged: self._dist.broadcast(staged, group=self._handle, group_src=source))
 

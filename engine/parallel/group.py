@@ -7,7 +7,7 @@ by side. The form over processes is in `distributed.py`, that over threads in `t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,14 @@ class Group(ABC):
     def all_to_all(self, tensor: torch.Tensor, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
         """The first sent[0] rows go to rank 0, the next sent[1] to rank 1, …; of the result, which is (sum(received),
         …), the first received[0] came from rank 0, …"""
+
+    def begin_all_to_all(
+        self, tensor: torch.Tensor, sent: Sequence[int], received: Sequence[int]
+    ) -> Callable[[], torch.Tensor]:
+        """`all_to_all` in the background, where the ranks' library can: the result, for who calls what this returns.
+        Until then no operation of this or another group may begin."""
+        result = self.all_to_all(tensor, sent, received)
+        return lambda: result
 
     def shares(self, rows: int) -> list[int]:
         """How many of so many rows each rank has, where they are split: equally many, at the end fewer."""

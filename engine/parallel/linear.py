@@ -75,16 +75,20 @@ class ParallelMatrix(nn.Module):
         self.register_parameter("weight_scale", nn.Parameter(scales, requires_grad=False))
         self.takes_fp8 = fp8_product
 
-    def multiply(self, x: torch.Tensor | Fp8Rows, out: torch.Tensor | None = None) -> torch.Tensor:
-        """x Wᵀ: (tokens, in) → (tokens, out), written to `out` if there is one."""
+    def multiply(
+        self, x: torch.Tensor | Fp8Rows, out: torch.Tensor | None = None, rows: slice = slice(None)
+    ) -> torch.Tensor:
+        """x Wᵀ: (tokens, in) → (tokens, out), written to `out` if there is one. rows: of W, if not all."""
+        weight = self.weight[rows]
+        scales = None if self.weight_scale is None else self.weight_scale[rows]
         if isinstance(x, Fp8Rows):
-            assert self.weight_scale is not None
-            return fp8_linear(x, Fp8Rows(self.weight, self.weight_scale, x.dtype), out)
-        if self.weight_scale is None:
-            return _product(x, self.weight, out)
-        if self.weight.dtype == FP8:  # a row's scale is an output's: the weights need not be multiplied
-            return _product(x, self.weight.to(x.dtype), out).mul_(self.weight_scale.t())
-        return _product(x, dequantize_groups(self.weight, self.weight_scale, x.dtype), out)
+            assert scales is not None
+            return fp8_linear(x, Fp8Rows(weight, scales, x.dtype), out)
+        if scales is None:
+            return _product(x, weight, out)
+        if weight.dtype == FP8:  # a row's scale is an output's: the weights need not be multiplied
+            return _product(x, weight.to(x.dtype), out).mul_(scales.t())
+        return _product(x, dequantize_groups(weight, scales, x.dtype), out)
 
     def partial_output(self, x: torch.Tensor | Fp8Rows, out: torch.Tensor | None = None) -> torch.Tensor:
         """The product, and what the side path adds."""
@@ -123,6 +127,16 @@ class ColumnParallelLinear(ParallelMatrix):
         if self.side_path is not None:
             self.side_path(gathered, y)
         return y
+
+    def in_two(
+        self, x: torch.Tensor | Fp8Rows | ScatteredRows, columns: int
+    ) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
+        """The first so many columns of what `forward` gives, and what to call for the others. They are computed then,
+        but for a layer that has a side path, which adds to all of them, or that gathers the rows it multiplies."""
+        if self.side_path is not None or isinstance(x, ScatteredRows):
+            y = self(x)
+            return y[:, :columns], lambda: y[:, columns:]
+        return self.multiply(x, rows=slice(columns)), lambda: self.multiply(x, rows=slice(columns, None))
 
 
 class RowParallelLinear(ParallelMatrix):

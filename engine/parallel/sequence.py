@@ -3,11 +3,12 @@ attention, which alone looks beyond a token, some of the heads of all tokens ins
 
 Two exchanges a block: q, k and v on the way in, what attention made of them on the way out. A rank sends
 (size - 1) / size of its rows, which is 1 / size of the step's: the more ranks, the less each sends. The gate stays
-where its tokens are.
+where its tokens are, and is computed while q, k and v are on their way.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -50,11 +51,11 @@ class Share(Packing):
         rows = ScatteredRows(x, self.group, self.rows_of_ranks)
         return rows if self.group.fuses else rows.gather()
 
-    def rows_for_heads(self, parts: torch.Tensor) -> torch.Tensor:
+    def begin_rows_for_heads(self, parts: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Some heads of all rows for all heads of these: (ranks, own rows, width), part i being for rank i → (rows of
-        `whole`, width)."""
+        `whole`, width), when what this returns is called."""
         mine = [parts.shape[1]] * self.group.size
-        return self.group.all_to_all(parts.flatten(0, 1), mine, self.rows_of_ranks)
+        return self.group.begin_all_to_all(parts.flatten(0, 1), mine, self.rows_of_ranks)
 
     def heads_for_rows(self, x: torch.Tensor) -> torch.Tensor:
         """The way back: (rows of `whole`, width) → (ranks, own rows, width), part i being from rank i."""

@@ -57,6 +57,8 @@ def check_uneven(group: Group, dtype: torch.dtype, device: torch.device) -> None
     received = [sent[source][rank] for source in range(size)]
     expected = torch.cat([pieces[source][rank] for source in range(size)])
     assert torch.equal(group.all_to_all(torch.cat(pieces[rank]), sent[rank], received), expected), "all_to_all, uneven"
+    wait = group.begin_all_to_all(torch.cat(pieces[rank]), sent[rank], received)
+    assert torch.equal(wait(), expected), "begin_all_to_all"
     rows = [(3 * r + 1) % 4 for r in range(size)]
     every = [rows_of(float(r), rows[r]) for r in range(size)]
     assert torch.equal(group.gather_rows(every[rank].clone(), rows), torch.cat(every)), "gather_rows"

@@ -8,9 +8,13 @@ import torch
 from bench.mesh_groups import AbsentGroup
 from engine.kernels.fp8 import FP8, Fp8Rows, quantize_rows
 from engine.kernels.int8 import quantize_groups
-from engine.parallel import RowParallelLinear
+from engine.parallel import ColumnParallelLinear, LocalGroup, RowParallelLinear
+from engine.parallel.linear import ParallelMatrix
 
 IN, OUT, RANKS = 64, 48, 4
+
+
+FORMS = ["bfloat16", "int8", "fp8", "fp8 product"]
 
 
 class WatchedGroup(AbsentGroup):
@@ -23,9 +27,9 @@ class WatchedGroup(AbsentGroup):
         return super().reduce_scatter(tensor)
 
 
-def matrix(group: WatchedGroup, form: str, weight: torch.Tensor) -> RowParallelLinear:
-    """A rank's part, held in bfloat16 or in 8 bits."""
-    layer = RowParallelLinear(IN * group.size, OUT, group, scatter=True)
+def hold(layer: ParallelMatrix, form: str) -> None:
+    """A random matrix in bfloat16 or in 8 bits."""
+    weight = torch.randn(OUT, IN, dtype=torch.bfloat16)
     values, scales = weight, None
     if form == "int8":
         values, scales = quantize_groups(weight)
@@ -34,20 +38,23 @@ def matrix(group: WatchedGroup, form: str, weight: torch.Tensor) -> RowParallelL
     layer.weight = torch.nn.Parameter(values, requires_grad=False)
     if scales is not None:
         layer.hold_eight_bit(scales, fp8_product=form == "fp8 product")
-    return layer
+
+
+def rows_for(layer: ParallelMatrix, rows: int) -> torch.Tensor | Fp8Rows:
+    """Random input."""
+    x = torch.randn(rows, IN, dtype=torch.bfloat16)
+    return quantize_rows(x) if layer.takes_fp8 else x
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 8])
-@pytest.mark.parametrize("form", ["bfloat16", "int8", "fp8", "fp8 product"])
+@pytest.mark.parametrize("form", FORMS)
 @torch.inference_mode()
 def test_a_product_is_scattered_where_it_was_written(form: str, rows: int) -> None:
     """Also where the ranks do not divide its rows, and with what an adapter adds: it is large, and never copied."""
     group = WatchedGroup(RANKS)
-    layer = matrix(group, form, torch.randn(OUT, IN, dtype=torch.bfloat16))
-    x: torch.Tensor | Fp8Rows = torch.randn(rows, IN, dtype=torch.bfloat16)
-    if layer.takes_fp8:
-        assert isinstance(x, torch.Tensor)
-        x = quantize_rows(x)
+    layer = RowParallelLinear(IN * RANKS, OUT, group, scatter=True)
+    hold(layer, form)
+    x = rows_for(layer, rows)
     expected = layer.multiply(x) + 1
     products: list[torch.Tensor] = []
 
@@ -65,9 +72,24 @@ def test_a_product_is_scattered_where_it_was_written(form: str, rows: int) -> No
     assert torch.equal(share, expected[: -(-rows // RANKS)])
 
 
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+@torch.inference_mode()
+def test_a_product_in_two_is_the_product(form: str, adapter: bool) -> None:
+    layer = ColumnParallelLinear(IN, (OUT,), LocalGroup())
+    hold(layer, form)
+    if adapter:
+        layer.side_path = lambda x, y: y.mul_(2).add_(torch.arange(OUT))
+    x = rows_for(layer, 9)
+    first, compute_others = layer.in_two(x, 32)
+    assert first.shape == (9, 32)
+    torch.testing.assert_close(torch.cat([first, compute_others()], dim=1), layer(x))
+
+
 def test_the_forms_differ() -> None:
-    """Else the test above would look at one of them alone."""
-    weight = torch.randn(OUT, IN, dtype=torch.bfloat16)
-    layers = {form: matrix(WatchedGroup(RANKS), form, weight) for form in ("bfloat16", "int8", "fp8", "fp8 product")}
-    assert [layer.weight.dtype for layer in layers.values()] == [torch.bfloat16, torch.int8, FP8, FP8]
-    assert [layer.takes_fp8 for layer in layers.values()] == [False, False, False, True]
+    """Else the tests above would look at one of them alone."""
+    layers = [ColumnParallelLinear(IN, (OUT,), LocalGroup()) for _ in FORMS]
+    for layer, form in zip(layers, FORMS, strict=True):
+        hold(layer, form)
+    assert [layer.weight.dtype for layer in layers] == [torch.bfloat16, torch.int8, FP8, FP8]
+    assert [layer.takes_fp8 for layer in layers] == [False, False, False, True]
