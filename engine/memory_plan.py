@@ -18,7 +18,7 @@ from engine.checkpoint.holding import in_blocks
 from engine.checkpoint.summary import HeldParameter, Tensors, held_parameters
 from engine.config import DIT, DIT_LAYERWISE, OFFLOADS, TEXT_ENCODER, VAE, EngineConfig, ModelConfig
 from engine.errors import ArgumentError
-from engine.memory import batch_bytes, decode_bytes, encode_bytes, tiled_decode_bytes
+from engine.memory import batch_bytes, communication_bytes, decode_bytes, encode_bytes, tiled_decode_bytes
 from engine.modes import Degrees
 from engine.prompt import MAX_PROMPT_TOKENS, SUFFIX_TOKENS
 from engine.tiling import SMALLEST_TILE
@@ -113,7 +113,7 @@ class MemoryPlan:
     copied ahead. decode_limit: an image whose decoding would take more is decoded in tiles; None for never. weights:
     the most that weights take on the device at a time. host: the weights in host memory. work: what an image of the
     default size takes besides, while another is decoded; `dequantized` of it for 8-bit matrices. loras: left to LoRAs.
-    copied_per_step, copied_per_prompt: from host memory.
+    copied_per_step, copied_per_prompt: from host memory. communication: taken by NCCL, outside of torch.
     """
 
     offload: tuple[str, ...]
@@ -130,21 +130,30 @@ class MemoryPlan:
     dequantized: int
     loras: int
     budget: int | None = None
+    communication: int = 0
 
     @property
     def needed(self) -> int:
         """The smallest budget that this plan keeps within."""
-        return -(-(self.weights + self.work + self.loras) * _UNCOUNTED_PART // (_UNCOUNTED_PART - 1))
+        counted = self.weights + self.work + self.loras
+        return -(-counted * _UNCOUNTED_PART // (_UNCOUNTED_PART - 1)) + self.communication
 
     @property
     def usable(self) -> int | None:
         """What weights and work may take of the budget."""
-        return None if self.budget is None else self.budget - self.budget // _UNCOUNTED_PART
+        return self._without(_UNCOUNTED_PART)
 
     @property
     def allocatable(self) -> int | None:
         """What torch may allocate of the budget, with what nobody counts."""
-        return None if self.budget is None else self.budget - self.budget // (2 * _UNCOUNTED_PART)
+        return self._without(2 * _UNCOUNTED_PART)
+
+    def _without(self, part: int) -> int | None:
+        """The budget but for what NCCL takes and such a part of the rest."""
+        if self.budget is None:
+            return None
+        own = self.budget - self.communication
+        return own - own // part
 
     def describe(self) -> list[str]:
         """Lines for people."""
@@ -155,6 +164,8 @@ class MemoryPlan:
             f"work            {shown(self.work)} for an image of the default size",
             f"offloaded       {offloaded}",
         ]
+        if self.communication:
+            lines.insert(-1, f"NCCL            {shown(self.communication)} for its buffers, by others' measurements")
         if self.streamed:
             lines.append(
                 f"blocks          {self.blocks - len(self.streamed)} of {self.blocks} stay on the device; "
@@ -184,12 +195,13 @@ def plan_checkpoint(
     budget: int | None,
     fp8_products: bool = False,
     whole_text_encoder: bool = False,
+    nccl: bool = False,
     size: tuple[int, int] | None = None,
 ) -> MemoryPlan:
     """The plan of each of `tp` ranks, which may take `budget` bytes each. decoding_bytes_per_element: as in
     `DecodeMemory`, None for as many as the model's. fp8_products: the device multiplies fp8 matrices as they are.
-    whole_text_encoder: its matrices are not split. size: width and height of the images to plan for, None for the
-    default size. Raises as `plan_memory` does."""
+    whole_text_encoder: its matrices are not split. nccl: ranks talk over it, where there are several. size: width and
+    height of the images to plan for, None for the default size. Raises as `plan_memory` does."""
     model = checkpoint.config
     if size is not None:
         model = replace(model, default_width=size[0], default_height=size[1])
@@ -208,6 +220,7 @@ def plan_checkpoint(
         prefetch=engine.prefetch,
         vae_memory=engine.vae_memory,
         lora_memory=engine.lora_memory,
+        nccl=nccl,
     )
 
 
@@ -223,18 +236,23 @@ def plan_memory(
     prefetch: int | None = None,
     vae_memory: int | None = None,
     lora_memory: int | None = None,
+    nccl: bool = False,
 ) -> MemoryPlan:
     """The cheapest plan whose weights and work fit into `budget` bytes on each rank.
 
     decoding_bytes_per_element: as in `DecodeMemory`, None for as many as the model's. offload: what is offloaded in any
     case; without a budget nothing else is, and no block stays. prefetch, vae_memory, lora_memory: as in `EngineConfig`;
-    None for what fits, and for no LoRAs. Raises `ArgumentError` with the least budget that would do.
+    None for what fits, and for no LoRAs. nccl: ranks talk over it, where there are several. Raises `ArgumentError` with
+    the least budget that would do.
     """
     decoding_element = decoding_bytes_per_element or bytes_per_element
     limits = [vae_memory]
     if budget is not None and vae_memory is None:
         limits = list(_decode_limits(model, decoding_element))
-    planner = _Planner(model, weights, degrees, bytes_per_element, decoding_element, limits, lora_memory or 0)
+    communication = communication_bytes(degrees) if nccl else 0
+    planner = _Planner(
+        model, weights, degrees, bytes_per_element, decoding_element, limits, lora_memory or 0, communication
+    )
     blocks = len(weights.dit_blocks)
     if budget is None:
         streamed = blocks if DIT_LAYERWISE in offload else 0
@@ -252,7 +270,8 @@ def plan_memory(
     least = min(plans, key=lambda plan: plan.needed)
     raise ArgumentError(
         f"memory_budget must be at least {shown(least.needed)} a rank for this checkpoint (weights "
-        f"{shown(least.weights)}, work {shown(least.work)}), got {shown(budget)}",
+        f"{shown(least.weights)}, work {shown(least.work)}"
+        f"{f', NCCL {shown(least.communication)}' if least.communication else ''}), got {shown(budget)}",
         parameter="memory_budget",
     )
 
@@ -269,8 +288,10 @@ class _Planner:
         decoding_element: int,
         limits: Sequence[int | None],
         loras: int,
+        communication: int,
     ) -> None:
         size = model.default_width, model.default_height
+        self._communication = communication
         self._steps, self._weights, self._loras = model.default_steps, weights, loras
         self._decoding = {limit: decode_bytes(model, *size, decoding_element, limit) for limit in (None, *limits)}
         segments = 2 if model.default_guidance else 1
@@ -311,6 +332,7 @@ class _Planner:
             tiled=self._decoding[decode_limit] < self._decoding[None],
             dequantized=weights.dequantized,
             loras=self._loras,
+            communication=self._communication,
         )
 
     def cost(self, plan: MemoryPlan) -> tuple[float, ...]:

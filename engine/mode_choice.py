@@ -206,6 +206,7 @@ def _predict(
         degrees.tp,
         element,
         fp8_products=fp8,
+        nccl=devices.memory is not None and not engine.share_gpu,
         size=max(workload.sizes, key=lambda size: size[0] * size[1]),
     )
     memory = devices.memory

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # How many times its even part a half may have to step. Beyond that all ranks share all tokens, and exchange more.
 UNEVEN = 1.25
+# The groups whose ranks exchange rows, each with each: of tokens, or of an image.
+EXCHANGING = frozenset({"world", "sp", "wide"})
 _FLOAT32 = 4  # bytes of an element of velocities
 
 
@@ -55,6 +57,16 @@ class Degrees:
             "cfg": [[rank(c, s, t) for c in halves] for s in parts for t in shards],
             "wide": [[rank(c, s, t) for c in halves for s in parts] for t in shards],
         }
+
+    def communicators(self, rank: int = 0) -> dict[tuple[int, ...], list[str]]:
+        """The groups of more than one rank that a world rank is in, by their world ranks: each one's names, which may
+        be several."""
+        found: dict[tuple[int, ...], list[str]] = {}
+        for name, all_ranks in self.groups().items():
+            ranks = next(tuple(ranks) for ranks in all_ranks if rank in ranks)
+            if len(ranks) > 1:
+                found.setdefault(ranks, []).append(name)
+        return found
 
 
 @dataclass(frozen=True)

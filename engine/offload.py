@@ -56,6 +56,7 @@ def plan_for(
         budget=None if budget is None else budget // sharing,
         fp8_products=multiplies_fp8(device, dtype),
         whole_text_encoder=whole_text_encoder,
+        nccl=device.type == "cuda" and sharing == 1,
     )
 
 

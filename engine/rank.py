@@ -468,7 +468,7 @@ class Rank:
         tokens, element = self.config.image_tokens(_ROOM_SIDE, _ROOM_SIDE), self.dtype.itemsize
         room = batch_bytes(self.config, [tokens, tokens], config.degrees, element)
         room += decode_bytes(self.config, _ROOM_SIDE, _ROOM_SIDE, element)
-        plan = replace(plan, work=max(plan.work, room))
+        plan = replace(plan, work=max(plan.work, room), communication=0)  # NCCL has it already
         free = (free_bytes(self.device) or 0) // self._sharing
         fits = world.all_reduce(torch.tensor([float(plan.needed <= free)], device=self.device))
         return fits.item() == world.size

@@ -43,7 +43,9 @@ def describe_checkpoint(config: EngineConfig) -> str:
     files = [line for name in checkpoint.components for line in _describe_files(checkpoint, name)]
     plan_lines = []
     if config.memory_budget is not None or config.offload:
-        plan = plan_checkpoint(checkpoint, config, config.tp, bytes_per_element, budget=config.memory_budget)
+        nccl = config.dtype != "float32"  # which stands for a CPU here
+        budget = config.memory_budget
+        plan = plan_checkpoint(checkpoint, config, config.tp, bytes_per_element, budget=budget, nccl=nccl)
         plan_lines = [
             "",
             "memory plan of a rank that has a device to itself",

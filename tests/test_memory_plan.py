@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -15,8 +16,8 @@ from engine.checkpoint.stored import Held
 from engine.checkpoint.summary import HeldParameter
 from engine.config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
 from engine.errors import ArgumentError
-from engine.memory import decode_bytes, encode_bytes, step_bytes
-from engine.memory_plan import MemoryPlan, WeightBytes, plan_memory, slot_bytes, spread
+from engine.memory import communication_bytes, decode_bytes, encode_bytes, step_bytes
+from engine.memory_plan import MemoryPlan, WeightBytes, plan_memory, shown, slot_bytes, spread
 from engine.modes import Degrees
 
 # bfloat16, as `krea2 info` shows them: 12.8 and 4.0 billion parameters
@@ -176,3 +177,28 @@ def test_blocks_that_come_and_go_are_spread_evenly(counts: tuple[int, int]) -> N
 def test_there_are_no_more_places_than_blocks() -> None:
     assert slot_bytes([3, 5], 0) == 5
     assert slot_bytes([3, 5], 9) == 10
+
+
+def test_nccl_takes_of_a_budget_what_its_communicators_do() -> None:
+    assert communication_bytes(Degrees()) == 0
+    assert communication_bytes(Degrees(tp=2)) == 700_000_000 + 470_000_000, "one group, which also decodes together"
+    assert communication_bytes(Degrees(sp=4)) == 700_000_000 + 3 * 470_000_000
+    two_by_two = communication_bytes(Degrees(tp=2, sp=2))
+    assert two_by_two == 3 * 700_000_000 + (3 + 1) * 470_000_000, "the world, tp, which exchanges no rows, and sp"
+
+
+@pytest.mark.parametrize("degrees", [Degrees(tp=2), Degrees(sp=4), Degrees(sp=2, cfg=2)])
+def test_a_plan_leaves_nccl_its_buffers(degrees: Degrees) -> None:
+    plan = partial(plan_memory, KREA2, BFLOAT16, degrees=degrees, bytes_per_element=2)
+    without, free = plan(), plan(nccl=True)
+    assert free.communication == communication_bytes(degrees)
+    assert without.communication == 0
+    assert free.needed == without.needed + free.communication
+    kept = plan(nccl=True, budget=30 * GB)
+    assert kept.usable is not None
+    assert kept.allocatable is not None
+    assert kept.weights + kept.work <= kept.usable < kept.allocatable <= 30 * GB - kept.communication
+    assert plan(nccl=True, budget=kept.needed).needed <= kept.needed
+    assert f"NCCL            {shown(kept.communication)} for its buffers, by others' measurements" in kept.describe()
+    with pytest.raises(ArgumentError, match=rf"work \d\S* [GM]B, NCCL {shown(kept.communication)}\), got 2\.00 GB"):
+        plan(nccl=True, budget=2 * GB)

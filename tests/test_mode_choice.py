@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from bench.real_size import KREA2, RandomWeights
 from engine.config import EngineConfig
 from engine.errors import ArgumentError
+from engine.memory import communication_bytes
 from engine.mode_choice import Devices, Rates, Workload, choose, predict_modes, predict_step
 from engine.modes import Degrees
 
@@ -149,3 +150,12 @@ def test_larger_images_need_more() -> None:
     (large,) = predict_modes(checkpoint, engine, devices, Workload(((side, side),), False), Rates())
     assert large.needed > small.needed, seed
     assert large.step_s > small.step_s, seed
+
+
+def test_a_mode_needs_nccls_buffers_too() -> None:
+    devices, shared = Devices("H200", 4, 139 * 2**30), EngineConfig(dtype="bfloat16", share_gpu=True)
+    checkpoint = RandomWeights(KREA2, torch.device("meta"))
+    with_nccl = predict_modes(checkpoint, replace(shared, share_gpu=False), devices, UNGUIDED, Rates())
+    over_gloo = predict_modes(checkpoint, shared, devices, UNGUIDED, Rates())
+    for ours, theirs in zip(with_nccl, over_gloo, strict=True):
+        assert ours.needed - theirs.needed == communication_bytes(ours.degrees), ours.degrees.name

@@ -15,10 +15,12 @@ import pytest
 import torch
 
 from engine import copying, residency
+from engine.checkpoint import CheckpointFiles
 from engine.config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
+from engine.memory import communication_bytes
 from engine.model.layers import SwiGLU
 from engine.moments import seconds_between
-from engine.offload import BlockStream, Span, limit_allocations
+from engine.offload import BlockStream, Span, limit_allocations, plan_for
 from engine.parallel import Mesh
 from engine.parallel.mesh import thread_meshes
 from engine.prompt_features import PromptFeatures
@@ -414,6 +416,17 @@ def test_ranks_on_other_machines_take_no_part_of_a_budget(turbo: Path) -> None:
     meshes = thread_meshes(config.degrees)
     budgets = [Rank(config, meshes[0], CPU, local_ranks=local_ranks).plan.budget for local_ranks in (1, 2)]
     assert budgets == [200_000_000, 100_000_000]
+
+
+@pytest.mark.parametrize(("device", "sharing", "reserved"), [("cuda", 1, True), ("cuda", 2, False), ("cpu", 1, False)])
+def test_only_ranks_that_talk_over_nccl_keep_room_for_it(
+    turbo: Path, monkeypatch: pytest.MonkeyPatch, device: str, sharing: int, reserved: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    config = EngineConfig(model=str(turbo), sp=2)
+    weights = CheckpointFiles.open(config)
+    plan = plan_for(config, weights, 1, sharing, torch.device(device), torch.bfloat16)
+    assert plan.communication == (communication_bytes(config.degrees) if reserved else 0)
 
 
 def test_requests_in_a_tight_budget_give_the_same_latents(

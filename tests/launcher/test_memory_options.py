@@ -131,6 +131,13 @@ def test_info_shows_the_plan_of_a_budget(krea2: Krea2) -> None:
     assert "memory plan" not in krea2("info", "demo")[1]
 
 
+def test_info_s_plan_has_nccls_buffers_where_several_gpus_talk(krea2: Krea2) -> None:
+    several = ("info", "demo", "--sp", "2", "--memory-budget", "2GB")
+    assert "NCCL            1.17 GB for its buffers" in krea2(*several)[1]
+    assert "NCCL" not in krea2(*several, "--dtype", "float32")[1], "for a CPU"
+    assert "NCCL" not in krea2("info", "demo", "--memory-budget", "2GB")[1]
+
+
 def test_info_s_plan_leaves_room_for_loras_and_follows_the_options(krea2: Krea2, tmp_path: Path) -> None:
     change = draw_low_rank(layer_shapes(DEMO_CHECKPOINT), rank=8)
     lora = str(write_scheme(tmp_path / "ink.safetensors", DEMO_CHECKPOINT, change))

@@ -93,7 +93,7 @@ def spoil(mesh: Mesh, name: str) -> None:
     setattr(mesh.tp, name, wrong)
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "all_to_all"])  # no tp group exchanges rows
 def test_a_group_with_wrong_numbers_is_named(name: str) -> None:
     degrees = Degrees(2, 2)
     meshes = thread_meshes(degrees, DEADLINE_S)
@@ -121,8 +121,9 @@ def test_every_operation_of_every_group_is_tried_once(degrees: Degrees) -> None:
     with ThreadPoolExecutor(len(meshes)) as pool:
         list(pool.map(lambda mesh: try_groups(mesh, degrees, CPU, begun.append), meshes))
     groups = {(name, tuple(ranks)) for name, all_ranks in degrees.groups().items() for ranks in all_ranks}
-    distinct = {ranks for _, ranks in groups if len(ranks) > 1}
     for operation in OPERATIONS:
+        exchanging = ("world", "sp", "wide") if operation == "all_to_all" else tuple(degrees.groups())
+        distinct = {ranks for name, ranks in groups if len(ranks) > 1 and name in exchanging}
         tried = [what.partition("ranks ")[2] for what in begun if f"first {operation} " in what]
         assert sorted(tried) == sorted(f"{', '.join(map(str, ranks))}," for ranks in distinct for _ in ranks)
 
