@@ -1,6 +1,6 @@
 """Process groups and the layers that are split over them."""
 
-from engine.parallel.device import device_name, pick_device, ranks_on_device
+from engine.parallel.device import device_name, pick_device
 from engine.parallel.distributed import connect_mesh
 from engine.parallel.group import Group, LocalGroup
 from engine.parallel.linear import ColumnParallelLinear, Linear, RowParallelLinear, ScatteredRows
@@ -18,7 +18,6 @@ __all__ = [
     "connect_mesh",
     "device_name",
     "pick_device",
-    "ranks_on_device",
     "thread_groups",
     "thread_meshes",
 ]
