@@ -97,6 +97,34 @@ def test_a_rank_that_cannot_start_ends_the_program_with_its_own_error(
     marked.expect_nothing_left()
 
 
+MUTE_RANK_1 = """
+import sys
+if "_rank" in sys.orig_argv:
+    import threading
+    from engine.parallel import distributed
+    try_groups = distributed.try_groups
+    def mute(mesh, *arguments):
+        if mesh.world.rank == 1:
+            threading.Event().wait()
+        try_groups(mesh, *arguments)
+    distributed.try_groups = mute
+    distributed.connect_mesh.__kwdefaults__["check_s"] = 5.0
+"""
+
+
+def test_ranks_that_cannot_talk_end_the_program_before_anything_is_loaded(marked: Marked) -> None:
+    marked.run_first(MUTE_RANK_1)
+    words = ("--model", "demo", "--device", "cpu", "--seed", "0", "--sp", "2", "--output", str(marked.folder / "x.png"))
+    code, stdout, stderr = marked.run_krea2("generate", "x", *words)
+    assert (code, stdout) == (1, "")
+    reason = "over gloo was not done within 5 s; GLOO_SOCKET_IFNAME is the network interface by which ranks reach"
+    # whichever is heard first: the rank that waited, or the one that was mute
+    assert stderr.startswith(("error: the first all_reduce of the world group, ranks 0, 1, ", "error: connecting "))
+    assert reason in stderr
+    assert stderr.count("\n") == 1
+    marked.expect_nothing_left()
+
+
 def test_a_rank_that_never_gets_ready_is_given_up(marked: Marked) -> None:
     fake_torch(marked, "hangs")
     process = marked.start_krea2("generate", "x", "--seed", "0", "--tp", "2", "--start-timeout", "1.5")
