@@ -21,6 +21,19 @@ from tests.launcher.processes import PATIENCE_S, Marked, connect
 PROMPT = "a red circle on a blue background"
 
 
+# As NCCL says its version.
+TALKING_RANKS = """
+import os
+if "RANK" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
+    from launcher import worker
+    serve = worker.serve
+    def talk(config):
+        os.write(1, b"NCCL version 2.28.9\\n")
+        serve(config)
+    worker.serve = talk
+"""
+
+
 def torchrun(marked: Marked, processes: int, *arguments: str) -> subprocess.Popen[str]:
     return marked.start(
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
@@ -35,11 +48,13 @@ def torchrun(marked: Marked, processes: int, *arguments: str) -> subprocess.Pope
 def test_generate_writes_the_picture_that_spawned_ranks_write(
     marked: Marked, client: Client, tmp_path: Path, mode: tuple[str, ...]
 ) -> None:
+    marked.run_first(TALKING_RANKS)
     path = tmp_path / "torchrun.png"
     arguments = ("generate", PROMPT, "--device", "cpu", "--seed", "1", "--steps", "4", "--output", str(path), *mode)
     process = torchrun(marked, 2, *arguments)
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, stdout) == (0, f"{path}\n"), stderr
+    assert stderr.count("NCCL version 2.28.9") == 2
     marked.expect_nothing_left()
     expected = client.generate(PROMPT, seed=1, steps=4).images[0]
     assert abs(np.asarray(Image.open(path)).astype(int) - np.asarray(expected)).max() <= 1
