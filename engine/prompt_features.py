@@ -100,7 +100,7 @@ class PromptFeatures:
 
     def _encode(self, prompts: list[Ids], loras: Loras) -> list[torch.Tensor]:
         packing = Packing([len(ids) for ids in prompts], self._device)
-        packed = to_device(torch.tensor([token for ids in prompts for token in ids]), self._device)
+        packed = to_device(torch.tensor([token for ids in prompts for token in ids]), self._text_encoder.ids_device)
         if self._graphs is not None and packing.segments == 1 and self._graphs.holds(packing.tokens):
             states = self._graphs.encode(packed)
         else:

@@ -13,6 +13,7 @@ from engine.kernels.packing import Packing
 from engine.kernels.rope import norm_rotate_, text_rotations
 from engine.model.layers import RMSNorm, SwiGLU, Visit
 from engine.parallel import ColumnParallelLinear, Group, RowParallelLinear
+from engine.parallel.device import to_device
 
 
 class TextEncoder(nn.Module):
@@ -29,15 +30,21 @@ class TextEncoder(nn.Module):
         self.norm = RMSNorm(text.hidden_size, text.norm_eps) if max(self.taps) == text.num_layers else None
         self.visit: Visit = iter  # the layers in order, each on the device while it is used
 
+    @property
+    def ids_device(self) -> torch.device:
+        """Where token ids are looked up, and best come from: the host, if the embedding is in its memory, since to get
+        them back from the device it would wait for all that is queued there."""
+        return self.embed_tokens.weight.device
+
     def forward(self, ids: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """ids: (tokens,) of several prompts, packed. Returns (tokens, taps, width).
+        """ids: (tokens,) of several prompts, packed. Returns (tokens, taps, width), on the packing's device.
 
         Attention is causal within a prompt and positions count from 0 in each: the same as the references' padded
         and masked batch, for the tokens that are real.
         """
-        positions = torch.cat([torch.arange(length, device=ids.device) for length in packing.lengths])
+        positions = torch.cat([torch.arange(length, device=packing.device) for length in packing.lengths])
         rotations = text_rotations(positions, self.head_dim, self.rope_theta)
-        x = self.embed_tokens(ids)
+        x = self.embed_tokens(ids, packing.device)
         states = [x]
         for layer in self.visit(self.layers):
             x = layer(x, packing, rotations)
@@ -52,9 +59,12 @@ class _Embedding(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, width))
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        # in host memory the few rows that are needed are looked up there
-        return F.embedding(ids.to(self.weight.device), self.weight).to(ids.device)
+    def forward(self, ids: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
+        """The rows of these ids, on `device` or, if that is None, where the ids are. In host memory the few that are
+        needed are looked up there."""
+        rows = F.embedding(ids.to(self.weight.device), self.weight)
+        device = device or ids.device
+        return rows if rows.device.type == device.type else to_device(rows, device)
 
 
 class _Layer(nn.Module):
