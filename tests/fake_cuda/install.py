@@ -26,6 +26,15 @@ _CAPABILITY = (9, 0)
 _REFERENCES = ("engine.kernels.", "engine.model.")
 
 
+class _Generator:
+    """Random numbers of any device are the CPU's."""
+
+    _real = torch.Generator
+
+    def __new__(cls, device: Any = None) -> Any:
+        return cls._real()
+
+
 class FakeCuda(AbstractContextManager["FakeCuda"]):
     """One device. See the package."""
 
@@ -75,8 +84,7 @@ class FakeCuda(AbstractContextManager["FakeCuda"]):
         CUDAGraph.memory = self.memory
         for name, value in self._functions().items():
             self._stack.enter_context(patch.object(torch.cuda, name, value))
-        generator = torch.Generator
-        self._stack.enter_context(patch.object(torch, "Generator", lambda device="cpu": generator()))
+        self._stack.enter_context(patch.object(torch, "Generator", _Generator))
         record_stream = self.memory.record_stream
         self._stack.enter_context(
             patch.object(torch.Tensor, "record_stream", lambda tensor, stream: record_stream(tensor, stream))

@@ -149,6 +149,10 @@ class Operations(TorchDispatchMode):
         super().__init__()
         self._memory, self._timeline = memory, memory.timeline
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and importing the compiler takes seconds
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, memory, timeline = kwargs or {}, self._memory, self._timeline
         tensors = tensors_of((args, kwargs))
