@@ -45,7 +45,6 @@ class Timeline:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.thread = _Thread()
-        self.done: Clock = {}  # what some thread has waited for
         self.violations: list[str] = []
         self.calls: list[tuple[str, str]] = []  # each operation's stream and name
         self.numbers = itertools.count()
@@ -69,7 +68,6 @@ class Timeline:
             self.violate("wait", f"the host waits in {what} inside of a step")
         with self.lock:
             join(self.thread.clock, clock)
-            join(self.done, clock)
 
     def enqueue(self, name: str) -> tuple[Stream, int]:
         """Give the current stream an operation: the stream and the operation's number in it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -80,6 +81,9 @@ class FakeCuda(AbstractContextManager["FakeCuda"]):
         self._wrap(owner, name, self.waits_allowed)
 
     def __enter__(self) -> FakeCuda:
+        if gc.isenabled():
+            gc.disable()  # else what one thread lets go of may be freed by another
+            self._stack.callback(gc.enable)
         Stream.timeline = Event.timeline = self.timeline
         CUDAGraph.memory = self.memory
         for name, value in self._functions().items():

@@ -87,7 +87,7 @@ class Memory:
             if block.graph is not None:
                 return  # it is the pool's
             for other, count in block.uses.items():
-                known = max(stream.clock.get(other, 0), timeline.done.get(other, 0))
+                known = max(stream.clock.get(other, 0), timeline.thread.clock.get(other, 0))
                 if other not in block.recorded and known < count:
                     what = f"memory of {stream} is given back while stream {other} may use it, without record_stream"
                     timeline.violate("freed", what)
