@@ -190,11 +190,11 @@ def _sigmoid_reference(_: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
 def _draw_sigmoid_of_ranks(shape: Shape, random: Random) -> Tensors:
     at = _draw_sigmoid(shape, random)
     tokens, width = at["x"].shape
-    return {**at, "x": random.normal(shape.ranks, tokens, width // shape.ranks)}
+    return {**at, "x": random.normal(shape.ranks, tokens, width // shape.ranks).transpose(0, 1)}
 
 
 def _sigmoid_of_ranks_reference(_: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
-    return {"y": references.sigmoid_mul(at["x"].transpose(0, 1).flatten(1), at["gate"], dtype)}
+    return {"y": references.sigmoid_mul(at["x"].flatten(1), at["gate"], dtype)}
 
 
 def _draw_silu(shape: Shape, random: Random) -> Tensors:

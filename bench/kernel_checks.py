@@ -19,6 +19,8 @@ from engine.kernels.fp8 import FP8, Fp8Rows
 # of the model do, have more; attention's weights are rounded too.
 BOUNDS = {torch.bfloat16: 6e-3, FP8: 3.5e-2}
 ATTENTION_BOUND = 1e-2
+# Rounding queries, keys and values of a normal distribution to e4m3 alone makes 4.8e-2, as computed in float32.
+FP8_ATTENTION_BOUND = 1e-1
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def _attention(backend: str, shape: Shape, device: torch.device) -> Callable[[],
         one = Attention.draw(shape, Random.fresh(device, DTYPE))
         with poisoned():
             actual = one.run(GatedAttentionKernel(backend))
-        return relative_error(actual, one.reference(torch.float64)), ATTENTION_BOUND
+        bound = FP8_ATTENTION_BOUND if backend == "fa3-fp8" else ATTENTION_BOUND
+        return relative_error(actual, one.reference(torch.float64)), bound
 
     return call
 

@@ -37,7 +37,7 @@ DTYPES = ("auto", "bfloat16", "float32")
 VARIANTS = ("raw", "turbo")
 QUANTIZATIONS = ("auto", "none", "fp8", "int8")
 DIT_LAYERWISE, DIT, TEXT_ENCODER, VAE = OFFLOADS = ("dit-layerwise", "dit", "text-encoder", "vae")
-ATTENTIONS = ("auto", "cudnn", "flash", "fa2", "fa3", "fa4", "triton", "torch")
+ATTENTIONS = ("auto", "cudnn", "flash", "fa2", "fa3", "fa3-fp8", "fa4", "triton", "torch")
 PARTS = ("transformer", "text_encoder", "vae", "tokenizer")
 
 MOST_STEPS, MOST_GUIDANCE = 200, 20.0

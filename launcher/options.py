@@ -74,7 +74,8 @@ def engine_options(command: Command) -> Command:
         click.option(
             "--attention",
             default="auto",
-            help="auto (a server measures which is fastest here), cudnn, flash, fa2, fa3, fa4, triton or torch.",
+            help="auto (a server measures which is fastest here), cudnn, flash, fa2, fa3, fa3-fp8 (less exact, "
+            "by how much is not measured yet), fa4, triton or torch.",
             show_default=True,
         ),
         click.option(

@@ -6,7 +6,7 @@ The DiT's attention has several implementations, the backends; which of them run
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -14,18 +14,26 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 
+from engine.kernels.attention_plans import PlanSchedule
 from engine.kernels.attention_triton import attention_triton
 from engine.kernels.flash_attention import FLASH_PACKAGES, flash_attention
-from engine.kernels.fp8 import Fp8Rows
+from engine.kernels.fp8 import Fp8Rows, empty_rows
+from engine.kernels.fp8_attention import flash_attention_fp8
 from engine.kernels.gate import sigmoid_mul
-from engine.kernels.packing import Packing
+from engine.kernels.packing import LONG_SEGMENT, Packing
+
+# (batch, heads, tokens, head_dim) of query, key and value → the same of what attention makes of them
+Dense = Callable[..., torch.Tensor]
+Attended = tuple[int, int, torch.Tensor]  # first row, last row + 1, (rows, heads, head_dim) laid out in any way
+PlanShape = tuple[tuple[int, ...], ...]
 
 
 class GatedAttentionKernel:
     """Attention inside each segment, times sigmoid(gate), by one of `BACKENDS`. A rank makes one for its DiT.
 
     `captured_backend` serves packings whose bounds the host does not know, as in a CUDA graph: one of the varlen
-    backends, by default `backend` if it is one, else none.
+    backends, by default `backend` if it is one, else none. `plans`: what cuDNN may serve, where that is the backend:
+    long segments that have a plan; flash serves all others. Without it cuDNN serves all, and builds plans at once.
     """
 
     def __init__(self, backend: str = "torch", captured_backend: str | None = None) -> None:
@@ -34,6 +42,7 @@ class GatedAttentionKernel:
         assert captured_backend is None or BACKENDS[captured_backend].varlen
         self.backend = backend
         self.captured_backend = captured_backend
+        self.plans: PlanSchedule | None = None
 
     def __call__(
         self,
@@ -51,18 +60,50 @@ class GatedAttentionKernel:
         (tokens, heads · head_dim). All may be strided views of a packed matrix. Returns (tokens, heads · head_dim),
         with `fp8` as rows for an fp8 matrix product.
         """
-        if self._backend_for(packing) == "triton" and not fp8:  # fp8's scale is a row's, over all heads
+        backend = self._backend_for(packing)
+        if backend == "triton" and not fp8:  # fp8's scale is a row's, over all heads
             return attention_triton(query, key, value, packing, gate)
-        return sigmoid_mul(self.attend(query, key, value, packing), gate, fp8=fp8)
+        one_by_one = self._one_by_one(backend, query, key, value, packing)
+        if one_by_one is None:
+            return sigmoid_mul(self.attend(query, key, value, packing), gate, fp8=fp8)
+        output = empty_rows(query.shape[0], gate.shape[1], query, fp8=fp8)
+        for start, stop, attended in one_by_one:
+            sigmoid_mul(attended, gate[start:stop], fp8=fp8, out=output, first=start)
+        return output
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
         """The same without a gate."""
-        return BACKENDS[self._backend_for(packing)].attend(query, key, value, packing)
+        backend = self._backend_for(packing)
+        one_by_one = self._one_by_one(backend, query, key, value, packing)
+        if one_by_one is None:
+            return BACKENDS["flash" if self._is_planned(backend) else backend].attend(query, key, value, packing)
+        return _packed(one_by_one, query)
 
     def _backend_for(self, packing: Packing) -> str:
         backend = self.captured_backend if packing.captured else self.backend
         assert backend is not None, "no varlen backend for a packing without bounds"
         return backend
+
+    def _is_planned(self, backend: str) -> bool:
+        return backend == "cudnn" and self.plans is not None
+
+    def _one_by_one(
+        self, backend: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
+    ) -> Iterator[Attended] | None:
+        """What becomes of each segment, where not all go into one call."""
+        dense = BACKENDS[backend].dense
+        if dense is None:
+            return None
+        if self._is_planned(backend):
+            assert self.plans is not None
+            bounds = pairwise(packing.bounds)
+            served = [_has_plan(self.plans, *_rows(start, stop, query, key, value)) for start, stop in bounds]
+            if any(served):
+                return _segments(lambda index: _cudnn if served[index] else _flash, query, key, value, packing)
+            dense = _flash
+        if dense is not _cudnn and len(set(packing.lengths)) == 1:
+            return None
+        return _segments(lambda _: dense, query, key, value, packing)
 
 
 def packed_attention(
@@ -111,37 +152,93 @@ def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causa
 
 
 def _by_segment(
-    dense: Callable[..., torch.Tensor], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
+    dense: Dense, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
 ) -> torch.Tensor:
-    """One call of `dense`, (batch, heads, tokens, head_dim), if all segments are equally long, else one for each."""
+    """One call of `dense` if all segments are equally long, else one for each. Always one for each by cuDNN, for which
+    every number of equal segments would be one more plan."""
     tokens, heads, head_dim = query.shape
-    if tokens and len(set(packing.lengths)) == 1:
+    if tokens and len(set(packing.lengths)) == 1 and (packing.segments == 1 or dense is not _cudnn):
         shape = (packing.segments, packing.longest)
         batches = (tensor.unflatten(0, shape).transpose(1, 2) for tensor in (query, key, value))
         return dense(*batches).transpose(1, 2).reshape(tokens, heads * head_dim)
-    output = query.new_empty((tokens, heads, head_dim))
-    for start, stop in pairwise(packing.bounds):
+    return _packed(_segments(lambda _: dense, query, key, value, packing), query)
+
+
+def _segments(
+    dense: Callable[[int], Dense], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
+) -> Iterator[Attended]:
+    """Every segment that has rows by a call of its own. dense: by the segment's index."""
+    for index, (start, stop) in enumerate(pairwise(packing.bounds)):
         if start < stop:
             # Sliced before it becomes a batch of one, so that strides, for which cuDNN builds a plan each, depend on
             # the segment's length alone.
-            segment = (tensor[start:stop][None].transpose(1, 2) for tensor in (query, key, value))
-            output[start:stop] = dense(*segment)[0].transpose(0, 1)
+            segment = (part[None].transpose(1, 2) for part in _rows(start, stop, query, key, value))
+            yield start, stop, dense(index)(*segment)[0].transpose(0, 1)
+
+
+def _packed(segments: Iterable[Attended], query: torch.Tensor) -> torch.Tensor:
+    """(tokens, heads · head_dim)."""
+    output = query.new_empty(query.shape)
+    for start, stop, attended in segments:
+        output[start:stop] = attended
     return output.flatten(1)
+
+
+def _rows(start: int, stop: int, *parts: torch.Tensor) -> list[torch.Tensor]:
+    return [part[start:stop] for part in parts]
+
+
+# ---- cuDNN's plans
+
+
+def plan_shape(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> PlanShape:
+    """What torch keeps a plan of cuDNN's for, of one segment's (tokens, heads, head_dim) parts."""
+    return query.shape, key.shape, query.stride(), key.stride(), value.stride()
+
+
+def build_plan(shape: PlanShape, device: torch.device, dtype: torch.dtype) -> None:
+    """Have this thread attend to a segment of this shape by cuDNN, which builds its plan. Raises what cuDNN raises."""
+    query_shape, key_shape, *strides = shape
+    sizes = (query_shape, key_shape, key_shape)
+    # all three may lie in the same memory: nobody reads what comes out
+    span = max(size[0] * stride[0] for size, stride in zip(sizes, strides, strict=True))
+    memory = torch.empty(span, device=device, dtype=dtype)
+    parts = (memory.as_strided(size, stride) for size, stride in zip(sizes, strides, strict=True))
+    _cudnn(*(part[None].transpose(1, 2) for part in parts))
+
+
+def _has_plan(plans: PlanSchedule, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether cuDNN serves a segment; else it is remembered as one that it could."""
+    tokens = query.shape[0]
+    if tokens < LONG_SEGMENT:
+        return False
+    shape = plan_shape(query, key, value)
+    if plans.has(shape):
+        return True
+    plans.met(shape, work=tokens**2)
+    return False
 
 
 @dataclass(frozen=True)
 class Backend:
     """attend: (query, key, value, packing) → (tokens, heads · head_dim), as `packed_attention`. varlen: one launch for
-    all segments that reads nothing of the packing but its tables on the device, and so can be part of a CUDA graph."""
+    all segments that reads nothing of the packing but its tables on the device, and so can be part of a CUDA graph.
+    dense: of one that is not, what it calls for equally long segments."""
 
     attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Packing], torch.Tensor]
     varlen: bool
+    dense: Dense | None = None
+
+    @classmethod
+    def by_segment(cls, dense: Dense) -> Backend:
+        return cls(lambda *call: _by_segment(dense, *call), varlen=False, dense=dense)
 
 
 BACKENDS = {
-    "cudnn": Backend(lambda *call: _by_segment(_cudnn, *call), varlen=False),
-    "flash": Backend(lambda *call: _by_segment(_flash, *call), varlen=False),
+    "cudnn": Backend.by_segment(_cudnn),
+    "flash": Backend.by_segment(_flash),
     **{name: Backend(partial(flash_attention, name), varlen=True) for name in FLASH_PACKAGES},
+    "fa3-fp8": Backend(flash_attention_fp8, varlen=True),
     "triton": Backend(attention_triton, varlen=True),
-    "torch": Backend(lambda *call: _by_segment(_torch, *call), varlen=False),
+    "torch": Backend.by_segment(_torch),
 }

@@ -15,21 +15,27 @@ import torch
 from engine.errors import ArgumentError
 from engine.kernels.attention import BACKENDS, GatedAttentionKernel
 from engine.kernels.attention_triton import LARGEST_HEAD_DIM
-from engine.kernels.flash_attention import FLASH_PACKAGES, varlen_function
+from engine.kernels.flash_attention import FLASH_PACKAGES, package_function
 from engine.kernels.packing import Packing
 
 AUTO = "auto"
 REPEATS = 10
 # What ranks make together of what each of them found: timings, and reasons against others.
 Agree = Callable[[dict[str, "Timing"], dict[str, str]], tuple[dict[str, "Timing"], dict[str, str]]]
-# Without measuring: by what others published for Hopper. flash is fa2's kernel, as torch was built with it.
-_PREFERRED = ("fa3", "cudnn", "flash", "fa2", "fa4", "triton", "torch")
+# What "auto" leaves alone: nobody has measured yet what it changes in an image.
+ON_REQUEST = frozenset({"fa3-fp8"})
+# Without measuring: by what others published for Hopper. flash is fa2's kernel, as torch was built with it. cuDNN comes
+# after it, for it would stop for a plan at every new length: who does not measure makes few images.
+_PREFERRED = ("fa3", "flash", "fa2", "fa4", "cudnn", "triton", "torch")
 _PREFERRED_IN_FLOAT32 = ("torch", "triton")  # whose products are not for tensor cores there, and spill registers
+# Of attention, what cuDNN serves once a server has run for a while; flash serves lengths that have no plan yet.
+_WITH_A_PLAN = 0.85
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one gated attention: the first for lengths never seen before, and each after that."""
+    """Milliseconds of one gated attention: the first for lengths never seen before, for cuDNN with the building of a
+    plan, and each after that."""
 
     first_ms: float
     steady_ms: float
@@ -83,9 +89,11 @@ def choose_attention(
     """The backends that an engine with `--attention name` uses.
 
     On a GPU every candidate is measured, in this thread, for cuDNN's plans belong to the thread that had them built.
-    "auto" takes what costs least over `calls` attentions of which the first meets new lengths; not `measured`, what is
-    usually fastest. CUDA graphs get the named backend if it is varlen, else the fastest that is. agree: called once, on
-    a GPU, with what was found, before anything is chosen. Raises `ArgumentError` if the named one does not run here.
+    "auto" takes FlashAttention 3 before cuDNN, which needs a plan for every length, and of the others what costs least
+    over `calls` attentions of which the first meets new lengths; for cuDNN, whose plans are built between images, a
+    part of them is flash's. Not `measured`, what is usually fastest. Never one of `ON_REQUEST`. CUDA graphs get the
+    named backend if it is varlen, else the fastest that is. agree: called once, on a GPU, with what was found, before
+    anything is chosen. Raises `ArgumentError` if the named one does not run here.
     """
     reasons = {backend: unavailable(backend, device, dtype, shape.head_dim) for backend in BACKENDS}
     refused = {backend: reason for backend, reason in reasons.items() if reason is not None}
@@ -99,13 +107,16 @@ def choose_attention(
         return AttentionChoice(kernel.backend, kernel.captured_backend, {}, refused)
     if not measured:
         order = _PREFERRED_IN_FLOAT32 if dtype == torch.float32 else _PREFERRED
+        if name in ON_REQUEST:
+            order = (name, *order)
         preferred = [backend for backend in order if backend in available]
         captured = next((backend for backend in preferred if BACKENDS[backend].varlen), None)
         return AttentionChoice(preferred[0] if name == AUTO else name, captured, {}, refused)
 
-    wanted = [name] if name != AUTO else available
+    usual = [backend for backend in available if backend not in ON_REQUEST]
+    wanted = [name] if name != AUTO else usual
     varlen = [backend for backend in wanted if BACKENDS[backend].varlen]
-    varlen = varlen or [backend for backend in available if BACKENDS[backend].varlen]
+    varlen = varlen or [backend for backend in usual if BACKENDS[backend].varlen]
     timings: dict[str, Timing] = {}
     for backend in dict.fromkeys([*wanted, *varlen]):
         if backend == "torch" and timings.keys() & {"cudnn", "flash"}:
@@ -119,9 +130,14 @@ def choose_attention(
         raise _not_available(name, refused, [backend for backend in available if backend not in refused])
 
     def cost(backend: str) -> float:
+        if backend == "cudnn" and "flash" in timings:
+            return _WITH_A_PLAN * timings["cudnn"].steady_ms + (1 - _WITH_A_PLAN) * timings["flash"].cost_ms(calls)
         return timings[backend].cost_ms(calls)
 
-    eager = min((backend for backend in wanted if backend in timings), key=cost)
+    candidates = [backend for backend in wanted if backend in timings]
+    if len(candidates) > 1 and "fa3" in candidates:
+        candidates = [backend for backend in candidates if backend != "cudnn"]
+    eager = min(candidates, key=cost)
     graphs = min((backend for backend in varlen if backend in timings), key=cost, default=None)
     return AttentionChoice(eager, graphs, timings, refused)
 
@@ -132,6 +148,8 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype, head_dim
         return None
     if backend == "triton":
         return _triton(device, head_dim)
+    if backend == "fa3-fp8" and head_dim % 16:
+        return f"its head dim is a multiple of 16, not {head_dim}"
     needs = _NEEDS[backend]
     if device.type != "cuda":
         return f"it needs a CUDA device, not {device.type}"
@@ -196,7 +214,10 @@ def _triton(device: torch.device, head_dim: int) -> str | None:
 def _cudnn() -> str | None:
     version = torch.backends.cudnn.version() or 0
     # Before, it was wrong for lengths that are no multiple of 128; torch avoids those versions as well.
-    return None if version > 91500 else f"it needs cuDNN 9.15.1 or newer, torch has {version}"
+    if version <= 91500:
+        return f"it needs cuDNN 9.15.1 or newer, torch has {version}"
+    reason = _flash()
+    return reason and f"lengths without a plan need flash, and {reason}"
 
 
 def _flash() -> str | None:
@@ -205,7 +226,9 @@ def _flash() -> str | None:
 
 def _import(package: str) -> str | None:
     try:
-        varlen_function(package)
+        package_function(package, "flash_attn_varlen_func")
+        if FLASH_PACKAGES[package].dense:
+            package_function(package, "flash_attn_func")
     except Exception as error:  # not installed, or built for another torch or CUDA
         return _one_line(error)
     return None
@@ -224,4 +247,5 @@ _NEEDS = {
     "cudnn": _Needs(range(8, 13), 128, _cudnn),
     "flash": _Needs(range(8, 13), 256, _flash),
     **{name: _Needs(package.generations, 256, partial(_import, name)) for name, package in FLASH_PACKAGES.items()},
+    "fa3-fp8": _Needs(FLASH_PACKAGES["fa3"].generations, 256, partial(_import, "fa3")),
 }

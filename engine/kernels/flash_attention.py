@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from engine.kernels.packing import Packing
+from engine.kernels.packing import LONG_SEGMENT, Packing
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class FlashPackage:
     batches may be; the first that is installed counts. install: how to get it.
     distribution: pip's name of what must be installed, where modules do not tell: flash-attn 2.8 brings a
     flash_attn.cute of its own, older than flash-attn-4's. oldest: its first version that will do.
+    dense: whether equally long segments go to its function for those. chooses_packing: whether it can be told not to
+    treat the query heads of a key/value head as rows, which it does with packed batches, and which is for short ones.
     """
 
     generations: range
@@ -29,10 +31,13 @@ class FlashPackage:
     install: str
     distribution: str | None = None
     oldest: tuple[int, ...] = ()
+    dense: bool = False
+    chooses_packing: bool = False
 
 
-# What is called was compared with the sources of flash-attn 2.5.0 to 2.8.3.post2, in which it does not differ, and of
-# flash-attn-4 4.0.0b36. Before 2.7.3 flash-attn refuses GPUs newer than Hopper.
+# What is called was compared with the sources of flash-attn 2.5.0 to 2.8.3.post2, in which it does not differ, of
+# fa3-fwd 0.0.3 and of flash-attn-4 4.0.0b36. Before 2.7.3 flash-attn refuses GPUs newer than Hopper. Only 3 is called
+# for equally long segments too: 2 splits keys then by rules of its own, and 4 would stop to compile a second kernel.
 FLASH_PACKAGES = {
     "fa2": FlashPackage(
         generations=range(8, 13),
@@ -45,6 +50,8 @@ FLASH_PACKAGES = {
         generations=range(9, 10),
         modules=("fa3_fwd_interface", "flash_attn_interface"),
         install="pip install -e '.[fa3]'",
+        dense=True,
+        chooses_packing=True,
     ),
     "fa4": FlashPackage(
         generations=range(9, 13),
@@ -56,8 +63,8 @@ FLASH_PACKAGES = {
 
 
 @cache
-def varlen_function(name: str) -> Callable[..., Any]:
-    """The function for packed batches of one of `FLASH_PACKAGES`. Raises `ImportError`, or what its import raises."""
+def package_function(name: str, function: str) -> Callable[..., Any]:
+    """A function of one of `FLASH_PACKAGES`. Raises `ImportError`, or what its import raises."""
     package = FLASH_PACKAGES[name]
     missing = f"no FlashAttention {name.removeprefix('fa')} is installed ({package.install})"
     if package.distribution is not None:
@@ -70,19 +77,38 @@ def varlen_function(name: str) -> Callable[..., Any]:
             raise ImportError(f"it needs {package.distribution} {oldest} or newer, {installed} is installed")
     for module in package.modules:
         if find_spec(module) is not None:
-            return import_module(module).flash_attn_varlen_func
+            found: Callable[..., Any] = getattr(import_module(module), function)
+            return found
     raise ImportError(missing)
 
 
 def flash_attention(
-    name: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
+    name: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, **options: torch.Tensor
 ) -> torch.Tensor:
-    """As `packed_attention` without `causal`, by one of `FLASH_PACKAGES`. Head dims are multiples of 8."""
-    offsets = packing.offsets
-    longest = max(packing.longest, 2)  # 2 takes a 1 to mean that every segment has one row, and none is empty
-    output = varlen_function(name)(
-        query, key, value, cu_seqlens_q=offsets, cu_seqlens_k=offsets, max_seqlen_q=longest, max_seqlen_k=longest
-    )
+    """As `packed_attention` without `causal`, by one of `FLASH_PACKAGES`. Head dims are multiples of 8. options: more
+    arguments of both its functions."""
+    package = FLASH_PACKAGES[name]
+    lengths = () if packing.captured else packing.lengths
+    if package.dense and packing.tokens and len(set(lengths)) == 1:
+        batches = (part.unflatten(0, (packing.segments, packing.longest)) for part in (query, key, value))
+        output = package_function(name, "flash_attn_func")(*batches, **options)
+    else:
+        more: dict[str, Any] = dict(options)
+        # What a tile of queries has too many of is less than the rows of one, so long segments lose little by it.
+        if package.chooses_packing and lengths and min(lengths) >= LONG_SEGMENT:
+            more["pack_gqa"] = False
+        offsets = packing.offsets
+        longest = max(packing.longest, 2)  # 2 takes a 1 to mean that every segment has one row, and none is empty
+        output = package_function(name, "flash_attn_varlen_func")(
+            query,
+            key,
+            value,
+            cu_seqlens_q=offsets,
+            cu_seqlens_k=offsets,
+            max_seqlen_q=longest,
+            max_seqlen_k=longest,
+            **more,
+        )
     if isinstance(output, tuple):  # 4 and some builds of 3 add the log of the softmax's sum
         output = output[0]
-    return output.flatten(1)
+    return output.reshape(packing.tokens, query.shape[1] * query.shape[2])

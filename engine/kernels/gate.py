@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.kernels.fp8 import Fp8Rows, empty_rows, quantize_rows, row_pointers, store_row
-from engine.kernels.jit import kernel, launch_shape
+from engine.kernels.jit import kernel_with_unaligned, launch_shape
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -22,12 +22,19 @@ def silu_mul(gate_up: torch.Tensor, *, fp8: bool = False) -> torch.Tensor | Fp8R
     return gate_mul_triton(up, gate, silu=True, fp8=fp8)
 
 
-def sigmoid_mul(x: torch.Tensor, gate: torch.Tensor, *, fp8: bool = False) -> torch.Tensor | Fp8Rows:
-    """x · sigmoid(gate), both (tokens, width), with `fp8` as rows for a matrix product.
-
-    x may come in parts, (parts, tokens, width / parts), as attention's heads do from the ranks that made them.
-    """
-    return gate_mul_triton(x, gate, silu=False, fp8=fp8) if x.is_cuda else sigmoid_mul_torch(x, gate, fp8=fp8)
+def sigmoid_mul(
+    x: torch.Tensor,
+    gate: torch.Tensor,
+    *,
+    fp8: bool = False,
+    out: torch.Tensor | Fp8Rows | None = None,
+    first: int = 0,
+) -> torch.Tensor | Fp8Rows:
+    """x · sigmoid(gate), gate (tokens, width), x the same or (tokens, groups, width / groups) of any strides but the
+    last, with `fp8` as rows for a matrix product. out: of `empty_rows`, to whose rows from `first` on it is written."""
+    if x.is_cuda:
+        return gate_mul_triton(x, gate, silu=False, fp8=fp8, out=out, first=first)
+    return sigmoid_mul_torch(x, gate, fp8=fp8, out=out, first=first)
 
 
 def silu_mul_torch(gate_up: torch.Tensor, *, fp8: bool = False) -> torch.Tensor | Fp8Rows:
@@ -36,43 +43,63 @@ def silu_mul_torch(gate_up: torch.Tensor, *, fp8: bool = False) -> torch.Tensor 
     return quantize_rows(result, gate_up.dtype) if fp8 else result.to(gate_up.dtype)
 
 
-def sigmoid_mul_torch(x: torch.Tensor, gate: torch.Tensor, *, fp8: bool = False) -> torch.Tensor | Fp8Rows:
-    result = torch.sigmoid(gate.float())
-    if x.dim() == 3:
-        result.unflatten(1, (x.shape[0], -1)).mul_(x.transpose(0, 1))
+def sigmoid_mul_torch(
+    x: torch.Tensor,
+    gate: torch.Tensor,
+    *,
+    fp8: bool = False,
+    out: torch.Tensor | Fp8Rows | None = None,
+    first: int = 0,
+) -> torch.Tensor | Fp8Rows:
+    result = torch.sigmoid(gate.float()).view(x.shape).mul_(x).view(gate.shape)
+    made = quantize_rows(result, x.dtype) if fp8 else result.to(x.dtype)
+    if out is None:
+        return made
+    last = first + x.shape[0]
+    if isinstance(out, Fp8Rows):
+        assert isinstance(made, Fp8Rows)
+        out.values[first:last], out.scales[first:last] = made.values, made.scales
     else:
-        result.mul_(x)
-    return quantize_rows(result, x.dtype) if fp8 else result.to(x.dtype)
+        assert not isinstance(made, Fp8Rows)
+        out[first:last] = made
+    return out
 
 
-def gate_mul_triton(x: torch.Tensor, gate: torch.Tensor, *, silu: bool, fp8: bool) -> torch.Tensor | Fp8Rows:
-    """Both gates by the kernel. x and gate: (tokens, width), rows may be strided; or x in parts, contiguous."""
+def gate_mul_triton(
+    x: torch.Tensor,
+    gate: torch.Tensor,
+    *,
+    silu: bool,
+    fp8: bool,
+    out: torch.Tensor | Fp8Rows | None = None,
+    first: int = 0,
+) -> torch.Tensor | Fp8Rows:
+    """Both gates by the kernel, as `sigmoid_mul`. gate's rows may be strided."""
     tokens, width = gate.shape
-    in_parts = x.dim() == 3
-    assert x.is_contiguous() or not in_parts
-    output = empty_rows(tokens, width, x, fp8=fp8)
-    values, scales = row_pointers(output)
+    output = empty_rows(tokens, width, x, fp8=fp8) if out is None else out
+    values, scales = (part[first:] for part in row_pointers(output))
+    side_by_side = x.dim() == 2 or x.stride(1) == x.shape[2]
+    assert x.stride(-1) == 1
     block, warps = launch_shape(width)
     _gate_mul[(tokens,)](
-        x, gate, values, scales, x.shape[2] if in_parts else x.stride(0), gate.stride(0), width,
-        BLOCK=block, SILU=silu, FP8=fp8, IN_PARTS=in_parts, num_warps=warps,
+        x, gate, values, scales, x.stride(0), 0 if side_by_side else x.stride(1), gate.stride(0), width,
+        GROUP=0 if side_by_side else x.shape[2], BLOCK=block, SILU=silu, FP8=fp8, num_warps=warps,
     )  # fmt: skip
     return output
 
 
-@kernel
+@kernel_with_unaligned("scale_ptr")  # of rows anywhere in a result
 def _gate_mul(
-    x_ptr, gate_ptr, y_ptr, scale_ptr, x_stride, gate_stride, width,
-    BLOCK: tl.constexpr, SILU: tl.constexpr, FP8: tl.constexpr, IN_PARTS: tl.constexpr,
+    x_ptr, gate_ptr, y_ptr, scale_ptr, x_stride, group_stride, gate_stride, width,
+    GROUP: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < width
-    if IN_PARTS:
-        x_ptr += (columns // x_stride * tl.num_programs(0) + row) * x_stride + columns % x_stride
-    else:
-        x_ptr += row * x_stride + columns
-    x = tl.load(x_ptr, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
+    x_columns = columns
+    if GROUP > 0:
+        x_columns = (columns // GROUP).to(tl.int64) * group_stride + columns % GROUP
+    x = tl.load(x_ptr + row * x_stride + x_columns, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
     gate = tl.load(gate_ptr + row * gate_stride + columns, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
     y = x * tl.sigmoid(gate)
     if SILU:

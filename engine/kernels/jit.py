@@ -19,8 +19,9 @@ from typing import Any
 class Kernel:
     """A function that the first launch, `kernel[grid](…)`, hands to `triton.jit`."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], unaligned: tuple[str, ...] = ()) -> None:
         self.function = function
+        self._unaligned = unaligned
         self._compiled: Any = None
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
@@ -37,7 +38,7 @@ class Kernel:
             import triton
             import triton.language
 
-            self._compiled = triton.jit(self.function)
+            self._compiled = triton.jit(self.function, do_not_specialize_on_alignment=self._unaligned)
             names = self.function.__globals__
             names["tl"] = triton.language
             for name, value in list(names.items()):
@@ -49,6 +50,11 @@ class Kernel:
 def kernel(function: Callable[..., Any]) -> Kernel:
     """Decorates a Triton kernel, and the device functions that kernels call."""
     return Kernel(function)
+
+
+def kernel_with_unaligned(*names: str) -> Callable[[Callable[..., Any]], Kernel]:
+    """As `kernel`. Pointers of these names are not compiled for anew where they are no multiples of 16 bytes."""
+    return lambda function: Kernel(function, names)
 
 
 def launch_shape(width: int) -> tuple[int, int]:

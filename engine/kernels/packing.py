@@ -10,6 +10,8 @@ import torch
 
 # Query rows of one program of the Triton attention: a segment is cut into tiles of so many rows.
 TILE_ROWS = 128
+# Tokens from which on a segment's attention takes long enough to choose its kernel by: 512² and larger.
+LONG_SEGMENT = 1024
 
 
 class Packing:

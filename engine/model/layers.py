@@ -107,7 +107,7 @@ class GatedAttention(nn.Module):
         gate = multiply_gate()
         query, key, value = self._heads(receive(), ranks)
         attended = self._attention.attend(query, key, value, share.whole)
-        return sigmoid_mul(share.heads_for_rows(attended), gate, fp8=self.out.takes_fp8)
+        return sigmoid_mul(share.heads_for_rows(attended).transpose(0, 1), gate, fp8=self.out.takes_fp8)
 
     def _heads(self, qkv: torch.Tensor, ranks: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q, k and v, of which one of so many ranks has a part, (rows, heads, head_dim) each, of (rows, q | k | v)."""

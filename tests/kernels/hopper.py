@@ -17,7 +17,17 @@ from pathlib import Path
 
 import torch
 
-from engine.kernels import attention_triton, chunked_attention, gate, image_norm, int8, norm, rope, upsample
+from engine.kernels import (
+    attention_triton,
+    chunked_attention,
+    fp8_attention,
+    gate,
+    image_norm,
+    int8,
+    norm,
+    rope,
+    upsample,
+)
 from engine.kernels.jit import Kernel, launch_shape
 from engine.kernels.packing import TILE_ROWS
 
@@ -101,20 +111,25 @@ def _kernels() -> Iterator[Compiled]:
             "FP8": fp8,
         }
         yield compile_for_hopper(f"norm {kind}", norm._norm, arguments, warps=warps)
-        for name, width in (("silu_mul", SWIGLU), ("sigmoid_mul", WIDTH), ("sigmoid_mul of ranks", WIDTH)):
+        for name, width, group in (
+            ("silu_mul", SWIGLU, 0),
+            ("sigmoid_mul", WIDTH, 0),
+            ("sigmoid_mul", WIDTH, HEAD_DIM),
+            ("sigmoid_mul", WIDTH, WIDTH // 2),
+        ):
             block, warps = launch_shape(width)
             arguments = {
                 "x_ptr": "*bf16",
                 "gate_ptr": "*bf16",
                 "y_ptr": y,
                 "scale_ptr": "*fp32",
-                **dict.fromkeys(("x_stride", "gate_stride", "width"), "i32"),
+                **dict.fromkeys(("x_stride", "group_stride", "gate_stride", "width"), "i32"),
+                "GROUP": group,
                 "BLOCK": block,
                 "SILU": name == "silu_mul",
                 "FP8": fp8,
-                "IN_PARTS": name == "sigmoid_mul of ranks",
             }
-            yield compile_for_hopper(f"{name} {kind}", gate._gate_mul, arguments, warps=warps)
+            yield compile_for_hopper(f"{name} {kind} {group}", gate._gate_mul, arguments, warps=warps)
     for halves, ranks in ((False, 0), (True, 0), (False, 2), (False, 4)):
         arguments = {
             **dict.fromkeys(("x_ptr", "y_ptr"), "*bf16"),
@@ -131,6 +146,21 @@ def _kernels() -> Iterator[Compiled]:
         }
         name = f"norm_rotate {'halves' if halves else 'neighbours'}{f' to {ranks} ranks' if ranks else ''}"
         yield compile_for_hopper(name, rope._norm_rotate, arguments, warps=4)
+    for name in ("_find_largest", "_quantize"):
+        arguments = {
+            **dict.fromkeys(("query_ptr", "key_ptr", "value_ptr"), "*bf16"),
+            **dict.fromkeys(("query_stride", "key_stride", "value_stride"), "i32"),
+            **dict.fromkeys(("tiles_ptr", "segments_ptr", "largest_ptr"), "*i32"),
+            **(dict.fromkeys(("query_out", "key_out", "value_out"), "*fp8e4nv") if name == "_quantize" else {}),
+            **({"scales_ptr": "*fp32"} if name == "_quantize" else {}),
+            "kv_heads": "i32",
+            "GROUP": 4,
+            "HEAD_DIM": HEAD_DIM,
+            "BLOCK_COLUMNS": 4 * HEAD_DIM,
+            "TILE_ROWS": TILE_ROWS,
+            "BLOCK_ROWS": fp8_attention._BLOCK_ROWS,
+        }
+        yield compile_for_hopper(f"fp8 heads {name}", getattr(fp8_attention, name), arguments, warps=8)
     for head_dim in (*DEMO_HEAD_DIMS, 64, HEAD_DIM):
         block_dim, columns, warps, stages = attention_triton.launch_parameters(head_dim, torch.bfloat16)
         arguments = {

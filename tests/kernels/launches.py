@@ -10,12 +10,14 @@ import json
 import sys
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from unittest.mock import patch
 
 import torch
 
 from bench.real_size import KREA2
-from engine.kernels import attention_triton, chunked_attention, gate, image_norm, norm, rope, upsample
+from engine.kernels import attention_triton, chunked_attention, fp8_attention, gate, image_norm, norm, rope, upsample
+from engine.kernels.fp8 import empty_rows
 from engine.kernels.jit import Kernel
 from engine.kernels.packing import CapturedPacking, Packing
 
@@ -79,9 +81,15 @@ def _step(packing: Packing, *, fp8: bool) -> None:
     for ranks in (2, 4):
         rope.norm_rotate_to_ranks_triton(query, key, value, weight, weight, 1e-5, rotations, ranks)
         parts = torch.zeros((ranks, tokens, DIT.hidden_size // ranks), dtype=torch.bfloat16)
-        gate.gate_mul_triton(parts, output_gate.flatten(1), silu=False, fp8=fp8)
+        gate.gate_mul_triton(parts.transpose(0, 1), output_gate.flatten(1), silu=False, fp8=fp8)
     attention_triton.attention_triton(query, key, value, packing, None if fp8 else output_gate.flatten(1))
     gate.gate_mul_triton(x, output_gate.flatten(1), silu=False, fp8=fp8)
+    if not packing.captured:  # each segment's rows of a result, wherever these begin
+        rows = empty_rows(tokens, DIT.hidden_size, x, fp8=fp8)
+        for start, stop in pairwise(packing.bounds):
+            attended, of_rows = torch.zeros_like(x[start:stop]), output_gate[start:stop].flatten(1)
+            gate.gate_mul_triton(attended, of_rows, silu=False, fp8=fp8, out=rows, first=start)
+    fp8_attention.quantize_heads_triton(query, key, value, packing)
     _swiglu(tokens, DIT.intermediate_size, fp8=fp8)
 
 
@@ -128,7 +136,7 @@ def _swiglu(rows: int, width: int, *, fp8: bool) -> None:
 
 
 def _report(kind: str, size: Sequence[int] | None) -> None:
-    modules = (norm, gate, rope, image_norm, upsample, attention_triton, chunked_attention)
+    modules = (norm, gate, rope, image_norm, upsample, attention_triton, chunked_attention, fp8_attention)
     kernels = [kernel for module in modules for kernel in vars(module).values() if isinstance(kernel, Kernel)]
     compiled = sum(len(caches[0]) for kernel in kernels for caches in kernel.compiled.device_caches.values())
     print(json.dumps({"kind": kind, "size": size, "compiled": compiled}), flush=True)

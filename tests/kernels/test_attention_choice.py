@@ -41,18 +41,47 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Timing | Exception]:
 
 
 def test_auto_takes_the_cheapest_and_for_graphs_the_cheapest_varlen(measured: dict[str, Timing | Exception]) -> None:
-    measured.update(cudnn=Timing(20, 0.6), flash=Timing(1, 1), triton=Timing(1, 0.9), fa3=Timing(1, 0.7))
+    measured.update(cudnn=Timing(400, 0.6), flash=Timing(1, 1), triton=Timing(1, 0.9), fa2=Timing(1, 0.7))
     choice = _choose("auto")
-    assert (choice.backend, choice.captured_backend) == ("cudnn", "fa3")
+    assert (choice.backend, choice.captured_backend) == ("cudnn", "fa2")
     assert choice.timings == measured
-    assert choice.refused == dict.fromkeys(("fa2", "fa4", "torch"), "it is not here")
+    assert choice.refused == dict.fromkeys(("fa3", "fa3-fp8", "fa4", "torch"), "it is not here")
 
 
 def test_a_slow_first_call_counts_by_its_share_of_an_image(measured: dict[str, Timing | Exception]) -> None:
-    measured.update(cudnn=Timing(20, 0.6), fa3=Timing(1, 0.7))
+    measured.update(fa4=Timing(20, 0.6), fa3=Timing(1, 0.7))
     assert Timing(20, 0.6).cost_ms(4) == pytest.approx(5.45)
-    assert _choose("auto", calls=224).backend == "cudnn"
+    assert _choose("auto", calls=224).backend == "fa4"
     assert _choose("auto", calls=100).backend == "fa3"
+
+
+def test_where_flash_attention_3_runs_nobody_waits_for_plans(measured: dict[str, Timing | Exception]) -> None:
+    measured.update(cudnn=Timing(400, 0.5), flash=Timing(1, 1), fa3=Timing(0.7, 0.7))
+    assert _choose("auto").backend == "fa3"
+    assert _choose("cudnn").backend == "cudnn"
+    measured["fa3"] = RuntimeError("no kernel image")
+    assert _choose("auto").backend == "cudnn"
+
+
+def test_cudnn_costs_what_flash_does_for_a_part_and_no_plans(measured: dict[str, Timing | Exception]) -> None:
+    """Whether a plan takes long does not matter where it is built between images."""
+    measured.update(cudnn=Timing(4000, 0.6), flash=Timing(1, 1), fa2=Timing(0.67, 0.67))
+    assert _choose("auto").backend == "cudnn"  # 0.85 · 0.6 + 0.15 · 1 = 0.66
+    measured["fa2"] = Timing(0.65, 0.65)
+    assert _choose("auto").backend == "fa2"
+
+
+@pytest.mark.parametrize("is_measured", [True, False])
+def test_fp8_attention_is_taken_by_name_alone(measured: dict[str, Timing | Exception], is_measured: bool) -> None:
+    measured.update({"fa3-fp8": Timing(0.1, 0.1), "flash": Timing(1, 1), "triton": Timing(3, 3)})
+
+    def choose(name: str) -> tuple[str, str | None]:
+        choice = choose_attention(name, SHAPE, GPU, torch.bfloat16, calls=224, measured=is_measured)
+        return choice.backend, choice.captured_backend
+
+    assert choose("auto") == ("flash", "triton")
+    assert choose("flash") == ("flash", "triton")
+    assert choose("fa3-fp8") == ("fa3-fp8", "fa3-fp8")
 
 
 def test_what_raises_is_left_out_with_its_reason(measured: dict[str, Timing | Exception]) -> None:
@@ -119,6 +148,9 @@ def test_a_cpu_has_torch_without_measuring() -> None:
     ("backend", "capability", "dtype", "head_dim", "reason"),
     [
         ("fa3", (8, 0), torch.bfloat16, 128, "compute capability 9.0 to 9.x, this GPU has 8.0"),
+        ("fa3-fp8", (8, 9), torch.bfloat16, 128, "compute capability 9.0 to 9.x, this GPU has 8.9"),
+        ("fa3-fp8", (9, 0), torch.bfloat16, 24, "its head dim is a multiple of 16, not 24"),
+        ("fa3-fp8", (9, 0), torch.bfloat16, 128, "no FlashAttention 3 is installed (pip install -e '.[fa3]')"),
         ("cudnn", (9, 0), torch.float32, 128, "takes bfloat16, not float32"),
         ("cudnn", (9, 0), torch.bfloat16, 256, "multiple of 8 up to 128, not 256"),
         ("flash", (9, 0), torch.bfloat16, 20, "multiple of 8 up to 256, not 20"),

@@ -18,10 +18,10 @@ from bench.kernel_checks import ATTENTION_BOUND, check_all
 from bench.kernel_rates import attention_backends
 from engine.config import DEMO_CHECKPOINT, DEMO_LORAS
 from engine.errors import ArgumentError
-from engine.kernels import attention_choice
+from engine.kernels import attention_choice, flash_attention
 from engine.kernels.attention import BACKENDS, GatedAttentionKernel
 from engine.kernels.attention_choice import AttentionShape, choose_attention, unavailable
-from engine.kernels.flash_attention import FLASH_PACKAGES, varlen_function
+from engine.kernels.flash_attention import FLASH_PACKAGES, package_function
 from engine.kernels.fp8 import Fp8Rows
 from engine.kernels.packing import CapturedPacking, Packing
 from engine.step import Adapter
@@ -44,7 +44,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     monkeypatch.syspath_prepend(tmp_path)
 
     def forget() -> None:
-        varlen_function.cache_clear()
+        package_function.cache_clear()
         importlib.invalidate_caches()
         for module in list(sys.modules):
             if module.partition(".")[0] in TOP_LEVEL:
@@ -102,6 +102,36 @@ def test_a_recording_takes_other_segments_from_the_device_alone(install: Install
         captured.overwrite(packing)
         expected = GatedAttentionKernel("torch")(*(part.float() for part in parts), packing)
         assert relative_error(kernel(*parts, captured), expected) < 8e-3  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "call"),
+    [
+        ((40,), ("dense", None)),
+        ((40, 40, 40), ("dense", None)),
+        ((40, 33), ("varlen", False)),
+        ((40, 31), ("varlen", None)),
+        ((40, 0, 40), ("varlen", None)),
+        ((0,), ("varlen", None)),
+    ],
+)
+def test_equal_segments_are_a_dense_batch_and_long_ones_keep_their_heads_apart_in_fa3(
+    install: Install, monkeypatch: pytest.MonkeyPatch, lengths: tuple[int, ...], call: tuple[str, bool | None]
+) -> None:
+    monkeypatch.setattr(flash_attention, "LONG_SEGMENT", 32)
+    *parts, _ = _draw(sum(lengths), 8, 2, 64)
+    expected = GatedAttentionKernel("torch").attend(*(part.float() for part in parts), Packing(lengths, CPU))
+    for name in FLASH_PACKAGES:
+        install(name)
+        flash_packages.calls.clear()
+        actual = BACKENDS[name].attend(*parts, Packing(lengths, CPU))
+        assert flash_packages.calls == [call if name == "fa3" else ("varlen", None)]
+        assert relative_error(actual, expected) < 8e-3
+    captured = CapturedPacking(sum(lengths), len(lengths), CPU)
+    captured.overwrite(Packing(lengths, CPU))
+    flash_packages.calls.clear()
+    BACKENDS["fa3"].attend(*parts, captured)
+    assert flash_packages.calls == [("varlen", None)]
 
 
 @pytest.mark.parametrize("degrees", [{}, {"tp": 2, "sp": 2}])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
-from engine.kernels.fp8 import Fp8Rows
+from engine.kernels.fp8 import Fp8Rows, empty_rows
 from engine.kernels.gate import gate_mul_triton, sigmoid_mul, silu_mul
 from tests.kernels.tolerances import DTYPES, assert_fp8_close, poisoned
 
@@ -72,8 +74,8 @@ def test_sigmoid_mul_of_what_other_ranks_made(
 ) -> None:
     """To the bit what it makes of the parts put together."""
     packed = torch.randn(tokens, 3 * width).to(device, dtype)
-    gate, x = packed[:, 2 * width :], torch.randn(parts, tokens, width // parts).to(device, dtype)
-    together = x.transpose(0, 1).reshape(tokens, width)
+    gate, x = packed[:, 2 * width :], torch.randn(parts, tokens, width // parts).to(device, dtype).transpose(0, 1)
+    together = x.reshape(tokens, width)
     with poisoned(device):
         if triton:
             actual, expected = (gate_mul_triton(each, gate, silu=False, fp8=fp8) for each in (x, together))
@@ -85,6 +87,31 @@ def test_sigmoid_mul_of_what_other_ranks_made(
         actual, expected = actual.values.view(torch.uint8), expected.values.view(torch.uint8)
     assert isinstance(expected, torch.Tensor)
     assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("triton", [False, True])
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads_first", [False, True])
+def test_a_part_of_a_result_is_written_where_it_belongs(
+    heads_first: bool, dtype: torch.dtype, fp8: bool, triton: bool, device: torch.device
+) -> None:
+    """Whatever the layout of heads, to the bit as a copy of them would be; no other row is touched."""
+    heads, head_dim = 3, 24
+    x = torch.randn(5, heads, head_dim).mul(4).to(dtype).to(device)
+    gate = torch.randn(5, 2 * heads * head_dim).to(dtype).to(device)[:, heads * head_dim :]
+    laid_out = x.transpose(0, 1).contiguous().transpose(0, 1) if heads_first else x
+    multiply = partial(gate_mul_triton, silu=False) if triton else sigmoid_mul
+    result = empty_rows(9, heads * head_dim, x, fp8=fp8)
+    parts = result[:2] if isinstance(result, Fp8Rows) else (result,)
+    for part in parts:
+        part.copy_(torch.full(part.shape, 7.0))
+    assert multiply(laid_out, gate, fp8=fp8, out=result, first=3) is result
+    expected = multiply(x.flatten(1), gate, fp8=fp8)
+    expected_parts = expected[:2] if isinstance(expected, Fp8Rows) else (expected,)
+    for part, expected_part in zip(parts, expected_parts, strict=True):
+        assert torch.equal(part[3:8].float(), expected_part.float())
+        assert (part[[0, 1, 2, 8]].float() == 7).all()
 
 
 @pytest.mark.parametrize("triton", [False, True])

@@ -91,7 +91,10 @@ def test_a_drawn_seed_is_reported_and_metadata_can_be_left_out(marked: Marked, t
         (["x", "--guidance", "nan"], "guidance must be between 0 and 20, got nan"),
         (["x", "--device", "tpu"], "device must be one of auto, cuda, cpu, got 'tpu'"),
         (["x", "--quantization", "int4"], "quantization must be one of auto, none, fp8, int8, got 'int4'"),
-        (["x", "--attention", "fast"], "attention must be one of auto, cudnn, flash, fa2, fa3, fa4, triton, torch"),
+        (
+            ["x", "--attention", "fast"],
+            "attention must be one of auto, cudnn, flash, fa2, fa3, fa3-fp8, fa4, triton, torch",
+        ),
         (["x", "--output", "x.gif"], "output must be a path that ends in .png, .jpg, .jpeg, .webp, got 'x.gif'"),
         (["x", "--output", "/no/x.png"], "output must be a file in a folder that exists and can be written"),
         (["x", "--output", "x" * 300 + ".png"], "output must be a path that can be written (File name too long)"),

@@ -180,7 +180,7 @@ def test_launch_works_in_a_thread_that_ends_before_the_engine_does(
         ({"vae": "x"}, ArgumentError, "missing: transformer, text_encoder, tokenizer; give each as a file"),
         ({"share_gpu": 1}, ArgumentError, "share_gpu must be True or False, got 1"),
         ({"quantization": "int4"}, ArgumentError, "quantization must be one of auto, none, fp8, int8, got 'int4'"),
-        ({"attention": "fa9"}, ArgumentError, "attention must be one of auto, cudnn, flash, fa2, fa3, fa4"),
+        ({"attention": "fa9"}, ArgumentError, "attention must be one of auto, cudnn, flash, fa2, fa3, fa3-fp8, fa4"),
         ({"cuda_graphs": "yes"}, ArgumentError, "cuda_graphs must be True or False, got 'yes'"),
         ({"warm_up": "no"}, ArgumentError, "warm_up must be True or False, got 'no'"),
         ({"limits": 3}, ArgumentError, "limits must be a mapping of names to numbers, got 3"),

@@ -1,0 +1,112 @@
+"""When an attention library that builds a plan for every new length gets to build one: while nobody waits for an image.
+
+Pure: it knows neither torch nor a clock; shapes are whatever identifies a plan, and times are passed in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable
+
+IDLE_S = 1.0  # without an image to make, before a plan is built
+MOST_WAITING = 0.02  # of the images may have come while a plan was being built
+_FIRST_IMAGES = 1000  # count as this many, since plans pay the longer the earlier they are there
+# An image that starts within so many seconds after a plan was built has come before it was: what a rank takes to read
+# an order that lay there. One in some fifty that it had nothing to do with is counted too.
+_WAITED_S = 0.05
+_MOST_SHAPES = 4096  # without a plan that are remembered
+_MOST_FAILURES = 3  # in a row, after which nothing more is tried
+
+
+class PlanSchedule:
+    """Counts what shapes are met and which of them have a plan, and says what to build and when.
+
+    The shape that cost most so far goes first. A plan is built only after `IDLE_S` without an image, and only while the
+    images that came during builds, and those that this one risks, stay within `MOST_WAITING` of all, the first thousand
+    counting as a thousand. So the bound holds whatever the load, but for images that come during one build, more of
+    them than two and than ever before.
+
+    most_plans, most_bytes: of memory that plans were seen to take, after which none is built.
+    """
+
+    def __init__(self, *, most_plans: int = 256, most_bytes: int = 1 << 30) -> None:
+        self._most_plans, self._most_bytes = most_plans, most_bytes
+        self._work: Counter[Hashable] = Counter()  # of shapes without a plan
+        self._planned: set[Hashable] = set()
+        self._failed: set[Hashable] = set()
+        self._failures = 0  # in a row
+        self._idle_since = -math.inf
+        self._built_at = -math.inf
+        self._at_once = 0  # images that the last build made wait
+        self._most_at_once = 2  # images that one build made wait: seldom more than two
+        self.bytes = 0
+        self.images = 0
+        self.waited = 0  # images
+
+    @property
+    def plans(self) -> int:
+        """How many there are."""
+        return len(self._planned)
+
+    def has(self, shape: Hashable) -> bool:
+        """Whether there is a plan for it."""
+        return shape in self._planned
+
+    def met(self, shape: Hashable, work: float = 1.0) -> None:
+        """A shape without a plan came up. work: what it costs without one, in any unit."""
+        if shape in self._failed:
+            return
+        self._work[shape] += work  # type: ignore[assignment]
+        if len(self._work) > _MOST_SHAPES:
+            self._work = Counter(dict(self._work.most_common(_MOST_SHAPES // 2)))
+
+    def worked(self, now: float, images: int = 0) -> None:
+        """There was something to do at this time, which began so many images."""
+        self._idle_since = now
+        if not images:
+            return
+        self.images += images
+        if now - self._built_at <= _WAITED_S:
+            self.waited += images
+            self._at_once += images
+            self._most_at_once = max(self._most_at_once, self._at_once)
+
+    def wait_s(self, now: float) -> float | None:
+        """Seconds until the next plan may be built if nothing comes up; None if there is none to build."""
+        if not self._work or self._failures >= _MOST_FAILURES:
+            return None
+        if len(self._planned) >= self._most_plans or self.bytes >= self._most_bytes:
+            return None
+        if self.waited + self._most_at_once > MOST_WAITING * max(self.images, _FIRST_IMAGES):
+            return None
+        return max(0.0, self._idle_since + IDLE_S - now)
+
+    def next(self) -> Hashable | None:
+        """The shape that a plan would save most for; None without any."""
+        return max(self._work, key=self._work.__getitem__) if self._work else None
+
+    def built(self, shape: Hashable, now: float | None, size: int = 0) -> None:
+        """There is a plan since `now`, which took so many bytes. None: no image can have waited for it."""
+        del self._work[shape]
+        self._planned.add(shape)
+        self._failures = 0
+        self._ended(now)
+        self.bytes += max(0, size)
+
+    def failed(self, shape: Hashable, now: float | None) -> None:
+        """There will be no plan for it, which was found out at `now`, as with `built`."""
+        del self._work[shape]
+        self._failed.add(shape)
+        self._failures += 1
+        self._ended(now)
+
+    def _ended(self, now: float | None) -> None:
+        self._built_at = -math.inf if now is None else now
+        self._at_once = 0
+
+    def describe(self) -> str:
+        """For people."""
+        size = f"{self.plans} plans of {self.bytes / 1e6:.0f} MB"
+        failed = f", {len(self._failed)} failed" if self._failed else ""
+        return f"{size}{failed}; {self.waited} of {self.images} images waited for one"
