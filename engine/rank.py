@@ -22,6 +22,7 @@ from engine.graphs import PromptGraphs, StepGraphs
 from engine.jobs import JobState, Schedule
 from engine.kernels.attention import GatedAttentionKernel
 from engine.kernels.attention_choice import AttentionChoice, AttentionShape, choose_attention, unavailable
+from engine.kernels.attention_plans import PlanSchedule
 from engine.lora.adapters import DENOISING, TEXT, TIME, Adapters, Loras
 from engine.lora.merge import MergedWeights
 from engine.memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes, tile_side
@@ -44,6 +45,7 @@ from engine.parallel.device import (
 )
 from engine.parallel.link import Link, measure_link
 from engine.pending import PendingStep, Preview
+from engine.plan_building import PlanBuilder
 from engine.preview import PreviewMap
 from engine.prompt import PREFIX_TOKENS
 from engine.prompt_features import PromptFeatures
@@ -101,6 +103,7 @@ class Rank:
         self._engine = config
         self.attention = GatedAttentionKernel()
         self.attention_choice = self._choose_attention(measured=False)
+        self._plans: PlanBuilder | None = None  # where steps that are warmed up run on cuDNN's attention
         text_head_dim = self.config.transformer.text_head_dim
         flash = unavailable("flash", device, self.dtype, text_head_dim) is None
         text_attention = GatedAttentionKernel("flash" if flash else "torch")
@@ -177,9 +180,12 @@ class Rank:
         with torch.inference_mode():
             with _timed("attention backends"):
                 self.attention_choice = self._choose_attention(measured=True)
+                if self.attention.backend == "cudnn":
+                    self._plans = PlanBuilder(self.attention, self.device, self.dtype)
             # images before graphs, since tuning the decoder empties the allocator's cache
             for size in dict.fromkeys([(self.config.default_width, self.config.default_height), *sizes]):
                 self._try_image(*size, decodes=decodes)
+            self.build_attention_plans()
             if self._engine.cuda_graphs and self.dtype == torch.bfloat16:  # float32 is for comparisons
                 self._record_graphs()
             if self.mesh.world.size > 1:
@@ -272,6 +278,8 @@ class Rank:
         if step.number != self._next_number:
             raise RuntimeError(f"step {step.number} came where step {self._next_number} was due")
         self._next_number += 1
+        if self._plans is not None:
+            self._plans.worked(images=len(step.start))
         self._check_decoder()
         for adapter in step.load:  # before the clock starts: neither encoding nor denoising
             try:
@@ -391,6 +399,24 @@ class Rank:
         self.offload.rewind()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def idle_wait_s(self) -> float | None:
+        """Seconds without a step after which `use_idle_time` has something to do; None if it has not."""
+        return None if self._plans is None or self._jobs else self._plans.wait_s()
+
+    def use_idle_time(self) -> None:
+        """Build an attention plan, in the thread that executes steps: up to half a second in which none can begin."""
+        if self._plans is not None:
+            self._plans.build_next()
+
+    def build_attention_plans(self) -> int:
+        """Build all that steps had no use of so far, as before anybody waits for an image. Returns how many."""
+        return 0 if self._plans is None else self._plans.build_all()
+
+    @property
+    def attention_plans(self) -> PlanSchedule | None:
+        """What is known of them, where attention needs any."""
+        return None if self._plans is None else self._plans.schedule
 
     @property
     def has_step_graphs(self) -> bool:

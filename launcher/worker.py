@@ -8,6 +8,7 @@ thread sends images.
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import queue
 import threading
@@ -151,6 +152,8 @@ def _work(rank: Rank, config: RankConfig, wire: _Wire) -> NoReturn:
 
     threading.Thread(target=answer_steps, name="answers", daemon=True).start()
     while True:
+        while (wait_s := rank.idle_wait_s()) is not None and not wire.has_command(wait_s):
+            rank.use_idle_time()
         command = wire.receive()
         assert isinstance(command, Execute)
         started.put((command.step.number, rank.execute(command.step)))
@@ -177,8 +180,12 @@ class _Wire:
         else:
             socket.connect(ranks_address(self._config.run_folder, self._config.generation))
 
+    def has_command(self, timeout_s: float) -> bool:
+        """Whether `receive` will return at once, as soon as that is so."""
+        return bool(self._commands.poll(math.ceil(timeout_s * 1000)))
+
     def receive(self, timeout_s: float | None = None) -> Command:
-        if timeout_s is not None and not self._commands.poll(int(timeout_s * 1000)):
+        if timeout_s is not None and not self.has_command(timeout_s):
             raise LaunchError(f"rank {self._config.rank} got no orders from the front-end within {timeout_s:g} s")
         return decode_command(self._commands.recv())
 

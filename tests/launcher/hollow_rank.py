@@ -46,6 +46,9 @@ class HollowRank:
     def describe_plan(self) -> tuple[str, ...]:
         return ()
 
+    def idle_wait_s(self) -> float | None:
+        return None
+
     def execute(self, step: Step) -> SimpleNamespace:
         self._jobs |= {job.job_id: job for job in step.start if job.seed != HUNGRY_SEED}
         for job in step.start:
