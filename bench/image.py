@@ -12,8 +12,9 @@ Burst: each image after some idle seconds, when a GPU is cool; the median counts
 counts. A peer takes turns with the images of the first kind, A B C C B A.
 
 All of these have prompts of one length. --unseen-length makes more images then, in pairs: one whose prompt has a length
-that no image had before, for which an attention may have to build a plan, and one as long as that, A B B A. What their
-medians differ by is what a new length costs.
+that no image had before, for which an attention may have no plan yet, so that another serves it, and one as long as
+that, A B B A. What their medians differ by is what a new length costs; the plan is built between them, as a server does
+while it has nothing to do, and timed by itself.
 """
 
 from __future__ import annotations

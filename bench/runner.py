@@ -196,6 +196,7 @@ class Engine:
         """Square images, each with a prompt and a seed that this engine has not had. prompt_tokens: the setup's."""
         tokens = prompt_tokens or self.setup.prompt_tokens
         self._lengths.add(tokens)
+        self.build_plans()
         return [
             Job(
                 job_id=number,
@@ -210,6 +211,12 @@ class Engine:
             )
             for number in itertools.islice(self._job_ids, count)
         ]
+
+    def build_plans(self) -> float:
+        """Have attention plans built for all lengths that images had so far, as a server does while it has nothing to
+        do. Returns seconds, 0 where there is nothing to build."""
+        began = time.perf_counter()
+        return time.perf_counter() - began if self.rank.build_attention_plans() else 0.0
 
     def unseen_length(self) -> int | None:
         """Prompt tokens that no job of this engine has had, nor its warm-up, as few above the setup's as possible."""

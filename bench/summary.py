@@ -144,6 +144,9 @@ def _images(results: Sequence[Result]) -> list[Row]:
             said = f"{what}, a length not seen before: {unseen['difference_s']:+.3f} s"
             longer = unseen["unseen_s"]["median"] / seen_s
             rows.append((said, f"seen {seen_s:.3f} s", f"{longer:.2f}× as long as a length seen"))
+            plan_s = unseen.get("plan_s", {}).get("median", 0.0)
+            if plan_s:
+                rows.append((f"{what}, its attention plan: {plan_s:.3f} s", "", "in idle time"))
     return rows
 
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -221,6 +222,31 @@ def test_what_a_length_that_was_not_seen_before_costs(capsys: pytest.CaptureFixt
     assert unseen["lengths"] == [60, 61, 62]
     assert unseen["difference_s"] == pytest.approx(unseen["unseen_s"]["median"] - unseen["seen_s"]["median"])
     assert (unseen["unseen_s"]["count"], unseen["seen_s"]["count"]) == (3, 3)
+    assert (unseen["plan_s"]["count"], unseen["plan_s"]["median"]) == (3, 0.0), "a CPU has no plans to build"
+
+
+def test_the_plan_of_a_new_length_is_built_between_its_image_and_the_next() -> None:
+    did: list[str] = []
+
+    class Planned:
+        setup = SimpleNamespace(budget=Budget(None))
+        lengths = iter((60, 61, None))
+
+        def unseen_length(self) -> int | None:
+            return next(self.lengths)
+
+        def build_plans(self) -> float:
+            did.append("plan")
+            return 0.3
+
+    def make(tokens: int) -> float:
+        did.append(f"image {tokens}")
+        return 1.0
+
+    result = measure_unseen(Planned(), make, 4)  # type: ignore[arg-type]
+    assert result is not None
+    assert result.plan_s.median == 0.3
+    assert did == ["image 60", "plan", "image 60", "image 60", "image 61", "plan"]
 
 
 def test_lengths_end_where_prompts_are_cut() -> None:

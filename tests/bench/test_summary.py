@@ -40,7 +40,7 @@ def test_steps_show_the_first_case_of_each_version() -> None:
 
 
 def test_images_show_their_targets_peers_and_new_lengths() -> None:
-    unseen = {"difference_s": 0.4, "unseen_s": {"median": 1.25}, "seen_s": {"median": 1.0}}
+    unseen = {"difference_s": 0.4, "unseen_s": {"median": 1.25}, "seen_s": {"median": 1.0}, "plan_s": {"median": 0.3}}
     peers = {"eager": {"wall_s": {"median": 1.8}, "ratio": 2.0}}
     assert of("image", image(), image(target_s=0.8), image(target_s=None, peers=peers, unseen_length=unseen)) == [
         ("1024², fp8: 0.900 s an image (target ≤ 0.95 s: met)", "floor 0.600 s", "67% of the floor's speed"),
@@ -48,6 +48,7 @@ def test_images_show_their_targets_peers_and_new_lengths() -> None:
         ("1024², fp8: 0.900 s an image", "floor 0.600 s", "67% of the floor's speed"),
         ("1024², fp8, diffusers eager: 1.800 s", "engine 0.900 s", "2.00× as long as the engine"),
         ("1024², fp8, a length not seen before: +0.400 s", "seen 1.000 s", "1.25× as long as a length seen"),
+        ("1024², fp8, its attention plan: 0.300 s", "", "in idle time"),
     ]
 
 
