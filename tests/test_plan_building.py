@@ -93,6 +93,9 @@ def test_without_a_schedule_cudnn_serves_all_one_by_one(served: Served) -> None:
     served.clear()
     _attend(GatedAttentionKernel("cudnn"), (7, 0, 40))
     assert served == [("cudnn", (1, 7)), ("cudnn", (1, 40))] * 2
+    served.clear()
+    attention.BACKENDS["cudnn"].attend(*_draw(80)[:3], Packing((40, 40), CPU))
+    assert served == [("cudnn", (1, 40))] * 2
 
 
 def test_a_plan_is_for_the_strides_of_what_it_serves(monkeypatch: pytest.MonkeyPatch, served: Served) -> None:

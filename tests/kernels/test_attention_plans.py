@@ -134,7 +134,7 @@ def test_what_failed_is_not_tried_again_and_after_three_in_a_row_nothing_is() ->
     for build in ("failed", "failed", "built", "failed", "failed"):
         assert schedule.wait_s(9.0) == 0
         getattr(schedule, build)(schedule.next(), 0.0)
-    schedule.met("a")
+    schedule.met("a", work=9.0)
     assert schedule.next() == "f"
     assert not schedule.has("a")
     schedule.failed("f", 0.0)
