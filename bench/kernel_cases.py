@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench import references
 from engine.config import PARALLEL_DEGREES, ModelConfig
+from engine.kernels.chunked_attention import chunked_attention
 from engine.kernels.fp8 import Fp8Rows
 from engine.kernels.gate import sigmoid_mul, silu_mul
-from engine.kernels.image_norm import image_norm
+from engine.kernels.image_norm import add_image_norm_, add_residual_, image_norm
 from engine.kernels.int8 import dequantize_groups, quantize_groups
 from engine.kernels.norm import add_rms_norm_modulate_, rms_norm_modulate
 from engine.kernels.packing import Packing
@@ -125,6 +128,11 @@ def elementwise_operations() -> Iterator[Operation]:
     yield Operation("q, k norm and rotation, v, to ranks", _draw_qkv, _rotate_to_ranks, _rotate_to_ranks_reference)
     yield Operation("int8 weights → bfloat16", _draw_int8, _dequantize, _dequantize_reference)
     yield Operation("VAE: norm, silu", _draw_picture, _image_norm, _image_norm_reference)
+    yield Operation("VAE: bias, norm, silu", _draw_biased, _biased_norm, _biased_norm_reference)
+    yield Operation("VAE: residual, norm, silu", _draw_pair, _residual_image, _residual_image_reference, ("x",))
+    yield Operation("VAE: residual", _draw_pair, _residual_alone, _residual_alone_reference, ("x",))
+    yield Operation("VAE: attention", _draw_pixels, _attend_to_pixels, _attend_to_pixels_reference)
+    yield Operation("VAE: attention by torch", _draw_pixels, _attend_by_torch, _attend_to_pixels_reference)
     yield Operation("VAE: upsample", _draw_small_picture, _upsample, _upsample_reference)
 
 
@@ -275,6 +283,68 @@ def _image_norm(_: Shape, at: Tensors) -> dict[str, torch.Tensor | Fp8Rows]:
 
 def _image_norm_reference(_: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
     return {"y": references.image_norm(at["x"], at["weight"], dtype, silu=True)}
+
+
+def _draw_biased(shape: Shape, random: Random) -> Tensors:
+    return {**_draw_picture(shape, random), "bias": random.normal(shape.channels)}
+
+
+def _biased_norm(_: Shape, at: Tensors) -> dict[str, torch.Tensor | Fp8Rows]:
+    return {"y": image_norm(at["x"], at["weight"], silu=True, bias=at["bias"])}
+
+
+def _biased_norm_reference(_: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
+    return {"y": references.image_norm(_biased(at, dtype), at["weight"], dtype, silu=True)}
+
+
+def _draw_pair(shape: Shape, random: Random) -> Tensors:
+    return {**_draw_biased(shape, random), "residual": _draw_picture(shape, random)["x"]}
+
+
+def _residual_image(_: Shape, at: Tensors) -> dict[str, torch.Tensor | Fp8Rows]:
+    y = add_image_norm_(at["x"], at["residual"], at["weight"], silu=True, bias=at["bias"])
+    return {"x": at["x"], "y": y}
+
+
+def _residual_image_reference(_: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
+    x = _biased(at, dtype) + at["residual"].to(dtype)
+    return {"x": x, "y": references.image_norm(x, at["weight"], dtype, silu=True)}
+
+
+def _residual_alone(_: Shape, at: Tensors) -> dict[str, torch.Tensor | Fp8Rows]:
+    return {"x": add_residual_(at["x"], at["residual"], bias=at["bias"])}
+
+
+def _residual_alone_reference(_: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
+    return {"x": _biased(at, dtype) + at["residual"].to(dtype)}
+
+
+def _biased(at: Tensors, dtype: torch.dtype) -> torch.Tensor:
+    return at["x"].to(dtype) + at["bias"].to(dtype).view(-1, 1, 1)
+
+
+def _draw_pixels(shape: Shape, random: Random) -> Tensors:
+    """q, k and v of the decoder's middle: one head of four times the last level's channels."""
+    pixels, width = (shape.side // 8) ** 2, 4 * shape.channels
+    query, key, value = random.normal(1, pixels, 3 * width).split(width, dim=-1)
+    return {"query": query, "key": key, "value": value}
+
+
+def _attend_to_pixels(shape: Shape, at: Tensors) -> dict[str, torch.Tensor | Fp8Rows]:
+    room = shape.side**2 * shape.channels * 4  # as `VAEDecoder.score_bytes`
+    return {"y": chunked_attention(at["query"], at["key"], at["value"], room)}
+
+
+def _attend_by_torch(_: Shape, at: Tensors) -> dict[str, torch.Tensor | Fp8Rows]:
+    """What the engine's own is to be faster than."""
+    query, key, value = (at[name][:, None] for name in ("query", "key", "value"))
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        return {"y": F.scaled_dot_product_attention(query, key, value)[:, 0]}
+
+
+def _attend_to_pixels_reference(_: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
+    query, key, value = (part[0, :, None] for part in (at["query"], at["key"], at["value"]))
+    return {"y": references.attention(query, key, value, Packing([len(query)], query.device), dtype)[None]}
 
 
 def _draw_small_picture(shape: Shape, random: Random) -> Tensors:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from engine.kernels import gate, image_norm, int8, norm, rope, upsample
+from engine.kernels import chunked_attention, gate, image_norm, int8, norm, rope, upsample
 
 
 @contextmanager
@@ -38,5 +38,11 @@ PLAIN: dict[str, dict[Callable[..., Any], Callable[..., Any]]] = {
         rope.norm_rotate_to_ranks: rope.norm_rotate_to_ranks_torch,
     },
     "int8 weights": {int8.dequantize_groups: int8.dequantize_groups_torch},
-    "VAE": {image_norm.image_norm: image_norm.image_norm_torch, upsample.upsample: upsample.upsample_torch},
+    "VAE": {
+        image_norm.image_norm: image_norm.image_norm_torch,
+        image_norm.add_image_norm_: image_norm.add_image_norm_torch_,
+        image_norm.add_residual_: image_norm.add_residual_torch_,
+        upsample.upsample: upsample.upsample_torch,
+        chunked_attention.weigh: chunked_attention.weigh_torch,
+    },
 }

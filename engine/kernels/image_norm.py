@@ -1,4 +1,7 @@
-"""The VAE's norm: every pixel divided by its length over the channels, scaled, and mostly followed by SiLU."""
+"""The VAE's norm: every pixel divided by its length over the channels, scaled, and mostly followed by SiLU.
+
+On the way it adds what is still missing of the image: the bias of the convolution that made it, and a residual.
+"""
 
 from __future__ import annotations
 
@@ -16,29 +19,114 @@ _SHORTEST = 1e-12  # a pixel's length counts as at least this, as in F.normalize
 _TILE = 4096  # elements a program holds: 32 a thread, four loads of 16 bytes in bfloat16
 
 
-def image_norm(x: torch.Tensor, weight: torch.Tensor, *, silu: bool = False) -> torch.Tensor:
+def image_norm(
+    x: torch.Tensor, weight: torch.Tensor, *, silu: bool = False, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """x / |x| · sqrt(channels) · weight over the channels of an image, with `silu` also x · sigmoid(x) of that.
 
-    x: (images, channels, h, w); weight: (channels,). The result is laid out in memory like x, on a GPU channels_last.
+    x: (images, channels, h, w); weight: (channels,); bias: (channels,) added to x before. The result is laid out in
+    memory like x, on a GPU channels_last.
     """
-    return image_norm_triton(x, weight, silu=silu) if x.is_cuda else image_norm_torch(x, weight, silu=silu)
+    norm = image_norm_triton if x.is_cuda else image_norm_torch
+    return norm(x, weight, silu=silu, bias=bias)
 
 
-def image_norm_torch(x: torch.Tensor, weight: torch.Tensor, *, silu: bool = False) -> torch.Tensor:
+def add_image_norm_(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    silu: bool = False,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x += residual + bias in place, then `image_norm` of that. residual: like x, which on a GPU is channels_last."""
+    norm = add_image_norm_triton_ if x.is_cuda else add_image_norm_torch_
+    return norm(x, residual, weight, silu=silu, bias=bias)
+
+
+def add_residual_(x: torch.Tensor, residual: torch.Tensor, *, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x += residual + bias in place, as `add_image_norm_` has them. Returns x."""
+    return (add_residual_triton_ if x.is_cuda else add_residual_torch_)(x, residual, bias=bias)
+
+
+# ---- by torch
+
+
+def image_norm_torch(
+    x: torch.Tensor, weight: torch.Tensor, *, silu: bool = False, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    dtype = x.dtype
+    if bias is not None:
+        x = x.float() + bias.float().view(-1, 1, 1)
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_(min=_SHORTEST)
     result = (x / length).mul_((weight.float() * x.shape[1] ** 0.5).view(-1, 1, 1))
-    return (F.silu(result, inplace=True) if silu else result).to(x.dtype)
+    return (F.silu(result, inplace=True) if silu else result).to(dtype)
 
 
-def image_norm_triton(x: torch.Tensor, weight: torch.Tensor, *, silu: bool = False) -> torch.Tensor:
+def add_image_norm_torch_(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    silu: bool = False,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    return image_norm_torch(add_residual_torch_(x, residual, bias=bias), weight, silu=silu)
+
+
+def add_residual_torch_(x: torch.Tensor, residual: torch.Tensor, *, bias: torch.Tensor | None = None) -> torch.Tensor:
+    if bias is None:
+        return x.add_(residual)
+    return x.copy_(x.float() + bias.float().view(-1, 1, 1) + residual.float())
+
+
+# ---- by Triton
+
+
+def image_norm_triton(
+    x: torch.Tensor, weight: torch.Tensor, *, silu: bool = False, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """The same by the kernel. x is copied first if it is not channels_last, which the result always is."""
-    images, channels, height, width = x.shape
-    x = x.permute(0, 2, 3, 1).contiguous()
+    return _launch_norm(x.permute(0, 2, 3, 1).contiguous(), None, weight, silu, bias)
+
+
+def add_image_norm_triton_(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    silu: bool = False,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The same by the kernel, which writes the sum in passing."""
+    return _launch_norm(x.permute(0, 2, 3, 1), residual.permute(0, 2, 3, 1).contiguous(), weight, silu, bias)
+
+
+def add_residual_triton_(x: torch.Tensor, residual: torch.Tensor, *, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """The same by a kernel of its own."""
+    rows = x.permute(0, 2, 3, 1)
+    assert rows.is_contiguous()
+    channels = x.shape[1]
+    block, at_once = tile_shape(channels)
+    _add_residual[(-(-x.numel() // (channels * at_once)),)](
+        rows, residual.permute(0, 2, 3, 1).contiguous(), rows if bias is None else bias, x.numel(), channels,
+        ROWS=at_once, BLOCK=block, HAS_BIAS=bias is not None, num_warps=4,
+    )  # fmt: skip
+    return x
+
+
+def _launch_norm(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, silu: bool, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """x, residual: (images, h, w, channels)."""
+    assert x.is_contiguous()
+    channels = x.shape[-1]
     result = torch.empty_like(x)
     block, rows = tile_shape(channels)
-    _image_norm[(-(-images * height * width // rows),)](
-        x, weight, result, x.numel(), channels, channels**0.5, _SHORTEST,
-        ROWS=rows, BLOCK=block, SILU=silu, num_warps=4,
+    _image_norm[(-(-x.numel() // (channels * rows)),)](
+        x, x if residual is None else residual, x if bias is None else bias, weight, result,
+        x.numel(), channels, channels**0.5, _SHORTEST,
+        ROWS=rows, BLOCK=block, HAS_RESIDUAL=residual is not None, HAS_BIAS=bias is not None, SILU=silu, num_warps=4,
     )  # fmt: skip
     return result.permute(0, 3, 1, 2)
 
@@ -51,8 +139,8 @@ def tile_shape(channels: int) -> tuple[int, int]:
 
 @kernel
 def _image_norm(
-    x_ptr, weight_ptr, y_ptr, elements, channels, scale, shortest,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr,
+    x_ptr, residual_ptr, bias_ptr, weight_ptr, y_ptr, elements, channels, scale, shortest,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_BIAS: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     pixel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, BLOCK)
@@ -60,9 +148,32 @@ def _image_norm(
     # elements, not pixels, since 16 nearly always divides them, and Triton compiles anew for a number that it does not
     mask = (offsets < elements) & (channel < channels)[None, :]
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
+    if HAS_BIAS:
+        x += tl.load(bias_ptr + channel, mask=channel < channels, other=0.0).to(tl.float32)[None, :]
+    if HAS_RESIDUAL:
+        x += tl.load(residual_ptr + offsets, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
+        total = x.to(x_ptr.dtype.element_ty)
+        tl.store(x_ptr + offsets, total, mask=mask)
+        x = total.to(tl.float32)  # the norm sees the sum as it is stored
     weight = tl.load(weight_ptr + channel, mask=channel < channels, other=0.0).to(tl.float32)
     length = tl.maximum(tl.sqrt(tl.sum(x * x, axis=1)), shortest, propagate_nan=tl.PropagateNan.ALL)
     y = x * (1.0 / length)[:, None] * (weight * scale)[None, :]
     if SILU:
         y *= tl.sigmoid(y)
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@kernel
+def _add_residual(
+    x_ptr, residual_ptr, bias_ptr, elements, channels,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    pixel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    channel = tl.arange(0, BLOCK)
+    offsets = pixel[:, None] * channels + channel[None, :]
+    mask = (offsets < elements) & (channel < channels)[None, :]
+    x = tl.load(x_ptr + offsets, mask=mask, cache_modifier=".cg").to(tl.float32)
+    if HAS_BIAS:
+        x += tl.load(bias_ptr + channel, mask=channel < channels, other=0.0).to(tl.float32)[None, :]
+    x += tl.load(residual_ptr + offsets, mask=mask, cache_modifier=".cg").to(tl.float32)
+    tl.store(x_ptr + offsets, x.to(x_ptr.dtype.element_ty), mask=mask)

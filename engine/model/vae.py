@@ -11,13 +11,15 @@ up to twice as fast, and a pixel's channels are one row to the norm.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from engine.config import VAEConfig
 from engine.kernels.chunked_attention import chunked_attention
-from engine.kernels.image_norm import image_norm
+from engine.kernels.image_norm import add_image_norm_, add_residual_, image_norm
 from engine.kernels.upsample import upsample
 from engine.parallel.device import decoding_dtype
 from engine.parallel.group import Group, LocalGroup
@@ -164,9 +166,10 @@ class _Decoder(nn.Module):
     def up(self, x: torch.Tensor, rows: ImageRows) -> torch.Tensor:
         """What `middle` gave, or a part of it → (images, 3, 8 · own rows, 8w)."""
         *blocks, last = self.up_blocks
+        assert isinstance(last, _UpBlock)
         for block in blocks:  # the upsampled rows' reach of 1 is half a row
             x = rows.around(block, x, self.reach, scale=2)
-        return rows.around(lambda wide: self.conv_out(self.norm_out(last(wide))), x, self.reach)
+        return rows.around(lambda wide: self.conv_out(self.norm_out.of(last.unfinished(wide))), x, self.reach)
 
 
 class _MidBlock(nn.Module):
@@ -189,11 +192,35 @@ class _UpBlock(nn.Module):
         self.upsamplers = nn.ModuleList([_Conv(outgoing, outgoing // 2, 3)] if upsample else [])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for resnet in self.resnets:
-            x = resnet(x)
+        x = self.unfinished(x).finish()
         for convolution in self.upsamplers:
             x = convolution(upsample(x))
         return x
+
+    def unfinished(self, x: torch.Tensor) -> _Image:
+        """What the residual blocks make of x."""
+        image = _Image(x)
+        for resnet in self.resnets:
+            assert isinstance(resnet, _ResidualBlock)
+            image = resnet.unfinished(image)
+        return image
+
+
+@dataclass
+class _Image:
+    """An image to which a convolution's bias and a residual, an image like it, are still to be added. The kernel that
+    reads it next does that: on a GPU each would else be a pass of its own."""
+
+    values: torch.Tensor
+    bias: torch.Tensor | None = None
+    residual: torch.Tensor | None = None
+
+    def finish(self) -> torch.Tensor:
+        """The image with its residual, if it has one."""
+        if self.residual is not None:
+            add_residual_(self.values, self.residual, bias=self.bias)
+            self.bias = self.residual = None
+        return self.values
 
 
 class _ResidualBlock(nn.Module):
@@ -206,9 +233,14 @@ class _ResidualBlock(nn.Module):
         self.conv_shortcut = _Conv(incoming, outgoing, 1) if incoming != outgoing else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.conv1(self.norm1(x))
-        y = self.conv2(self.norm2(y))
-        return y.add_(self.conv_shortcut(x))
+        return self.unfinished(_Image(x)).finish()
+
+    def unfinished(self, x: _Image) -> _Image:
+        """As `forward`, but what is to be added at the end is left to whoever goes on with it."""
+        y = self.norm2.of(self.conv1.unfinished(self.norm1.of(x)))
+        image = self.conv2.unfinished(y)
+        image.residual = self.conv_shortcut(x.finish())
+        return image
 
 
 class _Attention(nn.Module):
@@ -228,7 +260,9 @@ class _Attention(nn.Module):
             keys_values = rows.gather(keys_values.transpose(0, 1), size[1]).transpose(0, 1)
         key, value = keys_values.chunk(2, dim=-1)
         attended = _attend(query, key, value, score_bytes)
-        return self.proj(attended.unflatten(1, size).permute(0, 3, 1, 2)).add_(x)
+        image = self.proj.unfinished(attended.unflatten(1, size).permute(0, 3, 1, 2))
+        image.residual = x
+        return image.finish()
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, score_bytes: int) -> torch.Tensor:
@@ -245,7 +279,15 @@ class _ImageNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return image_norm(x, self.weight, silu=self.silu)
+        return self.of(_Image(x))
+
+    def of(self, image: _Image) -> torch.Tensor:
+        """Of the whole image. A residual is added to it for good."""
+        if image.residual is None:
+            return image_norm(image.values, self.weight, silu=self.silu, bias=image.bias)
+        normed = add_image_norm_(image.values, image.residual, self.weight, silu=self.silu, bias=image.bias)
+        image.bias = image.residual = None
+        return normed
 
 
 class _Conv(nn.Module):
@@ -256,6 +298,17 @@ class _Conv(nn.Module):
         self.weight = nn.Parameter(torch.empty(outgoing, incoming, kernel, kernel))
         self.bias = nn.Parameter(torch.empty(outgoing))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *, biased: bool = True) -> torch.Tensor:
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+        return F.conv2d(x, weight, bias if biased else None, padding=weight.shape[-1] // 2)
+
+    def unfinished(self, x: torch.Tensor) -> _Image:
+        """As `forward`, but without the bias where that is a pass of its own."""
+        if _adds_bias_apart(x.device):
+            return _Image(self(x, biased=False), self.bias)
+        return _Image(self(x))
+
+
+def _adds_bias_apart(device: torch.device) -> bool:
+    """Whether torch adds a convolution's bias once cuDNN has written the image, rather than within."""
+    return device.type == "cuda"

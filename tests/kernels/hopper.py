@@ -186,15 +186,18 @@ def _kernels() -> Iterator[Compiled]:
     for channels in VAE_CHANNELS:
         block, rows = image_norm.tile_shape(channels)
         tile = {"channels": "i32", "BLOCK": block}
+        adds = {**tile, "elements": "i32", "ROWS": rows, "HAS_BIAS": True}
         arguments = {
-            **dict.fromkeys(("x_ptr", "weight_ptr", "y_ptr"), "*bf16"),
+            **dict.fromkeys(("x_ptr", "residual_ptr", "bias_ptr", "weight_ptr", "y_ptr"), "*bf16"),
             **dict.fromkeys(("scale", "shortest"), "fp32"),
-            **tile,
-            "elements": "i32",
-            "ROWS": rows,
+            **adds,
             "SILU": True,
         }
-        yield compile_for_hopper(f"image_norm {channels}", image_norm._image_norm, arguments, warps=4)
+        for residual in (False, True):
+            name = f"{'residual, ' if residual else ''}image_norm {channels}"
+            yield compile_for_hopper(name, image_norm._image_norm, arguments | {"HAS_RESIDUAL": residual}, warps=4)
+        arguments = {**dict.fromkeys(("x_ptr", "residual_ptr", "bias_ptr"), "*bf16"), **adds}
+        yield compile_for_hopper(f"residual {channels}", image_norm._add_residual, arguments, warps=4)
         arguments = {"x_ptr": "*bf16", "y_ptr": "*bf16", **tile, "row_size": "i32", "COLUMNS": rows}
         yield compile_for_hopper(f"upsample {channels}", upsample._upsample, arguments, warps=4)
 

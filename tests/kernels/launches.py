@@ -114,8 +114,13 @@ def _image(height: int, width: int) -> None:
     for multiplier in set(KREA2.vae.dim_mult):
         channels = KREA2.vae.base_dim * multiplier
         x = torch.zeros((1, channels, height, width), dtype=torch.bfloat16)
+        x = x.contiguous(memory_format=torch.channels_last)
+        vector = torch.ones(channels, dtype=torch.bfloat16)
         for silu in (False, True):
-            image_norm.image_norm_triton(x, torch.ones(channels, dtype=torch.bfloat16), silu=silu)
+            for bias in (None, vector):
+                image_norm.image_norm_triton(x, vector, silu=silu, bias=bias)
+        image_norm.add_image_norm_triton_(x, x, vector, silu=True, bias=vector)
+        image_norm.add_residual_triton_(x, x, bias=vector)
         upsample.upsample_triton(x)
     # as of a rank's rows, which may be a number of any kind
     query, key = torch.zeros((1, height, 384), dtype=torch.bfloat16), torch.zeros((1, height * width, 384))

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.kernels.image_norm import image_norm, image_norm_triton
+from engine.kernels.image_norm import (
+    add_image_norm_,
+    add_image_norm_triton_,
+    add_residual_,
+    add_residual_triton_,
+    image_norm,
+    image_norm_triton,
+)
 from tests.kernels.tolerances import DTYPES, poisoned
 
 SHAPES = [  # images, channels, height, width
@@ -49,6 +56,64 @@ def test_pixels_are_divided_by_their_length_over_the_channels(
     assert actual.dtype == dtype
     assert actual.stride() == x.stride()
     torch.testing.assert_close(actual.double(), expected(x, weight, silu), atol=tolerance, rtol=tolerance)
+
+
+def drawn(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(shape).mul(3).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("triton", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.items())
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_bias_is_added_before_and_not_rounded(
+    shape: tuple[int, ...], dtype: torch.dtype, tolerance: float, triton: bool, device: torch.device
+) -> None:
+    x, weight, bias = drawn(shape, dtype), torch.randn(shape[1]).to(dtype), torch.randn(shape[1]).to(dtype)
+    where = device if triton else torch.device("cpu")
+    before = x.clone()
+    with poisoned(device):
+        norm = image_norm_triton if triton else image_norm
+        actual = norm(x.to(where), weight.to(where), silu=True, bias=bias.to(where)).cpu()
+    assert torch.equal(x, before)
+    total = x.double() + bias.double()[:, None, None]
+    torch.testing.assert_close(actual.double(), expected(total, weight, True), atol=tolerance, rtol=2 * tolerance)
+
+
+@pytest.mark.parametrize("triton", [False, True])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.items())
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_residual_is_added_in_place_by_the_norm_or_alone(
+    shape: tuple[int, ...], dtype: torch.dtype, tolerance: float, has_bias: bool, triton: bool, device: torch.device
+) -> None:
+    residual, weight = drawn(shape, dtype), torch.randn(shape[1]).to(dtype)
+    bias = torch.randn(shape[1]).to(dtype) if has_bias else None
+    where = device if triton else torch.device("cpu")
+    x, alone = (drawn(shape, dtype).to(where, copy=True) for _ in range(2))
+    sums = [image.cpu().double() + residual.double() + (0 if bias is None else bias.double()[:, None, None])
+            for image in (x, alone)]  # fmt: skip
+    arguments = {"bias": bias if bias is None else bias.to(where)}
+    with poisoned(device):
+        norm = add_image_norm_triton_ if triton else add_image_norm_
+        normed = norm(x, residual.to(where), weight.to(where), silu=True, **arguments).cpu()
+        assert (add_residual_triton_ if triton else add_residual_)(alone, residual.to(where), **arguments) is alone
+    for image, total in zip((x, alone), sums, strict=True):
+        torch.testing.assert_close(image.cpu().double(), total, atol=tolerance, rtol=tolerance)
+        assert image.stride() == residual.stride()
+    stored = x.cpu().double()  # the sum as it is rounded
+    torch.testing.assert_close(normed.double(), expected(stored, weight, True), atol=tolerance, rtol=2 * tolerance)
+
+
+@pytest.mark.parametrize("triton", [False, True])
+def test_a_residual_of_another_layout_is_the_same(triton: bool, device: torch.device) -> None:
+    where = device if triton else torch.device("cpu")
+    x, residual, weight = drawn((2, 24, 5, 3), torch.float32), torch.randn(2, 24, 5, 3), torch.randn(24)
+    total = x + residual
+    norm = add_image_norm_triton_ if triton else add_image_norm_
+    x = x.to(where)
+    normed = norm(x, residual.to(where), weight.to(where)).cpu()
+    assert torch.equal(x.cpu(), total)
+    torch.testing.assert_close(normed.double(), expected(total, weight, False), atol=2e-6, rtol=2e-6)
 
 
 @pytest.mark.parametrize("triton", [False, True])
