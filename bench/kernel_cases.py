@@ -21,12 +21,15 @@ from engine.kernels.fp8 import Fp8Rows
 from engine.kernels.gate import sigmoid_mul, silu_mul
 from engine.kernels.image_norm import add_image_norm_, add_residual_, image_norm
 from engine.kernels.int8 import dequantize_groups, quantize_groups
-from engine.kernels.norm import add_rms_norm_modulate_, rms_norm_modulate
+from engine.kernels.norm import add_rms_norm_modulate_, norm_triton, rms_norm_modulate
 from engine.kernels.packing import Packing
 from engine.kernels.rope import norm_rotate_, norm_rotate_to_ranks
 from engine.kernels.upsample import upsample
 
 Tensors = dict[str, torch.Tensor]
+
+# of a row's program of the norm to fp8, whose 8 leave a multiprocessor room for only two rows at a time
+_OTHER_WARPS = (4, 16)
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,9 @@ def elementwise_operations() -> Iterator[Operation]:
         name = f"sigmoid(gate) · x of ranks{suffix}"
         yield Operation(name, _draw_sigmoid_of_ranks, _sigmoid(fp8), _sigmoid_of_ranks_reference, fp8=fp8)
         yield Operation(f"silu(gate) · up{suffix}", _draw_silu, _silu(fp8), _silu_reference, fp8=fp8)
+    for warps in _OTHER_WARPS:
+        name = f"residual, norm, modulate → fp8, {warps} warps"
+        yield Operation(name, _draw_residual, _residual(True, warps), _residual_reference, ("x",), True)
     yield Operation("q, k norm and rotation", _draw_heads, _rotate, _rotate_reference, ("query", "key"))
     yield Operation("q, k norm and rotation, v, to ranks", _draw_qkv, _rotate_to_ranks, _rotate_to_ranks_reference)
     yield Operation("int8 weights → bfloat16", _draw_int8, _dequantize, _dequantize_reference)
@@ -161,11 +167,19 @@ def _draw_residual(shape: Shape, random: Random) -> Tensors:
     return {"update": update, "gate": _vectors(shape, random), **_draw_norm(shape, random)}
 
 
-def _residual(fp8: bool) -> Callable[[Shape, Tensors], dict[str, torch.Tensor | Fp8Rows]]:
+def _residual(fp8: bool, warps: int | None = None) -> Callable[[Shape, Tensors], dict[str, torch.Tensor | Fp8Rows]]:
+    """warps: as `norm_triton` has them, where the kernel runs."""
+
     def run(shape: Shape, at: Tensors) -> dict[str, torch.Tensor | Fp8Rows]:
-        vectors = at["gate"], at["factor"], at["shift"]
-        y = add_rms_norm_modulate_(at["x"], at["update"], *vectors, shape.eps, shape.packing, fp8=fp8)
-        return {"x": at["x"], "y": y}
+        x, packing, eps = at["x"], shape.packing, shape.eps
+        update, gate, factor, shift = (at[name] for name in ("update", "gate", "factor", "shift"))
+        if warps is None or not x.is_cuda:
+            y = add_rms_norm_modulate_(x, update, gate, factor, shift, eps, packing, fp8=fp8)
+        else:
+            y = norm_triton(
+                x, factor, eps, update=update, total=x, gate=gate, shift=shift, packing=packing, fp8=fp8, warps=warps
+            )
+        return {"x": x, "y": y}
 
     return run
 

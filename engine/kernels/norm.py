@@ -123,18 +123,19 @@ def norm_triton(
     shift: torch.Tensor | None = None,
     packing: Packing | None = None,
     fp8: bool = False,
+    warps: int | None = None,
 ) -> torch.Tensor | Fp8Rows:
     """All of the above by the one kernel. Without `packing` every row has the same vectors, of shape (width,).
 
     With an `update`, x + gate · update is written to `total`, which may be x. All three are contiguous, and factor and
-    shift have the same strides.
+    shift have the same strides. warps: of a row's program, None for `launch_shape`'s; `bench.kernels` tries others.
     """
     tokens, width = x.shape
     assert all(part is None or part.is_contiguous() for part in (x, update, total))
     assert shift is None or shift.stride() == factor.stride()
     output = empty_rows(tokens, width, x, fp8=fp8)
     values, scales = row_pointers(output)
-    block, warps = launch_shape(width)
+    block, usual_warps = launch_shape(width)
     _norm[(tokens,)](
         x,
         x if update is None else update,
@@ -155,7 +156,7 @@ def norm_triton(
         HAS_SHIFT=shift is not None,
         PER_SEGMENT=packing is not None,
         FP8=fp8,
-        num_warps=warps,
+        num_warps=warps or usual_warps,
     )
     return output
 
