@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -122,6 +123,19 @@ class Product:
         assert isinstance(self.weight, torch.Tensor)
         return F.linear(self.x, self.weight)
 
+    def run_in_pieces(self, pieces: Sequence[int], out: torch.Tensor) -> None:
+        """The same, one after the other of so many rows each."""
+        first = 0
+        for rows in pieces:
+            part = slice(first, first + rows)
+            first += rows
+            if isinstance(self.x, Fp8Rows):
+                assert isinstance(self.weight, Fp8Rows)
+                fp8_linear(Fp8Rows(self.x.values[part], self.x.scales[part], self.x.dtype), self.weight, out[part])
+            else:
+                assert isinstance(self.weight, torch.Tensor)
+                torch.mm(self.x[part], self.weight.t(), out=out[part])
+
     def reference(self, dtype: torch.dtype) -> torch.Tensor:
         """Of the numbers as they are after rounding to fp8."""
         x, weight = (
@@ -132,17 +146,31 @@ class Product:
 
 
 def time_product(
-    name: str, matrix: tuple[int, int], tokens: int, device: torch.device, tp: int, ceilings: Ceilings, *, fp8: bool
+    name: str,
+    matrix: tuple[int, int],
+    tokens: int,
+    device: torch.device,
+    tp: int,
+    ceilings: Ceilings,
+    *,
+    fp8: bool,
+    pieces: Sequence[int] = (),
 ) -> Rate:
-    """One of `block_matrices`."""
+    """One of `block_matrices`; with `pieces` so many rows at a time, which `tokens` are together."""
     size = (tokens + matrix[0]) * matrix[1] * (1 if fp8 else DTYPE.itemsize)
     random = Random.fresh(device, DTYPE)
     products = [Product.draw(tokens, matrix, fp8=fp8, random=random) for _ in range(input_sets(size, device))]
-    spread = time_kernel([product.run for product in products], device)
+    name = f"{name} {'fp8' if fp8 else 'bfloat16'}"
+    runs: list[Callable[[], object]] = [product.run for product in products]
+    if pieces:
+        out = torch.empty((tokens, matrix[0]), dtype=DTYPE, device=device)
+        runs = [partial(product.run_in_pieces, pieces, out) for product in products]
+        name += f", {' + '.join(map(str, pieces))} rows"
+    spread = time_kernel(runs, device)
     rate = 2.0 * tokens * matrix[0] * matrix[1] / spread.median
     ceiling = (ceilings.fp8_flops if fp8 else None) or ceilings.matmul_flops
     return Rate(
-        f"{name} {'fp8' if fp8 else 'bfloat16'}", tokens, None, tp,
+        name, tokens, None, tp,
         spread.median, spread.p10, spread.p90, spread.count, rate, rate / ceiling,
     )  # fmt: skip
 

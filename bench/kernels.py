@@ -14,6 +14,7 @@ PyTorch themselves and the times say nothing. Ends with 1 if a kernel is wrong o
 from __future__ import annotations
 
 import argparse
+import itertools
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -41,6 +42,8 @@ COPY_SHARE = 0.8  # the target for elementwise kernels
 _TEXT_TOKENS = {2048: 66}  # else 64; so the rows of 2048² are no multiple of 16
 _RAGGED = (1, 77, 0, 130, 3)  # what is checked besides: many segments, odd, of one token, empty
 _ROWS = {"real": (4096, 4160, 4224, 4225, 4352), "tiny": (80, 128)}  # of matrix products: where tiles fill waves or not
+# What each of four ranks that share tokens has of 1024²: 17 rows of tiles at once, 16, or 16 and then what is left.
+_PIECES = {"real": ((1040,), (1024,), (1024, 16)), "tiny": ((20,), (16,), (16, 4))}
 
 
 @dataclass(frozen=True)
@@ -199,7 +202,7 @@ def _time(
     left_out: list[str] = []
     count = 0
 
-    def measure(name: str, call: Callable[[], Timed | Rate]) -> None:
+    def measure(name: str, call: Callable[[], Timed | Rate], benchmark: str = "kernel") -> None:
         nonlocal count
         count += 1
         if budget.spent:
@@ -215,7 +218,7 @@ def _time(
             raise_if_lost(error)
             return
         shared = is_shared_now(device)
-        publish("kernel", {**asdict(result), "size": options.size, "gpu_shared": shared}, options.json)
+        publish(benchmark, {**asdict(result), "size": options.size, "gpu_shared": shared}, options.json)
         (timed if isinstance(result, Timed) else rates).append(result)  # type: ignore[arg-type]
 
     for shape in shapes:
@@ -236,6 +239,10 @@ def _time(
                     for fp8 in (False, True):
                         call = partial(time_product, name, matrix, rows, device, options.tp, ceilings, fp8=fp8)
                         measure(f"{name} {'fp8' if fp8 else 'bfloat16'} at {rows} rows", call)
+                for pieces, fp8 in itertools.product(_PIECES[options.size], (False, True)):
+                    arguments = name, matrix, sum(pieces), device, options.tp, ceilings
+                    call = partial(time_product, *arguments, fp8=fp8, pieces=pieces)
+                    measure(f"{name} {'fp8' if fp8 else 'bfloat16'} at {pieces} rows", call, "kernel_pieces")
     for fp8 in (False, True):
         seconds = block_seconds(timed, rates, shapes[0].packing.tokens, fp8=fp8)
         if seconds is not None:

@@ -12,7 +12,7 @@ import torch
 from bench import kernel_cases, kernel_checks
 from bench.kernel_cases import Operation, Random, Shape, bytes_moved, elementwise_operations
 from bench.kernel_checks import check_all, relative_error
-from bench.kernel_rates import Attention, Rate, block_matrices
+from bench.kernel_rates import Attention, Product, Rate, block_matrices
 from bench.kernel_timing import time_kernel
 from bench.kernels import Timed, block_seconds, main
 from bench.lost import LOST
@@ -124,6 +124,14 @@ def test_a_check_with_which_the_gpu_is_lost_is_the_last_of_its_process(
     assert sorted(first) == sorted(second), "each check once, whatever process it was in"
 
 
+@pytest.mark.parametrize("fp8", [False, True])
+def test_a_product_in_pieces_is_the_product(fp8: bool) -> None:
+    product = Product.draw(20, (32, 64), fp8=fp8, random=Random.fresh(CPU, DTYPE))
+    out = torch.full((20, 32), float("nan"), dtype=DTYPE)
+    product.run_in_pieces((16, 4), out)
+    torch.testing.assert_close(out, product.run())
+
+
 def test_relative_errors() -> None:
     expected = torch.tensor([3.0, 4.0])
     assert relative_error(expected + torch.tensor([0.0, 0.5]), expected) == pytest.approx(0.1)
@@ -152,7 +160,9 @@ def test_the_command_prints_tables_and_writes_lines(tmp_path: Path, capsys: pyte
     assert "checks of kernels hold" in output
     assert "attention fa3 is not here: it needs a CUDA device" in output
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert {line["benchmark"] for line in lines} == {"kernel_check", "ceilings", "kernel", "kernel_sum"}
+    assert {line["benchmark"] for line in lines} == {
+        *("kernel_check", "ceilings", "kernel", "kernel_pieces", "kernel_sum")
+    }
     timed = [line for line in lines if line["benchmark"] == "kernel" and "moved" in line]
     assert len(timed) == len(list(elementwise_operations()))
     for line in timed:
@@ -160,6 +170,8 @@ def test_the_command_prints_tables_and_writes_lines(tmp_path: Path, capsys: pyte
         assert line["bytes_per_s"] == line["moved"] / line["median_s"]
     rates = [line["kernel"] for line in lines if line["benchmark"] == "kernel" and "flops_per_s" in line]
     assert {"attention torch", "out bfloat16", "out fp8"} <= set(rates)
+    pieces = [line["kernel"] for line in lines if line["benchmark"] == "kernel_pieces"]
+    assert {f"down fp8, {rows} rows" for rows in ("20", "16", "16 + 4")} <= set(pieces)
 
 
 def test_what_a_blocks_kernels_add_up_to() -> None:
