@@ -1,7 +1,8 @@
 """How long a denoise step takes in each mode, and which is the fastest that fits. Pure: what `--parallel auto` does.
 
 The model is that of the matrix products by the waves of tiles that they come to on a GPU, attention, what is read and
-written between them, and what ranks send, nothing overlapping anything. What was measured here before corrects it.
+written between them, and what ranks send, nothing overlapping anything but the gate's product the exchange before
+attention. What was measured here before corrects it.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from engine.component_config import TransformerConfig
 from engine.config import MOST_RANKS, PARALLEL_DEGREES, EngineConfig, ModelConfig
 from engine.errors import ArgumentError
 from engine.memory_plan import plan_checkpoint, shown
-from engine.modes import Degrees, forwards, sent_in_step
+from engine.modes import Degrees, exchanged_in_step, forwards, sent_in_step
 
 TEXT_TOKENS = 64  # of a typical prompt
 # An H200: its multiprocessors, and the rows and columns of the products that one of them makes at a time.
 _MULTIPROCESSORS = 132
 _TILE_ROWS, _TILE_COLUMNS = 64, 256
 # Activations of a block that are read or written between its products, in rows of the model's width: 21.5 of them, and
-# 18.7 where those that are multiplied next are written in 8 bits.
-_PASSES, _PASSES_FP8 = 21.5, 18.7
+# 18.7 where those that are multiplied next are written in 8 bits. Ranks that share tokens write v anew for the others.
+_PASSES, _PASSES_FP8, _PASSES_OF_VALUES = 21.5, 18.7, 0.5
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Rates:
     attention: float = 620e12
     memory: float = 4.3e12
     link: float = 340e9
+    exchange: float = 250e9
     latency_s: float = 13e-6
     host: float = 50e9
     slowness: float = 1.0
@@ -116,7 +118,15 @@ def predict_step(
         for part in forwards(config, lengths, degrees)
     )
     sent = sent_in_step(config, segments, degrees, bytes_per_element, fp8=fp8)
-    return compute_s * rates.slowness, sent.seconds(rates.link, rates.latency_s)
+    inwards, outwards = exchanged_in_step(config, segments, degrees, bytes_per_element)
+    exchange, latency_s = rates.exchange, rates.latency_s
+    communication_s = (sent - inwards - outwards).seconds(rates.link, latency_s) + outwards.seconds(exchange, latency_s)
+    if inwards.operations:
+        part = forwards(config, lengths, degrees)[0]
+        rows = _rows(sum(lengths[i] for i in part.segments), part.ranks)
+        gates_s = config.num_layers * _gate_s(config, rows, degrees.tp, rates, fp8=fp8)
+        communication_s += max(0.0, inwards.seconds(exchange, latency_s) - gates_s)
+    return compute_s * rates.slowness, communication_s
 
 
 def _forward_s(
@@ -131,14 +141,29 @@ def _forward_s(
 ) -> float:
     """Of one of the ranks that share these segments' tokens, and tp times as many their weights."""
     width, inner = config.hidden_size, config.intermediate_size
-    rows = math.ceil(sum(lengths) / ranks)
-    projections = 2 * width + 2 * config.num_kv_heads * config.head_dim
-    shapes = ((projections // tp, width), (width, width // tp), (2 * inner // tp, width), (width, inner // tp))
+    rows = _rows(sum(lengths), ranks)
+    heads = width + 2 * config.num_kv_heads * config.head_dim
+    shapes = [(width, width // tp), (2 * inner // tp, width), (width, inner // tp)]
+    shapes.append(((heads if ranks > 1 else heads + width) // tp, width))  # without the gate where that is apart
     rate = rates.matrices_fp8 if fp8 else rates.matrices
     products = sum(_product_flop(rows, columns, depth) for columns, depth in shapes) / rate
+    if ranks > 1:
+        products += _gate_s(config, rows, tp, rates, fp8=fp8)
     attention = 4 * sum(length * length for length in lengths) * width / (tp * ranks) / rates.attention
-    passes = (_PASSES_FP8 if fp8 else _PASSES) * sum(lengths) / (tp * ranks)
+    passes = (_PASSES_FP8 if fp8 else _PASSES) + (_PASSES_OF_VALUES if ranks > 1 else 0)
+    passes *= sum(lengths) / (tp * ranks)
     return config.num_layers * (products + attention + passes * width * bytes_per_element / rates.memory)
+
+
+def _rows(tokens: int, ranks: int) -> int:
+    """How many of them one of the ranks has at most."""
+    return math.ceil(tokens / ranks)
+
+
+def _gate_s(config: TransformerConfig, rows: int, tp: int, rates: Rates, *, fp8: bool) -> float:
+    """Of attention's gate in one block, where it is a product of its own."""
+    flop = _product_flop(rows, config.hidden_size // tp, config.hidden_size)
+    return flop / (rates.matrices_fp8 if fp8 else rates.matrices)
 
 
 def _product_flop(rows: int, columns: int, depth: int) -> float:

@@ -115,6 +115,9 @@ class Sent:
     def __add__(self, other: Sent) -> Sent:
         return Sent(self.bytes + other.bytes, self.operations + other.operations)
 
+    def __sub__(self, other: Sent) -> Sent:
+        return Sent(self.bytes - other.bytes, self.operations - other.operations)
+
     def times(self, count: int) -> Sent:
         return Sent(self.bytes * count, self.operations * count)
 
@@ -141,11 +144,7 @@ def sent_in_step(
     tp, cfg = degrees.tp, degrees.cfg
     parts = forwards(config, [sum(segment) for segment in segments], degrees)
     ranks = parts[0].ranks
-    half, part = divmod(rank // tp, ranks)
-    tokens = sum(sum(segments[i]) for i in parts[half].segments)
-    most = -(-tokens // ranks)
-    rows = max(0, min(most, tokens - part * most))
-
+    tokens, rows, most = _rows_of(parts, segments, degrees, rank)
     sent = Sent()
     if tp > 1 and tokens:
         width, most_kept = config.hidden_size, -(-rows // tp)  # rows are filled up to so many for every rank
@@ -154,13 +153,40 @@ def sent_in_step(
         sent += (summed + gathered).times(2 * config.num_layers)
         sent += Sent((tp - 1) * most_kept * config.in_channels * _FLOAT32, 1)
     if ranks > 1 and tokens:
-        heads, kv_heads = config.num_heads // (tp * ranks), config.num_kv_heads // (tp * ranks)
-        head = config.head_dim * bytes_per_element
-        inwards = Sent((ranks - 1) * rows * (heads + 2 * kv_heads) * head, 1)
-        outwards = Sent((tokens - rows) * heads * head, 1)
-        sent += (inwards + outwards).times(config.num_layers)
+        sent += sum(exchanged_in_step(config, segments, degrees, bytes_per_element, rank), Sent())
         sent += Sent((ranks - 1) * most * config.in_channels * _FLOAT32, 1)
     if len(parts) > 1:
         images = max(sum(segments[i][1] for i in each.segments) for each in parts)
         sent += Sent((cfg - 1) * images * config.in_channels * _FLOAT32, 1)
     return sent
+
+
+def exchanged_in_step(
+    config: TransformerConfig,
+    segments: Sequence[tuple[int, int]],
+    degrees: Degrees,
+    bytes_per_element: int,
+    rank: int = 0,
+) -> tuple[Sent, Sent]:
+    """What of `sent_in_step` is rows for heads around attention: on the way in, while the gate is computed, and out."""
+    parts = forwards(config, [sum(segment) for segment in segments], degrees)
+    ranks = parts[0].ranks
+    tokens, rows, _ = _rows_of(parts, segments, degrees, rank)
+    if ranks == 1 or not tokens:
+        return Sent(), Sent()
+    heads, kv_heads = config.num_heads // (degrees.tp * ranks), config.num_kv_heads // (degrees.tp * ranks)
+    head = config.head_dim * bytes_per_element
+    inwards = Sent((ranks - 1) * rows * (heads + 2 * kv_heads) * head, 1)
+    outwards = Sent((tokens - rows) * heads * head, 1)
+    return inwards.times(config.num_layers), outwards.times(config.num_layers)
+
+
+def _rows_of(
+    parts: Sequence[Forward], segments: Sequence[tuple[int, int]], degrees: Degrees, rank: int
+) -> tuple[int, int, int]:
+    """The tokens that a rank and others take through the model, how many of them it has, and the most that one has."""
+    ranks = parts[0].ranks
+    half, part = divmod(rank // degrees.tp, ranks)
+    tokens = sum(sum(segments[i]) for i in parts[half].segments)
+    most = -(-tokens // ranks)
+    return tokens, max(0, min(most, tokens - part * most)), most

@@ -45,8 +45,8 @@ def recall(key: str) -> Rates | None:
     found = _read().get(key)
     if found is None:
         return None
-    known = {name: value for name in ("link", "latency_s") if (value := getattr(found, name)) is not None}
-    return replace(Rates(), slowness=found.slowness, **known)
+    link = None if found.link is None or found.latency_s is None else (found.link, found.latency_s)
+    return replace(_rates(link), slowness=found.slowness)
 
 
 def remember(key: str, measured: Measured) -> None:
@@ -97,8 +97,13 @@ def measure(
     step_s = costs.denoise_s(Work.of(map(sum, segments)))
     if step_s is None:
         return None
-    rates = Rates() if link is None else Rates(link=link[0], latency_s=link[1])
+    rates = _rates(link)
     compute_s, communication_s = predict_step(model.transformer, segments, engine.degrees, rates, fp8=fp8)
     computed_s = max(step_s - communication_s, 0.1 * step_s)  # talk that took less than it should
     measured = Measured(slowness=computed_s / compute_s, link=link and link[0], latency_s=link and link[1])
     return measured, step_s, compute_s + communication_s
+
+
+def _rates(link: tuple[float, float] | None) -> Rates:
+    """With a link's bandwidth, which is measured by an exchange, and latency."""
+    return Rates() if link is None else Rates(link=link[0], exchange=link[0], latency_s=link[1])

@@ -17,12 +17,13 @@ from engine.config import EngineConfig
 from engine.errors import ArgumentError
 from engine.memory import communication_bytes
 from engine.mode_choice import Devices, Rates, Workload, choose, predict_modes, predict_step
-from engine.modes import Degrees
+from engine.modes import Degrees, exchanged_in_step, sent_in_step
 
 GB = 10**9
 MODES = [Degrees(), Degrees(tp=2), Degrees(sp=2), Degrees(tp=4), Degrees(tp=2, sp=2), Degrees(sp=4)]
 # Milliseconds of a step in the order of `MODES`: another model of the same machine, whose tiles adapt differently and
-# which knows no rate of full waves. Ours is within a twentieth of it.
+# which knows no rate of full waves, and nothing that is hidden: ours is within a twentieth of it, and where ranks share
+# tokens, whose exchange before attention the gate's product hides, up to 7 % below.
 OTHERS = {
     (1024, False): (152.4, 86.4, 83.4, 52.3, 47.8, 47.8),
     (1024, True): (105.0, 60.5, 58.7, 37.2, 34.9, 33.6),
@@ -42,7 +43,8 @@ def predicted_s(side: int, degrees: Degrees, rates: Rates | None = None, *, fp8:
 @pytest.mark.parametrize(("side", "fp8"), OTHERS)
 def test_steps_of_h200s_are_as_others_model_them(side: int, fp8: bool) -> None:
     for degrees, other_ms in zip(MODES, OTHERS[side, fp8], strict=True):
-        assert 1e3 * predicted_s(side, degrees, fp8=fp8) == pytest.approx(other_ms, rel=0.05), degrees.name
+        least = 0.93 if degrees.sp > 1 else 0.95
+        assert least * other_ms <= 1e3 * predicted_s(side, degrees, fp8=fp8) <= 1.05 * other_ms, degrees.name
 
 
 def test_four_h200s_are_projected_to_reach_the_goals() -> None:
@@ -73,13 +75,29 @@ def test_computing_is_shared_and_never_faster_than_evenly(side: int, degrees: De
 
 
 def test_a_slower_link_and_slower_devices_count() -> None:
-    sp4 = Degrees(sp=4)
-    compute_s, talk_s = predict_step(KREA2.transformer, segments(1024), sp4, Rates())
+    tp4 = Degrees(tp=4)
+    compute_s, talk_s = predict_step(KREA2.transformer, segments(1024), tp4, Rates())
     slow_s, slow_talk_s = predict_step(
-        KREA2.transformer, segments(1024), sp4, Rates(slowness=3.0, link=34e9, latency_s=130e-6)
+        KREA2.transformer, segments(1024), tp4, Rates(slowness=3.0, link=34e9, latency_s=130e-6)
     )
     assert slow_s == pytest.approx(3 * compute_s)
     assert slow_talk_s == pytest.approx(10 * talk_s)
+
+
+@pytest.mark.parametrize("degrees", [Degrees(sp=2), Degrees(tp=2, sp=2), Degrees(sp=4)])
+def test_the_gates_product_hides_the_exchange_before_attention(degrees: Degrees) -> None:
+    """As far as it takes as long."""
+    config, rates = KREA2.transformer, Rates()
+    inwards, outwards = exchanged_in_step(config, segments(1024), degrees, 2)
+    others = sent_in_step(config, segments(1024), degrees, 2) - inwards - outwards
+    in_s, out_s = (each.seconds(rates.exchange, rates.latency_s) for each in (inwards, outwards))
+    always_s = others.seconds(rates.link, rates.latency_s) + out_s
+    _, in_no_time_s = predict_step(config, segments(1024), degrees, replace(rates, matrices=1e30))
+    assert in_no_time_s == pytest.approx(always_s + in_s)
+    _, long_s = predict_step(config, segments(1024), degrees, replace(rates, matrices=1e9))
+    assert long_s == pytest.approx(always_s)
+    _, talk_s = predict_step(config, segments(1024), degrees, rates)
+    assert talk_s == pytest.approx(long_s), "at an H200's rates it takes long enough"
 
 
 def chosen(devices: Devices, workload: Workload, rates: Rates | None = None, **options: object) -> str:

@@ -12,17 +12,21 @@ import torch
 
 from bench import scaling
 from bench.rank_processes import ProcessFailed
+from bench.real_size import model_of_size, random_prompt
 from bench.scaling import main
-from engine.modes import Sent
+from engine.modes import Degrees, Sent, exchanged_in_step
+from engine.prompt import PREFIX_TOKENS
 from engine.rank import Rank
 
 TINY = ["--size", "tiny", "--layers", "2", "--device", "cpu", "--quantization", "none"]
+SMALL = model_of_size("tiny", layers=2)
 
 
 def test_modes_are_modelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "results.jsonl"
     modes = ["--modes", "one,cfg,sp2xcfg", "--guided", "--sides", "64,96"]
-    assert main([*TINY, *modes, "--bandwidth", "0.1", "--latency", "1000", "--json", str(file)]) == 0
+    link = ["--bandwidth", "0.1", "--exchange-bandwidth", "0.05", "--latency", "1000"]
+    assert main([*TINY, *modes, *link, "--json", str(file)]) == 0
     assert "step (modelled)" in capsys.readouterr().out
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [(line["mode"], line["ranks"], line["side"]) for line in lines] == [
@@ -32,7 +36,13 @@ def test_modes_are_modelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert line["as_stated"]
         assert line["guided"]
         assert line["measured_s"] is None
-        assert line["communication_s"] == pytest.approx(line["sent_bytes"] / 1e8 + line["operations"] * 1e-3)
+        text = len(random_prompt(SMALL, 0)) - PREFIX_TOKENS
+        segments = [(text, SMALL.image_tokens(line["side"], line["side"]))] * 2
+        degrees = {"one": Degrees(), "cfg": Degrees(cfg=2), "sp2xcfg": Degrees(sp=2, cfg=2)}[line["mode"]]
+        exchanged = sum(each.bytes for each in exchanged_in_step(SMALL.transformer, segments, degrees, 4))
+        assert (exchanged > 0) == (line["mode"] == "sp2xcfg")
+        link_s = (line["sent_bytes"] - exchanged) / 1e8 + exchanged / 0.5e8 + line["operations"] * 1e-3
+        assert line["communication_s"] == pytest.approx(link_s)
         assert line["step_s"] == line["compute_s"] + line["communication_s"]
     assert lines[0]["sent_bytes"] == 0 < lines[2]["sent_bytes"]
     assert (lines[2]["operations"], lines[4]["operations"]) == (1, 2 * 2 + 2)

@@ -151,10 +151,10 @@ def test_measurements_are_kept_by_device_and_format(cache: Path) -> None:
     assert recall(KEY) is None
     remember(KEY, Measured(slowness=2.0, link=1e11, latency_s=1e-5))
     remember(FP8_KEY, Measured(slowness=3.0))
-    assert recall(KEY) == Rates(slowness=2.0, link=1e11, latency_s=1e-5)
+    assert recall(KEY) == Rates(slowness=2.0, link=1e11, exchange=1e11, latency_s=1e-5)
     assert recall(FP8_KEY) == Rates(slowness=3.0)
     remember(KEY, Measured(slowness=1.5))  # by one rank, which knows no link
-    assert recall(KEY) == Rates(slowness=1.5, link=1e11, latency_s=1e-5)
+    assert recall(KEY) == Rates(slowness=1.5, link=1e11, exchange=1e11, latency_s=1e-5)
     assert recall(setting("another", KREA2, "float")) is None
     assert [file.name for file in cache.parent.iterdir()] == ["measured.json"]
 
