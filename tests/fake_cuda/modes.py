@@ -19,7 +19,7 @@ CPU, HOST, PINNED, CUDA = torch.device("cpu"), Place(cuda=False), Place(cuda=Fal
 _Tensor = torch.Tensor
 _FROM_DATA = {torch.tensor, torch.as_tensor, _Tensor.new_tensor}
 _HOST_READS = {_Tensor.numpy, _Tensor.tolist, _Tensor.__array__}
-_MOVES = {_Tensor.to, _Tensor.cpu, _Tensor.cuda}
+_TO, _TO_CPU, _TO_CUDA = _Tensor.to, _Tensor.cpu, _Tensor.cuda
 # What the host computes from a tensor's shape, not from its numbers.
 _GEOMETRY = (
     "size", "stride", "numel", "dim", "is_contiguous", "storage_offset", "is_pinned", "is_same_size", "device",
@@ -61,7 +61,7 @@ class Functions(TorchFunctionMode):
             return func(*args, **kwargs)
         if name == "__get__":
             return self._property(func, args)
-        if func in _MOVES:
+        if func in (_TO, _TO_CPU, _TO_CUDA):
             return self._move(func, args, kwargs)
         if func is _Tensor.pin_memory:
             with _placing(PINNED):
@@ -108,8 +108,8 @@ class Functions(TorchFunctionMode):
         tensor, *rest = args
         if tensor.device.type == "meta":
             return func(*args, **kwargs)
-        if func is not _Tensor.to:
-            rest = [CPU if func is _Tensor.cpu else DEVICE, *rest]
+        if func is not _TO:
+            rest = [CPU if func is _TO_CPU else DEVICE, *rest]
         if rest and isinstance(rest[0], torch.Tensor):
             rest = [DEVICE if self._memory.is_cuda(rest[0]) else rest[0].device, rest[0].dtype, *rest[1:]]
         copy = kwargs.pop("copy", False)
