@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -142,13 +144,14 @@ def test_the_images_are_the_cpus_and_nothing_relies_on_luck(
     assert len({stream for stream, _ in device.timeline.calls}) >= 2
 
 
-def test_adapters(turbo: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("offload", [(), (DIT_LAYERWISE, TEXT_ENCODER)], ids=["none", "layerwise"])
+def test_adapters(turbo: Path, tmp_path: Path, offload: tuple[str, ...]) -> None:
     file = write_scheme(tmp_path / "lora.safetensors", turbo, draw_low_rank(layer_shapes(turbo)))
     adapters = [Adapter(7, str(file))]
     with_lora = [replace(job, loras=((7, 0.8),) if job.job_id != 1 else ()) for job in jobs(turbo)]
     expected = Run(turbo, CPU).run(with_lora, adapters).close().images
     with fake_cuda() as device:
-        run = Run(turbo, device.device, attention="torch").run(with_lora, adapters).close()
+        run = Run(turbo, device.device, offload=offload, attention="torch").run(with_lora, adapters).close()
     device.check()
     assert_same_images(run.images, expected)
 
@@ -177,14 +180,22 @@ def test_replays_of_graphs_make_the_images_of_a_rank_without(turbo: Path) -> Non
         assert difference.mean() <= 3, f"job {job_id}"
 
 
-def test_out_of_memory_in_a_step_breaks_no_rule(turbo: Path, on_cpu: dict[int, DecodedImage]) -> None:
+def test_out_of_memory_breaks_no_rule(turbo: Path, on_cpu: dict[int, DecodedImage]) -> None:
+    """Twice in steps, and once in the decoder's thread."""
+    of_steps, of_decoding = itertools.count(), itertools.count()
+
+    def refuses(size: int) -> bool:
+        if device.timeline.thread.in_step:
+            return next(of_steps) in (50, 700)
+        return threading.current_thread().name.startswith("vae") and next(of_decoding) == 5
+
     with fake_cuda() as device:
         run = Run(turbo, device.device, attention="torch")
-        allocations = iter(range(10**9))
-        device.memory.refuses = lambda size: device.timeline.thread.in_step > 0 and next(allocations) in (50, 700)
+        device.memory.refuses = refuses
         run.run(jobs(turbo)).close()
     device.check()
-    assert next(allocations) > 700
+    assert next(of_steps) > 700
+    assert next(of_decoding) > 5
     assert not run.failures
     assert_same_images(run.images, on_cpu)
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from engine.kernels.norm import norm_triton, rms_norm_torch
 from tests.fake_cuda import FakeCuda
 from tests.fake_cuda.install import graph_pool_handle
 
@@ -361,3 +362,27 @@ def test_replays_with_one_pool_must_not_overlap(device: FakeCuda) -> None:
     with torch.cuda.stream(side):
         recorded.graph.replay()
     assert rules(device) == {"unordered"}
+
+
+# ---- Triton's kernels, in its interpreter
+
+
+def test_a_kernel_is_an_operation_of_its_stream(device: FakeCuda) -> None:
+    pytest.importorskip("triton")
+    x, weight = on_device(32).view(2, 16), on_device(16)
+    assert torch.equal(norm_triton(x, weight, 1e-5).cpu(), rms_norm_torch(torch.ones(2, 16), torch.ones(16), 1e-5))
+    device.check()
+    fresh = on_device(16)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        norm_triton(on_device(32).view(2, 16), fresh, 1e-5)
+    assert rules(device) == {"unordered"}
+
+
+def test_a_graph_holds_kernels(device: FakeCuda) -> None:
+    pytest.importorskip("triton")
+    weight = on_device(4)
+    recorded = Recorded(lambda x: norm_triton(x[None] * 2, weight, 0.0)[0])
+    assert recorded.replay() == [1.0] * 4
+    recorded.x.copy_(torch.tensor([0.0, 0.0, 0.0, 3.0]))
+    assert recorded.replay() == [0.0, 0.0, 0.0, 2.0]
+    device.check()
