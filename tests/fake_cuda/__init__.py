@@ -14,8 +14,8 @@ Modelled: streams, events and what the host knows, by vector clocks, also across
 copies, pinned memory; graphs, whose operations run again on the same memory at a replay, and not while they are
 recorded; one GPU's memory, as a sum. Not modelled: kernels (their references run, see `references`), time, several
 GPUs, what else the allocator does, a stream that is forked inside of a capture, threads that started before, what
-threads tell each other but through executors. Memory is one thing a storage: two
-streams that write to two halves of one are told to be unordered.
+threads tell each other but through executors. Memory is one thing a storage: two streams that write to two halves of
+one are told to be unordered.
 """
 
 from tests.fake_cuda.install import FakeCuda
