@@ -201,7 +201,7 @@ class ThreadGroup(Group):
         number, device = self._operations, tensor.device.type
         card = _Card(number, operation, tensor.dtype, device, shape, self._agreed, tuple(sent), tuple(received))
         self._agreed = ""
-        if tensor.layout != torch.strided or not tensor.is_contiguous():
+        if not tensor.is_contiguous():  # nor are sparse ones
             raise self._fail(f"{card}: the tensor is not contiguous")
         if tensor.dtype not in _DTYPES or (tensor.dtype == torch.bool and operation in _SUMS):
             raise self._fail(f"{card}: NCCL has no such operation for this dtype everywhere")

@@ -89,6 +89,10 @@ RULES: dict[str, tuple[Plant, str]] = {
     "fp8": (lambda group: group.all_gather(rows(4, torch.float8_e4m3fn)), "float8_e4m3fn .* no such operation"),
     "int16": (lambda group: group.all_reduce(rows(4, torch.int16)), "int16 .* no such operation"),
     "a sum of bools": (lambda group: group.all_reduce(rows(4, torch.bool)), "bool .* no such operation"),
+    "what one rank alone does wrong, while the other waits": (
+        by_rank(lambda group: group.all_reduce(rows()), lambda group: group.all_reduce(rows().t())),
+        r"rank 1 of a group: operation 1, all_reduce of float32 \(3, 4\) on cpu: the tensor is not contiguous",
+    ),
     "a number without rows": (lambda group: group.all_gather(torch.ones(())), "has no rows"),
 }
 
