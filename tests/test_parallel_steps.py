@@ -33,7 +33,9 @@ from tests.test_parallel_modes import MODES as TOKENS_OR_SEGMENTS
 from tests.test_parallel_modes import TOLERANCE, random_jobs
 
 MODES: dict[str, dict[str, Any]] = {"tp 2": {"tp": 2}, "tp 4": {"tp": 4}, **TOKENS_OR_SEGMENTS}
-FP8_TOLERANCE = 3e-2  # an activation that rounds to another number is 6 % off, one of many in a sum
+# Of the root mean square. Latents in fp8 are mostly those of one rank to 1e-6; where one activation of many rounds to
+# another number, which is 6 % off, the steps that follow make 1 to 2 % of it.
+FP8_TOLERANCE = 5e-2
 ADAPTERS = 1, 2
 # The first is the simplest there is. A rank that fails ends its group, so that to shrink takes long.
 FEW = settings(max_examples=2, phases=[Phase.explicit, Phase.reuse, Phase.generate])
@@ -57,8 +59,11 @@ def check(script: Script, adapters: dict[int, Adapter], alone: RankGroup, split:
     expected, found = alone.run_steps(steps), split.run_steps(steps)
     assert expected.keys() == found.keys()
     for job_id, picture in expected.items():
-        assert relative_error(found[job_id].latents, picture.latents) <= tolerance
-        if tolerance == TOLERANCE:
+        latents = found[job_id].latents
+        if tolerance == FP8_TOLERANCE:
+            assert (latents - picture.latents).norm() <= tolerance * picture.latents.norm()
+        else:
+            assert relative_error(latents, picture.latents) <= tolerance
             assert np.abs(found[job_id].image.astype(int) - picture.image.astype(int)).max() <= 1
 
 
