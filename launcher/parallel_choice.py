@@ -77,9 +77,10 @@ def describe(
         why = "ranks share a CPU's cores" if devices.ranks is None else f"{devices.ranks} processes have been started"
         return [f"parallel auto: {chosen.degrees.name}, since {why}"]
     by = "what was measured here" if measured else "the rates of an H200, nothing having been measured here"
+    step = "a denoise step" if len(workload.sizes) == 1 else "a denoise step, the mean of the sizes"
     lines = [
         f"parallel auto: {chosen.degrees.name} on {devices.count} × {devices.name}, for {images}",
-        f"  milliseconds of a denoise step, modelled by {by}:",
+        f"  milliseconds of {step}, modelled by {by}:",
         f"  {'mode':<12}{'compute':>10}{'talk':>10}{'step':>10}{'a rank needs':>16}",
     ]
     for each in predictions:

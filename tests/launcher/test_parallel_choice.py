@@ -57,6 +57,7 @@ def test_info_shows_every_mode_s_time_and_memory_and_what_is_chosen(capsys: pyte
     head = next(line for line in lines if line.startswith("parallel auto"))
     chosen = head.split()[2]
     assert head == f"parallel auto: {chosen} on 4 × {H200}, for a guided image of 1024 × 1024, 512 × 512"
+    assert any(line.startswith("  milliseconds of a denoise step, the mean of the sizes, modelled") for line in lines)
     assert [mode for mode, columns in table.items() if "chosen" in columns] == [chosen]
     assert float(table[chosen][2]) == min(float(columns[2]) for columns in table.values())
     ranks = next(line for line in lines if line.startswith("parameters that inference needs"))
