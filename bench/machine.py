@@ -44,7 +44,7 @@ def _problem(name: str, least: tuple[int, int]) -> str | None:
     try:
         found = version(name)
     except PackageNotFoundError:
-        return f"{needs}, and not installed"
+        return f"{needs}, and not installed for {sys.executable} (PYTHON=… names another)"
     numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:2])
     return None if numbers >= least else f"{needs}, found {found}"
 
