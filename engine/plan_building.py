@@ -6,6 +6,7 @@ import logging
 import mmap
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -15,6 +16,20 @@ from engine.out_of_memory import is_out_of_memory, release_tensors
 
 _logger = logging.getLogger(__name__)
 _MOST_OF_A_PLAN = 64 << 20  # bytes; where more is gone somebody else took it
+
+
+@dataclass(frozen=True)
+class Built:
+    """What became of one plan. tokens: the length that it is for; error: why there is none; the other fields as in
+    `PlanSchedule`."""
+
+    tokens: int
+    seconds: float
+    error: str | None
+    plans: int
+    bytes: int
+    waited: int
+    images: int
 
 
 class PlanBuilder:
@@ -42,15 +57,16 @@ class PlanBuilder:
         """Seconds until `build_next` may be called if no step comes; None if there is nothing to build."""
         return self.schedule.wait_s(self._clock())
 
-    def build_next(self, *, images_may_come: bool = True) -> None:
-        """Build one plan. What fails is logged, and its shape stays with flash. Raises what a lost device says.
+    def build_next(self, *, images_may_come: bool = True) -> Built | None:
+        """Build one plan, if there is one to build. What fails is logged, and its shape stays with flash. Raises what a
+        lost device says.
 
         images_may_come: one that begins right afterwards has waited.
         """
         shape = self.schedule.next()
         if shape is None:
-            return
-        tokens = shape[0][0]  # type: ignore[index]
+            return None
+        tokens: int = shape[0][0]  # type: ignore[index]
         began, before = self._clock(), self._taken()
         try:
             with torch.inference_mode():
@@ -63,11 +79,17 @@ class PlanBuilder:
             self._settle()  # raises if the device is lost
             if is_out_of_memory(error) and self._device.type == "cuda":
                 torch.cuda.empty_cache()
-            return
+            return self._report(tokens, began, str(error).partition("\n")[0])
         ended = self._clock()
         size = min(self._taken() - before, _MOST_OF_A_PLAN)
         self.schedule.built(shape, ended if images_may_come else None, size)
         _logger.info("attention plan for %d tokens in %.2f s: %s", tokens, ended - began, self.schedule.describe())
+        return self._report(tokens, began)
+
+    def _report(self, tokens: int, began: float, error: str | None = None) -> Built:
+        schedule = self.schedule
+        seconds = self._clock() - began
+        return Built(tokens, seconds, error, schedule.plans, schedule.bytes, schedule.waited, schedule.images)
 
     def build_all(self) -> int:
         """Build a plan for every shape met so far, as while nobody waits for an image. Returns how many."""

@@ -45,7 +45,7 @@ from engine.parallel.device import (
 )
 from engine.parallel.link import Link, measure_link
 from engine.pending import PendingStep, Preview
-from engine.plan_building import PlanBuilder
+from engine.plan_building import Built, PlanBuilder
 from engine.preview import PreviewMap
 from engine.prompt import PREFIX_TOKENS
 from engine.prompt_features import PromptFeatures
@@ -404,10 +404,9 @@ class Rank:
         """Seconds without a step after which `use_idle_time` has something to do; None if it has not."""
         return None if self._plans is None or self._jobs else self._plans.wait_s()
 
-    def use_idle_time(self) -> None:
+    def use_idle_time(self) -> Built | None:
         """Build an attention plan, in the thread that executes steps: up to half a second in which none can begin."""
-        if self._plans is not None:
-            self._plans.build_next()
+        return None if self._plans is None else self._plans.build_next()
 
     def build_attention_plans(self) -> int:
         """Build all that steps had no use of so far, as before anybody waits for an image. Returns how many."""

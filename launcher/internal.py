@@ -233,6 +233,20 @@ class JobFailed(Message, frozen=True, kw_only=True):
     message: str
 
 
+class AttentionPlan(Message, frozen=True, kw_only=True):
+    """The rank has used idle time to build an attention plan for so many tokens, or failed to: `error`. The other
+    numbers are of all so far: plans, the bytes that they took, images that waited for one, and images."""
+
+    rank: int
+    tokens: int
+    seconds: float
+    error: str | None
+    plans: int
+    bytes: int
+    waited: int
+    images: int
+
+
 class RankFailed(Message, frozen=True, kw_only=True):
     """The rank cannot go on. It stays alive for a moment, so that its peers do not fail before it is heard."""
 
@@ -242,7 +256,7 @@ class RankFailed(Message, frozen=True, kw_only=True):
     parameter: str | None
 
 
-Report = Hello | Alive | Ready | StepDone | Decoded | Previewed | JobFailed | RankFailed
+Report = Hello | Alive | Ready | StepDone | Decoded | Previewed | JobFailed | AttentionPlan | RankFailed
 
 # ---- decoding
 

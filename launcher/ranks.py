@@ -17,6 +17,7 @@ from typing import Protocol
 
 import zmq
 import zmq.asyncio
+from msgspec import structs
 
 import engine
 from engine.errors import Krea2Error, LaunchError, RankError, error_from_code
@@ -24,6 +25,7 @@ from engine.memory import DecodeMemory
 from engine.step import Step, StepTimes
 from launcher.internal import (
     Alive,
+    AttentionPlan,
     Command,
     Decoded,
     Execute,
@@ -41,6 +43,7 @@ from launcher.internal import (
     route,
 )
 from launcher.lifelines import Lifelines
+from launcher.logs import log_event
 from launcher.process import Child
 from launcher.protocol import describe, encode
 from launcher.remote_ranks import RemoteRanks
@@ -253,6 +256,8 @@ class RankGroup:
             case JobFailed(job_id=job_id, code=code, message=message):
                 self._decoding.pop(job_id, None)
                 self._events.job_failed(job_id, error_from_code(code, message))
+            case AttentionPlan() as plan:
+                log_event("attention plan", level="info" if plan.error is None else "warning", **structs.asdict(plan))
             case RankFailed(rank=rank) as failure:
                 self._failing.add(rank)
                 error: Krea2Error = RankError(failure.message)

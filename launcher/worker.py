@@ -13,6 +13,7 @@ import os
 import queue
 import threading
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -20,6 +21,7 @@ import msgspec
 
 from engine.errors import Krea2Error, LaunchError
 from launcher.internal import (
+    AttentionPlan,
     Command,
     Decoded,
     Execute,
@@ -118,6 +120,8 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
     if load.warm_up:
         rank.warm_up(load.warm_up_sizes)
     attention = rank.attention_choice.describe()
+    if rank.attention_plans is not None:
+        attention["plans"] = rank.attention_plans.describe()
     wire.send(
         Ready(
             rank=config.rank,
@@ -153,7 +157,8 @@ def _work(rank: Rank, config: RankConfig, wire: _Wire) -> NoReturn:
     threading.Thread(target=answer_steps, name="answers", daemon=True).start()
     while True:
         while (wait_s := rank.idle_wait_s()) is not None and not wire.has_command(wait_s):
-            rank.use_idle_time()
+            if (built := rank.use_idle_time()) is not None:
+                wire.send(AttentionPlan(rank=config.rank, **asdict(built)))
         command = wire.receive()
         assert isinstance(command, Execute)
         started.put((command.step.number, rank.execute(command.step)))

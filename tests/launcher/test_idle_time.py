@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import zmq
 
+from engine.plan_building import Built
 from engine.step import Step, StepTimes
 from launcher import worker
-from launcher.internal import Execute, RankConfig, ranks_address, route
+from launcher.async_client import AsyncClient
+from launcher.internal import AttentionPlan, Execute, RankConfig, ranks_address, route
 from launcher.protocol import encode
+from tests.launcher.fake_ranks import fake_engine, run
 from tests.launcher.processes import PATIENCE_S
 
 Send = Callable[[int], None]
@@ -35,10 +40,11 @@ class _Rank:
         self.looked.release()
         return 0.01 if self._builds else None
 
-    def use_idle_time(self) -> None:
+    def use_idle_time(self) -> Built:
         self.did.append("build")
         self._builds -= 1
         self._on_build(self.did.count("build"))
+        return Built(4160, 0.4, None, self.did.count("build"), 1 << 20, 0, 7)
 
     def execute(self, step: Step) -> SimpleNamespace:
         self.did.append(f"step {step.number}")
@@ -61,6 +67,14 @@ def front_end(tmp_path: Path) -> Iterator[tuple[RankConfig, Send]]:
     socket.close(0)
 
 
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What the loop sends besides answers to steps."""
+    messages: list[object] = []
+    monkeypatch.setattr(worker._Wire, "send", lambda wire, message, *frames: messages.append(message))
+    return messages
+
+
 def _connected(config: RankConfig, send: Send, first: int) -> worker._Wire:
     """A wire by which the first order has come, so that the others find it."""
     wire = worker._Wire(config)
@@ -74,7 +88,9 @@ def _connected(config: RankConfig, send: Send, first: int) -> worker._Wire:
     return wire
 
 
-def test_an_order_goes_before_plans_and_one_plan_is_built_at_a_time(front_end: tuple[RankConfig, Send]) -> None:
+def test_an_order_goes_before_plans_and_one_plan_is_built_at_a_time(
+    front_end: tuple[RankConfig, Send], sent: list[object]
+) -> None:
     config, send = front_end
     wire = _connected(config, send, 0)
 
@@ -87,6 +103,7 @@ def test_an_order_goes_before_plans_and_one_plan_is_built_at_a_time(front_end: t
     with pytest.raises(_Ended):
         worker._work(rank, config, wire)  # type: ignore[arg-type]
     assert rank.did == ["step 0", "build", "build", "step 1"]
+    assert [message.plans for message in sent if isinstance(message, AttentionPlan)] == [1, 2]
 
 
 def test_where_nothing_is_to_be_built_it_waits_for_orders_alone(front_end: tuple[RankConfig, Send]) -> None:
@@ -100,3 +117,24 @@ def test_where_nothing_is_to_be_built_it_waits_for_orders_alone(front_end: tuple
     sent.join()
     assert rank.did == ["step 0", "build", "step 1"]
     assert not rank.looked.acquire(blocking=False), "it looked before each order and after the build, and not again"
+
+
+def test_what_a_rank_sends_of_a_plan_is_in_the_log(run_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What it sends is what the loop above sends: `Built`'s fields, by name."""
+    caplog.set_level(logging.INFO, "krea2")
+    built = Built(tokens=4160, seconds=0.4, error=None, plans=1, bytes=1 << 20, waited=0, images=7)
+    failed = replace(built, error="out of memory", plans=1)
+
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
+            for each in (built, failed):
+                fakes.ranks[0].send(AttentionPlan(rank=0, **asdict(each)))
+            assert (await client.generate("a red circle", steps=1)).seed is not None
+
+    run(test())
+    first, second = (record for record in caplog.records if record.getMessage() == "attention plan")
+    assert (first.levelname, second.levelname) == ("INFO", "WARNING")
+    fields = {"rank": 0, **asdict(built)}
+    del fields["error"]
+    assert vars(first)["fields"] == fields
+    assert vars(second)["fields"]["error"] == "out of memory"
