@@ -25,6 +25,7 @@ from engine.parallel.link import measure_link
 from engine.rank import Rank
 from engine.step import Adapter, Step
 from tests.engine_runs import DEADLINE_S, RankGroup, RankGroups
+from tests.kernels.tolerances import relative_error as relative_norm
 from tests.lora.adapter_files import draw_low_rank, layer_shapes, write, write_scheme
 from tests.oracle import relative_error
 from tests.parallel.strict_dist import strict_meshes
@@ -33,9 +34,9 @@ from tests.test_parallel_modes import MODES as TOKENS_OR_SEGMENTS
 from tests.test_parallel_modes import TOLERANCE, random_jobs
 
 MODES: dict[str, dict[str, Any]] = {"tp 2": {"tp": 2}, "tp 4": {"tp": 4}, **TOKENS_OR_SEGMENTS}
-# Of the root mean square. Latents in fp8 are mostly those of one rank to 1e-6; where one activation of many rounds to
-# another number, which is 6 % off, the steps that follow make 1 to 2 % of it.
-FP8_TOLERANCE = 5e-2
+# An activation that rounds to another number is 6 % off, one of many in a sum. Later steps and guidance enlarge what
+# comes of it: at most this, and so many times what fp8 changes in the image anyway.
+FP8_TOLERANCE, FP8_ERRORS = 3e-2, 2
 ADAPTERS = 1, 2
 # The first is the simplest there is. A rank that fails ends its group, so that to shrink takes long.
 FEW = settings(max_examples=2, phases=[Phase.explicit, Phase.reuse, Phase.generate])
@@ -54,17 +55,24 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Adapter]:
     return {1: Adapter(1, str(DEMO_LORAS["demo-outlined"])), 2: Adapter(2, str(write(file, tensors)))}
 
 
-def check(script: Script, adapters: dict[int, Adapter], alone: RankGroup, split: RankGroup, tolerance: float) -> None:
+def check(script: Script, adapters: dict[int, Adapter], alone: RankGroup, split: RankGroup) -> None:
     steps = script.steps(adapters)
     expected, found = alone.run_steps(steps), split.run_steps(steps)
     assert expected.keys() == found.keys()
     for job_id, picture in expected.items():
-        latents = found[job_id].latents
-        if tolerance == FP8_TOLERANCE:
-            assert (latents - picture.latents).norm() <= tolerance * picture.latents.norm()
-        else:
-            assert relative_error(latents, picture.latents) <= tolerance
-            assert np.abs(found[job_id].image.astype(int) - picture.image.astype(int)).max() <= 1
+        assert relative_error(found[job_id].latents, picture.latents) <= TOLERANCE
+        assert np.abs(found[job_id].image.astype(int) - picture.image.astype(int)).max() <= 1
+
+
+def check_fp8(
+    script: Script, adapters: dict[int, Adapter], exact: RankGroup, fewest: RankGroup, split: RankGroup
+) -> None:
+    steps = script.steps(adapters)
+    wide, expected, found = (group.run_steps(steps) for group in (exact, fewest, split))
+    assert wide.keys() == expected.keys() == found.keys()
+    for job_id, picture in expected.items():
+        tolerance = FP8_TOLERANCE + FP8_ERRORS * relative_norm(picture.latents, wide[job_id].latents)
+        assert relative_norm(found[job_id].latents, picture.latents) <= tolerance
 
 
 @pytest.mark.parametrize("mode", MODES, scope="module")
@@ -73,7 +81,7 @@ def test_random_steps_are_those_of_one_rank(rank_groups: RankGroups, adapters: d
     @given(scripts(ADAPTERS))
     def run(script: Script) -> None:
         alone, split = rank_groups.get(DEMO_CHECKPOINT), rank_groups.get(DEMO_CHECKPOINT, **MODES[mode])
-        check(script, adapters, alone, split, TOLERANCE)
+        check(script, adapters, alone, split)
 
     run()
 
@@ -85,6 +93,7 @@ def test_random_steps_in_fp8_through_torch(
     """After a warm-up, and by what the groups of processes ask torch for. A part of a matrix has scales of its own, so
     that the fewest ranks that give the same are those of tensor parallelism."""
     options: dict[str, Any] = {"quantization": "fp8"}
+    exact = rank_groups.get(DEMO_CHECKPOINT)
     fewest = rank_groups.get(DEMO_CHECKPOINT, tp=MODES[mode].get("tp", 1), **options)
     monkeypatch.setattr("tests.engine_runs.thread_meshes", strict_meshes)
     for wait in ("synchronize", "empty_cache"):
@@ -101,7 +110,7 @@ def test_random_steps_in_fp8_through_torch(
         @given(scripts(ADAPTERS))
         def run(script: Script) -> None:
             split = groups.get(DEMO_CHECKPOINT, **options, **MODES[mode])
-            check(script, adapters, fewest, split, FP8_TOLERANCE)
+            check_fp8(script, adapters, exact, fewest, split)
 
         groups.get(DEMO_CHECKPOINT, **options, **MODES[mode]).on_ranks(warm_up)
         run()
