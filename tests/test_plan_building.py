@@ -13,6 +13,7 @@ import torch
 from engine.config import DEMO_CHECKPOINT
 from engine.kernels import attention
 from engine.kernels.attention import GatedAttentionKernel, PlanShape
+from engine.kernels.attention_plans import PlanSchedule
 from engine.kernels.packing import Packing
 from engine.parallel import Mesh
 from engine.plan_building import PlanBuilder
@@ -85,6 +86,16 @@ def test_a_length_is_served_by_flash_until_it_has_a_plan_and_short_ones_always(s
     _attend(kernel, (7, 7))
     assert set(served) == {("flash", (2, 7))}
     assert builder.build_all() == 0
+
+
+@pytest.mark.parametrize("lengths", [(40, 40), (40, 33)])
+def test_a_step_counts_a_length_once_for_each_segment_that_has_it(served: Served, lengths: tuple[int, ...]) -> None:
+    kernel = GatedAttentionKernel("cudnn")
+    met: list[float] = []
+    kernel.plans = PlanSchedule()
+    kernel.plans.met = lambda shape, work=1.0: met.append(work)  # type: ignore[method-assign]
+    kernel(*_draw(sum(lengths)), Packing(lengths, CPU))
+    assert len(met) == len(lengths)
 
 
 def test_without_a_schedule_cudnn_serves_all_one_by_one(served: Served) -> None:

@@ -65,7 +65,7 @@ class GatedAttentionKernel:
             return attention_triton(query, key, value, packing, gate)
         one_by_one = self._one_by_one(backend, query, key, value, packing)
         if one_by_one is None:
-            return sigmoid_mul(self.attend(query, key, value, packing), gate, fp8=fp8)
+            return sigmoid_mul(self._all_at_once(backend, query, key, value, packing), gate, fp8=fp8)
         output = empty_rows(query.shape[0], gate.shape[1], query, fp8=fp8)
         for start, stop, attended in one_by_one:
             sigmoid_mul(attended, gate[start:stop], fp8=fp8, out=output, first=start)
@@ -76,8 +76,13 @@ class GatedAttentionKernel:
         backend = self._backend_for(packing)
         one_by_one = self._one_by_one(backend, query, key, value, packing)
         if one_by_one is None:
-            return BACKENDS["flash" if self._is_planned(backend) else backend].attend(query, key, value, packing)
+            return self._all_at_once(backend, query, key, value, packing)
         return _packed(one_by_one, query)
+
+    def _all_at_once(
+        self, backend: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
+    ) -> torch.Tensor:
+        return BACKENDS["flash" if self._is_planned(backend) else backend].attend(query, key, value, packing)
 
     def _backend_for(self, packing: Packing) -> str:
         backend = self.captured_backend if packing.captured else self.backend

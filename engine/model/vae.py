@@ -220,6 +220,7 @@ class _Image:
         if self.residual is not None:
             add_residual_(self.values, self.residual, bias=self.bias)
             self.bias = self.residual = None
+        assert self.bias is None, "a bias without a residual is for a norm to add"
         return self.values
 
 

@@ -75,7 +75,7 @@ def connect_mesh(
             timeout=timeout,
             device_id=device if agreement.nccl else None,
         )
-        sharing = agreement.sharing[rank] if device.type == "cuda" else None
+        sharing = agreement.sharing if device.type == "cuda" else None
         mesh = replace(Mesh.build(rank, degrees, group_of), sharing=sharing)
         try_groups(mesh, degrees, device, begin)
         return mesh

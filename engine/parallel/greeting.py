@@ -48,10 +48,11 @@ class Card:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How the ranks talk: over NCCL, else over gloo; `sharing`: how many have each rank's GPU, in order of rank."""
+    """How the ranks talk: over NCCL, else over gloo; `sharing`: how many have one GPU, at most, so that all plan their
+    memory alike: they must agree on which images they decode together."""
 
     nccl: bool
-    sharing: tuple[int, ...]
+    sharing: int
 
 
 def exchange(store: Store, card: Card, ranks: int, timeout_s: float) -> list[Card]:
@@ -99,4 +100,4 @@ def agree(cards: Sequence[Card], *, share_gpu: bool) -> Agreement:
             "share one (slow)",
             parameter="tp",
         )
-    return Agreement(first.device == "cuda" and not shared, tuple(len(owners[card.gpu]) for card in cards))
+    return Agreement(first.device == "cuda" and not shared, max(map(len, owners.values())))

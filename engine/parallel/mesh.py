@@ -16,7 +16,7 @@ class Mesh:
 
     tp: whose ranks hold the parts of every matrix; sp: whose ranks hold parts of the same tokens, and the same weights;
     cfg: whose ranks step different segments, as the two of a guided image are; wide: of sp and cfg together, for steps
-    whose segments do not divide into halves. sharing: how many of the ranks compute on this one's GPU, None where
+    whose segments do not divide into halves. sharing: how many of the ranks compute on one GPU, at most, None where
     nobody has looked.
     """
 

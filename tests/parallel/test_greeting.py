@@ -26,8 +26,8 @@ def gpus(*names: str) -> list[Card]:
 
 
 def test_ranks_with_a_gpu_each_talk_over_nccl() -> None:
-    assert agree(gpus("a", "b", "c", "d"), share_gpu=False) == Agreement(True, (1, 1, 1, 1))
-    assert agree(gpus("a", "b"), share_gpu=True) == Agreement(True, (1, 1)), "they may share one, and do not"
+    assert agree(gpus("a", "b", "c", "d"), share_gpu=False) == Agreement(True, 1)
+    assert agree(gpus("a", "b"), share_gpu=True) == Agreement(True, 1), "they may share one, and do not"
 
 
 def test_ranks_on_cpus_talk_over_gloo() -> None:
@@ -36,7 +36,7 @@ def test_ranks_on_cpus_talk_over_gloo() -> None:
 
 
 def test_where_some_share_a_gpu_all_machines_talk_over_gloo() -> None:
-    assert agree(gpus("a", "a", "b", "c"), share_gpu=True) == Agreement(False, (2, 2, 1, 1))
+    assert agree(gpus("a", "a", "b", "c"), share_gpu=True) == Agreement(False, 2)
 
 
 def test_ranks_that_may_not_share_a_gpu_and_do_are_named() -> None:

@@ -10,11 +10,13 @@ import torch
 
 from bench.mesh_groups import AbsentGroup
 from engine.kernels.attention import GatedAttentionKernel
+from engine.kernels.fp8 import Fp8Rows, quantize_rows
 from engine.kernels.packing import Packing
 from engine.model.layers import GatedAttention
-from engine.parallel import LocalGroup
+from engine.parallel import Group, LocalGroup, thread_groups
 from engine.parallel.linear import ParallelMatrix
 from engine.parallel.sequence import Share
+from tests.parallel.test_group import DEADLINE_S, run_threads
 
 WIDTH, HEADS, KV_HEADS, HEAD_DIM = 64, 4, 2, 16
 QKV, GATE = (HEADS + 2 * KV_HEADS) * HEAD_DIM, HEADS * HEAD_DIM
@@ -65,3 +67,18 @@ def test_the_gate_is_computed_while_heads_are_exchanged(monkeypatch: pytest.Monk
         assert events == [f"product of {QKV + GATE}", "begin", "wait", out]
     else:
         assert events == [f"product of {QKV}", "begin", f"product of {GATE}", "wait", out]
+
+
+@pytest.mark.parametrize("rows", [7, 8, 2])
+def test_fp8_rows_come_with_their_own_scales(rows: int) -> None:
+    whole = quantize_rows(torch.randn(rows, 16) * torch.arange(1, rows + 1)[:, None])
+    packing = Packing([rows], torch.device("cpu"))
+
+    def check(group: Group) -> None:
+        share = Share(packing, group)
+        own = Fp8Rows(whole.values[share.rows], whole.scales[share.rows], whole.dtype)
+        gathered = share.gather(own)
+        assert isinstance(gathered, Fp8Rows)
+        assert torch.equal(gathered.dequantize(), whole.dequantize())
+
+    run_threads(thread_groups(4, DEADLINE_S), check)
