@@ -25,6 +25,8 @@ class HollowRank:
     attention_choice = SimpleNamespace(describe=lambda: {})
     decode_memory = DecodeMemory(bytes_per_element=4)
 
+    attention_plans = None
+
     def __init__(
         self,
         config: object,
