@@ -6,30 +6,16 @@ import logging
 import mmap
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
 from engine.kernels.attention import GatedAttentionKernel, PlanShape, build_plan
 from engine.kernels.attention_plans import PlanSchedule
 from engine.out_of_memory import is_out_of_memory, release_tensors
+from engine.step import BuiltPlan
 
 _logger = logging.getLogger(__name__)
 _MOST_OF_A_PLAN = 64 << 20  # bytes; where more is gone somebody else took it
-
-
-@dataclass(frozen=True)
-class Built:
-    """What became of one plan. tokens: the length that it is for; error: why there is none; the other fields as in
-    `PlanSchedule`."""
-
-    tokens: int
-    seconds: float
-    error: str | None
-    plans: int
-    bytes: int
-    waited: int
-    images: int
 
 
 class PlanBuilder:
@@ -57,7 +43,7 @@ class PlanBuilder:
         """Seconds until `build_next` may be called if no step comes; None if there is nothing to build."""
         return self.schedule.wait_s(self._clock())
 
-    def build_next(self, *, images_may_come: bool = True) -> Built | None:
+    def build_next(self, *, images_may_come: bool = True) -> BuiltPlan | None:
         """Build one plan, if there is one to build. What fails is logged, and its shape stays with flash. Raises what a
         lost device says.
 
@@ -86,10 +72,10 @@ class PlanBuilder:
         _logger.info("attention plan for %d tokens in %.2f s: %s", tokens, ended - began, self.schedule.describe())
         return self._report(tokens, began)
 
-    def _report(self, tokens: int, began: float, error: str | None = None) -> Built:
+    def _report(self, tokens: int, began: float, error: str | None = None) -> BuiltPlan:
         schedule = self.schedule
         seconds = self._clock() - began
-        return Built(tokens, seconds, error, schedule.plans, schedule.bytes, schedule.waited, schedule.images)
+        return BuiltPlan(tokens, seconds, error, schedule.plans, schedule.bytes, schedule.waited, schedule.images)
 
     def build_all(self) -> int:
         """Build a plan for every shape met so far, as while nobody waits for an image. Returns how many."""

@@ -45,12 +45,12 @@ from engine.parallel.device import (
 )
 from engine.parallel.link import Link, measure_link
 from engine.pending import PendingStep, Preview
-from engine.plan_building import Built, PlanBuilder
+from engine.plan_building import PlanBuilder
 from engine.preview import PreviewMap
 from engine.prompt import PREFIX_TOKENS
 from engine.prompt_features import PromptFeatures
 from engine.sampling import default_mu, draw_noise, guide, make_sigmas, unpack_latents
-from engine.step import Job, Step
+from engine.step import BuiltPlan, Job, Step
 from engine.velocities import Velocities
 
 _logger = logging.getLogger(__name__)
@@ -404,7 +404,7 @@ class Rank:
         """Seconds without a step after which `use_idle_time` has something to do; None if it has not."""
         return None if self._plans is None or self._jobs else self._plans.wait_s()
 
-    def use_idle_time(self) -> Built | None:
+    def use_idle_time(self) -> BuiltPlan | None:
         """Build an attention plan, in the thread that executes steps: up to half a second in which none can begin."""
         return None if self._plans is None else self._plans.build_next()
 

@@ -75,3 +75,20 @@ class StepTimes:
     denoise_s: float = 0.0
     encoded_tokens: int = 0
     one_by_one: bool = False
+
+
+@dataclass(frozen=True)
+class BuiltPlan:
+    """An attention plan that a rank has built while it had nothing to do, or failed to.
+
+    tokens: the length that it is for; error: why there is none. Of all so far: plans, the bytes that they took, images
+    that waited for one, and images.
+    """
+
+    tokens: int
+    seconds: float
+    error: str | None
+    plans: int
+    bytes: int
+    waited: int
+    images: int

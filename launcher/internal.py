@@ -8,7 +8,7 @@ import msgspec
 
 import engine
 from engine.config import EngineConfig
-from engine.step import Step, StepTimes
+from engine.step import BuiltPlan, Step, StepTimes
 from launcher.limits import Limits
 from launcher.protocol import Message
 
@@ -233,18 +233,11 @@ class JobFailed(Message, frozen=True, kw_only=True):
     message: str
 
 
-class AttentionPlan(Message, frozen=True, kw_only=True):
-    """The rank has used idle time to build an attention plan for so many tokens, or failed to: `error`. The other
-    numbers are of all so far: plans, the bytes that they took, images that waited for one, and images."""
+class PlanBuilt(Message, frozen=True, kw_only=True):
+    """The rank has used idle time for an attention plan."""
 
     rank: int
-    tokens: int
-    seconds: float
-    error: str | None
-    plans: int
-    bytes: int
-    waited: int
-    images: int
+    plan: BuiltPlan
 
 
 class RankFailed(Message, frozen=True, kw_only=True):
@@ -256,7 +249,7 @@ class RankFailed(Message, frozen=True, kw_only=True):
     parameter: str | None
 
 
-Report = Hello | Alive | Ready | StepDone | Decoded | Previewed | JobFailed | AttentionPlan | RankFailed
+Report = Hello | Alive | Ready | StepDone | Decoded | Previewed | JobFailed | PlanBuilt | RankFailed
 
 # ---- decoding
 

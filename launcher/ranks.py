@@ -12,12 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 import zmq
 import zmq.asyncio
-from msgspec import structs
 
 import engine
 from engine.errors import Krea2Error, LaunchError, RankError, error_from_code
@@ -25,7 +24,6 @@ from engine.memory import DecodeMemory
 from engine.step import Step, StepTimes
 from launcher.internal import (
     Alive,
-    AttentionPlan,
     Command,
     Decoded,
     Execute,
@@ -33,6 +31,7 @@ from launcher.internal import (
     Hello,
     JobFailed,
     Load,
+    PlanBuilt,
     Previewed,
     RankFailed,
     Ready,
@@ -256,8 +255,10 @@ class RankGroup:
             case JobFailed(job_id=job_id, code=code, message=message):
                 self._decoding.pop(job_id, None)
                 self._events.job_failed(job_id, error_from_code(code, message))
-            case AttentionPlan() as plan:
-                log_event("attention plan", level="info" if plan.error is None else "warning", **structs.asdict(plan))
+            case PlanBuilt(rank=rank, plan=plan):
+                log_event(
+                    "attention plan", level="info" if plan.error is None else "warning", rank=rank, **asdict(plan)
+                )
             case RankFailed(rank=rank) as failure:
                 self._failing.add(rank)
                 error: Krea2Error = RankError(failure.message)

@@ -13,7 +13,6 @@ import os
 import queue
 import threading
 import traceback
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -21,13 +20,13 @@ import msgspec
 
 from engine.errors import Krea2Error, LaunchError
 from launcher.internal import (
-    AttentionPlan,
     Command,
     Decoded,
     Execute,
     Hello,
     JobFailed,
     Load,
+    PlanBuilt,
     Previewed,
     RankConfig,
     RankFailed,
@@ -157,8 +156,8 @@ def _work(rank: Rank, config: RankConfig, wire: _Wire) -> NoReturn:
     threading.Thread(target=answer_steps, name="answers", daemon=True).start()
     while True:
         while (wait_s := rank.idle_wait_s()) is not None and not wire.has_command(wait_s):
-            if (built := rank.use_idle_time()) is not None:
-                wire.send(AttentionPlan(rank=config.rank, **asdict(built)))
+            if (plan := rank.use_idle_time()) is not None:
+                wire.send(PlanBuilt(rank=config.rank, plan=plan))
         command = wire.receive()
         assert isinstance(command, Execute)
         started.put((command.step.number, rank.execute(command.step)))

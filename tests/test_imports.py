@@ -71,7 +71,7 @@ ENGINE_LAYERS: dict[str, set[str]] = {
     "decoding": {*_PLAIN, "model", "moments", "out_of_memory", "parallel", "preview", "tiling"},
     "prompt_features": {*_PLAIN, "kernels", "model", "parallel", "memory", "prompt", "graphs", "lora"},
     "jobs": {*_PLAIN, "lora", "model"},
-    "plan_building": {"kernels", "out_of_memory"},
+    "plan_building": {"kernels", "out_of_memory", "step"},
     "pending": {*_PLAIN, "moments"},
     "velocities": {*_PLAIN, "batch", "graphs", "jobs", "kernels", "lora", "model", "modes", "parallel"},
     "rank": {

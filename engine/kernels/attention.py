@@ -142,8 +142,7 @@ def _torch(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causa
     return attended.reshape(batch, heads, tokens, head_dim)  # copied on a GPU, which lays heads out inside of tokens
 
 
-# torch's two kernels are called by name: `sdpa_kernel` would choose them by flags of the whole process, and the VAE,
-# whose attention neither takes, decodes in a thread of its own.
+# torch's two kernels are called by name: `sdpa_kernel` would choose them by flags of the whole process.
 
 
 def _cudnn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

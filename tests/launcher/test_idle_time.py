@@ -12,11 +12,10 @@ from types import SimpleNamespace
 import pytest
 import zmq
 
-from engine.plan_building import Built
-from engine.step import Step, StepTimes
+from engine.step import BuiltPlan, Step, StepTimes
 from launcher import worker
 from launcher.async_client import AsyncClient
-from launcher.internal import AttentionPlan, Execute, RankConfig, ranks_address, route
+from launcher.internal import Execute, PlanBuilt, RankConfig, ranks_address, route
 from launcher.protocol import encode
 from tests.launcher.fake_ranks import fake_engine, run
 from tests.launcher.processes import PATIENCE_S
@@ -40,11 +39,11 @@ class _Rank:
         self.looked.release()
         return 0.01 if self._builds else None
 
-    def use_idle_time(self) -> Built:
+    def use_idle_time(self) -> BuiltPlan:
         self.did.append("build")
         self._builds -= 1
         self._on_build(self.did.count("build"))
-        return Built(4160, 0.4, None, self.did.count("build"), 1 << 20, 0, 7)
+        return BuiltPlan(4160, 0.4, None, self.did.count("build"), 1 << 20, 0, 7)
 
     def execute(self, step: Step) -> SimpleNamespace:
         self.did.append(f"step {step.number}")
@@ -103,7 +102,7 @@ def test_an_order_goes_before_plans_and_one_plan_is_built_at_a_time(
     with pytest.raises(_Ended):
         worker._work(rank, config, wire)  # type: ignore[arg-type]
     assert rank.did == ["step 0", "build", "build", "step 1"]
-    assert [message.plans for message in sent if isinstance(message, AttentionPlan)] == [1, 2]
+    assert [message.plan.plans for message in sent if isinstance(message, PlanBuilt)] == [1, 2]
 
 
 def test_where_nothing_is_to_be_built_it_waits_for_orders_alone(front_end: tuple[RankConfig, Send]) -> None:
@@ -120,15 +119,14 @@ def test_where_nothing_is_to_be_built_it_waits_for_orders_alone(front_end: tuple
 
 
 def test_what_a_rank_sends_of_a_plan_is_in_the_log(run_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What it sends is what the loop above sends: `Built`'s fields, by name."""
     caplog.set_level(logging.INFO, "krea2")
-    built = Built(tokens=4160, seconds=0.4, error=None, plans=1, bytes=1 << 20, waited=0, images=7)
+    built = BuiltPlan(tokens=4160, seconds=0.4, error=None, plans=1, bytes=1 << 20, waited=0, images=7)
     failed = replace(built, error="out of memory", plans=1)
 
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
             for each in (built, failed):
-                fakes.ranks[0].send(AttentionPlan(rank=0, **asdict(each)))
+                fakes.ranks[0].send(PlanBuilt(rank=0, plan=each))
             assert (await client.generate("a red circle", steps=1)).seed is not None
 
     run(test())
