@@ -46,13 +46,15 @@ from engine.batch import Layout, Segment
 from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.holding import BLOCK_MATRICES, in_blocks
 from engine.checkpoint.load import LoadOptions, load_weights
-from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
 from engine.decoding import DecodedImage
+from engine.demo_checkpoints import DEMO_CHECKPOINT
+from engine.engine_config import EngineConfig
 from engine.kernels.attention import GatedAttentionKernel
 from engine.kernels.fp8 import quantize_rows
 from engine.kernels.rope import image_rotations
 from engine.model import Transformer
 from engine.model.transformer import TimeModulation
+from engine.model_config import ModelConfig
 from engine.parallel import LocalGroup, Mesh
 from engine.parallel.linear import ParallelMatrix
 from engine.prompt import PREFIX, SUFFIX

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench import references
-from engine.config import PARALLEL_DEGREES, ModelConfig
+from engine.degrees import PARALLEL_DEGREES
 from engine.kernels.chunked_attention import chunked_attention
 from engine.kernels.fp8 import Fp8Rows
 from engine.kernels.gate import sigmoid_mul, silu_mul
@@ -25,6 +25,7 @@ from engine.kernels.norm import add_rms_norm_modulate_, norm_triton, rms_norm_mo
 from engine.kernels.packing import Packing
 from engine.kernels.rope import norm_rotate_, norm_rotate_to_ranks
 from engine.kernels.upsample import upsample
+from engine.model_config import ModelConfig
 
 Tensors = dict[str, torch.Tensor]
 

@@ -31,7 +31,7 @@ from bench.runner import check_positive, note, parse_list, run_main
 from bench.timing import Budget, Spread
 from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.load import LoadOptions, load_weights
-from engine.config import DEVICES, DTYPES, EngineConfig
+from engine.engine_config import DEVICES, DTYPES, EngineConfig
 from engine.errors import ArgumentError
 from engine.kernels.attention import GatedAttentionKernel
 from engine.model import Transformer

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from engine.modes import Degrees, Sent
+from engine.degrees import Degrees
 from engine.parallel import Group, LocalGroup, Mesh
+from engine.traffic import Sent
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Counter:
 
 
 class CountingGroup(Group):
-    """A group that adds what its rank sends to a counter, as `engine.modes.sent_in_step` counts it."""
+    """A group that adds what its rank sends to a counter, as `engine.traffic.sent_in_step` counts it."""
 
     def __init__(self, group: Group, counter: Counter) -> None:
         self.rank, self.size = group.rank, group.size

@@ -26,7 +26,7 @@ from transformers import BatchEncoding, Qwen3VLConfig, Qwen3VLModel
 from bench.real_size import RandomWeights, random_prompt
 from bench.timing import Marks, time_calls
 from engine.checkpoint.config_json import config_files
-from engine.config import ModelConfig
+from engine.model_config import ModelConfig
 from engine.prompt import PREFIX, PREFIX_TOKENS, SUFFIX, SUFFIX_TOKENS
 
 TEXT_TOKENS = 512  # that the pipeline pads every prompt to

@@ -16,15 +16,9 @@ import torch
 
 from engine.checkpoint.stored import Bounds, StoredTensor
 from engine.checkpoint.tensors import Source, text_encoder_sources, transformer_sources, vae_sources
-from engine.config import (
-    DEFAULT_TAPS,
-    DEMO_CHECKPOINT,
-    ModelConfig,
-    ScheduleConfig,
-    TextEncoderConfig,
-    TransformerConfig,
-    VAEConfig,
-)
+from engine.component_config import ScheduleConfig, TextEncoderConfig, TransformerConfig, VAEConfig
+from engine.demo_checkpoints import DEMO_CHECKPOINT
+from engine.model_config import DEFAULT_TAPS, ModelConfig
 from engine.prompt import PREFIX_TOKENS, SUFFIX_TOKENS
 
 PROMPT_TOKENS = 60

@@ -24,9 +24,10 @@ from bench.output import append_json, print_json, print_table, publish_left_out
 from bench.real_size import PROMPT_TOKENS, SIZES, RandomWeights, model_of_size, random_prompt
 from bench.survive import Attempts
 from bench.timing import Budget, is_shared
-from engine.config import ATTENTIONS, DEVICES, DTYPES, EngineConfig, ModelConfig
 from engine.decoding import DecodedImage
+from engine.engine_config import ATTENTIONS, DEVICES, DTYPES, EngineConfig
 from engine.errors import ArgumentError, Krea2Error
+from engine.model_config import ModelConfig
 from engine.parallel import Mesh, pick_device
 from engine.parallel.device import pick_dtype
 from engine.pending import PendingStep

@@ -31,9 +31,10 @@ from bench.denoising import final_latents
 from bench.output import print_table, publish
 from bench.rank_processes import ProcessFailed, end_with_parent, run_ranks
 from bench.real_size import TINY, RandomWeights, random_prompt
-from engine.config import EngineConfig, ModelConfig
+from engine.degrees import Degrees
+from engine.engine_config import EngineConfig
 from engine.errors import ArgumentError
-from engine.modes import Degrees
+from engine.model_config import ModelConfig
 from engine.parallel import connect_mesh, pick_device
 from engine.rank import Rank
 from engine.step import Job

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from bench.floor import Ceilings, attention_flops
-from engine.config import TransformerConfig
+from engine.component_config import TransformerConfig
 from engine.kernels.attention_choice import AttentionShape, choose_attention
 from engine.kernels.fp8 import FP8, Fp8Rows, fp8_linear
 

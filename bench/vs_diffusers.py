@@ -29,8 +29,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.checkpoints import CheckpointSpec, build_checkpoint
 from bench.output import print_json, print_table
-from engine.config import EngineConfig
 from engine.decoding import DecodedImage
+from engine.engine_config import EngineConfig
 from engine.parallel import Mesh
 from engine.prompt import PREFIX_TOKENS
 from engine.rank import Rank

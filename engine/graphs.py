@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import torch
 
-from engine.config import TransformerConfig
+from engine.component_config import TransformerConfig
 from engine.kernels.packing import CapturedPacking, Packing
 from engine.model import TextEncoder, Transformer
 from engine.model.transformer import TimeModulation

@@ -10,10 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.config import ModelConfig
-from engine.modes import EXCHANGING, UNEVEN, Degrees, forwards
+from engine.degrees import EXCHANGING, Degrees
+from engine.model_config import ModelConfig
 from engine.prompt import MAX_PROMPT_TOKENS, PREFIX_TOKENS, SUFFIX_TOKENS
 from engine.tiling import SMALLEST_TILE, divide
+from engine.work_division import UNEVEN, forwards
 
 # Tokens in one forward of the text encoder, which bounds what that allocates: one prompt of the greatest length, or
 # as many short ones.

@@ -16,10 +16,11 @@ from typing import Protocol
 
 from engine.checkpoint.holding import in_blocks
 from engine.checkpoint.summary import HeldParameter, Tensors, held_parameters
-from engine.config import DIT, DIT_LAYERWISE, OFFLOADS, TEXT_ENCODER, VAE, EngineConfig, ModelConfig
+from engine.degrees import Degrees
+from engine.engine_config import DIT, DIT_LAYERWISE, OFFLOADS, TEXT_ENCODER, VAE, EngineConfig
 from engine.errors import ArgumentError
 from engine.memory import batch_bytes, communication_bytes, decode_bytes, encode_bytes, tiled_decode_bytes
-from engine.modes import Degrees
+from engine.model_config import ModelConfig
 from engine.prompt import MAX_PROMPT_TOKENS, SUFFIX_TOKENS
 from engine.tiling import SMALLEST_TILE
 

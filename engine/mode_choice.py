@@ -18,10 +18,13 @@ from engine.checkpoint.holding import in_blocks
 from engine.checkpoint.stored import Held
 from engine.checkpoint.summary import Tensors, held_parameters
 from engine.component_config import TransformerConfig
-from engine.config import MOST_RANKS, PARALLEL_DEGREES, EngineConfig, ModelConfig
+from engine.degrees import MOST_RANKS, PARALLEL_DEGREES, Degrees
+from engine.engine_config import EngineConfig
 from engine.errors import ArgumentError
 from engine.memory_plan import plan_checkpoint, shown
-from engine.modes import Degrees, exchanged_in_step, forwards, sent_in_step
+from engine.model_config import ModelConfig
+from engine.traffic import exchanged_in_step, sent_in_step
+from engine.work_division import forwards
 
 TEXT_TOKENS = 64  # of a typical prompt
 # An H200: its multiprocessors, and the rows and columns of the products that one of them makes at a time.

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from engine.checkpoint.load import Weights
-from engine.config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
 from engine.copying import Copier, Copy, make_copier
+from engine.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
 from engine.memory_plan import MemoryPlan, block_of, is_small, plan_checkpoint, slot_bytes
 from engine.model import TextEncoder, Transformer
 from engine.moments import Moment

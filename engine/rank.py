@@ -15,8 +15,8 @@ import torch
 from engine.attention_agreement import agree_on_attention
 from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.load import LoadOptions, Weights, load_weights
-from engine.config import DIT, DIT_LAYERWISE, TEXT_ENCODER, EngineConfig
 from engine.decoding import DecodedImage, DecodedTogether, ImageDecoder
+from engine.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, EngineConfig
 from engine.errors import LoraError, OutOfMemoryError
 from engine.graphs import PromptGraphs, StepGraphs
 from engine.jobs import JobState, Schedule

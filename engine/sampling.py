@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from engine.config import ModelConfig
+from engine.model_config import ModelConfig
 
 DISTILLED_MU = 1.15
 

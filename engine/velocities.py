@@ -8,16 +8,17 @@ from functools import lru_cache, partial
 import torch
 
 from engine.batch import Layout, Segment
-from engine.config import TransformerConfig
+from engine.component_config import TransformerConfig
+from engine.degrees import Degrees
 from engine.graphs import StepGraphs
 from engine.jobs import JobState
 from engine.kernels.rope import image_rotations
 from engine.lora.adapters import Adapters
 from engine.model import Transformer
 from engine.model.transformer import TimeModulation
-from engine.modes import Degrees, forwards
 from engine.parallel import Group, Mesh
 from engine.parallel.device import to_device
+from engine.work_division import forwards
 
 _CACHED_SHAPES = 8  # batch layouts and image grids kept: a layout is 4 MB at the real size
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from engine.config import EngineConfig
+from engine.engine_config import EngineConfig
 from engine.errors import ArgumentError
 from launcher.options import part_options
 

@@ -9,10 +9,10 @@ from typing import Protocol
 
 import zmq.asyncio
 
-from engine.config import ModelConfig
 from engine.cost import CostModel, Work
 from engine.errors import Krea2Error
 from engine.memory import DecodeMemory
+from engine.model_config import ModelConfig
 from engine.scheduler import Estimate, Scheduler
 from engine.step import Adapter, Job, Step, StepTimes
 from launcher.internal import Decoded, FrontendConfig, Previewed

@@ -20,7 +20,6 @@ import zmq.asyncio
 
 import engine
 from engine.checkpoint import CheckpointFiles
-from engine.config import ModelConfig
 from engine.errors import (
     ArgumentError,
     CancelledError,
@@ -31,6 +30,7 @@ from engine.errors import (
     RequestTimeoutError,
     ServerError,
 )
+from engine.model_config import ModelConfig
 from engine.step import Job, Step, StepTimes
 from launcher.answers import Answers, TrackedRequest
 from launcher.clients import Clients

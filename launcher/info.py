@@ -12,7 +12,7 @@ from engine.checkpoint import CheckpointFiles, summarize
 from engine.checkpoint.layouts import open_text_encoder, open_transformer, open_vae
 from engine.checkpoint.open import open_tensor_file
 from engine.checkpoint.parts import find_parts
-from engine.config import PARTS, EngineConfig
+from engine.engine_config import PARTS, EngineConfig
 from engine.errors import ArgumentError, CheckpointError
 from engine.memory_plan import plan_checkpoint
 from engine.mode_choice import Workload

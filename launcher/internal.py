@@ -7,7 +7,7 @@ from typing import TypeVar
 import msgspec
 
 import engine
-from engine.config import EngineConfig
+from engine.engine_config import EngineConfig
 from engine.step import BuiltPlan, Step, StepTimes
 from launcher.limits import Limits
 from launcher.protocol import Message

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import msgspec
 
-from engine.config import DEMO_LORAS, ModelConfig
+from engine.demo_checkpoints import DEMO_LORAS
 from engine.errors import ArgumentError, CheckpointError, LoraError, printable
 from engine.lora import AdapterFile, open_adapter
+from engine.model_config import ModelConfig
 from launcher.internal import FrontendConfig, LoraFile
 from launcher.limits import Limits
 from launcher.requests import check_strength

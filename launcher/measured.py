@@ -10,10 +10,11 @@ from typing import Annotated
 
 import msgspec
 
-from engine.config import EngineConfig, ModelConfig
 from engine.cost import CostModel, Work
+from engine.degrees import Degrees
+from engine.engine_config import EngineConfig
 from engine.mode_choice import TEXT_TOKENS, Rates, predict_step
-from engine.modes import Degrees
+from engine.model_config import ModelConfig
 from launcher.internal import FrontendConfig
 
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]

@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from engine.config import DEMO_CHECKPOINTS, PARTS, EngineConfig, ModelConfig
+from engine.demo_checkpoints import DEMO_CHECKPOINTS
+from engine.engine_config import PARTS, EngineConfig
 from engine.errors import ArgumentError
 from engine.mode_choice import Workload
+from engine.model_config import ModelConfig
 from launcher import torchrun
 from launcher.internal import FrontendConfig
 from launcher.limits import Limits, parse_bytes

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from engine.config import EngineConfig, ModelConfig
+from engine.engine_config import EngineConfig
 from engine.errors import ArgumentError
 from engine.memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes, packed_bytes
+from engine.model_config import ModelConfig
 from engine.prompt import MAX_PROMPT_TOKENS, PREFIX_TOKENS
 from engine.step import Job
 from launcher.limits import Limits

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine.checkpoint import CheckpointFiles
-from engine.config import EngineConfig, ModelConfig
+from engine.engine_config import EngineConfig
 from engine.errors import ArgumentError, Krea2Error, LaunchError, RankError, ServerError, error_from_code
 from engine.mode_choice import Workload, block_form
+from engine.model_config import ModelConfig
 from launcher.hub import find_model
 from launcher.internal import (
     Ended,

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 
-from engine.config import ModelConfig
 from engine.cost import CostModel, Work, choose_budget
+from engine.model_config import ModelConfig
 from engine.prompt import PREFIX_TOKENS
 from engine.step import Job, Step, StepTimes
 from launcher.tokenizer import Prompt

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import torch
 
-from engine.config import EngineConfig, ModelConfig
 from engine.decoding import DecodedImage
+from engine.engine_config import EngineConfig
 from engine.jobs import JobState
+from engine.model_config import ModelConfig
 from engine.parallel import thread_meshes
 from engine.rank import Rank
 from engine.step import Adapter, Job, Step

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from engine.attention_agreement import agree_on_attention
-from engine.config import EngineConfig
+from engine.degrees import Degrees
+from engine.engine_config import EngineConfig
 from engine.errors import ArgumentError
 from engine.kernels import attention_choice
 from engine.kernels.attention_choice import AttentionChoice, AttentionShape, Timing, choose_attention
-from engine.modes import Degrees
 from engine.parallel import Mesh, thread_meshes
 from engine.rank import Rank
 

@@ -15,7 +15,7 @@ import torch
 from engine.checkpoint import CheckpointFiles, summarize
 from engine.checkpoint.safetensors_file import SafetensorsFile
 from engine.checkpoint.stored import Bounds
-from engine.config import EngineConfig
+from engine.engine_config import EngineConfig
 from engine.errors import ArgumentError, CheckpointError
 from engine.parallel import Mesh
 from engine.rank import Rank

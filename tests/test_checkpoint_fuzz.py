@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.config import EngineConfig, ModelConfig
+from engine.engine_config import EngineConfig
 from engine.errors import CheckpointError
+from engine.model_config import ModelConfig
 from engine.parallel import Mesh
 from engine.rank import Rank
 from engine.step import Job, Step

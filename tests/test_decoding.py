@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.config import EngineConfig
 from engine.decoding import DecodedImage
+from engine.engine_config import EngineConfig
 from engine.parallel import Mesh
 from engine.rank import Rank
 from engine.step import Job, Step

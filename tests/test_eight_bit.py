@@ -12,7 +12,7 @@ from engine.checkpoint import CheckpointFiles, load
 from engine.checkpoint.holding import in_blocks
 from engine.checkpoint.stored import Bounds, Held, StoredTensor
 from engine.checkpoint.tensors import Source
-from engine.config import EngineConfig
+from engine.engine_config import EngineConfig
 from engine.errors import CheckpointError
 from engine.kernels.fp8 import FP8
 from engine.kernels.int8 import dequantize_groups, quantize_groups

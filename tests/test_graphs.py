@@ -17,13 +17,14 @@ from bench.denoising import NOISE_DTYPE
 from bench.real_size import TINY, RandomWeights
 from engine import graphs
 from engine.batch import Layout, Segment
-from engine.config import EngineConfig, ModelConfig
+from engine.engine_config import EngineConfig
 from engine.graphs import PromptGraphs, StepGraphs
 from engine.kernels.gate import gate_mul_triton
 from engine.kernels.norm import norm_triton
 from engine.kernels.packing import Packing
 from engine.kernels.rope import image_rotations, norm_rotate_triton_
 from engine.model import layers, transformer
+from engine.model_config import ModelConfig
 from engine.parallel import Mesh
 from engine.rank import Rank
 from engine.sampling import draw_noise

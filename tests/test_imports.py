@@ -35,23 +35,27 @@ PICKLING_CALLS = {
 }
 
 # engine: rank → model → parallel → kernels → nothing; below are the parts that each part may import.
-_PLAIN = {"config", "component_config", "errors", "json_fields", "step"}
+_PLAIN = {"component_config", "degrees", "engine_config", "errors", "json_fields", "model_config", "step"}
 ENGINE_LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "step": set(),
     "json_fields": {"errors"},
     "component_config": {"json_fields"},
     "prompt_domain": {"json_fields"},
-    "modes": {"component_config"},
-    "config": {"component_config", "errors", "json_fields", "modes", "prompt_domain"},
+    "degrees": {"component_config"},
+    "work_division": {"component_config", "degrees"},
+    "traffic": {"component_config", "degrees", "work_division"},
+    "demo_checkpoints": set(),
+    "engine_config": {"degrees", "demo_checkpoints", "errors"},
+    "model_config": {"component_config", "degrees", "errors", "json_fields", "prompt_domain"},
     "tiling": set(),
-    "memory": {*_PLAIN, "modes", "prompt", "tiling"},
+    "memory": {*_PLAIN, "prompt", "tiling", "work_division"},
     "cost": {"step"},
     "policy": {"cost", "step"},
     "forecast": {"cost", "policy"},
     "scheduler": {*_PLAIN, "cost", "policy", "forecast"},
     "kernels": {"errors"},
-    "parallel": {*_PLAIN, "kernels", "modes"},
+    "parallel": {*_PLAIN, "kernels"},
     "attention_agreement": {"kernels", "parallel"},
     "checkpoint": {*_PLAIN, "kernels", "parallel"},
     "sampling": _PLAIN,
@@ -60,8 +64,8 @@ ENGINE_LAYERS: dict[str, set[str]] = {
     "prompt": set(),
     "model": {*_PLAIN, "parallel", "kernels", "batch", "tiling"},
     "lora": {*_PLAIN, "checkpoint", "parallel", "kernels"},
-    "memory_plan": {*_PLAIN, "checkpoint", "memory", "modes", "prompt", "tiling"},
-    "mode_choice": {*_PLAIN, "checkpoint", "memory_plan", "modes"},
+    "memory_plan": {*_PLAIN, "checkpoint", "memory", "prompt", "tiling"},
+    "mode_choice": {*_PLAIN, "checkpoint", "memory_plan", "traffic", "work_division"},
     "moments": set(),
     "out_of_memory": set(),
     "copying": {"moments"},
@@ -73,7 +77,7 @@ ENGINE_LAYERS: dict[str, set[str]] = {
     "jobs": {*_PLAIN, "lora", "model"},
     "plan_building": {"kernels", "out_of_memory", "step"},
     "pending": {*_PLAIN, "moments"},
-    "velocities": {*_PLAIN, "batch", "graphs", "jobs", "kernels", "lora", "model", "modes", "parallel"},
+    "velocities": {*_PLAIN, "batch", "graphs", "jobs", "kernels", "lora", "model", "parallel", "work_division"},
     "rank": {
         *_PLAIN,
         "attention_agreement",
@@ -131,7 +135,7 @@ def test_nothing_is_pickled() -> None:
 
 def test_packages_and_the_check_of_adapter_files_load_nothing_heavy_and_the_rank_no_sockets_and_no_references() -> None:
     """In one interpreter: what one has loaded is there for the next, which may load it too."""
-    parts = ("config", "errors", "step", "scheduler", "prompt", "checkpoint", "checkpoint.summary")
+    parts = ("engine_config", "model_config", "errors", "step", "scheduler", "prompt", "checkpoint.summary")
     packages, adapter_files, rank = modules_after(
         f"import launcher, engine, {', '.join(f'engine.{part}' for part in parts)}",
         "import engine.lora",

@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
-from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
+from engine.demo_checkpoints import DEMO_CHECKPOINT
+from engine.engine_config import EngineConfig
 from engine.memory import DecodeMemory, decode_bytes, encode_bytes, step_bytes, tile_side, tiled_decode_bytes
 from engine.model import VAEDecoder
+from engine.model_config import ModelConfig
 from engine.parallel import Mesh
 from engine.prompt import MAX_PROMPT_TOKENS, SUFFIX_TOKENS
 from engine.rank import Rank

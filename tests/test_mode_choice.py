@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.real_size import KREA2, RandomWeights
-from engine.config import EngineConfig
+from engine.degrees import Degrees
+from engine.engine_config import EngineConfig
 from engine.errors import ArgumentError
 from engine.memory import communication_bytes
 from engine.mode_choice import Devices, Rates, Workload, choose, predict_modes, predict_step
-from engine.modes import Degrees, exchanged_in_step, sent_in_step
+from engine.traffic import exchanged_in_step, sent_in_step
 
 GB = 10**9
 MODES = [Degrees(), Degrees(tp=2), Degrees(sp=2), Degrees(tp=4), Degrees(tp=2, sp=2), Degrees(sp=4)]

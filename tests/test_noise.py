@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.config import EngineConfig
+from engine.engine_config import EngineConfig
 from engine.parallel import Mesh
 from engine.rank import Rank
 from engine.sampling import draw_noise

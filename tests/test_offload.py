@@ -16,7 +16,7 @@ import torch
 
 from engine import copying, residency
 from engine.checkpoint import CheckpointFiles
-from engine.config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
+from engine.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
 from engine.memory import communication_bytes
 from engine.model.layers import SwiGLU
 from engine.moments import seconds_between

@@ -16,8 +16,8 @@ import torch
 
 from engine import graphs, prompt_features, rank, residency
 from engine.checkpoint import CheckpointFiles
-from engine.config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
 from engine.decoding import DecodedImage
+from engine.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
 from engine.kernels.packing import Packing
 from engine.lora.adapters import Adapters
 from engine.model import TextEncoder

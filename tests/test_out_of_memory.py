@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.config import DEMO_CHECKPOINT, DEMO_LORAS, DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
 from engine.decoding import DecodedImage
+from engine.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
+from engine.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
 from engine.errors import OutOfMemoryError
 from engine.memory import encode_bytes
 from engine.out_of_memory import is_out_of_memory

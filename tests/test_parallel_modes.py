@@ -19,19 +19,23 @@ from hypothesis import strategies as st
 
 from bench.mesh_groups import counting
 from bench.real_size import KREA2
-from engine.config import DEMO_CHECKPOINT, DEMO_LORAS, EngineConfig, ModelConfig
+from engine.degrees import Degrees
+from engine.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
+from engine.engine_config import EngineConfig
 from engine.errors import ArgumentError
 from engine.kernels.packing import Packing
 from engine.memory import step_bytes
 from engine.model import VAEDecoder
-from engine.modes import Degrees, Halves, Sent, divide_segments, sent_in_step
+from engine.model_config import ModelConfig
 from engine.parallel import Group, thread_groups, thread_meshes
 from engine.parallel.sequence import Share
 from engine.parallel.thread_group import ThreadGroup
 from engine.prompt import PREFIX_TOKENS
 from engine.rank import Rank
 from engine.step import Adapter, Job, Step
+from engine.traffic import Sent, sent_in_step
 from engine.velocities import Velocities
+from engine.work_division import Halves, divide_segments
 from tests.engine_runs import RankGroup, RankGroups, jobs_of, on_ranks, run_jobs
 from tests.oracle import Picture, Request, relative_error
 

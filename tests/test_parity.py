@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.config import ModelConfig
+from engine.model_config import ModelConfig
 from engine.sampling import draw_noise, make_sigmas
 from tests.engine_runs import RankGroups, run_requests
 from tests.oracle import (

@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 import torch
 
-from engine.config import DEMO_CHECKPOINT
+from engine.demo_checkpoints import DEMO_CHECKPOINT
 from engine.kernels import attention
 from engine.kernels.attention import GatedAttentionKernel, PlanShape
 from engine.kernels.attention_plans import PlanSchedule

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.config import DEMO_CHECKPOINT, EngineConfig
 from engine.decoding import DecodedImage
+from engine.demo_checkpoints import DEMO_CHECKPOINT
+from engine.engine_config import EngineConfig
 from engine.parallel import Mesh
 from engine.pending import Preview
 from engine.preview import SCALE, PreviewMap

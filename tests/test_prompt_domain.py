@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from demo.captions import prompts
-from engine.config import DEMO_CHECKPOINT, ModelConfig
+from engine.demo_checkpoints import DEMO_CHECKPOINT
 from engine.errors import CheckpointError
 from engine.json_fields import JsonFields
+from engine.model_config import ModelConfig
 from engine.prompt_domain import PromptDomain, read_prompt_domain
 
 INDEX = Path("model_index.json")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.checkpoint.holding import BLOCK_MATRICES
-from engine.config import EngineConfig
+from engine.engine_config import EngineConfig
 from engine.kernels.fp8 import FP8, Fp8Rows
 from engine.parallel import Mesh
 from engine.rank import Rank

@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
+from engine.demo_checkpoints import DEMO_CHECKPOINT
+from engine.engine_config import EngineConfig
 from engine.memory import decode_bytes, tile_side
 from engine.model import VAEDecoder
 from engine.model.vae import _shares
+from engine.model_config import ModelConfig
 from engine.parallel import Mesh
 from engine.rank import Rank
 from engine.tiling import OVERLAP, SMALLEST_TILE, divide

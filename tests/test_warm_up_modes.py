@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.config import EngineConfig
+from engine.engine_config import EngineConfig
 from engine.jobs import JobState
 from engine.parallel import Mesh, thread_meshes
 from engine.pending import Preview

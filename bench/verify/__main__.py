@@ -46,8 +46,8 @@ from bench.verify.models import (
 )
 from bench.verify.paths import check_paths
 from bench.verify.report import Verified, json_result, write_report
+from engine.degrees import Degrees
 from engine.errors import ArgumentError, CheckpointError
-from engine.modes import Degrees
 from engine.parallel.device import free_bytes
 
 _BAD_ARGUMENT = 2

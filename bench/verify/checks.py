@@ -37,8 +37,8 @@ from bench.verify.ours import Results, Steps
 from bench.verify.ranks import Plan, run_group, run_one
 from bench.verify.recording import Answers, Made
 from bench.verify.stages import Traced
-from engine.config import ModelConfig
-from engine.modes import Degrees
+from engine.degrees import Degrees
+from engine.model_config import ModelConfig
 from engine.sampling import default_mu, make_sigmas
 
 ONE = Degrees()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.checkpoint.layouts import open_text_encoder, open_transformer, open_vae
 from engine.checkpoint.open import open_tensor_file
-from engine.config import DEMO_CHECKPOINTS, DEMO_LORAS
+from engine.demo_checkpoints import DEMO_CHECKPOINTS, DEMO_LORAS
 from engine.errors import ArgumentError, CheckpointError
 
 _NEEDED = ("transformer/config.json", "text_encoder/config.json", "vae/config.json", "tokenizer/tokenizer.json")

@@ -25,8 +25,8 @@ from bench.arguments import end_with
 from bench.rank_processes import end_with_parent, run_ranks
 from bench.verify.ours import Results, Runner, Steps
 from bench.verify.stages import Traced
-from engine.config import EngineConfig
-from engine.modes import Degrees
+from engine.degrees import Degrees
+from engine.engine_config import EngineConfig
 from engine.parallel import Mesh, connect_mesh, pick_device
 from engine.rank import Rank
 from engine.step import Job

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from engine.batch import Layout, Segment
-from engine.config import ModelConfig
 from engine.kernels.norm import rms_norm_modulate
 from engine.kernels.packing import Packing
 from engine.kernels.rope import image_rotations, text_rotations
 from engine.model import TextEncoder, VAEDecoder
 from engine.model.transformer import TimeModulation
+from engine.model_config import ModelConfig
 from engine.parallel import Mesh
 from engine.parallel.device import decoding_dtype
 from engine.parallel.rows import ImageRows

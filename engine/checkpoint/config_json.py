@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.config import PIPELINE_CLASS, ModelConfig
+from engine.model_config import PIPELINE_CLASS, ModelConfig
 
 TRANSFORMER_CLASS = "Krea2Transformer2DModel"
 

@@ -15,9 +15,10 @@ from engine.checkpoint.parts import Parts, find_parts, repository_of, variant_by
 from engine.checkpoint.presharded import is_split, open_shard, shard_sources
 from engine.checkpoint.stored import StoredTensor
 from engine.checkpoint.tensors import Source, text_encoder_sources, transformer_sources, vae_sources
-from engine.config import PARTS, EngineConfig, ModelConfig
+from engine.engine_config import PARTS, EngineConfig
 from engine.errors import CheckpointError
 from engine.json_fields import JsonFields
+from engine.model_config import ModelConfig
 
 _OPENERS: Mapping[str, Callable[[Path], Component]] = {
     "transformer": open_transformer,

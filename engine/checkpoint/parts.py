@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.checkpoint.locate import is_folder
-from engine.config import PARTS, EngineConfig
+from engine.engine_config import PARTS, EngineConfig
 from engine.errors import ArgumentError, CheckpointError
 
 _INDEX = "model_index.json"

@@ -12,7 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from engine.config import ModelConfig, TransformerConfig, VAEConfig
+from engine.component_config import TransformerConfig, VAEConfig
+from engine.model_config import ModelConfig
 
 ROWS, COLUMNS = 0, 1
 

@@ -10,7 +10,7 @@ import torch
 from engine.checkpoint.load import Weights
 from engine.checkpoint.stored import Bounds, StoredTensor
 from engine.checkpoint.tensors import Source
-from engine.config import EngineConfig
+from engine.engine_config import EngineConfig
 from engine.errors import ArgumentError, LoraError
 from engine.lora.deltas import Shard, norm_factors, read_delta, read_vector
 from engine.lora.families import Change, Family

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from engine.checkpoint.names import linear_modules
 from engine.checkpoint.tensors import Source, transformer_sources
-from engine.config import TransformerConfig
+from engine.component_config import TransformerConfig
 
 # What ends a key, and the role of such a tensor among those of its layer.
 _ROLES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from engine.config import TransformerConfig
+from engine.component_config import TransformerConfig
 from engine.kernels.attention import GatedAttentionKernel
 from engine.kernels.norm import add_rms_norm
 from engine.kernels.packing import Packing

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from engine.batch import Layout
-from engine.config import TransformerConfig
+from engine.component_config import TransformerConfig
 from engine.kernels.attention import GatedAttentionKernel
 from engine.kernels.norm import add_rms_norm_modulate_, rms_norm_modulate
 from engine.kernels.packing import Packing

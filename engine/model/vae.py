@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.config import VAEConfig
+from engine.component_config import VAEConfig
 from engine.kernels.chunked_attention import chunked_attention
 from engine.kernels.image_norm import add_image_norm_, add_residual_, image_norm
 from engine.kernels.upsample import upsample

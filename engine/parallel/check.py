@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import torch
 
+from engine.degrees import EXCHANGING, Degrees
 from engine.errors import Krea2Error, LaunchError
-from engine.modes import EXCHANGING, Degrees
 from engine.parallel.group import Group
 from engine.parallel.mesh import Mesh
 

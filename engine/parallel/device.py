@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from engine.config import EngineConfig
+from engine.engine_config import EngineConfig
 from engine.errors import ArgumentError
 from engine.kernels.jit import missing_for_kernels
 

@@ -27,9 +27,11 @@ from bench.lost import LOST
 from bench.plain_kernels import PLAIN, plain_kernels
 from bench.real_size import TINY
 from engine.checkpoint.holding import BLOCK_MATRICES
-from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
+from engine.demo_checkpoints import DEMO_CHECKPOINT
+from engine.engine_config import EngineConfig
 from engine.kernels.fp8 import FP8
 from engine.model import layers
+from engine.model_config import ModelConfig
 from engine.parallel import Mesh
 from engine.rank import Rank
 from launcher.tokenizer import PromptTokenizer

@@ -14,7 +14,7 @@ from bench.real_size import KREA2, TINY, RandomWeights, model_of_size, random_pr
 from bench.runner import Engine, Setup, Version
 from bench.timing import Budget, Marks, Spread, is_shared, time_calls
 from engine.checkpoint.tensors import Source
-from engine.config import ModelConfig
+from engine.model_config import ModelConfig
 from engine.prompt import PREFIX_TOKENS, SUFFIX_TOKENS
 from engine.sampling import draw_noise
 from tests.oracle import relative_error

@@ -13,7 +13,7 @@ import pytest
 from bench import rank_processes, shared_gpu
 from bench.rank_processes import ProcessFailed
 from bench.shared_gpu import Parity, compare, main
-from engine.modes import Degrees
+from engine.degrees import Degrees
 
 
 @pytest.mark.timeout(600)

@@ -20,8 +20,8 @@ from bench.verify.models import Model, find_models, requests_for
 from bench.verify.ours import Results
 from bench.verify.ranks import Plan
 from bench.verify.report import Verified, write_report
+from engine.degrees import Degrees
 from engine.model import VAEDecoder
-from engine.modes import Degrees
 from engine.parallel import thread_meshes
 from engine.rank import Rank
 from tests.launcher.processes import PATIENCE_S

@@ -22,7 +22,7 @@ from bench.verify.report import Verified
 from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.convert import convert
 from engine.component_config import TransformerConfig
-from engine.config import EngineConfig
+from engine.engine_config import EngineConfig
 from engine.errors import ArgumentError
 from launcher.tokenizer import Prompt, PromptTokenizer
 from tests.damage import copy_checkpoint

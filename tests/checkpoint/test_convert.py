@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save
 
 from engine.checkpoint import CheckpointFiles, convert, summarize
 from engine.checkpoint.convert import LAYOUTS, WEIGHTS, count_tensors
-from engine.config import EngineConfig, ModelConfig
+from engine.engine_config import EngineConfig
 from engine.errors import ArgumentError, CheckpointError
+from engine.model_config import ModelConfig
 from engine.parallel import Mesh
 from engine.rank import Rank
 from tests.damage import copy_checkpoint, rewrite_json

@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 
 from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.parts import repository_of, variant_by_name
-from engine.config import DEMO_CHECKPOINT, DEMO_CHECKPOINTS, EngineConfig, ModelConfig
+from engine.demo_checkpoints import DEMO_CHECKPOINT, DEMO_CHECKPOINTS
+from engine.engine_config import EngineConfig
 from engine.errors import ArgumentError, CheckpointError
+from engine.model_config import ModelConfig
 from engine.parallel import Mesh
 from engine.rank import Rank
 from tests.checkpoint.layouts import (

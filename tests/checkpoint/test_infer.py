@@ -16,9 +16,10 @@ from engine.checkpoint.layouts import Component, open_text_encoder, open_transfo
 from engine.checkpoint.stored import Bounds, StoredTensor
 from engine.checkpoint.tensors import Source, text_encoder_sources, transformer_sources, vae_sources
 from engine.component_config import read_schedule, read_text_encoder, read_transformer, read_vae
-from engine.config import DEMO_CHECKPOINT, ModelConfig
+from engine.demo_checkpoints import DEMO_CHECKPOINT
 from engine.errors import CheckpointError
 from engine.json_fields import JsonFields
+from engine.model_config import ModelConfig
 from tests.checkpoint.layouts import language_model, load_text_encoder, load_transformer, load_vae, save
 
 LAYER_0 = "language_model.layers.0"

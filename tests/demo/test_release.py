@@ -19,7 +19,8 @@ from demo import release as release_module
 from demo.captions import parse, prompts
 from demo.release import ENGINE_KEYS, draw, release
 from demo.tokenizer import sentence
-from engine.config import DEMO_CHECKPOINT, ModelConfig
+from engine.demo_checkpoints import DEMO_CHECKPOINT
+from engine.model_config import ModelConfig
 
 
 @pytest.fixture(scope="module")

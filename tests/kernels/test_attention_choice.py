@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from engine.config import ATTENTIONS
+from engine.engine_config import ATTENTIONS
 from engine.errors import ArgumentError
 from engine.kernels import attention_choice
 from engine.kernels.attention import BACKENDS

@@ -16,7 +16,7 @@ import torch
 
 from bench.kernel_checks import ATTENTION_BOUND, check_all
 from bench.kernel_rates import attention_backends
-from engine.config import DEMO_CHECKPOINT, DEMO_LORAS
+from engine.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
 from engine.errors import ArgumentError
 from engine.kernels import attention_choice, flash_attention
 from engine.kernels.attention import BACKENDS, GatedAttentionKernel

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 import engine
-from engine.config import DEMO_CHECKPOINT, ModelConfig
+from engine.demo_checkpoints import DEMO_CHECKPOINT
+from engine.model_config import ModelConfig
 from launcher import Client
 from launcher.cli import commands
 from tests.checkpoint.layouts import (

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
+from engine.demo_checkpoints import DEMO_CHECKPOINT
+from engine.engine_config import EngineConfig
 from engine.errors import ArgumentError
 from engine.lora import open_adapter
 from engine.memory import decode_bytes
 from engine.mode_choice import Workload
+from engine.model_config import ModelConfig
 from launcher import Client, launch
 from launcher.async_client import AsyncClient
 from launcher.limits import parse_bytes

@@ -15,10 +15,12 @@ import pytest
 import torch
 
 from bench.real_size import KREA2
-from engine.config import DEMO_CHECKPOINT, DEMO_CHECKPOINTS, EngineConfig, ModelConfig
 from engine.cost import CostModel, Work
+from engine.demo_checkpoints import DEMO_CHECKPOINT, DEMO_CHECKPOINTS
+from engine.engine_config import EngineConfig
 from engine.errors import ArgumentError, LaunchError
 from engine.mode_choice import TEXT_TOKENS, Devices, Rates, Workload, predict_step
+from engine.model_config import ModelConfig
 from engine.parallel import thread_groups
 from engine.parallel.link import measure_link
 from launcher import devices, launch, parallel_choice

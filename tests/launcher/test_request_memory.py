@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from engine.config import DEMO_CHECKPOINT, EngineConfig, ModelConfig
+from engine.demo_checkpoints import DEMO_CHECKPOINT
+from engine.engine_config import EngineConfig
 from engine.errors import ArgumentError
 from engine.memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes
+from engine.model_config import ModelConfig
 from launcher.limits import Limits
 from launcher.protocol import Generate
 from launcher.requests import Plan, check, check_memory, default_needs, token_budget

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import DEMO_CHECKPOINT, ModelConfig
+from engine.demo_checkpoints import DEMO_CHECKPOINT
 from engine.errors import ArgumentError
+from engine.model_config import ModelConfig
 from engine.prompt_domain import PromptDomain
 from launcher.limits import Limits
 from launcher.protocol import Generate, LoraChoice

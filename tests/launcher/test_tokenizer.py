@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import DEMO_CHECKPOINT, ModelConfig
+from engine.demo_checkpoints import DEMO_CHECKPOINT
 from engine.errors import CheckpointError
+from engine.model_config import ModelConfig
 from engine.prompt import PREFIX, SUFFIX
 from launcher.tokenizer import PromptTokenizer
 

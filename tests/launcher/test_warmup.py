@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from engine.checkpoint import CheckpointFiles
-from engine.config import EngineConfig
 from engine.cost import CostModel, Work
+from engine.engine_config import EngineConfig
 from engine.prompt import PREFIX_TOKENS
 from engine.step import Job, Step, StepTimes
 from launcher import warmup

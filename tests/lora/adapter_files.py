@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from engine.checkpoint.names import linear_modules
 from engine.checkpoint.tensors import transformer_sources
-from engine.config import ModelConfig, TransformerConfig
+from engine.component_config import TransformerConfig
+from engine.model_config import ModelConfig
 
 ALPHA = 3.0
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.config import EngineConfig, ModelConfig
+from engine.engine_config import EngineConfig
 from engine.kernels.packing import Packing
 from engine.lora import open_adapter
+from engine.model_config import ModelConfig
 from engine.parallel import Mesh
 from engine.rank import Rank
 from engine.step import Adapter, Job, Step

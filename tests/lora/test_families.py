@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.checkpoint import CheckpointFiles
-from engine.config import EngineConfig
+from engine.engine_config import EngineConfig
 from engine.lora.merge import MergedWeights
 from engine.step import Adapter
 from tests.engine_runs import RankGroups, jobs_of, run_requests

@@ -9,7 +9,7 @@ import torch
 
 from engine.checkpoint import CheckpointFiles
 from engine.checkpoint.convert import convert
-from engine.config import EngineConfig
+from engine.engine_config import EngineConfig
 from engine.errors import ArgumentError
 from engine.parallel import Mesh
 from engine.rank import Rank

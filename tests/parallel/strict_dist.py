@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.modes import Degrees
+from engine.degrees import Degrees
 from engine.parallel import Group, LocalGroup, Mesh, thread_meshes
 from engine.parallel.distributed import DistributedGroup
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.degrees import Degrees
 from engine.errors import LaunchError, RankError
-from engine.modes import Degrees
 from engine.parallel import Mesh, thread_meshes
 from engine.parallel.check import try_groups, within
 from tests.parallel.test_group import DEADLINE_S, run_processes
@@ -23,7 +23,7 @@ SILENT_CHILD = """
 import sys, time, torch
 from pathlib import Path
 from engine.errors import LaunchError
-from engine.modes import Degrees
+from engine.degrees import Degrees
 from engine.parallel import check, connect_mesh, distributed
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 said = folder / "said"
@@ -51,7 +51,7 @@ WRONG_CHILD = """
 import sys, torch
 from pathlib import Path
 from engine.errors import LaunchError
-from engine.modes import Degrees
+from engine.degrees import Degrees
 from engine.parallel import connect_mesh
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 exchange = torch.distributed.all_to_all_single

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from engine.degrees import Degrees
 from engine.errors import ArgumentError, LaunchError
-from engine.modes import Degrees
 from engine.parallel import connect_mesh
 from engine.parallel.greeting import Agreement, Card, agree
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.degrees import Degrees
 from engine.errors import RankError
-from engine.modes import Degrees
 from engine.parallel import Group, LocalGroup, Mesh, thread_groups, thread_meshes
 
 DEADLINE_S = 240.0
@@ -138,7 +138,7 @@ for number, degrees in enumerate(DEGREES):
 FUSED_CHILD = """
 import sys, torch
 from pathlib import Path
-from engine.modes import Degrees
+from engine.degrees import Degrees
 from engine.parallel import connect_mesh
 from tests.parallel.test_group import DEADLINE_S, check_products
 rank, store_file = int(sys.argv[1]), Path(sys.argv[2]) / "store"

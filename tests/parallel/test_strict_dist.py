@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from engine.modes import Degrees
+from engine.degrees import Degrees
 from engine.parallel import Group, thread_groups
 from tests.parallel.strict_dist import StrictDist, Work, strict_group, strict_meshes
 from tests.parallel.test_group import DEADLINE_S, DEGREES, check_mesh, check_products, run_threads

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from engine.degrees import Degrees
 from engine.errors import RankError
-from engine.modes import Degrees
 from engine.parallel import Group, thread_groups, thread_meshes
 
 DEADLINE_S = 240.0
