@@ -51,7 +51,7 @@ from bench.drawing import Drawn, Engine, Way, draw_ways
 from bench.output import append_json, print_table
 from demo.judge import ATTRIBUTES
 from demo.pictures import draw as render
-from engine.engine_config import ATTENTIONS
+from engine.config.engine_config import ATTENTIONS
 from engine.errors import ArgumentError, Krea2Error
 
 PROMPTS, TABLE_PROMPTS = 500, 100

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from bench.lost import LOST
 from bench.writing import all_written
-from engine.degrees import MOST_RANKS, Degrees
+from engine.config.degrees import MOST_RANKS, Degrees
 
 INTERRUPTED, TERMINATED = 130, 143  # the exit status after Ctrl-C, and after SIGTERM
 SIDE_MULTIPLE = 16  # pixels of a token's side

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLModel
 
 from bench.real_size import distribution
-from engine.prompt import PREFIX, PREFIX_TOKENS, SUFFIX, SUFFIX_TOKENS
+from engine.config.chat_template import PREFIX, PREFIX_TOKENS, SUFFIX, SUFFIX_TOKENS
 
 CAPTIONS = (
     "a red circle on a blue background",

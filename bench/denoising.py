@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from engine.rank import Rank
-from engine.sampling import draw_noise
+from engine.rank.rank import Rank
+from engine.rank.sampling import draw_noise
 from engine.step import Job, Step
 
 # What every precision starts from: noise that is drawn in float32 is another noise.

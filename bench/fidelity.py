@@ -42,23 +42,23 @@ from bench.plain_kernels import PLAIN, plain_kernels
 from bench.real_size import RandomWeights, model_of_size
 from bench.survive import Attempts
 from bench.timing import Budget
-from engine.batch import Layout, Segment
-from engine.checkpoint import CheckpointFiles
-from engine.checkpoint.holding import BLOCK_MATRICES, in_blocks
+from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.load import LoadOptions, load_weights
-from engine.decoding import DecodedImage
-from engine.demo_checkpoints import DEMO_CHECKPOINT
-from engine.engine_config import EngineConfig
-from engine.kernels.attention import GatedAttentionKernel
+from engine.checkpoint.weight_format import BLOCK_MATRICES, in_blocks
+from engine.config.chat_template import PREFIX, SUFFIX
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
+from engine.kernels.attention.backends import GatedAttentionKernel
 from engine.kernels.fp8 import quantize_rows
 from engine.kernels.rope import image_rotations
-from engine.model import Transformer
-from engine.model.transformer import TimeModulation
-from engine.model_config import ModelConfig
-from engine.parallel import LocalGroup, Mesh
+from engine.model.batch import Layout, Segment
+from engine.model.transformer import TimeModulation, Transformer
+from engine.parallel.group import LocalGroup
 from engine.parallel.linear import ParallelMatrix
-from engine.prompt import PREFIX, SUFFIX
-from engine.rank import Rank
+from engine.parallel.mesh import Mesh
+from engine.rank.image_decoder import DecodedImage
+from engine.rank.rank import Rank
 from engine.step import Job
 
 PROMPTS = (
@@ -304,7 +304,7 @@ def _demo_file(file: tuple[str, str] | None) -> Iterator[str | None]:
     if file is None:
         yield None
         return
-    from engine.checkpoint.convert import convert  # which needs gguf
+    from engine.checkpoint.convert.convert import convert  # which needs gguf
 
     with TemporaryDirectory() as folder:
         path = Path(folder, "transformer")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engine.component_config import TransformerConfig
+from engine.config.components import TransformerConfig
 
 
 @dataclass(frozen=True)

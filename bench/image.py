@@ -48,7 +48,7 @@ from bench.runner import (
 )
 from bench.timing import Spread, gpu_state, measure_ceilings, peak_memory, reset_peak_memory
 from bench.unseen_length import UnseenLength, measure_unseen
-from engine.pending import PendingStep
+from engine.rank.step_handle import PendingStep
 from engine.step import StepTimes
 
 if TYPE_CHECKING:

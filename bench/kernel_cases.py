@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench import references
-from engine.degrees import PARALLEL_DEGREES
-from engine.kernels.chunked_attention import chunked_attention
+from engine.config.degrees import PARALLEL_DEGREES
+from engine.config.model_config import ModelConfig
+from engine.kernels.attention.chunked import chunked_attention
 from engine.kernels.fp8 import Fp8Rows
 from engine.kernels.gate import sigmoid_mul, silu_mul
 from engine.kernels.image_norm import add_image_norm_, add_residual_, image_norm
@@ -25,7 +26,6 @@ from engine.kernels.norm import add_rms_norm_modulate_, norm_triton, rms_norm_mo
 from engine.kernels.packing import Packing
 from engine.kernels.rope import norm_rotate_, norm_rotate_to_ranks
 from engine.kernels.upsample import upsample
-from engine.model_config import ModelConfig
 
 Tensors = dict[str, torch.Tensor]
 

@@ -12,7 +12,7 @@ import torch
 from bench.kernel_cases import Operation, Random, Shape, elementwise_operations
 from bench.kernel_rates import DTYPE, Attention, Product, attention_backends, block_matrices
 from bench.lost import raise_if_lost
-from engine.kernels.attention import GatedAttentionKernel
+from engine.kernels.attention.backends import GatedAttentionKernel
 from engine.kernels.fp8 import FP8, Fp8Rows
 
 # The rounding of bfloat16 alone makes 1.7e-3 and that of e4m3 2.6e-2. Operations that round twice, as the references

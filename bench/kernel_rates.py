@@ -13,8 +13,8 @@ from bench import references
 from bench.floor import Ceilings
 from bench.kernel_cases import Random, Shape
 from bench.kernel_timing import input_sets, time_kernel
-from engine.kernels.attention import BACKENDS, GatedAttentionKernel
-from engine.kernels.attention_choice import unavailable
+from engine.kernels.attention.backends import BACKENDS, GatedAttentionKernel
+from engine.kernels.attention.choice import unavailable
 from engine.kernels.fp8 import Fp8Rows, fp8_linear, quantize_rows
 from engine.kernels.packing import Packing
 

@@ -33,10 +33,10 @@ from bench.output import print_table, publish, publish_left_out
 from bench.real_size import model_of_size
 from bench.survive import Attempts
 from bench.timing import Budget, gpu_state, is_shared_now, measure_ceilings
-from engine.degrees import PARALLEL_DEGREES
+from engine.config.degrees import PARALLEL_DEGREES
+from engine.config.model_config import ModelConfig
 from engine.kernels.fp8 import quantize_rows
 from engine.kernels.packing import Packing
-from engine.model_config import ModelConfig
 
 SIDES = {"real": (1024, 512, 2048), "tiny": (128,)}
 COPY_SHARE = 0.8  # the target for elementwise kernels

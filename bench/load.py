@@ -29,14 +29,14 @@ from bench.arguments import duration, end_with, json_file, positive
 from bench.output import append_json, print_json, print_table, publish_left_out
 from bench.runner import check_positive, note, parse_list, run_main
 from bench.timing import Budget, Spread
-from engine.checkpoint import CheckpointFiles
+from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.load import LoadOptions, load_weights
-from engine.engine_config import DEVICES, DTYPES, EngineConfig
+from engine.config.engine_config import DEVICES, DTYPES, EngineConfig
+from engine.device.devices import pick_device, pick_dtype
 from engine.errors import ArgumentError
-from engine.kernels.attention import GatedAttentionKernel
-from engine.model import Transformer
-from engine.parallel import LocalGroup, pick_device
-from engine.parallel.device import pick_dtype
+from engine.kernels.attention.backends import GatedAttentionKernel
+from engine.model.transformer import Transformer
+from engine.parallel.group import LocalGroup
 
 CACHES = ("cold", "warm")
 SIZES = ("real", "tiny")

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from engine.degrees import Degrees
-from engine.parallel import Group, LocalGroup, Mesh
-from engine.traffic import Sent
+from engine.config.degrees import Degrees
+from engine.parallel.group import Group, LocalGroup
+from engine.parallel.mesh import Mesh
+from engine.planning.traffic import Sent
 
 
 @dataclass
@@ -20,7 +21,7 @@ class Counter:
 
 
 class CountingGroup(Group):
-    """A group that adds what its rank sends to a counter, as `engine.traffic.sent_in_step` counts it."""
+    """A group that adds what its rank sends to a counter, as `engine.planning.traffic.sent_in_step` counts it."""
 
     def __init__(self, group: Group, counter: Counter) -> None:
         self.rank, self.size = group.rank, group.size

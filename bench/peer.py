@@ -25,9 +25,9 @@ from transformers import BatchEncoding, Qwen3VLConfig, Qwen3VLModel
 
 from bench.real_size import RandomWeights, random_prompt
 from bench.timing import Marks, time_calls
-from engine.checkpoint.config_json import config_files
-from engine.model_config import ModelConfig
-from engine.prompt import PREFIX, PREFIX_TOKENS, SUFFIX, SUFFIX_TOKENS
+from engine.checkpoint.convert.config_json import config_files
+from engine.config.chat_template import PREFIX, PREFIX_TOKENS, SUFFIX, SUFFIX_TOKENS
+from engine.config.model_config import ModelConfig
 
 TEXT_TOKENS = 512  # that the pipeline pads every prompt to
 

@@ -8,7 +8,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from engine.kernels import chunked_attention, gate, image_norm, int8, norm, rope, upsample
+from engine.kernels import gate, image_norm, int8, norm, rope, upsample
+from engine.kernels.attention import chunked as chunked_attention
 
 
 @contextmanager

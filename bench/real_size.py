@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from engine.checkpoint.stored import Bounds, StoredTensor
-from engine.checkpoint.tensors import Source, text_encoder_sources, transformer_sources, vae_sources
-from engine.component_config import ScheduleConfig, TextEncoderConfig, TransformerConfig, VAEConfig
-from engine.demo_checkpoints import DEMO_CHECKPOINT
-from engine.model_config import DEFAULT_TAPS, ModelConfig
-from engine.prompt import PREFIX_TOKENS, SUFFIX_TOKENS
+from engine.checkpoint.files.stored import Bounds, StoredTensor
+from engine.checkpoint.layouts.tensors import Source, text_encoder_sources, transformer_sources, vae_sources
+from engine.config.chat_template import PREFIX_TOKENS, SUFFIX_TOKENS
+from engine.config.components import ScheduleConfig, TextEncoderConfig, TransformerConfig, VAEConfig
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.model_config import DEFAULT_TAPS, ModelConfig
 
 PROMPT_TOKENS = 60
 _PREFIX_SEED, _SUFFIX_SEED = 1 << 40, (1 << 40) + 1  # all prompts have these two in common

@@ -24,15 +24,15 @@ from bench.output import append_json, print_json, print_table, publish_left_out
 from bench.real_size import PROMPT_TOKENS, SIZES, RandomWeights, model_of_size, random_prompt
 from bench.survive import Attempts
 from bench.timing import Budget, is_shared
-from engine.decoding import DecodedImage
-from engine.engine_config import ATTENTIONS, DEVICES, DTYPES, EngineConfig
+from engine.config.chat_template import MAX_PROMPT_TOKENS, PREFIX_TOKENS, SUFFIX_TOKENS
+from engine.config.engine_config import ATTENTIONS, DEVICES, DTYPES, EngineConfig
+from engine.config.model_config import ModelConfig
+from engine.device.devices import pick_device, pick_dtype
 from engine.errors import ArgumentError, Krea2Error
-from engine.model_config import ModelConfig
-from engine.parallel import Mesh, pick_device
-from engine.parallel.device import pick_dtype
-from engine.pending import PendingStep
-from engine.prompt import MAX_PROMPT_TOKENS, PREFIX_TOKENS, SUFFIX_TOKENS
-from engine.rank import Rank
+from engine.parallel.mesh import Mesh
+from engine.rank.image_decoder import DecodedImage
+from engine.rank.rank import Rank
+from engine.rank.step_handle import PendingStep
 from engine.step import Job, Step
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ that waits for other ranks, nothing overlapping anything: a little much, since t
 before attention. Such times are modelled, and say so; the VAE, prompts and the host are not in them. With `--guided` an
 image has two segments.
 
-Rank 0 counts what it sends, which must be what `engine.traffic.sent_in_step` says, to the byte: if it is not, this ends
-with 1. With `--measure` every mode also runs for real, a process a rank, each on a GPU of its own, or on the CPU with
-gloo.
+Rank 0 counts what it sends, which must be what `engine.planning.traffic.sent_in_step` says, to the byte: if it is not,
+this ends with 1. With `--measure` every mode also runs for real, a process a rank, each on a GPU of its own, or on the
+CPU with gloo.
 """
 
 from __future__ import annotations
@@ -39,14 +39,16 @@ from bench.rank_processes import ProcessFailed, end_with_parent, run_ranks
 from bench.real_size import RandomWeights, random_prompt
 from bench.runner import Results, Setup, Version, add_options, note, parse_sides, read_options, run_main
 from bench.timing import Spread, gpu_state, time_calls
-from engine.degrees import Degrees
-from engine.engine_config import EngineConfig
+from engine.config.chat_template import PREFIX_TOKENS
+from engine.config.degrees import Degrees
+from engine.config.engine_config import EngineConfig
+from engine.device.devices import pick_device
 from engine.errors import ArgumentError
-from engine.parallel import Mesh, connect_mesh, pick_device
-from engine.prompt import PREFIX_TOKENS
-from engine.rank import Rank
+from engine.parallel.distributed import connect_mesh
+from engine.parallel.mesh import Mesh
+from engine.planning.traffic import Sent, exchanged_in_step, sent_in_step
+from engine.rank.rank import Rank
 from engine.step import Job, Step
-from engine.traffic import Sent, exchanged_in_step, sent_in_step
 
 MODES = "one,tp2,sp2,tp4,tp2xsp2,sp4"
 GUIDED_MODES = "one,cfg,tp2,sp2,tp2xcfg,sp2xcfg,tp4,tp2xsp2,sp4"

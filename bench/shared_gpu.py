@@ -31,12 +31,13 @@ from bench.denoising import final_latents
 from bench.output import print_table, publish
 from bench.rank_processes import ProcessFailed, end_with_parent, run_ranks
 from bench.real_size import TINY, RandomWeights, random_prompt
-from engine.degrees import Degrees
-from engine.engine_config import EngineConfig
+from engine.config.degrees import Degrees
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
+from engine.device.devices import pick_device
 from engine.errors import ArgumentError
-from engine.model_config import ModelConfig
-from engine.parallel import connect_mesh, pick_device
-from engine.rank import Rank
+from engine.parallel.distributed import connect_mesh
+from engine.rank.rank import Rank
 from engine.step import Job
 
 FLOAT32_TOLERANCE = 1e-4  # max|a − b| / max(1, max|b|), as in the design

@@ -43,10 +43,10 @@ from bench.runner import (
 )
 from bench.step import Case, parse_cases
 from bench.timing import gpu_state, measure_ceilings, peak_memory, percentile, reset_peak_memory
-from engine.cost import CostModel, Work
-from engine.decoding import DecodedImage
-from engine.pending import PendingStep
-from engine.scheduler import Scheduler
+from engine.rank.image_decoder import DecodedImage
+from engine.rank.step_handle import PendingStep
+from engine.scheduling.cost import CostModel, Work
+from engine.scheduling.scheduler import Scheduler
 from engine.step import Step, StepTimes
 
 if TYPE_CHECKING:

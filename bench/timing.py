@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from bench.floor import Ceilings, attention_flops
-from engine.component_config import TransformerConfig
-from engine.kernels.attention_choice import AttentionShape, choose_attention
+from engine.config.components import TransformerConfig
+from engine.kernels.attention.choice import AttentionShape, choose_attention
 from engine.kernels.fp8 import FP8, Fp8Rows, fp8_linear
 
 WARM_UP = 3  # calls before the first that counts

@@ -29,11 +29,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.checkpoints import CheckpointSpec, build_checkpoint
 from bench.output import print_json, print_table
-from engine.decoding import DecodedImage
-from engine.engine_config import EngineConfig
-from engine.parallel import Mesh
-from engine.prompt import PREFIX_TOKENS
-from engine.rank import Rank
+from engine.config.chat_template import PREFIX_TOKENS
+from engine.config.engine_config import EngineConfig
+from engine.parallel.mesh import Mesh
+from engine.rank.image_decoder import DecodedImage
+from engine.rank.rank import Rank
 from engine.step import Job, Step
 from launcher.tokenizer import PromptTokenizer
 

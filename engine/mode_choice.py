@@ -14,17 +14,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-from engine.checkpoint.holding import in_blocks
-from engine.checkpoint.stored import Held
+from engine.checkpoint.files.stored import Held
 from engine.checkpoint.summary import Tensors, held_parameters
-from engine.component_config import TransformerConfig
-from engine.degrees import MOST_RANKS, PARALLEL_DEGREES, Degrees
-from engine.engine_config import EngineConfig
+from engine.checkpoint.weight_format import in_blocks
+from engine.config.components import TransformerConfig
+from engine.config.degrees import MOST_RANKS, PARALLEL_DEGREES, Degrees
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
-from engine.memory_plan import plan_checkpoint, shown
-from engine.model_config import ModelConfig
-from engine.traffic import exchanged_in_step, sent_in_step
-from engine.work_division import forwards
+from engine.planning.memory_plan import plan_checkpoint, shown
+from engine.planning.traffic import exchanged_in_step, sent_in_step
+from engine.planning.work_division import forwards
 
 TEXT_TOKENS = 64  # of a typical prompt
 # An H200: its multiprocessors, and the rows and columns of the products that one of them makes at a time.

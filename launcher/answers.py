@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.errors import CancelledError, Krea2Error, RequestTimeoutError
-from engine.scheduler import Estimate
+from engine.scheduling.scheduler import Estimate
 from engine.step import Job
 from launcher.clients import Clients
 from launcher.logs import log_event

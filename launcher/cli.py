@@ -20,10 +20,10 @@ import click
 import msgspec
 
 import engine
-from engine.engine_config import EngineConfig
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, Krea2Error
 from engine.mode_choice import Workload
-from engine.model_config import ModelConfig
 from launcher import torchrun
 from launcher.cli_convert import convert
 from launcher.cli_serve import serve

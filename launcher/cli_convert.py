@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from engine.engine_config import EngineConfig
+from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError
 from launcher.options import part_options
 
@@ -50,9 +50,9 @@ def convert(
     """Write a checkpoint to OUTPUT in another layout, quantised, or split for ranks. Prints OUTPUT when it is whole."""
     from tqdm import tqdm
 
-    from engine.checkpoint.convert import COMPONENTS, LAYOUTS, count_tensors
-    from engine.checkpoint.convert import convert as write
-    from engine.checkpoint.files import CheckpointFiles
+    from engine.checkpoint.checkpoint_files import CheckpointFiles
+    from engine.checkpoint.convert.convert import COMPONENTS, LAYOUTS, count_tensors
+    from engine.checkpoint.convert.convert import convert as write
     from launcher.hub import find_model
 
     if layout not in LAYOUTS:

@@ -11,9 +11,9 @@ from typing import Any
 import click
 import msgspec
 
+from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from engine.mode_choice import Workload
-from engine.model_config import ModelConfig
 from launcher.internal import HttpConfig
 from launcher.limits import Limits
 from launcher.options import configure_engine, engine_options

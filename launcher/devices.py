@@ -8,7 +8,7 @@ from itertools import takewhile
 
 import msgspec
 
-from engine.engine_config import EngineConfig
+from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError, LaunchError
 from engine.mode_choice import Devices
 from launcher.process import child_environment, python_command

@@ -9,11 +9,11 @@ from typing import Protocol
 
 import zmq.asyncio
 
-from engine.cost import CostModel, Work
+from engine.config.model_config import ModelConfig
 from engine.errors import Krea2Error
-from engine.memory import DecodeMemory
-from engine.model_config import ModelConfig
-from engine.scheduler import Estimate, Scheduler
+from engine.planning.step_memory import DecodeMemory
+from engine.scheduling.cost import CostModel, Work
+from engine.scheduling.scheduler import Estimate, Scheduler
 from engine.step import Adapter, Job, Step, StepTimes
 from launcher.internal import Decoded, FrontendConfig, Previewed
 from launcher.logs import log_event

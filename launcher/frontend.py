@@ -19,7 +19,8 @@ from typing import Any
 import zmq.asyncio
 
 import engine
-from engine.checkpoint import CheckpointFiles
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.config.model_config import ModelConfig
 from engine.errors import (
     ArgumentError,
     CancelledError,
@@ -30,7 +31,6 @@ from engine.errors import (
     RequestTimeoutError,
     ServerError,
 )
-from engine.model_config import ModelConfig
 from engine.step import Job, Step, StepTimes
 from launcher.answers import Answers, TrackedRequest
 from launcher.clients import Clients

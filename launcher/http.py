@@ -24,9 +24,9 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 import engine
-from engine.checkpoint import CheckpointFiles
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.config.model_config import ModelConfig
 from engine.errors import Krea2Error, ServerError
-from engine.model_config import ModelConfig
 from launcher.http_connections import ImpatientProtocol, allow_many_connections
 from launcher.http_docs import ERROR_SCHEMA, IMAGES_SCHEMA, describe_limits, describe_page
 from launcher.http_engine import EngineLink

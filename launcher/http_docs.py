@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.responses import HTMLResponse
 
-from engine.model_config import ModelConfig
+from engine.config.model_config import ModelConfig
 from launcher.http_loras import LoadLoraBody
 from launcher.limits import Limits
 from launcher.openai_api import ImageRequest, LoraChoiceBody

@@ -11,8 +11,8 @@ from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, Krea2Error
-from engine.model_config import ModelConfig
 from launcher.http_engine import EngineLink
 from launcher.http_errors import error_object, http_error
 from launcher.http_files import HeldFiles

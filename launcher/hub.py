@@ -6,8 +6,8 @@ import re
 import sys
 from pathlib import Path
 
+from engine.config.json_fields import read_json_object
 from engine.errors import ArgumentError, CheckpointError
-from engine.json_fields import read_json_object
 
 _INDEX = "model_index.json"
 _FOLDERS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")

@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from engine.checkpoint import CheckpointFiles, summarize
-from engine.checkpoint.layouts import open_text_encoder, open_transformer, open_vae
-from engine.checkpoint.open import open_tensor_file
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.checkpoint.files.open import open_tensor_file
+from engine.checkpoint.layouts.component import open_text_encoder, open_transformer, open_vae
 from engine.checkpoint.parts import find_parts
-from engine.engine_config import PARTS, EngineConfig
+from engine.checkpoint.summary import summarize
+from engine.config.engine_config import PARTS, EngineConfig
 from engine.errors import ArgumentError, CheckpointError
-from engine.memory_plan import plan_checkpoint
 from engine.mode_choice import Workload
+from engine.planning.memory_plan import plan_checkpoint
 from launcher.limits import Limits
 from launcher.parallel_choice import Choice, choose_mode
 from launcher.tokenizer import PromptTokenizer

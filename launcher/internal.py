@@ -7,7 +7,7 @@ from typing import TypeVar
 import msgspec
 
 import engine
-from engine.engine_config import EngineConfig
+from engine.config.engine_config import EngineConfig
 from engine.step import BuiltPlan, Step, StepTimes
 from launcher.limits import Limits
 from launcher.protocol import Message
@@ -183,7 +183,7 @@ class Alive(Message, frozen=True, kw_only=True):
 class Ready(Message, frozen=True, kw_only=True):
     """The rank has its weights. `memory_plan`: what it keeps where, for people, if it was told to save memory. `link`:
     bytes a second that it sends, and seconds of an operation that sends next to nothing, where that was measured.
-    `decoding_bytes_per_element`: as `DecodeMemory` in `engine.memory` has it."""
+    `decoding_bytes_per_element`: as `DecodeMemory` in `engine.planning.step_memory` has it."""
 
     rank: int
     device: str

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from engine.config.model_config import MOST_GUIDANCE, MOST_STEPS
 from engine.errors import ArgumentError
-from engine.model_config import MOST_GUIDANCE, MOST_STEPS
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import msgspec
 
-from engine.demo_checkpoints import DEMO_LORAS
+from engine.config.demo_checkpoints import DEMO_LORAS
+from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, CheckpointError, LoraError, printable
-from engine.lora import AdapterFile, open_adapter
-from engine.model_config import ModelConfig
+from engine.lora.files import AdapterFile, open_adapter
 from launcher.internal import FrontendConfig, LoraFile
 from launcher.limits import Limits
 from launcher.requests import check_strength

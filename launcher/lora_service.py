@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, Krea2Error, LoraError
-from engine.lora import AdapterFile
-from engine.model_config import ModelConfig
+from engine.lora.files import AdapterFile
 from engine.step import Step
 from launcher.clients import Clients
 from launcher.dispatch import Dispatcher

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from engine.errors import ArgumentError, LoraError
-from engine.lora import AdapterFile
+from engine.lora.files import AdapterFile
 from engine.step import Adapter
 from launcher.protocol import LoadedLora
 

@@ -10,11 +10,11 @@ from typing import Annotated
 
 import msgspec
 
-from engine.cost import CostModel, Work
-from engine.degrees import Degrees
-from engine.engine_config import EngineConfig
+from engine.config.degrees import Degrees
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
 from engine.mode_choice import TEXT_TOKENS, Rates, predict_step
-from engine.model_config import ModelConfig
+from engine.scheduling.cost import CostModel, Work
 from launcher.internal import FrontendConfig
 
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]

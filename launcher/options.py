@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from engine.demo_checkpoints import DEMO_CHECKPOINTS
-from engine.engine_config import PARTS, EngineConfig
+from engine.config.demo_checkpoints import DEMO_CHECKPOINTS
+from engine.config.engine_config import PARTS, EngineConfig
+from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from engine.mode_choice import Workload
-from engine.model_config import ModelConfig
 from launcher import torchrun
 from launcher.internal import FrontendConfig
 from launcher.limits import Limits, parse_bytes

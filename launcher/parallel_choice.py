@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from engine.checkpoint import CheckpointFiles
-from engine.engine_config import EngineConfig
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError
 from engine.mode_choice import Devices, Prediction, Rates, Workload, block_form, choose, predict_modes
 from launcher.devices import find_devices

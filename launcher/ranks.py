@@ -20,7 +20,7 @@ import zmq.asyncio
 
 import engine
 from engine.errors import Krea2Error, LaunchError, RankError, error_from_code
-from engine.memory import DecodeMemory
+from engine.planning.step_memory import DecodeMemory
 from engine.step import Step, StepTimes
 from launcher.internal import (
     Alive,

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from engine.engine_config import EngineConfig
+from engine.config.chat_template import MAX_PROMPT_TOKENS, PREFIX_TOKENS
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
-from engine.memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes, packed_bytes
-from engine.model_config import ModelConfig
-from engine.prompt import MAX_PROMPT_TOKENS, PREFIX_TOKENS
+from engine.planning.step_memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes, packed_bytes
 from engine.step import Job
 from launcher.limits import Limits
 from launcher.protocol import Generate, LoraChoice

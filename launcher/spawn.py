@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from engine.checkpoint import CheckpointFiles
-from engine.engine_config import EngineConfig
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, Krea2Error, LaunchError, RankError, ServerError, error_from_code
 from engine.mode_choice import Workload, block_form
-from engine.model_config import ModelConfig
 from launcher.hub import find_model
 from launcher.internal import (
     Ended,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, normalizers
 
+from engine.config.chat_template import MAX_PROMPT_TOKENS, PREFIX, PREFIX_TOKENS, SUFFIX, SUFFIX_TOKENS
+from engine.config.json_fields import read_json_object
 from engine.errors import CheckpointError
-from engine.json_fields import read_json_object
-from engine.prompt import MAX_PROMPT_TOKENS, PREFIX, PREFIX_TOKENS, SUFFIX, SUFFIX_TOKENS
 
 
 @dataclass(frozen=True)

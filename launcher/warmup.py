@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 
-from engine.cost import CostModel, Work, choose_budget
-from engine.model_config import ModelConfig
-from engine.prompt import PREFIX_TOKENS
+from engine.config.chat_template import PREFIX_TOKENS
+from engine.config.model_config import ModelConfig
+from engine.scheduling.cost import CostModel, Work, choose_budget
 from engine.step import Job, Step, StepTimes
 from launcher.tokenizer import Prompt
 

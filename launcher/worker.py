@@ -42,9 +42,9 @@ from launcher.protocol import describe, encode
 if TYPE_CHECKING:
     import zmq
 
-    from engine.decoding import DecodedImage
-    from engine.pending import PendingStep
-    from engine.rank import Rank
+    from engine.rank.image_decoder import DecodedImage
+    from engine.rank.rank import Rank
+    from engine.rank.step_handle import PendingStep
 
 _ORDERS_S = 60.0  # for the front-end to say what to load
 _HEARD_S = 10.0  # for the front-end to stop us once it has our failure
@@ -68,7 +68,7 @@ def serve(config: RankConfig) -> NoReturn:
     faulthandler.enable(2, all_threads=False)  # a crash says where on stderr; not where other threads were
     wire = None
     try:
-        import engine.rank  # noqa: F401  takes longer than all the rest, so it goes first
+        import engine.rank.rank  # noqa: F401  takes longer than all the rest, so it goes first
     except Exception as error:
         wire = _Wire(config)
         wire.fail(error)
@@ -84,8 +84,9 @@ def serve(config: RankConfig) -> NoReturn:
 
 
 def _load(config: RankConfig, wire: _Wire) -> Rank:
-    from engine.parallel import connect_mesh, device_name, pick_device
-    from engine.rank import Rank
+    from engine.device.devices import device_name, pick_device
+    from engine.parallel.distributed import connect_mesh
+    from engine.rank.rank import Rank
 
     wire.send(Hello(rank=config.rank))
     load = wire.receive(timeout_s=_ORDERS_S)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.parallel import device
+from engine.device import devices as device
 
 # The dtype of a model, and whether the CPU is treated as one with bfloat16. One that has it can do as if it had not.
 # The other way round images are right too, but take more memory.

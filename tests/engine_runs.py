@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 
-from engine.decoding import DecodedImage
-from engine.engine_config import EngineConfig
-from engine.jobs import JobState
-from engine.model_config import ModelConfig
-from engine.parallel import thread_meshes
-from engine.rank import Rank
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
+from engine.parallel.mesh import thread_meshes
+from engine.rank.image_decoder import DecodedImage
+from engine.rank.job_state import JobState
+from engine.rank.rank import Rank
 from engine.step import Adapter, Job, Step
 from launcher.tokenizer import PromptTokenizer
 from tests.oracle import Picture, Request

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
-from engine.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.step import Adapter, Job, Step
 from tests.engine_runs import jobs_of
 from tests.oracle import Request

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.attention_agreement import agree_on_attention
-from engine.degrees import Degrees
-from engine.engine_config import EngineConfig
+from engine.config.degrees import Degrees
+from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError
-from engine.kernels import attention_choice
-from engine.kernels.attention_choice import AttentionChoice, AttentionShape, Timing, choose_attention
-from engine.parallel import Mesh, thread_meshes
-from engine.rank import Rank
+from engine.kernels.attention import choice as attention_choice
+from engine.kernels.attention.choice import AttentionChoice, AttentionShape, Timing, choose_attention
+from engine.parallel.attention_agreement import agree_on_attention
+from engine.parallel.mesh import Mesh, thread_meshes
+from engine.rank.rank import Rank
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SHAPE = AttentionShape(heads=4, kv_heads=1, head_dim=128, lengths=(4160,))
@@ -123,7 +123,7 @@ def test_ranks_agree_over_the_whole_world(turbo: Path, monkeypatch: pytest.Monke
         timings, refused = agree({"torch": Timing(1.0 + number, 1.0)}, {"fa4": "no"} if number == 2 else {})
         return AttentionChoice("torch", None, timings, refused)
 
-    monkeypatch.setattr("engine.rank.choose_attention", find)
+    monkeypatch.setattr("engine.rank.rank.choose_attention", find)
     config = EngineConfig(model=str(turbo), device="cpu", sp=2, cfg_parallel=True)
 
     def work(mesh: Mesh) -> AttentionChoice:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.batch import Layout, Segment
+from engine.model.batch import Layout, Segment
 
 HALF_HEAD = 3
 

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from engine.checkpoint import CheckpointFiles, summarize
-from engine.checkpoint.safetensors_file import SafetensorsFile
-from engine.checkpoint.stored import Bounds
-from engine.engine_config import EngineConfig
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.checkpoint.files.safetensors_file import SafetensorsFile
+from engine.checkpoint.files.stored import Bounds
+from engine.checkpoint.summary import summarize
+from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError, CheckpointError
-from engine.parallel import Mesh
-from engine.rank import Rank
+from engine.parallel.mesh import Mesh
+from engine.rank.rank import Rank
 from tests.damage import copy_checkpoint, replace_bytes, rewrite_json, rewrite_tensors
 from tests.engine_runs import on_ranks
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.engine_config import EngineConfig
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
 from engine.errors import CheckpointError
-from engine.model_config import ModelConfig
-from engine.parallel import Mesh
-from engine.rank import Rank
+from engine.parallel.mesh import Mesh
+from engine.rank.rank import Rank
 from engine.step import Job, Step
 from launcher.tokenizer import PromptTokenizer
 from tests.damage import KINDS, bounded_memory, copy_checkpoint, damage, replace_bytes

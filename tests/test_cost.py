@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cost import CostModel, Work, choose_budget
+from engine.scheduling.cost import CostModel, Work, choose_budget
 
 TRUE = (0.02, 2e-5, 1e-9)  # seconds, seconds a token, seconds a pair
 SHAPES = [(300,), (1100,), (1100, 1100), (4200,), (4200, 4200), (300, 4200), (9000,)]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.decoding import DecodedImage
-from engine.engine_config import EngineConfig
-from engine.parallel import Mesh
-from engine.rank import Rank
+from engine.config.engine_config import EngineConfig
+from engine.parallel.mesh import Mesh
+from engine.rank.image_decoder import DecodedImage
+from engine.rank.rank import Rank
 from engine.step import Job, Step
 
 

@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint import CheckpointFiles, load
-from engine.checkpoint.holding import in_blocks
-from engine.checkpoint.stored import Bounds, Held, StoredTensor
-from engine.checkpoint.tensors import Source
-from engine.engine_config import EngineConfig
+from engine.checkpoint import load
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.checkpoint.files.stored import Bounds, Held, StoredTensor
+from engine.checkpoint.layouts.tensors import Source
+from engine.checkpoint.weight_format import in_blocks
+from engine.config.engine_config import EngineConfig
 from engine.errors import CheckpointError
 from engine.kernels.fp8 import FP8
 from engine.kernels.int8 import dequantize_groups, quantize_groups
-from engine.parallel import LocalGroup, Mesh, RowParallelLinear
-from engine.parallel.linear import ParallelMatrix
-from engine.rank import Rank
+from engine.parallel.group import LocalGroup
+from engine.parallel.linear import ParallelMatrix, RowParallelLinear
+from engine.parallel.mesh import Mesh
+from engine.rank.rank import Rank
 
 CPU = torch.device("cpu")
 
@@ -133,7 +135,7 @@ def test_none_dequantises_and_fp8_and_int8_requantise_the_blocks(turbo: Path, he
 def test_fp8_of_the_file_is_multiplied_as_fp8_where_the_device_can_and_the_file_allows(
     turbo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("rank", "offload"):
+    for module in ("rank.rank", "offload.offload"):
         monkeypatch.setattr(f"engine.{module}.multiplies_fp8", lambda device, dtype: True)
     rank, _ = rank_of(turbo, matrices_as("fp8", full_precision="attn.to_out"))
     for name, matrix in matrices(rank).items():

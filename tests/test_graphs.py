@@ -15,19 +15,19 @@ import torch
 
 from bench.denoising import NOISE_DTYPE
 from bench.real_size import TINY, RandomWeights
-from engine import graphs
-from engine.batch import Layout, Segment
-from engine.engine_config import EngineConfig
-from engine.graphs import PromptGraphs, StepGraphs
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
 from engine.kernels.gate import gate_mul_triton
 from engine.kernels.norm import norm_triton
 from engine.kernels.packing import Packing
 from engine.kernels.rope import image_rotations, norm_rotate_triton_
 from engine.model import layers, transformer
-from engine.model_config import ModelConfig
-from engine.parallel import Mesh
-from engine.rank import Rank
-from engine.sampling import draw_noise
+from engine.model.batch import Layout, Segment
+from engine.parallel.mesh import Mesh
+from engine.rank import cuda_graphs as graphs
+from engine.rank.cuda_graphs import PromptGraphs, StepGraphs
+from engine.rank.rank import Rank
+from engine.rank.sampling import draw_noise
 from engine.step import Job, Step
 from tests.conftest import INTERPRETED
 from tests.kernels.tolerances import relative_error
@@ -146,8 +146,8 @@ def test_recordings_that_fail_are_told_and_left_out(
     def fail(*_: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr("engine.rank.PromptGraphs", fail)
-    monkeypatch.setattr("engine.rank.StepGraphs", fail)
+    monkeypatch.setattr("engine.rank.rank.PromptGraphs", fail)
+    monkeypatch.setattr("engine.rank.rank.StepGraphs", fail)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     rank.attention.captured_backend = "triton"
     rank._record_graphs()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -34,69 +33,78 @@ PICKLING_CALLS = {
     "send_object_list",
 }
 
-# engine: rank → model → parallel → kernels → nothing; below are the parts that each part may import.
-_PLAIN = {"component_config", "degrees", "engine_config", "errors", "json_fields", "model_config", "step"}
-ENGINE_LAYERS: dict[str, set[str]] = {
-    "errors": set(),
-    "step": set(),
-    "json_fields": {"errors"},
-    "component_config": {"json_fields"},
-    "prompt_domain": {"json_fields"},
-    "degrees": {"component_config"},
-    "work_division": {"component_config", "degrees"},
-    "traffic": {"component_config", "degrees", "work_division"},
-    "demo_checkpoints": set(),
-    "engine_config": {"degrees", "demo_checkpoints", "errors"},
-    "model_config": {"component_config", "degrees", "errors", "json_fields", "prompt_domain"},
-    "tiling": set(),
-    "memory": {*_PLAIN, "prompt", "tiling", "work_division"},
-    "cost": {"step"},
-    "policy": {"cost", "step"},
-    "forecast": {"cost", "policy"},
-    "scheduler": {*_PLAIN, "cost", "policy", "forecast"},
-    "kernels": {"errors"},
-    "parallel": {*_PLAIN, "kernels"},
-    "attention_agreement": {"kernels", "parallel"},
-    "checkpoint": {*_PLAIN, "kernels", "parallel"},
-    "sampling": _PLAIN,
-    "preview": set(),
-    "batch": {*_PLAIN, "kernels", "parallel"},
-    "prompt": set(),
-    "model": {*_PLAIN, "parallel", "kernels", "batch", "tiling"},
-    "lora": {*_PLAIN, "checkpoint", "parallel", "kernels"},
-    "memory_plan": {*_PLAIN, "checkpoint", "memory", "prompt", "tiling"},
-    "mode_choice": {*_PLAIN, "checkpoint", "memory_plan", "traffic", "work_division"},
-    "moments": set(),
-    "out_of_memory": set(),
-    "copying": {"moments"},
-    "residency": {"memory_plan"},
-    "offload": {*_PLAIN, "checkpoint", "copying", "memory_plan", "moments", "model", "parallel", "residency"},
-    "graphs": {*_PLAIN, "kernels", "model"},
-    "decoding": {*_PLAIN, "model", "moments", "out_of_memory", "parallel", "preview", "tiling"},
-    "prompt_features": {*_PLAIN, "kernels", "model", "parallel", "memory", "prompt", "graphs", "lora"},
-    "jobs": {*_PLAIN, "lora", "model"},
-    "plan_building": {"kernels", "out_of_memory", "step"},
-    "pending": {*_PLAIN, "moments"},
-    "velocities": {*_PLAIN, "batch", "graphs", "jobs", "kernels", "lora", "model", "parallel", "work_division"},
-    "rank": {
-        *_PLAIN,
-        "attention_agreement",
-        "moments",
-        "out_of_memory",
-        "velocities",
-        "jobs",
-        "pending",
-        "plan_building",
-        "parallel",
-        "kernels",
-        "batch",
-        "sampling",
-        "preview",
-        "checkpoint",
-        "model",
-        "lora",
-    }
-    | {"graphs", "decoding", "prompt_features", "memory", "memory_plan", "offload", "prompt"},
+# The floors of the engine, the lowest first: what the files of a folder may import of the engine besides each other. A
+# folder without a line here may import nothing of it.
+_SIZES = {"engine.errors", "engine.config"}
+ENGINE_FLOORS: dict[str, set[str]] = {
+    "engine.errors": set(),
+    "engine.step": set(),
+    "engine.config": {"engine.errors"},
+    "engine.scheduling": {"engine.step"},
+    "engine.kernels": set(),
+    "engine.kernels.attention": {"engine.errors", "engine.kernels"},
+    "engine.device": {*_SIZES, "engine.kernels"},
+    "engine.parallel": {*_SIZES, "engine.kernels", "engine.kernels.attention"},
+    "engine.checkpoint.files": {"engine.errors"},
+    "engine.checkpoint.quantized": {*_SIZES, "engine.checkpoint.files"},
+    "engine.checkpoint.layouts": {
+        *_SIZES,
+        "engine.kernels",
+        "engine.checkpoint.files",
+        "engine.checkpoint.quantized",
+    },
+    "engine.checkpoint": {
+        *_SIZES,
+        "engine.kernels",
+        "engine.parallel",
+        "engine.checkpoint.files",
+        "engine.checkpoint.layouts",
+    },
+    "engine.checkpoint.convert": {
+        *_SIZES,
+        "engine.kernels",
+        "engine.checkpoint",
+        "engine.checkpoint.files",
+        "engine.checkpoint.layouts",
+        "engine.checkpoint.quantized",
+    },
+    "engine.model": {*_SIZES, "engine.device", "engine.kernels", "engine.kernels.attention", "engine.parallel"},
+    "engine.lora": {
+        *_SIZES,
+        "engine.step",
+        "engine.kernels",
+        "engine.parallel",
+        "engine.checkpoint",
+        "engine.checkpoint.files",
+        "engine.checkpoint.layouts",
+    },
+    "engine.planning": {*_SIZES, "engine.checkpoint", "engine.model"},
+    "engine.mode_choice": {
+        *_SIZES,
+        "engine.checkpoint",
+        "engine.checkpoint.files",
+        "engine.planning",
+    },
+    "engine.offload": {
+        *_SIZES,
+        "engine.device",
+        "engine.checkpoint",
+        "engine.model",
+        "engine.planning",
+    },
+    "engine.rank": {
+        *_SIZES,
+        "engine.step",
+        "engine.device",
+        "engine.kernels",
+        "engine.kernels.attention",
+        "engine.parallel",
+        "engine.checkpoint",
+        "engine.lora",
+        "engine.model",
+        "engine.planning",
+        "engine.offload",
+    },
 }
 
 
@@ -106,13 +114,31 @@ def test_engine_imports_only_torch_and_safetensors() -> None:
         assert {name.split(".")[0] for name in _imports(file)} <= allowed, file
 
 
-def test_dependencies_of_the_engine_point_one_way() -> None:
+def test_every_folder_of_the_engine_imports_only_floors_below_it() -> None:
+    floors = list(ENGINE_FLOORS)
+    for floor, below in ENGINE_FLOORS.items():
+        assert below <= set(floors[: floors.index(floor)]), f"{floor} is said to import a floor that is not below it"
     for file in ENGINE:
-        part = file.relative_to(ROOT / "engine").parts[0].removesuffix(".py")
-        if part not in ENGINE_LAYERS:
-            continue
-        inner = {name.split(".")[1] for name in _imports(file) if name.startswith("engine.")}
-        assert inner <= ENGINE_LAYERS[part] | {part}, f"{file.relative_to(ROOT)} imports a layer above it"
+        floor = _floor(_module(file))
+        inner = {_floor(name) for name in _imports(file) if name.startswith("engine.")}
+        assert inner <= {floor, *ENGINE_FLOORS.get(floor, set())}, f"{_module(file)} imports a floor above it"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Imports for types alone count too, and so do those inside functions."""
+    modules = {_module(file): file for file in ENGINE}
+    graph = {name: {found for found in _imports(file) if found in modules} for name, file in modules.items()}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " → ".join([*path[path.index(name) :], name])
+        if name not in done:
+            for found in sorted(graph[name]):
+                visit(found, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
 
 
 def test_the_recipe_of_the_demo_and_the_engine_do_not_import_each_other() -> None:
@@ -135,11 +161,12 @@ def test_nothing_is_pickled() -> None:
 
 def test_packages_and_the_check_of_adapter_files_load_nothing_heavy_and_the_rank_no_sockets_and_no_references() -> None:
     """In one interpreter: what one has loaded is there for the next, which may load it too."""
-    parts = ("engine_config", "model_config", "errors", "step", "scheduler", "prompt", "checkpoint.summary")
+    light = ("config.engine_config", "config.model_config", "config.chat_template", "errors", "step")
+    light += ("scheduling.scheduler", "planning.memory_plan", "checkpoint.summary")
     packages, adapter_files, rank = modules_after(
-        f"import launcher, engine, {', '.join(f'engine.{part}' for part in parts)}",
-        "import engine.lora",
-        "import engine.rank",
+        f"import launcher, engine, {', '.join(f'engine.{part}' for part in light)}",
+        "import engine.lora.files",
+        "import engine.rank.rank",
     )
     references = {"zmq", "msgspec", "tokenizers", "transformers", "diffusers", "triton"}
     assert not packages & {*references, "torch", "numpy", "PIL"}
@@ -149,7 +176,19 @@ def test_packages_and_the_check_of_adapter_files_load_nothing_heavy_and_the_rank
 
 
 def test_the_rank_imports_where_triton_is_not_installed() -> None:
-    modules_after("import sys; sys.modules['triton'] = None; import engine.rank")
+    modules_after("import sys; sys.modules['triton'] = None; import engine.rank.rank")
+
+
+def _module(file: Path) -> str:
+    """The dotted name of a file, a package's for its `__init__.py`."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _floor(module: str) -> str:
+    """The folder that a module lies in; files directly in `engine` are floors of their own."""
+    folder = module if (ROOT / module.replace(".", "/")).is_dir() else module.rpartition(".")[0]
+    return module if folder == "engine" else folder
 
 
 @cache
@@ -157,15 +196,18 @@ def _nodes(file: Path) -> list[ast.AST]:
     return list(ast.walk(ast.parse(file.read_text())))
 
 
-def _imports(file: Path) -> Iterator[str]:
-    """Dotted names of all imports of a file, those inside functions too."""
+@cache
+def _imports(file: Path) -> tuple[str, ...]:
+    """Dotted names of all modules that a file imports, those inside functions too."""
+    found: list[str] = []
     for node in _nodes(file):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file} imports relatively"
             assert node.module is not None
-            if node.module == "engine":
-                yield from (f"engine.{alias.name}" for alias in node.names)
-            else:
-                yield node.module
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                path = ROOT / inner.replace(".", "/")
+                found.append(inner if path.is_dir() or path.with_suffix(".py").is_file() else node.module)
+    return tuple(found)

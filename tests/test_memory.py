@@ -14,14 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
-from engine.demo_checkpoints import DEMO_CHECKPOINT
-from engine.engine_config import EngineConfig
-from engine.memory import DecodeMemory, decode_bytes, encode_bytes, step_bytes, tile_side, tiled_decode_bytes
-from engine.model import VAEDecoder
-from engine.model_config import ModelConfig
-from engine.parallel import Mesh
-from engine.prompt import MAX_PROMPT_TOKENS, SUFFIX_TOKENS
-from engine.rank import Rank
+from engine.config.chat_template import MAX_PROMPT_TOKENS, SUFFIX_TOKENS
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
+from engine.model.vae import VAEDecoder
+from engine.parallel.mesh import Mesh
+from engine.planning.step_memory import (
+    DecodeMemory,
+    decode_bytes,
+    encode_bytes,
+    step_bytes,
+    tile_side,
+    tiled_decode_bytes,
+)
+from engine.rank.rank import Rank
 from engine.step import Job, Step
 from tests.cpu_kinds import DECODINGS, pretend
 

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.real_size import KREA2
-from engine.checkpoint.stored import Held
+from engine.checkpoint.files.stored import Held
 from engine.checkpoint.summary import HeldParameter
-from engine.degrees import Degrees
-from engine.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
+from engine.config.degrees import Degrees
+from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
 from engine.errors import ArgumentError
-from engine.memory import communication_bytes, decode_bytes, encode_bytes, step_bytes
-from engine.memory_plan import MemoryPlan, WeightBytes, plan_memory, shown, slot_bytes, spread
+from engine.planning.memory_plan import MemoryPlan, WeightBytes, plan_memory, shown, slot_bytes, spread
+from engine.planning.step_memory import communication_bytes, decode_bytes, encode_bytes, step_bytes
 
 # bfloat16, as `krea2 info` shows them: 12.8 and 4.0 billion parameters
 BFLOAT16 = WeightBytes(

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.real_size import KREA2, RandomWeights
-from engine.degrees import Degrees
-from engine.engine_config import EngineConfig
+from engine.config.degrees import Degrees
+from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError
-from engine.memory import communication_bytes
 from engine.mode_choice import Devices, Rates, Workload, choose, predict_modes, predict_step
-from engine.traffic import exchanged_in_step, sent_in_step
+from engine.planning.step_memory import communication_bytes
+from engine.planning.traffic import exchanged_in_step, sent_in_step
 
 GB = 10**9
 MODES = [Degrees(), Degrees(tp=2), Degrees(sp=2), Degrees(tp=4), Degrees(tp=2, sp=2), Degrees(sp=4)]
@@ -148,7 +148,7 @@ def test_offloading_and_a_budget_count() -> None:
 
 
 def test_a_checkpoint_whose_heads_do_not_divide(checkpoint: Callable[..., Path]) -> None:
-    from engine.checkpoint import CheckpointFiles
+    from engine.checkpoint.checkpoint_files import CheckpointFiles
 
     folder = checkpoint(kv_heads=1)
     opened = CheckpointFiles.open(EngineConfig(model=str(folder)))

@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 import torch
 
-from engine import copying, residency
-from engine.checkpoint import CheckpointFiles
-from engine.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
-from engine.memory import communication_bytes
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
+from engine.device.timing import seconds_between
 from engine.model.layers import SwiGLU
-from engine.moments import seconds_between
-from engine.offload import BlockStream, Span, limit_allocations, plan_for
-from engine.parallel import Mesh
-from engine.parallel.mesh import thread_meshes
-from engine.prompt_features import PromptFeatures
-from engine.rank import Rank
-from engine.residency import HostMemory, WeightLedger
+from engine.offload import copying
+from engine.offload import host_buffers as residency
+from engine.offload.host_buffers import HostMemory, WeightLedger
+from engine.offload.offload import BlockStream, Span, limit_allocations, plan_for
+from engine.parallel.mesh import Mesh, thread_meshes
+from engine.planning.step_memory import communication_bytes
+from engine.rank.prompt_encoder import PromptFeatures
+from engine.rank.rank import Rank
 from engine.step import Adapter, Job, Step
 from tests.engine_runs import RankGroups, jobs_of, on_ranks, run_jobs, run_requests
 from tests.lora.adapter_files import draw_low_rank, layer_shapes, write_scheme
@@ -225,7 +225,7 @@ def test_a_component_that_has_no_room_is_not_there_at_all(monkeypatch: pytest.Mo
 
 
 def test_what_is_free_leaves_room_for_what_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.rank.free_bytes", lambda device: 10**12)
+    monkeypatch.setattr("engine.rank.rank.free_bytes", lambda device: 10**12)
     assert make_rank().memory()["free"] == 10**12
     rank = make_rank(offload=(DIT, VAE))
     ledger = rank.offload.ledger
@@ -257,7 +257,7 @@ def test_prompts_are_encoded_beside_steps_unless_memory_is_to_be_saved(monkeypat
             asked.append(beside)
             return SimpleNamespace(beside_steps=False)
 
-        monkeypatch.setattr("engine.rank.PromptFeatures", make)
+        monkeypatch.setattr("engine.rank.rank.PromptFeatures", make)
         make_rank(**options).close()
         assert asked == [beside]
 

@@ -14,16 +14,19 @@ import numpy as np
 import pytest
 import torch
 
-from engine import graphs, prompt_features, rank, residency
-from engine.checkpoint import CheckpointFiles
-from engine.decoding import DecodedImage
-from engine.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
 from engine.kernels.packing import Packing
 from engine.lora.adapters import Adapters
-from engine.model import TextEncoder
-from engine.offload import Guest
-from engine.parallel import Mesh
-from engine.rank import Rank
+from engine.model.text_encoder import TextEncoder
+from engine.offload import host_buffers as residency
+from engine.offload.offload import Guest
+from engine.parallel.mesh import Mesh
+from engine.rank import cuda_graphs as graphs
+from engine.rank import prompt_encoder as prompt_features
+from engine.rank import rank
+from engine.rank.image_decoder import DecodedImage
+from engine.rank.rank import Rank
 from engine.step import Adapter, Job, Step
 from tests.engine_runs import as_array, config_of, jobs_of
 from tests.fake_cuda import FakeCuda, modes

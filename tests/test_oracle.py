@@ -12,7 +12,7 @@ import torch
 from diffusers import Krea2Pipeline
 
 from bench.checkpoints import build_tokenizer
-from engine.prompt import PREFIX, PREFIX_TOKENS, SUFFIX, SUFFIX_TOKENS
+from engine.config.chat_template import PREFIX, PREFIX_TOKENS, SUFFIX, SUFFIX_TOKENS
 from tests.oracle import Request, expected_latents, expected_pictures, load_pipeline, relative_error
 from tests.test_parity import CAPTION, LATENT_TOLERANCE, TEXT_TOKENS
 

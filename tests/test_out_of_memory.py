@@ -16,18 +16,18 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.decoding import DecodedImage
-from engine.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
-from engine.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
+from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
+from engine.device.devices import reserve_bytes
+from engine.device.out_of_memory import is_out_of_memory
 from engine.errors import OutOfMemoryError
-from engine.memory import encode_bytes
-from engine.out_of_memory import is_out_of_memory
-from engine.parallel import Mesh
-from engine.parallel.device import reserve_bytes
-from engine.rank import Rank
-from engine.sampling import unpack_latents
+from engine.model.tiles import SMALLEST_TILE
+from engine.parallel.mesh import Mesh
+from engine.planning.step_memory import encode_bytes
+from engine.rank.image_decoder import DecodedImage
+from engine.rank.rank import Rank
+from engine.rank.sampling import unpack_latents
 from engine.step import Adapter, Job, Step, StepTimes
-from engine.tiling import SMALLEST_TILE
 from tests.engine_runs import DEADLINE_S, RankGroup, as_array, config_of, jobs_of
 from tests.oracle import Request, relative_error
 
@@ -308,7 +308,7 @@ def test_memory_that_runs_out_on_the_way_to_the_decoder_costs_one_image_at_most(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return unpack_latents(*arguments)
 
-    monkeypatch.setattr("engine.rank.unpack_latents", unpack)
+    monkeypatch.setattr("engine.rank.rank.unpack_latents", unpack)
     ranked.execute(decode=(0, 1))
     ranked.rank.close()
     assert {image.job_id for image in ranked.images.queue} == ({0, 1} if fails == 1 else {1})
@@ -394,18 +394,18 @@ def test_some_of_a_gpu_is_kept_back(monkeypatch: pytest.MonkeyPatch, total: int,
 
 def test_what_is_free_for_steps_leaves_room_for_encoding_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """And for the reserve. Where memory is to be saved, prompts are encoded in turn with steps."""
-    monkeypatch.setattr("engine.rank.free_bytes", lambda _: 10**10)
-    monkeypatch.setattr("engine.rank.reserve_bytes", lambda _: 10**9)
+    monkeypatch.setattr("engine.rank.rank.free_bytes", lambda _: 10**10)
+    monkeypatch.setattr("engine.rank.rank.reserve_bytes", lambda _: 10**9)
     ranked = Ranked()
     assert ranked.rank.memory()["free"] == 9 * 10**9
     ranked.rank._prompts._stream = object()  # type: ignore[assignment]
     encoding = encode_bytes(ranked.rank.config, 1, 4)
     assert ranked.rank.memory()["free"] == 9 * 10**9 - encoding
     both = ranked.rank.plan.work + encoding
-    monkeypatch.setattr("engine.rank.free_bytes", lambda _: 10**9 + both)
+    monkeypatch.setattr("engine.rank.rank.free_bytes", lambda _: 10**9 + both)
     ranked.rank._fit_encoding()
     assert ranked.rank.memory()["free"] == both - encoding
-    monkeypatch.setattr("engine.rank.free_bytes", lambda _: 10**9 + both - 1)
+    monkeypatch.setattr("engine.rank.rank.free_bytes", lambda _: 10**9 + both - 1)
     ranked.rank._fit_encoding()  # encoding in turn then, so that what fits without it still does
     assert not ranked.rank._prompts.beside_steps
     assert ranked.rank.memory()["free"] == both - 1

@@ -19,23 +19,24 @@ from hypothesis import strategies as st
 
 from bench.mesh_groups import counting
 from bench.real_size import KREA2
-from engine.degrees import Degrees
-from engine.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
-from engine.engine_config import EngineConfig
+from engine.config.chat_template import PREFIX_TOKENS
+from engine.config.degrees import Degrees
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from engine.kernels.packing import Packing
-from engine.memory import step_bytes
-from engine.model import VAEDecoder
-from engine.model_config import ModelConfig
-from engine.parallel import Group, thread_groups, thread_meshes
+from engine.model.vae import VAEDecoder
+from engine.parallel.group import Group
+from engine.parallel.mesh import thread_meshes
 from engine.parallel.sequence import Share
-from engine.parallel.thread_group import ThreadGroup
-from engine.prompt import PREFIX_TOKENS
-from engine.rank import Rank
+from engine.parallel.thread_group import ThreadGroup, thread_groups
+from engine.planning.step_memory import step_bytes
+from engine.planning.traffic import Sent, sent_in_step
+from engine.planning.work_division import Halves, divide_segments
+from engine.rank.denoiser import Velocities
+from engine.rank.rank import Rank
 from engine.step import Adapter, Job, Step
-from engine.traffic import Sent, sent_in_step
-from engine.velocities import Velocities
-from engine.work_division import Halves, divide_segments
 from tests.engine_runs import RankGroup, RankGroups, jobs_of, on_ranks, run_jobs
 from tests.oracle import Picture, Request, relative_error
 

@@ -17,14 +17,14 @@ from hypothesis import Phase, given, settings
 from safetensors.torch import load_file
 
 from bench.mesh_groups import CountingGroup
-from engine.degrees import Degrees
-from engine.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
+from engine.config.degrees import Degrees
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
 from engine.errors import RankError
-from engine.parallel import Mesh, thread_meshes
 from engine.parallel.link import measure_link
-from engine.rank import Rank
+from engine.parallel.mesh import Mesh, thread_meshes
+from engine.planning.traffic import Sent
+from engine.rank.rank import Rank
 from engine.step import Adapter, Step
-from engine.traffic import Sent
 from tests.engine_runs import DEADLINE_S, RankGroup, RankGroups
 from tests.kernels.tolerances import relative_error as relative_norm
 from tests.lora.adapter_files import draw_low_rank, layer_shapes, write, write_scheme

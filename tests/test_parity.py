@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.model_config import ModelConfig
-from engine.sampling import draw_noise, make_sigmas
+from engine.config.model_config import ModelConfig
+from engine.rank.sampling import draw_noise, make_sigmas
 from tests.engine_runs import RankGroups, run_requests
 from tests.oracle import (
     Picture,

@@ -7,8 +7,8 @@ import contextlib
 import pytest
 import torch
 
-from engine.moments import moment
-from engine.pending import PendingStep
+from engine.device.timing import moment
+from engine.rank.step_handle import PendingStep
 
 GPU = torch.device("cuda", 0)
 

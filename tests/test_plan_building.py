@@ -10,14 +10,14 @@ from contextlib import closing
 import pytest
 import torch
 
-from engine.demo_checkpoints import DEMO_CHECKPOINT
-from engine.kernels import attention
-from engine.kernels.attention import GatedAttentionKernel, PlanShape
-from engine.kernels.attention_plans import PlanSchedule
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.kernels.attention import backends as attention
+from engine.kernels.attention.backends import GatedAttentionKernel, PlanShape
+from engine.kernels.attention.plans import PlanSchedule
 from engine.kernels.packing import Packing
-from engine.parallel import Mesh
-from engine.plan_building import PlanBuilder
-from engine.rank import Rank
+from engine.parallel.mesh import Mesh
+from engine.rank.plan_building import PlanBuilder
+from engine.rank.rank import Rank
 from engine.step import Job, Step
 from tests.engine_runs import config_of, jobs_of, run_jobs
 from tests.oracle import Request, relative_error

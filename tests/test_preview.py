@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.decoding import DecodedImage
-from engine.demo_checkpoints import DEMO_CHECKPOINT
-from engine.engine_config import EngineConfig
-from engine.parallel import Mesh
-from engine.pending import Preview
-from engine.preview import SCALE, PreviewMap
-from engine.rank import Rank
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.engine_config import EngineConfig
+from engine.parallel.mesh import Mesh
+from engine.rank.image_decoder import DecodedImage
+from engine.rank.preview import SCALE, PreviewMap
+from engine.rank.rank import Rank
+from engine.rank.step_handle import Preview
 from engine.step import Step
 from tests.engine_runs import jobs_of
 from tests.oracle import Request

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from demo.captions import prompts
-from engine.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.json_fields import JsonFields
+from engine.config.model_config import ModelConfig
+from engine.config.prompt_domain import PromptDomain, read_prompt_domain
 from engine.errors import CheckpointError
-from engine.json_fields import JsonFields
-from engine.model_config import ModelConfig
-from engine.prompt_domain import PromptDomain, read_prompt_domain
 
 INDEX = Path("model_index.json")
 NOTE = "It draws cats."

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint.holding import BLOCK_MATRICES
-from engine.engine_config import EngineConfig
+from engine.checkpoint.weight_format import BLOCK_MATRICES
+from engine.config.engine_config import EngineConfig
 from engine.kernels.fp8 import FP8, Fp8Rows
-from engine.parallel import Mesh
-from engine.rank import Rank
+from engine.parallel.mesh import Mesh
+from engine.rank.rank import Rank
 from tests.engine_runs import RankGroups
 from tests.kernels.tolerances import relative_error
 from tests.oracle import Request

@@ -7,8 +7,8 @@ import logging
 import pytest
 import torch
 
-from engine import residency
-from engine.residency import HostMemory, WeightLedger
+from engine.offload import host_buffers as residency
+from engine.offload.host_buffers import HostMemory, WeightLedger
 
 CPU = torch.device("cpu")
 

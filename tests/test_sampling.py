@@ -12,9 +12,9 @@ from diffusers.pipelines.krea2.pipeline_krea2 import calculate_shift
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.demo_checkpoints import DEMO_CHECKPOINT
-from engine.model_config import ModelConfig
-from engine.sampling import default_mu, draw_noise, guide, make_sigmas, pack_latents, unpack_latents
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.model_config import ModelConfig
+from engine.rank.sampling import default_mu, draw_noise, guide, make_sigmas, pack_latents, unpack_latents
 
 DEMO = ModelConfig.from_folder(DEMO_CHECKPOINT)
 RAW = replace(DEMO, is_distilled=False)

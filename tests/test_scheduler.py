@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.scheduler import Estimate, Scheduler
+from engine.scheduling.scheduler import Estimate, Scheduler
 from engine.step import Adapter, Job, Step
 from tests.virtual_ranks import make_costs, make_job, prompt_tokens
 

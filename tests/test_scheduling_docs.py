@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from engine.scheduler import Scheduler
+from engine.scheduling.scheduler import Scheduler
 from engine.step import Step
 from tests.test_scheduling_policy import arrival
 from tests.virtual_ranks import VirtualRanks, make_costs, make_job

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import engine
-from engine.cost import CostModel
-from engine.policy import Policy, QueuedJob
-from engine.scheduler import Scheduler
+from engine.scheduling.cost import CostModel
+from engine.scheduling.policy import Policy, QueuedJob
+from engine.scheduling.scheduler import Scheduler
 from engine.step import Step
 from tests.virtual_ranks import Arrival, VirtualRanks, make_costs, make_job
 

@@ -8,15 +8,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.demo_checkpoints import DEMO_CHECKPOINT
-from engine.engine_config import EngineConfig
-from engine.memory import decode_bytes, tile_side
-from engine.model import VAEDecoder
-from engine.model.vae import _shares
-from engine.model_config import ModelConfig
-from engine.parallel import Mesh
-from engine.rank import Rank
-from engine.tiling import OVERLAP, SMALLEST_TILE, divide
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
+from engine.model.tiles import OVERLAP, SMALLEST_TILE, divide
+from engine.model.vae import VAEDecoder, _shares
+from engine.parallel.mesh import Mesh
+from engine.planning.step_memory import decode_bytes, tile_side
+from engine.rank.rank import Rank
 from tests.cpu_kinds import DECODINGS, pretend
 from tests.test_memory import peak_bytes
 

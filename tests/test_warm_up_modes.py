@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.engine_config import EngineConfig
-from engine.jobs import JobState
-from engine.parallel import Mesh, thread_meshes
-from engine.pending import Preview
-from engine.rank import Rank
+from engine.config.engine_config import EngineConfig
+from engine.parallel.mesh import Mesh, thread_meshes
+from engine.rank.job_state import JobState
+from engine.rank.rank import Rank
+from engine.rank.step_handle import Preview
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from engine.cost import CostModel, Work
-from engine.scheduler import Scheduler
+from engine.scheduling.cost import CostModel, Work
+from engine.scheduling.scheduler import Scheduler
 from engine.step import Job, Step
 
 STEPS_AHEAD = 2

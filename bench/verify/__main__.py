@@ -46,9 +46,9 @@ from bench.verify.models import (
 )
 from bench.verify.paths import check_paths
 from bench.verify.report import Verified, json_result, write_report
-from engine.degrees import Degrees
+from engine.config.degrees import Degrees
+from engine.device.devices import free_bytes
 from engine.errors import ArgumentError, CheckpointError
-from engine.parallel.device import free_bytes
 
 _BAD_ARGUMENT = 2
 _NEEDED = ("diffusers", "transformers")

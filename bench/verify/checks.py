@@ -37,9 +37,9 @@ from bench.verify.ours import Results, Steps
 from bench.verify.ranks import Plan, run_group, run_one
 from bench.verify.recording import Answers, Made
 from bench.verify.stages import Traced
-from engine.degrees import Degrees
-from engine.model_config import ModelConfig
-from engine.sampling import default_mu, make_sigmas
+from engine.config.degrees import Degrees
+from engine.config.model_config import ModelConfig
+from engine.rank.sampling import default_mu, make_sigmas
 
 ONE = Degrees()
 SIGMAS = "sigmas"

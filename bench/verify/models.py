@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.verify.paths import check_folder, check_formats
-from engine.checkpoint import CheckpointFiles
-from engine.demo_checkpoints import DEMO_CHECKPOINTS
-from engine.engine_config import EngineConfig
-from engine.model_config import ModelConfig
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.config.demo_checkpoints import DEMO_CHECKPOINTS
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
 from engine.step import Job
 from launcher.hub import find_model
 from launcher.tokenizer import PromptTokenizer

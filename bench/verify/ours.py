@@ -20,8 +20,8 @@ from bench.verify.stages import (
     stages_of_transformer,
     stages_of_vae,
 )
-from engine.jobs import JobState
-from engine.rank import Rank
+from engine.rank.job_state import JobState
+from engine.rank.rank import Rank
 from engine.step import Job, Step
 
 IMAGES_AT_ONCE = 4  # that step together

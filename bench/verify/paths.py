@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.checkpoint.layouts import open_text_encoder, open_transformer, open_vae
-from engine.checkpoint.open import open_tensor_file
-from engine.demo_checkpoints import DEMO_CHECKPOINTS, DEMO_LORAS
+from engine.checkpoint.files.open import open_tensor_file
+from engine.checkpoint.layouts.component import open_text_encoder, open_transformer, open_vae
+from engine.config.demo_checkpoints import DEMO_CHECKPOINTS, DEMO_LORAS
 from engine.errors import ArgumentError, CheckpointError
 
 _NEEDED = ("transformer/config.json", "text_encoder/config.json", "vae/config.json", "tokenizer/tokenizer.json")

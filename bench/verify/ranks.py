@@ -25,10 +25,12 @@ from bench.arguments import end_with
 from bench.rank_processes import end_with_parent, run_ranks
 from bench.verify.ours import Results, Runner, Steps
 from bench.verify.stages import Traced
-from engine.degrees import Degrees
-from engine.engine_config import EngineConfig
-from engine.parallel import Mesh, connect_mesh, pick_device
-from engine.rank import Rank
+from engine.config.degrees import Degrees
+from engine.config.engine_config import EngineConfig
+from engine.device.devices import pick_device
+from engine.parallel.distributed import connect_mesh
+from engine.parallel.mesh import Mesh
+from engine.rank.rank import Rank
 from engine.step import Job
 
 _NOTE = "note"

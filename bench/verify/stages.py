@@ -14,19 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.batch import Layout, Segment
+from engine.config.chat_template import PREFIX_TOKENS
+from engine.config.model_config import ModelConfig
+from engine.device.devices import decoding_dtype
 from engine.kernels.norm import rms_norm_modulate
 from engine.kernels.packing import Packing
 from engine.kernels.rope import image_rotations, text_rotations
-from engine.model import TextEncoder, VAEDecoder
+from engine.model.batch import Layout, Segment
+from engine.model.text_encoder import TextEncoder
 from engine.model.transformer import TimeModulation
-from engine.model_config import ModelConfig
-from engine.parallel import Mesh
-from engine.parallel.device import decoding_dtype
-from engine.parallel.rows import ImageRows
-from engine.prompt import PREFIX_TOKENS
-from engine.rank import Rank
-from engine.sampling import unpack_latents
+from engine.model.vae import VAEDecoder
+from engine.parallel.image_rows import ImageRows
+from engine.parallel.mesh import Mesh
+from engine.rank.rank import Rank
+from engine.rank.sampling import unpack_latents
 
 EMBEDDING = "text encoder embedding"
 LAYER = "text encoder layer {}"

@@ -11,13 +11,13 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from engine.checkpoint.holding import held_as, in_blocks
-from engine.checkpoint.stored import Held, StoredTensor
-from engine.checkpoint.tensors import Source, sources_by_parameter
+from engine.checkpoint.files.stored import Held, StoredTensor
+from engine.checkpoint.layouts.tensors import Source, sources_by_parameter
+from engine.checkpoint.weight_format import held_as, in_blocks
+from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, CheckpointError
 from engine.kernels.fp8 import FP8, FP8_MULTIPLE, quantize_rows
 from engine.kernels.int8 import GROUP, quantize_groups
-from engine.model_config import ModelConfig
 from engine.parallel.linear import ParallelMatrix
 
 # One thread waits for the disk while another converts; beyond eight, a disk gives no more.

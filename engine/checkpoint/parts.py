@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.checkpoint.locate import is_folder
-from engine.engine_config import PARTS, EngineConfig
+from engine.checkpoint.files.locate import is_folder
+from engine.config.engine_config import PARTS, EngineConfig
 from engine.errors import ArgumentError, CheckpointError
 
 _INDEX = "model_index.json"

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from engine.checkpoint.files import CheckpointFiles
-from engine.checkpoint.holding import held_as, held_bytes
-from engine.checkpoint.stored import Held, StoredTensor
-from engine.checkpoint.tensors import Source, sources_by_parameter
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.checkpoint.files.stored import Held, StoredTensor
+from engine.checkpoint.layouts.tensors import Source, sources_by_parameter
+from engine.checkpoint.weight_format import held_as, held_bytes
 
 
 @dataclass(frozen=True)

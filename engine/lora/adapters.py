@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.checkpoint.tensors import COLUMNS, ROWS, Source, transformer_sources
+from engine.checkpoint.layouts.tensors import COLUMNS, ROWS, Source, transformer_sources
+from engine.config.model_config import ModelConfig
 from engine.lora.deltas import Dense, Shard, norm_factors, read_delta, read_vector
 from engine.lora.families import Change, Family
 from engine.lora.files import AdapterFile, open_adapter
 from engine.lora.side_path import LayerAdapter, Piece, Runs, SidePath
-from engine.model_config import ModelConfig
-from engine.parallel import Group, Linear, LocalGroup
-from engine.parallel.linear import ParallelMatrix
+from engine.parallel.group import Group, LocalGroup
+from engine.parallel.linear import Linear, ParallelMatrix
 from engine.step import Adapter
 
 # Ids of adapters with their strengths, none zero, in order: what a result depends on.

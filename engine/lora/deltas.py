@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from engine.checkpoint.stored import TensorFile
+from engine.checkpoint.files.stored import TensorFile
 from engine.lora.families import Change, Family
 from engine.parallel.group import Group
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from engine.checkpoint.tensors import Source
+from engine.checkpoint.layouts.tensors import Source
 
 
 class Family(Enum):

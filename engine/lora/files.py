@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from engine.checkpoint.open import open_tensor_file
-from engine.checkpoint.sharded_file import ShardedFile
-from engine.checkpoint.stored import FLOAT_BYTES, TensorFile
+from engine.checkpoint.files.open import open_tensor_file
+from engine.checkpoint.files.sharded_file import ShardedFile
+from engine.checkpoint.files.stored import FLOAT_BYTES, TensorFile
+from engine.config.json_fields import read_json_object
+from engine.config.model_config import ModelConfig
 from engine.errors import CheckpointError, LoraError, printable
-from engine.json_fields import read_json_object
 from engine.lora.families import Change, Misfit, family_of, rank_of
 from engine.lora.names import LayerNames, is_of_text_encoder, layer_names, model_of, split_key, strip_prefixes
-from engine.model_config import ModelConfig
 
 _PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _QWEN_IMAGE_WIDTH = 3072

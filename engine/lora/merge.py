@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
+from engine.checkpoint.files.stored import Bounds, StoredTensor
+from engine.checkpoint.layouts.tensors import Source
 from engine.checkpoint.load import Weights
-from engine.checkpoint.stored import Bounds, StoredTensor
-from engine.checkpoint.tensors import Source
-from engine.engine_config import EngineConfig
+from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError, LoraError
 from engine.lora.deltas import Shard, norm_factors, read_delta, read_vector
 from engine.lora.families import Change, Family
 from engine.lora.files import AdapterFile, open_adapter
-from engine.parallel import LocalGroup
+from engine.parallel.group import LocalGroup
 
 _CPU = torch.device("cpu")
 

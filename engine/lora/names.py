@@ -10,9 +10,9 @@ import re
 from difflib import get_close_matches
 from functools import lru_cache
 
-from engine.checkpoint.names import linear_modules
-from engine.checkpoint.tensors import Source, transformer_sources
-from engine.component_config import TransformerConfig
+from engine.checkpoint.layouts.names import linear_modules
+from engine.checkpoint.layouts.tensors import Source, transformer_sources
+from engine.config.components import TransformerConfig
 
 # What ends a key, and the role of such a tensor among those of its layer.
 _ROLES = {

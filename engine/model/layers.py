@@ -8,13 +8,14 @@ from typing import Protocol, TypeVar
 import torch
 from torch import nn
 
-from engine.kernels.attention import GatedAttentionKernel
+from engine.kernels.attention.backends import GatedAttentionKernel
 from engine.kernels.fp8 import Fp8Rows
 from engine.kernels.gate import sigmoid_mul, silu_mul
 from engine.kernels.norm import rms_norm
 from engine.kernels.packing import Packing
 from engine.kernels.rope import norm_rotate_, norm_rotate_to_ranks
-from engine.parallel import ColumnParallelLinear, Group, RowParallelLinear, ScatteredRows
+from engine.parallel.group import Group
+from engine.parallel.linear import ColumnParallelLinear, RowParallelLinear, ScatteredRows
 from engine.parallel.sequence import Share
 
 M = TypeVar("M")

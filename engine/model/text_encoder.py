@@ -6,15 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.component_config import TextEncoderConfig
-from engine.kernels.attention import packed_attention
+from engine.config.components import TextEncoderConfig
+from engine.config.model_config import ModelConfig
+from engine.device.devices import to_device
+from engine.kernels.attention.backends import packed_attention
 from engine.kernels.norm import add_rms_norm
 from engine.kernels.packing import Packing
 from engine.kernels.rope import norm_rotate_, text_rotations
 from engine.model.layers import RMSNorm, SwiGLU, Visit
-from engine.model_config import ModelConfig
-from engine.parallel import ColumnParallelLinear, Group, RowParallelLinear
-from engine.parallel.device import to_device
+from engine.parallel.group import Group
+from engine.parallel.linear import ColumnParallelLinear, RowParallelLinear
 
 
 class TextEncoder(nn.Module):

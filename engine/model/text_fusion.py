@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from engine.component_config import TransformerConfig
-from engine.kernels.attention import GatedAttentionKernel
+from engine.config.components import TransformerConfig
+from engine.kernels.attention.backends import GatedAttentionKernel
 from engine.kernels.norm import add_rms_norm
 from engine.kernels.packing import Packing
 from engine.model.layers import GatedAttention, RMSNorm, SwiGLU
-from engine.parallel import Group, Linear
+from engine.parallel.group import Group
+from engine.parallel.linear import Linear
 
 
 class TextFusion(nn.Module):

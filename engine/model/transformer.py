@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.batch import Layout
-from engine.component_config import TransformerConfig
-from engine.kernels.attention import GatedAttentionKernel
+from engine.config.components import TransformerConfig
+from engine.kernels.attention.backends import GatedAttentionKernel
 from engine.kernels.norm import add_rms_norm_modulate_, rms_norm_modulate
 from engine.kernels.packing import Packing
+from engine.model.batch import Layout
 from engine.model.layers import GatedAttention, RMSNorm, SwiGLU, Visit
 from engine.model.text_fusion import TextFusion
-from engine.parallel import Group, Linear
+from engine.parallel.group import Group
+from engine.parallel.linear import Linear
 from engine.parallel.sequence import gather
 
 

@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.component_config import VAEConfig
-from engine.kernels.chunked_attention import chunked_attention
+from engine.config.components import VAEConfig
+from engine.device.devices import decoding_dtype
+from engine.kernels.attention.chunked import chunked_attention
 from engine.kernels.image_norm import add_image_norm_, add_residual_, image_norm
 from engine.kernels.upsample import upsample
-from engine.parallel.device import decoding_dtype
+from engine.model.tiles import MARGIN, OVERLAP, Tiles, divide
 from engine.parallel.group import Group, LocalGroup
-from engine.parallel.rows import ImageRows
-from engine.tiling import MARGIN, OVERLAP, Tiles, divide
+from engine.parallel.image_rows import ImageRows
 
 _RESNET_REACH = 2  # rows up and down that a residual block looks: its two convolutions
 
@@ -69,7 +69,8 @@ class VAEDecoder(nn.Module):
 
     def score_bytes(self, height: int, width: int, tile: int | None) -> int:
         """What the middle's attention may take for its scores where this many latent pixels are decoded, whole or in
-        tiles: as much as a float32 image of the last level, which `engine.memory` counts, and which nobody has yet."""
+        tiles: as much as a float32 image of the last level, which `engine.planning.step_memory` counts, and which
+        nobody has yet."""
         if tile is not None:
             height, width = divide(height, tile).size, divide(width, tile).size
         return height * width * self.scale_factor**2 * self.decoder.conv_out.weight.shape[1] * 4

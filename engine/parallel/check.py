@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from engine.degrees import EXCHANGING, Degrees
+from engine.config.degrees import EXCHANGING, Degrees
 from engine.errors import Krea2Error, LaunchError
 from engine.parallel.group import Group
 from engine.parallel.mesh import Mesh

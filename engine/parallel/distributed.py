@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.degrees import Degrees
+from engine.config.degrees import Degrees
 from engine.parallel.check import CHECK_S, Begin, try_groups, within
 from engine.parallel.greeting import Card, agree, exchange
 from engine.parallel.group import Group, LocalGroup

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from engine.degrees import Degrees
+from engine.config.degrees import Degrees
 from engine.parallel.group import Group, LocalGroup
 from engine.parallel.thread_group import RankThread, thread_groups
 

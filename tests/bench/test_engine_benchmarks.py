@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-import engine.rank as rank_module
+import engine.rank.rank as rank_module
 from bench import image, runner, step, throughput, timing
 from bench.files import FILE_OPTIONS, encode_file
 from bench.floor import Ceilings
@@ -24,8 +24,8 @@ from bench.real_size import model_of_size
 from bench.runner import Engine, Setup, Version
 from bench.timing import Budget
 from bench.unseen_length import measure_unseen
-from engine.model import VAEDecoder
-from engine.rank import Rank
+from engine.model.vae import VAEDecoder
+from engine.rank.rank import Rank
 from launcher.images import encode_image
 from launcher.requests import CheckedRequest
 

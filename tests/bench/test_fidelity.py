@@ -26,14 +26,14 @@ from bench.kernel_checks import relative_error
 from bench.lost import LOST
 from bench.plain_kernels import PLAIN, plain_kernels
 from bench.real_size import TINY
-from engine.checkpoint.holding import BLOCK_MATRICES
-from engine.demo_checkpoints import DEMO_CHECKPOINT
-from engine.engine_config import EngineConfig
+from engine.checkpoint.weight_format import BLOCK_MATRICES
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
 from engine.kernels.fp8 import FP8
 from engine.model import layers
-from engine.model_config import ModelConfig
-from engine.parallel import Mesh
-from engine.rank import Rank
+from engine.parallel.mesh import Mesh
+from engine.rank.rank import Rank
 from launcher.tokenizer import PromptTokenizer
 
 CPU = torch.device("cpu")

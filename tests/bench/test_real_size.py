@@ -13,10 +13,10 @@ from bench.peer import Peer
 from bench.real_size import KREA2, TINY, RandomWeights, model_of_size, random_prompt
 from bench.runner import Engine, Setup, Version
 from bench.timing import Budget, Marks, Spread, is_shared, time_calls
-from engine.checkpoint.tensors import Source
-from engine.model_config import ModelConfig
-from engine.prompt import PREFIX_TOKENS, SUFFIX_TOKENS
-from engine.sampling import draw_noise
+from engine.checkpoint.layouts.tensors import Source
+from engine.config.chat_template import PREFIX_TOKENS, SUFFIX_TOKENS
+from engine.config.model_config import ModelConfig
+from engine.rank.sampling import draw_noise
 from tests.oracle import relative_error
 
 CPU = torch.device("cpu")

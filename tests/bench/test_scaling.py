@@ -14,10 +14,10 @@ from bench import scaling
 from bench.rank_processes import ProcessFailed
 from bench.real_size import model_of_size, random_prompt
 from bench.scaling import main
-from engine.degrees import Degrees
-from engine.prompt import PREFIX_TOKENS
-from engine.rank import Rank
-from engine.traffic import Sent, exchanged_in_step
+from engine.config.chat_template import PREFIX_TOKENS
+from engine.config.degrees import Degrees
+from engine.planning.traffic import Sent, exchanged_in_step
+from engine.rank.rank import Rank
 
 TINY = ["--size", "tiny", "--layers", "2", "--device", "cpu", "--quantization", "none"]
 SMALL = model_of_size("tiny", layers=2)

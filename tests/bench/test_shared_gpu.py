@@ -13,7 +13,7 @@ import pytest
 from bench import rank_processes, shared_gpu
 from bench.rank_processes import ProcessFailed
 from bench.shared_gpu import Parity, compare, main
-from engine.degrees import Degrees
+from engine.config.degrees import Degrees
 
 
 @pytest.mark.timeout(600)

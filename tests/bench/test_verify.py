@@ -20,10 +20,10 @@ from bench.verify.models import Model, find_models, requests_for
 from bench.verify.ours import Results
 from bench.verify.ranks import Plan
 from bench.verify.report import Verified, write_report
-from engine.degrees import Degrees
-from engine.model import VAEDecoder
-from engine.parallel import thread_meshes
-from engine.rank import Rank
+from engine.config.degrees import Degrees
+from engine.model.vae import VAEDecoder
+from engine.parallel.mesh import thread_meshes
+from engine.rank.rank import Rank
 from tests.launcher.processes import PATIENCE_S
 
 CPU = torch.device("cpu")
@@ -182,11 +182,13 @@ def patched(modules: str, function: str, change: Callable[..., Any]) -> Callable
 
 
 CODE = {
-    "noise": patched("engine.rank", "draw_noise", lambda draw, seed, *rest: draw(seed + 1, *rest)),
-    "sigmas of 96×64": patched("engine.rank bench.verify.checks", "default_mu", lambda mu, *rest: mu(*rest) + 1e-3),
-    "guidance and Euler step 1": patched("engine.rank", "guide", lambda guide, a, b, g: guide(a, b, g + 0.01)),
+    "noise": patched("engine.rank.rank", "draw_noise", lambda draw, seed, *rest: draw(seed + 1, *rest)),
+    "sigmas of 96×64": patched(
+        "engine.rank.rank bench.verify.checks", "default_mu", lambda mu, *rest: mu(*rest) + 1e-3
+    ),
+    "guidance and Euler step 1": patched("engine.rank.rank", "guide", lambda guide, a, b, g: guide(a, b, g + 0.01)),
     "velocity of a whole forward": patched(
-        "engine.velocities", "image_rotations", lambda make, high, wide, *rest, **to: make(wide, high, *rest, **to)
+        "engine.rank.denoiser", "image_rotations", lambda make, high, wide, *rest, **to: make(wide, high, *rest, **to)
     ),
 }
 

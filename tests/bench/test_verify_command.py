@@ -19,10 +19,10 @@ from bench.verify.__main__ import main
 from bench.verify.judging import Check
 from bench.verify.models import Model, find_models
 from bench.verify.report import Verified
-from engine.checkpoint import CheckpointFiles
-from engine.checkpoint.convert import convert
-from engine.component_config import TransformerConfig
-from engine.engine_config import EngineConfig
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.checkpoint.convert.convert import convert
+from engine.config.components import TransformerConfig
+from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError
 from launcher.tokenizer import Prompt, PromptTokenizer
 from tests.damage import copy_checkpoint

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.checkpoint.names import text_encoder_to_llama, transformer_to_native, vae_to_wan
+from engine.checkpoint.layouts.names import text_encoder_to_llama, transformer_to_native, vae_to_wan
 
 Tensors = dict[str, torch.Tensor]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.checkpoint import mapped_file
-from engine.checkpoint.stored import Bounds, Header
+from engine.checkpoint.files import mapped_file
+from engine.checkpoint.files.stored import Bounds, Header
 
 DTYPES = {getattr(torch, dtype.torch): name for name, dtype in mapped_file.DTYPES.items()}
 

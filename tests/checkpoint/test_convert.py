@@ -16,13 +16,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
-from engine.checkpoint import CheckpointFiles, convert, summarize
-from engine.checkpoint.convert import LAYOUTS, WEIGHTS, count_tensors
-from engine.engine_config import EngineConfig
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.checkpoint.convert import convert
+from engine.checkpoint.convert.convert import LAYOUTS, WEIGHTS, count_tensors
+from engine.checkpoint.summary import summarize
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, CheckpointError
-from engine.model_config import ModelConfig
-from engine.parallel import Mesh
-from engine.rank import Rank
+from engine.parallel.mesh import Mesh
+from engine.rank.rank import Rank
 from tests.damage import copy_checkpoint, rewrite_json
 from tests.engine_runs import on_ranks, run_requests
 from tests.kernels.tolerances import relative_error

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.checkpoint.encodings import stored_tensors
-from engine.checkpoint.quantize import FORMATS, encode, header_marks, mark_tensor
-from engine.checkpoint.stored import StoredTensor
+from engine.checkpoint.convert.quantize import FORMATS, encode, header_marks, mark_tensor
+from engine.checkpoint.files.stored import StoredTensor
+from engine.checkpoint.layouts.encodings import stored_tensors
 from engine.errors import ArgumentError
 from tests.checkpoint.memory_file import MemoryFile
 

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from engine.checkpoint.encodings import stored_tensors
-from engine.checkpoint.marks import FORMATS
-from engine.checkpoint.open import open_tensor_file
-from engine.checkpoint.quantize import FORMATS as WRITTEN
-from engine.checkpoint.quantize import encode, header_marks, mark_tensor
+from engine.checkpoint.convert.quantize import FORMATS as WRITTEN
+from engine.checkpoint.convert.quantize import encode, header_marks, mark_tensor
+from engine.checkpoint.files.open import open_tensor_file
+from engine.checkpoint.layouts.encodings import stored_tensors
+from engine.checkpoint.quantized.metadata import FORMATS
 from engine.errors import CheckpointError
 from tests.checkpoint.memory_file import DTYPES, MemoryFile
 

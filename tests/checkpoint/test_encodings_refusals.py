@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.checkpoint.quantize import encode
+from engine.checkpoint.convert.quantize import encode
 from engine.errors import CheckpointError
 from tests.checkpoint.test_encodings import stored, whole
 

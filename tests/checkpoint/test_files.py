@@ -16,14 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.checkpoint import CheckpointFiles
+from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.parts import repository_of, variant_by_name
-from engine.demo_checkpoints import DEMO_CHECKPOINT, DEMO_CHECKPOINTS
-from engine.engine_config import EngineConfig
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_CHECKPOINTS
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, CheckpointError
-from engine.model_config import ModelConfig
-from engine.parallel import Mesh
-from engine.rank import Rank
+from engine.parallel.mesh import Mesh
+from engine.rank.rank import Rank
 from tests.checkpoint.layouts import (
     language_model,
     load_text_encoder,

@@ -17,10 +17,10 @@ from gguf.constants import GGML_QUANT_SIZES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.checkpoint.gguf_file import GgufFile
-from engine.checkpoint.gguf_header import _LARGEST_HEADER as LARGEST_HEADER
-from engine.checkpoint.open import open_tensor_file
-from engine.checkpoint.stored import Bounds, Header
+from engine.checkpoint.files.gguf_file import GgufFile
+from engine.checkpoint.files.gguf_header import _LARGEST_HEADER as LARGEST_HEADER
+from engine.checkpoint.files.open import open_tensor_file
+from engine.checkpoint.files.stored import Bounds, Header
 from engine.errors import CheckpointError
 from tests.damage import bounded_memory
 

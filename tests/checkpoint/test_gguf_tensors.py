@@ -12,10 +12,10 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.checkpoint.encodings import stored_tensors
-from engine.checkpoint.gguf_file import GgufFile
-from engine.checkpoint.gguf_write import write_gguf
-from engine.checkpoint.stored import PlainTensor, StoredTensor
+from engine.checkpoint.convert.gguf_write import write_gguf
+from engine.checkpoint.files.gguf_file import GgufFile
+from engine.checkpoint.files.stored import PlainTensor, StoredTensor
+from engine.checkpoint.layouts.encodings import stored_tensors
 from engine.errors import CheckpointError
 from engine.kernels.int8 import dequantize_groups
 

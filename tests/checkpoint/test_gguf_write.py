@@ -9,7 +9,7 @@ import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
 
-from engine.checkpoint.gguf_write import TYPES, write_gguf
+from engine.checkpoint.convert.gguf_write import TYPES, write_gguf
 from engine.errors import ArgumentError
 
 # Largest errors, relative to the largest magnitude of 32 numbers: half a step, or a whole one where there is one step

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from bench.real_size import KREA2
-from engine.checkpoint import infer
-from engine.checkpoint.layouts import Component, open_text_encoder, open_transformer, open_vae
-from engine.checkpoint.stored import Bounds, StoredTensor
-from engine.checkpoint.tensors import Source, text_encoder_sources, transformer_sources, vae_sources
-from engine.component_config import read_schedule, read_text_encoder, read_transformer, read_vae
-from engine.demo_checkpoints import DEMO_CHECKPOINT
+from engine.checkpoint.files.stored import Bounds, StoredTensor
+from engine.checkpoint.layouts import infer
+from engine.checkpoint.layouts.component import Component, open_text_encoder, open_transformer, open_vae
+from engine.checkpoint.layouts.tensors import Source, text_encoder_sources, transformer_sources, vae_sources
+from engine.config.components import read_schedule, read_text_encoder, read_transformer, read_vae
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.json_fields import JsonFields
+from engine.config.model_config import ModelConfig
 from engine.errors import CheckpointError
-from engine.json_fields import JsonFields
-from engine.model_config import ModelConfig
 from tests.checkpoint.layouts import language_model, load_text_encoder, load_transformer, load_vae, save
 
 LAYER_0 = "language_model.layers.0"

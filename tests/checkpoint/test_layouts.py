@@ -11,9 +11,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.checkpoint.gguf_write import write_gguf
-from engine.checkpoint.layouts import Component, open_text_encoder, open_transformer, open_vae
-from engine.checkpoint.names import TRANSFORMER_PREFIXES
+from engine.checkpoint.convert.gguf_write import write_gguf
+from engine.checkpoint.layouts.component import Component, open_text_encoder, open_transformer, open_vae
+from engine.checkpoint.layouts.names import TRANSFORMER_PREFIXES
 from engine.errors import CheckpointError
 from tests.checkpoint.layouts import (
     Tensors,

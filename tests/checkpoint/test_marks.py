@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine.checkpoint.encodings import stored_tensors
-from engine.checkpoint.stored import PlainTensor
+from engine.checkpoint.files.stored import PlainTensor
+from engine.checkpoint.layouts.encodings import stored_tensors
 from engine.errors import CheckpointError
 from tests.checkpoint.memory_file import MemoryFile
 
@@ -340,8 +340,8 @@ def test_files_are_recognised_without_torch(tmp_path: Path) -> None:
     save_file(FP8_LAYER | {"blocks.0.a.comfy_quant": blob(FORMAT_FP8)}, tmp_path / "model.safetensors")
     program = (
         "import sys\nfrom pathlib import Path\n"
-        "from engine.checkpoint.encodings import stored_tensors\n"
-        "from engine.checkpoint.open import open_tensor_file\n"
+        "from engine.checkpoint.layouts.encodings import stored_tensors\n"
+        "from engine.checkpoint.files.open import open_tensor_file\n"
         "found = stored_tensors(open_tensor_file(Path(sys.argv[1])))\n"
         "print({name: tensor.format for name, tensor in found.items()}, 'torch' in sys.modules)"
     )

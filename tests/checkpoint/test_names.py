@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from bench.real_size import KREA2, TINY
-from engine.checkpoint.config_json import config_files
-from engine.checkpoint.names import (
+from engine.checkpoint.convert.config_json import config_files
+from engine.checkpoint.layouts.names import (
     DEAD_TENSORS,
     TRANSFORMER_PREFIXES,
     linear_modules,
@@ -30,7 +30,7 @@ from engine.checkpoint.names import (
     vae_from_wan,
     vae_to_wan,
 )
-from engine.checkpoint.tensors import Source, text_encoder_sources, transformer_sources, vae_sources
+from engine.checkpoint.layouts.tensors import Source, text_encoder_sources, transformer_sources, vae_sources
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine.checkpoint.gguf_write import write_gguf
-from engine.checkpoint.open import open_tensor_file
+from engine.checkpoint.convert.gguf_write import write_gguf
+from engine.checkpoint.files.open import open_tensor_file
 from engine.errors import CheckpointError
 
 TENSORS = {"a.weight": torch.randn(40, 64), "a.bias": torch.randn(7), "empty": torch.empty(0)}

@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from engine.checkpoint.mapped_file import DTYPES
-from engine.checkpoint.open import open_tensor_file
-from engine.checkpoint.safetensors_file import LARGEST_HEADER, SafetensorsFile
-from engine.checkpoint.sharded_file import ShardedFile, open_sharded
-from engine.checkpoint.stored import Bounds, Header, PlainTensor
+from engine.checkpoint.files.mapped_file import DTYPES
+from engine.checkpoint.files.open import open_tensor_file
+from engine.checkpoint.files.safetensors_file import LARGEST_HEADER, SafetensorsFile
+from engine.checkpoint.files.sharded_file import ShardedFile, open_sharded
+from engine.checkpoint.files.stored import Bounds, Header, PlainTensor
 from engine.errors import CheckpointError
 from tests.damage import bounded_memory
 

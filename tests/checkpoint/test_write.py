@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from engine.checkpoint import write
-from engine.checkpoint.write import SafetensorsWriter
+from engine.checkpoint.convert import safetensors_write as write
+from engine.checkpoint.convert.safetensors_write import SafetensorsWriter
 from engine.errors import CheckpointError
 
 

@@ -17,7 +17,7 @@ from demo.captions import COLOURS, PLACES, RELATIONS, SHAPES, SIZES, Kind, Promp
 from demo.judge import ATTRIBUTES, Seen, SeenObject, components, look, verdict
 from demo.pictures import PALETTE, Placed, draw, outline, paint, pixels
 from demo.pictures import SIZES as PICTURE_SIZES
-from engine.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 
 RED, BLUE, GREEN = PALETTE["red"], PALETTE["blue"], PALETTE["green"]
 RED_CIRCLE = Prompt("blue", Kind("red", "circle"))

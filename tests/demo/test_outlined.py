@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from demo import outlined
 from demo.training import Run
-from engine.lora import open_adapter
-from engine.model_config import ModelConfig
+from engine.config.model_config import ModelConfig
+from engine.lora.files import open_adapter
 from engine.step import Adapter
 from tests.engine_runs import jobs_of, run_jobs
 from tests.oracle import Request, expected_pictures, load_pipeline, relative_error

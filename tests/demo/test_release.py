@@ -19,8 +19,8 @@ from demo import release as release_module
 from demo.captions import parse, prompts
 from demo.release import ENGINE_KEYS, draw, release
 from demo.tokenizer import sentence
-from engine.demo_checkpoints import DEMO_CHECKPOINT
-from engine.model_config import ModelConfig
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.model_config import ModelConfig
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from demo.captions import WORDS, Prompt, prompts
 from demo.pictures import LINE_COLOUR
 from demo.release import LARGEST_PAIR
-from engine.demo_checkpoints import DEMO_CHECKPOINTS, DEMO_LORAS
+from engine.config.demo_checkpoints import DEMO_CHECKPOINTS, DEMO_LORAS
 from launcher import Client, launch
 
 LARGEST_LORA = 1_000_000  # bytes

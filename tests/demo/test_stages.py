@@ -13,7 +13,7 @@ from bench import adherence
 from demo import __main__ as recipe
 from demo.__main__ import SCHEDULES, Schedule, make
 from demo.release import training_steps
-from engine.model_config import ModelConfig
+from engine.config.model_config import ModelConfig
 from launcher.tokenizer import PromptTokenizer
 
 TINY = Schedule(

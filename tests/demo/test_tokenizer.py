@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, Qwen2Tokenizer
 
 from demo.captions import COLOURS, PLACES, RELATIONS, SHAPES, SIZES, prompts
 from demo.tokenizer import PREFIX, SPECIAL_TOKENS, SUFFIX, adapt_embeddings, sentence, train_tokenizer
-from engine import prompt as engine_prompt
+from engine.config import chat_template as engine_prompt
 from launcher.tokenizer import PromptTokenizer
 
 

@@ -13,9 +13,9 @@ from unittest.mock import patch
 
 import torch
 
-from engine.kernels.attention import BACKENDS, Backend
+from engine.kernels.attention.backends import BACKENDS, Backend
 from engine.kernels.jit import Kernel
-from engine.rank import Rank
+from engine.rank.rank import Rank
 from tests.fake_cuda.clocks import Clock, Event, Stream, Timeline, join
 from tests.fake_cuda.graphs import CUDAGraph, graph, graph_pool_handle, without_modes
 from tests.fake_cuda.memory import Memory

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from engine.kernels import attention, norm
+from engine.kernels import norm
+from engine.kernels.attention import backends as attention
 from engine.kernels.fp8 import Fp8Rows, quantize_rows
 from engine.kernels.gate import sigmoid_mul
 from engine.kernels.packing import Packing

@@ -17,16 +17,15 @@ from pathlib import Path
 
 import torch
 
-from engine.kernels import (
-    attention_triton,
-    chunked_attention,
-    fp8_attention,
-    gate,
-    image_norm,
-    int8,
-    norm,
-    rope,
-    upsample,
+from engine.kernels import gate, image_norm, int8, norm, rope, upsample
+from engine.kernels.attention import (
+    chunked as chunked_attention,
+)
+from engine.kernels.attention import (
+    fa3_fp8 as fp8_attention,
+)
+from engine.kernels.attention import (
+    triton_kernel as attention_triton,
 )
 from engine.kernels.jit import Kernel, launch_shape
 from engine.kernels.packing import TILE_ROWS

@@ -16,7 +16,16 @@ from unittest.mock import patch
 import torch
 
 from bench.real_size import KREA2
-from engine.kernels import attention_triton, chunked_attention, fp8_attention, gate, image_norm, norm, rope, upsample
+from engine.kernels import gate, image_norm, norm, rope, upsample
+from engine.kernels.attention import (
+    chunked as chunked_attention,
+)
+from engine.kernels.attention import (
+    fa3_fp8 as fp8_attention,
+)
+from engine.kernels.attention import (
+    triton_kernel as attention_triton,
+)
 from engine.kernels.fp8 import empty_rows
 from engine.kernels.jit import Kernel
 from engine.kernels.packing import CapturedPacking, Packing

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, quantiles
 
-from engine.kernels.attention_plans import PlanSchedule
+from engine.kernels.attention.plans import PlanSchedule
 
 BUILD_S = 0.4
 READS_S = 1e-4  # between the end of a build and the beginning of an image that has come meanwhile

@@ -8,10 +8,10 @@ from itertools import accumulate
 import pytest
 import torch
 
-from engine.kernels import attention
-from engine.kernels.attention import BACKENDS, GatedAttentionKernel, packed_attention
-from engine.kernels.attention_choice import AttentionShape, choose_attention, unavailable
-from engine.kernels.attention_triton import attention_triton
+from engine.kernels.attention import backends as attention
+from engine.kernels.attention.backends import BACKENDS, GatedAttentionKernel, packed_attention
+from engine.kernels.attention.choice import AttentionShape, choose_attention, unavailable
+from engine.kernels.attention.triton_kernel import attention_triton
 from engine.kernels.fp8 import Fp8Rows
 from engine.kernels.gate import gate_mul_triton, sigmoid_mul
 from engine.kernels.packing import TILE_ROWS, CapturedPacking, Packing

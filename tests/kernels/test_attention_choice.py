@@ -7,11 +7,11 @@ import itertools
 import pytest
 import torch
 
-from engine.engine_config import ATTENTIONS
+from engine.config.engine_config import ATTENTIONS
 from engine.errors import ArgumentError
-from engine.kernels import attention_choice
-from engine.kernels.attention import BACKENDS
-from engine.kernels.attention_choice import AttentionShape, Timing, choose_attention, unavailable
+from engine.kernels.attention import choice as attention_choice
+from engine.kernels.attention.backends import BACKENDS
+from engine.kernels.attention.choice import AttentionShape, Timing, choose_attention, unavailable
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SHAPE = AttentionShape(heads=4, kv_heads=1, head_dim=128, lengths=(4160,))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.kernels.attention_plans import IDLE_S, MOST_WAITING, PlanSchedule
+from engine.kernels.attention.plans import IDLE_S, MOST_WAITING, PlanSchedule
 from tests.kernels.simulated_prompts import BUILD_S, DISTRIBUTIONS, SIZES, Outcome, serve
 
 SEEDS = range(12)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.kernels.chunked_attention import chunked_attention, weigh, weigh_triton
+from engine.kernels.attention.chunked import chunked_attention, weigh, weigh_triton
 from tests.kernels.tolerances import DTYPES, poisoned
 
 SHAPES = [  # images, queries, keys, width

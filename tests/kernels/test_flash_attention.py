@@ -16,12 +16,13 @@ import torch
 
 from bench.kernel_checks import ATTENTION_BOUND, check_all
 from bench.kernel_rates import attention_backends
-from engine.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
 from engine.errors import ArgumentError
-from engine.kernels import attention_choice, flash_attention
-from engine.kernels.attention import BACKENDS, GatedAttentionKernel
-from engine.kernels.attention_choice import AttentionShape, choose_attention, unavailable
-from engine.kernels.flash_attention import FLASH_PACKAGES, package_function
+from engine.kernels.attention import choice as attention_choice
+from engine.kernels.attention import flash_packages as flash_attention
+from engine.kernels.attention.backends import BACKENDS, GatedAttentionKernel
+from engine.kernels.attention.choice import AttentionShape, choose_attention, unavailable
+from engine.kernels.attention.flash_packages import FLASH_PACKAGES, package_function
 from engine.kernels.fp8 import Fp8Rows
 from engine.kernels.packing import CapturedPacking, Packing
 from engine.step import Adapter

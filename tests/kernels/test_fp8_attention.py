@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.kernels.attention import BACKENDS, GatedAttentionKernel
+from engine.kernels.attention.backends import BACKENDS, GatedAttentionKernel
+from engine.kernels.attention.fa3_fp8 import Fp8Heads, quantize_heads_torch, quantize_heads_triton
 from engine.kernels.fp8 import FP8, Fp8Rows
-from engine.kernels.fp8_attention import Fp8Heads, quantize_heads_torch, quantize_heads_triton
 from engine.kernels.packing import TILE_ROWS, CapturedPacking, Packing
 from tests.kernels import flash_packages
 from tests.kernels.test_flash_attention import Install, _draw, install  # noqa: F401  a fixture

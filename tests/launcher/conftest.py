@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.demo_checkpoints import DEMO_CHECKPOINT
-from engine.model_config import ModelConfig
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.model_config import ModelConfig
 from launcher import Client, logs
 from launcher.cli import execute
 from tests.launcher.demo_server import Server, serve_demo

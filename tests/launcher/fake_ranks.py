@@ -12,7 +12,7 @@ from typing import Any
 import zmq
 import zmq.asyncio
 
-from engine.engine_config import EngineConfig
+from engine.config.engine_config import EngineConfig
 from engine.errors import Krea2Error
 from engine.step import Job, Step, StepTimes
 from launcher.async_client import AsyncClient

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType, SimpleNamespace
 
 from engine.errors import OutOfMemoryError
-from engine.memory import DecodeMemory
+from engine.planning.step_memory import DecodeMemory
 from engine.step import Job, Step, StepTimes
 
 STEP_S = 0.1  # so that a request of many steps is under way for long
@@ -19,7 +19,7 @@ HUNGRY_SEED = 507  # of an image that there is too little memory for
 
 
 class HollowRank:
-    """Stands for `engine.rank.Rank`, whose pictures are of one colour."""
+    """Stands for `engine.rank.rank.Rank`, whose pictures are of one colour."""
 
     link = None
     attention_choice = SimpleNamespace(describe=lambda: {})
@@ -75,11 +75,9 @@ class HollowRank:
 
 def replace_engine() -> None:
     """Let `launcher.worker`, in this process, find hollow ranks."""
-    rank, parallel = ModuleType("engine.rank"), ModuleType("engine.parallel")
+    rank = ModuleType("engine.rank.rank")
     vars(rank)["Rank"] = HollowRank
-    vars(parallel).update(
-        connect_mesh=lambda rank, *_, **__: rank,
-        pick_device=lambda *_: "cpu",
-        device_name=lambda _: "cpu",
-    )
-    sys.modules |= {"engine.rank": rank, "engine.parallel": parallel}
+    distributed, devices = ModuleType("engine.parallel.distributed"), ModuleType("engine.device.devices")
+    vars(distributed)["connect_mesh"] = lambda rank, *_, **__: rank
+    vars(devices).update(pick_device=lambda *_: "cpu", device_name=lambda _: "cpu")
+    sys.modules |= {module.__name__: module for module in (rank, distributed, devices)}

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from engine.engine_config import EngineConfig
+from engine.config.engine_config import EngineConfig
 from launcher.http import make_server
 from launcher.http_child import listen
 from launcher.internal import HttpConfig

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from engine.config.model_config import ModelConfig
 from engine.errors import LoraError
-from engine.model_config import ModelConfig
 from engine.step import Job, Step
 from launcher import lora_files
 from launcher.async_client import AsyncClient

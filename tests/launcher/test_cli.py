@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 import engine
-from engine.demo_checkpoints import DEMO_CHECKPOINT
-from engine.model_config import ModelConfig
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.model_config import ModelConfig
 from launcher import Client
 from launcher.cli import commands
 from tests.checkpoint.layouts import (

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image as PIL
 
+from engine.config.model_config import ModelConfig
 from engine.errors import (
     ArgumentError,
     CancelledError,
@@ -16,7 +17,6 @@ from engine.errors import (
     QueueFullError,
     RequestTimeoutError,
 )
-from engine.model_config import ModelConfig
 from launcher.async_client import AsyncClient
 from launcher.limits import Limits
 from launcher.protocol import (

@@ -15,7 +15,7 @@ import openai
 import pytest
 from PIL import Image
 
-from engine.model_config import ModelConfig
+from engine.config.model_config import ModelConfig
 from launcher.async_client import AsyncClient
 from launcher.limits import Limits
 from tests.launcher.fake_ranks import Fakes, fake_engine, run

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from huggingface_hub import HfApi, constants
 
-from engine.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from launcher.hub import find_model
 from tests.launcher.conftest import Krea2
 from tests.launcher.fake_hub import COMMIT, FakeHub, fake_hub

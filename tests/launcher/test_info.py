@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from bench.real_size import KREA2
-from engine.checkpoint.names import linear_modules, transformer_to_native, vae_to_wan
-from engine.checkpoint.tensors import text_encoder_sources, transformer_sources, vae_sources
-from engine.demo_checkpoints import DEMO_CHECKPOINT
-from engine.engine_config import EngineConfig
+from engine.checkpoint.layouts.names import linear_modules, transformer_to_native, vae_to_wan
+from engine.checkpoint.layouts.tensors import text_encoder_sources, transformer_sources, vae_sources
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.engine_config import EngineConfig
 from engine.errors import CheckpointError
 from launcher.info import describe_checkpoint, describe_file, is_lone_file
 

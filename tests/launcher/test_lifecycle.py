@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.errors import ServerError
 from tests.launcher.processes import PATIENCE_S, Marked, connect, wait_until, without_logs
 

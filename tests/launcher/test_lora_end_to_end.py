@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from engine.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.errors import ArgumentError, LoraError
 from launcher import Client, Result, launch
 from tests.launcher.conftest import Krea2

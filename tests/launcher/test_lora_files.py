@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.demo_checkpoints import DEMO_LORAS
-from engine.engine_config import EngineConfig
+from engine.config.demo_checkpoints import DEMO_LORAS
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, LoraError
-from engine.model_config import ModelConfig
 from launcher import lora_files
 from launcher.internal import FrontendConfig
 from launcher.limits import Limits

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine.demo_checkpoints import DEMO_LORAS
+from engine.config.demo_checkpoints import DEMO_LORAS
 from engine.errors import ArgumentError, LoraError
 from launcher.limits import Limits
 from tests.launcher.fake_ranks import run

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from engine.demo_checkpoints import DEMO_CHECKPOINT
-from engine.engine_config import EngineConfig
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
-from engine.lora import open_adapter
-from engine.memory import decode_bytes
+from engine.lora.files import open_adapter
 from engine.mode_choice import Workload
-from engine.model_config import ModelConfig
+from engine.planning.step_memory import decode_bytes
 from launcher import Client, launch
 from launcher.async_client import AsyncClient
 from launcher.limits import parse_bytes

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from engine import errors
-from engine.engine_config import EngineConfig
+from engine.config.engine_config import EngineConfig
 from launcher.http import make_app
 from launcher.http_errors import STATUS_OF_CODE
 from launcher.internal import HttpConfig

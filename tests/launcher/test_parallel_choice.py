@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from bench.real_size import KREA2
-from engine.cost import CostModel, Work
-from engine.demo_checkpoints import DEMO_CHECKPOINT, DEMO_CHECKPOINTS
-from engine.engine_config import EngineConfig
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_CHECKPOINTS
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, LaunchError
 from engine.mode_choice import TEXT_TOKENS, Devices, Rates, Workload, predict_step
-from engine.model_config import ModelConfig
-from engine.parallel import thread_groups
 from engine.parallel.link import measure_link
+from engine.parallel.thread_group import thread_groups
+from engine.scheduling.cost import CostModel, Work
 from launcher import devices, launch, parallel_choice
 from launcher.cli import commands
 from launcher.devices import Gpus, find_devices

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.engine_config import EngineConfig
+from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError, CheckpointError, Krea2Error, RankError, ServerError, error_from_code
 from engine.step import Job, Step, StepTimes
 from launcher.internal import (

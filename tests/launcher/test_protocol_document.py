@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from engine import errors
-from engine.engine_config import EngineConfig
+from engine.config.engine_config import EngineConfig
 from engine.errors import Krea2Error
 from launcher.async_client import ASK_AGAIN_S, LOAD_LORA_S, PING_S, SILENCE_S, AsyncClient
 from launcher.clients import MAX_CLIENTS

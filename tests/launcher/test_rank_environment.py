@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from engine.engine_config import EngineConfig
+from engine.config.engine_config import EngineConfig
 from launcher import spawn
 from launcher.internal import FrontendConfig
 

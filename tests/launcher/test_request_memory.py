@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from engine.demo_checkpoints import DEMO_CHECKPOINT
-from engine.engine_config import EngineConfig
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
-from engine.memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes
-from engine.model_config import ModelConfig
+from engine.planning.step_memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes
 from launcher.limits import Limits
 from launcher.protocol import Generate
 from launcher.requests import Plan, check, check_memory, default_needs, token_budget

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.model_config import ModelConfig
+from engine.config.prompt_domain import PromptDomain
 from engine.errors import ArgumentError
-from engine.model_config import ModelConfig
-from engine.prompt_domain import PromptDomain
 from launcher.limits import Limits
 from launcher.protocol import Generate, LoraChoice
 from launcher.requests import CheckedRequest, check, make_plan

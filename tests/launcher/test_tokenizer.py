@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.chat_template import PREFIX, SUFFIX
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.model_config import ModelConfig
 from engine.errors import CheckpointError
-from engine.model_config import ModelConfig
-from engine.prompt import PREFIX, SUFFIX
 from launcher.tokenizer import PromptTokenizer
 
 PROMPTS = [

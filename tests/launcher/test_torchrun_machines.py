@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import launcher
-from engine.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.errors import RankError
 from launcher import Client
 from launcher.torchrun import ExternalRanks, tp_warning

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.checkpoint import CheckpointFiles
-from engine.cost import CostModel, Work
-from engine.engine_config import EngineConfig
-from engine.prompt import PREFIX_TOKENS
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.config.chat_template import PREFIX_TOKENS
+from engine.config.engine_config import EngineConfig
+from engine.scheduling.cost import CostModel, Work
 from engine.step import Job, Step, StepTimes
 from launcher import warmup
 from launcher.async_client import AsyncClient

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.checkpoint.names import linear_modules
-from engine.checkpoint.tensors import transformer_sources
-from engine.component_config import TransformerConfig
-from engine.model_config import ModelConfig
+from engine.checkpoint.layouts.names import linear_modules
+from engine.checkpoint.layouts.tensors import transformer_sources
+from engine.config.components import TransformerConfig
+from engine.config.model_config import ModelConfig
 
 ALPHA = 3.0
 

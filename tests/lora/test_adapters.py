@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.engine_config import EngineConfig
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
 from engine.kernels.packing import Packing
-from engine.lora import open_adapter
-from engine.model_config import ModelConfig
-from engine.parallel import Mesh
-from engine.rank import Rank
+from engine.lora.files import open_adapter
+from engine.parallel.mesh import Mesh
+from engine.rank.rank import Rank
 from engine.step import Adapter, Job, Step
 from tests.engine_runs import RankGroups, jobs_of, on_ranks
 from tests.lora.adapter_files import draw_low_rank, layer_shapes, write, write_scheme

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint import CheckpointFiles
-from engine.engine_config import EngineConfig
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.config.engine_config import EngineConfig
 from engine.lora.merge import MergedWeights
 from engine.step import Adapter
 from tests.engine_runs import RankGroups, jobs_of, run_requests

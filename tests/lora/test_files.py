@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from bench.real_size import KREA2
-from engine.engine_config import EngineConfig
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, CheckpointError, LoraError
-from engine.lora import AdapterFile, open_adapter
-from engine.model_config import ModelConfig
+from engine.lora.files import AdapterFile, open_adapter
 from tests.lora.adapter_files import draw_low_rank, layer_shapes, write, write_scheme
 
 QUERY = "transformer_blocks.0.attn.to_q"

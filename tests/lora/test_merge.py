@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint import CheckpointFiles
-from engine.checkpoint.convert import convert
-from engine.engine_config import EngineConfig
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.checkpoint.convert.convert import convert
+from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError
-from engine.parallel import Mesh
-from engine.rank import Rank
+from engine.parallel.mesh import Mesh
+from engine.rank.rank import Rank
 from tests.engine_runs import RankGroups, jobs_of
 from tests.lora.adapter_files import draw_low_rank, layer_shapes, write_scheme
 from tests.oracle import Request, relative_error

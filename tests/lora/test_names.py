@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.real_size import KREA2
-from engine.checkpoint.names import linear_modules
+from engine.checkpoint.layouts.names import linear_modules
 from engine.lora.names import LayerNames, split_key, strip_prefixes
 
 NAMES = LayerNames(KREA2.transformer)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.lora import open_adapter
-from engine.model_config import ModelConfig
+from engine.config.model_config import ModelConfig
+from engine.lora.files import open_adapter
 from engine.step import Adapter
 from tests.engine_runs import RankGroups, jobs_of
 from tests.lora.adapter_files import SCHEMES, draw_low_rank, layer_shapes, write, write_scheme

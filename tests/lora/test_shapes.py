@@ -7,7 +7,7 @@ import math
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engine.checkpoint.tensors import ROWS, Source
+from engine.checkpoint.layouts.tensors import ROWS, Source
 from engine.lora.families import Change, Family, Misfit, family_of, rank_of
 
 ROLES = [

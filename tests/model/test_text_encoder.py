@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.kernels.packing import Packing
-from engine.rank import Rank
+from engine.rank.rank import Rank
 from tests.engine_runs import on_ranks
 from tests.oracle import load_pipeline, relative_error
 

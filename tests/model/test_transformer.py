@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.batch import Layout, Segment
 from engine.kernels.packing import Packing
 from engine.kernels.rope import image_rotations
-from engine.rank import Rank
+from engine.model.batch import Layout, Segment
+from engine.rank.rank import Rank
 from tests.engine_runs import on_ranks
 from tests.oracle import load_pipeline, relative_error
 

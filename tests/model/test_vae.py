@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.rank import Rank
+from engine.rank.rank import Rank
 from tests.cpu_kinds import pretend
 from tests.engine_runs import on_ranks
 from tests.oracle import load_pipeline, relative_error

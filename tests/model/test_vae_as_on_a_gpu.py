@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.kernels import chunked_attention, image_norm, upsample
-from engine.model import VAEDecoder, vae
+from engine.kernels import image_norm, upsample
+from engine.kernels.attention import chunked as chunked_attention
+from engine.model import vae
+from engine.model.vae import VAEDecoder
 from tests.model.test_vae_in_rows import split
 from tests.model.test_vae_on_devices import REAL_PROPORTIONS, decoder
 

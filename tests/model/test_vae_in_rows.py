@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.model import VAEDecoder
-from engine.parallel import Group, LocalGroup, thread_groups
-from engine.parallel.rows import ImageRows
+from engine.model.vae import VAEDecoder
+from engine.parallel.group import Group, LocalGroup
+from engine.parallel.image_rows import ImageRows
+from engine.parallel.thread_group import thread_groups
 from tests.model.test_vae_on_devices import REAL_PROPORTIONS, decoder
 
 TOLERANCE = 1e-5  # of pixels in [-1, 1]; measured 1e-6, sums in another order

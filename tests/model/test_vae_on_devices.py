@@ -10,8 +10,8 @@ import torch
 
 from bench.real_size import TINY, RandomWeights
 from engine.checkpoint.load import LoadOptions, load_weights
-from engine.model import VAEDecoder
-from engine.parallel.rows import ImageRows
+from engine.model.vae import VAEDecoder
+from engine.parallel.image_rows import ImageRows
 from tests.cpu_kinds import pretend
 
 REAL_PROPORTIONS: dict[str, Any] = {"dim_mult": (1, 2, 4, 4), "num_res_blocks": 2}

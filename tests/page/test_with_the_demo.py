@@ -5,8 +5,8 @@ from __future__ import annotations
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from engine.demo_checkpoints import DEMO_CHECKPOINT
-from engine.model_config import ModelConfig
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.model_config import ModelConfig
 from tests.launcher.demo_server import serve_demo
 
 

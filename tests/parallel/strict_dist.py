@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from engine.degrees import Degrees
-from engine.parallel import Group, LocalGroup, Mesh, thread_meshes
+from engine.config.degrees import Degrees
 from engine.parallel.distributed import DistributedGroup
+from engine.parallel.group import Group, LocalGroup
+from engine.parallel.mesh import Mesh, thread_meshes
 
 
 class StrictDist:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.degrees import Degrees
+from engine.config.degrees import Degrees
 from engine.errors import LaunchError, RankError
-from engine.parallel import Mesh, thread_meshes
 from engine.parallel.check import try_groups, within
+from engine.parallel.mesh import Mesh, thread_meshes
 from tests.parallel.test_group import DEADLINE_S, run_processes
 
 CPU = torch.device("cpu")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.engine_config import EngineConfig
+from engine.config.engine_config import EngineConfig
+from engine.device import devices as device
 from engine.errors import ArgumentError
-from engine.parallel import device
 
 
 @pytest.fixture(autouse=True)

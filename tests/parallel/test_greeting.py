@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from engine.degrees import Degrees
+from engine.config.degrees import Degrees
 from engine.errors import ArgumentError, LaunchError
-from engine.parallel import connect_mesh
+from engine.parallel.distributed import connect_mesh
 from engine.parallel.greeting import Agreement, Card, agree
 
 CPU = torch.device("cpu")

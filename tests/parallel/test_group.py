@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.degrees import Degrees
+from engine.config.degrees import Degrees
 from engine.errors import RankError
-from engine.parallel import Group, LocalGroup, Mesh, thread_groups, thread_meshes
+from engine.parallel.group import Group, LocalGroup
+from engine.parallel.mesh import Mesh, thread_meshes
+from engine.parallel.thread_group import thread_groups
 
 DEADLINE_S = 240.0
 CPU = torch.device("cpu")

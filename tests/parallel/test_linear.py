@@ -8,8 +8,8 @@ import torch
 from bench.mesh_groups import AbsentGroup
 from engine.kernels.fp8 import FP8, Fp8Rows, quantize_rows
 from engine.kernels.int8 import quantize_groups
-from engine.parallel import ColumnParallelLinear, LocalGroup, RowParallelLinear
-from engine.parallel.linear import ParallelMatrix
+from engine.parallel.group import LocalGroup
+from engine.parallel.linear import ColumnParallelLinear, ParallelMatrix, RowParallelLinear
 
 IN, OUT, RANKS = 64, 48, 4
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from bench.mesh_groups import AbsentGroup
-from engine.kernels.attention import GatedAttentionKernel
+from engine.kernels.attention.backends import GatedAttentionKernel
 from engine.kernels.fp8 import Fp8Rows, quantize_rows
 from engine.kernels.packing import Packing
 from engine.model.layers import GatedAttention
-from engine.parallel import Group, LocalGroup, thread_groups
+from engine.parallel.group import Group, LocalGroup
 from engine.parallel.linear import ParallelMatrix
 from engine.parallel.sequence import Share
+from engine.parallel.thread_group import thread_groups
 from tests.parallel.test_group import DEADLINE_S, run_threads
 
 WIDTH, HEADS, KV_HEADS, HEAD_DIM = 64, 4, 2, 16

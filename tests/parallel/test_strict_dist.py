@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from engine.degrees import Degrees
-from engine.parallel import Group, thread_groups
+from engine.config.degrees import Degrees
+from engine.parallel.group import Group
+from engine.parallel.thread_group import thread_groups
 from tests.parallel.strict_dist import StrictDist, Work, strict_group, strict_meshes
 from tests.parallel.test_group import DEADLINE_S, DEGREES, check_mesh, check_products, run_threads
 

@@ -10,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from engine.degrees import Degrees
+from engine.config.degrees import Degrees
 from engine.errors import RankError
-from engine.parallel import Group, thread_groups, thread_meshes
+from engine.parallel.group import Group
+from engine.parallel.mesh import thread_meshes
+from engine.parallel.thread_group import thread_groups
 
 DEADLINE_S = 240.0
 Plant = Callable[[Group], object]

@@ -1,0 +1,1 @@
+"""`krea2 convert`: a checkpoint written in another layout, tensor by tensor."""

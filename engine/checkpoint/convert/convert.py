@@ -1,0 +1,254 @@
+"""Writes a checkpoint in another layout, tensor by tensor: what `krea2 convert` does."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.checkpoint.convert.config_json import config_files
+from engine.checkpoint.convert.gguf_write import TYPES as GGUF_TYPES
+from engine.checkpoint.convert.gguf_write import write_gguf
+from engine.checkpoint.convert.quantize import encode, header_marks
+from engine.checkpoint.convert.safetensors_write import SafetensorsWriter
+from engine.checkpoint.files.stored import FLOAT_BYTES, StoredTensor
+from engine.checkpoint.layouts.component import Component
+from engine.checkpoint.layouts.names import transformer_to_native, vae_to_wan
+from engine.checkpoint.layouts.presharded import FULL_PRECISION, component_file
+from engine.checkpoint.layouts.tensors import sources_by_parameter
+from engine.checkpoint.load import LoadOptions, read_parameter
+from engine.checkpoint.quantized.metadata import FLOAT8_E4M3, INT8, MXFP8, NVFP4
+from engine.errors import ArgumentError, CheckpointError
+
+COMPONENTS = ("transformer", "text_encoder", "vae")
+LAYOUTS = ("diffusers", "native", "gguf", "sharded")
+FLOATS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+QUANTIZED = {"fp8": FLOAT8_E4M3, "int8-convrot": INT8, "mxfp8": MXFP8, "nvfp4": NVFP4}
+# What weights may be written as, by layout; "keep" leaves floats as they are and makes bfloat16 of anything else.
+WEIGHTS: dict[str, tuple[str, ...]] = {
+    "diffusers": ("keep", *FLOATS),
+    "native": ("keep", *FLOATS, *QUANTIZED),
+    "gguf": ("q8_0", *(name.lower() for name in GGUF_TYPES if name != "Q8_0")),
+    "sharded": ("keep", *FLOATS, "fp8", "int8"),
+}
+_FILES = {
+    "transformer": "transformer/diffusion_pytorch_model.safetensors",
+    "text_encoder": "text_encoder/model.safetensors",
+    "vae": "vae/diffusion_pytorch_model.safetensors",
+}
+_TEXT_ENCODER_PREFIX = "language_model."  # of Qwen3VLModel's language part, which the written configs name
+_MOST_PARTS = 3  # of a weight in a native file: itself and its scales
+_GROUPS = (256, 64, 16)  # of ConvRot, the largest first
+_LONGEST_PREFIX = 100
+_LARGEST_COPY = 64 * 2**20  # bytes of a file beside the weights, such as tokenizer.json
+
+Report = Callable[[], None]
+
+
+def convert(
+    checkpoint: CheckpointFiles,
+    output: Path,
+    *,
+    layout: str,
+    weights: str,
+    component: str = "transformer",
+    prefix: str = "",
+    tp: int = 1,
+    report: Report = lambda: None,
+) -> None:
+    """Write `checkpoint` to `output`, a folder for the layouts diffusers and sharded, and else a file of one component.
+
+    layout: of `LAYOUTS`. "native" are the names of the official single files, for the text encoder ComfyUI's and for
+    the VAE Wan's. weights: of `WEIGHTS[layout]`. prefix: of every name in a native file. tp: ranks, for "sharded".
+    report: is called for every tensor that is done. Raises `ArgumentError` for what does not go together, and
+    `CheckpointError` for what cannot be read or written; nothing is left of an output that is not whole.
+    """
+    if checkpoint.split_for is not None:
+        allowed = "a whole checkpoint, not one that has been split for ranks, of which each has a part"
+        raise ArgumentError.of("model", allowed, str(checkpoint.components["transformer"].location))
+    if len(prefix) > _LONGEST_PREFIX or not prefix.isprintable():
+        raise ArgumentError.of("prefix", f"at most {_LONGEST_PREFIX} printable characters", prefix)
+    if weights not in WEIGHTS[layout]:
+        raise ArgumentError.of("weights", f"one of {', '.join(WEIGHTS[layout])} for the layout {layout}", weights)
+    if os.path.lexists(output):
+        raise ArgumentError.of("output", "a path that does not exist yet", str(output))
+    if layout == "native":
+        _write_native(checkpoint.components[component], component, output, weights, prefix, report)
+    elif layout == "gguf":
+        if component != "transformer":
+            raise ArgumentError.of("component", "transformer for the layout gguf", component)
+        _write_gguf(checkpoint.components["transformer"], output, weights, report)
+    else:
+        with _folder(output) as folder:
+            _write_small_files(checkpoint, folder)
+            if layout == "diffusers":
+                for name, file in _FILES.items():
+                    prefix = _TEXT_ENCODER_PREFIX if name == "text_encoder" else ""
+                    _write_plain(checkpoint.components[name], folder / file, weights, prefix, report)
+            else:
+                _write_shards(checkpoint, folder, weights, tp, report)
+
+
+def count_tensors(checkpoint: CheckpointFiles, layout: str, component: str, tp: int) -> int:
+    """How often `convert` will report."""
+    if layout in ("native", "gguf"):
+        return len(checkpoint.components[component].tensors)
+    if layout == "diffusers":
+        return sum(len(each.tensors) for each in checkpoint.components.values())
+    counts = {name: len(sources_by_parameter(sources)) for name, sources in checkpoint.sources.items()}
+    return tp * (counts["transformer"] + counts["text_encoder"]) + counts["vae"]
+
+
+# ---- the layouts
+
+
+def _write_plain(component: Component, file: Path, weights: str, prefix: str, report: Report) -> None:
+    with SafetensorsWriter(file, len(component.tensors)) as writer:
+        writer.metadata["format"] = "pt"
+        for name, tensor in component.tensors.items():
+            writer.add(prefix + name, _as_float(tensor, weights))
+            report()
+
+
+def _write_native(component: Component, kind: str, file: Path, weights: str, prefix: str, report: Report) -> None:
+    names = _native_names(component, kind)
+    marks: dict[str, dict[str, Any]] = {}
+    with SafetensorsWriter(file, _MOST_PARTS * len(names)) as writer:
+        for name, tensor in component.tensors.items():
+            theirs = prefix + names[name]
+            if weights in QUANTIZED and _is_quantized(kind, name, tensor):
+                layer = theirs.removesuffix(".weight")
+                parts, marks[layer] = _quantize(tensor, layer, QUANTIZED[weights])
+                for part, value in parts.items():
+                    writer.add(part, value)
+            else:
+                writer.add(theirs, _as_float(tensor, weights).reshape(_native_shape(name, tensor)))
+            report()
+        if marks:
+            writer.metadata.update(header_marks(marks))
+
+
+def _write_gguf(component: Component, file: Path, weights: str, report: Report) -> None:
+    ours = {native: name for name, native in _native_names(component, "transformer").items()}
+
+    def read(native: str) -> torch.Tensor:
+        tensor = component.tensors[ours[native]]
+        report()
+        return _whole(tensor).float().reshape(_native_shape(ours[native], tensor))
+
+    shapes = {native: _native_shape(name, component.tensors[name]) for native, name in ours.items()}
+    write_gguf(file, shapes, weights.upper(), read)
+
+
+def _write_shards(checkpoint: CheckpointFiles, folder: Path, weights: str, tp: int, report: Report) -> None:
+    checkpoint.config.check_tp(tp)
+    quantization = weights if weights in ("fp8", "int8") else "auto" if weights == "keep" else "none"
+    dtype = FLOATS.get(weights, torch.bfloat16)
+    options = LoadOptions(torch.device("cpu"), dtype, quantization)
+    for rank in range(tp):
+        for component, sources in checkpoint.sources.items():
+            if component == "vae" and rank > 0:
+                continue
+            file = component_file(folder, tp, rank, component)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            by_parameter = sources_by_parameter(sources)
+            marked = []
+            with SafetensorsWriter(file, 2 * len(by_parameter)) as writer:
+                for name, together in by_parameter.items():
+                    parameter = read_parameter(together, checkpoint, component, rank, tp, options)
+                    writer.add(name, parameter.values)
+                    if parameter.scales is not None:
+                        writer.add(f"{name}_scale", parameter.scales)
+                    if any(checkpoint.stored(component, source).full_precision for source in together):
+                        marked.append(name)
+                    report()
+                writer.metadata[FULL_PRECISION] = json.dumps(marked)
+
+
+# ---- a tensor
+
+
+def _whole(tensor: StoredTensor) -> torch.Tensor:
+    return tensor.read(tuple(slice(0, length) for length in tensor.shape))
+
+
+def _as_float(tensor: StoredTensor, weights: str) -> torch.Tensor:
+    values = _whole(tensor)
+    if weights in FLOATS:
+        return values.to(FLOATS[weights])
+    return values if tensor.format in FLOAT_BYTES else values.bfloat16()
+
+
+def _is_quantized(kind: str, name: str, tensor: StoredTensor) -> bool:
+    """The matrices of the blocks and of text fusion, as in ComfyUI's files, or of the text encoder's layers."""
+    inside = {"transformer": "blocks.", "text_encoder": "layers.", "vae": None}[kind]
+    return inside is not None and inside in name and name.endswith(".weight") and len(tensor.shape) == 2
+
+
+def _quantize(tensor: StoredTensor, layer: str, format: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    if format == FLOAT8_E4M3 and tensor.held == "fp8":  # what is fp8 stays so, bit for bit
+        values, scales = tensor.read_eight_bit(tuple(slice(0, length) for length in tensor.shape))
+        if bool((scales == scales[0]).all()):
+            mark: dict[str, Any] = {"format": format}
+            if tensor.full_precision:
+                mark["full_precision_matrix_mult"] = True
+            return {f"{layer}.weight": values, f"{layer}.weight_scale": scales[0, 0].clone()}, mark
+    group = next((group for group in _GROUPS if tensor.shape[1] % group == 0), 1)
+    encoded = encode(format, layer, _whole(tensor), group=group, full_precision=tensor.full_precision)
+    return encoded.tensors, encoded.mark
+
+
+def _native_names(component: Component, kind: str) -> dict[str, str]:
+    """Of each tensor, the name that it has in single files."""
+    if kind == "text_encoder":
+        return {name: f"model.{name}" for name in component.tensors}
+    if kind == "transformer":
+        return {name: transformer_to_native(name) or name for name in component.tensors}
+    # a level of the encoder has two residual blocks in the real VAE; smaller ones have other numbers
+    blocks = [int(name.split(".")[4]) for name in component.tensors if name.startswith("decoder.up_blocks.0.resnets.")]
+    return {name: vae_to_wan(name, max(blocks)) or name for name in component.tensors}
+
+
+def _native_shape(name: str, tensor: StoredTensor) -> tuple[int, ...]:
+    """Modulation is flat in the blocks of native files."""
+    is_table = "blocks." in name and name.endswith(".scale_shift_table")
+    return (math.prod(tensor.shape),) if is_table else tuple(tensor.shape)
+
+
+# ---- the folder around the weights
+
+
+@contextmanager
+def _folder(output: Path) -> Iterator[Path]:
+    """A folder that appears under its name when it is whole."""
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.part")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.replace(output)
+    except OSError as error:
+        raise CheckpointError.of(output, f"cannot be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_small_files(checkpoint: CheckpointFiles, folder: Path) -> None:
+    """Configs, and the tokenizer."""
+    for name, content in config_files(checkpoint.config).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    tokenizer = checkpoint.tokenizer
+    files = [tokenizer] if tokenizer.is_file() else sorted(path for path in tokenizer.iterdir() if path.is_file())
+    (folder / "tokenizer").mkdir()
+    for file in files:
+        name = "tokenizer.json" if tokenizer.is_file() else file.name
+        if file.stat().st_size <= _LARGEST_COPY:
+            shutil.copyfile(file, folder / "tokenizer" / name)

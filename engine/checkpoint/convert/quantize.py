@@ -1,0 +1,108 @@
+"""Writing what `quantized` and `block_scaled` read: a weight in each quantised format, and the mark that it needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from engine.checkpoint.quantized.metadata import BLOB, FLOAT8_E4M3, HEADER_KEY, INT8, MXFP8, NVFP4, W4A4
+from engine.checkpoint.quantized.number_formats import E2M1, pack_nibbles, rotate_groups, tile_scales
+from engine.errors import ArgumentError
+from engine.kernels.fp8 import FP8, FP8_MAX, SMALLEST_SCALE
+
+FORMATS = (FLOAT8_E4M3, INT8, MXFP8, NVFP4, W4A4)
+_E2M1_MAX = 6.0
+
+
+class Encoded(NamedTuple):
+    """tensors: by name, the weight and its scales. mark: of the layer; see `header_marks` and `mark_tensor`."""
+
+    tensors: dict[str, torch.Tensor]
+    mark: dict[str, Any]
+
+
+def encode(format: str, layer: str, weight: torch.Tensor, *, group: int = 256, full_precision: bool = False) -> Encoded:
+    """A (rows, columns) weight of finite numbers as `layer`.weight with its scales.
+
+    format: "float8_e4m3fn" with one scale, "int8_tensorwise" with a scale a row, "mxfp8", "nvfp4", or "convrot_w4a4".
+    group: columns that int8_tensorwise and convrot_w4a4 rotate together, a power of 4, or 1 for an int8_tensorwise
+    that is not rotated. full_precision: ask for products with it in the model's dtype. Raises `ArgumentError` if the
+    format is unknown, or needs a multiple of some number of columns that these are not.
+    """
+    if format not in FORMATS:
+        raise ArgumentError.of("format", f"one of {', '.join(FORMATS)}", format)
+    multiple = {FLOAT8_E4M3: 1, MXFP8: 32, NVFP4: 16}.get(format, group)
+    if weight.shape[1] % multiple:
+        raise ArgumentError.of(
+            "format",
+            f"one that can have {weight.shape[1]} columns ({layer}): they are no multiple of {multiple}",
+            format,
+        )
+    wide = weight.float()
+    mark: dict[str, Any] = {"format": format}
+    if format in (INT8, W4A4) and group > 1:
+        wide = rotate_groups(wide, group)
+        mark |= {"convrot": True, "convrot_groupsize": group}
+    if full_precision:
+        mark["full_precision_matrix_mult"] = True
+    kinds = {FLOAT8_E4M3: _fp8, INT8: _int8, MXFP8: _mxfp8, NVFP4: _nvfp4, W4A4: _int4}[format](wide)
+    return Encoded({f"{layer}.{kind}": tensor for kind, tensor in kinds.items()}, mark)
+
+
+def header_marks(marks: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """Marks by layer → the entry of a safetensors file's metadata that says them."""
+    return {HEADER_KEY: json.dumps({"format_version": "1.0", "layers": marks})}
+
+
+def mark_tensor(layer: str, mark: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """A mark as a tensor, which says the same beside the weight."""
+    return {f"{layer}.{BLOB}": torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8)}
+
+
+def _fp8(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    scale = _scales(x.abs().amax(), FP8_MAX)
+    return {"weight": (x / scale).clamp_(-FP8_MAX, FP8_MAX).to(FP8), "weight_scale": scale}
+
+
+def _int8(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    scales = _scales(x.abs().amax(dim=1, keepdim=True), 127)
+    return {"weight": (x / scales).round_().clamp_(-127, 127).to(torch.int8), "weight_scale": scales}
+
+
+def _int4(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    scales = _scales(x.abs().amax(dim=1, keepdim=True), 7)
+    codes = (x / scales).round_().clamp_(-7, 7).to(torch.int8) & 15
+    return {"weight": pack_nibbles(codes, high_first=False).view(torch.int8), "weight_scale": scales[:, 0]}
+
+
+def _mxfp8(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    blocks = x.unflatten(1, (-1, 32))
+    fractions, exponents = torch.frexp(blocks.abs().amax(dim=2) / FP8_MAX)
+    exponents = exponents - (fractions == 0.5).int()  # the smallest power of two that lets the largest number fit
+    codes = (exponents + 127).clamp_(0, 254).to(torch.uint8)
+    scales = codes.view(torch.float8_e8m0fnu).float().unsqueeze(2)
+    values = (blocks / scales).clamp_(-FP8_MAX, FP8_MAX).to(FP8)
+    return {"weight": values.flatten(1), "weight_scale": tile_scales(codes)}
+
+
+def _nvfp4(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    blocks = x.unflatten(1, (-1, 16))
+    whole = _scales(x.abs().amax(), FP8_MAX * _E2M1_MAX)
+    scales = (blocks.abs().amax(dim=2) / _E2M1_MAX / whole).clamp_(max=FP8_MAX).to(FP8)
+    steps = (scales.float() * whole).unsqueeze(2)
+    # a block that is too small for a scale stays zeros
+    ratios = (blocks / steps.masked_fill(steps == 0, torch.inf)).flatten(1)
+    magnitudes = torch.tensor(E2M1[:8])
+    codes = torch.bucketize(ratios.abs(), (magnitudes[1:] + magnitudes[:-1]) / 2) + 8 * (ratios < 0)
+    return {
+        "weight": pack_nibbles(codes, high_first=True),
+        "weight_scale": tile_scales(scales.view(torch.uint8)).view(FP8),
+        "weight_scale_2": whole,
+    }
+
+
+def _scales(largest: torch.Tensor, limit: float) -> torch.Tensor:
+    return (largest / limit).clamp_(min=SMALLEST_SCALE)

@@ -1,0 +1,144 @@
+"""A GGUF file, whose tensors are plain numbers or blocks of quantised ones, each its own way. See `gguf_header`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.checkpoint.files.gguf_header import TensorInfo, read_gguf_header
+from engine.checkpoint.files.mapped_file import DTYPES, MappedFile
+from engine.checkpoint.files.stored import INT8_GROUP, Bounds, Header
+from engine.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+_Q8_0_SCALE_BYTES = 2  # of a block, before its values
+# Dequantising makes many temporary arrays; of so many elements they stay in a core's cache.
+_PIECE = 1 << 18
+
+
+class GgufFile:
+    """An open GGUF file. See `TensorFile`. Shapes are in torch's order, rows before columns."""
+
+    def __init__(self, path: Path) -> None:
+        """Read and check the header. Raises `CheckpointError`."""
+        self.path = path
+        self._file = MappedFile(path)
+        header = read_gguf_header(self._file)
+        self.metadata: Mapping[str, str] = header.metadata
+        self._infos = header.tensors
+        self.headers = {name: Header(info.shape, info.dtype) for name, info in header.tensors.items()}
+
+    def read(self, name: str, bounds: Bounds) -> torch.Tensor:
+        """A slice: of plain numbers in their own dtype, of quantised ones dequantised to float32.
+
+        Raises `CheckpointError` for a type that cannot be dequantised. Any thread may call it.
+        """
+        import torch
+
+        info = self._infos[name]
+        if info.dtype in DTYPES:
+            return self._file.tensor(info.start, info.shape, info.dtype, bounds)
+        columns, rows, kept = _as_matrix(info, bounds)
+        values = self._dequantize(name, self._blocks(info, columns, rows, kept))
+        before = kept.start % info.block[0]
+        matrix = torch.from_numpy(values)[:, before : before + kept.stop - kept.start]
+        if _is_matrix_of_blocks(info):
+            return matrix
+        if not info.shape:
+            return matrix.reshape(())
+        return matrix.reshape(bounds[0].stop - bounds[0].start, *info.shape[1:])[(slice(None), *bounds[1:])]
+
+    def read_q8_0(self, name: str, bounds: Bounds) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values (rows, columns) in int8 and scales (rows, columns / 32) in float16 of a slice of a Q8_0 matrix whose
+        columns begin and end at multiples of 32. Any thread may call it."""
+        import torch
+
+        info = self._infos[name]
+        assert info.dtype == "Q8_0", info.dtype
+        assert _is_matrix_of_blocks(info), info.shape
+        rows, columns = bounds
+        assert columns.start % INT8_GROUP == columns.stop % INT8_GROUP == 0, f"columns {columns} cut a block"
+        blocks = self._blocks(info, info.shape[1], rows, columns)
+        height, groups, _ = blocks.shape
+        scales: np.ndarray = blocks[..., :_Q8_0_SCALE_BYTES].copy().view("<f2").reshape(height, groups)
+        values: np.ndarray = blocks[..., _Q8_0_SCALE_BYTES:].copy().view("i1").reshape(height, groups * INT8_GROUP)
+        return torch.from_numpy(values), torch.from_numpy(scales)
+
+    def bytes_of(self, name: str, bounds: Bounds) -> int:
+        """Bytes of the file that a slice takes, whole blocks counted."""
+        info = self._infos[name]
+        _, rows, columns = _as_matrix(info, bounds)
+        first, last = _covering(info, columns)
+        return (rows.stop - rows.start) * (last - first) * info.block[1]
+
+    def octets(self, name: str, part: slice | None = None) -> np.ndarray:
+        """See `TensorFile.octets`."""
+        info = self._infos[name]
+        part = part or slice(0, info.bytes)
+        return self._file.copy(info.start + part.start, part.stop - part.start)
+
+    def header_file(self, name: str) -> Path:
+        """The file that holds the tensor."""
+        return self.path
+
+    def close(self) -> None:
+        """Tensors that were read stay valid."""
+        self._file.close()
+
+    def _blocks(self, info: TensorInfo, columns: int, rows: slice, kept: slice) -> np.ndarray:
+        """(rows, blocks, bytes of a block): the blocks that cover the kept columns of the rows of a matrix."""
+        elements, size = info.block
+        in_row = columns // elements
+        height = rows.stop - rows.start
+        octets = self._file.octets(info.start + rows.start * in_row * size, height * in_row * size)
+        first, last = _covering(info, kept)
+        return octets.reshape(height, in_row, size)[:, first:last]
+
+    def _dequantize(self, name: str, blocks: np.ndarray) -> np.ndarray:
+        """(rows, columns) in float32."""
+        import numpy as np
+        from gguf.constants import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        info = self._infos[name]
+        dtype, (elements, size) = GGMLQuantizationType[info.dtype], info.block
+        height, count = blocks.shape[:2]
+        packed = blocks.reshape(height * count, size)
+        values = np.empty((height * count, elements), np.float32)
+        step = max(1, _PIECE // elements)
+        try:
+            with np.errstate(all="ignore"):  # scales may be no numbers, which whoever loads them looks for
+                for start in range(0, len(packed), step):
+                    piece = packed[start : start + step].reshape(1, -1)
+                    values[start : start + step] = dequantize(piece, dtype).reshape(-1, elements)
+        except NotImplementedError:
+            raise CheckpointError.of(self.path, f"{info.dtype} cannot be dequantised", name=name) from None
+        return values.reshape(height, count * elements)
+
+
+def _is_matrix_of_blocks(info: TensorInfo) -> bool:
+    return len(info.shape) == 2 and info.shape[1] % info.block[0] == 0
+
+
+def _as_matrix(info: TensorInfo, bounds: Bounds) -> tuple[int, slice, slice]:
+    """Columns, and the rows and columns of a slice, in a matrix whose rows are whole blocks.
+
+    A tensor of another shape counts as a matrix of one row, of which everything between the first and the last row
+    (of the tensor's first dimension) is read.
+    """
+    if _is_matrix_of_blocks(info):
+        return info.shape[1], bounds[0], bounds[1]
+    width = math.prod(info.shape[1:])
+    first = bounds[0] if bounds else slice(0, 1)
+    return math.prod(info.shape), slice(0, 1), slice(first.start * width, first.stop * width)
+
+
+def _covering(info: TensorInfo, columns: slice) -> tuple[int, int]:
+    """The first block that has some of these columns, and the one after the last."""
+    elements = info.block[0]
+    return columns.start // elements, -(-columns.stop // elements)

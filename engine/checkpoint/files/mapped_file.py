@@ -1,0 +1,160 @@
+"""A file mapped into memory, from which tensors are taken without a copy; and what any container says of a tensor."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from engine.checkpoint.files.stored import Bounds
+from engine.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+# torch says so of every read-only buffer, once a process; see `TensorFile.read`
+warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+
+
+class Dtype(NamedTuple):
+    """torch: its name there. size: bytes of an element."""
+
+    torch: str
+    size: int
+
+
+DTYPES = {
+    "F64": Dtype("float64", 8),
+    "F32": Dtype("float32", 4),
+    "F16": Dtype("float16", 2),
+    "BF16": Dtype("bfloat16", 2),
+    "F8_E4M3": Dtype("float8_e4m3fn", 1),
+    "F8_E5M2": Dtype("float8_e5m2", 1),
+    "F8_E8M0": Dtype("float8_e8m0fnu", 1),
+    "I64": Dtype("int64", 8),
+    "I32": Dtype("int32", 4),
+    "I16": Dtype("int16", 2),
+    "I8": Dtype("int8", 1),
+    "U8": Dtype("uint8", 1),
+    "BOOL": Dtype("bool", 1),
+}
+
+# Linux reads no more ahead at once than the disk takes in one request, and forgets the rest; few take less than this.
+_READ_AHEAD = 512 << 10
+# No tensor of a model comes near either; beyond them torch's own sizes and strides overflow.
+_MOST_DIMENSIONS = 8
+_MOST_ELEMENTS = 1 << 48
+_LONGEST_SHOWN = 100  # characters of what a file says, in an error
+
+
+class MappedFile:
+    """The bytes of a regular file, read-only. Any thread may read.
+
+    The mapping is shared, not private: a private one of a large file that may be written to counts as memory, and is
+    refused where there is less of it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises `CheckpointError` if there is no such file, or nothing in it."""
+        self.path = path
+        try:
+            if not path.is_file():  # opening a pipe would wait for ever
+                raise CheckpointError.of(path, "is not a file" if path.exists() else "the file is missing")
+            with path.open("rb") as file:
+                self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise CheckpointError.of(path, f"cannot be read: {error.strerror}") from None
+        except ValueError:  # what mmap says to no bytes
+            raise CheckpointError.of(path, "the file is empty") from None
+        self.size = len(self._map)
+
+    @property
+    def data(self) -> mmap.mmap:
+        """The mapping itself. Raises `CheckpointError` once the file is closed."""
+        if self._map is None:
+            raise CheckpointError.of(self.path, "cannot be read: it was closed")
+        return self._map
+
+    def close(self) -> None:
+        """Nothing more can be read. Tensors that were read stay valid: the last of them ends the mapping."""
+        self._map = None  # not closed: torch does not hold the buffer of a mapping, only the mapping
+
+    def tensor(self, start: int, shape: tuple[int, ...], dtype: str, bounds: Bounds) -> torch.Tensor:
+        """A slice of the tensor of this shape and dtype (of `DTYPES`) whose first byte is at `start`.
+
+        It is a view of the mapping, to which nobody may write, but for bools and what is not aligned.
+        """
+        import torch
+
+        name, size = DTYPES[dtype]
+        kept = (bounds[0].stop - bounds[0].start, *shape[1:]) if shape else ()
+        count = math.prod(kept)
+        if count == 0:
+            return torch.empty([bound.stop - bound.start for bound in bounds], dtype=getattr(torch, name))
+        if shape:
+            start += bounds[0].start * math.prod(shape[1:]) * size
+        self._will_need(start, count * size)
+        octets = torch.frombuffer(self.data, dtype=torch.uint8, count=count * size, offset=start)
+        if name == "bool":
+            values = octets.ne(0)  # a bool of any other value than 0 and 1 is undefined
+        else:
+            values = (octets.clone() if start % size else octets).view(getattr(torch, name))
+        return values.view(kept)[(slice(None), *bounds[1:])] if shape else values.view(())
+
+    def copy(self, start: int, count: int) -> np.ndarray:
+        """Bytes as an array of their own, read and not mapped: whoever touches what a mapped file has lost meanwhile is
+        killed by the system. Raises `CheckpointError` if they are there no more."""
+        import numpy as np
+
+        try:
+            octets = np.fromfile(self.path, np.uint8, count, offset=start)
+        except OSError as error:
+            raise CheckpointError.of(self.path, f"cannot be read: {error.strerror}") from None
+        if octets.size != count:
+            raise CheckpointError.of(self.path, "has become shorter while it was read")
+        return octets
+
+    def octets(self, start: int, count: int) -> np.ndarray:
+        """Bytes as a numpy array, a view of the mapping that cannot be written to."""
+        import numpy as np
+
+        if count == 0:
+            return np.empty(0, np.uint8)
+        self._will_need(start, count)
+        return np.frombuffer(self.data, np.uint8, count, start)
+
+    def _will_need(self, start: int, count: int) -> None:
+        """Has the disk read ahead of the page faults, which would wait for it many times over."""
+        end = start + count
+        with contextlib.suppress(OSError):  # advice that not every file system takes
+            for piece in range(start - start % mmap.PAGESIZE, end, _READ_AHEAD):
+                self.data.madvise(mmap.MADV_WILLNEED, piece, min(_READ_AHEAD, end - piece))
+
+
+def check_shape(file: Path, name: str, shape: object) -> tuple[int, ...]:
+    """The shape that a header says. Raises `CheckpointError` if it is none, or that of no tensor there could be."""
+    if (
+        not isinstance(shape, (list, tuple))
+        or len(shape) > _MOST_DIMENSIONS
+        or not all(type(length) is int and length >= 0 for length in shape)
+        or math.prod(max(1, length) for length in shape) > _MOST_ELEMENTS
+    ):
+        raise CheckpointError.of(
+            file,
+            "has a shape that no tensor has",
+            name=shown(name),
+            expected=f"up to {_MOST_DIMENSIONS} lengths of at most {_MOST_ELEMENTS} elements",
+            found=shown(shape),
+        )
+    return tuple(shape)
+
+
+def shown(value: object) -> str:
+    """What a file says, short enough for an error."""
+    text = value if isinstance(value, str) else str(value)
+    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."

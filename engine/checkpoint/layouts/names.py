@@ -1,0 +1,224 @@
+"""The names that Krea 2's tensors go by in the files people have, and what each is called here.
+
+Here everything has the name that diffusers and transformers give it, without a prefix. Pure Python, and every table
+is read in both directions: what loads a file and what writes one cannot disagree.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable
+
+from engine.config.components import TransformerConfig
+
+# ---- transformer: native (the official single files, ComfyUI's, GGUF) and diffusers
+
+# Modules that multiply by a `weight`; LoRAs act on these. Outside of the blocks most have a `bias` too.
+_LINEARS = (
+    ("first", "img_in"),
+    ("tmlp.0", "time_embed.linear_1"),
+    ("tmlp.2", "time_embed.linear_2"),
+    ("tproj.1", "time_mod_proj"),
+    ("txtmlp.1", "txt_in.linear_1"),
+    ("txtmlp.3", "txt_in.linear_2"),
+    ("txtfusion.projector", "text_fusion.projector"),
+    ("last.linear", "final_layer.linear"),
+)
+_TENSORS = (
+    ("txtmlp.0.scale", "txt_in.norm.weight"),
+    ("last.norm.scale", "final_layer.norm.weight"),
+    ("last.modulation.lin", "final_layer.scale_shift_table"),
+)
+_BLOCKS = (
+    ("blocks", "transformer_blocks"),
+    ("txtfusion.layerwise_blocks", "text_fusion.layerwise_blocks"),
+    ("txtfusion.refiner_blocks", "text_fusion.refiner_blocks"),
+)
+_BLOCK_LINEARS = (
+    ("attn.wq", "attn.to_q"),
+    ("attn.wk", "attn.to_k"),
+    ("attn.wv", "attn.to_v"),
+    ("attn.gate", "attn.to_gate"),
+    ("attn.wo", "attn.to_out.0"),
+    ("mlp.gate", "ff.gate"),
+    ("mlp.up", "ff.up"),
+    ("mlp.down", "ff.down"),
+)
+_BLOCK_TENSORS = (
+    ("attn.qknorm.qnorm.scale", "attn.norm_q.weight"),
+    ("attn.qknorm.knorm.scale", "attn.norm_k.weight"),
+    ("prenorm.scale", "norm1.weight"),
+    ("postnorm.scale", "norm2.weight"),
+    ("mod.lin", "scale_shift_table"),
+)
+# In some files, and read by no inference code.
+DEAD_TENSORS = ("last.down.weight", "last.up.weight")
+
+NATIVE_TRANSFORMER_MARK, TRANSFORMER_MARK = "txtfusion.projector.weight", "text_fusion.projector.weight"
+TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "model.", "module.")
+
+# What the three components begin with where one file holds them all.
+ALL_IN_ONE = {"transformer": "model.diffusion_model.", "text_encoder": "text_encoders.", "vae": "first_stage_model."}
+
+# ---- text encoder: llama.cpp and transformers
+
+_LLAMA_TENSORS = (
+    ("token_embd", "embed_tokens"),
+    ("output_norm", "norm"),
+)
+_LLAMA_LAYERS = (("blk", "layers"),)
+_LLAMA_LAYER_TENSORS = (
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+)
+TEXT_ENCODER_MARK, LLAMA_MARK = "embed_tokens.weight", "token_embd.weight"
+
+# ---- VAE: Wan 2.1's own names and diffusers'
+
+_WAN_TOP = (("conv1", "quant_conv"), ("conv2", "post_quant_conv"))
+_WAN_SIDE = (
+    ("conv1", "conv_in"),
+    ("middle.0", "mid_block.resnets.0"),
+    ("middle.1", "mid_block.attentions.0"),
+    ("middle.2", "mid_block.resnets.1"),
+    ("head.0", "norm_out"),
+    ("head.2", "conv_out"),
+)
+_WAN_INSIDE = (  # of residual blocks, attention and resamplers
+    ("residual.0", "norm1"),
+    ("residual.2", "conv1"),
+    ("residual.3", "norm2"),
+    ("residual.6", "conv2"),
+    ("shortcut", "conv_shortcut"),
+    ("norm", "norm"),
+    ("to_qkv", "to_qkv"),
+    ("proj", "proj"),
+    ("resample.1", "resample.1"),
+    ("time_conv", "time_conv"),
+)
+_NUMBER = "(?:0|[1-9][0-9]?)"
+_WAN_LEVEL = re.compile(rf"(?P<stem>(?:down|up)samples\.{_NUMBER})\.(?P<inner>.+)")
+_LEVEL = re.compile(
+    rf"(?P<stem>down_blocks\.{_NUMBER}|up_blocks\.{_NUMBER}\.(?:resnets\.{_NUMBER}|upsamplers\.0))\.(?P<inner>.+)"
+)
+VAE_MARK, WAN_MARK = "decoder.conv_in.weight", "decoder.middle.0.residual.0.gamma"
+WAN_RES_BLOCKS = 2  # of the real VAE
+
+_Pairs = Iterable[tuple[str, str]]
+_BLOCK_NAME = re.compile(r"(.+?)\.(0|[1-9][0-9]*)\.(.+)")
+
+
+class _Translation:
+    """From the first of each pair to the second: whole names, and names inside of numbered blocks."""
+
+    def __init__(self, names: _Pairs, blocks: _Pairs, names_in_blocks: _Pairs) -> None:
+        self._names, self._blocks, self._names_in_blocks = dict(names), dict(blocks), dict(names_in_blocks)
+
+    def __call__(self, name: str) -> str | None:
+        if name in self._names:
+            return self._names[name]
+        parts = _BLOCK_NAME.fullmatch(name)
+        if parts is None:
+            return None
+        block, number, rest = parts.groups()
+        if block not in self._blocks or rest not in self._names_in_blocks:
+            return None
+        return f"{self._blocks[block]}.{number}.{self._names_in_blocks[rest]}"
+
+
+def _with(leaf: str, pairs: _Pairs) -> list[tuple[str, str]]:
+    return [(f"{one}.{leaf}", f"{other}.{leaf}") for one, other in pairs]
+
+
+def _swapped(pairs: _Pairs) -> list[tuple[str, str]]:
+    return [(other, one) for one, other in pairs]
+
+
+_NAMES = [*_with("weight", _LINEARS), *_with("bias", _LINEARS), *_TENSORS]
+_NAMES_IN_BLOCKS = [*_with("weight", _BLOCK_LINEARS), *_BLOCK_TENSORS]
+
+# The other name of a tensor of the transformer; None if there is no such tensor in any Krea 2.
+transformer_from_native = _Translation(_NAMES, _BLOCKS, _NAMES_IN_BLOCKS)
+transformer_to_native = _Translation(_swapped(_NAMES), _swapped(_BLOCKS), _swapped(_NAMES_IN_BLOCKS))
+
+_LLAMA_NAMES = _with("weight", _LLAMA_TENSORS)
+_LLAMA_NAMES_IN_LAYERS = _with("weight", _LLAMA_LAYER_TENSORS)
+
+# The other name of a tensor of the language model; None for what llama.cpp has no name for.
+text_encoder_from_llama = _Translation(_LLAMA_NAMES, _LLAMA_LAYERS, _LLAMA_NAMES_IN_LAYERS)
+text_encoder_to_llama = _Translation(_swapped(_LLAMA_NAMES), _swapped(_LLAMA_LAYERS), _swapped(_LLAMA_NAMES_IN_LAYERS))
+
+
+def linear_modules(config: TransformerConfig) -> list[tuple[str, str]]:
+    """Every matrix of the transformer as (diffusers' module, native module): 264 of them at the real size."""
+    modules = [(diffusers, native) for native, diffusers in _LINEARS]
+    counts = (config.num_layers, config.num_layerwise_text_blocks, config.num_refiner_text_blocks)
+    for (native_blocks, blocks), count in zip(_BLOCKS, counts, strict=True):
+        for block in range(count):
+            for native, diffusers in _BLOCK_LINEARS:
+                modules.append((f"{blocks}.{block}.{diffusers}", f"{native_blocks}.{block}.{native}"))
+    return modules
+
+
+def shared_prefix(names: Collection[str]) -> str:
+    """The first of the known prefixes that all of a transformer's names begin with; empty if there is none."""
+    return next((prefix for prefix in TRANSFORMER_PREFIXES if names and all(n.startswith(prefix) for n in names)), "")
+
+
+def vae_from_wan(name: str, res_blocks: int = WAN_RES_BLOCKS) -> str | None:
+    """diffusers' name of a tensor of the VAE; None if Wan's has no such tensor. The decoder's flat list has one
+    residual block more a level than the encoder's `res_blocks`, and then an upsampler."""
+
+    def stem(stem: str) -> str:
+        kind, number = stem.split(".")
+        if kind == "downsamples":
+            return f"down_blocks.{number}"
+        level, place = divmod(int(number), res_blocks + 2)
+        return f"up_blocks.{level}." + (f"resnets.{place}" if place <= res_blocks else "upsamplers.0")
+
+    return _translate_vae(name, _WAN_TOP, _WAN_SIDE, _WAN_INSIDE, _WAN_LEVEL, stem)
+
+
+def vae_to_wan(name: str, res_blocks: int = WAN_RES_BLOCKS) -> str | None:
+    """The inverse of `vae_from_wan`."""
+
+    def stem(stem: str) -> str:
+        kind, number, *rest = stem.split(".")
+        if kind == "down_blocks":
+            return f"downsamples.{number}"
+        place = int(rest[1]) if rest[0] == "resnets" else res_blocks + 1
+        return f"upsamples.{int(number) * (res_blocks + 2) + place}"
+
+    top, side, inside = _swapped(_WAN_TOP), _swapped(_WAN_SIDE), _swapped(_WAN_INSIDE)
+    return _translate_vae(name, top, side, inside, _LEVEL, stem)
+
+
+def _translate_vae(
+    name: str, top: _Pairs, side: _Pairs, inside: _Pairs, level: re.Pattern[str], stem: Callable[[str], str]
+) -> str | None:
+    tops, sides, insides = dict(top), dict(side), dict(inside)
+    module, _, leaf = name.rpartition(".")
+    if module in tops:
+        return f"{tops[module]}.{leaf}"
+    half, _, rest = module.partition(".")
+    if half not in ("encoder", "decoder"):
+        return None
+    if rest in sides:
+        return f"{half}.{sides[rest]}.{leaf}"
+    for known, translated in sides.items():
+        inner = rest.removeprefix(f"{known}.")
+        if inner != rest:
+            return f"{half}.{translated}.{insides[inner]}.{leaf}" if inner in insides else None
+    parts = level.fullmatch(rest)
+    if parts is None or parts["inner"] not in insides:
+        return None
+    return f"{half}.{stem(parts['stem'])}.{insides[parts['inner']]}.{leaf}"

@@ -1,0 +1,118 @@
+"""A checkpoint that was split for a degree beforehand: a rank reads whole files, from their first byte to their last.
+
+`krea2 convert --layout sharded --tp N` writes the folder: json files and tokenizer as in the diffusers layout, and
+`tp-N/rank-R/COMPONENT.safetensors`, whose tensors are the rank's parameters as they are held in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.checkpoint.files.open import open_tensor_file
+from engine.checkpoint.files.stored import FLOAT_BYTES, INT8_GROUP, Bounds, StoredTensor, TensorFile
+from engine.checkpoint.layouts.component import Component
+from engine.checkpoint.layouts.tensors import Source, sources_by_parameter
+from engine.errors import ArgumentError, CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+FULL_PRECISION = "full_precision"  # in the metadata: a json list of the parameters whose products want it
+_FOLDER = re.compile(r"tp-([1-9][0-9]*)")
+
+
+def component_file(folder: Path, tp: int, rank: int, component: str) -> Path:
+    return folder / f"tp-{tp}" / f"rank-{rank}" / f"{component}.safetensors"
+
+
+def is_split(folder: Path, tp: int) -> bool:
+    """Whether the folder has been split for `tp` ranks. Raises `ArgumentError` if it has for other degrees alone."""
+    try:
+        degrees = sorted(int(match[1]) for path in folder.iterdir() if (match := _FOLDER.fullmatch(path.name)))
+    except OSError:
+        return False
+    if tp in degrees:
+        return True
+    if degrees and not any((folder / "transformer").glob("*.safetensors*")):
+        listed = ", ".join(map(str, degrees))
+        raise ArgumentError.of("tp", f"{listed}, for which {folder} has been split", tp)
+    return False
+
+
+def shard_sources(sources: Iterable[Source], tp: int) -> list[Source]:
+    """What a rank's file holds of these: a tensor a parameter, with nothing left to do but to read it."""
+    shards = []
+    for parameter, together in sources_by_parameter(sources).items():
+        shapes = [source.shard_shape(tp) for source in together]
+        shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        shards.append(Source(parameter, shape, parameter, float32=together[0].float32))
+    return shards
+
+
+def open_shard(folder: Path, tp: int, rank: int, component: str) -> Component:
+    """Raises `CheckpointError` if the file is damaged."""
+    file = open_tensor_file(component_file(folder, tp, rank, component))
+    try:
+        marked = json.loads(file.metadata.get(FULL_PRECISION, "[]"))
+    except (ValueError, RecursionError):
+        marked = None
+    if not isinstance(marked, list):
+        raise CheckpointError.of(file.path, "is not a json list", name=FULL_PRECISION)
+    scales = {f"{name}_scale" for name in file.headers}
+    tensors = {
+        name: _ShardTensor(file, name, full_precision=name in marked) for name in file.headers if name not in scales
+    }
+    return Component(file.path, tensors, f"split for tp {tp}", str, file)
+
+
+class _ShardTensor(StoredTensor):
+    """A parameter of one rank: plain numbers, or 8-bit ones with their scales beside them."""
+
+    def __init__(self, file: TensorFile, name: str, *, full_precision: bool) -> None:
+        header = file.headers[name]
+        self.file, self.name, self.shape, self.format = file.path, name, header.shape, header.dtype
+        self.full_precision = full_precision
+        self._file, self._scale = file, f"{name}_scale"
+        if self._scale in file.headers:
+            scales = file.headers[self._scale]
+            rows, columns = self.shape if len(self.shape) == 2 else (0, 0)
+            expected = {"F8_E4M3": ((rows, 1), "F32"), "I8": ((rows, columns // INT8_GROUP), "F16")}.get(self.format)
+            if (scales.shape, scales.dtype) != expected:
+                raise CheckpointError.of(
+                    file.path, "scales do not fit their weight", name=self._scale, expected=expected, found=scales
+                )
+            self.held = "fp8" if self.format == "F8_E4M3" else "int8"
+        elif self.format not in FLOAT_BYTES:
+            raise CheckpointError.of(
+                file.path, "has a dtype that cannot be read", name=name, expected="floats", found=self.format
+            )
+
+    def size(self, bounds: Bounds) -> int:
+        elements = 1
+        for bound in bounds:
+            elements *= bound.stop - bound.start
+        if self.held == "float":
+            return elements * FLOAT_BYTES[self.format]
+        rows = bounds[0].stop - bounds[0].start
+        return elements + (4 * rows if self.held == "fp8" else 2 * elements // INT8_GROUP)
+
+    def read(self, bounds: Bounds) -> torch.Tensor:
+        if self.held == "float":
+            return self._file.read(self.name, bounds)
+        values, scales = self.read_eight_bit(bounds)
+        if self.held == "fp8":
+            return values.float() * scales
+        import torch
+
+        from engine.kernels.int8 import dequantize_groups
+
+        return dequantize_groups(values.contiguous(), scales.contiguous(), torch.float32)
+
+    def read_eight_bit(self, bounds: Bounds) -> tuple[torch.Tensor, torch.Tensor]:
+        rows, columns = bounds
+        groups = slice(0, 1) if self.held == "fp8" else slice(columns.start // INT8_GROUP, columns.stop // INT8_GROUP)
+        return self._file.read(self.name, bounds), self._file.read(self._scale, (rows, groups))

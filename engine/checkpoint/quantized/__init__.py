@@ -1,0 +1,1 @@
+"""The quantised forms that files store tensors in, and how they say so."""

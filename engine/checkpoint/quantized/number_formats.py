@@ -1,0 +1,90 @@
+"""The number formats and layouts that quantised files are made of, in both directions.
+
+Each function is element by element or has a fixed order of operations, so that a slice of a matrix comes out the same,
+bit for bit, whatever else is decoded with it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from engine.checkpoint.quantized.scale_tiles import TILE_COLUMNS, TILE_ROWS, tiled_shape
+
+_AT_ONCE = 1 << 20  # numbers that are rotated at once
+
+# The sixteen 4-bit codes. E2M1: bit 3 is the sign. Signed integers: two's complement.
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+INT4 = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0)
+
+
+def rotate_groups(x: torch.Tensor, group: int) -> torch.Tensor:
+    """x · H in every group of columns, where H is its own inverse. x: (rows, columns) float32, `group` a power of 4
+    that divides the columns.
+
+    H is the Kronecker power of H4 = ½ [[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]. Its factors are
+    applied one after the other, to as many groups at once as a processor's cache has room for.
+    """
+    groups = x.reshape(-1, group)
+    rotated = torch.empty_like(groups)
+    at_once = max(1, _AT_ONCE // group)
+    for first in range(0, len(groups), at_once):
+        chunk = slice(first, first + at_once)
+        rotated[chunk] = _rotate(groups[chunk].t().contiguous()).t()
+    return rotated.view(x.shape)
+
+
+def _rotate(x: torch.Tensor) -> torch.Tensor:
+    """H x of a (group, count) matrix. Contiguous."""
+    group, count = x.shape
+    stride = 1
+    while stride < group:
+        shape = (group // (4 * stride), 4, stride * count)
+        a, b, c, d = x.view(shape).unbind(1)
+        half = (a + b).add_(c).add_(d).mul_(0.5)
+        x = torch.empty_like(x)
+        # each row of H4 is half the sum of all four, less one of them
+        for result, other in zip(x.view(shape).unbind(1), (d, c, b, a), strict=True):
+            torch.sub(half, other, out=result)
+        stride *= 4
+    return x
+
+
+def tile_scales(scales: torch.Tensor) -> torch.Tensor:
+    """(rows, columns) in reading order → padded with zeros, in tiles of 128 × 4 one after the other,
+    as cuBLAS reads them.
+
+    In a tile, row r and column c stand at (r mod 32) · 16 + (r div 32) · 4 + c.
+    """
+    rows, columns = scales.shape
+    height, width = tiled_shape(rows, columns)
+    padded = F.pad(scales, (0, width - columns, 0, height - rows))
+    tiles = padded.reshape(height // TILE_ROWS, 4, 32, width // TILE_COLUMNS, TILE_COLUMNS)
+    return tiles.permute(0, 3, 2, 1, 4).reshape(height, width)
+
+
+def untile_scales(tiled: torch.Tensor) -> torch.Tensor:
+    """The inverse of `tile_scales`, padding included."""
+    height, width = tiled.shape
+    tiles = tiled.reshape(height // TILE_ROWS, width // TILE_COLUMNS, 32, 4, TILE_COLUMNS)
+    return tiles.permute(0, 3, 2, 1, 4).reshape(height, width)
+
+
+def unpack_nibbles(packed: torch.Tensor, codes: tuple[float, ...], *, high_first: bool) -> torch.Tensor:
+    """(rows, columns / 2) bytes → (rows, columns) float32: what each 4-bit code stands for.
+
+    high_first: whether the high nibble is the even column.
+    """
+    table = torch.tensor(codes)
+    pairs = torch.stack((table.repeat_interleave(16), table.repeat(16)), dim=1)  # of a byte: (high, low)
+    if not high_first:
+        pairs = pairs.flip(1)
+    rows, width = packed.shape
+    return F.embedding(packed.view(torch.uint8).int(), pairs).reshape(rows, 2 * width)
+
+
+def pack_nibbles(codes: torch.Tensor, *, high_first: bool) -> torch.Tensor:
+    """(rows, columns) codes from 0 to 15 → (rows, columns / 2) uint8."""
+    even, odd = codes.to(torch.uint8).unflatten(1, (-1, 2)).unbind(2)
+    high, low = (even, odd) if high_first else (odd, even)
+    return high * 16 + low

@@ -1,0 +1,212 @@
+"""What a checkpoint is, put together from the configs of its components and checked.
+
+Imports no torch: the front-end and `krea2 info` need these numbers without waiting for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.config.components import (
+    ScheduleConfig,
+    TextEncoderConfig,
+    TransformerConfig,
+    VAEConfig,
+    read_schedule,
+    read_text_encoder,
+    read_transformer,
+    read_vae,
+)
+from engine.config.degrees import MOST_RANKS, PARALLEL_DEGREES
+from engine.config.json_fields import JsonFields
+from engine.config.prompt_domain import PromptDomain, read_prompt_domain
+from engine.errors import ArgumentError, CheckpointError
+
+MOST_STEPS, MOST_GUIDANCE = 200, 20.0
+PIPELINE_CLASS = "Krea2Pipeline"
+DEFAULT_TAPS = (2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole checkpoint in the diffusers layout, checked for consistency. Paths are not kept; see `checkpoint`.
+
+    stated_steps, stated_guidance: the checkpoint's own defaults, None where its kind's hold. prompt_domain: None if it
+    draws any prompt.
+    """
+
+    transformer: TransformerConfig
+    text_encoder: TextEncoderConfig
+    vae: VAEConfig
+    schedule: ScheduleConfig
+    text_encoder_taps: tuple[int, ...]
+    patch_size: int
+    is_distilled: bool
+    variant_is_assumed: bool
+    default_width: int
+    default_height: int
+    stated_steps: int | None = None
+    stated_guidance: float | None = None
+    prompt_domain: PromptDomain | None = None
+
+    @property
+    def default_steps(self) -> int:
+        if self.stated_steps is not None:
+            return self.stated_steps
+        return 8 if self.is_distilled else 52
+
+    @property
+    def default_guidance(self) -> float:
+        if self.stated_guidance is not None:
+            return self.stated_guidance
+        return 0.0 if self.is_distilled else 3.5
+
+    @property
+    def size_multiple(self) -> int:
+        """Image pixels along one side of a token: sizes are rounded up to a multiple of it."""
+        return self.vae.scale_factor * self.patch_size
+
+    @property
+    def text_layers(self) -> int:
+        """Layers of the text encoder that are needed: none above the last tap."""
+        return max(self.text_encoder_taps)
+
+    def image_tokens(self, width: int, height: int) -> int:
+        return (width // self.size_multiple) * (height // self.size_multiple)
+
+    def possible_tp(self) -> list[int]:
+        """Tensor parallel degrees that divide everything that is split."""
+        sizes = [size for _, size in self._split_sizes()]
+        return [tp for tp in PARALLEL_DEGREES if all(size % tp == 0 for size in sizes)]
+
+    def check_tp(self, tp: int) -> None:
+        """Raise `ArgumentError` naming what does not divide and the degrees that would work."""
+        for name, size in self._split_sizes():
+            if size % tp:
+                possible = ", ".join(map(str, self.possible_tp()))
+                raise ArgumentError(
+                    f"tp {tp} is not possible for this checkpoint: {name} is {size}, which {tp} does not divide; "
+                    f"possible: {possible}",
+                    parameter="tp",
+                )
+
+    def possible_sp(self, tp: int) -> list[int]:
+        """Sequence parallel degrees beside tp: attention splits the heads of a tensor parallel rank once more."""
+        fitting = (sp for sp in PARALLEL_DEGREES if tp * sp <= MOST_RANKS)
+        return [sp for sp in fitting if not self.transformer.undivided_heads(tp * sp)]
+
+    def check_parallel(self, tp: int, sp: int) -> None:
+        """Raise `ArgumentError` naming what does not divide and the degrees that would work."""
+        self.check_tp(tp)
+        for name, heads in self.transformer.undivided_heads(tp * sp):
+            possible = ", ".join(map(str, self.possible_sp(tp)))
+            raise ArgumentError(
+                f"sp {sp} is not possible for this checkpoint with tp {tp}: {name} of the transformer is {heads}, "
+                f"which {tp * sp} does not divide; possible: {possible}",
+                parameter="sp",
+            )
+
+    def _split_sizes(self) -> list[tuple[str, int]]:
+        dit, text = self.transformer, self.text_encoder
+        return [
+            ("num_attention_heads of the transformer", dit.num_heads),
+            ("num_key_value_heads of the transformer", dit.num_kv_heads),
+            ("intermediate_size of the transformer", dit.intermediate_size),
+            ("text_num_attention_heads of the transformer", dit.text_num_heads),
+            ("text_num_key_value_heads of the transformer", dit.text_num_kv_heads),
+            ("text_intermediate_size of the transformer", dit.text_intermediate_size),
+            ("num_attention_heads of the text encoder", text.num_heads),
+            ("num_key_value_heads of the text encoder", text.num_kv_heads),
+            ("intermediate_size of the text encoder", text.intermediate_size),
+        ]
+
+    @classmethod
+    def from_folder(cls, folder: Path, variant: str | None = None) -> ModelConfig:
+        """Read the json files of a diffusers-layout folder.
+
+        `variant` ("raw" or "turbo") overrides the checkpoint's `is_distilled`. Raises `CheckpointError` naming the
+        file, the key, what was expected and what was found.
+        """
+        if not folder.is_dir():
+            raise CheckpointError.of(folder, "there is no such folder")
+        index = JsonFields.read(folder / "model_index.json")
+        transformer, text_encoder, vae = (
+            JsonFields.read(folder / component / "config.json") for component in ("transformer", "text_encoder", "vae")
+        )
+        schedule = JsonFields.read(folder / "scheduler" / "scheduler_config.json")
+        stated = index.boolean("is_distilled", default=None)
+        if stated is None:
+            stated = transformer.boolean("is_distilled", default=None)
+        return cls.build(index, transformer, text_encoder, vae, schedule, variant=variant, stated=stated)
+
+    @classmethod
+    def build(
+        cls,
+        index: JsonFields,
+        transformer_json: JsonFields,
+        text_json: JsonFields,
+        vae_json: JsonFields,
+        schedule_json: JsonFields,
+        *,
+        variant: str | None,
+        stated: bool | None,
+        guess: bool = True,
+    ) -> ModelConfig:
+        """Put together what model_index.json and the components' configs say, wherever they come from.
+
+        It is Turbo if `variant` says so; without one, if the checkpoint's `is_distilled`, which is `stated`, says so;
+        without that, by `guess`. Raises `CheckpointError` for a config that is wrong or does not fit the others.
+        """
+        index.expect("_class_name", PIPELINE_CLASS)
+        transformer, text_encoder = read_transformer(transformer_json), read_text_encoder(text_json)
+        vae, schedule = read_vae(vae_json), read_schedule(schedule_json)
+        patch_size = index.integer("patch_size", default=2, most=16)
+        taps = index.integers("text_encoder_select_layers", default=DEFAULT_TAPS, least=0)
+
+        if transformer.in_channels != vae.z_dim * patch_size**2:
+            raise transformer_json.error(
+                "in_channels", f"{vae.z_dim} latent channels × {patch_size}² patch pixels", transformer.in_channels
+            )
+        if transformer.text_hidden_size != text_encoder.hidden_size:
+            raise transformer_json.error(
+                "text_hidden_dim", f"the text encoder's {text_encoder.hidden_size}", transformer.text_hidden_size
+            )
+        if len(taps) != transformer.num_text_layers:
+            raise index.error(
+                "text_encoder_select_layers", f"{transformer.num_text_layers} layers, as num_text_layers says", taps
+            )
+        if max(taps) > text_encoder.num_layers:
+            raise index.error("text_encoder_select_layers", f"layers 0 to {text_encoder.num_layers}", taps)
+
+        multiple = vae.scale_factor * patch_size
+        distilled = guess if stated is None else stated
+        is_distilled = distilled if variant is None else variant == "turbo"
+        stated_steps, stated_guidance = _read_defaults(index, is_distilled)
+        return cls(
+            transformer=transformer,
+            text_encoder=text_encoder,
+            vae=vae,
+            schedule=schedule,
+            text_encoder_taps=taps,
+            patch_size=patch_size,
+            is_distilled=is_distilled,
+            variant_is_assumed=variant is None and stated is None,
+            default_width=index.integer("default_width", default=1024, multiple_of=multiple),
+            default_height=index.integer("default_height", default=1024, multiple_of=multiple),
+            stated_steps=stated_steps,
+            stated_guidance=stated_guidance,
+            prompt_domain=read_prompt_domain(index),
+        )
+
+
+def _read_defaults(index: JsonFields, is_distilled: bool) -> tuple[int | None, float | None]:
+    """Steps and guidance that model_index.json states, unless it speaks of the other kind: of Raw where this is Turbo,
+    since an option or another transformer says so."""
+    steps = index.integer("default_steps", most=MOST_STEPS) if index.has("default_steps") else None
+    guidance = index.number("default_guidance") if index.has("default_guidance") else None
+    if guidance is not None and not 0 <= guidance <= MOST_GUIDANCE:
+        raise index.error("default_guidance", f"a number from 0 to {MOST_GUIDANCE:g}", guidance)
+    if index.boolean("is_distilled", default=None) not in (None, is_distilled):
+        return None, None
+    return steps, guidance

@@ -1,0 +1,46 @@
+"""Which prompts a checkpoint can draw, where its model_index.json says that: `prompt_words` and `prompt_note`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from engine.config.json_fields import JsonFields
+
+_MOST_WORDS, _MOST_NOTE = 4096, 1024  # words, characters
+_WORDS_NAMED = 5
+_WORD = re.compile(r"[^\W_]+")
+
+
+@dataclass(frozen=True)
+class PromptDomain:
+    """words: all that the checkpoint was made for, in lower case. note: what to tell those who use others."""
+
+    words: frozenset[str]
+    note: str
+
+    def unknown(self, prompt: str) -> tuple[str, ...]:
+        """The words of the prompt that the checkpoint does not know, once each, in the prompt's order. Upper and lower
+        case are the same, and what is neither letter nor number divides words."""
+        found = dict.fromkeys(_WORD.findall(prompt.lower()))
+        return tuple(word for word in found if word not in self.words)
+
+    def warning(self, prompt: str) -> str | None:
+        """The note, after the first of the unknown words; None if there are none."""
+        unknown = self.unknown(prompt)
+        if not unknown:
+            return None
+        named = ", ".join(f'"{word[:40]}"' for word in unknown[:_WORDS_NAMED])
+        more = ", …" if len(unknown) > _WORDS_NAMED else ""
+        return f"the model does not know {named}{more}. {self.note}"
+
+
+def read_prompt_domain(index: JsonFields) -> PromptDomain | None:
+    """None if the file has neither key. Raises `CheckpointError` if it has one alone, or a value that does not fit."""
+    if not (index.has("prompt_words") or index.has("prompt_note")):
+        return None
+    words = index.texts("prompt_words", most=_MOST_WORDS)
+    for word in words:
+        if _WORD.fullmatch(word) is None or word != word.lower():
+            raise index.error("prompt_words", "words of letters and numbers, in lower case", word)
+    return PromptDomain(frozenset(words), index.text("prompt_note", most=_MOST_NOTE))

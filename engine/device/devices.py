@@ -1,0 +1,132 @@
+"""Which device a rank computes on."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from engine.config.engine_config import EngineConfig
+from engine.errors import ArgumentError
+from engine.kernels.jit import missing_for_kernels
+
+_FP8_CAPABILITY = (8, 9)
+# Of a GPU's memory, what is left to what nobody counts: features of prompts that are kept, workspaces and plans of the
+# libraries, what the allocator loses by rounding.
+_RESERVE_PART, _LEAST_RESERVE = 0.03, 500_000_000
+
+
+def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torch.device:
+    """The device of a rank, one of `local_ranks` on this machine. Makes a GPU the process's current one.
+
+    Raises `ArgumentError` when CUDA, or what only GPUs do, is asked for and missing, when kernels cannot be launched on
+    it, or when there are fewer GPUs than ranks and they may not share one. Where each process sees one GPU, whether
+    that is the same one is found out when they meet: see `greeting.agree`.
+    """
+    gpus = torch.cuda.device_count() if config.device != "cpu" else 0
+    if config.device == "cuda" and not gpus:
+        raise ArgumentError("device cuda is not available: torch finds no CUDA device", parameter="device")
+    if not gpus:
+        if config.symmetric_memory:
+            raise ArgumentError.of("symmetric_memory", "False on a CPU", True)
+        return torch.device("cpu")
+    if local_ranks > gpus > 1 and not config.share_gpu:
+        raise ArgumentError(
+            f"{local_ranks} ranks need {local_ranks} GPUs, but this machine has {gpus}: use fewer, "
+            "--device cpu, or --share-gpu to let ranks share one (slow)",
+            parameter="tp",
+        )
+    if (missing := missing_for_kernels()) is not None:
+        raise ArgumentError(
+            f"device cuda needs {missing}, which is not there; --device cpu does without", parameter="device"
+        )
+    device = torch.device("cuda", local_rank % gpus)
+    torch.cuda.set_device(device)
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """What its maker calls a GPU; cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def pick_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
+    """The dtype of weights and activations; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    return torch.bfloat16 if config.dtype_on(device.type) == "bfloat16" else torch.float32
+
+
+def decoding_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of images between the decoder's layers, in a model of `dtype`: that, but float32 on a CPU that lacks
+    bfloat16, where torch's convolutions copy every patch: they take 3 times as long there, and twice the memory."""
+    lacking = device.type == "cpu" and dtype == torch.bfloat16 and not _convolves_bfloat16()
+    return torch.float32 if lacking else dtype
+
+
+@cache
+def _convolves_bfloat16() -> bool:
+    """Whether oneDNN convolves bfloat16 on this CPU: on x86 one with AVX-512. What torch itself goes by."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def check_quantization(config: EngineConfig, device: torch.device) -> None:
+    """Raise `ArgumentError` where a device cannot multiply fp8 and is asked to."""
+    if config.quantization != "fp8" or device.type != "cuda":
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _FP8_CAPABILITY:
+        needed, found = (".".join(map(str, version)) for version in (_FP8_CAPABILITY, capability))
+        raise ArgumentError(
+            f"quantization fp8 needs a GPU of compute capability {needed}, and {device} is of {found}: use int8",
+            parameter="quantization",
+        )
+    if config.dtype_on(device.type) != "bfloat16":
+        raise ArgumentError("quantization fp8 needs dtype bfloat16 on a GPU, got float32", parameter="dtype")
+
+
+def multiplies_fp8(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether fp8 matrices are multiplied as such here, where nobody asks for it: a CPU only emulates it."""
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return False
+    return torch.cuda.get_device_capability(device) >= _FP8_CAPABILITY
+
+
+def ranks_on_device(device: torch.device, ranks: int) -> int:
+    """How many of a machine's ranks share a device."""
+    return ranks if device.type == "cpu" else math.ceil(ranks / torch.cuda.device_count())
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy from the host without waiting for what is queued on the device."""
+    return pinned(tensor, device).to(device, non_blocking=device.type == "cuda")
+
+
+def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """In host memory that a device copies from by itself, which takes a copy unless it is there; a CPU needs none."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy to the host without waiting: the copy is whole when what is queued on the device now has been done."""
+    if tensor.device.type != "cuda":
+        return tensor
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def reserve_bytes(device: torch.device) -> int:
+    """What is kept back of a device's free memory before work is let in. A CPU's host has what it needs besides."""
+    if device.type != "cuda":
+        return 0
+    return max(_LEAST_RESERVE, int(_RESERVE_PART * torch.cuda.get_device_properties(device).total_memory))
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a device; on a CPU what Linux could hand out, and None where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None

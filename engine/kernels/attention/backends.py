@@ -1,0 +1,248 @@
+"""Attention inside each segment of a packed batch: grouped key/value heads, no mask, no padding.
+
+The DiT's attention has several implementations, the backends; which of them run here, and which is the fastest, is in
+`attention_choice`. The text encoder's is causal and runs once per prompt: `packed_attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+
+from engine.kernels.attention.fa3_fp8 import flash_attention_fp8
+from engine.kernels.attention.flash_packages import FLASH_PACKAGES, flash_attention
+from engine.kernels.attention.plans import PlanSchedule
+from engine.kernels.attention.triton_kernel import attention_triton
+from engine.kernels.fp8 import Fp8Rows, empty_rows
+from engine.kernels.gate import sigmoid_mul
+from engine.kernels.packing import LONG_SEGMENT, Packing
+
+# (batch, heads, tokens, head_dim) of query, key and value → the same of what attention makes of them
+Dense = Callable[..., torch.Tensor]
+Attended = tuple[int, int, torch.Tensor]  # first row, last row + 1, (rows, heads, head_dim) laid out in any way
+PlanShape = tuple[tuple[int, ...], ...]
+
+
+class GatedAttentionKernel:
+    """Attention inside each segment, times sigmoid(gate), by one of `BACKENDS`. A rank makes one for its DiT.
+
+    `captured_backend` serves packings whose bounds the host does not know, as in a CUDA graph: one of the varlen
+    backends, by default `backend` if it is one, else none. `plans`: what cuDNN may serve, where that is the backend:
+    long segments that have a plan; flash serves all others. Without it cuDNN serves all, and builds plans at once.
+    """
+
+    def __init__(self, backend: str = "torch", captured_backend: str | None = None) -> None:
+        if captured_backend is None and BACKENDS[backend].varlen:
+            captured_backend = backend
+        assert captured_backend is None or BACKENDS[captured_backend].varlen
+        self.backend = backend
+        self.captured_backend = captured_backend
+        self.plans: PlanSchedule | None = None
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        gate: torch.Tensor,
+        packing: Packing,
+        *,
+        fp8: bool = False,
+    ) -> torch.Tensor | Fp8Rows:
+        """sigmoid(gate) · softmax(q kᵀ / sqrt(head_dim)) v, each row attending to its own segment.
+
+        query: (tokens, heads, head_dim); key, value: (tokens, kv_heads, head_dim), kv_heads dividing heads; gate:
+        (tokens, heads · head_dim). All may be strided views of a packed matrix. Returns (tokens, heads · head_dim),
+        with `fp8` as rows for an fp8 matrix product.
+        """
+        backend = self._backend_for(packing)
+        if backend == "triton" and not fp8:  # fp8's scale is a row's, over all heads
+            return attention_triton(query, key, value, packing, gate)
+        one_by_one = self._one_by_one(backend, query, key, value, packing)
+        if one_by_one is None:
+            return sigmoid_mul(self._all_at_once(backend, query, key, value, packing), gate, fp8=fp8)
+        output = empty_rows(query.shape[0], gate.shape[1], query, fp8=fp8)
+        for start, stop, attended in one_by_one:
+            sigmoid_mul(attended, gate[start:stop], fp8=fp8, out=output, first=start)
+        return output
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """The same without a gate."""
+        backend = self._backend_for(packing)
+        one_by_one = self._one_by_one(backend, query, key, value, packing)
+        if one_by_one is None:
+            return self._all_at_once(backend, query, key, value, packing)
+        return _packed(one_by_one, query)
+
+    def _all_at_once(
+        self, backend: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
+    ) -> torch.Tensor:
+        return BACKENDS["flash" if self._is_planned(backend) else backend].attend(query, key, value, packing)
+
+    def _backend_for(self, packing: Packing) -> str:
+        backend = self.captured_backend if packing.captured else self.backend
+        assert backend is not None, "no varlen backend for a packing without bounds"
+        return backend
+
+    def _is_planned(self, backend: str) -> bool:
+        return backend == "cudnn" and self.plans is not None
+
+    def _one_by_one(
+        self, backend: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
+    ) -> Iterator[Attended] | None:
+        """What becomes of each segment, where not all go into one call."""
+        dense = BACKENDS[backend].dense
+        if dense is None:
+            return None
+        if self._is_planned(backend):
+            assert self.plans is not None
+            bounds = pairwise(packing.bounds)
+            served = [_has_plan(self.plans, *_rows(start, stop, query, key, value)) for start, stop in bounds]
+            if any(served):
+                return _segments(lambda index: _cudnn if served[index] else _flash, query, key, value, packing)
+            dense = _flash
+        if dense is not _cudnn and len(set(packing.lengths)) == 1:
+            return None
+        return _segments(lambda _: dense, query, key, value, packing)
+
+
+def packed_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, *, causal: bool = False
+) -> torch.Tensor:
+    """softmax(q kᵀ / sqrt(head_dim)) v, each row attending to its own segment.
+
+    query: (tokens, heads, head_dim); key, value: (tokens, kv_heads, head_dim), kv_heads dividing heads. Rows may be
+    strided views of a packed matrix. Returns (tokens, heads · head_dim). On a GPU by torch's flash kernel where that
+    runs: what torch would choose itself, cuDNN, first builds a plan for every new length, and prompts come in many.
+    """
+    capable = query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    dense = _flash if capable and query.dtype != torch.float32 and query.shape[-1] % 8 == 0 else _torch
+    return _by_segment(lambda *qkv: dense(*qkv, causal=causal), query, key, value, packing)
+
+
+def _torch(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool = False) -> torch.Tensor:
+    if query.is_cuda and query.dtype != torch.float32:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=True)
+    # On the CPU enable_gqa is up to 1.6 times slower, and no fused CUDA kernel for float32 takes it. Instead each
+    # key/value head becomes a batch entry whose queries see it through an expanded view, so one image's keys and
+    # values are never repeated in memory.
+    batch, heads, tokens, head_dim = query.shape
+    kv_heads = key.shape[1]
+    group = heads // kv_heads
+    query = query.reshape(batch * kv_heads, group, tokens, head_dim)
+    key, value = (
+        tensor.reshape(batch * kv_heads, 1, tokens, head_dim).expand(-1, group, -1, -1) for tensor in (key, value)
+    )
+    attended = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    return attended.reshape(batch, heads, tokens, head_dim)  # copied on a GPU, which lays heads out inside of tokens
+
+
+# torch's two kernels are called by name: `sdpa_kernel` would choose them by flags of the whole process.
+
+
+def _cudnn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    if key.shape[2] == 1:  # which cuDNN refuses
+        return _flash(query, key, value)
+    return torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, False)[0]
+
+
+def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool = False) -> torch.Tensor:
+    return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal)[0]
+
+
+def _by_segment(
+    dense: Dense, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
+) -> torch.Tensor:
+    """One call of `dense` if all segments are equally long, else one for each. Always one for each by cuDNN, for which
+    every number of equal segments would be one more plan."""
+    tokens, heads, head_dim = query.shape
+    if tokens and len(set(packing.lengths)) == 1 and (packing.segments == 1 or dense is not _cudnn):
+        shape = (packing.segments, packing.longest)
+        batches = (tensor.unflatten(0, shape).transpose(1, 2) for tensor in (query, key, value))
+        return dense(*batches).transpose(1, 2).reshape(tokens, heads * head_dim)
+    return _packed(_segments(lambda _: dense, query, key, value, packing), query)
+
+
+def _segments(
+    dense: Callable[[int], Dense], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
+) -> Iterator[Attended]:
+    """Every segment that has rows by a call of its own. dense: by the segment's index."""
+    for index, (start, stop) in enumerate(pairwise(packing.bounds)):
+        if start < stop:
+            # Sliced before it becomes a batch of one, so that strides, for which cuDNN builds a plan each, depend on
+            # the segment's length alone.
+            segment = (part[None].transpose(1, 2) for part in _rows(start, stop, query, key, value))
+            yield start, stop, dense(index)(*segment)[0].transpose(0, 1)
+
+
+def _packed(segments: Iterable[Attended], query: torch.Tensor) -> torch.Tensor:
+    """(tokens, heads · head_dim)."""
+    output = query.new_empty(query.shape)
+    for start, stop, attended in segments:
+        output[start:stop] = attended
+    return output.flatten(1)
+
+
+def _rows(start: int, stop: int, *parts: torch.Tensor) -> list[torch.Tensor]:
+    return [part[start:stop] for part in parts]
+
+
+# ---- cuDNN's plans
+
+
+def plan_shape(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> PlanShape:
+    """What torch keeps a plan of cuDNN's for, of one segment's (tokens, heads, head_dim) parts."""
+    return query.shape, key.shape, query.stride(), key.stride(), value.stride()
+
+
+def build_plan(shape: PlanShape, device: torch.device, dtype: torch.dtype) -> None:
+    """Have this thread attend to a segment of this shape by cuDNN, which builds its plan. Raises what cuDNN raises."""
+    query_shape, key_shape, *strides = shape
+    sizes = (query_shape, key_shape, key_shape)
+    # all three may lie in the same memory: nobody reads what comes out
+    span = max(size[0] * stride[0] for size, stride in zip(sizes, strides, strict=True))
+    memory = torch.empty(span, device=device, dtype=dtype)
+    parts = (memory.as_strided(size, stride) for size, stride in zip(sizes, strides, strict=True))
+    _cudnn(*(part[None].transpose(1, 2) for part in parts))
+
+
+def _has_plan(plans: PlanSchedule, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether cuDNN serves a segment; else it is remembered as one that it could."""
+    tokens = query.shape[0]
+    if tokens < LONG_SEGMENT:
+        return False
+    shape = plan_shape(query, key, value)
+    if plans.has(shape):
+        return True
+    plans.met(shape, work=tokens**2)
+    return False
+
+
+@dataclass(frozen=True)
+class Backend:
+    """attend: (query, key, value, packing) → (tokens, heads · head_dim), as `packed_attention`. varlen: one launch for
+    all segments that reads nothing of the packing but its tables on the device, and so can be part of a CUDA graph.
+    dense: of one that is not, what it calls for equally long segments."""
+
+    attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Packing], torch.Tensor]
+    varlen: bool
+    dense: Dense | None = None
+
+    @classmethod
+    def by_segment(cls, dense: Dense) -> Backend:
+        return cls(lambda *call: _by_segment(dense, *call), varlen=False, dense=dense)
+
+
+BACKENDS = {
+    "cudnn": Backend.by_segment(_cudnn),
+    "flash": Backend.by_segment(_flash),
+    **{name: Backend(partial(flash_attention, name), varlen=True) for name in FLASH_PACKAGES},
+    "fa3-fp8": Backend(flash_attention_fp8, varlen=True),
+    "triton": Backend(attention_triton, varlen=True),
+    "torch": Backend.by_segment(_torch),
+}

@@ -1,0 +1,85 @@
+"""The packed batch: which rows of the one (tokens, width) matrix are whose.
+
+A segment is [an image's text tokens | its image tokens]. A guided image has two segments, one for its prompt and one
+for the negative prompt, over the same latents. Nothing is padded and nothing is masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import torch
+
+from engine.kernels.packing import Packing
+from engine.parallel.group import Group, LocalGroup
+from engine.parallel.sequence import Share
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The shape of one segment; `image` is the index of its image in the batch."""
+
+    image: int
+    text_tokens: int
+    grid_height: int
+    grid_width: int
+
+    @property
+    def image_tokens(self) -> int:
+        return self.grid_height * self.grid_width
+
+    @property
+    def tokens(self) -> int:
+        return self.text_tokens + self.image_tokens
+
+
+class Layout:
+    """Offsets and positions of a packed batch, the same for every step in which the same segments meet.
+
+    packing: the segments in the packed matrix. multiplied: those of its rows that a rank multiplies with its part of
+    the matrices; share: those of `multiplied` that it norms and keeps.
+    rotations: RoPE of every row, (tokens, head_dim / 2) complex64, the identity on text.
+    """
+
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        grids: Sequence[torch.Tensor],
+        sequence: Group | None = None,
+        tensor: Group | None = None,
+    ) -> None:
+        """grids: each segment's image rotations, (image tokens, head_dim / 2). sequence: whose ranks share the rows;
+        tensor: whose ranks share the matrices."""
+        self.segments = tuple(segments)
+        self.packing = Packing([segment.tokens for segment in segments], grids[0].device)
+        self.multiplied = Share(self.packing, sequence or LocalGroup())
+        self.share = Share(self.multiplied, tensor or LocalGroup())
+        parts = []
+        for segment, grid in zip(segments, grids, strict=True):
+            parts += [grid.new_ones((segment.text_tokens, grid.shape[1])), grid]
+        self.rotations = torch.cat(parts)
+        # where each image's tokens lie among those of all images, guided ones counted once
+        sizes = {segment.image: segment.image_tokens for segment in segments}
+        starts = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
+        self._image_rows = [slice(starts[s.image], starts[s.image] + s.image_tokens) for s in segments]
+
+    def pack(self, text: Sequence[torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+        """Lay out text features and embedded image tokens: (tokens, width).
+
+        text: a tensor per segment; images: the tokens of all images, (image tokens, width), each image once.
+        """
+        parts = []
+        for features, rows in zip(text, self._image_rows, strict=True):
+            parts += [features, images[rows]]
+        return torch.cat(parts)
+
+    def take_images(self, x: torch.Tensor) -> torch.Tensor:
+        """The rows of x that are image tokens: (image tokens of all segments, width)."""
+        return torch.cat(
+            [
+                x[start + segment.text_tokens : stop]
+                for segment, (start, stop) in zip(self.segments, pairwise(self.packing.bounds), strict=True)
+            ]
+        )

@@ -1,0 +1,246 @@
+"""Carries a memory plan out: blocks that are copied to the device ahead of their use, and components that are on it
+only while they are used."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from engine.checkpoint.load import Weights
+from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
+from engine.device.devices import decoding_dtype, multiplies_fp8
+from engine.device.timing import Moment
+from engine.model.text_encoder import TextEncoder
+from engine.model.transformer import Transformer
+from engine.offload.copying import Copier, Copy, make_copier
+from engine.offload.host_buffers import HostMemory, Parcel, WeightLedger
+from engine.planning.memory_plan import MemoryPlan, block_of, is_small, plan_checkpoint, slot_bytes
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Span:
+    """When a block was copied, or computed with. See `moments.seconds_between`."""
+
+    what: str  # copy or compute
+    block: int
+    began: Moment
+    ended: Moment
+
+
+def plan_for(
+    config: EngineConfig,
+    weights: Weights,
+    tp: int,
+    sharing: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    whole_text_encoder: bool = False,
+) -> MemoryPlan:
+    """The plan of each of the ranks that share a device. tp: how many share the weights, the text encoder's unless it
+    is whole on each. Raises `ArgumentError` if nothing fits into the config's budget."""
+    budget = config.memory_budget
+    return plan_checkpoint(
+        weights,
+        config,
+        tp,
+        dtype.itemsize,
+        decoding_bytes_per_element=decoding_dtype(device, dtype).itemsize,
+        budget=None if budget is None else budget // sharing,
+        fp8_products=multiplies_fp8(device, dtype),
+        whole_text_encoder=whole_text_encoder,
+        nccl=device.type == "cuda" and sharing == 1,
+    )
+
+
+def limit_allocations(plan: MemoryPlan, device: torch.device) -> None:
+    """Let this process allocate no more of a GPU than its plan has for it."""
+    if plan.allocatable is not None and device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, plan.allocatable / total), device)
+
+
+class BlockStream:
+    """Blocks whose matrices lie in host memory and are copied to the device by turns, ahead of their use.
+
+    There is a place on the device for `prefetch` + 1 of them. As soon as a block has been used, the next that has no
+    place yet is copied to where it was; after the last block comes the first, for the next pass. The blocks between
+    them that stay on the device are just used.
+    """
+
+    def __init__(
+        self, component: str, parcels: dict[int, Parcel], prefetch: int, ledger: WeightLedger, copier: Copier
+    ) -> None:
+        """parcels: the matrices of the blocks that come and go, by the block's index."""
+        self._parcels, self._copier = parcels, copier
+        self._order = list(parcels)
+        sizes = [parcel.size for parcel in parcels.values()]
+        count = min(prefetch + 1, len(sizes))
+        self._slots = [ledger.allocate(component, slot_bytes(sizes, 0)) for _ in range(count)]
+        self._turn = 0  # of the next block: how many were used before it
+        self._copies: deque[Copy] = deque()
+        self.timeline: list[Span] | None = None  # a list is filled
+        for turn in range(count):
+            self._begin_copy(turn)
+
+    def visit(self, blocks: Iterable[T]) -> Iterator[T]:
+        """The blocks in order, each being on the device from when it is given until the next is asked for."""
+        for index, block in enumerate(blocks):
+            if index not in self._parcels:
+                yield block
+                continue
+            assert index == self._order[self._turn % len(self._order)]
+            copy = self._copies.popleft()
+            copy.wait()
+            self._parcels[index].place_in(self._slots[self._turn % len(self._slots)])
+            began = None if self.timeline is None else self._copier.mark()
+            yield block
+            if self.timeline is not None and began is not None:
+                self.timeline.append(Span("copy", index, *copy.span()))
+                self.timeline.append(Span("compute", index, began, self._copier.mark()))
+            self._parcels[index].withdraw()
+            self._begin_copy(self._turn + len(self._slots))
+            self._turn += 1
+
+    def rewind(self) -> None:
+        """Begin again with the first block, after a pass that was broken off."""
+        for copy in self._copies:
+            copy.wait()
+        for parcel in self._parcels.values():
+            parcel.withdraw()
+        self._copies.clear()
+        self._turn = 0
+        for turn in range(len(self._slots)):
+            self._begin_copy(turn)
+
+    def _begin_copy(self, turn: int) -> None:
+        parcel = self._parcels[self._order[turn % len(self._order)]]
+        slot = self._slots[turn % len(self._slots)]
+        self._copies.append(self._copier.copy(slot[: parcel.size], parcel.host))
+
+
+class Guest:
+    """A component that is on the device from `bring` to `drop`, or within `with`."""
+
+    def __init__(self, component: str, parcels: Sequence[Parcel], ledger: WeightLedger, copier: Copier) -> None:
+        self._component, self._parcels, self._ledger, self._copier = component, parcels, ledger, copier
+        self._buffers: list[torch.Tensor] = []
+
+    @property
+    def absent(self) -> int:
+        """The bytes that `bring` would take now."""
+        return 0 if self._buffers else sum(parcel.size for parcel in self._parcels)
+
+    def bring(self) -> None:
+        """It is there for what the current thread or stream does from now on."""
+        if self._buffers:
+            return
+        try:
+            for parcel in self._parcels:
+                self._buffers.append(self._ledger.allocate(self._component, parcel.size))
+        except Exception:
+            self._give_back()  # of a component that is not there as a whole
+            raise
+        copies = [
+            self._copier.copy(buffer, parcel.host) for buffer, parcel in zip(self._buffers, self._parcels, strict=True)
+        ]
+        for copy, buffer, parcel in zip(copies, self._buffers, self._parcels, strict=True):
+            copy.wait()
+            parcel.place_in(buffer)
+
+    def drop(self) -> None:
+        """Give its memory back, when what the current thread or stream has begun is done."""
+        if not self._buffers:
+            return
+        self._copier.settle()
+        for parcel in self._parcels:
+            parcel.withdraw()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        self._ledger.count(self._component, -sum(buffer.numel() for buffer in self._buffers))
+        self._buffers = []
+
+    def __enter__(self) -> None:
+        self.bring()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.drop()
+
+
+class Offload:
+    """What a rank's plan makes of its components."""
+
+    def __init__(self, plan: MemoryPlan, device: torch.device) -> None:
+        self.plan = plan
+        self.ledger = WeightLedger(device)
+        self.host_bytes = 0
+        self.dit: Guest | None = None
+        self.vae: Guest | None = None
+        self.streams: dict[str, BlockStream] = {}  # by component
+        self._host = HostMemory(device)
+        self._copiers: list[Copier] = []
+
+    @property
+    def absent(self) -> int:
+        """Bytes of the components that come to the device for their use and are not there now."""
+        return sum(guest.absent for guest in (self.dit, self.vae) if guest is not None)
+
+    def on_host(self, component: str) -> Callable[[str], bool]:
+        """Whether a parameter of a component is to be loaded to host memory, by its name."""
+        offload = self.plan.offload
+        if {"transformer": DIT, "text_encoder": TEXT_ENCODER, "vae": VAE}[component] in offload:
+            return lambda parameter: not is_small(parameter)
+        if component == "transformer" and DIT_LAYERWISE in offload:
+            return lambda parameter: block_of(component, parameter) in self.plan.streamed
+        return lambda parameter: False
+
+    def take(self, component: str, module: nn.Module) -> None:
+        """Take charge of a component that was loaded as `on_host` says. Once for each, and before it is used."""
+        on_host = self.on_host(component)
+        travelling: dict[int | None, list[nn.Parameter]] = {}  # by block
+        for name, parameter in module.named_parameters():
+            size = parameter.numel() * parameter.element_size()
+            # scales are not in the checkpoint's list, and are where their matrix is
+            if on_host(name.removesuffix("_scale")):
+                self.host_bytes += size
+                travelling.setdefault(block_of(component, name), []).append(parameter)
+            else:
+                self.ledger.count(component, size)
+        for buffer in module.buffers():
+            buffer.data = buffer.data.to(self.ledger.device)
+        if not travelling:
+            return
+        copier = make_copier(self.ledger.device)
+        self._copiers.append(copier)
+        if isinstance(module, TextEncoder) or (isinstance(module, Transformer) and DIT_LAYERWISE in self.plan.offload):
+            # what is no block's is the embedding, which is read where it is: a row for each token of a prompt
+            blocks = {block: Parcel(parts, self._host) for block, parts in travelling.items() if block is not None}
+            stream = BlockStream(component, blocks, self.plan.prefetch, self.ledger, copier)
+            self.streams[component] = stream
+            module.visit = stream.visit
+            return
+        guest = Guest(component, [Parcel(parts, self._host) for parts in travelling.values()], self.ledger, copier)
+        if isinstance(module, Transformer):
+            self.dit = guest
+        else:
+            self.vae = guest
+
+    def rewind(self) -> None:
+        """After a forward that was broken off: the next one finds the blocks that it begins with."""
+        for stream in self.streams.values():
+            stream.rewind()
+
+    def close(self) -> None:
+        for copier in self._copiers:
+            copier.close()

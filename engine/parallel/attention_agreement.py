@@ -1,0 +1,40 @@
+"""Ranks that step together attend alike: what each of them measured, and what it cannot use, counts for all."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from engine.kernels.attention.backends import BACKENDS
+from engine.kernels.attention.choice import Timing
+from engine.parallel.group import Group
+
+
+def agree_on_attention(
+    world: Group, device: torch.device, timings: dict[str, Timing], refused: dict[str, str]
+) -> tuple[dict[str, Timing], dict[str, str]]:
+    """The longest times over all ranks, of what none of them refuses. Every rank must call it.
+
+    A step takes as long as its slowest rank, and other backends on other ranks, as each found a little faster, would
+    make an image differ from one start to the next.
+    """
+    if world.size == 1:
+        return timings, refused
+
+    def times(backend: str) -> tuple[float, float]:
+        if backend in refused:
+            return math.inf, math.inf
+        return (timings[backend].first_ms, timings[backend].steady_ms) if backend in timings else (0.0, 0.0)
+
+    own = torch.tensor([[number for backend in BACKENDS for number in times(backend)]], device=device)
+    every = world.all_gather(own).view(world.size, len(BACKENDS), 2).tolist()
+    agreed, refusals = {}, {}
+    for index, backend in enumerate(BACKENDS):
+        first, steady = (max(ranks[index][i] for ranks in every) for i in range(2))
+        refusers = [rank for rank, ranks in enumerate(every) if ranks[index][0] == math.inf]
+        if refusers:
+            refusals[backend] = refused.get(backend, f"rank {refusers[0]} cannot use it")
+        elif first > 0:
+            agreed[backend] = Timing(first, steady)
+    return agreed, refusals

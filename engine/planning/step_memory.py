@@ -1,0 +1,160 @@
+"""How much memory a tick needs, by arithmetic: what the front-end refuses by, before anything is dispatched. Pure.
+
+The figures follow the tensors that are alive at once in `engine.model` and `engine.kernels` at their widest point,
+and are meant to be a little too high.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.config.chat_template import MAX_PROMPT_TOKENS, PREFIX_TOKENS, SUFFIX_TOKENS
+from engine.config.degrees import EXCHANGING, Degrees
+from engine.config.model_config import ModelConfig
+from engine.model.tiles import SMALLEST_TILE, divide
+from engine.planning.work_division import UNEVEN, forwards
+
+# Tokens in one forward of the text encoder, which bounds what that allocates: one prompt of the greatest length, or
+# as many short ones.
+ENCODE_AT_ONCE = PREFIX_TOKENS + MAX_PROMPT_TOKENS + SUFFIX_TOKENS
+_FLOAT32 = 4
+# What NCCL takes of a GPU's memory, as others measured it: 688 MB for a communicator of 4 A100s under torch, after an
+# all_reduce (github.com/NVIDIA/nccl/issues/964), and 3.28 GB more for the 7 peers of an H100 after the first all_to_all
+# (issue 1685, 32 channels to each).
+_COMMUNICATOR_BYTES, _PEER_BYTES = 700_000_000, 470_000_000
+
+
+@dataclass(frozen=True)
+class DecodeMemory:
+    """What the memory that decoding takes depends on. bytes_per_element: of images between the decoder's layers, which
+    may be more than the model's. limit: bytes above which an image is decoded in tiles (see `tile_side`), as far as
+    those help; None for never."""
+
+    bytes_per_element: int
+    limit: int | None = None
+
+
+def communication_bytes(degrees: Degrees) -> int:
+    """What NCCL's buffers take on a rank's GPU, for all groups that it is in."""
+    return sum(
+        _COMMUNICATOR_BYTES + (len(ranks) - 1) * _PEER_BYTES * (not EXCHANGING.isdisjoint(names))
+        for ranks, names in degrees.communicators().items()
+    )
+
+
+def step_bytes(config: ModelConfig, tokens: int, tp: int, bytes_per_element: int, *, sp: int = 1) -> int:
+    """What one denoise step of `tokens` packed tokens allocates on each of tp · sp ranks."""
+    dit = config.transformer
+    width, e = dit.hidden_size, bytes_per_element
+    query, keys = width // tp, dit.num_kv_heads * dit.head_dim // tp
+    feed_forward = dit.intermediate_size // tp
+    residual = 2 * width * e + width * (_FLOAT32 + e)  # the stream, the embedded images, its norm in float32, rounded
+    # q|k|v|gate; q normed and rotated in float32; the attention's output, its gate in float32, the projection
+    attention = (2 * query + 2 * keys) * e + 2 * query * _FLOAT32 + 2 * query * e + query * _FLOAT32 + width * e
+    # gate|up; silu in float32 and rounded; the projection
+    swiglu = 2 * feed_forward * e + feed_forward * (_FLOAT32 + e) + width * e
+    rotations = dit.head_dim * _FLOAT32
+    if sp > 1:  # q, k and v as they are sent and received, and attention's output likewise
+        attention += 2 * (query + 2 * keys) * e + 2 * query * e
+    rows = -(-tokens // sp)
+    elsewhere = (tokens - rows) * 2 * width * e  # rows that every rank embeds and another goes on with
+    return tokens * rotations + rows * (residual + max(attention, swiglu)) + elsewhere
+
+
+def batch_bytes(config: ModelConfig, segments: Sequence[int], degrees: Degrees, bytes_per_element: int) -> int:
+    """What one denoise step of segments of so many tokens allocates on the rank that has the most to do."""
+    return max(
+        step_bytes(config, sum(segments[i] for i in part.segments), degrees.tp, bytes_per_element, sp=part.ranks)
+        for part in forwards(config.transformer, segments, degrees)
+    )
+
+
+def packed_bytes(config: ModelConfig, tokens: int, degrees: Degrees, bytes_per_element: int) -> int:
+    """The same of segments that have so many tokens together, whatever they are."""
+    tp, sp, cfg = degrees.tp, degrees.sp, degrees.cfg
+    if cfg == 1 or not degrees.wide_divides(config.transformer):
+        return step_bytes(config, tokens, tp, bytes_per_element, sp=sp)
+    return max(
+        step_bytes(config, math.ceil(UNEVEN * tokens / cfg), tp, bytes_per_element, sp=sp),
+        step_bytes(config, tokens, tp, bytes_per_element, sp=sp * cfg),
+    )
+
+
+def decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element: int, most: int | None = None) -> int:
+    """What decoding one image allocates on the rank that does it.
+
+    bytes_per_element: of images between the decoder's layers. most: bytes above which an image is decoded in tiles (see
+    `tile_side`), as far as those help; None for never.
+    """
+    side = tile_side(config, width, height, bytes_per_element, most)
+    if side is None:
+        return _whole_decode_bytes(config, width, height, bytes_per_element)
+    return tiled_decode_bytes(config, width, height, bytes_per_element, side)
+
+
+def tile_side(config: ModelConfig, width: int, height: int, bytes_per_element: int, most: int | None) -> int | None:
+    """The longest side of the tiles, in latent pixels, that an image is decoded in, so that this allocates no more than
+    `most` bytes, or as little as it can; None: the image is decoded whole, since that is no more than `most`."""
+    whole = _whole_decode_bytes(config, width, height, bytes_per_element)
+    if most is None or whole <= most:
+        return None
+    longest = max(width, height) // config.vae.scale_factor
+    if longest <= SMALLEST_TILE:
+        return None
+    for side in range(longest - 1, SMALLEST_TILE, -1):
+        if tiled_decode_bytes(config, width, height, bytes_per_element, side) <= most:
+            return side
+    return SMALLEST_TILE
+
+
+def _whole_decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element: int) -> int:
+    return _levels_bytes(config, width * height, bytes_per_element) + _picture_bytes(width, height)
+
+
+def tiled_decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element: int, side: int) -> int:
+    """What decoding one image in tiles allocates whose sides are at most `side` latent pixels."""
+    vae = config.vae
+    scale = vae.scale_factor
+    across, down = divide(width // scale, side), divide(height // scale, side)
+    latents, channels = width * height // scale**2, vae.base_dim * vae.dim_mult[-1]
+    # The middle of the decoder sees the whole picture, and its result is there while there are tiles to make of it. Its
+    # scores on a GPU (`VAEDecoder.score_bytes`) take less than the tile does, or than the last summand leaves free.
+    middle = latents * channels * (5 * bytes_per_element + _FLOAT32)
+    tile = _levels_bytes(config, across.size * down.size * scale**2, bytes_per_element)
+    return max(middle, latents * channels * bytes_per_element + tile) + _picture_bytes(width, height)
+
+
+def _levels_bytes(config: ModelConfig, image_pixels: int, bytes_per_element: int) -> int:
+    vae, e = config.vae, bytes_per_element
+    levels = len(vae.dim_mult)
+    channels = [vae.base_dim * multiplier for multiplier in reversed(vae.dim_mult)]
+    peak, incoming = 0, channels[0]
+    for level, outgoing in enumerate(channels):
+        pixels = image_pixels // 4 ** (levels - 1 - level)
+        # the level's input; a residual block's input, its first convolution, the norm of that, its second convolution;
+        # and a float32 image: of the norm on a CPU, at the convolutions' disposal on a GPU
+        peak = max(peak, pixels * max(incoming, outgoing) * (5 * e + _FLOAT32))
+        if level < levels - 1:
+            incoming = outgoing // 2
+            peak = max(peak, 4 * pixels * (outgoing + incoming) * e + pixels * outgoing * e)
+    return peak
+
+
+def _picture_bytes(width: int, height: int) -> int:
+    return width * height * 3 * 3 * _FLOAT32  # the picture in float32, scaled, and as bytes
+
+
+def encode_bytes(config: ModelConfig, tp: int, bytes_per_element: int) -> int:
+    """What encoding `ENCODE_AT_ONCE` tokens of prompts allocates on each of `tp` ranks."""
+    dit, text, e = config.transformer, config.text_encoder, bytes_per_element
+    tokens, width = ENCODE_AT_ONCE, dit.text_hidden_size
+    # the hidden states, the stack of the tapped ones with and without the prefix
+    states = tokens * width * (config.text_layers + 1 + 2 * dit.num_text_layers) * e
+    rows = tokens * dit.num_text_layers  # of the layer-wise blocks
+    attention = 4 * width // tp * (2 * e + _FLOAT32) + width * e
+    swiglu = dit.text_intermediate_size // tp * (3 * e + _FLOAT32) + width * e
+    blocks = rows * (2 * width * e + width * _FLOAT32 + max(attention, swiglu))
+    encoder = tokens * (text.intermediate_size * (3 * e + _FLOAT32) + 3 * width * e)  # whose matrices may be whole
+    return states + max(blocks, encoder)

@@ -1,0 +1,1 @@
+"""One rank: its shard of the model, the images in flight, and everything that a step makes of them."""

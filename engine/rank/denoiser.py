@@ -1,0 +1,105 @@
+"""A denoise step's velocities, by the ranks of a mesh together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+
+import torch
+
+from engine.config.components import TransformerConfig
+from engine.config.degrees import Degrees
+from engine.device.devices import to_device
+from engine.kernels.rope import image_rotations
+from engine.lora.adapters import Adapters
+from engine.model.batch import Layout, Segment
+from engine.model.transformer import TimeModulation, Transformer
+from engine.parallel.group import Group
+from engine.parallel.mesh import Mesh
+from engine.planning.work_division import forwards
+from engine.rank.cuda_graphs import StepGraphs
+from engine.rank.job_state import JobState
+
+_CACHED_SHAPES = 8  # batch layouts and image grids kept: a layout is 4 MB at the real size
+
+
+class Velocities:
+    """Runs the transformer for segments of jobs. `graphs`: recordings to use where they hold a batch."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        transformer: Transformer,
+        mesh: Mesh,
+        degrees: Degrees,
+        adapters: Adapters,
+        device: torch.device,
+    ) -> None:
+        self._config, self._transformer, self._mesh, self._degrees = config, transformer, mesh, degrees
+        self._adapters, self._device = adapters, device
+        self.graphs: StepGraphs | None = None
+        self._layout = lru_cache(maxsize=_CACHED_SHAPES)(self._make_layout)
+        self._grid = lru_cache(maxsize=_CACHED_SHAPES)(self._make_grid)
+
+    def record(self, graphs: StepGraphs) -> None:
+        """Record all sizes, and replay them from now on where they hold a batch."""
+        graphs.record_all()
+        self.graphs = graphs
+
+    def __call__(self, segments: Sequence[tuple[JobState, torch.Tensor]]) -> list[torch.Tensor]:
+        """The velocity of each segment, that is of a job with one of its texts: (image tokens, in_channels) float32.
+
+        With guidance split, each half of the ranks steps some of the segments, and they exchange velocities; where one
+        would have much more to do than the other, all ranks share all tokens instead, if heads divide by so many.
+        """
+        tokens = [state.latents.shape[0] for state, _ in segments]
+        lengths = [state.latents.shape[0] + text.shape[0] for state, text in segments]
+        parts = forwards(self._config, lengths, self._degrees)
+        if len(parts) == 1:
+            return list(self._forward(segments, self._mesh.wide).split(tokens))
+        cfg = self._mesh.cfg
+        own = self._forward([segments[i] for i in parts[cfg.rank].segments], self._mesh.sp)
+        every = cfg.gather_rows(own, [sum(tokens[i] for i in part.segments) for part in parts])
+        order = [i for part in parts for i in part.segments]
+        velocities = dict(zip(order, every.split([tokens[i] for i in order]), strict=True))
+        return [velocities[i] for i in range(len(segments))]
+
+    def _forward(self, segments: Sequence[tuple[JobState, torch.Tensor]], group: Group) -> torch.Tensor:
+        """The velocities of these segments, whose rows the group's ranks share, in one forward: (image tokens of all,
+        in_channels) float32."""
+        if not segments:
+            return torch.empty((0, self._config.in_channels), device=self._device)
+        states = list({state.job.job_id: state for state, _ in segments}.values())
+        image_of = {state.job.job_id: image for image, state in enumerate(states)}
+        layout = self._layout(
+            tuple(Segment(image_of[state.job.job_id], text.shape[0], *state.grid) for state, text in segments), group
+        )
+        modulation = TimeModulation(
+            block=torch.stack([state.schedule.modulation.block[state.step] for state, _ in segments]),
+            final=torch.stack([state.schedule.modulation.final[state.step] for state, _ in segments]),
+        )
+        graphs = self.graphs
+        if graphs is not None and (any(state.loras for state in states) or not graphs.holds(layout.packing)):
+            graphs = None  # adapters are no part of recordings
+        with self._adapters.by_row(
+            images=[(state.loras, state.latents.shape[0]) for state in states],
+            blocks=[(state.loras, rows) for (state, _), rows in zip(segments, layout.multiplied.lengths, strict=True)],
+            last=[(state.loras, rows) for (state, _), rows in zip(segments, layout.share.lengths, strict=True)],
+        ):
+            return self._transformer(
+                [text for _, text in segments],
+                [state.latents for state in states],
+                modulation,
+                layout,
+                denoise=graphs and graphs.denoise,
+            )
+
+    def _make_layout(self, segments: tuple[Segment, ...], group: Group) -> Layout:
+        grids = [self._grid(segment.grid_height, segment.grid_width) for segment in segments]
+        return Layout(segments, grids, group, self._mesh.tp)
+
+    def _make_grid(self, height: int, width: int) -> torch.Tensor:
+        dit = self._config
+        # a table of each axis is a few kilobytes to compute and to copy, the grid up to 8 MB
+        place = partial(to_device, device=self._device)
+        return image_rotations(height, width, dit.axes_dims_rope, dit.rope_theta, place=place)

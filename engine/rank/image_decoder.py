@@ -1,0 +1,188 @@
+"""Latents to pixels, beside the denoising of other jobs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine.device.devices import to_host
+from engine.device.out_of_memory import is_out_of_memory, release_tensors
+from engine.device.timing import Moment, seconds_between
+from engine.model.tiles import SMALLEST_TILE
+from engine.model.vae import VAEDecoder
+from engine.rank.preview import PreviewMap
+from engine.step import Job
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """A finished image: `rgb` is height · width · 3 bytes. `decode_s` is what the decoder took. `finite`: whether its
+    latents are numbers, without which it shows nothing."""
+
+    job_id: int
+    width: int
+    height: int
+    rgb: bytes
+    decode_s: float
+    finite: bool
+
+
+@dataclass(frozen=True)
+class DecodedTogether:
+    """The pixels of an image that all ranks have decoded, (height, width, 3) uint8, and when."""
+
+    pixels: torch.Tensor
+    began: Moment
+    ended: Moment
+
+    @property
+    def seconds(self) -> float:
+        """Once it has ended."""
+        return seconds_between(self.began, self.ended)
+
+
+@dataclass(frozen=True, eq=False)
+class _Decoding:
+    """An image that is decoded, or waits for it. tokens: (image tokens, in_channels)."""
+
+    job: Job
+    tokens: torch.Tensor
+    future: Future[None]
+
+    @property
+    def ran_out_of_memory(self) -> bool:
+        """Once it is done."""
+        error = self.future.exception()
+        return error is not None and is_out_of_memory(error)
+
+
+class ImageDecoder:
+    """Runs the VAE in a thread (and on a GPU in a stream) of its own, so that other jobs go on denoising; and hands
+    images on."""
+
+    def __init__(
+        self,
+        vae: VAEDecoder,
+        previews: PreviewMap,
+        device: torch.device,
+        on_image: Callable[[DecodedImage], None] | None,
+        *,
+        unpack: Callable[[Job, torch.Tensor], torch.Tensor],
+        tile: Callable[[int, int], int | None] = lambda width, height: None,
+        presence: AbstractContextManager[None] | None = None,
+    ) -> None:
+        """unpack: a job's tokens, (image tokens, in_channels), to its latents, (z_dim, h, w). tile: the sides of the
+        tiles that an image of some width and height is decoded in, as `VAEDecoder.forward` has them. presence: within
+        it the VAE's weights are on the device; None: they always are."""
+        self._vae, self._previews, self._on_image = vae, previews, on_image
+        self._unpack, self._tile, self._presence = unpack, tile, presence or nullcontext()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="vae")
+        self._decodings: list[_Decoding] = []
+        # First in line for the GPU: decoding is a small part of a step, and the last that its image waits for.
+        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
+
+    def warm_up(self, latents: torch.Tensor) -> None:
+        """Decode latents of this shape, (z_dim, h, w), in the thread that decodes. Returns when that is done."""
+        self._executor.submit(self._on_stream, self._warm_up, latents).result()
+
+    def submit(self, job: Job, tokens: torch.Tensor, together: DecodedTogether | None = None) -> None:
+        """Decode a job's tokens, (image tokens, in_channels), unless that has been done, and hand the image on."""
+        ready = None
+        if self._stream is not None:
+            ready = torch.cuda.Event(blocking=True)
+            ready.record(torch.cuda.current_stream(tokens.device))
+            for tensor in (tokens, together.pixels) if together is not None else (tokens,):
+                tensor.record_stream(self._stream)
+        future = self._executor.submit(self._decode, job, tokens, ready, together)
+        self._decodings.append(_Decoding(job, tokens, future))
+
+    def raise_failure(self) -> None:
+        """Raise what the decoding of an earlier image raised."""
+        for decoding in self._take_done():
+            decoding.future.result()
+
+    def settle(self) -> None:
+        """Return when nothing is being decoded, however that ended."""
+        wait([decoding.future for decoding in self._decodings])
+
+    def take_out_of_memory(self) -> list[tuple[Job, torch.Tensor]]:
+        """The earlier images for whose decoding there was too little memory: each job with its tokens. Raises what the
+        decoding of another raised."""
+        done = self._take_done()
+        for decoding in done:
+            if not decoding.ran_out_of_memory:
+                decoding.future.result()
+        return [(decoding.job, decoding.tokens) for decoding in done if decoding.ran_out_of_memory]
+
+    def _take_done(self) -> list[_Decoding]:
+        done = [decoding for decoding in self._decodings if decoding.future.done()]
+        self._decodings = [decoding for decoding in self._decodings if decoding not in done]
+        return done
+
+    def decode_small(self, job: Job, tokens: torch.Tensor) -> None:
+        """Decode in the least memory there is and hand the image on. Returns when that is done; raises what it
+        raised."""
+        self._executor.submit(self._on_stream, self._decode_pixels, job, tokens, None, SMALLEST_TILE).result()
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True)
+        self.raise_failure()
+
+    def _decode(
+        self, job: Job, tokens: torch.Tensor, ready: torch.cuda.Event | None, together: DecodedTogether | None
+    ) -> None:
+        if ready is not None:
+            ready.synchronize()  # on the host, so that the decode's time is not that of the steps queued before it
+        try:
+            self._on_stream(self._decode_pixels, job, tokens, together, self._tile(job.width, job.height))
+        except Exception as error:
+            if is_out_of_memory(error):
+                _logger.warning("out of memory in decoding %d × %d: %s", job.width, job.height, error)
+            release_tensors(error)  # which the future would hold until somebody looks at it
+            raise
+
+    def _on_stream(self, work: Callable[..., None], *arguments: Any) -> None:
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            work(*arguments)
+            if self._stream is not None:
+                self._stream.synchronize()  # before another stream draws with what was learned
+
+    def _warm_up(self, latents: torch.Tensor) -> None:
+        height, width = (side * self._vae.scale_factor for side in latents.shape[1:])
+        with self._presence:
+            self._vae.warm_up(latents[None], tile=self._tile(width, height))
+
+    def _decode_pixels(
+        self, job: Job, tokens: torch.Tensor, together: DecodedTogether | None, tile: int | None
+    ) -> None:
+        began = time.perf_counter()
+        latents = self._unpack(job, tokens)
+        if together is not None:
+            began -= together.seconds
+            pixels = together.pixels
+        else:
+            with self._presence:
+                pixels = self._vae.decode_pixels(latents[None], tile=tile)[0]
+        if self._on_image is not None:
+            on_host = to_host(pixels)
+            if self._stream is not None:
+                self._stream.synchronize()
+            rgb = on_host.numpy().tobytes()
+            seconds = time.perf_counter() - began
+            finite = bool(latents.isfinite().all())
+            self._on_image(DecodedImage(job.job_id, job.width, job.height, rgb, seconds, finite))
+        try:
+            self._previews.learn(latents, pixels)
+        except Exception as error:  # the image has been handed on, and must not be again
+            if not is_out_of_memory(error):
+                raise
+            release_tensors(error)

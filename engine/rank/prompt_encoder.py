@@ -1,0 +1,126 @@
+"""Prompts to the text features that a denoise step reads: the text encoder, text fusion, and what is kept of them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+
+from engine.config.chat_template import PREFIX_TOKENS
+from engine.device.devices import to_device
+from engine.kernels.packing import Packing
+from engine.lora.adapters import Adapters, Loras
+from engine.model.text_encoder import TextEncoder
+from engine.model.transformer import Transformer
+from engine.planning.step_memory import ENCODE_AT_ONCE
+from engine.rank.cuda_graphs import PromptGraphs
+
+# Text features kept for prompts that come again (several images of a request, the empty negative prompt): 200 MB at
+# the real size in bfloat16.
+_KEPT_TOKENS = 16384
+
+Ids = tuple[int, ...]
+Prompt = tuple[Ids, Loras]  # the adapters being those that change text features
+
+
+class PromptFeatures:
+    """Encodes each prompt once, as long as it is kept.
+
+    On a GPU in a stream of its own: a step's prompts are encoded while the step before it still denoises, since a rank
+    is told of a step one tick ahead.
+    """
+
+    def __init__(
+        self,
+        text_encoder: TextEncoder,
+        transformer: Transformer,
+        adapters: Adapters,
+        device: torch.device,
+        *,
+        beside: bool = True,
+    ) -> None:
+        """beside: whether there may be such a stream. It does not wait for what the current one has begun, so the
+        weights of text fusion must be on the device at all times."""
+        self._text_encoder, self._transformer, self._adapters = text_encoder, transformer, adapters
+        self._device = device
+        self._graphs: PromptGraphs | None = None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" and beside else None
+        self._kept: OrderedDict[Prompt, torch.Tensor] = OrderedDict()
+
+    @property
+    def beside_steps(self) -> bool:
+        """Whether prompts are encoded while steps run, so that both take memory at once."""
+        return self._stream is not None
+
+    def encode_in_turn(self) -> None:
+        """In the stream of the steps from now on."""
+        self._stream = None
+
+    def record(self, graphs: PromptGraphs) -> None:
+        """Encode prompts that come alone by graphs of the text encoder from now on."""
+        graphs.record_all()
+        self._graphs = graphs
+
+    def encode(self, prompts: list[Prompt]) -> tuple[dict[Prompt, torch.Tensor], int]:
+        """Text features (text tokens, width) of each distinct prompt; new ones are encoded some at a time, packed.
+
+        Also returns the tokens of the new ones.
+        """
+        found = {prompt: self._kept[prompt] for prompt in prompts if prompt in self._kept}
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
+        for loras in dict.fromkeys(loras for _, loras in missing):
+            for new in _chunks([ids for ids, of in missing if of == loras], ENCODE_AT_ONCE):
+                features = self._encode_beside(new, loras)
+                found.update(zip([(ids, loras) for ids in new], features, strict=True))
+        for prompt, tensor in found.items():
+            self._kept[prompt] = tensor
+            self._kept.move_to_end(prompt)
+        kept = sum(features.shape[0] for features in self._kept.values())
+        while len(self._kept) > 1 and kept > _KEPT_TOKENS:
+            kept -= self._kept.popitem(last=False)[1].shape[0]
+        return found, sum(len(ids) for ids, _ in missing)
+
+    def forget(self, adapter_id: int) -> None:
+        """Drop what was encoded with this adapter."""
+        for prompt in [prompt for prompt in self._kept if any(key == adapter_id for key, _ in prompt[1])]:
+            del self._kept[prompt]
+
+    def _encode_beside(self, prompts: list[Ids], loras: Loras) -> list[torch.Tensor]:
+        """In the stream for it, if there is one, for whose results the current stream waits."""
+        if self._stream is None:
+            return self._encode(prompts, loras)
+        current = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._stream):
+            features = self._encode(prompts, loras)
+        current.wait_stream(self._stream)
+        for tensor in features:
+            tensor.record_stream(current)
+        return features
+
+    def _encode(self, prompts: list[Ids], loras: Loras) -> list[torch.Tensor]:
+        packing = Packing([len(ids) for ids in prompts], self._device)
+        packed = to_device(torch.tensor([token for ids in prompts for token in ids]), self._text_encoder.ids_device)
+        if self._graphs is not None and packing.segments == 1 and self._graphs.holds(packing.tokens):
+            states = self._graphs.encode(packed)
+        else:
+            states = self._text_encoder(packed, packing)
+        kept = torch.cat([states[start + PREFIX_TOKENS : stop] for start, stop in pairwise(packing.bounds)])
+        lengths = [len(ids) - PREFIX_TOKENS for ids in prompts]
+        with self._adapters.everywhere(loras):
+            features = self._transformer.encode_text(kept, Packing(lengths, self._device))
+        # copies, so that one kept prompt does not keep the whole batch it came in alive
+        return [part.clone() for part in features.split(lengths)]
+
+
+def _chunks(prompts: list[Ids], most_tokens: int) -> Iterator[list[Ids]]:
+    """The prompts in order, as many at a time as have at most so many tokens; one that has more goes alone."""
+    chunk: list[Ids] = []
+    for ids in prompts:
+        if chunk and sum(map(len, chunk)) + len(ids) > most_tokens:
+            yield chunk
+            chunk = []
+        chunk.append(ids)
+    if chunk:
+        yield chunk

@@ -1,0 +1,642 @@
+"""One rank: its shard of the model, the state of the jobs in flight, and the execution of steps."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache, partial
+
+import torch
+
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.checkpoint.load import LoadOptions, Weights, load_weights
+from engine.config.chat_template import PREFIX_TOKENS
+from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, EngineConfig
+from engine.device.devices import (
+    check_quantization,
+    decoding_dtype,
+    free_bytes,
+    multiplies_fp8,
+    pick_dtype,
+    pinned,
+    ranks_on_device,
+    reserve_bytes,
+    to_device,
+    to_host,
+)
+from engine.device.out_of_memory import is_out_of_memory, release_tensors
+from engine.device.timing import moment
+from engine.errors import LoraError, OutOfMemoryError
+from engine.kernels.attention.backends import GatedAttentionKernel
+from engine.kernels.attention.choice import AttentionChoice, AttentionShape, choose_attention, unavailable
+from engine.kernels.attention.plans import PlanSchedule
+from engine.lora.adapters import DENOISING, TEXT, TIME, Adapters, Loras
+from engine.lora.merge import MergedWeights
+from engine.model.text_encoder import TextEncoder
+from engine.model.transformer import Transformer
+from engine.model.vae import VAEDecoder
+from engine.offload.offload import Offload, limit_allocations, plan_for
+from engine.parallel.attention_agreement import agree_on_attention
+from engine.parallel.group import LocalGroup
+from engine.parallel.link import Link, measure_link
+from engine.parallel.mesh import Mesh
+from engine.planning.step_memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes, tile_side
+from engine.rank.cuda_graphs import PromptGraphs, StepGraphs
+from engine.rank.denoiser import Velocities
+from engine.rank.image_decoder import DecodedImage, DecodedTogether, ImageDecoder
+from engine.rank.job_state import JobState, Schedule
+from engine.rank.plan_building import PlanBuilder
+from engine.rank.preview import PreviewMap
+from engine.rank.prompt_encoder import PromptFeatures
+from engine.rank.sampling import default_mu, draw_noise, guide, make_sigmas, unpack_latents
+from engine.rank.step_handle import PendingStep, Preview
+from engine.step import BuiltPlan, Job, Step
+
+_logger = logging.getLogger(__name__)
+_CACHED_SCHEDULES = 8  # one of 52 steps is 8 MB at the real size
+_TYPICAL_PROMPT_TOKENS = 64
+# Pixels of a guided image's sides that there must be memory for beside a whole text encoder on each rank.
+_ROOM_SIDE = 2048
+# How often an image has a length that none before it had, for which some attention first builds a plan.
+_IMAGES_PER_NEW_LENGTH = 10
+
+
+class Rank:
+    """Executes `Step`s on one device. Not thread-safe; only noise is drawn and images are decoded in threads of its
+    own."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        mesh: Mesh,
+        device: torch.device,
+        on_image: Callable[[DecodedImage], None] | None = None,
+        weights: Weights | None = None,
+        *,
+        on_failed: Callable[[int, OutOfMemoryError], None] | None = None,
+        local_ranks: int | None = None,
+    ) -> None:
+        """Load this rank's share of the checkpoint, or of `weights` that come from elsewhere.
+
+        on_image is called on rank 0, from the decoding thread, for every image. on_failed is called by `execute` of the
+        only rank with the id of a job that there is not enough memory for; None, or with several ranks: that is raised.
+        local_ranks: how many of the ranks are on this machine, None for all. Raises `CheckpointError` if the checkpoint
+        is damaged and `ArgumentError` if the mesh's sizes do not divide the model, or the device lacks what the config
+        asks for.
+        """
+        self.mesh, self.device = mesh, device
+        self._sharing = mesh.sharing or ranks_on_device(device, local_ranks or mesh.world.size)
+        group = mesh.tp
+        self.dtype = pick_dtype(config, device)
+        check_quantization(config, device)
+        if self.dtype == torch.float32:
+            torch.backends.cudnn.allow_tf32 = False  # convolutions too are what was asked for
+        split = False
+        if weights is None:
+            weights = files = CheckpointFiles.open(config, group.rank)
+            split = files.split_for is not None
+        if config.merge_loras:
+            weights = MergedWeights(weights, config)
+        self.config = weights.config
+        self.config.check_parallel(group.size, mesh.sp.size)
+        self._engine = config
+        self.attention = GatedAttentionKernel()
+        self.attention_choice = self._choose_attention(measured=False)
+        self._plans: PlanBuilder | None = None  # where steps that are warmed up run on cuDNN's attention
+        text_head_dim = self.config.transformer.text_head_dim
+        flash = unavailable("flash", device, self.dtype, text_head_dim) is None
+        text_attention = GatedAttentionKernel("flash" if flash else "torch")
+
+        whole_text_encoder = not split and self._has_room_for_whole_text_encoder(config, weights)
+        text_group = LocalGroup() if whole_text_encoder else group
+        with torch.device("meta"):
+            self.text_encoder = TextEncoder(self.config, text_group)
+            self.transformer = Transformer(self.config.transformer, group, self.attention, text_attention)
+            has_vae = mesh.world.rank == 0 or config.decodes_together
+            self.vae = VAEDecoder(self.config.vae) if has_vae else None
+        self.plan = plan_for(
+            config,
+            weights,
+            group.size,
+            self._sharing,
+            device,
+            self.dtype,
+            whole_text_encoder=whole_text_encoder,
+        )
+        self.decode_memory = DecodeMemory(decoding_dtype(device, self.dtype).itemsize, self.plan.decode_limit)
+        limit_allocations(self.plan, device)
+        self.offload = Offload(self.plan, device)
+        options = LoadOptions(device, self.dtype, config.quantization, fp8_products=multiplies_fp8(device, self.dtype))
+        modules = {"text_encoder": self.text_encoder, "transformer": self.transformer, "vae": self.vae}
+        self.bytes_read = 0
+        for component, module in modules.items():
+            if module is not None:
+                where = replace(options, on_host=self.offload.on_host(component))
+                of = text_group if component == "text_encoder" else group
+                self.bytes_read += load_weights(module, weights, component, rank=of.rank, size=of.size, options=where)
+                self.offload.take(component, module)
+        weights.close()
+
+        self._text_group = text_group
+        self._jobs: dict[int, JobState] = {}
+        self._next_number = 0
+        self.link: Link | None = None  # known after warm-up, where there are several ranks
+        self._adapters = Adapters(self.transformer, self.config, group, device, self.dtype)
+        dit = self.config.transformer
+        self._velocities = Velocities(dit, self.transformer, mesh, config.degrees, self._adapters, device)
+        # Matrices that ranks share make every layer of the text encoder wait for the other ranks' step before; and two
+        # communicators would be at work at once. Where memory is to be saved, only one of encoding and step takes it.
+        beside = group.size == 1 and not self._saves_memory
+        self._prompts = PromptFeatures(self.text_encoder, self.transformer, self._adapters, device, beside=beside)
+        self._schedule = lru_cache(maxsize=_CACHED_SCHEDULES)(self._make_schedule)
+        self._noise = ThreadPoolExecutor(1, thread_name_prefix="noise")
+        self._on_failed = on_failed if mesh.world.size == 1 else None
+        self._failed: set[int] = set()  # jobs that a step on its way may still name
+        self._decoder: ImageDecoder | None = None
+        if self.vae is not None and mesh.world.rank == 0:
+            self._previews = PreviewMap(self.config.vae.z_dim, device)
+            self._decoder = ImageDecoder(
+                self.vae,
+                self._previews,
+                device,
+                on_image,
+                unpack=self._unpack,
+                tile=self._tile_side,
+                presence=self.offload.vae,
+            )
+        self._fit_encoding()
+
+    def warm_up(self, sizes: Sequence[tuple[int, int]] = (), *, decodes: bool = True) -> None:
+        """Do now, on a GPU, what would make the first requests slow: measure the attention backends, compile kernels,
+        tune the decoder's convolutions, record graphs. In the thread that executes steps, and before the first.
+
+        sizes: width and height of images to expect, rounded, besides the checkpoint's default. One that there is not
+        memory for is left out. decodes: whether images will be decoded at all. A recording that fails is logged, and
+        steps are launched kernel by kernel.
+        """
+        if self.device.type != "cuda":
+            return
+        with torch.inference_mode():
+            with _timed("attention backends"):
+                self.attention_choice = self._choose_attention(measured=True)
+                if self.attention.backend == "cudnn":
+                    self._plans = PlanBuilder(self.attention, self.device, self.dtype)
+            # images before graphs, since tuning the decoder empties the allocator's cache
+            for size in dict.fromkeys([(self.config.default_width, self.config.default_height), *sizes]):
+                self._try_image(*size, decodes=decodes)
+            self.build_attention_plans()
+            if self._engine.cuda_graphs and self.dtype == torch.bfloat16:  # float32 is for comparisons
+                self._record_graphs()
+            if self.mesh.world.size > 1:
+                self.link = measure_link(self.mesh.world, self.device)
+        if self.offload.dit is not None:
+            self.offload.dit.drop()
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()  # what this took and no longer needs is free for steps
+        self._fit_encoding()
+
+    def _record_graphs(self) -> None:
+        """Record what can be a replay. Collectives could be recorded too, but nobody has tried that with the groups of
+        this engine; and a graph cannot follow weights that come and go."""
+        offload = set(self.plan.offload)
+        if TEXT_ENCODER not in offload and self._text_group.size == 1:
+            with self._without_graphs_if_it_fails("text encoder"):
+                self._prompts.record(PromptGraphs(self.text_encoder, self.device))
+        recordable = self.mesh.world.size == 1 and not offload & {DIT, DIT_LAYERWISE}
+        if recordable and self.attention.captured_backend is not None:
+            with self._without_graphs_if_it_fails("steps"):
+                dit = self.config.transformer
+                self._velocities.record(StepGraphs(self.transformer, dit, self.dtype, self.device))
+
+    @contextmanager
+    def _without_graphs_if_it_fails(self, what: str) -> Iterator[None]:
+        """Go on after whatever a library or a kernel raises while it is recorded: it still runs outside of a graph.
+        Raises what the device says if that is lost."""
+        try:
+            with _timed(f"graphs of the {what}"):
+                yield
+        except Exception as error:
+            _logger.warning("no CUDA graphs of the %s, recording failed", what, exc_info=True)
+            torch.cuda.synchronize(self.device)
+            refused = {**self.attention_choice.refused, f"graphs of the {what}": f"{type(error).__name__}: {error}"}
+            self.attention_choice = replace(self.attention_choice, refused=refused)
+
+    def _try_image(self, width: int, height: int, *, decodes: bool) -> None:
+        try:
+            with _timed(f"an image of {width}×{height}"):
+                self._warm_up_image(width, height, decodes=decodes)
+        except Exception as error:
+            if not self._survives(error):
+                raise
+            _logger.warning("out of memory in the warm-up of an image of %d×%d: %s", width, height, error)
+            self._free_memory()
+
+    def _warm_up_image(self, width: int, height: int, *, decodes: bool) -> None:
+        """A step, one of a guided image too where a mode divides it, and, if `decodes`, a decoding of this size."""
+        tokens = self.config.image_tokens(width, height) + _TYPICAL_PROMPT_TOKENS
+        guided = self._engine.degrees.cfg > 1 and self.config.default_guidance > 0
+        needed = max(
+            batch_bytes(self.config, [tokens] * (1 + guided), self._engine.degrees, self.dtype.itemsize),
+            batch_bytes(self.config, [tokens], self._engine.degrees, self.dtype.itemsize),
+            decode_bytes(self.config, width, height, self.decode_memory.bytes_per_element, self.decode_memory.limit),
+        )
+        torch.cuda.empty_cache()
+        free = self.memory().get("free", needed)
+        fit = self.mesh.world.all_reduce(torch.tensor([float(needed <= free)], device=self.device))
+        if fit.item() < self.mesh.world.size:  # on every rank or on none, since a step is collective
+            return
+        prompt = (0,) * (PREFIX_TOKENS + _TYPICAL_PROMPT_TOKENS)
+        job = Job(-1, prompt, None, width, height, 1, 0.0, None, 0)
+        halves = Job(-2, prompt, prompt, width, height, 1, self.config.default_guidance, None, 0)
+        if self.offload.dit is not None:
+            self.offload.dit.bring()
+        if guided:  # each half of the ranks steps a segment, where otherwise all share one
+            self._start((halves,))
+            self._denoise([self._jobs.pop(halves.job_id)])
+        self._start((job,))
+        state = self._jobs.pop(job.job_id)
+        self._denoise([state])
+        if not decodes:
+            return
+        latents = self._unpack(job, state.latents)
+        torch.cuda.synchronize(self.device)
+        with _timed(f"the decoder's convolutions for {width}×{height}"):
+            if self._share_decoding(job):
+                assert self.vae is not None
+                self.vae.warm_up(latents[None], group=self.mesh.world)
+            elif self._decoder is not None:
+                self._decoder.warm_up(latents)
+            torch.cuda.synchronize(self.device)
+
+    def execute(self, step: Step) -> PendingStep:
+        """Start a step. On a GPU the work is only queued when this returns; `wait` for it.
+
+        Raises whatever went wrong, also in the decoding of an earlier image; the group is lost then, since the other
+        ranks wait in a collective that this one never reached.
+        """
+        if step.number != self._next_number:
+            raise RuntimeError(f"step {step.number} came where step {self._next_number} was due")
+        self._next_number += 1
+        if self._plans is not None:
+            self._plans.worked(images=len(step.start))
+        self._check_decoder()
+        for adapter in step.load:  # before the clock starts: neither encoding nor denoising
+            try:
+                self._adapters.load(adapter)
+            except LoraError as error:  # it may be about a file beside the adapter's
+                raise LoraError(error.message, parameter=adapter.path) from None
+        denoise = [job_id for job_id in step.denoise if job_id not in self._failed]
+        pending = PendingStep(self.device)
+        with torch.inference_mode():
+            if not self._advance(step.start, denoise, pending):
+                pending = self._one_by_one(step.start, denoise)
+            for job_id in step.decode:
+                if job_id not in self._failed:
+                    self._decode(self._jobs.pop(job_id))
+        for job_id in step.release:
+            self._jobs.pop(job_id, None)
+        self._failed.difference_update(step.decode, step.release)
+        for adapter_id in step.unload:
+            self._unload(adapter_id)
+        if self.offload.dit is not None and not self._jobs:
+            self.offload.dit.drop()
+        return pending
+
+    def _advance(self, start: Sequence[Job], denoise: Sequence[int], pending: PendingStep) -> bool:
+        """Start jobs and denoise some, what comes of it going to `pending`. False if there was too little memory, where
+        that is not raised: then nothing has changed, and what can be freed is free."""
+        try:
+            if self.offload.dit is not None and (start or denoise):
+                self.offload.dit.bring()
+            if start:
+                pending.encoded_tokens = self._start(start)
+            pending.mark()
+            if denoise:
+                pending.previews = self._denoise([self._jobs[job_id] for job_id in denoise])
+            pending.mark()
+            return True
+        except Exception as error:
+            if not self._survives(error):
+                raise
+            _logger.warning("out of memory in a step of %d images: %s", len(denoise), error)
+        for job in start:
+            self._jobs.pop(job.job_id, None)
+        self._free_memory()
+        return False
+
+    def _one_by_one(self, start: Sequence[Job], denoise: Sequence[int]) -> PendingStep:
+        """What `_advance` has no memory for, job by job. One that has too little even alone has failed."""
+        pending = PendingStep(self.device, one_by_one=True)
+        pending.mark()
+        starts = {job.job_id: job for job in start}
+        for job_id in dict.fromkeys([*starts, *denoise]):
+            begins = [starts[job_id]] if job_id in starts else []
+            part = PendingStep(self.device)
+            if self._advance(begins, [job_id] if job_id in denoise else [], part):
+                pending.encoded_tokens += part.encoded_tokens
+                pending.previews += part.previews
+                continue
+            job = begins[0] if begins else self._jobs.pop(job_id).job
+            self._failed.add(job_id)
+            tokens = self.config.image_tokens(job.width, job.height)
+            needed = batch_bytes(
+                self.config,
+                [len(ids) - PREFIX_TOKENS + tokens for ids in job.prompts],
+                self._engine.degrees,
+                self.dtype.itemsize,
+            )
+            encoding = self._encode_bytes if begins else 0
+            self._fail(job, "a step", max(needed, encoding))
+        pending.mark()
+        return pending
+
+    def _survives(self, error: Exception) -> bool:
+        """Whether this rank goes on after an error: then what the forward held that it broke off is let go."""
+        if self._on_failed is None or not is_out_of_memory(error):
+            return False
+        release_tensors(error)
+        return True
+
+    def _check_decoder(self) -> None:
+        """Decode again what there was too little memory for in an earlier step; raise what else went wrong there."""
+        if self._on_failed is None or self._decoder is None:
+            self.raise_failure()
+            return
+        while failed := self._decoder.take_out_of_memory():  # another may fail while the first is decoded again
+            for job, tokens in failed:
+                self._decode_small(job, tokens)
+
+    def _decode_small(self, job: Job, tokens: torch.Tensor) -> None:
+        """Decode an image again that there was too little memory for beside a step."""
+        assert self._decoder is not None
+        self._free_memory()
+        try:
+            self._decoder.decode_small(job, tokens)
+        except Exception as error:
+            if not self._survives(error):
+                raise
+            _logger.warning("out of memory in decoding %d × %d in small tiles: %s", job.width, job.height, error)
+            element = self.decode_memory.bytes_per_element
+            self._fail(job, "decoding", decode_bytes(self.config, job.width, job.height, element, 0))
+
+    def _fail(self, job: Job, what: str, needed: int) -> None:
+        """Give a job up that had the device to itself."""
+        assert self._on_failed is not None
+        free = free_bytes(self.device)
+        if free is not None and self.plan.allocatable is not None and self.device.type == "cuda":
+            free = min(free, max(0, self.plan.allocatable - torch.cuda.memory_allocated(self.device)))
+        left = "" if free is None else f", and {free / 1e9:.1f} GB are free"
+        message = f"the image of {job.width} × {job.height} with seed {job.seed} ran out of memory on {self.device}: "
+        self._on_failed(job.job_id, OutOfMemoryError(f"{message}{what} needs about {needed / 1e9:.1f} GB{left}"))
+
+    def _free_memory(self) -> None:
+        """After a forward that was broken off: wait for what is under way, and give back what nobody uses."""
+        if self._decoder is not None:
+            self._decoder.settle()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.offload.rewind()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def idle_wait_s(self) -> float | None:
+        """Seconds without a step after which `use_idle_time` has something to do; None if it has not."""
+        return None if self._plans is None or self._jobs else self._plans.wait_s()
+
+    def use_idle_time(self) -> BuiltPlan | None:
+        """Build an attention plan, in the thread that executes steps: up to half a second in which none can begin."""
+        return None if self._plans is None else self._plans.build_next()
+
+    def build_attention_plans(self) -> int:
+        """Build all that steps had no use of so far, as before anybody waits for an image. Returns how many."""
+        return 0 if self._plans is None else self._plans.build_all()
+
+    @property
+    def attention_plans(self) -> PlanSchedule | None:
+        """What is known of them, where attention needs any."""
+        return None if self._plans is None else self._plans.schedule
+
+    @property
+    def has_step_graphs(self) -> bool:
+        """Whether steps that are small enough are replays of CUDA graphs."""
+        return self._velocities.graphs is not None
+
+    def raise_failure(self) -> None:
+        """Raise what went wrong in the decoding of an earlier image, if something did."""
+        if self._decoder is not None:
+            self._decoder.raise_failure()
+
+    def latents(self, job_id: int) -> torch.Tensor:
+        """The latents of a job in flight as tokens, (image tokens, in_channels) float32."""
+        return self._jobs[job_id].latents
+
+    def memory(self) -> dict[str, int]:
+        """Bytes: `weights` of this rank on its device, now and at most (`peak_weights`), `host_weights` in host memory,
+        `adapters`, what is `free` on the device for steps, beside the encoding of prompts where that is done beside
+        them and a reserve, where that is known, and the `decode_limit` above which images are decoded in tiles, where
+        there is one."""
+        ledger, plan = self.offload.ledger, self.plan
+        sizes = {
+            "weights": ledger.resident,
+            "peak_weights": ledger.peak,
+            "host_weights": self.offload.host_bytes,
+            "adapters": self._adapters.bytes,
+        }
+        if plan.decode_limit is not None:
+            sizes["decode_limit"] = plan.decode_limit
+        free = self._free()
+        if free is None:
+            return sizes
+        if self._prompts.beside_steps:
+            free -= self._encode_bytes
+        return sizes | {"free": max(0, free - plan.dequantized)}
+
+    def _free(self) -> int | None:
+        """Bytes that are free for all that work takes, where that is known."""
+        plan, free = self.plan, free_bytes(self.device)
+        if free is not None:
+            free = max(0, free - reserve_bytes(self.device)) // self._sharing - self.offload.absent
+        if plan.usable is not None:
+            held = max(plan.weights, torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0)
+            free = plan.usable - held if free is None else min(free, plan.usable - held)
+        return free
+
+    @property
+    def _encode_bytes(self) -> int:
+        return encode_bytes(self.config, self.mesh.tp.size, self.dtype.itemsize)
+
+    def _fit_encoding(self) -> None:
+        """Encode prompts in turn with steps where both at once would leave no room for an image of the default size."""
+        free = self._free()
+        if self._prompts.beside_steps and free is not None and free < self.plan.work + self._encode_bytes:
+            _logger.info("prompts are encoded between steps: beside them there is too little memory")
+            self._prompts.encode_in_turn()
+
+    def describe_plan(self) -> tuple[str, ...]:
+        """What lies where, for people, if the config says anything about it."""
+        return tuple(self.plan.describe()) if self._saves_memory else ()
+
+    @property
+    def _saves_memory(self) -> bool:
+        return bool(self._engine.offload) or self._engine.memory_budget is not None
+
+    def _has_room_for_whole_text_encoder(self, config: EngineConfig, weights: Weights) -> bool:
+        """Whether tensor parallel ranks keep the whole text encoder each, if all have a GPU with memory for it: then no
+        layer waits for other ranks, and encoding can be recorded as a graph. Not where memory is to be saved."""
+        tp, world = self.mesh.tp.size, self.mesh.world
+        if tp == 1:
+            return True
+        if self.device.type != "cuda" or config.offload or config.memory_budget is not None:
+            return False
+        plan = plan_for(config, weights, tp, self._sharing, self.device, self.dtype, whole_text_encoder=True)
+        tokens, element = self.config.image_tokens(_ROOM_SIDE, _ROOM_SIDE), self.dtype.itemsize
+        room = batch_bytes(self.config, [tokens, tokens], config.degrees, element)
+        room += decode_bytes(self.config, _ROOM_SIDE, _ROOM_SIDE, element)
+        plan = replace(plan, work=max(plan.work, room), communication=0)  # NCCL has it already
+        free = (free_bytes(self.device) or 0) // self._sharing
+        fits = world.all_reduce(torch.tensor([float(plan.needed <= free)], device=self.device))
+        return fits.item() == world.size
+
+    # ---- decoding
+
+    def _decode(self, state: JobState) -> None:
+        """On rank 0 beside the steps that follow, or in turn with them by all ranks."""
+        together = None
+        if self._share_decoding(state.job):
+            assert self.vae is not None
+            began = moment(self.device)
+            latents = self._unpack(state.job, state.latents)
+            pixels = self.vae.decode_pixels(latents[None], group=self.mesh.world)[0]
+            together = DecodedTogether(pixels, began, moment(self.device))
+        if self._decoder is not None:
+            self._decoder.submit(state.job, state.latents, together)
+
+    def _unpack(self, job: Job, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens of a job's image, (image tokens, in_channels), as latents, (z_dim, h, w)."""
+        multiple = self.config.size_multiple
+        return unpack_latents(tokens, job.height // multiple, job.width // multiple, self.config.patch_size)
+
+    def _share_decoding(self, job: Job) -> bool:
+        """Whether all ranks decode an image together: in turn with their steps, since two communicators must not be at
+        work at once."""
+        if not self._engine.decodes_together or self._tile_side(job.width, job.height) is not None:
+            return False
+        return self.vae is not None and self.vae.divides(job.height // self.vae.scale_factor, self.mesh.world)
+
+    def _tile_side(self, width: int, height: int) -> int | None:
+        return tile_side(self.config, width, height, self.decode_memory.bytes_per_element, self.decode_memory.limit)
+
+    def _choose_attention(self, *, measured: bool) -> AttentionChoice:
+        """Set the backends by the config, for images of the default size: the same on all ranks."""
+        dit, size = self.config.transformer, self.mesh.tp.size * self.mesh.sp.size
+        shape = AttentionShape(
+            heads=dit.num_heads // size,
+            kv_heads=dit.num_kv_heads // size,
+            head_dim=dit.head_dim,
+            lengths=(
+                self.config.image_tokens(self.config.default_width, self.config.default_height)
+                + _TYPICAL_PROMPT_TOKENS,
+            ),
+            fp8=measured and self.transformer.attends_to_fp8,
+        )
+        calls = _IMAGES_PER_NEW_LENGTH * self.config.default_steps * dit.num_layers
+        choice = choose_attention(
+            self._engine.attention,
+            shape,
+            self.device,
+            self.dtype,
+            calls=calls,
+            measured=measured,
+            agree=partial(agree_on_attention, self.mesh.world, self.device),
+        )
+        self.attention.backend, self.attention.captured_backend = choice.backend, choice.captured_backend
+        return choice
+
+    def close(self) -> None:
+        """Wait until every image has been decoded. Raises what went wrong there."""
+        self._noise.shutdown()
+        if self._decoder is not None:
+            try:
+                self._decoder.settle()
+                self._check_decoder()
+            finally:
+                self._decoder.close()
+        self.offload.close()
+
+    # ---- starting jobs
+
+    def _start(self, jobs: Sequence[Job]) -> int:
+        """Returns how many prompt tokens were encoded."""
+        noises = [self._noise.submit(self._draw, job) for job in jobs]  # while the prompts are encoded
+        try:
+            text_loras = [self._adapters.of(job.loras, TEXT) for job in jobs]
+            prompts = [[(ids, loras) for ids in job.prompts] for job, loras in zip(jobs, text_loras, strict=True)]
+            texts, encoded_tokens = self._prompts.encode([prompt for each in prompts for prompt in each])
+            for job, its_prompts, noise in zip(jobs, prompts, noises, strict=True):
+                multiple = self.config.size_multiple
+                tokens = self.config.image_tokens(job.width, job.height)
+                mu = default_mu(self.config, tokens) if job.mu is None else job.mu
+                self._jobs[job.job_id] = JobState(
+                    job=job,
+                    grid=(job.height // multiple, job.width // multiple),
+                    latents=to_device(noise.result(), self.device),
+                    loras=self._adapters.of(job.loras, DENOISING),
+                    texts=tuple(texts[prompt] for prompt in its_prompts),
+                    schedule=self._schedule(job.steps, mu, self._adapters.of(job.loras, TIME)),
+                )
+            return encoded_tokens
+        finally:
+            for noise in noises:  # those that an error has left undrawn
+                noise.cancel()
+
+    def _draw(self, job: Job) -> torch.Tensor:
+        """The image's noise, where a copy to the device does not wait for it."""
+        return pinned(draw_noise(job.seed, job.width, job.height, self.config, self.dtype), self.device)
+
+    def _unload(self, adapter_id: int) -> None:
+        """Forget an adapter and what was made with it."""
+        self._adapters.unload(adapter_id)
+        self._prompts.forget(adapter_id)
+        self._schedule.cache_clear()
+
+    def _make_schedule(self, steps: int, mu: float, loras: Loras) -> Schedule:
+        sigmas = make_sigmas(steps, mu)
+        scale = self.config.schedule.num_train_timesteps
+        timesteps = sigmas[:-1] * scale / scale  # as the references compute it, to the last bit
+        with self._adapters.everywhere(loras):
+            modulation = self.transformer.encode_timesteps(to_device(timesteps, self.device))
+        return Schedule(tuple(sigmas.tolist()), modulation)
+
+    # ---- denoising
+
+    def _denoise(self, states: list[JobState]) -> list[Preview]:
+        """One Euler step of every job, or of none if that raises. Returns the previews that are due."""
+        previews, stepped = [], []
+        velocities = iter(self._velocities([(state, text) for state in states for text in state.texts]))
+        for state in states:
+            velocity = next(velocities)
+            if len(state.texts) == 2:
+                velocity = guide(velocity, next(velocities), state.job.guidance)
+            sigma, sigma_next = state.schedule.sigmas[state.step : state.step + 2]
+            latents = state.latents.add(velocity, alpha=sigma_next - sigma)
+            stepped.append(latents)
+            if self._decoder is not None and state.has_preview(state.step + 1):
+                clean = latents.sub(velocity, alpha=sigma_next)  # where this velocity leads
+                pixels = self._previews.draw(self._unpack(state.job, clean))
+                if pixels is not None:
+                    previews.append(Preview(state.job.job_id, state.step + 1, to_host(pixels)))
+        for state, latents in zip(states, stepped, strict=True):
+            state.latents, state.step = latents, state.step + 1
+        return previews
+
+
+@contextmanager
+def _timed(what: str) -> Iterator[None]:
+    """Log how long a stage of the warm-up took."""
+    began = time.perf_counter()
+    yield
+    _logger.info("warmed up %s in %.1f s", what, time.perf_counter() - began)

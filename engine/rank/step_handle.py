@@ -1,0 +1,47 @@
+"""A step that runs on a device, and what comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from engine.device.timing import Moment, moment, seconds_between, wait_for
+from engine.step import StepTimes
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a job's image may become, after `step` of its steps. pixels: (height, width, 3) uint8 in host memory."""
+
+    job_id: int
+    step: int
+    pixels: torch.Tensor
+
+
+class PendingStep:
+    """A step that has been started, with marks before, between and after its two parts.
+
+    `previews` of rank 0 have their pixels once `wait` has returned. one_by_one: as in `StepTimes`.
+    """
+
+    def __init__(self, device: torch.device, *, one_by_one: bool = False) -> None:
+        self._device = device
+        self._one_by_one = one_by_one
+        self._marks: list[Moment] = []
+        self.previews: list[Preview] = []
+        self.encoded_tokens = 0
+        self.mark()
+
+    def mark(self) -> None:
+        """The device has got this far, now or, on a GPU, when its queue has been worked off."""
+        # Awaited beside the thread that queues the next step, which is there already: it does not wait for the answer.
+        self._marks.append(moment(self._device, awaited=True))
+
+    def wait(self) -> StepTimes:
+        """Return when the device has finished the step."""
+        began, encoded, done = self._marks
+        wait_for(done)
+        return StepTimes(
+            seconds_between(began, encoded), seconds_between(encoded, done), self.encoded_tokens, self._one_by_one
+        )

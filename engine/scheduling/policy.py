@@ -1,0 +1,60 @@
+"""Who goes first: the jobs of the queue, and the policy that orders them. Replace `Policy` to change it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.scheduling.cost import Work
+from engine.step import Job
+
+
+@dataclass(eq=False)
+class QueuedJob:
+    """A job from its arrival until its image is decoded. A policy reads it, only the scheduler writes it."""
+
+    job: Job
+    request: int
+    priority: int
+    work: Work  # of one of its denoise steps
+    prompts: dict[int, int]  # tokens of each distinct prompt, by hash
+    arrived: float  # seconds
+    arrival: int  # counts up with every job that comes
+    patience_s: float  # how long later arrivals may pass it
+    alone: bool
+    steps_left: int
+    begun: bool = False
+    decoding_from: float | None = None  # about when the ranks get to it, once its decoding is on the way
+
+
+class Policy:
+    """Priority, then least work left; a job that has waited for its patience goes before all, in order of arrival.
+
+    A second of waiting counts as `waiting` seconds less work, so that equal jobs go in turn, and one that is a little
+    smaller than the others does not pass all of them.
+
+    The patience of a job is `ageing_s` and `stretch` times the work, in seconds, that was queued when it came, itself
+    included. Under a load that the ranks can bear nobody gets so old, and under overload high priorities still pass a
+    long queue instead of joining its end. So every wait has a bound, whatever comes later. Let n jobs be queued when a
+    job comes, itself included, with S denoise steps to go altogether; let T be the longest tick, D the longest
+    decoding, and L the most steps of any job. Then its image is decoded after at most
+
+        patience + (S + L + 3·n) · T + 3·n · D     seconds,
+
+    because past its patience only those n jobs go before it, and the first of them steps in every tick. L, the wait for
+    a place, drops out while fewer jobs have begun than may. Jobs that run alone, after ranks died, are extra.
+    """
+
+    def __init__(self, *, ageing_s: float = 30.0, stretch: float = 2.0, waiting: float = 0.05) -> None:
+        if min(ageing_s, stretch, waiting) < 0:
+            raise ValueError("ageing_s, stretch and waiting must not be negative")
+        self.ageing_s, self.stretch, self.waiting = ageing_s, stretch, waiting
+
+    def patience_s(self, backlog_s: float) -> float:
+        """Seconds for which later arrivals may pass a job that comes when so many seconds of work are queued."""
+        return self.ageing_s + self.stretch * backlog_s
+
+    def key(self, job: QueuedJob, work_left: float, now: float) -> tuple[float, ...]:
+        """The smallest goes first. `work_left` is in seconds, or in tokens while no speeds are known."""
+        if now - job.arrived >= job.patience_s:
+            return (0, job.arrival)
+        return (1, -job.priority, work_left + self.waiting * job.arrived, job.arrival)

@@ -1,0 +1,289 @@
+"""Which jobs step next. Plain Python: no torch, no I/O, no clock.
+
+A tick starts new jobs, which encodes their prompts, does one denoise step of the chosen ones, and hands finished ones
+to the decoder. All three are bounded, and a `Policy` orders the queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
+
+from engine.scheduling.cost import CostModel, Work
+from engine.scheduling.forecast import forecast
+from engine.scheduling.policy import Policy, QueuedJob
+from engine.step import Adapter, Job, Step
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Where a request stands. `position`: jobs of others that begin before it does, 0 once all of its jobs have begun.
+
+    `seconds`: until its last image is decoded if nothing else comes; None while no speeds are known.
+    """
+
+    position: int
+    seconds: float | None
+
+
+class Scheduler:
+    """Turns jobs into numbered steps, and says when they will be done.
+
+    A tick packs jobs in the policy's order up to `token_budget`; what does not fit is passed over for what does, and a
+    job larger than the budget runs by itself. Jobs that start in one tick have at most `prompt_budget` prompt tokens to
+    encode, or are one job, so that a burst of arrivals does not hold up those that run. A job that has begun may be
+    passed over too, but keeps its memory: at most `max_begun` have begun and not ended. At most `max_decoding` images
+    are with the decoder.
+
+    Times are monotonic seconds of any clock. The costs may be corrected at any time by whoever owns them.
+    """
+
+    def __init__(
+        self,
+        token_budget: int,
+        *,
+        policy: Policy | None = None,
+        costs: CostModel | None = None,
+        prompt_budget: int = 2048,
+        max_begun: int = 64,
+        max_decoding: int = 2,
+    ) -> None:
+        if min(token_budget, prompt_budget, max_begun, max_decoding) < 1:
+            raise ValueError("token_budget, prompt_budget, max_begun and max_decoding must be positive")
+        self.token_budget = token_budget
+        self.policy = policy or Policy()
+        self.costs = costs or CostModel()
+        self._prompt_budget, self._max_begun, self._max_decoding = prompt_budget, max_begun, max_decoding
+        self._queue: dict[int, QueuedJob] = {}  # until decoding begins
+        self._decoding: dict[int, QueuedJob] = {}  # then until the image comes, that of a cancelled job too
+        self._cancelled: set[int] = set()  # of those being decoded
+        self._releases: list[int] = []
+        self._loads: list[Adapter] = []
+        self._unloads: list[int] = []
+        self._arrivals = 0
+        self._next_number = 0
+        self._step_s = self._busy_until = 0.0  # of the last step made, and when the ranks will have done it
+        self._outlook: _Outlook | None = None  # until the queue changes
+
+    def add(
+        self,
+        job: Job,
+        *,
+        segments: tuple[int, ...],
+        request: int,
+        priority: int = 0,
+        now: float,
+    ) -> None:
+        """Queue a job of a request. `segments`: packed tokens of each of its segments, two when it is guided."""
+        if job.job_id in self._queue or job.job_id in self._decoding:
+            raise ValueError(f"job {job.job_id} is queued already")
+        if not segments or min(segments) < 1:
+            raise ValueError(f"segments must be positive token counts, got {segments}")
+        prompts = {hash(ids): len(ids) for ids in job.prompts}  # a collision would only miscount
+        queued = QueuedJob(
+            job, request, priority, Work.of(segments), prompts, now, self._arrivals, 0.0, False, job.steps
+        )
+        self._arrivals += 1
+        self._queue[job.job_id] = queued
+        backlog_s = (
+            sum(one.steps_left * self.costs.relative(one.work) for one in self._queue.values())
+            if self.costs.known
+            else 0.0
+        )
+        queued.patience_s = self.policy.patience_s(backlog_s)
+        self._outlook = None
+
+    def cancel(self, job_id: int) -> None:
+        """Leave the job out of every step not yet made. Unknown and finished jobs are ignored.
+
+        One that is being decoded keeps its place in the decoder until `decoded`.
+        """
+        queued = self._queue.pop(job_id, None)
+        if queued is not None and queued.begun:
+            self._releases.append(job_id)
+        if job_id in self._decoding:
+            self._cancelled.add(job_id)
+        self._outlook = None
+
+    def load(self, adapter: Adapter) -> None:
+        """Load an adapter in a step of its own, which then says whether it can be, and before jobs that come later."""
+        self._loads.append(adapter)
+
+    def unload(self, adapter_id: int) -> None:
+        """Unload an adapter with the next step. Jobs that name it have been decoded or cancelled."""
+        self._unloads.append(adapter_id)
+
+    def decoded(self, job_id: int) -> None:
+        """The image of a job has come, or will not be waited for. Unknown jobs are ignored."""
+        self._decoding.pop(job_id, None)
+        self._cancelled.discard(job_id)
+        self._outlook = None
+
+    def reset(self, *, alone: Collection[int] = ()) -> None:
+        """The ranks were lost: every job starts again, with its arrival and priority, and steps count from 0.
+
+        Jobs of the requests in `alone` run alone from now on: they have the ranks for themselves, request after request
+        and one step at a time, and until they have been decoded no other starts. Adapters are no longer loaded.
+        """
+        again = [queued for queued in self._decoding.values() if queued.job.job_id not in self._cancelled]
+        for queued in (*again, *self._queue.values()):
+            queued.steps_left, queued.begun, queued.decoding_from = queued.job.steps, False, None
+            queued.alone = queued.alone or queued.request in alone
+            self._queue[queued.job.job_id] = queued
+        self._decoding, self._cancelled, self._releases = {}, set(), []
+        self._loads, self._unloads = [], []
+        self._next_number = 0
+        self._step_s = self._busy_until = 0.0
+        self._outlook = None
+
+    def next_step(self, now: float, *, idle: bool) -> Step | None:
+        """The next step, or None when there is nothing to do now; then ask again when something has come or been done.
+
+        `idle`: the ranks have no step to do and no image to decode. Steps are made one ahead of the ranks at most.
+        """
+        self._outlook = None
+        ordered = self._ordered(now)
+        if ordered and ordered[0].alone:
+            if not idle:
+                return None
+            ordered = [queued for queued in ordered if queued.request == ordered[0].request]
+        if self._loads:
+            return replace(self.empty_step(), load=(self._loads.pop(0),))
+        chosen, start, new_tokens = self._pack(ordered)
+        for queued in chosen:
+            queued.begun = True
+            queued.steps_left -= 1
+        key = self._key(now)
+        ready = sorted((one for one in ordered if one.steps_left == 0), key=lambda queued: key(queued, 0))
+        decode = ready[: max(0, self._max_decoding - len(self._decoding))]
+        if not (chosen or decode or self._releases or self._unloads):
+            return None
+        self._account(chosen, new_tokens, now, idle=idle)
+        for queued in decode:
+            queued.decoding_from = self._busy_until
+            self._decoding[queued.job.job_id] = self._queue.pop(queued.job.job_id)
+        releases, self._releases = self._releases, []
+        unloads, self._unloads = self._unloads, []
+        return replace(
+            self.empty_step(),
+            start=tuple(queued.job for queued in start),
+            denoise=tuple(queued.job.job_id for queued in chosen),
+            decode=tuple(queued.job.job_id for queued in decode),
+            release=tuple(releases),
+            unload=tuple(unloads),
+        )
+
+    def empty_step(self) -> Step:
+        """A step in which nothing is done: whoever executes it shows that it can."""
+        step = Step(number=self._next_number)
+        self._next_number += 1
+        return step
+
+    def estimate(self, request: int, now: float) -> Estimate | None:
+        """Where the request stands; None if none of its jobs is here. Cheap for every request of an unchanged queue."""
+        outlook = self._look_ahead(now)
+        if request not in outlook.position:
+            return None
+        seconds = max(0.0, outlook.done_at[request] - now) if outlook.done_at else None
+        return Estimate(outlook.position[request], seconds)
+
+    def backlog_s(self, now: float) -> float | None:
+        """Seconds until everything that is here is decoded; None while no speeds are known."""
+        if not self.costs.known:
+            return None
+        return max(0.0, max(self._look_ahead(now).done_at.values(), default=now) - now)
+
+    # ---- one tick
+
+    def _ordered(self, now: float) -> list[QueuedJob]:
+        key = self._key(now)
+        return sorted(self._queue.values(), key=lambda queued: key(queued, self._work_left(queued)))
+
+    def _work_left(self, queued: QueuedJob) -> float:
+        return queued.steps_left * self.costs.relative(queued.work)
+
+    def _key(self, now: float) -> Callable[[QueuedJob, float], tuple[float, ...]]:
+        """Orders jobs that have so much work left: by the policy. When some run alone, one request of these goes first,
+        then the others."""
+        policy = self.policy.key
+        alone = [queued for queued in self._queue.values() if queued.alone]
+        if not alone:
+            return lambda queued, work_left: policy(queued, work_left, now)
+        first = min(alone, key=lambda queued: (not queued.begun, policy(queued, self._work_left(queued), now))).request
+
+        def by_stage(queued: QueuedJob, work_left: float) -> tuple[float, ...]:
+            stage = (0 if queued.request == first else 1) if queued.alone else 2
+            return (stage, queued.request if stage == 1 else 0, *policy(queued, work_left, now))
+
+        return by_stage
+
+    def _pack(self, ordered: Iterable[QueuedJob]) -> tuple[list[QueuedJob], list[QueuedJob], int]:
+        """The jobs that step in this tick, those of them that start, and the prompt tokens encoded for these."""
+        chosen: list[QueuedJob] = []
+        start: list[QueuedJob] = []
+        prompts: dict[int, int] = {}
+        room, new_tokens = self.token_budget, 0
+        begun = len(self._decoding) + sum(queued.begun for queued in self._queue.values())
+        for queued in ordered:
+            if queued.steps_left == 0 or (chosen and queued.work.tokens > room):
+                continue
+            if not queued.begun:
+                more = sum(tokens for prompt, tokens in queued.prompts.items() if prompt not in prompts)
+                if begun >= self._max_begun or (start and new_tokens + more > self._prompt_budget):
+                    continue
+                start.append(queued)
+                prompts |= queued.prompts
+                new_tokens += more
+                begun += 1
+            chosen.append(queued)
+            room -= queued.work.tokens
+        return chosen, start, new_tokens
+
+    def _account(self, chosen: Iterable[QueuedJob], new_tokens: int, now: float, *, idle: bool) -> None:
+        """Reckon when the ranks will have done the step: after the one before it, of which the most is yet to come."""
+        begins = now if idle else max(now, min(self._busy_until, now + self._step_s))
+        work = sum((queued.work for queued in chosen), Work(0, 0))
+        self._step_s = self.costs.encode_s(new_tokens) or 0.0
+        self._step_s += (self.costs.denoise_s(work) or 0.0) if work.tokens else 0.0
+        self._busy_until = begins + self._step_s
+
+    # ---- estimates
+
+    def _look_ahead(self, now: float) -> _Outlook:
+        if self._outlook is not None and bool(self._outlook.done_at) == self.costs.known:
+            return self._outlook
+        ordered = [*self._decoding.values(), *self._ordered(now)]
+        outlook = self._outlook = _Outlook({}, {})
+        unbegun, waiting = 0, set[int]()
+        for queued in ordered:
+            if queued.job.job_id in self._cancelled:
+                continue
+            outlook.position.setdefault(queued.request, 0)
+            if not queued.begun:
+                if queued.request not in waiting:
+                    waiting.add(queued.request)
+                    outlook.position[queued.request] = unbegun
+                unbegun += 1
+        if self.costs.known:
+            done_at = forecast(
+                ordered,
+                self.costs,
+                self._key(now),
+                token_budget=self.token_budget,
+                max_begun=self._max_begun,
+                max_decoding=self._max_decoding,
+                begins=max(now, self._busy_until),
+                tick_s=self._step_s,
+            )
+            for queued in ordered:
+                done = done_at[queued.job.job_id]
+                outlook.done_at[queued.request] = max(done, outlook.done_at.get(queued.request, done))
+        return outlook
+
+
+@dataclass(frozen=True)
+class _Outlook:
+    """By request: its position, and when its last image is decoded, which is empty while no speeds are known."""
+
+    position: dict[int, int]
+    done_at: dict[int, float]
