@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
-# As launcher/images.py.
+# As launcher/requests/image_files.py.
 FILE_OPTIONS: dict[str, dict[str, Any]] = {
     "jpeg": {"quality": 95, "subsampling": 0},
     "png": {"compress_level": 1},

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from bench.traffic import ImageRequest, RequestFailed, Target, ask
 from engine.errors import ArgumentError
-from launcher.async_client import AsyncClient
-from launcher.protocol import Progress
-from launcher.results import Result
+from launcher.client.async_client import AsyncClient
+from launcher.client.results import Result
+from launcher.messages.client_messages import Progress
 
 MIN_STEPS = 3  # two progress events and a step between them
 

@@ -10,7 +10,7 @@ import httpx
 
 from bench.traffic import REFUSED, Answer, ImageRequest, RequestFailed
 from engine.errors import ArgumentError, Krea2Error, QueueFullError
-from launcher.async_client import AsyncClient
+from launcher.client.async_client import AsyncClient
 
 FIELDS = {  # OpenAI's API has neither, so servers differ in the names
     "krea": ("steps", "guidance"),

@@ -35,7 +35,7 @@ from engine.parallel.mesh import Mesh
 from engine.rank.image_decoder import DecodedImage
 from engine.rank.rank import Rank
 from engine.step import Job, Step
-from launcher.tokenizer import PromptTokenizer
+from launcher.requests.tokenizer import PromptTokenizer
 
 # Krea 2 has width 6144 = 48 · 128 with 12 key/value heads and SwiGLU 8/3 as wide; text width 2560 with 12 taps of a
 # text encoder of 36 layers, 32 heads, 8 kv heads; a VAE of base 96. Here everything is a twelfth as wide, rounded to

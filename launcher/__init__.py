@@ -10,14 +10,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from launcher.async_client import AsyncClient
-    from launcher.client import Client
-    from launcher.results import Result
-    from launcher.spawn import launch
+    from launcher.client.async_client import AsyncClient
+    from launcher.client.client import Client
+    from launcher.client.results import Result
+    from launcher.setup.launch import launch
 
 __all__ = ["AsyncClient", "Client", "Result", "launch"]
 
-_HOMES = {"AsyncClient": "async_client", "Client": "client", "Result": "results", "launch": "spawn"}
+_HOMES = {
+    "AsyncClient": "client.async_client",
+    "Client": "client.client",
+    "Result": "client.results",
+    "launch": "setup.launch",
+}
 
 
 def __getattr__(name: str) -> Any:

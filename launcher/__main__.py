@@ -13,28 +13,28 @@ def main() -> None:
     # Ranks wait for torch, and everything waits for them: each role imports no more than it needs.
     role = sys.argv[1] if len(sys.argv) > 1 else ""
     if role == "_frontend":
-        from launcher.spawn import run_frontend
+        from launcher.setup.launch import run_frontend
 
         run_frontend()
     elif role == "_http":
-        from launcher.http import run_http
+        from launcher.http.app import run_http
 
         run_http()
     elif role == "_devices":
-        from launcher.devices import report
+        from launcher.auto_mode.devices import report
 
         report()
     elif role == "_rank":
-        from launcher.worker import run_spawned
+        from launcher.ranks.worker import run_spawned
 
         run_spawned()
     else:
-        from launcher import torchrun
+        from launcher.ranks import torchrun
 
         if torchrun.is_rank() and role in ("generate", "serve"):
             torchrun.run_rank()
         elif not torchrun.is_rank() or os.environ["RANK"] == "0":
-            from launcher.cli import run
+            from launcher.cli.main import run
 
             run()
 

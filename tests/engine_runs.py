@@ -24,7 +24,7 @@ from engine.rank.image_decoder import DecodedImage
 from engine.rank.job_state import JobState
 from engine.rank.rank import Rank
 from engine.step import Adapter, Job, Step
-from launcher.tokenizer import PromptTokenizer
+from launcher.requests.tokenizer import PromptTokenizer
 from tests.oracle import Picture, Request
 
 DEADLINE_S = 240.0

@@ -17,7 +17,7 @@ from engine.errors import CheckpointError
 from engine.parallel.mesh import Mesh
 from engine.rank.rank import Rank
 from engine.step import Job, Step
-from launcher.tokenizer import PromptTokenizer
+from launcher.requests.tokenizer import PromptTokenizer
 from tests.damage import KINDS, bounded_memory, copy_checkpoint, damage, replace_bytes
 
 CASES = 200

@@ -79,12 +79,6 @@ ENGINE_FLOORS: dict[str, set[str]] = {
         "engine.checkpoint.layouts",
     },
     "engine.planning": {*_SIZES, "engine.checkpoint", "engine.model"},
-    "engine.mode_choice": {
-        *_SIZES,
-        "engine.checkpoint",
-        "engine.checkpoint.files",
-        "engine.planning",
-    },
     "engine.offload": {
         *_SIZES,
         "engine.device",

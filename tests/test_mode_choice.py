@@ -16,9 +16,9 @@ from bench.real_size import KREA2, RandomWeights
 from engine.config.degrees import Degrees
 from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError
-from engine.mode_choice import Devices, Rates, Workload, choose, predict_modes, predict_step
 from engine.planning.step_memory import communication_bytes
 from engine.planning.traffic import exchanged_in_step, sent_in_step
+from launcher.auto_mode.prediction import Devices, Rates, Workload, choose, predict_modes, predict_step
 
 GB = 10**9
 MODES = [Degrees(), Degrees(tp=2), Degrees(sp=2), Degrees(tp=4), Degrees(tp=2, sp=2), Degrees(sp=4)]

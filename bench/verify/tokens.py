@@ -10,7 +10,7 @@ from diffusers import Krea2Pipeline
 
 from bench.verify.judging import Check, failed
 from bench.verify.models import Model
-from launcher.tokenizer import PromptTokenizer
+from launcher.requests.tokenizer import PromptTokenizer
 
 PROMPTS = {
     "plain": "a red circle on a blue background",

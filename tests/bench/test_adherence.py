@@ -35,7 +35,7 @@ from demo.judge import ATTRIBUTES
 from demo.pictures import SIZES, draw
 from engine.errors import ArgumentError, RankError
 from launcher import Result
-from launcher.parameters import Parameters
+from launcher.client.parameters import Parameters
 
 ENGINE = Engine(model="demo", tp=1, device="auto", dtype="auto", quantization="auto", attention="auto")
 WAY = Way("as given", ENGINE, steps=None, guidance=None)

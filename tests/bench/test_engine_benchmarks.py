@@ -26,8 +26,8 @@ from bench.timing import Budget
 from bench.unseen_length import measure_unseen
 from engine.model.vae import VAEDecoder
 from engine.rank.rank import Rank
-from launcher.images import encode_image
-from launcher.requests import CheckedRequest
+from launcher.requests.image_files import encode_image
+from launcher.requests.plan import CheckedRequest
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent.parent

@@ -34,7 +34,7 @@ from engine.kernels.fp8 import FP8
 from engine.model import layers
 from engine.parallel.mesh import Mesh
 from engine.rank.rank import Rank
-from launcher.tokenizer import PromptTokenizer
+from launcher.requests.tokenizer import PromptTokenizer
 
 CPU = torch.device("cpu")
 

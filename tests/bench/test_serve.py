@@ -37,8 +37,8 @@ from bench.traffic import (
     parse_mix,
 )
 from engine.errors import ArgumentError
-from launcher.async_client import AsyncClient
-from launcher.limits import Limits
+from launcher.client.async_client import AsyncClient
+from launcher.messages.limits import Limits
 from tests.bench.virtual_time import run_in_virtual_time
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, fake_engine, run
 

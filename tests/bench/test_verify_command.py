@@ -24,7 +24,7 @@ from engine.checkpoint.convert.convert import convert
 from engine.config.components import TransformerConfig
 from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError
-from launcher.tokenizer import Prompt, PromptTokenizer
+from launcher.requests.tokenizer import Prompt, PromptTokenizer
 from tests.damage import copy_checkpoint
 from tests.launcher.processes import PATIENCE_S
 
@@ -299,7 +299,7 @@ def test_a_wrong_token_is_named_with_its_prompt_and_place(model: Model, monkeypa
 
 
 def test_a_prompt_that_is_cut_elsewhere_is_named(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.tokenizer.MAX_PROMPT_TOKENS", 506)
+    monkeypatch.setattr("launcher.requests.tokenizer.MAX_PROMPT_TOKENS", 506)
     check = tokens.compare_tokens(model)
     assert not check.holds
     assert check.detail.startswith("prompt 'as long as there is room'")

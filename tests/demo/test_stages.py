@@ -14,7 +14,7 @@ from demo import __main__ as recipe
 from demo.__main__ import SCHEDULES, Schedule, make
 from demo.release import training_steps
 from engine.config.model_config import ModelConfig
-from launcher.tokenizer import PromptTokenizer
+from launcher.requests.tokenizer import PromptTokenizer
 
 TINY = Schedule(
     vae_steps=2,

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, Qwen2Tokenizer
 from demo.captions import COLOURS, PLACES, RELATIONS, SHAPES, SIZES, prompts
 from demo.tokenizer import PREFIX, SPECIAL_TOKENS, SUFFIX, adapt_embeddings, sentence, train_tokenizer
 from engine.config import chat_template as engine_prompt
-from launcher.tokenizer import PromptTokenizer
+from launcher.requests.tokenizer import PromptTokenizer
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def serve(
     load: float = 0.5,
     schedule: PlanSchedule | None = None,
 ) -> Outcome:
-    """As the loop of `launcher.worker` runs: it waits as long as the schedule says, builds one plan, looks again."""
+    """As the loop of `launcher.ranks.worker` runs: it waits as long as the schedule says, builds a plan, looks anew."""
     schedule = schedule or PlanSchedule()
     draw = random.Random(seed)
     requests, arrival = [], 0.0

@@ -13,7 +13,7 @@ import pytest
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.model_config import ModelConfig
 from launcher import Client, logs
-from launcher.cli import execute
+from launcher.cli.main import execute
 from tests.launcher.demo_server import Server, serve_demo
 from tests.launcher.processes import Marked, connect, new_marked, temporary_folder
 

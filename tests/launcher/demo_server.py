@@ -14,7 +14,7 @@ from tests.launcher.processes import PATIENCE_S, new_marked, temporary_folder
 PATIENT_WARM_UP = f"""
 import sys
 if "serve" in sys.orig_argv:
-    from launcher import warmup
+    from launcher.frontend import warm_up as warmup
     warmup.LONGEST_S = {PATIENCE_S}
 """
 

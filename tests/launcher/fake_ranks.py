@@ -15,9 +15,11 @@ import zmq.asyncio
 from engine.config.engine_config import EngineConfig
 from engine.errors import Krea2Error
 from engine.step import Job, Step, StepTimes
-from launcher.async_client import AsyncClient
-from launcher.frontend import serve
-from launcher.internal import (
+from launcher.client.async_client import AsyncClient
+from launcher.frontend.frontend import serve
+from launcher.messages.client_messages import encode
+from launcher.messages.limits import Limits
+from launcher.messages.process_messages import (
     Decoded,
     Execute,
     FrontendConfig,
@@ -32,9 +34,7 @@ from launcher.internal import (
     ranks_address,
     route,
 )
-from launcher.limits import Limits
-from launcher.process import Child
-from launcher.protocol import encode
+from launcher.processes import Child
 from tests.launcher.processes import PATIENCE_S
 
 DEADLINE_S = PATIENCE_S

@@ -1,6 +1,6 @@
 """A rank without an engine, for tests of the processes around it: torch takes seconds to be imported, this nothing.
 
-The rank's process, what it hears and says, and how it ends are the real ones of `launcher.worker`.
+The rank's process, what it hears and says, and how it ends are the real ones of `launcher.ranks.worker`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class HollowRank:
 
 
 def replace_engine() -> None:
-    """Let `launcher.worker`, in this process, find hollow ranks."""
+    """Let `launcher.ranks.worker`, in this process, find hollow ranks."""
     rank = ModuleType("engine.rank.rank")
     vars(rank)["Rank"] = HollowRank
     distributed, devices = ModuleType("engine.parallel.distributed"), ModuleType("engine.device.devices")

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 
 from engine.config.engine_config import EngineConfig
-from launcher.http import make_server
-from launcher.http_child import listen
-from launcher.internal import HttpConfig
-from launcher.limits import Limits
+from launcher.http.app import make_server
+from launcher.http.server_process import listen
+from launcher.messages.limits import Limits
+from launcher.messages.process_messages import HttpConfig
 from tests.launcher.fake_ranks import DEADLINE_S
 
 PATH = "/v1/images/generations"

@@ -15,8 +15,8 @@ import pytest
 from engine.config.model_config import ModelConfig
 from engine.errors import LoraError
 from engine.step import Job, Step
-from launcher import lora_files
-from launcher.async_client import AsyncClient
+from launcher.client.async_client import AsyncClient
+from launcher.requests import lora_files
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, Fakes, fake_engine
 
 

@@ -25,10 +25,10 @@ ROOT = Path(__file__).parents[2]
 NO_FALLBACKS = f"""
 import sys
 if "_rank" in sys.orig_argv:
-    from launcher import worker
+    from launcher.ranks import worker
     worker._HEARD_S = worker._ORDERS_S = {10 * PATIENCE_S}
 elif "launcher" in sys.orig_argv and "_http" not in sys.orig_argv:
-    from launcher import process
+    from launcher import processes as process
     exit_after = process.exit_after
     process.exit_after = lambda _: exit_after({10 * PATIENCE_S})
 """

@@ -17,15 +17,10 @@ from engine.errors import (
     CancelledError,
     ServerError,
 )
-from launcher import async_client as client_module
-from launcher.async_client import AsyncClient
-from launcher.protocol import (
-    Accepted,
-    Pong,
-    Progress,
-    encode,
-)
-from launcher.results import ImageFile, Result
+from launcher.client import async_client as client_module
+from launcher.client.async_client import AsyncClient
+from launcher.client.results import ImageFile, Result
+from launcher.messages.client_messages import Accepted, Pong, Progress, encode
 from tests.launcher.fake_ranks import fake_engine, run
 
 PROMPT = "a red circle on a blue background"

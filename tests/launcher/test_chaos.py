@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from engine.errors import RequestKilledRanksError
-from launcher.async_client import AsyncClient
-from launcher.protocol import Progress
-from launcher.results import Result
+from launcher.client.async_client import AsyncClient
+from launcher.client.results import Result
+from launcher.messages.client_messages import Progress
 from tests.launcher.processes import (
     HOLLOW_RANKS,
     PATIENCE_S,
@@ -47,7 +47,7 @@ REQUESTS = [
 POISONED_RANK = f"""
 import sys
 if "_rank" in sys.orig_argv:
-    import launcher.worker as worker
+    import launcher.ranks.worker as worker
     load = worker._load
     def load_poisoned(config, wire):
         rank = load(config, wire)

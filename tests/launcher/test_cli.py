@@ -18,7 +18,7 @@ import engine
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.model_config import ModelConfig
 from launcher import Client
-from launcher.cli import commands
+from launcher.cli.main import commands
 from tests.checkpoint.layouts import (
     language_model,
     load_text_encoder,
@@ -196,7 +196,7 @@ def test_info_of_a_damaged_tokenizer_is_the_error_that_serving_would_give(krea2:
 def test_a_signal_while_python_ends_leaves_no_traceback(marked: Marked) -> None:
     """Nobody is left then to catch what unwinds a command."""
     program = (
-        "import atexit, os, signal, sys; from launcher.cli import run; "
+        "import atexit, os, signal, sys; from launcher.cli.main import run; "
         "atexit.register(os.kill, os.getpid(), signal.SIGINT); sys.argv = ['krea2', '--version']; run()"
     )
     process = marked.start(sys.executable, "-c", program)

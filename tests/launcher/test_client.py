@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from launcher import Client
-from launcher import client as client_module
+from launcher.client import client as client_module
 from tests.launcher.processes import PATIENCE_S
 
 

@@ -17,12 +17,9 @@ from engine.errors import (
     QueueFullError,
     RequestTimeoutError,
 )
-from launcher.async_client import AsyncClient
-from launcher.limits import Limits
-from launcher.protocol import (
-    Accepted,
-    StatusReply,
-)
+from launcher.client.async_client import AsyncClient
+from launcher.messages.client_messages import Accepted, StatusReply
+from launcher.messages.limits import Limits
 from tests.launcher.fake_ranks import NOT_FINITE_SEED, fake_engine, run
 
 PROMPT = "a red circle on a blue background"

@@ -15,9 +15,9 @@ import zmq.asyncio
 from engine.errors import (
     ServerError,
 )
-from launcher.async_client import AsyncClient
-from launcher.clients import _OUTBOX_MESSAGES, Clients
-from launcher.protocol import (
+from launcher.client.async_client import AsyncClient
+from launcher.frontend.clients import _OUTBOX_MESSAGES, Clients
+from launcher.messages.client_messages import (
     Accepted,
     Acknowledge,
     Cancel,

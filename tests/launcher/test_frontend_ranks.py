@@ -15,8 +15,8 @@ from engine.errors import (
     LaunchError,
     RankError,
 )
-from launcher.async_client import AsyncClient
-from launcher.internal import lifeline_path
+from launcher.client.async_client import AsyncClient
+from launcher.messages.process_messages import lifeline_path
 from tests.launcher.fake_ranks import FakeRank, fake_engine, run
 
 PROMPT = "a red circle on a blue background"

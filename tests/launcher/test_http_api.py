@@ -14,7 +14,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from launcher.limits import Limits
+from launcher.messages.limits import Limits
 from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
 from tests.launcher.http_servers import http_server, http_server_without_engine
 

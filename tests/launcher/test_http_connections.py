@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from launcher.http_connections import allow_many_connections
+from launcher.http.connections import allow_many_connections
 from tests.launcher.fake_ranks import DEADLINE_S, run
 from tests.launcher.http_servers import PATH, http_server_without_engine
 
@@ -22,7 +22,7 @@ REQUEST = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.http_connections.HEAD_S", HEAD_S)
+    monkeypatch.setattr("launcher.http.connections.HEAD_S", HEAD_S)
 
 
 @asynccontextmanager

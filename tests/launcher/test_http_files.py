@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.http_files import HeldFiles
+from launcher.http.image_links import HeldFiles
 
 
 def test_a_file_is_there_until_its_time_is_over() -> None:

@@ -144,7 +144,7 @@ def test_a_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch
         await asyncio.sleep(DEADLINE_S)
 
     async def test() -> None:
-        monkeypatch.setattr("launcher.http_guard.BODY_S", 0.1)
+        monkeypatch.setattr("launcher.http.guard.BODY_S", 0.1)
         async with http_server_without_engine(NOWHERE) as client:
             answer = await raw_request(client, b"Content-Length: 100\r\n", never())
             assert b" 408 " in answer.splitlines()[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.errors import ArgumentError
-from launcher.http_hosts import check_allowed_host, check_public_url
+from launcher.http.hosts import check_allowed_host, check_public_url
 
 
 @pytest.mark.parametrize("name", ["images.example", "localhost", "a_b", "10.0.0.1", "::1", "x" * 253])

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from engine.config.model_config import ModelConfig
-from launcher.async_client import AsyncClient
-from launcher.limits import Limits
+from launcher.client.async_client import AsyncClient
+from launcher.messages.limits import Limits
 from tests.launcher.fake_ranks import Fakes, fake_engine, run
 from tests.launcher.http_servers import PROMPT, http_server
 

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from engine.errors import ArgumentError, LaunchError
-from launcher.cli import commands
-from launcher.http_child import check_host, listen
+from launcher.cli.main import commands
+from launcher.http.server_process import check_host, listen
 from tests.launcher.conftest import Krea2
 from tests.launcher.http_servers import PATH, PROMPT
 from tests.launcher.processes import PATIENCE_S, Marked, wait_until

@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
-from launcher.hub import find_model
+from launcher.setup.hub import find_model
 from tests.launcher.conftest import Krea2
 from tests.launcher.fake_hub import COMMIT, FakeHub, fake_hub
 from tests.launcher.processes import Marked
@@ -186,7 +186,7 @@ def test_without_a_network_both_possibilities_are_spoken_of_and_nothing_is_tried
 
 
 def test_a_hub_that_never_answers_is_given_up(info: Info, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.hub._ANSWER_S", 0.5)
+    monkeypatch.setattr("launcher.setup.hub._ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         code, _, stderr = info(NAME, tmp_path / "cache", f"http://127.0.0.1:{silent.getsockname()[1]}")
     assert code == 2

@@ -13,10 +13,10 @@ import pytest
 import zmq
 
 from engine.step import BuiltPlan, Step, StepTimes
-from launcher import worker
-from launcher.async_client import AsyncClient
-from launcher.internal import Execute, PlanBuilt, RankConfig, ranks_address, route
-from launcher.protocol import encode
+from launcher.client.async_client import AsyncClient
+from launcher.messages.client_messages import encode
+from launcher.messages.process_messages import Execute, PlanBuilt, RankConfig, ranks_address, route
+from launcher.ranks import worker
 from tests.launcher.fake_ranks import fake_engine, run
 from tests.launcher.processes import PATIENCE_S
 

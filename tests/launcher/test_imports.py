@@ -8,24 +8,24 @@ from tests.fresh_interpreter import modules_after
 
 HEAVY = {"torch", "transformers", "diffusers"}
 WITHOUT_TORCH = (
-    "cli",
-    "async_client",
-    "client",
-    "clients",
-    "frontend",
-    "http",
-    "http_child",
-    "images",
-    "info",
-    "keys",
-    "process",
-    "ranks",
-    "remote_ranks",
-    "requests",
-    "spawn",
-    "tokenizer",
-    "torchrun",
-    "worker",
+    "cli.main",
+    "cli.info",
+    "client.async_client",
+    "client.client",
+    "frontend.clients",
+    "frontend.frontend",
+    "http.app",
+    "http.server_process",
+    "messages.keys",
+    "processes",
+    "ranks.rank_group",
+    "ranks.remote_ranks",
+    "ranks.torchrun",
+    "ranks.worker",
+    "requests.image_files",
+    "requests.plan",
+    "requests.tokenizer",
+    "setup.launch",
 )
 
 
@@ -42,10 +42,10 @@ def test_the_package_and_the_command_line_import_no_more_than_they_need() -> Non
     """In one interpreter, where what one has imported is there for the next: the next may import it too."""
     may_not_import = {
         "launcher": {"zmq", "click", "msgspec"},
-        "launcher.cli": {"zmq", "PIL", "tqdm", "tokenizers"},
-        "launcher.spawn": {"zmq", "PIL", "tokenizers"},
-        "launcher.worker": {"zmq", "PIL", "tokenizers"},
-        "launcher.frontend": {"PIL"},
+        "launcher.cli.main": {"zmq", "PIL", "tqdm", "tokenizers"},
+        "launcher.setup.launch": {"zmq", "PIL", "tokenizers"},
+        "launcher.ranks.worker": {"zmq", "PIL", "tokenizers"},
+        "launcher.frontend.frontend": {"PIL"},
     }
     loaded = modules_after(*(f"import {module}" for module in may_not_import))
     for (module, forbidden), modules in zip(may_not_import.items(), loaded, strict=True):

@@ -13,9 +13,9 @@ import zmq
 import zmq.asyncio
 
 from engine.errors import ArgumentError, ServerError
-from launcher.async_client import AsyncClient
-from launcher.keys import ClientKeys, ServerKeys, make_keys
-from launcher.protocol import Ping, encode
+from launcher.client.async_client import AsyncClient
+from launcher.messages.client_messages import Ping, encode
+from launcher.messages.keys import ClientKeys, ServerKeys, make_keys
 from tests.launcher.conftest import Krea2
 from tests.launcher.fake_ranks import fake_engine, run
 from tests.launcher.processes import PATIENCE_S, Marked, connect_async, wait_until

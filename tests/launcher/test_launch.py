@@ -13,8 +13,8 @@ import pytest
 
 from engine.errors import ArgumentError, CancelledError, CheckpointError, ServerError
 from launcher import AsyncClient, Client, Result, launch
-from launcher.protocol import Accepted, Progress
-from launcher.results import ImageFile
+from launcher.client.results import ImageFile
+from launcher.messages.client_messages import Accepted, Progress
 from tests.launcher.processes import PATIENCE_S, Marked
 
 PROMPT = "a red circle on a blue background"

@@ -291,7 +291,8 @@ def test_a_server_that_cannot_print_its_address_ends_with_one_error(marked: Mark
 STOPPED = """
 import signal
 from engine.errors import ServerError
-from launcher import launch, spawn
+from launcher import launch
+from launcher.setup import launch as spawn
 wait = spawn._FrontendProcess.wait_until_started
 def wait_and_stop(frontend):
     address = wait(frontend)

@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from engine.errors import QueueFullError
-from launcher.async_client import AsyncClient
-from launcher.limits import Limits
-from launcher.protocol import Generate, encode
-from launcher.results import Result
+from launcher.client.async_client import AsyncClient
+from launcher.client.results import Result
+from launcher.messages.client_messages import Generate, encode
+from launcher.messages.limits import Limits
 from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
 from tests.launcher.processes import PATIENCE_S, Marked, connect
 

@@ -11,7 +11,7 @@ import pytest
 
 from engine.config.demo_checkpoints import DEMO_LORAS
 from engine.errors import ArgumentError, LoraError
-from launcher.limits import Limits
+from launcher.messages.limits import Limits
 from tests.launcher.fake_ranks import run
 from tests.launcher.lora_stand_in import engine, fake_adapters, write_adapter
 
@@ -149,7 +149,7 @@ def test_an_unreadable_disk_keeps_nobody_waiting_for_ever(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test() -> None:
-        from launcher import lora_service
+        from launcher.frontend import lora_service
 
         write_adapter(tmp_path / "a.safetensors")
         over = asyncio.Event()

@@ -12,12 +12,12 @@ from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from engine.lora.files import open_adapter
-from engine.mode_choice import Workload
 from engine.planning.step_memory import decode_bytes
 from launcher import Client, launch
-from launcher.async_client import AsyncClient
-from launcher.limits import parse_bytes
-from launcher.options import configure_engine
+from launcher.auto_mode.prediction import Workload
+from launcher.cli.options import configure_engine
+from launcher.client.async_client import AsyncClient
+from launcher.messages.limits import parse_bytes
 from tests.launcher.conftest import Krea2
 from tests.launcher.fake_ranks import FakeRank, fake_engine, run
 from tests.launcher.processes import Marked

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from engine import errors
 from engine.config.engine_config import EngineConfig
-from launcher.http import make_app
-from launcher.http_errors import STATUS_OF_CODE
-from launcher.internal import HttpConfig
-from launcher.limits import Limits
-from launcher.lora_files import MAX_FILE_BYTES
-from launcher.metrics import Metrics
+from launcher.frontend.metrics import Metrics
+from launcher.http.app import make_app
+from launcher.http.errors import STATUS_OF_CODE
+from launcher.messages.limits import Limits
+from launcher.messages.process_messages import HttpConfig
+from launcher.requests.lora_files import MAX_FILE_BYTES
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "operations.md").read_text()

@@ -11,9 +11,9 @@ import pytest
 
 from engine.errors import OutOfMemoryError
 from engine.step import Step
-from launcher.async_client import AsyncClient
-from launcher.dispatch import _MAX_DECODING
-from launcher.internal import JobFailed
+from launcher.client.async_client import AsyncClient
+from launcher.frontend.dispatcher import _MAX_DECODING
+from launcher.messages.process_messages import JobFailed
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, fake_engine, run
 from tests.launcher.hollow_rank import HUNGRY_SEED
 from tests.launcher.processes import PATIENCE_S, Marked, connect, wait_until
@@ -136,7 +136,7 @@ def test_steps_are_smaller_after_one_that_was_too_large(run_folder: Path, caplog
 
 def test_steps_grow_again_once_there_is_memory(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was in the way may have been for a moment only, as a large image in the decoder or another process."""
-    monkeypatch.setattr("launcher.dispatch._CALM_STEPS", 3)
+    monkeypatch.setattr("launcher.frontend.dispatcher._CALM_STEPS", 3)
 
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:

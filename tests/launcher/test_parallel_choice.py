@@ -19,15 +19,17 @@ from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_CHECKPOINTS
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, LaunchError
-from engine.mode_choice import TEXT_TOKENS, Devices, Rates, Workload, predict_step
 from engine.parallel.link import measure_link
 from engine.parallel.thread_group import thread_groups
 from engine.scheduling.cost import CostModel, Work
-from launcher import devices, launch, parallel_choice
-from launcher.cli import commands
-from launcher.devices import Gpus, find_devices
-from launcher.internal import FrontendConfig
-from launcher.measured import Measured, is_typical, measure, recall, remember, setting
+from launcher import launch
+from launcher.auto_mode import choice as parallel_choice
+from launcher.auto_mode import devices
+from launcher.auto_mode.devices import Gpus, find_devices
+from launcher.auto_mode.measurements import Measured, is_typical, measure, recall, remember, setting
+from launcher.auto_mode.prediction import TEXT_TOKENS, Devices, Rates, Workload, predict_step
+from launcher.cli.main import commands
+from launcher.messages.process_messages import FrontendConfig
 from tests.launcher.processes import PATIENCE_S, Marked
 
 H200 = "NVIDIA H200"

@@ -14,16 +14,7 @@ from hypothesis import strategies as st
 from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError, CheckpointError, Krea2Error, RankError, ServerError, error_from_code
 from engine.step import Job, Step, StepTimes
-from launcher.internal import (
-    Execute,
-    FrontendConfig,
-    Load,
-    StepDone,
-    decode_command,
-    decode_config,
-    decode_report,
-)
-from launcher.protocol import (
+from launcher.messages.client_messages import (
     Acknowledge,
     Cancel,
     Failed,
@@ -36,6 +27,15 @@ from launcher.protocol import (
     decode_request,
     encode,
     encode_request,
+)
+from launcher.messages.process_messages import (
+    Execute,
+    FrontendConfig,
+    Load,
+    StepDone,
+    decode_command,
+    decode_config,
+    decode_report,
 )
 
 GENERATE = Generate(request_id="r1", prompt="a fox 🦊", seed=2**53 - 1, guidance=3.5, width=64)

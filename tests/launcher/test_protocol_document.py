@@ -1,4 +1,4 @@
-"""docs/protocol.md says what launcher/protocol.py does, and its client works."""
+"""docs/protocol.md says what launcher/messages/client_messages.py does, and its client works."""
 
 from __future__ import annotations
 
@@ -19,13 +19,20 @@ from PIL import Image
 from engine import errors
 from engine.config.engine_config import EngineConfig
 from engine.errors import Krea2Error
-from launcher.async_client import ASK_AGAIN_S, LOAD_LORA_S, PING_S, SILENCE_S, AsyncClient
-from launcher.clients import MAX_CLIENTS
-from launcher.internal import FrontendConfig
-from launcher.limits import Limits
-from launcher.lora_files import MAX_NAME
-from launcher.protocol import MAX_REQUEST_BYTES, PROTOCOL_VERSION, Reply, Request, decode_reply, decode_request
-from launcher.requests import MAX_LORA_STRENGTH
+from launcher.client.async_client import ASK_AGAIN_S, LOAD_LORA_S, PING_S, SILENCE_S, AsyncClient
+from launcher.frontend.clients import MAX_CLIENTS
+from launcher.messages.client_messages import (
+    MAX_REQUEST_BYTES,
+    PROTOCOL_VERSION,
+    Reply,
+    Request,
+    decode_reply,
+    decode_request,
+)
+from launcher.messages.limits import Limits
+from launcher.messages.process_messages import FrontendConfig
+from launcher.requests.lora_files import MAX_NAME
+from launcher.requests.plan import MAX_LORA_STRENGTH
 from tests.launcher.fake_ranks import fake_engine, run
 from tests.launcher.processes import PATIENCE_S
 

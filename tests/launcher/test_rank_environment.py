@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import pytest
 
 from engine.config.engine_config import EngineConfig
-from launcher import spawn
-from launcher.internal import FrontendConfig
+from launcher.messages.process_messages import FrontendConfig
+from launcher.setup import launch as spawn
 
 
 def started_with(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, str]]:

@@ -15,12 +15,12 @@ import zmq
 import zmq.asyncio
 
 from engine.errors import LaunchError, RankError
-from launcher import remote_ranks
-from launcher.async_client import AsyncClient
-from launcher.internal import Alive, Door, Hello, decode_report, door_path, ranks_address
-from launcher.keys import make_keys
-from launcher.protocol import encode
-from launcher.remote_ranks import RemoteRanks, _interface, connect, lifeline_route
+from launcher.client.async_client import AsyncClient
+from launcher.messages.client_messages import encode
+from launcher.messages.keys import make_keys
+from launcher.messages.process_messages import Alive, Door, Hello, decode_report, door_path, ranks_address
+from launcher.ranks import remote_ranks
+from launcher.ranks.remote_ranks import RemoteRanks, _interface, connect, lifeline_route
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, fake_engine, run
 
 HOLD_LIFELINE = """

@@ -9,9 +9,9 @@ from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from engine.planning.step_memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes
-from launcher.limits import Limits
-from launcher.protocol import Generate
-from launcher.requests import Plan, check, check_memory, default_needs, token_budget
+from launcher.messages.client_messages import Generate
+from launcher.messages.limits import Limits
+from launcher.requests.plan import Plan, check, check_memory, default_needs, token_budget
 
 DEMO = ModelConfig.from_folder(DEMO_CHECKPOINT)
 ENGINE = EngineConfig(dtype="bfloat16")

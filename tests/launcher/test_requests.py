@@ -14,10 +14,10 @@ from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.model_config import ModelConfig
 from engine.config.prompt_domain import PromptDomain
 from engine.errors import ArgumentError
-from launcher.limits import Limits
-from launcher.protocol import Generate, LoraChoice
-from launcher.requests import CheckedRequest, check, make_plan
-from launcher.tokenizer import Prompt
+from launcher.messages.client_messages import Generate, LoraChoice
+from launcher.messages.limits import Limits
+from launcher.requests.plan import CheckedRequest, check, make_plan
+from launcher.requests.tokenizer import Prompt
 
 DEMO = ModelConfig.from_folder(DEMO_CHECKPOINT)
 ANY_PROMPT = replace(DEMO, prompt_domain=None)

@@ -11,11 +11,13 @@ import pytest
 
 from engine.errors import Krea2Error, LaunchError, RankError, RequestKilledRanksError, ServerError
 from engine.step import Step
-from launcher import process, ranks, supervisor
-from launcher.async_client import AsyncClient
-from launcher.process import Child
-from launcher.protocol import Accepted, Progress
-from launcher.results import Event, ImageFile, PreviewFile, Result
+from launcher import processes as process
+from launcher.client.async_client import AsyncClient
+from launcher.client.results import Event, ImageFile, PreviewFile, Result
+from launcher.messages.client_messages import Accepted, Progress
+from launcher.processes import Child
+from launcher.ranks import rank_group as ranks
+from launcher.ranks import supervisor
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, Fakes, fake_engine, run
 
 PROMPT = "a red circle on a blue background"

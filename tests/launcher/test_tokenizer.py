@@ -16,7 +16,7 @@ from engine.config.chat_template import PREFIX, SUFFIX
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.model_config import ModelConfig
 from engine.errors import CheckpointError
-from launcher.tokenizer import PromptTokenizer
+from launcher.requests.tokenizer import PromptTokenizer
 
 PROMPTS = [
     "",

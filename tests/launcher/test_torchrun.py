@@ -14,7 +14,7 @@ from PIL import Image
 
 from engine.errors import RankError
 from launcher import Client
-from launcher.torchrun import ExternalRanks
+from launcher.ranks.torchrun import ExternalRanks
 from tests.launcher.conftest import Krea2
 from tests.launcher.processes import PATIENCE_S, Marked, connect
 
@@ -25,7 +25,7 @@ PROMPT = "a red circle on a blue background"
 TALKING_RANKS = """
 import os
 if "RANK" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
-    from launcher import worker
+    from launcher.ranks import worker
     serve = worker.serve
     def talk(config):
         os.write(1, b"NCCL version 2.28.9\\n")

@@ -19,7 +19,7 @@ import launcher
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.errors import RankError
 from launcher import Client
-from launcher.torchrun import ExternalRanks, tp_warning
+from launcher.ranks.torchrun import ExternalRanks, tp_warning
 from tests.launcher.processes import PATIENCE_S, Marked, connect
 
 PROMPT = "a red circle on a blue background"

@@ -13,10 +13,10 @@ from engine.config.chat_template import PREFIX_TOKENS
 from engine.config.engine_config import EngineConfig
 from engine.scheduling.cost import CostModel, Work
 from engine.step import Job, Step, StepTimes
-from launcher import warmup
-from launcher.async_client import AsyncClient
-from launcher.tokenizer import Prompt
-from launcher.warmup import WarmUp
+from launcher.client.async_client import AsyncClient
+from launcher.frontend import warm_up as warmup
+from launcher.frontend.warm_up import WarmUp
+from launcher.requests.tokenizer import Prompt
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, fake_engine, run
 from tests.virtual_ranks import make_costs
 

@@ -17,7 +17,7 @@ from PIL import Image
 import launcher
 from tests.launcher.processes import PATIENCE_S
 
-PAGE = Path(launcher.__file__).parent / "page"
+PAGE = Path(launcher.__file__).parent / "http" / "page"
 CONTENT_SECURITY_POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'"
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 SETTINGS = {

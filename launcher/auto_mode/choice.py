@@ -1,0 +1,91 @@
+"""`--parallel auto`: which mode, and why, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.config.engine_config import EngineConfig
+from engine.errors import ArgumentError
+from launcher.auto_mode.devices import find_devices
+from launcher.auto_mode.measurements import recall, setting
+from launcher.auto_mode.prediction import Devices, Prediction, Rates, Workload, block_form, choose, predict_modes
+
+# What `krea2 info --gpus` chooses for.
+H200 = "NVIDIA H200"
+H200_BYTES = 139 * 2**30
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The configuration in the mode that was chosen, and lines that say why."""
+
+    engine: EngineConfig
+    lines: tuple[str, ...]
+
+
+def is_auto(
+    parallel: str | None, *, tp: int | None, sp: int | None, cfg_parallel: bool, symmetric_memory: bool = False
+) -> bool:
+    """Whether the mode is to be chosen. Raises `ArgumentError` if it is given, too, or something that depends on it."""
+    if parallel is None:
+        return False
+    if symmetric_memory:
+        raise ArgumentError("symmetric_memory needs a tp, which parallel auto may not choose", parameter="parallel")
+    if parallel != "auto":
+        raise ArgumentError.of("parallel", "auto, or left out", parallel)
+    given = {"tp": tp, "sp": sp, "cfg_parallel": cfg_parallel or None}
+    for name, value in given.items():
+        if value is not None:
+            raise ArgumentError(f"parallel auto chooses {name}, which is given too: {value}", parameter=name)
+    return True
+
+
+def choose_mode(engine: EngineConfig, workload: Workload, *, ranks: int | None, gpus: int | None = None) -> Choice:
+    """The fastest mode for one image of the workload that fits into the devices.
+
+    ranks: if so many have been started. gpus: as if there were so many H200s. Raises `ArgumentError` if nothing fits.
+    """
+    devices = Devices(H200, gpus, H200_BYTES) if gpus is not None else find_devices(engine, ranks)
+    if devices.memory is None and engine.dtype == "auto":
+        engine_as_run = replace(engine, dtype=engine.dtype_on("cpu"))
+    else:
+        engine_as_run = engine
+    checkpoint = CheckpointFiles.open(engine)
+    try:
+        form = block_form(checkpoint, engine_as_run)
+        rates = recall(setting(devices.name, checkpoint.config, form))
+        predictions = predict_modes(checkpoint, engine_as_run, devices, workload, rates or Rates())
+    finally:
+        checkpoint.close()
+    chosen = choose(predictions, devices)
+    degrees = chosen.degrees
+    return Choice(
+        replace(engine, tp=degrees.tp, sp=degrees.sp, cfg_parallel=degrees.cfg > 1),
+        tuple(describe(predictions, chosen, devices, workload, measured=rates is not None)),
+    )
+
+
+def describe(
+    predictions: Sequence[Prediction], chosen: Prediction, devices: Devices, workload: Workload, *, measured: bool
+) -> list[str]:
+    """A line that says what was chosen, and a line a mode."""
+    sizes = ", ".join(f"{width} × {height}" for width, height in workload.sizes)
+    images = f"{'a guided' if workload.guided else 'an'} image of {sizes}"
+    if devices.memory is None:
+        why = "ranks share a CPU's cores" if devices.ranks is None else f"{devices.ranks} processes have been started"
+        return [f"parallel auto: {chosen.degrees.name}, since {why}"]
+    by = "what was measured here" if measured else "the rates of an H200, nothing having been measured here"
+    step = "a denoise step" if len(workload.sizes) == 1 else "a denoise step, the mean of the sizes"
+    lines = [
+        f"parallel auto: {chosen.degrees.name} on {devices.count} × {devices.name}, for {images}",
+        f"  milliseconds of {step}, modelled by {by}:",
+        f"  {'mode':<12}{'compute':>10}{'talk':>10}{'step':>10}{'a rank needs':>16}",
+    ]
+    for each in predictions:
+        times = (each.compute_s, each.communication_s, each.step_s)
+        mark = "  ← chosen" if each is chosen else "  does not fit" if each.misfit is not None else ""
+        columns = "".join(f"{1e3 * seconds:>10.2f}" for seconds in times)
+        lines.append(f"  {each.degrees.name:<12}{columns}{each.needed / 1e9:>13.2f} GB{mark}")
+    return lines

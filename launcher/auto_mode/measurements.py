@@ -1,0 +1,110 @@
+"""What warm-ups measured on this machine, kept for the next choice of a mode: a json file in the user's cache."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from engine.config.degrees import Degrees
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
+from engine.scheduling.cost import CostModel, Work
+from launcher.auto_mode.prediction import TEXT_TOKENS, Rates, predict_step
+from launcher.messages.process_messages import FrontendConfig
+
+_Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """As in `Rates`. link and latency_s are None where only one rank has run."""
+
+    slowness: _Positive
+    link: _Positive | None = None
+    latency_s: _Positive | None = None
+
+
+def setting(device: str, model: ModelConfig, block_form: str) -> str:
+    """What measurements are kept by: the device's name, the model's size, what its blocks' matrices are held as."""
+    dit = model.transformer
+    return f"{device}, {dit.num_layers} blocks of {dit.hidden_size}, {block_form}"
+
+
+def is_typical(config: FrontendConfig) -> bool:
+    """Whether a run says something about others: one that takes all as it comes, on GPUs of one machine."""
+    engine = config.engine
+    chosen = engine.share_gpu or engine.offload or engine.memory_budget is not None or engine.attention != "auto"
+    return not chosen and config.ranks_host is None and engine.dtype_on("cuda") == "bfloat16"
+
+
+def recall(key: str) -> Rates | None:
+    """The rates in a setting as far as they were measured; None if nothing was, or the file cannot be read."""
+    found = _read().get(key)
+    if found is None:
+        return None
+    link = None if found.link is None or found.latency_s is None else (found.link, found.latency_s)
+    return replace(_rates(link), slowness=found.slowness)
+
+
+def remember(key: str, measured: Measured) -> None:
+    """Keep it, with the link that was measured before if none was now. Raises `OSError`."""
+    everything = _read()
+    before = everything.get(key)
+    if before is not None and measured.link is None:
+        measured = msgspec.structs.replace(measured, link=before.link, latency_s=before.latency_s)
+    file = _file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        new.write_bytes(msgspec.json.format(msgspec.json.encode(everything | {key: measured}), indent=1) + b"\n")
+        new.replace(file)
+    finally:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
+
+
+def _read() -> dict[str, Measured]:
+    try:
+        return msgspec.json.decode(_file().read_bytes(), type=dict[str, Measured])
+    except (OSError, msgspec.DecodeError):
+        return {}
+
+
+def _file() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(cache) if cache else Path.home() / ".cache") / "krea2-engine" / "measured.json"
+    except RuntimeError as error:  # a user without a home
+        raise FileNotFoundError(str(error)) from None
+
+
+def divides_guidance(model: ModelConfig, degrees: Degrees) -> bool:
+    """Whether the images that a mode is for are guided, so that a warm-up's have to be."""
+    return degrees.cfg > 1 and model.default_guidance > 0
+
+
+def measure(
+    model: ModelConfig, engine: EngineConfig, costs: CostModel, link: tuple[float, float] | None, *, fp8: bool
+) -> tuple[Measured, float, float] | None:
+    """What a warm-up found, with the seconds that one step of one image of the default size takes, a guided one if the
+    mode divides guidance, and that it was predicted to take by an H200's rates and the link that was measured: its
+    bandwidth and latency. None if the step was not measured."""
+    segments = [(TEXT_TOKENS, model.image_tokens(model.default_width, model.default_height))]
+    segments *= 1 + divides_guidance(model, engine.degrees)
+    step_s = costs.denoise_s(Work.of(map(sum, segments)))
+    if step_s is None:
+        return None
+    rates = _rates(link)
+    compute_s, communication_s = predict_step(model.transformer, segments, engine.degrees, rates, fp8=fp8)
+    computed_s = max(step_s - communication_s, 0.1 * step_s)  # talk that took less than it should
+    measured = Measured(slowness=computed_s / compute_s, link=link and link[0], latency_s=link and link[1])
+    return measured, step_s, compute_s + communication_s
+
+
+def _rates(link: tuple[float, float] | None) -> Rates:
+    """With a link's bandwidth, which is measured by an exchange, and latency."""
+    return Rates() if link is None else Rates(link=link[0], exchange=link[0], latency_s=link[1])

@@ -1,0 +1,1 @@
+"""The command line: `krea2 generate`, `serve`, `info`, `convert` and `keys`."""

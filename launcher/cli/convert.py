@@ -1,0 +1,83 @@
+"""`krea2 convert`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from engine.config.engine_config import EngineConfig
+from engine.errors import ArgumentError
+from launcher.cli.options import part_options
+
+_SUFFIXES = {".safetensors": "native", ".gguf": "gguf"}  # which say of a file, or a folder, that it has this layout
+
+
+@click.command()
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--model", help="What to convert, as for generate.  [default: demo, if no part of a model is given]")
+@part_options
+@click.option("--variant", help="raw or turbo, where the checkpoint does not say or you know better.")
+@click.option(
+    "--layout",
+    default="diffusers",
+    help="diffusers or sharded, a folder; native (the official single files' names) or gguf, a file of one component.",
+    show_default=True,
+)
+@click.option(
+    "--weights",
+    help="keep, bfloat16 or float32; native also fp8, int8-convrot, mxfp8 or nvfp4; sharded also fp8 or int8; gguf "
+    "q8_0, q5_1, q5_0, q4_1, q4_0, bf16, f16 or f32.  [default: keep, or q8_0]",
+)
+@click.option(
+    "--component", default="transformer", help="transformer, text_encoder or vae, for a native file.", show_default=True
+)
+@click.option("--prefix", default="", help="Of every name in a native file, as model.diffusion_model.")
+@click.option("--tp", type=int, default=1, help="Ranks, for sharded.", show_default=True)
+def convert(
+    output: Path,
+    *,
+    model: str | None,
+    layout: str,
+    weights: str | None,
+    component: str,
+    prefix: str,
+    tp: int,
+    **parts: Any,
+) -> None:
+    """Write a checkpoint to OUTPUT in another layout, quantised, or split for ranks. Prints OUTPUT when it is whole."""
+    from tqdm import tqdm
+
+    from engine.checkpoint.checkpoint_files import CheckpointFiles
+    from engine.checkpoint.convert.convert import COMPONENTS, LAYOUTS, count_tensors
+    from engine.checkpoint.convert.convert import convert as write
+    from launcher.setup.hub import find_model
+
+    if layout not in LAYOUTS:
+        raise ArgumentError.of("layout", f"one of {', '.join(LAYOUTS)}", layout)
+    component = component.replace("-", "_")  # as in --text-encoder
+    if component not in COMPONENTS:
+        raise ArgumentError.of("component", f"one of {', '.join(COMPONENTS)}", component)
+    if _SUFFIXES.get(output.suffix, layout) != layout:
+        allowed = f"without {output.suffix} for the layout {layout}, or the layout {_SUFFIXES[output.suffix]}"
+        raise ArgumentError.of("output", allowed, str(output))
+    checkpoint = CheckpointFiles.open(EngineConfig(model=find_model(model), tp=tp, **parts))
+    try:
+        total = count_tensors(checkpoint, layout, component, tp)
+        shown = sys.stderr is not None and sys.stderr.isatty()
+        with tqdm(total=total, unit="tensor", leave=False, disable=not shown) as bar:
+            write(
+                checkpoint,
+                output,
+                layout=layout,
+                weights=weights or ("q8_0" if layout == "gguf" else "keep"),
+                component=component,
+                prefix=prefix,
+                tp=tp,
+                report=bar.update,
+            )
+    finally:
+        checkpoint.close()
+    click.echo(output)

@@ -1,0 +1,169 @@
+"""What `krea2 info` says about a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.checkpoint.files.open import open_tensor_file
+from engine.checkpoint.layouts.component import open_text_encoder, open_transformer, open_vae
+from engine.checkpoint.parts import find_parts
+from engine.checkpoint.summary import summarize
+from engine.config.engine_config import PARTS, EngineConfig
+from engine.errors import ArgumentError, CheckpointError
+from engine.planning.memory_plan import plan_checkpoint
+from launcher.auto_mode.choice import Choice, choose_mode
+from launcher.auto_mode.prediction import Workload
+from launcher.messages.limits import Limits
+from launcher.requests.tokenizer import PromptTokenizer
+
+
+def describe_checkpoint(config: EngineConfig) -> str:
+    """Architecture, parameters, and bytes per rank at the config's degree and dtype. Reads no weights.
+
+    Raises `CheckpointError` if the checkpoint is not whole or its tokenizer does not fit, and `ArgumentError` if it
+    cannot be split so.
+    """
+    checkpoint = CheckpointFiles.open(config)
+    model = checkpoint.config
+    model.check_parallel(config.tp, config.sp)
+    PromptTokenizer(checkpoint.tokenizer, model.text_encoder.vocab_size)
+    bytes_per_element = 4 if config.dtype == "float32" else 2
+    components = summarize(
+        checkpoint,
+        config.tp,
+        bytes_per_element,
+        config.quantization,
+        copies=config.ranks // config.tp,
+        all_decode=config.decodes_together,
+    )
+    files = [line for name in checkpoint.components for line in _describe_files(checkpoint, name)]
+    plan_lines = []
+    if config.memory_budget is not None or config.offload:
+        nccl = config.dtype != "float32"  # which stands for a CPU here
+        budget = config.memory_budget
+        plan = plan_checkpoint(checkpoint, config, config.tp, bytes_per_element, budget=budget, nccl=nccl)
+        plan_lines = [
+            "",
+            "memory plan of a rank that has a device to itself",
+            *(f"  {line}" for line in plan.describe()),
+        ]
+    checkpoint.close()
+
+    dit, text, vae = model.transformer, model.text_encoder, model.vae
+    variant = "Turbo" if model.is_distilled else "Raw"
+    lines = [
+        f"Krea 2 {variant}{' (assumed)' if model.variant_is_assumed else ''}: {config.name}",
+        f"  defaults      {model.default_width} × {model.default_height}, {model.default_steps} steps, "
+        f"guidance {model.default_guidance:g}",
+        f"  transformer   {dit.num_layers} blocks, width {dit.hidden_size}, {dit.num_heads} heads, "
+        f"{dit.num_kv_heads} kv heads, SwiGLU {dit.intermediate_size}",
+        f"  text encoder  {text.num_layers} layers, width {text.hidden_size}, {text.num_heads} heads, "
+        f"{text.num_kv_heads} kv heads, SwiGLU {text.intermediate_size}, taps {_listed(model.text_encoder_taps)}",
+        f"  vae           {vae.z_dim} channels, 1/{vae.scale_factor} of the image's sides",
+        f"  tp            possible: {_listed(model.possible_tp())}",
+        f"  sp            possible: {_listed(model.possible_sp(config.tp))}, with tp {config.tp} and no cfg-parallel",
+        "",
+        *files,
+        f"  {'tokenizer':<14}{checkpoint.tokenizer}",
+        "",
+        f"{'parameters that inference needs':<34}" + "".join(f"{f'rank {rank}':>12}" for rank in range(config.ranks)),
+    ]
+    for component in components:
+        lines.append(_row(component.name, component.parameters, component.bytes_per_rank))
+    totals = tuple(sum(column) for column in zip(*(c.bytes_per_rank for c in components), strict=True))
+    lines.append(_row("total", sum(component.parameters for component in components), totals))
+    return "\n".join(lines + plan_lines)
+
+
+def choose_for_sizes(config: EngineConfig, sizes: Sequence[str], *, gpus: int | None) -> Choice:
+    """The mode for images of the checkpoint's default size, or of these as WIDTHxHEIGHT.
+
+    gpus: as if there were so many H200s. Raises `ArgumentError`.
+    """
+    from launcher.requests.plan import parse_size
+
+    if gpus is not None and gpus < 1:
+        raise ArgumentError.of("gpus", "at least 1", gpus)
+    checkpoint = CheckpointFiles.open(config)
+    checkpoint.close()
+    workload = Workload.default(checkpoint.config)
+    if sizes:
+        given = (parse_size("size", size, checkpoint.config, Limits()) for size in sizes)
+        workload = replace(workload, sizes=tuple(dict.fromkeys(given)))
+    return choose_mode(config, workload, ranks=None, gpus=gpus)
+
+
+def _describe_files(checkpoint: CheckpointFiles, name: str) -> list[str]:
+    """Where a component comes from, and what its tensors that inference needs are stored as."""
+    component = checkpoint.components[name]
+    formats = Counter(checkpoint.stored(name, source).format for source in checkpoint.sources[name])
+    stored = ", ".join(f"{count} {kind}" for kind, count in formats.most_common())
+    return [f"  {name.replace('_', ' '):<14}{component.location}", f"  {'':<14}{component.layout}: {stored}"]
+
+
+def is_lone_file(config: EngineConfig) -> bool:
+    """Whether `model` is a file, and the other parts are given nowhere."""
+    if config.model is None or not Path(config.model).is_file():
+        return False
+    try:
+        find_parts(config)
+    except ArgumentError:
+        return all(getattr(config, part) is None for part in PARTS)
+    return False
+
+
+def describe_file(path: Path) -> str:
+    """Which part of a model a single file is, in which names and formats. Reads no weights.
+
+    Raises `CheckpointError` if it is damaged or none.
+    """
+    open_tensor_file(path).close()
+    for name, opener in (("transformer", open_transformer), ("text encoder", open_text_encoder), ("vae", open_vae)):
+        try:
+            component = opener(path)
+        except CheckpointError:
+            continue
+        component.file.close()
+        formats = Counter(tensor.format for tensor in component.tensors.values())
+        stored = ", ".join(f"{count} {kind}" for kind, count in formats.most_common())
+        numbers = sum(math.prod(tensor.shape) for tensor in component.tensors.values())
+        return (
+            f"Krea 2's {name}: {path}\n  {component.layout}: {stored}\n"
+            f"  {numbers:,} parameters in {_megabytes(path.stat().st_size)}; more is said if the other parts are given"
+        )
+    raise CheckpointError.of(path, "is no part of Krea 2", expected="its transformer, text encoder or VAE")
+
+
+def check_lora(text: str, config: EngineConfig) -> tuple[str, int]:
+    """A LoRA file, given as `[NAME=]PATH[:STRENGTH]`, in a line (its kind, the layers that it changes, bytes per rank),
+    and these bytes.
+
+    Raises `ArgumentError`, and `LoraError` for a file that does not fit the checkpoint.
+    """
+    from launcher.requests.lora_files import describe_skipped, open_lora, parse_lora
+
+    lora = parse_lora(text)
+    checkpoint = CheckpointFiles.open(config)
+    checkpoint.close()
+    opened = open_lora(lora.path, checkpoint.config, lenient=config.lora_lenient)
+    size = opened.bytes_on_rank(config.tp, 4 if config.dtype == "float32" else 2)
+    layers = f"{opened.modules} layer{'' if opened.modules == 1 else 's'}"
+    line = f"{lora.path}: {opened.family}, changes {layers}, {_megabytes(size)} on each rank"
+    return (f"{line}; {describe_skipped(opened)}" if opened.skipped else line), size
+
+
+def _row(name: str, parameters: int, bytes_per_rank: tuple[int, ...]) -> str:
+    return f"  {name:<16}{parameters:>16,}" + "".join(f"{_megabytes(size):>12}" for size in bytes_per_rank)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
+
+
+def _listed(numbers: tuple[int, ...] | list[int]) -> str:
+    return ", ".join(map(str, numbers))

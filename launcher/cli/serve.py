@@ -1,0 +1,170 @@
+"""`krea2 serve`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from engine.config.model_config import ModelConfig
+from engine.errors import ArgumentError
+from launcher.auto_mode.prediction import Workload
+from launcher.cli.options import configure_engine, engine_options
+from launcher.messages.limits import Limits
+from launcher.messages.process_messages import HttpConfig
+from launcher.setup.launch import MAX_TIMEOUT_S, serve_until_stopped
+
+
+@click.command()
+@engine_options
+@click.option("--host", default="127.0.0.1", help="Where HTTP listens.", show_default=True)
+@click.option("--port", type=int, default=30000, help="0 takes a free one.", show_default=True)
+@click.option("--no-http", is_flag=True, help="Serve RPC alone.")
+@click.option(
+    "--api-key",
+    "api_keys",
+    multiple=True,
+    envvar="KREA2_API_KEY",
+    help="Ask HTTP clients for this key; may be repeated.  [default: $KREA2_API_KEY, or none]",
+)
+@click.option(
+    "--served-model-name",
+    "model_names",
+    multiple=True,
+    help="What HTTP clients call the model; may be repeated.  [default: the checkpoint folder's name]",
+)
+@click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Another name that Host may have where --host is loopback, for a reverse proxy; may be repeated.",
+)
+@click.option(
+    "--public-url",
+    metavar="URL",
+    help="Where clients find the server through a reverse proxy; links begin with it.  [default: as they ask]",
+)
+@click.option(
+    "--max-body-bytes", type=click.IntRange(min=1), default=2**20, help="Of an HTTP request.", show_default=True
+)
+@click.option(
+    "--lora-dir",
+    metavar="FOLDER",
+    help="Let clients load LoRA files from this folder, and no others.  [default: clients may load none]",
+)
+@click.option("--rpc", metavar="ADDRESS", help="tcp://HOST:PORT or ipc:///PATH.  [default: a socket only you can use]")
+@click.option("--rpc-keys", metavar="FOLDER", help="Serve only clients whose key is in there: see krea2 keys.")
+@click.option("--insecure", is_flag=True, help="Allow a --host or --rpc that other machines can reach without a key.")
+@click.option(
+    "--drain-s", type=float, default=20.0, help="Seconds for what runs to be finished when stopped.", show_default=True
+)
+@click.option(
+    "--warm-up",
+    "warm_up",
+    multiple=True,
+    metavar="WIDTHxHEIGHT",
+    help="A size to prepare a GPU for besides the checkpoint's default, so that its first image is not slow; may be "
+    "repeated.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(("auto", "json", "text")),
+    default="auto",
+    help="auto is text on a terminal, json elsewhere.",
+    show_default=True,
+)
+def serve(
+    host: str,
+    port: int,
+    no_http: bool,
+    api_keys: tuple[str, ...],
+    model_names: tuple[str, ...],
+    allowed_hosts: tuple[str, ...],
+    public_url: str | None,
+    max_body_bytes: int,
+    rpc: str | None,
+    rpc_keys: str | None,
+    insecure: bool,
+    drain_s: float,
+    warm_up: tuple[str, ...],
+    log_format: str,
+    **engine_options: Any,
+) -> int:
+    """Serve requests over HTTP and ZMQ RPC until stopped. Prints the addresses once the ranks have loaded."""
+    from launcher.http.hosts import check_allowed_host, check_public_url
+    from launcher.http.server_process import HttpServer, check_host, listen
+    from launcher.logs import configure_logs
+    from launcher.requests.plan import parse_size
+
+    def workload(model: ModelConfig, limits: Limits) -> Workload:
+        return Workload.default(model, *(parse_size("warm_up", size, model, limits) for size in warm_up))
+
+    config, model = configure_engine(workload=workload, **engine_options)
+    sizes = tuple(parse_size("warm_up", size, model, config.limits) for size in warm_up)
+    if not 0 <= drain_s <= MAX_TIMEOUT_S:
+        raise ArgumentError.of("drain_s", f"between 0 and {MAX_TIMEOUT_S}", drain_s)
+    if rpc is not None:
+        from launcher.messages.sockets import check_address
+
+        if check_address(rpc, insecure=insecure, keys=rpc_keys is not None):
+            click.echo(f"warning: whoever reaches {rpc} can use this server", err=True)
+    key = None
+    if rpc_keys is not None:
+        from launcher.messages.keys import SERVER_FILE, ServerKeys
+
+        ServerKeys.load(rpc_keys)
+        key = os.path.join(rpc_keys, SERVER_FILE)
+    if log_format == "auto":
+        log_format = "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
+    configure_logs(log_format)
+    http = None
+    if not no_http:
+        if not all(api_keys):
+            raise ArgumentError("api_key must not be empty", parameter="api_key")
+        if not all(model_names):
+            raise ArgumentError("served_model_name must not be empty", parameter="served_model_name")
+        for name in allowed_hosts:
+            check_allowed_host(name)
+        if public_url is not None:
+            check_public_url(public_url)
+        if check_host(host, has_keys=bool(api_keys), insecure=insecure):
+            click.echo(f"warning: whoever reaches {host} can use this server", err=True)
+        http_config = HttpConfig(
+            engine=config.engine,
+            limits=config.limits,
+            host=host,
+            model_names=model_names or (_model_name(engine_options),),
+            api_keys=api_keys,
+            allowed_hosts=allowed_hosts,
+            public_url=public_url,
+            max_body_bytes=max_body_bytes,
+            log_format=log_format,
+            rpc_key=key,
+        )
+        http = HttpServer(http_config, listen(host, port))
+
+    def print_addresses(address: str) -> None:
+        if http is not None:
+            click.echo(f"http: {http.url}")
+        click.echo(f"rpc: {address}")
+
+    number = serve_until_stopped(
+        msgspec.structs.replace(config, rpc=rpc, rpc_keys=rpc_keys, drain_s=drain_s, warm_up_sizes=sizes),
+        on_started=print_addresses,
+        is_child=False,
+        http=http,
+    )
+    return 0 if number is None else 128 + number
+
+
+def _model_name(engine_options: Mapping[str, Any]) -> str:
+    """What the user calls the model: its folder's, its repository's or its file's name."""
+    name: str = engine_options["model"] or engine_options["transformer"] or "demo"
+    path = Path(name).resolve()
+    return (path.stem if path.is_file() else path.name) or name

@@ -1,0 +1,57 @@
+"""What `generate` and `stream` take in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Required, TypedDict
+
+from engine.errors import ArgumentError
+from launcher.messages.client_messages import Generate, LoraChoice
+
+
+class LoraParameters(TypedDict, total=False):
+    """One of the `loras` of a request: the fields of `LoraChoice`."""
+
+    name: Required[str]
+    strength: float | None
+
+
+class Parameters(TypedDict, total=False):
+    """The keywords of `generate` and `stream`: the fields of `Generate`. A name alone stands for a LoRA too."""
+
+    request_id: str
+    seed: int | None
+    steps: int | None
+    guidance: float | None
+    negative_prompt: str | None
+    mu: float | None
+    width: int | None
+    height: int | None
+    num_images: int
+    priority: int
+    timeout_s: float | None
+    output_format: str
+    metadata: bool
+    preview_every: int | None
+    loras: Sequence[LoraParameters | str]
+
+
+def make_request(prompt: str, parameters: Parameters) -> Generate:
+    """The message for these parameters. Their values are checked where it is received, as every client's.
+
+    Raises `ArgumentError` for loras that are no list of names and of maps with a name and, maybe, a strength.
+    """
+    loras = parameters.get("loras", ())
+    allowed = 'a list of {"name": …, "strength": …} or of names'
+    if isinstance(loras, str | Mapping) or not isinstance(loras, Sequence):
+        raise ArgumentError.of("loras", allowed, loras)
+    choices = []
+    for lora in loras:
+        if isinstance(lora, str):
+            choices.append(LoraChoice(name=lora))
+        elif isinstance(lora, Mapping) and "name" in lora and lora.keys() <= {"name", "strength"}:
+            choices.append(LoraChoice(**lora))
+        else:
+            raise ArgumentError.of("loras", allowed, lora)
+    others: dict[str, Any] = {name: value for name, value in parameters.items() if name != "loras"}
+    return Generate(prompt=prompt, loras=tuple(choices), **others)

@@ -1,0 +1,101 @@
+"""What clients get: the events of a request, and its result."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from launcher.messages.client_messages import Accepted, Image, Preview, Progress
+
+if TYPE_CHECKING:
+    from PIL import Image as PIL
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One finished image of a request, as a file in `format`."""
+
+    request_id: str
+    attempt: int
+    index: int
+    seed: int
+    width: int
+    height: int
+    format: str
+    file: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, header: Image, file: bytes) -> ImageFile:
+        return cls(
+            request_id=header.request_id,
+            attempt=header.attempt,
+            index=header.index,
+            seed=header.seed,
+            width=header.width,
+            height=header.height,
+            format=header.output_format,
+            file=file,
+        )
+
+
+@dataclass(frozen=True)
+class PreviewFile:
+    """What image `index` may become, after `step` of its `steps`: a small JPEG file."""
+
+    request_id: str
+    attempt: int
+    index: int
+    step: int
+    steps: int
+    file: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, header: Preview, file: bytes) -> PreviewFile:
+        return cls(header.request_id, header.attempt, header.index, header.step, header.steps, file)
+
+
+@dataclass(frozen=True)
+class Result:
+    """All images of a request, in order; sizes in pixels, timings in seconds."""
+
+    request_id: str
+    attempt: int
+    files: list[bytes] = field(repr=False)
+    seeds: list[int]
+    width: int
+    height: int
+    format: str
+    timings: dict[str, float]
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def of(cls, header: Image, images: list[ImageFile]) -> Result:
+        """The whole, from its images in order and the header that came last, whose timings are complete."""
+        return cls(
+            request_id=header.request_id,
+            attempt=header.attempt,
+            files=[image.file for image in images],
+            seeds=[image.seed for image in images],
+            width=header.width,
+            height=header.height,
+            format=header.output_format,
+            timings=header.timings,
+            warnings=header.warnings,
+        )
+
+    @property
+    def seed(self) -> int:
+        """The seed of the first image; image i has seed + i."""
+        return self.seeds[0]
+
+    @cached_property
+    def images(self) -> list[PIL.Image]:
+        """The images, opened with Pillow."""
+        from PIL import Image as PIL
+
+        return [PIL.open(io.BytesIO(file)) for file in self.files]
+
+
+Event = Accepted | Progress | PreviewFile | ImageFile | Result

@@ -1,0 +1,161 @@
+"""The front-end's end of its clients: who they are, what they send, and whether they are still there."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections.abc import Callable, Hashable
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from engine.errors import Krea2Error, QueueFullError
+from launcher.messages.client_messages import (
+    MAX_REQUEST_BYTES,
+    Closing,
+    Failed,
+    MessageError,
+    Ping,
+    Pong,
+    Request,
+    decode_request,
+    encode,
+)
+from launcher.messages.keys import ServerKeys
+from launcher.messages.sockets import bind, remove_socket, send_now
+
+MAX_CLIENTS = 1024
+_MESSAGES_AHEAD = 64  # in zmq's queue for a client; what comes on top waits in its outbox
+_OUTBOX_MESSAGES = 1024  # of those that replace no other
+_OUTBOX_S = 0.05  # between attempts to empty the outboxes
+_FAREWELL_MS = 1000  # for the last replies to leave
+
+
+class Clients:
+    """A ROUTER socket and the clients that have spoken to it, by their ZMQ identity; with `keys`, only known ones.
+
+    A client holds a lease that every message renews. on_message gets what could be understood, but for pings. What a
+    slow client cannot take yet waits in its outbox, where a newer message under the same key replaces an older one: so
+    an outbox holds what a client's requests are bound to, and never grows with time.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        context: zmq.asyncio.Context,
+        *,
+        on_message: Callable[[bytes, Request], None],
+        keys: ServerKeys | None = None,
+    ) -> None:
+        self._on_message = on_message
+        self._last_heard: dict[bytes, float] = {}
+        self._outboxes: dict[bytes, dict[Hashable, list[bytes]]] = {}
+        self.dropped_messages = 0
+        self._socket = context.socket(zmq.ROUTER)
+        self._socket.set(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
+        self._socket.set(zmq.SNDHWM, _MESSAGES_AHEAD)
+        self._socket.set(zmq.LINGER, _FAREWELL_MS)
+        self._socket.set(zmq.ROUTER_MANDATORY, 1)  # says what it cannot take
+        self._socket.set(zmq.ROUTER_HANDOVER, 1)  # a client whose connection broke comes back under its name
+        self._authenticator = None if keys is None else keys.guard(self._socket, context)
+        self.address = bind(self._socket, address)
+
+    async def receive(self) -> None:
+        """Handle messages until cancelled."""
+        while True:
+            frames = await self._socket.recv_multipart()
+            try:
+                self._handle(frames)
+            except Exception as error:  # our own mistake, which must not cost the other clients their requests
+                traceback.print_exception(error)
+                self.dropped_messages += 1
+            await asyncio.sleep(0)  # messages that have arrived are received without yielding to other tasks
+
+    async def send_waiting(self) -> None:
+        """Empty the outboxes as clients take their messages, until cancelled."""
+        while True:
+            await asyncio.sleep(_OUTBOX_S)
+            for client, outbox in list(self._outboxes.items()):
+                while outbox:
+                    key = next(iter(outbox))
+                    if not send_now(self._socket, [client, *outbox[key]]):
+                        break
+                    del outbox[key]
+                else:
+                    del self._outboxes[client]
+
+    def send(self, client: bytes, message: msgspec.Struct, *frames: bytes, key: Hashable = None) -> list[bytes]:
+        """Send without waiting; returns the frames, to `send_again`.
+
+        key: (kind, number of the request, …), whose older message it replaces in the outbox; without one it is dropped
+        if the outbox is full.
+        """
+        all_frames = [encode(message), *frames]
+        self.send_again(client, all_frames, key=key)
+        return all_frames
+
+    def send_again(self, client: bytes, frames: list[bytes], *, key: Hashable = None) -> None:
+        if client not in self._outboxes and send_now(self._socket, [client, *frames]):
+            return
+        if client in self._last_heard:
+            outbox = self._outboxes.setdefault(client, {})
+            if key is not None or len(outbox) < _OUTBOX_MESSAGES:
+                outbox[object() if key is None else key] = frames
+
+    def send_failure(
+        self, client: bytes, request_id: str | None, error: Krea2Error, *, key: Hashable = None
+    ) -> list[bytes]:
+        failed = Failed(
+            request_id=request_id,
+            code=error.code,
+            message=error.message,
+            parameter=error.parameter,
+            retry_after_s=error.retry_after_s,
+        )
+        return self.send(client, failed, key=key)
+
+    def forget(self, client: bytes, request: int) -> None:
+        """Nobody waits for this request's messages any more: those whose key names it leave the outbox."""
+        outbox = self._outboxes.get(client, {})
+        for key in [key for key in outbox if isinstance(key, tuple) and key[1] == request]:
+            del outbox[key]
+
+    def end_leases(self, lease_s: float) -> list[bytes]:
+        """Forget the clients that have been silent for longer than their lease, and return them."""
+        now = time.monotonic()
+        silent = [client for client, heard in self._last_heard.items() if now - heard > lease_s]
+        for client in silent:
+            del self._last_heard[client]
+            self._outboxes.pop(client, None)
+        return silent
+
+    def close(self, reason: Krea2Error) -> None:
+        """Tell all clients why nobody will answer any more. The socket is its context's to close."""
+        for client in self._last_heard:
+            self.send(client, Closing(code=reason.code, message=reason.message))
+        if self._authenticator is not None:
+            self._authenticator.stop()
+        remove_socket(self.address)
+
+    def _handle(self, frames: list[bytes]) -> None:
+        client = frames[0]
+        if len(frames) != 2:
+            self.dropped_messages += 1
+            return
+        try:
+            message = decode_request(frames[1])
+        except MessageError as problem:
+            self.dropped_messages += 1
+            self.send_failure(client, problem.request_id, problem.error)
+            return
+        if client not in self._last_heard and len(self._last_heard) >= MAX_CLIENTS:
+            error = QueueFullError(f"{MAX_CLIENTS} clients are connected, and more are not served")
+            self.send_failure(client, getattr(message, "request_id", None), error)
+            return
+        self._last_heard[client] = time.monotonic()
+        if isinstance(message, Ping):
+            self.send(client, Pong())
+        else:
+            self._on_message(client, message)

@@ -1,0 +1,338 @@
+"""From jobs to images: the scheduler, the ranks it makes steps for, and the warm-up that teaches it what steps cost."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterator
+from typing import Protocol
+
+import zmq.asyncio
+
+from engine.config.model_config import ModelConfig
+from engine.errors import Krea2Error
+from engine.planning.step_memory import DecodeMemory
+from engine.scheduling.cost import CostModel, Work
+from engine.scheduling.scheduler import Estimate, Scheduler
+from engine.step import Adapter, Job, Step, StepTimes
+from launcher.auto_mode.measurements import divides_guidance, is_typical, measure, remember, setting
+from launcher.frontend.warm_up import WarmUp
+from launcher.logs import log_event
+from launcher.messages.process_messages import Decoded, FrontendConfig, Previewed
+from launcher.processes import Child
+from launcher.ranks.rank_group import STEPS_AHEAD
+from launcher.ranks.supervisor import RankSupervisor
+from launcher.requests.plan import token_budget
+from launcher.requests.tokenizer import Prompt
+
+TOKEN_BUDGET = 8192  # of a tick until it is measured, which two images of 1024² fill, and at most
+# However little more tokens seemed to gain: half an image of 1024² is never too much for a tick, and a warm-up that
+# something else disturbed must not leave small images to go one by one.
+_LEAST_BUDGET = 2048
+_SHRINK = 0.75  # of a step's tokens, after it was too large for the memory
+_CALM_STEPS = 200  # that had it, after which they may be larger again: what was in the way may be gone
+_MAX_DECODING = 8  # images in rank 0's queue for its decoder: it should not run dry while steps are under way
+
+
+class JobEvents(Protocol):
+    """What becomes of jobs. Those of the warm-up are not heard of."""
+
+    def ranks_ready(self) -> None: ...
+
+    def job_started(self, job_id: int) -> None: ...
+
+    def step_done(self, step: Step, times: StepTimes, tokens: int) -> None: ...
+
+    def image_decoded(self, decoded: Decoded, rgb: bytes) -> None: ...
+
+    def image_previewed(self, previewed: Previewed, rgb: bytes) -> None: ...
+
+    def job_failed(self, job_id: int, error: Krea2Error) -> None: ...
+
+    def ranks_lost(self, error: Krea2Error) -> bool:
+        """The ranks are gone with all that they held: `start_over`. Returns whether a job is known to be the reason."""
+
+    def ranks_given_up(self, error: Krea2Error) -> None: ...
+
+
+class Dispatcher:
+    """Sends the ranks one step ahead of the one they work on, as long as there are jobs."""
+
+    def __init__(
+        self,
+        config: FrontendConfig,
+        model: ModelConfig,
+        encode: Callable[[str], Prompt],
+        job_ids: Iterator[int],
+        children: list[Child],
+        start_ranks: Callable[[int], None],
+        context: zmq.asyncio.Context,
+        events: JobEvents,
+    ) -> None:
+        self._config, self._model, self._events = config, model, events
+        self._costs = CostModel()
+        self._scheduler = Scheduler(TOKEN_BUDGET, costs=self._costs, max_decoding=_MAX_DECODING)
+        self._segments: dict[int, tuple[int, ...]] = {}  # of each job that is queued or under way
+        self._sent: dict[int, Work] = {}  # of each step under way
+        self._most_tokens = TOKEN_BUDGET  # of a tick, beside what memory allows
+        self._best_tokens = TOKEN_BUDGET  # the same, had memory never run out
+        self._calm_steps = 0  # since it did
+        self._adapter_bytes: dict[int, int] = {}  # of each rank, by adapter
+        self._warm_up: WarmUp | None = None
+        if config.warm_up:
+            guided = divides_guidance(model, config.engine.degrees)
+            self._warm_up = WarmUp(model, encode, job_ids, self._costs, guided=guided)
+        self._supervisor = RankSupervisor(config, children, start_ranks, context, self)
+
+    async def run(self) -> None:
+        """Keep ranks running until cancelled. Raises the error of ranks that cannot be replaced."""
+        await self._supervisor.run()
+
+    def close(self) -> None:
+        self._supervisor.close()
+
+    # ---- what there is to know
+
+    @property
+    def ready(self) -> bool:
+        """Whether the ranks answer, and have been warmed up."""
+        return self._supervisor.group.ready and self._warm_up is None
+
+    @property
+    def ranks_are_ready(self) -> bool:
+        """Whether the ranks answer, if only to be warmed up."""
+        return self._supervisor.group.ready
+
+    @property
+    def given_up(self) -> Krea2Error | None:
+        """Why nothing may wait for ranks, if they are lost again and again."""
+        return self._supervisor.given_up
+
+    @property
+    def restarts(self) -> int:
+        return self._supervisor.restarts
+
+    @property
+    def device(self) -> str | None:
+        return self._supervisor.group.device
+
+    @property
+    def attention(self) -> dict[str, str]:
+        return self._supervisor.group.attention
+
+    @property
+    def memory(self) -> tuple[dict[str, int], ...]:
+        return self._supervisor.group.memory
+
+    @property
+    def memory_plan(self) -> tuple[str, ...]:
+        return self._supervisor.group.memory_plan
+
+    @property
+    def decode_memory(self) -> DecodeMemory:
+        """What the memory depends on that rank 0 takes to decode an image, once the ranks are ready."""
+        return self._supervisor.group.decode_memory
+
+    @property
+    def free(self) -> list[int] | None:
+        """Bytes that each rank has for steps beside the adapters, where that is known."""
+        free = self._supervisor.group.free
+        return None if free is None else [available - sum(self._adapter_bytes.values()) for available in free]
+
+    @property
+    def bytes_per_element(self) -> int:
+        device_type = (self.device or "").split(":")[0]
+        return 2 if self._config.engine.dtype_on(device_type) == "bfloat16" else 4
+
+    @property
+    def token_budget(self) -> int:
+        return self._scheduler.token_budget
+
+    def estimate(self, request: int) -> Estimate | None:
+        """Where a request stands; None if all its images are there."""
+        return self._scheduler.estimate(request, time.monotonic())
+
+    def backlog_s(self) -> float | None:
+        """Seconds until everything is done that has been added, once speeds are known."""
+        return self._scheduler.backlog_s(time.monotonic())
+
+    # ---- jobs
+
+    def add(self, job: Job, *, segments: tuple[int, ...], request: int, priority: int, arrived: float) -> None:
+        """Queue a job; `send_steps` sends what can be sent. For the parameters see `Scheduler.add`."""
+        self._segments[job.job_id] = segments
+        self._scheduler.add(job, segments=segments, request=request, priority=priority, now=arrived)
+
+    def start_over(self, *, alone: Collection[int]) -> None:
+        """Every job begins again on the next ranks; those of the requests `alone` by themselves."""
+        self._scheduler.reset(alone=alone)
+
+    def cancel(self, job_id: int) -> None:
+        self._segments.pop(job_id, None)
+        self._scheduler.cancel(job_id)
+
+    def load(self, adapter: Adapter, size: int) -> None:
+        """Have the ranks load an adapter, which takes `size` bytes of each, before jobs that have not begun.
+
+        `send_steps` sends it. It is forgotten when the ranks are lost.
+        """
+        self._adapter_bytes[adapter.adapter_id] = size
+        self._scheduler.load(adapter)
+        self._fit_budget()
+
+    def unload(self, adapter_id: int) -> None:
+        """Have the ranks unload an adapter that no job names any more; `send_steps` sends it."""
+        self._scheduler.unload(adapter_id)
+
+    def _fit_budget(self) -> None:
+        most, free = self._most_tokens, self.free
+        if free is not None:
+            most = token_budget(
+                self._model,
+                self._config.engine,
+                most,
+                bytes_per_element=self.bytes_per_element,
+                decode_memory=self.decode_memory,
+                free=free,
+            )
+        self._scheduler.token_budget = most
+
+    def send_steps(self) -> None:
+        """Send steps as far ahead as they may be sent; those of the warm-up only when there is nothing else to do."""
+        group = self._supervisor.group
+        while group.ready and group.outstanding < STEPS_AHEAD:
+            idle = group.outstanding == 0 and group.decoding == 0
+            step = None
+            if self._warm_up is not None and self._warm_up.is_due:
+                step = self._warm_up.next_step(self._scheduler.empty_step)
+            if step is None:
+                step = self._scheduler.next_step(time.monotonic(), idle=idle)
+            if step is None and self._warm_up is not None and group.outstanding == 0:
+                step = self._warm_up.next_step(self._scheduler.empty_step)
+            if step is None:
+                return
+            for job in step.start:
+                if job.job_id in self._segments:  # else it is the warm-up's
+                    self._events.job_started(job.job_id)
+            work = Work.of(tokens for job_id in step.denoise for tokens in self._segments.get(job_id, ()))
+            self._sent[step.number] = work
+            # How long it takes to read an adapter is not known.
+            group.send(step, expected_s=None if step.load else self._costs.denoise_s(work))
+
+    def check_decoder(self) -> None:
+        """A rank whose decoder failed says so at the next step; without other work that would never come."""
+        group = self._supervisor.group
+        if group.ready and group.decoding and not group.outstanding:
+            step = self._scheduler.empty_step()
+            self._sent[step.number] = Work(0, 0)
+            group.send(step)
+
+    # ---- what the ranks tell
+
+    def ranks_ready(self) -> None:
+        self._supervisor.ready()
+        self._fit_budget()
+        self._events.ranks_ready()
+        if self._warm_up is not None:
+            self._warm_up.begin(self.token_budget)
+        self.send_steps()
+
+    def step_done(self, step: Step, times: StepTimes) -> None:
+        self.send_steps()  # before anything else, so that the ranks have work
+        if times.encoded_tokens and not times.one_by_one:
+            self._costs.correct_encode(times.encoded_tokens, times.encode_s)
+        if self._warm_up is not None and self._warm_up.step_done(step, times):
+            del self._sent[step.number]
+            if self._warm_up.over:
+                if self._warm_up.budget is not None:
+                    self._best_tokens = min(TOKEN_BUDGET, max(_LEAST_BUDGET, self._warm_up.budget))
+                    self._most_tokens = min(self._most_tokens, self._best_tokens)
+                    self._fit_budget()
+                self._warm_up = None
+                self._keep_speed()
+            self.send_steps()
+            return
+        for adapter_id in step.unload:
+            del self._adapter_bytes[adapter_id]
+        if step.unload:
+            self._fit_budget()
+        work = self._sent.pop(step.number)
+        if times.one_by_one:
+            self._shrink(step, work.tokens)
+        elif work.tokens and self._segments.keys() >= set(step.denoise):  # one that had failed did nothing
+            self._costs.correct(work, times.denoise_s)
+            self._grow()
+        self._events.step_done(step, times, work.tokens)
+
+    def _shrink(self, step: Step, tokens: int) -> None:
+        """A step was too large for the memory: make no more like it for some time."""
+        self._calm_steps = 0
+        if len(step.denoise) > 1:
+            self._most_tokens = min(self._most_tokens, max(1, int(_SHRINK * tokens)))
+            self._fit_budget()
+        log_event(
+            "out of memory",
+            level="warning",
+            step_tokens=tokens,
+            images=len(step.denoise),
+            token_budget=self.token_budget,
+        )
+
+    def _grow(self) -> None:
+        """A step had memory, as perhaps all have since one that had not."""
+        self._calm_steps += 1
+        if self._calm_steps >= _CALM_STEPS and self._most_tokens < self._best_tokens:
+            self._calm_steps = 0
+            self._most_tokens = min(self._best_tokens, math.ceil(self._most_tokens / _SHRINK))
+            self._fit_budget()
+
+    def _keep_speed(self) -> None:
+        """For the next `--parallel auto` on such a GPU."""
+        engine, group, form = self._config.engine, self._supervisor.group, self._config.block_form
+        if not (self.device or "").startswith("cuda") or not is_typical(self._config):
+            return
+        found = measure(self._model, engine, self._costs, group.link, fp8=form == "fp8")
+        if found is None:
+            return
+        measured, step_s, predicted_s = found
+        log_event(
+            "denoise step measured",
+            mode=engine.degrees.name,
+            step_ms=round(1e3 * step_s, 2),
+            predicted_ms=round(1e3 * predicted_s, 2),
+            link_gb_per_s=None if measured.link is None else round(measured.link / 1e9, 1),
+            latency_us=None if measured.latency_s is None else round(1e6 * measured.latency_s, 1),
+        )
+        try:
+            remember(setting(group.device_name, self._model, form), measured)
+        except OSError as error:
+            log_event("what was measured cannot be kept", level="warning", error=str(error))
+
+    def image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
+        if self._warm_up is not None:
+            self._warm_up.image_decoded(decoded.job_id)
+        self._segments.pop(decoded.job_id, None)
+        self._scheduler.decoded(decoded.job_id)
+        self._costs.correct_decode(decoded.width * decoded.height, decoded.decode_s)
+        self._events.image_decoded(decoded, rgb)
+        self.send_steps()
+
+    def image_previewed(self, previewed: Previewed, rgb: bytes) -> None:
+        self._events.image_previewed(previewed, rgb)
+
+    def job_failed(self, job_id: int, error: Krea2Error) -> None:
+        if self._warm_up is not None:
+            self._warm_up.job_failed(job_id)
+        self._events.job_failed(job_id, error)
+        self.cancel(job_id)  # if nobody knew it, or it is the warm-up's
+        self._scheduler.decoded(job_id)
+        self.send_steps()
+
+    def ranks_lost(self, error: Krea2Error) -> bool:
+        self._warm_up = None  # what it may still have found is not worth another loss
+        self._sent.clear()
+        self._adapter_bytes.clear()
+        return self._events.ranks_lost(error)
+
+    def ranks_given_up(self, error: Krea2Error) -> None:
+        self._events.ranks_given_up(error)

@@ -1,0 +1,306 @@
+"""LoRAs while serving: loaded, listed and unloaded for clients, and told to the ranks."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import traceback
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from engine.config.model_config import ModelConfig
+from engine.errors import ArgumentError, Krea2Error, LoraError
+from engine.lora.files import AdapterFile
+from engine.step import Step
+from launcher.frontend.clients import Clients
+from launcher.frontend.dispatcher import Dispatcher
+from launcher.frontend.lora_registry import LoraEntry, LoraRegistry
+from launcher.logs import log_event
+from launcher.messages.client_messages import (
+    ListLoras,
+    LoadedLora,
+    LoadLora,
+    LoraRequest,
+    Loras,
+    MergedLora,
+    UnloadLora,
+    describe,
+)
+from launcher.messages.process_messages import FrontendConfig
+from launcher.requests.lora_files import MAX_NAME, check_name, describe_skipped, open_lora, path_inside
+from launcher.requests.plan import check_strength, default_needs
+
+_READ_S = 120.0  # for a file to be read and checked
+_MOST_LOSSES = 2  # of ranks while they loaded a LoRA, after which it counts as the reason
+
+T = TypeVar("T")
+
+
+def open_registry(config: FrontendConfig, model: ModelConfig) -> LoraRegistry:
+    """The LoRAs of the configuration, whose values somebody has checked already, and a word on those to be merged.
+
+    Raises `LoraError`.
+    """
+    registry, lenient = LoraRegistry(config.limits.max_loras), config.engine.lora_lenient
+    for lora in config.loras:
+        opened = open_lora(lora.path, model, lenient=lenient, values=False)
+        path = Path(lora.path).resolve()
+        registry.reserve(lora.name)
+        registry.add(lora.name, opened, path=str(path), file=path.name, strength=lora.strength, lenient=lenient)
+    for merged, strength in config.engine.merge_loras:
+        opened = open_lora(merged, model, lenient=lenient, values=False)
+        log_event("lora merged", file=Path(merged).name, strength=strength, **_described(opened))
+    return registry
+
+
+class LoraService:
+    """Keeps the registry and the ranks in agreement.
+
+    check_free: raises `ArgumentError` if requests that have not ended would not fit into so many free bytes by rank.
+    on_lost: hears which requests cannot be made any more, and why.
+    """
+
+    def __init__(
+        self,
+        config: FrontendConfig,
+        model: ModelConfig,
+        registry: LoraRegistry,
+        clients: Clients,
+        dispatcher: Dispatcher,
+        *,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        check_free: Callable[[Sequence[int]], None],
+        on_lost: Callable[[set[int], Krea2Error], None],
+    ) -> None:
+        self._config, self._model = config, model
+        self._clients, self._dispatcher = clients, dispatcher
+        self._spawn, self._check_free, self._on_lost = spawn, check_free, on_lost
+        self.registry = registry
+        self._reading = asyncio.Lock()  # one file at a time
+        self._loading: list[int] = []  # adapters that the ranks have yet to load, in order
+        self._asked: dict[int, tuple[bytes, str]] = {}  # who waits for them
+
+    def listed(self) -> tuple[LoadedLora, ...]:
+        """What requests may choose."""
+        dispatcher = self._dispatcher
+        return tuple(
+            entry.describe(self._config.engine.tp, dispatcher.bytes_per_element) for entry in self.registry.named
+        )
+
+    def merged(self) -> tuple[MergedLora, ...]:
+        return tuple(
+            MergedLora(file=Path(path).name, strength=strength) for path, strength in self._config.engine.merge_loras
+        )
+
+    # ---- what clients ask for
+
+    def handle(self, client: bytes, message: LoraRequest) -> None:
+        try:
+            folder = self._config.lora_dir
+            if folder is None and not isinstance(message, ListLoras):
+                raise ArgumentError("clients may load and unload LoRAs only if the server has a --lora-dir")
+            if isinstance(message, LoadLora) and folder is not None:
+                self._check(message, folder)
+                self._spawn(self._load(client, message, folder))
+                return
+            if isinstance(message, UnloadLora):
+                entry = self.registry.remove(message.name)
+                log_event("lora unloaded", name=entry.name, users=len(entry.users))
+                if not entry.users:
+                    self._unload(entry)
+            self._answer(client, message.request_id)
+        except Exception as error:
+            self._refuse(client, message, error)
+
+    def _refuse(self, client: bytes, message: LoraRequest, error: Exception) -> None:
+        if not isinstance(error, Krea2Error):  # a mistake of ours, of which the client must hear too
+            traceback.print_exception(error)
+            error = Krea2Error(f"front-end: {describe(error)}")
+        if isinstance(message, LoadLora):
+            log_event(
+                "lora refused", level="warning", name=message.name[:MAX_NAME], code=error.code, message=error.message
+            )
+        self._clients.send_failure(client, message.request_id, error)
+
+    def _check(self, message: LoadLora, folder: str) -> None:
+        """Refuse at once what can be, and reserve the name."""
+        if (lost := self._dispatcher.given_up) is not None:
+            raise lost.with_traceback(None)  # which each raise would add to
+        check_strength("strength", message.strength)
+        path_inside(folder, message.path)
+        self.registry.reserve(check_name(message.name))
+
+    async def _load(self, client: bytes, message: LoadLora, folder: str) -> None:
+        """Read the file in a thread, add it, and have the ranks load it; its client hears when they have."""
+        lenient = self._config.engine.lora_lenient
+        path = ""
+        try:
+            path = path_inside(folder, message.path)
+            async with self._reading, asyncio.timeout(_READ_S):
+                opened = await _in_thread(lambda: open_lora(path, self._model, lenient=lenient))
+            self._check_memory(self._bytes(opened), beside_requests=True)
+        except Exception as error:
+            self.registry.give_up(message.name)
+            if isinstance(error, TimeoutError):
+                error = LoraError(f"{message.path}: could not be read within {_READ_S:g} s")
+            elif isinstance(error, LoraError):  # where the folder lies is not the client's business
+                error = LoraError(error.message.replace(path, message.path).replace(f"{folder}/", ""))
+            self._refuse(client, message, error)
+            return
+        entry = self.registry.add(
+            message.name, opened, path=path, file=message.path, strength=message.strength, lenient=lenient
+        )
+        self._asked[entry.adapter.adapter_id] = client, message.request_id
+        if self._dispatcher.ranks_are_ready:
+            self._load_on_ranks(entry)
+            self._dispatcher.send_steps()
+
+    def _load_on_ranks(self, entry: LoraEntry) -> None:
+        self._loading.append(entry.adapter.adapter_id)
+        self._dispatcher.load(entry.adapter, self._bytes(entry.opened))
+
+    def _unload(self, entry: LoraEntry) -> None:
+        if self._dispatcher.ranks_are_ready:
+            self._dispatcher.unload(entry.adapter.adapter_id)
+            self._dispatcher.send_steps()
+
+    def _answer(self, client: bytes, request_id: str) -> None:
+        loras = Loras(
+            request_id=request_id,
+            loras=self.listed(),
+            merged=self.merged(),
+            loadable=self._config.lora_dir is not None,
+        )
+        self._clients.send(client, loras)
+
+    def _answer_who_asked(self, entry: LoraEntry) -> None:
+        if (asked := self._asked.pop(entry.adapter.adapter_id, None)) is not None:
+            self._answer(*asked)
+
+    def end(self, request: int) -> None:
+        """A request has ended, and its jobs were cancelled if they were not done."""
+        for entry in self.registry.end(request):
+            self._unload(entry)
+
+    # ---- what the ranks do
+
+    def ranks_ready(self) -> None:
+        """They hold none yet: load all that are wanted, before any job, and as far as their memory goes."""
+        too_large: list[tuple[LoraEntry, LoraError]] = []
+        for entry in self.registry:
+            if not self.registry.is_wanted(entry):
+                self.registry.forget(entry.adapter.adapter_id)
+                self._answer_who_asked(entry)
+                continue
+            try:
+                self._check_memory(self._bytes(entry.opened), beside_requests=False)
+            except LoraError as error:
+                too_large.append((entry, error))
+            else:
+                self._load_on_ranks(entry)
+        for entry, problem in too_large:  # which may send steps, so that it comes last
+            self._lose(entry, problem)
+
+    def ranks_lost(self, error: Krea2Error) -> bool:
+        """Returns whether a LoRA is known to be the reason, which is then given up."""
+        loading, self._loading = self._loading, []
+        if not loading:
+            return False
+        # a rank may fail at one before others have said that they hold the one before it
+        at_fault = (each for each in loading if self.registry[each].adapter.path == error.parameter)
+        entry = self.registry[next(at_fault, loading[0])]
+        entry.losses += 1
+        if not isinstance(error, LoraError) and entry.losses < _MOST_LOSSES:
+            return False
+        self._lose(entry, LoraError(f"the ranks could not load it: {error.message}"))
+        return True
+
+    def step_done(self, step: Step) -> None:
+        for adapter in step.load:
+            entry = self.registry[adapter.adapter_id]
+            opened = entry.opened
+            entry.losses = 0
+            self._loading.remove(adapter.adapter_id)
+            log_event(
+                "lora loaded", name=entry.name, file=entry.file, strength=entry.strength, bytes=self._bytes(opened),
+                **_described(opened),
+            )  # fmt: skip
+            self._answer_who_asked(entry)
+        for adapter_id in step.unload:
+            self.registry.forget(adapter_id)
+
+    def _lose(self, entry: LoraEntry, error: LoraError) -> None:
+        error = LoraError(f"{entry.file}: {error.message.replace(entry.adapter.path, entry.file)}")
+        log_event("lora lost", level="error", name=entry.name, message=error.message)
+        self.registry.lose(entry.adapter.adapter_id, error)
+        if (asked := self._asked.pop(entry.adapter.adapter_id, None)) is not None:
+            self._clients.send_failure(*asked, error)
+        self._on_lost(set(entry.users), error)
+
+    # ---- memory
+
+    @property
+    def bytes_held(self) -> int:
+        """Of each rank, for all that it holds."""
+        return sum(self._bytes(entry.opened) for entry in self.registry)
+
+    def _bytes(self, opened: AdapterFile) -> int:
+        return opened.bytes_on_rank(self._config.engine.tp, self._dispatcher.bytes_per_element)
+
+    def _check_memory(self, size: int, *, beside_requests: bool) -> None:
+        """Raise `LoraError` if a rank has not so many bytes free beside a picture, or beside requests that wait."""
+        free = self._dispatcher.free
+        if free is None:
+            return
+        left = [available - size for available in free]
+        needs = default_needs(
+            self._model,
+            self._config.engine,
+            bytes_per_element=self._dispatcher.bytes_per_element,
+            decode_memory=self._dispatcher.decode_memory,
+        )
+        for rank, (available, needed) in enumerate(zip(left, needs, strict=True)):
+            if available < needed:
+                raise LoraError(
+                    f"it needs {size / 1e9:.2f} GB on rank {rank}, which has {free[rank] / 1e9:.2f} GB free, of which "
+                    f"a picture takes {needed / 1e9:.2f} GB: unload another, or start with less"
+                )
+        if beside_requests:
+            try:
+                self._check_free(left)
+            except ArgumentError as error:
+                raise LoraError(f"requests that wait would not fit beside it: {error.message}") from None
+
+
+def _described(opened: AdapterFile) -> dict[str, Any]:
+    """For the log."""
+    described: dict[str, Any] = {"family": opened.family, "modules": opened.modules}
+    return described | ({"skipped": describe_skipped(opened)} if opened.skipped else {})
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """`asyncio.to_thread`, in a thread that nobody waits for at the end: a disk may hang."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(cast("T", result))
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except BaseException as problem:
+            error = problem
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="lora", daemon=True).start()
+    return await done

@@ -1,0 +1,139 @@
+"""What a front-end knows of a request, and tells its client."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from engine.errors import CancelledError, Krea2Error, RequestTimeoutError
+from engine.scheduling.scheduler import Estimate
+from engine.step import Job
+from launcher.frontend.clients import Clients
+from launcher.frontend.metrics import STAGES, Metrics
+from launcher.logs import log_event
+from launcher.messages.client_messages import Accepted, Image, Preview, Progress
+from launcher.requests.plan import CheckedRequest, Plan
+
+if TYPE_CHECKING:
+    import asyncio
+
+
+@dataclass(eq=False)
+class TrackedRequest:
+    """A request from its arrival until its client has acknowledged the end."""
+
+    number: int
+    client: bytes
+    request_id: str
+    checked: CheckedRequest
+    plan: Plan
+    arrived: float
+    started: bool = False
+    ended: bool = False
+    deaths: int = 0  # of ranks that had it in flight
+    steps_done: int = 0
+    decoded: set[int] = field(default_factory=set)  # jobs whose image is there
+    position: int | None = None  # as the client knows it
+    timings: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*STAGES, "total"), 0.0))
+    timer: asyncio.TimerHandle | None = None
+    frames: list[list[bytes]] = field(default_factory=list)  # images or failure, kept until they are acknowledged
+
+    @property
+    def attempt(self) -> int:
+        return self.deaths + 1
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept until they are acknowledged."""
+        return sum(len(frame) for frames in self.frames for frame in frames)
+
+    @property
+    def steps(self) -> int:
+        """Denoise steps of all its images."""
+        return self.checked.steps * self.checked.num_images
+
+
+class Answers:
+    """Sends clients what becomes of their requests, counts it and logs it."""
+
+    def __init__(self, clients: Clients, metrics: Metrics) -> None:
+        self._clients, self._metrics = clients, metrics
+
+    def accepted(self, request: TrackedRequest, estimate: Estimate | None) -> None:
+        request.position = estimate.position if estimate is not None else 0
+        accepted = Accepted(
+            request_id=request.request_id,
+            position=request.position,
+            estimated_s=_seconds(estimate),
+            attempt=request.attempt,
+        )
+        self._clients.send(request.client, accepted, key=("accepted", request.number))
+
+    def progress(self, request: TrackedRequest, estimate: Estimate | None) -> None:
+        progress = Progress(
+            request_id=request.request_id,
+            step=request.steps_done,
+            steps=request.steps,
+            estimated_s=_seconds(estimate),
+            attempt=request.attempt,
+        )
+        self._clients.send(request.client, progress, key=("progress", request.number))
+
+    def preview(self, request: TrackedRequest, job: Job, step: int, file: bytes) -> None:
+        index = request.plan.jobs.index(job)
+        preview = Preview(
+            request_id=request.request_id, index=index, step=step, steps=job.steps, attempt=request.attempt
+        )
+        self._metrics.previews.inc()
+        self._clients.send(request.client, preview, file, key=("preview", request.number, index))
+
+    def image(self, request: TrackedRequest, job: Job, file: bytes) -> bool:
+        """Returns whether it was the last image, which ends the request."""
+        request.timings["total"] = time.monotonic() - request.arrived
+        image = Image(
+            request_id=request.request_id,
+            index=request.plan.jobs.index(job),
+            num_images=request.checked.num_images,
+            seed=job.seed,
+            width=job.width,
+            height=job.height,
+            output_format=request.checked.output_format,
+            warnings=request.plan.warnings,
+            timings=request.timings,
+            attempt=request.attempt,
+        )
+        key = ("answer", request.number, len(request.frames))
+        request.frames.append(self._clients.send(request.client, image, file, key=key))
+        self._metrics.images.inc()
+        if len(request.frames) == request.checked.num_images:
+            request.ended = True
+            self._metrics.count_done(request.timings)
+            self._log("request done", request, images=len(request.frames), timings=request.timings)
+        return request.ended
+
+    def failed(self, request: TrackedRequest, error: Krea2Error) -> None:
+        request.ended = True
+        self._metrics.requests.labels(error.code).inc()
+        level = "info" if error.code in (CancelledError.code, RequestTimeoutError.code) else "warning"
+        self._log("request failed", request, level=level, code=error.code, message=error.message)
+        key = ("answer", request.number, 0)
+        request.frames = [self._clients.send_failure(request.client, request.request_id, error, key=key)]
+
+    def refused(self, client: bytes, request_id: str, error: Krea2Error) -> None:
+        """A request that was never accepted."""
+        self._metrics.requests.labels(error.code).inc()
+        log_event("request refused", level="warning", request_id=request_id, code=error.code, message=error.message)
+        self._clients.send_failure(client, request_id, error)
+
+    def again(self, request: TrackedRequest) -> None:
+        """Send the images or the failure again, for a client that has asked."""
+        for index, frames in enumerate(request.frames):
+            self._clients.send_again(request.client, frames, key=("answer", request.number, index))
+
+    def _log(self, event: str, request: TrackedRequest, *, level: str = "info", **details: object) -> None:
+        log_event(event, level=level, request_id=request.request_id, attempt=request.attempt, **details)
+
+
+def _seconds(estimate: Estimate | None) -> float | None:
+    return None if estimate is None else estimate.seconds

@@ -1,0 +1,181 @@
+"""The warm-up: steps that nobody asked for, made while nobody waits, from which the front-end learns what work costs.
+
+First a growing number of small images at once, until more tokens in a tick no longer make more tokens a second; then a
+large image, which tells attention's share; then some colourful images to the end, from which rank 0 also learns to draw
+previews.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+
+from engine.config.chat_template import PREFIX_TOKENS
+from engine.config.model_config import ModelConfig
+from engine.scheduling.cost import CostModel, Work, choose_budget
+from engine.step import Job, Step, StepTimes
+from launcher.requests.tokenizer import Prompt
+
+LONGEST_S = 10.0
+_SMALL = 256  # pixels of a small image's side, unless images are smaller by default
+_IMAGE_STEPS = 8
+_LADDER_STEPS = 64  # of jobs that are measured and never finished
+_REPEATS = 3
+_GAIN, _VAIN = 1.02, 2  # twice the tokens in a tick should gain so much in tokens a second, and may fail so often
+_PROMPTS = (
+    "a red circle on a blue background",
+    "a yellow star on a black background",
+    "a green square on a white background",
+    "a purple heart on an orange background",
+    "a white triangle on a red background",
+    "a blue circle on a yellow background",
+    "an orange star on a green background",
+    "a black square on a purple background",
+)
+
+
+class WarmUp:
+    """Gives one step at a time. Over after `LONGEST_S` seconds at the latest; `budget` is what it found, if it did."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        encode: Callable[[str], Prompt],
+        job_ids: Iterator[int],
+        costs: CostModel,
+        *,
+        guided: bool = False,
+    ) -> None:
+        """guided: its images are, as in a mode that divides a guided one, whose steps say nothing of unguided ones."""
+        self._guided = guided
+        self._model, self._encode, self._job_ids, self._costs = model, encode, job_ids, costs
+        self.budget: int | None = None
+        self.over = False
+        self._jobs: dict[int, Job] = {}  # on the ranks
+        self._sent: Step | None = None
+        self._decoding: int | None = None  # the job whose image is being decoded
+        self._steps: Generator[Step, StepTimes, None] | None = None
+        self._next: Step | None = None
+        self._due = math.inf
+
+    @property
+    def is_due(self) -> bool:
+        """Whether its time is up, and it has yet to make the ranks forget its jobs."""
+        return time.monotonic() > self._due
+
+    def begin(self, most_tokens: int) -> None:
+        """The ranks are ready, and have memory for ticks of so many tokens."""
+        self._due = time.monotonic() + LONGEST_S
+        self._steps = self._run(most_tokens)
+        self._next = next(self._steps)
+
+    def next_step(self, empty_step: Callable[[], Step]) -> Step | None:
+        """The next step, numbered by `empty_step`; None while a step or an image is under way, and when it is over."""
+        if self._sent is not None or self._next is None or self._decoding is not None:
+            return None
+        if self.is_due:
+            self._break_off()
+        assert self._next is not None
+        self._sent = replace(self._next, number=empty_step().number)
+        self._jobs |= {job.job_id: job for job in self._sent.start}
+        for job_id in (*self._sent.decode, *self._sent.release):
+            del self._jobs[job_id]
+        self._decoding = next(iter(self._sent.decode), None)
+        return self._sent
+
+    def step_done(self, step: Step, times: StepTimes) -> bool:
+        """Whether the step was one of the warm-up's."""
+        if self._sent is None or step.number != self._sent.number:
+            return False
+        assert self._steps is not None
+        sent, self._sent, self._next = self._sent, None, None
+        if times.one_by_one:  # which says nothing of what such a step costs, but that it is too large
+            tokens = [self._tokens(self._jobs[job_id]) for job_id in sent.denoise if job_id in self._jobs]
+            self.budget = max(1, sum(tokens) // 2)
+            self._break_off()
+            return True
+        try:
+            self._next = self._steps.send(times)
+        except StopIteration:
+            self.over = True
+        return True
+
+    def image_decoded(self, job_id: int) -> None:
+        if job_id == self._decoding:
+            self._decoding = None
+
+    def job_failed(self, job_id: int) -> None:
+        """Its image will not come."""
+        self.image_decoded(job_id)
+        if job_id in self._jobs:
+            self._due = -math.inf
+
+    def _break_off(self) -> None:
+        """Only have its jobs forgotten."""
+        self._due = math.inf
+        self._steps = self._release()
+        self._next = next(self._steps)
+
+    def _run(self, most_tokens: int) -> Generator[Step, StepTimes, None]:
+        small = min(_SMALL, self._model.default_width, self._model.default_height)
+        large = max(self._model.default_width, 2 * small)
+        samples: list[tuple[Work, float]] = []
+
+        def measure(jobs: list[Job], new: list[Job]) -> Generator[Step, StepTimes, float]:
+            """Tokens a second. The fastest of some steps, since whatever else runs here only makes steps slower."""
+            ids = tuple(job.job_id for job in jobs)
+            yield Step(number=0, start=tuple(new), denoise=ids)  # whatever happens once for a shape happens here
+            seconds = math.inf
+            for _ in range(_REPEATS):
+                times = yield Step(number=0, denoise=ids)
+                seconds = min(seconds, times.denoise_s)
+            samples.append((Work.of(tokens for job in jobs for tokens in self._segments(job)), seconds))
+            return samples[-1][0].tokens / seconds
+
+        jobs: list[Job] = []
+        best, vain = 0.0, 0
+        while vain < _VAIN and sum(map(self._tokens, jobs)) * 2 <= most_tokens:
+            new = [self._job(_PROMPTS[0], small, _LADDER_STEPS) for _ in range(max(1, len(jobs)))]
+            jobs += new
+            rate = yield from measure(jobs, new)
+            vain = 0 if rate > _GAIN * best else vain + 1
+            best = max(best, rate)
+        self.budget = choose_budget([(work.tokens, seconds) for work, seconds in samples])
+        large_job = self._job(_PROMPTS[0], large, _LADDER_STEPS)
+        if self._tokens(large_job) <= most_tokens:
+            yield from measure([large_job], [large_job])
+        self._costs.fit(samples)
+        steps = min(_IMAGE_STEPS, self._model.default_steps)
+        images = [self._job(prompt, small, steps) for prompt in _PROMPTS]
+        images = images[: most_tokens // max(map(self._tokens, images))]
+        ids = tuple(job.job_id for job in images)
+        for step in range(steps):
+            yield Step(number=0, start=() if step else tuple(images), denoise=ids)
+        for job_id in ids:  # one by one, so that a request that comes now need not wait long for its own
+            yield Step(number=0, decode=(job_id,))
+        yield from self._release()
+
+    def _release(self) -> Generator[Step, StepTimes, None]:
+        yield Step(number=0, release=tuple(self._jobs))
+
+    def _job(self, prompt: str, side: int, steps: int) -> Job:
+        return Job(
+            job_id=next(self._job_ids),
+            prompt_ids=self._encode(prompt).ids,
+            negative_ids=self._encode("").ids if self._guided else None,
+            width=side,
+            height=side,
+            steps=steps,
+            guidance=self._model.default_guidance if self._guided else 0.0,
+            mu=None,
+            seed=0,
+        )
+
+    def _segments(self, job: Job) -> list[int]:
+        tokens = self._model.image_tokens(job.width, job.height)
+        return [len(ids) - PREFIX_TOKENS + tokens for ids in job.prompts]
+
+    def _tokens(self, job: Job) -> int:
+        return sum(self._segments(job))

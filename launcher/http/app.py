@@ -1,0 +1,260 @@
+"""The HTTP process: OpenAI's images API, health, metrics and the page. It speaks RPC to the front-end.
+
+What every request passes first is in `http_guard.py`, how images are made and answered in `http_images.py` and
+`openai_api.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+import engine
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.config.model_config import ModelConfig
+from engine.errors import Krea2Error, ServerError
+from launcher.http.connections import ImpatientProtocol, allow_many_connections
+from launcher.http.docs import ERROR_SCHEMA, IMAGES_SCHEMA, describe_limits, describe_page
+from launcher.http.engine_connection import EngineLink
+from launcher.http.errors import error_response, http_error
+from launcher.http.guard import FILES_PATH, Guard
+from launcher.http.image_links import HeldFiles
+from launcher.http.images import ImagesRoute, check_model
+from launcher.http.loras import add_lora_routes
+from launcher.http.openai_api import ImageRequest, explain_invalid
+from launcher.logs import configure_logs
+from launcher.messages.process_messages import HttpConfig
+from launcher.processes import exit_after, read_config, watch_parent
+from launcher.requests.plan import MAX_LORA_STRENGTH, OUTPUT_FORMATS
+
+PAGE = Path(__file__).parent / "page"
+FINISH_S = 3  # for answers that are being sent when the process is told to end
+ASK_S = 2.0  # for the front-end to say how it is
+_EXPIRE_S = 60.0
+_KEEP_ALIVE_S = 15
+_MAX_HEADER_BYTES = 32 * 1024
+
+
+def run_http() -> None:
+    """The whole life of an HTTP process."""
+    config = read_config(HttpConfig)
+    configure_logs(config.log_format)
+    allow_many_connections()
+    server = make_server(config)
+
+    def parent_ended(_: bool) -> None:
+        exit_after(FINISH_S + 1.0)
+        server.should_exit = True
+
+    watch_parent(parent_ended)
+    with socket.socket(fileno=config.socket_fd) as listening:
+        asyncio.run(server.serve(sockets=[listening]))
+
+
+def make_server(config: HttpConfig) -> uvicorn.Server:
+    """A server for sockets that listen already. Connects to the front-end when it starts, and keeps trying."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            make_app(config),
+            http=ImpatientProtocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            log_level="critical",  # the guard logs what happens to requests
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=FINISH_S,
+            h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+        )
+    )
+
+
+def make_app(config: HttpConfig) -> Guard:
+    """The application. Raises `CheckpointError` for a bad checkpoint config."""
+    checkpoint = CheckpointFiles.open(config.engine)
+    checkpoint.close()
+    model = checkpoint.config
+    link = EngineLink(config.rpc, config.rpc_key)
+    files = HeldFiles()
+    images = ImagesRoute(config, model, link, files)
+    page = _Page(directory=PAGE, check_dir=False)
+    began = int(time.time())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async def expire() -> None:
+            while True:
+                await asyncio.sleep(_EXPIRE_S)
+                files.expire()
+
+        tasks = [asyncio.create_task(work) for work in (link.keep_connected(), expire())]
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await link.close()
+
+    app = FastAPI(
+        title="krea2-engine", version=engine.__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        description="Images with Krea 2, as OpenAI's images API makes them.", responses={"default": ERROR_SCHEMA},
+    )  # fmt: skip
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _not_routed)
+    app.add_exception_handler(Krea2Error, _failed)
+    guard = Guard(app, config)
+
+    @app.post("/v1/images/generations", responses=IMAGES_SCHEMA)
+    async def generate_images(body: ImageRequest, request: Request) -> Response:
+        """Make images from a prompt. Hanging up cancels the request."""
+        return await images.generate(body, request)
+
+    @app.get(FILES_PATH + "{name}", response_class=Response, responses={200: {"content": {"image/*": {}}}})
+    @app.head(FILES_PATH + "{name}", include_in_schema=False)
+    async def get_file(name: str) -> Response:
+        """An image that was answered as a url."""
+        file = files.get(name)
+        if file is None:
+            raise http_error("not_found", "no such image: they are held for an hour at most, less if there are many")
+        headers = {"Cache-Control": "private, max-age=3600, immutable"}
+        return Response(file, headers=headers, media_type=f"image/{name.rpartition('.')[2]}")
+
+    add_lora_routes(app, link)
+
+    @app.get("/v1/models", response_class=Response)
+    async def list_models() -> Response:
+        """The models that `model` may name."""
+        return _json({"object": "list", "data": [_model(name, began) for name in config.model_names]})
+
+    @app.get("/v1/models/{name:path}", response_class=Response)
+    async def get_model(name: str) -> Response:
+        """One of the models."""
+        check_model(config, name)
+        return _json(_model(name, began))
+
+    @app.get("/v1/settings", response_class=Response)
+    async def get_settings() -> Response:
+        """Defaults and limits of this server."""
+        return _json(_settings(config, model))
+
+    @app.get("/health", response_class=Response)
+    @app.head("/health", include_in_schema=False)
+    async def health() -> Response:
+        """Whether this process is alive."""
+        return _json({"status": "ok"})
+
+    @app.get("/ready", response_class=Response)
+    @app.head("/ready", include_in_schema=False)
+    async def ready() -> Response:
+        """Whether images can be made: 200, or 503 with the reason."""
+        try:
+            status = await asyncio.wait_for(link.status(), ASK_S)
+        except (Krea2Error, TimeoutError) as error:
+            reason = error.message if isinstance(error, Krea2Error) else f"no answer within {ASK_S:g} s"
+            raise ServerError(f"the engine does not answer: {reason}") from None
+        if not status.ready:
+            raise ServerError("the engine is not ready: it starts, warms up, or is being stopped")
+        return _json({"status": "ready", "waiting": status.waiting, "running": status.running})
+
+    @app.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """Metrics of the front-end and of this process, in Prometheus' text format."""
+        own = generate_latest(guard.registry)
+        try:
+            return Response(await asyncio.wait_for(link.metrics(), ASK_S) + own, media_type=CONTENT_TYPE_LATEST)
+        except (Krea2Error, TimeoutError):
+            return Response(own, media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return describe_page(app.openapi())
+
+    @app.get("/", include_in_schema=False)
+    @app.head("/", include_in_schema=False)
+    async def index(request: Request) -> Response:
+        return await page.get_response("index.html", request.scope)
+
+    app.mount("/page", page)
+    describe_limits(app.openapi(), model, config.limits)  # which FastAPI keeps, and answers
+    return guard
+
+
+class _Page(StaticFiles):
+    """The page's files, which browsers keep but ask about each time."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        problem: Krea2Error = http_error("unsupported_media_type", "Content-Type must be application/json")
+    else:
+        problem = explain_invalid(list(error.errors()))
+    return _answer_error(request, problem)
+
+
+async def _not_routed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    problem = {
+        400: http_error("invalid_parameter", "the body cannot be parsed as JSON"),
+        404: http_error("not_found", f"there is nothing at {path}"),
+        405: http_error("method_not_allowed", f"{request.method} is not possible at {path}"),
+    }.get(error.status_code, http_error("invalid_parameter", str(error.detail)))
+    return _answer_error(request, problem, dict(error.headers or {}))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Krea2Error)
+    return _answer_error(request, error)
+
+
+def _answer_error(request: Request, error: Krea2Error, headers: dict[str, str] | None = None) -> Response:
+    request.state.error_code = error.code  # for the log
+    return error_response(error, request.state.request_id, headers)
+
+
+def _json(content: object) -> Response:
+    return Response(msgspec.json.encode(content), media_type="application/json")
+
+
+def _model(name: str, created: int) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": created, "owned_by": "krea2-engine"}
+
+
+def _settings(config: HttpConfig, model: ModelConfig) -> dict[str, object]:
+    return {
+        "model": config.model_names[0],
+        "is_demo": config.engine.demo is not None,
+        "defaults": {
+            "width": model.default_width,
+            "height": model.default_height,
+            "steps": model.default_steps,
+            "guidance": model.default_guidance,
+        },
+        "limits": config.limits,
+        "max_lora_strength": MAX_LORA_STRENGTH,
+        "output_formats": OUTPUT_FORMATS,
+        "size_multiple": model.size_multiple,
+        "api_key_required": bool(config.api_keys),
+    }

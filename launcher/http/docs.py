@@ -1,0 +1,147 @@
+"""The OpenAPI description of the images API, and a page that shows it without loading anything from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from starlette.responses import HTMLResponse
+
+from engine.config.model_config import ModelConfig
+from launcher.http.loras import LoadLoraBody
+from launcher.http.openai_api import ImageRequest, LoraChoiceBody
+from launcher.messages.limits import Limits
+from launcher.requests.plan import MAX_LORA_STRENGTH, MAX_MU, MAX_PRIORITY, MAX_TIMEOUT_S
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }
+code, pre { font-family: ui-monospace, monospace; font-size: 0.9em; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; vertical-align: top; padding: 0.25rem 0.75rem 0.25rem 0; border-bottom: 1px solid #8884; }
+:root { color-scheme: light dark; }
+"""
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+
+
+def _object(properties: Mapping[str, Any], required: tuple[str, ...]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(required)}
+
+
+_TEXT = {"type": "string"}
+_TEXT_OR_NULL = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+_ERROR = _object(
+    {"message": _TEXT, "type": _TEXT, "param": _TEXT_OR_NULL, "code": _TEXT, "request_id": _TEXT},
+    ("message", "type", "param", "code", "request_id"),
+)
+ERROR_SCHEMA: dict[str, Any] = {
+    "description": "What is wrong, and with which parameter.",
+    "content": {"application/json": {"schema": _object({"error": _ERROR}, ("error",))}},
+}
+
+_IMAGE = _object(
+    {
+        "b64_json": {"type": "string", "contentEncoding": "base64"},
+        "url": _TEXT,
+        "index": {"type": "integer"},
+        "seed": {"type": "integer"},
+    },
+    ("index", "seed"),
+)
+_IMAGES = _object(
+    {
+        "created": {"type": "integer", "description": "Unix time."},
+        "request_id": _TEXT,
+        "data": {"type": "array", "items": _IMAGE},
+        "seed": {"type": "integer", "description": "Of the first image."},
+        "size": _TEXT,
+        "output_format": _TEXT,
+        "background": _TEXT,
+        "timings": {"type": "object", "additionalProperties": {"type": "number"}, "description": "Seconds."},
+        "warnings": {"type": "array", "items": _TEXT},
+    },
+    ("created", "request_id", "data", "seed", "size", "output_format", "timings", "warnings"),
+)
+_EVENT = _object({"event": _TEXT, "data": _TEXT}, ("event", "data"))
+IMAGES_SCHEMA: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The images, or with stream the events partial_image, completed and error.",
+        "content": {"application/json": {"schema": _IMAGES}, "text/event-stream": {"schema": _EVENT}},
+    }
+}
+
+
+def describe_limits(openapi: Mapping[str, Any], model: ModelConfig, limits: Limits) -> None:
+    """Put this server's limits and defaults into the description of the parameters."""
+    steps = (1, limits.max_steps, model.default_steps)
+    guidance = (0, limits.max_guidance, model.default_guidance)
+    ranges: dict[str, tuple[float, float, float | None]] = {
+        "n": (1, limits.max_images, 1),
+        "width": (limits.min_side, limits.max_side, model.default_width),
+        "height": (limits.min_side, limits.max_side, model.default_height),
+        "seed": (0, limits.max_seed, None),
+        "steps": steps,
+        "num_inference_steps": steps,
+        "guidance": guidance,
+        "guidance_scale": guidance,
+        "mu": (-MAX_MU, MAX_MU, None),
+        "priority": (-MAX_PRIORITY, MAX_PRIORITY, 0),
+        "timeout_s": (0, MAX_TIMEOUT_S, None),
+        "preview_every": (1, limits.max_steps, None),
+    }
+    schemas = openapi["components"]["schemas"]
+    for body in (LoraChoiceBody, LoadLoraBody):
+        field = schemas[body.__name__]["properties"]["strength"]
+        field["anyOf"][0] |= {"minimum": -MAX_LORA_STRENGTH, "maximum": MAX_LORA_STRENGTH}
+    properties = schemas[ImageRequest.__name__]["properties"]
+    properties["loras"]["anyOf"][0]["maxItems"] = limits.max_request_loras
+    for name, (low, high, default) in ranges.items():
+        field = properties[name]
+        number = next(kind for kind in field["anyOf"] if kind["type"] != "null")
+        number |= {"minimum": low, "maximum": high}
+        if default is not None:
+            field["description"] = f"{field.get('description', '')} Default: {default:g}.".strip()
+
+
+def describe_page(openapi: Mapping[str, Any]) -> HTMLResponse:
+    """Every path of the OpenAPI description, with the parameters of its body in a table."""
+    sections = [
+        _section(openapi, method, path, operation)
+        for path, operations in openapi["paths"].items()
+        for method, operation in operations.items()
+    ]
+    info = openapi["info"]
+    html = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(info["title"])}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
+        f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info['description'])} "
+        f'The same for programs: <a href="/openapi.json">openapi.json</a>.</p>{"".join(sections)}</body></html>'
+    )
+    return HTMLResponse(html, headers={"Content-Security-Policy": _POLICY})
+
+
+def _section(openapi: Mapping[str, Any], method: str, path: str, operation: Mapping[str, Any]) -> str:
+    title = f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(operation.get('description', ''))}</p>"
+    body = operation.get("requestBody")
+    if body is None:
+        return title
+    reference = body["content"]["application/json"]["schema"]["$ref"]
+    schema = openapi["components"]["schemas"][reference.rpartition("/")[2]]
+    rows = "".join(
+        f"<tr><td><code>{escape(name)}</code>{' (needed)' if name in schema['required'] else ''}</td>"
+        f"<td>{escape(_allowed(field))}</td><td>{escape(field.get('description', ''))}</td></tr>"
+        for name, field in schema["properties"].items()
+    )
+    return f"{title}<table><tr><th>parameter</th><th>type</th><th></th></tr>{rows}</table>"
+
+
+def _allowed(field: Mapping[str, Any]) -> str:
+    if "anyOf" in field:
+        return ", ".join(_allowed(kind) for kind in field["anyOf"] if kind.get("type") != "null")
+    if "enum" in field:
+        return ", ".join(map(str, field["enum"]))
+    if field.get("type") == "array":
+        return f"at most {field['maxItems']} of {{name, strength}}"
+    if "minimum" in field:
+        return f"{field['type']}, {field['minimum']:.16g} to {field['maximum']:.16g}"
+    return str(field.get("type", ""))

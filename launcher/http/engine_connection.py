@@ -1,0 +1,67 @@
+"""The HTTP process' connection to the front-end, which may come up later than this process."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from engine.errors import Krea2Error, ServerError
+from launcher.client.async_client import AsyncClient
+from launcher.logs import log_event
+from launcher.messages.client_messages import StatusReply
+
+_CONNECT_S = 2.0
+_POLL_S = 0.1
+
+
+class EngineLink:
+    """A client of the front-end at `address`, with the keys in the file `key`, once it answers.
+
+    Requests are taken once its first ranks have loaded. Later, the front-end knows better: it warms up only while
+    nobody waits, and keeps requests that come while it replaces ranks.
+    """
+
+    def __init__(self, address: str, key: str | None) -> None:
+        self._address, self._key = address, key
+        self._client: AsyncClient | None = None
+        self._has_loaded = False
+
+    async def keep_connected(self) -> None:
+        """Connect, trying again until that works, and wait for the ranks."""
+        while self._client is None:
+            try:
+                client = AsyncClient(self._address, connect_timeout_s=_CONNECT_S, key=self._key)
+                await client.connect()
+            except Krea2Error as error:
+                if not isinstance(error, ServerError):  # nobody answers yet
+                    log_event("the front-end cannot be reached", level="error", message=error.message)
+                await asyncio.sleep(_POLL_S)
+            else:
+                self._client = client
+        while not self._has_loaded:
+            with suppress(Krea2Error):
+                await self.status()
+            await asyncio.sleep(_POLL_S)
+
+    def client(self) -> AsyncClient:
+        """The client, for requests. Raises `ServerError` while the engine starts."""
+        if self._client is None or not self._has_loaded:
+            raise ServerError("the engine is starting: try again in a moment")
+        return self._client
+
+    async def status(self) -> StatusReply:
+        status = await self._connected().status()
+        self._has_loaded |= status.device is not None
+        return status
+
+    async def metrics(self) -> bytes:
+        return await self._connected().metrics()
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    def _connected(self) -> AsyncClient:
+        if self._client is None:
+            raise ServerError("it is starting")
+        return self._client

@@ -1,0 +1,130 @@
+"""`POST /v1/images/generations`: from a body to an answer, or to a stream of events."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import msgspec
+from fastapi import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from engine.config.model_config import ModelConfig
+from engine.errors import ArgumentError, Krea2Error
+from launcher.client.results import Event, ImageFile, Result
+from launcher.http.engine_connection import EngineLink
+from launcher.http.errors import error_object, http_error
+from launcher.http.guard import FILES_PATH
+from launcher.http.image_links import HeldFiles
+from launcher.http.openai_api import (
+    EventWriter,
+    ImageRequest,
+    answer,
+    ignored_parameters,
+    in_words_of,
+    preview_every,
+    to_generate,
+    write_error,
+)
+from launcher.messages.process_messages import HttpConfig
+from launcher.requests.plan import CheckedRequest, check
+
+_SHOWN_ID = 50  # characters of a client's id that the engine's begins with
+
+
+class ImagesRoute:
+    """`POST /v1/images/generations`."""
+
+    def __init__(self, config: HttpConfig, model: ModelConfig, link: EngineLink, files: HeldFiles) -> None:
+        self._config, self._model, self._link, self._files = config, model, link, files
+
+    async def generate(self, body: ImageRequest, request: Request) -> Response:
+        if body.model is not None:
+            check_model(self._config, body.model)
+        request_id = request.state.request_id
+        try:
+            message = to_generate(body, _rpc_id(request_id))
+            # The front-end would say the same, but what the previews need is known here only afterwards.
+            checked = check(message, self._model, self._config.limits, drawn_seed=0)
+            every = preview_every(body, checked.steps)
+            events = self._link.client().follow(msgspec.structs.replace(message, preview_every=every))
+            if body.stream:
+                first = await anext(events)  # an error that comes at once is an answer with its status
+                return _EventStream(self._write(first, events, body, checked, request))
+            async with aclosing(events):
+                async for event in events:
+                    if isinstance(event, Result):
+                        break
+        except ArgumentError as error:
+            raise in_words_of(body, error) from None
+        assert isinstance(event, Result)
+        link_base = (self._config.public_url or str(request.base_url)).rstrip("/") + FILES_PATH
+
+        def fields(file: bytes) -> dict[str, object]:
+            if body.response_format == "url":
+                return {"url": link_base + self._files.add(file, checked.output_format)}
+            return {"b64_json": file}  # bytes are base64 in msgspec's JSON
+
+        return Response(answer(event, request_id, ignored_parameters(body), fields), media_type="application/json")
+
+    async def _write(
+        self,
+        first: Event,
+        events: AsyncGenerator[Event, None],
+        body: ImageRequest,
+        checked: CheckedRequest,
+        request: Request,
+    ) -> AsyncGenerator[bytes, None]:
+        request_id = request.state.request_id
+        writer = EventWriter(checked, request_id, progress=bool(body.progress), warnings=ignored_parameters(body))
+        images: list[ImageFile] = []
+        async with aclosing(events):
+            try:
+                event = first
+                while not isinstance(event, Result):
+                    if isinstance(event, ImageFile):
+                        images.append(event)
+                        if len(images) < checked.num_images:
+                            yield writer.write_image(event, None)
+                    elif (written := writer.write(event)) is not None:
+                        yield written
+                    event = await anext(events)
+                yield writer.write_image(images[-1], event)
+            except Krea2Error as error:
+                problem = in_words_of(body, error) if isinstance(error, ArgumentError) else error
+                request.state.error_code = problem.code  # for the log
+                yield write_error(error_object(problem, request_id))
+
+
+class _EventStream(Response):
+    """Server-sent events; the generator is closed when the client hangs up, at once."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._events) as events:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for event in events:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+
+
+def _rpc_id(request_id: str) -> str:
+    """A new id of a request for the engine, which begins as the client's does.
+
+    The client's own may come again: from proxies that give one id to many requests, and from clients that hang up and
+    try again, who would get the end of the request that they gave up.
+    """
+    return f"{request_id[:_SHOWN_ID]}.{secrets.token_hex(4)}"
+
+
+def check_model(config: HttpConfig, name: str) -> None:
+    """Raise `model_not_found` for a name that is not served."""
+    if name not in config.model_names:
+        served = " or ".join(config.model_names)
+        raise http_error("model_not_found", f"model must be {served}, got {name[:80]!a}", "model")

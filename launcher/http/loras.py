@@ -1,0 +1,71 @@
+"""`/v1/loras`: which LoRAs requests may choose, and, where the server allows it, more of them and fewer."""
+
+from __future__ import annotations
+
+import msgspec
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from engine.errors import ArgumentError
+from launcher.http.engine_connection import EngineLink
+from launcher.http.errors import http_error
+from launcher.messages.client_messages import LoadedLora, Loras
+
+PATH = "/v1/loras"
+
+
+class LoadLoraBody(BaseModel):
+    """The body of `POST /v1/loras`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: str = Field(description="What requests are to choose it by.")
+    path: str | None = Field(
+        None, description="Of the file, in the folder that the server's --lora-dir names. Default: the name."
+    )
+    strength: float | None = Field(None, description="Of requests that name none. Default: 1.")
+
+
+def add_lora_routes(app: FastAPI, link: EngineLink) -> None:
+    @app.get(PATH, response_class=Response)
+    async def list_loras() -> Response:
+        """The LoRAs that `loras` may name, those that are merged into the weights, and whether more may be loaded."""
+        return _answer(await link.client().loras())
+
+    @app.post(PATH, response_class=Response)
+    async def load_lora(body: LoadLoraBody) -> Response:
+        """Load a LoRA file from the server's folder for them. Answered when images can be made with it."""
+        strength = 1.0 if body.strength is None else body.strength
+        loras = await link.client().load_lora(body.name, body.path, strength)
+        lora = next((lora for lora in loras.loras if lora.name == body.name), None)
+        if lora is None:
+            raise http_error("not_found", f"{body.name} was unloaded at once")
+        return Response(msgspec.json.encode(_described(lora)), media_type="application/json")
+
+    @app.delete(PATH + "/{name}", response_class=Response)
+    async def unload_lora(name: str) -> Response:
+        """Unload a LoRA. It can no longer be chosen; requests that have chosen it are finished with it."""
+        try:
+            await link.client().unload_lora(name)
+        except ArgumentError as error:
+            if error.parameter != "name":
+                raise
+            raise http_error("not_found", error.message) from None
+        return Response(
+            msgspec.json.encode({"name": name, "object": "lora", "deleted": True}), media_type="application/json"
+        )
+
+
+def _answer(loras: Loras) -> Response:
+    body = {
+        "object": "list",
+        "data": [_described(lora) for lora in loras.loras],
+        "merged": loras.merged,
+        "loadable": loras.loadable,
+    }
+    return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+def _described(lora: LoadedLora) -> dict[str, object]:
+    return {"object": "lora", **msgspec.structs.asdict(lora)}

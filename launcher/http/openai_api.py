@@ -1,0 +1,277 @@
+"""The images API: what a request may hold, what it means to the engine, and the shapes of answers and events.
+
+OpenAI's own parameters mean what they mean there; those that cannot change an image here are accepted and ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field
+
+from engine.errors import ArgumentError
+from launcher.client.results import ImageFile, PreviewFile, Result
+from launcher.messages.client_messages import Accepted, Generate, LoraChoice, Progress
+from launcher.requests.plan import CheckedRequest
+
+MAX_PARTIAL_IMAGES = 3
+_SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
+_OPENAI_NAMES = {"num_images": "n"}  # of parameters that the engine knows by another name
+
+Value = TypeVar("Value")
+
+
+class LoraChoiceBody(BaseModel):
+    """One of the `loras` of a request."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: str = Field(description="As GET /v1/loras lists it.")
+    strength: float | None = Field(None, description="The one that it was loaded with, if there is none.")
+
+
+class ImageRequest(BaseModel):
+    """The body of `POST /v1/images/generations`; what is null or left out is the checkpoint's or server's default."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    prompt: str
+    model: str | None = None
+    n: int | None = Field(None, description="Number of images; image i has seed + i.")
+    size: str | None = Field(None, description="WIDTHxHEIGHT or auto.")
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None, description="b64_json by default. A url is held for an hour at most, and serves whoever has it."
+    )
+    output_format: Literal["png", "jpeg", "webp"] | None = None
+    stream: bool | None = Field(None, description="Answer with server-sent events.")
+    partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES)] | None = Field(
+        None, description="Previews of each image; needs stream."
+    )
+
+    seed: int | None = Field(None, description="Of the first image; drawn if there is none.")
+    steps: int | None = Field(None, description="Denoise steps of each image.")
+    num_inference_steps: int | None = Field(None, description="Another name of steps.")
+    guidance: float | None = Field(None, description="Krea's scale: 0 is off.")
+    guidance_scale: float | None = Field(None, description="Another name of guidance.")
+    negative_prompt: str | None = None
+    width: int | None = Field(None, description="With height, instead of size.")
+    height: int | None = Field(None, description="With width, instead of size.")
+    mu: float | None = Field(None, description="The schedule's shift, instead of the checkpoint's own.")
+    priority: int | None = Field(None, description="The highest goes first.")
+    timeout_s: float | None = Field(
+        None, description="Give the request up after so many seconds, more than 0; never if there is none."
+    )
+    progress: bool | None = Field(None, description="Events for queue position and steps; needs stream.")
+    preview_every: int | None = Field(None, description="Steps between previews, instead of partial_images.")
+
+    loras: list[LoraChoiceBody] | None = Field(
+        None, description="LoRAs to draw with, each by its name and, if it is to be another, its strength."
+    )
+
+    background: Literal["auto", "opaque"] | None = None
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(None, description="Ignored, with a warning.")
+    quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = Field(
+        None, description="Ignored: steps decides."
+    )
+    style: Literal["vivid", "natural"] | None = Field(None, description="Ignored.")
+    moderation: Literal["auto", "low"] | None = Field(None, description="Ignored.")
+    complexity: Literal["low", "medium", "high"] | None = Field(None, description="Ignored.")
+    user: str | None = Field(None, description="Ignored.")
+    safety_identifier: str | None = Field(None, description="Ignored.")
+
+
+def to_generate(body: ImageRequest, request_id: str) -> Generate:
+    """The engine's request, but for previews. Raises `ArgumentError` for parameters that contradict each other."""
+    if not body.stream:
+        for name in ("partial_images", "progress", "preview_every"):
+            if getattr(body, name):
+                raise ArgumentError(f"{name} needs stream to be true", parameter=name)
+    elif body.response_format == "url":
+        raise ArgumentError(
+            "response_format must be b64_json where stream is true, got 'url'", parameter="response_format"
+        )
+    width, height = _size(body.size)
+    return Generate(
+        request_id=request_id,
+        prompt=body.prompt,
+        seed=body.seed,
+        steps=_either("steps", body.steps, "num_inference_steps", body.num_inference_steps),
+        guidance=_either("guidance", body.guidance, "guidance_scale", body.guidance_scale),
+        negative_prompt=body.negative_prompt,
+        mu=body.mu,
+        width=_either("width", body.width, "size", width),
+        height=_either("height", body.height, "size", height),
+        num_images=1 if body.n is None else body.n,
+        priority=body.priority or 0,
+        timeout_s=body.timeout_s,
+        output_format=body.output_format or "png",
+        preview_every=body.preview_every,
+        loras=tuple(LoraChoice(name=lora.name, strength=lora.strength) for lora in body.loras or ()),
+    )
+
+
+def preview_every(body: ImageRequest, steps: int) -> int | None:
+    """Steps between previews, such that at most `partial_images` of them come; an explicit `preview_every` wins."""
+    if body.preview_every is None and body.partial_images:
+        return math.ceil(steps / (body.partial_images + 1))
+    return body.preview_every
+
+
+def in_words_of(body: ImageRequest, error: ArgumentError) -> ArgumentError:
+    """The engine's complaint about a parameter, by the name under which the client sent it."""
+    name = error.parameter
+    if name is None:
+        return error
+    sent = _OPENAI_NAMES.get(name, name)
+    if sent in ("width", "height") and getattr(body, sent) is None and body.size is not None:
+        return ArgumentError(f"size {body.size}: {error.message}", parameter="size")
+    for alias, original in (("num_inference_steps", "steps"), ("guidance_scale", "guidance")):
+        if name == original and getattr(body, original) is None and getattr(body, alias) is not None:
+            sent = alias
+    if error.message.startswith(f"{name} "):
+        return ArgumentError(sent + error.message.removeprefix(name), parameter=sent)
+    return ArgumentError(error.message, parameter=sent)
+
+
+def explain_invalid(problems: list[Any]) -> ArgumentError:
+    """pydantic's complaints about a body, the first of them, in the words of the other errors about parameters."""
+    problem = problems[0]
+    where = [part for part in problem["loc"] if part != "body"]
+    name = next((part for part in where if isinstance(part, str)), None)
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
+    match problem["type"]:
+        case "json_invalid":
+            return ArgumentError(f"the body is not valid JSON: {problem['ctx']['error']}")
+        case _ if name is None:
+            return ArgumentError("the body must be a JSON object of valid Unicode text")
+        case "missing":
+            return ArgumentError(f"{path} is required", parameter=name)
+        case "model_attributes_type":
+            error = ArgumentError.of(path, 'an object, as {"name": …, "strength": …}', problem["input"])
+            return ArgumentError(error.message, parameter=name)
+        case "extra_forbidden" if len(where) > 1:
+            return ArgumentError(f"unknown parameter {_short(path)}", parameter=name)
+        case "extra_forbidden":
+            close = difflib.get_close_matches(name, ImageRequest.model_fields, n=1)
+            hint = f": did you mean {close[0]}?" if close else ""
+            return ArgumentError(f"unknown parameter {_short(name)}{hint}", parameter=_short(name).strip("'"))
+    match = re.match(r"Input should be (.*)", problem["msg"], re.DOTALL)
+    allowed = match[1] if match else f"as follows: {problem['msg']}"
+    error = ArgumentError.of(path, allowed, problem["input"])
+    return ArgumentError(error.message, parameter=name)
+
+
+# ---- answers
+
+
+def answer(
+    result: Result,
+    request_id: str,
+    warnings: tuple[str, ...],
+    image_fields: Callable[[bytes], Mapping[str, object]],
+) -> bytes:
+    """The JSON answer; `image_fields(file)` says how an image is handed over: as b64_json or url.
+
+    request_id: as the client knows it, which is not the engine's.
+    """
+    return msgspec.json.encode(
+        {
+            "created": int(time.time()),
+            "request_id": request_id,
+            "data": [
+                {**image_fields(file), "index": index, "seed": seed}
+                for index, (file, seed) in enumerate(zip(result.files, result.seeds, strict=True))
+            ],
+            "seed": result.seed,
+            "size": f"{result.width}x{result.height}",
+            "output_format": result.format,
+            "background": "opaque",
+            "timings": result.timings,
+            "warnings": result.warnings + warnings,
+        }
+    )
+
+
+def ignored_parameters(body: ImageRequest) -> tuple[str, ...]:
+    """Warnings of parameters that one may have expected to change the file."""
+    if body.output_compression in (None, 100):
+        return ()
+    return ("output_compression was ignored: files are written at the server's own quality",)
+
+
+class EventWriter:
+    """Server-sent events of one request: OpenAI's, and with `progress` our own between them."""
+
+    def __init__(self, checked: CheckedRequest, request_id: str, *, progress: bool, warnings: tuple[str, ...]) -> None:
+        self._request_id = request_id  # as the client knows it
+        self._size = f"{checked.width}x{checked.height}"
+        self._format = checked.output_format
+        self._progress = progress
+        self._warnings = warnings
+        self._partial_images = [0] * checked.num_images
+
+    def write(self, event: Accepted | Progress | PreviewFile) -> bytes | None:
+        """The event as it goes to the client, or None if it did not ask for such events."""
+        if isinstance(event, PreviewFile):
+            number = self._partial_images[event.index]
+            self._partial_images[event.index] += 1
+            own = {"partial_image_index": number, "index": event.index, "step": event.step, "steps": event.steps}
+            return self._image("image_generation.partial_image", event.file, "jpeg", own)
+        if not self._progress:
+            return None
+        fields = {name: value for name, value in msgspec.structs.asdict(event).items() if name != "version"}
+        fields["request_id"] = self._request_id
+        return _event("image_generation." + type(event).__name__.lower(), fields)
+
+    def write_image(self, image: ImageFile, result: Result | None) -> bytes:
+        """A finished image. `result` is there once all images are, and the timings with it."""
+        own: dict[str, object] = {"index": image.index, "seed": image.seed, "usage": None}
+        if result is not None:
+            own |= {"timings": result.timings, "warnings": result.warnings + self._warnings}
+        return self._image("image_generation.completed", image.file, self._format, own)
+
+    def _image(self, kind: str, file: bytes, output_format: str, own: Mapping[str, object]) -> bytes:
+        common = {
+            "b64_json": file,  # bytes are base64 in msgspec's JSON
+            "request_id": self._request_id,
+            "created_at": int(time.time()),
+            "size": self._size,
+            "output_format": output_format,
+            "quality": "auto",
+            "background": "opaque",
+        }
+        return _event(kind, {**common, **own})
+
+
+def write_error(error: Mapping[str, object]) -> bytes:
+    """An error after the stream has begun; `error` is the object that an error answer has under that name."""
+    return _event("error", {"error": error})
+
+
+def _event(kind: str, fields: Mapping[str, object]) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), msgspec.json.encode({"type": kind, **fields}))
+
+
+def _size(size: str | None) -> tuple[int | None, int | None]:
+    if size is None or size == "auto":
+        return None, None
+    match = _SIZE.fullmatch(size)
+    if match is None:
+        raise ArgumentError.of("size", "WIDTHxHEIGHT in pixels, as 1024x1024, or auto", size)
+    return int(match[1]), int(match[2])
+
+
+def _either(name: str, value: Value | None, other_name: str, other: Value | None) -> Value | None:
+    if value is not None and other is not None and value != other:
+        raise ArgumentError(f"{name} {value} contradicts {other_name}, which says {other}", parameter=name)
+    return other if value is None else value
+
+
+def _short(text: str) -> str:
+    return ascii(text if len(text) <= 60 else text[:57] + "...")

@@ -1,0 +1,115 @@
+"""The parent's side of the HTTP process: it listens, starts the process, and starts it again if it dies.
+
+The listening socket is the parent's, so the port stays taken meanwhile, and who connects is served by the next process.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+
+import msgspec
+
+from engine.errors import ArgumentError, LaunchError
+from launcher.logs import log_event
+from launcher.messages.process_messages import HttpConfig
+from launcher.messages.sockets import is_loopback
+from launcher.processes import Child
+
+_BACKLOG = 512
+SEND_S = 60.0  # for a client to take what it was sent
+_PAUSE_S = 0.1  # before the process is started again, twice as long each time
+_LONGEST_PAUSE_S = 10.0
+_SETTLED_S = 30.0  # after which a process that dies counts as the first
+
+
+def check_host(host: str, *, has_keys: bool, insecure: bool) -> bool:
+    """Whether anybody who reaches the host can use the server, which only `insecure` allows. Raises `ArgumentError`."""
+    if is_loopback(host) or has_keys:
+        return False
+    if not insecure:
+        raise ArgumentError(
+            f"host {host} can be reached from other machines, and nothing asks who they are: give an --api-key, use "
+            "127.0.0.1, or --insecure in a network that you trust",
+            parameter="host",
+        )
+    return True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 takes a free one. Raises `ArgumentError` or `LaunchError`."""
+    if not 0 <= port <= 65535:
+        raise ArgumentError.of("port", "between 0 and 65535", port)
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listening = socket.create_server(address, family=family, backlog=_BACKLOG)
+    except (OSError, UnicodeError) as error:
+        number = getattr(error, "errno", None) or 0  # those of name look-up are negative
+        reason = os.strerror(number) if number > 0 else str(error)
+        raise LaunchError(f"cannot listen on {_shown(host)}:{port}: {reason}") from None
+    # Connections inherit it. asyncio does not set it for a socket made like this, and an answer of two small packets
+    # waits 40 ms for the client's delayed acknowledgement.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # ends connections whose client takes nothing, also once they are closing
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SEND_S * 1000))
+    return listening
+
+
+class HttpServer:
+    """An HTTP process on a socket that listens, until `stop`. `url` is where browsers find it."""
+
+    def __init__(self, config: HttpConfig, listening: socket.socket) -> None:
+        self._config = msgspec.structs.replace(config, socket_fd=listening.fileno())
+        self._socket = listening
+        self._child: Child | None = None
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._pause_s = _PAUSE_S
+        self._started = 0.0
+        self.url = f"http://{_shown(config.host)}:{listening.getsockname()[1]}"
+
+    def start(self, rpc: str) -> None:
+        """Start the process; `rpc` is where the front-end listens, or will. Does nothing the second time."""
+        if self._child is None:
+            self._config = msgspec.structs.replace(self._config, rpc=rpc)
+            self._start()
+
+    def ask_to_stop(self) -> list[Child]:
+        """Start no other process. Returns the one that runs, to be stopped."""
+        self._stopping.set()
+        with self._lock:
+            self._socket.close()
+            return [self._child] if self._child is not None else []
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._stopping.is_set():
+                return
+            self._started = time.monotonic()
+            self._child = Child("_http", self._config, echo="", pass_fds=(self._socket.fileno(),))
+        self._child.on_exit(self._replace)
+
+    def _replace(self) -> None:
+        """Start another process, in the thread that has seen the last one end."""
+        child = self._child
+        if self._stopping.is_set() or child is None:
+            return
+        if time.monotonic() - self._started > _SETTLED_S:
+            self._pause_s = _PAUSE_S
+        log_event("http process lost", level="error", reason=child.describe_exit(), restart_in_s=self._pause_s)
+        while not self._stopping.wait(self._pause_s):
+            self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s)
+            try:
+                self._start()
+            except OSError as error:
+                log_event(
+                    "http process cannot be started", level="error", reason=str(error), restart_in_s=self._pause_s
+                )
+            else:
+                return
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

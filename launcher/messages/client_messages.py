@@ -1,0 +1,331 @@
+"""What clients and the front-end say to each other: a msgspec struct as a msgpack frame, then binary frames.
+
+Decoding is strict, and nothing is ever pickled. What our own processes tell each other is in `internal.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+
+from engine.errors import ArgumentError, Krea2Error, ServerError
+from launcher.messages.malformed import explain_malformed
+
+PROTOCOL_VERSION = 2
+MAX_REQUEST_BYTES = 256 * 1024  # of one message to the front-end; two prompts of the largest size fit many times over
+
+RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=str.lower, forbid_unknown_fields=True):
+    """Base of all messages; each is tagged with its name in lower case."""
+
+
+class _Versioned(Message, frozen=True, kw_only=True):
+    version: int = PROTOCOL_VERSION
+
+
+class LoraChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A loaded LoRA that an image is to be made with. None is the strength that it was loaded with."""
+
+    name: str
+    strength: float | None = None
+
+
+class LoadedLora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A LoRA that requests may choose. `file` is relative to the folder that clients may load from, or a bare name.
+
+    `strength`: of requests that name none. `family`: what kind of file it is, for people. `modules`: layers that it
+    changes. `bytes` of each rank.
+    """
+
+    name: str
+    file: str
+    strength: float
+    family: str
+    modules: int
+    bytes: int
+
+
+class MergedLora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A LoRA that is part of the weights, for every image."""
+
+    file: str
+    strength: float
+
+
+# ---- client → front-end
+
+
+class Generate(_Versioned, frozen=True, kw_only=True):
+    """Make images. Sending it twice with the same `request_id` is harmless. None means the checkpoint's default.
+
+    preview_every: denoise steps of an image between its previews; None for no previews.
+    """
+
+    request_id: RequestId
+    prompt: str
+    seed: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    negative_prompt: str | None = None
+    mu: float | None = None
+    width: int | None = None
+    height: int | None = None
+    num_images: int = 1
+    priority: int = 0
+    timeout_s: float | None = None
+    output_format: str = "png"
+    metadata: bool = True
+    preview_every: int | None = None
+    loras: tuple[LoraChoice, ...] = ()
+
+
+class Cancel(_Versioned, frozen=True, kw_only=True):
+    """Forget a request; its `Failed` with code `cancelled` comes at once. Unknown and finished ones are ignored."""
+
+    request_id: RequestId
+
+
+class Acknowledge(_Versioned, frozen=True, kw_only=True):
+    """The client has every image of the request, or its failure: the front-end need not keep them."""
+
+    request_id: RequestId
+
+
+class LoadLora(_Versioned, frozen=True, kw_only=True):
+    """Load a LoRA file from the folder that the server's `--lora-dir` names, under a name that requests choose it by.
+
+    path: relative to the folder, or `demo-outlined`, the demos' own. `strength`: of requests that name none.
+    """
+
+    request_id: RequestId
+    name: str
+    path: str
+    strength: float = 1.0
+
+
+class UnloadLora(_Versioned, frozen=True, kw_only=True):
+    """Let requests choose a LoRA no more, and forget it when those that have chosen it are done.
+
+    Only servers with a `--lora-dir` do.
+    """
+
+    request_id: RequestId
+    name: str
+
+
+class ListLoras(_Versioned, frozen=True, kw_only=True):
+    """Asks for the `Loras` that there are."""
+
+    request_id: RequestId
+
+
+class Status(_Versioned, frozen=True, kw_only=True):
+    """Asks for a `StatusReply`."""
+
+
+class Metrics(_Versioned, frozen=True, kw_only=True):
+    """Asks for a `MetricsReply`."""
+
+
+class Ping(_Versioned, frozen=True, kw_only=True):
+    """Asks for a `Pong`, and renews the client's lease, as every message does."""
+
+
+LoraRequest = LoadLora | UnloadLora | ListLoras
+Request = Generate | Cancel | Acknowledge | LoraRequest | Status | Metrics | Ping
+
+# ---- front-end → client
+
+
+class Accepted(_Versioned, frozen=True, kw_only=True):
+    """The request is queued behind `position` images; `estimated_s` until it is done, once speeds are known.
+
+    Comes again while it waits, when its position has changed, and with a greater `attempt` when it starts over.
+    """
+
+    request_id: str
+    position: int
+    estimated_s: float | None
+    attempt: int
+
+
+class Progress(_Versioned, frozen=True, kw_only=True):
+    """`step` of `steps` denoise steps are done, over all images of the request. Goes back when `attempt` goes up.
+
+    `estimated_s` until the request is done, once speeds are known.
+    """
+
+    request_id: str
+    step: int
+    steps: int
+    estimated_s: float | None
+    attempt: int
+
+
+class Preview(_Versioned, frozen=True, kw_only=True):
+    """What image `index` may become, after `step` of its own `steps`, before a binary frame with a small JPEG file."""
+
+    request_id: str
+    index: int
+    step: int
+    steps: int
+    attempt: int
+
+
+class Image(_Versioned, frozen=True, kw_only=True):
+    """Image `index` of `num_images`, before a binary frame with the finished file. Timings are of the whole request."""
+
+    request_id: str
+    index: int
+    num_images: int
+    seed: int
+    width: int
+    height: int
+    output_format: str
+    warnings: tuple[str, ...]
+    timings: dict[str, float]
+    attempt: int
+
+
+class Failed(_Versioned, frozen=True, kw_only=True):
+    """The end of a request without its images; without a `request_id`, the answer to a message nobody understood.
+
+    `retry_after_s`: when the same may work, where that is known.
+    """
+
+    request_id: str | None
+    code: str
+    message: str
+    parameter: str | None = None
+    retry_after_s: float | None = None
+
+
+class Loras(_Versioned, frozen=True, kw_only=True):
+    """What is loaded: the answer to `LoadLora` once the ranks have it, to `UnloadLora` and to `ListLoras`.
+
+    `loadable`: whether clients may load and unload them.
+    """
+
+    request_id: str
+    loras: tuple[LoadedLora, ...]
+    merged: tuple[MergedLora, ...]
+    loadable: bool
+
+
+class StatusReply(_Versioned, frozen=True, kw_only=True):
+    """What the front-end is doing."""
+
+    model: str
+    tp: int
+    device: str | None
+    ready: bool
+    uptime_s: float
+    waiting: int
+    running: int
+    done: int
+    failed: int
+    dropped_messages: int
+    restarts: int
+    rank_memory: tuple[dict[str, int], ...]
+    loras: tuple[LoadedLora, ...]
+    merged_loras: tuple[MergedLora, ...]
+    memory_plan: tuple[str, ...]
+    sp: int = 1
+    cfg_parallel: bool = False
+
+
+class MetricsReply(_Versioned, frozen=True, kw_only=True):
+    """The answer to `Metrics`, before a binary frame in Prometheus' text format."""
+
+
+class Pong(_Versioned, frozen=True, kw_only=True):
+    """The answer to `Ping`."""
+
+
+class Closing(_Versioned, frozen=True, kw_only=True):
+    """The front-end ends: the last message a client gets."""
+
+    code: str
+    message: str
+
+
+Reply = Accepted | Progress | Preview | Image | Failed | Loras | StatusReply | MetricsReply | Pong | Closing
+
+# ---- encoding and decoding
+
+encode = msgspec.msgpack.Encoder().encode
+decode_reply = msgspec.msgpack.Decoder(Reply).decode
+_decode_request = msgspec.msgpack.Decoder(Request).decode
+
+
+class MessageError(Exception):
+    """A message that cannot be understood: what to answer, and to which request, if that much could be read."""
+
+    def __init__(self, request_id: str | None, error: Krea2Error) -> None:
+        super().__init__(error.message)
+        self.request_id = request_id
+        self.error = error
+
+
+def decode_request(frame: bytes) -> Request:
+    """Decode a client's message. Raises `MessageError`, and nothing else, for whatever does not fit."""
+    try:
+        message: Request = _decode_request(frame)
+    except (ValueError, RecursionError) as error:  # msgspec's own errors are ValueErrors, and so is bad UTF-8
+        version, request_id = _peek(frame)
+        if version not in (None, PROTOCOL_VERSION):
+            raise MessageError(request_id, _wrong_version(version)) from None
+        raise MessageError(request_id, explain_malformed(str(error))) from None
+    if message.version != PROTOCOL_VERSION:
+        raise MessageError(getattr(message, "request_id", None), _wrong_version(message.version))
+    return message
+
+
+def encode_request(message: Request) -> bytes:
+    """Encode a client's message. Raises `ArgumentError` for values that msgpack cannot carry, and for its size."""
+    try:
+        frame = msgspec.msgpack.encode(message, enc_hook=_plain_number)
+    except UnicodeEncodeError:
+        raise ArgumentError("prompt must be valid Unicode text, got lone surrogates", parameter="prompt") from None
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ArgumentError(f"a parameter has a type that is not allowed: {error}") from None
+    if len(frame) > MAX_REQUEST_BYTES:
+        raise ArgumentError(f"a request must be at most {MAX_REQUEST_BYTES} bytes, got {len(frame)}")
+    return frame
+
+
+def describe(error: BaseException) -> str:
+    """An unexpected exception in one line."""
+    first_line = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+
+
+def _plain_number(value: Any) -> Any:
+    """numpy's numbers, which people use as seeds, as Python's."""
+    if hasattr(value, "__index__"):
+        return value.__index__()
+    if hasattr(value, "__float__"):
+        return value.__float__()
+    raise TypeError(f"got a value of type {type(value).__name__}")
+
+
+def _peek(frame: bytes) -> tuple[object, str | None]:
+    """version and request_id of a message that does not decode otherwise, as far as they can be read."""
+    try:
+        loose = msgspec.msgpack.decode(frame)
+    except (ValueError, RecursionError, TypeError):
+        return None, None
+    if not isinstance(loose, Mapping):
+        return None, None
+    request_id = loose.get("request_id")
+    known = isinstance(request_id, str) and 0 < len(request_id) <= 64
+    return loose.get("version"), request_id if known else None
+
+
+def _wrong_version(version: object) -> Krea2Error:
+    shown = str(version)[:40]
+    return ServerError(f"this server speaks protocol version {PROTOCOL_VERSION}, the client sent version {shown}")

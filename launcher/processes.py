@@ -1,0 +1,262 @@
+"""Child processes that end with their parent, whatever ends it.
+
+A parent keeps the write end of its child's stdin open, and a thread of the child reads it to the end: when the parent
+is gone, even by SIGKILL, the kernel closes the pipe and the child ends too. Linux's parent-death signal is no
+substitute: it fires when the *thread* that started the child ends, and macOS does not have it.
+
+Children run in a session of their own, so Ctrl-C in a terminal reaches only the program that the user started, which
+then stops its children in order.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import msgspec
+
+from launcher.messages.client_messages import encode
+from launcher.messages.process_messages import decode_config
+
+STOP_S = 5.0  # for a child to end after its stdin closed
+TERMINATE_S = 1.0  # and then after SIGTERM, before SIGKILL
+_LONGEST_FOLDER = 80  # characters; a unix socket's whole path may have 103 on macOS
+_TAIL_LINES = 20
+# Lines of a C++ error that are not its cause: its stack, and torch's advice.
+_NO_CAUSE = (
+    "frame #",
+    "Exception raised from ",
+    "terminate called ",
+    "CUDA kernel errors might ",
+    "For debugging consider ",
+    "Compile with `TORCH_USE_CUDA_DSA`",
+    "Search for `cudaError",
+)
+_ABORTED = "Fatal Python error: Aborted"
+_LENGTH = struct.Struct(">I")
+_STOP = b"stop"  # the last bytes from a parent that lives on; a dead one sends none
+
+T = TypeVar("T")
+
+
+# ---- the parent's side
+
+
+class Child:
+    """`python -m launcher ROLE` with `config` as msgpack on its stdin.
+
+    on_report gets what the child writes with a `Reporter`; without it, stdout goes where stderr goes. Its output is
+    kept (the last lines, in `tail`), and printed to our stderr, line by line after the name `echo`, if that is given;
+    an empty name stands for lines as they are. `pass_fds` are open in the child under the same numbers.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        config: msgspec.Struct,
+        *,
+        environment: Mapping[str, str] | None = None,
+        echo: str | None = None,
+        on_report: Callable[[bytes], None] | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
+        self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._fault: list[str] = []  # what Python says of a crash, and where it was
+        self._last_words = ""  # before that
+        self._echo = echo
+        self._lock = threading.Lock()
+        self._exited = threading.Event()
+        self._exit_callbacks: list[Callable[[], None]] = []
+        self._process = subprocess.Popen(
+            python_command(role),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if on_report is None else subprocess.PIPE,
+            start_new_session=True,
+            pass_fds=pass_fds,
+            env=child_environment() | dict(environment or {}),
+        )
+        stdin, stdout, stderr = self._process.stdin, self._process.stdout, self._process.stderr
+        assert stdin is not None
+        assert stdout is not None
+        self._stdin = stdin
+        readers = []
+        if on_report is not None:
+            readers.append(threading.Thread(target=_read_frames, args=(stdout, on_report), daemon=True))
+        readers.append(threading.Thread(target=self._read_output, args=(stderr or stdout,), daemon=True))
+        for reader in readers:
+            reader.start()
+        threading.Thread(target=self._watch, args=(readers,), daemon=True).start()
+        data = encode(config)
+        try:
+            self._stdin.write(_LENGTH.pack(len(data)) + data)
+            self._stdin.flush()
+        except BrokenPipeError:
+            pass  # it ended at once; whoever waits for it hears that
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it has ended, within `timeout_s`."""
+        return self._exited.wait(timeout_s)
+
+    def on_exit(self, callback: Callable[[], None]) -> None:
+        """Call back, in another thread or at once, when it has ended and its output has been read."""
+        with self._lock:
+            if not self._exited.is_set():
+                self._exit_callbacks.append(callback)
+                return
+        callback()
+
+    def describe_exit(self) -> str:
+        """How it ended, in one line, with the last thing it said."""
+        code = self._process.returncode
+        said = [", ".join(self._fault)] if self._fault else []
+        if self._last_words and (not said or said[0].startswith(_ABORTED)):  # whoever aborts says why before
+            said.insert(0, self._last_words)
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+            how = f"was killed by {name}"
+            if name == "SIGKILL":
+                how += " (the system does that when memory runs out)"
+        else:
+            how = f"ended with exit code {code}"
+        return ": ".join([how, *said])
+
+    def ask_to_stop(self) -> None:
+        """Close its stdin, which is what it waits for."""
+        try:
+            self._stdin.write(_STOP)
+            self._stdin.close()
+        except (BrokenPipeError, ValueError):
+            pass  # it has ended, or was asked before
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def _read_output(self, output: BinaryIO) -> None:
+        with output:
+            for line in output:
+                text = line.decode(errors="replace").rstrip()
+                self.tail.append(text)
+                words = text.strip().removeprefix("what():").strip()
+                if text.startswith("Fatal Python error:") or (len(self._fault) == 1 and text.startswith("  File ")):
+                    self._fault.append(words)
+                elif words and not self._fault and not words.startswith(_NO_CAUSE):
+                    self._last_words = words
+                if self._echo is not None:
+                    print(f"{self._echo}: {text}" if self._echo else text, file=sys.stderr, flush=True)
+
+    def _watch(self, readers: list[threading.Thread]) -> None:
+        self._process.wait()
+        for reader in readers:  # they end with the process, unless it has left children of its own
+            reader.join(timeout=1.0)
+        with self._lock:
+            self._exited.set()
+        for callback in self._exit_callbacks:
+            callback()
+
+
+def stop_all(children: Sequence[Child], *, patience_s: float = STOP_S) -> None:
+    """Ask children to stop; those that have not after `patience_s` are terminated, then killed."""
+    for child in children:
+        child.ask_to_stop()
+    for patience, number in ((patience_s, signal.SIGTERM), (TERMINATE_S, signal.SIGKILL)):
+        deadline = time.monotonic() + patience
+        for child in children:
+            if not child.wait(max(0.0, deadline - time.monotonic())):
+                child.send_signal(number)
+    for child in children:
+        child.wait(TERMINATE_S)
+
+
+def python_command(*arguments: str) -> list[str]:
+    """The command line of a process of ours. -P: a file torch.py in the user's folder must not be imported."""
+    return [sys.executable, "-P", "-m", "launcher", *arguments]
+
+
+def child_environment() -> dict[str, str]:
+    """Our environment, such that the child finds this package even where it is imported from a source tree."""
+    environment = dict(os.environ)
+    package_root = Path(__file__).resolve().parent.parent
+    if package_root.name not in ("site-packages", "dist-packages"):
+        paths = [str(package_root), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    return environment
+
+
+def make_run_folder() -> Path:
+    """A new folder that only this user may enter, for sockets and the ranks' meeting point."""
+    folder = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="krea2-", dir=folder if len(folder) <= _LONGEST_FOLDER else "/tmp"))
+
+
+def remove_run_folder(folder: str | Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---- the child's side
+
+
+def read_config(kind: type[T]) -> T:
+    """The configuration that the parent wrote to our stdin."""
+    (length,) = _LENGTH.unpack(_read_exactly(0, _LENGTH.size))
+    return decode_config(_read_exactly(0, length), kind)
+
+
+def watch_parent(on_end: Callable[[bool], None]) -> None:
+    """Call `on_end(parent_died)` in a thread when the parent asks us to stop, or is gone."""
+
+    def read_to_end() -> None:
+        received = b""
+        while data := os.read(0, 64):  # not sys.stdin: its lock would be held when the interpreter ends
+            received += data
+        on_end(received != _STOP)
+
+    threading.Thread(target=read_to_end, daemon=True).start()
+
+
+def exit_after(seconds: float) -> None:
+    """End this process then, if it has not ended by itself."""
+    timer = threading.Timer(seconds, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+
+
+class Reporter:
+    """Sends frames to the parent's `on_report` on what was stdout; anything printed goes to stderr from now on."""
+
+    def __init__(self) -> None:
+        self._fd = os.dup(1)
+        os.dup2(2, 1)
+
+    def send(self, message: msgspec.Struct) -> None:
+        data = encode(message)
+        with suppress(BrokenPipeError):  # the parent is gone, and so are we in a moment
+            os.write(self._fd, _LENGTH.pack(len(data)) + data)  # far below what a pipe takes at once
+
+
+def _read_exactly(fd: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = os.read(fd, size - len(data))
+        if not part:
+            raise EOFError("the parent ended before it sent its configuration")
+        data += part
+    return data
+
+
+def _read_frames(stream: BinaryIO, on_frame: Callable[[bytes], None]) -> None:
+    with stream:
+        while len(header := stream.read(_LENGTH.size)) == _LENGTH.size:
+            on_frame(stream.read(*_LENGTH.unpack(header)))

@@ -1,0 +1,351 @@
+"""The front-end's end of the rank group: sends steps, hears answers, and finds out when a rank is lost.
+
+Whatever goes wrong ends the whole group, with one error: that of the rank which failed first. Its peers' complaints
+about lost connections are consequences, and are not shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Protocol
+
+import zmq
+import zmq.asyncio
+
+import engine
+from engine.errors import Krea2Error, LaunchError, RankError, error_from_code
+from engine.planning.step_memory import DecodeMemory
+from engine.step import Step, StepTimes
+from launcher.logs import log_event
+from launcher.messages.client_messages import describe, encode
+from launcher.messages.process_messages import (
+    Alive,
+    Command,
+    Decoded,
+    Execute,
+    FrontendConfig,
+    Hello,
+    JobFailed,
+    Load,
+    PlanBuilt,
+    Previewed,
+    RankFailed,
+    Ready,
+    StepDone,
+    decode_report,
+    lifeline_path,
+    ranks_address,
+    route,
+)
+from launcher.messages.sockets import send_now
+from launcher.processes import Child
+from launcher.ranks.lifelines import Lifelines
+from launcher.ranks.remote_ranks import RemoteRanks
+
+STEPS_AHEAD = 2  # one runs while the next waits in the rank
+_CLOCK_S = 0.25
+# A step hangs that takes so many times its estimate, and at least so long: a shape that is new to a GPU may need
+# kernels to be compiled first.
+_HANG_FACTOR, _HANG_S = 20, 60.0
+_ROOT_CAUSE_S = 0.5  # for the death behind a peer's complaint to be noticed
+
+
+@dataclass
+class _SentStep:
+    step: Step
+    unanswered: set[int]
+    bound_s: float
+    due: float
+    times: StepTimes = field(default_factory=StepTimes)
+
+
+class RankEvents(Protocol):
+    """What a rank group tells its owner."""
+
+    def ranks_ready(self) -> None:
+        """All ranks have their weights."""
+
+    def step_done(self, step: Step, times: StepTimes) -> None:
+        """All ranks have executed a step; the times are the slowest rank's."""
+
+    def image_decoded(self, decoded: Decoded, rgb: bytes) -> None: ...
+
+    def image_previewed(self, previewed: Previewed, rgb: bytes) -> None: ...
+
+    def job_failed(self, job_id: int, error: Krea2Error) -> None:
+        """No image of it will come; the ranks go on."""
+
+
+class RankGroup:
+    """All ranks, as one, from their start to the loss of the first of them."""
+
+    def __init__(
+        self,
+        config: FrontendConfig,
+        context: zmq.asyncio.Context,
+        events: RankEvents,
+        *,
+        generation: int,
+    ) -> None:
+        self._config = config
+        self._events = events
+        self._loop = asyncio.get_running_loop()
+        self._ranks = range(config.engine.ranks)
+        self._ready: dict[int, Ready] = {}
+        self._sent: deque[_SentStep] = deque()
+        self.images = 0
+        self._decoding: dict[int, float] = {}  # when the image of a job is due; never, before its last step is done
+        self._failing: set[int] = set()
+        self._closing = False
+        self._start_due = time.monotonic() + config.start_timeout_s
+        self.failed: asyncio.Future[Krea2Error] = self._loop.create_future()
+        self._socket = context.socket(zmq.ROUTER)
+        self._socket.set(zmq.ROUTER_MANDATORY, 1)
+        self._socket.set(zmq.LINGER, 0)
+        self._socket.bind(ranks_address(config.run_folder, generation))
+        self._lifelines = Lifelines(self._lost)
+        self._remote: RemoteRanks | None = None
+        if config.ranks_host is not None:
+            self._remote = RemoteRanks(self._socket, context, host=config.ranks_host, run_folder=config.run_folder)
+        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch_clock())]
+        if config.external_ranks:
+            self._tasks.append(asyncio.create_task(self._lifelines.accept(lifeline_path(config.run_folder))))
+
+    def watch(self, children: Sequence[Child]) -> None:
+        """Lose the group when one of its processes ends."""
+        for rank, child in enumerate(children):
+            child.on_exit(self._when_exited(rank, child))
+
+    @property
+    def came_up(self) -> bool:
+        return len(self._ready) == len(self._ranks)
+
+    @property
+    def ready(self) -> bool:
+        return self.came_up and not self.failed.done()
+
+    @property
+    def device(self) -> str | None:
+        return self._ready[0].device if 0 in self._ready else None
+
+    @property
+    def device_name(self) -> str:
+        """What the maker calls rank 0's device."""
+        return self._ready[0].device_name if 0 in self._ready else ""
+
+    @property
+    def link(self) -> tuple[float, float] | None:
+        """Bandwidth and latency between the ranks, as `Ready` has them."""
+        return self._ready[0].link if 0 in self._ready else None
+
+    @property
+    def attention(self) -> dict[str, str]:
+        """Which attention backends rank 0 uses, and why not others."""
+        return self._ready[0].attention if 0 in self._ready else {}
+
+    @property
+    def memory(self) -> tuple[dict[str, int], ...]:
+        """Bytes by purpose that each rank held when it was ready."""
+        return tuple(self._ready[rank].memory for rank in self._ranks if rank in self._ready)
+
+    @property
+    def memory_plan(self) -> tuple[str, ...]:
+        """What rank 0 keeps where, for people, if it was told to save memory."""
+        return self._ready[0].memory_plan if 0 in self._ready else ()
+
+    @property
+    def decode_memory(self) -> DecodeMemory:
+        """What the memory depends on that rank 0 takes to decode an image, once it is ready."""
+        ready = self._ready[0]
+        return DecodeMemory(ready.decoding_bytes_per_element, ready.memory.get("decode_limit"))
+
+    @property
+    def free(self) -> list[int] | None:
+        """Bytes that each rank had left for steps when it was ready; None where that is not known."""
+        free = [memory["free"] for memory in self.memory if "free" in memory]
+        return free if len(free) == len(self._ranks) else None
+
+    @property
+    def outstanding(self) -> int:
+        """Steps sent that not all ranks have answered; never more than `STEPS_AHEAD`."""
+        return len(self._sent)
+
+    @property
+    def decoding(self) -> int:
+        """Images whose last step was sent and that have not come."""
+        return len(self._decoding)
+
+    def send(self, step: Step, *, expected_s: float | None = None) -> None:
+        """Send a step to every rank. It counts as hanging when it takes many times longer than expected."""
+        assert len(self._sent) < STEPS_AHEAD
+        bound = self._bound(expected_s)
+        self._sent.append(_SentStep(step, set(self._ranks), bound, time.monotonic() + bound))
+        self._decoding.update(dict.fromkeys(step.decode, math.inf))
+        for rank in self._ranks:
+            self._command(rank, Execute(step=step))
+
+    def _bound(self, expected_s: float | None) -> float:
+        longest = self._config.step_timeout_s
+        return longest if expected_s is None else min(longest, max(_HANG_S, _HANG_FACTOR * expected_s))
+
+    def close(self) -> None:
+        """Stop listening. Ranks that somebody else started end now; the others are their starter's to stop."""
+        self._closing = True
+        for task in self._tasks:
+            task.cancel()
+        self._lifelines.close()
+        if self._remote is not None:
+            self._remote.close(done=not self.failed.done())
+        self._socket.close()
+
+    def _command(self, rank: int, command: Command) -> None:
+        if not send_now(self._socket, [route(rank), encode(command)]):
+            # its connection broke: the reason, its death, is noticed in a moment
+            self._loop.call_later(_ROOT_CAUSE_S, self.fail, RankError(f"rank {rank} cannot be reached"))
+
+    # ---- hearing
+
+    async def _receive(self) -> None:
+        try:
+            while True:
+                _, header, *frames = await self._socket.recv_multipart()
+                self._handle(header, frames)
+                await asyncio.sleep(0)  # what has arrived already is received without yielding to other tasks
+        except Exception as error:
+            self.fail(RankError(f"a rank sent what cannot be handled: {describe(error)}"))
+            raise
+
+    def _handle(self, header: bytes, frames: list[bytes]) -> None:
+        match decode_report(header):
+            case Hello(rank=rank, version=version) if version != engine.__version__:
+                self._failing.add(rank)
+                ours = f"krea2-engine {engine.__version__}, as the front-end"
+                self.fail(LaunchError(f"rank {rank} must be of {ours}, and is of {version}"))
+            case Alive(rank=rank):
+                if self._remote is not None:
+                    self._remote.came(rank)
+            case Hello(rank=rank):
+                config = self._config
+                timeout_s = max(config.start_timeout_s, config.step_timeout_s)
+                load = Load(
+                    engine=config.engine,
+                    warm_up=config.warm_up,
+                    warm_up_sizes=config.warm_up_sizes,
+                    timeout_s=timeout_s,
+                )
+                self._command(rank, load)
+            case Ready() as ready:
+                self._ready[ready.rank] = ready
+                if self.ready:
+                    self._events.ranks_ready()
+            case StepDone(rank=rank, number=number, times=times):
+                self._step_done(rank, number, times)
+            case Decoded() as image:
+                self._decoding.pop(image.job_id, None)
+                self.images += 1
+                self._events.image_decoded(image, frames[0])
+            case Previewed() as preview:
+                self._events.image_previewed(preview, frames[0])
+            case JobFailed(job_id=job_id, code=code, message=message):
+                self._decoding.pop(job_id, None)
+                self._events.job_failed(job_id, error_from_code(code, message))
+            case PlanBuilt(rank=rank, plan=plan):
+                log_event(
+                    "attention plan", level="info" if plan.error is None else "warning", rank=rank, **asdict(plan)
+                )
+            case RankFailed(rank=rank) as failure:
+                self._failing.add(rank)
+                error: Krea2Error = RankError(failure.message)
+                if failure.code != Krea2Error.code:
+                    error = error_from_code(failure.code, failure.message, failure.parameter)
+                # of a rank that could not talk to another, the other may have the reason
+                if failure.code in (Krea2Error.code, LaunchError.code) and len(self._ranks) > 1:
+                    self._loop.call_later(_ROOT_CAUSE_S, self.fail, error)
+                else:
+                    self.fail(error)
+
+    def _step_done(self, rank: int, number: int, times: StepTimes) -> None:
+        sent = next(sent for sent in self._sent if sent.step.number == number)
+        sent.unanswered.remove(rank)
+        sent.times = StepTimes(
+            max(sent.times.encode_s, times.encode_s),
+            max(sent.times.denoise_s, times.denoise_s),
+            times.encoded_tokens,
+            times.one_by_one,
+        )
+        while self._sent and not self._sent[0].unanswered:
+            done = self._sent.popleft()
+            now = time.monotonic()
+            if self._sent:
+                self._sent[0].due = now + self._sent[0].bound_s
+            for job_id in self._decoding.keys() & set(done.step.decode):  # an image may come before the step's answer
+                self._decoding[job_id] = now + self._config.step_timeout_s
+            self._events.step_done(done.step, done.times)
+
+    # ---- losing a rank
+
+    def fail(self, error: Krea2Error) -> None:
+        """Lose the group, for the first reason that is given."""
+        if not self.failed.done():
+            self.failed.set_result(error)
+
+    def _when_exited(self, rank: int, child: Child) -> Callable[[], None]:
+        def from_another_thread() -> None:
+            with suppress(RuntimeError):  # the loop has ended, so has the group
+                self._loop.call_soon_threadsafe(self._lost, rank, child.describe_exit())
+
+        return from_another_thread
+
+    async def _watch_clock(self) -> None:
+        while True:
+            asleep = time.monotonic()
+            await asyncio.sleep(_CLOCK_S)
+            now = time.monotonic()
+            if now - asleep > 1.0 + _CLOCK_S:
+                self._put_off(now - asleep)
+            for rank in self._remote.lost() if self._remote is not None else []:
+                self._lost(rank, "died, or its machine cannot be reached")
+            if len(self._ready) < len(self._ranks):
+                missing = [rank for rank in self._ranks if rank not in self._ready]
+                if now > self._start_due:
+                    were = "was" if len(missing) == 1 else "were"
+                    within = f"within {self._config.start_timeout_s:g} s"
+                    self.fail(LaunchError(f"rank {_listed(missing)} {were} not ready {within}"))
+            elif self._sent and now > self._sent[0].due:
+                sent = self._sent[0]
+                silent = _listed(sorted(sent.unanswered))
+                self.fail(
+                    RankError(
+                        f"step {sent.step.number} was not finished within {sent.bound_s:g} s by rank {silent}; "
+                        "one that hangs keeps the others waiting"
+                        if len(sent.unanswered) > 1
+                        else f"rank {silent} did not finish step {sent.step.number} within {sent.bound_s:g} s"
+                    )
+                )
+            elif any(now > due for due in self._decoding.values()):
+                self.fail(RankError(f"rank 0 did not decode an image within {self._config.step_timeout_s:g} s"))
+
+    def _put_off(self, seconds: float) -> None:
+        """We were kept from hearing the ranks for so long: they have so much longer to be heard."""
+        self._start_due += seconds
+        for sent in self._sent:
+            sent.due += seconds
+        for job_id in self._decoding:
+            self._decoding[job_id] += seconds
+
+    def _lost(self, rank: int, how: str = "died") -> None:
+        # A rank that has said why it fails is heard over the wire.
+        if not self._closing and rank not in self._failing:
+            self.fail(RankError(f"rank {rank} {how}"))
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    """`0`, `0 and 1`, `0, 1 and 2`."""
+    *first, last = map(str, ranks)
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,0 +1,166 @@
+"""Ranks on other machines than the front-end's, under torchrun, which come to it over TCP.
+
+The front-end listens at a free port with CURVE keys that it makes for the occasion, and leaves both as a `Door` in its
+run folder. Rank 0's process puts that into torchrun's store: who can read the store can be a rank, and nobody else gets
+past the handshake. Every such rank keeps one connection as its lifeline. The front-end sends something over it again
+and again, and knows from what cannot be sent that the rank is gone; the rank knows it from the broken connection. zmq's
+heartbeats break those to a machine that has vanished.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from engine.errors import LaunchError
+from launcher.messages.client_messages import encode
+from launcher.messages.keys import ClientKeys, ServerKeys
+from launcher.messages.process_messages import Alive, Door, door_path
+from launcher.messages.sockets import send_now
+
+_HEARTBEAT_MS, _SILENT_MS = 2000, 10_000  # between heartbeats, and after which the other side counts as gone
+_HANDSHAKE_MS = 5000  # for whoever connects to show the key
+_MOST_BYTES = 2**20  # of a message to the front-end: pixels come from rank 0, which is on its machine
+_FAREWELL_MS = 1000
+_BEAT, _END = b"beat", b"end"  # what lifelines carry: the rank is to live, and it is to end since all is done
+
+
+class RemoteRanks:
+    """The front-end's end of their lifelines."""
+
+    def __init__(self, server: zmq.asyncio.Socket, context: zmq.asyncio.Context, *, host: str, run_folder: str) -> None:
+        """Let them come to a socket of the front-end, which has the authenticator of its context to itself.
+
+        host: the name or address by which they know this machine. Raises `LaunchError` if it is not this machine's.
+        """
+        self._server = server
+        self._came: set[int] = set()
+        public, secret = zmq.curve_keypair()
+        rank_public, rank_secret = zmq.curve_keypair()
+        # These options are for what is bound from now on, so not for the ranks of this machine.
+        self._authenticator = ServerKeys(public, secret, frozenset({rank_public})).guard(server, context)
+        server.set(zmq.MAXMSGSIZE, _MOST_BYTES)
+        server.set(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+        _send_heartbeats(server)
+        server.set(zmq.IPV6, 1)  # and IPv4
+        address = f"tcp://{_interface(host)}"
+        try:
+            port = server.bind_to_random_port(address)
+        except zmq.ZMQError as error:
+            self._authenticator.stop()
+            raise LaunchError(
+                f"cannot listen on {address} for ranks of other machines: {zmq.strerror(error.errno or 0)}; "
+                "--master-addr must be the name or an address of the machine of rank 0"
+            ) from None
+        door = Door(
+            port=port,
+            server_public=public.decode(),
+            rank_public=rank_public.decode(),
+            rank_secret=rank_secret.decode(),
+        )
+        Path(door_path(run_folder)).write_bytes(msgspec.json.encode(door))
+
+    def came(self, rank: int) -> None:
+        """A rank's lifeline is there."""
+        self._came.add(rank)
+        self.lost()
+
+    def lost(self) -> list[int]:
+        """Send to all lifelines; returns the ranks that are gone. To be called again and again."""
+        return [rank for rank in self._came if not send_now(self._server, [lifeline_route(rank), _BEAT])]
+
+    def close(self, *, done: bool) -> None:
+        """Stop listening. The ranks end now; if all is done, they end as if nothing were wrong."""
+        if done:
+            self._server.set(zmq.LINGER, _FAREWELL_MS)
+            for rank in self._came:
+                send_now(self._server, [lifeline_route(rank), _END])
+        self._authenticator.stop()
+
+
+def lifeline_route(rank: int) -> bytes:
+    """The ZMQ routing id of a rank's lifeline."""
+    return b"lifeline-%d" % rank
+
+
+def _interface(host: str) -> str:
+    """Where to listen for those who connect to `host`: what a name stands for may be different here."""
+    if host == "localhost":
+        return "127.0.0.1"
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return "*"
+    return _bracketed(host)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _send_heartbeats(wire: zmq.Socket[Any]) -> None:
+    wire.set(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+    wire.set(zmq.HEARTBEAT_TIMEOUT, _SILENT_MS)
+
+
+# ---- the rank's side
+
+
+def connect(client: zmq.Socket[bytes], door: Door) -> None:
+    """Connect a rank's socket to the front-end on the machine that torchrun calls MASTER_ADDR."""
+    keys = ClientKeys(door.rank_public.encode(), door.rank_secret.encode(), door.server_public.encode())
+    keys.use(client)
+    _send_heartbeats(client)
+    found = socket.getaddrinfo(os.environ["MASTER_ADDR"], door.port, type=socket.SOCK_STREAM)
+    family, *_, (address, *_) = min(found, key=lambda each: each[0] != socket.AF_INET)
+    client.set(zmq.IPV6, int(family == socket.AF_INET6))
+    client.connect(f"tcp://{_bracketed(str(address))}:{door.port}")
+
+
+def hold_lifeline(door: Door, rank: int, timeout_s: float) -> None:
+    """Return once the front-end has answered; from then on this process ends when the front-end has ended.
+
+    Ends it also if there is no answer within `timeout_s`.
+    """
+    lifeline = zmq.Context().socket(zmq.DEALER)
+    lifeline.routing_id = lifeline_route(rank)
+    events = lifeline.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+    connect(lifeline, door)
+    lifeline.send(encode(Alive(rank=rank)))
+    answered = threading.Event()
+    threading.Thread(target=_follow, args=(lifeline, events, answered, rank), daemon=True).start()
+    if not answered.wait(timeout_s):
+        sys.exit(
+            f"error: rank {rank} did not reach the front-end on {os.environ['MASTER_ADDR']}, port {door.port}, within "
+            f"{timeout_s:g} s"
+        )
+
+
+def _follow(lifeline: zmq.Socket[bytes], events: zmq.Socket[bytes], answered: threading.Event, rank: int) -> None:
+    from zmq.utils.monitor import recv_monitor_message
+
+    poller = zmq.Poller()
+    poller.register(lifeline, zmq.POLLIN)
+    poller.register(events, zmq.POLLIN)
+    connected = False
+    while True:
+        ready = dict(poller.poll())
+        if lifeline in ready:
+            if lifeline.recv() == _END:
+                os._exit(0)
+            answered.set()
+        elif events in ready:  # after all that came over the connection before it broke
+            happened = recv_monitor_message(events)["event"]
+            if connected and happened == zmq.EVENT_DISCONNECTED:
+                print(f"rank {rank} ends: it has lost the front-end", file=sys.stderr, flush=True)
+                os._exit(1)
+            connected = connected or happened == zmq.EVENT_HANDSHAKE_SUCCEEDED

@@ -1,0 +1,103 @@
+"""Keeps a rank group running: when one is lost its processes are stopped and another group is started.
+
+A group that torchrun started cannot be replaced, and neither can one that never came up: their error ends the
+front-end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import zmq.asyncio
+
+from engine.errors import Krea2Error, LaunchError, LoraError, RankError
+from launcher.logs import log_event
+from launcher.messages.process_messages import FrontendConfig
+from launcher.processes import Child, stop_all
+from launcher.ranks.rank_group import RankEvents, RankGroup
+
+_PATIENCE_S = 0.5  # for ranks to end once they are asked to; they end at once unless they hang
+_GONE_S, _LOOK_S = 30.0, 0.05  # for killed ones to be gone, and between looks
+_STRIKES = 3  # groups lost in a row, none of which made an image, before the server gives up for a while
+_LONGEST_PAUSE_S = 30.0
+
+
+class SupervisorEvents(RankEvents, Protocol):
+    """What a supervisor tells its owner, beside what a rank group does."""
+
+    def ranks_lost(self, error: Krea2Error) -> bool:
+        """The group is gone with all that it held. Returns whether a request is known to be the reason."""
+
+    def ranks_given_up(self, error: Krea2Error) -> None:
+        """Groups are lost again and again: nothing may wait for the next one."""
+
+
+class RankSupervisor:
+    """`group` is the rank group of now; `given_up` the error of the last one while nothing may wait for the next."""
+
+    def __init__(
+        self,
+        config: FrontendConfig,
+        children: list[Child],
+        start_ranks: Callable[[int], None],
+        context: zmq.asyncio.Context,
+        events: SupervisorEvents,
+    ) -> None:
+        """children: the ranks of the first group; `start_ranks(generation)` appends those of a later one."""
+        self._config, self._children, self._start_ranks = config, children, start_ranks
+        self._context, self._events = context, events
+        self.restarts = 0
+        self.given_up: Krea2Error | None = None
+        self._strikes = 0
+        self.group = self._new_group()
+        self.group.watch(children)
+
+    async def run(self) -> None:
+        """Replace lost groups until cancelled. Raises the error of a group that cannot be replaced."""
+        while True:
+            error = await self.group.failed
+            self.group.close()
+            if self._config.external_ranks or (self.restarts == 0 and not self.group.came_up):
+                raise error
+            explained = self._events.ranks_lost(error)
+            self._strikes = 0 if explained or self.group.images else self._strikes + 1
+            if self._strikes >= _STRIKES:
+                # a LoRA that ranks cannot start with is no mistake of those who ask for images
+                self.given_up = RankError(error.message) if isinstance(error, LoraError) else error
+                self._events.ranks_given_up(self.given_up)
+            await asyncio.to_thread(stop_all, self._children, patience_s=_PATIENCE_S)
+            left = await self._wait_until_gone()
+            if self._strikes > 1:
+                await asyncio.sleep(min(_LONGEST_PAUSE_S, 2.0 ** min(self._strikes - 2, 10)))
+            self.restarts += 1
+            self.group = self._new_group()
+            try:
+                await asyncio.to_thread(self._start_ranks, self.restarts)
+            except LaunchError as problem:
+                self.group.fail(problem)
+            else:
+                self.group.watch(self._children[left:])
+
+    async def _wait_until_gone(self) -> int:
+        """Let processes that have been killed end, which those that held much of a GPU's memory take seconds for: the
+        next group is to have all of it. Returns how many have not; they are kept, to be stopped again at the end."""
+        due = time.monotonic() + _GONE_S
+        while (left := [child for child in self._children if not child.wait(0.0)]) and time.monotonic() < due:
+            await asyncio.sleep(_LOOK_S)  # not in a thread, which would keep a server that is stopped from ending
+        self._children[:] = left
+        if left:
+            log_event("lost ranks have not ended", level="error", processes=len(left), waited_s=_GONE_S)
+        return len(left)
+
+    def ready(self) -> None:
+        """The group of now has come up."""
+        self.given_up = None
+
+    def close(self) -> None:
+        self.group.close()
+
+    def _new_group(self) -> RankGroup:
+        return RankGroup(self._config, self._context, self._events, generation=self.restarts)

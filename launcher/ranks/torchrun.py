@@ -1,0 +1,243 @@
+"""Under `torchrun -m launcher generate|serve …`: its processes are the ranks.
+
+Rank 0 starts the command itself as a child, whose front-end finds the ranks in a folder instead of starting them; the
+folder's name travels through torchrun's TCPStore, and so does the door for ranks on other machines. When the child
+ends, all ranks end.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+import msgspec
+
+from launcher.messages.process_messages import Door, RankConfig, door_path, lifeline_path
+from launcher.processes import child_environment, make_run_folder, python_command, remove_run_folder
+from launcher.ranks import worker
+from launcher.setup.launch import ORDERLY_S, RANK_ENVIRONMENT, SIGNALS
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
+_RANKS = "KREA2_EXTERNAL_RANKS"  # what the child finds in its environment
+_MEET_S = 180.0  # a front-end may first ask for GPUs, which takes up to 120 s
+_AGENT_S = 0.5  # between looks whether torchrun is there
+_LAST_WORDS_S = 1.0  # for the front-end to notice that a rank died, before a signal that may be the consequence
+_EARLY_END_S = 20.0  # for ranks on other machines to come and hear that the command has ended before it had a door
+
+
+class ExternalRanks(NamedTuple):
+    """The ranks that torchrun has started: how many in all and on this machine, on how many machines, and where those
+    come to: a run folder here, and `host` from other machines."""
+
+    total: int
+    local: int
+    machines: int
+    run_folder: str
+    host: str
+
+
+class _Place(NamedTuple):
+    """Where torchrun has put this process."""
+
+    rank: int
+    ranks: int
+    local_rank: int
+    local_ranks: int
+    machine: int
+
+    @classmethod
+    def of_environment(cls) -> _Place:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+        return cls(*(int(os.environ[name]) for name in names))
+
+    @property
+    def remote_ranks(self) -> int:
+        """How many ranks other machines have."""
+        return self.ranks - self.local_ranks
+
+
+def is_rank() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
+
+
+def external_ranks() -> ExternalRanks | None:
+    """In the child of rank 0: who the ranks are that come to it."""
+    if _RANKS not in os.environ:
+        return None
+    return msgspec.json.decode(os.environ[_RANKS], type=ExternalRanks)
+
+
+def tp_warning(tp: int, ranks: ExternalRanks) -> str | None:
+    """What to say if matrices are split over machines: the ranks of a tp group are neighbours."""
+    alike = ranks.local * ranks.machines == ranks.total
+    if tp == 1 or ranks.local == ranks.total or (alike and ranks.local % tp == 0):
+        return None
+    return (
+        f"tp {tp} with {ranks.total} ranks on {ranks.machines} machines sends activations between them in every block: "
+        "use --sp or --cfg-parallel across machines, and tp within one"
+    )
+
+
+def run_rank() -> NoReturn:
+    """The whole life of a rank that torchrun started."""
+    agent = os.getppid()
+    place = _Place.of_environment()
+    run_folder = str(make_run_folder()) if place.rank == 0 else None
+    met: Future[Store] = Future()
+    child = _start_command(run_folder, place) if run_folder is not None else None
+    os.dup2(2, 1)  # what libraries print, as NCCL its warnings, is not the command's output
+    # Python's own handlers would wait for a collective to end; a thread does not. All threads that start from now on
+    # leave signals to that one; the child has started already, and gets its own.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    if child is not None:
+        threading.Thread(target=_end_with, args=(child, run_folder, place, met), daemon=True).start()
+    connected = threading.Event()
+    threading.Thread(target=_obey_signals, args=(child, connected), daemon=True).start()
+    threading.Thread(target=_end_without, args=(agent,), daemon=True).start()
+
+    for name, value in RANK_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    run_folder, door = _meet(place, run_folder, met)
+    if door is None:
+        _connect_lifeline(run_folder, place.rank)
+        if place.rank == 0 and place.remote_ranks:
+            _tell(met.result(), Path(door_path(run_folder)).read_text())
+    else:
+        from launcher.ranks.remote_ranks import hold_lifeline
+
+        hold_lifeline(door, place.rank, _MEET_S)
+    connected.set()
+    worker.serve(
+        RankConfig(
+            rank=place.rank,
+            local_rank=place.local_rank,
+            local_ranks=place.local_ranks,
+            run_folder=run_folder,
+            door=door,
+            store_file=None,
+        )
+    )
+
+
+def _start_command(run_folder: str, place: _Place) -> subprocess.Popen[bytes]:
+    """The same command line without torchrun. It ends when its stdin does, and we end when it does."""
+    environment = {
+        name: value
+        for name, value in child_environment().items()
+        if not name.startswith(("TORCHELASTIC_", "MASTER_", "GROUP_", "ROLE_"))
+        and name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    }
+    ranks = ExternalRanks(
+        place.ranks, place.local_ranks, int(os.environ["GROUP_WORLD_SIZE"]), run_folder, os.environ["MASTER_ADDR"]
+    )
+    environment |= {_RANKS: msgspec.json.encode(ranks).decode()}
+    return subprocess.Popen(
+        python_command(*sys.argv[1:]), stdin=subprocess.PIPE, env=environment, start_new_session=True
+    )
+
+
+def _end_with(child: subprocess.Popen[bytes], run_folder: str, place: _Place, met: Future[Store]) -> None:
+    code = child.wait()
+    code = code if code >= 0 else 128 - code
+    remove_run_folder(run_folder)
+    if place.remote_ranks:
+        with suppress(Exception):  # torchrun may be gone, and its store with it
+            store = met.result(_MEET_S)
+            if _tell(store, str(code)):
+                deadline = time.monotonic() + _EARLY_END_S
+                while store.add(_key("heard"), 0) < place.remote_ranks and time.monotonic() < deadline:
+                    time.sleep(0.05)
+    os._exit(code)
+
+
+# ---- what ranks tell each other through torchrun's store
+
+
+def _meet(place: _Place, run_folder: str | None, met: Future[Store]) -> tuple[str, Door | None]:
+    """Meet the other ranks, and learn where the front-end is: in a folder, or behind a door. Ends the process if the
+    command has ended, or nothing is heard of rank 0."""
+    from torch.distributed import DistError
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        # torch's own meeting for env://, with the agent's store or rank 0's, whichever torchrun has set up
+        store, _, _ = next(rendezvous("env://", place.rank, place.ranks, timeout=timedelta(seconds=_MEET_S)))
+        met.set_result(store)
+        if run_folder is not None:
+            store.set(_key("folder"), run_folder)
+            return run_folder, None
+        if place.machine == 0:
+            return store.get(_key("folder")).decode(), None
+        told = store.get(_key("door")).decode()
+        store.add(_key("heard"), 1)
+    except DistError:
+        sys.exit(f"error: rank {place.rank} heard nothing of rank 0 on {os.environ['MASTER_ADDR']}")
+    if told.isdigit():
+        os._exit(int(told))
+    return "", msgspec.json.decode(told, type=Door)
+
+
+def _tell(store: Store, told: str) -> bool:
+    """Tell ranks on other machines either the door or, if the command has ended without one, its exit code. Returns
+    whether they had been told nothing before."""
+    return store.compare_set(_key("door"), "", told).decode() == told
+
+
+def _key(name: str) -> str:
+    return f"krea2/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
+
+
+# ---- life and death
+
+
+def _end_without(agent: int) -> None:
+    """torchrun was killed without a chance to stop its processes: stop as if it had asked."""
+    while os.getppid() == agent:
+        time.sleep(_AGENT_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _obey_signals(child: subprocess.Popen[bytes] | None, connected: threading.Event) -> None:
+    number = signal.sigwait(SIGNALS)
+    if child is None:  # rank 0 ends the command, and its front-end, once it has found us, ends us
+        time.sleep(_LAST_WORDS_S + ORDERLY_S if connected.is_set() else _LAST_WORDS_S)
+        os._exit(128 + number)
+    for patience, next_number in ((_LAST_WORDS_S, number), (ORDERLY_S, signal.SIGKILL)):
+        try:
+            child.wait(patience)
+        except subprocess.TimeoutExpired:
+            child.send_signal(next_number)
+
+
+def _connect_lifeline(run_folder: str, rank: int) -> None:
+    """Hold a connection to the front-end, so that each side learns at once when the other is gone."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    deadline = time.monotonic() + _MEET_S
+    while True:
+        try:
+            connection.connect(lifeline_path(run_folder))
+            break
+        except OSError:  # it is not listening yet
+            if time.monotonic() > deadline:
+                sys.exit(f"error: rank {rank} found no front-end within {_MEET_S:g} s")
+            time.sleep(0.05)
+    connection.sendall(bytes([rank]))
+
+    def end_with_it() -> None:
+        connection.recv(1)
+        if rank != 0:  # rank 0 ends with the command, and with its exit code
+            os._exit(0)
+
+    threading.Thread(target=end_with_it, daemon=True).start()

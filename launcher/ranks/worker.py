@@ -1,0 +1,216 @@
+"""A rank's process: loads its shard, executes the steps it is told, and sends back what becomes of them.
+
+Three threads talk to the front-end, each over a socket of its own: this one executes steps and never waits for the
+device, so the next step is queued there while one still runs; a second waits for steps to finish; the rank's decoding
+thread sends images.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import math
+import os
+import queue
+import threading
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import msgspec
+
+from engine.errors import Krea2Error, LaunchError
+from launcher.messages.client_messages import describe, encode
+from launcher.messages.process_messages import (
+    Command,
+    Decoded,
+    Execute,
+    Hello,
+    JobFailed,
+    Load,
+    PlanBuilt,
+    Previewed,
+    RankConfig,
+    RankFailed,
+    Ready,
+    StepDone,
+    decode_command,
+    ranks_address,
+    route,
+)
+from launcher.processes import read_config, remove_run_folder, watch_parent
+
+if TYPE_CHECKING:
+    import zmq
+
+    from engine.rank.image_decoder import DecodedImage
+    from engine.rank.rank import Rank
+    from engine.rank.step_handle import PendingStep
+
+_ORDERS_S = 60.0  # for the front-end to say what to load
+_HEARD_S = 10.0  # for the front-end to stop us once it has our failure
+
+
+def run_spawned() -> NoReturn:
+    """The whole life of a rank that the front-end started."""
+    config = read_config(RankConfig)
+
+    def end(parent_died: bool) -> None:
+        if parent_died:
+            remove_run_folder(config.run_folder)
+        os._exit(0)  # at once, also out of a collective that waits for a rank that has gone already
+
+    watch_parent(end)
+    serve(config)
+
+
+def serve(config: RankConfig) -> NoReturn:
+    """Work until the process is ended from outside, or this rank fails: then say so and end."""
+    faulthandler.enable(2, all_threads=False)  # a crash says where on stderr; not where other threads were
+    wire = None
+    try:
+        import engine.rank.rank  # noqa: F401  takes longer than all the rest, so it goes first
+    except Exception as error:
+        wire = _Wire(config)
+        wire.fail(error)
+    else:
+        wire = _Wire(config)
+        try:
+            rank = _load(config, wire)
+            _work(rank, config, wire)
+        except Exception as error:
+            wire.fail(error)
+    threading.Event().wait(_HEARD_S)
+    os._exit(1)
+
+
+def _load(config: RankConfig, wire: _Wire) -> Rank:
+    from engine.device.devices import device_name, pick_device
+    from engine.parallel.distributed import connect_mesh
+    from engine.rank.rank import Rank
+
+    wire.send(Hello(rank=config.rank))
+    load = wire.receive(timeout_s=_ORDERS_S)
+    assert isinstance(load, Load)
+    device = pick_device(load.engine, config.local_rank, config.local_ranks)
+    mesh = connect_mesh(
+        config.rank,
+        load.engine.degrees,
+        device,
+        store_file=Path(config.store_file) if config.store_file is not None else None,
+        timeout_s=load.timeout_s,
+        share_gpu=load.engine.share_gpu,
+        symmetric_memory=load.engine.symmetric_memory,
+    )
+
+    def send_image(image: DecodedImage) -> None:
+        header = Decoded(
+            rank=config.rank,
+            job_id=image.job_id,
+            width=image.width,
+            height=image.height,
+            decode_s=image.decode_s,
+            finite=image.finite,
+        )
+        wire.send(header, image.rgb)
+
+    def send_failure(job_id: int, error: Krea2Error) -> None:
+        wire.send(JobFailed(rank=config.rank, job_id=job_id, code=error.code, message=error.message))
+
+    rank = Rank(load.engine, mesh, device, on_image=send_image, on_failed=send_failure, local_ranks=config.local_ranks)
+    if load.warm_up:
+        rank.warm_up(load.warm_up_sizes)
+    attention = rank.attention_choice.describe()
+    if rank.attention_plans is not None:
+        attention["plans"] = rank.attention_plans.describe()
+    wire.send(
+        Ready(
+            rank=config.rank,
+            device=str(device),
+            device_name=device_name(device),
+            link=None if rank.link is None else (rank.link.bandwidth, rank.link.latency_s),
+            memory=rank.memory(),
+            decoding_bytes_per_element=rank.decode_memory.bytes_per_element,
+            attention=attention,
+            memory_plan=rank.describe_plan(),
+        )
+    )
+    return rank
+
+
+def _work(rank: Rank, config: RankConfig, wire: _Wire) -> NoReturn:
+    started: queue.SimpleQueue[tuple[int, PendingStep]] = queue.SimpleQueue()
+
+    def answer_steps() -> None:
+        try:
+            while True:
+                number, pending = started.get()
+                wire.send(StepDone(rank=config.rank, number=number, times=pending.wait()))
+                for preview in pending.previews:
+                    height, width, _ = preview.pixels.shape
+                    header = Previewed(
+                        rank=config.rank, job_id=preview.job_id, step=preview.step, width=width, height=height
+                    )
+                    wire.send(header, preview.pixels.numpy().tobytes())
+        except Exception as error:
+            wire.fail(error)
+
+    threading.Thread(target=answer_steps, name="answers", daemon=True).start()
+    while True:
+        while (wait_s := rank.idle_wait_s()) is not None and not wire.has_command(wait_s):
+            if (plan := rank.use_idle_time()) is not None:
+                wire.send(PlanBuilt(rank=config.rank, plan=plan))
+        command = wire.receive()
+        assert isinstance(command, Execute)
+        started.put((command.step.number, rank.execute(command.step)))
+
+
+class _Wire:
+    """This rank's connection to the front-end. Commands come to the thread that made it; any thread may send."""
+
+    def __init__(self, config: RankConfig) -> None:
+        import zmq
+
+        self._config = config
+        self._context = zmq.Context()
+        self._sockets = threading.local()
+        self._commands = self._sockets.own = self._context.socket(zmq.DEALER)
+        self._commands.routing_id = route(config.rank)
+        self._connect(self._commands)
+
+    def _connect(self, socket: zmq.Socket[bytes]) -> None:
+        if self._config.door is not None:
+            from launcher.ranks.remote_ranks import connect
+
+            connect(socket, self._config.door)
+        else:
+            socket.connect(ranks_address(self._config.run_folder, self._config.generation))
+
+    def has_command(self, timeout_s: float) -> bool:
+        """Whether `receive` will return at once, as soon as that is so."""
+        return bool(self._commands.poll(math.ceil(timeout_s * 1000)))
+
+    def receive(self, timeout_s: float | None = None) -> Command:
+        if timeout_s is not None and not self.has_command(timeout_s):
+            raise LaunchError(f"rank {self._config.rank} got no orders from the front-end within {timeout_s:g} s")
+        return decode_command(self._commands.recv())
+
+    def send(self, message: msgspec.Struct, *frames: bytes) -> None:
+        if not hasattr(self._sockets, "own"):
+            import zmq
+
+            self._sockets.own = self._context.socket(zmq.DEALER)
+            self._connect(self._sockets.own)
+        self._sockets.own.send_multipart([encode(message), *frames], copy=False)
+
+    def fail(self, error: Exception) -> None:
+        """Send why this rank cannot go on: a user's mistake as it is, anything else, and all from another machine than
+        the front-end's, under this rank's name."""
+        name = f"rank {self._config.rank}"
+        if isinstance(error, Krea2Error):
+            code, message, parameter = error.code, error.message, error.parameter
+            if self._config.door is not None:  # where the checkpoint, say, may be missing that is there on the first
+                message = f"{name}: {message}"
+        else:
+            traceback.print_exception(error)
+            code, message, parameter = "internal_error", f"{name}: {describe(error)}", None
+        self.send(RankFailed(rank=self._config.rank, code=code, message=message, parameter=parameter))

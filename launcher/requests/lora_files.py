@@ -1,0 +1,162 @@
+"""LoRA files as the command line and clients name them, checked before a rank hears of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from engine.config.demo_checkpoints import DEMO_LORAS
+from engine.config.model_config import ModelConfig
+from engine.errors import ArgumentError, CheckpointError, LoraError, printable
+from engine.lora.files import AdapterFile, open_adapter
+from launcher.messages.limits import Limits
+from launcher.messages.process_messages import FrontendConfig, LoraFile
+from launcher.requests.plan import check_strength
+
+MAX_FILE_BYTES = 8 * 2**30  # to be read whole before it is used; a LoRA of rank 256 for every layer has 4
+MAX_NAME = 100  # characters
+_PEFT_FILE = "adapter_model.safetensors"
+_SHOWN_KEYS, _SHOWN_CHARACTERS = 3, 120
+_LONGEST_PATH = 4096  # what Linux takes
+_WITH_STRENGTH = re.compile(r"(?P<path>.+):(?P<strength>[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+))", re.DOTALL)
+_WITH_NAME = re.compile(r"(?P<name>[^=/]*)=(?P<path>.*)", re.DOTALL)
+
+
+def parse_lora(text: str) -> LoraFile:
+    """`[NAME=]PATH[:STRENGTH]`; the name is the file's without its suffix, and the strength 1, if they are left out.
+
+    PATH may be one of `DEMO_LORAS`; one whose own name has a `=` is to be written with a folder before it. Raises
+    `ArgumentError`.
+    """
+    with_strength = _WITH_STRENGTH.fullmatch(text)
+    path = with_strength["path"] if with_strength else text
+    strength = float(with_strength["strength"]) if with_strength else 1.0
+    with_name = _WITH_NAME.fullmatch(path)
+    if with_name:
+        path = with_name["path"]
+    if not path:
+        raise ArgumentError.of("lora", "[NAME=]PATH[:STRENGTH]", text)
+    name = with_name["name"] if with_name else Path(path).stem
+    check_name(name, "lora")
+    file = str(DEMO_LORAS.get(path, path))
+    try:
+        return LoraFile(name=name, path=file, strength=check_strength("the strength of a LoRA", strength))
+    except ArgumentError as error:
+        raise ArgumentError(error.message, parameter="lora") from None
+
+
+def with_loras(
+    config: FrontendConfig, model: ModelConfig, loras: Sequence[str], *, lora_dir: str | None, merge: bool
+) -> tuple[FrontendConfig, tuple[str, ...]]:
+    """The configuration with these LoRAs, to be chosen by requests or to be merged, once their files have been checked.
+
+    Returns warnings too. Raises `ArgumentError` or `LoraError`.
+    """
+    if isinstance(loras, str) or not all(isinstance(lora, str) for lora in loras):
+        raise ArgumentError.of("loras", "a list of [NAME=]PATH[:STRENGTH]", loras)
+    if merge and not loras:
+        raise ArgumentError("merge_lora needs a lora", parameter="merge_lora")
+    if lora_dir is not None and not os.path.isdir(lora_dir):
+        raise ArgumentError.of("lora_dir", "a folder", lora_dir)
+    files = tuple(map(parse_lora, loras))
+    engine = config.engine
+    if not merge:
+        _check_set([file.name for file in files], config.limits)
+    opened = [open_lora(file.path, model, lenient=engine.lora_lenient) for file in files]
+    warnings = [
+        f"{file.path}: {describe_skipped(adapter)}"
+        for file, adapter in zip(files, opened, strict=True)
+        if adapter.skipped
+    ]
+    if merge:
+        engine = replace(engine, merge_loras=tuple((file.path, file.strength) for file in files))
+        changes: dict[str, object] = {"engine": engine}
+    elif files and engine.memory_budget is not None:
+        # budgets are for GPUs, so where the device is still to be found, that is what the dtype is taken of
+        bytes_per_element = 2 if engine.dtype_on("cpu" if engine.device == "cpu" else "cuda") == "bfloat16" else 4
+        size = sum(adapter.bytes_on_rank(engine.tp, bytes_per_element) for adapter in opened)
+        if engine.lora_memory is not None and engine.lora_memory < size:
+            raise ArgumentError.of("lora_memory", f"at least the {size} bytes that the LoRAs take", engine.lora_memory)
+        changes = {"engine": replace(engine, lora_memory=engine.lora_memory or size), "loras": files}
+    else:
+        changes = {"loras": files}
+    folder = None if lora_dir is None else os.path.realpath(lora_dir)
+    return msgspec.structs.replace(config, lora_dir=folder, **changes), tuple(warnings)
+
+
+def open_lora(path: str, model: ModelConfig, *, lenient: bool, values: bool = True) -> AdapterFile:
+    """Read a file, or PEFT's folder, and check names, shapes and, with `values`, that these are numbers.
+
+    What is returned is closed: it knows what the file holds. Raises `LoraError`.
+    """
+    file = _file_in(path)
+    try:
+        found = os.stat(file)
+        if not stat.S_ISREG(found.st_mode):  # reading from a pipe might never end
+            raise LoraError(f"{file}: is not a file")
+        if found.st_size > MAX_FILE_BYTES:
+            raise LoraError(f"{file}: must be at most {MAX_FILE_BYTES} bytes, got {found.st_size}")
+        with closing(open_adapter(file, model, lenient=lenient)) as opened:
+            if values:
+                opened.check_finite()
+            return opened
+    except CheckpointError as error:  # from the values of a file that was changed since it was opened
+        raise LoraError(error.message) from None
+    except OSError as error:
+        raise LoraError(f"{file}: {error.strerror}") from None
+    except ValueError as error:  # a path with a zero in it
+        raise LoraError(f"{file!a}: {error}") from None
+
+
+def path_inside(folder: str, path: str) -> str:
+    """The real path of what a client may load: one of `DEMO_LORAS`, or a file in the folder, and not one that a link
+    there leads out to.
+
+    Raises `ArgumentError`, which tells nothing of what there is outside of the folder.
+    """
+    if path in DEMO_LORAS:
+        return os.path.realpath(DEMO_LORAS[path])
+    root = os.path.realpath(folder)
+    fits = 0 < len(path) <= _LONGEST_PATH and "\0" not in path
+    if fits and not os.path.isabs(path) and ".." not in Path(path).parts:
+        real = os.path.realpath(_file_in(os.path.join(root, path)))
+        if real != root and os.path.commonpath((root, real)) == root:
+            return real
+    raise ArgumentError.of("path", "relative to the server's --lora-dir, and a file in there", path)
+
+
+def _file_in(path: str) -> str:
+    """The file that is meant: the adapter's in a folder as PEFT writes it."""
+    return os.path.join(path, _PEFT_FILE) if os.path.isdir(path) else path
+
+
+def _check_set(names: Sequence[str], limits: Limits) -> None:
+    if len(names) > limits.max_loras:
+        raise ArgumentError(f"at most {limits.max_loras} LoRAs may be loaded, got {len(names)}", parameter="lora")
+    for name in names:
+        if names.count(name) > 1:
+            raise ArgumentError(f"two LoRAs are called {name!r}: name one with NAME=PATH", parameter="lora")
+
+
+def check_name(name: str, parameter: str = "name") -> str:
+    """A name that requests, URLs and lists can carry. Raises `ArgumentError`."""
+    fits = len(name) <= MAX_NAME and name.isprintable() and name == name.strip() and "/" not in name
+    if not fits or not name.strip("."):
+        allowed = f"1 to {MAX_NAME} printable characters without a slash or spaces around them"
+        raise ArgumentError(f"the name of a LoRA must be {allowed}, got {name[:MAX_NAME]!a}", parameter=parameter)
+    return name
+
+
+def describe_skipped(opened: AdapterFile) -> str:
+    """What lenient reading has left out, in a few words."""
+    shown = ", ".join(printable(key[:_SHOWN_CHARACTERS]) for key in opened.skipped[:_SHOWN_KEYS])
+    count = len(opened.skipped)
+    what = "1 key fits nothing and was skipped" if count == 1 else f"{count} keys fit nothing and were skipped"
+    return f"{what}: {shown}{' …' if count > _SHOWN_KEYS else ''}"

@@ -1,0 +1,1 @@
+"""How an engine is started: `launch`, what is settled before, and where a model's files are."""
