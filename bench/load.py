@@ -25,10 +25,10 @@ from pathlib import Path
 
 import torch
 
-from bench.arguments import duration, end_with, json_file, positive
-from bench.output import append_json, print_json, print_table, publish_left_out
-from bench.runner import check_positive, note, parse_list, run_main
-from bench.timing import Budget, Spread
+from bench.engines.runner import check_positive, note, parse_list, run_main
+from bench.measure.arguments import duration, end_with, json_file, positive
+from bench.measure.output import append_json, print_json, print_table, publish_left_out
+from bench.measure.timing import Budget, Spread
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.load import LoadOptions, load_weights
 from engine.config.engine_config import DEVICES, DTYPES, EngineConfig
@@ -159,7 +159,7 @@ def _checkpoint(arguments: argparse.Namespace) -> Iterator[Path]:
         yield arguments.checkpoint
         return
     try:
-        from bench.checkpoints import CheckpointSpec, build_checkpoint
+        from bench.engines.checkpoints import CheckpointSpec, build_checkpoint
     except ImportError as error:
         raise ArgumentError(f"writing a random checkpoint needs diffusers: {error}", parameter="checkpoint") from None
     if arguments.size == "tiny":

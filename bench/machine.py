@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {problem}", file=sys.stderr)
     if missing:
         return 2
-    from bench.output import print_json
+    from bench.measure.output import print_json
 
     print_json("machine", {})
     return 0

@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.arguments import duration, end_with, json_file, modes
-from bench.denoising import final_latents
-from bench.output import print_table, publish
-from bench.rank_processes import ProcessFailed, end_with_parent, run_ranks
-from bench.real_size import TINY, RandomWeights, random_prompt
+from bench.engines.denoising import final_latents
+from bench.engines.rank_processes import ProcessFailed, end_with_parent, run_ranks
+from bench.engines.real_size import TINY, RandomWeights, random_prompt
+from bench.measure.arguments import duration, end_with, json_file, modes
+from bench.measure.output import print_table, publish
 from engine.config.degrees import Degrees
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig

@@ -2,10 +2,10 @@
 
     python -m bench.survive bench.step [WORD…]
 
-A crash ends a process, and so does a benchmark itself once its GPU is lost (`bench.lost`). It has written down by then
-what it began (`Attempts`), and the next process leaves that out, the last of which was its death. So every process
-begins something new, or none follows. `--seconds` counts for all of them together. Ends with 1 if there was more than
-one, else as the benchmark does.
+A crash ends a process, and so does a benchmark itself once its GPU is lost (`bench.measure.lost`). It has written down
+by then what it began (`Attempts`), and the next process leaves that out, the last of which was its death. So every
+process begins something new, or none follows. `--seconds` counts for all of them together. Ends with 1 if there was
+more than one, else as the benchmark does.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from bench.lost import LOST
-from bench.writing import append_line
+from bench.measure.lost import LOST
+from bench.measure.writing import append_line
 
 _FILE = "KREA2_BENCH_ATTEMPTS"
 _BEGUN, _DIED = "begun ", "died of "

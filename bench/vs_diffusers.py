@@ -27,8 +27,8 @@ import transformers
 from diffusers import Krea2Pipeline
 from torch.profiler import ProfilerActivity, profile
 
-from bench.checkpoints import CheckpointSpec, build_checkpoint
-from bench.output import print_json, print_table
+from bench.engines.checkpoints import CheckpointSpec, build_checkpoint
+from bench.measure.output import print_json, print_table
 from engine.config.chat_template import PREFIX_TOKENS
 from engine.config.engine_config import EngineConfig
 from engine.parallel.mesh import Mesh

@@ -62,7 +62,10 @@ def _few_threads() -> None:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`checkpoint(is_distilled=False)`: the folder of the random checkpoint with these fields of `CheckpointSpec`."""
-    from bench.checkpoints import CheckpointSpec, build_checkpoint  # diffusers: seconds that most tests can do without
+    from bench.engines.checkpoints import (  # diffusers: seconds that most tests can do without
+        CheckpointSpec,
+        build_checkpoint,
+    )
 
     folders: dict[CheckpointSpec, Path] = {}
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench.denoising import NOISE_DTYPE
-from bench.real_size import TINY, RandomWeights
+from bench.engines.denoising import NOISE_DTYPE
+from bench.engines.real_size import TINY, RandomWeights
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.kernels.gate import gate_mul_triton

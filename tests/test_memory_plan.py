@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.real_size import KREA2
+from bench.engines.real_size import KREA2
 from engine.checkpoint.files.stored import Held
 from engine.checkpoint.summary import HeldParameter
 from engine.config.degrees import Degrees

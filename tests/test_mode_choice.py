@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.real_size import KREA2, RandomWeights
+from bench.engines.real_size import KREA2, RandomWeights
 from engine.config.degrees import Degrees
 from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import Krea2Pipeline
 
-from bench.checkpoints import build_tokenizer
+from bench.engines.checkpoints import build_tokenizer
 from engine.config.chat_template import PREFIX, PREFIX_TOKENS, SUFFIX, SUFFIX_TOKENS
 from tests.oracle import Request, expected_latents, expected_pictures, load_pipeline, relative_error
 from tests.test_parity import CAPTION, LATENT_TOLERANCE, TEXT_TOKENS
@@ -99,7 +99,7 @@ def test_every_parameter_that_is_used_moves_the_picture(turbo: Path) -> None:
 
 
 def test_the_same_fields_give_the_same_weights(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    from bench.checkpoints import CheckpointSpec, build_checkpoint
+    from bench.engines.checkpoints import CheckpointSpec, build_checkpoint
 
     again = build_checkpoint(tmp_path / "again", CheckpointSpec())
     for file in ("transformer/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model"):

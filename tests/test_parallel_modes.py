@@ -17,8 +17,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.mesh_groups import counting
-from bench.real_size import KREA2
+from bench.engines.real_size import KREA2
+from bench.scaling.mesh_groups import counting
 from engine.config.chat_template import PREFIX_TOKENS
 from engine.config.degrees import Degrees
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS

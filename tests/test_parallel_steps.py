@@ -16,7 +16,7 @@ import torch
 from hypothesis import Phase, given, settings
 from safetensors.torch import load_file
 
-from bench.mesh_groups import CountingGroup
+from bench.scaling.mesh_groups import CountingGroup
 from engine.config.degrees import Degrees
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
 from engine.errors import RankError

@@ -30,9 +30,9 @@ from pathlib import Path
 
 import torch
 
-from bench.arguments import duration, end_with, json_file, modes, positive
-from bench.output import publish
-from bench.timing import time_calls
+from bench.measure.arguments import duration, end_with, json_file, modes, positive
+from bench.measure.output import publish
+from bench.measure.timing import time_calls
 from bench.verify.judging import Check, failed
 from bench.verify.loading import CannotJudge
 from bench.verify.models import (

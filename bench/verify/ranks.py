@@ -21,8 +21,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from bench.arguments import end_with
-from bench.rank_processes import end_with_parent, run_ranks
+from bench.engines.rank_processes import end_with_parent, run_ranks
+from bench.measure.arguments import end_with
 from bench.verify.ours import Results, Runner, Steps
 from bench.verify.stages import Traced
 from engine.config.degrees import Degrees

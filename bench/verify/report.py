@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from bench.output import json_line
+from bench.measure.output import json_line
 from bench.verify.judging import BETWEEN, LATENTS, Check
 from bench.verify.models import Model, Request, describe_shapes
 

@@ -17,9 +17,10 @@ from typing import Any, Unpack
 import pytest
 from PIL import Image
 
-from bench import drawing
-from bench.adherence import CHOICES, main, ways_to_compare
-from bench.adherence_rates import (
+from bench.adherence import drawing
+from bench.adherence.__main__ import CHOICES, main, ways_to_compare
+from bench.adherence.drawing import IN_FLIGHT, Engine, Way, draw_and_judge
+from bench.adherence.rates import (
     ALL,
     Case,
     Rate,
@@ -29,7 +30,6 @@ from bench.adherence_rates import (
     results_of,
     wilson_interval,
 )
-from bench.drawing import IN_FLIGHT, Engine, Way, draw_and_judge
 from demo.captions import COLOURS, Prompt, held_out, parse
 from demo.judge import ATTRIBUTES
 from demo.pictures import SIZES, draw

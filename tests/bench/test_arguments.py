@@ -9,8 +9,14 @@ from types import ModuleType
 
 import pytest
 
-from bench import fidelity, image, kernel_tests, kernels, shared_gpu, step, throughput
-from bench.arguments import INTERRUPTED, end_with, image_sides, json_file
+from bench import shared_gpu
+from bench.fidelity import __main__ as fidelity
+from bench.image import __main__ as image
+from bench.kernel_tests import __main__ as kernel_tests
+from bench.kernels import __main__ as kernels
+from bench.measure.arguments import INTERRUPTED, end_with, image_sides, json_file
+from bench.step import __main__ as step
+from bench.throughput import __main__ as throughput
 
 BENCHMARKS = [step, image, throughput, kernels, fidelity, shared_gpu, kernel_tests]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from bench.contact_sheet import CELL, Tile, contact_sheet
+from bench.adherence.contact_sheet import CELL, Tile, contact_sheet
 
 BLUE, RED = (0, 0, 255), (214, 20, 20)
 

@@ -15,15 +15,19 @@ import pytest
 import torch
 
 import engine.rank.rank as rank_module
-from bench import image, runner, step, throughput, timing
-from bench.files import FILE_OPTIONS, encode_file
-from bench.floor import Ceilings
-from bench.lost import LOST
-from bench.peer import Peer
-from bench.real_size import model_of_size
-from bench.runner import Engine, Setup, Version
-from bench.timing import Budget
-from bench.unseen_length import measure_unseen
+from bench.engines import runner
+from bench.engines.peer import Peer
+from bench.engines.real_size import model_of_size
+from bench.engines.runner import Engine, Setup, Version
+from bench.image import __main__ as image
+from bench.image.unseen_length import measure_unseen
+from bench.measure import timing
+from bench.measure.files import FILE_OPTIONS, encode_file
+from bench.measure.floor import Ceilings
+from bench.measure.lost import LOST
+from bench.measure.timing import Budget
+from bench.step import __main__ as step
+from bench.throughput import __main__ as throughput
 from engine.model.vae import VAEDecoder
 from engine.rank.rank import Rank
 from launcher.requests.image_files import encode_image
@@ -349,7 +353,9 @@ def test_the_benchmarks_need_neither_the_server_nor_a_peer_nor_pillow() -> None:
 import sys
 for name in ("zmq", "msgspec", "launcher", "diffusers", "transformers", "PIL", "tokenizers"):
     sys.modules[name] = None
-from bench import image, step, throughput
+from bench.image import __main__ as image
+from bench.step import __main__ as step
+from bench.throughput import __main__ as throughput
 tiny = ["--size", "tiny", "--device", "cpu", "--layers", "1", "--prompt-tokens", "7"]
 assert image.main([*tiny, "--sides", "64", "--steps", "1", "--idle", "0", "--sustained", "0"]) == 0
 assert step.main([*tiny, "--peer", "diffusers"]) == 2

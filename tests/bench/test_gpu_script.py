@@ -143,7 +143,7 @@ def test_figures_are_of_this_run_and_of_the_part_that_made_them(run: Run, tmp_pa
 
 def test_a_part_that_hangs_is_stopped_and_what_no_longer_fits_is_skipped(run: Run, tmp_path: Path) -> None:
     (tmp_path / "hangs.py").write_text(
-        "import time\nfrom bench.arguments import end_with\n"
+        "import time\nfrom bench.measure.arguments import end_with\n"
         "def wait_for_nothing():\n    time.sleep(600)\n    return 0\nend_with(wait_for_nothing)\n"
     )
     hang = f"*bench.step*) exec {sys.executable} -m bench.survive hangs;;"
@@ -339,8 +339,13 @@ def test_what_it_runs_needs_nothing_of_the_server() -> None:
     modules = ["machine", "kernel_tests", "kernels", "shared_gpu", "step", "image", "throughput", "fidelity", "scaling"]
     modules += ["survive", "summary"]
     code = f"import sys\nfor name in {missing}:\n"
-    code += f"    sys.modules[name] = None\nimport {', '.join(f'bench.{module}' for module in modules)}"
-    code += "\nimport tests.kernels.test_gate, tests.test_graphs, tests.model.test_vae_on_devices"
+
+    def is_package(module: str) -> bool:
+        return (SCRIPT.parent / module).is_dir()
+
+    code += "    sys.modules[name] = None\n"
+    code += "".join(f"import bench.{module}{'.__main__' * is_package(module)}\n" for module in modules)
+    code += "import tests.kernels.test_gate, tests.test_graphs, tests.model.test_vae_on_devices"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=SCRIPT.parent.parent, capture_output=True, text=True, timeout=240
     )

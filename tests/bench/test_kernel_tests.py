@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.kernel_tests import main
+from bench.kernel_tests.__main__ import main
 
 
 def test_files_run_at_once_and_each_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

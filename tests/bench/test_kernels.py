@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from bench import kernel_cases, kernel_checks
-from bench.kernel_cases import Operation, Random, Shape, bytes_moved, elementwise_operations
-from bench.kernel_checks import check_all, relative_error
-from bench.kernel_rates import Attention, Product, Rate, block_matrices
-from bench.kernel_timing import time_kernel
-from bench.kernels import Timed, block_seconds, main
-from bench.lost import LOST
-from bench.real_size import KREA2, TINY
+from bench.engines.real_size import KREA2, TINY
+from bench.kernels import cases as kernel_cases
+from bench.kernels import checks as kernel_checks
+from bench.kernels.__main__ import Timed, block_seconds, main
+from bench.kernels.cases import Operation, Random, Shape, bytes_moved, elementwise_operations
+from bench.kernels.checks import check_all, relative_error
+from bench.kernels.rates import Attention, Product, Rate, block_matrices
+from bench.kernels.timing import time_kernel
+from bench.measure.lost import LOST
 from engine.kernels.packing import Packing
 
 CPU = torch.device("cpu")

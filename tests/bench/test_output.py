@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import writing
-from bench.arguments import end_with
-from bench.output import append_json, publish
+from bench.measure import writing
+from bench.measure.arguments import end_with
+from bench.measure.output import append_json, publish
 from tests.launcher.processes import PATIENCE_S
 
 
@@ -61,7 +61,7 @@ def test_a_line_that_cannot_be_written_goes_to_stdout_and_leaves_no_part_of_it(
 def test_where_there_is_no_checkout_the_commit_is_what_the_environment_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bench import output
+    from bench.measure import output
 
     monkeypatch.setattr(output, "_output_of", lambda *_: None)
     monkeypatch.setenv("KREA2_COMMIT", "abc123")
@@ -70,7 +70,7 @@ def test_where_there_is_no_checkout_the_commit_is_what_the_environment_says(
 
 def test_sigterm_ends_what_wants_no_stacks_in_one_line() -> None:
     code = (
-        "import time\nfrom bench.arguments import end_with\n"
+        "import time\nfrom bench.measure.arguments import end_with\n"
         "def main():\n    try:\n        print('ready', flush=True)\n        time.sleep(600)\n"
         "    finally:\n        print('tidied')\n"
         "end_with(main, stacks=False)"

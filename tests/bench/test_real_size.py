@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench.floor import Ceilings, attention_flops, block_parameters, matmul_flops, step_floor
-from bench.peer import Peer
-from bench.real_size import KREA2, TINY, RandomWeights, model_of_size, random_prompt
-from bench.runner import Engine, Setup, Version
-from bench.timing import Budget, Marks, Spread, is_shared, time_calls
+from bench.engines.peer import Peer
+from bench.engines.real_size import KREA2, TINY, RandomWeights, model_of_size, random_prompt
+from bench.engines.runner import Engine, Setup, Version
+from bench.measure.floor import Ceilings, attention_flops, block_parameters, matmul_flops, step_floor
+from bench.measure.timing import Budget, Marks, Spread, is_shared, time_calls
 from engine.checkpoint.layouts.tensors import Source
 from engine.config.chat_template import PREFIX_TOKENS, SUFFIX_TOKENS
 from engine.config.model_config import ModelConfig

@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 
-from bench.report import BEGIN, END, NOT_MEASURED, ReportError, images, main, markdown, read_results, rows, with_table
+from bench.report.__main__ import (
+    BEGIN,
+    END,
+    NOT_MEASURED,
+    ReportError,
+    images,
+    main,
+    markdown,
+    read_results,
+    rows,
+    with_table,
+)
 
 README = f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n"
 CIRCUMSTANCES = {

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import scaling
-from bench.rank_processes import ProcessFailed
-from bench.real_size import model_of_size, random_prompt
-from bench.scaling import main
+from bench.engines.rank_processes import ProcessFailed
+from bench.engines.real_size import model_of_size, random_prompt
+from bench.scaling import __main__ as scaling
+from bench.scaling.__main__ import main
 from engine.config.chat_template import PREFIX_TOKENS
 from engine.config.degrees import Degrees
 from engine.planning.traffic import Sent, exchanged_in_step

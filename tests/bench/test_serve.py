@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from PIL import Image as PIL
 
-from bench.overhead import dispatch_overheads, http_overhead
-from bench.serve import main
-from bench.targets import HttpTarget, RpcTarget
-from bench.traffic import (
+from bench.serve.__main__ import main
+from bench.serve.overhead import dispatch_overheads, http_overhead
+from bench.serve.targets import HttpTarget, RpcTarget
+from bench.serve.traffic import (
     REFUSED,
     Answer,
     ImageRequest,

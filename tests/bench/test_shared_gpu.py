@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import rank_processes, shared_gpu
-from bench.rank_processes import ProcessFailed
+from bench import shared_gpu
+from bench.engines import rank_processes
+from bench.engines.rank_processes import ProcessFailed
 from bench.shared_gpu import Parity, compare, main
 from engine.config.degrees import Degrees
 
@@ -98,7 +99,7 @@ def test_a_mode_that_fails_leaves_its_cause_and_the_others(
 def test_ranks_that_hang_say_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hang = "def wait_for_nothing():\n    time.sleep(600)\n    return 0\n"
     (tmp_path / "hangs.py").write_text(
-        f"import os, time\nfrom bench.arguments import end_with\n{hang}"
+        f"import os, time\nfrom bench.measure.arguments import end_with\n{hang}"
         "print(os.environ['GLOO_SOCKET_IFNAME'], flush=True)\nend_with(wait_for_nothing)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

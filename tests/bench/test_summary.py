@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench.summary import Table, figures, main, table
+from bench.summary.__main__ import Table, figures, main, table
 
 
 def of(benchmark: str, *results: dict[str, Any]) -> list[tuple[str, str, str]]:

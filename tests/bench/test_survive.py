@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from bench.lost import DeviceLost, is_lost, raise_if_lost
+from bench.measure.lost import DeviceLost, is_lost, raise_if_lost
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parent.parent.parent
 # Cases 0 to 4, each of which does what a word says; a rotten one dies while it gets ready for a case.
 BENCHMARK = """
 import os, signal, sys
-from bench.lost import LOST
+from bench.measure.lost import LOST
 from bench.survive import Attempts
 attempts = Attempts()
 for number, word in enumerate(sys.argv[1].split(",")):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from bench import traffic
+from bench.serve import traffic
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ class _Jumping(selectors.DefaultSelector):
 
 
 def run_in_virtual_time(test: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that waits for nothing but timers, `bench.traffic` having this clock too."""
+    """Run a coroutine that waits for nothing but timers, `bench.serve.traffic` having this clock too."""
     selector = _Jumping()
     loop = asyncio.SelectorEventLoop(selector)
     loop.time = lambda: selector.now  # type: ignore[method-assign]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.real_size import KREA2
+from bench.engines.real_size import KREA2
 from engine.checkpoint.files.stored import Bounds, StoredTensor
 from engine.checkpoint.layouts import infer
 from engine.checkpoint.layouts.component import Component, open_text_encoder, open_transformer, open_vae

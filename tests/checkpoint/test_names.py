@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from bench.real_size import KREA2, TINY
+from bench.engines.real_size import KREA2, TINY
 from engine.checkpoint.convert.config_json import config_files
 from engine.checkpoint.layouts.names import (
     DEAD_TENSORS,

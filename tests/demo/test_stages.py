@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from bench import adherence
+from bench.adherence import __main__ as adherence
 from demo import __main__ as recipe
 from demo.__main__ import SCHEDULES, Schedule, make
 from demo.release import training_steps

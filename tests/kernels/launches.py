@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import torch
 
-from bench.real_size import KREA2
+from bench.engines.real_size import KREA2
 from engine.kernels import gate, image_norm, norm, rope, upsample
 from engine.kernels.attention import (
     chunked as chunked_attention,

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench.kernel_checks import ATTENTION_BOUND, check_all
-from bench.kernel_rates import attention_backends
+from bench.kernels.checks import ATTENTION_BOUND, check_all
+from bench.kernels.rates import attention_backends
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
 from engine.errors import ArgumentError
 from engine.kernels.attention import choice as attention_choice
@@ -162,7 +162,7 @@ def test_the_benchmarks_check_it_too(install: Install, monkeypatch: pytest.Monke
 
     install("fa2")
     assert attention_backends(128, CPU)["fa2"] == "it needs a CUDA device, not cpu"
-    monkeypatch.setattr("bench.kernel_checks.attention_backends", lambda *_: {"fa2": None, "fa3": "not here"})
+    monkeypatch.setattr("bench.kernels.checks.attention_backends", lambda *_: {"fa2": None, "fa3": "not here"})
     checks = [check for check in check_all(shape_of(1, 7, 0, 33), CPU, 1) if check.kernel.startswith("attention")]
     assert [(check.kernel, check.holds, check.bound) for check in checks] == [("attention fa2", True, ATTENTION_BOUND)]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.real_size import KREA2
+from bench.engines.real_size import KREA2
 from engine.checkpoint.layouts.names import linear_modules, transformer_to_native, vae_to_wan
 from engine.checkpoint.layouts.tensors import text_encoder_sources, transformer_sources, vae_sources
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.real_size import KREA2
+from bench.engines.real_size import KREA2
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_CHECKPOINTS
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig

@@ -27,8 +27,8 @@ HOLD_LIFELINE = """
 import sys, threading
 import msgspec
 from pathlib import Path
-from launcher.internal import Door
-from launcher.remote_ranks import hold_lifeline
+from launcher.messages.process_messages import Door
+from launcher.ranks.remote_ranks import hold_lifeline
 hold_lifeline(msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Door), 1, timeout_s=float(sys.argv[2]))
 print("held", flush=True)
 threading.Event().wait()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.real_size import KREA2
+from bench.engines.real_size import KREA2
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, CheckpointError, LoraError

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.real_size import KREA2
+from bench.engines.real_size import KREA2
 from engine.checkpoint.layouts.names import linear_modules
 from engine.lora.names import LayerNames, split_key, strip_prefixes
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.real_size import TINY, RandomWeights
+from bench.engines.real_size import TINY, RandomWeights
 from engine.checkpoint.load import LoadOptions, load_weights
 from engine.model.vae import VAEDecoder
 from engine.parallel.image_rows import ImageRows

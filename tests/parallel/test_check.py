@@ -23,8 +23,9 @@ SILENT_CHILD = """
 import sys, time, torch
 from pathlib import Path
 from engine.errors import LaunchError
-from engine.degrees import Degrees
-from engine.parallel import check, connect_mesh, distributed
+from engine.config.degrees import Degrees
+from engine.parallel import check, distributed
+from engine.parallel.distributed import connect_mesh
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 said = folder / "said"
 def wait(*_):
@@ -51,8 +52,8 @@ WRONG_CHILD = """
 import sys, torch
 from pathlib import Path
 from engine.errors import LaunchError
-from engine.degrees import Degrees
-from engine.parallel import connect_mesh
+from engine.config.degrees import Degrees
+from engine.parallel.distributed import connect_mesh
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 exchange = torch.distributed.all_to_all_single
 def wrong(into, given, *splits, group):

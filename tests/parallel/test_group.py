@@ -124,7 +124,7 @@ def test_meshes_of_threads(degrees: Degrees) -> None:
 CHILD = """
 import sys, torch
 from pathlib import Path
-from engine.parallel import connect_mesh
+from engine.parallel.distributed import connect_mesh
 from tests.parallel.test_group import DEADLINE_S, DEGREES, check_mesh
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 for number, degrees in enumerate(DEGREES):
@@ -140,8 +140,8 @@ for number, degrees in enumerate(DEGREES):
 FUSED_CHILD = """
 import sys, torch
 from pathlib import Path
-from engine.degrees import Degrees
-from engine.parallel import connect_mesh
+from engine.config.degrees import Degrees
+from engine.parallel.distributed import connect_mesh
 from tests.parallel.test_group import DEADLINE_S, check_products
 rank, store_file = int(sys.argv[1]), Path(sys.argv[2]) / "store"
 mesh = connect_mesh(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.mesh_groups import AbsentGroup
+from bench.scaling.mesh_groups import AbsentGroup
 from engine.kernels.fp8 import FP8, Fp8Rows, quantize_rows
 from engine.kernels.int8 import quantize_groups
 from engine.parallel.group import LocalGroup

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.mesh_groups import AbsentGroup
+from bench.scaling.mesh_groups import AbsentGroup
 from engine.kernels.attention.backends import GatedAttentionKernel
 from engine.kernels.fp8 import Fp8Rows, quantize_rows
 from engine.kernels.packing import Packing

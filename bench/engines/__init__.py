@@ -1,0 +1,1 @@
+"""What benchmarks drive: the engine with random weights at the real size, and diffusers' pipeline beside it."""

@@ -1,0 +1,1 @@
+"""What each choice costs in exactness: `python -m bench.fidelity`."""

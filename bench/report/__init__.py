@@ -1,0 +1,1 @@
+"""Results as the README's table and a plot: `python -m bench.report`."""

@@ -1,0 +1,1 @@
+"""A load on a server of images: `python -m bench.serve`."""

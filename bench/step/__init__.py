@@ -1,0 +1,1 @@
+"""One denoise step against its floor and diffusers: `python -m bench.step`."""

@@ -1,0 +1,1 @@
+"""The last table of bench/gpu.sh: `python -m bench.summary`."""
