@@ -31,7 +31,7 @@ test-slow: $(VENV)/installed-test
 	$(PYTEST) -m 'not gpu'
 
 test-oldest-triton: $(VENV)/installed-test $(VENV)/triton-$(OLDEST_TRITON)
-	PYTHONPATH=$(VENV)/triton-$(OLDEST_TRITON) $(PYTEST) tests/kernels tests/test_graphs.py
+	PYTHONPATH=$(VENV)/triton-$(OLDEST_TRITON) $(PYTEST) tests/engine/kernels tests/engine/rank/test_cuda_graphs.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

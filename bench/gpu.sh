@@ -308,7 +308,7 @@ others_on_gpu() {
 
 if [[ -n $small ]]; then
     size=(--size tiny)
-    kernel_tests=(tests/kernels/test_gate.py)
+    kernel_tests=(tests/engine/kernels/test_gate.py)
     cases=64
     loads=2x64
     image=(--sides 64 --steps 2 --burst 1 --idle 0 --sustained 0)
@@ -325,7 +325,7 @@ if [[ -n $small ]]; then
     large=(--sides 128 --steps 2 --burst 1 --idle 0 --sustained 0)
 else
     size=(--size real)
-    kernel_tests=(tests/test_graphs.py tests/model/test_vae_on_devices.py tests/kernels)
+    kernel_tests=(tests/engine/rank/test_cuda_graphs.py tests/engine/model/test_vae_on_devices.py tests/engine/kernels)
     cases=1024,512,16x512
     loads=20x1024,16x512
     image=(--sides 1024,512 --idle 3 --sustained 5)
@@ -373,7 +373,7 @@ everything() {
     part image-2048 60 image "${size[@]}" "${large[@]}" --quantization none,fp8
     part unseen-length 60 image "${size[@]}" "${unseen[@]}"
     if [[ -z $no_diffusers ]]; then
-        part offload 40 kernel_tests "${offload[@]}" tests/test_offload.py
+        part offload 40 kernel_tests "${offload[@]}" tests/engine/offload/test_offload.py
         part load 60 load "${load[@]}" --device auto --cache warm --repeats 2
     else
         skip offload "diffusers is not there (WHEELS names a folder that has its wheel)"

@@ -1,6 +1,6 @@
 """The tests of the kernels, every file in a process of its own, some at once: what takes long on a GPU is compiling.
 
-    python -m bench.kernel_tests [tests/kernels] [-m 'not slow'] [-k WORD] [--jobs 8] [--seconds N] [--json FILE]
+    python -m bench.kernel_tests [tests/engine/kernels] [-m 'not slow'] [-k WORD] [--jobs 8] [--seconds N] [--json FILE]
 
 Needs pytest and nothing else of the `test` extra. A test that fails says why at once on stderr, so that this is known
 of a file that is stopped too; one that crashes, that takes longer than half a minute or that is stopped, where it was.
@@ -43,7 +43,9 @@ class FileResult:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.kernel_tests", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("paths", nargs="*", type=Path, default=[ROOT / "tests" / "kernels"], help="files and folders")
+    parser.add_argument(
+        "paths", nargs="*", type=Path, default=[ROOT / "tests" / "engine" / "kernels"], help="files and folders"
+    )
     parser.add_argument("-m", default="not slow", dest="marked", help="as pytest's (not slow)")
     parser.add_argument("-k", default="", dest="named", help="as pytest's")
     parser.add_argument("--jobs", type=positive, default=min(8, os.cpu_count() or 1), help="files at once")
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=json_file, metavar="FILE", help="append the JSON lines to it")
     options = parser.parse_args(arguments)
     deadline = time.monotonic() + options.seconds
-    files = [file for path in options.paths for file in (sorted(path.glob("test_*.py")) if path.is_dir() else [path])]
+    files = [file for path in options.paths for file in (sorted(path.rglob("test_*.py")) if path.is_dir() else [path])]
     chosen = ("-m", options.marked, "-k", options.named)
     results = []
     with ThreadPoolExecutor(options.jobs) as pool:

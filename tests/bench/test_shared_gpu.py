@@ -18,8 +18,8 @@ from engine.config.degrees import Degrees
 
 
 @pytest.mark.timeout(600)
-# In the fast run tests/test_parallel_modes.py guards every mode, its ranks being threads, and tests/parallel that
-# processes are connected in every mode.
+# In the fast run tests/engine/parity/test_parallel_modes.py guards every mode, its ranks being threads, and
+# tests/engine/parallel that processes are connected in every mode.
 @pytest.mark.parametrize("mode", ["tp2", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("sp2", "cfg"))])
 def test_two_ranks_make_what_one_makes(tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str) -> None:
     file = tmp_path / "results.jsonl"

@@ -1,0 +1,1 @@
+"""bench/gpu.sh and what it runs its parts with."""

@@ -1,0 +1,355 @@
+"""Which tensors a file means: marks in the header and in tensors, companions, and what has neither."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from engine.checkpoint.files.stored import PlainTensor
+from engine.checkpoint.layouts.encodings import stored_tensors
+from engine.errors import CheckpointError
+from tests.engine.checkpoint.files.memory_file import MemoryFile
+
+FP8 = torch.float8_e4m3fn
+FORMAT_FP8, FORMAT_INT8 = {"format": "float8_e4m3fn"}, {"format": "int8_tensorwise"}
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+def layer(name: str, dtype: torch.dtype, **companions: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {f"{name}.weight": zeros(4, 64, dtype=dtype)} | {f"{name}.{kind}": t for kind, t in companions.items()}
+
+
+def blob(mark: object, padding: int = 0) -> torch.Tensor:
+    text = mark if isinstance(mark, bytes) else json.dumps(mark).encode()
+    return torch.tensor(list(text + bytes(padding)), dtype=torch.uint8)
+
+
+def header(layers: object) -> dict[str, str]:
+    return {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
+
+
+def formats(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> dict[str, str]:
+    return {name: tensor.format for name, tensor in stored_tensors(MemoryFile(tensors, metadata)).items()}
+
+
+def refusal(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> str:
+    with pytest.raises(CheckpointError) as error:
+        stored_tensors(MemoryFile(tensors, metadata))
+    assert error.value.message.startswith("model.safetensors: ")
+    assert len(error.value.message) < 400
+    return error.value.message.removeprefix("model.safetensors: ")
+
+
+INT8_LAYER = layer("blocks.0.a", torch.int8, weight_scale=torch.ones(()))
+FP8_LAYER = layer("blocks.0.a", FP8, weight_scale=torch.ones(()))
+
+
+# ---- where marks stand
+
+
+def test_a_mark_in_the_header() -> None:
+    assert formats(INT8_LAYER, header({"blocks.0.a": FORMAT_INT8})) == {"blocks.0.a.weight": "int8_tensorwise"}
+
+
+@pytest.mark.parametrize("padding", [0, 1, 57])
+def test_a_mark_as_a_tensor(padding: int) -> None:
+    tensors = INT8_LAYER | {"blocks.0.a.comfy_quant": blob(FORMAT_INT8, padding)}
+    assert formats(tensors) == {"blocks.0.a.weight": "int8_tensorwise"}
+
+
+def test_marks_in_both_places_add_up() -> None:
+    tensors = FP8_LAYER | {"blocks.0.a.comfy_quant": blob(FORMAT_FP8)}
+    marks = header({"blocks.0.a": FORMAT_FP8 | {"full_precision_matrix_mult": True}})
+    assert stored_tensors(MemoryFile(tensors, marks))["blocks.0.a.weight"].full_precision
+    assert not stored_tensors(MemoryFile(tensors))["blocks.0.a.weight"].full_precision
+
+
+@pytest.mark.parametrize(
+    ("option", "ours", "theirs"),
+    [("format", "int8_tensorwise", "convrot_w4a4"), ("convrot", True, False), ("convrot_groupsize", 256, 64)],
+)
+def test_marks_that_disagree_are_refused(option: str, ours: object, theirs: object) -> None:
+    tensors = INT8_LAYER | {"blocks.0.a.comfy_quant": blob(FORMAT_INT8 | {option: theirs})}
+    message = refusal(tensors, header({"blocks.0.a": FORMAT_INT8 | {option: ours}}))
+    assert message == (
+        f"blocks.0.a: the header's mark and the comfy_quant tensor disagree on {option}, "
+        f"expected {json.dumps(ours)}, found {json.dumps(theirs)}"
+    )
+
+
+def test_options_one_level_down() -> None:
+    mark = FORMAT_INT8 | {"params": {"convrot": True, "convrot_groupsize": 16}}
+    weight = torch.randint(-128, 128, (4, 64), dtype=torch.int8)
+    tensors = INT8_LAYER | {"blocks.0.a.weight": weight}
+    read = {
+        nested: stored_tensors(MemoryFile(tensors, header({"blocks.0.a": m})))["blocks.0.a.weight"].read(
+            (slice(0, 4), slice(0, 64))
+        )
+        for nested, m in ((True, mark), (False, FORMAT_INT8 | mark["params"]))  # type: ignore[arg-type]
+    }
+    assert torch.equal(read[True], read[False])
+    assert not torch.equal(read[True], weight.float())
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model."])
+def test_marks_whose_prefix_is_not_the_tensors(prefix: str) -> None:
+    names = ["blocks.0.a", "txtfusion.layerwise_blocks.0.a"]
+    tensors, prefixed = {}, {}
+    for name in names:
+        tensors |= layer(name, torch.int8, weight_scale=torch.ones(()))
+        prefixed |= layer(prefix + name, torch.int8, weight_scale=torch.ones(()))
+    assert set(formats(tensors, header({prefix + name: FORMAT_INT8 for name in names})).values()) == {"int8_tensorwise"}
+    assert set(formats(prefixed, header(dict.fromkeys(names, FORMAT_INT8))).values()) == {"int8_tensorwise"}
+
+
+def test_a_prefix_that_could_be_either_of_two_is_no_prefix() -> None:
+    tensors = layer("model.a", torch.int8, weight_scale=torch.ones(()))
+    tensors |= layer("visual.a", torch.int8, weight_scale=torch.ones(()))
+    assert "is quantised, but neither the header nor a comfy_quant tensor" in refusal(
+        tensors, header({"a": FORMAT_INT8})
+    )
+
+
+def test_marks_of_layers_that_are_not_there_are_left_out() -> None:
+    marks = header({"blocks.0.a": FORMAT_INT8, "last.down": FORMAT_INT8, "visual.0": FORMAT_FP8})
+    assert formats(INT8_LAYER, marks) == {"blocks.0.a.weight": "int8_tensorwise"}
+
+
+def test_one_format_for_the_whole_file() -> None:
+    scale = zeros(128, 4, dtype=torch.uint8)
+    tensors = layer("a", FP8, weight_scale=scale) | {"b.weight": zeros(4, 64), "a.bias": zeros(4)}
+    assert formats(tensors, {"quant_format": "mxfp8"}) == {"a.weight": "mxfp8", "a.bias": "BF16", "b.weight": "BF16"}
+    # a name that is not known says nothing
+    assert formats(FP8_LAYER, {"quant_format": "fp8_scaled"}) == {"blocks.0.a.weight": "float8_e4m3fn"}
+
+
+# ---- marks that are damaged
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "_quantization_metadata: is not valid json"),
+        ("{", "_quantization_metadata: is not valid json"),
+        ("[" * 100_000, "_quantization_metadata: is not valid json"),
+        ("[]", "_quantization_metadata: does not hold a json object, found list"),
+        ("{}", "_quantization_metadata.layers: has a value that does not fit"),
+        ('{"layers": []}', "_quantization_metadata.layers: has a value that does not fit"),
+        ('{"layers": {"blocks.0.a": "nvfp4"}}', "blocks.0.a: has a mark that is not a json object"),
+        ('{"layers": {"blocks.0.a": {"params": 3}}}', "blocks.0.a: has a mark that is not a json object"),
+        ('{"layers": {"blocks.0.a": {}}}', "blocks.0.a: format: has a value that does not fit"),
+        ('{"layers": {"blocks.0.a": {"format": ["nvfp4"]}}}', "blocks.0.a: format: has a value"),
+        ('{"layers": {"blocks.0.a": {"format": "int5"}}}', "blocks.0.a: format: has a value"),
+        (f'{{"layers": {{"{"long" * 100_000}": 0}}}}', "longlong"),
+        ('{"layers": {"\\u001b[31m\\n": 0}}', r"\x1b[31m\n: has a mark that is not a json object"),
+    ],
+)
+def test_damaged_marks_in_the_header_are_refused(text: str, message: str) -> None:
+    assert refusal(INT8_LAYER, {"_quantization_metadata": text}).startswith(message)
+
+
+@pytest.mark.parametrize("group", [0, -4, 1, 2, 8, 32, 100, 4**7, 10**30, 16.0, "16", True])
+def test_groups_that_cannot_be_rotated_are_refused(group: object) -> None:
+    mark = FORMAT_INT8 | {"convrot": True, "convrot_groupsize": group}
+    assert refusal(INT8_LAYER, header({"blocks.0.a": mark})).startswith("blocks.0.a: convrot_groupsize: has a value")
+
+
+@pytest.mark.parametrize("option", ["convrot", "full_precision_matrix_mult"])
+def test_options_that_are_not_true_or_false_are_refused(option: str) -> None:
+    message = refusal(INT8_LAYER, header({"blocks.0.a": FORMAT_INT8 | {option: "yes"}}))
+    assert message.startswith(f"blocks.0.a: {option}: has a value that does not fit, expected true or false")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (blob(b""), "is not a mark"),
+        (blob(b"", padding=8), "is not valid json"),
+        (blob(b"\xff\xfe{}"), "is not UTF-8"),
+        (blob(b"[]"), "does not hold a json object"),
+        (torch.ones(20), r"is not a mark, expected 1 to 65536 bytes (U8) in one dimension, found F32 (20,)"),
+        (zeros(2, 20, dtype=torch.uint8), "is not a mark"),
+        (torch.empty(1 << 40, dtype=torch.uint8, device="meta"), "is not a mark"),
+    ],
+)
+def test_damaged_marks_as_tensors_are_refused(tensor: torch.Tensor, message: str) -> None:
+    message = f"blocks.0.a.comfy_quant: {message}"
+    assert refusal(INT8_LAYER | {"blocks.0.a.comfy_quant": tensor}).startswith(message)
+
+
+# ---- no marks
+
+
+def test_plain_tensors_stay_what_they_are() -> None:
+    tensors = {"a.weight": zeros(4, 4), "a.bias": zeros(4, dtype=torch.float32), "mod.lin": zeros(6)}
+    tensors |= {"blocks.0.attn.qknorm.qnorm.scale": zeros(4), "weight_scale": zeros(1), "position_ids": torch.arange(3)}
+    found = stored_tensors(MemoryFile(tensors))
+    assert list(found) == list(tensors)
+    assert isinstance(found["a.weight"], PlainTensor)
+
+
+def test_other_dtypes_are_an_error_only_when_they_are_read() -> None:
+    found = stored_tensors(MemoryFile({"position_ids": torch.arange(3)}))["position_ids"]
+    for use in (found.read, found.size):
+        with pytest.raises(CheckpointError, match=r"position_ids: has a dtype that cannot be read, .* found I64"):
+            use((slice(0, 3),))
+
+
+def test_fp8_with_a_scale_and_no_mark() -> None:
+    assert formats(FP8_LAYER) == {"blocks.0.a.weight": "float8_e4m3fn"}
+    e5m2 = layer("a", torch.float8_e5m2, weight_scale=torch.ones(()), input_scale=torch.ones(()))
+    assert formats(e5m2) == {"a.weight": "float8_e5m2"}
+
+
+def test_a_cast_to_fp8_without_a_scale() -> None:
+    tensors = {"a.weight": torch.ones(4, 4), "a.bias": torch.ones(4), "norm.scale": torch.ones(4)}
+    found = stored_tensors(MemoryFile({name: tensor.to(FP8) for name, tensor in tensors.items()}))
+    assert [tensor.held for tensor in found.values()] == ["fp8", "float", "float"]
+    assert torch.equal(found["norm.scale"].read((slice(1, 3),)), torch.ones(2))
+    values, scales = found["a.weight"].read_eight_bit((slice(0, 2), slice(0, 3)))
+    assert torch.equal(values.float() * scales, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("marker_length", [0, 1, 2])
+def test_the_older_fp8_files(marker_length: int) -> None:
+    """A marker, of two elements where products are to be in full precision, and other names for the scales."""
+    prefix = "model.diffusion_model."
+    tensors = layer(f"{prefix}a", FP8, scale_weight=torch.tensor(3.0), scale_input=torch.ones(()))
+    tensors |= {f"{prefix}scaled_fp8": zeros(marker_length, dtype=FP8), f"{prefix}a.bias": zeros(4)}
+    tensors |= layer("text_encoder.b", FP8, scale_weight=torch.ones(()))
+    tensors[f"{prefix}a.weight"] = torch.ones(4, 64).to(FP8)
+    found = stored_tensors(MemoryFile(tensors))
+    assert list(found) == [f"{prefix}a.weight", f"{prefix}a.bias", "text_encoder.b.weight"]
+    weight = found[f"{prefix}a.weight"]
+    assert torch.equal(weight.read((slice(0, 4), slice(0, 64))), torch.full((4, 64), 3.0))
+    assert weight.full_precision == (marker_length == 2)
+    assert not found["text_encoder.b.weight"].full_precision
+
+
+def test_two_names_for_one_scale_are_refused() -> None:
+    message = refusal(FP8_LAYER | {"blocks.0.a.scale_weight": torch.ones(())})
+    assert message == "blocks.0.a.scale_weight: means the same as blocks.0.a.weight_scale"
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
+def test_integers_without_a_mark_are_refused(dtype: torch.dtype) -> None:
+    message = refusal(layer("blocks.0.a", dtype, weight_scale=torch.ones(4, 1)))
+    assert message.startswith(
+        "blocks.0.a.weight: is quantised, but neither the header nor a comfy_quant tensor says how"
+    )
+
+
+def test_scales_of_a_weight_that_is_not_quantised_are_refused() -> None:
+    message = refusal(layer("a", torch.bfloat16, weight_scale=torch.ones(())))
+    assert message == "a.weight_scale: is for a quantised weight, and a.weight is not"
+    assert formats(layer("a", torch.bfloat16, input_scale=torch.ones(()))) == {"a.weight": "BF16"}
+
+
+@pytest.mark.parametrize("kind", ["weight_scale_inv", "weight_zero_point"])
+def test_scales_of_other_kinds_are_refused(kind: str) -> None:
+    assert refusal(layer("a", FP8, **{kind: torch.ones(())})).startswith("a.weight")
+
+
+def test_a_format_that_nobody_can_load_yet_says_so() -> None:
+    companions = {kind: torch.ones(4) for kind in ("weight_s_rel", "weight_s_channel", "weight_codebook")}
+    message = refusal(layer("a", torch.int8, **companions), header({"a": {"format": "asym_w4a8_int8"}}))
+    assert message.startswith("a.weight: has a format that cannot be loaded; use another download of this model")
+    assert message.endswith("found asym_w4a8_int8")
+
+
+# ---- companions without their weight
+
+
+@pytest.mark.parametrize("kind", ["weight_scale", "scale_weight", "input_scale", "weight_scale_2", "pre_quant_scale"])
+def test_scales_without_a_weight_are_refused(kind: str) -> None:
+    message = refusal(FP8_LAYER | {f"blocks.1.a.{kind}": torch.ones(())})
+    assert message == f"blocks.1.a.{kind}: belongs to blocks.1.a.weight, which is missing"
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_dead_matrices_take_their_companions_with_them(prefix: str) -> None:
+    dead = layer(f"{prefix}last.down", FP8, weight_scale=torch.ones(()), comfy_quant=blob(FORMAT_FP8))
+    assert list(formats(FP8_LAYER | dead)) == ["blocks.0.a.weight", f"{prefix}last.down.weight"]
+    del dead[f"{prefix}last.down.weight"]
+    assert list(formats(FP8_LAYER | dead)) == ["blocks.0.a.weight"]
+    assert "is missing" in refusal(FP8_LAYER | {f"{prefix}blast.down.weight_scale": torch.ones(())})
+
+
+# ---- a real file
+
+
+def fp8_scaled_file() -> MemoryFile:
+    """Names, shapes and marks of Comfy-Org's krea2_turbo_fp8_scaled; no data but the scales."""
+    main: dict[str, tuple[int, int]] = {f"attn.{part}": (6144, 6144) for part in ("wq", "gate", "wo")}
+    main |= {"attn.wk": (1536, 6144), "attn.wv": (1536, 6144), "mlp.down": (6144, 16384)}
+    main |= {"mlp.gate": (16384, 6144), "mlp.up": (16384, 6144)}
+    fusion: dict[str, tuple[int, int]] = {f"attn.{part}": (2560, 2560) for part in ("wq", "wk", "wv", "gate", "wo")}
+    fusion |= {"mlp.gate": (6912, 2560), "mlp.up": (6912, 2560), "mlp.down": (2560, 6912)}
+    norms = ("attn.qknorm.qnorm.scale", "attn.qknorm.knorm.scale", "prenorm.scale", "postnorm.scale")
+    blocks = {f"blocks.{n}": (main, (*norms, "mod.lin")) for n in range(28)}
+    for kind in ("layerwise", "refiner"):
+        blocks |= {f"txtfusion.{kind}_blocks.{n}": (fusion, norms) for n in range(2)}
+    tensors, marks = {}, {}
+    for block, (matrices, vectors) in blocks.items():
+        for name, shape in matrices.items():
+            matrix = f"{block}.{name}"
+            tensors[f"{matrix}.weight"] = torch.empty(shape, dtype=FP8, device="meta")
+            tensors[f"{matrix}.weight_scale"] = torch.ones(())
+            marks[matrix] = dict[str, Any](FORMAT_FP8)
+            if name in ("attn.gate", "attn.wo"):
+                marks[matrix]["full_precision_matrix_mult"] = True
+        tensors |= {f"{block}.{name}": torch.empty(128, dtype=torch.bfloat16, device="meta") for name in vectors}
+    outside = ["first", "tmlp.0", "tmlp.2", "tproj.1", "txtmlp.1", "txtmlp.3", "last.linear"]
+    others = [f"{name}.{kind}" for name in outside for kind in ("weight", "bias")]
+    others += ["txtmlp.0.scale", "txtfusion.projector.weight", "last.norm.scale", "last.modulation.lin"]
+    tensors |= {name: torch.empty(64, 64, dtype=torch.bfloat16, device="meta") for name in others}
+    return MemoryFile(tensors, header(marks))
+
+
+def test_the_real_fp8_scaled_file_is_recognised() -> None:
+    file = fp8_scaled_file()
+    assert len(file.headers) == 686
+    found = stored_tensors(file)
+    assert len(found) == 430
+    fp8 = {name: tensor for name, tensor in found.items() if tensor.held == "fp8"}
+    assert len(fp8) == 256
+    assert {tensor.format for name, tensor in found.items() if name not in fp8} == {"BF16"}
+    full_precision = {name for name, tensor in found.items() if tensor.full_precision}
+    assert full_precision == {name for name in fp8 if name.endswith(("attn.gate.weight", "attn.wo.weight"))}
+    assert len(full_precision) == 64
+    down = found["blocks.27.mlp.down.weight"]
+    assert down.shape == (6144, 16384)
+    assert down.size((slice(0, 6144), slice(0, 4096))) == 6144 * 4096 + 4
+
+
+# ---- without torch
+
+
+def test_files_are_recognised_without_torch(tmp_path: Path) -> None:
+    """By `krea2 info` and the front-end, which would take seconds and memory for it."""
+    save_file(FP8_LAYER | {"blocks.0.a.comfy_quant": blob(FORMAT_FP8)}, tmp_path / "model.safetensors")
+    program = (
+        "import sys\nfrom pathlib import Path\n"
+        "from engine.checkpoint.layouts.encodings import stored_tensors\n"
+        "from engine.checkpoint.files.open import open_tensor_file\n"
+        "found = stored_tensors(open_tensor_file(Path(sys.argv[1])))\n"
+        "print({name: tensor.format for name, tensor in found.items()}, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "model.safetensors")],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    assert done.stdout.strip() == "{'blocks.0.a.weight': 'float8_e4m3fn'} False"

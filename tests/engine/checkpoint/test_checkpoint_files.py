@@ -1,0 +1,388 @@
+"""A model put together from one folder, from single files, or from both."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.checkpoint.parts import repository_of, variant_by_name
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_CHECKPOINTS
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
+from engine.errors import ArgumentError, CheckpointError
+from engine.parallel.mesh import Mesh
+from engine.rank.rank import Rank
+from tests.damage import bounded_memory, copy_checkpoint, rewrite_json, rewrite_tensors
+from tests.engine.checkpoint.layouts.layouts import (
+    language_model,
+    load_text_encoder,
+    load_transformer,
+    load_vae,
+    native_transformer,
+    prefixed,
+    save,
+    wan_vae,
+)
+
+
+def open_config(**options: str | None) -> ModelConfig:
+    checkpoint = CheckpointFiles.open(EngineConfig(**options))  # type: ignore[arg-type]
+    checkpoint.close()
+    return checkpoint.config
+
+
+def load(**options: str) -> Rank:
+    return Rank(EngineConfig(device="cpu", **options), Mesh(), torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def states(rank: Rank) -> dict[str, torch.Tensor]:
+    assert rank.vae is not None
+    return {
+        f"{number}.{name}": tensor
+        for number, module in enumerate((rank.transformer, rank.text_encoder, rank.vae))
+        for name, tensor in module.state_dict().items()
+    }
+
+
+@pytest.fixture(scope="module")
+def single(turbo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The small checkpoint as single files, somewhere else, in the layouts of ComfyUI."""
+    folder = tmp_path_factory.mktemp("comfy")
+    transformer = prefixed("model.diffusion_model.", native_transformer(load_transformer(turbo)))
+    text_encoder = prefixed("model.", language_model(load_text_encoder(turbo)))
+    files = {
+        "transformer": save(transformer, folder / "diffusion_models/krea2.safetensors"),
+        "text_encoder": save(text_encoder, folder / "text_encoders/qwen3vl.safetensors"),
+        "vae": save(wan_vae(load_vae(turbo), 1), folder / "vae/vae.safetensors"),
+        "tokenizer": shutil.copytree(turbo / "tokenizer", folder / "tokenizer") / "tokenizer.json",
+    }
+    return {part: str(file) for part, file in files.items()}
+
+
+# ---- mixing
+
+
+@pytest.mark.parametrize(
+    "parts", [("transformer",), ("text_encoder",), ("vae",), ("transformer", "text_encoder", "vae")]
+)
+def test_components_from_elsewhere_are_the_same_model(
+    turbo: Path, single: dict[str, str], parts: tuple[str, ...]
+) -> None:
+    expected = states(load(model=str(turbo)))
+    rank = load(model=str(turbo), **{part: single[part] for part in parts})
+    found = states(rank)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    # what no shape tells is the folder's: this checkpoint's own rope_theta and latent statistics
+    assert replace(rank.config, variant_is_assumed=False) == ModelConfig.from_folder(turbo)
+
+
+def test_components_of_two_repositories_mix(turbo: Path, checkpoint: Callable[..., Path]) -> None:
+    other = checkpoint(seed=1, vae_res_blocks=2)
+    checkpoint_files = CheckpointFiles.open(EngineConfig(model=str(turbo), vae=str(other)))
+    assert checkpoint_files.components["vae"].location.is_relative_to(other)
+    assert checkpoint_files.config.vae == ModelConfig.from_folder(other).vae
+    assert checkpoint_files.config.text_encoder == ModelConfig.from_folder(turbo).text_encoder
+
+
+def test_a_config_beside_a_file_wins(turbo: Path, single: dict[str, str], tmp_path: Path) -> None:
+    shutil.copy(single["text_encoder"], tmp_path / "model.safetensors")
+    shutil.copy(turbo / "text_encoder/config.json", tmp_path)
+    rewrite_json(
+        tmp_path / "config.json", lambda values: values["text_config"]["rope_parameters"].update(rope_theta=7.0)
+    )
+    config = open_config(model=str(turbo), text_encoder=str(tmp_path / "model.safetensors"))
+    assert config.text_encoder.rope_theta == 7.0
+
+
+def test_a_config_of_something_else_beside_a_file_is_left_alone(
+    turbo: Path, single: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.copy(single["vae"], tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    assert open_config(model=str(turbo), vae=str(tmp_path / "model.safetensors")) == ModelConfig.from_folder(turbo)
+
+
+def test_shapes_are_checked_against_a_config_that_wins(turbo: Path, single: dict[str, str], tmp_path: Path) -> None:
+    shutil.copy(single["transformer"], tmp_path / "model.safetensors")
+    shutil.copy(turbo / "transformer/config.json", tmp_path)
+    rewrite_json(tmp_path / "config.json", lambda values: values.update(num_layers=4))
+    with pytest.raises(CheckpointError, match=r"model\.diffusion_model\.blocks\.3\.mod\.lin: tensor is missing"):
+        open_config(model=str(turbo), transformer=str(tmp_path / "model.safetensors"))
+
+
+def test_parts_that_do_not_fit_together_are_refused(single: dict[str, str]) -> None:
+    with pytest.raises(CheckpointError, match=r"text_hidden_dim: .* expected the text encoder's 96, found 64"):
+        open_config(model="demo", transformer=single["transformer"])
+
+
+# ---- without a folder
+
+
+def test_four_parts_need_no_model(turbo: Path, tmp_path: Path) -> None:
+    """Inside of a repository, whose index is found; the small checkpoint's taps are in there alone."""
+    parts = {part: str(turbo / part) for part in ("transformer", "text_encoder", "vae", "tokenizer")}
+    assert open_config(**parts) == ModelConfig.from_folder(turbo)
+
+
+def test_what_is_not_in_any_file_is_taken_for_the_published_model(single: dict[str, str]) -> None:
+    with pytest.raises(CheckpointError, match=r"text_encoder_select_layers: .* expected 3 layers"):
+        open_config(**single)
+
+
+@pytest.mark.parametrize("given", [("transformer",), ("text_encoder", "vae"), ("transformer", "text_encoder", "vae")])
+def test_missing_parts_are_named(single: dict[str, str], given: tuple[str, ...]) -> None:
+    missing = [part for part in ("transformer", "text_encoder", "vae", "tokenizer") if part not in given]
+    with pytest.raises(ArgumentError) as error:
+        open_config(**{part: single[part] for part in given})
+    assert error.value.message.startswith(f"missing: {', '.join(missing)}; give each as ")
+    assert error.value.parameter == missing[0]
+
+
+def test_a_single_file_as_model_takes_the_rest_from_its_folder(turbo: Path, tmp_path: Path) -> None:
+    folder = copy_checkpoint(turbo, tmp_path / "Krea-2")
+    file = save(native_transformer(load_transformer(turbo)), folder / "turbo.safetensors")
+    checkpoint = CheckpointFiles.open(EngineConfig(model=str(file)))
+    assert checkpoint.components["transformer"].location == file
+    assert checkpoint.components["vae"].location.parent == folder / "vae"
+    assert checkpoint.tokenizer == folder / "tokenizer"
+    assert checkpoint.config == ModelConfig.from_folder(turbo)
+
+
+def test_a_repository_may_hold_the_single_file_alone(turbo: Path, tmp_path: Path) -> None:
+    folder = copy_checkpoint(turbo, tmp_path / "Krea-2")
+    file = save(native_transformer(load_transformer(turbo)), folder / "turbo.safetensors")
+    shutil.rmtree(folder / "transformer")
+    assert CheckpointFiles.open(EngineConfig(model=str(folder))).components["transformer"].location == file
+
+
+def test_a_single_file_as_model_without_a_folder_needs_the_other_parts(single: dict[str, str]) -> None:
+    with pytest.raises(ArgumentError, match="missing: text_encoder, vae, tokenizer; "):
+        open_config(model=single["transformer"])
+
+
+def test_two_transformers_are_refused(single: dict[str, str]) -> None:
+    with pytest.raises(ArgumentError, match="model must be a folder where transformer is given too"):
+        open_config(model=single["transformer"], transformer=single["transformer"])
+
+
+def test_a_path_to_nowhere_is_named(turbo: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere: there is no such folder or file"):
+        open_config(model=str(tmp_path / "nowhere"))
+    with pytest.raises(CheckpointError, match=r"nowhere\.safetensors: the file is missing"):
+        open_config(model=str(turbo), vae=str(tmp_path / "nowhere.safetensors"))
+
+
+# ---- Raw or Turbo
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("krea2_turbo_fp8_scaled", "turbo"),
+        ("Krea-2-Turbo-Q4_K_M", "turbo"),
+        ("KREA2Turbo", "turbo"),
+        ("krea2_raw_bf16", "raw"),
+        ("raw", "raw"),
+        ("krea-2-base", "raw"),
+        ("turbo_from_raw", "turbo"),
+        ("drawing", None),
+        ("database", None),
+        ("krea2", None),
+    ],
+)
+def test_a_files_name_tells_the_variant_by_whole_words(tmp_path: Path, name: str, variant: str | None) -> None:
+    file = tmp_path / f"{name}.safetensors"
+    file.touch()
+    assert variant_by_name(file) == variant
+
+
+@pytest.fixture
+def unsaid(turbo: Path, tmp_path: Path) -> Path:
+    """A repository that does not say what it is."""
+    folder = copy_checkpoint(turbo, tmp_path / "unsaid")
+    rewrite_json(folder / "model_index.json", lambda values: values.pop("is_distilled"))
+    return folder
+
+
+def variant_of(config: ModelConfig) -> tuple[str, bool]:
+    return "turbo" if config.is_distilled else "raw", config.variant_is_assumed
+
+
+def test_a_repository_further_up_says_nothing_of_a_file(turbo: Path, single: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "krea"
+    folder.mkdir(parents=True)
+    shutil.copy(turbo / "model_index.json", folder.parent)
+    file = Path(shutil.copy(single["transformer"], folder))
+    assert repository_of(file) is None
+    assert repository_of(turbo) == repository_of(turbo / "transformer") == turbo
+    assert repository_of(turbo / "transformer" / "diffusion_pytorch_model.safetensors") == turbo
+
+
+def test_the_option_decides_before_everything(raw: Path) -> None:
+    assert variant_of(open_config(model=str(raw), variant="turbo")) == ("turbo", False)
+
+
+def test_steps_and_guidance_may_be_stated_and_hold_for_the_kind_that_they_are_stated_of(
+    raw: Path, turbo: Path, tmp_path: Path
+) -> None:
+    own = copy_checkpoint(raw, tmp_path / "own")
+    rewrite_json(own / "model_index.json", lambda values: values.update(default_steps=40, default_guidance=2))
+
+    def defaults(**options: Any) -> tuple[int, float]:
+        config = open_config(**options)
+        return config.default_steps, config.default_guidance
+
+    assert defaults(model=str(own)) == defaults(model=str(own), variant="raw") == (40, 2.0)
+    assert defaults(model=str(own), variant="turbo") == (8, 0.0)
+    assert defaults(model=str(own), transformer=str(turbo)) == (8, 0.0)
+    assert defaults(model=str(raw)) == defaults(model=str(turbo), variant="raw") == (52, 3.5)
+    rewrite_json(own / "model_index.json", lambda values: values.pop("default_steps"))
+    assert defaults(model=str(own)) == (52, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("default_steps", 0), ("default_steps", 201), ("default_steps", 8.0), ("default_guidance", -0.5),
+        ("default_guidance", 20.5), ("default_guidance", "3"), ("default_guidance", float("nan")),
+        ("prompt_words", "fox"), ("prompt_note", 3),
+    ],
+)  # fmt: skip
+def test_a_default_or_a_domain_that_cannot_be_is_named(raw: Path, tmp_path: Path, key: str, value: object) -> None:
+    folder = copy_checkpoint(raw, tmp_path / "copy")
+    fine = {"prompt_words": ["a", "fox"], "prompt_note": "It draws foxes."}
+    rewrite_json(folder / "model_index.json", lambda values: values.update({**fine, key: value}))
+    with pytest.raises(CheckpointError, match=rf"model_index\.json: {key}: .*, expected .*, found "):
+        open_config(model=str(folder))
+
+
+def test_then_the_repository_of_the_transformer(raw: Path, turbo: Path) -> None:
+    assert variant_of(open_config(model=str(raw))) == ("raw", False)
+    assert variant_of(open_config(model=str(turbo), transformer=str(raw))) == ("raw", False)
+    assert variant_of(open_config(model=str(turbo), transformer=str(raw / "transformer"))) == ("raw", False)
+
+
+def test_then_the_transformers_own_config(unsaid: Path) -> None:
+    rewrite_json(unsaid / "transformer/config.json", lambda values: values.update(is_distilled=False))
+    assert variant_of(open_config(model=str(unsaid))) == ("raw", False)
+
+
+@pytest.mark.parametrize(("name", "variant"), [("krea2_raw", "raw"), ("krea2_turbo", "turbo"), ("krea2", "turbo")])
+def test_then_a_files_name_and_it_is_said_that_this_is_assumed(
+    unsaid: Path, single: dict[str, str], name: str, variant: str
+) -> None:
+    file = shutil.copy(single["transformer"], unsaid / f"{name}.safetensors")
+    assert variant_of(open_config(model=str(file))) == (variant, True)
+
+
+def test_a_file_from_elsewhere_is_what_its_name_says_or_else_what_the_folder_is(
+    raw: Path, single: dict[str, str], tmp_path: Path
+) -> None:
+    named = shutil.copy(single["transformer"], tmp_path / "turbo.safetensors")
+    assert variant_of(open_config(model=str(raw), transformer=str(named))) == ("turbo", True)
+    assert variant_of(open_config(model=str(raw), transformer=single["transformer"])) == ("raw", True)
+
+
+def test_a_checkpoint_that_says_nothing_is_taken_for_turbo(unsaid: Path) -> None:
+    assert variant_of(open_config(model=str(unsaid))) == ("turbo", True)
+
+
+# ---- errors name what the file holds
+
+
+def test_errors_name_tensors_as_the_file_does(turbo: Path, single: dict[str, str], tmp_path: Path) -> None:
+    file = Path(shutil.copy(single["transformer"], tmp_path / "model.safetensors"))
+    name = "model.diffusion_model.blocks.1.mlp.up.weight"
+    rewrite_tensors(file, lambda tensors: tensors.update({name: tensors[name].T}))
+    with pytest.raises(CheckpointError) as error:
+        open_config(model=str(turbo), transformer=str(file))
+    assert error.value.message == (f"{file}: {name}: tensor has the wrong shape, expected (256, 128), found (128, 256)")
+    rewrite_tensors(file, lambda tensors: tensors.pop(name))
+    with pytest.raises(CheckpointError) as error:
+        open_config(model=str(turbo), transformer=str(file))
+    assert error.value.message == f"{file}: {name}: tensor is missing, expected (256, 128)"
+
+
+def test_an_unknown_tensor_is_named(turbo: Path, single: dict[str, str], tmp_path: Path) -> None:
+    file = Path(shutil.copy(single["transformer"], tmp_path / "model.safetensors"))
+    name = "model.diffusion_model.blocks.1.attn.wz.weight"
+    rewrite_tensors(file, lambda tensors: tensors.update({name: torch.zeros(2)}))
+    with pytest.raises(CheckpointError, match=rf"{name}: tensor does not belong to this model"):
+        open_config(model=str(turbo), transformer=str(file))
+
+
+def test_the_demo_is_what_no_option_stands_for() -> None:
+    assert open_config() == open_config(model="demo") == ModelConfig.from_folder(DEMO_CHECKPOINT)
+    with pytest.raises(ArgumentError, match="vae must be a path, got ''"):
+        EngineConfig(vae="")
+
+
+def test_the_demos_have_names(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DEMO_CHECKPOINTS, "demo-raw", raw)
+    monkeypatch.chdir(tmp_path)
+    for name in DEMO_CHECKPOINTS:
+        Path(name).mkdir()  # which they win over
+    assert EngineConfig(model="demo-turbo").demo == EngineConfig().demo == DEMO_CHECKPOINT
+    assert open_config(model="demo-turbo") == open_config()
+    assert open_config(model="demo-raw") == ModelConfig.from_folder(raw)
+    assert EngineConfig(model="./demo").demo is EngineConfig(transformer="demo").demo is None
+    with pytest.raises(CheckpointError, match=r"demo/model_index\.json: the file is missing"):
+        open_config(model="./demo")
+    with pytest.raises(ArgumentError, match="the path of a checkpoint, or one of demo, demo-turbo, demo-raw, got ''"):
+        EngineConfig(model="")
+
+
+def test_a_missing_image_sequence_length_is_the_pipelines_not_the_schedulers(turbo: Path, tmp_path: Path) -> None:
+    """diffusers' scheduler class has another default than Krea's pipeline."""
+    folder = copy_checkpoint(turbo, tmp_path / "copy")
+    rewrite_json(folder / "scheduler/scheduler_config.json", lambda values: values.pop("max_image_seq_len"))
+    assert json.loads((folder / "scheduler/scheduler_config.json").read_text())["base_image_seq_len"] == 256
+    assert open_config(model=str(folder)).schedule.max_image_seq_len == 6400
+
+
+def test_a_path_that_is_too_long_for_a_path_is_an_error_like_any_other(turbo: Path) -> None:
+    for options in ({"model": "x" * 5000}, {"model": str(turbo), "vae": "x" * 5000}):
+        with pytest.raises(CheckpointError):
+            open_config(**options)
+
+
+# ---- damage, where no config.json says what there should be
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
+def test_damaged_single_files_are_refused_or_fit(
+    turbo: Path, single: dict[str, str], tmp_path: Path, part: str
+) -> None:
+    original = load_file(single[part])
+    for seed in range(60):
+        rng = random.Random(seed)
+        tensors = dict(original)
+        names = sorted(tensors)
+        for _ in range(rng.choice((1, 1, 2))):
+            name, other = rng.choice(names), rng.choice(names)
+            kind = rng.randrange(4)
+            if kind == 0:
+                tensors.pop(name, None)
+            elif kind == 1:
+                tensors[name] = torch.zeros(rng.choice(((), (0,), (1,), (7, 3), (2, 2, 2), (1, 1, 1, 1, 1))))
+            elif kind == 2:
+                tensors[name] = original[other]
+            else:
+                tensors[re.sub(r"\d+", rng.choice(("0", "1", "7", "1000000000")), name)] = original[name]
+        file = save(tensors, tmp_path / f"{part}-{seed}.safetensors")
+        with suppress(CheckpointError), bounded_memory():
+            open_config(model=str(turbo), **{part: str(file)})
+        file.unlink()

@@ -1,0 +1,373 @@
+"""The page, in a browser, against a server that does what each test needs."""
+
+from __future__ import annotations
+
+import re
+
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from tests.launcher.http.page.conftest import DEADLINE_MS
+from tests.launcher.http.page.fake_server import FakeServer, Refusal
+from tests.launcher.processes import wait_until
+
+PROMPT = "a red circle on a blue background"
+
+
+def open_page(page: Page, server: FakeServer) -> None:
+    page.goto(server.url)
+    expect(page.locator("#model")).to_have_text("demo")
+
+
+def generate(page: Page, prompt: str = PROMPT, **fields: str) -> None:
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    for name, value in fields.items():
+        page.locator(f"#{name}").fill(value)
+    page.get_by_role("button", name="Generate").click()
+
+
+def pictures(page: Page) -> Locator:
+    return page.locator(".picture")
+
+
+def test_a_request_shows_its_place_its_progress_and_its_previews_then_its_pictures(
+    page: Page, server: FakeServer
+) -> None:
+    server.held = True
+    open_page(page, server)
+    generate(page, n="2", seed="7")
+    bar = page.get_by_role("progressbar")
+    expect(page.locator(".job-status")).to_have_text(re.compile(r"behind 2 pictures · about 1\d s left"))
+    expect(page.locator(".tile")).to_have_count(2)
+    expect(page.locator(".tile img:visible")).to_have_count(0)
+    server.release()
+    expect(bar).to_have_attribute("aria-valuenow", "25")
+    expect(page.locator("#announcer")).to_have_text("Drawing, about 9 s left.")
+    expect(page.locator(".job-status")).to_have_text(re.compile(r"Step 1 of 4 · about \d s left"))
+    expect(page.locator(".tile[data-state=preview] img:visible")).to_have_count(2)
+    server.release(2)
+    expect(bar).to_have_attribute("aria-valuenow", "75")
+    server.release()
+    expect(pictures(page)).to_have_count(2)
+    expect(page.locator(".job")).to_have_count(0)
+    expect(page.locator("#announcer")).to_have_text("Finished 2 pictures.")
+    expect(pictures(page).first).to_contain_text("128 × 128 · 4 steps · seed 8")
+    assert (
+        server.requests[0] | {"preview_every": 1, "stream": True, "progress": True, "guidance": 0} == server.requests[0]
+    )
+
+
+def test_a_cancelled_request_is_cancelled_on_the_server_and_others_go_on(page: Page, server: FakeServer) -> None:
+    server.held = True
+    open_page(page, server)
+    generate(page, "a green star on a black background")
+    generate(page, "an orange ring on a white background")
+    expect(page.locator(".job")).to_have_count(2)
+    wait_until(lambda: server.running == 2, "two requests at once")
+    page.locator(".job", has_text="green star").get_by_role("button", name="Cancel").click()
+    expect(page.locator(".job")).to_have_count(1)
+    wait_until(lambda: server.cancelled == 1, "the end of the cancelled request")
+    server.release(4)
+    expect(pictures(page)).to_have_count(1)
+    expect(pictures(page)).to_contain_text("orange ring")
+
+
+def test_no_more_requests_are_open_at_once_than_leave_connections_to_the_browser(
+    page: Page, server: FakeServer
+) -> None:
+    server.held = True
+    open_page(page, server)
+    for _ in range(6):
+        generate(page)
+    expect(page.locator(".job-status", has_text="Waiting for your other pictures")).to_have_count(2)
+    wait_until(lambda: server.running == 4, "four requests at once")
+    page.locator(".job", has_text="Waiting for your other").first.get_by_role("button", name="Cancel").click()
+    server.held = False
+    expect(pictures(page)).to_have_count(5)
+    assert len(server.requests) == 5
+
+
+def test_pictures_survive_a_reload_until_they_are_deleted(page: Page, server: FakeServer) -> None:
+    open_page(page, server)
+    generate(page, n="3", seed="1")
+    expect(pictures(page)).to_have_count(3)
+    expect(page.locator(".job")).to_have_count(0)  # by then they are kept
+    page.reload()
+    expect(pictures(page)).to_have_count(3)
+    expect(pictures(page).first).to_contain_text("seed 3")
+    assert page.locator(".picture img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 128
+    pictures(page).first.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Keep").click()
+    expect(pictures(page)).to_have_count(3)
+    pictures(page).first.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(pictures(page)).to_have_count(2)
+    page.reload()
+    expect(pictures(page)).to_have_count(2)
+    page.get_by_role("button", name="Delete all").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(pictures(page)).to_have_count(0)
+    page.reload()
+    expect(page.locator("#empty")).to_be_visible()
+
+
+def test_the_gallery_forgets_its_oldest_pictures(page: Page, server: FakeServer) -> None:
+    open_page(page, server)
+    for i in range(21):
+        generate(page, n="10", seed=str(100 * i))
+    expect(pictures(page)).to_have_count(200)
+    expect(page.locator(".job")).to_have_count(0)
+    page.reload()
+    expect(pictures(page)).to_have_count(200)
+
+
+def test_a_download_is_the_picture_under_a_name_that_tells_what_it_is(page: Page, server: FakeServer) -> None:
+    open_page(page, server)
+    generate(page, "a red/../circle: “tout rond” é", seed="7")
+    with page.expect_download() as downloading:
+        page.get_by_role("link", name="Download").click()
+    assert downloading.value.suggested_filename == "a-red-circle-tout-rond-é-7.png"
+    with Image.open(downloading.value.path()) as image:
+        assert (image.format, image.size) == ("PNG", (128, 128))
+
+
+def test_use_again_fills_the_form_and_vary_draws_with_another_seed(page: Page, server: FakeServer) -> None:
+    open_page(page, server)
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("16:9").check()
+    page.locator("#output_format").select_option("webp")
+    generate(page, seed="7", n="2", steps="3", guidance="1.5", negative_prompt="squares")
+    expect(pictures(page)).to_have_count(2)
+    expect(page.locator(".job")).to_have_count(0)
+    page.reload()
+    generate(page, "something else")
+    expect(pictures(page)).to_have_count(3)
+    again = pictures(page).filter(has_text="seed 8")
+    again.get_by_role("button", name="Use again").click()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value(PROMPT)
+    expect(page.get_by_label("16:9")).to_be_checked()
+    page.get_by_role("button", name="Generate").click()
+    expect(pictures(page)).to_have_count(4)
+    again.first.get_by_role("button", name="Vary").click()
+    expect(pictures(page)).to_have_count(5)
+    first, _, repeated, varied = server.requests
+    assert repeated == first | {"seed": 8, "n": 1}
+    assert varied == repeated | {"seed": varied["seed"]}
+    assert varied["seed"] != 8
+
+
+def test_loras_are_chosen_with_their_strengths_and_kept_with_the_picture(page: Page, server: FakeServer) -> None:
+    server.loras = [{"name": "Ink <b>wash</b>", "strength": 0.8}, {"name": "oil", "strength": 1.0}]
+    open_page(page, server)
+    ink, oil = page.get_by_label("Ink <b>wash</b>", exact=True), page.get_by_label("oil", exact=True)
+    strength = page.get_by_label("Strength of Ink <b>wash</b>")
+    expect(strength).to_have_value("0.8")
+    expect(strength).to_be_disabled()
+    generate(page)
+    expect(pictures(page)).to_have_count(1)
+    ink.check()
+    strength.fill("")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#loras-error")).to_have_text("Enter a number for each strength.")
+    strength.fill("-1.25")
+    expect(page.locator("#loras-error")).to_be_hidden()
+    oil.check()
+    generate(page, seed="7")
+    expect(pictures(page)).to_have_count(2)
+    expect(pictures(page).first).to_contain_text("seed 7 · Ink <b>wash</b> -1.25 · oil 1")
+    expect(page.locator(".job")).to_have_count(0)
+
+    server.loras = [{"name": "oil", "strength": 1.0}]
+    page.reload()
+    expect(oil).not_to_be_checked()
+    expect(ink).to_have_count(0)
+    pictures(page).first.get_by_role("button", name="Use again").click()
+    expect(oil).to_be_checked()
+    expect(strength).to_have_value("-1.25")
+    expect(page.locator(".lora.missing")).to_have_text(re.compile("Ink"))
+    message = "loras must be among those that are loaded (oil), got 'Ink <b>wash</b>'"
+    server.refusals = [Refusal(400, message, "loras")]
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#loras-error")).to_have_text(message)
+    ink.click()
+    expect(ink).to_have_count(0)
+    page.get_by_role("button", name="Generate").click()
+    expect(pictures(page)).to_have_count(3)
+    plain, chosen, refused, without = (request.get("loras") for request in server.requests)
+    assert plain is None
+    assert chosen == refused == [{"name": "Ink <b>wash</b>", "strength": -1.25}, {"name": "oil", "strength": 1}]
+    assert without == [{"name": "oil", "strength": 1}]
+    server.loras = [{"name": "oil", "strength": 1.0}, {"name": "new", "strength": 0.5}]
+    page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+    expect(page.get_by_label("Strength of new")).to_have_value("0.5")
+    pictures(page).last.get_by_role("button", name="Use again").click()
+    expect(oil).not_to_be_checked()
+
+
+def test_an_error_stands_at_the_parameter_it_is_about(page: Page, server: FakeServer) -> None:
+    open_page(page, server)
+    server.refusals = [
+        Refusal(400, "steps must be between 1 and 200, got 5000", "steps"),
+        Refusal(400, "<b>width</b> must be between 64 and 4096, got 10", "size"),
+        Refusal(400, "model must be demo, got fox", "model"),
+    ]
+    generate(page)
+    error = page.locator("#steps-error")
+    expect(error).to_have_text("steps must be between 1 and 200, got 5000")
+    expect(page.locator("#steps")).to_be_focused()
+    expect(page.locator(".job")).to_have_count(0)
+    page.locator("#steps").fill("5")
+    expect(error).to_be_hidden()
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#width-error")).to_have_text("<b>width</b> must be between 64 and 4096, got 10")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator(".job-error")).to_have_text("model must be demo, got fox.")
+    page.get_by_role("button", name="Try again").click()
+    expect(pictures(page)).to_have_count(1)
+
+
+def test_text_is_never_markup(page: Page, server: FakeServer) -> None:
+    prompt = "<img src=x onerror=document.title='caught'><b>bold</b>"
+    server.warnings = [prompt]
+    open_page(page, server)
+    page.get_by_text("More", exact=True).click()
+    generate(page, prompt, negative_prompt=prompt)
+    expect(page.locator(".picture-prompt")).to_have_text(prompt)
+    expect(page.locator(".job-status")).to_have_text(prompt)
+    page.locator(".picture-open").click()
+    expect(page.locator("#lightbox-settings")).to_contain_text(f"without: {prompt}")
+    assert page.locator("b").count() == 0
+    assert page.title() == "Krea 2 – demo"
+
+
+def test_a_prompt_is_asked_for_and_half_a_number_is_not_sent(page: Page, server: FakeServer) -> None:
+    open_page(page, server)
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#prompt-error")).to_have_text("Say what to draw.")
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    page.locator("#seed").press_sequentially("1e")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#seed-error")).to_have_text("Enter a number.")
+    assert server.requests == []
+
+
+def test_a_full_queue_a_lost_connection_and_a_restart_are_told(page: Page, server: FakeServer) -> None:
+    open_page(page, server)
+    server.refusals = [Refusal(429, "the queue is full", code="queue_full", retry_after_s=4)]
+    generate(page)
+    expect(page.locator(".job-error")).to_have_text("the queue is full. Try again in 4 s.")
+    server.hangs_up = True
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator(".job-error")).to_have_text("The connection to the server was lost.")
+    server.held, server.restarts = True, 1
+    page.get_by_role("button", name="Try again").click()
+    server.release(2)
+    status = page.locator(".job-status")
+    expect(status).to_have_text(re.compile("The engine restarted, starting over · Step 1 of 4"))
+    server.release(3)
+    expect(pictures(page)).to_have_count(1)
+
+
+def test_warnings_stay_until_they_are_dismissed(page: Page, server: FakeServer) -> None:
+    server.warnings = ["the prompt was cut"]
+    open_page(page, server)
+    generate(page)
+    expect(page.locator(".job-status")).to_have_text("the prompt was cut")
+    page.get_by_role("button", name="Dismiss").click()
+    expect(page.locator(".job")).to_have_count(0)
+    expect(pictures(page)).to_have_count(1)
+
+
+def test_an_api_key_is_asked_for_and_kept_in_this_tab(page: Page, server: FakeServer) -> None:
+    server.api_key = "secret"
+    page.goto(server.url)
+    key = page.get_by_label("API key", exact=True)
+    key.fill("wrong")
+    page.keyboard.press("Enter")
+    expect(page.locator("#key-message")).to_have_text("the API key is not one of this server's")
+    key.fill("secret")
+    page.keyboard.press("Enter")
+    expect(page.locator("#model")).to_have_text("demo")
+    page.reload()
+    expect(page.locator("#model")).to_have_text("demo")
+    generate(page)
+    expect(pictures(page)).to_have_count(1)
+    server.api_key = "another"
+    generate(page)
+    expect(key).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.locator(".job-error")).to_have_text("the API key is not one of this server's.")
+    page.get_by_role("button", name="Try again").click()
+    key.fill("another")
+    page.get_by_role("button", name="Use key").click()
+    expect(pictures(page)).to_have_count(2)
+
+
+def test_what_is_asked_for_while_the_engine_starts_is_made_when_it_is_ready(page: Page, server: FakeServer) -> None:
+    server.ready = False
+    open_page(page, server)
+    expect(page.locator("#banner")).to_contain_text("The engine is starting.")
+    generate(page)
+    expect(page.locator(".job-status")).to_have_text("Waiting for the engine to be ready")
+    server.ready = True
+    expect(pictures(page)).to_have_count(1)
+    expect(page.locator("#banner")).to_be_hidden()
+
+
+def test_the_keyboard_is_enough(page: Page, server: FakeServer) -> None:
+    open_page(page, server)
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
+    page.keyboard.type(PROMPT)
+    page.keyboard.press("Control+Enter")
+    expect(pictures(page)).to_have_count(1)
+    page.keyboard.press("Control+Enter")
+    expect(pictures(page)).to_have_count(2)
+    opener = page.locator(".picture-open").first
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if opener.evaluate("element => element === document.activeElement"):
+            break
+    expect(opener).to_be_focused()
+    page.keyboard.press("Enter")
+    lightbox = page.get_by_role("dialog", name="Picture")
+    expect(lightbox).to_be_visible()
+    first = page.locator("#lightbox-image").get_attribute("src")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#lightbox-image")).not_to_have_attribute("src", first or "")
+    expect(page.get_by_role("button", name="Older picture")).to_be_disabled()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#lightbox-image")).to_have_attribute("src", first or "")
+    page.locator("#lightbox-delete").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog", name="Delete this picture?")).to_be_hidden()
+    page.keyboard.press("Escape")
+    expect(lightbox).to_be_hidden()
+    expect(opener).to_be_focused()
+
+
+def test_it_fits_a_phone(chromium: Browser, server: FakeServer) -> None:
+    context = chromium.new_context(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    context.set_default_timeout(DEADLINE_MS)
+    page = context.new_page()
+    open_page(page, server)
+    page.get_by_label("Custom").check()
+    page.get_by_text("More", exact=True).click()
+    server.held = True
+    generate(page, "word" * 60, n="4")
+    expect(page.locator(".tile")).to_have_count(4)
+    wait_until(lambda: server.running == 1, "the request")
+    server.refusals = [Refusal(400, "x" * 300, "model"), Refusal(400, "y" * 300, "width")]
+    generate(page)
+    expect(page.locator(".job-error:visible")).to_have_count(1)
+    generate(page)
+    expect(page.locator("#width-error")).to_be_visible()
+    server.held = False
+    expect(pictures(page)).to_have_count(4)
+    overflow = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert page.evaluate(overflow) == 0
+    page.locator(".picture-open").first.click()
+    expect(page.locator("#lightbox-image")).to_be_visible()
+    assert page.evaluate("() => document.getElementById('lightbox').scrollWidth - innerWidth") <= 0
+    context.close()
