@@ -379,11 +379,6 @@ everything() {
         skip offload "diffusers is not there (WHEELS names a folder that has its wheel)"
         skip load "diffusers is not there, which writes the checkpoint"
     fi
-    if [[ -z $small ]]; then
-        part symmetric 40 shared_gpu --modes tp2 --symmetric-memory
-    else
-        skip symmetric "a CPU has no symmetric memory"
-    fi
 }
 
 tests_of_kernels() {

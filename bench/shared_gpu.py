@@ -87,23 +87,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--modes", default=MODES, type=modes, help=f"comma-separated, as tp2xsp2 or sp2xcfg ({MODES})")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument("--seconds", type=duration, default=DEFAULT_SECONDS, help="in all, after which it is a failure")
-    parser.add_argument(
-        "--symmetric-memory", action="store_true", help="tensor parallel ranks exchange rows while they multiply"
-    )
     parser.add_argument("--json", type=json_file, metavar="FILE", help="append the JSON lines to it")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)  # a process of the group
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.rank is not None:
         end_with_parent()
-        symmetric_memory = options.symmetric_memory
-        run_rank(options.rank, options.modes[0], options.device, options.folder, options.seconds, symmetric_memory)
+        run_rank(options.rank, options.modes[0], options.device, options.folder, options.seconds)
         return 0
     results, failures = [], []
     try:
-        for result in compare(
-            options.modes, options.device, options.seconds, symmetric_memory=options.symmetric_memory
-        ):
+        for result in compare(options.modes, options.device, options.seconds):
             if isinstance(result, Parity):
                 publish("shared_gpu", {**asdict(result), "holds": result.holds}, options.json)
                 results.append(result)
@@ -134,12 +128,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if results and not failures and all(result.holds for result in results) else 1
 
 
-def compare(
-    modes: Sequence[Degrees], device: str, seconds: float, *, symmetric_memory: bool = False
-) -> Iterator[Parity | ModeFailed]:
+def compare(modes: Sequence[Degrees], device: str, seconds: float) -> Iterator[Parity | ModeFailed]:
     """Run one rank and then each mode, which gives one `Parity` a precision, or one failure. Raises `ProcessFailed` if
     one rank fails, with which the others would be compared."""
-    words = ["--device", device, *["--symmetric-memory"] * symmetric_memory]
+    words = ["--device", device]
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="krea2-shared-") as name:
         folder = Path(name)
@@ -179,15 +171,11 @@ def _parities(
         yield Parity(mode.name, mode.ranks, kind, backend, precision, error, allowed, between)
 
 
-def run_rank(
-    rank: int, mode: Degrees, device_name: str, folder: Path, timeout_s: float, symmetric_memory: bool
-) -> None:
+def run_rank(rank: int, mode: Degrees, device_name: str, folder: Path, timeout_s: float) -> None:
     """One process of a group: in each precision make the images and write their final latents to `folder`."""
-    os.environ["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] = "1"  # for ranks to share a GPU
     latents: dict[str, torch.Tensor] = {}
     parallel: dict[str, Any] = {"tp": mode.tp, "sp": mode.sp, "cfg_parallel": mode.cfg > 1}
-    symmetric_memory = symmetric_memory and mode.tp > 1
-    config = EngineConfig(device=device_name, share_gpu=True, symmetric_memory=symmetric_memory, **parallel)
+    config = EngineConfig(device=device_name, share_gpu=True, **parallel)
     device = pick_device(config, rank, mode.ranks)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // mode.ranks))
     store = folder / "store"
@@ -198,7 +186,6 @@ def run_rank(
         store_file=store,
         timeout_s=timeout_s,
         share_gpu=True,
-        symmetric_memory=symmetric_memory,
     )
     if rank == 0:
         (folder / BACKEND).write_text(torch.distributed.get_backend() if mode.ranks > 1 else "none")

@@ -103,9 +103,6 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--latency", type=float, default=13.0, help="µs of an operation that waits for others (13)")
     parser.add_argument("--measure", action="store_true", help="run all ranks of every mode too")
-    parser.add_argument(
-        "--symmetric-memory", action="store_true", help="measured tensor parallel ranks exchange rows as they multiply"
-    )
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)  # a process of a mode
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     add_options(parser, quantization="none,fp8")
@@ -329,7 +326,6 @@ def _measure(arguments: argparse.Namespace, setup: Setup, version: Version, degr
         value = getattr(arguments, name)
         words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     words += ["--guided"] if arguments.guided else []
-    words += ["--symmetric-memory"] if arguments.symmetric_memory else []
     with tempfile.TemporaryDirectory(prefix="krea2-scaling-") as name:
         folder = Path(name) / "ranks"
         run_ranks("bench.scaling", words, degrees.ranks, folder, time.monotonic() + _GROUP_S)
@@ -348,7 +344,6 @@ def _run_rank(arguments: argparse.Namespace, setup: Setup, degrees: Degrees, sid
         device,
         store_file=arguments.folder / "store",
         timeout_s=_GROUP_S,
-        symmetric_memory=arguments.symmetric_memory and degrees.tp > 1,
     )
     timed = time_steps(setup, setup.versions[0], degrees, mesh, device, sides, arguments.guided)
     found = {side: astuple(each) for side, each in timed.items()}

@@ -28,8 +28,6 @@ class EngineConfig:
     tp: ranks that every matrix is split over; sp: ranks that the tokens of a step are split over; cfg_parallel: two
     halves of so many step different segments, such as the two of a guided image. There are `ranks` of them.
 
-    symmetric_memory: tensor parallel ranks on GPUs that reach each other's memory exchange rows while they multiply.
-
     offload: what lies in host memory until it is needed, of `OFFLOADS`. prefetch: how many blocks are copied ahead;
     None leaves it to the plan. memory_budget: bytes of a device that the engine may take. vae_memory: bytes of decoding
     above which an image is decoded in tiles. lora_memory: bytes that a budget's plan leaves to LoRAs. See
@@ -52,7 +50,6 @@ class EngineConfig:
     dtype: str = "auto"
     variant: str | None = None
     share_gpu: bool = False
-    symmetric_memory: bool = False
     quantization: str = "auto"
     attention: str = "auto"
     cuda_graphs: bool = True
@@ -70,7 +67,7 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value or "\0" in value):
                 raise ArgumentError.of(name, allowed, value)
-        for name in ("share_gpu", "symmetric_memory", "cuda_graphs", "lora_lenient", "cfg_parallel"):
+        for name in ("share_gpu", "cuda_graphs", "lora_lenient", "cfg_parallel"):
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentError.of(name, "True or False", getattr(self, name))
         if self.device not in DEVICES:
@@ -96,8 +93,6 @@ class EngineConfig:
         if self.ranks > MOST_RANKS:
             beside = f"tp {self.tp}" + (" and cfg_parallel" if self.cfg_parallel else "")
             raise ArgumentError.of("sp", f"at most {MOST_RANKS // (self.tp * halves)} with {beside}", self.sp)
-        if self.symmetric_memory and self.tp == 1:
-            raise ArgumentError.of("symmetric_memory", "False with tp 1, which exchanges nothing that it is for", True)
         self._check_memory_options()
 
     @property

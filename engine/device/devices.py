@@ -21,7 +21,7 @@ _RESERVE_PART, _LEAST_RESERVE = 0.03, 500_000_000
 def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torch.device:
     """The device of a rank, one of `local_ranks` on this machine. Makes a GPU the process's current one.
 
-    Raises `ArgumentError` when CUDA, or what only GPUs do, is asked for and missing, when kernels cannot be launched on
+    Raises `ArgumentError` when CUDA is asked for and missing, when kernels cannot be launched on
     it, or when there are fewer GPUs than ranks and they may not share one. Where each process sees one GPU, whether
     that is the same one is found out when they meet: see `greeting.agree`.
     """
@@ -29,8 +29,6 @@ def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torc
     if config.device == "cuda" and not gpus:
         raise ArgumentError("device cuda is not available: torch finds no CUDA device", parameter="device")
     if not gpus:
-        if config.symmetric_memory:
-            raise ArgumentError.of("symmetric_memory", "False on a CPU", True)
         return torch.device("cpu")
     if local_ranks > gpus > 1 and not config.share_gpu:
         raise ArgumentError(

@@ -15,7 +15,7 @@ from engine.kernels.norm import rms_norm
 from engine.kernels.packing import Packing
 from engine.kernels.rope import norm_rotate_, norm_rotate_to_ranks
 from engine.parallel.group import Group
-from engine.parallel.linear import ColumnParallelLinear, RowParallelLinear, ScatteredRows
+from engine.parallel.linear import ColumnParallelLinear, RowParallelLinear
 from engine.parallel.sequence import Share
 
 M = TypeVar("M")
@@ -52,7 +52,7 @@ class SwiGLU(nn.Module):
     def takes_fp8(self) -> bool:
         return self.gate_up.takes_fp8
 
-    def forward(self, x: torch.Tensor | Fp8Rows | ScatteredRows) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
         return self.down(silu_mul(self.gate_up(x), fp8=self.down.takes_fp8))
 
 
@@ -82,9 +82,7 @@ class GatedAttention(nn.Module):
         self._head_dim = head_dim
         self._columns = [part // group.size for part in whole]
 
-    def forward(
-        self, x: torch.Tensor | Fp8Rows | ScatteredRows, packing: Packing, rotations: torch.Tensor | None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | Fp8Rows, packing: Packing, rotations: torch.Tensor | None) -> torch.Tensor:
         """x: (tokens, width); every token attends to its segment. rotations as in `norm_rotate_`. Returns as many rows,
         or with `scatter` a rank's share of them."""
         if isinstance(packing, Share) and packing.group.size > 1:
@@ -95,7 +93,7 @@ class GatedAttention(nn.Module):
         return self.out(self._attention(query, key, value, gate, packing, fp8=self.out.takes_fp8))
 
     def _attend_with_ranks(
-        self, x: torch.Tensor | Fp8Rows | ScatteredRows, share: Share, rotations: torch.Tensor | None
+        self, x: torch.Tensor | Fp8Rows, share: Share, rotations: torch.Tensor | None
     ) -> torch.Tensor | Fp8Rows:
         """What `GatedAttentionKernel` gives, where other ranks have shares of the rows: each attends with some heads of
         all of them. The gate is computed while q, k and v are on their way."""

@@ -30,14 +30,13 @@ def connect_mesh(
     store_file: Path | None,
     timeout_s: float,
     share_gpu: bool = False,
-    symmetric_memory: bool = False,
     check_s: float = CHECK_S,
 ) -> Mesh:
     """Meet the other ranks and return this one's groups.
 
     They meet at `store_file`, a path that all can reach and nobody else can write, or, when it is None, at the
     address that torchrun put into the environment. `share_gpu`: several ranks may use one GPU, which NCCL refuses;
-    where some do, all talk over gloo, staged through the host. symmetric_memory: see `SymmetricMemoryGroup`. Waiting
+    where some do, all talk over gloo, staged through the host. Waiting
     for each other, now and in every operation, ends after `timeout_s`, and after `check_s` at the latest from when all
     have come until each operation has been tried on every group.
 
@@ -55,7 +54,7 @@ def connect_mesh(
     agreement = agree(cards, share_gpu=share_gpu)
     backend = "nccl" if agreement.nccl else "gloo"
     staged = device.type == "cuda" and not agreement.nccl
-    make = partial(SymmetricMemoryGroup if symmetric_memory else DistributedGroup, staged=staged)
+    make = partial(DistributedGroup, staged=staged)
 
     def group_of(ranks: tuple[int, ...]) -> Group:
         if len(ranks) == world_size:
@@ -172,23 +171,3 @@ class DistributedGroup(Group):
         result = source.new_empty((rows, *source.shape[1:]))
         operation(result, source)
         return result.to(tensor.device)
-
-
-class SymmetricMemoryGroup(DistributedGroup):
-    """A group whose ranks multiply the rows that have arrived while others come, and send what they have multiplied
-    meanwhile: torch's operators on symmetric memory, which are prototypes."""
-
-    fuses = True
-
-    def __init__(self, handle: ProcessGroup | None, *, staged: bool) -> None:
-        super().__init__(handle, staged=staged)
-        import torch.distributed._symmetric_memory  # noqa: F401  registers the operators
-
-        self._name = (handle or self._dist.group.WORLD).group_name
-
-    def gather_multiply(self, tensor: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        gathered, (y,) = torch.ops.symm_mem.fused_all_gather_matmul(tensor.contiguous(), [weight.t()], 0, self._name)
-        return gathered, y
-
-    def multiply_scatter(self, tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return torch.ops.symm_mem.fused_matmul_reduce_scatter(tensor.contiguous(), weight.t(), "sum", 0, self._name)

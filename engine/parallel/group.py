@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 
 
 class Group(ABC):
@@ -25,8 +24,6 @@ class Group(ABC):
 
     rank: int
     size: int
-    # whether `gather_multiply` and `multiply_scatter` are more than what they are made of here, and so to be used
-    fuses = False
 
     @abstractmethod
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -67,12 +64,6 @@ class Group(ABC):
         (shares[rank], …). What lies in the others, if there are any, is read and never given back."""
         return self.reduce_scatter(tensor)[: self.shares(rows)[self.rank]]
 
-    def multiply_scatter_rows(self, tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """As `multiply_scatter`, each rank getting its share of any number of rows."""
-        rows = tensor.shape[0]
-        product = self.multiply_scatter(filled_up(tensor, self.filled_rows(rows)), weight)
-        return product[: self.shares(rows)[self.rank]]
-
     def all_gather_each(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """`all_gather` of several tensors of the same dtype, in one operation where the ranks' library can."""
         return [self.all_gather(tensor) for tensor in tensors]
@@ -95,16 +86,6 @@ class Group(ABC):
             return gathered[: sum(rows)]
         parts = gathered.split(most)
         return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
-
-    def gather_multiply(self, tensor: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows of every rank, as `all_gather`, and these times Wᵀ: (rows, in), (out, in) → (size · rows, in),
-        (size · rows, out)."""
-        gathered = self.all_gather(tensor)
-        return gathered, F.linear(gathered, weight)
-
-    def multiply_scatter(self, tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """x Wᵀ summed over the ranks as `reduce_scatter`: (rows, in), (out, in) → (rows / size, out)."""
-        return self.reduce_scatter(F.linear(tensor, weight))
 
     @abstractmethod
     def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:

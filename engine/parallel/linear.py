@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,28 +10,10 @@ from torch import nn
 
 from engine.kernels.fp8 import FP8, Fp8Rows, fp8_linear
 from engine.kernels.int8 import dequantize_groups
-from engine.parallel.group import Group, filled_up
+from engine.parallel.group import Group
 
 # Adds to a layer's output, in place, what is computed from its input beside it: (x, y).
 SidePath = Callable[[torch.Tensor | Fp8Rows, torch.Tensor], None]
-
-
-@dataclass(frozen=True)
-class ScatteredRows:
-    """Rows of which every rank has its share, for a layer that gathers and multiplies them in one."""
-
-    own: torch.Tensor
-    group: Group
-    rows_of_ranks: list[int]
-
-    def gather(self) -> torch.Tensor:
-        return self.group.gather_rows(self.own, self.rows_of_ranks)
-
-    def gather_multiply(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """All rows, and all rows times Wᵀ."""
-        gathered, y = self.group.gather_multiply(filled_up(self.own, max(self.rows_of_ranks)), weight)
-        rows = sum(self.rows_of_ranks)  # what was filled up is at the end
-        return gathered[:rows], y[:rows]
 
 
 class Linear(nn.Module):
@@ -118,22 +99,13 @@ class ColumnParallelLinear(ParallelMatrix):
     def __init__(self, in_features: int, out_features: Sequence[int], group: Group) -> None:
         super().__init__(in_features, sum(rows // group.size for rows in out_features))
 
-    def forward(self, x: torch.Tensor | Fp8Rows | ScatteredRows) -> torch.Tensor:
-        if not isinstance(x, ScatteredRows):
-            return self.partial_output(x)
-        if self.weight_scale is not None:
-            return self.partial_output(x.gather())
-        gathered, y = x.gather_multiply(self.weight)
-        if self.side_path is not None:
-            self.side_path(gathered, y)
-        return y
+    def forward(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
+        return self.partial_output(x)
 
-    def in_two(
-        self, x: torch.Tensor | Fp8Rows | ScatteredRows, columns: int
-    ) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
+    def in_two(self, x: torch.Tensor | Fp8Rows, columns: int) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
         """The first so many columns of what `forward` gives, and what to call for the others. They are computed then,
-        but for a layer that has a side path, which adds to all of them, or that gathers the rows it multiplies."""
-        if self.side_path is not None or isinstance(x, ScatteredRows):
+        but for a layer that has a side path, which adds to all of them."""
+        if self.side_path is not None:
             y = self(x)
             return y[:, :columns], lambda: y[:, columns:]
         return self.multiply(x, rows=slice(columns)), lambda: self.multiply(x, rows=slice(columns, None))
@@ -148,9 +120,6 @@ class RowParallelLinear(ParallelMatrix):
         self.group, self.scatter = group, scatter
 
     def forward(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
-        plain = self.weight_scale is None and self.side_path is None
-        if self.scatter and self.group.fuses and plain and isinstance(x, torch.Tensor):
-            return self.group.multiply_scatter_rows(x, self.weight)
         if not self.scatter:
             return self.group.all_reduce(self.partial_output(x))
         values = x.values if isinstance(x, Fp8Rows) else x

@@ -16,7 +16,6 @@ import torch
 from engine.kernels.fp8 import Fp8Rows
 from engine.kernels.packing import Packing
 from engine.parallel.group import Group
-from engine.parallel.linear import ScatteredRows
 
 
 class Share(Packing):
@@ -41,15 +40,14 @@ class Share(Packing):
     def whole(self) -> Packing:
         return self._whole
 
-    def gather(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor | Fp8Rows | ScatteredRows:
-        """The rows of `whole`, of which x has these, or what a layer gathers and multiplies in one."""
+    def gather(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor | Fp8Rows:
+        """The rows of `whole`, of which x has these."""
         if isinstance(x, Fp8Rows):  # as bytes: not every library gathers fp8, nor two dtypes in one operation
             scales = x.scales.flatten().view(torch.uint8).view(-1, x.scales.itemsize)
             as_bytes = x.values.view(torch.uint8), scales
             values, scales = self.group.gather_rows_of_each(as_bytes, self.rows_of_ranks)
             return Fp8Rows(values.view(x.values.dtype), scales.view(x.scales.dtype), x.dtype)
-        rows = ScatteredRows(x, self.group, self.rows_of_ranks)
-        return rows if self.group.fuses else rows.gather()
+        return self.group.gather_rows(x, self.rows_of_ranks)
 
     def begin_rows_for_heads(self, parts: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Some heads of all rows for all heads of these: (ranks, own rows, width), part i being for rank i → (rows of
@@ -64,6 +62,6 @@ class Share(Packing):
         return self.group.all_to_all(x, self.rows_of_ranks, mine).unflatten(0, (ranks, self.tokens))
 
 
-def gather(x: torch.Tensor | Fp8Rows, packing: Packing) -> torch.Tensor | Fp8Rows | ScatteredRows:
+def gather(x: torch.Tensor | Fp8Rows, packing: Packing) -> torch.Tensor | Fp8Rows:
     """What to multiply, of which x are the packing's rows."""
     return packing.gather(x) if isinstance(packing, Share) else x

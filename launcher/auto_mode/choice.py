@@ -25,14 +25,10 @@ class Choice:
     lines: tuple[str, ...]
 
 
-def is_auto(
-    parallel: str | None, *, tp: int | None, sp: int | None, cfg_parallel: bool, symmetric_memory: bool = False
-) -> bool:
-    """Whether the mode is to be chosen. Raises `ArgumentError` if it is given, too, or something that depends on it."""
+def is_auto(parallel: str | None, *, tp: int | None, sp: int | None, cfg_parallel: bool) -> bool:
+    """Whether the mode is to be chosen. Raises `ArgumentError` if it is given, too."""
     if parallel is None:
         return False
-    if symmetric_memory:
-        raise ArgumentError("symmetric_memory needs a tp, which parallel auto may not choose", parameter="parallel")
     if parallel != "auto":
         raise ArgumentError.of("parallel", "auto, or left out", parallel)
     given = {"tp": tp, "sp": sp, "cfg_parallel": cfg_parallel or None}

@@ -62,11 +62,6 @@ def engine_options(command: Command) -> Command:
         click.option("--variant", help="raw or turbo, where the checkpoint does not say or you know better."),
         click.option("--share-gpu", is_flag=True, help="Let ranks share GPUs (slow)."),
         click.option(
-            "--symmetric-memory",
-            is_flag=True,
-            help="With --tp, exchange rows while multiplying, through memory that GPUs share (not measured yet).",
-        ),
-        click.option(
             "--quantization",
             default="auto",
             help="auto: what the checkpoint has in 8 bits stays so. fp8: the transformer blocks' matrices and what "
@@ -212,9 +207,7 @@ def configure_engine(
     **engine_options: Any,
 ) -> tuple[FrontendConfig, ModelConfig]:
     """The engine's options, checked as far as that goes without starting it. workload: what a mode is chosen for."""
-    choose = is_auto(
-        parallel, tp=tp, sp=sp, cfg_parallel=cfg_parallel, symmetric_memory=engine_options["symmetric_memory"]
-    )
+    choose = is_auto(parallel, tp=tp, sp=sp, cfg_parallel=cfg_parallel)
     ranks = torchrun.external_ranks()
     count = 1 if ranks is None else ranks.total
     sp = 1 if sp is None else sp
@@ -252,8 +245,6 @@ def configure_engine(
     if ranks is None:
         return config, model
     if (advice := torchrun.tp_warning(config.engine.tp, ranks)) is not None:
-        if config.engine.symmetric_memory:
-            raise ArgumentError.of("symmetric_memory", "False with a tp group between machines", True)
         click.echo(f"warning: {advice}", err=True)
     host = ranks.host if ranks.local < ranks.total else None
     return msgspec.structs.replace(config, run_folder=ranks.run_folder, external_ranks=True, ranks_host=host), model

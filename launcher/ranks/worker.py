@@ -99,7 +99,6 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
         store_file=Path(config.store_file) if config.store_file is not None else None,
         timeout_s=load.timeout_s,
         share_gpu=load.engine.share_gpu,
-        symmetric_memory=load.engine.symmetric_memory,
     )
 
     def send_image(image: DecodedImage) -> None:

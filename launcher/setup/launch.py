@@ -86,7 +86,6 @@ def launch(
     dtype: str = "auto",
     variant: str | None = None,
     share_gpu: bool = False,
-    symmetric_memory: bool = False,
     quantization: str = "auto",
     attention: str = "auto",
     cuda_graphs: bool = True,
@@ -113,8 +112,7 @@ def launch(
     or that takes longer than step_timeout_s over a step, counts as lost. warm_up: work that nobody asked for, while
     nobody waits: previews and estimated times come from it.
 
-    tp, sp and cfg_parallel: how 1, 2 or 4 GPUs share the work; parallel="auto" chooses. symmetric_memory: a way for
-    tensor parallel ranks to exchange rows that has not been tried on GPUs (docs/several-gpus.md).
+    tp, sp and cfg_parallel: how 1, 2 or 4 GPUs share the work; parallel="auto" chooses.
 
     offload, prefetch, memory_budget, vae_memory and lora_memory are for small devices (docs/small-gpus.md), sizes being
     bytes or text such as "16GB".
@@ -133,7 +131,6 @@ def launch(
         tp=tp if tp != 1 else None,
         sp=sp if sp != 1 else None,
         cfg_parallel=cfg_parallel,
-        symmetric_memory=symmetric_memory,
     )
     engine = EngineConfig(
         model=model,
@@ -148,7 +145,6 @@ def launch(
         dtype=dtype,
         variant=variant,
         share_gpu=share_gpu,
-        symmetric_memory=symmetric_memory,
         quantization=quantization,
         attention=attention,
         cuda_graphs=cuda_graphs,

@@ -42,19 +42,12 @@ def run(tmp_path: Path) -> Run:
     return start
 
 
-def outcomes_of_parts(result: subprocess.CompletedProcess[str]) -> dict[str, str]:
-    """Without what a CPU has not."""
-    found = outcomes(result.stdout)
-    assert found.pop("symmetric") == "skipped: a CPU has no symmetric memory"
-    return found
-
-
 def test_a_dry_run_prints_the_plan_and_every_command_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
     result = run("--dry-run", "--small", cases="*find_spec*pytest*|*find_spec*diffusers*) exit 1;;")
     assert result.returncode == 0
     assert "ran" not in result.stdout.split()
-    assert re.findall(r"^  (\S+) +(?:\d+ s|skipped)", result.stdout, re.MULTILINE) == [*PARTS, "symmetric"]
-    skipped = {"peers", "offload", "load", "symmetric"}
+    assert re.findall(r"^  (\S+) +(?:\d+ s|skipped)", result.stdout, re.MULTILINE) == list(PARTS)
+    skipped = {"peers", "offload", "load"}
     assert re.findall(r"^== (\S+) \(at most", result.stdout, re.MULTILINE) == [p for p in PARTS if p not in skipped]
     assert "  peers          skipped: diffusers is not there" in result.stdout
     assert "bench.kernels --size tiny --check-only" in result.stdout
@@ -97,7 +90,7 @@ def test_parts_may_be_named_with_blanks(run: Run, only: str) -> None:
 def test_parts_run_in_order_and_the_log_has_all_output(run: Run, tmp_path: Path) -> None:
     result = run("--small")
     assert result.returncode == 0, result.stdout
-    found = outcomes_of_parts(result)
+    found = outcomes(result.stdout)
     assert list(found) == PARTS
     assert all(outcome.startswith("ok, ") for outcome in found.values())
     assert (tmp_path / "out" / "results.log").read_text() == result.stdout
@@ -108,7 +101,7 @@ def test_a_part_that_fails_stops_no_other_and_is_told(run: Run) -> None:
     result = run("--small", cases="*bench.step*) echo boom >&2; exit 3;;")
     assert result.returncode == 1
     assert "boom" in result.stdout
-    found = outcomes_of_parts(result)
+    found = outcomes(result.stdout)
     assert found.pop("step").startswith("FAILED: exit status 3")
     assert sum(outcome.startswith("ok, ") for outcome in found.values()) == len(PARTS) - 1
 

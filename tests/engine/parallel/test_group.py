@@ -137,49 +137,6 @@ for number, degrees in enumerate(DEGREES):
 """
 
 
-FUSED_CHILD = """
-import sys, torch
-from pathlib import Path
-from engine.config.degrees import Degrees
-from engine.parallel.distributed import connect_mesh
-from tests.engine.parallel.test_group import DEADLINE_S, check_products
-rank, store_file = int(sys.argv[1]), Path(sys.argv[2]) / "store"
-mesh = connect_mesh(
-    rank, Degrees(2), torch.device("cpu"), store_file=store_file, timeout_s=DEADLINE_S, symmetric_memory=True
-)
-assert mesh.tp.fuses
-symmetric = sys.modules["torch.distributed._symmetric_memory"]  # which the group has imported
-operators = torch.library.Library("symm_mem", "IMPL")  # torch's own definition of what its GPU kernels compute
-operators.impl("fused_all_gather_matmul", symmetric._fused_all_gather_matmul_fallback, "CPU")
-operators.impl("fused_matmul_reduce_scatter", symmetric._fused_matmul_reduce_scatter_fallback, "CPU")
-check_products(mesh.tp)
-mesh.close()
-"""
-
-
-def check_products(group: Group) -> None:
-    """Raise if the products that are made while rows are exchanged are not those made before or after."""
-    every = [torch.randn(4, 6, generator=torch.Generator().manual_seed(rank)) for rank in range(group.size)]
-    weight = torch.randn(5, 6, generator=torch.Generator().manual_seed(9))
-    mine = every[group.rank]
-    gathered, product = group.gather_multiply(mine.clone(), weight)
-    assert torch.equal(gathered, torch.cat(every))
-    torch.testing.assert_close(product, torch.cat(every) @ weight.t())
-    total = (sum(every) @ weight.t()).chunk(group.size)[group.rank]
-    torch.testing.assert_close(group.multiply_scatter(mine, weight), total)
-    rows = group.multiply_scatter_rows(mine[:3], weight)
-    torch.testing.assert_close(rows, (sum(every)[:3] @ weight.t()).split(group.shares(3))[group.rank])
-
-
-@pytest.mark.parametrize("size", [1, 2, 4])
-def test_products_of_threads(size: int) -> None:
-    run_threads(thread_groups(size, DEADLINE_S, spoils=True), check_products)
-
-
-def test_products_through_symmetric_memory(tmp_path: Path) -> None:
-    run_processes(FUSED_CHILD, 2, tmp_path)
-
-
 def test_processes(tmp_path: Path) -> None:
     run_processes(CHILD, max(degrees.ranks for degrees in DEGREES), tmp_path)
 

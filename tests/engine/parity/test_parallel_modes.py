@@ -30,7 +30,7 @@ from engine.model.vae import VAEDecoder
 from engine.parallel.group import Group
 from engine.parallel.mesh import thread_meshes
 from engine.parallel.sequence import Share
-from engine.parallel.thread_group import ThreadGroup, thread_groups
+from engine.parallel.thread_group import thread_groups
 from engine.planning.step_memory import step_bytes
 from engine.planning.traffic import Sent, sent_in_step
 from engine.planning.work_division import Halves, divide_segments
@@ -91,33 +91,6 @@ def test_a_rank_may_have_no_rows_of_a_step(quantization: str) -> None:
     (alone,) = run_jobs(DEMO_CHECKPOINT, jobs, quantization=quantization)
     (split,) = run_jobs(DEMO_CHECKPOINT, jobs, quantization=quantization, sp=4)
     assert relative_error(split.latents, alone.latents) <= (TOLERANCE if quantization == "none" else 2e-2)
-
-
-@pytest.mark.parametrize("mode", [{"tp": 2}, {"tp": 4}, {"tp": 2, "sp": 2}])
-def test_rows_that_are_exchanged_while_they_are_multiplied(
-    rank_groups: RankGroups, monkeypatch: pytest.MonkeyPatch, mode: dict[str, Any]
-) -> None:
-    """What goes through symmetric memory on GPUs: random batches, with an adapter beside some of the products."""
-    fused: list[str] = []
-    for name in ("gather_multiply", "multiply_scatter"):
-
-        def counted(group: Group, *tensors: torch.Tensor, name: str = name) -> Any:
-            fused.append(name)
-            return getattr(Group, name)(group, *tensors)
-
-        monkeypatch.setattr(ThreadGroup, name, counted)
-    monkeypatch.setattr(ThreadGroup, "fuses", True)
-    seed = random.randrange(2**32)
-    jobs = random_jobs(random.Random(seed), 3)
-    for adapters in ([], [Adapter(1, str(DEMO_LORAS["demo-outlined"]))]):
-        jobs[0] = replace(jobs[0], loras=tuple((adapter.adapter_id, 1.0) for adapter in adapters))
-        alone = rank_groups.run_jobs(DEMO_CHECKPOINT, jobs, adapters=adapters)
-        fused.clear()
-        split = rank_groups.run_jobs(DEMO_CHECKPOINT, jobs, adapters=adapters, **mode)
-        assert "gather_multiply" in fused
-        assert ("multiply_scatter" in fused) == (not adapters), "what an adapter adds is part of the sum"
-        for one, other in zip(alone, split, strict=True):
-            assert relative_error(other.latents, one.latents) <= TOLERANCE, seed
 
 
 @pytest.mark.parametrize("mode", MODES, scope="module")

@@ -88,7 +88,7 @@ def test_what_cannot_be_chosen(words: list[str], message: str) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"tp": 2}, "parallel auto chooses tp"), ({"symmetric_memory": True}, "symmetric_memory needs a tp")],
+    [({"tp": 2}, "parallel auto chooses tp")],
 )
 def test_launch_refuses_a_mode_beside_auto(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message), launch(parallel="auto", **options):

@@ -75,7 +75,7 @@ def test_parts_and_sizes_of_the_command_line_reach_the_engine() -> None:
     config, _ = configure_engine(
         tp=1, sp=2, cfg_parallel=True, limits=(), start_timeout_s=1.0, step_timeout_s=1.0,
         offload="dit, text_encoder,vae", prefetch=2, memory_budget="16GB", vae_memory="1GiB",
-        lora_memory="5MB", loras=(), merge_lora=False, parallel=None, symmetric_memory=False,
+        lora_memory="5MB", loras=(), merge_lora=False, parallel=None,
         workload=lambda model, _: Workload.default(model),
     )  # fmt: skip
     assert (config.engine.tp, config.engine.sp, config.engine.ranks) == (1, 2, 4)
