@@ -50,7 +50,7 @@ def test_every_metric() -> None:
 
 
 def test_every_log_event() -> None:
-    sources = "\n".join(path.read_text() for path in (ROOT / "launcher").glob("*.py"))
+    sources = "\n".join(path.read_text() for path in (ROOT / "launcher").rglob("*.py"))
     calls = re.findall(r'(?:log_event|self\._log)\(\s*"([^"]+)"(?: if \w+ else "([^"]+)")?', sources)
     events = {event for call in calls for event in call if event}
     assert {name for cell in first_cells("Logs") for name in re.findall(r"`([^`]+)`", cell)} == events
