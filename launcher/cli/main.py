@@ -210,7 +210,7 @@ def info(
 
     MODEL and the options are as for serve; MODEL may also be a single file of any part of a model, by itself.
     """
-    from launcher.cli.info import check_lora, choose_for_sizes, describe_checkpoint, describe_file, is_lone_file
+    from launcher.cli.describe import check_lora, choose_for_sizes, describe_checkpoint, describe_file, is_lone_file
     from launcher.setup.hub import find_model
 
     if argument is not None and model is not None:

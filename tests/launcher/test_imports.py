@@ -9,7 +9,7 @@ from tests.fresh_interpreter import modules_after
 HEAVY = {"torch", "transformers", "diffusers"}
 WITHOUT_TORCH = (
     "cli.main",
-    "cli.info",
+    "cli.describe",
     "client.async_client",
     "client.client",
     "frontend.clients",
