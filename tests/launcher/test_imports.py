@@ -10,6 +10,8 @@ HEAVY = {"torch", "transformers", "diffusers"}
 WITHOUT_TORCH = (
     "cli.main",
     "cli.describe",
+    "cli.generate",
+    "cli.info",
     "client.async_client",
     "client.client",
     "frontend.clients",

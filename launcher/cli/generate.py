@@ -1,0 +1,169 @@
+"""`krea2 generate`."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+import msgspec
+
+from engine.config.model_config import ModelConfig
+from launcher.auto_mode.prediction import Workload
+from launcher.cli.options import configure_engine, engine_options
+from launcher.cli.output_files import numbered_paths, output_format, write_file
+from launcher.messages.client_messages import Generate, LoraChoice, Progress
+from launcher.messages.limits import Limits
+from launcher.setup.launch import launch_frontend
+
+if TYPE_CHECKING:
+    from launcher.client.async_client import AsyncClient
+
+_REQUESTS_AHEAD = 32  # of a call with many prompts, sent before the first is done
+
+
+@click.command()
+@click.argument("prompts", nargs=-1, required=True, metavar="PROMPT…")
+@engine_options
+@click.option("--steps", type=int, help="Denoise steps.  [default: the checkpoint's]")
+@click.option("--guidance", type=float, help="Krea's scale: 0 is off.  [default: the checkpoint's]")
+@click.option("--negative-prompt", help="What to steer away from; needs a guidance above 0.")
+@click.option("--mu", type=float, help="The schedule's shift, instead of the checkpoint's own.")
+@click.option("--width", type=int, help="In pixels, rounded up to a multiple of 16.  [default: the checkpoint's]")
+@click.option("--height", type=int, help="In pixels, rounded up to a multiple of 16.  [default: the checkpoint's]")
+@click.option("--num-images", type=int, default=1, help="For each prompt.", show_default=True)
+@click.option("--seed", type=int, help="Image k of a call uses seed + k.  [default: drawn, and reported]")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default="krea2.png", help="png, jpg or webp.", show_default=True
+)
+@click.option("--no-metadata", is_flag=True, help="Leave prompt, seed and settings out of the file.")
+def generate(
+    prompts: tuple[str, ...],
+    *,
+    num_images: int,
+    seed: int | None,
+    output: Path,
+    no_metadata: bool,
+    steps: int | None,
+    guidance: float | None,
+    negative_prompt: str | None,
+    mu: float | None,
+    width: int | None,
+    height: int | None,
+    **engine_options: Any,
+) -> None:
+    """Make images and write them to files."""
+    from launcher.requests.plan import check
+
+    def workload(model: ModelConfig, limits: Limits) -> Workload:
+        request = Generate(
+            request_id="size", prompt="", steps=steps, guidance=guidance, mu=mu, width=width, height=height
+        )
+        checked = check(request, model, limits, drawn_seed=0)
+        return Workload(((checked.width, checked.height),), checked.guidance > 0)
+
+    config, model = configure_engine(workload=workload, **engine_options)
+    config = msgspec.structs.replace(config, warm_up=False)
+    image_format = output_format(output)
+    first_seed = secrets.randbelow(2**32) if seed is None else seed
+    requests = [
+        Generate(
+            request_id=f"prompt-{index}",
+            prompt=prompt,
+            seed=first_seed + index * num_images,
+            steps=steps,
+            guidance=guidance,
+            negative_prompt=negative_prompt,
+            mu=mu,
+            width=width,
+            height=height,
+            num_images=num_images,
+            output_format=image_format,
+            metadata=not no_metadata,
+            loras=tuple(LoraChoice(name=lora.name) for lora in config.loras),
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+    loras = {lora.name: lora.strength for lora in config.loras}
+    checked = [check(request, model, config.limits, drawn_seed=0, loras=loras) for request in requests]
+    paths = numbered_paths(output, len(requests) * num_images)
+    with (
+        _Progress(steps=sum(request.steps * request.num_images for request in checked)) as progress,
+        launch_frontend(config, while_starting=progress.show) as client,
+    ):
+        if config.engine.memory_budget is not None:
+            for line in ("memory plan:", *client.status().memory_plan):
+                progress.print(line, sys.stderr)
+        if seed is None:
+            progress.print(f"seed: {first_seed}", sys.stderr)
+        ahead = min(_REQUESTS_AHEAD, config.limits.max_queue)
+        client.run(_make_images(client.asynchronous, requests, paths, progress, ahead=ahead))
+
+
+async def _make_images(
+    client: AsyncClient, requests: list[Generate], paths: list[Path], progress: _Progress, *, ahead: int
+) -> None:
+    """Send the requests, at most `ahead` of those that are done, and write every image as it comes."""
+    from launcher.client.results import ImageFile, Result
+
+    turn = asyncio.Semaphore(ahead)
+    warnings: set[str] = set()
+
+    async def make(request: Generate, request_paths: list[Path]) -> None:
+        steps_done = 0
+        async with turn:
+            async for event in client.follow(request):
+                if isinstance(event, Progress):
+                    progress.advance(event.step - steps_done)
+                    steps_done = event.step
+                elif isinstance(event, ImageFile):
+                    path = request_paths[event.index]
+                    await asyncio.to_thread(write_file, path, event.file)
+                    progress.print(str(path), sys.stdout)
+                elif isinstance(event, Result):
+                    for warning in event.warnings:
+                        if warning not in warnings:
+                            progress.print(f"warning: {warning}", sys.stderr)
+                    warnings.update(event.warnings)
+
+    await asyncio.gather(
+        *(
+            make(request, paths[index * request.num_images : (index + 1) * request.num_images])
+            for index, request in enumerate(requests)
+        )
+    )
+
+
+class _Progress:
+    """A bar on stderr if that is a terminal, and nothing otherwise."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._bar: Any = None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self) -> None:
+        if sys.stderr is not None and sys.stderr.isatty():
+            from tqdm import tqdm  # here, it costs no time that anybody waits for
+
+            self._bar = tqdm(total=self._steps, desc="loading", unit="step", leave=False)
+
+    def advance(self, steps: int) -> None:
+        if self._bar is not None:
+            self._bar.set_description("denoising", refresh=False)
+            self._bar.update(steps)
+
+    def print(self, line: str, stream: TextIO) -> None:
+        if self._bar is None:
+            print(line, file=stream, flush=True)
+        else:
+            self._bar.write(line, file=stream)
