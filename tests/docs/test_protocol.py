@@ -19,7 +19,8 @@ from PIL import Image
 from engine import errors
 from engine.config.engine_config import EngineConfig
 from engine.errors import Krea2Error
-from launcher.client.async_client import ASK_AGAIN_S, LOAD_LORA_S, PING_S, SILENCE_S, AsyncClient
+from launcher.client.async_client import LOAD_LORA_S, AsyncClient
+from launcher.client.connection import ASK_AGAIN_S, PING_S, SILENCE_S
 from launcher.frontend.clients import MAX_CLIENTS
 from launcher.messages.client_messages import (
     MAX_REQUEST_BYTES,

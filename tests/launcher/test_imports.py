@@ -14,6 +14,7 @@ WITHOUT_TORCH = (
     "cli.info",
     "client.async_client",
     "client.client",
+    "client.connection",
     "frontend.clients",
     "frontend.frontend",
     "http.app",

@@ -17,8 +17,9 @@ from engine.errors import (
     CancelledError,
     ServerError,
 )
-from launcher.client import async_client as client_module
+from launcher.client import connection as connection_module
 from launcher.client.async_client import AsyncClient
+from launcher.client.connection import Connection
 from launcher.client.results import ImageFile, Result
 from launcher.messages.client_messages import Accepted, Pong, Progress, encode
 from tests.launcher.fake_ranks import fake_engine, run
@@ -66,8 +67,8 @@ def test_cancelling_the_call_or_leaving_the_stream_cancels_the_request(run_folde
 
 
 def test_a_server_that_vanishes_is_noticed(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "PING_S", 0.05)
-    monkeypatch.setattr(client_module, "SILENCE_S", 0.3)
+    monkeypatch.setattr(connection_module, "PING_S", 0.05)
+    monkeypatch.setattr(connection_module, "SILENCE_S", 0.3)
 
     async def test() -> None:
         context = zmq.asyncio.Context()
@@ -93,20 +94,20 @@ def test_a_server_that_vanishes_is_noticed(run_folder: Path, monkeypatch: pytest
 
 
 def test_a_lost_request_is_sent_again(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "PING_S", 0.05)
-    monkeypatch.setattr(client_module, "ASK_AGAIN_S", 0.2)
+    monkeypatch.setattr(connection_module, "PING_S", 0.05)
+    monkeypatch.setattr(connection_module, "ASK_AGAIN_S", 0.2)
 
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
-            send, lost = client._send_frame, []
+            send, lost = Connection.send_frame, []
 
-            def lose_the_first(frame: bytes) -> None:
+            def lose_the_first(connection: Connection, frame: bytes) -> None:
                 if b"generate" in frame and not lost:
                     lost.append(frame)
                 else:
-                    send(frame)
+                    send(connection, frame)
 
-            monkeypatch.setattr(client, "_send_frame", lose_the_first)
+            monkeypatch.setattr(Connection, "send_frame", lose_the_first)
             assert (await client.generate(PROMPT, steps=1)).seeds
             assert lost
 
@@ -142,7 +143,7 @@ def test_one_request_id_is_one_request(run_folder: Path) -> None:
 
 
 def test_every_random_name_is_one_that_zmq_takes(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module.uuid, "uuid4", lambda: UUID(int=0))
+    monkeypatch.setattr(connection_module.uuid, "uuid4", lambda: UUID(int=0))
 
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
