@@ -27,8 +27,8 @@ from typing import BinaryIO, TypeVar
 
 import msgspec
 
-from launcher.messages.client_messages import encode
-from launcher.messages.process_messages import decode_config
+from launcher.messages.configs import decode_config
+from launcher.messages.encoding import encode
 
 STOP_S = 5.0  # for a child to end after its stdin closed
 TERMINATE_S = 1.0  # and then after SIGTERM, before SIGKILL

@@ -15,7 +15,7 @@ from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.scheduling.cost import CostModel, Work
 from launcher.auto_mode.prediction import TEXT_TOKENS, Rates, predict_step
-from launcher.messages.process_messages import FrontendConfig
+from launcher.messages.configs import FrontendConfig
 
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 

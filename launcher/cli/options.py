@@ -14,8 +14,8 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from launcher.auto_mode.choice import is_auto
 from launcher.auto_mode.prediction import Workload
+from launcher.messages.configs import FrontendConfig
 from launcher.messages.limits import Limits, parse_bytes
-from launcher.messages.process_messages import FrontendConfig
 from launcher.ranks import torchrun
 from launcher.setup.launch import add_loras, choose_parallel, configure
 

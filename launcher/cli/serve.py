@@ -15,8 +15,8 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from launcher.auto_mode.prediction import Workload
 from launcher.cli.options import configure_engine, engine_options
+from launcher.messages.configs import HttpConfig
 from launcher.messages.limits import Limits
-from launcher.messages.process_messages import HttpConfig
 from launcher.setup.launch import MAX_TIMEOUT_S, serve_until_stopped
 
 

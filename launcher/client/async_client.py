@@ -28,8 +28,8 @@ from launcher.messages.client_messages import (
     Status,
     StatusReply,
     UnloadLora,
-    encode_request,
 )
+from launcher.messages.encoding import encode_request
 from launcher.messages.keys import ClientKeys
 from launcher.messages.limits import is_number
 

@@ -35,9 +35,8 @@ from launcher.messages.client_messages import (
     Reply,
     Request,
     StatusReply,
-    decode_reply,
-    encode_request,
 )
+from launcher.messages.encoding import decode_reply, encode_request
 from launcher.messages.keys import ClientKeys
 from launcher.messages.sockets import send_now
 

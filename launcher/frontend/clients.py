@@ -12,17 +12,8 @@ import zmq
 import zmq.asyncio
 
 from engine.errors import Krea2Error, QueueFullError
-from launcher.messages.client_messages import (
-    MAX_REQUEST_BYTES,
-    Closing,
-    Failed,
-    MessageError,
-    Ping,
-    Pong,
-    Request,
-    decode_request,
-    encode,
-)
+from launcher.messages.client_messages import Closing, Failed, Ping, Pong, Request
+from launcher.messages.encoding import MAX_REQUEST_BYTES, MessageError, decode_request, encode
 from launcher.messages.keys import ServerKeys
 from launcher.messages.sockets import bind, remove_socket, send_now
 

@@ -18,7 +18,8 @@ from engine.step import Adapter, Job, Step, StepTimes
 from launcher.auto_mode.measurements import divides_guidance, is_typical, measure, remember, setting
 from launcher.frontend.warm_up import WarmUp
 from launcher.logs import log_event
-from launcher.messages.process_messages import Decoded, FrontendConfig, Previewed
+from launcher.messages.configs import FrontendConfig
+from launcher.messages.rank_messages import Decoded, Previewed
 from launcher.processes import Child
 from launcher.ranks.rank_group import STEPS_AHEAD
 from launcher.ranks.supervisor import RankSupervisor

@@ -50,11 +50,12 @@ from launcher.messages.client_messages import (
     Request,
     Status,
     UnloadLora,
-    describe,
 )
 from launcher.messages.client_messages import Metrics as AskMetrics
+from launcher.messages.configs import FrontendConfig
+from launcher.messages.encoding import describe
 from launcher.messages.keys import ServerKeys
-from launcher.messages.process_messages import Decoded, FrontendConfig, Previewed
+from launcher.messages.rank_messages import Decoded, Previewed
 from launcher.processes import Child
 from launcher.requests.image_files import encode_image, encode_preview
 from launcher.requests.plan import check, check_memory, make_plan

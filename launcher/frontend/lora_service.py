@@ -26,9 +26,9 @@ from launcher.messages.client_messages import (
     Loras,
     MergedLora,
     UnloadLora,
-    describe,
 )
-from launcher.messages.process_messages import FrontendConfig
+from launcher.messages.configs import FrontendConfig
+from launcher.messages.encoding import describe
 from launcher.requests.lora_files import MAX_NAME, check_name, describe_skipped, open_lora, path_inside
 from launcher.requests.plan import check_strength, default_needs
 

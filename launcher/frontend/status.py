@@ -11,7 +11,7 @@ from launcher.frontend.lora_service import LoraService
 from launcher.frontend.metrics import Metrics
 from launcher.frontend.replies import TrackedRequest
 from launcher.messages.client_messages import StatusReply
-from launcher.messages.process_messages import FrontendConfig
+from launcher.messages.configs import FrontendConfig
 
 
 class Overview:

@@ -37,7 +37,7 @@ from launcher.http.images import ImagesRoute, check_model
 from launcher.http.loras import add_lora_routes
 from launcher.http.openai_api import ImageRequest, explain_invalid
 from launcher.logs import configure_logs
-from launcher.messages.process_messages import HttpConfig
+from launcher.messages.configs import HttpConfig
 from launcher.processes import exit_after, read_config, watch_parent
 from launcher.requests.plan import MAX_LORA_STRENGTH, OUTPUT_FORMATS
 

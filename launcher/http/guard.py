@@ -22,8 +22,8 @@ from launcher.http.errors import error_response, http_error
 from launcher.http.hosts import allowed_hosts, host_name, is_own_origin
 from launcher.http.server_process import SEND_S
 from launcher.logs import log_event
-from launcher.messages.client_messages import describe
-from launcher.messages.process_messages import HttpConfig
+from launcher.messages.configs import HttpConfig
+from launcher.messages.encoding import describe
 
 FILES_PATH = "/v1/images/files/"
 BODY_S = 30.0  # for a body to arrive

@@ -8,7 +8,7 @@ from contextlib import suppress
 from urllib.parse import urlsplit
 
 from engine.errors import ArgumentError
-from launcher.messages.process_messages import HttpConfig
+from launcher.messages.configs import HttpConfig
 from launcher.messages.sockets import is_loopback
 
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9._-]{0,251}[a-z0-9_])?", re.IGNORECASE)

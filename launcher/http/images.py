@@ -28,7 +28,7 @@ from launcher.http.openai_api import (
     to_generate,
     write_error,
 )
-from launcher.messages.process_messages import HttpConfig
+from launcher.messages.configs import HttpConfig
 from launcher.requests.plan import CheckedRequest, check
 
 _SHOWN_ID = 50  # characters of a client's id that the engine's begins with

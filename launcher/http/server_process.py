@@ -14,7 +14,7 @@ import msgspec
 
 from engine.errors import ArgumentError, LaunchError
 from launcher.logs import log_event
-from launcher.messages.process_messages import HttpConfig
+from launcher.messages.configs import HttpConfig
 from launcher.messages.sockets import is_loopback
 from launcher.processes import Child
 

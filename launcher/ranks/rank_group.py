@@ -23,13 +23,13 @@ from engine.errors import Krea2Error, LaunchError, RankError, error_from_code
 from engine.planning.step_memory import DecodeMemory
 from engine.step import Step, StepTimes
 from launcher.logs import log_event
-from launcher.messages.client_messages import describe, encode
-from launcher.messages.process_messages import (
+from launcher.messages.configs import FrontendConfig
+from launcher.messages.encoding import describe, encode
+from launcher.messages.rank_messages import (
     Alive,
     Command,
     Decoded,
     Execute,
-    FrontendConfig,
     Hello,
     JobFailed,
     Load,

@@ -22,9 +22,10 @@ import zmq
 import zmq.asyncio
 
 from engine.errors import LaunchError
-from launcher.messages.client_messages import encode
+from launcher.messages.configs import Door
+from launcher.messages.encoding import encode
 from launcher.messages.keys import ClientKeys, ServerKeys
-from launcher.messages.process_messages import Alive, Door, door_path
+from launcher.messages.rank_messages import Alive, door_path
 from launcher.messages.sockets import send_now
 
 _HEARTBEAT_MS, _SILENT_MS = 2000, 10_000  # between heartbeats, and after which the other side counts as gone

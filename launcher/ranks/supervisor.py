@@ -15,7 +15,7 @@ import zmq.asyncio
 
 from engine.errors import Krea2Error, LaunchError, LoraError, RankError
 from launcher.logs import log_event
-from launcher.messages.process_messages import FrontendConfig
+from launcher.messages.configs import FrontendConfig
 from launcher.processes import Child, stop_all
 from launcher.ranks.rank_group import RankEvents, RankGroup
 

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import msgspec
 
-from launcher.messages.process_messages import Door, RankConfig, door_path, lifeline_path
+from launcher.messages.configs import Door, RankConfig
+from launcher.messages.rank_messages import door_path, lifeline_path
 from launcher.processes import child_environment, make_run_folder, python_command, remove_run_folder
 from launcher.ranks import worker
 from launcher.setup.launch import ORDERLY_S, RANK_ENVIRONMENT, SIGNALS

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from engine.errors import Krea2Error, LaunchError
-from launcher.messages.client_messages import describe, encode
-from launcher.messages.process_messages import (
+from launcher.messages.configs import RankConfig
+from launcher.messages.encoding import describe, encode
+from launcher.messages.rank_messages import (
     Command,
     Decoded,
     Execute,
@@ -29,7 +30,6 @@ from launcher.messages.process_messages import (
     Load,
     PlanBuilt,
     Previewed,
-    RankConfig,
     RankFailed,
     Ready,
     StepDone,

@@ -24,9 +24,9 @@ from engine.errors import ArgumentError, Krea2Error, LaunchError, RankError, Ser
 from launcher.auto_mode.choice import choose_mode, is_auto
 from launcher.auto_mode.prediction import Workload, block_form
 from launcher.logs import log_event
-from launcher.messages.client_messages import describe
+from launcher.messages.configs import Ended, FrontendConfig, RankConfig, Started, decode_frontend_report
+from launcher.messages.encoding import describe
 from launcher.messages.limits import Limits, is_number, parse_bytes
-from launcher.messages.process_messages import Ended, FrontendConfig, RankConfig, Started, decode_frontend_report
 from launcher.processes import (
     STOP_S,
     TERMINATE_S,

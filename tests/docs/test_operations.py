@@ -10,8 +10,8 @@ from engine.config.engine_config import EngineConfig
 from launcher.frontend.metrics import Metrics
 from launcher.http.app import make_app
 from launcher.http.errors import STATUS_OF_CODE
+from launcher.messages.configs import HttpConfig
 from launcher.messages.limits import Limits
-from launcher.messages.process_messages import HttpConfig
 from launcher.requests.lora_files import MAX_FILE_BYTES
 
 ROOT = Path(__file__).parents[2]

@@ -22,16 +22,10 @@ from engine.errors import Krea2Error
 from launcher.client.async_client import LOAD_LORA_S, AsyncClient
 from launcher.client.connection import ASK_AGAIN_S, PING_S, SILENCE_S
 from launcher.frontend.clients import MAX_CLIENTS
-from launcher.messages.client_messages import (
-    MAX_REQUEST_BYTES,
-    PROTOCOL_VERSION,
-    Reply,
-    Request,
-    decode_reply,
-    decode_request,
-)
+from launcher.messages.client_messages import PROTOCOL_VERSION, Reply, Request
+from launcher.messages.configs import FrontendConfig
+from launcher.messages.encoding import MAX_REQUEST_BYTES, decode_reply, decode_request
 from launcher.messages.limits import Limits
-from launcher.messages.process_messages import FrontendConfig
 from launcher.requests.lora_files import MAX_NAME
 from launcher.requests.plan import MAX_LORA_STRENGTH
 from tests.launcher.fake_ranks import fake_engine, run

@@ -17,12 +17,12 @@ from engine.errors import Krea2Error
 from engine.step import Job, Step, StepTimes
 from launcher.client.async_client import AsyncClient
 from launcher.frontend.frontend import serve
-from launcher.messages.client_messages import encode
+from launcher.messages.configs import FrontendConfig
+from launcher.messages.encoding import encode
 from launcher.messages.limits import Limits
-from launcher.messages.process_messages import (
+from launcher.messages.rank_messages import (
     Decoded,
     Execute,
-    FrontendConfig,
     Hello,
     Load,
     Previewed,

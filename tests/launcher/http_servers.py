@@ -13,8 +13,8 @@ import httpx
 from engine.config.engine_config import EngineConfig
 from launcher.http.app import make_server
 from launcher.http.server_process import listen
+from launcher.messages.configs import HttpConfig
 from launcher.messages.limits import Limits
-from launcher.messages.process_messages import HttpConfig
 from tests.launcher.fake_ranks import DEADLINE_S
 
 PATH = "/v1/images/generations"

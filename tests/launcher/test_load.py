@@ -16,7 +16,8 @@ import pytest
 from engine.errors import QueueFullError
 from launcher.client.async_client import AsyncClient
 from launcher.client.results import Result
-from launcher.messages.client_messages import Generate, encode
+from launcher.messages.client_messages import Generate
+from launcher.messages.encoding import encode
 from launcher.messages.limits import Limits
 from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
 from tests.launcher.processes import PATIENCE_S, Marked, connect

@@ -29,7 +29,7 @@ from launcher.auto_mode.devices import Gpus, find_devices
 from launcher.auto_mode.measurements import Measured, is_typical, measure, recall, remember, setting
 from launcher.auto_mode.prediction import TEXT_TOKENS, Devices, Rates, Workload, predict_step
 from launcher.cli.main import commands
-from launcher.messages.process_messages import FrontendConfig
+from launcher.messages.configs import FrontendConfig
 from tests.launcher.processes import PATIENCE_S, Marked
 
 H200 = "NVIDIA H200"

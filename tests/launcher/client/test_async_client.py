@@ -21,7 +21,8 @@ from launcher.client import connection as connection_module
 from launcher.client.async_client import AsyncClient
 from launcher.client.connection import Connection
 from launcher.client.results import ImageFile, Result
-from launcher.messages.client_messages import Accepted, Pong, Progress, encode
+from launcher.messages.client_messages import Accepted, Pong, Progress
+from launcher.messages.encoding import encode
 from tests.launcher.fake_ranks import fake_engine, run
 
 PROMPT = "a red circle on a blue background"

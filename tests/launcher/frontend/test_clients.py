@@ -28,9 +28,8 @@ from launcher.messages.client_messages import (
     Pong,
     Status,
     StatusReply,
-    decode_reply,
-    encode,
 )
+from launcher.messages.encoding import decode_reply, encode
 from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
 
 PROMPT = "a red circle on a blue background"

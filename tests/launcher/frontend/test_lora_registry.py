@@ -12,7 +12,7 @@ import pytest
 
 from engine.errors import ArgumentError, CancelledError, LoraError
 from engine.step import Job
-from launcher.messages.process_messages import LoraFile
+from launcher.messages.configs import LoraFile
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, run
 from tests.launcher.lora_stand_in import LoraRank, engine, fake_adapters, held_by, names, write_adapter
 

@@ -13,7 +13,7 @@ from engine.errors import OutOfMemoryError
 from engine.step import Step
 from launcher.client.async_client import AsyncClient
 from launcher.frontend.dispatcher import _MAX_DECODING
-from launcher.messages.process_messages import JobFailed
+from launcher.messages.rank_messages import JobFailed
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, fake_engine, run
 from tests.launcher.hollow_rank import HUNGRY_SEED
 from tests.launcher.processes import PATIENCE_S, Marked, connect, wait_until

@@ -16,7 +16,7 @@ from engine.errors import (
     RankError,
 )
 from launcher.client.async_client import AsyncClient
-from launcher.messages.process_messages import lifeline_path
+from launcher.messages.rank_messages import lifeline_path
 from tests.launcher.fake_ranks import FakeRank, fake_engine, run
 
 PROMPT = "a red circle on a blue background"

@@ -14,29 +14,10 @@ from hypothesis import strategies as st
 from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError, CheckpointError, Krea2Error, RankError, ServerError, error_from_code
 from engine.step import Job, Step, StepTimes
-from launcher.messages.client_messages import (
-    Acknowledge,
-    Cancel,
-    Failed,
-    Generate,
-    MessageError,
-    Ping,
-    Request,
-    Status,
-    decode_reply,
-    decode_request,
-    encode,
-    encode_request,
-)
-from launcher.messages.process_messages import (
-    Execute,
-    FrontendConfig,
-    Load,
-    StepDone,
-    decode_command,
-    decode_config,
-    decode_report,
-)
+from launcher.messages.client_messages import Acknowledge, Cancel, Failed, Generate, Ping, Request, Status
+from launcher.messages.configs import FrontendConfig, decode_config
+from launcher.messages.encoding import MessageError, decode_reply, decode_request, encode, encode_request
+from launcher.messages.rank_messages import Execute, Load, StepDone, decode_command, decode_report
 
 GENERATE = Generate(request_id="r1", prompt="a fox 🦊", seed=2**53 - 1, guidance=3.5, width=64)
 

@@ -14,7 +14,8 @@ import zmq.asyncio
 
 from engine.errors import ArgumentError, ServerError
 from launcher.client.async_client import AsyncClient
-from launcher.messages.client_messages import Ping, encode
+from launcher.messages.client_messages import Ping
+from launcher.messages.encoding import encode
 from launcher.messages.keys import ClientKeys, ServerKeys, make_keys
 from tests.launcher.conftest import Krea2
 from tests.launcher.fake_ranks import fake_engine, run

@@ -14,8 +14,9 @@ import zmq
 
 from engine.step import BuiltPlan, Step, StepTimes
 from launcher.client.async_client import AsyncClient
-from launcher.messages.client_messages import encode
-from launcher.messages.process_messages import Execute, PlanBuilt, RankConfig, ranks_address, route
+from launcher.messages.configs import RankConfig
+from launcher.messages.encoding import encode
+from launcher.messages.rank_messages import Execute, PlanBuilt, ranks_address, route
 from launcher.ranks import worker
 from tests.launcher.fake_ranks import fake_engine, run
 from tests.launcher.processes import PATIENCE_S

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from engine.config.engine_config import EngineConfig
-from launcher.messages.process_messages import FrontendConfig
+from launcher.messages.configs import FrontendConfig
 from launcher.setup import launch as spawn
 
 

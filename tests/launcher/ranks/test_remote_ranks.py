@@ -16,9 +16,10 @@ import zmq.asyncio
 
 from engine.errors import LaunchError, RankError
 from launcher.client.async_client import AsyncClient
-from launcher.messages.client_messages import encode
+from launcher.messages.configs import Door
+from launcher.messages.encoding import encode
 from launcher.messages.keys import make_keys
-from launcher.messages.process_messages import Alive, Door, Hello, decode_report, door_path, ranks_address
+from launcher.messages.rank_messages import Alive, Hello, decode_report, door_path, ranks_address
 from launcher.ranks import remote_ranks
 from launcher.ranks.remote_ranks import RemoteRanks, _interface, connect, lifeline_route
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, fake_engine, run
@@ -27,7 +28,7 @@ HOLD_LIFELINE = """
 import sys, threading
 import msgspec
 from pathlib import Path
-from launcher.messages.process_messages import Door
+from launcher.messages.configs import Door
 from launcher.ranks.remote_ranks import hold_lifeline
 hold_lifeline(msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Door), 1, timeout_s=float(sys.argv[2]))
 print("held", flush=True)

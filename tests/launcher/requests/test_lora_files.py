@@ -12,8 +12,8 @@ from engine.config.demo_checkpoints import DEMO_LORAS
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, LoraError
+from launcher.messages.configs import FrontendConfig
 from launcher.messages.limits import Limits
-from launcher.messages.process_messages import FrontendConfig
 from launcher.requests import lora_files
 from launcher.requests.lora_files import open_lora, parse_lora, with_loras
 from tests.launcher.lora_stand_in import fake_adapters, write_adapter

@@ -1,0 +1,147 @@
+"""What the front-end and its ranks tell each other, in msgpack: commands, reports, and where they meet."""
+
+from __future__ import annotations
+
+import msgspec
+
+import engine
+from engine.config.engine_config import EngineConfig
+from engine.step import BuiltPlan, Step, StepTimes
+from launcher.messages.client_messages import Message
+
+# ---- front-end → rank
+
+
+class Load(Message, frozen=True, kw_only=True):
+    """Load the checkpoint, warm the device up if that is asked for, and answer `Ready`.
+
+    `warm_up_sizes`: width and height of images to expect besides those of the default size.
+    """
+
+    engine: EngineConfig
+    warm_up: bool
+    warm_up_sizes: tuple[tuple[int, int], ...]
+    timeout_s: float
+
+
+class Execute(Message, frozen=True, kw_only=True):
+    """Execute a step, and answer `StepDone`."""
+
+    step: Step
+
+
+Command = Load | Execute
+
+# ---- rank → front-end
+
+
+class Hello(Message, frozen=True, kw_only=True):
+    """The rank can hear."""
+
+    rank: int
+    version: str = engine.__version__
+
+
+class Alive(Message, frozen=True, kw_only=True):
+    """This connection is the lifeline of a rank on another machine."""
+
+    rank: int
+
+
+class Ready(Message, frozen=True, kw_only=True):
+    """The rank has its weights. `memory_plan`: what it keeps where, for people, if it was told to save memory. `link`:
+    bytes a second that it sends, and seconds of an operation that sends next to nothing, where that was measured.
+    `decoding_bytes_per_element`: as `DecodeMemory` in `engine.planning.step_memory` has it."""
+
+    rank: int
+    device: str
+    device_name: str = ""
+    link: tuple[float, float] | None = None
+    memory: dict[str, int]
+    decoding_bytes_per_element: int = 4
+    attention: dict[str, str]
+    memory_plan: tuple[str, ...] = ()
+
+
+class StepDone(Message, frozen=True, kw_only=True):
+    """The rank has executed a step."""
+
+    rank: int
+    number: int
+    times: StepTimes
+
+
+class Decoded(Message, frozen=True, kw_only=True):
+    """An image, before a binary frame of height · width · 3 bytes. Not `finite`: it shows nothing, since its latents
+    are not numbers."""
+
+    rank: int
+    job_id: int
+    width: int
+    height: int
+    decode_s: float
+    finite: bool
+
+
+class Previewed(Message, frozen=True, kw_only=True):
+    """A preview of an image, before a binary frame of height · width · 3 bytes."""
+
+    rank: int
+    job_id: int
+    step: int
+    width: int
+    height: int
+
+
+class JobFailed(Message, frozen=True, kw_only=True):
+    """The only rank has given a job up and goes on with the others. No image of it comes, and steps that are on their
+    way do nothing for it."""
+
+    rank: int
+    job_id: int
+    code: str
+    message: str
+
+
+class PlanBuilt(Message, frozen=True, kw_only=True):
+    """The rank has used idle time for an attention plan."""
+
+    rank: int
+    plan: BuiltPlan
+
+
+class RankFailed(Message, frozen=True, kw_only=True):
+    """The rank cannot go on. It stays alive for a moment, so that its peers do not fail before it is heard."""
+
+    rank: int
+    code: str
+    message: str
+    parameter: str | None
+
+
+Report = Hello | Alive | Ready | StepDone | Decoded | Previewed | JobFailed | PlanBuilt | RankFailed
+
+decode_command = msgspec.msgpack.Decoder(Command).decode
+decode_report = msgspec.msgpack.Decoder(Report).decode
+
+# ---- where they meet
+
+
+def ranks_address(run_folder: str, generation: int) -> str:
+    """Where the front-end listens for a group of ranks of this machine."""
+    return f"ipc://{run_folder}/ranks-{generation}"
+
+
+def lifeline_path(run_folder: str) -> str:
+    """The unix socket that takes the place of a stdin pipe between the front-end and ranks it did not start."""
+    return f"{run_folder}/lifeline"
+
+
+def door_path(run_folder: str) -> str:
+    """The file with the `Door`, as json. It is there before the lifeline is."""
+    return f"{run_folder}/door"
+
+
+def route(rank: int) -> bytes:
+    """The ZMQ routing id of a rank."""
+    return b"rank-%d" % rank
