@@ -85,7 +85,7 @@ def choose_for_sizes(config: EngineConfig, sizes: Sequence[str], *, gpus: int | 
 
     gpus: as if there were so many H200s. Raises `ArgumentError`.
     """
-    from launcher.requests.plan import parse_size
+    from launcher.requests.check import parse_size
 
     if gpus is not None and gpus < 1:
         raise ArgumentError.of("gpus", "at least 1", gpus)

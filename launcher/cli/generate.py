@@ -56,7 +56,7 @@ def generate(
     **engine_options: Any,
 ) -> None:
     """Make images and write them to files."""
-    from launcher.requests.plan import check
+    from launcher.requests.check import check
 
     def workload(model: ModelConfig, limits: Limits) -> Workload:
         request = Generate(

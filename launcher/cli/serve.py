@@ -100,7 +100,7 @@ def serve(
     from launcher.http.hosts import check_allowed_host, check_public_url
     from launcher.http.server_process import HttpServer, check_host, listen
     from launcher.logs import configure_logs
-    from launcher.requests.plan import parse_size
+    from launcher.requests.check import parse_size
 
     def workload(model: ModelConfig, limits: Limits) -> Workload:
         return Workload.default(model, *(parse_size("warm_up", size, model, limits) for size in warm_up))

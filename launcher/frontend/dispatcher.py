@@ -23,7 +23,7 @@ from launcher.messages.rank_messages import Decoded, Previewed
 from launcher.processes import Child
 from launcher.ranks.rank_group import STEPS_AHEAD
 from launcher.ranks.supervisor import RankSupervisor
-from launcher.requests.plan import token_budget
+from launcher.requests.rank_memory import token_budget
 from launcher.requests.tokenizer import Prompt
 
 TOKEN_BUDGET = 8192  # of a tick until it is measured, which two images of 1024² fill, and at most

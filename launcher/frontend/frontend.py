@@ -57,8 +57,10 @@ from launcher.messages.encoding import describe
 from launcher.messages.keys import ServerKeys
 from launcher.messages.rank_messages import Decoded, Previewed
 from launcher.processes import Child
+from launcher.requests.check import check
 from launcher.requests.image_files import encode_image, encode_preview
-from launcher.requests.plan import check, check_memory, make_plan
+from launcher.requests.plan import make_plan
+from launcher.requests.rank_memory import check_memory
 from launcher.requests.tokenizer import PromptTokenizer
 
 _CLOCK_S = 1.0

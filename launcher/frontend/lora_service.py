@@ -29,8 +29,9 @@ from launcher.messages.client_messages import (
 )
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import describe
+from launcher.requests.check import check_strength
 from launcher.requests.lora_files import MAX_NAME, check_name, describe_skipped, open_lora, path_inside
-from launcher.requests.plan import check_strength, default_needs
+from launcher.requests.rank_memory import default_needs
 
 _READ_S = 120.0  # for a file to be read and checked
 _MOST_LOSSES = 2  # of ranks while they loaded a LoRA, after which it counts as the reason

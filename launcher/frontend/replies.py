@@ -13,7 +13,8 @@ from launcher.frontend.clients import Clients
 from launcher.frontend.metrics import STAGES, Metrics
 from launcher.logs import log_event
 from launcher.messages.client_messages import Accepted, Image, Preview, Progress
-from launcher.requests.plan import CheckedRequest, Plan
+from launcher.requests.check import CheckedRequest
+from launcher.requests.plan import Plan
 
 if TYPE_CHECKING:
     import asyncio

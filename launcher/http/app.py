@@ -39,7 +39,7 @@ from launcher.http.openai_api import ImageRequest, explain_invalid
 from launcher.logs import configure_logs
 from launcher.messages.configs import HttpConfig
 from launcher.processes import exit_after, read_config, watch_parent
-from launcher.requests.plan import MAX_LORA_STRENGTH, OUTPUT_FORMATS
+from launcher.requests.check import MAX_LORA_STRENGTH, OUTPUT_FORMATS
 
 PAGE = Path(__file__).parent / "page"
 FINISH_S = 3  # for answers that are being sent when the process is told to end

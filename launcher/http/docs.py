@@ -12,7 +12,7 @@ from engine.config.model_config import ModelConfig
 from launcher.http.loras import LoadLoraBody
 from launcher.http.openai_api import ImageRequest, LoraChoiceBody
 from launcher.messages.limits import Limits
-from launcher.requests.plan import MAX_LORA_STRENGTH, MAX_MU, MAX_PRIORITY, MAX_TIMEOUT_S
+from launcher.requests.check import MAX_LORA_STRENGTH, MAX_MU, MAX_PRIORITY, MAX_TIMEOUT_S
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }

@@ -29,7 +29,7 @@ from launcher.http.openai_api import (
     write_error,
 )
 from launcher.messages.configs import HttpConfig
-from launcher.requests.plan import CheckedRequest, check
+from launcher.requests.check import CheckedRequest, check
 
 _SHOWN_ID = 50  # characters of a client's id that the engine's begins with
 

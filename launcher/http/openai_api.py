@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from engine.errors import ArgumentError
 from launcher.client.results import ImageFile, PreviewFile, Result
 from launcher.messages.client_messages import Accepted, Generate, LoraChoice, Progress
-from launcher.requests.plan import CheckedRequest
+from launcher.requests.check import CheckedRequest
 
 MAX_PARTIAL_IMAGES = 3
 _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from launcher.requests.plan import CheckedRequest
+from launcher.requests.check import CheckedRequest
 
 _EXIF_DESCRIPTION = 0x010E
 

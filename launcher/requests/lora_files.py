@@ -18,7 +18,7 @@ from engine.errors import ArgumentError, CheckpointError, LoraError, printable
 from engine.lora.files import AdapterFile, open_adapter
 from launcher.messages.configs import FrontendConfig, LoraFile
 from launcher.messages.limits import Limits
-from launcher.requests.plan import check_strength
+from launcher.requests.check import check_strength
 
 MAX_FILE_BYTES = 8 * 2**30  # to be read whole before it is used; a LoRA of rank 256 for every layer has 4
 MAX_NAME = 100  # characters

@@ -30,8 +30,8 @@ from bench.step import __main__ as step
 from bench.throughput import __main__ as throughput
 from engine.model.vae import VAEDecoder
 from engine.rank.rank import Rank
+from launcher.requests.check import CheckedRequest
 from launcher.requests.image_files import encode_image
-from launcher.requests.plan import CheckedRequest
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent.parent

@@ -26,8 +26,8 @@ from launcher.messages.client_messages import PROTOCOL_VERSION, Reply, Request
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import MAX_REQUEST_BYTES, decode_reply, decode_request
 from launcher.messages.limits import Limits
+from launcher.requests.check import MAX_LORA_STRENGTH
 from launcher.requests.lora_files import MAX_NAME
-from launcher.requests.plan import MAX_LORA_STRENGTH
 from tests.launcher.fake_ranks import fake_engine, run
 from tests.launcher.processes import PATIENCE_S
 

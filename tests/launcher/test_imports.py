@@ -29,7 +29,9 @@ WITHOUT_TORCH = (
     "ranks.torchrun",
     "ranks.worker",
     "requests.image_files",
+    "requests.check",
     "requests.plan",
+    "requests.rank_memory",
     "requests.tokenizer",
     "setup.launch",
 )

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from launcher.requests.check import CheckedRequest
 from launcher.requests.image_files import encode_image
-from launcher.requests.plan import CheckedRequest
 
 REQUEST = CheckedRequest(
     prompt='a "fox" 🦊\nin the snow',

@@ -16,7 +16,8 @@ from engine.config.prompt_domain import PromptDomain
 from engine.errors import ArgumentError
 from launcher.messages.client_messages import Generate, LoraChoice
 from launcher.messages.limits import Limits
-from launcher.requests.plan import CheckedRequest, check, make_plan
+from launcher.requests.check import CheckedRequest, check
+from launcher.requests.plan import make_plan
 from launcher.requests.tokenizer import Prompt
 
 DEMO = ModelConfig.from_folder(DEMO_CHECKPOINT)

@@ -11,7 +11,9 @@ from engine.errors import ArgumentError
 from engine.planning.step_memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes
 from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
-from launcher.requests.plan import Plan, check, check_memory, default_needs, token_budget
+from launcher.requests.check import check
+from launcher.requests.plan import Plan
+from launcher.requests.rank_memory import check_memory, default_needs, token_budget
 
 DEMO = ModelConfig.from_folder(DEMO_CHECKPOINT)
 ENGINE = EngineConfig(dtype="bfloat16")
