@@ -1,8 +1,7 @@
-"""Checking requests, and the jobs that come of them."""
+"""What requests may ask for, and what is filled in where they say nothing."""
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -12,16 +11,12 @@ from hypothesis import strategies as st
 
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.model_config import ModelConfig
-from engine.config.prompt_domain import PromptDomain
 from engine.errors import ArgumentError
 from launcher.messages.client_messages import Generate, LoraChoice
 from launcher.messages.limits import Limits
 from launcher.requests.check import CheckedRequest, check
-from launcher.requests.plan import make_plan
-from launcher.requests.tokenizer import Prompt
 
 DEMO = ModelConfig.from_folder(DEMO_CHECKPOINT)
-ANY_PROMPT = replace(DEMO, prompt_domain=None)
 RAW = replace(DEMO, is_distilled=False)
 
 
@@ -164,47 +159,13 @@ def test_any_request_is_within_the_limits_or_refused(parameters: dict[str, Any])
     assert (request.negative_prompt is None) == (request.guidance == 0)
 
 
-def test_a_request_for_several_images_is_as_many_jobs_with_seeds_in_a_row() -> None:
-    ids = {"a fox": Prompt((1,) * 40, cut=True), "": Prompt((2,) * 39, cut=False)}
-    request = checked(num_images=3, seed=5, guidance=2.0, width=64, height=100)
-    plan = make_plan(request, ANY_PROMPT, ids.__getitem__, itertools.count(10), {})
-    assert [(job.job_id, job.seed) for job in plan.jobs] == [(10, 5), (11, 6), (12, 7)]
-    assert {(job.prompt_ids, job.negative_ids) for job in plan.jobs} == {((1,) * 40, (2,) * 39)}
-    image_tokens = (64 // 16) * (112 // 16)
-    assert plan.segments == (40 - 34 + image_tokens, 39 - 34 + image_tokens)
-    assert plan.warnings == (*request.warnings, "prompt was cut to 507 tokens")
-
-
-def test_a_prompt_that_the_checkpoint_cannot_draw_gets_its_note() -> None:
-    domain = PromptDomain(frozenset({"a", "cat", "dog"}), "It draws cats and dogs.")
-
-    def warnings(model: ModelConfig, prompt: str) -> tuple[str, ...]:
-        request = checked(model, prompt=prompt, negative_prompt="a fox", guidance=1.0)
-        return make_plan(request, model, lambda _: Prompt((1,) * 40, cut=False), itertools.count(), {}).warnings
-
-    assert warnings(replace(ANY_PROMPT, prompt_domain=domain), "a fox") == (
-        'the model does not know "fox". It draws cats and dogs.',
-    )
-    assert warnings(replace(ANY_PROMPT, prompt_domain=domain), "A dog") == ()
-    assert warnings(ANY_PROMPT, "a fox") == ()
-
-
-def test_without_guidance_there_is_one_prompt() -> None:
-    plan = make_plan(checked(), DEMO, lambda _: Prompt((1,) * 40, cut=False), itertools.count(), {})
-    assert plan.jobs[0].negative_ids is None
-    assert plan.segments == (40 - 34 + 64,)
-
-
-def test_loras_are_named_once_within_limits_and_one_of_no_strength_is_left_out() -> None:
+def test_loras_are_named_once_within_limits() -> None:
     choices = (LoraChoice(name="a"), LoraChoice(name="b", strength=0), LoraChoice(name="c", strength=-2))
     assert checked(loras=choices).loras == (("a", 1.0), ("b", 0.0), ("c", -2.0))
     request = Generate(request_id="r", prompt="a fox", loras=choices)
     loaded = {"a": 0.5, "b": 1.0, "c": 1.0, "d": 1.0}
     known = check(request, DEMO, Limits(), drawn_seed=0, loras=loaded)
     assert known.loras == (("a", 0.5), ("b", 0.0), ("c", -2.0))
-    ids = dict(zip(loaded, range(7, 11), strict=True))
-    plan = make_plan(known, DEMO, lambda _: Prompt((1,) * 40, cut=False), itertools.count(), ids)
-    assert plan.jobs[0].loras == ((7, 0.5), (9, -2.0))
     for loras, message in (
         ((LoraChoice(name="a"),) * 2, "loras must be different ones, got 'a'"),
         (tuple(LoraChoice(name=str(i)) for i in range(9)), "loras must be at most 8, got 9"),
