@@ -1,6 +1,6 @@
 """The HTTP process: OpenAI's images API, health, metrics and the page. It speaks RPC to the front-end.
 
-What every request passes first is in `http_guard.py`, how images are made and answered in `http_images.py` and
+What every request passes first is in `guard.py`, how images are made and answered in `images.py` and
 `openai_api.py`.
 """
 
