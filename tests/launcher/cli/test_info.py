@@ -1,9 +1,11 @@
-"""`krea2 info` of a model as ComfyUI's users have it, at its real size: headers are all that is read."""
+"""`krea2 info` of the demo, and of a model as ComfyUI's users have it, at its real size: only headers are read."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +19,7 @@ from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.engine_config import EngineConfig
 from engine.errors import CheckpointError
 from launcher.cli.describe import describe_checkpoint, describe_file, is_lone_file
+from tests.launcher.conftest import Krea2
 
 BYTES = {"F8_E4M3": 1, "BF16": 2, "F32": 4}
 PREFIX = "model.diffusion_model."
@@ -100,3 +103,37 @@ def test_a_file_alone_is_told_by_what_is_in_it(comfy: dict[str, str], tmp_path: 
     other.write_bytes(other.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"other\.safetensors: is not a whole safetensors file"):
         describe_file(other)
+
+
+def test_info_shows_parameters_and_bytes_of_each_rank(krea2: Krea2) -> None:
+    code, stdout, stderr = krea2("info", "demo", "--tp", "2")
+    assert (code, stderr) == (0, "")
+    assert "Krea 2 Turbo" in stdout
+    assert "6 blocks, width 128, 8 heads, 4 kv heads" in stdout
+    total = next(line for line in stdout.splitlines() if line.strip().startswith("total"))
+    assert len(re.findall(r"\d+\.\d+ MB", total)) == 2
+
+
+def test_info_shows_whole_weights_on_ranks_that_share_tokens(krea2: Krea2) -> None:
+    code, stdout, stderr = krea2("info", "demo", "--sp", "4")
+    assert (code, stderr) == (0, "")
+    assert "sp            possible: 1, 2, 4, with tp 1 and no cfg-parallel" in stdout
+    row = next(line for line in stdout.splitlines() if line.strip().startswith("transformer") and "MB" in line)
+    sizes = re.findall(r"\d+\.\d+ MB", row)
+    assert len(sizes) == 4
+    assert len(set(sizes)) == 1
+
+
+def test_info_of_nothing_is_a_mistake(krea2: Krea2, tmp_path: Path) -> None:
+    code, stdout, stderr = krea2("info", str(tmp_path))
+    assert (code, stdout) == (2, "")
+    assert stderr == f"error: {tmp_path}/model_index.json: the file is missing\n"
+
+
+def test_info_of_a_damaged_tokenizer_is_the_error_that_serving_would_give(krea2: Krea2, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(DEMO_CHECKPOINT, folder)
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    code, stdout, stderr = krea2("info", str(folder))
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith(f"error: {folder}/tokenizer/tokenizer.json: is not a tokenizer that can be read")

@@ -1,0 +1,146 @@
+"""`krea2 generate`, as users run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.model_config import ModelConfig
+from launcher import Client
+from tests.engine.checkpoint.layouts.layouts import (
+    language_model,
+    load_text_encoder,
+    load_transformer,
+    load_vae,
+    native_transformer,
+    save,
+    wan_vae,
+)
+from tests.launcher.conftest import Krea2
+from tests.launcher.processes import Marked
+
+PROMPT = "a red circle on a blue background"
+
+
+def test_generate_writes_a_file_and_says_only_where(marked: Marked, tmp_path: Path) -> None:
+    path = tmp_path / "fox.png"
+    code, stdout, stderr = marked.run_krea2("generate", PROMPT, "--device", "cpu", "--seed", "0", "--output", str(path))
+    assert (code, stdout, stderr) == (0, f"{path}\n", "")
+    image = Image.open(path)
+    assert image.size == (128, 128)
+    assert image.text["prompt"] == PROMPT  # type: ignore[attr-defined]
+    assert os.listdir(tmp_path) == ["fox.png"]
+    marked.expect_nothing_left()
+
+
+def test_several_images_are_numbered_prompt_by_prompt_with_seeds_in_a_row(
+    marked: Marked, tmp_path: Path, demo: ModelConfig
+) -> None:
+    marked.use_hollow_ranks()
+    code, stdout, stderr = marked.run_krea2(
+        "generate", "a red fox", "", "--device", "cpu", "--tp", "2", "--num-images", "2", "--steps", "2",
+        "--width", "100", "--seed", "40", "--output", str(tmp_path / "out.png"),
+    )  # fmt: skip
+    assert code == 0
+    assert sorted(stdout.splitlines()) == [str(tmp_path / f"out_{index}.png") for index in range(4)]
+    texts = [Image.open(tmp_path / f"out_{index}.png").text for index in range(4)]  # type: ignore[attr-defined]
+    assert [(text["prompt"], text["seed"]) for text in texts] == [
+        ("a red fox", "40"),
+        ("a red fox", "41"),
+        ("", "42"),
+        ("", "43"),
+    ]
+    assert json.loads(texts[0]["settings"])["steps"] == 2
+    assert demo.prompt_domain is not None
+    assert stderr.splitlines() == [
+        "warning: the size 100 × 128 was rounded up to 112 × 128, multiples of 16",
+        f"warning: {demo.prompt_domain.warning('a red fox')}",
+    ]
+
+
+def test_a_drawn_seed_is_reported_and_metadata_can_be_left_out(marked: Marked, tmp_path: Path) -> None:
+    marked.use_hollow_ranks()
+    path = tmp_path / "a.webp"
+    code, stdout, stderr = marked.run_krea2(
+        "generate", PROMPT, "--device", "cpu", "--steps", "1", "--no-metadata", "--output", str(path)
+    )
+    assert (code, stdout) == (0, f"{path}\n")
+    assert re.fullmatch(r"seed: \d+\n", stderr)
+    assert Image.open(path).format == "WEBP"
+    assert not Image.open(path).getexif()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x", "--tp", "3"], "tp must be one of 1, 2, 4, got 3"),
+        (["x", "--tp", "2", "--sp", "4"], "sp must be at most 2 with tp 2, got 4"),
+        (["x", "--width", "100000"], "width must be between 64 and 4096, got 100000"),
+        (["x", "--width", "wide"], "Invalid value for '--width': 'wide' is not a valid integer."),
+        (["x", "--guidance", "nan"], "guidance must be between 0 and 20, got nan"),
+        (["x", "--device", "tpu"], "device must be one of auto, cuda, cpu, got 'tpu'"),
+        (["x", "--quantization", "int4"], "quantization must be one of auto, none, fp8, int8, got 'int4'"),
+        (
+            ["x", "--attention", "fast"],
+            "attention must be one of auto, cudnn, flash, fa2, fa3, fa3-fp8, fa4, triton, torch",
+        ),
+        (["x", "--output", "x.gif"], "output must be a path that ends in .png, .jpg, .jpeg, .webp, got 'x.gif'"),
+        (["x", "--output", "/no/x.png"], "output must be a file in a folder that exists and can be written"),
+        (["x", "--output", "x" * 300 + ".png"], "output must be a path that can be written (File name too long)"),
+        (["x", "--limit", "max_side"], "limit must be NAME=VALUE with a number, got 'max_side'"),
+        (["x", "--limit", "max_side=256", "--width", "512"], "width must be between 64 and 256, got 512"),
+        (["x", "--model", "/no/such"], "/no/such: there is no such folder"),
+        (["x", "--seed", "-1"], "seed must be between 0 and 9007199254740991, got -1"),
+        (["x", "--sed", "1"], "No such option"),
+        (["x", "--start-timeout", "nan"], "start_timeout_s must be above 0 and at most 604800, got nan"),
+        ([], "Missing argument 'PROMPT…'."),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2_before_anything_starts(
+    krea2: Krea2, arguments: list[str], message: str
+) -> None:
+    code, stdout, stderr = krea2("generate", *arguments)
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith(f"error: {message}")
+    assert stderr.count("\n") == 1
+
+
+def test_an_attention_that_the_device_lacks_is_named_with_those_that_it_has(marked: Marked) -> None:
+    code, stdout, stderr = marked.run_krea2("generate", PROMPT, "--device", "cpu", "--attention", "fa2")
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith(
+        "error: attention fa2 is not available: it needs a CUDA device, not cpu; available here: auto, "
+    )
+
+
+def test_a_prompt_that_is_not_text_is_refused(krea2: Krea2) -> None:
+    code, _, stderr = krea2("generate", os.fsdecode(b"\xff\xfe"))
+    assert (code, stderr) == (2, "error: prompt must be valid Unicode text, got lone surrogates\n")
+
+
+def test_parts_in_other_files_make_the_same_image(marked: Marked, client: Client, tmp_path: Path) -> None:
+    parts = {
+        "--transformer": save(native_transformer(load_transformer(DEMO_CHECKPOINT)), tmp_path / "native.safetensors"),
+        "--text-encoder": save(language_model(load_text_encoder(DEMO_CHECKPOINT)), tmp_path / "text.safetensors"),
+        "--vae": save(wan_vae(load_vae(DEMO_CHECKPOINT), 1), tmp_path / "wan.safetensors"),
+        "--tokenizer": DEMO_CHECKPOINT / "tokenizer" / "tokenizer.json",
+    }
+    options = [text for option, path in parts.items() for text in (option, str(path))]
+    path = tmp_path / "parts.png"
+    shared = ("generate", PROMPT, "--device", "cpu", "--seed", "0", "--steps", "2", "--model", "demo")
+    code, _, stderr = marked.run_krea2(*shared, "--output", str(path), *options)
+    assert (code, stderr) == (0, "note: the checkpoint does not say what it is, Turbo is assumed: see --variant\n")
+    assert path.read_bytes() == client.generate(PROMPT, seed=0, steps=2).files[0]
+
+
+def test_a_missing_part_is_named(krea2: Krea2, tmp_path: Path) -> None:
+    file = save(native_transformer(load_transformer(DEMO_CHECKPOINT)), tmp_path / "native.safetensors")
+    code, _, stderr = krea2("generate", PROMPT, "--transformer", str(file))
+    assert code == 2
+    assert stderr.startswith("error: missing: text_encoder, vae, tokenizer; give each as a file or a folder")

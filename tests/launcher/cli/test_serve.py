@@ -1,0 +1,57 @@
+"""`krea2 serve`, as users run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.conftest import Krea2
+from tests.launcher.processes import PATIENCE_S, Marked, connect, without_logs
+
+PROMPT = "a red circle on a blue background"
+
+
+@pytest.mark.parametrize("rpc", [None, "tcp://127.0.0.1:0", "ipc://{folder}/here"])
+def test_serve_prints_its_address_and_answers_there(marked: Marked, run_folder: Path, rpc: str | None) -> None:
+    marked.use_hollow_ranks()
+    arguments = [] if rpc is None else ["--rpc", rpc.format(folder=run_folder)]
+    server = marked.start_krea2("serve", "--no-http", "--device", "cpu", "--warm-up", "100x128", *arguments)
+    assert server.stdout is not None
+    address = server.stdout.readline().strip().removeprefix("rpc: ")
+    assert address.startswith("ipc:///" if rpc is None or rpc.startswith("ipc") else "tcp://127.0.0.1:")
+    with connect(address) as client:
+        assert client.generate(PROMPT, steps=1, output_format="webp").images[0].size == (128, 128)
+        server.terminate()
+        assert server.wait(PATIENCE_S) == 143
+    assert without_logs(server.communicate()[1]) == ""
+    marked.expect_nothing_left()
+    assert not (run_folder / "here").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ("512", "warm_up must be WIDTHxHEIGHT, as 512x768, got '512'"),
+        ("axb", "warm_up must be WIDTHxHEIGHT, as 512x768, got 'axb'"),
+        ("٦٤x٦٤", "warm_up must be WIDTHxHEIGHT, as 512x768, got '٦٤x٦٤'"),
+        ("64x5000", "warm_up 64x5000: height must be between 64 and 4096, got 5000"),
+    ],
+)
+def test_serve_refuses_sizes_to_warm_up_that_no_image_may_have(krea2: Krea2, size: str, message: str) -> None:
+    code, stdout, stderr = krea2("serve", "--warm-up", size)
+    assert (code, stdout, stderr) == (2, "", f"error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("rpc", "message"),
+    [
+        ("tcp://0.0.0.0:5555", "rpc tcp://0.0.0.0:5555 can be reached from other machines"),
+        ("5555", "rpc must be tcp://HOST:PORT"),
+    ],
+)
+def test_serve_refuses_addresses_that_others_reach(krea2: Krea2, rpc: str, message: str) -> None:
+    code, stdout, stderr = krea2("serve", "--rpc", rpc)
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith(f"error: {message}")
+    assert stderr.count("\n") == 1
