@@ -25,9 +25,9 @@ from pathlib import Path
 
 import torch
 
-from bench.engines.runner import check_positive, note, parse_list, run_main
-from bench.measure.arguments import duration, end_with, json_file, positive
-from bench.measure.output import append_json, print_json, print_table, publish_left_out
+from bench.engines.runner import run_main
+from bench.measure.arguments import check_positive, duration, end_with, json_file, parse_list, positive
+from bench.measure.output import append_json, note, print_json, print_table, publish_left_out
 from bench.measure.timing import Budget, Spread
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.load import LoadOptions, load_weights

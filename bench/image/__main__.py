@@ -29,22 +29,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from bench.engines.engine import STEPS_AHEAD, Engine
 from bench.engines.real_size import random_prompt
-from bench.engines.runner import (
-    STEPS_AHEAD,
-    Engine,
-    Results,
-    Setup,
-    add_options,
-    check_positive,
-    load_peer,
-    measure_all,
-    parse_sides,
-    read_options,
-    run_main,
-)
+from bench.engines.results import Results
+from bench.engines.runner import load_peer, measure_all, run_main
+from bench.engines.setup import Setup, add_options, read_options
 from bench.image.unseen_length import UnseenLength, measure_unseen
-from bench.measure.arguments import duration, end_with
+from bench.measure.arguments import check_positive, duration, end_with, parse_sides
 from bench.measure.files import encode_file
 from bench.measure.floor import Ceilings, step_floor
 from bench.measure.timing import Spread, gpu_state, measure_ceilings, peak_memory, reset_peak_memory

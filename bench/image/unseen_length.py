@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.engines.runner import Engine
+from bench.engines.engine import Engine
 from bench.measure.timing import Spread
 
 

@@ -11,13 +11,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from bench.measure.lost import LOST
 from bench.measure.writing import all_written
 from engine.config.degrees import MOST_RANKS, Degrees
+from engine.errors import ArgumentError
 
 INTERRUPTED, TERMINATED = 130, 143  # the exit status after Ctrl-C, and after SIGTERM
 SIDE_MULTIPLE = 16  # pixels of a token's side
@@ -86,6 +87,31 @@ def modes(text: str) -> tuple[Degrees, ...]:
     if not set(words) <= set(known):
         raise argparse.ArgumentTypeError(f"must be of {', '.join(known)}, got {text}")
     return tuple(known[word] for word in words)
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raises `ArgumentError`."""
+    if value < 1:
+        raise ArgumentError.of(name, "positive", value)
+
+
+def parse_list(name: str, text: str, allowed: Sequence[str]) -> list[str]:
+    """Comma-separated words. Raises `ArgumentError` if one is not allowed."""
+    words = text.split(",")
+    if not set(words) <= set(allowed):
+        raise ArgumentError.of(name, f"comma-separated, of {', '.join(allowed)}", text)
+    return words
+
+
+def parse_sides(name: str, text: str, multiple: int) -> list[int]:
+    """Comma-separated sides of square images in pixels. Raises `ArgumentError` if one is no multiple."""
+    try:
+        sides = [int(side) for side in text.split(",")]
+    except ValueError:
+        sides = [0]
+    if any(side < multiple or side % multiple for side in sides):
+        raise ArgumentError.of(name, f"comma-separated positive multiples of {multiple}", text)
+    return sides
 
 
 def end_with(main: Callable[[], int], *, stacks: bool = True) -> NoReturn:

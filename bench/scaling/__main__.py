@@ -34,9 +34,11 @@ import torch
 
 from bench.engines.rank_processes import ProcessFailed, end_with_parent, run_ranks
 from bench.engines.real_size import RandomWeights, random_prompt
-from bench.engines.runner import Results, Setup, Version, add_options, note, parse_sides, read_options, run_main
-from bench.measure.arguments import end_with, modes
-from bench.measure.output import publish_left_out
+from bench.engines.results import Results
+from bench.engines.runner import run_main
+from bench.engines.setup import Setup, Version, add_options, read_options
+from bench.measure.arguments import end_with, modes, parse_sides
+from bench.measure.output import note, publish_left_out
 from bench.measure.timing import Spread, gpu_state, time_calls
 from bench.scaling.mesh_groups import counting, lone_mesh
 from engine.config.chat_template import PREFIX_TOKENS

@@ -22,10 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.engines.runner import Engine, Results, add_options, load_peer, measure_all, note, read_options, run_main
+from bench.engines.engine import Engine
+from bench.engines.results import Results
+from bench.engines.runner import load_peer, measure_all, run_main
+from bench.engines.setup import add_options, read_options
 from bench.measure.arguments import end_with
 from bench.measure.floor import Ceilings, step_floor
 from bench.measure.lost import raise_if_lost
+from bench.measure.output import note
 from bench.measure.timing import (
     WARM_UP,
     Spread,

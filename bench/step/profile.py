@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from bench.engines.runner import Engine, note
+from bench.engines.engine import Engine
+from bench.measure.output import note
 
 _STEPS = 3
 _KERNELS = 30  # that the table shows

@@ -25,21 +25,12 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from bench.engines.engine import DEADLINE_S, STEPS_AHEAD, Engine
 from bench.engines.real_size import random_prompt
-from bench.engines.runner import (
-    DEADLINE_S,
-    STEPS_AHEAD,
-    Engine,
-    Results,
-    Setup,
-    add_options,
-    check_positive,
-    load_peer,
-    measure_all,
-    read_options,
-    run_main,
-)
-from bench.measure.arguments import end_with
+from bench.engines.results import Results
+from bench.engines.runner import load_peer, measure_all, run_main
+from bench.engines.setup import Setup, add_options, read_options
+from bench.measure.arguments import check_positive, end_with
 from bench.measure.files import encode_file
 from bench.measure.floor import Ceilings, step_floor
 from bench.measure.timing import gpu_state, measure_ceilings, peak_memory, percentile, reset_peak_memory

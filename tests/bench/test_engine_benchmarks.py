@@ -15,10 +15,11 @@ import pytest
 import torch
 
 import engine.rank.rank as rank_module
-from bench.engines import runner
+from bench.engines import engine as engine_module
+from bench.engines.engine import Engine
 from bench.engines.peer import Peer
 from bench.engines.real_size import model_of_size
-from bench.engines.runner import Engine, Setup, Version
+from bench.engines.setup import Setup, Version
 from bench.image import __main__ as image
 from bench.image.unseen_length import measure_unseen
 from bench.measure import timing
@@ -271,7 +272,7 @@ def test_lengths_end_where_prompts_are_cut() -> None:
 
 
 def test_the_length_that_a_rank_warms_up_with_is_no_new_one() -> None:
-    assert runner.WARM_UP_TEXT_TOKENS == rank_module._TYPICAL_PROMPT_TOKENS
+    assert engine_module.WARM_UP_TEXT_TOKENS == rank_module._TYPICAL_PROMPT_TOKENS
 
 
 def test_a_decoder_that_fails_is_not_waited_for(

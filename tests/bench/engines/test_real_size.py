@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bench.engines.engine import Engine
 from bench.engines.peer import Peer
 from bench.engines.real_size import KREA2, TINY, RandomWeights, model_of_size, random_prompt
-from bench.engines.runner import Engine, Setup, Version
+from bench.engines.setup import Setup, Version
 from bench.measure.floor import Ceilings, attention_flops, block_parameters, matmul_flops, step_floor
 from bench.measure.timing import Budget, Marks, Spread, is_shared, time_calls
 from engine.checkpoint.layouts.tensors import Source
