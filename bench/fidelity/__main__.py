@@ -34,8 +34,8 @@ from torch import nn
 
 from bench.engines.denoising import final_latents
 from bench.engines.real_size import RandomWeights, model_of_size
+from bench.fidelity.plain import PLAIN, plain_kernels
 from bench.kernels.checks import relative_error
-from bench.kernels.plain import PLAIN, plain_kernels
 from bench.kernels.rates import attention_backends
 from bench.measure.arguments import duration, end_with, image_side, json_file, positive
 from bench.measure.lost import LOST, DeviceLost, raise_if_lost

@@ -23,8 +23,8 @@ from bench.fidelity.__main__ import (
     quantize,
     velocities,
 )
+from bench.fidelity.plain import PLAIN, plain_kernels
 from bench.kernels.checks import relative_error
-from bench.kernels.plain import PLAIN, plain_kernels
 from bench.measure.lost import LOST
 from engine.checkpoint.weight_format import BLOCK_MATRICES
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
