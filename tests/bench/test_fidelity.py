@@ -12,18 +12,12 @@ import torch
 from bench.engines.denoising import NOISE_DTYPE, final_latents
 from bench.engines.real_size import TINY
 from bench.fidelity import __main__ as fidelity
-from bench.fidelity.__main__ import (
-    FILES,
-    REFERENCE,
-    Variant,
-    available_variants,
-    compare_images,
-    demo_jobs,
-    main,
-    quantize,
-    velocities,
-)
+from bench.fidelity import blocks
+from bench.fidelity.__main__ import main
+from bench.fidelity.blocks import velocities
+from bench.fidelity.demo import compare_images, demo_jobs
 from bench.fidelity.plain import PLAIN, plain_kernels
+from bench.fidelity.variants import FILES, REFERENCE, Variant, available_variants, quantize
 from bench.kernels.checks import relative_error
 from bench.measure.lost import LOST
 from engine.checkpoint.weight_format import BLOCK_MATRICES
@@ -49,23 +43,23 @@ def test_the_command_compares_precisions_and_says_what_it_leaves_out(
     assert "plain kernels: left out, on a CPU" in output
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     demo = {line["variant"]: line for line in lines if line["benchmark"] == "fidelity_demo"}
-    blocks = {line["variant"]: line for line in lines if line["benchmark"] == "fidelity_blocks"}
+    of_blocks = {line["variant"]: line for line in lines if line["benchmark"] == "fidelity_blocks"}
     files = {f"file: {name}" for name in FILES}
-    assert demo.keys() == blocks.keys() | {"bfloat16 timesteps alone"} | files
-    assert blocks.keys() == {"bfloat16", "fp8", *(f"fp8 of {matrix} alone" for matrix in BLOCK_MATRICES)}
+    assert demo.keys() == of_blocks.keys() | {"bfloat16 timesteps alone"} | files
+    assert of_blocks.keys() == {"bfloat16", "fp8", *(f"fp8 of {matrix} alone" for matrix in BLOCK_MATRICES)}
     # every matrix in fp8 is worse than none, and not hopeless
     assert 1e-4 < demo["bfloat16"]["latents_error"] < demo["fp8"]["latents_error"] < 0.1
     # of so few pictures, which of them the decoder's own rounding hits harder is chance
     assert min(demo["bfloat16"]["psnr_db"], demo["fp8"]["psnr_db"]) > 30
-    assert 1e-4 < blocks["bfloat16"]["velocity_error"] < blocks["fp8"]["velocity_error"] < 0.2
+    assert 1e-4 < of_blocks["bfloat16"]["velocity_error"] < of_blocks["fp8"]["velocity_error"] < 0.2
     of_file = {name: demo[f"file: {name}"]["latents_error"] for name in FILES}
     assert all(1e-4 < error < 0.2 for error in of_file.values())
     assert of_file["GGUF Q8_0"] < of_file["GGUF Q5_0"] < of_file["GGUF Q4_0"]
     assert of_file["mxfp8"] < of_file["nvfp4"]
     for matrix in BLOCK_MATRICES:
-        alone = blocks[f"fp8 of {matrix} alone"]["velocity_error"]
-        assert blocks["bfloat16"]["velocity_error"] < alone < blocks["fp8"]["velocity_error"]
-    assert blocks["bfloat16"]["by_sigma"].keys() == {"1.0", "0.75", "0.5", "0.25"}
+        alone = of_blocks[f"fp8 of {matrix} alone"]["velocity_error"]
+        assert of_blocks["bfloat16"]["velocity_error"] < alone < of_blocks["fp8"]["velocity_error"]
+    assert of_blocks["bfloat16"]["by_sigma"].keys() == {"1.0", "0.75", "0.5", "0.25"}
 
 
 def test_without_time_everything_left_out_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +134,7 @@ def test_every_precision_starts_from_the_same_noise() -> None:
 def test_a_variant_that_fails_leaves_the_others_unless_the_gpu_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def _demo(*_: object) -> list[str]:
+    def compare_nothing(*_: object) -> list[str]:
         return []
 
     def broken(variant: Variant, *arguments: Any) -> list[torch.Tensor]:
@@ -148,8 +142,8 @@ def test_a_variant_that_fails_leaves_the_others_unless_the_gpu_is_lost(
             raise RuntimeError(problem)
         return velocities(variant, *arguments)
 
-    monkeypatch.setattr(fidelity, "_demo", _demo)
-    monkeypatch.setattr(fidelity, "velocities", broken)
+    monkeypatch.setattr(fidelity, "compare_demo", compare_nothing)
+    monkeypatch.setattr(blocks, "velocities", broken)
     file = tmp_path / "results.jsonl"
     words = ["--layers", "1", "--side", "64", "--json", str(file)]
     problem = "no such kernel"
