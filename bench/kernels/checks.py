@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from bench.kernels.cases import Operation, Random, Shape, elementwise_operations
+from bench.kernels.cases import Operation, Random, Shape
+from bench.kernels.elementwise import elementwise_operations
 from bench.kernels.rates import DTYPE, Attention, Product, attention_backends, block_matrices
 from bench.measure.lost import raise_if_lost
 from engine.kernels.attention.backends import GatedAttentionKernel

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from bench.engines.real_size import KREA2, TINY
-from bench.kernels import cases as kernel_cases
+from bench.kernels import block_operations, vae_operations
 from bench.kernels import checks as kernel_checks
-from bench.kernels.__main__ import Timed, block_seconds, main
-from bench.kernels.cases import Operation, Random, Shape, bytes_moved, elementwise_operations
+from bench.kernels.__main__ import main
+from bench.kernels.cases import Operation, Random, Shape, bytes_moved
 from bench.kernels.checks import check_all, relative_error
+from bench.kernels.elementwise import Timed, elementwise_operations
 from bench.kernels.rates import Attention, Product, Rate, block_matrices
+from bench.kernels.sweep import block_seconds
 from bench.kernels.timing import time_kernel
 from bench.measure.lost import LOST
 from engine.kernels.packing import Packing
@@ -80,7 +82,7 @@ def test_every_kernel_is_right_on_odd_segments(tp: int) -> None:
     ],
 )
 def test_a_wrong_kernel_is_named(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_cases, "silu_mul", lambda gate_up, fp8: wrong(gate_up))
+    monkeypatch.setattr(block_operations, "silu_mul", lambda gate_up, fp8: wrong(gate_up))
     checks = [check for check in check_all(shape_of(5), CPU, 1) if not check.holds]
     assert {check.kernel for check in checks} == {"silu(gate) · up", "silu(gate) · up → fp8"}
 
@@ -91,7 +93,7 @@ def test_a_kernel_that_raises_is_wrong_and_the_others_are_checked(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no such plan")
 
-    monkeypatch.setattr(kernel_cases, "upsample", broken)
+    monkeypatch.setattr(vae_operations, "upsample", broken)
     assert main(["--check-only", "--sides", "64"]) == 1
     output = capsys.readouterr().out
     assert output.count("WRONG: VAE: upsample") == 2
@@ -108,7 +110,7 @@ def test_a_check_with_which_the_gpu_is_lost_is_the_last_of_its_process(
     monkeypatch.setenv("KREA2_BENCH_ATTEMPTS", str(attempts))
     words = ["--check-only", "--sides", "64", "--json", str(file)]
     with monkeypatch.context() as planted:
-        planted.setattr(kernel_cases, "upsample", broken)
+        planted.setattr(vae_operations, "upsample", broken)
         assert main(words) == LOST
     output = capsys.readouterr().out
     assert "FAILED: the GPU is lost, and whatever it would compute in this process: RuntimeError: CUDA" in output
