@@ -21,6 +21,8 @@ from bench.engines.peer import Peer
 from bench.engines.real_size import model_of_size
 from bench.engines.setup import Setup, Version
 from bench.image import __main__ as image
+from bench.image import measuring
+from bench.image.stages import Stages
 from bench.image.unseen_length import measure_unseen
 from bench.measure import timing
 from bench.measure.files import FILE_OPTIONS, encode_file
@@ -123,7 +125,7 @@ def test_a_burst_ends_when_the_time_is_up() -> None:
     setup = Setup(model_of_size("tiny"), "tiny", CPU, torch.float32, (Version(),), 7, "none", Budget(0.0), None)
     engine = Engine(setup, Version())
     ceilings = Ceilings(1e11, None, None, 1e10)
-    result = image.measure_image(engine, 64, ceilings, steps=1, burst=5, idle_s=0.0, sustained_s=10.0)
+    result = measuring.measure_image(engine, 64, ceilings, steps=1, burst=5, idle_s=0.0, sustained_s=10.0)
     engine.close()
     assert result.wall_s.count == 1
     assert result.sustained_images == 1
@@ -212,14 +214,14 @@ def test_nothing_more_is_measured_with_a_gpu_that_is_lost(
 def test_what_a_length_that_was_not_seen_before_costs(capsys: pytest.CaptureFixture[str]) -> None:
     quick = ("--sides", "64", "--steps", "1", "--burst", "1", "--idle", "0", "--sustained", "0")
     lengths: list[int] = []
-    make_image = image.make_image
+    make_image = measuring.make_image
 
-    def note_length(engine: Engine, *arguments: Any, **options: Any) -> image.Stages:
+    def note_length(engine: Engine, *arguments: Any, **options: Any) -> Stages:
         lengths.append(options.get("prompt_tokens") or engine.setup.prompt_tokens)
         return make_image(engine, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(image, "make_image", note_length)
+        patched.setattr(measuring, "make_image", note_length)
         assert image.main([*TINY, *quick, "--prompt-tokens", "58", "--unseen-length", "3"]) == 0
     (line,) = check_output(capsys, None, "image")
     assert lengths == [58, 58, 58, *(60, 60), *(60, 61), *(62, 62)], "59 is what a rank warms up with"
