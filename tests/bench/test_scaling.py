@@ -12,7 +12,7 @@ import torch
 
 from bench.engines.rank_processes import ProcessFailed
 from bench.engines.real_size import model_of_size, random_prompt
-from bench.scaling import __main__ as scaling
+from bench.scaling import modelled, ranks, steps
 from bench.scaling.__main__ import main
 from engine.config.chat_template import PREFIX_TOKENS
 from engine.config.degrees import Degrees
@@ -65,7 +65,7 @@ def test_modes_are_measured(modes: str, tmp_path: Path) -> None:
 
 
 def test_a_formula_that_is_wrong_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(scaling, "sent_in_step", lambda *_, **__: Sent(1, 1))
+    monkeypatch.setattr(modelled, "sent_in_step", lambda *_, **__: Sent(1, 1))
     assert main([*TINY, "--modes", "sp2", "--sides", "64"]) == 1
     assert "sp2 at 64²: rank 0 did not send what the formula says" in capsys.readouterr().err
 
@@ -74,7 +74,7 @@ def test_a_rank_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     def fail(*_: object) -> None:
         raise ProcessFailed("rank 1 said: no")
 
-    monkeypatch.setattr(scaling, "run_ranks", fail)
+    monkeypatch.setattr(ranks, "run_ranks", fail)
     assert main([*TINY, "--modes", "tp2", "--sides", "64", "--measure"]) == 1
     assert "error: rank 1 said: no" in capsys.readouterr().err
 
@@ -95,8 +95,8 @@ def test_nothing_of_the_modelled_rank_is_left_when_all_ranks_are_run(monkeypatch
     def empty() -> None:
         emptied.append(sum(rank() is not None for rank in made))
 
-    monkeypatch.setattr(scaling, "Rank", make)
-    monkeypatch.setattr(scaling, "run_ranks", run)
+    monkeypatch.setattr(steps, "Rank", make)
+    monkeypatch.setattr(ranks, "run_ranks", run)
     monkeypatch.setattr(torch.cuda, "empty_cache", empty)
     gc.disable()  # a collection that comes by chance would hide that none was asked for
     try:
