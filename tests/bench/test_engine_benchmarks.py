@@ -16,6 +16,7 @@ import torch
 
 import engine.rank.rank as rank_module
 from bench.engines import engine as engine_module
+from bench.engines.cases import Case
 from bench.engines.engine import Engine
 from bench.engines.peer import Peer
 from bench.engines.real_size import model_of_size
@@ -30,6 +31,7 @@ from bench.measure.floor import Ceilings
 from bench.measure.lost import LOST
 from bench.measure.timing import Budget
 from bench.step import __main__ as step
+from bench.step.measuring import StepResult
 from bench.throughput import __main__ as throughput
 from engine.model.vae import VAEDecoder
 from engine.rank.rank import Rank
@@ -183,7 +185,7 @@ def test_a_case_that_fails_leaves_the_others(
 ) -> None:
     measure_case = step.measure_case
 
-    def measure(engine: Engine, case: step.Case, *arguments: Any) -> step.StepResult:
+    def measure(engine: Engine, case: Case, *arguments: Any) -> StepResult:
         if case.images == 2:
             raise RuntimeError("no such kernel")
         return measure_case(engine, case, *arguments)
@@ -199,7 +201,7 @@ def test_a_case_that_fails_leaves_the_others(
 def test_nothing_more_is_measured_with_a_gpu_that_is_lost(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def measure(engine: Engine, case: step.Case, *_: Any) -> step.StepResult:
+    def measure(engine: Engine, case: Case, *_: Any) -> StepResult:
         raise RuntimeError(f"CUDA error: an illegal memory access was encountered at {case}")
 
     monkeypatch.setattr(step, "measure_case", measure)
