@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from bench.summary.__main__ import Table, figures, main, table
+from bench.summary.__main__ import main
+from bench.summary.figures import figures
+from bench.summary.table import Table, table
 
 
 def of(benchmark: str, *results: dict[str, Any]) -> list[tuple[str, str, str]]:
