@@ -34,16 +34,8 @@ from bench.measure.arguments import duration, end_with, json_file, modes, positi
 from bench.measure.output import publish
 from bench.measure.timing import time_calls
 from bench.verify.judging import Check, failed
-from bench.verify.loading import CannotJudge
-from bench.verify.models import (
-    Model,
-    Request,
-    default_sizes,
-    describe_loading,
-    find_models,
-    operations,
-    requests_for,
-)
+from bench.verify.models import Model, Request, default_sizes, describe_loading, find_models, operations, requests_for
+from bench.verify.oracle.loading import CannotJudge
 from bench.verify.paths import check_paths
 from bench.verify.report import Verified, json_result, write_report
 from engine.config.degrees import Degrees
@@ -91,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ArgumentError, CheckpointError) as error:
         return _refuse(str(error))
     try:
-        import_module("bench.verify.oracle")
+        import_module("bench.verify.oracle.asking")
     except ImportError as error:  # of versions that do not know the model
         return _refuse(f"diffusers and transformers are there, but cannot be used: {error}; {_INSTALL}")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -141,7 +133,7 @@ def _shown(arguments: Sequence[str]) -> str:
 
 def _verify(model: Model, degrees: Sequence[Degrees], options: argparse.Namespace) -> Verified:
     from bench.verify.checks import How, verify_dtype
-    from bench.verify.oracle import release
+    from bench.verify.oracle.asking import release
     from bench.verify.tokens import compare_tokens, tokens_failed
 
     began = time.monotonic()

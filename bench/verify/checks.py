@@ -30,12 +30,12 @@ from bench.verify.judging import (
     largest_error,
     mean_error,
 )
-from bench.verify.loading import CannotJudge
 from bench.verify.models import Model, Request, jobs_for
-from bench.verify.oracle import Say, ask, release
+from bench.verify.oracle.asking import Say, ask, release
+from bench.verify.oracle.loading import CannotJudge
+from bench.verify.oracle.recording import Answers, Made
 from bench.verify.ours import Results, Steps
 from bench.verify.ranks import Plan, run_group, run_one
-from bench.verify.recording import Answers, Made
 from bench.verify.stages import Traced
 from engine.config.degrees import Degrees
 from engine.config.model_config import ModelConfig

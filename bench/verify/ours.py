@@ -10,7 +10,7 @@ from itertools import chain
 
 import torch
 
-from bench.verify.recording import on_host
+from bench.verify.oracle.recording import on_host
 from bench.verify.stages import (
     SCALED,
     Tensors,

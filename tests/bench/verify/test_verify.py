@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench.verify import checks, oracle, ours, ranks
+from bench.verify import checks, ours, ranks
 from bench.verify.checks import Asked, How, ask_diffusers, compare
 from bench.verify.judging import Check, judge_mean, judge_stage, judge_whole
 from bench.verify.models import Model, find_models, requests_for
+from bench.verify.oracle import asking
 from bench.verify.ours import Results
 from bench.verify.ranks import Plan
 from bench.verify.report import Verified, write_report
@@ -301,7 +302,7 @@ def test_what_diffusers_side_lacks_is_told_and_the_rest_is_compared(
         raise KeyError("conv_in")
 
     for part in ("_trace_text", "_make_traced", "_trace_step"):
-        monkeypatch.setattr(oracle, part, fail)
+        monkeypatch.setattr(asking, part, fail)
     lacking = ask_diffusers(model, asked.answers.requests, "float32", HOW, quiet)
     checked = list(compare(model, lacking, HOW, quiet))
     missing = [check.name for check in checked if not check.holds]

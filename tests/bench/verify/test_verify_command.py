@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.verify import checks, loading, tokens
+from bench.verify import checks, tokens
 from bench.verify.__main__ import main
 from bench.verify.judging import Check
 from bench.verify.models import Model, find_models
+from bench.verify.oracle import loading
 from bench.verify.report import Verified
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.convert.convert import convert
@@ -105,7 +106,7 @@ def test_without_diffusers_it_says_what_is_missing(
 def test_a_diffusers_that_lacks_the_model_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "bench.verify.oracle", None)
+    monkeypatch.setitem(sys.modules, "bench.verify.oracle.asking", None)
     assert main(["demo"]) == 2
     assert "error: diffusers and transformers are there, but cannot be used: " in capsys.readouterr().err
 
@@ -227,16 +228,16 @@ def test_numbers_that_are_not_finite_are_the_checkpoints_fault(
 def test_latents_of_diffusers_that_are_not_finite_judge_nothing(
     model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from bench.verify import oracle
+    from bench.verify.oracle import asking
 
-    make = oracle._make
+    make = asking._make
 
     def overflow(*given: Any, **options: Any) -> Any:
         made, images = make(*given, **options)
         made.latents[-1][0, 0] = float("inf")
         return made, images
 
-    monkeypatch.setattr(oracle, "_make", overflow)
+    monkeypatch.setattr(asking, "_make", overflow)
     assert main([str(model.folder), "--sizes", "64x96", "--steps", "1", "--device", "cpu"]) == 1
     assert "its own latents in float32 are not finite, of 64×96, guidance 3.5, seed 0" in capsys.readouterr().out
 

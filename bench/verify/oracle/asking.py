@@ -20,9 +20,9 @@ import transformers
 from diffusers import Krea2Pipeline
 
 from bench.verify import stages
-from bench.verify.loading import check_finite, check_latents, load_parts
 from bench.verify.models import Model, Request, traced_request
-from bench.verify.recording import Answers, Call, Made, in_float32, keep_stages, on_host, recorded
+from bench.verify.oracle.loading import check_finite, check_latents, load_parts
+from bench.verify.oracle.recording import Answers, Call, Made, in_float32, keep_stages, on_host, recorded
 from engine.config.chat_template import PREFIX_TOKENS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

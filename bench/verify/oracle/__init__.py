@@ -1,0 +1,1 @@
+"""What diffusers makes of the requests: its pipeline loaded, checked, run, and its stages recorded."""
