@@ -133,7 +133,7 @@ def _shown(arguments: Sequence[str]) -> str:
 
 def _verify(model: Model, degrees: Sequence[Degrees], options: argparse.Namespace) -> Verified:
     from bench.verify.checks import How, verify_dtype
-    from bench.verify.oracle.asking import release
+    from bench.verify.oracle.pipeline import release
     from bench.verify.tokens import compare_tokens, tokens_failed
 
     began = time.monotonic()

@@ -31,8 +31,9 @@ from bench.verify.judging import (
     mean_error,
 )
 from bench.verify.models import Model, Request, jobs_for
-from bench.verify.oracle.asking import Say, ask, release
+from bench.verify.oracle.asking import ask
 from bench.verify.oracle.loading import CannotJudge
+from bench.verify.oracle.pipeline import Say, release
 from bench.verify.oracle.recording import Answers, Made
 from bench.verify.ours import Results, Steps
 from bench.verify.ranks import Plan, run_group, run_one

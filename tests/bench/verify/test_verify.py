@@ -301,7 +301,7 @@ def test_what_diffusers_side_lacks_is_told_and_the_rest_is_compared(
     def fail(*_: object) -> None:
         raise KeyError("conv_in")
 
-    for part in ("_trace_text", "_make_traced", "_trace_step"):
+    for part in ("trace_text", "make_traced", "trace_step"):
         monkeypatch.setattr(asking, part, fail)
     lacking = ask_diffusers(model, asked.answers.requests, "float32", HOW, quiet)
     checked = list(compare(model, lacking, HOW, quiet))

@@ -228,16 +228,16 @@ def test_numbers_that_are_not_finite_are_the_checkpoints_fault(
 def test_latents_of_diffusers_that_are_not_finite_judge_nothing(
     model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from bench.verify.oracle import asking
+    from bench.verify.oracle import tracing
 
-    make = asking._make
+    make = tracing.make
 
     def overflow(*given: Any, **options: Any) -> Any:
         made, images = make(*given, **options)
         made.latents[-1][0, 0] = float("inf")
         return made, images
 
-    monkeypatch.setattr(asking, "_make", overflow)
+    monkeypatch.setattr(tracing, "make", overflow)
     assert main([str(model.folder), "--sizes", "64x96", "--steps", "1", "--device", "cpu"]) == 1
     assert "its own latents in float32 are not finite, of 64×96, guidance 3.5, seed 0" in capsys.readouterr().out
 
