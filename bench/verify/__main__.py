@@ -22,7 +22,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import import_module
 from importlib.util import find_spec
@@ -32,27 +32,22 @@ import torch
 
 from bench.measure.arguments import duration, end_with, json_file, modes, positive
 from bench.measure.output import publish
-from bench.measure.timing import time_calls
 from bench.verify.judging import Check, failed
-from bench.verify.models import Model, Request, default_sizes, describe_loading, find_models, operations, requests_for
+from bench.verify.models import Model, default_sizes, describe_loading, find_models, requests_for
 from bench.verify.oracle.loading import CannotJudge
 from bench.verify.paths import check_paths
 from bench.verify.report import Verified, json_result, write_report
+from bench.verify.resources import DTYPES, describe_time, lacking_for, lacking_for_diffusers, possible_dtypes
 from engine.config.degrees import Degrees
-from engine.device.devices import free_bytes
 from engine.errors import ArgumentError, CheckpointError
 
 _BAD_ARGUMENT = 2
 _NEEDED = ("diffusers", "transformers")
 _INSTALL = "pip install -e '.[test]'"
 _MULTIPLE = 16
-_ROOM = 1.1  # of the weights: what a few images take besides
 _GROUP_SECONDS = 3600.0
-_PRODUCT = 1024  # rows and columns of the matrices that are timed; on a GPU 8 times as many
-_SLOWER, _FORWARD_S = 10, 0.1  # than a matrix product, on a CPU; of a forward of whatever size
 _LARGEST_SIDE = 4096
 _ALL_MODES = "tp2,sp2,cfg,tp4,sp4,tp2xsp2,tp2xcfg,sp2xcfg"
-_DTYPES = ("float32", "bfloat16")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dtype",
         default="auto",
-        choices=("auto", *_DTYPES),
+        choices=("auto", *DTYPES),
         help="auto: float32, and on a GPU bfloat16 too, as far as the weights fit",
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
@@ -143,21 +138,21 @@ def _verify(model: Model, degrees: Sequence[Degrees], options: argparse.Namespac
 
     on_gpu = options.device != "cpu" and torch.cuda.is_available()
     device, host = torch.device("cuda", 0) if on_gpu else torch.device("cpu"), torch.device("cpu")
-    dtypes, left_out = _dtypes(model, options.dtype, device)
+    dtypes, left_out = possible_dtypes(model, options.dtype, device)
     sizes = options.sizes or default_sizes(model.config)
     requests = {
         dtype: requests_for(model, dtype, sizes, steps=options.steps, images=options.images) for dtype in dtypes
     }
     say(describe_loading(model, dtypes, device.type))
     reference = next(
-        (place for place in (device, host) if _lacking_for_diffusers(model, "float32", place) is None), None
+        (place for place in (device, host) if lacking_for_diffusers(model, "float32", place) is None), None
     )
     if reference != device and "bfloat16" in dtypes:
         say(
             f"diffusers' float32, which bfloat16 is compared with, does not fit on {device.type}: "
             + ("it will run on the CPU, which takes long" if reference else "final latents will not be judged")
         )
-    say(_describe_time(model, requests, device, reference))
+    say(describe_time(model, requests, device, reference))
     how = How(device, reference, degrees, options.seconds)
     checks: list[Check] = []
 
@@ -175,7 +170,7 @@ def _verify(model: Model, degrees: Sequence[Degrees], options: argparse.Namespac
     cannot_judge = ""
     try:
         for dtype, asked in requests.items():
-            problem = _lacking_for(model, dtype, device)
+            problem = lacking_for(model, dtype, device)
             if problem is not None:
                 note(failed("all stages", dtype, "one", f"not run, {problem}"))
                 continue
@@ -192,77 +187,6 @@ def _verify(model: Model, degrees: Sequence[Degrees], options: argparse.Namespac
     result = Verified(model, checks, notes, requests, cannot_judge)
     say(f"{model.name}: {result.verdict}")
     return result
-
-
-def _describe_time(
-    model: Model, requests: Mapping[str, Sequence[Request]], device: torch.device, reference: torch.device | None
-) -> str:
-    """How long it may take, of diffusers' images and as long again for the engine's, which take less: from as fast as a
-    matrix product is here to `_SLOWER` times that and what a forward takes at least."""
-    least, forwards = 0.0, 0
-    for dtype, asked in requests.items():
-        work = operations(model, asked)
-        least += 2 * work / _operations_a_second(device, dtype)
-        each = sum(one.steps * (1 + (one.guidance > 0)) for one in asked)
-        forwards += 2 * each
-        if dtype == "bfloat16" and reference is not None:
-            least += work / _operations_a_second(reference, "float32")
-            forwards += each
-    images = sum(map(len, requests.values()))
-    between = _in_words(least, _SLOWER * least + _FORWARD_S * forwards)
-    return (
-        f"{images} image{'s' if images > 1 else ''} on each side: {between}, by how long a matrix product takes here; "
-        "loading comes on top, and each mode of several ranks"
-    )
-
-
-def _in_words(least: float, most: float) -> str:
-    """From so many seconds to so many."""
-    (low, unit), (high, other) = map(_in_unit, (least, most))
-    return f"{low} to {high} {unit}" if unit == other else f"{low} {unit} to {high} {other}"
-
-
-def _in_unit(seconds: float) -> tuple[int, str]:
-    for unit, size in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return round(seconds / size), unit
-    return max(1, round(seconds)), "seconds"
-
-
-def _operations_a_second(device: torch.device, dtype: str) -> float:
-    side = _PRODUCT if device.type == "cpu" else 8 * _PRODUCT
-    matrix = torch.ones((side, side), device=device, dtype=getattr(torch, dtype))
-    (seconds,) = time_calls(lambda: matrix @ matrix, 1, device)
-    return 2.0 * side**3 / max(seconds, 1e-9)
-
-
-def _dtypes(model: Model, chosen: str, device: torch.device) -> tuple[list[str], list[str]]:
-    """In which to verify, and why not in others."""
-    if chosen != "auto":
-        return [chosen], []
-    if device.type == "cpu":
-        return ["float32"], []
-    problem = _lacking_for(model, "float32", device)
-    return (list(_DTYPES), []) if problem is None else (["bfloat16"], [f"float32, {problem}"])
-
-
-def _lacking_for(model: Model, dtype: str, device: torch.device) -> str | None:
-    """What memory there is too little of, for this dtype; None if there is enough."""
-    return _lacking(model.engine_bytes(dtype), device) or _lacking_for_diffusers(model, dtype, device)
-
-
-def _lacking_for_diffusers(model: Model, dtype: str, device: torch.device) -> str | None:
-    """The same of diffusers alone, whose weights pass through host memory."""
-    size = max(model.diffusers_bytes(dtype).values())
-    return _lacking(size, device) or _lacking(size, torch.device("cpu"))
-
-
-def _lacking(size: int, device: torch.device) -> str | None:
-    """Whether weights of so many bytes and the work on them have no room on a device."""
-    free, needed = free_bytes(device), _ROOM * size
-    if free is None or needed <= free:
-        return None
-    return f"since {needed / 1e9:.3g} GB are needed on {device.type} and {free / 1e9:.3g} GB are free"
 
 
 def _modes(model: Model, options: argparse.Namespace) -> list[Degrees]:

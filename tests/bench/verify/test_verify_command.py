@@ -265,7 +265,7 @@ def test_a_report_that_cannot_be_written_is_printed(
 def test_too_little_memory_is_told_before_anything_is_loaded(
     model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bench.verify.__main__.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("bench.verify.resources.free_bytes", lambda _: 1000)
     monkeypatch.setattr(checks, "ask_diffusers", lambda *_: pytest.fail("loads"))
     assert main([str(model.folder), "--device", "cpu"]) == 1
     assert "GB are needed on cpu and 1e-06 GB are free" in capsys.readouterr().out
