@@ -1,76 +1,28 @@
-"""The quality gate: statistics and command, on pictures that the renderer draws, and the shipped demo itself."""
+"""The quality gate: the command, on pictures that the renderer draws, and the shipped demo itself."""
 
 from __future__ import annotations
 
-import io
 import json
-import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from threading import Barrier, Event
-from typing import Any, Unpack
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from bench.adherence import drawing
 from bench.adherence.__main__ import CHOICES, main, ways_to_compare
-from bench.adherence.drawing import IN_FLIGHT, Engine, Way, draw_and_judge
-from bench.adherence.rates import (
-    ALL,
-    Case,
-    Rate,
-    held_out_cases,
-    rates_by,
-    rates_by_attribute,
-    results_of,
-    wilson_interval,
-)
-from demo.captions import COLOURS, Prompt, held_out, parse
+from bench.adherence.drawing import draw_and_judge
+from bench.adherence.rates import Case, held_out_cases, results_of
+from demo.captions import Prompt
 from demo.judge import ATTRIBUTES
-from demo.pictures import SIZES, draw
-from engine.errors import ArgumentError, RankError
-from launcher import Result
+from engine.errors import ArgumentError
 from launcher.client.parameters import Parameters
-
-ENGINE = Engine(model="demo", tp=1, device="auto", dtype="auto", quantization="auto", attention="auto")
-WAY = Way("as given", ENGINE, steps=None, guidance=None)
-
-
-class Painter:
-    """Draws every prompt as the renderer does, after `change` has misread it."""
-
-    def __init__(self, change: Callable[[Prompt, Parameters], Prompt] = lambda prompt, _: prompt) -> None:
-        self._change = change
-        self.asked: list[Parameters] = []
-
-    def generate(self, prompt: str, **parameters: Unpack[Parameters]) -> Result:
-        self.asked.append(parameters)
-        asked = parse(prompt)
-        assert asked is not None
-        width, height, seed = parameters["width"], parameters["height"], parameters["seed"]
-        assert width is not None
-        assert height is not None
-        assert seed is not None
-        file = io.BytesIO()
-        draw(self._change(asked, parameters), width, height, random.Random(seed)).save(file, "png")
-        return Result("id", 0, [file.getvalue()], [seed], width, height, "png", {}, ())
-
-
-def with_wrong_background(prompt: Prompt, _: Parameters) -> Prompt:
-    used = {prompt.background, *(kind.colour for kind in prompt.objects)}
-    return replace(prompt, background=next(colour for colour in COLOURS if colour not in used))
-
-
-def with_every_fourth_wrong(prompt: Prompt, parameters: Parameters) -> Prompt:
-    seed = parameters["seed"]
-    assert seed is not None
-    return prompt if seed % 4 else with_wrong_background(prompt, parameters)
-
+from tests.bench.adherence.painter import WAY, Painter, with_every_fourth_wrong, with_wrong_background
 
 Launches = list[dict[str, Any]]
 
@@ -92,91 +44,6 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
 
     monkeypatch.setattr(drawing, "launch", launch)
     return launched
-
-
-# ---- statistics
-
-
-@pytest.mark.parametrize(
-    ("right", "count", "low", "high"),
-    # Newcombe, Statistics in Medicine 17 (1998), table I
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_intervals_are_wilsons(right: int, count: int, low: float, high: float) -> None:
-    assert wilson_interval(right, count) == pytest.approx((low, high), abs=5e-5)
-    assert wilson_interval(count - right, count) == pytest.approx((1 - high, 1 - low), abs=5e-5)
-    assert Rate.of([True] * right + [False] * (count - right)).share == right / count
-
-
-def test_cases_are_held_out_and_the_same_however_many_there_are() -> None:
-    cases = held_out_cases(120, None)
-    assert all(held_out(case.prompt) for case in cases)
-    assert len({case.prompt for case in cases}) == len({case.seed for case in cases}) == 120
-    assert cases[:50] == held_out_cases(50, None)
-    assert [(case.width, case.height) for case in cases] == list(SIZES) * 12
-    assert {case.kind for case in cases} == {"one object", "two kinds", "some of a kind"}
-    assert {case.size for case in held_out_cases(5, (160, 96))} == {"160x96"}
-
-
-def test_rates_count_an_attribute_over_the_prompts_that_state_it() -> None:
-    cases = held_out_cases(40, (128, 128))
-    judged = [one.judged for one in draw_and_judge(Painter(with_every_fourth_wrong), WAY, cases)]
-    rates = rates_by_attribute(judged)
-    assert list(rates) == [ALL, *ATTRIBUTES]
-    assert (rates[ALL].right, rates[ALL].count) == (rates["background"].right, rates["background"].count) == (30, 40)
-    assert rates["relation"].count == sum(case.prompt.second is not None for case in cases)
-    assert rates["size"].count == sum(case.prompt.size != "" for case in cases)
-    assert all(rates[name].share == 1 for name in ATTRIBUTES if name != "background")
-    by_seed = rates_by(judged, lambda case: str(case.seed % 4))
-    assert {group: (rate.right, rate.count) for group, rate in by_seed.items()} == {
-        "0": (0, 10),
-        **dict.fromkeys("123", (10, 10)),
-    }
-    without_place = [one for one in judged if not one.case.prompt.place]
-    assert "place" not in rates_by_attribute(without_place)
-
-
-# ---- drawing
-
-
-def test_pictures_are_as_the_case_and_the_way_say_and_in_the_order_of_the_cases() -> None:
-    painter = Painter()
-    cases = held_out_cases(20, None)
-    drawn = draw_and_judge(painter, replace(WAY, steps=4, guidance=1.5), cases)
-    assert [one.judged.case for one in drawn] == cases
-    assert [one.picture.size for one in drawn] == [(case.width, case.height) for case in cases]
-    assert all(one.judged.right for one in drawn)
-    for parameters in painter.asked:
-        assert (parameters["steps"], parameters["guidance"]) == (4, 1.5)
-    for case, one in zip(cases, drawn, strict=True):
-        exact = draw(case.prompt, case.width, case.height, random.Random(case.seed))
-        assert exact.tobytes() == one.picture.tobytes()
-
-
-def test_several_pictures_are_asked_for_at_once() -> None:
-    together = Barrier(IN_FLIGHT, timeout=60)
-
-    def wait(prompt: Prompt, _: Parameters) -> Prompt:
-        together.wait()
-        return prompt
-
-    assert len(draw_and_judge(Painter(wait), WAY, held_out_cases(IN_FLIGHT, (96, 96)))) == IN_FLIGHT
-
-
-def test_a_picture_that_fails_ends_the_rest() -> None:
-    def fail(prompt: Prompt, parameters: Parameters) -> Prompt:
-        if parameters["seed"] == 0:
-            raise RankError("it died")
-        Event().wait(0.2)  # all of them would take 12 s
-        return prompt
-
-    painter = Painter(fail)
-    with pytest.raises(RankError, match="it died"):
-        draw_and_judge(painter, WAY, held_out_cases(1000, (96, 96)))
-    assert len(painter.asked) < 1000
-
-
-# ---- the command
 
 
 def run(arguments: Sequence[str], capsys: pytest.CaptureFixture[str], status: int) -> list[str]:
@@ -335,9 +202,6 @@ def test_an_engine_that_cannot_be_is_one_line(
 ) -> None:
     assert main([*table, "--prompts", "2", "--attention", "fa3"]) == 2
     assert capsys.readouterr().err == "error: there is no such GPU\n"
-
-
-# ---- the shipped demo
 
 
 @pytest.mark.timeout(900)
