@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[3] / "bench" / "gpu.sh"
+PARTS = [
+    *("kernel-tests", "shared-gpu", "step", "image", "kernels", "throughput", "fidelity", "peers", "scaling"),
+    *("image-2048", "unseen-length", "offload", "load"),
+]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+NEEDS_BASH = pytest.mark.skipif(
+    not shutil.which("timeout") or not Path("/dev/fd").exists(), reason="needs bash and timeout, as on Linux"
+)
 # A part leaves a line of results, as a benchmark does; the table at the end is the real one.
 _STUB = """#!/bin/sh
 case "$*" in

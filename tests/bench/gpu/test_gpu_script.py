@@ -1,83 +1,23 @@
-"""bench/gpu.sh: how it shares out its time and what it makes of failures, with a stand-in for Python; and, slowly, all
-of it at tiny sizes."""
+"""bench/gpu.sh as it runs its parts: what it makes of failures, with a stand-in for Python; and, slowly, all of it at
+tiny sizes."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.bench.gpu.gpu_script import SCRIPT, outcomes, run_script, write_stub
+from tests.bench.gpu.gpu_script import NEEDS_BASH, PARTS, SCRIPT, Run, outcomes, write_stub
 
-PARTS = [
-    *("kernel-tests", "shared-gpu", "step", "image", "kernels", "throughput", "fidelity", "peers", "scaling"),
-    *("image-2048", "unseen-length", "offload", "load"),
-]
-
-pytestmark = pytest.mark.skipif(
-    not shutil.which("timeout") or not Path("/dev/fd").exists(), reason="needs bash and timeout, as on Linux"
-)
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """Run the script with Python being a shell script whose cases are `cases`; results in `out`."""
-
-    def start(*arguments: str, cases: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-        return run_script(tmp_path, write_stub(tmp_path, cases), *arguments, **environment)
-
-    return start
-
-
-def test_a_dry_run_prints_the_plan_and_every_command_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
-    result = run("--dry-run", "--small", cases="*find_spec*pytest*|*find_spec*diffusers*) exit 1;;")
-    assert result.returncode == 0
-    assert "ran" not in result.stdout.split()
-    assert re.findall(r"^  (\S+) +(?:\d+ s|skipped)", result.stdout, re.MULTILINE) == list(PARTS)
-    skipped = {"peers", "offload", "load"}
-    assert re.findall(r"^== (\S+) \(at most", result.stdout, re.MULTILINE) == [p for p in PARTS if p not in skipped]
-    assert "  peers          skipped: diffusers is not there" in result.stdout
-    assert "bench.kernels --size tiny --check-only" in result.stdout
-    assert f"--json {tmp_path}/out/results.jsonl" in result.stdout
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("preset", "seconds", "parts"),
-    [
-        ("--first", 330, ["kernel-checks", "step", "image", "kernel-tests"]),
-        ("--second", 300, ["throughput", "kernels", "fidelity", "shared-gpu"]),
-    ],
-)
-def test_a_preset_fits_into_its_time(run: Run, preset: str, seconds: int, parts: list[str]) -> None:
-    result = run("--dry-run", preset)
-    plan = re.findall(r"^  (\S+) +(\d+) s$", result.stdout, re.MULTILINE)
-    assert [name for name, _ in plan] == parts
-    assert sum(int(slice_s) for _, slice_s in plan) <= seconds - 15
-    assert f"parts, and how long each may take, of {seconds} s in all:" in result.stdout
-    assert re.findall(r"^== (\S+) \(at most (\d+) s\)", result.stdout, re.MULTILINE) == plan
-
-
-def test_parts_that_are_cut_short_or_skipped_are_named_beforehand(run: Run) -> None:
-    lines = run("--dry-run", "--first", BUDGET_S="140").stdout.splitlines()
-    assert "  kernel-checks  60 s" in lines
-    (step,) = [line for line in lines if line.startswith("  step ")]
-    assert 60 <= int(step.split()[1]) <= 75
-    assert step.endswith(" instead of 110 s, if all before it take their time")
-    assert "  image          skipped if all before it take their time, else up to 65 s" in lines
+pytestmark = NEEDS_BASH
 
 
 @pytest.mark.parametrize("only", ["--only=step,image", "--only= image, step", "--only=step image,"])
@@ -150,31 +90,6 @@ def test_a_part_that_hangs_is_stopped_and_what_no_longer_fits_is_skipped(run: Ru
     assert told["image-2048"].endswith("of 7 s are left")
 
 
-def test_what_triton_compiled_is_kept_and_begun_with(run: Run, tmp_path: Path) -> None:
-    compile_one = '*bench.step*) ls "$TRITON_CACHE_DIR"; echo {} >> "$TRITON_CACHE_DIR/$NEW"; exit 1;;'
-    step = ("--only", "step")
-    run(*step, cases=compile_one, NEW="first")
-    file = tmp_path / "out" / "triton-cache.tar.gz"
-    result = run(*step, cases=compile_one, NEW="second", TRITON_CACHE=str(file))
-    assert "\nfirst\n" in result.stdout
-    with tarfile.open(file) as archive:
-        assert {"./first", "./second"} <= set(archive.getnames())
-    file.write_text("damaged")
-    result = run(*step, cases=compile_one, NEW="third", TRITON_CACHE=str(file))
-    assert f"error: TRITON_CACHE: {file} cannot be unpacked, so kernels are compiled anew" in result.stdout
-    assert "== step: FAILED: exit status 1" in result.stdout, "it runs without"
-
-
-def test_a_disk_that_is_full_at_the_end_is_told(run: Run, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "triton-cache.tar.gz.new").symlink_to("/dev/full")
-    result = run("--only", "load", cases='*bench.load*) echo {} >> "$TRITON_CACHE_DIR/kernel";;')
-    assert result.returncode == 1
-    assert "No space left on device" in result.stdout
-    assert f"error: what Triton compiled cannot be kept in {out}/triton-cache.tar.gz" in result.stdout
-
-
 def test_without_a_number_at_all_it_is_a_failure(run: Run) -> None:
     result = run("--small", "--first", BUDGET_S="5")
     assert result.returncode == 1
@@ -188,76 +103,6 @@ def test_without_pytest_and_diffusers_their_parts_are_replaced_and_skipped(run: 
     assert result.returncode == 0
     assert outcomes(result.stdout)["peers"].startswith("skipped: diffusers is not there")
     assert "ran -m bench.survive bench.kernels --size tiny --check-only" in result.stdout
-
-
-@pytest.mark.parametrize("arguments", [(), ("--dry-run",)])
-def test_a_machine_that_cannot_run_it_is_refused(run: Run, tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    result = run("--small", *arguments, cases="*bench.machine*) echo error: no triton >&2; exit 2;;")
-    assert (result.returncode, result.stderr) == (2, "error: no triton\n")
-    assert ("bench.step" in result.stdout) == ("--dry-run" in arguments)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("in_the_way", "said"),
-    [
-        ("out", "the folder {}/out cannot be made: File exists"),
-        ("out/results.jsonl/x", "{}/out/results.jsonl cannot be written: Is a directory"),
-        ("out/results.log/x", "{}/out/results.log cannot be written: Is a directory"),
-    ],
-)
-def test_files_that_cannot_be_written_are_told_before_the_first_part(
-    run: Run, tmp_path: Path, in_the_way: str, said: str
-) -> None:
-    (tmp_path / in_the_way).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / in_the_way).touch()
-    result = run("--small")
-    assert (result.returncode, result.stderr) == (2, f"error: {said.format(tmp_path)}\n")
-    assert "== " not in result.stdout
-
-
-@pytest.mark.skipif(not shutil.which("flock"), reason="needs flock")
-def test_a_folder_into_which_another_run_writes_is_refused(run: Run, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        result = run("--small")
-        assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
-        assert result.stderr.startswith(f"error: another run writes into {out}")
-        assert not list(out.iterdir())
-    finally:
-        os.close(descriptor)
-    assert run("--small", "--only", "step").returncode == 0
-
-
-def test_wheels_are_used_and_installed_nowhere(run: Run, tmp_path: Path) -> None:
-    wheels = tmp_path / "wheels"
-    wheels.mkdir()
-    (wheels / "some.whl").touch()
-    result = run("--small", "--only", "step", cases='*bench.step*) echo "PATHS $PYTHONPATH";;', WHEELS=str(wheels))
-    assert result.returncode == 0
-    (line,) = [line for line in result.stdout.splitlines() if line.startswith("ran -m pip")]
-    assert "--no-index --no-deps --target /tmp/" in line.replace(os.environ.get("TMPDIR", "/tmp"), "/tmp")
-    target = line.split("--target ")[1].split()[0]
-    assert line.endswith(f"{wheels}/some.whl")
-    assert any(line.startswith("PATHS ") and line.endswith(f":{target}") for line in result.stdout.splitlines())
-    assert not Path(target).exists()
-    assert run("--small", cases="*pip*) exit 1;;", WHEELS=str(wheels)).returncode == 2
-
-
-def test_paths_are_those_of_the_folder_it_is_started_in(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_stub(tmp_path)
-    environment = {**os.environ, "PYTHON": "./python", "WHEELS": "wheels", "OUT": "out"}
-    words = ["bash", str(SCRIPT), "--small", "--only", "step"]
-    result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    assert f"{tmp_path}/wheels/*.whl" in result.stdout
-    assert (tmp_path / "out" / "results.jsonl").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -298,52 +143,6 @@ def test_when_it_is_stopped_its_part_is_too_and_the_table_is_there(tmp_path: Pat
         while "sleep" in Path(f"/proc/{pid}/cmdline").read_text():
             assert time.monotonic() < deadline
             time.sleep(0.02)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        *(["--unknown"], ["--out"], ["--out="], ["--only"], ["--only", ""], ["--only", " ,"], ["--first", "--second"]),
-        *(["--only", "step,nothing"], ["--first", "--only", "step,throughput"]),
-    ],
-)
-def test_bad_options_are_refused(arguments: list[str]) -> None:
-    words = ["bash", str(SCRIPT), "--small", "--dry-run", *arguments]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: ")
-
-
-def test_a_bad_budget_is_refused(run: Run) -> None:
-    assert "BUDGET_S and LEAST_S must be whole numbers" in run("--small", BUDGET_S="soon").stderr
-
-
-def test_help_is_the_head_of_the_script() -> None:
-    result = subprocess.run(["bash", str(SCRIPT), "--help"], capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0
-    assert result.stdout.startswith("Everything that is worth knowing")
-    assert "BUDGET_S" in result.stdout
-    assert "pipefail" not in result.stdout
-
-
-def test_what_it_runs_needs_nothing_of_the_server() -> None:
-    missing = ["zmq", "msgspec", "fastapi", "uvicorn", "prometheus_client", "click", "tqdm", "launcher", "gguf"]
-    missing += ["hypothesis", "PIL", "diffusers", "transformers", "tokenizers"]
-    modules = ["machine", "kernel_tests", "kernels", "shared_gpu", "step", "image", "throughput", "fidelity", "scaling"]
-    modules += ["survive", "summary"]
-    code = f"import sys\nfor name in {missing}:\n"
-
-    def is_package(module: str) -> bool:
-        return (SCRIPT.parent / module).is_dir()
-
-    code += "    sys.modules[name] = None\n"
-    code += "".join(f"import bench.{module}{'.__main__' * is_package(module)}\n" for module in modules)
-    code += "import tests.engine.kernels.test_gate, tests.engine.rank.test_cuda_graphs\n"
-    code += "import tests.engine.model.test_vae_on_devices"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=SCRIPT.parent.parent, capture_output=True, text=True, timeout=240
-    )
-    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow
