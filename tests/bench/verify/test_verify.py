@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -14,9 +14,8 @@ import pytest
 import torch
 
 from bench.verify import checks, ours, ranks
-from bench.verify.checks import Asked, How, ask_diffusers, compare
-from bench.verify.judging import Check, judge_mean, judge_stage, judge_whole
-from bench.verify.models import Model, find_models, requests_for
+from bench.verify.checks import Asked, ask_diffusers, compare
+from bench.verify.models import Model, requests_for
 from bench.verify.oracle import asking
 from bench.verify.ours import Results
 from bench.verify.ranks import Plan
@@ -25,17 +24,9 @@ from engine.config.degrees import Degrees
 from engine.model.vae import VAEDecoder
 from engine.parallel.mesh import thread_meshes
 from engine.rank.rank import Rank
-from tests.launcher.processes import PATIENCE_S
+from tests.bench.verify.faults import CPU, HOW, SIZES, WEIGHTS, first_difference, parameter, plant, quiet, scaled
 
-CPU = torch.device("cpu")
-HOW = How(CPU, CPU, (), PATIENCE_S)
-SIZES = [(96, 64)]
-
-
-@pytest.fixture(scope="module")
-def model(raw: Path) -> Model:
-    (found,) = find_models([str(raw)])
-    return found
+pytestmark = pytest.mark.usefixtures("no_collecting")
 
 
 @pytest.fixture(scope="module")
@@ -44,63 +35,6 @@ def asked(model: Model) -> Asked:
     return ask_diffusers(model, requests_for(model, "float32", SIZES, steps=2, images=1), "float32", HOW, quiet)
 
 
-@pytest.fixture(autouse=True)
-def _no_collecting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes longer than a run, and there is nothing that needs the memory."""
-    monkeypatch.setattr(checks, "release", lambda _: None)
-
-
-def quiet(_: str) -> None: ...
-
-
-def first_difference(checked: Sequence[Check]) -> Check:
-    return next(check for check in checked if not check.holds)
-
-
-def plant(monkeypatch: pytest.MonkeyPatch, fault: Callable[[Rank], None]) -> None:
-    """In every rank that is loaded."""
-
-    class Faulty(Rank):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            with torch.no_grad():
-                fault(self)
-
-    monkeypatch.setattr(ranks, "Rank", Faulty)
-
-
-def scaled(path: str) -> Callable[[Rank], None]:
-    """A parameter that is a hundredth too large."""
-    return lambda rank: _parameter(rank, path).mul_(1.01)
-
-
-def _parameter(rank: Rank, path: str) -> torch.Tensor:
-    component, _, name = path.partition(".")
-    return getattr(rank, component).get_parameter(name)
-
-
-WEIGHTS = {  # by the stage that each is in
-    "text encoder embedding": "text_encoder.embed_tokens.weight",
-    "text encoder layer 0": "text_encoder.layers.0.mlp.down.weight",
-    "text encoder layer 4": "text_encoder.layers.4.attn.norm_q.weight",
-    "text fusion layer-wise block 1": "transformer.text_fusion.layerwise_blocks.1.attn.qkvg.weight",
-    "text fusion projector": "transformer.text_fusion.projector.weight",
-    "text fusion refiner block 0": "transformer.text_fusion.refiner_blocks.0.ff.gate_up.weight",
-    "text in-projection": "transformer.txt_in.linear_2.bias",
-    "time embedding": "transformer.time_embed.linear_1.weight",
-    "time modulation": "transformer.time_mod_proj.bias",
-    "image in-projection": "transformer.img_in.weight",
-    "transformer block 0": "transformer.transformer_blocks.0.scale_shift_table",
-    "transformer block 1": "transformer.transformer_blocks.1.attn.norm_k.weight",
-    "transformer block 2": "transformer.transformer_blocks.2.ff.down.weight",
-    "final layer": "transformer.final_layer.linear.bias",
-    "VAE post_quant_conv": "vae.post_quant_conv.weight",
-    "VAE conv_in": "vae.decoder.conv_in.bias",
-    "VAE mid block": "vae.decoder.mid_block.attentions.0.proj.weight",
-    "VAE up block 0": "vae.decoder.up_blocks.0.upsamplers.0.weight",
-    "VAE up block 3": "vae.decoder.up_blocks.3.resnets.1.conv2.weight",
-    "VAE norm_out and conv_out": "vae.decoder.norm_out.weight",
-}
 CUMULATIVE = ("text encoder tap", "velocity", "final latents", "pixels")
 
 
@@ -123,33 +57,6 @@ def test_a_wrong_weight_is_named_by_its_stage_alone(
     assert first_difference(checked).name == stage
     others = [check.name for check in checked if not check.holds and check.name != stage]
     assert [name for name in others if not name.startswith(CUMULATIVE)] == []
-
-
-@pytest.fixture(scope="module")
-def low(model: Model) -> Asked:
-    """As `asked`, in bfloat16."""
-    return ask_diffusers(model, requests_for(model, "bfloat16", SIZES, steps=1, images=1), "bfloat16", HOW, quiet)
-
-
-def test_bfloat16_is_judged_by_float32(model: Model, low: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
-    checked = list(compare(model, low, HOW, quiet))
-    assert [check.name for check in checked if not check.holds] == []
-    rounded = [check for check in checked if check.name.startswith(("transformer block", "text encoder layer"))]
-    assert all(1e-4 < check.error < 1e-2 for check in rounded)
-    plant(monkeypatch, lambda rank: _parameter(rank, WEIGHTS["transformer block 2"]).mul_(1.03))
-    assert first_difference(list(compare(model, low, HOW, quiet))).name == "transformer block 2"
-
-
-def test_without_room_for_float32_only_stages_are_judged_in_bfloat16(
-    model: Model, low: Asked, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    how = replace(HOW, reference=None)
-    monkeypatch.setattr(checks, "ask", lambda *_, reference: replace(low.answers, failures={}))
-    checked = list(compare(model, ask_diffusers(model, low.answers.requests, "bfloat16", how, quiet), how, quiet))
-    assert [check.name for check in checked if not check.holds] == ["diffusers' float32"]
-    names = {check.name for check in checked}
-    assert names >= {"text encoder layer 4", "transformer block 2", "guidance and Euler step 1", "VAE up block 3"}
-    assert not any(name.startswith(("text encoder tap", "velocity", "final latents")) for name in names)
 
 
 def wrong_taps(rank: Rank) -> None:
@@ -229,33 +136,13 @@ def test_wrong_pixels_are_named(model: Model, asked: Asked, monkeypatch: pytest.
 
 
 def test_what_is_no_number_is_a_failure(model: Model, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, lambda rank: _parameter(rank, WEIGHTS["transformer block 1"]).fill_(float("nan")))
+    plant(monkeypatch, lambda rank: parameter(rank, WEIGHTS["transformer block 1"]).fill_(float("nan")))
     checked = list(compare(model, asked, HOW, quiet))
     difference = first_difference(checked)
     assert difference.name == "transformer block 1"
     assert not any(check.holds for check in checked if check.name.startswith(("velocity", "final latents")))
     report = write_report([Verified(model, checked)])
     assert "first difference: transformer block 1 (float32), which is not a number" in report
-
-
-@pytest.mark.parametrize("both", [float("nan"), float("inf")])
-def test_no_number_on_both_sides_is_a_failure(both: float) -> None:
-    x = torch.full((2, 3), both)
-    good = torch.ones(2, 3)
-    assert not judge_stage("s", "float32", "one", x, x, exact=None, added_to=None).holds
-    assert not judge_stage("s", "bfloat16", "one", x, x, exact=good, added_to=None).holds
-    assert not judge_stage("s", "bfloat16", "one", x, x, exact=x, added_to=None).holds
-    assert not judge_whole("s", "float32", "one", x, x).holds
-    assert not judge_mean("s", "bfloat16", "one", (both, both), images=1).holds
-
-
-def test_a_stage_is_judged_by_what_it_adds() -> None:
-    """The input of a late layer of the text encoder is a thousand times what the layer adds."""
-    given = torch.full((4, 100), 1e3)
-    right = given + torch.linspace(-1, 1, 100)
-    wrong = given + 1.001 * torch.linspace(-1, 1, 100)
-    assert judge_stage("s", "float32", "one", right, right, exact=None, added_to=given).holds
-    assert not judge_stage("s", "float32", "one", wrong, right, exact=None, added_to=given).holds
 
 
 def test_a_stage_that_raises_is_told_and_the_others_go_on(

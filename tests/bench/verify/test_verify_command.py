@@ -1,4 +1,4 @@
-"""The command that compares the engine with diffusers: its report, what it refuses, and the tokens of prompts."""
+"""The command that compares the engine with diffusers: its report, and what it refuses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.verify import checks, tokens
+from bench.verify import checks
 from bench.verify.__main__ import main
 from bench.verify.judging import Check
 from bench.verify.models import Model, find_models
@@ -25,15 +24,8 @@ from engine.checkpoint.convert.convert import convert
 from engine.config.components import TransformerConfig
 from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError
-from launcher.requests.tokenizer import Prompt, PromptTokenizer
 from tests.damage import copy_checkpoint
 from tests.launcher.processes import PATIENCE_S
-
-
-@pytest.fixture(scope="module")
-def model(raw: Path) -> Model:
-    (found,) = find_models([str(raw)])
-    return found
 
 
 @pytest.mark.timeout(600)
@@ -274,33 +266,3 @@ def test_too_little_memory_is_told_before_anything_is_loaded(
 def test_the_demo_is_both_of_its_checkpoints() -> None:
     found = [(model.name, model.variant) for model in find_models(["demo", "demo-raw"])]
     assert found == [("demo-turbo", "Turbo"), ("demo-raw", "Raw")]
-
-
-def test_tokens_of_all_prompts_hold(model: Model) -> None:
-    check = tokens.compare_tokens(model)
-    assert check.holds, check.detail
-    fed = tokens._Fed(model)
-    assert len(fed.ids(tokens.PROMPTS["too long"])) == 34 + 507 + 5
-    assert len(fed.ids("")) == 34 + 5
-
-
-def test_a_wrong_token_is_named_with_its_prompt_and_place(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Faulty(PromptTokenizer):
-        def encode(self, prompt: str) -> Prompt:
-            right = super().encode(prompt)
-            if "🦊" not in prompt:
-                return right
-            return replace(right, ids=(*right.ids[:36], right.ids[36] + 1, *right.ids[37:]))
-
-    monkeypatch.setattr(tokens, "PromptTokenizer", Faulty)
-    check = tokens.compare_tokens(model)
-    assert (check.holds, check.error) == (False, 1.0)
-    assert check.detail.startswith("prompt 'emoji' ('a 🦊 in")
-    assert "token 36 is" in check.detail
-
-
-def test_a_prompt_that_is_cut_elsewhere_is_named(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.requests.tokenizer.MAX_PROMPT_TOKENS", 506)
-    check = tokens.compare_tokens(model)
-    assert not check.holds
-    assert check.detail.startswith("prompt 'as long as there is room'")
