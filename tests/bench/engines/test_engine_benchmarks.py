@@ -39,7 +39,7 @@ from launcher.requests.check import CheckedRequest
 from launcher.requests.image_files import encode_image
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 TINY = ("--size", "tiny", "--device", "cpu", "--layers", "2", "--prompt-tokens", "7")
 
 
