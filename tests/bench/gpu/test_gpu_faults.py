@@ -1,7 +1,7 @@
 """bench/gpu.sh with real benchmarks, at tiny sizes, and faults that are planted in their processes: what the log says.
 
 Others are tried without the script: checks of kernels that lose the GPU in test_kernels.py, tests that do, crash or
-hang in test_kernel_tests.py, ranks in test_shared_gpu.py, decoders that fail in test_engine_benchmarks.py, and a
+hang in test_kernel_tests.py, ranks in test_shared_gpu.py, decoders that fail in engines/test_runner.py, and a
 server's rank in tests/launcher/test_lifecycle.py; a part that hangs in test_gpu_script.py, files that cannot be
 written in test_gpu_files.py.
 """
