@@ -12,7 +12,7 @@ from engine.config.degrees import Degrees
 from engine.parallel.group import Group
 from engine.parallel.thread_group import thread_groups
 from tests.engine.parallel.strict_dist import StrictDist, Work, strict_group, strict_meshes
-from tests.engine.parallel.test_group import DEADLINE_S, DEGREES, check_mesh, check_products, run_threads
+from tests.engine.parallel.test_group import DEADLINE_S, DEGREES, check_mesh, run_threads
 
 
 @pytest.mark.parametrize("degrees", DEGREES)
@@ -21,10 +21,6 @@ def test_operations_of_every_mode(degrees: Degrees) -> None:
     with ThreadPoolExecutor(len(meshes)) as pool:
         for future in [pool.submit(check_mesh, mesh, degrees) for mesh in meshes]:
             future.result(DEADLINE_S)
-
-
-def test_products() -> None:
-    run_threads([strict_group(group) for group in thread_groups(2, DEADLINE_S)], check_products)
 
 
 def test_views_are_copied() -> None:
