@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from engine.planning.memory_plan import aligned
+from engine.planning.weight_bytes import aligned
 
 _logger = logging.getLogger(__name__)
 

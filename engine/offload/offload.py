@@ -20,7 +20,8 @@ from engine.model.text_encoder import TextEncoder
 from engine.model.transformer import Transformer
 from engine.offload.copying import Copier, Copy, make_copier
 from engine.offload.host_buffers import HostMemory, Parcel, WeightLedger
-from engine.planning.memory_plan import MemoryPlan, block_of, is_small, plan_checkpoint, slot_bytes
+from engine.planning.memory_plan import MemoryPlan, plan_checkpoint, slot_bytes
+from engine.planning.weight_bytes import block_of, is_small
 
 T = TypeVar("T")
 

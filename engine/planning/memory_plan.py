@@ -7,15 +7,12 @@ every plan there is, which are some hundreds, and takes the cheapest that fits.
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Protocol
 
-from engine.checkpoint.summary import HeldParameter, Tensors, held_parameters
-from engine.checkpoint.weight_format import in_blocks
+from engine.checkpoint.summary import Tensors, held_parameters
 from engine.config.chat_template import MAX_PROMPT_TOKENS, SUFFIX_TOKENS
 from engine.config.degrees import Degrees
 from engine.config.engine_config import DIT, DIT_LAYERWISE, OFFLOADS, TEXT_ENCODER, VAE, EngineConfig
@@ -23,87 +20,13 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from engine.model.tiles import SMALLEST_TILE
 from engine.planning.step_memory import batch_bytes, communication_bytes, decode_bytes, encode_bytes, tiled_decode_bytes
+from engine.planning.weight_bytes import WeightBytes
 
-# Parameters lie at multiples of so many bytes in the buffers that are copied, as torch's own allocations on a GPU do.
-ALIGNMENT = 256
 # Of a budget, the part that is left to what nobody counts. It is 1 GB of 16: half of it for what torch allocates (its
 # rounding, the libraries' workspaces, recordings, kept text features and schedules), half for the device's context and
 # the libraries' code.
 _UNCOUNTED_PART = 16
 _TILES = (128, 96, 64, SMALLEST_TILE)  # sides to choose from, in latent pixels
-_BLOCKS = {"transformer": "transformer_blocks", "text_encoder": "layers"}
-
-
-def is_small(parameter: str) -> bool:
-    """Whether a parameter is a norm's weight or a modulation table: they stay on the device, whatever is offloaded."""
-    return re.search(r"norm\w*\.weight$|scale_shift_table$", parameter) is not None
-
-
-def block_of(component: str, parameter: str) -> int | None:
-    """The block of the DiT, or the layer of the text encoder, whose matrices a parameter belongs to, if it does."""
-    first, _, rest = parameter.partition(".")
-    return int(rest.partition(".")[0]) if first == _BLOCKS.get(component) and not is_small(parameter) else None
-
-
-def aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-@dataclass(frozen=True)
-class WeightBytes:
-    """The weights of a rank: the matrices of each block of the DiT and of each layer of the text encoder, what these
-    have besides, the decoder, and the small parameters of all. `dequantized`: what an 8-bit matrix takes while it is
-    made whole for a product."""
-
-    dit_blocks: tuple[int, ...]
-    dit_rest: int
-    text_layers: tuple[int, ...]
-    text_rest: int
-    vae: int
-    small: int
-    dequantized: int = 0
-
-    @classmethod
-    def of(
-        cls,
-        parameters: Mapping[str, Mapping[str, HeldParameter]],
-        bytes_per_element: int,
-        *,
-        fp8_products: bool = False,
-    ) -> WeightBytes:
-        """parameters: of a rank, by component and by name, as `held_parameters` gives them. fp8_products: no fp8 matrix
-        of the DiT's blocks is made whole, unless its file asks for it."""
-        blocks: Counter[tuple[str, int]] = Counter()
-        rest: Counter[str] = Counter()
-        dequantized = 0
-        for component, held in parameters.items():
-            for name, (form, elements, size, full_precision) in held.items():
-                as_it_is = form == "fp8" and fp8_products and in_blocks(name) and not full_precision
-                if form != "float" and not as_it_is:
-                    dequantized = max(dequantized, elements * bytes_per_element)
-                size = aligned(size) + ALIGNMENT  # the scales begin at a multiple of it too
-                block = block_of(component, name)
-                if block is not None:
-                    blocks[component, block] += size
-                else:
-                    rest["small" if is_small(name) else component] += size
-
-        def of_blocks(component: str) -> tuple[int, ...]:
-            return tuple(size for (owner, _), size in sorted(blocks.items()) if owner == component)
-
-        return cls(
-            dit_blocks=of_blocks("transformer"),
-            dit_rest=rest["transformer"],
-            text_layers=of_blocks("text_encoder"),
-            text_rest=rest["text_encoder"],
-            vae=rest["vae"],
-            small=rest["small"],
-            dequantized=dequantized,
-        )
-
-    @property
-    def total(self) -> int:
-        return sum(self.dit_blocks) + self.dit_rest + sum(self.text_layers) + self.text_rest + self.vae + self.small
 
 
 @dataclass(frozen=True)

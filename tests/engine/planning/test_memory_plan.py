@@ -17,8 +17,9 @@ from engine.checkpoint.summary import HeldParameter
 from engine.config.degrees import Degrees
 from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
 from engine.errors import ArgumentError
-from engine.planning.memory_plan import MemoryPlan, WeightBytes, plan_memory, shown, slot_bytes, spread
+from engine.planning.memory_plan import MemoryPlan, plan_memory, shown, slot_bytes, spread
 from engine.planning.step_memory import communication_bytes, decode_bytes, encode_bytes, step_bytes
+from engine.planning.weight_bytes import WeightBytes
 
 # bfloat16, as `krea2 info` shows them: 12.8 and 4.0 billion parameters
 BFLOAT16 = WeightBytes(

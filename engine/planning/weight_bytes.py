@@ -1,0 +1,87 @@
+"""What a rank's weights take, by block and by component. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from engine.checkpoint.summary import HeldParameter
+from engine.checkpoint.weight_format import in_blocks
+
+# Parameters lie at multiples of so many bytes in the buffers that are copied, as torch's own allocations on a GPU do.
+ALIGNMENT = 256
+_BLOCKS = {"transformer": "transformer_blocks", "text_encoder": "layers"}
+
+
+def is_small(parameter: str) -> bool:
+    """Whether a parameter is a norm's weight or a modulation table: they stay on the device, whatever is offloaded."""
+    return re.search(r"norm\w*\.weight$|scale_shift_table$", parameter) is not None
+
+
+def block_of(component: str, parameter: str) -> int | None:
+    """The block of the DiT, or the layer of the text encoder, whose matrices a parameter belongs to, if it does."""
+    first, _, rest = parameter.partition(".")
+    return int(rest.partition(".")[0]) if first == _BLOCKS.get(component) and not is_small(parameter) else None
+
+
+def aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """The weights of a rank: the matrices of each block of the DiT and of each layer of the text encoder, what these
+    have besides, the decoder, and the small parameters of all. `dequantized`: what an 8-bit matrix takes while it is
+    made whole for a product."""
+
+    dit_blocks: tuple[int, ...]
+    dit_rest: int
+    text_layers: tuple[int, ...]
+    text_rest: int
+    vae: int
+    small: int
+    dequantized: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        parameters: Mapping[str, Mapping[str, HeldParameter]],
+        bytes_per_element: int,
+        *,
+        fp8_products: bool = False,
+    ) -> WeightBytes:
+        """parameters: of a rank, by component and by name, as `held_parameters` gives them. fp8_products: no fp8 matrix
+        of the DiT's blocks is made whole, unless its file asks for it."""
+        blocks: Counter[tuple[str, int]] = Counter()
+        rest: Counter[str] = Counter()
+        dequantized = 0
+        for component, held in parameters.items():
+            for name, (form, elements, size, full_precision) in held.items():
+                as_it_is = form == "fp8" and fp8_products and in_blocks(name) and not full_precision
+                if form != "float" and not as_it_is:
+                    dequantized = max(dequantized, elements * bytes_per_element)
+                size = aligned(size) + ALIGNMENT  # the scales begin at a multiple of it too
+                block = block_of(component, name)
+                if block is not None:
+                    blocks[component, block] += size
+                else:
+                    rest["small" if is_small(name) else component] += size
+
+        def of_blocks(component: str) -> tuple[int, ...]:
+            return tuple(size for (owner, _), size in sorted(blocks.items()) if owner == component)
+
+        return cls(
+            dit_blocks=of_blocks("transformer"),
+            dit_rest=rest["transformer"],
+            text_layers=of_blocks("text_encoder"),
+            text_rest=rest["text_encoder"],
+            vae=rest["vae"],
+            small=rest["small"],
+            dequantized=dequantized,
+        )
+
+    @property
+    def total(self) -> int:
+        return sum(self.dit_blocks) + self.dit_rest + sum(self.text_layers) + self.text_rest + self.vae + self.small
