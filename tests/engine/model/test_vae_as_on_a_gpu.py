@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.kernels import image_norm, upsample
 from engine.kernels.attention import chunked as chunked_attention
-from engine.model import vae
+from engine.model import vae_blocks
 from engine.model.vae import VAEDecoder
 from tests.engine.model.test_vae_in_rows import split
 from tests.engine.model.test_vae_on_devices import REAL_PROPORTIONS, decoder
@@ -26,14 +26,14 @@ def pixels(decoder: VAEDecoder, latents: torch.Tensor, **options: Any) -> torch.
 
 
 def compute_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, *, triton: bool = False) -> None:
-    monkeypatch.setattr(vae, "_attend", chunked_attention.chunked_attention)
-    monkeypatch.setattr(vae, "_adds_bias_apart", lambda device: True)
+    monkeypatch.setattr(vae_blocks, "_attend", chunked_attention.chunked_attention)
+    monkeypatch.setattr(vae_blocks, "_adds_bias_apart", lambda device: True)
     if triton:
         monkeypatch.setattr(chunked_attention, "weigh", chunked_attention.weigh_triton)
-        monkeypatch.setattr(vae, "image_norm", image_norm.image_norm_triton)
-        monkeypatch.setattr(vae, "add_image_norm_", image_norm.add_image_norm_triton_)
-        monkeypatch.setattr(vae, "add_residual_", image_norm.add_residual_triton_)
-        monkeypatch.setattr(vae, "upsample", upsample.upsample_triton)
+        monkeypatch.setattr(vae_blocks, "image_norm", image_norm.image_norm_triton)
+        monkeypatch.setattr(vae_blocks, "add_image_norm_", image_norm.add_image_norm_triton_)
+        monkeypatch.setattr(vae_blocks, "add_residual_", image_norm.add_residual_triton_)
+        monkeypatch.setattr(vae_blocks, "upsample", upsample.upsample_triton)
 
 
 @pytest.mark.parametrize("fields", CONFIGS)
@@ -68,7 +68,7 @@ def test_residual_blocks_and_the_attention_leave_biases_and_sums_to_the_kernels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = decoder(**REAL_PROPORTIONS)
-    assert vae._adds_bias_apart(torch.device("cuda", 0))
+    assert vae_blocks._adds_bias_apart(torch.device("cuda", 0))
     with Convolutions() as convolutions:
         pixels(model, torch.randn(1, 16, 4, 6))
     assert convolutions.unbiased == 0  # a CPU adds biases within
@@ -76,8 +76,8 @@ def test_residual_blocks_and_the_attention_leave_biases_and_sums_to_the_kernels(
     kernels: list[str] = []
 
     def counted(name: str) -> None:
-        function = getattr(vae, name)
-        monkeypatch.setattr(vae, name, lambda *args, **more: kernels.append(name) or function(*args, **more))
+        function = getattr(vae_blocks, name)
+        monkeypatch.setattr(vae_blocks, name, lambda *args, **more: kernels.append(name) or function(*args, **more))
 
     for name in ("image_norm", "add_image_norm_", "add_residual_"):
         counted(name)
