@@ -15,9 +15,9 @@ import torch
 from engine.device.devices import to_host
 from engine.device.out_of_memory import is_out_of_memory, release_tensors
 from engine.device.timing import Moment, seconds_between
+from engine.model.preview import PreviewMap
 from engine.model.tiles import SMALLEST_TILE
 from engine.model.vae import VAEDecoder
-from engine.rank.preview import PreviewMap
 from engine.step import Job
 
 _logger = logging.getLogger(__name__)

@@ -36,6 +36,7 @@ from engine.kernels.attention.choice import AttentionChoice, AttentionShape, cho
 from engine.kernels.attention.plans import PlanSchedule
 from engine.lora.adapters import DENOISING, TEXT, TIME, Adapters, Loras
 from engine.lora.merge import MergedWeights
+from engine.model.preview import PreviewMap
 from engine.model.text_encoder import TextEncoder
 from engine.model.transformer import Transformer
 from engine.model.vae import VAEDecoder
@@ -50,7 +51,6 @@ from engine.rank.denoiser import Velocities
 from engine.rank.image_decoder import DecodedImage, DecodedTogether, ImageDecoder
 from engine.rank.job_state import JobState, Schedule
 from engine.rank.plan_building import PlanBuilder
-from engine.rank.preview import PreviewMap
 from engine.rank.prompt_encoder import PromptFeatures
 from engine.rank.sampling import default_mu, draw_noise, guide, make_sigmas, unpack_latents
 from engine.rank.step_handle import PendingStep, Preview

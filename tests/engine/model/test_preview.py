@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.engine_config import EngineConfig
+from engine.model.preview import SCALE, PreviewMap
 from engine.parallel.mesh import Mesh
 from engine.rank.image_decoder import DecodedImage
-from engine.rank.preview import SCALE, PreviewMap
 from engine.rank.rank import Rank
 from engine.rank.step_handle import Preview
 from engine.step import Step
