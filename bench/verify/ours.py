@@ -152,14 +152,14 @@ class Runner:
         rank, job_id = self.rank, steps.job.job_id
         with torch.inference_mode():
             rank.latents(job_id).copy_(latents)
-        own: Velocities = rank._velocities
+        own: Velocities = rank._denoiser.velocities
         if velocities is not None:
             # In place of all that computes them, since which rank computes which depends on the mode.
-            rank._velocities = lambda _: list(velocities.to(rank.device))  # type: ignore[assignment]
+            rank._denoiser.velocities = lambda _: list(velocities.to(rank.device))  # type: ignore[assignment]
         try:
             self._execute(denoise=(job_id,))
         finally:
-            rank._velocities = own  # type: ignore[assignment]
+            rank._denoiser.velocities = own  # type: ignore[assignment]
         return on_host(rank.latents(job_id))
 
     def _execute(

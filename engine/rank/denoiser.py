@@ -1,15 +1,15 @@
-"""A denoise step's velocities, by the ranks of a mesh together."""
+"""A denoise step: velocities by the ranks of a mesh together, guidance, and the Euler update."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 
 import torch
 
 from engine.config.components import TransformerConfig
 from engine.config.degrees import Degrees
-from engine.device.devices import to_device
+from engine.device.devices import to_device, to_host
 from engine.kernels.rope import image_rotations
 from engine.lora.adapters import Adapters
 from engine.model.batch import Layout, Segment
@@ -19,8 +19,43 @@ from engine.parallel.mesh import Mesh
 from engine.planning.work_division import forwards
 from engine.rank.cuda_graphs import StepGraphs
 from engine.rank.job_state import JobState
+from engine.rank.sampling import guide
+from engine.rank.step_handle import Preview
+from engine.step import Job
 
 _CACHED_SHAPES = 8  # batch layouts and image grids kept: a layout is 4 MB at the real size
+
+
+class Denoiser:
+    """Advances jobs by a step."""
+
+    def __init__(
+        self, velocities: Velocities, draw_preview: Callable[[Job, torch.Tensor], torch.Tensor | None] | None
+    ) -> None:
+        """draw_preview: a job's latents without noise, (image tokens, in_channels), to pixels on their device, if it
+        can yet. None on a rank that makes no previews."""
+        self.velocities = velocities
+        self._draw_preview = draw_preview
+
+    def step(self, states: Sequence[JobState]) -> list[Preview]:
+        """One Euler step of every job, or of none if that raises. Returns the previews that are due."""
+        previews, stepped = [], []
+        velocities = iter(self.velocities([(state, text) for state in states for text in state.texts]))
+        for state in states:
+            velocity = next(velocities)
+            if len(state.texts) == 2:
+                velocity = guide(velocity, next(velocities), state.job.guidance)
+            sigma, sigma_next = state.schedule.sigmas[state.step : state.step + 2]
+            latents = state.latents.add(velocity, alpha=sigma_next - sigma)
+            stepped.append(latents)
+            if self._draw_preview is not None and state.has_preview(state.step + 1):
+                clean = latents.sub(velocity, alpha=sigma_next)  # where this velocity leads
+                pixels = self._draw_preview(state.job, clean)
+                if pixels is not None:
+                    previews.append(Preview(state.job.job_id, state.step + 1, to_host(pixels)))
+        for state, latents in zip(states, stepped, strict=True):
+            state.latents, state.step = latents, state.step + 1
+        return previews
 
 
 class Velocities:

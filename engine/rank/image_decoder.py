@@ -1,4 +1,4 @@
-"""Latents to pixels, beside the denoising of other jobs."""
+"""Latents to pixels: by rank 0 beside the denoising of other jobs, or by all ranks in turn with it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from typing import Any
 
 import torch
 
+from engine.config.model_config import ModelConfig
 from engine.device.devices import to_host
 from engine.device.out_of_memory import is_out_of_memory, release_tensors
-from engine.device.timing import Moment, seconds_between
+from engine.device.timing import Moment, moment, seconds_between
 from engine.model.preview import PreviewMap
 from engine.model.tiles import SMALLEST_TILE
 from engine.model.vae import VAEDecoder
+from engine.parallel.mesh import Mesh
+from engine.planning.step_memory import DecodeMemory, tile_side
+from engine.rank.job_state import JobState
+from engine.rank.sampling import unpack_latents
 from engine.step import Job
 
 _logger = logging.getLogger(__name__)
@@ -186,3 +191,72 @@ class ImageDecoder:
             if not is_out_of_memory(error):
                 raise
             release_tensors(error)
+
+
+class Decoding:
+    """Has each finished image decoded where that is done in this mesh. `beside` and `previews`: of rank 0 alone."""
+
+    def __init__(
+        self,
+        vae: VAEDecoder | None,
+        config: ModelConfig,
+        mesh: Mesh,
+        device: torch.device,
+        on_image: Callable[[DecodedImage], None] | None,
+        *,
+        memory: DecodeMemory,
+        together: bool,
+        presence: AbstractContextManager[None] | None,
+    ) -> None:
+        """vae: None on a rank that decodes nothing. together: whether all ranks decode an image whose rows they can
+        divide. on_image, presence: as in `ImageDecoder`."""
+        self._vae, self._config, self._world, self._device = vae, config, mesh.world, device
+        self._memory, self._together = memory, together
+        self.previews: PreviewMap | None = None
+        self.beside: ImageDecoder | None = None
+        if vae is not None and mesh.world.rank == 0:
+            self.previews = PreviewMap(config.vae.z_dim, device)
+            self.beside = ImageDecoder(
+                vae, self.previews, device, on_image, unpack=self.unpack, tile=self.tile_side, presence=presence
+            )
+
+    def decode(self, state: JobState) -> None:
+        """On rank 0 beside the steps that follow, or in turn with them by all ranks."""
+        together = None
+        if self._is_shared(state.job):
+            assert self._vae is not None
+            began = moment(self._device)
+            latents = self.unpack(state.job, state.latents)
+            pixels = self._vae.decode_pixels(latents[None], group=self._world)[0]
+            together = DecodedTogether(pixels, began, moment(self._device))
+        if self.beside is not None:
+            self.beside.submit(state.job, state.latents, together)
+
+    def warm_up(self, job: Job, latents: torch.Tensor) -> None:
+        """Decode a job's latents, (z_dim, h, w), where images of its size are decoded."""
+        if self._is_shared(job):
+            assert self._vae is not None
+            self._vae.warm_up(latents[None], group=self._world)
+        elif self.beside is not None:
+            self.beside.warm_up(latents)
+
+    def draw_preview(self, job: Job, tokens: torch.Tensor) -> torch.Tensor | None:
+        """A small picture of a job's tokens without noise, (height, width, 3) uint8, if it can be drawn yet."""
+        assert self.previews is not None
+        return self.previews.draw(self.unpack(job, tokens))
+
+    def unpack(self, job: Job, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens of a job's image, (image tokens, in_channels), as latents, (z_dim, h, w)."""
+        multiple = self._config.size_multiple
+        return unpack_latents(tokens, job.height // multiple, job.width // multiple, self._config.patch_size)
+
+    def tile_side(self, width: int, height: int) -> int | None:
+        """The sides of the tiles that an image of this size is decoded in, in latent pixels; None for whole."""
+        return tile_side(self._config, width, height, self._memory.bytes_per_element, self._memory.limit)
+
+    def _is_shared(self, job: Job) -> bool:
+        """Whether all ranks decode an image together: in turn with their steps, since two communicators must not be at
+        work at once."""
+        if not self._together or self.tile_side(job.width, job.height) is not None:
+            return False
+        return self._vae is not None and self._vae.divides(job.height // self._vae.scale_factor, self._world)

@@ -1,14 +1,23 @@
-"""What a rank keeps of each image that it makes."""
+"""What a rank keeps of each image that it makes, and how one begins."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
-from engine.lora.adapters import Loras
-from engine.model.transformer import TimeModulation
+from engine.config.model_config import ModelConfig
+from engine.device.devices import pinned, to_device
+from engine.lora.adapters import DENOISING, TEXT, TIME, Adapters, Loras
+from engine.model.transformer import TimeModulation, Transformer
+from engine.rank.prompt_encoder import PromptFeatures
+from engine.rank.sampling import default_mu, draw_noise, make_sigmas
 from engine.step import Job
+
+_CACHED_SCHEDULES = 8  # one of 52 steps is 8 MB at the real size
 
 
 @dataclass(frozen=True)
@@ -35,3 +44,67 @@ class JobState:
         """Whether a preview is due after so many steps."""
         every = self.job.preview_every
         return every > 0 and step % every == 0 and step < self.job.steps
+
+
+class JobStarter:
+    """Begins images: encodes their prompts while their noise is drawn in a thread of its own."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        transformer: Transformer,
+        prompts: PromptFeatures,
+        adapters: Adapters,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._config, self._transformer, self._prompts, self._adapters = config, transformer, prompts, adapters
+        self._device, self._dtype = device, dtype
+        self._schedule = lru_cache(maxsize=_CACHED_SCHEDULES)(self._make_schedule)
+        self._noise = ThreadPoolExecutor(1, thread_name_prefix="noise")
+
+    def start(self, jobs: Sequence[Job]) -> tuple[list[JobState], int]:
+        """The jobs before their first step, and how many prompt tokens were encoded."""
+        noises = [self._noise.submit(self._draw, job) for job in jobs]  # while the prompts are encoded
+        try:
+            text_loras = [self._adapters.of(job.loras, TEXT) for job in jobs]
+            prompts = [[(ids, loras) for ids in job.prompts] for job, loras in zip(jobs, text_loras, strict=True)]
+            texts, encoded_tokens = self._prompts.encode([prompt for each in prompts for prompt in each])
+            states = []
+            for job, its_prompts, noise in zip(jobs, prompts, noises, strict=True):
+                multiple = self._config.size_multiple
+                tokens = self._config.image_tokens(job.width, job.height)
+                mu = default_mu(self._config, tokens) if job.mu is None else job.mu
+                state = JobState(
+                    job=job,
+                    grid=(job.height // multiple, job.width // multiple),
+                    latents=to_device(noise.result(), self._device),
+                    loras=self._adapters.of(job.loras, DENOISING),
+                    texts=tuple(texts[prompt] for prompt in its_prompts),
+                    schedule=self._schedule(job.steps, mu, self._adapters.of(job.loras, TIME)),
+                )
+                states.append(state)
+            return states, encoded_tokens
+        finally:
+            for noise in noises:  # those that an error has left undrawn
+                noise.cancel()
+
+    def forget(self, adapter_id: int) -> None:
+        """Drop what was made with this adapter."""
+        self._prompts.forget(adapter_id)
+        self._schedule.cache_clear()
+
+    def close(self) -> None:
+        self._noise.shutdown()
+
+    def _draw(self, job: Job) -> torch.Tensor:
+        """The image's noise, where a copy to the device does not wait for it."""
+        return pinned(draw_noise(job.seed, job.width, job.height, self._config, self._dtype), self._device)
+
+    def _make_schedule(self, steps: int, mu: float, loras: Loras) -> Schedule:
+        sigmas = make_sigmas(steps, mu)
+        scale = self._config.schedule.num_train_timesteps
+        timesteps = sigmas[:-1] * scale / scale  # as the references compute it, to the last bit
+        with self._adapters.everywhere(loras):
+            modulation = self._transformer.encode_timesteps(to_device(timesteps, self._device))
+        return Schedule(tuple(sigmas.tolist()), modulation)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 
@@ -22,21 +21,16 @@ from engine.device.devices import (
     free_bytes,
     multiplies_fp8,
     pick_dtype,
-    pinned,
     ranks_on_device,
     reserve_bytes,
-    to_device,
-    to_host,
 )
 from engine.device.out_of_memory import is_out_of_memory, release_tensors
-from engine.device.timing import moment
 from engine.errors import LoraError, OutOfMemoryError
 from engine.kernels.attention.backends import GatedAttentionKernel
 from engine.kernels.attention.choice import AttentionChoice, AttentionShape, choose_attention, unavailable
 from engine.kernels.attention.plans import PlanSchedule
-from engine.lora.adapters import DENOISING, TEXT, TIME, Adapters, Loras
+from engine.lora.adapters import Adapters
 from engine.lora.merge import MergedWeights
-from engine.model.preview import PreviewMap
 from engine.model.text_encoder import TextEncoder
 from engine.model.transformer import Transformer
 from engine.model.vae import VAEDecoder
@@ -45,15 +39,14 @@ from engine.parallel.attention_agreement import agree_on_attention
 from engine.parallel.group import LocalGroup
 from engine.parallel.link import Link, measure_link
 from engine.parallel.mesh import Mesh
-from engine.planning.step_memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes, tile_side
+from engine.planning.step_memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes
 from engine.rank.cuda_graphs import PromptGraphs, StepGraphs
-from engine.rank.denoiser import Velocities
-from engine.rank.image_decoder import DecodedImage, DecodedTogether, ImageDecoder
-from engine.rank.job_state import JobState, Schedule
+from engine.rank.denoiser import Denoiser, Velocities
+from engine.rank.image_decoder import DecodedImage, Decoding
+from engine.rank.job_state import JobStarter, JobState
 from engine.rank.plan_building import PlanBuilder
 from engine.rank.prompt_encoder import PromptFeatures
-from engine.rank.sampling import default_mu, draw_noise, guide, make_sigmas, unpack_latents
-from engine.rank.step_handle import PendingStep, Preview
+from engine.rank.step_handle import PendingStep
 from engine.step import BuiltPlan, Job, Step
 
 _logger = logging.getLogger(__name__)
@@ -147,27 +140,26 @@ class Rank:
         self.link: Link | None = None  # known after warm-up, where there are several ranks
         self._adapters = Adapters(self.transformer, self.config, group, device, self.dtype)
         dit = self.config.transformer
-        self._velocities = Velocities(dit, self.transformer, mesh, config.degrees, self._adapters, device)
+        velocities = Velocities(dit, self.transformer, mesh, config.degrees, self._adapters, device)
         # Matrices that ranks share make every layer of the text encoder wait for the other ranks' step before; and two
         # communicators would be at work at once. Where memory is to be saved, only one of encoding and step takes it.
         beside = group.size == 1 and not self._saves_memory
         self._prompts = PromptFeatures(self.text_encoder, self.transformer, self._adapters, device, beside=beside)
-        self._schedule = lru_cache(maxsize=_CACHED_SCHEDULES)(self._make_schedule)
-        self._noise = ThreadPoolExecutor(1, thread_name_prefix="noise")
+        self._starter = JobStarter(self.config, self.transformer, self._prompts, self._adapters, device, self.dtype)
         self._on_failed = on_failed if mesh.world.size == 1 else None
         self._failed: set[int] = set()  # jobs that a step on its way may still name
-        self._decoder: ImageDecoder | None = None
-        if self.vae is not None and mesh.world.rank == 0:
-            self._previews = PreviewMap(self.config.vae.z_dim, device)
-            self._decoder = ImageDecoder(
-                self.vae,
-                self._previews,
-                device,
-                on_image,
-                unpack=self._unpack,
-                tile=self._tile_side,
-                presence=self.offload.vae,
-            )
+        self._decoding = Decoding(
+            self.vae,
+            self.config,
+            mesh,
+            device,
+            on_image,
+            memory=self.decode_memory,
+            together=config.decodes_together,
+            presence=self.offload.vae,
+        )
+        draw_preview = None if self._decoding.beside is None else self._decoding.draw_preview
+        self._denoiser = Denoiser(velocities, draw_preview)
         self._fit_encoding()
 
     def warm_up(self, sizes: Sequence[tuple[int, int]] = (), *, decodes: bool = True) -> None:
@@ -210,7 +202,7 @@ class Rank:
         if recordable and self.attention.captured_backend is not None:
             with self._without_graphs_if_it_fails("steps"):
                 dit = self.config.transformer
-                self._velocities.record(StepGraphs(self.transformer, dit, self.dtype, self.device))
+                self._denoiser.velocities.record(StepGraphs(self.transformer, dit, self.dtype, self.device))
 
     @contextmanager
     def _without_graphs_if_it_fails(self, what: str) -> Iterator[None]:
@@ -255,21 +247,15 @@ class Rank:
         if self.offload.dit is not None:
             self.offload.dit.bring()
         if guided:  # each half of the ranks steps a segment, where otherwise all share one
-            self._start((halves,))
-            self._denoise([self._jobs.pop(halves.job_id)])
-        self._start((job,))
-        state = self._jobs.pop(job.job_id)
-        self._denoise([state])
+            self._denoiser.step(self._starter.start((halves,))[0])
+        (state,), _ = self._starter.start((job,))
+        self._denoiser.step([state])
         if not decodes:
             return
-        latents = self._unpack(job, state.latents)
+        latents = self._decoding.unpack(job, state.latents)
         torch.cuda.synchronize(self.device)
         with _timed(f"the decoder's convolutions for {width}×{height}"):
-            if self._share_decoding(job):
-                assert self.vae is not None
-                self.vae.warm_up(latents[None], group=self.mesh.world)
-            elif self._decoder is not None:
-                self._decoder.warm_up(latents)
+            self._decoding.warm_up(job, latents)
             torch.cuda.synchronize(self.device)
 
     def execute(self, step: Step) -> PendingStep:
@@ -296,12 +282,13 @@ class Rank:
                 pending = self._one_by_one(step.start, denoise)
             for job_id in step.decode:
                 if job_id not in self._failed:
-                    self._decode(self._jobs.pop(job_id))
+                    self._decoding.decode(self._jobs.pop(job_id))
         for job_id in step.release:
             self._jobs.pop(job_id, None)
         self._failed.difference_update(step.decode, step.release)
         for adapter_id in step.unload:
-            self._unload(adapter_id)
+            self._adapters.unload(adapter_id)
+            self._starter.forget(adapter_id)
         if self.offload.dit is not None and not self._jobs:
             self.offload.dit.drop()
         return pending
@@ -316,7 +303,7 @@ class Rank:
                 pending.encoded_tokens = self._start(start)
             pending.mark()
             if denoise:
-                pending.previews = self._denoise([self._jobs[job_id] for job_id in denoise])
+                pending.previews = self._denoiser.step([self._jobs[job_id] for job_id in denoise])
             pending.mark()
             return True
         except Exception as error:
@@ -327,6 +314,12 @@ class Rank:
             self._jobs.pop(job.job_id, None)
         self._free_memory()
         return False
+
+    def _start(self, jobs: Sequence[Job]) -> int:
+        """Returns how many prompt tokens were encoded."""
+        states, encoded_tokens = self._starter.start(jobs)
+        self._jobs |= {state.job.job_id: state for state in states}
+        return encoded_tokens
 
     def _one_by_one(self, start: Sequence[Job], denoise: Sequence[int]) -> PendingStep:
         """What `_advance` has no memory for, job by job. One that has too little even alone has failed."""
@@ -363,19 +356,19 @@ class Rank:
 
     def _check_decoder(self) -> None:
         """Decode again what there was too little memory for in an earlier step; raise what else went wrong there."""
-        if self._on_failed is None or self._decoder is None:
+        if self._on_failed is None or self._decoding.beside is None:
             self.raise_failure()
             return
-        while failed := self._decoder.take_out_of_memory():  # another may fail while the first is decoded again
+        while failed := self._decoding.beside.take_out_of_memory():  # another may fail while the first is decoded again
             for job, tokens in failed:
                 self._decode_small(job, tokens)
 
     def _decode_small(self, job: Job, tokens: torch.Tensor) -> None:
         """Decode an image again that there was too little memory for beside a step."""
-        assert self._decoder is not None
+        assert self._decoding.beside is not None
         self._free_memory()
         try:
-            self._decoder.decode_small(job, tokens)
+            self._decoding.beside.decode_small(job, tokens)
         except Exception as error:
             if not self._survives(error):
                 raise
@@ -395,8 +388,8 @@ class Rank:
 
     def _free_memory(self) -> None:
         """After a forward that was broken off: wait for what is under way, and give back what nobody uses."""
-        if self._decoder is not None:
-            self._decoder.settle()
+        if self._decoding.beside is not None:
+            self._decoding.beside.settle()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.offload.rewind()
@@ -423,12 +416,12 @@ class Rank:
     @property
     def has_step_graphs(self) -> bool:
         """Whether steps that are small enough are replays of CUDA graphs."""
-        return self._velocities.graphs is not None
+        return self._denoiser.velocities.graphs is not None
 
     def raise_failure(self) -> None:
         """Raise what went wrong in the decoding of an earlier image, if something did."""
-        if self._decoder is not None:
-            self._decoder.raise_failure()
+        if self._decoding.beside is not None:
+            self._decoding.beside.raise_failure()
 
     def latents(self, job_id: int) -> torch.Tensor:
         """The latents of a job in flight as tokens, (image tokens, in_channels) float32."""
@@ -501,35 +494,6 @@ class Rank:
         fits = world.all_reduce(torch.tensor([float(plan.needed <= free)], device=self.device))
         return fits.item() == world.size
 
-    # ---- decoding
-
-    def _decode(self, state: JobState) -> None:
-        """On rank 0 beside the steps that follow, or in turn with them by all ranks."""
-        together = None
-        if self._share_decoding(state.job):
-            assert self.vae is not None
-            began = moment(self.device)
-            latents = self._unpack(state.job, state.latents)
-            pixels = self.vae.decode_pixels(latents[None], group=self.mesh.world)[0]
-            together = DecodedTogether(pixels, began, moment(self.device))
-        if self._decoder is not None:
-            self._decoder.submit(state.job, state.latents, together)
-
-    def _unpack(self, job: Job, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens of a job's image, (image tokens, in_channels), as latents, (z_dim, h, w)."""
-        multiple = self.config.size_multiple
-        return unpack_latents(tokens, job.height // multiple, job.width // multiple, self.config.patch_size)
-
-    def _share_decoding(self, job: Job) -> bool:
-        """Whether all ranks decode an image together: in turn with their steps, since two communicators must not be at
-        work at once."""
-        if not self._engine.decodes_together or self._tile_side(job.width, job.height) is not None:
-            return False
-        return self.vae is not None and self.vae.divides(job.height // self.vae.scale_factor, self.mesh.world)
-
-    def _tile_side(self, width: int, height: int) -> int | None:
-        return tile_side(self.config, width, height, self.decode_memory.bytes_per_element, self.decode_memory.limit)
-
     def _choose_attention(self, *, measured: bool) -> AttentionChoice:
         """Set the backends by the config, for images of the default size: the same on all ranks."""
         dit, size = self.config.transformer, self.mesh.tp.size * self.mesh.sp.size
@@ -558,80 +522,14 @@ class Rank:
 
     def close(self) -> None:
         """Wait until every image has been decoded. Raises what went wrong there."""
-        self._noise.shutdown()
-        if self._decoder is not None:
+        self._starter.close()
+        if self._decoding.beside is not None:
             try:
-                self._decoder.settle()
+                self._decoding.beside.settle()
                 self._check_decoder()
             finally:
-                self._decoder.close()
+                self._decoding.beside.close()
         self.offload.close()
-
-    # ---- starting jobs
-
-    def _start(self, jobs: Sequence[Job]) -> int:
-        """Returns how many prompt tokens were encoded."""
-        noises = [self._noise.submit(self._draw, job) for job in jobs]  # while the prompts are encoded
-        try:
-            text_loras = [self._adapters.of(job.loras, TEXT) for job in jobs]
-            prompts = [[(ids, loras) for ids in job.prompts] for job, loras in zip(jobs, text_loras, strict=True)]
-            texts, encoded_tokens = self._prompts.encode([prompt for each in prompts for prompt in each])
-            for job, its_prompts, noise in zip(jobs, prompts, noises, strict=True):
-                multiple = self.config.size_multiple
-                tokens = self.config.image_tokens(job.width, job.height)
-                mu = default_mu(self.config, tokens) if job.mu is None else job.mu
-                self._jobs[job.job_id] = JobState(
-                    job=job,
-                    grid=(job.height // multiple, job.width // multiple),
-                    latents=to_device(noise.result(), self.device),
-                    loras=self._adapters.of(job.loras, DENOISING),
-                    texts=tuple(texts[prompt] for prompt in its_prompts),
-                    schedule=self._schedule(job.steps, mu, self._adapters.of(job.loras, TIME)),
-                )
-            return encoded_tokens
-        finally:
-            for noise in noises:  # those that an error has left undrawn
-                noise.cancel()
-
-    def _draw(self, job: Job) -> torch.Tensor:
-        """The image's noise, where a copy to the device does not wait for it."""
-        return pinned(draw_noise(job.seed, job.width, job.height, self.config, self.dtype), self.device)
-
-    def _unload(self, adapter_id: int) -> None:
-        """Forget an adapter and what was made with it."""
-        self._adapters.unload(adapter_id)
-        self._prompts.forget(adapter_id)
-        self._schedule.cache_clear()
-
-    def _make_schedule(self, steps: int, mu: float, loras: Loras) -> Schedule:
-        sigmas = make_sigmas(steps, mu)
-        scale = self.config.schedule.num_train_timesteps
-        timesteps = sigmas[:-1] * scale / scale  # as the references compute it, to the last bit
-        with self._adapters.everywhere(loras):
-            modulation = self.transformer.encode_timesteps(to_device(timesteps, self.device))
-        return Schedule(tuple(sigmas.tolist()), modulation)
-
-    # ---- denoising
-
-    def _denoise(self, states: list[JobState]) -> list[Preview]:
-        """One Euler step of every job, or of none if that raises. Returns the previews that are due."""
-        previews, stepped = [], []
-        velocities = iter(self._velocities([(state, text) for state in states for text in state.texts]))
-        for state in states:
-            velocity = next(velocities)
-            if len(state.texts) == 2:
-                velocity = guide(velocity, next(velocities), state.job.guidance)
-            sigma, sigma_next = state.schedule.sigmas[state.step : state.step + 2]
-            latents = state.latents.add(velocity, alpha=sigma_next - sigma)
-            stepped.append(latents)
-            if self._decoder is not None and state.has_preview(state.step + 1):
-                clean = latents.sub(velocity, alpha=sigma_next)  # where this velocity leads
-                pixels = self._previews.draw(self._unpack(state.job, clean))
-                if pixels is not None:
-                    previews.append(Preview(state.job.job_id, state.step + 1, to_host(pixels)))
-        for state, latents in zip(states, stepped, strict=True):
-            state.latents, state.step = latents, state.step + 1
-        return previews
 
 
 @contextmanager

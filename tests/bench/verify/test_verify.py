@@ -90,11 +90,11 @@ def patched(modules: str, function: str, change: Callable[..., Any]) -> Callable
 
 
 CODE = {
-    "noise": patched("engine.rank.rank", "draw_noise", lambda draw, seed, *rest: draw(seed + 1, *rest)),
+    "noise": patched("engine.rank.job_state", "draw_noise", lambda draw, seed, *rest: draw(seed + 1, *rest)),
     "sigmas of 96×64": patched(
-        "engine.rank.rank bench.verify.checks", "default_mu", lambda mu, *rest: mu(*rest) + 1e-3
+        "engine.rank.job_state bench.verify.checks", "default_mu", lambda mu, *rest: mu(*rest) + 1e-3
     ),
-    "guidance and Euler step 1": patched("engine.rank.rank", "guide", lambda guide, a, b, g: guide(a, b, g + 0.01)),
+    "guidance and Euler step 1": patched("engine.rank.denoiser", "guide", lambda guide, a, b, g: guide(a, b, g + 0.01)),
     "velocity of a whole forward": patched(
         "engine.rank.denoiser", "image_rotations", lambda make, high, wide, *rest, **to: make(wide, high, *rest, **to)
     ),

@@ -132,7 +132,7 @@ def test_steps_with_an_adapter_are_not_replayed(turbo: Path, adapters: list[Adap
             return rank.transformer.denoise(*arguments)
 
     rank, recorded = make_rank(turbo), Recorded()
-    rank._velocities.graphs = recorded  # type: ignore[assignment]
+    rank._denoiser.velocities.graphs = recorded  # type: ignore[assignment]
     jobs = [
         replace(job, loras=loras) for job, loras in zip(jobs_of(turbo, REQUESTS[:2]), ((), ((0, 1.0),)), strict=True)
     ]

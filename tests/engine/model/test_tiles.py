@@ -121,5 +121,5 @@ def test_a_rank_decodes_in_tiles_what_would_take_too_much() -> None:
     limit = decode_bytes(DEMO, 512, 512, 4) // 2
     rank = Rank(EngineConfig(vae_memory=limit), Mesh(), CPU)
     assert rank.memory()["decode_limit"] == limit
-    assert rank._tile_side(512, 512) == tile_side(DEMO, 512, 512, 4, limit) is not None
-    assert rank._tile_side(256, 256) is None
+    assert rank._decoding.tile_side(512, 512) == tile_side(DEMO, 512, 512, 4, limit) is not None
+    assert rank._decoding.tile_side(256, 256) is None

@@ -23,8 +23,8 @@ from engine.offload import host_buffers as residency
 from engine.offload.offload import Guest
 from engine.parallel.mesh import Mesh
 from engine.rank import cuda_graphs as graphs
+from engine.rank import denoiser
 from engine.rank import prompt_encoder as prompt_features
-from engine.rank import rank
 from engine.rank.image_decoder import DecodedImage
 from engine.rank.rank import Rank
 from engine.step import Adapter, Job, Step
@@ -94,8 +94,8 @@ class Run:
     def teach_previews(self, job: Job) -> None:
         """Make one image, of which previews of others are learned."""
         self.run([replace(job, job_id=-1, steps=1)])
-        assert self.rank._decoder is not None
-        self.rank._decoder.settle()
+        assert self.rank._decoding.beside is not None
+        self.rank._decoding.beside.settle()
         del self.images[-1]
 
     def _execute(self, **parts: Any) -> Any:
@@ -227,7 +227,7 @@ LEFT_OUT = [
     ((residency, "pinned", lambda size: torch.empty(size, dtype=torch.uint8)), (DIT_LAYERWISE,), "unpinned: "),
     ((modes, "_copied", _blocking(modes._copied)), (), "wait: the host waits in copy to the device inside"),
     ((torch.Tensor, "copy_", _blocking(torch.Tensor.copy_)), (), "wait: the host waits in copy to the host inside"),
-    ((rank, "guide", _reads_a_number(rank.guide)), (), "wait: the host waits in is_nonzero inside of a step"),
+    ((denoiser, "guide", _reads_a_number(denoiser.guide)), (), "wait: the host waits in is_nonzero inside of a step"),
     (
         (torch.Tensor, "record_stream", _nothing),
         (),

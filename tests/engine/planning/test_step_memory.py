@@ -95,7 +95,7 @@ def test_tiles_and_plans_go_by_what_images_are_decoded_in(
     limit = decode_bytes(DEMO, 512, 512, element) // 2
     rank = Rank(EngineConfig(dtype="bfloat16", vae_memory=limit), Mesh(), CPU)
     assert rank.decode_memory == DecodeMemory(element, limit)
-    assert rank._tile_side(512, 512) == tile_side(DEMO, 512, 512, element, limit) is not None
+    assert rank._decoding.tile_side(512, 512) == tile_side(DEMO, 512, 512, element, limit) is not None
     size = DEMO.default_width, DEMO.default_height
     tokens = DEMO.image_tokens(*size) + MAX_PROMPT_TOKENS + SUFFIX_TOKENS
     before = max(step_bytes(DEMO, tokens, 1, 2), encode_bytes(DEMO, 1, 2))

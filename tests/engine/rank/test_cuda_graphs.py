@@ -168,7 +168,7 @@ def test_a_warmed_up_rank_makes_the_images_of_one_that_is_not(quantization: str)
         rank = _rank(dtype, quantization)
         if warm:
             rank.warm_up()
-            assert rank._velocities.graphs is not None
+            assert rank._denoiser.velocities.graphs is not None
         latents = []
         for start, *denoise in _steps_of_images():
             rank.execute(start).wait()

@@ -41,7 +41,7 @@ def test_noise_is_drawn_beside_the_encoding_of_prompts(rank: Rank, monkeypatch: 
         assert drawn.wait(DEADLINE_S)
         return encode(prompts)
 
-    monkeypatch.setattr("engine.rank.rank.draw_noise", draw_once_it_encodes)
+    monkeypatch.setattr("engine.rank.job_state.draw_noise", draw_once_it_encodes)
     monkeypatch.setattr(rank._prompts, "encode", encode_until_one_is_drawn)
     rank.execute(START).wait()
     for job in JOBS:
@@ -53,7 +53,7 @@ def test_what_goes_wrong_in_drawing_is_raised_by_the_step(rank: Rank, monkeypatc
     def broken(seed: int, *_: Any) -> torch.Tensor:
         raise ZeroDivisionError(f"seed {seed}")
 
-    monkeypatch.setattr("engine.rank.rank.draw_noise", broken)
+    monkeypatch.setattr("engine.rank.job_state.draw_noise", broken)
     with pytest.raises(ZeroDivisionError, match="seed 7"):
         rank.execute(START)
 
@@ -72,7 +72,7 @@ def test_nothing_more_is_drawn_once_encoding_has_failed(rank: Rank, monkeypatch:
         assert began.wait(DEADLINE_S)
         raise ZeroDivisionError
 
-    monkeypatch.setattr("engine.rank.rank.draw_noise", draw)
+    monkeypatch.setattr("engine.rank.job_state.draw_noise", draw)
     monkeypatch.setattr(rank._prompts, "encode", encode)
     with pytest.raises(ZeroDivisionError):
         rank.execute(START)

@@ -122,7 +122,7 @@ def test_wherever_memory_runs_out_the_images_are_the_same(offload: tuple[str, ..
     """In each of the first three steps at any operation: of text encoding, of the blocks, of the last update."""
     jobs = make_jobs()
     ranked = Ranked(offload=offload)
-    ranked.rank._previews.learn(torch.randn(16, 8, 8), torch.zeros(64, 64, 3, dtype=torch.uint8))
+    ranked.rank._decoding.previews.learn(torch.randn(16, 8, 8), torch.zeros(64, 64, 3, dtype=torch.uint8))
     counting = [OutOfMemory() for _ in range(3)]
     expected = ranked.run(jobs, counting)
     pictures = {image.job_id: as_array(image) for image in (ranked.image() for _ in jobs)}
@@ -154,7 +154,7 @@ def test_steps_say_that_they_ran_one_by_one_and_keep_their_previews() -> None:
     ranked.execute(load=(LORA,))
     ids = tuple(job.job_id for job in jobs)
     assert not ranked.execute(start=tuple(jobs), denoise=ids).one_by_one
-    ranked.rank._previews.learn(torch.randn(16, 8, 8), torch.zeros(64, 64, 3, dtype=torch.uint8))
+    ranked.rank._decoding.previews.learn(torch.randn(16, 8, 8), torch.zeros(64, 64, 3, dtype=torch.uint8))
     with OutOfMemory([100]):
         pending = ranked.rank.execute(Step(ranked.number, denoise=ids[:2]))
     times = pending.wait()
@@ -173,14 +173,14 @@ def test_an_image_that_fails_alone_is_given_up_and_the_others_go_on(monkeypatch:
     expected = ranked.run(small)
     for _ in small:
         ranked.image()
-    forward = ranked.rank._velocities.__class__._forward
+    forward = ranked.rank._denoiser.velocities.__class__._forward
 
     def limited(self: Any, segments: Any, group: Any) -> torch.Tensor:
         if any(state.job.job_id == big.job_id for state, _ in segments):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return forward(self, segments, group)
 
-    monkeypatch.setattr(ranked.rank._velocities.__class__, "_forward", limited)
+    monkeypatch.setattr(ranked.rank._denoiser.velocities.__class__, "_forward", limited)
     ids = tuple(job.job_id for job in jobs)
     times = ranked.execute(start=tuple(jobs), denoise=ids)
     assert times.one_by_one
@@ -215,15 +215,15 @@ def test_an_image_that_cannot_be_decoded_beside_a_step_is_decoded_in_small_tiles
     ranked.execute(denoise=(0, 2))
     with decoding_fails(ranked.rank, monkeypatch, times=1) as tiles:
         ranked.execute(denoise=(0,), decode=(2,))
-        assert ranked.rank._decoder is not None
-        ranked.rank._decoder.settle()
+        assert ranked.rank._decoding.beside is not None
+        ranked.rank._decoding.beside.settle()
         ranked.execute(decode=(0,))  # the next step hears of it
         assert {ranked.image().job_id for _ in range(2)} == {0, 2}
     assert tiles == [None, SMALLEST_TILE, None]
     assert not ranked.failures
     with decoding_fails(ranked.rank, monkeypatch, times=2) as tiles:
         ranked.execute(start=(replace(job, steps=1),), denoise=(0,), decode=(0,))
-        ranked.rank._decoder.settle()
+        ranked.rank._decoding.beside.settle()
         ranked.execute()
     assert tiles == [None, SMALLEST_TILE]
     assert ranked.failures[0].message.startswith(
@@ -247,7 +247,7 @@ def test_images_that_fail_to_be_decoded_one_after_the_other_are_all_decoded_agai
     ranked.execute(start=tuple(jobs), denoise=(0, 1))
     second_may_fail = threading.Event()
     assert ranked.rank.vae is not None
-    assert ranked.rank._decoder is not None
+    assert ranked.rank._decoding.beside is not None
     decode, attempts = ranked.rank.vae.decode_pixels, list[int | None]()
 
     def attempt(latents: torch.Tensor, *, tile: int | None = None) -> torch.Tensor:
@@ -258,16 +258,16 @@ def test_images_that_fail_to_be_decoded_one_after_the_other_are_all_decoded_agai
             assert second_may_fail.wait(DEADLINE_S)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    settle = ranked.rank._decoder.settle
+    settle = ranked.rank._decoding.beside.settle
 
     def settle_both() -> None:
         second_may_fail.set()
         settle()
 
     monkeypatch.setattr(ranked.rank.vae, "decode_pixels", attempt)
-    monkeypatch.setattr(ranked.rank._decoder, "settle", settle_both)
+    monkeypatch.setattr(ranked.rank._decoding.beside, "settle", settle_both)
     ranked.execute(decode=(0, 1))
-    wait([ranked.rank._decoder._decodings[0].future])
+    wait([ranked.rank._decoding.beside._decodings[0].future])
     ranked.execute()
     assert [ranked.image().job_id for _ in jobs] == [0, 1]
     assert attempts == [None, None, SMALLEST_TILE, SMALLEST_TILE]
@@ -283,10 +283,10 @@ def test_an_image_that_the_previews_cannot_learn_from_comes_once(monkeypatch: py
     def learn(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(ranked.rank._previews, "learn", learn)
+    monkeypatch.setattr(ranked.rank._decoding.previews, "learn", learn)
     ranked.execute(start=(job,), denoise=(0,), decode=(0,))
-    assert ranked.rank._decoder is not None
-    ranked.rank._decoder.settle()
+    assert ranked.rank._decoding.beside is not None
+    ranked.rank._decoding.beside.settle()
     ranked.execute()
     ranked.rank.close()
     assert [image.job_id for image in ranked.images.queue] == [0]
@@ -308,7 +308,7 @@ def test_memory_that_runs_out_on_the_way_to_the_decoder_costs_one_image_at_most(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return unpack_latents(*arguments)
 
-    monkeypatch.setattr("engine.rank.rank.unpack_latents", unpack)
+    monkeypatch.setattr("engine.rank.image_decoder.unpack_latents", unpack)
     ranked.execute(decode=(0, 1))
     ranked.rank.close()
     assert {image.job_id for image in ranked.images.queue} == ({0, 1} if fails == 1 else {1})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,13 +30,13 @@ def test_a_guided_image_is_stepped_where_ranks_divide_guidance(
 
     def work(mesh: Mesh) -> list[int]:
         rank, stepped = Rank(config, mesh, CPU), []
-        denoise = rank._denoise
+        denoise = rank._denoiser.step
 
-        def spy(states: list[JobState]) -> list[Preview]:
+        def spy(states: Sequence[JobState]) -> list[Preview]:
             stepped.append(sum(len(state.texts) for state in states))
             return denoise(states)
 
-        rank._denoise = spy  # type: ignore[method-assign]
+        rank._denoiser.step = spy  # type: ignore[method-assign]
         with torch.inference_mode():
             rank._try_image(64, 64, decodes=False)
         assert rank._jobs == {}
