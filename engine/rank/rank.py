@@ -7,39 +7,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 
 import torch
 
-from engine.checkpoint.checkpoint_files import CheckpointFiles
-from engine.checkpoint.load import LoadOptions, Weights, load_weights
+from engine.checkpoint.load import Weights
 from engine.config.chat_template import PREFIX_TOKENS
 from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, EngineConfig
 from engine.device.devices import (
-    check_quantization,
-    decoding_dtype,
     free_bytes,
-    multiplies_fp8,
-    pick_dtype,
-    ranks_on_device,
     reserve_bytes,
 )
 from engine.device.out_of_memory import is_out_of_memory, release_tensors
 from engine.errors import LoraError, OutOfMemoryError
-from engine.kernels.attention.backends import GatedAttentionKernel
-from engine.kernels.attention.choice import AttentionChoice, AttentionShape, choose_attention, unavailable
+from engine.kernels.attention.choice import AttentionChoice
 from engine.kernels.attention.plans import PlanSchedule
 from engine.lora.adapters import Adapters
-from engine.lora.merge import MergedWeights
-from engine.model.text_encoder import TextEncoder
-from engine.model.transformer import Transformer
-from engine.model.vae import VAEDecoder
-from engine.offload.offload import Offload, limit_allocations, plan_for
-from engine.parallel.attention_agreement import agree_on_attention
-from engine.parallel.group import LocalGroup
 from engine.parallel.link import Link, measure_link
 from engine.parallel.mesh import Mesh
-from engine.planning.step_memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes
+from engine.planning.step_memory import batch_bytes, decode_bytes, encode_bytes
+from engine.rank.build import TYPICAL_PROMPT_TOKENS, build_model
 from engine.rank.cuda_graphs import PromptGraphs, StepGraphs
 from engine.rank.denoiser import Denoiser, Velocities
 from engine.rank.image_decoder import DecodedImage, Decoding
@@ -50,12 +36,6 @@ from engine.rank.step_handle import PendingStep
 from engine.step import BuiltPlan, Job, Step
 
 _logger = logging.getLogger(__name__)
-_CACHED_SCHEDULES = 8  # one of 52 steps is 8 MB at the real size
-_TYPICAL_PROMPT_TOKENS = 64
-# Pixels of a guided image's sides that there must be memory for beside a whole text encoder on each rank.
-_ROOM_SIDE = 2048
-# How often an image has a length that none before it had, for which some attention first builds a plan.
-_IMAGES_PER_NEW_LENGTH = 10
 
 
 class Rank:
@@ -81,69 +61,22 @@ class Rank:
         is damaged and `ArgumentError` if the mesh's sizes do not divide the model, or the device lacks what the config
         asks for.
         """
-        self.mesh, self.device = mesh, device
-        self._sharing = mesh.sharing or ranks_on_device(device, local_ranks or mesh.world.size)
-        group = mesh.tp
-        self.dtype = pick_dtype(config, device)
-        check_quantization(config, device)
-        if self.dtype == torch.float32:
-            torch.backends.cudnn.allow_tf32 = False  # convolutions too are what was asked for
-        split = False
-        if weights is None:
-            weights = files = CheckpointFiles.open(config, group.rank)
-            split = files.split_for is not None
-        if config.merge_loras:
-            weights = MergedWeights(weights, config)
-        self.config = weights.config
-        self.config.check_parallel(group.size, mesh.sp.size)
-        self._engine = config
-        self.attention = GatedAttentionKernel()
-        self.attention_choice = self._choose_attention(measured=False)
+        model = build_model(config, mesh, device, weights, local_ranks)
+        self._model = model
+        self.mesh, self.device, self.dtype, self.config = mesh, device, model.dtype, model.config
+        self.text_encoder, self.transformer, self.vae = model.text_encoder, model.transformer, model.vae
+        self.attention, self.plan, self.offload = model.attention, model.plan, model.offload
+        self.decode_memory, self.bytes_read = model.decode_memory, model.bytes_read
         self._plans: PlanBuilder | None = None  # where steps that are warmed up run on cuDNN's attention
-        text_head_dim = self.config.transformer.text_head_dim
-        flash = unavailable("flash", device, self.dtype, text_head_dim) is None
-        text_attention = GatedAttentionKernel("flash" if flash else "torch")
-
-        whole_text_encoder = not split and self._has_room_for_whole_text_encoder(config, weights)
-        text_group = LocalGroup() if whole_text_encoder else group
-        with torch.device("meta"):
-            self.text_encoder = TextEncoder(self.config, text_group)
-            self.transformer = Transformer(self.config.transformer, group, self.attention, text_attention)
-            has_vae = mesh.world.rank == 0 or config.decodes_together
-            self.vae = VAEDecoder(self.config.vae) if has_vae else None
-        self.plan = plan_for(
-            config,
-            weights,
-            group.size,
-            self._sharing,
-            device,
-            self.dtype,
-            whole_text_encoder=whole_text_encoder,
-        )
-        self.decode_memory = DecodeMemory(decoding_dtype(device, self.dtype).itemsize, self.plan.decode_limit)
-        limit_allocations(self.plan, device)
-        self.offload = Offload(self.plan, device)
-        options = LoadOptions(device, self.dtype, config.quantization, fp8_products=multiplies_fp8(device, self.dtype))
-        modules = {"text_encoder": self.text_encoder, "transformer": self.transformer, "vae": self.vae}
-        self.bytes_read = 0
-        for component, module in modules.items():
-            if module is not None:
-                where = replace(options, on_host=self.offload.on_host(component))
-                of = text_group if component == "text_encoder" else group
-                self.bytes_read += load_weights(module, weights, component, rank=of.rank, size=of.size, options=where)
-                self.offload.take(component, module)
-        weights.close()
-
-        self._text_group = text_group
         self._jobs: dict[int, JobState] = {}
         self._next_number = 0
         self.link: Link | None = None  # known after warm-up, where there are several ranks
-        self._adapters = Adapters(self.transformer, self.config, group, device, self.dtype)
+        self._adapters = Adapters(self.transformer, self.config, mesh.tp, device, self.dtype)
         dit = self.config.transformer
         velocities = Velocities(dit, self.transformer, mesh, config.degrees, self._adapters, device)
         # Matrices that ranks share make every layer of the text encoder wait for the other ranks' step before; and two
         # communicators would be at work at once. Where memory is to be saved, only one of encoding and step takes it.
-        beside = group.size == 1 and not self._saves_memory
+        beside = mesh.tp.size == 1 and not model.saves_memory
         self._prompts = PromptFeatures(self.text_encoder, self.transformer, self._adapters, device, beside=beside)
         self._starter = JobStarter(self.config, self.transformer, self._prompts, self._adapters, device, self.dtype)
         self._on_failed = on_failed if mesh.world.size == 1 else None
@@ -174,14 +107,14 @@ class Rank:
             return
         with torch.inference_mode():
             with _timed("attention backends"):
-                self.attention_choice = self._choose_attention(measured=True)
+                self._model.measure_attention()
                 if self.attention.backend == "cudnn":
                     self._plans = PlanBuilder(self.attention, self.device, self.dtype)
             # images before graphs, since tuning the decoder empties the allocator's cache
             for size in dict.fromkeys([(self.config.default_width, self.config.default_height), *sizes]):
                 self._try_image(*size, decodes=decodes)
             self.build_attention_plans()
-            if self._engine.cuda_graphs and self.dtype == torch.bfloat16:  # float32 is for comparisons
+            if self._model.engine.cuda_graphs and self.dtype == torch.bfloat16:  # float32 is for comparisons
                 self._record_graphs()
             if self.mesh.world.size > 1:
                 self.link = measure_link(self.mesh.world, self.device)
@@ -195,7 +128,7 @@ class Rank:
         """Record what can be a replay. Collectives could be recorded too, but nobody has tried that with the groups of
         this engine; and a graph cannot follow weights that come and go."""
         offload = set(self.plan.offload)
-        if TEXT_ENCODER not in offload and self._text_group.size == 1:
+        if TEXT_ENCODER not in offload and self._model.encodes_alone:
             with self._without_graphs_if_it_fails("text encoder"):
                 self._prompts.record(PromptGraphs(self.text_encoder, self.device))
         recordable = self.mesh.world.size == 1 and not offload & {DIT, DIT_LAYERWISE}
@@ -214,8 +147,9 @@ class Rank:
         except Exception as error:
             _logger.warning("no CUDA graphs of the %s, recording failed", what, exc_info=True)
             torch.cuda.synchronize(self.device)
-            refused = {**self.attention_choice.refused, f"graphs of the {what}": f"{type(error).__name__}: {error}"}
-            self.attention_choice = replace(self.attention_choice, refused=refused)
+            choice = self.attention_choice
+            refused = {**choice.refused, f"graphs of the {what}": f"{type(error).__name__}: {error}"}
+            self._model.attention_choice = replace(choice, refused=refused)
 
     def _try_image(self, width: int, height: int, *, decodes: bool) -> None:
         try:
@@ -229,11 +163,11 @@ class Rank:
 
     def _warm_up_image(self, width: int, height: int, *, decodes: bool) -> None:
         """A step, one of a guided image too where a mode divides it, and, if `decodes`, a decoding of this size."""
-        tokens = self.config.image_tokens(width, height) + _TYPICAL_PROMPT_TOKENS
-        guided = self._engine.degrees.cfg > 1 and self.config.default_guidance > 0
+        tokens = self.config.image_tokens(width, height) + TYPICAL_PROMPT_TOKENS
+        guided = self._model.engine.degrees.cfg > 1 and self.config.default_guidance > 0
         needed = max(
-            batch_bytes(self.config, [tokens] * (1 + guided), self._engine.degrees, self.dtype.itemsize),
-            batch_bytes(self.config, [tokens], self._engine.degrees, self.dtype.itemsize),
+            batch_bytes(self.config, [tokens] * (1 + guided), self._model.engine.degrees, self.dtype.itemsize),
+            batch_bytes(self.config, [tokens], self._model.engine.degrees, self.dtype.itemsize),
             decode_bytes(self.config, width, height, self.decode_memory.bytes_per_element, self.decode_memory.limit),
         )
         torch.cuda.empty_cache()
@@ -241,7 +175,7 @@ class Rank:
         fit = self.mesh.world.all_reduce(torch.tensor([float(needed <= free)], device=self.device))
         if fit.item() < self.mesh.world.size:  # on every rank or on none, since a step is collective
             return
-        prompt = (0,) * (PREFIX_TOKENS + _TYPICAL_PROMPT_TOKENS)
+        prompt = (0,) * (PREFIX_TOKENS + TYPICAL_PROMPT_TOKENS)
         job = Job(-1, prompt, None, width, height, 1, 0.0, None, 0)
         halves = Job(-2, prompt, prompt, width, height, 1, self.config.default_guidance, None, 0)
         if self.offload.dit is not None:
@@ -339,7 +273,7 @@ class Rank:
             needed = batch_bytes(
                 self.config,
                 [len(ids) - PREFIX_TOKENS + tokens for ids in job.prompts],
-                self._engine.degrees,
+                self._model.engine.degrees,
                 self.dtype.itemsize,
             )
             encoding = self._encode_bytes if begins else 0
@@ -409,6 +343,11 @@ class Rank:
         return 0 if self._plans is None else self._plans.build_all()
 
     @property
+    def attention_choice(self) -> AttentionChoice:
+        """The backends of the DiT's attention, and why."""
+        return self._model.attention_choice
+
+    @property
     def attention_plans(self) -> PlanSchedule | None:
         """What is known of them, where attention needs any."""
         return None if self._plans is None else self._plans.schedule
@@ -452,7 +391,7 @@ class Rank:
         """Bytes that are free for all that work takes, where that is known."""
         plan, free = self.plan, free_bytes(self.device)
         if free is not None:
-            free = max(0, free - reserve_bytes(self.device)) // self._sharing - self.offload.absent
+            free = max(0, free - reserve_bytes(self.device)) // self._model.sharing - self.offload.absent
         if plan.usable is not None:
             held = max(plan.weights, torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0)
             free = plan.usable - held if free is None else min(free, plan.usable - held)
@@ -471,54 +410,7 @@ class Rank:
 
     def describe_plan(self) -> tuple[str, ...]:
         """What lies where, for people, if the config says anything about it."""
-        return tuple(self.plan.describe()) if self._saves_memory else ()
-
-    @property
-    def _saves_memory(self) -> bool:
-        return bool(self._engine.offload) or self._engine.memory_budget is not None
-
-    def _has_room_for_whole_text_encoder(self, config: EngineConfig, weights: Weights) -> bool:
-        """Whether tensor parallel ranks keep the whole text encoder each, if all have a GPU with memory for it: then no
-        layer waits for other ranks, and encoding can be recorded as a graph. Not where memory is to be saved."""
-        tp, world = self.mesh.tp.size, self.mesh.world
-        if tp == 1:
-            return True
-        if self.device.type != "cuda" or config.offload or config.memory_budget is not None:
-            return False
-        plan = plan_for(config, weights, tp, self._sharing, self.device, self.dtype, whole_text_encoder=True)
-        tokens, element = self.config.image_tokens(_ROOM_SIDE, _ROOM_SIDE), self.dtype.itemsize
-        room = batch_bytes(self.config, [tokens, tokens], config.degrees, element)
-        room += decode_bytes(self.config, _ROOM_SIDE, _ROOM_SIDE, element)
-        plan = replace(plan, work=max(plan.work, room), communication=0)  # NCCL has it already
-        free = (free_bytes(self.device) or 0) // self._sharing
-        fits = world.all_reduce(torch.tensor([float(plan.needed <= free)], device=self.device))
-        return fits.item() == world.size
-
-    def _choose_attention(self, *, measured: bool) -> AttentionChoice:
-        """Set the backends by the config, for images of the default size: the same on all ranks."""
-        dit, size = self.config.transformer, self.mesh.tp.size * self.mesh.sp.size
-        shape = AttentionShape(
-            heads=dit.num_heads // size,
-            kv_heads=dit.num_kv_heads // size,
-            head_dim=dit.head_dim,
-            lengths=(
-                self.config.image_tokens(self.config.default_width, self.config.default_height)
-                + _TYPICAL_PROMPT_TOKENS,
-            ),
-            fp8=measured and self.transformer.attends_to_fp8,
-        )
-        calls = _IMAGES_PER_NEW_LENGTH * self.config.default_steps * dit.num_layers
-        choice = choose_attention(
-            self._engine.attention,
-            shape,
-            self.device,
-            self.dtype,
-            calls=calls,
-            measured=measured,
-            agree=partial(agree_on_attention, self.mesh.world, self.device),
-        )
-        self.attention.backend, self.attention.captured_backend = choice.backend, choice.captured_backend
-        return choice
+        return tuple(self.plan.describe()) if self._model.saves_memory else ()
 
     def close(self) -> None:
         """Wait until every image has been decoded. Raises what went wrong there."""

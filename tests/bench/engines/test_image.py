@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-import engine.rank.rank as rank_module
 from bench.engines import engine as engine_module
 from bench.engines.engine import Engine
 from bench.engines.real_size import model_of_size
@@ -21,6 +20,7 @@ from bench.image.unseen_length import measure_unseen
 from bench.measure.files import FILE_OPTIONS
 from bench.measure.floor import Ceilings
 from bench.measure.timing import Budget
+from engine.rank.build import TYPICAL_PROMPT_TOKENS
 from tests.bench.engines.measured import TINY, check_output
 
 pytestmark = pytest.mark.usefixtures("quick_ceilings")
@@ -119,4 +119,4 @@ def test_lengths_end_where_prompts_are_cut() -> None:
 
 
 def test_the_length_that_a_rank_warms_up_with_is_no_new_one() -> None:
-    assert engine_module.WARM_UP_TEXT_TOKENS == rank_module._TYPICAL_PROMPT_TOKENS
+    assert engine_module.WARM_UP_TEXT_TOKENS == TYPICAL_PROMPT_TOKENS

@@ -123,7 +123,7 @@ def test_ranks_agree_over_the_whole_world(turbo: Path, monkeypatch: pytest.Monke
         timings, refused = agree({"torch": Timing(1.0 + number, 1.0)}, {"fa4": "no"} if number == 2 else {})
         return AttentionChoice("torch", None, timings, refused)
 
-    monkeypatch.setattr("engine.rank.rank.choose_attention", find)
+    monkeypatch.setattr("engine.rank.build.choose_attention", find)
     config = EngineConfig(model=str(turbo), device="cpu", sp=2, cfg_parallel=True)
 
     def work(mesh: Mesh) -> AttentionChoice:

@@ -135,7 +135,7 @@ def test_none_dequantises_and_fp8_and_int8_requantise_the_blocks(turbo: Path, he
 def test_fp8_of_the_file_is_multiplied_as_fp8_where_the_device_can_and_the_file_allows(
     turbo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("rank.rank", "offload.offload"):
+    for module in ("rank.build", "offload.offload"):
         monkeypatch.setattr(f"engine.{module}.multiplies_fp8", lambda device, dtype: True)
     rank, _ = rank_of(turbo, matrices_as("fp8", full_precision="attn.to_out"))
     for name, matrix in matrices(rank).items():
