@@ -193,7 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, headers, json.dumps(content).encode())
 
     def _send_file(self, name: str) -> None:
-        names = {path.name for path in PAGE.iterdir()}
+        names = {path.relative_to(PAGE).as_posix() for path in PAGE.rglob("*") if path.is_file()}
         if name not in names:
             self._answer(404, {"error": {"message": f"no {name}"}})
             return
