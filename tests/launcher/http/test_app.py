@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import schemathesis
@@ -94,7 +95,10 @@ def test_the_page_and_its_files_are_served_and_load_nothing_from_elsewhere(run_f
             assert (await client.get("/page/index.html", headers=anyone)).text == page.text
             again = await client.get("/", headers=anyone | {"If-None-Match": page.headers["etag"]})
             assert again.status_code == 304
-            for path in ("/page/../http.py", "/page/%2e%2e/http.py", "/page//../http.py"):
+            for path in re.findall('(?:href|src)="(/[^"]+)"', page.text):
+                file = await client.get(path, headers=anyone)
+                assert (file.status_code, file.headers.get("cache-control")) == (200, "no-cache"), path
+            for path in ("/page/../app.py", "/page/%2e%2e/app.py", "/page//../app.py"):
                 assert (await client.get(path, headers=anyone)).status_code == 404
             docs = await client.get("/docs")
             assert "num_inference_steps" in docs.text

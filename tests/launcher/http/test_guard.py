@@ -196,7 +196,7 @@ def test_what_is_not_there_is_answered_in_the_same_shape() -> None:
             for method, path, status, code in (
                 ("GET", "/nothing", 404, "not_found"),
                 ("GET", "/page/nothing", 404, "not_found"),
-                ("GET", "/page/../http.py", 404, "not_found"),
+                ("GET", "/page/../app.py", 404, "not_found"),
                 ("GET", "/v1/models/nothing", 404, "model_not_found"),
                 ("GET", PATH, 405, "method_not_allowed"),
                 ("DELETE", "/health", 405, "method_not_allowed"),
