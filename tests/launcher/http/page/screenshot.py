@@ -15,12 +15,12 @@ from tests.launcher.processes import PATIENCE_S
 FILE = Path(__file__).parents[4] / "docs" / "page.png"
 PATIENCE_MS = 1000 * PATIENCE_S
 PICTURES = [
-    ("a large yellow star on a purple background", 5),
-    ("a pink diamond on a black background", 2),
-    ("a blue ring on a yellow background", 0),
-    ("a small white heart at the top on a green background", 3),
+    ("two yellow stars on a black background", 2),
+    ("a green triangle above an orange square on a cyan background", 2),
+    ("three orange circles on a blue background", 2),
+    ("a large red heart on a pink background", 2),
 ]
-RUNNING = ("a red circle on a blue background", 0)
+RUNNING = ("a large white ring on a red background", 2)
 RUNNING_STEPS = 200  # enough to be seen
 
 
@@ -29,9 +29,10 @@ def main() -> None:
     if path is None:
         sys.exit(f"error: none of {', '.join(NAMES)} is in PATH")
     with serve_demo() as server, start_chromium(path) as browser:
-        page = browser.new_page(viewport={"width": 1280, "height": 840})
+        page = browser.new_page(viewport={"width": 1280, "height": 880})
         page.set_default_timeout(PATIENCE_MS)
-        page.goto(server.http)
+        with page.expect_response(lambda answer: answer.url.endswith("/ready") and answer.ok):
+            page.goto(server.http)  # and until then it says that the engine is starting
         expect(page.locator("#model")).to_have_text("demo")
         for count, (prompt, seed) in enumerate(PICTURES, 1):
             _generate(page, prompt, seed)
