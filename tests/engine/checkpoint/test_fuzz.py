@@ -18,7 +18,8 @@ from engine.parallel.mesh import Mesh
 from engine.rank.rank import Rank
 from engine.step import Job, Step
 from launcher.requests.tokenizer import PromptTokenizer
-from tests.damage import KINDS, bounded_memory, copy_checkpoint, damage, replace_bytes
+from tests.damage import bounded_memory, copy_checkpoint, replace_bytes
+from tests.random_damage import KINDS, damage
 
 CASES = 200
 FAST_CASES = 40
