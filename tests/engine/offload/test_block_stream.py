@@ -1,0 +1,112 @@
+"""Blocks that are copied to the device in turn, beside work."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.config.engine_config import DIT_LAYERWISE
+from engine.device.timing import seconds_between
+from engine.model.layers import SwiGLU
+from engine.offload import copying
+from engine.offload import host_buffers as residency
+from engine.offload.host_buffers import HostMemory, WeightLedger
+from engine.offload.offload import BlockStream, Span
+from tests.engine.offload.demo_rank import CPU, draw, make_rank
+
+
+def run_slowly(monkeypatch: pytest.MonkeyPatch, prefetch: int) -> list[Span]:
+    """The timeline of two steps in which every block computes until the copies ahead of it have begun: for ever, if
+    they wait for it."""
+    forward, copy_bytes = SwiGLU.forward, copying.copy_bytes
+    computed = itertools.count(1)
+    copies, another = 0, threading.Condition()
+
+    def count(target: torch.Tensor, source: torch.Tensor) -> None:
+        nonlocal copies
+        with another:
+            copies += 1
+            another.notify()
+        copy_bytes(target, source)
+
+    def slow(module: SwiGLU, x: Any) -> torch.Tensor:
+        if module not in of_blocks:  # but the text encoder's or text fusion's
+            return forward(module, x)
+        due = next(computed) + prefetch
+        with another:
+            assert another.wait_for(lambda: copies >= due, timeout=60), f"{copies} copies have begun, not {due}"
+        return forward(module, x)
+
+    monkeypatch.setattr(copying, "copy_bytes", count)
+    rank = make_rank(offload=(DIT_LAYERWISE,), prefetch=prefetch)
+    of_blocks = {block.ff for block in rank.transformer.transformer_blocks}
+    monkeypatch.setattr(SwiGLU, "forward", slow)
+    stream = rank.offload.streams["transformer"]
+    stream.timeline = []
+    draw(rank)
+    return stream.timeline
+
+
+@pytest.mark.parametrize("prefetch", [1, 2])
+def test_the_next_blocks_are_copied_while_one_computes(monkeypatch: pytest.MonkeyPatch, prefetch: int) -> None:
+    timeline = run_slowly(monkeypatch, prefetch)
+    computes = [span for span in timeline if span.what == "compute"]
+    copies = [span for span in timeline if span.what == "copy"]
+    assert [span.block for span in computes] == [span.block for span in copies] == [*range(6), *range(6)]
+    for index, compute in enumerate(computes):
+        assert seconds_between(copies[index].ended, compute.began) >= 0  # not before it is there
+        for ahead in copies[index + 1 : index + 1 + prefetch]:  # from block 5 on to block 0 of the next step
+            assert seconds_between(ahead.began, compute.ended) > 0
+        for later in copies[index + 1 + prefetch :]:
+            assert seconds_between(compute.ended, later.began) >= 0  # its place is taken until then
+
+
+def test_without_prefetch_nothing_is_copied_while_a_block_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    timeline = run_slowly(monkeypatch, 0)
+    for earlier, later in pairwise(timeline):
+        assert seconds_between(earlier.ended, later.began) >= 0
+
+
+def test_blocks_that_stay_are_not_copied_and_those_that_do_not_are_spread(turbo: Path) -> None:
+    rank = make_rank()
+    rank.close()
+    sizes = rank.plan
+    budget = int((sizes.needed - sizes.weights / 6) // 1)
+    planned = make_rank(memory_budget=budget, offload=(DIT_LAYERWISE,), vae_memory=10**9)
+    stream = planned.offload.streams["transformer"]
+    assert tuple(stream._parcels) == planned.plan.streamed
+    assert 0 < len(planned.plan.streamed) < planned.plan.blocks
+    draw(planned)
+    assert planned.memory()["peak_weights"] <= planned.plan.weights <= budget
+
+
+def test_a_copy_that_fails_fails_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    rank = make_rank(offload=(DIT_LAYERWISE,))
+    whole = copying.copy_bytes
+    left = [2]
+
+    def fail(target: torch.Tensor, source: torch.Tensor) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("the bus is gone")
+        whole(target, source)
+
+    monkeypatch.setattr(copying, "copy_bytes", fail)
+    with pytest.raises(RuntimeError, match="the bus is gone"):
+        draw(rank)
+
+
+def test_a_stream_gives_every_block_its_own_weights_pass_after_pass() -> None:
+    parameters = [torch.nn.Parameter(torch.full((4, 4), float(index)), requires_grad=False) for index in range(5)]
+    travelling = {index: residency.Parcel([parameters[index]], HostMemory(CPU)) for index in (1, 2, 4)}
+    copier = copying.make_copier(CPU)
+    stream = BlockStream("transformer", travelling, 1, WeightLedger(CPU), copier)
+    for _ in range(3):
+        assert [float(parameter.sum()) for parameter in stream.visit(parameters)] == [0.0, 16.0, 32.0, 48.0, 64.0]
+    copier.close()
