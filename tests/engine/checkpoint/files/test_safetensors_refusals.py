@@ -1,0 +1,214 @@
+"""Safetensors files that are refused: garbage, pickles, wrong headers, damage."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from engine.checkpoint.files.open import open_tensor_file
+from engine.checkpoint.files.safetensors_file import LARGEST_HEADER, SafetensorsFile
+from engine.errors import CheckpointError
+from tests.damage import bounded_memory
+from tests.engine.checkpoint.files.safetensors_files import FUZZ, entry, refusal, whole, write
+
+DATA = bytes(24)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0", b"1234567", b"not a model at all", bytes(100), b"\xff" * 100])
+def test_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(content)
+    refusal(path)
+
+
+@pytest.mark.parametrize("content", [b"PK\3\4 and so on", b"\x80\x02}q\0.", b"\x80\x05\x95\0\0\0\0\0\0\0\0."])
+def test_pickles_are_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    assert refusal(path).startswith("model.safetensors: is a pickle")
+
+
+def test_a_file_that_torch_saved_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(3)}, tmp_path / "a.pt")
+    torch.save({"a": torch.zeros(3)}, tmp_path / "b.safetensors", _use_new_zipfile_serialization=False)
+    assert "is a pickle" in refusal(tmp_path / "a.pt")
+    assert "is a pickle" in refusal(tmp_path / "b.safetensors")
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "gone") == "gone: the file is missing"
+    (tmp_path / "folder").mkdir()
+    assert refusal(tmp_path / "folder") == "folder: is not a file"
+    os.mkfifo(tmp_path / "pipe")
+    assert refusal(tmp_path / "pipe") == "pipe: is not a file"
+    refusal(tmp_path / ("n" * 300))
+    refusal(tmp_path / "a\0b")
+
+
+@pytest.mark.parametrize("length", [3, 10**6, 2**31, LARGEST_HEADER + 1, 2**63, 2**64 - 1])
+def test_a_wrong_header_length_is_refused(tmp_path: Path, length: int) -> None:
+    refusal(write(tmp_path / "a", {"a": entry()}, DATA, length))
+
+
+def test_a_header_beyond_the_limit_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with path.open("wb") as file:
+        file.write((LARGEST_HEADER + 1).to_bytes(8, "little") + b"{")
+        file.truncate(1 << 40)  # a sparse file, of no blocks
+    assert "its header is too long" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (b"{", "is not valid json"),
+        (b"{}}", "is not valid json"),
+        (b'{"a\xff": 1}', "is not valid json"),
+        (b'{"a": ' * 50_000, "is not valid json"),
+        (b'{"a": ' + b"[" * 100_000, "is not valid json"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "is not valid json"),
+        (b'{"a": 1, "a": 2}', "the key 'a' is there twice"),
+        (b'{"a": {"dtype": "F32", "dtype": "F32"}}', "the key 'dtype' is there twice"),
+        (b'{"\\ud800": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}', "is not Unicode"),
+        ({"__metadata__": {"a": 1}}, "__metadata__: has a value"),
+        ({"__metadata__": []}, "__metadata__: has a value"),
+        ({"a": []}, "a: is not described"),
+        ({"a" * 10**6: None}, "is not described"),
+        ({"a": {}}, "a: tensor has a dtype that cannot be read"),
+        ({"a": entry(dtype="F33")}, "a: tensor has a dtype that cannot be read"),
+        ({"a": entry(dtype=["F32"])}, "a: tensor has a dtype that cannot be read"),
+    ],
+)
+def test_a_bad_header_is_refused(tmp_path: Path, header: Any, reason: str) -> None:
+    assert reason in refusal(write(tmp_path / "a", header, DATA))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *(None, 6, "6", {}, [2, None], [2.0, 3.0], [True, 6], [-2, -3], [[6]], [6] + [1] * 63, [1] * 1_000_000),
+        *([1 << 60], [1 << 30] * 3, [0, 1 << 60], [10**400], [10**400, 0], [1 << 32, 1 << 32]),
+    ],
+)
+def test_a_shape_that_no_tensor_has_is_refused(tmp_path: Path, shape: Any) -> None:
+    for end in (0, 24):
+        assert "a: has a shape that no tensor has" in refusal(write(tmp_path / "a", {"a": entry(shape, 0, end)}, DATA))
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [(0, 23), (0, 25), (24, 0), (-24, 0), (0.0, 24.0), (None, 24), (False, 24), ("0", "24"), (0, 10**4000)],
+)
+def test_offsets_that_do_not_fit_are_refused(tmp_path: Path, begin: Any, end: Any) -> None:
+    assert "a: has data_offsets that do not fit" in refusal(
+        write(tmp_path / "a", {"a": entry((2, 3), begin, end)}, DATA)
+    )
+
+
+@pytest.mark.parametrize("offsets", [None, [], [0], [0, 24, 24], "x", {"begin": 0}])
+def test_what_are_no_offsets_is_refused(tmp_path: Path, offsets: Any) -> None:
+    header = {"a": {**entry(), "data_offsets": offsets}}
+    assert "a: has data_offsets that do not fit" in refusal(write(tmp_path / "a", header, DATA))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        (entry(begin=8, end=32),),  # a gap at the start
+        (entry(), entry()),
+        (entry(), entry(begin=20, end=44)),
+        (entry(), entry(begin=28, end=52)),
+        (entry(), entry((0,), 12, 12)),
+        (entry(), entry(begin=2**62, end=2**62 + 24)),
+    ],
+)
+def test_overlaps_and_gaps_are_refused(tmp_path: Path, entries: tuple[dict[str, Any], ...]) -> None:
+    header = dict(zip("ab", entries, strict=False))
+    assert "does not begin where the tensor before it ends" in refusal(write(tmp_path / "a", header, bytes(64)))
+
+
+@pytest.mark.parametrize("size", [0, 23, 25, 4096])
+def test_data_of_another_length_is_refused(tmp_path: Path, size: int) -> None:
+    assert "its data has another length" in refusal(write(tmp_path / "a", {"a": entry()}, bytes(size)))
+
+
+def seconds_to_open(tmp_path: Path, tensors: int) -> float:
+    """Of this thread on a core, for a file of so many tensors; the least of three times.
+
+    Python collects no garbage meanwhile, which takes time for all that the process holds.
+    """
+    header = {f"blocks.{number}.attn.wq.weight": entry((1,), 4 * number, 4 * number + 4) for number in range(tensors)}
+    path = write(tmp_path / "many", header, bytes(4 * tensors))
+    seconds = []
+    gc.disable()
+    try:
+        for _ in range(3):
+            began = time.thread_time()
+            file = SafetensorsFile(path)
+            seconds.append(time.thread_time() - began)
+            assert len(file.headers) == tensors
+    finally:
+        gc.enable()
+    return min(seconds)
+
+
+def test_the_time_that_a_header_takes_grows_with_its_length_and_no_faster(tmp_path: Path) -> None:
+    few, many = seconds_to_open(tmp_path, 2_000), seconds_to_open(tmp_path, 20_000)
+    assert many < 40 * few  # 10 if it is in proportion, 100 if every tensor is compared with every other
+
+
+@pytest.mark.parametrize("text", [b"0", b"[[[]]]"])
+def test_the_memory_that_a_header_takes_is_in_proportion_to_its_length(tmp_path: Path, text: bytes) -> None:
+    length = 1 << 19
+    path = write(tmp_path / "a", b'{"a": [' + b",".join([text] * (length // (len(text) + 1))) + b"]}")
+    tracemalloc.start()
+    try:
+        assert "is not described" in refusal(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 50 * length  # 800 MB for the largest header
+
+
+# That time and memory are in proportion to a header's length: the two tests above.
+@pytest.mark.slow
+def test_a_header_of_a_hundred_thousand_tensors_is_read(tmp_path: Path) -> None:
+    header = {f"blocks.{number}.attn.wq.weight": entry((1,), 4 * number, 4 * number + 4) for number in range(100_000)}
+    path = write(tmp_path / "many", header, bytes(400_000))
+    with bounded_memory():
+        assert len(SafetensorsFile(path).headers) == 100_000
+
+
+@FUZZ
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8),
+    cut=st.integers(0, 400),
+)
+def test_damaged_files_are_refused_or_read(tmp_path: Path, changes: list[tuple[int, int]], cut: int) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.zeros((2, 3)), "b": torch.zeros((4,), dtype=torch.bfloat16)}, path, {"format": "pt"})
+    content = bytearray(path.read_bytes())
+    header = int.from_bytes(content[:8], "little")
+    for position, value in changes:
+        content[position % (8 + header)] = value
+    read_all_or_refuse(path, bytes(content[: len(content) - max(0, cut - 300)]))
+
+
+def read_all_or_refuse(path: Path, content: bytes) -> None:
+    path.unlink(missing_ok=True)  # files that are open stay as they are
+    path.write_bytes(content)
+    with contextlib.suppress(CheckpointError), bounded_memory():
+        file = open_tensor_file(path)
+        for name, header in file.headers.items():
+            assert file.read(name, whole(header.shape)).shape == header.shape
