@@ -10,14 +10,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from engine.checkpoint.checkpoint_files import CheckpointFiles
-from engine.checkpoint.parts import repository_of, variant_by_name
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_CHECKPOINTS
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
@@ -26,21 +24,11 @@ from engine.parallel.mesh import Mesh
 from engine.rank.rank import Rank
 from tests.damage import bounded_memory, copy_checkpoint, rewrite_json, rewrite_tensors
 from tests.engine.checkpoint.layouts.layouts import (
-    language_model,
-    load_text_encoder,
     load_transformer,
-    load_vae,
     native_transformer,
-    prefixed,
     save,
-    wan_vae,
 )
-
-
-def open_config(**options: str | None) -> ModelConfig:
-    checkpoint = CheckpointFiles.open(EngineConfig(**options))  # type: ignore[arg-type]
-    checkpoint.close()
-    return checkpoint.config
+from tests.engine.checkpoint.model_configs import open_config
 
 
 def load(**options: str) -> Rank:
@@ -54,21 +42,6 @@ def states(rank: Rank) -> dict[str, torch.Tensor]:
         for number, module in enumerate((rank.transformer, rank.text_encoder, rank.vae))
         for name, tensor in module.state_dict().items()
     }
-
-
-@pytest.fixture(scope="module")
-def single(turbo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The small checkpoint as single files, somewhere else, in the layouts of ComfyUI."""
-    folder = tmp_path_factory.mktemp("comfy")
-    transformer = prefixed("model.diffusion_model.", native_transformer(load_transformer(turbo)))
-    text_encoder = prefixed("model.", language_model(load_text_encoder(turbo)))
-    files = {
-        "transformer": save(transformer, folder / "diffusion_models/krea2.safetensors"),
-        "text_encoder": save(text_encoder, folder / "text_encoders/qwen3vl.safetensors"),
-        "vae": save(wan_vae(load_vae(turbo), 1), folder / "vae/vae.safetensors"),
-        "tokenizer": shutil.copytree(turbo / "tokenizer", folder / "tokenizer") / "tokenizer.json",
-    }
-    return {part: str(file) for part, file in files.items()}
 
 
 # ---- mixing
@@ -183,121 +156,6 @@ def test_a_path_to_nowhere_is_named(turbo: Path, tmp_path: Path) -> None:
         open_config(model=str(tmp_path / "nowhere"))
     with pytest.raises(CheckpointError, match=r"nowhere\.safetensors: the file is missing"):
         open_config(model=str(turbo), vae=str(tmp_path / "nowhere.safetensors"))
-
-
-# ---- Raw or Turbo
-
-
-@pytest.mark.parametrize(
-    ("name", "variant"),
-    [
-        ("krea2_turbo_fp8_scaled", "turbo"),
-        ("Krea-2-Turbo-Q4_K_M", "turbo"),
-        ("KREA2Turbo", "turbo"),
-        ("krea2_raw_bf16", "raw"),
-        ("raw", "raw"),
-        ("krea-2-base", "raw"),
-        ("turbo_from_raw", "turbo"),
-        ("drawing", None),
-        ("database", None),
-        ("krea2", None),
-    ],
-)
-def test_a_files_name_tells_the_variant_by_whole_words(tmp_path: Path, name: str, variant: str | None) -> None:
-    file = tmp_path / f"{name}.safetensors"
-    file.touch()
-    assert variant_by_name(file) == variant
-
-
-@pytest.fixture
-def unsaid(turbo: Path, tmp_path: Path) -> Path:
-    """A repository that does not say what it is."""
-    folder = copy_checkpoint(turbo, tmp_path / "unsaid")
-    rewrite_json(folder / "model_index.json", lambda values: values.pop("is_distilled"))
-    return folder
-
-
-def variant_of(config: ModelConfig) -> tuple[str, bool]:
-    return "turbo" if config.is_distilled else "raw", config.variant_is_assumed
-
-
-def test_a_repository_further_up_says_nothing_of_a_file(turbo: Path, single: dict[str, str], tmp_path: Path) -> None:
-    folder = tmp_path / "models" / "krea"
-    folder.mkdir(parents=True)
-    shutil.copy(turbo / "model_index.json", folder.parent)
-    file = Path(shutil.copy(single["transformer"], folder))
-    assert repository_of(file) is None
-    assert repository_of(turbo) == repository_of(turbo / "transformer") == turbo
-    assert repository_of(turbo / "transformer" / "diffusion_pytorch_model.safetensors") == turbo
-
-
-def test_the_option_decides_before_everything(raw: Path) -> None:
-    assert variant_of(open_config(model=str(raw), variant="turbo")) == ("turbo", False)
-
-
-def test_steps_and_guidance_may_be_stated_and_hold_for_the_kind_that_they_are_stated_of(
-    raw: Path, turbo: Path, tmp_path: Path
-) -> None:
-    own = copy_checkpoint(raw, tmp_path / "own")
-    rewrite_json(own / "model_index.json", lambda values: values.update(default_steps=40, default_guidance=2))
-
-    def defaults(**options: Any) -> tuple[int, float]:
-        config = open_config(**options)
-        return config.default_steps, config.default_guidance
-
-    assert defaults(model=str(own)) == defaults(model=str(own), variant="raw") == (40, 2.0)
-    assert defaults(model=str(own), variant="turbo") == (8, 0.0)
-    assert defaults(model=str(own), transformer=str(turbo)) == (8, 0.0)
-    assert defaults(model=str(raw)) == defaults(model=str(turbo), variant="raw") == (52, 3.5)
-    rewrite_json(own / "model_index.json", lambda values: values.pop("default_steps"))
-    assert defaults(model=str(own)) == (52, 2.0)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("default_steps", 0), ("default_steps", 201), ("default_steps", 8.0), ("default_guidance", -0.5),
-        ("default_guidance", 20.5), ("default_guidance", "3"), ("default_guidance", float("nan")),
-        ("prompt_words", "fox"), ("prompt_note", 3),
-    ],
-)  # fmt: skip
-def test_a_default_or_a_domain_that_cannot_be_is_named(raw: Path, tmp_path: Path, key: str, value: object) -> None:
-    folder = copy_checkpoint(raw, tmp_path / "copy")
-    fine = {"prompt_words": ["a", "fox"], "prompt_note": "It draws foxes."}
-    rewrite_json(folder / "model_index.json", lambda values: values.update({**fine, key: value}))
-    with pytest.raises(CheckpointError, match=rf"model_index\.json: {key}: .*, expected .*, found "):
-        open_config(model=str(folder))
-
-
-def test_then_the_repository_of_the_transformer(raw: Path, turbo: Path) -> None:
-    assert variant_of(open_config(model=str(raw))) == ("raw", False)
-    assert variant_of(open_config(model=str(turbo), transformer=str(raw))) == ("raw", False)
-    assert variant_of(open_config(model=str(turbo), transformer=str(raw / "transformer"))) == ("raw", False)
-
-
-def test_then_the_transformers_own_config(unsaid: Path) -> None:
-    rewrite_json(unsaid / "transformer/config.json", lambda values: values.update(is_distilled=False))
-    assert variant_of(open_config(model=str(unsaid))) == ("raw", False)
-
-
-@pytest.mark.parametrize(("name", "variant"), [("krea2_raw", "raw"), ("krea2_turbo", "turbo"), ("krea2", "turbo")])
-def test_then_a_files_name_and_it_is_said_that_this_is_assumed(
-    unsaid: Path, single: dict[str, str], name: str, variant: str
-) -> None:
-    file = shutil.copy(single["transformer"], unsaid / f"{name}.safetensors")
-    assert variant_of(open_config(model=str(file))) == (variant, True)
-
-
-def test_a_file_from_elsewhere_is_what_its_name_says_or_else_what_the_folder_is(
-    raw: Path, single: dict[str, str], tmp_path: Path
-) -> None:
-    named = shutil.copy(single["transformer"], tmp_path / "turbo.safetensors")
-    assert variant_of(open_config(model=str(raw), transformer=str(named))) == ("turbo", True)
-    assert variant_of(open_config(model=str(raw), transformer=single["transformer"])) == ("raw", True)
-
-
-def test_a_checkpoint_that_says_nothing_is_taken_for_turbo(unsaid: Path) -> None:
-    assert variant_of(open_config(model=str(unsaid))) == ("turbo", True)
 
 
 # ---- errors name what the file holds
