@@ -1,4 +1,4 @@
-"""Fixtures of the tests of checkpoints: parts of one as single files."""
+"""Fixtures of the tests of checkpoints: parts of one as single files, and a copy to be damaged."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.damage import copy_checkpoint
 from tests.engine.checkpoint.layouts.layouts import (
     language_model,
     load_text_encoder,
@@ -32,3 +33,9 @@ def single(turbo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
         "tokenizer": shutil.copytree(turbo / "tokenizer", folder / "tokenizer") / "tokenizer.json",
     }
     return {part: str(file) for part, file in files.items()}
+
+
+@pytest.fixture
+def damaged(turbo: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return copy_checkpoint(turbo, tmp_path / "damaged")
