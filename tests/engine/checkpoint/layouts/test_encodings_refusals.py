@@ -10,7 +10,7 @@ import torch
 
 from engine.checkpoint.convert.quantize import encode
 from engine.errors import CheckpointError
-from tests.engine.checkpoint.layouts.test_encodings import stored, whole
+from tests.engine.checkpoint.layouts.encoded import stored, whole
 
 FP8, INT8, MXFP8, NVFP4 = ({"format": name} for name in ("float8_e4m3fn", "int8_tensorwise", "mxfp8", "nvfp4"))
 
