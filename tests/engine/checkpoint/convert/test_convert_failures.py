@@ -1,0 +1,52 @@
+"""Conversions that cannot be written or are not finished: nothing is left of them."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.checkpoint.convert import convert
+from engine.checkpoint.convert.convert import LAYOUTS, WEIGHTS
+from engine.config.engine_config import EngineConfig
+from engine.errors import CheckpointError
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["x" * 251, "x" * 300, "file/x"])
+def test_paths_that_cannot_be_written_are_named(turbo: Path, tmp_path: Path, layout: str, name: str) -> None:
+    (tmp_path / "file").touch()
+    checkpoint = CheckpointFiles.open(EngineConfig(model=str(turbo)))
+    with pytest.raises(CheckpointError, match=r"cannot be written: (File name too long|Not a directory)"):
+        convert.convert(checkpoint, tmp_path / name, layout=layout, weights=WEIGHTS[layout][0])
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_full_disk_is_said_and_nothing_left_on_it(turbo: Path, tmp_path: Path, layout: str) -> None:
+    checkpoint = CheckpointFiles.open(EngineConfig(model=str(turbo)))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot be written: (File too large|\d+ requested and \d+ written)"):
+            convert.convert(checkpoint, tmp_path / "out", layout=layout, weights=WEIGHTS[layout][0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_of_what_was_not_finished(turbo: Path, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop() -> None:
+        raise Stop
+
+    checkpoint = CheckpointFiles.open(EngineConfig(model=str(turbo)))
+    for layout in LAYOUTS:
+        with pytest.raises(Stop):
+            convert.convert(checkpoint, tmp_path / "out", layout=layout, weights=WEIGHTS[layout][0], report=stop)
+        assert not list(tmp_path.iterdir()), layout
