@@ -92,8 +92,8 @@ def product(names: Iterable[str], degrees: Iterable[int], fast: Container[tuple[
     ]
 
 
-# Both dtypes and all degrees; that a file gives every rank its share whatever its layout and dtype, test_files.py and
-# test_encodings.py guard too.
+# Both dtypes and all degrees; that a file gives every rank its share whatever its layout and dtype,
+# test_checkpoint_files.py and test_encodings_slices.py guard too.
 @pytest.mark.parametrize(
     ("weights", "tp"),
     product(("float32", "bfloat16"), (1, 2, 4), fast=(("float32", 1), ("bfloat16", 2), ("float32", 4))),
@@ -121,7 +121,7 @@ def test_every_layout_draws_the_identical_image(
 
 
 # Every format at degree 1, at others one of each kind: a scale a tensor, scales in tiles, scales in blocks. Slices of
-# every format are compared with the whole in test_encodings.py and test_gguf_file.py.
+# every format are compared with the whole in test_encodings_slices.py and test_gguf_file.py.
 @pytest.mark.parametrize(
     ("weights", "tp"),
     product(ERRORS, (1, 2, 4), fast=[*((weights, 1) for weights in ERRORS), ("fp8", 4), ("nvfp4", 2), ("q4_0", 4)]),
