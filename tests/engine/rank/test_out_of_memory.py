@@ -1,119 +1,27 @@
-"""Too little memory for a step, or for decoding: nothing is lost but an image that does not fit by itself."""
+"""Too little memory for a step: nothing is lost but an image that does not fit by itself."""
 
 from __future__ import annotations
 
-import queue
 import random
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import wait
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
 from engine.device.devices import reserve_bytes
 from engine.device.out_of_memory import is_out_of_memory
-from engine.errors import OutOfMemoryError
-from engine.model.tiles import SMALLEST_TILE
-from engine.parallel.mesh import Mesh
 from engine.planning.step_memory import encode_bytes
-from engine.rank.image_decoder import DecodedImage
 from engine.rank.rank import Rank
-from engine.rank.sampling import unpack_latents
-from engine.step import Adapter, Job, Step, StepTimes
-from tests.engine_runs import DEADLINE_S, RankGroup, as_array, config_of, jobs_of
+from engine.step import Step
+from tests.engine.rank.short_of_memory import CPU, LORA, REQUESTS, OutOfMemory, Ranked, make_jobs
+from tests.engine_runs import RankGroup, as_array, jobs_of
 from tests.oracle import Request, relative_error
 
-CPU = torch.device("cpu")
 TOLERANCE = 2e-5  # of a request in a batch against alone, as in the design
-REQUESTS = [
-    Request("a red circle on a blue background", seeds=(0, 1), steps=3, width=64, height=48),
-    Request("a green star", guidance=2.0, negative_prompt="rain", width=48, height=64, seeds=(2,), steps=2),
-]
-LORA = Adapter(0, str(next(iter(DEMO_LORAS.values()))))
-
-
-class OutOfMemory(TorchDispatchMode):
-    """Raises torch's error at some operations of this thread, counted from 0."""
-
-    def __init__(self, fails: Sequence[int] = ()) -> None:
-        super().__init__()
-        self.operations, self._fails = 0, set(fails)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operations += 1
-        if self.operations - 1 in self._fails:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return func(*args, **(kwargs or {}))
-
-
-class Ranked:
-    """A rank of the demo, its images, and the jobs that it has given up."""
-
-    def __init__(self, **options: Any) -> None:
-        self.images: queue.Queue[DecodedImage] = queue.Queue()
-        self.failures: dict[int, OutOfMemoryError] = {}
-        config = config_of(DEMO_CHECKPOINT, **options)
-        self.rank = Rank(config, Mesh(), CPU, self.images.put, on_failed=self.failures.__setitem__)
-        self.number = 0
-
-    def execute(self, mode: Any = None, **parts: Any) -> StepTimes:
-        with mode or nullcontext():
-            pending = self.rank.execute(Step(self.number, **parts))
-        self.number += 1
-        return pending.wait()
-
-    def run(self, jobs: Sequence[Job], modes: Sequence[Any] = ()) -> dict[int, torch.Tensor]:
-        """All jobs to their end in shared steps, `modes` being in force in the first ones. Final latents by job."""
-        self.execute(load=(LORA,))
-        left = {job.job_id: job.steps for job in jobs}
-        latents: dict[int, torch.Tensor] = {}
-        waiting = list(modes)
-        start = tuple(jobs)
-        while left:
-            self.execute(waiting.pop(0) if waiting else None, start=start, denoise=tuple(left))
-            start = ()
-            done = [job_id for job_id in left if left[job_id] == 1]
-            left = {job_id: steps - 1 for job_id, steps in left.items() if steps > 1}
-            latents |= {job_id: self.rank.latents(job_id).clone() for job_id in done}
-            self.execute(decode=tuple(done))
-        self.execute(unload=(LORA.adapter_id,))
-        return latents
-
-    def image(self) -> DecodedImage:
-        return self.images.get(timeout=DEADLINE_S)
-
-
-def make_jobs() -> list[Job]:
-    """Guided and not, one with a LoRA, all with previews."""
-    jobs = jobs_of(DEMO_CHECKPOINT, REQUESTS)
-    return [replace(job, preview_every=1, loras=((0, 0.7),) if job.job_id == 1 else ()) for job in jobs]
-
-
-@contextmanager
-def decoding_fails(rank: Rank, monkeypatch: pytest.MonkeyPatch, times: int) -> Iterator[list[int | None]]:
-    """Gives the tiles of each attempt, of which the first so many find no memory."""
-    assert rank.vae is not None
-    decode, tiles = rank.vae.decode_pixels, list[int | None]()
-
-    def attempt(latents: torch.Tensor, *, tile: int | None = None) -> torch.Tensor:
-        tiles.append(tile)
-        if len(tiles) <= times:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return decode(latents, tile=tile)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(rank.vae, "decode_pixels", attempt)
-        yield tiles
-
-
 OFFLOADS = [(), (DIT_LAYERWISE, TEXT_ENCODER, VAE), (DIT, VAE)]
 
 
@@ -197,132 +105,11 @@ def test_an_image_that_fails_alone_is_given_up_and_the_others_go_on(monkeypatch:
     assert {ranked.image().job_id for _ in small} == {0, 1, 2}
     for job in small:
         assert relative_error(latents[job.job_id], expected[job.job_id]) < TOLERANCE
-    assert (ranked.rank._failed, ranked.rank._jobs) == (set(), {})
+    assert (ranked.rank._recovery.failed, ranked.rank._jobs) == (set(), {})
     ranked.execute(start=(big,), denoise=(big.job_id,))
     ranked.execute(release=(big.job_id,))
-    assert (ranked.rank._failed, ranked.rank._jobs) == (set(), {})
+    assert (ranked.rank._recovery.failed, ranked.rank._jobs) == (set(), {})
     ranked.rank.close()
-
-
-@pytest.mark.parametrize("offload", [(), (VAE,)])
-def test_an_image_that_cannot_be_decoded_beside_a_step_is_decoded_in_small_tiles(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, offload: tuple[str, ...]
-) -> None:
-    caplog.set_level("WARNING")
-    (job, _, other) = (replace(job, preview_every=0, loras=()) for job in make_jobs())
-    ranked = Ranked(offload=offload)
-    ranked.execute(start=(job, other), denoise=(0, 2))
-    ranked.execute(denoise=(0, 2))
-    with decoding_fails(ranked.rank, monkeypatch, times=1) as tiles:
-        ranked.execute(denoise=(0,), decode=(2,))
-        assert ranked.rank._decoding.beside is not None
-        ranked.rank._decoding.beside.settle()
-        ranked.execute(decode=(0,))  # the next step hears of it
-        assert {ranked.image().job_id for _ in range(2)} == {0, 2}
-    assert tiles == [None, SMALLEST_TILE, None]
-    assert not ranked.failures
-    with decoding_fails(ranked.rank, monkeypatch, times=2) as tiles:
-        ranked.execute(start=(replace(job, steps=1),), denoise=(0,), decode=(0,))
-        ranked.rank._decoding.beside.settle()
-        ranked.execute()
-    assert tiles == [None, SMALLEST_TILE]
-    assert ranked.failures[0].message.startswith(
-        "the image of 64 × 48 with seed 0 ran out of memory on cpu: decoding needs about "
-    )
-    why = "CUDA out of memory. Tried to allocate 2.00 GiB"
-    assert [record.getMessage() for record in caplog.records] == [
-        f"out of memory in decoding 48 × 64: {why}",
-        f"out of memory in decoding 64 × 48: {why}",
-        f"out of memory in decoding 64 × 48 in small tiles: {why}",
-    ]
-    ranked.rank.close()
-
-
-def test_images_that_fail_to_be_decoded_one_after_the_other_are_all_decoded_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The second fails while the first is looked after."""
-    jobs = [replace(job, preview_every=0, loras=(), steps=1) for job in make_jobs()[:2]]
-    ranked = Ranked()
-    ranked.execute(start=tuple(jobs), denoise=(0, 1))
-    second_may_fail = threading.Event()
-    assert ranked.rank.vae is not None
-    assert ranked.rank._decoding.beside is not None
-    decode, attempts = ranked.rank.vae.decode_pixels, list[int | None]()
-
-    def attempt(latents: torch.Tensor, *, tile: int | None = None) -> torch.Tensor:
-        attempts.append(tile)
-        if len(attempts) > 2:
-            return decode(latents, tile=tile)
-        if len(attempts) == 2:
-            assert second_may_fail.wait(DEADLINE_S)
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-    settle = ranked.rank._decoding.beside.settle
-
-    def settle_both() -> None:
-        second_may_fail.set()
-        settle()
-
-    monkeypatch.setattr(ranked.rank.vae, "decode_pixels", attempt)
-    monkeypatch.setattr(ranked.rank._decoding.beside, "settle", settle_both)
-    ranked.execute(decode=(0, 1))
-    wait([ranked.rank._decoding.beside._decodings[0].future])
-    ranked.execute()
-    assert [ranked.image().job_id for _ in jobs] == [0, 1]
-    assert attempts == [None, None, SMALLEST_TILE, SMALLEST_TILE]
-    assert not ranked.failures
-    ranked.rank.close()
-
-
-def test_an_image_that_the_previews_cannot_learn_from_comes_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has been handed on by then, so that a request for several would count it twice."""
-    (job, *_) = (replace(job, preview_every=0, steps=1) for job in make_jobs())
-    ranked = Ranked()
-
-    def learn(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-    monkeypatch.setattr(ranked.rank._decoding.previews, "learn", learn)
-    ranked.execute(start=(job,), denoise=(0,), decode=(0,))
-    assert ranked.rank._decoding.beside is not None
-    ranked.rank._decoding.beside.settle()
-    ranked.execute()
-    ranked.rank.close()
-    assert [image.job_id for image in ranked.images.queue] == [0]
-    assert not ranked.failures
-
-
-@pytest.mark.parametrize("fails", [1, 3])  # of both images the first time, and of one the second
-def test_memory_that_runs_out_on_the_way_to_the_decoder_costs_one_image_at_most(
-    monkeypatch: pytest.MonkeyPatch, fails: int
-) -> None:
-    (job, other, _) = (replace(job, preview_every=0, loras=(), steps=1) for job in make_jobs())
-    ranked = Ranked()
-    ranked.execute(start=(job, other), denoise=(0, 1))
-    attempts = list[int]()
-
-    def unpack(*arguments: Any) -> torch.Tensor:
-        attempts.append(0)
-        if len(attempts) <= fails:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return unpack_latents(*arguments)
-
-    monkeypatch.setattr("engine.rank.image_decoder.unpack_latents", unpack)
-    ranked.execute(decode=(0, 1))
-    ranked.rank.close()
-    assert {image.job_id for image in ranked.images.queue} == ({0, 1} if fails == 1 else {1})
-    assert list(ranked.failures) == ([] if fails == 1 else [0])
-
-
-def test_the_last_image_is_decoded_again_when_a_rank_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    (job, *_) = (replace(job, preview_every=0, steps=1) for job in make_jobs())
-    ranked = Ranked()
-    with decoding_fails(ranked.rank, monkeypatch, times=1) as tiles:
-        ranked.execute(start=(job,), denoise=(0,), decode=(0,))
-        ranked.rank.close()
-    assert tiles == [None, SMALLEST_TILE]
-    assert ranked.image().job_id == 0
 
 
 @pytest.mark.parametrize("operation", [0, 100])
@@ -331,7 +118,7 @@ def test_an_image_that_there_is_no_memory_for_in_the_warm_up_is_left_out(operati
     ranked = Ranked()
     counting = OutOfMemory([operation])
     with torch.inference_mode(), counting:
-        ranked.rank._try_image(64, 64, decodes=False)
+        ranked.rank._warm_up.try_image(64, 64, decodes=False)
     assert counting.operations > operation
     assert ranked.rank._jobs == {}
     assert not ranked.execute(start=(job,), denoise=(0,)).one_by_one
@@ -394,18 +181,18 @@ def test_some_of_a_gpu_is_kept_back(monkeypatch: pytest.MonkeyPatch, total: int,
 
 def test_what_is_free_for_steps_leaves_room_for_encoding_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """And for the reserve. Where memory is to be saved, prompts are encoded in turn with steps."""
-    monkeypatch.setattr("engine.rank.rank.free_bytes", lambda _: 10**10)
-    monkeypatch.setattr("engine.rank.rank.reserve_bytes", lambda _: 10**9)
+    monkeypatch.setattr("engine.offload.device_memory.free_bytes", lambda _: 10**10)
+    monkeypatch.setattr("engine.offload.device_memory.reserve_bytes", lambda _: 10**9)
     ranked = Ranked()
     assert ranked.rank.memory()["free"] == 9 * 10**9
     ranked.rank._prompts._stream = object()  # type: ignore[assignment]
     encoding = encode_bytes(ranked.rank.config, 1, 4)
     assert ranked.rank.memory()["free"] == 9 * 10**9 - encoding
     both = ranked.rank.plan.work + encoding
-    monkeypatch.setattr("engine.rank.rank.free_bytes", lambda _: 10**9 + both)
+    monkeypatch.setattr("engine.offload.device_memory.free_bytes", lambda _: 10**9 + both)
     ranked.rank._fit_encoding()
     assert ranked.rank.memory()["free"] == both - encoding
-    monkeypatch.setattr("engine.rank.rank.free_bytes", lambda _: 10**9 + both - 1)
+    monkeypatch.setattr("engine.offload.device_memory.free_bytes", lambda _: 10**9 + both - 1)
     ranked.rank._fit_encoding()  # encoding in turn then, so that what fits without it still does
     assert not ranked.rank._prompts.beside_steps
     assert ranked.rank.memory()["free"] == both - 1

@@ -38,7 +38,7 @@ def test_a_guided_image_is_stepped_where_ranks_divide_guidance(
 
         rank._denoiser.step = spy  # type: ignore[method-assign]
         with torch.inference_mode():
-            rank._try_image(64, 64, decodes=False)
+            rank._warm_up.try_image(64, 64, decodes=False)
         assert rank._jobs == {}
         rank.close()
         return stepped
