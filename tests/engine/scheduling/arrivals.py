@@ -1,0 +1,27 @@
+"""Requests that arrive, of the sizes that people ask for."""
+
+from __future__ import annotations
+
+import math
+
+from tests.virtual_ranks import Arrival, make_job
+
+SIZES = (256, 1024, 2304, 4096)  # image tokens of 256², 512², 768² and 1024²
+TEXT = 60
+BUDGET = 8192
+
+
+def arrival(
+    job_id: int,
+    *,
+    at: float,
+    tokens: int,
+    steps: int,
+    request: int | None = None,
+    guided: bool = False,
+    priority: int = 0,
+) -> Arrival:
+    side = 16 * math.isqrt(tokens)
+    segments = (tokens + TEXT,) * (2 if guided else 1)
+    job = make_job(job_id, steps=steps, prompt=(job_id, *range(TEXT)), width=side, height=side)
+    return Arrival(at, job, segments, job_id if request is None else request, priority)
