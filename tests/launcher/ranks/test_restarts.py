@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import threading
 from pathlib import Path
 
 import pytest
 
-from engine.errors import Krea2Error, LaunchError, RankError, RequestKilledRanksError, ServerError
+from engine.errors import Krea2Error, LaunchError, RankError, RequestKilledRanksError
 from engine.step import Step
-from launcher import processes as process
 from launcher.client.async_client import AsyncClient
 from launcher.client.results import Event, ImageFile, PreviewFile, Result
 from launcher.messages.client_messages import Accepted, Progress
-from launcher.processes import Child
 from launcher.ranks import rank_group as ranks
-from launcher.ranks import supervisor
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, Fakes, fake_engine, run
+from tests.launcher.ranks.losing_ranks import PROMPT, lose
 
-PROMPT = "a red circle on a blue background"
 POISON = 666  # the seed of a request that kills ranks
 
 
@@ -37,78 +32,6 @@ class DyingRank(FakeRank):
 
 async def collect(client: AsyncClient, **parameters: int) -> list[Event]:
     return [event async for event in client.stream(PROMPT, **parameters)]  # type: ignore[arg-type]
-
-
-async def lose(fakes: Fakes, reason: str = "rank 1: lost") -> None:
-    """Lose the group of now and wait for the next."""
-    generation = fakes.generation
-    fakes.ranks[0].fail("rank_failed", reason)
-    await fakes.has_generation(generation + 1)
-
-
-class SlowChild(Child):
-    """A process that has been killed, and is gone when `gone` is set."""
-
-    def __init__(self) -> None:
-        self.gone = threading.Event()
-        self.killed = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-
-    def wait(self, timeout_s: float) -> bool:
-        return self.gone.wait(timeout_s)
-
-    def on_exit(self, callback: object) -> None:
-        pass
-
-    def ask_to_stop(self) -> None:
-        pass
-
-    def send_signal(self, number: signal.Signals) -> None:
-        if number == signal.SIGKILL:
-            self._loop.call_soon_threadsafe(self.killed.set)
-
-
-@pytest.fixture
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "_PATIENCE_S", 0.01)
-    monkeypatch.setattr(process, "TERMINATE_S", 0.01)
-
-
-@pytest.mark.usefixtures("_impatient")
-def test_the_next_ranks_start_when_the_lost_ones_are_gone(run_folder: Path) -> None:
-    async def test() -> None:
-        children = [SlowChild(), SlowChild()]
-        held: list[Child] = [*children]
-        async with fake_engine(run_folder, tp=2, replace_ranks=True, children=held) as fakes:
-            fakes.ranks[0].fail("rank_failed", "rank 0: lost")
-            await children[1].killed.wait()
-            children[0].gone.set()
-            await asyncio.sleep(0.5)  # far longer than killing takes here
-            assert fakes.generation == 0
-            children[1].gone.set()
-            await fakes.has_generation(1)
-            assert held == []
-
-    run(test())
-
-
-@pytest.mark.usefixtures("_impatient")
-def test_ranks_that_never_go_are_told_of_and_kept(
-    run_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(supervisor, "_GONE_S", 0.2)
-
-    async def test() -> None:
-        children = [SlowChild(), SlowChild()]
-        children[0].gone.set()
-        held: list[Child] = [*children]
-        async with fake_engine(run_folder, tp=2, replace_ranks=True, children=held) as fakes:
-            await lose(fakes)
-            assert held == [children[1]], "it will be stopped again when the server ends"
-            (left,) = (record for record in caplog.records if record.getMessage() == "lost ranks have not ended")
-            assert left.fields == {"processes": 1, "waited_s": 0.2}  # type: ignore[attr-defined]
-
-    run(test())
 
 
 def test_what_ranks_had_when_they_died_runs_again_from_its_first_step(run_folder: Path) -> None:
@@ -329,45 +252,5 @@ def test_previews_are_sent_as_often_as_asked(run_folder: Path) -> None:
             assert sorted((preview.index, preview.step) for preview in previews) == [(0, 2), (0, 4), (1, 2), (1, 4)]
             assert all(preview.file.startswith(b"\xff\xd8") for preview in previews)
             assert b"krea2_previews_total 4.0" in await client.metrics()
-
-    run(test())
-
-
-def test_a_server_that_is_stopped_finishes_what_runs_and_refuses_the_rest(run_folder: Path) -> None:
-    async def test() -> None:
-        async with fake_engine(run_folder, drain_s=DEADLINE_S) as fakes, AsyncClient(fakes.address) as client:
-            rank = fakes.ranks[0]
-            rank.hold = True
-            running = asyncio.create_task(client.generate(PROMPT, steps=2, seed=1))
-            await rank.has_steps(2)
-            queued = asyncio.create_task(client.generate(PROMPT, steps=2, seed=2))
-            while (await client.status()).waiting != 1:
-                pass
-            fakes.stop.set()
-            with pytest.raises(ServerError, match="being stopped"):
-                await queued
-            with pytest.raises(ServerError, match="being stopped"):
-                await client.generate(PROMPT)
-            assert not (await client.status()).ready
-            rank.hold = False
-            rank.release(2)
-            assert (await running).seed == 1
-            async with asyncio.timeout(DEADLINE_S):
-                await fakes.served
-
-    run(test())
-
-
-def test_what_runs_longer_than_the_drain_is_ended(run_folder: Path) -> None:
-    async def test() -> None:
-        async with fake_engine(run_folder, drain_s=0.2) as fakes, AsyncClient(fakes.address) as client:
-            fakes.ranks[0].hold = True
-            running = asyncio.create_task(client.generate(PROMPT, steps=2))
-            await fakes.ranks[0].has_steps(2)
-            fakes.stop.set()
-            with pytest.raises(ServerError, match="the server was stopped"):
-                await running
-            async with asyncio.timeout(DEADLINE_S):
-                await fakes.served
 
     run(test())

@@ -1,0 +1,81 @@
+"""Ranks that were lost: the next start when they are gone."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from launcher import processes as process
+from launcher.processes import Child
+from launcher.ranks import supervisor
+from tests.launcher.fake_ranks import fake_engine, run
+from tests.launcher.ranks.losing_ranks import lose
+
+
+class SlowChild(Child):
+    """A process that has been killed, and is gone when `gone` is set."""
+
+    def __init__(self) -> None:
+        self.gone = threading.Event()
+        self.killed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def wait(self, timeout_s: float) -> bool:
+        return self.gone.wait(timeout_s)
+
+    def on_exit(self, callback: object) -> None:
+        pass
+
+    def ask_to_stop(self) -> None:
+        pass
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if number == signal.SIGKILL:
+            self._loop.call_soon_threadsafe(self.killed.set)
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(process, "TERMINATE_S", 0.01)
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_the_next_ranks_start_when_the_lost_ones_are_gone(run_folder: Path) -> None:
+    async def test() -> None:
+        children = [SlowChild(), SlowChild()]
+        held: list[Child] = [*children]
+        async with fake_engine(run_folder, tp=2, replace_ranks=True, children=held) as fakes:
+            fakes.ranks[0].fail("rank_failed", "rank 0: lost")
+            await children[1].killed.wait()
+            children[0].gone.set()
+            await asyncio.sleep(0.5)  # far longer than killing takes here
+            assert fakes.generation == 0
+            children[1].gone.set()
+            await fakes.has_generation(1)
+            assert held == []
+
+    run(test())
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_ranks_that_never_go_are_told_of_and_kept(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "_GONE_S", 0.2)
+
+    async def test() -> None:
+        children = [SlowChild(), SlowChild()]
+        children[0].gone.set()
+        held: list[Child] = [*children]
+        async with fake_engine(run_folder, tp=2, replace_ranks=True, children=held) as fakes:
+            await lose(fakes)
+            assert held == [children[1]], "it will be stopped again when the server ends"
+            (left,) = (record for record in caplog.records if record.getMessage() == "lost ranks have not ended")
+            assert left.fields == {"processes": 1, "waited_s": 0.2}  # type: ignore[attr-defined]
+
+    run(test())
