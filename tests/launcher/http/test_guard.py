@@ -1,28 +1,15 @@
-"""What every HTTP request passes: hosts, origins, keys, bodies, ids, and clients that hang up."""
+"""What every HTTP request passes: hosts, origins, keys, ids, and errors of one shape."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
-from tests.launcher.fake_ranks import DEADLINE_S, Fakes, fake_engine, run
+from tests.launcher.fake_ranks import fake_engine, run
+from tests.launcher.http.http_requests import NOWHERE, error_of
 from tests.launcher.http_servers import PATH, PROMPT, events_of, http_server, http_server_without_engine
-
-NOWHERE = "ipc:///nonexistent/krea2"
-
-
-def error_of(answer: httpx.Response) -> dict[str, Any]:
-    error: dict[str, Any] = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code", "request_id"}
-    assert error["request_id"] == answer.headers["x-request-id"]
-    assert answer.headers["content-type"] == "application/json"
-    return error
 
 
 @pytest.mark.parametrize(
@@ -117,79 +104,6 @@ def test_without_keys_an_authorization_header_is_ignored() -> None:
     run(test())
 
 
-def test_a_body_has_a_limit_however_it_comes() -> None:
-    async def endless() -> AsyncIterator[bytes]:
-        while True:
-            yield b" " * 1000
-            await asyncio.sleep(0)
-
-    async def test() -> None:
-        async with http_server_without_engine(NOWHERE, max_body_bytes=5000) as client:
-            fits = await client.post(PATH, content=json.dumps({"prompt": "x" * 4900}), headers=JSON)
-            assert fits.status_code == 503
-            declared = await client.post(PATH, content=json.dumps({"prompt": "x" * 5000}), headers=JSON)
-            assert (declared.status_code, error_of(declared)["code"]) == (413, "body_too_large")
-            answer = await raw_request(client, b"Transfer-Encoding: chunked\r\n", endless())
-            assert b" 413 " in answer.splitlines()[0]
-            assert b'"code":"body_too_large"' in answer
-            answer = await raw_request(client, b"Content-Length: 1000000000\r\n", endless())
-            assert b" 413 " in answer.splitlines()[0]
-
-    run(test())
-
-
-def test_a_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def never() -> AsyncIterator[bytes]:
-        yield b"{"
-        await asyncio.sleep(DEADLINE_S)
-
-    async def test() -> None:
-        monkeypatch.setattr("launcher.http.guard.BODY_S", 0.1)
-        async with http_server_without_engine(NOWHERE) as client:
-            answer = await raw_request(client, b"Content-Length: 100\r\n", never())
-            assert b" 408 " in answer.splitlines()[0]
-            assert b'"code":"body_timeout"' in answer
-
-    run(test())
-
-
-JSON = {"Content-Type": "application/json"}
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        (b"", "the body must be a JSON object"),
-        (b"{", "the body is not valid JSON: "),
-        (b"[]", "the body must be a JSON object"),
-        (b"null", "the body must be a JSON object"),
-        (b'"text"', "the body must be a JSON object"),
-        (b"\xff\xfe", "the body"),
-        (b"[" * 100_000, "the body"),
-        (b'{"prompt": 1' + b"0" * 5000 + b"}", "the body"),
-        (b"{}", "prompt is required"),
-        (b'{"prompt": null}', "prompt must be a valid string, got None"),
-        (b'{"prompt": "\\ud800"}', "prompt must be valid Unicode text"),
-        (b'{"prompt": "x", "\\ud800": 1}', "the body must be a JSON object of valid Unicode"),
-        (b'{"prompt": "x", "guidance": NaN}', "guidance must be a finite number, got nan"),
-        (b'{"prompt": "x", "n": true}', "n must be a valid integer, got True"),
-        (b'{"prompt": "x", "n": 1.5}', "n must be a valid integer"),
-        (b'{"prompt": "x", "stream": "yes"}', "stream must be a valid boolean, got 'yes'"),
-        (b'{"prompt": "x", "stream": true, "partial_images": 4}', "partial_images must be less than or equal to 3"),
-    ],
-)
-def test_a_body_that_makes_no_sense_is_a_bad_request(body: bytes, message: str) -> None:
-    async def test() -> None:
-        async with http_server_without_engine(NOWHERE) as client:
-            answer = await client.post(PATH, content=body, headers=JSON)
-            assert answer.status_code == 400
-            error = error_of(answer)
-            assert error["message"].startswith(message), error
-            assert error["type"] == "invalid_request_error"
-
-    run(test())
-
-
 def test_what_is_not_there_is_answered_in_the_same_shape() -> None:
     async def test() -> None:
         async with http_server_without_engine(NOWHERE) as client:
@@ -255,44 +169,6 @@ def test_a_clients_request_id_goes_all_the_way_unless_it_is_not_one(run_folder: 
     run(test())
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_hanging_up_cancels_the_request(run_folder: Path, stream: bool) -> None:
-    async def test() -> None:
-        async with fake_engine(run_folder) as fakes, http_server(fakes.address) as client:
-            body = json.dumps({"prompt": PROMPT, "steps": 5, "stream": stream, "progress": stream}).encode()
-            fakes.ranks[0].hold = True
-            async with asyncio.timeout(DEADLINE_S):
-                address = client.base_url
-                reader, writer = await asyncio.open_connection(address.host, address.port)
-                writer.write(head(address, b"Content-Length: %d\r\n" % len(body)) + body)
-                await until_running(fakes, 1)
-                if stream:
-                    assert b" 200 " in await reader.readline()
-                writer.close()
-                await until_running(fakes, 0)
-
-    run(test())
-
-
-def test_who_hangs_up_and_repeats_under_the_same_id_never_gets_the_end_of_the_first(run_folder: Path) -> None:
-    async def test() -> None:
-        async with fake_engine(run_folder) as fakes, http_server(fakes.address) as client:
-            body = json.dumps({"prompt": PROMPT, "steps": 2}).encode()
-            address = client.base_url
-            for _ in range(20):
-                before = len(fakes.ranks[0].steps)
-                _, writer = await asyncio.open_connection(address.host, address.port)
-                writer.write(head(address, b"X-Request-ID: same\r\nContent-Length: %d\r\n" % len(body)) + body)
-                await fakes.ranks[0].has_steps(before + 1)
-                writer.close()
-                again = await client.post(PATH, content=body, headers=JSON | {"X-Request-ID": "same"})
-                assert again.status_code == 200, again.text
-            async with asyncio.timeout(DEADLINE_S):
-                await until_running(fakes, 0)
-
-    run(test())
-
-
 def test_progress_is_sent_to_those_who_ask(run_folder: Path) -> None:
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, http_server(fakes.address) as client:
@@ -330,43 +206,3 @@ def test_requests_are_counted_by_route(run_folder: Path) -> None:
             assert any(line.startswith("krea2_http_request_seconds_bucket") for line in lines)
 
     run(test())
-
-
-async def until_running(fakes: Fakes, count: int) -> None:
-    """Wait until the front-end has so many requests that have not ended."""
-    client = await fakes.client()
-    try:
-        while True:
-            status = await client.status()
-            if status.waiting + status.running == count:
-                return
-            await asyncio.sleep(0.01)
-    finally:
-        await client.close()
-
-
-def head(address: httpx.URL, *fields: bytes) -> bytes:
-    start = f"POST {PATH} HTTP/1.1\r\nHost: {address.host}\r\nContent-Type: application/json\r\n"
-    return start.encode() + b"".join(fields) + b"\r\n"
-
-
-async def raw_request(client: httpx.AsyncClient, fields: bytes, parts: AsyncIterator[bytes]) -> bytes:
-    """What a server answers before it has read the whole body."""
-    address = client.base_url
-    async with asyncio.timeout(DEADLINE_S):
-        reader, writer = await asyncio.open_connection(address.host, address.port)
-
-        async def send() -> None:
-            writer.write(head(address, fields))
-            async for part in parts:
-                chunk = b"%x\r\n%b\r\n" % (len(part), part) if b"chunked" in fields else part
-                writer.write(chunk)
-                await writer.drain()
-
-        sending = asyncio.create_task(send())
-        try:
-            return await reader.readuntil(b"}}")
-        finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
-            writer.close()

@@ -1,0 +1,106 @@
+"""Bodies of HTTP requests: too long, not arriving, or senseless."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from tests.launcher.fake_ranks import DEADLINE_S, run
+from tests.launcher.http.http_requests import JSON, NOWHERE, error_of, head
+from tests.launcher.http_servers import PATH, http_server_without_engine
+
+
+def test_a_body_has_a_limit_however_it_comes() -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b" " * 1000
+            await asyncio.sleep(0)
+
+    async def test() -> None:
+        async with http_server_without_engine(NOWHERE, max_body_bytes=5000) as client:
+            fits = await client.post(PATH, content=json.dumps({"prompt": "x" * 4900}), headers=JSON)
+            assert fits.status_code == 503
+            declared = await client.post(PATH, content=json.dumps({"prompt": "x" * 5000}), headers=JSON)
+            assert (declared.status_code, error_of(declared)["code"]) == (413, "body_too_large")
+            answer = await raw_request(client, b"Transfer-Encoding: chunked\r\n", endless())
+            assert b" 413 " in answer.splitlines()[0]
+            assert b'"code":"body_too_large"' in answer
+            answer = await raw_request(client, b"Content-Length: 1000000000\r\n", endless())
+            assert b" 413 " in answer.splitlines()[0]
+
+    run(test())
+
+
+def test_a_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(DEADLINE_S)
+
+    async def test() -> None:
+        monkeypatch.setattr("launcher.http.guard.BODY_S", 0.1)
+        async with http_server_without_engine(NOWHERE) as client:
+            answer = await raw_request(client, b"Content-Length: 100\r\n", never())
+            assert b" 408 " in answer.splitlines()[0]
+            assert b'"code":"body_timeout"' in answer
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "the body must be a JSON object"),
+        (b"{", "the body is not valid JSON: "),
+        (b"[]", "the body must be a JSON object"),
+        (b"null", "the body must be a JSON object"),
+        (b'"text"', "the body must be a JSON object"),
+        (b"\xff\xfe", "the body"),
+        (b"[" * 100_000, "the body"),
+        (b'{"prompt": 1' + b"0" * 5000 + b"}", "the body"),
+        (b"{}", "prompt is required"),
+        (b'{"prompt": null}', "prompt must be a valid string, got None"),
+        (b'{"prompt": "\\ud800"}', "prompt must be valid Unicode text"),
+        (b'{"prompt": "x", "\\ud800": 1}', "the body must be a JSON object of valid Unicode"),
+        (b'{"prompt": "x", "guidance": NaN}', "guidance must be a finite number, got nan"),
+        (b'{"prompt": "x", "n": true}', "n must be a valid integer, got True"),
+        (b'{"prompt": "x", "n": 1.5}', "n must be a valid integer"),
+        (b'{"prompt": "x", "stream": "yes"}', "stream must be a valid boolean, got 'yes'"),
+        (b'{"prompt": "x", "stream": true, "partial_images": 4}', "partial_images must be less than or equal to 3"),
+    ],
+)
+def test_a_body_that_makes_no_sense_is_a_bad_request(body: bytes, message: str) -> None:
+    async def test() -> None:
+        async with http_server_without_engine(NOWHERE) as client:
+            answer = await client.post(PATH, content=body, headers=JSON)
+            assert answer.status_code == 400
+            error = error_of(answer)
+            assert error["message"].startswith(message), error
+            assert error["type"] == "invalid_request_error"
+
+    run(test())
+
+
+async def raw_request(client: httpx.AsyncClient, fields: bytes, parts: AsyncIterator[bytes]) -> bytes:
+    """What a server answers before it has read the whole body."""
+    address = client.base_url
+    async with asyncio.timeout(DEADLINE_S):
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+
+        async def send() -> None:
+            writer.write(head(address, fields))
+            async for part in parts:
+                chunk = b"%x\r\n%b\r\n" % (len(part), part) if b"chunked" in fields else part
+                writer.write(chunk)
+                await writer.drain()
+
+        sending = asyncio.create_task(send())
+        try:
+            return await reader.readuntil(b"}}")
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            writer.close()
