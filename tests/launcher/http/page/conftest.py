@@ -14,7 +14,7 @@ from tests.launcher.processes import PATIENCE_S
 DEADLINE_MS = 1000 * PATIENCE_S
 
 
-@pytest.fixture(scope="module")  # while it runs, asyncio.run is refused in this thread
+@pytest.fixture(scope="package")  # while it runs, asyncio.run is refused in this thread
 def chromium() -> Iterator[Browser]:
     path = find_chromium()
     if path is None:
