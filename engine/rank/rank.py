@@ -13,15 +13,11 @@ import torch
 from engine.checkpoint.load import Weights
 from engine.config.chat_template import PREFIX_TOKENS
 from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, EngineConfig
-from engine.device.devices import (
-    free_bytes,
-    reserve_bytes,
-)
-from engine.device.out_of_memory import is_out_of_memory, release_tensors
 from engine.errors import LoraError, OutOfMemoryError
 from engine.kernels.attention.choice import AttentionChoice
 from engine.kernels.attention.plans import PlanSchedule
 from engine.lora.adapters import Adapters
+from engine.offload.device_memory import DeviceMemory
 from engine.parallel.link import Link, measure_link
 from engine.parallel.mesh import Mesh
 from engine.planning.step_memory import batch_bytes, decode_bytes, encode_bytes
@@ -32,6 +28,7 @@ from engine.rank.image_decoder import DecodedImage, Decoding
 from engine.rank.job_state import JobStarter, JobState
 from engine.rank.plan_building import PlanBuilder
 from engine.rank.prompt_encoder import PromptFeatures
+from engine.rank.recovery import Recovery
 from engine.rank.step_handle import PendingStep
 from engine.step import BuiltPlan, Job, Step
 
@@ -71,6 +68,8 @@ class Rank:
         self._jobs: dict[int, JobState] = {}
         self._next_number = 0
         self.link: Link | None = None  # known after warm-up, where there are several ranks
+        encoding = encode_bytes(self.config, mesh.tp.size, self.dtype.itemsize)
+        self._memory = DeviceMemory(self.offload, device, model.sharing, encoding)
         self._adapters = Adapters(self.transformer, self.config, mesh.tp, device, self.dtype)
         dit = self.config.transformer
         velocities = Velocities(dit, self.transformer, mesh, config.degrees, self._adapters, device)
@@ -79,8 +78,6 @@ class Rank:
         beside = mesh.tp.size == 1 and not model.saves_memory
         self._prompts = PromptFeatures(self.text_encoder, self.transformer, self._adapters, device, beside=beside)
         self._starter = JobStarter(self.config, self.transformer, self._prompts, self._adapters, device, self.dtype)
-        self._on_failed = on_failed if mesh.world.size == 1 else None
-        self._failed: set[int] = set()  # jobs that a step on its way may still name
         self._decoding = Decoding(
             self.vae,
             self.config,
@@ -93,6 +90,7 @@ class Rank:
         )
         draw_preview = None if self._decoding.beside is None else self._decoding.draw_preview
         self._denoiser = Denoiser(velocities, draw_preview)
+        self._recovery = Recovery(model, self._decoding, self._memory, on_failed)
         self._fit_encoding()
 
     def warm_up(self, sizes: Sequence[tuple[int, int]] = (), *, decodes: bool = True) -> None:
@@ -156,10 +154,10 @@ class Rank:
             with _timed(f"an image of {width}×{height}"):
                 self._warm_up_image(width, height, decodes=decodes)
         except Exception as error:
-            if not self._survives(error):
+            if not self._recovery.survives(error):
                 raise
             _logger.warning("out of memory in the warm-up of an image of %d×%d: %s", width, height, error)
-            self._free_memory()
+            self._recovery.free_memory()
 
     def _warm_up_image(self, width: int, height: int, *, decodes: bool) -> None:
         """A step, one of a guided image too where a mode divides it, and, if `decodes`, a decoding of this size."""
@@ -171,8 +169,9 @@ class Rank:
             decode_bytes(self.config, width, height, self.decode_memory.bytes_per_element, self.decode_memory.limit),
         )
         torch.cuda.empty_cache()
-        free = self.memory().get("free", needed)
-        fit = self.mesh.world.all_reduce(torch.tensor([float(needed <= free)], device=self.device))
+        free = self._memory.free_for_steps(encodes_beside=self._prompts.beside_steps)
+        fits = free is None or needed <= free
+        fit = self.mesh.world.all_reduce(torch.tensor([float(fits)], device=self.device))
         if fit.item() < self.mesh.world.size:  # on every rank or on none, since a step is collective
             return
         prompt = (0,) * (PREFIX_TOKENS + TYPICAL_PROMPT_TOKENS)
@@ -203,23 +202,23 @@ class Rank:
         self._next_number += 1
         if self._plans is not None:
             self._plans.worked(images=len(step.start))
-        self._check_decoder()
+        self._recovery.check_decoder()
         for adapter in step.load:  # before the clock starts: neither encoding nor denoising
             try:
                 self._adapters.load(adapter)
             except LoraError as error:  # it may be about a file beside the adapter's
                 raise LoraError(error.message, parameter=adapter.path) from None
-        denoise = [job_id for job_id in step.denoise if job_id not in self._failed]
+        denoise = [job_id for job_id in step.denoise if job_id not in self._recovery.failed]
         pending = PendingStep(self.device)
         with torch.inference_mode():
             if not self._advance(step.start, denoise, pending):
-                pending = self._one_by_one(step.start, denoise)
+                pending = self._recovery.one_by_one(step.start, denoise, self._jobs, self._advance)
             for job_id in step.decode:
-                if job_id not in self._failed:
+                if job_id not in self._recovery.failed:
                     self._decoding.decode(self._jobs.pop(job_id))
         for job_id in step.release:
             self._jobs.pop(job_id, None)
-        self._failed.difference_update(step.decode, step.release)
+        self._recovery.failed.difference_update(step.decode, step.release)
         for adapter_id in step.unload:
             self._adapters.unload(adapter_id)
             self._starter.forget(adapter_id)
@@ -241,12 +240,12 @@ class Rank:
             pending.mark()
             return True
         except Exception as error:
-            if not self._survives(error):
+            if not self._recovery.survives(error):
                 raise
             _logger.warning("out of memory in a step of %d images: %s", len(denoise), error)
         for job in start:
             self._jobs.pop(job.job_id, None)
-        self._free_memory()
+        self._recovery.free_memory()
         return False
 
     def _start(self, jobs: Sequence[Job]) -> int:
@@ -254,81 +253,6 @@ class Rank:
         states, encoded_tokens = self._starter.start(jobs)
         self._jobs |= {state.job.job_id: state for state in states}
         return encoded_tokens
-
-    def _one_by_one(self, start: Sequence[Job], denoise: Sequence[int]) -> PendingStep:
-        """What `_advance` has no memory for, job by job. One that has too little even alone has failed."""
-        pending = PendingStep(self.device, one_by_one=True)
-        pending.mark()
-        starts = {job.job_id: job for job in start}
-        for job_id in dict.fromkeys([*starts, *denoise]):
-            begins = [starts[job_id]] if job_id in starts else []
-            part = PendingStep(self.device)
-            if self._advance(begins, [job_id] if job_id in denoise else [], part):
-                pending.encoded_tokens += part.encoded_tokens
-                pending.previews += part.previews
-                continue
-            job = begins[0] if begins else self._jobs.pop(job_id).job
-            self._failed.add(job_id)
-            tokens = self.config.image_tokens(job.width, job.height)
-            needed = batch_bytes(
-                self.config,
-                [len(ids) - PREFIX_TOKENS + tokens for ids in job.prompts],
-                self._model.engine.degrees,
-                self.dtype.itemsize,
-            )
-            encoding = self._encode_bytes if begins else 0
-            self._fail(job, "a step", max(needed, encoding))
-        pending.mark()
-        return pending
-
-    def _survives(self, error: Exception) -> bool:
-        """Whether this rank goes on after an error: then what the forward held that it broke off is let go."""
-        if self._on_failed is None or not is_out_of_memory(error):
-            return False
-        release_tensors(error)
-        return True
-
-    def _check_decoder(self) -> None:
-        """Decode again what there was too little memory for in an earlier step; raise what else went wrong there."""
-        if self._on_failed is None or self._decoding.beside is None:
-            self.raise_failure()
-            return
-        while failed := self._decoding.beside.take_out_of_memory():  # another may fail while the first is decoded again
-            for job, tokens in failed:
-                self._decode_small(job, tokens)
-
-    def _decode_small(self, job: Job, tokens: torch.Tensor) -> None:
-        """Decode an image again that there was too little memory for beside a step."""
-        assert self._decoding.beside is not None
-        self._free_memory()
-        try:
-            self._decoding.beside.decode_small(job, tokens)
-        except Exception as error:
-            if not self._survives(error):
-                raise
-            _logger.warning("out of memory in decoding %d × %d in small tiles: %s", job.width, job.height, error)
-            element = self.decode_memory.bytes_per_element
-            self._fail(job, "decoding", decode_bytes(self.config, job.width, job.height, element, 0))
-
-    def _fail(self, job: Job, what: str, needed: int) -> None:
-        """Give a job up that had the device to itself."""
-        assert self._on_failed is not None
-        free = free_bytes(self.device)
-        if free is not None and self.plan.allocatable is not None and self.device.type == "cuda":
-            free = min(free, max(0, self.plan.allocatable - torch.cuda.memory_allocated(self.device)))
-        left = "" if free is None else f", and {free / 1e9:.1f} GB are free"
-        message = f"the image of {job.width} × {job.height} with seed {job.seed} ran out of memory on {self.device}: "
-        self._on_failed(job.job_id, OutOfMemoryError(f"{message}{what} needs about {needed / 1e9:.1f} GB{left}"))
-
-    def _free_memory(self) -> None:
-        """After a forward that was broken off: wait for what is under way, and give back what nobody uses."""
-        if self._decoding.beside is not None:
-            self._decoding.beside.settle()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.offload.rewind()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def idle_wait_s(self) -> float | None:
         """Seconds without a step after which `use_idle_time` has something to do; None if it has not."""
@@ -371,40 +295,11 @@ class Rank:
         `adapters`, what is `free` on the device for steps, beside the encoding of prompts where that is done beside
         them and a reserve, where that is known, and the `decode_limit` above which images are decoded in tiles, where
         there is one."""
-        ledger, plan = self.offload.ledger, self.plan
-        sizes = {
-            "weights": ledger.resident,
-            "peak_weights": ledger.peak,
-            "host_weights": self.offload.host_bytes,
-            "adapters": self._adapters.bytes,
-        }
-        if plan.decode_limit is not None:
-            sizes["decode_limit"] = plan.decode_limit
-        free = self._free()
-        if free is None:
-            return sizes
-        if self._prompts.beside_steps:
-            free -= self._encode_bytes
-        return sizes | {"free": max(0, free - plan.dequantized)}
-
-    def _free(self) -> int | None:
-        """Bytes that are free for all that work takes, where that is known."""
-        plan, free = self.plan, free_bytes(self.device)
-        if free is not None:
-            free = max(0, free - reserve_bytes(self.device)) // self._model.sharing - self.offload.absent
-        if plan.usable is not None:
-            held = max(plan.weights, torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0)
-            free = plan.usable - held if free is None else min(free, plan.usable - held)
-        return free
-
-    @property
-    def _encode_bytes(self) -> int:
-        return encode_bytes(self.config, self.mesh.tp.size, self.dtype.itemsize)
+        return self._memory.sizes(self._adapters.bytes, encodes_beside=self._prompts.beside_steps)
 
     def _fit_encoding(self) -> None:
         """Encode prompts in turn with steps where both at once would leave no room for an image of the default size."""
-        free = self._free()
-        if self._prompts.beside_steps and free is not None and free < self.plan.work + self._encode_bytes:
+        if self._prompts.beside_steps and not self._memory.has_room_to_encode_beside():
             _logger.info("prompts are encoded between steps: beside them there is too little memory")
             self._prompts.encode_in_turn()
 
@@ -418,7 +313,7 @@ class Rank:
         if self._decoding.beside is not None:
             try:
                 self._decoding.beside.settle()
-                self._check_decoder()
+                self._recovery.check_decoder()
             finally:
                 self._decoding.beside.close()
         self.offload.close()

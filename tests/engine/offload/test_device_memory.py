@@ -126,7 +126,7 @@ def test_a_component_that_has_no_room_is_not_there_at_all(monkeypatch: pytest.Mo
 
 
 def test_what_is_free_leaves_room_for_what_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.rank.rank.free_bytes", lambda device: 10**12)
+    monkeypatch.setattr("engine.offload.device_memory.free_bytes", lambda device: 10**12)
     assert make_rank().memory()["free"] == 10**12
     rank = make_rank(offload=(DIT, VAE))
     ledger = rank.offload.ledger

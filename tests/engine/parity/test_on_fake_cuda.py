@@ -27,6 +27,7 @@ from engine.rank import denoiser
 from engine.rank import prompt_encoder as prompt_features
 from engine.rank.image_decoder import DecodedImage
 from engine.rank.rank import Rank
+from engine.rank.recovery import Recovery
 from engine.step import Adapter, Job, Step
 from tests.engine.lora.adapter_files import draw_low_rank, layer_shapes, write_scheme
 from tests.engine_runs import as_array, config_of, jobs_of
@@ -42,7 +43,7 @@ REQUESTS = [
 ]
 # Where a step may wait for the device: an adapter is loaded before its clock starts, what is offloaded as a whole
 # leaves when nothing is in flight, and where memory ran out there is nothing better to do.
-MAY_WAIT = [(Adapters, "load"), (Guest, "drop"), (Rank, "_free_memory"), (Rank, "_decode_small")]
+MAY_WAIT = [(Adapters, "load"), (Guest, "drop"), (Recovery, "free_memory"), (Recovery, "_decode_small")]
 
 
 @contextmanager

@@ -1,0 +1,117 @@
+"""What the only rank does when its device runs out of memory: lose nothing but an image that does not fit by itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+
+from engine.config.chat_template import PREFIX_TOKENS
+from engine.device.out_of_memory import is_out_of_memory, release_tensors
+from engine.errors import OutOfMemoryError
+from engine.offload.device_memory import DeviceMemory
+from engine.planning.step_memory import batch_bytes, decode_bytes
+from engine.rank.build import RankModel
+from engine.rank.image_decoder import Decoding
+from engine.rank.job_state import JobState
+from engine.rank.step_handle import PendingStep
+from engine.step import Job
+
+_logger = logging.getLogger(__name__)
+# Starts jobs and denoises some, for a pending step; false if there was too little memory.
+Advance = Callable[[Sequence[Job], Sequence[int], PendingStep], bool]
+
+
+class Recovery:
+    """Frees what can be freed, does a step's work job by job, decodes in small tiles, and gives up what fails alone."""
+
+    def __init__(
+        self,
+        model: RankModel,
+        decoding: Decoding,
+        memory: DeviceMemory,
+        on_failed: Callable[[int, OutOfMemoryError], None] | None,
+    ) -> None:
+        """on_failed: called with the id of a job that is given up. None, or with several ranks, which would wait for
+        this one in a collective: nothing is recovered from."""
+        self._model, self._decoding, self._memory = model, decoding, memory
+        self._on_failed = on_failed if model.mesh.world.size == 1 else None
+        self.failed: set[int] = set()  # jobs that a step on its way may still name
+
+    def survives(self, error: Exception) -> bool:
+        """Whether this rank goes on after an error: then what the forward held that it broke off is let go."""
+        if self._on_failed is None or not is_out_of_memory(error):
+            return False
+        release_tensors(error)
+        return True
+
+    def free_memory(self) -> None:
+        """After a forward that was broken off: wait for what is under way, and give back what nobody uses."""
+        device = self._model.device
+        if self._decoding.beside is not None:
+            self._decoding.beside.settle()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self._model.offload.rewind()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def one_by_one(
+        self, start: Sequence[Job], denoise: Sequence[int], jobs: dict[int, JobState], advance: Advance
+    ) -> PendingStep:
+        """What there is no memory for together, job by job. One that has too little even alone has failed, and is taken
+        out of `jobs`."""
+        model = self._model
+        pending = PendingStep(model.device, one_by_one=True)
+        pending.mark()
+        starts = {job.job_id: job for job in start}
+        for job_id in dict.fromkeys([*starts, *denoise]):
+            begins = [starts[job_id]] if job_id in starts else []
+            part = PendingStep(model.device)
+            if advance(begins, [job_id] if job_id in denoise else [], part):
+                pending.encoded_tokens += part.encoded_tokens
+                pending.previews += part.previews
+                continue
+            job = begins[0] if begins else jobs.pop(job_id).job
+            self.failed.add(job_id)
+            tokens = model.config.image_tokens(job.width, job.height)
+            lengths = [len(ids) - PREFIX_TOKENS + tokens for ids in job.prompts]
+            needed = batch_bytes(model.config, lengths, model.engine.degrees, model.dtype.itemsize)
+            self._fail(job, "a step", max(needed, self._memory.encoding if begins else 0))
+        pending.mark()
+        return pending
+
+    def check_decoder(self) -> None:
+        """Decode again what there was too little memory for in an earlier step; raise what else went wrong there."""
+        decoder = self._decoding.beside
+        if decoder is None:
+            return
+        if self._on_failed is None:
+            decoder.raise_failure()
+            return
+        while failed := decoder.take_out_of_memory():  # another may fail while the first is decoded again
+            for job, tokens in failed:
+                self._decode_small(job, tokens)
+
+    def _decode_small(self, job: Job, tokens: torch.Tensor) -> None:
+        """Decode an image again that there was too little memory for beside a step."""
+        assert self._decoding.beside is not None
+        self.free_memory()
+        try:
+            self._decoding.beside.decode_small(job, tokens)
+        except Exception as error:
+            if not self.survives(error):
+                raise
+            _logger.warning("out of memory in decoding %d × %d in small tiles: %s", job.width, job.height, error)
+            element = self._model.decode_memory.bytes_per_element
+            self._fail(job, "decoding", decode_bytes(self._model.config, job.width, job.height, element, 0))
+
+    def _fail(self, job: Job, what: str, needed: int) -> None:
+        """Give a job up that had the device to itself."""
+        assert self._on_failed is not None
+        free = self._memory.left()
+        left = "" if free is None else f", and {free / 1e9:.1f} GB are free"
+        where = self._model.device
+        message = f"the image of {job.width} × {job.height} with seed {job.seed} ran out of memory on {where}: "
+        self._on_failed(job.job_id, OutOfMemoryError(f"{message}{what} needs about {needed / 1e9:.1f} GB{left}"))
