@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import torch
 
 from engine.checkpoint.load import Weights
-from engine.config.chat_template import PREFIX_TOKENS
-from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, EngineConfig
+from engine.config.engine_config import EngineConfig
 from engine.errors import LoraError, OutOfMemoryError
 from engine.kernels.attention.choice import AttentionChoice
 from engine.kernels.attention.plans import PlanSchedule
 from engine.lora.adapters import Adapters
 from engine.offload.device_memory import DeviceMemory
-from engine.parallel.link import Link, measure_link
+from engine.parallel.link import Link
 from engine.parallel.mesh import Mesh
-from engine.planning.step_memory import batch_bytes, decode_bytes, encode_bytes
-from engine.rank.build import TYPICAL_PROMPT_TOKENS, build_model
-from engine.rank.cuda_graphs import PromptGraphs, StepGraphs
+from engine.planning.step_memory import encode_bytes
+from engine.rank.build import build_model
 from engine.rank.denoiser import Denoiser, Velocities
 from engine.rank.image_decoder import DecodedImage, Decoding
 from engine.rank.job_state import JobStarter, JobState
@@ -30,6 +25,7 @@ from engine.rank.plan_building import PlanBuilder
 from engine.rank.prompt_encoder import PromptFeatures
 from engine.rank.recovery import Recovery
 from engine.rank.step_handle import PendingStep
+from engine.rank.warm_up import WarmUp
 from engine.step import BuiltPlan, Job, Step
 
 _logger = logging.getLogger(__name__)
@@ -64,15 +60,14 @@ class Rank:
         self.text_encoder, self.transformer, self.vae = model.text_encoder, model.transformer, model.vae
         self.attention, self.plan, self.offload = model.attention, model.plan, model.offload
         self.decode_memory, self.bytes_read = model.decode_memory, model.bytes_read
+        self.link: Link | None = None  # known after warm-up, where there are several ranks
         self._plans: PlanBuilder | None = None  # where steps that are warmed up run on cuDNN's attention
         self._jobs: dict[int, JobState] = {}
         self._next_number = 0
-        self.link: Link | None = None  # known after warm-up, where there are several ranks
+
         encoding = encode_bytes(self.config, mesh.tp.size, self.dtype.itemsize)
         self._memory = DeviceMemory(self.offload, device, model.sharing, encoding)
         self._adapters = Adapters(self.transformer, self.config, mesh.tp, device, self.dtype)
-        dit = self.config.transformer
-        velocities = Velocities(dit, self.transformer, mesh, config.degrees, self._adapters, device)
         # Matrices that ranks share make every layer of the text encoder wait for the other ranks' step before; and two
         # communicators would be at work at once. Where memory is to be saved, only one of encoding and step takes it.
         beside = mesh.tp.size == 1 and not model.saves_memory
@@ -88,9 +83,14 @@ class Rank:
             together=config.decodes_together,
             presence=self.offload.vae,
         )
+        dit = self.config.transformer
+        velocities = Velocities(dit, self.transformer, mesh, config.degrees, self._adapters, device)
         draw_preview = None if self._decoding.beside is None else self._decoding.draw_preview
         self._denoiser = Denoiser(velocities, draw_preview)
         self._recovery = Recovery(model, self._decoding, self._memory, on_failed)
+        self._warm_up = WarmUp(
+            model, self._prompts, self._starter, self._denoiser, self._decoding, self._memory, self._recovery
+        )
         self._fit_encoding()
 
     def warm_up(self, sizes: Sequence[tuple[int, int]] = (), *, decodes: bool = True) -> None:
@@ -103,93 +103,9 @@ class Rank:
         """
         if self.device.type != "cuda":
             return
-        with torch.inference_mode():
-            with _timed("attention backends"):
-                self._model.measure_attention()
-                if self.attention.backend == "cudnn":
-                    self._plans = PlanBuilder(self.attention, self.device, self.dtype)
-            # images before graphs, since tuning the decoder empties the allocator's cache
-            for size in dict.fromkeys([(self.config.default_width, self.config.default_height), *sizes]):
-                self._try_image(*size, decodes=decodes)
-            self.build_attention_plans()
-            if self._model.engine.cuda_graphs and self.dtype == torch.bfloat16:  # float32 is for comparisons
-                self._record_graphs()
-            if self.mesh.world.size > 1:
-                self.link = measure_link(self.mesh.world, self.device)
-        if self.offload.dit is not None:
-            self.offload.dit.drop()
-        torch.cuda.synchronize(self.device)
-        torch.cuda.empty_cache()  # what this took and no longer needs is free for steps
+        self._warm_up.run(sizes, decodes=decodes)
+        self._plans, self.link = self._warm_up.plans, self._warm_up.link
         self._fit_encoding()
-
-    def _record_graphs(self) -> None:
-        """Record what can be a replay. Collectives could be recorded too, but nobody has tried that with the groups of
-        this engine; and a graph cannot follow weights that come and go."""
-        offload = set(self.plan.offload)
-        if TEXT_ENCODER not in offload and self._model.encodes_alone:
-            with self._without_graphs_if_it_fails("text encoder"):
-                self._prompts.record(PromptGraphs(self.text_encoder, self.device))
-        recordable = self.mesh.world.size == 1 and not offload & {DIT, DIT_LAYERWISE}
-        if recordable and self.attention.captured_backend is not None:
-            with self._without_graphs_if_it_fails("steps"):
-                dit = self.config.transformer
-                self._denoiser.velocities.record(StepGraphs(self.transformer, dit, self.dtype, self.device))
-
-    @contextmanager
-    def _without_graphs_if_it_fails(self, what: str) -> Iterator[None]:
-        """Go on after whatever a library or a kernel raises while it is recorded: it still runs outside of a graph.
-        Raises what the device says if that is lost."""
-        try:
-            with _timed(f"graphs of the {what}"):
-                yield
-        except Exception as error:
-            _logger.warning("no CUDA graphs of the %s, recording failed", what, exc_info=True)
-            torch.cuda.synchronize(self.device)
-            choice = self.attention_choice
-            refused = {**choice.refused, f"graphs of the {what}": f"{type(error).__name__}: {error}"}
-            self._model.attention_choice = replace(choice, refused=refused)
-
-    def _try_image(self, width: int, height: int, *, decodes: bool) -> None:
-        try:
-            with _timed(f"an image of {width}×{height}"):
-                self._warm_up_image(width, height, decodes=decodes)
-        except Exception as error:
-            if not self._recovery.survives(error):
-                raise
-            _logger.warning("out of memory in the warm-up of an image of %d×%d: %s", width, height, error)
-            self._recovery.free_memory()
-
-    def _warm_up_image(self, width: int, height: int, *, decodes: bool) -> None:
-        """A step, one of a guided image too where a mode divides it, and, if `decodes`, a decoding of this size."""
-        tokens = self.config.image_tokens(width, height) + TYPICAL_PROMPT_TOKENS
-        guided = self._model.engine.degrees.cfg > 1 and self.config.default_guidance > 0
-        needed = max(
-            batch_bytes(self.config, [tokens] * (1 + guided), self._model.engine.degrees, self.dtype.itemsize),
-            batch_bytes(self.config, [tokens], self._model.engine.degrees, self.dtype.itemsize),
-            decode_bytes(self.config, width, height, self.decode_memory.bytes_per_element, self.decode_memory.limit),
-        )
-        torch.cuda.empty_cache()
-        free = self._memory.free_for_steps(encodes_beside=self._prompts.beside_steps)
-        fits = free is None or needed <= free
-        fit = self.mesh.world.all_reduce(torch.tensor([float(fits)], device=self.device))
-        if fit.item() < self.mesh.world.size:  # on every rank or on none, since a step is collective
-            return
-        prompt = (0,) * (PREFIX_TOKENS + TYPICAL_PROMPT_TOKENS)
-        job = Job(-1, prompt, None, width, height, 1, 0.0, None, 0)
-        halves = Job(-2, prompt, prompt, width, height, 1, self.config.default_guidance, None, 0)
-        if self.offload.dit is not None:
-            self.offload.dit.bring()
-        if guided:  # each half of the ranks steps a segment, where otherwise all share one
-            self._denoiser.step(self._starter.start((halves,))[0])
-        (state,), _ = self._starter.start((job,))
-        self._denoiser.step([state])
-        if not decodes:
-            return
-        latents = self._decoding.unpack(job, state.latents)
-        torch.cuda.synchronize(self.device)
-        with _timed(f"the decoder's convolutions for {width}×{height}"):
-            self._decoding.warm_up(job, latents)
-            torch.cuda.synchronize(self.device)
 
     def execute(self, step: Step) -> PendingStep:
         """Start a step. On a GPU the work is only queued when this returns; `wait` for it.
@@ -317,11 +233,3 @@ class Rank:
             finally:
                 self._decoding.beside.close()
         self.offload.close()
-
-
-@contextmanager
-def _timed(what: str) -> Iterator[None]:
-    """Log how long a stage of the warm-up took."""
-    began = time.perf_counter()
-    yield
-    _logger.info("warmed up %s in %.1f s", what, time.perf_counter() - began)

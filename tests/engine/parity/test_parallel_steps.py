@@ -102,7 +102,7 @@ def test_random_steps_in_fp8_through_torch(
 
     def warm_up(rank: Rank) -> None:
         for size in ((32, 32), DECODED_TOGETHER):
-            rank._try_image(*size, decodes=True)
+            rank._warm_up.try_image(*size, decodes=True)
         assert measure_link(rank.mesh.world, rank.device, 2**16).bandwidth > 0
 
     with closing(RankGroups(most=1)) as groups:

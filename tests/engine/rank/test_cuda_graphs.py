@@ -146,11 +146,11 @@ def test_recordings_that_fail_are_told_and_left_out(
     def fail(*_: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr("engine.rank.rank.PromptGraphs", fail)
-    monkeypatch.setattr("engine.rank.rank.StepGraphs", fail)
+    monkeypatch.setattr("engine.rank.warm_up.PromptGraphs", fail)
+    monkeypatch.setattr("engine.rank.warm_up.StepGraphs", fail)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     rank.attention.captured_backend = "triton"
-    rank._record_graphs()
+    rank._warm_up.record_graphs()
     assert not rank.has_step_graphs
     for what in ("text encoder", "steps"):
         assert f"no CUDA graphs of the {what}" in caplog.text
