@@ -13,7 +13,7 @@ def main() -> None:
     # Ranks wait for torch, and everything waits for them: each role imports no more than it needs.
     role = sys.argv[1] if len(sys.argv) > 1 else ""
     if role == "_frontend":
-        from launcher.setup.launch import run_frontend
+        from launcher.frontend.process import run_frontend
 
         run_frontend()
     elif role == "_http":

@@ -32,6 +32,13 @@ from launcher.messages.encoding import encode
 
 STOP_S = 5.0  # for a child to end after its stdin closed
 TERMINATE_S = 1.0  # and then after SIGTERM, before SIGKILL
+ORDERLY_S = STOP_S + 2 * TERMINATE_S + 2.0  # for a front-end to stop its ranks and send its last replies
+# What stops us; a program started with nohup goes on when its terminal is closed.
+SIGNALS = tuple(
+    number
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+)
 _LONGEST_FOLDER = 80  # characters; a unix socket's whole path may have 103 on macOS
 _TAIL_LINES = 20
 # Lines of a C++ error that are not its cause: its stack, and torch's advice.

@@ -21,9 +21,8 @@ from launcher.cli.generate import generate
 from launcher.cli.info import info
 from launcher.cli.keys import keys
 from launcher.cli.serve import serve
-from launcher.processes import exit_after, watch_parent
+from launcher.processes import ORDERLY_S, SIGNALS, exit_after, watch_parent
 from launcher.ranks import torchrun
-from launcher.setup.launch import ORDERLY_S, SIGNALS
 
 
 def run() -> NoReturn:

@@ -17,7 +17,7 @@ from launcher.auto_mode.prediction import Workload
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.limits import Limits, parse_bytes
 from launcher.ranks import torchrun
-from launcher.setup.launch import add_loras, choose_parallel, configure
+from launcher.setup.configure import add_loras, choose_parallel, configure
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -15,9 +15,10 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from launcher.auto_mode.prediction import Workload
 from launcher.cli.options import configure_engine, engine_options
+from launcher.frontend.process import serve_until_stopped
 from launcher.messages.configs import HttpConfig
 from launcher.messages.limits import Limits
-from launcher.setup.launch import MAX_TIMEOUT_S, serve_until_stopped
+from launcher.setup.configure import MAX_TIMEOUT_S
 
 
 @click.command()

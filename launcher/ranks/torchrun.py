@@ -24,9 +24,16 @@ import msgspec
 
 from launcher.messages.configs import Door, RankConfig
 from launcher.messages.rank_messages import door_path, lifeline_path
-from launcher.processes import child_environment, make_run_folder, python_command, remove_run_folder
+from launcher.processes import (
+    ORDERLY_S,
+    SIGNALS,
+    child_environment,
+    make_run_folder,
+    python_command,
+    remove_run_folder,
+)
 from launcher.ranks import worker
-from launcher.setup.launch import ORDERLY_S, RANK_ENVIRONMENT, SIGNALS
+from launcher.ranks.start import RANK_ENVIRONMENT
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store

@@ -1,73 +1,29 @@
-"""Starts an engine on this machine: `launch` starts a front-end for Python, and a front-end starts its ranks."""
+"""`launch` starts an engine in processes of its own, for Python: a front-end, which starts its ranks."""
 
 from __future__ import annotations
 
-import asyncio
 import atexit
-import os
-import signal
-import socket
 import threading
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.config.engine_config import EngineConfig
-from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, Krea2Error, LaunchError, RankError, ServerError, error_from_code
-from launcher.auto_mode.choice import choose_mode, is_auto
-from launcher.auto_mode.prediction import Workload, block_form
+from launcher.auto_mode.choice import is_auto
+from launcher.auto_mode.prediction import Workload
+from launcher.frontend.process import with_run_folder
 from launcher.logs import log_event
-from launcher.messages.configs import Ended, FrontendConfig, RankConfig, Started, decode_frontend_report
-from launcher.messages.encoding import describe
-from launcher.messages.limits import Limits, is_number, parse_bytes
-from launcher.processes import (
-    STOP_S,
-    TERMINATE_S,
-    Child,
-    Reporter,
-    exit_after,
-    make_run_folder,
-    read_config,
-    remove_run_folder,
-    stop_all,
-    watch_parent,
-)
-from launcher.setup.hub import find_model
+from launcher.messages.configs import FrontendConfig, Started, decode_frontend_report
+from launcher.messages.limits import parse_bytes
+from launcher.processes import ORDERLY_S, Child, remove_run_folder, stop_all
+from launcher.setup.configure import add_loras, choose_parallel, configure
 
 if TYPE_CHECKING:
     from launcher.client.client import Client
-    from launcher.http.server_process import HttpServer
-
-ORDERLY_S = STOP_S + 2 * TERMINATE_S + 2.0  # for a front-end to stop its ranks and send its last replies
-# What stops us; a program started with nohup goes on when its terminal is closed.
-SIGNALS = tuple(
-    number
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
-)
-MAX_TIMEOUT_S = 7 * 86_400
-# What every rank gets that the environment says nothing else of.
-RANK_ENVIRONMENT = {
-    # Threads that spin while they wait take the cores from those they wait for as soon as anything else runs on the
-    # machine: on two cores with one more busy process the demo picture took 2.5 to 6.7 s with spinning, 1.8 to 2.3
-    # without.
-    "OMP_WAIT_POLICY": "PASSIVE",
-    # torch asks for huge pages, as most Linux systems want to be asked: copying 200 MB into new memory took 65 ms on
-    # two cores, and 180 without.
-    "THP_MEM_ALLOC_ENABLE": "1",
-    # After a CUDA error torch's thread that watches NCCL would end the process, before the one that was computing has
-    # said what went wrong.
-    "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
-    # or NCCL does not say why it fails
-    "NCCL_DEBUG": "WARN",
-}
 
 
 @contextmanager
@@ -167,54 +123,10 @@ def launch(
         yield client
 
 
-def configure(
-    engine: EngineConfig, limits: Mapping[str, float], *, start_timeout_s: float, step_timeout_s: float
-) -> tuple[FrontendConfig, ModelConfig]:
-    """Check everything that can be checked without starting anything, after downloading a model that is named only by
-    its Hugging Face repository. Raises `ArgumentError` or `CheckpointError`."""
-    engine = replace(engine, model=find_model(engine.model))
-    checkpoint = CheckpointFiles.open(engine)
-    form = block_form(checkpoint, engine)
-    checkpoint.close()
-    model = checkpoint.config
-    model.check_parallel(engine.tp, engine.sp)
-    for name, seconds in (("start_timeout_s", start_timeout_s), ("step_timeout_s", step_timeout_s)):
-        if not is_number(seconds) or not 0 < seconds <= MAX_TIMEOUT_S:
-            raise ArgumentError.of(name, f"above 0 and at most {MAX_TIMEOUT_S}", seconds)
-    config = FrontendConfig(
-        engine=engine,
-        limits=Limits.of(limits),
-        start_timeout_s=start_timeout_s,
-        step_timeout_s=step_timeout_s,
-        block_form=form,
-    )
-    return config, model
-
-
-def choose_parallel(
-    config: FrontendConfig, workload: Workload, *, ranks: int | None = None
-) -> tuple[FrontendConfig, tuple[str, ...]]:
-    """In the fastest mode for the workload, with the reasons; ranks: if so many have been started. Raises as
-    `parallel_choice.choose_mode`."""
-    choice = choose_mode(config.engine, workload, ranks=ranks)
-    return msgspec.structs.replace(config, engine=choice.engine), choice.lines
-
-
-def add_loras(
-    config: FrontendConfig, model: ModelConfig, loras: Sequence[str], *, lora_dir: str | None, merge: bool
-) -> tuple[FrontendConfig, tuple[str, ...]]:
-    """See `lora_files.with_loras`, which is not imported for nothing."""
-    if not loras and not merge and lora_dir is None:
-        return config, ()
-    from launcher.requests.lora_files import with_loras
-
-    return with_loras(config, model, loras, lora_dir=lora_dir, merge=merge)
-
-
 @contextmanager
 def launch_frontend(config: FrontendConfig, *, while_starting: Callable[[], None] = lambda: None) -> Iterator[Client]:
     """`launch`, for a configuration that has been checked."""
-    config = _with_run_folder(config)
+    config = with_run_folder(config)
     with ExitStack() as cleanup:
         cleanup.callback(remove_run_folder, config.run_folder)
         # A block that is never left (entered by hand in a REPL) ends here: later, threads no longer run.
@@ -276,140 +188,3 @@ class _FrontendProcess:
         else:
             self._error = error_from_code(report.code, report.message, report.parameter)
         self._changed.set()
-
-
-# ---- the front-end's side
-
-
-def run_frontend() -> None:
-    """The whole life of a front-end that `launch` started."""
-    config = read_config(FrontendConfig)
-    parent = Reporter()
-
-    def end(code: str, message: str, parameter: str | None = None) -> None:
-        parent.send(Ended(code=code, message=message, parameter=parameter))
-
-    try:
-        number = serve_until_stopped(
-            config, on_started=lambda address: parent.send(Started(address=address)), is_child=True
-        )
-        if number is not None:
-            end(ServerError.code, "the server was stopped")
-    except Krea2Error as error:
-        end(error.code, error.message, error.parameter)
-    except Exception as error:
-        traceback.print_exception(error)
-        end(Krea2Error.code, f"front-end: {describe(error)}")
-
-
-def serve_until_stopped(
-    config: FrontendConfig, *, on_started: Callable[[str], None], is_child: bool, http: HttpServer | None = None
-) -> signal.Signals | None:
-    """Start the ranks and be their front-end until SIGINT, SIGTERM or, as a child, the parent ends it.
-
-    `http` runs meanwhile, until the front-end has ended: what it has made by then is still answered. Returns the
-    signal, if there was one. No process and no file is left when this returns or raises; raises what `frontend.serve`
-    does, and `LaunchError` if `on_started` cannot write.
-    """
-    config = _with_run_folder(config)
-    ranks: list[Child] = []
-    received: signal.Signals | None = None
-    unheard: LaunchError | None = None
-
-    async def run() -> None:
-        stop, stop_now = asyncio.Event(), asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def stop_for(number: signal.Signals) -> None:
-            nonlocal received
-            if received is not None or not config.drain_s:
-                stop_now.set()
-            received = number
-            stop.set()
-
-        def parent_ended(_: bool) -> None:
-            exit_after(ORDERLY_S)
-            with suppress(RuntimeError):  # the loop has ended already
-                loop.call_soon_threadsafe(stop_now.set)
-
-        def announce(address: str) -> None:
-            nonlocal unheard
-            if http is not None:
-                http.start(address)
-            try:
-                on_started(address)
-            except OSError as error:
-                unheard = LaunchError(f"the server's address cannot be written to stdout: {error.strerror}")
-                stop_now.set()
-
-        for number in SIGNALS:
-            loop.add_signal_handler(number, stop_for, number)
-        if is_child:
-            watch_parent(parent_ended)
-        await serve(
-            config,
-            ranks,
-            start_ranks=lambda generation: start_ranks(config, ranks, generation),
-            on_started=announce,
-            stop=stop,
-            stop_now=stop_now,
-        )
-
-    try:
-        start_ranks(config, ranks)
-        address = config.rpc or f"ipc://{config.run_folder}/clients"
-        if http is not None and not address.endswith(":0"):  # otherwise it is known later
-            http.start(address)
-        from launcher.frontend.frontend import serve  # while the ranks import torch
-
-        asyncio.run(run())
-    finally:
-        for number in SIGNALS:  # stopping is what they ask for
-            signal.signal(number, signal.SIG_IGN)
-        stop_all([*ranks, *(http.ask_to_stop() if http is not None else [])])
-        remove_run_folder(config.run_folder)
-    if unheard is not None:
-        raise unheard
-    return received
-
-
-def _with_run_folder(config: FrontendConfig) -> FrontendConfig:
-    return config if config.run_folder else msgspec.structs.replace(config, run_folder=str(make_run_folder()))
-
-
-def start_ranks(config: FrontendConfig, ranks: list[Child], generation: int = 0) -> None:
-    """Start a process for every rank, and append it to `ranks` at once. Does nothing if somebody else starts them."""
-    if config.external_ranks:
-        return
-    ranks_wanted = config.engine.ranks
-    defaults = {
-        "OMP_NUM_THREADS": str(max(1, _cores() // ranks_wanted)),
-        **RANK_ENVIRONMENT,
-        # gloo would look up the host's own name otherwise, which need not lead anywhere
-        "GLOO_SOCKET_IFNAME": _loopback_interface(),
-    }
-    environment = {name: value for name, value in defaults.items() if name not in os.environ}
-    for rank in range(ranks_wanted):
-        rank_config = RankConfig(
-            rank=rank,
-            local_rank=rank,
-            local_ranks=ranks_wanted,
-            run_folder=config.run_folder,
-            generation=generation,
-            store_file=f"{config.run_folder}/store-{generation}",
-        )
-        try:
-            ranks.append(Child("_rank", rank_config, environment=environment, echo=f"rank {rank}"))
-        except OSError as error:
-            raise LaunchError(f"rank {rank} cannot be started: {error}") from None
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _loopback_interface() -> str:
-    names = [name for _, name in socket.if_nameindex()]
-    return next((name for name in names if name in ("lo", "lo0")), names[0])

@@ -17,6 +17,7 @@ WITHOUT_TORCH = (
     "client.connection",
     "frontend.clients",
     "frontend.frontend",
+    "frontend.process",
     "http.app",
     "http.server_process",
     "messages.configs",
@@ -26,6 +27,7 @@ WITHOUT_TORCH = (
     "processes",
     "ranks.rank_group",
     "ranks.remote_ranks",
+    "ranks.start",
     "ranks.torchrun",
     "ranks.worker",
     "requests.image_files",
@@ -33,6 +35,7 @@ WITHOUT_TORCH = (
     "requests.plan",
     "requests.rank_memory",
     "requests.tokenizer",
+    "setup.configure",
     "setup.launch",
 )
 
@@ -52,6 +55,7 @@ def test_the_package_and_the_command_line_import_no_more_than_they_need() -> Non
         "launcher": {"zmq", "click", "msgspec"},
         "launcher.cli.main": {"zmq", "PIL", "tqdm", "tokenizers"},
         "launcher.setup.launch": {"zmq", "PIL", "tokenizers"},
+        "launcher.frontend.process": {"zmq", "PIL", "tokenizers"},
         "launcher.ranks.worker": {"zmq", "PIL", "tokenizers"},
         "launcher.frontend.frontend": {"PIL"},
     }

@@ -21,8 +21,8 @@ from bench.step.measuring import StepResult
 from bench.throughput import __main__ as throughput
 from engine.model.vae import VAEDecoder
 from engine.rank.rank import Rank
+from launcher.requests.check import CheckedRequest
 from launcher.requests.image_files import encode_image
-from launcher.requests.plan import CheckedRequest
 from tests.bench.engines.measured import TINY
 
 pytestmark = pytest.mark.usefixtures("quick_ceilings")

@@ -8,13 +8,13 @@ import pytest
 
 from engine.config.engine_config import EngineConfig
 from launcher.messages.configs import FrontendConfig
-from launcher.setup import launch as spawn
+from launcher.ranks import start
 
 
 def started_with(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, str]]:
     environments: list[Mapping[str, str]] = []
-    monkeypatch.setattr(spawn, "Child", lambda *_, environment, **__: environments.append(environment))
-    spawn.start_ranks(FrontendConfig(engine=EngineConfig(sp=2), run_folder="/nowhere"), [])
+    monkeypatch.setattr(start, "Child", lambda *_, environment, **__: environments.append(environment))
+    start.start_ranks(FrontendConfig(engine=EngineConfig(sp=2), run_folder="/nowhere"), [])
     return environments
 
 

@@ -1,0 +1,129 @@
+"""The life of a process that is a front-end: it starts its ranks, serves until it is stopped, and leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from engine.errors import Krea2Error, LaunchError, ServerError
+from launcher.messages.configs import Ended, FrontendConfig, Started
+from launcher.messages.encoding import describe
+from launcher.processes import (
+    ORDERLY_S,
+    SIGNALS,
+    Child,
+    Reporter,
+    exit_after,
+    make_run_folder,
+    read_config,
+    remove_run_folder,
+    stop_all,
+    watch_parent,
+)
+from launcher.ranks.start import start_ranks
+
+if TYPE_CHECKING:
+    from launcher.http.server_process import HttpServer
+
+
+def run_frontend() -> None:
+    """The whole life of a front-end that `launch` started."""
+    config = read_config(FrontendConfig)
+    parent = Reporter()
+
+    def end(code: str, message: str, parameter: str | None = None) -> None:
+        parent.send(Ended(code=code, message=message, parameter=parameter))
+
+    try:
+        number = serve_until_stopped(
+            config, on_started=lambda address: parent.send(Started(address=address)), is_child=True
+        )
+        if number is not None:
+            end(ServerError.code, "the server was stopped")
+    except Krea2Error as error:
+        end(error.code, error.message, error.parameter)
+    except Exception as error:
+        traceback.print_exception(error)
+        end(Krea2Error.code, f"front-end: {describe(error)}")
+
+
+def serve_until_stopped(
+    config: FrontendConfig, *, on_started: Callable[[str], None], is_child: bool, http: HttpServer | None = None
+) -> signal.Signals | None:
+    """Start the ranks and be their front-end until SIGINT, SIGTERM or, as a child, the parent ends it.
+
+    `http` runs meanwhile, until the front-end has ended: what it has made by then is still answered. Returns the
+    signal, if there was one. No process and no file is left when this returns or raises; raises what `frontend.serve`
+    does, and `LaunchError` if `on_started` cannot write.
+    """
+    config = with_run_folder(config)
+    ranks: list[Child] = []
+    received: signal.Signals | None = None
+    unheard: LaunchError | None = None
+
+    async def run() -> None:
+        stop, stop_now = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def stop_for(number: signal.Signals) -> None:
+            nonlocal received
+            if received is not None or not config.drain_s:
+                stop_now.set()
+            received = number
+            stop.set()
+
+        def parent_ended(_: bool) -> None:
+            exit_after(ORDERLY_S)
+            with suppress(RuntimeError):  # the loop has ended already
+                loop.call_soon_threadsafe(stop_now.set)
+
+        def announce(address: str) -> None:
+            nonlocal unheard
+            if http is not None:
+                http.start(address)
+            try:
+                on_started(address)
+            except OSError as error:
+                unheard = LaunchError(f"the server's address cannot be written to stdout: {error.strerror}")
+                stop_now.set()
+
+        for number in SIGNALS:
+            loop.add_signal_handler(number, stop_for, number)
+        if is_child:
+            watch_parent(parent_ended)
+        await serve(
+            config,
+            ranks,
+            start_ranks=lambda generation: start_ranks(config, ranks, generation),
+            on_started=announce,
+            stop=stop,
+            stop_now=stop_now,
+        )
+
+    try:
+        start_ranks(config, ranks)
+        address = config.rpc or f"ipc://{config.run_folder}/clients"
+        if http is not None and not address.endswith(":0"):  # otherwise it is known later
+            http.start(address)
+        from launcher.frontend.frontend import serve  # while the ranks import torch
+
+        asyncio.run(run())
+    finally:
+        for number in SIGNALS:  # stopping is what they ask for
+            signal.signal(number, signal.SIG_IGN)
+        stop_all([*ranks, *(http.ask_to_stop() if http is not None else [])])
+        remove_run_folder(config.run_folder)
+    if unheard is not None:
+        raise unheard
+    return received
+
+
+def with_run_folder(config: FrontendConfig) -> FrontendConfig:
+    """The configuration with a new run folder, unless it has one."""
+    return config if config.run_folder else msgspec.structs.replace(config, run_folder=str(make_run_folder()))
