@@ -13,9 +13,10 @@ def main() -> None:
     # Ranks wait for torch, and everything waits for them: each role imports no more than it needs.
     role = sys.argv[1] if len(sys.argv) > 1 else ""
     if role == "_frontend":
+        from launcher.auto_mode.measurements import keep_speed
         from launcher.frontend.process import run_frontend
 
-        run_frontend()
+        run_frontend(keep_speed)
     elif role == "_http":
         from launcher.http.app import run_http
 

@@ -18,7 +18,7 @@ from engine.config.components import (
     read_transformer,
     read_vae,
 )
-from engine.config.degrees import MOST_RANKS, PARALLEL_DEGREES
+from engine.config.degrees import MOST_RANKS, PARALLEL_DEGREES, Degrees
 from engine.config.json_fields import JsonFields
 from engine.config.prompt_domain import PromptDomain, read_prompt_domain
 from engine.errors import ArgumentError, CheckpointError
@@ -74,6 +74,10 @@ class ModelConfig:
 
     def image_tokens(self, width: int, height: int) -> int:
         return (width // self.size_multiple) * (height // self.size_multiple)
+
+    def divides_guidance(self, degrees: Degrees) -> bool:
+        """Whether the images that a mode is for are guided: where they are by default, and the mode divides them."""
+        return degrees.cfg > 1 and self.default_guidance > 0
 
     def possible_tp(self) -> list[int]:
         """Tensor parallel degrees that divide everything that is split."""

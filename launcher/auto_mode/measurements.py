@@ -10,11 +10,11 @@ from typing import Annotated
 
 import msgspec
 
-from engine.config.degrees import Degrees
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.scheduling.cost import CostModel, Work
 from launcher.auto_mode.prediction import TEXT_TOKENS, Rates, predict_step
+from launcher.logs import log_event
 from launcher.messages.configs import FrontendConfig
 
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
@@ -26,6 +26,37 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     slowness: _Positive
     link: _Positive | None = None
     latency_s: _Positive | None = None
+
+
+def keep_speed(
+    config: FrontendConfig,
+    model: ModelConfig,
+    costs: CostModel,
+    *,
+    device: str | None,
+    device_name: str,
+    link: tuple[float, float] | None,
+) -> None:
+    """Keep and log what a warm-up has measured, for the next `--parallel auto` on such a GPU. See `AfterWarmUp`."""
+    engine, form = config.engine, config.block_form
+    if not (device or "").startswith("cuda") or not is_typical(config):
+        return
+    found = measure(model, engine, costs, link, fp8=form == "fp8")
+    if found is None:
+        return
+    measured, step_s, predicted_s = found
+    log_event(
+        "denoise step measured",
+        mode=engine.degrees.name,
+        step_ms=round(1e3 * step_s, 2),
+        predicted_ms=round(1e3 * predicted_s, 2),
+        link_gb_per_s=None if measured.link is None else round(measured.link / 1e9, 1),
+        latency_us=None if measured.latency_s is None else round(1e6 * measured.latency_s, 1),
+    )
+    try:
+        remember(setting(device_name, model, form), measured)
+    except OSError as error:
+        log_event("what was measured cannot be kept", level="warning", error=str(error))
 
 
 def setting(device: str, model: ModelConfig, block_form: str) -> str:
@@ -82,11 +113,6 @@ def _file() -> Path:
         raise FileNotFoundError(str(error)) from None
 
 
-def divides_guidance(model: ModelConfig, degrees: Degrees) -> bool:
-    """Whether the images that a mode is for are guided, so that a warm-up's have to be."""
-    return degrees.cfg > 1 and model.default_guidance > 0
-
-
 def measure(
     model: ModelConfig, engine: EngineConfig, costs: CostModel, link: tuple[float, float] | None, *, fp8: bool
 ) -> tuple[Measured, float, float] | None:
@@ -94,7 +120,7 @@ def measure(
     mode divides guidance, and that it was predicted to take by an H200's rates and the link that was measured: its
     bandwidth and latency. None if the step was not measured."""
     segments = [(TEXT_TOKENS, model.image_tokens(model.default_width, model.default_height))]
-    segments *= 1 + divides_guidance(model, engine.degrees)
+    segments *= 1 + model.divides_guidance(engine.degrees)
     step_s = costs.denoise_s(Work.of(map(sum, segments)))
     if step_s is None:
         return None

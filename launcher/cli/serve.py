@@ -13,6 +13,7 @@ import msgspec
 
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
+from launcher.auto_mode.measurements import keep_speed
 from launcher.auto_mode.prediction import Workload
 from launcher.cli.options import configure_engine, engine_options
 from launcher.frontend.process import serve_until_stopped
@@ -160,6 +161,7 @@ def serve(
         on_started=print_addresses,
         is_child=False,
         http=http,
+        after_warm_up=keep_speed,
     )
     return 0 if number is None else 128 + number
 

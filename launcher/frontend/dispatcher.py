@@ -15,8 +15,7 @@ from engine.planning.step_memory import DecodeMemory
 from engine.scheduling.cost import CostModel, Work
 from engine.scheduling.scheduler import Estimate, Scheduler
 from engine.step import Adapter, Job, Step, StepTimes
-from launcher.auto_mode.measurements import divides_guidance, is_typical, measure, remember, setting
-from launcher.frontend.warm_up import WarmUp
+from launcher.frontend.warm_up import AfterWarmUp, WarmUp
 from launcher.logs import log_event
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.rank_messages import Decoded, Previewed
@@ -69,8 +68,11 @@ class Dispatcher:
         start_ranks: Callable[[int], None],
         context: zmq.asyncio.Context,
         events: JobEvents,
+        *,
+        after_warm_up: AfterWarmUp | None = None,
     ) -> None:
         self._config, self._model, self._events = config, model, events
+        self._after_warm_up = after_warm_up
         self._costs = CostModel()
         self._scheduler = Scheduler(TOKEN_BUDGET, costs=self._costs, max_decoding=_MAX_DECODING)
         self._segments: dict[int, tuple[int, ...]] = {}  # of each job that is queued or under way
@@ -81,7 +83,7 @@ class Dispatcher:
         self._adapter_bytes: dict[int, int] = {}  # of each rank, by adapter
         self._warm_up: WarmUp | None = None
         if config.warm_up:
-            guided = divides_guidance(model, config.engine.degrees)
+            guided = model.divides_guidance(config.engine.degrees)
             self._warm_up = WarmUp(model, encode, job_ids, self._costs, guided=guided)
         self._supervisor = RankSupervisor(config, children, start_ranks, context, self)
 
@@ -250,7 +252,16 @@ class Dispatcher:
                     self._most_tokens = min(self._most_tokens, self._best_tokens)
                     self._fit_budget()
                 self._warm_up = None
-                self._keep_speed()
+                if self._after_warm_up is not None:
+                    group = self._supervisor.group
+                    self._after_warm_up(
+                        self._config,
+                        self._model,
+                        self._costs,
+                        device=group.device,
+                        device_name=group.device_name,
+                        link=group.link,
+                    )
             self.send_steps()
             return
         for adapter_id in step.unload:
@@ -286,28 +297,6 @@ class Dispatcher:
             self._calm_steps = 0
             self._most_tokens = min(self._best_tokens, math.ceil(self._most_tokens / _SHRINK))
             self._fit_budget()
-
-    def _keep_speed(self) -> None:
-        """For the next `--parallel auto` on such a GPU."""
-        engine, group, form = self._config.engine, self._supervisor.group, self._config.block_form
-        if not (self.device or "").startswith("cuda") or not is_typical(self._config):
-            return
-        found = measure(self._model, engine, self._costs, group.link, fp8=form == "fp8")
-        if found is None:
-            return
-        measured, step_s, predicted_s = found
-        log_event(
-            "denoise step measured",
-            mode=engine.degrees.name,
-            step_ms=round(1e3 * step_s, 2),
-            predicted_ms=round(1e3 * predicted_s, 2),
-            link_gb_per_s=None if measured.link is None else round(measured.link / 1e9, 1),
-            latency_us=None if measured.latency_s is None else round(1e6 * measured.latency_s, 1),
-        )
-        try:
-            remember(setting(group.device_name, self._model, form), measured)
-        except OSError as error:
-            log_event("what was measured cannot be kept", level="warning", error=str(error))
 
     def image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
         if self._warm_up is not None:

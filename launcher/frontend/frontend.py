@@ -39,6 +39,7 @@ from launcher.frontend.lora_service import LoraService, open_registry
 from launcher.frontend.metrics import Metrics
 from launcher.frontend.replies import Answers, TrackedRequest
 from launcher.frontend.status import Overview
+from launcher.frontend.warm_up import AfterWarmUp
 from launcher.logs import log_event
 from launcher.messages.client_messages import (
     Acknowledge,
@@ -76,13 +77,14 @@ async def serve(
     on_started: Callable[[str], None],
     stop: asyncio.Event,
     stop_now: asyncio.Event,
+    after_warm_up: AfterWarmUp | None = None,
 ) -> None:
     """Serve until `stop` is set and what runs has been drained, or `stop_now` is set.
 
     ranks: the processes of the first rank group; `start_ranks(generation)` appends those of a later one. `on_started`
-    gets the clients' address once the ranks are ready. Raises the error of ranks that cannot be replaced,
-    `CheckpointError` for a bad tokenizer or config, `LoraError` for a bad LoRA, and `LaunchError` if the address cannot
-    be used. Every client has been told by then.
+    gets the clients' address once the ranks are ready, `after_warm_up` what they were found to take for steps. Raises
+    the error of ranks that cannot be replaced, `CheckpointError` for a bad tokenizer or config, `LoraError` for a bad
+    LoRA, and `LaunchError` if the address cannot be used. Every client has been told by then.
     """
     checkpoint = CheckpointFiles.open(config.engine)
     checkpoint.close()
@@ -93,7 +95,16 @@ async def serve(
     contexts = clients_context, ranks_context = zmq.asyncio.Context(), zmq.asyncio.Context()
     try:
         frontend = Frontend(
-            config, model, tokenizer, loras, ranks, start_ranks, clients_context, ranks_context, on_started
+            config,
+            model,
+            tokenizer,
+            loras,
+            ranks,
+            start_ranks,
+            clients_context,
+            ranks_context,
+            on_started,
+            after_warm_up,
         )
         await frontend.run(stop, stop_now)
     finally:
@@ -115,6 +126,7 @@ class Frontend:
         clients_context: zmq.asyncio.Context,
         ranks_context: zmq.asyncio.Context,
         on_started: Callable[[str], None],
+        after_warm_up: AfterWarmUp | None,
     ) -> None:
         """Two contexts, since one holds the keys of one socket at most."""
         self._config, self._model, self._tokenizer = config, model, tokenizer
@@ -131,7 +143,15 @@ class Frontend:
         self._clients = Clients(address, clients_context, on_message=self._handle, keys=keys)
         self._answers = Answers(self._clients, self._metrics)
         self._dispatcher = Dispatcher(
-            config, model, tokenizer.encode, self._job_ids, ranks, start_ranks, ranks_context, events=self
+            config,
+            model,
+            tokenizer.encode,
+            self._job_ids,
+            ranks,
+            start_ranks,
+            ranks_context,
+            events=self,
+            after_warm_up=after_warm_up,
         )
         self._loras = LoraService(
             config,

@@ -29,10 +29,11 @@ from launcher.processes import (
 from launcher.ranks.start import start_ranks
 
 if TYPE_CHECKING:
+    from launcher.frontend.warm_up import AfterWarmUp
     from launcher.http.server_process import HttpServer
 
 
-def run_frontend() -> None:
+def run_frontend(after_warm_up: AfterWarmUp | None = None) -> None:
     """The whole life of a front-end that `launch` started."""
     config = read_config(FrontendConfig)
     parent = Reporter()
@@ -42,7 +43,10 @@ def run_frontend() -> None:
 
     try:
         number = serve_until_stopped(
-            config, on_started=lambda address: parent.send(Started(address=address)), is_child=True
+            config,
+            on_started=lambda address: parent.send(Started(address=address)),
+            is_child=True,
+            after_warm_up=after_warm_up,
         )
         if number is not None:
             end(ServerError.code, "the server was stopped")
@@ -54,7 +58,12 @@ def run_frontend() -> None:
 
 
 def serve_until_stopped(
-    config: FrontendConfig, *, on_started: Callable[[str], None], is_child: bool, http: HttpServer | None = None
+    config: FrontendConfig,
+    *,
+    on_started: Callable[[str], None],
+    is_child: bool,
+    http: HttpServer | None = None,
+    after_warm_up: AfterWarmUp | None = None,
 ) -> signal.Signals | None:
     """Start the ranks and be their front-end until SIGINT, SIGTERM or, as a child, the parent ends it.
 
@@ -104,6 +113,7 @@ def serve_until_stopped(
             on_started=announce,
             stop=stop,
             stop_now=stop_now,
+            after_warm_up=after_warm_up,
         )
 
     try:

@@ -11,11 +11,13 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+from typing import Protocol
 
 from engine.config.chat_template import PREFIX_TOKENS
 from engine.config.model_config import ModelConfig
 from engine.scheduling.cost import CostModel, Work, choose_budget
 from engine.step import Job, Step, StepTimes
+from launcher.messages.configs import FrontendConfig
 from launcher.requests.tokenizer import Prompt
 
 LONGEST_S = 10.0
@@ -34,6 +36,22 @@ _PROMPTS = (
     "an orange star on a green background",
     "a black square on a purple background",
 )
+
+
+class AfterWarmUp(Protocol):
+    """Hears what a warm-up has measured, once it is over, unless ranks died in it."""
+
+    def __call__(
+        self,
+        config: FrontendConfig,
+        model: ModelConfig,
+        costs: CostModel,
+        *,
+        device: str | None,
+        device_name: str,
+        link: tuple[float, float] | None,
+    ) -> None:
+        """costs: of steps in the mode of the configuration. device, device_name, link: as `Ready` has them."""
 
 
 class WarmUp:

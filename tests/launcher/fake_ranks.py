@@ -17,6 +17,7 @@ from engine.errors import Krea2Error
 from engine.step import Job, Step, StepTimes
 from launcher.client.async_client import AsyncClient
 from launcher.frontend.frontend import serve
+from launcher.frontend.warm_up import AfterWarmUp
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import encode
 from launcher.messages.limits import Limits
@@ -205,6 +206,7 @@ async def fake_engine(
     replace_ranks: bool = False,
     warm_up: bool = False,
     children: list[Child] | None = None,
+    after_warm_up: AfterWarmUp | None = None,
     **config: float | str,
 ) -> AsyncIterator[Fakes]:
     """A front-end for the demo checkpoint with `tp` fake ranks, or for an `engine`. Leaving it stops what still runs.
@@ -236,6 +238,7 @@ async def fake_engine(
             on_started=started.set_result,
             stop=fakes.stop,
             stop_now=fakes.stop_now,
+            after_warm_up=after_warm_up,
         )
     )
     fakes.start_ranks()

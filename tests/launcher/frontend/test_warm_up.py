@@ -113,10 +113,38 @@ def test_it_ends_in_time_also_when_there_is_never_nothing_to_do(
     run(test())
 
 
-def test_ranks_that_die_in_it_are_replaced_and_not_warmed_up_again(run_folder: Path) -> None:
+def test_who_wants_to_know_hears_once_what_was_measured(run_folder: Path) -> None:
+    heard: list[tuple[bool, dict[str, object]]] = []
+
+    def hear(config: object, model: object, costs: CostModel, **measured: object) -> None:
+        heard.append((costs.known, measured))
+
     async def test() -> None:
         async with (
-            fake_engine(run_folder, warm_up=True, replace_ranks=True, make_rank=_held) as fakes,
+            fake_engine(run_folder, warm_up=True, replace_ranks=True, after_warm_up=hear) as fakes,
+            AsyncClient(fakes.address) as client,
+        ):
+            await until_ready(client)
+            fakes.ranks[0].fail("rank_failed", "rank 0: lost")
+            await fakes.has_generation(1)
+            await until_ready(client)
+            assert heard == [(True, {"device": "fake", "device_name": "", "link": None})]
+
+    run(test())
+
+
+def test_ranks_that_die_in_it_are_replaced_and_not_warmed_up_again(run_folder: Path) -> None:
+    heard: list[object] = []
+
+    async def test() -> None:
+        async with (
+            fake_engine(
+                run_folder,
+                warm_up=True,
+                replace_ranks=True,
+                make_rank=_held,
+                after_warm_up=lambda *_, **measured: heard.append(measured),
+            ) as fakes,
             AsyncClient(fakes.address) as client,
         ):
             await fakes.ranks[0].has_steps(1)
@@ -126,6 +154,7 @@ def test_ranks_that_die_in_it_are_replaced_and_not_warmed_up_again(run_folder: P
             fakes.ranks[0].hold = False
             assert (await client.generate(PROMPT, seed=4, steps=1)).seed == 4
             assert len(fakes.ranks[0].steps) == 1
+            assert not heard
 
     run(test())
 
