@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Protocol
@@ -15,6 +14,7 @@ from engine.planning.step_memory import DecodeMemory
 from engine.scheduling.cost import CostModel, Work
 from engine.scheduling.scheduler import Estimate, Scheduler
 from engine.step import Adapter, Job, Step, StepTimes
+from launcher.frontend.token_budget import TOKEN_BUDGET, TokenBudget
 from launcher.frontend.warm_up import AfterWarmUp, WarmUp
 from launcher.logs import log_event
 from launcher.messages.configs import FrontendConfig
@@ -22,15 +22,8 @@ from launcher.messages.rank_messages import Decoded, Previewed
 from launcher.processes import Child
 from launcher.ranks.rank_group import STEPS_AHEAD
 from launcher.ranks.supervisor import RankSupervisor
-from launcher.requests.rank_memory import token_budget
 from launcher.requests.tokenizer import Prompt
 
-TOKEN_BUDGET = 8192  # of a tick until it is measured, which two images of 1024² fill, and at most
-# However little more tokens seemed to gain: half an image of 1024² is never too much for a tick, and a warm-up that
-# something else disturbed must not leave small images to go one by one.
-_LEAST_BUDGET = 2048
-_SHRINK = 0.75  # of a step's tokens, after it was too large for the memory
-_CALM_STEPS = 200  # that had it, after which they may be larger again: what was in the way may be gone
 _MAX_DECODING = 8  # images in rank 0's queue for its decoder: it should not run dry while steps are under way
 
 
@@ -77,9 +70,7 @@ class Dispatcher:
         self._scheduler = Scheduler(TOKEN_BUDGET, costs=self._costs, max_decoding=_MAX_DECODING)
         self._segments: dict[int, tuple[int, ...]] = {}  # of each job that is queued or under way
         self._sent: dict[int, Work] = {}  # of each step under way
-        self._most_tokens = TOKEN_BUDGET  # of a tick, beside what memory allows
-        self._best_tokens = TOKEN_BUDGET  # the same, had memory never run out
-        self._calm_steps = 0  # since it did
+        self._budget = TokenBudget(config.engine, model)
         self._adapter_bytes: dict[int, int] = {}  # of each rank, by adapter
         self._warm_up: WarmUp | None = None
         if config.warm_up:
@@ -188,17 +179,9 @@ class Dispatcher:
         self._scheduler.unload(adapter_id)
 
     def _fit_budget(self) -> None:
-        most, free = self._most_tokens, self.free
-        if free is not None:
-            most = token_budget(
-                self._model,
-                self._config.engine,
-                most,
-                bytes_per_element=self.bytes_per_element,
-                decode_memory=self.decode_memory,
-                free=free,
-            )
-        self._scheduler.token_budget = most
+        budget, free = self._budget, self.free
+        fitting = budget.most if free is None else budget.fit(free, self.bytes_per_element, self.decode_memory)
+        self._scheduler.token_budget = fitting
 
     def send_steps(self) -> None:
         """Send steps as far ahead as they may be sent; those of the warm-up only when there is nothing else to do."""
@@ -248,8 +231,7 @@ class Dispatcher:
             del self._sent[step.number]
             if self._warm_up.over:
                 if self._warm_up.budget is not None:
-                    self._best_tokens = min(TOKEN_BUDGET, max(_LEAST_BUDGET, self._warm_up.budget))
-                    self._most_tokens = min(self._most_tokens, self._best_tokens)
+                    self._budget.measured(self._warm_up.budget)
                     self._fit_budget()
                 self._warm_up = None
                 if self._after_warm_up is not None:
@@ -270,33 +252,18 @@ class Dispatcher:
             self._fit_budget()
         work = self._sent.pop(step.number)
         if times.one_by_one:
-            self._shrink(step, work.tokens)
+            self._memory_ran_out(step, work.tokens)
         elif work.tokens and self._segments.keys() >= set(step.denoise):  # one that had failed did nothing
             self._costs.correct(work, times.denoise_s)
-            self._grow()
+            if self._budget.had_memory():
+                self._fit_budget()
         self._events.step_done(step, times, work.tokens)
 
-    def _shrink(self, step: Step, tokens: int) -> None:
-        """A step was too large for the memory: make no more like it for some time."""
-        self._calm_steps = 0
-        if len(step.denoise) > 1:
-            self._most_tokens = min(self._most_tokens, max(1, int(_SHRINK * tokens)))
+    def _memory_ran_out(self, step: Step, tokens: int) -> None:
+        images = len(step.denoise)
+        if self._budget.ran_out(images, tokens):
             self._fit_budget()
-        log_event(
-            "out of memory",
-            level="warning",
-            step_tokens=tokens,
-            images=len(step.denoise),
-            token_budget=self.token_budget,
-        )
-
-    def _grow(self) -> None:
-        """A step had memory, as perhaps all have since one that had not."""
-        self._calm_steps += 1
-        if self._calm_steps >= _CALM_STEPS and self._most_tokens < self._best_tokens:
-            self._calm_steps = 0
-            self._most_tokens = min(self._best_tokens, math.ceil(self._most_tokens / _SHRINK))
-            self._fit_budget()
+        log_event("out of memory", level="warning", step_tokens=tokens, images=images, token_budget=self.token_budget)
 
     def image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
         if self._warm_up is not None:

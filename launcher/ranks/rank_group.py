@@ -7,12 +7,10 @@ about lost connections are consequences, and are not shown.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Protocol
 
 import zmq
@@ -46,23 +44,12 @@ from launcher.messages.rank_messages import (
 from launcher.messages.sockets import send_now
 from launcher.processes import Child
 from launcher.ranks.lifelines import Lifelines
+from launcher.ranks.outstanding import Outstanding
 from launcher.ranks.remote_ranks import RemoteRanks
 
 STEPS_AHEAD = 2  # one runs while the next waits in the rank
 _CLOCK_S = 0.25
-# A step hangs that takes so many times its estimate, and at least so long: a shape that is new to a GPU may need
-# kernels to be compiled first.
-_HANG_FACTOR, _HANG_S = 20, 60.0
 _ROOT_CAUSE_S = 0.5  # for the death behind a peer's complaint to be noticed
-
-
-@dataclass
-class _SentStep:
-    step: Step
-    unanswered: set[int]
-    bound_s: float
-    due: float
-    times: StepTimes = field(default_factory=StepTimes)
 
 
 class RankEvents(Protocol):
@@ -98,12 +85,15 @@ class RankGroup:
         self._loop = asyncio.get_running_loop()
         self._ranks = range(config.engine.ranks)
         self._ready: dict[int, Ready] = {}
-        self._sent: deque[_SentStep] = deque()
+        self._outstanding = Outstanding(
+            self._ranks,
+            start_timeout_s=config.start_timeout_s,
+            step_timeout_s=config.step_timeout_s,
+            now=time.monotonic(),
+        )
         self.images = 0
-        self._decoding: dict[int, float] = {}  # when the image of a job is due; never, before its last step is done
         self._failing: set[int] = set()
         self._closing = False
-        self._start_due = time.monotonic() + config.start_timeout_s
         self.failed: asyncio.Future[Krea2Error] = self._loop.create_future()
         self._socket = context.socket(zmq.ROUTER)
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
@@ -174,25 +164,19 @@ class RankGroup:
     @property
     def outstanding(self) -> int:
         """Steps sent that not all ranks have answered; never more than `STEPS_AHEAD`."""
-        return len(self._sent)
+        return self._outstanding.steps
 
     @property
     def decoding(self) -> int:
         """Images whose last step was sent and that have not come."""
-        return len(self._decoding)
+        return self._outstanding.images
 
     def send(self, step: Step, *, expected_s: float | None = None) -> None:
         """Send a step to every rank. It counts as hanging when it takes many times longer than expected."""
-        assert len(self._sent) < STEPS_AHEAD
-        bound = self._bound(expected_s)
-        self._sent.append(_SentStep(step, set(self._ranks), bound, time.monotonic() + bound))
-        self._decoding.update(dict.fromkeys(step.decode, math.inf))
+        assert self.outstanding < STEPS_AHEAD
+        self._outstanding.add(step, expected_s=expected_s, now=time.monotonic())
         for rank in self._ranks:
             self._command(rank, Execute(step=step))
-
-    def _bound(self, expected_s: float | None) -> float:
-        longest = self._config.step_timeout_s
-        return longest if expected_s is None else min(longest, max(_HANG_S, _HANG_FACTOR * expected_s))
 
     def close(self) -> None:
         """Stop listening. Ranks that somebody else started end now; the others are their starter's to stop."""
@@ -245,15 +229,17 @@ class RankGroup:
                 if self.ready:
                     self._events.ranks_ready()
             case StepDone(rank=rank, number=number, times=times):
-                self._step_done(rank, number, times)
+                self._outstanding.answer(rank, number, times)
+                while (done := self._outstanding.next_done(time.monotonic())) is not None:
+                    self._events.step_done(*done)
             case Decoded() as image:
-                self._decoding.pop(image.job_id, None)
+                self._outstanding.image_came(image.job_id)
                 self.images += 1
                 self._events.image_decoded(image, frames[0])
             case Previewed() as preview:
                 self._events.image_previewed(preview, frames[0])
             case JobFailed(job_id=job_id, code=code, message=message):
-                self._decoding.pop(job_id, None)
+                self._outstanding.image_came(job_id)
                 self._events.job_failed(job_id, error_from_code(code, message))
             case PlanBuilt(rank=rank, plan=plan):
                 log_event(
@@ -269,24 +255,6 @@ class RankGroup:
                     self._loop.call_later(_ROOT_CAUSE_S, self.fail, error)
                 else:
                     self.fail(error)
-
-    def _step_done(self, rank: int, number: int, times: StepTimes) -> None:
-        sent = next(sent for sent in self._sent if sent.step.number == number)
-        sent.unanswered.remove(rank)
-        sent.times = StepTimes(
-            max(sent.times.encode_s, times.encode_s),
-            max(sent.times.denoise_s, times.denoise_s),
-            times.encoded_tokens,
-            times.one_by_one,
-        )
-        while self._sent and not self._sent[0].unanswered:
-            done = self._sent.popleft()
-            now = time.monotonic()
-            if self._sent:
-                self._sent[0].due = now + self._sent[0].bound_s
-            for job_id in self._decoding.keys() & set(done.step.decode):  # an image may come before the step's answer
-                self._decoding[job_id] = now + self._config.step_timeout_s
-            self._events.step_done(done.step, done.times)
 
     # ---- losing a rank
 
@@ -308,44 +276,14 @@ class RankGroup:
             await asyncio.sleep(_CLOCK_S)
             now = time.monotonic()
             if now - asleep > 1.0 + _CLOCK_S:
-                self._put_off(now - asleep)
+                self._outstanding.put_off(now - asleep)  # for we were kept from hearing the ranks for so long
             for rank in self._remote.lost() if self._remote is not None else []:
                 self._lost(rank, "died, or its machine cannot be reached")
-            if len(self._ready) < len(self._ranks):
-                missing = [rank for rank in self._ranks if rank not in self._ready]
-                if now > self._start_due:
-                    were = "was" if len(missing) == 1 else "were"
-                    within = f"within {self._config.start_timeout_s:g} s"
-                    self.fail(LaunchError(f"rank {_listed(missing)} {were} not ready {within}"))
-            elif self._sent and now > self._sent[0].due:
-                sent = self._sent[0]
-                silent = _listed(sorted(sent.unanswered))
-                self.fail(
-                    RankError(
-                        f"step {sent.step.number} was not finished within {sent.bound_s:g} s by rank {silent}; "
-                        "one that hangs keeps the others waiting"
-                        if len(sent.unanswered) > 1
-                        else f"rank {silent} did not finish step {sent.step.number} within {sent.bound_s:g} s"
-                    )
-                )
-            elif any(now > due for due in self._decoding.values()):
-                self.fail(RankError(f"rank 0 did not decode an image within {self._config.step_timeout_s:g} s"))
-
-    def _put_off(self, seconds: float) -> None:
-        """We were kept from hearing the ranks for so long: they have so much longer to be heard."""
-        self._start_due += seconds
-        for sent in self._sent:
-            sent.due += seconds
-        for job_id in self._decoding:
-            self._decoding[job_id] += seconds
+            missing = [rank for rank in self._ranks if rank not in self._ready]
+            if (overdue := self._outstanding.overdue(now, missing=missing)) is not None:
+                self.fail(overdue)
 
     def _lost(self, rank: int, how: str = "died") -> None:
         # A rank that has said why it fails is heard over the wire.
         if not self._closing and rank not in self._failing:
             self.fail(RankError(f"rank {rank} {how}"))
-
-
-def _listed(ranks: Sequence[int]) -> str:
-    """`0`, `0 and 1`, `0, 1 and 2`."""
-    *first, last = map(str, ranks)
-    return f"{', '.join(first)} and {last}" if first else last

@@ -12,7 +12,7 @@ from engine.step import Step
 from launcher.client.async_client import AsyncClient
 from launcher.client.results import Event, ImageFile, PreviewFile, Result
 from launcher.messages.client_messages import Accepted, Progress
-from launcher.ranks import rank_group as ranks
+from launcher.ranks import outstanding
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, Fakes, fake_engine, run
 from tests.launcher.ranks.losing_ranks import PROMPT, lose
 
@@ -206,8 +206,8 @@ def test_ranks_that_die_as_soon_as_they_are_up_end_in_refusals_until_they_last(r
 def test_a_rank_that_hangs_is_noticed_after_a_multiple_of_what_such_steps_take(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(ranks, "_HANG_FACTOR", 8)
-    monkeypatch.setattr(ranks, "_HANG_S", 0.1)
+    monkeypatch.setattr(outstanding, "_HANG_FACTOR", 8)
+    monkeypatch.setattr(outstanding, "_HANG_S", 0.1)
 
     async def test() -> None:
         async with fake_engine(run_folder, replace_ranks=True) as fakes, AsyncClient(fakes.address) as client:

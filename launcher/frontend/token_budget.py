@@ -1,0 +1,64 @@
+"""How many packed tokens a tick may have: what pays, and what the memory takes, which is smaller after it ran out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
+from engine.planning.step_memory import DecodeMemory
+from launcher.requests.rank_memory import token_budget
+
+TOKEN_BUDGET = 8192  # of a tick until it is measured, which two images of 1024² fill, and at most
+# However little more tokens seemed to gain: half an image of 1024² is never too much for a tick, and a warm-up that
+# something else disturbed must not leave small images to go one by one.
+_LEAST_BUDGET = 2048
+_SHRINK = 0.75  # of a step's tokens, after it was too large for the memory
+_CALM_STEPS = 200  # that had it, after which they may be larger again: what was in the way may be gone
+
+
+class TokenBudget:
+    """Follows what a warm-up measured, and which steps were too large for the memory.
+
+    `most`: of a tick, where nothing else is known of the memory; `fit` is for where it is.
+    """
+
+    def __init__(self, engine: EngineConfig, model: ModelConfig) -> None:
+        self._engine, self._model = engine, model
+        self.most = TOKEN_BUDGET
+        self._best = TOKEN_BUDGET  # the same, had memory never run out
+        self._calm_steps = 0  # since it did
+
+    def fit(self, free: Sequence[int], bytes_per_element: int, decode_memory: DecodeMemory) -> int:
+        """The tokens of a tick where each rank has so many `free` bytes, which a picture is decoded in, too."""
+        return token_budget(
+            self._model,
+            self._engine,
+            self.most,
+            bytes_per_element=bytes_per_element,
+            decode_memory=decode_memory,
+            free=free,
+        )
+
+    def measured(self, tokens: int) -> None:
+        """In the warm-up more than so many gained nothing."""
+        self._best = min(TOKEN_BUDGET, max(_LEAST_BUDGET, tokens))
+        self.most = min(self.most, self._best)
+
+    def ran_out(self, images: int, tokens: int) -> bool:
+        """A step was too large for the memory. Returns whether none is to be like it for some time: one of a single
+        image says nothing of others."""
+        self._calm_steps = 0
+        if images > 1:
+            self.most = min(self.most, max(1, int(_SHRINK * tokens)))
+        return images > 1
+
+    def had_memory(self) -> bool:
+        """A step had memory, as perhaps all have since one that had not: returns whether steps may be larger again."""
+        self._calm_steps += 1
+        if self._calm_steps < _CALM_STEPS or self.most >= self._best:
+            return False
+        self._calm_steps = 0
+        self.most = min(self._best, math.ceil(self.most / _SHRINK))
+        return True

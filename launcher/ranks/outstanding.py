@@ -1,0 +1,113 @@
+"""What a rank group has been told to do and has not done, and by when each of it is due. Pure: no clock, no sockets."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from engine.errors import Krea2Error, LaunchError, RankError
+from engine.step import Step, StepTimes
+
+# A step hangs that takes so many times its estimate, and at least so long: a shape that is new to a GPU may need
+# kernels to be compiled first.
+_HANG_FACTOR, _HANG_S = 20, 60.0
+
+
+@dataclass
+class _SentStep:
+    step: Step
+    unanswered: set[int]
+    bound_s: float
+    due: float
+    times: StepTimes = field(default_factory=StepTimes)
+
+
+class Outstanding:
+    """The group's start, the steps that it was sent, and the images that are being decoded. Times are of one clock."""
+
+    def __init__(self, ranks: Iterable[int], *, start_timeout_s: float, step_timeout_s: float, now: float) -> None:
+        self._ranks = tuple(ranks)
+        self._start_timeout_s, self._step_timeout_s = start_timeout_s, step_timeout_s
+        self._start_due = now + start_timeout_s
+        self._sent: deque[_SentStep] = deque()
+        self._decoding: dict[int, float] = {}  # when the image of a job is due; never, before its last step is done
+
+    @property
+    def steps(self) -> int:
+        """Steps that not all ranks have answered."""
+        return len(self._sent)
+
+    @property
+    def images(self) -> int:
+        """Images whose last step was sent and that have not come."""
+        return len(self._decoding)
+
+    def add(self, step: Step, *, expected_s: float | None, now: float) -> None:
+        """A step was sent to every rank. expected_s: what it is thought to take, if that is known."""
+        bound_s = self._step_timeout_s
+        if expected_s is not None:
+            bound_s = min(bound_s, max(_HANG_S, _HANG_FACTOR * expected_s))
+        self._sent.append(_SentStep(step, set(self._ranks), bound_s, now + bound_s))
+        self._decoding.update(dict.fromkeys(step.decode, math.inf))
+
+    def answer(self, rank: int, number: int, times: StepTimes) -> None:
+        """A rank has executed a step."""
+        sent = next(sent for sent in self._sent if sent.step.number == number)
+        sent.unanswered.remove(rank)
+        sent.times = StepTimes(
+            max(sent.times.encode_s, times.encode_s),
+            max(sent.times.denoise_s, times.denoise_s),
+            times.encoded_tokens,
+            times.one_by_one,
+        )
+
+    def next_done(self, now: float) -> tuple[Step, StepTimes] | None:
+        """Take out the oldest step if all ranks have executed it, with the times of the slowest."""
+        if not self._sent or self._sent[0].unanswered:
+            return None
+        done = self._sent.popleft()
+        if self._sent:
+            self._sent[0].due = now + self._sent[0].bound_s
+        for job_id in self._decoding.keys() & set(done.step.decode):  # an image may come before the step's answer
+            self._decoding[job_id] = now + self._step_timeout_s
+        return done.step, done.times
+
+    def image_came(self, job_id: int) -> None:
+        """Or never will."""
+        self._decoding.pop(job_id, None)
+
+    def put_off(self, seconds: float) -> None:
+        """Ranks could not be heard for so long: they have so much longer to be heard."""
+        self._start_due += seconds
+        for sent in self._sent:
+            sent.due += seconds
+        for job_id in self._decoding:
+            self._decoding[job_id] += seconds
+
+    def overdue(self, now: float, *, missing: Sequence[int]) -> Krea2Error | None:
+        """What should have been done by now, if anything. missing: ranks that are not ready."""
+        if missing:
+            if now <= self._start_due:
+                return None
+            were = "was" if len(missing) == 1 else "were"
+            return LaunchError(f"rank {_listed(missing)} {were} not ready within {self._start_timeout_s:g} s")
+        if self._sent and now > self._sent[0].due:
+            sent = self._sent[0]
+            silent = _listed(sorted(sent.unanswered))
+            return RankError(
+                f"step {sent.step.number} was not finished within {sent.bound_s:g} s by rank {silent}; "
+                "one that hangs keeps the others waiting"
+                if len(sent.unanswered) > 1
+                else f"rank {silent} did not finish step {sent.step.number} within {sent.bound_s:g} s"
+            )
+        if any(now > due for due in self._decoding.values()):
+            return RankError(f"rank 0 did not decode an image within {self._step_timeout_s:g} s")
+        return None
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    """`0`, `0 and 1`, `0, 1 and 2`."""
+    *first, last = map(str, ranks)
+    return f"{', '.join(first)} and {last}" if first else last
