@@ -27,10 +27,19 @@ from launcher.requests.tokenizer import Prompt
 _MAX_DECODING = 8  # images in rank 0's queue for its decoder: it should not run dry while steps are under way
 
 
-class JobEvents(Protocol):
-    """What becomes of jobs. Those of the warm-up are not heard of."""
+class GroupEvents(Protocol):
+    """What becomes of the ranks as a whole."""
 
     def ranks_ready(self) -> None: ...
+
+    def ranks_lost(self, error: Krea2Error) -> bool:
+        """The ranks are gone with all that they held: `start_over`. Returns whether a job is known to be the reason."""
+
+    def ranks_given_up(self, error: Krea2Error) -> None: ...
+
+
+class JobEvents(Protocol):
+    """What becomes of jobs. Those of the warm-up are not heard of."""
 
     def job_started(self, job_id: int) -> None: ...
 
@@ -41,11 +50,6 @@ class JobEvents(Protocol):
     def image_previewed(self, previewed: Previewed, rgb: bytes) -> None: ...
 
     def job_failed(self, job_id: int, error: Krea2Error) -> None: ...
-
-    def ranks_lost(self, error: Krea2Error) -> bool:
-        """The ranks are gone with all that they held: `start_over`. Returns whether a job is known to be the reason."""
-
-    def ranks_given_up(self, error: Krea2Error) -> None: ...
 
 
 class Dispatcher:
@@ -60,12 +64,13 @@ class Dispatcher:
         children: list[Child],
         start_ranks: Callable[[int], None],
         context: zmq.asyncio.Context,
-        events: JobEvents,
         *,
+        events: GroupEvents,
+        job_events: JobEvents,
         after_warm_up: AfterWarmUp | None = None,
     ) -> None:
-        self._config, self._model, self._events = config, model, events
-        self._after_warm_up = after_warm_up
+        self._config, self._model = config, model
+        self._events, self._job_events, self._after_warm_up = events, job_events, after_warm_up
         self._costs = CostModel()
         self._scheduler = Scheduler(TOKEN_BUDGET, costs=self._costs, max_decoding=_MAX_DECODING)
         self._segments: dict[int, tuple[int, ...]] = {}  # of each job that is queued or under way
@@ -199,7 +204,7 @@ class Dispatcher:
                 return
             for job in step.start:
                 if job.job_id in self._segments:  # else it is the warm-up's
-                    self._events.job_started(job.job_id)
+                    self._job_events.job_started(job.job_id)
             work = Work.of(tokens for job_id in step.denoise for tokens in self._segments.get(job_id, ()))
             self._sent[step.number] = work
             # How long it takes to read an adapter is not known.
@@ -257,7 +262,7 @@ class Dispatcher:
             self._costs.correct(work, times.denoise_s)
             if self._budget.had_memory():
                 self._fit_budget()
-        self._events.step_done(step, times, work.tokens)
+        self._job_events.step_done(step, times, work.tokens)
 
     def _memory_ran_out(self, step: Step, tokens: int) -> None:
         images = len(step.denoise)
@@ -271,16 +276,16 @@ class Dispatcher:
         self._segments.pop(decoded.job_id, None)
         self._scheduler.decoded(decoded.job_id)
         self._costs.correct_decode(decoded.width * decoded.height, decoded.decode_s)
-        self._events.image_decoded(decoded, rgb)
+        self._job_events.image_decoded(decoded, rgb)
         self.send_steps()
 
     def image_previewed(self, previewed: Previewed, rgb: bytes) -> None:
-        self._events.image_previewed(previewed, rgb)
+        self._job_events.image_previewed(previewed, rgb)
 
     def job_failed(self, job_id: int, error: Krea2Error) -> None:
         if self._warm_up is not None:
             self._warm_up.job_failed(job_id)
-        self._events.job_failed(job_id, error)
+        self._job_events.job_failed(job_id, error)
         self.cancel(job_id)  # if nobody knew it, or it is the warm-up's
         self._scheduler.decoded(job_id)
         self.send_steps()

@@ -1,15 +1,21 @@
-"""Which LoRAs there are, under which names, and who uses them. Plain Python: no I/O, no ranks."""
+"""Which LoRAs there are, under which names, and who uses them: at first those of the configuration. No ranks."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, LoraError
 from engine.lora.files import AdapterFile
 from engine.step import Adapter
+from launcher.logs import log_event
 from launcher.messages.client_messages import LoadedLora
+from launcher.messages.configs import FrontendConfig
+from launcher.requests.lora_files import describe_skipped, open_lora
 
 
 @dataclass(eq=False)
@@ -36,6 +42,23 @@ class LoraEntry:
             modules=self.opened.modules,
             bytes=self.opened.bytes_on_rank(tp, bytes_per_element),
         )
+
+
+def open_registry(config: FrontendConfig, model: ModelConfig) -> LoraRegistry:
+    """The LoRAs of the configuration, whose values somebody has checked already, and a word on those to be merged.
+
+    Raises `LoraError`.
+    """
+    registry, lenient = LoraRegistry(config.limits.max_loras), config.engine.lora_lenient
+    for lora in config.loras:
+        opened = open_lora(lora.path, model, lenient=lenient, values=False)
+        path = Path(lora.path).resolve()
+        registry.reserve(lora.name)
+        registry.add(lora.name, opened, path=str(path), file=path.name, strength=lora.strength, lenient=lenient)
+    for merged, strength in config.engine.merge_loras:
+        opened = open_lora(merged, model, lenient=lenient, values=False)
+        log_event("lora merged", file=Path(merged).name, strength=strength, **log_fields(opened))
+    return registry
 
 
 class LoraRegistry:
@@ -137,3 +160,9 @@ class LoraRegistry:
         for entry in used:
             entry.users.remove(request)
         return [entry for entry in used if not self.is_wanted(entry)]
+
+
+def log_fields(opened: AdapterFile) -> dict[str, Any]:
+    """What a log says of a LoRA's file."""
+    described: dict[str, Any] = {"family": opened.family, "modules": opened.modules}
+    return described | ({"skipped": describe_skipped(opened)} if opened.skipped else {})

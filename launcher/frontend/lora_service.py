@@ -16,7 +16,7 @@ from engine.lora.files import AdapterFile
 from engine.step import Step
 from launcher.frontend.clients import Clients
 from launcher.frontend.dispatcher import Dispatcher
-from launcher.frontend.lora_registry import LoraEntry, LoraRegistry
+from launcher.frontend.lora_registry import LoraEntry, LoraRegistry, log_fields
 from launcher.logs import log_event
 from launcher.messages.client_messages import (
     ListLoras,
@@ -30,30 +30,13 @@ from launcher.messages.client_messages import (
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import describe
 from launcher.requests.check import check_strength
-from launcher.requests.lora_files import MAX_NAME, check_name, describe_skipped, open_lora, path_inside
+from launcher.requests.lora_files import MAX_NAME, check_name, open_lora, path_inside
 from launcher.requests.rank_memory import default_needs
 
 _READ_S = 120.0  # for a file to be read and checked
 _MOST_LOSSES = 2  # of ranks while they loaded a LoRA, after which it counts as the reason
 
 T = TypeVar("T")
-
-
-def open_registry(config: FrontendConfig, model: ModelConfig) -> LoraRegistry:
-    """The LoRAs of the configuration, whose values somebody has checked already, and a word on those to be merged.
-
-    Raises `LoraError`.
-    """
-    registry, lenient = LoraRegistry(config.limits.max_loras), config.engine.lora_lenient
-    for lora in config.loras:
-        opened = open_lora(lora.path, model, lenient=lenient, values=False)
-        path = Path(lora.path).resolve()
-        registry.reserve(lora.name)
-        registry.add(lora.name, opened, path=str(path), file=path.name, strength=lora.strength, lenient=lenient)
-    for merged, strength in config.engine.merge_loras:
-        opened = open_lora(merged, model, lenient=lenient, values=False)
-        log_event("lora merged", file=Path(merged).name, strength=strength, **_described(opened))
-    return registry
 
 
 class LoraService:
@@ -226,7 +209,7 @@ class LoraService:
             self._loading.remove(adapter.adapter_id)
             log_event(
                 "lora loaded", name=entry.name, file=entry.file, strength=entry.strength, bytes=self._bytes(opened),
-                **_described(opened),
+                **log_fields(opened),
             )  # fmt: skip
             self._answer_who_asked(entry)
         for adapter_id in step.unload:
@@ -273,12 +256,6 @@ class LoraService:
                 self._check_free(left)
             except ArgumentError as error:
                 raise LoraError(f"requests that wait would not fit beside it: {error.message}") from None
-
-
-def _described(opened: AdapterFile) -> dict[str, Any]:
-    """For the log."""
-    described: dict[str, Any] = {"family": opened.family, "modules": opened.modules}
-    return described | ({"skipped": describe_skipped(opened)} if opened.skipped else {})
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

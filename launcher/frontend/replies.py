@@ -40,6 +40,13 @@ class TrackedRequest:
     timer: asyncio.TimerHandle | None = None
     frames: list[list[bytes]] = field(default_factory=list)  # images or failure, kept until they are acknowledged
 
+    def start_over(self) -> None:
+        """Ranks died that had it in flight: what they had made of it is lost, but for images that are there."""
+        self.deaths += 1
+        self.started = False
+        self.timings = dict.fromkeys(self.timings, 0.0)
+        self.steps_done = self.checked.steps * len(self.decoded)
+
     @property
     def attempt(self) -> int:
         return self.deaths + 1
@@ -56,10 +63,14 @@ class TrackedRequest:
 
 
 class Answers:
-    """Sends clients what becomes of their requests, counts it and logs it."""
+    """Sends clients what becomes of their requests, counts it and logs it.
+
+    `num_done` and `num_failed`: requests that have ended.
+    """
 
     def __init__(self, clients: Clients, metrics: Metrics) -> None:
         self._clients, self._metrics = clients, metrics
+        self.num_done = self.num_failed = 0
 
     def accepted(self, request: TrackedRequest, estimate: Estimate | None) -> None:
         request.position = estimate.position if estimate is not None else 0
@@ -109,12 +120,14 @@ class Answers:
         self._metrics.images.inc()
         if len(request.frames) == request.checked.num_images:
             request.ended = True
+            self.num_done += 1
             self._metrics.count_done(request.timings)
             self._log("request done", request, images=len(request.frames), timings=request.timings)
         return request.ended
 
     def failed(self, request: TrackedRequest, error: Krea2Error) -> None:
         request.ended = True
+        self.num_failed += 1
         self._metrics.requests.labels(error.code).inc()
         level = "info" if error.code in (CancelledError.code, RequestTimeoutError.code) else "warning"
         self._log("request failed", request, level=level, code=error.code, message=error.message)
@@ -131,6 +144,10 @@ class Answers:
         """Send the images or the failure again, for a client that has asked."""
         for index, frames in enumerate(request.frames):
             self._clients.send_again(request.client, frames, key=("answer", request.number, index))
+
+    def forget(self, request: TrackedRequest) -> None:
+        """The client has acknowledged the end."""
+        self._clients.forget(request.client, request.number)
 
     def _log(self, event: str, request: TrackedRequest, *, level: str = "info", **details: object) -> None:
         log_event(event, level=level, request_id=request.request_id, attempt=request.attempt, **details)

@@ -9,26 +9,26 @@ from launcher.frontend.clients import Clients
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.lora_service import LoraService
 from launcher.frontend.metrics import Metrics
-from launcher.frontend.replies import TrackedRequest
+from launcher.frontend.replies import Answers, TrackedRequest
 from launcher.messages.client_messages import StatusReply
 from launcher.messages.configs import FrontendConfig
 
 
 class Overview:
-    """`done` and `failed` count the requests that have ended."""
+    """Looks at all parts of a front-end, and changes none."""
 
     def __init__(
         self,
         config: FrontendConfig,
         dispatcher: Dispatcher,
         clients: Clients,
+        answers: Answers,
         loras: LoraService,
         metrics: Metrics,
     ) -> None:
         self._config, self._dispatcher, self._clients = config, dispatcher, clients
-        self._loras, self._metrics = loras, metrics
+        self._answers, self._loras, self._metrics = answers, loras, metrics
         self._began = time.monotonic()
-        self.done = self.failed = 0
 
     def status(self, unfinished: Sequence[TrackedRequest], *, draining: bool) -> StatusReply:
         running = sum(request.started for request in unfinished)
@@ -42,8 +42,8 @@ class Overview:
             uptime_s=time.monotonic() - self._began,
             waiting=len(unfinished) - running,
             running=running,
-            done=self.done,
-            failed=self.failed,
+            done=self._answers.num_done,
+            failed=self._answers.num_failed,
             dropped_messages=self._clients.dropped_messages,
             restarts=self._dispatcher.restarts,
             rank_memory=self._dispatcher.memory,

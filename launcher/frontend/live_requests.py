@@ -1,0 +1,303 @@
+"""The requests of a front-end that have not been acknowledged: each from its arrival to its end.
+
+A request is checked and tokenised and becomes one job for each image; the dispatcher says what becomes of jobs, and the
+client hears it. When ranks die, the requests that they had run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import time
+import traceback
+from collections.abc import Callable, Collection, Container, Coroutine, Iterator, Sequence
+from typing import Any
+
+from engine.config.model_config import ModelConfig
+from engine.errors import (
+    ArgumentError,
+    CancelledError,
+    Krea2Error,
+    NotFiniteError,
+    QueueFullError,
+    RequestKilledRanksError,
+    RequestTimeoutError,
+    ServerError,
+)
+from engine.step import Job, Step, StepTimes
+from launcher.frontend.dispatcher import Dispatcher
+from launcher.frontend.lora_service import LoraService
+from launcher.frontend.metrics import Metrics
+from launcher.frontend.replies import Answers, TrackedRequest
+from launcher.messages.client_messages import Generate
+from launcher.messages.configs import FrontendConfig
+from launcher.messages.encoding import describe
+from launcher.messages.rank_messages import Decoded, Previewed
+from launcher.requests.check import check
+from launcher.requests.image_files import encode_image, encode_preview
+from launcher.requests.plan import make_plan
+from launcher.requests.rank_memory import check_memory
+from launcher.requests.tokenizer import PromptTokenizer
+
+_MOST_KEPT_BYTES = 512 * 2**20  # of images that a client has not acknowledged
+_DEATHS_ALONE, _DEATHS_FATAL = 2, 3  # of ranks while a request was in flight: it runs alone then, and fails
+
+
+class LiveRequests:
+    """Requests by client and id, and whose jobs the dispatcher has; it is told of these as `JobEvents`.
+
+    `attach` it to the dispatcher and the LoRAs before there is any request. draining: no more are taken.
+    """
+
+    def __init__(
+        self,
+        config: FrontendConfig,
+        model: ModelConfig,
+        tokenizer: PromptTokenizer,
+        answers: Answers,
+        metrics: Metrics,
+        *,
+        job_ids: Iterator[int],
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
+        self._config, self._model, self._tokenizer = config, model, tokenizer
+        self._answers, self._metrics = answers, metrics
+        self._job_ids, self._numbers = job_ids, itertools.count()
+        self._spawn = spawn
+        self._dispatcher: Dispatcher
+        self._loras: LoraService
+        self.draining = False
+        self._requests: dict[tuple[bytes, str], TrackedRequest] = {}  # by client and id, until acknowledged
+        self._jobs: dict[int, tuple[TrackedRequest, Job]] = {}  # of requests that have not ended
+
+    def attach(self, dispatcher: Dispatcher, loras: LoraService) -> None:
+        """What the requests are made with."""
+        self._dispatcher, self._loras = dispatcher, loras
+
+    @property
+    def all_acknowledged(self) -> bool:
+        return not self._requests
+
+    def unfinished(self) -> list[TrackedRequest]:
+        return [request for request in self._requests.values() if not request.ended]
+
+    # ---- what clients ask for
+
+    def generate(self, client: bytes, message: Generate) -> None:
+        """Take a request, or say again what became of it if it is known. Raises the error for which it is refused."""
+        known = self._requests.get((client, message.request_id))
+        if known is not None:
+            self._answers.again(known)
+            if not known.ended:
+                self._accepted(known)
+            return
+        if self.draining:
+            raise ServerError("the server is being stopped and takes no more requests", retry_after_s=5.0)
+        if (lost := self._dispatcher.given_up) is not None:
+            raise lost.with_traceback(None)  # which each raise would add to
+        loras = self._loras.registry
+        drawn_seed = secrets.randbelow(2**32)
+        loras.check_lost(use.name for use in message.loras)
+        checked = check(message, self._model, self._config.limits, drawn_seed=drawn_seed, loras=loras.strengths)
+        self._check_queue(client)
+        plan = make_plan(checked, self._model, self._tokenizer.encode, self._job_ids, loras.ids)
+        number = next(self._numbers)
+        request = TrackedRequest(number, client, message.request_id, checked, plan, arrived=time.monotonic())
+        self._check_memory(request)
+        loras.use(number, [name for name, _ in checked.loras])
+        self._requests[client, message.request_id] = request
+        self._jobs |= {job.job_id: (request, job) for job in plan.jobs}
+        for job in plan.jobs:
+            self._dispatcher.add(
+                job, segments=plan.segments, request=number, priority=checked.priority, arrived=request.arrived
+            )
+        if checked.timeout_s is not None:
+            error = RequestTimeoutError(f"the request was not done within its timeout_s of {checked.timeout_s:g}")
+            request.timer = asyncio.get_running_loop().call_later(checked.timeout_s, self._fail, request, error)
+        self._accepted(request)
+        self._dispatcher.send_steps()
+
+    def give_up(self, client: bytes, request_id: str, failure: Krea2Error) -> None:
+        """Taking a request failed for a reason of ours: its client hears of it."""
+        if (request := self._requests.get((client, request_id))) is not None:
+            self._fail(request, failure)
+        else:
+            self._answers.refused(client, request_id, failure)
+
+    def cancel(self, client: bytes, request_id: str) -> None:
+        if (request := self._requests.get((client, request_id))) is not None:
+            self._fail(request, CancelledError("the request was cancelled"))
+
+    def acknowledge(self, client: bytes, request_id: str) -> None:
+        """Forget a request that has ended: its client knows."""
+        if (request := self._requests.get((client, request_id))) is not None and request.ended:
+            del self._requests[client, request_id]
+            self._answers.forget(request)
+
+    def abandon(self, clients: Collection[bytes]) -> None:
+        """These clients are gone: end and forget what they wanted."""
+        for (client, request_id), request in list(self._requests.items()):
+            if client in clients:
+                self._fail(request, CancelledError("the client is gone"))
+                del self._requests[client, request_id]
+
+    def drain(self) -> int:
+        """Take no more, and refuse what has not begun. Returns how many these were."""
+        self.draining = True
+        waiting = [request for request in self.unfinished() if not request.started and not request.deaths]
+        for request in waiting:
+            self._fail(request, ServerError("the server is being stopped, and the request had not begun"))
+        return len(waiting)
+
+    def tell_positions(self) -> None:
+        """Tell the clients whose place in the queue has changed."""
+        for request in self.unfinished():
+            estimate = self._dispatcher.estimate(request.number)
+            if not request.started and estimate is not None and estimate.position != request.position:
+                self._accepted(request)
+
+    def _check_queue(self, client: bytes) -> None:
+        """Raise `QueueFullError` if too much waits, or the client has not acknowledged too much."""
+        waiting = sum(not request.started for request in self.unfinished())
+        kept = sum(request.ended and request.client == client for request in self._requests.values())
+        if max(waiting, kept) >= self._config.limits.max_queue:
+            backlog = self._dispatcher.backlog_s()
+            wait = None if backlog is None else max(1.0, backlog)
+            later = "later" if wait is None else f"in about {wait:.0f} s"
+            raise QueueFullError(
+                f"the queue is full with {max(waiting, kept)} requests: try again {later}", retry_after_s=wait
+            )
+        if sum(request.size for request in self._requests.values() if request.client == client) > _MOST_KEPT_BYTES:
+            raise QueueFullError("images that this client has not acknowledged fill the memory that it may have")
+
+    def _check_memory(self, request: TrackedRequest, free: Sequence[int] | None = None) -> None:
+        """Raise `ArgumentError` if a rank has too little memory, now or with so many `free` bytes."""
+        free = self._dispatcher.free if free is None else free
+        if free is not None:
+            check_memory(
+                request.plan,
+                request.checked,
+                self._model,
+                self._config.engine,
+                bytes_per_element=self._dispatcher.bytes_per_element,
+                decode_memory=self._dispatcher.decode_memory,
+                free=free,
+            )
+
+    def check_free(self, free: Sequence[int]) -> None:
+        """Raise `ArgumentError` if a request that has not ended would not fit into so many bytes by rank."""
+        for request in self.unfinished():
+            self._check_memory(request, free)
+
+    def fail_too_large(self) -> None:
+        """End those that came before the ranks' memory was known, and do not fit into it."""
+        for request in self.unfinished():
+            try:
+                self._check_memory(request)
+            except ArgumentError as error:
+                self._fail(request, error)
+
+    def _accepted(self, request: TrackedRequest) -> None:
+        self._answers.accepted(request, self._dispatcher.estimate(request.number))
+
+    def _fail(self, request: TrackedRequest, error: Krea2Error) -> None:
+        if not request.ended:
+            self._answers.failed(request, error)
+            self._forget_jobs(request)
+            self._dispatcher.send_steps()  # which tell the ranks to forget its jobs
+
+    def fail(self, error: Krea2Error, numbers: Container[int] | None = None) -> None:
+        """End all requests that have not ended, or those of these numbers."""
+        for request in self.unfinished():
+            if numbers is None or request.number in numbers:
+                self._fail(request, error)
+
+    def _forget_jobs(self, request: TrackedRequest) -> None:
+        """The request has ended."""
+        if request.timer is not None:
+            request.timer.cancel()
+        for job in request.plan.jobs:
+            self._jobs.pop(job.job_id, None)
+            self._dispatcher.cancel(job.job_id)
+        self._loras.end(request.number)
+
+    # ---- what the ranks do
+
+    def start_over(self, error: Krea2Error) -> bool:
+        """The ranks are lost: queue again what they had. A request that they had each time that they died is not tried
+        again; returns whether there was one."""
+        unfinished = [request for request in self.unfinished() if len(request.decoded) < request.checked.num_images]
+        for request in unfinished:
+            if request.started:
+                request.start_over()
+        self._dispatcher.start_over(alone={r.number for r in unfinished if r.deaths >= _DEATHS_ALONE})
+        killers = [request for request in unfinished if request.deaths >= _DEATHS_FATAL]
+        for request in killers:
+            times = f"{_DEATHS_FATAL} times, the last time alone"
+            reason = f"ranks died {times}, while this request was in flight: {error.message}"
+            self._fail(request, RequestKilledRanksError(reason))
+        for request in unfinished:
+            if not request.ended:
+                self._accepted(request)
+        return bool(killers)
+
+    def job_started(self, job_id: int) -> None:
+        request, _ = self._jobs[job_id]
+        if not request.started:
+            request.started = True
+            request.timings["queue"] = time.monotonic() - request.arrived
+
+    def step_done(self, step: Step, times: StepTimes, tokens: int) -> None:
+        self._metrics.count_step(times, tokens)
+        self._loras.step_done(step)
+        requests = [self._jobs[job_id][0] for job_id in step.denoise if job_id in self._jobs]
+        started = {self._jobs[job.job_id][0] for job in step.start if job.job_id in self._jobs}
+        for request in requests:
+            request.steps_done += 1
+        for request in dict.fromkeys(requests):
+            request.timings["denoise"] += times.denoise_s
+            if request in started:
+                request.timings["encode_text"] += times.encode_s
+            self._answers.progress(request, self._dispatcher.estimate(request.number))
+
+    def job_failed(self, job_id: int, error: Krea2Error) -> None:
+        if job_id in self._jobs:
+            self._fail(self._jobs[job_id][0], error)
+
+    def image_previewed(self, previewed: Previewed, rgb: bytes) -> None:
+        if previewed.job_id in self._jobs:
+            self._spawn(self._send_preview(*self._jobs[previewed.job_id], previewed, rgb))
+
+    async def _send_preview(self, request: TrackedRequest, job: Job, previewed: Previewed, rgb: bytes) -> None:
+        file = await asyncio.to_thread(encode_preview, rgb, previewed.width, previewed.height)
+        if job.job_id in self._jobs:
+            self._answers.preview(request, job, previewed.step, file)
+
+    def image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
+        if decoded.job_id in self._jobs:
+            request, job = self._jobs[decoded.job_id]
+            if not decoded.finite:
+                self._fail(request, _not_finite(job))
+                return
+            request.decoded.add(job.job_id)
+            self._spawn(self._send_image(request, job, decoded, rgb))
+
+    async def _send_image(self, request: TrackedRequest, job: Job, decoded: Decoded, rgb: bytes) -> None:
+        began = time.monotonic()
+        try:
+            file = await asyncio.to_thread(encode_image, rgb, request.checked, seed=job.seed)
+        except Exception as error:
+            traceback.print_exception(error)
+            self._fail(request, Krea2Error(f"the image could not be written as a file: {describe(error)}"))
+        if request.ended:  # cancelled, or failed, meanwhile
+            return
+        request.timings["decode"] += decoded.decode_s
+        request.timings["file"] += time.monotonic() - began
+        if self._answers.image(request, job, file):
+            self._forget_jobs(request)
+
+
+def _not_finite(job: Job) -> NotFiniteError:
+    remedy = f"try less guidance than {job.guidance:g}" if job.guidance > 0 else "the checkpoint may be damaged"
+    return NotFiniteError(f"the image with seed {job.seed} came out as no numbers: {remedy}")
