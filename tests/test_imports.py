@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections import Counter
 from functools import cache
 from pathlib import Path
+
+import pytest
 
 from tests.fresh_interpreter import modules_after
 
@@ -13,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 ENGINE = sorted((ROOT / "engine").rglob("*.py"))
 LAUNCHER = sorted((ROOT / "launcher").rglob("*.py"))
 DEMO = sorted((ROOT / "demo").rglob("*.py"))
+BENCH = sorted(file for kind in ("*.py", "*.sh") for file in (ROOT / "bench").rglob(kind))
 
 # What the engine may import besides itself and the standard library.
 ENGINE_PACKAGES = {"torch", "safetensors", "gguf", "triton", "numpy"}
@@ -37,6 +41,7 @@ PICKLING_CALLS = {
 # folder without a line here may import nothing of it.
 _SIZES = {"engine.errors", "engine.config"}
 ENGINE_FLOORS: dict[str, set[str]] = {
+    "engine": set(),  # which version it is
     "engine.errors": set(),
     "engine.step": set(),
     "engine.config": {"engine.errors"},
@@ -44,7 +49,7 @@ ENGINE_FLOORS: dict[str, set[str]] = {
     "engine.kernels": set(),
     "engine.kernels.attention": {"engine.errors", "engine.kernels"},
     "engine.device": {*_SIZES, "engine.kernels"},
-    "engine.parallel": {*_SIZES, "engine.kernels", "engine.kernels.attention"},
+    "engine.parallel": {"engine", *_SIZES, "engine.kernels", "engine.kernels.attention"},
     "engine.checkpoint.files": {"engine.errors"},
     "engine.checkpoint.quantized": {*_SIZES, "engine.checkpoint.files"},
     "engine.checkpoint.layouts": {
@@ -100,6 +105,72 @@ ENGINE_FLOORS: dict[str, set[str]] = {
         "engine.offload",
     },
 }
+# The same of the launcher. Its package stands above all: what it exports is imported when somebody asks for it, and its
+# imports of these are for types alone. Importing it, as importing anything in it does, imports none of them.
+_CHILDREN = {"launcher.logs", "launcher.messages", "launcher.processes"}
+LAUNCHER_FLOORS: dict[str, set[str]] = {
+    "launcher.logs": set(),
+    "launcher.messages": {"launcher.logs"},
+    "launcher.processes": {"launcher.messages"},
+    "launcher.client": {"launcher.messages"},
+    "launcher.requests": {"launcher.messages"},
+    "launcher.http": {*_CHILDREN, "launcher.client", "launcher.requests"},
+    "launcher.ranks": _CHILDREN,
+    "launcher.frontend": {*_CHILDREN, "launcher.requests", "launcher.http", "launcher.ranks"},
+    "launcher.auto_mode": _CHILDREN,
+    "launcher.setup": {
+        *_CHILDREN,
+        "launcher.client",
+        "launcher.requests",
+        "launcher.frontend",
+        "launcher.auto_mode",
+    },
+    "launcher.cli": {
+        *_CHILDREN,
+        "launcher.client",
+        "launcher.requests",
+        "launcher.http",
+        "launcher.ranks",
+        "launcher.frontend",
+        "launcher.auto_mode",
+        "launcher.setup",
+    },
+    "launcher.__main__": {
+        "launcher.http",
+        "launcher.ranks",
+        "launcher.frontend",
+        "launcher.auto_mode",
+        "launcher.cli",
+    },
+    "launcher": {"launcher.client", "launcher.setup"},
+}
+# Who handles `--parallel auto`. Nobody else has to know of it.
+KNOW_AUTO_MODE = {"launcher.setup", "launcher.cli", "launcher.__main__"}
+
+MOST_FILES, MOST_LINES = 12, 300  # in a folder, besides its __init__.py; in a file
+# What is still larger.
+TOO_LARGE = {
+    "bench/engines/runner.py",
+    "bench/fidelity/__main__.py",
+    "bench/gpu.sh",
+    "bench/image/__main__.py",
+    "bench/kernels/__main__.py",
+    "bench/kernels/cases.py",
+    "bench/scaling/__main__.py",
+    "bench/serve/__main__.py",
+    "bench/summary/__main__.py",
+    "bench/throughput/__main__.py",
+    "bench/verify/",
+    "bench/verify/__main__.py",
+    "bench/verify/oracle.py",
+    "engine/model/vae.py",
+    "engine/planning/memory_plan.py",
+    "engine/rank/rank.py",
+    "launcher/cli/main.py",
+    "launcher/client/async_client.py",
+    "launcher/messages/client_messages.py",
+    "launcher/requests/plan.py",
+}
 
 
 def test_engine_imports_only_torch_and_safetensors() -> None:
@@ -108,19 +179,48 @@ def test_engine_imports_only_torch_and_safetensors() -> None:
         assert {name.split(".")[0] for name in _imports(file)} <= allowed, file
 
 
-def test_every_folder_of_the_engine_imports_only_floors_below_it() -> None:
-    floors = list(ENGINE_FLOORS)
-    for floor, below in ENGINE_FLOORS.items():
-        assert below <= set(floors[: floors.index(floor)]), f"{floor} is said to import a floor that is not below it"
-    for file in ENGINE:
+@pytest.mark.parametrize(
+    ("files", "floors"), [(ENGINE, ENGINE_FLOORS), (LAUNCHER, LAUNCHER_FLOORS)], ids=["engine", "launcher"]
+)
+def test_every_folder_imports_only_floors_below_it(files: list[Path], floors: dict[str, set[str]]) -> None:
+    order = list(floors)
+    for floor, below in floors.items():
+        assert below <= set(order[: order.index(floor)]), f"{floor} is said to import a floor that is not below it"
+    (package,) = {_module(file).split(".")[0] for file in files}
+    for file in files:
         floor = _floor(_module(file))
-        inner = {_floor(name) for name in _imports(file) if name.startswith("engine.")}
-        assert inner <= {floor, *ENGINE_FLOORS.get(floor, set())}, f"{_module(file)} imports a floor above it"
+        inner = {_floor(name) for name in _imports(file) if name.split(".")[0] == package}
+        assert inner <= {floor, *floors.get(floor, set())}, f"{_module(file)} imports a floor above it"
+
+
+def test_only_who_handles_the_option_knows_of_the_automatic_mode() -> None:
+    know = {_floor(_module(file)) for file in LAUNCHER if "launcher.auto_mode" in map(_floor, _imports(file))}
+    assert know == {*KNOW_AUTO_MODE, "launcher.auto_mode"}
+    assert {floor for floor, below in LAUNCHER_FLOORS.items() if "launcher.auto_mode" in below} == KNOW_AUTO_MODE
+
+
+def test_every_folder_and_every_file_is_small() -> None:
+    counts = Counter(file.parent for file in ENGINE + LAUNCHER + BENCH if file.name != "__init__.py")
+    large = {f"{_path(folder)}/" for folder, count in counts.items() if count > MOST_FILES}
+    large |= {_path(file) for file in ENGINE + LAUNCHER + BENCH if len(file.read_text().splitlines()) > MOST_LINES}
+    too_large = large - TOO_LARGE
+    assert not too_large
+
+
+def test_every_package_says_in_a_sentence_what_lives_there_and_imports_nothing() -> None:
+    for folder in {file.parent for file in ENGINE + LAUNCHER + BENCH}:
+        file = folder / "__init__.py"
+        assert file.is_file(), f"{_path(folder)} is no package"
+        sentence = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n\n")[0]
+        assert sentence.endswith("."), f"{_path(file)} says nothing"
+        allowed = {"importlib", "typing", "launcher"} if folder == ROOT / "launcher" else set()
+        found = {name.split(".")[0] for name in _imports(file)} - {"__future__"}
+        assert found <= allowed, f"{_path(file)} imports something"
 
 
 def test_no_module_imports_itself_through_others() -> None:
     """Imports for types alone count too, and so do those inside functions."""
-    modules = {_module(file): file for file in ENGINE}
+    modules = {_module(file): file for file in ENGINE + LAUNCHER}
     graph = {name: {found for found in _imports(file) if found in modules} for name, file in modules.items()}
     done: set[str] = set()
 
@@ -180,9 +280,13 @@ def _module(file: Path) -> str:
 
 
 def _floor(module: str) -> str:
-    """The folder that a module lies in; files directly in `engine` are floors of their own."""
+    """The folder that a module lies in; files directly in `engine` and `launcher` are floors of their own."""
     folder = module if (ROOT / module.replace(".", "/")).is_dir() else module.rpartition(".")[0]
-    return module if folder == "engine" else folder
+    return module if folder in ("engine", "launcher") else folder
+
+
+def _path(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
 
 
 @cache
