@@ -19,7 +19,6 @@ from engine.errors import (
     ArgumentError,
     CancelledError,
     Krea2Error,
-    NotFiniteError,
     QueueFullError,
     RequestKilledRanksError,
     RequestTimeoutError,
@@ -29,7 +28,7 @@ from engine.step import Job, Step, StepTimes
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.lora_service import LoraService
 from launcher.frontend.metrics import Metrics
-from launcher.frontend.replies import Answers, TrackedRequest
+from launcher.frontend.replies import Answers, TrackedRequest, not_finite
 from launcher.messages.client_messages import Generate
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import describe
@@ -278,7 +277,7 @@ class LiveRequests:
         if decoded.job_id in self._jobs:
             request, job = self._jobs[decoded.job_id]
             if not decoded.finite:
-                self._fail(request, _not_finite(job))
+                self._fail(request, not_finite(job))
                 return
             request.decoded.add(job.job_id)
             self._spawn(self._send_image(request, job, decoded, rgb))
@@ -296,8 +295,3 @@ class LiveRequests:
         request.timings["file"] += time.monotonic() - began
         if self._answers.image(request, job, file):
             self._forget_jobs(request)
-
-
-def _not_finite(job: Job) -> NotFiniteError:
-    remedy = f"try less guidance than {job.guidance:g}" if job.guidance > 0 else "the checkpoint may be damaged"
-    return NotFiniteError(f"the image with seed {job.seed} came out as no numbers: {remedy}")

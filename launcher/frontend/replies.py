@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.errors import CancelledError, Krea2Error, RequestTimeoutError
+from engine.errors import CancelledError, Krea2Error, NotFiniteError, RequestTimeoutError
 from engine.scheduling.scheduler import Estimate
 from engine.step import Job
 from launcher.frontend.clients import Clients
@@ -151,6 +151,12 @@ class Answers:
 
     def _log(self, event: str, request: TrackedRequest, *, level: str = "info", **details: object) -> None:
         log_event(event, level=level, request_id=request.request_id, attempt=request.attempt, **details)
+
+
+def not_finite(job: Job) -> NotFiniteError:
+    """The error of a job whose image is no numbers, with what may help."""
+    remedy = f"try less guidance than {job.guidance:g}" if job.guidance > 0 else "the checkpoint may be damaged"
+    return NotFiniteError(f"the image with seed {job.seed} came out as no numbers: {remedy}")
 
 
 def _seconds(estimate: Estimate | None) -> float | None:

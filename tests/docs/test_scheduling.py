@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engine.scheduling.scheduler import Scheduler
 from engine.step import Step
-from tests.engine.scheduling.test_policy import arrival
+from tests.engine.scheduling.arrivals import arrival
 from tests.virtual_ranks import VirtualRanks, make_costs, make_job
 
 DOCS = (Path(__file__).parents[2] / "docs" / "scheduling.md").read_text()

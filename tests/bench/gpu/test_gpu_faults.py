@@ -2,7 +2,7 @@
 
 Others are tried without the script: checks of kernels that lose the GPU in test_kernels.py, tests that do, crash or
 hang in test_kernel_tests.py, ranks in test_shared_gpu.py, decoders that fail in engines/test_runner.py, and a
-server's rank in tests/launcher/test_lifecycle.py; a part that hangs in test_gpu_script.py, files that cannot be
+server's rank in tests/launcher/lifecycle/test_lifecycle.py; a part that hangs in test_gpu_script.py, files that cannot be
 written in test_gpu_files.py.
 """
 
