@@ -30,9 +30,10 @@ from demo.autoencoder import (
     write,
 )
 from demo.captions import Prompt
+from demo.model import Model
 from demo.pictures import draw, pixels
 from demo.training import Run, rate
-from demo.transformer import Model, PromptBatches, caption_ids, read_tokenizer
+from demo.transformer import PromptBatches, caption_ids, read_tokenizer
 
 SIDE = 96  # of the pictures of prompts: the smallest, whose corners are the hardest to keep
 SIGMAS = (0.05, 0.6)  # noise levels; Turbo's last step starts at 0.31

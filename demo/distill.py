@@ -32,9 +32,10 @@ from tqdm import tqdm
 from demo.autoencoder import Still
 from demo.judge import look, verdict
 from demo.latents import WEIGHTS, Library, Shelf, patches
+from demo.model import Model
 from demo.pictures import SIZES
 from demo.training import Run, rate
-from demo.transformer import Model, PromptBatches, caption_ids, optimizers, read_tokenizer
+from demo.transformer import PromptBatches, caption_ids, optimizers, read_tokenizer
 
 TURBO_STEPS = 8
 TURBO_MU = 1.15

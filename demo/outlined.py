@@ -16,8 +16,9 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
+from demo.model import Model
 from demo.training import Run
-from demo.transformer import Material, Model, add_options, held_out_loss, learn
+from demo.transformer import Material, add_options, held_out_loss, learn
 
 RANK = 16
 # Attention and feed-forward of the main blocks: text features stay those of the model without the LoRA.
