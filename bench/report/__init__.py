@@ -1,1 +1,1 @@
-"""Results as the README's table and a plot: `python -m bench.report`."""
+"""Results as the table of docs/benchmarks.md and a plot: `python -m bench.report`."""

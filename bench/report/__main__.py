@@ -1,13 +1,13 @@
-"""Turns results into the README's table and a plot.
+"""Turns results into the table of docs/benchmarks.md and a plot.
 
     python -m bench.report [bench/results] [--check]
 
 Reads every .jsonl and .json file of the folder, a result a line, as the benchmarks write them with `--json`. What
 counts are results of the real size on a GPU that nobody else used, in bfloat16 or fp8, of each the newest, files being
-taken in the order of their names, which begin with the date. The table goes between the markers in README.md, a row
-that nobody has measured saying so, and the plot to docs/results.svg as soon as there is anything to plot; it needs
-matplotlib, of the `bench` extra. With --check nothing is written, and the exit status is 1 where README.md does not say
-what the results say.
+taken in the order of their names, which begin with the date. The table goes between the markers in docs/benchmarks.md,
+a row that nobody has measured saying so, and the plot to docs/results.svg as soon as there is anything to plot; it
+needs matplotlib, of the `bench` extra. With --check nothing is written, and the exit status is 1 where the document
+does not say what the results say.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 NOT_MEASURED = "not measured"
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEFAULT_FOLDER = ROOT / "bench" / "results"
+DOCUMENT = Path("docs/benchmarks.md")
 PLOT = Path("docs/results.svg")
 STAGES = ("encode_s", "denoise_s", "decode_s", "file_s")
 PRECISIONS = {"none": "bfloat16", "fp8": "fp8"}
@@ -35,7 +36,7 @@ Result = dict[str, Any]
 
 
 class ReportError(Exception):
-    """A file that is no results, or a README without markers."""
+    """A file that is no results, or a document without markers."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,20 @@ class Row:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", default=DEFAULT_FOLDER, help="of results (bench/results)")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if the README differs")
-    parser.add_argument("--root", type=Path, default=ROOT, help="where README.md and docs/ are")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if docs/benchmarks.md differs")
+    parser.add_argument("--root", type=Path, default=ROOT, help="where docs/ is")
     options = parser.parse_args(arguments)
-    readme = options.root / "README.md"
+    document = options.root / DOCUMENT
     try:
         if options.folder.resolve() != DEFAULT_FOLDER and not options.folder.is_dir():
             raise ReportError(f"there is no folder {options.folder}")
         results = read_results(options.folder)
-        before = readme.read_text()
+        before = document.read_text()
         after = with_table(before, markdown(results))
         if options.check:
             if after != before:
                 print(
-                    f"error: {readme} does not say what {options.folder} says: run python -m bench.report",
+                    f"error: {document} does not say what {options.folder} says: run python -m bench.report",
                     file=sys.stderr,
                 )
             return int(after != before)
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    readme.write_text(after)
+    document.write_text(after)
     print(f"{len(results)} results in {options.folder}")
     return 0
 
@@ -115,12 +116,12 @@ def newest(results: Iterable[Result], benchmark: str, **fields: object) -> Resul
     return found
 
 
-def with_table(readme: str, table: str) -> str:
-    """The README with `table` between its markers. Raises `ReportError` unless each is there once, in order."""
-    head, begin, rest = readme.partition(BEGIN)
+def with_table(document: str, table: str) -> str:
+    """The document with `table` between its markers. Raises `ReportError` unless each is there once, in order."""
+    head, begin, rest = document.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end or BEGIN in rest or END in tail:
-        raise ReportError(f"README.md must have {BEGIN} and {END} once each, in this order")
+        raise ReportError(f"{DOCUMENT} must have {BEGIN} and {END} once each, in this order")
     return f"{head}{BEGIN}\n{table}\n{END}{tail}"
 
 
@@ -131,7 +132,7 @@ def markdown(results: Sequence[Result]) -> str:
     if results:
         lines += ["", *sorted({_circumstances(result) for result in results})]
     if images(results):
-        lines += ["", f"![Seconds of an image by stage, with the floor of its denoising]({PLOT})"]
+        lines += ["", f"![Seconds of an image by stage, with the floor of its denoising]({PLOT.name})"]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""python -m bench.report, and that the README says what bench/results says."""
+"""python -m bench.report, and that docs/benchmarks.md says what bench/results says."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bench.report.__main__ import (
     with_table,
 )
 
-README = f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n"
+DOCUMENT = f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n"
 CIRCUMSTANCES = {
     "hardware": {"gpu": "NVIDIA H200"},
     "versions": {"torch": "2.11.0", "triton": "3.6.0", "cudnn": 91900},
@@ -54,11 +54,18 @@ def write(file: Path, *results: dict[str, Any]) -> None:
     file.write_text("".join(json.dumps(result) + "\n" for result in results))
 
 
+def put_document(root: Path) -> Path:
+    file = root / "docs" / "benchmarks.md"
+    file.parent.mkdir()
+    file.write_text(DOCUMENT)
+    return file
+
+
 def measured(results: list[dict[str, Any]], what: str) -> list[str]:
     return [row.cells(results)[3] for row in rows() if what in row.what]
 
 
-def test_the_readme_says_what_the_results_say() -> None:
+def test_the_document_says_what_the_results_say() -> None:
     assert main(["--check"]) == 0
 
 
@@ -67,7 +74,7 @@ def test_without_results_every_row_says_so(tmp_path: Path) -> None:
     assert results == []
     table = markdown(results)
     assert table.count(NOT_MEASURED) == len(rows())
-    assert "](docs/" not in table
+    assert "](results.svg)" not in table
 
 
 def test_the_newest_result_counts_and_only_those_of_a_gpu_at_the_real_size(tmp_path: Path) -> None:
@@ -128,25 +135,24 @@ def test_loads_peers_and_kernels_have_their_rows() -> None:
 
 
 def test_check_compares_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(README)
+    document = put_document(tmp_path)
     (tmp_path / "results").mkdir()
     arguments = [str(tmp_path / "results"), "--root", str(tmp_path)]
     assert main([*arguments, "--check"]) == 1
     assert "run python -m bench.report" in capsys.readouterr().err
-    assert readme.read_text() == README
+    assert document.read_text() == DOCUMENT
     assert main(arguments) == 0
     assert main([*arguments, "--check"]) == 0
-    text = readme.read_text()
+    text = document.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert not (tmp_path / "docs").exists()
+    assert not (tmp_path / "docs" / "results.svg").exists()
     write(tmp_path / "results" / "2027-h200.jsonl", image(1.25))
     assert main([*arguments, "--check"]) == 1
 
 
 def test_the_plot_is_the_same_for_the_same_results(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text(README)
+    document = put_document(tmp_path)
     write(tmp_path / "results" / "2027-h200.jsonl", image(1.25), image(0.9, quantization="fp8"), image(6.5, side=2048))
     plots = []
     for _ in range(2):
@@ -154,18 +160,18 @@ def test_the_plot_is_the_same_for_the_same_results(tmp_path: Path) -> None:
         plots.append((tmp_path / "docs" / "results.svg").read_text())
     assert plots[0] == plots[1]
     assert "<svg" in plots[0]
-    assert "](docs/results.svg)" in (tmp_path / "README.md").read_text()
+    assert "](results.svg)" in document.read_text()
 
 
 def test_without_matplotlib_the_error_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    (tmp_path / "README.md").write_text(README)
+    document = put_document(tmp_path)
     write(tmp_path / "results" / "2027-h200.jsonl", image(1.25))
     assert main([str(tmp_path / "results"), "--root", str(tmp_path)]) == 1
     assert "pip install -e '.[bench]'" in capsys.readouterr().err
-    assert (tmp_path / "README.md").read_text() == README
+    assert document.read_text() == DOCUMENT
 
 
 def test_a_damaged_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,7 +184,7 @@ def test_a_damaged_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "line 3 is no result" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("readme", ["", f"{END}{BEGIN}", f"{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
-def test_a_readme_needs_both_markers_once(readme: str) -> None:
+@pytest.mark.parametrize("document", ["", f"{END}{BEGIN}", f"{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
+def test_a_document_needs_both_markers_once(document: str) -> None:
     with pytest.raises(ReportError, match="once each, in this order"):
-        with_table(readme, "table")
+        with_table(document, "table")
