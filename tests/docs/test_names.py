@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
 import click
 
 from launcher.cli.main import commands
+from launcher.messages.limits import Limits
 from tests.docs.documents import ROOT, headings, pieces
 
 FOLDERS = ("engine", "launcher", "bench", "demo", "tests", "docs")
@@ -24,6 +26,7 @@ FOREIGN_FLAGS = {
     "docker": {"--shm-size"},
     "git": {"--follow"},
 }
+FLAGS_OF_ALL = {"--help", "--version"}
 PLACEHOLDERS = ("DATE", "NAME", "FILE", "FOLDER", "PART")
 FOREIGN_CLASSES = {"Krea2Pipeline"}
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
@@ -56,29 +59,36 @@ def test_every_command_and_its_flags_exist() -> None:
     wrong = []
     for piece in pieces():
         for code in piece.code:
-            for command, rest in re.findall(r"\b(?:krea2|-m launcher) (\w+|--\w+)([^;|]*)", code):
-                known = flags_of_krea2().get(command, set()) if command[0] != "-" else {"--version", "--help"}
-                given = {command} & known if command[0] == "-" else set(FLAG.findall(rest))
-                if not known or not given <= known:
-                    wrong.append(piece.says(f"krea2 {command} {' '.join(given - known)}"))
+            for command, rest in re.findall(r"\b(?:krea2|-m launcher) (\w+)([^;|]*)", code):
+                if command not in flags_of_krea2():
+                    wrong.append(piece.says(f"krea2 {command}"))
+                unknown = set(FLAG.findall(rest)) - flags_of_krea2().get(command, set()) - FLAGS_OF_ALL
+                wrong += [piece.says(f"krea2 {command} {flag}") for flag in unknown]
             for module, rest in re.findall(r"python -m ((?:bench|demo|tests)\b[\w.]*)([^;|]*)", code):
-                given = set(FLAG.findall(rest))
                 if module.endswith(PLACEHOLDERS):
                     continue
-                if not is_command(module) or not given <= flags_of_module(module) | {"--help"}:
-                    wrong.append(piece.says(f"python -m {module} {' '.join(given - flags_of_module(module))}"))
-            for target in re.findall(r"(?:^|\$ )make ([a-z][\w-]*)", code):
-                if target not in make_targets():
-                    wrong.append(piece.says(f"make {target}"))
+                if not is_command(module):
+                    wrong.append(piece.says(f"python -m {module}"))
+                unknown = set(FLAG.findall(rest)) - flags_of_module(module) - FLAGS_OF_ALL
+                wrong += [piece.says(f"python -m {module} {flag}") for flag in unknown]
+            targets = re.findall(r"^make ([a-z][\w-]*)", code.strip())
+            wrong += [piece.says(f"make {target}") for target in targets if target not in make_targets()]
     assert not wrong, "\n".join(wrong)
 
 
 def test_every_flag_is_one_of_some_command() -> None:
-    known = set().union(*flags_of_krea2().values(), *FOREIGN_FLAGS.values(), {"--version", "--help"})
+    known = set().union(*flags_of_krea2().values(), *FOREIGN_FLAGS.values(), FLAGS_OF_ALL)
     known |= {flag for folder in ("bench", "demo") for file in sources(folder) for flag in flags_in(file)}
-    known |= set(FLAG.findall(re.search(r"bench/gpu\.sh .*", (ROOT / "bench" / "gpu.sh").read_text())[0]))  # type: ignore[index]
+    known |= set(FLAG.findall(text_of("bench/gpu.sh").partition("\n\n")[0]))
     wrong = [piece.says(flag) for piece in pieces() for flag in FLAG.findall(piece.text) if flag not in known]
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_option_and_limit_of_krea2_is_described() -> None:
+    document = text_of("docs/command-line.md")
+    described = set(FLAG.findall(document)) | set(re.findall(r"`(\w+)`", document))
+    assert set().union(*flags_of_krea2().values()) <= described
+    assert {field.name for field in fields(Limits)} <= described
 
 
 def test_every_name_in_the_code_exists() -> None:
@@ -120,15 +130,11 @@ def text_of(file: str | Path) -> str:
 @cache
 def flags_of_krea2() -> dict[str, set[str]]:
     """By command."""
-    return {
-        name: {flag for option in command.params if isinstance(option, click.Option) for flag in flags_of_option(option)}
-        | {"--help"}
-        for name, command in commands.commands.items()
-    }
-
-
-def flags_of_option(option: click.Option) -> list[str]:
-    return [*option.opts, *option.secondary_opts]
+    flags = {}
+    for name, command in commands.commands.items():
+        options = [option for option in command.params if isinstance(option, click.Option)]
+        flags[name] = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
+    return flags
 
 
 @cache
@@ -176,19 +182,14 @@ def imported(module: str) -> list[Path]:
 
 
 def resolves(dotted: str) -> bool:
-    """Whether a dotted name is a package, a module, or what a module defines, up to an attribute of a class."""
+    """Whether a dotted name is a package, a module, or what one defines, up to an attribute of a class."""
     parts = dotted.split(".")
     for count in range(len(parts), 0, -1):
-        file = module_file(".".join(parts[:count]))
-        if file is not None:
-            module, rest = ".".join(parts[:count]), parts[count:]
-            if file.name == "__main__.py":
-                file = file.with_name("__init__.py")
-            if not rest:
-                return True
-            return rest[0] in defined(file) and (len(rest) == 1 or has_attribute(rest[0], rest[1]))
-        if (ROOT.joinpath(*parts[:count])).is_dir():
-            return count == len(parts)
+        path, rest = ROOT.joinpath(*parts[:count]), parts[count:]
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if file.is_file():
+            known = not rest or rest[0] in defined(file)
+            return known and (len(rest) < 2 or has_attribute(rest[0], rest[1]))
     return False
 
 
