@@ -55,7 +55,7 @@ def test_a_failure_is_told_with_its_cause_and_what_comes_after_it_still_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def warm_up(self: Rank, *_: object, **__: object) -> None:
-        if self._engine.quantization == "none":
+        if self._model.engine.quantization == "none":
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
     monkeypatch.setattr(Rank, "warm_up", warm_up)

@@ -2,8 +2,8 @@
 
 Others are tried without the script: checks of kernels that lose the GPU in test_kernels.py, tests that do, crash or
 hang in test_kernel_tests.py, ranks in test_shared_gpu.py, decoders that fail in engines/test_runner.py, and a
-server's rank in tests/launcher/lifecycle/test_lifecycle.py; a part that hangs in test_gpu_script.py, files that cannot be
-written in test_gpu_files.py.
+server's rank in tests/launcher/lifecycle/test_lifecycle.py; a part that hangs in test_gpu_script.py, files that cannot
+be written in test_gpu_files.py.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ if planted_in == "bench.step":
 
     execute = Rank.execute
     def planted_execute(self, step):
-        if step.denoise and self._engine.quantization == "none":
+        if step.denoise and self._model.engine.quantization == "none":
             ctypes.string_at(0)
         return execute(self, step)
     Rank.execute = planted_execute
 
     def planted_warm_up(self, *arguments, **options):
-        with self._without_graphs_if_it_fails("steps"):
+        with self._warm_up._without_graphs_if_it_fails("steps"):
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
     Rank.warm_up = planted_warm_up
     torch.cuda.synchronize = lambda *arguments: None
