@@ -33,11 +33,11 @@ import torch
 from bench.measure.arguments import duration, end_with, json_file, modes, positive
 from bench.measure.output import publish
 from bench.verify.judging import Check, failed
-from bench.verify.models import Model, default_sizes, describe_loading, find_models, requests_for
 from bench.verify.oracle.loading import CannotJudge
-from bench.verify.paths import check_paths
 from bench.verify.report import Verified, json_result, write_report
 from bench.verify.resources import DTYPES, describe_time, lacking_for, lacking_for_diffusers, possible_dtypes
+from bench.verify.subject.models import Model, default_sizes, describe_loading, find_models, requests_for
+from bench.verify.subject.paths import check_paths
 from engine.config.degrees import Degrees
 from engine.errors import ArgumentError, CheckpointError
 

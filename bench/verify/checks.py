@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bench.verify import ours, stages
+from bench.verify import ours
 from bench.verify.judging import (
     BETWEEN,
     BETWEEN_RANKS,
@@ -30,14 +30,15 @@ from bench.verify.judging import (
     largest_error,
     mean_error,
 )
-from bench.verify.models import Model, Request, jobs_for
 from bench.verify.oracle.asking import ask
 from bench.verify.oracle.loading import CannotJudge
 from bench.verify.oracle.pipeline import Say, release
 from bench.verify.oracle.recording import Answers, Made
 from bench.verify.ours import Results, Steps
 from bench.verify.ranks import Plan, run_group, run_one
-from bench.verify.stages import Traced
+from bench.verify.subject import stages
+from bench.verify.subject.models import Model, Request, jobs_for
+from bench.verify.subject.stages import Traced
 from engine.config.degrees import Degrees
 from engine.config.model_config import ModelConfig
 from engine.rank.sampling import default_mu, make_sigmas

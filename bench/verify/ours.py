@@ -11,7 +11,7 @@ from itertools import chain
 import torch
 
 from bench.verify.oracle.recording import on_host
-from bench.verify.stages import (
+from bench.verify.subject.stages import (
     SCALED,
     Tensors,
     Traced,

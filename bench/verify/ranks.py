@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from bench.engines.rank_processes import end_with_parent, run_ranks
 from bench.measure.arguments import end_with
 from bench.verify.ours import Results, Runner, Steps
-from bench.verify.stages import Traced
+from bench.verify.subject.stages import Traced
 from engine.config.degrees import Degrees
 from engine.config.engine_config import EngineConfig
 from engine.device.devices import pick_device

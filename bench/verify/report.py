@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.measure.output import json_line
 from bench.verify.judging import BETWEEN, LATENTS, Check
-from bench.verify.models import Model, Request, describe_shapes
+from bench.verify.subject.models import Model, Request, describe_shapes
 
 _ROOT = Path(__file__).parent.parent.parent
 _OF_GROUPS = (LATENTS, BETWEEN)  # shown by themselves

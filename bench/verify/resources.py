@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from bench.measure.timing import time_calls
-from bench.verify.models import Model, Request, operations
+from bench.verify.subject.models import Model, Request, operations
 from engine.device.devices import free_bytes
 
 _ROOM = 1.1  # of the weights: what a few images take besides

@@ -9,7 +9,7 @@ import torch
 from diffusers import Krea2Pipeline
 
 from bench.verify.judging import Check, failed
-from bench.verify.models import Model
+from bench.verify.subject.models import Model
 from launcher.requests.tokenizer import PromptTokenizer
 
 PROMPTS = {

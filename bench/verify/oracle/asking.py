@@ -11,11 +11,11 @@ from functools import partial
 
 import torch
 
-from bench.verify.models import Model, Request, traced_request
 from bench.verify.oracle.loading import check_latents
 from bench.verify.oracle.pipeline import DTYPES, Encoded, Say, draw_noise, make, open_pipeline
 from bench.verify.oracle.recording import Answers
 from bench.verify.oracle.tracing import make_traced, trace_step, trace_text
+from bench.verify.subject.models import Model, Request, traced_request
 
 
 def ask(

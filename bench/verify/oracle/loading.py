@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bench.verify.models import Model
+from bench.verify.subject.models import Model
 
 _LAYER = re.compile(r"(?:^|\.)layers\.([0-9]+)\.")
 _NEVER_RUN = {  # for an image from a text, by the begin of a name

@@ -12,9 +12,9 @@ import torch
 import transformers
 from diffusers import Krea2Pipeline
 
-from bench.verify.models import Model, Request
 from bench.verify.oracle.loading import check_finite, load_parts
 from bench.verify.oracle.recording import Made, on_host
+from bench.verify.subject.models import Model, Request
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHTS = ("text_encoder", "transformer", "vae")  # the parts that have any

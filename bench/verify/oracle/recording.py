@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from bench.verify import stages
-from bench.verify.models import Request
+from bench.verify.subject import stages
+from bench.verify.subject.models import Request
 
 T = TypeVar("T")
 _CACHES = ("cache", "past_key_values")  # of keys and values: they would be there twice when a layer runs again

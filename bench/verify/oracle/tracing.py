@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.verify import stages
-from bench.verify.models import Model
 from bench.verify.oracle.pipeline import Encoded, make
 from bench.verify.oracle.recording import Answers, Call, in_float32, keep_stages, on_host, recorded
+from bench.verify.subject import stages
+from bench.verify.subject.models import Model
 from engine.config.chat_template import PREFIX_TOKENS
 
 

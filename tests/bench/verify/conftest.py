@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.verify import checks
-from bench.verify.models import Model, find_models
+from bench.verify.subject.models import Model, find_models
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 
 from bench.verify import checks
 from bench.verify.checks import Asked, ask_diffusers, compare
-from bench.verify.models import Model, requests_for
+from bench.verify.subject.models import Model, requests_for
 from tests.bench.verify.faults import HOW, SIZES, WEIGHTS, first_difference, parameter, plant, quiet
 
 pytestmark = pytest.mark.usefixtures("no_collecting")

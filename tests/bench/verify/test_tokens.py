@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bench.verify import tokens
-from bench.verify.models import Model
+from bench.verify.subject.models import Model
 from launcher.requests.tokenizer import Prompt, PromptTokenizer
 
 

@@ -15,11 +15,11 @@ import torch
 
 from bench.verify import checks, ours, ranks
 from bench.verify.checks import Asked, ask_diffusers, compare
-from bench.verify.models import Model, requests_for
 from bench.verify.oracle import asking
 from bench.verify.ours import Results
 from bench.verify.ranks import Plan
 from bench.verify.report import Verified, write_report
+from bench.verify.subject.models import Model, requests_for
 from engine.config.degrees import Degrees
 from engine.model.vae import VAEDecoder
 from engine.parallel.mesh import thread_meshes

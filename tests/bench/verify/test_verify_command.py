@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from bench.verify import checks
 from bench.verify.__main__ import main
 from bench.verify.judging import Check
-from bench.verify.models import Model, find_models
 from bench.verify.oracle import loading
 from bench.verify.report import Verified
+from bench.verify.subject.models import Model, find_models
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.convert.convert import convert
 from engine.config.components import TransformerConfig

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.verify.paths import check_folder, check_formats
+from bench.verify.subject.paths import check_folder, check_formats
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.config.demo_checkpoints import DEMO_CHECKPOINTS
 from engine.config.engine_config import EngineConfig
