@@ -144,6 +144,21 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     },
     "launcher": {"launcher.client", "launcher.setup"},
 }
+# And of the benchmarks: a command may import what all share, and two may import what they take of another.
+_SHARED = {"bench.measure", "bench.survive", "bench.engines"}
+BENCH_FLOORS: dict[str, set[str]] = {
+    "bench.measure": set(),
+    "bench.survive": {"bench.measure"},
+    "bench.engines": {"bench.measure", "bench.survive"},
+    **dict.fromkeys(("bench.load", "bench.machine", "bench.shared_gpu", "bench.vs_diffusers"), _SHARED),
+    **dict.fromkeys(("bench.adherence", "bench.image", "bench.kernel_tests", "bench.kernels", "bench.report"), _SHARED),
+    **dict.fromkeys(("bench.scaling", "bench.serve", "bench.step", "bench.throughput"), _SHARED),
+    "bench.fidelity": {*_SHARED, "bench.kernels"},
+    "bench.summary": {*_SHARED, "bench.report"},
+    "bench.verify.subject": _SHARED,
+    "bench.verify.oracle": {*_SHARED, "bench.verify.subject"},
+    "bench.verify": {*_SHARED, "bench.verify.subject", "bench.verify.oracle"},
+}
 # Who handles `--parallel auto`. Nobody else has to know of it.
 KNOW_AUTO_MODE = {"launcher.setup", "launcher.cli", "launcher.__main__"}
 
@@ -157,14 +172,16 @@ def test_engine_imports_only_torch_and_safetensors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "floors"), [(ENGINE, ENGINE_FLOORS), (LAUNCHER, LAUNCHER_FLOORS)], ids=["engine", "launcher"]
+    ("files", "floors"),
+    [(ENGINE, ENGINE_FLOORS), (LAUNCHER, LAUNCHER_FLOORS), (BENCH, BENCH_FLOORS)],
+    ids=["engine", "launcher", "bench"],
 )
 def test_every_folder_imports_only_floors_below_it(files: list[Path], floors: dict[str, set[str]]) -> None:
     order = list(floors)
     for floor, below in floors.items():
         assert below <= set(order[: order.index(floor)]), f"{floor} is said to import a floor that is not below it"
     (package,) = {_module(file).split(".")[0] for file in files}
-    for file in files:
+    for file in (file for file in files if file.suffix == ".py"):
         floor = _floor(_module(file))
         inner = {_floor(name) for name in _imports(file) if name.split(".")[0] == package}
         assert inner <= {floor, *floors.get(floor, set())}, f"{_module(file)} imports a floor above it"
@@ -196,7 +213,7 @@ def test_every_package_says_in_a_sentence_what_lives_there_and_imports_nothing()
 
 def test_no_module_imports_itself_through_others() -> None:
     """Imports for types alone count too, and so do those inside functions."""
-    modules = {_module(file): file for file in ENGINE + LAUNCHER}
+    modules = {_module(file): file for file in ENGINE + LAUNCHER + BENCH if file.suffix == ".py"}
     graph = {name: {found for found in _imports(file) if found in modules} for name, file in modules.items()}
     done: set[str] = set()
 
@@ -256,9 +273,9 @@ def _module(file: Path) -> str:
 
 
 def _floor(module: str) -> str:
-    """The folder that a module lies in; files directly in `engine` and `launcher` are floors of their own."""
+    """The folder that a module lies in; files directly in a package are floors of their own."""
     folder = module if (ROOT / module.replace(".", "/")).is_dir() else module.rpartition(".")[0]
-    return module if folder in ("engine", "launcher") else folder
+    return module if folder in ("engine", "launcher", "bench") else folder
 
 
 def _path(file: Path) -> str:
