@@ -1,4 +1,4 @@
-"""The README is short, and its figures are those of docs/benchmarks.md."""
+"""The README is short, its figures are those of docs/benchmarks.md, and the index lists every document."""
 
 from __future__ import annotations
 
@@ -21,3 +21,8 @@ def test_its_figures_are_those_of_the_benchmarks() -> None:
         assert command.removeprefix(".venv/bin/pytest ") in benchmarks
         for figure in re.findall(r"[\d.]+(?:e-\d+|×| s)?", measured):
             assert re.search(rf"(?<![\d.]){re.escape(figure)}", benchmarks), f"{figure} of {command}"
+
+
+def test_the_index_lists_every_document() -> None:
+    listed = set(re.findall(r"^- \[([\w-]+\.md)\]", (ROOT / "docs" / "README.md").read_text(), re.MULTILINE))
+    assert {file.name for file in (ROOT / "docs").glob("*.md")} - {"README.md"} <= listed
