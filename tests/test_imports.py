@@ -10,16 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.floors import BENCH_FLOORS, ENGINE_FLOORS, KNOW_AUTO_MODE, LAUNCHER_FLOORS
 from tests.fresh_interpreter import modules_after
 
 ROOT = Path(__file__).parent.parent
 ENGINE = sorted((ROOT / "engine").rglob("*.py"))
 LAUNCHER = sorted((ROOT / "launcher").rglob("*.py"))
 DEMO = sorted((ROOT / "demo").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 BENCH = sorted(file for kind in ("*.py", "*.sh") for file in (ROOT / "bench").rglob(kind))
 
 # What the engine may import besides itself and the standard library.
-ENGINE_PACKAGES = {"torch", "safetensors", "gguf", "triton", "numpy"}
+ENGINE_PACKAGES = {"torch", "gguf", "triton", "numpy"}
 # Standard modules that have no place in it: it knows nothing of sockets, processes and HTTP.
 ENGINE_FORBIDDEN = {"socket", "socketserver", "http", "urllib", "asyncio", "subprocess", "multiprocessing"}
 # Nothing anywhere is pickled.
@@ -37,135 +39,10 @@ PICKLING_CALLS = {
     "send_object_list",
 }
 
-# The floors of the engine, the lowest first: what the files of a folder may import of the engine besides each other. A
-# folder without a line here may import nothing of it.
-_SIZES = {"engine.errors", "engine.config"}
-ENGINE_FLOORS: dict[str, set[str]] = {
-    "engine": set(),  # which version it is
-    "engine.errors": set(),
-    "engine.step": set(),
-    "engine.config": {"engine.errors"},
-    "engine.scheduling": {"engine.step"},
-    "engine.kernels": set(),
-    "engine.kernels.attention": {"engine.errors", "engine.kernels"},
-    "engine.device": {*_SIZES, "engine.kernels"},
-    "engine.parallel": {"engine", *_SIZES, "engine.kernels", "engine.kernels.attention"},
-    "engine.checkpoint.files": {"engine.errors"},
-    "engine.checkpoint.quantized": {*_SIZES, "engine.checkpoint.files"},
-    "engine.checkpoint.layouts": {
-        *_SIZES,
-        "engine.kernels",
-        "engine.checkpoint.files",
-        "engine.checkpoint.quantized",
-    },
-    "engine.checkpoint": {
-        *_SIZES,
-        "engine.kernels",
-        "engine.parallel",
-        "engine.checkpoint.files",
-        "engine.checkpoint.layouts",
-    },
-    "engine.checkpoint.convert": {
-        *_SIZES,
-        "engine.kernels",
-        "engine.checkpoint",
-        "engine.checkpoint.files",
-        "engine.checkpoint.layouts",
-        "engine.checkpoint.quantized",
-    },
-    "engine.model": {*_SIZES, "engine.device", "engine.kernels", "engine.kernels.attention", "engine.parallel"},
-    "engine.lora": {
-        *_SIZES,
-        "engine.step",
-        "engine.kernels",
-        "engine.parallel",
-        "engine.checkpoint",
-        "engine.checkpoint.files",
-        "engine.checkpoint.layouts",
-    },
-    "engine.planning": {*_SIZES, "engine.checkpoint", "engine.model"},
-    "engine.offload": {
-        *_SIZES,
-        "engine.device",
-        "engine.checkpoint",
-        "engine.model",
-        "engine.planning",
-    },
-    "engine.rank": {
-        *_SIZES,
-        "engine.step",
-        "engine.device",
-        "engine.kernels",
-        "engine.kernels.attention",
-        "engine.parallel",
-        "engine.checkpoint",
-        "engine.lora",
-        "engine.model",
-        "engine.planning",
-        "engine.offload",
-    },
-}
-# The same of the launcher. Its package stands above all: what it exports is imported when somebody asks for it, and its
-# imports of these are for types alone. Importing it, as importing anything in it does, imports none of them.
-_CHILDREN = {"launcher.logs", "launcher.messages", "launcher.processes"}
-LAUNCHER_FLOORS: dict[str, set[str]] = {
-    "launcher.logs": set(),
-    "launcher.messages": {"launcher.logs"},
-    "launcher.processes": {"launcher.messages"},
-    "launcher.client": {"launcher.messages"},
-    "launcher.requests": {"launcher.messages"},
-    "launcher.http": {*_CHILDREN, "launcher.client", "launcher.requests"},
-    "launcher.ranks": _CHILDREN,
-    "launcher.frontend": {*_CHILDREN, "launcher.requests", "launcher.http", "launcher.ranks"},
-    "launcher.auto_mode": _CHILDREN,
-    "launcher.setup": {
-        *_CHILDREN,
-        "launcher.client",
-        "launcher.requests",
-        "launcher.frontend",
-        "launcher.auto_mode",
-    },
-    "launcher.cli": {
-        *_CHILDREN,
-        "launcher.client",
-        "launcher.requests",
-        "launcher.http",
-        "launcher.ranks",
-        "launcher.frontend",
-        "launcher.auto_mode",
-        "launcher.setup",
-    },
-    "launcher.__main__": {
-        "launcher.http",
-        "launcher.ranks",
-        "launcher.frontend",
-        "launcher.auto_mode",
-        "launcher.cli",
-    },
-    "launcher": {"launcher.client", "launcher.setup"},
-}
-# And of the benchmarks: a command may import what all share, and two may import what they take of another.
-_SHARED = {"bench.measure", "bench.survive", "bench.engines"}
-BENCH_FLOORS: dict[str, set[str]] = {
-    "bench.measure": set(),
-    "bench.survive": {"bench.measure"},
-    "bench.engines": {"bench.measure", "bench.survive"},
-    **dict.fromkeys(("bench.load", "bench.machine", "bench.shared_gpu", "bench.vs_diffusers"), _SHARED),
-    **dict.fromkeys(("bench.adherence", "bench.image", "bench.kernel_tests", "bench.kernels", "bench.report"), _SHARED),
-    **dict.fromkeys(("bench.scaling", "bench.serve", "bench.step", "bench.throughput"), _SHARED),
-    "bench.fidelity": {*_SHARED, "bench.kernels"},
-    "bench.summary": {*_SHARED, "bench.report"},
-    "bench.verify.subject": _SHARED,
-    "bench.verify.oracle": {*_SHARED, "bench.verify.subject"},
-    "bench.verify": {*_SHARED, "bench.verify.subject", "bench.verify.oracle"},
-}
-# Who handles `--parallel auto`. Nobody else has to know of it.
-KNOW_AUTO_MODE = {"launcher.setup", "launcher.cli", "launcher.__main__"}
-
 MOST_FILES, MOST_LINES = 12, 300  # in a folder, besides its __init__.py; in a file
 
 
-def test_engine_imports_only_torch_and_safetensors() -> None:
+def test_the_engine_imports_torch_and_little_else() -> None:
     allowed = (set(sys.stdlib_module_names) | ENGINE_PACKAGES | {"engine"}) - ENGINE_FORBIDDEN
     for file in ENGINE:
         assert {name.split(".")[0] for name in _imports(file)} <= allowed, file
@@ -194,9 +71,11 @@ def test_only_who_handles_the_option_knows_of_the_automatic_mode() -> None:
 
 
 def test_every_folder_and_every_file_is_small() -> None:
-    counts = Counter(file.parent for file in ENGINE + LAUNCHER + BENCH if file.name != "__init__.py")
+    """The recipe of the demo lies in one folder."""
+    files = ENGINE + LAUNCHER + BENCH + TESTS
+    counts = Counter(file.parent for file in files if file.name != "__init__.py")
     large = {f"{_path(folder)}/" for folder, count in counts.items() if count > MOST_FILES}
-    large |= {_path(file) for file in ENGINE + LAUNCHER + BENCH if len(file.read_text().splitlines()) > MOST_LINES}
+    large |= {_path(file) for file in files + DEMO if len(file.read_text().splitlines()) > MOST_LINES}
     assert not large
 
 

@@ -1,4 +1,7 @@
-"""From noise to latents: sigmas, mu, noise and the Euler step. Follows `Krea2Pipeline` of diffusers."""
+"""What takes noise to latents: sigmas, mu, the noise itself and guidance, as diffusers' `Krea2Pipeline` has them.
+
+The step from one sigma to the next is `Denoiser.step`.
+"""
 
 from __future__ import annotations
 

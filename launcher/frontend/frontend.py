@@ -53,8 +53,6 @@ from launcher.processes import Child
 from launcher.requests.tokenizer import PromptTokenizer
 
 _CLOCK_S = 1.0
-_MOST_KEPT_BYTES = 512 * 2**20  # of images that a client has not acknowledged
-_DEATHS_ALONE, _DEATHS_FATAL = 2, 3  # of ranks while a request was in flight: it runs alone then, and fails
 
 
 async def serve(

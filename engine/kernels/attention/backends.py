@@ -1,7 +1,7 @@
 """Attention inside each segment of a packed batch: grouped key/value heads, no mask, no padding.
 
 The DiT's attention has several implementations, the backends; which of them run here, and which is the fastest, is in
-`attention_choice`. The text encoder's is causal and runs once per prompt: `packed_attention`.
+`choice`. The text encoder's is causal and runs once per prompt: `packed_attention`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,23 +16,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.engines.real_size import KREA2
 from bench.scaling.mesh_groups import counting
 from engine.config.chat_template import PREFIX_TOKENS
-from engine.config.degrees import Degrees
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
-from engine.errors import ArgumentError
 from engine.kernels.packing import Packing
 from engine.model.vae import VAEDecoder
 from engine.parallel.group import Group
 from engine.parallel.mesh import thread_meshes
 from engine.parallel.sequence import Share
 from engine.parallel.thread_group import thread_groups
-from engine.planning.step_memory import step_bytes
 from engine.planning.traffic import Sent, sent_in_step
-from engine.planning.work_division import Halves, divide_segments
 from engine.rank.denoiser import Velocities
 from engine.rank.rank import Rank
 from engine.step import Adapter, Job, Step
@@ -157,22 +151,6 @@ def test_eight_bits(quantization: str, tolerance: float) -> None:
         assert relative_error(other.latents, one.latents) <= tolerance
 
 
-@given(st.lists(st.integers(1, 5000), min_size=1, max_size=9), st.sampled_from([1, 2]))
-def test_segments_are_divided_evenly(tokens: list[int], groups: int) -> None:
-    halves = divide_segments(tokens, groups)
-    assert sorted(i for half in halves.members for i in half) == list(range(len(tokens)))
-    loads = [sum(tokens[i] for i in half) for half in halves.members]
-    assert max(loads) - min(loads) <= max(tokens) or groups == 1
-    assert halves.even == (max(loads) <= 1.25 * sum(tokens) / groups)
-
-
-def test_a_guided_image_is_divided_and_a_lone_unguided_one_is_not_even() -> None:
-    assert divide_segments([4110, 4096], 2) == Halves([[0], [1]], even=True)
-    assert divide_segments([4110], 2) == Halves([[0], []], even=False)
-    assert divide_segments([4110, 4096, 4103], 2).even is False  # 2 : 1
-    assert divide_segments([4110, 4096, 4103, 4097], 2).even is True
-
-
 @pytest.mark.parametrize(
     ("guidances", "expected"),
     [
@@ -232,18 +210,6 @@ def test_ranks_send_what_the_formula_says(monkeypatch: pytest.MonkeyPatch, mode:
         assert counter.sent == stated, seed
 
 
-def test_what_the_real_model_sends() -> None:
-    """As the arithmetic of a block has it: 2 · 2 (p − 1) / p activations, against (p − 1) / p² of q, k, v and o."""
-    tokens, width, blocks = 4160, 6144, 28
-    segments = [(64, 4096)]
-    for ranks in (2, 4):
-        summed = sent_in_step(KREA2.transformer, segments, Degrees(tp=ranks), 2)
-        velocities = (ranks - 1) * tokens // ranks * 64 * 4
-        assert summed.bytes - velocities == blocks * 2 * 2 * (ranks - 1) * tokens * width * 2 // ranks
-        exchanged = sent_in_step(KREA2.transformer, segments, Degrees(sp=ranks), 2)
-        assert exchanged.bytes - velocities == blocks * (ranks - 1) * tokens * 15360 * 2 // ranks**2
-
-
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=6), st.sampled_from([1, 2, 4]))
 def test_shares_are_even_and_cover_all_rows(lengths: list[int], ranks: int) -> None:
     whole = Packing(lengths, torch.device("cpu"))
@@ -254,42 +220,6 @@ def test_shares_are_even_and_cover_all_rows(lengths: list[int], ranks: int) -> N
     assert all(share.rows.stop - share.rows.start == share.tokens for share in shares)
     assert all(share.rows_of_ranks == [other.tokens for other in shares] for share in shares)
     assert [sum(lengths) for lengths in zip(*(share.lengths for share in shares), strict=True)] == list(whole.lengths)
-
-
-def test_more_ranks_need_less_memory_for_a_step() -> None:
-    model = ModelConfig.from_folder(DEMO_CHECKPOINT)
-    needed = [step_bytes(model, 10_000, 1, 2, sp=sp) for sp in (1, 2, 4)]
-    assert needed == sorted(needed, reverse=True)
-    assert len(set(needed)) == 3
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"sp": 3}, "sp must be one of 1, 2, 4, got 3"),
-        ({"sp": True}, "sp must be one of 1, 2, 4, got True"),
-        ({"tp": 2, "sp": 4}, "sp must be at most 2 with tp 2, got 4"),
-        ({"tp": 4, "sp": 2}, "sp must be at most 1 with tp 4, got 2"),
-        ({"sp": 4, "cfg_parallel": True}, "sp must be at most 2 with tp 1 and cfg_parallel, got 4"),
-        ({"tp": 4, "cfg_parallel": True}, "cfg_parallel must be False with tp 4: at most 4 ranks, got True"),
-        ({"cfg_parallel": 1}, "cfg_parallel must be True or False, got 1"),
-    ],
-)
-def test_what_the_modes_may_be(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ArgumentError) as caught:
-        EngineConfig(**options)
-    assert (caught.value.parameter, caught.value.message) == (message.split()[0], message)
-
-
-def test_heads_that_do_not_divide_name_what_does(checkpoint: Callable[..., Path]) -> None:
-    folder = checkpoint(heads=6, kv_heads=2, head_dim=24, axes=(4, 12, 8))
-    model = ModelConfig.from_folder(folder)
-    assert model.possible_sp(1) == [1, 2]
-    assert model.possible_sp(2) == [1]
-    with pytest.raises(
-        ArgumentError, match=r"^sp 4 is not possible .* num_attention_heads .* is 6, .* possible: 1, 2$"
-    ):
-        model.check_parallel(1, 4)
 
 
 @pytest.mark.parametrize("degrees", [{"tp": 2}, {"tp": 2, "sp": 2}])

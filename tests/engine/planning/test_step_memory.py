@@ -159,3 +159,10 @@ def test_encoding_many_long_prompts_allocates_no_more_than_the_arithmetic_says(d
     peak = peak_bytes(lambda: rank.execute(Step(0, start=jobs)))
     estimate = encode_bytes(DEMO, 1, rank.dtype.itemsize)
     assert 0.3 * estimate < peak <= estimate
+
+
+def test_more_ranks_need_less_memory_for_a_step() -> None:
+    model = ModelConfig.from_folder(DEMO_CHECKPOINT)
+    needed = [step_bytes(model, 10_000, 1, 2, sp=sp) for sp in (1, 2, 4)]
+    assert needed == sorted(needed, reverse=True)
+    assert len(set(needed)) == 3

@@ -1,0 +1,39 @@
+"""Segments are divided among ranks so that none has much more to do, and what they then send is known."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.engines.real_size import KREA2
+from engine.config.degrees import Degrees
+from engine.planning.traffic import sent_in_step
+from engine.planning.work_division import Halves, divide_segments
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=9), st.sampled_from([1, 2]))
+def test_segments_are_divided_evenly(tokens: list[int], groups: int) -> None:
+    halves = divide_segments(tokens, groups)
+    assert sorted(i for half in halves.members for i in half) == list(range(len(tokens)))
+    loads = [sum(tokens[i] for i in half) for half in halves.members]
+    assert max(loads) - min(loads) <= max(tokens) or groups == 1
+    assert halves.even == (max(loads) <= 1.25 * sum(tokens) / groups)
+
+
+def test_a_guided_image_is_divided_and_a_lone_unguided_one_is_not_even() -> None:
+    assert divide_segments([4110, 4096], 2) == Halves([[0], [1]], even=True)
+    assert divide_segments([4110], 2) == Halves([[0], []], even=False)
+    assert divide_segments([4110, 4096, 4103], 2).even is False  # 2 : 1
+    assert divide_segments([4110, 4096, 4103, 4097], 2).even is True
+
+
+def test_what_the_real_model_sends() -> None:
+    """As the arithmetic of a block has it: 2 · 2 (p − 1) / p activations, against (p − 1) / p² of q, k, v and o."""
+    tokens, width, blocks = 4160, 6144, 28
+    segments = [(64, 4096)]
+    for ranks in (2, 4):
+        summed = sent_in_step(KREA2.transformer, segments, Degrees(tp=ranks), 2)
+        velocities = (ranks - 1) * tokens // ranks * 64 * 4
+        assert summed.bytes - velocities == blocks * 2 * 2 * (ranks - 1) * tokens * width * 2 // ranks
+        exchanged = sent_in_step(KREA2.transformer, segments, Degrees(sp=ranks), 2)
+        assert exchanged.bytes - velocities == blocks * (ranks - 1) * tokens * 15360 * 2 // ranks**2
