@@ -84,7 +84,7 @@ class WarmUp:
         model, config, degrees = self._model, self._model.config, self._model.engine.degrees
         tokens, element, decoding = config.image_tokens(width, height), model.dtype.itemsize, model.decode_memory
         tokens += TYPICAL_PROMPT_TOKENS
-        guided = degrees.cfg > 1 and config.default_guidance > 0
+        guided = config.divides_guidance(degrees)
         needed = max(
             batch_bytes(config, [tokens] * (1 + guided), degrees, element),
             batch_bytes(config, [tokens], degrees, element),
