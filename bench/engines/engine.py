@@ -21,7 +21,7 @@ from engine.config.engine_config import EngineConfig
 from engine.parallel.mesh import Mesh
 from engine.rank.image_decoder import DecodedImage
 from engine.rank.rank import Rank
-from engine.rank.step_handle import PendingStep
+from engine.rank.step_handle import StepHandle
 from engine.step import Job, Step
 
 STEPS_AHEAD = 2  # as the front-end: one step runs while the next waits
@@ -97,7 +97,7 @@ class Engine:
         denoise: Sequence[int] = (),
         decode: Sequence[int] = (),
         release: Sequence[int] = (),
-    ) -> PendingStep:
+    ) -> StepHandle:
         """The next step. On a GPU it has only been queued when this returns."""
         step = Step(next(self._step_numbers), tuple(start), tuple(denoise), tuple(decode), tuple(release))
         return self.rank.execute(step)

@@ -14,7 +14,7 @@ from bench.engines.engine import STEPS_AHEAD, Engine
 from bench.engines.real_size import random_prompt
 from bench.engines.setup import Setup
 from bench.measure.files import encode_file
-from engine.rank.step_handle import PendingStep
+from engine.rank.step_handle import StepHandle
 from engine.step import StepTimes
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def make_image(
     """One image, alone in the engine. `sizes` gets the bytes of its files by format. prompt_tokens: the setup's."""
     began = time.perf_counter()
     (job,) = engine.new_jobs(1, side, steps, prompt_tokens)
-    under_way: deque[PendingStep] = deque()
+    under_way: deque[StepHandle] = deque()
     times: list[StepTimes] = []
     for index in range(steps):
         is_last = index == steps - 1

@@ -10,14 +10,14 @@ import torch
 from engine.config.degrees import Degrees
 from engine.parallel.group import Group, LocalGroup
 from engine.parallel.mesh import Mesh
-from engine.planning.traffic import Sent
+from engine.planning.traffic import Traffic
 
 
 @dataclass
 class Counter:
     """What the groups of a rank have sent so far."""
 
-    sent: Sent = field(default_factory=Sent)
+    sent: Traffic = field(default_factory=Traffic)
 
 
 class CountingGroup(Group):
@@ -64,7 +64,7 @@ class CountingGroup(Group):
         self._count((sum(sent) - sent[self.rank]) * (tensor.nbytes // max(1, tensor.shape[0])))
 
     def _count(self, count: int) -> None:
-        self._counter.sent += Sent(count, 1)
+        self._counter.sent += Traffic(count, 1)
 
 
 def counting(mesh: Mesh) -> tuple[Mesh, Counter]:

@@ -9,7 +9,7 @@ from bench.engines.setup import Setup, Version
 from bench.scaling.steps import Timed, new_job
 from engine.config.chat_template import PREFIX_TOKENS
 from engine.config.degrees import Degrees
-from engine.planning.traffic import Sent, exchanged_in_step, sent_in_step
+from engine.planning.traffic import Traffic, exchanged_in_step, sent_in_step
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def model_step(
         setup.model.transformer, segments, degrees, setup.bytes_per_element, fp8=version.quantization == "fp8"
     )
     exchanges = exchanged_in_step(setup.model.transformer, segments, degrees, setup.bytes_per_element)
-    exchanged = sum(exchanges, Sent())
+    exchanged = sum(exchanges, Traffic())
     bandwidth, exchange_bandwidth = arguments.bandwidth * 1e9, arguments.exchange_bandwidth * 1e9
     latency_s = arguments.latency * 1e-6
     communication_s = (sent - exchanged).seconds(bandwidth, latency_s)

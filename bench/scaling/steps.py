@@ -16,7 +16,7 @@ from bench.scaling.mesh_groups import counting
 from engine.config.degrees import Degrees
 from engine.config.engine_config import EngineConfig
 from engine.parallel.mesh import Mesh
-from engine.planning.traffic import Sent
+from engine.planning.traffic import Traffic
 from engine.rank.rank import Rank
 from engine.step import Job, Step
 
@@ -51,7 +51,7 @@ def time_steps(
         step = functools.partial(_step, rank, numbers, job_id)
         step()
         rank.build_attention_plans()
-        counter.sent = Sent()
+        counter.sent = Traffic()
         seconds = Spread.of(time_calls(step, _STEPS, device)).median
         steps = _STEPS + 1  # the first of which is not timed
         timed[side] = Timed(seconds, counter.sent.bytes / steps, counter.sent.operations / steps)

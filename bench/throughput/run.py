@@ -14,7 +14,7 @@ from bench.engines.cases import Case
 from bench.engines.engine import DEADLINE_S, STEPS_AHEAD, Engine
 from bench.measure.files import encode_file
 from engine.rank.image_decoder import DecodedImage
-from engine.rank.step_handle import PendingStep
+from engine.rank.step_handle import StepHandle
 from engine.scheduling.cost import CostModel, Work
 from engine.scheduling.scheduler import Scheduler
 from engine.step import Step, StepTimes
@@ -75,9 +75,9 @@ class _StepDone:
 
 
 @contextmanager
-def _answers(events: queue.Queue[_StepDone | DecodedImage]) -> Iterator[Callable[[int, PendingStep], None]]:
+def _answers(events: queue.Queue[_StepDone | DecodedImage]) -> Iterator[Callable[[int, StepHandle], None]]:
     """A thread that waits for steps in turn, as in a rank's process. Gives what takes a step under way."""
-    started: queue.SimpleQueue[tuple[int, PendingStep] | None] = queue.SimpleQueue()
+    started: queue.SimpleQueue[tuple[int, StepHandle] | None] = queue.SimpleQueue()
 
     def answer() -> None:
         while (step := started.get()) is not None:

@@ -7,10 +7,10 @@ import time
 import torch
 
 # Of the host's clock in seconds, or on a GPU an event in a stream.
-Moment = float | torch.cuda.Event
+DeviceTime = float | torch.cuda.Event
 
 
-def moment(device: torch.device, *, awaited: bool = False) -> Moment:
+def record_time(device: torch.device, *, awaited: bool = False) -> DeviceTime:
     """Now, or on a GPU when its current stream gets here.
 
     awaited: by a thread that is to sleep meanwhile, where it otherwise keeps a core busy: it wakes a little later.
@@ -22,14 +22,14 @@ def moment(device: torch.device, *, awaited: bool = False) -> Moment:
     return event
 
 
-def wait_for(it: Moment) -> None:
+def wait_for(it: DeviceTime) -> None:
     """Return when it is there."""
     if not isinstance(it, float):
         with torch.cuda.device(it.device):  # another thread's is GPU 0, of whose memory a context takes some
             it.synchronize()
 
 
-def seconds_between(first: Moment, second: Moment) -> float:
+def seconds_between(first: DeviceTime, second: DeviceTime) -> float:
     """Of two of one device, both of which must have come."""
     if isinstance(first, float):
         assert isinstance(second, float)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.device.timing import Moment, moment
+from engine.device.timing import DeviceTime, record_time
 
 
 class Copy(ABC):
@@ -21,7 +21,7 @@ class Copy(ABC):
         raised."""
 
     @abstractmethod
-    def span(self) -> tuple[Moment, Moment]:
+    def span(self) -> tuple[DeviceTime, DeviceTime]:
         """When it began and ended. Only once it has been waited for."""
 
 
@@ -33,7 +33,7 @@ class Copier(ABC):
         """Begin when what the current thread or stream has begun is done. Both of one size and dtype."""
 
     @abstractmethod
-    def mark(self) -> Moment:
+    def mark(self) -> DeviceTime:
         """Now, or on a GPU when the current stream gets here."""
 
     @abstractmethod
@@ -60,7 +60,7 @@ class _ThreadCopy(Copy):
     def wait(self) -> None:
         self.future.result()
 
-    def span(self) -> tuple[Moment, Moment]:
+    def span(self) -> tuple[DeviceTime, DeviceTime]:
         return self.future.result()
 
 
@@ -76,7 +76,7 @@ class _ThreadCopier(Copier):
 
         return _ThreadCopy(self._executor.submit(run))
 
-    def mark(self) -> Moment:
+    def mark(self) -> DeviceTime:
         return time.perf_counter()
 
     def settle(self) -> None:
@@ -88,14 +88,14 @@ class _ThreadCopier(Copier):
 
 @dataclass(frozen=True)
 class _StreamCopy(Copy):
-    began: Moment
-    ended: Moment
+    began: DeviceTime
+    ended: DeviceTime
 
     def wait(self) -> None:
         assert isinstance(self.ended, torch.cuda.Event)
         torch.cuda.current_stream().wait_event(self.ended)
 
-    def span(self) -> tuple[Moment, Moment]:
+    def span(self) -> tuple[DeviceTime, DeviceTime]:
         return self.began, self.ended
 
 
@@ -112,8 +112,8 @@ class _StreamCopier(Copier):
             ended = self.mark()
         return _StreamCopy(began, ended)
 
-    def mark(self) -> Moment:
-        return moment(self._device)
+    def mark(self) -> DeviceTime:
+        return record_time(self._device)
 
     def settle(self) -> None:
         torch.cuda.current_stream(self._device).synchronize()

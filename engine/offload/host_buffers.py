@@ -70,7 +70,7 @@ class _Place:
         return buffer[self.start : self.start + length].view(self.dtype).as_strided(self.size, self.stride)
 
 
-class Parcel:
+class ParameterBucket:
     """Parameters that travel together: one buffer in host memory, and one of the same layout on the device while they
     are there."""
 

@@ -15,11 +15,11 @@ from torch import nn
 from engine.checkpoint.load import Weights
 from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
 from engine.device.devices import decoding_dtype, multiplies_fp8
-from engine.device.timing import Moment
+from engine.device.timing import DeviceTime
 from engine.model.text_encoder import TextEncoder
 from engine.model.transformer import Transformer
 from engine.offload.copying import Copier, Copy, make_copier
-from engine.offload.host_buffers import HostMemory, Parcel, WeightLedger
+from engine.offload.host_buffers import HostMemory, ParameterBucket, WeightLedger
 from engine.planning.memory_plan import MemoryPlan, plan_checkpoint, slot_bytes
 from engine.planning.weight_bytes import block_of, is_small
 
@@ -32,8 +32,8 @@ class Span:
 
     what: str  # copy or compute
     block: int
-    began: Moment
-    ended: Moment
+    began: DeviceTime
+    ended: DeviceTime
 
 
 def plan_for(
@@ -78,12 +78,12 @@ class BlockStream:
     """
 
     def __init__(
-        self, component: str, parcels: dict[int, Parcel], prefetch: int, ledger: WeightLedger, copier: Copier
+        self, component: str, buckets: dict[int, ParameterBucket], prefetch: int, ledger: WeightLedger, copier: Copier
     ) -> None:
-        """parcels: the matrices of the blocks that come and go, by the block's index."""
-        self._parcels, self._copier = parcels, copier
-        self._order = list(parcels)
-        sizes = [parcel.size for parcel in parcels.values()]
+        """buckets: the matrices of the blocks that come and go, by the block's index."""
+        self._buckets, self._copier = buckets, copier
+        self._order = list(buckets)
+        sizes = [bucket.size for bucket in buckets.values()]
         count = min(prefetch + 1, len(sizes))
         self._slots = [ledger.allocate(component, slot_bytes(sizes, 0)) for _ in range(count)]
         self._turn = 0  # of the next block: how many were used before it
@@ -95,19 +95,19 @@ class BlockStream:
     def visit(self, blocks: Iterable[T]) -> Iterator[T]:
         """The blocks in order, each being on the device from when it is given until the next is asked for."""
         for index, block in enumerate(blocks):
-            if index not in self._parcels:
+            if index not in self._buckets:
                 yield block
                 continue
             assert index == self._order[self._turn % len(self._order)]
             copy = self._copies.popleft()
             copy.wait()
-            self._parcels[index].place_in(self._slots[self._turn % len(self._slots)])
+            self._buckets[index].place_in(self._slots[self._turn % len(self._slots)])
             began = None if self.timeline is None else self._copier.mark()
             yield block
             if self.timeline is not None and began is not None:
                 self.timeline.append(Span("copy", index, *copy.span()))
                 self.timeline.append(Span("compute", index, began, self._copier.mark()))
-            self._parcels[index].withdraw()
+            self._buckets[index].withdraw()
             self._begin_copy(self._turn + len(self._slots))
             self._turn += 1
 
@@ -115,55 +115,57 @@ class BlockStream:
         """Begin again with the first block, after a pass that was broken off."""
         for copy in self._copies:
             copy.wait()
-        for parcel in self._parcels.values():
-            parcel.withdraw()
+        for bucket in self._buckets.values():
+            bucket.withdraw()
         self._copies.clear()
         self._turn = 0
         for turn in range(len(self._slots)):
             self._begin_copy(turn)
 
     def _begin_copy(self, turn: int) -> None:
-        parcel = self._parcels[self._order[turn % len(self._order)]]
+        bucket = self._buckets[self._order[turn % len(self._order)]]
         slot = self._slots[turn % len(self._slots)]
-        self._copies.append(self._copier.copy(slot[: parcel.size], parcel.host))
+        self._copies.append(self._copier.copy(slot[: bucket.size], bucket.host))
 
 
-class Guest:
+class SwappedComponent:
     """A component that is on the device from `bring` to `drop`, or within `with`."""
 
-    def __init__(self, component: str, parcels: Sequence[Parcel], ledger: WeightLedger, copier: Copier) -> None:
-        self._component, self._parcels, self._ledger, self._copier = component, parcels, ledger, copier
+    def __init__(
+        self, component: str, buckets: Sequence[ParameterBucket], ledger: WeightLedger, copier: Copier
+    ) -> None:
+        self._component, self._buckets, self._ledger, self._copier = component, buckets, ledger, copier
         self._buffers: list[torch.Tensor] = []
 
     @property
     def absent(self) -> int:
         """The bytes that `bring` would take now."""
-        return 0 if self._buffers else sum(parcel.size for parcel in self._parcels)
+        return 0 if self._buffers else sum(bucket.size for bucket in self._buckets)
 
     def bring(self) -> None:
         """It is there for what the current thread or stream does from now on."""
         if self._buffers:
             return
         try:
-            for parcel in self._parcels:
-                self._buffers.append(self._ledger.allocate(self._component, parcel.size))
+            for bucket in self._buckets:
+                self._buffers.append(self._ledger.allocate(self._component, bucket.size))
         except Exception:
             self._give_back()  # of a component that is not there as a whole
             raise
         copies = [
-            self._copier.copy(buffer, parcel.host) for buffer, parcel in zip(self._buffers, self._parcels, strict=True)
+            self._copier.copy(buffer, bucket.host) for buffer, bucket in zip(self._buffers, self._buckets, strict=True)
         ]
-        for copy, buffer, parcel in zip(copies, self._buffers, self._parcels, strict=True):
+        for copy, buffer, bucket in zip(copies, self._buffers, self._buckets, strict=True):
             copy.wait()
-            parcel.place_in(buffer)
+            bucket.place_in(buffer)
 
     def drop(self) -> None:
         """Give its memory back, when what the current thread or stream has begun is done."""
         if not self._buffers:
             return
         self._copier.settle()
-        for parcel in self._parcels:
-            parcel.withdraw()
+        for bucket in self._buckets:
+            bucket.withdraw()
         self._give_back()
 
     def _give_back(self) -> None:
@@ -186,8 +188,8 @@ class Offload:
         self.plan = plan
         self.ledger = WeightLedger(device)
         self.host_bytes = 0
-        self.dit: Guest | None = None
-        self.vae: Guest | None = None
+        self.dit: SwappedComponent | None = None
+        self.vae: SwappedComponent | None = None
         self.streams: dict[str, BlockStream] = {}  # by component
         self._host = HostMemory(device)
         self._copiers: list[Copier] = []
@@ -195,7 +197,7 @@ class Offload:
     @property
     def absent(self) -> int:
         """Bytes of the components that come to the device for their use and are not there now."""
-        return sum(guest.absent for guest in (self.dit, self.vae) if guest is not None)
+        return sum(swapped.absent for swapped in (self.dit, self.vae) if swapped is not None)
 
     def on_host(self, component: str) -> Callable[[str], bool]:
         """Whether a parameter of a component is to be loaded to host memory, by its name."""
@@ -226,16 +228,20 @@ class Offload:
         self._copiers.append(copier)
         if isinstance(module, TextEncoder) or (isinstance(module, Transformer) and DIT_LAYERWISE in self.plan.offload):
             # what is no block's is the embedding, which is read where it is: a row for each token of a prompt
-            blocks = {block: Parcel(parts, self._host) for block, parts in travelling.items() if block is not None}
+            blocks = {
+                block: ParameterBucket(parts, self._host) for block, parts in travelling.items() if block is not None
+            }
             stream = BlockStream(component, blocks, self.plan.prefetch, self.ledger, copier)
             self.streams[component] = stream
             module.visit = stream.visit
             return
-        guest = Guest(component, [Parcel(parts, self._host) for parts in travelling.values()], self.ledger, copier)
+        swapped = SwappedComponent(
+            component, [ParameterBucket(parts, self._host) for parts in travelling.values()], self.ledger, copier
+        )
         if isinstance(module, Transformer):
-            self.dit = guest
+            self.dit = swapped
         else:
-            self.vae = guest
+            self.vae = swapped
 
     def rewind(self) -> None:
         """After a forward that was broken off: the next one finds the blocks that it begins with."""

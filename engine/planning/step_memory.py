@@ -14,7 +14,7 @@ from engine.config.chat_template import MAX_PROMPT_TOKENS, PREFIX_TOKENS, SUFFIX
 from engine.config.degrees import EXCHANGING, Degrees
 from engine.config.model_config import ModelConfig
 from engine.model.tiles import SMALLEST_TILE, divide
-from engine.planning.work_division import UNEVEN, forwards
+from engine.planning.work_division import UNEVEN, forward_passes
 
 # Tokens in one forward of the text encoder, which bounds what that allocates: one prompt of the greatest length, or
 # as many short ones.
@@ -67,7 +67,7 @@ def batch_bytes(config: ModelConfig, segments: Sequence[int], degrees: Degrees, 
     """What one denoise step of segments of so many tokens allocates on the rank that has the most to do."""
     return max(
         step_bytes(config, sum(segments[i] for i in part.segments), degrees.tp, bytes_per_element, sp=part.ranks)
-        for part in forwards(config.transformer, segments, degrees)
+        for part in forward_passes(config.transformer, segments, degrees)
     )
 
 

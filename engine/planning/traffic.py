@@ -7,26 +7,26 @@ from dataclasses import dataclass
 
 from engine.config.components import TransformerConfig
 from engine.config.degrees import Degrees
-from engine.planning.work_division import Forward, forwards
+from engine.planning.work_division import ForwardPass, forward_passes
 
 _FLOAT32 = 4  # bytes of an element of velocities
 
 
 @dataclass(frozen=True)
-class Sent:
+class Traffic:
     """By one rank: bytes, in so many operations that wait for the other ranks."""
 
     bytes: int = 0
     operations: int = 0
 
-    def __add__(self, other: Sent) -> Sent:
-        return Sent(self.bytes + other.bytes, self.operations + other.operations)
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.bytes + other.bytes, self.operations + other.operations)
 
-    def __sub__(self, other: Sent) -> Sent:
-        return Sent(self.bytes - other.bytes, self.operations - other.operations)
+    def __sub__(self, other: Traffic) -> Traffic:
+        return Traffic(self.bytes - other.bytes, self.operations - other.operations)
 
-    def times(self, count: int) -> Sent:
-        return Sent(self.bytes * count, self.operations * count)
+    def times(self, count: int) -> Traffic:
+        return Traffic(self.bytes * count, self.operations * count)
 
     def seconds(self, bytes_per_s: float, latency_s: float) -> float:
         """Nothing overlapping anything."""
@@ -41,7 +41,7 @@ def sent_in_step(
     rank: int = 0,
     *,
     fp8: bool = False,
-) -> Sent:
+) -> Traffic:
     """What world rank `rank` sends in one denoise step of segments of so many (text tokens, image tokens). fp8: blocks
     take fp8 rows.
 
@@ -49,22 +49,22 @@ def sent_in_step(
     times a rank's own, an exchange what is not for the rank itself. `bench.scaling` checks it against ranks that count.
     """
     tp, cfg = degrees.tp, degrees.cfg
-    parts = forwards(config, [sum(segment) for segment in segments], degrees)
+    parts = forward_passes(config, [sum(segment) for segment in segments], degrees)
     ranks = parts[0].ranks
     tokens, rows, most = _rows_of(parts, segments, degrees, rank)
-    sent = Sent()
+    sent = Traffic()
     if tp > 1 and tokens:
         width, most_kept = config.hidden_size, -(-rows // tp)  # rows are filled up to so many for every rank
-        summed = Sent((tp - 1) * most_kept * width * bytes_per_element, 1)
-        gathered = Sent((tp - 1) * most_kept * (width + _FLOAT32), 1) if fp8 else summed
+        summed = Traffic((tp - 1) * most_kept * width * bytes_per_element, 1)
+        gathered = Traffic((tp - 1) * most_kept * (width + _FLOAT32), 1) if fp8 else summed
         sent += (summed + gathered).times(2 * config.num_layers)
-        sent += Sent((tp - 1) * most_kept * config.in_channels * _FLOAT32, 1)
+        sent += Traffic((tp - 1) * most_kept * config.in_channels * _FLOAT32, 1)
     if ranks > 1 and tokens:
-        sent += sum(exchanged_in_step(config, segments, degrees, bytes_per_element, rank), Sent())
-        sent += Sent((ranks - 1) * most * config.in_channels * _FLOAT32, 1)
+        sent += sum(exchanged_in_step(config, segments, degrees, bytes_per_element, rank), Traffic())
+        sent += Traffic((ranks - 1) * most * config.in_channels * _FLOAT32, 1)
     if len(parts) > 1:
         images = max(sum(segments[i][1] for i in each.segments) for each in parts)
-        sent += Sent((cfg - 1) * images * config.in_channels * _FLOAT32, 1)
+        sent += Traffic((cfg - 1) * images * config.in_channels * _FLOAT32, 1)
     return sent
 
 
@@ -74,22 +74,22 @@ def exchanged_in_step(
     degrees: Degrees,
     bytes_per_element: int,
     rank: int = 0,
-) -> tuple[Sent, Sent]:
+) -> tuple[Traffic, Traffic]:
     """What of `sent_in_step` is rows for heads around attention: on the way in, while the gate is computed, and out."""
-    parts = forwards(config, [sum(segment) for segment in segments], degrees)
+    parts = forward_passes(config, [sum(segment) for segment in segments], degrees)
     ranks = parts[0].ranks
     tokens, rows, _ = _rows_of(parts, segments, degrees, rank)
     if ranks == 1 or not tokens:
-        return Sent(), Sent()
+        return Traffic(), Traffic()
     heads, kv_heads = config.num_heads // (degrees.tp * ranks), config.num_kv_heads // (degrees.tp * ranks)
     head = config.head_dim * bytes_per_element
-    inwards = Sent((ranks - 1) * rows * (heads + 2 * kv_heads) * head, 1)
-    outwards = Sent((tokens - rows) * heads * head, 1)
+    inwards = Traffic((ranks - 1) * rows * (heads + 2 * kv_heads) * head, 1)
+    outwards = Traffic((tokens - rows) * heads * head, 1)
     return inwards.times(config.num_layers), outwards.times(config.num_layers)
 
 
 def _rows_of(
-    parts: Sequence[Forward], segments: Sequence[tuple[int, int]], degrees: Degrees, rank: int
+    parts: Sequence[ForwardPass], segments: Sequence[tuple[int, int]], degrees: Degrees, rank: int
 ) -> tuple[int, int, int]:
     """The tokens that a rank and others take through the model, how many of them it has, and the most that one has."""
     ranks = parts[0].ranks

@@ -13,14 +13,14 @@ UNEVEN = 1.25
 
 
 @dataclass(frozen=True)
-class Halves:
+class GuidanceSplit:
     """Which segments each group of ranks steps, by index; even: whether none has much more to do than another."""
 
     members: list[list[int]]
     even: bool
 
 
-def divide_segments(tokens: Sequence[int], groups: int) -> Halves:
+def divide_segments(tokens: Sequence[int], groups: int) -> GuidanceSplit:
     """Give segments of so many tokens to groups of ranks: the longest first, each to the group that has the least."""
     members: list[list[int]] = [[] for _ in range(groups)]
     loads = [0] * groups
@@ -28,11 +28,11 @@ def divide_segments(tokens: Sequence[int], groups: int) -> Halves:
         group = loads.index(min(loads))
         members[group].append(index)
         loads[group] += tokens[index]
-    return Halves([sorted(each) for each in members], max(loads) * groups <= UNEVEN * sum(tokens))
+    return GuidanceSplit([sorted(each) for each in members], max(loads) * groups <= UNEVEN * sum(tokens))
 
 
 @dataclass(frozen=True)
-class Forward:
+class ForwardPass:
     """A part of a step: the segments, by index, that so many ranks (or as many `tp` groups) take through the model,
     sharing their tokens."""
 
@@ -40,9 +40,9 @@ class Forward:
     ranks: int
 
 
-def forwards(config: TransformerConfig, tokens: Sequence[int], degrees: Degrees) -> list[Forward]:
+def forward_passes(config: TransformerConfig, tokens: Sequence[int], degrees: Degrees) -> list[ForwardPass]:
     """Who steps what of segments that have so many tokens each: each half of the ranks its own, or all of them all."""
-    halves = divide_segments(tokens, degrees.cfg)
-    if not halves.even and degrees.wide_divides(config):
-        return [Forward(list(range(len(tokens))), degrees.sp * degrees.cfg)]
-    return [Forward(members, degrees.sp) for members in halves.members]
+    split = divide_segments(tokens, degrees.cfg)
+    if not split.even and degrees.wide_divides(config):
+        return [ForwardPass(list(range(len(tokens))), degrees.sp * degrees.cfg)]
+    return [ForwardPass(members, degrees.sp) for members in split.members]

@@ -16,7 +16,7 @@ from engine.model.batch import Layout, Segment
 from engine.model.transformer import TimeModulation, Transformer
 from engine.parallel.group import Group
 from engine.parallel.mesh import Mesh
-from engine.planning.work_division import forwards
+from engine.planning.work_division import forward_passes
 from engine.rank.cuda_graphs import StepGraphs
 from engine.rank.job_state import JobState
 from engine.rank.sampling import guide
@@ -89,7 +89,7 @@ class Velocities:
         """
         tokens = [state.latents.shape[0] for state, _ in segments]
         lengths = [state.latents.shape[0] + text.shape[0] for state, text in segments]
-        parts = forwards(self._config, lengths, self._degrees)
+        parts = forward_passes(self._config, lengths, self._degrees)
         if len(parts) == 1:
             return list(self._forward(segments, self._mesh.wide).split(tokens))
         cfg = self._mesh.cfg

@@ -15,7 +15,7 @@ import torch
 from engine.config.model_config import ModelConfig
 from engine.device.devices import to_host
 from engine.device.out_of_memory import is_out_of_memory, release_tensors
-from engine.device.timing import Moment, moment, seconds_between
+from engine.device.timing import DeviceTime, record_time, seconds_between
 from engine.model.preview import PreviewMap
 from engine.model.tiles import SMALLEST_TILE
 from engine.model.vae import VAEDecoder
@@ -46,8 +46,8 @@ class DecodedTogether:
     """The pixels of an image that all ranks have decoded, (height, width, 3) uint8, and when."""
 
     pixels: torch.Tensor
-    began: Moment
-    ended: Moment
+    began: DeviceTime
+    ended: DeviceTime
 
     @property
     def seconds(self) -> float:
@@ -225,10 +225,10 @@ class Decoding:
         together = None
         if self._is_shared(state.job):
             assert self._vae is not None
-            began = moment(self._device)
+            began = record_time(self._device)
             latents = self.unpack(state.job, state.latents)
             pixels = self._vae.decode_pixels(latents[None], group=self._world)[0]
-            together = DecodedTogether(pixels, began, moment(self._device))
+            together = DecodedTogether(pixels, began, record_time(self._device))
         if self.beside is not None:
             self.beside.submit(state.job, state.latents, together)
 

@@ -13,7 +13,7 @@ from engine.config.model_config import ModelConfig
 from engine.device.devices import pinned, to_device
 from engine.lora.adapters import DENOISING, TEXT, TIME, Adapters, Loras
 from engine.model.transformer import TimeModulation, Transformer
-from engine.rank.prompt_encoder import PromptFeatures
+from engine.rank.prompt_encoder import PromptEncoder
 from engine.rank.sampling import default_mu, draw_noise, make_sigmas
 from engine.step import Job
 
@@ -53,7 +53,7 @@ class JobStarter:
         self,
         config: ModelConfig,
         transformer: Transformer,
-        prompts: PromptFeatures,
+        prompts: PromptEncoder,
         adapters: Adapters,
         device: torch.device,
         dtype: torch.dtype,

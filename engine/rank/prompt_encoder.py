@@ -25,7 +25,7 @@ Ids = tuple[int, ...]
 Prompt = tuple[Ids, Loras]  # the adapters being those that change text features
 
 
-class PromptFeatures:
+class PromptEncoder:
     """Encodes each prompt once, as long as it is kept.
 
     On a GPU in a stream of its own: a step's prompts are encoded while the step before it still denoises, since a rank

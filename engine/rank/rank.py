@@ -22,9 +22,9 @@ from engine.rank.denoiser import Denoiser, Velocities
 from engine.rank.image_decoder import DecodedImage, Decoding
 from engine.rank.job_state import JobStarter, JobState
 from engine.rank.plan_building import PlanBuilder
-from engine.rank.prompt_encoder import PromptFeatures
+from engine.rank.prompt_encoder import PromptEncoder
 from engine.rank.recovery import Recovery
-from engine.rank.step_handle import PendingStep
+from engine.rank.step_handle import StepHandle
 from engine.rank.warm_up import WarmUp
 from engine.step import BuiltPlan, Job, Step
 
@@ -71,7 +71,7 @@ class Rank:
         # Matrices that ranks share make every layer of the text encoder wait for the other ranks' step before; and two
         # communicators would be at work at once. Where memory is to be saved, only one of encoding and step takes it.
         beside = mesh.tp.size == 1 and not model.saves_memory
-        self._prompts = PromptFeatures(self.text_encoder, self.transformer, self._adapters, device, beside=beside)
+        self._prompts = PromptEncoder(self.text_encoder, self.transformer, self._adapters, device, beside=beside)
         self._starter = JobStarter(self.config, self.transformer, self._prompts, self._adapters, device, self.dtype)
         self._decoding = Decoding(
             self.vae,
@@ -107,7 +107,7 @@ class Rank:
         self._plans, self.link = self._warm_up.plans, self._warm_up.link
         self._fit_encoding()
 
-    def execute(self, step: Step) -> PendingStep:
+    def execute(self, step: Step) -> StepHandle:
         """Start a step. On a GPU the work is only queued when this returns; `wait` for it.
 
         Raises whatever went wrong, also in the decoding of an earlier image; the group is lost then, since the other
@@ -125,7 +125,7 @@ class Rank:
             except LoraError as error:  # it may be about a file beside the adapter's
                 raise LoraError(error.message, parameter=adapter.path) from None
         denoise = [job_id for job_id in step.denoise if job_id not in self._recovery.failed]
-        pending = PendingStep(self.device)
+        pending = StepHandle(self.device)
         with torch.inference_mode():
             if not self._advance(step.start, denoise, pending):
                 pending = self._recovery.one_by_one(step.start, denoise, self._jobs, self._advance)
@@ -142,7 +142,7 @@ class Rank:
             self.offload.dit.drop()
         return pending
 
-    def _advance(self, start: Sequence[Job], denoise: Sequence[int], pending: PendingStep) -> bool:
+    def _advance(self, start: Sequence[Job], denoise: Sequence[int], pending: StepHandle) -> bool:
         """Start jobs and denoise some, what comes of it going to `pending`. False if there was too little memory, where
         that is not raised: then nothing has changed, and what can be freed is free."""
         try:

@@ -15,12 +15,12 @@ from engine.planning.step_memory import batch_bytes, decode_bytes
 from engine.rank.build import RankModel
 from engine.rank.image_decoder import Decoding
 from engine.rank.job_state import JobState
-from engine.rank.step_handle import PendingStep
+from engine.rank.step_handle import StepHandle
 from engine.step import Job
 
 _logger = logging.getLogger(__name__)
 # Starts jobs and denoises some, for a pending step; false if there was too little memory.
-Advance = Callable[[Sequence[Job], Sequence[int], PendingStep], bool]
+Advance = Callable[[Sequence[Job], Sequence[int], StepHandle], bool]
 
 
 class Recovery:
@@ -59,16 +59,16 @@ class Recovery:
 
     def one_by_one(
         self, start: Sequence[Job], denoise: Sequence[int], jobs: dict[int, JobState], advance: Advance
-    ) -> PendingStep:
+    ) -> StepHandle:
         """What there is no memory for together, job by job. One that has too little even alone has failed, and is taken
         out of `jobs`."""
         model = self._model
-        pending = PendingStep(model.device, one_by_one=True)
+        pending = StepHandle(model.device, one_by_one=True)
         pending.mark()
         starts = {job.job_id: job for job in start}
         for job_id in dict.fromkeys([*starts, *denoise]):
             begins = [starts[job_id]] if job_id in starts else []
-            part = PendingStep(model.device)
+            part = StepHandle(model.device)
             if advance(begins, [job_id] if job_id in denoise else [], part):
                 pending.encoded_tokens += part.encoded_tokens
                 pending.previews += part.previews

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.device.timing import Moment, moment, seconds_between, wait_for
+from engine.device.timing import DeviceTime, record_time, seconds_between, wait_for
 from engine.step import StepTimes
 
 
@@ -19,7 +19,7 @@ class Preview:
     pixels: torch.Tensor
 
 
-class PendingStep:
+class StepHandle:
     """A step that has been started, with marks before, between and after its two parts.
 
     `previews` of rank 0 have their pixels once `wait` has returned. one_by_one: as in `StepTimes`.
@@ -28,7 +28,7 @@ class PendingStep:
     def __init__(self, device: torch.device, *, one_by_one: bool = False) -> None:
         self._device = device
         self._one_by_one = one_by_one
-        self._marks: list[Moment] = []
+        self._marks: list[DeviceTime] = []
         self.previews: list[Preview] = []
         self.encoded_tokens = 0
         self.mark()
@@ -36,7 +36,7 @@ class PendingStep:
     def mark(self) -> None:
         """The device has got this far, now or, on a GPU, when its queue has been worked off."""
         # Awaited beside the thread that queues the next step, which is there already: it does not wait for the answer.
-        self._marks.append(moment(self._device, awaited=True))
+        self._marks.append(record_time(self._device, awaited=True))
 
     def wait(self) -> StepTimes:
         """Return when the device has finished the step."""

@@ -21,7 +21,7 @@ from engine.rank.denoiser import Denoiser
 from engine.rank.image_decoder import Decoding
 from engine.rank.job_state import JobStarter
 from engine.rank.plan_building import PlanBuilder
-from engine.rank.prompt_encoder import PromptFeatures
+from engine.rank.prompt_encoder import PromptEncoder
 from engine.rank.recovery import Recovery
 from engine.step import Job
 
@@ -34,7 +34,7 @@ class WarmUp:
     def __init__(
         self,
         model: RankModel,
-        prompts: PromptFeatures,
+        prompts: PromptEncoder,
         starter: JobStarter,
         denoiser: Denoiser,
         decoding: Decoding,

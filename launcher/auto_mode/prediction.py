@@ -24,7 +24,7 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from engine.planning.memory_plan import plan_checkpoint, shown
 from engine.planning.traffic import exchanged_in_step, sent_in_step
-from engine.planning.work_division import forwards
+from engine.planning.work_division import forward_passes
 
 TEXT_TOKENS = 64  # of a typical prompt
 # An H200: its multiprocessors, and the rows and columns of the products that one of them makes at a time.
@@ -118,14 +118,14 @@ def predict_step(
         _forward_s(
             config, [lengths[i] for i in part.segments], degrees.tp, part.ranks, rates, bytes_per_element, fp8=fp8
         )
-        for part in forwards(config, lengths, degrees)
+        for part in forward_passes(config, lengths, degrees)
     )
     sent = sent_in_step(config, segments, degrees, bytes_per_element, fp8=fp8)
     inwards, outwards = exchanged_in_step(config, segments, degrees, bytes_per_element)
     exchange, latency_s = rates.exchange, rates.latency_s
     communication_s = (sent - inwards - outwards).seconds(rates.link, latency_s) + outwards.seconds(exchange, latency_s)
     if inwards.operations:
-        part = forwards(config, lengths, degrees)[0]
+        part = forward_passes(config, lengths, degrees)[0]
         rows = _rows(sum(lengths[i] for i in part.segments), part.ranks)
         gates_s = config.num_layers * _gate_s(config, rows, degrees.tp, rates, fp8=fp8)
         communication_s += max(0.0, inwards.seconds(exchange, latency_s) - gates_s)

@@ -30,8 +30,8 @@ from launcher.frontend.live_requests import LiveRequests
 from launcher.frontend.lora_registry import LoraRegistry, open_registry
 from launcher.frontend.lora_service import LoraService
 from launcher.frontend.metrics import Metrics
-from launcher.frontend.replies import Answers
-from launcher.frontend.status import Overview
+from launcher.frontend.replies import Replies
+from launcher.frontend.status import StatusReporter
 from launcher.frontend.warm_up import AfterWarmUp
 from launcher.logs import log_event
 from launcher.messages.client_messages import (
@@ -123,10 +123,10 @@ class Frontend:
         address = config.rpc or f"ipc://{config.run_folder}/clients"
         keys = None if config.rpc_keys is None else ServerKeys.load(config.rpc_keys)
         self._clients = Clients(address, clients_context, on_message=self._handle, keys=keys)
-        self._answers = Answers(self._clients, self._metrics)
+        self._replies = Replies(self._clients, self._metrics)
         job_ids = itertools.count()
         self._requests = LiveRequests(
-            config, model, tokenizer, self._answers, self._metrics, job_ids=job_ids, spawn=self._spawn
+            config, model, tokenizer, self._replies, self._metrics, job_ids=job_ids, spawn=self._spawn
         )
         self._dispatcher = Dispatcher(
             config,
@@ -151,7 +151,9 @@ class Frontend:
             on_lost=lambda numbers, error: self._requests.fail(error, numbers),
         )
         self._requests.attach(self._dispatcher, self._loras)
-        self._overview = Overview(config, self._dispatcher, self._clients, self._answers, self._loras, self._metrics)
+        self._status = StatusReporter(
+            config, self._dispatcher, self._clients, self._replies, self._loras, self._metrics
+        )
 
     async def run(self, stop: asyncio.Event, stop_now: asyncio.Event) -> None:
         """Serve until told to stop, or until ranks are lost for good: then their error is raised.
@@ -203,7 +205,7 @@ class Frontend:
                 try:
                     self._requests.generate(client, message)
                 except Krea2Error as error:
-                    self._answers.refused(client, request_id, error)
+                    self._replies.refused(client, request_id, error)
                 except Exception as error:  # a mistake of ours, of which the client must hear too
                     traceback.print_exception(error)
                     self._requests.give_up(client, request_id, Krea2Error(f"front-end: {describe(error)}"))
@@ -215,10 +217,10 @@ class Frontend:
                 self._loras.handle(client, message)
             case Status():
                 unfinished, draining = self._requests.unfinished(), self._requests.draining
-                self._clients.send(client, self._overview.status(unfinished, draining=draining))
+                self._clients.send(client, self._status.status(unfinished, draining=draining))
             case AskMetrics():
                 unfinished, draining = self._requests.unfinished(), self._requests.draining
-                self._clients.send(client, MetricsReply(), self._overview.render_metrics(unfinished, draining=draining))
+                self._clients.send(client, MetricsReply(), self._status.render_metrics(unfinished, draining=draining))
 
     # ---- what time brings
 

@@ -28,7 +28,7 @@ from engine.step import Job, Step, StepTimes
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.lora_service import LoraService
 from launcher.frontend.metrics import Metrics
-from launcher.frontend.replies import Answers, TrackedRequest, not_finite
+from launcher.frontend.replies import Replies, TrackedRequest, not_finite
 from launcher.messages.client_messages import Generate
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import describe
@@ -54,14 +54,14 @@ class LiveRequests:
         config: FrontendConfig,
         model: ModelConfig,
         tokenizer: PromptTokenizer,
-        answers: Answers,
+        replies: Replies,
         metrics: Metrics,
         *,
         job_ids: Iterator[int],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self._config, self._model, self._tokenizer = config, model, tokenizer
-        self._answers, self._metrics = answers, metrics
+        self._replies, self._metrics = replies, metrics
         self._job_ids, self._numbers = job_ids, itertools.count()
         self._spawn = spawn
         self._dispatcher: Dispatcher
@@ -87,7 +87,7 @@ class LiveRequests:
         """Take a request, or say again what became of it if it is known. Raises the error for which it is refused."""
         known = self._requests.get((client, message.request_id))
         if known is not None:
-            self._answers.again(known)
+            self._replies.again(known)
             if not known.ended:
                 self._accepted(known)
             return
@@ -122,7 +122,7 @@ class LiveRequests:
         if (request := self._requests.get((client, request_id))) is not None:
             self._fail(request, failure)
         else:
-            self._answers.refused(client, request_id, failure)
+            self._replies.refused(client, request_id, failure)
 
     def cancel(self, client: bytes, request_id: str) -> None:
         if (request := self._requests.get((client, request_id))) is not None:
@@ -132,7 +132,7 @@ class LiveRequests:
         """Forget a request that has ended: its client knows."""
         if (request := self._requests.get((client, request_id))) is not None and request.ended:
             del self._requests[client, request_id]
-            self._answers.forget(request)
+            self._replies.forget(request)
 
     def abandon(self, clients: Collection[bytes]) -> None:
         """These clients are gone: end and forget what they wanted."""
@@ -198,11 +198,11 @@ class LiveRequests:
                 self._fail(request, error)
 
     def _accepted(self, request: TrackedRequest) -> None:
-        self._answers.accepted(request, self._dispatcher.estimate(request.number))
+        self._replies.accepted(request, self._dispatcher.estimate(request.number))
 
     def _fail(self, request: TrackedRequest, error: Krea2Error) -> None:
         if not request.ended:
-            self._answers.failed(request, error)
+            self._replies.failed(request, error)
             self._forget_jobs(request)
             self._dispatcher.send_steps()  # which tell the ranks to forget its jobs
 
@@ -258,7 +258,7 @@ class LiveRequests:
             request.timings["denoise"] += times.denoise_s
             if request in started:
                 request.timings["encode_text"] += times.encode_s
-            self._answers.progress(request, self._dispatcher.estimate(request.number))
+            self._replies.progress(request, self._dispatcher.estimate(request.number))
 
     def job_failed(self, job_id: int, error: Krea2Error) -> None:
         if job_id in self._jobs:
@@ -271,7 +271,7 @@ class LiveRequests:
     async def _send_preview(self, request: TrackedRequest, job: Job, previewed: Previewed, rgb: bytes) -> None:
         file = await asyncio.to_thread(encode_preview, rgb, previewed.width, previewed.height)
         if job.job_id in self._jobs:
-            self._answers.preview(request, job, previewed.step, file)
+            self._replies.preview(request, job, previewed.step, file)
 
     def image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
         if decoded.job_id in self._jobs:
@@ -293,5 +293,5 @@ class LiveRequests:
             return
         request.timings["decode"] += decoded.decode_s
         request.timings["file"] += time.monotonic() - began
-        if self._answers.image(request, job, file):
+        if self._replies.image(request, job, file):
             self._forget_jobs(request)

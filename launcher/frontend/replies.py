@@ -62,7 +62,7 @@ class TrackedRequest:
         return self.checked.steps * self.checked.num_images
 
 
-class Answers:
+class Replies:
     """Sends clients what becomes of their requests, counts it and logs it.
 
     `num_done` and `num_failed`: requests that have ended.

@@ -9,12 +9,12 @@ from launcher.frontend.clients import Clients
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.lora_service import LoraService
 from launcher.frontend.metrics import Metrics
-from launcher.frontend.replies import Answers, TrackedRequest
+from launcher.frontend.replies import Replies, TrackedRequest
 from launcher.messages.client_messages import StatusReply
 from launcher.messages.configs import FrontendConfig
 
 
-class Overview:
+class StatusReporter:
     """Looks at all parts of a front-end, and changes none."""
 
     def __init__(
@@ -22,12 +22,12 @@ class Overview:
         config: FrontendConfig,
         dispatcher: Dispatcher,
         clients: Clients,
-        answers: Answers,
+        replies: Replies,
         loras: LoraService,
         metrics: Metrics,
     ) -> None:
         self._config, self._dispatcher, self._clients = config, dispatcher, clients
-        self._answers, self._loras, self._metrics = answers, loras, metrics
+        self._replies, self._loras, self._metrics = replies, loras, metrics
         self._began = time.monotonic()
 
     def status(self, unfinished: Sequence[TrackedRequest], *, draining: bool) -> StatusReply:
@@ -42,8 +42,8 @@ class Overview:
             uptime_s=time.monotonic() - self._began,
             waiting=len(unfinished) - running,
             running=running,
-            done=self._answers.num_done,
-            failed=self._answers.num_failed,
+            done=self._replies.num_done,
+            failed=self._replies.num_failed,
             dropped_messages=self._clients.dropped_messages,
             restarts=self._dispatcher.restarts,
             rank_memory=self._dispatcher.memory,

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from engine.rank.image_decoder import DecodedImage
     from engine.rank.rank import Rank
-    from engine.rank.step_handle import PendingStep
+    from engine.rank.step_handle import StepHandle
 
 _ORDERS_S = 60.0  # for the front-end to say what to load
 _HEARD_S = 10.0  # for the front-end to stop us once it has our failure
@@ -137,7 +137,7 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
 
 
 def _work(rank: Rank, config: RankConfig, wire: _Wire) -> NoReturn:
-    started: queue.SimpleQueue[tuple[int, PendingStep]] = queue.SimpleQueue()
+    started: queue.SimpleQueue[tuple[int, StepHandle]] = queue.SimpleQueue()
 
     def answer_steps() -> None:
         try:

@@ -16,7 +16,7 @@ from bench.scaling import modelled, ranks, steps
 from bench.scaling.__main__ import main
 from engine.config.chat_template import PREFIX_TOKENS
 from engine.config.degrees import Degrees
-from engine.planning.traffic import Sent, exchanged_in_step
+from engine.planning.traffic import Traffic, exchanged_in_step
 from engine.rank.rank import Rank
 
 TINY = ["--size", "tiny", "--layers", "2", "--device", "cpu", "--quantization", "none"]
@@ -65,7 +65,7 @@ def test_modes_are_measured(modes: str, tmp_path: Path) -> None:
 
 
 def test_a_formula_that_is_wrong_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(modelled, "sent_in_step", lambda *_, **__: Sent(1, 1))
+    monkeypatch.setattr(modelled, "sent_in_step", lambda *_, **__: Traffic(1, 1))
     assert main([*TINY, "--modes", "sp2", "--sides", "64"]) == 1
     assert "sp2 at 64²: rank 0 did not send what the formula says" in capsys.readouterr().err
 

@@ -14,8 +14,7 @@ import torch
 from engine.config.engine_config import DIT_LAYERWISE
 from engine.device.timing import seconds_between
 from engine.model.layers import SwiGLU
-from engine.offload import copying
-from engine.offload import host_buffers as residency
+from engine.offload import copying, host_buffers
 from engine.offload.host_buffers import HostMemory, WeightLedger
 from engine.offload.offload import BlockStream, Span
 from tests.engine.offload.demo_rank import CPU, draw, make_rank
@@ -80,7 +79,7 @@ def test_blocks_that_stay_are_not_copied_and_those_that_do_not_are_spread(turbo:
     budget = int((sizes.needed - sizes.weights / 6) // 1)
     planned = make_rank(memory_budget=budget, offload=(DIT_LAYERWISE,), vae_memory=10**9)
     stream = planned.offload.streams["transformer"]
-    assert tuple(stream._parcels) == planned.plan.streamed
+    assert tuple(stream._buckets) == planned.plan.streamed
     assert 0 < len(planned.plan.streamed) < planned.plan.blocks
     draw(planned)
     assert planned.memory()["peak_weights"] <= planned.plan.weights <= budget
@@ -104,7 +103,7 @@ def test_a_copy_that_fails_fails_the_step(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_stream_gives_every_block_its_own_weights_pass_after_pass() -> None:
     parameters = [torch.nn.Parameter(torch.full((4, 4), float(index)), requires_grad=False) for index in range(5)]
-    travelling = {index: residency.Parcel([parameters[index]], HostMemory(CPU)) for index in (1, 2, 4)}
+    travelling = {index: host_buffers.ParameterBucket([parameters[index]], HostMemory(CPU)) for index in (1, 2, 4)}
     copier = copying.make_copier(CPU)
     stream = BlockStream("transformer", travelling, 1, WeightLedger(CPU), copier)
     for _ in range(3):

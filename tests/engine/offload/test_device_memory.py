@@ -15,7 +15,7 @@ from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, E
 from engine.offload.offload import limit_allocations, plan_for
 from engine.parallel.mesh import thread_meshes
 from engine.planning.step_memory import communication_bytes
-from engine.rank.prompt_encoder import PromptFeatures
+from engine.rank.prompt_encoder import PromptEncoder
 from engine.rank.rank import Rank
 from engine.step import Job, Step
 from tests.engine.offload.demo_rank import COMBINATIONS, CPU, draw, make_rank
@@ -44,7 +44,7 @@ def test_no_more_is_on_the_device_than_the_plan_says(offload: tuple[str, ...], p
 
 
 def test_the_ledger_counts_what_parameters_really_lie_in() -> None:
-    """Seen from the parameters: the memory that they lie in, but for what is in the parcels' host buffers."""
+    """Seen from the parameters: the memory that they lie in, but for what is in the buckets' host buffers."""
     rank = make_rank(offload=(DIT_LAYERWISE,), prefetch=1)
     seen = []
     visit = rank.transformer.visit
@@ -65,7 +65,7 @@ def test_the_ledger_counts_what_parameters_really_lie_in() -> None:
 
 def device_bytes(rank: Rank) -> int:
     stream = rank.offload.streams["transformer"]
-    host = {parcel.host.untyped_storage().data_ptr() for parcel in stream._parcels.values()}
+    host = {bucket.host.untyped_storage().data_ptr() for bucket in stream._buckets.values()}
     storages = {
         storage.data_ptr(): storage.nbytes()
         for module in (rank.text_encoder, rank.transformer, rank.vae)
@@ -147,9 +147,9 @@ def test_prompts_are_encoded_beside_steps_unless_memory_is_to_be_saved(monkeypat
     monkeypatch.setattr(torch.cuda, "Stream", made.append)
     rank = make_rank()
     cuda = torch.device("cuda")
-    PromptFeatures(rank.text_encoder, rank.transformer, rank._adapters, cuda, beside=False)
+    PromptEncoder(rank.text_encoder, rank.transformer, rank._adapters, cuda, beside=False)
     assert made == []
-    PromptFeatures(rank.text_encoder, rank.transformer, rank._adapters, cuda, beside=True)
+    PromptEncoder(rank.text_encoder, rank.transformer, rank._adapters, cuda, beside=True)
     assert made == [cuda]
     for options, beside in (({}, True), ({"offload": (TEXT_ENCODER,)}, False), ({"memory_budget": 10**9}, False)):
         asked = []
@@ -158,7 +158,7 @@ def test_prompts_are_encoded_beside_steps_unless_memory_is_to_be_saved(monkeypat
             asked.append(beside)
             return SimpleNamespace(beside_steps=False)
 
-        monkeypatch.setattr("engine.rank.rank.PromptFeatures", make)
+        monkeypatch.setattr("engine.rank.rank.PromptEncoder", make)
         make_rank(**options).close()
         assert asked == [beside]
 

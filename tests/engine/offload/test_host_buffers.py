@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from engine.offload import host_buffers as residency
+from engine.offload import host_buffers
 from engine.offload.host_buffers import HostMemory, WeightLedger
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ def test_where_there_is_no_pinned_memory_ordinary_memory_does_and_that_is_said_o
         asked.append(size)
         raise RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
 
-    monkeypatch.setattr(residency, "pinned", refuse)
+    monkeypatch.setattr(host_buffers, "pinned", refuse)
     host = HostMemory(torch.device("cuda"))
     with caplog.at_level(logging.WARNING):
         assert [host.allocate(size).numel() for size in (10, 20)] == [10, 20]
@@ -34,7 +34,7 @@ def test_where_there_is_no_pinned_memory_ordinary_memory_does_and_that_is_said_o
 
 
 def test_a_cpu_needs_no_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(residency, "pinned", pytest.fail)
+    monkeypatch.setattr(host_buffers, "pinned", pytest.fail)
     assert HostMemory(CPU).allocate(7).numel() == 7
 
 

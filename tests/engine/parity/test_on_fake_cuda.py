@@ -19,8 +19,8 @@ from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
 from engine.kernels.packing import Packing
 from engine.lora.adapters import Adapters
 from engine.model.text_encoder import TextEncoder
-from engine.offload import host_buffers as residency
-from engine.offload.offload import Guest
+from engine.offload import host_buffers
+from engine.offload.offload import SwappedComponent
 from engine.parallel.mesh import Mesh
 from engine.rank import cuda_graphs as graphs
 from engine.rank import denoiser
@@ -43,7 +43,7 @@ REQUESTS = [
 ]
 # Where a step may wait for the device: an adapter is loaded before its clock starts, what is offloaded as a whole
 # leaves when nothing is in flight, and where memory ran out there is nothing better to do.
-MAY_WAIT = [(Adapters, "load"), (Guest, "drop"), (Recovery, "free_memory"), (Recovery, "_decode_small")]
+MAY_WAIT = [(Adapters, "load"), (SwappedComponent, "drop"), (Recovery, "free_memory"), (Recovery, "_decode_small")]
 
 
 @contextmanager
@@ -225,7 +225,7 @@ LEFT_OUT = [
     ((Event, "synchronize", _nothing), (), "unordered: "),
     ((Stream, "synchronize", _nothing), (), "by the host does not wait for what copy to the host"),
     ((torch.Tensor, "pin_memory", lambda tensor: tensor), (), "unpinned: "),
-    ((residency, "pinned", lambda size: torch.empty(size, dtype=torch.uint8)), (DIT_LAYERWISE,), "unpinned: "),
+    ((host_buffers, "pinned", lambda size: torch.empty(size, dtype=torch.uint8)), (DIT_LAYERWISE,), "unpinned: "),
     ((modes, "_copied", _blocking(modes._copied)), (), "wait: the host waits in copy to the device inside"),
     ((torch.Tensor, "copy_", _blocking(torch.Tensor.copy_)), (), "wait: the host waits in copy to the host inside"),
     ((denoiser, "guide", _reads_a_number(denoiser.guide)), (), "wait: the host waits in is_nonzero inside of a step"),

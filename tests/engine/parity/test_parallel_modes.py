@@ -27,7 +27,7 @@ from engine.parallel.group import Group
 from engine.parallel.mesh import thread_meshes
 from engine.parallel.sequence import Share
 from engine.parallel.thread_group import thread_groups
-from engine.planning.traffic import Sent, sent_in_step
+from engine.planning.traffic import Traffic, sent_in_step
 from engine.rank.denoiser import Velocities
 from engine.rank.rank import Rank
 from engine.step import Adapter, Job, Step
@@ -196,7 +196,7 @@ def test_ranks_send_what_the_formula_says(monkeypatch: pytest.MonkeyPatch, mode:
 
     def step(rank: Rank) -> None:
         rank.execute(Step(0, start=tuple(jobs)))
-        counters[rank.mesh.world.rank].sent = Sent()
+        counters[rank.mesh.world.rank].sent = Traffic()
         rank.execute(Step(1, denoise=tuple(job.job_id for job in jobs)))
         rank.close()
 

@@ -22,7 +22,7 @@ from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
 from engine.errors import RankError
 from engine.parallel.link import measure_link
 from engine.parallel.mesh import Mesh, thread_meshes
-from engine.planning.traffic import Sent
+from engine.planning.traffic import Traffic
 from engine.rank.rank import Rank
 from engine.step import Adapter, Step
 from tests.engine.kernels.tolerances import relative_error as relative_norm
@@ -121,14 +121,14 @@ class Trap:
     """Counts the operations of a rank, as `Counter`, and does something before one of them."""
 
     def __init__(self, at: int, act: Callable[[], None]) -> None:
-        self._at, self._act, self._sent = at, act, Sent()
+        self._at, self._act, self._sent = at, act, Traffic()
 
     @property
-    def sent(self) -> Sent:
+    def sent(self) -> Traffic:
         return self._sent
 
     @sent.setter
-    def sent(self, sent: Sent) -> None:
+    def sent(self, sent: Traffic) -> None:
         self._sent = sent
         if sent.operations == self._at:
             self._act()

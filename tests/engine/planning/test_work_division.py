@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from bench.engines.real_size import KREA2
 from engine.config.degrees import Degrees
 from engine.planning.traffic import sent_in_step
-from engine.planning.work_division import Halves, divide_segments
+from engine.planning.work_division import GuidanceSplit, divide_segments
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=9), st.sampled_from([1, 2]))
@@ -21,8 +21,8 @@ def test_segments_are_divided_evenly(tokens: list[int], groups: int) -> None:
 
 
 def test_a_guided_image_is_divided_and_a_lone_unguided_one_is_not_even() -> None:
-    assert divide_segments([4110, 4096], 2) == Halves([[0], [1]], even=True)
-    assert divide_segments([4110], 2) == Halves([[0], []], even=False)
+    assert divide_segments([4110, 4096], 2) == GuidanceSplit([[0], [1]], even=True)
+    assert divide_segments([4110], 2) == GuidanceSplit([[0], []], even=False)
     assert divide_segments([4110, 4096, 4103], 2).even is False  # 2 : 1
     assert divide_segments([4110, 4096, 4103, 4097], 2).even is True
 

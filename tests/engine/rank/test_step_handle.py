@@ -7,8 +7,8 @@ import contextlib
 import pytest
 import torch
 
-from engine.device.timing import moment
-from engine.rank.step_handle import PendingStep
+from engine.device.timing import record_time
+from engine.rank.step_handle import StepHandle
 
 GPU = torch.device("cuda", 0)
 
@@ -43,7 +43,7 @@ def _events(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_thread_that_waits_for_a_step_sleeps() -> None:
-    pending = PendingStep(GPU)
+    pending = StepHandle(GPU)
     pending.mark()
     pending.mark()
     times = pending.wait()
@@ -52,6 +52,6 @@ def test_a_thread_that_waits_for_a_step_sleeps() -> None:
 
 
 def test_what_nobody_waits_for_wakes_nobody() -> None:
-    event = moment(GPU)
+    event = record_time(GPU)
     assert isinstance(event, FakeEvent)
     assert not event.blocking
