@@ -183,7 +183,7 @@ def _checkpoint(arguments: argparse.Namespace) -> Iterator[Path]:
 def _files_of(folder: Path) -> tuple[list[Path], int]:
     """The transformer's files, and the bytes in them. They are on the disk when this returns."""
     weights = CheckpointFiles.open(EngineConfig(model=str(folder)))
-    files = sorted({weights.where(COMPONENT, source) for source in weights.sources[COMPONENT]})
+    files = sorted({weights.stored(COMPONENT, source).file for source in weights.sources[COMPONENT]})
     weights.close()
     for file in files:
         with file.open("rb") as opened:

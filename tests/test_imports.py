@@ -128,7 +128,7 @@ def test_nothing_is_pickled() -> None:
 def test_packages_and_the_check_of_adapter_files_load_nothing_heavy_and_the_rank_no_sockets_and_no_references() -> None:
     """In one interpreter: what one has loaded is there for the next, which may load it too."""
     light = ("config.engine_config", "config.model_config", "config.chat_template", "errors", "step")
-    light += ("scheduling.scheduler", "planning.memory_plan", "checkpoint.summary")
+    light += ("scheduling.scheduler", "planning.memory_plan", "checkpoint.weight_format")
     packages, adapter_files, rank = modules_after(
         f"import launcher, engine, {', '.join(f'engine.{part}' for part in light)}",
         "import engine.lora.files",

@@ -160,10 +160,6 @@ class RandomWeights:
         """The tensor, drawn whenever it is read."""
         return _DrawnTensor(self, component, source)
 
-    def where(self, component: str, source: Source) -> Path:
-        """There is no file; this is what an error names in its place."""
-        return Path("random weights", component)
-
     def close(self) -> None:
         """Nothing is held."""
 
@@ -172,7 +168,7 @@ class _DrawnTensor(StoredTensor):
     format = "random"
 
     def __init__(self, weights: RandomWeights, component: str, source: Source) -> None:
-        self.file, self.name, self.shape = weights.where(component, source), source.name, source.shape
+        self.file, self.name, self.shape = Path("random weights", component), source.name, source.shape
         self._weights, self._component = weights, component
 
     def size(self, bounds: Bounds) -> int:

@@ -110,10 +110,6 @@ class CheckpointFiles:
         """See `Weights.stored`."""
         return self.components[component].tensors[source.name]
 
-    def where(self, component: str, source: Source) -> Path:
-        """See `Weights.where`."""
-        return self.stored(component, source).file
-
     def close(self) -> None:
         for component in self.components.values():
             component.file.close()

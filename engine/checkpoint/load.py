@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import nn
 
-from engine.checkpoint.files.stored import Held, StoredTensor
+from engine.checkpoint.files.stored import StoredTensor, WeightFormat
 from engine.checkpoint.layouts.tensors import Source, sources_by_parameter
-from engine.checkpoint.weight_format import held_as, in_blocks
-from engine.config.model_config import ModelConfig
+from engine.checkpoint.weight_format import Weights, choose_weight_format, in_blocks
 from engine.errors import ArgumentError, CheckpointError
 from engine.kernels.fp8 import FP8, FP8_MULTIPLE, quantize_rows
 from engine.kernels.int8 import GROUP, quantize_groups
@@ -25,23 +22,6 @@ _LEAST_THREADS, _MOST_THREADS = 2, 8
 _E4M3_NAN = 0x7F  # and with the sign bit set
 # Numbers that a thread makes 8 bits of at once: while weights are loaded there may be little room beside them.
 _AT_ONCE = 1 << 22
-
-
-class Weights(Protocol):
-    """Where the weights of a model come from: a checkpoint's files, or, for a benchmark, nowhere in particular."""
-
-    config: ModelConfig
-    sources: dict[str, list[Source]]  # by component: text_encoder, transformer, vae
-
-    def stored(self, component: str, source: Source) -> StoredTensor:
-        """The tensor that `source` speaks of."""
-        ...
-
-    def where(self, component: str, source: Source) -> Path:
-        """The file to name when a tensor is wrong."""
-        ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -66,9 +46,10 @@ def load_weights(
     """Give `module` (built on the meta device) its parameters, reading only the slices that this rank keeps.
 
     A parameter is allocated once on the device and each of its sources is copied straight into its rows, so no whole
-    sharded tensor ever exists on a rank. Matrices are held as `holding.held_as` says; one that is quantised here is
-    quantised as soon as it has been read, and where it is split by columns, a rank's part of a row has scales of its
-    own. Returns the bytes read of the files. Raises `CheckpointError` if a tensor cannot be read or is not finite.
+    sharded tensor ever exists on a rank. A matrix gets the format that `choose_weight_format` says; if it is
+    quantised here, then as soon as it has been read, and a rank's part of a row has scales of its own.
+
+    Returns the bytes read of the files. Raises `CheckpointError` if a tensor cannot be read or is not finite.
     """
     by_parameter = sources_by_parameter(weights.sources[component])
 
@@ -109,25 +90,26 @@ def read_parameter(
 ) -> Parameter:
     """The parameter that `sources` fill. See `load_weights`."""
     tensors = [weights.stored(component, source) for source in sources]
-    held = held_as(options.quantization, sources, tensors, size)
-    as_stored = held != "float" and all(tensor.held == held for tensor in tensors)
+    weight_format = choose_weight_format(options.quantization, sources, tensors, size)
+    as_stored = weight_format != "float" and all(tensor.weight_format == weight_format for tensor in tensors)
     bounds = [source.shard_bounds(rank, size) for source in sources]
     if as_stored:
         parts = [tensor.read_eight_bit(bound) for tensor, bound in zip(tensors, bounds, strict=True)]
         values, scales = (torch.cat(part) for part in zip(*parts, strict=True))
         device = options.device_of(sources[0].parameter)
         values, scales = values.to(device), scales.to(device)
-        finite = bool(scales.isfinite().all()) and not (held == "fp8" and _has_nan(values))
-    elif held == "float":
+        finite = bool(scales.isfinite().all()) and not (weight_format == "fp8" and _has_nan(values))
+    elif weight_format == "float":
         values = _read_float(sources, tensors, bounds, size, options)
         finite = _is_finite(values)
         scales = None
     else:
-        values, scales, finite = _read_quantized(held, sources, tensors, bounds, size, options)
+        values, scales, finite = _read_quantized(weight_format, sources, tensors, bounds, size, options)
     if not finite:
         named = ", ".join(tensor.name for tensor in tensors)
-        raise CheckpointError.of(weights.where(component, sources[0]), "holds values that are not finite", name=named)
-    fp8_product = held == "fp8" and in_blocks(sources[0].parameter) and _multiplies_fp8(values, tensors, options)
+        raise CheckpointError.of(tensors[0].file, "holds values that are not finite", name=named)
+    is_fp8 = weight_format == "fp8" and in_blocks(sources[0].parameter)
+    fp8_product = is_fp8 and _multiplies_fp8(values, tensors, options)
     read = sum(tensor.size(bound) for tensor, bound in zip(tensors, bounds, strict=True))
     return Parameter(values, scales, fp8_product, read)
 
@@ -154,7 +136,7 @@ def _read_float(
 
 
 def _read_quantized(
-    held: Held,
+    weight_format: WeightFormat,
     sources: Sequence[Source],
     tensors: Sequence[StoredTensor],
     bounds: Sequence[tuple[slice, ...]],
@@ -166,7 +148,7 @@ def _read_quantized(
     height, width = sum(shape[0] for shape in shapes), shapes[0][1]
     device = options.device_of(sources[0].parameter)
     groups, of_values, of_scales = (
-        (width // GROUP, torch.int8, torch.float16) if held == "int8" else (1, FP8, torch.float32)
+        (width // GROUP, torch.int8, torch.float16) if weight_format == "int8" else (1, FP8, torch.float32)
     )
     values = torch.empty((height, width), dtype=of_values, device=device)
     scales = torch.empty((height, groups), dtype=of_scales, device=device)
@@ -176,13 +158,13 @@ def _read_quantized(
             rows = slice(start, start + len(part))
             chunk = part.to(device, options.dtype)
             finite = finite and _is_finite(chunk)
-            values[rows], scales[rows] = _quantize(chunk, held)
+            values[rows], scales[rows] = _quantize(chunk, weight_format)
             start += len(part)
     return values, scales, finite
 
 
-def _quantize(values: torch.Tensor, held: Held) -> tuple[torch.Tensor, torch.Tensor]:
-    if held == "int8":
+def _quantize(values: torch.Tensor, weight_format: WeightFormat) -> tuple[torch.Tensor, torch.Tensor]:
+    if weight_format == "int8":
         return quantize_groups(values)
     rows = quantize_rows(values)
     return rows.values, rows.scales

@@ -1,17 +1,21 @@
-"""In what form each matrix is held in memory. Pure Python: `krea2 info` tells it beforehand, loading does it.
+"""In which format a rank keeps each parameter, and the bytes that it takes. Pure Python: `krea2 info` tells it
+beforehand, loading does it.
 
-A file's 8-bit matrices stay in 8 bits, so nothing that a quantised file saved is given up; what has no such form is
-dequantised once, when it is loaded. Only whole parameters are held in a form: where a file quantised some of the
-matrices that are stacked into one parameter and others not, the parameter is dequantised.
+A file's 8-bit matrices stay in 8 bits, so nothing that a quantised file saved is given up; other quantised tensors are
+dequantised once, when they are loaded. A parameter has one format: where a file quantised only some of the matrices
+that are stacked into it, it is dequantised.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
-from engine.checkpoint.files.stored import INT8_GROUP, Held, StoredTensor
-from engine.checkpoint.layouts.tensors import Source
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.checkpoint.files.stored import INT8_GROUP, StoredTensor, WeightFormat
+from engine.checkpoint.layouts.tensors import Source, sources_by_parameter
+from engine.config.model_config import ModelConfig
 
 # The matrices of the DiT's blocks, which are nearly all of its work. What is left in the model's dtype (the layers
 # around the blocks, text fusion, norms and tables) is less than a hundredth of it, and hurts most.
@@ -22,6 +26,32 @@ _EIGHT_BIT_LAYERS = (*BLOCK_MATRICES, "attn.qkv", "mlp.gate_up", "mlp.down")
 _FLOAT32_BYTES, _SCALE_BYTES, _GROUP_SCALE_BYTES = 4, 4, 2
 
 
+class Weights(Protocol):
+    """Where the weights of a model come from: a checkpoint's files, or, for a benchmark, nowhere in particular.
+
+    sources: by component: text_encoder, transformer, vae.
+    """
+
+    config: ModelConfig
+    sources: dict[str, list[Source]]
+
+    def stored(self, component: str, source: Source) -> StoredTensor:
+        """The tensor that `source` speaks of."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class ParameterFormat(NamedTuple):
+    """What a rank keeps of a parameter: its format, its elements, and the bytes of these and their scales.
+    full_precision: products with it are in the model's dtype, since its file asks for that."""
+
+    weight_format: WeightFormat
+    elements: int
+    bytes: int
+    full_precision: bool = False
+
+
 def in_blocks(parameter: str) -> bool:
     """Whether a parameter is one of the matrices that `--quantization` is about."""
     return parameter.startswith("transformer_blocks.") and parameter.endswith(
@@ -29,8 +59,10 @@ def in_blocks(parameter: str) -> bool:
     )
 
 
-def held_as(quantization: str, sources: Sequence[Source], stored: Sequence[StoredTensor], size: int) -> Held:
-    """The form of the parameter that `sources` fill, on each of `size` ranks.
+def choose_weight_format(
+    quantization: str, sources: Sequence[Source], stored: Sequence[StoredTensor], size: int
+) -> WeightFormat:
+    """The format of the parameter that `sources` fill, on each of `size` ranks.
 
     quantization: "auto" leaves 8-bit matrices as the file has them, "none" dequantises them, "fp8" and "int8" make
     the blocks' matrices that and leave the others as "auto" does.
@@ -38,27 +70,71 @@ def held_as(quantization: str, sources: Sequence[Source], stored: Sequence[Store
     parameter = sources[0].parameter
     if quantization == "none" or not parameter.endswith(tuple(f".{layer}.weight" for layer in _EIGHT_BIT_LAYERS)):
         return "float"
-    if in_blocks(parameter) and quantization == "fp8":
-        return "fp8"
-    width = sources[0].shard_shape(size)[1]
-    if in_blocks(parameter) and quantization == "int8":
-        return "int8" if width % INT8_GROUP == 0 else "float"
-    forms = {tensor.held for tensor in stored}
-    if forms == {"int8"} and width % INT8_GROUP == 0:
+    asked = in_blocks(parameter) and quantization != "auto"
+    wanted = {quantization} if asked else {tensor.weight_format for tensor in stored}
+    if wanted == {"int8"} and sources[0].shard_shape(size)[1] % INT8_GROUP == 0:
         return "int8"
-    return "fp8" if forms == {"fp8"} else "float"
+    return "fp8" if wanted == {"fp8"} else "float"
 
 
-def held_bytes(held: Held, sources: Sequence[Source], size: int, bytes_per_element: int) -> int:
-    """What the parameter takes on a rank."""
-    total = 0
-    for source in sources:
-        shape = source.shard_shape(size)
-        elements = math.prod(shape)
-        if held == "fp8":
-            total += elements + shape[0] * _SCALE_BYTES
-        elif held == "int8":
-            total += elements + elements // INT8_GROUP * _GROUP_SCALE_BYTES
-        else:
-            total += elements * (_FLOAT32_BYTES if source.float32 else bytes_per_element)
-    return total
+def parameter_formats(
+    weights: Weights,
+    tp: int,
+    bytes_per_element: int,
+    quantization: str = "auto",
+    *,
+    whole_text_encoder: bool = False,
+) -> dict[str, dict[str, ParameterFormat]]:
+    """Every parameter of a rank by component and name, the decoder's being those of a rank that has it, at
+    `bytes_per_element` (2 for bfloat16) but for float32 and 8-bit ones. whole_text_encoder: its matrices are not
+    split."""
+    components: dict[str, dict[str, ParameterFormat]] = {}
+    for component, sources in weights.sources.items():
+        components[component] = {}
+        ranks = 1 if whole_text_encoder and component == "text_encoder" else tp
+        for name, together in sources_by_parameter(sources).items():
+            tensors = [weights.stored(component, source) for source in together]
+            weight_format = choose_weight_format(quantization, together, tensors, ranks)
+            shapes = [source.shard_shape(ranks) for source in together]
+            elements = sum(math.prod(shape) for shape in shapes)
+            if weight_format == "fp8":
+                size = elements + sum(shape[0] for shape in shapes) * _SCALE_BYTES
+            elif weight_format == "int8":
+                size = elements + elements // INT8_GROUP * _GROUP_SCALE_BYTES
+            else:
+                size = elements * (_FLOAT32_BYTES if together[0].float32 else bytes_per_element)
+            full_precision = quantization != "fp8" and any(tensor.full_precision for tensor in tensors)
+            components[component][name] = ParameterFormat(weight_format, elements, size, full_precision)
+    return components
+
+
+class ComponentSummary(NamedTuple):
+    """One component: parameters that are used, and the bytes that each rank keeps of them (rank 0 first)."""
+
+    name: str
+    parameters: int
+    bytes_per_rank: tuple[int, ...]
+
+
+def summarize(
+    checkpoint: CheckpointFiles,
+    tp: int,
+    bytes_per_element: int,
+    quantization: str = "auto",
+    *,
+    copies: int = 1,
+    all_decode: bool = True,
+) -> list[ComponentSummary]:
+    """Sum up, by component, what `parameter_formats` says of each of tp · copies ranks. all_decode: every rank has the
+    decoder, not only rank 0.
+
+    Raises `ArgumentError` if `tp` does not divide the model.
+    """
+    checkpoint.config.check_tp(tp)
+    summaries = []
+    for component, parameters in parameter_formats(checkpoint, tp, bytes_per_element, quantization).items():
+        size = sum(parameter.bytes for parameter in parameters.values())
+        others = 0 if component == "vae" and not all_decode else size
+        bytes_per_rank = (size, *[others] * (tp * copies - 1))
+        summaries.append(ComponentSummary(component, checkpoint.parameters[component], bytes_per_rank))
+    return summaries

@@ -9,7 +9,7 @@ import torch
 
 from engine.checkpoint.files.stored import Bounds, StoredTensor
 from engine.checkpoint.layouts.tensors import Source
-from engine.checkpoint.load import Weights
+from engine.checkpoint.weight_format import Weights
 from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError, LoraError
 from engine.lora.deltas import Shard, norm_factors, read_delta, read_vector
@@ -51,7 +51,7 @@ class MergedWeights:
         ]
         if not changes:
             return stored
-        if stored.held != "float" and not self._dequantizes:
+        if stored.weight_format != "float" and not self._dequantizes:
             raise ArgumentError(
                 f"merge_loras would have to round {source.name}, which the checkpoint stores in 8 bits "
                 f"({stored.format}), once more, and lose most of the LoRA: load it without merging, or use "
@@ -59,10 +59,6 @@ class MergedWeights:
                 parameter="merge_loras",
             )
         return _Merged(stored, changes, _of_weight if kind == "weight" else _of_bias)
-
-    def where(self, component: str, source: Source) -> Path:
-        """See `Weights.where`."""
-        return self._weights.where(component, source)
 
     def close(self) -> None:
         self._weights.close()

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from engine.checkpoint.load import Weights
+from engine.checkpoint.weight_format import Weights
 from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
 from engine.device.devices import decoding_dtype, multiplies_fp8
 from engine.device.timing import DeviceTime

@@ -10,9 +10,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Protocol
 
-from engine.checkpoint.summary import Tensors, held_parameters
+from engine.checkpoint.weight_format import Weights, parameter_formats
 from engine.config.chat_template import MAX_PROMPT_TOKENS, SUFFIX_TOKENS
 from engine.config.degrees import Degrees
 from engine.config.engine_config import DIT, DIT_LAYERWISE, OFFLOADS, TEXT_ENCODER, VAE, EngineConfig
@@ -105,12 +104,8 @@ class MemoryPlan:
         return lines
 
 
-class _Checkpoint(Tensors, Protocol):
-    config: ModelConfig
-
-
 def plan_checkpoint(
-    checkpoint: _Checkpoint,
+    weights: Weights,
     engine: EngineConfig,
     tp: int,
     bytes_per_element: int,
@@ -126,16 +121,16 @@ def plan_checkpoint(
     `DecodeMemory`, None for as many as the model's. fp8_products: the device multiplies fp8 matrices as they are.
     whole_text_encoder: its matrices are not split. nccl: ranks talk over it, where there are several. size: width and
     height of the images to plan for, None for the default size. Raises as `plan_memory` does."""
-    model = checkpoint.config
+    model = weights.config
     if size is not None:
         model = replace(model, default_width=size[0], default_height=size[1])
-    held = held_parameters(
-        checkpoint, tp, bytes_per_element, engine.quantization, whole_text_encoder=whole_text_encoder
+    parameters = parameter_formats(
+        weights, tp, bytes_per_element, engine.quantization, whole_text_encoder=whole_text_encoder
     )
     fp8_products = fp8_products or engine.quantization == "fp8"
     return plan_memory(
         model,
-        WeightBytes.of(held, bytes_per_element, fp8_products=fp8_products),
+        WeightBytes.of(parameters, bytes_per_element, fp8_products=fp8_products),
         degrees=replace(engine.degrees, tp=tp),
         bytes_per_element=bytes_per_element,
         decoding_bytes_per_element=decoding_bytes_per_element,

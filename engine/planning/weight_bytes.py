@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.checkpoint.summary import HeldParameter
-from engine.checkpoint.weight_format import in_blocks
+from engine.checkpoint.weight_format import ParameterFormat, in_blocks
 
 # Parameters lie at multiples of so many bytes in the buffers that are copied, as torch's own allocations on a GPU do.
 ALIGNMENT = 256
@@ -47,20 +46,20 @@ class WeightBytes:
     @classmethod
     def of(
         cls,
-        parameters: Mapping[str, Mapping[str, HeldParameter]],
+        parameters: Mapping[str, Mapping[str, ParameterFormat]],
         bytes_per_element: int,
         *,
         fp8_products: bool = False,
     ) -> WeightBytes:
-        """parameters: of a rank, by component and by name, as `held_parameters` gives them. fp8_products: no fp8 matrix
-        of the DiT's blocks is made whole, unless its file asks for it."""
+        """parameters: as `parameter_formats` gives them, by component and by name. fp8_products: no fp8 matrix of the
+        DiT's blocks is made whole, unless its file asks for it."""
         blocks: Counter[tuple[str, int]] = Counter()
         rest: Counter[str] = Counter()
         dequantized = 0
-        for component, held in parameters.items():
-            for name, (form, elements, size, full_precision) in held.items():
-                as_it_is = form == "fp8" and fp8_products and in_blocks(name) and not full_precision
-                if form != "float" and not as_it_is:
+        for component, formats in parameters.items():
+            for name, (weight_format, elements, size, full_precision) in formats.items():
+                as_it_is = weight_format == "fp8" and fp8_products and in_blocks(name) and not full_precision
+                if weight_format != "float" and not as_it_is:
                     dequantized = max(dequantized, elements * bytes_per_element)
                 size = aligned(size) + ALIGNMENT  # the scales begin at a multiple of it too
                 block = block_of(component, name)

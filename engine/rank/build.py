@@ -8,7 +8,8 @@ from functools import partial
 import torch
 
 from engine.checkpoint.checkpoint_files import CheckpointFiles
-from engine.checkpoint.load import LoadOptions, Weights, load_weights
+from engine.checkpoint.load import LoadOptions, load_weights
+from engine.checkpoint.weight_format import Weights
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.device.devices import (

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from engine.checkpoint.load import Weights
+from engine.checkpoint.weight_format import Weights
 from engine.config.engine_config import EngineConfig
 from engine.errors import LoraError, OutOfMemoryError
 from engine.kernels.attention.choice import AttentionChoice

@@ -60,7 +60,7 @@ def keep_speed(
 
 
 def setting(device: str, model: ModelConfig, block_form: str) -> str:
-    """What measurements are kept by: the device's name, the model's size, what its blocks' matrices are held as."""
+    """What measurements are kept by: the device's name, the model's size, the format of its blocks' matrices."""
     dit = model.transformer
     return f"{device}, {dit.num_layers} blocks of {dit.hidden_size}, {block_form}"
 

@@ -12,11 +12,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
-from engine.checkpoint.files.stored import Held
-from engine.checkpoint.summary import Tensors, held_parameters
-from engine.checkpoint.weight_format import in_blocks
+from engine.checkpoint.files.stored import WeightFormat
+from engine.checkpoint.weight_format import Weights, in_blocks, parameter_formats
 from engine.config.components import TransformerConfig
 from engine.config.degrees import MOST_RANKS, PARALLEL_DEGREES, Degrees
 from engine.config.engine_config import EngineConfig
@@ -176,21 +174,15 @@ def _product_flop(rows: int, columns: int, depth: int) -> float:
     return waves * _MULTIPROCESSORS * 2 * _TILE_ROWS * _TILE_COLUMNS * depth
 
 
-class Checkpoint(Tensors, Protocol):
-    """What there is to run, by its headers."""
-
-    config: ModelConfig
-
-
-def block_form(checkpoint: Tensors, engine: EngineConfig) -> Held:
-    """What most of the blocks' matrices are held as."""
-    held = held_parameters(checkpoint, 1, 2, engine.quantization)
-    forms = Counter(each.form for name, each in held["transformer"].items() if in_blocks(name))
-    return forms.most_common(1)[0][0]
+def block_form(checkpoint: Weights, engine: EngineConfig) -> WeightFormat:
+    """The weight format of most of the blocks' matrices."""
+    formats = parameter_formats(checkpoint, 1, 2, engine.quantization)
+    counts = Counter(each.weight_format for name, each in formats["transformer"].items() if in_blocks(name))
+    return counts.most_common(1)[0][0]
 
 
 def predict_modes(
-    checkpoint: Checkpoint, engine: EngineConfig, devices: Devices, workload: Workload, rates: Rates
+    checkpoint: Weights, engine: EngineConfig, devices: Devices, workload: Workload, rates: Rates
 ) -> list[Prediction]:
     """Every mode that so many devices can serve, fewer ranks first. Modes that divide guidance are left out where
     nothing is guided. engine: its own degrees do not matter."""
@@ -215,7 +207,7 @@ def _modes(model: ModelConfig, devices: Devices, *, guided: bool) -> Iterable[De
 
 
 def _predict(
-    checkpoint: Checkpoint,
+    checkpoint: Weights,
     engine: EngineConfig,
     degrees: Degrees,
     devices: Devices,

@@ -12,7 +12,7 @@ from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.files.open import open_tensor_file
 from engine.checkpoint.layouts.component import open_text_encoder, open_transformer, open_vae
 from engine.checkpoint.parts import find_parts
-from engine.checkpoint.summary import summarize
+from engine.checkpoint.weight_format import summarize
 from engine.config.engine_config import PARTS, EngineConfig
 from engine.errors import ArgumentError, CheckpointError
 from engine.planning.memory_plan import plan_checkpoint

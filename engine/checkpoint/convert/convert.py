@@ -194,7 +194,7 @@ def _is_quantized(kind: str, name: str, tensor: StoredTensor) -> bool:
 
 
 def _quantize(tensor: StoredTensor, layer: str, format: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    if format == FLOAT8_E4M3 and tensor.held == "fp8":  # what is fp8 stays so, bit for bit
+    if format == FLOAT8_E4M3 and tensor.weight_format == "fp8":  # what is fp8 stays so, bit for bit
         values, scales = tensor.read_eight_bit(tuple(slice(0, length) for length in tensor.shape))
         if bool((scales == scales[0]).all()):
             mark: dict[str, Any] = {"format": format}

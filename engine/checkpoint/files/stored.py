@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 Bounds = tuple[slice, ...]  # one slice a dimension, with start and stop, of step one
 
-# How a matrix is held in memory: in the model's dtype, as fp8 with a float32 scale a row, or as int8 with a float16
-# scale for every 32 columns of a row.
-Held = Literal["float", "fp8", "int8"]
+# How a rank keeps a matrix in memory: in the model's dtype, as fp8 with a float32 scale a row, or as int8 with a
+# float16 scale for every 32 columns of a row.
+WeightFormat = Literal["float", "fp8", "int8"]
 INT8_GROUP = 32
 
 FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -64,7 +64,7 @@ class StoredTensor(ABC):
     """A tensor under the shape that it is meant to have.
 
     file: what an error names. name: as in the file. format: what it is stored as, for people (BF16, float8_e4m3fn,
-    Q4_K). held: the smallest form that it can be held in without a loss; "float" for what is dequantised.
+    Q4_K). weight_format: the smallest that it can be kept in without a loss; "float" for what is dequantised.
     full_precision: the file asks for products with this matrix in the model's dtype.
     """
 
@@ -72,7 +72,7 @@ class StoredTensor(ABC):
     name: str
     shape: tuple[int, ...]
     format: str
-    held: Held = "float"
+    weight_format: WeightFormat = "float"
     full_precision: bool = False
 
     @abstractmethod
@@ -84,12 +84,12 @@ class StoredTensor(ABC):
         """The values of a slice, dequantised, in a float dtype, on the CPU."""
 
     def read_eight_bit(self, bounds: Bounds) -> tuple[torch.Tensor, torch.Tensor]:
-        """Values and scales of a slice of a matrix, in the form that `held` names. Not for "float".
+        """Values and scales of a slice of a matrix, in its `weight_format`. Not for "float".
 
         "fp8": (rows, columns) float8_e4m3fn, (rows, 1) float32. "int8": (rows, columns) int8, (rows, columns / 32)
         float16; columns begin and end at multiples of 32.
         """
-        raise TypeError(f"{self.format} is not held in 8 bits")
+        raise TypeError(f"{self.format} is not kept in 8 bits")
 
 
 class PlainTensor(StoredTensor):

@@ -162,7 +162,7 @@ class GgmlTensor(StoredTensor):
     def __init__(self, file: GgmlFile, name: str) -> None:
         header = file.headers[name]
         self.file, self.name, self.shape, self.format = file.path, name, header.shape, header.dtype
-        self.held = "int8" if len(self.shape) == 2 and self.shape[1] % INT8_GROUP == 0 else "float"
+        self.weight_format = "int8" if len(self.shape) == 2 and self.shape[1] % INT8_GROUP == 0 else "float"
         self._file = file
 
     def size(self, bounds: Bounds) -> int:

@@ -85,7 +85,7 @@ class _ShardTensor(StoredTensor):
                 raise CheckpointError.of(
                     file.path, "scales do not fit their weight", name=self._scale, expected=expected, found=scales
                 )
-            self.held = "fp8" if self.format == "F8_E4M3" else "int8"
+            self.weight_format = "fp8" if self.format == "F8_E4M3" else "int8"
         elif self.format not in FLOAT_BYTES:
             raise CheckpointError.of(
                 file.path, "has a dtype that cannot be read", name=name, expected="floats", found=self.format
@@ -95,16 +95,16 @@ class _ShardTensor(StoredTensor):
         elements = 1
         for bound in bounds:
             elements *= bound.stop - bound.start
-        if self.held == "float":
+        if self.weight_format == "float":
             return elements * FLOAT_BYTES[self.format]
         rows = bounds[0].stop - bounds[0].start
-        return elements + (4 * rows if self.held == "fp8" else 2 * elements // INT8_GROUP)
+        return elements + (4 * rows if self.weight_format == "fp8" else 2 * elements // INT8_GROUP)
 
     def read(self, bounds: Bounds) -> torch.Tensor:
-        if self.held == "float":
+        if self.weight_format == "float":
             return self._file.read(self.name, bounds)
         values, scales = self.read_eight_bit(bounds)
-        if self.held == "fp8":
+        if self.weight_format == "fp8":
             return values.float() * scales
         import torch
 
@@ -114,5 +114,9 @@ class _ShardTensor(StoredTensor):
 
     def read_eight_bit(self, bounds: Bounds) -> tuple[torch.Tensor, torch.Tensor]:
         rows, columns = bounds
-        groups = slice(0, 1) if self.held == "fp8" else slice(columns.start // INT8_GROUP, columns.stop // INT8_GROUP)
+        groups = (
+            slice(0, 1)
+            if self.weight_format == "fp8"
+            else slice(columns.start // INT8_GROUP, columns.stop // INT8_GROUP)
+        )
         return self._file.read(self.name, bounds), self._file.read(self._scale, (rows, groups))

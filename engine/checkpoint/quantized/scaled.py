@@ -178,7 +178,7 @@ class Fp8Matrix(E5m2Matrix):
     """float8_e4m3fn: the same, and computed with as it is."""
 
     dtypes = ("F8_E4M3",)
-    held = "fp8"
+    weight_format = "fp8"
 
     def read_eight_bit(self, bounds: Bounds) -> tuple[torch.Tensor, torch.Tensor]:
         return self._stored(*bounds), self._scales.read(bounds[0]).contiguous()
@@ -190,7 +190,7 @@ class Fp8Cast(StoredTensor):
     def __init__(self, file: TensorFile, name: str, *, full_precision: bool = False) -> None:
         header = file.headers[name]
         self.file, self.name, self.shape, self.format = file.path, name, header.shape, FLOAT8_FORMATS[header.dtype]
-        self.held = "fp8" if self.format == FLOAT8_E4M3 and len(self.shape) == 2 else "float"
+        self.weight_format = "fp8" if self.format == FLOAT8_E4M3 and len(self.shape) == 2 else "float"
         self.full_precision = full_precision
         self._file = file
 

@@ -14,7 +14,7 @@ import torch
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.files.safetensors_file import SafetensorsFile
 from engine.checkpoint.files.stored import Bounds
-from engine.checkpoint.summary import summarize
+from engine.checkpoint.weight_format import summarize
 from engine.config.engine_config import EngineConfig
 from engine.rank.rank import Rank
 from tests.damage import rewrite_tensors

@@ -10,7 +10,7 @@ import torch
 
 from engine.checkpoint import load
 from engine.checkpoint.checkpoint_files import CheckpointFiles
-from engine.checkpoint.files.stored import Bounds, Held, StoredTensor
+from engine.checkpoint.files.stored import Bounds, StoredTensor, WeightFormat
 from engine.checkpoint.layouts.tensors import Source
 from engine.checkpoint.weight_format import in_blocks
 from engine.config.engine_config import EngineConfig
@@ -28,11 +28,11 @@ CPU = torch.device("cpu")
 class EightBit(StoredTensor):
     """A matrix that a file has in 8 bits: fp8 with one scale, or int8 in groups."""
 
-    def __init__(self, tensor: StoredTensor, held: Held, *, full_precision: bool = False) -> None:
+    def __init__(self, tensor: StoredTensor, weight_format: WeightFormat, *, full_precision: bool = False) -> None:
         self.file, self.name, self.shape = tensor.file, tensor.name, tensor.shape
-        self.format, self.held, self.full_precision = held, held, full_precision
+        self.format, self.weight_format, self.full_precision = weight_format, weight_format, full_precision
         whole = tensor.read(tuple(slice(0, length) for length in tensor.shape)).float()
-        if held == "fp8":
+        if weight_format == "fp8":
             self.scale = whole.abs().amax() / 448
             self.values, self.scales = (whole / self.scale).to(FP8), self.scale.expand(tensor.shape[0], 1)
             self.dense = self.values.float() * self.scale
@@ -48,7 +48,7 @@ class EightBit(StoredTensor):
 
     def read_eight_bit(self, bounds: Bounds) -> tuple[torch.Tensor, torch.Tensor]:
         rows, columns = bounds
-        if self.held == "fp8":
+        if self.weight_format == "fp8":
             return self.values[bounds], self.scales[rows].clone()
         return self.values[bounds], self.scales[rows, columns.start // 32 : columns.stop // 32]
 
@@ -66,19 +66,18 @@ class Stored:
             self.kept[source.name] = self.change(source, self.files.stored(component, source))
         return self.kept[source.name]
 
-    def where(self, component: str, source: Source) -> Path:
-        return self.files.where(component, source)
-
     def close(self) -> None:
         self.files.close()
 
 
-def matrices_as(held: Held, *, full_precision: str = "") -> Callable[[Source, StoredTensor], StoredTensor]:
+def matrices_as(
+    weight_format: WeightFormat, *, full_precision: str = ""
+) -> Callable[[Source, StoredTensor], StoredTensor]:
     def change(source: Source, tensor: StoredTensor) -> StoredTensor:
         if source.split is None or source.shape[-1] % 32:
             return tensor
         marked = bool(full_precision) and full_precision in source.name
-        return EightBit(tensor, held, full_precision=marked)
+        return EightBit(tensor, weight_format, full_precision=marked)
 
     return change
 
@@ -95,9 +94,9 @@ def matrices(rank: Rank) -> dict[str, ParallelMatrix]:
     return {name: module for name, module in modules.items() if isinstance(module, ParallelMatrix)}
 
 
-@pytest.mark.parametrize("held", ["fp8", "int8"])
-def test_what_a_file_has_in_8_bits_stays_so_and_means_the_same(turbo: Path, held: Held) -> None:
-    rank, weights = rank_of(turbo, matrices_as(held))
+@pytest.mark.parametrize("weight_format", ["fp8", "int8"])
+def test_what_a_file_has_in_8_bits_stays_so_and_means_the_same(turbo: Path, weight_format: WeightFormat) -> None:
+    rank, weights = rank_of(turbo, matrices_as(weight_format))
     eight_bit = {name: matrix for name, matrix in matrices(rank).items() if matrix.weight_scale is not None}
     assert eight_bit.keys() >= {
         f"transformer_blocks.0.{name}" for name in ("attn.qkvg", "attn.out", "ff.gate_up", "ff.down")
@@ -110,21 +109,21 @@ def test_what_a_file_has_in_8_bits_stays_so_and_means_the_same(turbo: Path, held
     x = torch.randn(5, 64)
     for name, matrix in eight_bit.items():
         dense = torch.cat([weights.kept[source.name].dense for source in by_parameter[f"{name}.weight"]])  # type: ignore[attr-defined]
-        assert matrix.weight.dtype == (FP8 if held == "fp8" else torch.int8)
+        assert matrix.weight.dtype == (FP8 if weight_format == "fp8" else torch.int8)
         assert torch.equal(matrix.dequantize(), dense)
         x = torch.randn(5, dense.shape[1])
         assert not matrix.takes_fp8  # a CPU has no such products
         torch.testing.assert_close(matrix.multiply(x), x @ dense.T, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("held", ["fp8", "int8"])
-def test_none_dequantises_and_fp8_and_int8_requantise_the_blocks(turbo: Path, held: Held) -> None:
-    none, _ = rank_of(turbo, matrices_as(held), quantization="none")
+@pytest.mark.parametrize("weight_format", ["fp8", "int8"])
+def test_none_dequantises_and_fp8_and_int8_requantise_the_blocks(turbo: Path, weight_format: WeightFormat) -> None:
+    none, _ = rank_of(turbo, matrices_as(weight_format), quantization="none")
     assert all(matrix.weight_scale is None for matrix in matrices(none).values())
-    auto, _ = rank_of(turbo, matrices_as(held))
+    auto, _ = rank_of(turbo, matrices_as(weight_format))
     assert auto.memory()["weights"] < 0.6 * none.memory()["weights"]
     for quantization, dtype in (("fp8", FP8), ("int8", torch.int8)):
-        rank, _ = rank_of(turbo, matrices_as(held), quantization=quantization)
+        rank, _ = rank_of(turbo, matrices_as(weight_format), quantization=quantization)
         for name, matrix in matrices(rank).items():
             asked = in_blocks(f"{name}.weight")
             if asked and matrix.weight.shape[1] % 32 == 0:
@@ -169,21 +168,21 @@ def test_numbers_that_are_none_are_found_in_8_bits_too(turbo: Path, damage: str)
         rank_of(turbo, change)
 
 
-@pytest.mark.parametrize("held", ["fp8", "int8"])
-def test_few_numbers_at_a_time_become_8_bits(turbo: Path, held: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("weight_format", ["fp8", "int8"])
+def test_few_numbers_at_a_time_become_8_bits(turbo: Path, weight_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a matrix whose whole would take four times its memory in float32, and the same comes out."""
 
     def parameters() -> dict[str, torch.Tensor]:
-        rank = Rank(EngineConfig(model=str(turbo), quantization=held), Mesh(), CPU)
+        rank = Rank(EngineConfig(model=str(turbo), quantization=weight_format), Mesh(), CPU)
         return dict(rank.transformer.named_parameters())
 
     expected = parameters()
     seen = []
     quantize = load._quantize
 
-    def watched(values: torch.Tensor, held: Held) -> tuple[torch.Tensor, torch.Tensor]:
+    def watched(values: torch.Tensor, weight_format: WeightFormat) -> tuple[torch.Tensor, torch.Tensor]:
         seen.append(values.numel())
-        return quantize(values, held)
+        return quantize(values, weight_format)
 
     monkeypatch.setattr(load, "_AT_ONCE", 1000)
     monkeypatch.setattr(load, "_quantize", watched)

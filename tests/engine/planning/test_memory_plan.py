@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.engines.real_size import KREA2
-from engine.checkpoint.files.stored import Held
-from engine.checkpoint.summary import HeldParameter
+from engine.checkpoint.files.stored import WeightFormat
+from engine.checkpoint.weight_format import ParameterFormat
 from engine.config.degrees import Degrees
 from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
 from engine.errors import ArgumentError
@@ -91,10 +91,10 @@ def test_8_bit_matrices_are_made_whole_unless_they_are_multiplied_as_they_are() 
     """fp8 products are those of the DiT's blocks; the text encoder's fp8 matrices are made whole everywhere."""
     text, dit = "layers.0.mlp.gate_up.weight", "transformer_blocks.0.ff.gate_up.weight"
 
-    def dequantized(form: Held, *, fp8_products: bool, full_precision: bool = False) -> int:
+    def dequantized(weight_format: WeightFormat, *, fp8_products: bool, full_precision: bool = False) -> int:
         held = {
-            "text_encoder": {text: HeldParameter(form, 1000, 1040)},
-            "transformer": {dit: HeldParameter(form, 5000, 5200, full_precision)},
+            "text_encoder": {text: ParameterFormat(weight_format, 1000, 1040)},
+            "transformer": {dit: ParameterFormat(weight_format, 5000, 5200, full_precision)},
         }
         return WeightBytes.of(held, 2, fp8_products=fp8_products).dequantized
 

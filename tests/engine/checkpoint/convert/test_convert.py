@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.convert import convert
 from engine.checkpoint.convert.convert import LAYOUTS, WEIGHTS, count_tensors
-from engine.checkpoint.summary import summarize
+from engine.checkpoint.weight_format import summarize
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, CheckpointError

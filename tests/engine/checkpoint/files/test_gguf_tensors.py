@@ -56,9 +56,9 @@ TYPES = (*K_QUANTS, "Q8_0", "Q5_0", "Q4_0")
 
 
 @pytest.mark.parametrize("qtype", TYPES)
-def test_quantised_matrices_are_held_as_int8(tensors: dict[str, StoredTensor], qtype: str) -> None:
+def test_quantised_matrices_are_kept_as_int8(tensors: dict[str, StoredTensor], qtype: str) -> None:
     tensor = tensors[f"{qtype}.weight"]
-    assert (tensor.format, tensor.held, tensor.shape) == (qtype, "int8", (ROWS, COLUMNS))
+    assert (tensor.format, tensor.weight_format, tensor.shape) == (qtype, "int8", (ROWS, COLUMNS))
     block, size = GGML_QUANT_SIZES[GGMLQuantizationType[qtype]]
     assert tensor.size(WHOLE) == ROWS * COLUMNS // block * size
     exact = tensor.read(WHOLE)
@@ -88,7 +88,7 @@ def test_any_slice_is_the_slice_of_the_whole(tensors: dict[str, StoredTensor], q
     assert torch.equal(scales, all_scales[rows, groups])
 
 
-def test_what_is_not_a_quantised_matrix_is_not_held_as_int8(tmp_path: Path) -> None:
+def test_what_is_not_a_quantised_matrix_is_not_kept_as_int8(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     plain = {"a.weight": torch.randn(24, 64), "a.bias": torch.randn(64), "mod.lin": torch.randn(2048)}
     write_gguf(file, {name: tuple(tensor.shape) for name, tensor in plain.items()}, "BF16", plain.__getitem__)
@@ -100,7 +100,7 @@ def test_what_is_not_a_quantised_matrix_is_not_held_as_int8(tmp_path: Path) -> N
     }
     for name, tensor in found.items():
         assert isinstance(tensor, PlainTensor)
-        assert tensor.held == "float"
+        assert tensor.weight_format == "float"
         whole = tuple(slice(0, length) for length in tensor.shape)
         assert tensor.size(whole) == math.prod(tensor.shape) * (2 if name == "a.weight" else 4)
         assert torch.equal(

@@ -64,7 +64,7 @@ def test_float8_e4m3() -> None:
     codes = random_bytes(9, 33, avoid=E4M3_NANS)
     scale = torch.tensor(0.037)
     tensor = stored({"a.weight": codes.view(torch.float8_e4m3fn), "a.weight_scale": scale}, {"format": "float8_e4m3fn"})
-    assert (tensor.format, tensor.held, tensor.shape) == ("float8_e4m3fn", "fp8", (9, 33))
+    assert (tensor.format, tensor.weight_format, tensor.shape) == ("float8_e4m3fn", "fp8", (9, 33))
     assert_equal(tensor, [[e4m3(code) * scale.item() for code in row] for row in codes.tolist()])
     values, scales = tensor.read_eight_bit((slice(2, 5), slice(1, 8)))
     assert values.dtype == torch.float8_e4m3fn
@@ -77,7 +77,7 @@ def test_float8_e5m2_is_dequantised() -> None:
     codes = random_bytes(5, 20, avoid=(*range(0x7C, 0x80), *range(0xFC, 0x100)))
     tensors = {"a.weight": codes.view(torch.float8_e5m2), "a.weight_scale": torch.tensor([0.5])}
     tensor = stored(tensors, {"format": "float8_e5m2"})
-    assert tensor.held == "float"
+    assert tensor.weight_format == "float"
     assert_equal(tensor, [[e5m2(code) * 0.5 for code in row] for row in codes.tolist()])
 
 

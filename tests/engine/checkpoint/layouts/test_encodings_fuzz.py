@@ -87,7 +87,7 @@ def test_any_file_is_read_or_refused(file: MemoryFile) -> None:
             file.bytes_read = 0
             tensor.read(bounds)
             assert file.bytes_read == tensor.size(bounds)
-            if tensor.held == "fp8":
+            if tensor.weight_format == "fp8":
                 codes, scales = tensor.read_eight_bit(bounds)
                 assert torch.equal((codes.float() * scales).nan_to_num(), values.nan_to_num())
         except CheckpointError as error:

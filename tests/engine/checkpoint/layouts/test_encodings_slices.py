@@ -41,7 +41,7 @@ def test_any_slice_is_the_slice_of_the_whole(case: str, rows: slice, columns: sl
     file.bytes_read = 0
     assert torch.equal(tensor.read((rows, columns)), expected[rows, columns])
     assert file.bytes_read == tensor.size((rows, columns))
-    if tensor.held == "fp8":
+    if tensor.weight_format == "fp8":
         values, scales = tensor.read_eight_bit((rows, columns))
         assert torch.equal(values.float() * scales, expected[rows, columns])
 

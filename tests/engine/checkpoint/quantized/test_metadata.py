@@ -197,7 +197,7 @@ def test_the_real_fp8_scaled_file_is_recognised() -> None:
     assert len(file.headers) == 686
     found = stored_tensors(file)
     assert len(found) == 430
-    fp8 = {name: tensor for name, tensor in found.items() if tensor.held == "fp8"}
+    fp8 = {name: tensor for name, tensor in found.items() if tensor.weight_format == "fp8"}
     assert len(fp8) == 256
     assert {tensor.format for name, tensor in found.items() if name not in fp8} == {"BF16"}
     full_precision = {name for name, tensor in found.items() if tensor.full_precision}

@@ -46,7 +46,7 @@ def test_fp8_with_a_scale_and_no_mark() -> None:
 def test_a_cast_to_fp8_without_a_scale() -> None:
     tensors = {"a.weight": torch.ones(4, 4), "a.bias": torch.ones(4), "norm.scale": torch.ones(4)}
     found = stored_tensors(MemoryFile({name: tensor.to(FP8) for name, tensor in tensors.items()}))
-    assert [tensor.held for tensor in found.values()] == ["fp8", "float", "float"]
+    assert [tensor.weight_format for tensor in found.values()] == ["fp8", "float", "float"]
     assert torch.equal(found["norm.scale"].read((slice(1, 3),)), torch.ones(2))
     values, scales = found["a.weight"].read_eight_bit((slice(0, 2), slice(0, 3)))
     assert torch.equal(values.float() * scales, torch.ones(2, 3))
