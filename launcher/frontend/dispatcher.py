@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import zmq.asyncio
 
 from engine.config.model_config import ModelConfig
 from engine.errors import Krea2Error
-from engine.planning.step_memory import DecodeMemory
 from engine.scheduling.cost import CostModel, Work
 from engine.scheduling.scheduler import Estimate, Scheduler
 from engine.step import Adapter, Job, Step, StepTimes
@@ -22,6 +22,7 @@ from launcher.messages.rank_messages import Decoded, Previewed
 from launcher.processes import Child
 from launcher.ranks.rank_group import STEPS_AHEAD
 from launcher.ranks.supervisor import RankSupervisor
+from launcher.requests.rank_memory import RankMemory
 from launcher.requests.tokenizer import Prompt
 
 _MAX_DECODING = 8  # images in rank 0's queue for its decoder: it should not run dry while steps are under way
@@ -75,7 +76,7 @@ class Dispatcher:
         self._scheduler = Scheduler(TOKEN_BUDGET, costs=self._costs, max_decoding=_MAX_DECODING)
         self._segments: dict[int, tuple[int, ...]] = {}  # of each job that is queued or under way
         self._sent: dict[int, Work] = {}  # of each step under way
-        self._budget = TokenBudget(config.engine, model)
+        self._budget = TokenBudget()
         self._adapter_bytes: dict[int, int] = {}  # of each rank, by adapter
         self._warm_up: WarmUp | None = None
         if config.warm_up:
@@ -128,20 +129,13 @@ class Dispatcher:
         return self._supervisor.group.memory_plan
 
     @property
-    def decode_memory(self) -> DecodeMemory:
-        """What the memory depends on that rank 0 takes to decode an image, once the ranks are ready."""
-        return self._supervisor.group.decode_memory
-
-    @property
-    def free(self) -> list[int] | None:
-        """Bytes that each rank has for steps beside the adapters, where that is known."""
-        free = self._supervisor.group.free
-        return None if free is None else [available - sum(self._adapter_bytes.values()) for available in free]
-
-    @property
-    def bytes_per_element(self) -> int:
-        device_type = (self.device or "").split(":")[0]
-        return 2 if self._config.engine.dtype_on(device_type) == "bfloat16" else 4
+    def step_memory(self) -> RankMemory:
+        """What the ranks have for steps beside the adapters, where that is known."""
+        group = self._supervisor.group
+        memory = RankMemory(self._model, self._config.engine, (group.device or "").split(":")[0])
+        if group.free is not None:
+            memory = replace(memory, free=tuple(group.free), decode=group.decode_memory)
+        return memory.without(sum(self._adapter_bytes.values()))
 
     @property
     def token_budget(self) -> int:
@@ -184,9 +178,7 @@ class Dispatcher:
         self._scheduler.unload(adapter_id)
 
     def _fit_budget(self) -> None:
-        budget, free = self._budget, self.free
-        fitting = budget.most if free is None else budget.fit(free, self.bytes_per_element, self.decode_memory)
-        self._scheduler.token_budget = fitting
+        self._scheduler.token_budget = self.step_memory.token_budget(self._budget.most)
 
     def send_steps(self) -> None:
         """Send steps as far ahead as they may be sent; those of the warm-up only when there is nothing else to do."""

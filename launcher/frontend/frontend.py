@@ -147,7 +147,7 @@ class Frontend:
             self._clients,
             self._dispatcher,
             spawn=self._spawn,
-            check_free=self._requests.check_free,
+            check_requests=self._requests.check_memory,
             on_lost=lambda numbers, error: self._requests.fail(error, numbers),
         )
         self._requests.attach(self._dispatcher, self._loras)

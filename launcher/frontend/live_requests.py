@@ -11,7 +11,7 @@ import itertools
 import secrets
 import time
 import traceback
-from collections.abc import Callable, Collection, Container, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Coroutine, Iterator
 from typing import Any
 
 from engine.config.model_config import ModelConfig
@@ -36,7 +36,7 @@ from launcher.messages.rank_messages import Decoded, Previewed
 from launcher.requests.check import check
 from launcher.requests.image_files import encode_image, encode_preview
 from launcher.requests.plan import make_plan
-from launcher.requests.rank_memory import check_memory
+from launcher.requests.rank_memory import RankMemory
 from launcher.requests.tokenizer import PromptTokenizer
 
 _MOST_KEPT_BYTES = 512 * 2**20  # of images that a client has not acknowledged
@@ -103,7 +103,7 @@ class LiveRequests:
         plan = make_plan(checked, self._model, self._tokenizer.encode, self._job_ids, loras.ids)
         number = next(self._numbers)
         request = TrackedRequest(number, client, message.request_id, checked, plan, arrived=time.monotonic())
-        self._check_memory(request)
+        self._dispatcher.step_memory.check(plan, checked)
         loras.use(number, [name for name, _ in checked.loras])
         self._requests[client, message.request_id] = request
         self._jobs |= {job.job_id: (request, job) for job in plan.jobs}
@@ -170,30 +170,16 @@ class LiveRequests:
         if sum(request.size for request in self._requests.values() if request.client == client) > _MOST_KEPT_BYTES:
             raise QueueFullError("images that this client has not acknowledged fill the memory that it may have")
 
-    def _check_memory(self, request: TrackedRequest, free: Sequence[int] | None = None) -> None:
-        """Raise `ArgumentError` if a rank has too little memory, now or with so many `free` bytes."""
-        free = self._dispatcher.free if free is None else free
-        if free is not None:
-            check_memory(
-                request.plan,
-                request.checked,
-                self._model,
-                self._config.engine,
-                bytes_per_element=self._dispatcher.bytes_per_element,
-                decode_memory=self._dispatcher.decode_memory,
-                free=free,
-            )
-
-    def check_free(self, free: Sequence[int]) -> None:
-        """Raise `ArgumentError` if a request that has not ended would not fit into so many bytes by rank."""
+    def check_memory(self, memory: RankMemory) -> None:
+        """Raise `ArgumentError` if a request that has not ended would not fit into the ranks' memory."""
         for request in self.unfinished():
-            self._check_memory(request, free)
+            memory.check(request.plan, request.checked)
 
     def fail_too_large(self) -> None:
         """End those that came before the ranks' memory was known, and do not fit into it."""
         for request in self.unfinished():
             try:
-                self._check_memory(request)
+                self._dispatcher.step_memory.check(request.plan, request.checked)
             except ArgumentError as error:
                 self._fail(request, error)
 

@@ -33,14 +33,15 @@ class LoraEntry:
     users: set[int] = field(default_factory=set)
     losses: int = 0
 
-    def describe(self, tp: int, bytes_per_element: int) -> LoadedLora:
+    def describe(self, size: int) -> LoadedLora:
+        """Describe it to clients. size: bytes that it takes of each rank."""
         return LoadedLora(
             name=self.name,
             file=self.file,
             strength=self.strength,
             family=self.opened.family,
             modules=self.opened.modules,
-            bytes=self.opened.bytes_on_rank(tp, bytes_per_element),
+            bytes=size,
         )
 
 

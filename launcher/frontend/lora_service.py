@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import traceback
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -31,7 +31,7 @@ from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import describe
 from launcher.requests.check import check_strength
 from launcher.requests.lora_files import MAX_NAME, check_name, open_lora, path_inside
-from launcher.requests.rank_memory import default_needs
+from launcher.requests.rank_memory import RankMemory
 
 _READ_S = 120.0  # for a file to be read and checked
 _MOST_LOSSES = 2  # of ranks while they loaded a LoRA, after which it counts as the reason
@@ -42,7 +42,7 @@ T = TypeVar("T")
 class LoraService:
     """Keeps the registry and the ranks in agreement.
 
-    check_free: raises `ArgumentError` if requests that have not ended would not fit into so many free bytes by rank.
+    check_requests: raises `ArgumentError` if requests that have not ended would not fit into this memory.
     on_lost: hears which requests cannot be made any more, and why.
     """
 
@@ -55,12 +55,12 @@ class LoraService:
         dispatcher: Dispatcher,
         *,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
-        check_free: Callable[[Sequence[int]], None],
+        check_requests: Callable[[RankMemory], None],
         on_lost: Callable[[set[int], Krea2Error], None],
     ) -> None:
         self._config, self._model = config, model
         self._clients, self._dispatcher = clients, dispatcher
-        self._spawn, self._check_free, self._on_lost = spawn, check_free, on_lost
+        self._spawn, self._check_requests, self._on_lost = spawn, check_requests, on_lost
         self.registry = registry
         self._reading = asyncio.Lock()  # one file at a time
         self._loading: list[int] = []  # adapters that the ranks have yet to load, in order
@@ -68,10 +68,7 @@ class LoraService:
 
     def listed(self) -> tuple[LoadedLora, ...]:
         """What requests may choose."""
-        dispatcher = self._dispatcher
-        return tuple(
-            entry.describe(self._config.engine.tp, dispatcher.bytes_per_element) for entry in self.registry.named
-        )
+        return tuple(entry.describe(self._bytes(entry.opened)) for entry in self.registry.named)
 
     def merged(self) -> tuple[MergedLora, ...]:
         return tuple(
@@ -231,29 +228,22 @@ class LoraService:
         return sum(self._bytes(entry.opened) for entry in self.registry)
 
     def _bytes(self, opened: AdapterFile) -> int:
-        return opened.bytes_on_rank(self._config.engine.tp, self._dispatcher.bytes_per_element)
+        return self._dispatcher.step_memory.lora_bytes(opened)
 
     def _check_memory(self, size: int, *, beside_requests: bool) -> None:
-        """Raise `LoraError` if a rank has not so many bytes free beside a picture, or beside requests that wait."""
-        free = self._dispatcher.free
-        if free is None:
+        """Raise `LoraError` if a rank has not `size` bytes free beside a picture, or beside requests that wait."""
+        memory = self._dispatcher.step_memory
+        if memory.free is None:
             return
-        left = [available - size for available in free]
-        needs = default_needs(
-            self._model,
-            self._config.engine,
-            bytes_per_element=self._dispatcher.bytes_per_element,
-            decode_memory=self._dispatcher.decode_memory,
-        )
-        for rank, (available, needed) in enumerate(zip(left, needs, strict=True)):
-            if available < needed:
+        for rank, (available, needed) in enumerate(zip(memory.free, memory.needed_by_default(), strict=True)):
+            if available - size < needed:
                 raise LoraError(
-                    f"it needs {size / 1e9:.2f} GB on rank {rank}, which has {free[rank] / 1e9:.2f} GB free, of which "
+                    f"it needs {size / 1e9:.2f} GB on rank {rank}, which has {available / 1e9:.2f} GB free, of which "
                     f"a picture takes {needed / 1e9:.2f} GB: unload another, or start with less"
                 )
         if beside_requests:
             try:
-                self._check_free(left)
+                self._check_requests(memory.without(size))
             except ArgumentError as error:
                 raise LoraError(f"requests that wait would not fit beside it: {error.message}") from None
 

@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-
-from engine.config.engine_config import EngineConfig
-from engine.config.model_config import ModelConfig
-from engine.planning.step_memory import DecodeMemory
-from launcher.requests.rank_memory import token_budget
 
 TOKEN_BUDGET = 8192  # of a tick until it is measured, which two images of 1024² fill, and at most
 # However little more tokens seemed to gain: half an image of 1024² is never too much for a tick, and a warm-up that
@@ -21,25 +15,13 @@ _CALM_STEPS = 200  # that had it, after which they may be larger again: what was
 class TokenBudget:
     """Follows what a warm-up measured, and which steps were too large for the memory.
 
-    `most`: of a tick, where nothing else is known of the memory; `fit` is for where it is.
+    most: tokens of a step, unless less is free (`RankMemory.token_budget`).
     """
 
-    def __init__(self, engine: EngineConfig, model: ModelConfig) -> None:
-        self._engine, self._model = engine, model
+    def __init__(self) -> None:
         self.most = TOKEN_BUDGET
         self._best = TOKEN_BUDGET  # the same, had memory never run out
         self._calm_steps = 0  # since it did
-
-    def fit(self, free: Sequence[int], bytes_per_element: int, decode_memory: DecodeMemory) -> int:
-        """The tokens of a tick where each rank has so many `free` bytes, which a picture is decoded in, too."""
-        return token_budget(
-            self._model,
-            self._engine,
-            self.most,
-            bytes_per_element=bytes_per_element,
-            decode_memory=decode_memory,
-            free=free,
-        )
 
     def measured(self, tokens: int) -> None:
         """In the warm-up more than so many gained nothing."""

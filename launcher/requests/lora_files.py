@@ -19,6 +19,7 @@ from engine.lora.files import AdapterFile, open_adapter
 from launcher.messages.configs import FrontendConfig, LoraFile
 from launcher.messages.limits import Limits
 from launcher.requests.check import check_strength
+from launcher.requests.rank_memory import RankMemory
 
 MAX_FILE_BYTES = 8 * 2**30  # to be read whole before it is used; a LoRA of rank 256 for every layer has 4
 MAX_NAME = 100  # characters
@@ -80,8 +81,8 @@ def with_loras(
         changes: dict[str, object] = {"engine": engine}
     elif files and engine.memory_budget is not None:
         # budgets are for GPUs, so where the device is still to be found, that is what the dtype is taken of
-        bytes_per_element = 2 if engine.dtype_on("cpu" if engine.device == "cpu" else "cuda") == "bfloat16" else 4
-        size = sum(adapter.bytes_on_rank(engine.tp, bytes_per_element) for adapter in opened)
+        memory = RankMemory(model, engine, "cpu" if engine.device == "cpu" else "cuda")
+        size = sum(map(memory.lora_bytes, opened))
         if engine.lora_memory is not None and engine.lora_memory < size:
             raise ArgumentError.of("lora_memory", f"at least the {size} bytes that the LoRAs take", engine.lora_memory)
         changes = {"engine": replace(engine, lora_memory=engine.lora_memory or size), "loras": files}

@@ -1,79 +1,88 @@
-"""Whether a request fits into the ranks' memory, and how many tokens of a step do: by arithmetic. Pure."""
+"""Says by arithmetic whether a request fits into the ranks' memory, and how many tokens of a step do. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from engine.config.chat_template import MAX_PROMPT_TOKENS
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
+from engine.lora.files import AdapterFile
 from engine.planning.step_memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes, packed_bytes
 from launcher.requests.check import CheckedRequest
 from launcher.requests.plan import Plan
 
 
-def check_memory(
-    plan: Plan,
-    checked: CheckedRequest,
-    model: ModelConfig,
-    engine: EngineConfig,
-    *,
-    bytes_per_element: int,
-    decode_memory: DecodeMemory,
-    free: Sequence[int],
-) -> None:
-    """Raise `ArgumentError` if an image of the request, alone, needs more than the `free` bytes of some rank."""
-    size = checked.width, checked.height
-    needed = _needed(plan.segments, size, model, engine, bytes_per_element, decode_memory)
-    for rank, (available, wanted) in enumerate(zip(free, needed, strict=True)):
-        if wanted > available:
-            raise ArgumentError(
-                f"width × height {checked.width} × {checked.height} needs about {wanted / 1e9:.1f} GB on rank {rank}, "
-                f"which has {available / 1e9:.1f} GB free",
-                parameter="width",
-            )
+@dataclass(frozen=True)
+class RankMemory:
+    """The memory that each rank has for steps, and what images and LoRAs need of it; all sizes in bytes.
 
+    device_type: "cuda" or "cpu", by which `EngineConfig` chooses the dtype. free: by rank, beside the weights and LoRAs
+    that it holds; None where that is not known, and then everything fits. decode: of rank 0.
+    """
 
-def default_needs(
-    model: ModelConfig, engine: EngineConfig, *, bytes_per_element: int, decode_memory: DecodeMemory
-) -> list[int]:
-    """Bytes that each rank needs for a picture of the default size."""
-    size = model.default_width, model.default_height
-    tokens = model.image_tokens(*size) + MAX_PROMPT_TOKENS
-    return _needed((tokens,), size, model, engine, bytes_per_element, decode_memory)
+    model: ModelConfig
+    engine: EngineConfig
+    device_type: str
+    free: tuple[int, ...] | None = None
+    decode: DecodeMemory = field(default_factory=lambda: DecodeMemory(bytes_per_element=4))
 
+    @property
+    def bytes_per_element(self) -> int:
+        """Of a tensor in the model's dtype."""
+        return 2 if self.engine.dtype_on(self.device_type) == "bfloat16" else 4
 
-def token_budget(
-    model: ModelConfig,
-    engine: EngineConfig,
-    most: int,
-    *,
-    bytes_per_element: int,
-    decode_memory: DecodeMemory,
-    free: Sequence[int],
-) -> int:
-    """The tokens of a step, at most `most`, for which every rank has memory beside a picture of the default size."""
-    size = model.default_width, model.default_height
-    decoding = decode_bytes(model, *size, decode_memory.bytes_per_element, decode_memory.limit)
-    many = 100_000  # bytes grow with tokens as straight as it goes
-    for_many = packed_bytes(model, many, engine.degrees, bytes_per_element)
-    return max(1, min(most, (min(free) - decoding) * many // for_many))
+    def without(self, size: int) -> RankMemory:
+        """Take `size` bytes of every rank; returns what is left."""
+        return self if self.free is None else replace(self, free=tuple(available - size for available in self.free))
 
+    def needed(self, segments: Sequence[int], size: tuple[int, int]) -> list[int]:
+        """Bytes by rank for an image alone: its segments' tokens, its width and height in pixels.
 
-def _needed(
-    segments: Sequence[int],
-    size: tuple[int, int],
-    model: ModelConfig,
-    engine: EngineConfig,
-    bytes_per_element: int,
-    decode_memory: DecodeMemory,
-) -> list[int]:
-    """Bytes by rank. Rank 0 may decode images while the next step runs, the others help it between two."""
-    stepping = max(
-        batch_bytes(model, segments, engine.degrees, bytes_per_element),
-        encode_bytes(model, engine.tp, bytes_per_element),
-    )
-    decoding = decode_bytes(model, *size, decode_memory.bytes_per_element, decode_memory.limit)
-    elsewhere = max(stepping, decoding) if engine.decodes_together else stepping
-    return [stepping + decoding] + [elsewhere] * (engine.ranks - 1)
+        Rank 0 may decode images while the next step runs, the others help it between two steps.
+        """
+        stepping = max(
+            batch_bytes(self.model, segments, self.engine.degrees, self.bytes_per_element),
+            encode_bytes(self.model, self.engine.tp, self.bytes_per_element),
+        )
+        decoding = self._decoding(size)
+        elsewhere = max(stepping, decoding) if self.engine.decodes_together else stepping
+        return [stepping + decoding] + [elsewhere] * (self.engine.ranks - 1)
+
+    def needed_by_default(self) -> list[int]:
+        """Bytes by rank for an image of the default size, whatever its prompt."""
+        return self.needed((self.model.image_tokens(*self._default_size) + MAX_PROMPT_TOKENS,), self._default_size)
+
+    def check(self, plan: Plan, checked: CheckedRequest) -> None:
+        """Raise `ArgumentError` if an image of the request, alone, needs more than some rank has free."""
+        if self.free is None:
+            return
+        needed = self.needed(plan.segments, (checked.width, checked.height))
+        for rank, (available, wanted) in enumerate(zip(self.free, needed, strict=True)):
+            if wanted > available:
+                raise ArgumentError(
+                    f"width × height {checked.width} × {checked.height} needs about {wanted / 1e9:.1f} GB on rank "
+                    f"{rank}, which has {available / 1e9:.1f} GB free",
+                    parameter="width",
+                )
+
+    def token_budget(self, most: int) -> int:
+        """Tokens of a step, at most `most`, for which every rank has memory beside an image of the default size."""
+        if self.free is None:
+            return most
+        many = 100_000  # bytes grow with tokens as straight as it goes
+        for_many = packed_bytes(self.model, many, self.engine.degrees, self.bytes_per_element)
+        return max(1, min(most, (min(self.free) - self._decoding(self._default_size)) * many // for_many))
+
+    def lora_bytes(self, opened: AdapterFile) -> int:
+        """Bytes of each rank that a LoRA takes once it is loaded."""
+        return opened.bytes_on_rank(self.engine.tp, self.bytes_per_element)
+
+    @property
+    def _default_size(self) -> tuple[int, int]:
+        return self.model.default_width, self.model.default_height
+
+    def _decoding(self, size: tuple[int, int]) -> int:
+        return decode_bytes(self.model, *size, self.decode.bytes_per_element, self.decode.limit)

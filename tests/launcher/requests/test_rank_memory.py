@@ -13,7 +13,7 @@ from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
 from launcher.requests.check import check
 from launcher.requests.plan import Plan
-from launcher.requests.rank_memory import check_memory, default_needs, token_budget
+from launcher.requests.rank_memory import RankMemory
 
 DEMO = ModelConfig.from_folder(DEMO_CHECKPOINT)
 ENGINE = EngineConfig(dtype="bfloat16")
@@ -28,10 +28,7 @@ def test_a_request_is_let_in_where_its_step_and_its_decoding_fit(element: int) -
     enough = step + decode_bytes(DEMO, 1024, 1024, element)
 
     def let_in(free: int) -> None:
-        memory = DecodeMemory(element)
-        check_memory(
-            Plan((), (TOKENS,), ()), request, DEMO, ENGINE, bytes_per_element=2, decode_memory=memory, free=[free]
-        )
+        RankMemory(DEMO, ENGINE, "cpu", (free,), DecodeMemory(element)).check(Plan((), (TOKENS,), ()), request)
 
     let_in(enough)
     with pytest.raises(ArgumentError, match="1024 × 1024 needs about"):
@@ -39,14 +36,8 @@ def test_a_request_is_let_in_where_its_step_and_its_decoding_fit(element: int) -
 
 
 def test_images_of_wider_elements_leave_less_to_loras_and_to_tokens() -> None:
-    narrow, wide = DecodeMemory(2), DecodeMemory(4)
+    narrow, wide = (RankMemory(DEMO, ENGINE, "cpu", (10**9,), DecodeMemory(element)) for element in (2, 4))
     more = decode_bytes(DEMO, 128, 128, 4) - decode_bytes(DEMO, 128, 128, 2)
-    (less,), (needed,) = (
-        default_needs(DEMO, ENGINE, bytes_per_element=2, decode_memory=memory) for memory in (narrow, wide)
-    )
+    (less,), (needed,) = narrow.needed_by_default(), wide.needed_by_default()
     assert needed == less + more
-    most, fewer = (
-        token_budget(DEMO, ENGINE, 10**9, bytes_per_element=2, decode_memory=memory, free=[10**9])
-        for memory in (narrow, wide)
-    )
-    assert fewer < most
+    assert wide.token_budget(10**9) < narrow.token_budget(10**9)
