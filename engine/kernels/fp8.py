@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from engine.kernels.jit import kernel
+from engine.kernels.jit import Kernel
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -99,7 +99,7 @@ def row_pointers(rows: torch.Tensor | Fp8Rows) -> tuple[torch.Tensor, torch.Tens
     return (rows.values, rows.scales) if isinstance(rows, Fp8Rows) else (rows, rows)
 
 
-@kernel
+@Kernel
 def store_row(y_ptr, scale_ptr, row, columns, mask, y, width, FP8: tl.constexpr):
     """Write float32 `y` to a contiguous (rows, width) matrix: rounded to its dtype, or as fp8 with the row's scale."""
     pointers = y_ptr + row * width + columns

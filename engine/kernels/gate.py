@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from engine.kernels.fp8 import Fp8Rows, empty_rows, quantize_rows, row_pointers, store_row
-from engine.kernels.jit import kernel_with_unaligned, launch_shape
+from engine.kernels.jit import Kernel, Operation, launch_shape
 
 if TYPE_CHECKING:
     import triton.language as tl
 
 
+@Operation
 def silu_mul(gate_up: torch.Tensor, *, fp8: bool = False) -> torch.Tensor | Fp8Rows:
     """silu(gate) · up of a stacked (tokens, 2 · width) → (tokens, width), with `fp8` as rows for a matrix product."""
-    if not gate_up.is_cuda:
-        return silu_mul_torch(gate_up, fp8=fp8)
+    gate, up = gate_up.chunk(2, dim=-1)
+    result = F.silu(gate.float()).mul_(up)
+    return quantize_rows(result, gate_up.dtype) if fp8 else result.to(gate_up.dtype)
+
+
+@silu_mul.on_gpu
+def _silu_mul_triton(gate_up: torch.Tensor, *, fp8: bool = False) -> torch.Tensor | Fp8Rows:
     gate, up = gate_up.chunk(2, dim=-1)
     return gate_mul_triton(up, gate, silu=True, fp8=fp8)
 
 
+@Operation
 def sigmoid_mul(
     x: torch.Tensor,
     gate: torch.Tensor,
@@ -32,25 +40,6 @@ def sigmoid_mul(
 ) -> torch.Tensor | Fp8Rows:
     """x · sigmoid(gate), gate (tokens, width), x the same or (tokens, groups, width / groups) of any strides but the
     last, with `fp8` as rows for a matrix product. out: of `empty_rows`, to whose rows from `first` on it is written."""
-    if x.is_cuda:
-        return gate_mul_triton(x, gate, silu=False, fp8=fp8, out=out, first=first)
-    return sigmoid_mul_torch(x, gate, fp8=fp8, out=out, first=first)
-
-
-def silu_mul_torch(gate_up: torch.Tensor, *, fp8: bool = False) -> torch.Tensor | Fp8Rows:
-    gate, up = gate_up.chunk(2, dim=-1)
-    result = F.silu(gate.float()).mul_(up)
-    return quantize_rows(result, gate_up.dtype) if fp8 else result.to(gate_up.dtype)
-
-
-def sigmoid_mul_torch(
-    x: torch.Tensor,
-    gate: torch.Tensor,
-    *,
-    fp8: bool = False,
-    out: torch.Tensor | Fp8Rows | None = None,
-    first: int = 0,
-) -> torch.Tensor | Fp8Rows:
     result = torch.sigmoid(gate.float()).view(x.shape).mul_(x).view(gate.shape)
     made = quantize_rows(result, x.dtype) if fp8 else result.to(x.dtype)
     if out is None:
@@ -69,8 +58,8 @@ def gate_mul_triton(
     x: torch.Tensor,
     gate: torch.Tensor,
     *,
-    silu: bool,
-    fp8: bool,
+    silu: bool = False,
+    fp8: bool = False,
     out: torch.Tensor | Fp8Rows | None = None,
     first: int = 0,
 ) -> torch.Tensor | Fp8Rows:
@@ -88,7 +77,10 @@ def gate_mul_triton(
     return output
 
 
-@kernel_with_unaligned("scale_ptr")  # of rows anywhere in a result
+sigmoid_mul.on_gpu(gate_mul_triton)
+
+
+@partial(Kernel, unaligned=("scale_ptr",))  # of rows anywhere in a result
 def _gate_mul(
     x_ptr, gate_ptr, y_ptr, scale_ptr, x_stride, group_stride, gate_stride, width,
     GROUP: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr, FP8: tl.constexpr,

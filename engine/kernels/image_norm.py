@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from engine.kernels.jit import kernel
+from engine.kernels.jit import Kernel, Operation, power_of_2
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -19,18 +19,31 @@ _SHORTEST = 1e-12  # a pixel's length counts as at least this, as in F.normalize
 _TILE = 4096  # elements a program holds: 32 a thread, four loads of 16 bytes in bfloat16
 
 
+@Operation
 def image_norm(
     x: torch.Tensor, weight: torch.Tensor, *, silu: bool = False, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """x / |x| · sqrt(channels) · weight over the channels of an image, with `silu` also x · sigmoid(x) of that.
 
     x: (images, channels, h, w); weight: (channels,); bias: (channels,) added to x before. The result is laid out in
-    memory like x, on a GPU channels_last.
+    memory like x, on a GPU channels_last, for which x is copied first if it is not.
     """
-    norm = image_norm_triton if x.is_cuda else image_norm_torch
-    return norm(x, weight, silu=silu, bias=bias)
+    dtype = x.dtype
+    if bias is not None:
+        x = x.float() + bias.float().view(-1, 1, 1)
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_(min=_SHORTEST)
+    result = (x / length).mul_((weight.float() * x.shape[1] ** 0.5).view(-1, 1, 1))
+    return (F.silu(result, inplace=True) if silu else result).to(dtype)
 
 
+image_norm_triton = image_norm.on_gpu(
+    lambda x, weight, *, silu=False, bias=None: _launch_norm(
+        x.permute(0, 2, 3, 1).contiguous(), None, weight, silu, bias
+    )
+)
+
+
+@Operation
 def add_image_norm_(
     x: torch.Tensor,
     residual: torch.Tensor,
@@ -40,68 +53,25 @@ def add_image_norm_(
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """x += residual + bias in place, then `image_norm` of that. residual: like x, which on a GPU is channels_last."""
-    norm = add_image_norm_triton_ if x.is_cuda else add_image_norm_torch_
-    return norm(x, residual, weight, silu=silu, bias=bias)
+    return image_norm.reference(add_residual_.reference(x, residual, bias=bias), weight, silu=silu)
 
 
+add_image_norm_triton_ = add_image_norm_.on_gpu(
+    lambda x, residual, weight, *, silu=False, bias=None: _launch_norm(
+        x.permute(0, 2, 3, 1), residual.permute(0, 2, 3, 1).contiguous(), weight, silu, bias
+    )
+)
+
+
+@Operation
 def add_residual_(x: torch.Tensor, residual: torch.Tensor, *, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x += residual + bias in place, as `add_image_norm_` has them. Returns x."""
-    return (add_residual_triton_ if x.is_cuda else add_residual_torch_)(x, residual, bias=bias)
-
-
-# ---- by torch
-
-
-def image_norm_torch(
-    x: torch.Tensor, weight: torch.Tensor, *, silu: bool = False, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    dtype = x.dtype
-    if bias is not None:
-        x = x.float() + bias.float().view(-1, 1, 1)
-    length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_(min=_SHORTEST)
-    result = (x / length).mul_((weight.float() * x.shape[1] ** 0.5).view(-1, 1, 1))
-    return (F.silu(result, inplace=True) if silu else result).to(dtype)
-
-
-def add_image_norm_torch_(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    *,
-    silu: bool = False,
-    bias: torch.Tensor | None = None,
-) -> torch.Tensor:
-    return image_norm_torch(add_residual_torch_(x, residual, bias=bias), weight, silu=silu)
-
-
-def add_residual_torch_(x: torch.Tensor, residual: torch.Tensor, *, bias: torch.Tensor | None = None) -> torch.Tensor:
     if bias is None:
         return x.add_(residual)
     return x.copy_(x.float() + bias.float().view(-1, 1, 1) + residual.float())
 
 
-# ---- by Triton
-
-
-def image_norm_triton(
-    x: torch.Tensor, weight: torch.Tensor, *, silu: bool = False, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    """The same by the kernel. x is copied first if it is not channels_last, which the result always is."""
-    return _launch_norm(x.permute(0, 2, 3, 1).contiguous(), None, weight, silu, bias)
-
-
-def add_image_norm_triton_(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    *,
-    silu: bool = False,
-    bias: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """The same by the kernel, which writes the sum in passing."""
-    return _launch_norm(x.permute(0, 2, 3, 1), residual.permute(0, 2, 3, 1).contiguous(), weight, silu, bias)
-
-
+@add_residual_.on_gpu
 def add_residual_triton_(x: torch.Tensor, residual: torch.Tensor, *, bias: torch.Tensor | None = None) -> torch.Tensor:
     """The same by a kernel of its own."""
     rows = x.permute(0, 2, 3, 1)
@@ -133,11 +103,11 @@ def _launch_norm(
 
 def tile_shape(channels: int) -> tuple[int, int]:
     """What a program of four warps holds: channels (a power of two, at least `channels`) and pixels."""
-    block = 1 << (channels - 1).bit_length()
+    block = power_of_2(channels)
     return block, max(1, _TILE // block)
 
 
-@kernel
+@Kernel
 def _image_norm(
     x_ptr, residual_ptr, bias_ptr, weight_ptr, y_ptr, elements, channels, scale, shortest,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_BIAS: tl.constexpr, SILU: tl.constexpr,
@@ -163,7 +133,7 @@ def _image_norm(
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@kernel
+@Kernel
 def _add_residual(
     x_ptr, residual_ptr, bias_ptr, elements, channels,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, HAS_BIAS: tl.constexpr,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.kernels.jit import kernel
+from engine.kernels.jit import Kernel, Operation
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -31,14 +31,9 @@ def quantize_groups(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return values.to(torch.int8).flatten(-2), scales
 
 
+@Operation
 def dequantize_groups(values: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The (rows, width) numbers that int8 values, (rows, width), and float16 scales, (rows, width / 32), stand for."""
-    if values.is_cuda:
-        return dequantize_groups_triton(values, scales, dtype)
-    return dequantize_groups_torch(values, scales, dtype)
-
-
-def dequantize_groups_torch(values: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     rows, width = values.shape
     result = values.new_empty((rows, width), dtype=dtype)
     at_once = max(1, _ROWS_AT_ONCE // width)
@@ -49,6 +44,7 @@ def dequantize_groups_torch(values: torch.Tensor, scales: torch.Tensor, dtype: t
     return result
 
 
+@dequantize_groups.on_gpu
 def dequantize_groups_triton(values: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The same by the kernel. Both contiguous."""
     result = torch.empty(values.shape, dtype=dtype, device=values.device)
@@ -58,7 +54,7 @@ def dequantize_groups_triton(values: torch.Tensor, scales: torch.Tensor, dtype: 
     return result
 
 
-@kernel
+@Kernel
 def _dequantize_groups(
     values_ptr, scales_ptr, y_ptr, elements,
     GROUP: tl.constexpr, BLOCK: tl.constexpr,

@@ -1,4 +1,4 @@
-"""`@kernel`: a Triton kernel beside its torch reference, in a module that imports without Triton.
+"""`@Operation`, `@Kernel`: a torch reference and its Triton kernel in one module, which imports without Triton.
 
 Triton exists on Linux only and takes half a second to import, so nothing imports it before the first launch. Until
 then a kernel is its plain Python function, and the name `tl` in it means nothing.
@@ -10,14 +10,46 @@ import os
 import shutil
 import sysconfig
 from collections.abc import Callable
-from functools import partial
+from functools import partial, update_wrapper
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Operation(Generic[P, R]):
+    """What the model calls: the decorated torch reference, or where its first tensor is on a GPU what `on_gpu` names.
+
+    @Operation
+    def double(x): ...  # by torch
+
+    @double.on_gpu
+    def double_triton(x): ...  # launches the kernel
+    """
+
+    __name__: str  # the reference's
+    _launch: Callable[P, R]
+
+    def __init__(self, reference: Callable[P, R]) -> None:
+        self.reference = reference
+        update_wrapper(self, reference)
+
+    def on_gpu(self, launch: Callable[P, R]) -> Callable[P, R]:
+        """Decorates the function that computes the same by a kernel."""
+        self._launch = launch
+        return launch
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        x: Any = args[0]
+        return (self._launch if x.is_cuda else self.reference)(*args, **kwargs)
 
 
 class Kernel:
-    """A function that the first launch, `kernel[grid](…)`, hands to `triton.jit`."""
+    """Decorates a Triton kernel, which the first launch, `kernel[grid](…)`, hands to `triton.jit`, and the device
+    functions that kernels call. unaligned: pointers that nothing is compiled anew for where they are no multiples of
+    16 bytes."""
 
     def __init__(self, function: Callable[..., Any], unaligned: tuple[str, ...] = ()) -> None:
         self.function = function
@@ -47,19 +79,14 @@ class Kernel:
         return self._compiled
 
 
-def kernel(function: Callable[..., Any]) -> Kernel:
-    """Decorates a Triton kernel, and the device functions that kernels call."""
-    return Kernel(function)
-
-
-def kernel_with_unaligned(*names: str) -> Callable[[Callable[..., Any]], Kernel]:
-    """As `kernel`. Pointers of these names are not compiled for anew where they are no multiples of 16 bytes."""
-    return lambda function: Kernel(function, names)
+def power_of_2(number: int) -> int:
+    """The smallest power of two that is at least `number`, such as a program's columns have to be."""
+    return 1 << (number - 1).bit_length()
 
 
 def launch_shape(width: int) -> tuple[int, int]:
-    """Columns that a program holds (a power of two, at least `width`), and its warps: 1024 columns each, at most 16."""
-    block = 1 << (width - 1).bit_length()
+    """Columns that a program of one row holds, and its warps: 1024 columns each, at most 16."""
+    block = power_of_2(width)
     return block, min(16, max(1, block // 1024))
 
 

@@ -13,31 +13,43 @@ import torch
 import torch.nn.functional as F
 
 from engine.kernels.fp8 import Fp8Rows, empty_rows, quantize_rows, row_pointers, store_row
-from engine.kernels.jit import kernel, launch_shape
+from engine.kernels.jit import Kernel, Operation, launch_shape
 from engine.kernels.packing import Packing
 
 if TYPE_CHECKING:
     import triton.language as tl
 
 
+@Operation
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x / sqrt(mean(x²) + eps) · weight over the last dimension, in float32, returned in x's dtype.
 
     x: (tokens, width); weight: (width,) float32.
     """
-    return _unquantized(norm_triton(x, weight, eps)) if x.is_cuda else rms_norm_torch(x, weight, eps)
+    return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
 
 
+rms_norm.on_gpu(lambda x, weight, eps: _unquantized(norm_triton(x, weight, eps)))
+
+
+@Operation
 def add_rms_norm(
     x: torch.Tensor, update: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x + update, and its `rms_norm`. All (tokens, width); x stays as it is."""
-    if x.is_cuda:
-        total = torch.empty_like(x)
-        return total, _unquantized(norm_triton(x, weight, eps, update=update, total=total))
-    return add_rms_norm_torch(x, update, weight, eps)
+    total = x + update
+    return total, rms_norm.reference(total, weight, eps)
 
 
+@add_rms_norm.on_gpu
+def _add_rms_norm_triton(
+    x: torch.Tensor, update: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    total = torch.empty_like(x)
+    return total, _unquantized(norm_triton(x, weight, eps, update=update, total=total))
+
+
+@Operation
 def rms_norm_modulate(
     x: torch.Tensor, factor: torch.Tensor, shift: torch.Tensor, eps: float, packing: Packing, *, fp8: bool = False
 ) -> torch.Tensor | Fp8Rows:
@@ -46,11 +58,21 @@ def rms_norm_modulate(
     x: (tokens, width); factor, shift: (segments, width) float32, the norm's weight being part of factor. With `fp8`
     the result is rows for a matrix product.
     """
-    if x.is_cuda:
-        return norm_triton(x, factor, eps, shift=shift, packing=packing, fp8=fp8)
-    return rms_norm_modulate_torch(x, factor, shift, eps, packing, fp8=fp8)
+    result = F.rms_norm(x.float(), x.shape[-1:], None, eps)
+    for segment, (start, stop) in enumerate(pairwise(packing.bounds)):
+        rows = result[start:stop]
+        torch.addcmul(shift[segment], rows, factor[segment], out=rows)
+    return quantize_rows(result, x.dtype) if fp8 else result.to(x.dtype)
 
 
+rms_norm_modulate.on_gpu(
+    lambda x, factor, shift, eps, packing, *, fp8=False: norm_triton(
+        x, factor, eps, shift=shift, packing=packing, fp8=fp8
+    )
+)
+
+
+@Operation
 def add_rms_norm_modulate_(
     x: torch.Tensor,
     update: torch.Tensor,
@@ -63,53 +85,17 @@ def add_rms_norm_modulate_(
     fp8: bool = False,
 ) -> torch.Tensor | Fp8Rows:
     """x += gate · update in place, then `rms_norm_modulate(x)`. gate: (segments, width) float32."""
-    if x.is_cuda:
-        return norm_triton(x, factor, eps, update=update, total=x, gate=gate, shift=shift, packing=packing, fp8=fp8)
-    return add_rms_norm_modulate_torch_(x, update, gate, factor, shift, eps, packing, fp8=fp8)
-
-
-# ---- by torch
-
-
-def rms_norm_torch(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
-
-
-def add_rms_norm_torch(
-    x: torch.Tensor, update: torch.Tensor, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    total = x + update
-    return total, rms_norm_torch(total, weight, eps)
-
-
-def rms_norm_modulate_torch(
-    x: torch.Tensor, factor: torch.Tensor, shift: torch.Tensor, eps: float, packing: Packing, *, fp8: bool = False
-) -> torch.Tensor | Fp8Rows:
-    result = F.rms_norm(x.float(), x.shape[-1:], None, eps)
-    for segment, (start, stop) in enumerate(pairwise(packing.bounds)):
-        rows = result[start:stop]
-        torch.addcmul(shift[segment], rows, factor[segment], out=rows)
-    return quantize_rows(result, x.dtype) if fp8 else result.to(x.dtype)
-
-
-def add_rms_norm_modulate_torch_(
-    x: torch.Tensor,
-    update: torch.Tensor,
-    gate: torch.Tensor,
-    factor: torch.Tensor,
-    shift: torch.Tensor,
-    eps: float,
-    packing: Packing,
-    *,
-    fp8: bool = False,
-) -> torch.Tensor | Fp8Rows:
     for segment, (start, stop) in enumerate(pairwise(packing.bounds)):
         rows = x[start:stop]
         rows.copy_(torch.addcmul(rows.float(), update[start:stop].float(), gate[segment]))
-    return rms_norm_modulate_torch(x, factor, shift, eps, packing, fp8=fp8)
+    return rms_norm_modulate.reference(x, factor, shift, eps, packing, fp8=fp8)
 
 
-# ---- by Triton
+add_rms_norm_modulate_.on_gpu(
+    lambda x, update, gate, factor, shift, eps, packing, *, fp8=False: norm_triton(
+        x, factor, eps, update=update, total=x, gate=gate, shift=shift, packing=packing, fp8=fp8
+    )
+)
 
 
 def norm_triton(
@@ -166,7 +152,7 @@ def _unquantized(rows: torch.Tensor | Fp8Rows) -> torch.Tensor:
     return rows
 
 
-@kernel
+@Kernel
 def _norm(
     x_ptr,
     update_ptr,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from engine.kernels.jit import kernel
+from engine.kernels.jit import Kernel, Operation, power_of_2
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -58,6 +58,7 @@ def text_rotations(positions: torch.Tensor, head_dim: int, theta: float) -> torc
     return torch.polar(torch.ones_like(angles), angles)
 
 
+@Operation
 def norm_rotate_(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -75,10 +76,18 @@ def norm_rotate_(
     neighbours (x[2i], x[2i + 1]), or with `halves` (x[i], x[i + head_dim / 2]) as Qwen has them. Like the references,
     the norm's output is rounded to the model's dtype before it is rotated in float32.
     """
-    norm_rotate = norm_rotate_triton_ if query.is_cuda else norm_rotate_torch_
-    norm_rotate(query, key, query_norm, key_norm, eps, rotations, halves=halves)
+    for heads, weight in ((query, query_norm), (key, key_norm)):
+        heads.copy_(_norm_rotated(heads, weight, eps, rotations, halves=halves))
 
 
+norm_rotate_triton_ = norm_rotate_.on_gpu(
+    lambda query, key, query_norm, key_norm, eps, rotations, *, halves=False: _launch(
+        (query, key), query, query_norm, key_norm, eps, rotations, halves=halves
+    )
+)
+
+
+@Operation
 def norm_rotate_to_ranks(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -95,25 +104,16 @@ def norm_rotate_to_ranks(
     The three are views into one packed q|k|v|… matrix, in this order. Consecutive heads go to the same rank, so that
     query heads stay with the key/value head that they share. Pairs are neighbours.
     """
-    to_ranks = norm_rotate_to_ranks_triton if query.is_cuda else norm_rotate_to_ranks_torch
-    return to_ranks(query, key, value, query_norm, key_norm, eps, rotations, ranks)
+    rotated = [
+        _norm_rotated(heads, weight, eps, rotations).to(heads.dtype)
+        for heads, weight in ((query, query_norm), (key, key_norm))
+    ]
+    parts = [heads.unflatten(1, (ranks, -1)).transpose(0, 1) for heads in (*rotated, value)]
+    return torch.cat(parts, dim=2).flatten(2)
 
 
-def norm_rotate_torch_(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    query_norm: torch.Tensor,
-    key_norm: torch.Tensor,
-    eps: float,
-    rotations: torch.Tensor | None,
-    *,
-    halves: bool = False,
-) -> None:
-    for heads, weight in ((query, query_norm), (key, key_norm)):
-        heads.copy_(_norm_rotated(heads, weight, eps, rotations, halves=halves))
-
-
-def norm_rotate_to_ranks_torch(
+@norm_rotate_to_ranks.on_gpu
+def norm_rotate_to_ranks_triton(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -123,12 +123,11 @@ def norm_rotate_to_ranks_torch(
     rotations: torch.Tensor | None,
     ranks: int,
 ) -> torch.Tensor:
-    rotated = [
-        _norm_rotated(heads, weight, eps, rotations).to(heads.dtype)
-        for heads, weight in ((query, query_norm), (key, key_norm))
-    ]
-    parts = [heads.unflatten(1, (ranks, -1)).transpose(0, 1) for heads in (*rotated, value)]
-    return torch.cat(parts, dim=2).flatten(2)
+    """The same by the kernel, which copies v as well."""
+    tokens, heads, head_dim = query.shape
+    sent = query.new_empty((ranks, tokens, (heads + 2 * key.shape[1]) // ranks * head_dim))
+    _launch((query, key, value), sent, query_norm, key_norm, eps, rotations, ranks=ranks)
+    return sent
 
 
 def _norm_rotated(
@@ -145,37 +144,6 @@ def _norm_rotated(
     return torch.view_as_real(pairs * rotations[:, None]).flatten(-2)
 
 
-def norm_rotate_triton_(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    query_norm: torch.Tensor,
-    key_norm: torch.Tensor,
-    eps: float,
-    rotations: torch.Tensor | None,
-    *,
-    halves: bool = False,
-) -> None:
-    """The same by the kernel: q and k in one launch."""
-    _launch((query, key), query, query_norm, key_norm, eps, rotations, ranks=0, halves=halves)
-
-
-def norm_rotate_to_ranks_triton(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    query_norm: torch.Tensor,
-    key_norm: torch.Tensor,
-    eps: float,
-    rotations: torch.Tensor | None,
-    ranks: int,
-) -> torch.Tensor:
-    """The same by the kernel, which copies v as well."""
-    tokens, heads, head_dim = query.shape
-    sent = query.new_empty((ranks, tokens, (heads + 2 * key.shape[1]) // ranks * head_dim))
-    _launch((query, key, value), sent, query_norm, key_norm, eps, rotations, ranks=ranks, halves=False)
-    return sent
-
-
 def _launch(
     parts: Sequence[torch.Tensor],
     into: torch.Tensor,
@@ -184,8 +152,8 @@ def _launch(
     eps: float,
     rotations: torch.Tensor | None,
     *,
-    ranks: int,
-    halves: bool,
+    ranks: int = 0,
+    halves: bool = False,
 ) -> None:
     """q and k, and v if there are ranks to send it to. into: q itself, or what is sent."""
     query, key = parts[:2]
@@ -197,7 +165,6 @@ def _launch(
         assert part.data_ptr() == query.data_ptr() + heads_before * head_dim * query.element_size()
         assert tokens == 1 or part.stride() == (query.stride(0), head_dim, 1)
     all_heads = sum(part.shape[1] for part in parts)
-    block = 1 << (head_dim - 1).bit_length()
     _norm_rotate[(tokens, -(-all_heads // _HEADS_AT_ONCE))](
         query,
         into,
@@ -211,7 +178,7 @@ def _launch(
         head_dim,
         eps,
         HEADS=_HEADS_AT_ONCE,
-        PAIRS=block // 2,
+        PAIRS=power_of_2(head_dim) // 2,
         ROTATE=rotations is not None,
         HALVES=halves,
         RANKS=ranks,
@@ -219,7 +186,7 @@ def _launch(
     )
 
 
-@kernel
+@Kernel
 def _norm_rotate(
     x_ptr,
     y_ptr,
@@ -269,7 +236,7 @@ def _norm_rotate(
         _store_pairs(x_ptr + heads * head_dim, a, b, is_head, head_dim, HEADS, PAIRS, HALVES)
 
 
-@kernel
+@Kernel
 def _load_pairs(pointers, is_head, head_dim, HEADS: tl.constexpr, PAIRS: tl.constexpr, HALVES: tl.constexpr):
     """The first and the second elements of every pair, (HEADS, PAIRS) float32 each; pointers: (HEADS, 1)."""
     if HALVES:
@@ -284,7 +251,7 @@ def _load_pairs(pointers, is_head, head_dim, HEADS: tl.constexpr, PAIRS: tl.cons
     return a, b
 
 
-@kernel
+@Kernel
 def _store_pairs(pointers, a, b, is_head, head_dim, HEADS: tl.constexpr, PAIRS: tl.constexpr, HALVES: tl.constexpr):
     dtype = pointers.dtype.element_ty
     if HALVES:

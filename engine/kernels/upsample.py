@@ -8,24 +8,22 @@ import torch
 import torch.nn.functional as F
 
 from engine.kernels.image_norm import tile_shape
-from engine.kernels.jit import kernel
+from engine.kernels.jit import Kernel, Operation
 
 if TYPE_CHECKING:
     import triton.language as tl
 
 
+@Operation
 def upsample(x: torch.Tensor) -> torch.Tensor:
     """(images, channels, h, w) → (images, channels, 2h, 2w), laid out in memory like x, on a GPU channels_last."""
-    # torch's own kernel for channels_last moves one element a thread, each after several integer divisions
-    return upsample_triton(x) if x.is_cuda else upsample_torch(x)
-
-
-def upsample_torch(x: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest-exact")
 
 
+@upsample.on_gpu
 def upsample_triton(x: torch.Tensor) -> torch.Tensor:
     """The same by the kernel. x is copied first if it is not channels_last, which the result always is."""
+    # torch's own kernel for channels_last moves one element a thread, each after several integer divisions
     images, channels, height, width = x.shape
     x = x.permute(0, 2, 3, 1).contiguous()
     result = x.new_empty((images, 2 * height, 2 * width, channels))
@@ -36,7 +34,7 @@ def upsample_triton(x: torch.Tensor) -> torch.Tensor:
     return result.permute(0, 3, 1, 2)
 
 
-@kernel
+@Kernel
 def _upsample(x_ptr, y_ptr, row_size, channels, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[:, None]

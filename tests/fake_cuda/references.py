@@ -61,7 +61,7 @@ def attend(
 
 # owner, name, and what stands there on the fake device
 REPLACED: list[tuple[Any, str, Any]] = [
-    (norm, "rms_norm_modulate_torch", rms_norm_modulate),
-    (norm, "add_rms_norm_modulate_torch_", add_rms_norm_modulate_),
+    (norm.rms_norm_modulate, "reference", rms_norm_modulate),
+    (norm.add_rms_norm_modulate_, "reference", add_rms_norm_modulate_),
     (attention, "attention_triton", attend),
 ]

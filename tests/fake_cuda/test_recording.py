@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from engine.kernels.norm import norm_triton, rms_norm_torch
+from engine.kernels.norm import norm_triton, rms_norm
 from tests.fake_cuda import FakeCuda
 from tests.fake_cuda.graphs import graph_pool_handle
 from tests.fake_cuda.helpers import CUDA, on_device, rules
@@ -119,7 +119,7 @@ def test_replays_with_one_pool_must_not_overlap(device: FakeCuda) -> None:
 def test_a_kernel_is_an_operation_of_its_stream(device: FakeCuda) -> None:
     pytest.importorskip("triton")
     x, weight = on_device(32).view(2, 16), on_device(16)
-    assert torch.equal(norm_triton(x, weight, 1e-5).cpu(), rms_norm_torch(torch.ones(2, 16), torch.ones(16), 1e-5))
+    assert torch.equal(norm_triton(x, weight, 1e-5).cpu(), rms_norm(torch.ones(2, 16), torch.ones(16), 1e-5))
     device.check()
     fresh = on_device(16)
     with torch.cuda.stream(torch.cuda.Stream()):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.kernels.jit import kernel
+from engine.kernels.jit import Kernel, Operation
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -61,6 +61,7 @@ def _multiply(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor) -> None:
         torch.mm(a.float(), b.float(), out=out)
 
 
+@Operation
 def weigh(scores: torch.Tensor, scale: float, weights: torch.Tensor, sums: torch.Tensor) -> None:
     """A softmax but for its division: exp(scale · (score − the row's largest)) and, of these as they are rounded, each
     row's sum.
@@ -69,14 +70,11 @@ def weigh(scores: torch.Tensor, scale: float, weights: torch.Tensor, sums: torch
     float32. All contiguous. The largest weight is 1, which is exact, and rounding changes nothing of what a row adds up
     to: the error is less than that of a softmax that is rounded.
     """
-    (weigh_triton if scores.is_cuda else weigh_torch)(scores, scale, weights, sums)
-
-
-def weigh_torch(scores: torch.Tensor, scale: float, weights: torch.Tensor, sums: torch.Tensor) -> None:
     weights.copy_(((scores - scores.amax(dim=-1, keepdim=True)) * scale).exp())
     torch.sum(weights, dim=-1, keepdim=True, dtype=torch.float32, out=sums)
 
 
+@weigh.on_gpu
 def weigh_triton(scores: torch.Tensor, scale: float, weights: torch.Tensor, sums: torch.Tensor) -> None:
     """The same by the kernel, a program a row."""
     rows, columns = scores.shape
@@ -85,7 +83,7 @@ def weigh_triton(scores: torch.Tensor, scale: float, weights: torch.Tensor, sums
     _weigh[(rows,)](scores, weights, sums, columns, scale * _LOG2_E, _LOWEST, BLOCK=BLOCK, num_warps=WARPS)
 
 
-@kernel
+@Kernel
 def _weigh(scores_ptr, weights_ptr, sums_ptr, columns, scale, lowest, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     scores_ptr += row * columns

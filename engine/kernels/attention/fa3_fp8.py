@@ -8,7 +8,7 @@ import torch
 
 from engine.kernels.attention.flash_packages import flash_attention
 from engine.kernels.fp8 import FP8, FP8_MAX, SMALLEST_SCALE
-from engine.kernels.jit import kernel
+from engine.kernels.jit import Kernel, Operation, power_of_2
 from engine.kernels.packing import TILE_ROWS, Packing
 
 if TYPE_CHECKING:
@@ -37,17 +37,11 @@ def flash_attention_fp8(query: torch.Tensor, key: torch.Tensor, value: torch.Ten
     return flash_attention("fa3", q.values, k.values, v.values, packing, **scales).to(query.dtype)
 
 
+@Operation
 def quantize_heads(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
 ) -> tuple[Fp8Heads, Fp8Heads, Fp8Heads]:
     """Each over its largest magnitude / 448 in a segment's heads. Waits for nothing on the host."""
-    quantize = quantize_heads_triton if query.is_cuda else quantize_heads_torch
-    return quantize(query, key, value, packing)
-
-
-def quantize_heads_torch(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
-) -> tuple[Fp8Heads, Fp8Heads, Fp8Heads]:
     kv_heads, rows = key.shape[1], packing.row_segments.long()
 
     def quantize(part: torch.Tensor) -> Fp8Heads:
@@ -62,6 +56,7 @@ def quantize_heads_torch(
     return quantize(query), quantize(key), quantize(value)
 
 
+@quantize_heads.on_gpu
 def quantize_heads_triton(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
 ) -> tuple[Fp8Heads, Fp8Heads, Fp8Heads]:
@@ -78,17 +73,13 @@ def quantize_heads_triton(
         launched[(len(packing.tiles), kv_heads, 3)](
             *parts, *(part.stride(0) for part in parts), packing.tiles, packing.row_segments, largest, *extra,
             kv_heads,
-            GROUP=heads // kv_heads, HEAD_DIM=head_dim, BLOCK_COLUMNS=_power_of_2(heads // kv_heads * head_dim),
+            GROUP=heads // kv_heads, HEAD_DIM=head_dim, BLOCK_COLUMNS=power_of_2(heads // kv_heads * head_dim),
             TILE_ROWS=TILE_ROWS, BLOCK_ROWS=_BLOCK_ROWS, num_warps=8,
         )  # fmt: skip
     return tuple(map(Fp8Heads, values, scales.unbind(1)))  # type: ignore[return-value]
 
 
-def _power_of_2(number: int) -> int:
-    return 1 << (number - 1).bit_length()
-
-
-@kernel
+@Kernel
 def _find_largest(
     query_ptr, key_ptr, value_ptr, query_stride, key_stride, value_stride, tiles_ptr, segments_ptr, largest_ptr,
     kv_heads,
@@ -115,7 +106,7 @@ def _find_largest(
     tl.atomic_max(largest_ptr + (segment * 3 + part) * kv_heads + head, tl.max(tl.max(largest, axis=1), axis=0))
 
 
-@kernel
+@Kernel
 def _quantize(
     query_ptr, key_ptr, value_ptr, query_stride, key_stride, value_stride, tiles_ptr, segments_ptr, largest_ptr,
     query_out, key_out, value_out, scales_ptr,

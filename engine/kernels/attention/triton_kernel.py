@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.kernels.jit import kernel
+from engine.kernels.jit import Kernel, power_of_2
 from engine.kernels.packing import TILE_ROWS, Packing
 
 if TYPE_CHECKING:
@@ -55,13 +55,13 @@ def launch_parameters(head_dim: int, dtype: torch.dtype) -> tuple[int, int, int,
     For bfloat16 what an H200 holds without spilling registers (at 256 columns nearly so). float32 products run on its
     plain cores, spill, and are for tests.
     """
-    block_dim = max(16, 1 << (head_dim - 1).bit_length())
+    block_dim = max(16, power_of_2(head_dim))
     if dtype == torch.float32:
         return block_dim, 16, 16, 1
     return block_dim, 64 if block_dim <= 128 else 32, 4 if block_dim <= 32 else 8, 3
 
 
-@kernel
+@Kernel
 def _attention(
     query_ptr, key_ptr, value_ptr, gate_ptr, output_ptr, tiles_ptr,
     query_stride, key_stride, value_stride, gate_stride, output_stride, scale,
@@ -106,7 +106,7 @@ def _attention(
     tl.store(output_ptr + rows * output_stride + dims, mixed.to(output_ptr.dtype.element_ty), mask=in_tile)
 
 
-@kernel
+@Kernel
 def _attend(
     largest, total, mixed, query, key_ptr, value_ptr, key_stride, value_stride, scale, length,
     MASKED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.kernels.attention.backends import BACKENDS, GatedAttentionKernel
-from engine.kernels.attention.fa3_fp8 import Fp8Heads, quantize_heads_torch, quantize_heads_triton
+from engine.kernels.attention.fa3_fp8 import Fp8Heads, quantize_heads, quantize_heads_triton
 from engine.kernels.fp8 import FP8, Fp8Rows
 from engine.kernels.packing import TILE_ROWS, CapturedPacking, Packing
 from tests.engine.kernels.attention import flash_packages
@@ -33,7 +33,7 @@ def _strided(parts: list[torch.Tensor]) -> list[torch.Tensor]:
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_each_segments_heads_have_a_scale_of_their_own(lengths: tuple[int, ...]) -> None:
     parts, packing = _strided(_parts(lengths)), Packing(lengths, CPU)
-    for part, rounded in zip(parts, quantize_heads_torch(*parts, packing), strict=True):
+    for part, rounded in zip(parts, quantize_heads.reference(*parts, packing), strict=True):
         assert rounded.values.dtype == FP8
         assert rounded.values.is_contiguous()
         grouped = part.float().unflatten(1, (2, -1)).split(lengths)
@@ -50,7 +50,7 @@ def test_each_segments_heads_have_a_scale_of_their_own(lengths: tuple[int, ...])
 def test_the_kernels_find_the_same(lengths: tuple[int, ...], device: torch.device) -> None:
     pytest.importorskip("triton")
     parts, packing = _strided(_parts(lengths)), Packing(lengths, CPU)
-    expected = quantize_heads_torch(*parts, packing)
+    expected = quantize_heads.reference(*parts, packing)
     on_device = [part.to(device) for part in parts]
     captured = CapturedPacking(sum(lengths), len(lengths) + 2, device)
     captured.overwrite(Packing((*lengths, 0, 0), device))
@@ -68,7 +68,7 @@ def test_what_is_not_a_number_stays_so_in_its_segments_head(triton: bool, device
         pytest.importorskip("triton")
     parts = [part.to(device) for part in _parts((5, 6))]
     parts[1][7, 1] = torch.nan
-    quantize = quantize_heads_triton if triton else quantize_heads_torch
+    quantize = quantize_heads_triton if triton else quantize_heads.reference
     _, key, _ = quantize(*parts, Packing((5, 6), device))
     assert key.dequantize(Packing((5, 6), device)).isfinite().all((0, 2)).tolist() == [True, False]
     assert key.scales.isfinite().tolist() == [[True, True], [True, False]]
@@ -78,7 +78,7 @@ def test_what_is_not_a_number_stays_so_in_its_segments_head(triton: bool, device
 def test_the_package_attends_to_the_rounded_numbers(install: Install, lengths: tuple[int, ...]) -> None:  # noqa: F811
     install("fa3")
     parts, packing = _parts(lengths), Packing(lengths, CPU)
-    rounded = [part.dequantize(packing) for part in quantize_heads_torch(*parts, packing)]
+    rounded = [part.dequantize(packing) for part in quantize_heads.reference(*parts, packing)]
     expected = GatedAttentionKernel("torch").attend(*rounded, packing)
     flash_packages.calls.clear()
     actual = BACKENDS["fa3-fp8"].attend(*parts, packing)
@@ -95,7 +95,7 @@ def test_a_recording_and_the_gate(install: Install) -> None:  # noqa: F811
     for lengths in [(30, 10, 0, 0), (13, 13, 10, 4)]:
         packing = Packing(lengths, CPU)
         captured.overwrite(packing)
-        rounded = [part.dequantize(packing) for part in quantize_heads_torch(query, key, value, packing)]
+        rounded = [part.dequantize(packing) for part in quantize_heads.reference(query, key, value, packing)]
         expected = GatedAttentionKernel("torch")(*rounded, gate.float(), packing)
         for each in (packing, captured):
             assert relative_error(kernel(query, key, value, gate, each), expected) < 8e-3  # type: ignore[arg-type]
