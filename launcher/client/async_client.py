@@ -9,13 +9,14 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Unpack
 
 from engine.errors import ArgumentError, Krea2Error
-from launcher.client.connection import SILENCE_S, Connection
+from launcher.client.connection import Connection
 from launcher.client.parameters import Parameters, make_request
 from launcher.client.results import Event, ImageFile, PreviewFile, Result
 from launcher.messages.client_messages import (
     Accepted,
     Cancel,
     Generate,
+    Image,
     ListLoras,
     LoadLora,
     Loras,
@@ -29,7 +30,6 @@ from launcher.messages.client_messages import (
     StatusReply,
     UnloadLora,
 )
-from launcher.messages.encoding import encode_request
 from launcher.messages.keys import ClientKeys
 from launcher.messages.limits import is_number
 
@@ -87,31 +87,23 @@ class AsyncClient:
 
     async def follow(self, request: Generate) -> AsyncGenerator[Event, None]:
         """`stream`, for a request that has been put together already."""
-        frame = encode_request(request)
-        call = await self._connection.begin_call(request.request_id, frame)
+        call = await self._connection.begin_call(request)
         images: dict[int, ImageFile] = {}
         ended = False
         try:
-            self._connection.send_frame(frame)
             while not ended:
-                reply = await call.next_news()
-                if isinstance(reply, Krea2Error):
-                    raise reply.with_traceback(None)
-                if isinstance(reply, Accepted | Progress):
-                    yield reply
-                    continue
-                news, file = reply
-                if isinstance(news, Preview):
-                    yield PreviewFile.of(news, file)
-                    continue
-                header = news
-                if header.index not in images:  # it may have been sent again
-                    images[header.index] = ImageFile.of(header, file)
-                    ended = len(images) == header.num_images
-                    yield images[header.index]
+                match await call.next_reply():
+                    case (Accepted() | Progress()) as event, _:
+                        yield event
+                    case Preview() as header, file:
+                        yield PreviewFile.of(header, file)
+                    case Image() as last, file if last.index not in images:  # it may have been sent again
+                        images[last.index] = ImageFile.of(last, file)
+                        ended = len(images) == last.num_images
+                        yield images[last.index]
         finally:
             self._connection.end_call(request.request_id, cancel=not ended)
-        yield Result.of(header, [images[index] for index in sorted(images)])
+        yield Result.of(last, [images[index] for index in sorted(images)])
 
     async def cancel(self, request_id: str) -> None:
         """Cancel a request of this client: its call raises `CancelledError`. Harmless for one that has ended."""
@@ -128,31 +120,31 @@ class AsyncClient:
         question = LoadLora(
             request_id=uuid.uuid4().hex, name=name, path=name if path is None else path, strength=strength
         )
-        return await self._connection.ask_about_loras(question, LOAD_LORA_S)
+        return await self._connection.ask(question, Loras, LOAD_LORA_S)
 
     async def unload_lora(self, name: str) -> Loras:
         """Let requests choose this LoRA no more; those that have are finished with it. Returns what is left.
 
         Raises `ArgumentError` if there is none of that name, or if the server has no `--lora-dir`.
         """
-        return await self._connection.ask_about_loras(UnloadLora(request_id=uuid.uuid4().hex, name=name), SILENCE_S)
+        return await self._connection.ask(UnloadLora(request_id=uuid.uuid4().hex, name=name), Loras)
 
     async def loras(self) -> Loras:
         """The LoRAs that requests may choose, and those that are part of the weights."""
-        return await self._connection.ask_about_loras(ListLoras(request_id=uuid.uuid4().hex), SILENCE_S)
+        return await self._connection.ask(ListLoras(request_id=uuid.uuid4().hex), Loras)
 
     async def status(self) -> StatusReply:
         """What the server is doing."""
-        return await self._connection.ask(Status(), StatusReply, SILENCE_S)
+        return await self._connection.ask(Status(), StatusReply)
 
     async def metrics(self) -> bytes:
         """The server's metrics in Prometheus' text format."""
-        return await self._connection.ask(Metrics(), MetricsReply, SILENCE_S)
+        return await self._connection.ask(Metrics(), MetricsReply)
 
     async def ping(self) -> float:
         """Seconds to the server and back."""
         began = time.monotonic()
-        await self._connection.ask(Ping(), Pong, SILENCE_S)
+        await self._connection.ask(Ping(), Pong)
         return time.monotonic() - began
 
     async def connect(self) -> None:

@@ -1,4 +1,4 @@
-"""A client's connection to a front-end: sends, hears, pings, and knows who waits for which answer.
+"""A client's connection to a front-end: sends, hears, pings, and knows who waits for which reply.
 
 Requests are sent again while nothing is heard of them, which is harmless, since the front-end knows them by their id;
 a server that is silent for too long counts as lost, so no call waits for ever.
@@ -7,34 +7,28 @@ a server that is silent for too long counts as lost, so no call waits for ever.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 import uuid
-from typing import Any, TypeVar
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import zmq
 import zmq.asyncio
 
 from engine.errors import ArgumentError, Krea2Error, ServerError, error_from_code
-from launcher.client.calls import Call, error_of
 from launcher.messages.client_messages import (
-    Accepted,
     Acknowledge,
     Cancel,
     Closing,
     Failed,
-    Image,
-    LoraRequest,
-    Loras,
-    MetricsReply,
+    Generate,
     Ping,
     Pong,
-    Preview,
-    Progress,
     Reply,
     Request,
-    StatusReply,
+    is_request_id,
 )
 from launcher.messages.encoding import decode_reply, encode_request
 from launcher.messages.keys import ClientKeys
@@ -46,7 +40,30 @@ SILENCE_S = 20.0  # without anything from the server
 _FAREWELL_MS = 200  # for the last cancels to leave
 _KEYS_HINT = " (a server with keys answers only clients with a key that it knows)"
 
-T = TypeVar("T")
+
+@dataclass
+class Call:
+    """A request for images that is under way, and its replies that nobody has read yet: the newest of each kind."""
+
+    frame: bytes
+    last_heard: float
+    _unread: dict[Hashable, tuple[Reply, bytes] | Krea2Error] = field(default_factory=dict)
+    _has_unread: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, kind: Hashable, reply: tuple[Reply, bytes] | Krea2Error) -> None:
+        """Keep a reply with its binary frame, or the error that ends the call, in place of an older one of its kind."""
+        self._unread[kind] = reply
+        self._has_unread.set()
+
+    async def next_reply(self) -> tuple[Reply, bytes]:
+        """Wait for a reply. Raises the error that ends the call."""
+        await self._has_unread.wait()
+        reply = self._unread.pop(next(iter(self._unread)))
+        if not self._unread:
+            self._has_unread.clear()
+        if isinstance(reply, Krea2Error):
+            raise reply.with_traceback(None)  # which each raise would add to
+        return reply
 
 
 class Connection:
@@ -60,9 +77,9 @@ class Connection:
         self._connect_timeout_s = connect_timeout_s
         self._keys = keys
         self._context: zmq.asyncio.Context | None = None
-        self._calls: dict[str, Call] = {}
-        self._answers: dict[type[Reply], list[asyncio.Future[Any]]] = {Pong: [], StatusReply: [], MetricsReply: []}
-        self._lora_answers: dict[str, asyncio.Future[Loras]] = {}  # by the id of the question
+        self._calls: dict[str, Call] = {}  # by the request's id
+        # What each question waits for: a reply with its own id, or, where it has none, of a type.
+        self._questions: dict[asyncio.Future[Any], Hashable] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._last_heard = 0.0
         self._lost: Krea2Error | None = None  # why calls fail, until the server is heard again
@@ -117,11 +134,11 @@ class Connection:
         """Fail everything that waits, and what is asked from now on until the server is heard again."""
         self._lost = error
         for call in self._calls.values():
-            call.tell("end", error)
-        self._fail_questions(error)
+            call.put("end", error)
+        self._settle(None, error)
 
     def send(self, message: Request) -> None:
-        """Send a message, if the connection is open, and wait for no answer."""
+        """Send a message, if the connection is open, and wait for no reply."""
         self.send_frame(encode_request(message))
 
     def send_frame(self, frame: bytes) -> None:
@@ -129,18 +146,20 @@ class Connection:
         if self._context is not None and not self._ended:
             send_now(self._socket, [frame])  # which fails only when nobody has listened for long
 
-    async def begin_call(self, request_id: str, frame: bytes) -> Call:
-        """Expect news of a request, whose `frame` is for the caller to send first. Raises `ArgumentError` for its id.
+    async def begin_call(self, request: Generate) -> Call:
+        """Send a request, and expect its replies until `end_call`, which must follow.
 
-        `end_call` must follow.
+        Raises `ArgumentError` for values that cannot be sent, and for an id that is none or is in use.
         """
-        await self.open()
-        self._raise_if_lost()
-        if not isinstance(request_id, str) or not 1 <= len(request_id) <= 64:
+        frame = encode_request(request)
+        await self._ready()
+        request_id = request.request_id
+        if not is_request_id(request_id):
             raise ArgumentError.of("request_id", "a string of 1 to 64 characters", request_id)
         if request_id in self._calls:
             raise ArgumentError(f"request_id {request_id!r} is in use", parameter="request_id")
         call = self._calls[request_id] = Call(frame, time.monotonic())
+        self.send_frame(frame)
         return call
 
     def end_call(self, request_id: str, *, cancel: bool) -> None:
@@ -150,40 +169,27 @@ class Connection:
             self.send(Cancel(request_id=request_id))
         self.send(Acknowledge(request_id=request_id))
 
-    async def ask(self, question: Request, answer: type[Reply], timeout_s: float, hint: str = "") -> Any:
-        """The answer to a question, or for `MetricsReply` its binary frame. hint: what to say if none comes."""
-        await self.open()
-        self._raise_if_lost()
+    async def ask(self, question: Request, reply: type[Reply], timeout_s: float = SILENCE_S, hint: str = "") -> Any:
+        """The reply to a question, or its binary frame where it has one. hint: what to say if none comes.
+
+        Raises the error that the server answers, and `ServerError` if it answers nothing.
+        """
+        await self._ready()
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        waiting = self._answers[answer]
-        waiting.append(future)
+        self._questions[future] = getattr(question, "request_id", reply)
         try:
-            return await self._answer_to(question, future, timeout_s, hint)
-        finally:
-            waiting.remove(future)
-
-    async def ask_about_loras(self, question: LoraRequest, timeout_s: float) -> Loras:
-        """The answer to a question about LoRAs, each of which has an id. Raises the error that the server answers."""
-        await self.open()
-        self._raise_if_lost()
-        future: asyncio.Future[Loras] = asyncio.get_running_loop().create_future()
-        self._lora_answers[question.request_id] = future
-        try:
-            return await self._answer_to(question, future, timeout_s)
-        finally:
-            del self._lora_answers[question.request_id]
-
-    async def _answer_to(self, question: Request, future: asyncio.Future[T], timeout_s: float, hint: str = "") -> T:
-        self.send(question)
-        try:
+            self.send(question)
             async with asyncio.timeout(timeout_s):
                 return await future
         except TimeoutError:
             raise ServerError(f"no server answers at {self.address}{hint}") from None
+        finally:
+            del self._questions[future]
 
-    def _raise_if_lost(self) -> None:
+    async def _ready(self) -> None:
+        await self.open()
         if self._lost is not None:
-            raise self._lost.with_traceback(None)  # which each raise would add to
+            raise self._lost.with_traceback(None)
 
     async def _receive(self) -> None:
         while True:
@@ -199,32 +205,30 @@ class Connection:
             await asyncio.sleep(0)
 
     def _handle(self, reply: Reply, frames: list[bytes]) -> None:
-        if isinstance(reply, Pong | StatusReply | MetricsReply):
-            for future in self._answers[type(reply)]:
-                if not future.done():
-                    future.set_result(frames[0] if isinstance(reply, MetricsReply) else reply)
-        elif isinstance(reply, Closing):
+        if isinstance(reply, Closing):
             self.lose(error_from_code(reply.code, reply.message))
-        elif reply.request_id is None:  # a question that the server did not understand
-            self._fail_questions(error_of(reply))
-        elif (answer := self._lora_answers.get(reply.request_id)) is not None:
-            if isinstance(reply, Loras) and not answer.done():
-                answer.set_result(reply)
-            elif isinstance(reply, Failed) and not answer.done():
-                answer.set_exception(error_of(reply))
-        elif (call := self._calls.get(reply.request_id)) is not None:
-            call.last_heard = self._last_heard
-            if isinstance(reply, Failed):
-                call.tell("end", error_of(reply))
-            elif isinstance(reply, Image | Preview):
-                call.tell((type(reply), reply.index), (reply, frames[0]))
-            elif isinstance(reply, Accepted | Progress):
-                call.tell(type(reply), reply)
+            return
+        key: Any = getattr(reply, "request_id", type(reply))  # None for a question that the server did not understand
+        error = None
+        if isinstance(reply, Failed):
+            error = error_from_code(reply.code, reply.message, reply.parameter, reply.retry_after_s)
+        if (call := self._calls.get(key)) is None:
+            self._settle(key, error or (frames[0] if frames else reply))
+            return
+        call.last_heard = self._last_heard
+        if error is not None:
+            call.put("end", error)
+        else:
+            call.put((type(reply), getattr(reply, "index", None)), (reply, frames[0] if frames else b""))
 
-    def _fail_questions(self, error: Krea2Error) -> None:
-        for future in itertools.chain(*self._answers.values(), self._lora_answers.values()):
-            if not future.done():
-                future.set_exception(error)
+    def _settle(self, key: Hashable, outcome: object) -> None:
+        """Give the questions that wait for `key`, or all for None, a reply or the error that they raise."""
+        for future, expected in self._questions.items():
+            if key in (None, expected) and not future.done():
+                if isinstance(outcome, Krea2Error):
+                    future.set_exception(outcome)
+                else:
+                    future.set_result(outcome)
 
     async def _keep_lease(self) -> None:
         while True:

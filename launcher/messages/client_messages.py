@@ -11,7 +11,13 @@ import msgspec
 
 PROTOCOL_VERSION = 2
 
-RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+LONGEST_REQUEST_ID = 64  # characters
+RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_REQUEST_ID)]
+
+
+def is_request_id(value: object) -> bool:
+    """Whether a request may be known by it."""
+    return isinstance(value, str) and 1 <= len(value) <= LONGEST_REQUEST_ID
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=str.lower, forbid_unknown_fields=True):
