@@ -5,24 +5,38 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import suppress
-from typing import Any, TypeVar, Unpack
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack
 
 from engine.errors import Krea2Error, ServerError
 from launcher.client.async_client import AsyncClient
 from launcher.client.parameters import Parameters
-from launcher.client.results import Event, Result
-from launcher.messages.client_messages import Loras, StatusReply
+from launcher.client.results import Event
 
+P = ParamSpec("P")
 T = TypeVar("T")
 _CANCEL_S = 1.0  # for other calls to end, once they have been told to
+
+
+def _in_thread(
+    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Client, P], T]:
+    """The same method of `Client`: runs this one in the client's thread, and waits for it."""
+
+    @wraps(method)
+    def call(client: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return client.run(method(client.asynchronous, *args, **kwargs))
+
+    return call
 
 
 class Client:
     """A client for code without an event loop, or with one of its own. Thread-safe.
 
-    It runs an `AsyncClient`, `asynchronous`, in a thread.
+    It runs an `AsyncClient`, `asynchronous`, in a thread, and waits there for what its methods give. Ctrl-C in such a
+    wait, as leaving the loop over the events of `stream` early, cancels the request.
     Raises `ServerError` if no server answers at `address` within `connect_timeout_s` seconds; with `connect` False,
     only when it is first used. `key`: this client's `.key_secret` file, for a server with keys.
     """
@@ -59,41 +73,18 @@ class Client:
             self.close()
             raise
 
-    def generate(self, prompt: str, **parameters: Unpack[Parameters]) -> Result:
-        """See `AsyncClient.generate`. Ctrl-C in this call cancels the request."""
-        return self.run(self.asynchronous.generate(prompt, **parameters))
-
     def stream(self, prompt: str, **parameters: Unpack[Parameters]) -> Iterator[Event]:
-        """See `AsyncClient.stream`. Leaving the loop over the events early cancels the request."""
+        """See `AsyncClient.stream`."""
         return self._iterate(self.asynchronous.stream(prompt, **parameters))
 
-    def cancel(self, request_id: str) -> None:
-        """See `AsyncClient.cancel`."""
-        self.run(self.asynchronous.cancel(request_id))
-
-    def load_lora(self, name: str, path: str | None = None, strength: float = 1.0) -> Loras:
-        """See `AsyncClient.load_lora`."""
-        return self.run(self.asynchronous.load_lora(name, path, strength))
-
-    def unload_lora(self, name: str) -> Loras:
-        """See `AsyncClient.unload_lora`."""
-        return self.run(self.asynchronous.unload_lora(name))
-
-    def loras(self) -> Loras:
-        """See `AsyncClient.loras`."""
-        return self.run(self.asynchronous.loras())
-
-    def status(self) -> StatusReply:
-        """What the server is doing."""
-        return self.run(self.asynchronous.status())
-
-    def metrics(self) -> bytes:
-        """The server's metrics in Prometheus' text format."""
-        return self.run(self.asynchronous.metrics())
-
-    def ping(self) -> float:
-        """Seconds to the server and back."""
-        return self.run(self.asynchronous.ping())
+    generate = _in_thread(AsyncClient.generate)
+    cancel = _in_thread(AsyncClient.cancel)
+    load_lora = _in_thread(AsyncClient.load_lora)
+    unload_lora = _in_thread(AsyncClient.unload_lora)
+    loras = _in_thread(AsyncClient.loras)
+    status = _in_thread(AsyncClient.status)
+    metrics = _in_thread(AsyncClient.metrics)
+    ping = _in_thread(AsyncClient.ping)
 
     def close(self) -> None:
         """Cancel what is waiting and disconnect. The client cannot be used after that."""
