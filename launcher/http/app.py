@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -30,7 +29,7 @@ from engine.errors import Krea2Error, ServerError
 from launcher.http.connections import ImpatientProtocol, allow_many_connections
 from launcher.http.docs import ERROR_SCHEMA, IMAGES_SCHEMA, describe_limits, describe_page
 from launcher.http.engine_connection import EngineLink
-from launcher.http.errors import error_response, http_error
+from launcher.http.errors import JsonResponse, error_response, http_error
 from launcher.http.guard import FILES_PATH, Guard
 from launcher.http.image_links import HeldFiles
 from launcher.http.images import ImagesRoute, check_model
@@ -114,9 +113,8 @@ def make_app(config: HttpConfig) -> Guard:
         title="krea2-engine", version=engine.__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
         description="Images with Krea 2, as OpenAI's images API makes them.", responses={"default": ERROR_SCHEMA},
     )  # fmt: skip
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _not_routed)
-    app.add_exception_handler(Krea2Error, _failed)
+    for kind in (RequestValidationError, HTTPException, Krea2Error):
+        app.add_exception_handler(kind, _answer_error)
     guard = Guard(app, config)
 
     @app.post("/v1/images/generations", responses=IMAGES_SCHEMA)
@@ -139,24 +137,24 @@ def make_app(config: HttpConfig) -> Guard:
     @app.get("/v1/models", response_class=Response)
     async def list_models() -> Response:
         """The models that `model` may name."""
-        return _json({"object": "list", "data": [_model(name, began) for name in config.model_names]})
+        return JsonResponse({"object": "list", "data": [_model(name, began) for name in config.model_names]})
 
     @app.get("/v1/models/{name:path}", response_class=Response)
     async def get_model(name: str) -> Response:
         """One of the models."""
         check_model(config, name)
-        return _json(_model(name, began))
+        return JsonResponse(_model(name, began))
 
     @app.get("/v1/settings", response_class=Response)
     async def get_settings() -> Response:
         """Defaults and limits of this server."""
-        return _json(_settings(config, model))
+        return JsonResponse(_settings(config, model))
 
     @app.get("/health", response_class=Response)
     @app.head("/health", include_in_schema=False)
     async def health() -> Response:
         """Whether this process is alive."""
-        return _json({"status": "ok"})
+        return JsonResponse({"status": "ok"})
 
     @app.get("/ready", response_class=Response)
     @app.head("/ready", include_in_schema=False)
@@ -169,7 +167,7 @@ def make_app(config: HttpConfig) -> Guard:
             raise ServerError(f"the engine does not answer: {reason}") from None
         if not status.ready:
             raise ServerError("the engine is not ready: it starts, warms up, or is being stopped")
-        return _json({"status": "ready", "waiting": status.waiting, "running": status.running})
+        return JsonResponse({"status": "ready", "waiting": status.waiting, "running": status.running})
 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
@@ -203,39 +201,29 @@ class _Page(StaticFiles):
         return response
 
 
-async def _invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json":
-        problem: Krea2Error = http_error("unsupported_media_type", "Content-Type must be application/json")
-    else:
-        problem = explain_invalid(list(error.errors()))
-    return _answer_error(request, problem)
-
-
-async def _not_routed(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    path = request.url.path
-    problem = {
-        400: http_error("invalid_parameter", "the body cannot be parsed as JSON"),
-        404: http_error("not_found", f"there is nothing at {path}"),
-        405: http_error("method_not_allowed", f"{request.method} is not possible at {path}"),
-    }.get(error.status_code, http_error("invalid_parameter", str(error.detail)))
-    return _answer_error(request, problem, dict(error.headers or {}))
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Krea2Error)
-    return _answer_error(request, error)
-
-
-def _answer_error(request: Request, error: Krea2Error, headers: dict[str, str] | None = None) -> Response:
+async def _answer_error(request: Request, problem: Exception) -> Response:
+    """What a route, FastAPI or Starlette raises, in the shape of all errors."""
+    headers = None
+    match problem:
+        case RequestValidationError():
+            content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if content_type == "application/json":
+                error: Krea2Error = explain_invalid(problem.errors())
+            else:
+                error = http_error("unsupported_media_type", "Content-Type must be application/json")
+        case HTTPException(status_code=status):
+            path, headers = request.url.path, dict(problem.headers or {})
+            error = {
+                400: http_error("invalid_parameter", "the body cannot be parsed as JSON"),
+                404: http_error("not_found", f"there is nothing at {path}"),
+                405: http_error("method_not_allowed", f"{request.method} is not possible at {path}"),
+            }.get(status, http_error("invalid_parameter", str(problem.detail)))
+        case Krea2Error():
+            error = problem
+        case _:
+            raise problem
     request.state.error_code = error.code  # for the log
     return error_response(error, request.state.request_id, headers)
-
-
-def _json(content: object) -> Response:
-    return Response(msgspec.json.encode(content), media_type="application/json")
 
 
 def _model(name: str, created: int) -> dict[str, object]:

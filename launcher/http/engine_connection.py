@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 from engine.errors import Krea2Error, ServerError
 from launcher.client.async_client import AsyncClient
@@ -28,19 +27,16 @@ class EngineLink:
 
     async def keep_connected(self) -> None:
         """Connect, trying again until that works, and wait for the ranks."""
-        while self._client is None:
-            try:
-                client = AsyncClient(self._address, connect_timeout_s=_CONNECT_S, key=self._key)
-                await client.connect()
-            except Krea2Error as error:
-                if not isinstance(error, ServerError):  # nobody answers yet
-                    log_event("the front-end cannot be reached", level="error", message=error.message)
-                await asyncio.sleep(_POLL_S)
-            else:
-                self._client = client
         while not self._has_loaded:
-            with suppress(Krea2Error):
+            try:
+                if self._client is None:
+                    client = AsyncClient(self._address, connect_timeout_s=_CONNECT_S, key=self._key)
+                    await client.connect()
+                    self._client = client
                 await self.status()
+            except Krea2Error as error:
+                if self._client is None and not isinstance(error, ServerError):  # which says that nobody answers yet
+                    log_event("the front-end cannot be reached", level="error", message=error.message)
             await asyncio.sleep(_POLL_S)
 
     def client(self) -> AsyncClient:

@@ -1,8 +1,9 @@
-"""Errors as HTTP answers: `{"error": {"message", "type", "param", "code"}}`, as OpenAI's clients read them."""
+"""JSON answers, and errors as OpenAI's clients read them: `{"error": {"message", "type", "param", "code"}}`."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 from starlette.responses import Response
@@ -29,8 +30,18 @@ STATUS_OF_CODE = {
     "timeout": 504,
 }  # and 500 for everything else
 RETRY_AFTER_S = 1.0  # where the server does not know better
-_RETRY = (429, 503)
-_NO_RETRY = (500, 504)  # OpenAI's clients repeat these by themselves, though it would end as it did
+_NEVER_AGAIN = {"X-Should-Retry": "false"}  # OpenAI's clients repeat it by themselves, though it would end as it did
+_CLOSE = {"Connection": "close"}  # what is left of the body is never read
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 408: _CLOSE, 413: _CLOSE, 500: _NEVER_AGAIN, 504: _NEVER_AGAIN}
+
+
+class JsonResponse(Response):
+    """An answer that msgspec writes: a struct as an object, bytes as base64."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return msgspec.json.encode(content)
 
 
 def http_error(code: str, message: str, parameter: str | None = None) -> Krea2Error:
@@ -40,13 +51,9 @@ def http_error(code: str, message: str, parameter: str | None = None) -> Krea2Er
     return error
 
 
-def status_of(error: Krea2Error) -> int:
-    return STATUS_OF_CODE.get(error.code, 500)
-
-
 def error_object(error: Krea2Error, request_id: str) -> dict[str, object]:
     """What an answer has under `error`."""
-    status = status_of(error)
+    status = STATUS_OF_CODE.get(error.code, 500)
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     return {
         "message": error.message,
@@ -59,12 +66,8 @@ def error_object(error: Krea2Error, request_id: str) -> dict[str, object]:
 
 def error_response(error: Krea2Error, request_id: str, headers: dict[str, str] | None = None) -> Response:
     """The answer to a request that failed before anything was sent."""
-    status = status_of(error)
-    headers = dict(headers or {})
-    if status in _RETRY:
-        seconds = error.retry_after_s or RETRY_AFTER_S
-        headers["Retry-After"] = str(max(1, math.ceil(seconds)))
-    elif status in _NO_RETRY:
-        headers["X-Should-Retry"] = "false"
-    body = msgspec.json.encode({"error": error_object(error, request_id)})
-    return Response(body, status, headers, media_type="application/json")
+    status = STATUS_OF_CODE.get(error.code, 500)
+    headers = {**(headers or {}), **_HEADERS.get(status, {})}
+    if status in (429, 503):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or RETRY_AFTER_S)))
+    return JsonResponse({"error": error_object(error, request_id)}, status, headers)

@@ -14,7 +14,8 @@ import uuid
 from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import Krea2Error
@@ -58,23 +59,20 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        offered = headers.get("x-request-id", "")
-        request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
-        state = scope.setdefault("state", {})
-        state["request_id"] = request_id
+        request = Request(scope, receive)
+        offered = request.headers.get("x-request-id", "")
+        request_id = request.state.request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
         answer = _Answer(send, request_id)
-        path, began = scope["path"], time.monotonic()
+        began = time.monotonic()
         error: str | None = None
         try:
-            self._check_origin(scope, headers)
-            self._check_key(scope, headers)
-            body = await self._read_body(scope, headers, receive)
-            await self._run(scope, receive, answer, body)
-            error = state.get("error_code")
+            self._check_origin(request)
+            self._check_key(request)
+            await self._run(request, await self._read_body(request), answer)
+            error = getattr(request.state, "error_code", None)
         except Krea2Error as problem:
             error = problem.code
-            await error_response(problem, request_id, _extra_headers(problem))(scope, receive, answer.send)
+            await error_response(problem, request_id)(scope, receive, answer.send)
         except _SlowClientError as problem:
             error = str(problem)
             raise
@@ -86,74 +84,67 @@ class Guard:
             internal = Krea2Error("the server made a mistake: its log has the request's id")
             await error_response(internal, request_id)(scope, receive, answer.send)
         finally:
-            self._record(scope, path, answer.status, time.monotonic() - began, request_id, error)
+            self._record(request, answer.status, time.monotonic() - began, error)
 
-    def _check_origin(self, scope: Scope, headers: Headers) -> None:
+    def _check_origin(self, request: Request) -> None:
         """Refuse what a web page of somebody else makes the user's browser send."""
-        host = headers.get("host", "")
+        host = request.headers.get("host", "")
         if self._hosts is not None and host_name(host) not in self._hosts:
             allowed = "localhost, the address of this server or an --allowed-host"
             raise http_error("host_not_allowed", f"Host must be {allowed}, got {host!a}")
-        origin = headers.get("origin")
-        if scope["method"] in ("GET", "HEAD") or origin is None:
+        origin = request.headers.get("origin")
+        if request.method in ("GET", "HEAD") or origin is None:
             return
         if not is_own_origin(origin, host, self._config.public_url):
             raise http_error("origin_not_allowed", f"Origin must be this server's own, got {origin!a}")
 
-    def _check_key(self, scope: Scope, headers: Headers) -> None:
-        path = scope["path"]
+    def _check_key(self, request: Request) -> None:
+        path = request.scope["path"]
         # A link to an image carries its own secret, so that it can be opened by whoever gets it.
         if not self._keys or path.startswith(FILES_PATH) or not (path == "/metrics" or path.startswith("/v1/")):
             return
-        scheme, _, key = headers.get("authorization", "").partition(" ")
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
         sent = key.strip().encode("latin-1")
         matches = [hmac.compare_digest(sent, known) for known in self._keys]  # all, so that time tells nothing
         if scheme.lower() != "bearer" or not any(matches):
             told = "an API key is needed: send Authorization: Bearer KEY" if not key else "the API key is not valid"
             raise http_error("invalid_api_key", told)
 
-    async def _read_body(self, scope: Scope, headers: Headers, receive: Receive) -> bytes:
+    async def _read_body(self, request: Request) -> bytes:
         limit = self._config.max_body_bytes
-        declared = headers.get("content-length", "")
+        too_large = http_error("body_too_large", f"the body must be at most {limit} bytes")
+        declared = request.headers.get("content-length", "")
         if declared.isascii() and declared.isdigit() and int(declared[:20]) > limit:
-            raise _too_large(limit)
-        if not declared and "transfer-encoding" not in headers:
+            raise too_large
+        if not declared and "transfer-encoding" not in request.headers:
             return b""
         body = bytearray()
         try:
             async with asyncio.timeout(BODY_S):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise http_error("cancelled", "the client hung up")
-                    body += message.get("body", b"")
+                async for part in request.stream():
+                    body += part
                     if len(body) > limit:
-                        raise _too_large(limit)
-                    if not message.get("more_body", False):
-                        return bytes(body)
+                        raise too_large
         except TimeoutError:
             raise http_error("body_timeout", f"the body must arrive within {BODY_S:g} s") from None
+        except ClientDisconnect:
+            raise http_error("cancelled", "the client hung up") from None
+        return bytes(body)
 
-    async def _run(self, scope: Scope, receive: Receive, answer: _Answer, body: bytes) -> None:
+    async def _run(self, request: Request, body: bytes, answer: _Answer) -> None:
         """Run the application until it has answered or its client has hung up, which cancels it."""
         replayed: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-        over = asyncio.Event()
+
+        async def hang_up() -> Message:
+            while (message := await request.receive())["type"] != "http.disconnect":
+                pass
+            return message
 
         async def receive_again() -> Message:
-            if replayed:
-                return replayed.pop()
-            await over.wait()
-            return {"type": "http.disconnect"}
+            return replayed.pop() if replayed else await asyncio.shield(watching)
 
-        async def hang_up() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-
-        async def run_app() -> None:
-            await self._app(scope, receive_again, answer.send)
-
-        running = asyncio.create_task(run_app())
         watching = asyncio.create_task(hang_up())
+        running = asyncio.ensure_future(self._app(request.scope, receive_again, answer.send))
         try:
             await asyncio.wait((running, watching), return_when=asyncio.FIRST_COMPLETED)
             if running.done() or answer.complete:  # which looks like hanging up, too
@@ -161,25 +152,21 @@ class Guard:
             else:
                 answer.status = _HUNG_UP
         finally:
-            over.set()
             for task in (running, watching):
                 if not task.done():
                     task.cancel()
                     with suppress(asyncio.CancelledError):
                         await task
 
-    def _record(
-        self, scope: Scope, path: str, status: int | None, seconds: float, request_id: str, error: str | None
-    ) -> None:
-        route = getattr(scope.get("route"), "path", None) or "other"
-        method = scope["method"] if scope["method"] in _METHODS else "other"
+    def _record(self, request: Request, status: int | None, seconds: float, error: str | None) -> None:
+        route, path = getattr(request.scope.get("route"), "path", None) or "other", request.scope["path"]
+        method = request.method if request.method in _METHODS else "other"
         self._requests.labels(route, method, status or 0).inc()
         self._seconds.labels(route).observe(seconds)
         if path not in _QUIET or error is not None:
-            client = scope.get("client")
             log_event(
-                "http", request_id=request_id, method=scope["method"], path=path, status=status,
-                seconds=round(seconds, 4), client=client[0] if client else None, error=error,
+                "http", request_id=request.state.request_id, method=request.method, path=path, status=status,
+                seconds=round(seconds, 4), client=request.client and request.client.host, error=error,
             )  # fmt: skip
 
 
@@ -209,15 +196,3 @@ class _Answer:
 
 class _SlowClientError(Exception):
     """The client does not take its answer."""
-
-
-def _extra_headers(error: Krea2Error) -> dict[str, str]:
-    if error.code == "invalid_api_key":
-        return {"WWW-Authenticate": "Bearer"}
-    if error.code in ("body_too_large", "body_timeout"):
-        return {"Connection": "close"}  # what is left of the body is never read
-    return {}
-
-
-def _too_large(limit: int) -> Krea2Error:
-    return http_error("body_too_large", f"the body must be at most {limit} bytes")

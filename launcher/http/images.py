@@ -8,21 +8,21 @@ from contextlib import aclosing
 
 import msgspec
 from fastapi import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, Krea2Error
-from launcher.client.results import Event, ImageFile, Result
+from launcher.client.results import Event, Result
 from launcher.http.engine_connection import EngineLink
-from launcher.http.errors import error_object, http_error
+from launcher.http.errors import JsonResponse, error_object, http_error
 from launcher.http.guard import FILES_PATH
 from launcher.http.image_links import HeldFiles
 from launcher.http.openai_api import (
     EventWriter,
     ImageRequest,
-    answer,
     ignored_parameters,
+    images_object,
     in_words_of,
     preview_every,
     to_generate,
@@ -62,12 +62,11 @@ class ImagesRoute:
         assert isinstance(event, Result)
         link_base = (self._config.public_url or str(request.base_url)).rstrip("/") + FILES_PATH
 
-        def fields(file: bytes) -> dict[str, object]:
-            if body.response_format == "url":
-                return {"url": link_base + self._files.add(file, checked.output_format)}
-            return {"b64_json": file}  # bytes are base64 in msgspec's JSON
+        def link(file: bytes) -> str:
+            return link_base + self._files.add(file, checked.output_format)
 
-        return Response(answer(event, request_id, ignored_parameters(body), fields), media_type="application/json")
+        links = link if body.response_format == "url" else None
+        return JsonResponse(images_object(event, request_id, ignored_parameters(body), links))
 
     async def _write(
         self,
@@ -79,39 +78,31 @@ class ImagesRoute:
     ) -> AsyncGenerator[bytes, None]:
         request_id = request.state.request_id
         writer = EventWriter(checked, request_id, progress=bool(body.progress), warnings=ignored_parameters(body))
-        images: list[ImageFile] = []
+        event = first
         async with aclosing(events):
             try:
-                event = first
-                while not isinstance(event, Result):
-                    if isinstance(event, ImageFile):
-                        images.append(event)
-                        if len(images) < checked.num_images:
-                            yield writer.write_image(event, None)
-                    elif (written := writer.write(event)) is not None:
+                while True:
+                    if (written := writer.write(event)) is not None:
                         yield written
+                    if isinstance(event, Result):
+                        return
                     event = await anext(events)
-                yield writer.write_image(images[-1], event)
             except Krea2Error as error:
                 problem = in_words_of(body, error) if isinstance(error, ArgumentError) else error
                 request.state.error_code = problem.code  # for the log
                 yield write_error(error_object(problem, request_id))
 
 
-class _EventStream(Response):
+class _EventStream(StreamingResponse):
     """Server-sent events; the generator is closed when the client hangs up, at once."""
 
     def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-        del self.headers["content-length"]
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._events) as events:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async for event in events:
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+        async with aclosing(self._events):
+            await self.stream_response(send)
 
 
 def _rpc_id(request_id: str) -> str:

@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from engine.errors import ArgumentError
 from launcher.http.engine_connection import EngineLink
-from launcher.http.errors import http_error
-from launcher.messages.client_messages import LoadedLora, Loras
+from launcher.http.errors import JsonResponse, http_error
+from launcher.messages.client_messages import LoadedLora
 
 PATH = "/v1/loras"
 
@@ -31,7 +31,15 @@ def add_lora_routes(app: FastAPI, link: EngineLink) -> None:
     @app.get(PATH, response_class=Response)
     async def list_loras() -> Response:
         """The LoRAs that `loras` may name, those that are merged into the weights, and whether more may be loaded."""
-        return _answer(await link.client().loras())
+        loras = await link.client().loras()
+        return JsonResponse(
+            {
+                "object": "list",
+                "data": list(map(_described, loras.loras)),
+                "merged": loras.merged,
+                "loadable": loras.loadable,
+            }
+        )
 
     @app.post(PATH, response_class=Response)
     async def load_lora(body: LoadLoraBody) -> Response:
@@ -41,7 +49,7 @@ def add_lora_routes(app: FastAPI, link: EngineLink) -> None:
         lora = next((lora for lora in loras.loras if lora.name == body.name), None)
         if lora is None:
             raise http_error("not_found", f"{body.name} was unloaded at once")
-        return Response(msgspec.json.encode(_described(lora)), media_type="application/json")
+        return JsonResponse(_described(lora))
 
     @app.delete(PATH + "/{name}", response_class=Response)
     async def unload_lora(name: str) -> Response:
@@ -52,19 +60,7 @@ def add_lora_routes(app: FastAPI, link: EngineLink) -> None:
             if error.parameter != "name":
                 raise
             raise http_error("not_found", error.message) from None
-        return Response(
-            msgspec.json.encode({"name": name, "object": "lora", "deleted": True}), media_type="application/json"
-        )
-
-
-def _answer(loras: Loras) -> Response:
-    body = {
-        "object": "list",
-        "data": [_described(lora) for lora in loras.loras],
-        "merged": loras.merged,
-        "loadable": loras.loadable,
-    }
-    return Response(msgspec.json.encode(body), media_type="application/json")
+        return JsonResponse({"name": name, "object": "lora", "deleted": True})
 
 
 def _described(lora: LoadedLora) -> dict[str, object]:

@@ -9,22 +9,20 @@ import difflib
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.errors import ArgumentError
-from launcher.client.results import ImageFile, PreviewFile, Result
-from launcher.messages.client_messages import Accepted, Generate, LoraChoice, Progress
+from launcher.client.results import Event, ImageFile, PreviewFile, Result
+from launcher.messages.client_messages import Generate, LoraChoice
 from launcher.requests.check import CheckedRequest
 
 MAX_PARTIAL_IMAGES = 3
 _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
-_OPENAI_NAMES = {"num_images": "n"}  # of parameters that the engine knows by another name
-
-Value = TypeVar("Value")
+_ALIASES = {"num_inference_steps": "steps", "guidance_scale": "guidance", "n": "num_images"}  # and the engine's names
 
 
 class LoraChoiceBody(BaseModel):
@@ -97,23 +95,16 @@ def to_generate(body: ImageRequest, request_id: str) -> Generate:
             "response_format must be b64_json where stream is true, got 'url'", parameter="response_format"
         )
     width, height = _size(body.size)
-    return Generate(
-        request_id=request_id,
-        prompt=body.prompt,
-        seed=body.seed,
-        steps=_either("steps", body.steps, "num_inference_steps", body.num_inference_steps),
-        guidance=_either("guidance", body.guidance, "guidance_scale", body.guidance_scale),
-        negative_prompt=body.negative_prompt,
-        mu=body.mu,
-        width=_either("width", body.width, "size", width),
-        height=_either("height", body.height, "size", height),
-        num_images=1 if body.n is None else body.n,
-        priority=body.priority or 0,
-        timeout_s=body.timeout_s,
-        output_format=body.output_format or "png",
-        preview_every=body.preview_every,
-        loras=tuple(LoraChoice(name=lora.name, strength=lora.strength) for lora in body.loras or ()),
-    )
+    fields = body.model_dump(include=set(Generate.__struct_fields__), exclude_none=True)
+    fields["loras"] = tuple(LoraChoice(**lora) for lora in fields.get("loras", ()))
+    for name, other_name, value in (
+        *((name, alias, getattr(body, alias)) for alias, name in _ALIASES.items()),
+        ("width", "size", width),
+        ("height", "size", height),
+    ):
+        if value is not None and fields.setdefault(name, value) != value:
+            raise ArgumentError(f"{name} {fields[name]} contradicts {other_name}, which says {value}", parameter=name)
+    return Generate(request_id=request_id, **fields)
 
 
 def preview_every(body: ImageRequest, steps: int) -> int | None:
@@ -128,18 +119,19 @@ def in_words_of(body: ImageRequest, error: ArgumentError) -> ArgumentError:
     name = error.parameter
     if name is None:
         return error
-    sent = _OPENAI_NAMES.get(name, name)
-    if sent in ("width", "height") and getattr(body, sent) is None and body.size is not None:
-        return ArgumentError(f"size {body.size}: {error.message}", parameter="size")
-    for alias, original in (("num_inference_steps", "steps"), ("guidance_scale", "guidance")):
-        if name == original and getattr(body, original) is None and getattr(body, alias) is not None:
-            sent = alias
+    sent = name
+    if getattr(body, name, None) is None:
+        if name in ("width", "height") and body.size is not None:
+            return ArgumentError(f"size {body.size}: {error.message}", parameter="size")
+        sent = next(
+            (alias for alias, own in _ALIASES.items() if own == name and getattr(body, alias) is not None), name
+        )
     if error.message.startswith(f"{name} "):
         return ArgumentError(sent + error.message.removeprefix(name), parameter=sent)
     return ArgumentError(error.message, parameter=sent)
 
 
-def explain_invalid(problems: list[Any]) -> ArgumentError:
+def explain_invalid(problems: Sequence[Any]) -> ArgumentError:
     """pydantic's complaints about a body, the first of them, in the words of the other errors about parameters."""
     problem = problems[0]
     where = [part for part in problem["loc"] if part != "body"]
@@ -170,32 +162,28 @@ def explain_invalid(problems: list[Any]) -> ArgumentError:
 # ---- answers
 
 
-def answer(
-    result: Result,
-    request_id: str,
-    warnings: tuple[str, ...],
-    image_fields: Callable[[bytes], Mapping[str, object]],
-) -> bytes:
-    """The JSON answer; `image_fields(file)` says how an image is handed over: as b64_json or url.
+def images_object(
+    result: Result, request_id: str, warnings: tuple[str, ...], links: Callable[[bytes], str] | None
+) -> dict[str, object]:
+    """The body of an answer, with each image as base64, or as the url that `links` gives its file.
 
     request_id: as the client knows it, which is not the engine's.
     """
-    return msgspec.json.encode(
-        {
-            "created": int(time.time()),
-            "request_id": request_id,
-            "data": [
-                {**image_fields(file), "index": index, "seed": seed}
-                for index, (file, seed) in enumerate(zip(result.files, result.seeds, strict=True))
-            ],
-            "seed": result.seed,
-            "size": f"{result.width}x{result.height}",
-            "output_format": result.format,
-            "background": "opaque",
-            "timings": result.timings,
-            "warnings": result.warnings + warnings,
-        }
-    )
+    data = [
+        {**({"b64_json": file} if links is None else {"url": links(file)}), "index": index, "seed": seed}
+        for index, (file, seed) in enumerate(zip(result.files, result.seeds, strict=True))
+    ]
+    return {
+        "created": int(time.time()),
+        "request_id": request_id,
+        "data": data,
+        "seed": result.seed,
+        "size": f"{result.width}x{result.height}",
+        "output_format": result.format,
+        "background": "opaque",
+        "timings": result.timings,
+        "warnings": result.warnings + warnings,
+    }
 
 
 def ignored_parameters(body: ImageRequest) -> tuple[str, ...]:
@@ -209,39 +197,46 @@ class EventWriter:
     """Server-sent events of one request: OpenAI's, and with `progress` our own between them."""
 
     def __init__(self, checked: CheckedRequest, request_id: str, *, progress: bool, warnings: tuple[str, ...]) -> None:
+        self._checked = checked
         self._request_id = request_id  # as the client knows it
-        self._size = f"{checked.width}x{checked.height}"
-        self._format = checked.output_format
         self._progress = progress
         self._warnings = warnings
         self._partial_images = [0] * checked.num_images
+        self._images: list[ImageFile] = []
 
-    def write(self, event: Accepted | Progress | PreviewFile) -> bytes | None:
-        """The event as it goes to the client, or None if it did not ask for such events."""
-        if isinstance(event, PreviewFile):
-            number = self._partial_images[event.index]
-            self._partial_images[event.index] += 1
-            own = {"partial_image_index": number, "index": event.index, "step": event.step, "steps": event.steps}
-            return self._image("image_generation.partial_image", event.file, "jpeg", own)
+    def write(self, event: Event) -> bytes | None:
+        """The event as it goes to the client, or None if it did not ask for such events.
+
+        The last image waits for the result, whose timings and warnings it carries.
+        """
+        match event:
+            case PreviewFile():
+                number = self._partial_images[event.index]
+                self._partial_images[event.index] += 1
+                own = {"partial_image_index": number, "index": event.index, "step": event.step, "steps": event.steps}
+                return self._image("image_generation.partial_image", event.file, "jpeg", own)
+            case ImageFile():
+                self._images.append(event)
+                return self._completed({}) if len(self._images) < self._checked.num_images else None
+            case Result():
+                return self._completed({"timings": event.timings, "warnings": event.warnings + self._warnings})
         if not self._progress:
             return None
-        fields = {name: value for name, value in msgspec.structs.asdict(event).items() if name != "version"}
-        fields["request_id"] = self._request_id
+        fields = msgspec.structs.asdict(event) | {"request_id": self._request_id}
+        del fields["version"]
         return _event("image_generation." + type(event).__name__.lower(), fields)
 
-    def write_image(self, image: ImageFile, result: Result | None) -> bytes:
-        """A finished image. `result` is there once all images are, and the timings with it."""
-        own: dict[str, object] = {"index": image.index, "seed": image.seed, "usage": None}
-        if result is not None:
-            own |= {"timings": result.timings, "warnings": result.warnings + self._warnings}
-        return self._image("image_generation.completed", image.file, self._format, own)
+    def _completed(self, more: Mapping[str, object]) -> bytes:
+        image = self._images[-1]
+        own = {"index": image.index, "seed": image.seed, "usage": None, **more}
+        return self._image("image_generation.completed", image.file, self._checked.output_format, own)
 
     def _image(self, kind: str, file: bytes, output_format: str, own: Mapping[str, object]) -> bytes:
         common = {
             "b64_json": file,  # bytes are base64 in msgspec's JSON
             "request_id": self._request_id,
             "created_at": int(time.time()),
-            "size": self._size,
+            "size": f"{self._checked.width}x{self._checked.height}",
             "output_format": output_format,
             "quality": "auto",
             "background": "opaque",
@@ -265,12 +260,6 @@ def _size(size: str | None) -> tuple[int | None, int | None]:
     if match is None:
         raise ArgumentError.of("size", "WIDTHxHEIGHT in pixels, as 1024x1024, or auto", size)
     return int(match[1]), int(match[2])
-
-
-def _either(name: str, value: Value | None, other_name: str, other: Value | None) -> Value | None:
-    if value is not None and other is not None and value != other:
-        raise ArgumentError(f"{name} {value} contradicts {other_name}, which says {other}", parameter=name)
-    return other if value is None else value
 
 
 def _short(text: str) -> str:
