@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from engine.config.degrees import MOST_RANKS, PARALLEL_DEGREES, Degrees
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_CHECKPOINTS
+from engine.config.options import check_options, one_of, option, path, switch, whole_number
 from engine.errors import ArgumentError
 
 DEVICES = ("auto", "cuda", "cpu")
@@ -21,106 +23,124 @@ PARTS = ("transformer", "text_encoder", "vae", "tokenizer")
 _MOST_BYTES = 2**50  # of a device's memory: beyond it a size is a slip, and further beyond no message can carry it
 
 
+def _bytes(help: str, *, before: str | None = None) -> Any:
+    allowed = f"a number of bytes from 1 to {_MOST_BYTES}, as 16GB"
+    return whole_number(1, _MOST_BYTES, allowed, help, metavar="SIZE", before=before)
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """How to run the engine: which checkpoint, on what, over how many ranks. Raises `ArgumentError`.
 
-    tp: ranks that every matrix is split over; sp: ranks that the tokens of a step are split over; cfg_parallel: two
-    halves of so many step different segments, such as the two of a guided image. There are `ranks` of them.
+    The fields are the options of `krea2` and `launch`, so they are many and flat: a new one is written here, with its
+    values and its help, and in the signature of `launch`.
 
-    offload: what lies in host memory until it is needed, of `OFFLOADS`. prefetch: how many blocks are copied ahead;
-    None leaves it to the plan. memory_budget: bytes of a device that the engine may take. vae_memory: bytes of decoding
-    above which an image is decoded in tiles. lora_memory: bytes that a budget's plan leaves to LoRAs. See
-    docs/small-gpus.md.
-
-    model: a folder in the diffusers layout, a transformer's file, or one of `DEMO_CHECKPOINTS`; None is "demo", unless
-    parts are given. transformer, text_encoder, vae and tokenizer are parts that come from elsewhere: a file or a folder
-    each.
+    model None is "demo", unless parts are given: a file or a folder each, which come from elsewhere. `cfg_parallel`
+    makes two halves of tp · sp ranks each, which step different segments; `ranks` is all of them. merge_loras: files,
+    each with its strength. offload: of `OFFLOADS`. memory_budget: bytes of a device that the engine may take;
+    vae_memory: bytes of decoding above which an image is decoded in tiles; lora_memory: bytes that a budget's plan
+    leaves to LoRAs. See docs/small-gpus.md.
     """
 
-    model: str | None = None
-    transformer: str | None = None
-    text_encoder: str | None = None
-    vae: str | None = None
-    tokenizer: str | None = None
-    tp: int = 1
-    sp: int = 1
-    cfg_parallel: bool = False
-    device: str = "auto"
-    dtype: str = "auto"
-    variant: str | None = None
-    share_gpu: bool = False
-    quantization: str = "auto"
-    attention: str = "auto"
-    cuda_graphs: bool = True
-    merge_loras: tuple[tuple[str, float], ...] = ()  # files, each with its strength
-    lora_lenient: bool = False
-    offload: tuple[str, ...] = ()
-    prefetch: int | None = None
-    memory_budget: int | None = None
-    vae_memory: int | None = None
-    lora_memory: int | None = None
+    model: str | None = path(
+        "Checkpoint folder in the diffusers layout, a transformer's file, a Hugging Face repository, or one of "
+        f"{', '.join(DEMO_CHECKPOINTS)}.  [default: demo, if no part of a model is given]",
+        f"the path of a checkpoint, or one of {', '.join(DEMO_CHECKPOINTS)}",
+    )
+    transformer: str | None = path(
+        "Transformer: a file (safetensors or GGUF, whole or quantised) or a folder.", metavar="PATH"
+    )
+    text_encoder: str | None = path("Text encoder, Qwen3-VL-4B: a file or a folder.", metavar="PATH")
+    vae: str | None = path("Qwen-Image VAE: a file or a folder.", metavar="PATH")
+    tokenizer: str | None = path("Tokenizer of the text encoder: tokenizer.json or its folder.", metavar="PATH")
+    tp: int = one_of(
+        PARALLEL_DEGREES,
+        1,
+        "Ranks that every matrix is split over: 1, 2 or 4.  [default: 1; under torchrun, what others leave]",
+        kind=int,
+    )
+    sp: int = one_of(
+        PARALLEL_DEGREES,
+        1,
+        "Ranks that the tokens of a step are split over: 1, 2 or 4. There are tp · sp.  [default: 1]",
+        kind=int,
+    )
+    cfg_parallel: bool = switch(
+        False,
+        "Twice as many ranks, whose halves step different parts of a batch: the prompt's and the negative prompt's of "
+        "a guided image, or different images.",
+    )
+    device: str = one_of(DEVICES, "auto", "auto, cuda or cpu.")
+    dtype: str = one_of(DTYPES, "auto", "auto, bfloat16 or float32; auto is bfloat16 on CUDA, float32 elsewhere.")
+    variant: str | None = one_of(VARIANTS, None, "raw or turbo, where the checkpoint does not say or you know better.")
+    share_gpu: bool = switch(False, "Let ranks share GPUs (slow).")
+    quantization: str = one_of(
+        QUANTIZATIONS,
+        "auto",
+        "auto: what the checkpoint has in 8 bits stays so. fp8: the transformer blocks' matrices and what they "
+        "multiply as 8-bit numbers; int8: the matrices alone. none: nothing in 8 bits.",
+    )
+    attention: str = one_of(
+        ATTENTIONS,
+        "auto",
+        "auto (a server measures which is fastest here), cudnn, flash, fa2, fa3, fa3-fp8 (less exact, by how much is "
+        "not measured yet), fa4, triton or torch.",
+    )
+    cuda_graphs: bool = switch(
+        True,
+        "When a server starts on a GPU, record steps of few tokens as CUDA graphs: launched at once.",
+        flag="--cuda-graphs/--no-cuda-graphs",
+    )
+    merge_loras: tuple[tuple[str, float], ...] = ()
+    lora_lenient: bool = switch(False, "Skip what fits nothing in a LoRA file, with a warning, and use the rest.")
+    offload: tuple[str, ...] = option(
+        (),
+        "What lies in host memory until it is needed: some of dit-layerwise or dit, text-encoder and vae, with commas "
+        "between them.",
+        metavar="PARTS",
+    )
+    prefetch: int | None = whole_number(
+        0,
+        64,
+        "between 0 and 64 blocks",
+        "Blocks copied ahead of their use.  [default: 1, or what --memory-budget allows]",
+        kind=int,
+    )
+    memory_budget: int | None = _bytes("What to take of each device's memory, as 16GB: offloads as little as it can.")
+    vae_memory: int | None = _bytes(
+        "Decode images in tiles that would take more, as 2GB.  [default: no tiles, or what the plan of --memory-budget "
+        "says, at most what the default size takes]"
+    )
+    lora_memory: int | None = _bytes(
+        "What --memory-budget leaves to LoRAs, as 500MB.  [default: what those of --lora take]", before="vae_memory"
+    )
 
     def __post_init__(self) -> None:
-        models = f"the path of a checkpoint, or one of {', '.join(DEMO_CHECKPOINTS)}"
-        for name, allowed in (("model", models), *((n, "a path") for n in PARTS)):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or not value or "\0" in value):
-                raise ArgumentError.of(name, allowed, value)
-        for name in ("share_gpu", "cuda_graphs", "lora_lenient", "cfg_parallel"):
-            if not isinstance(getattr(self, name), bool):
-                raise ArgumentError.of(name, "True or False", getattr(self, name))
-        if self.device not in DEVICES:
-            raise ArgumentError.of("device", f"one of {', '.join(DEVICES)}", self.device)
-        if self.dtype not in DTYPES:
-            raise ArgumentError.of("dtype", f"one of {', '.join(DTYPES)}", self.dtype)
-        if self.quantization not in QUANTIZATIONS:
-            raise ArgumentError.of("quantization", f"one of {', '.join(QUANTIZATIONS)}", self.quantization)
-        if self.attention not in ATTENTIONS:
-            raise ArgumentError.of("attention", f"one of {', '.join(ATTENTIONS)}", self.attention)
-        if self.variant is not None and self.variant not in VARIANTS:
-            raise ArgumentError.of("variant", f"one of {', '.join(VARIANTS)}", self.variant)
-        for path, strength in self.merge_loras:
-            if not path or not math.isfinite(strength):
-                raise ArgumentError.of("merge_loras", "files, each with a finite strength", f"{path}:{strength}")
-        for name in ("tp", "sp"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or value not in PARALLEL_DEGREES:
-                raise ArgumentError.of(name, f"one of {', '.join(map(str, PARALLEL_DEGREES))}", value)
+        check_options(self)
+        for file, strength in self.merge_loras:
+            if not file or not math.isfinite(strength):
+                raise ArgumentError.of("merge_loras", "files, each with a finite strength", f"{file}:{strength}")
         halves = 1 + self.cfg_parallel
         if self.tp * halves > MOST_RANKS:
             raise ArgumentError.of("cfg_parallel", f"False with tp {self.tp}: at most {MOST_RANKS} ranks", True)
         if self.ranks > MOST_RANKS:
             beside = f"tp {self.tp}" + (" and cfg_parallel" if self.cfg_parallel else "")
             raise ArgumentError.of("sp", f"at most {MOST_RANKS // (self.tp * halves)} with {beside}", self.sp)
-        self._check_memory_options()
+        if not isinstance(self.offload, tuple) or set(self.offload) - set(OFFLOADS):
+            given = ",".join(map(str, self.offload)) if isinstance(self.offload, tuple) else self.offload
+            raise ArgumentError.of("offload", f"some of {', '.join(OFFLOADS)}", given)
+        if DIT in self.offload and DIT_LAYERWISE in self.offload:
+            raise ArgumentError.of("offload", f"{DIT} or {DIT_LAYERWISE}, not both", ",".join(self.offload))
+        if self.prefetch is not None and not self.offload and self.memory_budget is None:
+            raise ArgumentError("prefetch needs offload or memory_budget: nothing is copied", parameter="prefetch")
+        if self.lora_memory is not None and self.memory_budget is None:
+            raise ArgumentError("lora_memory needs memory_budget, which it is part of", parameter="lora_memory")
 
     @property
     def decodes_together(self) -> bool:
         """Whether all ranks have the decoder, and decode an image that is large enough together. Not with a budget, by
         which those of one machine may be told to decode in tiles, and those of another not."""
         return self.ranks > 1 and VAE not in self.offload and self.memory_budget is None
-
-    def _check_memory_options(self) -> None:
-        if not isinstance(self.offload, tuple) or set(self.offload) - set(OFFLOADS):
-            given = ",".join(map(str, self.offload)) if isinstance(self.offload, tuple) else self.offload
-            raise ArgumentError.of("offload", f"some of {', '.join(OFFLOADS)}", given)
-        if DIT in self.offload and DIT_LAYERWISE in self.offload:
-            raise ArgumentError.of("offload", f"{DIT} or {DIT_LAYERWISE}, not both", ",".join(self.offload))
-        if self.prefetch is not None and (
-            not isinstance(self.prefetch, int) or isinstance(self.prefetch, bool) or not 0 <= self.prefetch <= 64
-        ):
-            raise ArgumentError.of("prefetch", "between 0 and 64 blocks", self.prefetch)
-        for name in ("memory_budget", "vae_memory", "lora_memory"):
-            value = getattr(self, name)
-            if value is not None and (
-                not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _MOST_BYTES
-            ):
-                raise ArgumentError.of(name, f"a number of bytes from 1 to {_MOST_BYTES}, as 16GB", value)
-        if self.prefetch is not None and not self.offload and self.memory_budget is None:
-            raise ArgumentError("prefetch needs offload or memory_budget: nothing is copied", parameter="prefetch")
-        if self.lora_memory is not None and self.memory_budget is None:
-            raise ArgumentError("lora_memory needs memory_budget, which it is part of", parameter="lora_memory")
 
     @property
     def ranks(self) -> int:

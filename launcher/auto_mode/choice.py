@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.config.engine_config import EngineConfig
@@ -25,15 +26,16 @@ class Choice:
     lines: tuple[str, ...]
 
 
-def is_auto(parallel: str | None, *, tp: int | None, sp: int | None, cfg_parallel: bool) -> bool:
-    """Whether the mode is to be chosen. Raises `ArgumentError` if it is given, too."""
-    if parallel is None:
+def is_auto(options: Mapping[str, Any]) -> bool:
+    """Whether the mode is to be chosen. options: as they were given, by name. Raises `ArgumentError` if the mode is
+    given, too."""
+    if (parallel := options.get("parallel")) is None:
         return False
     if parallel != "auto":
         raise ArgumentError.of("parallel", "auto, or left out", parallel)
-    given = {"tp": tp, "sp": sp, "cfg_parallel": cfg_parallel or None}
-    for name, value in given.items():
-        if value is not None:
+    for name in ("tp", "sp", "cfg_parallel"):
+        value = options.get(name)
+        if value is not None and value is not False:
             raise ArgumentError(f"parallel auto chooses {name}, which is given too: {value}", parameter=name)
     return True
 

@@ -8,18 +8,17 @@ from typing import Any
 
 import click
 
-from engine.config.engine_config import EngineConfig
+from engine.config.engine_config import PARTS, EngineConfig
 from engine.errors import ArgumentError
-from launcher.cli.options import part_options
+from launcher.cli.options import table_options
 
 _SUFFIXES = {".safetensors": "native", ".gguf": "gguf"}  # which say of a file, or a folder, that it has this layout
 
 
 @click.command()
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--model", help="What to convert, as for generate.  [default: demo, if no part of a model is given]")
-@part_options
-@click.option("--variant", help="raw or turbo, where the checkpoint does not say or you know better.")
+@table_options("model", help="What to convert, as for generate.  [default: demo, if no part of a model is given]")
+@table_options(*PARTS, "variant")
 @click.option(
     "--layout",
     default="diffusers",

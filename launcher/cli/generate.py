@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
-import msgspec
 
 from engine.config.model_config import ModelConfig
 from launcher.auto_mode.prediction import Workload
@@ -65,8 +64,7 @@ def generate(
         checked = check(request, model, limits, drawn_seed=0)
         return Workload(((checked.width, checked.height),), checked.guidance > 0)
 
-    config, model = configure_engine(workload=workload, **engine_options)
-    config = msgspec.structs.replace(config, warm_up=False)
+    config, model = configure_engine(engine_options | {"warm_up": False}, workload)
     image_format = output_format(output)
     first_seed = secrets.randbelow(2**32) if seed is None else seed
     requests = [

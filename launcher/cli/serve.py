@@ -15,7 +15,7 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from launcher.auto_mode.measurements import keep_speed
 from launcher.auto_mode.prediction import Workload
-from launcher.cli.options import configure_engine, engine_options
+from launcher.cli.options import configure_engine, engine_options, table_options
 from launcher.frontend.process import serve_until_stopped
 from launcher.messages.configs import HttpConfig
 from launcher.messages.limits import Limits
@@ -55,11 +55,7 @@ from launcher.setup.configure import MAX_TIMEOUT_S
 @click.option(
     "--max-body-bytes", type=click.IntRange(min=1), default=2**20, help="Of an HTTP request.", show_default=True
 )
-@click.option(
-    "--lora-dir",
-    metavar="FOLDER",
-    help="Let clients load LoRA files from this folder, and no others.  [default: clients may load none]",
-)
+@table_options("lora_dir")
 @click.option("--rpc", metavar="ADDRESS", help="tcp://HOST:PORT or ipc:///PATH.  [default: a socket only you can use]")
 @click.option("--rpc-keys", metavar="FOLDER", help="Serve only clients whose key is in there: see krea2 keys.")
 @click.option("--insecure", is_flag=True, help="Allow a --host or --rpc that other machines can reach without a key.")
@@ -107,7 +103,7 @@ def serve(
     def workload(model: ModelConfig, limits: Limits) -> Workload:
         return Workload.default(model, *(parse_size("warm_up", size, model, limits) for size in warm_up))
 
-    config, model = configure_engine(workload=workload, **engine_options)
+    config, model = configure_engine(engine_options, workload)
     sizes = tuple(parse_size("warm_up", size, model, config.limits) for size in warm_up)
     if not 0 <= drain_s <= MAX_TIMEOUT_S:
         raise ArgumentError.of("drain_s", f"between 0 and {MAX_TIMEOUT_S}", drain_s)

@@ -2,63 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import msgspec
 
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
-from engine.errors import ArgumentError
-from launcher.auto_mode.choice import choose_mode
+from engine.config.options import check_options, option, switch
+from launcher.auto_mode.choice import Choice, choose_mode
 from launcher.auto_mode.prediction import Workload, block_form
 from launcher.messages.configs import FrontendConfig
-from launcher.messages.limits import Limits, is_number
+from launcher.messages.limits import Limits, is_number, parse_bytes
 from launcher.setup.hub import find_model
 
 MAX_TIMEOUT_S = 7 * 86_400
 
 
+def _seconds(default: float, help: str, **more: Any) -> Any:
+    def fits(value: Any) -> bool:
+        return is_number(value) and 0 < value <= MAX_TIMEOUT_S
+
+    return option(default, help, f"above 0 and at most {MAX_TIMEOUT_S}", fits, kind=float, **more)
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """The options of `krea2` and `launch` beside those of `EngineConfig`. Raises `ArgumentError`.
+
+    parallel, limits, loras and lora_dir are checked where they are used: by `is_auto`, `Limits.of` and `with_loras`.
+    """
+
+    parallel: str | None = option(
+        None,
+        "Choose --tp, --sp and --cfg-parallel: the fastest by prediction that fits into this machine's GPUs.",
+        metavar="auto",
+        before="device",
+    )
+    loras: Sequence[str] = option(
+        (),
+        "A LoRA file, or demo-outlined: generate uses it for every image, serve lets requests choose it by NAME, which "
+        "is the file's if there is none. May be repeated.",
+        flag="--lora",
+        metavar="[NAME=]PATH[:STRENGTH]",
+        repeated=True,
+        before="lora_lenient",
+    )
+    merge_lora: bool = switch(
+        False,
+        "Add the --lora files to the weights as these are loaded: for every image, and at no cost afterwards.",
+        before="offload",
+    )
+    lora_dir: str | None = option(
+        None,
+        "Let clients load LoRA files from this folder, and no others.  [default: clients may load none]",
+        metavar="FOLDER",
+    )
+    limits: Mapping[str, float] | None = option(
+        None, "Change a limit, as max_side=2048.", flag="--limit", metavar="NAME=VALUE", repeated=True
+    )
+    start_timeout_s: float = _seconds(600.0, "Seconds for ranks to load.", flag="--start-timeout")
+    step_timeout_s: float = _seconds(300.0, "Seconds for one step.", flag="--step-timeout")
+    warm_up: bool = switch(True)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+def engine_config(options: Mapping[str, Any]) -> EngineConfig:
+    """The engine's part of the options, whose sizes may be text such as 16GB. Raises `ArgumentError`."""
+    own = _part(EngineConfig, options)
+    for size in own.keys() & {"memory_budget", "vae_memory", "lora_memory"}:
+        own[size] = parse_bytes(size, own[size])
+    return EngineConfig(**own)
+
+
+def _part(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the options those that are fields of a dataclass."""
+    return {each.name: options[each.name] for each in fields(kind) if each.name in options}
+
+
 def configure(
-    engine: EngineConfig, limits: Mapping[str, float], *, start_timeout_s: float, step_timeout_s: float
-) -> tuple[FrontendConfig, ModelConfig]:
+    options: Mapping[str, Any],
+    *,
+    auto: bool,
+    workload: Callable[[ModelConfig, Limits], Workload],
+    tell: Callable[[Choice], None],
+    ranks: int | None = None,
+) -> tuple[FrontendConfig, ModelConfig, tuple[str, ...]]:
     """Check everything that can be checked without starting anything, after downloading a model that is named only by
-    its Hugging Face repository. Raises `ArgumentError` or `CheckpointError`."""
+    its Hugging Face repository. Returns warnings, too.
+
+    options: of `EngineConfig` and `LaunchOptions`, by name. auto: choose the mode that is fastest for the workload, and
+    `tell` it; ranks: if so many have been started. Raises `ArgumentError`, `CheckpointError` or `LoraError`.
+    """
+    engine = engine_config(options)
+    launching = LaunchOptions(**_part(LaunchOptions, options))
     engine = replace(engine, model=find_model(engine.model))
     checkpoint = CheckpointFiles.open(engine)
     form = block_form(checkpoint, engine)
     checkpoint.close()
     model = checkpoint.config
     model.check_parallel(engine.tp, engine.sp)
-    for name, seconds in (("start_timeout_s", start_timeout_s), ("step_timeout_s", step_timeout_s)):
-        if not is_number(seconds) or not 0 < seconds <= MAX_TIMEOUT_S:
-            raise ArgumentError.of(name, f"above 0 and at most {MAX_TIMEOUT_S}", seconds)
     config = FrontendConfig(
         engine=engine,
-        limits=Limits.of(limits),
-        start_timeout_s=start_timeout_s,
-        step_timeout_s=step_timeout_s,
+        limits=Limits.of(launching.limits or {}),
+        start_timeout_s=launching.start_timeout_s,
+        step_timeout_s=launching.step_timeout_s,
+        warm_up=launching.warm_up,
         block_form=form,
     )
-    return config, model
+    if auto:
+        choice = choose_mode(engine, workload(model, config.limits), ranks=ranks)
+        config = msgspec.structs.replace(config, engine=choice.engine)
+        tell(choice)
+    warnings: tuple[str, ...] = ()
+    if launching.loras or launching.merge_lora or launching.lora_dir is not None:
+        from launcher.requests.lora_files import with_loras  # which takes long to import, and often is not needed
 
-
-def choose_parallel(
-    config: FrontendConfig, workload: Workload, *, ranks: int | None = None
-) -> tuple[FrontendConfig, tuple[str, ...]]:
-    """In the fastest mode for the workload, with the reasons; ranks: if so many have been started. Raises as
-    `choose_mode`."""
-    choice = choose_mode(config.engine, workload, ranks=ranks)
-    return msgspec.structs.replace(config, engine=choice.engine), choice.lines
-
-
-def add_loras(
-    config: FrontendConfig, model: ModelConfig, loras: Sequence[str], *, lora_dir: str | None, merge: bool
-) -> tuple[FrontendConfig, tuple[str, ...]]:
-    """See `lora_files.with_loras`, which is not imported for nothing."""
-    if not loras and not merge and lora_dir is None:
-        return config, ()
-    from launcher.requests.lora_files import with_loras
-
-    return with_loras(config, model, loras, lora_dir=lora_dir, merge=merge)
+        config, warnings = with_loras(
+            config, model, launching.loras, lora_dir=launching.lora_dir, merge=launching.merge_lora
+        )
+    return config, model, warnings

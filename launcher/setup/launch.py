@@ -9,18 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from engine.config.engine_config import EngineConfig
-from engine.errors import ArgumentError, Krea2Error, LaunchError, RankError, ServerError, error_from_code
+from engine.errors import Krea2Error, LaunchError, RankError, ServerError, error_from_code
 from launcher.auto_mode.choice import is_auto
 from launcher.auto_mode.prediction import Workload
 from launcher.frontend.process import with_run_folder
 from launcher.logs import log_event
 from launcher.messages.configs import FrontendConfig, Started, decode_frontend_report
-from launcher.messages.limits import parse_bytes
 from launcher.processes import ORDERLY_S, Child, remove_run_folder, stop_all
-from launcher.setup.configure import add_loras, choose_parallel, configure
+from launcher.setup.configure import configure
 
 if TYPE_CHECKING:
     from launcher.client.client import Client
@@ -80,45 +76,18 @@ def launch(
     Raises `ArgumentError`, `CheckpointError` or `LoraError` for what is wrong with these, and `LaunchError` or
     `RankError` if the engine does not come up.
     """
-    if not isinstance(warm_up, bool):
-        raise ArgumentError.of("warm_up", "True or False", warm_up)
-    choose = is_auto(
-        parallel,
-        tp=tp if tp != 1 else None,
-        sp=sp if sp != 1 else None,
-        cfg_parallel=cfg_parallel,
+    options = dict(locals())  # all that is in the signature, by name
+    auto = is_auto({**options, "tp": None if tp == 1 else tp, "sp": None if sp == 1 else sp})
+    config, _, problems = configure(
+        {**options, "offload": (offload,) if isinstance(offload, str) else tuple(offload)},
+        auto=auto,
+        workload=lambda model, _: Workload.default(model),
+        tell=lambda choice: log_event(
+            "parallel auto", mode=choice.engine.degrees.name, because="\n".join(choice.lines)
+        ),
     )
-    engine = EngineConfig(
-        model=model,
-        transformer=transformer,
-        text_encoder=text_encoder,
-        vae=vae,
-        tokenizer=tokenizer,
-        tp=tp,
-        sp=sp,
-        cfg_parallel=cfg_parallel,
-        device=device,
-        dtype=dtype,
-        variant=variant,
-        share_gpu=share_gpu,
-        quantization=quantization,
-        attention=attention,
-        cuda_graphs=cuda_graphs,
-        lora_lenient=lora_lenient,
-        offload=(offload,) if isinstance(offload, str) else tuple(offload),
-        prefetch=prefetch,
-        memory_budget=parse_bytes("memory_budget", memory_budget),
-        vae_memory=parse_bytes("vae_memory", vae_memory),
-        lora_memory=parse_bytes("lora_memory", lora_memory),
-    )
-    config, checkpoint = configure(engine, limits or {}, start_timeout_s=start_timeout_s, step_timeout_s=step_timeout_s)
-    if choose:
-        config, lines = choose_parallel(config, Workload.default(checkpoint))
-        log_event("parallel auto", mode=config.engine.degrees.name, because="\n".join(lines))
-    config, problems = add_loras(config, checkpoint, loras, lora_dir=lora_dir, merge=merge_lora)
     for problem in problems:
         warnings.warn(problem, stacklevel=3)  # where `with launch(…)` stands
-    config = msgspec.structs.replace(config, warm_up=warm_up)
     with launch_frontend(config) as client:
         yield client
 

@@ -15,6 +15,7 @@ from engine.lora.files import open_adapter
 from engine.planning.step_memory import decode_bytes
 from launcher import Client, launch
 from launcher.auto_mode.prediction import Workload
+from launcher.cli.generate import generate
 from launcher.cli.options import configure_engine
 from launcher.client.async_client import AsyncClient
 from launcher.messages.limits import parse_bytes
@@ -72,12 +73,13 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: st
 
 
 def test_parts_and_sizes_of_the_command_line_reach_the_engine() -> None:
-    config, _ = configure_engine(
-        tp=1, sp=2, cfg_parallel=True, limits=(), start_timeout_s=1.0, step_timeout_s=1.0,
-        offload="dit, text_encoder,vae", prefetch=2, memory_budget="16GB", vae_memory="1GiB",
-        lora_memory="5MB", loras=(), merge_lora=False, parallel=None,
-        workload=lambda model, _: Workload.default(model),
-    )  # fmt: skip
+    words = (
+        "--tp 1 --sp 2 --cfg-parallel --prefetch 2 --memory-budget 16GB --vae-memory 1GiB --lora-memory 5MB "
+        "--step-timeout 7 --limit max_side=512 --offload"
+    )
+    options = generate.make_context("generate", ["a fox", *words.split(), "dit, text_encoder,vae"]).params
+    config, _ = configure_engine(options, lambda model, _: Workload.default(model))
+    assert (config.step_timeout_s, config.limits.max_side) == (7.0, 512)
     assert (config.engine.tp, config.engine.sp, config.engine.ranks) == (1, 2, 4)
     assert config.engine.offload == ("dit", "text-encoder", "vae")
     assert config.engine.lora_memory == 5_000_000

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import pytest
 
+from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError, CancelledError, CheckpointError, ServerError
 from launcher import AsyncClient, Client, Result, launch
 from launcher.client.results import ImageFile
 from launcher.messages.client_messages import Accepted, Progress
+from launcher.setup.configure import LaunchOptions
 from tests.launcher.processes import PATIENCE_S, Marked
 
 PROMPT = "a red circle on a blue background"
@@ -195,6 +199,13 @@ def test_bad_arguments_are_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(kind, match=message), launch(**arguments):  # type: ignore[arg-type]
         raise AssertionError("started")
+
+
+def test_launch_takes_every_option_with_its_default() -> None:
+    table = {field.name: field.default for kind in (EngineConfig, LaunchOptions) for field in fields(kind)}
+    del table["merge_loras"]  # which merge_lora and loras make
+    signature = inspect.signature(launch)
+    assert {name: parameter.default for name, parameter in signature.parameters.items()} == table
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
