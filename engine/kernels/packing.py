@@ -32,11 +32,6 @@ class Packing:
         self.longest = max(lengths, default=0)
         self.device = device
 
-    @property
-    def whole(self) -> Packing:
-        """What these are the rows of; another packing only where several ranks have a share each."""
-        return self
-
     @cached_property
     def offsets(self) -> torch.Tensor:
         """`bounds` for kernels, where others say cu_seqlens: (segments + 1,) int32."""

@@ -13,8 +13,8 @@ from itertools import accumulate, pairwise
 import torch
 
 from engine.kernels.packing import Packing
-from engine.parallel.group import Group, LocalGroup
-from engine.parallel.sequence import Share
+from engine.parallel.group import Group
+from engine.parallel.row_share import RowShare
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,8 @@ class Segment:
 class Layout:
     """Offsets and positions of a packed batch, the same for every step in which the same segments meet.
 
-    packing: the segments in the packed matrix. multiplied: those of its rows that a rank multiplies with its part of
-    the matrices; share: those of `multiplied` that it norms and keeps.
-    rotations: RoPE of every row, (tokens, head_dim / 2) complex64, the identity on text.
+    share: which of its rows this rank has; `share.whole` packs the segments. rotations: RoPE of the rows that the rank
+    multiplies, (rows, head_dim / 2) complex64, the identity on text.
     """
 
     def __init__(
@@ -50,16 +49,15 @@ class Layout:
         sequence: Group | None = None,
         tensor: Group | None = None,
     ) -> None:
-        """grids: each segment's image rotations, (image tokens, head_dim / 2). sequence: whose ranks share the rows;
-        tensor: whose ranks share the matrices."""
+        """grids: each segment's image rotations, (image tokens, head_dim / 2) complex64. sequence: whose ranks share
+        the rows; tensor: whose ranks share the matrices; None for no other ranks."""
         self.segments = tuple(segments)
-        self.packing = Packing([segment.tokens for segment in segments], grids[0].device)
-        self.multiplied = Share(self.packing, sequence or LocalGroup())
-        self.share = Share(self.multiplied, tensor or LocalGroup())
+        packing = Packing([segment.tokens for segment in segments], grids[0].device)
+        self.share = RowShare(packing, sequence, tensor)
         parts = []
         for segment, grid in zip(segments, grids, strict=True):
             parts += [grid.new_ones((segment.text_tokens, grid.shape[1])), grid]
-        self.rotations = torch.cat(parts)
+        self.rotations = self.share.take_multiplied(torch.cat(parts))
         # where each image's tokens lie among those of all images, guided ones counted once
         sizes = {segment.image: segment.image_tokens for segment in segments}
         starts = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
@@ -80,6 +78,6 @@ class Layout:
         return torch.cat(
             [
                 x[start + segment.text_tokens : stop]
-                for segment, (start, stop) in zip(self.segments, pairwise(self.packing.bounds), strict=True)
+                for segment, (start, stop) in zip(self.segments, pairwise(self.share.whole.bounds), strict=True)
             ]
         )

@@ -12,11 +12,10 @@ from engine.kernels.attention.backends import GatedAttentionKernel
 from engine.kernels.fp8 import Fp8Rows
 from engine.kernels.gate import sigmoid_mul, silu_mul
 from engine.kernels.norm import rms_norm
-from engine.kernels.packing import Packing
 from engine.kernels.rope import norm_rotate_, norm_rotate_to_ranks
 from engine.parallel.group import Group
 from engine.parallel.linear import ColumnParallelLinear, RowParallelLinear
-from engine.parallel.sequence import Share
+from engine.parallel.row_share import RowShare
 
 M = TypeVar("M")
 
@@ -40,25 +39,24 @@ class RMSNorm(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) · up(x)), gate and up being one matrix; the width in between is split over the group. scatter:
-    as in `RowParallelLinear`."""
+    """down(silu(gate(x)) · up(x)), gate and up being one matrix; the width in between is split over the group."""
 
-    def __init__(self, width: int, intermediate_size: int, group: Group, *, scatter: bool = False) -> None:
+    def __init__(self, width: int, intermediate_size: int, group: Group) -> None:
         super().__init__()
         self.gate_up = ColumnParallelLinear(width, (intermediate_size, intermediate_size), group)
-        self.down = RowParallelLinear(intermediate_size, width, group, scatter=scatter)
+        self.down = RowParallelLinear(intermediate_size, width, group)
 
     @property
     def takes_fp8(self) -> bool:
         return self.gate_up.takes_fp8
 
-    def forward(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
-        return self.down(silu_mul(self.gate_up(x), fp8=self.down.takes_fp8))
+    def forward(self, x: torch.Tensor | Fp8Rows, share: RowShare | None = None) -> torch.Tensor:
+        """(rows, width) → (rows, width), or with `share` a rank's own rows of them, as `RowParallelLinear`."""
+        return self.down(silu_mul(self.gate_up(x), fp8=self.down.takes_fp8), share)
 
 
 class GatedAttention(nn.Module):
-    """Krea's attention: q, k, v and an output gate from one matrix, normed q and k, optional RoPE, heads split.
-    scatter: as in `RowParallelLinear`."""
+    """Krea's attention: q, k, v and an output gate from one matrix, normed q and k, optional RoPE, heads split."""
 
     def __init__(
         self,
@@ -69,36 +67,34 @@ class GatedAttention(nn.Module):
         eps: float,
         group: Group,
         attention: GatedAttentionKernel,
-        *,
-        scatter: bool = False,
     ) -> None:
         super().__init__()
         whole = [heads * head_dim for heads in (num_heads, num_kv_heads, num_kv_heads, num_heads)]
         self.qkvg = ColumnParallelLinear(width, whole, group)
         self.norm_q = RMSNorm(head_dim, eps)
         self.norm_k = RMSNorm(head_dim, eps)
-        self.out = RowParallelLinear(num_heads * head_dim, width, group, scatter=scatter)
+        self.out = RowParallelLinear(num_heads * head_dim, width, group)
         self._attention = attention
         self._head_dim = head_dim
         self._columns = [part // group.size for part in whole]
 
-    def forward(self, x: torch.Tensor | Fp8Rows, packing: Packing, rotations: torch.Tensor | None) -> torch.Tensor:
-        """x: (tokens, width); every token attends to its segment. rotations as in `norm_rotate_`. Returns as many rows,
-        or with `scatter` a rank's share of them."""
-        if isinstance(packing, Share) and packing.group.size > 1:
-            return self.out(self._attend_with_ranks(x, packing, rotations))
+    def forward(self, x: torch.Tensor | Fp8Rows, share: RowShare, rotations: torch.Tensor | None) -> torch.Tensor:
+        """x: the rows that this rank multiplies, (rows, width), each of which attends to its segment. rotations: of
+        these rows, as in `norm_rotate_`. Returns the rank's own rows, (own rows, width)."""
+        if share.sequence.size > 1:
+            return self.out(self._attend_with_ranks(x, share, rotations), share)
         qkv, gate = self.qkvg(x).split((sum(self._columns[:3]), self._columns[3]), dim=-1)
         query, key, value = self._heads(qkv)
         norm_rotate_(query, key, self.norm_q.weight, self.norm_k.weight, self.norm_q.eps, rotations)
-        return self.out(self._attention(query, key, value, gate, packing, fp8=self.out.takes_fp8))
+        return self.out(self._attention(query, key, value, gate, share.whole, fp8=self.out.takes_fp8), share)
 
     def _attend_with_ranks(
-        self, x: torch.Tensor | Fp8Rows, share: Share, rotations: torch.Tensor | None
+        self, x: torch.Tensor | Fp8Rows, share: RowShare, rotations: torch.Tensor | None
     ) -> torch.Tensor | Fp8Rows:
         """What `GatedAttentionKernel` gives, where other ranks have shares of the rows: each attends with some heads of
         all of them. The gate is computed while q, k and v are on their way."""
         norms = self.norm_q.weight, self.norm_k.weight
-        ranks = share.group.size
+        ranks = share.sequence.size
         qkv, multiply_gate = self.qkvg.in_two(x, sum(self._columns[:3]))
         query, key, value = self._heads(qkv)
         sent = norm_rotate_to_ranks(query, key, value, *norms, self.norm_q.eps, rotations, ranks)

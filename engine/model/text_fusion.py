@@ -12,6 +12,7 @@ from engine.kernels.packing import Packing
 from engine.model.layers import GatedAttention, RMSNorm, SwiGLU
 from engine.parallel.group import Group
 from engine.parallel.linear import Linear
+from engine.parallel.row_share import RowShare
 
 
 class TextFusion(nn.Module):
@@ -32,12 +33,12 @@ class TextFusion(nn.Module):
         """states: (tokens, layers, width) of packed prompts. Returns (tokens, width)."""
         tokens, layers, _ = states.shape
         x = states.flatten(0, 1)
-        of_tokens = Packing([layers] * tokens, x.device)
+        of_tokens, of_prompts = RowShare(Packing([layers] * tokens, x.device)), RowShare(packing)
         for block in self.layerwise_blocks:
             x = block(x, of_tokens)
         x = self.projector(x.unflatten(0, (tokens, layers)).transpose(1, 2)).squeeze(-1)
         for block in self.refiner_blocks:
-            x = block(x, packing)
+            x = block(x, of_prompts)
         return x
 
 
@@ -58,6 +59,6 @@ class _FusionBlock(nn.Module):
         self.norm2 = RMSNorm(width, eps)
         self.ff = SwiGLU(width, config.text_intermediate_size, group)
 
-    def forward(self, x: torch.Tensor, packing: Packing) -> torch.Tensor:
-        x, y = add_rms_norm(x, self.attn(self.norm1(x), packing, None), self.norm2.weight, self.norm2.eps)
+    def forward(self, x: torch.Tensor, share: RowShare) -> torch.Tensor:
+        x, y = add_rms_norm(x, self.attn(self.norm1(x), share, None), self.norm2.weight, self.norm2.eps)
         return x + self.ff(y)

@@ -21,7 +21,7 @@ from engine.model.layers import GatedAttention, RMSNorm, SwiGLU, Visit
 from engine.model.text_fusion import TextFusion
 from engine.parallel.group import Group
 from engine.parallel.linear import Linear
-from engine.parallel.sequence import gather
+from engine.parallel.row_share import RowShare
 
 
 @dataclass(frozen=True)
@@ -91,41 +91,39 @@ class Transformer(nn.Module):
         denoise: stands in for the method of that name, as a CUDA graph of it does. Returns
         (image tokens of all segments, in_channels) float32, segment after segment.
         """
-        share, multiplied = layout.share, layout.multiplied
-        x = self.embed(text, latents, layout)[multiplied.rows][share.rows]
-        velocities = (denoise or self.denoise)(x, modulation, share, layout.rotations[multiplied.rows])
-        for rows in (share, multiplied):
-            velocities = rows.group.gather_rows(velocities, rows.rows_of_ranks)
-        return layout.take_images(velocities)
+        share = layout.share
+        x = share.take_own(self.embed(text, latents, layout))
+        velocities = (denoise or self.denoise)(x, modulation, share, layout.rotations)
+        return layout.take_images(share.gather_whole(velocities))
 
     def embed(self, text: list[torch.Tensor], latents: list[torch.Tensor], layout: Layout) -> torch.Tensor:
         """Text features and embedded image tokens, packed: (tokens, width)."""
         return layout.pack(text, self.img_in(torch.cat(latents).to(self.img_in.weight.dtype)))
 
     def denoise(
-        self, x: torch.Tensor, modulation: TimeModulation, packing: Packing, rotations: torch.Tensor
+        self, x: torch.Tensor, modulation: TimeModulation, share: RowShare, rotations: torch.Tensor
     ) -> torch.Tensor:
-        """The blocks and the final layer: the velocity of every row, (rows, in_channels) float32.
+        """The blocks and the final layer: the velocity of each of the rank's own rows, (own rows, in_channels) float32.
 
-        x: the packing's rows, (rows, width), overwritten; rotations: those of `packing.whole`. Ranks that split the
-        matrices norm, modulate and add residuals each for its share of the rows, which is gathered for the matrices;
-        what these give is summed up for each rank's share alone. The velocities of text rows mean nothing. Reads
-        nothing of `packing` that CUDA graphs could not hold. Every residual is added by the norm that follows it, the
-        last one by the final layer's.
+        x: (own rows, width), overwritten. rotations: of the rows that the rank multiplies, (rows, head_dim / 2). Ranks
+        that split the matrices norm, modulate and add residuals each for its own rows, which are gathered for the
+        matrices; what these give is summed up for each rank's own rows alone. The velocities of text rows mean nothing.
+        Reads nothing of `share` that CUDA graphs could not hold. Every residual is added by the norm that follows it,
+        the last one by the final layer's.
         """
         eps = self.final_layer.norm.eps
         blocks = cast(list[_Block], list(self.transformer_blocks))
         followers: list[_Block | _FinalLayer] = [*blocks[1:], self.final_layer]
         vectors = blocks[0].modulate(modulation)
-        y = rms_norm_modulate(x, vectors[:, 0], vectors[:, 1], eps, packing, fp8=blocks[0].takes_fp8)
+        y = rms_norm_modulate(x, vectors[:, 0], vectors[:, 1], eps, share.own, fp8=blocks[0].takes_fp8)
         for block, follower in zip(self.visit(blocks), followers, strict=True):
             _, _, gate, factor, shift, last_gate = vectors.unbind(1)
-            update = block.attn(gather(y, packing), packing.whole, rotations)
-            y = add_rms_norm_modulate_(x, update, gate, factor, shift, eps, packing, fp8=block.ff.takes_fp8)
-            update = block.ff(gather(y, packing))
+            update = block.attn(share.gather(y), share, rotations)
+            y = add_rms_norm_modulate_(x, update, gate, factor, shift, eps, share.own, fp8=block.ff.takes_fp8)
+            update = block.ff(share.gather(y), share)
             vectors = follower.modulate(modulation)
             factor, shift = vectors[:, 0], vectors[:, 1]
-            y = add_rms_norm_modulate_(x, update, last_gate, factor, shift, eps, packing, fp8=follower.takes_fp8)
+            y = add_rms_norm_modulate_(x, update, last_gate, factor, shift, eps, share.own, fp8=follower.takes_fp8)
         return self.final_layer.linear(y).float()
 
 
@@ -137,11 +135,9 @@ class _Block(nn.Module):
         width, eps = config.hidden_size, config.norm_eps
         self.scale_shift_table = nn.Parameter(torch.empty(6, width))
         self.norm1 = RMSNorm(width, eps)
-        self.attn = GatedAttention(
-            width, config.num_heads, config.num_kv_heads, config.head_dim, eps, group, attention, scatter=True
-        )
+        self.attn = GatedAttention(width, config.num_heads, config.num_kv_heads, config.head_dim, eps, group, attention)
         self.norm2 = RMSNorm(width, eps)
-        self.ff = SwiGLU(width, config.intermediate_size, group, scatter=True)
+        self.ff = SwiGLU(width, config.intermediate_size, group)
 
     @property
     def takes_fp8(self) -> bool:

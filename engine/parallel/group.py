@@ -55,15 +55,6 @@ class Group(ABC):
         each = -(-rows // self.size)
         return [max(0, min(each, rows - rank * each)) for rank in range(self.size)]
 
-    def filled_rows(self, rows: int) -> int:
-        """So many rows, or a few more: as many as every rank can have equally many of."""
-        return self.shares(rows)[0] * self.size
-
-    def reduce_scatter_rows(self, tensor: torch.Tensor, rows: int) -> torch.Tensor:
-        """As `reduce_scatter`, each rank getting its share of the first `rows` rows: (filled_rows(rows), …) →
-        (shares[rank], …). What lies in the others, if there are any, is read and never given back."""
-        return self.reduce_scatter(tensor)[: self.shares(rows)[self.rank]]
-
     def all_gather_each(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """`all_gather` of several tensors of the same dtype, in one operation where the ranks' library can."""
         return [self.all_gather(tensor) for tensor in tensors]

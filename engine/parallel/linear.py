@@ -11,6 +11,7 @@ from torch import nn
 from engine.kernels.fp8 import FP8, Fp8Rows, fp8_linear
 from engine.kernels.int8 import dequantize_groups
 from engine.parallel.group import Group
+from engine.parallel.row_share import RowShare
 
 # Adds to a layer's output, in place, what is computed from its input beside it: (x, y).
 SidePath = Callable[[torch.Tensor | Fp8Rows, torch.Tensor], None]
@@ -112,25 +113,23 @@ class ColumnParallelLinear(ParallelMatrix):
 
 
 class RowParallelLinear(ParallelMatrix):
-    """y = x Wᵀ with W's input columns split over the group: x is a rank's share, y the whole sum on every rank, or with
-    `scatter` each rank's share of its rows."""
+    """y = x Wᵀ with W's input columns split over the group: x has a rank's columns, y is the sum over the ranks."""
 
-    def __init__(self, in_features: int, out_features: int, group: Group, *, scatter: bool = False) -> None:
+    def __init__(self, in_features: int, out_features: int, group: Group) -> None:
         super().__init__(in_features // group.size, out_features)
-        self.group, self.scatter = group, scatter
+        self.group = group
 
-    def forward(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor:
-        if not self.scatter:
+    def forward(self, x: torch.Tensor | Fp8Rows, share: RowShare | None = None) -> torch.Tensor:
+        """(rows, in / size) → (rows, out), the same on every rank; where ranks divide the rows, a rank's own alone."""
+        if share is None or share.tensor.size == 1:
             return self.group.all_reduce(self.partial_output(x))
-        values = x.values if isinstance(x, Fp8Rows) else x
-        rows = values.shape[0]
-        filled = self.group.filled_rows(rows)
+        rows, filled = share.multiplied.tokens, share.filled_rows
         if filled == rows:
-            return self.group.reduce_scatter_rows(self.partial_output(x), rows)
+            return share.reduce_scatter(self.partial_output(x))
         # written to the first rows of a matrix that has some more, since filling the product up would copy it
-        y = values.new_empty((filled, self.weight.shape[0]), dtype=x.dtype)
+        y = self.weight.new_empty((filled, self.weight.shape[0]), dtype=x.dtype)
         self.partial_output(x, y[:rows])
-        return self.group.reduce_scatter_rows(y, rows)
+        return share.reduce_scatter(y)
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:

@@ -19,6 +19,7 @@ from engine.config.components import TransformerConfig
 from engine.kernels.packing import CapturedPacking, Packing
 from engine.model.text_encoder import TextEncoder
 from engine.model.transformer import TimeModulation, Transformer
+from engine.parallel.row_share import RowShare
 
 # Sizes of denoise steps: a matrix product works on tiles of 128 rows, so filling up a tile costs it nothing. Beyond the
 # largest the arithmetic alone takes an H200 30 ms, many times what launching 300 kernels takes a host.
@@ -87,7 +88,8 @@ class _StepRecording(_Recording):
         )
         self.packing = CapturedPacking(rows, segments, device)
         self.rotations = torch.ones((rows, config.head_dim // 2), dtype=torch.complex64, device=device)
-        super().__init__(lambda: transformer.denoise(self.x, self.modulation, self.packing, self.rotations), recorder)
+        share = RowShare(self.packing)
+        super().__init__(lambda: transformer.denoise(self.x, self.modulation, share, self.rotations), recorder)
 
 
 class StepGraphs:
@@ -112,9 +114,10 @@ class StepGraphs:
             self._recording(rows)
 
     def denoise(
-        self, x: torch.Tensor, modulation: TimeModulation, packing: Packing, rotations: torch.Tensor
+        self, x: torch.Tensor, modulation: TimeModulation, share: RowShare, rotations: torch.Tensor
     ) -> torch.Tensor:
-        """As `Transformer.denoise`. The result is overwritten by the next call."""
+        """As `Transformer.denoise` of one rank, which has all rows. The result is overwritten by the next call."""
+        packing = share.whole
         tokens = packing.tokens
         rows = -(-tokens // _STEP_ROWS) * _STEP_ROWS
         recording = self._recording(rows)

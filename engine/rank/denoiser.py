@@ -109,17 +109,18 @@ class Velocities:
         layout = self._layout(
             tuple(Segment(image_of[state.job.job_id], text.shape[0], *state.grid) for state, text in segments), group
         )
+        share = layout.share
         modulation = TimeModulation(
             block=torch.stack([state.schedule.modulation.block[state.step] for state, _ in segments]),
             final=torch.stack([state.schedule.modulation.final[state.step] for state, _ in segments]),
         )
         graphs = self.graphs
-        if graphs is not None and (any(state.loras for state in states) or not graphs.holds(layout.packing)):
+        if graphs is not None and (any(state.loras for state in states) or not graphs.holds(share.whole)):
             graphs = None  # adapters are no part of recordings
         with self._adapters.by_row(
             images=[(state.loras, state.latents.shape[0]) for state in states],
-            blocks=[(state.loras, rows) for (state, _), rows in zip(segments, layout.multiplied.lengths, strict=True)],
-            last=[(state.loras, rows) for (state, _), rows in zip(segments, layout.share.lengths, strict=True)],
+            blocks=[(state.loras, rows) for (state, _), rows in zip(segments, share.multiplied.lengths, strict=True)],
+            last=[(state.loras, rows) for (state, _), rows in zip(segments, share.own.lengths, strict=True)],
         ):
             return self._transformer(
                 [text for _, text in segments],

@@ -26,6 +26,7 @@ from engine.model.transformer import TimeModulation
 from engine.model.vae import VAEDecoder
 from engine.parallel.image_rows import ImageRows
 from engine.parallel.mesh import Mesh
+from engine.parallel.row_share import RowShare
 from engine.rank.rank import Rank
 from engine.rank.sampling import unpack_latents
 
@@ -125,8 +126,8 @@ def stages_of_transformer(rank: Rank, traced: Traced, inputs: Tensors) -> Stages
     transformer, config = rank.transformer, rank.config.transformer
     fusion = transformer.text_fusion
     text_tokens = len(traced.ids) - PREFIX_TOKENS
-    tokens = Packing([text_tokens], rank.device)
-    layers = Packing([config.num_text_layers] * text_tokens, rank.device)
+    tokens = RowShare(Packing([text_tokens], rank.device))
+    layers = RowShare(Packing([config.num_text_layers] * text_tokens, rank.device))
     for index, block in enumerate(fusion.layerwise_blocks):
         yield LAYERWISE.format(index), partial(_apply, rank, block, inputs, LAYERWISE.format(index), layers)
     yield PROJECTOR, partial(_project, rank, inputs)
@@ -179,17 +180,14 @@ def _embed(rank: Rank, inputs: Tensors, text_tokens: int, layout: Layout) -> tor
 def _block(rank: Rank, index: int, inputs: Tensors, layout: Layout) -> torch.Tensor:
     """The output of one block, by `Transformer.denoise` of a transformer that has no other: what it leaves in x."""
     transformer = rank.transformer
-    share, multiplied = layout.share, layout.multiplied
-    x = _to(rank, inputs[BLOCK.format(index)])[multiplied.rows][share.rows].clone()
+    x = layout.share.take_own(_to(rank, inputs[BLOCK.format(index)])).clone()
     every = transformer.transformer_blocks
     transformer.transformer_blocks = nn.ModuleList([every[index]])
     try:
-        transformer.denoise(x, _modulation(rank, inputs), share, layout.rotations[multiplied.rows])
+        transformer.denoise(x, _modulation(rank, inputs), layout.share, layout.rotations)
     finally:
         transformer.transformer_blocks = every
-    for rows in (share, multiplied):
-        x = rows.group.gather_rows(x, rows.rows_of_ranks)
-    return x
+    return layout.share.gather_whole(x)
 
 
 def _modulation(rank: Rank, inputs: Tensors) -> TimeModulation:

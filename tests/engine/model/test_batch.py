@@ -29,7 +29,8 @@ def test_rows_are_text_then_image_of_one_segment_after_the_other(segments: list[
     images = {s.image: torch.randn(s.image_tokens, 5) for s in segments}
     packed = layout.pack(text, torch.cat(list(images.values())))
 
-    bounds, taken = layout.packing.bounds, list(layout.take_images(packed).split([s.image_tokens for s in segments]))
+    bounds = layout.share.whole.bounds
+    taken = layout.take_images(packed).split([s.image_tokens for s in segments])
     assert bounds[0] == 0
     for index, segment in enumerate(segments):
         rows = packed[bounds[index] : bounds[index + 1]]

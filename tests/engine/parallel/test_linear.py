@@ -8,8 +8,10 @@ import torch
 from bench.scaling.mesh_groups import AbsentGroup
 from engine.kernels.fp8 import FP8, Fp8Rows, quantize_rows
 from engine.kernels.int8 import quantize_groups
+from engine.kernels.packing import Packing
 from engine.parallel.group import LocalGroup
 from engine.parallel.linear import ColumnParallelLinear, ParallelMatrix, RowParallelLinear
+from engine.parallel.row_share import RowShare
 
 IN, OUT, RANKS = 64, 48, 4
 
@@ -52,7 +54,7 @@ def rows_for(layer: ParallelMatrix, rows: int) -> torch.Tensor | Fp8Rows:
 def test_a_product_is_scattered_where_it_was_written(form: str, rows: int) -> None:
     """Also where the ranks do not divide its rows, and with what an adapter adds: it is large, and never copied."""
     group = WatchedGroup(RANKS)
-    layer = RowParallelLinear(IN * RANKS, OUT, group, scatter=True)
+    layer = RowParallelLinear(IN * RANKS, OUT, group)
     hold(layer, form)
     x = rows_for(layer, rows)
     expected = layer.multiply(x) + 1
@@ -63,13 +65,14 @@ def test_a_product_is_scattered_where_it_was_written(form: str, rows: int) -> No
         y.add_(1)
 
     layer.side_path = add_one
-    share = layer(x)
+    share = RowShare(Packing([rows], torch.device("cpu")), tensor=group)
+    own = layer(x, share)
     (product,) = products
     assert product.shape == (rows, OUT)
     assert torch.equal(product, expected)
     assert group.scattered.shape == (-(-rows // RANKS) * RANKS, OUT)
     assert group.scattered.data_ptr() == product.data_ptr() or not rows
-    assert torch.equal(share, expected[: -(-rows // RANKS)])
+    assert torch.equal(own, expected[: -(-rows // RANKS)])
 
 
 @pytest.mark.parametrize("adapter", [False, True])

@@ -25,7 +25,7 @@ from engine.kernels.packing import Packing
 from engine.model.vae import VAEDecoder
 from engine.parallel.group import Group
 from engine.parallel.mesh import thread_meshes
-from engine.parallel.sequence import Share
+from engine.parallel.row_share import RowShare
 from engine.parallel.thread_group import thread_groups
 from engine.planning.traffic import Traffic, sent_in_step
 from engine.rank.denoiser import Velocities
@@ -210,16 +210,20 @@ def test_ranks_send_what_the_formula_says(monkeypatch: pytest.MonkeyPatch, mode:
         assert counter.sent == stated, seed
 
 
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=6), st.sampled_from([1, 2, 4]))
-def test_shares_are_even_and_cover_all_rows(lengths: list[int], ranks: int) -> None:
-    whole = Packing(lengths, torch.device("cpu"))
-    shares = [Share(whole, group) for group in thread_groups(ranks)]
-    assert sum(share.tokens for share in shares) == whole.tokens
-    assert max(share.tokens for share in shares) == -(-whole.tokens // ranks)
-    assert torch.equal(torch.cat([share.row_segments for share in shares]), whole.row_segments)
-    assert all(share.rows.stop - share.rows.start == share.tokens for share in shares)
-    assert all(share.rows_of_ranks == [other.tokens for other in shares] for share in shares)
-    assert [sum(lengths) for lengths in zip(*(share.lengths for share in shares), strict=True)] == list(whole.lengths)
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=6), st.sampled_from([1, 2, 4]), st.sampled_from([False, True]))
+def test_shares_are_even_and_cover_all_rows(lengths: list[int], ranks: int, by_tensor: bool) -> None:
+    whole, rows = Packing(lengths, torch.device("cpu")), torch.arange(sum(lengths))
+    groups = thread_groups(ranks)
+    shares = [RowShare(whole, *((None, group) if by_tensor else (group, None))) for group in groups]
+    parts, taken = [share.own for share in shares], [share.take_own(rows) for share in shares]
+    assert sum(part.tokens for part in parts) == whole.tokens
+    assert max(part.tokens for part in parts) == -(-whole.tokens // ranks)
+    assert torch.equal(torch.cat([part.row_segments for part in parts]), whole.row_segments)
+    assert torch.equal(torch.cat(taken), rows)
+    assert [len(each) for each in taken] == [part.tokens for part in parts]
+    assert all(group.shares(whole.tokens) == [part.tokens for part in parts] for group in groups)
+    assert [sum(lengths) for lengths in zip(*(part.lengths for part in parts), strict=True)] == list(whole.lengths)
+    assert all(share.multiplied is whole if by_tensor else share.multiplied is share.own for share in shares)
 
 
 @pytest.mark.parametrize("degrees", [{"tp": 2}, {"tp": 2, "sp": 2}])

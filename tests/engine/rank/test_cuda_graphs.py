@@ -117,7 +117,7 @@ def test_batches_in_recordings_are_the_batches_alone(rank: Rank) -> None:
         rank.attention.captured_backend = "triton"
         recorded = StepGraphs(rank.transformer, rank.config.transformer, rank.dtype, rank.device)
         for index in (0, 1, 2, 3, 4, 1):
-            assert recorded.holds(inputs[index][3].packing)
+            assert recorded.holds(inputs[index][3].share.whole)
             actual = rank.transformer(*inputs[index], denoise=recorded.denoise)
             assert relative_error(actual, expected[index]) <= 1e-5
 

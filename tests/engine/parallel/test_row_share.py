@@ -1,4 +1,4 @@
-"""Attention between ranks that share tokens. That pictures do not depend on it is in `test_parallel_modes`."""
+"""Rows that ranks share, and attention between them. That pictures do not depend on it is in `test_parallel_modes`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.kernels.packing import Packing
 from engine.model.layers import GatedAttention
 from engine.parallel.group import Group, LocalGroup
 from engine.parallel.linear import ParallelMatrix
-from engine.parallel.sequence import Share
+from engine.parallel.row_share import RowShare
 from engine.parallel.thread_group import thread_groups
 from tests.engine.parallel.test_group import DEADLINE_S, run_threads
 
@@ -59,10 +59,10 @@ def test_the_gate_is_computed_while_heads_are_exchanged(monkeypatch: pytest.Monk
     layer = GatedAttention(WIDTH, HEADS, KV_HEADS, HEAD_DIM, 1e-5, LocalGroup(), GatedAttentionKernel())
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
-    share = Share(Packing([10, 3], torch.device("cpu")), BackgroundGroup(2, events))
+    share = RowShare(Packing([10, 3], torch.device("cpu")), BackgroundGroup(2, events))
     if adapter:
         layer.qkvg.side_path = lambda x, y: None
-    layer(torch.randn(share.tokens, WIDTH), share, None)
+    layer(torch.randn(share.multiplied.tokens, WIDTH), share, None)
     out = f"product of {WIDTH}"
     if adapter:
         assert events == [f"product of {QKV + GATE}", "begin", "wait", out]
@@ -76,8 +76,8 @@ def test_fp8_rows_come_with_their_own_scales(rows: int) -> None:
     packing = Packing([rows], torch.device("cpu"))
 
     def check(group: Group) -> None:
-        share = Share(packing, group)
-        own = Fp8Rows(whole.values[share.rows], whole.scales[share.rows], whole.dtype)
+        share = RowShare(packing, tensor=group)
+        own = Fp8Rows(share.take_own(whole.values), share.take_own(whole.scales), whole.dtype)
         gathered = share.gather(own)
         assert isinstance(gathered, Fp8Rows)
         assert torch.equal(gathered.dequantize(), whole.dequantize())
