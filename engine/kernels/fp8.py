@@ -51,23 +51,11 @@ def fp8_linear(x: Fp8Rows, weight: Fp8Rows, out: torch.Tensor | None = None) -> 
         return y if out is None else out.copy_(y)
     if not x.values.shape[0]:  # nobody says that the library takes no rows
         return x.values.new_empty((0, weight.values.shape[0]), dtype=x.dtype)
-    row_wise = F.ScalingType.RowWise
-    if out is not None:
-        return scaled_mm_out(x, weight, out)
-    return F.scaled_mm(
-        x.values,
-        weight.values.t(),
-        x.scales,
-        row_wise,
-        weight.scales.t(),
-        row_wise,
-        output_dtype=x.dtype,
-        use_fast_accum=True,
-    )
+    return scaled_mm(x, weight, out)
 
 
-def scaled_mm_out(x: Fp8Rows, weight: Fp8Rows, out: torch.Tensor) -> torch.Tensor:
-    """What `F.scaled_mm` calls, which does not hand on where to write."""
+def scaled_mm(x: Fp8Rows, weight: Fp8Rows, out: torch.Tensor | None = None) -> torch.Tensor:
+    """`fp8_linear` by what `F.scaled_mm` calls, which does not hand on where to write."""
     row_wise = [F.ScalingType.RowWise.value]
     return torch._scaled_mm_v2(
         x.values,

@@ -24,7 +24,7 @@ def silu_mul(gate_up: torch.Tensor, *, fp8: bool = False) -> torch.Tensor | Fp8R
 
 
 @silu_mul.on_gpu
-def _silu_mul_triton(gate_up: torch.Tensor, *, fp8: bool = False) -> torch.Tensor | Fp8Rows:
+def _silu_mul_triton(gate_up, *, fp8=False) -> torch.Tensor | Fp8Rows:
     gate, up = gate_up.chunk(2, dim=-1)
     return gate_mul_triton(up, gate, silu=True, fp8=fp8)
 

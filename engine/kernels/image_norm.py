@@ -36,11 +36,9 @@ def image_norm(
     return (F.silu(result, inplace=True) if silu else result).to(dtype)
 
 
-image_norm_triton = image_norm.on_gpu(
-    lambda x, weight, *, silu=False, bias=None: _launch_norm(
-        x.permute(0, 2, 3, 1).contiguous(), None, weight, silu, bias
-    )
-)
+@image_norm.on_gpu
+def image_norm_triton(x, weight, *, silu=False, bias=None) -> torch.Tensor:
+    return _launch_norm(x.permute(0, 2, 3, 1).contiguous(), None, weight, silu, bias)
 
 
 @Operation
@@ -56,11 +54,9 @@ def add_image_norm_(
     return image_norm.reference(add_residual_.reference(x, residual, bias=bias), weight, silu=silu)
 
 
-add_image_norm_triton_ = add_image_norm_.on_gpu(
-    lambda x, residual, weight, *, silu=False, bias=None: _launch_norm(
-        x.permute(0, 2, 3, 1), residual.permute(0, 2, 3, 1).contiguous(), weight, silu, bias
-    )
-)
+@add_image_norm_.on_gpu
+def add_image_norm_triton_(x, residual, weight, *, silu=False, bias=None) -> torch.Tensor:
+    return _launch_norm(x.permute(0, 2, 3, 1), residual.permute(0, 2, 3, 1).contiguous(), weight, silu, bias)
 
 
 @Operation
@@ -72,8 +68,7 @@ def add_residual_(x: torch.Tensor, residual: torch.Tensor, *, bias: torch.Tensor
 
 
 @add_residual_.on_gpu
-def add_residual_triton_(x: torch.Tensor, residual: torch.Tensor, *, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """The same by a kernel of its own."""
+def add_residual_triton_(x, residual, *, bias=None) -> torch.Tensor:
     rows = x.permute(0, 2, 3, 1)
     assert rows.is_contiguous()
     channels = x.shape[1]

@@ -37,7 +37,7 @@ class Operation(Generic[P, R]):
         update_wrapper(self, reference)
 
     def on_gpu(self, launch: Callable[P, R]) -> Callable[P, R]:
-        """Decorates the function that computes the same by a kernel."""
+        """Decorates the function that computes the same by a kernel, and gives it the reference's types."""
         self._launch = launch
         return launch
 

@@ -29,7 +29,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
 
 
-rms_norm.on_gpu(lambda x, weight, eps: _unquantized(norm_triton(x, weight, eps)))
+@rms_norm.on_gpu
+def _rms_norm_triton(x, weight, eps) -> torch.Tensor:
+    return _unquantized(norm_triton(x, weight, eps))
 
 
 @Operation
@@ -42,9 +44,7 @@ def add_rms_norm(
 
 
 @add_rms_norm.on_gpu
-def _add_rms_norm_triton(
-    x: torch.Tensor, update: torch.Tensor, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _add_rms_norm_triton(x, update, weight, eps) -> tuple[torch.Tensor, torch.Tensor]:
     total = torch.empty_like(x)
     return total, _unquantized(norm_triton(x, weight, eps, update=update, total=total))
 
@@ -65,11 +65,9 @@ def rms_norm_modulate(
     return quantize_rows(result, x.dtype) if fp8 else result.to(x.dtype)
 
 
-rms_norm_modulate.on_gpu(
-    lambda x, factor, shift, eps, packing, *, fp8=False: norm_triton(
-        x, factor, eps, shift=shift, packing=packing, fp8=fp8
-    )
-)
+@rms_norm_modulate.on_gpu
+def _rms_norm_modulate_triton(x, factor, shift, eps, packing, *, fp8=False) -> torch.Tensor | Fp8Rows:
+    return norm_triton(x, factor, eps, shift=shift, packing=packing, fp8=fp8)
 
 
 @Operation
@@ -91,11 +89,9 @@ def add_rms_norm_modulate_(
     return rms_norm_modulate.reference(x, factor, shift, eps, packing, fp8=fp8)
 
 
-add_rms_norm_modulate_.on_gpu(
-    lambda x, update, gate, factor, shift, eps, packing, *, fp8=False: norm_triton(
-        x, factor, eps, update=update, total=x, gate=gate, shift=shift, packing=packing, fp8=fp8
-    )
-)
+@add_rms_norm_modulate_.on_gpu
+def _add_rms_norm_modulate_triton(x, update, gate, factor, shift, eps, packing, *, fp8=False) -> torch.Tensor | Fp8Rows:
+    return norm_triton(x, factor, eps, update=update, total=x, gate=gate, shift=shift, packing=packing, fp8=fp8)
 
 
 def norm_triton(

@@ -80,11 +80,9 @@ def norm_rotate_(
         heads.copy_(_norm_rotated(heads, weight, eps, rotations, halves=halves))
 
 
-norm_rotate_triton_ = norm_rotate_.on_gpu(
-    lambda query, key, query_norm, key_norm, eps, rotations, *, halves=False: _launch(
-        (query, key), query, query_norm, key_norm, eps, rotations, halves=halves
-    )
-)
+@norm_rotate_.on_gpu
+def norm_rotate_triton_(query, key, query_norm, key_norm, eps, rotations, *, halves=False) -> None:
+    _launch((query, key), query_norm, key_norm, eps, rotations, halves=halves)
 
 
 @Operation
@@ -113,21 +111,8 @@ def norm_rotate_to_ranks(
 
 
 @norm_rotate_to_ranks.on_gpu
-def norm_rotate_to_ranks_triton(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    query_norm: torch.Tensor,
-    key_norm: torch.Tensor,
-    eps: float,
-    rotations: torch.Tensor | None,
-    ranks: int,
-) -> torch.Tensor:
-    """The same by the kernel, which copies v as well."""
-    tokens, heads, head_dim = query.shape
-    sent = query.new_empty((ranks, tokens, (heads + 2 * key.shape[1]) // ranks * head_dim))
-    _launch((query, key, value), sent, query_norm, key_norm, eps, rotations, ranks=ranks)
-    return sent
+def norm_rotate_to_ranks_triton(query, key, value, query_norm, key_norm, eps, rotations, ranks) -> torch.Tensor:
+    return _launch((query, key, value), query_norm, key_norm, eps, rotations, ranks=ranks)
 
 
 def _norm_rotated(
@@ -146,7 +131,6 @@ def _norm_rotated(
 
 def _launch(
     parts: Sequence[torch.Tensor],
-    into: torch.Tensor,
     query_norm: torch.Tensor,
     key_norm: torch.Tensor,
     eps: float,
@@ -154,13 +138,13 @@ def _launch(
     *,
     ranks: int = 0,
     halves: bool = False,
-) -> None:
-    """q and k, and v if there are ranks to send it to. into: q itself, or what is sent."""
+) -> torch.Tensor:
+    """One launch for q and k, in place, or with `ranks` for q, k and v, to what is sent to them. Returns q or that."""
     query, key = parts[:2]
-    tokens, heads, head_dim = query.shape
-    kv_heads = key.shape[1]
+    (tokens, heads, head_dim), kv_heads = query.shape, key.shape[1]
+    into = query.new_empty((ranks, tokens, (heads + 2 * kv_heads) // ranks * head_dim)) if ranks else query
     if not tokens:  # a share of fewer tokens than ranks; nothing has an address then
-        return
+        return into
     for part, heads_before in zip(parts, (0, heads, heads + kv_heads), strict=False):
         assert part.data_ptr() == query.data_ptr() + heads_before * head_dim * query.element_size()
         assert tokens == 1 or part.stride() == (query.stride(0), head_dim, 1)
@@ -184,6 +168,7 @@ def _launch(
         RANKS=ranks,
         num_warps=4,
     )
+    return into
 
 
 @Kernel

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, starmap
 
 import torch
 import torch.nn.functional as F
@@ -63,52 +63,50 @@ class GatedAttentionKernel:
         backend = self._backend_for(packing)
         if backend == "triton" and not fp8:  # fp8's scale is a row's, over all heads
             return attention_triton(query, key, value, packing, gate)
-        one_by_one = self._one_by_one(backend, query, key, value, packing)
-        if one_by_one is None:
-            return sigmoid_mul(self._all_at_once(backend, query, key, value, packing), gate, fp8=fp8)
+        attended = self._attend(backend, query, key, value, packing)
+        if isinstance(attended, torch.Tensor):
+            return sigmoid_mul(attended, gate, fp8=fp8)
         output = empty_rows(query.shape[0], gate.shape[1], query, fp8=fp8)
-        for start, stop, attended in one_by_one:
-            sigmoid_mul(attended, gate[start:stop], fp8=fp8, out=output, first=start)
+        for start, stop, rows in attended:
+            sigmoid_mul(rows, gate[start:stop], fp8=fp8, out=output, first=start)
         return output
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
         """The same without a gate."""
-        backend = self._backend_for(packing)
-        one_by_one = self._one_by_one(backend, query, key, value, packing)
-        if one_by_one is None:
-            return self._all_at_once(backend, query, key, value, packing)
-        return _packed(one_by_one, query)
-
-    def _all_at_once(
-        self, backend: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
-    ) -> torch.Tensor:
-        return BACKENDS["flash" if self._is_planned(backend) else backend].attend(query, key, value, packing)
+        attended = self._attend(self._backend_for(packing), query, key, value, packing)
+        return attended if isinstance(attended, torch.Tensor) else _packed(attended, query)
 
     def _backend_for(self, packing: Packing) -> str:
         backend = self.captured_backend if packing.captured else self.backend
         assert backend is not None, "no varlen backend for a packing without bounds"
         return backend
 
-    def _is_planned(self, backend: str) -> bool:
-        return backend == "cudnn" and self.plans is not None
-
-    def _one_by_one(
+    def _attend(
         self, backend: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
-    ) -> Iterator[Attended] | None:
-        """What becomes of each segment, where not all go into one call."""
+    ) -> torch.Tensor | Iterator[Attended]:
+        """(tokens, heads · head_dim) of one call for all segments, or what becomes of each in a call of its own."""
         dense = BACKENDS[backend].dense
-        if dense is None:
-            return None
-        if self._is_planned(backend):
-            assert self.plans is not None
-            bounds = pairwise(packing.bounds)
-            served = [_has_plan(self.plans, *_rows(start, stop, query, key, value)) for start, stop in bounds]
+        if backend == "cudnn" and self.plans is not None:
+            segments = starmap(slice, pairwise(packing.bounds))
+            served = [self._has_plan(query[rows], key[rows], value[rows]) for rows in segments]
             if any(served):
                 return _segments(lambda index: _cudnn if served[index] else _flash, query, key, value, packing)
-            dense = _flash
-        if dense is not _cudnn and len(set(packing.lengths)) == 1:
-            return None
+            backend, dense = "flash", _flash
+        if dense is None or (dense is not _cudnn and len(set(packing.lengths)) == 1):
+            return BACKENDS[backend].attend(query, key, value, packing)
         return _segments(lambda _: dense, query, key, value, packing)
+
+    def _has_plan(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+        """Whether cuDNN serves a segment; else it is remembered as one that it could."""
+        assert self.plans is not None
+        tokens = query.shape[0]
+        if tokens < LONG_SEGMENT:
+            return False
+        shape: PlanShape = (query.shape, key.shape, query.stride(), key.stride(), value.stride())
+        if not self.plans.has(shape):
+            self.plans.met(shape, work=tokens**2)
+            return False
+        return True
 
 
 def packed_attention(
@@ -176,7 +174,7 @@ def _segments(
         if start < stop:
             # Sliced before it becomes a batch of one, so that strides, for which cuDNN builds a plan each, depend on
             # the segment's length alone.
-            segment = (part[None].transpose(1, 2) for part in _rows(start, stop, query, key, value))
+            segment = (part[start:stop][None].transpose(1, 2) for part in (query, key, value))
             yield start, stop, dense(index)(*segment)[0].transpose(0, 1)
 
 
@@ -188,16 +186,7 @@ def _packed(segments: Iterable[Attended], query: torch.Tensor) -> torch.Tensor:
     return output.flatten(1)
 
 
-def _rows(start: int, stop: int, *parts: torch.Tensor) -> list[torch.Tensor]:
-    return [part[start:stop] for part in parts]
-
-
 # ---- cuDNN's plans
-
-
-def plan_shape(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> PlanShape:
-    """What torch keeps a plan of cuDNN's for, of one segment's (tokens, heads, head_dim) parts."""
-    return query.shape, key.shape, query.stride(), key.stride(), value.stride()
 
 
 def build_plan(shape: PlanShape, device: torch.device, dtype: torch.dtype) -> None:
@@ -209,18 +198,6 @@ def build_plan(shape: PlanShape, device: torch.device, dtype: torch.dtype) -> No
     memory = torch.empty(span, device=device, dtype=dtype)
     parts = (memory.as_strided(size, stride) for size, stride in zip(sizes, strides, strict=True))
     _cudnn(*(part[None].transpose(1, 2) for part in parts))
-
-
-def _has_plan(plans: PlanSchedule, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether cuDNN serves a segment; else it is remembered as one that it could."""
-    tokens = query.shape[0]
-    if tokens < LONG_SEGMENT:
-        return False
-    shape = plan_shape(query, key, value)
-    if plans.has(shape):
-        return True
-    plans.met(shape, work=tokens**2)
-    return False
 
 
 @dataclass(frozen=True)

@@ -150,18 +150,18 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype, head_dim
         return _triton(device, head_dim)
     if backend == "fa3-fp8" and head_dim % 16:
         return f"its head dim is a multiple of 16, not {head_dim}"
-    needs = _NEEDS[backend]
+    generations, largest_head_dim, other_reason = _NEEDS[backend]
     if device.type != "cuda":
         return f"it needs a CUDA device, not {device.type}"
     major, minor = torch.cuda.get_device_capability(device)
-    if major not in needs.generations:
-        newest = needs.generations[-1]
-        return f"it is for compute capability {needs.generations[0]}.0 to {newest}.x, this GPU has {major}.{minor}"
+    if major not in generations:
+        capabilities = f"{generations[0]}.0 to {generations[-1]}.x"
+        return f"it is for compute capability {capabilities}, this GPU has {major}.{minor}"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"it takes bfloat16, not {str(dtype).removeprefix('torch.')}"
-    if head_dim % 8 or head_dim > needs.largest_head_dim:
-        return f"its head dim is a multiple of 8 up to {needs.largest_head_dim}, not {head_dim}"
-    return needs.other()
+    if head_dim % 8 or head_dim > largest_head_dim:
+        return f"its head dim is a multiple of 8 up to {largest_head_dim}, not {head_dim}"
+    return other_reason()
 
 
 def measure(backend: str, shape: AttentionShape, device: torch.device, dtype: torch.dtype) -> Timing:
@@ -234,18 +234,10 @@ def _import(package: str) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class _Needs:
-    """generations: major compute capabilities; other: what the GPU and the tensors do not tell."""
-
-    generations: range
-    largest_head_dim: int
-    other: Callable[[], str | None]
-
-
-_NEEDS = {
-    "cudnn": _Needs(range(8, 13), 128, _cudnn),
-    "flash": _Needs(range(8, 13), 256, _flash),
-    **{name: _Needs(package.generations, 256, partial(_import, name)) for name, package in FLASH_PACKAGES.items()},
-    "fa3-fp8": _Needs(FLASH_PACKAGES["fa3"].generations, 256, partial(_import, "fa3")),
+# Major compute capabilities, the largest head dim, and what speaks against it that GPU and tensors do not tell.
+_NEEDS: dict[str, tuple[range, int, Callable[[], str | None]]] = {
+    "cudnn": (range(8, 13), 128, _cudnn),
+    "flash": (range(8, 13), 256, _flash),
+    **{name: (package.generations, 256, partial(_import, name)) for name, package in FLASH_PACKAGES.items()},
+    "fa3-fp8": (FLASH_PACKAGES["fa3"].generations, 256, partial(_import, "fa3")),
 }

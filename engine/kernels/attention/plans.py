@@ -11,6 +11,8 @@ from collections.abc import Hashable
 
 IDLE_S = 1.0  # without an image to make, before a plan is built
 MOST_WAITING = 0.02  # of the images may have come while a plan was being built
+MOST_PLANS = 256
+MOST_BYTES = 1 << 30  # that plans were seen to take, after which none is built
 _FIRST_IMAGES = 1000  # count as this many, since plans pay the longer the earlier they are there
 # An image that starts within so many seconds after a plan was built has come before it was: what a rank takes to read
 # an order that lay there. One in some fifty that it had nothing to do with is counted too.
@@ -26,12 +28,9 @@ class PlanSchedule:
     images that came during builds, and those that this one risks, stay within `MOST_WAITING` of all, the first thousand
     counting as a thousand. So the bound holds whatever the load, but for images that come during one build, more of
     them than two and than ever before.
-
-    most_plans, most_bytes: of memory that plans were seen to take, after which none is built.
     """
 
-    def __init__(self, *, most_plans: int = 256, most_bytes: int = 1 << 30) -> None:
-        self._most_plans, self._most_bytes = most_plans, most_bytes
+    def __init__(self) -> None:
         self._work: Counter[Hashable] = Counter()  # of shapes without a plan
         self._planned: set[Hashable] = set()
         self._failed: set[Hashable] = set()
@@ -76,7 +75,7 @@ class PlanSchedule:
         """Seconds until the next plan may be built if nothing comes up; None if there is none to build."""
         if not self._work or self._failures >= _MOST_FAILURES:
             return None
-        if len(self._planned) >= self._most_plans or self.bytes >= self._most_bytes:
+        if len(self._planned) >= MOST_PLANS or self.bytes >= MOST_BYTES:
             return None
         if self.waited + self._most_at_once > MOST_WAITING * max(self.images, _FIRST_IMAGES):
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.kernels.fp8 import FP8_MAX, Fp8Rows, fp8_linear, quantize_rows, scaled_mm_out
+from engine.kernels.fp8 import FP8_MAX, Fp8Rows, fp8_linear, quantize_rows, scaled_mm
 from tests.engine.kernels.tolerances import relative_error
 
 ROUNDING = 2**-4  # of e4m3, for numbers that are not subnormal
@@ -53,8 +53,9 @@ def test_the_cpu_computes_what_torchs_scaled_product_does() -> None:
     except NotImplementedError:
         pytest.skip("this torch has no scaled product on the CPU")
     assert relative_error(fp8_linear(Fp8Rows(x.values, x.scales, torch.float32), weight), theirs) <= 1e-6
+    assert torch.equal(scaled_mm(Fp8Rows(x.values, x.scales, torch.float32), weight), theirs)
     into = torch.full((40, 48), 7.0)
-    written = scaled_mm_out(Fp8Rows(x.values, x.scales, torch.float32), weight, into[:33])
+    written = scaled_mm(Fp8Rows(x.values, x.scales, torch.float32), weight, into[:33])
     assert written.data_ptr() == into.data_ptr()
     assert relative_error(into[:33], theirs) <= 1e-6
     assert (into[33:] == 7).all()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import random
 from statistics import fmean
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.kernels.attention import plans
 from engine.kernels.attention.plans import IDLE_S, MOST_WAITING, PlanSchedule
 from tests.engine.kernels.attention.simulated_prompts import BUILD_S, DISTRIBUTIONS, SIZES, Outcome, serve
 
@@ -52,8 +54,10 @@ def test_the_bound_holds_where_lengths_are_more_than_can_be_served(name: str, se
 )
 def test_whatever_the_load_few_images_wait(seed: int, load: float, service_s: float, images: int, spread: int) -> None:
     """Those beyond the first that come during one build may be more than ever came at once before."""
-    schedule = PlanSchedule(most_plans=10**9)
-    outcome = serve(lambda draw: draw.randrange(spread), service_s, seed, images=images, load=load, schedule=schedule)
+    schedule = PlanSchedule()
+    with patch.object(plans, "MOST_PLANS", 10**9):
+        lengths = lambda draw: draw.randrange(spread)  # noqa: E731
+        outcome = serve(lengths, service_s, seed, images=images, load=load, schedule=schedule)
     assert round(outcome.waited * images) <= schedule.waited
     assert schedule.waited <= MOST_WAITING * max(images, 1000) + max(0, schedule._most_at_once - 1)
     assert outcome.longest_s <= BUILD_S
@@ -111,20 +115,21 @@ def test_what_cost_most_so_far_goes_first() -> None:
     assert not schedule.has("never")
 
 
-def test_plans_end_where_memory_is_to_be_left_alone() -> None:
-    def build(schedule: PlanSchedule, size: int) -> int:
+def test_plans_end_where_memory_is_to_be_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(size: int, *, most_plans: int = 256, most_bytes: int = 1 << 30) -> PlanSchedule:
+        monkeypatch.setattr(plans, "MOST_PLANS", most_plans)
+        monkeypatch.setattr(plans, "MOST_BYTES", most_bytes)
+        schedule = PlanSchedule()
         for number in range(100):
             schedule.met(number)
         while schedule.wait_s(0.0) is not None:
             schedule.built(schedule.next(), None, size)
-        return schedule.plans
+        return schedule
 
-    assert build(PlanSchedule(most_plans=7), 1) == 7
-    assert build(PlanSchedule(most_bytes=1000), 300) == 4
-    assert build(PlanSchedule(most_bytes=1000), -5) == 100
-    few = PlanSchedule(most_plans=2)
-    build(few, 3 << 20)
-    assert few.describe() == "2 plans of 6 MB; 0 of 0 images waited for one"
+    assert build(1, most_plans=7).plans == 7
+    assert build(300, most_bytes=1000).plans == 4
+    assert build(-5, most_bytes=1000).plans == 100
+    assert build(3 << 20, most_plans=2).describe() == "2 plans of 6 MB; 0 of 0 images waited for one"
 
 
 def test_what_failed_is_not_tried_again_and_after_three_in_a_row_nothing_is() -> None:
