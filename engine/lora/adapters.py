@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from engine.checkpoint.layouts.tensors import COLUMNS, ROWS, Source, transformer_sources
+from engine.checkpoint.files.stored import Bounds
+from engine.checkpoint.layouts.tensors import COLUMNS, transformer_sources
 from engine.config.model_config import ModelConfig
-from engine.lora.deltas import Dense, Shard, norm_factors, read_delta, read_vector
+from engine.lora.deltas import Dense, norm_factors, read_delta, read_vector
 from engine.lora.families import Change, Family
 from engine.lora.files import AdapterFile, open_adapter
 from engine.lora.side_path import LayerAdapter, Piece, Runs, SidePath
-from engine.parallel.group import Group, LocalGroup
+from engine.parallel.group import Group
 from engine.parallel.linear import Linear, ParallelMatrix
 from engine.step import Adapter
 
@@ -46,8 +47,7 @@ class Adapters:
     @property
     def bytes(self) -> int:
         """What this rank holds of all adapters."""
-        adapters = [adapter for path in self._side_paths.values() for adapter in path.adapters.values()]
-        return sum(t.numel() * t.element_size() for adapter in adapters for t in adapter.tensors())
+        return sum(adapter.bytes for path in self._side_paths.values() for adapter in path.adapters.values())
 
     def load(self, adapter: Adapter) -> None:
         """Read this rank's share of a file to the device. Raises `LoraError`. A collective, where a file has DoRA."""
@@ -59,7 +59,7 @@ class Adapters:
             for name, changes in by_module.items():
                 module = self._transformer.get_submodule(name)
                 assert isinstance(module, Linear | ParallelMatrix)
-                pieces = _read_pieces(file, name, changes, module, self._group, self._config, self._device)
+                pieces = self._read_pieces(file, name, changes, module)
                 if name not in self._side_paths:
                     bias = module.bias if isinstance(module, Linear) else None
                     self._side_paths[name] = SidePath(self._in_force, _ROWS.get(name, "blocks"), bias)
@@ -89,22 +89,18 @@ class Adapters:
                 strengths[adapter_id] += strength
         return tuple(sorted((key, strength) for key, strength in strengths.items() if strength != 0))
 
-    @contextmanager
-    def everywhere(self, loras: Loras) -> Iterator[None]:
+    def everywhere(self, loras: Loras) -> AbstractContextManager[None]:
         """Apply these in all rows of a forward."""
-        with self._applied({"blocks": {key: [(slice(None), strength)] for key, strength in loras}}):
-            yield
+        return self._applied({"blocks": {key: [(slice(None), strength)] for key, strength in loras}})
 
-    @contextmanager
     def by_row(
         self,
         images: Sequence[tuple[Loras, int]],
         blocks: Sequence[tuple[Loras, int]],
         last: Sequence[tuple[Loras, int]],
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Apply each of these in so many rows of what `img_in` sees, the blocks' matrices, and the final layer's."""
-        with self._applied({"images": _runs(images), "blocks": _runs(blocks), "last": _runs(last)}):
-            yield
+        return self._applied({"images": _runs(images), "blocks": _runs(blocks), "last": _runs(last)})
 
     @contextmanager
     def _applied(self, in_force: dict[str, Runs]) -> Iterator[None]:
@@ -113,6 +109,40 @@ class Adapters:
             yield
         finally:
             self._in_force.clear()
+
+    def _read_pieces(
+        self, file: AdapterFile, name: str, changes: Sequence[Change], module: Linear | ParallelMatrix
+    ) -> list[Piece]:
+        """This rank's share of what a file does to the matrices that are stacked in one module."""
+        group, device = self._group, self._device
+        starts = self._row_starts(name)
+        pieces = []
+        for change in changes:
+            bounds = change.source.shard_bounds(group.rank, group.size)
+            start = starts[change.layer]
+            piece = Piece(
+                slice(start, start + bounds[0].stop - bounds[0].start), read_delta(file.file, change, bounds, device)
+            )
+            if change.family is Family.REPLACEMENT:
+                piece.gain = -1.0
+            if "magnitude" in change.tensors:
+                # only these rows, since float32 is much; and the layer may wait in host memory for its use
+                weight = module.dequantize(piece.rows).to(device)
+                _apply_magnitude(piece, weight, file, change, bounds, group)
+            # where columns are split, the ranks' outputs are summed up
+            if "diff_b" in change.tensors and (change.source.split != COLUMNS or group.rank == 0):
+                piece.bias = read_vector(file.file, change, "diff_b", bounds[0], device)
+            pieces.append(piece)
+        return pieces
+
+    def _row_starts(self, module: str) -> dict[str, int]:
+        """Where each of the layers that are stacked in a module begins in this rank's parameter."""
+        starts, start = {}, 0
+        for source in transformer_sources(self._config.transformer):
+            if source.parameter == f"{module}.weight":
+                starts[source.name.removesuffix(".weight")] = start
+                start += source.shard_shape(self._group.size)[0]
+        return starts
 
 
 def _runs(parts: Sequence[tuple[Loras, int]]) -> Runs:
@@ -130,67 +160,15 @@ def _runs(parts: Sequence[tuple[Loras, int]]) -> Runs:
     return runs
 
 
-def _read_pieces(
-    file: AdapterFile,
-    name: str,
-    changes: Sequence[Change],
-    module: Linear | ParallelMatrix,
-    group: Group,
-    config: ModelConfig,
-    device: torch.device,
-) -> list[Piece]:
-    """A rank's share of what a file does to the matrices that are stacked in one module."""
-    starts = _row_starts(name, group.size, config)
-    pieces = []
-    for change in changes:
-        bounds = change.source.shard_bounds(group.rank, group.size)
-        shard = Shard(*bounds)
-        start = starts[change.layer]
-        piece = Piece(
-            slice(start, start + shard.rows.stop - shard.rows.start), read_delta(file.file, change, shard, device)
-        )
-        if change.family is Family.REPLACEMENT:
-            piece.gain = -1.0
-        if "magnitude" in change.tensors:
-            # only these rows, since float32 is much; and the layer may wait in host memory for its use
-            weight = module.dequantize(piece.rows).to(device)
-            _apply_magnitude(piece, weight, file, change, shard, group, device)
-        # where columns are split, the ranks' outputs are summed up
-        if "diff_b" in change.tensors and (change.source.split != COLUMNS or group.rank == 0):
-            piece.bias = read_vector(file.file, change, "diff_b", shard.rows, device)
-        pieces.append(piece)
-    return pieces
-
-
 def _apply_magnitude(
-    piece: Piece,
-    weight: torch.Tensor,
-    file: AdapterFile,
-    change: Change,
-    shard: Shard,
-    group: Group,
-    device: torch.device,
+    piece: Piece, weight: torch.Tensor, file: AdapterFile, change: Change, bounds: Bounds, group: Group
 ) -> None:
     """Make a low-rank change DoRA's: W + ΔW, whose rows or columns are given new norms, less W."""
     assert piece.delta is not None
     changed = weight + piece.delta.dense()
-    alone = LocalGroup()
+    factors = norm_factors(file.file, change, changed, bounds, group)
     if change.by_column:
-        magnitude = read_vector(file.file, change, "magnitude", shard.columns, device, dimension=1)
-        factors = norm_factors(changed, magnitude, 0, group if change.source.split == ROWS else alone)
         piece.delta = Dense(changed.mul_(factors).sub_(weight))  # factors on x would need a second product with W
     else:
-        magnitude = read_vector(file.file, change, "magnitude", shard.rows, device)
-        factors = norm_factors(changed, magnitude, 1, group if change.source.split == COLUMNS else alone)
         piece.delta.scale_rows(factors)
-        piece.gain = factors - 1
-
-
-def _row_starts(module: str, size: int, config: ModelConfig) -> dict[str, int]:
-    """Where each of the matrices that are stacked in a module begins in a rank's parameter."""
-    starts, start = {}, 0
-    stacked: list[Source] = [s for s in transformer_sources(config.transformer) if s.parameter == f"{module}.weight"]
-    for source in stacked:
-        starts[source.name.removesuffix(".weight")] = start
-        start += source.shard_shape(size)[0]
-    return starts
+        piece.gain = factors.flatten() - 1

@@ -7,17 +7,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from engine.checkpoint.files.stored import TensorFile
+from engine.checkpoint.files.stored import Bounds, TensorFile
+from engine.checkpoint.layouts.tensors import COLUMNS, ROWS
 from engine.lora.families import Change, Family
 from engine.parallel.group import Group
 
 
-class Delta(ABC):
+class TensorHolder:
+    """What has tensors among its attributes."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """By the attributes' names."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+
+    def to(self, dtype: torch.dtype) -> None:
+        """Hold them in another dtype."""
+        for name, tensor in self.tensors().items():
+            setattr(self, name, tensor.to(dtype))
+
+
+class Delta(TensorHolder, ABC):
     """ΔW of a shard, in one of the forms below.
 
     down: what x is multiplied with first, (rank, columns); those of deltas with the same x may be stacked.
@@ -36,15 +49,7 @@ class Delta(ABC):
 
     @abstractmethod
     def scale_rows(self, factors: torch.Tensor) -> None:
-        """Multiply ΔW's rows, (rows,) float32."""
-
-    @abstractmethod
-    def to(self, dtype: torch.dtype) -> None:
-        """Hold it in another dtype."""
-
-    @abstractmethod
-    def tensors(self) -> Sequence[torch.Tensor]:
-        """What it holds."""
+        """Multiply ΔW's rows by `factors`, (rows, 1) float32."""
 
 
 class LowRank(Delta):
@@ -62,13 +67,7 @@ class LowRank(Delta):
         y.addmm_(x, self.up.t(), alpha=strength)
 
     def scale_rows(self, factors: torch.Tensor) -> None:
-        self.up = self.up * factors[:, None]
-
-    def to(self, dtype: torch.dtype) -> None:
-        self.down, self.up = self.down.to(dtype), self.up.to(dtype)
-
-    def tensors(self) -> Sequence[torch.Tensor]:
-        return self.down, self.up
+        self.up = self.up * factors
 
 
 class Dense(Delta):
@@ -84,13 +83,7 @@ class Dense(Delta):
         y.addmm_(x, self.matrix.t(), alpha=strength)
 
     def scale_rows(self, factors: torch.Tensor) -> None:
-        self.matrix = self.matrix * factors[:, None]
-
-    def to(self, dtype: torch.dtype) -> None:
-        self.matrix = self.matrix.to(dtype)
-
-    def tensors(self) -> Sequence[torch.Tensor]:
-        return (self.matrix,)
+        self.matrix = self.matrix * factors
 
 
 class Kronecker(Delta):
@@ -104,7 +97,8 @@ class Kronecker(Delta):
         height, width = second.shape
         # the rows and columns of `first` whose blocks the window touches, and where it begins in the first of them
         above, left = rows.start // height, columns.start // width
-        self._first = first[above : -(-rows.stop // height), left : -(-columns.stop // width)]
+        blocks = first[above : -(-rows.stop // height), left : -(-columns.stop // width)]
+        self._first = blocks.clone()  # so that the rest of `first` is not held
         self._second = second
         self._rows = slice(rows.start - above * height, rows.stop - above * height)
         self._columns = slice(columns.start - left * width, columns.stop - left * width)
@@ -112,40 +106,22 @@ class Kronecker(Delta):
 
     def dense(self) -> torch.Tensor:
         window = torch.kron(self._first.float(), self._second.float())[self._rows, self._columns]
-        return window if self._factors is None else window * self._factors.float()[:, None]
+        return window if self._factors is None else window * self._factors.float()
 
     def add_to(self, y: torch.Tensor, x: torch.Tensor, strength: float) -> None:
         blocks, width = self._first.shape[1], self._second.shape[1]
         x = F.pad(x, (self._columns.start, blocks * width - self._columns.stop))
         product = self._first @ (x.unflatten(-1, (blocks, width)) @ self._second.t())
         product = product.flatten(-2)[:, self._rows]
-        y.add_(product if self._factors is None else product * self._factors, alpha=strength)
+        y.add_(product if self._factors is None else product * self._factors.t(), alpha=strength)
 
     def scale_rows(self, factors: torch.Tensor) -> None:
         self._factors = factors if self._factors is None else self._factors * factors
 
-    def to(self, dtype: torch.dtype) -> None:
-        # a copy: of `first` a slice was taken
-        self._first, self._second = self._first.to(dtype, copy=True), self._second.to(dtype)
-        self._factors = None if self._factors is None else self._factors.to(dtype)
 
-    def tensors(self) -> Sequence[torch.Tensor]:
-        held = (self._first, self._second)
-        return held if self._factors is None else (*held, self._factors)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Which part of a layer's weight a rank has."""
-
-    rows: slice
-    columns: slice
-
-
-def read_delta(file: TensorFile, change: Change, shard: Shard, device: torch.device) -> Delta | None:
-    """ΔW of a shard of the layer, in float32, reading only what it needs. None for a change of the bias alone."""
-    rows = slice(change.rows.start + shard.rows.start, change.rows.start + shard.rows.stop)
-    columns = shard.columns
+def read_delta(file: TensorFile, change: Change, bounds: Bounds, device: torch.device) -> Delta | None:
+    """ΔW of a rank's rows and columns, in float32, reading only what it needs. None for a change of the bias alone."""
+    rows, columns = _shifted(bounds[0], change.rows.start), bounds[1]
     shapes = change.shapes
 
     def read(role: str, rows: slice | None = None, columns: slice | None = None) -> torch.Tensor:
@@ -176,10 +152,8 @@ def read_vector(
     file: TensorFile, change: Change, role: str, part: slice, device: torch.device, *, dimension: int = 0
 ) -> torch.Tensor:
     """A slice of a tensor with a number for each of the layer's rows or columns: (length,) float32."""
-    shape = change.shapes[role]
-    start = change.rows.start if dimension == 0 else 0
-    bounds = [slice(0, length) for length in shape]
-    bounds[dimension] = slice(start + part.start, start + part.stop)
+    bounds = [slice(0, length) for length in change.shapes[role]]
+    bounds[dimension] = _shifted(part, change.rows.start) if dimension == 0 else part
     return _copy(file.read(change.tensors[role], tuple(bounds)), device).flatten()
 
 
@@ -188,11 +162,20 @@ def _copy(stored: torch.Tensor, device: torch.device) -> torch.Tensor:
     return stored.to(device, torch.float32, copy=True)
 
 
-def norm_factors(changed: torch.Tensor, magnitude: torch.Tensor, dimension: int, group: Group) -> torch.Tensor:
-    """DoRA: what gives the rows (dimension 1: their norms are taken along it) or the columns (0) of W + ΔW the norms
-    that `magnitude` says, float32. group: over whose ranks the rows or columns are split."""
-    norms = group.all_reduce(changed.square().sum(dimension)).sqrt()
-    return torch.where(norms > 0, magnitude / norms, 1.0)
+def _shifted(part: slice, start: int) -> slice:
+    return slice(start + part.start, start + part.stop)
+
+
+def norm_factors(file: TensorFile, change: Change, changed: torch.Tensor, bounds: Bounds, group: Group) -> torch.Tensor:
+    """DoRA: what gives the rows or columns of W + ΔW the norms that its magnitudes say, (rows, 1) or (1, columns)
+    float32. changed: W + ΔW of a rank's `bounds`; group: over whose ranks the layer is split."""
+    along, split = (0, ROWS) if change.by_column else (1, COLUMNS)
+    magnitude = read_vector(file, change, "magnitude", bounds[1 - along], changed.device, dimension=1 - along)
+    norms = changed.square().sum(along)
+    if change.source.split == split:
+        norms = group.all_reduce(norms)
+    norms = norms.sqrt()
+    return torch.where(norms > 0, magnitude / norms, 1.0).unsqueeze(along)
 
 
 def _hadamard(ups: Sequence[torch.Tensor], downs: Sequence[torch.Tensor], scale: float) -> Delta:

@@ -65,27 +65,17 @@ class Change:
 
     def elements_on_rank(self, tp: int) -> int:
         """Numbers that a rank holds; see `engine.lora.deltas`."""
-        rows, columns = self.source.shard_shape(tp)
-        vectors = ("magnitude" in self.tensors) * rows + ("diff_b" in self.tensors) * rows
-        return vectors + (rows * columns if self.by_column else self._matrices(rows, columns))
-
-    def _matrices(self, rows: int, columns: int) -> int:
-        shapes = self.shapes
-        match self.family:
-            case Family.LORA:
-                return shapes["down"][0] * (rows + columns)
-            case Family.LOHA:
-                return min(self.hadamard_rank * (rows + columns), rows * columns)
-            case Family.LOKR:
-                return sum(math.prod(lokr_factor(shapes, part)) for part in ("lokr_w1", "lokr_w2"))
-            case Family.BIAS:
-                return 0
-        return rows * columns
-
-    @property
-    def hadamard_rank(self) -> int:
-        """The rank of the product of LoHa's two low-rank matrices, number by number."""
-        return self.shapes["hada_w1_b"][0] * self.shapes["hada_w2_b"][0]
+        (rows, columns), shapes = self.source.shard_shape(tp), self.shapes
+        matrices = rows * columns
+        if self.family is Family.BIAS:
+            matrices = 0
+        elif self.family is Family.LORA and not self.by_column:
+            matrices = shapes["down"][0] * (rows + columns)
+        elif self.family is Family.LOHA and not self.by_column:
+            matrices = min(shapes["hada_w1_b"][0] * shapes["hada_w2_b"][0] * (rows + columns), matrices)
+        elif self.family is Family.LOKR and not self.by_column:
+            matrices = sum(math.prod(lokr_factor(shapes, part)) for part in ("lokr_w1", "lokr_w2"))
+        return matrices + rows * sum(role in self.tensors for role in ("magnitude", "diff_b"))
 
 
 def family_of(shapes: Mapping[str, tuple[int, ...]], height: int, columns: int) -> Family:
@@ -106,10 +96,9 @@ def family_of(shapes: Mapping[str, tuple[int, ...]], height: int, columns: int) 
     return family
 
 
-def rank_of(family: Family, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """What alpha is divided by. None where alpha counts for nothing."""
-    by_family = {Family.LORA: ("down",), Family.LOHA: ("hada_w1_b",), Family.LOKR: ("lokr_w2_b", "lokr_w1_b")}
-    return next((shapes[role][0] for role in by_family.get(family, ()) if role in shapes), None)
+def rank_of(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """What alpha is divided by, of a complete family. None where alpha counts for nothing."""
+    return next((shapes[role][0] for role in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b") if role in shapes), None)
 
 
 def lokr_factor(shapes: Mapping[str, tuple[int, ...]], part: str) -> tuple[int, int]:

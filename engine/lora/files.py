@@ -171,7 +171,7 @@ def _changes(
         if columns > _QWEN_IMAGE_WIDTH and columns not in widths and _QWEN_IMAGE_WIDTH in widths:
             hint = "; it seems to be a LoRA for Qwen-Image"
         raise _error(file, f"{_short(path)}: {misfit}{hint}") from None
-    rank = rank_of(family, shapes)
+    rank = rank_of(shapes)
     scale = 1.0 if rank is None else alphas.scale(path, tensors.get("alpha"), rank)
     start = 0
     for layer, source in zip(layers, sources, strict=True):

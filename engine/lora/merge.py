@@ -12,7 +12,7 @@ from engine.checkpoint.layouts.tensors import Source
 from engine.checkpoint.weight_format import Weights
 from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError, LoraError
-from engine.lora.deltas import Shard, norm_factors, read_delta, read_vector
+from engine.lora.deltas import norm_factors, read_delta, read_vector
 from engine.lora.families import Change, Family
 from engine.lora.files import AdapterFile, open_adapter
 from engine.parallel.group import LocalGroup
@@ -36,7 +36,6 @@ class MergedWeights:
         ]
         self._dequantizes = engine.quantization == "none"
         self._check_layers()
-        self._check_biases()
 
     def stored(self, component: str, source: Source) -> StoredTensor:
         """See `Weights.stored`."""
@@ -67,19 +66,16 @@ class MergedWeights:
 
     def _check_layers(self) -> None:
         names = {source.name for source in self.sources["transformer"]}
-        if any(change.source.name not in names for adapter, _ in self._adapters for change in adapter.changes.values()):
+        changes = [(adapter, change) for adapter, _ in self._adapters for change in adapter.changes.values()]
+        if any(change.source.name not in names for _, change in changes):
             raise ArgumentError(
                 "merge_loras needs the whole checkpoint, and this one has been split for ranks: give the one that it "
                 "was split from, or load the LoRAs without merging",
                 parameter="merge_loras",
             )
-
-    def _check_biases(self) -> None:
-        biases = {source.name for source in self.sources["transformer"] if source.name.endswith(".bias")}
-        for adapter, _ in self._adapters:
-            for layer, change in adapter.changes.items():
-                if "diff_b" in change.tensors and f"{layer}.bias" not in biases:
-                    raise LoraError(f"{adapter.path}: {layer} has no bias that diff_b could be merged into")
+        for adapter, change in changes:
+            if "diff_b" in change.tensors and f"{change.layer}.bias" not in names:
+                raise LoraError(f"{adapter.path}: {change.layer} has no bias that diff_b could be merged into")
 
 
 _Changes = Sequence[tuple[AdapterFile, Change, float]]
@@ -106,19 +102,14 @@ def _of_weight(
     stored: StoredTensor, base: torch.Tensor, bounds: Bounds, adapter: AdapterFile, change: Change
 ) -> torch.Tensor:
     """W' − W of a slice of the weight, whose own values are `base`."""
-    if "magnitude" in change.tensors:
-        whole = tuple(slice(0, length) for length in stored.shape)
-        weight = stored.read(whole).float()
-        delta = read_delta(adapter.file, change, Shard(*whole), _CPU)
-        assert delta is not None
-        changed = weight + delta.dense()
-        dimension = 1 if change.by_column else 0
-        magnitude = read_vector(adapter.file, change, "magnitude", whole[dimension], _CPU, dimension=dimension)
-        factors = norm_factors(changed, magnitude, 1 - dimension, LocalGroup())
-        changed *= factors if change.by_column else factors[:, None]
-        return changed[bounds] - base
-    delta = read_delta(adapter.file, change, Shard(*bounds), _CPU)
+    has_norms = "magnitude" in change.tensors  # which are those of the whole matrix
+    read = tuple(slice(0, length) for length in stored.shape) if has_norms else bounds
+    delta = read_delta(adapter.file, change, read, _CPU)
     assert delta is not None
+    if has_norms:
+        changed = stored.read(read).float() + delta.dense()
+        changed *= norm_factors(adapter.file, change, changed, read, LocalGroup())
+        return changed[bounds] - base
     return delta.dense() - base if change.family is Family.REPLACEMENT else delta.dense()
 
 

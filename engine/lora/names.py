@@ -33,7 +33,7 @@ _ROLES = {
 # PEFT writes the adapter's name, `default` if it has no other, behind these.
 _NAMED = re.compile(r"\.(lora_A|lora_B|lora_magnitude_vector)\.([^.]+)(\.weight)?$")
 
-_DOTTED_PREFIXES = ("base_model.model.", "transformer.", "diffusion_model.", "model.diffusion_model.")
+_DOTTED_PREFIXES = re.compile(r"^(base_model\.model\.|transformer\.|(model\.)?diffusion_model\.)+")
 _FLAT_PREFIXES = ("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_", "lora_")
 _TEXT_ENCODER_PREFIXES = ("text_encoder", "lora_te", "lycoris_te", "te.", "te1.", "te2.", "conditioner.")
 _OTHER_MODELS = (
@@ -61,13 +61,7 @@ def split_key(key: str) -> tuple[str, str, str | None] | None:
 
 def strip_prefixes(path: str) -> str:
     """The path without what trainers put before a dotted name."""
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in _DOTTED_PREFIXES:
-            if path.startswith(prefix):
-                path, stripped = path.removeprefix(prefix), True
-    return path
+    return _DOTTED_PREFIXES.sub("", path)
 
 
 def is_of_text_encoder(key: str) -> bool:
@@ -101,9 +95,7 @@ class LayerNames:
     def resolve(self, path: str) -> tuple[str, ...] | None:
         """The layers that a path names: one, or q, k and v, whose rows lie one below the other. None: no layer."""
         path = strip_prefixes(path)
-        if path in self._table:
-            return self._table[path]
-        for prefix in _FLAT_PREFIXES:
+        for prefix in ("", *_FLAT_PREFIXES):
             if path.startswith(prefix) and path.removeprefix(prefix) in self._table:
                 return self._table[path.removeprefix(prefix)]
         return None

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from engine.kernels.fp8 import Fp8Rows
-from engine.lora.deltas import Delta
+from engine.lora.deltas import Delta, TensorHolder
 
 # Adapters by id, each with the runs of rows that it is in force in and its strength there.
 Runs = Mapping[int, Sequence[tuple[slice, float]]]
 
 
 @dataclass
-class Piece:
+class Piece(TensorHolder):
     """What one adapter does to one of the matrices that are stacked in a layer.
 
     rows: the matrix's rows in the rank's parameter, which are columns of the output. gain: a factor or a row's factors
@@ -35,13 +35,9 @@ class LayerAdapter:
         """pieces: in float32, to be held in `dtype`."""
         self._pieces = pieces
         self.needs_output = any(piece.gain is not None for piece in pieces)
-        for piece in pieces:
-            if piece.delta is not None:
-                piece.delta.to(dtype)
-            if piece.bias is not None:
-                piece.bias = piece.bias.to(dtype)
-            if isinstance(piece.gain, torch.Tensor):
-                piece.gain = piece.gain.to(dtype)
+        self._held = [held for piece in pieces for held in (piece, piece.delta) if held is not None]
+        for held in self._held:
+            held.to(dtype)
         low_rank = [piece.delta for piece in pieces if piece.delta is not None and piece.delta.down is not None]
         downs = [delta.down for delta in low_rank if delta.down is not None]
         self._ranks = [down.shape[0] for down in downs]
@@ -50,10 +46,10 @@ class LayerAdapter:
             for delta, part in zip(low_rank, self._down.split(self._ranks), strict=True):
                 delta.down = part  # of the stack, whose numbers it would otherwise hold twice
 
-    def tensors(self) -> list[torch.Tensor]:
-        held = [tensor for piece in self._pieces if piece.delta is not None for tensor in piece.delta.tensors()]
-        held += [piece.bias for piece in self._pieces if piece.bias is not None]
-        return held + [piece.gain for piece in self._pieces if isinstance(piece.gain, torch.Tensor)]
+    @property
+    def bytes(self) -> int:
+        """What it holds."""
+        return sum(tensor.nbytes for held in self._held for tensor in held.tensors().values())
 
     def add_to(self, y: torch.Tensor, x: torch.Tensor, output: torch.Tensor | None, strength: float) -> None:
         """y += strength · change, in place. output: x Wᵀ without a bias, if it is needed."""

@@ -30,7 +30,7 @@ def test_shapes_fit_or_are_a_misfit(shapes: dict[str, tuple[int, ...]]) -> None:
         family = family_of(shapes, HEIGHT, COLUMNS)
     except Misfit:
         return
-    rank = rank_of(family, shapes)
+    rank = rank_of(shapes)
     assert rank is None or rank > 0
     source = Source("first.weight", (HEIGHT, COLUMNS), "first.weight", ROWS)
     change = Change("first", source, family, {role: role for role in shapes}, shapes, slice(0, HEIGHT), 1.0)
