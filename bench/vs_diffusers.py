@@ -116,7 +116,7 @@ class Ours:
         self.images: queue.Queue[DecodedImage] = queue.Queue()
         config = EngineConfig(model=str(folder), device="cpu")
         self.rank = Rank(config, Mesh(), torch.device("cpu"), self.images.put)
-        self.tokenizer = PromptTokenizer(folder, self.rank.config.text_encoder.vocab_size)
+        self.tokenizer = PromptTokenizer(folder, self.rank.model.config.text_encoder.vocab_size)
         self.number = 0
 
     def run(self, prompt: str, size: int, steps: int, seed: int) -> Timed:
@@ -124,7 +124,7 @@ class Ours:
         job = Job(0, self.tokenizer.encode(prompt).ids, None, size, size, steps, 0.0, None, seed)
         times = [self._execute(start=(job,), denoise=(0,))]
         times += [self._execute(denoise=(0,)) for _ in range(steps - 1)]
-        latents, latents_at = self.rank.latents(0), time.perf_counter()
+        latents, latents_at = self.rank.jobs[0].latents, time.perf_counter()
         self._execute(decode=(0,))
         decode_s = self.images.get(timeout=DEADLINE_S).decode_s
         ended = time.perf_counter()

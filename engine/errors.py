@@ -139,23 +139,7 @@ def error_from_code(
     code: str, message: str, parameter: str | None = None, retry_after_s: float | None = None
 ) -> Krea2Error:
     """The error that a `failed` reply stands for, as the client raises it."""
-    kinds: tuple[type[Krea2Error], ...] = (
-        ArgumentError,
-        CheckpointError,
-        LoraError,
-        LaunchError,
-        RankError,
-        RequestKilledRanksError,
-        NotFiniteError,
-        OutOfMemoryError,
-        QueueFullError,
-        RequestTimeoutError,
-        CancelledError,
-        ServerError,
-    )
-    for kind in kinds:
-        if kind.code == code:
-            return kind(message, parameter=parameter, retry_after_s=retry_after_s)
-    error = Krea2Error(message, parameter=parameter, retry_after_s=retry_after_s)
+    kind = next((kind for kind in Krea2Error.__subclasses__() if kind.code == code), Krea2Error)
+    error = kind(message, parameter=parameter, retry_after_s=retry_after_s)
     error.code = code
     return error

@@ -281,19 +281,19 @@ def _steps(jobs: Sequence[Job], starts: Sequence[int], adapters: Sequence[Adapte
 
 def _execute(rank: Rank, steps: Sequence[Step]) -> dict[int, torch.Tensor]:
     """Forget what earlier runs have encoded and execute the steps. Returns the final latents by job."""
-    rank._prompts._kept.clear()
-    rank._starter._schedule.cache_clear()
-    rank._denoiser.velocities._layout.cache_clear()
-    rank._denoiser.velocities._grid.cache_clear()
+    rank.prompts._kept.clear()
+    rank.starter._schedule.cache_clear()
+    rank.denoiser._layout.cache_clear()
+    rank.denoiser._grid.cache_clear()
     latents: dict[int, torch.Tensor] = {}
-    decode = rank._decoding.decode
+    decode = rank.decoder.decode
 
     def watched(state: JobState) -> None:
         latents[state.job.job_id] = state.latents.clone()
         decode(state)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rank._decoding, "decode", watched)
+        patch.setattr(rank.decoder, "decode", watched)
         for step in steps:
             rank.execute(step).wait()
     return latents

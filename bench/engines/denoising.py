@@ -24,11 +24,11 @@ def final_latents(rank: Rank, jobs: Sequence[Job], *, decode: bool = False) -> l
     rank.execute(Step(0, start=tuple(jobs))).wait()
     with torch.inference_mode():
         for job in jobs:
-            noise = draw_noise(job.seed, job.width, job.height, rank.config, NOISE_DTYPE)
-            rank.latents(job.job_id).copy_(noise)
+            noise = draw_noise(job.seed, job.width, job.height, rank.model.config, NOISE_DTYPE)
+            rank.jobs[job.job_id].latents.copy_(noise)
     (steps,) = {job.steps for job in jobs}
     for step in range(steps):
         rank.execute(Step(1 + step, denoise=everyone)).wait()
-    latents = [rank.latents(job_id).float().cpu() for job_id in everyone]
+    latents = [rank.jobs[job_id].latents.float().cpu() for job_id in everyone]
     rank.execute(Step(1 + steps, decode=everyone if decode else (), release=() if decode else everyone)).wait()
     return latents

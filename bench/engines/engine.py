@@ -22,6 +22,7 @@ from engine.parallel.mesh import Mesh
 from engine.rank.image_decoder import DecodedImage
 from engine.rank.rank import Rank
 from engine.rank.step_handle import StepHandle
+from engine.rank.warm_up import warm_up
 from engine.step import Job, Step
 
 STEPS_AHEAD = 2  # as the front-end: one step runs while the next waits
@@ -51,13 +52,13 @@ class Engine:
         self._lengths = {WARM_UP_TEXT_TOKENS - SUFFIX_TOKENS}  # of prompts, in tokens
         loaded = time.perf_counter()
         try:
-            self.rank.warm_up(decodes=decodes)
+            warm_up(self.rank, decodes=decodes)
         except BaseException:
             self.close()
             raise
         warmed_up = time.perf_counter()
         note(f"{version}: loaded in {loaded - began:.1f} s, warmed up in {warmed_up - loaded:.1f} s")
-        choice = self.rank.attention_choice.describe()
+        choice = self.rank.model.attention_choice.describe()
         note("\n".join(f"  attention, {name}: {what}" for name, what in choice.items()))
 
     def new_jobs(self, count: int, side: int, steps: int, prompt_tokens: int | None = None) -> list[Job]:
@@ -84,7 +85,8 @@ class Engine:
         """Have attention plans built for all lengths that images had so far, as a server does while it has nothing to
         do. Returns seconds, 0 where there is nothing to build."""
         began = time.perf_counter()
-        return time.perf_counter() - began if self.rank.build_attention_plans() else 0.0
+        plans = self.rank.plans
+        return time.perf_counter() - began if plans is not None and plans.build_all() else 0.0
 
     def unseen_length(self) -> int | None:
         """Prompt tokens that no job of this engine has had, nor its warm-up, as few above the setup's as possible."""
@@ -114,7 +116,7 @@ class Engine:
             try:
                 return images.get(timeout=_LOOK_S)
             except queue.Empty:
-                self.rank.raise_failure()
+                self.rank.decoder.raise_failure()
                 if time.monotonic() > due:
                     raise
 

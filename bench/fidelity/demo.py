@@ -124,9 +124,9 @@ def make_images(variant: Variant, jobs: Sequence[Job], device: torch.device) -> 
         config = replace(config, model="demo", transformer=transformer)
         rank = Rank(config, Mesh(), device, images.put)
         for matrix in variant.fp8:
-            quantize(rank.transformer, matrix)
+            quantize(rank.model.transformer, matrix)
         if variant.rounds_timesteps:
-            round_timesteps(rank.transformer)
+            round_timesteps(rank.model.transformer)
         latents = final_latents(rank, jobs, decode=True)
         rank.close()
     decoded = {image.job_id: image for image in (images.get() for _ in jobs)}

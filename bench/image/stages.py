@@ -67,7 +67,7 @@ def make_image(
         )
         if len(under_way) == STEPS_AHEAD:
             times.append(under_way.popleft().wait())
-    times += [pending.wait() for pending in under_way]
+    times += [handle.wait() for handle in under_way]
     denoised = time.perf_counter()
     image, decoded = engine.next_image()
     assert image.job_id == job.job_id

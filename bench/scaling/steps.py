@@ -18,6 +18,7 @@ from engine.config.engine_config import EngineConfig
 from engine.parallel.mesh import Mesh
 from engine.planning.traffic import Traffic
 from engine.rank.rank import Rank
+from engine.rank.warm_up import warm_up
 from engine.step import Job, Step
 
 _STEPS = 5
@@ -50,7 +51,8 @@ def time_steps(
         rank.execute(Step(next(numbers), start=(new_job(setup, job_id, side, guided=guided),))).wait()
         step = functools.partial(_step, rank, numbers, job_id)
         step()
-        rank.build_attention_plans()
+        if rank.plans is not None:
+            rank.plans.build_all()
         counter.sent = Traffic()
         seconds = Spread.of(time_calls(step, _STEPS, device)).median
         steps = _STEPS + 1  # the first of which is not timed
@@ -92,5 +94,5 @@ def _make_rank(setup: Setup, version: Version, degrees: Degrees, mesh: Mesh, dev
         cuda_graphs=False,  # which collectives have no part in
     )
     rank = Rank(config, mesh, device, weights=RandomWeights(setup.model, device))
-    rank.warm_up()
+    warm_up(rank)
     return rank

@@ -48,10 +48,10 @@ def run_load(engine: Engine, load: Case, steps: int, token_budget: int) -> list[
                     break
                 decoding += len(step.decode)
                 sent[step.number] = step
-                pending = engine.execute(
+                handle = engine.execute(
                     start=step.start, denoise=step.denoise, decode=step.decode, release=step.release
                 )
-                wait_for(step.number, pending)
+                wait_for(step.number, handle)
             event = engine.wait_for(events)
             if isinstance(event, DecodedImage):
                 decoding -= 1
@@ -81,9 +81,9 @@ def _answers(events: queue.Queue[_StepDone | DecodedImage]) -> Iterator[Callable
 
     def answer() -> None:
         while (step := started.get()) is not None:
-            number, pending = step
+            number, handle = step
             try:
-                times: StepTimes | BaseException = pending.wait()
+                times: StepTimes | BaseException = handle.wait()
             except BaseException as error:  # raised where the load is run
                 times = error
             events.put(_StepDone(number, times))
@@ -91,7 +91,7 @@ def _answers(events: queue.Queue[_StepDone | DecodedImage]) -> Iterator[Callable
     thread = threading.Thread(target=answer, name="answers")
     thread.start()
     try:
-        yield lambda number, pending: started.put((number, pending))
+        yield lambda number, handle: started.put((number, handle))
     finally:
         started.put(None)
         thread.join(DEADLINE_S)

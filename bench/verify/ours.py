@@ -81,12 +81,12 @@ class Runner:
             say(f"the engine: images {first + 1} to {first + len(some)} of {len(jobs)}")
             ids = tuple(job.job_id for job in some)
             self._execute(start=tuple(some))
-            results.noise += [self.rank.latents(job_id).float().cpu().clone() for job_id in ids]
+            results.noise += [self.rank.jobs[job_id].latents.float().cpu().clone() for job_id in ids]
             made: list[list[torch.Tensor]] = [[] for _ in some]
             for _ in range(max(job.steps for job in some)):
                 self._execute(denoise=ids)
                 for each, job_id in zip(made, ids, strict=True):
-                    each.append(on_host(self.rank.latents(job_id)))
+                    each.append(on_host(self.rank.jobs[job_id].latents))
             results.latents += made
             self._execute(release=ids)
 
@@ -97,7 +97,7 @@ class Runner:
         wait for it."""
         rank = self.rank
         parts = [stages_of_text(rank, traced, inputs), stages_of_transformer(rank, traced, inputs)]
-        decodes = rank.mesh.world.size == 1 and SCALED in wanted
+        decodes = rank.model.mesh.world.size == 1 and SCALED in wanted
         if decodes:
             parts.append(stages_of_vae(rank, traced, inputs))
         for name, compute in chain(*parts):
@@ -123,8 +123,8 @@ class Runner:
             results.failures[name] = traceback.format_exc()
 
     def _pixels(self, traced: Traced, inputs: Tensors) -> torch.Tensor:
-        assert self.rank.vae is not None
-        return self.rank.vae.decode_pixels(latents_of(self.rank, traced, inputs[SCALED]))[0]
+        assert self.rank.model.vae is not None
+        return self.rank.model.vae.decode_pixels(latents_of(self.rank, traced, inputs[SCALED]))[0]
 
     def _forced_step(self, steps: Steps, index: int) -> torch.Tensor:
         """The latents after a step from diffusers' latents with diffusers' velocities."""
@@ -137,7 +137,7 @@ class Runner:
         """What one step of the engine's own adds to the latents, divided by what it adds of the velocity."""
         self._begin(steps, steps.at)
         after = self._step(steps, steps.before, None)
-        sigmas = self.rank._jobs[steps.job.job_id].schedule.sigmas
+        sigmas = self.rank.jobs[steps.job.job_id].schedule.sigmas
         self._execute(release=(steps.job.job_id,))
         return (after.double() - steps.before.double()) / (sigmas[steps.at + 1] - sigmas[steps.at])
 
@@ -151,16 +151,16 @@ class Runner:
         """One step from these latents; with these velocities in place of the transformer's, if they are given."""
         rank, job_id = self.rank, steps.job.job_id
         with torch.inference_mode():
-            rank.latents(job_id).copy_(latents)
-        own: Velocities = rank._denoiser.velocities
+            rank.jobs[job_id].latents.copy_(latents)
+        own: Velocities = rank.denoiser.predict
         if velocities is not None:
             # In place of all that computes them, since which rank computes which depends on the mode.
-            rank._denoiser.velocities = lambda _: list(velocities.to(rank.device))  # type: ignore[assignment]
+            rank.denoiser.predict = lambda _: list(velocities.to(rank.model.device))  # type: ignore[assignment]
         try:
             self._execute(denoise=(job_id,))
         finally:
-            rank._denoiser.velocities = own  # type: ignore[assignment]
-        return on_host(rank.latents(job_id))
+            rank.denoiser.predict = own  # type: ignore[assignment]
+        return on_host(rank.jobs[job_id].latents)
 
     def _execute(
         self, start: tuple[Job, ...] = (), denoise: tuple[int, ...] = (), release: tuple[int, ...] = ()

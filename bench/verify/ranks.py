@@ -31,6 +31,7 @@ from engine.device.devices import pick_device
 from engine.parallel.distributed import connect_mesh
 from engine.parallel.mesh import Mesh
 from engine.rank.rank import Rank
+from engine.rank.warm_up import warm_up
 from engine.step import Job
 
 _NOTE = "note"
@@ -81,7 +82,7 @@ def run_one(plan: Plan, say: Callable[[str], None]) -> Results:
 
 def compute(rank: Rank, plan: Plan, say: Callable[[str], None], *, catch: bool) -> Results:
     """All that a rank of any group computes."""
-    rank.warm_up([(job.width, job.height) for job in plan.jobs], decodes=rank.mesh.world.size == 1)
+    warm_up(rank, [(job.width, job.height) for job in plan.jobs], decodes=rank.model.mesh.world.size == 1)
     runner, results = Runner(rank), Results(note=_describe(rank))
     runner.images(plan.jobs, results, say, catch=catch)
     say("the engine: stages")
@@ -91,10 +92,10 @@ def compute(rank: Rank, plan: Plan, say: Callable[[str], None], *, catch: bool) 
 
 
 def _describe(rank: Rank) -> str:
-    size, choice = rank.mesh.world.size, rank.attention_choice
+    size, choice = rank.model.mesh.world.size, rank.model.attention_choice
     ranks = "1 rank" if size == 1 else f"{size} ranks"
-    graphs = "CUDA graphs of steps" if rank.has_step_graphs else "no CUDA graphs of steps"
-    refused = choice.refused.items() if rank.device.type == "cuda" else ()
+    graphs = "CUDA graphs of steps" if rank.denoiser.graphs is not None else "no CUDA graphs of steps"
+    refused = choice.refused.items() if rank.model.device.type == "cuda" else ()
     return f"{ranks}, attention {choice.backend}, {graphs}" + "".join(f"; {name}: {why}" for name, why in refused)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -11,7 +11,6 @@ from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.load import LoadOptions, load_weights
 from engine.checkpoint.weight_format import Weights
 from engine.config.engine_config import EngineConfig
-from engine.config.model_config import ModelConfig
 from engine.device.devices import (
     check_quantization,
     decoding_dtype,
@@ -21,17 +20,17 @@ from engine.device.devices import (
     ranks_on_device,
 )
 from engine.kernels.attention.backends import GatedAttentionKernel
-from engine.kernels.attention.choice import AttentionChoice, AttentionShape, choose_attention, unavailable
+from engine.kernels.attention.choice import AttentionShape, choose_attention, unavailable
 from engine.lora.merge import MergedWeights
 from engine.model.text_encoder import TextEncoder
 from engine.model.transformer import Transformer
 from engine.model.vae import VAEDecoder
+from engine.offload.device_memory import DeviceMemory
 from engine.offload.offload import Offload, limit_allocations, plan_for
 from engine.parallel.attention_agreement import agree_on_attention
 from engine.parallel.group import LocalGroup
 from engine.parallel.mesh import Mesh
-from engine.planning.memory_plan import MemoryPlan
-from engine.planning.step_memory import DecodeMemory, batch_bytes, decode_bytes
+from engine.planning.step_memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes
 
 TYPICAL_PROMPT_TOKENS = 64
 # Pixels of a guided image's sides that there must be memory for beside a whole text encoder on each rank.
@@ -40,106 +39,103 @@ _ROOM_SIDE = 2048
 _IMAGES_PER_NEW_LENGTH = 10
 
 
-@dataclass
 class RankModel:
-    """What a rank has of the model, and what it was built by. `vae`: None where nothing is decoded. sharing: how many
-    ranks share the device. encodes_alone: its text encoder is whole, so that no layer waits for other ranks."""
+    """A rank's share of the model on its device, and what it was built by: the `engine`'s config and the mesh.
 
-    engine: EngineConfig
-    config: ModelConfig
-    mesh: Mesh
-    device: torch.device
-    dtype: torch.dtype
-    sharing: int
-    attention: GatedAttentionKernel
-    attention_choice: AttentionChoice
-    text_encoder: TextEncoder
-    transformer: Transformer
-    vae: VAEDecoder | None
-    offload: Offload
-    bytes_read: int
-    encodes_alone: bool
+    config: the checkpoint's sizes. attention, attention_choice: the DiT's, and why its backends are these. vae: None
+    where nothing is decoded. encodes_alone: the text encoder is whole, so that no layer waits for other ranks.
+    """
+
+    def __init__(
+        self, engine: EngineConfig, mesh: Mesh, device: torch.device, weights: Weights | None, local_ranks: int | None
+    ) -> None:
+        """Load the share of the checkpoint, or of `weights`. Arguments and errors as of `Rank`."""
+        self.engine, self.mesh, self.device = engine, mesh, device
+        sharing = mesh.sharing or ranks_on_device(device, local_ranks or mesh.world.size)
+        group, dtype = mesh.tp, self.dtype
+        check_quantization(engine, device)
+        if dtype == torch.float32:
+            torch.backends.cudnn.allow_tf32 = False  # convolutions too are what was asked for
+        split = False
+        if weights is None:
+            weights = files = CheckpointFiles.open(engine, group.rank)
+            split = files.split_for is not None
+        if engine.merge_loras:
+            weights = MergedWeights(weights, engine)
+        self.config = config = weights.config
+        config.check_parallel(group.size, mesh.sp.size)
+        self.attention = GatedAttentionKernel()
+        self._choose_attention(measured=False, fp8=False)
+        flash = unavailable("flash", device, dtype, config.transformer.text_head_dim) is None
+        text_attention = GatedAttentionKernel("flash" if flash else "torch")
+
+        whole_text_encoder = not split and _has_room_for_whole_text_encoder(
+            engine, weights, mesh, device, dtype, sharing
+        )
+        text_group = LocalGroup() if whole_text_encoder else group
+        self.encodes_alone = text_group.size == 1
+        with torch.device("meta"):
+            self.text_encoder = TextEncoder(config, text_group)
+            self.transformer = Transformer(config.transformer, group, self.attention, text_attention)
+            has_vae = mesh.world.rank == 0 or engine.decodes_together
+            self.vae = VAEDecoder(config.vae) if has_vae else None
+        plan = plan_for(engine, weights, group.size, sharing, device, dtype, whole_text_encoder=whole_text_encoder)
+        limit_allocations(plan, device)
+        self.offload = Offload(plan, device)
+        self.memory = DeviceMemory(self.offload, device, sharing, encode_bytes(config, group.size, dtype.itemsize))
+        options = LoadOptions(device, dtype, engine.quantization, fp8_products=multiplies_fp8(device, dtype))
+        modules = {"text_encoder": self.text_encoder, "transformer": self.transformer, "vae": self.vae}
+        for component, module in modules.items():
+            if module is not None:
+                where = replace(options, on_host=self.offload.on_host(component))
+                of = text_group if component == "text_encoder" else group
+                load_weights(module, weights, component, rank=of.rank, size=of.size, options=where)
+                self.offload.take(component, module)
+        weights.close()
 
     @property
-    def plan(self) -> MemoryPlan:
-        return self.offload.plan
+    def dtype(self) -> torch.dtype:
+        """Of weights and activations."""
+        return pick_dtype(self.engine, self.device)
 
     @property
     def decode_memory(self) -> DecodeMemory:
-        return DecodeMemory(decoding_dtype(self.device, self.dtype).itemsize, self.plan.decode_limit)
+        """What decoding takes of memory, and may take."""
+        return DecodeMemory(decoding_dtype(self.device, self.dtype).itemsize, self.offload.plan.decode_limit)
 
     @property
     def saves_memory(self) -> bool:
-        """Whether the config says anything about what lies where."""
+        """Whether the engine's config says anything about what lies where."""
         return _saves_memory(self.engine)
+
+    def describe_plan(self) -> tuple[str, ...]:
+        """What lies where, for people, if the engine's config says anything about it."""
+        return tuple(self.offload.plan.describe()) if self.saves_memory else ()
 
     def measure_attention(self) -> None:
         """Choose the attention's backends again, by how long each takes here."""
-        fp8 = self.transformer.attends_to_fp8
-        self.attention_choice = _choose_backends(
-            self.engine, self.config, self.mesh, self.device, self.dtype, self.attention, measured=True, fp8=fp8
+        self._choose_attention(measured=True, fp8=self.transformer.attends_to_fp8)
+
+    def _choose_attention(self, *, measured: bool, fp8: bool) -> None:
+        """Set the backends by the engine's config, for images of the default size: the same on all ranks."""
+        config, dit, size = self.config, self.config.transformer, self.mesh.tp.size * self.mesh.sp.size
+        shape = AttentionShape(
+            heads=dit.num_heads // size,
+            kv_heads=dit.num_kv_heads // size,
+            head_dim=dit.head_dim,
+            lengths=(config.image_tokens(config.default_width, config.default_height) + TYPICAL_PROMPT_TOKENS,),
+            fp8=fp8,
         )
-
-
-def build_model(
-    engine: EngineConfig, mesh: Mesh, device: torch.device, weights: Weights | None, local_ranks: int | None
-) -> RankModel:
-    """Load a rank's share of the checkpoint, or of `weights`. Arguments and errors as of `Rank`."""
-    sharing = mesh.sharing or ranks_on_device(device, local_ranks or mesh.world.size)
-    group = mesh.tp
-    dtype = pick_dtype(engine, device)
-    check_quantization(engine, device)
-    if dtype == torch.float32:
-        torch.backends.cudnn.allow_tf32 = False  # convolutions too are what was asked for
-    split = False
-    if weights is None:
-        weights = files = CheckpointFiles.open(engine, group.rank)
-        split = files.split_for is not None
-    if engine.merge_loras:
-        weights = MergedWeights(weights, engine)
-    config = weights.config
-    config.check_parallel(group.size, mesh.sp.size)
-    attention = GatedAttentionKernel()
-    choice = _choose_backends(engine, config, mesh, device, dtype, attention, measured=False, fp8=False)
-    flash = unavailable("flash", device, dtype, config.transformer.text_head_dim) is None
-    text_attention = GatedAttentionKernel("flash" if flash else "torch")
-
-    whole_text_encoder = not split and _has_room_for_whole_text_encoder(engine, weights, mesh, device, dtype, sharing)
-    text_group = LocalGroup() if whole_text_encoder else group
-    with torch.device("meta"):
-        text_encoder = TextEncoder(config, text_group)
-        transformer = Transformer(config.transformer, group, attention, text_attention)
-        has_vae = mesh.world.rank == 0 or engine.decodes_together
-        vae = VAEDecoder(config.vae) if has_vae else None
-    plan = plan_for(engine, weights, group.size, sharing, device, dtype, whole_text_encoder=whole_text_encoder)
-    limit_allocations(plan, device)
-    offload = Offload(plan, device)
-    options = LoadOptions(device, dtype, engine.quantization, fp8_products=multiplies_fp8(device, dtype))
-    modules = {"text_encoder": text_encoder, "transformer": transformer, "vae": vae}
-    bytes_read = 0
-    for component, module in modules.items():
-        if module is not None:
-            where = replace(options, on_host=offload.on_host(component))
-            of = text_group if component == "text_encoder" else group
-            bytes_read += load_weights(module, weights, component, rank=of.rank, size=of.size, options=where)
-            offload.take(component, module)
-    weights.close()
-    return RankModel(
-        engine=engine,
-        config=config,
-        mesh=mesh,
-        device=device,
-        dtype=dtype,
-        sharing=sharing,
-        attention=attention,
-        attention_choice=choice,
-        text_encoder=text_encoder,
-        transformer=transformer,
-        vae=vae,
-        offload=offload,
-        bytes_read=bytes_read,
-        encodes_alone=text_group.size == 1,
-    )
+        self.attention_choice = choice = choose_attention(
+            self.engine.attention,
+            shape,
+            self.device,
+            self.dtype,
+            calls=_IMAGES_PER_NEW_LENGTH * config.default_steps * dit.num_layers,
+            measured=measured,
+            agree=partial(agree_on_attention, self.mesh.world, self.device),
+        )
+        self.attention.backend, self.attention.captured_backend = choice.backend, choice.captured_backend
 
 
 def _saves_memory(engine: EngineConfig) -> bool:
@@ -164,36 +160,3 @@ def _has_room_for_whole_text_encoder(
     free = (free_bytes(device) or 0) // sharing
     fits = world.all_reduce(torch.tensor([float(plan.needed <= free)], device=device))
     return fits.item() == world.size
-
-
-def _choose_backends(
-    engine: EngineConfig,
-    config: ModelConfig,
-    mesh: Mesh,
-    device: torch.device,
-    dtype: torch.dtype,
-    attention: GatedAttentionKernel,
-    *,
-    measured: bool,
-    fp8: bool,
-) -> AttentionChoice:
-    """Set the attention's backends by the config, for images of the default size: the same on all ranks."""
-    dit, size = config.transformer, mesh.tp.size * mesh.sp.size
-    shape = AttentionShape(
-        heads=dit.num_heads // size,
-        kv_heads=dit.num_kv_heads // size,
-        head_dim=dit.head_dim,
-        lengths=(config.image_tokens(config.default_width, config.default_height) + TYPICAL_PROMPT_TOKENS,),
-        fp8=fp8,
-    )
-    choice = choose_attention(
-        engine.attention,
-        shape,
-        device,
-        dtype,
-        calls=_IMAGES_PER_NEW_LENGTH * config.default_steps * dit.num_layers,
-        measured=measured,
-        agree=partial(agree_on_attention, mesh.world, device),
-    )
-    attention.backend, attention.captured_backend = choice.backend, choice.captured_backend
-    return choice

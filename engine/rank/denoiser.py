@@ -7,16 +7,14 @@ from functools import lru_cache, partial
 
 import torch
 
-from engine.config.components import TransformerConfig
-from engine.config.degrees import Degrees
 from engine.device.devices import to_device, to_host
 from engine.kernels.rope import image_rotations
 from engine.lora.adapters import Adapters
 from engine.model.batch import Layout, Segment
-from engine.model.transformer import TimeModulation, Transformer
+from engine.model.transformer import TimeModulation
 from engine.parallel.group import Group
-from engine.parallel.mesh import Mesh
 from engine.planning.work_division import forward_passes
+from engine.rank.build import RankModel
 from engine.rank.cuda_graphs import StepGraphs
 from engine.rank.job_state import JobState
 from engine.rank.sampling import guide
@@ -27,20 +25,25 @@ _CACHED_SHAPES = 8  # batch layouts and image grids kept: a layout is 4 MB at th
 
 
 class Denoiser:
-    """Advances jobs by a step."""
+    """Advances jobs by a step. `graphs`: recordings of the transformer to use where they hold a batch."""
 
     def __init__(
-        self, velocities: Velocities, draw_preview: Callable[[Job, torch.Tensor], torch.Tensor | None] | None
+        self,
+        model: RankModel,
+        adapters: Adapters,
+        draw_preview: Callable[[Job, torch.Tensor], torch.Tensor | None] | None,
     ) -> None:
         """draw_preview: a job's latents without noise, (image tokens, in_channels), to pixels on their device, if it
         can yet. None on a rank that makes no previews."""
-        self.velocities = velocities
-        self._draw_preview = draw_preview
+        self._model, self._adapters, self._draw_preview = model, adapters, draw_preview
+        self.graphs: StepGraphs | None = None
+        self._layout = lru_cache(maxsize=_CACHED_SHAPES)(self._make_layout)
+        self._grid = lru_cache(maxsize=_CACHED_SHAPES)(self._make_grid)
 
     def step(self, states: Sequence[JobState]) -> list[Preview]:
         """One Euler step of every job, or of none if that raises. Returns the previews that are due."""
         previews, stepped = [], []
-        velocities = iter(self.velocities([(state, text) for state in states for text in state.texts]))
+        velocities = iter(self.predict([(state, text) for state in states for text in state.texts]))
         for state in states:
             velocity = next(velocities)
             if len(state.texts) == 2:
@@ -57,31 +60,12 @@ class Denoiser:
             state.latents, state.step = latents, state.step + 1
         return previews
 
-
-class Velocities:
-    """Runs the transformer for segments of jobs. `graphs`: recordings to use where they hold a batch."""
-
-    def __init__(
-        self,
-        config: TransformerConfig,
-        transformer: Transformer,
-        mesh: Mesh,
-        degrees: Degrees,
-        adapters: Adapters,
-        device: torch.device,
-    ) -> None:
-        self._config, self._transformer, self._mesh, self._degrees = config, transformer, mesh, degrees
-        self._adapters, self._device = adapters, device
-        self.graphs: StepGraphs | None = None
-        self._layout = lru_cache(maxsize=_CACHED_SHAPES)(self._make_layout)
-        self._grid = lru_cache(maxsize=_CACHED_SHAPES)(self._make_grid)
-
     def record(self, graphs: StepGraphs) -> None:
         """Record all sizes, and replay them from now on where they hold a batch."""
         graphs.record_all()
         self.graphs = graphs
 
-    def __call__(self, segments: Sequence[tuple[JobState, torch.Tensor]]) -> list[torch.Tensor]:
+    def predict(self, segments: Sequence[tuple[JobState, torch.Tensor]]) -> list[torch.Tensor]:
         """The velocity of each segment, that is of a job with one of its texts: (image tokens, in_channels) float32.
 
         With guidance split, each half of the ranks steps some of the segments, and they exchange velocities; where one
@@ -89,11 +73,11 @@ class Velocities:
         """
         tokens = [state.latents.shape[0] for state, _ in segments]
         lengths = [state.latents.shape[0] + text.shape[0] for state, text in segments]
-        parts = forward_passes(self._config, lengths, self._degrees)
+        parts = forward_passes(self._model.config.transformer, lengths, self._model.engine.degrees)
         if len(parts) == 1:
-            return list(self._forward(segments, self._mesh.wide).split(tokens))
-        cfg = self._mesh.cfg
-        own = self._forward([segments[i] for i in parts[cfg.rank].segments], self._mesh.sp)
+            return list(self._forward(segments, self._model.mesh.wide).split(tokens))
+        cfg = self._model.mesh.cfg
+        own = self._forward([segments[i] for i in parts[cfg.rank].segments], self._model.mesh.sp)
         every = cfg.gather_rows(own, [sum(tokens[i] for i in part.segments) for part in parts])
         order = [i for part in parts for i in part.segments]
         velocities = dict(zip(order, every.split([tokens[i] for i in order]), strict=True))
@@ -103,7 +87,7 @@ class Velocities:
         """The velocities of these segments, whose rows the group's ranks share, in one forward: (image tokens of all,
         in_channels) float32."""
         if not segments:
-            return torch.empty((0, self._config.in_channels), device=self._device)
+            return torch.empty((0, self._model.config.transformer.in_channels), device=self._model.device)
         states = list({state.job.job_id: state for state, _ in segments}.values())
         image_of = {state.job.job_id: image for image, state in enumerate(states)}
         layout = self._layout(
@@ -122,7 +106,7 @@ class Velocities:
             blocks=[(state.loras, rows) for (state, _), rows in zip(segments, share.multiplied.lengths, strict=True)],
             last=[(state.loras, rows) for (state, _), rows in zip(segments, share.own.lengths, strict=True)],
         ):
-            return self._transformer(
+            return self._model.transformer(
                 [text for _, text in segments],
                 [state.latents for state in states],
                 modulation,
@@ -132,10 +116,10 @@ class Velocities:
 
     def _make_layout(self, segments: tuple[Segment, ...], group: Group) -> Layout:
         grids = [self._grid(segment.grid_height, segment.grid_width) for segment in segments]
-        return Layout(segments, grids, group, self._mesh.tp)
+        return Layout(segments, grids, group, self._model.mesh.tp)
 
     def _make_grid(self, height: int, width: int) -> torch.Tensor:
-        dit = self._config
+        dit = self._model.config.transformer
         # a table of each axis is a few kilobytes to compute and to copy, the grid up to 8 MB
-        place = partial(to_device, device=self._device)
+        place = partial(to_device, device=self._model.device)
         return image_rotations(height, width, dit.axes_dims_rope, dit.rope_theta, place=place)

@@ -9,10 +9,10 @@ from functools import lru_cache
 
 import torch
 
-from engine.config.model_config import ModelConfig
 from engine.device.devices import pinned, to_device
 from engine.lora.adapters import DENOISING, TEXT, TIME, Adapters, Loras
-from engine.model.transformer import TimeModulation, Transformer
+from engine.model.transformer import TimeModulation
+from engine.rank.build import RankModel
 from engine.rank.prompt_encoder import PromptEncoder
 from engine.rank.sampling import default_mu, draw_noise, make_sigmas
 from engine.step import Job
@@ -49,17 +49,8 @@ class JobState:
 class JobStarter:
     """Begins images: encodes their prompts while their noise is drawn in a thread of its own."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        transformer: Transformer,
-        prompts: PromptEncoder,
-        adapters: Adapters,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        self._config, self._transformer, self._prompts, self._adapters = config, transformer, prompts, adapters
-        self._device, self._dtype = device, dtype
+    def __init__(self, model: RankModel, prompts: PromptEncoder, adapters: Adapters) -> None:
+        self._model, self._prompts, self._adapters = model, prompts, adapters
         self._schedule = lru_cache(maxsize=_CACHED_SCHEDULES)(self._make_schedule)
         self._noise = ThreadPoolExecutor(1, thread_name_prefix="noise")
 
@@ -72,13 +63,13 @@ class JobStarter:
             texts, encoded_tokens = self._prompts.encode([prompt for each in prompts for prompt in each])
             states = []
             for job, its_prompts, noise in zip(jobs, prompts, noises, strict=True):
-                multiple = self._config.size_multiple
-                tokens = self._config.image_tokens(job.width, job.height)
-                mu = default_mu(self._config, tokens) if job.mu is None else job.mu
+                multiple = self._model.config.size_multiple
+                tokens = self._model.config.image_tokens(job.width, job.height)
+                mu = default_mu(self._model.config, tokens) if job.mu is None else job.mu
                 state = JobState(
                     job=job,
                     grid=(job.height // multiple, job.width // multiple),
-                    latents=to_device(noise.result(), self._device),
+                    latents=to_device(noise.result(), self._model.device),
                     loras=self._adapters.of(job.loras, DENOISING),
                     texts=tuple(texts[prompt] for prompt in its_prompts),
                     schedule=self._schedule(job.steps, mu, self._adapters.of(job.loras, TIME)),
@@ -99,12 +90,14 @@ class JobStarter:
 
     def _draw(self, job: Job) -> torch.Tensor:
         """The image's noise, where a copy to the device does not wait for it."""
-        return pinned(draw_noise(job.seed, job.width, job.height, self._config, self._dtype), self._device)
+        return pinned(
+            draw_noise(job.seed, job.width, job.height, self._model.config, self._model.dtype), self._model.device
+        )
 
     def _make_schedule(self, steps: int, mu: float, loras: Loras) -> Schedule:
         sigmas = make_sigmas(steps, mu)
-        scale = self._config.schedule.num_train_timesteps
+        scale = self._model.config.schedule.num_train_timesteps
         timesteps = sigmas[:-1] * scale / scale  # as the references compute it, to the last bit
         with self._adapters.everywhere(loras):
-            modulation = self._transformer.encode_timesteps(to_device(timesteps, self._device))
+            modulation = self._model.transformer.encode_timesteps(to_device(timesteps, self._model.device))
         return Schedule(tuple(sigmas.tolist()), modulation)

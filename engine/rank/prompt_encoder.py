@@ -12,9 +12,8 @@ from engine.config.chat_template import PREFIX_TOKENS
 from engine.device.devices import to_device
 from engine.kernels.packing import Packing
 from engine.lora.adapters import Adapters, Loras
-from engine.model.text_encoder import TextEncoder
-from engine.model.transformer import Transformer
 from engine.planning.step_memory import ENCODE_AT_ONCE
+from engine.rank.build import RankModel
 from engine.rank.cuda_graphs import PromptGraphs
 
 # Text features kept for prompts that come again (several images of a request, the empty negative prompt): 200 MB at
@@ -29,24 +28,15 @@ class PromptEncoder:
     """Encodes each prompt once, as long as it is kept.
 
     On a GPU in a stream of its own: a step's prompts are encoded while the step before it still denoises, since a rank
-    is told of a step one tick ahead.
+    is told of a step one step ahead.
     """
 
-    def __init__(
-        self,
-        text_encoder: TextEncoder,
-        transformer: Transformer,
-        adapters: Adapters,
-        device: torch.device,
-        *,
-        beside: bool = True,
-    ) -> None:
+    def __init__(self, model: RankModel, adapters: Adapters, *, beside: bool) -> None:
         """beside: whether there may be such a stream. It does not wait for what the current one has begun, so the
         weights of text fusion must be on the device at all times."""
-        self._text_encoder, self._transformer, self._adapters = text_encoder, transformer, adapters
-        self._device = device
+        self._model, self._adapters = model, adapters
         self._graphs: PromptGraphs | None = None
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" and beside else None
+        self._stream = torch.cuda.Stream(model.device) if model.device.type == "cuda" and beside else None
         self._kept: OrderedDict[Prompt, torch.Tensor] = OrderedDict()
 
     @property
@@ -91,7 +81,7 @@ class PromptEncoder:
         """In the stream for it, if there is one, for whose results the current stream waits."""
         if self._stream is None:
             return self._encode(prompts, loras)
-        current = torch.cuda.current_stream(self._device)
+        current = torch.cuda.current_stream(self._model.device)
         with torch.cuda.stream(self._stream):
             features = self._encode(prompts, loras)
         current.wait_stream(self._stream)
@@ -100,16 +90,18 @@ class PromptEncoder:
         return features
 
     def _encode(self, prompts: list[Ids], loras: Loras) -> list[torch.Tensor]:
-        packing = Packing([len(ids) for ids in prompts], self._device)
-        packed = to_device(torch.tensor([token for ids in prompts for token in ids]), self._text_encoder.ids_device)
+        packing = Packing([len(ids) for ids in prompts], self._model.device)
+        packed = to_device(
+            torch.tensor([token for ids in prompts for token in ids]), self._model.text_encoder.ids_device
+        )
         if self._graphs is not None and packing.segments == 1 and self._graphs.holds(packing.tokens):
             states = self._graphs.encode(packed)
         else:
-            states = self._text_encoder(packed, packing)
+            states = self._model.text_encoder(packed, packing)
         kept = torch.cat([states[start + PREFIX_TOKENS : stop] for start, stop in pairwise(packing.bounds)])
         lengths = [len(ids) - PREFIX_TOKENS for ids in prompts]
         with self._adapters.everywhere(loras):
-            features = self._transformer.encode_text(kept, Packing(lengths, self._device))
+            features = self._model.transformer.encode_text(kept, Packing(lengths, self._model.device))
         # copies, so that one kept prompt does not keep the whole batch it came in alive
         return [part.clone() for part in features.split(lengths)]
 

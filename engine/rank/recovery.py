@@ -10,16 +10,15 @@ import torch
 from engine.config.chat_template import PREFIX_TOKENS
 from engine.device.out_of_memory import is_out_of_memory, release_tensors
 from engine.errors import OutOfMemoryError
-from engine.offload.device_memory import DeviceMemory
 from engine.planning.step_memory import batch_bytes, decode_bytes
 from engine.rank.build import RankModel
-from engine.rank.image_decoder import Decoding
+from engine.rank.image_decoder import ImageDecoder
 from engine.rank.job_state import JobState
 from engine.rank.step_handle import StepHandle
 from engine.step import Job
 
 _logger = logging.getLogger(__name__)
-# Starts jobs and denoises some, for a pending step; false if there was too little memory.
+# Starts jobs and denoises some, for a step's handle; false if there was too little memory.
 Advance = Callable[[Sequence[Job], Sequence[int], StepHandle], bool]
 
 
@@ -27,15 +26,11 @@ class Recovery:
     """Frees what can be freed, does a step's work job by job, decodes in small tiles, and gives up what fails alone."""
 
     def __init__(
-        self,
-        model: RankModel,
-        decoding: Decoding,
-        memory: DeviceMemory,
-        on_failed: Callable[[int, OutOfMemoryError], None] | None,
+        self, model: RankModel, decoder: ImageDecoder, on_failed: Callable[[int, OutOfMemoryError], None] | None
     ) -> None:
         """on_failed: called with the id of a job that is given up. None, or with several ranks, which would wait for
         this one in a collective: nothing is recovered from."""
-        self._model, self._decoding, self._memory = model, decoding, memory
+        self._model, self._decoder = model, decoder
         self._on_failed = on_failed if model.mesh.world.size == 1 else None
         self.failed: set[int] = set()  # jobs that a step on its way may still name
 
@@ -49,8 +44,7 @@ class Recovery:
     def free_memory(self) -> None:
         """After a forward that was broken off: wait for what is under way, and give back what nobody uses."""
         device = self._model.device
-        if self._decoding.beside is not None:
-            self._decoding.beside.settle()
+        self._decoder.settle()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         self._model.offload.rewind()
@@ -63,43 +57,39 @@ class Recovery:
         """What there is no memory for together, job by job. One that has too little even alone has failed, and is taken
         out of `jobs`."""
         model = self._model
-        pending = StepHandle(model.device, one_by_one=True)
-        pending.mark()
+        handle = StepHandle(model.device, one_by_one=True)
+        handle.record()
         starts = {job.job_id: job for job in start}
         for job_id in dict.fromkeys([*starts, *denoise]):
             begins = [starts[job_id]] if job_id in starts else []
             part = StepHandle(model.device)
             if advance(begins, [job_id] if job_id in denoise else [], part):
-                pending.encoded_tokens += part.encoded_tokens
-                pending.previews += part.previews
+                handle.encoded_tokens += part.encoded_tokens
+                handle.previews += part.previews
                 continue
             job = begins[0] if begins else jobs.pop(job_id).job
             self.failed.add(job_id)
             tokens = model.config.image_tokens(job.width, job.height)
             lengths = [len(ids) - PREFIX_TOKENS + tokens for ids in job.prompts]
             needed = batch_bytes(model.config, lengths, model.engine.degrees, model.dtype.itemsize)
-            self._fail(job, "a step", max(needed, self._memory.encoding if begins else 0))
-        pending.mark()
-        return pending
+            self._fail(job, "a step", max(needed, self._model.memory.encoding if begins else 0))
+        handle.record()
+        return handle
 
     def check_decoder(self) -> None:
         """Decode again what there was too little memory for in an earlier step; raise what else went wrong there."""
-        decoder = self._decoding.beside
-        if decoder is None:
-            return
         if self._on_failed is None:
-            decoder.raise_failure()
+            self._decoder.raise_failure()
             return
-        while failed := decoder.take_out_of_memory():  # another may fail while the first is decoded again
+        while failed := self._decoder.take_out_of_memory():  # another may fail while the first is decoded again
             for job, tokens in failed:
                 self._decode_small(job, tokens)
 
     def _decode_small(self, job: Job, tokens: torch.Tensor) -> None:
         """Decode an image again that there was too little memory for beside a step."""
-        assert self._decoding.beside is not None
         self.free_memory()
         try:
-            self._decoding.beside.decode_small(job, tokens)
+            self._decoder.decode_small(job, tokens)
         except Exception as error:
             if not self.survives(error):
                 raise
@@ -110,7 +100,7 @@ class Recovery:
     def _fail(self, job: Job, what: str, needed: int) -> None:
         """Give a job up that had the device to itself."""
         assert self._on_failed is not None
-        free = self._memory.left()
+        free = self._model.memory.left()
         left = "" if free is None else f", and {free / 1e9:.1f} GB are free"
         where = self._model.device
         message = f"the image of {job.width} × {job.height} with seed {job.seed} ran out of memory on {where}: "

@@ -20,7 +20,7 @@ class Preview:
 
 
 class StepHandle:
-    """A step that has been started, with marks before, between and after its two parts.
+    """A step that has been started, timed before, between and after its two parts.
 
     `previews` of rank 0 have their pixels once `wait` has returned. one_by_one: as in `StepTimes`.
     """
@@ -28,19 +28,19 @@ class StepHandle:
     def __init__(self, device: torch.device, *, one_by_one: bool = False) -> None:
         self._device = device
         self._one_by_one = one_by_one
-        self._marks: list[DeviceTime] = []
+        self._times: list[DeviceTime] = []
         self.previews: list[Preview] = []
         self.encoded_tokens = 0
-        self.mark()
+        self.record()
 
-    def mark(self) -> None:
-        """The device has got this far, now or, on a GPU, when its queue has been worked off."""
+    def record(self) -> None:
+        """Record when the device has got this far: now or, on a GPU, when its queue has been worked off."""
         # Awaited beside the thread that queues the next step, which is there already: it does not wait for the answer.
-        self._marks.append(record_time(self._device, awaited=True))
+        self._times.append(record_time(self._device, awaited=True))
 
     def wait(self) -> StepTimes:
         """Return when the device has finished the step."""
-        began, encoded, done = self._marks
+        began, encoded, done = self._times
         wait_for(done)
         return StepTimes(
             seconds_between(began, encoded), seconds_between(encoded, done), self.encoded_tokens, self._one_by_one

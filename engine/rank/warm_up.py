@@ -12,133 +12,122 @@ import torch
 
 from engine.config.chat_template import PREFIX_TOKENS
 from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER
-from engine.offload.device_memory import DeviceMemory
-from engine.parallel.link import Link, measure_link
+from engine.parallel.link import measure_link
 from engine.planning.step_memory import batch_bytes, decode_bytes
-from engine.rank.build import TYPICAL_PROMPT_TOKENS, RankModel
+from engine.rank.build import TYPICAL_PROMPT_TOKENS
 from engine.rank.cuda_graphs import PromptGraphs, StepGraphs
-from engine.rank.denoiser import Denoiser
-from engine.rank.image_decoder import Decoding
-from engine.rank.job_state import JobStarter
 from engine.rank.plan_building import PlanBuilder
-from engine.rank.prompt_encoder import PromptEncoder
-from engine.rank.recovery import Recovery
+from engine.rank.rank import Rank
 from engine.step import Job
 
 _logger = logging.getLogger(__name__)
 
 
-class WarmUp:
-    """Warms up a rank by its own parts. `plans` and `link`: what `run` leaves where there is need of them."""
+def warm_up(rank: Rank, sizes: Sequence[tuple[int, int]] = (), *, decodes: bool = True) -> None:
+    """Do now, on a GPU, what would make the first requests slow: measure the attention backends, compile kernels, tune
+    the decoder's convolutions, record graphs. In the thread that executes steps, and before the first.
 
-    def __init__(
-        self,
-        model: RankModel,
-        prompts: PromptEncoder,
-        starter: JobStarter,
-        denoiser: Denoiser,
-        decoding: Decoding,
-        memory: DeviceMemory,
-        recovery: Recovery,
-    ) -> None:
-        self._model, self._prompts, self._starter, self._denoiser = model, prompts, starter, denoiser
-        self._decoding, self._memory, self._recovery = decoding, memory, recovery
-        self.plans: PlanBuilder | None = None
-        self.link: Link | None = None
+    sizes: width and height of images to expect, in pixels, rounded, besides the checkpoint's default. One that there is
+    not memory for is left out. decodes: whether images will be decoded at all. A recording that fails is logged, and
+    steps are launched kernel by kernel.
+    """
+    model = rank.model
+    if model.device.type != "cuda":
+        return
+    with torch.inference_mode():
+        with _timed("attention backends"):
+            model.measure_attention()
+            if model.attention.backend == "cudnn":
+                rank.plans = PlanBuilder(model.attention, model.device, model.dtype)
+        # images before graphs, since tuning the decoder empties the allocator's cache
+        for size in dict.fromkeys([(model.config.default_width, model.config.default_height), *sizes]):
+            try_image(rank, *size, decodes=decodes)
+        if rank.plans is not None:
+            rank.plans.build_all()
+        if model.engine.cuda_graphs and model.dtype == torch.bfloat16:  # float32 is for comparisons
+            record_graphs(rank)
+        if model.mesh.world.size > 1:
+            rank.link = measure_link(model.mesh.world, model.device)
+    if model.offload.dit is not None:
+        model.offload.dit.drop()
+    torch.cuda.synchronize(model.device)
+    torch.cuda.empty_cache()  # what this took and no longer needs is free for steps
+    rank.fit_encoding()
 
-    def run(self, sizes: Sequence[tuple[int, int]], *, decodes: bool) -> None:
-        """As `Rank.warm_up`."""
-        model = self._model
-        with torch.inference_mode():
-            with _timed("attention backends"):
-                model.measure_attention()
-                if model.attention.backend == "cudnn":
-                    self.plans = PlanBuilder(model.attention, model.device, model.dtype)
-            # images before graphs, since tuning the decoder empties the allocator's cache
-            for size in dict.fromkeys([(model.config.default_width, model.config.default_height), *sizes]):
-                self.try_image(*size, decodes=decodes)
-            if self.plans is not None:
-                self.plans.build_all()
-            if model.engine.cuda_graphs and model.dtype == torch.bfloat16:  # float32 is for comparisons
-                self.record_graphs()
-            if model.mesh.world.size > 1:
-                self.link = measure_link(model.mesh.world, model.device)
-        if model.offload.dit is not None:
-            model.offload.dit.drop()
+
+def try_image(rank: Rank, width: int, height: int, *, decodes: bool) -> None:
+    """Make an image of this size, unless there is too little memory for it."""
+    try:
+        with _timed(f"an image of {width}×{height}"):
+            _make_image(rank, width, height, decodes=decodes)
+    except Exception as error:
+        if not rank.recovery.survives(error):
+            raise
+        _logger.warning("out of memory in the warm-up of an image of %d×%d: %s", width, height, error)
+        rank.recovery.free_memory()
+
+
+def _make_image(rank: Rank, width: int, height: int, *, decodes: bool) -> None:
+    """A step, one of a guided image too where a mode divides it, and, if `decodes`, a decoding of this size."""
+    model, config, degrees = rank.model, rank.model.config, rank.model.engine.degrees
+    tokens, element, decoding = config.image_tokens(width, height), model.dtype.itemsize, model.decode_memory
+    tokens += TYPICAL_PROMPT_TOKENS
+    guided = config.divides_guidance(degrees)
+    needed = max(
+        batch_bytes(config, [tokens] * (1 + guided), degrees, element),
+        batch_bytes(config, [tokens], degrees, element),
+        decode_bytes(config, width, height, decoding.bytes_per_element, decoding.limit),
+    )
+    torch.cuda.empty_cache()
+    free = model.memory.free_for_steps(encodes_beside=rank.prompts.beside_steps)
+    fits = free is None or needed <= free
+    fit = model.mesh.world.all_reduce(torch.tensor([float(fits)], device=model.device))
+    if fit.item() < model.mesh.world.size:  # on every rank or on none, since a step is collective
+        return
+    prompt = (0,) * (PREFIX_TOKENS + TYPICAL_PROMPT_TOKENS)
+    job = Job(-1, prompt, None, width, height, 1, 0.0, None, 0)
+    halves = Job(-2, prompt, prompt, width, height, 1, config.default_guidance, None, 0)
+    if model.offload.dit is not None:
+        model.offload.dit.bring()
+    if guided:  # each half of the ranks steps a segment, where otherwise all share one
+        rank.denoiser.step(rank.starter.start((halves,))[0])
+    (state,), _ = rank.starter.start((job,))
+    rank.denoiser.step([state])
+    if not decodes:
+        return
+    latents = rank.decoder.unpack(job, state.latents)
+    torch.cuda.synchronize(model.device)
+    with _timed(f"the decoder's convolutions for {width}×{height}"):
+        rank.decoder.warm_up(job, latents)
         torch.cuda.synchronize(model.device)
-        torch.cuda.empty_cache()  # what this took and no longer needs is free for steps
 
-    def try_image(self, width: int, height: int, *, decodes: bool) -> None:
-        """Make an image of this size, unless there is too little memory for it."""
-        try:
-            with _timed(f"an image of {width}×{height}"):
-                self._make_image(width, height, decodes=decodes)
-        except Exception as error:
-            if not self._recovery.survives(error):
-                raise
-            _logger.warning("out of memory in the warm-up of an image of %d×%d: %s", width, height, error)
-            self._recovery.free_memory()
 
-    def _make_image(self, width: int, height: int, *, decodes: bool) -> None:
-        """A step, one of a guided image too where a mode divides it, and, if `decodes`, a decoding of this size."""
-        model, config, degrees = self._model, self._model.config, self._model.engine.degrees
-        tokens, element, decoding = config.image_tokens(width, height), model.dtype.itemsize, model.decode_memory
-        tokens += TYPICAL_PROMPT_TOKENS
-        guided = config.divides_guidance(degrees)
-        needed = max(
-            batch_bytes(config, [tokens] * (1 + guided), degrees, element),
-            batch_bytes(config, [tokens], degrees, element),
-            decode_bytes(config, width, height, decoding.bytes_per_element, decoding.limit),
-        )
-        torch.cuda.empty_cache()
-        free = self._memory.free_for_steps(encodes_beside=self._prompts.beside_steps)
-        fits = free is None or needed <= free
-        fit = model.mesh.world.all_reduce(torch.tensor([float(fits)], device=model.device))
-        if fit.item() < model.mesh.world.size:  # on every rank or on none, since a step is collective
-            return
-        prompt = (0,) * (PREFIX_TOKENS + TYPICAL_PROMPT_TOKENS)
-        job = Job(-1, prompt, None, width, height, 1, 0.0, None, 0)
-        halves = Job(-2, prompt, prompt, width, height, 1, config.default_guidance, None, 0)
-        if model.offload.dit is not None:
-            model.offload.dit.bring()
-        if guided:  # each half of the ranks steps a segment, where otherwise all share one
-            self._denoiser.step(self._starter.start((halves,))[0])
-        (state,), _ = self._starter.start((job,))
-        self._denoiser.step([state])
-        if not decodes:
-            return
-        latents = self._decoding.unpack(job, state.latents)
-        torch.cuda.synchronize(model.device)
-        with _timed(f"the decoder's convolutions for {width}×{height}"):
-            self._decoding.warm_up(job, latents)
-            torch.cuda.synchronize(model.device)
+def record_graphs(rank: Rank) -> None:
+    """Record what can be a replay. Collectives could be recorded too, but nobody has tried that with the groups of this
+    engine; and a graph cannot follow weights that come and go."""
+    model, offload = rank.model, set(rank.model.offload.plan.offload)
+    if TEXT_ENCODER not in offload and model.encodes_alone:
+        with without_graphs_if_it_fails(rank, "text encoder"):
+            rank.prompts.record(PromptGraphs(model.text_encoder, model.device))
+    recordable = model.mesh.world.size == 1 and not offload & {DIT, DIT_LAYERWISE}
+    if recordable and model.attention.captured_backend is not None:
+        with without_graphs_if_it_fails(rank, "steps"):
+            rank.denoiser.record(StepGraphs(model.transformer, model.config.transformer, model.dtype, model.device))
 
-    def record_graphs(self) -> None:
-        """Record what can be a replay. Collectives could be recorded too, but nobody has tried that with the groups of
-        this engine; and a graph cannot follow weights that come and go."""
-        model, offload = self._model, set(self._model.plan.offload)
-        if TEXT_ENCODER not in offload and model.encodes_alone:
-            with self._without_graphs_if_it_fails("text encoder"):
-                self._prompts.record(PromptGraphs(model.text_encoder, model.device))
-        recordable = model.mesh.world.size == 1 and not offload & {DIT, DIT_LAYERWISE}
-        if recordable and model.attention.captured_backend is not None:
-            with self._without_graphs_if_it_fails("steps"):
-                dit = model.config.transformer
-                self._denoiser.velocities.record(StepGraphs(model.transformer, dit, model.dtype, model.device))
 
-    @contextmanager
-    def _without_graphs_if_it_fails(self, what: str) -> Iterator[None]:
-        """Go on after whatever a library or a kernel raises while it is recorded: it still runs outside of a graph.
-        Raises what the device says if that is lost."""
-        try:
-            with _timed(f"graphs of the {what}"):
-                yield
-        except Exception as error:
-            _logger.warning("no CUDA graphs of the %s, recording failed", what, exc_info=True)
-            torch.cuda.synchronize(self._model.device)
-            choice = self._model.attention_choice
-            refused = {**choice.refused, f"graphs of the {what}": f"{type(error).__name__}: {error}"}
-            self._model.attention_choice = replace(choice, refused=refused)
+@contextmanager
+def without_graphs_if_it_fails(rank: Rank, what: str) -> Iterator[None]:
+    """Go on after whatever a library or a kernel raises while it is recorded: it still runs outside of a graph. Raises
+    what the device says if that is lost."""
+    try:
+        with _timed(f"graphs of the {what}"):
+            yield
+    except Exception as error:
+        _logger.warning("no CUDA graphs of the %s, recording failed", what, exc_info=True)
+        torch.cuda.synchronize(rank.model.device)
+        choice = rank.model.attention_choice
+        refused = {**choice.refused, f"graphs of the {what}": f"{type(error).__name__}: {error}"}
+        rank.model.attention_choice = replace(choice, refused=refused)
 
 
 @contextmanager

@@ -87,6 +87,7 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
     from engine.device.devices import device_name, pick_device
     from engine.parallel.distributed import connect_mesh
     from engine.rank.rank import Rank
+    from engine.rank.warm_up import warm_up
 
     wire.send(Hello(rank=config.rank))
     load = wire.receive(timeout_s=_ORDERS_S)
@@ -117,10 +118,10 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
 
     rank = Rank(load.engine, mesh, device, on_image=send_image, on_failed=send_failure, local_ranks=config.local_ranks)
     if load.warm_up:
-        rank.warm_up(load.warm_up_sizes)
-    attention = rank.attention_choice.describe()
-    if rank.attention_plans is not None:
-        attention["plans"] = rank.attention_plans.describe()
+        warm_up(rank, load.warm_up_sizes)
+    attention = rank.model.attention_choice.describe()
+    if rank.plans is not None:
+        attention["plans"] = rank.plans.schedule.describe()
     wire.send(
         Ready(
             rank=config.rank,
@@ -128,9 +129,9 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
             device_name=device_name(device),
             link=None if rank.link is None else (rank.link.bandwidth, rank.link.latency_s),
             memory=rank.memory(),
-            decoding_bytes_per_element=rank.decode_memory.bytes_per_element,
+            decoding_bytes_per_element=rank.model.decode_memory.bytes_per_element,
             attention=attention,
-            memory_plan=rank.describe_plan(),
+            memory_plan=rank.model.describe_plan(),
         )
     )
     return rank
@@ -142,9 +143,9 @@ def _work(rank: Rank, config: RankConfig, wire: _Wire) -> NoReturn:
     def answer_steps() -> None:
         try:
             while True:
-                number, pending = started.get()
-                wire.send(StepDone(rank=config.rank, number=number, times=pending.wait()))
-                for preview in pending.previews:
+                number, handle = started.get()
+                wire.send(StepDone(rank=config.rank, number=number, times=handle.wait()))
+                for preview in handle.previews:
                     height, width, _ = preview.pixels.shape
                     header = Previewed(
                         rank=config.rank, job_id=preview.job_id, step=preview.step, width=width, height=height

@@ -89,8 +89,8 @@ def test_images_are_compared_by_their_latents_and_pixels() -> None:
 
 def test_matrices_quantised_later_are_those_that_the_loader_quantises() -> None:
     config = EngineConfig(device="cpu", dtype="bfloat16", quantization="fp8")
-    loaded = Rank(config, Mesh(), CPU).transformer
-    changed = Rank(EngineConfig(device="cpu", dtype="bfloat16"), Mesh(), CPU).transformer
+    loaded = Rank(config, Mesh(), CPU).model.transformer
+    changed = Rank(EngineConfig(device="cpu", dtype="bfloat16"), Mesh(), CPU).model.transformer
     for matrix in BLOCK_MATRICES:
         quantize(changed, matrix)
     theirs = loaded.state_dict()

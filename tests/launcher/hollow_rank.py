@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
 from engine.errors import OutOfMemoryError
@@ -22,10 +22,12 @@ class HollowRank:
     """Stands for `engine.rank.rank.Rank`, whose pictures are of one colour."""
 
     link = None
-    attention_choice = SimpleNamespace(describe=lambda: {})
-    decode_memory = DecodeMemory(bytes_per_element=4)
-
-    attention_plans = None
+    plans = None
+    model = SimpleNamespace(
+        attention_choice=SimpleNamespace(describe=lambda: {}),
+        decode_memory=DecodeMemory(bytes_per_element=4),
+        describe_plan=lambda: (),
+    )
 
     def __init__(
         self,
@@ -40,13 +42,8 @@ class HollowRank:
         self._rank, self._on_image, self._on_failed = rank, on_image, on_failed
         self._jobs: dict[int, Job] = {}
 
-    def warm_up(self, sizes: Sequence[tuple[int, int]] = ()) -> None: ...
-
     def memory(self) -> dict[str, int]:
         return {"weights": 1}
-
-    def describe_plan(self) -> tuple[str, ...]:
-        return ()
 
     def idle_wait_s(self) -> float | None:
         return None
@@ -75,9 +72,10 @@ class HollowRank:
 
 def replace_engine() -> None:
     """Let `launcher.ranks.worker`, in this process, find hollow ranks."""
-    rank = ModuleType("engine.rank.rank")
+    rank, warm_up = ModuleType("engine.rank.rank"), ModuleType("engine.rank.warm_up")
     vars(rank)["Rank"] = HollowRank
+    vars(warm_up)["warm_up"] = lambda rank, sizes: None
     distributed, devices = ModuleType("engine.parallel.distributed"), ModuleType("engine.device.devices")
     vars(distributed)["connect_mesh"] = lambda rank, *_, **__: rank
     vars(devices).update(pick_device=lambda *_: "cpu", device_name=lambda _: "cpu")
-    sys.modules |= {module.__name__: module for module in (rank, distributed, devices)}
+    sys.modules |= {module.__name__: module for module in (rank, warm_up, distributed, devices)}

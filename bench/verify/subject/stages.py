@@ -103,10 +103,10 @@ def of_the_decoder(config: ModelConfig) -> list[str]:
 
 def stages_of_text(rank: Rank, traced: Traced, inputs: Tensors) -> Stages:
     """Of the text encoder, then its taps, which are made of the tokens alone and so gather all its errors."""
-    encoder, config = rank.text_encoder, rank.config
-    ids = torch.tensor(traced.ids, device=rank.device)
-    packing = Packing([len(ids)], rank.device)
-    rotations = text_rotations(torch.arange(len(ids), device=rank.device), encoder.head_dim, encoder.rope_theta)
+    encoder, config = rank.model.text_encoder, rank.model.config
+    ids = torch.tensor(traced.ids, device=rank.model.device)
+    packing = Packing([len(ids)], rank.model.device)
+    rotations = text_rotations(torch.arange(len(ids), device=rank.model.device), encoder.head_dim, encoder.rope_theta)
     yield EMBEDDING, partial(encoder.embed_tokens, ids)
     for index in range(config.text_layers):
         name = LAYER.format(index)
@@ -123,11 +123,11 @@ def _tap(encoder: TextEncoder, ids: torch.Tensor, packing: Packing, place: int) 
 
 def stages_of_transformer(rank: Rank, traced: Traced, inputs: Tensors) -> Stages:
     """Of text fusion and of one denoise step."""
-    transformer, config = rank.transformer, rank.config.transformer
+    transformer, config = rank.model.transformer, rank.model.config.transformer
     fusion = transformer.text_fusion
     text_tokens = len(traced.ids) - PREFIX_TOKENS
-    tokens = RowShare(Packing([text_tokens], rank.device))
-    layers = RowShare(Packing([config.num_text_layers] * text_tokens, rank.device))
+    tokens = RowShare(Packing([text_tokens], rank.model.device))
+    layers = RowShare(Packing([config.num_text_layers] * text_tokens, rank.model.device))
     for index, block in enumerate(fusion.layerwise_blocks):
         yield LAYERWISE.format(index), partial(_apply, rank, block, inputs, LAYERWISE.format(index), layers)
     yield PROJECTOR, partial(_project, rank, inputs)
@@ -137,10 +137,10 @@ def stages_of_transformer(rank: Rank, traced: Traced, inputs: Tensors) -> Stages
 
     yield TIME, partial(_time_vector, rank, inputs)
     yield MODULATION, partial(_block_modulation, rank, inputs)
-    multiple = rank.config.size_multiple
+    multiple = rank.model.config.size_multiple
     rows, columns = traced.height // multiple, traced.width // multiple
-    grid = image_rotations(rows, columns, config.axes_dims_rope, config.rope_theta).to(rank.device)
-    mesh: Mesh = rank.mesh
+    grid = image_rotations(rows, columns, config.axes_dims_rope, config.rope_theta).to(rank.model.device)
+    mesh: Mesh = rank.model.mesh
     layout = Layout((Segment(0, text_tokens, rows, columns),), [grid], mesh.sp, mesh.tp)
     yield IMAGE_IN, partial(_embed, rank, inputs, text_tokens, layout)
     for index in range(config.num_layers):
@@ -154,19 +154,19 @@ def _apply(rank: Rank, module: nn.Module, inputs: Tensors, name: str, *others: o
 
 
 def _project(rank: Rank, inputs: Tensors) -> torch.Tensor:
-    return rank.transformer.text_fusion.projector(_to(rank, inputs[PROJECTOR])).squeeze(-1)
+    return rank.model.transformer.text_fusion.projector(_to(rank, inputs[PROJECTOR])).squeeze(-1)
 
 
 def _time_vector(rank: Rank, inputs: Tensors) -> torch.Tensor:
-    return rank.transformer.encode_timesteps(inputs[TIMESTEP].to(rank.device)).final
+    return rank.model.transformer.encode_timesteps(inputs[TIMESTEP].to(rank.model.device)).final
 
 
 def _block_modulation(rank: Rank, inputs: Tensors) -> torch.Tensor:
     """With diffusers' time embedding in place of the engine's."""
     vector = _to(rank, inputs[TIME_VECTOR])
-    handle = rank.transformer.time_embed.register_forward_hook(lambda *_: vector)
+    handle = rank.model.transformer.time_embed.register_forward_hook(lambda *_: vector)
     try:
-        return rank.transformer.encode_timesteps(inputs[TIMESTEP].to(rank.device)).block
+        return rank.model.transformer.encode_timesteps(inputs[TIMESTEP].to(rank.model.device)).block
     finally:
         handle.remove()
 
@@ -174,12 +174,12 @@ def _block_modulation(rank: Rank, inputs: Tensors) -> torch.Tensor:
 def _embed(rank: Rank, inputs: Tensors, text_tokens: int, layout: Layout) -> torch.Tensor:
     """All rows, text first, as diffusers gives them to the first block."""
     text = _to(rank, inputs[BLOCK.format(0)][:text_tokens])
-    return rank.transformer.embed([text], [inputs[IMAGE_IN].to(rank.device)], layout)
+    return rank.model.transformer.embed([text], [inputs[IMAGE_IN].to(rank.model.device)], layout)
 
 
 def _block(rank: Rank, index: int, inputs: Tensors, layout: Layout) -> torch.Tensor:
     """The output of one block, by `Transformer.denoise` of a transformer that has no other: what it leaves in x."""
-    transformer = rank.transformer
+    transformer = rank.model.transformer
     x = layout.share.take_own(_to(rank, inputs[BLOCK.format(index)])).clone()
     every = transformer.transformer_blocks
     transformer.transformer_blocks = nn.ModuleList([every[index]])
@@ -191,12 +191,12 @@ def _block(rank: Rank, index: int, inputs: Tensors, layout: Layout) -> torch.Ten
 
 
 def _modulation(rank: Rank, inputs: Tensors) -> TimeModulation:
-    return TimeModulation(inputs[BLOCK_MODULATION].to(rank.device), inputs[TIME_VECTOR].to(rank.device))
+    return TimeModulation(inputs[BLOCK_MODULATION].to(rank.model.device), inputs[TIME_VECTOR].to(rank.model.device))
 
 
 def _final_layer(rank: Rank, inputs: Tensors) -> torch.Tensor:
     """Of the image's rows."""
-    final, x = rank.transformer.final_layer, _to(rank, inputs[FINAL])
+    final, x = rank.model.transformer.final_layer, _to(rank, inputs[FINAL])
     vectors = final.modulate(_modulation(rank, inputs))
     y = rms_norm_modulate(x, vectors[:, 0], vectors[:, 1], final.norm.eps, Packing([len(x)], x.device))
     return final.linear(y).float()
@@ -204,14 +204,14 @@ def _final_layer(rank: Rank, inputs: Tensors) -> torch.Tensor:
 
 def stages_of_vae(rank: Rank, traced: Traced, inputs: Tensors) -> Stages:
     """Of the decoder. SCALED's input is the final latents, as tokens."""
-    vae = rank.vae
+    vae = rank.model.vae
     assert vae is not None
     decoder = vae.decoder
     latents = latents_of(rank, traced, inputs[SCALED])
     yield SCALED, lambda: _vae_input(vae, latents)
 
     def image(name: str) -> torch.Tensor:
-        x = inputs[name].to(rank.device, decoding_dtype(rank.device, rank.dtype))
+        x = inputs[name].to(rank.model.device, decoding_dtype(rank.model.device, rank.model.dtype))
         return x.contiguous(memory_format=torch.channels_last)
 
     yield POST_QUANT, lambda: vae.post_quant_conv(image(POST_QUANT))
@@ -226,9 +226,9 @@ def stages_of_vae(rank: Rank, traced: Traced, inputs: Tensors) -> Stages:
 
 def latents_of(rank: Rank, traced: Traced, tokens: torch.Tensor) -> torch.Tensor:
     """The picture's latents, (1, z_dim, h, w)."""
-    config, multiple = rank.config, rank.config.size_multiple
+    config, multiple = rank.model.config, rank.model.config.size_multiple
     grid = traced.height // multiple, traced.width // multiple
-    return unpack_latents(tokens.to(rank.device), *grid, config.patch_size)[None]
+    return unpack_latents(tokens.to(rank.model.device), *grid, config.patch_size)[None]
 
 
 def _vae_input(vae: VAEDecoder, latents: torch.Tensor) -> torch.Tensor:
@@ -243,7 +243,7 @@ def _vae_input(vae: VAEDecoder, latents: torch.Tensor) -> torch.Tensor:
 
 
 def _to(rank: Rank, x: torch.Tensor) -> torch.Tensor:
-    return x.to(rank.device, rank.dtype)
+    return x.to(rank.model.device, rank.model.dtype)
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:

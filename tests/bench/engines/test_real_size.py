@@ -161,7 +161,7 @@ def test_the_peers_velocity_is_the_engines() -> None:
     engine = Engine(tiny_setup(), Version())
     (job,) = engine.new_jobs(1, 64, steps=1)
     engine.execute(start=[job], denoise=[job.job_id]).wait()
-    ours = engine.rank.latents(job.job_id).clone()
+    ours = engine.rank.jobs[job.job_id].latents.clone()
     engine.execute(release=[job.job_id]).wait()
     engine.close()
     peer = Peer(RandomWeights(TINY, CPU), torch.float32)
@@ -178,7 +178,7 @@ def test_activations_stay_of_order_1_through_as_many_blocks_as_the_real_model_ha
     (job,) = engine.new_jobs(1, 64, steps=2)
     engine.execute(start=[job], denoise=[job.job_id]).wait()
     engine.execute(denoise=[job.job_id]).wait()
-    latents = engine.rank.latents(job.job_id)
+    latents = engine.rank.jobs[job.job_id].latents
     assert latents.isfinite().all()
     assert 0.1 < latents.std() < 10
     engine.execute(decode=[job.job_id]).wait()

@@ -54,11 +54,11 @@ def test_only_the_first_case_is_measured_when_the_time_is_up(
 def test_a_failure_is_told_with_its_cause_and_what_comes_after_it_still_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def warm_up(self: Rank, *_: object, **__: object) -> None:
-        if self._model.engine.quantization == "none":
+    def warm_up(rank: Rank, *_: object, **__: object) -> None:
+        if rank.model.engine.quantization == "none":
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
-    monkeypatch.setattr(Rank, "warm_up", warm_up)
+    monkeypatch.setattr("bench.engines.engine.warm_up", warm_up)
     words = [*TINY, "--cases", "64", "--quantization"]
     assert step.main([*words, "none,fp8"]) == 1
     output = capsys.readouterr()

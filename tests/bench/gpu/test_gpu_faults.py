@@ -37,15 +37,17 @@ if planted_in == "bench.step":
 
     execute = Rank.execute
     def planted_execute(self, step):
-        if step.denoise and self._model.engine.quantization == "none":
+        if step.denoise and self.model.engine.quantization == "none":
             ctypes.string_at(0)
         return execute(self, step)
     Rank.execute = planted_execute
 
-    def planted_warm_up(self, *arguments, **options):
-        with self._warm_up._without_graphs_if_it_fails("steps"):
+    from engine.rank import warm_up
+
+    def planted_warm_up(rank, *arguments, **options):
+        with warm_up.without_graphs_if_it_fails(rank, "steps"):
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
-    Rank.warm_up = planted_warm_up
+    warm_up.warm_up = planted_warm_up
     torch.cuda.synchronize = lambda *arguments: None
 
 if planted_in == "bench.image":

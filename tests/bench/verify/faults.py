@@ -69,4 +69,4 @@ def scaled(path: str) -> Callable[[Rank], None]:
 
 def parameter(rank: Rank, path: str) -> torch.Tensor:
     component, _, name = path.partition(".")
-    return getattr(rank, component).get_parameter(name)
+    return getattr(rank.model, component).get_parameter(name)

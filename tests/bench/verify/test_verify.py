@@ -60,12 +60,12 @@ def test_a_wrong_weight_is_named_by_its_stage_alone(
 
 
 def wrong_taps(rank: Rank) -> None:
-    rank.text_encoder.taps = (1, 3, 4)
+    rank.model.text_encoder.taps = (1, 3, 4)
 
 
 def wrong_mean(rank: Rank) -> None:
-    assert rank.vae is not None
-    rank.vae._mean.add_(0.01)
+    assert rank.model.vae is not None
+    rank.model.vae._mean.add_(0.01)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_stage_that_raises_is_told_and_the_others_go_on(
         stages = ours.stages_of_transformer
 
         def broken(*given: Any) -> Any:
-            rank.transformer.text_fusion.projector.forward = raise_it  # after the images, which it is in too
+            rank.model.transformer.text_fusion.projector.forward = raise_it  # after the images, which it is in too
             return stages(*given)
 
         monkeypatch.setattr(ours, "stages_of_transformer", broken)
@@ -235,7 +235,7 @@ def in_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Rank], No
 
 def drift(rank: Rank) -> None:
     """Velocities that this rank alone gets wrong."""
-    rank.transformer.register_forward_hook(lambda _module, _arguments, velocities: 1.001 * velocities)
+    rank.model.transformer.register_forward_hook(lambda _module, _arguments, velocities: 1.001 * velocities)
 
 
 @pytest.mark.parametrize(

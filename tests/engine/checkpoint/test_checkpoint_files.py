@@ -36,10 +36,10 @@ def load(**options: str) -> Rank:
 
 
 def states(rank: Rank) -> dict[str, torch.Tensor]:
-    assert rank.vae is not None
+    assert rank.model.vae is not None
     return {
         f"{number}.{name}": tensor
-        for number, module in enumerate((rank.transformer, rank.text_encoder, rank.vae))
+        for number, module in enumerate((rank.model.transformer, rank.model.text_encoder, rank.model.vae))
         for name, tensor in module.state_dict().items()
     }
 
@@ -59,7 +59,7 @@ def test_components_from_elsewhere_are_the_same_model(
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     # what no shape tells is the folder's: this checkpoint's own rope_theta and latent statistics
-    assert replace(rank.config, variant_is_assumed=False) == ModelConfig.from_folder(turbo)
+    assert replace(rank.model.config, variant_is_assumed=False) == ModelConfig.from_folder(turbo)
 
 
 def test_components_of_two_repositories_mix(turbo: Path, checkpoint: Callable[..., Path]) -> None:

@@ -82,14 +82,14 @@ def check_message(error: CheckpointError, folder: Path) -> None:
 def load_and_step(folder: Path) -> torch.Tensor:
     """Load on one rank, check every shape, make one small image to its last latents."""
     rank = Rank(EngineConfig(model=str(folder), device="cpu"), Mesh(), torch.device("cpu"))
-    for module in (rank.text_encoder, rank.transformer, rank.vae):
+    for module in (rank.model.text_encoder, rank.model.transformer, rank.model.vae):
         assert module is not None
         for name, parameter in module.named_parameters():
             assert parameter.device.type == "cpu", name
             assert torch.isfinite(parameter).all(), name
-    side = 4 * rank.config.size_multiple
+    side = 4 * rank.model.config.size_multiple
     rank.execute(Step(0, (Job(0, tuple(range(40)), None, side, side, 1, 0.0, None, seed=0),), (0,))).wait()
-    latents = rank.latents(0)
+    latents = rank.jobs[0].latents
     rank.execute(Step(1, decode=(0,))).wait()
     rank.close()
     return latents

@@ -227,4 +227,4 @@ def test_an_impossible_degree_lists_the_possible_ones(checkpoint: Callable[..., 
     assert error.value.parameter == "tp"
     assert "num_key_value_heads of the text encoder is 2" in message
     assert message.endswith("possible: 1, 2")
-    assert on_ranks(folder, lambda rank: rank.mesh.tp.size, tp=2) == [2, 2]
+    assert on_ranks(folder, lambda rank: rank.model.mesh.tp.size, tp=2) == [2, 2]

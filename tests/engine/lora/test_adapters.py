@@ -105,7 +105,7 @@ def test_unloading_leaves_nothing_behind(turbo: Path, adapters: list[Adapter]) -
     ) -> torch.Tensor:
         nonlocal number
         rank.execute(Step(number, load=load, start=(replace(job, loras=loras),), denoise=(job.job_id,))).wait()
-        result = rank.latents(job.job_id).clone()
+        result = rank.jobs[job.job_id].latents.clone()
         rank.execute(Step(number + 1, release=(job.job_id,), unload=unload)).wait()
         number += 2
         return result
@@ -115,7 +115,7 @@ def test_unloading_leaves_nothing_behind(turbo: Path, adapters: list[Adapter]) -
     second = latents(((3, 1.0),), (replace(adapters[1], adapter_id=3),), (3,))
     assert torch.equal(latents((), (), ()), plain)
     assert relative_error(first, second) > 0.01
-    assert all(module.side_path is None for module in rank.transformer.modules() if hasattr(module, "side_path"))
+    assert all(module.side_path is None for module in rank.model.transformer.modules() if hasattr(module, "side_path"))
 
 
 def test_steps_with_an_adapter_are_not_replayed(turbo: Path, adapters: list[Adapter]) -> None:
@@ -129,10 +129,10 @@ def test_steps_with_an_adapter_are_not_replayed(turbo: Path, adapters: list[Adap
 
         def denoise(self, *arguments: object) -> torch.Tensor:
             self.replays += 1
-            return rank.transformer.denoise(*arguments)
+            return rank.model.transformer.denoise(*arguments)
 
     rank, recorded = make_rank(turbo), Recorded()
-    rank._denoiser.velocities.graphs = recorded  # type: ignore[assignment]
+    rank.denoiser.graphs = recorded  # type: ignore[assignment]
     jobs = [
         replace(job, loras=loras) for job, loras in zip(jobs_of(turbo, REQUESTS[:2]), ((), ((0, 1.0),)), strict=True)
     ]
@@ -189,6 +189,6 @@ def test_merged_weights_are_rounded_after_the_sum(turbo: Path, tmp_path: Path) -
     layer = "transformer_blocks.0.ff.down"
     change = torch.randn(layer_shapes(turbo)[layer]) * 1e-3
     file = write(tmp_path / "lora.safetensors", {f"{layer}.diff": change})
-    plain = make_rank(turbo).transformer.get_parameter(f"{layer}.weight")
-    merged = make_rank(turbo, dtype="bfloat16", merge_loras=((str(file), 0.5),)).transformer
+    plain = make_rank(turbo).model.transformer.get_parameter(f"{layer}.weight")
+    merged = make_rank(turbo, dtype="bfloat16", merge_loras=((str(file), 0.5),)).model.transformer
     assert torch.equal(merged.get_parameter(f"{layer}.weight"), (plain + 0.5 * change).bfloat16())

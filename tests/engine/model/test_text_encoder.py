@@ -28,7 +28,7 @@ def test_every_hidden_state_equals_transformers(checkpoint: Callable[..., Path],
     packing = Packing(LENGTHS, torch.device("cpu"))
 
     def encode(rank: Rank) -> torch.Tensor:
-        return rank.text_encoder(ids, packing)
+        return rank.model.text_encoder(ids, packing)
 
     for states in on_ranks(folder, encode, tp=tp):
         assert states.shape == (len(ids), len(EVERY_LAYER), 64)
@@ -43,7 +43,7 @@ def test_taps_come_in_the_order_of_the_config(checkpoint: Callable[..., Path]) -
     ids = torch.arange(20)
 
     def encode(rank: Rank) -> torch.Tensor:
-        return rank.text_encoder(ids, Packing([20], torch.device("cpu")))
+        return rank.model.text_encoder(ids, Packing([20], torch.device("cpu")))
 
     (three,) = on_ranks(checkpoint(taps=(5, 0, 3)), encode)
     (every,) = on_ranks(checkpoint(taps=EVERY_LAYER), encode)

@@ -27,8 +27,8 @@ SCALE = 8
 @pytest.fixture(scope="module")
 def vae() -> VAEDecoder:
     rank = Rank(EngineConfig(), Mesh(), CPU)
-    assert rank.vae is not None
-    return rank.vae
+    assert rank.model.vae is not None
+    return rank.model.vae
 
 
 def make_latents(height: int, width: int, *, smooth: bool) -> torch.Tensor:
@@ -107,9 +107,9 @@ def test_tiles_allocate_no_more_than_the_arithmetic_says(
 ) -> None:
     pretend(monkeypatch, native_bfloat16=native_bfloat16)
     rank = Rank(EngineConfig(dtype=dtype), Mesh(), CPU)
-    assert rank.vae is not None
-    vae, latents = rank.vae, make_latents(96, 128, smooth=False)
-    e = rank.decode_memory.bytes_per_element
+    assert rank.model.vae is not None
+    vae, latents = rank.model.vae, make_latents(96, 128, smooth=False)
+    e = rank.model.decode_memory.bytes_per_element
     limit = int(part * decode_bytes(DEMO, 1024, 768, e))
     with torch.inference_mode():
         peak = peak_bytes(lambda: vae.decode_pixels(latents, tile=tile_side(DEMO, 1024, 768, e, limit)))
@@ -121,5 +121,5 @@ def test_a_rank_decodes_in_tiles_what_would_take_too_much() -> None:
     limit = decode_bytes(DEMO, 512, 512, 4) // 2
     rank = Rank(EngineConfig(vae_memory=limit), Mesh(), CPU)
     assert rank.memory()["decode_limit"] == limit
-    assert rank._decoding.tile_side(512, 512) == tile_side(DEMO, 512, 512, 4, limit) is not None
-    assert rank._decoding.tile_side(256, 256) is None
+    assert rank.decoder.tile_side(512, 512) == tile_side(DEMO, 512, 512, 4, limit) is not None
+    assert rank.decoder.tile_side(256, 256) is None

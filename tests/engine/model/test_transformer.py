@@ -32,7 +32,7 @@ def test_text_fusion_equals_diffusers(turbo: Path, tp: int) -> None:
     reference = load_pipeline(turbo).transformer
 
     def fuse(rank: Rank) -> tuple[torch.Tensor, torch.Tensor]:
-        return rank.transformer.text_fusion(states, packing), rank.transformer.encode_text(states, packing)
+        return rank.model.transformer.text_fusion(states, packing), rank.model.transformer.encode_text(states, packing)
 
     for fused, features in on_ranks(turbo, fuse, tp=tp):
         for start, stop in pairwise(packing.bounds):
@@ -49,7 +49,7 @@ def test_time_modulation_equals_diffusers(turbo: Path, dtype: torch.dtype) -> No
     reference = load_pipeline(turbo, dtype).transformer
 
     def encode(rank: Rank) -> tuple[torch.Tensor, torch.Tensor]:
-        modulation = rank.transformer.encode_timesteps(timesteps)
+        modulation = rank.model.transformer.encode_timesteps(timesteps)
         return modulation.final, modulation.block
 
     ((final, block),) = on_ranks(turbo, encode, dtype=str(dtype).removeprefix("torch."))
@@ -75,11 +75,11 @@ def test_velocities_of_a_packed_batch_equal_diffusers_one_by_one(turbo: Path, tp
     reference = load_pipeline(turbo).transformer
 
     def forward(rank: Rank) -> torch.Tensor:
-        dit = rank.config.transformer
+        dit = rank.model.config.transformer
         grids = [image_rotations(s.grid_height, s.grid_width, dit.axes_dims_rope, dit.rope_theta) for s in segments]
-        text = list(rank.transformer.encode_text(states, text_packing).split(TEXT_LENGTHS))
-        modulation = rank.transformer.encode_timesteps(timesteps)
-        return rank.transformer(text, latents, modulation, Layout(segments, grids, tensor=rank.mesh.tp))
+        text = list(rank.model.transformer.encode_text(states, text_packing).split(TEXT_LENGTHS))
+        modulation = rank.model.transformer.encode_timesteps(timesteps)
+        return rank.model.transformer(text, latents, modulation, Layout(segments, grids, tensor=rank.model.mesh.tp))
 
     expected = []
     for segment, timestep, (start, stop) in zip(segments, timesteps, pairwise(text_packing.bounds), strict=True):

@@ -37,8 +37,8 @@ def theirs(folder: Path, latents: torch.Tensor, dtype: torch.dtype = torch.float
 
 def decode(folder: Path, latents: torch.Tensor, dtype: str = "float32") -> torch.Tensor:
     def run(rank: Rank) -> torch.Tensor:
-        assert rank.vae is not None
-        return rank.vae(latents)
+        assert rank.model.vae is not None
+        return rank.model.vae(latents)
 
     (image,) = on_ranks(folder, run, dtype=dtype)
     return image
@@ -65,8 +65,8 @@ def test_bytes_are_clipped_and_rounded_as_diffusers_does(checkpoint: Callable[..
     latents = torch.randn(1, 16, 16, 24, generator=torch.Generator().manual_seed(0))
 
     def run(rank: Rank) -> torch.Tensor:
-        assert rank.vae is not None
-        return rank.vae.decode_pixels(latents)
+        assert rank.model.vae is not None
+        return rank.model.vae.decode_pixels(latents)
 
     (pixels,) = on_ranks(folder, run)
     (image,) = load_pipeline(folder).image_processor.postprocess(theirs(folder, latents), output_type="pil")

@@ -44,9 +44,9 @@ def run_slowly(monkeypatch: pytest.MonkeyPatch, prefetch: int) -> list[Span]:
 
     monkeypatch.setattr(copying, "copy_bytes", count)
     rank = make_rank(offload=(DIT_LAYERWISE,), prefetch=prefetch)
-    of_blocks = {block.ff for block in rank.transformer.transformer_blocks}
+    of_blocks = {block.ff for block in rank.model.transformer.transformer_blocks}
     monkeypatch.setattr(SwiGLU, "forward", slow)
-    stream = rank.offload.streams["transformer"]
+    stream = rank.model.offload.streams["transformer"]
     stream.timeline = []
     draw(rank)
     return stream.timeline
@@ -75,14 +75,14 @@ def test_without_prefetch_nothing_is_copied_while_a_block_computes(monkeypatch: 
 def test_blocks_that_stay_are_not_copied_and_those_that_do_not_are_spread(turbo: Path) -> None:
     rank = make_rank()
     rank.close()
-    sizes = rank.plan
+    sizes = rank.model.offload.plan
     budget = int((sizes.needed - sizes.weights / 6) // 1)
     planned = make_rank(memory_budget=budget, offload=(DIT_LAYERWISE,), vae_memory=10**9)
-    stream = planned.offload.streams["transformer"]
-    assert tuple(stream._buckets) == planned.plan.streamed
-    assert 0 < len(planned.plan.streamed) < planned.plan.blocks
+    stream = planned.model.offload.streams["transformer"]
+    assert tuple(stream._buckets) == planned.model.offload.plan.streamed
+    assert 0 < len(planned.model.offload.plan.streamed) < planned.model.offload.plan.blocks
     draw(planned)
-    assert planned.memory()["peak_weights"] <= planned.plan.weights <= budget
+    assert planned.memory()["peak_weights"] <= planned.model.offload.plan.weights <= budget
 
 
 def test_a_copy_that_fails_fails_the_step(monkeypatch: pytest.MonkeyPatch) -> None:

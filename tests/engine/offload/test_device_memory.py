@@ -34,9 +34,9 @@ def test_no_more_is_on_the_device_than_the_plan_says(offload: tuple[str, ...], p
     rank = make_rank(offload=offload, prefetch=prefetch)
     draw(rank)
     memory = rank.memory()
-    assert memory["peak_weights"] == rank.offload.ledger.peak <= rank.plan.weights
-    assert rank.plan.weights <= 1.02 * memory["peak_weights"] or {DIT, VAE} & set(offload)
-    assert memory["host_weights"] <= rank.plan.host <= 1.02 * memory["host_weights"]
+    assert memory["peak_weights"] == rank.model.offload.ledger.peak <= rank.model.offload.plan.weights
+    assert rank.model.offload.plan.weights <= 1.02 * memory["peak_weights"] or {DIT, VAE} & set(offload)
+    assert memory["host_weights"] <= rank.model.offload.plan.host <= 1.02 * memory["host_weights"]
     if DIT_LAYERWISE in offload:
         assert memory["peak_weights"] < 0.75 * whole
     if {DIT_LAYERWISE, TEXT_ENCODER} <= set(offload):
@@ -47,28 +47,28 @@ def test_the_ledger_counts_what_parameters_really_lie_in() -> None:
     """Seen from the parameters: the memory that they lie in, but for what is in the buckets' host buffers."""
     rank = make_rank(offload=(DIT_LAYERWISE,), prefetch=1)
     seen = []
-    visit = rank.transformer.visit
+    visit = rank.model.transformer.visit
 
     def watched(blocks: Any) -> Any:
         for block in visit(blocks):
             seen.append(device_bytes(rank))
             yield block
 
-    rank.transformer.visit = watched
+    rank.model.transformer.visit = watched
     draw(rank)
-    ledger = rank.offload.ledger
-    stream = rank.offload.streams["transformer"]
+    ledger = rank.model.offload.ledger
+    stream = rank.model.offload.streams["transformer"]
     unused = sum(slot.numel() for slot in stream._slots) // len(stream._slots)  # the slot that is being filled
-    assert len(seen) == 2 * rank.config.transformer.num_layers
+    assert len(seen) == 2 * rank.model.config.transformer.num_layers
     assert {size + unused for size in seen} == {ledger.peak}
 
 
 def device_bytes(rank: Rank) -> int:
-    stream = rank.offload.streams["transformer"]
+    stream = rank.model.offload.streams["transformer"]
     host = {bucket.host.untyped_storage().data_ptr() for bucket in stream._buckets.values()}
     storages = {
         storage.data_ptr(): storage.nbytes()
-        for module in (rank.text_encoder, rank.transformer, rank.vae)
+        for module in (rank.model.text_encoder, rank.model.transformer, rank.model.vae)
         if module is not None
         for parameter in module.parameters()
         if (storage := parameter.untyped_storage()).data_ptr() not in host
@@ -80,11 +80,11 @@ def test_the_dit_is_there_while_images_are_made_and_the_decoder_while_one_is_dec
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rank = make_rank(offload=(DIT, TEXT_ENCODER, VAE), prefetch=0)
-    assert rank.vae is not None
-    ledger = rank.offload.ledger
+    assert rank.model.vae is not None
+    ledger = rank.model.offload.ledger
     idle = ledger.resident_of("transformer"), ledger.resident_of("vae")
     during: dict[str, tuple[int, int]] = {}
-    encode, decode = rank.text_encoder.forward, rank.vae.decode_pixels
+    encode, decode = rank.model.text_encoder.forward, rank.model.vae.decode_pixels
 
     def watch_encoding(*arguments: Any) -> torch.Tensor:
         during["encoding"] = ledger.resident_of("text_encoder"), ledger.resident_of("transformer")
@@ -94,10 +94,10 @@ def test_the_dit_is_there_while_images_are_made_and_the_decoder_while_one_is_dec
         during["decoding"] = ledger.resident_of("vae"), ledger.resident_of("transformer")
         return decode(*arguments, **named)
 
-    monkeypatch.setattr(rank.text_encoder, "forward", watch_encoding)
-    monkeypatch.setattr(rank.vae, "decode_pixels", watch_decoding)
+    monkeypatch.setattr(rank.model.text_encoder, "forward", watch_encoding)
+    monkeypatch.setattr(rank.model.vae, "decode_pixels", watch_decoding)
     whole = {name: sum(p.numel() * p.element_size() for p in module.parameters())
-             for name, module in (("text", rank.text_encoder), ("dit", rank.transformer))}  # fmt: skip
+             for name, module in (("text", rank.model.text_encoder), ("dit", rank.model.transformer))}  # fmt: skip
     draw(rank)
     assert during["encoding"][0] < 0.5 * whole["text"]  # never as a whole
     assert during["encoding"][1] >= whole["dit"] > 20 * idle[0]
@@ -107,8 +107,8 @@ def test_the_dit_is_there_while_images_are_made_and_the_decoder_while_one_is_dec
 
 def test_a_component_that_has_no_room_is_not_there_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     rank = make_rank(offload=(DIT,))
-    assert rank.offload.dit is not None
-    ledger, absent = rank.offload.ledger, rank.offload.dit.absent
+    assert rank.model.offload.dit is not None
+    ledger, absent = rank.model.offload.ledger, rank.model.offload.dit.absent
     idle, allocate, sizes = ledger.resident, ledger.allocate, list[int]()
 
     def refuse_the_second(component: str, size: int) -> torch.Tensor:
@@ -119,17 +119,17 @@ def test_a_component_that_has_no_room_is_not_there_at_all(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(ledger, "allocate", refuse_the_second)
     with pytest.raises(torch.OutOfMemoryError):
-        rank.offload.dit.bring()
-    assert (ledger.resident, rank.offload.dit.absent) == (idle, absent)
-    rank.offload.dit.bring()
-    assert (ledger.resident, rank.offload.dit.absent) == (idle + absent, 0)
+        rank.model.offload.dit.bring()
+    assert (ledger.resident, rank.model.offload.dit.absent) == (idle, absent)
+    rank.model.offload.dit.bring()
+    assert (ledger.resident, rank.model.offload.dit.absent) == (idle + absent, 0)
 
 
 def test_what_is_free_leaves_room_for_what_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.offload.device_memory.free_bytes", lambda device: 10**12)
     assert make_rank().memory()["free"] == 10**12
     rank = make_rank(offload=(DIT, VAE))
-    ledger = rank.offload.ledger
+    ledger = rank.model.offload.ledger
     idle = ledger.resident
     rank.execute(Step(0, start=(Job(0, tuple(range(34 + 20)), None, 64, 64, 2, 0.0, None, 0),), denoise=(0,))).wait()
     dit = ledger.resident - idle
@@ -146,10 +146,10 @@ def test_prompts_are_encoded_beside_steps_unless_memory_is_to_be_saved(monkeypat
     made = []
     monkeypatch.setattr(torch.cuda, "Stream", made.append)
     rank = make_rank()
-    cuda = torch.device("cuda")
-    PromptEncoder(rank.text_encoder, rank.transformer, rank._adapters, cuda, beside=False)
+    rank.model.device = cuda = torch.device("cuda")
+    PromptEncoder(rank.model, rank.adapters, beside=False)
     assert made == []
-    PromptEncoder(rank.text_encoder, rank.transformer, rank._adapters, cuda, beside=True)
+    PromptEncoder(rank.model, rank.adapters, beside=True)
     assert made == [cuda]
     for options, beside in (({}, True), ({"offload": (TEXT_ENCODER,)}, False), ({"memory_budget": 10**9}, False)):
         asked = []
@@ -169,9 +169,9 @@ def test_prompts_are_encoded_beside_steps_unless_memory_is_to_be_saved(monkeypat
 def test_a_rank_keeps_within_its_budget_and_tells_what_is_left_of_it() -> None:
     plain = make_rank()
     for part in (1.2, 0.97, 0.93):
-        rank = make_rank(memory_budget=int(plain.plan.needed * part))
+        rank = make_rank(memory_budget=int(plain.model.offload.plan.needed * part))
         draw(rank)
-        memory, plan = rank.memory(), rank.plan
+        memory, plan = rank.memory(), rank.model.offload.plan
         assert plan.usable is not None
         assert plan.budget is not None
         assert memory["peak_weights"] <= plan.weights
@@ -182,7 +182,7 @@ def test_a_rank_keeps_within_its_budget_and_tells_what_is_left_of_it() -> None:
 
 def test_torch_may_allocate_what_is_counted_and_a_part_of_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     rank = make_rank()
-    plan = replace(rank.plan, budget=16 * 10**9)
+    plan = replace(rank.model.offload.plan, budget=16 * 10**9)
     rank.close()
     limits = []
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=20 * 10**9))
@@ -198,7 +198,7 @@ def test_torch_may_allocate_what_is_counted_and_a_part_of_what_is_not(monkeypatc
 
 def test_ranks_on_one_device_share_its_budget(turbo: Path) -> None:
     def plan_of(rank: Rank) -> tuple[int | None, int]:
-        return rank.plan.budget, rank.memory()["peak_weights"]
+        return rank.model.offload.plan.budget, rank.memory()["peak_weights"]
 
     plans = on_ranks(turbo, plan_of, tp=2, memory_budget=200_000_000)
     assert [budget for budget, _ in plans] == [100_000_000] * 2
@@ -207,7 +207,9 @@ def test_ranks_on_one_device_share_its_budget(turbo: Path) -> None:
 def test_ranks_on_other_machines_take_no_part_of_a_budget(turbo: Path) -> None:
     config = EngineConfig(model=str(turbo), sp=2, memory_budget=200_000_000)
     meshes = thread_meshes(config.degrees)
-    budgets = [Rank(config, meshes[0], CPU, local_ranks=local_ranks).plan.budget for local_ranks in (1, 2)]
+    budgets = [
+        Rank(config, meshes[0], CPU, local_ranks=local_ranks).model.offload.plan.budget for local_ranks in (1, 2)
+    ]
     assert budgets == [200_000_000, 100_000_000]
 
 

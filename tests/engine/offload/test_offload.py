@@ -96,13 +96,13 @@ def test_on_a_gpu_latents_are_the_same_and_copies_begin_while_blocks_compute() -
     for offload in ((), (DIT_LAYERWISE, TEXT_ENCODER, VAE), (DIT, TEXT_ENCODER, VAE)):
         rank = Rank(EngineConfig(device="cuda", offload=offload), Mesh(), device)
         if DIT_LAYERWISE in offload:
-            rank.offload.streams["transformer"].timeline = timeline
+            rank.model.offload.streams["transformer"].timeline = timeline
         rank.execute(Step(0, start=(job,), denoise=(0,))).wait()
         rank.execute(Step(1, denoise=(0,))).wait()
-        latents.append(rank.latents(0).clone())
+        latents.append(rank.jobs[0].latents.clone())
         rank.execute(Step(2, decode=(0,))).wait()
         rank.close()
-        assert rank.memory()["peak_weights"] <= rank.plan.weights
+        assert rank.memory()["peak_weights"] <= rank.model.offload.plan.weights
     torch.cuda.synchronize(device)
     assert torch.equal(latents[0], latents[1])
     assert torch.equal(latents[0], latents[2])
@@ -115,7 +115,7 @@ def test_on_a_gpu_latents_are_the_same_and_copies_begin_while_blocks_compute() -
 def test_requests_in_a_tight_budget_give_the_same_latents(
     turbo: Path, of_weights_that_stay: Callable[..., list[Picture]]
 ) -> None:
-    needed = Rank(EngineConfig(model=str(turbo)), Mesh(), CPU).plan
+    needed = Rank(EngineConfig(model=str(turbo)), Mesh(), CPU).model.offload.plan
     pictures = run_requests(turbo, REQUESTS, memory_budget=needed.needed - needed.weights // 3)
     assert len(pictures) == 3
     assert_same(pictures, of_weights_that_stay())

@@ -129,7 +129,7 @@ def test_ranks_agree_over_the_whole_world(turbo: Path, monkeypatch: pytest.Monke
     def work(mesh: Mesh) -> AttentionChoice:
         rank = Rank(config, mesh, CPU)
         try:
-            return replace(rank.attention_choice, refused={})
+            return replace(rank.model.attention_choice, refused={})
         finally:
             rank.close()
 

@@ -90,7 +90,7 @@ def rank_of(
 
 
 def matrices(rank: Rank) -> dict[str, ParallelMatrix]:
-    modules = {**dict(rank.transformer.named_modules()), **dict(rank.text_encoder.named_modules())}
+    modules = {**dict(rank.model.transformer.named_modules()), **dict(rank.model.text_encoder.named_modules())}
     return {name: module for name, module in modules.items() if isinstance(module, ParallelMatrix)}
 
 
@@ -141,7 +141,7 @@ def test_fp8_of_the_file_is_multiplied_as_fp8_where_the_device_can_and_the_file_
         fits = all(length % 16 == 0 for length in matrix.weight.shape)
         assert matrix.takes_fp8 == (in_blocks(f"{name}.weight") and "attn.out" not in name and fits), name
     whole = [matrix for matrix in matrices(rank).values() if matrix.weight_scale is not None and not matrix.takes_fp8]
-    assert rank.plan.dequantized == 4 * max(matrix.weight.numel() for matrix in whole)
+    assert rank.model.offload.plan.dequantized == 4 * max(matrix.weight.numel() for matrix in whole)
 
 
 def test_a_parameter_of_which_a_file_quantised_a_part_is_dequantised(turbo: Path) -> None:
@@ -174,7 +174,7 @@ def test_few_numbers_at_a_time_become_8_bits(turbo: Path, weight_format: str, mo
 
     def parameters() -> dict[str, torch.Tensor]:
         rank = Rank(EngineConfig(model=str(turbo), quantization=weight_format), Mesh(), CPU)
-        return dict(rank.transformer.named_parameters())
+        return dict(rank.model.transformer.named_parameters())
 
     expected = parameters()
     seen = []

@@ -28,6 +28,7 @@ from engine.rank import prompt_encoder as prompt_features
 from engine.rank.image_decoder import DecodedImage
 from engine.rank.rank import Rank
 from engine.rank.recovery import Recovery
+from engine.rank.warm_up import warm_up
 from engine.step import Adapter, Job, Step
 from tests.engine.lora.adapter_files import draw_low_rank, layer_shapes, write_scheme
 from tests.engine_runs import as_array, config_of, jobs_of
@@ -73,20 +74,20 @@ class Run:
 
     def run(self, jobs: Sequence[Job], adapters: Sequence[Adapter] = ()) -> Run:
         """All jobs to their end, a job more joining in each step; nobody waits before the last step is queued."""
-        waiting, left, load, pending = list(jobs), dict[int, int](), tuple(adapters), []
+        waiting, left, load, handles = list(jobs), dict[int, int](), tuple(adapters), []
         kept = {}
         while waiting or left:
             start = tuple(waiting[:1])
             waiting = waiting[1:]
             left |= {job.job_id: job.steps for job in start}
-            pending.append(self._execute(start=start, denoise=tuple(left), load=load))
+            handles.append(self._execute(start=start, denoise=tuple(left), load=load))
             load, done = (), tuple(job_id for job_id, steps in left.items() if steps == 1)
             left = {job_id: steps - 1 for job_id, steps in left.items() if steps > 1}
             if done:
-                pending.append(self._execute(decode=done))
+                handles.append(self._execute(decode=done))
         if adapters:
-            pending.append(self._execute(unload=tuple(adapter.adapter_id for adapter in adapters)))
-        for step in pending:
+            handles.append(self._execute(unload=tuple(adapter.adapter_id for adapter in adapters)))
+        for step in handles:
             step.wait()
             kept |= {(preview.job_id, preview.step): preview.pixels for preview in step.previews}
         self.previews |= kept
@@ -95,8 +96,7 @@ class Run:
     def teach_previews(self, job: Job) -> None:
         """Make one image, of which previews of others are learned."""
         self.run([replace(job, job_id=-1, steps=1)])
-        assert self.rank._decoding.beside is not None
-        self.rank._decoding.beside.settle()
+        self.rank.decoder.settle()
         del self.images[-1]
 
     def _execute(self, **parts: Any) -> Any:
@@ -173,9 +173,9 @@ def test_replays_of_graphs_make_the_images_of_a_rank_without(turbo: Path) -> Non
     expected = Run(turbo, CPU, dtype="bfloat16").run(jobs(turbo)).close()
     with fake_cuda() as device:
         run = Run(turbo, device.device, dtype="bfloat16", attention="auto")
-        run.rank.warm_up([(48, SIDE)])
-        assert run.rank.has_step_graphs
-        assert run.rank._prompts._graphs is not None
+        warm_up(run.rank, [(48, SIDE)])
+        assert run.rank.denoiser.graphs is not None
+        assert run.rank.prompts._graphs is not None
         run.run(jobs(turbo)).close()
     device.check()
     assert [name for _, name in device.timeline.calls].count("graph replay") >= 3
@@ -262,6 +262,6 @@ def test_a_table_made_while_a_graph_is_recorded_is_told(turbo: Path, monkeypatch
     monkeypatch.setattr(TextEncoder, "forward", forward)
     with fake_cuda() as device:
         run = Run(turbo, device.device, dtype="bfloat16", attention="auto")
-        run.rank.warm_up(decodes=False)
+        warm_up(run.rank, decodes=False)
         run.close()
     assert any(said.startswith("capture: copy to the device while a graph is recorded") for said in device.violations)

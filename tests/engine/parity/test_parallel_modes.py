@@ -28,7 +28,7 @@ from engine.parallel.mesh import thread_meshes
 from engine.parallel.row_share import RowShare
 from engine.parallel.thread_group import thread_groups
 from engine.planning.traffic import Traffic, sent_in_step
-from engine.rank.denoiser import Velocities
+from engine.rank.denoiser import Denoiser
 from engine.rank.rank import Rank
 from engine.step import Adapter, Job, Step
 from tests.engine_runs import RankGroup, RankGroups, jobs_of, on_ranks, run_jobs
@@ -169,13 +169,13 @@ def test_no_rank_steps_what_another_does(
 ) -> None:
     """expected: segments in a forward, and among how many ranks it is split."""
     seen = set()
-    forward = Velocities._forward
+    forward = Denoiser._forward
 
-    def watched(rank: Velocities, segments: Sequence[Any], group: Group) -> torch.Tensor:
+    def watched(denoiser: Denoiser, segments: Sequence[Any], group: Group) -> torch.Tensor:
         seen.add((len(segments), group.size))
-        return forward(rank, segments, group)
+        return forward(denoiser, segments, group)
 
-    monkeypatch.setattr(Velocities, "_forward", watched)
+    monkeypatch.setattr(Denoiser, "_forward", watched)
     requests = [
         Request(PROMPTS[1], guidance=guidance, steps=1, negative_prompt="a red star on") for guidance in guidances
     ]
@@ -196,7 +196,7 @@ def test_ranks_send_what_the_formula_says(monkeypatch: pytest.MonkeyPatch, mode:
 
     def step(rank: Rank) -> None:
         rank.execute(Step(0, start=tuple(jobs)))
-        counters[rank.mesh.world.rank].sent = Traffic()
+        counters[rank.model.mesh.world.rank].sent = Traffic()
         rank.execute(Step(1, denoise=tuple(job.job_id for job in jobs)))
         rank.close()
 
@@ -236,7 +236,9 @@ def test_a_text_encoder_that_is_whole_on_every_rank(
     """As on GPUs that have memory for it."""
 
     def look(rank: Rank) -> tuple[int, int]:
-        return sum(parameter.nbytes for parameter in rank.text_encoder.parameters()), rank.plan.weights
+        return sum(
+            parameter.nbytes for parameter in rank.model.text_encoder.parameters()
+        ), rank.model.offload.plan.weights
 
     jobs = random_jobs(random.Random(11), 2)
     alone = of_one_rank(tuple(jobs))

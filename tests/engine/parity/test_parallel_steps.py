@@ -24,6 +24,7 @@ from engine.parallel.link import measure_link
 from engine.parallel.mesh import Mesh, thread_meshes
 from engine.planning.traffic import Traffic
 from engine.rank.rank import Rank
+from engine.rank.warm_up import try_image
 from engine.step import Adapter, Step
 from tests.engine.kernels.tolerances import relative_error as relative_norm
 from tests.engine.lora.adapter_files import draw_low_rank, layer_shapes, write, write_scheme
@@ -102,8 +103,8 @@ def test_random_steps_in_fp8_through_torch(
 
     def warm_up(rank: Rank) -> None:
         for size in ((32, 32), DECODED_TOGETHER):
-            rank._warm_up.try_image(*size, decodes=True)
-        assert measure_link(rank.mesh.world, rank.device, 2**16).bandwidth > 0
+            try_image(rank, *size, decodes=True)
+        assert measure_link(rank.model.mesh.world, rank.model.device, 2**16).bandwidth > 0
 
     with closing(RankGroups(most=1)) as groups:
 
@@ -167,8 +168,8 @@ def run_into(
             for number in range(1, 9):
                 rank.execute(Step(number, denoise=tuple(job.job_id for job in jobs)))
         except (PlantedError, RankError) as error:
-            rank.mesh.close()  # as a process that ends leaves its groups
-            if rank.mesh.world.rank != bad:
+            rank.model.mesh.close()  # as a process that ends leaves its groups
+            if rank.model.mesh.world.rank != bad:
                 ended()
             return f"{type(error).__name__}: {error}"
         return "nothing"

@@ -25,21 +25,21 @@ def test_the_matrices_of_the_blocks_are_quantised_and_nothing_else(turbo: Path) 
         Rank(EngineConfig(model=str(turbo), quantization=quantization), Mesh(), torch.device("cpu"))
         for quantization in ("none", "fp8")
     )
-    whole = dict(exact.transformer.named_parameters())
+    whole = dict(exact.model.transformer.named_parameters())
     changed = 0
-    for name, parameter in rank.transformer.named_parameters():
+    for name, parameter in rank.model.transformer.named_parameters():
         if name.endswith("weight_scale"):
             continue
         if parameter.dtype == FP8:
             assert name.startswith("transformer_blocks.")
             assert name.endswith(tuple(f"{matrix}.weight" for matrix in BLOCK_MATRICES))
-            scale = rank.transformer.get_parameter(f"{name}_scale")
+            scale = rank.model.transformer.get_parameter(f"{name}_scale")
             rows = Fp8Rows(parameter, scale, torch.float32)
             assert relative_error(rows.dequantize(), whole[name]) <= 0.04
             changed += 1
         else:
             assert torch.equal(parameter, whole[name])
-    assert changed == 4 * rank.config.transformer.num_layers
+    assert changed == 4 * rank.model.config.transformer.num_layers
     assert rank.memory()["weights"] < exact.memory()["weights"]
 
 
@@ -69,7 +69,7 @@ def test_rows_of_a_split_matrix_are_quantised_as_whole_ones_are(turbo: Path, ran
     """Those of q, k, v, gate and up are whole on a rank; of out and down a rank has a part, with its own scale."""
 
     def scales(rank: Rank) -> torch.Tensor:
-        return rank.transformer.get_parameter("transformer_blocks.0.ff.gate_up.weight_scale")
+        return rank.model.transformer.get_parameter("transformer_blocks.0.ff.gate_up.weight_scale")
 
     (alone,) = rank_groups.on_ranks(turbo, scales, quantization="fp8")
     halves = rank_groups.on_ranks(turbo, scales, tp=2, quantization="fp8")

@@ -67,7 +67,7 @@ def test_a_step_allocates_no_more_than_the_arithmetic_says(width: int, height: i
     rank.execute(Step(0, start=(job,), denoise=(0,)))
     peak = peak_bytes(lambda: rank.execute(Step(1, denoise=(0,))))
     tokens = DEMO.image_tokens(width, height) + TEXT_TOKENS
-    estimate = step_bytes(DEMO, tokens, 1, rank.dtype.itemsize)
+    estimate = step_bytes(DEMO, tokens, 1, rank.model.dtype.itemsize)
     assert 0.4 * estimate < peak <= estimate
 
 
@@ -78,11 +78,11 @@ def test_decoding_allocates_no_more_than_the_arithmetic_says(
 ) -> None:
     pretend(monkeypatch, native_bfloat16=native_bfloat16)
     rank = Rank(EngineConfig(dtype=dtype), Mesh(), CPU)
-    assert rank.vae is not None
-    vae, latents = rank.vae, torch.randn(1, 16, height // 8, width // 8)
+    assert rank.model.vae is not None
+    vae, latents = rank.model.vae, torch.randn(1, 16, height // 8, width // 8)
     with torch.inference_mode():
         peak = peak_bytes(lambda: vae.decode_pixels(latents))
-    estimate = decode_bytes(DEMO, width, height, rank.decode_memory.bytes_per_element)
+    estimate = decode_bytes(DEMO, width, height, rank.model.decode_memory.bytes_per_element)
     assert 0.4 * estimate < peak <= estimate
 
 
@@ -94,12 +94,12 @@ def test_tiles_and_plans_go_by_what_images_are_decoded_in(
     element = 2 if native_bfloat16 else 4
     limit = decode_bytes(DEMO, 512, 512, element) // 2
     rank = Rank(EngineConfig(dtype="bfloat16", vae_memory=limit), Mesh(), CPU)
-    assert rank.decode_memory == DecodeMemory(element, limit)
-    assert rank._decoding.tile_side(512, 512) == tile_side(DEMO, 512, 512, element, limit) is not None
+    assert rank.model.decode_memory == DecodeMemory(element, limit)
+    assert rank.decoder.tile_side(512, 512) == tile_side(DEMO, 512, 512, element, limit) is not None
     size = DEMO.default_width, DEMO.default_height
     tokens = DEMO.image_tokens(*size) + MAX_PROMPT_TOKENS + SUFFIX_TOKENS
     before = max(step_bytes(DEMO, tokens, 1, 2), encode_bytes(DEMO, 1, 2))
-    assert rank.plan.work == before + decode_bytes(DEMO, *size, element, limit)
+    assert rank.model.offload.plan.work == before + decode_bytes(DEMO, *size, element, limit)
 
 
 @settings(max_examples=200)
@@ -157,7 +157,7 @@ def test_encoding_many_long_prompts_allocates_no_more_than_the_arithmetic_says(d
     jobs = tuple(Job(i, (i + 5, *range(545)), None, 64, 64, 1, 0.0, None, i) for i in range(7))
     jobs = tuple(replace(job, prompt_ids=tuple(t % 400 for t in job.prompt_ids)) for job in jobs)
     peak = peak_bytes(lambda: rank.execute(Step(0, start=jobs)))
-    estimate = encode_bytes(DEMO, 1, rank.dtype.itemsize)
+    estimate = encode_bytes(DEMO, 1, rank.model.dtype.itemsize)
     assert 0.3 * estimate < peak <= estimate
 
 

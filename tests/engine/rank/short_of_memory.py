@@ -55,9 +55,9 @@ class Ranked:
 
     def execute(self, mode: Any = None, **parts: Any) -> StepTimes:
         with mode or nullcontext():
-            pending = self.rank.execute(Step(self.number, **parts))
+            handle = self.rank.execute(Step(self.number, **parts))
         self.number += 1
-        return pending.wait()
+        return handle.wait()
 
     def run(self, jobs: Sequence[Job], modes: Sequence[Any] = ()) -> dict[int, torch.Tensor]:
         """All jobs to their end in shared steps, `modes` being in force in the first ones. Final latents by job."""
@@ -71,7 +71,7 @@ class Ranked:
             start = ()
             done = [job_id for job_id in left if left[job_id] == 1]
             left = {job_id: steps - 1 for job_id, steps in left.items() if steps > 1}
-            latents |= {job_id: self.rank.latents(job_id).clone() for job_id in done}
+            latents |= {job_id: self.rank.jobs[job_id].latents.clone() for job_id in done}
             self.execute(decode=tuple(done))
         self.execute(unload=(LORA.adapter_id,))
         return latents
@@ -89,8 +89,8 @@ def make_jobs() -> list[Job]:
 @contextmanager
 def decoding_fails(rank: Rank, monkeypatch: pytest.MonkeyPatch, times: int) -> Iterator[list[int | None]]:
     """Gives the tiles of each attempt, of which the first so many find no memory."""
-    assert rank.vae is not None
-    decode, tiles = rank.vae.decode_pixels, list[int | None]()
+    assert rank.model.vae is not None
+    decode, tiles = rank.model.vae.decode_pixels, list[int | None]()
 
     def attempt(latents: torch.Tensor, *, tile: int | None = None) -> torch.Tensor:
         tiles.append(tile)
@@ -99,5 +99,5 @@ def decoding_fails(rank: Rank, monkeypatch: pytest.MonkeyPatch, times: int) -> I
         return decode(latents, tile=tile)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rank.vae, "decode_pixels", attempt)
+        patch.setattr(rank.model.vae, "decode_pixels", attempt)
         yield tiles

@@ -28,6 +28,7 @@ from engine.rank import cuda_graphs as graphs
 from engine.rank.cuda_graphs import PromptGraphs, StepGraphs
 from engine.rank.rank import Rank
 from engine.rank.sampling import draw_noise
+from engine.rank.warm_up import record_graphs, warm_up
 from engine.step import Job, Step
 from tests.conftest import INTERPRETED
 from tests.engine.kernels.tolerances import relative_error
@@ -96,15 +97,15 @@ def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _inputs(rank: Rank, shapes: list[tuple[int, int, int]]) -> tuple[Any, ...]:
-    dit = rank.config.transformer
+    dit = rank.model.config.transformer
     segments = [Segment(image, *shape) for image, shape in enumerate(shapes)]
     grids = [
-        image_rotations(s.grid_height, s.grid_width, dit.axes_dims_rope, dit.rope_theta).to(rank.device)
+        image_rotations(s.grid_height, s.grid_width, dit.axes_dims_rope, dit.rope_theta).to(rank.model.device)
         for s in segments
     ]
-    text = [torch.randn(s.text_tokens, dit.hidden_size, device=rank.device) for s in segments]
-    latents = [torch.randn(s.image_tokens, dit.in_channels, device=rank.device) for s in segments]
-    modulation = rank.transformer.encode_timesteps(torch.rand(len(segments), device=rank.device))
+    text = [torch.randn(s.text_tokens, dit.hidden_size, device=rank.model.device) for s in segments]
+    latents = [torch.randn(s.image_tokens, dit.in_channels, device=rank.model.device) for s in segments]
+    modulation = rank.model.transformer.encode_timesteps(torch.rand(len(segments), device=rank.model.device))
     return text, latents, modulation, Layout(segments, grids)
 
 
@@ -112,31 +113,33 @@ def _inputs(rank: Rank, shapes: list[tuple[int, int, int]]) -> tuple[Any, ...]:
 def test_batches_in_recordings_are_the_batches_alone(rank: Rank) -> None:
     with torch.inference_mode():
         inputs = [_inputs(rank, batch) for batch in BATCHES]
-        rank.attention.backend = "torch"
-        expected = [rank.transformer(*each) for each in inputs]
-        rank.attention.captured_backend = "triton"
-        recorded = StepGraphs(rank.transformer, rank.config.transformer, rank.dtype, rank.device)
+        rank.model.attention.backend = "torch"
+        expected = [rank.model.transformer(*each) for each in inputs]
+        rank.model.attention.captured_backend = "triton"
+        recorded = StepGraphs(
+            rank.model.transformer, rank.model.config.transformer, rank.model.dtype, rank.model.device
+        )
         for index in (0, 1, 2, 3, 4, 1):
             assert recorded.holds(inputs[index][3].share.whole)
-            actual = rank.transformer(*inputs[index], denoise=recorded.denoise)
+            actual = rank.model.transformer(*inputs[index], denoise=recorded.denoise)
             assert relative_error(actual, expected[index]) <= 1e-5
 
 
 def test_what_a_recording_does_not_hold(rank: Rank) -> None:
     recorded = StepGraphs.holds
-    assert recorded(None, Packing([1024], rank.device))  # type: ignore[arg-type]
-    assert not recorded(None, Packing([1000, 25], rank.device))  # type: ignore[arg-type]
-    assert recorded(None, Packing([20] * 8, rank.device))  # type: ignore[arg-type]
-    assert not recorded(None, Packing([20] * 9, rank.device))  # type: ignore[arg-type]
+    assert recorded(None, Packing([1024], rank.model.device))  # type: ignore[arg-type]
+    assert not recorded(None, Packing([1000, 25], rank.model.device))  # type: ignore[arg-type]
+    assert recorded(None, Packing([20] * 8, rank.model.device))  # type: ignore[arg-type]
+    assert not recorded(None, Packing([20] * 9, rank.model.device))  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("_kernels")
 def test_what_fills_a_prompts_recording_up_changes_nothing_in_it(rank: Rank, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.inference_mode():
-        recorded = PromptGraphs(rank.text_encoder, rank.device)
+        recorded = PromptGraphs(rank.model.text_encoder, rank.model.device)
         for tokens in (10, 15, 16, 17, 11):
-            ids = torch.randint(0, 400, (tokens,), device=rank.device)
-            expected = rank.text_encoder(ids, Packing([tokens], rank.device))
+            ids = torch.randint(0, 400, (tokens,), device=rank.model.device)
+            expected = rank.model.text_encoder(ids, Packing([tokens], rank.model.device))
             assert relative_error(recorded.encode(ids), expected) <= 1e-5
 
 
@@ -149,12 +152,12 @@ def test_recordings_that_fail_are_told_and_left_out(
     monkeypatch.setattr("engine.rank.warm_up.PromptGraphs", fail)
     monkeypatch.setattr("engine.rank.warm_up.StepGraphs", fail)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    rank.attention.captured_backend = "triton"
-    rank._warm_up.record_graphs()
-    assert not rank.has_step_graphs
+    rank.model.attention.captured_backend = "triton"
+    record_graphs(rank)
+    assert rank.denoiser.graphs is None
     for what in ("text encoder", "steps"):
         assert f"no CUDA graphs of the {what}" in caplog.text
-        told = rank.attention_choice.describe()[f"graphs of the {what}"]
+        told = rank.model.attention_choice.describe()[f"graphs of the {what}"]
         assert told == "not used: RuntimeError: operation not permitted when stream is capturing"
 
 
@@ -167,18 +170,18 @@ def test_a_warmed_up_rank_makes_the_images_of_one_that_is_not(quantization: str)
     def run(dtype: str, quantization: str, *, warm: bool) -> list[torch.Tensor]:
         rank = _rank(dtype, quantization)
         if warm:
-            rank.warm_up()
-            assert rank._denoiser.velocities.graphs is not None
+            warm_up(rank)
+            assert rank.denoiser.graphs is not None
         latents = []
         for start, *denoise in _steps_of_images():
             rank.execute(start).wait()
             (job,) = start.start
-            noise = draw_noise(job.seed, job.width, job.height, rank.config, NOISE_DTYPE)
+            noise = draw_noise(job.seed, job.width, job.height, rank.model.config, NOISE_DTYPE)
             with torch.inference_mode():
-                rank.latents(job.job_id).copy_(noise)
+                rank.jobs[job.job_id].latents.copy_(noise)
             for step in denoise:
                 rank.execute(step).wait()
-            latents.append(rank.latents(job.job_id).cpu())
+            latents.append(rank.jobs[job.job_id].latents.cpu())
         rank.close()
         return latents
 
@@ -194,22 +197,24 @@ def test_a_warmed_up_rank_makes_the_images_of_one_that_is_not(quantization: str)
 @pytest.mark.parametrize("quantization", ["none", "fp8"])
 def test_the_host_waits_for_nothing_while_it_queues_steps(quantization: str) -> None:
     rank = _rank("bfloat16", quantization)
-    rank.warm_up()
+    warm_up(rank)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        pending = [rank.execute(step) for steps in _steps_of_images() for step in steps]
+        handles = [rank.execute(step) for steps in _steps_of_images() for step in steps]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert [step.wait().encoded_tokens for step in pending[::5]] == [60, 61, 62]
+    assert [step.wait().encoded_tokens for step in handles[::5]] == [60, 61, 62]
     rank.close()
 
 
 @pytest.mark.gpu
 def test_recordings_share_their_memory() -> None:
     rank = _rank("bfloat16", config=replace(TINY, transformer=replace(TINY.transformer, intermediate_size=8192)))
-    rank.attention.captured_backend = "triton"
+    rank.model.attention.captured_backend = "triton"
     with torch.inference_mode():
-        recorded = StepGraphs(rank.transformer, rank.config.transformer, rank.dtype, rank.device)
+        recorded = StepGraphs(
+            rank.model.transformer, rank.model.config.transformer, rank.model.dtype, rank.model.device
+        )
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved()
         recorded._recording(1024)

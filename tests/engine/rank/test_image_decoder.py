@@ -23,7 +23,7 @@ def test_an_image_says_whether_its_latents_are_numbers(turbo: Path, broken: floa
     rank.execute(Step(0, start=(job,), denoise=(0,)))
     if broken is not None:
         with torch.inference_mode():
-            rank.latents(0)[3, 5] = broken
+            rank.jobs[0].latents[3, 5] = broken
     rank.execute(Step(1, decode=(0,)))
     assert images.get(timeout=60).finite is (broken is None)
     rank.close()

@@ -29,7 +29,7 @@ def rank() -> Iterator[Rank]:
 
 def test_noise_is_drawn_beside_the_encoding_of_prompts(rank: Rank, monkeypatch: pytest.MonkeyPatch) -> None:
     encodes, drawn = threading.Event(), threading.Event()
-    encode = rank._prompts.encode
+    encode = rank.prompts.encode
 
     def draw_once_it_encodes(*arguments: Any) -> torch.Tensor:
         assert encodes.wait(DEADLINE_S)
@@ -42,11 +42,11 @@ def test_noise_is_drawn_beside_the_encoding_of_prompts(rank: Rank, monkeypatch: 
         return encode(prompts)
 
     monkeypatch.setattr("engine.rank.job_state.draw_noise", draw_once_it_encodes)
-    monkeypatch.setattr(rank._prompts, "encode", encode_until_one_is_drawn)
+    monkeypatch.setattr(rank.prompts, "encode", encode_until_one_is_drawn)
     rank.execute(START).wait()
     for job in JOBS:
-        expected = draw_noise(job.seed, job.width, job.height, rank.config, torch.bfloat16)
-        assert torch.equal(rank.latents(job.job_id), expected)
+        expected = draw_noise(job.seed, job.width, job.height, rank.model.config, torch.bfloat16)
+        assert torch.equal(rank.jobs[job.job_id].latents, expected)
 
 
 def test_what_goes_wrong_in_drawing_is_raised_by_the_step(rank: Rank, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_nothing_more_is_drawn_once_encoding_has_failed(rank: Rank, monkeypatch:
         raise ZeroDivisionError
 
     monkeypatch.setattr("engine.rank.job_state.draw_noise", draw)
-    monkeypatch.setattr(rank._prompts, "encode", encode)
+    monkeypatch.setattr(rank.prompts, "encode", encode)
     with pytest.raises(ZeroDivisionError):
         rank.execute(START)
     fails.set()

@@ -15,7 +15,9 @@ from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
 from engine.device.devices import reserve_bytes
 from engine.device.out_of_memory import is_out_of_memory
 from engine.planning.step_memory import encode_bytes
+from engine.rank.denoiser import Denoiser
 from engine.rank.rank import Rank
+from engine.rank.warm_up import try_image
 from engine.step import Step
 from tests.engine.rank.short_of_memory import CPU, LORA, REQUESTS, OutOfMemory, Ranked, make_jobs
 from tests.engine_runs import RankGroup, as_array, jobs_of
@@ -30,7 +32,7 @@ def test_wherever_memory_runs_out_the_images_are_the_same(offload: tuple[str, ..
     """In each of the first three steps at any operation: of text encoding, of the blocks, of the last update."""
     jobs = make_jobs()
     ranked = Ranked(offload=offload)
-    ranked.rank._decoding.previews.learn(torch.randn(16, 8, 8), torch.zeros(64, 64, 3, dtype=torch.uint8))
+    ranked.rank.decoder.previews.learn(torch.randn(16, 8, 8), torch.zeros(64, 64, 3, dtype=torch.uint8))
     counting = [OutOfMemory() for _ in range(3)]
     expected = ranked.run(jobs, counting)
     pictures = {image.job_id: as_array(image) for image in (ranked.image() for _ in jobs)}
@@ -43,7 +45,7 @@ def test_wherever_memory_runs_out_the_images_are_the_same(offload: tuple[str, ..
         lambda count: count - source.randint(1, 12),
     ]
     for place in places * 2:  # anywhere, at the beginning, where the latents change
-        ranked.rank._prompts._kept.clear()
+        ranked.rank.prompts._kept.clear()
         points = [place(mode.operations) for mode in counting]
         latents = ranked.run(jobs, [OutOfMemory([point]) for point in points])
         assert not ranked.failures
@@ -62,13 +64,13 @@ def test_steps_say_that_they_ran_one_by_one_and_keep_their_previews() -> None:
     ranked.execute(load=(LORA,))
     ids = tuple(job.job_id for job in jobs)
     assert not ranked.execute(start=tuple(jobs), denoise=ids).one_by_one
-    ranked.rank._decoding.previews.learn(torch.randn(16, 8, 8), torch.zeros(64, 64, 3, dtype=torch.uint8))
+    ranked.rank.decoder.previews.learn(torch.randn(16, 8, 8), torch.zeros(64, 64, 3, dtype=torch.uint8))
     with OutOfMemory([100]):
-        pending = ranked.rank.execute(Step(ranked.number, denoise=ids[:2]))
-    times = pending.wait()
+        handle = ranked.rank.execute(Step(ranked.number, denoise=ids[:2]))
+    times = handle.wait()
     assert times.one_by_one
     assert times.denoise_s > 0
-    assert [(preview.job_id, preview.step) for preview in pending.previews] == [(0, 2), (1, 2)]
+    assert [(preview.job_id, preview.step) for preview in handle.previews] == [(0, 2), (1, 2)]
     ranked.rank.close()
 
 
@@ -81,14 +83,14 @@ def test_an_image_that_fails_alone_is_given_up_and_the_others_go_on(monkeypatch:
     expected = ranked.run(small)
     for _ in small:
         ranked.image()
-    forward = ranked.rank._denoiser.velocities.__class__._forward
+    forward = Denoiser._forward
 
     def limited(self: Any, segments: Any, group: Any) -> torch.Tensor:
         if any(state.job.job_id == big.job_id for state, _ in segments):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return forward(self, segments, group)
 
-    monkeypatch.setattr(ranked.rank._denoiser.velocities.__class__, "_forward", limited)
+    monkeypatch.setattr(Denoiser, "_forward", limited)
     ids = tuple(job.job_id for job in jobs)
     times = ranked.execute(start=tuple(jobs), denoise=ids)
     assert times.one_by_one
@@ -98,17 +100,17 @@ def test_an_image_that_fails_alone_is_given_up_and_the_others_go_on(monkeypatch:
     assert error.message.startswith("the image of 128 × 128 with seed 7 ran out of memory on cpu: a step needs about ")
     assert error.message.endswith(" GB are free")
     assert not ranked.execute(denoise=ids).one_by_one  # nobody tries it again
-    latents = {2: ranked.rank.latents(2).clone()}
+    latents = {2: ranked.rank.jobs[2].latents.clone()}
     ranked.execute(denoise=(0, 1), decode=(2, big.job_id))
-    latents |= {job_id: ranked.rank.latents(job_id).clone() for job_id in (0, 1)}
+    latents |= {job_id: ranked.rank.jobs[job_id].latents.clone() for job_id in (0, 1)}
     ranked.execute(decode=(0, 1))
     assert {ranked.image().job_id for _ in small} == {0, 1, 2}
     for job in small:
         assert relative_error(latents[job.job_id], expected[job.job_id]) < TOLERANCE
-    assert (ranked.rank._recovery.failed, ranked.rank._jobs) == (set(), {})
+    assert (ranked.rank.recovery.failed, ranked.rank.jobs) == (set(), {})
     ranked.execute(start=(big,), denoise=(big.job_id,))
     ranked.execute(release=(big.job_id,))
-    assert (ranked.rank._recovery.failed, ranked.rank._jobs) == (set(), {})
+    assert (ranked.rank.recovery.failed, ranked.rank.jobs) == (set(), {})
     ranked.rank.close()
 
 
@@ -118,9 +120,9 @@ def test_an_image_that_there_is_no_memory_for_in_the_warm_up_is_left_out(operati
     ranked = Ranked()
     counting = OutOfMemory([operation])
     with torch.inference_mode(), counting:
-        ranked.rank._warm_up.try_image(64, 64, decodes=False)
+        try_image(ranked.rank, 64, 64, decodes=False)
     assert counting.operations > operation
-    assert ranked.rank._jobs == {}
+    assert ranked.rank.jobs == {}
     assert not ranked.execute(start=(job,), denoise=(0,)).one_by_one
     ranked.rank.close()
 
@@ -132,7 +134,7 @@ def test_it_is_raised_by_one_of_several_ranks_and_where_nobody_hears_of_failures
     (job, *_) = jobs_of(DEMO_CHECKPOINT, REQUESTS)
 
     def execute(rank: Rank) -> None:
-        fails = [30] if rank.mesh.world.rank == 0 else []
+        fails = [30] if rank.model.mesh.world.rank == 0 else []
         with OutOfMemory(fails):
             rank.execute(Step(0, start=(job,), denoise=(job.job_id,)))
 
@@ -185,15 +187,15 @@ def test_what_is_free_for_steps_leaves_room_for_encoding_beside_them(monkeypatch
     monkeypatch.setattr("engine.offload.device_memory.reserve_bytes", lambda _: 10**9)
     ranked = Ranked()
     assert ranked.rank.memory()["free"] == 9 * 10**9
-    ranked.rank._prompts._stream = object()  # type: ignore[assignment]
-    encoding = encode_bytes(ranked.rank.config, 1, 4)
+    ranked.rank.prompts._stream = object()  # type: ignore[assignment]
+    encoding = encode_bytes(ranked.rank.model.config, 1, 4)
     assert ranked.rank.memory()["free"] == 9 * 10**9 - encoding
-    both = ranked.rank.plan.work + encoding
+    both = ranked.rank.model.offload.plan.work + encoding
     monkeypatch.setattr("engine.offload.device_memory.free_bytes", lambda _: 10**9 + both)
-    ranked.rank._fit_encoding()
+    ranked.rank.fit_encoding()
     assert ranked.rank.memory()["free"] == both - encoding
     monkeypatch.setattr("engine.offload.device_memory.free_bytes", lambda _: 10**9 + both - 1)
-    ranked.rank._fit_encoding()  # encoding in turn then, so that what fits without it still does
-    assert not ranked.rank._prompts.beside_steps
+    ranked.rank.fit_encoding()  # encoding in turn then, so that what fits without it still does
+    assert not ranked.rank.prompts.beside_steps
     assert ranked.rank.memory()["free"] == both - 1
     ranked.rank.close()

@@ -28,15 +28,14 @@ def test_an_image_that_cannot_be_decoded_beside_a_step_is_decoded_in_small_tiles
     ranked.execute(denoise=(0, 2))
     with decoding_fails(ranked.rank, monkeypatch, times=1) as tiles:
         ranked.execute(denoise=(0,), decode=(2,))
-        assert ranked.rank._decoding.beside is not None
-        ranked.rank._decoding.beside.settle()
+        ranked.rank.decoder.settle()
         ranked.execute(decode=(0,))  # the next step hears of it
         assert {ranked.image().job_id for _ in range(2)} == {0, 2}
     assert tiles == [None, SMALLEST_TILE, None]
     assert not ranked.failures
     with decoding_fails(ranked.rank, monkeypatch, times=2) as tiles:
         ranked.execute(start=(replace(job, steps=1),), denoise=(0,), decode=(0,))
-        ranked.rank._decoding.beside.settle()
+        ranked.rank.decoder.settle()
         ranked.execute()
     assert tiles == [None, SMALLEST_TILE]
     assert ranked.failures[0].message.startswith(
@@ -59,9 +58,8 @@ def test_images_that_fail_to_be_decoded_one_after_the_other_are_all_decoded_agai
     ranked = Ranked()
     ranked.execute(start=tuple(jobs), denoise=(0, 1))
     second_may_fail = threading.Event()
-    assert ranked.rank.vae is not None
-    assert ranked.rank._decoding.beside is not None
-    decode, attempts = ranked.rank.vae.decode_pixels, list[int | None]()
+    assert ranked.rank.model.vae is not None
+    decode, attempts = ranked.rank.model.vae.decode_pixels, list[int | None]()
 
     def attempt(latents: torch.Tensor, *, tile: int | None = None) -> torch.Tensor:
         attempts.append(tile)
@@ -71,16 +69,16 @@ def test_images_that_fail_to_be_decoded_one_after_the_other_are_all_decoded_agai
             assert second_may_fail.wait(DEADLINE_S)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    settle = ranked.rank._decoding.beside.settle
+    settle = ranked.rank.decoder.settle
 
     def settle_both() -> None:
         second_may_fail.set()
         settle()
 
-    monkeypatch.setattr(ranked.rank.vae, "decode_pixels", attempt)
-    monkeypatch.setattr(ranked.rank._decoding.beside, "settle", settle_both)
+    monkeypatch.setattr(ranked.rank.model.vae, "decode_pixels", attempt)
+    monkeypatch.setattr(ranked.rank.decoder, "settle", settle_both)
     ranked.execute(decode=(0, 1))
-    wait([ranked.rank._decoding.beside._decodings[0].future])
+    wait([ranked.rank.decoder._queue[0].future])
     ranked.execute()
     assert [ranked.image().job_id for _ in jobs] == [0, 1]
     assert attempts == [None, None, SMALLEST_TILE, SMALLEST_TILE]
@@ -96,10 +94,9 @@ def test_an_image_that_the_previews_cannot_learn_from_comes_once(monkeypatch: py
     def learn(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(ranked.rank._decoding.previews, "learn", learn)
+    monkeypatch.setattr(ranked.rank.decoder.previews, "learn", learn)
     ranked.execute(start=(job,), denoise=(0,), decode=(0,))
-    assert ranked.rank._decoding.beside is not None
-    ranked.rank._decoding.beside.settle()
+    ranked.rank.decoder.settle()
     ranked.execute()
     ranked.rank.close()
     assert [image.job_id for image in ranked.images.queue] == [0]

@@ -220,24 +220,23 @@ def test_a_rank_builds_between_images_and_not_while_one_is_made(
             nonlocal now
             served.clear()
             for step in _steps(job, rank._next_number):
-                latents = rank.latents(job.job_id).clone() if step.release else torch.zeros(0)
+                latents = rank.jobs[job.job_id].latents.clone() if step.release else torch.zeros(0)
                 rank.execute(step).wait()
                 now += 2.0
                 assert step.release or rank.idle_wait_s() is None
             return {name for name, _ in served}, latents
 
         make(jobs[0])
-        assert (rank.idle_wait_s(), rank.attention_plans, rank.build_attention_plans()) == (None, None, 0)
+        assert (rank.idle_wait_s(), rank.plans) == (None, None)
         rank.use_idle_time()
-        rank.attention.backend = "cudnn"
-        rank._plans = PlanBuilder(rank.attention, CPU, torch.float32, clock=lambda: now)
+        rank.model.attention.backend = "cudnn"
+        rank.plans = PlanBuilder(rank.model.attention, CPU, torch.float32, clock=lambda: now)
         first = [make(job) for job in jobs]
         assert rank.idle_wait_s() == 0.0
         rank.use_idle_time()
         now += 0.01
         again = [make(job) for job in jobs]
-        schedule = rank.attention_plans
-        assert schedule is not None
+        schedule = rank.plans.schedule
         assert (schedule.plans, schedule.images, schedule.waited) == (1, 4, 1)
     assert [names for names, _ in first] == [{"flash"}, {"flash"}]
     assert [names for names, _ in again] in ([{"cudnn"}, {"flash"}], [{"flash"}, {"cudnn"}])

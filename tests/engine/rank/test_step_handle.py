@@ -43,10 +43,10 @@ def _events(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_thread_that_waits_for_a_step_sleeps() -> None:
-    pending = StepHandle(GPU)
-    pending.mark()
-    pending.mark()
-    times = pending.wait()
+    handle = StepHandle(GPU)
+    handle.record()
+    handle.record()
+    times = handle.wait()
     assert (times.encode_s, times.denoise_s) == (0.25, 0.25)
     assert [event.blocking for event in FakeEvent.waited] == [True]
 

@@ -14,6 +14,7 @@ from engine.parallel.mesh import Mesh, thread_meshes
 from engine.rank.job_state import JobState
 from engine.rank.rank import Rank
 from engine.rank.step_handle import Preview
+from engine.rank.warm_up import try_image
 
 CPU = torch.device("cpu")
 
@@ -30,16 +31,16 @@ def test_a_guided_image_is_stepped_where_ranks_divide_guidance(
 
     def work(mesh: Mesh) -> list[int]:
         rank, stepped = Rank(config, mesh, CPU), []
-        denoise = rank._denoiser.step
+        denoise = rank.denoiser.step
 
         def spy(states: Sequence[JobState]) -> list[Preview]:
             stepped.append(sum(len(state.texts) for state in states))
             return denoise(states)
 
-        rank._denoiser.step = spy  # type: ignore[method-assign]
+        rank.denoiser.step = spy  # type: ignore[method-assign]
         with torch.inference_mode():
-            rank._warm_up.try_image(64, 64, decodes=False)
-        assert rank._jobs == {}
+            try_image(rank, 64, 64, decodes=False)
+        assert rank.jobs == {}
         rank.close()
         return stepped
 

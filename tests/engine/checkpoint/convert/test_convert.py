@@ -190,7 +190,7 @@ def test_text_encoders_in_8_bits(turbo: Path, converted: Callable[..., Path], ex
     file = converted("native", weights, "text_encoder")
     config = EngineConfig(model=str(turbo), text_encoder=str(file), device="cpu")
     rank = Rank(config, Mesh(), CPU)
-    held = rank.text_encoder.get_parameter("layers.0.attn.qkv.weight").dtype
+    held = rank.model.text_encoder.get_parameter("layers.0.attn.qkv.weight").dtype
     assert held == (torch.float8_e4m3fn if weights == "fp8" else torch.float32)
     picture = run_requests(turbo, [REQUEST], text_encoder=str(file), quantization="auto")[0]
     assert 1e-4 < relative_error(picture.latents, exact.latents) < 0.05
