@@ -16,6 +16,7 @@ from engine.scheduling.cost import CostModel, Work
 from launcher.auto_mode.prediction import TEXT_TOKENS, Rates, predict_step
 from launcher.logs import log_event
 from launcher.messages.configs import FrontendConfig
+from launcher.messages.rank_messages import Ready
 
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 
@@ -28,20 +29,12 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     latency_s: _Positive | None = None
 
 
-def keep_speed(
-    config: FrontendConfig,
-    model: ModelConfig,
-    costs: CostModel,
-    *,
-    device: str | None,
-    device_name: str,
-    link: tuple[float, float] | None,
-) -> None:
+def keep_speed(config: FrontendConfig, model: ModelConfig, costs: CostModel, ready: Ready) -> None:
     """Keep and log what a warm-up has measured, for the next `--parallel auto` on such a GPU. See `AfterWarmUp`."""
     engine, form = config.engine, config.block_form
-    if not (device or "").startswith("cuda") or not is_typical(config):
+    if not ready.device.startswith("cuda") or not is_typical(config):
         return
-    found = measure(model, engine, costs, link, fp8=form == "fp8")
+    found = measure(model, engine, costs, ready.link, fp8=form == "fp8")
     if found is None:
         return
     measured, step_s, predicted_s = found
@@ -54,7 +47,7 @@ def keep_speed(
         latency_us=None if measured.latency_s is None else round(1e6 * measured.latency_s, 1),
     )
     try:
-        remember(setting(device_name, model, form), measured)
+        remember(setting(ready.device_name, model, form), measured)
     except OSError as error:
         log_event("what was measured cannot be kept", level="warning", error=str(error))
 

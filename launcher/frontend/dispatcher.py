@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 import zmq.asyncio
 
 from engine.config.model_config import ModelConfig
 from engine.errors import Krea2Error
+from engine.planning.step_memory import DecodeMemory
 from engine.scheduling.cost import CostModel, Work
 from engine.scheduling.scheduler import Estimate, Scheduler
 from engine.step import Adapter, Job, Step, StepTimes
@@ -20,7 +20,7 @@ from launcher.logs import log_event
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.rank_messages import Decoded, Previewed
 from launcher.processes import Child
-from launcher.ranks.rank_group import STEPS_AHEAD
+from launcher.ranks.rank_group import STEPS_AHEAD, RankEvents
 from launcher.ranks.supervisor import RankSupervisor
 from launcher.requests.rank_memory import RankMemory
 from launcher.requests.tokenizer import Prompt
@@ -28,33 +28,32 @@ from launcher.requests.tokenizer import Prompt
 _MAX_DECODING = 8  # images in rank 0's queue for its decoder: it should not run dry while steps are under way
 
 
-class GroupEvents(Protocol):
-    """What becomes of the ranks as a whole."""
+@dataclass(frozen=True)
+class RankStatus:
+    """What is known of the ranks; while a group starts, what its ranks have said so far.
 
-    def ranks_ready(self) -> None: ...
+    answering: whether they take steps, if only to be warmed up; ready: whether they have been warmed up, too. given_up:
+    why nothing may wait for ranks, which are lost again and again. device, attention, memory_plan: of rank 0, as
+    `Ready` has them. rank_memory: bytes by purpose, rank by rank. token_budget: tokens that a step may have.
+    """
 
-    def ranks_lost(self, error: Krea2Error) -> bool:
-        """The ranks are gone with all that they held: `start_over`. Returns whether a job is known to be the reason."""
-
-    def ranks_given_up(self, error: Krea2Error) -> None: ...
-
-
-class JobEvents(Protocol):
-    """What becomes of jobs. Those of the warm-up are not heard of."""
-
-    def job_started(self, job_id: int) -> None: ...
-
-    def step_done(self, step: Step, times: StepTimes, tokens: int) -> None: ...
-
-    def image_decoded(self, decoded: Decoded, rgb: bytes) -> None: ...
-
-    def image_previewed(self, previewed: Previewed, rgb: bytes) -> None: ...
-
-    def job_failed(self, job_id: int, error: Krea2Error) -> None: ...
+    answering: bool
+    ready: bool
+    restarts: int
+    given_up: Krea2Error | None
+    device: str | None
+    attention: dict[str, str]
+    memory_plan: tuple[str, ...]
+    rank_memory: tuple[dict[str, int], ...]
+    step_memory: RankMemory
+    token_budget: int
 
 
 class Dispatcher:
-    """Sends the ranks one step ahead of the one they work on, as long as there are jobs."""
+    """Sends the ranks one step ahead of the one they work on, as long as there are jobs.
+
+    Hears what becomes of the ranks, and passes it on to `events`, but for the steps of the warm-up.
+    """
 
     def __init__(
         self,
@@ -65,17 +64,14 @@ class Dispatcher:
         children: list[Child],
         start_ranks: Callable[[int], None],
         context: zmq.asyncio.Context,
-        *,
-        events: GroupEvents,
-        job_events: JobEvents,
-        after_warm_up: AfterWarmUp | None = None,
+        events: RankEvents,
+        after_warm_up: AfterWarmUp | None,
     ) -> None:
         self._config, self._model = config, model
-        self._events, self._job_events, self._after_warm_up = events, job_events, after_warm_up
+        self._events, self._after_warm_up = events, after_warm_up
         self._costs = CostModel()
         self._scheduler = Scheduler(TOKEN_BUDGET, costs=self._costs, max_decoding=_MAX_DECODING)
         self._segments: dict[int, tuple[int, ...]] = {}  # of each job that is queued or under way
-        self._sent: dict[int, Work] = {}  # of each step under way
         self._budget = TokenBudget()
         self._adapter_bytes: dict[int, int] = {}  # of each rank, by adapter
         self._warm_up: WarmUp | None = None
@@ -89,60 +85,35 @@ class Dispatcher:
         await self._supervisor.run()
 
     def close(self) -> None:
-        self._supervisor.close()
-
-    # ---- what there is to know
-
-    @property
-    def ready(self) -> bool:
-        """Whether the ranks answer, and have been warmed up."""
-        return self._supervisor.group.ready and self._warm_up is None
+        """Stop listening to the ranks."""
+        self._supervisor.group.close()
 
     @property
-    def ranks_are_ready(self) -> bool:
-        """Whether the ranks answer, if only to be warmed up."""
-        return self._supervisor.group.ready
-
-    @property
-    def given_up(self) -> Krea2Error | None:
-        """Why nothing may wait for ranks, if they are lost again and again."""
-        return self._supervisor.given_up
-
-    @property
-    def restarts(self) -> int:
-        return self._supervisor.restarts
-
-    @property
-    def device(self) -> str | None:
-        return self._supervisor.group.device
-
-    @property
-    def attention(self) -> dict[str, str]:
-        return self._supervisor.group.attention
-
-    @property
-    def memory(self) -> tuple[dict[str, int], ...]:
-        return self._supervisor.group.memory
-
-    @property
-    def memory_plan(self) -> tuple[str, ...]:
-        return self._supervisor.group.memory_plan
-
-    @property
-    def step_memory(self) -> RankMemory:
-        """What the ranks have for steps beside the adapters, where that is known."""
+    def status(self) -> RankStatus:
+        """What is known of the ranks now."""
         group = self._supervisor.group
-        memory = RankMemory(self._model, self._config.engine, (group.device or "").split(":")[0])
-        if group.free is not None:
-            memory = replace(memory, free=tuple(group.free), decode=group.decode_memory)
-        return memory.without(sum(self._adapter_bytes.values()))
-
-    @property
-    def token_budget(self) -> int:
-        return self._scheduler.token_budget
+        first = group.said.get(0)
+        memory = RankMemory(self._model, self._config.engine, first.device.split(":")[0] if first else "")
+        rank_memory = tuple(group.said[rank].memory for rank in sorted(group.said))
+        if first is not None and group.came_up and all("free" in purposes for purposes in rank_memory):
+            free = tuple(purposes["free"] for purposes in rank_memory)
+            decode = DecodeMemory(first.decoding_bytes_per_element, first.memory.get("decode_limit"))
+            memory = replace(memory, free=free, decode=decode).without(sum(self._adapter_bytes.values()))
+        return RankStatus(
+            answering=group.ready,
+            ready=group.ready and self._warm_up is None,
+            restarts=self._supervisor.restarts,
+            given_up=self._supervisor.given_up,
+            device=first.device if first else None,
+            attention=first.attention if first else {},
+            memory_plan=first.memory_plan if first else (),
+            rank_memory=rank_memory,
+            step_memory=memory,
+            token_budget=self._scheduler.token_budget,
+        )
 
     def estimate(self, request: int) -> Estimate | None:
-        """Where a request stands; None if all its images are there."""
+        """Say where a request stands; None if all its images are there."""
         return self._scheduler.estimate(request, time.monotonic())
 
     def backlog_s(self) -> float | None:
@@ -157,10 +128,11 @@ class Dispatcher:
         self._scheduler.add(job, segments=segments, request=request, priority=priority, now=arrived)
 
     def start_over(self, *, alone: Collection[int]) -> None:
-        """Every job begins again on the next ranks; those of the requests `alone` by themselves."""
+        """Begin every job again on the next ranks; those of the requests `alone` by themselves."""
         self._scheduler.reset(alone=alone)
 
     def cancel(self, job_id: int) -> None:
+        """Leave a job out of every step that is not made yet."""
         self._segments.pop(job_id, None)
         self._scheduler.cancel(job_id)
 
@@ -178,7 +150,7 @@ class Dispatcher:
         self._scheduler.unload(adapter_id)
 
     def _fit_budget(self) -> None:
-        self._scheduler.token_budget = self.step_memory.token_budget(self._budget.most)
+        self._scheduler.token_budget = self.status.step_memory.token_budget(self._budget.most)
 
     def send_steps(self) -> None:
         """Send steps as far ahead as they may be sent; those of the warm-up only when there is nothing else to do."""
@@ -194,73 +166,63 @@ class Dispatcher:
                 step = self._warm_up.next_step(self._scheduler.empty_step)
             if step is None:
                 return
-            for job in step.start:
-                if job.job_id in self._segments:  # else it is the warm-up's
-                    self._job_events.job_started(job.job_id)
             work = Work.of(tokens for job_id in step.denoise for tokens in self._segments.get(job_id, ()))
-            self._sent[step.number] = work
             # How long it takes to read an adapter is not known.
-            group.send(step, expected_s=None if step.load else self._costs.denoise_s(work))
+            group.send(step, work, expected_s=None if step.load else self._costs.denoise_s(work))
 
     def check_decoder(self) -> None:
-        """A rank whose decoder failed says so at the next step; without other work that would never come."""
+        """Send an empty step to a rank that only decodes: if its decoder has failed, it says so at the next step."""
         group = self._supervisor.group
         if group.ready and group.decoding and not group.outstanding:
-            step = self._scheduler.empty_step()
-            self._sent[step.number] = Work(0, 0)
-            group.send(step)
+            group.send(self._scheduler.empty_step(), Work(0, 0))
 
-    # ---- what the ranks tell
+    # ---- what becomes of the ranks: see `RankEvents`
 
     def ranks_ready(self) -> None:
-        self._supervisor.ready()
+        self._supervisor.group_is_ready()
         self._fit_budget()
         self._events.ranks_ready()
         if self._warm_up is not None:
-            self._warm_up.begin(self.token_budget)
+            self._warm_up.begin(self._scheduler.token_budget)
         self.send_steps()
 
-    def step_done(self, step: Step, times: StepTimes) -> None:
+    def step_sent(self, step: Step) -> None:
+        self._events.step_sent(step)
+
+    def step_done(self, step: Step, times: StepTimes, work: Work) -> None:
         self.send_steps()  # before anything else, so that the ranks have work
         if times.encoded_tokens and not times.one_by_one:
             self._costs.correct_encode(times.encoded_tokens, times.encode_s)
         if self._warm_up is not None and self._warm_up.step_done(step, times):
-            del self._sent[step.number]
             if self._warm_up.over:
-                if self._warm_up.budget is not None:
-                    self._budget.measured(self._warm_up.budget)
-                    self._fit_budget()
-                self._warm_up = None
-                if self._after_warm_up is not None:
-                    group = self._supervisor.group
-                    self._after_warm_up(
-                        self._config,
-                        self._model,
-                        self._costs,
-                        device=group.device,
-                        device_name=group.device_name,
-                        link=group.link,
-                    )
+                self._end_warm_up(self._warm_up.budget)
             self.send_steps()
             return
         for adapter_id in step.unload:
             del self._adapter_bytes[adapter_id]
         if step.unload:
             self._fit_budget()
-        work = self._sent.pop(step.number)
         if times.one_by_one:
-            self._memory_ran_out(step, work.tokens)
+            self._memory_ran_out(len(step.denoise), work.tokens)
         elif work.tokens and self._segments.keys() >= set(step.denoise):  # one that had failed did nothing
             self._costs.correct(work, times.denoise_s)
             if self._budget.had_memory():
                 self._fit_budget()
-        self._job_events.step_done(step, times, work.tokens)
+        self._events.step_done(step, times, work)
 
-    def _memory_ran_out(self, step: Step, tokens: int) -> None:
-        images = len(step.denoise)
+    def _end_warm_up(self, budget: int | None) -> None:
+        self._warm_up = None
+        if budget is not None:
+            self._budget.measured(budget)
+            self._fit_budget()
+        if self._after_warm_up is not None:
+            self._after_warm_up(self._config, self._model, self._costs, self._supervisor.group.said[0])
+
+    def _memory_ran_out(self, images: int, tokens: int) -> None:
         if self._budget.ran_out(images, tokens):
             self._fit_budget()
-        log_event("out of memory", level="warning", step_tokens=tokens, images=images, token_budget=self.token_budget)
+        budget = self._scheduler.token_budget
+        log_event("out of memory", level="warning", step_tokens=tokens, images=images, token_budget=budget)
 
     def image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
         if self._warm_up is not None:
@@ -268,23 +230,22 @@ class Dispatcher:
         self._segments.pop(decoded.job_id, None)
         self._scheduler.decoded(decoded.job_id)
         self._costs.correct_decode(decoded.width * decoded.height, decoded.decode_s)
-        self._job_events.image_decoded(decoded, rgb)
+        self._events.image_decoded(decoded, rgb)
         self.send_steps()
 
     def image_previewed(self, previewed: Previewed, rgb: bytes) -> None:
-        self._job_events.image_previewed(previewed, rgb)
+        self._events.image_previewed(previewed, rgb)
 
     def job_failed(self, job_id: int, error: Krea2Error) -> None:
         if self._warm_up is not None:
             self._warm_up.job_failed(job_id)
-        self._job_events.job_failed(job_id, error)
+        self._events.job_failed(job_id, error)
         self.cancel(job_id)  # if nobody knew it, or it is the warm-up's
         self._scheduler.decoded(job_id)
         self.send_steps()
 
     def ranks_lost(self, error: Krea2Error) -> bool:
         self._warm_up = None  # what it may still have found is not worth another loss
-        self._sent.clear()
         self._adapter_bytes.clear()
         return self._events.ranks_lost(error)
 

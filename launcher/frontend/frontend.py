@@ -10,7 +10,6 @@ import asyncio
 import itertools
 import os
 import time
-import traceback
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from typing import Any
@@ -19,19 +18,16 @@ import zmq.asyncio
 
 import engine
 from engine.checkpoint.checkpoint_files import CheckpointFiles
-from engine.config.model_config import ModelConfig
-from engine.errors import (
-    Krea2Error,
-    ServerError,
-)
+from engine.errors import Krea2Error, ServerError
+from engine.scheduling.cost import Work
+from engine.step import Step, StepTimes
 from launcher.frontend.clients import Clients
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.live_requests import LiveRequests
-from launcher.frontend.lora_registry import LoraRegistry, open_registry
+from launcher.frontend.lora_registry import open_registry
 from launcher.frontend.lora_service import LoraService
 from launcher.frontend.metrics import Metrics
-from launcher.frontend.replies import Replies
-from launcher.frontend.status import StatusReporter
+from launcher.frontend.replies import Replies, as_krea2_error
 from launcher.frontend.warm_up import AfterWarmUp
 from launcher.logs import log_event
 from launcher.messages.client_messages import (
@@ -43,16 +39,19 @@ from launcher.messages.client_messages import (
     MetricsReply,
     Request,
     Status,
+    StatusReply,
     UnloadLora,
 )
 from launcher.messages.client_messages import Metrics as AskMetrics
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import describe
 from launcher.messages.keys import ServerKeys
+from launcher.messages.rank_messages import Decoded, Previewed
 from launcher.processes import Child
 from launcher.requests.tokenizer import PromptTokenizer
 
 _CLOCK_S = 1.0
+_DRAIN_LOOK_S = 0.05
 
 
 async def serve(
@@ -72,27 +71,9 @@ async def serve(
     the error of ranks that cannot be replaced, `CheckpointError` for a bad tokenizer or config, `LoraError` for a bad
     LoRA, and `LaunchError` if the address cannot be used. Every client has been told by then.
     """
-    checkpoint = CheckpointFiles.open(config.engine)
-    checkpoint.close()
-    model = checkpoint.config
-    tokenizer = PromptTokenizer(checkpoint.tokenizer, model.text_encoder.vocab_size)
-    loras = open_registry(config, model)
-    log_event("starting", version=engine.__version__, pid=os.getpid(), **asdict(config.engine))
-    contexts = clients_context, ranks_context = zmq.asyncio.Context(), zmq.asyncio.Context()
+    contexts = zmq.asyncio.Context(), zmq.asyncio.Context()  # one holds the keys of one socket at most
     try:
-        frontend = Frontend(
-            config,
-            model,
-            tokenizer,
-            loras,
-            ranks,
-            start_ranks,
-            clients_context,
-            ranks_context,
-            on_started,
-            after_warm_up,
-        )
-        await frontend.run(stop, stop_now)
+        await Frontend(config, ranks, start_ranks, *contexts, on_started, after_warm_up).run(stop, stop_now)
     finally:
         for context in contexts:
             context.destroy()
@@ -104,9 +85,6 @@ class Frontend:
     def __init__(
         self,
         config: FrontendConfig,
-        model: ModelConfig,
-        tokenizer: PromptTokenizer,
-        loras: LoraRegistry,
         ranks: list[Child],
         start_ranks: Callable[[int], None],
         clients_context: zmq.asyncio.Context,
@@ -114,10 +92,15 @@ class Frontend:
         on_started: Callable[[str], None],
         after_warm_up: AfterWarmUp | None,
     ) -> None:
-        """Two contexts, since one holds the keys of one socket at most."""
-        self._config = config
+        checkpoint = CheckpointFiles.open(config.engine)
+        checkpoint.close()
+        model = checkpoint.config
+        tokenizer = PromptTokenizer(checkpoint.tokenizer, model.text_encoder.vocab_size)
+        loras = open_registry(config, model)
+        log_event("starting", version=engine.__version__, pid=os.getpid(), **asdict(config.engine))
+        self._config, self._on_started = config, on_started
+        self._began = time.monotonic()
         self._was_ready = False
-        self._on_started = on_started
         self._tasks: set[asyncio.Task[None]] = set()
         self._metrics = Metrics()
         address = config.rpc or f"ipc://{config.run_folder}/clients"
@@ -125,20 +108,8 @@ class Frontend:
         self._clients = Clients(address, clients_context, on_message=self._handle, keys=keys)
         self._replies = Replies(self._clients, self._metrics)
         job_ids = itertools.count()
-        self._requests = LiveRequests(
-            config, model, tokenizer, self._replies, self._metrics, job_ids=job_ids, spawn=self._spawn
-        )
         self._dispatcher = Dispatcher(
-            config,
-            model,
-            tokenizer.encode,
-            job_ids,
-            ranks,
-            start_ranks,
-            ranks_context,
-            events=self,
-            job_events=self._requests,
-            after_warm_up=after_warm_up,
+            config, model, tokenizer.encode, job_ids, ranks, start_ranks, ranks_context, self, after_warm_up
         )
         self._loras = LoraService(
             config,
@@ -147,12 +118,11 @@ class Frontend:
             self._clients,
             self._dispatcher,
             spawn=self._spawn,
-            check_requests=self._requests.check_memory,
+            check_requests=lambda memory: self._requests.check_memory(memory),
             on_lost=lambda numbers, error: self._requests.fail(error, numbers),
         )
-        self._requests.attach(self._dispatcher, self._loras)
-        self._status = StatusReporter(
-            config, self._dispatcher, self._clients, self._replies, self._loras, self._metrics
+        self._requests = LiveRequests(
+            config, model, tokenizer, job_ids, self._replies, self._dispatcher, self._loras, self._spawn
         )
 
     async def run(self, stop: asyncio.Event, stop_now: asyncio.Event) -> None:
@@ -160,15 +130,8 @@ class Frontend:
 
         All clients have been told when this returns or raises.
         """
-        serving = [
-            self._spawn(work)
-            for work in (
-                self._clients.receive(),
-                self._clients.send_waiting(),
-                self._watch_clock(),
-                self._dispatcher.run(),
-            )
-        ]
+        endless = (self._clients.receive(), self._clients.send_waiting(), self._watch_clock(), self._dispatcher.run())
+        serving = list(map(self._spawn, endless))
         stopping = [self._spawn(self._drain_after(stop)), self._spawn(_wait_for(stop_now))]
         reason: Krea2Error = ServerError("the server was stopped")
         try:
@@ -193,9 +156,14 @@ class Frontend:
         running = len(self._requests.unfinished())
         log_event("draining", running=running, refused=refused, drain_s=self._config.drain_s)
         due = time.monotonic() + self._config.drain_s
-        # until their clients have what they were owed
         while not self._requests.all_acknowledged and time.monotonic() < due:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(_DRAIN_LOOK_S)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     # ---- what clients send
 
@@ -204,11 +172,8 @@ class Frontend:
             case Generate(request_id=request_id):
                 try:
                     self._requests.generate(client, message)
-                except Krea2Error as error:
-                    self._replies.refused(client, request_id, error)
-                except Exception as error:  # a mistake of ours, of which the client must hear too
-                    traceback.print_exception(error)
-                    self._requests.give_up(client, request_id, Krea2Error(f"front-end: {describe(error)}"))
+                except Exception as error:
+                    self._requests.give_up(client, request_id, as_krea2_error(error))
             case Cancel(request_id=request_id):
                 self._requests.cancel(client, request_id)
             case Acknowledge(request_id=request_id):
@@ -216,11 +181,46 @@ class Frontend:
             case LoadLora() | UnloadLora() | ListLoras():
                 self._loras.handle(client, message)
             case Status():
-                unfinished, draining = self._requests.unfinished(), self._requests.draining
-                self._clients.send(client, self._status.status(unfinished, draining=draining))
+                self._clients.send(client, self._status())
             case AskMetrics():
-                unfinished, draining = self._requests.unfinished(), self._requests.draining
-                self._clients.send(client, MetricsReply(), self._status.render_metrics(unfinished, draining=draining))
+                self._clients.send(client, MetricsReply(), self._render_metrics())
+
+    def _status(self) -> StatusReply:
+        engine, ranks = self._config.engine, self._dispatcher.status
+        waiting, running = self._requests.num_waiting_and_running()
+        return StatusReply(
+            model=engine.name,
+            tp=engine.tp,
+            sp=engine.sp,
+            cfg_parallel=engine.cfg_parallel,
+            device=ranks.device,
+            ready=ranks.ready and not self._requests.draining,
+            uptime_s=time.monotonic() - self._began,
+            waiting=waiting,
+            running=running,
+            done=self._replies.num_done,
+            failed=self._replies.num_failed,
+            dropped_messages=self._clients.dropped_messages,
+            restarts=ranks.restarts,
+            rank_memory=ranks.rank_memory,
+            memory_plan=ranks.memory_plan,
+            loras=self._loras.listed(),
+            merged_loras=self._loras.merged(),
+        )
+
+    def _render_metrics(self) -> bytes:
+        ranks = self._dispatcher.status
+        waiting, running = self._requests.num_waiting_and_running()
+        return self._metrics.render(
+            ranks.rank_memory,
+            requests_waiting=waiting,
+            requests_running=running,
+            ready=ranks.ready and not self._requests.draining,
+            token_budget=ranks.token_budget,
+            dropped_messages=self._clients.dropped_messages,
+            loras=len(self._loras.registry.named),
+            lora_bytes=self._loras.bytes_held,
+        )
 
     # ---- what time brings
 
@@ -232,30 +232,45 @@ class Frontend:
                 continue  # something kept us from reading what clients sent meanwhile
             self._requests.abandon(set(self._clients.end_leases(self._config.lease_s)))
             self._dispatcher.check_decoder()
-            self._tell_readiness()
+            ranks = self._dispatcher.status
+            ready = ranks.ready and not self._requests.draining
+            if ready != self._was_ready:
+                log_event("ready" if ready else "not ready", token_budget=ranks.token_budget)
+            self._was_ready = ready
             self._requests.tell_positions()
 
-    def _tell_readiness(self) -> None:
-        ready = self._dispatcher.ready and not self._requests.draining
-        if ready != self._was_ready:
-            log_event("ready" if ready else "not ready", token_budget=self._dispatcher.token_budget)
-        self._was_ready = ready
-
-    # ---- what becomes of the ranks
+    # ---- what becomes of the ranks: see `RankEvents`
 
     def ranks_ready(self) -> None:
-        if self._dispatcher.restarts == 0:
+        ranks = self._dispatcher.status
+        if ranks.restarts == 0:
             self._on_started(self._clients.address)
-        dispatcher = self._dispatcher
         log_event(
             "ranks ready",
-            device=dispatcher.device,
-            restarts=dispatcher.restarts,
-            attention=dispatcher.attention,
-            memory_plan=" · ".join(" ".join(line.split()) for line in dispatcher.memory_plan) or None,
+            device=ranks.device,
+            restarts=ranks.restarts,
+            attention=ranks.attention,
+            memory_plan=" · ".join(" ".join(line.split()) for line in ranks.memory_plan) or None,
         )
         self._loras.ranks_ready()
         self._requests.fail_too_large()
+
+    def step_sent(self, step: Step) -> None:
+        self._requests.step_sent(step)
+
+    def step_done(self, step: Step, times: StepTimes, work: Work) -> None:
+        self._metrics.count_step(times, work.tokens)
+        self._loras.step_done(step)
+        self._requests.step_done(step, times)
+
+    def image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
+        self._requests.image_decoded(decoded, rgb)
+
+    def image_previewed(self, previewed: Previewed, rgb: bytes) -> None:
+        self._requests.image_previewed(previewed, rgb)
+
+    def job_failed(self, job_id: int, error: Krea2Error) -> None:
+        self._requests.job_failed(job_id, error)
 
     def ranks_lost(self, error: Krea2Error) -> bool:
         log_event("ranks lost", level="error", code=error.code, message=error.message)
@@ -267,12 +282,6 @@ class Frontend:
     def ranks_given_up(self, error: Krea2Error) -> None:
         log_event("ranks given up", level="error", code=error.code, message=error.message)
         self._requests.fail(error)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
 
 async def _wait_for(event: asyncio.Event) -> None:

@@ -27,7 +27,6 @@ from engine.errors import (
 from engine.step import Job, Step, StepTimes
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.lora_service import LoraService
-from launcher.frontend.metrics import Metrics
 from launcher.frontend.replies import Replies, TrackedRequest, not_finite
 from launcher.messages.client_messages import Generate
 from launcher.messages.configs import FrontendConfig
@@ -44,35 +43,25 @@ _DEATHS_ALONE, _DEATHS_FATAL = 2, 3  # of ranks while a request was in flight: i
 
 
 class LiveRequests:
-    """Requests by client and id, and whose jobs the dispatcher has; it is told of these as `JobEvents`.
-
-    `attach` it to the dispatcher and the LoRAs before there is any request. draining: no more are taken.
-    """
+    """Keeps the requests, by client and id, and hears what becomes of their jobs. draining: no more are taken."""
 
     def __init__(
         self,
         config: FrontendConfig,
         model: ModelConfig,
         tokenizer: PromptTokenizer,
-        replies: Replies,
-        metrics: Metrics,
-        *,
         job_ids: Iterator[int],
+        replies: Replies,
+        dispatcher: Dispatcher,
+        loras: LoraService,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self._config, self._model, self._tokenizer = config, model, tokenizer
-        self._replies, self._metrics = replies, metrics
         self._job_ids, self._numbers = job_ids, itertools.count()
-        self._spawn = spawn
-        self._dispatcher: Dispatcher
-        self._loras: LoraService
+        self._replies, self._dispatcher, self._loras, self._spawn = replies, dispatcher, loras, spawn
         self.draining = False
         self._requests: dict[tuple[bytes, str], TrackedRequest] = {}  # by client and id, until acknowledged
         self._jobs: dict[int, tuple[TrackedRequest, Job]] = {}  # of requests that have not ended
-
-    def attach(self, dispatcher: Dispatcher, loras: LoraService) -> None:
-        """What the requests are made with."""
-        self._dispatcher, self._loras = dispatcher, loras
 
     @property
     def all_acknowledged(self) -> bool:
@@ -80,6 +69,11 @@ class LiveRequests:
 
     def unfinished(self) -> list[TrackedRequest]:
         return [request for request in self._requests.values() if not request.ended]
+
+    def num_waiting_and_running(self) -> tuple[int, int]:
+        """Count the requests that have not begun, and those that have and have not ended."""
+        started = [request.started for request in self.unfinished()]
+        return len(started) - sum(started), sum(started)
 
     # ---- what clients ask for
 
@@ -93,8 +87,9 @@ class LiveRequests:
             return
         if self.draining:
             raise ServerError("the server is being stopped and takes no more requests", retry_after_s=5.0)
-        if (lost := self._dispatcher.given_up) is not None:
-            raise lost.with_traceback(None)  # which each raise would add to
+        ranks = self._dispatcher.status
+        if ranks.given_up is not None:
+            raise ranks.given_up.with_traceback(None)  # which each raise would add to
         loras = self._loras.registry
         drawn_seed = secrets.randbelow(2**32)
         loras.check_lost(use.name for use in message.loras)
@@ -103,7 +98,7 @@ class LiveRequests:
         plan = make_plan(checked, self._model, self._tokenizer.encode, self._job_ids, loras.ids)
         number = next(self._numbers)
         request = TrackedRequest(number, client, message.request_id, checked, plan, arrived=time.monotonic())
-        self._dispatcher.step_memory.check(plan, checked)
+        ranks.step_memory.check(plan, checked)
         loras.use(number, [name for name, _ in checked.loras])
         self._requests[client, message.request_id] = request
         self._jobs |= {job.job_id: (request, job) for job in plan.jobs}
@@ -179,7 +174,7 @@ class LiveRequests:
         """End those that came before the ranks' memory was known, and do not fit into it."""
         for request in self.unfinished():
             try:
-                self._dispatcher.step_memory.check(request.plan, request.checked)
+                self._dispatcher.status.step_memory.check(request.plan, request.checked)
             except ArgumentError as error:
                 self._fail(request, error)
 
@@ -227,17 +222,15 @@ class LiveRequests:
                 self._accepted(request)
         return bool(killers)
 
-    def job_started(self, job_id: int) -> None:
-        request, _ = self._jobs[job_id]
-        if not request.started:
-            request.started = True
-            request.timings["queue"] = time.monotonic() - request.arrived
+    def step_sent(self, step: Step) -> None:
+        for request in self._started_in(step):
+            if not request.started:
+                request.started = True
+                request.timings["queue"] = time.monotonic() - request.arrived
 
-    def step_done(self, step: Step, times: StepTimes, tokens: int) -> None:
-        self._metrics.count_step(times, tokens)
-        self._loras.step_done(step)
+    def step_done(self, step: Step, times: StepTimes) -> None:
         requests = [self._jobs[job_id][0] for job_id in step.denoise if job_id in self._jobs]
-        started = {self._jobs[job.job_id][0] for job in step.start if job.job_id in self._jobs}
+        started = self._started_in(step)
         for request in requests:
             request.steps_done += 1
         for request in dict.fromkeys(requests):
@@ -245,6 +238,9 @@ class LiveRequests:
             if request in started:
                 request.timings["encode_text"] += times.encode_s
             self._replies.progress(request, self._dispatcher.estimate(request.number))
+
+    def _started_in(self, step: Step) -> set[TrackedRequest]:
+        return {self._jobs[job.job_id][0] for job in step.start if job.job_id in self._jobs}
 
     def job_failed(self, job_id: int, error: Krea2Error) -> None:
         if job_id in self._jobs:

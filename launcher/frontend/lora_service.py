@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import traceback
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from engine.step import Step
 from launcher.frontend.clients import Clients
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.lora_registry import LoraEntry, LoraRegistry, log_fields
+from launcher.frontend.replies import as_krea2_error
 from launcher.logs import log_event
 from launcher.messages.client_messages import (
     ListLoras,
@@ -28,7 +28,6 @@ from launcher.messages.client_messages import (
     UnloadLora,
 )
 from launcher.messages.configs import FrontendConfig
-from launcher.messages.encoding import describe
 from launcher.requests.check import check_strength
 from launcher.requests.lora_files import MAX_NAME, check_name, open_lora, path_inside
 from launcher.requests.rank_memory import RankMemory
@@ -96,9 +95,7 @@ class LoraService:
             self._refuse(client, message, error)
 
     def _refuse(self, client: bytes, message: LoraRequest, error: Exception) -> None:
-        if not isinstance(error, Krea2Error):  # a mistake of ours, of which the client must hear too
-            traceback.print_exception(error)
-            error = Krea2Error(f"front-end: {describe(error)}")
+        error = as_krea2_error(error)
         if isinstance(message, LoadLora):
             log_event(
                 "lora refused", level="warning", name=message.name[:MAX_NAME], code=error.code, message=error.message
@@ -107,7 +104,7 @@ class LoraService:
 
     def _check(self, message: LoadLora, folder: str) -> None:
         """Refuse at once what can be, and reserve the name."""
-        if (lost := self._dispatcher.given_up) is not None:
+        if (lost := self._dispatcher.status.given_up) is not None:
             raise lost.with_traceback(None)  # which each raise would add to
         check_strength("strength", message.strength)
         path_inside(folder, message.path)
@@ -134,7 +131,7 @@ class LoraService:
             message.name, opened, path=path, file=message.path, strength=message.strength, lenient=lenient
         )
         self._asked[entry.adapter.adapter_id] = client, message.request_id
-        if self._dispatcher.ranks_are_ready:
+        if self._dispatcher.status.answering:
             self._load_on_ranks(entry)
             self._dispatcher.send_steps()
 
@@ -143,7 +140,7 @@ class LoraService:
         self._dispatcher.load(entry.adapter, self._bytes(entry.opened))
 
     def _unload(self, entry: LoraEntry) -> None:
-        if self._dispatcher.ranks_are_ready:
+        if self._dispatcher.status.answering:
             self._dispatcher.unload(entry.adapter.adapter_id)
             self._dispatcher.send_steps()
 
@@ -228,11 +225,11 @@ class LoraService:
         return sum(self._bytes(entry.opened) for entry in self.registry)
 
     def _bytes(self, opened: AdapterFile) -> int:
-        return self._dispatcher.step_memory.lora_bytes(opened)
+        return self._dispatcher.status.step_memory.lora_bytes(opened)
 
     def _check_memory(self, size: int, *, beside_requests: bool) -> None:
         """Raise `LoraError` if a rank has not `size` bytes free beside a picture, or beside requests that wait."""
-        memory = self._dispatcher.step_memory
+        memory = self._dispatcher.status.step_memory
         if memory.free is None:
             return
         for rank, (available, needed) in enumerate(zip(memory.free, memory.needed_by_default(), strict=True)):

@@ -19,6 +19,16 @@ STAGES = ("queue", "encode_text", "denoise", "decode", "file")
 _STEP_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _STAGE_S = (0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 _TOKENS = tuple(2**power for power in range(6, 16))
+_GAUGES = (  # name, text and labels of what is asked for when the metrics are
+    ("requests_waiting", "Requests that have not begun"),
+    ("requests_running", "Requests that have begun"),
+    ("ready", "Whether the ranks answer"),
+    ("token_budget", "Packed tokens that a step may have"),
+    ("dropped_messages", "Messages that were not understood"),
+    ("rank_memory_bytes", "Bytes by purpose when the rank was ready", "rank", "purpose"),
+    ("loras", "LoRAs that requests may choose"),
+    ("lora_bytes", "Bytes of each rank that LoRAs take"),
+)
 
 
 class Metrics:
@@ -43,27 +53,18 @@ class Metrics:
             registry=registry, buckets=_STAGE_S,
         )  # fmt: skip
         self._step_s = Histogram(
-            "krea2_step_seconds", "Seconds that the slowest rank spent in the parts of a tick", ["part"],
+            "krea2_step_seconds", "Seconds that the slowest rank spent in the parts of a step", ["part"],
             registry=registry, buckets=_STEP_S,
         )  # fmt: skip
         self._step_tokens = Histogram(
             "krea2_step_tokens", "Packed tokens of a denoise step", registry=registry, buckets=_TOKENS
         )
-        self._waiting = Gauge("krea2_requests_waiting", "Requests that have not begun", registry=registry)
-        self._running = Gauge("krea2_requests_running", "Requests that have begun", registry=registry)
-        self._ready = Gauge("krea2_ready", "Whether the ranks answer", registry=registry)
-        self._budget = Gauge("krea2_token_budget", "Packed tokens that a tick may have", registry=registry)
-        self._dropped = Gauge("krea2_dropped_messages", "Messages that were not understood", registry=registry)
-        self._memory = Gauge(
-            "krea2_rank_memory_bytes", "Bytes by purpose when the rank was ready", ["rank", "purpose"],
-            registry=registry,
-        )  # fmt: skip
-
-        self._loras = Gauge("krea2_loras", "LoRAs that requests may choose", registry=registry)
-        self._lora_bytes = Gauge("krea2_lora_bytes", "Bytes of each rank that LoRAs take", registry=registry)
+        self._gauges = {
+            name: Gauge(f"krea2_{name}", text, labels, registry=registry) for name, text, *labels in _GAUGES
+        }
 
     def count_step(self, times: StepTimes, tokens: int) -> None:
-        """tokens: packed in the denoise step of a tick, 0 if there was none."""
+        """tokens: packed in the denoise step of a step, 0 if there was none."""
         if times.one_by_one:
             self._too_large.inc()
         if times.encoded_tokens:
@@ -78,26 +79,11 @@ class Metrics:
         for stage in STAGES:
             self._stages.labels(stage).observe(timings[stage])
 
-    def render(
-        self,
-        *,
-        waiting: int,
-        running: int,
-        ready: bool,
-        token_budget: int,
-        dropped_messages: int,
-        rank_memory: Sequence[dict[str, int]],
-        loras: int,
-        lora_bytes: int,
-    ) -> bytes:
-        self._waiting.set(waiting)
-        self._running.set(running)
-        self._ready.set(ready)
-        self._budget.set(token_budget)
-        self._dropped.set(dropped_messages)
-        self._loras.set(loras)
-        self._lora_bytes.set(lora_bytes)
+    def render(self, rank_memory: Sequence[dict[str, int]], **gauges: float) -> bytes:
+        """Write all in Prometheus' text format. rank_memory: bytes by purpose, rank by rank; gauges: all others."""
+        for name, value in gauges.items():
+            self._gauges[name].set(value)
         for rank, purposes in enumerate(rank_memory):
             for purpose, size in purposes.items():
-                self._memory.labels(rank, purpose).set(size)
+                self._gauges["rank_memory_bytes"].labels(rank, purpose).set(size)
         return generate_latest(self._registry)

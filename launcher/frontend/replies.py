@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from launcher.frontend.clients import Clients
 from launcher.frontend.metrics import STAGES, Metrics
 from launcher.logs import log_event
 from launcher.messages.client_messages import Accepted, Image, Preview, Progress
+from launcher.messages.encoding import describe
 from launcher.requests.check import CheckedRequest
 from launcher.requests.plan import Plan
 
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class TrackedRequest:
-    """A request from its arrival until its client has acknowledged the end."""
+    """A request from its arrival until its client has acknowledged the end: what it is, how far, and what was sent.
+
+    A flat record, so that it has more attributes than other classes.
+    """
 
     number: int
     client: bytes
@@ -151,6 +156,14 @@ class Replies:
 
     def _log(self, event: str, request: TrackedRequest, *, level: str = "info", **details: object) -> None:
         log_event(event, level=level, request_id=request.request_id, attempt=request.attempt, **details)
+
+
+def as_krea2_error(error: Exception) -> Krea2Error:
+    """Return the error that clients are told of; one that is a mistake of ours is shown on stderr, too."""
+    if isinstance(error, Krea2Error):
+        return error
+    traceback.print_exception(error)
+    return Krea2Error(f"front-end: {describe(error)}")
 
 
 def not_finite(job: Job) -> NotFiniteError:

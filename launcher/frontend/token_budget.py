@@ -1,11 +1,11 @@
-"""How many packed tokens a tick may have: what pays, and what the memory takes, which is smaller after it ran out."""
+"""How many packed tokens a step may have: what pays, and what the memory takes, which is smaller after it ran out."""
 
 from __future__ import annotations
 
 import math
 
-TOKEN_BUDGET = 8192  # of a tick until it is measured, which two images of 1024² fill, and at most
-# However little more tokens seemed to gain: half an image of 1024² is never too much for a tick, and a warm-up that
+TOKEN_BUDGET = 8192  # of a step until it is measured, which two images of 1024² fill, and at most
+# However little more tokens seemed to gain: half an image of 1024² is never too much for a step, and a warm-up that
 # something else disturbed must not leave small images to go one by one.
 _LEAST_BUDGET = 2048
 _SHRINK = 0.75  # of a step's tokens, after it was too large for the memory

@@ -1,6 +1,6 @@
 """The warm-up: steps that nobody asked for, made while nobody waits, from which the front-end learns what work costs.
 
-First a growing number of small images at once, until more tokens in a tick no longer make more tokens a second; then a
+First a growing number of small images at once, until more tokens in a step no longer make more tokens a second; then a
 large image, which tells attention's share; then some colourful images to the end, from which rank 0 also learns to draw
 previews.
 """
@@ -10,22 +10,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol
 
 from engine.config.chat_template import PREFIX_TOKENS
 from engine.config.model_config import ModelConfig
 from engine.scheduling.cost import CostModel, Work, choose_budget
 from engine.step import Job, Step, StepTimes
 from launcher.messages.configs import FrontendConfig
+from launcher.messages.rank_messages import Ready
 from launcher.requests.tokenizer import Prompt
+
+# Hears what a warm-up has measured, unless ranks died in it: costs of steps in the mode of the configuration, and what
+# rank 0 said of itself.
+AfterWarmUp = Callable[[FrontendConfig, ModelConfig, CostModel, Ready], None]
 
 LONGEST_S = 10.0
 _SMALL = 256  # pixels of a small image's side, unless images are smaller by default
 _IMAGE_STEPS = 8
 _LADDER_STEPS = 64  # of jobs that are measured and never finished
 _REPEATS = 3
-_GAIN, _VAIN = 1.02, 2  # twice the tokens in a tick should gain so much in tokens a second, and may fail so often
+_GAIN, _VAIN = 1.02, 2  # twice the tokens in a step should gain so much in tokens a second, and may fail so often
 _PROMPTS = (
     "a red circle on a blue background",
     "a yellow star on a black background",
@@ -36,22 +41,6 @@ _PROMPTS = (
     "an orange star on a green background",
     "a black square on a purple background",
 )
-
-
-class AfterWarmUp(Protocol):
-    """Hears what a warm-up has measured, once it is over, unless ranks died in it."""
-
-    def __call__(
-        self,
-        config: FrontendConfig,
-        model: ModelConfig,
-        costs: CostModel,
-        *,
-        device: str | None,
-        device_name: str,
-        link: tuple[float, float] | None,
-    ) -> None:
-        """costs: of steps in the mode of the configuration. device, device_name, link: as `Ready` has them."""
 
 
 class WarmUp:
@@ -70,7 +59,6 @@ class WarmUp:
         self._guided = guided
         self._model, self._encode, self._job_ids, self._costs = model, encode, job_ids, costs
         self.budget: int | None = None
-        self.over = False
         self._jobs: dict[int, Job] = {}  # on the ranks
         self._sent: Step | None = None
         self._decoding: int | None = None  # the job whose image is being decoded
@@ -79,12 +67,17 @@ class WarmUp:
         self._due = math.inf
 
     @property
+    def over(self) -> bool:
+        """Whether it has begun, and has no step left."""
+        return self._steps is not None and self._next is None
+
+    @property
     def is_due(self) -> bool:
         """Whether its time is up, and it has yet to make the ranks forget its jobs."""
         return time.monotonic() > self._due
 
     def begin(self, most_tokens: int) -> None:
-        """The ranks are ready, and have memory for ticks of so many tokens."""
+        """The ranks are ready, and have memory for steps of `most_tokens` packed tokens."""
         self._due = time.monotonic() + LONGEST_S
         self._steps = self._run(most_tokens)
         self._next = next(self._steps)
@@ -114,10 +107,8 @@ class WarmUp:
             self.budget = max(1, sum(tokens) // 2)
             self._break_off()
             return True
-        try:
+        with suppress(StopIteration):
             self._next = self._steps.send(times)
-        except StopIteration:
-            self.over = True
         return True
 
     def image_decoded(self, job_id: int) -> None:

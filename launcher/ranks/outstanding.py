@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from engine.errors import Krea2Error, LaunchError, RankError
+from engine.scheduling.cost import Work
 from engine.step import Step, StepTimes
 
 # A step hangs that takes so many times its estimate, and at least so long: a shape that is new to a GPU may need
@@ -18,6 +19,7 @@ _HANG_FACTOR, _HANG_S = 20, 60.0
 @dataclass
 class _SentStep:
     step: Step
+    work: Work
     unanswered: set[int]
     bound_s: float
     due: float
@@ -44,12 +46,12 @@ class Outstanding:
         """Images whose last step was sent and that have not come."""
         return len(self._decoding)
 
-    def add(self, step: Step, *, expected_s: float | None, now: float) -> None:
+    def add(self, step: Step, work: Work, *, expected_s: float | None, now: float) -> None:
         """A step was sent to every rank. expected_s: what it is thought to take, if that is known."""
         bound_s = self._step_timeout_s
         if expected_s is not None:
             bound_s = min(bound_s, max(_HANG_S, _HANG_FACTOR * expected_s))
-        self._sent.append(_SentStep(step, set(self._ranks), bound_s, now + bound_s))
+        self._sent.append(_SentStep(step, work, set(self._ranks), bound_s, now + bound_s))
         self._decoding.update(dict.fromkeys(step.decode, math.inf))
 
     def answer(self, rank: int, number: int, times: StepTimes) -> None:
@@ -63,7 +65,7 @@ class Outstanding:
             times.one_by_one,
         )
 
-    def next_done(self, now: float) -> tuple[Step, StepTimes] | None:
+    def next_done(self, now: float) -> tuple[Step, StepTimes, Work] | None:
         """Take out the oldest step if all ranks have executed it, with the times of the slowest."""
         if not self._sent or self._sent[0].unanswered:
             return None
@@ -72,7 +74,7 @@ class Outstanding:
             self._sent[0].due = now + self._sent[0].bound_s
         for job_id in self._decoding.keys() & set(done.step.decode):  # an image may come before the step's answer
             self._decoding[job_id] = now + self._step_timeout_s
-        return done.step, done.times
+        return done.step, done.times, done.work
 
     def image_came(self, job_id: int) -> None:
         """Or never will."""

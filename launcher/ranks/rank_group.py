@@ -18,7 +18,7 @@ import zmq.asyncio
 
 import engine
 from engine.errors import Krea2Error, LaunchError, RankError, error_from_code
-from engine.planning.step_memory import DecodeMemory
+from engine.scheduling.cost import Work
 from engine.step import Step, StepTimes
 from launcher.logs import log_event
 from launcher.messages.configs import FrontendConfig
@@ -53,38 +53,48 @@ _ROOT_CAUSE_S = 0.5  # for the death behind a peer's complaint to be noticed
 
 
 class RankEvents(Protocol):
-    """What a rank group tells its owner."""
+    """What becomes of the ranks, and of the steps and jobs that they are given.
+
+    A rank group and its supervisor tell the dispatcher, which tells the front-end.
+    """
 
     def ranks_ready(self) -> None:
         """All ranks have their weights."""
 
-    def step_done(self, step: Step, times: StepTimes) -> None:
-        """All ranks have executed a step; the times are the slowest rank's."""
+    def step_sent(self, step: Step) -> None:
+        """A step has been sent to all ranks."""
 
-    def image_decoded(self, decoded: Decoded, rgb: bytes) -> None: ...
+    def step_done(self, step: Step, times: StepTimes, work: Work) -> None:
+        """All ranks have executed a step, which has as much to do as `work` says; the times are the slowest rank's."""
 
-    def image_previewed(self, previewed: Previewed, rgb: bytes) -> None: ...
+    def image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
+        """An image has come, of height · width · 3 bytes."""
+
+    def image_previewed(self, previewed: Previewed, rgb: bytes) -> None:
+        """A preview has come, of height · width · 3 bytes."""
 
     def job_failed(self, job_id: int, error: Krea2Error) -> None:
         """No image of it will come; the ranks go on."""
 
+    def ranks_lost(self, error: Krea2Error) -> bool:
+        """The ranks are gone with all that they held. Returns whether a request or a LoRA is known to be the reason."""
+
+    def ranks_given_up(self, error: Krea2Error) -> None:
+        """Ranks are lost again and again: nothing may wait for the next ones."""
+
 
 class RankGroup:
-    """All ranks, as one, from their start to the loss of the first of them."""
+    """All ranks, as one, from their start to the loss of the first of them.
+
+    said: what each rank that is ready has said of itself. images: that have come. failed: why the group is lost.
+    """
 
     def __init__(
-        self,
-        config: FrontendConfig,
-        context: zmq.asyncio.Context,
-        events: RankEvents,
-        *,
-        generation: int,
+        self, config: FrontendConfig, context: zmq.asyncio.Context, events: RankEvents, *, generation: int
     ) -> None:
-        self._config = config
-        self._events = events
-        self._loop = asyncio.get_running_loop()
+        self._config, self._events = config, events
         self._ranks = range(config.engine.ranks)
-        self._ready: dict[int, Ready] = {}
+        self.said: dict[int, Ready] = {}
         self._outstanding = Outstanding(
             self._ranks,
             start_timeout_s=config.start_timeout_s,
@@ -92,9 +102,8 @@ class RankGroup:
             now=time.monotonic(),
         )
         self.images = 0
-        self._failing: set[int] = set()
-        self._closing = False
-        self.failed: asyncio.Future[Krea2Error] = self._loop.create_future()
+        self.failed: asyncio.Future[Krea2Error] = asyncio.get_running_loop().create_future()
+        self._failing: set[int] = set()  # ranks that have said why they fail
         self._socket = context.socket(zmq.ROUTER)
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
         self._socket.set(zmq.LINGER, 0)
@@ -114,52 +123,13 @@ class RankGroup:
 
     @property
     def came_up(self) -> bool:
-        return len(self._ready) == len(self._ranks)
+        """Whether all ranks have been ready."""
+        return len(self.said) == len(self._ranks)
 
     @property
     def ready(self) -> bool:
+        """Whether all ranks take steps."""
         return self.came_up and not self.failed.done()
-
-    @property
-    def device(self) -> str | None:
-        return self._ready[0].device if 0 in self._ready else None
-
-    @property
-    def device_name(self) -> str:
-        """What the maker calls rank 0's device."""
-        return self._ready[0].device_name if 0 in self._ready else ""
-
-    @property
-    def link(self) -> tuple[float, float] | None:
-        """Bandwidth and latency between the ranks, as `Ready` has them."""
-        return self._ready[0].link if 0 in self._ready else None
-
-    @property
-    def attention(self) -> dict[str, str]:
-        """Which attention backends rank 0 uses, and why not others."""
-        return self._ready[0].attention if 0 in self._ready else {}
-
-    @property
-    def memory(self) -> tuple[dict[str, int], ...]:
-        """Bytes by purpose that each rank held when it was ready."""
-        return tuple(self._ready[rank].memory for rank in self._ranks if rank in self._ready)
-
-    @property
-    def memory_plan(self) -> tuple[str, ...]:
-        """What rank 0 keeps where, for people, if it was told to save memory."""
-        return self._ready[0].memory_plan if 0 in self._ready else ()
-
-    @property
-    def decode_memory(self) -> DecodeMemory:
-        """What the memory depends on that rank 0 takes to decode an image, once it is ready."""
-        ready = self._ready[0]
-        return DecodeMemory(ready.decoding_bytes_per_element, ready.memory.get("decode_limit"))
-
-    @property
-    def free(self) -> list[int] | None:
-        """Bytes that each rank had left for steps when it was ready; None where that is not known."""
-        free = [memory["free"] for memory in self.memory if "free" in memory]
-        return free if len(free) == len(self._ranks) else None
 
     @property
     def outstanding(self) -> int:
@@ -171,27 +141,28 @@ class RankGroup:
         """Images whose last step was sent and that have not come."""
         return self._outstanding.images
 
-    def send(self, step: Step, *, expected_s: float | None = None) -> None:
+    def send(self, step: Step, work: Work, *, expected_s: float | None = None) -> None:
         """Send a step to every rank. It counts as hanging when it takes many times longer than expected."""
         assert self.outstanding < STEPS_AHEAD
-        self._outstanding.add(step, expected_s=expected_s, now=time.monotonic())
+        self._outstanding.add(step, work, expected_s=expected_s, now=time.monotonic())
         for rank in self._ranks:
             self._command(rank, Execute(step=step))
+        self._events.step_sent(step)
 
     def close(self) -> None:
         """Stop listening. Ranks that somebody else started end now; the others are their starter's to stop."""
-        self._closing = True
         for task in self._tasks:
             task.cancel()
         self._lifelines.close()
         if self._remote is not None:
             self._remote.close(done=not self.failed.done())
+        self.failed.cancel()  # nobody is to hear that its ranks end
         self._socket.close()
 
     def _command(self, rank: int, command: Command) -> None:
         if not send_now(self._socket, [route(rank), encode(command)]):
             # its connection broke: the reason, its death, is noticed in a moment
-            self._loop.call_later(_ROOT_CAUSE_S, self.fail, RankError(f"rank {rank} cannot be reached"))
+            self._fail_later(RankError(f"rank {rank} cannot be reached"))
 
     # ---- hearing
 
@@ -225,7 +196,7 @@ class RankGroup:
                 )
                 self._command(rank, load)
             case Ready() as ready:
-                self._ready[ready.rank] = ready
+                self.said[ready.rank] = ready
                 if self.ready:
                     self._events.ranks_ready()
             case StepDone(rank=rank, number=number, times=times):
@@ -252,7 +223,7 @@ class RankGroup:
                     error = error_from_code(failure.code, failure.message, failure.parameter)
                 # of a rank that could not talk to another, the other may have the reason
                 if failure.code in (Krea2Error.code, LaunchError.code) and len(self._ranks) > 1:
-                    self._loop.call_later(_ROOT_CAUSE_S, self.fail, error)
+                    self._fail_later(error)
                 else:
                     self.fail(error)
 
@@ -263,10 +234,14 @@ class RankGroup:
         if not self.failed.done():
             self.failed.set_result(error)
 
+    def _fail_later(self, error: Krea2Error) -> None:
+        """Lose the group for this reason unless the one behind it is noticed first."""
+        asyncio.get_running_loop().call_later(_ROOT_CAUSE_S, self.fail, error)
+
     def _when_exited(self, rank: int, child: Child) -> Callable[[], None]:
         def from_another_thread() -> None:
             with suppress(RuntimeError):  # the loop has ended, so has the group
-                self._loop.call_soon_threadsafe(self._lost, rank, child.describe_exit())
+                self.failed.get_loop().call_soon_threadsafe(self._lost, rank, child.describe_exit())
 
         return from_another_thread
 
@@ -279,11 +254,10 @@ class RankGroup:
                 self._outstanding.put_off(now - asleep)  # for we were kept from hearing the ranks for so long
             for rank in self._remote.lost() if self._remote is not None else []:
                 self._lost(rank, "died, or its machine cannot be reached")
-            missing = [rank for rank in self._ranks if rank not in self._ready]
+            missing = [rank for rank in self._ranks if rank not in self.said]
             if (overdue := self._outstanding.overdue(now, missing=missing)) is not None:
                 self.fail(overdue)
 
     def _lost(self, rank: int, how: str = "died") -> None:
-        # A rank that has said why it fails is heard over the wire.
-        if not self._closing and rank not in self._failing:
+        if rank not in self._failing:  # whose reason is heard over the wire
             self.fail(RankError(f"rank {rank} {how}"))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 import zmq.asyncio
 
@@ -25,18 +24,11 @@ _STRIKES = 3  # groups lost in a row, none of which made an image, before the se
 _LONGEST_PAUSE_S = 30.0
 
 
-class SupervisorEvents(RankEvents, Protocol):
-    """What a supervisor tells its owner, beside what a rank group does."""
-
-    def ranks_lost(self, error: Krea2Error) -> bool:
-        """The group is gone with all that it held. Returns whether a request is known to be the reason."""
-
-    def ranks_given_up(self, error: Krea2Error) -> None:
-        """Groups are lost again and again: nothing may wait for the next one."""
-
-
 class RankSupervisor:
-    """`group` is the rank group of now; `given_up` the error of the last one while nothing may wait for the next."""
+    """Keeps `group`, the rank group of now, running.
+
+    restarts: groups that were replaced. given_up: the last one's error while nothing may wait for the next.
+    """
 
     def __init__(
         self,
@@ -44,7 +36,7 @@ class RankSupervisor:
         children: list[Child],
         start_ranks: Callable[[int], None],
         context: zmq.asyncio.Context,
-        events: SupervisorEvents,
+        events: RankEvents,
     ) -> None:
         """children: the ranks of the first group; `start_ranks(generation)` appends those of a later one."""
         self._config, self._children, self._start_ranks = config, children, start_ranks
@@ -92,12 +84,9 @@ class RankSupervisor:
             log_event("lost ranks have not ended", level="error", processes=len(left), waited_s=_GONE_S)
         return len(left)
 
-    def ready(self) -> None:
-        """The group of now has come up."""
+    def group_is_ready(self) -> None:
+        """Let requests wait for ranks again."""
         self.given_up = None
-
-    def close(self) -> None:
-        self.group.close()
 
     def _new_group(self) -> RankGroup:
         return RankGroup(self._config, self._context, self._events, generation=self.restarts)

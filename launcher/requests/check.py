@@ -29,7 +29,8 @@ Number = TypeVar("Number", int, float)
 class CheckedRequest:
     """A request within all limits: sizes are rounded up, and image i has seed `seed + i`.
 
-    `negative_prompt` is None when it would not be used, so that it is never encoded. `loras`: names and strengths.
+    `negative_prompt` is None when it would not be used, so that it is never encoded. `loras`: names and strengths. It
+    has as many attributes as a request has parameters.
     """
 
     prompt: str

@@ -14,6 +14,7 @@ from engine.scheduling.cost import CostModel, Work
 from launcher.auto_mode.measurements import keep_speed
 from launcher.auto_mode.prediction import TEXT_TOKENS
 from launcher.messages.configs import FrontendConfig
+from launcher.messages.rank_messages import Ready
 from tests.launcher.processes import PATIENCE_S, Marked, wait_until
 
 H200 = "NVIDIA H200"
@@ -41,12 +42,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "krea2-engine" / "measured.json"
 
 
-def keep(engine: dict[str, Any], device: str | None) -> None:
+def keep(engine: dict[str, Any], device: str) -> None:
     """Keep that a step of one image takes 0.321 s."""
     costs = CostModel()
     costs.correct(Work.of([KREA2.image_tokens(KREA2.default_width, KREA2.default_height) + TEXT_TOKENS]), 0.321)
     config = FrontendConfig(engine=EngineConfig(**engine))
-    keep_speed(config, KREA2, costs, device=device, device_name=H200, link=(1e11, 2e-5))
+    ready = Ready(rank=0, device=device, device_name=H200, link=(1e11, 2e-5), memory={}, attention={})
+    keep_speed(config, KREA2, costs, ready)
 
 
 def test_what_a_gpu_s_warm_up_measured_is_logged_and_kept(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -67,10 +69,11 @@ def test_what_a_gpu_s_warm_up_measured_is_logged_and_kept(cache: Path, caplog: p
 
 
 @pytest.mark.parametrize(
-    ("engine", "device"), [({}, "cpu"), ({}, None), ({"dtype": "float32"}, "cuda:0"), ({"offload": ("vae",)}, "cuda:0")]
+    ("engine", "device"),
+    [({}, "cpu"), ({}, "mps"), ({"dtype": "float32"}, "cuda:0"), ({"offload": ("vae",)}, "cuda:0")],
 )
 def test_nothing_is_kept_of_a_cpu_and_of_odd_runs(
-    cache: Path, caplog: pytest.LogCaptureFixture, engine: dict[str, Any], device: str | None
+    cache: Path, caplog: pytest.LogCaptureFixture, engine: dict[str, Any], device: str
 ) -> None:
     keep(engine, device)
     assert not cache.exists()

@@ -16,6 +16,7 @@ from engine.step import Job, Step, StepTimes
 from launcher.client.async_client import AsyncClient
 from launcher.frontend import warm_up as warmup
 from launcher.frontend.warm_up import WarmUp
+from launcher.messages.rank_messages import Ready
 from launcher.requests.tokenizer import Prompt
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, fake_engine, run
 from tests.virtual_ranks import make_costs
@@ -114,10 +115,10 @@ def test_it_ends_in_time_also_when_there_is_never_nothing_to_do(
 
 
 def test_who_wants_to_know_hears_once_what_was_measured(run_folder: Path) -> None:
-    heard: list[tuple[bool, dict[str, object]]] = []
+    heard: list[tuple[bool, Ready]] = []
 
-    def hear(config: object, model: object, costs: CostModel, **measured: object) -> None:
-        heard.append((costs.known, measured))
+    def hear(config: object, model: object, costs: CostModel, ready: Ready) -> None:
+        heard.append((costs.known, ready))
 
     async def test() -> None:
         async with (
@@ -128,7 +129,7 @@ def test_who_wants_to_know_hears_once_what_was_measured(run_folder: Path) -> Non
             fakes.ranks[0].fail("rank_failed", "rank 0: lost")
             await fakes.has_generation(1)
             await until_ready(client)
-            assert heard == [(True, {"device": "fake", "device_name": "", "link": None})]
+            assert heard == [(True, Ready(rank=0, device="fake", memory={"weights": 1}, attention={}))]
 
     run(test())
 
@@ -143,7 +144,7 @@ def test_ranks_that_die_in_it_are_replaced_and_not_warmed_up_again(run_folder: P
                 warm_up=True,
                 replace_ranks=True,
                 make_rank=_held,
-                after_warm_up=lambda *_, **measured: heard.append(measured),
+                after_warm_up=lambda *measured: heard.append(measured),
             ) as fakes,
             AsyncClient(fakes.address) as client,
         ):
