@@ -1,4 +1,4 @@
-"""What a rank's weights take of its device, and what is free there for its work."""
+"""What is free on a rank's device for its work."""
 
 from __future__ import annotations
 
@@ -9,35 +9,20 @@ from engine.offload.offload import Offload
 
 
 class DeviceMemory:
-    """Counts bytes, within the plan's budget if there is one."""
+    """Counts bytes, within the plan's budget if there is one. `encoding`: what encoding prompts takes at most."""
 
     def __init__(self, offload: Offload, device: torch.device, sharing: int, encoding: int) -> None:
-        """sharing: how many ranks share the device. encoding: what encoding prompts takes at most."""
+        """sharing: the number of ranks that share the device."""
         self.encoding = encoding
         self._offload, self._plan, self._device, self._sharing = offload, offload.plan, device, sharing
 
-    def sizes(self, adapters: int, *, encodes_beside: bool) -> dict[str, int]:
-        """As `Rank.memory`. adapters: what they take. encodes_beside: prompts are encoded while steps run."""
-        ledger, plan = self._offload.ledger, self._plan
-        sizes = {
-            "weights": ledger.resident,
-            "peak_weights": ledger.peak,
-            "host_weights": self._offload.host_bytes,
-            "adapters": adapters,
-        }
-        if plan.decode_limit is not None:
-            sizes["decode_limit"] = plan.decode_limit
-        free = self.free_for_steps(encodes_beside=encodes_beside)
-        return sizes if free is None else sizes | {"free": free}
-
     def free_for_steps(self, *, encodes_beside: bool) -> int | None:
-        """What is free for steps and decoding, where that is known."""
+        """What is free for steps and decoding; None where that is not known. encodes_beside: prompts are encoded while
+        steps run."""
         free = self._free()
         if free is None:
             return None
-        if encodes_beside:
-            free -= self.encoding
-        return max(0, free - self._plan.dequantized)
+        return max(0, free - (self.encoding if encodes_beside else 0) - self._plan.dequantized)
 
     def has_room_to_encode_beside(self) -> bool:
         """Whether prompts can be encoded while an image of the default size is made, as far as that is known."""
@@ -45,14 +30,14 @@ class DeviceMemory:
         return free is None or free >= self._plan.work + self.encoding
 
     def left(self) -> int | None:
-        """What a rank that has the device to itself can still allocate, where that is known."""
+        """What a rank that has the device to itself can still allocate; None where that is not known."""
         free = free_bytes(self._device)
         if free is not None and self._plan.allocatable is not None and self._device.type == "cuda":
             free = min(free, max(0, self._plan.allocatable - torch.cuda.memory_allocated(self._device)))
         return free
 
     def _free(self) -> int | None:
-        """What is free for all that work takes, where that is known."""
+        """What is free for all that work takes; None where that is not known."""
         plan, free = self._plan, free_bytes(self._device)
         if free is not None:
             free = max(0, free - reserve_bytes(self._device)) // self._sharing - self._offload.absent

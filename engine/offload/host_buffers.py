@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -21,43 +20,30 @@ _logger = logging.getLogger(__name__)
 
 
 class WeightLedger:
-    """The weight bytes on a device, now and at most, by component. Any thread may use it."""
+    """The weight bytes on a device: `resident` now, and at most (`peak`). Any thread may use it."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.resident = self.peak = 0
         self._lock = threading.Lock()
-        self._resident: Counter[str] = Counter()
-        self._peaks: Counter[str] = Counter()
-        self.peak = 0
 
-    @property
-    def resident(self) -> int:
-        return self._resident.total()
-
-    def resident_of(self, component: str) -> int:
-        return self._resident[component]
-
-    def peak_of(self, component: str) -> int:
-        return self._peaks[component]
-
-    def count(self, component: str, size: int) -> None:
-        """So many bytes have come to the device or, if negative, left it."""
+    def count(self, size: int) -> None:
+        """Count `size` bytes that have come to the device or, if negative, left it."""
         with self._lock:
-            self._resident[component] += size
-            self._peaks[component] = max(self._peaks[component], self._resident[component])
+            self.resident += size
             self.peak = max(self.peak, self.resident)
 
-    def allocate(self, component: str, size: int) -> torch.Tensor:
-        """A buffer of so many bytes on the device, counted: (size,) uint8."""
+    def allocate(self, size: int) -> torch.Tensor:
+        """Allocate and count a buffer on the device, (size,) uint8."""
         with torch.inference_mode(False):  # a parameter cannot be a view of an inference tensor
             buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
-        self.count(component, size)
+        self.count(size)
         return buffer
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a parameter lies in a buffer."""
+    """Where a parameter lies in a buffer: from byte `start` on."""
 
     parameter: nn.Parameter
     start: int
@@ -71,8 +57,8 @@ class _Place:
 
 
 class ParameterBucket:
-    """Parameters that travel together: one buffer in host memory, and one of the same layout on the device while they
-    are there."""
+    """Parameters that travel together: one buffer of `size` bytes in `host` memory, and one of the same layout on the
+    device while they are there."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], host: HostMemory) -> None:
         """Move the parameters, which are in host memory, into a buffer there."""
@@ -87,26 +73,24 @@ class ParameterBucket:
         self.withdraw()
 
     def place_in(self, buffer: torch.Tensor) -> None:
-        """The parameters are read from a buffer on the device now, of at least `size` bytes."""
+        """Read the parameters from a buffer on the device from now on: (at least `size`,) uint8."""
         for place in self._places:
             place.parameter.data = place.view(buffer)
 
     def withdraw(self) -> None:
-        """The parameters are those in host memory again."""
+        """Read the parameters from host memory again."""
         self.place_in(self.host)
 
 
 class HostMemory:
-    """Buffers in host memory, which a GPU can read by itself while the host does something else; where the system
-    grants no such memory, ordinary ones, from which copies are slower and keep the host waiting."""
+    """Allocates buffers in host memory that a GPU can read by itself while the host does something else; where the
+    system grants no such memory, ordinary ones, from which copies are slower and keep the host waiting."""
 
     def __init__(self, device: torch.device) -> None:
         self._pin = device.type == "cuda"
-        self.size = 0
 
     def allocate(self, size: int) -> torch.Tensor:
-        """(size,) uint8."""
-        self.size += size
+        """Allocate (size,) uint8."""
         if self._pin:
             try:
                 return pinned(size)
@@ -118,5 +102,5 @@ class HostMemory:
 
 
 def pinned(size: int) -> torch.Tensor:
-    """(size,) uint8. Raises `RuntimeError` where the system grants no such memory."""
+    """Allocate (size,) uint8. Raises `RuntimeError` where the system grants no such memory."""
     return torch.empty(size, dtype=torch.uint8, pin_memory=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from types import TracebackType
 from typing import TypeVar
 
 import torch
@@ -15,25 +13,14 @@ from torch import nn
 from engine.checkpoint.weight_format import Weights
 from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
 from engine.device.devices import decoding_dtype, multiplies_fp8
-from engine.device.timing import DeviceTime
 from engine.model.text_encoder import TextEncoder
 from engine.model.transformer import Transformer
-from engine.offload.copying import Copier, Copy, make_copier
+from engine.offload.copying import Copier, Wait, make_copier
 from engine.offload.host_buffers import HostMemory, ParameterBucket, WeightLedger
 from engine.planning.memory_plan import MemoryPlan, plan_checkpoint, slot_bytes
 from engine.planning.weight_bytes import block_of, is_small
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Span:
-    """When a block was copied, or computed with. See `moments.seconds_between`."""
-
-    what: str  # copy or compute
-    block: int
-    began: DeviceTime
-    ended: DeviceTime
 
 
 def plan_for(
@@ -46,8 +33,8 @@ def plan_for(
     *,
     whole_text_encoder: bool = False,
 ) -> MemoryPlan:
-    """The plan of each of the ranks that share a device. tp: how many share the weights, the text encoder's unless it
-    is whole on each. Raises `ArgumentError` if nothing fits into the config's budget."""
+    """Plan for each of the ranks that share a device. tp: how many share the weights, the text encoder's unless it is
+    whole on each. Raises `ArgumentError` if nothing fits into the config's budget."""
     budget = config.memory_budget
     return plan_checkpoint(
         weights,
@@ -78,47 +65,42 @@ class BlockStream:
     """
 
     def __init__(
-        self, component: str, buckets: dict[int, ParameterBucket], prefetch: int, ledger: WeightLedger, copier: Copier
+        self, buckets: dict[int, ParameterBucket], prefetch: int, ledger: WeightLedger, copier: Copier
     ) -> None:
         """buckets: the matrices of the blocks that come and go, by the block's index."""
         self._buckets, self._copier = buckets, copier
         self._order = list(buckets)
         sizes = [bucket.size for bucket in buckets.values()]
         count = min(prefetch + 1, len(sizes))
-        self._slots = [ledger.allocate(component, slot_bytes(sizes, 0)) for _ in range(count)]
-        self._turn = 0  # of the next block: how many were used before it
-        self._copies: deque[Copy] = deque()
-        self.timeline: list[Span] | None = None  # a list is filled
-        for turn in range(count):
-            self._begin_copy(turn)
+        self._slots = [ledger.allocate(slot_bytes(sizes, 0)) for _ in range(count)]
+        self._copies: deque[Wait] = deque()  # under way, the oldest first
+        self._begin()
 
     def visit(self, blocks: Iterable[T]) -> Iterator[T]:
-        """The blocks in order, each being on the device from when it is given until the next is asked for."""
+        """Give the blocks in order, each being on the device from when it is given until the next is asked for."""
         for index, block in enumerate(blocks):
             if index not in self._buckets:
                 yield block
                 continue
             assert index == self._order[self._turn % len(self._order)]
-            copy = self._copies.popleft()
-            copy.wait()
+            self._copies.popleft()()
             self._buckets[index].place_in(self._slots[self._turn % len(self._slots)])
-            began = None if self.timeline is None else self._copier.mark()
             yield block
-            if self.timeline is not None and began is not None:
-                self.timeline.append(Span("copy", index, *copy.span()))
-                self.timeline.append(Span("compute", index, began, self._copier.mark()))
             self._buckets[index].withdraw()
             self._begin_copy(self._turn + len(self._slots))
             self._turn += 1
 
     def rewind(self) -> None:
         """Begin again with the first block, after a pass that was broken off."""
-        for copy in self._copies:
-            copy.wait()
+        for wait in self._copies:
+            wait()
         for bucket in self._buckets.values():
             bucket.withdraw()
         self._copies.clear()
-        self._turn = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._turn = 0  # of the next block: how many were used before it
         for turn in range(len(self._slots)):
             self._begin_copy(turn)
 
@@ -131,10 +113,8 @@ class BlockStream:
 class SwappedComponent:
     """A component that is on the device from `bring` to `drop`, or within `with`."""
 
-    def __init__(
-        self, component: str, buckets: Sequence[ParameterBucket], ledger: WeightLedger, copier: Copier
-    ) -> None:
-        self._component, self._buckets, self._ledger, self._copier = component, buckets, ledger, copier
+    def __init__(self, buckets: Sequence[ParameterBucket], ledger: WeightLedger, copier: Copier) -> None:
+        self._buckets, self._ledger, self._copier = buckets, ledger, copier
         self._buffers: list[torch.Tensor] = []
 
     @property
@@ -143,20 +123,19 @@ class SwappedComponent:
         return 0 if self._buffers else sum(bucket.size for bucket in self._buckets)
 
     def bring(self) -> None:
-        """It is there for what the current thread or stream does from now on."""
+        """Have it there for what the current thread or stream does from now on."""
         if self._buffers:
             return
         try:
             for bucket in self._buckets:
-                self._buffers.append(self._ledger.allocate(self._component, bucket.size))
+                self._buffers.append(self._ledger.allocate(bucket.size))
         except Exception:
             self._give_back()  # of a component that is not there as a whole
             raise
-        copies = [
-            self._copier.copy(buffer, bucket.host) for buffer, bucket in zip(self._buffers, self._buckets, strict=True)
-        ]
-        for copy, buffer, bucket in zip(copies, self._buffers, self._buckets, strict=True):
-            copy.wait()
+        places = list(zip(self._buffers, self._buckets, strict=True))
+        for wait in [self._copier.copy(buffer, bucket.host) for buffer, bucket in places]:
+            wait()
+        for buffer, bucket in places:
             bucket.place_in(buffer)
 
     def drop(self) -> None:
@@ -169,20 +148,19 @@ class SwappedComponent:
         self._give_back()
 
     def _give_back(self) -> None:
-        self._ledger.count(self._component, -sum(buffer.numel() for buffer in self._buffers))
+        self._ledger.count(-sum(buffer.numel() for buffer in self._buffers))
         self._buffers = []
 
     def __enter__(self) -> None:
         self.bring()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.drop()
 
 
 class Offload:
-    """What a rank's plan makes of its components."""
+    """What a rank's plan makes of its components. dit, vae: where they come and go as a whole. streams: blocks that
+    do, by component. host_bytes: of weights in host memory."""
 
     def __init__(self, plan: MemoryPlan, device: torch.device) -> None:
         self.plan = plan
@@ -190,17 +168,17 @@ class Offload:
         self.host_bytes = 0
         self.dit: SwappedComponent | None = None
         self.vae: SwappedComponent | None = None
-        self.streams: dict[str, BlockStream] = {}  # by component
+        self.streams: dict[str, BlockStream] = {}
         self._host = HostMemory(device)
         self._copiers: list[Copier] = []
 
     @property
     def absent(self) -> int:
-        """Bytes of the components that come to the device for their use and are not there now."""
+        """The bytes of the components that come to the device for their use and are not there now."""
         return sum(swapped.absent for swapped in (self.dit, self.vae) if swapped is not None)
 
     def on_host(self, component: str) -> Callable[[str], bool]:
-        """Whether a parameter of a component is to be loaded to host memory, by its name."""
+        """Tell by a parameter's name whether it is to be loaded to host memory, for the parameters of a component."""
         offload = self.plan.offload
         if {"transformer": DIT, "text_encoder": TEXT_ENCODER, "vae": VAE}[component] in offload:
             return lambda parameter: not is_small(parameter)
@@ -219,7 +197,7 @@ class Offload:
                 self.host_bytes += size
                 travelling.setdefault(block_of(component, name), []).append(parameter)
             else:
-                self.ledger.count(component, size)
+                self.ledger.count(size)
         for buffer in module.buffers():
             buffer.data = buffer.data.to(self.ledger.device)
         if not travelling:
@@ -228,26 +206,23 @@ class Offload:
         self._copiers.append(copier)
         if isinstance(module, TextEncoder) or (isinstance(module, Transformer) and DIT_LAYERWISE in self.plan.offload):
             # what is no block's is the embedding, which is read where it is: a row for each token of a prompt
-            blocks = {
-                block: ParameterBucket(parts, self._host) for block, parts in travelling.items() if block is not None
-            }
-            stream = BlockStream(component, blocks, self.plan.prefetch, self.ledger, copier)
-            self.streams[component] = stream
+            blocks = {at: ParameterBucket(parts, self._host) for at, parts in travelling.items() if at is not None}
+            self.streams[component] = stream = BlockStream(blocks, self.plan.prefetch, self.ledger, copier)
             module.visit = stream.visit
             return
-        swapped = SwappedComponent(
-            component, [ParameterBucket(parts, self._host) for parts in travelling.values()], self.ledger, copier
-        )
+        buckets = [ParameterBucket(parts, self._host) for parts in travelling.values()]
+        swapped = SwappedComponent(buckets, self.ledger, copier)
         if isinstance(module, Transformer):
             self.dit = swapped
         else:
             self.vae = swapped
 
     def rewind(self) -> None:
-        """After a forward that was broken off: the next one finds the blocks that it begins with."""
+        """Begin again after a forward that was broken off: the next one finds the blocks that it begins with."""
         for stream in self.streams.values():
             stream.rewind()
 
     def close(self) -> None:
+        """Return when nothing is copied any more."""
         for copier in self._copiers:
             copier.close()

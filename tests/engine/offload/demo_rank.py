@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 
 from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
+from engine.device.timing import DeviceTime, record_time
+from engine.offload import copying
 from engine.parallel.mesh import Mesh
 from engine.rank.rank import Rank
 from engine.step import Job, Step
@@ -33,3 +38,47 @@ def draw(rank: Rank, steps: int = 2) -> None:
         rank.execute(Step(number, start=() if number else (job,), denoise=(0,))).wait()
     rank.execute(Step(steps, decode=(0,))).wait()
     rank.close()
+
+
+@dataclass(frozen=True)
+class Span:
+    """When a block of the DiT was copied, or computed with. See `seconds_between`."""
+
+    block: int
+    began: DeviceTime
+    ended: DeviceTime
+
+
+class Timeline:
+    """The copies and computations of a rank's blocks, from before the rank is made."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+        self._device = device
+        self._copies: list[tuple[int, DeviceTime, DeviceTime]] = []  # from an address
+        copy_bytes = copying.copy_bytes
+
+        def copy(target: torch.Tensor, source: torch.Tensor) -> None:
+            began = record_time(device)
+            copy_bytes(target, source)
+            self._copies.append((source.data_ptr(), began, record_time(device)))
+
+        monkeypatch.setattr(copying, "copy_bytes", copy)
+
+    def watch(self, rank: Rank) -> None:
+        self.computes: list[Span] = []
+        self._stream = rank.model.offload.streams["transformer"]
+        visit = rank.model.transformer.visit
+
+        def watched(blocks: Iterable[Any]) -> Iterator[Any]:
+            for index, block in enumerate(visit(blocks)):
+                began = record_time(self._device)
+                yield block
+                self.computes.append(Span(index, began, record_time(self._device)))
+
+        rank.model.transformer.visit = watched
+
+    @property
+    def copies(self) -> list[Span]:
+        """Of the blocks that were computed with."""
+        blocks = {bucket.host.data_ptr(): block for block, bucket in self._stream._buckets.items()}
+        return [Span(blocks[at], *times) for at, *times in self._copies if at in blocks][: len(self.computes)]

@@ -16,11 +16,11 @@ from engine.device.timing import seconds_between
 from engine.model.layers import SwiGLU
 from engine.offload import copying, host_buffers
 from engine.offload.host_buffers import HostMemory, WeightLedger
-from engine.offload.offload import BlockStream, Span
-from tests.engine.offload.demo_rank import CPU, draw, make_rank
+from engine.offload.offload import BlockStream
+from tests.engine.offload.demo_rank import CPU, Timeline, draw, make_rank
 
 
-def run_slowly(monkeypatch: pytest.MonkeyPatch, prefetch: int) -> list[Span]:
+def run_slowly(monkeypatch: pytest.MonkeyPatch, prefetch: int) -> Timeline:
     """The timeline of two steps in which every block computes until the copies ahead of it have begun: for ever, if
     they wait for it."""
     forward, copy_bytes = SwiGLU.forward, copying.copy_bytes
@@ -34,29 +34,28 @@ def run_slowly(monkeypatch: pytest.MonkeyPatch, prefetch: int) -> list[Span]:
             another.notify()
         copy_bytes(target, source)
 
-    def slow(module: SwiGLU, x: Any) -> torch.Tensor:
+    def slow(module: SwiGLU, *arguments: Any) -> torch.Tensor:
         if module not in of_blocks:  # but the text encoder's or text fusion's
-            return forward(module, x)
+            return forward(module, *arguments)
         due = next(computed) + prefetch
         with another:
             assert another.wait_for(lambda: copies >= due, timeout=60), f"{copies} copies have begun, not {due}"
-        return forward(module, x)
+        return forward(module, *arguments)
 
     monkeypatch.setattr(copying, "copy_bytes", count)
+    timeline = Timeline(monkeypatch, CPU)
     rank = make_rank(offload=(DIT_LAYERWISE,), prefetch=prefetch)
     of_blocks = {block.ff for block in rank.model.transformer.transformer_blocks}
     monkeypatch.setattr(SwiGLU, "forward", slow)
-    stream = rank.model.offload.streams["transformer"]
-    stream.timeline = []
+    timeline.watch(rank)
     draw(rank)
-    return stream.timeline
+    return timeline
 
 
 @pytest.mark.parametrize("prefetch", [1, 2])
 def test_the_next_blocks_are_copied_while_one_computes(monkeypatch: pytest.MonkeyPatch, prefetch: int) -> None:
     timeline = run_slowly(monkeypatch, prefetch)
-    computes = [span for span in timeline if span.what == "compute"]
-    copies = [span for span in timeline if span.what == "copy"]
+    computes, copies = timeline.computes, timeline.copies
     assert [span.block for span in computes] == [span.block for span in copies] == [*range(6), *range(6)]
     for index, compute in enumerate(computes):
         assert seconds_between(copies[index].ended, compute.began) >= 0  # not before it is there
@@ -68,7 +67,8 @@ def test_the_next_blocks_are_copied_while_one_computes(monkeypatch: pytest.Monke
 
 def test_without_prefetch_nothing_is_copied_while_a_block_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     timeline = run_slowly(monkeypatch, 0)
-    for earlier, later in pairwise(timeline):
+    spans = [span for each in zip(timeline.copies, timeline.computes, strict=True) for span in each]
+    for earlier, later in pairwise(spans):
         assert seconds_between(earlier.ended, later.began) >= 0
 
 
@@ -105,7 +105,7 @@ def test_a_stream_gives_every_block_its_own_weights_pass_after_pass() -> None:
     parameters = [torch.nn.Parameter(torch.full((4, 4), float(index)), requires_grad=False) for index in range(5)]
     travelling = {index: host_buffers.ParameterBucket([parameters[index]], HostMemory(CPU)) for index in (1, 2, 4)}
     copier = copying.make_copier(CPU)
-    stream = BlockStream("transformer", travelling, 1, WeightLedger(CPU), copier)
+    stream = BlockStream(travelling, 1, WeightLedger(CPU), copier)
     for _ in range(3):
         assert [float(parameter.sum()) for parameter in stream.visit(parameters)] == [0.0, 16.0, 32.0, 48.0, 64.0]
     copier.close()

@@ -30,7 +30,6 @@ def test_where_there_is_no_pinned_memory_ordinary_memory_does_and_that_is_said_o
     assert [record.getMessage() for record in caplog.records] == [
         "no pinned host memory, so that copying weights takes longer: CUDA error: out of memory"
     ]
-    assert host.size == 30
 
 
 def test_a_cpu_needs_no_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,10 +39,8 @@ def test_a_cpu_needs_no_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_ledger_keeps_the_most_that_was_there_at_a_time() -> None:
     ledger = WeightLedger(CPU)
-    ledger.count("vae", 10)
-    assert ledger.allocate("transformer", 5).numel() == 5
-    ledger.count("vae", -10)
-    ledger.count("transformer", 3)
+    ledger.count(10)
+    assert ledger.allocate(5).numel() == 5
+    ledger.count(-10)
+    ledger.count(3)
     assert (ledger.resident, ledger.peak) == (8, 15)
-    assert (ledger.resident_of("vae"), ledger.peak_of("vae")) == (0, 10)
-    assert (ledger.resident_of("transformer"), ledger.peak_of("transformer")) == (8, 8)

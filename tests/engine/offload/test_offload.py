@@ -16,7 +16,7 @@ from engine.parallel.mesh import Mesh
 from engine.rank.rank import Rank
 from engine.step import Adapter, Job, Step
 from tests.engine.lora.adapter_files import draw_low_rank, layer_shapes, write_scheme
-from tests.engine.offload.demo_rank import COMBINATIONS, CPU
+from tests.engine.offload.demo_rank import COMBINATIONS, CPU, Timeline
 from tests.engine_runs import RankGroups, jobs_of, run_jobs, run_requests
 from tests.oracle import Picture, Request
 
@@ -89,14 +89,14 @@ def test_adapters_stay_beside_layers_that_come_and_go(
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_latents_are_the_same_and_copies_begin_while_blocks_compute() -> None:
+def test_on_a_gpu_latents_are_the_same_and_copies_begin_while_blocks_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda", 0)
     job = Job(0, tuple(range(34 + 20)), None, 512, 512, 2, 0.0, None, 0)
-    latents, timeline = [], []
+    latents, timeline = [], Timeline(monkeypatch, device)
     for offload in ((), (DIT_LAYERWISE, TEXT_ENCODER, VAE), (DIT, TEXT_ENCODER, VAE)):
         rank = Rank(EngineConfig(device="cuda", offload=offload), Mesh(), device)
         if DIT_LAYERWISE in offload:
-            rank.model.offload.streams["transformer"].timeline = timeline
+            timeline.watch(rank)
         rank.execute(Step(0, start=(job,), denoise=(0,))).wait()
         rank.execute(Step(1, denoise=(0,))).wait()
         latents.append(rank.jobs[0].latents.clone())
@@ -106,9 +106,7 @@ def test_on_a_gpu_latents_are_the_same_and_copies_begin_while_blocks_compute() -
     torch.cuda.synchronize(device)
     assert torch.equal(latents[0], latents[1])
     assert torch.equal(latents[0], latents[2])
-    computes = [span for span in timeline if span.what == "compute"]
-    copies = [span for span in timeline if span.what == "copy"]
-    for compute, following in zip(computes, copies[1:], strict=False):
+    for compute, following in zip(timeline.computes, timeline.copies[1:], strict=False):
         assert seconds_between(following.began, compute.ended) > 0
 
 
