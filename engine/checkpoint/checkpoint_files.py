@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.files.locate import component_folder, is_folder
+from engine.checkpoint.files.open import component_folder, is_folder
 from engine.checkpoint.files.stored import StoredTensor
 from engine.checkpoint.layouts import infer
 from engine.checkpoint.layouts.component import Component, open_text_encoder, open_transformer, open_vae

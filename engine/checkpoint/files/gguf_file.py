@@ -1,23 +1,21 @@
-"""A GGUF file, whose tensors are plain numbers or blocks of quantised ones, each its own way. See `gguf_header`."""
+"""A GGUF file, whose tensors are plain numbers or blocks of quantised ones. Its header: see `gguf_header`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.checkpoint.files.gguf_header import TensorInfo, read_gguf_header
 from engine.checkpoint.files.mapped_file import DTYPES, MappedFile
 from engine.checkpoint.files.stored import INT8_GROUP, Bounds, Header
-from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
 _Q8_0_SCALE_BYTES = 2  # of a block, before its values
-# Dequantising makes many temporary arrays; of so many elements they stay in a core's cache.
+# Elements that are dequantised at once: it makes many temporary arrays, which stay in a core's cache.
 _PIECE = 1 << 18
 
 
@@ -28,13 +26,11 @@ class GgufFile:
         """Read and check the header. Raises `CheckpointError`."""
         self.path = path
         self._file = MappedFile(path)
-        header = read_gguf_header(self._file)
-        self.metadata: Mapping[str, str] = header.metadata
-        self._infos = header.tensors
-        self.headers = {name: Header(info.shape, info.dtype) for name, info in header.tensors.items()}
+        self.metadata, self._infos = read_gguf_header(self._file)
+        self.headers = {name: Header(info.shape, info.dtype) for name, info in self._infos.items()}
 
     def read(self, name: str, bounds: Bounds) -> torch.Tensor:
-        """A slice: of plain numbers in their own dtype, of quantised ones dequantised to float32.
+        """Read a slice: of plain numbers in their own dtype, of quantised ones dequantised to float32.
 
         Raises `CheckpointError` for a type that cannot be dequantised. Any thread may call it.
         """
@@ -54,13 +50,12 @@ class GgufFile:
         return matrix.reshape(bounds[0].stop - bounds[0].start, *info.shape[1:])[(slice(None), *bounds[1:])]
 
     def read_q8_0(self, name: str, bounds: Bounds) -> tuple[torch.Tensor, torch.Tensor]:
-        """Values (rows, columns) in int8 and scales (rows, columns / 32) in float16 of a slice of a Q8_0 matrix whose
-        columns begin and end at multiples of 32. Any thread may call it."""
+        """Read values (rows, columns) in int8 and scales (rows, columns / 32) in float16 of a slice of a Q8_0 matrix
+        whose columns begin and end at multiples of 32. Any thread may call it."""
         import torch
 
         info = self._infos[name]
-        assert info.dtype == "Q8_0", info.dtype
-        assert _is_matrix_of_blocks(info), info.shape
+        assert (info.dtype, _is_matrix_of_blocks(info)) == ("Q8_0", True), info
         rows, columns = bounds
         assert columns.start % INT8_GROUP == columns.stop % INT8_GROUP == 0, f"columns {columns} cut a block"
         blocks = self._blocks(info, info.shape[1], rows, columns)
@@ -70,7 +65,7 @@ class GgufFile:
         return torch.from_numpy(values), torch.from_numpy(scales)
 
     def bytes_of(self, name: str, bounds: Bounds) -> int:
-        """Bytes of the file that a slice takes, whole blocks counted."""
+        """Return the bytes of the file that a slice takes, whole blocks counted."""
         info = self._infos[name]
         _, rows, columns = _as_matrix(info, bounds)
         first, last = _covering(info, columns)
@@ -82,16 +77,12 @@ class GgufFile:
         part = part or slice(0, info.bytes)
         return self._file.copy(info.start + part.start, part.stop - part.start)
 
-    def header_file(self, name: str) -> Path:
-        """The file that holds the tensor."""
-        return self.path
-
     def close(self) -> None:
-        """Tensors that were read stay valid."""
+        """See `TensorFile.close`."""
         self._file.close()
 
     def _blocks(self, info: TensorInfo, columns: int, rows: slice, kept: slice) -> np.ndarray:
-        """(rows, blocks, bytes of a block): the blocks that cover the kept columns of the rows of a matrix."""
+        """(rows, blocks, bytes of a block) uint8: the blocks that cover the kept columns of the rows of a matrix."""
         elements, size = info.block
         in_row = columns // elements
         height = rows.stop - rows.start
@@ -100,7 +91,7 @@ class GgufFile:
         return octets.reshape(height, in_row, size)[:, first:last]
 
     def _dequantize(self, name: str, blocks: np.ndarray) -> np.ndarray:
-        """(rows, columns) in float32."""
+        """(rows, blocks, bytes of a block) uint8 → (rows, columns) float32."""
         import numpy as np
         from gguf.constants import GGMLQuantizationType
         from gguf.quants import dequantize
@@ -117,7 +108,7 @@ class GgufFile:
                     piece = packed[start : start + step].reshape(1, -1)
                     values[start : start + step] = dequantize(piece, dtype).reshape(-1, elements)
         except NotImplementedError:
-            raise CheckpointError.of(self.path, f"{info.dtype} cannot be dequantised", name=name) from None
+            raise self._file.error(f"{info.dtype} cannot be dequantised", name=name) from None
         return values.reshape(height, count * elements)
 
 
@@ -126,7 +117,7 @@ def _is_matrix_of_blocks(info: TensorInfo) -> bool:
 
 
 def _as_matrix(info: TensorInfo, bounds: Bounds) -> tuple[int, slice, slice]:
-    """Columns, and the rows and columns of a slice, in a matrix whose rows are whole blocks.
+    """The matrix's columns, and the rows and columns of a slice, in a matrix whose rows are whole blocks.
 
     A tensor of another shape counts as a matrix of one row, of which everything between the first and the last row
     (of the tensor's first dimension) is read.

@@ -73,15 +73,34 @@ class MappedFile:
             raise CheckpointError.of(path, "the file is empty") from None
         self.size = len(self._map)
 
+    def error(
+        self, problem: str, *, name: str | None = None, expected: object = None, found: object = None
+    ) -> CheckpointError:
+        """Return the error that names this file. name, found: what the file says, shortened here."""
+        name, found = (None if said is None else shown(said) for said in (name, found))
+        return CheckpointError.of(self.path, problem, name=name, expected=expected, found=found)
+
+    def check_shape(self, name: str, shape: object) -> tuple[int, ...]:
+        """Return the shape that a header says. Raises `CheckpointError` if it is none, or no tensor has such a one."""
+        if (
+            not isinstance(shape, (list, tuple))
+            or len(shape) > _MOST_DIMENSIONS
+            or not all(type(length) is int and length >= 0 for length in shape)
+            or math.prod(max(1, length) for length in shape) > _MOST_ELEMENTS
+        ):
+            allowed = f"up to {_MOST_DIMENSIONS} lengths of at most {_MOST_ELEMENTS} elements"
+            raise self.error("has a shape that no tensor has", name=name, expected=allowed, found=str(shape))
+        return tuple(shape)
+
     @property
     def data(self) -> mmap.mmap:
         """The mapping itself. Raises `CheckpointError` once the file is closed."""
         if self._map is None:
-            raise CheckpointError.of(self.path, "cannot be read: it was closed")
+            raise self.error("cannot be read: it was closed")
         return self._map
 
     def close(self) -> None:
-        """Nothing more can be read. Tensors that were read stay valid: the last of them ends the mapping."""
+        """Let go of the mapping. Tensors that were read stay valid: the last of them ends it."""
         self._map = None  # not closed: torch does not hold the buffer of a mapping, only the mapping
 
     def tensor(self, start: int, shape: tuple[int, ...], dtype: str, bounds: Bounds) -> torch.Tensor:
@@ -114,9 +133,9 @@ class MappedFile:
         try:
             octets = np.fromfile(self.path, np.uint8, count, offset=start)
         except OSError as error:
-            raise CheckpointError.of(self.path, f"cannot be read: {error.strerror}") from None
+            raise self.error(f"cannot be read: {error.strerror}") from None
         if octets.size != count:
-            raise CheckpointError.of(self.path, "has become shorter while it was read")
+            raise self.error("has become shorter while it was read")
         return octets
 
     def octets(self, start: int, count: int) -> np.ndarray:
@@ -134,24 +153,6 @@ class MappedFile:
         with contextlib.suppress(OSError):  # advice that not every file system takes
             for piece in range(start - start % mmap.PAGESIZE, end, _READ_AHEAD):
                 self.data.madvise(mmap.MADV_WILLNEED, piece, min(_READ_AHEAD, end - piece))
-
-
-def check_shape(file: Path, name: str, shape: object) -> tuple[int, ...]:
-    """The shape that a header says. Raises `CheckpointError` if it is none, or that of no tensor there could be."""
-    if (
-        not isinstance(shape, (list, tuple))
-        or len(shape) > _MOST_DIMENSIONS
-        or not all(type(length) is int and length >= 0 for length in shape)
-        or math.prod(max(1, length) for length in shape) > _MOST_ELEMENTS
-    ):
-        raise CheckpointError.of(
-            file,
-            "has a shape that no tensor has",
-            name=shown(name),
-            expected=f"up to {_MOST_DIMENSIONS} lengths of at most {_MOST_ELEMENTS} elements",
-            found=shown(shape),
-        )
-    return tuple(shape)
 
 
 def shown(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Opens a file of tensors of whichever kind it is, told by its content and not by its name."""
+"""Finds the file, or the files, that hold a component, and opens them as what their content says, not their names."""
 
 from __future__ import annotations
 
@@ -12,27 +12,61 @@ from engine.checkpoint.files.sharded_file import open_sharded
 from engine.checkpoint.files.stored import TensorFile
 from engine.errors import CheckpointError
 
+_INDEX = ".index.json"
 # A zip archive, which torch.save writes; a bare pickle of protocol 2 to 5; the tar archive of torch before 0.1.10
 # starts with a file's name, and is told by the suffix alone.
 _PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
 _PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
 
+def open_component(path: Path, component: str, stem: str) -> TensorFile:
+    """Open a component's file, or the shards of its index.
+
+    path: the file or index, a folder that holds `stem`.safetensors, its index, or a single file of tensors, or a
+    repository's folder with such a folder called `component`. Raises `CheckpointError`.
+    """
+    if is_folder(path):
+        path = _in_folder(component_folder(path, component), stem)
+    return open_tensor_file(path)
+
+
 def open_tensor_file(path: Path) -> TensorFile:
-    """A safetensors file, the index of a sharded one, or a GGUF file. Raises `CheckpointError` for anything else, and
-    for pickles, which run whatever code is in them when they are read."""
+    """Open a safetensors file, the index of a sharded one, or a GGUF file. Raises `CheckpointError` for anything else,
+    and for pickles, which run whatever code is in them when they are read."""
     file = MappedFile(path)
     start = file.data[:9]
-    size = file.size
     file.close()
     if start.startswith(GGUF_MAGIC):
         return GgufFile(path)
-    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= size:
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= file.size:
         return SafetensorsFile(path)
     if start.startswith(_PICKLES) or path.suffix in _PICKLE_SUFFIXES:
-        raise CheckpointError.of(
-            path, "is a pickle, which can run any code when it is loaded", expected="a safetensors or GGUF file"
-        )
-    if start.lstrip().startswith(b"{"):
-        return open_sharded(path)
-    return SafetensorsFile(path)
+        expected = "a safetensors or GGUF file"
+        raise file.error("is a pickle, which can run any code when it is loaded", expected=expected)
+    return open_sharded(path) if start.lstrip().startswith(b"{") else SafetensorsFile(path)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder: False, too, for what is too long or too odd for any path."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def component_folder(folder: Path, component: str) -> Path:
+    """Return the folder itself, or the component's inside a repository in the diffusers layout."""
+    inner = folder / component
+    return inner if inner.is_dir() or (folder / "model_index.json").exists() else folder
+
+
+def _in_folder(folder: Path, stem: str) -> Path:
+    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors{_INDEX}"
+    if single.exists() or index.exists() or not folder.is_dir():
+        return single if single.exists() or not index.exists() else index
+    indexes, files = ([*folder.glob(f"*{suffix}")] for suffix in (_INDEX, ".safetensors"))
+    candidates = indexes or [*files, *folder.glob("*.gguf")]
+    if len(candidates) > 1:
+        names = ", ".join(sorted(file.name for file in candidates))
+        raise CheckpointError.of(folder, "holds several files of tensors: name one of them", found=names)
+    return candidates[0] if candidates else single

@@ -9,20 +9,18 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.checkpoint.files.mapped_file import DTYPES, MappedFile, check_shape, shown
+from engine.checkpoint.files.mapped_file import DTYPES, MappedFile, shown
 from engine.checkpoint.files.stored import Bounds, Header
-from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-# Two hundred times the header of the largest component. A hostile one of this size takes two seconds, and 700 MB
-# while it is parsed.
+# Bytes: two hundred times the header of the largest component. A hostile one of this size takes two seconds, and
+# 700 MB while it is parsed.
 LARGEST_HEADER = 16 << 20
 _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
@@ -36,16 +34,17 @@ class SafetensorsFile:
         self.path = path
         self._file = MappedFile(path)
         data_start, fields = _read_header(self._file)
-        self.metadata: Mapping[str, str] = _check_metadata(path, fields.pop(_METADATA, {}))
+        self.metadata: dict[str, str] = fields.pop(_METADATA, {})
+        if not isinstance(self.metadata, dict) or not all(isinstance(value, str) for value in self.metadata.values()):
+            raise self._file.error("has a value that does not fit", name=_METADATA, expected="strings by name")
         self.headers: dict[str, Header] = {}
-        self._starts: dict[str, int] = {}
+        self._starts: dict[str, int] = {}  # of each tensor's bytes, in the file
         spans = []
         for name, entry in fields.items():
-            header, begin, end = _check_entry(path, name, entry)
-            self.headers[name] = header
+            self.headers[name], begin, end = _check_entry(self._file, name, entry)
             self._starts[name] = data_start + begin
             spans.append((begin, end, name))
-        _check_spans(path, sorted(spans), self._file.size - data_start)
+        _check_spans(self._file, sorted(spans), data_start)
 
     def read(self, name: str, bounds: Bounds) -> torch.Tensor:
         """See `TensorFile.read`."""
@@ -54,27 +53,23 @@ class SafetensorsFile:
 
     def octets(self, name: str, part: slice | None = None) -> np.ndarray:
         """See `TensorFile.octets`."""
-        header = self.headers[name]
-        part = part or slice(0, math.prod(header.shape) * DTYPES[header.dtype].size)
+        shape, dtype = self.headers[name]
+        part = part or slice(0, math.prod(shape) * DTYPES[dtype].size)
         return self._file.copy(self._starts[name] + part.start, part.stop - part.start)
 
-    def header_file(self, name: str) -> Path:
-        """The file that holds the tensor."""
-        return self.path
-
     def close(self) -> None:
-        """Tensors that were read stay valid."""
+        """See `TensorFile.close`."""
         self._file.close()
 
 
-def parse_json_object(path: Path, text: bytes) -> dict[str, Any]:
-    """UTF-8 JSON that must be an object, no key of it given twice. Raises `CheckpointError`."""
+def parse_json_object(file: MappedFile, text: bytes) -> dict[str, Any]:
+    """Parse UTF-8 JSON that must be an object and give no key twice. Raises `CheckpointError`."""
     try:
         values = json.loads(text.decode(), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError.of(path, f"is not valid json: {shown(error)}") from None
+        raise file.error(f"is not valid json: {shown(error)}") from None
     if not isinstance(values, dict):
-        raise CheckpointError.of(path, "does not hold a json object", found=type(values).__name__)
+        raise file.error("does not hold a json object", found=type(values).__name__)
     return values
 
 
@@ -87,82 +82,55 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_header(file: MappedFile) -> tuple[int, dict[str, Any]]:
-    """Where the data starts, and the header."""
+    """Where the data starts, in bytes, and the header."""
     if file.size < _LENGTH_BYTES:
-        raise CheckpointError.of(file.path, "is too short for a safetensors file", found=f"{file.size} bytes")
+        raise file.error("is too short for a safetensors file", found=f"{file.size} bytes")
     length = int.from_bytes(file.copy(0, _LENGTH_BYTES).tobytes(), "little")
     start = _LENGTH_BYTES + length
     if length > LARGEST_HEADER or start > file.size:
-        raise CheckpointError.of(
-            file.path,
-            "is not a whole safetensors file: its header is too long",
-            expected=f"at most {min(LARGEST_HEADER, file.size - _LENGTH_BYTES)} bytes",
-            found=length,
-        )
+        problem = "is not a whole safetensors file: its header is too long"
+        most = min(LARGEST_HEADER, file.size - _LENGTH_BYTES)
+        raise file.error(problem, expected=f"at most {most} bytes", found=length)
     text = file.copy(_LENGTH_BYTES, length).tobytes()
     if not text.startswith(b"{"):
-        raise CheckpointError.of(file.path, "is not a safetensors file: its header does not start with {")
-    return start, parse_json_object(file.path, text)
+        raise file.error("is not a safetensors file: its header does not start with {")
+    return start, parse_json_object(file, text)
 
 
-def _check_metadata(path: Path, metadata: object) -> dict[str, str]:
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError.of(path, "has a value that does not fit", name=_METADATA, expected="strings by name")
-    return metadata
-
-
-def _check_entry(path: Path, name: str, entry: object) -> tuple[Header, int, int]:
+def _check_entry(file: MappedFile, name: str, entry: object) -> tuple[Header, int, int]:
     """What is said of one tensor, and where its bytes begin and end in the data."""
     try:
         name.encode()
     except UnicodeEncodeError:  # an escaped half of a surrogate pair
-        raise CheckpointError.of(path, "has a name that is not Unicode", name=shown(name)) from None
+        raise file.error("has a name that is not Unicode", name=name) from None
     if not isinstance(entry, dict):
-        raise CheckpointError.of(path, "is not described by a json object", name=shown(name))
+        raise file.error("is not described by a json object", name=name)
     dtype = entry.get("dtype")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise CheckpointError.of(
-            path,
-            "tensor has a dtype that cannot be read",
-            name=shown(name),
-            expected=f"one of {', '.join(DTYPES)}",
-            found=shown(dtype),
-        )
-    shape = check_shape(path, name, entry.get("shape"))
+        allowed = f"one of {', '.join(DTYPES)}"
+        raise file.error("tensor has a dtype that cannot be read", name=name, expected=allowed, found=str(dtype))
+    shape = file.check_shape(name, entry.get("shape"))
+    size = math.prod(shape) * DTYPES[dtype].size
     offsets = entry.get("data_offsets")
     if (
         not isinstance(offsets, list)
         or len(offsets) != 2
         or not all(type(offset) is int and offset >= 0 for offset in offsets)
-        or offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype].size
+        or offsets[1] - offsets[0] != size
     ):
-        raise CheckpointError.of(
-            path,
-            "has data_offsets that do not fit",
-            name=shown(name),
-            expected=f"two that lie {math.prod(shape) * DTYPES[dtype].size} bytes apart",
-            found=shown(offsets),
-        )
+        apart = f"two that lie {size} bytes apart"
+        raise file.error("has data_offsets that do not fit", name=name, expected=apart, found=str(offsets))
     return Header(shape, dtype), offsets[0], offsets[1]
 
 
-def _check_spans(path: Path, spans: list[tuple[int, int, str]], size: int) -> None:
+def _check_spans(file: MappedFile, spans: list[tuple[int, int, str]], data_start: int) -> None:
     """The tensors' bytes must follow one another without gap or overlap, and be all that follows the header."""
     position = 0
     for begin, end, name in spans:
         if begin != position:
-            raise CheckpointError.of(
-                path,
-                "its data does not begin where the tensor before it ends",
-                name=shown(name),
-                expected=position,
-                found=shown(begin),
-            )
+            problem = "its data does not begin where the tensor before it ends"
+            raise file.error(problem, name=name, expected=position, found=begin)
         position = end
-    if position != size:
-        raise CheckpointError.of(
-            path,
-            "is not a whole safetensors file: its data has another length",
-            expected=f"{shown(position)} bytes",
-            found=size,
-        )
+    if data_start + position != file.size:
+        problem = "is not a whole safetensors file: its data has another length"
+        raise file.error(problem, expected=f"{shown(position)} bytes", found=file.size - data_start)

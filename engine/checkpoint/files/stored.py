@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,9 +22,19 @@ Bounds = tuple[slice, ...]  # one slice a dimension, with start and stop, of ste
 # How a rank keeps a matrix in memory: in the model's dtype, as fp8 with a float32 scale a row, or as int8 with a
 # float16 scale for every 32 columns of a row.
 WeightFormat = Literal["float", "fp8", "int8"]
-INT8_GROUP = 32
+INT8_GROUP = 32  # columns
 
-FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # of an element, by dtype
+
+
+def whole(shape: Iterable[int]) -> Bounds:
+    """Return the bounds of all of a tensor of this shape."""
+    return tuple(slice(0, length) for length in shape)
+
+
+def count(bounds: Bounds) -> int:
+    """Return the elements within the bounds."""
+    return math.prod(bound.stop - bound.start for bound in bounds)
 
 
 class Header(NamedTuple):
@@ -44,20 +56,22 @@ class TensorFile(Protocol):
     def metadata(self) -> Mapping[str, str]: ...
 
     def read(self, name: str, bounds: Bounds) -> torch.Tensor:
-        """A slice as it is stored, on the CPU. It may be a view of the mapped file: nobody writes to it.
+        """Read a slice as it is stored, to the CPU. It may be a view of the mapped file: nobody writes to it.
 
         Raises `CheckpointError`. Any thread may call it.
         """
         ...
 
     def octets(self, name: str, part: slice | None = None) -> np.ndarray:
-        """A copy of a tensor's bytes, or of those in `part`, as they lie in the file, for who wants no torch.
+        """Copy a tensor's bytes as they lie in the file, or those in `part`: (bytes,) uint8, for who wants no torch.
 
         Raises `CheckpointError`, also for a file that was cut short after it was opened.
         """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End reading. Tensors that were read stay valid."""
+        ...
 
 
 class StoredTensor(ABC):
@@ -77,14 +91,14 @@ class StoredTensor(ABC):
 
     @abstractmethod
     def size(self, bounds: Bounds) -> int:
-        """Bytes of the file that reading this slice takes."""
+        """Return the bytes of the file that reading this slice takes."""
 
     @abstractmethod
     def read(self, bounds: Bounds) -> torch.Tensor:
-        """The values of a slice, dequantised, in a float dtype, on the CPU."""
+        """Read the values of a slice, dequantised, in a float dtype, to the CPU. The shape is that of the bounds."""
 
     def read_eight_bit(self, bounds: Bounds) -> tuple[torch.Tensor, torch.Tensor]:
-        """Values and scales of a slice of a matrix, in its `weight_format`. Not for "float".
+        """Read values and scales of a slice of a matrix, in its `weight_format`. Not for "float".
 
         "fp8": (rows, columns) float8_e4m3fn, (rows, 1) float32. "int8": (rows, columns) int8, (rows, columns / 32)
         float16; columns begin and end at multiples of 32.
@@ -93,23 +107,21 @@ class StoredTensor(ABC):
 
 
 class PlainTensor(StoredTensor):
-    """Floating-point numbers, one after the other."""
+    """A tensor as its file has it: floats, one after the other. Of any other dtype only reading it is an error."""
 
-    def __init__(self, file: TensorFile, name: str, shape: tuple[int, ...] | None = None) -> None:
-        """shape: another one for the same number of elements; only whole tensors are read then."""
-        header = file.headers[name]
-        self.file, self.name, self.format = file.path, name, header.dtype
-        self.shape = header.shape if shape is None else shape
-        self._file, self._stored_shape = file, header.shape
+    def __init__(self, file: TensorFile, name: str) -> None:
+        self.file, self.name, (self.shape, self.format) = file.path, name, file.headers[name]
+        self._file = file
 
     def size(self, bounds: Bounds) -> int:
-        return math.prod(bound.stop - bound.start for bound in bounds) * FLOAT_BYTES[self.format]
+        if self.format not in FLOAT_BYTES:
+            problem = "has a dtype that cannot be read"
+            raise CheckpointError.of(self.file, problem, name=self.name, expected="floats", found=self.format)
+        return count(bounds) * FLOAT_BYTES[self.format]
 
     def read(self, bounds: Bounds) -> torch.Tensor:
-        if self.shape == self._stored_shape:
-            return self._file.read(self.name, bounds)
-        whole = self._file.read(self.name, tuple(slice(0, length) for length in self._stored_shape))
-        return whole.reshape(self.shape)[bounds]
+        self.size(bounds)  # an error for what cannot be read
+        return self._file.read(self.name, bounds)
 
 
 class Reshaped(StoredTensor):
@@ -117,12 +129,10 @@ class Reshaped(StoredTensor):
 
     def __init__(self, tensor: StoredTensor, shape: tuple[int, ...]) -> None:
         self.file, self.name, self.format = tensor.file, tensor.name, tensor.format
-        self.shape = shape
-        self._tensor = tensor
-        self._whole = tuple(slice(0, length) for length in tensor.shape)
+        self.shape, self._tensor = shape, tensor
 
     def size(self, bounds: Bounds) -> int:
-        return self._tensor.size(self._whole)
+        return self._tensor.size(whole(self._tensor.shape))
 
     def read(self, bounds: Bounds) -> torch.Tensor:
-        return self._tensor.read(self._whole).reshape(self.shape)[bounds]
+        return self._tensor.read(whole(self._tensor.shape)).reshape(self.shape)[bounds]
