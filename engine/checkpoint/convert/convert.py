@@ -6,8 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,16 @@ from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.convert.config_json import config_files
 from engine.checkpoint.convert.gguf_write import TYPES as GGUF_TYPES
 from engine.checkpoint.convert.gguf_write import write_gguf
-from engine.checkpoint.convert.quantize import encode, header_marks
-from engine.checkpoint.convert.safetensors_write import SafetensorsWriter
-from engine.checkpoint.files.stored import FLOAT_BYTES, StoredTensor
+from engine.checkpoint.convert.quantize import Encoded, encode, header_metadata
+from engine.checkpoint.convert.safetensors_write import safetensors_writer, written_whole
+from engine.checkpoint.files.stored import FLOAT_BYTES, StoredTensor, whole
 from engine.checkpoint.layouts.component import Component
 from engine.checkpoint.layouts.names import transformer_to_native, vae_to_wan
 from engine.checkpoint.layouts.presharded import FULL_PRECISION, component_file
 from engine.checkpoint.layouts.tensors import sources_by_parameter
 from engine.checkpoint.load import LoadOptions, read_parameter
 from engine.checkpoint.quantized.metadata import FLOAT8_E4M3, INT8, MXFP8, NVFP4
-from engine.errors import ArgumentError, CheckpointError
+from engine.errors import ArgumentError
 
 COMPONENTS = ("transformer", "text_encoder", "vae")
 LAYOUTS = ("diffusers", "native", "gguf", "sharded")
@@ -39,6 +38,7 @@ WEIGHTS: dict[str, tuple[str, ...]] = {
     "gguf": ("q8_0", *(name.lower() for name in GGUF_TYPES if name != "Q8_0")),
     "sharded": ("keep", *FLOATS, "fp8", "int8"),
 }
+# Of the layout diffusers.
 _FILES = {
     "transformer": "transformer/diffusion_pytorch_model.safetensors",
     "text_encoder": "text_encoder/model.safetensors",
@@ -46,8 +46,8 @@ _FILES = {
 }
 _TEXT_ENCODER_PREFIX = "language_model."  # of Qwen3VLModel's language part, which the written configs name
 _MOST_PARTS = 3  # of a weight in a native file: itself and its scales
-_GROUPS = (256, 64, 16)  # of ConvRot, the largest first
-_LONGEST_PREFIX = 100
+_GROUPS = (256, 64, 16)  # columns that ConvRot rotates together, the largest first
+_LONGEST_PREFIX = 100  # characters
 _LARGEST_COPY = 64 * 2**20  # bytes of a file beside the weights, such as tokenizer.json
 
 Report = Callable[[], None]
@@ -64,7 +64,7 @@ def convert(
     tp: int = 1,
     report: Report = lambda: None,
 ) -> None:
-    """Write `checkpoint` to `output`, a folder for the layouts diffusers and sharded, and else a file of one component.
+    """Write `checkpoint` to `output`, a folder for the layouts diffusers and sharded, otherwise a file of a component.
 
     layout: of `LAYOUTS`. "native" are the names of the official single files, for the text encoder ComfyUI's and for
     the VAE Wan's. weights: of `WEIGHTS[layout]`. prefix: of every name in a native file. tp: ranks, for "sharded".
@@ -87,7 +87,8 @@ def convert(
             raise ArgumentError.of("component", "transformer for the layout gguf", component)
         _write_gguf(checkpoint.components["transformer"], output, weights, report)
     else:
-        with _folder(output) as folder:
+        with written_whole(output) as folder:
+            folder.mkdir(parents=True)
             _write_small_files(checkpoint, folder)
             if layout == "diffusers":
                 for name, file in _FILES.items():
@@ -98,7 +99,7 @@ def convert(
 
 
 def count_tensors(checkpoint: CheckpointFiles, layout: str, component: str, tp: int) -> int:
-    """How often `convert` will report."""
+    """Count how often `convert` will report."""
     if layout in ("native", "gguf"):
         return len(checkpoint.components[component].tensors)
     if layout == "diffusers":
@@ -111,7 +112,7 @@ def count_tensors(checkpoint: CheckpointFiles, layout: str, component: str, tp: 
 
 
 def _write_plain(component: Component, file: Path, weights: str, prefix: str, report: Report) -> None:
-    with SafetensorsWriter(file, len(component.tensors)) as writer:
+    with safetensors_writer(file, len(component.tensors)) as writer:
         writer.metadata["format"] = "pt"
         for name, tensor in component.tensors.items():
             writer.add(prefix + name, _as_float(tensor, weights))
@@ -120,29 +121,28 @@ def _write_plain(component: Component, file: Path, weights: str, prefix: str, re
 
 def _write_native(component: Component, kind: str, file: Path, weights: str, prefix: str, report: Report) -> None:
     names = _native_names(component, kind)
-    marks: dict[str, dict[str, Any]] = {}
-    with SafetensorsWriter(file, _MOST_PARTS * len(names)) as writer:
+    metadata: dict[str, dict[str, Any]] = {}
+    with safetensors_writer(file, _MOST_PARTS * len(names)) as writer:
         for name, tensor in component.tensors.items():
             theirs = prefix + names[name]
             if weights in QUANTIZED and _is_quantized(kind, name, tensor):
                 layer = theirs.removesuffix(".weight")
-                parts, marks[layer] = _quantize(tensor, layer, QUANTIZED[weights])
+                parts, metadata[layer] = _quantize(tensor, layer, QUANTIZED[weights])
                 for part, value in parts.items():
                     writer.add(part, value)
             else:
                 writer.add(theirs, _as_float(tensor, weights).reshape(_native_shape(name, tensor)))
             report()
-        if marks:
-            writer.metadata.update(header_marks(marks))
+        if metadata:
+            writer.metadata.update(header_metadata(metadata))
 
 
 def _write_gguf(component: Component, file: Path, weights: str, report: Report) -> None:
     ours = {native: name for name, native in _native_names(component, "transformer").items()}
 
     def read(native: str) -> torch.Tensor:
-        tensor = component.tensors[ours[native]]
         report()
-        return _whole(tensor).float().reshape(_native_shape(ours[native], tensor))
+        return _whole(component.tensors[ours[native]]).float().reshape(shapes[native])
 
     shapes = {native: _native_shape(name, component.tensors[name]) for native, name in ours.items()}
     write_gguf(file, shapes, weights.upper(), read)
@@ -150,9 +150,8 @@ def _write_gguf(component: Component, file: Path, weights: str, report: Report) 
 
 def _write_shards(checkpoint: CheckpointFiles, folder: Path, weights: str, tp: int, report: Report) -> None:
     checkpoint.config.check_tp(tp)
-    quantization = weights if weights in ("fp8", "int8") else "auto" if weights == "keep" else "none"
-    dtype = FLOATS.get(weights, torch.bfloat16)
-    options = LoadOptions(torch.device("cpu"), dtype, quantization)
+    quantization = {"keep": "auto", "fp8": "fp8", "int8": "int8"}.get(weights, "none")
+    options = LoadOptions(torch.device("cpu"), FLOATS.get(weights, torch.bfloat16), quantization)
     for rank in range(tp):
         for component, sources in checkpoint.sources.items():
             if component == "vae" and rank > 0:
@@ -160,50 +159,47 @@ def _write_shards(checkpoint: CheckpointFiles, folder: Path, weights: str, tp: i
             file = component_file(folder, tp, rank, component)
             file.parent.mkdir(parents=True, exist_ok=True)
             by_parameter = sources_by_parameter(sources)
-            marked = []
-            with SafetensorsWriter(file, 2 * len(by_parameter)) as writer:
+            full_precision = []
+            with safetensors_writer(file, 2 * len(by_parameter)) as writer:
                 for name, together in by_parameter.items():
                     parameter = read_parameter(together, checkpoint, component, rank, tp, options)
                     writer.add(name, parameter.values)
                     if parameter.scales is not None:
                         writer.add(f"{name}_scale", parameter.scales)
                     if any(checkpoint.stored(component, source).full_precision for source in together):
-                        marked.append(name)
+                        full_precision.append(name)
                     report()
-                writer.metadata[FULL_PRECISION] = json.dumps(marked)
+                writer.metadata[FULL_PRECISION] = json.dumps(full_precision)
 
 
 # ---- a tensor
 
 
 def _whole(tensor: StoredTensor) -> torch.Tensor:
-    return tensor.read(tuple(slice(0, length) for length in tensor.shape))
+    return tensor.read(whole(tensor.shape))
 
 
 def _as_float(tensor: StoredTensor, weights: str) -> torch.Tensor:
     values = _whole(tensor)
-    if weights in FLOATS:
-        return values.to(FLOATS[weights])
-    return values if tensor.format in FLOAT_BYTES else values.bfloat16()
+    keeps = weights not in FLOATS and tensor.format in FLOAT_BYTES
+    return values if keeps else values.to(FLOATS.get(weights, torch.bfloat16))
 
 
 def _is_quantized(kind: str, name: str, tensor: StoredTensor) -> bool:
     """The matrices of the blocks and of text fusion, as in ComfyUI's files, or of the text encoder's layers."""
-    inside = {"transformer": "blocks.", "text_encoder": "layers.", "vae": None}[kind]
+    inside = {"transformer": "blocks.", "text_encoder": "layers."}.get(kind)
     return inside is not None and inside in name and name.endswith(".weight") and len(tensor.shape) == 2
 
 
-def _quantize(tensor: StoredTensor, layer: str, format: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _quantize(tensor: StoredTensor, layer: str, format: str) -> Encoded:
     if format == FLOAT8_E4M3 and tensor.weight_format == "fp8":  # what is fp8 stays so, bit for bit
-        values, scales = tensor.read_eight_bit(tuple(slice(0, length) for length in tensor.shape))
+        values, scales = tensor.read_eight_bit(whole(tensor.shape))
         if bool((scales == scales[0]).all()):
-            mark: dict[str, Any] = {"format": format}
-            if tensor.full_precision:
-                mark["full_precision_matrix_mult"] = True
-            return {f"{layer}.weight": values, f"{layer}.weight_scale": scales[0, 0].clone()}, mark
+            full_precision = {"full_precision_matrix_mult": True} if tensor.full_precision else {}
+            parts = {f"{layer}.weight": values, f"{layer}.weight_scale": scales[0, 0].clone()}
+            return Encoded(parts, {"format": format, **full_precision})
     group = next((group for group in _GROUPS if tensor.shape[1] % group == 0), 1)
-    encoded = encode(format, layer, _whole(tensor), group=group, full_precision=tensor.full_precision)
-    return encoded.tensors, encoded.mark
+    return encode(format, layer, _whole(tensor), group=group, full_precision=tensor.full_precision)
 
 
 def _native_names(component: Component, kind: str) -> dict[str, str]:
@@ -221,23 +217,6 @@ def _native_shape(name: str, tensor: StoredTensor) -> tuple[int, ...]:
     """Modulation is flat in the blocks of native files."""
     is_table = "blocks." in name and name.endswith(".scale_shift_table")
     return (math.prod(tensor.shape),) if is_table else tuple(tensor.shape)
-
-
-# ---- the folder around the weights
-
-
-@contextmanager
-def _folder(output: Path) -> Iterator[Path]:
-    """A folder that appears under its name when it is whole."""
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.replace(output)
-    except OSError as error:
-        raise CheckpointError.of(output, f"cannot be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_small_files(checkpoint: CheckpointFiles, folder: Path) -> None:

@@ -1,11 +1,10 @@
-"""Writing a GGUF file, by llama.cpp's own library and under the rules of the converters that people use."""
+"""Writes a GGUF file, by llama.cpp's own library and under the rules of the converters that people use."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,8 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 
-from engine.errors import ArgumentError, CheckpointError
+from engine.checkpoint.convert.safetensors_write import written_whole
+from engine.errors import ArgumentError
 
 # What the library can quantise to; it only reads the K-quants.
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1")
@@ -33,9 +33,7 @@ def write_gguf(
     if qtype not in TYPES:
         raise ArgumentError.of("type", f"one of {', '.join(TYPES)}", qtype)
     types = {name: _type(shape, GGMLQuantizationType[qtype]) for name, shape in shapes.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    writer = GGUFWriter(temporary, _ARCHITECTURE)
-    try:
+    with written_whole(path) as temporary, closing(GGUFWriter(temporary, _ARCHITECTURE)) as writer:
         for name, shape in shapes.items():
             block, block_bytes = GGML_QUANT_SIZES[types[name]]
             size = math.prod(shape) // block * block_bytes
@@ -45,15 +43,6 @@ def write_gguf(
         writer.write_ti_data_to_file()
         for name in shapes:
             writer.write_tensor_data(quantize(read(name).float().contiguous().numpy(), types[name]))
-        writer.close()
-        temporary.replace(path)
-    except OSError as error:
-        raise CheckpointError.of(path, f"cannot be written: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):  # of which there is an error already
-            writer.close()
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def _type(shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQuantizationType:

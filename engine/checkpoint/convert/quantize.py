@@ -1,4 +1,4 @@
-"""Writing what `quantized` and `block_scaled` read: a weight in each quantised format, and the mark that it needs."""
+"""Quantises a weight to each format that `scaled` and `block_scaled` read, with the metadata that says so."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from engine.checkpoint.quantized.block_scaled import tile_scales
 from engine.checkpoint.quantized.metadata import BLOB, FLOAT8_E4M3, HEADER_KEY, INT8, MXFP8, NVFP4, W4A4
-from engine.checkpoint.quantized.number_formats import E2M1, pack_nibbles, rotate_groups, tile_scales
+from engine.checkpoint.quantized.number_formats import E2M1, pack_nibbles, rotate_groups
 from engine.errors import ArgumentError
 from engine.kernels.fp8 import FP8, FP8_MAX, SMALLEST_SCALE
 
@@ -18,14 +19,14 @@ _E2M1_MAX = 6.0
 
 
 class Encoded(NamedTuple):
-    """tensors: by name, the weight and its scales. mark: of the layer; see `header_marks` and `mark_tensor`."""
+    """A weight and its scales by name, and the layer's options for `header_metadata` or `metadata_tensor`."""
 
     tensors: dict[str, torch.Tensor]
-    mark: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 def encode(format: str, layer: str, weight: torch.Tensor, *, group: int = 256, full_precision: bool = False) -> Encoded:
-    """A (rows, columns) weight of finite numbers as `layer`.weight with its scales.
+    """Quantise a (rows, columns) weight of finite numbers, as `layer`.weight with its scales.
 
     format: "float8_e4m3fn" with one scale, "int8_tensorwise" with a scale a row, "mxfp8", "nvfp4", or "convrot_w4a4".
     group: columns that int8_tensorwise and convrot_w4a4 rotate together, a power of 4, or 1 for an int8_tensorwise
@@ -34,32 +35,29 @@ def encode(format: str, layer: str, weight: torch.Tensor, *, group: int = 256, f
     """
     if format not in FORMATS:
         raise ArgumentError.of("format", f"one of {', '.join(FORMATS)}", format)
-    multiple = {FLOAT8_E4M3: 1, MXFP8: 32, NVFP4: 16}.get(format, group)
-    if weight.shape[1] % multiple:
-        raise ArgumentError.of(
-            "format",
-            f"one that can have {weight.shape[1]} columns ({layer}): they are no multiple of {multiple}",
-            format,
-        )
+    columns, multiple = weight.shape[1], {FLOAT8_E4M3: 1, MXFP8: 32, NVFP4: 16}.get(format, group)
+    if columns % multiple:
+        allowed = f"one that can have {columns} columns ({layer}): they are no multiple of {multiple}"
+        raise ArgumentError.of("format", allowed, format)
     wide = weight.float()
-    mark: dict[str, Any] = {"format": format}
+    metadata: dict[str, Any] = {"format": format}
     if format in (INT8, W4A4) and group > 1:
         wide = rotate_groups(wide, group)
-        mark |= {"convrot": True, "convrot_groupsize": group}
+        metadata |= {"convrot": True, "convrot_groupsize": group}
     if full_precision:
-        mark["full_precision_matrix_mult"] = True
+        metadata["full_precision_matrix_mult"] = True
     kinds = {FLOAT8_E4M3: _fp8, INT8: _int8, MXFP8: _mxfp8, NVFP4: _nvfp4, W4A4: _int4}[format](wide)
-    return Encoded({f"{layer}.{kind}": tensor for kind, tensor in kinds.items()}, mark)
+    return Encoded({f"{layer}.{kind}": tensor for kind, tensor in kinds.items()}, metadata)
 
 
-def header_marks(marks: Mapping[str, dict[str, Any]]) -> dict[str, str]:
-    """Marks by layer → the entry of a safetensors file's metadata that says them."""
-    return {HEADER_KEY: json.dumps({"format_version": "1.0", "layers": marks})}
+def header_metadata(layers: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """Return the entry of a safetensors file's metadata that says how each of its layers is quantised."""
+    return {HEADER_KEY: json.dumps({"format_version": "1.0", "layers": layers})}
 
 
-def mark_tensor(layer: str, mark: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """A mark as a tensor, which says the same beside the weight."""
-    return {f"{layer}.{BLOB}": torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8)}
+def metadata_tensor(layer: str, metadata: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the (bytes,) uint8 tensor that says the same beside the layer's weight, by name."""
+    return {f"{layer}.{BLOB}": torch.tensor(list(json.dumps(metadata).encode()), dtype=torch.uint8)}
 
 
 def _fp8(x: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,12 +1,15 @@
-"""Writes a safetensors file tensor by tensor, so that a file may be larger than memory."""
+"""Writes a safetensors file tensor by tensor, so that a file may be larger than memory; and outputs that are whole, or
+not there at all."""
 
 from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
+from typing import BinaryIO
 
 import torch
 
@@ -18,65 +21,61 @@ _ENTRY_BYTES = 1024  # of a header that are set aside for a tensor and what the 
 _AT_ONCE = 1 << 26  # bytes
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a name beside `path` for a file or folder, which is renamed to `path` when the `with` block ends without an
+    error, and removed otherwise. Raises `CheckpointError` if the disk does not take it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError.of(path, f"cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # of a folder, or of what is not there
+            temporary.unlink()
+
+
+@contextmanager
+def safetensors_writer(path: Path, most_tensors: int) -> Iterator[SafetensorsWriter]:
+    """Write a safetensors file, which is there when the `with` block ends. Raises as `written_whole` does."""
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        writer = SafetensorsWriter(file, (most_tensors + 1) * _ENTRY_BYTES)
+        yield writer
+        writer.finish()
+
+
 class SafetensorsWriter:
-    """A safetensors file in the making: it appears under its name, whole, when the `with` block ends without an error.
+    """Appends tensors to a file.
 
     The header comes first in such a file and is known last, so room is set aside for it and filled up with blanks, as
-    the format allows.
+    the format allows. metadata: may be filled until `finish`.
     """
 
-    def __init__(self, path: Path, most_tensors: int) -> None:
-        """Raises `CheckpointError` if the file cannot be written. `metadata` may be filled until the block ends."""
-        self.path = path
+    def __init__(self, file: BinaryIO, room: int) -> None:
+        """room: bytes for the header."""
         self.metadata: dict[str, str] = {}
-        self._room = (most_tensors + 1) * _ENTRY_BYTES
+        self._file, self._room = file, room
         self._entries: dict[str, object] = {}
-        self._end = 0
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            self._file = self._temporary.open("wb")
-            self._file.seek(8 + self._room)
-        except OSError as error:
-            raise CheckpointError.of(path, f"cannot be written: {error.strerror}") from None
+        self._end = 0  # of the data so far, in bytes
+        file.seek(8 + room)
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Append a tensor. Raises `CheckpointError` if the disk does not take it."""
+        """Append a tensor of any shape, of a dtype that the format knows."""
         assert name not in self._entries
         flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        self._entries[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [self._end, self._end + flat.numel()],
-        }
-        self._end += flat.numel()
-        try:
-            for start in range(0, flat.numel(), _AT_ONCE):
-                self._file.write(flat[start : start + _AT_ONCE].numpy().data)
-        except OSError as error:
-            raise CheckpointError.of(self.path, f"cannot be written: {error.strerror}") from None
+        end = self._end + flat.numel()
+        shape = list(tensor.shape)
+        self._entries[name] = {"dtype": _NAMES[tensor.dtype], "shape": shape, "data_offsets": [self._end, end]}
+        self._end = end
+        for part in flat.split(_AT_ONCE):
+            self._file.write(part.numpy().data)
 
-    def __enter__(self) -> SafetensorsWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if error is None:
-                self._finish()
-        finally:
-            with suppress(OSError):  # a full disk, of which there is an error already
-                self._file.close()
-            self._temporary.unlink(missing_ok=True)
-
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Write the header."""
         header: dict[str, object] = {"__metadata__": self.metadata} if self.metadata else {}
         data = json.dumps({**header, **self._entries}).encode()
         assert len(data) <= self._room
-        try:
-            self._file.seek(0)
-            self._file.write(self._room.to_bytes(8, "little") + data.ljust(self._room))
-            self._file.close()
-            self._temporary.replace(self.path)
-        except OSError as error:
-            raise CheckpointError.of(self.path, f"cannot be written: {error.strerror}") from None
+        self._file.seek(0)
+        self._file.write(self._room.to_bytes(8, "little") + data.ljust(self._room))

@@ -1,11 +1,10 @@
 """A component in whatever form it comes: which files hold it, and what its tensors are called here.
 
-Nothing goes by a file's name: tensors' names, shapes, dtypes and marks decide.
+Nothing goes by a file's name: tensors' names, shapes, dtypes and quantisation metadata decide.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,27 +12,12 @@ from pathlib import Path
 from engine.checkpoint.files.open import open_component
 from engine.checkpoint.files.sharded_file import ShardedFile
 from engine.checkpoint.files.stored import Reshaped, StoredTensor, TensorFile
+from engine.checkpoint.layouts import names
 from engine.checkpoint.layouts.encodings import stored_tensors
-from engine.checkpoint.layouts.names import (
-    ALL_IN_ONE,
-    DEAD_TENSORS,
-    LLAMA_MARK,
-    NATIVE_TRANSFORMER_MARK,
-    TEXT_ENCODER_MARK,
-    TRANSFORMER_MARK,
-    VAE_MARK,
-    WAN_MARK,
-    shared_prefix,
-    text_encoder_from_llama,
-    text_encoder_to_llama,
-    transformer_from_native,
-    transformer_to_native,
-    vae_from_wan,
-    vae_to_wan,
-)
 from engine.errors import CheckpointError
 
-_Named = dict[str, StoredTensor]
+_WAN_2_2_CHANNELS = 48
+_TABLE_ROWS = {"final_layer.scale_shift_table": 2}  # of the others: 6
 
 
 @dataclass(frozen=True)
@@ -52,44 +36,41 @@ class Component:
 
 
 def open_transformer(path: Path) -> Component:
-    """The DiT with its text fusion, in diffusers' names or the official files', under any prefix.
+    """Open the DiT with its text fusion, in diffusers' names or the official files', under any prefix.
 
     path: a component's folder, a repository's in the diffusers layout, a safetensors or GGUF file, or an index of
     shards. Raises `CheckpointError` if it is damaged or no Krea 2.
     """
-    file = open_component(path, "transformer", "diffusion_pytorch_model")
-    stored = _part(file, "transformer")
-    prefix = shared_prefix(stored)
+    file, stored = _open(path, "transformer", "diffusion_pytorch_model")
+    prefix = names.shared_prefix(stored)
     named = {name.removeprefix(prefix): tensor for name, tensor in stored.items()}
-    for name in DEAD_TENSORS:
+    for name in names.DEAD_TENSORS:
         named.pop(name, None)
 
-    native = sorted(name for name in named if transformer_from_native(name))
-    theirs = sorted(name for name in named if transformer_to_native(name))
+    native = sorted(name for name in named if names.transformer_from_native(name))
+    theirs = sorted(name for name in named if names.transformer_to_native(name))
     if native and theirs:
-        raise CheckpointError.of(
-            file.path, "mixes two namings", expected=f"names like {native[0]} alone", found=f"{theirs[0]} too"
-        )
-    if not (native or theirs) or not {NATIVE_TRANSFORMER_MARK, TRANSFORMER_MARK} & named.keys():
-        mark = TRANSFORMER_MARK if theirs else NATIVE_TRANSFORMER_MARK
-        raise CheckpointError.of(file.path, "is no Krea 2 transformer: a tensor is missing", expected=prefix + mark)
-    if not native:
+        expected, found = f"names like {native[0]} alone", f"{theirs[0]} too"
+        raise CheckpointError.of(file.path, "mixes two namings", expected=expected, found=found)
+    signature = names.TRANSFORMER_SIGNATURE if theirs else names.NATIVE_TRANSFORMER_SIGNATURE
+    if signature not in named:
+        problem = "is no Krea 2 transformer: a tensor is missing"
+        raise CheckpointError.of(file.path, problem, expected=prefix + signature)
+    if theirs:
         return _component(file, named, "diffusers names", prefix)
-    tensors = {transformer_from_native(name) or name: tensor for name, tensor in named.items()}
-    return _component(file, tensors, "native names", prefix, lambda name: transformer_to_native(name) or name)
+    return _translated(file, named, "native names", prefix, names.transformer_from_native, names.transformer_to_native)
 
 
 def open_text_encoder(path: Path) -> Component:
-    """The language model of Qwen3-VL, in transformers' names under any prefix, or in llama.cpp's. See
+    """Open the language model of Qwen3-VL, in transformers' names under any prefix, or in llama.cpp's. See
     `open_transformer` for path; what belongs to vision is left out."""
-    file = open_component(path, "text_encoder", "model")
-    stored = _part(file, "text_encoder")
-    llama = LLAMA_MARK in stored
-    if llama:
-        tensors = {text_encoder_from_llama(name) or name: tensor for name, tensor in stored.items()}
-        tensors.pop("output.weight", None)
-        return _component(file, tensors, "llama.cpp names", "", lambda name: text_encoder_to_llama(name) or name)
-    prefix = _prefix(file, stored, TEXT_ENCODER_MARK, "is not the text encoder's")
+    file, stored = _open(path, "text_encoder", "model")
+    if names.LLAMA_SIGNATURE in stored:
+        stored.pop("output.weight", None)
+        return _translated(
+            file, stored, "llama.cpp names", "", names.text_encoder_from_llama, names.text_encoder_to_llama
+        )
+    prefix = _prefix(file, stored, names.TEXT_ENCODER_SIGNATURE, "is not the text encoder's")
     tensors = {
         name.removeprefix(prefix): tensor
         for name, tensor in stored.items()
@@ -99,54 +80,64 @@ def open_text_encoder(path: Path) -> Component:
 
 
 def open_vae(path: Path) -> Component:
-    """The Qwen-Image VAE, in diffusers' names or Wan 2.1's. See `open_transformer` for path."""
-    file = open_component(path, "vae", "diffusion_pytorch_model")
-    stored = _part(file, "vae")
-    is_wan = any(name.endswith(WAN_MARK) for name in stored)
-    prefix = _prefix(file, stored, WAN_MARK if is_wan else VAE_MARK, "is not the Qwen-Image VAE")
+    """Open the Qwen-Image VAE, in diffusers' names or Wan 2.1's. See `open_transformer` for path."""
+    file, stored = _open(path, "vae", "diffusion_pytorch_model")
+    is_wan = any(name.endswith(names.WAN_SIGNATURE) for name in stored)
+    signature = names.WAN_SIGNATURE if is_wan else names.VAE_SIGNATURE
+    prefix = _prefix(file, stored, signature, "is not the Qwen-Image VAE")
     named = {name.removeprefix(prefix): tensor for name, tensor in stored.items()}
-    first = named.get("decoder.conv1.weight" if is_wan else VAE_MARK)
+    first = named.get("decoder.conv1.weight" if is_wan else names.VAE_SIGNATURE)
     if first is not None and len(first.shape) == 5 and first.shape[1] == _WAN_2_2_CHANNELS:
-        raise CheckpointError.of(
-            first.file,
-            "belongs to a Wan 2.2 VAE, which Krea 2 was not trained with",
-            name=first.name,
-            expected="the Qwen-Image VAE",
-            found=f"{_WAN_2_2_CHANNELS} channels",
-        )
+        problem = "belongs to a Wan 2.2 VAE, which Krea 2 was not trained with"
+        expected, found = "the Qwen-Image VAE", f"{_WAN_2_2_CHANNELS} channels"
+        raise CheckpointError.of(first.file, problem, name=first.name, expected=expected, found=found)
     if not is_wan:
         return _component(file, named, "diffusers names", prefix)
-    res_blocks = _res_blocks(named)
-    tensors = {vae_from_wan(name, res_blocks) or name: tensor for name, tensor in named.items()}
-    return _component(file, tensors, "Wan names", prefix, lambda name: vae_to_wan(name, res_blocks) or name)
+    blocks = _res_blocks(named)
+    return _translated(
+        file,
+        named,
+        "Wan names",
+        prefix,
+        lambda name: names.vae_from_wan(name, blocks),
+        lambda name: names.vae_to_wan(name, blocks),
+    )
 
 
-_WAN_2_2_CHANNELS = 48
-_TABLE_ROWS = {"final_layer.scale_shift_table": 2}  # of the others: 6
-
-
-def _part(file: TensorFile, component: str) -> _Named:
-    """The tensors of a file, or, if it holds several components, those of this one."""
+def _open(path: Path, component: str, stem: str) -> tuple[TensorFile, dict[str, StoredTensor]]:
+    """The file, and its tensors; of a file that holds several components, those of this one."""
+    file = open_component(path, component, stem)
     stored = stored_tensors(file)
     if isinstance(file, ShardedFile):
         for tensor in stored.values():
             tensor.file = file.header_file(tensor.name)
-    own, *others = sorted(ALL_IN_ONE, key=lambda other: other != component)
-    if any(name.startswith(tuple(ALL_IN_ONE[other] for other in others)) for name in stored):
-        stored = {name: tensor for name, tensor in stored.items() if name.startswith(ALL_IN_ONE[own])}
+    own = names.ALL_IN_ONE[component]
+    if any(name.startswith(prefix) for name in stored for prefix in names.ALL_IN_ONE.values() if prefix != own):
+        stored = {name: tensor for name, tensor in stored.items() if name.startswith(own)}
         if not stored:
-            raise CheckpointError.of(file.path, f"holds no {component}", expected=f"names like {ALL_IN_ONE[own]}…")
-    return stored
+            raise CheckpointError.of(file.path, f"holds no {component}", expected=f"names like {own}…")
+    return file, stored
 
 
-def _prefix(file: TensorFile, names: Iterable[str], mark: str, problem: str) -> str:
-    """What precedes the one name that ends with `mark`."""
-    found = [name for name in names if name == mark or name.endswith(f".{mark}")]
+def _prefix(file: TensorFile, stored: Iterable[str], signature: str, problem: str) -> str:
+    """What precedes the one name that ends with `signature`."""
+    found = [name for name in stored if name == signature or name.endswith(f".{signature}")]
     if len(found) != 1:
-        raise CheckpointError.of(
-            file.path, problem, expected=f"one tensor whose name ends with {mark}", found=f"{len(found)} of them"
-        )
-    return found[0].removesuffix(mark)
+        expected = f"one tensor whose name ends with {signature}"
+        raise CheckpointError.of(file.path, problem, expected=expected, found=f"{len(found)} of them")
+    return found[0].removesuffix(signature)
+
+
+def _translated(
+    file: TensorFile,
+    stored: Mapping[str, StoredTensor],
+    naming: str,
+    prefix: str,
+    to_ours: Callable[[str], str | None],
+    to_theirs: Callable[[str], str | None],
+) -> Component:
+    tensors = {to_ours(name) or name: tensor for name, tensor in stored.items()}
+    return _component(file, tensors, naming, prefix, lambda name: to_theirs(name) or name)
 
 
 def _component(
@@ -154,27 +145,26 @@ def _component(
     tensors: Mapping[str, StoredTensor],
     naming: str,
     prefix: str,
-    translate: Callable[[str], str] = str,
+    to_theirs: Callable[[str], str] = str,
 ) -> Component:
     layout = f"{naming} after {prefix}" if prefix else naming
     shaped = {name: _as_table(name, tensor) for name, tensor in tensors.items()}
-    return Component(file.path, shaped, layout, lambda name: prefix + translate(name), file)
+    return Component(file.path, shaped, layout, lambda name: prefix + to_theirs(name), file)
 
 
 def _as_table(name: str, tensor: StoredTensor) -> StoredTensor:
-    """Modulation comes flat in some files: row after row."""
-    if not name.endswith("scale_shift_table") or len(tensor.shape) != 1:
-        return tensor
+    """(rows · width,) → (rows, width): modulation comes flat in some files, row after row."""
     rows = _TABLE_ROWS.get(name, 6)
-    length = math.prod(tensor.shape)
-    return tensor if length % rows else Reshaped(tensor, (rows, length // rows))
+    if not name.endswith("scale_shift_table") or len(tensor.shape) != 1 or tensor.shape[0] % rows:
+        return tensor
+    return Reshaped(tensor, (rows, tensor.shape[0] // rows))
 
 
-def _res_blocks(names: Iterable[str]) -> int:
+def _res_blocks(stored: Iterable[str]) -> int:
     """Residual blocks of a level of a VAE with Wan's names: the decoder has one more before its first upsampler."""
     places = [
         int(number)
-        for name in names
+        for name in stored
         if name.startswith("decoder.upsamples.") and name.endswith(".resample.1.weight")
         if (number := name.split(".")[2]).isdecimal()
     ]

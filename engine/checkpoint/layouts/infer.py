@@ -27,7 +27,7 @@ INDEX_CONSTANTS = {"_class_name": "Krea2Pipeline"}
 
 
 def infer_transformer(component: Component, constants: Mapping[str, Any]) -> dict[str, Any]:
-    """`transformer/config.json`. constants: another transformer's config, for what shapes do not tell.
+    """Infer `transformer/config.json`. constants: another transformer's config, for what shapes do not tell.
 
     Raises `CheckpointError` if a tensor that this needs is missing, or has a shape that no model has.
     """
@@ -64,7 +64,7 @@ def infer_transformer(component: Component, constants: Mapping[str, Any]) -> dic
 
 
 def infer_text_encoder(component: Component, constants: Mapping[str, Any]) -> dict[str, Any]:
-    """`text_encoder/config.json`, of the language model alone. See `infer_transformer`."""
+    """Infer `text_encoder/config.json`, of the language model alone. See `infer_transformer`."""
     shapes = _Shapes(component)
     vocab_size, width = shapes.of("embed_tokens.weight")
     (head_dim,) = shapes.of("layers.0.self_attn.q_norm.weight", rank=1)
@@ -87,7 +87,7 @@ def infer_text_encoder(component: Component, constants: Mapping[str, Any]) -> di
 
 
 def infer_vae(component: Component, constants: Mapping[str, Any]) -> dict[str, Any]:
-    """`vae/config.json`. See `infer_transformer`."""
+    """Infer `vae/config.json`. See `infer_transformer`."""
     shapes = _Shapes(component)
     levels = shapes.count("decoder.up_blocks")
     first_convolutions = [f"decoder.up_blocks.{level}.resnets.0.conv1.weight" for level in range(max(levels, 1))]
@@ -108,29 +108,21 @@ def infer_vae(component: Component, constants: Mapping[str, Any]) -> dict[str, A
 
 
 class _Shapes:
-    """Shapes by name. Every number in one is between 1 and what the largest real models have."""
+    """Shapes by name. Every length is between 1 and what the largest real models have."""
 
     def __init__(self, component: Component) -> None:
         self._component = component
 
     def of(self, name: str, rank: int = 2) -> tuple[int, ...]:
-        tensor = self._component.tensors.get(name)
+        component, tensor = self._component, self._component.tensors.get(name)
         if tensor is None:
-            raise self.missing(name)
+            raise CheckpointError.of(component.location, "tensor is missing", name=component.in_file(name))
         if len(tensor.shape) != rank or not all(1 <= length <= LARGEST_WIDTH for length in tensor.shape):
-            raise CheckpointError.of(
-                tensor.file,
-                "has a shape that no such tensor has",
-                name=tensor.name,
-                expected=f"{rank} dimensions",
-                found=tuple(tensor.shape),
-            )
+            problem, expected = "has a shape that no such tensor has", f"{rank} dimensions"
+            raise CheckpointError.of(tensor.file, problem, name=tensor.name, expected=expected, found=tensor.shape)
         return tensor.shape
 
     def count(self, blocks: str) -> int:
-        """How many different numbers follow `blocks` in the names. A gap shows as a missing tensor later."""
+        """Count the different numbers that follow `blocks` in the names. A gap shows as a missing tensor later."""
         number = re.compile(rf"{re.escape(blocks)}\.([0-9]+)\.")
         return len({found[1] for name in self._component.tensors if (found := number.match(name))})
-
-    def missing(self, name: str) -> CheckpointError:
-        return CheckpointError.of(self._component.location, "tensor is missing", name=self._component.in_file(name))

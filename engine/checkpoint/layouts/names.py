@@ -7,7 +7,8 @@ is read in both directions: what loads a file and what writes one cannot disagre
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 
 from engine.config.components import TransformerConfig
 
@@ -54,7 +55,7 @@ _BLOCK_TENSORS = (
 # In some files, and read by no inference code.
 DEAD_TENSORS = ("last.down.weight", "last.up.weight")
 
-NATIVE_TRANSFORMER_MARK, TRANSFORMER_MARK = "txtfusion.projector.weight", "text_fusion.projector.weight"
+NATIVE_TRANSFORMER_SIGNATURE, TRANSFORMER_SIGNATURE = "txtfusion.projector.weight", "text_fusion.projector.weight"
 TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "model.", "module.")
 
 # What the three components begin with where one file holds them all.
@@ -62,11 +63,7 @@ ALL_IN_ONE = {"transformer": "model.diffusion_model.", "text_encoder": "text_enc
 
 # ---- text encoder: llama.cpp and transformers
 
-_LLAMA_TENSORS = (
-    ("token_embd", "embed_tokens"),
-    ("output_norm", "norm"),
-)
-_LLAMA_LAYERS = (("blk", "layers"),)
+_LLAMA_TENSORS = (("token_embd", "embed_tokens"), ("output_norm", "norm"))
 _LLAMA_LAYER_TENSORS = (
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
@@ -80,102 +77,95 @@ _LLAMA_LAYER_TENSORS = (
     ("ffn_up", "mlp.up_proj"),
     ("ffn_down", "mlp.down_proj"),
 )
-TEXT_ENCODER_MARK, LLAMA_MARK = "embed_tokens.weight", "token_embd.weight"
+TEXT_ENCODER_SIGNATURE, LLAMA_SIGNATURE = "embed_tokens.weight", "token_embd.weight"
 
 # ---- VAE: Wan 2.1's own names and diffusers'
 
-_WAN_TOP = (("conv1", "quant_conv"), ("conv2", "post_quant_conv"))
-_WAN_SIDE = (
-    ("conv1", "conv_in"),
-    ("middle.0", "mid_block.resnets.0"),
-    ("middle.1", "mid_block.attentions.0"),
-    ("middle.2", "mid_block.resnets.1"),
-    ("head.0", "norm_out"),
-    ("head.2", "conv_out"),
-)
-_WAN_INSIDE = (  # of residual blocks, attention and resamplers
-    ("residual.0", "norm1"),
-    ("residual.2", "conv1"),
-    ("residual.3", "norm2"),
-    ("residual.6", "conv2"),
-    ("shortcut", "conv_shortcut"),
-    ("norm", "norm"),
-    ("to_qkv", "to_qkv"),
-    ("proj", "proj"),
-    ("resample.1", "resample.1"),
-    ("time_conv", "time_conv"),
-)
+_WAN_TOP = {"conv1": "quant_conv", "conv2": "post_quant_conv"}
+_WAN_SIDE = {
+    "conv1": "conv_in",
+    "middle.0": "mid_block.resnets.0",
+    "middle.1": "mid_block.attentions.0",
+    "middle.2": "mid_block.resnets.1",
+    "head.0": "norm_out",
+    "head.2": "conv_out",
+}
+_WAN_INSIDE = {  # of residual blocks, attention and resamplers
+    "residual.0": "norm1",
+    "residual.2": "conv1",
+    "residual.3": "norm2",
+    "residual.6": "conv2",
+    "shortcut": "conv_shortcut",
+    **{same: same for same in ("norm", "to_qkv", "proj", "resample.1", "time_conv")},
+}
 _NUMBER = "(?:0|[1-9][0-9]?)"
 _WAN_LEVEL = re.compile(rf"(?P<stem>(?:down|up)samples\.{_NUMBER})\.(?P<inner>.+)")
 _LEVEL = re.compile(
     rf"(?P<stem>down_blocks\.{_NUMBER}|up_blocks\.{_NUMBER}\.(?:resnets\.{_NUMBER}|upsamplers\.0))\.(?P<inner>.+)"
 )
-VAE_MARK, WAN_MARK = "decoder.conv_in.weight", "decoder.middle.0.residual.0.gamma"
+VAE_SIGNATURE, WAN_SIGNATURE = "decoder.conv_in.weight", "decoder.middle.0.residual.0.gamma"
 WAN_RES_BLOCKS = 2  # of the real VAE
 
 _Pairs = Iterable[tuple[str, str]]
+_Table = Mapping[str, str]
+_Translation = Callable[[str], str | None]
 _BLOCK_NAME = re.compile(r"(.+?)\.(0|[1-9][0-9]*)\.(.+)")
 
 
-class _Translation:
-    """From the first of each pair to the second: whole names, and names inside of numbered blocks."""
+def _translate(tables: Sequence[_Table], name: str) -> str | None:
+    names, blocks, names_in_blocks = tables
+    if name in names:
+        return names[name]
+    parts = _BLOCK_NAME.fullmatch(name)
+    if parts is None or parts[1] not in blocks or parts[3] not in names_in_blocks:
+        return None
+    return f"{blocks[parts[1]]}.{parts[2]}.{names_in_blocks[parts[3]]}"
 
-    def __init__(self, names: _Pairs, blocks: _Pairs, names_in_blocks: _Pairs) -> None:
-        self._names, self._blocks, self._names_in_blocks = dict(names), dict(blocks), dict(names_in_blocks)
 
-    def __call__(self, name: str) -> str | None:
-        if name in self._names:
-            return self._names[name]
-        parts = _BLOCK_NAME.fullmatch(name)
-        if parts is None:
-            return None
-        block, number, rest = parts.groups()
-        if block not in self._blocks or rest not in self._names_in_blocks:
-            return None
-        return f"{self._blocks[block]}.{number}.{self._names_in_blocks[rest]}"
+def _both_ways(names: _Pairs, blocks: _Pairs, names_in_blocks: _Pairs) -> tuple[_Translation, _Translation]:
+    """From the first of each pair to the second, and back: whole names, and names inside numbered blocks."""
+    tables = [dict(pairs) for pairs in (names, blocks, names_in_blocks)]
+    return partial(_translate, tables), partial(_translate, [_swapped(table) for table in tables])
 
 
 def _with(leaf: str, pairs: _Pairs) -> list[tuple[str, str]]:
     return [(f"{one}.{leaf}", f"{other}.{leaf}") for one, other in pairs]
 
 
-def _swapped(pairs: _Pairs) -> list[tuple[str, str]]:
-    return [(other, one) for one, other in pairs]
+def _swapped(table: _Table) -> _Table:
+    return {other: one for one, other in table.items()}
 
-
-_NAMES = [*_with("weight", _LINEARS), *_with("bias", _LINEARS), *_TENSORS]
-_NAMES_IN_BLOCKS = [*_with("weight", _BLOCK_LINEARS), *_BLOCK_TENSORS]
 
 # The other name of a tensor of the transformer; None if there is no such tensor in any Krea 2.
-transformer_from_native = _Translation(_NAMES, _BLOCKS, _NAMES_IN_BLOCKS)
-transformer_to_native = _Translation(_swapped(_NAMES), _swapped(_BLOCKS), _swapped(_NAMES_IN_BLOCKS))
-
-_LLAMA_NAMES = _with("weight", _LLAMA_TENSORS)
-_LLAMA_NAMES_IN_LAYERS = _with("weight", _LLAMA_LAYER_TENSORS)
-
+transformer_from_native, transformer_to_native = _both_ways(
+    [*_with("weight", _LINEARS), *_with("bias", _LINEARS), *_TENSORS],
+    _BLOCKS,
+    [*_with("weight", _BLOCK_LINEARS), *_BLOCK_TENSORS],
+)
 # The other name of a tensor of the language model; None for what llama.cpp has no name for.
-text_encoder_from_llama = _Translation(_LLAMA_NAMES, _LLAMA_LAYERS, _LLAMA_NAMES_IN_LAYERS)
-text_encoder_to_llama = _Translation(_swapped(_LLAMA_NAMES), _swapped(_LLAMA_LAYERS), _swapped(_LLAMA_NAMES_IN_LAYERS))
+text_encoder_from_llama, text_encoder_to_llama = _both_ways(
+    _with("weight", _LLAMA_TENSORS), [("blk", "layers")], _with("weight", _LLAMA_LAYER_TENSORS)
+)
 
 
 def linear_modules(config: TransformerConfig) -> list[tuple[str, str]]:
-    """Every matrix of the transformer as (diffusers' module, native module): 264 of them at the real size."""
-    modules = [(diffusers, native) for native, diffusers in _LINEARS]
+    """List every matrix of the transformer as (diffusers' module, native module): 264 of them at the real size."""
     counts = (config.num_layers, config.num_layerwise_text_blocks, config.num_refiner_text_blocks)
-    for (native_blocks, blocks), count in zip(_BLOCKS, counts, strict=True):
-        for block in range(count):
-            for native, diffusers in _BLOCK_LINEARS:
-                modules.append((f"{blocks}.{block}.{diffusers}", f"{native_blocks}.{block}.{native}"))
-    return modules
+    return [(diffusers, native) for native, diffusers in _LINEARS] + [
+        (f"{blocks}.{block}.{diffusers}", f"{native_blocks}.{block}.{native}")
+        for (native_blocks, blocks), count in zip(_BLOCKS, counts, strict=True)
+        for block in range(count)
+        for native, diffusers in _BLOCK_LINEARS
+    ]
 
 
 def shared_prefix(names: Collection[str]) -> str:
-    """The first of the known prefixes that all of a transformer's names begin with; empty if there is none."""
+    """Return the first of the known prefixes that all of a transformer's names begin with; empty if there is none."""
     return next((prefix for prefix in TRANSFORMER_PREFIXES if names and all(n.startswith(prefix) for n in names)), "")
 
 
 def vae_from_wan(name: str, res_blocks: int = WAN_RES_BLOCKS) -> str | None:
-    """diffusers' name of a tensor of the VAE; None if Wan's has no such tensor. The decoder's flat list has one
+    """Return diffusers' name of a tensor of the VAE; None if Wan's has no such tensor. The decoder's flat list has one
     residual block more a level than the encoder's `res_blocks`, and then an upsampler."""
 
     def stem(stem: str) -> str:
@@ -189,7 +179,7 @@ def vae_from_wan(name: str, res_blocks: int = WAN_RES_BLOCKS) -> str | None:
 
 
 def vae_to_wan(name: str, res_blocks: int = WAN_RES_BLOCKS) -> str | None:
-    """The inverse of `vae_from_wan`."""
+    """Return the inverse of `vae_from_wan`."""
 
     def stem(stem: str) -> str:
         kind, number, *rest = stem.split(".")
@@ -198,14 +188,12 @@ def vae_to_wan(name: str, res_blocks: int = WAN_RES_BLOCKS) -> str | None:
         place = int(rest[1]) if rest[0] == "resnets" else res_blocks + 1
         return f"upsamples.{int(number) * (res_blocks + 2) + place}"
 
-    top, side, inside = _swapped(_WAN_TOP), _swapped(_WAN_SIDE), _swapped(_WAN_INSIDE)
-    return _translate_vae(name, top, side, inside, _LEVEL, stem)
+    return _translate_vae(name, _swapped(_WAN_TOP), _swapped(_WAN_SIDE), _swapped(_WAN_INSIDE), _LEVEL, stem)
 
 
 def _translate_vae(
-    name: str, top: _Pairs, side: _Pairs, inside: _Pairs, level: re.Pattern[str], stem: Callable[[str], str]
+    name: str, tops: _Table, sides: _Table, insides: _Table, level: re.Pattern[str], stem: Callable[[str], str]
 ) -> str | None:
-    tops, sides, insides = dict(top), dict(side), dict(inside)
     module, _, leaf = name.rpartition(".")
     if module in tops:
         return f"{tops[module]}.{leaf}"
@@ -214,11 +202,10 @@ def _translate_vae(
         return None
     if rest in sides:
         return f"{half}.{sides[rest]}.{leaf}"
-    for known, translated in sides.items():
-        inner = rest.removeprefix(f"{known}.")
-        if inner != rest:
-            return f"{half}.{translated}.{insides[inner]}.{leaf}" if inner in insides else None
     parts = level.fullmatch(rest)
-    if parts is None or parts["inner"] not in insides:
-        return None
-    return f"{half}.{stem(parts['stem'])}.{insides[parts['inner']]}.{leaf}"
+    outer, inner = (stem(parts["stem"]), parts["inner"]) if parts else ("", "")
+    for known, translated in sides.items():
+        if rest.startswith(f"{known}."):
+            outer, inner = translated, rest.removeprefix(f"{known}.")
+            break
+    return f"{half}.{outer}.{insides[inner]}.{leaf}" if inner in insides else None

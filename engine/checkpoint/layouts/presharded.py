@@ -1,7 +1,7 @@
 """A checkpoint that was split for a degree beforehand: a rank reads whole files, from their first byte to their last.
 
 `krea2 convert --layout sharded --tp N` writes the folder: json files and tokenizer as in the diffusers layout, and
-`tp-N/rank-R/COMPONENT.safetensors`, whose tensors are the rank's parameters as they are held in memory.
+`tp-N/rank-R/COMPONENT.safetensors`, whose tensors are the rank's parameters as it keeps them in memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.checkpoint.files.open import open_tensor_file
-from engine.checkpoint.files.stored import FLOAT_BYTES, INT8_GROUP, Bounds, StoredTensor, TensorFile
+from engine.checkpoint.files.stored import INT8_GROUP, Bounds, PlainTensor, TensorFile, count
 from engine.checkpoint.layouts.component import Component
 from engine.checkpoint.layouts.tensors import Source, sources_by_parameter
 from engine.errors import ArgumentError, CheckpointError
@@ -26,6 +26,7 @@ _FOLDER = re.compile(r"tp-([1-9][0-9]*)")
 
 
 def component_file(folder: Path, tp: int, rank: int, component: str) -> Path:
+    """Return where a rank's part of a component lies."""
     return folder / f"tp-{tp}" / f"rank-{rank}" / f"{component}.safetensors"
 
 
@@ -35,16 +36,14 @@ def is_split(folder: Path, tp: int) -> bool:
         degrees = sorted(int(match[1]) for path in folder.iterdir() if (match := _FOLDER.fullmatch(path.name)))
     except OSError:
         return False
-    if tp in degrees:
-        return True
-    if degrees and not any((folder / "transformer").glob("*.safetensors*")):
+    if degrees and tp not in degrees and not any((folder / "transformer").glob("*.safetensors*")):
         listed = ", ".join(map(str, degrees))
         raise ArgumentError.of("tp", f"{listed}, for which {folder} has been split", tp)
-    return False
+    return tp in degrees
 
 
 def shard_sources(sources: Iterable[Source], tp: int) -> list[Source]:
-    """What a rank's file holds of these: a tensor a parameter, with nothing left to do but to read it."""
+    """List what a rank's file holds of these: a tensor a parameter, with nothing left to do but to read it."""
     shards = []
     for parameter, together in sources_by_parameter(sources).items():
         shapes = [source.shard_shape(tp) for source in together]
@@ -54,55 +53,41 @@ def shard_sources(sources: Iterable[Source], tp: int) -> list[Source]:
 
 
 def open_shard(folder: Path, tp: int, rank: int, component: str) -> Component:
-    """Raises `CheckpointError` if the file is damaged."""
+    """Open a rank's part of a component. Raises `CheckpointError` if the file is damaged."""
     file = open_tensor_file(component_file(folder, tp, rank, component))
     try:
-        marked = json.loads(file.metadata.get(FULL_PRECISION, "[]"))
+        full_precision = json.loads(file.metadata.get(FULL_PRECISION, "[]"))
     except (ValueError, RecursionError):
-        marked = None
-    if not isinstance(marked, list):
+        full_precision = None
+    if not isinstance(full_precision, list):
         raise CheckpointError.of(file.path, "is not a json list", name=FULL_PRECISION)
     scales = {f"{name}_scale" for name in file.headers}
-    tensors = {
-        name: _ShardTensor(file, name, full_precision=name in marked) for name in file.headers if name not in scales
-    }
+    tensors: dict[str, PlainTensor] = {}
+    for name in (each for each in file.headers if each not in scales):
+        tensors[name] = _EightBitShard(file, name) if f"{name}_scale" in file.headers else PlainTensor(file, name)
+        tensors[name].full_precision = name in full_precision
     return Component(file.path, tensors, f"split for tp {tp}", str, file)
 
 
-class _ShardTensor(StoredTensor):
-    """A parameter of one rank: plain numbers, or 8-bit ones with their scales beside them."""
+class _EightBitShard(PlainTensor):
+    """A parameter of one rank in 8 bits, with its scales beside it."""
 
-    def __init__(self, file: TensorFile, name: str, *, full_precision: bool) -> None:
-        header = file.headers[name]
-        self.file, self.name, self.shape, self.format = file.path, name, header.shape, header.dtype
-        self.full_precision = full_precision
-        self._file, self._scale = file, f"{name}_scale"
-        if self._scale in file.headers:
-            scales = file.headers[self._scale]
-            rows, columns = self.shape if len(self.shape) == 2 else (0, 0)
-            expected = {"F8_E4M3": ((rows, 1), "F32"), "I8": ((rows, columns // INT8_GROUP), "F16")}.get(self.format)
-            if (scales.shape, scales.dtype) != expected:
-                raise CheckpointError.of(
-                    file.path, "scales do not fit their weight", name=self._scale, expected=expected, found=scales
-                )
-            self.weight_format = "fp8" if self.format == "F8_E4M3" else "int8"
-        elif self.format not in FLOAT_BYTES:
-            raise CheckpointError.of(
-                file.path, "has a dtype that cannot be read", name=name, expected="floats", found=self.format
-            )
+    def __init__(self, file: TensorFile, name: str) -> None:
+        super().__init__(file, name)
+        self._scale = f"{name}_scale"
+        scales = file.headers[self._scale]
+        rows, columns = self.shape if len(self.shape) == 2 else (0, 0)
+        expected = {"F8_E4M3": ((rows, 1), "F32"), "I8": ((rows, columns // INT8_GROUP), "F16")}.get(self.format)
+        if scales != expected:
+            problem = "scales do not fit their weight"
+            raise CheckpointError.of(file.path, problem, name=self._scale, expected=expected, found=scales)
+        self.weight_format = "fp8" if self.format == "F8_E4M3" else "int8"
 
     def size(self, bounds: Bounds) -> int:
-        elements = 1
-        for bound in bounds:
-            elements *= bound.stop - bound.start
-        if self.weight_format == "float":
-            return elements * FLOAT_BYTES[self.format]
-        rows = bounds[0].stop - bounds[0].start
+        rows, elements = count(bounds[:1]), count(bounds)
         return elements + (4 * rows if self.weight_format == "fp8" else 2 * elements // INT8_GROUP)
 
     def read(self, bounds: Bounds) -> torch.Tensor:
-        if self.weight_format == "float":
-            return self._file.read(self.name, bounds)
         values, scales = self.read_eight_bit(bounds)
         if self.weight_format == "fp8":
             return values.float() * scales
@@ -114,9 +99,7 @@ class _ShardTensor(StoredTensor):
 
     def read_eight_bit(self, bounds: Bounds) -> tuple[torch.Tensor, torch.Tensor]:
         rows, columns = bounds
-        groups = (
-            slice(0, 1)
-            if self.weight_format == "fp8"
-            else slice(columns.start // INT8_GROUP, columns.stop // INT8_GROUP)
-        )
+        groups = slice(columns.start // INT8_GROUP, columns.stop // INT8_GROUP)
+        if self.weight_format == "fp8":
+            groups = slice(0, 1)
         return self._file.read(self.name, bounds), self._file.read(self._scale, (rows, groups))

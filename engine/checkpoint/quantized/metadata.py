@@ -1,11 +1,11 @@
-"""How files mark their quantised layers: in the header's metadata, in a small tensor beside the weight, or both."""
+"""Which layers of a file are quantised, and how: its header's metadata says so, or a small tensor beside the weight,
+or both."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Set
+from typing import Any, NamedTuple
 
 from engine.checkpoint.files.stored import TensorFile
 from engine.config.json_fields import JsonFields
@@ -13,20 +13,23 @@ from engine.errors import CheckpointError
 
 HEADER_KEY = "_quantization_metadata"
 BLOB = "comfy_quant"  # the tensor's name after its layer's
-LARGEST_BLOB = 1 << 16  # bytes; real ones have about a hundred
-LARGEST_GROUP = 4096
+_LARGEST_BLOB = 1 << 16  # bytes; real ones have about a hundred
+_LARGEST_GROUP = 4096  # columns
 
 FLOAT8_E4M3, FLOAT8_E5M2 = "float8_e4m3fn", "float8_e5m2"
 INT8, MXFP8, NVFP4, W4A4, W4A8 = "int8_tensorwise", "mxfp8", "nvfp4", "convrot_w4a4", "asym_w4a8_int8"
 FORMATS = (FLOAT8_E4M3, FLOAT8_E5M2, INT8, MXFP8, NVFP4, W4A4, W4A8)
 
 _OPTIONS = ("format", "convrot", "convrot_groupsize", "full_precision_matrix_mult")
+_Options = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Mark:
-    """format: one of `FORMATS`. rotated: `group` columns at a time, before they were quantised. full_precision:
-    products with this layer are to be computed in the model's dtype."""
+class QuantizationMetadata(NamedTuple):
+    """How a layer is quantised.
+
+    format: one of `FORMATS`. rotated: `group` columns at a time, before they were quantised. full_precision: products
+    with this layer are to be computed in the model's dtype.
+    """
 
     format: str
     rotated: bool = False
@@ -34,77 +37,58 @@ class Mark:
     full_precision: bool = False
 
 
-def read_marks(file: TensorFile, layers: Collection[str]) -> dict[str, Mark]:
-    """The marks of a file's layers. layers: the names, without `.weight`, that the file has weights for.
+def read_quantization_metadata(file: TensorFile, layers: Set[str]) -> dict[str, QuantizationMetadata]:
+    """Read the metadata of a file's layers. layers: the names, without `.weight`, that the file has weights for.
 
-    A mark whose layer the file does not have is left out: nothing can be misread for it. Raises `CheckpointError` for
-    marks that are damaged, unknown, or contradict each other.
+    What is said of a layer that the file does not have is left out: nothing can be misread for it. Raises
+    `CheckpointError` for metadata that is damaged, unknown, or contradicts itself.
     """
-    in_header = _align(_header_options(file), layers)
-    in_blobs = _blob_options(file)
-    marks = {}
-    for layer in in_header.keys() | in_blobs.keys():
-        if layer in layers:
-            options = _merge(file, layer, in_header.get(layer, {}), in_blobs.get(layer, {}))
-            marks[layer] = _mark(file, layer, options)
-    return marks
+    in_header, in_blobs = _align(_header_options(file), layers), _blob_options(file)
+    metadata = {}
+    for layer in (in_header.keys() | in_blobs.keys()) & layers:
+        header, blob = in_header.get(layer, {}), in_blobs.get(layer, {})
+        for option in header.keys() & blob.keys():
+            if header[option] != blob[option]:
+                problem = f"the header's metadata and the {BLOB} tensor disagree on {option}"
+                ours, theirs = (json.dumps(options[option])[:80] for options in (header, blob))
+                raise CheckpointError.of(file.path, problem, name=layer, expected=ours, found=theirs)
+        metadata[layer] = _parse(JsonFields(file.path, header | blob, f"{layer}: "))
+    return metadata
 
 
-def _mark(file: TensorFile, layer: str, options: dict[str, Any]) -> Mark:
-    fields = JsonFields(file.path, options, f"{layer}: ")
-    format = options.get("format")
+def _parse(fields: JsonFields) -> QuantizationMetadata:
+    format = fields.values.get("format")
     if format not in FORMATS:
         raise fields.error("format", f"one of {', '.join(FORMATS)}", format)
-    group = fields.integer("convrot_groupsize", 256, least=4, most=LARGEST_GROUP)
+    group = fields.integer("convrot_groupsize", 256, least=4, most=_LARGEST_GROUP)
     if group.bit_count() != 1 or group.bit_length() % 2 == 0:
-        raise fields.error("convrot_groupsize", f"a power of 4 up to {LARGEST_GROUP}", group)
-    return Mark(
-        format,
-        rotated=format == W4A4 or bool(fields.boolean("convrot", False)),
-        group=group,
-        full_precision=bool(fields.boolean("full_precision_matrix_mult", False)),
-    )
+        raise fields.error("convrot_groupsize", f"a power of 4 up to {_LARGEST_GROUP}", group)
+    rotated = format == W4A4 or bool(fields.boolean("convrot", False))
+    return QuantizationMetadata(format, rotated, group, bool(fields.boolean("full_precision_matrix_mult", False)))
 
 
-def _merge(file: TensorFile, layer: str, header: dict[str, Any], blob: dict[str, Any]) -> dict[str, Any]:
-    for option in header.keys() & blob.keys():
-        if header[option] != blob[option]:
-            raise CheckpointError.of(
-                file.path,
-                f"the header's mark and the {BLOB} tensor disagree on {option}",
-                name=layer,
-                expected=_shown(header[option]),
-                found=_shown(blob[option]),
-            )
-    return header | blob
-
-
-def _header_options(file: TensorFile) -> dict[str, dict[str, Any]]:
+def _header_options(file: TensorFile) -> dict[str, _Options]:
+    """What the header says, by layer."""
     text = file.metadata.get(HEADER_KEY)
     if text is None:
         return {}
-    layers = _object(file, text, HEADER_KEY).get("layers")
+    layers, problem = _object(file, text, HEADER_KEY).get("layers"), "has a value that does not fit"
     if not isinstance(layers, dict):
-        raise CheckpointError.of(
-            file.path, "has a value that does not fit", name=f"{HEADER_KEY}.layers", expected="an object"
-        )
+        raise CheckpointError.of(file.path, problem, name=f"{HEADER_KEY}.layers", expected="an object")
     return {layer: _options(file, layer, values) for layer, values in layers.items()}
 
 
-def _blob_options(file: TensorFile) -> dict[str, dict[str, Any]]:
+def _blob_options(file: TensorFile) -> dict[str, _Options]:
+    """What tensors beside the weights say, by layer."""
     blobs = {}
-    for name, header in file.headers.items():
+    for name, (shape, dtype) in file.headers.items():
         layer, _, last = name.rpartition(".")
         if last != BLOB:
             continue
-        if header.dtype != "U8" or len(header.shape) != 1 or not 0 < header.shape[0] <= LARGEST_BLOB:
-            raise CheckpointError.of(
-                file.path,
-                "is not a mark",
-                name=name,
-                expected=f"1 to {LARGEST_BLOB} bytes (U8) in one dimension",
-                found=f"{header.dtype} {header.shape}",
-            )
+        if dtype != "U8" or len(shape) != 1 or not 0 < shape[0] <= _LARGEST_BLOB:
+            allowed = f"1 to {_LARGEST_BLOB} bytes (U8) in one dimension"
+            problem = "is not quantization metadata"
+            raise CheckpointError.of(file.path, problem, name=name, expected=allowed, found=f"{dtype} {shape}")
         try:
             text = file.octets(name).tobytes().rstrip(b"\0").decode()
         except UnicodeDecodeError:
@@ -123,23 +107,24 @@ def _object(file: TensorFile, text: str, name: str) -> dict[str, Any]:
     return values
 
 
-def _options(file: TensorFile, layer: str, values: Any) -> dict[str, Any]:
+def _options(file: TensorFile, layer: str, values: Any) -> _Options:
     """The options that are known here; early files have some of them one level down, under `params`."""
     nested = values.get("params") if isinstance(values, dict) else None
     if not isinstance(values, dict) or not isinstance(nested, dict | None):
-        raise CheckpointError.of(file.path, "has a mark that is not a json object", name=layer)
+        problem = "has metadata that is not a json object"
+        raise CheckpointError.of(file.path, problem, name=layer)
     merged = (nested or {}) | values
     return {key: merged[key] for key in _OPTIONS if merged.get(key) is not None}
 
 
-def _align(marks: dict[str, dict[str, Any]], layers: Collection[str]) -> dict[str, dict[str, Any]]:
-    """Marks under the layers' own names: a prefix that all marks lack, or have too much, is put right.
+def _align(options: dict[str, _Options], layers: Set[str]) -> dict[str, _Options]:
+    """The options under the layers' own names: a prefix that all of them lack, or have too much, is put right.
 
-    Only if no mark names a layer as it is, and one such prefix fits them all.
+    Only if none of them names a layer as it is, and one such prefix fits them all.
     """
-    if not marks or any(layer in layers for layer in marks):
-        return marks
-    first = next(iter(marks))
+    if not options or options.keys() & layers:
+        return options
+    first = next(iter(options))
     fitting = []
     for layer in layers:
         if layer.endswith(f".{first}"):
@@ -148,13 +133,9 @@ def _align(marks: dict[str, dict[str, Any]], layers: Collection[str]) -> dict[st
             added, removed = "", first.removesuffix(layer)
         else:
             continue
-        if all(name.startswith(removed) and added + name.removeprefix(removed) in layers for name in marks):
+        if all(name.startswith(removed) and added + name.removeprefix(removed) in layers for name in options):
             fitting.append((added, removed))
     if len(fitting) != 1:
-        return marks
+        return options
     added, removed = fitting[0]
-    return {added + name.removeprefix(removed): options for name, options in marks.items()}
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value)[:80]
+    return {added + name.removeprefix(removed): said for name, said in options.items()}

@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from engine.checkpoint.quantized.scale_tiles import TILE_COLUMNS, TILE_ROWS, tiled_shape
-
 _AT_ONCE = 1 << 20  # numbers that are rotated at once
 
 # The sixteen 4-bit codes. E2M1: bit 3 is the sign. Signed integers: two's complement.
@@ -48,26 +46,6 @@ def _rotate(x: torch.Tensor) -> torch.Tensor:
             torch.sub(half, other, out=result)
         stride *= 4
     return x
-
-
-def tile_scales(scales: torch.Tensor) -> torch.Tensor:
-    """(rows, columns) in reading order → padded with zeros, in tiles of 128 × 4 one after the other,
-    as cuBLAS reads them.
-
-    In a tile, row r and column c stand at (r mod 32) · 16 + (r div 32) · 4 + c.
-    """
-    rows, columns = scales.shape
-    height, width = tiled_shape(rows, columns)
-    padded = F.pad(scales, (0, width - columns, 0, height - rows))
-    tiles = padded.reshape(height // TILE_ROWS, 4, 32, width // TILE_COLUMNS, TILE_COLUMNS)
-    return tiles.permute(0, 3, 2, 1, 4).reshape(height, width)
-
-
-def untile_scales(tiled: torch.Tensor) -> torch.Tensor:
-    """The inverse of `tile_scales`, padding included."""
-    height, width = tiled.shape
-    tiles = tiled.reshape(height // TILE_ROWS, width // TILE_COLUMNS, 32, 4, TILE_COLUMNS)
-    return tiles.permute(0, 3, 2, 1, 4).reshape(height, width)
 
 
 def unpack_nibbles(packed: torch.Tensor, codes: tuple[float, ...], *, high_first: bool) -> torch.Tensor:

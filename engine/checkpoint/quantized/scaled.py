@@ -10,16 +10,25 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
-from engine.checkpoint.files.stored import FLOAT_BYTES, Bounds, Header, StoredTensor, TensorFile
-from engine.checkpoint.quantized.metadata import FLOAT8_E4M3, FLOAT8_E5M2, Mark
+from engine.checkpoint.files.stored import (
+    FLOAT_BYTES,
+    Bounds,
+    Header,
+    PlainTensor,
+    StoredTensor,
+    TensorFile,
+    count,
+    whole,
+)
+from engine.checkpoint.quantized.metadata import FLOAT8_E4M3, FLOAT8_E5M2, QuantizationMetadata
 from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
-FLOAT8_FORMATS = {"F8_E4M3": FLOAT8_E4M3, "F8_E5M2": FLOAT8_E5M2}  # of weights without a mark, by dtype
+FLOAT8_FORMATS = {"F8_E4M3": FLOAT8_E4M3, "F8_E5M2": FLOAT8_E5M2}  # of weights without metadata, by dtype
 
 
 @dataclass(frozen=True)
@@ -32,71 +41,32 @@ class Layer:
     file: TensorFile
     weight: str
     companions: Mapping[str, str]
-    mark: Mark
+    metadata: QuantizationMetadata
 
     def header(self, kind: str) -> Header:
-        """The header of a companion. Raises `CheckpointError` if there is none."""
+        """Return the header of a companion. Raises `CheckpointError` if there is none."""
         if kind not in self.companions:
-            raise CheckpointError.of(
-                self.file.path, f"is marked {self.mark.format}, for which its {kind} is missing", name=self.weight
-            )
+            problem = f"has the format {self.metadata.format}, for which its {kind} is missing"
+            raise CheckpointError.of(self.file.path, problem, name=self.weight)
         return self.file.headers[self.companions[kind]]
 
     def read(self, kind: str, bounds: Bounds) -> torch.Tensor:
+        """Read a slice of a companion as it is stored."""
         return self.file.read(self.companions[kind], bounds)
 
     def wrong(self, kind: str, expected: object) -> CheckpointError:
-        """What to raise for a companion, or the weight itself, of another dtype or shape than expected."""
+        """Return what to raise for a companion, or the weight itself, of another dtype or shape than expected."""
         name = self.weight if kind == "weight" else self.companions[kind]
-        header = self.file.headers[name]
-        found = f"{header.dtype} {header.shape}"
-        return CheckpointError.of(
-            self.file.path, f"does not fit the format {self.mark.format}", name=name, expected=expected, found=found
-        )
+        (shape, dtype), problem = self.file.headers[name], f"does not fit the format {self.metadata.format}"
+        return CheckpointError.of(self.file.path, problem, name=name, expected=expected, found=f"{dtype} {shape}")
 
-
-def checked_scales(layer: Layer, kind: str, scales: torch.Tensor) -> torch.Tensor:
-    """The same in float32. Raises `CheckpointError` unless all are finite and none is negative."""
-    wide = scales.float()
-    if not bool(((wide >= 0) & wide.isfinite()).all()):
-        raise CheckpointError.of(
-            layer.file.path, "holds scales that are negative or not finite", name=layer.companions[kind]
-        )
-    return wide
-
-
-class Scales(Protocol):
-    """The `weight_scale` of a layer, whose header was checked."""
-
-    def size(self, rows: slice) -> int:
-        """Bytes of the file that reading those of some rows takes."""
-        ...
-
-    def read(self, rows: slice) -> torch.Tensor:
-        """(rows, scales in a row)."""
-        ...
-
-
-class RowScales:
-    """One scale for the matrix, or one for each of its rows."""
-
-    def __init__(self, layer: Layer, rows: int) -> None:
-        header = layer.header("weight_scale")
-        if header.dtype not in FLOAT_BYTES or header.shape not in ((), (1,), (1, 1), (rows,), (rows, 1)):
-            raise layer.wrong("weight_scale", f"floats, one or ({rows}, 1)")
-        self._layer, self._shape, self._bytes = layer, header.shape, FLOAT_BYTES[header.dtype]
-        self._one = math.prod(header.shape) == 1
-
-    def size(self, rows: slice) -> int:
-        return self._bytes * (1 if self._one else rows.stop - rows.start)
-
-    def read(self, rows: slice) -> torch.Tensor:
-        """(rows, 1) float32."""
-        bounds = tuple(slice(0, length) for length in self._shape)
-        if not self._one:
-            bounds = (rows, *bounds[1:])
-        scales = checked_scales(self._layer, "weight_scale", self._layer.read("weight_scale", bounds))
-        return scales.reshape(-1, 1).expand(rows.stop - rows.start, 1)
+    def checked_scales(self, kind: str, scales: torch.Tensor) -> torch.Tensor:
+        """Return scales in float32. Raises `CheckpointError` unless all are finite and none is negative."""
+        wide = scales.float()
+        if not bool(((wide >= 0) & wide.isfinite()).all()):
+            problem = "holds scales that are negative or not finite"
+            raise CheckpointError.of(self.file.path, problem, name=self.companions[kind])
+        return wide
 
 
 class QuantizedMatrix(StoredTensor):
@@ -108,34 +78,27 @@ class QuantizedMatrix(StoredTensor):
     dtypes: ClassVar[tuple[str, ...]]
     packed: ClassVar[int] = 1
     companions: ClassVar[tuple[str, ...]] = ("weight_scale",)
-    _scales: Scales
 
     def __init__(self, layer: Layer, block: int = 1) -> None:
-        """Raises `CheckpointError` if the headers do not fit the format. block: in columns."""
-        self.file, self.name, self.format = layer.file.path, layer.weight, layer.mark.format
-        self.full_precision = layer.mark.full_precision
+        """block: in columns. Raises `CheckpointError` if the headers do not fit the format."""
+        self.file, self.name, self.format = layer.file.path, layer.weight, layer.metadata.format
+        self.full_precision = layer.metadata.full_precision
         self._layer, self._block = layer, block
         header = layer.file.headers[layer.weight]
         if header.dtype not in self.dtypes or len(header.shape) != 2:
             raise layer.wrong("weight", f"a matrix of {' or '.join(self.dtypes)}")
         self.shape = (header.shape[0], header.shape[1] * self.packed)
         if self.shape[1] % block:
-            raise CheckpointError.of(
-                self.file,
-                f"does not fit the format {self.format}",
-                name=self.name,
-                expected=f"a multiple of {block} columns",
-                found=self.shape[1],
-            )
+            problem, expected = f"does not fit the format {self.format}", f"a multiple of {block} columns"
+            raise CheckpointError.of(self.file, problem, name=self.name, expected=expected, found=self.shape[1])
         for kind, name in layer.companions.items():
-            if kind not in self.companions and kind not in ("input_scale", "comfy_quant"):
+            if kind not in (*self.companions, "input_scale", "comfy_quant"):
                 raise CheckpointError.of(self.file, f"is not known for a weight of the format {self.format}", name=name)
 
     def size(self, bounds: Bounds) -> int:
         rows, columns = bounds
         covering = self._covering(columns)
-        stored = (rows.stop - rows.start) * (covering.stop - covering.start) // self.packed
-        return stored + self._scales_size(rows, covering)
+        return count((rows, covering)) // self.packed + self._scales_size(rows, covering)
 
     def read(self, bounds: Bounds) -> torch.Tensor:
         rows, columns = bounds
@@ -144,58 +107,73 @@ class QuantizedMatrix(StoredTensor):
         return values[:, columns.start - covering.start : columns.stop - covering.start]
 
     def _covering(self, columns: slice) -> slice:
+        """The columns of the whole blocks that these lie in."""
         return slice(columns.start // self._block * self._block, -(-columns.stop // self._block) * self._block)
 
     def _stored(self, rows: slice, columns: slice) -> torch.Tensor:
         """(rows, columns / packed) as in the file."""
-        return self._layer.file.read(
-            self.name, (rows, slice(columns.start // self.packed, columns.stop // self.packed))
-        )
+        stored = slice(columns.start // self.packed, columns.stop // self.packed)
+        return self._layer.file.read(self.name, (rows, stored))
 
     @abstractmethod
     def _decode(self, rows: slice, columns: slice) -> torch.Tensor:
         """(rows, columns) float32. The columns are whole blocks."""
 
+    @abstractmethod
     def _scales_size(self, rows: slice, columns: slice) -> int:
         """Bytes of the companions that `_decode` reads."""
-        return self._scales.size(rows)
 
 
-class E5m2Matrix(QuantizedMatrix):
-    """float8_e5m2, with one scale or a scale a row."""
+class RowScaledMatrix(QuantizedMatrix):
+    """A matrix with one scale, or one for each of its rows."""
+
+    def __init__(self, layer: Layer, block: int = 1) -> None:
+        super().__init__(layer, block)
+        rows, header = self.shape[0], layer.header("weight_scale")
+        if header.dtype not in FLOAT_BYTES or header.shape not in ((), (1,), (1, 1), (rows,), (rows, 1)):
+            raise layer.wrong("weight_scale", f"floats, one or ({rows}, 1)")
+        self._scale_bounds, self._scale_bytes = whole(header.shape), FLOAT_BYTES[header.dtype]
+        self._has_one_scale = math.prod(header.shape) == 1
+
+    def _scales(self, rows: slice) -> torch.Tensor:
+        """(rows, 1) float32."""
+        bounds = self._scale_bounds if self._has_one_scale else (rows, *self._scale_bounds[1:])
+        scales = self._layer.checked_scales("weight_scale", self._layer.read("weight_scale", bounds))
+        return scales.reshape(-1, 1).expand(rows.stop - rows.start, 1)
+
+    def _scales_size(self, rows: slice, columns: slice) -> int:
+        return self._scale_bytes * (1 if self._has_one_scale else rows.stop - rows.start)
+
+
+class E5m2Matrix(RowScaledMatrix):
+    """float8_e5m2 values times their scales."""
 
     dtypes = ("F8_E5M2",)
 
-    def __init__(self, layer: Layer) -> None:
-        super().__init__(layer)
-        self._scales = RowScales(layer, self.shape[0])
-
     def _decode(self, rows: slice, columns: slice) -> torch.Tensor:
-        return self._stored(rows, columns).float() * self._scales.read(rows)
+        return self._stored(rows, columns).float() * self._scales(rows)
 
 
 class Fp8Matrix(E5m2Matrix):
-    """float8_e4m3fn: the same, and computed with as it is."""
+    """The same of float8_e4m3fn, which a rank can keep as it is."""
 
     dtypes = ("F8_E4M3",)
     weight_format = "fp8"
 
     def read_eight_bit(self, bounds: Bounds) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._stored(*bounds), self._scales.read(bounds[0]).contiguous()
+        return self._stored(*bounds), self._scales(bounds[0]).contiguous()
 
 
-class Fp8Cast(StoredTensor):
+class Fp8Cast(PlainTensor):
     """A tensor of any shape that was cast to fp8 without a scale."""
 
-    def __init__(self, file: TensorFile, name: str, *, full_precision: bool = False) -> None:
-        header = file.headers[name]
-        self.file, self.name, self.shape, self.format = file.path, name, header.shape, FLOAT8_FORMATS[header.dtype]
+    def __init__(self, file: TensorFile, name: str, *, full_precision: bool) -> None:
+        super().__init__(file, name)
+        self.format, self.full_precision = FLOAT8_FORMATS[self.format], full_precision
         self.weight_format = "fp8" if self.format == FLOAT8_E4M3 and len(self.shape) == 2 else "float"
-        self.full_precision = full_precision
-        self._file = file
 
     def size(self, bounds: Bounds) -> int:
-        return math.prod(bound.stop - bound.start for bound in bounds)
+        return count(bounds)
 
     def read(self, bounds: Bounds) -> torch.Tensor:
         return self._file.read(self.name, bounds).float()
@@ -203,21 +181,19 @@ class Fp8Cast(StoredTensor):
     def read_eight_bit(self, bounds: Bounds) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        rows = bounds[0].stop - bounds[0].start
-        return self._file.read(self.name, bounds), torch.ones((rows, 1))
+        return self._file.read(self.name, bounds), torch.ones((bounds[0].stop - bounds[0].start, 1))
 
 
-class Int8Matrix(QuantizedMatrix):
-    """int8_tensorwise: one scale or a scale a row; the columns perhaps rotated, `group` of them at a time."""
+class Int8Matrix(RowScaledMatrix):
+    """int8_tensorwise values times their scales; the columns perhaps rotated, a group of them at a time."""
 
     dtypes = ("I8",)
 
     def __init__(self, layer: Layer) -> None:
-        super().__init__(layer, layer.mark.group if layer.mark.rotated else 1)
-        self._scales = RowScales(layer, self.shape[0])
+        super().__init__(layer, layer.metadata.group if layer.metadata.rotated else 1)
 
     def _decode(self, rows: slice, columns: slice) -> torch.Tensor:
-        values = self._integers(rows, columns) * self._scales.read(rows)
+        values = self._integers(rows, columns) * self._scales(rows)
         if self._block == 1:
             return values
         from engine.checkpoint.quantized.number_formats import rotate_groups
@@ -225,6 +201,7 @@ class Int8Matrix(QuantizedMatrix):
         return rotate_groups(values, self._block)
 
     def _integers(self, rows: slice, columns: slice) -> torch.Tensor:
+        """(rows, columns) float32, without scales."""
         return self._stored(rows, columns).float()
 
 
@@ -237,22 +214,3 @@ class W4A4Matrix(Int8Matrix):
         from engine.checkpoint.quantized.number_formats import INT4, unpack_nibbles
 
         return unpack_nibbles(self._stored(rows, columns), INT4, high_first=False)
-
-
-class UnreadableTensor(StoredTensor):
-    """Anything that is not a number format known here. Only reading it is an error."""
-
-    def __init__(self, file: TensorFile, name: str) -> None:
-        header = file.headers[name]
-        self.file, self.name, self.shape, self.format = file.path, name, header.shape, header.dtype
-
-    def size(self, bounds: Bounds) -> int:
-        raise self._error()
-
-    def read(self, bounds: Bounds) -> torch.Tensor:
-        raise self._error()
-
-    def _error(self) -> CheckpointError:
-        return CheckpointError.of(
-            self.file, "has a dtype that cannot be read", name=self.name, expected="floats", found=self.format
-        )

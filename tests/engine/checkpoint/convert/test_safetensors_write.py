@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from engine.checkpoint.convert import safetensors_write as write
-from engine.checkpoint.convert.safetensors_write import SafetensorsWriter
+from engine.checkpoint.convert.safetensors_write import safetensors_writer
 from engine.errors import CheckpointError
 
 
@@ -23,7 +23,7 @@ def test_the_library_reads_what_was_written(tmp_path: Path) -> None:
         **{str(dtype): torch.randn(4, 8).to(dtype) for dtype in write._NAMES if dtype != torch.float8_e8m0fnu},
         "exponents": torch.arange(1, 9, dtype=torch.uint8).view(torch.float8_e8m0fnu),
     }
-    with SafetensorsWriter(tmp_path / "a.safetensors", len(tensors)) as writer:
+    with safetensors_writer(tmp_path / "a.safetensors", len(tensors)) as writer:
         writer.metadata = {"format": "pt", "ü": '{"x": 1}'}
         for name, tensor in tensors.items():
             writer.add(name, tensor)
@@ -38,11 +38,12 @@ def test_the_library_reads_what_was_written(tmp_path: Path) -> None:
 
 
 def test_a_file_that_was_not_finished_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError), SafetensorsWriter(tmp_path / "a.safetensors", 1) as writer:
+    with pytest.raises(AssertionError), safetensors_writer(tmp_path / "a.safetensors", 1) as writer:
         writer.add("x" * 2000, torch.ones(3))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"missing/a\.safetensors: cannot be written: No such file"):
-        SafetensorsWriter(tmp_path / "missing" / "a.safetensors", 1)
+    file, message = tmp_path / "missing" / "a.safetensors", r"missing/a\.safetensors: cannot be written: No such file"
+    with pytest.raises(CheckpointError, match=message), safetensors_writer(file, 1):
+        pass

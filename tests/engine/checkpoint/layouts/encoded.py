@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from engine.checkpoint.convert.quantize import header_marks
+from engine.checkpoint.convert.quantize import header_metadata
 from engine.checkpoint.files.stored import StoredTensor
 from engine.checkpoint.layouts.encodings import stored_tensors
 from tests.engine.checkpoint.files.memory_file import MemoryFile
 
 
-def stored(tensors: dict[str, torch.Tensor], mark: dict[str, Any] | None) -> StoredTensor:
+def stored(tensors: dict[str, torch.Tensor], metadata: dict[str, Any] | None) -> StoredTensor:
     """The only tensor that is meant, `a.weight`."""
-    found = stored_tensors(MemoryFile(tensors, header_marks({"a": mark}) if mark else None))
+    found = stored_tensors(MemoryFile(tensors, header_metadata({"a": metadata}) if metadata else None))
     assert list(found) == ["a.weight"]
     return found["a.weight"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.checkpoint.convert.quantize import FORMATS, encode, header_marks, mark_tensor
+from engine.checkpoint.convert.quantize import FORMATS, encode, header_metadata, metadata_tensor
 from engine.checkpoint.files.stored import StoredTensor
 from engine.checkpoint.layouts.encodings import stored_tensors
 from engine.errors import ArgumentError
@@ -94,13 +94,13 @@ def test_int8_with_one_scale_or_a_scale_a_row(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("group", [4, 16, 64, 256])
 def test_int8_is_rotated_back(group: int) -> None:
     codes, scales = random_bytes(6, 512).view(torch.int8), torch.rand(6, 1)
-    mark = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": group}
-    tensor = stored({"a.weight": codes, "a.weight_scale": scales}, mark)
+    metadata = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": group}
+    tensor = stored({"a.weight": codes, "a.weight_scale": scales}, metadata)
     expected = rotated_back(codes.double().numpy() * scales.double().numpy(), group)
     np.testing.assert_allclose(whole(tensor).numpy(), expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
-def test_a_group_is_256_columns_unless_the_mark_says_otherwise() -> None:
+def test_a_group_is_256_columns_unless_the_metadata_says_otherwise() -> None:
     codes, scales = random_bytes(3, 512).view(torch.int8), torch.tensor(1.0)
     tensors = {"a.weight": codes, "a.weight_scale": scales}
     implied = stored(tensors, {"format": "int8_tensorwise", "convrot": True})
@@ -198,10 +198,10 @@ def error_bound(format: str, weight: torch.Tensor, rotated: torch.Tensor) -> tor
 def test_a_weight_comes_back_within_the_formats_rounding(format: str, size: float) -> None:
     weight = torch.randn(130, 512) * size
     weight[7] = 0
-    tensors, mark = encode(format, "a", weight)
+    tensors, metadata = encode(format, "a", weight)
     rotated = torch.from_numpy(rotated_back(weight.numpy(), 256))
-    values = whole(stored(tensors, mark))
-    bound = error_bound(format, weight, rotated if mark.get("convrot") else weight)
+    values = whole(stored(tensors, metadata))
+    bound = error_bound(format, weight, rotated if metadata.get("convrot") else weight)
     assert ((values - weight).abs() <= bound * 1.001).all()
     assert torch.allclose(values[7], weight[7], atol=1e-6 * size)
     relative = ((values - weight).norm() / weight.norm()).item()
@@ -210,16 +210,16 @@ def test_a_weight_comes_back_within_the_formats_rounding(format: str, size: floa
 
 def test_int8_that_is_not_rotated_is_within_half_a_scale() -> None:
     weight = torch.randn(9, 50)
-    tensors, mark = encode("int8_tensorwise", "a", weight, group=1)
-    assert mark == {"format": "int8_tensorwise"}
+    tensors, metadata = encode("int8_tensorwise", "a", weight, group=1)
+    assert metadata == {"format": "int8_tensorwise"}
     bound = weight.abs().amax(dim=1, keepdim=True) / 127 / 2
-    assert ((whole(stored(tensors, mark)) - weight).abs() <= bound * 1.001).all()
+    assert ((whole(stored(tensors, metadata)) - weight).abs() <= bound * 1.001).all()
 
 
 def test_a_forgotten_rotation_gives_noise() -> None:
     weight = torch.randn(64, 512)
-    tensors, mark = encode("int8_tensorwise", "a", weight)
-    right = whole(stored(tensors, mark))
+    tensors, metadata = encode("int8_tensorwise", "a", weight)
+    right = whole(stored(tensors, metadata))
     wrong = whole(stored(tensors, {"format": "int8_tensorwise"}))
     assert (right - weight).norm() / weight.norm() < 0.012
     assert (wrong - weight).norm() / weight.norm() > 1  # worse than no weight at all
@@ -237,9 +237,13 @@ def test_columns_that_a_format_cannot_have_are_refused(format: str, columns: int
 
 
 @pytest.mark.parametrize("blob", [False, True])
-def test_marks_are_written_as_they_are_read(blob: bool) -> None:
-    tensors, mark = encode("float8_e4m3fn", "a", torch.randn(4, 8), full_precision=True)
-    file = MemoryFile(tensors | mark_tensor("a", mark)) if blob else MemoryFile(tensors, header_marks({"a": mark}))
+def test_metadata_is_written_as_it_is_read(blob: bool) -> None:
+    tensors, metadata = encode("float8_e4m3fn", "a", torch.randn(4, 8), full_precision=True)
+    file = (
+        MemoryFile(tensors | metadata_tensor("a", metadata))
+        if blob
+        else MemoryFile(tensors, header_metadata({"a": metadata}))
+    )
     found = stored_tensors(file)
     assert list(found) == ["a.weight"]
     assert found["a.weight"].full_precision

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from engine.checkpoint.convert.quantize import FORMATS as WRITTEN
-from engine.checkpoint.convert.quantize import encode, header_marks, mark_tensor
+from engine.checkpoint.convert.quantize import encode, header_metadata, metadata_tensor
 from engine.checkpoint.files.open import open_tensor_file
 from engine.checkpoint.layouts.encodings import stored_tensors
 from engine.checkpoint.quantized.metadata import FORMATS
@@ -34,9 +34,9 @@ values = st.one_of(st.sampled_from(JUNK), st.sampled_from(FORMATS), st.sampled_f
 def files(draw: st.DrawFn) -> MemoryFile:
     """A layer in some format, of which something or other was replaced, added or left out."""
     weight = torch.ones(draw(st.sampled_from((1, 8, 130))), 256)
-    tensors, mark = encode(draw(st.sampled_from(WRITTEN)), "a", weight, full_precision=draw(st.booleans()))
-    header: dict[str, Any] = {"a": mark} if draw(st.booleans()) else {}
-    blob: Any = dict(mark)
+    tensors, metadata = encode(draw(st.sampled_from(WRITTEN)), "a", weight, full_precision=draw(st.booleans()))
+    header: dict[str, Any] = {"a": metadata} if draw(st.booleans()) else {}
+    blob: Any = dict(metadata)
     for change in draw(
         st.lists(st.sampled_from(("drop", "replace", "option", "blob", "header", "rename")), max_size=2)
     ):
@@ -57,7 +57,7 @@ def files(draw: st.DrawFn) -> MemoryFile:
             tensors = {f"b.{name}": tensor for name, tensor in tensors.items()}
     metadata = {"_quantization_metadata": json.dumps({"layers": header})} if header else {}
     if not header or draw(st.booleans()):
-        tensors |= mark_tensor("a", blob)
+        tensors |= metadata_tensor("a", blob)
     return MemoryFile(tensors, metadata | draw(st.sampled_from(({}, {"quant_format": "mxfp8"}))))
 
 
@@ -103,14 +103,14 @@ def check(error: CheckpointError) -> None:
 @pytest.mark.parametrize("in_header", [True, False])
 @pytest.mark.parametrize("format", WRITTEN)
 def test_what_is_written_to_a_file_is_read_from_it(tmp_path: Path, format: str, in_header: bool) -> None:
-    tensors, mark = encode(format, "a", torch.randn(40, 256))
+    tensors, metadata = encode(format, "a", torch.randn(40, 256))
     file = tmp_path / "model.safetensors"
     if in_header:
-        save_file(tensors, file, header_marks({"a": mark}))
+        save_file(tensors, file, header_metadata({"a": metadata}))
     else:
-        save_file(tensors | mark_tensor("a", mark), file)
+        save_file(tensors | metadata_tensor("a", metadata), file)
     whole = (slice(0, 40), slice(0, 256))
-    in_memory: dict[str, Any] = stored_tensors(MemoryFile(tensors, header_marks({"a": mark})))
+    in_memory: dict[str, Any] = stored_tensors(MemoryFile(tensors, header_metadata({"a": metadata})))
     read = stored_tensors(open_tensor_file(file))
     assert list(read) == ["a.weight"]
     assert torch.equal(read["a.weight"].read(whole), in_memory["a.weight"].read(whole))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.checkpoint.convert.quantize import FORMATS, encode, header_marks
+from engine.checkpoint.convert.quantize import FORMATS, encode, header_metadata
 from engine.checkpoint.layouts.encodings import stored_tensors
 from tests.engine.checkpoint.files.memory_file import MemoryFile
 from tests.engine.checkpoint.layouts.encoded import whole
@@ -20,7 +20,7 @@ def cases() -> dict[str, tuple[MemoryFile, torch.Tensor]]:
     made["not rotated"] = encode("int8_tensorwise", "a", weight, group=1)
     made["scaled columns"] = encode("nvfp4", "a", weight)
     made["scaled columns"].tensors["a.pre_quant_scale"] = torch.rand(512)
-    files = {name: MemoryFile(tensors, header_marks({"a": mark})) for name, (tensors, mark) in made.items()}
+    files = {name: MemoryFile(tensors, header_metadata({"a": metadata})) for name, (tensors, metadata) in made.items()}
     files["cast"] = MemoryFile({"a.weight": weight.to(torch.float8_e4m3fn)})
     return {name: (file, whole(stored_tensors(file)["a.weight"])) for name, file in files.items()}
 

@@ -23,8 +23,8 @@ def layer(name: str, dtype: torch.dtype, **companions: torch.Tensor) -> dict[str
     return {f"{name}.weight": zeros(4, 64, dtype=dtype)} | {f"{name}.{kind}": t for kind, t in companions.items()}
 
 
-def blob(mark: object, padding: int = 0) -> torch.Tensor:
-    text = mark if isinstance(mark, bytes) else json.dumps(mark).encode()
+def blob(metadata: object, padding: int = 0) -> torch.Tensor:
+    text = metadata if isinstance(metadata, bytes) else json.dumps(metadata).encode()
     return torch.tensor(list(text + bytes(padding)), dtype=torch.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Which tensors a file means: marks in the header and in tensors."""
+"""Which tensors a file means: metadata in the header and in tensors."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from tests.engine.checkpoint.quantized.formats import (
     zeros,
 )
 
-# ---- where marks stand
+# ---- where metadata stands
 
 
-def test_a_mark_in_the_header() -> None:
+def test_metadata_in_the_header() -> None:
     assert formats(INT8_LAYER, header({"blocks.0.a": FORMAT_INT8})) == {"blocks.0.a.weight": "int8_tensorwise"}
 
 
 @pytest.mark.parametrize("padding", [0, 1, 57])
-def test_a_mark_as_a_tensor(padding: int) -> None:
+def test_metadata_as_a_tensor(padding: int) -> None:
     tensors = INT8_LAYER | {"blocks.0.a.comfy_quant": blob(FORMAT_INT8, padding)}
     assert formats(tensors) == {"blocks.0.a.weight": "int8_tensorwise"}
 
 
-def test_marks_in_both_places_add_up() -> None:
+def test_metadata_in_both_places_adds_up() -> None:
     tensors = FP8_LAYER | {"blocks.0.a.comfy_quant": blob(FORMAT_FP8)}
-    marks = header({"blocks.0.a": FORMAT_FP8 | {"full_precision_matrix_mult": True}})
-    assert stored_tensors(MemoryFile(tensors, marks))["blocks.0.a.weight"].full_precision
+    metadata = header({"blocks.0.a": FORMAT_FP8 | {"full_precision_matrix_mult": True}})
+    assert stored_tensors(MemoryFile(tensors, metadata))["blocks.0.a.weight"].full_precision
     assert not stored_tensors(MemoryFile(tensors))["blocks.0.a.weight"].full_precision
 
 
@@ -52,31 +52,31 @@ def test_marks_in_both_places_add_up() -> None:
     ("option", "ours", "theirs"),
     [("format", "int8_tensorwise", "convrot_w4a4"), ("convrot", True, False), ("convrot_groupsize", 256, 64)],
 )
-def test_marks_that_disagree_are_refused(option: str, ours: object, theirs: object) -> None:
+def test_metadata_that_disagrees_is_refused(option: str, ours: object, theirs: object) -> None:
     tensors = INT8_LAYER | {"blocks.0.a.comfy_quant": blob(FORMAT_INT8 | {option: theirs})}
     message = refusal(tensors, header({"blocks.0.a": FORMAT_INT8 | {option: ours}}))
     assert message == (
-        f"blocks.0.a: the header's mark and the comfy_quant tensor disagree on {option}, "
+        f"blocks.0.a: the header's metadata and the comfy_quant tensor disagree on {option}, "
         f"expected {json.dumps(ours)}, found {json.dumps(theirs)}"
     )
 
 
 def test_options_one_level_down() -> None:
-    mark = FORMAT_INT8 | {"params": {"convrot": True, "convrot_groupsize": 16}}
+    metadata = FORMAT_INT8 | {"params": {"convrot": True, "convrot_groupsize": 16}}
     weight = torch.randint(-128, 128, (4, 64), dtype=torch.int8)
     tensors = INT8_LAYER | {"blocks.0.a.weight": weight}
     read = {
         nested: stored_tensors(MemoryFile(tensors, header({"blocks.0.a": m})))["blocks.0.a.weight"].read(
             (slice(0, 4), slice(0, 64))
         )
-        for nested, m in ((True, mark), (False, FORMAT_INT8 | mark["params"]))  # type: ignore[arg-type]
+        for nested, m in ((True, metadata), (False, FORMAT_INT8 | metadata["params"]))  # type: ignore[arg-type]
     }
     assert torch.equal(read[True], read[False])
     assert not torch.equal(read[True], weight.float())
 
 
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model."])
-def test_marks_whose_prefix_is_not_the_tensors(prefix: str) -> None:
+def test_metadata_whose_prefix_is_not_the_tensors(prefix: str) -> None:
     names = ["blocks.0.a", "txtfusion.layerwise_blocks.0.a"]
     tensors, prefixed = {}, {}
     for name in names:
@@ -94,9 +94,9 @@ def test_a_prefix_that_could_be_either_of_two_is_no_prefix() -> None:
     )
 
 
-def test_marks_of_layers_that_are_not_there_are_left_out() -> None:
-    marks = header({"blocks.0.a": FORMAT_INT8, "last.down": FORMAT_INT8, "visual.0": FORMAT_FP8})
-    assert formats(INT8_LAYER, marks) == {"blocks.0.a.weight": "int8_tensorwise"}
+def test_metadata_of_layers_that_are_not_there_is_left_out() -> None:
+    metadata = header({"blocks.0.a": FORMAT_INT8, "last.down": FORMAT_INT8, "visual.0": FORMAT_FP8})
+    assert formats(INT8_LAYER, metadata) == {"blocks.0.a.weight": "int8_tensorwise"}
 
 
 def test_one_format_for_the_whole_file() -> None:
@@ -107,7 +107,7 @@ def test_one_format_for_the_whole_file() -> None:
     assert formats(FP8_LAYER, {"quant_format": "fp8_scaled"}) == {"blocks.0.a.weight": "float8_e4m3fn"}
 
 
-# ---- marks that are damaged
+# ---- metadata that is damaged
 
 
 @pytest.mark.parametrize(
@@ -119,23 +119,28 @@ def test_one_format_for_the_whole_file() -> None:
         ("[]", "_quantization_metadata: does not hold a json object, found list"),
         ("{}", "_quantization_metadata.layers: has a value that does not fit"),
         ('{"layers": []}', "_quantization_metadata.layers: has a value that does not fit"),
-        ('{"layers": {"blocks.0.a": "nvfp4"}}', "blocks.0.a: has a mark that is not a json object"),
-        ('{"layers": {"blocks.0.a": {"params": 3}}}', "blocks.0.a: has a mark that is not a json object"),
+        ('{"layers": {"blocks.0.a": "nvfp4"}}', "blocks.0.a: has metadata that is not a json object"),
+        (
+            '{"layers": {"blocks.0.a": {"params": 3}}}',
+            "blocks.0.a: has metadata that is not a json object",
+        ),
         ('{"layers": {"blocks.0.a": {}}}', "blocks.0.a: format: has a value that does not fit"),
         ('{"layers": {"blocks.0.a": {"format": ["nvfp4"]}}}', "blocks.0.a: format: has a value"),
         ('{"layers": {"blocks.0.a": {"format": "int5"}}}', "blocks.0.a: format: has a value"),
         (f'{{"layers": {{"{"long" * 100_000}": 0}}}}', "longlong"),
-        ('{"layers": {"\\u001b[31m\\n": 0}}', r"\x1b[31m\n: has a mark that is not a json object"),
+        ('{"layers": {"\\u001b[31m\\n": 0}}', r"\x1b[31m\n: has metadata that is not a json object"),
     ],
 )
-def test_damaged_marks_in_the_header_are_refused(text: str, message: str) -> None:
+def test_damaged_metadata_in_the_header_is_refused(text: str, message: str) -> None:
     assert refusal(INT8_LAYER, {"_quantization_metadata": text}).startswith(message)
 
 
 @pytest.mark.parametrize("group", [0, -4, 1, 2, 8, 32, 100, 4**7, 10**30, 16.0, "16", True])
 def test_groups_that_cannot_be_rotated_are_refused(group: object) -> None:
-    mark = FORMAT_INT8 | {"convrot": True, "convrot_groupsize": group}
-    assert refusal(INT8_LAYER, header({"blocks.0.a": mark})).startswith("blocks.0.a: convrot_groupsize: has a value")
+    metadata = FORMAT_INT8 | {"convrot": True, "convrot_groupsize": group}
+    assert refusal(INT8_LAYER, header({"blocks.0.a": metadata})).startswith(
+        "blocks.0.a: convrot_groupsize: has a value"
+    )
 
 
 @pytest.mark.parametrize("option", ["convrot", "full_precision_matrix_mult"])
@@ -147,16 +152,19 @@ def test_options_that_are_not_true_or_false_are_refused(option: str) -> None:
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        (blob(b""), "is not a mark"),
+        (blob(b""), "is not quantization metadata"),
         (blob(b"", padding=8), "is not valid json"),
         (blob(b"\xff\xfe{}"), "is not UTF-8"),
         (blob(b"[]"), "does not hold a json object"),
-        (torch.ones(20), r"is not a mark, expected 1 to 65536 bytes (U8) in one dimension, found F32 (20,)"),
-        (zeros(2, 20, dtype=torch.uint8), "is not a mark"),
-        (torch.empty(1 << 40, dtype=torch.uint8, device="meta"), "is not a mark"),
+        (
+            torch.ones(20),
+            r"is not quantization metadata, expected 1 to 65536 bytes (U8) in one dimension, found F32 (20,)",
+        ),
+        (zeros(2, 20, dtype=torch.uint8), "is not quantization metadata"),
+        (torch.empty(1 << 40, dtype=torch.uint8, device="meta"), "is not quantization metadata"),
     ],
 )
-def test_damaged_marks_as_tensors_are_refused(tensor: torch.Tensor, message: str) -> None:
+def test_damaged_metadata_as_tensors_is_refused(tensor: torch.Tensor, message: str) -> None:
     message = f"blocks.0.a.comfy_quant: {message}"
     assert refusal(INT8_LAYER | {"blocks.0.a.comfy_quant": tensor}).startswith(message)
 
@@ -165,7 +173,7 @@ def test_damaged_marks_as_tensors_are_refused(tensor: torch.Tensor, message: str
 
 
 def fp8_scaled_file() -> MemoryFile:
-    """Names, shapes and marks of Comfy-Org's krea2_turbo_fp8_scaled; no data but the scales."""
+    """Names, shapes and metadata of Comfy-Org's krea2_turbo_fp8_scaled; no data but the scales."""
     main: dict[str, tuple[int, int]] = {f"attn.{part}": (6144, 6144) for part in ("wq", "gate", "wo")}
     main |= {"attn.wk": (1536, 6144), "attn.wv": (1536, 6144), "mlp.down": (6144, 16384)}
     main |= {"mlp.gate": (16384, 6144), "mlp.up": (16384, 6144)}
@@ -175,21 +183,21 @@ def fp8_scaled_file() -> MemoryFile:
     blocks = {f"blocks.{n}": (main, (*norms, "mod.lin")) for n in range(28)}
     for kind in ("layerwise", "refiner"):
         blocks |= {f"txtfusion.{kind}_blocks.{n}": (fusion, norms) for n in range(2)}
-    tensors, marks = {}, {}
+    tensors, metadata = {}, {}
     for block, (matrices, vectors) in blocks.items():
         for name, shape in matrices.items():
             matrix = f"{block}.{name}"
             tensors[f"{matrix}.weight"] = torch.empty(shape, dtype=FP8, device="meta")
             tensors[f"{matrix}.weight_scale"] = torch.ones(())
-            marks[matrix] = dict[str, Any](FORMAT_FP8)
+            metadata[matrix] = dict[str, Any](FORMAT_FP8)
             if name in ("attn.gate", "attn.wo"):
-                marks[matrix]["full_precision_matrix_mult"] = True
+                metadata[matrix]["full_precision_matrix_mult"] = True
         tensors |= {f"{block}.{name}": torch.empty(128, dtype=torch.bfloat16, device="meta") for name in vectors}
     outside = ["first", "tmlp.0", "tmlp.2", "tproj.1", "txtmlp.1", "txtmlp.3", "last.linear"]
     others = [f"{name}.{kind}" for name in outside for kind in ("weight", "bias")]
     others += ["txtmlp.0.scale", "txtfusion.projector.weight", "last.norm.scale", "last.modulation.lin"]
     tensors |= {name: torch.empty(64, 64, dtype=torch.bfloat16, device="meta") for name in others}
-    return MemoryFile(tensors, header(marks))
+    return MemoryFile(tensors, header(metadata))
 
 
 def test_the_real_fp8_scaled_file_is_recognised() -> None:

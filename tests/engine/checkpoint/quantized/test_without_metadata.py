@@ -1,4 +1,4 @@
-"""Which tensors a file means that has no marks: scales beside weights, and what has neither."""
+"""Which tensors a file means without quantisation metadata: scales beside weights, and what has neither."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_other_dtypes_are_an_error_only_when_they_are_read() -> None:
             use((slice(0, 3),))
 
 
-def test_fp8_with_a_scale_and_no_mark() -> None:
+def test_fp8_with_a_scale_and_no_metadata() -> None:
     assert formats(FP8_LAYER) == {"blocks.0.a.weight": "float8_e4m3fn"}
     e5m2 = layer("a", torch.float8_e5m2, weight_scale=torch.ones(()), input_scale=torch.ones(()))
     assert formats(e5m2) == {"a.weight": "float8_e5m2"}
@@ -74,7 +74,7 @@ def test_two_names_for_one_scale_are_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
-def test_integers_without_a_mark_are_refused(dtype: torch.dtype) -> None:
+def test_integers_without_metadata_are_refused(dtype: torch.dtype) -> None:
     message = refusal(layer("blocks.0.a", dtype, weight_scale=torch.ones(4, 1)))
     assert message.startswith(
         "blocks.0.a.weight: is quantised, but neither the header nor a comfy_quant tensor says how"
