@@ -160,16 +160,7 @@ def _read_config(
     )
     configs = {name: _component_config(parts, name, components[name]) for name in _OPENERS}
     stated, guess = _is_distilled(parts, index, configs["transformer"])
-    return ModelConfig.build(
-        index,
-        configs["transformer"],
-        configs["text_encoder"],
-        configs["vae"],
-        schedule,
-        variant=variant,
-        stated=stated,
-        guess=guess,
-    )
+    return ModelConfig.build(index, configs, schedule, variant=variant, stated=stated, guess=guess)
 
 
 def _component_config(parts: Parts, name: str, component: Component) -> JsonFields:

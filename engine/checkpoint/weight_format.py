@@ -130,7 +130,7 @@ def summarize(
 
     Raises `ArgumentError` if `tp` does not divide the model.
     """
-    checkpoint.config.check_tp(tp)
+    checkpoint.config.check_parallel(tp)
     summaries = []
     for component, parameters in parameter_formats(checkpoint, tp, bytes_per_element, quantization).items():
         size = sum(parameter.bytes for parameter in parameters.values())

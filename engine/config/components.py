@@ -7,36 +7,42 @@ comes from here; none is a constant elsewhere.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
-from engine.config.json_fields import JsonFields
+from engine.config.json_fields import JsonFields, json_field
 
 # No real model comes near it; a config beyond it is damaged, and would otherwise ask for absurd memory.
 _MOST_LAYERS = 1024
 _LARGEST_SHIFT = 10.0  # exp of it scales the noise schedule
 _MOST_IMAGE_TOKENS = 1 << 16  # twice those of the largest image
 
+_integer = partial(json_field, JsonFields.integer)
+_layers = partial(json_field, JsonFields.integer, most=_MOST_LAYERS)
+_positive = partial(json_field, JsonFields.number, above=0.0)
+_shift = partial(json_field, JsonFields.number, above=-_LARGEST_SHIFT, below=_LARGEST_SHIFT)
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """`transformer/config.json`: the DiT and its text fusion."""
+    """The DiT and its text fusion, as the keys of `transformer/config.json` have it, one a field."""
 
-    in_channels: int
-    num_layers: int
-    head_dim: int
-    num_heads: int
-    num_kv_heads: int
-    intermediate_size: int
-    timestep_embed_dim: int
-    text_hidden_size: int
-    num_text_layers: int
-    text_num_heads: int
-    text_num_kv_heads: int
-    text_intermediate_size: int
-    num_layerwise_text_blocks: int
-    num_refiner_text_blocks: int
-    axes_dims_rope: tuple[int, int, int]
-    rope_theta: float
-    norm_eps: float
+    in_channels: int = _integer(default=64)
+    num_layers: int = _layers(default=28)
+    head_dim: int = _integer("attention_head_dim", default=128, multiple_of=2)
+    num_heads: int = _integer("num_attention_heads", default=48)
+    num_kv_heads: int = _integer("num_key_value_heads", default=12)
+    intermediate_size: int = _integer(default=16384)
+    timestep_embed_dim: int = _integer(default=256, multiple_of=2)
+    text_hidden_size: int = _integer("text_hidden_dim", default=2560)
+    num_text_layers: int = _layers(default=12)
+    text_num_heads: int = _integer("text_num_attention_heads", default=20)
+    text_num_kv_heads: int = _integer("text_num_key_value_heads", default=20)
+    text_intermediate_size: int = _integer(default=6912)
+    num_layerwise_text_blocks: int = _layers(default=2, least=0)
+    num_refiner_text_blocks: int = _layers(default=2, least=0)
+    axes_dims_rope: tuple[int, int, int] = json_field(JsonFields.integers, default=(32, 48, 48), least=0, length=3)
+    rope_theta: float = _positive(default=1000.0)
+    norm_eps: float = _positive(default=1e-5)
 
     @property
     def hidden_size(self) -> int:
@@ -47,36 +53,36 @@ class TransformerConfig:
         return self.text_hidden_size // self.text_num_heads
 
     def undivided_heads(self, ranks: int) -> list[tuple[str, int]]:
-        """Which of the blocks' heads so many ranks do not divide, by their names in the file, and how many they are."""
+        """The numbers of heads in the blocks that `ranks` does not divide, each with its key in the file."""
         heads = {"num_attention_heads": self.num_heads, "num_key_value_heads": self.num_kv_heads}
         return [(name, count) for name, count in heads.items() if count % ranks]
 
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
-    """`text_encoder/config.json`: the language model of Qwen3-VL."""
+    """The language model of Qwen3-VL, as `text_encoder/config.json` has it."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    norm_eps: float
-    rope_theta: float
+    hidden_size: int = _integer()
+    intermediate_size: int = _integer()
+    num_layers: int = _layers("num_hidden_layers")
+    num_heads: int = _integer("num_attention_heads")
+    num_kv_heads: int = _integer("num_key_value_heads")
+    head_dim: int = _integer(multiple_of=2)
+    vocab_size: int = _integer(most=1 << 24)
+    norm_eps: float = _positive("rms_norm_eps", default=1e-6)
+    rope_theta: float = _positive()
 
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """`vae/config.json`: the Qwen-Image VAE."""
+    """The Qwen-Image VAE, as `vae/config.json` has it. latents_mean and latents_std: of each of z_dim channels."""
 
-    base_dim: int
-    z_dim: int
-    dim_mult: tuple[int, ...]
-    num_res_blocks: int
-    latents_mean: tuple[float, ...]
-    latents_std: tuple[float, ...]
+    base_dim: int = _integer(default=96)
+    z_dim: int = _integer(default=16)
+    dim_mult: tuple[int, ...] = json_field(JsonFields.integers, default=(1, 2, 4, 4), least=1)
+    num_res_blocks: int = _layers(default=2)
+    latents_mean: tuple[float, ...] = json_field(JsonFields.numbers)
+    latents_std: tuple[float, ...] = json_field(JsonFields.numbers)
 
     @property
     def scale_factor(self) -> int:
@@ -86,46 +92,27 @@ class VAEConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """`scheduler/scheduler_config.json`: the resolution-dependent shift `mu`, linear in the image tokens."""
+    """The resolution-dependent shift `mu`, linear in the image tokens, as `scheduler/scheduler_config.json` has it."""
 
-    base_image_seq_len: int
-    max_image_seq_len: int
-    base_shift: float
-    max_shift: float
-    num_train_timesteps: int
+    base_image_seq_len: int = _integer(default=256)
+    max_image_seq_len: int = _integer(default=6400)
+    base_shift: float = _shift(default=0.5)
+    max_shift: float = _shift(default=1.15)
+    num_train_timesteps: int = _integer(default=1000)
 
 
 def read_transformer(config: JsonFields) -> TransformerConfig:
     config.expect("_class_name", "Krea2Transformer2DModel")
-    result = TransformerConfig(
-        in_channels=config.integer("in_channels", default=64),
-        num_layers=config.integer("num_layers", default=28, most=_MOST_LAYERS),
-        head_dim=config.integer("attention_head_dim", default=128, multiple_of=2),
-        num_heads=config.integer("num_attention_heads", default=48),
-        num_kv_heads=config.integer("num_key_value_heads", default=12),
-        intermediate_size=config.integer("intermediate_size", default=16384),
-        timestep_embed_dim=config.integer("timestep_embed_dim", default=256, multiple_of=2),
-        text_hidden_size=config.integer("text_hidden_dim", default=2560),
-        num_text_layers=config.integer("num_text_layers", default=12, most=_MOST_LAYERS),
-        text_num_heads=config.integer("text_num_attention_heads", default=20),
-        text_num_kv_heads=config.integer("text_num_key_value_heads", default=20),
-        text_intermediate_size=config.integer("text_intermediate_size", default=6912),
-        num_layerwise_text_blocks=config.integer("num_layerwise_text_blocks", default=2, least=0, most=_MOST_LAYERS),
-        num_refiner_text_blocks=config.integer("num_refiner_text_blocks", default=2, least=0, most=_MOST_LAYERS),
-        axes_dims_rope=config.three_integers("axes_dims_rope", default=(32, 48, 48)),
-        rope_theta=config.number("rope_theta", default=1000.0, above=0.0),
-        norm_eps=config.number("norm_eps", default=1e-5, above=0.0),
-    )
+    result = config.build(TransformerConfig)
     if sum(result.axes_dims_rope) != result.head_dim or any(axis % 2 for axis in result.axes_dims_rope):
         raise config.error(
             "axes_dims_rope", f"even numbers that add up to head_dim {result.head_dim}", result.axes_dims_rope
         )
+    text_heads = result.text_num_heads
     config.expect_divisible("num_attention_heads", result.num_heads, "num_key_value_heads", result.num_kv_heads)
+    config.expect_divisible("text_hidden_dim", result.text_hidden_size, "text_num_attention_heads", text_heads)
     config.expect_divisible(
-        "text_hidden_dim", result.text_hidden_size, "text_num_attention_heads", result.text_num_heads
-    )
-    config.expect_divisible(
-        "text_num_attention_heads", result.text_num_heads, "text_num_key_value_heads", result.text_num_kv_heads
+        "text_num_attention_heads", text_heads, "text_num_key_value_heads", result.text_num_kv_heads
     )
     return result
 
@@ -139,19 +126,10 @@ def read_text_encoder(config: JsonFields) -> TextEncoderConfig:
     rope = text.section("rope_parameters", default=text)
     scaling = text.section("rope_scaling", default=rope)
     scaling.expect("rope_type", "default", default="default")
-    hidden_size = text.integer("hidden_size")
-    num_heads = text.integer("num_attention_heads")
-    result = TextEncoderConfig(
-        hidden_size=hidden_size,
-        intermediate_size=text.integer("intermediate_size"),
-        num_layers=text.integer("num_hidden_layers", most=_MOST_LAYERS),
-        num_heads=num_heads,
-        num_kv_heads=text.integer("num_key_value_heads"),
-        head_dim=text.integer("head_dim", default=hidden_size // num_heads or 1, multiple_of=2),
-        vocab_size=text.integer("vocab_size", most=1 << 24),
-        norm_eps=text.number("rms_norm_eps", default=1e-6, above=0.0),
-        rope_theta=rope.number("rope_theta", above=0.0),
+    head_dim = text.integer(
+        "head_dim", text.integer("hidden_size") // text.integer("num_attention_heads") or 1, multiple_of=2
     )
+    result = text.build(TextEncoderConfig, head_dim=head_dim, rope_theta=rope.number("rope_theta", above=0.0))
     text.expect_divisible("num_attention_heads", result.num_heads, "num_key_value_heads", result.num_kv_heads)
     return result
 
@@ -160,26 +138,20 @@ def read_vae(config: JsonFields) -> VAEConfig:
     config.expect("_class_name", "AutoencoderKLQwenImage")
     config.expect("input_channels", 3, default=3)
     z_dim = config.integer("z_dim", default=16)
-    dim_mult = config.integers("dim_mult", default=(1, 2, 4, 4), least=1)
+    mean, std = (config.numbers(key, length=z_dim) for key in ("latents_mean", "latents_std"))
+    result = config.build(VAEConfig, z_dim=z_dim, latents_mean=mean, latents_std=std)
+    dim_mult = result.dim_mult
     if not 2 <= len(dim_mult) <= 8:
         raise config.error("dim_mult", "2 to 8 numbers", dim_mult)
     temporal = config.booleans("temperal_downsample", default=(False, True, True))  # spelt so in the files
     if len(temporal) != len(dim_mult) - 1:
         raise config.error("temperal_downsample", f"{len(dim_mult) - 1} values, one fewer than dim_mult", temporal)
-    result = VAEConfig(
-        base_dim=config.integer("base_dim", default=96),
-        z_dim=z_dim,
-        dim_mult=dim_mult,
-        num_res_blocks=config.integer("num_res_blocks", default=2, most=_MOST_LAYERS),
-        latents_mean=config.numbers("latents_mean", length=z_dim),
-        latents_std=config.numbers("latents_std", length=z_dim),
-    )
     # Each upsampling convolution halves its channels (diffusers' QwenImageResample), and the next level starts there.
-    for level, multiplier in enumerate(dim_mult[1:]):
+    for level, multiplier in enumerate(dim_mult[1:], start=1):
         if result.base_dim * multiplier % 2:
-            raise config.error("dim_mult", f"an even number of channels at level {level + 1}", dim_mult)
-    if not all(value > 0 for value in result.latents_std):
-        raise config.error("latents_std", "positive numbers", result.latents_std)
+            raise config.error("dim_mult", f"an even number of channels at level {level}", dim_mult)
+    if not all(value > 0 for value in std):
+        raise config.error("latents_std", "positive numbers", std)
     return result
 
 
@@ -187,22 +159,12 @@ def read_schedule(config: JsonFields) -> ScheduleConfig:
     config.expect("_class_name", "FlowMatchEulerDiscreteScheduler")
     config.expect("use_dynamic_shifting", True)
     config.expect("time_shift_type", "exponential", default="exponential")
-    for unsupported in (
-        "invert_sigmas",
-        "stochastic_sampling",
-        "use_beta_sigmas",
-        "use_exponential_sigmas",
-        "use_karras_sigmas",
-    ):
+    for kind in ("beta", "exponential", "karras"):
+        config.expect(f"use_{kind}_sigmas", False, default=False)
+    for unsupported in ("invert_sigmas", "stochastic_sampling"):
         config.expect(unsupported, False, default=False)
     config.expect("shift_terminal", None, default=None)
-    result = ScheduleConfig(
-        base_image_seq_len=config.integer("base_image_seq_len", default=256),
-        max_image_seq_len=config.integer("max_image_seq_len", default=6400),
-        base_shift=config.number("base_shift", default=0.5, above=-_LARGEST_SHIFT, below=_LARGEST_SHIFT),
-        max_shift=config.number("max_shift", default=1.15, above=-_LARGEST_SHIFT, below=_LARGEST_SHIFT),
-        num_train_timesteps=config.integer("num_train_timesteps", default=1000),
-    )
+    result = config.build(ScheduleConfig)
     if result.max_image_seq_len <= result.base_image_seq_len:
         raise config.error(
             "max_image_seq_len", f"more than base_image_seq_len {result.base_image_seq_len}", result.max_image_seq_len

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from engine.errors import CheckpointError
 
@@ -17,10 +19,20 @@ from engine.errors import CheckpointError
 LARGEST_WIDTH = 1 << 20
 
 _REQUIRED: Any = object()
+T = TypeVar("T")
+
+
+def json_field(read: Callable[..., Any], key: str | None = None, **checks: Any) -> Any:
+    """A dataclass's field that `JsonFields.build` reads with one of its getters. key: if it is not the field's name."""
+    return field(metadata={"read": read, "key": key, "checks": checks})
 
 
 class JsonFields:
-    """A json object of a known file: every getter checks type and range, and complains with file and key."""
+    """A json object of a known file. Each getter checks type and range; without a default, it needs the key.
+
+    prefix: what complaints put before a key, such as `text_config.` where the object lies in another. All raise
+    `CheckpointError`.
+    """
 
     def __init__(self, file: Path, values: Mapping[str, Any], prefix: str = "") -> None:
         self.file = file
@@ -31,6 +43,14 @@ class JsonFields:
     def read(cls, file: Path) -> JsonFields:
         return cls(file, read_json_object(file))
 
+    def build(self, kind: type[T], **known: Any) -> T:
+        """Read a dataclass of `json_field`s but for those that are known."""
+        for each in fields(kind):  # type: ignore[arg-type]
+            if each.name not in known:
+                how = each.metadata
+                known[each.name] = how["read"](self, how["key"] or each.name, **how["checks"])
+        return kind(**known)
+
     def error(self, key: str, expected: object, found: object) -> CheckpointError:
         shown = json.dumps(found, default=str)
         if len(shown) > 80:
@@ -39,113 +59,93 @@ class JsonFields:
             self.file, "has a value that does not fit", name=self.prefix + key, expected=expected, found=shown
         )
 
-    def _get(self, key: str, default: Any) -> Any:
-        # null stands for "not set" in configs that diffusers and transformers write
-        value = self.values.get(key)
-        if value is None:
-            if default is _REQUIRED:
-                raise CheckpointError.of(self.file, "is missing", name=self.prefix + key)
-            return default
-        return value
-
     def has(self, key: str) -> bool:
-        """Whether there is a value, for keys without which the defaults are another key's."""
+        """Whether there is a value: null stands for "not set" in configs that diffusers and transformers write."""
         return self.values.get(key) is not None
 
     def expect(self, key: str, expected: object, default: Any = _REQUIRED) -> None:
-        value = self._get(key, default)
-        if value != expected or type(value) is not type(expected):
-            raise self.error(key, json.dumps(expected), value)
+        self._get(key, default, json.dumps(expected), lambda v: v == expected and type(v) is type(expected))
 
     def expect_divisible(self, name: str, value: int, divisor_name: str, divisor: int) -> None:
         if value % divisor:
             raise self.error(name, f"a multiple of {divisor_name} {divisor}", value)
 
     def section(self, key: str, default: JsonFields) -> JsonFields:
-        value = self._get(key, None)
-        if value is None:
+        """The object under a key, or the default where there is none."""
+        if not self.has(key):
             return default
-        if not isinstance(value, dict):
-            raise self.error(key, "an object", value)
+        value = self._get(key, None, "an object", lambda value: isinstance(value, dict))
         return JsonFields(self.file, value, f"{self.prefix}{key}.")
 
     def text(self, key: str, *, most: int) -> str:
-        value = self._get(key, _REQUIRED)
-        if not isinstance(value, str) or not 0 < len(value) <= most or not value.isprintable():
-            raise self.error(key, f"a text of 1 to {most} printable characters", value)
-        return value
+        def fits(value: object) -> bool:
+            return isinstance(value, str) and 0 < len(value) <= most and value.isprintable()
+
+        return self._get(key, _REQUIRED, f"a text of 1 to {most} printable characters", fits)
 
     def texts(self, key: str, *, most: int) -> tuple[str, ...]:
-        value = self._list(key, _REQUIRED)
-        if not 0 < len(value) <= most or not all(isinstance(item, str) for item in value):
-            raise self.error(key, f"a list of 1 to {most} texts", value)
-        return tuple(value)
+        expected = f"a list of 1 to {most} texts"
+        return self._list(key, _REQUIRED, expected, lambda item: isinstance(item, str), (1, most))
 
     def boolean(self, key: str, default: bool | None) -> bool | None:
-        value = self._get(key, default)
-        if value is not None and not isinstance(value, bool):
-            raise self.error(key, "true or false", value)
-        return value
+        return self._get(key, default, "true or false", lambda value: value is None or isinstance(value, bool))
 
     def integer(
         self, key: str, default: int = _REQUIRED, *, least: int = 1, most: int = LARGEST_WIDTH, multiple_of: int = 1
     ) -> int:
-        value = self._get(key, default)
-        if not _is_integer(value) or not least <= value <= most or value % multiple_of:
-            multiple = f", a multiple of {multiple_of}" if multiple_of > 1 else ""
-            raise self.error(key, f"a whole number from {least} to {most}{multiple}", value)
-        return value
+        def fits(value: Any) -> bool:
+            return type(value) is int and least <= value <= most and value % multiple_of == 0
+
+        multiple = f", a multiple of {multiple_of}" if multiple_of > 1 else ""
+        return self._get(key, default, f"a whole number from {least} to {most}{multiple}", fits)
 
     def number(
         self, key: str, default: float = _REQUIRED, *, above: float = -math.inf, below: float = math.inf
     ) -> float:
-        value = self._get(key, default)
-        if not _is_number(value) or not above < value < below:
-            raise self.error(key, f"a number above {above:g} and below {below:g}", value)
-        return float(value)
+        expected = f"a number above {above:g} and below {below:g}"
+        return float(self._get(key, default, expected, lambda value: _is_number(value) and above < value < below))
 
-    def integers(self, key: str, default: tuple[int, ...], *, least: int) -> tuple[int, ...]:
-        value = self._list(key, default)
-        if not value or not all(_is_integer(item) and least <= item <= LARGEST_WIDTH for item in value):
-            raise self.error(key, f"a list of whole numbers from {least}", value)
-        return tuple(value)
+    def integers(self, key: str, default: tuple[int, ...], *, least: int, length: int | None = None) -> tuple[int, ...]:
+        """At least one, or as many as `length` says."""
 
-    def three_integers(self, key: str, default: tuple[int, int, int]) -> tuple[int, int, int]:
-        value = self.integers(key, default, least=0)
-        if len(value) != 3:
-            raise self.error(key, "three numbers", value)
-        return value[0], value[1], value[2]
+        def fits(item: Any) -> bool:
+            return type(item) is int and least <= item <= LARGEST_WIDTH
+
+        expected = f"a list of {length or ''} whole numbers from {least}".replace("  ", " ")
+        return self._list(key, default, expected, fits, (length or 1, length or math.inf))
 
     def booleans(self, key: str, default: tuple[bool, ...]) -> tuple[bool, ...]:
-        value = self._list(key, default)
-        if not all(isinstance(item, bool) for item in value):
-            raise self.error(key, "a list of true and false", value)
-        return tuple(value)
+        return self._list(key, default, "a list of true and false", lambda item: isinstance(item, bool), (0, math.inf))
 
     def numbers(self, key: str, *, length: int) -> tuple[float, ...]:
-        value = self._list(key, _REQUIRED)
-        if len(value) != length or not all(_is_number(item) for item in value):
-            raise self.error(key, f"a list of {length} numbers", value)
-        return tuple(float(item) for item in value)
+        values = self._list(key, _REQUIRED, f"a list of {length} numbers", _is_number, (length, length))
+        return tuple(map(float, values))
 
-    def _list(self, key: str, default: Any) -> list[Any] | tuple[Any, ...]:
-        value = self._get(key, default)
-        if not isinstance(value, (list, tuple)):
-            raise self.error(key, "a list", value)
+    def _list(
+        self, key: str, default: Any, expected: str, fits: Callable[[Any], bool], lengths: tuple[float, float]
+    ) -> tuple[Any, ...]:
+        """A list of lengths[0] to lengths[1] items that fit."""
+
+        def all_fit(items: object) -> bool:
+            return isinstance(items, list | tuple) and lengths[0] <= len(items) <= lengths[1] and all(map(fits, items))
+
+        return tuple(self._get(key, default, expected, all_fit))
+
+    def _get(self, key: str, default: Any, expected: str, fits: Callable[[Any], bool]) -> Any:
+        """The value of a key, or the default if it has none."""
+        value = self.values.get(key)
+        if value is None:
+            if default is _REQUIRED:
+                raise CheckpointError.of(self.file, "is missing", name=self.prefix + key)
+            value = default
+        if not fits(value):
+            raise self.error(key, expected, value)
         return value
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer too large for a float
-        return False
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number, and an integer not too large for a float."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def read_json_object(file: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Imports no torch: the front-end and `krea2 info` need these numbers without wait
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +85,12 @@ class ModelConfig:
         sizes = [size for _, size in self._split_sizes()]
         return [tp for tp in PARALLEL_DEGREES if all(size % tp == 0 for size in sizes)]
 
-    def check_tp(self, tp: int) -> None:
+    def possible_sp(self, tp: int) -> list[int]:
+        """Sequence parallel degrees beside tp: attention splits the heads of a tensor parallel rank once more."""
+        fitting = (sp for sp in PARALLEL_DEGREES if tp * sp <= MOST_RANKS)
+        return [sp for sp in fitting if not self.transformer.undivided_heads(tp * sp)]
+
+    def check_parallel(self, tp: int, sp: int = 1) -> None:
         """Raise `ArgumentError` naming what does not divide and the degrees that would work."""
         for name, size in self._split_sizes():
             if size % tp:
@@ -94,15 +100,6 @@ class ModelConfig:
                     f"possible: {possible}",
                     parameter="tp",
                 )
-
-    def possible_sp(self, tp: int) -> list[int]:
-        """Sequence parallel degrees beside tp: attention splits the heads of a tensor parallel rank once more."""
-        fitting = (sp for sp in PARALLEL_DEGREES if tp * sp <= MOST_RANKS)
-        return [sp for sp in fitting if not self.transformer.undivided_heads(tp * sp)]
-
-    def check_parallel(self, tp: int, sp: int) -> None:
-        """Raise `ArgumentError` naming what does not divide and the degrees that would work."""
-        self.check_tp(tp)
         for name, heads in self.transformer.undivided_heads(tp * sp):
             possible = ", ".join(map(str, self.possible_sp(tp)))
             raise ArgumentError(
@@ -135,45 +132,43 @@ class ModelConfig:
         if not folder.is_dir():
             raise CheckpointError.of(folder, "there is no such folder")
         index = JsonFields.read(folder / "model_index.json")
-        transformer, text_encoder, vae = (
-            JsonFields.read(folder / component / "config.json") for component in ("transformer", "text_encoder", "vae")
-        )
+        configs = {
+            name: JsonFields.read(folder / name / "config.json") for name in ("transformer", "text_encoder", "vae")
+        }
         schedule = JsonFields.read(folder / "scheduler" / "scheduler_config.json")
         stated = index.boolean("is_distilled", default=None)
         if stated is None:
-            stated = transformer.boolean("is_distilled", default=None)
-        return cls.build(index, transformer, text_encoder, vae, schedule, variant=variant, stated=stated)
+            stated = configs["transformer"].boolean("is_distilled", default=None)
+        return cls.build(index, configs, schedule, variant=variant, stated=stated)
 
     @classmethod
     def build(
         cls,
         index: JsonFields,
-        transformer_json: JsonFields,
-        text_json: JsonFields,
-        vae_json: JsonFields,
-        schedule_json: JsonFields,
+        configs: Mapping[str, JsonFields],
+        schedule: JsonFields,
         *,
         variant: str | None,
         stated: bool | None,
         guess: bool = True,
     ) -> ModelConfig:
-        """Put together what model_index.json and the components' configs say, wherever they come from.
+        """Put together what model_index.json, the configs of the components by their names, and the scheduler's say.
 
         It is Turbo if `variant` says so; without one, if the checkpoint's `is_distilled`, which is `stated`, says so;
         without that, by `guess`. Raises `CheckpointError` for a config that is wrong or does not fit the others.
         """
         index.expect("_class_name", PIPELINE_CLASS)
-        transformer, text_encoder = read_transformer(transformer_json), read_text_encoder(text_json)
-        vae, schedule = read_vae(vae_json), read_schedule(schedule_json)
+        transformer = read_transformer(configs["transformer"])
+        text_encoder, vae = read_text_encoder(configs["text_encoder"]), read_vae(configs["vae"])
         patch_size = index.integer("patch_size", default=2, most=16)
         taps = index.integers("text_encoder_select_layers", default=DEFAULT_TAPS, least=0)
 
         if transformer.in_channels != vae.z_dim * patch_size**2:
-            raise transformer_json.error(
+            raise configs["transformer"].error(
                 "in_channels", f"{vae.z_dim} latent channels × {patch_size}² patch pixels", transformer.in_channels
             )
         if transformer.text_hidden_size != text_encoder.hidden_size:
-            raise transformer_json.error(
+            raise configs["transformer"].error(
                 "text_hidden_dim", f"the text encoder's {text_encoder.hidden_size}", transformer.text_hidden_size
             )
         if len(taps) != transformer.num_text_layers:
@@ -191,7 +186,7 @@ class ModelConfig:
             transformer=transformer,
             text_encoder=text_encoder,
             vae=vae,
-            schedule=schedule,
+            schedule=read_schedule(schedule),
             text_encoder_taps=taps,
             patch_size=patch_size,
             is_distilled=is_distilled,

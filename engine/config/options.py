@@ -64,7 +64,7 @@ def whole_number(least: int, most: int, allowed: str, help: str, **more: Any) ->
     """An integer from `least` to `most`, or None."""
 
     def fits(value: object) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+        return type(value) is int and least <= value <= most
 
     return option(None, help, allowed, fits, **more)
 

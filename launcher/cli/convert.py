@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +55,17 @@ def convert(
     from engine.checkpoint.convert.convert import convert as write
     from launcher.setup.hub import find_model
 
-    if layout not in LAYOUTS:
-        raise ArgumentError.of("layout", f"one of {', '.join(LAYOUTS)}", layout)
     component = component.replace("-", "_")  # as in --text-encoder
-    if component not in COMPONENTS:
-        raise ArgumentError.of("component", f"one of {', '.join(COMPONENTS)}", component)
+    for name, value, allowed in (("layout", layout, LAYOUTS), ("component", component, COMPONENTS)):
+        if value not in allowed:
+            raise ArgumentError.of(name, f"one of {', '.join(allowed)}", value)
     if _SUFFIXES.get(output.suffix, layout) != layout:
-        allowed = f"without {output.suffix} for the layout {layout}, or the layout {_SUFFIXES[output.suffix]}"
-        raise ArgumentError.of("output", allowed, str(output))
-    checkpoint = CheckpointFiles.open(EngineConfig(model=find_model(model), tp=tp, **parts))
-    try:
+        raise ArgumentError.of(
+            "output",
+            f"without {output.suffix} for the layout {layout}, or the layout {_SUFFIXES[output.suffix]}",
+            str(output),
+        )
+    with closing(CheckpointFiles.open(EngineConfig(model=find_model(model), tp=tp, **parts))) as checkpoint:
         total = count_tensors(checkpoint, layout, component, tp)
         shown = sys.stderr is not None and sys.stderr.isatty()
         with tqdm(total=total, unit="tensor", leave=False, disable=not shown) as bar:
@@ -77,6 +79,4 @@ def convert(
                 tp=tp,
                 report=bar.update,
             )
-    finally:
-        checkpoint.close()
     click.echo(output)

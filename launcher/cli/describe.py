@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.files.open import open_tensor_file
 from engine.checkpoint.layouts.component import open_text_encoder, open_transformer, open_vae
 from engine.checkpoint.parts import find_parts
-from engine.checkpoint.weight_format import summarize
+from engine.checkpoint.weight_format import ComponentSummary, summarize
 from engine.config.engine_config import PARTS, EngineConfig
 from engine.errors import ArgumentError, CheckpointError
 from engine.planning.memory_plan import plan_checkpoint
@@ -28,31 +29,31 @@ def describe_checkpoint(config: EngineConfig) -> str:
     Raises `CheckpointError` if the checkpoint is not whole or its tokenizer does not fit, and `ArgumentError` if it
     cannot be split so.
     """
-    checkpoint = CheckpointFiles.open(config)
-    model = checkpoint.config
-    model.check_parallel(config.tp, config.sp)
-    PromptTokenizer(checkpoint.tokenizer, model.text_encoder.vocab_size)
     bytes_per_element = 4 if config.dtype == "float32" else 2
-    components = summarize(
-        checkpoint,
-        config.tp,
-        bytes_per_element,
-        config.quantization,
-        copies=config.ranks // config.tp,
-        all_decode=config.decodes_together,
-    )
-    files = [line for name in checkpoint.components for line in _describe_files(checkpoint, name)]
-    plan_lines = []
-    if config.memory_budget is not None or config.offload:
-        nccl = config.dtype != "float32"  # which stands for a CPU here
-        budget = config.memory_budget
-        plan = plan_checkpoint(checkpoint, config, config.tp, bytes_per_element, budget=budget, nccl=nccl)
-        plan_lines = [
-            "",
-            "memory plan of a rank that has a device to itself",
-            *(f"  {line}" for line in plan.describe()),
-        ]
-    checkpoint.close()
+    with closing(CheckpointFiles.open(config)) as checkpoint:
+        model = checkpoint.config
+        model.check_parallel(config.tp, config.sp)
+        PromptTokenizer(checkpoint.tokenizer, model.text_encoder.vocab_size)
+        components = summarize(
+            checkpoint,
+            config.tp,
+            bytes_per_element,
+            config.quantization,
+            copies=config.ranks // config.tp,
+            all_decode=config.decodes_together,
+        )
+        files = []
+        for name, component in checkpoint.components.items():
+            stored = _counted(checkpoint.stored(name, source).format for source in checkpoint.sources[name])
+            files.append(f"  {name.replace('_', ' '):<14}{component.location}")
+            files.append(f"  {'':<14}{component.layout}: {stored}")
+        plan_lines: list[str] = []
+        if config.memory_budget is not None or config.offload:
+            nccl = config.dtype != "float32"  # which stands for a CPU here
+            budget = config.memory_budget
+            plan = plan_checkpoint(checkpoint, config, config.tp, bytes_per_element, budget=budget, nccl=nccl)
+            plan_lines = ["", "memory plan of a rank that has a device to itself"]
+            plan_lines += [f"  {line}" for line in plan.describe()]
 
     dit, text, vae = model.transformer, model.text_encoder, model.vae
     variant = "Turbo" if model.is_distilled else "Raw"
@@ -73,11 +74,9 @@ def describe_checkpoint(config: EngineConfig) -> str:
         "",
         f"{'parameters that inference needs':<34}" + "".join(f"{f'rank {rank}':>12}" for rank in range(config.ranks)),
     ]
-    for component in components:
-        lines.append(_row(component.name, component.parameters, component.bytes_per_rank))
-    totals = tuple(sum(column) for column in zip(*(c.bytes_per_rank for c in components), strict=True))
-    lines.append(_row("total", sum(component.parameters for component in components), totals))
-    return "\n".join(lines + plan_lines)
+    totals = tuple(sum(column) for column in zip(*(each.bytes_per_rank for each in components), strict=True))
+    total = ComponentSummary("total", sum(each.parameters for each in components), totals)
+    return "\n".join((*lines, *map(_row, (*components, total)), *plan_lines))
 
 
 def choose_for_sizes(config: EngineConfig, sizes: Sequence[str], *, gpus: int | None) -> Choice:
@@ -96,14 +95,6 @@ def choose_for_sizes(config: EngineConfig, sizes: Sequence[str], *, gpus: int | 
         given = (parse_size("size", size, checkpoint.config, Limits()) for size in sizes)
         workload = replace(workload, sizes=tuple(dict.fromkeys(given)))
     return choose_mode(config, workload, ranks=None, gpus=gpus)
-
-
-def _describe_files(checkpoint: CheckpointFiles, name: str) -> list[str]:
-    """Where a component comes from, and what its tensors that inference needs are stored as."""
-    component = checkpoint.components[name]
-    formats = Counter(checkpoint.stored(name, source).format for source in checkpoint.sources[name])
-    stored = ", ".join(f"{count} {kind}" for kind, count in formats.most_common())
-    return [f"  {name.replace('_', ' '):<14}{component.location}", f"  {'':<14}{component.layout}: {stored}"]
 
 
 def is_lone_file(config: EngineConfig) -> bool:
@@ -129,8 +120,7 @@ def describe_file(path: Path) -> str:
         except CheckpointError:
             continue
         component.file.close()
-        formats = Counter(tensor.format for tensor in component.tensors.values())
-        stored = ", ".join(f"{count} {kind}" for kind, count in formats.most_common())
+        stored = _counted(tensor.format for tensor in component.tensors.values())
         numbers = sum(math.prod(tensor.shape) for tensor in component.tensors.values())
         return (
             f"Krea 2's {name}: {path}\n  {component.layout}: {stored}\n"
@@ -157,8 +147,13 @@ def check_lora(text: str, config: EngineConfig) -> tuple[str, int]:
     return (f"{line}; {describe_skipped(opened)}" if opened.skipped else line), size
 
 
-def _row(name: str, parameters: int, bytes_per_rank: tuple[int, ...]) -> str:
-    return f"  {name:<16}{parameters:>16,}" + "".join(f"{_megabytes(size):>12}" for size in bytes_per_rank)
+def _counted(formats: Iterable[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(formats).most_common())
+
+
+def _row(summary: ComponentSummary) -> str:
+    sizes = "".join(f"{_megabytes(size):>12}" for size in summary.bytes_per_rank)
+    return f"  {summary.name:<16}{summary.parameters:>16,}{sizes}"
 
 
 def _megabytes(size: int) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -40,31 +42,19 @@ _REQUESTS_AHEAD = 32  # of a call with many prompts, sent before the first is do
 )
 @click.option("--no-metadata", is_flag=True, help="Leave prompt, seed and settings out of the file.")
 def generate(
-    prompts: tuple[str, ...],
-    *,
-    num_images: int,
-    seed: int | None,
-    output: Path,
-    no_metadata: bool,
-    steps: int | None,
-    guidance: float | None,
-    negative_prompt: str | None,
-    mu: float | None,
-    width: int | None,
-    height: int | None,
-    **engine_options: Any,
+    prompts: tuple[str, ...], *, num_images: int, seed: int | None, output: Path, no_metadata: bool, **options: Any
 ) -> None:
     """Make images and write them to files."""
     from launcher.requests.check import check
 
+    settings = {name: options[name] for name in ("steps", "guidance", "negative_prompt", "mu", "width", "height")}
+
     def workload(model: ModelConfig, limits: Limits) -> Workload:
-        request = Generate(
-            request_id="size", prompt="", steps=steps, guidance=guidance, mu=mu, width=width, height=height
-        )
+        request = Generate(request_id="size", prompt="", **settings | {"negative_prompt": None})
         checked = check(request, model, limits, drawn_seed=0)
         return Workload(((checked.width, checked.height),), checked.guidance > 0)
 
-    config, model = configure_engine(engine_options | {"warm_up": False}, workload)
+    config, model = configure_engine(options | {"warm_up": False}, workload)
     image_format = output_format(output)
     first_seed = secrets.randbelow(2**32) if seed is None else seed
     requests = [
@@ -72,16 +62,11 @@ def generate(
             request_id=f"prompt-{index}",
             prompt=prompt,
             seed=first_seed + index * num_images,
-            steps=steps,
-            guidance=guidance,
-            negative_prompt=negative_prompt,
-            mu=mu,
-            width=width,
-            height=height,
             num_images=num_images,
             output_format=image_format,
             metadata=not no_metadata,
             loras=tuple(LoraChoice(name=lora.name) for lora in config.loras),
+            **settings,
         )
         for index, prompt in enumerate(prompts)
     ]
@@ -89,7 +74,7 @@ def generate(
     checked = [check(request, model, config.limits, drawn_seed=0, loras=loras) for request in requests]
     paths = numbered_paths(output, len(requests) * num_images)
     with (
-        _Progress(steps=sum(request.steps * request.num_images for request in checked)) as progress,
+        closing(_Progress(sum(request.steps * request.num_images for request in checked))) as progress,
         launch_frontend(config, while_starting=progress.show) as client,
     ):
         if config.engine.memory_budget is not None:
@@ -127,12 +112,8 @@ async def _make_images(
                             progress.print(f"warning: {warning}", sys.stderr)
                     warnings.update(event.warnings)
 
-    await asyncio.gather(
-        *(
-            make(request, paths[index * request.num_images : (index + 1) * request.num_images])
-            for index, request in enumerate(requests)
-        )
-    )
+    rest = iter(paths)
+    await asyncio.gather(*(make(request, list(islice(rest, request.num_images))) for request in requests))
 
 
 class _Progress:
@@ -142,18 +123,15 @@ class _Progress:
         self._steps = steps
         self._bar: Any = None
 
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
     def show(self) -> None:
         if sys.stderr is not None and sys.stderr.isatty():
             from tqdm import tqdm  # here, it costs no time that anybody waits for
 
             self._bar = tqdm(total=self._steps, desc="loading", unit="step", leave=False)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
     def advance(self, steps: int) -> None:
         if self._bar is not None:

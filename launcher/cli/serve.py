@@ -78,32 +78,26 @@ from launcher.setup.configure import MAX_TIMEOUT_S
     show_default=True,
 )
 def serve(
-    host: str,
+    *,
     port: int,
     no_http: bool,
-    api_keys: tuple[str, ...],
-    model_names: tuple[str, ...],
-    allowed_hosts: tuple[str, ...],
-    public_url: str | None,
-    max_body_bytes: int,
     rpc: str | None,
     rpc_keys: str | None,
     insecure: bool,
     drain_s: float,
     warm_up: tuple[str, ...],
     log_format: str,
-    **engine_options: Any,
+    **options: Any,
 ) -> int:
     """Serve requests over HTTP and ZMQ RPC until stopped. Prints the addresses once the ranks have loaded."""
-    from launcher.http.hosts import check_allowed_host, check_public_url
-    from launcher.http.server_process import HttpServer, check_host, listen
+    from launcher.http.server_process import HttpServer, listen
     from launcher.logs import configure_logs
     from launcher.requests.check import parse_size
 
     def workload(model: ModelConfig, limits: Limits) -> Workload:
         return Workload.default(model, *(parse_size("warm_up", size, model, limits) for size in warm_up))
 
-    config, model = configure_engine(engine_options, workload)
+    config, model = configure_engine(options, workload)
     sizes = tuple(parse_size("warm_up", size, model, config.limits) for size in warm_up)
     if not 0 <= drain_s <= MAX_TIMEOUT_S:
         raise ArgumentError.of("drain_s", f"between 0 and {MAX_TIMEOUT_S}", drain_s)
@@ -123,29 +117,12 @@ def serve(
     configure_logs(log_format)
     http = None
     if not no_http:
-        if not all(api_keys):
-            raise ArgumentError("api_key must not be empty", parameter="api_key")
-        if not all(model_names):
-            raise ArgumentError("served_model_name must not be empty", parameter="served_model_name")
-        for name in allowed_hosts:
-            check_allowed_host(name)
-        if public_url is not None:
-            check_public_url(public_url)
-        if check_host(host, has_keys=bool(api_keys), insecure=insecure):
-            click.echo(f"warning: whoever reaches {host} can use this server", err=True)
-        http_config = HttpConfig(
-            engine=config.engine,
-            limits=config.limits,
-            host=host,
-            model_names=model_names or (_model_name(engine_options),),
-            api_keys=api_keys,
-            allowed_hosts=allowed_hosts,
-            public_url=public_url,
-            max_body_bytes=max_body_bytes,
-            log_format=log_format,
-            rpc_key=key,
-        )
-        http = HttpServer(http_config, listen(host, port))
+        own = {name: options[name] for name in HttpConfig.__struct_fields__ if name in options}
+        http_config = HttpConfig(engine=config.engine, limits=config.limits, log_format=log_format, rpc_key=key, **own)
+        _check_http(http_config, insecure=insecure)
+        if not http_config.model_names:
+            http_config = msgspec.structs.replace(http_config, model_names=(_model_name(options),))
+        http = HttpServer(http_config, listen(http_config.host, port))
 
     def print_addresses(address: str) -> None:
         if http is not None:
@@ -162,8 +139,24 @@ def serve(
     return 0 if number is None else 128 + number
 
 
-def _model_name(engine_options: Mapping[str, Any]) -> str:
+def _check_http(config: HttpConfig, *, insecure: bool) -> None:
+    """Raise `ArgumentError` for what the HTTP process cannot be started with; warn if nobody is asked for a key."""
+    from launcher.http.hosts import check_allowed_host, check_public_url
+    from launcher.http.server_process import check_host
+
+    for name, values in (("api_key", config.api_keys), ("served_model_name", config.model_names)):
+        if not all(values):
+            raise ArgumentError(f"{name} must not be empty", parameter=name)
+    for host in config.allowed_hosts:
+        check_allowed_host(host)
+    if config.public_url is not None:
+        check_public_url(config.public_url)
+    if check_host(config.host, has_keys=bool(config.api_keys), insecure=insecure):
+        click.echo(f"warning: whoever reaches {config.host} can use this server", err=True)
+
+
+def _model_name(options: Mapping[str, Any]) -> str:
     """What the user calls the model: its folder's, its repository's or its file's name."""
-    name: str = engine_options["model"] or engine_options["transformer"] or "demo"
+    name: str = options["model"] or options["transformer"] or "demo"
     path = Path(name).resolve()
     return (path.stem if path.is_file() else path.name) or name

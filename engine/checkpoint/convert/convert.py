@@ -149,7 +149,7 @@ def _write_gguf(component: Component, file: Path, weights: str, report: Report) 
 
 
 def _write_shards(checkpoint: CheckpointFiles, folder: Path, weights: str, tp: int, report: Report) -> None:
-    checkpoint.config.check_tp(tp)
+    checkpoint.config.check_parallel(tp)
     quantization = {"keep": "auto", "fp8": "fp8", "int8": "int8"}.get(weights, "none")
     options = LoadOptions(torch.device("cpu"), FLOATS.get(weights, torch.bfloat16), quantization)
     for rank in range(tp):
