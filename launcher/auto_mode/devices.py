@@ -1,9 +1,10 @@
-"""Which devices this machine has, asked of a child: torch takes seconds to import, and a GPU's memory to ask it."""
+"""Finds this machine's devices. A child asks torch, which takes seconds to import and memory of each GPU to ask it."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import takewhile
 
 import msgspec
@@ -13,32 +14,25 @@ from engine.errors import ArgumentError, LaunchError
 from launcher.auto_mode.prediction import Devices
 from launcher.processes import child_environment, python_command
 
-_ASKED_S = 120.0  # a first context on each of several GPUs
-
-
-class Gpus(msgspec.Struct, frozen=True, kw_only=True):
-    """The first GPUs, as far as they are alike. free: bytes of the one that has least."""
-
-    name: str
-    count: int
-    free: int
+_ASKED_S = 120.0  # seconds for the child: a first context on each of several GPUs
 
 
 def find_devices(engine: EngineConfig, ranks: int | None = None) -> Devices:
-    """What ranks can have; a CPU is one device. ranks: if that many have been started already.
+    """Find the devices that ranks can have: the first GPUs, as far as they are alike, or the CPU as one device.
 
-    Raises `ArgumentError` when CUDA is asked for and missing, and `LaunchError` if the child fails.
+    ranks: where so many have been started already. Raises `ArgumentError` when CUDA is asked for and missing, and
+    `LaunchError` if the child fails.
     """
     gpus = _ask() if engine.device != "cpu" else None
     if gpus is None and engine.device == "cuda":
         raise ArgumentError("device cuda is not available: torch finds no CUDA device", parameter="device")
     if gpus is None:
         return Devices("cpu", ranks or 1, ranks=ranks)
-    return Devices(gpus.name, max(gpus.count, ranks or 0), gpus.free, ranks)
+    return replace(gpus, count=max(gpus.count, ranks or 0), ranks=ranks)
 
 
 def report() -> None:
-    """The child's life: a line of json, null where torch finds no GPU."""
+    """Be the child: write a line of json, null where torch finds no GPU. memory: of the GPU that has least."""
     import torch
 
     gpus = None
@@ -46,11 +40,12 @@ def report() -> None:
     if count:
         name = torch.cuda.get_device_name(0)
         like = list(takewhile(lambda index: torch.cuda.get_device_name(index) == name, range(count)))
-        gpus = Gpus(name=name, count=len(like), free=min(torch.cuda.mem_get_info(index)[0] for index in like))
+        gpus = Devices(name, len(like), min(torch.cuda.mem_get_info(index)[0] for index in like))
     sys.stdout.buffer.write(msgspec.json.encode(gpus))
 
 
-def _ask() -> Gpus | None:
+def _ask() -> Devices | None:
+    """Ask a child for the GPUs."""
     try:
         child = subprocess.run(
             python_command("_devices"),
@@ -60,7 +55,7 @@ def _ask() -> Gpus | None:
             timeout=_ASKED_S,
             check=True,
         )
-        return msgspec.json.decode(child.stdout, type=Gpus | None)
+        return msgspec.json.decode(child.stdout, type=Devices | None)
     except subprocess.TimeoutExpired:
         raise LaunchError(f"which GPUs there are was not known within {_ASKED_S:g} s") from None
     except subprocess.CalledProcessError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,7 @@ import msgspec
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.scheduling.cost import CostModel, Work
-from launcher.auto_mode.prediction import TEXT_TOKENS, Rates, predict_step
+from launcher.auto_mode.prediction import TEXT_TOKENS, Rates, StepModel
 from launcher.logs import log_event
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.rank_messages import Ready
@@ -22,11 +21,17 @@ _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """As in `Rates`. link and latency_s are None where only one rank has run."""
+    """What was measured of `Rates`. link and latency_s are None where only one rank has run."""
 
     slowness: _Positive
     link: _Positive | None = None
     latency_s: _Positive | None = None
+
+    def rates(self) -> Rates:
+        """An H200's, but for what was measured; a link's bandwidth is measured by an exchange."""
+        if self.link is None or self.latency_s is None:
+            return Rates(slowness=self.slowness)
+        return Rates(slowness=self.slowness, link=self.link, exchange=self.link, latency_s=self.latency_s)
 
 
 def keep_speed(config: FrontendConfig, model: ModelConfig, costs: CostModel, ready: Ready) -> None:
@@ -66,12 +71,9 @@ def is_typical(config: FrontendConfig) -> bool:
 
 
 def recall(key: str) -> Rates | None:
-    """The rates in a setting as far as they were measured; None if nothing was, or the file cannot be read."""
+    """Look up the rates in a setting; None if nothing was measured, or the file cannot be read."""
     found = _read().get(key)
-    if found is None:
-        return None
-    link = None if found.link is None or found.latency_s is None else (found.link, found.latency_s)
-    return replace(_rates(link), slowness=found.slowness)
+    return None if found is None else found.rates()
 
 
 def remember(key: str, measured: Measured) -> None:
@@ -109,21 +111,19 @@ def _file() -> Path:
 def measure(
     model: ModelConfig, engine: EngineConfig, costs: CostModel, link: tuple[float, float] | None, *, fp8: bool
 ) -> tuple[Measured, float, float] | None:
-    """What a warm-up found, with the seconds that one step of one image of the default size takes, a guided one if the
-    mode divides guidance, and that it was predicted to take by an H200's rates and the link that was measured: its
-    bandwidth and latency. None if the step was not measured."""
+    """Compare a step in a warm-up, of one image of the default size, with what an H200 would take.
+
+    link: bandwidth in bytes a second and latency in seconds. The image is guided if the mode divides guidance. Returns
+    what is to be kept, the step's seconds, and those predicted with the link that was measured; None if no such step
+    was measured.
+    """
     segments = [(TEXT_TOKENS, model.image_tokens(model.default_width, model.default_height))]
     segments *= 1 + model.divides_guidance(engine.degrees)
     step_s = costs.denoise_s(Work.of(map(sum, segments)))
     if step_s is None:
         return None
-    rates = _rates(link)
-    compute_s, communication_s = predict_step(model.transformer, segments, engine.degrees, rates, fp8=fp8)
-    computed_s = max(step_s - communication_s, 0.1 * step_s)  # talk that took less than it should
-    measured = Measured(slowness=computed_s / compute_s, link=link and link[0], latency_s=link and link[1])
-    return measured, step_s, compute_s + communication_s
-
-
-def _rates(link: tuple[float, float] | None) -> Rates:
-    """With a link's bandwidth, which is measured by an exchange, and latency."""
-    return Rates() if link is None else Rates(link=link[0], exchange=link[0], latency_s=link[1])
+    measured = Measured(slowness=1.0, link=link and link[0], latency_s=link and link[1])
+    steps = StepModel(model.transformer, measured.rates(), fp8=fp8)
+    compute_s, communication_s = steps.predict(segments, engine.degrees)
+    computed_s = max(step_s - communication_s, 0.1 * step_s)  # where ranks talked for less time than predicted
+    return msgspec.structs.replace(measured, slowness=computed_s / compute_s), step_s, compute_s + communication_s

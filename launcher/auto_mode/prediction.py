@@ -1,8 +1,8 @@
-"""How long a denoise step takes in each mode, and which is the fastest that fits. Pure: what `--parallel auto` does.
+"""Predicts how long a denoise step takes in each mode, and chooses the fastest that fits: `--parallel auto`. Pure.
 
-The model is that of the matrix products by the waves of tiles that they come to on a GPU, attention, what is read and
-written between them, and what ranks send, nothing overlapping anything but the gate's product the exchange before
-attention. What was measured here before corrects it.
+The model adds up matrix products, by the waves of tiles that they are on a GPU, attention, the bytes read and written
+between them, and the bytes that ranks send. Nothing is taken to overlap, but for the gate's product and the exchange
+before attention. Computing is corrected by what was measured on this machine before.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import partial
 from engine.checkpoint.files.stored import WeightFormat
 from engine.checkpoint.weight_format import Weights, in_blocks, parameter_formats
 from engine.config.components import TransformerConfig
-from engine.config.degrees import MOST_RANKS, PARALLEL_DEGREES, Degrees
+from engine.config.degrees import PARALLEL_DEGREES, Degrees
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
@@ -25,22 +25,23 @@ from engine.planning.traffic import exchanged_in_step, sent_in_step
 from engine.planning.work_division import forward_passes
 
 TEXT_TOKENS = 64  # of a typical prompt
-# An H200: its multiprocessors, and the rows and columns of the products that one of them makes at a time.
+# An H200: its multiprocessors, and the rows and columns of a matrix product that one of them makes at a time.
 _MULTIPROCESSORS = 132
 _TILE_ROWS, _TILE_COLUMNS = 64, 256
-# Activations of a block that are read or written between its products, in rows of the model's width: 21.5 of them, and
-# 18.7 where those that are multiplied next are written in 8 bits. Ranks that share tokens write v anew for the others.
+# Elements that a block reads or writes between its products, for each token and each column of the model's width: 21.5,
+# or 18.7 where what is multiplied next is written in 8 bits. Ranks that share tokens write v once more for the others.
 _PASSES, _PASSES_FP8, _PASSES_OF_VALUES = 21.5, 18.7, 0.5
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device does in a second: FLOP of matrix products in 16 and 8 bits, where every multiprocessor has a tile,
-    and of attention; bytes of its memory, to another rank and from the host. latency_s: of an operation that waits for
-    other ranks.
+    """What a device does in a second, by default an H200: within 4 % of its measured matrix products, published
+    attention and NCCL's rates over NVLink 4.
 
-    The defaults are an H200's: with them the model is within 4 % of its measured matrix products, published attention
-    and NCCL's rates over NVLink 4. slowness: how many times as long computing took as they say.
+    matrices, matrices_fp8: FLOP of matrix products in 16 and 8 bits, where every multiprocessor has a tile; attention:
+    its FLOP. memory, link, exchange, host: bytes from its memory, to another rank by a ring, to all others at once, and
+    from the host. latency_s: seconds of an operation that waits for other ranks. slowness: how many times as long as by
+    these rates computing takes.
     """
 
     matrices: float = 800e12
@@ -56,8 +57,8 @@ class Rates:
 
 @dataclass(frozen=True)
 class Devices:
-    """Equal devices of one machine. memory: bytes of each, None where ranks share the host's. ranks: if so many must be
-    used, because somebody started them."""
+    """Equal devices of one machine. memory: free bytes of each, None where ranks share the host's. ranks: the number to
+    use, where so many have been started already."""
 
     name: str
     count: int
@@ -67,8 +68,8 @@ class Devices:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of a mode. Seconds of one denoise step of one image, the mean of the sizes asked for; bytes that a rank needs.
-    copy_s: of weights from the host, while the rest goes on. misfit: why the mode cannot be used, if it cannot."""
+    """A mode's times, in seconds of one denoise step of one image (the mean of the sizes asked for), and the bytes that
+    a rank needs. copy_s: copying weights from the host, beside the rest. misfit: why the mode cannot be used."""
 
     degrees: Degrees
     compute_s: float
@@ -84,7 +85,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Workload:
-    """Images that are to be fast: their width and height, and whether they are guided."""
+    """Images that are to be fast: their (width, height) in pixels, and whether they are guided."""
 
     sizes: tuple[tuple[int, int], ...]
     guided: bool
@@ -95,87 +96,70 @@ class Workload:
         every = dict.fromkeys([(model.default_width, model.default_height), *sizes])
         return cls(tuple(every), model.default_guidance > 0)
 
-    def segments(self, model: ModelConfig, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """(text tokens, image tokens) of the segments of one image."""
-        return [(TEXT_TOKENS, model.image_tokens(*size))] * (1 + self.guided)
+
+@dataclass(frozen=True)
+class StepModel:
+    """Predicts the time of denoise steps on devices of these rates. fp8: blocks multiply in 8 bits."""
+
+    config: TransformerConfig
+    rates: Rates
+    bytes_per_element: int = 2
+    fp8: bool = False
+
+    def predict(self, segments: Sequence[tuple[int, int]], degrees: Degrees) -> tuple[float, float]:
+        """Seconds that a step of segments of (text, image) tokens takes to compute and to communicate, on the rank that
+        has the most to do."""
+        config, rates = self.config, self.rates
+        lengths = [sum(segment) for segment in segments]
+        passes = [
+            ([lengths[i] for i in part.segments], part.ranks) for part in forward_passes(config, lengths, degrees)
+        ]
+        compute_s = max(self._forward_s(shared, degrees.tp, ranks) for shared, ranks in passes)
+        sent = sent_in_step(config, segments, degrees, self.bytes_per_element, fp8=self.fp8)
+        inwards, outwards = exchanged_in_step(config, segments, degrees, self.bytes_per_element)
+        communication_s = (sent - inwards - outwards).seconds(rates.link, rates.latency_s)
+        communication_s += outwards.seconds(rates.exchange, rates.latency_s)
+        if inwards.operations:
+            shared, ranks = passes[0]
+            gates_s = config.num_layers * self._gate_s(math.ceil(sum(shared) / ranks), degrees.tp)
+            communication_s += max(0.0, inwards.seconds(rates.exchange, rates.latency_s) - gates_s)
+        return compute_s * rates.slowness, communication_s
+
+    def _forward_s(self, lengths: Sequence[int], tp: int, ranks: int) -> float:
+        """Seconds of the blocks on one of the ranks that share these segments' tokens, and each `tp` their weights."""
+        config = self.config
+        width, inner = config.hidden_size, config.intermediate_size
+        rows = math.ceil(sum(lengths) / ranks)
+        heads = width + 2 * config.num_kv_heads * config.head_dim
+        # (columns, depth) of attention's output, of the SwiGLU, and of q, k, v and, where it is not apart, the gate
+        shapes = [(width, width // tp), (2 * inner // tp, width), (width, inner // tp)]
+        shapes.append(((heads if ranks > 1 else heads + width) // tp, width))
+        products_s = sum(_product_flop(rows, columns, depth) for columns, depth in shapes) / self._flop_per_s
+        if ranks > 1:
+            products_s += self._gate_s(rows, tp)
+        attention_s = 4 * sum(length * length for length in lengths) * width / (tp * ranks) / self.rates.attention
+        passes = (_PASSES_FP8 if self.fp8 else _PASSES) + (_PASSES_OF_VALUES if ranks > 1 else 0)
+        elements = passes * (sum(lengths) / (tp * ranks)) * width
+        return config.num_layers * (products_s + attention_s + elements * self.bytes_per_element / self.rates.memory)
+
+    def _gate_s(self, rows: int, tp: int) -> float:
+        """Seconds of attention's gate in one block, where it is a product of its own."""
+        return _product_flop(rows, self.config.hidden_size // tp, self.config.hidden_size) / self._flop_per_s
+
+    @property
+    def _flop_per_s(self) -> float:
+        return self.rates.matrices_fp8 if self.fp8 else self.rates.matrices
 
 
-def predict_step(
-    config: TransformerConfig,
-    segments: Sequence[tuple[int, int]],
-    degrees: Degrees,
-    rates: Rates,
-    *,
-    bytes_per_element: int = 2,
-    fp8: bool = False,
-) -> tuple[float, float]:
-    """Seconds that a denoise step of segments of so many (text, image) tokens takes to compute and to communicate, on
-    the rank that has the most to do."""
-    lengths = [sum(segment) for segment in segments]
-    compute_s = max(
-        _forward_s(
-            config, [lengths[i] for i in part.segments], degrees.tp, part.ranks, rates, bytes_per_element, fp8=fp8
-        )
-        for part in forward_passes(config, lengths, degrees)
-    )
-    sent = sent_in_step(config, segments, degrees, bytes_per_element, fp8=fp8)
-    inwards, outwards = exchanged_in_step(config, segments, degrees, bytes_per_element)
-    exchange, latency_s = rates.exchange, rates.latency_s
-    communication_s = (sent - inwards - outwards).seconds(rates.link, latency_s) + outwards.seconds(exchange, latency_s)
-    if inwards.operations:
-        part = forward_passes(config, lengths, degrees)[0]
-        rows = _rows(sum(lengths[i] for i in part.segments), part.ranks)
-        gates_s = config.num_layers * _gate_s(config, rows, degrees.tp, rates, fp8=fp8)
-        communication_s += max(0.0, inwards.seconds(exchange, latency_s) - gates_s)
-    return compute_s * rates.slowness, communication_s
-
-
-def _forward_s(
-    config: TransformerConfig,
-    lengths: Sequence[int],
-    tp: int,
-    ranks: int,
-    rates: Rates,
-    bytes_per_element: int,
-    *,
-    fp8: bool,
-) -> float:
-    """Of one of the ranks that share these segments' tokens, and tp times as many their weights."""
-    width, inner = config.hidden_size, config.intermediate_size
-    rows = _rows(sum(lengths), ranks)
-    heads = width + 2 * config.num_kv_heads * config.head_dim
-    shapes = [(width, width // tp), (2 * inner // tp, width), (width, inner // tp)]
-    shapes.append(((heads if ranks > 1 else heads + width) // tp, width))  # without the gate where that is apart
-    rate = rates.matrices_fp8 if fp8 else rates.matrices
-    products = sum(_product_flop(rows, columns, depth) for columns, depth in shapes) / rate
-    if ranks > 1:
-        products += _gate_s(config, rows, tp, rates, fp8=fp8)
-    attention = 4 * sum(length * length for length in lengths) * width / (tp * ranks) / rates.attention
-    passes = (_PASSES_FP8 if fp8 else _PASSES) + (_PASSES_OF_VALUES if ranks > 1 else 0)
-    passes *= sum(lengths) / (tp * ranks)
-    return config.num_layers * (products + attention + passes * width * bytes_per_element / rates.memory)
-
-
-def _rows(tokens: int, ranks: int) -> int:
-    """How many of them one of the ranks has at most."""
-    return math.ceil(tokens / ranks)
-
-
-def _gate_s(config: TransformerConfig, rows: int, tp: int, rates: Rates, *, fp8: bool) -> float:
-    """Of attention's gate in one block, where it is a product of its own."""
-    flop = _product_flop(rows, config.hidden_size // tp, config.hidden_size)
-    return flop / (rates.matrices_fp8 if fp8 else rates.matrices)
-
-
-def _product_flop(rows: int, columns: int, depth: int) -> float:
-    """Of a matrix product, with those that multiprocessors without a tile could do meanwhile."""
+def _product_flop(rows: int, columns: int, depth: int) -> int:
+    """FLOP of (rows, depth) @ (depth, columns), with what the multiprocessors that are left without a tile could do."""
     tiles = math.ceil(rows / _TILE_ROWS) * math.ceil(columns / _TILE_COLUMNS)
     waves = math.ceil(tiles / _MULTIPROCESSORS)
     return waves * _MULTIPROCESSORS * 2 * _TILE_ROWS * _TILE_COLUMNS * depth
 
 
 def block_form(checkpoint: Weights, engine: EngineConfig) -> WeightFormat:
-    """The weight format of most of the blocks' matrices."""
+    """Tell the weight format of most of the blocks' matrices."""
     formats = parameter_formats(checkpoint, 1, 2, engine.quantization)
     counts = Counter(each.weight_format for name, each in formats["transformer"].items() if in_blocks(name))
     return counts.most_common(1)[0][0]
@@ -184,25 +168,22 @@ def block_form(checkpoint: Weights, engine: EngineConfig) -> WeightFormat:
 def predict_modes(
     checkpoint: Weights, engine: EngineConfig, devices: Devices, workload: Workload, rates: Rates
 ) -> list[Prediction]:
-    """Every mode that so many devices can serve, fewer ranks first. Modes that divide guidance are left out where
-    nothing is guided. engine: its own degrees do not matter."""
-    model = checkpoint.config
+    """Predict every mode that the devices can serve, fewer ranks first; modes that divide guidance only where images
+    are guided. engine: its own degrees do not matter."""
     element = 4 if engine.dtype == "float32" else 2
-    fp8 = block_form(checkpoint, engine) == "fp8"
-    return [
-        _predict(checkpoint, engine, degrees, devices, workload, rates, element, fp8=fp8)
-        for degrees in _modes(model, devices, guided=workload.guided)
-    ]
+    steps = StepModel(checkpoint.config.transformer, rates, element, block_form(checkpoint, engine) == "fp8")
+    modes = _modes(checkpoint.config, devices, guided=workload.guided)
+    return [_predict(checkpoint, engine, degrees, devices, workload, steps) for degrees in modes]
 
 
 def _modes(model: ModelConfig, devices: Devices, *, guided: bool) -> Iterable[Degrees]:
     for ranks in PARALLEL_DEGREES:
-        if ranks > min(devices.count, MOST_RANKS) or (devices.ranks or ranks) != ranks:
+        if ranks > devices.count or (devices.ranks or ranks) != ranks:
             continue
         for cfg in (1, 2) if guided else (1,):
-            for tp in PARALLEL_DEGREES:
+            for tp in model.possible_tp():
                 sp, rest = divmod(ranks, tp * cfg)
-                if not rest and tp in model.possible_tp() and sp in model.possible_sp(tp):
+                if not rest and sp in model.possible_sp(tp):
                     yield Degrees(tp, sp, cfg)
 
 
@@ -212,22 +193,17 @@ def _predict(
     degrees: Degrees,
     devices: Devices,
     workload: Workload,
-    rates: Rates,
-    element: int,
-    *,
-    fp8: bool,
+    steps: StepModel,
 ) -> Prediction:
-    model = checkpoint.config
-    engine = replace(engine, tp=degrees.tp, sp=degrees.sp, cfg_parallel=degrees.cfg > 1)
     plan = partial(
         plan_checkpoint,
         checkpoint,
-        engine,
+        replace(engine, tp=degrees.tp, sp=degrees.sp, cfg_parallel=degrees.cfg > 1),
         degrees.tp,
-        element,
-        fp8_products=fp8,
+        steps.bytes_per_element,
+        fp8_products=steps.fp8,
         nccl=devices.memory is not None and not engine.share_gpu,
-        size=max(workload.sizes, key=lambda size: size[0] * size[1]),
+        size=max(workload.sizes, key=math.prod),
     )
     memory = devices.memory
     misfit = None
@@ -240,25 +216,16 @@ def _predict(
             misfit = error.message
     elif memory is not None and chosen.needed > memory:
         misfit = f"needs {shown(chosen.needed)} of {shown(memory)}"
-    steps = [
-        predict_step(
-            model.transformer,
-            workload.segments(model, size),
-            degrees,
-            rates,
-            bytes_per_element=element,
-            fp8=fp8,
-        )
-        for size in workload.sizes
-    ]
-    compute_s, communication_s = (sum(column) / len(steps) for column in zip(*steps, strict=True))
-    copy_s = chosen.copied_per_step / rates.host
+    images = (checkpoint.config.image_tokens(*size) for size in workload.sizes)
+    times = [steps.predict([(TEXT_TOKENS, tokens)] * (1 + workload.guided), degrees) for tokens in images]
+    compute_s, communication_s = (sum(column) / len(times) for column in zip(*times, strict=True))
+    copy_s = chosen.copied_per_step / steps.rates.host
     return Prediction(degrees, compute_s, communication_s, copy_s, chosen.needed, misfit)
 
 
 def choose(predictions: Sequence[Prediction], devices: Devices) -> Prediction:
-    """The fastest mode that fits, of those that copy no weights in a step if there are any, since nobody has measured
-    how several devices share the host's memory. Raises `ArgumentError` if none fits."""
+    """Choose the fastest mode that fits; one that copies weights in each step only if there is no other, since nobody
+    has measured how several devices share the host's memory. Raises `ArgumentError` if none fits."""
     if not predictions:
         raise ArgumentError(
             f"parallel auto finds no mode for {devices.ranks or devices.count} ranks: heads do not divide",

@@ -117,11 +117,11 @@ def serve(
     configure_logs(log_format)
     http = None
     if not no_http:
-        own = {name: options[name] for name in HttpConfig.__struct_fields__ if name in options}
+        names = ("host", "api_keys", "model_names", "allowed_hosts", "public_url", "max_body_bytes")
+        own = {name: options[name] for name in names}
+        own["model_names"] = own["model_names"] or (_model_name(options),)
         http_config = HttpConfig(engine=config.engine, limits=config.limits, log_format=log_format, rpc_key=key, **own)
         _check_http(http_config, insecure=insecure)
-        if not http_config.model_names:
-            http_config = msgspec.structs.replace(http_config, model_names=(_model_name(options),))
         http = HttpServer(http_config, listen(http_config.host, port))
 
     def print_addresses(address: str) -> None:

@@ -25,9 +25,9 @@ from engine.scheduling.cost import CostModel, Work
 from launcher import launch
 from launcher.auto_mode import choice as parallel_choice
 from launcher.auto_mode import devices
-from launcher.auto_mode.devices import Gpus, find_devices
+from launcher.auto_mode.devices import find_devices
 from launcher.auto_mode.measurements import Measured, is_typical, measure, recall, remember, setting
-from launcher.auto_mode.prediction import TEXT_TOKENS, Devices, Rates, Workload, predict_step
+from launcher.auto_mode.prediction import TEXT_TOKENS, Devices, Rates, StepModel, Workload
 from launcher.cli.main import commands
 from launcher.messages.configs import FrontendConfig
 from tests.launcher.processes import PATIENCE_S, Marked
@@ -125,7 +125,7 @@ def test_the_child_says_which_gpus_there_are(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_gpus_are_as_the_child_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_ask", lambda: Gpus(name=H200, count=2, free=5))
+    monkeypatch.setattr(devices, "_ask", lambda: Devices(H200, 2, 5))
     assert find_devices(EngineConfig()) == Devices(H200, 2, 5)
     assert find_devices(EngineConfig(), ranks=4) == Devices(H200, 4, 5, 4)
     monkeypatch.setattr(devices, "_ask", lambda: None)
@@ -212,7 +212,7 @@ def test_what_a_warm_up_measured_corrects_the_next_prediction(link: tuple[float,
     rates = recall(KEY)
     assert rates is not None
     segments = [(TEXT_TOKENS, tokens - TEXT_TOKENS)]
-    assert sum(predict_step(KREA2.transformer, segments, engine.degrees, rates)) == pytest.approx(0.321)
+    assert sum(StepModel(KREA2.transformer, rates).predict(segments, engine.degrees)) == pytest.approx(0.321)
 
 
 def test_what_is_kept_of_a_mode_that_divides_guidance_is_of_guided_images() -> None:
@@ -226,7 +226,7 @@ def test_what_is_kept_of_a_mode_that_divides_guidance_is_of_guided_images() -> N
     measured, step_s, predicted_s = found
     segments = [(TEXT_TOKENS, tokens - TEXT_TOKENS)] * 2
     assert step_s == pytest.approx(0.321)
-    assert predicted_s == pytest.approx(sum(predict_step(model.transformer, segments, engine.degrees, Rates())))
+    assert predicted_s == pytest.approx(sum(StepModel(model.transformer, Rates()).predict(segments, engine.degrees)))
     assert measured.slowness == pytest.approx(0.321 / predicted_s, rel=0.1)
 
 

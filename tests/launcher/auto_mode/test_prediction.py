@@ -18,7 +18,7 @@ from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError
 from engine.planning.step_memory import communication_bytes
 from engine.planning.traffic import exchanged_in_step, sent_in_step
-from launcher.auto_mode.prediction import Devices, Rates, Workload, choose, predict_modes, predict_step
+from launcher.auto_mode.prediction import Devices, Rates, StepModel, Workload, choose, predict_modes
 
 GB = 10**9
 MODES = [Degrees(), Degrees(tp=2), Degrees(sp=2), Degrees(tp=4), Degrees(tp=2, sp=2), Degrees(sp=4)]
@@ -38,7 +38,7 @@ def segments(side: int, count: int = 1) -> list[tuple[int, int]]:
 
 
 def predicted_s(side: int, degrees: Degrees, rates: Rates | None = None, *, fp8: bool = False, count: int = 1) -> float:
-    return sum(predict_step(KREA2.transformer, segments(side, count), degrees, rates or Rates(), fp8=fp8))
+    return sum(StepModel(KREA2.transformer, rates or Rates(), fp8=fp8).predict(segments(side, count), degrees))
 
 
 @pytest.mark.parametrize(("side", "fp8"), OTHERS)
@@ -67,8 +67,9 @@ def test_four_h200s_are_projected_to_reach_the_goals() -> None:
     count=st.integers(1, 3),
 )
 def test_computing_is_shared_and_never_faster_than_evenly(side: int, degrees: Degrees, count: int) -> None:
-    alone, _ = predict_step(KREA2.transformer, segments(side, count), Degrees(), Rates())
-    shared, talk_s = predict_step(KREA2.transformer, segments(side, count), degrees, Rates())
+    model = StepModel(KREA2.transformer, Rates())
+    alone, _ = model.predict(segments(side, count), Degrees())
+    shared, talk_s = model.predict(segments(side, count), degrees)
     # a lone rank may be left with a wave that is nearly empty, which sharing can save
     assert alone / degrees.ranks <= shared * 1.5
     assert shared <= alone * 1.05
@@ -77,10 +78,9 @@ def test_computing_is_shared_and_never_faster_than_evenly(side: int, degrees: De
 
 def test_a_slower_link_and_slower_devices_count() -> None:
     tp4 = Degrees(tp=4)
-    compute_s, talk_s = predict_step(KREA2.transformer, segments(1024), tp4, Rates())
-    slow_s, slow_talk_s = predict_step(
-        KREA2.transformer, segments(1024), tp4, Rates(slowness=3.0, link=34e9, latency_s=130e-6)
-    )
+    compute_s, talk_s = StepModel(KREA2.transformer, Rates()).predict(segments(1024), tp4)
+    slow = Rates(slowness=3.0, link=34e9, latency_s=130e-6)
+    slow_s, slow_talk_s = StepModel(KREA2.transformer, slow).predict(segments(1024), tp4)
     assert slow_s == pytest.approx(3 * compute_s)
     assert slow_talk_s == pytest.approx(10 * talk_s)
 
@@ -93,11 +93,11 @@ def test_the_gates_product_hides_the_exchange_before_attention(degrees: Degrees)
     others = sent_in_step(config, segments(1024), degrees, 2) - inwards - outwards
     in_s, out_s = (each.seconds(rates.exchange, rates.latency_s) for each in (inwards, outwards))
     always_s = others.seconds(rates.link, rates.latency_s) + out_s
-    _, in_no_time_s = predict_step(config, segments(1024), degrees, replace(rates, matrices=1e30))
+    _, in_no_time_s = StepModel(config, replace(rates, matrices=1e30)).predict(segments(1024), degrees)
     assert in_no_time_s == pytest.approx(always_s + in_s)
-    _, long_s = predict_step(config, segments(1024), degrees, replace(rates, matrices=1e9))
+    _, long_s = StepModel(config, replace(rates, matrices=1e9)).predict(segments(1024), degrees)
     assert long_s == pytest.approx(always_s)
-    _, talk_s = predict_step(config, segments(1024), degrees, rates)
+    _, talk_s = StepModel(config, rates).predict(segments(1024), degrees)
     assert talk_s == pytest.approx(long_s), "at an H200's rates it takes long enough"
 
 
