@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -24,21 +24,18 @@ th, td { text-align: left; vertical-align: top; padding: 0.25rem 0.75rem 0.25rem
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 
 
-def _object(properties: Mapping[str, Any], required: tuple[str, ...]) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": list(required)}
+def _object(properties: Mapping[str, Any], optional: Sequence[str] = ()) -> dict[str, Any]:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, "required": required}
 
 
 _TEXT = {"type": "string"}
 _TEXT_OR_NULL = {"anyOf": [{"type": "string"}, {"type": "null"}]}
-_ERROR = _object(
-    {"message": _TEXT, "type": _TEXT, "param": _TEXT_OR_NULL, "code": _TEXT, "request_id": _TEXT},
-    ("message", "type", "param", "code", "request_id"),
-)
+_ERROR = _object({"message": _TEXT, "type": _TEXT, "param": _TEXT_OR_NULL, "code": _TEXT, "request_id": _TEXT})
 ERROR_SCHEMA: dict[str, Any] = {
     "description": "What is wrong, and with which parameter.",
-    "content": {"application/json": {"schema": _object({"error": _ERROR}, ("error",))}},
+    "content": {"application/json": {"schema": _object({"error": _ERROR})}},
 }
-
 _IMAGE = _object(
     {
         "b64_json": {"type": "string", "contentEncoding": "base64"},
@@ -46,7 +43,7 @@ _IMAGE = _object(
         "index": {"type": "integer"},
         "seed": {"type": "integer"},
     },
-    ("index", "seed"),
+    optional=("b64_json", "url"),
 )
 _IMAGES = _object(
     {
@@ -60,9 +57,9 @@ _IMAGES = _object(
         "timings": {"type": "object", "additionalProperties": {"type": "number"}, "description": "Seconds."},
         "warnings": {"type": "array", "items": _TEXT},
     },
-    ("created", "request_id", "data", "seed", "size", "output_format", "timings", "warnings"),
+    optional=("background",),
 )
-_EVENT = _object({"event": _TEXT, "data": _TEXT}, ("event", "data"))
+_EVENT = _object({"event": _TEXT, "data": _TEXT})
 IMAGES_SCHEMA: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The images, or with stream the events partial_image, completed and error.",

@@ -15,7 +15,7 @@ import msgspec
 from engine.errors import ArgumentError, LaunchError
 from launcher.logs import log_event
 from launcher.messages.configs import HttpConfig
-from launcher.messages.sockets import is_loopback
+from launcher.messages.sockets import is_open
 from launcher.processes import Child
 
 _BACKLOG = 512
@@ -27,15 +27,8 @@ _SETTLED_S = 30.0  # after which a process that dies counts as the first
 
 def check_host(host: str, *, has_keys: bool, insecure: bool) -> bool:
     """Whether anybody who reaches the host can use the server, which only `insecure` allows. Raises `ArgumentError`."""
-    if is_loopback(host) or has_keys:
-        return False
-    if not insecure:
-        raise ArgumentError(
-            f"host {host} can be reached from other machines, and nothing asks who they are: give an --api-key, use "
-            "127.0.0.1, or --insecure in a network that you trust",
-            parameter="host",
-        )
-    return True
+    instead = "give an --api-key, use 127.0.0.1,"
+    return is_open("host", host, host, keys=has_keys, insecure=insecure, instead=instead)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -28,13 +28,22 @@ def check_address(address: str, *, insecure: bool, keys: bool = False) -> bool:
     match = _TCP.fullmatch(address)
     if match is None or int(match["port"]) > 65535:
         raise ArgumentError.of("rpc", "tcp://HOST:PORT (port 0 for a free one) or ipc:///PATH", address)
-    if keys or is_loopback(match["host"].strip("[]")):
+    instead = "use a loopback address such as tcp://127.0.0.1:5555, --rpc-keys,"
+    return is_open("rpc", address, match["host"].strip("[]"), keys=keys, insecure=insecure, instead=instead)
+
+
+def is_open(parameter: str, value: str, host: str, *, keys: bool, insecure: bool, instead: str) -> bool:
+    """Whether anybody who reaches the host can use the server, which only `insecure` allows.
+
+    Raises `ArgumentError` about the parameter, with what to do `instead`.
+    """
+    if keys or is_loopback(host):
         return False
     if not insecure:
         raise ArgumentError(
-            f"rpc {address} can be reached from other machines, and nothing asks who they are: use a loopback address "
-            "such as tcp://127.0.0.1:5555, --rpc-keys, or --insecure in a network that you trust",
-            parameter="rpc",
+            f"{parameter} {value} can be reached from other machines, and nothing asks who they are: {instead} or "
+            "--insecure in a network that you trust",
+            parameter=parameter,
         )
     return True
 
