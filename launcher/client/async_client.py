@@ -12,24 +12,7 @@ from engine.errors import ArgumentError, Krea2Error
 from launcher.client.connection import Connection
 from launcher.client.parameters import Parameters, make_request
 from launcher.client.results import Event, ImageFile, PreviewFile, Result
-from launcher.messages.client_messages import (
-    Accepted,
-    Cancel,
-    Generate,
-    Image,
-    ListLoras,
-    LoadLora,
-    Loras,
-    Metrics,
-    MetricsReply,
-    Ping,
-    Pong,
-    Preview,
-    Progress,
-    Status,
-    StatusReply,
-    UnloadLora,
-)
+from launcher.messages import client_messages as messages
 from launcher.messages.keys import ClientKeys
 from launcher.messages.limits import is_number
 
@@ -51,8 +34,8 @@ class AsyncClient:
             raise ArgumentError.of("address", "tcp://HOST:PORT or ipc:///PATH", address)
         if not is_number(connect_timeout_s) or not connect_timeout_s > 0:
             raise ArgumentError.of("connect_timeout_s", "above 0", connect_timeout_s)
-        self.address = address
         keys = None if key is None else ClientKeys.load(key)
+        self.address = address
         self._connection = Connection(address, connect_timeout_s=connect_timeout_s, keys=keys)
 
     async def __aenter__(self) -> AsyncClient:
@@ -85,7 +68,7 @@ class AsyncClient:
         parameters.setdefault("request_id", uuid.uuid4().hex)
         return self.follow(make_request(prompt, parameters))
 
-    async def follow(self, request: Generate) -> AsyncGenerator[Event, None]:
+    async def follow(self, request: messages.Generate) -> AsyncGenerator[Event, None]:
         """`stream`, for a request that has been put together already."""
         call = await self._connection.begin_call(request)
         images: dict[int, ImageFile] = {}
@@ -93,12 +76,15 @@ class AsyncClient:
         try:
             while not ended:
                 match await call.next_reply():
-                    case (Accepted() | Progress()) as event, _:
+                    case (messages.Accepted() | messages.Progress()) as event, _:
                         yield event
-                    case Preview() as header, file:
-                        yield PreviewFile.of(header, file)
-                    case Image() as last, file if last.index not in images:  # it may have been sent again
-                        images[last.index] = ImageFile.of(last, file)
+                    case messages.Preview() as it, file:
+                        yield PreviewFile(it.request_id, it.attempt, it.index, it.step, it.steps, file)
+                    case messages.Image() as last, file if last.index not in images:  # it may have been sent again
+                        images[last.index] = ImageFile(
+                            last.request_id, last.attempt, last.index, last.seed, last.width, last.height,
+                            last.output_format, file,
+                        )  # fmt: skip
                         ended = len(images) == last.num_images
                         yield images[last.index]
         finally:
@@ -108,43 +94,42 @@ class AsyncClient:
     async def cancel(self, request_id: str) -> None:
         """Cancel a request of this client: its call raises `CancelledError`. Harmless for one that has ended."""
         await self._connection.open()
-        self._connection.send(Cancel(request_id=request_id))
+        self._connection.send(messages.Cancel(request_id=request_id))
 
-    async def load_lora(self, name: str, path: str | None = None, strength: float = 1.0) -> Loras:
+    async def load_lora(self, name: str, path: str | None = None, strength: float = 1.0) -> messages.Loras:
         """Load a LoRA file, by its path in the server's `--lora-dir`, for requests to choose by `name`.
 
         path: None if it is the name itself, as of the demos' "demo-outlined", which lies in no such folder. strength:
         of requests that name none. Returns what is loaded then. Raises `ArgumentError` if the server allows
         no such file or name, and `LoraError` if the file does not fit the model, or into the ranks' memory.
         """
-        question = LoadLora(
-            request_id=uuid.uuid4().hex, name=name, path=name if path is None else path, strength=strength
-        )
-        return await self._connection.ask(question, Loras, LOAD_LORA_S)
+        path = name if path is None else path
+        question = messages.LoadLora(request_id=uuid.uuid4().hex, name=name, path=path, strength=strength)
+        return await self._connection.ask(question, messages.Loras, LOAD_LORA_S)
 
-    async def unload_lora(self, name: str) -> Loras:
+    async def unload_lora(self, name: str) -> messages.Loras:
         """Let requests choose this LoRA no more; those that have are finished with it. Returns what is left.
 
         Raises `ArgumentError` if there is none of that name, or if the server has no `--lora-dir`.
         """
-        return await self._connection.ask(UnloadLora(request_id=uuid.uuid4().hex, name=name), Loras)
+        return await self._connection.ask(messages.UnloadLora(request_id=uuid.uuid4().hex, name=name), messages.Loras)
 
-    async def loras(self) -> Loras:
+    async def loras(self) -> messages.Loras:
         """The LoRAs that requests may choose, and those that are part of the weights."""
-        return await self._connection.ask(ListLoras(request_id=uuid.uuid4().hex), Loras)
+        return await self._connection.ask(messages.ListLoras(request_id=uuid.uuid4().hex), messages.Loras)
 
-    async def status(self) -> StatusReply:
+    async def status(self) -> messages.StatusReply:
         """What the server is doing."""
-        return await self._connection.ask(Status(), StatusReply)
+        return await self._connection.ask(messages.Status(), messages.StatusReply)
 
     async def metrics(self) -> bytes:
         """The server's metrics in Prometheus' text format."""
-        return await self._connection.ask(Metrics(), MetricsReply)
+        return await self._connection.ask(messages.Metrics(), messages.MetricsReply)
 
     async def ping(self) -> float:
         """Seconds to the server and back."""
         began = time.monotonic()
-        await self._connection.ask(Ping(), Pong)
+        await self._connection.ask(messages.Ping(), messages.Pong)
         return time.monotonic() - began
 
     async def connect(self) -> None:

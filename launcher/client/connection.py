@@ -18,18 +18,7 @@ import zmq
 import zmq.asyncio
 
 from engine.errors import ArgumentError, Krea2Error, ServerError, error_from_code
-from launcher.messages.client_messages import (
-    Acknowledge,
-    Cancel,
-    Closing,
-    Failed,
-    Generate,
-    Ping,
-    Pong,
-    Reply,
-    Request,
-    is_request_id,
-)
+from launcher.messages import client_messages as messages
 from launcher.messages.encoding import decode_reply, encode_request
 from launcher.messages.keys import ClientKeys
 from launcher.messages.sockets import send_now
@@ -47,15 +36,15 @@ class Call:
 
     frame: bytes
     last_heard: float
-    _unread: dict[Hashable, tuple[Reply, bytes] | Krea2Error] = field(default_factory=dict)
+    _unread: dict[Hashable, tuple[messages.Reply, bytes] | Krea2Error] = field(default_factory=dict)
     _has_unread: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def put(self, kind: Hashable, reply: tuple[Reply, bytes] | Krea2Error) -> None:
+    def put(self, kind: Hashable, reply: tuple[messages.Reply, bytes] | Krea2Error) -> None:
         """Keep a reply with its binary frame, or the error that ends the call, in place of an older one of its kind."""
         self._unread[kind] = reply
         self._has_unread.set()
 
-    async def next_reply(self) -> tuple[Reply, bytes]:
+    async def next_reply(self) -> tuple[messages.Reply, bytes]:
         """Wait for a reply. Raises the error that ends the call."""
         await self._has_unread.wait()
         reply = self._unread.pop(next(iter(self._unread)))
@@ -112,7 +101,7 @@ class Connection:
         self._last_heard = time.monotonic()
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._keep_lease())]
         try:
-            await self.ask(Ping(), Pong, self._connect_timeout_s, hint=_KEYS_HINT)
+            await self.ask(messages.Ping(), messages.Pong, self._connect_timeout_s, hint=_KEYS_HINT)
         except BaseException:  # a context that is abandoned, by cancelling this, blocks when it is collected
             self.close()
             raise
@@ -122,7 +111,7 @@ class Connection:
         if self._ended:
             return
         for request_id in self._calls:
-            self.send(Cancel(request_id=request_id))
+            self.send(messages.Cancel(request_id=request_id))
         self._ended = True
         self.lose(ServerError("the client was closed"))
         for task in self._tasks:
@@ -137,7 +126,7 @@ class Connection:
             call.put("end", error)
         self._settle(None, error)
 
-    def send(self, message: Request) -> None:
+    def send(self, message: messages.Request) -> None:
         """Send a message, if the connection is open, and wait for no reply."""
         self.send_frame(encode_request(message))
 
@@ -146,7 +135,7 @@ class Connection:
         if self._context is not None and not self._ended:
             send_now(self._socket, [frame])  # which fails only when nobody has listened for long
 
-    async def begin_call(self, request: Generate) -> Call:
+    async def begin_call(self, request: messages.Generate) -> Call:
         """Send a request, and expect its replies until `end_call`, which must follow.
 
         Raises `ArgumentError` for values that cannot be sent, and for an id that is none or is in use.
@@ -154,7 +143,7 @@ class Connection:
         frame = encode_request(request)
         await self._ready()
         request_id = request.request_id
-        if not is_request_id(request_id):
+        if not messages.is_request_id(request_id):
             raise ArgumentError.of("request_id", "a string of 1 to 64 characters", request_id)
         if request_id in self._calls:
             raise ArgumentError(f"request_id {request_id!r} is in use", parameter="request_id")
@@ -166,10 +155,12 @@ class Connection:
         """Expect no more news of a request, and tell the server so. cancel: it has not ended there."""
         del self._calls[request_id]
         if cancel:
-            self.send(Cancel(request_id=request_id))
-        self.send(Acknowledge(request_id=request_id))
+            self.send(messages.Cancel(request_id=request_id))
+        self.send(messages.Acknowledge(request_id=request_id))
 
-    async def ask(self, question: Request, reply: type[Reply], timeout_s: float = SILENCE_S, hint: str = "") -> Any:
+    async def ask(
+        self, question: messages.Request, reply: type[messages.Reply], timeout_s: float = SILENCE_S, hint: str = ""
+    ) -> Any:
         """The reply to a question, or its binary frame where it has one. hint: what to say if none comes.
 
         Raises the error that the server answers, and `ServerError` if it answers nothing.
@@ -204,13 +195,13 @@ class Connection:
                 self._handle(reply, frames)
             await asyncio.sleep(0)
 
-    def _handle(self, reply: Reply, frames: list[bytes]) -> None:
-        if isinstance(reply, Closing):
+    def _handle(self, reply: messages.Reply, frames: list[bytes]) -> None:
+        if isinstance(reply, messages.Closing):
             self.lose(error_from_code(reply.code, reply.message))
             return
         key: Any = getattr(reply, "request_id", type(reply))  # None for a question that the server did not understand
         error = None
-        if isinstance(reply, Failed):
+        if isinstance(reply, messages.Failed):
             error = error_from_code(reply.code, reply.message, reply.parameter, reply.retry_after_s)
         if (call := self._calls.get(key)) is None:
             self._settle(key, error or (frames[0] if frames else reply))
@@ -233,7 +224,7 @@ class Connection:
     async def _keep_lease(self) -> None:
         while True:
             await asyncio.sleep(PING_S)
-            self.send(Ping())
+            self.send(messages.Ping())
             now = time.monotonic()
             if now - self._last_heard > SILENCE_S and self._lost is None:
                 self.lose(ServerError(f"the server at {self.address} has been silent for {SILENCE_S:g} s"))

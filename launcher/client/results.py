@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from launcher.messages.client_messages import Accepted, Image, Preview, Progress
+from launcher.messages.client_messages import Accepted, Image, Progress
 
 if TYPE_CHECKING:
     from PIL import Image as PIL
@@ -26,19 +26,6 @@ class ImageFile:
     format: str
     file: bytes = field(repr=False)
 
-    @classmethod
-    def of(cls, header: Image, file: bytes) -> ImageFile:
-        return cls(
-            request_id=header.request_id,
-            attempt=header.attempt,
-            index=header.index,
-            seed=header.seed,
-            width=header.width,
-            height=header.height,
-            format=header.output_format,
-            file=file,
-        )
-
 
 @dataclass(frozen=True)
 class PreviewFile:
@@ -50,10 +37,6 @@ class PreviewFile:
     step: int
     steps: int
     file: bytes = field(repr=False)
-
-    @classmethod
-    def of(cls, header: Preview, file: bytes) -> PreviewFile:
-        return cls(header.request_id, header.attempt, header.index, header.step, header.steps, file)
 
 
 @dataclass(frozen=True)

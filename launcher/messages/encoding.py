@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from engine.errors import ArgumentError, Krea2Error, ServerError
-from launcher.messages.client_messages import PROTOCOL_VERSION, Reply, Request
-from launcher.messages.malformed import explain_malformed
+from launcher.messages.client_messages import PROTOCOL_VERSION, Reply, Request, is_request_id
 
 MAX_REQUEST_BYTES = 256 * 1024  # of one message to the front-end; two prompts of the largest size fit many times over
+
+_TYPE_MISMATCH = re.compile(r"Expected `(?P<expected>[^`]+)`, got `(?P<found>[^`]+)`")
+_FIELD = re.compile(r"(?P<problem>.*) - at `\$\.(?P<path>(?P<name>\w+)[^`]*)`")
+_TYPE_NAMES = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a map",
+    "null": "null",
+    "None": "null",
+}
 
 encode = msgspec.msgpack.Encoder().encode
 decode_reply = msgspec.msgpack.Decoder(Reply).decode
@@ -29,16 +43,19 @@ class MessageError(Exception):
 
 def decode_request(frame: bytes) -> Request:
     """Decode a client's message. Raises `MessageError`, and nothing else, for whatever does not fit."""
+    complaint = ""
     try:
         message: Request = _decode_request(frame)
+        if message.version == PROTOCOL_VERSION:
+            return message
     except (ValueError, RecursionError) as error:  # msgspec's own errors are ValueErrors, and so is bad UTF-8
-        version, request_id = _peek(frame)
-        if version not in (None, PROTOCOL_VERSION):
-            raise MessageError(request_id, _wrong_version(version)) from None
-        raise MessageError(request_id, explain_malformed(str(error))) from None
-    if message.version != PROTOCOL_VERSION:
-        raise MessageError(getattr(message, "request_id", None), _wrong_version(message.version))
-    return message
+        complaint = str(error)
+    version, request_id = _peek(frame)
+    if version in (None, PROTOCOL_VERSION):
+        raise MessageError(request_id, _explain_malformed(complaint))
+    sent = str(version)[:40]
+    wrong = ServerError(f"this server speaks protocol version {PROTOCOL_VERSION}, the client sent version {sent}")
+    raise MessageError(request_id, wrong)
 
 
 def encode_request(message: Request) -> bytes:
@@ -71,17 +88,21 @@ def _plain_number(value: Any) -> Any:
 
 def _peek(frame: bytes) -> tuple[object, str | None]:
     """version and request_id of a message that does not decode otherwise, as far as they can be read."""
-    try:
+    with suppress(ValueError, RecursionError, TypeError):
         loose = msgspec.msgpack.decode(frame)
-    except (ValueError, RecursionError, TypeError):
-        return None, None
-    if not isinstance(loose, Mapping):
-        return None, None
-    request_id = loose.get("request_id")
-    known = isinstance(request_id, str) and 0 < len(request_id) <= 64
-    return loose.get("version"), request_id if known else None
+        if isinstance(loose, Mapping):
+            request_id = loose.get("request_id")
+            return loose.get("version"), request_id if is_request_id(request_id) else None
+    return None, None
 
 
-def _wrong_version(version: object) -> Krea2Error:
-    shown = str(version)[:40]
-    return ServerError(f"this server speaks protocol version {PROTOCOL_VERSION}, the client sent version {shown}")
+def _explain_malformed(complaint: str) -> ArgumentError:
+    """The error to answer, with the field at fault as its parameter if the complaint names one."""
+    field = _FIELD.fullmatch(complaint)
+    mismatch = None if field is None else _TYPE_MISMATCH.fullmatch(field["problem"])
+    if field is None or mismatch is None:
+        name = field["name"] if field is not None and field["name"] != "type" else None
+        return ArgumentError(f"the message does not follow the protocol: {complaint}", parameter=name)
+    allowed = " or ".join(_TYPE_NAMES.get(name, name) for name in mismatch["expected"].split(" | "))
+    found = _TYPE_NAMES.get(mismatch["found"], mismatch["found"])
+    return ArgumentError(f"{field['path']} must be {allowed}, got {found}", parameter=field["name"])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,10 @@ class ServerKeys:
         """Read a folder of keys. Raises `ArgumentError`."""
         try:
             public, secret = _load_pair(Path(folder) / SERVER_FILE)
-            clients = frozenset(load_certificates(Path(folder) / "clients"))
+            return cls(public, secret, frozenset(load_certificates(Path(folder) / "clients")))
         except (OSError, ValueError) as error:
             allowed = f"a folder that `krea2 keys` has made ({_reason(error)})"
             raise ArgumentError.of("rpc_keys", allowed, str(folder)) from None
-        return cls(public, secret, clients)
 
     def guard(self, server: zmq.asyncio.Socket, context: zmq.asyncio.Context) -> AsyncioAuthenticator:
         """Let only known clients through to a socket that is not bound yet, until the authenticator is stopped."""
@@ -81,10 +81,10 @@ class ClientKeys:
             server = _SERVER_KEY.search(Path(file).read_text())
             if server is None:
                 raise ValueError("no server key found in it")
+            return cls(public, secret, server[1].encode())
         except (OSError, ValueError, TypeError) as error:
             allowed = f"a client's .key_secret file that `krea2 keys` has made ({_reason(error)})"
             raise ArgumentError.of("key", allowed, file if isinstance(file, str) else str(file)) from None
-        return cls(public, secret, server[1].encode())
 
     def use(self, client: zmq.Socket[Any]) -> None:
         """Prove with these keys who we are, and let only their server answer. For a socket that is not connected."""
@@ -101,12 +101,13 @@ def make_keys(folder: Path, client: str) -> Path:
         raise ArgumentError.of("client", "letters, digits, '.', '_' or '-', and not server", client)
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        if any(folder.iterdir()):
-            server = ServerKeys.load(folder)
-        else:
+        if not any(folder.iterdir()):
             folder.chmod(0o700)
             (folder / "clients").mkdir(mode=0o700)
-            server = _make_server(folder)
+            _, secret_file = _make_pair(folder, "server", {})
+            with secret_file.open("a") as file:  # so that it is a client's file, too
+                file.write(f"metadata\n    server-key = {_load_pair(secret_file)[0].decode()}\n")
+        server = ServerKeys.load(folder)
         if (folder / f"{client}.key_secret").exists() or (folder / "clients" / f"{client}.key").exists():
             raise ArgumentError(f"client {client} has keys in {folder} already: give another name", parameter="client")
         public_file, secret_file = _make_pair(folder, client, {"server-key": server.public.decode()})
@@ -114,14 +115,6 @@ def make_keys(folder: Path, client: str) -> Path:
     except OSError as error:
         raise ArgumentError.of("folder", f"one that can be written ({_reason(error)})", str(folder)) from None
     return secret_file
-
-
-def _make_server(folder: Path) -> ServerKeys:
-    _, secret_file = _make_pair(folder, "server", {})
-    public, secret = _load_pair(secret_file)
-    with secret_file.open("a") as file:  # so that it is a client's file, too
-        file.write(f"metadata\n    server-key = {public.decode()}\n")
-    return ServerKeys(public, secret, frozenset())
 
 
 def _make_pair(folder: Path, name: str, metadata: dict[str, str]) -> tuple[Path, Path]:
@@ -135,13 +128,10 @@ def _load_pair(file: Path) -> tuple[bytes, bytes]:
     public, secret = load_certificate(file)
     if secret is None:
         raise ValueError("no secret key found in it")
-    try:
-        fits = zmq.curve_public(secret) == public
-    except zmq.ZMQError:
-        fits = False
-    if not fits:
-        raise ValueError("its keys are damaged")
-    return public, secret
+    with suppress(zmq.ZMQError):
+        if zmq.curve_public(secret) == public:
+            return public, secret
+    raise ValueError("its keys are damaged")
 
 
 def _reason(error: Exception) -> str:

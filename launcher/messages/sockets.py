@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import re
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -84,19 +85,15 @@ def _check_path(address: str) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
+    """Whether only this machine reaches the host."""
+    with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host == "localhost"
 
 
 def _someone_listens(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, suppress(OSError):
         probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except OSError:
-            return False
+        probe.connect(path)
         return True
+    return False
