@@ -10,7 +10,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,7 @@ from launcher.http.docs import ERROR_SCHEMA, IMAGES_SCHEMA, describe_limits, des
 from launcher.http.engine_connection import EngineLink
 from launcher.http.errors import JsonResponse, error_response, http_error
 from launcher.http.guard import FILES_PATH, Guard
-from launcher.http.image_links import HeldFiles
-from launcher.http.images import ImagesRoute, check_model
+from launcher.http.images import HeldFiles, ImagesRoute, check_model
 from launcher.http.loras import add_lora_routes
 from launcher.http.openai_api import ImageRequest, explain_invalid
 from launcher.logs import configure_logs
@@ -43,7 +42,6 @@ from launcher.requests.check import MAX_LORA_STRENGTH, OUTPUT_FORMATS
 PAGE = Path(__file__).parent / "page"
 FINISH_S = 3  # for answers that are being sent when the process is told to end
 ASK_S = 2.0  # for the front-end to say how it is
-_EXPIRE_S = 60.0
 _KEEP_ALIVE_S = 15
 _MAX_HEADER_BYTES = 32 * 1024
 
@@ -97,16 +95,10 @@ def make_app(config: HttpConfig) -> Guard:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async def expire() -> None:
-            while True:
-                await asyncio.sleep(_EXPIRE_S)
-                files.expire()
-
-        tasks = [asyncio.create_task(work) for work in (link.keep_connected(), expire())]
+        connecting = asyncio.create_task(link.keep_connected())
         yield
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+        connecting.cancel()
+        await asyncio.wait((connecting,))
         await link.close()
 
     app = FastAPI(
@@ -172,11 +164,10 @@ def make_app(config: HttpConfig) -> Guard:
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """Metrics of the front-end and of this process, in Prometheus' text format."""
-        own = generate_latest(guard.registry)
-        try:
-            return Response(await asyncio.wait_for(link.metrics(), ASK_S) + own, media_type=CONTENT_TYPE_LATEST)
-        except (Krea2Error, TimeoutError):
-            return Response(own, media_type=CONTENT_TYPE_LATEST)
+        text = generate_latest(guard.registry)
+        with suppress(Krea2Error, TimeoutError):
+            text = await asyncio.wait_for(link.connected().metrics(), ASK_S) + text
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
@@ -234,12 +225,7 @@ def _settings(config: HttpConfig, model: ModelConfig) -> dict[str, object]:
     return {
         "model": config.model_names[0],
         "is_demo": config.engine.demo is not None,
-        "defaults": {
-            "width": model.default_width,
-            "height": model.default_height,
-            "steps": model.default_steps,
-            "guidance": model.default_guidance,
-        },
+        "defaults": {name: getattr(model, f"default_{name}") for name in ("width", "height", "steps", "guidance")},
         "limits": config.limits,
         "max_lora_strength": MAX_LORA_STRENGTH,
         "output_formats": OUTPUT_FORMATS,

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+import msgspec
 from starlette.responses import HTMLResponse
 
 from engine.config.model_config import ModelConfig
 from launcher.http.loras import LoadLoraBody
-from launcher.http.openai_api import ImageRequest, LoraChoiceBody
+from launcher.http.openai_api import ALIASES, ImageRequest, LoraChoiceBody
+from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
 from launcher.requests.check import MAX_LORA_STRENGTH, MAX_MU, MAX_PRIORITY, MAX_TIMEOUT_S
 
@@ -70,34 +72,33 @@ IMAGES_SCHEMA: dict[int | str, dict[str, Any]] = {
 
 def describe_limits(openapi: Mapping[str, Any], model: ModelConfig, limits: Limits) -> None:
     """Put this server's limits and defaults into the description of the parameters."""
-    steps = (1, limits.max_steps, model.default_steps)
-    guidance = (0, limits.max_guidance, model.default_guidance)
-    ranges: dict[str, tuple[float, float, float | None]] = {
-        "n": (1, limits.max_images, 1),
-        "width": (limits.min_side, limits.max_side, model.default_width),
-        "height": (limits.min_side, limits.max_side, model.default_height),
-        "seed": (0, limits.max_seed, None),
-        "steps": steps,
-        "num_inference_steps": steps,
-        "guidance": guidance,
-        "guidance_scale": guidance,
-        "mu": (-MAX_MU, MAX_MU, None),
-        "priority": (-MAX_PRIORITY, MAX_PRIORITY, 0),
-        "timeout_s": (0, MAX_TIMEOUT_S, None),
-        "preview_every": (1, limits.max_steps, None),
+    ranges = {
+        "num_images": (1, limits.max_images),
+        "width": (limits.min_side, limits.max_side),
+        "height": (limits.min_side, limits.max_side),
+        "seed": (0, limits.max_seed),
+        "steps": (1, limits.max_steps),
+        "guidance": (0, limits.max_guidance),
+        "mu": (-MAX_MU, MAX_MU),
+        "priority": (-MAX_PRIORITY, MAX_PRIORITY),
+        "timeout_s": (0, MAX_TIMEOUT_S),
+        "preview_every": (1, limits.max_steps),
     }
+    defaults = {field.name: field.default for field in msgspec.structs.fields(Generate)}
     schemas = openapi["components"]["schemas"]
     for body in (LoraChoiceBody, LoadLoraBody):
         field = schemas[body.__name__]["properties"]["strength"]
         field["anyOf"][0] |= {"minimum": -MAX_LORA_STRENGTH, "maximum": MAX_LORA_STRENGTH}
     properties = schemas[ImageRequest.__name__]["properties"]
     properties["loras"]["anyOf"][0]["maxItems"] = limits.max_request_loras
-    for name, (low, high, default) in ranges.items():
-        field = properties[name]
-        number = next(kind for kind in field["anyOf"] if kind["type"] != "null")
-        number |= {"minimum": low, "maximum": high}
-        if default is not None:
-            field["description"] = f"{field.get('description', '')} Default: {default:g}.".strip()
+    for sent, field in properties.items():
+        name = ALIASES.get(sent, sent)
+        if name in ranges:
+            number = next(kind for kind in field["anyOf"] if kind["type"] != "null")
+            number["minimum"], number["maximum"] = ranges[name]
+            default = getattr(model, f"default_{name}", defaults[name])
+            if default is not None:
+                field["description"] = f"{field.get('description', '')} Default: {default:g}.".strip()
 
 
 def describe_page(openapi: Mapping[str, Any]) -> HTMLResponse:

@@ -45,19 +45,19 @@ class EngineLink:
             raise ServerError("the engine is starting: try again in a moment")
         return self._client
 
-    async def status(self) -> StatusReply:
-        status = await self._connected().status()
-        self._has_loaded |= status.device is not None
-        return status
-
-    async def metrics(self) -> bytes:
-        return await self._connected().metrics()
-
-    async def close(self) -> None:
-        if self._client is not None:
-            await self._client.close()
-
-    def _connected(self) -> AsyncClient:
+    def connected(self) -> AsyncClient:
+        """The client, to ask how the engine is. Raises `ServerError` until the front-end has answered."""
         if self._client is None:
             raise ServerError("it is starting")
         return self._client
+
+    async def status(self) -> StatusReply:
+        """What the front-end is doing."""
+        status = await self.connected().status()
+        self._has_loaded |= status.device is not None
+        return status
+
+    async def close(self) -> None:
+        """Disconnect."""
+        if self._client is not None:
+            await self._client.close()

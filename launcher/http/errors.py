@@ -51,16 +51,18 @@ def http_error(code: str, message: str, parameter: str | None = None) -> Krea2Er
     return error
 
 
-def error_object(error: Krea2Error, request_id: str) -> dict[str, object]:
-    """What an answer has under `error`."""
+def error_body(error: Krea2Error, request_id: str) -> dict[str, object]:
+    """An error as clients read it."""
     status = STATUS_OF_CODE.get(error.code, 500)
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     return {
-        "message": error.message,
-        "type": kind,
-        "param": error.parameter,
-        "code": error.code,
-        "request_id": request_id,
+        "error": {
+            "message": error.message,
+            "type": kind,
+            "param": error.parameter,
+            "code": error.code,
+            "request_id": request_id,
+        }
     }
 
 
@@ -70,4 +72,4 @@ def error_response(error: Krea2Error, request_id: str, headers: dict[str, str] |
     headers = {**(headers or {}), **_HEADERS.get(status, {})}
     if status in (429, 503):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or RETRY_AFTER_S)))
-    return JsonResponse({"error": error_object(error, request_id)}, status, headers)
+    return JsonResponse(error_body(error, request_id), status, headers)

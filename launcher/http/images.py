@@ -1,7 +1,8 @@
-"""`POST /v1/images/generations`: from a body to an answer, or to a stream of events."""
+"""`POST /v1/images/generations`: from a body to an answer, or to a stream of events; and files behind links."""
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -14,23 +15,15 @@ from starlette.types import Receive, Scope, Send
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, Krea2Error
 from launcher.client.results import Event, Result
+from launcher.http import openai_api
 from launcher.http.engine_connection import EngineLink
-from launcher.http.errors import JsonResponse, error_object, http_error
+from launcher.http.errors import JsonResponse, error_body, http_error
 from launcher.http.guard import FILES_PATH
-from launcher.http.image_links import HeldFiles
-from launcher.http.openai_api import (
-    EventWriter,
-    ImageRequest,
-    ignored_parameters,
-    images_object,
-    in_words_of,
-    preview_every,
-    to_generate,
-    write_error,
-)
 from launcher.messages.configs import HttpConfig
 from launcher.requests.check import CheckedRequest, check
 
+HELD_S = 3600.0
+HELD_BYTES = 512 * 2**20
 _SHOWN_ID = 50  # characters of a client's id that the engine's begins with
 
 
@@ -40,15 +33,15 @@ class ImagesRoute:
     def __init__(self, config: HttpConfig, model: ModelConfig, link: EngineLink, files: HeldFiles) -> None:
         self._config, self._model, self._link, self._files = config, model, link, files
 
-    async def generate(self, body: ImageRequest, request: Request) -> Response:
+    async def generate(self, body: openai_api.ImageRequest, request: Request) -> Response:
         if body.model is not None:
             check_model(self._config, body.model)
         request_id = request.state.request_id
         try:
-            message = to_generate(body, _rpc_id(request_id))
+            message = openai_api.to_generate(body, _rpc_id(request_id))
             # The front-end would say the same, but what the previews need is known here only afterwards.
             checked = check(message, self._model, self._config.limits, drawn_seed=0)
-            every = preview_every(body, checked.steps)
+            every = openai_api.preview_every(body, checked.steps)
             events = self._link.client().follow(msgspec.structs.replace(message, preview_every=every))
             if body.stream:
                 first = await anext(events)  # an error that comes at once is an answer with its status
@@ -58,7 +51,7 @@ class ImagesRoute:
                     if isinstance(event, Result):
                         break
         except ArgumentError as error:
-            raise in_words_of(body, error) from None
+            raise openai_api.in_words_of(body, error) from None
         assert isinstance(event, Result)
         link_base = (self._config.public_url or str(request.base_url)).rstrip("/") + FILES_PATH
 
@@ -66,18 +59,20 @@ class ImagesRoute:
             return link_base + self._files.add(file, checked.output_format)
 
         links = link if body.response_format == "url" else None
-        return JsonResponse(images_object(event, request_id, ignored_parameters(body), links))
+        return JsonResponse(openai_api.images_object(event, request_id, openai_api.ignored_parameters(body), links))
 
     async def _write(
         self,
         first: Event,
         events: AsyncGenerator[Event, None],
-        body: ImageRequest,
+        body: openai_api.ImageRequest,
         checked: CheckedRequest,
         request: Request,
     ) -> AsyncGenerator[bytes, None]:
         request_id = request.state.request_id
-        writer = EventWriter(checked, request_id, progress=bool(body.progress), warnings=ignored_parameters(body))
+        writer = openai_api.EventWriter(
+            checked, request_id, progress=bool(body.progress), warnings=openai_api.ignored_parameters(body)
+        )
         event = first
         async with aclosing(events):
             try:
@@ -88,9 +83,29 @@ class ImagesRoute:
                         return
                     event = await anext(events)
             except Krea2Error as error:
-                problem = in_words_of(body, error) if isinstance(error, ArgumentError) else error
+                problem = openai_api.in_words_of(body, error) if isinstance(error, ArgumentError) else error
                 request.state.error_code = problem.code  # for the log
-                yield write_error(error_object(problem, request_id))
+                yield openai_api.write_event("error", error_body(problem, request_id))
+
+
+class HeldFiles:
+    """Image files by names that nobody can guess, for `HELD_S` each; above `HELD_BYTES` in all, the oldest go first."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, bytes] = {}  # the oldest first
+
+    def add(self, file: bytes, suffix: str) -> str:
+        """Hold a file; returns its new name, which ends in `suffix`."""
+        name = f"{secrets.token_urlsafe(24)}.{suffix}"
+        self._files[name] = file
+        while sum(map(len, self._files.values())) > HELD_BYTES and len(self._files) > 1:
+            del self._files[next(iter(self._files))]
+        asyncio.get_running_loop().call_later(HELD_S, self._files.pop, name, None)
+        return name
+
+    def get(self, name: str) -> bytes | None:
+        """The file, or None if there is none of that name, or no more."""
+        return self._files.get(name)
 
 
 class _EventStream(StreamingResponse):

@@ -22,7 +22,7 @@ from launcher.requests.check import CheckedRequest
 
 MAX_PARTIAL_IMAGES = 3
 _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
-_ALIASES = {"num_inference_steps": "steps", "guidance_scale": "guidance", "n": "num_images"}  # and the engine's names
+ALIASES = {"num_inference_steps": "steps", "guidance_scale": "guidance", "n": "num_images"}  # and the engine's names
 
 
 class LoraChoiceBody(BaseModel):
@@ -98,7 +98,7 @@ def to_generate(body: ImageRequest, request_id: str) -> Generate:
     fields = body.model_dump(include=set(Generate.__struct_fields__), exclude_none=True)
     fields["loras"] = tuple(LoraChoice(**lora) for lora in fields.get("loras", ()))
     for name, other_name, value in (
-        *((name, alias, getattr(body, alias)) for alias, name in _ALIASES.items()),
+        *((name, alias, getattr(body, alias)) for alias, name in ALIASES.items()),
         ("width", "size", width),
         ("height", "size", height),
     ):
@@ -123,9 +123,7 @@ def in_words_of(body: ImageRequest, error: ArgumentError) -> ArgumentError:
     if getattr(body, name, None) is None:
         if name in ("width", "height") and body.size is not None:
             return ArgumentError(f"size {body.size}: {error.message}", parameter="size")
-        sent = next(
-            (alias for alias, own in _ALIASES.items() if own == name and getattr(body, alias) is not None), name
-        )
+        sent = next((alias for alias, own in ALIASES.items() if own == name and getattr(body, alias) is not None), name)
     if error.message.startswith(f"{name} "):
         return ArgumentError(sent + error.message.removeprefix(name), parameter=sent)
     return ArgumentError(error.message, parameter=sent)
@@ -139,24 +137,24 @@ def explain_invalid(problems: Sequence[Any]) -> ArgumentError:
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
     match problem["type"]:
         case "json_invalid":
-            return ArgumentError(f"the body is not valid JSON: {problem['ctx']['error']}")
+            message = f"the body is not valid JSON: {problem['ctx']['error']}"
         case _ if name is None:
-            return ArgumentError("the body must be a JSON object of valid Unicode text")
+            message = "the body must be a JSON object of valid Unicode text"
         case "missing":
-            return ArgumentError(f"{path} is required", parameter=name)
-        case "model_attributes_type":
-            error = ArgumentError.of(path, 'an object, as {"name": …, "strength": …}', problem["input"])
-            return ArgumentError(error.message, parameter=name)
+            message = f"{path} is required"
         case "extra_forbidden" if len(where) > 1:
-            return ArgumentError(f"unknown parameter {_short(path)}", parameter=name)
+            message = f"unknown parameter {_short(path)}"
         case "extra_forbidden":
             close = difflib.get_close_matches(name, ImageRequest.model_fields, n=1)
-            hint = f": did you mean {close[0]}?" if close else ""
-            return ArgumentError(f"unknown parameter {_short(name)}{hint}", parameter=_short(name).strip("'"))
-    match = re.match(r"Input should be (.*)", problem["msg"], re.DOTALL)
-    allowed = match[1] if match else f"as follows: {problem['msg']}"
-    error = ArgumentError.of(path, allowed, problem["input"])
-    return ArgumentError(error.message, parameter=name)
+            message = f"unknown parameter {_short(name)}" + (f": did you mean {close[0]}?" if close else "")
+            name = _short(name).strip("'")
+        case kind:
+            match = re.match(r"Input should be (.*)", problem["msg"], re.DOTALL)
+            allowed = match[1] if match else f"as follows: {problem['msg']}"
+            if kind == "model_attributes_type":
+                allowed = 'an object, as {"name": …, "strength": …}'
+            message = ArgumentError.of(path, allowed, problem["input"]).message
+    return ArgumentError(message, parameter=name)
 
 
 # ---- answers
@@ -224,7 +222,7 @@ class EventWriter:
             return None
         fields = msgspec.structs.asdict(event) | {"request_id": self._request_id}
         del fields["version"]
-        return _event("image_generation." + type(event).__name__.lower(), fields)
+        return write_event("image_generation." + type(event).__name__.lower(), fields)
 
     def _completed(self, more: Mapping[str, object]) -> bytes:
         image = self._images[-1]
@@ -241,15 +239,11 @@ class EventWriter:
             "quality": "auto",
             "background": "opaque",
         }
-        return _event(kind, {**common, **own})
+        return write_event(kind, {**common, **own})
 
 
-def write_error(error: Mapping[str, object]) -> bytes:
-    """An error after the stream has begun; `error` is the object that an error answer has under that name."""
-    return _event("error", {"error": error})
-
-
-def _event(kind: str, fields: Mapping[str, object]) -> bytes:
+def write_event(kind: str, fields: Mapping[str, object]) -> bytes:
+    """One server-sent event, `fields` with its type."""
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), msgspec.json.encode({"type": kind, **fields}))
 
 
