@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Unpack
 
-from engine.errors import ArgumentError, Krea2Error
 from launcher.client.connection import Connection
 from launcher.client.parameters import Parameters, make_request
 from launcher.client.results import Event, ImageFile, PreviewFile, Result
 from launcher.messages import client_messages as messages
-from launcher.messages.keys import ClientKeys
-from launcher.messages.limits import is_number
 
 LOAD_LORA_S = 300.0  # for a LoRA to be read, and for the ranks to get to it
 
 
-class AsyncClient:
+class AsyncClient(Connection):
     """A client inside an event loop, which must not be blocked for longer than the server's lease of 20 s.
 
     Connects when first used, or in `async with`. Every method raises `ServerError` if the server does not answer, and
     `ArgumentError` if nothing can be connected to such an address. `key`: this client's `.key_secret` file, for a
     server with keys.
     """
-
-    def __init__(
-        self, address: str, *, connect_timeout_s: float = 10.0, key: str | os.PathLike[str] | None = None
-    ) -> None:
-        if not isinstance(address, str) or not address:
-            raise ArgumentError.of("address", "tcp://HOST:PORT or ipc:///PATH", address)
-        if not is_number(connect_timeout_s) or not connect_timeout_s > 0:
-            raise ArgumentError.of("connect_timeout_s", "above 0", connect_timeout_s)
-        keys = None if key is None else ClientKeys.load(key)
-        self.address = address
-        self._connection = Connection(address, connect_timeout_s=connect_timeout_s, keys=keys)
 
     async def __aenter__(self) -> AsyncClient:
         await self.connect()
@@ -70,7 +55,7 @@ class AsyncClient:
 
     async def follow(self, request: messages.Generate) -> AsyncGenerator[Event, None]:
         """`stream`, for a request that has been put together already."""
-        call = await self._connection.begin_call(request)
+        call = await self._begin_call(request)
         images: dict[int, ImageFile] = {}
         ended = False
         try:
@@ -88,13 +73,13 @@ class AsyncClient:
                         ended = len(images) == last.num_images
                         yield images[last.index]
         finally:
-            self._connection.end_call(request.request_id, cancel=not ended)
+            self._end_call(request.request_id, cancel=not ended)
         yield Result.of(last, [images[index] for index in sorted(images)])
 
     async def cancel(self, request_id: str) -> None:
         """Cancel a request of this client: its call raises `CancelledError`. Harmless for one that has ended."""
-        await self._connection.open()
-        self._connection.send(messages.Cancel(request_id=request_id))
+        await self.connect()
+        self._send(messages.Cancel(request_id=request_id))
 
     async def load_lora(self, name: str, path: str | None = None, strength: float = 1.0) -> messages.Loras:
         """Load a LoRA file, by its path in the server's `--lora-dir`, for requests to choose by `name`.
@@ -105,41 +90,29 @@ class AsyncClient:
         """
         path = name if path is None else path
         question = messages.LoadLora(request_id=uuid.uuid4().hex, name=name, path=path, strength=strength)
-        return await self._connection.ask(question, messages.Loras, LOAD_LORA_S)
+        return await self._ask(question, messages.Loras, LOAD_LORA_S)
 
     async def unload_lora(self, name: str) -> messages.Loras:
         """Let requests choose this LoRA no more; those that have are finished with it. Returns what is left.
 
         Raises `ArgumentError` if there is none of that name, or if the server has no `--lora-dir`.
         """
-        return await self._connection.ask(messages.UnloadLora(request_id=uuid.uuid4().hex, name=name), messages.Loras)
+        return await self._ask(messages.UnloadLora(request_id=uuid.uuid4().hex, name=name), messages.Loras)
 
     async def loras(self) -> messages.Loras:
         """The LoRAs that requests may choose, and those that are part of the weights."""
-        return await self._connection.ask(messages.ListLoras(request_id=uuid.uuid4().hex), messages.Loras)
+        return await self._ask(messages.ListLoras(request_id=uuid.uuid4().hex), messages.Loras)
 
     async def status(self) -> messages.StatusReply:
         """What the server is doing."""
-        return await self._connection.ask(messages.Status(), messages.StatusReply)
+        return await self._ask(messages.Status(), messages.StatusReply)
 
     async def metrics(self) -> bytes:
         """The server's metrics in Prometheus' text format."""
-        return await self._connection.ask(messages.Metrics(), messages.MetricsReply)
+        return await self._ask(messages.Metrics(), messages.MetricsReply)
 
     async def ping(self) -> float:
         """Seconds to the server and back."""
         began = time.monotonic()
-        await self._connection.ask(messages.Ping(), messages.Pong)
+        await self._ask(messages.Ping(), messages.Pong)
         return time.monotonic() - began
-
-    async def connect(self) -> None:
-        """Find out whether a server answers; does nothing the second time."""
-        await self._connection.open()
-
-    async def close(self) -> None:
-        """Cancel what is waiting and disconnect."""
-        self._connection.close()
-
-    def server_ended(self, error: Krea2Error) -> None:
-        """Somebody knows that the server is gone, and why."""
-        self._connection.lose(error)

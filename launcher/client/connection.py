@@ -7,6 +7,7 @@ a server that is silent for too long counts as lost, so no call waits for ever.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import uuid
 from collections.abc import Hashable
@@ -21,6 +22,7 @@ from engine.errors import ArgumentError, Krea2Error, ServerError, error_from_cod
 from launcher.messages import client_messages as messages
 from launcher.messages.encoding import decode_reply, encode_request
 from launcher.messages.keys import ClientKeys
+from launcher.messages.limits import is_number
 from launcher.messages.sockets import send_now
 
 PING_S = 2.0
@@ -56,15 +58,18 @@ class Call:
 
 
 class Connection:
-    """A ZMQ socket to a front-end, which knows this client by the socket's name, and the calls that wait on it.
+    """A ZMQ socket to a front-end, which knows this client by the socket's name, and the calls that wait on it."""
 
-    Opens when first used. Calls raise `ServerError` if the server does not answer. `keys`: for a server with keys.
-    """
-
-    def __init__(self, address: str, *, connect_timeout_s: float, keys: ClientKeys | None) -> None:
+    def __init__(
+        self, address: str, *, connect_timeout_s: float = 10.0, key: str | os.PathLike[str] | None = None
+    ) -> None:
+        if not isinstance(address, str) or not address:
+            raise ArgumentError.of("address", "tcp://HOST:PORT or ipc:///PATH", address)
+        if not is_number(connect_timeout_s) or not connect_timeout_s > 0:
+            raise ArgumentError.of("connect_timeout_s", "above 0", connect_timeout_s)
         self.address = address
         self._connect_timeout_s = connect_timeout_s
-        self._keys = keys
+        self._keys = None if key is None else ClientKeys.load(key)
         self._context: zmq.asyncio.Context | None = None
         self._calls: dict[str, Call] = {}  # by the request's id
         # What each question waits for: a reply with its own id, or, where it has none, of a type.
@@ -74,11 +79,8 @@ class Connection:
         self._lost: Krea2Error | None = None  # why calls fail, until the server is heard again
         self._ended = False
 
-    async def open(self) -> None:
-        """Find out whether a server answers; does nothing the second time.
-
-        Raises `ServerError`, and `ArgumentError` if nothing can be connected to such an address.
-        """
+    async def connect(self) -> None:
+        """Find out whether a server answers; does nothing the second time."""
         if self._ended:
             raise ServerError("the client was closed")
         if self._context is not None:
@@ -93,50 +95,38 @@ class Connection:
             self._keys.use(self._socket)
         try:
             self._socket.connect(self.address)
-        except zmq.ZMQError as error:
-            self.close()
-            raise ArgumentError(
-                f"cannot connect to {self.address!r}: {zmq.strerror(error.errno or 0)}", parameter="address"
-            ) from None
-        self._last_heard = time.monotonic()
-        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._keep_lease())]
-        try:
-            await self.ask(messages.Ping(), messages.Pong, self._connect_timeout_s, hint=_KEYS_HINT)
-        except BaseException:  # a context that is abandoned, by cancelling this, blocks when it is collected
-            self.close()
+            self._last_heard = time.monotonic()
+            self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._keep_lease())]
+            await self._ask(messages.Ping(), messages.Pong, self._connect_timeout_s, hint=_KEYS_HINT)
+        except BaseException as error:  # a context that is abandoned, by cancelling this, blocks when it is collected
+            await self.close()
+            if isinstance(error, zmq.ZMQError):
+                problem = f"cannot connect to {self.address!r}: {zmq.strerror(error.errno or 0)}"
+                raise ArgumentError(problem, parameter="address") from None
             raise
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Cancel what is waiting and disconnect."""
         if self._ended:
             return
         for request_id in self._calls:
-            self.send(messages.Cancel(request_id=request_id))
+            self._send(messages.Cancel(request_id=request_id))
         self._ended = True
-        self.lose(ServerError("the client was closed"))
+        self.server_ended(ServerError("the client was closed"))
         for task in self._tasks:
             task.cancel()
         if self._context is not None:
             self._context.destroy()
 
-    def lose(self, error: Krea2Error) -> None:
+    def server_ended(self, error: Krea2Error) -> None:
         """Fail everything that waits, and what is asked from now on until the server is heard again."""
         self._lost = error
         for call in self._calls.values():
             call.put("end", error)
         self._settle(None, error)
 
-    def send(self, message: messages.Request) -> None:
-        """Send a message, if the connection is open, and wait for no reply."""
-        self.send_frame(encode_request(message))
-
-    def send_frame(self, frame: bytes) -> None:
-        """`send` of an encoded message."""
-        if self._context is not None and not self._ended:
-            send_now(self._socket, [frame])  # which fails only when nobody has listened for long
-
-    async def begin_call(self, request: messages.Generate) -> Call:
-        """Send a request, and expect its replies until `end_call`, which must follow.
+    async def _begin_call(self, request: messages.Generate) -> Call:
+        """Send a request, and expect its replies until `_end_call`, which must follow.
 
         Raises `ArgumentError` for values that cannot be sent, and for an id that is none or is in use.
         """
@@ -148,17 +138,17 @@ class Connection:
         if request_id in self._calls:
             raise ArgumentError(f"request_id {request_id!r} is in use", parameter="request_id")
         call = self._calls[request_id] = Call(frame, time.monotonic())
-        self.send_frame(frame)
+        self._send_frame(frame)
         return call
 
-    def end_call(self, request_id: str, *, cancel: bool) -> None:
-        """Expect no more news of a request, and tell the server so. cancel: it has not ended there."""
+    def _end_call(self, request_id: str, *, cancel: bool) -> None:
+        """Expect no more replies to a request, and tell the server so. cancel: it has not ended there."""
         del self._calls[request_id]
         if cancel:
-            self.send(messages.Cancel(request_id=request_id))
-        self.send(messages.Acknowledge(request_id=request_id))
+            self._send(messages.Cancel(request_id=request_id))
+        self._send(messages.Acknowledge(request_id=request_id))
 
-    async def ask(
+    async def _ask(
         self, question: messages.Request, reply: type[messages.Reply], timeout_s: float = SILENCE_S, hint: str = ""
     ) -> Any:
         """The reply to a question, or its binary frame where it has one. hint: what to say if none comes.
@@ -169,7 +159,7 @@ class Connection:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._questions[future] = getattr(question, "request_id", reply)
         try:
-            self.send(question)
+            self._send(question)
             async with asyncio.timeout(timeout_s):
                 return await future
         except TimeoutError:
@@ -178,9 +168,17 @@ class Connection:
             del self._questions[future]
 
     async def _ready(self) -> None:
-        await self.open()
+        await self.connect()
         if self._lost is not None:
             raise self._lost.with_traceback(None)
+
+    def _send(self, message: messages.Request) -> None:
+        """Send a message, if the connection is open, and wait for no reply."""
+        self._send_frame(encode_request(message))
+
+    def _send_frame(self, frame: bytes) -> None:
+        if self._context is not None and not self._ended:
+            send_now(self._socket, [frame])  # which fails only when nobody has listened for long
 
     async def _receive(self) -> None:
         while True:
@@ -188,29 +186,24 @@ class Connection:
             self._last_heard = time.monotonic()
             self._lost = None
             try:
-                reply = decode_reply(header)
+                self._handle(decode_reply(header), frames[0] if frames else b"")
             except msgspec.DecodeError:
-                self.lose(ServerError(f"the server at {self.address} speaks another protocol version"))
-            else:
-                self._handle(reply, frames)
+                self.server_ended(ServerError(f"the server at {self.address} speaks another protocol version"))
             await asyncio.sleep(0)
 
-    def _handle(self, reply: messages.Reply, frames: list[bytes]) -> None:
+    def _handle(self, reply: messages.Reply, file: bytes) -> None:
         if isinstance(reply, messages.Closing):
-            self.lose(error_from_code(reply.code, reply.message))
+            self.server_ended(error_from_code(reply.code, reply.message))
             return
         key: Any = getattr(reply, "request_id", type(reply))  # None for a question that the server did not understand
         error = None
         if isinstance(reply, messages.Failed):
             error = error_from_code(reply.code, reply.message, reply.parameter, reply.retry_after_s)
         if (call := self._calls.get(key)) is None:
-            self._settle(key, error or (frames[0] if frames else reply))
+            self._settle(key, error or file or reply)
             return
         call.last_heard = self._last_heard
-        if error is not None:
-            call.put("end", error)
-        else:
-            call.put((type(reply), getattr(reply, "index", None)), (reply, frames[0] if frames else b""))
+        call.put("end" if error else (type(reply), getattr(reply, "index", None)), error or (reply, file))
 
     def _settle(self, key: Hashable, outcome: object) -> None:
         """Give the questions that wait for `key`, or all for None, a reply or the error that they raise."""
@@ -224,11 +217,11 @@ class Connection:
     async def _keep_lease(self) -> None:
         while True:
             await asyncio.sleep(PING_S)
-            self.send(messages.Ping())
+            self._send(messages.Ping())
             now = time.monotonic()
             if now - self._last_heard > SILENCE_S and self._lost is None:
-                self.lose(ServerError(f"the server at {self.address} has been silent for {SILENCE_S:g} s"))
+                self.server_ended(ServerError(f"the server at {self.address} has been silent for {SILENCE_S:g} s"))
             for call in self._calls.values():
                 if now - call.last_heard > ASK_AGAIN_S:
                     call.last_heard = now
-                    self.send_frame(call.frame)
+                    self._send_frame(call.frame)

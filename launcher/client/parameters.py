@@ -47,11 +47,9 @@ def make_request(prompt: str, parameters: Parameters) -> Generate:
         raise ArgumentError.of("loras", allowed, loras)
     choices = []
     for lora in loras:
-        if isinstance(lora, str):
-            choices.append(LoraChoice(name=lora))
-        elif isinstance(lora, Mapping) and "name" in lora and lora.keys() <= {"name", "strength"}:
-            choices.append(LoraChoice(**lora))
-        else:
+        choice: Any = {"name": lora} if isinstance(lora, str) else lora
+        if not isinstance(choice, Mapping) or "name" not in choice or choice.keys() - {"name", "strength"}:
             raise ArgumentError.of("loras", allowed, lora)
-    others: dict[str, Any] = {name: value for name, value in parameters.items() if name != "loras"}
-    return Generate(prompt=prompt, loras=tuple(choices), **others)
+        choices.append(LoraChoice(**choice))
+    fields: dict[str, Any] = {**parameters, "loras": tuple(choices)}
+    return Generate(prompt=prompt, **fields)

@@ -100,7 +100,7 @@ def test_a_lost_request_is_sent_again(run_folder: Path, monkeypatch: pytest.Monk
 
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
-            send, lost = Connection.send_frame, []
+            send, lost = Connection._send_frame, []
 
             def lose_the_first(connection: Connection, frame: bytes) -> None:
                 if b"generate" in frame and not lost:
@@ -108,7 +108,7 @@ def test_a_lost_request_is_sent_again(run_folder: Path, monkeypatch: pytest.Monk
                 else:
                     send(connection, frame)
 
-            monkeypatch.setattr(Connection, "send_frame", lose_the_first)
+            monkeypatch.setattr(Connection, "_send_frame", lose_the_first)
             assert (await client.generate(PROMPT, steps=1)).seeds
             assert lost
 
