@@ -48,10 +48,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Step:
-    """One tick: load adapters, start these jobs, then one denoise step for `denoise`, then decode, release and unload.
+    """Load adapters, start these jobs, denoise the jobs of `denoise` once, then decode, release and unload.
 
     `number` counts up by one from 0; a gap is an error that ends the rank group. `decode` names jobs whose last
-    denoise step has been done (this tick or before); their image comes from rank 0 and they are forgotten.
+    denoise step has been done (in this step or before); their image comes from rank 0 and they are forgotten.
     `release` names jobs to forget without an image. No job in flight names an adapter of `unload`.
     """
 

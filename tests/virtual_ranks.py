@@ -66,7 +66,7 @@ class VirtualRanks:
     begun_at: dict[int, float] = field(default_factory=dict)
     decoded_at: dict[int, float] = field(default_factory=dict)
     queued_at_arrival: dict[int, tuple[int, int]] = field(default_factory=dict)  # jobs and denoise steps, its own too
-    longest_tick_s: float = 0.0
+    longest_step_s: float = 0.0
     longest_decode_s: float = 0.0
 
     def run(self, arrivals: Iterable[Arrival]) -> None:
@@ -113,7 +113,7 @@ class VirtualRanks:
                     work = sum((works[job_id] for job_id in step.denoise), Work(0, 0))
                     assert work.tokens <= self.scheduler.token_budget or len(step.denoise) == 1
                     seconds += _seconds(self.costs.denoise_s(work))
-                self.longest_tick_s = max(self.longest_tick_s, seconds)
+                self.longest_step_s = max(self.longest_step_s, seconds)
                 ranks_free = max(now, ranks_free) + seconds
                 outstanding += 1
                 heapq.heappush(events, (ranks_free, next(order), None))

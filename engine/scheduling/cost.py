@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
 
-# Costs, in tokens, while too little has been measured: a step has an overhead worth so many tokens, and so many
-# pairs of attention take as long as the matrix products of one token (6 · width, at the width of Krea 2).
+# Costs, in tokens, while too little has been measured: a step's overhead, each token's, and each pair's: 6 · width
+# pairs of attention take as long as the matrix products of one token, and Krea 2 is 6144 wide.
 _ASSUMED = (256.0, 1.0, 1 / (6 * 6144))
 # A correction closes a fifth of the gap, and takes no gap for more than a factor of e^0.5: one measurement moves an
 # estimate by at most e^0.1 - 1 = 10.5 %, and after a lasting change by a factor of 2 it is within 5 % in 13 steps.
 _GAIN = 0.2
 _MOST_GAP = 0.5
 _SMALLEST = 1e-9  # of what a fit may expect, as a part of what was measured
-_SATURATED = 1.05  # throughput that rises by less than this factor is not worth a longer tick
+_SATURATED = 1.05  # throughput that rises by less than this factor is not worth a longer step
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ class CostModel:
         return fixed + per_token * work.tokens + per_pair * work.pairs
 
     def encode_s(self, prompt_tokens: int) -> float | None:
-        """Seconds of encoding so many prompt tokens."""
+        """Seconds of encoding prompts of this many tokens together."""
         return None if self._encode_rate is None else self._encode_rate * prompt_tokens
 
     def decode_s(self, pixels: int) -> float | None:
-        """Seconds of decoding an image of so many pixels."""
+        """Seconds of decoding an image of this many pixels."""
         return None if self._decode_rate is None else self._decode_rate * pixels
 
     def fit(self, samples: Iterable[tuple[Work, float]]) -> None:
@@ -112,13 +112,13 @@ class CostModel:
 
 
 def choose_budget(samples: Iterable[tuple[int, float]]) -> int:
-    """The token budget by (tokens, seconds) of packed ticks: the fewest tokens past which no measured tick does more
-    than 5 % more tokens a second. Raises `ValueError` without a sample."""
+    """Choose the token budget by (tokens, seconds) of packed steps: the fewest tokens past which no measured step does
+    more than 5 % more tokens a second. Raises `ValueError` without a sample."""
     by_tokens: dict[int, list[float]] = {}
     for tokens, seconds in samples:
         by_tokens.setdefault(tokens, []).append(seconds)
     if not by_tokens:
-        raise ValueError("a budget needs at least one measured tick")
+        raise ValueError("a budget needs at least one measured step")
     throughput = {tokens: tokens / median(times) for tokens, times in by_tokens.items()}
     best = max(throughput.values())
     return min(tokens for tokens, rate in throughput.items() if rate * _SATURATED >= best)

@@ -1,4 +1,4 @@
-"""When will each queued job be done? The ticks ahead, from one departure to the next instead of one by one."""
+"""When will each queued job be done? The steps ahead, some at a time instead of one by one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from operator import attrgetter
 from engine.scheduling.cost import CostModel, Work
 from engine.scheduling.policy import QueuedJob
 
-_HAND_OVER_TICKS = 2.5  # half of the running one, one that was sent already, and the one that hands it over
-_LOOK_PAST = 8  # jobs that do not fit into a tick, before no smaller one is looked for
+_HAND_OVER_STEPS = 2.5  # half of the running one, one that was sent already, and the one that hands it over
+_LOOK_PAST = 8  # jobs that do not fit into a step, before no smaller one is looked for
 
 
 def forecast(
@@ -22,14 +22,14 @@ def forecast(
     max_begun: int,
     max_decoding: int,
     begins: float,
-    tick_s: float,
+    step_s: float,
 ) -> dict[int, float]:
-    """When the image of each job is decoded, by job_id, on the clock of `begins`.
+    """Say when the image of each job is decoded, by job_id, in seconds on the clock of `begins`.
 
-    `jobs` are in the order in which they go, those being decoded first; `key` orders jobs with so much work left. The
-    ranks are free at `begins`, when they have done a step of `tick_s`. The queue is packed much as the scheduler packs
-    it, as though nothing came any more; the bound on prompt tokens and requests that run alone are left out. `costs`
-    must know the speed of denoise steps.
+    `jobs` are in the order in which they go, those being decoded first; `key` orders jobs by the work they have left.
+    The ranks are free at `begins`, when they have done a step of `step_s`. The queue is packed much as the scheduler
+    packs it, as though nothing came any more; the bound on prompt tokens and requests that run alone are left out.
+    `costs` must know the speed of denoise steps.
     """
     decoder = _Decoder(costs, max_decoding)
     clock, gone = begins, 0
@@ -37,7 +37,7 @@ def forecast(
     for queued in jobs:
         if queued.steps_left == 0:
             ready = begins if queued.decoding_from is None else queued.decoding_from
-            decoder.decode(queued, ready, tick_s if waiting else 0.0)
+            decoder.decode(queued, ready, step_s if waiting else 0.0)
     smallest = min((item.tokens for item in waiting), default=0)
     begun = sum(item.begun for item in waiting)
     encoded = {prompt for queued in jobs if queued.begun for prompt in queued.prompts}
@@ -73,37 +73,34 @@ def forecast(
         stepping = [waiting.pop(place) for place in reversed(chosen)]
         # Jobs that step may get ahead of those that did not fit, so the order is looked at anew, ever less often: an
         # estimate need not be nearer the truth than by a part of itself.
-        ticks = min(1 + gone // 8, *(item.steps_left for item in stepping))
-        gone += ticks
-        tick_s = costs.relative(Work(tokens, pairs))
-        clock += ticks * tick_s
+        steps = min(1 + gone // 8, *(item.steps_left for item in stepping))
+        gone += steps
+        step_s = costs.relative(Work(tokens, pairs))
+        clock += steps * step_s
         for item in reversed(stepping):
-            item.steps_left -= ticks
+            item.steps_left -= steps
             if item.steps_left:
-                item.key = key(item.queued, item.steps_left * item.step_s)
-                insort(waiting, item, key=_key)
+                item.key = key(item.queued, item.steps_left * item.alone_s)
+                insort(waiting, item, key=attrgetter("key"))
         done = [item.queued for item in stepping if not item.steps_left]
         begun -= len(done)
         for queued in sorted(done, key=lambda queued: key(queued, 0)):
-            decoder.decode(queued, clock, tick_s if waiting else 0.0)
+            decoder.decode(queued, clock, step_s if waiting else 0.0)
     return decoder.done
 
 
 class _Waiting:
-    """A job and how far it will have come."""
+    """A job and how far it will have come. alone_s: of a step that it has to itself."""
 
-    __slots__ = ("begun", "key", "queued", "step_s", "steps_left", "tokens")
+    __slots__ = ("alone_s", "begun", "key", "queued", "steps_left", "tokens")
 
     def __init__(
         self, queued: QueuedJob, costs: CostModel, key: Callable[[QueuedJob, float], tuple[float, ...]]
     ) -> None:
         self.queued, self.tokens = queued, queued.work.tokens
         self.steps_left, self.begun = queued.steps_left, queued.begun
-        self.step_s = costs.relative(queued.work)
-        self.key = key(queued, self.steps_left * self.step_s)
-
-
-_key = attrgetter("key")
+        self.alone_s = costs.relative(queued.work)
+        self.key = key(queued, self.steps_left * self.alone_s)
 
 
 class _Decoder:
@@ -120,10 +117,11 @@ class _Decoder:
     def next_free(self, now: float) -> float:
         return self._free[bisect_right(self._free, now)]
 
-    def decode(self, queued: QueuedJob, ready: float, tick_s: float) -> None:
+    def decode(self, queued: QueuedJob, ready: float, step_s: float) -> None:
         begins = ready
-        if len(self._free) >= self._most and (free := self._free[-self._most]) > ready - _HAND_OVER_TICKS * tick_s:
-            begins = max(ready, free + _HAND_OVER_TICKS * tick_s)
+        hand_over_s = _HAND_OVER_STEPS * step_s
+        if len(self._free) >= self._most and (free := self._free[-self._most]) > ready - hand_over_s:
+            begins = max(ready, free + hand_over_s)
         if self._free:
             begins = max(begins, self._free[-1])
         self._free.append(begins + (self._costs.decode_s(queued.job.width * queued.job.height) or 0.0))

@@ -19,9 +19,9 @@ class QueuedJob:
     prompts: dict[int, int]  # tokens of each distinct prompt, by hash
     arrived: float  # seconds
     arrival: int  # counts up with every job that comes
-    patience_s: float  # how long later arrivals may pass it
-    alone: bool
     steps_left: int
+    patience_s: float = 0.0  # how long later arrivals may pass it
+    alone: bool = False  # it has the ranks for itself
     begun: bool = False
     decoding_from: float | None = None  # about when the ranks get to it, once its decoding is on the way
 
@@ -35,12 +35,12 @@ class Policy:
     The patience of a job is `ageing_s` and `stretch` times the work, in seconds, that was queued when it came, itself
     included. Under a load that the ranks can bear nobody gets so old, and under overload high priorities still pass a
     long queue instead of joining its end. So every wait has a bound, whatever comes later. Let n jobs be queued when a
-    job comes, itself included, with S denoise steps to go altogether; let T be the longest tick, D the longest
+    job comes, itself included, with S denoise steps to go altogether; let T be the longest step, D the longest
     decoding, and L the most steps of any job. Then its image is decoded after at most
 
         patience + (S + L + 3·n) · T + 3·n · D     seconds,
 
-    because past its patience only those n jobs go before it, and the first of them steps in every tick. L, the wait for
+    because past its patience only those n jobs go before it, and the first of them is in every step. L, the wait for
     a place, drops out while fewer jobs have begun than may. Jobs that run alone, after ranks died, are extra.
     """
 
@@ -50,11 +50,11 @@ class Policy:
         self.ageing_s, self.stretch, self.waiting = ageing_s, stretch, waiting
 
     def patience_s(self, backlog_s: float) -> float:
-        """Seconds for which later arrivals may pass a job that comes when so many seconds of work are queued."""
+        """Say for how many seconds later arrivals may pass a job that comes when `backlog_s` of work are queued."""
         return self.ageing_s + self.stretch * backlog_s
 
     def key(self, job: QueuedJob, work_left: float, now: float) -> tuple[float, ...]:
-        """The smallest goes first. `work_left` is in seconds, or in tokens while no speeds are known."""
+        """Order jobs, the smallest key first. work_left: in seconds, or in tokens while no speeds are known."""
         if now - job.arrived >= job.patience_s:
             return (0, job.arrival)
         return (1, -job.priority, work_left + self.waiting * job.arrived, job.arrival)

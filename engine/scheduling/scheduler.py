@@ -1,7 +1,7 @@
 """Which jobs step next. Plain Python: no torch, no I/O, no clock.
 
-A tick starts new jobs, which encodes their prompts, does one denoise step of the chosen ones, and hands finished ones
-to the decoder. All three are bounded, and a `Policy` orders the queue.
+A step starts new jobs, which encodes their prompts, denoises the chosen ones once, and hands finished ones to the
+decoder. All three are bounded, and a `Policy` orders the queue.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from engine.scheduling.forecast import forecast
 from engine.scheduling.policy import Policy, QueuedJob
 from engine.step import Adapter, Job, Step
 
+# By request: its position, and when its last image is decoded, which is empty while no speeds are known.
+_Outlook = tuple[dict[int, int], dict[int, float]]
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """Where a request stands. `position`: jobs of others that begin before it does, 0 once all of its jobs have begun.
-
-    `seconds`: until its last image is decoded if nothing else comes; None while no speeds are known.
-    """
+    """Where a request stands. position: the number of others' jobs that begin before it does, 0 once all of its jobs
+    have begun. seconds: until its last image is decoded if nothing else comes; None while no speeds are known."""
 
     position: int
     seconds: float | None
@@ -29,13 +30,15 @@ class Estimate:
 class Scheduler:
     """Turns jobs into numbered steps, and says when they will be done.
 
-    A tick packs jobs in the policy's order up to `token_budget`; what does not fit is passed over for what does, and a
-    job larger than the budget runs by itself. Jobs that start in one tick have at most `prompt_budget` prompt tokens to
+    A step packs jobs in the policy's order up to `token_budget`; what does not fit is passed over for what does, and a
+    job larger than the budget runs by itself. Jobs that start in one step have at most `prompt_budget` prompt tokens to
     encode, or are one job, so that a burst of arrivals does not hold up those that run. A job that has begun may be
     passed over too, but keeps its memory: at most `max_begun` have begun and not ended. At most `max_decoding` images
     are with the decoder.
 
-    Times are monotonic seconds of any clock. The costs may be corrected at any time by whoever owns them.
+    Times are monotonic seconds of any clock. The costs may be corrected at any time by whoever owns them. It has more
+    attributes than other classes since it alone owns the queue: five are its bounds and rules, three what the next step
+    is to tell besides, the others where jobs and ranks stand.
     """
 
     def __init__(
@@ -74,22 +77,19 @@ class Scheduler:
         priority: int = 0,
         now: float,
     ) -> None:
-        """Queue a job of a request. `segments`: packed tokens of each of its segments, two when it is guided."""
+        """Queue a job of a request. segments: packed tokens of each of its segments, two when it is guided. Raises
+        `ValueError` for a job that is here already, and without a token."""
         if job.job_id in self._queue or job.job_id in self._decoding:
             raise ValueError(f"job {job.job_id} is queued already")
         if not segments or min(segments) < 1:
             raise ValueError(f"segments must be positive token counts, got {segments}")
         prompts = {hash(ids): len(ids) for ids in job.prompts}  # a collision would only miscount
         queued = QueuedJob(
-            job, request, priority, Work.of(segments), prompts, now, self._arrivals, 0.0, False, job.steps
+            job, request, priority, Work.of(segments), prompts, now, self._arrivals, steps_left=job.steps
         )
         self._arrivals += 1
         self._queue[job.job_id] = queued
-        backlog_s = (
-            sum(one.steps_left * self.costs.relative(one.work) for one in self._queue.values())
-            if self.costs.known
-            else 0.0
-        )
+        backlog_s = sum(map(self._work_left, self._queue.values())) if self.costs.known else 0.0
         queued.patience_s = self.policy.patience_s(backlog_s)
         self._outlook = None
 
@@ -114,13 +114,13 @@ class Scheduler:
         self._unloads.append(adapter_id)
 
     def decoded(self, job_id: int) -> None:
-        """The image of a job has come, or will not be waited for. Unknown jobs are ignored."""
+        """Note that a job's image has come, or will not be waited for. Unknown jobs are ignored."""
         self._decoding.pop(job_id, None)
         self._cancelled.discard(job_id)
         self._outlook = None
 
     def reset(self, *, alone: Collection[int] = ()) -> None:
-        """The ranks were lost: every job starts again, with its arrival and priority, and steps count from 0.
+        """Start every job again, with its arrival and priority, after the ranks were lost. Steps count from 0.
 
         Jobs of the requests in `alone` run alone from now on: they have the ranks for themselves, request after request
         and one step at a time, and until they have been decoded no other starts. Adapters are no longer loaded.
@@ -137,9 +137,9 @@ class Scheduler:
         self._outlook = None
 
     def next_step(self, now: float, *, idle: bool) -> Step | None:
-        """The next step, or None when there is nothing to do now; then ask again when something has come or been done.
+        """Make the next step, or None when there is nothing to do now: then ask again when something has come or ended.
 
-        `idle`: the ranks have no step to do and no image to decode. Steps are made one ahead of the ranks at most.
+        idle: the ranks have no step to do and no image to decode. Steps are made one ahead of the ranks at most.
         """
         self._outlook = None
         ordered = self._ordered(now)
@@ -174,26 +174,25 @@ class Scheduler:
         )
 
     def empty_step(self) -> Step:
-        """A step in which nothing is done: whoever executes it shows that it can."""
+        """Make a step in which nothing is done: whoever executes it shows that it can."""
         step = Step(number=self._next_number)
         self._next_number += 1
         return step
 
     def estimate(self, request: int, now: float) -> Estimate | None:
-        """Where the request stands; None if none of its jobs is here. Cheap for every request of an unchanged queue."""
-        outlook = self._look_ahead(now)
-        if request not in outlook.position:
+        """Say where a request stands; None if no job of it is here. Cheap for all requests of an unchanged queue."""
+        position, done_at = self._look_ahead(now)
+        if request not in position:
             return None
-        seconds = max(0.0, outlook.done_at[request] - now) if outlook.done_at else None
-        return Estimate(outlook.position[request], seconds)
+        return Estimate(position[request], max(0.0, done_at[request] - now) if done_at else None)
 
     def backlog_s(self, now: float) -> float | None:
-        """Seconds until everything that is here is decoded; None while no speeds are known."""
+        """Say in how many seconds everything that is here is decoded; None while no speeds are known."""
         if not self.costs.known:
             return None
-        return max(0.0, max(self._look_ahead(now).done_at.values(), default=now) - now)
+        return max(0.0, max(self._look_ahead(now)[1].values(), default=now) - now)
 
-    # ---- one tick
+    # ---- one step
 
     def _ordered(self, now: float) -> list[QueuedJob]:
         key = self._key(now)
@@ -218,7 +217,7 @@ class Scheduler:
         return by_stage
 
     def _pack(self, ordered: Iterable[QueuedJob]) -> tuple[list[QueuedJob], list[QueuedJob], int]:
-        """The jobs that step in this tick, those of them that start, and the prompt tokens encoded for these."""
+        """The jobs that step, those of them that start, and the number of prompt tokens encoded for these."""
         chosen: list[QueuedJob] = []
         start: list[QueuedJob] = []
         prompts: dict[int, int] = {}
@@ -250,22 +249,22 @@ class Scheduler:
     # ---- estimates
 
     def _look_ahead(self, now: float) -> _Outlook:
-        if self._outlook is not None and bool(self._outlook.done_at) == self.costs.known:
+        if self._outlook is not None and bool(self._outlook[1]) == self.costs.known:
             return self._outlook
         ordered = [*self._decoding.values(), *self._ordered(now)]
-        outlook = self._outlook = _Outlook({}, {})
+        position, done_at = self._outlook = {}, {}
         unbegun, waiting = 0, set[int]()
         for queued in ordered:
             if queued.job.job_id in self._cancelled:
                 continue
-            outlook.position.setdefault(queued.request, 0)
+            position.setdefault(queued.request, 0)
             if not queued.begun:
                 if queued.request not in waiting:
                     waiting.add(queued.request)
-                    outlook.position[queued.request] = unbegun
+                    position[queued.request] = unbegun
                 unbegun += 1
         if self.costs.known:
-            done_at = forecast(
+            of_job = forecast(
                 ordered,
                 self.costs,
                 self._key(now),
@@ -273,17 +272,9 @@ class Scheduler:
                 max_begun=self._max_begun,
                 max_decoding=self._max_decoding,
                 begins=max(now, self._busy_until),
-                tick_s=self._step_s,
+                step_s=self._step_s,
             )
             for queued in ordered:
-                done = done_at[queued.job.job_id]
-                outlook.done_at[queued.request] = max(done, outlook.done_at.get(queued.request, done))
-        return outlook
-
-
-@dataclass(frozen=True)
-class _Outlook:
-    """By request: its position, and when its last image is decoded, which is empty while no speeds are known."""
-
-    position: dict[int, int]
-    done_at: dict[int, float]
+                done = of_job[queued.job.job_id]
+                done_at[queued.request] = max(done, done_at.get(queued.request, done))
+        return self._outlook

@@ -134,10 +134,10 @@ def test_what_cannot_be_a_measurement_is_refused_or_ignored() -> None:
 
 
 def test_the_budget_is_the_fewest_tokens_past_which_throughput_stays() -> None:
-    ticks = [(500, 0.1), (1000, 0.12), (2000, 0.2), (4000, 0.36), (8000, 0.7), (16000, 1.39)]
-    assert choose_budget(ticks) == 4000  # 11,111 tokens a second; the best is 11,511
+    steps = [(500, 0.1), (1000, 0.12), (2000, 0.2), (4000, 0.36), (8000, 0.7), (16000, 1.39)]
+    assert choose_budget(steps) == 4000  # 11,111 tokens a second; the best is 11,511
     assert choose_budget([(64, 0.5)]) == 64
     assert choose_budget((tokens, tokens / 1000) for tokens in (4096, 512, 1024)) == 512
-    assert choose_budget([(100, 1.0), (200, 1.0), (100, 0.01), (100, 1.1)]) == 200  # one lucky tick counts for little
+    assert choose_budget([(100, 1.0), (200, 1.0), (100, 0.01), (100, 1.1)]) == 200  # one lucky step counts for little
     with pytest.raises(ValueError, match="at least one"):
         choose_budget([])

@@ -55,7 +55,7 @@ def cost_of_a_queue(queued: int) -> tuple[int, int, int]:
 
 
 def test_a_long_queue_stays_cheap() -> None:
-    """A step looks at each job a few times, an estimate at some of them for each of the ticks ahead, and further
+    """A step looks at each job a few times, an estimate at some of them for each of the steps ahead, and further
     estimates of an unchanged queue are looked up."""
     short, long = cost_of_a_queue(256), cost_of_a_queue(2560)
     print(f"lines run for a step, an estimate, ten more: {short} for 256 jobs, {long} for 2560")
@@ -63,4 +63,4 @@ def test_a_long_queue_stays_cheap() -> None:
         assert queued / 10 < step < 30 * queued
         assert others < 200
     assert short[1] < 400 * 256
-    assert long[1] < 64 * short[1]  # of ten times as many jobs; each tick looking at every job would make it 100
+    assert long[1] < 64 * short[1]  # of ten times as many jobs; each step looking at every job would make it 100

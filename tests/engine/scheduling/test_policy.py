@@ -71,8 +71,8 @@ def bound_s(ranks: VirtualRanks, arrivals: list[Arrival], job_id: int, patience_
     """The bound that `Policy` states."""
     jobs, steps = ranks.queued_at_arrival[job_id]
     most_steps = max(one.job.steps for one in arrivals)
-    ticks = steps + most_steps + 3 * jobs
-    return patience_s + ticks * ranks.longest_tick_s + 3 * jobs * ranks.longest_decode_s
+    in_steps = steps + most_steps + 3 * jobs
+    return patience_s + in_steps * ranks.longest_step_s + 3 * jobs * ranks.longest_decode_s
 
 
 @settings(max_examples=150)
@@ -151,7 +151,7 @@ def test_mean_latency_over_1000_random_mixes_is_better_than_first_in_first_out()
     worse = sum(ratio > 1.001 for ratio in ratios)
     print(f"mean latency {ours:.2f} s, FIFO {theirs:.2f} s; worse in {worse} of 1000, by {max(ratios) - 1:.1%} at most")
     assert ours < 0.9 * theirs
-    assert max(ratios) < 1.1  # a job that is passed over may leave a tick less full
+    assert max(ratios) < 1.1  # a job that is passed over may leave a step less full
     assert worse < 50
 
 
@@ -215,7 +215,7 @@ def test_of_500_estimates_at_most_one_is_wrong_by_more_than_a_factor_of_one_and_
         assert estimates
         for now, request, seconds in estimates:
             truth = done_at[request] - now
-            if truth > 2 * ranks.longest_tick_s:
+            if truth > 2 * ranks.longest_step_s:
                 wrong_by.append(max(seconds / truth, truth / seconds))
     off = sum(factor > 1.5 for factor in wrong_by)
     print(

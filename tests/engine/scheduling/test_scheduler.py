@@ -45,7 +45,7 @@ def test_both_segments_of_a_guided_job_count() -> None:
     assert next_step(scheduler).denoise == (0,)
 
 
-def test_the_budget_may_change_between_ticks() -> None:
+def test_the_budget_may_change_between_steps() -> None:
     scheduler = Scheduler(token_budget=1)
     for job_id in range(2):
         add(scheduler, make_job(job_id))
@@ -69,7 +69,7 @@ def test_a_job_in_flight_is_passed_over_for_a_shorter_one_and_goes_on_later() ->
     assert [next_step(scheduler).denoise for _ in range(4)] == [(1,), (0,), (0,), (0,)]
 
 
-def test_prompts_encoded_in_a_tick_are_bounded_and_shared_ones_count_once() -> None:
+def test_prompts_encoded_in_a_step_are_bounded_and_shared_ones_count_once() -> None:
     scheduler = Scheduler(token_budget=100, prompt_budget=10)
     shared, other, long = tuple(range(6)), tuple(range(10, 16)), tuple(range(20, 50))
     for job_id, prompt in enumerate((shared, shared, other, long)):
@@ -125,7 +125,7 @@ def test_seconds_count_down_from_what_all_before_and_the_request_itself_take() -
     scheduler = Scheduler(token_budget=100, costs=costs)
     for job_id, steps, request in ((0, 2, 0), (1, 3, 0), (2, 4, 1)):
         add(scheduler, make_job(job_id, steps=steps), tokens=100, request=request)
-    # two prompt tokens, once, then ticks of a second each; decoding takes 2 s beside the ticks
+    # two prompt tokens, once, then steps of a second each; decoding takes 2 s beside the steps
     assert scheduler.estimate(0, 0.0) == Estimate(0, pytest.approx(0.125 + 5 + 2))
     assert scheduler.estimate(1, 0.0) == Estimate(2, pytest.approx(0.125 + 9 + 2))
     assert scheduler.backlog_s(0.0) == pytest.approx(11.125)
