@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from engine.kernels.jit import Kernel
-
-if TYPE_CHECKING:
-    import triton.language as tl
+from engine.kernels.jit import Kernel, tl
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0  # the largest e4m3; casting does not saturate

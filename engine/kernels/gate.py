@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from engine.kernels.fp8 import Fp8Rows, empty_rows, quantize_rows, row_pointers, store_row
-from engine.kernels.jit import Kernel, Operation, launch_shape
-
-if TYPE_CHECKING:
-    import triton.language as tl
+from engine.kernels.jit import Kernel, Operation, launch_shape, tl
 
 
 @Operation

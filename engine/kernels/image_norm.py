@@ -5,15 +5,10 @@ On the way it adds what is still missing of the image: the bias of the convoluti
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 
-from engine.kernels.jit import Kernel, Operation, power_of_2
-
-if TYPE_CHECKING:
-    import triton.language as tl
+from engine.kernels.jit import Kernel, Operation, power_of_2, tl
 
 _SHORTEST = 1e-12  # a pixel's length counts as at least this, as in F.normalize
 _TILE = 4096  # elements a program holds: 32 a thread, four loads of 16 bytes in bfloat16

@@ -6,14 +6,9 @@ those two: on few tokens, where reading weights is all that counts, five bytes i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-from engine.kernels.jit import Kernel, Operation
-
-if TYPE_CHECKING:
-    import triton.language as tl
+from engine.kernels.jit import Kernel, Operation, tl
 
 GROUP = 32
 _LARGEST = 127

@@ -1,7 +1,7 @@
 """`@Operation`, `@Kernel`: a torch reference and its Triton kernel in one module, which imports without Triton.
 
 Triton exists on Linux only and takes half a second to import, so nothing imports it before the first launch. Until
-then a kernel is its plain Python function, and the name `tl` in it means nothing.
+then a kernel is its plain Python function, and `tl` in its module means nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ from collections.abc import Callable
 from functools import partial, update_wrapper
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    import triton.language as tl
+else:
+    tl = None
+
+__all__ = ["Kernel", "Operation", "launch_shape", "missing_for_kernels", "power_of_2", "tl"]
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -7,17 +7,13 @@ image, they are gathered by the row's segment inside the kernel.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from engine.kernels.fp8 import Fp8Rows, empty_rows, quantize_rows, row_pointers, store_row
-from engine.kernels.jit import Kernel, Operation, launch_shape
+from engine.kernels.jit import Kernel, Operation, launch_shape, tl
 from engine.kernels.packing import Packing
-
-if TYPE_CHECKING:
-    import triton.language as tl
 
 
 @Operation

@@ -6,15 +6,11 @@ Tables hold the rotations as complex numbers cos + i·sin: rotating the pair (x0
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
-from engine.kernels.jit import Kernel, Operation, power_of_2
-
-if TYPE_CHECKING:
-    import triton.language as tl
+from engine.kernels.jit import Kernel, Operation, power_of_2, tl
 
 _HEADS_AT_ONCE = 16  # of a program of the kernel: enough elements for 16-byte loads
 

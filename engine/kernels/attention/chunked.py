@@ -7,14 +7,9 @@ its results for 384 columns somewhere while it goes through the keys.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-from engine.kernels.jit import Kernel, Operation
-
-if TYPE_CHECKING:
-    import triton.language as tl
+from engine.kernels.jit import Kernel, Operation, tl
 
 # Queries at once, if memory allows: fewer leave the second product, of 384 columns, too few tiles for a large GPU.
 _MOST_QUERIES = 4096

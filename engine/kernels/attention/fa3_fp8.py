@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from engine.kernels.attention.flash_packages import flash_attention
 from engine.kernels.fp8 import FP8, FP8_MAX, SMALLEST_SCALE
-from engine.kernels.jit import Kernel, Operation, power_of_2
+from engine.kernels.jit import Kernel, Operation, power_of_2, tl
 from engine.kernels.packing import TILE_ROWS, Packing
-
-if TYPE_CHECKING:
-    import triton.language as tl
 
 _BLOCK_ROWS = 32  # of a tile that a program holds at a time
 

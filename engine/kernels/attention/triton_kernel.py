@@ -8,15 +8,11 @@ was captured with one packing serves others.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 
-from engine.kernels.jit import Kernel, power_of_2
+from engine.kernels.jit import Kernel, power_of_2, tl
 from engine.kernels.packing import TILE_ROWS, Packing
-
-if TYPE_CHECKING:
-    import triton.language as tl
 
 LARGEST_HEAD_DIM = 256
 
