@@ -15,7 +15,7 @@ from engine.checkpoint.layouts.tensors import COLUMNS, transformer_sources
 from engine.config.model_config import ModelConfig
 from engine.lora.deltas import Dense, norm_factors, read_delta, read_vector
 from engine.lora.families import Change, Family
-from engine.lora.files import AdapterFile, open_adapter
+from engine.lora.files import open_adapter
 from engine.lora.side_path import LayerAdapter, Piece, Runs, SidePath
 from engine.parallel.group import Group
 from engine.parallel.linear import Linear, ParallelMatrix
@@ -59,7 +59,7 @@ class Adapters:
             for name, changes in by_module.items():
                 module = self._transformer.get_submodule(name)
                 assert isinstance(module, Linear | ParallelMatrix)
-                pieces = self._read_pieces(file, name, changes, module)
+                pieces = self._read_pieces(name, changes, module)
                 if name not in self._side_paths:
                     bias = module.bias if isinstance(module, Linear) else None
                     self._side_paths[name] = SidePath(self._in_force, _ROWS.get(name, "blocks"), bias)
@@ -110,9 +110,7 @@ class Adapters:
         finally:
             self._in_force.clear()
 
-    def _read_pieces(
-        self, file: AdapterFile, name: str, changes: Sequence[Change], module: Linear | ParallelMatrix
-    ) -> list[Piece]:
+    def _read_pieces(self, name: str, changes: Sequence[Change], module: Linear | ParallelMatrix) -> list[Piece]:
         """This rank's share of what a file does to the matrices that are stacked in one module."""
         group, device = self._group, self._device
         starts = self._row_starts(name)
@@ -120,18 +118,16 @@ class Adapters:
         for change in changes:
             bounds = change.source.shard_bounds(group.rank, group.size)
             start = starts[change.layer]
-            piece = Piece(
-                slice(start, start + bounds[0].stop - bounds[0].start), read_delta(file.file, change, bounds, device)
-            )
+            rows = slice(start, start + bounds[0].stop - bounds[0].start)
+            piece = Piece(rows, read_delta(change, bounds, device))
             if change.family is Family.REPLACEMENT:
                 piece.gain = -1.0
             if "magnitude" in change.tensors:
                 # only these rows, since float32 is much; and the layer may wait in host memory for its use
-                weight = module.dequantize(piece.rows).to(device)
-                _apply_magnitude(piece, weight, file, change, bounds, group)
+                _apply_magnitude(piece, module.dequantize(rows).to(device), change, bounds, group)
             # where columns are split, the ranks' outputs are summed up
             if "diff_b" in change.tensors and (change.source.split != COLUMNS or group.rank == 0):
-                piece.bias = read_vector(file.file, change, "diff_b", bounds[0], device)
+                piece.bias = read_vector(change, "diff_b", bounds[0], device)
             pieces.append(piece)
         return pieces
 
@@ -160,13 +156,11 @@ def _runs(parts: Sequence[tuple[Loras, int]]) -> Runs:
     return runs
 
 
-def _apply_magnitude(
-    piece: Piece, weight: torch.Tensor, file: AdapterFile, change: Change, bounds: Bounds, group: Group
-) -> None:
+def _apply_magnitude(piece: Piece, weight: torch.Tensor, change: Change, bounds: Bounds, group: Group) -> None:
     """Make a low-rank change DoRA's: W + ΔW, whose rows or columns are given new norms, less W."""
     assert piece.delta is not None
     changed = weight + piece.delta.dense()
-    factors = norm_factors(file.file, change, changed, bounds, group)
+    factors = norm_factors(change, changed, bounds, group)
     if change.by_column:
         piece.delta = Dense(changed.mul_(factors).sub_(weight))  # factors on x would need a second product with W
     else:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from engine.checkpoint.files.stored import Bounds, TensorFile
+from engine.checkpoint.files.stored import Bounds
 from engine.checkpoint.layouts.tensors import COLUMNS, ROWS
 from engine.lora.families import Change, Family
 from engine.parallel.group import Group
@@ -119,7 +119,7 @@ class Kronecker(Delta):
         self._factors = factors if self._factors is None else self._factors * factors
 
 
-def read_delta(file: TensorFile, change: Change, bounds: Bounds, device: torch.device) -> Delta | None:
+def read_delta(change: Change, bounds: Bounds, device: torch.device) -> Delta | None:
     """ΔW of a rank's rows and columns, in float32, reading only what it needs. None for a change of the bias alone."""
     rows, columns = _shifted(bounds[0], change.rows.start), bounds[1]
     shapes = change.shapes
@@ -127,7 +127,7 @@ def read_delta(file: TensorFile, change: Change, bounds: Bounds, device: torch.d
     def read(role: str, rows: slice | None = None, columns: slice | None = None) -> torch.Tensor:
         height, width = shapes[role]
         bounds = rows or slice(0, height), columns or slice(0, width)
-        return _copy(file.read(change.tensors[role], bounds), device)
+        return _read(change, role, bounds, device)
 
     def factor(role: str) -> torch.Tensor:
         return read(role) if role in shapes else read(f"{role}_a") @ read(f"{role}_b")
@@ -148,29 +148,27 @@ def read_delta(file: TensorFile, change: Change, bounds: Bounds, device: torch.d
     return None
 
 
-def read_vector(
-    file: TensorFile, change: Change, role: str, part: slice, device: torch.device, *, dimension: int = 0
-) -> torch.Tensor:
+def read_vector(change: Change, role: str, part: slice, device: torch.device, *, dimension: int = 0) -> torch.Tensor:
     """A slice of a tensor with a number for each of the layer's rows or columns: (length,) float32."""
     bounds = [slice(0, length) for length in change.shapes[role]]
     bounds[dimension] = _shifted(part, change.rows.start) if dimension == 0 else part
-    return _copy(file.read(change.tensors[role], tuple(bounds)), device).flatten()
+    return _read(change, role, tuple(bounds), device).flatten()
 
 
-def _copy(stored: torch.Tensor, device: torch.device) -> torch.Tensor:
-    # even if nothing is converted: what was read may be a view of the file, which others may change
-    return stored.to(device, torch.float32, copy=True)
+def _read(change: Change, role: str, bounds: Bounds, device: torch.device) -> torch.Tensor:
+    # a copy even if nothing is converted: what was read may be a view of the file, which others may change
+    return change.file.read(change.tensors[role], bounds).to(device, torch.float32, copy=True)
 
 
 def _shifted(part: slice, start: int) -> slice:
     return slice(start + part.start, start + part.stop)
 
 
-def norm_factors(file: TensorFile, change: Change, changed: torch.Tensor, bounds: Bounds, group: Group) -> torch.Tensor:
+def norm_factors(change: Change, changed: torch.Tensor, bounds: Bounds, group: Group) -> torch.Tensor:
     """DoRA: what gives the rows or columns of W + ΔW the norms that its magnitudes say, (rows, 1) or (1, columns)
     float32. changed: W + ΔW of a rank's `bounds`; group: over whose ranks the layer is split."""
     along, split = (0, ROWS) if change.by_column else (1, COLUMNS)
-    magnitude = read_vector(file, change, "magnitude", bounds[1 - along], changed.device, dimension=1 - along)
+    magnitude = read_vector(change, "magnitude", bounds[1 - along], changed.device, dimension=1 - along)
     norms = changed.square().sum(along)
     if change.source.split == split:
         norms = group.all_reduce(norms)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from engine.checkpoint.files.stored import TensorFile
 from engine.checkpoint.layouts.tensors import Source
 
 
@@ -49,6 +50,7 @@ class Change:
     all where the file has q, k and v as one. scale: of the change, before strength.
     """
 
+    file: TensorFile
     layer: str
     source: Source
     family: Family

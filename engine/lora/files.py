@@ -72,8 +72,9 @@ class AdapterFile:
                         file, f"{_short(path)} is for {change.layer}, which another name in the file is for too"
                     )
                 self.changes[change.layer] = change
-        if unused := alphas.unused():
-            raise _error(file, f"alpha_pattern names {unused}, for which the file has no tensors")
+        if alphas.unused:
+            name = _short(min(alphas.unused))
+            raise _error(file, f"alpha_pattern names {name}, for which the file has no tensors")
         kinds = Counter("DoRA" if "magnitude" in c.tensors else c.family.value for c in self.changes.values())
         self.family = " and ".join(kind for kind, _ in kinds.most_common())
 
@@ -146,8 +147,8 @@ def _complaint(unresolved: list[str], some_resolve: bool, names: LayerNames) -> 
     listed = []
     for key in unresolved[:_MOST_LISTED]:
         split = split_key(key)
-        closest = names.closest(split[0] if split else key)
-        listed.append(f"{_short(key)}" + (f" (the closest layer is {closest})" if closest and split else ""))
+        closest = split and names.closest(split[0])
+        listed.append(_short(key) + (f" (the closest layer is {closest})" if closest else ""))
     more = f" and {len(unresolved) - _MOST_LISTED} more" if len(unresolved) > _MOST_LISTED else ""
     return f"has tensors that are for no layer of Krea 2: {', '.join(listed)}{more}; lora_lenient leaves them out"
 
@@ -175,7 +176,7 @@ def _changes(
     scale = 1.0 if rank is None else alphas.scale(path, tensors.get("alpha"), rank)
     start = 0
     for layer, source in zip(layers, sources, strict=True):
-        yield Change(layer, source, family, tensors, shapes, slice(start, start + source.shape[0]), scale)
+        yield Change(file, layer, source, family, tensors, shapes, slice(start, start + source.shape[0]), scale)
         start += source.shape[0]
 
 
@@ -186,27 +187,22 @@ class _Alphas:
     def __init__(self, file: TensorFile, groups: _Groups) -> None:
         self._file = file
         self._fields, self._origin = _peft_fields(file, groups)
-        self._pattern: dict[str, float] = {}
         patterns = self._fields.get("alpha_pattern") or {}
         if not isinstance(patterns, dict):
             raise _error(file, f"alpha_pattern in {self._origin} is not an object")
-        for key, alpha in patterns.items():
-            self._pattern[strip_prefixes(key)] = self._number("alpha_pattern", alpha)
-        self._unused = set(self._pattern)
+        self._pattern = {strip_prefixes(key): self._number("alpha_pattern", alpha) for key, alpha in patterns.items()}
+        self.unused = set(self._pattern)
 
     def scale(self, path: str, alpha_tensor: str | None, rank: int) -> float:
         stripped = strip_prefixes(path)
         pattern = next((key for key in self._pattern if stripped == key or stripped.endswith(f".{key}")), None)
         if pattern is not None:
-            self._unused.discard(pattern)
+            self.unused.discard(pattern)
         if alpha_tensor is not None:
             return self._read(alpha_tensor) / rank
         alpha = self._pattern[pattern] if pattern is not None else self._fields.get("lora_alpha")
         alpha = rank if alpha is None else self._number("lora_alpha", alpha)
         return alpha / (math.sqrt(rank) if self._fields.get("use_rslora") is True else rank)
-
-    def unused(self) -> str | None:
-        return _short(min(self._unused)) if self._unused else None
 
     def _number(self, key: str, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
@@ -214,13 +210,14 @@ class _Alphas:
         return float(value)
 
     def _read(self, name: str) -> float:
-        kind, exponent = _EXPONENTS[self._file.headers[name].dtype]
-        (bits,) = self._file.octets(name).view(kind)
-        if bits & exponent == exponent:
+        kind, _ = _EXPONENTS[self._file.headers[name].dtype]
+        bits: np.ndarray = self._file.octets(name).view(kind)
+        if self._file.headers[name].dtype == "BF16":  # the upper half of a float32
+            kind, bits = "<u4", bits.astype("<u4") << 16
+        number = float(bits.view(kind.replace("u", "f"))[0])
+        if not math.isfinite(number):
             raise _error(self._file, f"{_short(name)}: is not finite")
-        if self._file.headers[name].dtype == "BF16":
-            return float((np.array([bits], "<u4") << 16).view("<f4")[0])
-        return float(np.array([bits]).view(kind.replace("u", "f"))[0])
+        return number
 
 
 def _peft_fields(file: TensorFile, groups: _Groups) -> tuple[Mapping[str, Any], str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError, LoraError
 from engine.lora.deltas import norm_factors, read_delta, read_vector
 from engine.lora.families import Change, Family
-from engine.lora.files import AdapterFile, open_adapter
+from engine.lora.files import open_adapter
 from engine.parallel.group import LocalGroup
 
 _CPU = torch.device("cpu")
@@ -44,9 +44,10 @@ class MergedWeights:
         if component != "transformer" or kind not in ("weight", "bias"):
             return stored
         changes = [
-            (adapter, adapter.changes[layer], strength)
+            (change, strength)
             for adapter, strength in self._adapters
-            if layer in adapter.changes and _touches(adapter.changes[layer], kind)
+            if (change := adapter.changes.get(layer))
+            and ("diff_b" in change.tensors if kind == "bias" else change.family is not Family.BIAS)
         ]
         if not changes:
             return stored
@@ -57,7 +58,7 @@ class MergedWeights:
                 "quantization none",
                 parameter="merge_loras",
             )
-        return _Merged(stored, changes, _of_weight if kind == "weight" else _of_bias)
+        return _Merged(stored, kind, changes)
 
     def close(self) -> None:
         self._weights.close()
@@ -78,14 +79,12 @@ class MergedWeights:
                 raise LoraError(f"{adapter.path}: {change.layer} has no bias that diff_b could be merged into")
 
 
-_Changes = Sequence[tuple[AdapterFile, Change, float]]
-_Difference = Callable[[StoredTensor, torch.Tensor, Bounds, AdapterFile, Change], torch.Tensor]
-
-
 class _Merged(StoredTensor):
-    def __init__(self, base: StoredTensor, changes: _Changes, difference: _Difference) -> None:
+    """A layer's weight or bias, with what adapters change of it."""
+
+    def __init__(self, base: StoredTensor, kind: str, changes: Sequence[tuple[Change, float]]) -> None:
         self.file, self.name, self.shape, self.format = base.file, base.name, base.shape, base.format
-        self._base, self._changes, self._difference = base, changes, difference
+        self._base, self._kind, self._changes = base, kind, changes
 
     def size(self, bounds: Bounds) -> int:
         return self._base.size(bounds)
@@ -93,31 +92,20 @@ class _Merged(StoredTensor):
     def read(self, bounds: Bounds) -> torch.Tensor:
         base = self._base.read(bounds).float()
         merged = base.clone()
-        for adapter, change, strength in self._changes:
-            merged.add_(self._difference(self._base, base, bounds, adapter, change), alpha=strength)
+        for change, strength in self._changes:
+            merged.add_(self._difference(change, base, bounds), alpha=strength)
         return merged
 
-
-def _of_weight(
-    stored: StoredTensor, base: torch.Tensor, bounds: Bounds, adapter: AdapterFile, change: Change
-) -> torch.Tensor:
-    """W' − W of a slice of the weight, whose own values are `base`."""
-    has_norms = "magnitude" in change.tensors  # which are those of the whole matrix
-    read = tuple(slice(0, length) for length in stored.shape) if has_norms else bounds
-    delta = read_delta(adapter.file, change, read, _CPU)
-    assert delta is not None
-    if has_norms:
-        changed = stored.read(read).float() + delta.dense()
-        changed *= norm_factors(adapter.file, change, changed, read, LocalGroup())
-        return changed[bounds] - base
-    return delta.dense() - base if change.family is Family.REPLACEMENT else delta.dense()
-
-
-def _of_bias(
-    stored: StoredTensor, base: torch.Tensor, bounds: Bounds, adapter: AdapterFile, change: Change
-) -> torch.Tensor:
-    return read_vector(adapter.file, change, "diff_b", bounds[0], _CPU)
-
-
-def _touches(change: Change, kind: str) -> bool:
-    return "diff_b" in change.tensors if kind == "bias" else change.family is not Family.BIAS
+    def _difference(self, change: Change, base: torch.Tensor, bounds: Bounds) -> torch.Tensor:
+        """W' − W of a slice, whose own values are `base`."""
+        if self._kind == "bias":
+            return read_vector(change, "diff_b", bounds[0], _CPU)
+        has_norms = "magnitude" in change.tensors  # which are those of the whole matrix
+        read = tuple(slice(0, length) for length in self.shape) if has_norms else bounds
+        delta = read_delta(change, read, _CPU)
+        assert delta is not None
+        if has_norms:
+            changed = self._base.read(read).float() + delta.dense()
+            changed *= norm_factors(change, changed, read, LocalGroup())
+            return changed[bounds] - base
+        return delta.dense() - base if change.family is Family.REPLACEMENT else delta.dense()
