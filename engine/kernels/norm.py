@@ -7,6 +7,7 @@ image, they are gathered by the row's segment inside the kernel.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 @rms_norm.on_gpu
 def _rms_norm_triton(x, weight, eps) -> torch.Tensor:
-    return _unquantized(norm_triton(x, weight, eps))
+    return cast(torch.Tensor, norm_triton(x, weight, eps))
 
 
 @Operation
@@ -42,7 +43,7 @@ def add_rms_norm(
 @add_rms_norm.on_gpu
 def _add_rms_norm_triton(x, update, weight, eps) -> tuple[torch.Tensor, torch.Tensor]:
     total = torch.empty_like(x)
-    return total, _unquantized(norm_triton(x, weight, eps, update=update, total=total))
+    return total, cast(torch.Tensor, norm_triton(x, weight, eps, update=update, total=total))
 
 
 @Operation
@@ -137,11 +138,6 @@ def norm_triton(
         num_warps=warps or usual_warps,
     )
     return output
-
-
-def _unquantized(rows: torch.Tensor | Fp8Rows) -> torch.Tensor:
-    assert isinstance(rows, torch.Tensor)
-    return rows
 
 
 @Kernel

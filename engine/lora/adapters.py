@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from engine.checkpoint.files.stored import Bounds
 from engine.checkpoint.layouts.tensors import COLUMNS, transformer_sources
 from engine.config.model_config import ModelConfig
-from engine.lora.deltas import Dense, norm_factors, read_delta, read_vector
+from engine.lora.deltas import Dense, norm_factors, read_delta, read_vector, shifted
 from engine.lora.families import Change, Family
 from engine.lora.files import open_adapter
 from engine.lora.side_path import LayerAdapter, Piece, Runs, SidePath
@@ -113,12 +114,13 @@ class Adapters:
     def _read_pieces(self, name: str, changes: Sequence[Change], module: Linear | ParallelMatrix) -> list[Piece]:
         """This rank's share of what a file does to the matrices that are stacked in one module."""
         group, device = self._group, self._device
-        starts = self._row_starts(name)
+        stacked = [s for s in transformer_sources(self._config.transformer) if s.parameter == f"{name}.weight"]
+        heights = [source.shard_shape(group.size)[0] for source in stacked]
+        starts = dict(zip((source.name for source in stacked), accumulate(heights, initial=0), strict=False))
         pieces = []
         for change in changes:
             bounds = change.source.shard_bounds(group.rank, group.size)
-            start = starts[change.layer]
-            rows = slice(start, start + bounds[0].stop - bounds[0].start)
+            rows = shifted(slice(0, bounds[0].stop - bounds[0].start), starts[change.source.name])
             piece = Piece(rows, read_delta(change, bounds, device))
             if change.family is Family.REPLACEMENT:
                 piece.gain = -1.0
@@ -130,15 +132,6 @@ class Adapters:
                 piece.bias = read_vector(change, "diff_b", bounds[0], device)
             pieces.append(piece)
         return pieces
-
-    def _row_starts(self, module: str) -> dict[str, int]:
-        """Where each of the layers that are stacked in a module begins in this rank's parameter."""
-        starts, start = {}, 0
-        for source in transformer_sources(self._config.transformer):
-            if source.parameter == f"{module}.weight":
-                starts[source.name.removesuffix(".weight")] = start
-                start += source.shard_shape(self._group.size)[0]
-        return starts
 
 
 def _runs(parts: Sequence[tuple[Loras, int]]) -> Runs:

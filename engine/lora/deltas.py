@@ -121,7 +121,7 @@ class Kronecker(Delta):
 
 def read_delta(change: Change, bounds: Bounds, device: torch.device) -> Delta | None:
     """ΔW of a rank's rows and columns, in float32, reading only what it needs. None for a change of the bias alone."""
-    rows, columns = _shifted(bounds[0], change.rows.start), bounds[1]
+    rows, columns = shifted(bounds[0], change.rows.start), bounds[1]
     shapes = change.shapes
 
     def read(role: str, rows: slice | None = None, columns: slice | None = None) -> torch.Tensor:
@@ -151,7 +151,7 @@ def read_delta(change: Change, bounds: Bounds, device: torch.device) -> Delta | 
 def read_vector(change: Change, role: str, part: slice, device: torch.device, *, dimension: int = 0) -> torch.Tensor:
     """A slice of a tensor with a number for each of the layer's rows or columns: (length,) float32."""
     bounds = [slice(0, length) for length in change.shapes[role]]
-    bounds[dimension] = _shifted(part, change.rows.start) if dimension == 0 else part
+    bounds[dimension] = shifted(part, change.rows.start) if dimension == 0 else part
     return _read(change, role, tuple(bounds), device).flatten()
 
 
@@ -160,7 +160,7 @@ def _read(change: Change, role: str, bounds: Bounds, device: torch.device) -> to
     return change.file.read(change.tensors[role], bounds).to(device, torch.float32, copy=True)
 
 
-def _shifted(part: slice, start: int) -> slice:
+def shifted(part: slice, start: int) -> slice:
     return slice(start + part.start, start + part.stop)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise, starmap
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from engine.kernels.fp8 import Fp8Rows, empty_rows
 from engine.kernels.gate import sigmoid_mul
 from engine.kernels.packing import LONG_SEGMENT, Packing
 
+QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # (tokens, heads, head_dim), key and value with kv_heads
 # (batch, heads, tokens, head_dim) of query, key and value → the same of what attention makes of them
 Dense = Callable[..., torch.Tensor]
 Attended = tuple[int, int, torch.Tensor]  # first row, last row + 1, (rows, heads, head_dim) laid out in any way
@@ -63,7 +64,7 @@ class GatedAttentionKernel:
         backend = self._backend_for(packing)
         if backend == "triton" and not fp8:  # fp8's scale is a row's, over all heads
             return attention_triton(query, key, value, packing, gate)
-        attended = self._attend(backend, query, key, value, packing)
+        attended = self._attend(backend, (query, key, value), packing)
         if isinstance(attended, torch.Tensor):
             return sigmoid_mul(attended, gate, fp8=fp8)
         output = empty_rows(query.shape[0], gate.shape[1], query, fp8=fp8)
@@ -73,7 +74,7 @@ class GatedAttentionKernel:
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
         """The same without a gate."""
-        attended = self._attend(self._backend_for(packing), query, key, value, packing)
+        attended = self._attend(self._backend_for(packing), (query, key, value), packing)
         return attended if isinstance(attended, torch.Tensor) else _packed(attended, query)
 
     def _backend_for(self, packing: Packing) -> str:
@@ -81,20 +82,18 @@ class GatedAttentionKernel:
         assert backend is not None, "no varlen backend for a packing without bounds"
         return backend
 
-    def _attend(
-        self, backend: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
-    ) -> torch.Tensor | Iterator[Attended]:
+    def _attend(self, backend: str, qkv: QKV, packing: Packing) -> torch.Tensor | Iterator[Attended]:
         """(tokens, heads · head_dim) of one call for all segments, or what becomes of each in a call of its own."""
         dense = BACKENDS[backend].dense
         if backend == "cudnn" and self.plans is not None:
-            segments = starmap(slice, pairwise(packing.bounds))
-            served = [self._has_plan(query[rows], key[rows], value[rows]) for rows in segments]
+            bounds = pairwise(packing.bounds)
+            served = [self._has_plan(*(part[start:stop] for part in qkv)) for start, stop in bounds]
             if any(served):
-                return _segments(lambda index: _cudnn if served[index] else _flash, query, key, value, packing)
+                return _segments(lambda index: _cudnn if served[index] else _flash, qkv, packing)
             backend, dense = "flash", _flash
         if dense is None or (dense is not _cudnn and len(set(packing.lengths)) == 1):
-            return BACKENDS[backend].attend(query, key, value, packing)
-        return _segments(lambda _: dense, query, key, value, packing)
+            return BACKENDS[backend].attend(*qkv, packing)
+        return _segments(lambda _: dense, qkv, packing)
 
     def _has_plan(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
         """Whether cuDNN serves a segment; else it is remembered as one that it could."""
@@ -120,7 +119,7 @@ def packed_attention(
     """
     capable = query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 0)
     dense = _flash if capable and query.dtype != torch.float32 and query.shape[-1] % 8 == 0 else _torch
-    return _by_segment(lambda *qkv: dense(*qkv, causal=causal), query, key, value, packing)
+    return _by_segment(partial(dense, causal=causal), (query, key, value), packing)
 
 
 def _torch(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool = False) -> torch.Tensor:
@@ -153,28 +152,24 @@ def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causa
     return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal)[0]
 
 
-def _by_segment(
-    dense: Dense, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
-) -> torch.Tensor:
+def _by_segment(dense: Dense, qkv: QKV, packing: Packing) -> torch.Tensor:
     """One call of `dense` if all segments are equally long, else one for each. Always one for each by cuDNN, for which
     every number of equal segments would be one more plan."""
-    tokens, heads, head_dim = query.shape
+    tokens, heads, head_dim = qkv[0].shape
     if tokens and len(set(packing.lengths)) == 1 and (packing.segments == 1 or dense is not _cudnn):
         shape = (packing.segments, packing.longest)
-        batches = (tensor.unflatten(0, shape).transpose(1, 2) for tensor in (query, key, value))
+        batches = (tensor.unflatten(0, shape).transpose(1, 2) for tensor in qkv)
         return dense(*batches).transpose(1, 2).reshape(tokens, heads * head_dim)
-    return _packed(_segments(lambda _: dense, query, key, value, packing), query)
+    return _packed(_segments(lambda _: dense, qkv, packing), qkv[0])
 
 
-def _segments(
-    dense: Callable[[int], Dense], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
-) -> Iterator[Attended]:
+def _segments(dense: Callable[[int], Dense], qkv: QKV, packing: Packing) -> Iterator[Attended]:
     """Every segment that has rows by a call of its own. dense: by the segment's index."""
     for index, (start, stop) in enumerate(pairwise(packing.bounds)):
         if start < stop:
             # Sliced before it becomes a batch of one, so that strides, for which cuDNN builds a plan each, depend on
             # the segment's length alone.
-            segment = (part[start:stop][None].transpose(1, 2) for part in (query, key, value))
+            segment = (part[start:stop][None].transpose(1, 2) for part in qkv)
             yield start, stop, dense(index)(*segment)[0].transpose(0, 1)
 
 
@@ -212,7 +207,7 @@ class Backend:
 
     @classmethod
     def by_segment(cls, dense: Dense) -> Backend:
-        return cls(lambda *call: _by_segment(dense, *call), varlen=False, dense=dense)
+        return cls(lambda q, k, v, packing: _by_segment(dense, (q, k, v), packing), varlen=False, dense=dense)
 
 
 BACKENDS = {

@@ -21,11 +21,6 @@ class Fp8Heads(NamedTuple):
     values: torch.Tensor
     scales: torch.Tensor
 
-    def dequantize(self, packing: Packing) -> torch.Tensor:
-        """(tokens, heads, head_dim) float32."""
-        grouped = self.values.float().unflatten(1, (self.scales.shape[1], -1))
-        return (grouped * self.scales[packing.row_segments.long()][:, :, None, None]).flatten(1, 2)
-
 
 def flash_attention_fp8(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
     """As `packed_attention` without `causal`, in fp8 arithmetic. Head dims are multiples of 16."""
