@@ -116,52 +116,23 @@ def norm_triton(
     values, scales = row_pointers(output)
     block, usual_warps = launch_shape(width)
     _norm[(tokens,)](
-        x,
-        x if update is None else update,
-        x if total is None else total,
-        values,
-        scales,
-        factor if gate is None else gate,
-        factor,
-        factor if shift is None else shift,
+        x, x if update is None else update, x if total is None else total, values, scales,
+        factor if gate is None else gate, factor, factor if shift is None else shift,
         x if packing is None else packing.row_segments,
-        0 if gate is None else gate.stride(0),
-        factor.stride(0) if packing is not None else 0,
-        width,
-        eps,
-        BLOCK=block,
-        HAS_UPDATE=update is not None,
-        HAS_GATE=gate is not None,
-        HAS_SHIFT=shift is not None,
-        PER_SEGMENT=packing is not None,
-        FP8=fp8,
-        num_warps=warps or usual_warps,
-    )
+        0 if gate is None else gate.stride(0), 0 if packing is None else factor.stride(0), width, eps,
+        BLOCK=block, HAS_UPDATE=update is not None, HAS_GATE=gate is not None, HAS_SHIFT=shift is not None,
+        PER_SEGMENT=packing is not None, FP8=fp8, num_warps=warps or usual_warps,
+    )  # fmt: skip
     return output
 
 
 @Kernel
 def _norm(
-    x_ptr,
-    update_ptr,
-    total_ptr,
-    y_ptr,
-    scale_ptr,
-    gate_ptr,
-    factor_ptr,
-    shift_ptr,
-    segment_ptr,
-    gate_stride,
-    vector_stride,
-    width,
-    eps,
-    BLOCK: tl.constexpr,
-    HAS_UPDATE: tl.constexpr,
-    HAS_GATE: tl.constexpr,
-    HAS_SHIFT: tl.constexpr,
-    PER_SEGMENT: tl.constexpr,
-    FP8: tl.constexpr,
-):
+    x_ptr, update_ptr, total_ptr, y_ptr, scale_ptr, gate_ptr, factor_ptr, shift_ptr, segment_ptr,
+    gate_stride, vector_stride, width, eps,
+    BLOCK: tl.constexpr, HAS_UPDATE: tl.constexpr, HAS_GATE: tl.constexpr, HAS_SHIFT: tl.constexpr,
+    PER_SEGMENT: tl.constexpr, FP8: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < width

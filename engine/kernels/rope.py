@@ -146,46 +146,20 @@ def _launch(
         assert tokens == 1 or part.stride() == (query.stride(0), head_dim, 1)
     all_heads = sum(part.shape[1] for part in parts)
     _norm_rotate[(tokens, -(-all_heads // _HEADS_AT_ONCE))](
-        query,
-        into,
-        query_norm,
-        key_norm,
-        query_norm if rotations is None else torch.view_as_real(rotations),
-        query.stride(0),
-        heads,
-        kv_heads,
-        all_heads,
-        head_dim,
-        eps,
-        HEADS=_HEADS_AT_ONCE,
-        PAIRS=power_of_2(head_dim) // 2,
-        ROTATE=rotations is not None,
-        HALVES=halves,
-        RANKS=ranks,
-        num_warps=4,
-    )
+        query, into, query_norm, key_norm, query_norm if rotations is None else torch.view_as_real(rotations),
+        query.stride(0), heads, kv_heads, all_heads, head_dim, eps,
+        HEADS=_HEADS_AT_ONCE, PAIRS=power_of_2(head_dim) // 2, ROTATE=rotations is not None, HALVES=halves,
+        RANKS=ranks, num_warps=4,
+    )  # fmt: skip
     return into
 
 
 @Kernel
 def _norm_rotate(
-    x_ptr,
-    y_ptr,
-    query_norm_ptr,
-    key_norm_ptr,
-    rotation_ptr,
-    row_stride,
-    query_heads,
-    kv_heads,
-    all_heads,
-    head_dim,
-    eps,
-    HEADS: tl.constexpr,
-    PAIRS: tl.constexpr,
-    ROTATE: tl.constexpr,
-    HALVES: tl.constexpr,
-    RANKS: tl.constexpr,
-):
+    x_ptr, y_ptr, query_norm_ptr, key_norm_ptr, rotation_ptr,
+    row_stride, query_heads, kv_heads, all_heads, head_dim, eps,
+    HEADS: tl.constexpr, PAIRS: tl.constexpr, ROTATE: tl.constexpr, HALVES: tl.constexpr, RANKS: tl.constexpr,
+):  # fmt: skip
     """y_ptr: with RANKS where to write for ranks; without, what is read is overwritten."""
     row = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]

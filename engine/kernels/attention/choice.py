@@ -95,8 +95,8 @@ def choose_attention(
     named backend if it is varlen, else the fastest that is. agree: called once, on a GPU, with what was found, before
     anything is chosen. Raises `ArgumentError` if the named one does not run here.
     """
-    reasons = {backend: unavailable(backend, device, dtype, shape.head_dim) for backend in BACKENDS}
-    refused = {backend: reason for backend, reason in reasons.items() if reason is not None}
+    where = device, dtype, shape.head_dim
+    refused = {backend: reason for backend in BACKENDS if (reason := unavailable(backend, *where))}
     if device.type == "cuda" and not measured:
         _, refused = agree({}, refused)
     available = [backend for backend in BACKENDS if backend not in refused]

@@ -87,20 +87,19 @@ class PlanSchedule:
 
     def built(self, shape: Hashable, now: float | None, size: int = 0) -> None:
         """There is a plan since `now`, which took so many bytes. None: no image can have waited for it."""
-        del self._work[shape]
+        self._ended(shape, now)
         self._planned.add(shape)
         self._failures = 0
-        self._ended(now)
         self.bytes += max(0, size)
 
     def failed(self, shape: Hashable, now: float | None) -> None:
         """There will be no plan for it, which was found out at `now`, as with `built`."""
-        del self._work[shape]
+        self._ended(shape, now)
         self._failed.add(shape)
         self._failures += 1
-        self._ended(now)
 
-    def _ended(self, now: float | None) -> None:
+    def _ended(self, shape: Hashable, now: float | None) -> None:
+        del self._work[shape]
         self._built_at = -math.inf if now is None else now
         self._at_once = 0
 
