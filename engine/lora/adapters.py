@@ -1,4 +1,4 @@
-"""A rank's loaded adapters, and which of them each forward applies."""
+"""A rank's loaded adapters, and which of them each forward applies, in which rows."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from engine.checkpoint.files.stored import Bounds
-from engine.checkpoint.layouts.tensors import COLUMNS, transformer_sources
+from engine.checkpoint.layouts.tensors import COLUMNS, sources_by_parameter, transformer_sources
 from engine.config.model_config import ModelConfig
-from engine.lora.deltas import Dense, norm_factors, read_delta, read_vector, shifted
+from engine.lora.deltas import Dense, norm_factors, read_delta, read_vector
 from engine.lora.families import Change, Family
 from engine.lora.files import open_adapter
 from engine.lora.side_path import LayerAdapter, Piece, Runs, SidePath
@@ -24,17 +24,19 @@ from engine.step import Adapter
 
 # Ids of adapters with their strengths, none zero, in order: what a result depends on.
 Loras = tuple[tuple[int, float], ...]
+# Some of these with the number of neighbouring rows that they are for, in the order of the rows.
+RowLoras = Sequence[tuple[Loras, int]]
 
-# How the layers' names begin that make text features and time modulation, which are kept for jobs with the same
-# adapters there, and the others'.
+# How names of layers begin: of those that make text features and time modulation, which jobs with the same adapters
+# there share, and of all others.
 TEXT = ("text_fusion.", "txt_in.")
 TIME = ("time_embed.", "time_mod_proj")
 DENOISING = ("img_in", "transformer_blocks.", "final_layer.")
-_ROWS = {"img_in": "images", "final_layer.linear": "last"}  # that a layer sees, where they are not the blocks'
+_ROWS = {"img_in": "images", "final_layer.linear": "last"}  # the kind of rows that a layer sees; of all others "blocks"
 
 
 class Adapters:
-    """Adapters that jobs may name. An adapter that is not in force costs its memory and nothing else."""
+    """Loads the adapters that jobs may name. One that is not in force costs its memory and nothing else."""
 
     def __init__(
         self, transformer: nn.Module, config: ModelConfig, group: Group, device: torch.device, dtype: torch.dtype
@@ -42,16 +44,16 @@ class Adapters:
         self._transformer, self._config, self._group = transformer, config, group
         self._device, self._dtype = device, dtype
         self._in_force: dict[str, Runs] = {}  # by the kind of rows
-        self._layers: dict[int, tuple[str, ...]] = {}  # those that each adapter changes
+        self._layers: dict[int, tuple[str, ...]] = {}  # by id: those that the adapter changes
         self._side_paths: dict[str, SidePath] = {}  # by the module that each is beside
 
     @property
     def bytes(self) -> int:
-        """What this rank holds of all adapters."""
+        """Bytes that this rank holds of all adapters."""
         return sum(adapter.bytes for path in self._side_paths.values() for adapter in path.adapters.values())
 
     def load(self, adapter: Adapter) -> None:
-        """Read this rank's share of a file to the device. Raises `LoraError`. A collective, where a file has DoRA."""
+        """Reads this rank's share of a file to the device. A collective, where a file has DoRA. Raises `LoraError`."""
         file = open_adapter(Path(adapter.path), self._config, lenient=adapter.lenient)
         by_module: dict[str, list[Change]] = defaultdict(list)
         for change in file.changes.values():
@@ -72,7 +74,7 @@ class Adapters:
             torch.cuda.synchronize(self._device)  # prompts are encoded in another stream than this one
 
     def unload(self, adapter_id: int) -> None:
-        """Forget an adapter that no job in flight names."""
+        """Forgets an adapter that no job in flight names."""
         del self._layers[adapter_id]
         for name, side_path in list(self._side_paths.items()):
             side_path.adapters.pop(adapter_id, None)
@@ -83,7 +85,7 @@ class Adapters:
                 module.side_path = None
 
     def of(self, loras: Sequence[tuple[int, float]], prefixes: tuple[str, ...]) -> Loras:
-        """Those of a job's adapters that change anything in the layers whose names begin so."""
+        """Returns which of a job's adapters change layers whose names begin so, with their strengths summed up."""
         strengths: dict[int, float] = defaultdict(float)
         for adapter_id, strength in loras:
             if any(layer.startswith(prefixes) for layer in self._layers[adapter_id]):
@@ -91,16 +93,11 @@ class Adapters:
         return tuple(sorted((key, strength) for key, strength in strengths.items() if strength != 0))
 
     def everywhere(self, loras: Loras) -> AbstractContextManager[None]:
-        """Apply these in all rows of a forward."""
+        """Applies adapters in all rows of a forward."""
         return self._applied({"blocks": {key: [(slice(None), strength)] for key, strength in loras}})
 
-    def by_row(
-        self,
-        images: Sequence[tuple[Loras, int]],
-        blocks: Sequence[tuple[Loras, int]],
-        last: Sequence[tuple[Loras, int]],
-    ) -> AbstractContextManager[None]:
-        """Apply each of these in so many rows of what `img_in` sees, the blocks' matrices, and the final layer's."""
+    def by_row(self, images: RowLoras, blocks: RowLoras, last: RowLoras) -> AbstractContextManager[None]:
+        """Applies adapters in the rows of what `img_in` sees, of the blocks' matrices, and of the final layer's."""
         return self._applied({"images": _runs(images), "blocks": _runs(blocks), "last": _runs(last)})
 
     @contextmanager
@@ -112,21 +109,21 @@ class Adapters:
             self._in_force.clear()
 
     def _read_pieces(self, name: str, changes: Sequence[Change], module: Linear | ParallelMatrix) -> list[Piece]:
-        """This rank's share of what a file does to the matrices that are stacked in one module."""
+        """Reads this rank's share of what changes the matrices that are stacked in one module."""
         group, device = self._group, self._device
-        stacked = [s for s in transformer_sources(self._config.transformer) if s.parameter == f"{name}.weight"]
+        stacked = sources_by_parameter(transformer_sources(self._config.transformer))[f"{name}.weight"]
         heights = [source.shard_shape(group.size)[0] for source in stacked]
-        starts = dict(zip((source.name for source in stacked), accumulate(heights, initial=0), strict=False))
+        ends = zip(stacked, heights, accumulate(heights), strict=True)
+        rows = {source.name: slice(end - height, end) for source, height, end in ends}
         pieces = []
         for change in changes:
             bounds = change.source.shard_bounds(group.rank, group.size)
-            rows = shifted(slice(0, bounds[0].stop - bounds[0].start), starts[change.source.name])
-            piece = Piece(rows, read_delta(change, bounds, device))
+            piece = Piece(rows[change.source.name], read_delta(change, bounds, device))
             if change.family is Family.REPLACEMENT:
                 piece.gain = -1.0
             if "magnitude" in change.tensors:
                 # only these rows, since float32 is much; and the layer may wait in host memory for its use
-                _apply_magnitude(piece, module.dequantize(rows).to(device), change, bounds, group)
+                _apply_magnitude(piece, module.dequantize(piece.rows).to(device), change, bounds, group)
             # where columns are split, the ranks' outputs are summed up
             if "diff_b" in change.tensors and (change.source.split != COLUMNS or group.rank == 0):
                 piece.bias = read_vector(change, "diff_b", bounds[0], device)
@@ -134,8 +131,8 @@ class Adapters:
         return pieces
 
 
-def _runs(parts: Sequence[tuple[Loras, int]]) -> Runs:
-    """Neighbours with the same strength are one run, as the segments of a guided image are."""
+def _runs(parts: RowLoras) -> Runs:
+    """Makes one run of neighbours with the same strength, as the segments of a guided image are."""
     runs: dict[int, list[tuple[slice, float]]] = defaultdict(list)
     start = 0
     for loras, length in parts:
@@ -150,7 +147,7 @@ def _runs(parts: Sequence[tuple[Loras, int]]) -> Runs:
 
 
 def _apply_magnitude(piece: Piece, weight: torch.Tensor, change: Change, bounds: Bounds, group: Group) -> None:
-    """Make a low-rank change DoRA's: W + ΔW, whose rows or columns are given new norms, less W."""
+    """Makes a change DoRA's: W + ΔW, whose rows or columns are given new norms, less W, which is (rows, columns)."""
     assert piece.delta is not None
     changed = weight + piece.delta.dense()
     factors = norm_factors(change, changed, bounds, group)

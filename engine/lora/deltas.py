@@ -1,12 +1,12 @@
-"""What an adapter adds to a rank's part of one layer's weight: read, held and multiplied with.
+"""What an adapter adds to a rank's shard of one layer's weight: read, held and multiplied with.
 
-A delta stands for ΔW, (rows, columns) of a rank's shard, the scale included and the strength not.
+A delta stands for ΔW, (rows, columns) of the shard, with the adapter's scale and without a strength.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,44 +18,37 @@ from engine.parallel.group import Group
 
 
 class TensorHolder:
-    """What has tensors among its attributes."""
+    """Lists and converts the tensors among an object's attributes."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """By the attributes' names."""
+        """Returns them by their names."""
         return {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
 
     def to(self, dtype: torch.dtype) -> None:
-        """Hold them in another dtype."""
+        """Converts them in place."""
         for name, tensor in self.tensors().items():
             setattr(self, name, tensor.to(dtype))
 
 
 class Delta(TensorHolder, ABC):
-    """ΔW of a shard, in one of the forms below.
-
-    down: what x is multiplied with first, (rank, columns); those of deltas with the same x may be stacked.
-    """
-
-    down: torch.Tensor | None = None
+    """Holds ΔW of a shard, (rows, columns), in one of the forms below."""
 
     @abstractmethod
     def dense(self) -> torch.Tensor:
-        """ΔW in float32, (rows, columns)."""
+        """Returns ΔW, (rows, columns) float32."""
 
     @abstractmethod
     def add_to(self, y: torch.Tensor, x: torch.Tensor, strength: float) -> None:
-        """y += strength · x ΔWᵀ, in place. x: (tokens, columns), or (tokens, rank) if it was multiplied with `down`;
-        y: (tokens, rows)."""
+        """Adds strength · x ΔWᵀ to y, (tokens, rows), in place. x: (tokens, columns), for `LowRank` already multiplied
+        with `down`, (tokens, rank)."""
 
     @abstractmethod
     def scale_rows(self, factors: torch.Tensor) -> None:
-        """Multiply ΔW's rows by `factors`, (rows, 1) float32."""
+        """Multiplies ΔW's rows by `factors`, (rows, 1) float32."""
 
 
 class LowRank(Delta):
-    """B A. down: A, (rank, columns); up: B, (rows, rank)."""
-
-    down: torch.Tensor
+    """Holds B A. down: A, (rank, columns); up: B, (rows, rank)."""
 
     def __init__(self, down: torch.Tensor, up: torch.Tensor) -> None:
         self.down, self.up = down, up
@@ -71,7 +64,7 @@ class LowRank(Delta):
 
 
 class Dense(Delta):
-    """A matrix, (rows, columns)."""
+    """Holds ΔW as it is, (rows, columns)."""
 
     def __init__(self, matrix: torch.Tensor) -> None:
         self.matrix = matrix
@@ -87,22 +80,21 @@ class Dense(Delta):
 
 
 class Kronecker(Delta):
-    """A window of kron(first, second): rows and columns of the product, which may begin and end inside a block.
+    """Holds rows and columns of LoKr's kron(first, second) (arXiv 2309.14859), which may begin and end inside a block.
 
-    It is never built: x, seen as (tokens, first's columns, second's columns), is multiplied with one factor after the
-    other, which costs a product with `second` for every column of `first`.
+    The product is never built: x, seen as (tokens, first's columns, second's columns), is multiplied with one factor
+    after the other, which costs a product with `second` for every column of `first`.
     """
 
     def __init__(self, first: torch.Tensor, second: torch.Tensor, rows: slice, columns: slice) -> None:
         height, width = second.shape
-        # the rows and columns of `first` whose blocks the window touches, and where it begins in the first of them
+        # the rows and columns of `first` whose blocks are touched, and where the shard begins in the first of these
         above, left = rows.start // height, columns.start // width
         blocks = first[above : -(-rows.stop // height), left : -(-columns.stop // width)]
         self._first = blocks.clone()  # so that the rest of `first` is not held
         self._second = second
-        self._rows = slice(rows.start - above * height, rows.stop - above * height)
-        self._columns = slice(columns.start - left * width, columns.stop - left * width)
-        self._factors: torch.Tensor | None = None
+        self._rows, self._columns = shifted(rows, -above * height), shifted(columns, -left * width)
+        self._factors: torch.Tensor | None = None  # (rows, 1)
 
     def dense(self) -> torch.Tensor:
         window = torch.kron(self._first.float(), self._second.float())[self._rows, self._columns]
@@ -120,17 +112,15 @@ class Kronecker(Delta):
 
 
 def read_delta(change: Change, bounds: Bounds, device: torch.device) -> Delta | None:
-    """ΔW of a rank's rows and columns, in float32, reading only what it needs. None for a change of the bias alone."""
+    """Reads ΔW of a rank's (rows, columns) in float32, and of the file only what it takes. None for a change of the
+    bias alone."""
     rows, columns = shifted(bounds[0], change.rows.start), bounds[1]
-    shapes = change.shapes
 
     def read(role: str, rows: slice | None = None, columns: slice | None = None) -> torch.Tensor:
-        height, width = shapes[role]
-        bounds = rows or slice(0, height), columns or slice(0, width)
-        return _read(change, role, bounds, device)
+        return _read(change, role, device, {0: rows, 1: columns})
 
     def factor(role: str) -> torch.Tensor:
-        return read(role) if role in shapes else read(f"{role}_a") @ read(f"{role}_b")
+        return read(role) if role in change.shapes else read(f"{role}_a") @ read(f"{role}_b")
 
     match change.family:
         case Family.LORA:
@@ -149,24 +139,30 @@ def read_delta(change: Change, bounds: Bounds, device: torch.device) -> Delta | 
 
 
 def read_vector(change: Change, role: str, part: slice, device: torch.device, *, dimension: int = 0) -> torch.Tensor:
-    """A slice of a tensor with a number for each of the layer's rows or columns: (length,) float32."""
-    bounds = [slice(0, length) for length in change.shapes[role]]
-    bounds[dimension] = shifted(part, change.rows.start) if dimension == 0 else part
-    return _read(change, role, tuple(bounds), device).flatten()
+    """Reads a slice of what has a number for each of the layer's rows (or with dimension 1 columns): (length,)
+    float32."""
+    part = shifted(part, change.rows.start) if dimension == 0 else part
+    return _read(change, role, device, {dimension: part}).flatten()
 
 
-def _read(change: Change, role: str, bounds: Bounds, device: torch.device) -> torch.Tensor:
+def _read(change: Change, role: str, device: torch.device, parts: Mapping[int, slice | None]) -> torch.Tensor:
+    """Reads a tensor of the file, by dimension the part that is given, to float32 on the device."""
+    bounds = tuple(parts.get(index) or slice(0, length) for index, length in enumerate(change.shapes[role]))
     # a copy even if nothing is converted: what was read may be a view of the file, which others may change
     return change.file.read(change.tensors[role], bounds).to(device, torch.float32, copy=True)
 
 
-def shifted(part: slice, start: int) -> slice:
-    return slice(start + part.start, start + part.stop)
+def shifted(part: slice, by: int) -> slice:
+    """Returns the slice that begins and ends `by` later."""
+    return slice(part.start + by, part.stop + by)
 
 
 def norm_factors(change: Change, changed: torch.Tensor, bounds: Bounds, group: Group) -> torch.Tensor:
-    """DoRA: what gives the rows or columns of W + ΔW the norms that its magnitudes say, (rows, 1) or (1, columns)
-    float32. changed: W + ΔW of a rank's `bounds`; group: over whose ranks the layer is split."""
+    """Returns what to multiply the rows or columns of W + ΔW with for DoRA's norms: (rows, 1) or (1, columns) float32,
+    magnitude / ‖W + ΔW‖ (arXiv 2402.09353, formula 5).
+
+    changed: W + ΔW of a rank's `bounds`, (rows, columns) float32. group: whose ranks have a share of the layer each.
+    """
     along, split = (0, ROWS) if change.by_column else (1, COLUMNS)
     magnitude = read_vector(change, "magnitude", bounds[1 - along], changed.device, dimension=1 - along)
     norms = changed.square().sum(along)
@@ -177,8 +173,8 @@ def norm_factors(change: Change, changed: torch.Tensor, bounds: Bounds, group: G
 
 
 def _hadamard(ups: Sequence[torch.Tensor], downs: Sequence[torch.Tensor], scale: float) -> Delta:
-    """(B₁A₁) ∘ (B₂A₂): a matrix of rank r₁·r₂, whose factors are the products of every pair of columns of the Bs and
-    of every pair of rows of the As. Held as whichever is smaller."""
+    """Returns LoHa's scale · (B₁A₁) ∘ (B₂A₂) (arXiv 2309.14859) in the smaller form. Its rank is r₁·r₂, its factors the
+    products of every pair of columns of the Bs, (rows, rank) each, and of every pair of rows of the As."""
     rows, columns = ups[0].shape[0], downs[0].shape[1]
     rank = downs[0].shape[0] * downs[1].shape[0]
     if rank * (rows + columns) >= rows * columns:

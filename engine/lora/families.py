@@ -1,6 +1,6 @@
 """The kinds of adapters, by the tensors that each has for a layer: which are complete, whether they fit, how large.
 
-Pure Python. N, K: rows (out) and columns (in) of the layer's weight; r: rank.
+Pure Python. A layer's weight is (height, columns), in the file perhaps higher: q, k and v below each other.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from engine.checkpoint.layouts.tensors import Source
 
 
 class Family(Enum):
+    """Names what a layer's tensors are, for people."""
+
     LORA = "LoRA"
     LOHA = "LoHa"
     LOKR = "LoKr"
@@ -23,6 +25,7 @@ class Family(Enum):
     BIAS = "bias difference"
 
 
+# The roles of a complete family; a factor of LoKr's product may itself be a product.
 _LOKR_FIRST = (("lokr_w1",), ("lokr_w1_a", "lokr_w1_b"))
 _LOKR_SECOND = (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"))
 _COMPLETE: dict[frozenset[str], Family] = {
@@ -39,15 +42,15 @@ _SHOWN = {"down": "lora_A (lora_down)", "up": "lora_B (lora_up)", "magnitude": "
 
 
 class Misfit(Exception):
-    """What is wrong with the tensors of one layer."""
+    """Says what is wrong with the tensors of one layer."""
 
 
 @dataclass(frozen=True)
 class Change:
     """What an adapter changes of one layer's weight.
 
-    source: the layer's weight. tensors: names in the file by role. rows: which of the file's N are the layer's: not
-    all where the file has q, k and v as one. scale: of the change, before strength.
+    source: the layer's weight. tensors, shapes: the file's names and shapes by role. rows: the layer's in the file, not
+    all where this has q, k and v as one. scale: alpha / rank, which the change is multiplied with.
     """
 
     file: TensorFile
@@ -66,7 +69,7 @@ class Change:
         return len(shape) == 2 and shape[0] == 1 and shape[1] == self.source.shape[1]
 
     def elements_on_rank(self, tp: int) -> int:
-        """Numbers that a rank holds; see `engine.lora.deltas`."""
+        """Counts the numbers that each of `tp` ranks holds of it, in the forms of `engine.lora.deltas`."""
         (rows, columns), shapes = self.source.shard_shape(tp), self.shapes
         matrices = rows * columns
         if self.family is Family.BIAS:
@@ -81,8 +84,8 @@ class Change:
 
 
 def family_of(shapes: Mapping[str, tuple[int, ...]], height: int, columns: int) -> Family:
-    """The family that tensors of these roles are a complete one of. Raises `Misfit`, also for shapes that are not a
-    (height, columns) weight's."""
+    """Returns the family of which these are all tensors, by role. Raises `Misfit` where there is none, and for shapes
+    that do not fit a (height, columns) weight."""
     if convolutional := sorted(shapes.keys() & _OF_CONVOLUTIONS):
         raise Misfit(f"{convolutional[0]} belongs to a convolution, of which Krea 2 has none")
     roles = shapes.keys() - _EXTRA
@@ -99,12 +102,12 @@ def family_of(shapes: Mapping[str, tuple[int, ...]], height: int, columns: int) 
 
 
 def rank_of(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """What alpha is divided by, of a complete family. None where alpha counts for nothing."""
+    """Returns what alpha is divided by, given a complete family's shapes. None where alpha counts for nothing."""
     return next((shapes[role][0] for role in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b") if role in shapes), None)
 
 
 def lokr_factor(shapes: Mapping[str, tuple[int, ...]], part: str) -> tuple[int, int]:
-    """The shape of a Kronecker factor, which may itself be a product."""
+    """Returns the (rows, columns) of a Kronecker factor, which may itself be a product."""
     if part in shapes:
         rows, columns = shapes[part]
         return rows, columns

@@ -1,4 +1,4 @@
-"""Adapter files: LoRA and its relatives. Opening one refuses everything that can be refused. Imports no torch."""
+"""Adapter files: LoRA and its relatives. Opening one refuses whatever can be refused. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from engine.lora.families import Change, Misfit, family_of, rank_of
 from engine.lora.names import LayerNames, is_of_text_encoder, layer_names, model_of, split_key, strip_prefixes
 
 _PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_QWEN_IMAGE_WIDTH = 3072
-_MOST_LISTED = 3
+_QWEN_IMAGE_WIDTH = 3072  # of its blocks
+_MOST_LISTED = 3  # keys in an error
 _CHECKED_AT_ONCE = 1 << 26  # bytes
 
-# A number is not finite if all bits of its exponent are set.
+# By dtype: the numbers seen as integers, and the bits of the exponent, which are all set if one is not finite.
 _EXPONENTS: dict[str, tuple[str, int]] = {
     "F64": ("<u8", 0x7FF0000000000000),
     "F32": ("<u4", 0x7F800000),
@@ -35,7 +35,7 @@ _EXPONENTS: dict[str, tuple[str, int]] = {
 
 
 def open_adapter(path: str | Path, config: ModelConfig, *, lenient: bool = False) -> AdapterFile:
-    """Open a safetensors file, or a PEFT folder, and find out what it changes.
+    """Opens a safetensors file, or a PEFT folder, and finds out what it changes.
 
     lenient: leave out tensors that are for no layer of Krea 2. Raises `LoraError` for a file that is damaged or for
     another model, a tensor that is for no layer, an incomplete family, one that does not fit its layer, and a layer
@@ -54,10 +54,7 @@ def open_adapter(path: str | Path, config: ModelConfig, *, lenient: bool = False
 
 
 class AdapterFile:
-    """An open adapter.
-
-    changes: by layer. skipped: the keys that were left out. family: what it is, for people.
-    """
+    """Holds an open file and its changes by layer. skipped: keys that were left out. family: its kind, for people."""
 
     def __init__(self, file: TensorFile, names: LayerNames, lenient: bool) -> None:
         self.file = file
@@ -68,9 +65,8 @@ class AdapterFile:
         for path, tensors in groups.items():
             for change in _changes(file, names, path, tensors, alphas):
                 if change.layer in self.changes:
-                    raise _error(
-                        file, f"{_short(path)} is for {change.layer}, which another name in the file is for too"
-                    )
+                    found = f"{_short(path)} is for {change.layer}, which another name in the file is for too"
+                    raise _error(file, found)
                 self.changes[change.layer] = change
         if alphas.unused:
             name = _short(min(alphas.unused))
@@ -80,25 +76,24 @@ class AdapterFile:
 
     @property
     def modules(self) -> int:
-        """How many layers it changes."""
+        """The number of layers that it changes."""
         return len(self.changes)
 
     def bytes_on_rank(self, tp: int, bytes_per_element: int) -> int:
-        """What each of `tp` ranks holds of it."""
+        """Returns the bytes that each of `tp` ranks holds of it."""
         return bytes_per_element * sum(change.elements_on_rank(tp) for change in self.changes.values())
 
     def check_finite(self) -> None:
-        """Read every number once. Raises `LoraError` if one is NaN or infinite."""
-        for change in self.changes.values():
-            for name in change.tensors.values():
-                header = self.file.headers[name]
-                kind, exponent = _EXPONENTS[header.dtype]
-                size = math.prod(header.shape) * FLOAT_BYTES[header.dtype]
-                for start in range(0, size, _CHECKED_AT_ONCE):
-                    part = slice(start, min(start + _CHECKED_AT_ONCE, size))
-                    bits: np.ndarray = self.file.octets(name, part).view(kind)
-                    if ((bits & exponent) == exponent).any():
-                        raise _error(self.file, f"{_short(name)}: holds values that are not finite")
+        """Reads every number once. Raises `LoraError` if one is NaN or infinite."""
+        for name in dict.fromkeys(name for change in self.changes.values() for name in change.tensors.values()):
+            header = self.file.headers[name]
+            kind, exponent = _EXPONENTS[header.dtype]
+            size = math.prod(header.shape) * FLOAT_BYTES[header.dtype]
+            for start in range(0, size, _CHECKED_AT_ONCE):
+                part = slice(start, min(start + _CHECKED_AT_ONCE, size))
+                bits: np.ndarray = self.file.octets(name, part).view(kind)
+                if ((bits & exponent) == exponent).any():
+                    raise _error(self.file, f"{_short(name)}: holds values that are not finite")
 
     def close(self) -> None:
         self.file.close()
@@ -132,7 +127,7 @@ def _group(file: TensorFile, names: LayerNames, lenient: bool) -> tuple[_Groups,
 
 
 def _complaint(unresolved: list[str], some_resolve: bool, names: LayerNames) -> str:
-    """Why keys that are for no layer are refused."""
+    """Says why keys that are for no layer are refused."""
     of_text_encoder = [key for key in unresolved if is_of_text_encoder(key)]
     model = next(filter(None, map(model_of, unresolved)), None)
     if model is not None and not of_text_encoder:
@@ -181,8 +176,8 @@ def _changes(
 
 
 class _Alphas:
-    """What every layer's change is to be multiplied by, as the first says that does: the layer's own alpha, the
-    header, PEFT's config beside the file."""
+    """Finds what each layer's change is multiplied with, in the first place that says it: the layer's own alpha, the
+    header, PEFT's config beside the file. unused: layers of PEFT's alpha_pattern that the file does not have."""
 
     def __init__(self, file: TensorFile, groups: _Groups) -> None:
         self._file = file
@@ -221,7 +216,7 @@ class _Alphas:
 
 
 def _peft_fields(file: TensorFile, groups: _Groups) -> tuple[Mapping[str, Any], str]:
-    """PEFT's config of an adapter, from the header or the file beside it, and where it is from."""
+    """Returns PEFT's config of an adapter, from the header or the file beside it, and where it is from."""
     written = file.metadata.get("lora_adapter_metadata")
     if written is not None:
         try:

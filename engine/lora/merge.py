@@ -1,4 +1,4 @@
-"""Adapters merged into weights while they are read, for a set that never changes: no side path, no extra memory."""
+"""Adapters merged into weights as these are read, for a set that never changes: no side path and no extra memory."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _CPU = torch.device("cpu")
 
 
 class MergedWeights:
-    """Weights whose transformer has adapters added in float32, before anything is rounded or quantised. See `Weights`.
+    """Adds adapters to the transformer's weights in float32, before anything is rounded or quantised. See `Weights`.
 
     Each rank reads the slices that it keeps, but for DoRA, whose norms are those of whole matrices.
     """
 
     def __init__(self, weights: Weights, engine: EngineConfig) -> None:
-        """Raises `LoraError`, and `ArgumentError` where weights would have to be quantised again."""
+        """Opens the adapters. Raises `LoraError`, and `ArgumentError` for a checkpoint that was split for ranks."""
         self._weights = weights
         self.config, self.sources = weights.config, weights.sources
         self._adapters = [
@@ -38,7 +38,7 @@ class MergedWeights:
         self._check_layers()
 
     def stored(self, component: str, source: Source) -> StoredTensor:
-        """See `Weights.stored`."""
+        """Returns a tensor with what changes it. Raises `ArgumentError` where it would have to be quantised again."""
         stored = self._weights.stored(component, source)
         layer, _, kind = source.name.rpartition(".")
         if component != "transformer" or kind not in ("weight", "bias"):
@@ -80,7 +80,7 @@ class MergedWeights:
 
 
 class _Merged(StoredTensor):
-    """A layer's weight or bias, with what adapters change of it."""
+    """Reads a layer's weight or bias in float32, with what adapters change of it, each times its strength."""
 
     def __init__(self, base: StoredTensor, kind: str, changes: Sequence[tuple[Change, float]]) -> None:
         self.file, self.name, self.shape, self.format = base.file, base.name, base.shape, base.format
@@ -97,7 +97,7 @@ class _Merged(StoredTensor):
         return merged
 
     def _difference(self, change: Change, base: torch.Tensor, bounds: Bounds) -> torch.Tensor:
-        """W' − W of a slice, whose own values are `base`."""
+        """Returns W' − W of a slice, whose own values are `base`, in its shape."""
         if self._kind == "bias":
             return read_vector(change, "diff_b", bounds[0], _CPU)
         has_norms = "magnitude" in change.tensors  # which are those of the whole matrix

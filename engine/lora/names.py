@@ -1,7 +1,7 @@
 """Which linear layer of Krea 2 a tensor of an adapter is for, whichever trainer named it. Pure Python.
 
-A key is [prefixes] path . role. The path is looked up in a table of every name that any scheme has for a layer, never
-taken apart: in flat names (`layerwise_blocks_0_attn_wq`) nobody could tell an underscore from a dot.
+A key is [prefixes] path . role. The path is looked up in a table of every name that any trainer has for a layer, and
+never taken apart: in flat names (`layerwise_blocks_0_attn_wq`) an underscore cannot be told from a dot.
 """
 
 from __future__ import annotations
@@ -16,21 +16,14 @@ from engine.config.components import TransformerConfig
 
 # What ends a key, and the role of such a tensor among those of its layer.
 _ROLES = {
-    "lora_A.weight": "down",
-    "lora_B.weight": "up",
-    "lora_down.weight": "down",
-    "lora_up.weight": "up",
-    "lora.down.weight": "down",
-    "lora.up.weight": "up",
+    **dict.fromkeys(("lora_A.weight", "lora_down.weight", "lora.down.weight"), "down"),
+    **dict.fromkeys(("lora_B.weight", "lora_up.weight", "lora.up.weight"), "up"),
+    **dict.fromkeys(("dora_scale", "magnitude", "lora_magnitude_vector", "lora_magnitude_vector.weight"), "magnitude"),
     **{role: role for role in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")},
     **{role: role for role in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")},
     **{role: role for role in ("alpha", "diff", "diff_b", "set_weight")},
-    "dora_scale": "magnitude",
-    "magnitude": "magnitude",
-    "lora_magnitude_vector": "magnitude",
-    "lora_magnitude_vector.weight": "magnitude",
 }
-# PEFT writes the adapter's name, `default` if it has no other, behind these.
+# Behind these PEFT writes the adapter's name, `default` if it has no other.
 _NAMED = re.compile(r"\.(lora_A|lora_B|lora_magnitude_vector)\.([^.]+)(\.weight)?$")
 
 _DOTTED_PREFIXES = re.compile(r"^(base_model\.model\.|transformer\.|(model\.)?diffusion_model\.)+")
@@ -46,7 +39,7 @@ _OTHER_MODELS = (
 
 
 def split_key(key: str) -> tuple[str, str, str | None] | None:
-    """Path, role and the adapter's name inside the file, if it has one; None if no known role ends the key."""
+    """Returns path, role and, if it has one, the adapter's name in the file; None if the key ends in no known role."""
     adapter = None
     if (named := _NAMED.search(key)) and f"{named[1]}.{named[2]}" not in _ROLES:
         adapter = named[2]
@@ -60,23 +53,24 @@ def split_key(key: str) -> tuple[str, str, str | None] | None:
 
 
 def strip_prefixes(path: str) -> str:
-    """The path without what trainers put before a dotted name."""
+    """Removes what trainers put before a dotted name."""
     return _DOTTED_PREFIXES.sub("", path)
 
 
 def is_of_text_encoder(key: str) -> bool:
+    """Says whether a key is for the text encoder, which no adapter may change."""
     return strip_prefixes(key).startswith(_TEXT_ENCODER_PREFIXES)
 
 
 def model_of(key: str) -> str | None:
-    """The other model in whose names this key is written, where that is plain."""
+    """Returns which other model has such names, where that is plain."""
     return next((model for marks, model in _OTHER_MODELS if any(mark in key for mark in marks)), None)
 
 
 class LayerNames:
-    """The linear layers of one model, by every name that they have in adapters.
+    """Finds one model's linear layers by every name that they have in adapters.
 
-    layers: the weight of each as the checkpoint has it, by the layer's diffusers name.
+    layers: the weight of each as the checkpoint has it, by the layer's name in diffusers.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -93,7 +87,7 @@ class LayerNames:
                     self._add(f"{name}.attn.to_qkv", (q, k, v))
 
     def resolve(self, path: str) -> tuple[str, ...] | None:
-        """The layers that a path names: one, or q, k and v, whose rows lie one below the other. None: no layer."""
+        """Returns the layers that a path names: one, or q, k and v, whose rows lie below each other. None for none."""
         path = strip_prefixes(path)
         for prefix in ("", *_FLAT_PREFIXES):
             if path.startswith(prefix) and path.removeprefix(prefix) in self._table:
@@ -101,7 +95,7 @@ class LayerNames:
         return None
 
     def closest(self, path: str) -> str | None:
-        """The known name that is most like this one."""
+        """Returns the known name that is most like this one."""
         path = strip_prefixes(path)[:200]  # of a hostile file's names, whose comparison takes long
         prefix = next((prefix for prefix in _FLAT_PREFIXES if path.startswith(prefix)), "")
         matches = get_close_matches(path.removeprefix(prefix), self._table, n=1)
@@ -114,11 +108,12 @@ class LayerNames:
 
 @lru_cache(maxsize=2)
 def layer_names(config: TransformerConfig) -> LayerNames:
+    """Returns a model's layers, for every file of it the same table."""
     return LayerNames(config)
 
 
 def _spellings(layer: str, native: str) -> list[str]:
-    """Every dotted name of a layer, given two: those two, and inside of blocks what lies between them."""
+    """Returns every dotted name of a layer, given two: in a block each name of the block with each of the layer."""
     block, inside = _in_block(layer)
     native_block, native_inside = _in_block(native)
     if not inside:
@@ -128,6 +123,6 @@ def _spellings(layer: str, native: str) -> list[str]:
 
 
 def _in_block(name: str) -> tuple[str, str]:
-    """The block of a layer and its name in there, which is empty if it is in no block."""
+    """Returns a layer's block and its name in there, which is empty if it is in no block."""
     parts = re.fullmatch(r"(.+\.\d+)\.((?:attn|ff|mlp)\..+)", name)
     return (parts[1], parts[2]) if parts else (name, "")

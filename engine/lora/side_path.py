@@ -1,4 +1,4 @@
-"""Adapters beside a layer: what they add to its output, computed from its input, its weight staying as it is."""
+"""Adapters beside a layer: what they add to its output is computed from its input, and its weight stays as it is."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from engine.kernels.fp8 import Fp8Rows
-from engine.lora.deltas import Delta, TensorHolder
+from engine.lora.deltas import Delta, LowRank, TensorHolder
 
-# Adapters by id, each with the runs of rows that it is in force in and its strength there.
+# By an adapter's id: slices of a forward's rows in which it is in force, and its strength there.
 Runs = Mapping[int, Sequence[tuple[slice, float]]]
 
 
@@ -18,8 +18,8 @@ Runs = Mapping[int, Sequence[tuple[slice, float]]]
 class Piece(TensorHolder):
     """What one adapter does to one of the matrices that are stacked in a layer.
 
-    rows: the matrix's rows in the rank's parameter, which are columns of the output. gain: a factor or a row's factors
-    on the layer's own output, (rows,); bias: (rows,).
+    rows: the matrix's rows in the rank's parameter, which are columns of the output. gain: multiplies the layer's own
+    output, a number or one for each row, (rows,); bias: (rows,).
     """
 
     rows: slice
@@ -29,30 +29,32 @@ class Piece(TensorHolder):
 
 
 class LayerAdapter:
-    """What one adapter does to one layer. The low-rank pieces' A are stacked, so that x is read once for all."""
+    """Applies one adapter to one layer. The low-rank pieces' A are stacked, so that x is read once for all of them."""
 
     def __init__(self, pieces: Sequence[Piece], dtype: torch.dtype) -> None:
-        """pieces: in float32, to be held in `dtype`."""
+        """Takes pieces in float32, and holds them in `dtype`."""
         self._pieces = pieces
         self.needs_output = any(piece.gain is not None for piece in pieces)
         self._held = [held for piece in pieces for held in (piece, piece.delta) if held is not None]
         for held in self._held:
             held.to(dtype)
-        low_rank = [piece.delta for piece in pieces if piece.delta is not None and piece.delta.down is not None]
-        downs = [delta.down for delta in low_rank if delta.down is not None]
-        self._ranks = [down.shape[0] for down in downs]
-        self._down = torch.cat(downs) if downs else None
+        low_rank = [piece.delta for piece in pieces if isinstance(piece.delta, LowRank)]
+        self._ranks = [delta.down.shape[0] for delta in low_rank]
+        self._down = torch.cat([delta.down for delta in low_rank]) if low_rank else None  # (sum of ranks, columns)
         if self._down is not None:
             for delta, part in zip(low_rank, self._down.split(self._ranks), strict=True):
-                delta.down = part  # of the stack, whose numbers it would otherwise hold twice
+                delta.down = part  # else its numbers would be held twice
 
     @property
     def bytes(self) -> int:
-        """What it holds."""
+        """Bytes of all tensors."""
         return sum(tensor.nbytes for held in self._held for tensor in held.tensors().values())
 
     def add_to(self, y: torch.Tensor, x: torch.Tensor, output: torch.Tensor | None, strength: float) -> None:
-        """y += strength · change, in place. output: x Wᵀ without a bias, if it is needed."""
+        """Adds strength · change to y, in place.
+
+        y: (tokens, out); x: (tokens, in); output: x Wᵀ without a bias, (tokens, out), if `needs_output`.
+        """
         hidden = iter(() if self._down is None else (x @ self._down.t()).split(self._ranks, dim=1))
         for piece in self._pieces:
             part = y[:, piece.rows]
@@ -60,21 +62,22 @@ class LayerAdapter:
                 assert output is not None
                 part.add_(output[:, piece.rows] * piece.gain, alpha=strength)
             if piece.delta is not None:
-                piece.delta.add_to(part, x if piece.delta.down is None else next(hidden), strength)
+                piece.delta.add_to(part, next(hidden) if isinstance(piece.delta, LowRank) else x, strength)
             if piece.bias is not None:
                 part.add_(piece.bias, alpha=strength)
 
 
 class SidePath:
-    """All loaded adapters of one layer; called with the layer's input and output, to which it adds."""
+    """Adds what a layer's loaded adapters do to its output."""
 
     def __init__(self, in_force: Mapping[str, Runs], rows: str, bias: torch.Tensor | None) -> None:
-        """in_force: which adapters the forward that runs now applies, by the kind of rows. rows: the layer's kind.
-        bias: what its output contains."""
-        self.adapters: dict[int, LayerAdapter] = {}
+        """Takes which adapters the current forward applies, by the kind of rows; the kind that the layer sees; and the
+        bias, (out,), that its output contains."""
+        self.adapters: dict[int, LayerAdapter] = {}  # by id
         self._in_force, self._rows, self._bias = in_force, rows, bias
 
     def __call__(self, x: torch.Tensor | Fp8Rows, y: torch.Tensor) -> None:
+        """Adds to y, (…, out), in place, what the adapters make of x, (…, in)."""
         runs = self._in_force.get(self._rows, {})
         applied = [(adapter, runs[key]) for key, adapter in self.adapters.items() if key in runs]
         if not applied:
