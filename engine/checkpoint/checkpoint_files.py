@@ -1,10 +1,12 @@
-"""The components of a checkpoint, opened, checked against their configs, and ready to be read a slice at a time."""
+"""The components of a checkpoint: found, opened, checked against their configs, ready to be read a slice at a time."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,10 @@ from engine.checkpoint.layouts import infer
 from engine.checkpoint.layouts.component import Component, open_text_encoder, open_transformer, open_vae
 from engine.checkpoint.layouts.presharded import is_split, open_shard, shard_sources
 from engine.checkpoint.layouts.tensors import Source, text_encoder_sources, transformer_sources, vae_sources
-from engine.checkpoint.parts import Parts, find_parts, repository_of, variant_by_name
 from engine.config.engine_config import PARTS, EngineConfig
 from engine.config.json_fields import JsonFields
 from engine.config.model_config import ModelConfig
-from engine.errors import CheckpointError
+from engine.errors import ArgumentError, CheckpointError
 
 _OPENERS: Mapping[str, Callable[[Path], Component]] = {
     "transformer": open_transformer,
@@ -31,25 +32,21 @@ _INFER: Mapping[str, Callable[[Component, Mapping[str, Any]], dict[str, Any]]] =
     "vae": infer.infer_vae,
 }
 _MODEL_TYPES = ("qwen3_vl", "qwen3_vl_text", "Krea2Transformer2DModel", "AutoencoderKLQwenImage")
+_INDEX = "model_index.json"
 
 
 class CheckpointFiles:
-    """The components of a checkpoint. Its headers have been read and checked; its data is read on demand.
+    """The components of a checkpoint: the `Weights` that come from files. Headers have been read and checked; data is
+    read on demand.
 
-    tokenizer: the folder or file of the tokenizer, which is not opened. parameters: that inference needs of each
+    tokenizer: the folder or file of the tokenizer, which is not opened. parameters: how many inference needs of each
     component. split_for: how many ranks the components are one's shards of, None if they are whole.
     """
 
     def __init__(
-        self,
-        config: ModelConfig,
-        components: Mapping[str, Component],
-        tokenizer: Path,
-        *,
-        split_for: int | None = None,
+        self, config: ModelConfig, components: Mapping[str, Component], tokenizer: Path, split_for: int | None
     ) -> None:
-        """split_for: the components are one rank's shards, so many ranks having been planned for. Raises
-        `CheckpointError` if any tensor is missing, extra, misshapen or unreadable."""
+        """Check the components. Raises `CheckpointError` if any tensor is missing, extra, misshapen or unreadable."""
         self.config, self.components, self.tokenizer = config, components, tokenizer
         self.split_for = split_for
         self.sources = {
@@ -60,23 +57,18 @@ class CheckpointFiles:
         self.parameters = {
             name: sum(math.prod(source.shard_shape(1)) for source in sources) for name, sources in self.sources.items()
         }
+        needed_layers = tuple(f"layers.{layer}." for layer in range(config.text_layers))
+        unused: dict[str, Callable[[str], bool]] = {  # whatever lies above the text encoder's last tap, and encoders
+            "text_encoder": lambda name: (
+                name == "norm.weight" or (name.startswith("layers.") and not name.startswith(needed_layers))
+            ),
+            "vae": lambda name: name.startswith(("encoder.", "quant_conv.")) or ".time_conv." in name,
+        }
         if split_for is not None:
             self.sources = {name: shard_sources(sources, split_for) for name, sources in self.sources.items()}
-            for name, component in components.items():
-                _check(component, self.sources[name], lambda name: False)
-            return
-        needed_layers = tuple(f"layers.{layer}." for layer in range(config.text_layers))
-        _check(components["transformer"], self.sources["transformer"], lambda name: False)
-        _check(
-            components["text_encoder"],
-            self.sources["text_encoder"],  # whatever lies above the last tap is left alone
-            lambda name: name == "norm.weight" or (name.startswith("layers.") and not name.startswith(needed_layers)),
-        )
-        _check(
-            components["vae"],
-            self.sources["vae"],
-            lambda name: name.startswith(("encoder.", "quant_conv.")) or ".time_conv." in name,
-        )
+            unused = {}
+        for name, component in components.items():
+            _check(component, self.sources[name], unused.get(name, lambda name: False))
 
     @classmethod
     def open(cls, engine: EngineConfig, rank: int = 0) -> CheckpointFiles:
@@ -87,22 +79,21 @@ class CheckpointFiles:
         is given nowhere.
         """
         parts = find_parts(engine)
-        repository = None if parts.repository is None else _read_repository(parts.repository)
-        split_for = None
-        if parts.repository is not None and parts.inside == set(PARTS) and is_split(parts.repository, engine.tp):
-            split_for = engine.tp
+        folder = parts.repository
+        described = None
+        if folder is not None:
+            described = JsonFields.read(folder / _INDEX), JsonFields.read(folder / "scheduler/scheduler_config.json")
+        is_whole = folder is None or parts.inside != set(PARTS) or not is_split(folder, engine.tp)
         with ExitStack() as cleanup:
             components = {}
             for name, opener in _OPENERS.items():
-                if split_for is None:
+                if is_whole or folder is None:
                     components[name] = opener(parts.paths[name])
-                else:
-                    assert parts.repository is not None
-                    shard = 0 if name == "vae" else rank  # the decoder is nobody's part
-                    components[name] = open_shard(parts.repository, split_for, shard, name)
+                else:  # the decoder is nobody's part
+                    components[name] = open_shard(folder, engine.tp, 0 if name == "vae" else rank, name)
                 cleanup.callback(components[name].file.close)
-            config = _read_config(parts, repository, components, engine.variant)
-            checkpoint = cls(config, components, parts.paths["tokenizer"], split_for=split_for)
+            config = _read_config(parts, described, components, engine.variant)
+            checkpoint = cls(config, components, parts.paths["tokenizer"], None if is_whole else engine.tp)
             cleanup.pop_all()
         return checkpoint
 
@@ -111,50 +102,41 @@ class CheckpointFiles:
         return self.components[component].tensors[source.name]
 
     def close(self) -> None:
+        """Let go of the files. Tensors that were read stay valid."""
         for component in self.components.values():
             component.file.close()
 
 
-def _check(component: Component, sources: Iterable[Source], ignored: Callable[[str], bool]) -> None:
-    """Compare what there is with what is expected. An extra tensor is an error unless `ignored` lets it pass."""
+def _check(component: Component, sources: Iterable[Source], is_unused: Callable[[str], bool]) -> None:
+    """Compare what there is with what is expected. An extra tensor is an error unless it `is_unused`."""
     names = set()
     for source in sources:
         names.add(source.name)
         tensor = component.tensors.get(source.name)
         if tensor is None:
-            raise CheckpointError.of(
-                component.location, "tensor is missing", name=component.in_file(source.name), expected=source.shape
-            )
+            name, expected = component.in_file(source.name), source.shape
+            raise CheckpointError.of(component.location, "tensor is missing", name=name, expected=expected)
         if tensor.shape != source.shape:
-            raise CheckpointError.of(
-                tensor.file,
-                "tensor has the wrong shape",
-                name=tensor.name,
-                expected=source.shape,
-                found=tuple(tensor.shape),
-            )
+            problem, expected, found = "tensor has the wrong shape", source.shape, tuple(tensor.shape)
+            raise CheckpointError.of(tensor.file, problem, name=tensor.name, expected=expected, found=found)
         tensor.size(source.shard_bounds(0, 1))  # an error for what cannot be read
-    extra = sorted(name for name in component.tensors if name not in names and not ignored(name))
+    extra = sorted(name for name in component.tensors if name not in names and not is_unused(name))
     if extra:
         more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
         tensor = component.tensors[extra[0]]
         raise CheckpointError.of(tensor.file, f"tensor does not belong to this model{more}", name=tensor.name)
 
 
-def _read_repository(folder: Path) -> tuple[JsonFields, JsonFields]:
-    """What describes a repository as a whole: its index and its scheduler."""
-    return JsonFields.read(folder / "model_index.json"), JsonFields.read(folder / "scheduler" / "scheduler_config.json")
-
-
 def _read_config(
     parts: Parts,
-    repository: tuple[JsonFields, JsonFields] | None,
+    described: tuple[JsonFields, JsonFields] | None,
     components: Mapping[str, Component],
     variant: str | None,
 ) -> ModelConfig:
-    """From config files where there are any, from the tensors' shapes where not."""
+    """From config files where there are any, from the tensors' shapes where not. described: a repository's index and
+    scheduler."""
     file = components["transformer"].location
-    index, schedule = repository or (
+    index, schedule = described or (
         JsonFields(file, infer.INDEX_CONSTANTS),
         JsonFields(file, infer.SCHEDULER_CONSTANTS),
     )
@@ -188,7 +170,7 @@ def _is_distilled(parts: Parts, index: JsonFields, transformer: JsonFields) -> t
     home = repository_of(parts.paths["transformer"])
     stated = None
     if home is not None:
-        stated = JsonFields.read(home / "model_index.json").boolean("is_distilled", default=None)
+        stated = JsonFields.read(home / _INDEX).boolean("is_distilled", default=None)
     if stated is None:
         stated = transformer.boolean("is_distilled", default=None)
     by_name = variant_by_name(parts.paths["transformer"])
@@ -196,3 +178,77 @@ def _is_distilled(parts: Parts, index: JsonFields, transformer: JsonFields) -> t
         return stated, by_name == "turbo"
     others = index.boolean("is_distilled", default=None)
     return stated, True if others is None else others
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the parts of a model are: in one folder in the diffusers layout, or each somewhere else.
+
+    paths: a file or a folder for each of `PARTS`. repository: the folder in the diffusers layout whose
+    model_index.json and scheduler describe the model; None if there is none. inside: the parts that are this
+    repository's own, each in its folder.
+    """
+
+    paths: Mapping[str, Path]
+    repository: Path | None
+    inside: frozenset[str]
+
+
+def find_parts(engine: EngineConfig) -> Parts:
+    """Find where each part is. Raises `ArgumentError` naming the parts that are nowhere, and `CheckpointError` if
+    `model` does not exist."""
+    paths = {part: Path(value) for part in PARTS if (value := getattr(engine, part)) is not None}
+    repository = engine.demo
+    if repository is None and engine.model is not None:
+        model = Path(engine.model)
+        if is_folder(model):
+            repository = model
+        elif not _is_file(model):
+            raise CheckpointError.of(model, "there is no such folder or file")
+        elif "transformer" in paths:
+            raise ArgumentError.of("model", "a folder where transformer is given too", engine.model)
+        else:
+            paths["transformer"] = model
+            repository = repository_of(model)
+
+    inside = set()
+    missing = [part for part in PARTS if part not in paths]
+    if missing and repository is None:
+        raise ArgumentError(
+            f"missing: {', '.join(missing)}; give each as a file or a folder, or as model a folder in the diffusers "
+            f"layout, which holds all of {', '.join(PARTS)}",
+            parameter=missing[0],
+        )
+    for part in missing:
+        assert repository is not None
+        paths[part] = repository / part
+        single = [*repository.glob("*.safetensors")] if part == "transformer" and not paths[part].exists() else []
+        if len(single) == 1:
+            paths[part] = single[0]  # as the official repositories have it beside the folder, which is the same again
+        else:
+            inside.add(part)
+    return Parts(paths, repository or repository_of(paths["transformer"]), frozenset(inside))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
+def repository_of(path: Path) -> Path | None:
+    """Return the folder in the diffusers layout that a transformer's file or folder is, or lies in."""
+    path = path.absolute()
+    folder = path if is_folder(path) else path.parent
+    candidates = (folder, folder.parent) if folder.name == "transformer" else (folder,)
+    return next((each for each in candidates if _is_file(each / _INDEX)), None)
+
+
+def variant_by_name(path: Path) -> str | None:
+    """Return what a single file's name says, as InvokeAI reads it: turbo, or raw, which base is another word for."""
+    if not _is_file(path):
+        return None
+    if "turbo" in path.stem.lower():
+        return "turbo"
+    return "raw" if {"raw", "base"} & set(re.split(r"[^a-z0-9]+", path.stem.lower())) else None

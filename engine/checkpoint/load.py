@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from engine.checkpoint.files.stored import StoredTensor, WeightFormat
+from engine.checkpoint.files.stored import Bounds, StoredTensor, WeightFormat
 from engine.checkpoint.layouts.tensors import Source, sources_by_parameter
 from engine.checkpoint.weight_format import Weights, choose_weight_format, in_blocks
 from engine.errors import ArgumentError, CheckpointError
@@ -26,18 +27,15 @@ _AT_ONCE = 1 << 22
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How weights are held: on which device, in which dtype (but for those kept in float32 or in 8 bits), and in
-    which quantization. fp8_products: the device multiplies fp8 matrices that the checkpoint has as fp8. on_host: which
-    parameters, by name, are loaded to host memory instead."""
+    """How weights are kept: on which device, in which dtype (but for those in float32 or in 8 bits), and in which
+    quantization. fp8_products: the device multiplies fp8 matrices that the checkpoint has as fp8. on_host: whether a
+    parameter, by its name, is loaded to host memory instead."""
 
     device: torch.device
     dtype: torch.dtype
     quantization: str = "auto"
     fp8_products: bool = False
     on_host: Callable[[str], bool] = lambda parameter: False
-
-    def device_of(self, parameter: str) -> torch.device:
-        return torch.device("cpu") if self.on_host(parameter) else self.device
 
 
 def load_weights(
@@ -51,18 +49,15 @@ def load_weights(
 
     Returns the bytes read of the files. Raises `CheckpointError` if a tensor cannot be read or is not finite.
     """
-    by_parameter = sources_by_parameter(weights.sources[component])
 
     def load(sources: Sequence[Source]) -> Parameter:
         return read_parameter(sources, weights, component, rank, size, options)
 
-    state: dict[str, torch.Tensor] = {}
+    by_parameter = sources_by_parameter(weights.sources[component])
     threads = min(_MOST_THREADS, max(_LEAST_THREADS, torch.get_num_threads()))
-    executor = ThreadPoolExecutor(threads, thread_name_prefix="load")
-    try:
-        loaded = list(executor.map(load, by_parameter.values()))
-    finally:
-        executor.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(threads, thread_name_prefix="load") as executor:
+        loaded = list(executor.map(load, by_parameter.values()))  # which cancels the others once one has failed
+    state: dict[str, torch.Tensor] = {}
     for name, parameter in zip(by_parameter, loaded, strict=True):
         state[name] = parameter.values
         if parameter.scales is not None:
@@ -75,9 +70,12 @@ def load_weights(
     return sum(parameter.bytes_read for parameter in loaded)
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """A rank's part of a parameter as it is held: values, and scales of 8-bit ones. `bytes_read`: of the files."""
+class Parameter(NamedTuple):
+    """A rank's part of a parameter.
+
+    values: (rows, …), the sources' one below the other, in the model's dtype, float32 or 8 bits. scales: of 8-bit
+    values, (rows, 1) float32 or (rows, columns / 32) float16. bytes_read: of the files.
+    """
 
     values: torch.Tensor
     scales: torch.Tensor | None
@@ -85,78 +83,70 @@ class Parameter:
     bytes_read: int
 
 
+class _Slice(NamedTuple):
+    """A rank's part of a tensor. shape: what it has in the parameter. offset: is added to floats."""
+
+    tensor: StoredTensor
+    bounds: Bounds
+    shape: tuple[int, ...]
+    offset: float
+
+
 def read_parameter(
     sources: Sequence[Source], weights: Weights, component: str, rank: int, size: int, options: LoadOptions
 ) -> Parameter:
-    """The parameter that `sources` fill. See `load_weights`."""
+    """Read the part of a parameter, which `sources` fill, of one of `size` ranks. See `load_weights`."""
     tensors = [weights.stored(component, source) for source in sources]
     weight_format = choose_weight_format(options.quantization, sources, tensors, size)
-    as_stored = weight_format != "float" and all(tensor.weight_format == weight_format for tensor in tensors)
-    bounds = [source.shard_bounds(rank, size) for source in sources]
-    if as_stored:
-        parts = [tensor.read_eight_bit(bound) for tensor, bound in zip(tensors, bounds, strict=True)]
-        values, scales = (torch.cat(part) for part in zip(*parts, strict=True))
-        device = options.device_of(sources[0].parameter)
-        values, scales = values.to(device), scales.to(device)
-        finite = bool(scales.isfinite().all()) and not (weight_format == "fp8" and _has_nan(values))
-    elif weight_format == "float":
-        values = _read_float(sources, tensors, bounds, size, options)
+    slices = [
+        _Slice(tensor, source.shard_bounds(rank, size), source.shard_shape(size), source.offset)
+        for source, tensor in zip(sources, tensors, strict=True)
+    ]
+    device = torch.device("cpu") if options.on_host(sources[0].parameter) else options.device
+    scales = None
+    if weight_format == "float":
+        values = _read_float(slices, device, torch.float32 if sources[0].float32 else options.dtype)
         finite = _is_finite(values)
-        scales = None
+    elif all(tensor.weight_format == weight_format for tensor in tensors):
+        parts = [each.tensor.read_eight_bit(each.bounds) for each in slices]
+        values, scales = (torch.cat(part).to(device) for part in zip(*parts, strict=True))
+        finite = bool(scales.isfinite().all()) and not (weight_format == "fp8" and _has_nan(values))
     else:
-        values, scales, finite = _read_quantized(weight_format, sources, tensors, bounds, size, options)
+        values, scales, finite = _read_quantized(slices, weight_format, device, options.dtype)
     if not finite:
         named = ", ".join(tensor.name for tensor in tensors)
         raise CheckpointError.of(tensors[0].file, "holds values that are not finite", name=named)
     is_fp8 = weight_format == "fp8" and in_blocks(sources[0].parameter)
     fp8_product = is_fp8 and _multiplies_fp8(values, tensors, options)
-    read = sum(tensor.size(bound) for tensor, bound in zip(tensors, bounds, strict=True))
-    return Parameter(values, scales, fp8_product, read)
+    return Parameter(values, scales, fp8_product, sum(each.tensor.size(each.bounds) for each in slices))
 
 
-def _read_float(
-    sources: Sequence[Source],
-    tensors: Sequence[StoredTensor],
-    bounds: Sequence[tuple[slice, ...]],
-    size: int,
-    options: LoadOptions,
-) -> torch.Tensor:
-    shapes = [source.shard_shape(size) for source in sources]
-    height = sum(shape[0] for shape in shapes)
-    dtype = torch.float32 if sources[0].float32 else options.dtype
-    parameter = torch.empty((height, *shapes[0][1:]), device=options.device_of(sources[0].parameter), dtype=dtype)
-    start = 0
-    for source, tensor, bound, shape in zip(sources, tensors, bounds, shapes, strict=True):
-        target = parameter[start : start + shape[0]]
-        target.copy_(tensor.read(bound).reshape(shape))
-        if source.offset:
-            target.add_(source.offset)
-        start += shape[0]
+def _read_float(slices: Sequence[_Slice], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """(rows, …) of floats, copied straight to where they belong."""
+    rows = sum(each.shape[0] for each in slices)
+    parameter = torch.empty((rows, *slices[0].shape[1:]), device=device, dtype=dtype)
+    for each, target in zip(slices, parameter.split([each.shape[0] for each in slices]), strict=True):
+        target.copy_(each.tensor.read(each.bounds).reshape(each.shape))
+        if each.offset:
+            target.add_(each.offset)
     return parameter
 
 
 def _read_quantized(
-    weight_format: WeightFormat,
-    sources: Sequence[Source],
-    tensors: Sequence[StoredTensor],
-    bounds: Sequence[tuple[slice, ...]],
-    size: int,
-    options: LoadOptions,
+    slices: Sequence[_Slice], weight_format: WeightFormat, device: torch.device, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, bool]:
     """Values and scales of matrices that become 8-bit ones, some rows at a time, and whether all were finite."""
-    shapes = [source.shard_shape(size) for source in sources]
-    height, width = sum(shape[0] for shape in shapes), shapes[0][1]
-    device = options.device_of(sources[0].parameter)
+    height, width = sum(each.shape[0] for each in slices), slices[0].shape[1]
     groups, of_values, of_scales = (
         (width // GROUP, torch.int8, torch.float16) if weight_format == "int8" else (1, FP8, torch.float32)
     )
     values = torch.empty((height, width), dtype=of_values, device=device)
     scales = torch.empty((height, groups), dtype=of_scales, device=device)
     start, finite = 0, True
-    for tensor, bound, shape in zip(tensors, bounds, shapes, strict=True):
-        for part in tensor.read(bound).reshape(shape).split(max(1, _AT_ONCE // width)):
+    for each in slices:
+        for part in each.tensor.read(each.bounds).reshape(each.shape).split(max(1, _AT_ONCE // width)):
             rows = slice(start, start + len(part))
-            chunk = part.to(device, options.dtype)
+            chunk = part.to(device, dtype)
             finite = finite and _is_finite(chunk)
             values[rows], scales[rows] = _quantize(chunk, weight_format)
             start += len(part)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from engine.checkpoint.files.open import open_tensor_file
-from engine.checkpoint.files.sharded_file import ShardedFile
+from engine.checkpoint.files.safetensors_file import ShardedFile
 from engine.checkpoint.files.stored import FLOAT_BYTES, TensorFile
 from engine.config.json_fields import read_json_object
 from engine.config.model_config import ModelConfig

@@ -9,10 +9,9 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.checkpoint.checkpoint_files import CheckpointFiles, find_parts
 from engine.checkpoint.files.open import open_tensor_file
 from engine.checkpoint.layouts.component import open_text_encoder, open_transformer, open_vae
-from engine.checkpoint.parts import find_parts
 from engine.checkpoint.weight_format import ComponentSummary, summarize
 from engine.config.engine_config import PARTS, EngineConfig
 from engine.errors import ArgumentError, CheckpointError

@@ -7,8 +7,7 @@ from pathlib import Path
 from engine.checkpoint.files.gguf_file import GgufFile
 from engine.checkpoint.files.gguf_header import MAGIC as GGUF_MAGIC
 from engine.checkpoint.files.mapped_file import MappedFile
-from engine.checkpoint.files.safetensors_file import SafetensorsFile
-from engine.checkpoint.files.sharded_file import open_sharded
+from engine.checkpoint.files.safetensors_file import SafetensorsFile, open_sharded
 from engine.checkpoint.files.stored import TensorFile
 from engine.errors import CheckpointError
 

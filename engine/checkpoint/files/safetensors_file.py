@@ -1,4 +1,5 @@
-"""A safetensors file: eight bytes that give the length of a JSON header, the header, and then the tensors' bytes.
+"""A safetensors file: eight bytes that give the length of a JSON header, the header, and then the tensors' bytes; and
+several of them, the shards, that an index (`*.safetensors.index.json`) lists.
 
 The header is read here and not by the safetensors library, which knows no limits but its own 100 MB, takes the last
 of two equal keys, and gives a slice only as a copy.
@@ -9,11 +10,13 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.checkpoint.files.mapped_file import DTYPES, MappedFile, shown
 from engine.checkpoint.files.stored import Bounds, Header
+from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 LARGEST_HEADER = 16 << 20
 _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
+# Of quantised layers: what one shard says of its own would be lost behind another's.
+_QUANTIZATION_METADATA = "_quantization_metadata"
 
 
 class SafetensorsFile:
@@ -62,7 +67,55 @@ class SafetensorsFile:
         self._file.close()
 
 
-def parse_json_object(file: MappedFile, text: bytes) -> dict[str, Any]:
+class ShardedFile:
+    """All shards as one file. See `TensorFile`. path: the index."""
+
+    def __init__(self, path: Path, metadata: Mapping[str, str], shards: Mapping[str, SafetensorsFile]) -> None:
+        """shards: by tensor name."""
+        self.path, self.metadata, self._shards = path, metadata, shards
+        self.headers: dict[str, Header] = {name: shard.headers[name] for name, shard in shards.items()}
+
+    def read(self, name: str, bounds: Bounds) -> torch.Tensor:
+        """See `TensorFile.read`."""
+        return self._shards[name].read(name, bounds)
+
+    def octets(self, name: str, part: slice | None = None) -> np.ndarray:
+        """See `TensorFile.octets`."""
+        return self._shards[name].octets(name, part)
+
+    def header_file(self, name: str) -> Path:
+        """Return the shard that holds the tensor."""
+        return self._shards[name].path
+
+    def close(self) -> None:
+        """See `TensorFile.close`."""
+        for shard in self._shards.values():
+            shard.close()
+
+
+def open_sharded(index: Path) -> ShardedFile:
+    """Open every shard that the index names. Raises `CheckpointError` if one is missing, lies outside the index's
+    folder, or does not hold what the index says."""
+    weight_map = _read_weight_map(index)
+    shards: dict[str, SafetensorsFile] = {}
+    metadata: dict[str, str] = {}
+    for number, shard in enumerate(sorted(set(weight_map.values()))):
+        file = SafetensorsFile(index.parent / shard)
+        if twice := shards.keys() & file.headers.keys():
+            name, problem = min(twice), "tensor is in another shard too"
+            raise CheckpointError.of(file.path, problem, name=shown(name), found=shards[name].path.name)
+        if number and metadata.get(_QUANTIZATION_METADATA) != file.metadata.get(_QUANTIZATION_METADATA):
+            raise CheckpointError.of(file.path, "differs from another shard's", name=_QUANTIZATION_METADATA)
+        shards |= dict.fromkeys(file.headers, file)
+        metadata = {**file.metadata, **metadata}
+    for name, shard in weight_map.items():
+        if name not in shards or shards[name].path.name != shard:
+            problem = "tensor is missing, though the index lists it"
+            raise CheckpointError.of(index.parent / shard, problem, name=shown(name))
+    return ShardedFile(index, metadata, shards)
+
+
+def _parse_json_object(file: MappedFile, text: bytes) -> dict[str, Any]:
     """Parse UTF-8 JSON that must be an object and give no key twice. Raises `CheckpointError`."""
     try:
         values = json.loads(text.decode(), object_pairs_hook=_without_duplicates)
@@ -94,7 +147,7 @@ def _read_header(file: MappedFile) -> tuple[int, dict[str, Any]]:
     text = file.copy(_LENGTH_BYTES, length).tobytes()
     if not text.startswith(b"{"):
         raise file.error("is not a safetensors file: its header does not start with {")
-    return start, parse_json_object(file, text)
+    return start, _parse_json_object(file, text)
 
 
 def _check_entry(file: MappedFile, name: str, entry: object) -> tuple[Header, int, int]:
@@ -134,3 +187,19 @@ def _check_spans(file: MappedFile, spans: list[tuple[int, int, str]], data_start
     if data_start + position != file.size:
         problem = "is not a whole safetensors file: its data has another length"
         raise file.error(problem, expected=f"{shown(position)} bytes", found=file.size - data_start)
+
+
+def _read_weight_map(index: Path) -> dict[str, str]:
+    """The file names of the shards by tensor name."""
+    file = MappedFile(index)
+    if file.size > LARGEST_HEADER:
+        raise file.error("is too long for an index", expected=f"at most {LARGEST_HEADER} bytes", found=file.size)
+    weight_map: Any = _parse_json_object(file, file.data[:]).get("weight_map")
+    shards = [*weight_map.values()] if isinstance(weight_map, dict) else []
+    if not shards or not all(isinstance(shard, str) for shard in shards):
+        expected = "file names by tensor name"
+        raise file.error("has a value that does not fit", name="weight_map", expected=expected)
+    for shard in sorted(set(shards)):
+        if not shard or Path(shard).name != shard:
+            raise file.error("names a shard outside its folder", name="weight_map", found=shard)
+    return weight_map

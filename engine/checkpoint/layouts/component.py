@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.checkpoint.files.open import open_component
-from engine.checkpoint.files.sharded_file import ShardedFile
+from engine.checkpoint.files.safetensors_file import ShardedFile
 from engine.checkpoint.files.stored import Reshaped, StoredTensor, TensorFile
 from engine.checkpoint.layouts import names
 from engine.checkpoint.layouts.encodings import stored_tensors

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.checkpoint.parts import repository_of, variant_by_name
+from engine.checkpoint.checkpoint_files import repository_of, variant_by_name
 from engine.config.model_config import ModelConfig
 from engine.errors import CheckpointError
 from tests.damage import copy_checkpoint, rewrite_json

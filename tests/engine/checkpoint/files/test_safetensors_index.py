@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from engine.checkpoint.files.open import open_tensor_file
-from engine.checkpoint.files.sharded_file import ShardedFile, open_sharded
+from engine.checkpoint.files.safetensors_file import ShardedFile, open_sharded
 from engine.checkpoint.files.stored import Header
 from engine.errors import CheckpointError
 from tests.engine.checkpoint.files.safetensors_files import refusal, whole
