@@ -32,9 +32,8 @@ def host_name(host: str) -> str:
 def is_own_origin(origin: str, host: str, public_url: str | None) -> bool:
     """Whether a page of this server says so in Origin; `host` is the same request's Host."""
     with suppress(ValueError):
-        return urlsplit(origin).netloc.lower() == host.lower() or (
-            public_url is not None and _origin_of(origin) == _origin_of(public_url)
-        )
+        is_same = urlsplit(origin).netloc.lower() == host.lower()
+        return is_same or (public_url is not None and _origin_of(origin) == _origin_of(public_url))
     return False
 
 

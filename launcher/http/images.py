@@ -20,7 +20,7 @@ from launcher.http.engine_connection import EngineLink
 from launcher.http.errors import JsonResponse, error_body, http_error
 from launcher.http.guard import FILES_PATH
 from launcher.messages.configs import HttpConfig
-from launcher.requests.check import CheckedRequest, check
+from launcher.requests.check import check
 
 HELD_S = 3600.0
 HELD_BYTES = 512 * 2**20
@@ -45,7 +45,8 @@ class ImagesRoute:
             events = self._link.client().follow(msgspec.structs.replace(message, preview_every=every))
             if body.stream:
                 first = await anext(events)  # an error that comes at once is an answer with its status
-                return _EventStream(self._write(first, events, body, checked, request))
+                writer = openai_api.EventWriter(body, checked, request_id)
+                return _EventStream(_write(writer, first, events, request))
             async with aclosing(events):
                 async for event in events:
                     if isinstance(event, Result):
@@ -59,33 +60,25 @@ class ImagesRoute:
             return link_base + self._files.add(file, checked.output_format)
 
         links = link if body.response_format == "url" else None
-        return JsonResponse(openai_api.images_object(event, request_id, openai_api.ignored_parameters(body), links))
+        return JsonResponse(openai_api.images_object(body, event, request_id, links))
 
-    async def _write(
-        self,
-        first: Event,
-        events: AsyncGenerator[Event, None],
-        body: openai_api.ImageRequest,
-        checked: CheckedRequest,
-        request: Request,
-    ) -> AsyncGenerator[bytes, None]:
-        request_id = request.state.request_id
-        writer = openai_api.EventWriter(
-            checked, request_id, progress=bool(body.progress), warnings=openai_api.ignored_parameters(body)
-        )
-        event = first
-        async with aclosing(events):
-            try:
-                while True:
-                    if (written := writer.write(event)) is not None:
-                        yield written
-                    if isinstance(event, Result):
-                        return
-                    event = await anext(events)
-            except Krea2Error as error:
-                problem = openai_api.in_words_of(body, error) if isinstance(error, ArgumentError) else error
-                request.state.error_code = problem.code  # for the log
-                yield openai_api.write_event("error", error_body(problem, request_id))
+
+async def _write(
+    writer: openai_api.EventWriter, first: Event, events: AsyncGenerator[Event, None], request: Request
+) -> AsyncGenerator[bytes, None]:
+    async with aclosing(events):
+        try:
+            event = first
+            while True:
+                if (written := writer.write(event)) is not None:
+                    yield written
+                if isinstance(event, Result):
+                    return
+                event = await anext(events)
+        except Krea2Error as error:
+            problem = openai_api.in_words_of(writer.body, error)
+            request.state.error_code = problem.code  # for the log
+            yield openai_api.write_event("error", error_body(problem, request.state.request_id))
 
 
 class HeldFiles:

@@ -32,14 +32,8 @@ def add_lora_routes(app: FastAPI, link: EngineLink) -> None:
     async def list_loras() -> Response:
         """The LoRAs that `loras` may name, those that are merged into the weights, and whether more may be loaded."""
         loras = await link.client().loras()
-        return JsonResponse(
-            {
-                "object": "list",
-                "data": list(map(_described, loras.loras)),
-                "merged": loras.merged,
-                "loadable": loras.loadable,
-            }
-        )
+        described = [_described(lora) for lora in loras.loras]
+        return JsonResponse({"object": "list", "data": described, "merged": loras.merged, "loadable": loras.loadable})
 
     @app.post(PATH, response_class=Response)
     async def load_lora(body: LoadLoraBody) -> Response:

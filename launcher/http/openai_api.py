@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine.errors import ArgumentError
+from engine.errors import ArgumentError, Krea2Error
 from launcher.client.results import Event, ImageFile, PreviewFile, Result
 from launcher.messages.client_messages import Generate, LoraChoice
 from launcher.requests.check import CheckedRequest
@@ -114,19 +114,19 @@ def preview_every(body: ImageRequest, steps: int) -> int | None:
     return body.preview_every
 
 
-def in_words_of(body: ImageRequest, error: ArgumentError) -> ArgumentError:
-    """The engine's complaint about a parameter, by the name under which the client sent it."""
+def in_words_of(body: ImageRequest, error: Krea2Error) -> Krea2Error:
+    """The engine's complaint about a parameter, by the name under which the client sent it; any other error itself."""
     name = error.parameter
-    if name is None:
+    if name is None or not isinstance(error, ArgumentError):
         return error
-    sent = name
+    sent, message = name, error.message
     if getattr(body, name, None) is None:
         if name in ("width", "height") and body.size is not None:
-            return ArgumentError(f"size {body.size}: {error.message}", parameter="size")
+            return ArgumentError(f"size {body.size}: {message}", parameter="size")
         sent = next((alias for alias, own in ALIASES.items() if own == name and getattr(body, alias) is not None), name)
-    if error.message.startswith(f"{name} "):
-        return ArgumentError(sent + error.message.removeprefix(name), parameter=sent)
-    return ArgumentError(error.message, parameter=sent)
+    if message.startswith(f"{name} "):
+        message = sent + message.removeprefix(name)
+    return ArgumentError(message, parameter=sent)
 
 
 def explain_invalid(problems: Sequence[Any]) -> ArgumentError:
@@ -161,7 +161,7 @@ def explain_invalid(problems: Sequence[Any]) -> ArgumentError:
 
 
 def images_object(
-    result: Result, request_id: str, warnings: tuple[str, ...], links: Callable[[bytes], str] | None
+    body: ImageRequest, result: Result, request_id: str, links: Callable[[bytes], str] | None
 ) -> dict[str, object]:
     """The body of an answer, with each image as base64, or as the url that `links` gives its file.
 
@@ -180,25 +180,16 @@ def images_object(
         "output_format": result.format,
         "background": "opaque",
         "timings": result.timings,
-        "warnings": result.warnings + warnings,
+        "warnings": result.warnings + _ignored_parameters(body),
     }
-
-
-def ignored_parameters(body: ImageRequest) -> tuple[str, ...]:
-    """Warnings of parameters that one may have expected to change the file."""
-    if body.output_compression in (None, 100):
-        return ()
-    return ("output_compression was ignored: files are written at the server's own quality",)
 
 
 class EventWriter:
     """Server-sent events of one request: OpenAI's, and with `progress` our own between them."""
 
-    def __init__(self, checked: CheckedRequest, request_id: str, *, progress: bool, warnings: tuple[str, ...]) -> None:
-        self._checked = checked
+    def __init__(self, body: ImageRequest, checked: CheckedRequest, request_id: str) -> None:
+        self.body, self._checked = body, checked
         self._request_id = request_id  # as the client knows it
-        self._progress = progress
-        self._warnings = warnings
         self._partial_images = [0] * checked.num_images
         self._images: list[ImageFile] = []
 
@@ -217,8 +208,9 @@ class EventWriter:
                 self._images.append(event)
                 return self._completed({}) if len(self._images) < self._checked.num_images else None
             case Result():
-                return self._completed({"timings": event.timings, "warnings": event.warnings + self._warnings})
-        if not self._progress:
+                warnings = event.warnings + _ignored_parameters(self.body)
+                return self._completed({"timings": event.timings, "warnings": warnings})
+        if not self.body.progress:
             return None
         fields = msgspec.structs.asdict(event) | {"request_id": self._request_id}
         del fields["version"]
@@ -245,6 +237,13 @@ class EventWriter:
 def write_event(kind: str, fields: Mapping[str, object]) -> bytes:
     """One server-sent event, `fields` with its type."""
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), msgspec.json.encode({"type": kind, **fields}))
+
+
+def _ignored_parameters(body: ImageRequest) -> tuple[str, ...]:
+    """Warnings of parameters that one may have expected to change the file."""
+    if body.output_compression in (None, 100):
+        return ()
+    return ("output_compression was ignored: files are written at the server's own quality",)
 
 
 def _size(size: str | None) -> tuple[int | None, int | None]:

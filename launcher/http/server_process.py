@@ -81,27 +81,23 @@ class HttpServer:
             if self._stopping.is_set():
                 return
             self._started = time.monotonic()
-            self._child = Child("_http", self._config, echo="", pass_fds=(self._socket.fileno(),))
-        self._child.on_exit(self._replace)
+            self._child = child = Child("_http", self._config, echo="", pass_fds=(self._socket.fileno(),))
+        child.on_exit(lambda: self._replace(child))
 
-    def _replace(self) -> None:
+    def _replace(self, lost: Child) -> None:
         """Start another process, in the thread that has seen the last one end."""
-        child = self._child
-        if self._stopping.is_set() or child is None:
+        if self._stopping.is_set():
             return
         if time.monotonic() - self._started > _SETTLED_S:
             self._pause_s = _PAUSE_S
-        log_event("http process lost", level="error", reason=child.describe_exit(), restart_in_s=self._pause_s)
+        log_event("http process lost", level="error", reason=lost.describe_exit(), restart_in_s=self._pause_s)
         while not self._stopping.wait(self._pause_s):
             self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s)
             try:
-                self._start()
+                return self._start()
             except OSError as error:
-                log_event(
-                    "http process cannot be started", level="error", reason=str(error), restart_in_s=self._pause_s
-                )
-            else:
-                return
+                reason = str(error)
+            log_event("http process cannot be started", level="error", reason=reason, restart_in_s=self._pause_s)
 
 
 def _shown(host: str) -> str:
