@@ -141,8 +141,7 @@ def serve(
 
 def _check_http(config: HttpConfig, *, insecure: bool) -> None:
     """Raise `ArgumentError` for what the HTTP process cannot be started with; warn if nobody is asked for a key."""
-    from launcher.http.hosts import check_allowed_host, check_public_url
-    from launcher.http.server_process import check_host
+    from launcher.http.server_process import check_allowed_host, check_host, check_public_url
 
     for name, values in (("api_key", config.api_keys), ("served_model_name", config.model_names)):
         if not all(values):

@@ -56,17 +56,11 @@ class Result:
     @classmethod
     def of(cls, header: Image, images: list[ImageFile]) -> Result:
         """The whole, from its images in order and the header that came last, whose timings are complete."""
+        files, seeds = [image.file for image in images], [image.seed for image in images]
         return cls(
-            request_id=header.request_id,
-            attempt=header.attempt,
-            files=[image.file for image in images],
-            seeds=[image.seed for image in images],
-            width=header.width,
-            height=header.height,
-            format=header.output_format,
-            timings=header.timings,
-            warnings=header.warnings,
-        )
+            header.request_id, header.attempt, files, seeds, header.width, header.height, header.output_format,
+            header.timings, header.warnings,
+        )  # fmt: skip
 
     @property
     def seed(self) -> int:

@@ -12,6 +12,7 @@ import time
 import traceback
 import uuid
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from starlette.datastructures import MutableHeaders
@@ -20,11 +21,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import Krea2Error
 from launcher.http.errors import error_response, http_error
-from launcher.http.hosts import allowed_hosts, host_name, is_own_origin
-from launcher.http.server_process import SEND_S
+from launcher.http.server_process import DEFAULT_PORTS, SEND_S
 from launcher.logs import log_event
 from launcher.messages.configs import HttpConfig
 from launcher.messages.encoding import describe
+from launcher.messages.sockets import is_loopback
 
 FILES_PATH = "/v1/images/files/"
 BODY_S = 30.0  # for a body to arrive
@@ -44,7 +45,9 @@ class Guard:
     def __init__(self, app: ASGIApp, config: HttpConfig) -> None:
         self._app, self._config = app, config
         self._keys = [key.encode() for key in config.api_keys]
-        self._hosts = allowed_hosts(config)
+        self._hosts: set[str] | None = None  # that Host may name; any where other machines reach the server
+        if is_loopback(config.host):
+            self._hosts = {"localhost", "127.0.0.1", "::1", config.host.lower(), *map(str.lower, config.allowed_hosts)}
         disable_created_metrics()
         self.registry = CollectorRegistry()
         self._requests = Counter(
@@ -89,13 +92,13 @@ class Guard:
     def _check_origin(self, request: Request) -> None:
         """Refuse what a web page of somebody else makes the user's browser send."""
         host = request.headers.get("host", "")
-        if self._hosts is not None and host_name(host) not in self._hosts:
+        if self._hosts is not None and _host_name(host) not in self._hosts:
             allowed = "localhost, the address of this server or an --allowed-host"
             raise http_error("host_not_allowed", f"Host must be {allowed}, got {host!a}")
         origin = request.headers.get("origin")
         if request.method in ("GET", "HEAD") or origin is None:
             return
-        if not is_own_origin(origin, host, self._config.public_url):
+        if not _is_own_origin(origin, host, self._config.public_url):
             raise http_error("origin_not_allowed", f"Origin must be this server's own, got {origin!a}")
 
     def _check_key(self, request: Request) -> None:
@@ -196,3 +199,24 @@ class _Answer:
 
 class _SlowClientError(Exception):
     """The client does not take its answer."""
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without port and brackets; empty if it is none."""
+    with suppress(ValueError):
+        return urlsplit(f"//{host}").hostname or ""
+    return ""
+
+
+def _is_own_origin(origin: str, host: str, public_url: str | None) -> bool:
+    """Whether a page of this server says so in Origin; `host` is the same request's Host."""
+    with suppress(ValueError):
+        is_same = urlsplit(origin).netloc.lower() == host.lower()
+        return is_same or (public_url is not None and _origin_of(origin) == _origin_of(public_url))
+    return False
+
+
+def _origin_of(url: str) -> str:
+    parts = urlsplit(url)
+    scheme = parts.scheme.lower()
+    return f"{scheme}://{parts.netloc.lower().removesuffix(DEFAULT_PORTS.get(scheme, ''))}"

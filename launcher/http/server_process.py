@@ -5,10 +5,14 @@ The listening socket is the parent's, so the port stays taken meanwhile, and who
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 import socket
 import threading
 import time
+from contextlib import suppress
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -18,6 +22,8 @@ from launcher.messages.configs import HttpConfig
 from launcher.messages.sockets import is_open
 from launcher.processes import Child
 
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+_NAME = re.compile(r"[a-z0-9_]([a-z0-9._-]{0,251}[a-z0-9_])?", re.IGNORECASE)
 _BACKLOG = 512
 SEND_S = 60.0  # for a client to take what it was sent
 _PAUSE_S = 0.1  # before the process is started again, twice as long each time
@@ -29,6 +35,22 @@ def check_host(host: str, *, has_keys: bool, insecure: bool) -> bool:
     """Whether anybody who reaches the host can use the server, which only `insecure` allows. Raises `ArgumentError`."""
     instead = "give an --api-key, use 127.0.0.1,"
     return is_open("host", host, host, keys=has_keys, insecure=insecure, instead=instead)
+
+
+def check_allowed_host(name: str) -> None:
+    """Raise `ArgumentError` for what is neither a host name nor an address, as one with a port."""
+    if not _is_host(name):
+        raise ArgumentError.of("allowed_host", "a host name or address without port, as images.example", name)
+
+
+def check_public_url(url: str) -> None:
+    """Raise `ArgumentError` for what links cannot begin with."""
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        is_plain = url.isascii() and url.isprintable() and not set(url) & set(" ?#@\\")
+        if is_plain and parts.scheme in DEFAULT_PORTS and parts.port != 0 and _is_host(parts.hostname or ""):
+            return
+    raise ArgumentError.of("public_url", "http:// or https://, a host, and a path or none", url)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -102,3 +124,10 @@ class HttpServer:
 
 def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+def _is_host(name: str) -> bool:
+    with suppress(ValueError):
+        ipaddress.ip_address(name)
+        return True
+    return _NAME.fullmatch(name) is not None

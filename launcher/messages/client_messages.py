@@ -1,6 +1,7 @@
 """What clients and the front-end say to each other: a msgspec struct as a msgpack frame, then binary frames.
 
-`encoding.py` makes frames of them. What our own processes tell each other is in `rank_messages.py` and `configs.py`.
+`encoding.py` makes frames of them; our own processes have `rank_messages.py` and `configs.py`. Sizes are in pixels,
+times in seconds.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from typing import Annotated
 import msgspec
 
 PROTOCOL_VERSION = 2
-
 LONGEST_REQUEST_ID = 64  # characters
+
 RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_REQUEST_ID)]
 
 
@@ -29,7 +30,7 @@ class _Versioned(Message, frozen=True, kw_only=True):
 
 
 class LoraChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A loaded LoRA that an image is to be made with. None is the strength that it was loaded with."""
+    """A loaded LoRA that an image is to be made with; strength None for the one that it was loaded with."""
 
     name: str
     strength: float | None = None
@@ -38,8 +39,8 @@ class LoraChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class LoadedLora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A LoRA that requests may choose. `file` is relative to the folder that clients may load from, or a bare name.
 
-    `strength`: of requests that name none. `family`: what kind of file it is, for people. `modules`: layers that it
-    changes. `bytes` of each rank.
+    strength: of requests that name none. family: what kind of file it is, for people. modules: layers that it changes.
+    bytes: of each rank.
     """
 
     name: str
@@ -63,7 +64,8 @@ class MergedLora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Generate(_Versioned, frozen=True, kw_only=True):
     """Make images. Sending it twice with the same `request_id` is harmless. None means the checkpoint's default.
 
-    preview_every: denoise steps of an image between its previews; None for no previews.
+    preview_every: denoise steps of an image between its previews; None for no previews. A flat record of all that one
+    may ask for, since each field is one of the protocol's.
     """
 
     request_id: RequestId
@@ -97,9 +99,9 @@ class Acknowledge(_Versioned, frozen=True, kw_only=True):
 
 
 class LoadLora(_Versioned, frozen=True, kw_only=True):
-    """Load a LoRA file from the folder that the server's `--lora-dir` names, under a name that requests choose it by.
+    """Load a LoRA file for requests to choose by `name`, with this `strength` where they say none.
 
-    path: relative to the folder, or `demo-outlined`, the demos' own. `strength`: of requests that name none.
+    path: in the folder that the server's `--lora-dir` names, or `demo-outlined`, the demos' own.
     """
 
     request_id: RequestId
@@ -109,17 +111,14 @@ class LoadLora(_Versioned, frozen=True, kw_only=True):
 
 
 class UnloadLora(_Versioned, frozen=True, kw_only=True):
-    """Let requests choose a LoRA no more, and forget it when those that have chosen it are done.
-
-    Only servers with a `--lora-dir` do.
-    """
+    """Let requests choose a LoRA no more; it is forgotten when no request uses it. Only with a `--lora-dir`."""
 
     request_id: RequestId
     name: str
 
 
 class ListLoras(_Versioned, frozen=True, kw_only=True):
-    """Asks for the `Loras` that there are."""
+    """Asks for the `Loras` of the server."""
 
     request_id: RequestId
 
@@ -145,7 +144,7 @@ Request = Generate | Cancel | Acknowledge | LoraRequest | Status | Metrics | Pin
 class Accepted(_Versioned, frozen=True, kw_only=True):
     """The request is queued behind `position` images; `estimated_s` until it is done, once speeds are known.
 
-    Comes again while it waits, when its position has changed, and with a greater `attempt` when it starts over.
+    Comes again when its position has changed, and with a greater `attempt` when it starts over.
     """
 
     request_id: str
@@ -157,7 +156,7 @@ class Accepted(_Versioned, frozen=True, kw_only=True):
 class Progress(_Versioned, frozen=True, kw_only=True):
     """`step` of `steps` denoise steps are done, over all images of the request. Goes back when `attempt` goes up.
 
-    `estimated_s` until the request is done, once speeds are known.
+    estimated_s: until the request is done, once speeds are known.
     """
 
     request_id: str
@@ -193,9 +192,9 @@ class Image(_Versioned, frozen=True, kw_only=True):
 
 
 class Failed(_Versioned, frozen=True, kw_only=True):
-    """The end of a request without its images; without a `request_id`, the answer to a message nobody understood.
+    """The end of a request without its images; without a `request_id`, the reply to a message nobody understood.
 
-    `retry_after_s`: when the same may work, where that is known.
+    retry_after_s: when the same may work, where that is known.
     """
 
     request_id: str | None
@@ -206,9 +205,9 @@ class Failed(_Versioned, frozen=True, kw_only=True):
 
 
 class Loras(_Versioned, frozen=True, kw_only=True):
-    """What is loaded: the answer to `LoadLora` once the ranks have it, to `UnloadLora` and to `ListLoras`.
+    """What is loaded: the reply to `LoadLora` once the ranks have it, to `UnloadLora` and to `ListLoras`.
 
-    `loadable`: whether clients may load and unload them.
+    loadable: whether clients may load and unload them.
     """
 
     request_id: str
@@ -218,7 +217,10 @@ class Loras(_Versioned, frozen=True, kw_only=True):
 
 
 class StatusReply(_Versioned, frozen=True, kw_only=True):
-    """What the front-end is doing."""
+    """What the front-end is doing: requests by what became of them, bytes of each rank by what they hold.
+
+    A flat record, since each field is one of the protocol's.
+    """
 
     model: str
     tp: int
@@ -240,11 +242,11 @@ class StatusReply(_Versioned, frozen=True, kw_only=True):
 
 
 class MetricsReply(_Versioned, frozen=True, kw_only=True):
-    """The answer to `Metrics`, before a binary frame in Prometheus' text format."""
+    """The reply to `Metrics`, before a binary frame in Prometheus' text format."""
 
 
 class Pong(_Versioned, frozen=True, kw_only=True):
-    """The answer to `Ping`."""
+    """The reply to `Ping`."""
 
 
 class Closing(_Versioned, frozen=True, kw_only=True):

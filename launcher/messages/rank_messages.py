@@ -13,10 +13,7 @@ from launcher.messages.client_messages import Message
 
 
 class Load(Message, frozen=True, kw_only=True):
-    """Load the checkpoint, warm the device up if that is asked for, and answer `Ready`.
-
-    `warm_up_sizes`: width and height of images to expect besides those of the default size.
-    """
+    """Load the checkpoint, warm up for images of these sizes (width, height in pixels) too, and answer `Ready`."""
 
     engine: EngineConfig
     warm_up: bool
@@ -49,9 +46,11 @@ class Alive(Message, frozen=True, kw_only=True):
 
 
 class Ready(Message, frozen=True, kw_only=True):
-    """The rank has its weights. `memory_plan`: what it keeps where, for people, if it was told to save memory. `link`:
-    bytes a second that it sends, and seconds of an operation that sends next to nothing, where that was measured.
-    `decoding_bytes_per_element`: as `DecodeMemory` in `engine.planning.step_memory` has it."""
+    """The rank has its weights. memory_plan: what it keeps where, for people, if it was told to save memory.
+
+    link: bytes a second that it sends, and seconds of an operation that sends next to nothing, where that was measured.
+    memory: bytes by what they hold. decoding_bytes_per_element: as `DecodeMemory` in `engine.planning.step_memory`.
+    """
 
     rank: int
     device: str
@@ -72,8 +71,7 @@ class StepDone(Message, frozen=True, kw_only=True):
 
 
 class Decoded(Message, frozen=True, kw_only=True):
-    """An image, before a binary frame of height · width · 3 bytes. Not `finite`: it shows nothing, since its latents
-    are not numbers."""
+    """An image, before a binary frame (height, width, 3) of bytes; not `finite` if its latents are not numbers."""
 
     rank: int
     job_id: int
@@ -84,7 +82,7 @@ class Decoded(Message, frozen=True, kw_only=True):
 
 
 class Previewed(Message, frozen=True, kw_only=True):
-    """A preview of an image, before a binary frame of height · width · 3 bytes."""
+    """A preview of an image, before a binary frame (height, width, 3) of bytes."""
 
     rank: int
     job_id: int
@@ -94,8 +92,7 @@ class Previewed(Message, frozen=True, kw_only=True):
 
 
 class JobFailed(Message, frozen=True, kw_only=True):
-    """The only rank has given a job up and goes on with the others. No image of it comes, and steps that are on their
-    way do nothing for it."""
+    """The only rank has given a job up: no image of it comes, and steps that are on their way do nothing for it."""
 
     rank: int
     job_id: int

@@ -15,7 +15,7 @@ from PIL import Image
 
 from engine.errors import ArgumentError, LaunchError
 from launcher.cli.main import commands
-from launcher.http.server_process import check_host, listen
+from launcher.http.server_process import check_allowed_host, check_host, check_public_url, listen
 from tests.launcher.conftest import Krea2
 from tests.launcher.http_servers import PATH, PROMPT
 from tests.launcher.processes import PATIENCE_S, Marked, wait_until
@@ -139,3 +139,34 @@ def test_options_that_make_no_sense_are_refused(krea2: Krea2, option: str, value
     assert code == 2
     assert stderr.startswith(f"error: {message}")
     assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["images.example", "localhost", "a_b", "10.0.0.1", "::1", "x" * 253])
+def test_names_and_addresses_are_hosts(name: str) -> None:
+    check_allowed_host(name)
+
+
+@pytest.mark.parametrize("name", ["", "*", "images.example:80", "http://images.example", "a b", ".a", "x" * 254, "é"])
+def test_anything_else_is_not_a_host(name: str) -> None:
+    with pytest.raises(ArgumentError, match="allowed_host must be a host name or address without port"):
+        check_allowed_host(name)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://images.example", "http://images.example:8080/", "https://[::1]:1/krea/2", "http://10.0.0.1"]
+)
+def test_links_may_begin_with_these(url: str) -> None:
+    check_public_url(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "", "images.example", "ftp://images.example", "https://", "https:///path", "https://a:b@images.example",
+        "https://images.example?x", "https://images.example#x", "https://images.example:99999", "https://a b",
+        "https://a\n.example", "https://[::1", "https://é.example", "https://a.example:0", "https://*.example",
+    ],
+)  # fmt: skip
+def test_links_cannot_begin_with_those(url: str) -> None:
+    with pytest.raises(ArgumentError, match="public_url must be http:// or https://, a host, and a path or none"):
+        check_public_url(url)
