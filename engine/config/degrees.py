@@ -21,7 +21,8 @@ EXCHANGING = frozenset({"world", "sp", "wide"})
 
 @dataclass(frozen=True)
 class Degrees:
-    """How many ranks share weights, tokens and segments."""
+    """The numbers of ranks that share each weight (tp) and each token's segment (sp), and of halves that step different
+    segments (cfg)."""
 
     tp: int = 1
     sp: int = 1
@@ -38,11 +39,11 @@ class Degrees:
         return "x".join([*parts, *["cfg"] * (self.cfg > 1)]) or "one"
 
     def wide_divides(self, config: TransformerConfig) -> bool:
-        """Whether all ranks can share the tokens that two halves would step apart: heads divide by so many."""
+        """Whether the number of ranks divides heads, so that all can share what two halves would step apart."""
         return not config.undivided_heads(self.ranks)
 
     def groups(self) -> dict[str, list[list[int]]]:
-        """The world ranks of every group, by the names of `Mesh`."""
+        """List the world ranks of every group, by the names of `Mesh`."""
         halves, parts, shards = range(self.cfg), range(self.sp), range(self.tp)
 
         def rank(c: int, s: int, t: int) -> int:
@@ -57,8 +58,7 @@ class Degrees:
         }
 
     def communicators(self, rank: int = 0) -> dict[tuple[int, ...], list[str]]:
-        """The groups of more than one rank that a world rank is in, by their world ranks: each one's names, which may
-        be several."""
+        """Name the groups of more than one rank that a world rank is in, by their world ranks, which several share."""
         found: dict[tuple[int, ...], list[str]] = {}
         for name, all_ranks in self.groups().items():
             ranks = next(tuple(ranks) for ranks in all_ranks if rank in ranks)

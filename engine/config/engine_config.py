@@ -1,11 +1,11 @@
-"""How to run the engine: which checkpoint, on what, over how many ranks. Imports no torch."""
+"""Holds the engine's options: which checkpoint, on what, over how many ranks. Imports no torch."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from engine.config.degrees import MOST_RANKS, PARALLEL_DEGREES, Degrees
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_CHECKPOINTS
@@ -21,25 +21,20 @@ ATTENTIONS = ("auto", "cudnn", "flash", "fa2", "fa3", "fa3-fp8", "fa4", "triton"
 PARTS = ("transformer", "text_encoder", "vae", "tokenizer")
 
 _MOST_BYTES = 2**50  # of a device's memory: beyond it a size is a slip, and further beyond no message can carry it
-
-
-def _bytes(help: str, *, before: str | None = None) -> Any:
-    allowed = f"a number of bytes from 1 to {_MOST_BYTES}, as 16GB"
-    return whole_number(1, _MOST_BYTES, allowed, help, metavar="SIZE", before=before)
+_bytes = partial(whole_number, 1, _MOST_BYTES, f"a number of bytes from 1 to {_MOST_BYTES}, as 16GB", metavar="SIZE")
+_part = partial(path, metavar="PATH")
 
 
 @dataclass(frozen=True)
 class EngineConfig:
     """How to run the engine: which checkpoint, on what, over how many ranks. Raises `ArgumentError`.
 
-    The fields are the options of `krea2` and `launch`, so they are many and flat: a new one is written here, with its
-    values and its help, and in the signature of `launch`.
+    Its fields are options of `krea2` and `launch`, flat as those are, so there are 22. Another one is written here, and
+    in the signature of `launch`.
 
-    model None is "demo", unless parts are given: a file or a folder each, which come from elsewhere. `cfg_parallel`
-    makes two halves of tp · sp ranks each, which step different segments; `ranks` is all of them. merge_loras: files,
-    each with its strength. offload: of `OFFLOADS`. memory_budget: bytes of a device that the engine may take;
-    vae_memory: bytes of decoding above which an image is decoded in tiles; lora_memory: bytes that a budget's plan
-    leaves to LoRAs. See docs/small-gpus.md.
+    model: None is "demo", unless parts are given. tp, sp, cfg_parallel: as in `Degrees`. merge_loras: files, each with
+    its strength. offload: of `OFFLOADS`. memory_budget: bytes of each device that may be taken; vae_memory: bytes above
+    which an image is decoded in tiles; lora_memory: bytes that a budget leaves to LoRAs. See docs/small-gpus.md.
     """
 
     model: str | None = path(
@@ -47,23 +42,19 @@ class EngineConfig:
         f"{', '.join(DEMO_CHECKPOINTS)}.  [default: demo, if no part of a model is given]",
         f"the path of a checkpoint, or one of {', '.join(DEMO_CHECKPOINTS)}",
     )
-    transformer: str | None = path(
-        "Transformer: a file (safetensors or GGUF, whole or quantised) or a folder.", metavar="PATH"
-    )
-    text_encoder: str | None = path("Text encoder, Qwen3-VL-4B: a file or a folder.", metavar="PATH")
-    vae: str | None = path("Qwen-Image VAE: a file or a folder.", metavar="PATH")
-    tokenizer: str | None = path("Tokenizer of the text encoder: tokenizer.json or its folder.", metavar="PATH")
+    transformer: str | None = _part("Transformer: a file (safetensors or GGUF, whole or quantised) or a folder.")
+    text_encoder: str | None = _part("Text encoder, Qwen3-VL-4B: a file or a folder.")
+    vae: str | None = _part("Qwen-Image VAE: a file or a folder.")
+    tokenizer: str | None = _part("Tokenizer of the text encoder: tokenizer.json or its folder.")
     tp: int = one_of(
         PARALLEL_DEGREES,
         1,
         "Ranks that every matrix is split over: 1, 2 or 4.  [default: 1; under torchrun, what others leave]",
-        kind=int,
     )
     sp: int = one_of(
         PARALLEL_DEGREES,
         1,
         "Ranks that the tokens of a step are split over: 1, 2 or 4. There are tp · sp.  [default: 1]",
-        kind=int,
     )
     cfg_parallel: bool = switch(
         False,
@@ -120,21 +111,28 @@ class EngineConfig:
         for file, strength in self.merge_loras:
             if not file or not math.isfinite(strength):
                 raise ArgumentError.of("merge_loras", "files, each with a finite strength", f"{file}:{strength}")
-        halves = 1 + self.cfg_parallel
-        if self.tp * halves > MOST_RANKS:
+        if self.tp * (1 + self.cfg_parallel) > MOST_RANKS:
             raise ArgumentError.of("cfg_parallel", f"False with tp {self.tp}: at most {MOST_RANKS} ranks", True)
         if self.ranks > MOST_RANKS:
             beside = f"tp {self.tp}" + (" and cfg_parallel" if self.cfg_parallel else "")
-            raise ArgumentError.of("sp", f"at most {MOST_RANKS // (self.tp * halves)} with {beside}", self.sp)
+            raise ArgumentError.of("sp", f"at most {MOST_RANKS * self.sp // self.ranks} with {beside}", self.sp)
+        offload = ",".join(map(str, self.offload)) if isinstance(self.offload, tuple) else self.offload
         if not isinstance(self.offload, tuple) or set(self.offload) - set(OFFLOADS):
-            given = ",".join(map(str, self.offload)) if isinstance(self.offload, tuple) else self.offload
-            raise ArgumentError.of("offload", f"some of {', '.join(OFFLOADS)}", given)
+            raise ArgumentError.of("offload", f"some of {', '.join(OFFLOADS)}", offload)
         if DIT in self.offload and DIT_LAYERWISE in self.offload:
-            raise ArgumentError.of("offload", f"{DIT} or {DIT_LAYERWISE}, not both", ",".join(self.offload))
+            raise ArgumentError.of("offload", f"{DIT} or {DIT_LAYERWISE}, not both", offload)
         if self.prefetch is not None and not self.offload and self.memory_budget is None:
             raise ArgumentError("prefetch needs offload or memory_budget: nothing is copied", parameter="prefetch")
         if self.lora_memory is not None and self.memory_budget is None:
             raise ArgumentError("lora_memory needs memory_budget, which it is part of", parameter="lora_memory")
+
+    @property
+    def degrees(self) -> Degrees:
+        return Degrees(self.tp, self.sp, 1 + self.cfg_parallel)
+
+    @property
+    def ranks(self) -> int:
+        return self.degrees.ranks
 
     @property
     def decodes_together(self) -> bool:
@@ -142,19 +140,9 @@ class EngineConfig:
         which those of one machine may be told to decode in tiles, and those of another not."""
         return self.ranks > 1 and VAE not in self.offload and self.memory_budget is None
 
-    @property
-    def ranks(self) -> int:
-        return self.degrees.ranks
-
-    @property
-    def degrees(self) -> Degrees:
-        return Degrees(self.tp, self.sp, 1 + self.cfg_parallel)
-
     def dtype_on(self, device_type: str) -> str:
-        """bfloat16 or float32: what `dtype` stands for on "cuda" or "cpu"."""
-        if self.dtype == "auto":
-            return "bfloat16" if device_type == "cuda" else "float32"
-        return self.dtype
+        """Tell what `dtype` stands for on "cuda" or "cpu": bfloat16 or float32."""
+        return self.dtype if self.dtype != "auto" else "bfloat16" if device_type == "cuda" else "float32"
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""What a checkpoint is, put together from the configs of its components and checked.
+"""Puts together and checks what a checkpoint is, from the configs of its components.
 
 Imports no torch: the front-end and `krea2 info` need these numbers without waiting for it.
 """
@@ -31,10 +31,11 @@ DEFAULT_TAPS = (2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35)
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole checkpoint in the diffusers layout, checked for consistency. Paths are not kept; see `checkpoint`.
+    """A whole checkpoint: what its components' configs and its model_index.json say, one field a fact, so 13.
 
-    stated_steps, stated_guidance: the checkpoint's own defaults, None where its kind's hold. prompt_domain: None if it
-    draws any prompt.
+    text_encoder_taps: the layers whose outputs the transformer takes, 0 being the embeddings. patch_size: latent pixels
+    along a side of a token. default_width, default_height: pixels. stated_steps, stated_guidance: the checkpoint's own
+    defaults, None where those of Turbo or Raw hold. prompt_domain: None if it draws any prompt.
     """
 
     transformer: TransformerConfig
@@ -53,15 +54,11 @@ class ModelConfig:
 
     @property
     def default_steps(self) -> int:
-        if self.stated_steps is not None:
-            return self.stated_steps
-        return 8 if self.is_distilled else 52
+        return self.stated_steps if self.stated_steps is not None else 8 if self.is_distilled else 52
 
     @property
     def default_guidance(self) -> float:
-        if self.stated_guidance is not None:
-            return self.stated_guidance
-        return 0.0 if self.is_distilled else 3.5
+        return self.stated_guidance if self.stated_guidance is not None else 0.0 if self.is_distilled else 3.5
 
     @property
     def size_multiple(self) -> int:
@@ -74,72 +71,67 @@ class ModelConfig:
         return max(self.text_encoder_taps)
 
     def image_tokens(self, width: int, height: int) -> int:
+        """Count the tokens of an image; width and height in pixels."""
         return (width // self.size_multiple) * (height // self.size_multiple)
 
     def divides_guidance(self, degrees: Degrees) -> bool:
-        """Whether the images that a mode is for are guided: where they are by default, and the mode divides them."""
+        """Whether images are guided by default, and ranks in two halves share that out."""
         return degrees.cfg > 1 and self.default_guidance > 0
 
     def possible_tp(self) -> list[int]:
-        """Tensor parallel degrees that divide everything that is split."""
-        sizes = [size for _, size in self._split_sizes()]
+        """List the tensor parallel degrees that divide everything that is split."""
+        sizes = self._split_sizes().values()
         return [tp for tp in PARALLEL_DEGREES if all(size % tp == 0 for size in sizes)]
 
     def possible_sp(self, tp: int) -> list[int]:
-        """Sequence parallel degrees beside tp: attention splits the heads of a tensor parallel rank once more."""
+        """List the sequence parallel degrees beside tp: attention splits a tensor parallel rank's heads once more."""
         fitting = (sp for sp in PARALLEL_DEGREES if tp * sp <= MOST_RANKS)
         return [sp for sp in fitting if not self.transformer.undivided_heads(tp * sp)]
 
     def check_parallel(self, tp: int, sp: int = 1) -> None:
         """Raise `ArgumentError` naming what does not divide and the degrees that would work."""
-        for name, size in self._split_sizes():
+        for name, size in self._split_sizes().items():
             if size % tp:
-                possible = ", ".join(map(str, self.possible_tp()))
                 raise ArgumentError(
                     f"tp {tp} is not possible for this checkpoint: {name} is {size}, which {tp} does not divide; "
-                    f"possible: {possible}",
+                    f"possible: {', '.join(map(str, self.possible_tp()))}",
                     parameter="tp",
                 )
         for name, heads in self.transformer.undivided_heads(tp * sp):
-            possible = ", ".join(map(str, self.possible_sp(tp)))
             raise ArgumentError(
                 f"sp {sp} is not possible for this checkpoint with tp {tp}: {name} of the transformer is {heads}, "
-                f"which {tp * sp} does not divide; possible: {possible}",
+                f"which {tp * sp} does not divide; possible: {', '.join(map(str, self.possible_sp(tp)))}",
                 parameter="sp",
             )
 
-    def _split_sizes(self) -> list[tuple[str, int]]:
+    def _split_sizes(self) -> dict[str, int]:
+        """What tensor parallel ranks split, by its name for people."""
         dit, text = self.transformer, self.text_encoder
-        return [
-            ("num_attention_heads of the transformer", dit.num_heads),
-            ("num_key_value_heads of the transformer", dit.num_kv_heads),
-            ("intermediate_size of the transformer", dit.intermediate_size),
-            ("text_num_attention_heads of the transformer", dit.text_num_heads),
-            ("text_num_key_value_heads of the transformer", dit.text_num_kv_heads),
-            ("text_intermediate_size of the transformer", dit.text_intermediate_size),
-            ("num_attention_heads of the text encoder", text.num_heads),
-            ("num_key_value_heads of the text encoder", text.num_kv_heads),
-            ("intermediate_size of the text encoder", text.intermediate_size),
-        ]
+        return {
+            "num_attention_heads of the transformer": dit.num_heads,
+            "num_key_value_heads of the transformer": dit.num_kv_heads,
+            "intermediate_size of the transformer": dit.intermediate_size,
+            "text_num_attention_heads of the transformer": dit.text_num_heads,
+            "text_num_key_value_heads of the transformer": dit.text_num_kv_heads,
+            "text_intermediate_size of the transformer": dit.text_intermediate_size,
+            "num_attention_heads of the text encoder": text.num_heads,
+            "num_key_value_heads of the text encoder": text.num_kv_heads,
+            "intermediate_size of the text encoder": text.intermediate_size,
+        }
 
     @classmethod
-    def from_folder(cls, folder: Path, variant: str | None = None) -> ModelConfig:
-        """Read the json files of a diffusers-layout folder.
-
-        `variant` ("raw" or "turbo") overrides the checkpoint's `is_distilled`. Raises `CheckpointError` naming the
-        file, the key, what was expected and what was found.
-        """
+    def from_folder(cls, folder: Path) -> ModelConfig:
+        """Read the json files of a folder in the diffusers layout. Raises `CheckpointError` as `build` does."""
         if not folder.is_dir():
             raise CheckpointError.of(folder, "there is no such folder")
         index = JsonFields.read(folder / "model_index.json")
-        configs = {
-            name: JsonFields.read(folder / name / "config.json") for name in ("transformer", "text_encoder", "vae")
-        }
         schedule = JsonFields.read(folder / "scheduler" / "scheduler_config.json")
+        names = ("transformer", "text_encoder", "vae")
+        configs = {name: JsonFields.read(folder / name / "config.json") for name in names}
         stated = index.boolean("is_distilled", default=None)
         if stated is None:
             stated = configs["transformer"].boolean("is_distilled", default=None)
-        return cls.build(index, configs, schedule, variant=variant, stated=stated)
+        return cls.build(index, configs, schedule, variant=None, stated=stated)
 
     @classmethod
     def build(
@@ -152,10 +144,11 @@ class ModelConfig:
         stated: bool | None,
         guess: bool = True,
     ) -> ModelConfig:
-        """Put together what model_index.json, the configs of the components by their names, and the scheduler's say.
+        """Put together model_index.json, the components' configs by their names, and the scheduler's.
 
-        It is Turbo if `variant` says so; without one, if the checkpoint's `is_distilled`, which is `stated`, says so;
-        without that, by `guess`. Raises `CheckpointError` for a config that is wrong or does not fit the others.
+        Whether it is Turbo is what `variant` ("raw" or "turbo") says, or else `stated`, the files' `is_distilled`, or
+        else `guess`. Raises `CheckpointError` for a config that is wrong or does not fit the others, naming the file,
+        the key, what was expected and what was found.
         """
         index.expect("_class_name", PIPELINE_CLASS)
         transformer = read_transformer(configs["transformer"])
@@ -164,17 +157,14 @@ class ModelConfig:
         taps = index.integers("text_encoder_select_layers", default=DEFAULT_TAPS, least=0)
 
         if transformer.in_channels != vae.z_dim * patch_size**2:
-            raise configs["transformer"].error(
-                "in_channels", f"{vae.z_dim} latent channels × {patch_size}² patch pixels", transformer.in_channels
-            )
+            expected = f"{vae.z_dim} latent channels × {patch_size}² patch pixels"
+            raise configs["transformer"].error("in_channels", expected, transformer.in_channels)
         if transformer.text_hidden_size != text_encoder.hidden_size:
-            raise configs["transformer"].error(
-                "text_hidden_dim", f"the text encoder's {text_encoder.hidden_size}", transformer.text_hidden_size
-            )
+            expected = f"the text encoder's {text_encoder.hidden_size}"
+            raise configs["transformer"].error("text_hidden_dim", expected, transformer.text_hidden_size)
         if len(taps) != transformer.num_text_layers:
-            raise index.error(
-                "text_encoder_select_layers", f"{transformer.num_text_layers} layers, as num_text_layers says", taps
-            )
+            expected = f"{transformer.num_text_layers} layers, as num_text_layers says"
+            raise index.error("text_encoder_select_layers", expected, taps)
         if max(taps) > text_encoder.num_layers:
             raise index.error("text_encoder_select_layers", f"layers 0 to {text_encoder.num_layers}", taps)
 
@@ -200,8 +190,8 @@ class ModelConfig:
 
 
 def _read_defaults(index: JsonFields, is_distilled: bool) -> tuple[int | None, float | None]:
-    """Steps and guidance that model_index.json states, unless it speaks of the other kind: of Raw where this is Turbo,
-    since an option or another transformer says so."""
+    """Read the steps and the guidance that model_index.json states. Where it is of Raw and this is Turbo, as an option
+    or another transformer says, or the other way round, they do not hold."""
     steps = index.integer("default_steps", most=MOST_STEPS) if index.has("default_steps") else None
     guidance = index.number("default_guidance") if index.has("default_guidance") else None
     if guidance is not None and not 0 <= guidance <= MOST_GUIDANCE:

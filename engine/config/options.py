@@ -1,4 +1,4 @@
-"""What is known of an option: which values it may have, and what the command line says of it.
+"""Says of an option which values it may have, and what the command line tells of it.
 
 An option is a field of a dataclass, made by `option` or a function below it: the field has its name, type and default,
 and an `Option` the rest. The flags of `krea2` are made of it, and `launch` hands on its arguments by these names.
@@ -12,17 +12,15 @@ from typing import Any
 
 from engine.errors import ArgumentError
 
-_KEY = "option"
-
 
 @dataclass(frozen=True)
 class Option:
     """Which values an option may have, and how `krea2 … --help` shows it.
 
-    help: None where the command line does not have it. allowed: in words, what `fits` is true of. flag: the option's
-    name on the command line, None for the field's own; metavar: what stands for its value there, None for that of its
-    type. kind: the type of a value on the command line; repeated: whether there may be several. before: the field that
-    it is listed before, None for the order of the fields.
+    help: None where the command line does not have it. allowed: in words, what `fits` is true of. flag: its name on the
+    command line, None for the field's; metavar: what stands for its value there, None for that of its type. kind: the
+    type of a value there; repeated: whether there may be several. before: the field that it is listed before, None for
+    the order of the fields.
     """
 
     help: str | None
@@ -38,47 +36,38 @@ class Option:
 def option(
     default: Any, help: str | None = None, allowed: str = "", fits: Callable[[Any], bool] = lambda _: True, **more: Any
 ) -> Any:
-    """A dataclass's field that is an option. more: further attributes of `Option`."""
-    return field(default=default, metadata={_KEY: Option(help, allowed, fits, **more)})
+    """Make a dataclass's field that is an option; by default every value fits. more: further attributes of `Option`."""
+    return field(default=default, metadata={"option": Option(help, allowed, fits, **more)})
 
 
 def switch(default: bool, help: str | None = None, **more: Any) -> Any:
+    """Make an option that is on or off."""
     return option(default, help, "True or False", lambda value: isinstance(value, bool), **more)
 
 
-def one_of(values: Sequence[Any], default: Any, help: str, **more: Any) -> Any:
-    def fits(value: object) -> bool:
-        return value in values and not isinstance(value, bool)
-
-    return option(default, help, f"one of {', '.join(map(str, values))}", fits, **more)
+def one_of(values: Sequence[Any], default: Any, help: str) -> Any:
+    """Make an option with these values, to which 1 belongs without True."""
+    allowed = f"one of {', '.join(map(str, values))}"
+    return option(default, help, allowed, lambda v: v in values and not isinstance(v, bool), kind=type(values[0]))
 
 
 def path(help: str, allowed: str = "a path", **more: Any) -> Any:
-    def fits(value: object) -> bool:
-        return isinstance(value, str) and bool(value) and "\0" not in value
-
-    return option(None, help, allowed, fits, **more)
+    """Make an option that is a path, or None."""
+    return option(None, help, allowed, lambda v: isinstance(v, str) and v != "" and "\0" not in v, **more)
 
 
 def whole_number(least: int, most: int, allowed: str, help: str, **more: Any) -> Any:
-    """An integer from `least` to `most`, or None."""
-
-    def fits(value: object) -> bool:
-        return type(value) is int and least <= value <= most
-
-    return option(None, help, allowed, fits, **more)
+    """Make an option that is an integer from `least` to `most`, or None."""
+    return option(None, help, allowed, lambda value: type(value) is int and least <= value <= most, **more)
 
 
 def options_of(kind: type) -> dict[str, tuple[Any, Option]]:
-    """The options of a dataclass by their names, in its order, each with its default."""
-    return {each.name: (each.default, each.metadata[_KEY]) for each in fields(kind) if _KEY in each.metadata}
+    """List a dataclass's options by name, in its order, each with its default."""
+    return {each.name: (each.default, each.metadata["option"]) for each in fields(kind) if each.metadata}
 
 
 def check_options(values: Any) -> None:
-    """Raise `ArgumentError` for the first option of a dataclass that has a value that it may not have.
-
-    None fits where it is the default.
-    """
+    """Raise `ArgumentError` for the first option of a dataclass whose value does not fit; a default of None does."""
     for name, (default, known) in options_of(type(values)).items():
         value = getattr(values, name)
         if (value is not None or default is not None) and not known.fits(value):

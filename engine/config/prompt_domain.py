@@ -1,4 +1,4 @@
-"""Which prompts a checkpoint can draw, where its model_index.json says that: `prompt_words` and `prompt_note`."""
+"""Reads and applies what model_index.json may say of the prompts that a checkpoint can draw."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from engine.config.json_fields import JsonFields
 
 _MOST_WORDS, _MOST_NOTE = 4096, 1024  # words, characters
-_WORDS_NAMED = 5
+_WORDS_NAMED = 5  # in a warning
 _WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
 class PromptDomain:
-    """words: all that the checkpoint was made for, in lower case. note: what to tell those who use others."""
+    """The words that the checkpoint was made for, in lower case, and a note for prompts that have others."""
 
     words: frozenset[str]
     note: str
 
     def unknown(self, prompt: str) -> tuple[str, ...]:
-        """The words of the prompt that the checkpoint does not know, once each, in the prompt's order. Upper and lower
-        case are the same, and what is neither letter nor number divides words."""
+        """List the prompt's words that the checkpoint does not know, in lower case, once each, in the prompt's order.
+        Whatever is neither letter nor number divides words."""
         found = dict.fromkeys(_WORD.findall(prompt.lower()))
         return tuple(word for word in found if word not in self.words)
 
     def warning(self, prompt: str) -> str | None:
-        """The note, after the first of the unknown words; None if there are none."""
+        """Give the note, after the first of the unknown words; None if there are none."""
         unknown = self.unknown(prompt)
         if not unknown:
             return None
@@ -36,7 +36,8 @@ class PromptDomain:
 
 
 def read_prompt_domain(index: JsonFields) -> PromptDomain | None:
-    """None if the file has neither key. Raises `CheckpointError` if it has one alone, or a value that does not fit."""
+    """Read `prompt_words` and `prompt_note`; None if there is neither. Raises `CheckpointError` for one without the
+    other, and for a value that does not fit."""
     if not (index.has("prompt_words") or index.has("prompt_note")):
         return None
     words = index.texts("prompt_words", most=_MOST_WORDS)
