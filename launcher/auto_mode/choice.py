@@ -1,4 +1,4 @@
-"""`--parallel auto`: which mode, and why, for people."""
+"""Chooses the mode for `--parallel auto`, and says why."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.checkpoint.weight_format import Weights
 from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError
 from launcher.auto_mode.devices import find_devices
 from launcher.auto_mode.measurements import recall, setting
 from launcher.auto_mode.prediction import Devices, Prediction, Rates, Workload, block_form, choose, predict_modes
 
-# What `krea2 info --gpus` chooses for.
-H200 = "NVIDIA H200"
-H200_BYTES = 139 * 2**30
+H200, H200_BYTES = "NVIDIA H200", 139 * 2**30  # what `krea2 info --gpus` chooses for: its name, and its memory
 
 
 @dataclass(frozen=True)
@@ -40,23 +38,19 @@ def is_auto(options: Mapping[str, Any]) -> bool:
     return True
 
 
-def choose_mode(engine: EngineConfig, workload: Workload, *, ranks: int | None, gpus: int | None = None) -> Choice:
-    """The fastest mode for one image of the workload that fits into the devices.
+def choose_mode(
+    checkpoint: Weights, engine: EngineConfig, workload: Workload, *, ranks: int | None = None, gpus: int | None = None
+) -> Choice:
+    """Choose the fastest mode for one image of the workload that fits into the devices.
 
-    ranks: if so many have been started. gpus: as if there were so many H200s. Raises `ArgumentError` if nothing fits.
+    ranks: the number to use, where so many have been started. gpus: the number of H200s to choose for, None for what
+    this machine has. Raises `ArgumentError` if nothing fits.
     """
     devices = Devices(H200, gpus, H200_BYTES) if gpus is not None else find_devices(engine, ranks)
-    if devices.memory is None and engine.dtype == "auto":
-        engine_as_run = replace(engine, dtype=engine.dtype_on("cpu"))
-    else:
-        engine_as_run = engine
-    checkpoint = CheckpointFiles.open(engine)
-    try:
-        form = block_form(checkpoint, engine_as_run)
-        rates = recall(setting(devices.name, checkpoint.config, form))
-        predictions = predict_modes(checkpoint, engine_as_run, devices, workload, rates or Rates())
-    finally:
-        checkpoint.close()
+    on_cpu = devices.memory is None
+    engine_as_run = replace(engine, dtype=engine.dtype_on("cpu")) if on_cpu else engine
+    rates = recall(setting(devices.name, checkpoint.config, block_form(checkpoint, engine_as_run)))
+    predictions = predict_modes(checkpoint, engine_as_run, devices, workload, rates or Rates())
     chosen = choose(predictions, devices)
     degrees = chosen.degrees
     return Choice(
@@ -68,7 +62,7 @@ def choose_mode(engine: EngineConfig, workload: Workload, *, ranks: int | None, 
 def describe(
     predictions: Sequence[Prediction], chosen: Prediction, devices: Devices, workload: Workload, *, measured: bool
 ) -> list[str]:
-    """A line that says what was chosen, and a line a mode."""
+    """Write a line that says what was chosen, and a line for each mode."""
     sizes = ", ".join(f"{width} × {height}" for width, height in workload.sizes)
     images = f"{'a guided' if workload.guided else 'an'} image of {sizes}"
     if devices.memory is None:

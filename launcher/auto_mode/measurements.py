@@ -1,4 +1,4 @@
-"""What warm-ups measured on this machine, kept for the next choice of a mode: a json file in the user's cache."""
+"""Keeps what warm-ups measured on this machine for the next choice of a mode: a json file in the user's cache."""
 
 from __future__ import annotations
 
@@ -21,26 +21,25 @@ _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What was measured of `Rates`. link and latency_s are None where only one rank has run."""
+    """What was measured of `Rates`, in its units. link and latency_s are None where only one rank has run."""
 
     slowness: _Positive
     link: _Positive | None = None
     latency_s: _Positive | None = None
 
     def rates(self) -> Rates:
-        """An H200's, but for what was measured; a link's bandwidth is measured by an exchange."""
+        """Take an H200's but for what was measured; a link's bandwidth is measured by an exchange."""
         if self.link is None or self.latency_s is None:
             return Rates(slowness=self.slowness)
         return Rates(slowness=self.slowness, link=self.link, exchange=self.link, latency_s=self.latency_s)
 
 
 def keep_speed(config: FrontendConfig, model: ModelConfig, costs: CostModel, ready: Ready) -> None:
-    """Keep and log what a warm-up has measured, for the next `--parallel auto` on such a GPU. See `AfterWarmUp`."""
+    """Log what a warm-up has measured and keep it for the next `--parallel auto` on such a GPU. See `AfterWarmUp`."""
     engine, form = config.engine, config.block_form
     if not ready.device.startswith("cuda") or not is_typical(config):
         return
-    found = measure(model, engine, costs, ready.link, fp8=form == "fp8")
-    if found is None:
+    if (found := measure(model, engine, costs, ready.link, fp8=form == "fp8")) is None:
         return
     measured, step_s, predicted_s = found
     log_event(
@@ -58,16 +57,16 @@ def keep_speed(config: FrontendConfig, model: ModelConfig, costs: CostModel, rea
 
 
 def setting(device: str, model: ModelConfig, block_form: str) -> str:
-    """What measurements are kept by: the device's name, the model's size, the format of its blocks' matrices."""
+    """Name what measurements hold for: the device, the model's size, the format of its blocks' matrices."""
     dit = model.transformer
     return f"{device}, {dit.num_layers} blocks of {dit.hidden_size}, {block_form}"
 
 
 def is_typical(config: FrontendConfig) -> bool:
-    """Whether a run says something about others: one that takes all as it comes, on GPUs of one machine."""
+    """Whether a run tells something of others: in bfloat16, without options that slow it down, on one machine."""
     engine = config.engine
-    chosen = engine.share_gpu or engine.offload or engine.memory_budget is not None or engine.attention != "auto"
-    return not chosen and config.ranks_host is None and engine.dtype_on("cuda") == "bfloat16"
+    slowed = engine.share_gpu or engine.offload or engine.memory_budget is not None or engine.attention != "auto"
+    return not slowed and config.ranks_host is None and engine.dtype_on("cuda") == "bfloat16"
 
 
 def recall(key: str) -> Rates | None:
@@ -77,7 +76,7 @@ def recall(key: str) -> Rates | None:
 
 
 def remember(key: str, measured: Measured) -> None:
-    """Keep it, with the link that was measured before if none was now. Raises `OSError`."""
+    """Keep it for a setting, with the link that was measured before if none was now. Raises `OSError`."""
     everything = _read()
     before = everything.get(key)
     if before is not None and measured.link is None:
@@ -87,13 +86,14 @@ def remember(key: str, measured: Measured) -> None:
     new = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         new.write_bytes(msgspec.json.format(msgspec.json.encode(everything | {key: measured}), indent=1) + b"\n")
-        new.replace(file)
+        new.replace(file)  # so that others read the old or the new one, whole
     finally:
         with suppress(OSError):
             new.unlink(missing_ok=True)
 
 
 def _read() -> dict[str, Measured]:
+    """What is kept, by setting; nothing if the file cannot be read."""
     try:
         return msgspec.json.decode(_file().read_bytes(), type=dict[str, Measured])
     except (OSError, msgspec.DecodeError):
@@ -101,9 +101,8 @@ def _read() -> dict[str, Measured]:
 
 
 def _file() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME")
     try:
-        return (Path(cache) if cache else Path.home() / ".cache") / "krea2-engine" / "measured.json"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "krea2-engine" / "measured.json"
     except RuntimeError as error:  # a user without a home
         raise FileNotFoundError(str(error)) from None
 

@@ -93,7 +93,7 @@ def choose_for_sizes(config: EngineConfig, sizes: Sequence[str], *, gpus: int | 
     if sizes:
         given = (parse_size("size", size, checkpoint.config, Limits()) for size in sizes)
         workload = replace(workload, sizes=tuple(dict.fromkeys(given)))
-    return choose_mode(config, workload, ranks=None, gpus=gpus)
+    return choose_mode(checkpoint, config, workload, gpus=gpus)
 
 
 def is_lone_file(config: EngineConfig) -> bool:

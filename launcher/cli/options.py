@@ -1,8 +1,8 @@
-"""The options of an engine, from the table in `EngineConfig` and `LaunchOptions` to a checked configuration."""
+"""Makes click options of the table in `EngineConfig` and `LaunchOptions`, and a configuration of what is given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -26,19 +26,20 @@ _TABLE: dict[str, tuple[Any, Option]] = {**options_of(EngineConfig), **options_o
 
 
 def table_options(*names: str, **changes: Any) -> Callable[[Command], Command]:
-    """Add options of the table to a command, in this order. changes: what click is told otherwise, such as a help of
-    the command's own."""
+    """Add options of the table to a command, in this order. changes: what click gets instead of what the table says,
+    such as a help of the command's own."""
 
     def add(command: Command) -> Command:
         for name in reversed(names):
-            command = _click_option(name, **changes)(command)
+            flag = _TABLE[name][1].flag or f"--{name.replace('_', '-')}"
+            command = click.option(flag, name, **_settings(name) | changes)(command)
         return command
 
     return add
 
 
 def engine_options(command: Command) -> Command:
-    """Add all to a command that starts an engine, which hands what it gets to `configure_engine`."""
+    """Add all the options of a command that starts an engine, which hands what it gets to `configure_engine`."""
     names: list[str] = []
     for name, (_, known) in _TABLE.items():
         if known.help is not None and name != "lora_dir":  # which is for servers alone
@@ -46,31 +47,30 @@ def engine_options(command: Command) -> Command:
     return table_options(*names)(command)
 
 
-def _click_option(name: str, **changes: Any) -> Callable[[Command], Command]:
+def _settings(name: str) -> dict[str, Any]:
+    """What click gets of an option."""
     default, known = _TABLE[name]
     settings: dict[str, Any] = {"help": known.help, "metavar": known.metavar, "multiple": known.repeated}
     if isinstance(default, bool):
-        settings |= {"is_flag": True, "default": default, "show_default": default}
-    else:
-        settings |= {"type": known.kind}
+        return settings | {"is_flag": True, "default": default, "show_default": default}
     if isinstance(default, str | float):
         settings |= {"default": default, "show_default": True}
     if name == "offload":
         settings["callback"] = _split
-    return click.option(known.flag or f"--{name.replace('_', '-')}", name, **settings | changes)
+    return settings | {"type": known.kind}
 
 
 def _split(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
     return tuple(part.strip().replace("_", "-") for part in text.split(",")) if text else ()
 
 
-def given(options: dict[str, Any]) -> dict[str, Any]:
-    """Those that were given or have a default."""
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick the options that were given or have a default."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def configure_engine(
-    options: dict[str, Any], workload: Callable[[ModelConfig, Limits], Workload]
+    options: Mapping[str, Any], workload: Callable[[ModelConfig, Limits], Workload]
 ) -> tuple[FrontendConfig, ModelConfig]:
     """Check a command's options as far as that goes without starting it. workload: what a mode is chosen for."""
     options = given(options)

@@ -1,4 +1,4 @@
-"""What a process gets on its stdin, as msgpack, and what the front-end answers on its stdout."""
+"""Defines what a process gets on its stdin, as msgpack, and what a front-end answers on its stdout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class LoraFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A LoRA to load at the start. `strength`: of requests that choose it and name none."""
+    """A LoRA to load at the start. strength: for requests that choose it and give none."""
 
     name: str
     path: str
@@ -24,15 +24,15 @@ class LoraFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How to run a front-end.
+    """How to run a front-end: a flat message, a field for each thing that its parent decides, so 16.
 
-    `run_folder` is made when it starts; `rpc` None is a socket in there; `rpc_keys` the folder of keys that
-    says who may talk to it, None for everybody who reaches it. `external_ranks`: somebody else starts the
-    ranks, which come to a run folder that exists already; `ranks_host`: the name by which those on other machines know
-    this one, None if there are none. A step that takes longer than `step_timeout_s` counts as
-    hanging, and sooner once it is known how long steps take. `drain_s`: for what runs to be finished when it stops.
-    `lora_dir`: the folder from which clients may load LoRAs, None if they may not. `block_form`: what most of
-    the blocks' matrices are held as.
+    run_folder: for sockets; made by the front-end, or before by the external_ranks, which somebody else starts.
+    ranks_host: this machine's name for ranks on others, None if there are none. rpc: where clients come, None for a
+    socket in run_folder; rpc_keys: the folder of their keys, None to let everybody in. lora_dir: the folder from which
+    clients may load LoRAs, None for none. warm_up_sizes: in pixels. drain_s: seconds for what runs to be
+    finished when it stops. A rank that loads for start_timeout_s counts as lost, a step that takes step_timeout_s as
+    hanging, and sooner once it is known how long steps take; a client that is silent for lease_s is gone. block_form:
+    the weight format of most of the blocks' matrices.
     """
 
     engine: EngineConfig
@@ -56,10 +56,10 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
 class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How to run the HTTP process.
 
-    `socket_fd` is a socket that listens already, inherited from the parent, which keeps it while the process is
-    replaced. `rpc` is where the front-end listens, `rpc_key` the file of keys to use there. Without `api_keys`
-    nobody is asked for one. `allowed_hosts`: further names that Host may have where `host` is loopback. `public_url`:
-    what links begin with, None for the base of the request that asks for them.
+    socket_fd: a socket that listens already, inherited from the parent, which keeps it while the process is replaced.
+    rpc: where the front-end listens; rpc_key: the file of keys to use there. api_keys: none to ask nobody for one.
+    allowed_hosts: further names that Host may have where `host` is loopback. public_url: what links begin with, None
+    for the base of the request that asks for them.
     """
 
     engine: EngineConfig
@@ -77,8 +77,7 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Door(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rank on another machine needs to come to the front-end: its port, and CURVE keys, of which the ranks'
-    is one pair for all of them."""
+    """How ranks on other machines reach the front-end: its port, and CURVE keys, of which all ranks share one pair."""
 
     port: int
     server_public: str
@@ -87,11 +86,11 @@ class Door(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RankConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Which rank a process is, and where its front-end listens. What to load comes over the wire.
+    """Which rank a process is, and where its front-end listens. What to load comes from there.
 
-    `local_rank`, `local_ranks`: which it is of the ranks of this machine, and how many these are. The front-end listens
-    in `run_folder`, or behind a `door` if it is on another machine. `generation` counts the groups of ranks that it has
-    had. `store_file` is where spawned ranks meet; None under torchrun, which has a place of its own.
+    local_rank: its number among the local_ranks on this machine. The front-end listens in run_folder, or behind a door
+    if it is on another machine. generation: the number of groups of ranks before this one. store_file: where spawned
+    ranks meet; None under torchrun, which has a place of its own.
     """
 
     rank: int
@@ -126,5 +125,5 @@ decode_frontend_report = msgspec.msgpack.Decoder(FrontendReport).decode
 
 
 def decode_config(data: bytes, kind: type[T]) -> T:
-    """Read the configuration of a process."""
+    """Decode the configuration of a process."""
     return msgspec.msgpack.decode(data, type=kind)

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import msgspec
-
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
@@ -102,22 +100,22 @@ def configure(
     launching = LaunchOptions(**_part(LaunchOptions, options))
     engine = replace(engine, model=find_model(engine.model))
     checkpoint = CheckpointFiles.open(engine)
-    form = block_form(checkpoint, engine)
-    checkpoint.close()
-    model = checkpoint.config
+    checkpoint.close()  # its headers have been read
+    form, model = block_form(checkpoint, engine), checkpoint.config
     model.check_parallel(engine.tp, engine.sp)
+    limits = Limits.of(launching.limits or {})
+    if auto:
+        choice = choose_mode(checkpoint, engine, workload(model, limits), ranks=ranks)
+        engine = choice.engine
+        tell(choice)
     config = FrontendConfig(
         engine=engine,
-        limits=Limits.of(launching.limits or {}),
+        limits=limits,
         start_timeout_s=launching.start_timeout_s,
         step_timeout_s=launching.step_timeout_s,
         warm_up=launching.warm_up,
         block_form=form,
     )
-    if auto:
-        choice = choose_mode(engine, workload(model, config.limits), ranks=ranks)
-        config = msgspec.structs.replace(config, engine=choice.engine)
-        tell(choice)
     warnings: tuple[str, ...] = ()
     if launching.loras or launching.merge_lora or launching.lora_dir is not None:
         from launcher.requests.lora_files import with_loras  # which takes long to import, and often is not needed

@@ -1,9 +1,10 @@
-"""Models by their Hugging Face name: from the cache of this machine, or downloaded into it."""
+"""Finds models by their Hugging Face names: in the cache of this machine, or downloads them into it."""
 
 from __future__ import annotations
 
 import re
 import sys
+from itertools import chain
 from pathlib import Path
 
 from engine.config.json_fields import read_json_object
@@ -14,11 +15,11 @@ _FOLDERS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 # A repository's root may hold the transformer once more, as a single file.
 _PATTERNS = [_INDEX, "LICENSE*", *(f"{folder}/*.{kind}" for folder in _FOLDERS for kind in ("json", "safetensors"))]
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-_ANSWER_S = 10.0  # for the hub to say what a repository holds
+_ANSWER_S = 10.0  # seconds for the hub to say what a repository holds
 
 
 def find_model(model: str | None) -> str | None:
-    """`model` itself, or the folder that a repository of this name was downloaded to.
+    """Return `model` itself, or the folder that a repository of this name has been downloaded to.
 
     Only what looks like `organisation/name` and is no path here is looked for. Says on stderr what it downloads; what
     was interrupted goes on where it stopped. Raises `ArgumentError` if there is no such repository, it cannot be
@@ -26,12 +27,12 @@ def find_model(model: str | None) -> str | None:
     """
     if model is None or not _REPOSITORY.fullmatch(model) or Path(model).exists():
         return model
-    folder = _cached(model) or _download(model)
-    return str(folder)
+    return str(_cached(model) or _download(model))
 
 
 def _cached(model: str) -> Path | None:
-    # Imported here: only those wait for it who ask for it.
+    """The snapshot in the cache if it holds all that is needed; others may have put a part of it there."""
+    # Imported here, since it takes long and few models come from there.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -39,57 +40,46 @@ def _cached(model: str) -> Path | None:
         folder = Path(snapshot_download(model, allow_patterns=_PATTERNS, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    return folder if _is_whole(folder) else None
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether a snapshot holds all that is needed; others may have put a part of it into the cache."""
-    if not all((folder / name).exists() for name in (_INDEX, *_FOLDERS)):
-        return False
-    return all(
-        (index.parent / shard).is_file()
+    shards = (
+        index.parent / shard
         for index in folder.glob("*/*.index.json")
         for shard in set(read_json_object(index).get("weight_map", {}).values())
     )
+    needed = chain((folder / name for name in (_INDEX, *_FOLDERS)), shards)
+    return folder if all(path.exists() for path in needed) else None
 
 
 def _download(model: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
+    page = f"https://huggingface.co/{model}"
+    reasons: dict[type[Exception], str] = {
+        GatedRepoError: f"its authors want you to agree to a licence first, at {page}; do so, then run: hf auth login",
+        RepositoryNotFoundError: "Hugging Face has none of that name, or a private one: hf auth login",
+        OfflineModeIsEnabled: "not in the cache, and HF_HUB_OFFLINE forbids to download it",
+    }
     try:
         found = HfApi().model_info(model, timeout=_ANSWER_S)  # an answer soon, where a download tries for long
         if not any(file.rfilename == _INDEX for file in found.siblings or ()):
             raise CheckpointError.of(
-                f"https://huggingface.co/{model}",
+                page,
                 "is not in the diffusers layout; download the file of it that you want, and give that as transformer",
             )
         print(
             f"downloading {model} from Hugging Face; using its weights means agreeing to the licence of their authors: "
-            f"https://huggingface.co/{model}/blob/main/LICENSE.pdf",
+            f"{page}/blob/main/LICENSE.pdf",
             file=sys.stderr,
         )
-        folder = snapshot_download(model, allow_patterns=_PATTERNS, etag_timeout=_ANSWER_S)
+        return Path(snapshot_download(model, allow_patterns=_PATTERNS, etag_timeout=_ANSWER_S))
     except CheckpointError:
         raise
-    except GatedRepoError:
-        page = f"https://huggingface.co/{model}"
-        raise _unavailable(
-            model, f"its authors want you to agree to a licence first, at {page}; do so, then run: hf auth login"
-        ) from None
-    except RepositoryNotFoundError:
-        raise _unavailable(model, "Hugging Face has none of that name, or a private one: hf auth login") from None
-    except OfflineModeIsEnabled:
-        raise _unavailable(model, "not in the cache, and HF_HUB_OFFLINE forbids to download it") from None
     except Exception as error:  # whatever the library's own HTTP client raises
-        raise _unavailable(model, f"it cannot be downloaded ({type(error).__name__}: {error})") from None
-    return Path(folder)
-
-
-def _unavailable(model: str, reason: str) -> ArgumentError:
-    return ArgumentError(
-        f"model {model!r}: there is no such folder or file here. As a Hugging Face repository: {reason}. Where there "
-        "is no network, download it elsewhere and give its folder, or copy that machine's cache here and say with "
-        "HF_HOME where it is",
-        parameter="model",
-    )
+        unknown = f"it cannot be downloaded ({type(error).__name__}: {error})"
+        reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), unknown)
+        raise ArgumentError(
+            f"model {model!r}: there is no such folder or file here. As a Hugging Face repository: {reason}. Where "
+            "there is no network, download it elsewhere and give its folder, or copy that machine's cache here and say "
+            "with HF_HOME where it is",
+            parameter="model",
+        ) from None

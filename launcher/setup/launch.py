@@ -1,4 +1,4 @@
-"""`launch` starts an engine in processes of its own, for Python: a front-end, which starts its ranks."""
+"""Starts an engine from Python, in processes of its own: a front-end, which starts its ranks."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def launch(
 
 @contextmanager
 def launch_frontend(config: FrontendConfig, *, while_starting: Callable[[], None] = lambda: None) -> Iterator[Client]:
-    """`launch`, for a configuration that has been checked."""
+    """Do what `launch` does, for a configuration that has been checked."""
     config = with_run_folder(config)
     with ExitStack() as cleanup:
         cleanup.callback(remove_run_folder, config.run_folder)
@@ -102,53 +102,44 @@ def launch_frontend(config: FrontendConfig, *, while_starting: Callable[[], None
         atexit.register(cleanup.close)
         cleanup.callback(atexit.unregister, cleanup.close)
         server = _FrontendProcess(config)
-        cleanup.callback(server.stop)
+        cleanup.callback(stop_all, [server.child], patience_s=ORDERLY_S)
         try:
             while_starting()
             from launcher.client.client import Client  # while the ranks import torch
 
             client = cleanup.enter_context(Client(server.wait_until_started(), connect=False))
-            server.on_end(client.server_ended)
+            server.child.on_exit(lambda: client.server_ended(server.end()))
             client.connect()
             yield client
         except (LaunchError, RankError, ServerError) as error:
-            if server.output:
-                error.add_note("The engine's last output:\n" + "\n".join(server.output))
+            if server.child.tail:
+                error.add_note("The engine's last output:\n" + "\n".join(server.child.tail))
             raise
 
 
 class _FrontendProcess:
-    """A front-end in a child process."""
+    """A front-end in a child process, and what it has reported."""
 
     def __init__(self, config: FrontendConfig) -> None:
         self._address: str | None = None
         self._error: Krea2Error | None = None
         self._changed = threading.Event()
         self._start_timeout_s = config.start_timeout_s + ORDERLY_S
-        self._child = Child("_frontend", config, on_report=self._hear)
-        self._child.on_exit(self._changed.set)
-
-    @property
-    def output(self) -> Sequence[str]:
-        return self._child.tail
+        self.child = Child("_frontend", config, on_report=self._hear)
+        self.child.on_exit(self._changed.set)
 
     def wait_until_started(self) -> str:
-        """The address for clients. Raises what the front-end ended with."""
+        """Wait for the address for clients. Raises what the front-end ended with."""
         if not self._changed.wait(self._start_timeout_s):
             raise LaunchError(f"the front-end was not ready within {self._start_timeout_s:g} s")
         if self._address is None:
-            self._child.wait(ORDERLY_S)
-            raise self._end()
+            self.child.wait(ORDERLY_S)
+            raise self.end()
         return self._address
 
-    def on_end(self, callback: Callable[[Krea2Error], None]) -> None:
-        self._child.on_exit(lambda: callback(self._end()))
-
-    def stop(self) -> None:
-        stop_all([self._child], patience_s=ORDERLY_S)
-
-    def _end(self) -> Krea2Error:
-        return self._error or ServerError(f"the front-end {self._child.describe_exit()}")
+    def end(self) -> Krea2Error:
+        """The error that it has ended with."""
+        return self._error or ServerError(f"the front-end {self.child.describe_exit()}")
 
     def _hear(self, data: bytes) -> None:
         report = decode_frontend_report(data)

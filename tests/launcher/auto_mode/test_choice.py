@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from bench.engines.real_size import KREA2
-from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_CHECKPOINTS
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.config.demo_checkpoints import DEMO_CHECKPOINTS
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, LaunchError
@@ -253,7 +254,9 @@ def test_links_are_measured() -> None:
 def test_started_ranks_are_all_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel_choice, "find_devices", lambda engine, ranks: Devices("cpu", ranks or 1, ranks=ranks))
 
-    workload = Workload.default(ModelConfig.from_folder(DEMO_CHECKPOINT))
+    checkpoint = CheckpointFiles.open(EngineConfig())
+    checkpoint.close()
+    workload = Workload.default(checkpoint.config)
     for ranks in (1, 2, 4):
-        choice = parallel_choice.choose_mode(EngineConfig(model=str(DEMO_CHECKPOINT)), workload, ranks=ranks)
+        choice = parallel_choice.choose_mode(checkpoint, EngineConfig(), workload, ranks=ranks)
         assert choice.engine.ranks == ranks
