@@ -24,18 +24,15 @@ _SUFFIXES = {".safetensors": "native", ".gguf": "gguf"}  # which say of a file, 
     "--layout",
     default="diffusers",
     help="diffusers or sharded, a folder; native (the official single files' names) or gguf, a file of one component.",
-    show_default=True,
 )
 @click.option(
     "--weights",
     help="keep, bfloat16 or float32; native also fp8, int8-convrot, mxfp8 or nvfp4; sharded also fp8 or int8; gguf "
     "q8_0, q5_1, q5_0, q4_1, q4_0, bf16, f16 or f32.  [default: keep, or q8_0]",
 )
-@click.option(
-    "--component", default="transformer", help="transformer, text_encoder or vae, for a native file.", show_default=True
-)
-@click.option("--prefix", default="", help="Of every name in a native file, as model.diffusion_model.")
-@click.option("--tp", type=int, default=1, help="Ranks, for sharded.", show_default=True)
+@click.option("--component", default="transformer", help="transformer, text_encoder or vae, for a native file.")
+@click.option("--prefix", help="Of every name in a native file, as model.diffusion_model.")
+@click.option("--tp", type=int, default=1, help="Ranks, for sharded.")
 def convert(
     output: Path,
     *,
@@ -43,7 +40,7 @@ def convert(
     layout: str,
     weights: str | None,
     component: str,
-    prefix: str,
+    prefix: str | None,
     tp: int,
     **parts: Any,
 ) -> None:
@@ -75,7 +72,7 @@ def convert(
                 layout=layout,
                 weights=weights or ("q8_0" if layout == "gguf" else "keep"),
                 component=component,
-                prefix=prefix,
+                prefix=prefix or "",
                 tp=tp,
                 report=bar.update,
             )

@@ -1,11 +1,10 @@
-"""What `krea2 info` says about a checkpoint."""
+"""Describes checkpoints, files and LoRAs for `krea2 info`."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,36 +22,37 @@ from launcher.requests.tokenizer import PromptTokenizer
 
 
 def describe_checkpoint(config: EngineConfig) -> str:
-    """Architecture, parameters, and bytes per rank at the config's degree and dtype. Reads no weights.
+    """Tell the architecture, the parameters, and the bytes of each rank at the config's degrees and dtype, and plan its
+    memory if it is to be saved. Reads no weights.
 
     Raises `CheckpointError` if the checkpoint is not whole or its tokenizer does not fit, and `ArgumentError` if it
     cannot be split so.
     """
+    checkpoint = _read(config)
+    model = checkpoint.config
+    model.check_parallel(config.tp, config.sp)
+    PromptTokenizer(checkpoint.tokenizer, model.text_encoder.vocab_size)
     bytes_per_element = 4 if config.dtype == "float32" else 2
-    with closing(CheckpointFiles.open(config)) as checkpoint:
-        model = checkpoint.config
-        model.check_parallel(config.tp, config.sp)
-        PromptTokenizer(checkpoint.tokenizer, model.text_encoder.vocab_size)
-        components = summarize(
-            checkpoint,
-            config.tp,
-            bytes_per_element,
-            config.quantization,
-            copies=config.ranks // config.tp,
-            all_decode=config.decodes_together,
-        )
-        files = []
-        for name, component in checkpoint.components.items():
-            stored = _counted(checkpoint.stored(name, source).format for source in checkpoint.sources[name])
-            files.append(f"  {name.replace('_', ' '):<14}{component.location}")
-            files.append(f"  {'':<14}{component.layout}: {stored}")
-        plan_lines: list[str] = []
-        if config.memory_budget is not None or config.offload:
-            nccl = config.dtype != "float32"  # which stands for a CPU here
-            budget = config.memory_budget
-            plan = plan_checkpoint(checkpoint, config, config.tp, bytes_per_element, budget=budget, nccl=nccl)
-            plan_lines = ["", "memory plan of a rank that has a device to itself"]
-            plan_lines += [f"  {line}" for line in plan.describe()]
+    components = summarize(
+        checkpoint,
+        config.tp,
+        bytes_per_element,
+        config.quantization,
+        copies=config.ranks // config.tp,
+        all_decode=config.decodes_together,
+    )
+    files = []
+    for name, component in checkpoint.components.items():
+        stored = _counted(checkpoint.stored(name, source).format for source in checkpoint.sources[name])
+        files.append(f"  {name.replace('_', ' '):<14}{component.location}")
+        files.append(f"  {'':<14}{component.layout}: {stored}")
+    plan_lines: list[str] = []
+    if config.memory_budget is not None or config.offload:
+        nccl = config.dtype != "float32"  # which stands for a CPU here
+        budget = config.memory_budget
+        plan = plan_checkpoint(checkpoint, config, config.tp, bytes_per_element, budget=budget, nccl=nccl)
+        plan_lines = ["", "memory plan of a rank that has a device to itself"]
+        plan_lines += [f"  {line}" for line in plan.describe()]
 
     dit, text, vae = model.transformer, model.text_encoder, model.vae
     variant = "Turbo" if model.is_distilled else "Raw"
@@ -79,16 +79,15 @@ def describe_checkpoint(config: EngineConfig) -> str:
 
 
 def choose_for_sizes(config: EngineConfig, sizes: Sequence[str], *, gpus: int | None) -> Choice:
-    """The mode for images of the checkpoint's default size, or of these as WIDTHxHEIGHT.
+    """Choose the mode for images of these sizes, as WIDTHxHEIGHT, or of the checkpoint's default size.
 
-    gpus: as if there were so many H200s. Raises `ArgumentError`.
+    gpus: the number of H200s to choose for, None for what this machine has. Raises `ArgumentError`.
     """
     from launcher.requests.check import parse_size
 
     if gpus is not None and gpus < 1:
         raise ArgumentError.of("gpus", "at least 1", gpus)
-    checkpoint = CheckpointFiles.open(config)
-    checkpoint.close()
+    checkpoint = _read(config)
     workload = Workload.default(checkpoint.config)
     if sizes:
         given = (parse_size("size", size, checkpoint.config, Limits()) for size in sizes)
@@ -108,9 +107,9 @@ def is_lone_file(config: EngineConfig) -> bool:
 
 
 def describe_file(path: Path) -> str:
-    """Which part of a model a single file is, in which names and formats. Reads no weights.
+    """Tell which part of a model a single file is, in which names and formats. Reads no weights.
 
-    Raises `CheckpointError` if it is damaged or none.
+    Raises `CheckpointError` if it is damaged or no part of one.
     """
     open_tensor_file(path).close()
     for name, opener in (("transformer", open_transformer), ("text encoder", open_text_encoder), ("vae", open_vae)):
@@ -129,21 +128,25 @@ def describe_file(path: Path) -> str:
 
 
 def check_lora(text: str, config: EngineConfig) -> tuple[str, int]:
-    """A LoRA file, given as `[NAME=]PATH[:STRENGTH]`, in a line (its kind, the layers that it changes, bytes per rank),
-    and these bytes.
+    """Describe a LoRA file, `[NAME=]PATH[:STRENGTH]`, in a line: its kind, the layers that it changes, bytes on a rank.
 
-    Raises `ArgumentError`, and `LoraError` for a file that does not fit the checkpoint.
+    Returns these bytes, too. Raises `ArgumentError`, and `LoraError` for a file that does not fit the checkpoint.
     """
     from launcher.requests.lora_files import describe_skipped, open_lora, parse_lora
 
     lora = parse_lora(text)
-    checkpoint = CheckpointFiles.open(config)
-    checkpoint.close()
-    opened = open_lora(lora.path, checkpoint.config, lenient=config.lora_lenient)
+    opened = open_lora(lora.path, _read(config).config, lenient=config.lora_lenient)
     size = opened.bytes_on_rank(config.tp, 4 if config.dtype == "float32" else 2)
     layers = f"{opened.modules} layer{'' if opened.modules == 1 else 's'}"
     line = f"{lora.path}: {opened.family}, changes {layers}, {_megabytes(size)} on each rank"
     return (f"{line}; {describe_skipped(opened)}" if opened.skipped else line), size
+
+
+def _read(config: EngineConfig) -> CheckpointFiles:
+    """A checkpoint whose headers have been read and whose files are closed."""
+    checkpoint = CheckpointFiles.open(config)
+    checkpoint.close()
+    return checkpoint
 
 
 def _counted(formats: Iterable[str]) -> str:

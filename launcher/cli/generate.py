@@ -23,7 +23,7 @@ from launcher.setup.launch import launch_frontend
 if TYPE_CHECKING:
     from launcher.client.async_client import AsyncClient
 
-_REQUESTS_AHEAD = 32  # of a call with many prompts, sent before the first is done
+_REQUESTS_AHEAD = 32  # of a call with many prompts, unfinished at a time
 
 
 @click.command()
@@ -35,11 +35,9 @@ _REQUESTS_AHEAD = 32  # of a call with many prompts, sent before the first is do
 @click.option("--mu", type=float, help="The schedule's shift, instead of the checkpoint's own.")
 @click.option("--width", type=int, help="In pixels, rounded up to a multiple of 16.  [default: the checkpoint's]")
 @click.option("--height", type=int, help="In pixels, rounded up to a multiple of 16.  [default: the checkpoint's]")
-@click.option("--num-images", type=int, default=1, help="For each prompt.", show_default=True)
+@click.option("--num-images", type=int, default=1, help="For each prompt.")
 @click.option("--seed", type=int, help="Image k of a call uses seed + k.  [default: drawn, and reported]")
-@click.option(
-    "--output", type=click.Path(path_type=Path), default="krea2.png", help="png, jpg or webp.", show_default=True
-)
+@click.option("--output", type=click.Path(path_type=Path), default="krea2.png", help="png, jpg or webp.")
 @click.option("--no-metadata", is_flag=True, help="Leave prompt, seed and settings out of the file.")
 def generate(
     prompts: tuple[str, ...], *, num_images: int, seed: int | None, output: Path, no_metadata: bool, **options: Any
@@ -89,7 +87,7 @@ def generate(
 async def _make_images(
     client: AsyncClient, requests: list[Generate], paths: list[Path], progress: _Progress, *, ahead: int
 ) -> None:
-    """Send the requests, at most `ahead` of those that are done, and write every image as it comes."""
+    """Send the requests, at most `ahead` at a time, and write every image to its path as it comes."""
     from launcher.client.results import ImageFile, Result
 
     turn = asyncio.Semaphore(ahead)
@@ -117,7 +115,7 @@ async def _make_images(
 
 
 class _Progress:
-    """A bar on stderr if that is a terminal, and nothing otherwise."""
+    """A bar on stderr, of denoise steps, if that is a terminal; nothing otherwise."""
 
     def __init__(self, steps: int) -> None:
         self._steps = steps

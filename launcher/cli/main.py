@@ -1,4 +1,4 @@
-"""The command line, whose subcommands are in a file each: what every one of them starts and ends with.
+"""Starts and ends the command line, whose subcommands are in a file each.
 
 Files written and what was asked for go to stdout; progress, notes and errors to stderr, an error being one line.
 """
@@ -26,7 +26,7 @@ from launcher.ranks import torchrun
 
 
 def run() -> NoReturn:
-    """The command line's whole life, from its arguments to its exit code."""
+    """Be the command line, from its arguments to its exit code."""
     for number in SIGNALS:
         signal.signal(number, _stop)
     if torchrun.external_ranks() is not None:
@@ -39,7 +39,7 @@ def run() -> NoReturn:
 
 
 def execute(arguments: Sequence[str] | None = None) -> int:
-    """Run a command, by default this process' own. Returns the exit code; an error has been told, in one line."""
+    """Run a command, by default this process' own. Returns the exit code, after telling an error in one line."""
     try:
         return commands.main(arguments, prog_name="krea2", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as help_text:
@@ -50,27 +50,19 @@ def execute(arguments: Sequence[str] | None = None) -> int:
     except Krea2Error as error:
         return _complain(error.message, error.exit_code)
     except _Stopped as stopped:
-        return 128 + stopped.number
+        return 128 + stopped.args[0]
     except Exception as error:
         return _complain(f"{type(error).__name__}: {error}", 1)
 
 
-@click.group()
+@click.group(commands=(generate, serve, info, convert, keys), context_settings={"show_default": True})
 @click.version_option(engine.__version__)
 def commands() -> None:
     """Generate images with Krea 2, on one GPU or several."""
 
 
-for command in (generate, serve, info, convert, keys):
-    commands.add_command(command)
-
-
 class _Stopped(BaseException):
-    """SIGINT, SIGTERM or SIGHUP: unwinds everything, so that no process and no file is left."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    """Unwinds everything after SIGINT, SIGTERM or SIGHUP, its argument, so that no process and no file is left."""
 
 
 def _stop(number: int, _: FrameType | None) -> None:
@@ -91,7 +83,7 @@ def _complain(message: str, code: int) -> int:
 
 
 def _give_up_unwritable_stdout() -> None:
-    """Python would try once more to write what is left at exit, and complain in words of its own."""
+    """Keep Python from trying once more at exit to write what is left, and from complaining of it."""
     if sys.stdout is not None:
         try:
             sys.stdout.flush()

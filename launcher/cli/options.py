@@ -52,9 +52,9 @@ def _settings(name: str) -> dict[str, Any]:
     default, known = _TABLE[name]
     settings: dict[str, Any] = {"help": known.help, "metavar": known.metavar, "multiple": known.repeated}
     if isinstance(default, bool):
-        return settings | {"is_flag": True, "default": default, "show_default": default}
+        return settings | {"is_flag": True, "default": default}
     if isinstance(default, str | float):
-        settings |= {"default": default, "show_default": True}
+        settings["default"] = default
     if name == "offload":
         settings["callback"] = _split
     return settings | {"type": known.kind}

@@ -1,4 +1,4 @@
-"""Where the command line's images go."""
+"""Names and writes the files that the command line's images go to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
 def output_format(path: Path) -> str:
-    """The image format that a path's suffix asks for. Raises `ArgumentError` if nothing can be written there."""
+    """Tell the image format that a path's suffix asks for. Raises `ArgumentError` if nothing can be written there."""
     image_format = FORMATS.get(path.suffix.lower())
     if image_format is None:
         raise ArgumentError.of("output", f"a path that ends in {', '.join(FORMATS)}", str(path))
@@ -22,10 +22,8 @@ def output_format(path: Path) -> str:
 
 
 def numbered_paths(path: Path, count: int) -> list[Path]:
-    """`path` for one image; with `_0`, `_1`, … before the suffix for several.
-
-    Raises `ArgumentError` for names that are too long.
-    """
+    """Give `path` for one image, or several with `_0`, `_1`, … before the suffix. Raises `ArgumentError` for names that
+    are too long."""
     paths = [path] if count == 1 else [path.with_stem(f"{path.stem}_{index}") for index in range(count)]
     try:
         os.lstat(max(paths, key=lambda path: len(path.name)))

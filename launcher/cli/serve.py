@@ -24,8 +24,8 @@ from launcher.setup.configure import MAX_TIMEOUT_S
 
 @click.command()
 @engine_options
-@click.option("--host", default="127.0.0.1", help="Where HTTP listens.", show_default=True)
-@click.option("--port", type=int, default=30000, help="0 takes a free one.", show_default=True)
+@click.option("--host", default="127.0.0.1", help="Where HTTP listens.")
+@click.option("--port", type=int, default=30000, help="0 takes a free one.")
 @click.option("--no-http", is_flag=True, help="Serve RPC alone.")
 @click.option(
     "--api-key",
@@ -52,16 +52,12 @@ from launcher.setup.configure import MAX_TIMEOUT_S
     metavar="URL",
     help="Where clients find the server through a reverse proxy; links begin with it.  [default: as they ask]",
 )
-@click.option(
-    "--max-body-bytes", type=click.IntRange(min=1), default=2**20, help="Of an HTTP request.", show_default=True
-)
+@click.option("--max-body-bytes", type=click.IntRange(min=1), default=2**20, help="Of an HTTP request.")
 @table_options("lora_dir")
 @click.option("--rpc", metavar="ADDRESS", help="tcp://HOST:PORT or ipc:///PATH.  [default: a socket only you can use]")
 @click.option("--rpc-keys", metavar="FOLDER", help="Serve only clients whose key is in there: see krea2 keys.")
 @click.option("--insecure", is_flag=True, help="Allow a --host or --rpc that other machines can reach without a key.")
-@click.option(
-    "--drain-s", type=float, default=20.0, help="Seconds for what runs to be finished when stopped.", show_default=True
-)
+@click.option("--drain-s", type=float, default=20.0, help="Seconds for what runs to be finished when stopped.")
 @click.option(
     "--warm-up",
     "warm_up",
@@ -75,7 +71,6 @@ from launcher.setup.configure import MAX_TIMEOUT_S
     type=click.Choice(("auto", "json", "text")),
     default="auto",
     help="auto is text on a terminal, json elsewhere.",
-    show_default=True,
 )
 def serve(
     *,
