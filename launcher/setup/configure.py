@@ -1,4 +1,4 @@
-"""What is settled before an engine starts: a configuration of the front-end, checked as far as that goes."""
+"""Settles what can be settled before an engine starts: a checked configuration of its front-end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
-from engine.config.options import check_options, option, switch
+from engine.config.options import check_options, option, options_of, switch
 from launcher.auto_mode.choice import Choice, choose_mode
 from launcher.auto_mode.prediction import Workload, block_form
 from launcher.messages.configs import FrontendConfig
@@ -70,15 +70,16 @@ class LaunchOptions:
 
 
 def engine_config(options: Mapping[str, Any]) -> EngineConfig:
-    """The engine's part of the options, whose sizes may be text such as 16GB. Raises `ArgumentError`."""
+    """Take the engine's part of the options, whose sizes may be text such as 16GB. Raises `ArgumentError`."""
     own = _part(EngineConfig, options)
-    for size in own.keys() & {"memory_budget", "vae_memory", "lora_memory"}:
-        own[size] = parse_bytes(size, own[size])
+    for name, (_, known) in options_of(EngineConfig).items():
+        if name in own and known.metavar == "SIZE":
+            own[name] = parse_bytes(name, own[name])
     return EngineConfig(**own)
 
 
 def _part(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the options those that are fields of a dataclass."""
+    """The options that are fields of a dataclass."""
     return {each.name: options[each.name] for each in fields(kind) if each.name in options}
 
 
@@ -94,7 +95,8 @@ def configure(
     its Hugging Face repository. Returns warnings, too.
 
     options: of `EngineConfig` and `LaunchOptions`, by name. auto: choose the mode that is fastest for the workload, and
-    `tell` it; ranks: if so many have been started. Raises `ArgumentError`, `CheckpointError` or `LoraError`.
+    `tell` it; ranks: the number to use, where so many have been started. Raises `ArgumentError`, `CheckpointError` or
+    `LoraError`.
     """
     engine = engine_config(options)
     launching = LaunchOptions(**_part(LaunchOptions, options))
@@ -118,7 +120,7 @@ def configure(
     )
     warnings: tuple[str, ...] = ()
     if launching.loras or launching.merge_lora or launching.lora_dir is not None:
-        from launcher.requests.lora_files import with_loras  # which takes long to import, and often is not needed
+        from launcher.requests.lora_files import with_loras  # which takes long to import, often in vain
 
         config, warnings = with_loras(
             config, model, launching.loras, lora_dir=launching.lora_dir, merge=launching.merge_lora
