@@ -22,7 +22,7 @@ class DeviceMemory:
         free = self._free()
         if free is None:
             return None
-        return max(0, free - (self.encoding if encodes_beside else 0) - self._plan.dequantized)
+        return max(0, free - (self.encoding if encodes_beside else 0) - self._plan.sizes.dequantized)
 
     def has_room_to_encode_beside(self) -> bool:
         """Whether prompts can be encoded while an image of the default size is made, as far as that is known."""

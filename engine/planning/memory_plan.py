@@ -13,7 +13,6 @@ from itertools import product
 
 from engine.checkpoint.weight_format import Weights, parameter_formats
 from engine.config.chat_template import MAX_PROMPT_TOKENS, SUFFIX_TOKENS
-from engine.config.degrees import Degrees
 from engine.config.engine_config import DIT, DIT_LAYERWISE, OFFLOADS, TEXT_ENCODER, VAE, EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
@@ -30,30 +29,59 @@ _TILES = (128, 96, 64, SMALLEST_TILE)  # sides to choose from, in latent pixels
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a rank keeps where. Bytes.
+    """What a rank keeps where. All sizes are bytes.
 
-    offload: as in `EngineConfig`. blocks: of the DiT; streamed: those that are copied in every step. prefetch: blocks
-    copied ahead. decode_limit: an image whose decoding would take more is decoded in tiles; None for never. weights:
-    the most that weights take on the device at a time. host: the weights in host memory. work: what an image of the
-    default size takes besides, while another is decoded; `dequantized` of it for 8-bit matrices. loras: left to LoRAs.
-    copied_per_step, copied_per_prompt: from host memory. communication: taken by NCCL, outside of torch.
+    sizes: of the rank's weights. offload: as in `EngineConfig`. streamed: the DiT's blocks that are copied to the
+    device in every step. prefetch: how many blocks are copied ahead. decode_limit: an image whose decoding would take
+    more is decoded in tiles, None for never; tiled: whether one of the default size is. work: what an image of the
+    default size takes beside the weights, while another is decoded. loras: left to LoRAs. communication: taken by NCCL,
+    outside of torch. budget: what the plan may take of the device, None for all of it.
     """
 
+    sizes: WeightBytes
     offload: tuple[str, ...]
-    blocks: int
     streamed: tuple[int, ...]
     prefetch: int
     decode_limit: int | None
-    weights: int
-    host: int
-    work: int
-    copied_per_step: int
-    copied_per_prompt: int
     tiled: bool
-    dequantized: int
+    work: int
     loras: int
+    communication: int
     budget: int | None = None
-    communication: int = 0
+
+    @property
+    def weights(self) -> int:
+        """The most that weights take on the device at a time."""
+        size, text = self.sizes.total, self.sizes.text_layers
+        if self.streamed:
+            size += slot_bytes(self._streamed_sizes, self.prefetch) - sum(self._streamed_sizes)
+        if TEXT_ENCODER in self.offload:
+            size += slot_bytes(text, self.prefetch) - sum(text) - self.sizes.text_rest
+        return size
+
+    @property
+    def host(self) -> int:
+        """What weights take in host memory."""
+        sizes, size = self.sizes, sum(self._streamed_sizes)
+        if TEXT_ENCODER in self.offload:
+            size += sum(sizes.text_layers) + sizes.text_rest
+        if DIT in self.offload:
+            size += sum(sizes.dit_blocks) + sizes.dit_rest
+        return size + sizes.vae * (VAE in self.offload)
+
+    @property
+    def copied_per_step(self) -> int:
+        """What a denoise step copies from host memory."""
+        return sum(self._streamed_sizes)
+
+    @property
+    def copied_per_prompt(self) -> int:
+        """What encoding a new prompt copies from host memory."""
+        return sum(self.sizes.text_layers) if TEXT_ENCODER in self.offload else 0
+
+    @property
+    def _streamed_sizes(self) -> list[int]:
+        return [self.sizes.dit_blocks[block] for block in self.streamed]
 
     @property
     def needed(self) -> int:
@@ -68,11 +96,11 @@ class MemoryPlan:
 
     @property
     def allocatable(self) -> int | None:
-        """What torch may allocate of the budget, with what nobody counts."""
+        """What torch may allocate of the budget: `usable`, and its half of what nobody counts."""
         return self._without(2 * _UNCOUNTED_PART)
 
     def _without(self, part: int) -> int | None:
-        """The budget but for what NCCL takes and such a part of the rest."""
+        """The budget, less what NCCL takes and 1 / `part` of the rest."""
         if self.budget is None:
             return None
         own = self.budget - self.communication
@@ -80,18 +108,18 @@ class MemoryPlan:
 
     def describe(self) -> list[str]:
         """Lines for people."""
-        offloaded = ", ".join(self.offload) or "nothing"
         lines = [] if self.budget is None else [f"budget          {shown(self.budget)} a rank"]
         lines += [
             f"weights         {shown(self.weights)} on the device, {shown(self.host)} in host memory",
             f"work            {shown(self.work)} for an image of the default size",
-            f"offloaded       {offloaded}",
         ]
         if self.communication:
-            lines.insert(-1, f"NCCL            {shown(self.communication)} for its buffers, by others' measurements")
+            lines.append(f"NCCL            {shown(self.communication)} for its buffers, by others' measurements")
+        lines.append(f"offloaded       {', '.join(self.offload) or 'nothing'}")
         if self.streamed:
+            blocks = len(self.sizes.dit_blocks)
             lines.append(
-                f"blocks          {self.blocks - len(self.streamed)} of {self.blocks} stay on the device; "
+                f"blocks          {blocks - len(self.streamed)} of {blocks} stay on the device; "
                 f"{shown(self.copied_per_step)} are copied each step, {self.prefetch} ahead"
             )
         if self.loras:
@@ -110,155 +138,105 @@ def plan_checkpoint(
     tp: int,
     bytes_per_element: int,
     *,
-    decoding_bytes_per_element: int | None = None,
     budget: int | None,
     fp8_products: bool = False,
     whole_text_encoder: bool = False,
-    nccl: bool = False,
     size: tuple[int, int] | None = None,
+    decoding_bytes_per_element: int | None = None,
+    nccl: bool = False,
 ) -> MemoryPlan:
-    """The plan of each of `tp` ranks, which may take `budget` bytes each. decoding_bytes_per_element: as in
-    `DecodeMemory`, None for as many as the model's. fp8_products: the device multiplies fp8 matrices as they are.
-    whole_text_encoder: its matrices are not split. nccl: ranks talk over it, where there are several. size: width and
-    height of the images to plan for, None for the default size. Raises as `plan_memory` does."""
+    """Plan for each of `tp` ranks, as `plan_memory` does. fp8_products: the device multiplies fp8 matrices as they are.
+    whole_text_encoder: its matrices are not split. size: width and height of the images to plan for, in pixels, None
+    for the default size."""
     model = weights.config
     if size is not None:
         model = replace(model, default_width=size[0], default_height=size[1])
-    parameters = parameter_formats(
+    formats = parameter_formats(
         weights, tp, bytes_per_element, engine.quantization, whole_text_encoder=whole_text_encoder
     )
     fp8_products = fp8_products or engine.quantization == "fp8"
     return plan_memory(
         model,
-        WeightBytes.of(parameters, bytes_per_element, fp8_products=fp8_products),
-        degrees=replace(engine.degrees, tp=tp),
-        bytes_per_element=bytes_per_element,
-        decoding_bytes_per_element=decoding_bytes_per_element,
+        WeightBytes.of(formats, bytes_per_element, fp8_products=fp8_products),
+        replace(engine, tp=tp),
+        bytes_per_element,
         budget=budget,
-        offload=engine.offload,
-        prefetch=engine.prefetch,
-        vae_memory=engine.vae_memory,
-        lora_memory=engine.lora_memory,
+        decoding_bytes_per_element=decoding_bytes_per_element,
         nccl=nccl,
     )
 
 
 def plan_memory(
     model: ModelConfig,
-    weights: WeightBytes,
-    *,
+    sizes: WeightBytes,
+    engine: EngineConfig,
     bytes_per_element: int,
-    degrees: Degrees,
-    decoding_bytes_per_element: int | None = None,
+    *,
     budget: int | None = None,
-    offload: Sequence[str] = (),
-    prefetch: int | None = None,
-    vae_memory: int | None = None,
-    lora_memory: int | None = None,
+    decoding_bytes_per_element: int | None = None,
     nccl: bool = False,
 ) -> MemoryPlan:
     """The cheapest plan whose weights and work fit into `budget` bytes on each rank.
 
-    decoding_bytes_per_element: as in `DecodeMemory`, None for as many as the model's. offload: what is offloaded in any
-    case; without a budget nothing else is, and no block stays. prefetch, vae_memory, lora_memory: as in `EngineConfig`;
-    None for what fits, and for no LoRAs. nccl: ranks talk over it, where there are several. Raises `ArgumentError` with
-    the least budget that would do.
+    engine: its degrees, what it offloads in any case, and its `prefetch`, `vae_memory` and `lora_memory`, of which None
+    is what fits, and no LoRAs. Without a budget nothing else is offloaded, and no block stays.
+    decoding_bytes_per_element: as in `DecodeMemory`, None for as many as the model's. nccl: ranks talk over it, where
+    there are several. Raises `ArgumentError` with the least budget that would do.
     """
-    decoding_element = decoding_bytes_per_element or bytes_per_element
-    limits = [vae_memory]
-    if budget is not None and vae_memory is None:
-        limits = list(_decode_limits(model, decoding_element))
-    communication = communication_bytes(degrees) if nccl else 0
-    planner = _Planner(
-        model, weights, degrees, bytes_per_element, decoding_element, limits, lora_memory or 0, communication
+    default = model.default_width, model.default_height
+    decoding_bytes_per_element = decoding_bytes_per_element or bytes_per_element
+    limits = [engine.vae_memory]
+    if budget is not None and engine.vae_memory is None:
+        limits = list(_decode_limits(model, decoding_bytes_per_element))
+    decoding = {limit: decode_bytes(model, *default, decoding_bytes_per_element, limit) for limit in (None, *limits)}
+    longest = model.image_tokens(*default) + MAX_PROMPT_TOKENS + SUFFIX_TOKENS
+    before_decoding = sizes.dequantized + max(
+        batch_bytes(model, [longest] * (2 if model.default_guidance else 1), engine.degrees, bytes_per_element),
+        encode_bytes(model, engine.tp, bytes_per_element),
     )
-    blocks = len(weights.dit_blocks)
+    communication = communication_bytes(engine.degrees) if nccl else 0
+    blocks = len(sizes.dit_blocks)
+
+    def make(offload: Sequence[str], streamed: int, prefetch: int, limit: int | None) -> MemoryPlan:
+        names = {*offload, DIT_LAYERWISE} if streamed else offload
+        return MemoryPlan(
+            sizes=sizes,
+            offload=tuple(name for name in OFFLOADS if name in names),
+            streamed=spread(streamed, blocks),
+            prefetch=prefetch,
+            decode_limit=limit,
+            tiled=decoding[limit] < decoding[None],
+            work=before_decoding + decoding[limit],
+            loras=engine.lora_memory or 0,
+            communication=communication,
+        )
+
+    def cost(plan: MemoryPlan) -> tuple[float, ...]:
+        """Whether copies are waited for, then what is copied for an image, then how small tiles are."""
+        copied = plan.copied_per_step * model.default_steps + plan.copied_per_prompt
+        return plan.prefetch == 0 and copied > 0, copied, -(plan.decode_limit or 0), -plan.prefetch
+
+    layerwise = DIT_LAYERWISE in engine.offload
     if budget is None:
-        streamed = blocks if DIT_LAYERWISE in offload else 0
-        return planner.make(offload, streamed, 1 if prefetch is None else prefetch, vae_memory)
+        prefetch = 1 if engine.prefetch is None else engine.prefetch
+        return make(engine.offload, blocks if layerwise else 0, prefetch, engine.vae_memory)
     choices = product(
-        (tuple(offload), (*offload, TEXT_ENCODER)),
-        range(1 if DIT_LAYERWISE in offload else 0, 1 if DIT in offload else blocks + 1),
-        (1, 0) if prefetch is None else (prefetch,),
+        (engine.offload, (*engine.offload, TEXT_ENCODER)),
+        range(1 if layerwise else 0, 1 if DIT in engine.offload else blocks + 1),
+        (1, 0) if engine.prefetch is None else (engine.prefetch,),
         limits,
     )
-    plans = sorted((planner.make(*choice) for choice in choices), key=planner.cost)
+    plans = sorted((make(*choice) for choice in choices), key=cost)
     for plan in plans:
         if plan.needed <= budget:
             return replace(plan, budget=budget)
     least = min(plans, key=lambda plan: plan.needed)
+    nccl_part = f", NCCL {shown(least.communication)}" if least.communication else ""
     raise ArgumentError(
         f"memory_budget must be at least {shown(least.needed)} a rank for this checkpoint (weights "
-        f"{shown(least.weights)}, work {shown(least.work)}"
-        f"{f', NCCL {shown(least.communication)}' if least.communication else ''}), got {shown(budget)}",
+        f"{shown(least.weights)}, work {shown(least.work)}{nccl_part}), got {shown(budget)}",
         parameter="memory_budget",
     )
-
-
-class _Planner:
-    """Adds up what plans take."""
-
-    def __init__(
-        self,
-        model: ModelConfig,
-        weights: WeightBytes,
-        degrees: Degrees,
-        bytes_per_element: int,
-        decoding_element: int,
-        limits: Sequence[int | None],
-        loras: int,
-        communication: int,
-    ) -> None:
-        size = model.default_width, model.default_height
-        self._communication = communication
-        self._steps, self._weights, self._loras = model.default_steps, weights, loras
-        self._decoding = {limit: decode_bytes(model, *size, decoding_element, limit) for limit in (None, *limits)}
-        segments = 2 if model.default_guidance else 1
-        longest = model.image_tokens(*size) + MAX_PROMPT_TOKENS + SUFFIX_TOKENS
-        self._before_decoding = weights.dequantized + max(
-            batch_bytes(model, [longest] * segments, degrees, bytes_per_element),
-            encode_bytes(model, degrees.tp, bytes_per_element),
-        )
-
-    def make(self, offload: Sequence[str], streamed: int, prefetch: int, decode_limit: int | None) -> MemoryPlan:
-        """With so many of the DiT's blocks coming and going."""
-        weights = self._weights
-        names = {*offload, DIT_LAYERWISE} if streamed else set(offload)
-        which = spread(streamed, len(weights.dit_blocks))
-        blocks = [weights.dit_blocks[block] for block in which]
-        on_device, host = weights.total, sum(blocks)
-        if blocks:
-            on_device += slot_bytes(blocks, prefetch) - sum(blocks)
-        if TEXT_ENCODER in names:
-            text = sum(weights.text_layers) + weights.text_rest
-            on_device += slot_bytes(weights.text_layers, prefetch) - text
-            host += text
-        if DIT in names:
-            host += sum(weights.dit_blocks) + weights.dit_rest
-        if VAE in names:
-            host += weights.vae
-        return MemoryPlan(
-            offload=tuple(name for name in OFFLOADS if name in names),
-            blocks=len(weights.dit_blocks),
-            streamed=which,
-            prefetch=prefetch,
-            decode_limit=decode_limit,
-            weights=on_device,
-            host=host,
-            work=self._before_decoding + self._decoding[decode_limit],
-            copied_per_step=sum(blocks),
-            copied_per_prompt=sum(weights.text_layers) if TEXT_ENCODER in names else 0,
-            tiled=self._decoding[decode_limit] < self._decoding[None],
-            dequantized=weights.dequantized,
-            loras=self._loras,
-            communication=self._communication,
-        )
-
-    def cost(self, plan: MemoryPlan) -> tuple[float, ...]:
-        """What is least of the best plan: whether copies are waited for, how much is copied for an image, and then how
-        small its tiles are."""
-        copied = plan.copied_per_step * self._steps + plan.copied_per_prompt
-        return plan.prefetch == 0 and copied > 0, copied, -(plan.decode_limit or 0), -plan.prefetch
 
 
 def _decode_limits(model: ModelConfig, bytes_per_element: int) -> Iterator[int]:

@@ -80,7 +80,7 @@ def test_blocks_that_stay_are_not_copied_and_those_that_do_not_are_spread(turbo:
     planned = make_rank(memory_budget=budget, offload=(DIT_LAYERWISE,), vae_memory=10**9)
     stream = planned.model.offload.streams["transformer"]
     assert tuple(stream._buckets) == planned.model.offload.plan.streamed
-    assert 0 < len(planned.model.offload.plan.streamed) < planned.model.offload.plan.blocks
+    assert 0 < len(planned.model.offload.plan.streamed) < len(planned.model.offload.plan.sizes.dit_blocks)
     draw(planned)
     assert planned.memory()["peak_weights"] <= planned.model.offload.plan.weights <= budget
 

@@ -141,7 +141,7 @@ def test_fp8_of_the_file_is_multiplied_as_fp8_where_the_device_can_and_the_file_
         fits = all(length % 16 == 0 for length in matrix.weight.shape)
         assert matrix.takes_fp8 == (in_blocks(f"{name}.weight") and "attn.out" not in name and fits), name
     whole = [matrix for matrix in matrices(rank).values() if matrix.weight_scale is not None and not matrix.takes_fp8]
-    assert rank.model.offload.plan.dequantized == 4 * max(matrix.weight.numel() for matrix in whole)
+    assert rank.model.offload.plan.sizes.dequantized == 4 * max(matrix.weight.numel() for matrix in whole)
 
 
 def test_a_parameter_of_which_a_file_quantised_a_part_is_dequantised(turbo: Path) -> None:

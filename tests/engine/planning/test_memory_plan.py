@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from bench.engines.real_size import KREA2
 from engine.checkpoint.files.stored import WeightFormat
 from engine.checkpoint.weight_format import ParameterFormat
 from engine.config.degrees import Degrees
-from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
+from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
 from engine.errors import ArgumentError
 from engine.planning.memory_plan import MemoryPlan, plan_memory, shown, slot_bytes, spread
 from engine.planning.step_memory import communication_bytes, decode_bytes, encode_bytes, step_bytes
@@ -48,8 +49,8 @@ offloads = st.sampled_from([(), (DIT,), (DIT_LAYERWISE,), (TEXT_ENCODER,), (DIT,
 prefetches = st.sampled_from([None, 0, 1, 2, 5])
 
 
-def make_plan(weights: WeightBytes, budget: int | None, **options: object) -> MemoryPlan:
-    return plan_memory(KREA2, weights, degrees=Degrees(), bytes_per_element=2, budget=budget, **options)  # type: ignore[arg-type]
+def make_plan(weights: WeightBytes, budget: int | None, **options: Any) -> MemoryPlan:
+    return plan_memory(KREA2, weights, EngineConfig(memory_budget=budget, **options), 2, budget=budget)
 
 
 def plan_or_error(
@@ -190,7 +191,9 @@ def test_nccl_takes_of_a_budget_what_its_communicators_do() -> None:
 
 @pytest.mark.parametrize("degrees", [Degrees(tp=2), Degrees(sp=4), Degrees(sp=2, cfg=2)])
 def test_a_plan_leaves_nccl_its_buffers(degrees: Degrees) -> None:
-    plan = partial(plan_memory, KREA2, BFLOAT16, degrees=degrees, bytes_per_element=2)
+    engine = EngineConfig(tp=degrees.tp, sp=degrees.sp, cfg_parallel=degrees.cfg > 1)
+    assert engine.degrees == degrees
+    plan = partial(plan_memory, KREA2, BFLOAT16, engine, 2)
     without, free = plan(), plan(nccl=True)
     assert free.communication == communication_bytes(degrees)
     assert without.communication == 0
