@@ -18,7 +18,7 @@ from engine.config.components import VAEConfig
 from engine.device.devices import decoding_dtype
 from engine.model.tiles import MARGIN, OVERLAP, Tiles, divide
 from engine.model.vae_blocks import Conv, Decoder
-from engine.parallel.group import Group, LocalGroup
+from engine.parallel.group import Group
 from engine.parallel.image_rows import ImageRows
 
 
@@ -38,8 +38,9 @@ class VAEDecoder(nn.Module):
         self.register_load_state_dict_post_hook(VAEDecoder._follow_weights)
 
     def divides(self, height: int, group: Group) -> bool:
-        """Whether the ranks of a group can decode images together that are so many latent pixels high."""
-        return ImageRows.divide(height, group, self.decoder.reach)
+        """Whether a group's ranks can decode an image of this height, in latent pixels, together: each has as many rows
+        as the decoder looks up and down."""
+        return min(group.shares(height)) >= self.decoder.reach
 
     def forward(self, latents: torch.Tensor, *, tile: int | None = None, group: Group | None = None) -> torch.Tensor:
         """latents: (images, z_dim, h, w) as the sampler leaves them. Returns (images, 3, 8h, 8w) in [-1, 1].
@@ -51,7 +52,7 @@ class VAEDecoder(nn.Module):
         overlap. The middle of the decoder, where every pixel attends to every other, still sees the whole picture:
         what comes after it looks no further than the convolutions reach.
         """
-        rows = ImageRows(latents.shape[2], group or LocalGroup())
+        rows = ImageRows(latents.shape[2], group)
         dtype = decoding_dtype(latents.device, self.post_quant_conv.weight.dtype)
         z = (latents[:, :, rows.own].float() * self._std + self._mean).to(dtype)
         score_bytes = self.score_bytes(z.shape[2], z.shape[3], tile)
@@ -77,7 +78,7 @@ class VAEDecoder(nn.Module):
             for left, share_across in zip(across.starts, _shares(across, width, scale, features.device), strict=True):
                 part = features[..., top : top + down.size, left : left + across.size]
                 part = part.contiguous(memory_format=torch.channels_last)
-                pixels = self.decoder.up(part, ImageRows.whole(down.size)).clamp(-1.0, 1.0)
+                pixels = self.decoder.up(part, ImageRows(down.size)).clamp(-1.0, 1.0)
                 target = picture[..., top * scale :, left * scale :][..., : pixels.shape[2], : pixels.shape[3]]
                 target.add_(pixels.float() * share_across * share_down[:, None])
         return picture
@@ -88,7 +89,7 @@ class VAEDecoder(nn.Module):
         """As `forward`, but (images, 8h, 8w, 3) uint8, rounded as diffusers does, and whole on each rank."""
         pixels = self(latents, tile=tile, group=group).float() / 2 + 0.5
         pixels = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-        rows = ImageRows(latents.shape[2], group or LocalGroup())
+        rows = ImageRows(latents.shape[2], group)
         return rows.gather(pixels.transpose(0, 1), self.scale_factor).transpose(0, 1).contiguous()
 
     def warm_up(self, latents: torch.Tensor, *, tile: int | None = None, group: Group | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Ranks that step together attend alike: what each of them measured, and what it cannot use, counts for all."""
+"""Ranks that step together attend alike: what one of them measured, or cannot use, counts for all."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from engine.parallel.group import Group
 def agree_on_attention(
     world: Group, device: torch.device, timings: dict[str, Timing], refused: dict[str, str]
 ) -> tuple[dict[str, Timing], dict[str, str]]:
-    """The longest times over all ranks, of what none of them refuses. Every rank must call it.
+    """The longest times over all ranks of the backends that none refuses, and why the others are refused, by backend.
 
-    A step takes as long as its slowest rank, and other backends on other ranks, as each found a little faster, would
+    Every rank must call it. A step takes as long as its slowest rank, and different backends on different ranks would
     make an image differ from one start to the next.
     """
     if world.size == 1:
@@ -25,7 +25,8 @@ def agree_on_attention(
     def times(backend: str) -> tuple[float, float]:
         if backend in refused:
             return math.inf, math.inf
-        return (timings[backend].first_ms, timings[backend].steady_ms) if backend in timings else (0.0, 0.0)
+        timing = timings.get(backend, Timing(0.0, 0.0))
+        return timing.first_ms, timing.steady_ms
 
     own = torch.tensor([[number for backend in BACKENDS for number in times(backend)]], device=device)
     every = world.all_gather(own).view(world.size, len(BACKENDS), 2).tolist()

@@ -18,7 +18,7 @@ T = TypeVar("T")
 Begin = Callable[[str], None]
 
 CHECK_S = 60.0  # for ranks that have all come to connect and to try every operation
-_WIDTH = 4  # numbers of a row
+_WIDTH = 4  # numbers in a row
 _ADVICE = {
     "nccl": (
         "; it may be that the GPUs cannot reach each other's memory: try NCCL_P2P_DISABLE=1, then NCCL_NVLS_ENABLE=0, "
@@ -29,10 +29,10 @@ _ADVICE = {
 
 
 def within(seconds: float, backend: str, work: Callable[[Begin], T]) -> T:
-    """What `work` gives, which says what it begins. Raises `LaunchError` with that if it fails or is not done in time.
+    """Run `work`, which says what it begins. Raises `LaunchError` with that if it fails or takes longer.
 
     It runs in a thread, which is left to itself if it hangs: nothing interrupts a library's call, and the library's own
-    limit of time ends the process before anybody is told why.
+    time limit ends the process before anybody is told why.
     """
     outcome: Future[T] = Future()
     begun = ["connecting"]
@@ -44,31 +44,29 @@ def within(seconds: float, backend: str, work: Callable[[Begin], T]) -> T:
             outcome.set_exception(error)
 
     threading.Thread(target=run, name="connect", daemon=True).start()
-    over = f"over {backend}"
     try:
         return outcome.result(seconds)
     except Krea2Error:
         raise
     except Exception as error:
+        what, advice = f"{begun[-1]} over {backend}", _ADVICE[backend]
         if not outcome.done():
-            message = f"{begun[-1]} {over} was not done within {seconds:g} s{_ADVICE[backend]}"
-            raise LaunchError(message) from None
+            raise LaunchError(f"{what} was not done within {seconds:g} s{advice}") from None
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise LaunchError(f"{begun[-1]} {over} failed: {lines[0]}{_ADVICE[backend]}") from error
+        raise LaunchError(f"{what} failed: {lines[0]}{advice}") from error
 
 
 def try_groups(mesh: Mesh, degrees: Degrees, device: torch.device, begin: Begin) -> None:
     """Try every operation on every group of a rank, in the same order on all ranks; but all_to_all only where ranks do
     exchange rows: with the first one NCCL takes half a gigabyte for each of a group's peers (see
-    `memory.communication_bytes`). Raises `LaunchError` where a result is wrong."""
+    `step_memory.communication_bytes`). Raises `LaunchError` where a result is wrong."""
     for ranks, names in degrees.communicators(mesh.world.rank).items():
         who = f"{names[0]} group, ranks {', '.join(map(str, ranks))},"
-        exchanges = not EXCHANGING.isdisjoint(names)
-        _try_operations(getattr(mesh, names[0]), who, device, begin, exchanges=exchanges)
+        _try_operations(getattr(mesh, names[0]), who, device, begin, exchanges=not EXCHANGING.isdisjoint(names))
 
 
 def _try_operations(group: Group, who: str, device: torch.device, begin: Begin, *, exchanges: bool) -> None:
-    """Rank r has a row 10 r + i for each rank i."""
+    """Of rows (ranks, 4) float32: row i of rank r is 10 r + i."""
     size, rank = group.size, group.rank
     every = [[10 * source + row for row in range(size)] for source in range(size)]
     total = [sum(column) for column in zip(*every, strict=True)]

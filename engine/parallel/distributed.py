@@ -34,11 +34,10 @@ def connect_mesh(
 ) -> Mesh:
     """Meet the other ranks and return this one's groups.
 
-    They meet at `store_file`, a path that all can reach and nobody else can write, or, when it is None, at the
-    address that torchrun put into the environment. `share_gpu`: several ranks may use one GPU, which NCCL refuses;
-    where some do, all talk over gloo, staged through the host. Waiting
-    for each other, now and in every operation, ends after `timeout_s`, and after `check_s` at the latest from when all
-    have come until each operation has been tried on every group.
+    store_file: where they meet, a path that all can reach and nobody else can write; None: at the address that torchrun
+    put into the environment. share_gpu: several ranks may use one GPU, which NCCL refuses; where some do, all talk over
+    gloo, staged through the host. timeout_s: ends waiting for each other, now and in every operation; check_s: from
+    when all have come until each operation has been tried on every group.
 
     Raises `LaunchError` if a rank does not come, if machines differ in what must be the same, and if the ranks cannot
     talk; `ArgumentError` for ranks that may not share a GPU and do.
@@ -50,11 +49,9 @@ def connect_mesh(
 
     timeout = timedelta(seconds=timeout_s)
     store = _meet(rank, world_size, store_file, timeout)
-    cards = exchange(store, Card.of(rank, device), world_size, timeout_s)
-    agreement = agree(cards, share_gpu=share_gpu)
-    backend = "nccl" if agreement.nccl else "gloo"
-    staged = device.type == "cuda" and not agreement.nccl
-    make = partial(DistributedGroup, staged=staged)
+    nccl, sharing = agree(exchange(store, Card.of(rank, device), world_size, timeout_s), share_gpu=share_gpu)
+    backend, on_gpu = "nccl" if nccl else "gloo", device.type == "cuda"
+    make = partial(DistributedGroup, staged=on_gpu and not nccl)
 
     def group_of(ranks: tuple[int, ...]) -> Group:
         if len(ranks) == world_size:
@@ -64,18 +61,11 @@ def connect_mesh(
         return make(handle) if rank in ranks else LocalGroup()
 
     def connect(begin: Begin) -> Mesh:
-        if device.type == "cuda":
+        if on_gpu:
             torch.cuda.set_device(device)  # each thread has a current one of its own
-        dist.init_process_group(
-            backend,
-            store=store,
-            rank=rank,
-            world_size=world_size,
-            timeout=timeout,
-            device_id=device if agreement.nccl else None,
-        )
-        sharing = agreement.sharing if device.type == "cuda" else None
-        mesh = replace(Mesh.build(rank, degrees, group_of), sharing=sharing)
+        gpu = device if nccl else None
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=gpu)
+        mesh = replace(Mesh.build(rank, degrees, group_of), sharing=sharing if on_gpu else None)
         try_groups(mesh, degrees, device, begin)
         return mesh
 
@@ -83,7 +73,7 @@ def connect_mesh(
 
 
 def _meet(rank: int, world_size: int, store_file: Path | None, timeout: timedelta) -> Store:
-    """Where ranks leave word for each other before they are connected."""
+    """The key-value store through which ranks find each other before they are connected."""
     from torch.distributed import FileStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
 
@@ -96,18 +86,15 @@ def _meet(rank: int, world_size: int, store_file: Path | None, timeout: timedelt
 
 
 class DistributedGroup(Group):
-    """The ranks of a process group, None being all. `staged`: tensors on a GPU go through the host."""
+    """The ranks of a process group, None being all. staged: tensors on a GPU go through the host."""
 
     def __init__(self, handle: ProcessGroup | None, *, staged: bool) -> None:
         import torch.distributed as dist
 
-        self._dist = dist
+        self._dist, self._handle, self._staged = dist, handle, staged
+        self.rank, self.size = dist.get_rank(handle), dist.get_world_size(handle)
         # into one launch, by NCCL; torch has no public name for it
         self._coalesced = dist.distributed_c10d._coalescing_manager
-        self._handle = handle
-        self.rank = dist.get_rank(handle)
-        self.size = dist.get_world_size(handle)
-        self._staged = staged
         # torch 2.13 renamed these two
         self._reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
         self._all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor

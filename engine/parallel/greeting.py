@@ -1,4 +1,4 @@
-"""What ranks tell each other before they are connected, so that all know alike how to talk, or why they cannot."""
+"""What ranks tell each other before they are connected, from which all conclude how to talk, or why they cannot."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 import platform
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -21,20 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Card:
-    """Who a rank is: its machine's name, the kind of its device, which GPU that is if it is one, and the versions of
-    what must be the same everywhere."""
+    """Who a rank is. device: cpu or cuda. gpu: the GPU's name and UUID. versions: of what must be the same on all."""
 
     rank: int
     machine: str
     device: str
-    gpu: str | None = None
-    versions: dict[str, str] = field(default_factory=dict)
+    gpu: str | None
+    versions: dict[str, str]
 
     @classmethod
     def of(cls, rank: int, device: torch.device) -> Card:
-        """This process's."""
-        versions = {"krea2-engine": engine.__version__, "torch": torch.__version__}
-        gpu = None
+        """Make the card of this process."""
+        gpu, versions = None, {"krea2-engine": engine.__version__, "torch": torch.__version__}
         if device.type == "cuda":
             gpu = f"{torch.cuda.get_device_name(device)} {torch.cuda.get_device_properties(device).uuid}"
             with suppress(Exception):  # a torch that was built without it
@@ -46,17 +44,16 @@ class Card:
         return f"rank {self.rank} on {self.machine}"
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How the ranks talk: over NCCL, else over gloo; `sharing`: how many have one GPU, at most, so that all plan their
-    memory alike: they must agree on which images they decode together."""
+class Agreement(NamedTuple):
+    """How the ranks talk. nccl: over NCCL, else over gloo. sharing: how many ranks use one GPU, at most, by which all
+    plan their memory alike: they must agree on which images they decode together."""
 
     nccl: bool
     sharing: int
 
 
 def exchange(store: Store, card: Card, ranks: int, timeout_s: float) -> list[Card]:
-    """The cards of all ranks. Raises `LaunchError` if one has not come within `timeout_s`."""
+    """Hand in a rank's card and wait for all. Raises `LaunchError` if one has not come within `timeout_s` seconds."""
     names = [f"krea2/card/{rank}" for rank in range(ranks)]
     store.set(names[card.rank], json.dumps(asdict(card)))
     try:
@@ -70,24 +67,20 @@ def exchange(store: Store, card: Card, ranks: int, timeout_s: float) -> list[Car
 
 
 def agree(cards: Sequence[Card], *, share_gpu: bool) -> Agreement:
-    """How all ranks talk, which every one of them finds out from the same cards. Ranks that share a GPU, if that is
-    allowed, make all of them talk over gloo, since NCCL refuses two on one.
-
-    Raises `LaunchError` for machines that differ, and `ArgumentError` for ranks that may not share a GPU and do.
-    """
+    """Decide how all ranks talk, from the same cards on each. Where ranks share a GPU, all talk over gloo, since NCCL
+    refuses two on one. Raises `LaunchError` for machines that differ, and `ArgumentError` for ranks that share a GPU
+    without `share_gpu`."""
     first = cards[0]
     for card in cards:
         for name, version in first.versions.items():
             if (other := card.versions.get(name, version)) != version:
-                raise LaunchError(
-                    f"{card.where} has {name} {other}, and {first.where} has {version}: they must be the same"
-                )
+                what = f"{card.where} has {name} {other}, and {first.where} has {version}"
+                raise LaunchError(f"{what}: they must be the same")
         if card.device != first.device:
             kinds = {"cpu": "a CPU", "cuda": "a GPU"}
             theirs, ours = (kinds.get(each.device, each.device) for each in (card, first))
-            raise LaunchError(
-                f"{card.where} computes on {theirs}, and {first.where} on {ours}: all must have GPUs, or none"
-            )
+            what = f"{card.where} computes on {theirs}, and {first.where} on {ours}"
+            raise LaunchError(f"{what}: all must have GPUs, or none")
     owners: dict[str | None, list[Card]] = {}
     for card in cards:
         owners.setdefault(card.gpu, []).append(card)

@@ -35,23 +35,27 @@ class Group(ABC):
 
     @abstractmethod
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The rows of every rank, in order of rank: (rows, …) → (size · rows, …)."""
+        """Gather the rows of every rank, in order of rank: (rows, …) → (size · rows, …)."""
 
     @abstractmethod
     def all_to_all(self, tensor: torch.Tensor, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
-        """The first sent[0] rows go to rank 0, the next sent[1] to rank 1, …; of the result, which is (sum(received),
-        …), the first received[0] came from rank 0, …"""
+        """Send the first sent[0] rows to rank 0, the next sent[1] to rank 1, …: (sum(sent), …) → (sum(received), …), of
+        which the first received[0] rows came from rank 0, …"""
+
+    @abstractmethod
+    def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
+        """Overwrite `tensor` with that of rank `source`; returns it."""
 
     def begin_all_to_all(
         self, tensor: torch.Tensor, sent: Sequence[int], received: Sequence[int]
     ) -> Callable[[], torch.Tensor]:
-        """`all_to_all` in the background, where the ranks' library can: the result, for who calls what this returns.
-        Until then no operation of this or another group may begin."""
+        """Begin `all_to_all` in the background, where the ranks' library can. Returns a function that gives the result;
+        until it is called no operation of this or another group may begin."""
         result = self.all_to_all(tensor, sent, received)
         return lambda: result
 
     def shares(self, rows: int) -> list[int]:
-        """How many of so many rows each rank has, where they are split: equally many, at the end fewer."""
+        """Divide rows among the ranks: equally many each, the last ones fewer or none."""
         each = -(-rows // self.size)
         return [max(0, min(each, rows - rank * each)) for rank in range(self.size)]
 
@@ -60,34 +64,29 @@ class Group(ABC):
         return [self.all_gather(tensor) for tensor in tensors]
 
     def gather_rows(self, tensor: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        """As `all_gather`, where rank i has rows[i] rows: (rows[rank], …) → (sum(rows), …)."""
-        return self._kept(self.all_gather(filled_up(tensor, max(rows))), rows)
+        """`all_gather` where rank i has rows[i] rows: (rows[rank], …) → (sum(rows), …)."""
+        return self._without_filling(self.all_gather(_filled_up(tensor, max(rows))), rows)
 
     def gather_rows_of_each(self, tensors: Sequence[torch.Tensor], rows: list[int]) -> list[torch.Tensor]:
-        """`gather_rows` of several tensors with as many rows, as `all_gather_each`."""
-        gathered = self.all_gather_each([filled_up(tensor, max(rows)) for tensor in tensors])
-        return [self._kept(tensor, rows) for tensor in gathered]
+        """`gather_rows` of several tensors with as many rows, in one operation as `all_gather_each`."""
+        gathered = self.all_gather_each([_filled_up(tensor, max(rows)) for tensor in tensors])
+        return [self._without_filling(tensor, rows) for tensor in gathered]
 
-    def _kept(self, gathered: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        """Without what was filled up."""
+    def _without_filling(self, gathered: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        """(size · max(rows), …) → (sum(rows), …), a view where what was filled up is at the end."""
         most = max(rows)
         if min(rows) == most:
             return gathered
-        if rows == self.shares(sum(rows)):  # it is at the end
+        if rows == self.shares(sum(rows)):
             return gathered[: sum(rows)]
-        parts = gathered.split(most)
-        return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
-
-    @abstractmethod
-    def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
-        """Overwrite `tensor` with that of rank `source`; returns it."""
+        return torch.cat([part[:count] for part, count in zip(gathered.split(most), rows, strict=True)])
 
     def close(self) -> None:  # noqa: B027  most groups hold nothing
         """Give up whatever the group holds."""
 
 
-def filled_up(tensor: torch.Tensor, rows: int) -> torch.Tensor:
-    """With rows of zeros up to so many."""
+def _filled_up(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    """(fewer rows, …) → (rows, …), the others being zeros; the tensor itself if it has as many."""
     missing = rows - tensor.shape[0]
     return torch.cat([tensor, tensor.new_zeros((missing, *tensor.shape[1:]))]) if missing else tensor
 

@@ -10,36 +10,26 @@ from engine.parallel.group import Group, LocalGroup
 
 
 class ImageRows:
-    """Which rows of an image of some height a rank has. Every rank has at least `reach` of them, as far as anything
-    passed to `around` looks.
+    """The rows that a rank has of an image of some height, `own`: equally many each, the last rank fewer. Every rank
+    has at least as many as anything passed to `around` looks up or down. Without a group one rank has all.
 
     Images are (images, channels, rows, width) and channels_last. Layers may multiply rows and width, as long as all
     ranks' do.
     """
 
-    def __init__(self, height: int, group: Group) -> None:
-        self.group = group
-        self.counts = group.shares(height)
-        first = sum(self.counts[: group.rank])
-        self.own = slice(first, first + self.counts[group.rank])
-
-    @classmethod
-    def whole(cls, height: int) -> ImageRows:
-        """All of them on one rank."""
-        return cls(height, LocalGroup())
-
-    @staticmethod
-    def divide(height: int, group: Group, reach: int) -> bool:
-        """Whether each rank gets so many rows."""
-        return min(group.shares(height)) >= reach
+    def __init__(self, height: int, group: Group | None = None) -> None:
+        self.group = group or LocalGroup()
+        self._counts = self.group.shares(height)
+        first = sum(self._counts[: self.group.rank])
+        self.own = slice(first, first + self._counts[self.group.rank])
 
     def around(
         self, layer: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, reach: int, *, scale: int = 1
     ) -> torch.Tensor:
-        """This rank's rows of what `layer` makes of the whole image, `scale` rows of each row of x, where it looks at
-        most `reach` rows up and down: computed on the neighbours' nearest rows too, and cut off again.
-
-        Where the image ends the layer sees that end, and fills it up as it would there.
+        """This rank's rows of what `layer` makes of the whole image, where it looks at most `reach` rows up and down:
+        (images, channels, own rows, width) → (images, …, scale · own rows, …), `scale` being the rows that the layer
+        makes of each. It is computed on the neighbours' nearest rows too, and these are cut off again. Where the image
+        ends the layer sees that end, and fills it up as it would there.
         """
         rank, size = self.group.rank, self.group.size
         if size == 1:
@@ -49,10 +39,9 @@ class ImageRows:
         edges = torch.cat([rows[:above], rows[rows.shape[0] - below :]])
         counts = [reach * (abs(other - rank) == 1) for other in range(size)]
         seen = self.group.all_to_all(edges, counts, counts)
-        wide = torch.cat([seen[:above], rows, seen[above:]]).permute(1, 3, 0, 2)
-        y = layer(wide)
+        y = layer(torch.cat([seen[:above], rows, seen[above:]]).permute(1, 3, 0, 2))
         return y[:, :, above * scale : y.shape[2] - below * scale]
 
     def gather(self, rows: torch.Tensor, each: int) -> torch.Tensor:
-        """Those of all ranks, in order, where a row of the image is `each` of x's: (rows, …)."""
-        return self.group.gather_rows(rows.contiguous(), [count * each for count in self.counts])
+        """Gather the rows of all ranks, in order: (each · own rows, …) → (each · height, …)."""
+        return self.group.gather_rows(rows.contiguous(), [count * each for count in self._counts])

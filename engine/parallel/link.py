@@ -15,17 +15,17 @@ _BYTES, _OPERATIONS, _REPEATS = 64 * 2**20, 10, 3
 
 @dataclass(frozen=True)
 class Link:
-    """bandwidth: bytes a second that a rank sends; latency_s: of an operation that sends next to nothing."""
+    """How fast a rank sends. bandwidth: bytes a second. latency_s: of an operation that sends next to nothing."""
 
     bandwidth: float
     latency_s: float
 
 
 def measure_link(group: Group, device: torch.device, size: int = _BYTES) -> Link:
-    """Exchange `size` bytes with the other ranks, some times. Every rank of the group must call it."""
+    """Time exchanges of `size` bytes with the other ranks. Every rank of the group must call it."""
 
     def seconds(rows: int) -> float:
-        """Of one exchange of so many rows of bytes with each rank."""
+        """Of one exchange of `rows` rows of 256 bytes with each rank."""
         sent = torch.zeros((rows * group.size, 256), dtype=torch.uint8, device=device)
         counts = [rows] * group.size
         group.all_to_all(sent, counts, counts)

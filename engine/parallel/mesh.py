@@ -14,9 +14,9 @@ from engine.parallel.thread_group import RankThread, thread_groups
 class Mesh:
     """The groups of one rank; without arguments those of a rank that is alone.
 
-    tp: whose ranks hold the parts of every matrix; sp: whose ranks hold parts of the same tokens, and the same weights;
-    cfg: whose ranks step different segments, as the two of a guided image are; wide: of sp and cfg together, for steps
-    whose segments do not divide into halves. sharing: how many of the ranks compute on one GPU, at most, None where
+    tp: whose ranks hold the parts of every matrix. sp: whose ranks hold parts of the same tokens, and the same weights.
+    cfg: whose ranks step different segments, as the two of a guided image are. wide: of sp and cfg together, for steps
+    whose segments do not divide evenly over cfg. sharing: how many of the ranks compute on one GPU, at most, None where
     nobody has looked.
     """
 
@@ -29,8 +29,8 @@ class Mesh:
 
     @classmethod
     def build(cls, rank: int, degrees: Degrees, group_of: Callable[[tuple[int, ...]], Group]) -> Mesh:
-        """This rank's groups of those that `group_of` makes, which is called with the same world ranks in the same
-        order on every rank, once for each group of more than one."""
+        """Assemble a rank's groups from those that `group_of` makes of world ranks: it is called in the same order on
+        every rank, once for each group of more than one."""
         made: dict[tuple[int, ...], Group] = {}
         own: dict[str, Group] = {}
         for name, all_ranks in degrees.groups().items():
@@ -48,8 +48,7 @@ class Mesh:
 
 
 def thread_meshes(degrees: Degrees, timeout_s: float = 60.0, *, spoils: bool = False) -> list[Mesh]:
-    """The meshes of ranks that are threads. A rank that waits longer than `timeout_s` raises `RankError`. spoils: as
-    `ThreadGroup` has it."""
+    """Make the meshes of ranks that are threads. timeout_s, spoils: as in `thread_groups`."""
     threads = [RankThread() for _ in range(degrees.ranks)]
     made: dict[tuple[int, ...], Sequence[Group]] = {}
 

@@ -1,14 +1,14 @@
 """Ranks that are threads of one process, for tests and for looking at sharded code in a debugger.
 
 They stand in for GPUs, so they hold to NCCL's rules where threads and gloo would forgive: what NCCL would refuse, or
-wait for without end, is a `RankError` of every rank. What the rules rest on:
+wait for without end, is a `RankError` of every rank. The rules:
 
 - Ranks whose operations, elements or dtypes differ hang or read each other's bytes as something else: NCCL compares
   nothing. Here every rank first lays down a card that says what it is about to do, and all must agree.
 - torch's ProcessGroupNCCL takes dense, contiguous tensors of the dtypes in its table (NCCLUtils.hpp). float8 is one of
-  them in some versions only, and the maximum of bools is called their sum.
-- NCCL discards an operation of no elements (taskAppend in its enqueue.cc), and torch sends no rows where there are
-  none. So no rows on all ranks are fine, and on one alone they leave the others waiting, which their cards show.
+  them in some versions only, and the sum of bools is their maximum.
+- NCCL discards an operation of no elements (taskAppend in its enqueue.cc). So no rows on all ranks are fine, and on one
+  alone they leave the others waiting, which their cards show.
 - Communicators that share a GPU must not be at work at once unless all ranks start them in one order: a rank uses one
   at a time, from one thread. That they are on one stream is for a GPU to show, threads have none.
 """
@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
 
 import torch
 
@@ -46,14 +47,14 @@ class RankThread:
         with self._lock:
             if self._at_work is not None:
                 return f"started while {self._at_work} of the same rank is at work"
-            if self._thread is None:
-                self._thread = thread
+            self._thread = self._thread or thread
             if self._thread is not thread:
                 return f"in thread {thread.name}, where the rank's groups are used in {self._thread.name}"
             self._at_work = group
         return None
 
     def end(self) -> None:
+        """Note that the group has done its work."""
         self._at_work = None
 
 
@@ -61,7 +62,7 @@ class RankThread:
 class _Card:
     """What a rank is about to do.
 
-    number: which of the group's operations it is. shape: of its tensor, None for rows that may differ from rank to
+    number: of the operation, counted by the group. shape: of the tensor, None for rows that may differ from rank to
     rank. agreed: what else must be the same on all ranks. sent, received: how many rows to and from each rank.
     """
 
@@ -70,13 +71,9 @@ class _Card:
     dtype: torch.dtype
     device: str
     shape: tuple[int | None, ...]
-    agreed: str = ""
-    sent: tuple[int, ...] = ()
-    received: tuple[int, ...] = ()
-
-    @property
-    def common(self) -> tuple[object, ...]:
-        return self.number, self.operation, self.dtype, self.device, self.shape, self.agreed
+    agreed: str
+    sent: tuple[int, ...] = field(default=(), compare=False)
+    received: tuple[int, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         lengths = ", ".join("rows" if length is None else str(length) for length in self.shape)
@@ -86,6 +83,7 @@ class _Card:
 
 
 _Slot = tuple[_Card, torch.Tensor]
+_Combine = Callable[[list[_Slot]], torch.Tensor]
 
 
 class _Meeting:
@@ -97,8 +95,8 @@ class _Meeting:
         self._slots: dict[int, _Slot] = {}
         self._failure: str | None = None
 
-    def exchange(self, rank: int, own: _Slot, combine: Callable[[list[_Slot]], torch.Tensor]) -> torch.Tensor:
-        """What `combine` makes of every rank's slot. It copies: the tensors are the ranks' own again after it."""
+    def exchange(self, rank: int, own: _Slot, combine: _Combine) -> torch.Tensor:
+        """Give what `combine` makes of every rank's slot: a copy, since the tensors are the ranks' own again then."""
         self._slots[rank] = own
         self._wait(rank)
         slots = [self._slots[each] for each in range(self._size)]
@@ -119,6 +117,7 @@ class _Meeting:
         return RankError(self._failure)
 
     def close(self) -> None:
+        """End the group: a rank that waits, or comes later, gets a `RankError`."""
         self._barrier.abort()
 
     def _wait(self, rank: int) -> None:
@@ -134,7 +133,7 @@ class ThreadGroup(Group):
 
     def __init__(self, rank: int, size: int, meeting: _Meeting, thread: RankThread, *, name: str, spoils: bool) -> None:
         """thread: the same for all groups of this rank. name: the group's, in messages. spoils: whether a tensor whose
-        content is undefined once it was passed is overwritten, to find who reads it still."""
+        content is undefined once it was passed is overwritten, to find what still reads it."""
         self.rank, self.size = rank, size
         self._meeting, self._thread = meeting, thread
         self._name, self._spoils = name, spoils
@@ -164,11 +163,9 @@ class ThreadGroup(Group):
         card = self._card("all_to_all", tensor, sent=sent, received=received)
         if not len(sent) == len(received) == self.size or min(*sent, *received) < 0 or sum(sent) != tensor.shape[0]:
             raise self._fail(f"{card}: that is not how {tensor.shape[0]} rows divide among {self.size} ranks")
-
-        def combine(slots: list[_Slot]) -> torch.Tensor:
-            return torch.cat([each.split(theirs.sent)[self.rank] for theirs, each in slots])
-
-        return self._hand_over(card, tensor, combine)
+        return self._hand_over(
+            card, tensor, lambda slots: torch.cat([each.split(theirs.sent)[self.rank] for theirs, each in slots])
+        )
 
     def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
         self._agreed = f", from rank {source}"
@@ -178,28 +175,22 @@ class ThreadGroup(Group):
         return tensor.copy_(self._exchange(card, tensor, lambda slots: slots[source][1].clone()))
 
     def gather_rows(self, tensor: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        if len(rows) != self.size or rows[self.rank] != tensor.shape[0]:
+            raise self._fail(f"gather_rows of {tensor.shape[0]} rows, where ranks have {rows}")
         self._agreed = f", for {rows} rows"
-        try:
-            if len(rows) != self.size or rows[self.rank] != tensor.shape[0]:
-                raise self._fail(f"gather_rows of {tensor.shape[0]} rows, where ranks have {rows}")
-            return super().gather_rows(tensor, rows)
-        finally:
-            self._agreed = ""
+        return super().gather_rows(tensor, rows)
 
     def close(self) -> None:
-        """End the group for all of its ranks: whoever waits, or comes later, gets a `RankError`."""
         self._meeting.close()
 
     def _card(
         self, operation: str, tensor: torch.Tensor, *, sent: Sequence[int] = (), received: Sequence[int] = ()
     ) -> _Card:
-        """The card of the next operation. Raises where this rank alone can tell that NCCL would refuse it."""
+        """Make the card of the next operation. Raises where this rank alone can tell that NCCL would refuse it."""
         self._operations += 1
-        shape: tuple[int | None, ...] = tuple(tensor.shape)
-        if operation == "all_to_all":
-            shape = (None, *shape[1:])
-        number, device = self._operations, tensor.device.type
-        card = _Card(number, operation, tensor.dtype, device, shape, self._agreed, tuple(sent), tuple(received))
+        shape = (None if operation == "all_to_all" and not axis else length for axis, length in enumerate(tensor.shape))
+        what = self._operations, operation, tensor.dtype, tensor.device.type
+        card = _Card(*what, tuple(shape), self._agreed, tuple(sent), tuple(received))
         self._agreed = ""
         if not tensor.is_contiguous():  # nor are sparse ones
             raise self._fail(f"{card}: the tensor is not contiguous")
@@ -209,9 +200,7 @@ class ThreadGroup(Group):
             raise self._fail(f"{card}: the tensor has no rows")
         return card
 
-    def _hand_over(
-        self, card: _Card, tensor: torch.Tensor, combine: Callable[[list[_Slot]], torch.Tensor]
-    ) -> torch.Tensor:
+    def _hand_over(self, card: _Card, tensor: torch.Tensor, combine: _Combine) -> torch.Tensor:
         """As `_exchange`, of a tensor that the caller does not read again."""
         result = self._exchange(card, tensor, combine)
         if self._spoils:
@@ -219,9 +208,7 @@ class ThreadGroup(Group):
                 tensor.fill_(torch.nan if tensor.is_floating_point() else _FP8_NAN)
         return result
 
-    def _exchange(
-        self, card: _Card, tensor: torch.Tensor, combine: Callable[[list[_Slot]], torch.Tensor]
-    ) -> torch.Tensor:
+    def _exchange(self, card: _Card, tensor: torch.Tensor, combine: _Combine) -> torch.Tensor:
         if complaint := self._thread.begin(self):
             raise self._fail(f"{card}: {complaint}")
         try:
@@ -241,9 +228,9 @@ def thread_groups(
     name: str = "a group",
     spoils: bool = False,
 ) -> list[Group]:
-    """One group's ranks, for `size` threads. A rank that waits longer than `timeout_s` raises `RankError`.
+    """Make one group's ranks, for `size` threads. A rank that waits longer than `timeout_s` raises `RankError`.
 
-    The other arguments are those of `ThreadGroup`; threads: one a rank, None where ranks have no other group.
+    threads: one a rank, None where ranks have no other group. name, spoils: as in `ThreadGroup`.
     """
     meeting = _Meeting(size, timeout_s)
     threads = threads or [RankThread() for _ in range(size)]
@@ -253,12 +240,11 @@ def thread_groups(
 def _disagreement(cards: Sequence[_Card]) -> str | None:
     """How the cards of two ranks contradict each other, if any do."""
     for rank, card in enumerate(cards):
-        if card.common != cards[0].common:
+        if card != cards[0]:
             return f"ranks differ. Rank 0: {cards[0]}. Rank {rank}: {card}"
-    for source, sending in enumerate(cards):
-        for target, receiving in enumerate(cards):
-            if sending.sent and sending.sent[target] != receiving.received[source]:
-                return f"ranks expect other rows than are sent. Rank {source}: {sending}. Rank {target}: {receiving}"
+    for (source, sending), (target, receiving) in product(enumerate(cards), repeat=2):
+        if sending.sent and sending.sent[target] != receiving.received[source]:
+            return f"ranks expect other rows than are sent. Rank {source}: {sending}. Rank {target}: {receiving}"
     return None
 
 

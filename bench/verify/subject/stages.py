@@ -218,7 +218,7 @@ def stages_of_vae(rank: Rank, traced: Traced, inputs: Tensors) -> Stages:
     yield CONV_IN, lambda: decoder.conv_in(image(CONV_IN))
     height, width = latents.shape[2:]
     score_bytes = vae.score_bytes(height, width, None)
-    yield MIDDLE, lambda: decoder.mid_block(image(MIDDLE), ImageRows.whole(height), score_bytes)
+    yield MIDDLE, lambda: decoder.mid_block(image(MIDDLE), ImageRows(height), score_bytes)
     for index, block in enumerate(decoder.up_blocks):
         yield UP.format(index), partial(lambda block, name: block(image(name)), block, UP.format(index))
     yield HEAD, lambda: decoder.conv_out(decoder.norm_out(image(HEAD)))
