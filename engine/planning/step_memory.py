@@ -1,7 +1,7 @@
-"""How much memory a tick needs, by arithmetic: what the front-end refuses by, before anything is dispatched. Pure.
+"""How much memory a step needs, by arithmetic: what the front-end refuses by, before anything is dispatched. Pure.
 
-The figures follow the tensors that are alive at once in `engine.model` and `engine.kernels` at their widest point,
-and are meant to be a little too high.
+The figures, all in bytes, follow the tensors that are alive at once in `engine.model` and `engine.kernels` at their
+widest point, and are meant to be a little too high. `bytes_per_element` is that of the model's dtype.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.model.tiles import SMALLEST_TILE, divide
 from engine.planning.work_division import UNEVEN, forward_passes
 
 # Tokens in one forward of the text encoder, which bounds what that allocates: one prompt of the greatest length, or
-# as many short ones.
+# several short ones.
 ENCODE_AT_ONCE = PREFIX_TOKENS + MAX_PROMPT_TOKENS + SUFFIX_TOKENS
 _FLOAT32 = 4
 # What NCCL takes of a GPU's memory, as others measured it: 688 MB for a communicator of 4 A100s under torch, after an
@@ -29,15 +29,15 @@ _COMMUNICATOR_BYTES, _PEER_BYTES = 700_000_000, 470_000_000
 @dataclass(frozen=True)
 class DecodeMemory:
     """What the memory that decoding takes depends on. bytes_per_element: of images between the decoder's layers, which
-    may be more than the model's. limit: bytes above which an image is decoded in tiles (see `tile_side`), as far as
-    those help; None for never."""
+    may be more than the model's. limit: bytes above which an image is decoded in tiles, as far as these help; None for
+    never."""
 
     bytes_per_element: int
     limit: int | None = None
 
 
 def communication_bytes(degrees: Degrees) -> int:
-    """What NCCL's buffers take on a rank's GPU, for all groups that it is in."""
+    """Add up what NCCL's buffers take on a rank's GPU, for all groups that it is in."""
     return sum(
         _COMMUNICATOR_BYTES + (len(ranks) - 1) * _PEER_BYTES * (not EXCHANGING.isdisjoint(names))
         for ranks, names in degrees.communicators().items()
@@ -45,7 +45,7 @@ def communication_bytes(degrees: Degrees) -> int:
 
 
 def step_bytes(config: ModelConfig, tokens: int, tp: int, bytes_per_element: int, *, sp: int = 1) -> int:
-    """What one denoise step of `tokens` packed tokens allocates on each of tp · sp ranks."""
+    """Add up what one denoise step of `tokens` packed tokens allocates on each of tp · sp ranks."""
     dit = config.transformer
     width, e = dit.hidden_size, bytes_per_element
     query, keys = width // tp, dit.num_kv_heads * dit.head_dim // tp
@@ -64,7 +64,7 @@ def step_bytes(config: ModelConfig, tokens: int, tp: int, bytes_per_element: int
 
 
 def batch_bytes(config: ModelConfig, segments: Sequence[int], degrees: Degrees, bytes_per_element: int) -> int:
-    """What one denoise step of segments of so many tokens allocates on the rank that has the most to do."""
+    """Add up what one denoise step allocates on the rank that has the most to do. segments: each one's tokens."""
     return max(
         step_bytes(config, sum(segments[i] for i in part.segments), degrees.tp, bytes_per_element, sp=part.ranks)
         for part in forward_passes(config.transformer, segments, degrees)
@@ -72,7 +72,7 @@ def batch_bytes(config: ModelConfig, segments: Sequence[int], degrees: Degrees, 
 
 
 def packed_bytes(config: ModelConfig, tokens: int, degrees: Degrees, bytes_per_element: int) -> int:
-    """The same of segments that have so many tokens together, whatever they are."""
+    """Bound `batch_bytes` of any segments that have `tokens` tokens together."""
     tp, sp, cfg = degrees.tp, degrees.sp, degrees.cfg
     if cfg == 1 or not degrees.wide_divides(config.transformer):
         return step_bytes(config, tokens, tp, bytes_per_element, sp=sp)
@@ -83,38 +83,27 @@ def packed_bytes(config: ModelConfig, tokens: int, degrees: Degrees, bytes_per_e
 
 
 def decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element: int, most: int | None = None) -> int:
-    """What decoding one image allocates on the rank that does it.
-
-    bytes_per_element: of images between the decoder's layers. most: bytes above which an image is decoded in tiles (see
-    `tile_side`), as far as those help; None for never.
-    """
+    """Add up what decoding one image allocates on the rank that does it. width, height: in pixels. bytes_per_element:
+    as in `DecodeMemory`; most: its limit."""
     side = tile_side(config, width, height, bytes_per_element, most)
-    if side is None:
-        return _whole_decode_bytes(config, width, height, bytes_per_element)
-    return tiled_decode_bytes(config, width, height, bytes_per_element, side)
-
-
-def tile_side(config: ModelConfig, width: int, height: int, bytes_per_element: int, most: int | None) -> int | None:
-    """The longest side of the tiles, in latent pixels, that an image is decoded in, so that this allocates no more than
-    `most` bytes, or as little as it can; None: the image is decoded whole, since that is no more than `most`."""
-    whole = _whole_decode_bytes(config, width, height, bytes_per_element)
-    if most is None or whole <= most:
-        return None
-    longest = max(width, height) // config.vae.scale_factor
-    if longest <= SMALLEST_TILE:
-        return None
-    for side in range(longest - 1, SMALLEST_TILE, -1):
-        if tiled_decode_bytes(config, width, height, bytes_per_element, side) <= most:
-            return side
-    return SMALLEST_TILE
-
-
-def _whole_decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element: int) -> int:
+    if side is not None:
+        return tiled_decode_bytes(config, width, height, bytes_per_element, side)
     return _levels_bytes(config, width * height, bytes_per_element) + _picture_bytes(width, height)
 
 
+def tile_side(config: ModelConfig, width: int, height: int, bytes_per_element: int, most: int | None) -> int | None:
+    """Choose the longest side of tiles, in latent pixels, with which decoding an image allocates no more than `most`
+    bytes, or as little as it can; None: whole, since that is no more than `most`, or the image is a tile itself."""
+    longest = max(width, height) // config.vae.scale_factor
+    if most is None or longest <= SMALLEST_TILE or decode_bytes(config, width, height, bytes_per_element) <= most:
+        return None
+    sides = range(longest - 1, SMALLEST_TILE, -1)
+    fitting = (side for side in sides if tiled_decode_bytes(config, width, height, bytes_per_element, side) <= most)
+    return next(fitting, SMALLEST_TILE)
+
+
 def tiled_decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element: int, side: int) -> int:
-    """What decoding one image in tiles allocates whose sides are at most `side` latent pixels."""
+    """Add up what decoding one image allocates in tiles whose sides are at most `side` latent pixels."""
     vae = config.vae
     scale = vae.scale_factor
     across, down = divide(width // scale, side), divide(height // scale, side)
@@ -127,6 +116,7 @@ def tiled_decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_e
 
 
 def _levels_bytes(config: ModelConfig, image_pixels: int, bytes_per_element: int) -> int:
+    """The most that a level of the decoder takes for an image, or a tile, of as many pixels."""
     vae, e = config.vae, bytes_per_element
     levels = len(vae.dim_mult)
     channels = [vae.base_dim * multiplier for multiplier in reversed(vae.dim_mult)]
@@ -147,7 +137,7 @@ def _picture_bytes(width: int, height: int) -> int:
 
 
 def encode_bytes(config: ModelConfig, tp: int, bytes_per_element: int) -> int:
-    """What encoding `ENCODE_AT_ONCE` tokens of prompts allocates on each of `tp` ranks."""
+    """Add up what encoding `ENCODE_AT_ONCE` tokens of prompts allocates on each of `tp` ranks."""
     dit, text, e = config.transformer, config.text_encoder, bytes_per_element
     tokens, width = ENCODE_AT_ONCE, dit.text_hidden_size
     # the hidden states, the stack of the tapped ones with and without the prefix

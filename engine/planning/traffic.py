@@ -9,12 +9,12 @@ from engine.config.components import TransformerConfig
 from engine.config.degrees import Degrees
 from engine.planning.work_division import ForwardPass, forward_passes
 
-_FLOAT32 = 4  # bytes of an element of velocities
+_FLOAT32 = 4  # bytes of an element of velocities, and of a row's fp8 scale
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """By one rank: bytes, in so many operations that wait for the other ranks."""
+    """What one rank sends: bytes, and the number of operations, each of which waits for the other ranks."""
 
     bytes: int = 0
     operations: int = 0
@@ -29,7 +29,7 @@ class Traffic:
         return Traffic(self.bytes * count, self.operations * count)
 
     def seconds(self, bytes_per_s: float, latency_s: float) -> float:
-        """Nothing overlapping anything."""
+        """How long it takes where nothing else goes on meanwhile."""
         return self.bytes / bytes_per_s + self.operations * latency_s
 
 
@@ -42,30 +42,31 @@ def sent_in_step(
     *,
     fp8: bool = False,
 ) -> Traffic:
-    """What world rank `rank` sends in one denoise step of segments of so many (text tokens, image tokens). fp8: blocks
-    take fp8 rows.
+    """Count what world rank `rank` sends in one denoise step. segments: each one's (text tokens, image tokens). fp8:
+    blocks take fp8 rows.
 
-    Counted as a ring sends it: a sum of which each of p ranks keeps a part (p − 1) / p of its bytes, a gathering p − 1
-    times a rank's own, an exchange what is not for the rank itself. `bench.scaling` checks it against ranks that count.
+    Counted as a ring sends it: of a sum whose parts stay on p ranks (p − 1) / p of its bytes, of a gathering p − 1
+    times a rank's own, of an exchange what is not for the rank itself. `bench.scaling` checks it against ranks that
+    count.
     """
     tp, cfg = degrees.tp, degrees.cfg
     parts = forward_passes(config, [sum(segment) for segment in segments], degrees)
     ranks = parts[0].ranks
     tokens, rows, most = _rows_of(parts, segments, degrees, rank)
-    sent = Traffic()
+    velocity = config.in_channels * _FLOAT32  # of one row
+    traffic = Traffic()
     if tp > 1 and tokens:
-        width, most_kept = config.hidden_size, -(-rows // tp)  # rows are filled up to so many for every rank
-        summed = Traffic((tp - 1) * most_kept * width * bytes_per_element, 1)
-        gathered = Traffic((tp - 1) * most_kept * (width + _FLOAT32), 1) if fp8 else summed
-        sent += (summed + gathered).times(2 * config.num_layers)
-        sent += Traffic((tp - 1) * most_kept * config.in_channels * _FLOAT32, 1)
+        own = -(-rows // tp)  # of every rank, the last ones' being filled up
+        summed = Traffic((tp - 1) * own * config.hidden_size * bytes_per_element, 1)
+        gathered = Traffic((tp - 1) * own * (config.hidden_size + _FLOAT32), 1) if fp8 else summed
+        traffic += (summed + gathered).times(2 * config.num_layers) + Traffic((tp - 1) * own * velocity, 1)
     if ranks > 1 and tokens:
-        sent += sum(exchanged_in_step(config, segments, degrees, bytes_per_element, rank), Traffic())
-        sent += Traffic((ranks - 1) * most * config.in_channels * _FLOAT32, 1)
+        traffic += sum(exchanged_in_step(config, segments, degrees, bytes_per_element, rank), Traffic())
+        traffic += Traffic((ranks - 1) * most * velocity, 1)
     if len(parts) > 1:
         images = max(sum(segments[i][1] for i in each.segments) for each in parts)
-        sent += Traffic((cfg - 1) * images * config.in_channels * _FLOAT32, 1)
-    return sent
+        traffic += Traffic((cfg - 1) * images * velocity, 1)
+    return traffic
 
 
 def exchanged_in_step(
@@ -75,7 +76,8 @@ def exchanged_in_step(
     bytes_per_element: int,
     rank: int = 0,
 ) -> tuple[Traffic, Traffic]:
-    """What of `sent_in_step` is rows for heads around attention: on the way in, while the gate is computed, and out."""
+    """Count what of `sent_in_step` exchanges rows for heads around attention: on the way in, while the gate is
+    computed, and on the way out."""
     parts = forward_passes(config, [sum(segment) for segment in segments], degrees)
     ranks = parts[0].ranks
     tokens, rows, _ = _rows_of(parts, segments, degrees, rank)
@@ -91,9 +93,8 @@ def exchanged_in_step(
 def _rows_of(
     parts: Sequence[ForwardPass], segments: Sequence[tuple[int, int]], degrees: Degrees, rank: int
 ) -> tuple[int, int, int]:
-    """The tokens that a rank and others take through the model, how many of them it has, and the most that one has."""
-    ranks = parts[0].ranks
-    half, part = divmod(rank // degrees.tp, ranks)
-    tokens = sum(sum(segments[i]) for i in parts[half].segments)
-    most = -(-tokens // ranks)
-    return tokens, max(0, min(most, tokens - part * most)), most
+    """The tokens of the forward pass that a rank takes part in, how many of them it has, and the most that one has."""
+    group, place = divmod(rank // degrees.tp, parts[0].ranks)
+    tokens = sum(sum(segments[i]) for i in parts[group].segments)
+    most = -(-tokens // parts[0].ranks)
+    return tokens, max(0, min(most, tokens - place * most)), most

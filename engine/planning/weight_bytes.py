@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from engine.checkpoint.weight_format import ParameterFormat, in_blocks
 
-# Parameters lie at multiples of so many bytes in the buffers that are copied, as torch's own allocations on a GPU do.
+# Parameters begin at multiples of this many bytes in buffers that are copied, as torch's own allocations on a GPU do.
 ALIGNMENT = 256
 _BLOCKS = {"transformer": "transformer_blocks", "text_encoder": "layers"}
 
@@ -20,20 +20,24 @@ def is_small(parameter: str) -> bool:
 
 
 def block_of(component: str, parameter: str) -> int | None:
-    """The block of the DiT, or the layer of the text encoder, whose matrices a parameter belongs to, if it does."""
+    """The index of the DiT's block, or the text encoder's layer, whose matrix a parameter is; None for all others."""
     first, _, rest = parameter.partition(".")
     return int(rest.partition(".")[0]) if first == _BLOCKS.get(component) and not is_small(parameter) else None
 
 
 def aligned(size: int) -> int:
+    """Round up to a multiple of `ALIGNMENT`."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 @dataclass(frozen=True)
 class WeightBytes:
-    """The weights of a rank: the matrices of each block of the DiT and of each layer of the text encoder, what these
-    have besides, the decoder, and the small parameters of all. `dequantized`: what an 8-bit matrix takes while it is
-    made whole for a product."""
+    """Bytes of a rank's weights.
+
+    dit_blocks, text_layers: the matrices of each block of the DiT, and of each layer of the text encoder; dit_rest,
+    text_rest: their other matrices. vae: the decoder. small: norms' weights and modulation tables of all. dequantized:
+    what the largest 8-bit matrix takes while it is dequantised for a product.
+    """
 
     dit_blocks: tuple[int, ...]
     dit_rest: int
@@ -51,8 +55,8 @@ class WeightBytes:
         *,
         fp8_products: bool = False,
     ) -> WeightBytes:
-        """parameters: as `parameter_formats` gives them, by component and by name. fp8_products: no fp8 matrix of the
-        DiT's blocks is made whole, unless its file asks for it."""
+        """Add up parameters by component and name, as `parameter_formats` gives them. fp8_products: no fp8 matrix of
+        the DiT's blocks is dequantised, unless its file asks for it."""
         blocks: Counter[tuple[str, int]] = Counter()
         rest: Counter[str] = Counter()
         dequantized = 0
@@ -83,4 +87,5 @@ class WeightBytes:
 
     @property
     def total(self) -> int:
+        """All weights together, without `dequantized`."""
         return sum(self.dit_blocks) + self.dit_rest + sum(self.text_layers) + self.text_rest + self.vae + self.small

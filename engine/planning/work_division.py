@@ -1,4 +1,4 @@
-"""Which segments of a step each half of the ranks gets. Pure."""
+"""Which segments of a step each group of ranks gets, where guidance is split (`--cfg-parallel`). Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from engine.config.components import TransformerConfig
 from engine.config.degrees import Degrees
 
-# How many times its even part a half may have to step. Beyond that all ranks share all tokens, and exchange more.
+# How many times its even part a group may have to step. Beyond that all ranks share all tokens, and exchange more.
 UNEVEN = 1.25
 
 
@@ -21,7 +21,7 @@ class GuidanceSplit:
 
 
 def divide_segments(tokens: Sequence[int], groups: int) -> GuidanceSplit:
-    """Give segments of so many tokens to groups of ranks: the longest first, each to the group that has the least."""
+    """Divide segments, given by their tokens, among groups of ranks: the longest first, to the group with the least."""
     members: list[list[int]] = [[] for _ in range(groups)]
     loads = [0] * groups
     for index in sorted(range(len(tokens)), key=lambda i: -tokens[i]):
@@ -33,15 +33,15 @@ def divide_segments(tokens: Sequence[int], groups: int) -> GuidanceSplit:
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """A part of a step: the segments, by index, that so many ranks (or as many `tp` groups) take through the model,
-    sharing their tokens."""
+    """A part of a step: the segments, by index, that `ranks` ranks, or as many `tp` groups, take through the model
+    together, sharing their tokens."""
 
     segments: list[int]
     ranks: int
 
 
 def forward_passes(config: TransformerConfig, tokens: Sequence[int], degrees: Degrees) -> list[ForwardPass]:
-    """Who steps what of segments that have so many tokens each: each half of the ranks its own, or all of them all."""
+    """Divide a step of segments, given by their tokens: each group of ranks steps its own, or all ranks step all."""
     split = divide_segments(tokens, degrees.cfg)
     if not split.even and degrees.wide_divides(config):
         return [ForwardPass(list(range(len(tokens))), degrees.sp * degrees.cfg)]
