@@ -8,17 +8,15 @@ from itertools import accumulate, pairwise
 
 import torch
 
-# Query rows of one program of the Triton attention: a segment is cut into tiles of so many rows.
-TILE_ROWS = 128
-# Tokens from which on a segment's attention takes long enough to choose its kernel by: 512² and larger.
-LONG_SEGMENT = 1024
+TILE_ROWS = 128  # query rows of one program of the Triton attention
+LONG_SEGMENT = 1024  # tokens, an image of 512²: from here on attention takes long enough to choose its kernel by
 
 
 class Packing:
-    """Segments that lie one after the other. Tables for kernels are made on `device` when they are first asked for.
+    """Segments that lie one after the other, and may be empty. Tables for kernels are made on `device` when they are
+    first asked for.
 
-    bounds: the segments' offsets on the host, one more than there are segments; segment i is rows bounds[i] to
-    bounds[i + 1]. Segments may be empty.
+    bounds: the segments' offsets on the host, (segments + 1): segment i is rows bounds[i] to bounds[i + 1].
     captured: in a CUDA graph: only the tables on the device say where segments lie, there are neither bounds nor
     lengths, and `longest` is what they may be at most.
     """
@@ -45,11 +43,10 @@ class Packing:
 
     @cached_property
     def tiles(self) -> torch.Tensor:
-        """The work of attention, a row a tile of queries: (tiles, 3) int32 of the tile's first row, and its segment's
-        first and last row + 1."""
-        tiles = [
-            (first, start, stop) for start, stop in pairwise(self.bounds) for first in range(start, stop, TILE_ROWS)
-        ]
+        """The work of attention, in tiles of `TILE_ROWS` queries, the last of a segment being shorter: (tiles, 3) int32
+        of the tile's first row, its segment's first row, and its segment's last row + 1."""
+        bounds = pairwise(self.bounds)
+        tiles = [(first, start, stop) for start, stop in bounds for first in range(start, stop, TILE_ROWS)]
         return self._to_device(torch.tensor(tiles, dtype=torch.int32).view(-1, 3))
 
     def _to_device(self, table: torch.Tensor) -> torch.Tensor:
@@ -65,12 +62,12 @@ class CapturedPacking(Packing):
         super().__init__([tokens] + [0] * (segments - 1), device)
         self.offsets = self.offsets.clone()
         self.row_segments = self.row_segments.clone()
-        self.tiles = self.offsets.new_zeros((tokens // TILE_ROWS + segments, 3))  # as many as any such segments have
+        self.tiles = self.offsets.new_zeros((tokens // TILE_ROWS + segments, 3))  # the most that such segments have
         self.overwrite(Packing(self.lengths, device))
         del self.bounds, self.lengths
 
     def overwrite(self, packing: Packing) -> None:
-        """`packing` has as many tokens and segments as this one. Tiles that it does not need are left empty."""
+        """Take over a packing that has as many tokens and segments. Tiles that it does not need are left empty."""
         tiles = packing.tiles
         self.offsets.copy_(packing.offsets)
         self.row_segments.copy_(packing.row_segments)

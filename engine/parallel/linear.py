@@ -1,4 +1,7 @@
-"""Linear layers, whole and split over a group. Parameters are filled by `engine.checkpoint`, never initialised."""
+"""Linear layers, whole and split over a group. Parameters are filled by `engine.checkpoint`, never initialised.
+
+Weights are (out, in); what is multiplied is (rows, in), a row a token, and may be `Fp8Rows` where a layer `takes_fp8`.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ from engine.kernels.int8 import dequantize_groups
 from engine.parallel.group import Group
 from engine.parallel.row_share import RowShare
 
-# Adds to a layer's output, in place, what is computed from its input beside it: (x, y).
+# Adds to a layer's output y (rows, out), in place, what LoRAs compute from its input x (rows, in): called with (x, y).
 SidePath = Callable[[torch.Tensor | Fp8Rows, torch.Tensor], None]
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ + b, whole on every rank."""
+    """y = x Wᵀ + b, whole on every rank: (rows, in) → (rows, out)."""
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = True) -> None:
         super().__init__()
@@ -27,7 +30,7 @@ class Linear(nn.Module):
         self.side_path: SidePath | None = None
 
     def dequantize(self, rows: slice = slice(None)) -> torch.Tensor:
-        """The weight, or some of its rows, in float32: (rows, in)."""
+        """Give the weight, or some of its rows, as (rows, in) float32."""
         return self.weight[rows].float()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -38,11 +41,8 @@ class Linear(nn.Module):
 
 
 class ParallelMatrix(nn.Module):
-    """A rank's part of a matrix: as it is or, after loading, in 8 bits.
-
-    8 bits are e4m3 with a float32 scale a row, weight_scale (out, 1), or int8 with a float16 scale for every 32 columns
-    of a row, (out, in / 32).
-    """
+    """A rank's part of a matrix, in the model's dtype or in 8 bits: e4m3 with a float32 scale a row, weight_scale
+    (out, 1), or int8 with a float16 scale for every 32 columns of a row, weight_scale (out, in / 32)."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -53,14 +53,14 @@ class ParallelMatrix(nn.Module):
         self.side_path: SidePath | None = None
 
     def hold_eight_bit(self, scales: torch.Tensor, *, fp8_product: bool) -> None:
-        """Expect 8-bit weights with scales of this shape; with `fp8_product` to be multiplied by fp8 rows."""
+        """Expect 8-bit weights with scales of this shape. fp8_product: they are multiplied by fp8 rows."""
         self.register_parameter("weight_scale", nn.Parameter(scales, requires_grad=False))
         self.takes_fp8 = fp8_product
 
     def multiply(
         self, x: torch.Tensor | Fp8Rows, out: torch.Tensor | None = None, rows: slice = slice(None)
     ) -> torch.Tensor:
-        """x Wᵀ: (tokens, in) → (tokens, out), written to `out` if there is one. rows: of W, if not all."""
+        """Compute x Wᵀ: (rows, in) → (rows, out), written to `out` if that is given. rows: of W, if not all."""
         weight = self.weight[rows]
         scales = None if self.weight_scale is None else self.weight_scale[rows]
         if isinstance(x, Fp8Rows):
@@ -73,14 +73,14 @@ class ParallelMatrix(nn.Module):
         return _product(x, dequantize_groups(weight, scales, x.dtype), out)
 
     def partial_output(self, x: torch.Tensor | Fp8Rows, out: torch.Tensor | None = None) -> torch.Tensor:
-        """The product, and what the side path adds."""
+        """Compute this rank's summand of the output, with what the side path adds: (rows, in) → (rows, out)."""
         y = self.multiply(x, out)
         if self.side_path is not None:
             self.side_path(x, y)
         return y
 
     def dequantize(self, rows: slice = slice(None)) -> torch.Tensor:
-        """The matrix, or some of its rows, in float32: (rows, in)."""
+        """Give the matrix, or some of its rows, as (rows, in) float32."""
         weight = self.weight[rows]
         if self.weight_scale is None:
             return weight.float()
@@ -93,8 +93,8 @@ class ParallelMatrix(nn.Module):
 class ColumnParallelLinear(ParallelMatrix):
     """Several matrices that share their input, stacked into one whose output rows are split over the group.
 
-    `out_features` lists the stacked matrices' whole heights; every one is split evenly, so a rank's output is
-    [its share of the first | its share of the second | …], (tokens, sum(out_features) / size).
+    out_features: the heights of the stacked matrices, before they are split. Each is split evenly, so a rank's output
+    is [its part of the first | its part of the second | …]: (rows, in) → (rows, sum(out_features) / size).
     """
 
     def __init__(self, in_features: int, out_features: Sequence[int], group: Group) -> None:
@@ -104,8 +104,9 @@ class ColumnParallelLinear(ParallelMatrix):
         return self.partial_output(x)
 
     def in_two(self, x: torch.Tensor | Fp8Rows, columns: int) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
-        """The first so many columns of what `forward` gives, and what to call for the others. They are computed then,
-        but for a layer that has a side path, which adds to all of them."""
+        """Compute the first `columns` columns of what `forward` gives, and return a function that computes the others,
+        later: (rows, in) → (rows, columns), (rows, others). A side path adds to all, so with one all are computed now.
+        """
         if self.side_path is not None:
             y = self(x)
             return y[:, :columns], lambda: y[:, columns:]
