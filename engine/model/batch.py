@@ -19,7 +19,7 @@ from engine.parallel.row_share import RowShare
 
 @dataclass(frozen=True)
 class Segment:
-    """The shape of one segment; `image` is the index of its image in the batch."""
+    """The shape of one segment, in tokens. image: the index of its image in the batch."""
 
     image: int
     text_tokens: int
@@ -38,8 +38,8 @@ class Segment:
 class Layout:
     """Offsets and positions of a packed batch, the same for every step in which the same segments meet.
 
-    share: which of its rows this rank has; `share.whole` packs the segments. rotations: RoPE of the rows that the rank
-    multiplies, (rows, head_dim / 2) complex64, the identity on text.
+    share: which rows this rank has; `share.whole` packs the segments. rotations: RoPE of the rows that the rank
+    multiplies, (multiplied rows, head_dim / 2) complex64, the identity on text.
     """
 
     def __init__(
@@ -49,11 +49,10 @@ class Layout:
         sequence: Group | None = None,
         tensor: Group | None = None,
     ) -> None:
-        """grids: each segment's image rotations, (image tokens, head_dim / 2) complex64. sequence: whose ranks share
-        the rows; tensor: whose ranks share the matrices; None for no other ranks."""
+        """grids: each segment's image rotations, (image tokens, head_dim / 2) complex64. sequence, tensor: the ranks
+        that share the rows, and the matrices, as in `RowShare`."""
         self.segments = tuple(segments)
-        packing = Packing([segment.tokens for segment in segments], grids[0].device)
-        self.share = RowShare(packing, sequence, tensor)
+        self.share = RowShare(Packing([segment.tokens for segment in segments], grids[0].device), sequence, tensor)
         parts = []
         for segment, grid in zip(segments, grids, strict=True):
             parts += [grid.new_ones((segment.text_tokens, grid.shape[1])), grid]
@@ -66,7 +65,7 @@ class Layout:
     def pack(self, text: Sequence[torch.Tensor], images: torch.Tensor) -> torch.Tensor:
         """Lay out text features and embedded image tokens: (tokens, width).
 
-        text: a tensor per segment; images: the tokens of all images, (image tokens, width), each image once.
+        text: each segment's, (text tokens, width). images: (image tokens, width) of all images, each image once.
         """
         parts = []
         for features, rows in zip(text, self._image_rows, strict=True):
@@ -74,10 +73,6 @@ class Layout:
         return torch.cat(parts)
 
     def take_images(self, x: torch.Tensor) -> torch.Tensor:
-        """The rows of x that are image tokens: (image tokens of all segments, width)."""
-        return torch.cat(
-            [
-                x[start + segment.text_tokens : stop]
-                for segment, (start, stop) in zip(self.segments, pairwise(self.share.whole.bounds), strict=True)
-            ]
-        )
+        """Keep the rows that are image tokens: (tokens, width) → (image tokens of all segments, width)."""
+        places = zip(self.segments, pairwise(self.share.whole.bounds), strict=True)
+        return torch.cat([x[start + segment.text_tokens : stop] for segment, (start, stop) in places])

@@ -21,13 +21,13 @@ M = TypeVar("M")
 
 
 class Visit(Protocol):
-    """Gives blocks one after the other; whoever brings them to the device does so here."""
+    """Gives blocks one after the other; offloading replaces it to bring each to the device before its turn."""
 
     def __call__(self, blocks: Iterable[M], /) -> Iterable[M]: ...
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm with a float32 weight. Krea's zero-centred weights have had their 1 added when they were loaded."""
+    """RMSNorm with a float32 weight, (width,). Krea's zero-centred weights got their 1 added when they were loaded."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -35,6 +35,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, width) → the same shape and dtype."""
         return rms_norm(x, self.weight, self.eps)
 
 
@@ -48,10 +49,11 @@ class SwiGLU(nn.Module):
 
     @property
     def takes_fp8(self) -> bool:
+        """Whether x should come as fp8 rows."""
         return self.gate_up.takes_fp8
 
     def forward(self, x: torch.Tensor | Fp8Rows, share: RowShare | None = None) -> torch.Tensor:
-        """(rows, width) → (rows, width), or with `share` a rank's own rows of them, as `RowParallelLinear`."""
+        """(rows, width) → (rows, width), or with `share` (multiplied rows, width) → (own rows, width)."""
         return self.down(silu_mul(self.gate_up(x), fp8=self.down.takes_fp8), share)
 
 
@@ -79,8 +81,8 @@ class GatedAttention(nn.Module):
         self._columns = [part // group.size for part in whole]
 
     def forward(self, x: torch.Tensor | Fp8Rows, share: RowShare, rotations: torch.Tensor | None) -> torch.Tensor:
-        """x: the rows that this rank multiplies, (rows, width), each of which attends to its segment. rotations: of
-        these rows, as in `norm_rotate_`. Returns the rank's own rows, (own rows, width)."""
+        """(multiplied rows, width) → (own rows, width), each row attending to its segment. rotations: of the rows of x,
+        (multiplied rows, head_dim / 2) complex64; None for no RoPE."""
         if share.sequence.size > 1:
             return self.out(self._attend_with_ranks(x, share, rotations), share)
         qkv, gate = self.qkvg(x).split((sum(self._columns[:3]), self._columns[3]), dim=-1)
@@ -91,21 +93,19 @@ class GatedAttention(nn.Module):
     def _attend_with_ranks(
         self, x: torch.Tensor | Fp8Rows, share: RowShare, rotations: torch.Tensor | None
     ) -> torch.Tensor | Fp8Rows:
-        """What `GatedAttentionKernel` gives, where other ranks have shares of the rows: each attends with some heads of
-        all of them. The gate is computed while q, k and v are on their way."""
+        """Attend where ranks share the rows, each with some heads of all: (multiplied rows, width) → (multiplied rows,
+        heads · head_dim), gated. The gate is computed while q, k and v are on their way."""
         norms = self.norm_q.weight, self.norm_k.weight
         ranks = share.sequence.size
         qkv, multiply_gate = self.qkvg.in_two(x, sum(self._columns[:3]))
-        query, key, value = self._heads(qkv)
-        sent = norm_rotate_to_ranks(query, key, value, *norms, self.norm_q.eps, rotations, ranks)
+        sent = norm_rotate_to_ranks(*self._heads(qkv), *norms, self.norm_q.eps, rotations, ranks)
         receive = share.begin_rows_for_heads(sent)
         gate = multiply_gate()
-        query, key, value = self._heads(receive(), ranks)
-        attended = self._attention.attend(query, key, value, share.whole)
+        attended = self._attention.attend(*self._heads(receive(), ranks), share.whole)
         return sigmoid_mul(share.heads_for_rows(attended).transpose(0, 1), gate, fp8=self.out.takes_fp8)
 
     def _heads(self, qkv: torch.Tensor, ranks: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """q, k and v, of which one of so many ranks has a part, (rows, heads, head_dim) each, of (rows, q | k | v)."""
+        """Split (rows, q | k | v), of which each of `ranks` ranks has some heads, into (rows, heads, head_dim) each."""
         columns = [part // ranks for part in self._columns[:3]]
         query, key, value = (part.unflatten(-1, (-1, self._head_dim)) for part in qkv.split(columns, dim=-1))
         return query, key, value

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 SCALE = 2  # pixels a latent, in each direction
-_HIDDEN = 128
-_RIDGE = 1e-3
+_HIDDEN = 128  # random features of a latent
+_RIDGE = 1e-3  # of the least squares, for each pixel learned from
 _LARGEST = 50.0  # latents are about 1; what has run away, or is not a number, teaches nothing
 _MEMORY = 0.97  # what an image still counts after the next one: a hundred images shape the map
 
@@ -31,12 +31,11 @@ class PreviewMap:
         self._products = torch.zeros(features, features, dtype=torch.float64)
         self._targets = torch.zeros(features, 3 * SCALE**2, dtype=torch.float64)
         self._rows = 0.0
-        self._map: torch.Tensor | None = (
-            None  # (features, 3 · SCALE²) float32 to colours of 0 to 255, replaced as a whole
-        )
+        # (features, 3 · SCALE²) float32 to colours of 0 to 255, replaced as a whole
+        self._map: torch.Tensor | None = None
 
     def learn(self, latents: torch.Tensor, pixels: torch.Tensor) -> None:
-        """latents: (channels, h, w) float32; pixels: (8h, 8w, 3) uint8 that the VAE made of them."""
+        """Learn from latents, (channels, h, w) float32, and pixels, (8h, 8w, 3) uint8, that the VAE made of them."""
         if not latents.abs().max() < _LARGEST:
             return
         height, width = latents.shape[1:]
@@ -55,10 +54,8 @@ class PreviewMap:
         self._map = solved.to(self._device)
 
     def draw(self, latents: torch.Tensor) -> torch.Tensor | None:
-        """latents: (channels, h, w) float32, of an image without noise. Returns (2h, 2w, 3) uint8.
-
-        None as long as nothing was learned.
-        """
+        """Draw the latents of an image without noise: (channels, h, w) float32 → (2h, 2w, 3) uint8; None as long as
+        nothing was learned."""
         learned = self._map
         if learned is None:
             return None

@@ -19,7 +19,7 @@ from engine.parallel.linear import ColumnParallelLinear, RowParallelLinear
 
 
 class TextEncoder(nn.Module):
-    """Token ids in, the tapped hidden states out. Tap 0 is the embedding, tap i the output of layer i."""
+    """Turns token ids into the tapped hidden states. Tap 0 is the embedding, tap i the output of layer i."""
 
     def __init__(self, config: ModelConfig, group: Group) -> None:
         super().__init__()
@@ -34,15 +34,15 @@ class TextEncoder(nn.Module):
 
     @property
     def ids_device(self) -> torch.device:
-        """Where token ids are looked up, and best come from: the host, if the embedding is in its memory, since to get
-        them back from the device it would wait for all that is queued there."""
+        """Where token ids are looked up, and best come from: the host, if the embedding lies in its memory, since to
+        get them from the device it would wait for all that is queued there."""
         return self.embed_tokens.weight.device
 
     def forward(self, ids: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """ids: (tokens,) of several prompts, packed. Returns (tokens, taps, width), on the packing's device.
+        """(tokens,) int64 ids of packed prompts → (tokens, taps, width), on the packing's device.
 
-        Attention is causal within a prompt and positions count from 0 in each: the same as the references' padded
-        and masked batch, for the tokens that are real.
+        Attention is causal within a prompt and positions count from 0 in each, as in the references' padded and masked
+        batch, of which these are the tokens that are real.
         """
         positions = torch.cat([torch.arange(length, device=packing.device) for length in packing.lengths])
         rotations = text_rotations(positions, self.head_dim, self.rope_theta)
@@ -61,11 +61,10 @@ class _Embedding(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, width))
 
-    def forward(self, ids: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
-        """The rows of these ids, on `device` or, if that is None, where the ids are. In host memory the few that are
-        needed are looked up there."""
+    def forward(self, ids: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """(tokens,) int64 ids → (tokens, width) on `device`. They are looked up where the table lies, so that of one in
+        host memory only the rows that are needed are copied."""
         rows = F.embedding(ids.to(self.weight.device), self.weight)
-        device = device or ids.device
         return rows if rows.device.type == device.type else to_device(rows, device)
 
 
@@ -78,6 +77,7 @@ class _Layer(nn.Module):
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, group)
 
     def forward(self, x: torch.Tensor, packing: Packing, rotations: torch.Tensor) -> torch.Tensor:
+        """(tokens, width) → (tokens, width). rotations: (tokens, head_dim / 2) complex64."""
         update = self.attn(self.norm1(x), packing, rotations)
         x, y = add_rms_norm(x, update, self.norm2.weight, self.norm2.eps)
         return x + self.mlp(y)
@@ -95,6 +95,7 @@ class _CausalAttention(nn.Module):
         self._columns = [part // group.size for part in whole]
 
     def forward(self, x: torch.Tensor, packing: Packing, rotations: torch.Tensor) -> torch.Tensor:
+        """(tokens, width) → (tokens, width), each row attending to those before it in its prompt."""
         qkv = self.qkv(x).split(self._columns, dim=-1)
         query, key, value = (part.unflatten(-1, (-1, self._head_dim)) for part in qkv)
         norm_rotate_(query, key, self.norm_q.weight, self.norm_k.weight, self.norm_q.eps, rotations, halves=True)

@@ -21,16 +21,16 @@ class TextFusion(nn.Module):
 
     def __init__(self, config: TransformerConfig, group: Group, attention: GatedAttentionKernel) -> None:
         super().__init__()
-        self.layerwise_blocks = nn.ModuleList(
-            _FusionBlock(config, group, attention) for _ in range(config.num_layerwise_text_blocks)
-        )
+
+        def blocks(count: int) -> nn.ModuleList:
+            return nn.ModuleList(_FusionBlock(config, group, attention) for _ in range(count))
+
+        self.layerwise_blocks = blocks(config.num_layerwise_text_blocks)
         self.projector = Linear(config.num_text_layers, 1, bias=False)
-        self.refiner_blocks = nn.ModuleList(
-            _FusionBlock(config, group, attention) for _ in range(config.num_refiner_text_blocks)
-        )
+        self.refiner_blocks = blocks(config.num_refiner_text_blocks)
 
     def forward(self, states: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """states: (tokens, layers, width) of packed prompts. Returns (tokens, width)."""
+        """(tokens, layers, text width) of packed prompts → (tokens, text width)."""
         tokens, layers, _ = states.shape
         x = states.flatten(0, 1)
         of_tokens, of_prompts = RowShare(Packing([layers] * tokens, x.device)), RowShare(packing)
@@ -48,17 +48,12 @@ class _FusionBlock(nn.Module):
         width, eps = config.text_hidden_size, config.norm_eps
         self.norm1 = RMSNorm(width, eps)
         self.attn = GatedAttention(
-            width,
-            config.text_num_heads,
-            config.text_num_kv_heads,
-            config.text_head_dim,
-            eps,
-            group,
-            attention,
+            width, config.text_num_heads, config.text_num_kv_heads, config.text_head_dim, eps, group, attention
         )
         self.norm2 = RMSNorm(width, eps)
         self.ff = SwiGLU(width, config.text_intermediate_size, group)
 
     def forward(self, x: torch.Tensor, share: RowShare) -> torch.Tensor:
+        """(rows, text width) → (rows, text width), each row attending to its segment."""
         x, y = add_rms_norm(x, self.attn(self.norm1(x), share, None), self.norm2.weight, self.norm2.eps)
         return x + self.ff(y)

@@ -5,23 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-# The decoder's convolutions look 13 latent pixels far, ever more faintly. Of the pixels that two tiles share, the outer
-# ones on either side are left to the tile that sees further, and the tiles are blended over those in between.
-OVERLAP = 16
-MARGIN = 6
+# The decoder's convolutions look 13 latent pixels far, ever more faintly. Of the OVERLAP pixels that two tiles share,
+# MARGIN on either side are left to the tile that sees further, and the tiles are blended over those in between.
+OVERLAP, MARGIN = 16, 6
 SMALLEST_TILE = 48  # a smaller one would be mostly overlap
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tiles of one `size` along a side, and where each begins. Neighbours share `OVERLAP` pixels, or a few more."""
+    """Tiles of one size along a side, and where each begins. Neighbours share `OVERLAP` pixels, or a few more."""
 
     size: int
     starts: tuple[int, ...]
 
 
 def divide(length: int, longest: int) -> Tiles:
-    """The fewest tiles of at most `longest` (and no smaller than `SMALLEST_TILE`) that cover a side of `length`."""
+    """Cover a side of `length` with the fewest tiles of at most `longest`, which `SMALLEST_TILE` bounds from below."""
     longest = max(longest, SMALLEST_TILE)
     if length <= longest:
         return Tiles(length, (0,))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -26,9 +26,9 @@ from engine.parallel.row_share import RowShare
 
 @dataclass(frozen=True)
 class TimeModulation:
-    """What the timesteps of a schedule say to the blocks and to the final layer, float32.
+    """What timesteps say to the blocks and to the final layer, float32: a row a step of a schedule, or a segment.
 
-    block: (steps, 6 · width), shared by all blocks, each of which adds its own table; final: (steps, width).
+    block: (rows, 6 · width), shared by all blocks, each of which adds its own table. final: (rows, width).
     """
 
     block: torch.Tensor
@@ -63,14 +63,12 @@ class Transformer(nn.Module):
         return cast(_Block, self.transformer_blocks[0]).attn.out.takes_fp8
 
     def encode_text(self, states: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """Tapped hidden states of packed prompts (tokens, layers, text width) → text features (tokens, width).
-
-        Independent of the timestep: once per prompt.
-        """
+        """Turn tapped hidden states of packed prompts, (tokens, layers, text width), into text features, (tokens,
+        width). They do not depend on the timestep: once per prompt."""
         return self.txt_in(self.text_fusion(states, packing))
 
     def encode_timesteps(self, timesteps: torch.Tensor) -> TimeModulation:
-        """timesteps: (steps,) in [0, 1], float32. Once per schedule."""
+        """Encode timesteps, (steps,) float32 in [0, 1], to a row each: once per schedule."""
         embedding = self.time_embed(timesteps)
         block = self.time_mod_proj(F.gelu(embedding, approximate="tanh"))
         return TimeModulation(block.float(), embedding.float())
@@ -84,32 +82,31 @@ class Transformer(nn.Module):
         *,
         denoise: Callable[..., torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """One denoise step of a packed batch: the velocities.
+        """Compute the velocities of a packed batch, one denoise step: (image tokens of all segments, in_channels)
+        float32, segment after segment.
 
         text: each segment's text features, (text tokens, width). latents: each image's tokens, (image tokens,
         in_channels) float32, image i being the one that segments call `image` i. modulation: a row per segment.
-        denoise: stands in for the method of that name, as a CUDA graph of it does. Returns
-        (image tokens of all segments, in_channels) float32, segment after segment.
+        denoise: stands in for the method of that name, as a CUDA graph of it does.
         """
-        share = layout.share
-        x = share.take_own(self.embed(text, latents, layout))
-        velocities = (denoise or self.denoise)(x, modulation, share, layout.rotations)
-        return layout.take_images(share.gather_whole(velocities))
+        x = layout.share.take_own(self.embed(text, latents, layout))
+        velocities = (denoise or self.denoise)(x, modulation, layout.share, layout.rotations)
+        return layout.take_images(layout.share.gather_whole(velocities))
 
     def embed(self, text: list[torch.Tensor], latents: list[torch.Tensor], layout: Layout) -> torch.Tensor:
-        """Text features and embedded image tokens, packed: (tokens, width)."""
+        """Embed image tokens and pack them behind their text features: (tokens, width). Arguments as in `forward`."""
         return layout.pack(text, self.img_in(torch.cat(latents).to(self.img_in.weight.dtype)))
 
     def denoise(
         self, x: torch.Tensor, modulation: TimeModulation, share: RowShare, rotations: torch.Tensor
     ) -> torch.Tensor:
-        """The blocks and the final layer: the velocity of each of the rank's own rows, (own rows, in_channels) float32.
+        """Run the blocks and the final layer: the velocity of each own row, (own rows, in_channels) float32, which
+        means nothing for text rows.
 
-        x: (own rows, width), overwritten. rotations: of the rows that the rank multiplies, (rows, head_dim / 2). Ranks
-        that split the matrices norm, modulate and add residuals each for its own rows, which are gathered for the
-        matrices; what these give is summed up for each rank's own rows alone. The velocities of text rows mean nothing.
-        Reads nothing of `share` that CUDA graphs could not hold. Every residual is added by the norm that follows it,
-        the last one by the final layer's.
+        x: (own rows, width), overwritten. rotations: (multiplied rows, head_dim / 2) complex64. Ranks that split the
+        matrices norm, modulate and add residuals each for its own rows. These are gathered for the matrices, whose
+        outputs are summed up for each rank's own rows alone. Every residual is added by the norm that follows it, the
+        last one by the final layer's. Reads nothing of `share` that CUDA graphs could not hold.
         """
         eps = self.final_layer.norm.eps
         blocks = cast(list[_Block], list(self.transformer_blocks))
@@ -141,23 +138,18 @@ class _Block(nn.Module):
 
     @property
     def takes_fp8(self) -> bool:
+        """Whether the block's input should come as fp8 rows."""
         return self.attn.qkvg.takes_fp8
 
     def modulate(self, modulation: TimeModulation) -> torch.Tensor:
-        """(segments, 6, width) float32: factor and shift for the norm before attention and attention's gate, then the
+        """Give (segments, 6, width) float32: factor and shift for the norm before attention, attention's gate, then the
         same for the feed-forward. A factor is the norm's weight · (1 + scale)."""
-        return torch.addcmul(self._offset, self._slope, modulation.block.unflatten(-1, (6, -1)))
+        return torch.addcmul(*self._folded, modulation.block.unflatten(-1, (6, -1)))
 
     @cached_property
-    def _slope(self) -> torch.Tensor:
-        ones = torch.ones_like(self.norm1.weight)
-        return torch.stack([self.norm1.weight, ones, ones, self.norm2.weight, ones, ones])
-
-    @cached_property
-    def _offset(self) -> torch.Tensor:
-        prescale, preshift, pregate, postscale, postshift, postgate = self.scale_shift_table
-        factors = self.norm1.weight * (1 + prescale), self.norm2.weight * (1 + postscale)
-        return torch.stack([factors[0], preshift, pregate, factors[1], postshift, postgate])
+    def _folded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        norms = (self.norm1.weight, None, None, self.norm2.weight, None, None)
+        return _fold(self.scale_shift_table, norms)
 
 
 class _FinalLayer(nn.Module):
@@ -170,17 +162,20 @@ class _FinalLayer(nn.Module):
         self.linear = Linear(config.hidden_size, config.in_channels)
 
     def modulate(self, modulation: TimeModulation) -> torch.Tensor:
-        """(segments, 2, width) float32: factor and shift for the norm."""
-        return torch.addcmul(self._offset, self._slope, modulation.final[:, None])
+        """Give (segments, 2, width) float32: factor and shift for the norm."""
+        return torch.addcmul(*self._folded, modulation.final[:, None])
 
     @cached_property
-    def _slope(self) -> torch.Tensor:
-        return torch.stack([self.norm.weight, torch.ones_like(self.norm.weight)])
+    def _folded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return _fold(self.scale_shift_table, (self.norm.weight, None))
 
-    @cached_property
-    def _offset(self) -> torch.Tensor:
-        scale, shift = self.scale_shift_table
-        return torch.stack([self.norm.weight * (1 + scale), shift])
+
+def _fold(table: torch.Tensor, norms: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fold norms' weights, (width,), into the rows of a modulation table, (rows, width), that scale after them: two of
+    its shape, offset and slope. offset + slope · v is weight · (1 + row + v) where there is a norm, else row + v."""
+    offset = [row if norm is None else norm * (1 + row) for row, norm in zip(table, norms, strict=True)]
+    slope = [torch.ones_like(row) if norm is None else norm for row, norm in zip(table, norms, strict=True)]
+    return torch.stack(offset), torch.stack(slope)
 
 
 class _TimeEmbedding(nn.Module):
@@ -191,7 +186,8 @@ class _TimeEmbedding(nn.Module):
         self.linear_2 = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """Sinusoid of 1000 · t, cosines first, period 10,000 → Linear → GELU(tanh) → Linear: (steps, width)."""
+        """Sinusoid of 1000 · t, cosines first, period 10,000 → Linear → GELU(tanh) → Linear: (steps,) float32 →
+        (steps, width)."""
         dtype = self.linear_1.weight.dtype
         half = self.embed_dim // 2
         steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
@@ -210,4 +206,5 @@ class _TextProjection(nn.Module):
         self.linear_2 = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(tokens, text width) → (tokens, width)."""
         return self.linear_2(F.gelu(self.linear_1(self.norm(x)), approximate="tanh"))

@@ -3,13 +3,14 @@
 At one frame its causal 3-D convolutions see only zeros before the frame, so each equals a 2-D convolution with the
 last temporal slice of its kernel: exact, and 2.4 times faster on a CPU. `time_conv`s never run at one frame.
 
-Images are of the weights' dtype, or of `decoding_dtype`, to which every convolution converts its weights then.
-
-Weights are channels_last, and so is every image between the convolutions: a GPU's tensor cores want it, on a CPU it is
-up to twice as fast, and a pixel's channels are one row to the norm.
+Images are in the weights' dtype, or in `decoding_dtype`, to which every convolution then converts its weights. Weights
+are channels_last, and so is every image between the convolutions: a GPU's tensor cores want it, on a CPU it is up to
+twice as fast, and a pixel's channels are one row to the norm.
 """
 
 from __future__ import annotations
+
+from itertools import product
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ from engine.parallel.image_rows import ImageRows
 
 
 class VAEDecoder(nn.Module):
-    """Latents to pixels."""
+    """Decodes latents to pixels."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -43,14 +44,14 @@ class VAEDecoder(nn.Module):
         return min(group.shares(height)) >= self.decoder.reach
 
     def forward(self, latents: torch.Tensor, *, tile: int | None = None, group: Group | None = None) -> torch.Tensor:
-        """latents: (images, z_dim, h, w) as the sampler leaves them. Returns (images, 3, 8h, 8w) in [-1, 1].
+        """(images, z_dim, h, w) as the sampler leaves them → (images, 3, 8h, 8w) in [-1, 1].
 
         group: of ranks that decode together, each its rows, where h `divides`; the result is this rank's rows. In
         float32 they are within 1e-5 of the whole's: sums in another order.
 
-        tile: make the picture of tiles whose sides are no longer than so many latent pixels, blended where they
-        overlap. The middle of the decoder, where every pixel attends to every other, still sees the whole picture:
-        what comes after it looks no further than the convolutions reach.
+        tile: the longest side, in latent pixels, of tiles that make up the picture, blended where they overlap. The
+        middle of the decoder, where every pixel attends to every other, still sees the whole picture: what comes after
+        it looks no further than the convolutions reach.
         """
         rows = ImageRows(latents.shape[2], group)
         dtype = decoding_dtype(latents.device, self.post_quant_conv.weight.dtype)
@@ -62,31 +63,33 @@ class VAEDecoder(nn.Module):
         return self._up_in_tiles(features, tile)
 
     def score_bytes(self, height: int, width: int, tile: int | None) -> int:
-        """What the middle's attention may take for its scores where this many latent pixels are decoded, whole or in
-        tiles: as much as a float32 image of the last level, which `engine.planning.step_memory` counts, and which
-        nobody has yet."""
+        """Bytes that the middle's attention may take for its scores where so large an image, in latent pixels, is
+        decoded: as many as a float32 image of the last level, or its tile, which `engine.planning.step_memory` counts
+        and which is not there yet."""
         if tile is not None:
             height, width = divide(height, tile).size, divide(width, tile).size
         return height * width * self.scale_factor**2 * self.decoder.conv_out.weight.shape[1] * 4
 
     def _up_in_tiles(self, features: torch.Tensor, tile: int) -> torch.Tensor:
+        """(images, channels, h, w) → (images, 3, 8h, 8w) float32."""
         height, width = features.shape[2:]
         down, across = divide(height, tile), divide(width, tile)
-        scale = self.scale_factor
-        picture = torch.zeros((len(features), 3, height * scale, width * scale), device=features.device)
-        for top, share_down in zip(down.starts, _shares(down, height, scale, features.device), strict=True):
-            for left, share_across in zip(across.starts, _shares(across, width, scale, features.device), strict=True):
-                part = features[..., top : top + down.size, left : left + across.size]
-                part = part.contiguous(memory_format=torch.channels_last)
-                pixels = self.decoder.up(part, ImageRows(down.size)).clamp(-1.0, 1.0)
-                target = picture[..., top * scale :, left * scale :][..., : pixels.shape[2], : pixels.shape[3]]
-                target.add_(pixels.float() * share_across * share_down[:, None])
+        scale, device = self.scale_factor, features.device
+        picture = torch.zeros((len(features), 3, height * scale, width * scale), device=device)
+        tile_rows = zip(down.starts, _tile_weights(down, height, scale, device), strict=True)
+        tile_columns = zip(across.starts, _tile_weights(across, width, scale, device), strict=True)
+        for (top, weights_down), (left, weights_across) in product(tile_rows, tile_columns):
+            part = features[..., top : top + down.size, left : left + across.size]
+            part = part.contiguous(memory_format=torch.channels_last)
+            pixels = self.decoder.up(part, ImageRows(down.size)).clamp(-1.0, 1.0)
+            target = picture[..., top * scale :, left * scale :][..., : pixels.shape[2], : pixels.shape[3]]
+            target.add_(pixels.float() * weights_across * weights_down[:, None])
         return picture
 
     def decode_pixels(
         self, latents: torch.Tensor, *, tile: int | None = None, group: Group | None = None
     ) -> torch.Tensor:
-        """As `forward`, but (images, 8h, 8w, 3) uint8, rounded as diffusers does, and whole on each rank."""
+        """Decode as `forward`, but to (images, 8h, 8w, 3) uint8, rounded as diffusers does, and whole on each rank."""
         pixels = self(latents, tile=tile, group=group).float() / 2 + 0.5
         pixels = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         rows = ImageRows(latents.shape[2], group)
@@ -98,8 +101,8 @@ class VAEDecoder(nn.Module):
         Call it in the thread that decodes, since cuDNN's choices belong to a thread. Shapes that were not warmed up
         get what cuDNN's heuristics say: timing them would hold up the requests that wait, and it empties torch's cache
         of device memory for every convolution. The flag is the process's, but only convolutions look at it, and only
-        the decoder has any. torch times at most `torch.backends.cudnn.benchmark_limit` ways of each, 10 if nobody says
-        otherwise, the ones first that the heuristics think best.
+        the decoder has any. torch times the `torch.backends.cudnn.benchmark_limit` ways, by default 10, that the
+        heuristics think best.
         """
         before = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = True
@@ -118,20 +121,20 @@ class VAEDecoder(nn.Module):
                 parameter.data = parameter.data.to(memory_format=torch.channels_last)
 
 
-def _shares(tiles: Tiles, length: int, scale: int, device: torch.device) -> torch.Tensor:
-    """What each tile gives to the pixels of its place along a side: (tiles, size · scale) float32, 1 in all at each
-    pixel. Where two overlap, the share of one falls in a line while that of the other rises; near a cut a tile has
+def _tile_weights(tiles: Tiles, length: int, scale: int, device: torch.device) -> torch.Tensor:
+    """Weigh the tiles along a side: (tiles, size · scale) float32, which add up to 1 at each of the length · scale
+    pixels. Where two overlap, the weight of one falls in a line while that of the other rises; near a cut a tile has
     none, since there it lacks what it should have seen."""
     size = tiles.size * scale
     positions = (torch.arange(size, device=device) + 0.5) / scale
     rise = ((positions - MARGIN) / (OVERLAP - 2 * MARGIN)).clamp(0.0, 1.0)
-    shares = torch.ones((len(tiles.starts), size), device=device)
-    shares[1:] *= rise
-    shares[:-1] *= rise.flip(0)
+    weights = torch.ones((len(tiles.starts), size), device=device)
+    weights[1:] *= rise
+    weights[:-1] *= rise.flip(0)
     total = torch.zeros(length * scale, device=device)
     places = [slice(start * scale, start * scale + size) for start in tiles.starts]
-    for place, share in zip(places, shares, strict=True):
-        total[place] += share
-    for place, share in zip(places, shares, strict=True):
-        share /= total[place]
-    return shares
+    for place, weight in zip(places, weights, strict=True):
+        total[place] += weight
+    for place, weight in zip(places, weights, strict=True):
+        weight /= total[place]
+    return weights

@@ -1,7 +1,7 @@
 """What the VAE's decoder is built of: residual blocks, attention over all pixels, upsampling.
 
-Every convolution converts its weights to the dtype of its image. On a GPU its bias and a block's residual are added by
-the kernel that reads the image next.
+Images are (images, channels, rows, width), channels_last. Every convolution converts its weights to the dtype of its
+image. On a GPU its bias and a block's residual are added by the kernel that reads the image next.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.kernels.image_norm import add_image_norm_, add_residual_, image_norm
 from engine.kernels.upsample import upsample
 from engine.parallel.image_rows import ImageRows
 
-_RESNET_REACH = 2  # rows up and down that a residual block looks: its two convolutions
+_RESNET_REACH = 2  # how many rows up and down a residual block looks, by its two convolutions
 
 
 class Decoder(nn.Module):
@@ -40,12 +40,13 @@ class Decoder(nn.Module):
         self.reach = _RESNET_REACH * (config.num_res_blocks + 1) + 1  # of each up block, in its input's rows
 
     def middle(self, x: torch.Tensor, rows: ImageRows, score_bytes: int) -> torch.Tensor:
-        """(images, z_dim, own rows, w) → (images, channels, own rows, w), each pixel of which depends on all.
-        score_bytes: as the attention may take at one time for scores."""
+        """Run the layers in which each pixel depends on all: (images, z_dim, own rows, w) → (images, channels, own
+        rows, w). score_bytes: what the attention may take at one time for scores."""
         return self.mid_block(rows.around(self.conv_in, x, 1), rows, score_bytes)
 
     def up(self, x: torch.Tensor, rows: ImageRows) -> torch.Tensor:
-        """What `middle` gave, or a part of it → (images, 3, 8 · own rows, 8w)."""
+        """Upsample what `middle` gave, or a part of it: (images, channels, own rows, w) → (images, 3, 8 · own rows,
+        8w)."""
         *blocks, last = self.up_blocks
         assert isinstance(last, _UpBlock)
         for block in blocks:  # the upsampled rows' reach of 1 is half a row
@@ -60,6 +61,7 @@ class _MidBlock(nn.Module):
         self.attentions = nn.ModuleList([_Attention(width)])
 
     def forward(self, x: torch.Tensor, rows: ImageRows, score_bytes: int) -> torch.Tensor:
+        """(images, channels, own rows, w) → the same shape."""
         x = rows.around(self.resnets[0], x, _RESNET_REACH)
         return rows.around(self.resnets[1], self.attentions[0](x, rows, score_bytes), _RESNET_REACH)
 
@@ -73,13 +75,15 @@ class _UpBlock(nn.Module):
         self.upsamplers = nn.ModuleList([Conv(outgoing, outgoing // 2, 3)] if upsample else [])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(images, incoming, rows, w) → (images, outgoing / 2, 2 · rows, 2w), or without upsampling (images, outgoing,
+        rows, w)."""
         x = self.unfinished(x).finish()
         for convolution in self.upsamplers:
             x = convolution(upsample(x))
         return x
 
     def unfinished(self, x: torch.Tensor) -> _Image:
-        """What the residual blocks make of x."""
+        """Run the residual blocks: (images, incoming, rows, w) → (images, outgoing, rows, w)."""
         image = _Image(x)
         for resnet in self.resnets:
             assert isinstance(resnet, _ResidualBlock)
@@ -89,15 +93,15 @@ class _UpBlock(nn.Module):
 
 @dataclass
 class _Image:
-    """An image to which a convolution's bias and a residual, an image like it, are still to be added. The kernel that
-    reads it next does that: on a GPU each would else be a pass of its own."""
+    """An image to which a convolution's bias, (channels,), and a residual, of its shape, are still to be added. The
+    kernel that reads it next does that: on a GPU each would else be a pass of its own."""
 
     values: torch.Tensor
     bias: torch.Tensor | None = None
     residual: torch.Tensor | None = None
 
     def finish(self) -> torch.Tensor:
-        """The image with its residual, if it has one."""
+        """Add the residual, if there is one, and return the image."""
         if self.residual is not None:
             add_residual_(self.values, self.residual, bias=self.bias)
             self.bias = self.residual = None
@@ -118,7 +122,7 @@ class _ResidualBlock(nn.Module):
         return self.unfinished(_Image(x)).finish()
 
     def unfinished(self, x: _Image) -> _Image:
-        """As `forward`, but what is to be added at the end is left to whoever goes on with it."""
+        """(images, incoming, rows, w) → (images, outgoing, rows, w), the residual being left to what reads it next."""
         y = self.norm2.of(self.conv1.unfinished(self.norm1.of(x)))
         image = self.conv2.unfinished(y)
         image.residual = self.conv_shortcut(x.finish())
@@ -126,7 +130,7 @@ class _ResidualBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-    """One head as wide as the image has channels, over all pixels: those of other ranks' rows too."""
+    """Attention of one head, as wide as the image has channels, over all pixels, those of other ranks' rows too."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -135,6 +139,7 @@ class _Attention(nn.Module):
         self.proj = Conv(width, width, 1)
 
     def forward(self, x: torch.Tensor, rows: ImageRows, score_bytes: int) -> torch.Tensor:
+        """(images, channels, own rows, w) → the same shape."""
         size = x.shape[2:]
         qkv = self.to_qkv(self.norm(x)).permute(0, 2, 3, 1).flatten(1, 2)
         query, keys_values = qkv.contiguous().split([x.shape[1], 2 * x.shape[1]], dim=-1)
@@ -148,7 +153,8 @@ class _Attention(nn.Module):
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, score_bytes: int) -> torch.Tensor:
-    """softmax(q kᵀ / sqrt(width)) v of one head, (images, pixels, width), without all the scores at once."""
+    """softmax(q kᵀ / sqrt(width)) v of one head, never with all scores at once. query: (images, own pixels, width);
+    key, value: (images, all pixels, width). Returns the shape of query."""
     if query.is_cuda:  # where the head is too wide for flash and cuDNN, and torch's third kernel is slow
         return chunked_attention(query, key, value, score_bytes)
     return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
@@ -164,7 +170,8 @@ class _ImageNorm(nn.Module):
         return self.of(_Image(x))
 
     def of(self, image: _Image) -> torch.Tensor:
-        """Of the whole image. A residual is added to it for good."""
+        """Norm each pixel's channels, and apply SiLU if `silu`: the shape of the image, to which a residual is added
+        for good."""
         if image.residual is None:
             return image_norm(image.values, self.weight, silu=self.silu, bias=image.bias)
         normed = add_image_norm_(image.values, image.residual, self.weight, silu=self.silu, bias=image.bias)
@@ -173,7 +180,7 @@ class _ImageNorm(nn.Module):
 
 
 class Conv(nn.Module):
-    """A 2-D convolution that keeps the image's size."""
+    """A 2-D convolution that keeps the image's size: (images, incoming, h, w) → (images, outgoing, h, w)."""
 
     def __init__(self, incoming: int, outgoing: int, kernel: int) -> None:
         super().__init__()
@@ -185,12 +192,12 @@ class Conv(nn.Module):
         return F.conv2d(x, weight, bias if biased else None, padding=weight.shape[-1] // 2)
 
     def unfinished(self, x: torch.Tensor) -> _Image:
-        """As `forward`, but without the bias where that is a pass of its own."""
+        """Convolve, leaving the bias to what reads the image next where it would be a pass of its own."""
         if _adds_bias_apart(x.device):
             return _Image(self(x, biased=False), self.bias)
         return _Image(self(x))
 
 
 def _adds_bias_apart(device: torch.device) -> bool:
-    """Whether torch adds a convolution's bias once cuDNN has written the image, rather than within."""
+    """Whether torch adds a convolution's bias after cuDNN has written the image, rather than within."""
     return device.type == "cuda"

@@ -107,7 +107,7 @@ def stages_of_text(rank: Rank, traced: Traced, inputs: Tensors) -> Stages:
     ids = torch.tensor(traced.ids, device=rank.model.device)
     packing = Packing([len(ids)], rank.model.device)
     rotations = text_rotations(torch.arange(len(ids), device=rank.model.device), encoder.head_dim, encoder.rope_theta)
-    yield EMBEDDING, partial(encoder.embed_tokens, ids)
+    yield EMBEDDING, partial(encoder.embed_tokens, ids, rank.model.device)
     for index in range(config.text_layers):
         name = LAYER.format(index)
         yield name, partial(_apply, rank, encoder.layers[index], inputs, name, packing, rotations)

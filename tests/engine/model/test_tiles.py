@@ -12,7 +12,7 @@ from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.model.tiles import OVERLAP, SMALLEST_TILE, divide
-from engine.model.vae import VAEDecoder, _shares
+from engine.model.vae import VAEDecoder, _tile_weights
 from engine.parallel.mesh import Mesh
 from engine.planning.step_memory import decode_bytes, tile_side
 from engine.rank.rank import Rank
@@ -52,10 +52,10 @@ def test_tiles_cover_a_side_and_overlap_enough(length: int, longest: int) -> Non
 
 
 @given(st.integers(1, 600), st.integers(1, 600))
-def test_shares_add_up_to_one_everywhere(length: int, longest: int) -> None:
+def test_tile_weights_add_up_to_one_everywhere(length: int, longest: int) -> None:
     tiles = divide(length, longest)
     total = torch.zeros(length * SCALE)
-    for start, share in zip(tiles.starts, _shares(tiles, length, SCALE, CPU), strict=True):
+    for start, share in zip(tiles.starts, _tile_weights(tiles, length, SCALE, CPU), strict=True):
         assert bool((share >= 0).all())
         total[start * SCALE : (start + tiles.size) * SCALE] += share
     assert torch.allclose(total, torch.ones_like(total))
