@@ -1,13 +1,13 @@
 """What of a model stays on a small device and what lies in host memory, by arithmetic. Pure.
 
-Parts in host memory cost copies: a plan is the cheaper, the fewer bytes it copies for an image. `plan_memory` looks at
-every plan there is, which are some hundreds, and takes the cheapest that fits.
+Parts in host memory cost copies: the fewer bytes a plan copies for an image, the cheaper it is. `plan_memory` looks at
+all plans, some hundreds, and takes the cheapest that fits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -20,8 +20,8 @@ from engine.model.tiles import SMALLEST_TILE
 from engine.planning.step_memory import batch_bytes, communication_bytes, decode_bytes, encode_bytes, tiled_decode_bytes
 from engine.planning.weight_bytes import WeightBytes
 
-# Of a budget, the part that is left to what nobody counts. It is 1 GB of 16: half of it for what torch allocates (its
-# rounding, the libraries' workspaces, recordings, kept text features and schedules), half for the device's context and
+# 1 / _UNCOUNTED_PART of a budget is left to what is not counted, 1 GB of 16: half of it to what torch allocates (its
+# rounding, the libraries' workspaces, recordings, kept text features and schedules), half to the device's context and
 # the libraries' code.
 _UNCOUNTED_PART = 16
 _TILES = (128, 96, 64, SMALLEST_TILE)  # sides to choose from, in latent pixels
@@ -96,7 +96,7 @@ class MemoryPlan:
 
     @property
     def allocatable(self) -> int | None:
-        """What torch may allocate of the budget: `usable`, and its half of what nobody counts."""
+        """What torch may allocate of the budget: `usable`, and its half of what is not counted."""
         return self._without(2 * _UNCOUNTED_PART)
 
     def _without(self, part: int) -> int | None:
@@ -107,7 +107,7 @@ class MemoryPlan:
         return own - own // part
 
     def describe(self) -> list[str]:
-        """Lines for people."""
+        """Tell the plan in lines for people."""
         lines = [] if self.budget is None else [f"budget          {shown(self.budget)} a rank"]
         lines += [
             f"weights         {shown(self.weights)} on the device, {shown(self.host)} in host memory",
@@ -176,7 +176,7 @@ def plan_memory(
     decoding_bytes_per_element: int | None = None,
     nccl: bool = False,
 ) -> MemoryPlan:
-    """The cheapest plan whose weights and work fit into `budget` bytes on each rank.
+    """Choose the cheapest plan whose weights and work fit into `budget` bytes on each rank.
 
     engine: its degrees, what it offloads in any case, and its `prefetch`, `vae_memory` and `lora_memory`, of which None
     is what fits, and no LoRAs. Without a budget nothing else is offloaded, and no block stays.
@@ -185,10 +185,12 @@ def plan_memory(
     """
     default = model.default_width, model.default_height
     decoding_bytes_per_element = decoding_bytes_per_element or bytes_per_element
+    decoded = model, *default, decoding_bytes_per_element
     limits = [engine.vae_memory]
-    if budget is not None and engine.vae_memory is None:
-        limits = list(_decode_limits(model, decoding_bytes_per_element))
-    decoding = {limit: decode_bytes(model, *default, decoding_bytes_per_element, limit) for limit in (None, *limits)}
+    if budget is not None and engine.vae_memory is None:  # enough for the default size at once, or in tiles
+        sides = [side for side in _TILES if side * model.vae.scale_factor < max(default)]
+        limits = [decode_bytes(*decoded), *(tiled_decode_bytes(*decoded, side) for side in sides)]
+    decoding = {limit: decode_bytes(*decoded, limit) for limit in (None, *limits)}
     longest = model.image_tokens(*default) + MAX_PROMPT_TOKENS + SUFFIX_TOKENS
     before_decoding = sizes.dequantized + max(
         batch_bytes(model, [longest] * (2 if model.default_guidance else 1), engine.degrees, bytes_per_element),
@@ -239,26 +241,17 @@ def plan_memory(
     )
 
 
-def _decode_limits(model: ModelConfig, bytes_per_element: int) -> Iterator[int]:
-    """What a plan may leave to decoding: enough for the default size at once, or for smaller and smaller tiles."""
-    size = model.default_width, model.default_height
-    yield decode_bytes(model, *size, bytes_per_element)
-    for side in _TILES:
-        if side * model.vae.scale_factor < max(size):
-            yield tiled_decode_bytes(model, *size, bytes_per_element, side)
-
-
 def spread(count: int, blocks: int) -> tuple[int, ...]:
-    """So many of the blocks, evenly: while those between two of them compute, the second is copied."""
+    """Choose `count` of the blocks, by index, evenly: while those between two of them compute, the second is copied."""
     return tuple(block for block in range(blocks) if (block + 1) * count // blocks > block * count // blocks)
 
 
 def slot_bytes(blocks: Sequence[int], prefetch: int) -> int:
-    """The places on the device that blocks of these sizes take turns in, `prefetch` being copied beside one in use."""
+    """Add up the slots on the device that blocks of these sizes take turns in: one in use, `prefetch` being copied."""
     return min(prefetch + 1, len(blocks)) * max(blocks)
 
 
 def shown(size: int) -> str:
-    """A number of bytes for people; never less than it is, so that a budget of what is shown is enough."""
+    """Write a number of bytes for people; never less than it is, so that a budget of what is shown is enough."""
     unit, name = (10**9, "GB") if size >= 10**9 else (10**6, "MB")
     return f"{math.ceil(size * 100 / unit) / 100:.2f} {name}"

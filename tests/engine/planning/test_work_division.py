@@ -13,11 +13,11 @@ from engine.planning.work_division import GuidanceSplit, divide_segments
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=9), st.sampled_from([1, 2]))
 def test_segments_are_divided_evenly(tokens: list[int], groups: int) -> None:
-    halves = divide_segments(tokens, groups)
-    assert sorted(i for half in halves.members for i in half) == list(range(len(tokens)))
-    loads = [sum(tokens[i] for i in half) for half in halves.members]
+    split = divide_segments(tokens, groups)
+    assert sorted(i for group in split.members for i in group) == list(range(len(tokens)))
+    loads = [sum(tokens[i] for i in group) for group in split.members]
     assert max(loads) - min(loads) <= max(tokens) or groups == 1
-    assert halves.even == (max(loads) <= 1.25 * sum(tokens) / groups)
+    assert split.even == (max(loads) <= 1.25 * sum(tokens) / groups)
 
 
 def test_a_guided_image_is_divided_and_a_lone_unguided_one_is_not_even() -> None:
