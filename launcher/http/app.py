@@ -24,16 +24,15 @@ from starlette.staticfiles import StaticFiles
 
 import engine
 from engine.checkpoint.checkpoint_files import CheckpointFiles
-from engine.config.model_config import ModelConfig
 from engine.errors import Krea2Error, ServerError
 from launcher.http.connections import ImpatientProtocol, allow_many_connections
-from launcher.http.docs import ERROR_SCHEMA, IMAGES_SCHEMA, describe_limits, describe_page
+from launcher.http.docs import ERROR_SCHEMA, describe_limits, describe_page
 from launcher.http.engine_connection import EngineLink
 from launcher.http.errors import JsonResponse, error_response, http_error
-from launcher.http.guard import FILES_PATH, Guard
-from launcher.http.images import HeldFiles, ImagesRoute, check_model
+from launcher.http.guard import Guard
+from launcher.http.images import add_image_routes, check_model
 from launcher.http.loras import add_lora_routes
-from launcher.http.openai_api import ImageRequest, explain_invalid
+from launcher.http.openai_api import explain_invalid
 from launcher.logs import configure_logs
 from launcher.messages.configs import HttpConfig
 from launcher.processes import exit_after, read_config, watch_parent
@@ -88,8 +87,6 @@ def make_app(config: HttpConfig) -> Guard:
     checkpoint.close()
     model = checkpoint.config
     link = EngineLink(config.rpc, config.rpc_key)
-    files = HeldFiles()
-    images = ImagesRoute(config, model, link, files)
     page = _Page(directory=PAGE, check_dir=False)
     began = int(time.time())
 
@@ -109,21 +106,7 @@ def make_app(config: HttpConfig) -> Guard:
         app.add_exception_handler(kind, _answer_error)
     guard = Guard(app, config)
 
-    @app.post("/v1/images/generations", responses=IMAGES_SCHEMA)
-    async def generate_images(body: ImageRequest, request: Request) -> Response:
-        """Make images from a prompt. Hanging up cancels the request."""
-        return await images.generate(body, request)
-
-    @app.get(FILES_PATH + "{name}", response_class=Response, responses={200: {"content": {"image/*": {}}}})
-    @app.head(FILES_PATH + "{name}", include_in_schema=False)
-    async def get_file(name: str) -> Response:
-        """An image that was answered as a url."""
-        file = files.get(name)
-        if file is None:
-            raise http_error("not_found", "no such image: they are held for an hour at most, less if there are many")
-        headers = {"Cache-Control": "private, max-age=3600, immutable"}
-        return Response(file, headers=headers, media_type=f"image/{name.rpartition('.')[2]}")
-
+    add_image_routes(app, config, model, link)
     add_lora_routes(app, link)
 
     @app.get("/v1/models", response_class=Response)
@@ -140,7 +123,17 @@ def make_app(config: HttpConfig) -> Guard:
     @app.get("/v1/settings", response_class=Response)
     async def get_settings() -> Response:
         """Defaults and limits of this server."""
-        return JsonResponse(_settings(config, model))
+        settings = {
+            "model": config.model_names[0],
+            "is_demo": config.engine.demo is not None,
+            "defaults": {name: getattr(model, f"default_{name}") for name in ("width", "height", "steps", "guidance")},
+            "limits": config.limits,
+            "max_lora_strength": MAX_LORA_STRENGTH,
+            "output_formats": OUTPUT_FORMATS,
+            "size_multiple": model.size_multiple,
+            "api_key_required": bool(config.api_keys),
+        }
+        return JsonResponse(settings)
 
     @app.get("/health", response_class=Response)
     @app.head("/health", include_in_schema=False)
@@ -219,16 +212,3 @@ async def _answer_error(request: Request, problem: Exception) -> Response:
 
 def _model(name: str, created: int) -> dict[str, object]:
     return {"id": name, "object": "model", "created": created, "owned_by": "krea2-engine"}
-
-
-def _settings(config: HttpConfig, model: ModelConfig) -> dict[str, object]:
-    return {
-        "model": config.model_names[0],
-        "is_demo": config.engine.demo is not None,
-        "defaults": {name: getattr(model, f"default_{name}") for name in ("width", "height", "steps", "guidance")},
-        "limits": config.limits,
-        "max_lora_strength": MAX_LORA_STRENGTH,
-        "output_formats": OUTPUT_FORMATS,
-        "size_multiple": model.size_multiple,
-        "api_key_required": bool(config.api_keys),
-    }

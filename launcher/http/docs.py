@@ -32,8 +32,8 @@ def _object(properties: Mapping[str, Any], optional: Sequence[str] = ()) -> dict
 
 
 _TEXT = {"type": "string"}
-_TEXT_OR_NULL = {"anyOf": [{"type": "string"}, {"type": "null"}]}
-_ERROR = _object({"message": _TEXT, "type": _TEXT, "param": _TEXT_OR_NULL, "code": _TEXT, "request_id": _TEXT})
+_OR_NULL = {"anyOf": [_TEXT, {"type": "null"}]}
+_ERROR = _object({"message": _TEXT, "type": _TEXT, "param": _OR_NULL, "code": _TEXT, "request_id": _TEXT})
 ERROR_SCHEMA: dict[str, Any] = {
     "description": "What is wrong, and with which parameter.",
     "content": {"application/json": {"schema": _object({"error": _ERROR})}},

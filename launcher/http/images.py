@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import msgspec
-from fastapi import Request
+from fastapi import FastAPI, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -16,6 +16,7 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, Krea2Error
 from launcher.client.results import Event, Result
 from launcher.http import openai_api
+from launcher.http.docs import IMAGES_SCHEMA
 from launcher.http.engine_connection import EngineLink
 from launcher.http.errors import JsonResponse, error_body, http_error
 from launcher.http.guard import FILES_PATH
@@ -27,22 +28,22 @@ HELD_BYTES = 512 * 2**20
 _SHOWN_ID = 50  # characters of a client's id that the engine's begins with
 
 
-class ImagesRoute:
-    """`POST /v1/images/generations`."""
+def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link: EngineLink) -> None:
+    """Add the route that makes images, and that of the images which it has answered as urls."""
+    files = HeldFiles()
 
-    def __init__(self, config: HttpConfig, model: ModelConfig, link: EngineLink, files: HeldFiles) -> None:
-        self._config, self._model, self._link, self._files = config, model, link, files
-
-    async def generate(self, body: openai_api.ImageRequest, request: Request) -> Response:
+    @app.post("/v1/images/generations", responses=IMAGES_SCHEMA)
+    async def generate_images(body: openai_api.ImageRequest, request: Request) -> Response:
+        """Make images from a prompt. Hanging up cancels the request."""
         if body.model is not None:
-            check_model(self._config, body.model)
+            check_model(config, body.model)
         request_id = request.state.request_id
         try:
             message = openai_api.to_generate(body, _rpc_id(request_id))
             # The front-end would say the same, but what the previews need is known here only afterwards.
-            checked = check(message, self._model, self._config.limits, drawn_seed=0)
+            checked = check(message, model, config.limits, drawn_seed=0)
             every = openai_api.preview_every(body, checked.steps)
-            events = self._link.client().follow(msgspec.structs.replace(message, preview_every=every))
+            events = link.client().follow(msgspec.structs.replace(message, preview_every=every))
             if body.stream:
                 first = await anext(events)  # an error that comes at once is an answer with its status
                 writer = openai_api.EventWriter(body, checked, request_id)
@@ -54,13 +55,23 @@ class ImagesRoute:
         except ArgumentError as error:
             raise openai_api.in_words_of(body, error) from None
         assert isinstance(event, Result)
-        link_base = (self._config.public_url or str(request.base_url)).rstrip("/") + FILES_PATH
+        link_base = (config.public_url or str(request.base_url)).rstrip("/") + FILES_PATH
 
-        def link(file: bytes) -> str:
-            return link_base + self._files.add(file, checked.output_format)
+        def url(file: bytes) -> str:
+            return link_base + files.add(file, checked.output_format)
 
-        links = link if body.response_format == "url" else None
-        return JsonResponse(openai_api.images_object(body, event, request_id, links))
+        urls = url if body.response_format == "url" else None
+        return JsonResponse(openai_api.images_object(body, event, request_id, urls))
+
+    @app.get(FILES_PATH + "{name}", response_class=Response, responses={200: {"content": {"image/*": {}}}})
+    @app.head(FILES_PATH + "{name}", include_in_schema=False)
+    async def get_file(name: str) -> Response:
+        """An image that was answered as a url."""
+        file = files.get(name)
+        if file is None:
+            raise http_error("not_found", "no such image: they are held for an hour at most, less if there are many")
+        headers = {"Cache-Control": "private, max-age=3600, immutable"}
+        return Response(file, headers=headers, media_type=f"image/{name.rpartition('.')[2]}")
 
 
 async def _write(
