@@ -1,7 +1,6 @@
 """The HTTP process: OpenAI's images API, health, metrics and the page. It speaks RPC to the front-end.
 
-What every request passes first is in `guard.py`, how images are made and answered in `images.py` and
-`openai_api.py`.
+What every request passes first is in `guard.py`, how images are asked for and sent in `images.py` and `openai_api.py`.
 """
 
 from __future__ import annotations
@@ -39,14 +38,14 @@ from launcher.processes import exit_after, read_config, watch_parent
 from launcher.requests.check import MAX_LORA_STRENGTH, OUTPUT_FORMATS
 
 PAGE = Path(__file__).parent / "page"
-FINISH_S = 3  # for answers that are being sent when the process is told to end
+FINISH_S = 3  # for responses that are being sent when the process is told to end
 ASK_S = 2.0  # for the front-end to say how it is
-_KEEP_ALIVE_S = 15
+_KEEP_ALIVE_S = 15  # of a connection between requests
 _MAX_HEADER_BYTES = 32 * 1024
 
 
 def run_http() -> None:
-    """The whole life of an HTTP process."""
+    """Run an HTTP process for its whole life: its configuration comes on stdin, its end when stdin ends."""
     config = read_config(HttpConfig)
     configure_logs(config.log_format)
     allow_many_connections()
@@ -62,7 +61,7 @@ def run_http() -> None:
 
 
 def make_server(config: HttpConfig) -> uvicorn.Server:
-    """A server for sockets that listen already. Connects to the front-end when it starts, and keeps trying."""
+    """Make a server for sockets that listen already. It connects to the front-end when it starts, and keeps trying."""
     return uvicorn.Server(
         uvicorn.Config(
             make_app(config),
@@ -82,7 +81,7 @@ def make_server(config: HttpConfig) -> uvicorn.Server:
 
 
 def make_app(config: HttpConfig) -> Guard:
-    """The application. Raises `CheckpointError` for a bad checkpoint config."""
+    """Make the application with all its routes. Raises `CheckpointError` for a bad checkpoint config."""
     checkpoint = CheckpointFiles.open(config.engine)
     checkpoint.close()
     model = checkpoint.config
@@ -172,7 +171,7 @@ def make_app(config: HttpConfig) -> Guard:
         return await page.get_response("index.html", request.scope)
 
     app.mount("/page", page)
-    describe_limits(app.openapi(), model, config.limits)  # which FastAPI keeps, and answers
+    describe_limits(app.openapi(), model, config.limits)  # which FastAPI keeps, and sends
     return guard
 
 
@@ -186,7 +185,7 @@ class _Page(StaticFiles):
 
 
 async def _answer_error(request: Request, problem: Exception) -> Response:
-    """What a route, FastAPI or Starlette raises, in the shape of all errors."""
+    """Respond to what a route, FastAPI or Starlette raises, in the shape of all errors."""
     headers = None
     match problem:
         case RequestValidationError():

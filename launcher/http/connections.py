@@ -8,11 +8,14 @@ from contextlib import suppress
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEAD_S = 20.0  # for a request's line and headers to arrive
+HEAD_S = 20.0  # seconds for a request's line and headers to arrive
 
 
 class ImpatientProtocol(H11Protocol):
-    """uvicorn's protocol, which by itself waits for a head forever, but for one that has been answered before."""
+    """Closes a connection whose next request has no complete head within `HEAD_S`.
+
+    uvicorn by itself waits forever for the first one.
+    """
 
     _head_timer: asyncio.TimerHandle | None = None
 
@@ -29,7 +32,7 @@ class ImpatientProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _time_head(self) -> None:
-        """The time runs from the first byte, or from the connection's beginning, until a request begins."""
+        """Start or stop the time, which runs from a connection's beginning or a head's first byte until its end."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_timer()
         elif self._head_timer is None:
@@ -42,7 +45,7 @@ class ImpatientProtocol(H11Protocol):
 
 
 def allow_many_connections() -> None:
-    """Raise this process' limit of open files to the highest that it may have: each connection is one."""
+    """Raise this process' limit of open files as far as the system allows: each connection is a file."""
     with suppress(ValueError, OSError):  # macOS calls unlimited what it does not grant
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -71,7 +71,7 @@ IMAGES_SCHEMA: dict[int | str, dict[str, Any]] = {
 
 
 def describe_limits(openapi: Mapping[str, Any], model: ModelConfig, limits: Limits) -> None:
-    """Put this server's limits and defaults into the description of the parameters."""
+    """Put this server's limits and defaults into the OpenAPI description of the parameters, in place."""
     ranges = {
         "num_images": (1, limits.max_images),
         "width": (limits.min_side, limits.max_side),
@@ -102,7 +102,7 @@ def describe_limits(openapi: Mapping[str, Any], model: ModelConfig, limits: Limi
 
 
 def describe_page(openapi: Mapping[str, Any]) -> HTMLResponse:
-    """Every path of the OpenAPI description, with the parameters of its body in a table."""
+    """Show every path of the OpenAPI description, with the parameters of its body in a table."""
     sections = [
         _section(openapi, method, path, operation)
         for path, operations in openapi["paths"].items()

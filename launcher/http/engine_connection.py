@@ -14,10 +14,10 @@ _POLL_S = 0.1
 
 
 class EngineLink:
-    """A client of the front-end at `address`, with the keys in the file `key`, once it answers.
+    """Gives a client of the front-end at `address`, with the keys in the file `key`, once it replies.
 
-    Requests are taken once its first ranks have loaded. Later, the front-end knows better: it warms up only while
-    nobody waits, and keeps requests that come while it replaces ranks.
+    Requests are accepted once the first ranks have loaded. From then on the front-end decides: it warms up only while
+    nothing waits, and keeps requests that come while it replaces ranks.
     """
 
     def __init__(self, address: str, key: str | None) -> None:
@@ -26,7 +26,7 @@ class EngineLink:
         self._has_loaded = False
 
     async def keep_connected(self) -> None:
-        """Connect, trying again until that works, and wait for the ranks."""
+        """Connect, trying again until that works, and wait until the ranks have loaded."""
         while not self._has_loaded:
             try:
                 if self._client is None:
@@ -35,24 +35,24 @@ class EngineLink:
                     self._client = client
                 await self.status()
             except Krea2Error as error:
-                if self._client is None and not isinstance(error, ServerError):  # which says that nobody answers yet
+                if self._client is None and not isinstance(error, ServerError):  # which says that nobody replies yet
                     log_event("the front-end cannot be reached", level="error", message=error.message)
             await asyncio.sleep(_POLL_S)
 
     def client(self) -> AsyncClient:
-        """The client, for requests. Raises `ServerError` while the engine starts."""
+        """Give the client, for requests. Raises `ServerError` while the engine starts."""
         if self._client is None or not self._has_loaded:
             raise ServerError("the engine is starting: try again in a moment")
         return self._client
 
     def connected(self) -> AsyncClient:
-        """The client, to ask how the engine is. Raises `ServerError` until the front-end has answered."""
+        """Give the client, to ask for status and metrics. Raises `ServerError` until the front-end has replied."""
         if self._client is None:
             raise ServerError("it is starting")
         return self._client
 
     async def status(self) -> StatusReply:
-        """What the front-end is doing."""
+        """Ask what the front-end is doing, and remember whether ranks have loaded. Raises as `connected` does."""
         status = await self.connected().status()
         self._has_loaded |= status.device is not None
         return status

@@ -1,4 +1,4 @@
-"""JSON answers, and errors as OpenAI's clients read them: `{"error": {"message", "type", "param", "code"}}`."""
+"""JSON responses, and errors as OpenAI's clients read them: `{"error": {"message", "type", "param", "code"}}`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 408: _CLOSE, 413: _CLOSE, 500: 
 
 
 class JsonResponse(Response):
-    """An answer that msgspec writes: a struct as an object, bytes as base64."""
+    """A response whose body msgspec writes: a struct as an object, bytes as base64."""
 
     media_type = "application/json"
 
@@ -45,14 +45,14 @@ class JsonResponse(Response):
 
 
 def http_error(code: str, message: str, parameter: str | None = None) -> Krea2Error:
-    """An error that only HTTP knows, by its code."""
+    """Make an error that only HTTP has, by its code in `STATUS_OF_CODE`."""
     error = Krea2Error(message, parameter=parameter)
     error.code = code
     return error
 
 
 def error_body(error: Krea2Error, request_id: str) -> dict[str, object]:
-    """An error as clients read it."""
+    """Put an error into the object that clients read. request_id: as the client knows it."""
     status = STATUS_OF_CODE.get(error.code, 500)
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     return {
@@ -67,7 +67,7 @@ def error_body(error: Krea2Error, request_id: str) -> dict[str, object]:
 
 
 def error_response(error: Krea2Error, request_id: str, headers: dict[str, str] | None = None) -> Response:
-    """The answer to a request that failed before anything was sent."""
+    """Make the response to a request that failed before anything was sent, with status and headers of the error."""
     status = STATUS_OF_CODE.get(error.code, 500)
     headers = {**(headers or {}), **_HEADERS.get(status, {})}
     if status in (429, 503):

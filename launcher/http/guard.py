@@ -1,4 +1,4 @@
-"""What every HTTP request passes before the application sees it, and what is counted and logged afterwards.
+"""What every HTTP request passes before the application sees it, and what is counted and logged after it.
 
 Checks host, origin, key and body, in this order; gives the request an id; ends it when its client hangs up.
 """
@@ -28,7 +28,7 @@ from launcher.messages.encoding import describe
 from launcher.messages.sockets import is_loopback
 
 FILES_PATH = "/v1/images/files/"
-BODY_S = 30.0  # for a body to arrive
+BODY_S = 30.0  # seconds for a body to arrive
 _HUNG_UP = 499
 _QUIET = ("/health", "/ready", "/metrics")  # which are asked all the time
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -40,7 +40,7 @@ _CONTENT_POLICY = (
 
 
 class Guard:
-    """The application as the network sees it. `registry` holds its metrics."""
+    """The application as the network sees it: an ASGI application around another. `registry` holds its metrics."""
 
     def __init__(self, app: ASGIApp, config: HttpConfig) -> None:
         self._app, self._config = app, config
@@ -65,29 +65,29 @@ class Guard:
         request = Request(scope, receive)
         offered = request.headers.get("x-request-id", "")
         request_id = request.state.request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
-        answer = _Answer(send, request_id)
+        response = _Response(send, request_id)
         began = time.monotonic()
         error: str | None = None
         try:
             self._check_origin(request)
             self._check_key(request)
-            await self._run(request, await self._read_body(request), answer)
+            await self._run(request, await self._read_body(request), response)
             error = getattr(request.state, "error_code", None)
         except Krea2Error as problem:
             error = problem.code
-            await error_response(problem, request_id)(scope, receive, answer.send)
+            await error_response(problem, request_id)(scope, receive, response.send)
         except _SlowClientError as problem:
             error = str(problem)
             raise
         except Exception as problem:
             error = describe(problem)
             traceback.print_exception(problem)
-            if answer.status is not None:
-                raise  # so that the connection is closed: the answer is not whole
+            if response.status is not None:
+                raise  # so that the connection is closed: the response is not whole
             internal = Krea2Error("the server made a mistake: its log has the request's id")
-            await error_response(internal, request_id)(scope, receive, answer.send)
+            await error_response(internal, request_id)(scope, receive, response.send)
         finally:
-            self._record(request, answer.status, time.monotonic() - began, error)
+            self._record(request, response.status, time.monotonic() - began, error)
 
     def _check_origin(self, request: Request) -> None:
         """Refuse what a web page of somebody else makes the user's browser send."""
@@ -103,7 +103,7 @@ class Guard:
 
     def _check_key(self, request: Request) -> None:
         path = request.scope["path"]
-        # A link to an image carries its own secret, so that it can be opened by whoever gets it.
+        # A link to an image carries its own secret, so that anybody who is given it can open it.
         if not self._keys or path.startswith(FILES_PATH) or not (path == "/metrics" or path.startswith("/v1/")):
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
@@ -134,7 +134,7 @@ class Guard:
             raise http_error("cancelled", "the client hung up") from None
         return bytes(body)
 
-    async def _run(self, request: Request, body: bytes, answer: _Answer) -> None:
+    async def _run(self, request: Request, body: bytes, response: _Response) -> None:
         """Run the application until it has answered or its client has hung up, which cancels it."""
         replayed: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -147,13 +147,13 @@ class Guard:
             return replayed.pop() if replayed else await asyncio.shield(watching)
 
         watching = asyncio.create_task(hang_up())
-        running = asyncio.ensure_future(self._app(request.scope, receive_again, answer.send))
+        running = asyncio.ensure_future(self._app(request.scope, receive_again, response.send))
         try:
             await asyncio.wait((running, watching), return_when=asyncio.FIRST_COMPLETED)
-            if running.done() or answer.complete:  # which looks like hanging up, too
+            if running.done() or response.complete:  # which looks like hanging up, too
                 await running
             else:
-                answer.status = _HUNG_UP
+                response.status = _HUNG_UP
         finally:
             for task in (running, watching):
                 if not task.done():
@@ -173,8 +173,8 @@ class Guard:
             )  # fmt: skip
 
 
-class _Answer:
-    """Sends an answer, and remembers its status."""
+class _Response:
+    """Sends a response with the headers that all have, and remembers its status and whether it is complete."""
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send, self._request_id = send, request_id
@@ -198,7 +198,7 @@ class _Answer:
 
 
 class _SlowClientError(Exception):
-    """The client does not take its answer."""
+    """The client does not read its response."""
 
 
 def _host_name(host: str) -> str:

@@ -1,4 +1,4 @@
-"""`POST /v1/images/generations`: from a body to an answer, or to a stream of events; and files behind links."""
+"""`POST /v1/images/generations`: from a body to a response or a stream of events; and the images behind urls."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from launcher.http.guard import FILES_PATH
 from launcher.messages.configs import HttpConfig
 from launcher.requests.check import check
 
-HELD_S = 3600.0
-HELD_BYTES = 512 * 2**20
+HELD_S = 3600.0  # an image behind a url
+HELD_BYTES = 512 * 2**20  # of all images behind urls
 _SHOWN_ID = 50  # characters of a client's id that the engine's begins with
 
 
 def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link: EngineLink) -> None:
-    """Add the route that makes images, and that of the images which it has answered as urls."""
+    """Add the route that makes images, and the route of images that were sent as urls."""
     files = HeldFiles()
 
     @app.post("/v1/images/generations", responses=IMAGES_SCHEMA)
@@ -45,7 +45,7 @@ def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link:
             every = openai_api.preview_every(body, checked.steps)
             events = link.client().follow(msgspec.structs.replace(message, preview_every=every))
             if body.stream:
-                first = await anext(events)  # an error that comes at once is an answer with its status
+                first = await anext(events)  # an error that comes at once is a response with its status
                 writer = openai_api.EventWriter(body, checked, request_id)
                 return _EventStream(_write(writer, first, events, request))
             async with aclosing(events):
@@ -93,13 +93,13 @@ async def _write(
 
 
 class HeldFiles:
-    """Image files by names that nobody can guess, for `HELD_S` each; above `HELD_BYTES` in all, the oldest go first."""
+    """Holds image files under names that nobody can guess, for `HELD_S`; above `HELD_BYTES`, the oldest go first."""
 
     def __init__(self) -> None:
         self._files: dict[str, bytes] = {}  # the oldest first
 
     def add(self, file: bytes, suffix: str) -> str:
-        """Hold a file; returns its new name, which ends in `suffix`."""
+        """Hold a file, in a running event loop. Returns its new name, which ends in `suffix`."""
         name = f"{secrets.token_urlsafe(24)}.{suffix}"
         self._files[name] = file
         while sum(map(len, self._files.values())) > HELD_BYTES and len(self._files) > 1:
@@ -108,12 +108,12 @@ class HeldFiles:
         return name
 
     def get(self, name: str) -> bytes | None:
-        """The file, or None if there is none of that name, or no more."""
+        """Give the file of that name, None if there is none any more."""
         return self._files.get(name)
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events; the generator is closed when the client hangs up, at once."""
+    """Sends server-sent events, and closes their generator at once when the client hangs up."""
 
     def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
@@ -125,10 +125,10 @@ class _EventStream(StreamingResponse):
 
 
 def _rpc_id(request_id: str) -> str:
-    """A new id of a request for the engine, which begins as the client's does.
+    """Make an id of a request for the engine, which begins as the client's does.
 
     The client's own may come again: from proxies that give one id to many requests, and from clients that hang up and
-    try again, who would get the end of the request that they gave up.
+    try again, and would get the end of the request that they gave up.
     """
     return f"{request_id[:_SHOWN_ID]}.{secrets.token_hex(4)}"
 

@@ -1,4 +1,4 @@
-"""`/v1/loras`: which LoRAs requests may choose, and, where the server allows it, more of them and fewer."""
+"""`/v1/loras`: which LoRAs requests may choose, and, where the server allows it, loading and unloading them."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ class LoadLoraBody(BaseModel):
 
 
 def add_lora_routes(app: FastAPI, link: EngineLink) -> None:
+    """Add the routes that list, load and unload LoRAs."""
+
     @app.get(PATH, response_class=Response)
     async def list_loras() -> Response:
         """The LoRAs that `loras` may name, those that are merged into the weights, and whether more may be loaded."""

@@ -1,6 +1,6 @@
-"""The images API: what a request may hold, what it means to the engine, and the shapes of answers and events.
+"""The images API: what a request may hold, what it means to the engine, and the form of responses and events.
 
-OpenAI's own parameters mean what they mean there; those that cannot change an image here are accepted and ignored.
+OpenAI's own parameters mean what they mean there; if one cannot change an image here, it is accepted and ignored.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class LoraChoiceBody(BaseModel):
 
 
 class ImageRequest(BaseModel):
-    """The body of `POST /v1/images/generations`; what is null or left out is the checkpoint's or server's default."""
+    """The body of `POST /v1/images/generations`; what is null or left out is the checkpoint's or server's default.\f
+    A flat record of 30, since OpenAI's body is one. FastAPI describes it up to the form feed.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -85,7 +87,7 @@ class ImageRequest(BaseModel):
 
 
 def to_generate(body: ImageRequest, request_id: str) -> Generate:
-    """The engine's request, but for previews. Raises `ArgumentError` for parameters that contradict each other."""
+    """Translate a body into the engine's request. Raises `ArgumentError` for parameters that contradict each other."""
     if not body.stream:
         for name in ("partial_images", "progress", "preview_every"):
             if getattr(body, name):
@@ -108,14 +110,14 @@ def to_generate(body: ImageRequest, request_id: str) -> Generate:
 
 
 def preview_every(body: ImageRequest, steps: int) -> int | None:
-    """Steps between previews, such that at most `partial_images` of them come; an explicit `preview_every` wins."""
+    """Choose the steps between previews such that at most `partial_images` come; an explicit `preview_every` wins."""
     if body.preview_every is None and body.partial_images:
         return math.ceil(steps / (body.partial_images + 1))
     return body.preview_every
 
 
 def in_words_of(body: ImageRequest, error: Krea2Error) -> Krea2Error:
-    """The engine's complaint about a parameter, by the name under which the client sent it; any other error itself."""
+    """Name the parameter that an error is about as the client sent it; other errors are returned as they are."""
     name = error.parameter
     if name is None or not isinstance(error, ArgumentError):
         return error
@@ -130,7 +132,7 @@ def in_words_of(body: ImageRequest, error: Krea2Error) -> Krea2Error:
 
 
 def explain_invalid(problems: Sequence[Any]) -> ArgumentError:
-    """pydantic's complaints about a body, the first of them, in the words of the other errors about parameters."""
+    """Put the first of pydantic's complaints about a body in the words of the other errors about parameters."""
     problem = problems[0]
     where = [part for part in problem["loc"] if part != "body"]
     name = next((part for part in where if isinstance(part, str)), None)
@@ -157,13 +159,13 @@ def explain_invalid(problems: Sequence[Any]) -> ArgumentError:
     return ArgumentError(message, parameter=name)
 
 
-# ---- answers
+# ---- responses
 
 
 def images_object(
     body: ImageRequest, result: Result, request_id: str, links: Callable[[bytes], str] | None
 ) -> dict[str, object]:
-    """The body of an answer, with each image as base64, or as the url that `links` gives its file.
+    """Put a result into a response's object, with each image as base64, or as the url that `links` gives its file.
 
     request_id: as the client knows it, which is not the engine's.
     """
@@ -185,7 +187,7 @@ def images_object(
 
 
 class EventWriter:
-    """Server-sent events of one request: OpenAI's, and with `progress` our own between them."""
+    """Writes the server-sent events of one request: OpenAI's, and with `progress` our own between them."""
 
     def __init__(self, body: ImageRequest, checked: CheckedRequest, request_id: str) -> None:
         self.body, self._checked = body, checked
@@ -194,7 +196,7 @@ class EventWriter:
         self._images: list[ImageFile] = []
 
     def write(self, event: Event) -> bytes | None:
-        """The event as it goes to the client, or None if it did not ask for such events.
+        """Write an event for the client, None if it did not ask for such events.
 
         The last image waits for the result, whose timings and warnings it carries.
         """
@@ -235,12 +237,12 @@ class EventWriter:
 
 
 def write_event(kind: str, fields: Mapping[str, object]) -> bytes:
-    """One server-sent event, `fields` with its type."""
+    """Write one server-sent event: `fields`, and its type."""
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), msgspec.json.encode({"type": kind, **fields}))
 
 
 def _ignored_parameters(body: ImageRequest) -> tuple[str, ...]:
-    """Warnings of parameters that one may have expected to change the file."""
+    """Warn of parameters that one may have expected to change the file."""
     if body.output_compression in (None, 100):
         return ()
     return ("output_compression was ignored: files are written at the server's own quality",)

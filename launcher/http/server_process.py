@@ -1,6 +1,6 @@
 """The parent's side of the HTTP process: it listens, starts the process, and starts it again if it dies.
 
-The listening socket is the parent's, so the port stays taken meanwhile, and who connects is served by the next process.
+The listening socket is the parent's, so the port stays taken: the next process serves clients that come meanwhile.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from launcher.processes import Child
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9._-]{0,251}[a-z0-9_])?", re.IGNORECASE)
 _BACKLOG = 512
-SEND_S = 60.0  # for a client to take what it was sent
+SEND_S = 60.0  # seconds for a client to read what it was sent
 _PAUSE_S = 0.1  # before the process is started again, twice as long each time
 _LONGEST_PAUSE_S = 10.0
 _SETTLED_S = 30.0  # after which a process that dies counts as the first
 
 
 def check_host(host: str, *, has_keys: bool, insecure: bool) -> bool:
-    """Whether anybody who reaches the host can use the server, which only `insecure` allows. Raises `ArgumentError`."""
+    """Whether anybody who reaches the host can use the server. Raises `ArgumentError` unless that is `insecure`."""
     instead = "give an --api-key, use 127.0.0.1,"
     return is_open("host", host, host, keys=has_keys, insecure=insecure, instead=instead)
 
 
 def check_allowed_host(name: str) -> None:
-    """Raise `ArgumentError` for what is neither a host name nor an address, as one with a port."""
+    """Raise `ArgumentError` for anything but a host name or an address, without a port."""
     if not _is_host(name):
         raise ArgumentError.of("allowed_host", "a host name or address without port, as images.example", name)
 
 
 def check_public_url(url: str) -> None:
-    """Raise `ArgumentError` for what links cannot begin with."""
+    """Raise `ArgumentError` for a url that links cannot begin with."""
     with suppress(ValueError):
         parts = urlsplit(url)
         is_plain = url.isascii() and url.isprintable() and not set(url) & set(" ?#@\\")
@@ -54,7 +54,7 @@ def check_public_url(url: str) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 takes a free one. Raises `ArgumentError` or `LaunchError`."""
+    """Listen on a port, 0 for a free one. Raises `ArgumentError` for its number, `LaunchError` if that fails."""
     if not 0 <= port <= 65535:
         raise ArgumentError.of("port", "between 0 and 65535", port)
     try:
@@ -64,7 +64,7 @@ def listen(host: str, port: int) -> socket.socket:
         number = getattr(error, "errno", None) or 0  # those of name look-up are negative
         reason = os.strerror(number) if number > 0 else str(error)
         raise LaunchError(f"cannot listen on {_shown(host)}:{port}: {reason}") from None
-    # Connections inherit it. asyncio does not set it for a socket made like this, and an answer of two small packets
+    # Connections inherit it. asyncio does not set it for a socket made like this, and a response of two small packets
     # waits 40 ms for the client's delayed acknowledgement.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # ends connections whose client takes nothing, also once they are closing
@@ -73,7 +73,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class HttpServer:
-    """An HTTP process on a socket that listens, until `stop`. `url` is where browsers find it."""
+    """An HTTP process on a socket that listens, until `ask_to_stop`. `url` is where browsers find it."""
 
     def __init__(self, config: HttpConfig, listening: socket.socket) -> None:
         self._config = msgspec.structs.replace(config, socket_fd=listening.fileno())
@@ -92,7 +92,7 @@ class HttpServer:
             self._start()
 
     def ask_to_stop(self) -> list[Child]:
-        """Start no other process. Returns the one that runs, to be stopped."""
+        """Start no process any more. Returns the one that runs, to be stopped."""
         self._stopping.set()
         with self._lock:
             self._socket.close()
