@@ -1,4 +1,4 @@
-"""A client of a front-end, for asyncio: what can be asked of it, over a `Connection`."""
+"""A client of a front-end, for asyncio: what can be asked over a `Connection`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from launcher.client.parameters import Parameters, make_request
 from launcher.client.results import Event, ImageFile, PreviewFile, Result
 from launcher.messages import client_messages as messages
 
-LOAD_LORA_S = 300.0  # for a LoRA to be read, and for the ranks to get to it
+LOAD_LORA_S = 300.0  # for a LoRA to be read, and for the ranks to begin a step
 
 
 class AsyncClient(Connection):
@@ -45,16 +45,15 @@ class AsyncClient(Connection):
     def stream(self, prompt: str, **parameters: Unpack[Parameters]) -> AsyncIterator[Event]:
         """Make images and follow them: `Accepted`, `Progress`, an `ImageFile` each, and at last the `Result`.
 
-        With `preview_every`, a `PreviewFile` of every image after so many of its steps. Not every progress and preview
-        need come: a client that is slow to read gets the newest.
-
-        Raises what `generate` raises. Closing the iterator cancels the request.
+        With `preview_every`, a `PreviewFile` of each image every that many of its steps. A client that is slow to read
+        gets only the newest progress and previews. Raises what `generate` raises. Closing the iterator cancels the
+        request.
         """
         parameters.setdefault("request_id", uuid.uuid4().hex)
         return self.follow(make_request(prompt, parameters))
 
     async def follow(self, request: messages.Generate) -> AsyncGenerator[Event, None]:
-        """`stream`, for a request that has been put together already."""
+        """Follow a request as `stream` does, from its message."""
         call = await self._begin_call(request)
         images: dict[int, ImageFile] = {}
         ended = False
@@ -84,35 +83,35 @@ class AsyncClient(Connection):
     async def load_lora(self, name: str, path: str | None = None, strength: float = 1.0) -> messages.Loras:
         """Load a LoRA file, by its path in the server's `--lora-dir`, for requests to choose by `name`.
 
-        path: None if it is the name itself, as of the demos' "demo-outlined", which lies in no such folder. strength:
-        of requests that name none. Returns what is loaded then. Raises `ArgumentError` if the server allows
-        no such file or name, and `LoraError` if the file does not fit the model, or into the ranks' memory.
+        path: None for the name itself, as of the demos' "demo-outlined", which lies in no such folder. strength: of
+        requests that give none. Returns what is loaded then. Raises `ArgumentError` if the server does not allow the
+        file or the name, and `LoraError` if the file does not fit the model, or into the ranks' memory.
         """
         path = name if path is None else path
         question = messages.LoadLora(request_id=uuid.uuid4().hex, name=name, path=path, strength=strength)
         return await self._ask(question, messages.Loras, LOAD_LORA_S)
 
     async def unload_lora(self, name: str) -> messages.Loras:
-        """Let requests choose this LoRA no more; those that have are finished with it. Returns what is left.
+        """Let requests choose a LoRA no more; requests that have chosen it are finished. Returns what is left.
 
         Raises `ArgumentError` if there is none of that name, or if the server has no `--lora-dir`.
         """
         return await self._ask(messages.UnloadLora(request_id=uuid.uuid4().hex, name=name), messages.Loras)
 
     async def loras(self) -> messages.Loras:
-        """The LoRAs that requests may choose, and those that are part of the weights."""
+        """List the LoRAs that requests may choose, and the LoRAs that are part of the weights."""
         return await self._ask(messages.ListLoras(request_id=uuid.uuid4().hex), messages.Loras)
 
     async def status(self) -> messages.StatusReply:
-        """What the server is doing."""
+        """Ask what the server is doing."""
         return await self._ask(messages.Status(), messages.StatusReply)
 
     async def metrics(self) -> bytes:
-        """The server's metrics in Prometheus' text format."""
+        """Ask for the server's metrics, in Prometheus' text format."""
         return await self._ask(messages.Metrics(), messages.MetricsReply)
 
     async def ping(self) -> float:
-        """Seconds to the server and back."""
+        """Measure the seconds to the server and back."""
         began = time.monotonic()
         await self._ask(messages.Ping(), messages.Pong)
         return time.monotonic() - began

@@ -17,13 +17,13 @@ from launcher.client.results import Event
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_CANCEL_S = 1.0  # for other calls to end, once they have been told to
+_CANCEL_S = 1.0  # seconds for other calls to end, once they have been told to
 
 
 def _in_thread(
     method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[Client, P], T]:
-    """The same method of `Client`: runs this one in the client's thread, and waits for it."""
+    """Make the same method of `Client`, which runs this one in the client's thread and waits for it."""
 
     @wraps(method)
     def call(client: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -35,8 +35,9 @@ def _in_thread(
 class Client:
     """A client for code without an event loop, or with one of its own. Thread-safe.
 
-    It runs an `AsyncClient`, `asynchronous`, in a thread, and waits there for what its methods give. Ctrl-C in such a
-    wait, as leaving the loop over the events of `stream` early, cancels the request.
+    It runs an `AsyncClient`, `asynchronous`, in a thread, and its methods wait for those of the same name. Ctrl-C in
+    `generate`, or leaving the loop over the events of `stream`, cancels the request.
+
     Raises `ServerError` if no server answers at `address` within `connect_timeout_s` seconds; with `connect` False,
     only when it is first used. `key`: this client's `.key_secret` file, for a server with keys.
     """
@@ -74,7 +75,7 @@ class Client:
             raise
 
     def stream(self, prompt: str, **parameters: Unpack[Parameters]) -> Iterator[Event]:
-        """See `AsyncClient.stream`."""
+        """Make images and follow them: see `AsyncClient.stream`."""
         return self._iterate(self.asynchronous.stream(prompt, **parameters))
 
     generate = _in_thread(AsyncClient.generate)
@@ -122,7 +123,7 @@ class Client:
             await asyncio.gather(*others, return_exceptions=True)
 
     def server_ended(self, error: Krea2Error) -> None:
-        """Somebody knows that the server is gone, and why: calls raise that from now on."""
+        """Let calls raise this error from now on: the server is gone."""
         with suppress(RuntimeError):  # closed already
             self._loop.call_soon_threadsafe(self.asynchronous.server_ended, error)
 

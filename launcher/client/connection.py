@@ -1,7 +1,7 @@
 """A client's connection to a front-end: sends, hears, pings, and knows who waits for which reply.
 
 Requests are sent again while nothing is heard of them, which is harmless, since the front-end knows them by their id;
-a server that is silent for too long counts as lost, so no call waits for ever.
+a server that is silent for too long counts as lost, so that no call waits forever.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from launcher.messages.keys import ClientKeys
 from launcher.messages.limits import is_number
 from launcher.messages.sockets import send_now
 
-PING_S = 2.0
-ASK_AGAIN_S = 10.0  # without news of a request
+PING_S = 2.0  # between pings, which keep the lease
+ASK_AGAIN_S = 10.0  # without a reply to a request
 SILENCE_S = 20.0  # without anything from the server
 _FAREWELL_MS = 200  # for the last cancels to leave
 _KEYS_HINT = " (a server with keys answers only clients with a key that it knows)"
@@ -58,7 +58,7 @@ class Call:
 
 
 class Connection:
-    """A ZMQ socket to a front-end, which knows this client by the socket's name, and the calls that wait on it."""
+    """A ZMQ socket to a front-end, which knows this client by the socket's name, and who waits for its replies."""
 
     def __init__(
         self, address: str, *, connect_timeout_s: float = 10.0, key: str | os.PathLike[str] | None = None
@@ -126,7 +126,7 @@ class Connection:
         self._settle(None, error)
 
     async def _begin_call(self, request: messages.Generate) -> Call:
-        """Send a request, and expect its replies until `_end_call`, which must follow.
+        """Send a request, and expect replies until `_end_call`, which must follow.
 
         Raises `ArgumentError` for values that cannot be sent, and for an id that is none or is in use.
         """
@@ -151,9 +151,9 @@ class Connection:
     async def _ask(
         self, question: messages.Request, reply: type[messages.Reply], timeout_s: float = SILENCE_S, hint: str = ""
     ) -> Any:
-        """The reply to a question, or its binary frame where it has one. hint: what to say if none comes.
+        """Ask for a reply of this type. Returns it, or its binary frame where it has one.
 
-        Raises the error that the server answers, and `ServerError` if it answers nothing.
+        Raises the error that comes instead, and `ServerError` with `hint` if nothing comes within `timeout_s` seconds.
         """
         await self._ready()
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

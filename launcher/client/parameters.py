@@ -10,14 +10,14 @@ from launcher.messages.client_messages import Generate, LoraChoice
 
 
 class LoraParameters(TypedDict, total=False):
-    """One of the `loras` of a request: the fields of `LoraChoice`."""
+    """One of the `loras` of a request, with the fields of `LoraChoice`."""
 
     name: Required[str]
     strength: float | None
 
 
 class Parameters(TypedDict, total=False):
-    """The keywords of `generate` and `stream`: the fields of `Generate`. A name alone stands for a LoRA too."""
+    """The keywords of `generate` and `stream`, one each for the fields of `Generate`; a LoRA may be its name alone."""
 
     request_id: str
     seed: int | None
@@ -37,9 +37,9 @@ class Parameters(TypedDict, total=False):
 
 
 def make_request(prompt: str, parameters: Parameters) -> Generate:
-    """The message for these parameters. Their values are checked where it is received, as every client's.
+    """Make the message for these parameters. Their values are checked where it is received, as every client's.
 
-    Raises `ArgumentError` for loras that are no list of names and of maps with a name and, maybe, a strength.
+    Raises `ArgumentError` unless loras are a list of names and of maps with a name and, maybe, a strength.
     """
     loras = parameters.get("loras", ())
     allowed = 'a list of {"name": …, "strength": …} or of names'

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One finished image of a request, as a file in `format`."""
+    """One finished image of a request, `width` × `height` pixels, as a file in `format`: png, jpeg or webp."""
 
     request_id: str
     attempt: int
@@ -55,7 +55,7 @@ class Result:
 
     @classmethod
     def of(cls, header: Image, images: list[ImageFile]) -> Result:
-        """The whole, from its images in order and the header that came last, whose timings are complete."""
+        """Join the images, in order, and the header that came last, whose timings are complete."""
         files, seeds = [image.file for image in images], [image.seed for image in images]
         return cls(
             header.request_id, header.attempt, files, seeds, header.width, header.height, header.output_format,
@@ -69,7 +69,7 @@ class Result:
 
     @cached_property
     def images(self) -> list[PIL.Image]:
-        """The images, opened with Pillow."""
+        """The images as Pillow's, opened when first asked for."""
         from PIL import Image as PIL
 
         return [PIL.open(io.BytesIO(file)) for file in self.files]
