@@ -17,7 +17,7 @@ RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_REQUEST
 
 
 def is_request_id(value: object) -> bool:
-    """Whether a request may be known by it."""
+    """Whether a value can be the id of a request."""
     return isinstance(value, str) and 1 <= len(value) <= LONGEST_REQUEST_ID
 
 
@@ -39,7 +39,7 @@ class LoraChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class LoadedLora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A LoRA that requests may choose. `file` is relative to the folder that clients may load from, or a bare name.
 
-    strength: of requests that name none. family: what kind of file it is, for people. modules: layers that it changes.
+    strength: of requests that give none. family: what kind of file it is, for people. modules: layers that it changes.
     bytes: of each rank.
     """
 
@@ -64,8 +64,8 @@ class MergedLora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Generate(_Versioned, frozen=True, kw_only=True):
     """Make images. Sending it twice with the same `request_id` is harmless. None means the checkpoint's default.
 
-    preview_every: denoise steps of an image between its previews; None for no previews. A flat record of all that one
-    may ask for, since each field is one of the protocol's.
+    preview_every: denoise steps of an image between its previews; None for no previews. A flat record, since
+    each field is one of the protocol's.
     """
 
     request_id: RequestId
@@ -93,13 +93,13 @@ class Cancel(_Versioned, frozen=True, kw_only=True):
 
 
 class Acknowledge(_Versioned, frozen=True, kw_only=True):
-    """The client has every image of the request, or its failure: the front-end need not keep them."""
+    """Says that the client has every image of the request, or its failure: the front-end need not keep them."""
 
     request_id: RequestId
 
 
 class LoadLora(_Versioned, frozen=True, kw_only=True):
-    """Load a LoRA file for requests to choose by `name`, with this `strength` where they say none.
+    """Load a LoRA file for requests to choose by `name`, with this `strength` where they give none.
 
     path: in the folder that the server's `--lora-dir` names, or `demo-outlined`, the demos' own.
     """
@@ -192,7 +192,7 @@ class Image(_Versioned, frozen=True, kw_only=True):
 
 
 class Failed(_Versioned, frozen=True, kw_only=True):
-    """The end of a request without its images; without a `request_id`, the reply to a message nobody understood.
+    """The end of a request without its images; without a `request_id`, the reply to a message not understood.
 
     retry_after_s: when the same may work, where that is known.
     """

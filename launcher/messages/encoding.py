@@ -12,7 +12,7 @@ import msgspec
 from engine.errors import ArgumentError, Krea2Error, ServerError
 from launcher.messages.client_messages import PROTOCOL_VERSION, Reply, Request, is_request_id
 
-MAX_REQUEST_BYTES = 256 * 1024  # of one message to the front-end; two prompts of the largest size fit many times over
+MAX_REQUEST_BYTES = 256 * 1024  # of a message to the front-end; the largest prompts fit in many times
 
 _TYPE_MISMATCH = re.compile(r"Expected `(?P<expected>[^`]+)`, got `(?P<found>[^`]+)`")
 _FIELD = re.compile(r"(?P<problem>.*) - at `\$\.(?P<path>(?P<name>\w+)[^`]*)`")
@@ -33,7 +33,7 @@ _decode_request = msgspec.msgpack.Decoder(Request).decode
 
 
 class MessageError(Exception):
-    """A message that cannot be understood: what to answer, and to which request, if that much could be read."""
+    """A message that cannot be understood: the error to reply, and to which request, if that could be read."""
 
     def __init__(self, request_id: str | None, error: Krea2Error) -> None:
         super().__init__(error.message)
@@ -72,13 +72,13 @@ def encode_request(message: Request) -> bytes:
 
 
 def describe(error: BaseException) -> str:
-    """An unexpected exception in one line."""
+    """Describe an unexpected exception in one line."""
     first_line = next((line for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
 
 
 def _plain_number(value: Any) -> Any:
-    """numpy's numbers, which people use as seeds, as Python's."""
+    """Turn numpy's numbers, which people use as seeds, into Python's."""
     if hasattr(value, "__index__"):
         return value.__index__()
     if hasattr(value, "__float__"):
@@ -87,7 +87,7 @@ def _plain_number(value: Any) -> Any:
 
 
 def _peek(frame: bytes) -> tuple[object, str | None]:
-    """version and request_id of a message that does not decode otherwise, as far as they can be read."""
+    """Read version and request_id of a message that does not decode otherwise, each None if it cannot be read."""
     with suppress(ValueError, RecursionError, TypeError):
         loose = msgspec.msgpack.decode(frame)
         if isinstance(loose, Mapping):
@@ -97,7 +97,7 @@ def _peek(frame: bytes) -> tuple[object, str | None]:
 
 
 def _explain_malformed(complaint: str) -> ArgumentError:
-    """The error to answer, with the field at fault as its parameter if the complaint names one."""
+    """Make the error to reply from msgspec's complaint, about the field that it names if it names one."""
     field = _FIELD.fullmatch(complaint)
     mismatch = None if field is None else _TYPE_MISMATCH.fullmatch(field["problem"])
     if field is None or mismatch is None:

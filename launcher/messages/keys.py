@@ -58,7 +58,7 @@ class ServerKeys:
         return authenticator
 
     def callback(self, _domain: str, key: bytes) -> bool:
-        """Whether the authenticator lets in the client with this public key."""
+        """Whether the client with this public key is let in; the authenticator calls it."""
         is_known = key == self.public or key in self.clients
         if not is_known:
             log_event("client refused", level="warning", key=key.decode(errors="replace"))
@@ -87,7 +87,7 @@ class ClientKeys:
             raise ArgumentError.of("key", allowed, file if isinstance(file, str) else str(file)) from None
 
     def use(self, client: zmq.Socket[Any]) -> None:
-        """Prove with these keys who we are, and let only their server answer. For a socket that is not connected."""
+        """Identify ourselves with these keys, to their server alone. For a socket that is not connected yet."""
         client.curve_publickey, client.curve_secretkey = self.public, self.secret
         client.curve_serverkey = self.server
 
@@ -95,7 +95,7 @@ class ClientKeys:
 def make_keys(folder: Path, client: str) -> Path:
     """Make a key pair for a client, and for the server if the folder has none. Returns the client's file.
 
-    Raises `ArgumentError` for a name that cannot be one or is taken, and for a folder that holds other things.
+    Raises `ArgumentError` for a name that is not allowed or taken, and for a folder with other files.
     """
     if not _NAME.fullmatch(client) or client == "server":
         raise ArgumentError.of("client", "letters, digits, '.', '_' or '-', and not server", client)

@@ -12,9 +12,10 @@ from engine.errors import ArgumentError
 
 @dataclass(frozen=True)
 class Limits:
-    """Sides in pixels; `max_pixels` after rounding the sides up; prompts in bytes of UTF-8; the queue in requests.
+    """What one request may ask for, and what may wait. Sides are in pixels, prompts in bytes of UTF-8.
 
-    `max_loras` may be loaded at once, and `max_request_loras` chosen by one request.
+    max_pixels: after rounding the sides up. max_queue: requests. max_loras: loaded at once; max_request_loras: chosen
+    by one request.
     """
 
     min_side: int = 64
@@ -31,7 +32,7 @@ class Limits:
 
     @classmethod
     def of(cls, changes: Mapping[str, float]) -> Limits:
-        """The defaults but for `changes`. Raises `ArgumentError` for an unknown name and a value that cannot be."""
+        """Change some of the defaults. Raises `ArgumentError` for an unknown name or a value that is not allowed."""
         if not isinstance(changes, Mapping):
             raise ArgumentError.of("limits", "a mapping of names to numbers", changes)
         kinds = {field.name: float if field.name == "max_guidance" else int for field in fields(cls)}
@@ -55,7 +56,7 @@ _UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**
 
 
 def parse_bytes(name: str, value: int | str | None) -> int | None:
-    """A number of bytes from `16GB`, `15.5 GiB` or the number itself. Raises `ArgumentError` naming `name`."""
+    """Read a number of bytes, as `16GB`, `15.5 GiB` or the number itself. Raises `ArgumentError` about `name`."""
     if not isinstance(value, str):
         return value  # which `EngineConfig` checks
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]*)", value.strip(), re.ASCII)
@@ -66,5 +67,5 @@ def parse_bytes(name: str, value: int | str | None) -> int | None:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a number that the wire can carry as one, which True and False are not."""
+    """Whether a value is a number as the wire has them; True and False are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -13,7 +13,7 @@ from launcher.messages.client_messages import Message
 
 
 class Load(Message, frozen=True, kw_only=True):
-    """Load the checkpoint, warm up for images of these sizes (width, height in pixels) too, and answer `Ready`."""
+    """Load the checkpoint, warm up if asked, for images of these sizes (width, height in pixels) too; reply `Ready`."""
 
     engine: EngineConfig
     warm_up: bool
@@ -22,7 +22,7 @@ class Load(Message, frozen=True, kw_only=True):
 
 
 class Execute(Message, frozen=True, kw_only=True):
-    """Execute a step, and answer `StepDone`."""
+    """Execute a step, and reply `StepDone`."""
 
     step: Step
 
@@ -33,7 +33,7 @@ Command = Load | Execute
 
 
 class Hello(Message, frozen=True, kw_only=True):
-    """The rank can hear."""
+    """The rank listens. version: of its package, which must be the front-end's."""
 
     rank: int
     version: str = engine.__version__
@@ -125,20 +125,20 @@ decode_report = msgspec.msgpack.Decoder(Report).decode
 
 
 def ranks_address(run_folder: str, generation: int) -> str:
-    """Where the front-end listens for a group of ranks of this machine."""
+    """Give the address where the front-end listens for a group of ranks of this machine."""
     return f"ipc://{run_folder}/ranks-{generation}"
 
 
 def lifeline_path(run_folder: str) -> str:
-    """The unix socket that takes the place of a stdin pipe between the front-end and ranks it did not start."""
+    """Give the unix socket that stands for a stdin pipe between the front-end and ranks it did not start."""
     return f"{run_folder}/lifeline"
 
 
 def door_path(run_folder: str) -> str:
-    """The file with the `Door`, as json. It is there before the lifeline is."""
+    """Give the file with the `Door`, as json, which is there before the lifeline is."""
     return f"{run_folder}/door"
 
 
 def route(rank: int) -> bytes:
-    """The ZMQ routing id of a rank."""
+    """Give the ZMQ routing id of a rank."""
     return b"rank-%d" % rank

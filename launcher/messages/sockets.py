@@ -19,7 +19,7 @@ _TCP = re.compile(r"tcp://(?P<host>\[[^\]]+\]|[^:/\[\]]+):(?P<port>\d{1,5})")
 
 
 def check_address(address: str, *, insecure: bool, keys: bool = False) -> bool:
-    """Whether whoever is on the network can use the address, which only `insecure` allows; with `keys`, nobody can.
+    """Whether anybody on the network can use the address, which only `insecure` allows; with `keys`, nobody can.
 
     Raises `ArgumentError` if it is neither `tcp://HOST:PORT` nor `ipc://PATH`.
     """
@@ -36,7 +36,7 @@ def check_address(address: str, *, insecure: bool, keys: bool = False) -> bool:
 def is_open(parameter: str, value: str, host: str, *, keys: bool, insecure: bool, instead: str) -> bool:
     """Whether anybody who reaches the host can use the server, which only `insecure` allows.
 
-    Raises `ArgumentError` about the parameter, with what to do `instead`.
+    Otherwise raises `ArgumentError` about the parameter, which says what to do `instead`.
     """
     if keys or is_loopback(host):
         return False
@@ -72,7 +72,7 @@ def remove_socket(address: str) -> None:
 
 
 def send_now(socket: zmq.asyncio.Socket, frames: list[bytes]) -> bool:
-    """Send if the socket takes the message at once; otherwise the message is dropped. Returns whether it was taken."""
+    """Send a message if the socket takes it at once, or drop it. Returns whether it was taken."""
     sent = cast("asyncio.Future[object]", socket.send_multipart(frames, flags=zmq.NOBLOCK))  # done already
     return sent.exception() is None
 
