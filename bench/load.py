@@ -47,7 +47,8 @@ _TARGET = 0.8
 
 @dataclass(frozen=True)
 class LoadResult:
-    """See the module. Rates in bytes/s, of the median; `of_read` and `of_read_to_memory`: load's as a share."""
+    """See the module. Rates in bytes/s, of the median; `of_read` and `of_read_to_memory`: load's as a share. One field
+    for each value of the JSON line."""
 
     checkpoint: str
     cache: str

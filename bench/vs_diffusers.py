@@ -141,7 +141,8 @@ class Ours:
 
 @dataclass(frozen=True)
 class Result:
-    """Medians in seconds at one size. `error` is the largest of the final latents, as the design's tolerances."""
+    """Medians in seconds at one size. `error` is the largest of the final latents, as the design's tolerances. One
+    field for each value of the JSON line."""
 
     size: int
     steps: int

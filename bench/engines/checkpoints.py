@@ -38,7 +38,8 @@ _PRETOKENIZE = (  # Qwen's
 
 @dataclass(frozen=True)
 class CheckpointSpec:
-    """Sizes of a random checkpoint. The defaults are the smallest that still exercise every part at TP 4."""
+    """Sizes of a random checkpoint. The defaults are the smallest that still exercise every part at TP 4. One field for
+    each size that a component's config.json has, so that a test changes one alone."""
 
     seed: int = 0
     is_distilled: bool = True

@@ -6,7 +6,7 @@ import gc
 import itertools
 import queue
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TypeVar
@@ -15,6 +15,7 @@ import torch
 
 from bench.engines.real_size import RandomWeights, random_prompt
 from bench.engines.setup import Setup, Version
+from bench.measure.floor import Ceilings, Floor, step_floor
 from bench.measure.output import note
 from engine.config.chat_template import MAX_PROMPT_TOKENS, SUFFIX_TOKENS
 from engine.config.engine_config import EngineConfig
@@ -91,6 +92,17 @@ class Engine:
     def unseen_length(self) -> int | None:
         """Prompt tokens that no job of this engine has had, nor its warm-up, as few above the setup's as possible."""
         return next((n for n in range(self.setup.prompt_tokens, MAX_PROMPT_TOKENS + 1) if n not in self._lengths), None)
+
+    def floor(self, segments: Iterable[int], ceilings: Ceilings, steps: int = 1) -> Floor:
+        """The least time of `steps` denoise steps of packed segments of these lengths in tokens."""
+        return step_floor(
+            self.setup.model.transformer,
+            segments,
+            ceilings,
+            fp8=self.version.quantization == "fp8",
+            bytes_per_element=self.setup.bytes_per_element,
+            steps=steps,
+        )
 
     def execute(
         self,

@@ -6,7 +6,7 @@ import argparse
 import logging
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from bench.engines.engine import Engine
 from bench.engines.real_size import RandomWeights
@@ -14,43 +14,61 @@ from bench.engines.results import Results
 from bench.engines.setup import Setup
 from bench.measure.lost import DeviceLost, raise_if_lost
 from bench.measure.output import note, publish_left_out
+from bench.measure.timing import measure_ceilings
 from engine.errors import ArgumentError, Krea2Error
 
 if TYPE_CHECKING:
     from bench.engines.peer import Peer
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
-def measure_all(
-    setup: Setup,
-    cases: Sequence[T],
-    measure: Callable[[Engine, T], tuple[Any, Sequence[str]]],
-    results: Results,
-    *,
-    decodes: bool = True,
-    after: Callable[[Engine, T], None] = lambda engine, case: None,
-) -> None:
-    """Add to `results` what `measure` says of each case with each version's engine, which is a result and its row; call
-    `after` then.
+class Run(Generic[T, R]):
+    """A benchmark of the whole engine under way: what this device reaches, the peer if one is asked for, and the
+    results so far."""
 
-    The first case is always tried, the others as long as there is time. A version that cannot run here is named. What
-    fails is told with its traceback, and the other cases go on with a new engine; in a new process (`bench.survive`) if
-    the GPU is lost, with which this ends, since nothing can be trusted that it computes.
-    """
-    try:
-        _measure_all(setup, cases, measure, results, decodes, after)
-    except DeviceLost as error:
-        results.lose_device(error)
+    def __init__(self, benchmark: str, setup: Setup, columns: Sequence[str]) -> None:
+        """Raises `ArgumentError` if the peer that is asked for is missing."""
+        self.setup = setup
+        self.results = Results(benchmark, setup, columns)
+        self.ceilings = measure_ceilings(setup.model.transformer, setup.device, setup.dtype)
+        self.peer = _load_peer(setup)
+
+    def measure_all(
+        self,
+        cases: Sequence[T],
+        measure: Callable[[Engine, T], R],
+        row: Callable[[R], Sequence[str]],
+        *,
+        decodes: bool = True,
+        after: Callable[[Engine, T], None] = lambda engine, case: None,
+    ) -> Results:
+        """Measure each case with each version's engine, and call `after` then. row: what the table shows of a result.
+
+        The first case is always tried, the others as long as there is time. A version that cannot run here is named.
+        What fails is told with its traceback, and the other cases go on with a new engine; in a new process
+        (`bench.survive`) if the GPU is lost, with which this ends, since nothing can be trusted that it computes.
+        """
+
+        def measure_case(engine: Engine, case: T) -> None:
+            result = measure(engine, case)
+            self.results.add(result, row(result))
+            after(engine, case)
+
+        try:
+            _measure_all(self.setup, cases, measure_case, self.results, decodes)
+        except DeviceLost as error:
+            self.results.lose_device(error)
+        return self.results
 
 
 def _measure_all(
     setup: Setup,
     cases: Sequence[T],
-    measure: Callable[[Engine, T], tuple[Any, Sequence[str]]],
+    measure: Callable[[Engine, T], None],
     results: Results,
     decodes: bool,
-    after: Callable[[Engine, T], None],
 ) -> None:
     """Raises `DeviceLost`."""
     attempts = results.attempts
@@ -77,8 +95,7 @@ def _measure_all(
                 while waiting and not (setup.budget.spent and len(waiting) < most):
                     case = waiting.pop(0)
                     attempts.begin(f"{case} with {version}")
-                    results.add(*measure(engine, case))
-                    after(engine, case)
+                    measure(engine, case)
             except Exception as error:
                 results.fail(f"{case} with {version}", traceback.format_exc())
                 raise_if_lost(error)
@@ -94,7 +111,7 @@ def _measure_all(
     publish_left_out(left_out, len(cases) * len(setup.versions), setup.json)
 
 
-def load_peer(setup: Setup) -> Peer | None:
+def _load_peer(setup: Setup) -> Peer | None:
     """The peer that is asked for, with the weights that the engines have. Raises `ArgumentError` if it is missing."""
     if setup.peer == "none":
         return None

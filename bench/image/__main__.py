@@ -25,11 +25,10 @@ from collections.abc import Sequence
 
 from bench.engines.engine import Engine
 from bench.engines.results import Results
-from bench.engines.runner import load_peer, measure_all, run_main
+from bench.engines.runner import Run, run_main
 from bench.engines.setup import add_options, read_options
 from bench.image.measuring import STEPS, ImageResult, measure_image
 from bench.measure.arguments import check_positive, duration, end_with, parse_sides
-from bench.measure.timing import measure_ceilings
 
 SIDES = {"real": "1024,512,2048"}
 SMALL_SIDES = "64,128"
@@ -60,26 +59,22 @@ def _run(arguments: argparse.Namespace) -> Results:
     sides = parse_sides("sides", arguments.sides or SIDES.get(arguments.size, SMALL_SIDES), setup.model.size_multiple)
     columns = ("image", "weights in", "wall", "encode", "denoise", "of floor", "decode", "JPEG", "outside", "PNG")
     more = ("sustained", "unseen length", "target", "eager", "ratio", "compiled", "ratio")
-    results = Results("image", setup, (*columns, *more))
-    ceilings = measure_ceilings(setup.model.transformer, setup.device, setup.dtype)
-    peer = load_peer(setup)
+    run: Run[int, ImageResult] = Run("image", setup, (*columns, *more))
 
-    def measure(engine: Engine, side: int) -> tuple[ImageResult, Sequence[str]]:
-        result = measure_image(
+    def measure(engine: Engine, side: int) -> ImageResult:
+        return measure_image(
             engine,
             side,
-            ceilings,
+            run.ceilings,
             steps=arguments.steps,
             burst=arguments.burst,
             idle_s=arguments.idle,
             sustained_s=arguments.sustained,
             unseen_pairs=arguments.unseen_length,
-            peer=peer,
+            peer=run.peer,
         )
-        return result, _row(result)
 
-    measure_all(setup, sides, measure, results)
-    return results
+    return run.measure_all(sides, measure, _row)
 
 
 def _row(result: ImageResult) -> list[str]:

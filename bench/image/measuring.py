@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from bench.engines.engine import Engine
 from bench.engines.setup import Setup
 from bench.image.stages import Stages, make_image, peer_maker
 from bench.image.unseen_length import UnseenLength, measure_unseen
-from bench.measure.floor import Ceilings, step_floor
+from bench.measure.floor import Ceilings
 from bench.measure.timing import Spread, gpu_state, peak_memory, reset_peak_memory
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class PeerResult:
 @dataclass(frozen=True)
 class ImageResult:
     """See bench/image/__main__.py. `wall_s` is of the burst; the stages are means of its images. The peak of memory
-    includes the weights of a peer, if there is one."""
+    includes the weights of a peer, if there is one. One field for each value of the JSON line."""
 
     side: int
     steps: int
@@ -85,7 +86,7 @@ def measure_image(
 
     makers = {ENGINE: make}
     if peer is not None:
-        makers |= {mode: peer_maker(peer, setup, side, steps, mode) for mode in peer.modes}
+        makers |= {mode: peer_maker(peer, setup, side, steps, mode, itertools.count()) for mode in peer.modes}
     before = gpu_state(device)
     reset_peak_memory(device)
     for _ in range(2):  # the first also compiles, and makes what is kept for a size
@@ -98,7 +99,7 @@ def measure_image(
         if index and setup.budget.spent:
             break
         for name in list(makers)[:: -1 if index % 2 else 1]:  # A B C C B A
-            _rest(idle_s)
+            time.sleep(idle_s)
             runs[name].append(makers[name]())
     images = runs.pop(ENGINE)
     sustained = _back_to_back(make, min(sustained_s, setup.budget.left)) if sustained_s > 0 else []
@@ -108,14 +109,7 @@ def measure_image(
 
     wall = Spread.of([image.wall_s for image in images])
     stages = Stages.mean(images)
-    floor = step_floor(
-        setup.model.transformer,
-        [setup.segment_tokens(side)],
-        ceilings,
-        fp8=engine.version.quantization == "fp8",
-        bytes_per_element=setup.bytes_per_element,
-        steps=steps,
-    )
+    floor = engine.floor([setup.segment_tokens(side)], ceilings, steps)
     return ImageResult(
         side=side,
         steps=steps,
@@ -147,11 +141,6 @@ def _back_to_back(make: Callable[[], Stages], seconds: float) -> list[Stages]:
     while time.monotonic() < due:
         images.append(make())
     return images
-
-
-def _rest(seconds: float) -> None:
-    if seconds > 0:
-        time.sleep(seconds)
 
 
 def _target(setup: Setup, side: int, steps: int, quantization: str) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -88,20 +88,23 @@ def make_image(
     )
 
 
-def peer_maker(peer: Peer, setup: Setup, side: int, steps: int, mode: str) -> Callable[[], Stages]:
-    """Makes the peer's images, each with a prompt and a seed that it has not had."""
-    seeds = itertools.count()
+def peer_maker(
+    peer: Peer, setup: Setup, side: int, steps: int, mode: str, seeds: Iterator[int], batch: int = 1
+) -> Callable[[], Stages]:
+    """Makes `batch` images of the peer's at once, each with a prompt and a seed of its own, and their files. The stages
+    are those of all of them."""
 
     def make() -> Stages:
-        seed = next(seeds)
-        prompt = random_prompt(setup.model, seed, setup.prompt_tokens)
+        numbers = list(itertools.islice(seeds, batch))
+        prompts = [random_prompt(setup.model, number, setup.prompt_tokens) for number in numbers]
         began = time.perf_counter()
-        (image,) = peer.make_images([prompt], side, steps, [seed], mode)
+        images = peer.make_images(prompts, side, steps, numbers, mode)
         received = time.perf_counter()
-        file = encode_file(image.picture.tobytes(), side, "jpeg")
+        files = [encode_file(image.picture.tobytes(), side, "jpeg") for image in images]
         ended = time.perf_counter()
-        file_s = None if file is None else ended - received
-        return Stages(ended - began, image.encode_s, image.denoise_s, image.decode_s, file_s, None)
+        file_s = None if None in files else ended - received
+        first = images[0]  # each has the times of the whole
+        return Stages(ended - began, first.encode_s, first.denoise_s, first.decode_s, file_s, None)
 
     return make
 

@@ -15,7 +15,8 @@ from engine.planning.traffic import Traffic, exchanged_in_step, sent_in_step
 @dataclass(frozen=True)
 class Scaling:
     """One mode at one size. step_s is modelled: compute_s, the median of rank 0's measured steps, and communication_s.
-    measured_s: of the slowest rank, if all ran. as_stated: whether rank 0 sent what the formula says."""
+    measured_s: of the slowest rank, if all ran. as_stated: whether rank 0 sent what the formula says. One field for
+    each value of the JSON line."""
 
     mode: str
     ranks: int

@@ -34,7 +34,7 @@ class DispatchOverhead:
 
     @property
     def share(self) -> float:
-        """The part of a tick in which the ranks did not denoise."""
+        """The part of a step in which the ranks did not denoise."""
         return (self.tick_s - self.denoise_s) / self.tick_s
 
     @property
@@ -52,7 +52,7 @@ async def dispatch_overheads(
     """
     for request in requests:
         if request.steps < MIN_STEPS:
-            raise ArgumentError.of("steps", f"at least {MIN_STEPS} to see ticks between them", request.steps)
+            raise ArgumentError.of("steps", f"at least {MIN_STEPS} to see the time between them", request.steps)
     try:
         overheads = []
         for request in requests:

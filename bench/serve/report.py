@@ -65,7 +65,7 @@ class Report:
 
     def dispatch(self, overheads: list[DispatchOverhead]) -> None:
         print_table(
-            ("steps", "tick", "denoise", "between", "of the request, in no stage"),
+            ("steps", "a step", "denoise", "between", "of the request, in no stage"),
             [
                 (
                     str(overhead.steps),
@@ -78,7 +78,7 @@ class Report:
             ],
         )
         share = statistics.median(overhead.share for overhead in overheads)
-        print(f"dispatch overhead: {share:.2%} of a tick, the median of {len(overheads)} requests")
+        print(f"dispatch overhead: {share:.2%} of a step, the median of {len(overheads)} requests")
         self._add("serve_overhead", share=share, requests=[asdict(overhead) for overhead in overheads])
 
     def previews(self, overhead: PreviewOverhead) -> None:

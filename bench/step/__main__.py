@@ -23,12 +23,11 @@ from pathlib import Path
 from bench.engines.cases import Case, parse_cases
 from bench.engines.engine import Engine
 from bench.engines.results import Results
-from bench.engines.runner import load_peer, measure_all, run_main
+from bench.engines.runner import Run, run_main
 from bench.engines.setup import add_options, read_options
 from bench.measure.arguments import end_with
 from bench.measure.lost import raise_if_lost
 from bench.measure.output import note
-from bench.measure.timing import measure_ceilings
 from bench.step.measuring import StepResult, measure_case
 from bench.step.profile import profile_steps
 
@@ -48,14 +47,11 @@ def _run(arguments: argparse.Namespace) -> Results:
     setup = read_options(arguments)
     cases = parse_cases("cases", arguments.cases or CASES.get(arguments.size, SMALL_CASES), setup.model.size_multiple)
     columns = ("step", "weights in", "attention", "graphs", "median", "p10", "p90", "noise", "floor", "of floor")
-    results = Results("step", setup, (*columns, "TFLOP/s", "eager", "ratio", "compiled", "ratio"))
-    ceilings = measure_ceilings(setup.model.transformer, setup.device, setup.dtype)
-    note(f"this device reaches {ceilings}")
-    peer = load_peer(setup)
+    run: Run[Case, StepResult] = Run("step", setup, (*columns, "TFLOP/s", "eager", "ratio", "compiled", "ratio"))
+    note(f"this device reaches {run.ceilings}")
 
-    def measure(engine: Engine, case: Case) -> tuple[StepResult, Sequence[str]]:
-        result = measure_case(engine, case, ceilings, peer)
-        return result, _row(result)
+    def measure(engine: Engine, case: Case) -> StepResult:
+        return measure_case(engine, case, run.ceilings, run.peer)
 
     def profile(engine: Engine, case: Case) -> None:
         if arguments.profile is None or case is not cases[0]:
@@ -63,11 +59,10 @@ def _run(arguments: argparse.Namespace) -> Results:
         try:
             profile_steps(engine, case.images, case.side, arguments.profile)
         except Exception as error:  # not worth the engine, which has other cases to measure
-            results.fail(f"the profile of {case} with {engine.version}", traceback.format_exc())
+            run.results.fail(f"the profile of {case} with {engine.version}", traceback.format_exc())
             raise_if_lost(error)
 
-    measure_all(setup, cases, measure, results, decodes=False, after=profile)
-    return results
+    return run.measure_all(cases, measure, _row, decodes=False, after=profile)
 
 
 def _row(result: StepResult) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bench.engines.cases import Case
 from bench.engines.engine import Engine
-from bench.measure.floor import Ceilings, step_floor
+from bench.measure.floor import Ceilings
 from bench.measure.timing import WARM_UP, Spread, gpu_state, peak_memory, reset_peak_memory, time_calls
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Timing:
 @dataclass(frozen=True)
 class StepResult:
     """See bench/step/__main__.py. `ratio`: how many times as long as the engine each peer takes. The peak of
-    memory includes the weights of a peer, if there is one."""
+    memory includes the weights of a peer, if there is one. One field for each value of the JSON line."""
 
     case: str
     images: int
@@ -61,7 +61,7 @@ class StepResult:
 def measure_case(engine: Engine, case: Case, ceilings: Ceilings, peer: Peer | None = None) -> StepResult:
     """Time one case, with the peer if there is one."""
     setup, version = engine.setup, engine.version
-    device, dit = setup.device, setup.model.transformer
+    device = setup.device
     segments = [setup.segment_tokens(case.side)] * case.images
 
     def engine_steps(count: int) -> list[float]:
@@ -81,13 +81,7 @@ def measure_case(engine: Engine, case: Case, ceilings: Ceilings, peer: Peer | No
     engine_steps(WARM_UP)
     peak = peak_memory(device)
     timings = take_turns(sides)
-    floor = step_floor(
-        dit,
-        segments,
-        ceilings,
-        fp8=version.quantization == "fp8",
-        bytes_per_element=setup.bytes_per_element,
-    )
+    floor = engine.floor(segments, ceilings)
     ours, peers = timings.pop(ENGINE), timings
     return StepResult(
         case=str(case),

@@ -18,10 +18,9 @@ from collections.abc import Sequence
 from bench.engines.cases import Case, parse_cases
 from bench.engines.engine import Engine
 from bench.engines.results import Results
-from bench.engines.runner import load_peer, measure_all, run_main
+from bench.engines.runner import Run, run_main
 from bench.engines.setup import add_options, read_options
 from bench.measure.arguments import check_positive, end_with
-from bench.measure.timing import measure_ceilings
 from bench.throughput.measuring import STEPS, TOKEN_BUDGET, Target, ThroughputResult, measure_load
 
 LOADS = {"real": "20x1024,16x512"}
@@ -45,16 +44,13 @@ def _run(arguments: argparse.Namespace) -> Results:
     check_positive("token-budget", arguments.token_budget)
     loads = parse_cases("loads", arguments.loads or LOADS.get(arguments.size, SMALL_LOADS), setup.model.size_multiple)
     columns = ("at once", "weights in", "images/s", "target", "mean", "p95", "floor", "of floor")
-    results = Results("throughput", setup, (*columns, "eager images/s", "ratio", "compiled images/s", "ratio"))
-    ceilings = measure_ceilings(setup.model.transformer, setup.device, setup.dtype)
-    peer = load_peer(setup)
+    peers = ("eager images/s", "ratio", "compiled images/s", "ratio")
+    run: Run[Case, ThroughputResult] = Run("throughput", setup, (*columns, *peers))
 
-    def measure(engine: Engine, load: Case) -> tuple[ThroughputResult, Sequence[str]]:
-        result = measure_load(engine, load, ceilings, arguments.steps, arguments.token_budget, peer)
-        return result, _row(result)
+    def measure(engine: Engine, load: Case) -> ThroughputResult:
+        return measure_load(engine, load, run.ceilings, arguments.steps, arguments.token_budget, run.peer)
 
-    measure_all(setup, loads, measure, results)
-    return results
+    return run.measure_all(loads, measure, _row)
 
 
 def _row(result: ThroughputResult) -> list[str]:

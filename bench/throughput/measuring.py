@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 from bench.engines.cases import Case
 from bench.engines.engine import Engine
-from bench.engines.real_size import random_prompt
 from bench.engines.setup import Setup
-from bench.measure.files import encode_file
-from bench.measure.floor import Ceilings, step_floor
+from bench.image.stages import peer_maker
+from bench.measure.floor import Ceilings
 from bench.measure.timing import gpu_state, peak_memory, percentile, reset_peak_memory
 from bench.throughput.run import run_load
 
@@ -56,7 +55,7 @@ class PeerResult:
 @dataclass(frozen=True)
 class ThroughputResult:
     """See bench/throughput/__main__.py. Latencies are from the arrival of all to each image's file. The peak of memory
-    includes the weights of a peer, if there is one."""
+    includes the weights of a peer, if there is one. One field for each value of the JSON line."""
 
     load: str
     images: int
@@ -98,14 +97,7 @@ def measure_load(
     latencies = run_load(engine, load, steps, token_budget)
     peak = peak_memory(device)
     wall = max(latencies)
-    floor = step_floor(
-        setup.model.transformer,
-        [tokens] * load.images,
-        ceilings,
-        fp8=version.quantization == "fp8",
-        bytes_per_element=setup.bytes_per_element,
-        steps=steps,
-    )
+    floor = engine.floor([tokens] * load.images, ceilings, steps)
     has_target = setup.size == "real" and device.type == "cuda" and steps == STEPS
     return ThroughputResult(
         load=str(load),
@@ -139,20 +131,14 @@ def _measure_peer(
     tokens = TEXT_TOKENS + setup.model.image_tokens(load.side, load.side)
     batch = max(1, min(load.images, token_budget // tokens))
     seeds = itertools.count()
-
-    def make(mode: str) -> None:
-        numbers = list(itertools.islice(seeds, batch))
-        prompts = [random_prompt(setup.model, number, setup.prompt_tokens) for number in numbers]
-        for image in peer.make_images(prompts, load.side, steps, numbers, mode):
-            encode_file(image.picture.tobytes(), load.side, "jpeg")
-
     results = {}
     for mode in peer.modes:
-        make(mode)
+        make = peer_maker(peer, setup, load.side, steps, mode, seeds, batch)
+        make()
         batches = math.ceil(min(load.images, _PEER_IMAGES) / batch)
         began = time.perf_counter()
         for _ in range(batches):
-            make(mode)
+            make()
         rate = batches * batch / (time.perf_counter() - began)
         results[mode] = PeerResult(batches * batch, batch, rate, ours_per_s / rate)
     return results

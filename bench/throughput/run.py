@@ -37,7 +37,7 @@ def run_load(engine: Engine, load: Case, steps: int, token_budget: int) -> list[
         encode_file(image.rgb, image.width, "jpeg")
         return time.perf_counter() - began
 
-    with engine.images_to(events.put), _answers(events) as wait_for, ThreadPoolExecutor() as pool:
+    with engine.images_to(events.put), _replies(events) as wait_for, ThreadPoolExecutor() as pool:
         began = time.perf_counter()
         for job in jobs:
             scheduler.add(job, segments=(work.tokens,), request=job.job_id, now=began)
@@ -75,11 +75,11 @@ class _StepDone:
 
 
 @contextmanager
-def _answers(events: queue.Queue[_StepDone | DecodedImage]) -> Iterator[Callable[[int, StepHandle], None]]:
+def _replies(events: queue.Queue[_StepDone | DecodedImage]) -> Iterator[Callable[[int, StepHandle], None]]:
     """A thread that waits for steps in turn, as in a rank's process. Gives what takes a step under way."""
     started: queue.SimpleQueue[tuple[int, StepHandle] | None] = queue.SimpleQueue()
 
-    def answer() -> None:
+    def reply() -> None:
         while (step := started.get()) is not None:
             number, handle = step
             try:
@@ -88,7 +88,7 @@ def _answers(events: queue.Queue[_StepDone | DecodedImage]) -> Iterator[Callable
                 times = error
             events.put(_StepDone(number, times))
 
-    thread = threading.Thread(target=answer, name="answers")
+    thread = threading.Thread(target=reply, name="replies")
     thread.start()
     try:
         yield lambda number, handle: started.put((number, handle))

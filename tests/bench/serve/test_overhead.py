@@ -15,7 +15,7 @@ from tests.bench.serve.virtual_time import run_in_virtual_time
 from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
 
 
-def test_dispatch_overhead_is_the_part_of_a_tick_without_denoising(run_folder: Path) -> None:
+def test_dispatch_overhead_is_the_part_of_a_step_without_denoising(run_folder: Path) -> None:
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
             (overhead,) = await dispatch_overheads(client, draw_requests(parse_mix("64x64:1:10"), 1), DEADLINE_S)
