@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from bench.engines.engine import Engine
 from bench.engines.setup import Setup
-from bench.image.stages import Stages, make_image, peer_maker
+from bench.engines.stages import Stages, make_image, peer_maker
 from bench.image.unseen_length import UnseenLength, measure_unseen
 from bench.measure.floor import Ceilings
 from bench.measure.timing import Spread, gpu_state, peak_memory, reset_peak_memory

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from bench.engines.cases import Case
 from bench.engines.engine import Engine
 from bench.engines.setup import Setup
-from bench.image.stages import peer_maker
+from bench.engines.stages import peer_maker
 from bench.measure.floor import Ceilings
 from bench.measure.timing import gpu_state, peak_memory, percentile, reset_peak_memory
 from bench.throughput.run import run_load

@@ -13,9 +13,9 @@ from bench.engines import engine as engine_module
 from bench.engines.engine import Engine
 from bench.engines.real_size import model_of_size
 from bench.engines.setup import Setup, Version
+from bench.engines.stages import Stages
 from bench.image import __main__ as image
 from bench.image import measuring
-from bench.image.stages import Stages
 from bench.image.unseen_length import measure_unseen
 from bench.measure.files import FILE_OPTIONS
 from bench.measure.floor import Ceilings
