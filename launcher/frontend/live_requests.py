@@ -93,13 +93,16 @@ class LiveRequests:
         loras = self._loras.registry
         drawn_seed = secrets.randbelow(2**32)
         loras.check_lost(use.name for use in message.loras)
-        checked = check(message, self._model, self._config.limits, drawn_seed=drawn_seed, loras=loras.strengths)
+        strengths = {name: entry.strength for name, entry in loras.named.items()}
+        checked = check(message, self._model, self._config.limits, drawn_seed=drawn_seed, loras=strengths)
         self._check_queue(client)
-        plan = make_plan(checked, self._model, self._tokenizer.encode, self._job_ids, loras.ids)
+        lora_ids = {name: entry.adapter.adapter_id for name, entry in loras.named.items()}
+        plan = make_plan(checked, self._model, self._tokenizer.encode, self._job_ids, lora_ids)
         number = next(self._numbers)
         request = TrackedRequest(number, client, message.request_id, checked, plan, arrived=time.monotonic())
         ranks.step_memory.check(plan, checked)
-        loras.use(number, [name for name, _ in checked.loras])
+        for name, _ in checked.loras:
+            loras.named[name].users.add(number)
         self._requests[client, message.request_id] = request
         self._jobs |= {job.job_id: (request, job) for job in plan.jobs}
         for job in plan.jobs:

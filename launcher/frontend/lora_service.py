@@ -1,13 +1,13 @@
-"""LoRAs while serving: loaded, listed and unloaded for clients, and told to the ranks."""
+"""Loads, lists and unloads LoRAs for clients while serving, and tells the ranks."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, Krea2Error, LoraError
@@ -18,15 +18,7 @@ from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.lora_registry import LoraEntry, LoraRegistry, log_fields
 from launcher.frontend.replies import as_krea2_error
 from launcher.logs import log_event
-from launcher.messages.client_messages import (
-    ListLoras,
-    LoadedLora,
-    LoadLora,
-    LoraRequest,
-    Loras,
-    MergedLora,
-    UnloadLora,
-)
+from launcher.messages.client_messages import ListLoras, LoadedLora, LoadLora, LoraRequest, Loras, MergedLora
 from launcher.messages.configs import FrontendConfig
 from launcher.requests.check import check_strength
 from launcher.requests.lora_files import MAX_NAME, check_name, open_lora, path_inside
@@ -63,59 +55,69 @@ class LoraService:
         self.registry = registry
         self._reading = asyncio.Lock()  # one file at a time
         self._loading: list[int] = []  # adapters that the ranks have yet to load, in order
-        self._asked: dict[int, tuple[bytes, str]] = {}  # who waits for them
+        self._asked: dict[int, tuple[bytes, str]] = {}  # the client and its request that wait for an adapter
 
     def listed(self) -> tuple[LoadedLora, ...]:
-        """What requests may choose."""
-        return tuple(entry.describe(self._bytes(entry.opened)) for entry in self.registry.named)
+        """Describe what requests may choose."""
+        return tuple(
+            LoadedLora(
+                name=entry.name,
+                file=entry.file,
+                strength=entry.strength,
+                family=entry.opened.family,
+                modules=entry.opened.modules,
+                bytes=self._bytes(entry.opened),
+            )
+            for entry in self.registry.named.values()
+        )
 
     def merged(self) -> tuple[MergedLora, ...]:
-        return tuple(
-            MergedLora(file=Path(path).name, strength=strength) for path, strength in self._config.engine.merge_loras
-        )
+        """Describe what was added to the weights at the start."""
+        merged = self._config.engine.merge_loras
+        return tuple(MergedLora(file=Path(path).name, strength=strength) for path, strength in merged)
 
     # ---- what clients ask for
 
     def handle(self, client: bytes, message: LoraRequest) -> None:
+        """Do what a client asks for, and answer, or refuse; a LoRA to load is answered once the ranks hold it."""
         try:
             folder = self._config.lora_dir
-            if folder is None and not isinstance(message, ListLoras):
+            if isinstance(message, ListLoras):
+                self._reply(client, message.request_id)
+            elif folder is None:
                 raise ArgumentError("clients may load and unload LoRAs only if the server has a --lora-dir")
-            if isinstance(message, LoadLora) and folder is not None:
-                self._check(message, folder)
-                self._spawn(self._load(client, message, folder))
-                return
-            if isinstance(message, UnloadLora):
+            elif isinstance(message, LoadLora):
+                path = self._check(message, folder)
+                self._spawn(self._load(client, message, path, folder))
+            else:
                 entry = self.registry.remove(message.name)
                 log_event("lora unloaded", name=entry.name, users=len(entry.users))
                 if not entry.users:
                     self._unload(entry)
-            self._answer(client, message.request_id)
+                self._reply(client, message.request_id)
         except Exception as error:
             self._refuse(client, message, error)
 
     def _refuse(self, client: bytes, message: LoraRequest, error: Exception) -> None:
         error = as_krea2_error(error)
         if isinstance(message, LoadLora):
-            log_event(
-                "lora refused", level="warning", name=message.name[:MAX_NAME], code=error.code, message=error.message
-            )
+            name = message.name[:MAX_NAME]
+            log_event("lora refused", level="warning", name=name, code=error.code, message=error.message)
         self._clients.send_failure(client, message.request_id, error)
 
-    def _check(self, message: LoadLora, folder: str) -> None:
-        """Refuse at once what can be, and reserve the name."""
+    def _check(self, message: LoadLora, folder: str) -> str:
+        """Refuse at once what can be, and reserve the name. Returns the file's real path."""
         if (lost := self._dispatcher.status.given_up) is not None:
             raise lost.with_traceback(None)  # which each raise would add to
         check_strength("strength", message.strength)
-        path_inside(folder, message.path)
+        path = path_inside(folder, message.path)
         self.registry.reserve(check_name(message.name))
+        return path
 
-    async def _load(self, client: bytes, message: LoadLora, folder: str) -> None:
+    async def _load(self, client: bytes, message: LoadLora, path: str, folder: str) -> None:
         """Read the file in a thread, add it, and have the ranks load it; its client hears when they have."""
         lenient = self._config.engine.lora_lenient
-        path = ""
         try:
-            path = path_inside(folder, message.path)
             async with self._reading, asyncio.timeout(_READ_S):
                 opened = await _in_thread(lambda: open_lora(path, self._model, lenient=lenient))
             self._check_memory(self._bytes(opened), beside_requests=True)
@@ -144,33 +146,29 @@ class LoraService:
             self._dispatcher.unload(entry.adapter.adapter_id)
             self._dispatcher.send_steps()
 
-    def _answer(self, client: bytes, request_id: str) -> None:
-        loras = Loras(
-            request_id=request_id,
-            loras=self.listed(),
-            merged=self.merged(),
-            loadable=self._config.lora_dir is not None,
-        )
+    def _reply(self, client: bytes, request_id: str) -> None:
+        loadable = self._config.lora_dir is not None
+        loras = Loras(request_id=request_id, loras=self.listed(), merged=self.merged(), loadable=loadable)
         self._clients.send(client, loras)
 
-    def _answer_who_asked(self, entry: LoraEntry) -> None:
-        if (asked := self._asked.pop(entry.adapter.adapter_id, None)) is not None:
-            self._answer(*asked)
+    def _reply_to_who_asked(self, adapter_id: int) -> None:
+        if adapter_id in self._asked:
+            self._reply(*self._asked.pop(adapter_id))
 
     def end(self, request: int) -> None:
-        """A request has ended, and its jobs were cancelled if they were not done."""
+        """Unload what only this request used, which has ended: its jobs were cancelled if they were not done."""
         for entry in self.registry.end(request):
             self._unload(entry)
 
-    # ---- what the ranks do
+    # ---- what becomes of the ranks
 
     def ranks_ready(self) -> None:
-        """They hold none yet: load all that are wanted, before any job, and as far as their memory goes."""
+        """Load all that are wanted, before any job, and as far as memory goes: the ranks hold none yet."""
         too_large: list[tuple[LoraEntry, LoraError]] = []
-        for entry in self.registry:
+        for adapter_id, entry in list(self.registry.held.items()):
             if not self.registry.is_wanted(entry):
-                self.registry.forget(entry.adapter.adapter_id)
-                self._answer_who_asked(entry)
+                self.registry.forget(adapter_id)
+                self._reply_to_who_asked(adapter_id)
                 continue
             try:
                 self._check_memory(self._bytes(entry.opened), beside_requests=False)
@@ -183,12 +181,11 @@ class LoraService:
 
     def ranks_lost(self, error: Krea2Error) -> bool:
         """Returns whether a LoRA is known to be the reason, which is then given up."""
-        loading, self._loading = self._loading, []
+        loading, self._loading = [self.registry.held[adapter_id] for adapter_id in self._loading], []
         if not loading:
             return False
         # a rank may fail at one before others have said that they hold the one before it
-        at_fault = (each for each in loading if self.registry[each].adapter.path == error.parameter)
-        entry = self.registry[next(at_fault, loading[0])]
+        entry = next((entry for entry in loading if entry.adapter.path == error.parameter), loading[0])
         entry.losses += 1
         if not isinstance(error, LoraError) and entry.losses < _MOST_LOSSES:
             return False
@@ -196,23 +193,21 @@ class LoraService:
         return True
 
     def step_done(self, step: Step) -> None:
+        """Note what the ranks hold now, and what no more."""
         for adapter in step.load:
-            entry = self.registry[adapter.adapter_id]
-            opened = entry.opened
+            entry = self.registry.held[adapter.adapter_id]
             entry.losses = 0
             self._loading.remove(adapter.adapter_id)
-            log_event(
-                "lora loaded", name=entry.name, file=entry.file, strength=entry.strength, bytes=self._bytes(opened),
-                **log_fields(opened),
-            )  # fmt: skip
-            self._answer_who_asked(entry)
+            size, fields = self._bytes(entry.opened), log_fields(entry.opened)
+            log_event("lora loaded", name=entry.name, file=entry.file, strength=entry.strength, bytes=size, **fields)
+            self._reply_to_who_asked(adapter.adapter_id)
         for adapter_id in step.unload:
             self.registry.forget(adapter_id)
 
     def _lose(self, entry: LoraEntry, error: LoraError) -> None:
         error = LoraError(f"{entry.file}: {error.message.replace(entry.adapter.path, entry.file)}")
         log_event("lora lost", level="error", name=entry.name, message=error.message)
-        self.registry.lose(entry.adapter.adapter_id, error)
+        self.registry.lose(entry, error)
         if (asked := self._asked.pop(entry.adapter.adapter_id, None)) is not None:
             self._clients.send_failure(*asked, error)
         self._on_lost(set(entry.users), error)
@@ -221,8 +216,8 @@ class LoraService:
 
     @property
     def bytes_held(self) -> int:
-        """Of each rank, for all that it holds."""
-        return sum(self._bytes(entry.opened) for entry in self.registry)
+        """Of each rank, for all that it holds or will hold."""
+        return sum(self._bytes(entry.opened) for entry in self.registry.held.values())
 
     def _bytes(self, opened: AdapterFile) -> int:
         return self._dispatcher.status.step_memory.lora_bytes(opened)
@@ -246,26 +241,15 @@ class LoraService:
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
-    """`asyncio.to_thread`, in a thread that nobody waits for at the end: a disk may hang."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(cast("T", result))
+    """Do it as `asyncio.to_thread` does, in a thread that nobody waits for at the end: a disk may hang."""
+    done: Future[T] = Future()
+    done.set_running_or_notify_cancel()  # so that nobody who stops waiting can cancel it
 
     def run() -> None:
-        result, error = None, None
         try:
-            result = work()
-        except BaseException as problem:
-            error = problem
-        with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(settle, result, error)
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
 
     threading.Thread(target=run, name="lora", daemon=True).start()
-    return await done
+    return await asyncio.wrap_future(done)

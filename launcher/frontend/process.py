@@ -7,6 +7,7 @@ import signal
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -34,13 +35,10 @@ if TYPE_CHECKING:
 
 
 def run_frontend(after_warm_up: AfterWarmUp | None = None) -> None:
-    """The whole life of a front-end that `launch` started."""
+    """Be the front-end that `launch` started, and tell the parent why it ends."""
     config = read_config(FrontendConfig)
     parent = Reporter()
-
-    def end(code: str, message: str, parameter: str | None = None) -> None:
-        parent.send(Ended(code=code, message=message, parameter=parameter))
-
+    ended: Krea2Error | None = None
     try:
         number = serve_until_stopped(
             config,
@@ -49,12 +47,14 @@ def run_frontend(after_warm_up: AfterWarmUp | None = None) -> None:
             after_warm_up=after_warm_up,
         )
         if number is not None:
-            end(ServerError.code, "the server was stopped")
+            ended = ServerError("the server was stopped")
     except Krea2Error as error:
-        end(error.code, error.message, error.parameter)
+        ended = error
     except Exception as error:
         traceback.print_exception(error)
-        end(Krea2Error.code, f"front-end: {describe(error)}")
+        ended = Krea2Error(f"front-end: {describe(error)}")
+    if ended is not None:
+        parent.send(Ended(code=ended.code, message=ended.message, parameter=ended.parameter))
 
 
 def serve_until_stopped(
@@ -109,7 +109,7 @@ def serve_until_stopped(
         await serve(
             config,
             ranks,
-            start_ranks=lambda generation: start_ranks(config, ranks, generation),
+            start_ranks=partial(start_ranks, config, ranks),
             on_started=announce,
             stop=stop,
             stop_now=stop_now,
@@ -135,5 +135,5 @@ def serve_until_stopped(
 
 
 def with_run_folder(config: FrontendConfig) -> FrontendConfig:
-    """The configuration with a new run folder, unless it has one."""
+    """Make a run folder and return the configuration with it, unless it has one."""
     return config if config.run_folder else msgspec.structs.replace(config, run_folder=str(make_run_folder()))
