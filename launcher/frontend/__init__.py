@@ -1,1 +1,1 @@
-"""The front-end: owns every request from its arrival until its client has the images, and decides what steps next."""
+"""Owns every request from its arrival until its client has the images, and decides what steps next: the front-end."""

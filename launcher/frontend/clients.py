@@ -1,4 +1,4 @@
-"""The front-end's end of its clients: who they are, what they send, and whether they are still there."""
+"""Talks to the clients of a front-end: who they are, what they send, and whether they are still there."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from launcher.messages.sockets import bind, remove_socket, send_now
 
 MAX_CLIENTS = 1024
 _MESSAGES_AHEAD = 64  # in zmq's queue for a client; what comes on top waits in its outbox
-_OUTBOX_MESSAGES = 1024  # of those that replace no other
+_OUTBOX_MESSAGES = 1024  # in an outbox, after which a message without a key is dropped
 _OUTBOX_S = 0.05  # between attempts to empty the outboxes
 _FAREWELL_MS = 1000  # for the last replies to leave
 
 
 class Clients:
-    """A ROUTER socket and the clients that have spoken to it, by their ZMQ identity; with `keys`, only known ones.
+    """Holds a ROUTER socket and the clients that have spoken to it, by ZMQ identity; with `keys`, only known ones.
 
     A client holds a lease that every message renews. on_message gets what could be understood, but for pings. What a
     slow client cannot take yet waits in its outbox, where a newer message under the same key replaces an older one: so
-    an outbox holds what a client's requests are bound to, and never grows with time.
+    an outbox grows with a client's requests, and never with time.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Clients:
                     del self._outboxes[client]
 
     def send(self, client: bytes, message: msgspec.Struct, *frames: bytes, key: Hashable = None) -> list[bytes]:
-        """Send without waiting; returns the frames, to `send_again`.
+        """Send without waiting. Returns the frames, to `send_again`.
 
         key: (kind, number of the request, …), whose older message it replaces in the outbox; without one it is dropped
         if the outbox is full.
@@ -88,6 +88,7 @@ class Clients:
         return all_frames
 
     def send_again(self, client: bytes, frames: list[bytes], *, key: Hashable = None) -> None:
+        """Send frames that `send` returned."""
         if client not in self._outboxes and send_now(self._socket, [client, *frames]):
             return
         if client in self._last_heard:
@@ -98,6 +99,7 @@ class Clients:
     def send_failure(
         self, client: bytes, request_id: str | None, error: Krea2Error, *, key: Hashable = None
     ) -> list[bytes]:
+        """Send `Failed` for a request, or for a message that is part of none."""
         failed = Failed(
             request_id=request_id,
             code=error.code,
@@ -108,7 +110,7 @@ class Clients:
         return self.send(client, failed, key=key)
 
     def forget(self, client: bytes, request: int) -> None:
-        """Nobody waits for this request's messages any more: those whose key names it leave the outbox."""
+        """Drop messages that wait under a key of this request: nobody waits for them any more."""
         outbox = self._outboxes.get(client, {})
         for key in [key for key in outbox if isinstance(key, tuple) and key[1] == request]:
             del outbox[key]

@@ -1,9 +1,9 @@
-"""From jobs to images: the scheduler, the ranks it makes steps for, and the warm-up that teaches it what steps cost."""
+"""Turns jobs into images by a scheduler, the ranks it makes steps for, and a warm-up that learns what steps cost."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import zmq.asyncio
@@ -52,7 +52,8 @@ class RankStatus:
 class Dispatcher:
     """Sends the ranks one step ahead of the one they work on, as long as there are jobs.
 
-    Hears what becomes of the ranks, and passes it on to `events`, but for the steps of the warm-up.
+    It hears what becomes of the ranks, and tells `events`, but for the steps of the warm-up. scheduler: whoever changes
+    its queue calls `send_steps` then.
     """
 
     def __init__(
@@ -70,14 +71,13 @@ class Dispatcher:
         self._config, self._model = config, model
         self._events, self._after_warm_up = events, after_warm_up
         self._costs = CostModel()
-        self._scheduler = Scheduler(TOKEN_BUDGET, costs=self._costs, max_decoding=_MAX_DECODING)
+        self.scheduler = Scheduler(TOKEN_BUDGET, costs=self._costs, max_decoding=_MAX_DECODING)
         self._segments: dict[int, tuple[int, ...]] = {}  # of each job that is queued or under way
         self._budget = TokenBudget()
         self._adapter_bytes: dict[int, int] = {}  # of each rank, by adapter
-        self._warm_up: WarmUp | None = None
-        if config.warm_up:
-            guided = model.divides_guidance(config.engine.degrees)
-            self._warm_up = WarmUp(model, encode, job_ids, self._costs, guided=guided)
+        self._warm_up = WarmUp(model, encode, job_ids, self._costs, model.divides_guidance(config.engine.degrees))
+        if not config.warm_up:
+            self._warm_up.end()
         self._supervisor = RankSupervisor(config, children, start_ranks, context, self)
 
     async def run(self) -> None:
@@ -92,16 +92,16 @@ class Dispatcher:
     def status(self) -> RankStatus:
         """What is known of the ranks now."""
         group = self._supervisor.group
-        first = group.said.get(0)
+        first = group.ready_by_rank.get(0)
         memory = RankMemory(self._model, self._config.engine, first.device.split(":")[0] if first else "")
-        rank_memory = tuple(group.said[rank].memory for rank in sorted(group.said))
+        rank_memory = tuple(group.ready_by_rank[rank].memory for rank in sorted(group.ready_by_rank))
         if first is not None and group.came_up and all("free" in purposes for purposes in rank_memory):
             free = tuple(purposes["free"] for purposes in rank_memory)
             decode = DecodeMemory(first.decoding_bytes_per_element, first.memory.get("decode_limit"))
             memory = replace(memory, free=free, decode=decode).without(sum(self._adapter_bytes.values()))
         return RankStatus(
             answering=group.ready,
-            ready=group.ready and self._warm_up is None,
+            ready=group.ready and self._warm_up.over,
             restarts=self._supervisor.restarts,
             given_up=self._supervisor.given_up,
             device=first.device if first else None,
@@ -109,32 +109,28 @@ class Dispatcher:
             memory_plan=first.memory_plan if first else (),
             rank_memory=rank_memory,
             step_memory=memory,
-            token_budget=self._scheduler.token_budget,
+            token_budget=self.scheduler.token_budget,
         )
 
     def estimate(self, request: int) -> Estimate | None:
         """Say where a request stands; None if all its images are there."""
-        return self._scheduler.estimate(request, time.monotonic())
+        return self.scheduler.estimate(request, time.monotonic())
 
     def backlog_s(self) -> float | None:
-        """Seconds until everything is done that has been added, once speeds are known."""
-        return self._scheduler.backlog_s(time.monotonic())
+        """Reckon the seconds until everything is done that has been added; None while no speeds are known."""
+        return self.scheduler.backlog_s(time.monotonic())
 
     # ---- jobs
 
     def add(self, job: Job, *, segments: tuple[int, ...], request: int, priority: int, arrived: float) -> None:
         """Queue a job; `send_steps` sends what can be sent. For the parameters see `Scheduler.add`."""
         self._segments[job.job_id] = segments
-        self._scheduler.add(job, segments=segments, request=request, priority=priority, now=arrived)
-
-    def start_over(self, *, alone: Collection[int]) -> None:
-        """Begin every job again on the next ranks; those of the requests `alone` by themselves."""
-        self._scheduler.reset(alone=alone)
+        self.scheduler.add(job, segments=segments, request=request, priority=priority, now=arrived)
 
     def cancel(self, job_id: int) -> None:
         """Leave a job out of every step that is not made yet."""
         self._segments.pop(job_id, None)
-        self._scheduler.cancel(job_id)
+        self.scheduler.cancel(job_id)
 
     def load(self, adapter: Adapter, size: int) -> None:
         """Have the ranks load an adapter, which takes `size` bytes of each, before jobs that have not begun.
@@ -142,28 +138,22 @@ class Dispatcher:
         `send_steps` sends it. It is forgotten when the ranks are lost.
         """
         self._adapter_bytes[adapter.adapter_id] = size
-        self._scheduler.load(adapter)
+        self.scheduler.load(adapter)
         self._fit_budget()
 
-    def unload(self, adapter_id: int) -> None:
-        """Have the ranks unload an adapter that no job names any more; `send_steps` sends it."""
-        self._scheduler.unload(adapter_id)
-
     def _fit_budget(self) -> None:
-        self._scheduler.token_budget = self.status.step_memory.token_budget(self._budget.most)
+        self.scheduler.token_budget = self.status.step_memory.token_budget(self._budget.most)
 
     def send_steps(self) -> None:
         """Send steps as far ahead as they may be sent; those of the warm-up only when there is nothing else to do."""
         group = self._supervisor.group
-        while group.ready and group.outstanding < STEPS_AHEAD:
-            idle = group.outstanding == 0 and group.decoding == 0
-            step = None
-            if self._warm_up is not None and self._warm_up.is_due:
-                step = self._warm_up.next_step(self._scheduler.empty_step)
+        while group.ready and group.outstanding.steps < STEPS_AHEAD:
+            idle = group.outstanding.steps == 0 and group.outstanding.images == 0
+            step = self._warm_up.next_step(self.scheduler.empty_step) if self._warm_up.is_due else None
             if step is None:
-                step = self._scheduler.next_step(time.monotonic(), idle=idle)
-            if step is None and self._warm_up is not None and group.outstanding == 0:
-                step = self._warm_up.next_step(self._scheduler.empty_step)
+                step = self.scheduler.next_step(time.monotonic(), idle=idle)
+            if step is None and group.outstanding.steps == 0:
+                step = self._warm_up.next_step(self.scheduler.empty_step)
             if step is None:
                 return
             work = Work.of(tokens for job_id in step.denoise for tokens in self._segments.get(job_id, ()))
@@ -173,8 +163,8 @@ class Dispatcher:
     def check_decoder(self) -> None:
         """Send an empty step to a rank that only decodes: if its decoder has failed, it says so at the next step."""
         group = self._supervisor.group
-        if group.ready and group.decoding and not group.outstanding:
-            group.send(self._scheduler.empty_step(), Work(0, 0))
+        if group.ready and group.outstanding.images and not group.outstanding.steps:
+            group.send(self.scheduler.empty_step(), Work(0, 0))
 
     # ---- what becomes of the ranks: see `RankEvents`
 
@@ -182,8 +172,8 @@ class Dispatcher:
         self._supervisor.group_is_ready()
         self._fit_budget()
         self._events.ranks_ready()
-        if self._warm_up is not None:
-            self._warm_up.begin(self._scheduler.token_budget)
+        if not self._warm_up.over:
+            self._warm_up.begin(self.scheduler.token_budget)
         self.send_steps()
 
     def step_sent(self, step: Step) -> None:
@@ -193,9 +183,9 @@ class Dispatcher:
         self.send_steps()  # before anything else, so that the ranks have work
         if times.encoded_tokens and not times.one_by_one:
             self._costs.correct_encode(times.encoded_tokens, times.encode_s)
-        if self._warm_up is not None and self._warm_up.step_done(step, times):
+        if self._warm_up.step_done(step, times):
             if self._warm_up.over:
-                self._end_warm_up(self._warm_up.budget)
+                self._learn_from_warm_up()
             self.send_steps()
             return
         for adapter_id in step.unload:
@@ -210,25 +200,23 @@ class Dispatcher:
                 self._fit_budget()
         self._events.step_done(step, times, work)
 
-    def _end_warm_up(self, budget: int | None) -> None:
-        self._warm_up = None
-        if budget is not None:
-            self._budget.measured(budget)
+    def _learn_from_warm_up(self) -> None:
+        if self._warm_up.budget is not None:
+            self._budget.measured(self._warm_up.budget)
             self._fit_budget()
         if self._after_warm_up is not None:
-            self._after_warm_up(self._config, self._model, self._costs, self._supervisor.group.said[0])
+            self._after_warm_up(self._config, self._model, self._costs, self._supervisor.group.ready_by_rank[0])
 
     def _memory_ran_out(self, images: int, tokens: int) -> None:
         if self._budget.ran_out(images, tokens):
             self._fit_budget()
-        budget = self._scheduler.token_budget
+        budget = self.scheduler.token_budget
         log_event("out of memory", level="warning", step_tokens=tokens, images=images, token_budget=budget)
 
     def image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
-        if self._warm_up is not None:
-            self._warm_up.image_decoded(decoded.job_id)
+        self._warm_up.image_decoded(decoded.job_id)
         self._segments.pop(decoded.job_id, None)
-        self._scheduler.decoded(decoded.job_id)
+        self.scheduler.decoded(decoded.job_id)
         self._costs.correct_decode(decoded.width * decoded.height, decoded.decode_s)
         self._events.image_decoded(decoded, rgb)
         self.send_steps()
@@ -237,15 +225,14 @@ class Dispatcher:
         self._events.image_previewed(previewed, rgb)
 
     def job_failed(self, job_id: int, error: Krea2Error) -> None:
-        if self._warm_up is not None:
-            self._warm_up.job_failed(job_id)
+        self._warm_up.job_failed(job_id)
         self._events.job_failed(job_id, error)
         self.cancel(job_id)  # if nobody knew it, or it is the warm-up's
-        self._scheduler.decoded(job_id)
+        self.scheduler.decoded(job_id)
         self.send_steps()
 
     def ranks_lost(self, error: Krea2Error) -> bool:
-        self._warm_up = None  # what it may still have found is not worth another loss
+        self._warm_up.end()  # what it may still have found is not worth another loss
         self._adapter_bytes.clear()
         return self._events.ranks_lost(error)
 

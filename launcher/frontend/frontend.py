@@ -1,4 +1,4 @@
-"""The front-end: its start from a configuration, the messages that come to it, its clock, and its end.
+"""Runs a front-end: its start from a configuration, the messages that come to it, its clock, and its end.
 
 Its parts: `clients` sends and receives, `live_requests` owns every request from its arrival until its client has the
 images, the `dispatcher` turns their jobs into steps for the ranks. Imports no torch.
@@ -30,19 +30,7 @@ from launcher.frontend.metrics import Metrics
 from launcher.frontend.replies import Replies, as_krea2_error
 from launcher.frontend.warm_up import AfterWarmUp
 from launcher.logs import log_event
-from launcher.messages.client_messages import (
-    Acknowledge,
-    Cancel,
-    Generate,
-    ListLoras,
-    LoadLora,
-    MetricsReply,
-    Request,
-    Status,
-    StatusReply,
-    UnloadLora,
-)
-from launcher.messages.client_messages import Metrics as AskMetrics
+from launcher.messages import client_messages as messages
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import describe
 from launcher.messages.keys import ServerKeys
@@ -101,7 +89,7 @@ class Frontend:
         self._config, self._on_started = config, on_started
         self._began = time.monotonic()
         self._was_ready = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
         self._metrics = Metrics()
         address = config.rpc or f"ipc://{config.run_folder}/clients"
         keys = None if config.rpc_keys is None else ServerKeys.load(config.rpc_keys)
@@ -132,7 +120,7 @@ class Frontend:
         """
         endless = (self._clients.receive(), self._clients.send_waiting(), self._watch_clock(), self._dispatcher.run())
         serving = list(map(self._spawn, endless))
-        stopping = [self._spawn(self._drain_after(stop)), self._spawn(_wait_for(stop_now))]
+        stopping = [self._spawn(self._drain_after(stop)), self._spawn(stop_now.wait())]
         reason: Krea2Error = ServerError("the server was stopped")
         try:
             await asyncio.wait([*serving, *stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -159,7 +147,7 @@ class Frontend:
         while not self._requests.all_acknowledged and time.monotonic() < due:
             await asyncio.sleep(_DRAIN_LOOK_S)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -167,28 +155,28 @@ class Frontend:
 
     # ---- what clients send
 
-    def _handle(self, client: bytes, message: Request) -> None:
+    def _handle(self, client: bytes, message: messages.Request) -> None:
         match message:
-            case Generate(request_id=request_id):
+            case messages.Generate(request_id=request_id):
                 try:
                     self._requests.generate(client, message)
                 except Exception as error:
                     self._requests.give_up(client, request_id, as_krea2_error(error))
-            case Cancel(request_id=request_id):
+            case messages.Cancel(request_id=request_id):
                 self._requests.cancel(client, request_id)
-            case Acknowledge(request_id=request_id):
+            case messages.Acknowledge(request_id=request_id):
                 self._requests.acknowledge(client, request_id)
-            case LoadLora() | UnloadLora() | ListLoras():
+            case messages.LoadLora() | messages.UnloadLora() | messages.ListLoras():
                 self._loras.handle(client, message)
-            case Status():
+            case messages.Status():
                 self._clients.send(client, self._status())
-            case AskMetrics():
-                self._clients.send(client, MetricsReply(), self._render_metrics())
+            case messages.Metrics():
+                self._clients.send(client, messages.MetricsReply(), self._render_metrics())
 
-    def _status(self) -> StatusReply:
+    def _status(self) -> messages.StatusReply:
         engine, ranks = self._config.engine, self._dispatcher.status
         waiting, running = self._requests.num_waiting_and_running()
-        return StatusReply(
+        return messages.StatusReply(
             model=engine.name,
             tp=engine.tp,
             sp=engine.sp,
@@ -282,7 +270,3 @@ class Frontend:
     def ranks_given_up(self, error: Krea2Error) -> None:
         log_event("ranks given up", level="error", code=error.code, message=error.message)
         self._requests.fail(error)
-
-
-async def _wait_for(event: asyncio.Event) -> None:
-    await event.wait()

@@ -1,4 +1,4 @@
-"""The requests of a front-end that have not been acknowledged: each from its arrival to its end.
+"""Keeps the requests of a front-end, each from its arrival until its client has acknowledged the end.
 
 A request is checked and tokenised and becomes one job for each image; the dispatcher says what becomes of jobs, and the
 client hears it. When ranks die, the requests that they had run again.
@@ -14,20 +14,12 @@ import traceback
 from collections.abc import Callable, Collection, Container, Coroutine, Iterator
 from typing import Any
 
+from engine import errors
 from engine.config.model_config import ModelConfig
-from engine.errors import (
-    ArgumentError,
-    CancelledError,
-    Krea2Error,
-    QueueFullError,
-    RequestKilledRanksError,
-    RequestTimeoutError,
-    ServerError,
-)
 from engine.step import Job, Step, StepTimes
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.lora_service import LoraService
-from launcher.frontend.replies import Replies, TrackedRequest, not_finite
+from launcher.frontend.replies import Replies, TrackedRequest
 from launcher.messages.client_messages import Generate
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import describe
@@ -65,13 +57,15 @@ class LiveRequests:
 
     @property
     def all_acknowledged(self) -> bool:
+        """Whether all clients have what they were owed."""
         return not self._requests
 
     def unfinished(self) -> list[TrackedRequest]:
+        """List the requests that have not ended."""
         return [request for request in self._requests.values() if not request.ended]
 
     def num_waiting_and_running(self) -> tuple[int, int]:
-        """Count the requests that have not begun, and those that have and have not ended."""
+        """Count the unfinished requests: how many have not begun, and how many have."""
         started = [request.started for request in self.unfinished()]
         return len(started) - sum(started), sum(started)
 
@@ -86,7 +80,7 @@ class LiveRequests:
                 self._accepted(known)
             return
         if self.draining:
-            raise ServerError("the server is being stopped and takes no more requests", retry_after_s=5.0)
+            raise errors.ServerError("the server is being stopped and takes no more requests", retry_after_s=5.0)
         ranks = self._dispatcher.status
         if ranks.given_up is not None:
             raise ranks.given_up.with_traceback(None)  # which each raise would add to
@@ -110,21 +104,24 @@ class LiveRequests:
                 job, segments=plan.segments, request=number, priority=checked.priority, arrived=request.arrived
             )
         if checked.timeout_s is not None:
-            error = RequestTimeoutError(f"the request was not done within its timeout_s of {checked.timeout_s:g}")
+            error = errors.RequestTimeoutError(
+                f"the request was not done within its timeout_s of {checked.timeout_s:g}"
+            )
             request.timer = asyncio.get_running_loop().call_later(checked.timeout_s, self._fail, request, error)
         self._accepted(request)
         self._dispatcher.send_steps()
 
-    def give_up(self, client: bytes, request_id: str, failure: Krea2Error) -> None:
-        """Taking a request failed for a reason of ours: its client hears of it."""
+    def give_up(self, client: bytes, request_id: str, failure: errors.Krea2Error) -> None:
+        """Tell a client why its request was not taken."""
         if (request := self._requests.get((client, request_id))) is not None:
             self._fail(request, failure)
         else:
             self._replies.refused(client, request_id, failure)
 
     def cancel(self, client: bytes, request_id: str) -> None:
+        """End a request that nobody wants any more."""
         if (request := self._requests.get((client, request_id))) is not None:
-            self._fail(request, CancelledError("the request was cancelled"))
+            self._fail(request, errors.CancelledError("the request was cancelled"))
 
     def acknowledge(self, client: bytes, request_id: str) -> None:
         """Forget a request that has ended: its client knows."""
@@ -133,18 +130,18 @@ class LiveRequests:
             self._replies.forget(request)
 
     def abandon(self, clients: Collection[bytes]) -> None:
-        """These clients are gone: end and forget what they wanted."""
+        """End and forget what these clients wanted, which are gone."""
         for (client, request_id), request in list(self._requests.items()):
             if client in clients:
-                self._fail(request, CancelledError("the client is gone"))
+                self._fail(request, errors.CancelledError("the client is gone"))
                 del self._requests[client, request_id]
 
     def drain(self) -> int:
-        """Take no more, and refuse what has not begun. Returns how many these were."""
+        """Take no more, and refuse what has not begun. Returns how many requests these were."""
         self.draining = True
         waiting = [request for request in self.unfinished() if not request.started and not request.deaths]
         for request in waiting:
-            self._fail(request, ServerError("the server is being stopped, and the request had not begun"))
+            self._fail(request, errors.ServerError("the server is being stopped, and the request had not begun"))
         return len(waiting)
 
     def tell_positions(self) -> None:
@@ -162,11 +159,11 @@ class LiveRequests:
             backlog = self._dispatcher.backlog_s()
             wait = None if backlog is None else max(1.0, backlog)
             later = "later" if wait is None else f"in about {wait:.0f} s"
-            raise QueueFullError(
+            raise errors.QueueFullError(
                 f"the queue is full with {max(waiting, kept)} requests: try again {later}", retry_after_s=wait
             )
         if sum(request.size for request in self._requests.values() if request.client == client) > _MOST_KEPT_BYTES:
-            raise QueueFullError("images that this client has not acknowledged fill the memory that it may have")
+            raise errors.QueueFullError("images that this client has not acknowledged fill the memory that it may have")
 
     def check_memory(self, memory: RankMemory) -> None:
         """Raise `ArgumentError` if a request that has not ended would not fit into the ranks' memory."""
@@ -174,30 +171,29 @@ class LiveRequests:
             memory.check(request.plan, request.checked)
 
     def fail_too_large(self) -> None:
-        """End those that came before the ranks' memory was known, and do not fit into it."""
+        """End requests that came before the ranks' memory was known, and do not fit into it."""
         for request in self.unfinished():
             try:
                 self._dispatcher.status.step_memory.check(request.plan, request.checked)
-            except ArgumentError as error:
+            except errors.ArgumentError as error:
                 self._fail(request, error)
 
     def _accepted(self, request: TrackedRequest) -> None:
         self._replies.accepted(request, self._dispatcher.estimate(request.number))
 
-    def _fail(self, request: TrackedRequest, error: Krea2Error) -> None:
+    def _fail(self, request: TrackedRequest, error: errors.Krea2Error) -> None:
         if not request.ended:
             self._replies.failed(request, error)
             self._forget_jobs(request)
             self._dispatcher.send_steps()  # which tell the ranks to forget its jobs
 
-    def fail(self, error: Krea2Error, numbers: Container[int] | None = None) -> None:
+    def fail(self, error: errors.Krea2Error, numbers: Container[int] | None = None) -> None:
         """End all requests that have not ended, or those of these numbers."""
         for request in self.unfinished():
             if numbers is None or request.number in numbers:
                 self._fail(request, error)
 
     def _forget_jobs(self, request: TrackedRequest) -> None:
-        """The request has ended."""
         if request.timer is not None:
             request.timer.cancel()
         for job in request.plan.jobs:
@@ -207,31 +203,35 @@ class LiveRequests:
 
     # ---- what the ranks do
 
-    def start_over(self, error: Krea2Error) -> bool:
-        """The ranks are lost: queue again what they had. A request that they had each time that they died is not tried
-        again; returns whether there was one."""
+    def start_over(self, error: errors.Krea2Error) -> bool:
+        """Queue again what lost ranks had, but for a request that they had each time that they died.
+
+        Returns whether there was one.
+        """
         unfinished = [request for request in self.unfinished() if len(request.decoded) < request.checked.num_images]
         for request in unfinished:
             if request.started:
                 request.start_over()
-        self._dispatcher.start_over(alone={r.number for r in unfinished if r.deaths >= _DEATHS_ALONE})
+        self._dispatcher.scheduler.reset(alone={r.number for r in unfinished if r.deaths >= _DEATHS_ALONE})
         killers = [request for request in unfinished if request.deaths >= _DEATHS_FATAL]
         for request in killers:
             times = f"{_DEATHS_FATAL} times, the last time alone"
             reason = f"ranks died {times}, while this request was in flight: {error.message}"
-            self._fail(request, RequestKilledRanksError(reason))
+            self._fail(request, errors.RequestKilledRanksError(reason))
         for request in unfinished:
             if not request.ended:
                 self._accepted(request)
         return bool(killers)
 
     def step_sent(self, step: Step) -> None:
+        """Note which requests have begun."""
         for request in self._started_in(step):
             if not request.started:
                 request.started = True
                 request.timings["queue"] = time.monotonic() - request.arrived
 
     def step_done(self, step: Step, times: StepTimes) -> None:
+        """Count the step for its requests, and tell their clients."""
         requests = [self._jobs[job_id][0] for job_id in step.denoise if job_id in self._jobs]
         started = self._started_in(step)
         for request in requests:
@@ -245,11 +245,13 @@ class LiveRequests:
     def _started_in(self, step: Step) -> set[TrackedRequest]:
         return {self._jobs[job.job_id][0] for job in step.start if job.job_id in self._jobs}
 
-    def job_failed(self, job_id: int, error: Krea2Error) -> None:
+    def job_failed(self, job_id: int, error: errors.Krea2Error) -> None:
+        """End the request of a job that no image comes of."""
         if job_id in self._jobs:
             self._fail(self._jobs[job_id][0], error)
 
     def image_previewed(self, previewed: Previewed, rgb: bytes) -> None:
+        """Send a preview on, as a file that is written in a thread."""
         if previewed.job_id in self._jobs:
             self._spawn(self._send_preview(*self._jobs[previewed.job_id], previewed, rgb))
 
@@ -259,10 +261,13 @@ class LiveRequests:
             self._replies.preview(request, job, previewed.step, file)
 
     def image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
+        """Send an image on, as a file that is written in a thread."""
         if decoded.job_id in self._jobs:
             request, job = self._jobs[decoded.job_id]
             if not decoded.finite:
-                self._fail(request, not_finite(job))
+                remedy = f"try less guidance than {job.guidance:g}" if job.guidance else "the checkpoint may be damaged"
+                reason = f"the image with seed {job.seed} came out as no numbers: {remedy}"
+                self._fail(request, errors.NotFiniteError(reason))
                 return
             request.decoded.add(job.job_id)
             self._spawn(self._send_image(request, job, decoded, rgb))
@@ -273,7 +278,7 @@ class LiveRequests:
             file = await asyncio.to_thread(encode_image, rgb, request.checked, seed=job.seed)
         except Exception as error:
             traceback.print_exception(error)
-            self._fail(request, Krea2Error(f"the image could not be written as a file: {describe(error)}"))
+            self._fail(request, errors.Krea2Error(f"the image could not be written as a file: {describe(error)}"))
         if request.ended:  # cancelled, or failed, meanwhile
             return
         request.timings["decode"] += decoded.decode_s

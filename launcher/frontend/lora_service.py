@@ -109,7 +109,7 @@ class LoraService:
         """Refuse at once what can be, and reserve the name. Returns the file's real path."""
         if (lost := self._dispatcher.status.given_up) is not None:
             raise lost.with_traceback(None)  # which each raise would add to
-        check_strength("strength", message.strength)
+        check_strength("strength", message.strength, "strength")
         path = path_inside(folder, message.path)
         self.registry.reserve(check_name(message.name))
         return path
@@ -143,7 +143,7 @@ class LoraService:
 
     def _unload(self, entry: LoraEntry) -> None:
         if self._dispatcher.status.answering:
-            self._dispatcher.unload(entry.adapter.adapter_id)
+            self._dispatcher.scheduler.unload(entry.adapter.adapter_id)
             self._dispatcher.send_steps()
 
     def _reply(self, client: bytes, request_id: str) -> None:
@@ -180,7 +180,7 @@ class LoraService:
             self._lose(entry, problem)
 
     def ranks_lost(self, error: Krea2Error) -> bool:
-        """Returns whether a LoRA is known to be the reason, which is then given up."""
+        """Give up the LoRA that is known to be the reason. Returns whether there is one."""
         loading, self._loading = [self.registry.held[adapter_id] for adapter_id in self._loading], []
         if not loading:
             return False

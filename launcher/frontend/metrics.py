@@ -1,17 +1,11 @@
-"""What a front-end counts, in Prometheus' text format."""
+"""Counts what a front-end does, in Prometheus' text format."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from engine.step import StepTimes
 
@@ -32,39 +26,30 @@ _GAUGES = (  # name, text and labels of what is asked for when the metrics are
 
 
 class Metrics:
-    """The counters of one front-end, in a registry of their own."""
+    """Holds the counters of one front-end, in a registry of their own."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # a gauge beside every counter, which nobody reads
-        self._registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "krea2_requests", "Requests that have ended, by outcome: done, or the code of their error", ["outcome"],
-            registry=registry,
-        )  # fmt: skip
-        self.images = Counter("krea2_images", "Images sent to clients", registry=registry)
-        self.previews = Counter("krea2_previews", "Previews sent to clients", registry=registry)
-        self.restarts = Counter("krea2_restarts", "Rank groups that were lost and replaced", registry=registry)
-        self._too_large = Counter(
-            "krea2_out_of_memory_steps", "Steps that memory ran out in, whose images then ran one by one",
-            registry=registry,
-        )  # fmt: skip
-        self._stages = Histogram(
-            "krea2_stage_seconds", "Seconds that a finished request spent in each stage", ["stage"],
-            registry=registry, buckets=_STAGE_S,
-        )  # fmt: skip
-        self._step_s = Histogram(
-            "krea2_step_seconds", "Seconds that the slowest rank spent in the parts of a step", ["part"],
-            registry=registry, buckets=_STEP_S,
-        )  # fmt: skip
-        self._step_tokens = Histogram(
-            "krea2_step_tokens", "Packed tokens of a denoise step", registry=registry, buckets=_TOKENS
-        )
+        self._registry = CollectorRegistry()
+        counter, histogram = partial(Counter, registry=self._registry), partial(Histogram, registry=self._registry)
+        ended = "Requests that have ended, by outcome: done, or the code of their error"
+        self.requests = counter("krea2_requests", ended, ["outcome"])
+        self.images = counter("krea2_images", "Images sent to clients")
+        self.previews = counter("krea2_previews", "Previews sent to clients")
+        self.restarts = counter("krea2_restarts", "Rank groups that were lost and replaced")
+        too_large = "Steps that memory ran out in, whose images then ran one by one"
+        self._too_large = counter("krea2_out_of_memory_steps", too_large)
+        staged = "Seconds that a finished request spent in each stage"
+        self._stages = histogram("krea2_stage_seconds", staged, ["stage"], buckets=_STAGE_S)
+        parts = "Seconds that the slowest rank spent in the parts of a step"
+        self._step_s = histogram("krea2_step_seconds", parts, ["part"], buckets=_STEP_S)
+        self._step_tokens = histogram("krea2_step_tokens", "Packed tokens of a denoise step", buckets=_TOKENS)
         self._gauges = {
-            name: Gauge(f"krea2_{name}", text, labels, registry=registry) for name, text, *labels in _GAUGES
+            name: Gauge(f"krea2_{name}", text, labels, registry=self._registry) for name, text, *labels in _GAUGES
         }
 
     def count_step(self, times: StepTimes, tokens: int) -> None:
-        """tokens: packed in the denoise step of a step, 0 if there was none."""
+        """Count a step that denoised `tokens` packed tokens, or none."""
         if times.one_by_one:
             self._too_large.inc()
         if times.encoded_tokens:
@@ -74,7 +59,7 @@ class Metrics:
             self._step_tokens.observe(tokens)
 
     def count_done(self, timings: dict[str, float]) -> None:
-        """A request has all its images; timings by stage, in seconds."""
+        """Count a request that has all its images; timings by stage, in seconds."""
         self.requests.labels("done").inc()
         for stage in STAGES:
             self._stages.labels(stage).observe(timings[stage])

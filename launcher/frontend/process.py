@@ -1,4 +1,4 @@
-"""The life of a process that is a front-end: it starts its ranks, serves until it is stopped, and leaves nothing."""
+"""Runs a process that is a front-end: starts its ranks, serves until it is stopped, and leaves nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a front-end knows of a request, and tells its client."""
+"""Keeps what a front-end knows of a request, and tells its client."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import traceback
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.errors import CancelledError, Krea2Error, NotFiniteError, RequestTimeoutError
+from engine.errors import CancelledError, Krea2Error, RequestTimeoutError
 from engine.scheduling.scheduler import Estimate
 from engine.step import Job
 from launcher.frontend.clients import Clients
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class TrackedRequest:
-    """A request from its arrival until its client has acknowledged the end: what it is, how far, and what was sent.
+    """A request from its arrival until its client has acknowledged the end.
 
-    A flat record, so that it has more attributes than other classes.
+    A flat record of what was asked, how far it is, and what was sent, which is why it has more attributes than others.
     """
 
     number: int
@@ -46,7 +46,7 @@ class TrackedRequest:
     frames: list[list[bytes]] = field(default_factory=list)  # images or failure, kept until they are acknowledged
 
     def start_over(self) -> None:
-        """Ranks died that had it in flight: what they had made of it is lost, but for images that are there."""
+        """Forget what ranks that died had made of it, but for images that are there."""
         self.deaths += 1
         self.started = False
         self.timings = dict.fromkeys(self.timings, 0.0)
@@ -54,17 +54,13 @@ class TrackedRequest:
 
     @property
     def attempt(self) -> int:
+        """Which attempt to make its images this is, from 1."""
         return self.deaths + 1
 
     @property
     def size(self) -> int:
         """Bytes that are kept until they are acknowledged."""
         return sum(len(frame) for frames in self.frames for frame in frames)
-
-    @property
-    def steps(self) -> int:
-        """Denoise steps of all its images."""
-        return self.checked.steps * self.checked.num_images
 
 
 class Replies:
@@ -78,26 +74,29 @@ class Replies:
         self.num_done = self.num_failed = 0
 
     def accepted(self, request: TrackedRequest, estimate: Estimate | None) -> None:
+        """Tell a client where its request stands, in the queue and in time."""
         request.position = estimate.position if estimate is not None else 0
         accepted = Accepted(
             request_id=request.request_id,
             position=request.position,
-            estimated_s=_seconds(estimate),
+            estimated_s=None if estimate is None else estimate.seconds,
             attempt=request.attempt,
         )
         self._clients.send(request.client, accepted, key=("accepted", request.number))
 
     def progress(self, request: TrackedRequest, estimate: Estimate | None) -> None:
+        """Tell how many denoise steps of all its images are done."""
         progress = Progress(
             request_id=request.request_id,
             step=request.steps_done,
-            steps=request.steps,
-            estimated_s=_seconds(estimate),
+            steps=request.checked.steps * request.checked.num_images,
+            estimated_s=None if estimate is None else estimate.seconds,
             attempt=request.attempt,
         )
         self._clients.send(request.client, progress, key=("progress", request.number))
 
     def preview(self, request: TrackedRequest, job: Job, step: int, file: bytes) -> None:
+        """Send a JPEG file of an image as it was after a step."""
         index = request.plan.jobs.index(job)
         preview = Preview(
             request_id=request.request_id, index=index, step=step, steps=job.steps, attempt=request.attempt
@@ -106,7 +105,7 @@ class Replies:
         self._clients.send(request.client, preview, file, key=("preview", request.number, index))
 
     def image(self, request: TrackedRequest, job: Job, file: bytes) -> bool:
-        """Returns whether it was the last image, which ends the request."""
+        """Send an image's file. Returns whether it was the last one, which ends the request."""
         request.timings["total"] = time.monotonic() - request.arrived
         image = Image(
             request_id=request.request_id,
@@ -120,7 +119,7 @@ class Replies:
             timings=request.timings,
             attempt=request.attempt,
         )
-        key = ("answer", request.number, len(request.frames))
+        key = ("reply", request.number, len(request.frames))
         request.frames.append(self._clients.send(request.client, image, file, key=key))
         self._metrics.images.inc()
         if len(request.frames) == request.checked.num_images:
@@ -131,16 +130,17 @@ class Replies:
         return request.ended
 
     def failed(self, request: TrackedRequest, error: Krea2Error) -> None:
+        """End a request with an error."""
         request.ended = True
         self.num_failed += 1
         self._metrics.requests.labels(error.code).inc()
-        level = "info" if error.code in (CancelledError.code, RequestTimeoutError.code) else "warning"
+        level = "info" if isinstance(error, (CancelledError, RequestTimeoutError)) else "warning"
         self._log("request failed", request, level=level, code=error.code, message=error.message)
-        key = ("answer", request.number, 0)
+        key = ("reply", request.number, 0)
         request.frames = [self._clients.send_failure(request.client, request.request_id, error, key=key)]
 
     def refused(self, client: bytes, request_id: str, error: Krea2Error) -> None:
-        """A request that was never accepted."""
+        """Refuse a request that was never accepted."""
         self._metrics.requests.labels(error.code).inc()
         log_event("request refused", level="warning", request_id=request_id, code=error.code, message=error.message)
         self._clients.send_failure(client, request_id, error)
@@ -148,10 +148,10 @@ class Replies:
     def again(self, request: TrackedRequest) -> None:
         """Send the images or the failure again, for a client that has asked."""
         for index, frames in enumerate(request.frames):
-            self._clients.send_again(request.client, frames, key=("answer", request.number, index))
+            self._clients.send_again(request.client, frames, key=("reply", request.number, index))
 
     def forget(self, request: TrackedRequest) -> None:
-        """The client has acknowledged the end."""
+        """Send nothing more of a request whose end was acknowledged."""
         self._clients.forget(request.client, request.number)
 
     def _log(self, event: str, request: TrackedRequest, *, level: str = "info", **details: object) -> None:
@@ -164,13 +164,3 @@ def as_krea2_error(error: Exception) -> Krea2Error:
         return error
     traceback.print_exception(error)
     return Krea2Error(f"front-end: {describe(error)}")
-
-
-def not_finite(job: Job) -> NotFiniteError:
-    """The error of a job whose image is no numbers, with what may help."""
-    remedy = f"try less guidance than {job.guidance:g}" if job.guidance > 0 else "the checkpoint may be damaged"
-    return NotFiniteError(f"the image with seed {job.seed} came out as no numbers: {remedy}")
-
-
-def _seconds(estimate: Estimate | None) -> float | None:
-    return None if estimate is None else estimate.seconds

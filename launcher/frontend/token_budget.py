@@ -1,4 +1,4 @@
-"""How many packed tokens a step may have: what pays, and what the memory takes, which is smaller after it ran out."""
+"""Says how many packed tokens a step may have: what pays, and less for a while after memory ran out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CALM_STEPS = 200  # that had it, after which they may be larger again: what was
 class TokenBudget:
     """Follows what a warm-up measured, and which steps were too large for the memory.
 
-    most: tokens of a step, unless less is free (`RankMemory.token_budget`).
+    most: tokens of a step, if that much is free (`RankMemory.token_budget`).
     """
 
     def __init__(self) -> None:
@@ -24,20 +24,19 @@ class TokenBudget:
         self._calm_steps = 0  # since it did
 
     def measured(self, tokens: int) -> None:
-        """In the warm-up more than so many gained nothing."""
+        """Take what the warm-up found: more than these tokens gained nothing."""
         self._best = min(TOKEN_BUDGET, max(_LEAST_BUDGET, tokens))
         self.most = min(self.most, self._best)
 
     def ran_out(self, images: int, tokens: int) -> bool:
-        """A step was too large for the memory. Returns whether none is to be like it for some time: one of a single
-        image says nothing of others."""
+        """Shrink steps after one too large for the memory. Returns whether it did: not after one of a single image."""
         self._calm_steps = 0
         if images > 1:
             self.most = min(self.most, max(1, int(_SHRINK * tokens)))
         return images > 1
 
     def had_memory(self) -> bool:
-        """A step had memory, as perhaps all have since one that had not: returns whether steps may be larger again."""
+        """Note that a step had memory. Returns whether enough have had it for steps to be larger again."""
         self._calm_steps += 1
         if self._calm_steps < _CALM_STEPS or self.most >= self._best:
             return False

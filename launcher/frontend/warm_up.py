@@ -1,4 +1,4 @@
-"""The warm-up: steps that nobody asked for, made while nobody waits, from which the front-end learns what work costs.
+"""Warms up: makes steps that nobody asked for, while nobody waits, from which the front-end learns what work costs.
 
 First a growing number of small images at once, until more tokens in a step no longer make more tokens a second; then a
 large image, which tells attention's share; then some colourful images to the end, from which rank 0 also learns to draw
@@ -27,10 +27,10 @@ AfterWarmUp = Callable[[FrontendConfig, ModelConfig, CostModel, Ready], None]
 
 LONGEST_S = 10.0
 _SMALL = 256  # pixels of a small image's side, unless images are smaller by default
-_IMAGE_STEPS = 8
+_IMAGE_STEPS = 8  # at most, of the colourful images
 _LADDER_STEPS = 64  # of jobs that are measured and never finished
-_REPEATS = 3
-_GAIN, _VAIN = 1.02, 2  # twice the tokens in a step should gain so much in tokens a second, and may fail so often
+_REPEATS = 3  # of a step that is measured
+_GAIN, _VAIN = 1.02, 2  # the factor that twice the tokens should gain in tokens a second, and how often they may not
 _PROMPTS = (
     "a red circle on a blue background",
     "a yellow star on a black background",
@@ -44,7 +44,11 @@ _PROMPTS = (
 
 
 class WarmUp:
-    """Gives one step at a time. Over after `LONGEST_S` seconds at the latest; `budget` is what it found, if it did."""
+    """Gives one step at a time, for `LONGEST_S` seconds at most.
+
+    guided: its images are, as in a mode that divides a guided one, whose steps say nothing of unguided ones. budget:
+    the tokens of a step that it found best, if it did.
+    """
 
     def __init__(
         self,
@@ -52,10 +56,8 @@ class WarmUp:
         encode: Callable[[str], Prompt],
         job_ids: Iterator[int],
         costs: CostModel,
-        *,
-        guided: bool = False,
+        guided: bool,
     ) -> None:
-        """guided: its images are, as in a mode that divides a guided one, whose steps say nothing of unguided ones."""
         self._guided = guided
         self._model, self._encode, self._job_ids, self._costs = model, encode, job_ids, costs
         self.budget: int | None = None
@@ -68,7 +70,7 @@ class WarmUp:
 
     @property
     def over(self) -> bool:
-        """Whether it has begun, and has no step left."""
+        """Whether it has made all its steps, or was ended."""
         return self._steps is not None and self._next is None
 
     @property
@@ -76,14 +78,18 @@ class WarmUp:
         """Whether its time is up, and it has yet to make the ranks forget its jobs."""
         return time.monotonic() > self._due
 
+    def end(self) -> None:
+        """Make no more steps, and let nobody wait for any."""
+        self._steps, self._next, self._sent, self._decoding = self._release(), None, None, None
+
     def begin(self, most_tokens: int) -> None:
-        """The ranks are ready, and have memory for steps of `most_tokens` packed tokens."""
+        """Begin with ranks that have memory for steps of `most_tokens` packed tokens."""
         self._due = time.monotonic() + LONGEST_S
         self._steps = self._run(most_tokens)
         self._next = next(self._steps)
 
     def next_step(self, empty_step: Callable[[], Step]) -> Step | None:
-        """The next step, numbered by `empty_step`; None while a step or an image is under way, and when it is over."""
+        """Make a step, numbered by `empty_step`; None while a step or an image is under way, and when it is over."""
         if self._sent is not None or self._next is None or self._decoding is not None:
             return None
         if self.is_due:
@@ -97,7 +103,7 @@ class WarmUp:
         return self._sent
 
     def step_done(self, step: Step, times: StepTimes) -> bool:
-        """Whether the step was one of the warm-up's."""
+        """Learn from a step. Returns whether it was one of the warm-up's."""
         if self._sent is None or step.number != self._sent.number:
             return False
         assert self._steps is not None
@@ -112,11 +118,12 @@ class WarmUp:
         return True
 
     def image_decoded(self, job_id: int) -> None:
+        """Go on once the image under way has come."""
         if job_id == self._decoding:
             self._decoding = None
 
     def job_failed(self, job_id: int) -> None:
-        """Its image will not come."""
+        """Break off for a job whose image will not come."""
         self.image_decoded(job_id)
         if job_id in self._jobs:
             self._due = -math.inf
@@ -133,7 +140,7 @@ class WarmUp:
         samples: list[tuple[Work, float]] = []
 
         def measure(jobs: list[Job], new: list[Job]) -> Generator[Step, StepTimes, float]:
-            """Tokens a second. The fastest of some steps, since whatever else runs here only makes steps slower."""
+            """Return the tokens a second of the fastest step: whatever else runs here only makes steps slower."""
             ids = tuple(job.job_id for job in jobs)
             yield Step(number=0, start=tuple(new), denoise=ids)  # whatever happens once for a shape happens here
             seconds = math.inf
@@ -170,17 +177,10 @@ class WarmUp:
         yield Step(number=0, release=tuple(self._jobs))
 
     def _job(self, prompt: str, side: int, steps: int) -> Job:
-        return Job(
-            job_id=next(self._job_ids),
-            prompt_ids=self._encode(prompt).ids,
-            negative_ids=self._encode("").ids if self._guided else None,
-            width=side,
-            height=side,
-            steps=steps,
-            guidance=self._model.default_guidance if self._guided else 0.0,
-            mu=None,
-            seed=0,
-        )
+        negative = self._encode("").ids if self._guided else None
+        guidance = self._model.default_guidance if self._guided else 0.0
+        prompt_ids = self._encode(prompt).ids
+        return Job(next(self._job_ids), prompt_ids, negative, side, side, steps, guidance, mu=None, seed=0)
 
     def _segments(self, job: Job) -> list[int]:
         tokens = self._model.image_tokens(job.width, job.height)

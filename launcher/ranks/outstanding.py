@@ -1,4 +1,4 @@
-"""What a rank group has been told to do and has not done, and by when each of it is due. Pure: no clock, no sockets."""
+"""Keeps what a rank group has been told and has not done, and by when each is due. Pure: no clock, no sockets."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from engine.errors import Krea2Error, LaunchError, RankError
 from engine.scheduling.cost import Work
 from engine.step import Step, StepTimes
 
-# A step hangs that takes so many times its estimate, and at least so long: a shape that is new to a GPU may need
-# kernels to be compiled first.
+# A step hangs if it takes 20 times its estimate, but not before 60 s: kernels may have to be compiled for a new shape.
 _HANG_FACTOR, _HANG_S = 20, 60.0
 
 
@@ -27,9 +26,12 @@ class _SentStep:
 
 
 class Outstanding:
-    """The group's start, the steps that it was sent, and the images that are being decoded. Times are of one clock."""
+    """Keeps the group's start, the steps that it was sent, and the images that are being decoded.
 
-    def __init__(self, ranks: Iterable[int], *, start_timeout_s: float, step_timeout_s: float, now: float) -> None:
+    Times are seconds of any one clock.
+    """
+
+    def __init__(self, ranks: Iterable[int], start_timeout_s: float, step_timeout_s: float, now: float) -> None:
         self._ranks = tuple(ranks)
         self._start_timeout_s, self._step_timeout_s = start_timeout_s, step_timeout_s
         self._start_due = now + start_timeout_s
@@ -47,7 +49,7 @@ class Outstanding:
         return len(self._decoding)
 
     def add(self, step: Step, work: Work, *, expected_s: float | None, now: float) -> None:
-        """A step was sent to every rank. expected_s: what it is thought to take, if that is known."""
+        """Note a step that was sent to every rank. expected_s: what it is thought to take, if that is known."""
         bound_s = self._step_timeout_s
         if expected_s is not None:
             bound_s = min(bound_s, max(_HANG_S, _HANG_FACTOR * expected_s))
@@ -55,7 +57,7 @@ class Outstanding:
         self._decoding.update(dict.fromkeys(step.decode, math.inf))
 
     def answer(self, rank: int, number: int, times: StepTimes) -> None:
-        """A rank has executed a step."""
+        """Note that a rank has executed a step."""
         sent = next(sent for sent in self._sent if sent.step.number == number)
         sent.unanswered.remove(rank)
         sent.times = StepTimes(
@@ -77,11 +79,11 @@ class Outstanding:
         return done.step, done.times, done.work
 
     def image_came(self, job_id: int) -> None:
-        """Or never will."""
+        """Note that an image has come, or never will."""
         self._decoding.pop(job_id, None)
 
     def put_off(self, seconds: float) -> None:
-        """Ranks could not be heard for so long: they have so much longer to be heard."""
+        """Give ranks more time, which could not be heard for as long."""
         self._start_due += seconds
         for sent in self._sent:
             sent.due += seconds
@@ -89,21 +91,19 @@ class Outstanding:
             self._decoding[job_id] += seconds
 
     def overdue(self, now: float, *, missing: Sequence[int]) -> Krea2Error | None:
-        """What should have been done by now, if anything. missing: ranks that are not ready."""
+        """Return the error of what should have been done by now, if any. missing: ranks that are not ready."""
         if missing:
             if now <= self._start_due:
                 return None
             were = "was" if len(missing) == 1 else "were"
             return LaunchError(f"rank {_listed(missing)} {were} not ready within {self._start_timeout_s:g} s")
         if self._sent and now > self._sent[0].due:
-            sent = self._sent[0]
-            silent = _listed(sorted(sent.unanswered))
-            return RankError(
-                f"step {sent.step.number} was not finished within {sent.bound_s:g} s by rank {silent}; "
-                "one that hangs keeps the others waiting"
-                if len(sent.unanswered) > 1
-                else f"rank {silent} did not finish step {sent.step.number} within {sent.bound_s:g} s"
-            )
+            late, bound = self._sent[0], f"within {self._sent[0].bound_s:g} s"
+            silent, number = _listed(sorted(late.unanswered)), late.step.number
+            if len(late.unanswered) == 1:
+                return RankError(f"rank {silent} did not finish step {number} {bound}")
+            waiting = "one that hangs keeps the others waiting"
+            return RankError(f"step {number} was not finished {bound} by rank {silent}; {waiting}")
         if any(now > due for due in self._decoding.values()):
             return RankError(f"rank 0 did not decode an image within {self._step_timeout_s:g} s")
         return None

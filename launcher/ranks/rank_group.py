@@ -1,4 +1,4 @@
-"""The front-end's end of the rank group: sends steps, hears answers, and finds out when a rank is lost.
+"""Sends the rank group steps, hears what comes of them, and finds out when a rank is lost.
 
 Whatever goes wrong ends the whole group, with one error: that of the rank which failed first. Its peers' complaints
 about lost connections are consequences, and are not shown.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Protocol
 
 import zmq
@@ -21,26 +22,9 @@ from engine.errors import Krea2Error, LaunchError, RankError, error_from_code
 from engine.scheduling.cost import Work
 from engine.step import Step, StepTimes
 from launcher.logs import log_event
+from launcher.messages import rank_messages as messages
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import describe, encode
-from launcher.messages.rank_messages import (
-    Alive,
-    Command,
-    Decoded,
-    Execute,
-    Hello,
-    JobFailed,
-    Load,
-    PlanBuilt,
-    Previewed,
-    RankFailed,
-    Ready,
-    StepDone,
-    decode_report,
-    lifeline_path,
-    ranks_address,
-    route,
-)
 from launcher.messages.sockets import send_now
 from launcher.processes import Child
 from launcher.ranks.lifelines import Lifelines
@@ -67,10 +51,10 @@ class RankEvents(Protocol):
     def step_done(self, step: Step, times: StepTimes, work: Work) -> None:
         """All ranks have executed a step, which has as much to do as `work` says; the times are the slowest rank's."""
 
-    def image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
+    def image_decoded(self, decoded: messages.Decoded, rgb: bytes) -> None:
         """An image has come, of height · width · 3 bytes."""
 
-    def image_previewed(self, previewed: Previewed, rgb: bytes) -> None:
+    def image_previewed(self, previewed: messages.Previewed, rgb: bytes) -> None:
         """A preview has come, of height · width · 3 bytes."""
 
     def job_failed(self, job_id: int, error: Krea2Error) -> None:
@@ -84,9 +68,9 @@ class RankEvents(Protocol):
 
 
 class RankGroup:
-    """All ranks, as one, from their start to the loss of the first of them.
+    """Stands for all ranks, from their start to the loss of the first of them.
 
-    said: what each rank that is ready has said of itself. images: that have come. failed: why the group is lost.
+    ready_by_rank: what each rank said when it was ready. images: how many have come. failed: why the group is lost.
     """
 
     def __init__(
@@ -94,59 +78,44 @@ class RankGroup:
     ) -> None:
         self._config, self._events = config, events
         self._ranks = range(config.engine.ranks)
-        self.said: dict[int, Ready] = {}
-        self._outstanding = Outstanding(
-            self._ranks,
-            start_timeout_s=config.start_timeout_s,
-            step_timeout_s=config.step_timeout_s,
-            now=time.monotonic(),
-        )
+        self.ready_by_rank: dict[int, messages.Ready] = {}
+        self.outstanding = Outstanding(self._ranks, config.start_timeout_s, config.step_timeout_s, time.monotonic())
         self.images = 0
         self.failed: asyncio.Future[Krea2Error] = asyncio.get_running_loop().create_future()
         self._failing: set[int] = set()  # ranks that have said why they fail
         self._socket = context.socket(zmq.ROUTER)
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
         self._socket.set(zmq.LINGER, 0)
-        self._socket.bind(ranks_address(config.run_folder, generation))
+        self._socket.bind(messages.ranks_address(config.run_folder, generation))
         self._lifelines = Lifelines(self._lost)
         self._remote: RemoteRanks | None = None
         if config.ranks_host is not None:
             self._remote = RemoteRanks(self._socket, context, host=config.ranks_host, run_folder=config.run_folder)
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch_clock())]
         if config.external_ranks:
-            self._tasks.append(asyncio.create_task(self._lifelines.accept(lifeline_path(config.run_folder))))
+            self._tasks.append(asyncio.create_task(self._lifelines.accept(messages.lifeline_path(config.run_folder))))
 
     def watch(self, children: Sequence[Child]) -> None:
         """Lose the group when one of its processes ends."""
         for rank, child in enumerate(children):
-            child.on_exit(self._when_exited(rank, child))
+            child.on_exit(partial(self._exited, rank, child))
 
     @property
     def came_up(self) -> bool:
         """Whether all ranks have been ready."""
-        return len(self.said) == len(self._ranks)
+        return len(self.ready_by_rank) == len(self._ranks)
 
     @property
     def ready(self) -> bool:
         """Whether all ranks take steps."""
         return self.came_up and not self.failed.done()
 
-    @property
-    def outstanding(self) -> int:
-        """Steps sent that not all ranks have answered; never more than `STEPS_AHEAD`."""
-        return self._outstanding.steps
-
-    @property
-    def decoding(self) -> int:
-        """Images whose last step was sent and that have not come."""
-        return self._outstanding.images
-
     def send(self, step: Step, work: Work, *, expected_s: float | None = None) -> None:
         """Send a step to every rank. It counts as hanging when it takes many times longer than expected."""
-        assert self.outstanding < STEPS_AHEAD
-        self._outstanding.add(step, work, expected_s=expected_s, now=time.monotonic())
+        assert self.outstanding.steps < STEPS_AHEAD
+        self.outstanding.add(step, work, expected_s=expected_s, now=time.monotonic())
         for rank in self._ranks:
-            self._command(rank, Execute(step=step))
+            self._command(rank, messages.Execute(step=step))
         self._events.step_sent(step)
 
     def close(self) -> None:
@@ -159,8 +128,8 @@ class RankGroup:
         self.failed.cancel()  # nobody is to hear that its ranks end
         self._socket.close()
 
-    def _command(self, rank: int, command: Command) -> None:
-        if not send_now(self._socket, [route(rank), encode(command)]):
+    def _command(self, rank: int, command: messages.Command) -> None:
+        if not send_now(self._socket, [messages.route(rank), encode(command)]):
             # its connection broke: the reason, its death, is noticed in a moment
             self._fail_later(RankError(f"rank {rank} cannot be reached"))
 
@@ -177,46 +146,44 @@ class RankGroup:
             raise
 
     def _handle(self, header: bytes, frames: list[bytes]) -> None:
-        match decode_report(header):
-            case Hello(rank=rank, version=version) if version != engine.__version__:
+        match messages.decode_report(header):
+            case messages.Hello(rank=rank, version=version) if version != engine.__version__:
                 self._failing.add(rank)
                 ours = f"krea2-engine {engine.__version__}, as the front-end"
                 self.fail(LaunchError(f"rank {rank} must be of {ours}, and is of {version}"))
-            case Alive(rank=rank):
+            case messages.Alive(rank=rank):
                 if self._remote is not None:
                     self._remote.came(rank)
-            case Hello(rank=rank):
+            case messages.Hello(rank=rank):
                 config = self._config
-                timeout_s = max(config.start_timeout_s, config.step_timeout_s)
-                load = Load(
+                load = messages.Load(
                     engine=config.engine,
                     warm_up=config.warm_up,
                     warm_up_sizes=config.warm_up_sizes,
-                    timeout_s=timeout_s,
+                    timeout_s=max(config.start_timeout_s, config.step_timeout_s),
                 )
                 self._command(rank, load)
-            case Ready() as ready:
-                self.said[ready.rank] = ready
+            case messages.Ready() as ready:
+                self.ready_by_rank[ready.rank] = ready
                 if self.ready:
                     self._events.ranks_ready()
-            case StepDone(rank=rank, number=number, times=times):
-                self._outstanding.answer(rank, number, times)
-                while (done := self._outstanding.next_done(time.monotonic())) is not None:
+            case messages.StepDone(rank=rank, number=number, times=times):
+                self.outstanding.answer(rank, number, times)
+                while (done := self.outstanding.next_done(time.monotonic())) is not None:
                     self._events.step_done(*done)
-            case Decoded() as image:
-                self._outstanding.image_came(image.job_id)
+            case messages.Decoded() as image:
+                self.outstanding.image_came(image.job_id)
                 self.images += 1
                 self._events.image_decoded(image, frames[0])
-            case Previewed() as preview:
+            case messages.Previewed() as preview:
                 self._events.image_previewed(preview, frames[0])
-            case JobFailed(job_id=job_id, code=code, message=message):
-                self._outstanding.image_came(job_id)
+            case messages.JobFailed(job_id=job_id, code=code, message=message):
+                self.outstanding.image_came(job_id)
                 self._events.job_failed(job_id, error_from_code(code, message))
-            case PlanBuilt(rank=rank, plan=plan):
-                log_event(
-                    "attention plan", level="info" if plan.error is None else "warning", rank=rank, **asdict(plan)
-                )
-            case RankFailed(rank=rank) as failure:
+            case messages.PlanBuilt(rank=rank, plan=plan):
+                level = "info" if plan.error is None else "warning"
+                log_event("attention plan", level=level, rank=rank, **asdict(plan))
+            case messages.RankFailed(rank=rank) as failure:
                 self._failing.add(rank)
                 error: Krea2Error = RankError(failure.message)
                 if failure.code != Krea2Error.code:
@@ -238,12 +205,10 @@ class RankGroup:
         """Lose the group for this reason unless the one behind it is noticed first."""
         asyncio.get_running_loop().call_later(_ROOT_CAUSE_S, self.fail, error)
 
-    def _when_exited(self, rank: int, child: Child) -> Callable[[], None]:
-        def from_another_thread() -> None:
-            with suppress(RuntimeError):  # the loop has ended, so has the group
-                self.failed.get_loop().call_soon_threadsafe(self._lost, rank, child.describe_exit())
-
-        return from_another_thread
+    def _exited(self, rank: int, child: Child) -> None:
+        """Lose the group, from another thread."""
+        with suppress(RuntimeError):  # the loop has ended, so has the group
+            self.failed.get_loop().call_soon_threadsafe(self._lost, rank, child.describe_exit())
 
     async def _watch_clock(self) -> None:
         while True:
@@ -251,11 +216,11 @@ class RankGroup:
             await asyncio.sleep(_CLOCK_S)
             now = time.monotonic()
             if now - asleep > 1.0 + _CLOCK_S:
-                self._outstanding.put_off(now - asleep)  # for we were kept from hearing the ranks for so long
+                self.outstanding.put_off(now - asleep)  # for we were kept from hearing the ranks for so long
             for rank in self._remote.lost() if self._remote is not None else []:
                 self._lost(rank, "died, or its machine cannot be reached")
-            missing = [rank for rank in self._ranks if rank not in self.said]
-            if (overdue := self._outstanding.overdue(now, missing=missing)) is not None:
+            missing = [rank for rank in self._ranks if rank not in self.ready_by_rank]
+            if (overdue := self.outstanding.overdue(now, missing=missing)) is not None:
                 self.fail(overdue)
 
     def _lost(self, rank: int, how: str = "died") -> None:

@@ -74,8 +74,10 @@ class RankSupervisor:
                 self.group.watch(self._children[left:])
 
     async def _wait_until_gone(self) -> int:
-        """Let processes that have been killed end, which those that held much of a GPU's memory take seconds for: the
-        next group is to have all of it. Returns how many have not; they are kept, to be stopped again at the end."""
+        """Wait until killed processes have ended, so that the next group has all of a GPU's memory: some take seconds.
+
+        Returns how many have not; they are kept, to be stopped again at the end.
+        """
         due = time.monotonic() + _GONE_S
         while (left := [child for child in self._children if not child.wait(0.0)]) and time.monotonic() < due:
             await asyncio.sleep(_LOOK_S)  # not in a thread, which would keep a server that is stopped from ending

@@ -1,4 +1,4 @@
-"""Whether a request is allowed, and with which values: the limits, and the checkpoint's defaults filled in. Pure.
+"""Checks a request against the limits, and fills in the checkpoint's defaults. Pure.
 
 Everything that can be refused is refused before any rank hears of it: here, and in `rank_memory.py`.
 """
@@ -6,7 +6,7 @@ Everything that can be refused is refused before any rank hears of it: here, and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,8 +18,8 @@ from launcher.messages.limits import Limits
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
 MAX_MU = 10.0  # the schedule computes exp(mu); the checkpoints' own rule stays below 2
 MAX_PRIORITY = 100
-MAX_TIMEOUT_S = 86_400
-MAX_LORA_STRENGTH = 10.0  # either way; files are made for 1, and far from it there is nothing to see
+MAX_TIMEOUT_S = 86_400  # seconds
+MAX_LORA_STRENGTH = 10.0  # positive or negative; files are made for 1, and far from it there is nothing to see
 _SHOWN_LORAS = 12  # names in an error
 
 Number = TypeVar("Number", int, float)
@@ -27,10 +27,10 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True)
 class CheckedRequest:
-    """A request within all limits: sizes are rounded up, and image i has seed `seed + i`.
+    """A request within all limits, with an attribute for each of its parameters, however many they are.
 
-    `negative_prompt` is None when it would not be used, so that it is never encoded. `loras`: names and strengths. It
-    has as many attributes as a request has parameters.
+    Sizes are rounded up, and image i has seed `seed + i`. negative_prompt: None when it would not be used, so that it
+    is never encoded. loras: names and strengths.
     """
 
     prompt: str
@@ -52,26 +52,19 @@ class CheckedRequest:
 
 
 def check(
-    request: Generate,
-    model: ModelConfig,
-    limits: Limits,
-    *,
-    drawn_seed: int,
-    loras: Mapping[str, float] | None = None,
+    request: Generate, model: ModelConfig, limits: Limits, *, drawn_seed: int, loras: Mapping[str, float] | None = None
 ) -> CheckedRequest:
     """Apply the checkpoint's defaults and the limits. `drawn_seed` is the seed of a request that names none.
 
-    loras: what is loaded, by name, with the strength of requests that name none; None where that is not known.
-
-    Raises `ArgumentError` naming the parameter, what is allowed and the value.
+    loras: what is loaded, by name, with the strength of requests that name none; None where that is not known. Raises
+    `ArgumentError` naming the parameter, what is allowed and the value.
     """
     warnings: list[str] = []
     _check_text("prompt", request.prompt, limits)
     num_images = _between("num_images", request.num_images, 1, limits.max_images)
     steps = _between("steps", model.default_steps if request.steps is None else request.steps, 1, limits.max_steps)
-    guidance = _between(
-        "guidance", model.default_guidance if request.guidance is None else request.guidance, 0, limits.max_guidance
-    )
+    guidance = model.default_guidance if request.guidance is None else request.guidance
+    _between("guidance", guidance, 0, limits.max_guidance)
     if request.negative_prompt is not None:
         _check_text("negative_prompt", request.negative_prompt, limits)
         if request.negative_prompt and guidance == 0:
@@ -79,13 +72,12 @@ def check(
     width, height = _size(request, model, limits)
     asked = (request.width or width, request.height or height)
     if asked != (width, height):
-        warnings.append(
-            f"the size {asked[0]} × {asked[1]} was rounded up to {width} × {height}, multiples of {model.size_multiple}"
-        )
-    seed = drawn_seed if request.seed is None else request.seed
-    if not 0 <= seed <= limits.max_seed - (num_images - 1):
+        rounded = f"{width} × {height}, multiples of {model.size_multiple}"
+        warnings.append(f"the size {asked[0]} × {asked[1]} was rounded up to {rounded}")
+    seed, max_seed = drawn_seed if request.seed is None else request.seed, limits.max_seed - (num_images - 1)
+    if not 0 <= seed <= max_seed:
         images = f" for {num_images} images" if num_images > 1 else ""
-        raise ArgumentError.of("seed", f"between 0 and {limits.max_seed - (num_images - 1)}{images}", seed)
+        raise ArgumentError.of("seed", f"between 0 and {max_seed}{images}", seed)
     if request.timeout_s is not None and not 0 < request.timeout_s <= MAX_TIMEOUT_S:
         raise ArgumentError.of("timeout_s", f"above 0 and at most {MAX_TIMEOUT_S}", request.timeout_s)
     if request.output_format not in OUTPUT_FORMATS:
@@ -112,22 +104,24 @@ def check(
     )
 
 
-def check_strength(name: str, strength: float) -> float:
-    """Raise `ArgumentError` about the parameter `name` for a LoRA's strength that is not allowed."""
-    return float(_between(name, strength, -MAX_LORA_STRENGTH, MAX_LORA_STRENGTH))
+def check_strength(name: str, strength: float, parameter: str) -> float:
+    """Check a LoRA's strength. Raises `ArgumentError`, which calls it `name`, about the parameter it is part of."""
+    if not abs(strength) <= MAX_LORA_STRENGTH:
+        allowed = f"between {-MAX_LORA_STRENGTH:g} and {MAX_LORA_STRENGTH:g}"
+        raise ArgumentError(f"{name} must be {allowed}, got {strength}", parameter=parameter)
+    return float(strength)
 
 
 def parse_size(parameter: str, text: str, model: ModelConfig, limits: Limits) -> tuple[int, int]:
-    """WIDTHxHEIGHT as an image of that size would have it: within the limits, and rounded. Raises `ArgumentError`."""
+    """Read WIDTHxHEIGHT, in pixels, check it, and round it as that of an image. Raises `ArgumentError`."""
     width, _, height = text.partition("x")
     if not (text.isascii() and width.isdecimal() and height.isdecimal()):
         raise ArgumentError.of(parameter, "WIDTHxHEIGHT, as 512x768", text)
     request = Generate(request_id="size", prompt="", width=int(width), height=int(height))
     try:
-        checked = check(request, model, limits, drawn_seed=0)
+        return _size(request, model, limits)
     except ArgumentError as error:
         raise ArgumentError(f"{parameter} {text}: {error.message}", parameter=parameter) from None
-    return checked.width, checked.height
 
 
 def _check_loras(
@@ -140,36 +134,28 @@ def _check_loras(
         if choice.name in checked:
             raise ArgumentError.of("loras", "different ones", choice.name)
         if loaded is not None and choice.name not in loaded:
-            raise ArgumentError.of("loras", f"among those that are loaded ({_listed(loaded)})", choice.name)
+            more = f" and {len(loaded) - _SHOWN_LORAS} more" if len(loaded) > _SHOWN_LORAS else ""
+            listed = ", ".join([*loaded][:_SHOWN_LORAS]) + more or "none"
+            raise ArgumentError.of("loras", f"among those that are loaded ({listed})", choice.name)
         strength = choice.strength
         if strength is None:
             strength = 1.0 if loaded is None else loaded[choice.name]
-        try:
-            checked[choice.name] = check_strength(f"loras[{index}].strength", strength)
-        except ArgumentError as error:
-            raise ArgumentError(error.message, parameter="loras") from None
+        checked[choice.name] = check_strength(f"loras[{index}].strength", strength, "loras")
     return tuple(checked.items())
 
 
-def _listed(names: Iterable[str]) -> str:
-    shown = list(names)
-    more = len(shown) - _SHOWN_LORAS
-    return ", ".join(shown[:_SHOWN_LORAS]) + (f" and {more} more" if more > 0 else "") if shown else "none"
-
-
 def _size(request: Generate, model: ModelConfig, limits: Limits) -> tuple[int, int]:
-    sides = []
-    for name, side, default in (
-        ("width", request.width, model.default_width),
-        ("height", request.height, model.default_height),
-    ):
-        value = _between(name, default if side is None else side, limits.min_side, limits.max_side)
-        sides.append(math.ceil(value / model.size_multiple) * model.size_multiple)
-    width, height = sides
+    """Width and height in pixels, rounded up."""
+
+    def rounded(name: str, side: int) -> int:
+        _between(name, side, limits.min_side, limits.max_side)
+        return math.ceil(side / model.size_multiple) * model.size_multiple
+
+    width = rounded("width", model.default_width if request.width is None else request.width)
+    height = rounded("height", model.default_height if request.height is None else request.height)
     if width * height > limits.max_pixels:
-        raise ArgumentError(
-            f"width × height must be at most {limits.max_pixels} pixels, got {width} × {height}", parameter="width"
-        )
+        allowed = f"at most {limits.max_pixels} pixels"
+        raise ArgumentError(f"width × height must be {allowed}, got {width} × {height}", parameter="width")
     return width, height
 
 
@@ -186,6 +172,4 @@ def _check_text(name: str, text: str, limits: Limits) -> None:
     except UnicodeEncodeError:
         raise ArgumentError(f"{name} must be valid Unicode text, got lone surrogates", parameter=name) from None
     if size > limits.max_prompt_bytes:
-        raise ArgumentError(
-            f"{name} must be at most {limits.max_prompt_bytes} bytes of UTF-8, got {size}", parameter=name
-        )
+        raise ArgumentError.of(name, f"at most {limits.max_prompt_bytes} bytes of UTF-8", size)

@@ -1,10 +1,11 @@
-"""LoRA files as the command line and clients name them, checked before a rank hears of them."""
+"""Finds and checks LoRA files, as the command line and clients name them, before a rank hears of them."""
 
 from __future__ import annotations
 
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -17,11 +18,10 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, CheckpointError, LoraError, printable
 from engine.lora.files import AdapterFile, open_adapter
 from launcher.messages.configs import FrontendConfig, LoraFile
-from launcher.messages.limits import Limits
 from launcher.requests.check import check_strength
 from launcher.requests.rank_memory import RankMemory
 
-MAX_FILE_BYTES = 8 * 2**30  # to be read whole before it is used; a LoRA of rank 256 for every layer has 4
+MAX_FILE_BYTES = 8 * 2**30  # to be read whole before it is used; a LoRA of rank 256 for every layer has 4 GiB
 MAX_NAME = 100  # characters
 _PEFT_FILE = "adapter_model.safetensors"
 _SHOWN_KEYS, _SHOWN_CHARACTERS = 3, 120
@@ -31,34 +31,28 @@ _WITH_NAME = re.compile(r"(?P<name>[^=/]*)=(?P<path>.*)", re.DOTALL)
 
 
 def parse_lora(text: str) -> LoraFile:
-    """`[NAME=]PATH[:STRENGTH]`; the name is the file's without its suffix, and the strength 1, if they are left out.
+    """Read `[NAME=]PATH[:STRENGTH]`. The default name is the file's without its suffix, the default strength 1.
 
     PATH may be one of `DEMO_LORAS`; one whose own name has a `=` is to be written with a folder before it. Raises
     `ArgumentError`.
     """
     with_strength = _WITH_STRENGTH.fullmatch(text)
-    path = with_strength["path"] if with_strength else text
-    strength = float(with_strength["strength"]) if with_strength else 1.0
+    path, strength = with_strength.group("path", "strength") if with_strength else (text, "1")
     with_name = _WITH_NAME.fullmatch(path)
-    if with_name:
-        path = with_name["path"]
+    name, path = with_name.group("name", "path") if with_name else (Path(path).stem, path)
     if not path:
         raise ArgumentError.of("lora", "[NAME=]PATH[:STRENGTH]", text)
-    name = with_name["name"] if with_name else Path(path).stem
     check_name(name, "lora")
-    file = str(DEMO_LORAS.get(path, path))
-    try:
-        return LoraFile(name=name, path=file, strength=check_strength("the strength of a LoRA", strength))
-    except ArgumentError as error:
-        raise ArgumentError(error.message, parameter="lora") from None
+    checked = check_strength("the strength of a LoRA", float(strength), "lora")
+    return LoraFile(name=name, path=str(DEMO_LORAS.get(path, path)), strength=checked)
 
 
 def with_loras(
     config: FrontendConfig, model: ModelConfig, loras: Sequence[str], *, lora_dir: str | None, merge: bool
 ) -> tuple[FrontendConfig, tuple[str, ...]]:
-    """The configuration with these LoRAs, to be chosen by requests or to be merged, once their files have been checked.
+    """Check files, and return the configuration with these LoRAs, for requests to choose or to be merged, and warnings.
 
-    Returns warnings too. Raises `ArgumentError` or `LoraError`.
+    Raises `ArgumentError` or `LoraError`.
     """
     if isinstance(loras, str) or not all(isinstance(lora, str) for lora in loras):
         raise ArgumentError.of("loras", "a list of [NAME=]PATH[:STRENGTH]", loras)
@@ -66,34 +60,33 @@ def with_loras(
         raise ArgumentError("merge_lora needs a lora", parameter="merge_lora")
     if lora_dir is not None and not os.path.isdir(lora_dir):
         raise ArgumentError.of("lora_dir", "a folder", lora_dir)
-    files = tuple(map(parse_lora, loras))
-    engine = config.engine
-    if not merge:
-        _check_set([file.name for file in files], config.limits)
+    files, engine = tuple(map(parse_lora, loras)), config.engine
+    if not merge and len(files) > config.limits.max_loras:
+        allowed = f"at most {config.limits.max_loras} LoRAs may be loaded"
+        raise ArgumentError(f"{allowed}, got {len(files)}", parameter="lora")
+    for name, count in Counter(file.name for file in files).items():
+        if not merge and count > 1:
+            raise ArgumentError(f"two LoRAs are called {name!r}: name one with NAME=PATH", parameter="lora")
     opened = [open_lora(file.path, model, lenient=engine.lora_lenient) for file in files]
-    warnings = [
-        f"{file.path}: {describe_skipped(adapter)}"
-        for file, adapter in zip(files, opened, strict=True)
-        if adapter.skipped
-    ]
+    warned = [(file.path, adapter) for file, adapter in zip(files, opened, strict=True) if adapter.skipped]
+    changes: dict[str, object] = {"loras": files}
     if merge:
-        engine = replace(engine, merge_loras=tuple((file.path, file.strength) for file in files))
-        changes: dict[str, object] = {"engine": engine}
+        merged = tuple((file.path, file.strength) for file in files)
+        changes = {"engine": replace(engine, merge_loras=merged)}
     elif files and engine.memory_budget is not None:
         # budgets are for GPUs, so where the device is still to be found, that is what the dtype is taken of
         memory = RankMemory(model, engine, "cpu" if engine.device == "cpu" else "cuda")
         size = sum(map(memory.lora_bytes, opened))
         if engine.lora_memory is not None and engine.lora_memory < size:
             raise ArgumentError.of("lora_memory", f"at least the {size} bytes that the LoRAs take", engine.lora_memory)
-        changes = {"engine": replace(engine, lora_memory=engine.lora_memory or size), "loras": files}
-    else:
-        changes = {"loras": files}
+        changes["engine"] = replace(engine, lora_memory=engine.lora_memory or size)
     folder = None if lora_dir is None else os.path.realpath(lora_dir)
-    return msgspec.structs.replace(config, lora_dir=folder, **changes), tuple(warnings)
+    warnings = tuple(f"{path}: {describe_skipped(adapter)}" for path, adapter in warned)
+    return msgspec.structs.replace(config, lora_dir=folder, **changes), warnings
 
 
 def open_lora(path: str, model: ModelConfig, *, lenient: bool, values: bool = True) -> AdapterFile:
-    """Read a file, or PEFT's folder, and check names, shapes and, with `values`, that these are numbers.
+    """Read a file, or PEFT's folder, and check names, shapes and, with `values`, that these are finite.
 
     What is returned is closed: it knows what the file holds. Raises `LoraError`.
     """
@@ -117,10 +110,9 @@ def open_lora(path: str, model: ModelConfig, *, lenient: bool, values: bool = Tr
 
 
 def path_inside(folder: str, path: str) -> str:
-    """The real path of what a client may load: one of `DEMO_LORAS`, or a file in the folder, and not one that a link
-    there leads out to.
+    """Resolve what a client may load: one of `DEMO_LORAS`, or a file in the folder that no link leads out of.
 
-    Raises `ArgumentError`, which tells nothing of what there is outside of the folder.
+    Raises `ArgumentError`, which tells nothing of what lies outside of the folder.
     """
     if path in DEMO_LORAS:
         return os.path.realpath(DEMO_LORAS[path])
@@ -134,20 +126,12 @@ def path_inside(folder: str, path: str) -> str:
 
 
 def _file_in(path: str) -> str:
-    """The file that is meant: the adapter's in a folder as PEFT writes it."""
+    """The adapter's file, if the path is a folder as PEFT writes it."""
     return os.path.join(path, _PEFT_FILE) if os.path.isdir(path) else path
 
 
-def _check_set(names: Sequence[str], limits: Limits) -> None:
-    if len(names) > limits.max_loras:
-        raise ArgumentError(f"at most {limits.max_loras} LoRAs may be loaded, got {len(names)}", parameter="lora")
-    for name in names:
-        if names.count(name) > 1:
-            raise ArgumentError(f"two LoRAs are called {name!r}: name one with NAME=PATH", parameter="lora")
-
-
 def check_name(name: str, parameter: str = "name") -> str:
-    """A name that requests, URLs and lists can carry. Raises `ArgumentError`."""
+    """Return a name that requests, URLs and lists can carry. Raises `ArgumentError` for others."""
     fits = len(name) <= MAX_NAME and name.isprintable() and name == name.strip() and "/" not in name
     if not fits or not name.strip("."):
         allowed = f"1 to {MAX_NAME} printable characters without a slash or spaces around them"
@@ -156,7 +140,7 @@ def check_name(name: str, parameter: str = "name") -> str:
 
 
 def describe_skipped(opened: AdapterFile) -> str:
-    """What lenient reading has left out, in a few words."""
+    """Say in a few words what lenient reading has left out."""
     shown = ", ".join(printable(key[:_SHOWN_CHARACTERS]) for key in opened.skipped[:_SHOWN_KEYS])
     count = len(opened.skipped)
     what = "1 key fits nothing and was skipped" if count == 1 else f"{count} keys fit nothing and were skipped"

@@ -1,4 +1,4 @@
-"""The jobs of a checked request, one for each image, its prompts tokenised. Pure."""
+"""Makes the jobs of a checked request, one for each image, its prompts tokenised. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launcher.requests.tokenizer import Prompt
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs of a request, one for each image, and the tokens of each segment that one of them adds to a step."""
+    """The jobs of a request, one for each image, and the packed tokens of each segment that a job adds to a step."""
 
     jobs: tuple[Job, ...]
     segments: tuple[int, ...]
@@ -30,7 +30,7 @@ def make_plan(
 ) -> Plan:
     """Tokenise the prompts and make the jobs. Warns of prompts that were cut, and of one that the model cannot draw.
 
-    lora_ids: of the adapters that are loaded, by name. One of no strength changes nothing, so it is left out.
+    lora_ids: of the adapters that are loaded, by name. One of strength 0 changes nothing, so it is left out.
     """
     texts = {"prompt": encode(checked.prompt)}
     if checked.negative_prompt is not None:

@@ -39,7 +39,7 @@ class RankMemory:
         return self if self.free is None else replace(self, free=tuple(available - size for available in self.free))
 
     def needed(self, segments: Sequence[int], size: tuple[int, int]) -> list[int]:
-        """Bytes by rank for an image alone: its segments' tokens, its width and height in pixels.
+        """Reckon the bytes by rank of an image alone, from its segments' tokens, and its width and height in pixels.
 
         Rank 0 may decode images while the next step runs, the others help it between two steps.
         """
@@ -52,7 +52,7 @@ class RankMemory:
         return [stepping + decoding] + [elsewhere] * (self.engine.ranks - 1)
 
     def needed_by_default(self) -> list[int]:
-        """Bytes by rank for an image of the default size, whatever its prompt."""
+        """Reckon the bytes by rank of an image of the default size, whatever its prompt."""
         return self.needed((self.model.image_tokens(*self._default_size) + MAX_PROMPT_TOKENS,), self._default_size)
 
     def check(self, plan: Plan, checked: CheckedRequest) -> None:
@@ -69,7 +69,7 @@ class RankMemory:
                 )
 
     def token_budget(self, most: int) -> int:
-        """Tokens of a step, at most `most`, for which every rank has memory beside an image of the default size."""
+        """Reckon the tokens of a step, at most `most`, that all ranks have memory for while an image is decoded."""
         if self.free is None:
             return most
         many = 100_000  # bytes grow with tokens as straight as it goes
@@ -77,7 +77,7 @@ class RankMemory:
         return max(1, min(most, (min(self.free) - self._decoding(self._default_size)) * many // for_many))
 
     def lora_bytes(self, opened: AdapterFile) -> int:
-        """Bytes of each rank that a LoRA takes once it is loaded."""
+        """Reckon the bytes of each rank that a LoRA takes once it is loaded."""
         return opened.bytes_on_rank(self.engine.tp, self.bytes_per_element)
 
     @property

@@ -14,19 +14,18 @@ from engine.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Prompt:
-    """A whole token sequence; `cut` when the prompt was too long for it."""
+    """A whole token sequence: the template's prefix, the prompt, the suffix; `cut` if the prompt was too long."""
 
     ids: tuple[int, ...]
     cut: bool
 
 
 class PromptTokenizer:
-    """The tokenizer of a checkpoint, equal to what transformers loads from it.
+    """Tokenises as what transformers loads from a checkpoint does.
 
-    path: tokenizer.json, its folder, or a checkpoint folder in the diffusers layout.
-
-    Raises `CheckpointError` if a file is damaged, if the template does not have the length that the model was trained
-    with, or if the tokenizer knows tokens that the text encoder does not.
+    path: tokenizer.json, its folder, or a checkpoint folder in the diffusers layout. Raises `CheckpointError` if a file
+    is damaged, if the template does not have the length that the model was trained with, or if the tokenizer knows
+    tokens that the text encoder does not.
     """
 
     def __init__(self, path: Path, vocab_size: int) -> None:
@@ -35,23 +34,16 @@ class PromptTokenizer:
         prefix, self._suffix = self._encode(PREFIX), self._encode(SUFFIX)
         for name, ids, expected in (("prefix", prefix, PREFIX_TOKENS), ("suffix", self._suffix, SUFFIX_TOKENS)):
             if len(ids) != expected:
-                raise CheckpointError.of(
-                    self._file,
-                    f"the template's {name} has another length",
-                    expected=f"{expected} tokens",
-                    found=len(ids),
-                )
+                problem = f"the template's {name} has another length"
+                raise CheckpointError.of(self._file, problem, expected=f"{expected} tokens", found=len(ids))
         largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
         if largest >= vocab_size:
-            raise CheckpointError.of(
-                self._file,
-                "has tokens that the text encoder does not know",
-                expected=f"ids below its vocab_size {vocab_size}",
-                found=largest,
-            )
+            problem = "has tokens that the text encoder does not know"
+            allowed = f"ids below its vocab_size {vocab_size}"
+            raise CheckpointError.of(self._file, problem, expected=allowed, found=largest)
 
     def encode(self, prompt: str) -> Prompt:
-        """Prefix and prompt tokenised together and cut to 34 + 507 tokens, then the suffix."""
+        """Tokenise prefix and prompt together, cut them to 34 + 507 tokens, and append the suffix."""
         ids = self._encode(PREFIX + prompt)
         kept = ids[: PREFIX_TOKENS + MAX_PROMPT_TOKENS]
         return Prompt((*kept, *self._suffix), cut=len(kept) < len(ids))

@@ -75,7 +75,7 @@ def test_two_steps_are_outstanding_and_never_more(run_folder: Path) -> None:
     run(test())
 
 
-def test_a_new_request_joins_at_most_two_ticks_after_it_arrived(run_folder: Path) -> None:
+def test_a_new_request_joins_at_most_two_steps_after_it_arrived(run_folder: Path) -> None:
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
             rank = fakes.ranks[0]

@@ -102,7 +102,7 @@ def test_ranks_that_never_come_are_a_launch_error(run_folder: Path) -> None:
     run(test())
 
 
-def test_what_does_not_fit_into_a_rank_s_memory_is_refused_and_ticks_are_packed_to_fit(run_folder: Path) -> None:
+def test_what_does_not_fit_into_a_rank_s_memory_is_refused_and_steps_are_packed_to_fit(run_folder: Path) -> None:
     async def test() -> None:
         def small(context: Any, folder: Path, rank: int, generation: int) -> FakeRank:
             return FakeRank(context, folder, rank, memory={"weights": 1, "free": 15_500_000 - 1000 * rank})
