@@ -13,7 +13,8 @@ from engine.kernels.jit import Kernel, Operation, launch_shape, tl
 
 @Operation
 def silu_mul(gate_up: torch.Tensor, *, fp8: bool = False) -> torch.Tensor | Fp8Rows:
-    """silu(gate) · up of a stacked (tokens, 2 · width) → (tokens, width), with `fp8` as rows for a matrix product."""
+    """Multiplies silu(gate) · up of a stacked gate | up, (tokens, 2 · width) → (tokens, width), with `fp8` as rows for
+    a matrix product."""
     gate, up = gate_up.chunk(2, dim=-1)
     result = F.silu(gate.float()).mul_(up)
     return quantize_rows(result, gate_up.dtype) if fp8 else result.to(gate_up.dtype)
@@ -34,32 +35,22 @@ def sigmoid_mul(
     out: torch.Tensor | Fp8Rows | None = None,
     first: int = 0,
 ) -> torch.Tensor | Fp8Rows:
-    """x · sigmoid(gate), gate (tokens, width), x the same or (tokens, groups, width / groups) of any strides but the
-    last, with `fp8` as rows for a matrix product. out: of `empty_rows`, to whose rows from `first` on it is written."""
+    """Multiplies x · sigmoid(gate) → (tokens, width), with `fp8` as rows for a matrix product.
+
+    gate: (tokens, width), rows of any stride; x: the same or (tokens, groups, width / groups) with any strides but the
+    last. out: of `empty_rows`, whose rows from `first` on are written to, and which is returned.
+    """
     result = torch.sigmoid(gate.float()).view(x.shape).mul_(x).view(gate.shape)
     made = quantize_rows(result, x.dtype) if fp8 else result.to(x.dtype)
     if out is None:
         return made
-    last = first + x.shape[0]
-    if isinstance(out, Fp8Rows):
-        assert isinstance(made, Fp8Rows)
-        out.values[first:last], out.scales[first:last] = made.values, made.scales
-    else:
-        assert not isinstance(made, Fp8Rows)
-        out[first:last] = made
+    for target, part in zip(row_pointers(out), row_pointers(made), strict=True):
+        target[first : first + x.shape[0]] = part
     return out
 
 
-def gate_mul_triton(
-    x: torch.Tensor,
-    gate: torch.Tensor,
-    *,
-    silu: bool = False,
-    fp8: bool = False,
-    out: torch.Tensor | Fp8Rows | None = None,
-    first: int = 0,
-) -> torch.Tensor | Fp8Rows:
-    """Both gates by the kernel, as `sigmoid_mul`. gate's rows may be strided."""
+def gate_mul_triton(x, gate, *, silu=False, fp8=False, out=None, first=0) -> torch.Tensor | Fp8Rows:
+    """Launches the kernel of both gates, a program a row. As `sigmoid_mul`, with `silu` also times gate."""
     tokens, width = gate.shape
     output = empty_rows(tokens, width, x, fp8=fp8) if out is None else out
     values, scales = (part[first:] for part in row_pointers(output))
@@ -81,6 +72,7 @@ def _gate_mul(
     x_ptr, gate_ptr, y_ptr, scale_ptr, x_stride, group_stride, gate_stride, width,
     GROUP: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
+    """Multiplies one row, all its columns. GROUP: columns of x that lie side by side, 0 if all do."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < width

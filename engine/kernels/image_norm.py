@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from engine.kernels.jit import Kernel, Operation, power_of_2, tl
 
 _SHORTEST = 1e-12  # a pixel's length counts as at least this, as in F.normalize
-_TILE = 4096  # elements a program holds: 32 a thread, four loads of 16 bytes in bfloat16
+_TILE = 4096  # elements of a program: 32 a thread, four loads of 16 bytes in bfloat16
 
 
 @Operation
 def image_norm(
     x: torch.Tensor, weight: torch.Tensor, *, silu: bool = False, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """x / |x| · sqrt(channels) · weight over the channels of an image, with `silu` also x · sigmoid(x) of that.
+    """Returns x / ‖x‖ · sqrt(channels) · weight over an image's channels, with `silu` y · sigmoid(y) of that.
 
-    x: (images, channels, h, w); weight: (channels,); bias: (channels,) added to x before. The result is laid out in
+    x: (images, channels, h, w); weight: (channels,); bias: (channels,), added to x before. The result is laid out in
     memory like x, on a GPU channels_last, for which x is copied first if it is not.
     """
     dtype = x.dtype
@@ -45,7 +45,8 @@ def add_image_norm_(
     silu: bool = False,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x += residual + bias in place, then `image_norm` of that. residual: like x, which on a GPU is channels_last."""
+    """Adds residual + bias to x in place, and returns `image_norm` of that. x, residual: (images, channels, h, w), x on
+    a GPU channels_last; weight, bias: (channels,)."""
     return image_norm.reference(add_residual_.reference(x, residual, bias=bias), weight, silu=silu)
 
 
@@ -56,7 +57,7 @@ def add_image_norm_triton_(x, residual, weight, *, silu=False, bias=None) -> tor
 
 @Operation
 def add_residual_(x: torch.Tensor, residual: torch.Tensor, *, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x += residual + bias in place, as `add_image_norm_` has them. Returns x."""
+    """Adds residual + bias to x in place, as `add_image_norm_` takes them, and returns it."""
     if bias is None:
         return x.add_(residual)
     return x.copy_(x.float() + bias.float().view(-1, 1, 1) + residual.float())
@@ -75,10 +76,8 @@ def add_residual_triton_(x, residual, *, bias=None) -> torch.Tensor:
     return x
 
 
-def _launch_norm(
-    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, silu: bool, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """x, residual: (images, h, w, channels)."""
+def _launch_norm(x, residual, weight, silu, bias) -> torch.Tensor:
+    """Launches a program for each tile of pixels. x, residual: (images, h, w, channels)."""
     assert x.is_contiguous()
     channels = x.shape[-1]
     result = torch.empty_like(x)
@@ -92,7 +91,7 @@ def _launch_norm(
 
 
 def tile_shape(channels: int) -> tuple[int, int]:
-    """What a program of four warps holds: channels (a power of two, at least `channels`) and pixels."""
+    """Returns what a program of four warps holds: channels (a power of two, at least `channels`) and pixels."""
     block = power_of_2(channels)
     return block, max(1, _TILE // block)
 
@@ -102,6 +101,7 @@ def _image_norm(
     x_ptr, residual_ptr, bias_ptr, weight_ptr, y_ptr, elements, channels, scale, shortest,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_BIAS: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
+    """Norms ROWS consecutive pixels, all their channels, (ROWS, BLOCK); with a residual the sum is written to x."""
     pixel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, BLOCK)
     offsets = pixel[:, None] * channels + channel[None, :]
@@ -128,6 +128,7 @@ def _add_residual(
     x_ptr, residual_ptr, bias_ptr, elements, channels,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
+    """Adds to ROWS consecutive pixels, all their channels, (ROWS, BLOCK)."""
     pixel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, BLOCK)
     offsets = pixel[:, None] * channels + channel[None, :]

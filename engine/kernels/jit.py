@@ -10,7 +10,7 @@ import os
 import shutil
 import sysconfig
 from collections.abc import Callable
-from functools import partial, update_wrapper
+from functools import cached_property, partial, update_wrapper
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
@@ -27,14 +27,8 @@ R = TypeVar("R")
 
 
 class Operation(Generic[P, R]):
-    """What the model calls: the decorated torch reference, or where its first tensor is on a GPU what `on_gpu` names.
-
-    @Operation
-    def double(x): ...  # by torch
-
-    @double.on_gpu
-    def double_triton(x): ...  # launches the kernel
-    """
+    """Calls the torch reference that it decorates, or where the first argument is on a GPU the kernel's launcher, which
+    its `on_gpu` decorates."""
 
     __name__: str  # the reference's
     _launch: Callable[P, R]
@@ -44,7 +38,7 @@ class Operation(Generic[P, R]):
         update_wrapper(self, reference)
 
     def on_gpu(self, launch: Callable[P, R]) -> Callable[P, R]:
-        """Decorates the function that computes the same by a kernel, and gives it the reference's types."""
+        """Decorates the launcher, which computes the same by a kernel, and gives it the reference's types."""
         self._launch = launch
         return launch
 
@@ -54,14 +48,11 @@ class Operation(Generic[P, R]):
 
 
 class Kernel:
-    """Decorates a Triton kernel, which the first launch, `kernel[grid](…)`, hands to `triton.jit`, and the device
-    functions that kernels call. unaligned: pointers that nothing is compiled anew for where they are no multiples of
-    16 bytes."""
+    """Decorates a Triton kernel, which its first launch, `kernel[grid](…)`, hands to `triton.jit`, and the functions
+    that kernels call. unaligned: pointers whose kernel is not compiled anew where they are no multiples of 16 bytes."""
 
     def __init__(self, function: Callable[..., Any], unaligned: tuple[str, ...] = ()) -> None:
-        self.function = function
-        self._unaligned = unaligned
-        self._compiled: Any = None
+        self.function, self._unaligned = function, unaligned
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         # the compiler may turn a · b + c into one operation, which Triton 3.10 will no longer do unasked
@@ -70,35 +61,33 @@ class Kernel:
     def __call__(self, *_: Any, **__: Any) -> Any:
         raise TypeError(f"{self.function.__name__} is launched on a grid, or called by a kernel")
 
-    @property
+    @cached_property
     def compiled(self) -> Any:
         """What `triton.jit` makes of it. Kernels that it calls are found as globals of its module, like `tl`."""
-        if self._compiled is None:
-            import triton
-            import triton.language
+        import triton
+        import triton.language
 
-            self._compiled = triton.jit(self.function, do_not_specialize_on_alignment=self._unaligned)
-            names = self.function.__globals__
-            names["tl"] = triton.language
-            for name, value in list(names.items()):
-                if isinstance(value, Kernel) and value.function.__name__ in self.function.__code__.co_names:
-                    names[name] = value.compiled
-        return self._compiled
+        names = self.function.__globals__
+        names["tl"] = triton.language
+        for name, value in list(names.items()):
+            if isinstance(value, Kernel) and value.function.__name__ in self.function.__code__.co_names:
+                names[name] = value.compiled
+        return triton.jit(self.function, do_not_specialize_on_alignment=self._unaligned)
 
 
 def power_of_2(number: int) -> int:
-    """The smallest power of two that is at least `number`, such as a program's columns have to be."""
+    """Rounds up to a power of two, which the columns of a program must be."""
     return 1 << (number - 1).bit_length()
 
 
 def launch_shape(width: int) -> tuple[int, int]:
-    """Columns that a program of one row holds, and its warps: 1024 columns each, at most 16."""
+    """Returns the columns that a program of one row holds, and its warps: 1024 columns each, at most 16."""
     block = power_of_2(width)
     return block, min(16, max(1, block // 1024))
 
 
 def missing_for_kernels() -> str | None:
-    """What kernels cannot be launched on a GPU without, and this machine does not have: Triton compiles the code that
+    """Names what this machine lacks to launch kernels on a GPU, None if it has all: Triton compiles the code that
     launches them with the system's C compiler."""
     if find_spec("triton") is None:
         return "the package triton"

@@ -1,7 +1,7 @@
 """RMSNorm, alone or with its neighbours: the residual before it, the modulation after it, the rounding to fp8.
 
 In a block `x += gate · update` and the norm that follows are one pass over x. Where a row's vectors depend on its
-image, they are gathered by the row's segment inside the kernel.
+image, the kernel gathers them by the row's segment.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.kernels.packing import Packing
 
 @Operation
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x / sqrt(mean(x²) + eps) · weight over the last dimension, in float32, returned in x's dtype.
+    """Returns x / sqrt(mean(x²) + eps) · weight over the last dimension, in float32, rounded to x's dtype.
 
     x: (tokens, width); weight: (width,) float32.
     """
@@ -35,7 +35,7 @@ def _rms_norm_triton(x, weight, eps) -> torch.Tensor:
 def add_rms_norm(
     x: torch.Tensor, update: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x + update, and its `rms_norm`. All (tokens, width); x stays as it is."""
+    """Returns x + update, and its `rms_norm`. All (tokens, width); x stays as it is; weight: (width,) float32."""
     total = x + update
     return total, rms_norm.reference(total, weight, eps)
 
@@ -50,10 +50,10 @@ def _add_rms_norm_triton(x, update, weight, eps) -> tuple[torch.Tensor, torch.Te
 def rms_norm_modulate(
     x: torch.Tensor, factor: torch.Tensor, shift: torch.Tensor, eps: float, packing: Packing, *, fp8: bool = False
 ) -> torch.Tensor | Fp8Rows:
-    """x / sqrt(mean(x²) + eps) · factor + shift, with the vectors of each row's segment.
+    """Returns x / sqrt(mean(x²) + eps) · factor + shift, with the vectors of each row's segment, like x or with `fp8`
+    as rows for a matrix product.
 
-    x: (tokens, width); factor, shift: (segments, width) float32, the norm's weight being part of factor. With `fp8`
-    the result is rows for a matrix product.
+    x: (tokens, width); factor, shift: (segments, width) float32, the norm's weight being part of factor.
     """
     result = F.rms_norm(x.float(), x.shape[-1:], None, eps)
     for segment, (start, stop) in enumerate(pairwise(packing.bounds)):
@@ -79,7 +79,8 @@ def add_rms_norm_modulate_(
     *,
     fp8: bool = False,
 ) -> torch.Tensor | Fp8Rows:
-    """x += gate · update in place, then `rms_norm_modulate(x)`. gate: (segments, width) float32."""
+    """Adds gate · update to x in place, and returns `rms_norm_modulate` of it. x, update: (tokens, width); gate:
+    (segments, width) float32."""
     for segment, (start, stop) in enumerate(pairwise(packing.bounds)):
         rows = x[start:stop]
         rows.copy_(torch.addcmul(rows.float(), update[start:stop].float(), gate[segment]))
@@ -92,22 +93,13 @@ def _add_rms_norm_modulate_triton(x, update, gate, factor, shift, eps, packing, 
 
 
 def norm_triton(
-    x: torch.Tensor,
-    factor: torch.Tensor,
-    eps: float,
-    *,
-    update: torch.Tensor | None = None,
-    total: torch.Tensor | None = None,
-    gate: torch.Tensor | None = None,
-    shift: torch.Tensor | None = None,
-    packing: Packing | None = None,
-    fp8: bool = False,
-    warps: int | None = None,
+    x, factor, eps, *, update=None, total=None, gate=None, shift=None, packing=None, fp8=False, warps=None
 ) -> torch.Tensor | Fp8Rows:
-    """All of the above by the one kernel. Without `packing` every row has the same vectors, of shape (width,).
+    """Launches the one kernel of all operations above, a program a row.
 
-    With an `update`, x + gate · update is written to `total`, which may be x. All three are contiguous, and factor and
-    shift have the same strides. warps: of a row's program, None for `launch_shape`'s; `bench.kernels` tries others.
+    factor, shift, gate: (segments, width) float32 as above, without `packing` (width,) for every row; factor and shift
+    have the same strides. update: makes `total`, which may be x, x + gate · update; all three are (tokens, width) and
+    contiguous. warps: of a program, None for `launch_shape`'s; `bench.kernels` tries others.
     """
     tokens, width = x.shape
     assert all(part is None or part.is_contiguous() for part in (x, update, total))
@@ -133,6 +125,7 @@ def _norm(
     BLOCK: tl.constexpr, HAS_UPDATE: tl.constexpr, HAS_GATE: tl.constexpr, HAS_SHIFT: tl.constexpr,
     PER_SEGMENT: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
+    """Norms one row, all its columns; `segment_ptr` says which row of the vectors is its. BLOCK: at least width."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < width

@@ -1,4 +1,4 @@
-"""Rotary position embedding, in the two forms the model has: interleaved pairs on three axes (DiT), half split (text).
+"""Rotary position embedding in the model's two forms: pairs of neighbours on three axes (DiT), of halves (text).
 
 Tables hold the rotations as complex numbers cos + i·sin: rotating the pair (x0, x1) is one complex product.
 """
@@ -12,23 +12,18 @@ import torch.nn.functional as F
 
 from engine.kernels.jit import Kernel, Operation, power_of_2, tl
 
-_HEADS_AT_ONCE = 16  # of a program of the kernel: enough elements for 16-byte loads
+Place = Callable[[torch.Tensor], torch.Tensor]  # moves a table to another device
+_HEADS_AT_ONCE = 16  # of a program: enough elements for 16-byte loads
 
 
 def image_rotations(
-    height: int,
-    width: int,
-    axes: Sequence[int],
-    theta: float,
-    *,
-    place: Callable[[torch.Tensor], torch.Tensor] = lambda table: table,
+    height: int, width: int, axes: Sequence[int], theta: float, *, place: Place = lambda table: table
 ) -> torch.Tensor:
-    """Rotations of a grid of image tokens: (height · width, sum(axes) / 2) complex64.
+    """Returns the rotations of a grid of image tokens: (height · width, sum(axes) / 2) complex64.
 
-    Tokens sit at (0, row, column); `axes` are the head dims of those three axes. Angles are built in float64, as
-    diffusers' `get_1d_rotary_pos_embed` does. On the first axis, and for text, which sits at (0, 0, 0), the rotation
-    is the identity. place: takes the tables of one axis each, of 1, `height` and `width` rows, from the CPU to where
-    the grid is made of them.
+    Tokens sit at (0, row, column); `axes` are the head dims of these three axes. Angles are float64, as diffusers'
+    `get_1d_rotary_pos_embed` has them. On the first axis, and for text, which sits at (0, 0, 0), nothing is rotated.
+    place: moves each axis' table, of 1, `height` or `width` rows, from the CPU to where the grid is made of them.
     """
     first, rows, columns = (
         place(_axis_rotations(length, axis, theta)) for length, axis in zip((1, height, width), axes, strict=True)
@@ -38,14 +33,14 @@ def image_rotations(
 
 
 def _axis_rotations(length: int, axis: int, theta: float) -> torch.Tensor:
-    """Of positions 0, 1, … on one axis: (length, axis / 2) complex64."""
+    """Returns the rotations of positions 0, 1, … on one axis: (length, axis / 2) complex64."""
     frequencies = theta ** (-torch.arange(0, axis, 2, dtype=torch.float64) / axis)
     angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
     return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
 
 
 def text_rotations(positions: torch.Tensor, head_dim: int, theta: float) -> torch.Tensor:
-    """Rotations of text tokens: positions (tokens,) → (tokens, head_dim / 2) complex64, angles in float32.
+    """Returns the rotations of text tokens: positions (tokens,) → (tokens, head_dim / 2) complex64, angles in float32.
 
     With text alone Qwen3-VL's three position axes are equal, so its interleaved mRoPE is this plain RoPE.
     """
@@ -65,12 +60,12 @@ def norm_rotate_(
     *,
     halves: bool = False,
 ) -> None:
-    """RMSNorm each head of q and k, then rotate its pairs, in place.
+    """Norms each head of q and k by its RMS, then rotates its pairs, in place.
 
     query, key: (tokens, heads, head_dim), views into one packed q|k|… matrix, k right after q; query_norm, key_norm:
     (head_dim,) float32; rotations: (tokens, head_dim / 2) complex64, or None for no rotation (text fusion). Pairs are
-    neighbours (x[2i], x[2i + 1]), or with `halves` (x[i], x[i + head_dim / 2]) as Qwen has them. Like the references,
-    the norm's output is rounded to the model's dtype before it is rotated in float32.
+    neighbours (x[2i], x[2i + 1]), or with `halves` (x[i], x[i + head_dim / 2]) as Qwen has them. As in diffusers and
+    transformers the norm's output is rounded to the model's dtype before it is rotated in float32.
     """
     for heads, weight in ((query, query_norm), (key, key_norm)):
         heads.copy_(_norm_rotated(heads, weight, eps, rotations, halves=halves))
@@ -92,11 +87,11 @@ def norm_rotate_to_ranks(
     rotations: torch.Tensor | None,
     ranks: int,
 ) -> torch.Tensor:
-    """q and k as `norm_rotate_` makes them, and v, laid out for ranks of which each gets some heads: (ranks, tokens,
-    (heads + 2 · kv_heads) · head_dim / ranks), a row being [q | k | v] of the rank's heads.
+    """Returns q and k as `norm_rotate_` makes them, and v, laid out for ranks of which each gets some heads: (ranks,
+    tokens, (heads + 2 · kv_heads) · head_dim / ranks), a row being [q | k | v] of the rank's heads.
 
-    The three are views into one packed q|k|v|… matrix, in this order. Consecutive heads go to the same rank, so that
-    query heads stay with the key/value head that they share. Pairs are neighbours.
+    The three are views into one packed q|k|v|… matrix, in this order; k and v have kv_heads. Consecutive heads go to
+    the same rank, so that query heads stay with the key/value head that they share. Pairs are neighbours.
     """
     rotated = [
         _norm_rotated(heads, weight, eps, rotations).to(heads.dtype)
@@ -114,7 +109,7 @@ def norm_rotate_to_ranks_triton(query, key, value, query_norm, key_norm, eps, ro
 def _norm_rotated(
     heads: torch.Tensor, weight: torch.Tensor, eps: float, rotations: torch.Tensor | None, *, halves: bool = False
 ) -> torch.Tensor:
-    """In float32 where it is rotated, for whoever writes it to round."""
+    """Returns (tokens, heads, head_dim), in float32 where it is rotated, which the caller rounds."""
     normed = F.rms_norm(heads.float(), weight.shape, weight, eps).to(heads.dtype)
     if rotations is None:
         return normed
@@ -125,17 +120,9 @@ def _norm_rotated(
     return torch.view_as_real(pairs * rotations[:, None]).flatten(-2)
 
 
-def _launch(
-    parts: Sequence[torch.Tensor],
-    query_norm: torch.Tensor,
-    key_norm: torch.Tensor,
-    eps: float,
-    rotations: torch.Tensor | None,
-    *,
-    ranks: int = 0,
-    halves: bool = False,
-) -> torch.Tensor:
-    """One launch for q and k, in place, or with `ranks` for q, k and v, to what is sent to them. Returns q or that."""
+def _launch(parts, query_norm, key_norm, eps, rotations, *, ranks=0, halves=False) -> torch.Tensor:
+    """Launches a program for some heads of a row: of q and k, in place, or with `ranks` of q, k and v, to what is sent
+    to these. Returns q, or what is sent."""
     query, key = parts[:2]
     (tokens, heads, head_dim), kv_heads = query.shape, key.shape[1]
     into = query.new_empty((ranks, tokens, (heads + 2 * kv_heads) // ranks * head_dim)) if ranks else query
@@ -160,7 +147,8 @@ def _norm_rotate(
     row_stride, query_heads, kv_heads, all_heads, head_dim, eps,
     HEADS: tl.constexpr, PAIRS: tl.constexpr, ROTATE: tl.constexpr, HALVES: tl.constexpr, RANKS: tl.constexpr,
 ):  # fmt: skip
-    """y_ptr: with RANKS where to write for ranks; without, what is read is overwritten."""
+    """Norms and rotates HEADS heads of one row, (HEADS, PAIRS) twice. With RANKS they are written to y_ptr, laid out
+    for ranks, and v's copied; without, what was read is overwritten."""
     row = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     is_head = heads < all_heads
@@ -193,7 +181,7 @@ def _norm_rotate(
 
 @Kernel
 def _load_pairs(pointers, is_head, head_dim, HEADS: tl.constexpr, PAIRS: tl.constexpr, HALVES: tl.constexpr):
-    """The first and the second elements of every pair, (HEADS, PAIRS) float32 each; pointers: (HEADS, 1)."""
+    """Loads the first and the second elements of every pair, (HEADS, PAIRS) float32 each; pointers: (HEADS, 1)."""
     if HALVES:
         pairs = tl.arange(0, PAIRS)[None, :]
         mask = is_head & (pairs < head_dim // 2)
@@ -208,6 +196,7 @@ def _load_pairs(pointers, is_head, head_dim, HEADS: tl.constexpr, PAIRS: tl.cons
 
 @Kernel
 def _store_pairs(pointers, a, b, is_head, head_dim, HEADS: tl.constexpr, PAIRS: tl.constexpr, HALVES: tl.constexpr):
+    """Stores what `_load_pairs` loads."""
     dtype = pointers.dtype.element_ty
     if HALVES:
         pairs = tl.arange(0, PAIRS)[None, :]

@@ -11,13 +11,14 @@ from engine.kernels.jit import Kernel, Operation, tl
 
 @Operation
 def upsample(x: torch.Tensor) -> torch.Tensor:
-    """(images, channels, h, w) → (images, channels, 2h, 2w), laid out in memory like x, on a GPU channels_last."""
+    """Doubles an image's sides: (images, channels, h, w) → (images, channels, 2h, 2w), in memory like x, on a GPU
+    channels_last."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest-exact")
 
 
 @upsample.on_gpu
-def upsample_triton(x: torch.Tensor) -> torch.Tensor:
-    """The same by the kernel. x is copied first if it is not channels_last, which the result always is."""
+def upsample_triton(x) -> torch.Tensor:
+    """Launches a program for each part of a row of pixels. x is copied first if it is not channels_last."""
     # torch's own kernel for channels_last moves one element a thread, each after several integer divisions
     images, channels, height, width = x.shape
     x = x.permute(0, 2, 3, 1).contiguous()
@@ -31,6 +32,7 @@ def upsample_triton(x: torch.Tensor) -> torch.Tensor:
 
 @Kernel
 def _upsample(x_ptr, y_ptr, row_size, channels, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """Copies COLUMNS pixels of one row, all their channels, to two pixels each of two rows. row_size: w · channels."""
     row = tl.program_id(0).to(tl.int64)
     column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[:, None]
     channel = tl.arange(0, BLOCK)[None, :]

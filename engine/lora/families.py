@@ -118,6 +118,9 @@ def _check_shapes(family: Family, shapes: Mapping[str, tuple[int, ...]], height:
     def rank(role: str) -> int:
         return shapes[role][0] if shapes[role] else 0
 
+    def misshapen(role: str) -> Misfit:
+        return Misfit(f"{_show([role])} is {shapes[role]}, which does not fit a weight of {(height, columns)}")
+
     expected: dict[str, tuple[int, ...]] = {}
     match family:
         case Family.LORA:
@@ -136,19 +139,15 @@ def _check_shapes(family: Family, shapes: Mapping[str, tuple[int, ...]], height:
         expected["diff_b"] = (height,)
     for role, shape in expected.items():
         if shapes[role] != shape or 0 in shape:
-            raise _misshapen(role, shapes[role], height, columns)
+            raise misshapen(role)
     if family is Family.LOKR:
         first, second = (lokr_factor(shapes, part) for part in ("lokr_w1", "lokr_w2"))
         if (first[0] * second[0], first[1] * second[1]) != (height, columns):
             raise Misfit(f"the Kronecker product of {first} and {second} does not fit a weight of {(height, columns)}")
     if "magnitude" in shapes and shapes["magnitude"] not in ((height,), (height, 1), (1, columns)):
-        raise _misshapen("magnitude", shapes["magnitude"], height, columns)
+        raise misshapen("magnitude")
     if math.prod(shapes.get("alpha", ())) != 1:
         raise Misfit(f"alpha is {shapes['alpha']}, not one number")
-
-
-def _misshapen(role: str, shape: tuple[int, ...], height: int, columns: int) -> Misfit:
-    return Misfit(f"{_show([role])} is {shape}, which does not fit a weight of {(height, columns)}")
 
 
 def _show(roles: Iterable[str]) -> str:

@@ -18,11 +18,10 @@ from engine.config.json_fields import read_json_object
 from engine.config.model_config import ModelConfig
 from engine.errors import CheckpointError, LoraError, printable
 from engine.lora.families import Change, Misfit, family_of, rank_of
-from engine.lora.names import LayerNames, is_of_text_encoder, layer_names, model_of, split_key, strip_prefixes
+from engine.lora.names import LayerNames, layer_names, shorten, split_key, strip_prefixes
 
 _PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _QWEN_IMAGE_WIDTH = 3072  # of its blocks
-_MOST_LISTED = 3  # keys in an error
 _CHECKED_AT_ONCE = 1 << 26  # bytes
 
 # By dtype: the numbers seen as integers, and the bits of the exponent, which are all set if one is not finite.
@@ -65,11 +64,11 @@ class AdapterFile:
         for path, tensors in groups.items():
             for change in _changes(file, names, path, tensors, alphas):
                 if change.layer in self.changes:
-                    found = f"{_short(path)} is for {change.layer}, which another name in the file is for too"
+                    found = f"{shorten(path)} is for {change.layer}, which another name in the file is for too"
                     raise _error(file, found)
                 self.changes[change.layer] = change
         if alphas.unused:
-            name = _short(min(alphas.unused))
+            name = shorten(min(alphas.unused))
             raise _error(file, f"alpha_pattern names {name}, for which the file has no tensors")
         kinds = Counter("DoRA" if "magnitude" in c.tensors else c.family.value for c in self.changes.values())
         self.family = " and ".join(kind for kind, _ in kinds.most_common())
@@ -93,7 +92,7 @@ class AdapterFile:
                 part = slice(start, min(start + _CHECKED_AT_ONCE, size))
                 bits: np.ndarray = self.file.octets(name, part).view(kind)
                 if ((bits & exponent) == exponent).any():
-                    raise _error(self.file, f"{_short(name)}: holds values that are not finite")
+                    raise _error(self.file, f"{shorten(name)}: holds values that are not finite")
 
     def close(self) -> None:
         self.file.close()
@@ -113,39 +112,17 @@ def _group(file: TensorFile, names: LayerNames, lenient: bool) -> tuple[_Groups,
             continue
         path, role, adapter = split
         if role in groups[path]:
-            raise _error(file, f"{_short(key)} and {_short(groups[path][role])} are the same thing twice")
+            raise _error(file, f"{shorten(key)} and {shorten(groups[path][role])} are the same thing twice")
         groups[path][role] = key
         adapters.add(adapter)
     if len(adapters - {None}) > 1:
         shown = ", ".join(sorted(filter(None, adapters)))
-        raise _error(file, f"holds several adapters ({_short(shown)}): it may hold one")
+        raise _error(file, f"holds several adapters ({shorten(shown)}): it may hold one")
     if unresolved and (not groups or not lenient):
-        raise _error(file, _complaint(unresolved, bool(groups), names))
+        raise _error(file, names.complaint(unresolved, some_resolve=bool(groups)))
     if not groups:
         raise _error(file, "is not a Krea 2 LoRA: it holds no tensors")
     return groups, tuple(unresolved)
-
-
-def _complaint(unresolved: list[str], some_resolve: bool, names: LayerNames) -> str:
-    """Says why keys that are for no layer are refused."""
-    of_text_encoder = [key for key in unresolved if is_of_text_encoder(key)]
-    model = next(filter(None, map(model_of, unresolved)), None)
-    if model is not None and not of_text_encoder:
-        return f"is a LoRA for {model}, not for Krea 2: it has {_short(unresolved[0])}"
-    if len(of_text_encoder) == len(unresolved) and some_resolve:
-        return (
-            f"changes the text encoder too ({_short(of_text_encoder[0])}), which is not supported: "
-            "lora_lenient leaves that out"
-        )
-    if not some_resolve:
-        return f"is not a Krea 2 LoRA: none of its tensors, such as {_short(unresolved[0])}, is for a layer of Krea 2"
-    listed = []
-    for key in unresolved[:_MOST_LISTED]:
-        split = split_key(key)
-        closest = split and names.closest(split[0])
-        listed.append(_short(key) + (f" (the closest layer is {closest})" if closest else ""))
-    more = f" and {len(unresolved) - _MOST_LISTED} more" if len(unresolved) > _MOST_LISTED else ""
-    return f"has tensors that are for no layer of Krea 2: {', '.join(listed)}{more}; lora_lenient leaves them out"
 
 
 def _changes(
@@ -157,7 +134,7 @@ def _changes(
     shapes = {role: file.headers[name].shape for role, name in tensors.items()}
     for name in tensors.values():
         if file.headers[name].dtype not in FLOAT_BYTES:
-            raise _error(file, f"{_short(name)}: is stored as {file.headers[name].dtype}, not as F32, F16 or BF16")
+            raise _error(file, f"{shorten(name)}: is stored as {file.headers[name].dtype}, not as F32, F16 or BF16")
     columns = sources[0].shape[1]
     try:
         family = family_of(shapes, sum(source.shape[0] for source in sources), columns)
@@ -166,7 +143,7 @@ def _changes(
         hint = ""
         if columns > _QWEN_IMAGE_WIDTH and columns not in widths and _QWEN_IMAGE_WIDTH in widths:
             hint = "; it seems to be a LoRA for Qwen-Image"
-        raise _error(file, f"{_short(path)}: {misfit}{hint}") from None
+        raise _error(file, f"{shorten(path)}: {misfit}{hint}") from None
     rank = rank_of(shapes)
     scale = 1.0 if rank is None else alphas.scale(path, tensors.get("alpha"), rank)
     start = 0
@@ -201,7 +178,7 @@ class _Alphas:
 
     def _number(self, key: str, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
-            raise _error(self._file, f"{key} in {self._origin} is {_short(repr(value))}, not a number")
+            raise _error(self._file, f"{key} in {self._origin} is {shorten(repr(value))}, not a number")
         return float(value)
 
     def _read(self, name: str) -> float:
@@ -211,7 +188,7 @@ class _Alphas:
             kind, bits = "<u4", bits.astype("<u4") << 16
         number = float(bits.view(kind.replace("u", "f"))[0])
         if not math.isfinite(number):
-            raise _error(self._file, f"{_short(name)}: is not finite")
+            raise _error(self._file, f"{shorten(name)}: is not finite")
         return number
 
 
@@ -233,10 +210,6 @@ def _peft_fields(file: TensorFile, groups: _Groups) -> tuple[Mapping[str, Any], 
     if is_from_peft and config.exists():
         return read_json_object(config), _PEFT_CONFIG
     return {}, ""
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def _error(file: TensorFile, message: str) -> LoraError:

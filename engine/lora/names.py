@@ -7,6 +7,7 @@ never taken apart: in flat names (`layerwise_blocks_0_attn_wq`) an underscore ca
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 
@@ -29,13 +30,14 @@ _NAMED = re.compile(r"\.(lora_A|lora_B|lora_magnitude_vector)\.([^.]+)(\.weight)
 _DOTTED_PREFIXES = re.compile(r"^(base_model\.model\.|transformer\.|(model\.)?diffusion_model\.)+")
 _FLAT_PREFIXES = ("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_", "lora_")
 _TEXT_ENCODER_PREFIXES = ("text_encoder", "lora_te", "lycoris_te", "te.", "te1.", "te2.", "conditioner.")
-_OTHER_MODELS = (
+_OTHER_MODELS = (  # by what only their names contain
     (("add_q_proj", "add_k_proj", "img_mod", "txt_mod", "img_mlp", "txt_mlp"), "Qwen-Image"),
     (("double_blocks", "single_blocks", "single_transformer_blocks"), "FLUX"),
     (("input_blocks", "output_blocks", "down_blocks", "up_blocks", "mid_block"), "Stable Diffusion"),
     (("cross_attn",), "Wan"),
     (("joint_blocks",), "Stable Diffusion 3"),
 )
+_MOST_LISTED = 3  # keys in an error
 
 
 def split_key(key: str) -> tuple[str, str, str | None] | None:
@@ -57,14 +59,9 @@ def strip_prefixes(path: str) -> str:
     return _DOTTED_PREFIXES.sub("", path)
 
 
-def is_of_text_encoder(key: str) -> bool:
-    """Says whether a key is for the text encoder, which no adapter may change."""
-    return strip_prefixes(key).startswith(_TEXT_ENCODER_PREFIXES)
-
-
-def model_of(key: str) -> str | None:
-    """Returns which other model has such names, where that is plain."""
-    return next((model for marks, model in _OTHER_MODELS if any(mark in key for mark in marks)), None)
+def shorten(text: str) -> str:
+    """Cuts what a file says, which may be long, for an error."""
+    return text if len(text) <= 120 else text[:117] + "..."
 
 
 class LayerNames:
@@ -94,8 +91,26 @@ class LayerNames:
                 return self._table[path.removeprefix(prefix)]
         return None
 
-    def closest(self, path: str) -> str | None:
-        """Returns the known name that is most like this one."""
+    def complaint(self, unresolved: Sequence[str], *, some_resolve: bool) -> str:
+        """Says why a file with keys that are for no layer is refused."""
+        encoder = [key for key in unresolved if strip_prefixes(key).startswith(_TEXT_ENCODER_PREFIXES)]
+        named = (model for key in unresolved for parts, model in _OTHER_MODELS if any(part in key for part in parts))
+        if not encoder and (model := next(named, None)):
+            return f"is a LoRA for {model}, not for Krea 2: it has {shorten(unresolved[0])}"
+        if len(encoder) == len(unresolved) and some_resolve:
+            what = f"changes the text encoder too ({shorten(encoder[0])})"
+            return f"{what}, which is not supported: lora_lenient leaves that out"
+        if not some_resolve:
+            what = f"none of its tensors, such as {shorten(unresolved[0])}, is for a layer of Krea 2"
+            return f"is not a Krea 2 LoRA: {what}"
+        listed = []
+        for key in unresolved[:_MOST_LISTED]:
+            closest = (split := split_key(key)) and self._closest(split[0])
+            listed.append(shorten(key) + (f" (the closest layer is {closest})" if closest else ""))
+        more = f" and {len(unresolved) - _MOST_LISTED} more" if len(unresolved) > _MOST_LISTED else ""
+        return f"has tensors that are for no layer of Krea 2: {', '.join(listed)}{more}; lora_lenient leaves them out"
+
+    def _closest(self, path: str) -> str | None:
         path = strip_prefixes(path)[:200]  # of a hostile file's names, whose comparison takes long
         prefix = next((prefix for prefix in _FLAT_PREFIXES if path.startswith(prefix)), "")
         matches = get_close_matches(path.removeprefix(prefix), self._table, n=1)

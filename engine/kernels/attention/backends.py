@@ -30,11 +30,11 @@ PlanShape = tuple[tuple[int, ...], ...]
 
 
 class GatedAttentionKernel:
-    """Attention inside each segment, times sigmoid(gate), by one of `BACKENDS`. A rank makes one for its DiT.
+    """Attends inside each segment, times sigmoid(gate), by one of `BACKENDS`. A rank makes one for its DiT.
 
-    `captured_backend` serves packings whose bounds the host does not know, as in a CUDA graph: one of the varlen
-    backends, by default `backend` if it is one, else none. `plans`: what cuDNN may serve, where that is the backend:
-    long segments that have a plan; flash serves all others. Without it cuDNN serves all, and builds plans at once.
+    captured_backend: serves packings whose bounds the host does not know, as in a CUDA graph: a varlen backend, by
+    default `backend` if it is one, else none. plans: says which long segments cuDNN serves, where that is the backend;
+    flash serves all others. Without it cuDNN serves all, and builds plans at once.
     """
 
     def __init__(self, backend: str = "torch", captured_backend: str | None = None) -> None:
@@ -55,11 +55,11 @@ class GatedAttentionKernel:
         *,
         fp8: bool = False,
     ) -> torch.Tensor | Fp8Rows:
-        """sigmoid(gate) · softmax(q kᵀ / sqrt(head_dim)) v, each row attending to its own segment.
+        """Returns sigmoid(gate) · softmax(q kᵀ / sqrt(head_dim)) v, each row attending to its own segment: (tokens,
+        heads · head_dim), with `fp8` as rows for a matrix product.
 
         query: (tokens, heads, head_dim); key, value: (tokens, kv_heads, head_dim), kv_heads dividing heads; gate:
-        (tokens, heads · head_dim). All may be strided views of a packed matrix. Returns (tokens, heads · head_dim),
-        with `fp8` as rows for an fp8 matrix product.
+        (tokens, heads · head_dim). All may be strided views of a packed matrix.
         """
         backend = self._backend_for(packing)
         if backend == "triton" and not fp8:  # fp8's scale is a row's, over all heads
@@ -73,7 +73,7 @@ class GatedAttentionKernel:
         return output
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """The same without a gate."""
+        """Returns the same without a gate."""
         attended = self._attend(self._backend_for(packing), (query, key, value), packing)
         return attended if isinstance(attended, torch.Tensor) else _packed(attended, query)
 
@@ -83,7 +83,7 @@ class GatedAttentionKernel:
         return backend
 
     def _attend(self, backend: str, qkv: QKV, packing: Packing) -> torch.Tensor | Iterator[Attended]:
-        """(tokens, heads · head_dim) of one call for all segments, or what becomes of each in a call of its own."""
+        """Makes one call for all segments, → (tokens, heads · head_dim), or one for each as the result is read."""
         dense = BACKENDS[backend].dense
         if backend == "cudnn" and self.plans is not None:
             bounds = pairwise(packing.bounds)
@@ -96,7 +96,7 @@ class GatedAttentionKernel:
         return _segments(lambda _: dense, qkv, packing)
 
     def _has_plan(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-        """Whether cuDNN serves a segment; else it is remembered as one that it could."""
+        """Says whether cuDNN serves a segment, and counts it if only a plan is missing."""
         assert self.plans is not None
         tokens = query.shape[0]
         if tokens < LONG_SEGMENT:
@@ -111,11 +111,11 @@ class GatedAttentionKernel:
 def packed_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, *, causal: bool = False
 ) -> torch.Tensor:
-    """softmax(q kᵀ / sqrt(head_dim)) v, each row attending to its own segment.
+    """Returns softmax(q kᵀ / sqrt(head_dim)) v, each row attending to its own segment: (tokens, heads · head_dim).
 
     query: (tokens, heads, head_dim); key, value: (tokens, kv_heads, head_dim), kv_heads dividing heads. Rows may be
-    strided views of a packed matrix. Returns (tokens, heads · head_dim). On a GPU by torch's flash kernel where that
-    runs: what torch would choose itself, cuDNN, first builds a plan for every new length, and prompts come in many.
+    strided views of a packed matrix. On a GPU by torch's flash kernel where that runs: what torch would choose, cuDNN,
+    first builds a plan for every new length, and prompts come in many.
     """
     capable = query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 0)
     dense = _flash if capable and query.dtype != torch.float32 and query.shape[-1] % 8 == 0 else _torch
@@ -153,8 +153,8 @@ def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causa
 
 
 def _by_segment(dense: Dense, qkv: QKV, packing: Packing) -> torch.Tensor:
-    """One call of `dense` if all segments are equally long, else one for each. Always one for each by cuDNN, for which
-    every number of equal segments would be one more plan."""
+    """Makes one call if all segments are equally long, else one for each, → (tokens, heads · head_dim). By cuDNN always
+    one for each: every number of equal segments would be one more plan."""
     tokens, heads, head_dim = qkv[0].shape
     if tokens and len(set(packing.lengths)) == 1 and (packing.segments == 1 or dense is not _cudnn):
         shape = (packing.segments, packing.longest)
@@ -164,7 +164,7 @@ def _by_segment(dense: Dense, qkv: QKV, packing: Packing) -> torch.Tensor:
 
 
 def _segments(dense: Callable[[int], Dense], qkv: QKV, packing: Packing) -> Iterator[Attended]:
-    """Every segment that has rows by a call of its own. dense: by the segment's index."""
+    """Makes a call for every segment that has rows, of what `dense` gives for its index."""
     for index, (start, stop) in enumerate(pairwise(packing.bounds)):
         if start < stop:
             # Sliced before it becomes a batch of one, so that strides, for which cuDNN builds a plan each, depend on
@@ -174,7 +174,7 @@ def _segments(dense: Callable[[int], Dense], qkv: QKV, packing: Packing) -> Iter
 
 
 def _packed(segments: Iterable[Attended], query: torch.Tensor) -> torch.Tensor:
-    """(tokens, heads · head_dim)."""
+    """Puts segments together: (tokens, heads · head_dim)."""
     output = query.new_empty(query.shape)
     for start, stop, attended in segments:
         output[start:stop] = attended
@@ -185,7 +185,7 @@ def _packed(segments: Iterable[Attended], query: torch.Tensor) -> torch.Tensor:
 
 
 def build_plan(shape: PlanShape, device: torch.device, dtype: torch.dtype) -> None:
-    """Have this thread attend to a segment of this shape by cuDNN, which builds its plan. Raises what cuDNN raises."""
+    """Attends to a segment of this shape by cuDNN, which builds its plan for this thread. Raises what cuDNN raises."""
     query_shape, key_shape, *strides = shape
     sizes = (query_shape, key_shape, key_shape)
     # all three may lie in the same memory: nobody reads what comes out
@@ -197,9 +197,9 @@ def build_plan(shape: PlanShape, device: torch.device, dtype: torch.dtype) -> No
 
 @dataclass(frozen=True)
 class Backend:
-    """attend: (query, key, value, packing) → (tokens, heads · head_dim), as `packed_attention`. varlen: one launch for
-    all segments that reads nothing of the packing but its tables on the device, and so can be part of a CUDA graph.
-    dense: of one that is not, what it calls for equally long segments."""
+    """One way to attend. attend: (query, key, value, packing) → (tokens, heads · head_dim), as `packed_attention`.
+    varlen: one launch for all segments that reads the packing's tables on the device alone, and so can be part of a
+    CUDA graph. dense: of one that is not, what it calls for equally long segments."""
 
     attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Packing], torch.Tensor]
     varlen: bool

@@ -19,36 +19,36 @@ from engine.kernels.attention.triton_kernel import LARGEST_HEAD_DIM
 from engine.kernels.packing import Packing
 
 AUTO = "auto"
-REPEATS = 10
-# What ranks make together of what each of them found: timings, and reasons against others.
+REPEATS = 10  # of what is timed
+# What ranks make together of what each of them found: timings, and reasons against backends, by backend.
 Agree = Callable[[dict[str, "Timing"], dict[str, str]], tuple[dict[str, "Timing"], dict[str, str]]]
 # What "auto" leaves alone: nobody has measured yet what it changes in an image.
 ON_REQUEST = frozenset({"fa3-fp8"})
 # Without measuring: by what others published for Hopper. flash is fa2's kernel, as torch was built with it. cuDNN comes
-# after it, for it would stop for a plan at every new length: who does not measure makes few images.
+# after it, since it would stop for a plan at every new length, and who does not measure makes few images.
 _PREFERRED = ("fa3", "flash", "fa2", "fa4", "cudnn", "triton", "torch")
 _PREFERRED_IN_FLOAT32 = ("torch", "triton")  # whose products are not for tensor cores there, and spill registers
-# Of attention, what cuDNN serves once a server has run for a while; flash serves lengths that have no plan yet.
+# The share of attention that cuDNN serves once a server has run for a while; flash serves lengths without a plan.
 _WITH_A_PLAN = 0.85
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one gated attention: the first for lengths never seen before, for cuDNN with the building of a
-    plan, and each after that."""
+    """Milliseconds of one gated attention: of the first for new lengths, for cuDNN with building a plan, and of each
+    after that."""
 
     first_ms: float
     steady_ms: float
 
     def cost_ms(self, calls: int) -> float:
-        """The mean over so many calls with the same lengths."""
+        """Returns the mean over this number of calls with the same lengths."""
         return (self.first_ms + (calls - 1) * self.steady_ms) / calls
 
 
 @dataclass(frozen=True)
 class AttentionChoice:
-    """backend, captured_backend: as `GatedAttentionKernel` takes them; the latter is None where no varlen backend runs.
-    timings: of every backend that was measured; refused: why the others were not, or failed."""
+    """What `GatedAttentionKernel` is to use; captured_backend is None where no varlen backend runs. timings: of every
+    backend that was measured; refused: why the others were not, or failed."""
 
     backend: str
     captured_backend: str | None
@@ -56,7 +56,7 @@ class AttentionChoice:
     refused: dict[str, str]
 
     def describe(self) -> dict[str, str]:
-        """For people: what was chosen, and why."""
+        """Says for people what was chosen, and why."""
         measured = {
             name: f"{timing.steady_ms:.3f} ms, new lengths {timing.first_ms:.3f} ms"
             for name, timing in self.timings.items()
@@ -67,7 +67,7 @@ class AttentionChoice:
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """What a rank attends to: its heads, not the model's; lengths: tokens of each segment of a typical batch."""
+    """What a rank attends to: its own heads; lengths: tokens of each segment of a typical batch."""
 
     heads: int
     kv_heads: int
@@ -86,14 +86,14 @@ def choose_attention(
     measured: bool = True,
     agree: Agree = lambda timings, refused: (timings, refused),
 ) -> AttentionChoice:
-    """The backends that an engine with `--attention name` uses.
+    """Chooses the backends that an engine with `--attention name` uses.
 
-    On a GPU every candidate is measured, in this thread, for cuDNN's plans belong to the thread that had them built.
+    On a GPU every candidate is measured, in this thread, since cuDNN's plans belong to the thread that built them.
     "auto" takes FlashAttention 3 before cuDNN, which needs a plan for every length, and of the others what costs least
-    over `calls` attentions of which the first meets new lengths; for cuDNN, whose plans are built between images, a
-    part of them is flash's. Not `measured`, what is usually fastest. Never one of `ON_REQUEST`. CUDA graphs get the
-    named backend if it is varlen, else the fastest that is. agree: called once, on a GPU, with what was found, before
-    anything is chosen. Raises `ArgumentError` if the named one does not run here.
+    over `calls` attentions of which the first meets new lengths; a part of cuDNN's are flash's, since its plans are
+    built between images. Not `measured`, it takes what is usually fastest. Never one of `ON_REQUEST`. CUDA graphs get
+    the named backend if it is varlen, else the fastest that is. agree: called once, on a GPU, with what was found,
+    before anything is chosen. Raises `ArgumentError` if the named one does not run here.
     """
     where = device, dtype, shape.head_dim
     refused = {backend: reason for backend in BACKENDS if (reason := unavailable(backend, *where))}
@@ -101,7 +101,7 @@ def choose_attention(
         _, refused = agree({}, refused)
     available = [backend for backend in BACKENDS if backend not in refused]
     if name != AUTO and name not in available:
-        raise _not_available(name, refused, available)
+        raise _not_available(name, refused)
     if device.type != "cuda":
         kernel = GatedAttentionKernel("torch" if name == AUTO else name)
         return AttentionChoice(kernel.backend, kernel.captured_backend, {}, refused)
@@ -127,7 +127,7 @@ def choose_attention(
             refused[backend] = _one_line(error)
     timings, refused = agree(timings, refused)
     if not timings.keys() & set(wanted):
-        raise _not_available(name, refused, [backend for backend in available if backend not in refused])
+        raise _not_available(name, refused)
 
     def cost(backend: str) -> float:
         if backend == "cudnn" and "flash" in timings:
@@ -143,11 +143,16 @@ def choose_attention(
 
 
 def unavailable(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Why the backend does not run on this device with these tensors; None if nothing is known to speak against it."""
+    """Says why the backend does not run on this device with such tensors; None if nothing is known against it."""
     if backend == "torch":
         return None
     if backend == "triton":
-        return _triton(device, head_dim)
+        if find_spec("triton") is None:
+            return "triton is not installed"
+        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            return f"it needs a CUDA device, not {device.type}"
+        fits = head_dim % 2 == 0 and head_dim <= LARGEST_HEAD_DIM
+        return None if fits else f"its head dim is even and up to {LARGEST_HEAD_DIM}, not {head_dim}"
     if backend == "fa3-fp8" and head_dim % 16:
         return f"its head dim is a multiple of 16, not {head_dim}"
     generations, largest_head_dim, other_reason = _NEEDS[backend]
@@ -165,7 +170,7 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype, head_dim
 
 
 def measure(backend: str, shape: AttentionShape, device: torch.device, dtype: torch.dtype) -> Timing:
-    """Time one backend on random input, gate included. Raises what it raises."""
+    """Times one backend on random input, gate included. Raises what it raises."""
     widths = [heads * shape.head_dim for heads in (shape.heads, shape.kv_heads, shape.kv_heads, shape.heads)]
     generator = torch.Generator(device).manual_seed(0)  # leaves the device's own, from which others draw, alone
     packed = torch.randn((sum(shape.lengths), sum(widths)), device=device, dtype=dtype, generator=generator)
@@ -188,7 +193,8 @@ def measure(backend: str, shape: AttentionShape, device: torch.device, dtype: to
     return Timing(first[0], statistics.median(milliseconds(shape.lengths, REPEATS)))
 
 
-def _not_available(name: str, refused: dict[str, str], available: list[str]) -> ArgumentError:
+def _not_available(name: str, refused: dict[str, str]) -> ArgumentError:
+    available = [backend for backend in BACKENDS if backend not in refused]
     reason = refused.get(name) or "; ".join(f"{backend}: {why}" for backend, why in refused.items())
     return ArgumentError(
         f"attention {name} is not available: {reason}; available here: {', '.join([AUTO, *available])}",
@@ -199,16 +205,6 @@ def _not_available(name: str, refused: dict[str, str], available: list[str]) -> 
 def _one_line(error: BaseException) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__
-
-
-def _triton(device: torch.device, head_dim: int) -> str | None:
-    if find_spec("triton") is None:
-        return "triton is not installed"
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"it needs a CUDA device, not {device.type}"
-    if head_dim % 2 or head_dim > LARGEST_HEAD_DIM:
-        return f"its head dim is even and up to {LARGEST_HEAD_DIM}, not {head_dim}"
-    return None
 
 
 def _cudnn() -> str | None:
@@ -234,7 +230,7 @@ def _import(package: str) -> str | None:
     return None
 
 
-# Major compute capabilities, the largest head dim, and what speaks against it that GPU and tensors do not tell.
+# Of each backend: major compute capabilities, the largest head dim, and what is against it that these do not tell.
 _NEEDS: dict[str, tuple[range, int, Callable[[], str | None]]] = {
     "cudnn": (range(8, 13), 128, _cudnn),
     "flash": (range(8, 13), 256, _flash),

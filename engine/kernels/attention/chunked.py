@@ -1,8 +1,7 @@
-"""Attention of one head that is too wide for the kernels that keep scores in registers, over very many keys.
+"""Attention of one head that is too wide for kernels which keep scores in registers, over very many keys.
 
 Scores of some queries at a time lie in memory: a matrix product makes them, a kernel makes weights of them, another
-product mixes the values. Both products run at the rate of large ones, which costs less than a kernel that has to keep
-its results for 384 columns somewhere while it goes through the keys.
+product mixes the values. Two large products cost less than a kernel that must keep results of 384 columns somewhere.
 """
 
 from __future__ import annotations
@@ -13,19 +12,18 @@ from engine.kernels.jit import Kernel, Operation, tl
 
 # Queries at once, if memory allows: fewer leave the second product, of 384 columns, too few tiles for a large GPU.
 _MOST_QUERIES = 4096
-_FLOAT32 = 4
-_ALIGNED = 16  # what a row of scores is a multiple of: rows begin where wide loads may, whatever the number of keys
+_FLOAT32 = 4  # bytes
+_ALIGNED = 16  # columns of scores are a multiple of it, so that each row begins where wide loads may
 _LOWEST = -3.0e38  # below every score
-BLOCK, WARPS = 4096, 16  # columns that a program holds: two loads of 16 bytes a thread
+BLOCK, WARPS = 4096, 16  # columns of a program at a time: two loads of 16 bytes a thread
 _LOG2_E = 1.4426950408889634
 
 
 def chunked_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, room: int) -> torch.Tensor:
-    """softmax(q kᵀ / sqrt(width)) v: (images, queries, width) and twice (images, keys, width) → (images, queries,
-    width).
+    """Returns softmax(q kᵀ / sqrt(width)) v, (images, queries, width). key, value: (images, keys, width).
 
-    Products are summed up and handed on in float32; weights are rounded to the inputs' dtype. room: bytes of scores and
-    weights that there may be at one time, if that is enough for one query's.
+    Products are summed up and handed on in float32; weights are rounded to the inputs' dtype. room: bytes that scores
+    and weights may take at one time, where that is enough for one query's.
     """
     (images, queries, width), keys = query.shape, key.shape[1]
     columns = -(-keys // _ALIGNED) * _ALIGNED
@@ -49,7 +47,7 @@ def chunked_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
 
 
 def _multiply(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor) -> None:
-    """a b into float32 `out`, without rounding to the dtype of a and b on the way."""
+    """Writes a b to float32 `out` without rounding it to the dtype of a and b. (m, k) and (k, n) → (m, n)."""
     if a.is_cuda:
         torch.mm(a, b, out_dtype=torch.float32, out=out)
     else:
@@ -58,20 +56,20 @@ def _multiply(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor) -> None:
 
 @Operation
 def weigh(scores: torch.Tensor, scale: float, weights: torch.Tensor, sums: torch.Tensor) -> None:
-    """A softmax but for its division: exp(scale · (score − the row's largest)) and, of these as they are rounded, each
-    row's sum.
+    """Writes a softmax without its division: exp(scale · (score − the row's largest)) to weights, and to sums what each
+    row of these, as they are rounded, adds up to.
 
-    scores: (rows, columns) float32, of which -inf weighs nothing; weights: as they are, of any dtype; sums: (rows, 1)
-    float32. All contiguous. The largest weight is 1, which is exact, and rounding changes nothing of what a row adds up
-    to: the error is less than that of a softmax that is rounded.
+    scores: (rows, columns) float32, of which -inf weighs nothing; weights: like these in any dtype; sums: (rows, 1)
+    float32. All contiguous. The largest weight is 1, which is exact, and the sums are of what is multiplied: the error
+    is less than that of a softmax that is rounded.
     """
     weights.copy_(((scores - scores.amax(dim=-1, keepdim=True)) * scale).exp())
     torch.sum(weights, dim=-1, keepdim=True, dtype=torch.float32, out=sums)
 
 
 @weigh.on_gpu
-def weigh_triton(scores: torch.Tensor, scale: float, weights: torch.Tensor, sums: torch.Tensor) -> None:
-    """The same by the kernel, a program a row."""
+def weigh_triton(scores, scale, weights, sums) -> None:
+    """Launches a program a row."""
     rows, columns = scores.shape
     assert scores.is_contiguous()
     assert weights.is_contiguous()
@@ -80,6 +78,7 @@ def weigh_triton(scores: torch.Tensor, scale: float, weights: torch.Tensor, sums
 
 @Kernel
 def _weigh(scores_ptr, weights_ptr, sums_ptr, columns, scale, lowest, BLOCK: tl.constexpr):
+    """Weighs one row, BLOCK columns at a time, twice: for its largest score, then for weights. scale: with log2(e)."""
     row = tl.program_id(0).to(tl.int64)
     scores_ptr += row * columns
     weights_ptr += row * columns

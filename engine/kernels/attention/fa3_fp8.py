@@ -11,19 +11,19 @@ from engine.kernels.fp8 import FP8, FP8_MAX, SMALLEST_SCALE
 from engine.kernels.jit import Kernel, Operation, power_of_2, tl
 from engine.kernels.packing import TILE_ROWS, Packing
 
-_BLOCK_ROWS = 32  # of a tile that a program holds at a time
+_BLOCK_ROWS = 32  # rows of a tile that a program holds at a time
 
 
 class Fp8Heads(NamedTuple):
-    """values · scales is the tensor meant. values: (tokens, heads, head_dim) e4m3; scales: (segments, kv_heads)
-    float32, of each segment's rows in the heads that share a key/value head."""
+    """Stands for values · scales. values: (tokens, heads, head_dim) e4m3; scales: (segments, kv_heads) float32, of each
+    segment's rows in the heads that share a key/value head."""
 
     values: torch.Tensor
     scales: torch.Tensor
 
 
 def flash_attention_fp8(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """As `packed_attention` without `causal`, in fp8 arithmetic. Head dims are multiples of 16."""
+    """Attends as `packed_attention` without `causal`, in fp8 arithmetic. Head dims are multiples of 16."""
     q, k, v = quantize_heads(query, key, value, packing)
     scales = {"q_descale": q.scales, "k_descale": k.scales, "v_descale": v.scales}
     return flash_attention("fa3", q.values, k.values, v.values, packing, **scales).to(query.dtype)
@@ -33,7 +33,10 @@ def flash_attention_fp8(query: torch.Tensor, key: torch.Tensor, value: torch.Ten
 def quantize_heads(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
 ) -> tuple[Fp8Heads, Fp8Heads, Fp8Heads]:
-    """Each over its largest magnitude / 448 in a segment's heads. Waits for nothing on the host."""
+    """Divides q, k and v by their largest magnitude / 448 in a segment's heads. Waits for nothing on the host.
+
+    query: (tokens, heads, head_dim); key, value: (tokens, kv_heads, head_dim), rows of any stride, heads side by side.
+    """
     kv_heads, rows = key.shape[1], packing.row_segments.long()
 
     def quantize(part: torch.Tensor) -> Fp8Heads:
@@ -49,11 +52,8 @@ def quantize_heads(
 
 
 @quantize_heads.on_gpu
-def quantize_heads_triton(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
-) -> tuple[Fp8Heads, Fp8Heads, Fp8Heads]:
-    """By two kernels: the first finds the scales, the second reads all again. Rows may be strided, a row's heads lie
-    side by side."""
+def quantize_heads_triton(query, key, value, packing) -> tuple[Fp8Heads, Fp8Heads, Fp8Heads]:
+    """Launches two kernels, a program a tile and key/value head: one finds the scales, one reads all again."""
     (_, heads, head_dim), kv_heads = query.shape, key.shape[1]
     parts = (query, key, value)
     assert all(part.stride()[1:] == (head_dim, 1) for part in parts)
@@ -78,6 +78,7 @@ def _find_largest(
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
     TILE_ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
+    """Finds the largest magnitude in one tile of q, k or v (by part), in the GROUP heads of one key/value head."""
     tile = tiles_ptr + tl.program_id(0) * 3
     first, stop = tl.load(tile), tl.load(tile + 2)
     head, part = tl.program_id(1), tl.program_id(2)
@@ -106,6 +107,8 @@ def _quantize(
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
     TILE_ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
+    """Quantises what the program of this tile, head and part of `_find_largest` read; a segment's first tile writes its
+    scale."""
     tile = tiles_ptr + tl.program_id(0) * 3
     first, start, stop = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
     head, part = tl.program_id(1), tl.program_id(2)

@@ -18,12 +18,13 @@ from engine.kernels.packing import LONG_SEGMENT, Packing
 
 @dataclass(frozen=True)
 class FlashPackage:
-    """generations: major compute capabilities that there are kernels for. modules: where the function for packed
-    batches may be; the first that is installed counts. install: how to get it.
-    distribution: pip's name of what must be installed, where modules do not tell: flash-attn 2.8 brings a
-    flash_attn.cute of its own, older than flash-attn-4's. oldest: its first version that will do.
-    dense: whether equally long segments go to its function for those. chooses_packing: whether it can be told not to
-    treat the query heads of a key/value head as rows, which it does with packed batches, and which is for short ones.
+    """One release.
+
+    generations: major compute capabilities that it has kernels for. modules: where its functions may be, of which the
+    first that is installed counts. install: how to get it. distribution: pip's name of what must be installed, where
+    modules do not tell: flash-attn 2.8 brings a flash_attn.cute older than flash-attn-4's. oldest: the first version
+    that will do. dense: whether equally long segments go to its function for these. chooses_packing: whether it can be
+    told not to treat the query heads of a key/value head as rows, which pays for short segments alone.
     """
 
     generations: range
@@ -64,7 +65,7 @@ FLASH_PACKAGES = {
 
 @cache
 def package_function(name: str, function: str) -> Callable[..., Any]:
-    """A function of one of `FLASH_PACKAGES`. Raises `ImportError`, or what its import raises."""
+    """Imports a function of one of `FLASH_PACKAGES`. Raises `ImportError`, or what the import raises."""
     package = FLASH_PACKAGES[name]
     missing = f"no FlashAttention {name.removeprefix('fa')} is installed ({package.install})"
     if package.distribution is not None:
@@ -85,8 +86,8 @@ def package_function(name: str, function: str) -> Callable[..., Any]:
 def flash_attention(
     name: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, **options: torch.Tensor
 ) -> torch.Tensor:
-    """As `packed_attention` without `causal`, by one of `FLASH_PACKAGES`. Head dims are multiples of 8. options: more
-    arguments of both its functions."""
+    """Attends as `packed_attention` without `causal`, by one of `FLASH_PACKAGES`. Head dims are multiples of 8.
+    options: more arguments of both its functions."""
     package = FLASH_PACKAGES[name]
     lengths = () if packing.captured else packing.lengths
     if package.dense and packing.tokens and len(set(lengths)) == 1:

@@ -1,6 +1,6 @@
-"""When an attention library that builds a plan for every new length gets to build one: while nobody waits for an image.
+"""When an attention library that needs a plan for every new length may build one: while nobody waits for an image.
 
-Pure: it knows neither torch nor a clock; shapes are whatever identifies a plan, and times are passed in.
+Pure: it knows neither torch nor a clock. Shapes are whatever identifies a plan; times are seconds and passed in.
 """
 
 from __future__ import annotations
@@ -10,24 +10,23 @@ from collections import Counter
 from collections.abc import Hashable
 
 IDLE_S = 1.0  # without an image to make, before a plan is built
-MOST_WAITING = 0.02  # of the images may have come while a plan was being built
+MOST_WAITING = 0.02  # share of images that may have come while a plan was being built
 MOST_PLANS = 256
 MOST_BYTES = 1 << 30  # that plans were seen to take, after which none is built
-_FIRST_IMAGES = 1000  # count as this many, since plans pay the longer the earlier they are there
-# An image that starts within so many seconds after a plan was built has come before it was: what a rank takes to read
-# an order that lay there. One in some fifty that it had nothing to do with is counted too.
+_FIRST_IMAGES = 1000  # fewer images count as this many, since plans pay the longer the earlier they are there
+# An image that starts within this time after a plan was built came before it was: a rank takes as long to read an order
+# that waits. One in some fifty that it had nothing to do with is counted too.
 _WAITED_S = 0.05
-_MOST_SHAPES = 4096  # without a plan that are remembered
+_MOST_SHAPES = 4096  # remembered without a plan
 _MOST_FAILURES = 3  # in a row, after which nothing more is tried
 
 
 class PlanSchedule:
-    """Counts what shapes are met and which of them have a plan, and says what to build and when.
+    """Counts the shapes that are met and have a plan, and says what to build and when.
 
     The shape that cost most so far goes first. A plan is built only after `IDLE_S` without an image, and only while the
-    images that came during builds, and those that this one risks, stay within `MOST_WAITING` of all, the first thousand
-    counting as a thousand. So the bound holds whatever the load, but for images that come during one build, more of
-    them than two and than ever before.
+    images that came during builds, and as many as ever came during one, stay within `MOST_WAITING` of all. That holds
+    whatever the load, but for the images beyond these, and beyond two, that come during one build.
     """
 
     def __init__(self) -> None:
@@ -45,15 +44,15 @@ class PlanSchedule:
 
     @property
     def plans(self) -> int:
-        """How many there are."""
+        """The number of plans."""
         return len(self._planned)
 
     def has(self, shape: Hashable) -> bool:
-        """Whether there is a plan for it."""
+        """Says whether there is a plan for it."""
         return shape in self._planned
 
     def met(self, shape: Hashable, work: float = 1.0) -> None:
-        """A shape without a plan came up. work: what it costs without one, in any unit."""
+        """Counts a shape without a plan. work: what it costs without one, in any unit."""
         if shape in self._failed:
             return
         self._work[shape] += work  # type: ignore[assignment]
@@ -61,7 +60,7 @@ class PlanSchedule:
             self._work = Counter(dict(self._work.most_common(_MOST_SHAPES // 2)))
 
     def worked(self, now: float, images: int = 0) -> None:
-        """There was something to do at this time, which began so many images."""
+        """Notes that there was work at this time, which began this number of images."""
         self._idle_since = now
         if not images:
             return
@@ -72,7 +71,7 @@ class PlanSchedule:
             self._most_at_once = max(self._most_at_once, self._at_once)
 
     def wait_s(self, now: float) -> float | None:
-        """Seconds until the next plan may be built if nothing comes up; None if there is none to build."""
+        """Returns the seconds until the next plan may be built if no work comes; None if there is none to build."""
         if not self._work or self._failures >= _MOST_FAILURES:
             return None
         if len(self._planned) >= MOST_PLANS or self.bytes >= MOST_BYTES:
@@ -82,18 +81,18 @@ class PlanSchedule:
         return max(0.0, self._idle_since + IDLE_S - now)
 
     def next(self) -> Hashable | None:
-        """The shape that a plan would save most for; None without any."""
+        """Returns the shape that a plan would save most for; None if all have one."""
         return max(self._work, key=self._work.__getitem__) if self._work else None
 
     def built(self, shape: Hashable, now: float | None, size: int = 0) -> None:
-        """There is a plan since `now`, which took so many bytes. None: no image can have waited for it."""
+        """Notes a plan of `size` bytes that was built by `now`. None: no image can have waited for it."""
         self._ended(shape, now)
         self._planned.add(shape)
         self._failures = 0
         self.bytes += max(0, size)
 
     def failed(self, shape: Hashable, now: float | None) -> None:
-        """There will be no plan for it, which was found out at `now`, as with `built`."""
+        """Notes that there will be no plan for it, which was known by `now`, as in `built`."""
         self._ended(shape, now)
         self._failed.add(shape)
         self._failures += 1
@@ -104,7 +103,7 @@ class PlanSchedule:
         self._at_once = 0
 
     def describe(self) -> str:
-        """For people."""
+        """Says for people how many plans there are and what they took."""
         size = f"{self.plans} plans of {self.bytes / 1e6:.0f} MB"
         failed = f", {len(self._failed)} failed" if self._failed else ""
         return f"{size}{failed}; {self.waited} of {self.images} images waited for one"

@@ -1,8 +1,8 @@
 """Attention as one Triton kernel: every segment in one launch, grouped key/value heads, the gate in the epilogue.
 
 A program owns a tile of one segment's queries in one head and walks over that segment's keys, keeping a running
-softmax in float32 (FlashAttention 2). All it knows of the packing are the tables on the device, so a CUDA graph that
-was captured with one packing serves others.
+softmax in float32 (FlashAttention 2, arXiv 2307.08691). It knows the packing by the tables on the device alone, so a
+CUDA graph that was captured with one packing serves others.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def attention_triton(
     packing: Packing,
     gate: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """softmax(q kᵀ / sqrt(head_dim)) v inside each segment, times sigmoid(gate) if there is one.
+    """Returns softmax(q kᵀ / sqrt(head_dim)) v inside each segment, times sigmoid(gate) if it is given: (tokens,
+    heads · head_dim).
 
     query: (tokens, heads, head_dim); key, value: (tokens, kv_heads, head_dim), kv_heads dividing heads; gate:
-    (tokens, heads · head_dim). Rows may be strided, a row's heads lie side by side; head_dim is at most 256. Returns
-    (tokens, heads · head_dim).
+    (tokens, heads · head_dim). Rows may be strided, a row's heads lie side by side; head_dim is at most 256.
     """
     tokens, heads, head_dim = query.shape
     assert all(part.stride()[1:] == (head_dim, 1) for part in (query, key, value))
@@ -46,7 +46,7 @@ def attention_triton(
 
 
 def launch_parameters(head_dim: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """Columns of a head that a program holds, keys of a step, warps, stages of the pipeline that loads keys.
+    """Returns columns of a head that a program holds, keys of a step, warps, and stages of the pipeline for keys.
 
     For bfloat16 what an H200 holds without spilling registers (at 256 columns nearly so). float32 products run on its
     plain cores, spill, and are for tests.
@@ -64,6 +64,8 @@ def _attention(
     HEAD_DIM: tl.constexpr, GROUP: tl.constexpr, HAS_GATE: tl.constexpr,
     BLOCK_DIM: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
+    """Attends with one tile of at most TILE_ROWS queries of one head to the keys from its segment's `start` to `stop`,
+    BLOCK_COLUMNS at a time. scale: with log2(e)."""
     tile = tiles_ptr + tl.program_id(0) * 3
     first, start, stop = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
     head = tl.program_id(1)
@@ -107,7 +109,10 @@ def _attend(
     largest, total, mixed, query, key_ptr, value_ptr, key_stride, value_stride, scale, length,
     MASKED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One step of the running softmax, over the `length` keys from `key_ptr` on, at most BLOCK_COLUMNS."""
+    """Takes one step of the running softmax, over `length` keys from `key_ptr` on, at most BLOCK_COLUMNS.
+
+    largest, total: (TILE_ROWS,) of the scores so far, mixed: (TILE_ROWS, BLOCK_DIM) of the values, all float32.
+    """
     columns = tl.arange(0, BLOCK_COLUMNS)[:, None]
     dims = tl.arange(0, BLOCK_DIM)[None, :]
     if MASKED:
