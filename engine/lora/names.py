@@ -121,10 +121,7 @@ class LayerNames:
             assert self._table.setdefault(spelling, layers) == layers, f"{spelling} has two meanings"
 
 
-@lru_cache(maxsize=2)
-def layer_names(config: TransformerConfig) -> LayerNames:
-    """Returns a model's layers, for every file of it the same table."""
-    return LayerNames(config)
+layer_names = lru_cache(maxsize=2)(LayerNames)  # one table for all files of a model
 
 
 def _spellings(layer: str, native: str) -> list[str]:
