@@ -1,1 +1,1 @@
-"""What is run and how: a checkpoint's sizes from its json files, the engine's options, the shape of prompts."""
+"""What is run and how: a checkpoint's sizes from its json files, the engine's options, the tokens around a prompt."""

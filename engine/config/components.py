@@ -1,4 +1,4 @@
-"""What each component of a checkpoint is: sizes and constants, read from its config.json and checked.
+"""Reads and checks what each component of a checkpoint is: the sizes and constants in its config.json.
 
 Imports no torch: the front-end and `krea2 info` need these numbers without waiting for it. Every size of the model
 comes from here; none is a constant elsewhere.
@@ -11,7 +11,7 @@ from functools import partial
 
 from engine.config.json_fields import JsonFields, json_field
 
-# No real model comes near it; a config beyond it is damaged, and would otherwise ask for absurd memory.
+# No real model comes near these; a config beyond them is damaged, and would otherwise ask for absurd memory.
 _MOST_LAYERS = 1024
 _LARGEST_SHIFT = 10.0  # exp of it scales the noise schedule
 _MOST_IMAGE_TOKENS = 1 << 16  # twice those of the largest image
@@ -24,7 +24,8 @@ _shift = partial(json_field, JsonFields.number, above=-_LARGEST_SHIFT, below=_LA
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The DiT and its text fusion, as the keys of `transformer/config.json` have it, one a field."""
+    """The DiT and its text fusion: a field for each key of `transformer/config.json`, so 17. Sizes are those of linear
+    layers and heads; the three axes of the rotary embedding are a head's dims for frame, row and column."""
 
     in_channels: int = _integer(default=64)
     num_layers: int = _layers(default=28)
@@ -53,14 +54,14 @@ class TransformerConfig:
         return self.text_hidden_size // self.text_num_heads
 
     def undivided_heads(self, ranks: int) -> list[tuple[str, int]]:
-        """The numbers of heads in the blocks that `ranks` does not divide, each with its key in the file."""
+        """List the numbers of heads in the blocks that `ranks` does not divide, each after its key in the file."""
         heads = {"num_attention_heads": self.num_heads, "num_key_value_heads": self.num_kv_heads}
         return [(name, count) for name, count in heads.items() if count % ranks]
 
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
-    """The language model of Qwen3-VL, as `text_encoder/config.json` has it."""
+    """The language model of Qwen3-VL: fields for keys of `text_encoder/config.json`."""
 
     hidden_size: int = _integer()
     intermediate_size: int = _integer()
@@ -75,7 +76,8 @@ class TextEncoderConfig:
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """The Qwen-Image VAE, as `vae/config.json` has it. latents_mean and latents_std: of each of z_dim channels."""
+    """The Qwen-Image VAE: fields for keys of `vae/config.json`. latents_mean, latents_std: of each of z_dim channels.
+    dim_mult: channels at each level, in units of base_dim."""
 
     base_dim: int = _integer(default=96)
     z_dim: int = _integer(default=16)
@@ -92,7 +94,8 @@ class VAEConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The resolution-dependent shift `mu`, linear in the image tokens, as `scheduler/scheduler_config.json` has it."""
+    """The shift `mu` of the noise schedule, linear in the image tokens between two points: fields for keys of
+    `scheduler/scheduler_config.json`."""
 
     base_image_seq_len: int = _integer(default=256)
     max_image_seq_len: int = _integer(default=6400)
@@ -102,6 +105,7 @@ class ScheduleConfig:
 
 
 def read_transformer(config: JsonFields) -> TransformerConfig:
+    """Read `transformer/config.json`. Raises `CheckpointError` for what does not fit, as all here do."""
     config.expect("_class_name", "Krea2Transformer2DModel")
     result = config.build(TransformerConfig)
     if sum(result.axes_dims_rope) != result.head_dim or any(axis % 2 for axis in result.axes_dims_rope):
@@ -118,6 +122,7 @@ def read_transformer(config: JsonFields) -> TransformerConfig:
 
 
 def read_text_encoder(config: JsonFields) -> TextEncoderConfig:
+    """Read `text_encoder/config.json`, of the whole Qwen3-VL or of its language model alone."""
     text = config.section("text_config", default=config)
     text.expect("model_type", "qwen3_vl_text")
     text.expect("hidden_act", "silu", default="silu")
@@ -135,6 +140,7 @@ def read_text_encoder(config: JsonFields) -> TextEncoderConfig:
 
 
 def read_vae(config: JsonFields) -> VAEConfig:
+    """Read `vae/config.json`."""
     config.expect("_class_name", "AutoencoderKLQwenImage")
     config.expect("input_channels", 3, default=3)
     z_dim = config.integer("z_dim", default=16)
@@ -156,6 +162,7 @@ def read_vae(config: JsonFields) -> VAEConfig:
 
 
 def read_schedule(config: JsonFields) -> ScheduleConfig:
+    """Read `scheduler/scheduler_config.json`, which may ask for nothing but what the sampler does."""
     config.expect("_class_name", "FlowMatchEulerDiscreteScheduler")
     config.expect("use_dynamic_shifting", True)
     config.expect("time_shift_type", "exponential", default="exponential")

@@ -21,8 +21,8 @@ EXCHANGING = frozenset({"world", "sp", "wide"})
 
 @dataclass(frozen=True)
 class Degrees:
-    """The numbers of ranks that share each weight (tp) and each token's segment (sp), and of halves that step different
-    segments (cfg)."""
+    """The numbers of ranks that share each matrix (tp) and each segment's tokens (sp), and of halves that step segments
+    of their own (cfg: 1 or 2)."""
 
     tp: int = 1
     sp: int = 1
@@ -39,7 +39,7 @@ class Degrees:
         return "x".join([*parts, *["cfg"] * (self.cfg > 1)]) or "one"
 
     def wide_divides(self, config: TransformerConfig) -> bool:
-        """Whether the number of ranks divides heads, so that all can share what two halves would step apart."""
+        """Whether all ranks together divide the heads, and so can share the tokens that two halves would step apart."""
         return not config.undivided_heads(self.ranks)
 
     def groups(self) -> dict[str, list[list[int]]]:

@@ -1,4 +1,4 @@
-"""Json files read field by field, every one checked for type and range.
+"""Reads json files field by field, and checks the type and range of each.
 
 Complaints name the file, the key, what was expected and what was found.
 """
@@ -23,15 +23,16 @@ T = TypeVar("T")
 
 
 def json_field(read: Callable[..., Any], key: str | None = None, **checks: Any) -> Any:
-    """A dataclass's field that `JsonFields.build` reads with one of its getters. key: if it is not the field's name."""
+    """Make a dataclass's field that `JsonFields.build` reads with this getter. key: None for the field's own name."""
     return field(metadata={"read": read, "key": key, "checks": checks})
 
 
 class JsonFields:
-    """A json object of a known file. Each getter checks type and range; without a default, it needs the key.
+    """A json object of a known file.
 
-    prefix: what complaints put before a key, such as `text_config.` where the object lies in another. All raise
-    `CheckpointError`.
+    Its getters (text, boolean, integer, number and their plurals) give the value of a key, or the default, and raise
+    `CheckpointError` if it has another type or is out of range, or if there is neither. prefix: what complaints put
+    before a key, such as `text_config.` where the object lies in another.
     """
 
     def __init__(self, file: Path, values: Mapping[str, Any], prefix: str = "") -> None:
@@ -52,6 +53,7 @@ class JsonFields:
         return kind(**known)
 
     def error(self, key: str, expected: object, found: object) -> CheckpointError:
+        """Make the error for a value that does not fit."""
         shown = json.dumps(found, default=str)
         if len(shown) > 80:
             shown = shown[:77] + "..."
@@ -64,6 +66,7 @@ class JsonFields:
         return self.values.get(key) is not None
 
     def expect(self, key: str, expected: object, default: Any = _REQUIRED) -> None:
+        """Raise `CheckpointError` for any other value."""
         self._get(key, default, json.dumps(expected), lambda v: v == expected and type(v) is type(expected))
 
     def expect_divisible(self, name: str, value: int, divisor_name: str, divisor: int) -> None:
@@ -71,7 +74,7 @@ class JsonFields:
             raise self.error(name, f"a multiple of {divisor_name} {divisor}", value)
 
     def section(self, key: str, default: JsonFields) -> JsonFields:
-        """The object under a key, or the default where there is none."""
+        """Give the object under a key, or the default where there is none."""
         if not self.has(key):
             return default
         value = self._get(key, None, "an object", lambda value: isinstance(value, dict))
@@ -106,7 +109,7 @@ class JsonFields:
         return float(self._get(key, default, expected, lambda value: _is_number(value) and above < value < below))
 
     def integers(self, key: str, default: tuple[int, ...], *, least: int, length: int | None = None) -> tuple[int, ...]:
-        """At least one, or as many as `length` says."""
+        """Give at least one, or as many as `length` says."""
 
         def fits(item: Any) -> bool:
             return type(item) is int and least <= item <= LARGEST_WIDTH

@@ -1,4 +1,4 @@
-"""Says of an option which values it may have, and what the command line tells of it.
+"""Describes options: which values they may have, and how the command line shows them.
 
 An option is a field of a dataclass, made by `option` or a function below it: the field has its name, type and default,
 and an `Option` the rest. The flags of `krea2` are made of it, and `launch` hands on its arguments by these names.

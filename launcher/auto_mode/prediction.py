@@ -92,14 +92,15 @@ class Workload:
 
     @classmethod
     def default(cls, model: ModelConfig, *sizes: tuple[int, int]) -> Workload:
-        """Images of the checkpoint's own size and of others, guided as the checkpoint would have it."""
+        """Take images of the checkpoint's own size and of others, guided as the checkpoint would have it."""
         every = dict.fromkeys([(model.default_width, model.default_height), *sizes])
         return cls(tuple(every), model.default_guidance > 0)
 
 
 @dataclass(frozen=True)
 class StepModel:
-    """Predicts the time of denoise steps on devices of these rates. fp8: blocks multiply in 8 bits."""
+    """Predicts the time of denoise steps on devices of these rates. bytes_per_element: of what ranks send and blocks
+    pass on; fp8: blocks multiply in 8 bits."""
 
     config: TransformerConfig
     rates: Rates
@@ -107,8 +108,8 @@ class StepModel:
     fp8: bool = False
 
     def predict(self, segments: Sequence[tuple[int, int]], degrees: Degrees) -> tuple[float, float]:
-        """Seconds that a step of segments of (text, image) tokens takes to compute and to communicate, on the rank that
-        has the most to do."""
+        """Predict the seconds that the busiest rank computes in a step of segments of (text, image) tokens, and those
+        that it communicates."""
         config, rates = self.config, self.rates
         lengths = [sum(segment) for segment in segments]
         passes = [

@@ -1,4 +1,4 @@
-"""`krea2 convert`."""
+"""`krea2 convert`: writes a checkpoint in another layout."""
 
 from __future__ import annotations
 

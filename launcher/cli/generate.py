@@ -1,4 +1,4 @@
-"""`krea2 generate`."""
+"""`krea2 generate`: makes images and writes them to files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`krea2 info`."""
+"""`krea2 info`: shows what a model holds and what it takes."""
 
 from __future__ import annotations
 

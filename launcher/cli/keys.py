@@ -1,4 +1,4 @@
-"""`krea2 keys`."""
+"""`krea2 keys`: makes the keys of a server and its clients."""
 
 from __future__ import annotations
 

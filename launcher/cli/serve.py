@@ -1,4 +1,4 @@
-"""`krea2 serve`."""
+"""`krea2 serve`: serves requests until it is stopped."""
 
 from __future__ import annotations
 

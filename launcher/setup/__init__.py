@@ -1,1 +1,1 @@
-"""How an engine is started: `launch`, what is settled before, and where a model's files are."""
+"""What comes before an engine starts: its configuration, its model's files, and `launch`, which starts it."""

@@ -138,7 +138,7 @@ class _FrontendProcess:
         return self._address
 
     def end(self) -> Krea2Error:
-        """The error that it has ended with."""
+        """Tell the error that it has ended with."""
         return self._error or ServerError(f"the front-end {self.child.describe_exit()}")
 
     def _hear(self, data: bytes) -> None:
