@@ -11,7 +11,7 @@ from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError
 from launcher.auto_mode.devices import find_devices
 from launcher.auto_mode.measurements import recall, setting
-from launcher.auto_mode.prediction import Devices, Prediction, Rates, Workload, block_form, choose, predict_modes
+from launcher.auto_mode.prediction import Devices, Prediction, Rates, Workload, block_format, choose, predict_modes
 
 H200, H200_BYTES = "NVIDIA H200", 139 * 2**30  # what `krea2 info --gpus` chooses for: its name, and its memory
 
@@ -49,7 +49,7 @@ def choose_mode(
     devices = Devices(H200, gpus, H200_BYTES) if gpus is not None else find_devices(engine, ranks)
     on_cpu = devices.memory is None
     engine_as_run = replace(engine, dtype=engine.dtype_on("cpu")) if on_cpu else engine
-    rates = recall(setting(devices.name, checkpoint.config, block_form(checkpoint, engine_as_run)))
+    rates = recall(setting(devices.name, checkpoint.config, block_format(checkpoint, engine_as_run)))
     predictions = predict_modes(checkpoint, engine_as_run, devices, workload, rates or Rates())
     chosen = choose(predictions, devices)
     degrees = chosen.degrees

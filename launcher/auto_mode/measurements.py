@@ -36,10 +36,10 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def keep_speed(config: FrontendConfig, model: ModelConfig, costs: CostModel, ready: Ready) -> None:
     """Log what a warm-up has measured and keep it for the next `--parallel auto` on such a GPU. See `AfterWarmUp`."""
-    engine, form = config.engine, config.block_form
+    engine = config.engine
     if not ready.device.startswith("cuda") or not is_typical(config):
         return
-    if (found := measure(model, engine, costs, ready.link, fp8=form == "fp8")) is None:
+    if (found := measure(model, engine, costs, ready.link, fp8=config.block_format == "fp8")) is None:
         return
     measured, step_s, predicted_s = found
     log_event(
@@ -51,15 +51,15 @@ def keep_speed(config: FrontendConfig, model: ModelConfig, costs: CostModel, rea
         latency_us=None if measured.latency_s is None else round(1e6 * measured.latency_s, 1),
     )
     try:
-        remember(setting(ready.device_name, model, form), measured)
+        remember(setting(ready.device_name, model, config.block_format), measured)
     except OSError as error:
         log_event("what was measured cannot be kept", level="warning", error=str(error))
 
 
-def setting(device: str, model: ModelConfig, block_form: str) -> str:
+def setting(device: str, model: ModelConfig, block_format: str) -> str:
     """Name what measurements hold for: the device, the model's size, the format of its blocks' matrices."""
     dit = model.transformer
-    return f"{device}, {dit.num_layers} blocks of {dit.hidden_size}, {block_form}"
+    return f"{device}, {dit.num_layers} blocks of {dit.hidden_size}, {block_format}"
 
 
 def is_typical(config: FrontendConfig) -> bool:

@@ -159,7 +159,7 @@ def _product_flop(rows: int, columns: int, depth: int) -> int:
     return waves * _MULTIPROCESSORS * 2 * _TILE_ROWS * _TILE_COLUMNS * depth
 
 
-def block_form(checkpoint: Weights, engine: EngineConfig) -> WeightFormat:
+def block_format(checkpoint: Weights, engine: EngineConfig) -> WeightFormat:
     """Tell the weight format of most of the blocks' matrices."""
     formats = parameter_formats(checkpoint, 1, 2, engine.quantization)
     counts = Counter(each.weight_format for name, each in formats["transformer"].items() if in_blocks(name))
@@ -172,7 +172,7 @@ def predict_modes(
     """Predict every mode that the devices can serve, fewer ranks first; modes that divide guidance only where images
     are guided. engine: its own degrees do not matter."""
     element = 4 if engine.dtype == "float32" else 2
-    steps = StepModel(checkpoint.config.transformer, rates, element, block_form(checkpoint, engine) == "fp8")
+    steps = StepModel(checkpoint.config.transformer, rates, element, block_format(checkpoint, engine) == "fp8")
     modes = _modes(checkpoint.config, devices, guided=workload.guided)
     return [_predict(checkpoint, engine, degrees, devices, workload, steps) for degrees in modes]
 

@@ -11,7 +11,7 @@ from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.config.options import check_options, option, options_of, switch
 from launcher.auto_mode.choice import Choice, choose_mode
-from launcher.auto_mode.prediction import Workload, block_form
+from launcher.auto_mode.prediction import Workload, block_format
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.limits import Limits, is_number, parse_bytes
 from launcher.setup.hub import find_model
@@ -103,7 +103,7 @@ def configure(
     engine = replace(engine, model=find_model(engine.model))
     checkpoint = CheckpointFiles.open(engine)
     checkpoint.close()  # its headers have been read
-    form, model = block_form(checkpoint, engine), checkpoint.config
+    model = checkpoint.config
     model.check_parallel(engine.tp, engine.sp)
     limits = Limits.of(launching.limits or {})
     if auto:
@@ -116,7 +116,7 @@ def configure(
         start_timeout_s=launching.start_timeout_s,
         step_timeout_s=launching.step_timeout_s,
         warm_up=launching.warm_up,
-        block_form=form,
+        block_format=block_format(checkpoint, engine),
     )
     warnings: tuple[str, ...] = ()
     if launching.loras or launching.merge_lora or launching.lora_dir is not None:
