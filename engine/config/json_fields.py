@@ -70,6 +70,7 @@ class JsonFields:
         self._get(key, default, json.dumps(expected), lambda v: v == expected and type(v) is type(expected))
 
     def expect_divisible(self, name: str, value: int, divisor_name: str, divisor: int) -> None:
+        """Raise `CheckpointError` if a value is no multiple of another."""
         if value % divisor:
             raise self.error(name, f"a multiple of {divisor_name} {divisor}", value)
 
@@ -114,8 +115,10 @@ class JsonFields:
         def fits(item: Any) -> bool:
             return type(item) is int and least <= item <= LARGEST_WIDTH
 
-        expected = f"a list of {length or ''} whole numbers from {least}".replace("  ", " ")
-        return self._list(key, default, expected, fits, (length or 1, length or math.inf))
+        count = "" if length is None else f"{length} "
+        return self._list(
+            key, default, f"a list of {count}whole numbers from {least}", fits, (length or 1, length or math.inf)
+        )
 
     def booleans(self, key: str, default: tuple[bool, ...]) -> tuple[bool, ...]:
         return self._list(key, default, "a list of true and false", lambda item: isinstance(item, bool), (0, math.inf))
