@@ -133,8 +133,8 @@ from launcher.setup import launch as spawn
 wait = spawn._FrontendProcess.wait_until_started
 def wait_and_stop(frontend):
     address = wait(frontend)
-    frontend._child.send_signal(signal.SIGTERM)
-    frontend._child.wait({patience})
+    frontend.child.send_signal(signal.SIGTERM)
+    frontend.child.wait({patience})
     return address
 {patch}
 try:
