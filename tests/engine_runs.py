@@ -19,12 +19,12 @@ import torch
 
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
-from engine.parallel.mesh import thread_meshes
 from engine.rank.image_decoder import DecodedImage
 from engine.rank.job_state import JobState
 from engine.rank.rank import Rank
 from engine.step import Adapter, Job, Step
 from launcher.requests.tokenizer import PromptTokenizer
+from tests.engine.parallel.thread_group import thread_meshes
 from tests.oracle import Picture, Request
 
 DEADLINE_S = 240.0

@@ -1,7 +1,7 @@
 """What ranks say to each other: an interface, and its form for one rank.
 
 Layers get their group as an argument and never ask for the world, so that several kinds of parallelism can live side
-by side. The form over processes is in `distributed.py`, that over threads in `thread_group.py`.
+by side. The form over processes is in `distributed.py`; tests have one over threads.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 class Group(ABC):
     """Ranks that compute together.
 
-    NCCL's rules are the contract, and `ThreadGroup` enforces them: every rank calls the same operations in the same
-    order, from one thread, one group at a time, with tensors that are contiguous and of the same dtype and shape on all
-    ranks (`all_to_all`: but for the rows). fp8 is passed as uint8. `all_reduce` and `broadcast` overwrite the tensor;
-    what `reduce_scatter`, `all_gather` and `all_to_all` were passed is undefined afterwards: the result may be that
-    same tensor, as that of a single rank is.
+    NCCL's rules are the contract, which the tests' `ThreadGroup` enforces: every rank calls the same operations in the
+    same order, from one thread, one group at a time, with tensors that are contiguous and of the same dtype and shape
+    on all ranks (`all_to_all`: but for the rows). fp8 is passed as uint8. `all_reduce` and `broadcast` overwrite the
+    tensor; what `reduce_scatter`, `all_gather` and `all_to_all` were passed is undefined afterwards: the result may be
+    that same tensor, as that of a single rank is.
     """
 
     rank: int

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine.config.degrees import Degrees
 from engine.parallel.group import Group, LocalGroup
-from engine.parallel.thread_group import RankThread, thread_groups
 
 
 @dataclass(frozen=True)
@@ -42,24 +41,6 @@ class Mesh:
         return cls(own["world"], own["tp"], own["sp"], own["cfg"], own["wide"])
 
     def close(self) -> None:
-        """Give up whatever the groups hold. Ranks that are threads and wait for this one get a `RankError`."""
+        """Give up whatever the groups hold."""
         for group in dict.fromkeys((self.tp, self.sp, self.cfg, self.wide, self.world)):  # one may be another
             group.close()
-
-
-def thread_meshes(degrees: Degrees, timeout_s: float = 60.0, *, spoils: bool = False) -> list[Mesh]:
-    """Make the meshes of ranks that are threads. timeout_s, spoils: as in `thread_groups`."""
-    threads = [RankThread() for _ in range(degrees.ranks)]
-    made: dict[tuple[int, ...], Sequence[Group]] = {}
-
-    def mesh(rank: int) -> Mesh:
-        def group_of(ranks: tuple[int, ...]) -> Group:
-            if ranks not in made:
-                own = [threads[each] for each in ranks]
-                name = f"the group of ranks {', '.join(map(str, ranks))}"
-                made[ranks] = thread_groups(len(ranks), timeout_s, threads=own, name=name, spoils=spoils)
-            return made[ranks][ranks.index(rank)] if rank in ranks else LocalGroup()
-
-        return Mesh.build(rank, degrees, group_of)
-
-    return [mesh(rank) for rank in range(degrees.ranks)]

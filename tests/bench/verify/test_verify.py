@@ -22,9 +22,9 @@ from bench.verify.report import Verified, write_report
 from bench.verify.subject.models import Model, requests_for
 from engine.config.degrees import Degrees
 from engine.model.vae import VAEDecoder
-from engine.parallel.mesh import thread_meshes
 from engine.rank.rank import Rank
 from tests.bench.verify.faults import CPU, HOW, SIZES, WEIGHTS, first_difference, parameter, plant, quiet, scaled
+from tests.engine.parallel.thread_group import thread_meshes
 
 pytestmark = pytest.mark.usefixtures("no_collecting")
 

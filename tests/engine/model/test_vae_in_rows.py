@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from engine.model.vae import VAEDecoder
 from engine.parallel.group import Group, LocalGroup
 from engine.parallel.image_rows import ImageRows
-from engine.parallel.thread_group import thread_groups
 from tests.engine.model.test_vae_on_devices import REAL_PROPORTIONS, decoder
+from tests.engine.parallel.thread_group import thread_groups
 
 TOLERANCE = 1e-5  # of pixels in [-1, 1]; measured 1e-6, sums in another order
 

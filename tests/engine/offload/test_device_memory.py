@@ -13,12 +13,12 @@ import torch
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
 from engine.offload.offload import limit_allocations, plan_for
-from engine.parallel.mesh import thread_meshes
 from engine.planning.step_memory import communication_bytes
 from engine.rank.prompt_encoder import PromptEncoder
 from engine.rank.rank import Rank
 from engine.step import Job, Step
 from tests.engine.offload.demo_rank import COMBINATIONS, CPU, draw, make_rank
+from tests.engine.parallel.thread_group import thread_meshes
 from tests.engine_runs import on_ranks
 
 

@@ -16,7 +16,8 @@ import torch
 from engine.config.degrees import Degrees
 from engine.parallel.distributed import DistributedGroup
 from engine.parallel.group import Group, LocalGroup
-from engine.parallel.mesh import Mesh, thread_meshes
+from engine.parallel.mesh import Mesh
+from tests.engine.parallel.thread_group import thread_meshes
 
 
 class StrictDist:

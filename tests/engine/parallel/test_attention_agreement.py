@@ -17,8 +17,9 @@ from engine.errors import ArgumentError
 from engine.kernels.attention import choice as attention_choice
 from engine.kernels.attention.choice import AttentionChoice, AttentionShape, Timing, choose_attention
 from engine.parallel.attention_agreement import agree_on_attention
-from engine.parallel.mesh import Mesh, thread_meshes
+from engine.parallel.mesh import Mesh
 from engine.rank.rank import Rank
+from tests.engine.parallel.thread_group import thread_meshes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SHAPE = AttentionShape(heads=4, kv_heads=1, head_dim=128, lengths=(4160,))

@@ -12,8 +12,9 @@ import torch
 from engine.config.degrees import Degrees
 from engine.errors import LaunchError, RankError
 from engine.parallel.check import try_groups, within
-from engine.parallel.mesh import Mesh, thread_meshes
+from engine.parallel.mesh import Mesh
 from tests.engine.parallel.test_group import DEADLINE_S, run_processes
+from tests.engine.parallel.thread_group import thread_meshes
 
 CPU = torch.device("cpu")
 OPERATIONS = ("all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast")

@@ -15,8 +15,8 @@ import torch
 from engine.config.degrees import Degrees
 from engine.errors import RankError
 from engine.parallel.group import Group, LocalGroup
-from engine.parallel.mesh import Mesh, thread_meshes
-from engine.parallel.thread_group import thread_groups
+from engine.parallel.mesh import Mesh
+from tests.engine.parallel.thread_group import thread_groups, thread_meshes
 
 DEADLINE_S = 240.0
 CPU = torch.device("cpu")

@@ -16,8 +16,8 @@ from engine.model.layers import GatedAttention
 from engine.parallel.group import Group, LocalGroup
 from engine.parallel.linear import ParallelMatrix
 from engine.parallel.row_share import RowShare
-from engine.parallel.thread_group import thread_groups
 from tests.engine.parallel.test_group import DEADLINE_S, run_threads
+from tests.engine.parallel.thread_group import thread_groups
 
 WIDTH, HEADS, KV_HEADS, HEAD_DIM = 64, 4, 2, 16
 QKV, GATE = (HEADS + 2 * KV_HEADS) * HEAD_DIM, HEADS * HEAD_DIM

@@ -10,9 +10,9 @@ import torch
 
 from engine.config.degrees import Degrees
 from engine.parallel.group import Group
-from engine.parallel.thread_group import thread_groups
 from tests.engine.parallel.strict_dist import StrictDist, Work, strict_group, strict_meshes
 from tests.engine.parallel.test_group import DEADLINE_S, DEGREES, check_mesh, run_threads
+from tests.engine.parallel.thread_group import thread_groups
 
 
 @pytest.mark.parametrize("degrees", DEGREES)

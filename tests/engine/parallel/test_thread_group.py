@@ -13,8 +13,7 @@ import torch
 from engine.config.degrees import Degrees
 from engine.errors import RankError
 from engine.parallel.group import Group
-from engine.parallel.mesh import thread_meshes
-from engine.parallel.thread_group import thread_groups
+from tests.engine.parallel.thread_group import thread_groups, thread_meshes
 
 DEADLINE_S = 240.0
 Plant = Callable[[Group], object]

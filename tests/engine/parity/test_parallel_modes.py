@@ -24,13 +24,12 @@ from engine.config.model_config import ModelConfig
 from engine.kernels.packing import Packing
 from engine.model.vae import VAEDecoder
 from engine.parallel.group import Group
-from engine.parallel.mesh import thread_meshes
 from engine.parallel.row_share import RowShare
-from engine.parallel.thread_group import thread_groups
 from engine.planning.traffic import Traffic, sent_in_step
 from engine.rank.denoiser import Denoiser
 from engine.rank.rank import Rank
 from engine.step import Adapter, Job, Step
+from tests.engine.parallel.thread_group import thread_groups, thread_meshes
 from tests.engine_runs import RankGroup, RankGroups, jobs_of, on_ranks, run_jobs
 from tests.oracle import Picture, Request, relative_error
 

@@ -21,7 +21,7 @@ from engine.config.degrees import Degrees
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
 from engine.errors import RankError
 from engine.parallel.link import measure_link
-from engine.parallel.mesh import Mesh, thread_meshes
+from engine.parallel.mesh import Mesh
 from engine.planning.traffic import Traffic
 from engine.rank.rank import Rank
 from engine.rank.warm_up import try_image
@@ -29,6 +29,7 @@ from engine.step import Adapter, Step
 from tests.engine.kernels.tolerances import relative_error as relative_norm
 from tests.engine.lora.adapter_files import draw_low_rank, layer_shapes, write, write_scheme
 from tests.engine.parallel.strict_dist import strict_meshes
+from tests.engine.parallel.thread_group import thread_meshes
 from tests.engine.parity.test_parallel_modes import MODES as TOKENS_OR_SEGMENTS
 from tests.engine.parity.test_parallel_modes import TOLERANCE, random_jobs
 from tests.engine_runs import DEADLINE_S, RankGroup, RankGroups

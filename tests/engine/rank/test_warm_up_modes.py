@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from engine.config.engine_config import EngineConfig
-from engine.parallel.mesh import Mesh, thread_meshes
+from engine.parallel.mesh import Mesh
 from engine.rank.job_state import JobState
 from engine.rank.rank import Rank
 from engine.rank.step_handle import Preview
 from engine.rank.warm_up import try_image
+from tests.engine.parallel.thread_group import thread_meshes
 
 CPU = torch.device("cpu")
 

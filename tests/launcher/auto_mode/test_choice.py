@@ -21,7 +21,6 @@ from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, LaunchError
 from engine.parallel.link import measure_link
-from engine.parallel.thread_group import thread_groups
 from engine.scheduling.cost import CostModel, Work
 from launcher import launch
 from launcher.auto_mode import choice as parallel_choice
@@ -31,6 +30,7 @@ from launcher.auto_mode.measurements import Measured, is_typical, measure, recal
 from launcher.auto_mode.prediction import TEXT_TOKENS, Devices, Rates, StepModel, Workload
 from launcher.cli.main import commands
 from launcher.messages.configs import FrontendConfig
+from tests.engine.parallel.thread_group import thread_groups
 from tests.launcher.processes import PATIENCE_S, Marked
 
 H200 = "NVIDIA H200"

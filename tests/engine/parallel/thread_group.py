@@ -22,8 +22,10 @@ from itertools import product
 
 import torch
 
+from engine.config.degrees import Degrees
 from engine.errors import RankError
-from engine.parallel.group import Group
+from engine.parallel.group import Group, LocalGroup
+from engine.parallel.mesh import Mesh
 
 _DTYPES = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
@@ -250,3 +252,21 @@ def _disagreement(cards: Sequence[_Card]) -> str | None:
 
 def _sum(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(tensors)).sum(dim=0, dtype=tensors[0].dtype)
+
+
+def thread_meshes(degrees: Degrees, timeout_s: float = 60.0, *, spoils: bool = False) -> list[Mesh]:
+    """Make the meshes of ranks that are threads. timeout_s, spoils: as in `thread_groups`."""
+    threads = [RankThread() for _ in range(degrees.ranks)]
+    made: dict[tuple[int, ...], Sequence[Group]] = {}
+
+    def mesh(rank: int) -> Mesh:
+        def group_of(ranks: tuple[int, ...]) -> Group:
+            if ranks not in made:
+                own = [threads[each] for each in ranks]
+                name = f"the group of ranks {', '.join(map(str, ranks))}"
+                made[ranks] = thread_groups(len(ranks), timeout_s, threads=own, name=name, spoils=spoils)
+            return made[ranks][ranks.index(rank)] if rank in ranks else LocalGroup()
+
+        return Mesh.build(rank, degrees, group_of)
+
+    return [mesh(rank) for rank in range(degrees.ranks)]
