@@ -11,15 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 
 import torch
 
-from engine.config.components import TransformerConfig
 from engine.kernels.packing import CapturedPacking, Packing
-from engine.model.text_encoder import TextEncoder
-from engine.model.transformer import TimeModulation, Transformer
+from engine.model.transformer import TimeModulation
 from engine.parallel.row_share import RowShare
+from engine.rank.build import RankModel
 
 # Sizes of denoise steps: a matrix product works on tiles of 128 rows, so filling up a tile costs it nothing. Beyond the
 # largest the arithmetic alone takes an H200 30 ms, many times what launching 300 kernels takes a host.
@@ -71,38 +70,29 @@ class _Recording:
 
 
 class _StepRecording(_Recording):
-    def __init__(
-        self,
-        transformer: Transformer,
-        config: TransformerConfig,
-        rows: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        recorder: _Recorder,
-    ) -> None:
+    """A denoise step of a number of tokens. `x`: (rows, width); `rotations`: (rows, head_dim / 2) complex64; of the
+    `modulation` and of the `packing` a row or length for each segment and the dummy."""
+
+    def __init__(self, model: RankModel, recorder: _Recorder, rows: int) -> None:
+        config, device = model.config.transformer, model.device
         width, segments = config.hidden_size, _MOST_SEGMENTS + 1
-        self.x = torch.zeros((rows, width), dtype=dtype, device=device)
+        self.x = torch.zeros((rows, width), dtype=model.dtype, device=device)
         self.modulation = TimeModulation(
             block=torch.zeros((segments, 6 * width), device=device),
             final=torch.zeros((segments, width), device=device),
         )
         self.packing = CapturedPacking(rows, segments, device)
         self.rotations = torch.ones((rows, config.head_dim // 2), dtype=torch.complex64, device=device)
-        share = RowShare(self.packing)
-        super().__init__(lambda: transformer.denoise(self.x, self.modulation, share, self.rotations), recorder)
+        arguments = self.x, self.modulation, RowShare(self.packing), self.rotations
+        super().__init__(lambda: model.transformer.denoise(*arguments), recorder)
 
 
 class StepGraphs:
     """Denoise steps of at most 1024 tokens and 8 segments. All replays must be in one stream."""
 
-    def __init__(
-        self, transformer: Transformer, config: TransformerConfig, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self._arguments = transformer, config
-        self._dtype, self._device = dtype, device
-        self._filled_up = lru_cache(maxsize=_CACHED_PACKINGS)(lambda lengths: Packing(lengths, device))
-        self._recorder = _Recorder(device)
-        self._recordings: dict[int, _StepRecording] = {}
+    def __init__(self, model: RankModel) -> None:
+        self._filled_up = lru_cache(maxsize=_CACHED_PACKINGS)(lambda lengths: Packing(lengths, model.device))
+        self._recording = cache(partial(_StepRecording, model, _Recorder(model.device)))  # by its rows
 
     def holds(self, packing: Packing) -> bool:
         """Whether a step of this packing can be a replay."""
@@ -116,7 +106,7 @@ class StepGraphs:
     def denoise(
         self, x: torch.Tensor, modulation: TimeModulation, share: RowShare, rotations: torch.Tensor
     ) -> torch.Tensor:
-        """As `Transformer.denoise` of one rank, which has all rows. The result is overwritten by the next call."""
+        """As `Transformer.denoise` of one rank, which has all rows. The next call overwrites the result."""
         packing = share.whole
         tokens = packing.tokens
         rows = -(-tokens // _STEP_ROWS) * _STEP_ROWS
@@ -130,44 +120,35 @@ class StepGraphs:
         recording.packing.overwrite(self._filled_up((*packing.lengths, rows - tokens, *empty)))
         return recording.replay()[:tokens]
 
-    def _recording(self, rows: int) -> _StepRecording:
-        if rows not in self._recordings:
-            arguments = (*self._arguments, rows, self._dtype, self._device, self._recorder)
-            self._recordings[rows] = _StepRecording(*arguments)
-        return self._recordings[rows]
-
 
 class _PromptRecording(_Recording):
-    def __init__(self, encoder: TextEncoder, rows: int, device: torch.device, recorder: _Recorder) -> None:
-        self.ids = torch.zeros(rows, dtype=torch.int64, device=device)
-        packing = Packing([rows], device)
-        super().__init__(lambda: encoder(self.ids, packing), recorder)
+    """The text encoder on one prompt. `ids`: (rows,) int64."""
+
+    def __init__(self, model: RankModel, recorder: _Recorder, rows: int) -> None:
+        self.ids = torch.zeros(rows, dtype=torch.int64, device=model.device)
+        packing = Packing([rows], model.device)
+        super().__init__(lambda: model.text_encoder(self.ids, packing), recorder)
 
 
 class PromptGraphs:
     """The text encoder on one prompt. Attention is causal, so what fills a recording up behind the prompt changes
     nothing in it. All replays must be in one stream."""
 
-    def __init__(self, encoder: TextEncoder, device: torch.device) -> None:
-        self._encoder, self._device = encoder, device
-        self._recorder = _Recorder(device)
-        self._recordings: dict[int, _PromptRecording] = {}
+    def __init__(self, model: RankModel) -> None:
+        self._recording = cache(partial(_PromptRecording, model, _Recorder(model.device)))  # by its rows
 
     def record_all(self) -> None:
+        """Record every size, as `StepGraphs`."""
         for rows in range(_LARGEST_PROMPT, 0, -_PROMPT_ROWS):
             self._recording(rows)
 
     def holds(self, tokens: int) -> bool:
+        """Whether a prompt of this length can be a replay."""
         return tokens <= _LARGEST_PROMPT
 
     def encode(self, ids: torch.Tensor) -> torch.Tensor:
-        """As `TextEncoder.forward` with one prompt's ids, (tokens,). The result is overwritten by the next call."""
+        """As `TextEncoder.forward` with one prompt's ids, (tokens,). The next call overwrites the result."""
         tokens = ids.shape[0]
         recording = self._recording(-(-tokens // _PROMPT_ROWS) * _PROMPT_ROWS)
         recording.ids[:tokens].copy_(ids)
         return recording.replay()[:tokens]
-
-    def _recording(self, rows: int) -> _PromptRecording:
-        if rows not in self._recordings:
-            self._recordings[rows] = _PromptRecording(self._encoder, rows, self._device, self._recorder)
-        return self._recordings[rows]

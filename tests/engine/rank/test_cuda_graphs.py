@@ -116,9 +116,7 @@ def test_batches_in_recordings_are_the_batches_alone(rank: Rank) -> None:
         rank.model.attention.backend = "torch"
         expected = [rank.model.transformer(*each) for each in inputs]
         rank.model.attention.captured_backend = "triton"
-        recorded = StepGraphs(
-            rank.model.transformer, rank.model.config.transformer, rank.model.dtype, rank.model.device
-        )
+        recorded = StepGraphs(rank.model)
         for index in (0, 1, 2, 3, 4, 1):
             assert recorded.holds(inputs[index][3].share.whole)
             actual = rank.model.transformer(*inputs[index], denoise=recorded.denoise)
@@ -136,7 +134,7 @@ def test_what_a_recording_does_not_hold(rank: Rank) -> None:
 @pytest.mark.usefixtures("_kernels")
 def test_what_fills_a_prompts_recording_up_changes_nothing_in_it(rank: Rank, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.inference_mode():
-        recorded = PromptGraphs(rank.model.text_encoder, rank.model.device)
+        recorded = PromptGraphs(rank.model)
         for tokens in (10, 15, 16, 17, 11):
             ids = torch.randint(0, 400, (tokens,), device=rank.model.device)
             expected = rank.model.text_encoder(ids, Packing([tokens], rank.model.device))
@@ -212,9 +210,7 @@ def test_recordings_share_their_memory() -> None:
     rank = _rank("bfloat16", config=replace(TINY, transformer=replace(TINY.transformer, intermediate_size=8192)))
     rank.model.attention.captured_backend = "triton"
     with torch.inference_mode():
-        recorded = StepGraphs(
-            rank.model.transformer, rank.model.config.transformer, rank.model.dtype, rank.model.device
-        )
+        recorded = StepGraphs(rank.model)
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved()
         recorded._recording(1024)
