@@ -50,13 +50,7 @@ class CheckpointError(Krea2Error):
 
     @classmethod
     def of(
-        cls,
-        file: str | Path,
-        problem: str,
-        *,
-        name: str | None = None,
-        expected: object = None,
-        found: object = None,
+        cls, file: str | Path, problem: str, *, name: str | None = None, expected: object = None, found: object = None
     ) -> CheckpointError:
         """Name file, tensor or key, and what was expected and found: `of(file, "is missing", name="norm.weight")`."""
         if name and len(name) > _LONGEST_NAME:
@@ -70,7 +64,7 @@ class CheckpointError(Krea2Error):
 
 
 def printable(text: str) -> str:
-    """What is said of a file, without the line breaks and escape codes that the names in it may have."""
+    """Escape the line breaks and escape codes that names in a file may have, in what is said of it."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
@@ -138,7 +132,7 @@ class ServerError(Krea2Error):
 def error_from_code(
     code: str, message: str, parameter: str | None = None, retry_after_s: float | None = None
 ) -> Krea2Error:
-    """The error that a `failed` reply stands for, as the client raises it."""
+    """Make the error that a `failed` reply stands for, as the client raises it."""
     kind = next((kind for kind in Krea2Error.__subclasses__() if kind.code == code), Krea2Error)
     error = kind(message, parameter=parameter, retry_after_s=retry_after_s)
     error.code = code

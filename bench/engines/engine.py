@@ -128,7 +128,7 @@ class Engine:
             try:
                 return images.get(timeout=_LOOK_S)
             except queue.Empty:
-                self.rank.decoder.raise_failure()
+                self.rank.recovery.check_decoder()
                 if time.monotonic() > due:
                     raise
 

@@ -91,7 +91,7 @@ def multiplies_fp8(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def ranks_on_device(device: torch.device, ranks: int) -> int:
-    """How many of a machine's ranks share a device."""
+    """Count the ranks that share a device, of `ranks` on its machine."""
     return ranks if device.type == "cpu" else math.ceil(ranks / torch.cuda.device_count())
 
 

@@ -12,10 +12,10 @@ from torch import nn
 
 from engine.checkpoint.weight_format import Weights
 from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
-from engine.device.devices import decoding_dtype, multiplies_fp8
+from engine.device.devices import decoding_dtype, free_bytes, multiplies_fp8, reserve_bytes
 from engine.model.text_encoder import TextEncoder
 from engine.model.transformer import Transformer
-from engine.offload.copying import Copier, Wait, make_copier
+from engine.offload.copying import Wait, make_copier
 from engine.offload.host_buffers import HostMemory, ParameterBucket, WeightLedger
 from engine.planning.memory_plan import MemoryPlan, plan_checkpoint, slot_bytes
 from engine.planning.weight_bytes import block_of, is_small
@@ -64,11 +64,9 @@ class BlockStream:
     them that stay on the device are just used.
     """
 
-    def __init__(
-        self, buckets: dict[int, ParameterBucket], prefetch: int, ledger: WeightLedger, copier: Copier
-    ) -> None:
+    def __init__(self, buckets: dict[int, ParameterBucket], prefetch: int, ledger: WeightLedger) -> None:
         """buckets: the matrices of the blocks that come and go, by the block's index."""
-        self._buckets, self._copier = buckets, copier
+        self._buckets, self._copier = buckets, make_copier(ledger.device)
         self._order = list(buckets)
         sizes = [bucket.size for bucket in buckets.values()]
         count = min(prefetch + 1, len(sizes))
@@ -104,6 +102,10 @@ class BlockStream:
         for turn in range(len(self._slots)):
             self._begin_copy(turn)
 
+    def close(self) -> None:
+        """Return when nothing is copied any more."""
+        self._copier.close()
+
     def _begin_copy(self, turn: int) -> None:
         bucket = self._buckets[self._order[turn % len(self._order)]]
         slot = self._slots[turn % len(self._slots)]
@@ -111,10 +113,11 @@ class BlockStream:
 
 
 class SwappedComponent:
-    """A component that is on the device from `bring` to `drop`, or within `with`."""
+    """A component that is on the device from `bring` to `drop`, or within `with`; without buckets, one that stays."""
 
-    def __init__(self, buckets: Sequence[ParameterBucket], ledger: WeightLedger, copier: Copier) -> None:
-        self._buckets, self._ledger, self._copier = buckets, ledger, copier
+    def __init__(self, buckets: Sequence[ParameterBucket], ledger: WeightLedger) -> None:
+        self._buckets, self._ledger = buckets, ledger
+        self._copier = make_copier(ledger.device if buckets else torch.device("cpu"))  # no stream for nothing
         self._buffers: list[torch.Tensor] = []
 
     @property
@@ -157,25 +160,26 @@ class SwappedComponent:
     def __exit__(self, *error: object) -> None:
         self.drop()
 
+    def close(self) -> None:
+        """Return when nothing is copied any more."""
+        self._copier.close()
+
 
 class Offload:
-    """What a rank's plan makes of its components. dit, vae: where they come and go as a whole. streams: blocks that
-    do, by component. host_bytes: of weights in host memory."""
+    """What a rank's plan makes of its components, and what is free beside them, in bytes.
 
-    def __init__(self, plan: MemoryPlan, device: torch.device) -> None:
-        self.plan = plan
+    dit, vae: those that may come and go as a whole. streams: blocks that do, by component. host_bytes: of weights in
+    host memory. encoding: what encoding prompts takes at most.
+    """
+
+    def __init__(self, plan: MemoryPlan, device: torch.device, sharing: int, encoding: int) -> None:
+        """sharing: the number of ranks that share the device."""
+        self.plan, self.encoding = plan, encoding
         self.ledger = WeightLedger(device)
         self.host_bytes = 0
-        self.dit: SwappedComponent | None = None
-        self.vae: SwappedComponent | None = None
+        self.dit, self.vae = SwappedComponent([], self.ledger), SwappedComponent([], self.ledger)
         self.streams: dict[str, BlockStream] = {}
-        self._host = HostMemory(device)
-        self._copiers: list[Copier] = []
-
-    @property
-    def absent(self) -> int:
-        """The bytes of the components that come to the device for their use and are not there now."""
-        return sum(swapped.absent for swapped in (self.dit, self.vae) if swapped is not None)
+        self._device, self._sharing, self._host = device, sharing, HostMemory(device)
 
     def on_host(self, component: str) -> Callable[[str], bool]:
         """Tell by a parameter's name whether it is to be loaded to host memory, for the parameters of a component."""
@@ -199,19 +203,17 @@ class Offload:
             else:
                 self.ledger.count(size)
         for buffer in module.buffers():
-            buffer.data = buffer.data.to(self.ledger.device)
+            buffer.data = buffer.data.to(self._device)
         if not travelling:
             return
-        copier = make_copier(self.ledger.device)
-        self._copiers.append(copier)
         if isinstance(module, TextEncoder) or (isinstance(module, Transformer) and DIT_LAYERWISE in self.plan.offload):
             # what is no block's is the embedding, which is read where it is: a row for each token of a prompt
             blocks = {at: ParameterBucket(parts, self._host) for at, parts in travelling.items() if at is not None}
-            self.streams[component] = stream = BlockStream(blocks, self.plan.prefetch, self.ledger, copier)
+            self.streams[component] = stream = BlockStream(blocks, self.plan.prefetch, self.ledger)
             module.visit = stream.visit
             return
         buckets = [ParameterBucket(parts, self._host) for parts in travelling.values()]
-        swapped = SwappedComponent(buckets, self.ledger, copier)
+        swapped = SwappedComponent(buckets, self.ledger)
         if isinstance(module, Transformer):
             self.dit = swapped
         else:
@@ -222,7 +224,40 @@ class Offload:
         for stream in self.streams.values():
             stream.rewind()
 
+    def free_for_steps(self, *, encodes_beside: bool) -> int | None:
+        """What is free for steps and decoding; None where that is not known. encodes_beside: prompts are encoded while
+        steps run."""
+        free = self._free()
+        if free is None:
+            return None
+        return max(0, free - (self.encoding if encodes_beside else 0) - self.plan.sizes.dequantized)
+
+    def has_room_to_encode_beside(self) -> bool:
+        """Whether prompts can be encoded while an image of the default size is made, as far as that is known."""
+        free = self._free()
+        return free is None or free >= self.plan.work + self.encoding
+
+    def left(self) -> int | None:
+        """What a rank that has the device to itself can still allocate; None where that is not known."""
+        free = free_bytes(self._device)
+        if free is not None and self.plan.allocatable is not None and self._device.type == "cuda":
+            free = min(free, max(0, self.plan.allocatable - torch.cuda.memory_allocated(self._device)))
+        return free
+
+    def _free(self) -> int | None:
+        """What is free for all that work takes, within the plan's budget if there is one; None where that is not known.
+        Components that come to the device for their use have their place there."""
+        plan, free = self.plan, free_bytes(self._device)
+        if free is not None:
+            free = max(0, free - reserve_bytes(self._device)) // self._sharing - self.dit.absent - self.vae.absent
+        if plan.usable is not None:
+            held = max(plan.weights, torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else 0)
+            free = plan.usable - held if free is None else min(free, plan.usable - held)
+        return free
+
     def close(self) -> None:
         """Return when nothing is copied any more."""
-        for copier in self._copiers:
-            copier.close()
+        self.dit.close()
+        self.vae.close()
+        for stream in self.streams.values():
+            stream.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -25,11 +26,11 @@ from engine.lora.merge import MergedWeights
 from engine.model.text_encoder import TextEncoder
 from engine.model.transformer import Transformer
 from engine.model.vae import VAEDecoder
-from engine.offload.device_memory import DeviceMemory
 from engine.offload.offload import Offload, limit_allocations, plan_for
 from engine.parallel.attention_agreement import agree_on_attention
 from engine.parallel.group import LocalGroup
 from engine.parallel.mesh import Mesh
+from engine.planning.memory_plan import MemoryPlan
 from engine.planning.step_memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes
 
 TYPICAL_PROMPT_TOKENS = 64
@@ -69,9 +70,8 @@ class RankModel:
         flash = unavailable("flash", device, dtype, config.transformer.text_head_dim) is None
         text_attention = GatedAttentionKernel("flash" if flash else "torch")
 
-        whole_text_encoder = not split and _has_room_for_whole_text_encoder(
-            engine, weights, mesh, device, dtype, sharing
-        )
+        make_plan = partial(plan_for, engine, weights, group.size, sharing, device, dtype)
+        whole_text_encoder = not split and self._has_room_for_whole_text_encoder(make_plan, sharing)
         text_group = LocalGroup() if whole_text_encoder else group
         self.encodes_alone = text_group.size == 1
         with torch.device("meta"):
@@ -79,10 +79,9 @@ class RankModel:
             self.transformer = Transformer(config.transformer, group, self.attention, text_attention)
             has_vae = mesh.world.rank == 0 or engine.decodes_together
             self.vae = VAEDecoder(config.vae) if has_vae else None
-        plan = plan_for(engine, weights, group.size, sharing, device, dtype, whole_text_encoder=whole_text_encoder)
+        plan = make_plan(whole_text_encoder=whole_text_encoder)
         limit_allocations(plan, device)
-        self.offload = Offload(plan, device)
-        self.memory = DeviceMemory(self.offload, device, sharing, encode_bytes(config, group.size, dtype.itemsize))
+        self.offload = Offload(plan, device, sharing, encode_bytes(config, group.size, dtype.itemsize))
         options = LoadOptions(device, dtype, engine.quantization, fp8_products=multiplies_fp8(device, dtype))
         modules = {"text_encoder": self.text_encoder, "transformer": self.transformer, "vae": self.vae}
         for component, module in modules.items():
@@ -106,7 +105,7 @@ class RankModel:
     @property
     def saves_memory(self) -> bool:
         """Whether the engine's config says anything about what lies where."""
-        return _saves_memory(self.engine)
+        return bool(self.engine.offload) or self.engine.memory_budget is not None
 
     def describe_plan(self) -> tuple[str, ...]:
         """What lies where, for people, if the engine's config says anything about it."""
@@ -137,26 +136,19 @@ class RankModel:
         )
         self.attention.backend, self.attention.captured_backend = choice.backend, choice.captured_backend
 
-
-def _saves_memory(engine: EngineConfig) -> bool:
-    return bool(engine.offload) or engine.memory_budget is not None
-
-
-def _has_room_for_whole_text_encoder(
-    engine: EngineConfig, weights: Weights, mesh: Mesh, device: torch.device, dtype: torch.dtype, sharing: int
-) -> bool:
-    """Whether tensor parallel ranks keep the whole text encoder each, if all have a GPU with memory for it: then no
-    layer waits for other ranks, and encoding can be recorded as a graph. Not where memory is to be saved."""
-    config, tp, world = weights.config, mesh.tp.size, mesh.world
-    if tp == 1:
-        return True
-    if device.type != "cuda" or _saves_memory(engine):
-        return False
-    plan = plan_for(engine, weights, tp, sharing, device, dtype, whole_text_encoder=True)
-    tokens, element = config.image_tokens(_ROOM_SIDE, _ROOM_SIDE), dtype.itemsize
-    room = batch_bytes(config, [tokens, tokens], engine.degrees, element)
-    room += decode_bytes(config, _ROOM_SIDE, _ROOM_SIDE, element)
-    plan = replace(plan, work=max(plan.work, room), communication=0)  # NCCL has it already
-    free = (free_bytes(device) or 0) // sharing
-    fits = world.all_reduce(torch.tensor([float(plan.needed <= free)], device=device))
-    return fits.item() == world.size
+    def _has_room_for_whole_text_encoder(self, make_plan: Callable[..., MemoryPlan], sharing: int) -> bool:
+        """Whether tensor parallel ranks keep the whole text encoder each, if all have a GPU with memory for it: then no
+        layer waits for other ranks, and encoding can be recorded as a graph. Not where memory is to be saved."""
+        config, world, element = self.config, self.mesh.world, self.dtype.itemsize
+        if self.mesh.tp.size == 1:
+            return True
+        if self.device.type != "cuda" or self.saves_memory:
+            return False
+        tokens = config.image_tokens(_ROOM_SIDE, _ROOM_SIDE)
+        room = batch_bytes(config, [tokens, tokens], self.engine.degrees, element)
+        room += decode_bytes(config, _ROOM_SIDE, _ROOM_SIDE, element)
+        plan = make_plan(whole_text_encoder=True)
+        plan = replace(plan, work=max(plan.work, room), communication=0)  # NCCL has it already
+        free = (free_bytes(self.device) or 0) // sharing
+        fits = world.all_reduce(torch.tensor([float(plan.needed <= free)], device=self.device))
+        return fits.item() == world.size

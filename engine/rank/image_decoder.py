@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -54,12 +53,6 @@ class _Queued:
     job: Job
     tokens: torch.Tensor
     future: Future[None]
-
-    @property
-    def ran_out_of_memory(self) -> bool:
-        """Once it is done."""
-        error = self.future.exception()
-        return error is not None and is_out_of_memory(error)
 
 
 class ImageDecoder:
@@ -114,33 +107,19 @@ class ImageDecoder:
         raised."""
         self._executor.submit(self._on_stream, self._decode_pixels, job, tokens, None, SMALLEST_TILE).result()
 
-    def raise_failure(self) -> None:
-        """Raise what the decoding of an earlier image raised."""
-        for queued in self._take_done():
-            queued.future.result()
-
-    def take_out_of_memory(self) -> list[tuple[Job, torch.Tensor]]:
-        """The earlier images for whose decoding there was too little memory: each job with its tokens. Raises what the
-        decoding of another raised."""
-        done = self._take_done()
-        for queued in done:
-            if not queued.ran_out_of_memory:
-                queued.future.result()
-        return [(queued.job, queued.tokens) for queued in done if queued.ran_out_of_memory]
-
-    def _take_done(self) -> list[_Queued]:
+    def take_failed(self) -> list[tuple[Job, torch.Tensor, BaseException]]:
+        """Take those of the earlier images that could not be decoded: job, tokens and what was raised."""
         done = [queued for queued in self._queue if queued.future.done()]
         self._queue = [queued for queued in self._queue if queued not in done]
-        return done
+        return [(each.job, each.tokens, error) for each in done if (error := each.future.exception()) is not None]
 
     def settle(self) -> None:
         """Return when nothing is being decoded, however that ended."""
         wait([queued.future for queued in self._queue])
 
     def close(self) -> None:
-        """Return when all is decoded. Raises what a decoding raised."""
+        """Return when all is decoded."""
         self._executor.shutdown(wait=True)
-        self.raise_failure()
 
     def draw_preview(self, job: Job, tokens: torch.Tensor) -> torch.Tensor | None:
         """A small picture of a job's tokens without noise, (height, width, 3) uint8, if it can be drawn yet."""
@@ -188,7 +167,7 @@ class ImageDecoder:
 
     def _warm_up(self, job: Job, latents: torch.Tensor) -> None:
         assert self._model.vae is not None
-        with self._model.offload.vae or nullcontext():
+        with self._model.offload.vae:
             self._model.vae.warm_up(latents[None], tile=self.tile_side(job.width, job.height))
 
     def _decode_pixels(self, job: Job, tokens: torch.Tensor, shared: _SharedPixels | None, tile: int | None) -> None:
@@ -200,7 +179,7 @@ class ImageDecoder:
             began -= seconds_between(shared.began, shared.ended)
             pixels = shared.pixels
         else:
-            with self._model.offload.vae or nullcontext():
+            with self._model.offload.vae:
                 pixels = self._model.vae.decode_pixels(latents[None], tile=tile)[0]
         if self._on_image is not None:
             on_host = to_host(pixels)

@@ -22,7 +22,8 @@ _CACHED_SCHEDULES = 8  # one of 52 steps is 8 MB at the real size
 
 @dataclass(frozen=True)
 class Schedule:
-    """Noise levels, one more than there are steps, and what each step's time says to the model."""
+    """What the steps of an image begin from: noise levels, one more than there are steps, and each step's time
+    modulation, (steps, 6 · width) and (steps, width) float32."""
 
     sigmas: tuple[float, ...]
     modulation: TimeModulation
@@ -33,15 +34,15 @@ class JobState:
     """One image between its first step and its last."""
 
     job: Job
-    grid: tuple[int, int]
+    grid: tuple[int, int]  # rows and columns of image tokens
     loras: Loras  # those that change a denoise step
     latents: torch.Tensor  # (image tokens, in_channels) float32
-    texts: tuple[torch.Tensor, ...]  # the prompt's features and, when guided, the negative prompt's
+    texts: tuple[torch.Tensor, ...]  # (text tokens, width) of the prompt and, when guided, of the negative prompt
     schedule: Schedule
     step: int = 0
 
     def has_preview(self, step: int) -> bool:
-        """Whether a preview is due after so many steps."""
+        """Whether a preview is due after this many steps."""
         every = self.job.preview_every
         return every > 0 and step % every == 0 and step < self.job.steps
 
@@ -55,20 +56,17 @@ class JobStarter:
         self._noise = ThreadPoolExecutor(1, thread_name_prefix="noise")
 
     def start(self, jobs: Sequence[Job]) -> tuple[list[JobState], int]:
-        """The jobs before their first step, and how many prompt tokens were encoded."""
+        """Make the jobs' states before their first step. Also returns the number of prompt tokens that were encoded."""
         noises = [self._noise.submit(self._draw, job) for job in jobs]  # while the prompts are encoded
         try:
-            text_loras = [self._adapters.of(job.loras, TEXT) for job in jobs]
-            prompts = [[(ids, loras) for ids in job.prompts] for job, loras in zip(jobs, text_loras, strict=True)]
+            prompts = [[(ids, self._adapters.of(job.loras, TEXT)) for ids in job.prompts] for job in jobs]
             texts, encoded_tokens = self._prompts.encode([prompt for each in prompts for prompt in each])
-            states = []
+            states, config = [], self._model.config
             for job, its_prompts, noise in zip(jobs, prompts, noises, strict=True):
-                multiple = self._model.config.size_multiple
-                tokens = self._model.config.image_tokens(job.width, job.height)
-                mu = default_mu(self._model.config, tokens) if job.mu is None else job.mu
+                mu = default_mu(config, config.image_tokens(job.width, job.height)) if job.mu is None else job.mu
                 state = JobState(
                     job=job,
-                    grid=(job.height // multiple, job.width // multiple),
+                    grid=(job.height // config.size_multiple, job.width // config.size_multiple),
                     latents=to_device(noise.result(), self._model.device),
                     loras=self._adapters.of(job.loras, DENOISING),
                     texts=tuple(texts[prompt] for prompt in its_prompts),
@@ -86,13 +84,13 @@ class JobStarter:
         self._schedule.cache_clear()
 
     def close(self) -> None:
+        """Return when no noise is being drawn."""
         self._noise.shutdown()
 
     def _draw(self, job: Job) -> torch.Tensor:
-        """The image's noise, where a copy to the device does not wait for it."""
-        return pinned(
-            draw_noise(job.seed, job.width, job.height, self._model.config, self._model.dtype), self._model.device
-        )
+        """The image's noise, (image tokens, in_channels) float32, where a copy to the device does not wait for it."""
+        model = self._model
+        return pinned(draw_noise(job.seed, job.width, job.height, model.config, model.dtype), model.device)
 
     def _make_schedule(self, steps: int, mu: float, loras: Loras) -> Schedule:
         sigmas = make_sigmas(steps, mu)

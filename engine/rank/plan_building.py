@@ -6,6 +6,8 @@ import logging
 import mmap
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -15,32 +17,25 @@ from engine.kernels.attention.plans import PlanSchedule
 from engine.step import BuiltPlan
 
 _logger = logging.getLogger(__name__)
+Clock = Callable[[], float]  # seconds
 _MOST_OF_A_PLAN = 64 << 20  # bytes; where more is gone somebody else took it
 
 
 class PlanBuilder:
-    """From now on cuDNN serves what `schedule` has a plan for in `kernel`, and flash all else."""
+    """Builds what `schedule` asks for. From now on cuDNN serves what has a plan in `kernel`, and flash all else."""
 
     def __init__(
-        self,
-        kernel: GatedAttentionKernel,
-        device: torch.device,
-        dtype: torch.dtype,
-        schedule: PlanSchedule | None = None,
-        *,
-        build: Callable[[PlanShape, torch.device, torch.dtype], None] = build_plan,
-        clock: Callable[[], float] = time.monotonic,
+        self, kernel: GatedAttentionKernel, device: torch.device, dtype: torch.dtype, *, clock: Clock = time.monotonic
     ) -> None:
-        self.schedule = kernel.plans = schedule or PlanSchedule()
-        self._device, self._dtype = device, dtype
-        self._build, self._clock = build, clock
+        self.schedule = kernel.plans = PlanSchedule()
+        self._device, self._dtype, self._clock = device, dtype, clock
 
     def worked(self, images: int) -> None:
-        """A step is about to begin, and so many images with it."""
+        """Note that a step is about to begin, and a number of images with it."""
         self.schedule.worked(self._clock(), images)
 
     def wait_s(self) -> float | None:
-        """Seconds until `build_next` may be called if no step comes; None if there is nothing to build."""
+        """Say in how many seconds `build_next` may be called if no step comes; None if there is nothing to build."""
         return self.schedule.wait_s(self._clock())
 
     def build_next(self, *, images_may_come: bool = True) -> BuiltPlan | None:
@@ -49,33 +44,30 @@ class PlanBuilder:
 
         images_may_come: one that begins right afterwards has waited.
         """
-        shape = self.schedule.next()
+        shape = cast("PlanShape | None", self.schedule.next())
         if shape is None:
             return None
-        tokens: int = shape[0][0]  # type: ignore[index]
-        began, before = self._clock(), self._taken()
+        schedule, tokens = self.schedule, shape[0][0]
+        began, before, reason = self._clock(), self._taken(), None
         try:
             with torch.inference_mode():
-                self._build(shape, self._device, self._dtype)  # type: ignore[arg-type]
+                build_plan(shape, self._device, self._dtype)
                 self._settle()
         except Exception as error:
-            self.schedule.failed(shape, self._clock() if images_may_come else None)
+            schedule.failed(shape, self._clock() if images_may_come else None)
             release_tensors(error)
             _logger.warning("no attention plan for %d tokens, which stay with flash: %s", tokens, error)
             self._settle()  # raises if the device is lost
             if is_out_of_memory(error) and self._device.type == "cuda":
                 torch.cuda.empty_cache()
-            return self._report(tokens, began, str(error).partition("\n")[0])
-        ended = self._clock()
-        size = min(self._taken() - before, _MOST_OF_A_PLAN)
-        self.schedule.built(shape, ended if images_may_come else None, size)
-        _logger.info("attention plan for %d tokens in %.2f s: %s", tokens, ended - began, self.schedule.describe())
-        return self._report(tokens, began)
-
-    def _report(self, tokens: int, began: float, error: str | None = None) -> BuiltPlan:
-        schedule = self.schedule
+            reason = str(error).partition("\n")[0]
+        else:
+            ended = self._clock()
+            size = min(self._taken() - before, _MOST_OF_A_PLAN)
+            schedule.built(shape, ended if images_may_come else None, size)
+            _logger.info("attention plan for %d tokens in %.2f s: %s", tokens, ended - began, schedule.describe())
         seconds = self._clock() - began
-        return BuiltPlan(tokens, seconds, error, schedule.plans, schedule.bytes, schedule.waited, schedule.images)
+        return BuiltPlan(tokens, seconds, reason, schedule.plans, schedule.bytes, schedule.waited, schedule.images)
 
     def build_all(self) -> int:
         """Build a plan for every shape met so far, as while nobody waits for an image. Returns how many."""
@@ -89,21 +81,13 @@ class PlanBuilder:
             torch.cuda.current_stream(self._device).synchronize()
 
     def _taken(self) -> int:
-        """Bytes of the device beside torch's own, and of this process in host memory. Others' count too."""
-        return _host_bytes() + _device_bytes(self._device)
-
-
-def _device_bytes(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 0
-    free, total = torch.cuda.mem_get_info(device)
-    return total - free - torch.cuda.memory_reserved(device)
-
-
-def _host_bytes() -> int:
-    try:
-        with open("/proc/self/statm") as file:
-            pages = int(file.read().split()[1])
-    except (OSError, ValueError, IndexError):  # not Linux
-        return 0
-    return pages * mmap.PAGESIZE
+        """The bytes of the device beside torch's own, and of this process in host memory. Others' count too."""
+        on_device = 0
+        if self._device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self._device)
+            on_device = total - free - torch.cuda.memory_reserved(self._device)
+        try:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+        except (OSError, ValueError, IndexError):  # not Linux
+            pages = 0
+        return on_device + pages * mmap.PAGESIZE

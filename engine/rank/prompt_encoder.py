@@ -16,11 +16,11 @@ from engine.planning.step_memory import ENCODE_AT_ONCE
 from engine.rank.build import RankModel
 from engine.rank.cuda_graphs import PromptGraphs
 
-# Text features kept for prompts that come again (several images of a request, the empty negative prompt): 200 MB at
-# the real size in bfloat16.
+# Tokens whose text features are kept for prompts that come again (several images of a request, the empty negative
+# prompt): 200 MB at the real size in bfloat16.
 _KEPT_TOKENS = 16384
 
-Ids = tuple[int, ...]
+Ids = tuple[int, ...]  # prefix, prompt and suffix
 Prompt = tuple[Ids, Loras]  # the adapters being those that change text features
 
 
@@ -45,7 +45,7 @@ class PromptEncoder:
         return self._stream is not None
 
     def encode_in_turn(self) -> None:
-        """In the stream of the steps from now on."""
+        """Encode in the stream of the steps from now on."""
         self._stream = None
 
     def record(self, graphs: PromptGraphs) -> None:
@@ -54,15 +54,13 @@ class PromptEncoder:
         self._graphs = graphs
 
     def encode(self, prompts: list[Prompt]) -> tuple[dict[Prompt, torch.Tensor], int]:
-        """Text features (text tokens, width) of each distinct prompt; new ones are encoded some at a time, packed.
-
-        Also returns the tokens of the new ones.
-        """
+        """Encode each distinct prompt, new ones packed, some at a time: text features, (text tokens, width) of the
+        DiT's, by prompt, and the number of tokens of the new ones."""
         found = {prompt: self._kept[prompt] for prompt in prompts if prompt in self._kept}
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
         for loras in dict.fromkeys(loras for _, loras in missing):
             for new in _chunks([ids for ids, of in missing if of == loras], ENCODE_AT_ONCE):
-                features = self._encode_beside(new, loras)
+                features = self._encode(new, loras)
                 found.update(zip([(ids, loras) for ids in new], features, strict=True))
         for prompt, tensor in found.items():
             self._kept[prompt] = tensor
@@ -77,37 +75,32 @@ class PromptEncoder:
         for prompt in [prompt for prompt in self._kept if any(key == adapter_id for key, _ in prompt[1])]:
             del self._kept[prompt]
 
-    def _encode_beside(self, prompts: list[Ids], loras: Loras) -> list[torch.Tensor]:
-        """In the stream for it, if there is one, for whose results the current stream waits."""
-        if self._stream is None:
-            return self._encode(prompts, loras)
-        current = torch.cuda.current_stream(self._model.device)
-        with torch.cuda.stream(self._stream):
-            features = self._encode(prompts, loras)
-        current.wait_stream(self._stream)
-        for tensor in features:
-            tensor.record_stream(current)
-        return features
-
     def _encode(self, prompts: list[Ids], loras: Loras) -> list[torch.Tensor]:
-        packing = Packing([len(ids) for ids in prompts], self._model.device)
-        packed = to_device(
-            torch.tensor([token for ids in prompts for token in ids]), self._model.text_encoder.ids_device
-        )
-        if self._graphs is not None and packing.segments == 1 and self._graphs.holds(packing.tokens):
-            states = self._graphs.encode(packed)
-        else:
-            states = self._model.text_encoder(packed, packing)
-        kept = torch.cat([states[start + PREFIX_TOKENS : stop] for start, stop in pairwise(packing.bounds)])
-        lengths = [len(ids) - PREFIX_TOKENS for ids in prompts]
-        with self._adapters.everywhere(loras):
-            features = self._model.transformer.encode_text(kept, Packing(lengths, self._model.device))
-        # copies, so that one kept prompt does not keep the whole batch it came in alive
-        return [part.clone() for part in features.split(lengths)]
+        """Text features of each, in the stream for it, if there is one, for whose results the current stream waits."""
+        model = self._model
+        with torch.cuda.stream(self._stream):
+            packing = Packing([len(ids) for ids in prompts], model.device)
+            packed = to_device(torch.tensor([token for ids in prompts for token in ids]), model.text_encoder.ids_device)
+            if self._graphs is not None and packing.segments == 1 and self._graphs.holds(packing.tokens):
+                states = self._graphs.encode(packed)  # (tokens, taps, width of the encoder)
+            else:
+                states = model.text_encoder(packed, packing)
+            kept = torch.cat([states[start + PREFIX_TOKENS : stop] for start, stop in pairwise(packing.bounds)])
+            lengths = [len(ids) - PREFIX_TOKENS for ids in prompts]
+            with self._adapters.everywhere(loras):
+                packed_features = model.transformer.encode_text(kept, Packing(lengths, model.device))
+            # copies, so that one kept prompt does not keep the whole batch it came in alive
+            features = [part.clone() for part in packed_features.split(lengths)]
+        if self._stream is not None:
+            current = torch.cuda.current_stream(model.device)
+            current.wait_stream(self._stream)
+            for tensor in features:
+                tensor.record_stream(current)
+        return features
 
 
 def _chunks(prompts: list[Ids], most_tokens: int) -> Iterator[list[Ids]]:
-    """The prompts in order, as many at a time as have at most so many tokens; one that has more goes alone."""
+    """The prompts in order, as many at a time as have at most `most_tokens` together; one that has more goes alone."""
     chunk: list[Ids] = []
     for ids in prompts:
         if chunk and sum(map(len, chunk)) + len(ids) > most_tokens:

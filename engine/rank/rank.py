@@ -99,7 +99,7 @@ class Rank:
         for adapter_id in step.unload:
             self.adapters.unload(adapter_id)
             self.starter.forget(adapter_id)
-        if self.model.offload.dit is not None and not self.jobs:
+        if not self.jobs:
             self.model.offload.dit.drop()
         return handle
 
@@ -107,7 +107,7 @@ class Rank:
         """Start jobs and denoise some, for a step's handle. False if there was too little memory, where that is not
         raised: then nothing has changed, and what can be freed is free."""
         try:
-            if self.model.offload.dit is not None and (start or denoise):
+            if start or denoise:
                 self.model.offload.dit.bring()
             if start:
                 states, handle.encoded_tokens = self.starter.start(start)
@@ -146,13 +146,13 @@ class Rank:
             "host_weights": offload.host_bytes,
             "adapters": self.adapters.bytes,
             "decode_limit": offload.plan.decode_limit,
-            "free": self.model.memory.free_for_steps(encodes_beside=self.prompts.beside_steps),
+            "free": offload.free_for_steps(encodes_beside=self.prompts.beside_steps),
         }
         return {name: size for name, size in sizes.items() if size is not None}
 
     def fit_encoding(self) -> None:
         """Encode prompts in turn with steps where both at once would leave no room for an image of the default size."""
-        if self.prompts.beside_steps and not self.model.memory.has_room_to_encode_beside():
+        if self.prompts.beside_steps and not self.model.offload.has_room_to_encode_beside():
             _logger.info("prompts are encoded between steps: beside them there is too little memory")
             self.prompts.encode_in_turn()
 

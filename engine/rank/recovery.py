@@ -34,7 +34,7 @@ class Recovery:
         self._on_failed = on_failed if model.mesh.world.size == 1 else None
         self.failed: set[int] = set()  # jobs that a step on its way may still name
 
-    def survives(self, error: Exception) -> bool:
+    def survives(self, error: BaseException) -> bool:
         """Whether this rank goes on after an error: then what the forward held that it broke off is let go."""
         if self._on_failed is None or not is_out_of_memory(error):
             return False
@@ -72,17 +72,17 @@ class Recovery:
             tokens = model.config.image_tokens(job.width, job.height)
             lengths = [len(ids) - PREFIX_TOKENS + tokens for ids in job.prompts]
             needed = batch_bytes(model.config, lengths, model.engine.degrees, model.dtype.itemsize)
-            self._fail(job, "a step", max(needed, self._model.memory.encoding if begins else 0))
+            self._fail(job, "a step", max(needed, self._model.offload.encoding if begins else 0))
         handle.record()
         return handle
 
     def check_decoder(self) -> None:
         """Decode again what there was too little memory for in an earlier step; raise what else went wrong there."""
-        if self._on_failed is None:
-            self._decoder.raise_failure()
-            return
-        while failed := self._decoder.take_out_of_memory():  # another may fail while the first is decoded again
-            for job, tokens in failed:
+        while failed := self._decoder.take_failed():  # another may fail while the first is decoded again
+            for *_, error in failed:
+                if not self.survives(error):
+                    raise error
+            for job, tokens, _ in failed:
                 self._decode_small(job, tokens)
 
     def _decode_small(self, job: Job, tokens: torch.Tensor) -> None:
@@ -100,7 +100,7 @@ class Recovery:
     def _fail(self, job: Job, what: str, needed: int) -> None:
         """Give a job up that had the device to itself."""
         assert self._on_failed is not None
-        free = self._model.memory.left()
+        free = self._model.offload.left()
         left = "" if free is None else f", and {free / 1e9:.1f} GB are free"
         where = self._model.device
         message = f"the image of {job.width} × {job.height} with seed {job.seed} ran out of memory on {where}: "

@@ -48,8 +48,7 @@ def warm_up(rank: Rank, sizes: Sequence[tuple[int, int]] = (), *, decodes: bool 
             record_graphs(rank)
         if model.mesh.world.size > 1:
             rank.link = measure_link(model.mesh.world, model.device)
-    if model.offload.dit is not None:
-        model.offload.dit.drop()
+    model.offload.dit.drop()
     torch.cuda.synchronize(model.device)
     torch.cuda.empty_cache()  # what this took and no longer needs is free for steps
     rank.fit_encoding()
@@ -79,7 +78,7 @@ def _make_image(rank: Rank, width: int, height: int, *, decodes: bool) -> None:
         decode_bytes(config, width, height, decoding.bytes_per_element, decoding.limit),
     )
     torch.cuda.empty_cache()
-    free = model.memory.free_for_steps(encodes_beside=rank.prompts.beside_steps)
+    free = model.offload.free_for_steps(encodes_beside=rank.prompts.beside_steps)
     fits = free is None or needed <= free
     fit = model.mesh.world.all_reduce(torch.tensor([float(fits)], device=model.device))
     if fit.item() < model.mesh.world.size:  # on every rank or on none, since a step is collective
@@ -87,8 +86,7 @@ def _make_image(rank: Rank, width: int, height: int, *, decodes: bool) -> None:
     prompt = (0,) * (PREFIX_TOKENS + TYPICAL_PROMPT_TOKENS)
     job = Job(-1, prompt, None, width, height, 1, 0.0, None, 0)
     halves = Job(-2, prompt, prompt, width, height, 1, config.default_guidance, None, 0)
-    if model.offload.dit is not None:
-        model.offload.dit.bring()
+    model.offload.dit.bring()
     if guided:  # each half of the ranks steps a segment, where otherwise all share one
         rank.denoiser.step(rank.starter.start((halves,))[0])
     (state,), _ = rank.starter.start((job,))

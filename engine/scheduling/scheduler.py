@@ -68,15 +68,7 @@ class Scheduler:
         self._step_s = self._busy_until = 0.0  # of the last step made, and when the ranks will have done it
         self._outlook: _Outlook | None = None  # until the queue changes
 
-    def add(
-        self,
-        job: Job,
-        *,
-        segments: tuple[int, ...],
-        request: int,
-        priority: int = 0,
-        now: float,
-    ) -> None:
+    def add(self, job: Job, *, segments: tuple[int, ...], request: int, priority: int = 0, now: float) -> None:
         """Queue a job of a request. segments: packed tokens of each of its segments, two when it is guided. Raises
         `ValueError` for a job that is here already, and without a token."""
         if job.job_id in self._queue or job.job_id in self._decoding:

@@ -104,8 +104,7 @@ def test_a_copy_that_fails_fails_the_step(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_stream_gives_every_block_its_own_weights_pass_after_pass() -> None:
     parameters = [torch.nn.Parameter(torch.full((4, 4), float(index)), requires_grad=False) for index in range(5)]
     travelling = {index: host_buffers.ParameterBucket([parameters[index]], HostMemory(CPU)) for index in (1, 2, 4)}
-    copier = copying.make_copier(CPU)
-    stream = BlockStream(travelling, 1, WeightLedger(CPU), copier)
+    stream = BlockStream(travelling, 1, WeightLedger(CPU))
     for _ in range(3):
         assert [float(parameter.sum()) for parameter in stream.visit(parameters)] == [0.0, 16.0, 32.0, 48.0, 64.0]
-    copier.close()
+    stream.close()

@@ -235,15 +235,14 @@ def test_a_text_encoder_that_is_whole_on_every_rank(
     """As on GPUs that have memory for it."""
 
     def look(rank: Rank) -> tuple[int, int]:
-        return sum(
-            parameter.nbytes for parameter in rank.model.text_encoder.parameters()
-        ), rank.model.offload.plan.weights
+        held = sum(parameter.nbytes for parameter in rank.model.text_encoder.parameters())
+        return held, rank.model.offload.plan.weights
 
     jobs = random_jobs(random.Random(11), 2)
     alone = of_one_rank(tuple(jobs))
     (whole, _), *_ = rank_groups.on_ranks(DEMO_CHECKPOINT, look)
     (part, planned_split), *_ = rank_groups.on_ranks(DEMO_CHECKPOINT, look, **degrees)
-    monkeypatch.setattr("engine.rank.build._has_room_for_whole_text_encoder", lambda *_: True)
+    monkeypatch.setattr("engine.rank.build.RankModel._has_room_for_whole_text_encoder", lambda *_: True)
     with closing(RankGroup(DEMO_CHECKPOINT, **degrees)) as group:
         for one, other in zip(alone, group.run_jobs(jobs), strict=True):
             assert relative_error(other.latents, one.latents) <= TOLERANCE

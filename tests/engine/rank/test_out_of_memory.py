@@ -183,18 +183,18 @@ def test_some_of_a_gpu_is_kept_back(monkeypatch: pytest.MonkeyPatch, total: int,
 
 def test_what_is_free_for_steps_leaves_room_for_encoding_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """And for the reserve. Where memory is to be saved, prompts are encoded in turn with steps."""
-    monkeypatch.setattr("engine.offload.device_memory.free_bytes", lambda _: 10**10)
-    monkeypatch.setattr("engine.offload.device_memory.reserve_bytes", lambda _: 10**9)
+    monkeypatch.setattr("engine.offload.offload.free_bytes", lambda _: 10**10)
+    monkeypatch.setattr("engine.offload.offload.reserve_bytes", lambda _: 10**9)
     ranked = Ranked()
     assert ranked.rank.memory()["free"] == 9 * 10**9
     ranked.rank.prompts._stream = object()  # type: ignore[assignment]
     encoding = encode_bytes(ranked.rank.model.config, 1, 4)
     assert ranked.rank.memory()["free"] == 9 * 10**9 - encoding
     both = ranked.rank.model.offload.plan.work + encoding
-    monkeypatch.setattr("engine.offload.device_memory.free_bytes", lambda _: 10**9 + both)
+    monkeypatch.setattr("engine.offload.offload.free_bytes", lambda _: 10**9 + both)
     ranked.rank.fit_encoding()
     assert ranked.rank.memory()["free"] == both - encoding
-    monkeypatch.setattr("engine.offload.device_memory.free_bytes", lambda _: 10**9 + both - 1)
+    monkeypatch.setattr("engine.offload.offload.free_bytes", lambda _: 10**9 + both - 1)
     ranked.rank.fit_encoding()  # encoding in turn then, so that what fits without it still does
     assert not ranked.rank.prompts.beside_steps
     assert ranked.rank.memory()["free"] == both - 1

@@ -146,20 +146,21 @@ class _Builds:
             raise error
 
 
-def _met(builds: _Builds, *lengths: int) -> PlanBuilder:
+def _met(monkeypatch: pytest.MonkeyPatch, builds: _Builds, *lengths: int) -> PlanBuilder:
+    monkeypatch.setattr("engine.rank.plan_building.build_plan", builds)
     kernel = GatedAttentionKernel("cudnn")
-    builder = PlanBuilder(kernel, CPU, torch.float32, build=builds, clock=lambda: 5.0)
+    builder = PlanBuilder(kernel, CPU, torch.float32, clock=lambda: 5.0)
     for tokens in lengths:
         kernel(*_draw(tokens), Packing((tokens,), CPU))
     return builder
 
 
 def test_what_cannot_be_built_stays_with_flash_and_the_rest_is_built(
-    served: Served, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     builds = _Builds(RuntimeError("no valid engine"), torch.OutOfMemoryError("CUDA out of memory"), None)
-    builder = _met(builds, 60, 50, 40)
+    builder = _met(monkeypatch, builds, 60, 50, 40)
     while builder.wait_s() is not None:
         builder.build_next()
     assert builds.tokens == [60, 50, 40]
@@ -172,7 +173,7 @@ def test_what_cannot_be_built_stays_with_flash_and_the_rest_is_built(
 
 
 def test_a_lost_device_ends_the_rank(monkeypatch: pytest.MonkeyPatch, served: Served) -> None:
-    builder = _met(_Builds(RuntimeError("an illegal memory access was encountered")), 40)
+    builder = _met(monkeypatch, _Builds(RuntimeError("an illegal memory access was encountered")), 40)
 
     def settle() -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -185,7 +186,7 @@ def test_a_lost_device_ends_the_rank(monkeypatch: pytest.MonkeyPatch, served: Se
 def test_memory_that_somebody_else_took_meanwhile_does_not_end_it(
     monkeypatch: pytest.MonkeyPatch, served: Served
 ) -> None:
-    builder = _met(_Builds(None, None), 60, 40)
+    builder = _met(monkeypatch, _Builds(None, None), 60, 40)
     taken = iter((0, 40 << 30, 0, 1000))
     monkeypatch.setattr(builder, "_taken", lambda: next(taken))
     builder.build_next()
