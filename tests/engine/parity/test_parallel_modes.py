@@ -26,6 +26,7 @@ from engine.model.vae import VAEDecoder
 from engine.parallel.group import Group
 from engine.parallel.row_share import RowShare
 from engine.planning.traffic import Traffic, sent_in_step
+from engine.rank.build import RankModel
 from engine.rank.denoiser import Denoiser
 from engine.rank.rank import Rank
 from engine.step import Adapter, Job, Step
@@ -242,7 +243,7 @@ def test_a_text_encoder_that_is_whole_on_every_rank(
     alone = of_one_rank(tuple(jobs))
     (whole, _), *_ = rank_groups.on_ranks(DEMO_CHECKPOINT, look)
     (part, planned_split), *_ = rank_groups.on_ranks(DEMO_CHECKPOINT, look, **degrees)
-    monkeypatch.setattr("engine.rank.build.RankModel._has_room_for_whole_text_encoder", lambda *_: True)
+    monkeypatch.setattr(RankModel, "_has_room_for_whole_text_encoder", lambda *_: True)
     with closing(RankGroup(DEMO_CHECKPOINT, **degrees)) as group:
         for one, other in zip(alone, group.run_jobs(jobs), strict=True):
             assert relative_error(other.latents, one.latents) <= TOLERANCE
