@@ -21,15 +21,13 @@ from engine.config.json_fields import JsonFields
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, CheckpointError
 
-_OPENERS: Mapping[str, Callable[[Path], Component]] = {
-    "transformer": open_transformer,
-    "text_encoder": open_text_encoder,
-    "vae": open_vae,
-}
-_INFER: Mapping[str, Callable[[Component, Mapping[str, Any]], dict[str, Any]]] = {
-    "transformer": infer.infer_transformer,
-    "text_encoder": infer.infer_text_encoder,
-    "vae": infer.infer_vae,
+_Open = Callable[[Path], Component]
+_Infer = Callable[[Component, Mapping[str, Any]], dict[str, Any]]
+# How each component is opened, and how its config is inferred where it has none.
+_COMPONENTS: Mapping[str, tuple[_Open, _Infer]] = {
+    "transformer": (open_transformer, infer.infer_transformer),
+    "text_encoder": (open_text_encoder, infer.infer_text_encoder),
+    "vae": (open_vae, infer.infer_vae),
 }
 _MODEL_TYPES = ("qwen3_vl", "qwen3_vl_text", "Krea2Transformer2DModel", "AutoencoderKLQwenImage")
 _INDEX = "model_index.json"
@@ -86,7 +84,7 @@ class CheckpointFiles:
         is_whole = folder is None or parts.inside != set(PARTS) or not is_split(folder, engine.tp)
         with ExitStack() as cleanup:
             components = {}
-            for name, opener in _OPENERS.items():
+            for name, (opener, _) in _COMPONENTS.items():
                 if is_whole or folder is None:
                     components[name] = opener(parts.paths[name])
                 else:  # the decoder is nobody's part
@@ -140,7 +138,7 @@ def _read_config(
         JsonFields(file, infer.INDEX_CONSTANTS),
         JsonFields(file, infer.SCHEDULER_CONSTANTS),
     )
-    configs = {name: _component_config(parts, name, components[name]) for name in _OPENERS}
+    configs = {name: _component_config(parts, name, components[name]) for name in _COMPONENTS}
     stated, guess = _is_distilled(parts, index, configs["transformer"])
     return ModelConfig.build(index, configs, schedule, variant=variant, stated=stated, guess=guess)
 
@@ -159,7 +157,7 @@ def _component_config(parts: Parts, name: str, component: Component) -> JsonFiel
     constants: Mapping[str, Any] = {}
     if parts.repository is not None and (other := parts.repository / name / "config.json").is_file():
         constants = {key: value for key, value in JsonFields.read(other).values.items() if key != "is_distilled"}
-    return JsonFields(component.location, _INFER[name](component, constants))
+    return JsonFields(component.location, _COMPONENTS[name][1](component, constants))
 
 
 def _is_distilled(parts: Parts, index: JsonFields, transformer: JsonFields) -> tuple[bool | None, bool]:

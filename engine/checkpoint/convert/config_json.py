@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
+from engine.config.components import ScheduleConfig, TextEncoderConfig, TransformerConfig, VAEConfig
 from engine.config.model_config import PIPELINE_CLASS, ModelConfig
 
-TRANSFORMER_CLASS = "Krea2Transformer2DModel"
+_TRANSFORMER_CLASS, _VAE_CLASS = "Krea2Transformer2DModel", "AutoencoderKLQwenImage"
+_SCHEDULER_CLASS = "FlowMatchEulerDiscreteScheduler"
 
 
 def config_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
-    """The content of each file, by its path in the folder."""
+    """Return the content of each file, by its path in the folder."""
+    levels = len(config.vae.dim_mult)
     return {
         "model_index.json": _model_index(config),
-        "scheduler/scheduler_config.json": _scheduler(config),
-        "transformer/config.json": _transformer(config),
-        "text_encoder/config.json": _text_encoder(config),
-        "vae/config.json": _vae(config),
+        "scheduler/scheduler_config.json": _by_key(
+            config.schedule,
+            _class_name=_SCHEDULER_CLASS,
+            shift=1.0,
+            time_shift_type="exponential",
+            use_dynamic_shifting=True,
+        ),
+        "transformer/config.json": _by_key(config.transformer, _class_name=_TRANSFORMER_CLASS),
+        "text_encoder/config.json": _text_encoder(config.text_encoder),
+        "vae/config.json": _by_key(
+            config.vae,
+            _class_name=_VAE_CLASS,
+            attn_scales=[],
+            dropout=0.0,
+            input_channels=3,
+            # which of the levels halve time as well, of which one image sees nothing
+            temperal_downsample=[level > 0 for level in range(levels - 1)],
+        ),
     }
+
+
+def _by_key(
+    config: TransformerConfig | TextEncoderConfig | VAEConfig | ScheduleConfig, **constants: object
+) -> dict[str, Any]:
+    """A config's fields, by the keys that it is read with, and constants; sorted."""
+    values = {field.metadata["key"] or field.name: getattr(config, field.name) for field in fields(config)} | constants
+    return {key: [*value] if isinstance(value, tuple) else value for key, value in sorted(values.items())}
 
 
 def _model_index(config: ModelConfig) -> dict[str, Any]:
@@ -32,76 +58,26 @@ def _model_index(config: ModelConfig) -> dict[str, Any]:
         "_class_name": PIPELINE_CLASS,
         "is_distilled": config.is_distilled,
         "patch_size": config.patch_size,
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "scheduler": ["diffusers", _SCHEDULER_CLASS],
         "text_encoder": ["transformers", "Qwen3VLModel"],
         "text_encoder_select_layers": list(config.text_encoder_taps),
         "tokenizer": ["transformers", "Qwen2Tokenizer"],
-        "transformer": ["diffusers", TRANSFORMER_CLASS],
-        "vae": ["diffusers", "AutoencoderKLQwenImage"],
+        "transformer": ["diffusers", _TRANSFORMER_CLASS],
+        "vae": ["diffusers", _VAE_CLASS],
         "default_width": config.default_width,
         "default_height": config.default_height,
         **{key: value for key, value in optional.items() if value is not None},
     }
 
 
-def _scheduler(config: ModelConfig) -> dict[str, Any]:
-    schedule = config.schedule
-    return {
-        "_class_name": "FlowMatchEulerDiscreteScheduler",
-        "base_image_seq_len": schedule.base_image_seq_len,
-        "base_shift": schedule.base_shift,
-        "max_image_seq_len": schedule.max_image_seq_len,
-        "max_shift": schedule.max_shift,
-        "num_train_timesteps": schedule.num_train_timesteps,
-        "shift": 1.0,
-        "time_shift_type": "exponential",
-        "use_dynamic_shifting": True,
-    }
-
-
-def _transformer(config: ModelConfig) -> dict[str, Any]:
-    dit = config.transformer
-    return {
-        "_class_name": TRANSFORMER_CLASS,
-        "attention_head_dim": dit.head_dim,
-        "axes_dims_rope": list(dit.axes_dims_rope),
-        "in_channels": dit.in_channels,
-        "intermediate_size": dit.intermediate_size,
-        "norm_eps": dit.norm_eps,
-        "num_attention_heads": dit.num_heads,
-        "num_key_value_heads": dit.num_kv_heads,
-        "num_layers": dit.num_layers,
-        "num_layerwise_text_blocks": dit.num_layerwise_text_blocks,
-        "num_refiner_text_blocks": dit.num_refiner_text_blocks,
-        "num_text_layers": dit.num_text_layers,
-        "rope_theta": dit.rope_theta,
-        "text_hidden_dim": dit.text_hidden_size,
-        "text_intermediate_size": dit.text_intermediate_size,
-        "text_num_attention_heads": dit.text_num_heads,
-        "text_num_key_value_heads": dit.text_num_kv_heads,
-        "timestep_embed_dim": dit.timestep_embed_dim,
-    }
-
-
-def _text_encoder(config: ModelConfig) -> dict[str, Any]:
-    text = config.text_encoder
+def _text_encoder(config: TextEncoderConfig) -> dict[str, Any]:
+    rope = {"rope_theta": config.rope_theta, "rope_type": "default"}
+    text = _by_key(config, attention_bias=False, hidden_act="silu", model_type="qwen3_vl_text", rope_parameters=rope)
+    del text["rope_theta"]
     return {
         "architectures": ["Qwen3VLModel"],
         "model_type": "qwen3_vl",
-        "text_config": {
-            "attention_bias": False,
-            "head_dim": text.head_dim,
-            "hidden_act": "silu",
-            "hidden_size": text.hidden_size,
-            "intermediate_size": text.intermediate_size,
-            "model_type": "qwen3_vl_text",
-            "num_attention_heads": text.num_heads,
-            "num_hidden_layers": text.num_layers,
-            "num_key_value_heads": text.num_kv_heads,
-            "rms_norm_eps": text.norm_eps,
-            "rope_parameters": {"rope_theta": text.rope_theta, "rope_type": "default"},
-            "vocab_size": text.vocab_size,
-        },
+        "text_config": text,
         # No tower: what is written has no vision, and the default would be half a billion random numbers.
         "vision_config": {
             "deepstack_visual_indexes": [],
@@ -111,24 +87,6 @@ def _text_encoder(config: ModelConfig) -> dict[str, Any]:
             "model_type": "qwen3_vl_vision",
             "num_heads": 1,
             "num_position_embeddings": 4,
-            "out_hidden_size": text.hidden_size,
+            "out_hidden_size": config.hidden_size,
         },
-    }
-
-
-def _vae(config: ModelConfig) -> dict[str, Any]:
-    vae = config.vae
-    return {
-        "_class_name": "AutoencoderKLQwenImage",
-        "attn_scales": [],
-        "base_dim": vae.base_dim,
-        "dim_mult": list(vae.dim_mult),
-        "dropout": 0.0,
-        "input_channels": 3,
-        "latents_mean": list(vae.latents_mean),
-        "latents_std": list(vae.latents_std),
-        "num_res_blocks": vae.num_res_blocks,
-        # which of the levels halve time as well, of which one image sees nothing
-        "temperal_downsample": [level > 0 for level in range(len(vae.dim_mult) - 1)],
-        "z_dim": vae.z_dim,
     }

@@ -14,10 +14,8 @@ import torch
 
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.convert.config_json import config_files
-from engine.checkpoint.convert.gguf_write import TYPES as GGUF_TYPES
-from engine.checkpoint.convert.gguf_write import write_gguf
 from engine.checkpoint.convert.quantize import Encoded, encode, header_metadata
-from engine.checkpoint.convert.safetensors_write import safetensors_writer, written_whole
+from engine.checkpoint.convert.writers import GGUF_TYPES, safetensors_writer, write_gguf, written_whole
 from engine.checkpoint.files.stored import FLOAT_BYTES, StoredTensor, whole
 from engine.checkpoint.layouts.component import Component
 from engine.checkpoint.layouts.names import transformer_to_native, vae_to_wan

@@ -1,4 +1,4 @@
-"""Quantises a weight to each format that `scaled` and `block_scaled` read, with the metadata that says so."""
+"""Quantises a weight to each format that `scaled` reads, with the metadata that says so."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engine.checkpoint.quantized.block_scaled import tile_scales
-from engine.checkpoint.quantized.metadata import BLOB, FLOAT8_E4M3, HEADER_KEY, INT8, MXFP8, NVFP4, W4A4
-from engine.checkpoint.quantized.number_formats import E2M1, pack_nibbles, rotate_groups
+from engine.checkpoint.quantized.metadata import FLOAT8_E4M3, HEADER_KEY, INT8, MXFP8, NVFP4, W4A4
+from engine.checkpoint.quantized.number_formats import E2M1, pack_nibbles, rotate_groups, tile_scales
 from engine.errors import ArgumentError
 from engine.kernels.fp8 import FP8, FP8_MAX, SMALLEST_SCALE
 
@@ -19,7 +18,7 @@ _E2M1_MAX = 6.0
 
 
 class Encoded(NamedTuple):
-    """A weight and its scales by name, and the layer's options for `header_metadata` or `metadata_tensor`."""
+    """A weight and its scales by name, and the layer's options for `header_metadata`."""
 
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, Any]
@@ -31,10 +30,8 @@ def encode(format: str, layer: str, weight: torch.Tensor, *, group: int = 256, f
     format: "float8_e4m3fn" with one scale, "int8_tensorwise" with a scale a row, "mxfp8", "nvfp4", or "convrot_w4a4".
     group: columns that int8_tensorwise and convrot_w4a4 rotate together, a power of 4, or 1 for an int8_tensorwise
     that is not rotated. full_precision: ask for products with it in the model's dtype. Raises `ArgumentError` if the
-    format is unknown, or needs a multiple of some number of columns that these are not.
+    format needs a multiple of some number of columns that these are not.
     """
-    if format not in FORMATS:
-        raise ArgumentError.of("format", f"one of {', '.join(FORMATS)}", format)
     columns, multiple = weight.shape[1], {FLOAT8_E4M3: 1, MXFP8: 32, NVFP4: 16}.get(format, group)
     if columns % multiple:
         allowed = f"one that can have {columns} columns ({layer}): they are no multiple of {multiple}"
@@ -51,13 +48,8 @@ def encode(format: str, layer: str, weight: torch.Tensor, *, group: int = 256, f
 
 
 def header_metadata(layers: Mapping[str, dict[str, Any]]) -> dict[str, str]:
-    """Return the entry of a safetensors file's metadata that says how each of its layers is quantised."""
+    """Return the entry of a safetensors file's metadata that says how its layers are quantised: options by layer."""
     return {HEADER_KEY: json.dumps({"format_version": "1.0", "layers": layers})}
-
-
-def metadata_tensor(layer: str, metadata: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the (bytes,) uint8 tensor that says the same beside the layer's weight, by name."""
-    return {f"{layer}.{BLOB}": torch.tensor(list(json.dumps(metadata).encode()), dtype=torch.uint8)}
 
 
 def _fp8(x: torch.Tensor) -> dict[str, torch.Tensor]:

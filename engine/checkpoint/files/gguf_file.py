@@ -73,9 +73,7 @@ class GgufFile:
 
     def octets(self, name: str, part: slice | None = None) -> np.ndarray:
         """See `TensorFile.octets`."""
-        info = self._infos[name]
-        part = part or slice(0, info.bytes)
-        return self._file.copy(info.start + part.start, part.stop - part.start)
+        return self._file.copy(self._infos[name].start, self._infos[name].bytes, part)
 
     def close(self) -> None:
         """See `TensorFile.close`."""

@@ -104,7 +104,7 @@ class MappedFile:
         self._map = None  # not closed: torch does not hold the buffer of a mapping, only the mapping
 
     def tensor(self, start: int, shape: tuple[int, ...], dtype: str, bounds: Bounds) -> torch.Tensor:
-        """A slice of the tensor of this shape and dtype (of `DTYPES`) whose first byte is at `start`.
+        """Map a slice of the tensor of this shape and dtype (of `DTYPES`) whose first byte is at `start`.
 
         It is a view of the mapping, to which nobody may write, but for bools and what is not aligned.
         """
@@ -125,11 +125,13 @@ class MappedFile:
             values = (octets.clone() if start % size else octets).view(getattr(torch, name))
         return values.view(kept)[(slice(None), *bounds[1:])] if shape else values.view(())
 
-    def copy(self, start: int, count: int) -> np.ndarray:
-        """Bytes as an array of their own, read and not mapped: whoever touches what a mapped file has lost meanwhile is
-        killed by the system. Raises `CheckpointError` if they are there no more."""
+    def copy(self, start: int, count: int, part: slice | None = None) -> np.ndarray:
+        """Read `count` bytes, or a part of them, and do not map them: whoever touches what a mapped file has lost
+        meanwhile is killed by the system. Raises `CheckpointError` if they are there no more."""
         import numpy as np
 
+        if part is not None:
+            start, count = start + part.start, part.stop - part.start
         try:
             octets = np.fromfile(self.path, np.uint8, count, offset=start)
         except OSError as error:
@@ -139,7 +141,7 @@ class MappedFile:
         return octets
 
     def octets(self, start: int, count: int) -> np.ndarray:
-        """Bytes as a numpy array, a view of the mapping that cannot be written to."""
+        """Map bytes as a (count,) uint8 array, a view that cannot be written to."""
         import numpy as np
 
         if count == 0:
@@ -148,7 +150,7 @@ class MappedFile:
         return np.frombuffer(self.data, np.uint8, count, start)
 
     def _will_need(self, start: int, count: int) -> None:
-        """Has the disk read ahead of the page faults, which would wait for it many times over."""
+        """Have the disk read ahead of the page faults, which would wait for it many times over."""
         end = start + count
         with contextlib.suppress(OSError):  # advice that not every file system takes
             for piece in range(start - start % mmap.PAGESIZE, end, _READ_AHEAD):

@@ -59,8 +59,7 @@ class SafetensorsFile:
     def octets(self, name: str, part: slice | None = None) -> np.ndarray:
         """See `TensorFile.octets`."""
         shape, dtype = self.headers[name]
-        part = part or slice(0, math.prod(shape) * DTYPES[dtype].size)
-        return self._file.copy(self._starts[name] + part.start, part.stop - part.start)
+        return self._file.copy(self._starts[name], math.prod(shape) * DTYPES[dtype].size, part)
 
     def close(self) -> None:
         """See `TensorFile.close`."""

@@ -4,33 +4,12 @@ quantisation metadata, never by the file's name."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.checkpoint.files.gguf_file import GgufFile
 from engine.checkpoint.files.stored import FLOAT_BYTES, INT8_GROUP, Bounds, PlainTensor, StoredTensor, TensorFile
 from engine.checkpoint.layouts.names import DEAD_TENSORS
-from engine.checkpoint.quantized.block_scaled import Mxfp8Matrix, Nvfp4Matrix
-from engine.checkpoint.quantized.metadata import (
-    BLOB,
-    FLOAT8_E4M3,
-    FLOAT8_E5M2,
-    INT8,
-    MXFP8,
-    NVFP4,
-    W4A4,
-    QuantizationMetadata,
-    read_quantization_metadata,
-)
-from engine.checkpoint.quantized.scaled import (
-    FLOAT8_FORMATS,
-    E5m2Matrix,
-    Fp8Cast,
-    Fp8Matrix,
-    Int8Matrix,
-    Layer,
-    W4A4Matrix,
-)
+from engine.checkpoint.quantized import metadata, scaled
 from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -38,19 +17,19 @@ if TYPE_CHECKING:
 
 # Kinds of companions: what the last part of their name is. Those that no format here knows are listed too: a weight
 # must not be read without them.
-_KINDS = (BLOB, "weight_scale", "input_scale", "weight_scale_2", "pre_quant_scale", "weight_scale_inv")
+_KINDS = (metadata.BLOB, "weight_scale", "input_scale", "weight_scale_2", "pre_quant_scale", "weight_scale_inv")
 _UNKNOWN_KINDS = ("weight_zero_point", "weight_s_rel", "weight_s_channel", "weight_codebook", "weight_correction")
 _OLD_KINDS = {"scale_weight": "weight_scale", "scale_input": "input_scale"}  # ComfyUI's fp8 files of 2024 and 2025
 _COMPANIONS = {kind: kind for kind in (*_KINDS, *_UNKNOWN_KINDS)} | _OLD_KINDS
 _OLD_FP8_MARKER = "scaled_fp8"
 
-_CLASSES: dict[str, Callable[[Layer], StoredTensor]] = {
-    FLOAT8_E4M3: Fp8Matrix,
-    FLOAT8_E5M2: E5m2Matrix,
-    INT8: Int8Matrix,
-    W4A4: W4A4Matrix,
-    MXFP8: Mxfp8Matrix,
-    NVFP4: Nvfp4Matrix,
+_CLASSES: dict[str, type[scaled.QuantizedMatrix]] = {
+    metadata.FLOAT8_E4M3: scaled.Fp8Matrix,
+    metadata.FLOAT8_E5M2: scaled.E5m2Matrix,
+    metadata.INT8: scaled.Int8Matrix,
+    metadata.W4A4: scaled.W4A4Matrix,
+    metadata.MXFP8: scaled.Mxfp8Matrix,
+    metadata.NVFP4: scaled.Nvfp4Matrix,
 }
 
 
@@ -73,14 +52,14 @@ def stored_tensors(file: TensorFile) -> dict[str, StoredTensor]:
         if layer not in layers and not f".{layer}.weight".endswith(tuple(f".{dead}" for dead in DEAD_TENSORS)):
             problem = f"belongs to {layer}.weight, which is missing"
             raise CheckpointError.of(file.path, problem, name=min(found.values()))
-    metadata = read_quantization_metadata(file, layers)
+    quantized = metadata.read_quantization_metadata(file, layers)
     default = file.metadata.get("quant_format")
     stored: dict[str, StoredTensor] = {}
     for name in names:
         layer = name.removesuffix(".weight")
-        found, said = (companions.get(layer, {}), metadata.get(layer)) if layer != name else ({}, None)
+        found, said = (companions.get(layer, {}), quantized.get(layer)) if layer != name else ({}, None)
         if said is None and default in _CLASSES and "weight_scale" in found:
-            said = QuantizationMetadata(default)
+            said = metadata.QuantizationMetadata(default)
         stored[name] = _stored(file, name, found, said, full_precision=name.startswith(full_precision))
     return stored
 
@@ -109,16 +88,16 @@ def _stored(
     file: TensorFile,
     name: str,
     companions: dict[str, str],
-    metadata: QuantizationMetadata | None,
+    said: metadata.QuantizationMetadata | None,
     *,
     full_precision: bool,
 ) -> StoredTensor:
     shape, dtype = file.headers[name]
-    if metadata is None and dtype in FLOAT8_FORMATS:
+    if said is None and dtype in scaled.FLOAT8_FORMATS:
         if companions.keys() <= {"input_scale"}:
-            return Fp8Cast(file, name, full_precision=full_precision)
-        metadata = QuantizationMetadata(FLOAT8_FORMATS[dtype], full_precision=full_precision)
-    if metadata is None:
+            return scaled.Fp8Cast(file, name, full_precision=full_precision)
+        said = metadata.QuantizationMetadata(scaled.FLOAT8_FORMATS[dtype], full_precision=full_precision)
+    if said is None:
         if dtype in ("I8", "U8") and name.endswith(".weight"):
             problem = "is quantised, but neither the header nor a comfy_quant tensor says how"
             raise CheckpointError.of(file.path, problem, name=name, found=f"{dtype} {shape}")
@@ -126,11 +105,11 @@ def _stored(
             if kind != "input_scale" and dtype in FLOAT_BYTES:
                 raise CheckpointError.of(file.path, f"is for a quantised weight, and {name} is not", name=companion)
         return PlainTensor(file, name)
-    if metadata.format not in _CLASSES:
+    if said.format not in _CLASSES:
         problem = "has a format that cannot be loaded; use another download of this model"
         known = f"one of {', '.join(_CLASSES)}"
-        raise CheckpointError.of(file.path, problem, name=name, expected=known, found=metadata.format)
-    return _CLASSES[metadata.format](Layer(file, name, companions, metadata))
+        raise CheckpointError.of(file.path, problem, name=name, expected=known, found=said.format)
+    return _CLASSES[said.format](scaled.Layer(file, name, companions, said))
 
 
 class GgmlTensor(PlainTensor):

@@ -6,11 +6,9 @@ Everything is dequantised in float32.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from engine.checkpoint.files.stored import (
     FLOAT_BYTES,
@@ -22,6 +20,7 @@ from engine.checkpoint.files.stored import (
     count,
     whole,
 )
+from engine.checkpoint.quantized import number_formats as numbers
 from engine.checkpoint.quantized.metadata import FLOAT8_E4M3, FLOAT8_E5M2, QuantizationMetadata
 from engine.errors import CheckpointError
 
@@ -31,89 +30,53 @@ if TYPE_CHECKING:
 FLOAT8_FORMATS = {"F8_E4M3": FLOAT8_E4M3, "F8_E5M2": FLOAT8_E5M2}  # of weights without metadata, by dtype
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A quantised weight and what belongs to it.
-
-    weight: its name in the file. companions: the names in the file of its scales and so on, by kind (`weight_scale`).
-    """
+class Layer(NamedTuple):
+    """A quantised weight. weight: its name in the file. companions: the names in the file of its scales and so on, by
+    kind (`weight_scale`)."""
 
     file: TensorFile
     weight: str
     companions: Mapping[str, str]
     metadata: QuantizationMetadata
 
-    def header(self, kind: str) -> Header:
-        """Return the header of a companion. Raises `CheckpointError` if there is none."""
-        if kind not in self.companions:
-            problem = f"has the format {self.metadata.format}, for which its {kind} is missing"
-            raise CheckpointError.of(self.file.path, problem, name=self.weight)
-        return self.file.headers[self.companions[kind]]
-
-    def read(self, kind: str, bounds: Bounds) -> torch.Tensor:
-        """Read a slice of a companion as it is stored."""
-        return self.file.read(self.companions[kind], bounds)
-
-    def wrong(self, kind: str, expected: object) -> CheckpointError:
-        """Return what to raise for a companion, or the weight itself, of another dtype or shape than expected."""
-        name = self.weight if kind == "weight" else self.companions[kind]
-        (shape, dtype), problem = self.file.headers[name], f"does not fit the format {self.metadata.format}"
-        return CheckpointError.of(self.file.path, problem, name=name, expected=expected, found=f"{dtype} {shape}")
-
-    def checked_scales(self, kind: str, scales: torch.Tensor) -> torch.Tensor:
-        """Return scales in float32. Raises `CheckpointError` unless all are finite and none is negative."""
-        wide = scales.float()
-        if not bool(((wide >= 0) & wide.isfinite()).all()):
-            problem = "holds scales that are negative or not finite"
-            raise CheckpointError.of(self.file.path, problem, name=self.companions[kind])
-        return wide
-
 
 class QuantizedMatrix(StoredTensor):
     """A matrix whose columns can be decoded a block at a time.
 
-    dtypes: that the weight may be stored as. packed: columns in an element. companions: kinds that the format knows.
+    dtypes: that the weight may be stored as. packed: columns in an element. block: in columns. kinds: of companions
+    that the format knows: its scales and so on.
     """
 
     dtypes: ClassVar[tuple[str, ...]]
     packed: ClassVar[int] = 1
-    companions: ClassVar[tuple[str, ...]] = ("weight_scale",)
+    block: int = 1
+    kinds: ClassVar[tuple[str, ...]] = ("weight_scale",)
 
-    def __init__(self, layer: Layer, block: int = 1) -> None:
-        """block: in columns. Raises `CheckpointError` if the headers do not fit the format."""
-        self.file, self.name, self.format = layer.file.path, layer.weight, layer.metadata.format
-        self.full_precision = layer.metadata.full_precision
-        self._layer, self._block = layer, block
-        header = layer.file.headers[layer.weight]
-        if header.dtype not in self.dtypes or len(header.shape) != 2:
-            raise layer.wrong("weight", f"a matrix of {' or '.join(self.dtypes)}")
-        self.shape = (header.shape[0], header.shape[1] * self.packed)
-        if self.shape[1] % block:
-            problem, expected = f"does not fit the format {self.format}", f"a multiple of {block} columns"
-            raise CheckpointError.of(self.file, problem, name=self.name, expected=expected, found=self.shape[1])
-        for kind, name in layer.companions.items():
-            if kind not in (*self.companions, "input_scale", "comfy_quant"):
-                raise CheckpointError.of(self.file, f"is not known for a weight of the format {self.format}", name=name)
+    def __init__(self, layer: Layer) -> None:
+        """Check the headers. Raises `CheckpointError` if they do not fit the format."""
+        self._file, self.name, self._companions, metadata = layer
+        self.file, self.format, self.full_precision = self._file.path, metadata.format, metadata.full_precision
+        shape, dtype = self._file.headers[self.name]
+        if dtype not in self.dtypes or len(shape) != 2:
+            raise self._wrong(self.name, f"a matrix of {' or '.join(self.dtypes)}")
+        self.shape = (shape[0], shape[1] * self.packed)
+        if self.shape[1] % self.block:
+            raise self._wrong(self.name, f"a multiple of {self.block} columns", self.shape[1])
+        for kind, companion in self._companions.items():
+            if kind not in (*self.kinds, "input_scale", "comfy_quant"):
+                problem = f"is not known for a weight of the format {self.format}"
+                raise CheckpointError.of(self.file, problem, name=companion)
 
     def size(self, bounds: Bounds) -> int:
         rows, columns = bounds
-        covering = self._covering(columns)
+        covering = _covering(columns, self.block)
         return count((rows, covering)) // self.packed + self._scales_size(rows, covering)
 
     def read(self, bounds: Bounds) -> torch.Tensor:
         rows, columns = bounds
-        covering = self._covering(columns)
+        covering = _covering(columns, self.block)
         values = self._decode(rows, covering)
         return values[:, columns.start - covering.start : columns.stop - covering.start]
-
-    def _covering(self, columns: slice) -> slice:
-        """The columns of the whole blocks that these lie in."""
-        return slice(columns.start // self._block * self._block, -(-columns.stop // self._block) * self._block)
-
-    def _stored(self, rows: slice, columns: slice) -> torch.Tensor:
-        """(rows, columns / packed) as in the file."""
-        stored = slice(columns.start // self.packed, columns.stop // self.packed)
-        return self._layer.file.read(self.name, (rows, stored))
 
     @abstractmethod
     def _decode(self, rows: slice, columns: slice) -> torch.Tensor:
@@ -123,22 +86,58 @@ class QuantizedMatrix(StoredTensor):
     def _scales_size(self, rows: slice, columns: slice) -> int:
         """Bytes of the companions that `_decode` reads."""
 
+    def _stored(self, rows: slice, columns: slice) -> torch.Tensor:
+        """(rows, columns / packed) as in the file."""
+        stored = slice(columns.start // self.packed, columns.stop // self.packed)
+        return self._file.read(self.name, (rows, stored))
+
+    def _header(self, kind: str) -> Header:
+        """Of a companion. Raises `CheckpointError` if there is none."""
+        if kind not in self._companions:
+            problem = f"has the format {self.format}, for which its {kind} is missing"
+            raise CheckpointError.of(self.file, problem, name=self.name)
+        return self._file.headers[self._companions[kind]]
+
+    def _companion(self, kind: str, bounds: Bounds) -> torch.Tensor:
+        """A slice of a companion as it is stored."""
+        return self._file.read(self._companions[kind], bounds)
+
+    def _checked(self, kind: str, scales: torch.Tensor) -> torch.Tensor:
+        """Scales in float32. Raises `CheckpointError` unless all are finite and none is negative."""
+        wide = scales.float()
+        if not bool(((wide >= 0) & wide.isfinite()).all()):
+            problem = "holds scales that are negative or not finite"
+            raise CheckpointError.of(self.file, problem, name=self._companions[kind])
+        return wide
+
+    def _float_bytes(self, kind: str, shapes: tuple[tuple[int, ...], ...], allowed: str) -> int:
+        """Of an element of a companion, which must be floats in one of these shapes."""
+        shape, dtype = self._header(kind)
+        if dtype not in FLOAT_BYTES or shape not in shapes:
+            raise self._wrong(self._companions[kind], allowed)
+        return FLOAT_BYTES[dtype]
+
+    def _wrong(self, name: str, expected: str, found: object = None) -> CheckpointError:
+        """What to raise for a tensor of another dtype or shape than expected."""
+        shape, dtype = self._file.headers[name]
+        problem = f"does not fit the format {self.format}"
+        return CheckpointError.of(self.file, problem, name=name, expected=expected, found=found or f"{dtype} {shape}")
+
 
 class RowScaledMatrix(QuantizedMatrix):
     """A matrix with one scale, or one for each of its rows."""
 
-    def __init__(self, layer: Layer, block: int = 1) -> None:
-        super().__init__(layer, block)
-        rows, header = self.shape[0], layer.header("weight_scale")
-        if header.dtype not in FLOAT_BYTES or header.shape not in ((), (1,), (1, 1), (rows,), (rows, 1)):
-            raise layer.wrong("weight_scale", f"floats, one or ({rows}, 1)")
-        self._scale_bounds, self._scale_bytes = whole(header.shape), FLOAT_BYTES[header.dtype]
-        self._has_one_scale = math.prod(header.shape) == 1
+    def __init__(self, layer: Layer) -> None:
+        super().__init__(layer)
+        rows, allowed = self.shape[0], f"floats, one or ({self.shape[0]}, 1)"
+        self._scale_bytes = self._float_bytes("weight_scale", ((), (1,), (1, 1), (rows,), (rows, 1)), allowed)
+        self._scale_bounds = whole(self._header("weight_scale").shape)
+        self._has_one_scale = count(self._scale_bounds) == 1
 
     def _scales(self, rows: slice) -> torch.Tensor:
         """(rows, 1) float32."""
         bounds = self._scale_bounds if self._has_one_scale else (rows, *self._scale_bounds[1:])
-        scales = self._layer.checked_scales("weight_scale", self._layer.read("weight_scale", bounds))
+        scales = self._checked("weight_scale", self._companion("weight_scale", bounds))
         return scales.reshape(-1, 1).expand(rows.stop - rows.start, 1)
 
     def _scales_size(self, rows: slice, columns: slice) -> int:
@@ -190,15 +189,12 @@ class Int8Matrix(RowScaledMatrix):
     dtypes = ("I8",)
 
     def __init__(self, layer: Layer) -> None:
-        super().__init__(layer, layer.metadata.group if layer.metadata.rotated else 1)
+        self.block = layer.metadata.group if layer.metadata.rotated else 1
+        super().__init__(layer)
 
     def _decode(self, rows: slice, columns: slice) -> torch.Tensor:
         values = self._integers(rows, columns) * self._scales(rows)
-        if self._block == 1:
-            return values
-        from engine.checkpoint.quantized.number_formats import rotate_groups
-
-        return rotate_groups(values, self._block)
+        return values if self.block == 1 else numbers.rotate_groups(values, self.block)
 
     def _integers(self, rows: slice, columns: slice) -> torch.Tensor:
         """(rows, columns) float32, without scales."""
@@ -211,6 +207,93 @@ class W4A4Matrix(Int8Matrix):
     packed = 2
 
     def _integers(self, rows: slice, columns: slice) -> torch.Tensor:
-        from engine.checkpoint.quantized.number_formats import INT4, unpack_nibbles
+        return numbers.unpack_nibbles(self._stored(rows, columns), numbers.INT4, high_first=False)
 
-        return unpack_nibbles(self._stored(rows, columns), INT4, high_first=False)
+
+class BlockScaledMatrix(QuantizedMatrix):
+    """A matrix with a scale of one byte for each block of columns in a row, in the tiled order that tensor cores read.
+
+    scale_dtypes: that the scales may be stored as.
+    """
+
+    scale_dtypes: ClassVar[tuple[str, ...]]
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__(layer)
+        (shape, dtype), expected = (
+            self._header("weight_scale"),
+            numbers.tiled_shape(self.shape[0], self.shape[1] // self.block),
+        )
+        if dtype not in self.scale_dtypes or shape != expected:
+            raise self._wrong(self._companions["weight_scale"], f"{' or '.join(self.scale_dtypes)} {expected}")
+        self._tiled_columns = expected[1]
+
+    def _block_scales(self, rows: slice, columns: slice) -> torch.Tensor:
+        """(rows, blocks) as stored, in reading order. A tile's columns are not a slice of what is stored, so the whole
+        width of the tiles is read."""
+        import torch
+
+        tiles = _covering(rows, numbers.TILE_ROWS)
+        stored = self._companion("weight_scale", (tiles, slice(0, self._tiled_columns)))
+        scales = numbers.untile_scales(stored.view(torch.uint8))[rows.start - tiles.start : rows.stop - tiles.start]
+        return scales[:, columns.start // self.block : columns.stop // self.block].view(stored.dtype)
+
+    def _scaled(self, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """(rows, columns) times (rows, blocks), in place."""
+        rows, columns = values.shape
+        values.view(rows, columns // self.block, self.block).mul_(scales.unsqueeze(-1))
+        return values
+
+    def _scales_size(self, rows: slice, columns: slice) -> int:
+        return count((_covering(rows, numbers.TILE_ROWS),)) * self._tiled_columns
+
+
+class Mxfp8Matrix(BlockScaledMatrix):
+    """e4m3 values, and for every 32 columns a power of two."""
+
+    dtypes = ("F8_E4M3",)
+    scale_dtypes = ("U8", "F8_E8M0")
+    block = 32
+
+    def _decode(self, rows: slice, columns: slice) -> torch.Tensor:
+        import torch
+
+        powers = self._block_scales(rows, columns).view(torch.float8_e8m0fnu)
+        return self._scaled(self._stored(rows, columns).float(), self._checked("weight_scale", powers))
+
+
+class Nvfp4Matrix(BlockScaledMatrix):
+    """E2M1 values, two in a byte with the even column in the high nibble, an e4m3 scale for every 16 columns, and one
+    float32 scale; perhaps a factor for each column, by which the layer's input is to be multiplied."""
+
+    dtypes = ("U8",)
+    scale_dtypes = ("F8_E4M3",)
+    packed, block = 2, 16
+    kinds = ("weight_scale", "weight_scale_2", "pre_quant_scale")
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__(layer)
+        self._scale_bytes = self._float_bytes("weight_scale_2", ((), (1,)), "floats, 1 in number")
+        self._factor_bytes, columns = 0, self.shape[1]  # a column
+        if "pre_quant_scale" in self._companions:
+            self._factor_bytes = self._float_bytes("pre_quant_scale", ((columns,),), f"floats, {columns} in number")
+
+    def _decode(self, rows: slice, columns: slice) -> torch.Tensor:
+        one = self._companion("weight_scale_2", whole(self._header("weight_scale_2").shape))
+        blocks = self._checked("weight_scale", self._block_scales(rows, columns))
+        scales = blocks * self._checked("weight_scale_2", one)
+        values = self._scaled(
+            numbers.unpack_nibbles(self._stored(rows, columns), numbers.E2M1, high_first=True), scales
+        )
+        if self._factor_bytes:
+            values *= self._checked("pre_quant_scale", self._companion("pre_quant_scale", (columns,)))
+        return values
+
+    def _scales_size(self, rows: slice, columns: slice) -> int:
+        factors = self._factor_bytes * (columns.stop - columns.start)
+        return super()._scales_size(rows, columns) + self._scale_bytes + factors
+
+
+def _covering(part: slice, multiple: int) -> slice:
+    """The smallest slice that covers `part` and begins and ends at multiples."""
+    return slice(part.start // multiple * multiple, -(-part.stop // multiple) * multiple)

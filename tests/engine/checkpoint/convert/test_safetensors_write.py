@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from engine.checkpoint.convert import safetensors_write as write
-from engine.checkpoint.convert.safetensors_write import safetensors_writer
+from engine.checkpoint.convert import writers
+from engine.checkpoint.convert.writers import safetensors_writer
 from engine.errors import CheckpointError
 
 
@@ -20,7 +20,7 @@ def test_the_library_reads_what_was_written(tmp_path: Path) -> None:
         "empty": torch.empty(0, 3),
         "strided": torch.randn(5, 7).t(),
         'name "with" quotes\n': torch.randn(3).bfloat16(),
-        **{str(dtype): torch.randn(4, 8).to(dtype) for dtype in write._NAMES if dtype != torch.float8_e8m0fnu},
+        **{str(dtype): torch.randn(4, 8).to(dtype) for dtype in writers._NAMES if dtype != torch.float8_e8m0fnu},
         "exponents": torch.arange(1, 9, dtype=torch.uint8).view(torch.float8_e8m0fnu),
     }
     with safetensors_writer(tmp_path / "a.safetensors", len(tensors)) as writer:

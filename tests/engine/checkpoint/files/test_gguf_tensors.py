@@ -12,7 +12,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.checkpoint.convert.gguf_write import write_gguf
+from engine.checkpoint.convert.writers import write_gguf
 from engine.checkpoint.files.gguf_file import GgufFile
 from engine.checkpoint.files.stored import PlainTensor, StoredTensor
 from engine.checkpoint.layouts.encodings import stored_tensors

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine.checkpoint.convert.gguf_write import write_gguf
+from engine.checkpoint.convert.writers import write_gguf
 from engine.checkpoint.files.open import open_tensor_file
 from engine.errors import CheckpointError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from typing import Any
@@ -29,3 +30,8 @@ def random_bytes(*shape: int, seed: int = 0, avoid: tuple[int, ...] = ()) -> tor
     rng = random.Random(seed)
     allowed = [byte for byte in range(256) if byte not in avoid]
     return torch.tensor(rng.choices(allowed, k=math.prod(shape)), dtype=torch.uint8).reshape(shape)
+
+
+def metadata_tensor(layer: str, metadata: object) -> dict[str, torch.Tensor]:
+    """The tensor beside a layer's weight that says how it is quantised."""
+    return {f"{layer}.comfy_quant": torch.tensor(list(json.dumps(metadata).encode()), dtype=torch.uint8)}

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.checkpoint.convert.gguf_write import write_gguf
+from engine.checkpoint.convert.writers import write_gguf
 from engine.checkpoint.layouts.component import Component, open_text_encoder, open_transformer, open_vae
 from engine.checkpoint.layouts.names import TRANSFORMER_PREFIXES
 from engine.errors import CheckpointError

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from engine.checkpoint.convert.quantize import FORMATS as WRITTEN
-from engine.checkpoint.convert.quantize import encode, header_metadata, metadata_tensor
+from engine.checkpoint.convert.quantize import encode, header_metadata
 from engine.checkpoint.files.open import open_tensor_file
 from engine.checkpoint.layouts.encodings import stored_tensors
 from engine.checkpoint.quantized.metadata import FORMATS
 from engine.errors import CheckpointError
 from tests.engine.checkpoint.files.memory_file import DTYPES, MemoryFile
+from tests.engine.checkpoint.layouts.encoded import metadata_tensor
 
 KINDS = ("weight", "weight_scale", "weight_scale_2", "scale_weight", "input_scale", "pre_quant_scale")
 LENGTHS = (0, 1, 2, 4, 8, 32, 64, 128, 256)
@@ -34,9 +35,9 @@ values = st.one_of(st.sampled_from(JUNK), st.sampled_from(FORMATS), st.sampled_f
 def files(draw: st.DrawFn) -> MemoryFile:
     """A layer in some format, of which something or other was replaced, added or left out."""
     weight = torch.ones(draw(st.sampled_from((1, 8, 130))), 256)
-    tensors, metadata = encode(draw(st.sampled_from(WRITTEN)), "a", weight, full_precision=draw(st.booleans()))
-    header: dict[str, Any] = {"a": metadata} if draw(st.booleans()) else {}
-    blob: Any = dict(metadata)
+    tensors, options = encode(draw(st.sampled_from(WRITTEN)), "a", weight, full_precision=draw(st.booleans()))
+    header: dict[str, Any] = {"a": options} if draw(st.booleans()) else {}
+    blob: Any = dict(options)
     for change in draw(
         st.lists(st.sampled_from(("drop", "replace", "option", "blob", "header", "rename")), max_size=2)
     ):

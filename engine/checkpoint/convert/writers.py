@@ -1,17 +1,21 @@
-"""Writes a safetensors file tensor by tensor, so that a file may be larger than memory; and outputs that are whole, or
-not there at all."""
+"""Writes safetensors and GGUF files tensor by tensor, so that a file may be larger than memory. Each is there when it
+is whole, or not at all."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
 
 from engine.checkpoint.files.mapped_file import DTYPES
 from engine.errors import CheckpointError
@@ -19,6 +23,11 @@ from engine.errors import CheckpointError
 _NAMES = {getattr(torch, dtype.torch): name for name, dtype in DTYPES.items()}
 _ENTRY_BYTES = 1024  # of a header that are set aside for a tensor and what the metadata says of it
 _AT_ONCE = 1 << 26  # bytes
+
+# What the gguf library can quantise to; it only reads the K-quants.
+GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1")
+_ARCHITECTURE = "krea2"
+_SMALL = 1024  # elements up to which a tensor stays float32
 
 
 @contextmanager
@@ -79,3 +88,32 @@ class SafetensorsWriter:
         assert len(data) <= self._room
         self._file.seek(0)
         self._file.write(self._room.to_bytes(8, "little") + data.ljust(self._room))
+
+
+def write_gguf(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], qtype: str, read: Callable[[str], torch.Tensor]
+) -> None:
+    """Write a GGUF file, by llama.cpp's own library, of the tensors that `read` gives by name, one at a time.
+
+    Matrices are written as `qtype`, one of `GGUF_TYPES`; vectors, tensors of at most 1,024 elements and matrices whose
+    columns do not fit the type's blocks as F32, like the converters that people use do it. Raises as `written_whole`
+    does.
+    """
+    types = {name: _type(shape, GGMLQuantizationType[qtype]) for name, shape in shapes.items()}
+    with written_whole(path) as temporary, closing(GGUFWriter(temporary, _ARCHITECTURE)) as writer:
+        for name, shape in shapes.items():
+            block, block_bytes = GGML_QUANT_SIZES[types[name]]
+            size = math.prod(shape) // block * block_bytes
+            writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=types[name])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name in shapes:
+            writer.write_tensor_data(quantize(read(name).float().contiguous().numpy(), types[name]))
+
+
+def _type(shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQuantizationType:
+    block, _ = GGML_QUANT_SIZES[wanted]
+    if len(shape) < 2 or math.prod(shape) <= _SMALL or shape[-1] % block:
+        return GGMLQuantizationType.F32
+    return wanted
