@@ -13,20 +13,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine.errors import Krea2Error, LaunchError, ServerError
+from launcher import processes
 from launcher.messages.configs import Ended, FrontendConfig, Started
 from launcher.messages.encoding import describe
-from launcher.processes import (
-    ORDERLY_S,
-    SIGNALS,
-    Child,
-    Reporter,
-    exit_after,
-    make_run_folder,
-    read_config,
-    remove_run_folder,
-    stop_all,
-    watch_parent,
-)
 from launcher.ranks.start import start_ranks
 
 if TYPE_CHECKING:
@@ -36,8 +25,8 @@ if TYPE_CHECKING:
 
 def run_frontend(after_warm_up: AfterWarmUp | None = None) -> None:
     """Be the front-end that `launch` started, and tell the parent why it ends."""
-    config = read_config(FrontendConfig)
-    parent = Reporter()
+    config = processes.read_config(FrontendConfig)
+    parent = processes.Reporter()
     ended: Krea2Error | None = None
     try:
         number = serve_until_stopped(
@@ -72,7 +61,7 @@ def serve_until_stopped(
     does, and `LaunchError` if `on_started` cannot write.
     """
     config = with_run_folder(config)
-    ranks: list[Child] = []
+    ranks: list[processes.Child] = []
     received: signal.Signals | None = None
     unheard: LaunchError | None = None
 
@@ -88,7 +77,7 @@ def serve_until_stopped(
             stop.set()
 
         def parent_ended(_: bool) -> None:
-            exit_after(ORDERLY_S)
+            processes.exit_after(processes.ORDERLY_S)
             with suppress(RuntimeError):  # the loop has ended already
                 loop.call_soon_threadsafe(stop_now.set)
 
@@ -102,10 +91,10 @@ def serve_until_stopped(
                 unheard = LaunchError(f"the server's address cannot be written to stdout: {error.strerror}")
                 stop_now.set()
 
-        for number in SIGNALS:
+        for number in processes.SIGNALS:
             loop.add_signal_handler(number, stop_for, number)
         if is_child:
-            watch_parent(parent_ended)
+            processes.watch_parent(parent_ended)
         await serve(
             config,
             ranks,
@@ -125,10 +114,10 @@ def serve_until_stopped(
 
         asyncio.run(run())
     finally:
-        for number in SIGNALS:  # stopping is what they ask for
+        for number in processes.SIGNALS:  # stopping is what they ask for
             signal.signal(number, signal.SIG_IGN)
-        stop_all([*ranks, *(http.ask_to_stop() if http is not None else [])])
-        remove_run_folder(config.run_folder)
+        processes.stop_all([*ranks, *(http.ask_to_stop() if http is not None else [])])
+        processes.remove_run_folder(config.run_folder)
     if unheard is not None:
         raise unheard
     return received
@@ -136,4 +125,6 @@ def serve_until_stopped(
 
 def with_run_folder(config: FrontendConfig) -> FrontendConfig:
     """Make a run folder and return the configuration with it, unless it has one."""
-    return config if config.run_folder else msgspec.structs.replace(config, run_folder=str(make_run_folder()))
+    if config.run_folder:
+        return config
+    return msgspec.structs.replace(config, run_folder=str(processes.make_run_folder()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
@@ -109,8 +109,8 @@ class WarmUp:
         assert self._steps is not None
         sent, self._sent, self._next = self._sent, None, None
         if times.one_by_one:  # which says nothing of what such a step costs, but that it is too large
-            tokens = [self._tokens(self._jobs[job_id]) for job_id in sent.denoise if job_id in self._jobs]
-            self.budget = max(1, sum(tokens) // 2)
+            denoised = [self._jobs[job_id] for job_id in sent.denoise if job_id in self._jobs]
+            self.budget = max(1, self._work(denoised).tokens // 2)
             self._break_off()
             return True
         with suppress(StopIteration):
@@ -147,12 +147,12 @@ class WarmUp:
             for _ in range(_REPEATS):
                 times = yield Step(number=0, denoise=ids)
                 seconds = min(seconds, times.denoise_s)
-            samples.append((Work.of(tokens for job in jobs for tokens in self._segments(job)), seconds))
+            samples.append((self._work(jobs), seconds))
             return samples[-1][0].tokens / seconds
 
         jobs: list[Job] = []
         best, vain = 0.0, 0
-        while vain < _VAIN and sum(map(self._tokens, jobs)) * 2 <= most_tokens:
+        while vain < _VAIN and self._work(jobs).tokens * 2 <= most_tokens:
             new = [self._job(_PROMPTS[0], small, _LADDER_STEPS) for _ in range(max(1, len(jobs)))]
             jobs += new
             rate = yield from measure(jobs, new)
@@ -160,12 +160,12 @@ class WarmUp:
             best = max(best, rate)
         self.budget = choose_budget([(work.tokens, seconds) for work, seconds in samples])
         large_job = self._job(_PROMPTS[0], large, _LADDER_STEPS)
-        if self._tokens(large_job) <= most_tokens:
+        if self._work([large_job]).tokens <= most_tokens:
             yield from measure([large_job], [large_job])
         self._costs.fit(samples)
         steps = min(_IMAGE_STEPS, self._model.default_steps)
         images = [self._job(prompt, small, steps) for prompt in _PROMPTS]
-        images = images[: most_tokens // max(map(self._tokens, images))]
+        images = images[: most_tokens // max(self._work([image]).tokens for image in images)]
         ids = tuple(job.job_id for job in images)
         for step in range(steps):
             yield Step(number=0, start=() if step else tuple(images), denoise=ids)
@@ -182,9 +182,9 @@ class WarmUp:
         prompt_ids = self._encode(prompt).ids
         return Job(next(self._job_ids), prompt_ids, negative, side, side, steps, guidance, mu=None, seed=0)
 
-    def _segments(self, job: Job) -> list[int]:
-        tokens = self._model.image_tokens(job.width, job.height)
-        return [len(ids) - PREFIX_TOKENS + tokens for ids in job.prompts]
-
-    def _tokens(self, job: Job) -> int:
-        return sum(self._segments(job))
+    def _work(self, jobs: Iterable[Job]) -> Work:
+        """What a step that denoises these jobs has to do."""
+        image_tokens = self._model.image_tokens
+        return Work.of(
+            len(ids) - PREFIX_TOKENS + image_tokens(job.width, job.height) for job in jobs for ids in job.prompts
+        )
