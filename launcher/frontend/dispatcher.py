@@ -33,8 +33,8 @@ class RankStatus:
     """What is known of the ranks; while a group starts, what its ranks have said so far.
 
     answering: whether they take steps, if only to be warmed up; ready: whether they have been warmed up, too. given_up:
-    why nothing may wait for ranks, which are lost again and again. device, attention, memory_plan: of rank 0, as
-    `Ready` has them. rank_memory: bytes by purpose, rank by rank. token_budget: tokens that a step may have.
+    why nothing may wait for ranks, if they are lost again and again. device, attention, memory_plan: of rank 0, as
+    `Ready` has them. rank_memory: bytes by purpose, rank by rank. token_budget: packed tokens that a step may have.
     """
 
     answering: bool

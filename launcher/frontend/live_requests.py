@@ -31,7 +31,7 @@ from launcher.requests.rank_memory import RankMemory
 from launcher.requests.tokenizer import PromptTokenizer
 
 _MOST_KEPT_BYTES = 512 * 2**20  # of images that a client has not acknowledged
-_DEATHS_ALONE, _DEATHS_FATAL = 2, 3  # of ranks while a request was in flight: it runs alone then, and fails
+_DEATHS_ALONE, _DEATHS_FATAL = 2, 3  # of ranks with a request in flight, after which it runs alone, and fails
 
 
 class LiveRequests:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-TOKEN_BUDGET = 8192  # of a step until it is measured, which two images of 1024² fill, and at most
-# However little more tokens seemed to gain: half an image of 1024² is never too much for a step, and a warm-up that
-# something else disturbed must not leave small images to go one by one.
+TOKEN_BUDGET = 8192  # tokens of a step at most, and until a warm-up has measured; two images of 1024² fill it
+# Tokens of a step at least, whatever a warm-up measured: half an image of 1024² is never too much, and if something
+# disturbed the warm-up, small images should still not go one by one.
 _LEAST_BUDGET = 2048
-_SHRINK = 0.75  # of a step's tokens, after it was too large for the memory
-_CALM_STEPS = 200  # that had it, after which they may be larger again: what was in the way may be gone
+_SHRINK = 0.75  # the next steps' tokens, as a part of those of a step that was too large for the memory
+_CALM_STEPS = 200  # steps that had memory, after which they may be larger again: what took it may be gone
 
 
 class TokenBudget:
@@ -20,8 +20,8 @@ class TokenBudget:
 
     def __init__(self) -> None:
         self.most = TOKEN_BUDGET
-        self._best = TOKEN_BUDGET  # the same, had memory never run out
-        self._calm_steps = 0  # since it did
+        self._best = TOKEN_BUDGET  # what `most` would be, had memory never run out
+        self._calm_steps = 0  # since it ran out
 
     def measured(self, tokens: int) -> None:
         """Take what the warm-up found: more than these tokens gained nothing."""

@@ -20,7 +20,7 @@ class RankMemory:
     """The memory that each rank has for steps, and what images and LoRAs need of it; all sizes in bytes.
 
     device_type: "cuda" or "cpu", by which `EngineConfig` chooses the dtype. free: by rank, beside the weights and LoRAs
-    that it holds; None where that is not known, and then everything fits. decode: of rank 0.
+    that it holds; None where that is not known, and then everything fits. decode: what decoding on rank 0 depends on.
     """
 
     model: ModelConfig
@@ -35,7 +35,7 @@ class RankMemory:
         return 2 if self.engine.dtype_on(self.device_type) == "bfloat16" else 4
 
     def without(self, size: int) -> RankMemory:
-        """Take `size` bytes of every rank; returns what is left."""
+        """Take `size` bytes of every rank. Returns what is left."""
         return self if self.free is None else replace(self, free=tuple(available - size for available in self.free))
 
     def needed(self, segments: Sequence[int], size: tuple[int, int]) -> list[int]:
@@ -72,7 +72,7 @@ class RankMemory:
         """Reckon the tokens of a step, at most `most`, that all ranks have memory for while an image is decoded."""
         if self.free is None:
             return most
-        many = 100_000  # bytes grow with tokens as straight as it goes
+        many = 100_000  # tokens, with which bytes grow almost in proportion
         for_many = packed_bytes(self.model, many, self.engine.degrees, self.bytes_per_element)
         return max(1, min(most, (min(self.free) - self._decoding(self._default_size)) * many // for_many))
 
