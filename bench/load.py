@@ -75,7 +75,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the loaded weights (bfloat16)")
     parser.add_argument("--cache", default="cold,warm", help=f"comma-separated, of {', '.join(CACHES)} (cold,warm)")
     parser.add_argument("--repeats", type=positive, default=3, help="of two turns each (3)")
-    parser.add_argument("--seconds", type=duration, help="begin nothing more after so many")
+    parser.add_argument("--seconds", type=duration, help="begin nothing more after this time")
     parser.add_argument(
         "--json", type=json_file, metavar="FILE", help="add a line for each result to this file as well"
     )

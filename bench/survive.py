@@ -32,7 +32,7 @@ _STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Attempts:
-    """What a benchmark has begun, in this process and in those that died before it. Each is named by one line."""
+    """What a benchmark has begun, in this process and in the ones that died before it. Each is named by one line."""
 
     def __init__(self) -> None:
         """Of this process, which `bench.survive` may have started; if not, nothing is kept."""

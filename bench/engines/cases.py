@@ -9,7 +9,7 @@ from engine.errors import ArgumentError
 
 @dataclass(frozen=True)
 class Case:
-    """So many square images in one step."""
+    """Square images in one step: how many, and their side in pixels."""
 
     images: int
     side: int

@@ -58,7 +58,8 @@ class Peer:
         compile_blocks(self.pipeline.transformer)
 
     def step_timers(self, images: int, side: int, text_tokens: int) -> dict[str, Callable[[int], list[float]]]:
-        """For each mode a function that times so many denoise steps of a batch of square images, in seconds."""
+        """Return for each mode a function that takes a number of denoise steps of a batch of square images, and returns
+        the seconds of each."""
         call = _step_call(self.pipeline.transformer, self._config, images, side, text_tokens)
 
         def timer(mode: str) -> Callable[[int], list[float]]:

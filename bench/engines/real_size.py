@@ -125,7 +125,7 @@ def model_of_size(size: str, layers: int | None = None) -> ModelConfig:
 
 
 def random_prompt(config: ModelConfig, seed: int, tokens: int = PROMPT_TOKENS) -> tuple[int, ...]:
-    """Ids of a prompt of so many tokens between a prefix and a suffix. Another seed gives another prompt."""
+    """Draw the ids of a prompt of `tokens` tokens between a prefix and a suffix. Another seed gives another prompt."""
     return (
         *_random_ids(config, _PREFIX_SEED, PREFIX_TOKENS),
         *_random_ids(config, seed, tokens),

@@ -72,7 +72,7 @@ class Setup:
 def add_options(parser: argparse.ArgumentParser, *, quantization: str) -> None:
     """The options of `Setup`."""
     parser.add_argument("--size", choices=SIZES, default="real", help="whose sizes the model has (real)")
-    parser.add_argument("--layers", type=int, help="so many DiT blocks instead")
+    parser.add_argument("--layers", type=int, help="DiT blocks, in place of the size's own")
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument(
@@ -82,7 +82,7 @@ def add_options(parser: argparse.ArgumentParser, *, quantization: str) -> None:
     parser.add_argument("--graphs", default="on", help="CUDA graphs: on, off, or on,off (on)")
     parser.add_argument("--prompt-tokens", type=int, default=PROMPT_TOKENS, help=f"({PROMPT_TOKENS})")
     parser.add_argument("--peer", choices=PEERS, default="none", help="measure it too, on the same weights (none)")
-    parser.add_argument("--seconds", type=duration, help="begin nothing more after so many")
+    parser.add_argument("--seconds", type=duration, help="begin nothing more after this time")
     parser.add_argument(
         "--json", type=json_file, metavar="FILE", help="add a line for each result to this file as well"
     )

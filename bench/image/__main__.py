@@ -44,7 +44,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--sustained", type=duration, default=10.0, help="seconds of images back to back; 0: none (10)")
     parser.add_argument(
         "--unseen-length", type=int, nargs="?", const=UNSEEN_PAIRS, default=0, metavar="PAIRS",
-        help=f"measure so many pairs of a new prompt length and a known one too ({UNSEEN_PAIRS})",
+        help=f"measure PAIRS of a new prompt length and a known one, too ({UNSEEN_PAIRS})",
     )  # fmt: skip
     add_options(parser, quantization="none")
     return run_main(_run, parser, sys.argv[1:] if words is None else words)

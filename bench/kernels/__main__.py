@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--size", choices=sorted(SIDES), default="real" if on_gpu else "tiny")
     parser.add_argument("--sides", type=image_sides, help="of the square images, comma-separated")
-    parser.add_argument("--tp", type=int, default=1, choices=PARALLEL_DEGREES, help="shapes of a rank of so many")
+    parser.add_argument("--tp", type=int, default=1, choices=PARALLEL_DEGREES, help="ranks; shapes are one rank's")
     parser.add_argument("--check-only", action="store_true", help="time nothing")
     parser.add_argument("--seconds", type=duration, help="leave out what does not fit")
     parser.add_argument("--json", type=json_file, metavar="FILE", help="append the JSON lines to it")

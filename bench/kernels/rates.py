@@ -124,7 +124,7 @@ class Product:
         return F.linear(self.x, self.weight)
 
     def run_in_pieces(self, pieces: Sequence[int], out: torch.Tensor) -> None:
-        """The same, one after the other of so many rows each."""
+        """Multiply the same, `pieces` rows after each other, into `out`."""
         first = 0
         for rows in pieces:
             part = slice(first, first + rows)
@@ -156,7 +156,7 @@ def time_product(
     fp8: bool,
     pieces: Sequence[int] = (),
 ) -> Rate:
-    """One of `block_matrices`; with `pieces` so many rows at a time, which `tokens` are together."""
+    """Time one of `block_matrices`; with `pieces`, which add up to `tokens`, as products of these numbers of rows."""
     size = (tokens + matrix[0]) * matrix[1] * (1 if fp8 else DTYPE.itemsize)
     random = Random.fresh(device, DTYPE)
     products = [Product.draw(tokens, matrix, fp8=fp8, random=random) for _ in range(input_sets(size, device))]

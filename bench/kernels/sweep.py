@@ -132,8 +132,8 @@ def time_shapes(
 
 
 def block_seconds(timed: Sequence[Timed], rates: Sequence[Rate], tokens: int, *, fp8: bool) -> float | None:
-    """What the kernels of one block add up to, with the fastest attention: what a step could take, collectives and
-    gaps left out. None if one of them was not measured at so many rows."""
+    """Add up the kernels of one block, in seconds, with the fastest attention: what a step could take, collectives and
+    gaps left out. None if one of them was not measured at `tokens` rows."""
     measured: list[Timed | Rate] = [*timed, *rates]
     seconds = {one.kernel: one.median_s for one in measured if one.tokens == tokens}
     attention = min((time for name, time in seconds.items() if name.startswith("attention ")), default=None)

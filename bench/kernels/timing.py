@@ -12,7 +12,7 @@ import torch
 from bench.measure.timing import WARM_UP, Spread
 
 REPEATS = 30
-_CACHE_TIMES = 3  # the inputs that take turns are together at least so many times as large as the L2 cache
+_CACHE_TIMES = 3  # as large as the L2 cache, at least, all inputs that take turns are together
 _MOST_SETS = 16
 _CLOCK_HZ = 2e9  # of a GPU, roughly: it turns seconds of pause into cycles
 

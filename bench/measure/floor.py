@@ -67,7 +67,7 @@ def step_floor(
     steps: int = 1,
 ) -> Floor:
     """The floor of `steps` denoise steps of packed segments of these lengths in tokens, of a model whose block matrices
-    are in fp8 or have elements of so many bytes."""
+    are in fp8, or have elements of `bytes_per_element`."""
     lengths = tuple(segments)
     matmul, attention = matmul_flops(config, sum(lengths)) * steps, attention_flops(config, lengths) * steps
     matmul_rate = (ceilings.fp8_flops if fp8 else None) or ceilings.matmul_flops

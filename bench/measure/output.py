@@ -41,7 +41,7 @@ def publish(benchmark: str, result: Mapping[str, Any], file: Path | None) -> Non
 
 
 def publish_left_out(what: Sequence[str], of: int, file: Path | None) -> None:
-    """Say what there was no time for, of so many measurements; nothing where there was for all."""
+    """Say which of `of` measurements there was no time for, if any."""
     if what:
         publish("left_out", {"what": list(what), "of": of}, file)
 

@@ -44,7 +44,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def time_calls(call: Callable[[], object], count: int, device: torch.device) -> list[float]:
-    """Seconds that the device spends on each of so many calls, from the end of the one before.
+    """Time `count` calls: seconds that the device spends on each, from the end of the one before.
 
     One call that does not count goes first. On a GPU calls are queued one ahead of the one that runs, as the front-end
     does, and timed by events; so a gap that the host leaves between two calls counts.

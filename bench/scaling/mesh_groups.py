@@ -77,7 +77,7 @@ def counting(mesh: Mesh) -> tuple[Mesh, Counter]:
 
 
 class AbsentGroup(Group):
-    """The first of so many ranks, alone: it gets back tensors of the right shapes, made of its own, as though all had
+    """The first of `size` ranks, alone: it gets back tensors of the right shapes, made of its own, as though all had
     the same. What that copies on the device counts as computing."""
 
     rank = 0
@@ -103,5 +103,5 @@ class AbsentGroup(Group):
 
 
 def lone_mesh(degrees: Degrees) -> Mesh:
-    """Of rank 0 of so many, the others of which are not there."""
+    """Make the mesh of rank 0 of `degrees`, whose other ranks are not there."""
     return Mesh.build(0, degrees, lambda ranks: AbsentGroup(len(ranks)) if 0 in ranks else LocalGroup())

@@ -40,7 +40,7 @@ _STEPS = ("latents", "velocities", "before")
 
 @dataclass(frozen=True)
 class Plan:
-    """What the ranks are to compute. stages: those that diffusers' side is known of; inputs: theirs."""
+    """What the ranks are to compute. stages: the ones that diffusers has computed; inputs: of these stages."""
 
     folder: str
     device: str

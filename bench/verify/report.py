@@ -25,7 +25,7 @@ _LONGEST_TRACEBACK = 3000  # characters of its end
 
 @dataclass(frozen=True)
 class Verified:
-    """A model, what was checked of it, and what there is to know besides: how, and what was left out. requests: the
+    """A model, what was checked of it, how, and what was left out. requests: the
     images, by dtype. cannot_judge: why diffusers is nothing to compare with, empty if it is."""
 
     model: Model
@@ -139,7 +139,7 @@ def _row(check: Check, name: str, outcome: str) -> str:
 
 
 def _kind(check: Check) -> str:
-    """Checks of one kind are one row, where they hold: those that differ in a number, and a group of ranks' stages."""
+    """Checks of one kind are one row, where they hold: checks that differ in a number, and a group of ranks' stages."""
     if check.mode not in ("", "one") and not check.name.startswith(_OF_GROUPS):
         return "stages"
     return re.sub(r"\d+.*", "…", check.name)

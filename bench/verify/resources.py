@@ -38,7 +38,7 @@ def lacking_for_diffusers(model: Model, dtype: str, device: torch.device) -> str
 
 
 def _lacking(size: int, device: torch.device) -> str | None:
-    """Whether weights of so many bytes and the work on them have no room on a device."""
+    """Say why weights of `size` bytes, and the work on them, have no room on a device; None if they have."""
     free, needed = free_bytes(device), _ROOM * size
     if free is None or needed <= free:
         return None
@@ -68,7 +68,7 @@ def describe_time(
 
 
 def _in_words(least: float, most: float) -> str:
-    """From so many seconds to so many."""
+    """Show a range of seconds."""
     (low, unit), (high, other) = map(_in_unit, (least, most))
     return f"{low} to {high} {unit}" if unit == other else f"{low} {unit} to {high} {other}"
 

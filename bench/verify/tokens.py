@@ -1,4 +1,4 @@
-"""The ids of prompts against those that diffusers' pipeline feeds its text encoder."""
+"""Compares the ids of prompts with the ids that diffusers' pipeline feeds its text encoder."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def recorded(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Call]]:
 def in_float32(call: Call, *, only_first: bool = False, **options: Any) -> torch.Tensor:
     """What the module gives for the same input with its weights, and all that it computes, in float32.
 
-    only_first: leave out all arguments but the first. options: instead of those that were given.
+    only_first: leave out all arguments but the first. options: in place of the given ones.
     """
     module = copy.deepcopy(call.module).float()
     arguments = _floats(call.arguments[:1] if only_first else call.arguments)

@@ -53,7 +53,7 @@ def check_folder(folder: Path, name: str) -> None:
 
 
 def check_formats(formats: Sequence[str], name: str) -> None:
-    """Of the weights. Raises `ArgumentError` for those that only the engine reads."""
+    """Check the dtypes of the weights. Raises `ArgumentError` for weights that only the engine reads."""
     quantised = sorted(set(formats) - _FLOATS)
     if quantised:
         raise _refused(

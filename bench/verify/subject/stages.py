@@ -1,7 +1,7 @@
 """The stages of the model, in the order in which they run, and what the engine's modules make of each one's input.
 
 A stage is given the input that diffusers' stage had, not what the engine's stages before it made, so that an error is
-told of the stage that makes it and not of those that it passes through.
+told of the stage that makes it and not of later ones.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MIDDLE = "VAE mid block"
 UP = "VAE up block {}"
 HEAD = "VAE norm_out and conv_out"
 
-# Beside the stages' inputs, which have their names, those that several stages share.
+# Inputs that several stages share, beside the stages' own, which have the stages' names.
 TIMESTEP, BLOCK_MODULATION, TIME_VECTOR = "timestep", "block modulation", "time vector"
 
 Tensors = Mapping[str, torch.Tensor]
