@@ -10,7 +10,7 @@ _logger = logging.getLogger("krea2")
 
 
 def log_event(event: str, *, level: str = "info", **fields: object) -> None:
-    """Log what happened, with fields such as `request_id`; those that are None are left out.
+    """Log what happened, with fields such as `request_id`. Fields that are None are left out.
 
     level: info; warning, for a request that was not served; error, for what needs somebody's attention.
     """
@@ -19,7 +19,7 @@ def log_event(event: str, *, level: str = "info", **fields: object) -> None:
 
 
 def configure_logs(log_format: str) -> None:
-    """Log to stderr, as `json` or as `text`."""
+    """Log to stderr from now on, in the format `json` or `text`."""
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonLines() if log_format == "json" else _Text())
     _logger.handlers = [handler]

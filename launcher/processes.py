@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -62,11 +63,12 @@ T = TypeVar("T")
 
 
 class Child:
-    """`python -m launcher ROLE` with `config` as msgpack on its stdin.
+    """Runs `python -m launcher ROLE` with `config` as msgpack on its stdin.
 
-    on_report gets what the child writes with a `Reporter`; without it, stdout goes where stderr goes. Its output is
-    kept (the last lines, in `tail`), and printed to our stderr, line by line after the name `echo`, if that is given;
-    an empty name stands for lines as they are. `pass_fds` are open in the child under the same numbers.
+    environment: variables besides ours. on_report: called, in a thread, with each frame that the child sends by a
+    `Reporter`; without it, stdout goes where stderr goes. echo: a name before each line of its output, which is then
+    printed to our stderr, too; the empty name leaves lines as they are. `tail` keeps the last 20 lines. pass_fds: open
+    in the child under the same numbers. Raises `OSError` if the process cannot be started.
     """
 
     def __init__(
@@ -83,9 +85,7 @@ class Child:
         self._fault: list[str] = []  # what Python says of a crash, and where it was
         self._last_words = ""  # before that
         self._echo = echo
-        self._lock = threading.Lock()
-        self._exited = threading.Event()
-        self._exit_callbacks: list[Callable[[], None]] = []
+        self._exited: Future[None] = Future()  # and its output has been read
         self._process = subprocess.Popen(
             python_command(role),
             stdin=subprocess.PIPE,
@@ -99,34 +99,25 @@ class Child:
         assert stdin is not None
         assert stdout is not None
         self._stdin = stdin
-        readers = []
+        readers = [_start_thread(self._read_output, stderr or stdout)]
         if on_report is not None:
-            readers.append(threading.Thread(target=_read_frames, args=(stdout, on_report), daemon=True))
-        readers.append(threading.Thread(target=self._read_output, args=(stderr or stdout,), daemon=True))
-        for reader in readers:
-            reader.start()
-        threading.Thread(target=self._watch, args=(readers,), daemon=True).start()
+            readers.append(_start_thread(_read_frames, stdout, on_report))
+        _start_thread(self._watch, readers)
         data = encode(config)
-        try:
+        with suppress(BrokenPipeError):  # it ended at once; whoever waits for it hears that
             self._stdin.write(_LENGTH.pack(len(data)) + data)
             self._stdin.flush()
-        except BrokenPipeError:
-            pass  # it ended at once; whoever waits for it hears that
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether it has ended, within `timeout_s`."""
-        return self._exited.wait(timeout_s)
+        """Return whether it has ended, within `timeout_s` seconds."""
+        return bool(wait([self._exited], timeout_s).done)
 
     def on_exit(self, callback: Callable[[], None]) -> None:
-        """Call back, in another thread or at once, when it has ended and its output has been read."""
-        with self._lock:
-            if not self._exited.is_set():
-                self._exit_callbacks.append(callback)
-                return
-        callback()
+        """Call back, in another thread or at once, when the process has ended and its output has been read."""
+        self._exited.add_done_callback(lambda _: callback())
 
     def describe_exit(self) -> str:
-        """How it ended, in one line, with the last thing it said."""
+        """Describe in one line how it ended, with the last thing it said."""
         code = self._process.returncode
         said = [", ".join(self._fault)] if self._fault else []
         if self._last_words and (not said or said[0].startswith(_ABORTED)):  # whoever aborts says why before
@@ -142,11 +133,9 @@ class Child:
 
     def ask_to_stop(self) -> None:
         """Close its stdin, which is what it waits for."""
-        try:
+        with suppress(BrokenPipeError, ValueError):  # it has ended, or was asked before
             self._stdin.write(_STOP)
             self._stdin.close()
-        except (BrokenPipeError, ValueError):
-            pass  # it has ended, or was asked before
 
     def send_signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
@@ -168,14 +157,11 @@ class Child:
         self._process.wait()
         for reader in readers:  # they end with the process, unless it has left children of its own
             reader.join(timeout=1.0)
-        with self._lock:
-            self._exited.set()
-        for callback in self._exit_callbacks:
-            callback()
+        self._exited.set_result(None)
 
 
 def stop_all(children: Sequence[Child], *, patience_s: float = STOP_S) -> None:
-    """Ask children to stop; those that have not after `patience_s` are terminated, then killed."""
+    """Ask children to stop. Terminate, then kill, any that have not ended `patience_s` seconds later."""
     for child in children:
         child.ask_to_stop()
     for patience, number in ((patience_s, signal.SIGTERM), (TERMINATE_S, signal.SIGKILL)):
@@ -188,12 +174,13 @@ def stop_all(children: Sequence[Child], *, patience_s: float = STOP_S) -> None:
 
 
 def python_command(*arguments: str) -> list[str]:
-    """The command line of a process of ours. -P: a file torch.py in the user's folder must not be imported."""
+    """Return the command line of a process of ours. -P keeps a file torch.py in the user's folder from being
+    imported."""
     return [sys.executable, "-P", "-m", "launcher", *arguments]
 
 
 def child_environment() -> dict[str, str]:
-    """Our environment, such that the child finds this package even where it is imported from a source tree."""
+    """Return our environment, such that the child finds this package even in a source tree."""
     environment = dict(os.environ)
     package_root = Path(__file__).resolve().parent.parent
     if package_root.name not in ("site-packages", "dist-packages"):
@@ -203,12 +190,13 @@ def child_environment() -> dict[str, str]:
 
 
 def make_run_folder() -> Path:
-    """A new folder that only this user may enter, for sockets and the ranks' meeting point."""
+    """Make a folder that only this user may enter, for sockets and the ranks' meeting point."""
     folder = tempfile.gettempdir()
     return Path(tempfile.mkdtemp(prefix="krea2-", dir=folder if len(folder) <= _LONGEST_FOLDER else "/tmp"))
 
 
 def remove_run_folder(folder: str | Path) -> None:
+    """Remove a run folder with all that is in it, if it is there."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -216,7 +204,7 @@ def remove_run_folder(folder: str | Path) -> None:
 
 
 def read_config(kind: type[T]) -> T:
-    """The configuration that the parent wrote to our stdin."""
+    """Read the configuration that the parent wrote to our stdin. Raises `EOFError` if the parent ended before."""
     (length,) = _LENGTH.unpack(_read_exactly(0, _LENGTH.size))
     return decode_config(_read_exactly(0, length), kind)
 
@@ -230,18 +218,18 @@ def watch_parent(on_end: Callable[[bool], None]) -> None:
             received += data
         on_end(received != _STOP)
 
-    threading.Thread(target=read_to_end, daemon=True).start()
+    _start_thread(read_to_end)
 
 
 def exit_after(seconds: float) -> None:
-    """End this process then, if it has not ended by itself."""
+    """End this process after `seconds`, with exit code 1, if it has not ended by itself."""
     timer = threading.Timer(seconds, os._exit, (1,))
     timer.daemon = True
     timer.start()
 
 
 class Reporter:
-    """Sends frames to the parent's `on_report` on what was stdout; anything printed goes to stderr from now on."""
+    """Sends messages to the parent's `on_report` over what was stdout. Anything printed goes to stderr from now on."""
 
     def __init__(self) -> None:
         self._fd = os.dup(1)
@@ -261,6 +249,12 @@ def _read_exactly(fd: int, size: int) -> bytes:
             raise EOFError("the parent ended before it sent its configuration")
         data += part
     return data
+
+
+def _start_thread(target: Callable[..., None], *arguments: object) -> threading.Thread:
+    thread = threading.Thread(target=target, args=arguments, daemon=True)
+    thread.start()
+    return thread
 
 
 def _read_frames(stream: BinaryIO, on_frame: Callable[[bytes], None]) -> None:

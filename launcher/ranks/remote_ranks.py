@@ -4,7 +4,7 @@ The front-end listens at a free port with CURVE keys that it makes for the occas
 run folder. Rank 0's process puts that into torchrun's store: who can read the store can be a rank, and nobody else gets
 past the handshake. Every such rank keeps one connection as its lifeline. The front-end sends something over it again
 and again, and knows from what cannot be sent that the rank is gone; the rank knows it from the broken connection. zmq's
-heartbeats break those to a machine that has vanished.
+heartbeats break connections to a machine that has vanished.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _BEAT, _END = b"beat", b"end"  # what lifelines carry: the rank is to live, and 
 
 
 class RemoteRanks:
-    """The front-end's end of their lifelines."""
+    """Holds the front-end's ends of the lifelines of ranks on other machines."""
 
     def __init__(self, server: zmq.asyncio.Socket, context: zmq.asyncio.Context, *, host: str, run_folder: str) -> None:
-        """Let them come to a socket of the front-end, which has the authenticator of its context to itself.
+        """Let them come to a socket of the front-end, whose context has no other authenticator.
 
         host: the name or address by which they know this machine. Raises `LaunchError` if it is not this machine's.
         """
@@ -71,12 +71,12 @@ class RemoteRanks:
         Path(door_path(run_folder)).write_bytes(msgspec.json.encode(door))
 
     def came(self, rank: int) -> None:
-        """A rank's lifeline is there."""
+        """Take in a rank's lifeline, and answer."""
         self._came.add(rank)
         self.lost()
 
     def lost(self) -> list[int]:
-        """Send to all lifelines; returns the ranks that are gone. To be called again and again."""
+        """Send to all lifelines, and return the ranks that are gone. To be called again and again."""
         return [rank for rank in self._came if not send_now(self._server, [lifeline_route(rank), _BEAT])]
 
     def close(self, *, done: bool) -> None:
@@ -89,12 +89,12 @@ class RemoteRanks:
 
 
 def lifeline_route(rank: int) -> bytes:
-    """The ZMQ routing id of a rank's lifeline."""
+    """Return the ZMQ routing id of a rank's lifeline."""
     return b"lifeline-%d" % rank
 
 
 def _interface(host: str) -> str:
-    """Where to listen for those who connect to `host`: what a name stands for may be different here."""
+    """Return where to listen for ranks that connect to `host`: a name may stand for another address here."""
     if host == "localhost":
         return "127.0.0.1"
     try:
@@ -130,7 +130,7 @@ def connect(client: zmq.Socket[bytes], door: Door) -> None:
 def hold_lifeline(door: Door, rank: int, timeout_s: float) -> None:
     """Return once the front-end has answered; from then on this process ends when the front-end has ended.
 
-    Ends it also if there is no answer within `timeout_s`.
+    Ends it also if there is no answer within `timeout_s` seconds.
     """
     lifeline = zmq.Context().socket(zmq.DEALER)
     lifeline.routing_id = lifeline_route(rank)
@@ -138,7 +138,7 @@ def hold_lifeline(door: Door, rank: int, timeout_s: float) -> None:
     connect(lifeline, door)
     lifeline.send(encode(Alive(rank=rank)))
     answered = threading.Event()
-    threading.Thread(target=_follow, args=(lifeline, events, answered, rank), daemon=True).start()
+    threading.Thread(target=_end_with_front_end, args=(lifeline, events, answered, rank), daemon=True).start()
     if not answered.wait(timeout_s):
         sys.exit(
             f"error: rank {rank} did not reach the front-end on {os.environ['MASTER_ADDR']}, port {door.port}, within "
@@ -146,7 +146,9 @@ def hold_lifeline(door: Door, rank: int, timeout_s: float) -> None:
         )
 
 
-def _follow(lifeline: zmq.Socket[bytes], events: zmq.Socket[bytes], answered: threading.Event, rank: int) -> None:
+def _end_with_front_end(
+    lifeline: zmq.Socket[bytes], events: zmq.Socket[bytes], answered: threading.Event, rank: int
+) -> None:
     from zmq.utils.monitor import recv_monitor_message
 
     poller = zmq.Poller()

@@ -9,9 +9,9 @@ from engine.errors import LaunchError
 from launcher.messages.configs import FrontendConfig, RankConfig
 from launcher.processes import Child
 
-# What every rank gets that the environment says nothing else of.
+# Variables of every rank's environment, unless the user has set them.
 RANK_ENVIRONMENT = {
-    # Threads that spin while they wait take the cores from those they wait for as soon as anything else runs on the
+    # Threads that spin while they wait take cores from the threads they wait for, as soon as anything else runs on the
     # machine: on two cores with one more busy process the demo picture took 2.5 to 6.7 s with spinning, 1.8 to 2.3
     # without.
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -27,7 +27,10 @@ RANK_ENVIRONMENT = {
 
 
 def start_ranks(config: FrontendConfig, ranks: list[Child], generation: int = 0) -> None:
-    """Start a process for every rank, and append it to `ranks` at once. Does nothing if somebody else starts them."""
+    """Start a process for every rank, and append it to `ranks` at once. Do nothing if torchrun starts them.
+
+    generation: how many groups of ranks there were before. Raises `LaunchError` if a process cannot be started.
+    """
     if config.external_ranks:
         return
     ranks_wanted = config.engine.ranks

@@ -46,8 +46,8 @@ _EARLY_END_S = 20.0  # for ranks on other machines to come and hear that the com
 
 
 class ExternalRanks(NamedTuple):
-    """The ranks that torchrun has started: how many in all and on this machine, on how many machines, and where those
-    come to: a run folder here, and `host` from other machines."""
+    """The ranks that torchrun has started: how many in all and on this machine, on how many machines, and where they
+    find the front-end: in a run folder here, at `host` from other machines."""
 
     total: int
     local: int
@@ -77,18 +77,19 @@ class _Place(NamedTuple):
 
 
 def is_rank() -> bool:
+    """Return whether torchrun has started this process as a rank."""
     return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
 
 
 def external_ranks() -> ExternalRanks | None:
-    """In the child of rank 0: who the ranks are that come to it."""
+    """Return which ranks come to this process, if it is the command that rank 0 has started; None otherwise."""
     if _RANKS not in os.environ:
         return None
     return msgspec.json.decode(os.environ[_RANKS], type=ExternalRanks)
 
 
 def tp_warning(tp: int, ranks: ExternalRanks) -> str | None:
-    """What to say if matrices are split over machines: the ranks of a tp group are neighbours."""
+    """Return a warning if the ranks of a tp group, which are neighbours, are on several machines."""
     alike = ranks.local * ranks.machines == ranks.total
     if tp == 1 or ranks.local == ranks.total or (alike and ranks.local % tp == 0):
         return None
@@ -99,7 +100,7 @@ def tp_warning(tp: int, ranks: ExternalRanks) -> str | None:
 
 
 def run_rank() -> NoReturn:
-    """The whole life of a rank that torchrun started."""
+    """Live as a rank that torchrun started, until the command or torchrun ends."""
     agent = os.getppid()
     place = _Place.of_environment()
     run_folder = str(make_run_folder()) if place.rank == 0 else None
@@ -140,7 +141,7 @@ def run_rank() -> NoReturn:
 
 
 def _start_command(run_folder: str, place: _Place) -> subprocess.Popen[bytes]:
-    """The same command line without torchrun. It ends when its stdin does, and we end when it does."""
+    """Start the same command line without torchrun. It ends when its stdin does, and we end when it does."""
     environment = {
         name: value
         for name, value in child_environment().items()
@@ -157,6 +158,7 @@ def _start_command(run_folder: str, place: _Place) -> subprocess.Popen[bytes]:
 
 
 def _end_with(child: subprocess.Popen[bytes], run_folder: str, place: _Place, met: Future[Store]) -> None:
+    """End this process as the command has ended, with its exit code; tell the code to ranks on other machines first."""
     code = child.wait()
     code = code if code >= 0 else 128 - code
     remove_run_folder(run_folder)
@@ -211,13 +213,14 @@ def _key(name: str) -> str:
 
 
 def _end_without(agent: int) -> None:
-    """torchrun was killed without a chance to stop its processes: stop as if it had asked."""
+    """Stop, as if torchrun had asked, once it was killed without a chance to do so."""
     while os.getppid() == agent:
         time.sleep(_AGENT_S)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _obey_signals(child: subprocess.Popen[bytes] | None, connected: threading.Event) -> None:
+    """Hand a signal on to the command, or end without one. connected: set once this rank has its lifeline."""
     number = signal.sigwait(SIGNALS)
     if child is None:  # rank 0 ends the command, and its front-end, once it has found us, ends us
         time.sleep(_LAST_WORDS_S + ORDERLY_S if connected.is_set() else _LAST_WORDS_S)

@@ -51,7 +51,7 @@ _HEARD_S = 10.0  # for the front-end to stop us once it has our failure
 
 
 def run_spawned() -> NoReturn:
-    """The whole life of a rank that the front-end started."""
+    """Live as a rank that the front-end started, until it or the front-end ends."""
     config = read_config(RankConfig)
 
     def end(parent_died: bool) -> None:
@@ -66,24 +66,17 @@ def run_spawned() -> NoReturn:
 def serve(config: RankConfig) -> NoReturn:
     """Work until the process is ended from outside, or this rank fails: then say so and end."""
     faulthandler.enable(2, all_threads=False)  # a crash says where on stderr; not where other threads were
-    wire = None
+    wire = _Wire(config)
     try:
-        import engine.rank.rank  # noqa: F401  takes longer than all the rest, so it goes first
+        _work(_load(config, wire), config, wire)
     except Exception as error:
-        wire = _Wire(config)
         wire.fail(error)
-    else:
-        wire = _Wire(config)
-        try:
-            rank = _load(config, wire)
-            _work(rank, config, wire)
-        except Exception as error:
-            wire.fail(error)
     threading.Event().wait(_HEARD_S)
     os._exit(1)
 
 
 def _load(config: RankConfig, wire: _Wire) -> Rank:
+    """Do what `Load` says, and answer it with `Ready`."""
     from engine.device.devices import device_name, pick_device
     from engine.parallel.distributed import connect_mesh
     from engine.rank.rank import Rank
@@ -138,9 +131,10 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
 
 
 def _work(rank: Rank, config: RankConfig, wire: _Wire) -> NoReturn:
+    """Execute steps as they come. A second thread waits for each to be done on the device, and answers it."""
     started: queue.SimpleQueue[tuple[int, StepHandle]] = queue.SimpleQueue()
 
-    def answer_steps() -> None:
+    def reply_to_steps() -> None:
         try:
             while True:
                 number, handle = started.get()
@@ -154,7 +148,7 @@ def _work(rank: Rank, config: RankConfig, wire: _Wire) -> NoReturn:
         except Exception as error:
             wire.fail(error)
 
-    threading.Thread(target=answer_steps, name="answers", daemon=True).start()
+    threading.Thread(target=reply_to_steps, name="replies", daemon=True).start()
     while True:
         while (wait_s := rank.idle_wait_s()) is not None and not wire.has_command(wait_s):
             if (plan := rank.use_idle_time()) is not None:
@@ -165,7 +159,7 @@ def _work(rank: Rank, config: RankConfig, wire: _Wire) -> NoReturn:
 
 
 class _Wire:
-    """This rank's connection to the front-end. Commands come to the thread that made it; any thread may send."""
+    """Connects this rank to the front-end. Commands come to the thread that made it; any thread may send."""
 
     def __init__(self, config: RankConfig) -> None:
         import zmq
@@ -186,15 +180,17 @@ class _Wire:
             socket.connect(ranks_address(self._config.run_folder, self._config.generation))
 
     def has_command(self, timeout_s: float) -> bool:
-        """Whether `receive` will return at once, as soon as that is so."""
+        """Wait for a command, `timeout_s` seconds at most. Returns whether `receive` will return at once."""
         return bool(self._commands.poll(math.ceil(timeout_s * 1000)))
 
     def receive(self, timeout_s: float | None = None) -> Command:
+        """Return the next command. Raises `LaunchError` if none comes within `timeout_s` seconds."""
         if timeout_s is not None and not self.has_command(timeout_s):
             raise LaunchError(f"rank {self._config.rank} got no orders from the front-end within {timeout_s:g} s")
         return decode_command(self._commands.recv())
 
     def send(self, message: msgspec.Struct, *frames: bytes) -> None:
+        """Send a report with its binary frames, over a socket of the calling thread's own."""
         if not hasattr(self._sockets, "own"):
             import zmq
 
