@@ -27,8 +27,8 @@ Loras = tuple[tuple[int, float], ...]
 # Some of these with the number of neighbouring rows that they are for, in the order of the rows.
 RowLoras = Sequence[tuple[Loras, int]]
 
-# How names of layers begin: of those that make text features and time modulation, which jobs with the same adapters
-# there share, and of all others.
+# How layers' names begin: of text features and time modulation, which jobs with the same adapters there share, and of
+# the rest.
 TEXT = ("text_fusion.", "txt_in.")
 TIME = ("time_embed.", "time_mod_proj")
 DENOISING = ("img_in", "transformer_blocks.", "final_layer.")
@@ -44,7 +44,7 @@ class Adapters:
         self._transformer, self._config, self._group = transformer, config, group
         self._device, self._dtype = device, dtype
         self._in_force: dict[str, Runs] = {}  # by the kind of rows
-        self._layers: dict[int, tuple[str, ...]] = {}  # by id: those that the adapter changes
+        self._layers: dict[int, tuple[str, ...]] = {}  # by id: what the adapter changes
         self._side_paths: dict[str, SidePath] = {}  # by the module that each is beside
 
     @property

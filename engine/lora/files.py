@@ -45,7 +45,7 @@ def open_adapter(path: str | Path, config: ModelConfig, *, lenient: bool = False
         path = path / _PEFT_WEIGHTS
     try:
         file = open_tensor_file(path)
-        if isinstance(file, ShardedFile):  # whose shards nobody has checked to lie where a client may load from
+        if isinstance(file, ShardedFile):  # whose shards may lie where no client may load from
             raise _error(file, "is the index of several files: a LoRA is one")
         return AdapterFile(file, layer_names(config.transformer), lenient)
     except CheckpointError as error:
