@@ -23,11 +23,11 @@ from starlette.staticfiles import StaticFiles
 
 import engine
 from engine.checkpoint.checkpoint_files import CheckpointFiles
-from engine.errors import Krea2Error, ServerError
+from engine.errors import Krea2Error, ServerError, error_from_code
 from launcher.http.connections import ImpatientProtocol, allow_many_connections
 from launcher.http.docs import ERROR_SCHEMA, describe_limits, describe_page
 from launcher.http.engine_connection import EngineLink
-from launcher.http.errors import JsonResponse, error_response, http_error
+from launcher.http.errors import JsonResponse, error_response
 from launcher.http.guard import Guard
 from launcher.http.images import add_image_routes, check_model
 from launcher.http.loras import add_lora_routes
@@ -158,7 +158,7 @@ def make_app(config: HttpConfig) -> Guard:
         """Metrics of the front-end and of this process, in Prometheus' text format."""
         text = generate_latest(guard.registry)
         with suppress(Krea2Error, TimeoutError):
-            text = await asyncio.wait_for(link.connected().metrics(), ASK_S) + text
+            text = await asyncio.wait_for(link.client(loaded=False).metrics(), ASK_S) + text
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/docs", include_in_schema=False)
@@ -193,14 +193,14 @@ async def _answer_error(request: Request, problem: Exception) -> Response:
             if content_type == "application/json":
                 error: Krea2Error = explain_invalid(problem.errors())
             else:
-                error = http_error("unsupported_media_type", "Content-Type must be application/json")
+                error = error_from_code("unsupported_media_type", "Content-Type must be application/json")
         case HTTPException(status_code=status):
             path, headers = request.url.path, dict(problem.headers or {})
             error = {
-                400: http_error("invalid_parameter", "the body cannot be parsed as JSON"),
-                404: http_error("not_found", f"there is nothing at {path}"),
-                405: http_error("method_not_allowed", f"{request.method} is not possible at {path}"),
-            }.get(status, http_error("invalid_parameter", str(problem.detail)))
+                400: error_from_code("invalid_parameter", "the body cannot be parsed as JSON"),
+                404: error_from_code("not_found", f"there is nothing at {path}"),
+                405: error_from_code("method_not_allowed", f"{request.method} is not possible at {path}"),
+            }.get(status, error_from_code("invalid_parameter", str(problem.detail)))
         case Krea2Error():
             error = problem
         case _:

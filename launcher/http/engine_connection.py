@@ -39,21 +39,15 @@ class EngineLink:
                     log_event("the front-end cannot be reached", level="error", message=error.message)
             await asyncio.sleep(_POLL_S)
 
-    def client(self) -> AsyncClient:
-        """Give the client, for requests. Raises `ServerError` while the engine starts."""
-        if self._client is None or not self._has_loaded:
-            raise ServerError("the engine is starting: try again in a moment")
-        return self._client
-
-    def connected(self) -> AsyncClient:
-        """Give the client, to ask for status and metrics. Raises `ServerError` until the front-end has replied."""
-        if self._client is None:
-            raise ServerError("it is starting")
+    def client(self, *, loaded: bool = True) -> AsyncClient:
+        """Give the client, once the ranks have loaded unless that is no matter. Raises `ServerError` until then."""
+        if self._client is None or (loaded and not self._has_loaded):
+            raise ServerError("the engine is starting: try again in a moment" if loaded else "it is starting")
         return self._client
 
     async def status(self) -> StatusReply:
-        """Ask what the front-end is doing, and remember whether ranks have loaded. Raises as `connected` does."""
-        status = await self.connected().status()
+        """Ask what the front-end is doing, and remember whether ranks have loaded."""
+        status = await self.client(loaded=False).status()
         self._has_loaded |= status.device is not None
         return status
 

@@ -44,13 +44,6 @@ class JsonResponse(Response):
         return msgspec.json.encode(content)
 
 
-def http_error(code: str, message: str, parameter: str | None = None) -> Krea2Error:
-    """Make an error that only HTTP has, by its code in `STATUS_OF_CODE`."""
-    error = Krea2Error(message, parameter=parameter)
-    error.code = code
-    return error
-
-
 def error_body(error: Krea2Error, request_id: str) -> dict[str, object]:
     """Put an error into the object that clients read. request_id: as the client knows it."""
     status = STATUS_OF_CODE.get(error.code, 500)

@@ -19,8 +19,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.errors import Krea2Error
-from launcher.http.errors import error_response, http_error
+from engine.errors import Krea2Error, error_from_code
+from launcher.http.errors import error_response
 from launcher.http.server_process import DEFAULT_PORTS, SEND_S
 from launcher.logs import log_event
 from launcher.messages.configs import HttpConfig
@@ -94,12 +94,12 @@ class Guard:
         host = request.headers.get("host", "")
         if self._hosts is not None and _host_name(host) not in self._hosts:
             allowed = "localhost, the address of this server or an --allowed-host"
-            raise http_error("host_not_allowed", f"Host must be {allowed}, got {host!a}")
+            raise error_from_code("host_not_allowed", f"Host must be {allowed}, got {host!a}")
         origin = request.headers.get("origin")
         if request.method in ("GET", "HEAD") or origin is None:
             return
         if not _is_own_origin(origin, host, self._config.public_url):
-            raise http_error("origin_not_allowed", f"Origin must be this server's own, got {origin!a}")
+            raise error_from_code("origin_not_allowed", f"Origin must be this server's own, got {origin!a}")
 
     def _check_key(self, request: Request) -> None:
         path = request.scope["path"]
@@ -111,11 +111,11 @@ class Guard:
         matches = [hmac.compare_digest(sent, known) for known in self._keys]  # all, so that time tells nothing
         if scheme.lower() != "bearer" or not any(matches):
             told = "an API key is needed: send Authorization: Bearer KEY" if not key else "the API key is not valid"
-            raise http_error("invalid_api_key", told)
+            raise error_from_code("invalid_api_key", told)
 
     async def _read_body(self, request: Request) -> bytes:
         limit = self._config.max_body_bytes
-        too_large = http_error("body_too_large", f"the body must be at most {limit} bytes")
+        too_large = error_from_code("body_too_large", f"the body must be at most {limit} bytes")
         declared = request.headers.get("content-length", "")
         if declared.isascii() and declared.isdigit() and int(declared[:20]) > limit:
             raise too_large
@@ -129,9 +129,9 @@ class Guard:
                     if len(body) > limit:
                         raise too_large
         except TimeoutError:
-            raise http_error("body_timeout", f"the body must arrive within {BODY_S:g} s") from None
+            raise error_from_code("body_timeout", f"the body must arrive within {BODY_S:g} s") from None
         except ClientDisconnect:
-            raise http_error("cancelled", "the client hung up") from None
+            raise error_from_code("cancelled", "the client hung up") from None
         return bytes(body)
 
     async def _run(self, request: Request, body: bytes, response: _Response) -> None:
@@ -146,8 +146,8 @@ class Guard:
         async def receive_again() -> Message:
             return replayed.pop() if replayed else await asyncio.shield(watching)
 
-        watching = asyncio.create_task(hang_up())
         running = asyncio.ensure_future(self._app(request.scope, receive_again, response.send))
+        watching = asyncio.create_task(hang_up())
         try:
             await asyncio.wait((running, watching), return_when=asyncio.FIRST_COMPLETED)
             if running.done() or response.complete:  # which looks like hanging up, too
@@ -162,7 +162,8 @@ class Guard:
                         await task
 
     def _record(self, request: Request, status: int | None, seconds: float, error: str | None) -> None:
-        route, path = getattr(request.scope.get("route"), "path", None) or "other", request.scope["path"]
+        path = request.scope["path"]
+        route = getattr(request.scope.get("route"), "path", None) or "other"
         method = request.method if request.method in _METHODS else "other"
         self._requests.labels(route, method, status or 0).inc()
         self._seconds.labels(route).observe(seconds)

@@ -13,12 +13,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from engine.config.model_config import ModelConfig
-from engine.errors import ArgumentError, Krea2Error
+from engine.errors import ArgumentError, Krea2Error, error_from_code
 from launcher.client.results import Event, Result
 from launcher.http import openai_api
 from launcher.http.docs import IMAGES_SCHEMA
 from launcher.http.engine_connection import EngineLink
-from launcher.http.errors import JsonResponse, error_body, http_error
+from launcher.http.errors import JsonResponse, error_body
 from launcher.http.guard import FILES_PATH
 from launcher.messages.configs import HttpConfig
 from launcher.requests.check import check
@@ -39,7 +39,9 @@ def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link:
             check_model(config, body.model)
         request_id = request.state.request_id
         try:
-            message = openai_api.to_generate(body, _rpc_id(request_id))
+            # The client's own id may come again: from proxies that give one to many requests, and from clients that
+            # hang up and try again, and would get the end of the request that they gave up.
+            message = openai_api.to_generate(body, f"{request_id[:_SHOWN_ID]}.{secrets.token_hex(4)}")
             # The front-end would say the same, but what the previews need is known here only afterwards.
             checked = check(message, model, config.limits, drawn_seed=0)
             every = openai_api.preview_every(body, checked.steps)
@@ -69,7 +71,9 @@ def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link:
         """An image that was answered as a url."""
         file = files.get(name)
         if file is None:
-            raise http_error("not_found", "no such image: they are held for an hour at most, less if there are many")
+            raise error_from_code(
+                "not_found", "no such image: they are held for an hour at most, less if there are many"
+            )
         headers = {"Cache-Control": "private, max-age=3600, immutable"}
         return Response(file, headers=headers, media_type=f"image/{name.rpartition('.')[2]}")
 
@@ -92,24 +96,17 @@ async def _write(
             yield openai_api.write_event("error", error_body(problem, request.state.request_id))
 
 
-class HeldFiles:
-    """Holds image files under names that nobody can guess, for `HELD_S`; above `HELD_BYTES`, the oldest go first."""
-
-    def __init__(self) -> None:
-        self._files: dict[str, bytes] = {}  # the oldest first
+class HeldFiles(dict[str, bytes]):
+    """Image files by names that nobody can guess, each for `HELD_S`; above `HELD_BYTES`, the oldest go first."""
 
     def add(self, file: bytes, suffix: str) -> str:
         """Hold a file, in a running event loop. Returns its new name, which ends in `suffix`."""
         name = f"{secrets.token_urlsafe(24)}.{suffix}"
-        self._files[name] = file
-        while sum(map(len, self._files.values())) > HELD_BYTES and len(self._files) > 1:
-            del self._files[next(iter(self._files))]
-        asyncio.get_running_loop().call_later(HELD_S, self._files.pop, name, None)
+        self[name] = file
+        while sum(map(len, self.values())) > HELD_BYTES and len(self) > 1:
+            del self[next(iter(self))]
+        asyncio.get_running_loop().call_later(HELD_S, self.pop, name, None)
         return name
-
-    def get(self, name: str) -> bytes | None:
-        """Give the file of that name, None if there is none any more."""
-        return self._files.get(name)
 
 
 class _EventStream(StreamingResponse):
@@ -124,17 +121,8 @@ class _EventStream(StreamingResponse):
             await self.stream_response(send)
 
 
-def _rpc_id(request_id: str) -> str:
-    """Make an id of a request for the engine, which begins as the client's does.
-
-    The client's own may come again: from proxies that give one id to many requests, and from clients that hang up and
-    try again, and would get the end of the request that they gave up.
-    """
-    return f"{request_id[:_SHOWN_ID]}.{secrets.token_hex(4)}"
-
-
 def check_model(config: HttpConfig, name: str) -> None:
     """Raise `model_not_found` for a name that is not served."""
     if name not in config.model_names:
         served = " or ".join(config.model_names)
-        raise http_error("model_not_found", f"model must be {served}, got {name[:80]!a}", "model")
+        raise error_from_code("model_not_found", f"model must be {served}, got {name[:80]!a}", "model")

@@ -7,9 +7,9 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from engine.errors import ArgumentError
+from engine.errors import ArgumentError, error_from_code
 from launcher.http.engine_connection import EngineLink
-from launcher.http.errors import JsonResponse, http_error
+from launcher.http.errors import JsonResponse
 from launcher.messages.client_messages import LoadedLora
 
 PATH = "/v1/loras"
@@ -44,7 +44,7 @@ def add_lora_routes(app: FastAPI, link: EngineLink) -> None:
         loras = await link.client().load_lora(body.name, body.path, strength)
         lora = next((lora for lora in loras.loras if lora.name == body.name), None)
         if lora is None:
-            raise http_error("not_found", f"{body.name} was unloaded at once")
+            raise error_from_code("not_found", f"{body.name} was unloaded at once")
         return JsonResponse(_described(lora))
 
     @app.delete(PATH + "/{name}", response_class=Response)
@@ -55,7 +55,7 @@ def add_lora_routes(app: FastAPI, link: EngineLink) -> None:
         except ArgumentError as error:
             if error.parameter != "name":
                 raise
-            raise http_error("not_found", error.message) from None
+            raise error_from_code("not_found", error.message) from None
         return JsonResponse({"name": name, "object": "lora", "deleted": True})
 
 
