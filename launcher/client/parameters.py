@@ -17,7 +17,7 @@ class LoraParameters(TypedDict, total=False):
 
 
 class Parameters(TypedDict, total=False):
-    """The keywords of `generate` and `stream`, one each for the fields of `Generate`; a LoRA may be its name alone."""
+    """The keywords of `generate` and `stream`, one for each field of `Generate`: 15. A LoRA may be a name alone."""
 
     request_id: str
     seed: int | None
