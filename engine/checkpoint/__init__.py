@@ -1,1 +1,1 @@
-"""Where weights come from: a checkpoint opened and checked, what each rank holds of it, and how it is loaded."""
+"""Where weights come from: a checkpoint opened and checked, the format of each rank's part, and how that is loaded."""

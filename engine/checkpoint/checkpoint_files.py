@@ -70,7 +70,7 @@ class CheckpointFiles:
 
     @classmethod
     def open(cls, engine: EngineConfig, rank: int = 0) -> CheckpointFiles:
-        """Open what the options name, of a folder that was split for ranks what is this rank's. Reads headers and json
+        """Open what the options name; of a folder that was split for ranks, this rank's part. Reads headers and json
         files; imports no torch.
 
         Raises `CheckpointError` for a file that is missing, damaged or of another model, and `ArgumentError` if a part
@@ -87,7 +87,7 @@ class CheckpointFiles:
             for name, (opener, _) in _COMPONENTS.items():
                 if is_whole or folder is None:
                     components[name] = opener(parts.paths[name])
-                else:  # the decoder is nobody's part
+                else:  # the decoder is not split: rank 0 has it whole
                     components[name] = open_shard(folder, engine.tp, 0 if name == "vae" else rank, name)
                 cleanup.callback(components[name].file.close)
             config = _read_config(parts, described, components, engine.variant)
@@ -106,7 +106,7 @@ class CheckpointFiles:
 
 
 def _check(component: Component, sources: Iterable[Source], is_unused: Callable[[str], bool]) -> None:
-    """Compare what there is with what is expected. An extra tensor is an error unless it `is_unused`."""
+    """Compare the component's tensors with those expected. An extra tensor is an error unless it `is_unused`."""
     names = set()
     for source in sources:
         names.add(source.name)

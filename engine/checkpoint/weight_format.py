@@ -1,5 +1,5 @@
-"""In which format a rank keeps each parameter, and the bytes that it takes. Pure Python: `krea2 info` tells it
-beforehand, loading does it.
+"""The format in which a rank keeps each parameter, and the bytes that it takes. Pure Python, so that `krea2 info` can
+tell what loading will do.
 
 A file's 8-bit matrices stay in 8 bits, so nothing that a quantised file saved is given up; other quantised tensors are
 dequantised once, when they are loaded. A parameter has one format: where a file quantised only some of the matrices
@@ -20,14 +20,14 @@ from engine.config.model_config import ModelConfig
 # The matrices of the DiT's blocks, which are nearly all of its work. What is left in the model's dtype (the layers
 # around the blocks, text fusion, norms and tables) is less than a hundredth of it, and hurts most.
 BLOCK_MATRICES = ("attn.qkvg", "attn.out", "ff.gate_up", "ff.down")
-# The parallel layers of all components: those that can compute with 8-bit weights.
+# The parallel layers of all components, which can compute with 8-bit weights.
 _EIGHT_BIT_LAYERS = (*BLOCK_MATRICES, "attn.qkv", "mlp.gate_up", "mlp.down")
 
 _FLOAT32_BYTES, _SCALE_BYTES, _GROUP_SCALE_BYTES = 4, 4, 2
 
 
 class Weights(Protocol):
-    """Where the weights of a model come from: a checkpoint's files, or, for a benchmark, nowhere in particular.
+    """Where the weights of a model come from: a checkpoint's files or, in a benchmark, random numbers.
 
     sources: by component: text_encoder, transformer, vae.
     """
@@ -36,10 +36,12 @@ class Weights(Protocol):
     sources: dict[str, list[Source]]
 
     def stored(self, component: str, source: Source) -> StoredTensor:
-        """The tensor that `source` speaks of."""
+        """Return the tensor that `source` describes."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let go of the files. Tensors that were read stay valid."""
+        ...
 
 
 class ParameterFormat(NamedTuple):
@@ -62,7 +64,7 @@ def in_blocks(parameter: str) -> bool:
 def choose_weight_format(
     quantization: str, sources: Sequence[Source], stored: Sequence[StoredTensor], size: int
 ) -> WeightFormat:
-    """The format of the parameter that `sources` fill, on each of `size` ranks.
+    """Choose the format of the parameter that `sources` fill, on each of `size` ranks.
 
     quantization: "auto" leaves 8-bit matrices as the file has them, "none" dequantises them, "fp8" and "int8" make
     the blocks' matrices that and leave the others as "auto" does.
@@ -85,9 +87,9 @@ def parameter_formats(
     *,
     whole_text_encoder: bool = False,
 ) -> dict[str, dict[str, ParameterFormat]]:
-    """Every parameter of a rank by component and name, the decoder's being those of a rank that has it, at
-    `bytes_per_element` (2 for bfloat16) but for float32 and 8-bit ones. whole_text_encoder: its matrices are not
-    split."""
+    """Return what one of `tp` ranks keeps of every parameter, by component and name; the decoder's are those of a rank
+    that has it. bytes_per_element: of parameters that are neither float32 nor 8-bit (2 for bfloat16).
+    whole_text_encoder: its matrices are not split."""
     components: dict[str, dict[str, ParameterFormat]] = {}
     for component, sources in weights.sources.items():
         components[component] = {}

@@ -1,4 +1,4 @@
-"""The header of a GGUF file: metadata, and what and where its tensors are.
+"""The header of a GGUF file: metadata, and the shapes, types and places of its tensors.
 
 It is read here and not by the gguf library, whose reader loops as often as a file's counts say and checks no length
 against the file.
@@ -145,29 +145,33 @@ class _Cursor:
         self._end = min(file.size, _LARGEST_HEADER)
 
     def take(self, count: int) -> bytes:
+        """Read `count` bytes. This, as all that follows, raises `CheckpointError` where the header ends before."""
         return self.file.data[self._skip(count) : self.position]
 
     def scalar(self, form: str) -> int:
+        """Read a number. form: as `struct` writes it."""
         return struct.unpack_from(form, self.file.data, self._skip(struct.calcsize(form)))[0]
 
     def count(self, what: str) -> int:
+        """Read how many entries follow."""
         value = self.scalar("<Q")
         if value > _MOST_ENTRIES:
             raise self.file.error(f"has too many {what}", expected=f"at most {_MOST_ENTRIES}", found=value)
         return value
 
     def string(self, what: str) -> str:
+        """Read a length and UTF-8 text. what: named in an error."""
         try:
             return self.take(self.scalar("<Q")).decode()
         except UnicodeDecodeError:
             raise self.file.error(f"has {what} that is not UTF-8") from None
 
     def value(self, key: str, kind: int) -> str:
-        """A string, or a number as text."""
+        """Read a string, or a number as text."""
         return self.string("a metadata value") if kind == _STRING else str(self.scalar(self._form(key, kind)))
 
     def array(self, key: str, *, wanted: bool) -> tuple[int, ...] | None:
-        """The whole numbers of an array that is wanted; of another it only looks for the end."""
+        """Read the whole numbers of an array that is wanted; of another only look for the end, and return None."""
         kind, count = self.scalar("<I"), self.scalar("<Q")
         if kind == _STRING:
             self._skip_strings(count)
@@ -191,7 +195,7 @@ class _Cursor:
 
     def _form(self, key: str, kind: int) -> str:
         if kind not in _SCALARS:
-            raise self.file.error("has a type that there is none of", name=key, found=kind)
+            raise self.file.error("has an unknown type", name=key, found=kind)
         return _SCALARS[kind]
 
     def _skip(self, count: int) -> int:

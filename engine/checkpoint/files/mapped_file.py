@@ -22,7 +22,7 @@ warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarnin
 
 
 class Dtype(NamedTuple):
-    """torch: its name there. size: bytes of an element."""
+    """An element's type. torch: its name there. size: bytes of an element."""
 
     torch: str
     size: int
@@ -81,7 +81,7 @@ class MappedFile:
         return CheckpointError.of(self.path, problem, name=name, expected=expected, found=found)
 
     def check_shape(self, name: str, shape: object) -> tuple[int, ...]:
-        """Return the shape that a header says. Raises `CheckpointError` if it is none, or no tensor has such a one."""
+        """Return the shape that a header says. Raises `CheckpointError` if no tensor can have it."""
         if (
             not isinstance(shape, (list, tuple))
             or len(shape) > _MOST_DIMENSIONS
@@ -158,6 +158,6 @@ class MappedFile:
 
 
 def shown(value: object) -> str:
-    """What a file says, short enough for an error."""
+    """Shorten what a file says for an error."""
     text = value if isinstance(value, str) else str(value)
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."

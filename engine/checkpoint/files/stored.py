@@ -56,14 +56,15 @@ class TensorFile(Protocol):
     def metadata(self) -> Mapping[str, str]: ...
 
     def read(self, name: str, bounds: Bounds) -> torch.Tensor:
-        """Read a slice as it is stored, to the CPU. It may be a view of the mapped file: nobody writes to it.
+        """Read a slice as it is stored, to the CPU, in the shape of the bounds. It may be a view of the mapped file,
+        which nobody may write to.
 
         Raises `CheckpointError`. Any thread may call it.
         """
         ...
 
     def octets(self, name: str, part: slice | None = None) -> np.ndarray:
-        """Copy a tensor's bytes as they lie in the file, or those in `part`: (bytes,) uint8, for who wants no torch.
+        """Copy a tensor's bytes as they lie in the file, or those in `part`: (bytes,) uint8. Needs no torch.
 
         Raises `CheckpointError`, also for a file that was cut short after it was opened.
         """

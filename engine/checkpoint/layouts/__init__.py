@@ -1,1 +1,1 @@
-"""Every tensor of Krea 2 by name, shape and split, and what each is called in the files that people have."""
+"""Every tensor of Krea 2 by name, shape and split, and its name in the files that people have."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from engine.checkpoint.files.open import open_component
@@ -58,7 +59,7 @@ def open_transformer(path: Path) -> Component:
         raise CheckpointError.of(file.path, problem, expected=prefix + signature)
     if theirs:
         return _component(file, named, "diffusers names", prefix)
-    return _translated(file, named, "native names", prefix, names.transformer_from_native, names.transformer_to_native)
+    return _component(file, named, "native names", prefix, names.transformer_from_native, names.transformer_to_native)
 
 
 def open_text_encoder(path: Path) -> Component:
@@ -67,7 +68,7 @@ def open_text_encoder(path: Path) -> Component:
     file, stored = _open(path, "text_encoder", "model")
     if names.LLAMA_SIGNATURE in stored:
         stored.pop("output.weight", None)
-        return _translated(
+        return _component(
             file, stored, "llama.cpp names", "", names.text_encoder_from_llama, names.text_encoder_to_llama
         )
     prefix = _prefix(file, stored, names.TEXT_ENCODER_SIGNATURE, "is not the text encoder's")
@@ -93,15 +94,8 @@ def open_vae(path: Path) -> Component:
         raise CheckpointError.of(first.file, problem, name=first.name, expected=expected, found=found)
     if not is_wan:
         return _component(file, named, "diffusers names", prefix)
-    blocks = _res_blocks(named)
-    return _translated(
-        file,
-        named,
-        "Wan names",
-        prefix,
-        lambda name: names.vae_from_wan(name, blocks),
-        lambda name: names.vae_to_wan(name, blocks),
-    )
+    from_wan, to_wan = (partial(way, res_blocks=_res_blocks(named)) for way in (names.vae_from_wan, names.vae_to_wan))
+    return _component(file, named, "Wan names", prefix, from_wan, to_wan)
 
 
 def _open(path: Path, component: str, stem: str) -> tuple[TensorFile, dict[str, StoredTensor]]:
@@ -128,28 +122,18 @@ def _prefix(file: TensorFile, stored: Iterable[str], signature: str, problem: st
     return found[0].removesuffix(signature)
 
 
-def _translated(
+def _component(
     file: TensorFile,
     stored: Mapping[str, StoredTensor],
     naming: str,
     prefix: str,
-    to_ours: Callable[[str], str | None],
-    to_theirs: Callable[[str], str | None],
-) -> Component:
-    tensors = {to_ours(name) or name: tensor for name, tensor in stored.items()}
-    return _component(file, tensors, naming, prefix, lambda name: to_theirs(name) or name)
-
-
-def _component(
-    file: TensorFile,
-    tensors: Mapping[str, StoredTensor],
-    naming: str,
-    prefix: str,
-    to_theirs: Callable[[str], str] = str,
+    to_ours: Callable[[str], str | None] = str,
+    to_theirs: Callable[[str], str | None] = str,
 ) -> Component:
     layout = f"{naming} after {prefix}" if prefix else naming
-    shaped = {name: _as_table(name, tensor) for name, tensor in tensors.items()}
-    return Component(file.path, shaped, layout, lambda name: prefix + to_theirs(name), file)
+    named = {to_ours(name) or name: tensor for name, tensor in stored.items()}
+    tensors = {name: _as_table(name, tensor) for name, tensor in named.items()}
+    return Component(file.path, tensors, layout, lambda name: prefix + (to_theirs(name) or name), file)
 
 
 def _as_table(name: str, tensor: StoredTensor) -> StoredTensor:

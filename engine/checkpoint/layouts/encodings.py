@@ -1,5 +1,5 @@
-"""Which tensors a file means, whatever it stores them as: weights with their scales, told apart by names, dtypes and
-quantisation metadata, never by the file's name."""
+"""Finds the tensors that a file stands for, whatever it stores them as: weights with their scales, told apart by names,
+dtypes and quantisation metadata, never by the file's name."""
 
 from __future__ import annotations
 

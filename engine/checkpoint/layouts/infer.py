@@ -114,6 +114,7 @@ class _Shapes:
         self._component = component
 
     def of(self, name: str, rank: int = 2) -> tuple[int, ...]:
+        """Return a tensor's shape, which must have `rank` dimensions. Raises `CheckpointError`."""
         component, tensor = self._component, self._component.tensors.get(name)
         if tensor is None:
             raise CheckpointError.of(component.location, "tensor is missing", name=component.in_file(name))

@@ -43,7 +43,7 @@ def is_split(folder: Path, tp: int) -> bool:
 
 
 def shard_sources(sources: Iterable[Source], tp: int) -> list[Source]:
-    """List what a rank's file holds of these: a tensor a parameter, with nothing left to do but to read it."""
+    """List the tensors of a rank's file that these become: one a parameter, which is read as it is."""
     shards = []
     for parameter, together in sources_by_parameter(sources).items():
         shapes = [source.shard_shape(tp) for source in together]

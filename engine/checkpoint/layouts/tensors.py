@@ -40,7 +40,7 @@ class Source:
     flatten: bool = False
 
     def shard_bounds(self, rank: int, size: int) -> tuple[slice, ...]:
-        """What a rank reads of the tensor, as one slice a dimension."""
+        """Return what one of `size` ranks reads of the tensor, as one slice a dimension."""
         bounds = [slice(0, length) for length in self.shape]
         if self.split is not None:
             length = self.shape[self.split] // size
@@ -50,17 +50,15 @@ class Source:
         return tuple(bounds)
 
     def shard_shape(self, size: int) -> tuple[int, ...]:
-        """The shape that a rank's share has as (part of) a parameter."""
+        """Return the shape that a rank's share has as (the rows of) a parameter, such as (rows, columns)."""
         shape = [bound.stop - bound.start for bound in self.shard_bounds(0, size)]
         if self.last_frame:
             del shape[2]
-        if self.flatten:
-            return (shape[0],)
-        return tuple(shape)
+        return (shape[0],) if self.flatten else tuple(shape)
 
 
 def sources_by_parameter(sources: Iterable[Source]) -> dict[str, list[Source]]:
-    """The sources of each parameter, in the order in which they are stacked."""
+    """Group sources by the parameter that they fill, in the order in which they are stacked."""
     by_parameter: dict[str, list[Source]] = defaultdict(list)
     for source in sources:
         by_parameter[source.parameter].append(source)
@@ -68,7 +66,7 @@ def sources_by_parameter(sources: Iterable[Source]) -> dict[str, list[Source]]:
 
 
 def transformer_sources(config: TransformerConfig) -> Iterator[Source]:
-    """The DiT with its text fusion."""
+    """List the tensors of the DiT with its text fusion."""
     width, text_width = config.hidden_size, config.text_hidden_size
     yield from _linear("img_in", config.in_channels, width)
     yield from _linear("time_embed.linear_1", config.timestep_embed_dim, width)
@@ -119,7 +117,7 @@ def _block(
 
 
 def text_encoder_sources(config: ModelConfig) -> Iterator[Source]:
-    """The language model up to the last tap."""
+    """List the tensors of the language model up to the last tap."""
     text = config.text_encoder
     width = text.hidden_size
     yield Source("embed_tokens.weight", (text.vocab_size, width), "embed_tokens.weight")
@@ -145,7 +143,7 @@ def text_encoder_sources(config: ModelConfig) -> Iterator[Source]:
 
 
 def vae_sources(config: VAEConfig) -> Iterator[Source]:
-    """The decoder. Its 3-D convolutions are read as 2-D ones; the encoder and every `time_conv` are left alone."""
+    """List the tensors of the decoder, without any `time_conv`. Its 3-D convolutions are read as 2-D ones."""
     widths = [config.base_dim * multiplier for multiplier in reversed(config.dim_mult)]
     yield from _conv("post_quant_conv", config.z_dim, config.z_dim, (1, 1, 1))
     yield from _conv("decoder.conv_in", config.z_dim, widths[0], (3, 3, 3))

@@ -1,1 +1,1 @@
-"""The quantised forms that files store tensors in, and how they say so."""
+"""How files store quantised tensors: formats, scales, and the metadata that names them."""

@@ -99,9 +99,9 @@ def test_of_an_array_no_more_is_read_than_the_largest_header(tmp_path: Path) -> 
     [
         ((struct.pack("<Q", 2**60),), "its header goes beyond its end"),
         ((key("a", GGUFValueType.STRING, struct.pack("<Q", 2**64 - 1)),), "its header goes beyond its end"),
-        ((key("a", 13, b""),), "a: has a type that there is none of"),
-        ((key("a", 2**32 - 1, b""),), "a: has a type that there is none of"),
-        ((key("a", GGUFValueType.ARRAY, array(GGUFValueType.ARRAY, 2**40)),), "a: has a type that there is none of"),
+        ((key("a", 13, b""),), "a: has an unknown type"),
+        ((key("a", 2**32 - 1, b""),), "a: has an unknown type"),
+        ((key("a", GGUFValueType.ARRAY, array(GGUFValueType.ARRAY, 2**40)),), "a: has an unknown type"),
         ((key(b"\xff", GGUFValueType.UINT8, b"\0"),), "has a metadata key that is not UTF-8"),
         ((key("a", GGUFValueType.STRING, string(b"\xff")),), "has a metadata value that is not UTF-8"),
         ((key("a", GGUFValueType.UINT8, b"\0"), key("a", GGUFValueType.UINT8, b"\0")), "a: is there twice"),
