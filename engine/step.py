@@ -25,7 +25,7 @@ class Job:
     prompt_ids and negative_ids are whole token sequences (prefix + prompt + suffix); negative_ids is None when
     guidance is 0, so that an unused negative prompt is never encoded. `mu` None means the checkpoint's own rule. A
     preview is made after every `preview_every` steps but the last; 0 means none. `loras`: ids of loaded adapters, each
-    with its strength.
+    with its strength. Width and height are pixels.
     """
 
     job_id: int
@@ -81,8 +81,8 @@ class StepTimes:
 class BuiltPlan:
     """An attention plan that a rank has built while it had nothing to do, or failed to.
 
-    tokens: the length that it is for; error: why there is none. Of all so far: plans, the bytes that they took, images
-    that waited for one, and images.
+    tokens: the length that it is for; error: why there is none. Of all so far: `plans`, the `bytes` they took, the
+    images that `waited` for one, and `images`.
     """
 
     tokens: int

@@ -12,18 +12,18 @@ from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError
 from engine.kernels.jit import missing_for_kernels
 
-_FP8_CAPABILITY = (8, 9)
-# Of a GPU's memory, what is left to what nobody counts: features of prompts that are kept, workspaces and plans of the
-# libraries, what the allocator loses by rounding.
+_FP8_CAPABILITY = (8, 9)  # the least compute capability that multiplies fp8
+# Of a GPU's memory (a part, but at least these bytes), what is left to what nobody counts: features of prompts that are
+# kept, workspaces and plans of the libraries, what the allocator loses by rounding.
 _RESERVE_PART, _LEAST_RESERVE = 0.03, 500_000_000
 
 
 def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torch.device:
-    """The device of a rank, one of `local_ranks` on this machine. Makes a GPU the process's current one.
+    """Pick the device of a rank, one of `local_ranks` on this machine, and make a GPU the process's current one.
 
-    Raises `ArgumentError` when CUDA is asked for and missing, when kernels cannot be launched on
-    it, or when there are fewer GPUs than ranks and they may not share one. Where each process sees one GPU, whether
-    that is the same one is found out when they meet: see `greeting.agree`.
+    Raises `ArgumentError` when CUDA is asked for and missing, when kernels cannot be launched on it, or when there are
+    fewer GPUs than ranks and they may not share one. Where each process sees one GPU, whether that is the same one is
+    found out when they meet: see `greeting.agree`.
     """
     gpus = torch.cuda.device_count() if config.device != "cpu" else 0
     if config.device == "cuda" and not gpus:
@@ -46,18 +46,18 @@ def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torc
 
 
 def device_name(device: torch.device) -> str:
-    """What its maker calls a GPU; cpu."""
+    """Name a GPU as its maker does; a CPU is cpu."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def pick_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
-    """The dtype of weights and activations; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    """Pick the dtype of weights and activations; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     return torch.bfloat16 if config.dtype_on(device.type) == "bfloat16" else torch.float32
 
 
 def decoding_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of images between the decoder's layers, in a model of `dtype`: that, but float32 on a CPU that lacks
-    bfloat16, where torch's convolutions copy every patch: they take 3 times as long there, and twice the memory."""
+    """Pick the dtype of images between the decoder's layers, in a model of `dtype`: that, but float32 on a CPU without
+    bfloat16, where torch's convolutions copy every patch, so that they take 3 times as long, and twice the memory."""
     lacking = device.type == "cpu" and dtype == torch.bfloat16 and not _convolves_bfloat16()
     return torch.float32 if lacking else dtype
 
@@ -84,7 +84,7 @@ def check_quantization(config: EngineConfig, device: torch.device) -> None:
 
 
 def multiplies_fp8(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether fp8 matrices are multiplied as such here, where nobody asks for it: a CPU only emulates it."""
+    """Whether fp8 matrices are multiplied as they are, where nobody asks for it: a CPU only emulates it."""
     if device.type != "cuda" or dtype != torch.bfloat16:
         return False
     return torch.cuda.get_device_capability(device) >= _FP8_CAPABILITY
@@ -101,7 +101,7 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """In host memory that a device copies from by itself, which takes a copy unless it is there; a CPU needs none."""
+    """Copy to host memory that a GPU copies from by itself, unless it is there; a CPU needs none."""
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
@@ -113,14 +113,14 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def reserve_bytes(device: torch.device) -> int:
-    """What is kept back of a device's free memory before work is let in. A CPU's host has what it needs besides."""
+    """Bytes of a device's free memory that work may not have. A CPU's host has what it needs besides."""
     if device.type != "cuda":
         return 0
     return max(_LEAST_RESERVE, int(_RESERVE_PART * torch.cuda.get_device_properties(device).total_memory))
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device; on a CPU what Linux could hand out, and None where that is not known."""
+    """Bytes that are free on a device; on a CPU what Linux could hand out, and None where that is not known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

@@ -27,5 +27,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_tensors(error: BaseException) -> None:
-    """Drop what the functions hold that an error came through: the tensors of a forward that nobody goes on with."""
+    """Drop what is held by the functions that an error came through: the tensors of a forward that was broken off."""
     traceback.clear_frames(error.__traceback__)

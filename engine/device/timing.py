@@ -1,4 +1,4 @@
-"""When a device has got how far."""
+"""How far a device has got, and when."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import time
 
 import torch
 
-# Of the host's clock in seconds, or on a GPU an event in a stream.
+# When a device got somewhere: seconds of the host's clock, or on a GPU an event in a stream.
 DeviceTime = float | torch.cuda.Event
 
 
 def record_time(device: torch.device, *, awaited: bool = False) -> DeviceTime:
-    """Now, or on a GPU when its current stream gets here.
+    """Record now, or on a GPU when its current stream gets here.
 
-    awaited: by a thread that is to sleep meanwhile, where it otherwise keeps a core busy: it wakes a little later.
+    awaited: a thread that waits for it sleeps and wakes a little later, where it would otherwise keep a core busy.
     """
     if device.type != "cuda":
         return time.perf_counter()
@@ -23,14 +23,14 @@ def record_time(device: torch.device, *, awaited: bool = False) -> DeviceTime:
 
 
 def wait_for(it: DeviceTime) -> None:
-    """Return when it is there."""
+    """Return when the device has got there."""
     if not isinstance(it, float):
         with torch.cuda.device(it.device):  # another thread's is GPU 0, of whose memory a context takes some
             it.synchronize()
 
 
 def seconds_between(first: DeviceTime, second: DeviceTime) -> float:
-    """Of two of one device, both of which must have come."""
+    """Subtract two times of one device, both of which must have come."""
     if isinstance(first, float):
         assert isinstance(second, float)
         return second - first

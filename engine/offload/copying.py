@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,52 +11,18 @@ import torch
 Wait = Callable[[], None]
 
 
-class Copier(ABC):
+class Copier:
     """Copies one after the other, in the order in which it is told."""
 
-    @abstractmethod
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> Wait:
-        """Begin when what the current thread or stream has begun is done. Both are (bytes,) uint8."""
-
-    @abstractmethod
-    def settle(self) -> None:
-        """Return when what the current thread or stream has begun is done."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Return when all is copied; nothing more may be."""
-
-
-def make_copier(device: torch.device) -> Copier:
-    """Make a copier to this device."""
-    return _StreamCopier(device) if device.type == "cuda" else _ThreadCopier()
-
-
-def copy_bytes(target: torch.Tensor, source: torch.Tensor) -> None:
-    """Copy (bytes,) uint8, on a GPU in its current stream."""
-    target.copy_(source, non_blocking=True)
-
-
-class _ThreadCopier(Copier):
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="weights")
-
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> Wait:
-        return self._executor.submit(copy_bytes, target, source).result
-
-    def settle(self) -> None:
-        """A thread has done what it has begun."""
-
-    def close(self) -> None:
-        self._executor.shutdown(wait=True)
-
-
-class _StreamCopier(Copier):
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="weights")  # has no thread until it gets work
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> Wait:
+        """Begin when what the current thread or stream has begun is done. Both are (bytes,) uint8."""
+        if self._stream is None:
+            return self._executor.submit(copy_bytes, target, source).result
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             copy_bytes(target, source)
@@ -66,7 +31,17 @@ class _StreamCopier(Copier):
         return lambda: torch.cuda.current_stream(self._device).wait_event(copied)
 
     def settle(self) -> None:
-        torch.cuda.current_stream(self._device).synchronize()
+        """Return when what the current thread or stream has begun is done."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).synchronize()
 
     def close(self) -> None:
-        self._stream.synchronize()
+        """Return when all is copied; nothing more may be."""
+        self._executor.shutdown(wait=True)
+        if self._stream is not None:
+            self._stream.synchronize()
+
+
+def copy_bytes(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy (bytes,) uint8, on a GPU in its current stream."""
+    target.copy_(source, non_blocking=True)

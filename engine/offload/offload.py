@@ -15,7 +15,7 @@ from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, E
 from engine.device.devices import decoding_dtype, free_bytes, multiplies_fp8, reserve_bytes
 from engine.model.text_encoder import TextEncoder
 from engine.model.transformer import Transformer
-from engine.offload.copying import Wait, make_copier
+from engine.offload.copying import Copier, Wait
 from engine.offload.host_buffers import HostMemory, ParameterBucket, WeightLedger
 from engine.planning.memory_plan import MemoryPlan, plan_checkpoint, slot_bytes
 from engine.planning.weight_bytes import block_of, is_small
@@ -66,7 +66,7 @@ class BlockStream:
 
     def __init__(self, buckets: dict[int, ParameterBucket], prefetch: int, ledger: WeightLedger) -> None:
         """buckets: the matrices of the blocks that come and go, by the block's index."""
-        self._buckets, self._copier = buckets, make_copier(ledger.device)
+        self._buckets, self._copier = buckets, Copier(ledger.device)
         self._order = list(buckets)
         sizes = [bucket.size for bucket in buckets.values()]
         count = min(prefetch + 1, len(sizes))
@@ -117,7 +117,7 @@ class SwappedComponent:
 
     def __init__(self, buckets: Sequence[ParameterBucket], ledger: WeightLedger) -> None:
         self._buckets, self._ledger = buckets, ledger
-        self._copier = make_copier(ledger.device if buckets else torch.device("cpu"))  # no stream for nothing
+        self._copier = Copier(ledger.device if buckets else torch.device("cpu"))  # no stream for nothing
         self._buffers: list[torch.Tensor] = []
 
     @property

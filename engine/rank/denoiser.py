@@ -1,4 +1,4 @@
-"""A denoise step: velocities by the ranks of a mesh together, guidance, and the Euler update."""
+"""A denoise step: velocities, by the ranks of a mesh together, guidance, and the Euler update."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Denoiser:
         self._grid = lru_cache(maxsize=_CACHED_SHAPES)(self._make_grid)
 
     def step(self, states: Sequence[JobState]) -> list[Preview]:
-        """One Euler step of every job, or of none if that raises. Returns the previews that are due."""
+        """Take an Euler step of every job, or of none if that raises. Returns the previews that are due."""
         previews, stepped = [], []
         velocities = iter(self.predict([(state, text) for state in states for text in state.texts]))
         for state in states:
@@ -60,16 +60,12 @@ class Denoiser:
             state.latents, state.step = latents, state.step + 1
         return previews
 
-    def record(self, graphs: StepGraphs) -> None:
-        """Record all sizes, and replay them from now on where they hold a batch."""
-        graphs.record_all()
-        self.graphs = graphs
-
     def predict(self, segments: Sequence[tuple[JobState, torch.Tensor]]) -> list[torch.Tensor]:
-        """The velocity of each segment, that is of a job with one of its texts: (image tokens, in_channels) float32.
+        """Predict the velocity of each segment, a job with one of its texts, (text tokens, width): (image tokens,
+        in_channels) float32.
 
-        With guidance split, each half of the ranks steps some of the segments, and they exchange velocities; where one
-        would have much more to do than the other, all ranks share all tokens instead, if heads divide by so many.
+        With guidance split, each half of the ranks predicts for some segments, and they exchange velocities; where one
+        half would have much more to do than the other, all ranks share all tokens, if they divide the heads.
         """
         tokens = [state.latents.shape[0] for state, _ in segments]
         lengths = [state.latents.shape[0] + text.shape[0] for state, text in segments]
@@ -84,7 +80,7 @@ class Denoiser:
         return [velocities[i] for i in range(len(segments))]
 
     def _forward(self, segments: Sequence[tuple[JobState, torch.Tensor]], group: Group) -> torch.Tensor:
-        """The velocities of these segments, whose rows the group's ranks share, in one forward: (image tokens of all,
+        """The velocities of segments whose rows the group's ranks share, in one forward: (image tokens of all,
         in_channels) float32."""
         if not segments:
             return torch.empty((0, self._model.config.transformer.in_channels), device=self._model.device)
@@ -119,6 +115,7 @@ class Denoiser:
         return Layout(segments, grids, group, self._model.mesh.tp)
 
     def _make_grid(self, height: int, width: int) -> torch.Tensor:
+        """The rotations of a grid of image tokens, (height · width, head_dim / 2) complex64."""
         dit = self._model.config.transformer
         # a table of each axis is a few kilobytes to compute and to copy, the grid up to 8 MB
         place = partial(to_device, device=self._model.device)

@@ -27,8 +27,8 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A finished image: `rgb` is height · width · 3 bytes. `decode_s` is what the decoder took. `finite`: whether its
-    latents are numbers, without which it shows nothing."""
+    """A finished image of width × height pixels: `rgb` is height · width · 3 bytes. decode_s: seconds that the decoder
+    took. finite: whether its latents are finite numbers, without which it shows nothing."""
 
     job_id: int
     width: int
@@ -122,17 +122,18 @@ class ImageDecoder:
         self._executor.shutdown(wait=True)
 
     def draw_preview(self, job: Job, tokens: torch.Tensor) -> torch.Tensor | None:
-        """A small picture of a job's tokens without noise, (height, width, 3) uint8, if it can be drawn yet."""
+        """Draw a job's tokens without noise, (image tokens, in_channels), as a small picture, (height, width, 3) uint8:
+        None until that can be done."""
         assert self.previews is not None
         return self.previews.draw(self.unpack(job, tokens))
 
     def unpack(self, job: Job, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens of a job's image, (image tokens, in_channels), as latents, (z_dim, h, w)."""
+        """Lay out tokens of a job's image, (image tokens, in_channels), as latents, (z_dim, h, w)."""
         multiple = self._model.config.size_multiple
         return unpack_latents(tokens, job.height // multiple, job.width // multiple, self._model.config.patch_size)
 
     def tile_side(self, width: int, height: int) -> int | None:
-        """The sides of the tiles that an image of this size is decoded in, in latent pixels; None for whole."""
+        """Choose the side of the tiles that an image of this size is decoded in, in latent pixels; None for whole."""
         memory = self._model.decode_memory
         return tile_side(self._model.config, width, height, memory.bytes_per_element, memory.limit)
 

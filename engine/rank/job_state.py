@@ -35,7 +35,7 @@ class JobState:
 
     job: Job
     grid: tuple[int, int]  # rows and columns of image tokens
-    loras: Loras  # those that change a denoise step
+    loras: Loras  # what changes a denoise step
     latents: torch.Tensor  # (image tokens, in_channels) float32
     texts: tuple[torch.Tensor, ...]  # (text tokens, width) of the prompt and, when guided, of the negative prompt
     schedule: Schedule
@@ -75,7 +75,7 @@ class JobStarter:
                 states.append(state)
             return states, encoded_tokens
         finally:
-            for noise in noises:  # those that an error has left undrawn
+            for noise in noises:  # where an error has left some undrawn
                 noise.cancel()
 
     def forget(self, adapter_id: int) -> None:

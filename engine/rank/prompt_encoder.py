@@ -21,11 +21,11 @@ from engine.rank.cuda_graphs import PromptGraphs
 _KEPT_TOKENS = 16384
 
 Ids = tuple[int, ...]  # prefix, prompt and suffix
-Prompt = tuple[Ids, Loras]  # the adapters being those that change text features
+Prompt = tuple[Ids, Loras]  # with the adapters that change text features
 
 
 class PromptEncoder:
-    """Encodes each prompt once, as long as it is kept.
+    """Encodes each prompt once, as long as it is kept. graphs: by which prompts are encoded that come alone.
 
     On a GPU in a stream of its own: a step's prompts are encoded while the step before it still denoises, since a rank
     is told of a step one step ahead.
@@ -35,7 +35,7 @@ class PromptEncoder:
         """beside: whether there may be such a stream. It does not wait for what the current one has begun, so the
         weights of text fusion must be on the device at all times."""
         self._model, self._adapters = model, adapters
-        self._graphs: PromptGraphs | None = None
+        self.graphs: PromptGraphs | None = None
         self._stream = torch.cuda.Stream(model.device) if model.device.type == "cuda" and beside else None
         self._kept: OrderedDict[Prompt, torch.Tensor] = OrderedDict()
 
@@ -47,11 +47,6 @@ class PromptEncoder:
     def encode_in_turn(self) -> None:
         """Encode in the stream of the steps from now on."""
         self._stream = None
-
-    def record(self, graphs: PromptGraphs) -> None:
-        """Encode prompts that come alone by graphs of the text encoder from now on."""
-        graphs.record_all()
-        self._graphs = graphs
 
     def encode(self, prompts: list[Prompt]) -> tuple[dict[Prompt, torch.Tensor], int]:
         """Encode each distinct prompt, new ones packed, some at a time: text features, (text tokens, width) of the
@@ -81,8 +76,8 @@ class PromptEncoder:
         with torch.cuda.stream(self._stream):
             packing = Packing([len(ids) for ids in prompts], model.device)
             packed = to_device(torch.tensor([token for ids in prompts for token in ids]), model.text_encoder.ids_device)
-            if self._graphs is not None and packing.segments == 1 and self._graphs.holds(packing.tokens):
-                states = self._graphs.encode(packed)  # (tokens, taps, width of the encoder)
+            if self.graphs is not None and packing.segments == 1 and self.graphs.holds(packing.tokens):
+                states = self.graphs.encode(packed)  # (tokens, taps, width of the encoder)
             else:
                 states = model.text_encoder(packed, packing)
             kept = torch.cat([states[start + PREFIX_TOKENS : stop] for start, stop in pairwise(packing.bounds)])

@@ -104,8 +104,8 @@ class Rank:
         return handle
 
     def _advance(self, start: Sequence[Job], denoise: Sequence[int], handle: StepHandle) -> bool:
-        """Start jobs and denoise some, for a step's handle. False if there was too little memory, where that is not
-        raised: then nothing has changed, and what can be freed is free."""
+        """Start jobs and denoise those of some ids, for a step's handle. False if there was too little memory, where
+        that is not raised: then nothing has changed, and what can be freed is free."""
         try:
             if start or denoise:
                 self.model.offload.dit.bring()
@@ -127,7 +127,7 @@ class Rank:
         return False
 
     def idle_wait_s(self) -> float | None:
-        """Seconds without a step after which `use_idle_time` has something to do; None if it has not."""
+        """Say after how many seconds without a step `use_idle_time` has something to do; None if it has nothing."""
         return None if self.plans is None or self.jobs else self.plans.wait_s()
 
     def use_idle_time(self) -> BuiltPlan | None:
@@ -135,10 +135,9 @@ class Rank:
         return None if self.plans is None else self.plans.build_next()
 
     def memory(self) -> dict[str, int]:
-        """Bytes: `weights` of this rank on its device, now and at most (`peak_weights`), `host_weights` in host memory,
-        `adapters`, what is `free` on the device for steps, beside the encoding of prompts where that is done beside
-        them and a reserve, where that is known, and the `decode_limit` above which images are decoded in tiles, where
-        there is one."""
+        """Count bytes: `weights` of this rank on its device, now and at most (`peak_weights`), `host_weights` in host
+        memory, `adapters`; where there is one, the `decode_limit` above which images are decoded in tiles; where it is
+        known, what is `free` on the device for steps, without a reserve and what encoding takes beside them."""
         offload = self.model.offload
         sizes = {
             "weights": offload.ledger.resident,

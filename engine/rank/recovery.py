@@ -18,7 +18,7 @@ from engine.rank.step_handle import StepHandle
 from engine.step import Job
 
 _logger = logging.getLogger(__name__)
-# Starts jobs and denoises some, for a step's handle; false if there was too little memory.
+# Starts jobs and denoises those of some ids, for a step's handle; false if there was too little memory.
 Advance = Callable[[Sequence[Job], Sequence[int], StepHandle], bool]
 
 
@@ -35,27 +35,26 @@ class Recovery:
         self.failed: set[int] = set()  # jobs that a step on its way may still name
 
     def survives(self, error: BaseException) -> bool:
-        """Whether this rank goes on after an error: then what the forward held that it broke off is let go."""
+        """Whether this rank goes on after an error; then the tensors of the forward that it broke off are let go."""
         if self._on_failed is None or not is_out_of_memory(error):
             return False
         release_tensors(error)
         return True
 
     def free_memory(self) -> None:
-        """After a forward that was broken off: wait for what is under way, and give back what nobody uses."""
+        """Wait for what is under way after a forward was broken off, and give back what nobody uses."""
         device = self._model.device
         self._decoder.settle()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         self._model.offload.rewind()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # nothing without CUDA
 
     def one_by_one(
         self, start: Sequence[Job], denoise: Sequence[int], jobs: dict[int, JobState], advance: Advance
     ) -> StepHandle:
-        """What there is no memory for together, job by job. One that has too little even alone has failed, and is taken
-        out of `jobs`."""
+        """Do job by job what there is no memory for together. A job that has too little even alone has failed, and is
+        taken out of `jobs`. Returns the step's handle."""
         model = self._model
         handle = StepHandle(model.device, one_by_one=True)
         handle.record()
@@ -98,7 +97,7 @@ class Recovery:
             self._fail(job, "decoding", decode_bytes(self._model.config, job.width, job.height, element, 0))
 
     def _fail(self, job: Job, what: str, needed: int) -> None:
-        """Give a job up that had the device to itself."""
+        """Give a job up that had the device to itself. needed: bytes."""
         assert self._on_failed is not None
         free = self._model.offload.left()
         left = "" if free is None else f", and {free / 1e9:.1f} GB are free"

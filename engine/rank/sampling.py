@@ -15,7 +15,7 @@ DISTILLED_MU = 1.15
 
 
 def default_mu(config: ModelConfig, image_tokens: int) -> float:
-    """The schedule's shift: 1.15 for the distilled model, otherwise linear in the number of image tokens."""
+    """Choose the schedule's shift: 1.15 for the distilled model, otherwise linear in the number of image tokens."""
     if config.is_distilled:
         return DISTILLED_MU
     schedule = config.schedule
@@ -24,7 +24,7 @@ def default_mu(config: ModelConfig, image_tokens: int) -> float:
 
 
 def make_sigmas(steps: int, mu: float) -> torch.Tensor:
-    """Noise levels from 1 down to 0, (steps + 1,) float32.
+    """Make noise levels from 1 down to 0, (steps + 1,) float32.
 
     s = linspace(1, 1/steps, steps), shifted by exp(mu) / (exp(mu) + 1/s - 1); then 0.
     """
@@ -34,7 +34,7 @@ def make_sigmas(steps: int, mu: float) -> torch.Tensor:
 
 
 def draw_noise(seed: int, width: int, height: int, config: ModelConfig, dtype: torch.dtype) -> torch.Tensor:
-    """An image's starting latents as tokens, (image tokens, in_channels) float32, on the CPU.
+    """Draw an image's starting latents as tokens, (image tokens, in_channels) float32, on the CPU.
 
     Drawn in `dtype` from a generator of its own, so an image depends on its seed alone: it is the image that
     diffusers makes with `generator=torch.Generator("cpu").manual_seed(seed)`, at any degree and in any batch.
@@ -46,18 +46,18 @@ def draw_noise(seed: int, width: int, height: int, config: ModelConfig, dtype: t
 
 
 def pack_latents(latents: torch.Tensor, patch: int) -> torch.Tensor:
-    """(c, h·p, w·p) → (h·w, c·p·p): one token a patch, row by row."""
+    """Pack (c, h·p, w·p) to (h·w, c·p·p): one token a patch, row by row."""
     channels, height, width = latents.shape
     patches = latents.view(channels, height // patch, patch, width // patch, patch)
     return patches.permute(1, 3, 0, 2, 4).reshape(-1, channels * patch * patch)
 
 
 def unpack_latents(tokens: torch.Tensor, grid_height: int, grid_width: int, patch: int) -> torch.Tensor:
-    """(h·w, c·p·p) → (c, h·p, w·p), the inverse of `pack_latents`."""
+    """Unpack (h·w, c·p·p) to (c, h·p, w·p), the inverse of `pack_latents`."""
     patches = tokens.view(grid_height, grid_width, -1, patch, patch)
     return patches.permute(2, 0, 3, 1, 4).reshape(-1, grid_height * patch, grid_width * patch)
 
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, guidance: float) -> torch.Tensor:
-    """Krea's guidance of velocities (image tokens, in_channels): cond + g · (cond - uncond). Others' g is one more."""
+    """Guide velocities (image tokens, in_channels) as Krea does: cond + g · (cond - uncond). Others' g is one more."""
     return conditional + guidance * (conditional - unconditional)

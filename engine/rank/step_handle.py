@@ -39,7 +39,7 @@ class StepHandle:
         self._times.append(record_time(self._device, awaited=True))
 
     def wait(self) -> StepTimes:
-        """Return when the device has finished the step."""
+        """Return when the device has finished the step. From any thread."""
         began, encoded, done = self._times
         wait_for(done)
         return StepTimes(

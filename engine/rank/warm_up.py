@@ -106,11 +106,15 @@ def record_graphs(rank: Rank) -> None:
     model, offload = rank.model, set(rank.model.offload.plan.offload)
     if TEXT_ENCODER not in offload and model.encodes_alone:
         with without_graphs_if_it_fails(rank, "text encoder"):
-            rank.prompts.record(PromptGraphs(model))
+            prompt_graphs = PromptGraphs(model)
+            prompt_graphs.record_all()
+            rank.prompts.graphs = prompt_graphs
     recordable = model.mesh.world.size == 1 and not offload & {DIT, DIT_LAYERWISE}
     if recordable and model.attention.captured_backend is not None:
         with without_graphs_if_it_fails(rank, "steps"):
-            rank.denoiser.record(StepGraphs(model))
+            step_graphs = StepGraphs(model)
+            step_graphs.record_all()
+            rank.denoiser.graphs = step_graphs
 
 
 @contextmanager

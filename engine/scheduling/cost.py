@@ -73,7 +73,7 @@ class CostModel:
     def fit(self, samples: Iterable[tuple[Work, float]]) -> None:
         """Take the costs of a denoise step from measured (work, seconds), a few tens at most, and forget former ones.
 
-        The fit leaves a fifth of the samples aside, those that it misses most, so that an outlier among five moves it
+        The fit leaves aside the fifth of the samples that it misses most, so that an outlier among five moves it
         little, and no coefficient is negative. Fewer than three different works only scale the shape that is assumed.
         Raises `ValueError` without a sample or for seconds that are not positive.
         """

@@ -71,7 +71,7 @@ def forecast(
             clock = decoder.next_free(clock)
             continue
         stepping = [waiting.pop(place) for place in reversed(chosen)]
-        # Jobs that step may get ahead of those that did not fit, so the order is looked at anew, ever less often: an
+        # Jobs that step may get ahead of what did not fit, so the order is looked at anew, ever less often: an
         # estimate need not be nearer the truth than by a part of itself.
         steps = min(1 + gone // 8, *(item.steps_left for item in stepping))
         gone += steps

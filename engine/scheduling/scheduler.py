@@ -32,7 +32,7 @@ class Scheduler:
 
     A step packs jobs in the policy's order up to `token_budget`; what does not fit is passed over for what does, and a
     job larger than the budget runs by itself. Jobs that start in one step have at most `prompt_budget` prompt tokens to
-    encode, or are one job, so that a burst of arrivals does not hold up those that run. A job that has begun may be
+    encode, or are one job, so that a burst of arrivals does not hold up what runs. A job that has begun may be
     passed over too, but keeps its memory: at most `max_begun` have begun and not ended. At most `max_decoding` images
     are with the decoder.
 
@@ -150,7 +150,12 @@ class Scheduler:
         decode = ready[: max(0, self._max_decoding - len(self._decoding))]
         if not (chosen or decode or self._releases or self._unloads):
             return None
-        self._account(chosen, new_tokens, now, idle=idle)
+        # The ranks will have done the step after the one before it, of which the most is yet to come.
+        begins = now if idle else max(now, min(self._busy_until, now + self._step_s))
+        work = sum((queued.work for queued in chosen), Work(0, 0))
+        self._step_s = self.costs.encode_s(new_tokens) or 0.0
+        self._step_s += (self.costs.denoise_s(work) or 0.0) if chosen else 0.0
+        self._busy_until = begins + self._step_s
         for queued in decode:
             queued.decoding_from = self._busy_until
             self._decoding[queued.job.job_id] = self._queue.pop(queued.job.job_id)
@@ -229,14 +234,6 @@ class Scheduler:
             chosen.append(queued)
             room -= queued.work.tokens
         return chosen, start, new_tokens
-
-    def _account(self, chosen: Iterable[QueuedJob], new_tokens: int, now: float, *, idle: bool) -> None:
-        """Reckon when the ranks will have done the step: after the one before it, of which the most is yet to come."""
-        begins = now if idle else max(now, min(self._busy_until, now + self._step_s))
-        work = sum((queued.work for queued in chosen), Work(0, 0))
-        self._step_s = self.costs.encode_s(new_tokens) or 0.0
-        self._step_s += (self.costs.denoise_s(work) or 0.0) if work.tokens else 0.0
-        self._busy_until = begins + self._step_s
 
     # ---- estimates
 

@@ -23,8 +23,7 @@ from engine.offload import host_buffers
 from engine.offload.offload import SwappedComponent
 from engine.parallel.mesh import Mesh
 from engine.rank import cuda_graphs as graphs
-from engine.rank import denoiser
-from engine.rank import prompt_encoder as prompt_features
+from engine.rank import denoiser, prompt_encoder
 from engine.rank.image_decoder import DecodedImage
 from engine.rank.rank import Rank
 from engine.rank.recovery import Recovery
@@ -175,7 +174,7 @@ def test_replays_of_graphs_make_the_images_of_a_rank_without(turbo: Path) -> Non
         run = Run(turbo, device.device, dtype="bfloat16", attention="auto")
         warm_up(run.rank, [(48, SIDE)])
         assert run.rank.denoiser.graphs is not None
-        assert run.rank.prompts._graphs is not None
+        assert run.rank.prompts.graphs is not None
         run.run(jobs(turbo)).close()
     device.check()
     assert [name for _, name in device.timeline.calls].count("graph replay") >= 3
@@ -241,7 +240,7 @@ LEFT_OUT = [
 def test_what_is_left_out_is_told(
     turbo: Path, monkeypatch: pytest.MonkeyPatch, patch: tuple[Any, str, Any], offload: tuple[str, ...], told: str
 ) -> None:
-    monkeypatch.setattr(prompt_features, "_KEPT_TOKENS", 0)  # so that features go with their job
+    monkeypatch.setattr(prompt_encoder, "_KEPT_TOKENS", 0)  # so that features go with their job
     with fake_cuda() as device, monkeypatch.context() as left_out:
         left_out.setattr(*patch)
         run = Run(turbo, device.device, offload=offload, attention="torch")
