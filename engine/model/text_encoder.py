@@ -19,7 +19,8 @@ from engine.parallel.linear import ColumnParallelLinear, RowParallelLinear
 
 
 class TextEncoder(nn.Module):
-    """Turns token ids into the tapped hidden states. Tap 0 is the embedding, tap i the output of layer i."""
+    """The text encoder, from token ids to the tapped hidden states: tap 0 is the embedding, tap i the output of layer
+    i."""
 
     def __init__(self, config: ModelConfig, group: Group) -> None:
         super().__init__()

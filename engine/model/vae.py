@@ -24,7 +24,7 @@ from engine.parallel.image_rows import ImageRows
 
 
 class VAEDecoder(nn.Module):
-    """Decodes latents to pixels."""
+    """The VAE's decoder, from latents to pixels."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -63,9 +63,9 @@ class VAEDecoder(nn.Module):
         return self._up_in_tiles(features, tile)
 
     def score_bytes(self, height: int, width: int, tile: int | None) -> int:
-        """Bytes that the middle's attention may take for its scores where so large an image, in latent pixels, is
-        decoded: as many as a float32 image of the last level, or its tile, which `engine.planning.step_memory` counts
-        and which is not there yet."""
+        """Bound the bytes that the middle's attention takes for its scores, for an image of this size in latent pixels:
+        as many as a float32 image (or tile) of the last level, which `engine.planning.step_memory` counts and which is
+        not there yet."""
         if tile is not None:
             height, width = divide(height, tile).size, divide(width, tile).size
         return height * width * self.scale_factor**2 * self.decoder.conv_out.weight.shape[1] * 4

@@ -119,10 +119,11 @@ class _ResidualBlock(nn.Module):
         self.conv_shortcut = Conv(incoming, outgoing, 1) if incoming != outgoing else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(images, incoming, rows, w) → (images, outgoing, rows, w)."""
         return self.unfinished(_Image(x)).finish()
 
     def unfinished(self, x: _Image) -> _Image:
-        """(images, incoming, rows, w) → (images, outgoing, rows, w), the residual being left to what reads it next."""
+        """As `forward`, the residual being left to what reads the image next."""
         y = self.norm2.of(self.conv1.unfinished(self.norm1.of(x)))
         image = self.conv2.unfinished(y)
         image.residual = self.conv_shortcut(x.finish())

@@ -14,7 +14,7 @@ from engine.parallel.group import Group
 def agree_on_attention(
     world: Group, device: torch.device, timings: dict[str, Timing], refused: dict[str, str]
 ) -> tuple[dict[str, Timing], dict[str, str]]:
-    """The longest times over all ranks of the backends that none refuses, and why the others are refused, by backend.
+    """Agree on each backend's longest time over all ranks, and on why backends are refused, which one rank can do.
 
     Every rank must call it. A step takes as long as its slowest rank, and different backends on different ranks would
     make an image differ from one start to the next.

@@ -73,7 +73,7 @@ def connect_mesh(
 
 
 def _meet(rank: int, world_size: int, store_file: Path | None, timeout: timedelta) -> Store:
-    """The key-value store through which ranks find each other before they are connected."""
+    """Open the key-value store through which ranks find each other before they are connected."""
     from torch.distributed import FileStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
 

@@ -10,11 +10,11 @@ from engine.parallel.group import Group, LocalGroup
 
 
 class ImageRows:
-    """The rows that a rank has of an image of some height, `own`: equally many each, the last rank fewer. Every rank
-    has at least as many as anything passed to `around` looks up or down. Without a group one rank has all.
+    """Which rows of an image of some height a rank has, `own`: equally many each, the last rank fewer, and at least as
+    many as anything passed to `around` looks up or down. Without a group one rank has all.
 
-    Images are (images, channels, rows, width) and channels_last. Layers may multiply rows and width, as long as all
-    ranks' do.
+    Images are (images, channels, rows, width) and channels_last. Layers may multiply rows and width, the same on all
+    ranks.
     """
 
     def __init__(self, height: int, group: Group | None = None) -> None:
@@ -26,10 +26,11 @@ class ImageRows:
     def around(
         self, layer: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, reach: int, *, scale: int = 1
     ) -> torch.Tensor:
-        """This rank's rows of what `layer` makes of the whole image, where it looks at most `reach` rows up and down:
-        (images, channels, own rows, width) → (images, …, scale · own rows, …), `scale` being the rows that the layer
-        makes of each. It is computed on the neighbours' nearest rows too, and these are cut off again. Where the image
-        ends the layer sees that end, and fills it up as it would there.
+        """Apply a layer that looks at most `reach` rows up and down and makes `scale` rows of each: (images, channels,
+        own rows, width) → (images, …, scale · own rows, …), as if it had seen the whole image.
+
+        It runs on the neighbours' nearest rows too, whose results are cut off. Where the image ends the layer sees that
+        end, and fills it up as it would there.
         """
         rank, size = self.group.rank, self.group.size
         if size == 1:

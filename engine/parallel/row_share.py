@@ -1,10 +1,9 @@
-"""Which rows of a packed batch a rank has, and how it gets those of others.
+"""Which rows of a packed batch a rank has, and how it gets the others.
 
 Between ranks that share tokens (`--sp`) this is sequence parallelism after DeepSpeed-Ulysses (Jacobs et al. 2023): for
-attention, which alone looks beyond a token, each rank has some of the heads of all tokens instead. Two exchanges a
-block: q, k and v on the way in, what attention made of them on the way out. A rank sends (size - 1) / size of its rows,
-which are 1 / size of the step's: the more ranks, the less each sends. The gate stays where its tokens are, and is
-computed while q, k and v are on their way.
+attention, which alone looks beyond a token, each rank has some heads of all tokens instead. Two exchanges a block: q, k
+and v on the way in, what attention made of them on the way out. A rank sends (size - 1) / size of its rows, which are
+1 / size of the step's: the more ranks, the less each sends.
 """
 
 from __future__ import annotations
@@ -20,11 +19,14 @@ from engine.parallel.group import Group, LocalGroup
 
 
 class RowShare:
-    """The rows that a rank has: of `whole`, a packed batch, the ranks of `sequence` multiply a part each; of this part,
-    `multiplied`, the ranks of `tensor`, which hold parts of the same matrices, each norm and keep a part, `own`.
+    """Which rows of a packed batch a rank has.
 
-    Parts are equally long, at the end shorter or empty, and may cut segments. A rank that is alone has all rows: it
-    sends and copies nothing, and reads no bounds of `whole`, which a captured packing has none of.
+    whole: the packing of all rows. multiplied: of those that this rank multiplies with matrices; the ranks of
+    `sequence` have a part of `whole` each. own: of those that it norms and keeps between matrices; the ranks of
+    `tensor`, which hold parts of the same matrices, have a part of `multiplied` each.
+
+    Parts are equally long, the last ones shorter or empty, and may cut segments. A rank that is alone has all rows: it
+    sends and copies nothing, and does not ask for the bounds of `whole`, which a captured packing lacks.
     """
 
     def __init__(self, whole: Packing, sequence: Group | None = None, tensor: Group | None = None) -> None:
@@ -36,15 +38,15 @@ class RowShare:
         self.own, self._own_rows = _part(self.multiplied, self.tensor, self._own_counts)
 
     def take_multiplied(self, x: torch.Tensor) -> torch.Tensor:
-        """(rows of `whole`, …) → (rows of `multiplied`, …), a view."""
+        """View the rows that this rank multiplies: (rows, …) → (multiplied rows, …)."""
         return x[self._multiplied_rows]
 
     def take_own(self, x: torch.Tensor) -> torch.Tensor:
-        """(rows of `whole`, …) → (rows of `own`, …), a view."""
+        """View the rank's own rows: (rows, …) → (own rows, …)."""
         return x[self._multiplied_rows][self._own_rows]
 
     def gather(self, x: torch.Tensor | Fp8Rows) -> torch.Tensor | Fp8Rows:
-        """What to multiply, of what was normed: (rows of `own`, width) → (rows of `multiplied`, width)."""
+        """Gather what is to be multiplied: (own rows, width) → (multiplied rows, width)."""
         if self.tensor.size == 1:
             return x
         if isinstance(x, Fp8Rows):  # as bytes: not every library gathers fp8, nor two dtypes in one operation
@@ -55,28 +57,28 @@ class RowShare:
         return self.tensor.gather_rows(x, self._own_counts)
 
     def gather_whole(self, x: torch.Tensor) -> torch.Tensor:
-        """(rows of `own`, width) → (rows of `whole`, width)."""
+        """Gather all rows: (own rows, width) → (rows, width)."""
         multiplied = self.tensor.gather_rows(x, self._own_counts)
         return self.sequence.gather_rows(multiplied, self._multiplied_counts)
 
     @property
     def filled_rows(self) -> int:
-        """The rows of what `reduce_scatter` takes: those of `multiplied`, and a few that fill up the last parts."""
+        """How many rows `reduce_scatter` takes: the multiplied ones, and a few that fill up the last parts."""
         return self._own_counts[0] * self.tensor.size
 
     def reduce_scatter(self, x: torch.Tensor) -> torch.Tensor:
-        """Sum products over the ranks of `tensor`: (`filled_rows`, width) → (rows of `own`, width). What lies in rows
-        that only fill up is read and never given back."""
+        """Sum over the ranks of `tensor`: (`filled_rows`, width) → (own rows, width). What lies in rows that fill up is
+        read and never given back."""
         return self.tensor.reduce_scatter(x)[: self.own.tokens]
 
     def begin_rows_for_heads(self, parts: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """Some heads of all rows for all heads of these: (ranks, rows of `multiplied`, width), part i being for rank i
-        → (rows of `whole`, width), when what this returns is called."""
+        """Begin to exchange all heads of these rows for some heads of all rows: (ranks, multiplied rows, width), part i
+        being for rank i. Returns a function that gives (rows, width) when they have come."""
         mine = [self.multiplied.tokens] * self.sequence.size
         return self.sequence.begin_all_to_all(parts.flatten(0, 1), mine, self._multiplied_counts)
 
     def heads_for_rows(self, x: torch.Tensor) -> torch.Tensor:
-        """The way back: (rows of `whole`, width) → (ranks, rows of `multiplied`, width), part i being from rank i."""
+        """Exchange them back: (rows, width) → (ranks, multiplied rows, width), part i being from rank i."""
         ranks, rows = self.sequence.size, self.multiplied.tokens
         return self.sequence.all_to_all(x, self._multiplied_counts, [rows] * ranks).unflatten(0, (ranks, rows))
 

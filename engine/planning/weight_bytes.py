@@ -20,7 +20,7 @@ def is_small(parameter: str) -> bool:
 
 
 def block_of(component: str, parameter: str) -> int | None:
-    """The index of the DiT's block, or the text encoder's layer, whose matrix a parameter is; None for all others."""
+    """Find the index of the DiT's block, or the text encoder's layer, whose matrix this is; None for all others."""
     first, _, rest = parameter.partition(".")
     return int(rest.partition(".")[0]) if first == _BLOCKS.get(component) and not is_small(parameter) else None
 
