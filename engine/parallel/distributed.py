@@ -100,15 +100,13 @@ class DistributedGroup(Group):
         self._all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self._in_place(tensor, lambda staged: self._dist.all_reduce(staged, group=self._handle))
+        return self._in_place(self._dist.all_reduce, tensor)
 
     def reduce_scatter(self, tensor: torch.Tensor) -> torch.Tensor:
-        rows = tensor.shape[0] // self.size
-        return self._into(rows, tensor, lambda into, given: self._reduce_scatter(into, given, group=self._handle))
+        return self._into(tensor.shape[0] // self.size, self._reduce_scatter, tensor)
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        rows = tensor.shape[0] * self.size
-        return self._into(rows, tensor, lambda into, given: self._all_gather(into, given, group=self._handle))
+        return self._into(tensor.shape[0] * self.size, self._all_gather, tensor)
 
     def all_gather_each(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         sources = [tensor.cpu() if self._staged else tensor.contiguous() for tensor in tensors]
@@ -119,9 +117,7 @@ class DistributedGroup(Group):
         return [result.to(tensor.device) for result, tensor in zip(results, tensors, strict=True)]
 
     def all_to_all(self, tensor: torch.Tensor, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
-        splits = list(received), list(sent)
-        exchange = self._dist.all_to_all_single
-        return self._into(sum(received), tensor, lambda into, given: exchange(into, given, *splits, group=self._handle))
+        return self._into(sum(received), self._dist.all_to_all_single, tensor, list(received), list(sent))
 
     def begin_all_to_all(
         self, tensor: torch.Tensor, sent: Sequence[int], received: Sequence[int]
@@ -130,8 +126,8 @@ class DistributedGroup(Group):
             return super().begin_all_to_all(tensor, sent, received)
         source = tensor.contiguous()
         result = source.new_empty((sum(received), *source.shape[1:]))
-        splits = list(received), list(sent)
-        work = self._dist.all_to_all_single(result, source, *splits, group=self._handle, async_op=True)
+        exchange, splits = self._dist.all_to_all_single, (list(received), list(sent))
+        work = exchange(result, source, *splits, group=self._handle, async_op=True)
 
         def wait() -> torch.Tensor:
             work.wait()  # with NCCL the stream that computes waits, not the host
@@ -140,21 +136,23 @@ class DistributedGroup(Group):
         return wait
 
     def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
-        return self._in_place(tensor, lambda staged: self._dist.broadcast(staged, group=self._handle, group_src=source))
+        return self._in_place(self._dist.broadcast, tensor, group_src=source)
 
     def close(self) -> None:
         if self._handle is None:  # the others go with it
             self._dist.destroy_process_group()
 
-    def _in_place(self, tensor: torch.Tensor, operation: Callable[[torch.Tensor], object]) -> torch.Tensor:
+    def _in_place(self, operation: Callable[..., object], tensor: torch.Tensor, **options: int) -> torch.Tensor:
+        """Run an operation that overwrites its tensor; returns `tensor`."""
         staged = tensor.cpu() if self._staged else tensor.contiguous()
-        operation(staged)
+        operation(staged, group=self._handle, **options)
         return tensor if staged is tensor else tensor.copy_(staged)
 
     def _into(
-        self, rows: int, tensor: torch.Tensor, operation: Callable[[torch.Tensor, torch.Tensor], object]
+        self, rows: int, operation: Callable[..., object], tensor: torch.Tensor, *splits: list[int]
     ) -> torch.Tensor:
+        """Run an operation that writes to a new tensor: (…, width) → (rows, width)."""
         source = tensor.cpu() if self._staged else tensor.contiguous()
         result = source.new_empty((rows, *source.shape[1:]))
-        operation(result, source)
+        operation(result, source, *splits, group=self._handle)
         return result.to(tensor.device)

@@ -57,7 +57,7 @@ class WeightBytes:
     ) -> WeightBytes:
         """Add up parameters by component and name, as `parameter_formats` gives them. fp8_products: no fp8 matrix of
         the DiT's blocks is dequantised, unless its file asks for it."""
-        blocks: Counter[tuple[str, int]] = Counter()
+        blocks: dict[str, Counter[int]] = {component: Counter() for component in _BLOCKS}
         rest: Counter[str] = Counter()
         dequantized = 0
         for component, formats in parameters.items():
@@ -68,22 +68,11 @@ class WeightBytes:
                 size = aligned(size) + ALIGNMENT  # the scales begin at a multiple of it too
                 block = block_of(component, name)
                 if block is not None:
-                    blocks[component, block] += size
+                    blocks[component][block] += size
                 else:
                     rest["small" if is_small(name) else component] += size
-
-        def of_blocks(component: str) -> tuple[int, ...]:
-            return tuple(size for (owner, _), size in sorted(blocks.items()) if owner == component)
-
-        return cls(
-            dit_blocks=of_blocks("transformer"),
-            dit_rest=rest["transformer"],
-            text_layers=of_blocks("text_encoder"),
-            text_rest=rest["text_encoder"],
-            vae=rest["vae"],
-            small=rest["small"],
-            dequantized=dequantized,
-        )
+        dit, text = (tuple(size for _, size in sorted(blocks[component].items())) for component in _BLOCKS)
+        return cls(dit, rest["transformer"], text, rest["text_encoder"], rest["vae"], rest["small"], dequantized)
 
     @property
     def total(self) -> int:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from itertools import product
 
 import torch
@@ -147,7 +148,8 @@ class ThreadGroup(Group):
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         card = self._card("all_reduce", tensor)
-        return tensor.copy_(self._exchange(card, tensor, lambda slots: _sum([each for _, each in slots])))
+        total = self._exchange(card, tensor, lambda slots: _sum([each for _, each in slots]), handed_over=False)
+        return tensor.copy_(total)
 
     def reduce_scatter(self, tensor: torch.Tensor) -> torch.Tensor:
         card = self._card("reduce_scatter", tensor)
@@ -155,17 +157,17 @@ class ThreadGroup(Group):
         if rest:
             raise self._fail(f"{card}: {tensor.shape[0]} rows do not divide by {self.size} ranks")
         own = slice(self.rank * rows, (self.rank + 1) * rows)
-        return self._hand_over(card, tensor, lambda slots: _sum([each[own] for _, each in slots]))
+        return self._exchange(card, tensor, lambda slots: _sum([each[own] for _, each in slots]))
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         card = self._card("all_gather", tensor)
-        return self._hand_over(card, tensor, lambda slots: torch.cat([each for _, each in slots]))
+        return self._exchange(card, tensor, lambda slots: torch.cat([each for _, each in slots]))
 
     def all_to_all(self, tensor: torch.Tensor, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
         card = self._card("all_to_all", tensor, sent=sent, received=received)
         if not len(sent) == len(received) == self.size or min(*sent, *received) < 0 or sum(sent) != tensor.shape[0]:
             raise self._fail(f"{card}: that is not how {tensor.shape[0]} rows divide among {self.size} ranks")
-        return self._hand_over(
+        return self._exchange(
             card, tensor, lambda slots: torch.cat([each.split(theirs.sent)[self.rank] for theirs, each in slots])
         )
 
@@ -174,7 +176,7 @@ class ThreadGroup(Group):
         card = self._card("broadcast", tensor)
         if not 0 <= source < self.size:
             raise self._fail(f"{card}: there are {self.size} ranks")
-        return tensor.copy_(self._exchange(card, tensor, lambda slots: slots[source][1].clone()))
+        return tensor.copy_(self._exchange(card, tensor, lambda slots: slots[source][1].clone(), handed_over=False))
 
     def gather_rows(self, tensor: torch.Tensor, rows: list[int]) -> torch.Tensor:
         if len(rows) != self.size or rows[self.rank] != tensor.shape[0]:
@@ -202,21 +204,20 @@ class ThreadGroup(Group):
             raise self._fail(f"{card}: the tensor has no rows")
         return card
 
-    def _hand_over(self, card: _Card, tensor: torch.Tensor, combine: _Combine) -> torch.Tensor:
-        """As `_exchange`, of a tensor that the caller does not read again."""
-        result = self._exchange(card, tensor, combine)
-        if self._spoils:
-            with torch.no_grad():
-                tensor.fill_(torch.nan if tensor.is_floating_point() else _FP8_NAN)
-        return result
-
-    def _exchange(self, card: _Card, tensor: torch.Tensor, combine: _Combine) -> torch.Tensor:
+    def _exchange(
+        self, card: _Card, tensor: torch.Tensor, combine: _Combine, *, handed_over: bool = True
+    ) -> torch.Tensor:
+        """Meet the other ranks. handed_over: the caller does not read the tensor again, so that it may be spoiled."""
         if complaint := self._thread.begin(self):
             raise self._fail(f"{card}: {complaint}")
         try:
-            return self._meeting.exchange(self.rank, (card, tensor), combine)
+            result = self._meeting.exchange(self.rank, (card, tensor), combine)
         finally:
             self._thread.end()
+        if handed_over and self._spoils:
+            with torch.no_grad():
+                tensor.fill_(torch.nan if tensor.is_floating_point() else _FP8_NAN)
+        return result
 
     def _fail(self, message: str) -> RankError:
         return self._meeting.fail(f"rank {self.rank} of {self._name}: {message}")
@@ -257,16 +258,13 @@ def _sum(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 def thread_meshes(degrees: Degrees, timeout_s: float = 60.0, *, spoils: bool = False) -> list[Mesh]:
     """Make the meshes of ranks that are threads. timeout_s, spoils: as in `thread_groups`."""
     threads = [RankThread() for _ in range(degrees.ranks)]
-    made: dict[tuple[int, ...], Sequence[Group]] = {}
 
-    def mesh(rank: int) -> Mesh:
-        def group_of(ranks: tuple[int, ...]) -> Group:
-            if ranks not in made:
-                own = [threads[each] for each in ranks]
-                name = f"the group of ranks {', '.join(map(str, ranks))}"
-                made[ranks] = thread_groups(len(ranks), timeout_s, threads=own, name=name, spoils=spoils)
-            return made[ranks][ranks.index(rank)] if rank in ranks else LocalGroup()
+    @cache
+    def groups(ranks: tuple[int, ...]) -> list[Group]:
+        name, own = f"the group of ranks {', '.join(map(str, ranks))}", [threads[rank] for rank in ranks]
+        return thread_groups(len(ranks), timeout_s, threads=own, name=name, spoils=spoils)
 
-        return Mesh.build(rank, degrees, group_of)
+    def group_of(rank: int, ranks: tuple[int, ...]) -> Group:
+        return groups(ranks)[ranks.index(rank)] if rank in ranks else LocalGroup()
 
-    return [mesh(rank) for rank in range(degrees.ranks)]
+    return [Mesh.build(rank, degrees, partial(group_of, rank)) for rank in range(degrees.ranks)]
