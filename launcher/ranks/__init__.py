@@ -1,1 +1,1 @@
-"""The processes of ranks: those that execute steps, and the front-end's end of them, which starts and replaces them."""
+"""Ranks as processes: how the front-end starts, hears and replaces them, and what runs in them."""
