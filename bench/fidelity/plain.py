@@ -20,9 +20,11 @@ def plain_kernels(names: Collection[str]) -> Iterator[None]:
     with ExitStack() as stack:
         for name in names:
             for own in PLAIN[name]:
+                plain = Operation(own.reference)
+                plain.on_gpu(own.reference)
                 for module_name, module in list(sys.modules.items()):
                     if module_name.startswith("engine.") and getattr(module, own.__name__, None) is own:
-                        stack.enter_context(patch.object(module, own.__name__, own.reference))
+                        stack.enter_context(patch.object(module, own.__name__, plain))
         yield
 
 
