@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,18 +15,23 @@ from engine.planning.step_memory import DecodeMemory
 from engine.scheduling.cost import CostModel, Work
 from engine.scheduling.scheduler import Estimate, Scheduler
 from engine.step import Adapter, Job, Step, StepTimes
-from launcher.frontend.token_budget import TOKEN_BUDGET, TokenBudget
 from launcher.frontend.warm_up import AfterWarmUp, WarmUp
 from launcher.logs import log_event
 from launcher.messages.configs import FrontendConfig
-from launcher.messages.rank_messages import Decoded, Previewed
+from launcher.messages.rank_messages import Decoded, Previewed, Ready
 from launcher.processes import Child
-from launcher.ranks.rank_group import STEPS_AHEAD, RankEvents
+from launcher.ranks.rank_group import STEPS_AHEAD, JobReport, RankEvents
 from launcher.ranks.supervisor import RankSupervisor
 from launcher.requests.rank_memory import RankMemory
 from launcher.requests.tokenizer import Prompt
 
 _MAX_DECODING = 8  # images in rank 0's queue for its decoder: it should not run dry while steps are under way
+_TOKEN_BUDGET = 8192  # tokens of a step at most, and until a warm-up has measured; two images of 1024² fill it
+# Tokens of a step at least, whatever a warm-up measured: half an image of 1024² is never too much, and if something
+# disturbed the warm-up, small images should still not go one by one.
+_LEAST_BUDGET = 2048
+_SHRINK = 0.75  # the next steps' tokens, as a part of those of a step that was too large for the memory
+_CALM_STEPS = 200  # steps that had memory, after which they may be larger again: what took it may be gone
 
 
 @dataclass(frozen=True)
@@ -33,17 +39,15 @@ class RankStatus:
     """What is known of the ranks; while a group starts, what its ranks have said so far.
 
     answering: whether they take steps, if only to be warmed up; ready: whether they have been warmed up, too. given_up:
-    why nothing may wait for ranks, if they are lost again and again. device, attention, memory_plan: of rank 0, as
-    `Ready` has them. rank_memory: bytes by purpose, rank by rank. token_budget: packed tokens that a step may have.
+    why nothing may wait for ranks, if they are lost again and again. first: what rank 0 said when it was ready.
+    rank_memory: bytes by purpose, rank by rank. token_budget: packed tokens that a step may have.
     """
 
     answering: bool
     ready: bool
     restarts: int
     given_up: Krea2Error | None
-    device: str | None
-    attention: dict[str, str]
-    memory_plan: tuple[str, ...]
+    first: Ready | None
     rank_memory: tuple[dict[str, int], ...]
     step_memory: RankMemory
     token_budget: int
@@ -71,9 +75,9 @@ class Dispatcher:
         self._config, self._model = config, model
         self._events, self._after_warm_up = events, after_warm_up
         self._costs = CostModel()
-        self.scheduler = Scheduler(TOKEN_BUDGET, costs=self._costs, max_decoding=_MAX_DECODING)
+        self.scheduler = Scheduler(_TOKEN_BUDGET, costs=self._costs, max_decoding=_MAX_DECODING)
         self._segments: dict[int, tuple[int, ...]] = {}  # of each job that is queued or under way
-        self._budget = TokenBudget()
+        self._budget = _TokenBudget()
         self._adapter_bytes: dict[int, int] = {}  # of each rank, by adapter
         self._warm_up = WarmUp(model, encode, job_ids, self._costs, model.divides_guidance(config.engine.degrees))
         if not config.warm_up:
@@ -104,9 +108,7 @@ class Dispatcher:
             ready=group.ready and self._warm_up.over,
             restarts=self._supervisor.restarts,
             given_up=self._supervisor.given_up,
-            device=first.device if first else None,
-            attention=first.attention if first else {},
-            memory_plan=first.memory_plan if first else (),
+            first=first,
             rank_memory=rank_memory,
             step_memory=memory,
             token_budget=self.scheduler.token_budget,
@@ -169,7 +171,7 @@ class Dispatcher:
     # ---- what becomes of the ranks: see `RankEvents`
 
     def ranks_ready(self) -> None:
-        self._supervisor.group_is_ready()
+        self._supervisor.given_up = None  # requests may wait for ranks again
         self._fit_budget()
         self._events.ranks_ready()
         if not self._warm_up.over:
@@ -190,14 +192,20 @@ class Dispatcher:
             return
         for adapter_id in step.unload:
             del self._adapter_bytes[adapter_id]
-        if step.unload:
-            self._fit_budget()
         if times.one_by_one:
-            self._memory_ran_out(len(step.denoise), work.tokens)
+            self._budget.ran_out(len(step.denoise), work.tokens)
         elif work.tokens and self._segments.keys() >= set(step.denoise):  # one that had failed did nothing
             self._costs.correct(work, times.denoise_s)
-            if self._budget.had_memory():
-                self._fit_budget()
+            self._budget.had_memory()
+        self._fit_budget()
+        if times.one_by_one:
+            log_event(
+                "out of memory",
+                level="warning",
+                step_tokens=work.tokens,
+                images=len(step.denoise),
+                token_budget=self.scheduler.token_budget,
+            )
         self._events.step_done(step, times, work)
 
     def _learn_from_warm_up(self) -> None:
@@ -207,29 +215,16 @@ class Dispatcher:
         if self._after_warm_up is not None:
             self._after_warm_up(self._config, self._model, self._costs, self._supervisor.group.ready_by_rank[0])
 
-    def _memory_ran_out(self, images: int, tokens: int) -> None:
-        if self._budget.ran_out(images, tokens):
-            self._fit_budget()
-        budget = self.scheduler.token_budget
-        log_event("out of memory", level="warning", step_tokens=tokens, images=images, token_budget=budget)
-
-    def image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
-        self._warm_up.image_decoded(decoded.job_id)
-        self._segments.pop(decoded.job_id, None)
-        self.scheduler.decoded(decoded.job_id)
-        self._costs.correct_decode(decoded.width * decoded.height, decoded.decode_s)
-        self._events.image_decoded(decoded, rgb)
-        self.send_steps()
-
-    def image_previewed(self, previewed: Previewed, rgb: bytes) -> None:
-        self._events.image_previewed(previewed, rgb)
-
-    def job_failed(self, job_id: int, error: Krea2Error) -> None:
-        self._warm_up.job_failed(job_id)
-        self._events.job_failed(job_id, error)
-        self.cancel(job_id)  # if nobody knew it, or it is the warm-up's
-        self.scheduler.decoded(job_id)
-        self.send_steps()
+    def job_reported(self, report: JobReport, rgb: bytes) -> None:
+        if isinstance(report, Decoded):
+            self.scheduler.decoded(report.job_id)
+            self._costs.correct_decode(report.width * report.height, report.decode_s)
+        self._events.job_reported(report, rgb)
+        if not isinstance(report, Previewed):
+            self._warm_up.job_ended(report.job_id)
+            self.cancel(report.job_id)  # if nobody knew it, or it is the warm-up's
+            self.scheduler.decoded(report.job_id)
+            self.send_steps()
 
     def ranks_lost(self, error: Krea2Error) -> bool:
         self._warm_up.end()  # what it may still have found is not worth another loss
@@ -238,3 +233,32 @@ class Dispatcher:
 
     def ranks_given_up(self, error: Krea2Error) -> None:
         self._events.ranks_given_up(error)
+
+
+class _TokenBudget:
+    """Says how many packed tokens a step may have: what pays by the warm-up, less for a while after memory ran out.
+
+    most: tokens of a step, if that much is free (`RankMemory.token_budget`).
+    """
+
+    def __init__(self) -> None:
+        self.most = self._best = _TOKEN_BUDGET  # `_best`: what `most` would be, had memory never run out
+        self._calm_steps = 0  # since it ran out
+
+    def measured(self, tokens: int) -> None:
+        """Take what the warm-up found: more than these tokens gained nothing."""
+        self._best = min(_TOKEN_BUDGET, max(_LEAST_BUDGET, tokens))
+        self.most = min(self.most, self._best)
+
+    def ran_out(self, images: int, tokens: int) -> None:
+        """Shrink steps after one that was too large for the memory, unless it had a single image."""
+        self._calm_steps = 0
+        if images > 1:
+            self.most = min(self.most, max(1, int(_SHRINK * tokens)))
+
+    def had_memory(self) -> None:
+        """Note that a step had memory. Once enough have had it, steps may be larger again."""
+        self._calm_steps += 1
+        if self._calm_steps >= _CALM_STEPS and self.most < self._best:
+            self._calm_steps = 0
+            self.most = min(self._best, math.ceil(self.most / _SHRINK))

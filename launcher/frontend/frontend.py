@@ -34,8 +34,8 @@ from launcher.messages import client_messages as messages
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import describe
 from launcher.messages.keys import ServerKeys
-from launcher.messages.rank_messages import Decoded, Previewed
 from launcher.processes import Child
+from launcher.ranks.rank_group import JobReport
 from launcher.requests.tokenizer import PromptTokenizer
 
 _CLOCK_S = 1.0
@@ -181,7 +181,7 @@ class Frontend:
             tp=engine.tp,
             sp=engine.sp,
             cfg_parallel=engine.cfg_parallel,
-            device=ranks.device,
+            device=ranks.first.device if ranks.first else None,
             ready=ranks.ready and not self._requests.draining,
             uptime_s=time.monotonic() - self._began,
             waiting=waiting,
@@ -191,7 +191,7 @@ class Frontend:
             dropped_messages=self._clients.dropped_messages,
             restarts=ranks.restarts,
             rank_memory=ranks.rank_memory,
-            memory_plan=ranks.memory_plan,
+            memory_plan=ranks.first.memory_plan if ranks.first else (),
             loras=self._loras.listed(),
             merged_loras=self._loras.merged(),
         )
@@ -231,14 +231,15 @@ class Frontend:
 
     def ranks_ready(self) -> None:
         ranks = self._dispatcher.status
+        assert ranks.first is not None
         if ranks.restarts == 0:
             self._on_started(self._clients.address)
         log_event(
             "ranks ready",
-            device=ranks.device,
+            device=ranks.first.device,
             restarts=ranks.restarts,
-            attention=ranks.attention,
-            memory_plan=" · ".join(" ".join(line.split()) for line in ranks.memory_plan) or None,
+            attention=ranks.first.attention,
+            memory_plan=" · ".join(" ".join(line.split()) for line in ranks.first.memory_plan) or None,
         )
         self._loras.ranks_ready()
         self._requests.fail_too_large()
@@ -251,14 +252,8 @@ class Frontend:
         self._loras.step_done(step)
         self._requests.step_done(step, times)
 
-    def image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
-        self._requests.image_decoded(decoded, rgb)
-
-    def image_previewed(self, previewed: Previewed, rgb: bytes) -> None:
-        self._requests.image_previewed(previewed, rgb)
-
-    def job_failed(self, job_id: int, error: Krea2Error) -> None:
-        self._requests.job_failed(job_id, error)
+    def job_reported(self, report: JobReport, rgb: bytes) -> None:
+        self._requests.job_reported(report, rgb)
 
     def ranks_lost(self, error: Krea2Error) -> bool:
         log_event("ranks lost", level="error", code=error.code, message=error.message)

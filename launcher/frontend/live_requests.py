@@ -23,7 +23,8 @@ from launcher.frontend.replies import Replies, TrackedRequest
 from launcher.messages.client_messages import Generate
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import describe
-from launcher.messages.rank_messages import Decoded, Previewed
+from launcher.messages.rank_messages import Decoded, JobFailed, Previewed
+from launcher.ranks.rank_group import JobReport
 from launcher.requests.check import check
 from launcher.requests.image_files import encode_image, encode_preview
 from launcher.requests.plan import make_plan
@@ -245,32 +246,28 @@ class LiveRequests:
     def _started_in(self, step: Step) -> set[TrackedRequest]:
         return {self._jobs[job.job_id][0] for job in step.start if job.job_id in self._jobs}
 
-    def job_failed(self, job_id: int, error: errors.Krea2Error) -> None:
-        """End the request of a job that no image comes of."""
-        if job_id in self._jobs:
-            self._fail(self._jobs[job_id][0], error)
-
-    def image_previewed(self, previewed: Previewed, rgb: bytes) -> None:
-        """Send a preview on, as a file that is written in a thread."""
-        if previewed.job_id in self._jobs:
-            self._spawn(self._send_preview(*self._jobs[previewed.job_id], previewed, rgb))
+    def job_reported(self, report: JobReport, rgb: bytes) -> None:
+        """Send an image or a preview on, as a file that is written in a thread, or end the request of a failed job."""
+        if report.job_id not in self._jobs:
+            return
+        request, job = self._jobs[report.job_id]
+        match report:
+            case JobFailed(code=code, message=message):
+                self._fail(request, errors.error_from_code(code, message))
+            case Previewed():
+                self._spawn(self._send_preview(request, job, report, rgb))
+            case Decoded(finite=False):
+                remedy = f"try less guidance than {job.guidance:g}" if job.guidance else "the checkpoint may be damaged"
+                reason = f"the image with seed {job.seed} came out as no numbers: {remedy}"
+                self._fail(request, errors.NotFiniteError(reason))
+            case Decoded():
+                request.decoded.add(job.job_id)
+                self._spawn(self._send_image(request, job, report, rgb))
 
     async def _send_preview(self, request: TrackedRequest, job: Job, previewed: Previewed, rgb: bytes) -> None:
         file = await asyncio.to_thread(encode_preview, rgb, previewed.width, previewed.height)
         if job.job_id in self._jobs:
             self._replies.preview(request, job, previewed.step, file)
-
-    def image_decoded(self, decoded: Decoded, rgb: bytes) -> None:
-        """Send an image on, as a file that is written in a thread."""
-        if decoded.job_id in self._jobs:
-            request, job = self._jobs[decoded.job_id]
-            if not decoded.finite:
-                remedy = f"try less guidance than {job.guidance:g}" if job.guidance else "the checkpoint may be damaged"
-                reason = f"the image with seed {job.seed} came out as no numbers: {remedy}"
-                self._fail(request, errors.NotFiniteError(reason))
-                return
-            request.decoded.add(job.job_id)
-            self._spawn(self._send_image(request, job, decoded, rgb))
 
     async def _send_image(self, request: TrackedRequest, job: Job, decoded: Decoded, rgb: bytes) -> None:
         began = time.monotonic()

@@ -36,6 +36,9 @@ _CLOCK_S = 0.25
 _ROOT_CAUSE_S = 0.5  # for the death behind a peer's complaint to be noticed
 
 
+JobReport = messages.Decoded | messages.Previewed | messages.JobFailed
+
+
 class RankEvents(Protocol):
     """What becomes of the ranks, and of the steps and jobs that they are given.
 
@@ -51,14 +54,8 @@ class RankEvents(Protocol):
     def step_done(self, step: Step, times: StepTimes, work: Work) -> None:
         """All ranks have executed a step, which has as much to do as `work` says; the times are the slowest rank's."""
 
-    def image_decoded(self, decoded: messages.Decoded, rgb: bytes) -> None:
-        """An image has come, of height · width · 3 bytes."""
-
-    def image_previewed(self, previewed: messages.Previewed, rgb: bytes) -> None:
-        """A preview has come, of height · width · 3 bytes."""
-
-    def job_failed(self, job_id: int, error: Krea2Error) -> None:
-        """No image of it will come; the ranks go on."""
+    def job_reported(self, report: JobReport, rgb: bytes) -> None:
+        """An image or a preview has come, of height · width · 3 bytes, or no image will, and the ranks go on."""
 
     def ranks_lost(self, error: Krea2Error) -> bool:
         """The ranks are gone with all that they held. Returns whether a request or a LoRA is known to be the reason."""
@@ -171,15 +168,11 @@ class RankGroup:
                 self.outstanding.answer(rank, number, times)
                 while (done := self.outstanding.next_done(time.monotonic())) is not None:
                     self._events.step_done(*done)
-            case messages.Decoded() as image:
-                self.outstanding.image_came(image.job_id)
-                self.images += 1
-                self._events.image_decoded(image, frames[0])
-            case messages.Previewed() as preview:
-                self._events.image_previewed(preview, frames[0])
-            case messages.JobFailed(job_id=job_id, code=code, message=message):
-                self.outstanding.image_came(job_id)
-                self._events.job_failed(job_id, error_from_code(code, message))
+            case messages.Decoded() | messages.Previewed() | messages.JobFailed() as report:
+                if not isinstance(report, messages.Previewed):
+                    self.outstanding.image_came(report.job_id)
+                self.images += isinstance(report, messages.Decoded)
+                self._events.job_reported(report, frames[0] if frames else b"")
             case messages.PlanBuilt(rank=rank, plan=plan):
                 level = "info" if plan.error is None else "warning"
                 log_event("attention plan", level=level, rank=rank, **asdict(plan))

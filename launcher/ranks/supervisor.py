@@ -86,9 +86,5 @@ class RankSupervisor:
             log_event("lost ranks have not ended", level="error", processes=len(left), waited_s=_GONE_S)
         return len(left)
 
-    def group_is_ready(self) -> None:
-        """Let requests wait for ranks again."""
-        self.given_up = None
-
     def _new_group(self) -> RankGroup:
         return RankGroup(self._config, self._context, self._events, generation=self.restarts)

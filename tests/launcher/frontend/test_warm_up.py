@@ -202,7 +202,7 @@ def test_what_it_learns_of_guided_images_is_what_their_two_segments_cost() -> No
         assert sum(segments) <= 8192
         assert warm_up.step_done(step, StepTimes(denoise_s=truth.denoise_s(Work.of(segments)) or 0.0))
         for job_id in step.decode:
-            warm_up.image_decoded(job_id)
+            warm_up.job_ended(job_id)
     assert warm_up.over
     image = model.image_tokens(model.default_width, model.default_height) + 9
     assert costs.denoise_s(Work.of([image, image])) == pytest.approx(truth.denoise_s(Work.of([image, image])), rel=0.02)
