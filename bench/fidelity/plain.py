@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,16 +14,11 @@ from engine.kernels.jit import Operation
 
 @contextmanager
 def plain_kernels(names: Collection[str]) -> Iterator[None]:
-    """While this is open, everything in the engine calls these of `PLAIN` in place of its own functions. One engine
-    computes at a time."""
+    """While this is open, a GPU computes these of `PLAIN` by their torch references. One engine computes at a time."""
     with ExitStack() as stack:
         for name in names:
             for own in PLAIN[name]:
-                plain = Operation(own.reference)
-                plain.on_gpu(own.reference)
-                for module_name, module in list(sys.modules.items()):
-                    if module_name.startswith("engine.") and getattr(module, own.__name__, None) is own:
-                        stack.enter_context(patch.object(module, own.__name__, plain))
+                stack.enter_context(patch.object(own, "_launch", own.reference))
         yield
 
 
