@@ -85,7 +85,7 @@ def serve(
     **options: Any,
 ) -> int:
     """Serve requests over HTTP and ZMQ RPC until stopped. Prints the addresses once the ranks have loaded."""
-    from launcher.http.server_process import HttpServer, listen
+    from launcher.http.server_process import HttpServer, check_http, listen
     from launcher.logs import configure_logs
     from launcher.requests.check import parse_size
 
@@ -116,7 +116,8 @@ def serve(
         own = {name: options[name] for name in names}
         own["model_names"] = own["model_names"] or (_model_name(options),)
         http_config = HttpConfig(engine=config.engine, limits=config.limits, log_format=log_format, rpc_key=key, **own)
-        _check_http(http_config, insecure=insecure)
+        if check_http(http_config, insecure=insecure):
+            click.echo(f"warning: whoever reaches {http_config.host} can use this server", err=True)
         http = HttpServer(http_config, listen(http_config.host, port))
 
     def print_addresses(address: str) -> None:
@@ -132,21 +133,6 @@ def serve(
         after_warm_up=keep_speed,
     )
     return 0 if number is None else 128 + number
-
-
-def _check_http(config: HttpConfig, *, insecure: bool) -> None:
-    """Raise `ArgumentError` for what the HTTP process cannot be started with; warn if nobody is asked for a key."""
-    from launcher.http.server_process import check_allowed_host, check_host, check_public_url
-
-    for name, values in (("api_key", config.api_keys), ("served_model_name", config.model_names)):
-        if not all(values):
-            raise ArgumentError(f"{name} must not be empty", parameter=name)
-    for host in config.allowed_hosts:
-        check_allowed_host(host)
-    if config.public_url is not None:
-        check_public_url(config.public_url)
-    if check_host(config.host, has_keys=bool(config.api_keys), insecure=insecure):
-        click.echo(f"warning: whoever reaches {config.host} can use this server", err=True)
 
 
 def _model_name(options: Mapping[str, Any]) -> str:

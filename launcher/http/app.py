@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,16 +88,8 @@ def make_app(config: HttpConfig) -> Guard:
     page = _Page(directory=PAGE, check_dir=False)
     began = int(time.time())
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        connecting = asyncio.create_task(link.keep_connected())
-        yield
-        connecting.cancel()
-        await asyncio.wait((connecting,))
-        await link.close()
-
     app = FastAPI(
-        title="krea2-engine", version=engine.__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        title="krea2-engine", version=engine.__version__, lifespan=link.connected, docs_url=None, redoc_url=None,
         description="Images with Krea 2, as OpenAI's images API makes them.", responses={"default": ERROR_SCHEMA},
     )  # fmt: skip
     for kind in (RequestValidationError, HTTPException, Krea2Error):

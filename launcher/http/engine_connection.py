@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from engine.errors import Krea2Error, ServerError
 from launcher.client.async_client import AsyncClient
@@ -25,19 +27,15 @@ class EngineLink:
         self._client: AsyncClient | None = None
         self._has_loaded = False
 
-    async def keep_connected(self) -> None:
-        """Connect, trying again until that works, and wait until the ranks have loaded."""
-        while not self._has_loaded:
-            try:
-                if self._client is None:
-                    client = AsyncClient(self._address, connect_timeout_s=_CONNECT_S, key=self._key)
-                    await client.connect()
-                    self._client = client
-                await self.status()
-            except Krea2Error as error:
-                if self._client is None and not isinstance(error, ServerError):  # which says that nobody replies yet
-                    log_event("the front-end cannot be reached", level="error", message=error.message)
-            await asyncio.sleep(_POLL_S)
+    @asynccontextmanager
+    async def connected(self, _: object) -> AsyncIterator[None]:
+        """Connect, trying again until that works, and disconnect at the end: the life of an application."""
+        connecting = asyncio.create_task(self._connect())
+        yield
+        connecting.cancel()
+        await asyncio.wait((connecting,))
+        if self._client is not None:
+            await self._client.close()
 
     def client(self, *, loaded: bool = True) -> AsyncClient:
         """Give the client, once the ranks have loaded unless that is no matter. Raises `ServerError` until then."""
@@ -51,7 +49,16 @@ class EngineLink:
         self._has_loaded |= status.device is not None
         return status
 
-    async def close(self) -> None:
-        """Disconnect."""
-        if self._client is not None:
-            await self._client.close()
+    async def _connect(self) -> None:
+        """Connect, and wait until the ranks have loaded."""
+        while not self._has_loaded:
+            try:
+                if self._client is None:
+                    client = AsyncClient(self._address, connect_timeout_s=_CONNECT_S, key=self._key)
+                    await client.connect()
+                    self._client = client
+                await self.status()
+            except Krea2Error as error:
+                if self._client is None and not isinstance(error, ServerError):  # which says that nobody replies yet
+                    log_event("the front-end cannot be reached", level="error", message=error.message)
+            await asyncio.sleep(_POLL_S)

@@ -13,12 +13,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from engine.config.model_config import ModelConfig
-from engine.errors import ArgumentError, Krea2Error, error_from_code
-from launcher.client.results import Event, Result
+from engine.errors import ArgumentError, error_from_code
+from launcher.client.results import Result
 from launcher.http import openai_api
 from launcher.http.docs import IMAGES_SCHEMA
 from launcher.http.engine_connection import EngineLink
-from launcher.http.errors import JsonResponse, error_body
+from launcher.http.errors import JsonResponse
 from launcher.http.guard import FILES_PATH
 from launcher.messages.configs import HttpConfig
 from launcher.requests.check import check
@@ -48,8 +48,7 @@ def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link:
             events = link.client().follow(msgspec.structs.replace(message, preview_every=every))
             if body.stream:
                 first = await anext(events)  # an error that comes at once is a response with its status
-                writer = openai_api.EventWriter(body, checked, request_id)
-                return _EventStream(_write(writer, first, events, request))
+                return _EventStream(openai_api.write_events(body, checked, request, first, events))
             async with aclosing(events):
                 async for event in events:
                     if isinstance(event, Result):
@@ -57,12 +56,10 @@ def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link:
         except ArgumentError as error:
             raise openai_api.in_words_of(body, error) from None
         assert isinstance(event, Result)
-        link_base = (config.public_url or str(request.base_url)).rstrip("/") + FILES_PATH
-
-        def url(file: bytes) -> str:
-            return link_base + files.add(file, checked.output_format)
-
-        urls = url if body.response_format == "url" else None
+        urls = None
+        if body.response_format == "url":
+            link_base = (config.public_url or str(request.base_url)).rstrip("/") + FILES_PATH
+            urls = [link_base + files.add(file, checked.output_format) for file in event.files]
         return JsonResponse(openai_api.images_object(body, event, request_id, urls))
 
     @app.get(FILES_PATH + "{name}", response_class=Response, responses={200: {"content": {"image/*": {}}}})
@@ -76,24 +73,6 @@ def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link:
             )
         headers = {"Cache-Control": "private, max-age=3600, immutable"}
         return Response(file, headers=headers, media_type=f"image/{name.rpartition('.')[2]}")
-
-
-async def _write(
-    writer: openai_api.EventWriter, first: Event, events: AsyncGenerator[Event, None], request: Request
-) -> AsyncGenerator[bytes, None]:
-    async with aclosing(events):
-        try:
-            event = first
-            while True:
-                if (written := writer.write(event)) is not None:
-                    yield written
-                if isinstance(event, Result):
-                    return
-                event = await anext(events)
-        except Krea2Error as error:
-            problem = openai_api.in_words_of(writer.body, error)
-            request.state.error_code = problem.code  # for the log
-            yield openai_api.write_event("error", error_body(problem, request.state.request_id))
 
 
 class HeldFiles(dict[str, bytes]):

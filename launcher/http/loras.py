@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from engine.errors import ArgumentError, error_from_code
@@ -15,10 +15,8 @@ from launcher.messages.client_messages import LoadedLora
 PATH = "/v1/loras"
 
 
-class LoadLoraBody(BaseModel):
+class LoadLoraBody(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     """The body of `POST /v1/loras`."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     name: str = Field(description="What requests are to choose it by.")
     path: str | None = Field(

@@ -9,14 +9,17 @@ import difflib
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
+from starlette.requests import Request
 
 from engine.errors import ArgumentError, Krea2Error
 from launcher.client.results import Event, ImageFile, PreviewFile, Result
+from launcher.http.errors import error_body
 from launcher.messages.client_messages import Generate, LoraChoice
 from launcher.requests.check import CheckedRequest
 
@@ -25,21 +28,17 @@ _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
 ALIASES = {"num_inference_steps": "steps", "guidance_scale": "guidance", "n": "num_images"}  # and the engine's names
 
 
-class LoraChoiceBody(BaseModel):
+class LoraChoiceBody(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     """One of the `loras` of a request."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     name: str = Field(description="As GET /v1/loras lists it.")
     strength: float | None = Field(None, description="The one that it was loaded with, if there is none.")
 
 
-class ImageRequest(BaseModel):
+class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     """The body of `POST /v1/images/generations`; what is null or left out is the checkpoint's or server's default.\f
     A flat record of 30, since OpenAI's body is one. FastAPI describes it up to the form feed.
     """
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     prompt: str
     model: str | None = None
@@ -162,16 +161,15 @@ def explain_invalid(problems: Sequence[Any]) -> ArgumentError:
 # ---- responses
 
 
-def images_object(
-    body: ImageRequest, result: Result, request_id: str, links: Callable[[bytes], str] | None
-) -> dict[str, object]:
-    """Put a result into a response's object, with each image as base64, or as the url that `links` gives its file.
+def images_object(body: ImageRequest, result: Result, request_id: str, urls: Sequence[str] | None) -> dict[str, object]:
+    """Put a result into a response's object, with each image as base64, or as its url if there are `urls`.
 
     request_id: as the client knows it, which is not the engine's.
     """
+    shown, images = ("b64_json", result.files) if urls is None else ("url", urls)
     data = [
-        {**({"b64_json": file} if links is None else {"url": links(file)}), "index": index, "seed": seed}
-        for index, (file, seed) in enumerate(zip(result.files, result.seeds, strict=True))
+        {shown: image, "index": index, "seed": seed}
+        for index, (image, seed) in enumerate(zip(images, result.seeds, strict=True))
     ]
     return {
         "created": int(time.time()),
@@ -186,58 +184,61 @@ def images_object(
     }
 
 
-class EventWriter:
-    """Writes the server-sent events of one request: OpenAI's, and with `progress` our own between them."""
+async def write_events(
+    body: ImageRequest, checked: CheckedRequest, request: Request, event: Event, later: AsyncGenerator[Event, None]
+) -> AsyncGenerator[bytes, None]:
+    """Write the server-sent events of one request: OpenAI's, and with `progress` our own between them.
 
-    def __init__(self, body: ImageRequest, checked: CheckedRequest, request_id: str) -> None:
-        self.body, self._checked = body, checked
-        self._request_id = request_id  # as the client knows it
-        self._partial_images = [0] * checked.num_images
-        self._images: list[ImageFile] = []
+    `event` comes before the `later` ones. The last image waits for the result, whose timings and warnings it carries.
+    """
+    request_id = request.state.request_id
+    partial_images = [0] * checked.num_images
+    images: list[ImageFile] = []
 
-    def write(self, event: Event) -> bytes | None:
-        """Write an event for the client, None if it did not ask for such events.
-
-        The last image waits for the result, whose timings and warnings it carries.
-        """
-        match event:
-            case PreviewFile():
-                number = self._partial_images[event.index]
-                self._partial_images[event.index] += 1
-                own = {"partial_image_index": number, "index": event.index, "step": event.step, "steps": event.steps}
-                return self._image("image_generation.partial_image", event.file, "jpeg", own)
-            case ImageFile():
-                self._images.append(event)
-                return self._completed({}) if len(self._images) < self._checked.num_images else None
-            case Result():
-                warnings = event.warnings + _ignored_parameters(self.body)
-                return self._completed({"timings": event.timings, "warnings": warnings})
-        if not self.body.progress:
-            return None
-        fields = msgspec.structs.asdict(event) | {"request_id": self._request_id}
-        del fields["version"]
-        return write_event("image_generation." + type(event).__name__.lower(), fields)
-
-    def _completed(self, more: Mapping[str, object]) -> bytes:
-        image = self._images[-1]
-        own = {"index": image.index, "seed": image.seed, "usage": None, **more}
-        return self._image("image_generation.completed", image.file, self._checked.output_format, own)
-
-    def _image(self, kind: str, file: bytes, output_format: str, own: Mapping[str, object]) -> bytes:
+    def write_image(kind: str, file: bytes, output_format: str, own: Mapping[str, object]) -> bytes:
         common = {
             "b64_json": file,  # bytes are base64 in msgspec's JSON
-            "request_id": self._request_id,
+            "request_id": request_id,
             "created_at": int(time.time()),
-            "size": f"{self._checked.width}x{self._checked.height}",
+            "size": f"{checked.width}x{checked.height}",
             "output_format": output_format,
             "quality": "auto",
             "background": "opaque",
         }
-        return write_event(kind, {**common, **own})
+        return _write_event(f"image_generation.{kind}", {**common, **own})
+
+    def write_completed(image: ImageFile, more: Mapping[str, object]) -> bytes:
+        own = {"index": image.index, "seed": image.seed, "usage": None, **more}
+        return write_image("completed", image.file, checked.output_format, own)
+
+    async with aclosing(later):
+        try:
+            while True:
+                match event:
+                    case PreviewFile(index=index, step=step, steps=steps):
+                        own = {"partial_image_index": partial_images[index], "index": index, "step": step}
+                        partial_images[index] += 1
+                        yield write_image("partial_image", event.file, "jpeg", {**own, "steps": steps})
+                    case ImageFile():
+                        images.append(event)
+                        if len(images) < checked.num_images:
+                            yield write_completed(event, {})
+                    case Result():
+                        warnings = event.warnings + _ignored_parameters(body)
+                        yield write_completed(images[-1], {"timings": event.timings, "warnings": warnings})
+                        return
+                    case _ if body.progress:
+                        fields = msgspec.structs.asdict(event) | {"request_id": request_id}
+                        del fields["version"]
+                        yield _write_event(f"image_generation.{type(event).__name__.lower()}", fields)
+                event = await anext(later)
+        except Krea2Error as error:
+            problem = in_words_of(body, error)
+            request.state.error_code = problem.code  # for the log
+            yield _write_event("error", error_body(problem, request_id))
 
 
-def write_event(kind: str, fields: Mapping[str, object]) -> bytes:
-    """Write one server-sent event: `fields`, and its type."""
+def _write_event(kind: str, fields: Mapping[str, object]) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), msgspec.json.encode({"type": kind, **fields}))
 
 

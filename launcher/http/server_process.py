@@ -31,26 +31,22 @@ _LONGEST_PAUSE_S = 10.0
 _SETTLED_S = 30.0  # after which a process that dies counts as the first
 
 
-def check_host(host: str, *, has_keys: bool, insecure: bool) -> bool:
-    """Whether anybody who reaches the host can use the server. Raises `ArgumentError` unless that is `insecure`."""
+def check_http(config: HttpConfig, *, insecure: bool) -> bool:
+    """Whether anybody who reaches the host can use the server, which only `insecure` allows.
+
+    Raises `ArgumentError` for that, and for what an HTTP process cannot be started with.
+    """
+    for name, values in (("api_key", config.api_keys), ("served_model_name", config.model_names)):
+        if not all(values):
+            raise ArgumentError(f"{name} must not be empty", parameter=name)
+    for host in config.allowed_hosts:
+        if not _is_host(host):
+            raise ArgumentError.of("allowed_host", "a host name or address without port, as images.example", host)
+    if config.public_url is not None and not _can_begin_links(config.public_url):
+        raise ArgumentError.of("public_url", "http:// or https://, a host, and a path or none", config.public_url)
     instead = "give an --api-key, use 127.0.0.1,"
-    return is_open("host", host, host, keys=has_keys, insecure=insecure, instead=instead)
-
-
-def check_allowed_host(name: str) -> None:
-    """Raise `ArgumentError` for anything but a host name or an address, without a port."""
-    if not _is_host(name):
-        raise ArgumentError.of("allowed_host", "a host name or address without port, as images.example", name)
-
-
-def check_public_url(url: str) -> None:
-    """Raise `ArgumentError` for a url that links cannot begin with."""
-    with suppress(ValueError):
-        parts = urlsplit(url)
-        is_plain = url.isascii() and url.isprintable() and not set(url) & set(" ?#@\\")
-        if is_plain and parts.scheme in DEFAULT_PORTS and parts.port != 0 and _is_host(parts.hostname or ""):
-            return
-    raise ArgumentError.of("public_url", "http:// or https://, a host, and a path or none", url)
+    host, keys = config.host, bool(config.api_keys)
+    return is_open("host", host, host, keys=keys, insecure=insecure, instead=instead)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -124,6 +120,14 @@ class HttpServer:
 
 def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+def _can_begin_links(url: str) -> bool:
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        is_plain = url.isascii() and url.isprintable() and not set(url) & set(" ?#@\\")
+        return is_plain and parts.scheme in DEFAULT_PORTS and parts.port != 0 and _is_host(parts.hostname or "")
+    return False
 
 
 def _is_host(name: str) -> bool:

@@ -8,14 +8,18 @@ import json
 import signal
 import socket
 from subprocess import Popen
+from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
 
+from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError, LaunchError
 from launcher.cli.main import commands
-from launcher.http.server_process import check_allowed_host, check_host, check_public_url, listen
+from launcher.http.server_process import check_http, listen
+from launcher.messages.configs import HttpConfig
+from launcher.messages.limits import Limits
 from tests.launcher.conftest import Krea2
 from tests.launcher.http_servers import PATH, PROMPT
 from tests.launcher.processes import PATIENCE_S, Marked, wait_until
@@ -33,6 +37,10 @@ def start(marked: Marked, *arguments: str) -> tuple[Popen[str], str]:
     assert line.startswith("http: http://127.0.0.1:"), (line, (marked.folder / "log").read_text())
     assert process.stdout.readline().startswith("rpc: ")
     return process, line.removeprefix("http: ").strip()
+
+
+def http_config(**options: Any) -> HttpConfig:
+    return HttpConfig(engine=EngineConfig(), limits=Limits(), **options)
 
 
 def image(answer: httpx.Response) -> Image.Image:
@@ -105,9 +113,10 @@ def test_a_host_that_others_reach_needs_a_key_or_to_be_insecure(krea2: Krea2) ->
         ("localhost", False, False, False),
         ("::1", False, False, False),
     ):
-        assert check_host(host, has_keys=has_keys, insecure=insecure) is warns
+        keys = ("key",) if has_keys else ()
+        assert check_http(http_config(host=host, api_keys=keys), insecure=insecure) is warns
     with pytest.raises(ArgumentError, match="host :: can be reached"):
-        check_host("::", has_keys=False, insecure=False)
+        check_http(http_config(host="::"), insecure=False)
 
 
 def test_ports_and_hosts_that_cannot_be() -> None:
@@ -143,20 +152,20 @@ def test_options_that_make_no_sense_are_refused(krea2: Krea2, option: str, value
 
 @pytest.mark.parametrize("name", ["images.example", "localhost", "a_b", "10.0.0.1", "::1", "x" * 253])
 def test_names_and_addresses_are_hosts(name: str) -> None:
-    check_allowed_host(name)
+    check_http(http_config(allowed_hosts=(name,)), insecure=False)
 
 
 @pytest.mark.parametrize("name", ["", "*", "images.example:80", "http://images.example", "a b", ".a", "x" * 254, "é"])
 def test_anything_else_is_not_a_host(name: str) -> None:
     with pytest.raises(ArgumentError, match="allowed_host must be a host name or address without port"):
-        check_allowed_host(name)
+        check_http(http_config(allowed_hosts=(name,)), insecure=False)
 
 
 @pytest.mark.parametrize(
     "url", ["https://images.example", "http://images.example:8080/", "https://[::1]:1/krea/2", "http://10.0.0.1"]
 )
 def test_links_may_begin_with_these(url: str) -> None:
-    check_public_url(url)
+    check_http(http_config(public_url=url), insecure=False)
 
 
 @pytest.mark.parametrize(
@@ -169,4 +178,4 @@ def test_links_may_begin_with_these(url: str) -> None:
 )  # fmt: skip
 def test_links_cannot_begin_with_those(url: str) -> None:
     with pytest.raises(ArgumentError, match="public_url must be http:// or https://, a host, and a path or none"):
-        check_public_url(url)
+        check_http(http_config(public_url=url), insecure=False)
