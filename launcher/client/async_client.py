@@ -4,15 +4,42 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Unpack
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from typing import Any, Required, TypedDict, Unpack
 
+from engine.errors import ArgumentError
 from launcher.client.connection import Connection
-from launcher.client.parameters import Parameters, make_request
 from launcher.client.results import Event, ImageFile, PreviewFile, Result
 from launcher.messages import client_messages as messages
 
 LOAD_LORA_S = 300.0  # for a LoRA to be read, and for the ranks to begin a step
+
+
+class LoraParameters(TypedDict, total=False):
+    """One of the `loras` of a request, with the fields of `LoraChoice`."""
+
+    name: Required[str]
+    strength: float | None
+
+
+class Parameters(TypedDict, total=False):
+    """The keywords of `generate` and `stream`, one for each field of `Generate`: 15. A LoRA may be a name alone."""
+
+    request_id: str
+    seed: int | None
+    steps: int | None
+    guidance: float | None
+    negative_prompt: str | None
+    mu: float | None
+    width: int | None
+    height: int | None
+    num_images: int
+    priority: int
+    timeout_s: float | None
+    output_format: str
+    metadata: bool
+    preview_every: int | None
+    loras: Sequence[LoraParameters | str]
 
 
 class AsyncClient(Connection):
@@ -50,7 +77,7 @@ class AsyncClient(Connection):
         request.
         """
         parameters.setdefault("request_id", uuid.uuid4().hex)
-        return self.follow(make_request(prompt, parameters))
+        return self.follow(_make_request(prompt, parameters))
 
     async def follow(self, request: messages.Generate) -> AsyncGenerator[Event, None]:
         """Follow a request as `stream` does, from its message."""
@@ -72,8 +99,12 @@ class AsyncClient(Connection):
                         ended = len(images) == last.num_images
                         yield images[last.index]
         finally:
-            self._end_call(request.request_id, cancel=not ended)
-        yield Result.of(last, [images[index] for index in sorted(images)])
+            self._end_call(call, cancel=not ended)
+        done = [images[index] for index in sorted(images)]
+        yield Result(
+            last.request_id, last.attempt, [image.file for image in done], [image.seed for image in done],
+            last.width, last.height, last.output_format, last.timings, last.warnings,
+        )  # fmt: skip
 
     async def cancel(self, request_id: str) -> None:
         """Cancel a request of this client: its call raises `CancelledError`. Harmless for one that has ended."""
@@ -115,3 +146,22 @@ class AsyncClient(Connection):
         began = time.monotonic()
         await self._ask(messages.Ping(), messages.Pong)
         return time.monotonic() - began
+
+
+def _make_request(prompt: str, parameters: Parameters) -> messages.Generate:
+    """Make the message for these parameters. Their values are checked where it is received, as every client's.
+
+    Raises `ArgumentError` unless loras are a list of names and of maps with a name and, maybe, a strength.
+    """
+    loras = parameters.get("loras", ())
+    allowed = 'a list of {"name": …, "strength": …} or of names'
+    if isinstance(loras, str | Mapping) or not isinstance(loras, Sequence):
+        raise ArgumentError.of("loras", allowed, loras)
+    choices = []
+    for lora in loras:
+        choice: Any = {"name": lora} if isinstance(lora, str) else lora
+        if not isinstance(choice, Mapping) or "name" not in choice or choice.keys() - {"name", "strength"}:
+            raise ArgumentError.of("loras", allowed, lora)
+        choices.append(messages.LoraChoice(**choice))
+    fields: dict[str, Any] = {**parameters, "loras": tuple(choices)}
+    return messages.Generate(prompt=prompt, **fields)

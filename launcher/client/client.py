@@ -11,8 +11,7 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack
 
 from engine.errors import Krea2Error, ServerError
-from launcher.client.async_client import AsyncClient
-from launcher.client.parameters import Parameters
+from launcher.client.async_client import AsyncClient, Parameters
 from launcher.client.results import Event
 
 P = ParamSpec("P")

@@ -32,12 +32,17 @@ _FAREWELL_MS = 200  # for the last cancels to leave
 _KEYS_HINT = " (a server with keys answers only clients with a key that it knows)"
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
-    """A request for images that is under way, and its replies that nobody has read yet: the newest of each kind."""
+    """What was asked and has not ended, and its replies that nobody has read yet: the newest of each kind.
 
-    frame: bytes
-    last_heard: float
+    key: what its replies have: the request's id, or, where they have none, their type. frame: to be sent again while
+    nothing is heard; None for a question, which is asked once.
+    """
+
+    key: Any
+    frame: bytes | None
+    last_heard: float = field(default_factory=time.monotonic)
     _unread: dict[Hashable, tuple[messages.Reply, bytes] | Krea2Error] = field(default_factory=dict)
     _has_unread: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -71,9 +76,7 @@ class Connection:
         self._connect_timeout_s = connect_timeout_s
         self._keys = None if key is None else ClientKeys.load(key)
         self._context: zmq.asyncio.Context | None = None
-        self._calls: dict[str, Call] = {}  # by the request's id
-        # What each question waits for: a reply with its own id, or, where it has none, of a type.
-        self._questions: dict[asyncio.Future[Any], Hashable] = {}
+        self._calls: list[Call] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._last_heard = 0.0
         self._lost: Krea2Error | None = None  # why calls fail, until the server is heard again
@@ -109,8 +112,9 @@ class Connection:
         """Cancel what is waiting and disconnect."""
         if self._ended:
             return
-        for request_id in self._calls:
-            self._send(messages.Cancel(request_id=request_id))
+        for call in self._calls:
+            if call.frame is not None:
+                self._send(messages.Cancel(request_id=call.key))
         self._ended = True
         self.server_ended(ServerError("the client was closed"))
         for task in self._tasks:
@@ -121,9 +125,8 @@ class Connection:
     def server_ended(self, error: Krea2Error) -> None:
         """Fail everything that waits, and what is asked from now on until the server is heard again."""
         self._lost = error
-        for call in self._calls.values():
+        for call in self._calls:
             call.put("end", error)
-        self._settle(None, error)
 
     async def _begin_call(self, request: messages.Generate) -> Call:
         """Send a request, and expect replies until `_end_call`, which must follow.
@@ -135,18 +138,19 @@ class Connection:
         request_id = request.request_id
         if not messages.is_request_id(request_id):
             raise ArgumentError.of("request_id", "a string of 1 to 64 characters", request_id)
-        if request_id in self._calls:
+        if any(call.key == request_id for call in self._calls):
             raise ArgumentError(f"request_id {request_id!r} is in use", parameter="request_id")
-        call = self._calls[request_id] = Call(frame, time.monotonic())
+        call = Call(request_id, frame)
+        self._calls.append(call)
         self._send_frame(frame)
         return call
 
-    def _end_call(self, request_id: str, *, cancel: bool) -> None:
+    def _end_call(self, call: Call, *, cancel: bool) -> None:
         """Expect no more replies to a request, and tell the server so. cancel: it has not ended there."""
-        del self._calls[request_id]
+        self._calls.remove(call)
         if cancel:
-            self._send(messages.Cancel(request_id=request_id))
-        self._send(messages.Acknowledge(request_id=request_id))
+            self._send(messages.Cancel(request_id=call.key))
+        self._send(messages.Acknowledge(request_id=call.key))
 
     async def _ask(
         self, question: messages.Request, reply: type[messages.Reply], timeout_s: float = SILENCE_S, hint: str = ""
@@ -156,16 +160,17 @@ class Connection:
         Raises the error that comes instead, and `ServerError` with `hint` if nothing comes within `timeout_s` seconds.
         """
         await self._ready()
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._questions[future] = getattr(question, "request_id", reply)
+        call = Call(getattr(question, "request_id", reply), None)
+        self._calls.append(call)
         try:
             self._send(question)
             async with asyncio.timeout(timeout_s):
-                return await future
+                answer, file = await call.next_reply()
+                return file or answer
         except TimeoutError:
             raise ServerError(f"no server answers at {self.address}{hint}") from None
         finally:
-            del self._questions[future]
+            self._calls.remove(call)
 
     async def _ready(self) -> None:
         await self.connect()
@@ -195,24 +200,15 @@ class Connection:
         if isinstance(reply, messages.Closing):
             self.server_ended(error_from_code(reply.code, reply.message))
             return
-        key: Any = getattr(reply, "request_id", type(reply))  # None for a question that the server did not understand
-        error = None
+        key = getattr(reply, "request_id", type(reply))  # None for a question that the server did not understand
+        kind: Hashable = (type(reply), getattr(reply, "index", None))
+        outcome: tuple[messages.Reply, bytes] | Krea2Error = (reply, file)
         if isinstance(reply, messages.Failed):
-            error = error_from_code(reply.code, reply.message, reply.parameter, reply.retry_after_s)
-        if (call := self._calls.get(key)) is None:
-            self._settle(key, error or file or reply)
-            return
-        call.last_heard = self._last_heard
-        call.put("end" if error else (type(reply), getattr(reply, "index", None)), error or (reply, file))
-
-    def _settle(self, key: Hashable, outcome: object) -> None:
-        """Give the questions that wait for `key`, or all for None, a reply or the error that they raise."""
-        for future, expected in self._questions.items():
-            if key in (None, expected) and not future.done():
-                if isinstance(outcome, Krea2Error):
-                    future.set_exception(outcome)
-                else:
-                    future.set_result(outcome)
+            kind, outcome = "end", error_from_code(reply.code, reply.message, reply.parameter, reply.retry_after_s)
+        for call in self._calls:
+            if call.key == key or (key is None and call.frame is None):
+                call.last_heard = self._last_heard
+                call.put(kind, outcome)
 
     async def _keep_lease(self) -> None:
         while True:
@@ -221,7 +217,7 @@ class Connection:
             now = time.monotonic()
             if now - self._last_heard > SILENCE_S and self._lost is None:
                 self.server_ended(ServerError(f"the server at {self.address} has been silent for {SILENCE_S:g} s"))
-            for call in self._calls.values():
-                if now - call.last_heard > ASK_AGAIN_S:
+            for call in self._calls:
+                if call.frame is not None and now - call.last_heard > ASK_AGAIN_S:
                     call.last_heard = now
                     self._send_frame(call.frame)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from launcher.messages.client_messages import Accepted, Image, Progress
+from launcher.messages.client_messages import Accepted, Progress
 
 if TYPE_CHECKING:
     from PIL import Image as PIL
@@ -52,15 +52,6 @@ class Result:
     format: str
     timings: dict[str, float]
     warnings: tuple[str, ...]
-
-    @classmethod
-    def of(cls, header: Image, images: list[ImageFile]) -> Result:
-        """Join the images, in order, and the header that came last, whose timings are complete."""
-        files, seeds = [image.file for image in images], [image.seed for image in images]
-        return cls(
-            header.request_id, header.attempt, files, seeds, header.width, header.height, header.output_format,
-            header.timings, header.warnings,
-        )  # fmt: skip
 
     @property
     def seed(self) -> int:

@@ -12,7 +12,7 @@ from bench.adherence.drawing import Engine, Way
 from demo.captions import COLOURS, Prompt, parse
 from demo.pictures import draw
 from launcher import Result
-from launcher.client.parameters import Parameters
+from launcher.client.async_client import Parameters
 
 ENGINE = Engine(model="demo", tp=1, device="auto", dtype="auto", quantization="auto", attention="auto")
 WAY = Way("as given", ENGINE, steps=None, guidance=None)

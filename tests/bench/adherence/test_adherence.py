@@ -21,7 +21,7 @@ from bench.adherence.rates import Case, held_out_cases, results_of
 from demo.captions import Prompt
 from demo.judge import ATTRIBUTES
 from engine.errors import ArgumentError
-from launcher.client.parameters import Parameters
+from launcher.client.async_client import Parameters
 from tests.bench.adherence.painter import WAY, Painter, with_every_fourth_wrong, with_wrong_background
 
 Launches = list[dict[str, Any]]

@@ -13,7 +13,7 @@ from bench.adherence.rates import held_out_cases
 from demo.captions import Prompt
 from demo.pictures import draw
 from engine.errors import RankError
-from launcher.client.parameters import Parameters
+from launcher.client.async_client import Parameters
 from tests.bench.adherence.painter import WAY, Painter
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 from pathlib import Path
+from typing import get_type_hints
 from uuid import UUID
 
+import msgspec
 import pytest
 import zmq
 import zmq.asyncio
@@ -18,10 +20,10 @@ from engine.errors import (
     ServerError,
 )
 from launcher.client import connection as connection_module
-from launcher.client.async_client import AsyncClient
+from launcher.client.async_client import AsyncClient, LoraParameters, Parameters
 from launcher.client.connection import Connection
 from launcher.client.results import ImageFile, Result
-from launcher.messages.client_messages import Accepted, Pong, Progress
+from launcher.messages.client_messages import Accepted, Generate, LoraChoice, Pong, Progress
 from launcher.messages.encoding import encode
 from tests.launcher.fake_ranks import fake_engine, run
 
@@ -151,3 +153,11 @@ def test_every_random_name_is_one_that_zmq_takes(run_folder: Path, monkeypatch: 
             assert await client.ping() >= 0
 
     run(test())
+
+
+def test_the_keywords_are_the_fields_of_the_messages_with_their_types() -> None:
+    wire = {field.name: field.type for field in msgspec.structs.fields(Generate)} | {"request_id": str}
+    keywords = get_type_hints(Parameters)
+    assert keywords.pop("loras")  # which may be said in several ways
+    assert {"version": int, "prompt": str, "loras": tuple[LoraChoice, ...], **keywords} == wire
+    assert get_type_hints(LoraParameters) == {field.name: field.type for field in msgspec.structs.fields(LoraChoice)}
