@@ -23,9 +23,9 @@ def main() -> None:
 
         run_http()
     elif role == "_devices":
-        from launcher.auto_mode.devices import report
+        from launcher.auto_mode.choice import report_gpus
 
-        report()
+        report_gpus()
     elif role == "_rank":
         from launcher.ranks.worker import run_spawned
 

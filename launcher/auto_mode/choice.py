@@ -1,27 +1,28 @@
-"""Chooses the mode for `--parallel auto`, and says why."""
+"""Chooses the mode for `--parallel auto`, for the devices that this machine has, and says why.
+
+A child asks torch for them, which takes seconds to import and memory of each GPU to ask it.
+"""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import takewhile
 from typing import Any
+
+import msgspec
 
 from engine.checkpoint.weight_format import Weights
 from engine.config.engine_config import EngineConfig
-from engine.errors import ArgumentError
-from launcher.auto_mode.devices import find_devices
+from engine.errors import ArgumentError, LaunchError
 from launcher.auto_mode.measurements import recall, setting
 from launcher.auto_mode.prediction import Devices, Prediction, Rates, Workload, block_format, choose, predict_modes
+from launcher.processes import child_environment, python_command
 
 H200, H200_BYTES = "NVIDIA H200", 139 * 2**30  # what `krea2 info --gpus` chooses for: its name, and its memory
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The configuration in the mode that was chosen, and lines that say why."""
-
-    engine: EngineConfig
-    lines: tuple[str, ...]
+_ASKED_S = 120.0  # seconds for the child: a first context on each of several GPUs
 
 
 def is_auto(options: Mapping[str, Any]) -> bool:
@@ -40,11 +41,11 @@ def is_auto(options: Mapping[str, Any]) -> bool:
 
 def choose_mode(
     checkpoint: Weights, engine: EngineConfig, workload: Workload, *, ranks: int | None = None, gpus: int | None = None
-) -> Choice:
+) -> tuple[EngineConfig, list[str]]:
     """Choose the fastest mode for one image of the workload that fits into the devices.
 
     ranks: the number to use, where so many have been started. gpus: the number of H200s to choose for, None for what
-    this machine has. Raises `ArgumentError` if nothing fits.
+    this machine has. Returns the options in this mode, and lines that say why. Raises `ArgumentError` if nothing fits.
     """
     devices = Devices(H200, gpus, H200_BYTES) if gpus is not None else find_devices(engine, ranks)
     on_cpu = devices.memory is None
@@ -52,14 +53,12 @@ def choose_mode(
     rates = recall(setting(devices.name, checkpoint.config, block_format(checkpoint, engine_as_run)))
     predictions = predict_modes(checkpoint, engine_as_run, devices, workload, rates or Rates())
     chosen = choose(predictions, devices)
+    lines = _describe(predictions, chosen, devices, workload, measured=rates is not None)
     degrees = chosen.degrees
-    return Choice(
-        replace(engine, tp=degrees.tp, sp=degrees.sp, cfg_parallel=degrees.cfg > 1),
-        tuple(describe(predictions, chosen, devices, workload, measured=rates is not None)),
-    )
+    return replace(engine, tp=degrees.tp, sp=degrees.sp, cfg_parallel=degrees.cfg > 1), lines
 
 
-def describe(
+def _describe(
     predictions: Sequence[Prediction], chosen: Prediction, devices: Devices, workload: Workload, *, measured: bool
 ) -> list[str]:
     """Write a line that says what was chosen, and a line for each mode."""
@@ -81,3 +80,51 @@ def describe(
         columns = "".join(f"{1e3 * seconds:>10.2f}" for seconds in times)
         lines.append(f"  {each.degrees.name:<12}{columns}{each.needed / 1e9:>13.2f} GB{mark}")
     return lines
+
+
+def find_devices(engine: EngineConfig, ranks: int | None = None) -> Devices:
+    """Find the devices that ranks can have: the first GPUs, as far as they are alike, or the CPU as one device.
+
+    ranks: where so many have been started already. Raises `ArgumentError` when CUDA is asked for and missing, and
+    `LaunchError` if the child fails.
+    """
+    gpus = _ask() if engine.device != "cpu" else None
+    if gpus is None and engine.device == "cuda":
+        raise ArgumentError("device cuda is not available: torch finds no CUDA device", parameter="device")
+    if gpus is None:
+        return Devices("cpu", ranks or 1, ranks=ranks)
+    return replace(gpus, count=max(gpus.count, ranks or 0), ranks=ranks)
+
+
+def report_gpus() -> None:
+    """Be the child: write a line of json, null where torch finds no GPU. memory: of the GPU that has least."""
+    import torch
+
+    gpus = None
+    count = torch.cuda.device_count()
+    if count:
+        name = torch.cuda.get_device_name(0)
+        like = list(takewhile(lambda index: torch.cuda.get_device_name(index) == name, range(count)))
+        gpus = Devices(name, len(like), min(torch.cuda.mem_get_info(index)[0] for index in like))
+    sys.stdout.buffer.write(msgspec.json.encode(gpus))
+
+
+def _ask() -> Devices | None:
+    """Ask a child for the GPUs."""
+    try:
+        child = subprocess.run(
+            python_command("_devices"),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=child_environment(),
+            timeout=_ASKED_S,
+            check=True,
+        )
+        return msgspec.json.decode(child.stdout, type=Devices | None)
+    except subprocess.TimeoutExpired:
+        raise LaunchError(f"which GPUs there are was not known within {_ASKED_S:g} s") from None
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.decode(errors="replace").strip().splitlines()
+        raise LaunchError(f"GPUs cannot be asked for: {lines[-1] if lines else error.returncode}") from None
+    except msgspec.DecodeError as error:
+        raise LaunchError(f"GPUs cannot be asked for: {error}") from None

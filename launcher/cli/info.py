@@ -1,18 +1,29 @@
-"""`krea2 info`: shows what a model holds and what it takes."""
+"""`krea2 info`: shows what a model holds and what it takes. Reads headers and json files, no weights."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from engine.config.engine_config import PARTS
-from engine.errors import ArgumentError
-from launcher.auto_mode.choice import is_auto
+from engine.checkpoint.checkpoint_files import CheckpointFiles, find_parts
+from engine.checkpoint.files.open import open_tensor_file
+from engine.checkpoint.layouts.component import open_text_encoder, open_transformer, open_vae
+from engine.checkpoint.weight_format import ComponentSummary, summarize
+from engine.config.engine_config import PARTS, EngineConfig
+from engine.errors import ArgumentError, CheckpointError
+from engine.planning.memory_plan import plan_checkpoint
+from launcher.auto_mode.choice import choose_mode, is_auto
+from launcher.auto_mode.prediction import Workload
 from launcher.cli.options import MEMORY_OPTIONS, given, table_options
+from launcher.messages.limits import Limits
 from launcher.setup.configure import engine_config
+from launcher.setup.hub import find_model
 
 
 @click.command()
@@ -46,9 +57,6 @@ def info(
 
     MODEL and the options are as for serve; MODEL may also be a single file of any part of a model, by itself.
     """
-    from launcher.cli.describe import check_lora, choose_for_sizes, describe_checkpoint, describe_file, is_lone_file
-    from launcher.setup.hub import find_model
-
     options = given(engine_options)
     if argument is not None and "model" in options:
         raise ArgumentError("the model is given twice, as an argument and as --model", parameter="model")
@@ -60,11 +68,151 @@ def info(
     if config.model is not None and not loras and is_lone_file(config):
         click.echo(describe_file(Path(config.model)))
         return
-    checked = [check_lora(lora, config) for lora in loras]
+    checked = [_check_lora(lora, config) for lora in loras]
     if checked and config.memory_budget is not None and config.lora_memory is None:
         config = replace(config, lora_memory=sum(size for _, size in checked))
     lines: tuple[str, ...] = ()
     if choose:
-        choice = choose_for_sizes(config, sizes, gpus=gpus)
-        config, lines = choice.engine, ("", *choice.lines)
+        config, chosen = _choose_mode(config, sizes, gpus)
+        lines = ("", *chosen)
     click.echo("\n".join((describe_checkpoint(config), *lines, *(line for line, _ in checked))))
+
+
+def describe_checkpoint(config: EngineConfig) -> str:
+    """Tell the architecture, the parameters, and the bytes of each rank at the config's degrees and dtype, and plan its
+    memory if it is to be saved. Reads no weights.
+
+    Raises `CheckpointError` if the checkpoint is not whole or its tokenizer does not fit, and `ArgumentError` if it
+    cannot be split so.
+    """
+    from launcher.requests.tokenizer import PromptTokenizer
+
+    checkpoint = _read(config)
+    model = checkpoint.config
+    model.check_parallel(config.tp, config.sp)
+    PromptTokenizer(checkpoint.tokenizer, model.text_encoder.vocab_size)
+    bytes_per_element = 4 if config.dtype == "float32" else 2
+    copies, all_decode = config.ranks // config.tp, config.decodes_together
+    components = summarize(
+        checkpoint, config.tp, bytes_per_element, config.quantization, copies=copies, all_decode=all_decode
+    )
+    files = []
+    for name, component in checkpoint.components.items():
+        stored = _counted(checkpoint.stored(name, source).format for source in checkpoint.sources[name])
+        files.append(f"  {name.replace('_', ' '):<14}{component.location}")
+        files.append(f"  {'':<14}{component.layout}: {stored}")
+    plan_lines: list[str] = []
+    if config.memory_budget is not None or config.offload:
+        nccl = config.dtype != "float32"  # which stands for a CPU here
+        budget = config.memory_budget
+        plan = plan_checkpoint(checkpoint, config, config.tp, bytes_per_element, budget=budget, nccl=nccl)
+        heading = "memory plan of a rank that has a device to itself"
+        plan_lines = ["", heading, *(f"  {line}" for line in plan.describe())]
+
+    dit, text, vae = model.transformer, model.text_encoder, model.vae
+    variant = "Turbo" if model.is_distilled else "Raw"
+    lines = [
+        f"Krea 2 {variant}{' (assumed)' if model.variant_is_assumed else ''}: {config.name}",
+        f"  defaults      {model.default_width} × {model.default_height}, {model.default_steps} steps, "
+        f"guidance {model.default_guidance:g}",
+        f"  transformer   {dit.num_layers} blocks, width {dit.hidden_size}, {dit.num_heads} heads, "
+        f"{dit.num_kv_heads} kv heads, SwiGLU {dit.intermediate_size}",
+        f"  text encoder  {text.num_layers} layers, width {text.hidden_size}, {text.num_heads} heads, "
+        f"{text.num_kv_heads} kv heads, SwiGLU {text.intermediate_size}, taps {_listed(model.text_encoder_taps)}",
+        f"  vae           {vae.z_dim} channels, 1/{vae.scale_factor} of the image's sides",
+        f"  tp            possible: {_listed(model.possible_tp())}",
+        f"  sp            possible: {_listed(model.possible_sp(config.tp))}, with tp {config.tp} and no cfg-parallel",
+        "",
+        *files,
+        f"  {'tokenizer':<14}{checkpoint.tokenizer}",
+        "",
+        f"{'parameters that inference needs':<34}" + "".join(f"{f'rank {rank}':>12}" for rank in range(config.ranks)),
+    ]
+    totals = tuple(sum(column) for column in zip(*(each.bytes_per_rank for each in components), strict=True))
+    total = ComponentSummary("total", sum(each.parameters for each in components), totals)
+    return "\n".join((*lines, *map(_row, (*components, total)), *plan_lines))
+
+
+def _choose_mode(config: EngineConfig, sizes: Sequence[str], gpus: int | None) -> tuple[EngineConfig, Sequence[str]]:
+    """Do what `choose_mode` does for images of these sizes, as WIDTHxHEIGHT, or of the checkpoint's default size."""
+    from launcher.requests.check import parse_size
+
+    if gpus is not None and gpus < 1:
+        raise ArgumentError.of("gpus", "at least 1", gpus)
+    checkpoint = _read(config)
+    workload = Workload.default(checkpoint.config)
+    if sizes:
+        given_sizes = (parse_size("size", size, checkpoint.config, Limits()) for size in sizes)
+        workload = replace(workload, sizes=tuple(dict.fromkeys(given_sizes)))
+    return choose_mode(checkpoint, config, workload, gpus=gpus)
+
+
+def is_lone_file(config: EngineConfig) -> bool:
+    """Whether `model` is a file, and the other parts are given nowhere."""
+    if config.model is None or not Path(config.model).is_file():
+        return False
+    try:
+        find_parts(config)
+    except ArgumentError:
+        return all(getattr(config, part) is None for part in PARTS)
+    return False
+
+
+def describe_file(path: Path) -> str:
+    """Tell which part of a model a single file is, in which names and formats. Reads no weights.
+
+    Raises `CheckpointError` if it is damaged or no part of one.
+    """
+    open_tensor_file(path).close()
+    for name, opener in (("transformer", open_transformer), ("text encoder", open_text_encoder), ("vae", open_vae)):
+        try:
+            component = opener(path)
+        except CheckpointError:
+            continue
+        component.file.close()
+        stored = _counted(tensor.format for tensor in component.tensors.values())
+        numbers = sum(math.prod(tensor.shape) for tensor in component.tensors.values())
+        return (
+            f"Krea 2's {name}: {path}\n  {component.layout}: {stored}\n"
+            f"  {numbers:,} parameters in {_megabytes(path.stat().st_size)}; more is said if the other parts are given"
+        )
+    raise CheckpointError.of(path, "is no part of Krea 2", expected="its transformer, text encoder or VAE")
+
+
+def _check_lora(text: str, config: EngineConfig) -> tuple[str, int]:
+    """Describe a LoRA file, `[NAME=]PATH[:STRENGTH]`, in a line: its kind, the layers that it changes, bytes on a rank.
+
+    Returns these bytes, too. Raises `ArgumentError`, and `LoraError` for a file that does not fit the checkpoint.
+    """
+    from launcher.requests.lora_files import describe_skipped, open_lora, parse_lora
+
+    lora = parse_lora(text)
+    opened = open_lora(lora.path, _read(config).config, lenient=config.lora_lenient)
+    size = opened.bytes_on_rank(config.tp, 4 if config.dtype == "float32" else 2)
+    layers = f"{opened.modules} layer{'' if opened.modules == 1 else 's'}"
+    line = f"{lora.path}: {opened.family}, changes {layers}, {_megabytes(size)} on each rank"
+    return (f"{line}; {describe_skipped(opened)}" if opened.skipped else line), size
+
+
+def _read(config: EngineConfig) -> CheckpointFiles:
+    """A checkpoint whose headers have been read and whose files are closed."""
+    checkpoint = CheckpointFiles.open(config)
+    checkpoint.close()
+    return checkpoint
+
+
+def _counted(formats: Iterable[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(formats).most_common())
+
+
+def _row(summary: ComponentSummary) -> str:
+    sizes = "".join(f"{_megabytes(size):>12}" for size in summary.bytes_per_rank)
+    return f"  {summary.name:<16}{summary.parameters:>16,}{sizes}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
+
+
+def _listed(numbers: tuple[int, ...] | list[int]) -> str:
+    return ", ".join(map(str, numbers))

@@ -88,7 +88,7 @@ def configure_engine(
         options | {"limits": _parse_limits(options["limits"])},
         auto=auto,
         workload=workload,
-        tell=lambda choice: click.echo("\n".join(choice.lines), err=True),
+        tell=lambda _, lines: click.echo("\n".join(lines), err=True),
         ranks=None if ranks is None else count,
     )
     for warning in warnings:

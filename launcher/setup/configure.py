@@ -10,7 +10,7 @@ from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.config.options import check_options, option, options_of, switch
-from launcher.auto_mode.choice import Choice, choose_mode
+from launcher.auto_mode.choice import choose_mode
 from launcher.auto_mode.prediction import Workload, block_format
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.limits import Limits, is_number, parse_bytes
@@ -88,7 +88,7 @@ def configure(
     *,
     auto: bool,
     workload: Callable[[ModelConfig, Limits], Workload],
-    tell: Callable[[Choice], None],
+    tell: Callable[[EngineConfig, Sequence[str]], None],
     ranks: int | None = None,
 ) -> tuple[FrontendConfig, ModelConfig, tuple[str, ...]]:
     """Check everything that can be checked without starting anything, after downloading a model that is named only by
@@ -107,9 +107,8 @@ def configure(
     model.check_parallel(engine.tp, engine.sp)
     limits = Limits.of(launching.limits or {})
     if auto:
-        choice = choose_mode(checkpoint, engine, workload(model, limits), ranks=ranks)
-        engine = choice.engine
-        tell(choice)
+        engine, lines = choose_mode(checkpoint, engine, workload(model, limits), ranks=ranks)
+        tell(engine, lines)
     config = FrontendConfig(
         engine=engine,
         limits=limits,

@@ -82,9 +82,7 @@ def launch(
         {**options, "offload": (offload,) if isinstance(offload, str) else tuple(offload)},
         auto=auto,
         workload=lambda model, _: Workload.default(model),
-        tell=lambda choice: log_event(
-            "parallel auto", mode=choice.engine.degrees.name, because="\n".join(choice.lines)
-        ),
+        tell=lambda engine, lines: log_event("parallel auto", mode=engine.degrees.name, because="\n".join(lines)),
     )
     for problem in problems:
         warnings.warn(problem, stacklevel=3)  # where `with launch(…)` stands

@@ -9,7 +9,6 @@ from tests.fresh_interpreter import modules_after
 HEAVY = {"torch", "transformers", "diffusers"}
 WITHOUT_TORCH = (
     "cli.main",
-    "cli.describe",
     "cli.generate",
     "cli.info",
     "client.async_client",

@@ -23,9 +23,8 @@ from engine.errors import ArgumentError, LaunchError
 from engine.parallel.link import measure_link
 from engine.scheduling.cost import CostModel, Work
 from launcher import launch
-from launcher.auto_mode import choice as parallel_choice
-from launcher.auto_mode import devices
-from launcher.auto_mode.devices import find_devices
+from launcher.auto_mode import choice
+from launcher.auto_mode.choice import choose_mode, find_devices
 from launcher.auto_mode.measurements import Measured, is_typical, measure, recall, remember, setting
 from launcher.auto_mode.prediction import TEXT_TOKENS, Devices, Rates, StepModel, Workload
 from launcher.cli.main import commands
@@ -119,17 +118,17 @@ def test_a_picture_in_the_mode_that_is_chosen(marked: Marked, tmp_path: Path) ->
 
 
 def test_the_child_says_which_gpus_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_ASKED_S", PATIENCE_S)
-    found = devices._ask()
+    monkeypatch.setattr(choice, "_ASKED_S", PATIENCE_S)
+    found = choice._ask()
     assert (found is None) == (not torch.cuda.is_available())
     assert find_devices(EngineConfig(device="cpu")) == Devices("cpu", 1)
 
 
 def test_gpus_are_as_the_child_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_ask", lambda: Devices(H200, 2, 5))
+    monkeypatch.setattr(choice, "_ask", lambda: Devices(H200, 2, 5))
     assert find_devices(EngineConfig()) == Devices(H200, 2, 5)
     assert find_devices(EngineConfig(), ranks=4) == Devices(H200, 4, 5, 4)
-    monkeypatch.setattr(devices, "_ask", lambda: None)
+    monkeypatch.setattr(choice, "_ask", lambda: None)
     with pytest.raises(ArgumentError, match="device cuda is not available"):
         find_devices(EngineConfig(device="cuda"))
 
@@ -252,11 +251,11 @@ def test_links_are_measured() -> None:
 
 
 def test_started_ranks_are_all_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel_choice, "find_devices", lambda engine, ranks: Devices("cpu", ranks or 1, ranks=ranks))
+    monkeypatch.setattr(choice, "find_devices", lambda engine, ranks: Devices("cpu", ranks or 1, ranks=ranks))
 
     checkpoint = CheckpointFiles.open(EngineConfig())
     checkpoint.close()
     workload = Workload.default(checkpoint.config)
     for ranks in (1, 2, 4):
-        choice = parallel_choice.choose_mode(checkpoint, EngineConfig(), workload, ranks=ranks)
-        assert choice.engine.ranks == ranks
+        engine, _ = choose_mode(checkpoint, EngineConfig(), workload, ranks=ranks)
+        assert engine.ranks == ranks

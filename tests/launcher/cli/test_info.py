@@ -18,7 +18,7 @@ from engine.checkpoint.layouts.tensors import text_encoder_sources, transformer_
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.engine_config import EngineConfig
 from engine.errors import CheckpointError
-from launcher.cli.describe import describe_checkpoint, describe_file, is_lone_file
+from launcher.cli.info import describe_checkpoint, describe_file, is_lone_file
 from tests.launcher.conftest import Krea2
 
 BYTES = {"F8_E4M3": 1, "BF16": 2, "F32": 4}
