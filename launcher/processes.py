@@ -28,7 +28,6 @@ from typing import BinaryIO, TypeVar
 
 import msgspec
 
-from launcher.messages.configs import decode_config
 from launcher.messages.encoding import encode
 
 STOP_S = 5.0  # for a child to end after its stdin closed
@@ -206,7 +205,7 @@ def remove_run_folder(folder: str | Path) -> None:
 def read_config(kind: type[T]) -> T:
     """Read the configuration that the parent wrote to our stdin. Raises `EOFError` if the parent ended before."""
     (length,) = _LENGTH.unpack(_read_exactly(0, _LENGTH.size))
-    return decode_config(_read_exactly(0, length), kind)
+    return msgspec.msgpack.decode(_read_exactly(0, length), type=kind)
 
 
 def watch_parent(on_end: Callable[[bool], None]) -> None:

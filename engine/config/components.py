@@ -166,10 +166,9 @@ def read_schedule(config: JsonFields) -> ScheduleConfig:
     config.expect("_class_name", "FlowMatchEulerDiscreteScheduler")
     config.expect("use_dynamic_shifting", True)
     config.expect("time_shift_type", "exponential", default="exponential")
-    for kind in ("beta", "exponential", "karras"):
-        config.expect(f"use_{kind}_sigmas", False, default=False)
-    for unsupported in ("invert_sigmas", "stochastic_sampling"):
-        config.expect(unsupported, False, default=False)
+    for kind in ("use_beta", "use_exponential", "use_karras", "invert"):
+        config.expect(f"{kind}_sigmas", False, default=False)
+    config.expect("stochastic_sampling", False, default=False)
     config.expect("shift_terminal", None, default=None)
     result = config.build(ScheduleConfig)
     if result.max_image_seq_len <= result.base_image_seq_len:

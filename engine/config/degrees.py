@@ -8,10 +8,6 @@ furthest apart.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from engine.config.components import TransformerConfig
 
 PARALLEL_DEGREES = (1, 2, 4)
 MOST_RANKS = max(PARALLEL_DEGREES)
@@ -37,10 +33,6 @@ class Degrees:
         """Such as one, tp2, sp4, tp2xsp2 and sp2xcfg."""
         parts = [f"{name}{degree}" for name, degree in (("tp", self.tp), ("sp", self.sp)) if degree > 1]
         return "x".join([*parts, *["cfg"] * (self.cfg > 1)]) or "one"
-
-    def wide_divides(self, config: TransformerConfig) -> bool:
-        """Whether all ranks together divide the heads, and so can share the tokens that two halves would step apart."""
-        return not config.undivided_heads(self.ranks)
 
     def groups(self) -> dict[str, list[list[int]]]:
         """List the world ranks of every group, by the names of `Mesh`."""

@@ -74,7 +74,7 @@ def batch_bytes(config: ModelConfig, segments: Sequence[int], degrees: Degrees, 
 def packed_bytes(config: ModelConfig, tokens: int, degrees: Degrees, bytes_per_element: int) -> int:
     """Bound `batch_bytes` of any segments that have `tokens` tokens together."""
     tp, sp, cfg = degrees.tp, degrees.sp, degrees.cfg
-    if cfg == 1 or not degrees.wide_divides(config.transformer):
+    if cfg == 1 or config.transformer.undivided_heads(degrees.ranks):
         return step_bytes(config, tokens, tp, bytes_per_element, sp=sp)
     return max(
         step_bytes(config, math.ceil(UNEVEN * tokens / cfg), tp, bytes_per_element, sp=sp),

@@ -43,6 +43,6 @@ class ForwardPass:
 def forward_passes(config: TransformerConfig, tokens: Sequence[int], degrees: Degrees) -> list[ForwardPass]:
     """Divide a step of segments, given by their tokens: each group of ranks steps its own, or all ranks step all."""
     split = divide_segments(tokens, degrees.cfg)
-    if not split.even and degrees.wide_divides(config):
+    if not split.even and not config.undivided_heads(degrees.ranks):
         return [ForwardPass(list(range(len(tokens))), degrees.sp * degrees.cfg)]
     return [ForwardPass(members, degrees.sp) for members in split.members]

@@ -171,10 +171,35 @@ def predict_modes(
 ) -> list[Prediction]:
     """Predict every mode that the devices can serve, fewer ranks first; modes that divide guidance only where images
     are guided. engine: its own degrees do not matter."""
+    model = checkpoint.config
     element = 4 if engine.dtype == "float32" else 2
-    steps = StepModel(checkpoint.config.transformer, rates, element, block_format(checkpoint, engine) == "fp8")
-    modes = _modes(checkpoint.config, devices, guided=workload.guided)
-    return [_predict(checkpoint, engine, degrees, devices, workload, steps) for degrees in modes]
+    steps = StepModel(model.transformer, rates, element, block_format(checkpoint, engine) == "fp8")
+    memory = devices.memory
+    if engine.memory_budget is not None:
+        memory = engine.memory_budget if memory is None else min(memory, engine.memory_budget)
+    nccl = devices.memory is not None and not engine.share_gpu
+    largest = max(workload.sizes, key=math.prod)
+    images = [[(TEXT_TOKENS, model.image_tokens(*size))] * (1 + workload.guided) for size in workload.sizes]
+    predictions = []
+    for degrees in _modes(model, devices, guided=workload.guided):
+        options = replace(engine, tp=degrees.tp, sp=degrees.sp, cfg_parallel=degrees.cfg > 1)
+        plan = partial(
+            plan_checkpoint, checkpoint, options, degrees.tp, element, fp8_products=steps.fp8, nccl=nccl, size=largest
+        )
+        misfit = None
+        chosen = plan(budget=None)
+        if engine.memory_budget is not None:
+            try:
+                chosen = plan(budget=memory)
+            except ArgumentError as error:
+                misfit = error.message
+        elif memory is not None and chosen.needed > memory:
+            misfit = f"needs {shown(chosen.needed)} of {shown(memory)}"
+        times = [steps.predict(segments, degrees) for segments in images]
+        compute_s, communication_s = (sum(column) / len(times) for column in zip(*times, strict=True))
+        copy_s = chosen.copied_per_step / rates.host
+        predictions.append(Prediction(degrees, compute_s, communication_s, copy_s, chosen.needed, misfit))
+    return predictions
 
 
 def _modes(model: ModelConfig, devices: Devices, *, guided: bool) -> Iterable[Degrees]:
@@ -186,42 +211,6 @@ def _modes(model: ModelConfig, devices: Devices, *, guided: bool) -> Iterable[De
                 sp, rest = divmod(ranks, tp * cfg)
                 if not rest and sp in model.possible_sp(tp):
                     yield Degrees(tp, sp, cfg)
-
-
-def _predict(
-    checkpoint: Weights,
-    engine: EngineConfig,
-    degrees: Degrees,
-    devices: Devices,
-    workload: Workload,
-    steps: StepModel,
-) -> Prediction:
-    plan = partial(
-        plan_checkpoint,
-        checkpoint,
-        replace(engine, tp=degrees.tp, sp=degrees.sp, cfg_parallel=degrees.cfg > 1),
-        degrees.tp,
-        steps.bytes_per_element,
-        fp8_products=steps.fp8,
-        nccl=devices.memory is not None and not engine.share_gpu,
-        size=max(workload.sizes, key=math.prod),
-    )
-    memory = devices.memory
-    misfit = None
-    chosen = plan(budget=None)
-    if engine.memory_budget is not None:
-        memory = engine.memory_budget if memory is None else min(memory, engine.memory_budget)
-        try:
-            chosen = plan(budget=memory)
-        except ArgumentError as error:
-            misfit = error.message
-    elif memory is not None and chosen.needed > memory:
-        misfit = f"needs {shown(chosen.needed)} of {shown(memory)}"
-    images = (checkpoint.config.image_tokens(*size) for size in workload.sizes)
-    times = [steps.predict([(TEXT_TOKENS, tokens)] * (1 + workload.guided), degrees) for tokens in images]
-    compute_s, communication_s = (sum(column) / len(times) for column in zip(*times, strict=True))
-    copy_s = chosen.copied_per_step / steps.rates.host
-    return Prediction(degrees, compute_s, communication_s, copy_s, chosen.needed, misfit)
 
 
 def choose(predictions: Sequence[Prediction], devices: Devices) -> Prediction:

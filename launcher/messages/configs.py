@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import msgspec
 
 from engine.config.engine_config import EngineConfig
 from launcher.messages.client_messages import Message
 from launcher.messages.limits import Limits
-
-T = TypeVar("T")
 
 # ---- on the stdin of a process
 
@@ -119,11 +115,4 @@ class Ended(Message, frozen=True, kw_only=True):
     parameter: str | None
 
 
-FrontendReport = Started | Ended
-
-decode_frontend_report = msgspec.msgpack.Decoder(FrontendReport).decode
-
-
-def decode_config(data: bytes, kind: type[T]) -> T:
-    """Decode the configuration of a process."""
-    return msgspec.msgpack.decode(data, type=kind)
+decode_frontend_report = msgspec.msgpack.Decoder(Started | Ended).decode

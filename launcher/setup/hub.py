@@ -61,19 +61,13 @@ def _download(model: str) -> Path:
     }
     try:
         found = HfApi().model_info(model, timeout=_ANSWER_S)  # an answer soon, where a download tries for long
-        if not any(file.rfilename == _INDEX for file in found.siblings or ()):
-            raise CheckpointError.of(
-                page,
-                "is not in the diffusers layout; download the file of it that you want, and give that as transformer",
+        if any(file.rfilename == _INDEX for file in found.siblings or ()):
+            print(
+                f"downloading {model} from Hugging Face; using its weights means agreeing to the licence of their "
+                f"authors: {page}/blob/main/LICENSE.pdf",
+                file=sys.stderr,
             )
-        print(
-            f"downloading {model} from Hugging Face; using its weights means agreeing to the licence of their authors: "
-            f"{page}/blob/main/LICENSE.pdf",
-            file=sys.stderr,
-        )
-        return Path(snapshot_download(model, allow_patterns=_PATTERNS, etag_timeout=_ANSWER_S))
-    except CheckpointError:
-        raise
+            return Path(snapshot_download(model, allow_patterns=_PATTERNS, etag_timeout=_ANSWER_S))
     except Exception as error:  # whatever the library's own HTTP client raises
         unknown = f"it cannot be downloaded ({type(error).__name__}: {error})"
         reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), unknown)
@@ -83,3 +77,6 @@ def _download(model: str) -> Path:
             "with HF_HOME where it is",
             parameter="model",
         ) from None
+    raise CheckpointError.of(
+        page, "is not in the diffusers layout; download the file of it that you want, and give that as transformer"
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ArgumentError
-from launcher.cli.output_files import numbered_paths, output_format, write_file
+from launcher.cli.generate import numbered_paths, output_format, write_file
 
 
 @pytest.mark.parametrize(

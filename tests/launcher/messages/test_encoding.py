@@ -15,7 +15,7 @@ from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError, CheckpointError, Krea2Error, RankError, ServerError, error_from_code
 from engine.step import Job, Step, StepTimes
 from launcher.messages.client_messages import Acknowledge, Cancel, Failed, Generate, Ping, Request, Status
-from launcher.messages.configs import FrontendConfig, decode_config
+from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import MessageError, decode_reply, decode_request, encode, encode_request
 from launcher.messages.rank_messages import Execute, Load, StepDone, decode_command, decode_report
 
@@ -47,7 +47,7 @@ def test_steps_and_their_answers_survive_the_wire() -> None:
     done = StepDone(rank=1, number=7, times=StepTimes(0.25, 1.5))
     assert decode_report(encode(done)) == done
     config = FrontendConfig(engine=EngineConfig(), run_folder="/run")
-    assert decode_config(encode(config), FrontendConfig) == config
+    assert msgspec.msgpack.decode(encode(config), type=FrontendConfig) == config
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
