@@ -103,7 +103,7 @@ class EngineConfig:
         "says, at most what the default size takes]"
     )
     lora_memory: int | None = _bytes(
-        "What --memory-budget leaves to LoRAs, as 500MB.  [default: what those of --lora take]", before="vae_memory"
+        "What --memory-budget leaves to LoRAs, as 500MB.  [default: what those of --lora take]"
     )
 
     def __post_init__(self) -> None:

@@ -111,14 +111,9 @@ class JsonFields:
 
     def integers(self, key: str, default: tuple[int, ...], *, least: int, length: int | None = None) -> tuple[int, ...]:
         """Give at least one, or as many as `length` says."""
-
-        def fits(item: Any) -> bool:
-            return type(item) is int and least <= item <= LARGEST_WIDTH
-
-        count = "" if length is None else f"{length} "
-        return self._list(
-            key, default, f"a list of {count}whole numbers from {least}", fits, (length or 1, length or math.inf)
-        )
+        expected = f"a list of {'' if length is None else f'{length} '}whole numbers from {least}"
+        lengths = (length or 1, length or math.inf)
+        return self._list(key, default, expected, lambda v: type(v) is int and least <= v <= LARGEST_WIDTH, lengths)
 
     def booleans(self, key: str, default: tuple[bool, ...]) -> tuple[bool, ...]:
         return self._list(key, default, "a list of true and false", lambda item: isinstance(item, bool), (0, math.inf))

@@ -19,8 +19,7 @@ class Option:
 
     help: None where the command line does not have it. allowed: in words, what `fits` is true of. flag: its name on the
     command line, None for the field's; metavar: what stands for its value there, None for that of its type. kind: the
-    type of a value there; repeated: whether there may be several. before: the field that it is listed before, None for
-    the order of the fields.
+    type of a value there; repeated: whether there may be several.
     """
 
     help: str | None
@@ -30,7 +29,6 @@ class Option:
     metavar: str | None = None
     kind: type = str
     repeated: bool = False
-    before: str | None = None
 
 
 def option(

@@ -80,7 +80,7 @@ def info(
 
 def describe_checkpoint(config: EngineConfig) -> str:
     """Tell the architecture, the parameters, and the bytes of each rank at the config's degrees and dtype, and plan its
-    memory if it is to be saved. Reads no weights.
+    memory if it is to be saved.
 
     Raises `CheckpointError` if the checkpoint is not whole or its tokenizer does not fit, and `ArgumentError` if it
     cannot be split so.
@@ -159,10 +159,8 @@ def is_lone_file(config: EngineConfig) -> bool:
 
 
 def describe_file(path: Path) -> str:
-    """Tell which part of a model a single file is, in which names and formats. Reads no weights.
-
-    Raises `CheckpointError` if it is damaged or no part of one.
-    """
+    """Tell which part of a model a single file is, in which names and formats. Raises `CheckpointError` if it is
+    damaged or no part of one."""
     open_tensor_file(path).close()
     for name, opener in (("transformer", open_transformer), ("text encoder", open_text_encoder), ("vae", open_vae)):
         try:

@@ -21,6 +21,8 @@ from launcher.setup.configure import LaunchOptions, configure
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+# Where the command line does not list options in the order of the table: each before another one.
+_BEFORE = {"parallel": "device", "loras": "lora_lenient", "merge_lora": "offload", "lora_memory": "vae_memory"}
 MEMORY_OPTIONS = ("offload", "prefetch", "memory_budget", "lora_memory", "vae_memory")
 _TABLE: dict[str, tuple[Any, Option]] = {**options_of(EngineConfig), **options_of(LaunchOptions)}
 
@@ -43,7 +45,7 @@ def engine_options(command: Command) -> Command:
     names: list[str] = []
     for name, (_, known) in _TABLE.items():
         if known.help is not None and name != "lora_dir":  # which is for servers alone
-            names.insert(len(names) if known.before is None else names.index(known.before), name)
+            names.insert(names.index(_BEFORE[name]) if name in _BEFORE else len(names), name)
     return table_options(*names)(command)
 
 

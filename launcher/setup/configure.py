@@ -37,7 +37,6 @@ class LaunchOptions:
         None,
         "Choose --tp, --sp and --cfg-parallel: the fastest by prediction that fits into this machine's GPUs.",
         metavar="auto",
-        before="device",
     )
     loras: Sequence[str] = option(
         (),
@@ -46,12 +45,10 @@ class LaunchOptions:
         flag="--lora",
         metavar="[NAME=]PATH[:STRENGTH]",
         repeated=True,
-        before="lora_lenient",
     )
     merge_lora: bool = switch(
         False,
         "Add the --lora files to the weights as these are loaded: for every image, and at no cost afterwards.",
-        before="offload",
     )
     lora_dir: str | None = option(
         None,

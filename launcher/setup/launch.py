@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import atexit
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from engine.errors import Krea2Error, LaunchError, RankError, ServerError, error_from_code
@@ -14,7 +14,7 @@ from launcher.auto_mode.choice import is_auto
 from launcher.auto_mode.prediction import Workload
 from launcher.frontend.process import with_run_folder
 from launcher.logs import log_event
-from launcher.messages.configs import FrontendConfig, Started, decode_frontend_report
+from launcher.messages.configs import Ended, FrontendConfig, Started, decode_frontend_report
 from launcher.processes import ORDERLY_S, Child, remove_run_folder, stop_all
 from launcher.setup.configure import configure
 
@@ -94,55 +94,44 @@ def launch(
 def launch_frontend(config: FrontendConfig, *, while_starting: Callable[[], None] = lambda: None) -> Iterator[Client]:
     """Do what `launch` does, for a configuration that has been checked."""
     config = with_run_folder(config)
+    reports: SimpleQueue[Started | Ended | None] = SimpleQueue()  # of the front-end, None when it has ended
     with ExitStack() as cleanup:
         cleanup.callback(remove_run_folder, config.run_folder)
         # A block that is never left (entered by hand in a REPL) ends here: later, threads no longer run.
         atexit.register(cleanup.close)
         cleanup.callback(atexit.unregister, cleanup.close)
-        server = _FrontendProcess(config)
-        cleanup.callback(stop_all, [server.child], patience_s=ORDERLY_S)
+        child = Child("_frontend", config, on_report=lambda data: reports.put(decode_frontend_report(data)))
+        child.on_exit(lambda: reports.put(None))
+        cleanup.callback(stop_all, [child], patience_s=ORDERLY_S)
         try:
             while_starting()
             from launcher.client.client import Client  # while the ranks import torch
 
-            client = cleanup.enter_context(Client(server.wait_until_started(), connect=False))
-            server.child.on_exit(lambda: client.server_ended(server.end()))
+            address = _wait_until_started(child, reports, config.start_timeout_s + ORDERLY_S)
+            client = cleanup.enter_context(Client(address, connect=False))
+            child.on_exit(lambda: client.server_ended(_error_of(child, reports.get())))
             client.connect()
             yield client
         except (LaunchError, RankError, ServerError) as error:
-            if server.child.tail:
-                error.add_note("The engine's last output:\n" + "\n".join(server.child.tail))
+            if child.tail:
+                error.add_note("The engine's last output:\n" + "\n".join(child.tail))
             raise
 
 
-class _FrontendProcess:
-    """A front-end in a child process, and what it has reported."""
+def _wait_until_started(child: Child, reports: SimpleQueue[Started | Ended | None], timeout_s: float) -> str:
+    """Wait for the address for clients. Raises what the front-end ended with."""
+    try:
+        report = reports.get(timeout=timeout_s)
+    except Empty:
+        raise LaunchError(f"the front-end was not ready within {timeout_s:g} s") from None
+    if isinstance(report, Started):
+        return report.address
+    child.wait(ORDERLY_S)
+    raise _error_of(child, report)
 
-    def __init__(self, config: FrontendConfig) -> None:
-        self._address: str | None = None
-        self._error: Krea2Error | None = None
-        self._changed = threading.Event()
-        self._start_timeout_s = config.start_timeout_s + ORDERLY_S
-        self.child = Child("_frontend", config, on_report=self._hear)
-        self.child.on_exit(self._changed.set)
 
-    def wait_until_started(self) -> str:
-        """Wait for the address for clients. Raises what the front-end ended with."""
-        if not self._changed.wait(self._start_timeout_s):
-            raise LaunchError(f"the front-end was not ready within {self._start_timeout_s:g} s")
-        if self._address is None:
-            self.child.wait(ORDERLY_S)
-            raise self.end()
-        return self._address
-
-    def end(self) -> Krea2Error:
-        """Tell the error that it has ended with."""
-        return self._error or ServerError(f"the front-end {self.child.describe_exit()}")
-
-    def _hear(self, data: bytes) -> None:
-        report = decode_frontend_report(data)
-        if isinstance(report, Started):
-            self._address = report.address
-        else:
-            self._error = error_from_code(report.code, report.message, report.parameter)
-        self._changed.set()
+def _error_of(child: Child, report: Started | Ended | None) -> Krea2Error:
+    """Make the error that a front-end has ended with."""
+    if isinstance(report, Ended):
+        return error_from_code(report.code, report.message, report.parameter)
+    return ServerError(f"the front-end {child.describe_exit()}")

@@ -130,11 +130,11 @@ import signal
 from engine.errors import ServerError
 from launcher import launch
 from launcher.setup import launch as spawn
-wait = spawn._FrontendProcess.wait_until_started
-def wait_and_stop(frontend):
-    address = wait(frontend)
-    frontend.child.send_signal(signal.SIGTERM)
-    frontend.child.wait({patience})
+wait = spawn._wait_until_started
+def wait_and_stop(child, *arguments):
+    address = wait(child, *arguments)
+    child.send_signal(signal.SIGTERM)
+    child.wait({patience})
     return address
 {patch}
 try:
@@ -147,7 +147,7 @@ except ServerError as error:
 
 def test_a_front_end_that_is_stopped_before_its_client_connects_says_so(marked: Marked) -> None:
     marked.use_hollow_ranks()
-    patch = "spawn._FrontendProcess.wait_until_started = wait_and_stop"
+    patch = "spawn._wait_until_started = wait_and_stop"
     process = marked.start_script(STOPPED.format(patch=patch, patience=PATIENCE_S))
     assert process.communicate(timeout=PATIENCE_S)[0] == "the server was stopped\n"
     marked.expect_nothing_left()
