@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.files.stored import INT8_GROUP, StoredTensor, WeightFormat
 from engine.checkpoint.layouts.tensors import Source, sources_by_parameter
+from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 
 # The matrices of the DiT's blocks, which are nearly all of its work. What is left in the model's dtype (the layers
@@ -118,25 +119,14 @@ class ComponentSummary(NamedTuple):
     bytes_per_rank: tuple[int, ...]
 
 
-def summarize(
-    checkpoint: CheckpointFiles,
-    tp: int,
-    bytes_per_element: int,
-    quantization: str = "auto",
-    *,
-    copies: int = 1,
-    all_decode: bool = True,
-) -> list[ComponentSummary]:
-    """Sum up, by component, what `parameter_formats` says of each of tp · copies ranks. all_decode: every rank has the
-    decoder, not only rank 0.
-
-    Raises `ArgumentError` if `tp` does not divide the model.
-    """
-    checkpoint.config.check_parallel(tp)
+def summarize(checkpoint: CheckpointFiles, engine: EngineConfig, bytes_per_element: int) -> list[ComponentSummary]:
+    """Sum up, by component, what `parameter_formats` says of each of the engine's ranks, which must divide the model.
+    The first rank has the decoder, and the others if they decode together."""
+    formats = parameter_formats(checkpoint, engine.tp, bytes_per_element, engine.quantization)
     summaries = []
-    for component, parameters in parameter_formats(checkpoint, tp, bytes_per_element, quantization).items():
+    for component, parameters in formats.items():
         size = sum(parameter.bytes for parameter in parameters.values())
-        others = 0 if component == "vae" and not all_decode else size
-        bytes_per_rank = (size, *[others] * (tp * copies - 1))
+        others = 0 if component == "vae" and not engine.decodes_together else size
+        bytes_per_rank = (size, *[others] * (engine.ranks - 1))
         summaries.append(ComponentSummary(component, checkpoint.parameters[component], bytes_per_rank))
     return summaries

@@ -22,7 +22,7 @@ from engine.config.components import (
 from engine.config.degrees import MOST_RANKS, PARALLEL_DEGREES, Degrees
 from engine.config.json_fields import JsonFields
 from engine.config.prompt_domain import PromptDomain, read_prompt_domain
-from engine.errors import ArgumentError, CheckpointError
+from engine.errors import ArgumentError
 
 MOST_STEPS, MOST_GUIDANCE = 200, 20.0
 PIPELINE_CLASS = "Krea2Pipeline"
@@ -122,8 +122,6 @@ class ModelConfig:
     @classmethod
     def from_folder(cls, folder: Path) -> ModelConfig:
         """Read the json files of a folder in the diffusers layout. Raises `CheckpointError` as `build` does."""
-        if not folder.is_dir():
-            raise CheckpointError.of(folder, "there is no such folder")
         index = JsonFields.read(folder / "model_index.json")
         schedule = JsonFields.read(folder / "scheduler" / "scheduler_config.json")
         names = ("transformer", "text_encoder", "vae")

@@ -20,7 +20,7 @@ from engine.errors import ArgumentError, CheckpointError
 from engine.planning.memory_plan import plan_checkpoint
 from launcher.auto_mode.choice import choose_mode, is_auto
 from launcher.auto_mode.prediction import Workload
-from launcher.cli.options import MEMORY_OPTIONS, given, table_options
+from launcher.cli.options import given, table_options
 from launcher.messages.limits import Limits
 from launcher.setup.configure import engine_config
 from launcher.setup.hub import find_model
@@ -46,7 +46,7 @@ from launcher.setup.hub import find_model
 @table_options("dtype", default="bfloat16", help="bfloat16 or float32.")
 @table_options("quantization", help="auto, none, fp8 or int8, as for serve.")
 @table_options("variant", help="raw or turbo.")
-@table_options(*MEMORY_OPTIONS)
+@table_options("offload", "prefetch", "memory_budget", "lora_memory", "vae_memory")
 @table_options("loras", help="A LoRA file to check, too. May be repeated.")
 @table_options("lora_lenient", help="Skip what fits nothing in a LoRA file.")
 def info(
@@ -92,10 +92,7 @@ def describe_checkpoint(config: EngineConfig) -> str:
     model.check_parallel(config.tp, config.sp)
     PromptTokenizer(checkpoint.tokenizer, model.text_encoder.vocab_size)
     bytes_per_element = 4 if config.dtype == "float32" else 2
-    copies, all_decode = config.ranks // config.tp, config.decodes_together
-    components = summarize(
-        checkpoint, config.tp, bytes_per_element, config.quantization, copies=copies, all_decode=all_decode
-    )
+    components = summarize(checkpoint, config, bytes_per_element)
     files = []
     for name, component in checkpoint.components.items():
         stored = _counted(checkpoint.stored(name, source).format for source in checkpoint.sources[name])

@@ -23,7 +23,6 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 # Where the command line does not list options in the order of the table: each before another one.
 _BEFORE = {"parallel": "device", "loras": "lora_lenient", "merge_lora": "offload", "lora_memory": "vae_memory"}
-MEMORY_OPTIONS = ("offload", "prefetch", "memory_budget", "lora_memory", "vae_memory")
 _TABLE: dict[str, tuple[Any, Option]] = {**options_of(EngineConfig), **options_of(LaunchOptions)}
 
 

@@ -110,7 +110,8 @@ def test_no_rank_holds_a_whole_split_matrix(turbo: Path, tp: int) -> None:
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
 def test_the_summary_says_what_each_rank_holds(turbo: Path, tp: int) -> None:
-    components = summarize(CheckpointFiles.open(EngineConfig(model=str(turbo))), tp, bytes_per_element=4)
+    engine = EngineConfig(model=str(turbo), tp=tp)
+    components = summarize(CheckpointFiles.open(engine), engine, bytes_per_element=4)
     held = on_ranks(turbo, lambda rank: rank.memory()["weights"], tp=tp)
     assert [sum(component.bytes_per_rank[rank] for component in components) for rank in range(tp)] == held
 

@@ -162,7 +162,7 @@ def test_bytes_told_beforehand_are_those_that_ranks_hold(
     for quantization in ("auto", "none", "int8"):
         config = EngineConfig(model=str(turbo), transformer=str(file), tp=tp, quantization=quantization)
         checkpoint = CheckpointFiles.open(config)
-        components = summarize(checkpoint, tp, 4, quantization)
+        components = summarize(checkpoint, config, 4)
         told = [sum(component.bytes_per_rank[rank] for component in components) for rank in range(tp)]
         parts = {"transformer": str(file)}
         held = on_ranks(turbo, lambda rank: rank.memory()["weights"], tp=tp, quantization=quantization, **parts)
