@@ -19,15 +19,10 @@ class PromptDomain:
     words: frozenset[str]
     note: str
 
-    def unknown(self, prompt: str) -> tuple[str, ...]:
-        """List the prompt's words that the checkpoint does not know, in lower case, once each, in the prompt's order.
-        Whatever is neither letter nor number divides words."""
-        found = dict.fromkeys(_WORD.findall(prompt.lower()))
-        return tuple(word for word in found if word not in self.words)
-
     def warning(self, prompt: str) -> str | None:
-        """Give the note, after the first of the unknown words; None if there are none."""
-        unknown = self.unknown(prompt)
+        """Give the note, after the first of the prompt's words that the checkpoint does not know, in lower case, once
+        each; None if there are none. Whatever is neither letter nor number divides words."""
+        unknown = [word for word in dict.fromkeys(_WORD.findall(prompt.lower())) if word not in self.words]
         if not unknown:
             return None
         named = ", ".join(f'"{word[:40]}"' for word in unknown[:_WORDS_NAMED])

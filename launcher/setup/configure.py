@@ -20,10 +20,8 @@ MAX_TIMEOUT_S = 7 * 86_400
 
 
 def _seconds(default: float, help: str, **more: Any) -> Any:
-    def fits(value: Any) -> bool:
-        return is_number(value) and 0 < value <= MAX_TIMEOUT_S
-
-    return option(default, help, f"above 0 and at most {MAX_TIMEOUT_S}", fits, kind=float, **more)
+    allowed = f"above 0 and at most {MAX_TIMEOUT_S}"
+    return option(default, help, allowed, lambda v: is_number(v) and 0 < v <= MAX_TIMEOUT_S, kind=float, **more)
 
 
 @dataclass(frozen=True)

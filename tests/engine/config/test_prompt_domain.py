@@ -27,7 +27,8 @@ def test_words_are_known_in_any_case_and_between_any_signs() -> None:
     assert domain == PromptDomain(frozenset({"a", "big", "cat", "cats", "é"}), NOTE)
     for prompt in ("a big cat", "A Big CAT.", " cats\n", "", "!?", "cat_cat", "É"):
         assert domain.warning(prompt) is None, prompt
-    assert domain.unknown("a Small cat, a small DOG; cat's 2") == ("small", "dog", "s", "2")
+    warning = domain.warning("a Small cat, a small DOG; cat's 2")
+    assert warning == f'the model does not know "small", "dog", "s", "2". {NOTE}'
 
 
 def test_the_warning_names_the_first_words_that_are_unknown_and_not_all_of_a_long_one() -> None:
@@ -68,4 +69,4 @@ def test_the_demo_knows_the_words_of_its_grammar_and_says_so_to_others() -> None
     assert domain is not None
     first_weights_know = [prompt for prompt in prompts(0, 500, kept_out=True) if prompt.count == 1]
     assert all(domain.warning(prompt.text()) is None for prompt in first_weights_know)
-    assert domain.unknown("a fox in the snow") == ("fox", "in", "snow")
+    assert domain.warning("a fox in the snow") == f'the model does not know "fox", "in", "snow". {domain.note}'
