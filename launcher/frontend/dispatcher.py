@@ -13,7 +13,7 @@ from engine.config.model_config import ModelConfig
 from engine.errors import Krea2Error
 from engine.planning.step_memory import DecodeMemory
 from engine.scheduling.cost import CostModel, Work
-from engine.scheduling.scheduler import Estimate, Scheduler
+from engine.scheduling.scheduler import Scheduler
 from engine.step import Adapter, Job, Step, StepTimes
 from launcher.frontend.warm_up import AfterWarmUp, WarmUp
 from launcher.logs import log_event
@@ -40,7 +40,7 @@ class RankStatus:
 
     answering: whether they take steps, if only to be warmed up; ready: whether they have been warmed up, too. given_up:
     why nothing may wait for ranks, if they are lost again and again. first: what rank 0 said when it was ready.
-    rank_memory: bytes by purpose, rank by rank. token_budget: packed tokens that a step may have.
+    rank_memory: bytes by purpose, rank by rank.
     """
 
     answering: bool
@@ -50,14 +50,13 @@ class RankStatus:
     first: Ready | None
     rank_memory: tuple[dict[str, int], ...]
     step_memory: RankMemory
-    token_budget: int
 
 
 class Dispatcher:
     """Sends the ranks one step ahead of the one they work on, as long as there are jobs.
 
     It hears what becomes of the ranks, and tells `events`, but for the steps of the warm-up. scheduler: whoever changes
-    its queue calls `send_steps` then.
+    its queue calls `send_steps` then. supervisor: what keeps ranks running.
     """
 
     def __init__(
@@ -82,20 +81,12 @@ class Dispatcher:
         self._warm_up = WarmUp(model, encode, job_ids, self._costs, model.divides_guidance(config.engine.degrees))
         if not config.warm_up:
             self._warm_up.end()
-        self._supervisor = RankSupervisor(config, children, start_ranks, context, self)
-
-    async def run(self) -> None:
-        """Keep ranks running until cancelled. Raises the error of ranks that cannot be replaced."""
-        await self._supervisor.run()
-
-    def close(self) -> None:
-        """Stop listening to the ranks."""
-        self._supervisor.group.close()
+        self.supervisor = RankSupervisor(config, children, start_ranks, context, self)
 
     @property
     def status(self) -> RankStatus:
         """What is known of the ranks now."""
-        group = self._supervisor.group
+        group = self.supervisor.group
         first = group.ready_by_rank.get(0)
         memory = RankMemory(self._model, self._config.engine, first.device.split(":")[0] if first else "")
         rank_memory = tuple(group.ready_by_rank[rank].memory for rank in sorted(group.ready_by_rank))
@@ -106,21 +97,12 @@ class Dispatcher:
         return RankStatus(
             answering=group.ready,
             ready=group.ready and self._warm_up.over,
-            restarts=self._supervisor.restarts,
-            given_up=self._supervisor.given_up,
+            restarts=self.supervisor.restarts,
+            given_up=self.supervisor.given_up,
             first=first,
             rank_memory=rank_memory,
             step_memory=memory,
-            token_budget=self.scheduler.token_budget,
         )
-
-    def estimate(self, request: int) -> Estimate | None:
-        """Say where a request stands; None if all its images are there."""
-        return self.scheduler.estimate(request, time.monotonic())
-
-    def backlog_s(self) -> float | None:
-        """Reckon the seconds until everything is done that has been added; None while no speeds are known."""
-        return self.scheduler.backlog_s(time.monotonic())
 
     # ---- jobs
 
@@ -148,7 +130,7 @@ class Dispatcher:
 
     def send_steps(self) -> None:
         """Send steps as far ahead as they may be sent; those of the warm-up only when there is nothing else to do."""
-        group = self._supervisor.group
+        group = self.supervisor.group
         while group.ready and group.outstanding.steps < STEPS_AHEAD:
             idle = group.outstanding.steps == 0 and group.outstanding.images == 0
             step = self._warm_up.next_step(self.scheduler.empty_step) if self._warm_up.is_due else None
@@ -164,14 +146,14 @@ class Dispatcher:
 
     def check_decoder(self) -> None:
         """Send an empty step to a rank that only decodes: if its decoder has failed, it says so at the next step."""
-        group = self._supervisor.group
+        group = self.supervisor.group
         if group.ready and group.outstanding.images and not group.outstanding.steps:
             group.send(self.scheduler.empty_step(), Work(0, 0))
 
     # ---- what becomes of the ranks: see `RankEvents`
 
     def ranks_ready(self) -> None:
-        self._supervisor.given_up = None  # requests may wait for ranks again
+        self.supervisor.given_up = None  # requests may wait for ranks again
         self._fit_budget()
         self._events.ranks_ready()
         if not self._warm_up.over:
@@ -213,7 +195,7 @@ class Dispatcher:
             self._budget.measured(self._warm_up.budget)
             self._fit_budget()
         if self._after_warm_up is not None:
-            self._after_warm_up(self._config, self._model, self._costs, self._supervisor.group.ready_by_rank[0])
+            self._after_warm_up(self._config, self._model, self._costs, self.supervisor.group.ready_by_rank[0])
 
     def job_reported(self, report: JobReport, rgb: bytes) -> None:
         if isinstance(report, Decoded):

@@ -118,7 +118,8 @@ class Frontend:
 
         All clients have been told when this returns or raises.
         """
-        endless = (self._clients.receive(), self._clients.send_waiting(), self._watch_clock(), self._dispatcher.run())
+        supervisor = self._dispatcher.supervisor
+        endless = (self._clients.receive(), self._clients.send_waiting(), self._watch_clock(), supervisor.run())
         serving = list(map(self._spawn, endless))
         stopping = [self._spawn(self._drain_after(stop)), self._spawn(stop_now.wait())]
         reason: Krea2Error = ServerError("the server was stopped")
@@ -133,7 +134,7 @@ class Frontend:
         finally:
             self._requests.fail(reason)
             self._clients.close(reason)
-            self._dispatcher.close()
+            supervisor.group.close()
             for task in self._tasks:
                 task.cancel()
 
@@ -175,7 +176,7 @@ class Frontend:
 
     def _status(self) -> messages.StatusReply:
         engine, ranks = self._config.engine, self._dispatcher.status
-        waiting, running = self._requests.num_waiting_and_running()
+        started = [request.started for request in self._requests.unfinished()]
         return messages.StatusReply(
             model=engine.name,
             tp=engine.tp,
@@ -184,8 +185,8 @@ class Frontend:
             device=ranks.first.device if ranks.first else None,
             ready=ranks.ready and not self._requests.draining,
             uptime_s=time.monotonic() - self._began,
-            waiting=waiting,
-            running=running,
+            waiting=started.count(False),
+            running=started.count(True),
             done=self._replies.num_done,
             failed=self._replies.num_failed,
             dropped_messages=self._clients.dropped_messages,
@@ -197,16 +198,15 @@ class Frontend:
         )
 
     def _render_metrics(self) -> bytes:
-        ranks = self._dispatcher.status
-        waiting, running = self._requests.num_waiting_and_running()
+        status = self._status()
         return self._metrics.render(
-            ranks.rank_memory,
-            requests_waiting=waiting,
-            requests_running=running,
-            ready=ranks.ready and not self._requests.draining,
-            token_budget=ranks.token_budget,
-            dropped_messages=self._clients.dropped_messages,
-            loras=len(self._loras.registry.named),
+            status.rank_memory,
+            requests_waiting=status.waiting,
+            requests_running=status.running,
+            ready=status.ready,
+            token_budget=self._dispatcher.scheduler.token_budget,
+            dropped_messages=status.dropped_messages,
+            loras=len(status.loras),
             lora_bytes=self._loras.bytes_held,
         )
 
@@ -220,10 +220,9 @@ class Frontend:
                 continue  # something kept us from reading what clients sent meanwhile
             self._requests.abandon(set(self._clients.end_leases(self._config.lease_s)))
             self._dispatcher.check_decoder()
-            ranks = self._dispatcher.status
-            ready = ranks.ready and not self._requests.draining
+            ready = self._dispatcher.status.ready and not self._requests.draining
             if ready != self._was_ready:
-                log_event("ready" if ready else "not ready", token_budget=ranks.token_budget)
+                log_event("ready" if ready else "not ready", token_budget=self._dispatcher.scheduler.token_budget)
             self._was_ready = ready
             self._requests.tell_positions()
 

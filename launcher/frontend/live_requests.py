@@ -16,6 +16,7 @@ from typing import Any
 
 from engine import errors
 from engine.config.model_config import ModelConfig
+from engine.scheduling.scheduler import Estimate
 from engine.step import Job, Step, StepTimes
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.lora_service import LoraService
@@ -64,11 +65,6 @@ class LiveRequests:
     def unfinished(self) -> list[TrackedRequest]:
         """List the requests that have not ended."""
         return [request for request in self._requests.values() if not request.ended]
-
-    def num_waiting_and_running(self) -> tuple[int, int]:
-        """Count the unfinished requests: how many have not begun, and how many have."""
-        started = [request.started for request in self.unfinished()]
-        return len(started) - sum(started), sum(started)
 
     # ---- what clients ask for
 
@@ -148,7 +144,7 @@ class LiveRequests:
     def tell_positions(self) -> None:
         """Tell the clients whose place in the queue has changed."""
         for request in self.unfinished():
-            estimate = self._dispatcher.estimate(request.number)
+            estimate = self._estimate(request)
             if not request.started and estimate is not None and estimate.position != request.position:
                 self._accepted(request)
 
@@ -157,7 +153,7 @@ class LiveRequests:
         waiting = sum(not request.started for request in self.unfinished())
         kept = sum(request.ended and request.client == client for request in self._requests.values())
         if max(waiting, kept) >= self._config.limits.max_queue:
-            backlog = self._dispatcher.backlog_s()
+            backlog = self._dispatcher.scheduler.backlog_s(time.monotonic())
             wait = None if backlog is None else max(1.0, backlog)
             later = "later" if wait is None else f"in about {wait:.0f} s"
             raise errors.QueueFullError(
@@ -180,7 +176,10 @@ class LiveRequests:
                 self._fail(request, error)
 
     def _accepted(self, request: TrackedRequest) -> None:
-        self._replies.accepted(request, self._dispatcher.estimate(request.number))
+        self._replies.accepted(request, self._estimate(request))
+
+    def _estimate(self, request: TrackedRequest) -> Estimate | None:
+        return self._dispatcher.scheduler.estimate(request.number, time.monotonic())
 
     def _fail(self, request: TrackedRequest, error: errors.Krea2Error) -> None:
         if not request.ended:
@@ -241,7 +240,7 @@ class LiveRequests:
             request.timings["denoise"] += times.denoise_s
             if request in started:
                 request.timings["encode_text"] += times.encode_s
-            self._replies.progress(request, self._dispatcher.estimate(request.number))
+            self._replies.progress(request, self._estimate(request))
 
     def _started_in(self, step: Step) -> set[TrackedRequest]:
         return {self._jobs[job.job_id][0] for job in step.start if job.job_id in self._jobs}

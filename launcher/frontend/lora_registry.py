@@ -21,7 +21,8 @@ from launcher.requests.lora_files import describe_skipped, open_lora
 class LoraEntry:
     """A LoRA that the ranks hold, or will after their next steps.
 
-    users: numbers of the requests that have chosen it and have not ended. losses: of ranks while they loaded it.
+    users: numbers of the requests that have chosen it and have not ended. loading: whether the ranks were told to load
+    it, and have not said that they hold it; losses: of ranks meanwhile. asked: the client and its request that wait.
     """
 
     name: str
@@ -30,7 +31,9 @@ class LoraEntry:
     adapter: Adapter
     opened: AdapterFile
     users: set[int] = field(default_factory=set)
+    loading: bool = False
     losses: int = 0
+    asked: tuple[bytes, str] | None = None
 
 
 def open_registry(config: FrontendConfig, model: ModelConfig) -> LoraRegistry:
@@ -114,13 +117,6 @@ class LoraRegistry:
     def is_wanted(self, entry: LoraEntry) -> bool:
         """Whether requests may choose it, or have."""
         return bool(entry.users) or self.named.get(entry.name) is entry
-
-    def end(self, request: int) -> list[LoraEntry]:
-        """Forget a request that has ended. Returns the LoRAs that nobody wants any more."""
-        used = [entry for entry in self.held.values() if request in entry.users]
-        for entry in used:
-            entry.users.remove(request)
-        return [entry for entry in used if not self.is_wanted(entry)]
 
 
 def log_fields(opened: AdapterFile) -> dict[str, Any]:

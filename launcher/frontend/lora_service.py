@@ -54,8 +54,6 @@ class LoraService:
         self._spawn, self._check_requests, self._on_lost = spawn, check_requests, on_lost
         self.registry = registry
         self._reading = asyncio.Lock()  # one file at a time
-        self._loading: list[int] = []  # adapters that the ranks have yet to load, in order
-        self._asked: dict[int, tuple[bytes, str]] = {}  # the client and its request that wait for an adapter
 
     def listed(self) -> tuple[LoadedLora, ...]:
         """Describe what requests may choose."""
@@ -87,7 +85,11 @@ class LoraService:
             elif folder is None:
                 raise ArgumentError("clients may load and unload LoRAs only if the server has a --lora-dir")
             elif isinstance(message, LoadLora):
-                path = self._check(message, folder)
+                if (lost := self._dispatcher.status.given_up) is not None:
+                    raise lost.with_traceback(None)  # which each raise would add to
+                check_strength("strength", message.strength, "strength")
+                path = path_inside(folder, message.path)
+                self.registry.reserve(check_name(message.name))
                 self._spawn(self._load(client, message, path, folder))
             else:
                 entry = self.registry.remove(message.name)
@@ -104,15 +106,6 @@ class LoraService:
             name = message.name[:MAX_NAME]
             log_event("lora refused", level="warning", name=name, code=error.code, message=error.message)
         self._clients.send_failure(client, message.request_id, error)
-
-    def _check(self, message: LoadLora, folder: str) -> str:
-        """Refuse at once what can be, and reserve the name. Returns the file's real path."""
-        if (lost := self._dispatcher.status.given_up) is not None:
-            raise lost.with_traceback(None)  # which each raise would add to
-        check_strength("strength", message.strength, "strength")
-        path = path_inside(folder, message.path)
-        self.registry.reserve(check_name(message.name))
-        return path
 
     async def _load(self, client: bytes, message: LoadLora, path: str, folder: str) -> None:
         """Read the file in a thread, add it, and have the ranks load it; its client hears when they have."""
@@ -132,13 +125,13 @@ class LoraService:
         entry = self.registry.add(
             message.name, opened, path=path, file=message.path, strength=message.strength, lenient=lenient
         )
-        self._asked[entry.adapter.adapter_id] = client, message.request_id
+        entry.asked = client, message.request_id
         if self._dispatcher.status.answering:
             self._load_on_ranks(entry)
             self._dispatcher.send_steps()
 
     def _load_on_ranks(self, entry: LoraEntry) -> None:
-        self._loading.append(entry.adapter.adapter_id)
+        entry.loading = True
         self._dispatcher.load(entry.adapter, self._bytes(entry.opened))
 
     def _unload(self, entry: LoraEntry) -> None:
@@ -151,14 +144,18 @@ class LoraService:
         loras = Loras(request_id=request_id, loras=self.listed(), merged=self.merged(), loadable=loadable)
         self._clients.send(client, loras)
 
-    def _reply_to_who_asked(self, adapter_id: int) -> None:
-        if adapter_id in self._asked:
-            self._reply(*self._asked.pop(adapter_id))
+    def _reply_to_who_asked(self, entry: LoraEntry) -> None:
+        if entry.asked is not None:
+            self._reply(*entry.asked)
+            entry.asked = None
 
     def end(self, request: int) -> None:
         """Unload what only this request used, which has ended: its jobs were cancelled if they were not done."""
-        for entry in self.registry.end(request):
-            self._unload(entry)
+        for entry in self.registry.held.values():
+            if request in entry.users:
+                entry.users.remove(request)
+                if not self.registry.is_wanted(entry):
+                    self._unload(entry)
 
     # ---- what becomes of the ranks
 
@@ -168,7 +165,7 @@ class LoraService:
         for adapter_id, entry in list(self.registry.held.items()):
             if not self.registry.is_wanted(entry):
                 self.registry.forget(adapter_id)
-                self._reply_to_who_asked(adapter_id)
+                self._reply_to_who_asked(entry)
                 continue
             try:
                 self._check_memory(self._bytes(entry.opened), beside_requests=False)
@@ -181,9 +178,11 @@ class LoraService:
 
     def ranks_lost(self, error: Krea2Error) -> bool:
         """Give up the LoRA that is known to be the reason. Returns whether there is one."""
-        loading, self._loading = [self.registry.held[adapter_id] for adapter_id in self._loading], []
+        loading = [entry for entry in self.registry.held.values() if entry.loading]  # in the order of their steps
         if not loading:
             return False
+        for entry in loading:
+            entry.loading = False
         # a rank may fail at one before others have said that they hold the one before it
         entry = next((entry for entry in loading if entry.adapter.path == error.parameter), loading[0])
         entry.losses += 1
@@ -196,11 +195,10 @@ class LoraService:
         """Note what the ranks hold now, and what no more."""
         for adapter in step.load:
             entry = self.registry.held[adapter.adapter_id]
-            entry.losses = 0
-            self._loading.remove(adapter.adapter_id)
+            entry.loading, entry.losses = False, 0
             size, fields = self._bytes(entry.opened), log_fields(entry.opened)
             log_event("lora loaded", name=entry.name, file=entry.file, strength=entry.strength, bytes=size, **fields)
-            self._reply_to_who_asked(adapter.adapter_id)
+            self._reply_to_who_asked(entry)
         for adapter_id in step.unload:
             self.registry.forget(adapter_id)
 
@@ -208,8 +206,8 @@ class LoraService:
         error = LoraError(f"{entry.file}: {error.message.replace(entry.adapter.path, entry.file)}")
         log_event("lora lost", level="error", name=entry.name, message=error.message)
         self.registry.lose(entry, error)
-        if (asked := self._asked.pop(entry.adapter.adapter_id, None)) is not None:
-            self._clients.send_failure(*asked, error)
+        if entry.asked is not None:
+            self._clients.send_failure(*entry.asked, error)
         self._on_lost(set(entry.users), error)
 
     # ---- memory

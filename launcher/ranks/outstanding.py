@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -35,7 +34,7 @@ class Outstanding:
         self._ranks = tuple(ranks)
         self._start_timeout_s, self._step_timeout_s = start_timeout_s, step_timeout_s
         self._start_due = now + start_timeout_s
-        self._sent: deque[_SentStep] = deque()
+        self._sent: list[_SentStep] = []  # the oldest first
         self._decoding: dict[int, float] = {}  # when the image of a job is due; never, before its last step is done
 
     @property
@@ -56,8 +55,11 @@ class Outstanding:
         self._sent.append(_SentStep(step, work, set(self._ranks), bound_s, now + bound_s))
         self._decoding.update(dict.fromkeys(step.decode, math.inf))
 
-    def answer(self, rank: int, number: int, times: StepTimes) -> None:
-        """Note that a rank has executed a step."""
+    def answer(self, rank: int, number: int, times: StepTimes, now: float) -> tuple[Step, StepTimes, Work] | None:
+        """Note that a rank has executed a step. Returns it once all ranks have, with the times of the slowest.
+
+        Ranks answer in order, so this is the oldest step.
+        """
         sent = next(sent for sent in self._sent if sent.step.number == number)
         sent.unanswered.remove(rank)
         sent.times = StepTimes(
@@ -66,17 +68,14 @@ class Outstanding:
             times.encoded_tokens,
             times.one_by_one,
         )
-
-    def next_done(self, now: float) -> tuple[Step, StepTimes, Work] | None:
-        """Take out the oldest step if all ranks have executed it, with the times of the slowest."""
-        if not self._sent or self._sent[0].unanswered:
+        if sent.unanswered:
             return None
-        done = self._sent.popleft()
+        self._sent.remove(sent)
         if self._sent:
             self._sent[0].due = now + self._sent[0].bound_s
-        for job_id in self._decoding.keys() & set(done.step.decode):  # an image may come before the step's answer
+        for job_id in self._decoding.keys() & set(sent.step.decode):  # an image may come before the step's answer
             self._decoding[job_id] = now + self._step_timeout_s
-        return done.step, done.times, done.work
+        return sent.step, sent.times, sent.work
 
     def image_came(self, job_id: int) -> None:
         """Note that an image has come, or never will."""

@@ -165,8 +165,7 @@ class RankGroup:
                 if self.ready:
                     self._events.ranks_ready()
             case messages.StepDone(rank=rank, number=number, times=times):
-                self.outstanding.answer(rank, number, times)
-                while (done := self.outstanding.next_done(time.monotonic())) is not None:
+                if (done := self.outstanding.answer(rank, number, times, time.monotonic())) is not None:
                     self._events.step_done(*done)
             case messages.Decoded() | messages.Previewed() | messages.JobFailed() as report:
                 if not isinstance(report, messages.Previewed):
