@@ -11,6 +11,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -42,43 +43,23 @@ _CLOCK_S = 1.0
 _DRAIN_LOOK_S = 0.05
 
 
-async def serve(
-    config: FrontendConfig,
-    ranks: list[Child],
-    *,
-    start_ranks: Callable[[int], None],
-    on_started: Callable[[str], None],
-    stop: asyncio.Event,
-    stop_now: asyncio.Event,
-    after_warm_up: AfterWarmUp | None = None,
-) -> None:
-    """Serve until `stop` is set and what runs has been drained, or `stop_now` is set.
+class Frontend:
+    """Puts a front-end's parts together, and hands on what comes: messages, time, and what becomes of the ranks.
 
     ranks: the processes of the first rank group; `start_ranks(generation)` appends those of a later one. `on_started`
     gets the clients' address once the ranks are ready, `after_warm_up` what they were found to take for steps. Raises
-    the error of ranks that cannot be replaced, `CheckpointError` for a bad tokenizer or config, `LoraError` for a bad
-    LoRA, and `LaunchError` if the address cannot be used. Every client has been told by then.
+    `CheckpointError` for a bad tokenizer or config, `LoraError` for a bad LoRA, and `LaunchError` if the address cannot
+    be used. Whoever makes one is to `run` it, which closes its sockets.
     """
-    contexts = zmq.asyncio.Context(), zmq.asyncio.Context()  # one holds the keys of one socket at most
-    try:
-        await Frontend(config, ranks, start_ranks, *contexts, on_started, after_warm_up).run(stop, stop_now)
-    finally:
-        for context in contexts:
-            context.destroy()
-
-
-class Frontend:
-    """Puts a front-end's parts together, and hands on what comes: messages, time, and what becomes of the ranks."""
 
     def __init__(
         self,
         config: FrontendConfig,
         ranks: list[Child],
+        *,
         start_ranks: Callable[[int], None],
-        clients_context: zmq.asyncio.Context,
-        ranks_context: zmq.asyncio.Context,
         on_started: Callable[[str], None],
-        after_warm_up: AfterWarmUp | None,
+        after_warm_up: AfterWarmUp | None = None,
     ) -> None:
         checkpoint = CheckpointFiles.open(config.engine)
         checkpoint.close()
@@ -93,12 +74,17 @@ class Frontend:
         self._metrics = Metrics()
         address = config.rpc or f"ipc://{config.run_folder}/clients"
         keys = None if config.rpc_keys is None else ServerKeys.load(config.rpc_keys)
-        self._clients = Clients(address, clients_context, on_message=self._handle, keys=keys)
-        self._replies = Replies(self._clients, self._metrics)
         job_ids = itertools.count()
-        self._dispatcher = Dispatcher(
-            config, model, tokenizer.encode, job_ids, ranks, start_ranks, ranks_context, self, after_warm_up
-        )
+        with ExitStack() as cleanup:
+            contexts = zmq.asyncio.Context(), zmq.asyncio.Context()  # one holds the keys of one socket at most
+            for context in contexts:
+                cleanup.callback(context.destroy)
+            self._clients = Clients(address, contexts[0], on_message=self._handle, keys=keys)
+            self._dispatcher = Dispatcher(
+                config, model, tokenizer.encode, job_ids, ranks, start_ranks, contexts[1], self, after_warm_up
+            )
+            self._cleanup = cleanup.pop_all()
+        self._replies = Replies(self._clients, self._metrics)
         self._loras = LoraService(
             config,
             model,
@@ -114,9 +100,9 @@ class Frontend:
         )
 
     async def run(self, stop: asyncio.Event, stop_now: asyncio.Event) -> None:
-        """Serve until told to stop, or until ranks are lost for good: then their error is raised.
+        """Serve until `stop` is set and what runs has been drained, or `stop_now` is set.
 
-        All clients have been told when this returns or raises.
+        Raises the error of ranks that cannot be replaced. All clients have been told when this returns or raises.
         """
         supervisor = self._dispatcher.supervisor
         endless = (self._clients.receive(), self._clients.send_waiting(), self._watch_clock(), supervisor.run())
@@ -137,6 +123,7 @@ class Frontend:
             supervisor.group.close()
             for task in self._tasks:
                 task.cancel()
+            self._cleanup.close()
 
     async def _drain_after(self, stop: asyncio.Event) -> None:
         """Refuse what comes and what has not begun, and wait until the rest has been acknowledged, for `drain_s`."""

@@ -57,7 +57,7 @@ def serve_until_stopped(
     """Start the ranks and be their front-end until SIGINT, SIGTERM or, as a child, the parent ends it.
 
     `http` runs meanwhile, until the front-end has ended: what it has made by then is still answered. Returns the
-    signal, if there was one. No process and no file is left when this returns or raises; raises what `frontend.serve`
+    signal, if there was one. No process and no file is left when this returns or raises; raises what `Frontend`
     does, and `LaunchError` if `on_started` cannot write.
     """
     config = with_run_folder(config)
@@ -95,22 +95,16 @@ def serve_until_stopped(
             loop.add_signal_handler(number, stop_for, number)
         if is_child:
             processes.watch_parent(parent_ended)
-        await serve(
-            config,
-            ranks,
-            start_ranks=partial(start_ranks, config, ranks),
-            on_started=announce,
-            stop=stop,
-            stop_now=stop_now,
-            after_warm_up=after_warm_up,
-        )
+        start = partial(start_ranks, config, ranks)
+        frontend = Frontend(config, ranks, start_ranks=start, on_started=announce, after_warm_up=after_warm_up)
+        await frontend.run(stop, stop_now)
 
     try:
         start_ranks(config, ranks)
         address = config.rpc or f"ipc://{config.run_folder}/clients"
         if http is not None and not address.endswith(":0"):  # otherwise it is known later
             http.start(address)
-        from launcher.frontend.frontend import serve  # while the ranks import torch
+        from launcher.frontend.frontend import Frontend  # while the ranks import torch
 
         asyncio.run(run())
     finally:

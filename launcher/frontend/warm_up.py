@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 from engine.config.chat_template import PREFIX_TOKENS
@@ -46,7 +47,7 @@ class WarmUp:
     """Gives one step at a time, for `LONGEST_S` seconds at most.
 
     guided: its images are, as in a mode that divides a guided one, whose steps say nothing of unguided ones. budget:
-    the tokens of a step that it found best, if it did. over: it has made all its steps, or was ended.
+    the tokens of a step that it found best, if it did.
     """
 
     def __init__(
@@ -59,13 +60,17 @@ class WarmUp:
     ) -> None:
         self._model, self._encode, self._job_ids, self._costs, self._guided = model, encode, job_ids, costs, guided
         self.budget: int | None = None
-        self.over = False
         self._jobs: dict[int, Job] = {}  # on the ranks
         self._sent: Step | None = None
         self._decoding: int | None = None  # the job whose image is being decoded
-        self._steps = self._release()  # unless it begins
+        self._steps: Generator[Step, StepTimes, None] | None = None
         self._next: Step | None = None
         self._due = math.inf
+
+    @property
+    def over(self) -> bool:
+        """Whether it has made all its steps, or was ended."""
+        return self._steps is not None and self._next is None
 
     @property
     def is_due(self) -> bool:
@@ -74,7 +79,7 @@ class WarmUp:
 
     def end(self) -> None:
         """Make no more steps, and let nobody wait for any."""
-        self.over, self._next, self._sent, self._decoding = True, None, None, None
+        self._steps, self._next, self._sent, self._decoding = self._release(), None, None, None
 
     def begin(self, most_tokens: int) -> None:
         """Begin with ranks that have memory for steps of `most_tokens` packed tokens."""
@@ -100,16 +105,15 @@ class WarmUp:
         """Learn from a step. Returns whether it was one of the warm-up's."""
         if self._sent is None or step.number != self._sent.number:
             return False
+        assert self._steps is not None
         sent, self._sent, self._next = self._sent, None, None
         if times.one_by_one:  # which says nothing of what such a step costs, but that it is too large
             denoised = [self._jobs[job_id] for job_id in sent.denoise if job_id in self._jobs]
             self.budget = max(1, self._work(denoised).tokens // 2)
             self._break_off()
             return True
-        try:
+        with suppress(StopIteration):
             self._next = self._steps.send(times)
-        except StopIteration:
-            self.over = True
         return True
 
     def job_ended(self, job_id: int) -> None:

@@ -16,7 +16,7 @@ from engine.config.engine_config import EngineConfig
 from engine.errors import Krea2Error
 from engine.step import Job, Step, StepTimes
 from launcher.client.async_client import AsyncClient
-from launcher.frontend.frontend import serve
+from launcher.frontend.frontend import Frontend
 from launcher.frontend.warm_up import AfterWarmUp
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import encode
@@ -230,17 +230,14 @@ async def fake_engine(
     def from_a_thread(generation: int) -> None:
         loop.call_soon_threadsafe(fakes.start_ranks, generation)
 
-    fakes.served = asyncio.create_task(
-        serve(
-            settings,
-            [] if children is None else children,
-            start_ranks=from_a_thread,
-            on_started=started.set_result,
-            stop=fakes.stop,
-            stop_now=fakes.stop_now,
-            after_warm_up=after_warm_up,
-        )
+    frontend = Frontend(
+        settings,
+        [] if children is None else children,
+        start_ranks=from_a_thread,
+        on_started=started.set_result,
+        after_warm_up=after_warm_up,
     )
+    fakes.served = asyncio.create_task(frontend.run(fakes.stop, fakes.stop_now))
     fakes.start_ranks()
     try:
         async with asyncio.timeout(DEADLINE_S):
