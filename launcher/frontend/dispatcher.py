@@ -66,7 +66,6 @@ class Dispatcher:
         encode: Callable[[str], Prompt],
         job_ids: Iterator[int],
         children: list[Child],
-        start_ranks: Callable[[int], None],
         context: zmq.asyncio.Context,
         events: RankEvents,
         after_warm_up: AfterWarmUp | None,
@@ -81,7 +80,7 @@ class Dispatcher:
         self._warm_up = WarmUp(model, encode, job_ids, self._costs, model.divides_guidance(config.engine.degrees))
         if not config.warm_up:
             self._warm_up.end()
-        self.supervisor = RankSupervisor(config, children, start_ranks, context, self)
+        self.supervisor = RankSupervisor(config, children, context, self)
 
     @property
     def status(self) -> RankStatus:

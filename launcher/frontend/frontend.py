@@ -46,10 +46,10 @@ _DRAIN_LOOK_S = 0.05
 class Frontend:
     """Puts a front-end's parts together, and hands on what comes: messages, time, and what becomes of the ranks.
 
-    ranks: the processes of the first rank group; `start_ranks(generation)` appends those of a later one. `on_started`
-    gets the clients' address once the ranks are ready, `after_warm_up` what they were found to take for steps. Raises
-    `CheckpointError` for a bad tokenizer or config, `LoraError` for a bad LoRA, and `LaunchError` if the address cannot
-    be used. Whoever makes one is to `run` it, which closes its sockets.
+    ranks: the processes of the rank group, the first by now. `on_started` gets the clients' address once the ranks are
+    ready, `after_warm_up` what they were found to take for steps. Raises `CheckpointError` for a bad tokenizer or
+    config, `LoraError` for a bad LoRA, and `LaunchError` if the address cannot be used. Whoever makes one is to `run`
+    it, which closes its sockets.
     """
 
     def __init__(
@@ -57,7 +57,6 @@ class Frontend:
         config: FrontendConfig,
         ranks: list[Child],
         *,
-        start_ranks: Callable[[int], None],
         on_started: Callable[[str], None],
         after_warm_up: AfterWarmUp | None = None,
     ) -> None:
@@ -81,7 +80,7 @@ class Frontend:
                 cleanup.callback(context.destroy)
             self._clients = Clients(address, contexts[0], on_message=self._handle, keys=keys)
             self._dispatcher = Dispatcher(
-                config, model, tokenizer.encode, job_ids, ranks, start_ranks, contexts[1], self, after_warm_up
+                config, model, tokenizer.encode, job_ids, ranks, contexts[1], self, after_warm_up
             )
             self._cleanup = cleanup.pop_all()
         self._replies = Replies(self._clients, self._metrics)

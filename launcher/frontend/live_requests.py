@@ -11,6 +11,7 @@ import itertools
 import secrets
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Collection, Container, Coroutine, Iterator
 from typing import Any
 
@@ -234,9 +235,8 @@ class LiveRequests:
         """Count the step for its requests, and tell their clients."""
         requests = [self._jobs[job_id][0] for job_id in step.denoise if job_id in self._jobs]
         started = self._started_in(step)
-        for request in requests:
-            request.steps_done += 1
-        for request in dict.fromkeys(requests):
+        for request, steps in Counter(requests).items():
+            request.steps_done += steps
             request.timings["denoise"] += times.denoise_s
             if request in started:
                 request.timings["encode_text"] += times.encode_s

@@ -7,7 +7,6 @@ import signal
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,7 +26,6 @@ def run_frontend(after_warm_up: AfterWarmUp | None = None) -> None:
     """Be the front-end that `launch` started, and tell the parent why it ends."""
     config = processes.read_config(FrontendConfig)
     parent = processes.Reporter()
-    ended: Krea2Error | None = None
     try:
         number = serve_until_stopped(
             config,
@@ -35,8 +33,7 @@ def run_frontend(after_warm_up: AfterWarmUp | None = None) -> None:
             is_child=True,
             after_warm_up=after_warm_up,
         )
-        if number is not None:
-            ended = ServerError("the server was stopped")
+        ended: Krea2Error | None = None if number is None else ServerError("the server was stopped")
     except Krea2Error as error:
         ended = error
     except Exception as error:
@@ -95,8 +92,7 @@ def serve_until_stopped(
             loop.add_signal_handler(number, stop_for, number)
         if is_child:
             processes.watch_parent(parent_ended)
-        start = partial(start_ranks, config, ranks)
-        frontend = Frontend(config, ranks, start_ranks=start, on_started=announce, after_warm_up=after_warm_up)
+        frontend = Frontend(config, ranks, on_started=announce, after_warm_up=after_warm_up)
         await frontend.run(stop, stop_now)
 
     try:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import traceback
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from engine.errors import CancelledError, Krea2Error, RequestTimeoutError
 from engine.scheduling.scheduler import Estimate
@@ -17,9 +17,6 @@ from launcher.messages.client_messages import Accepted, Image, Preview, Progress
 from launcher.messages.encoding import describe
 from launcher.requests.check import CheckedRequest
 from launcher.requests.plan import Plan
-
-if TYPE_CHECKING:
-    import asyncio
 
 
 @dataclass(eq=False)

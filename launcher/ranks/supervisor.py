@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 
 import zmq.asyncio
 
@@ -17,6 +16,7 @@ from launcher.logs import log_event
 from launcher.messages.configs import FrontendConfig
 from launcher.processes import Child, stop_all
 from launcher.ranks.rank_group import RankEvents, RankGroup
+from launcher.ranks.start import start_ranks
 
 _PATIENCE_S = 0.5  # for ranks to end once they are asked to; they end at once unless they hang
 _GONE_S, _LOOK_S = 30.0, 0.05  # for killed ones to be gone, and between looks
@@ -34,12 +34,11 @@ class RankSupervisor:
         self,
         config: FrontendConfig,
         children: list[Child],
-        start_ranks: Callable[[int], None],
         context: zmq.asyncio.Context,
         events: RankEvents,
     ) -> None:
-        """children: the ranks of the first group; `start_ranks(generation)` appends those of a later one."""
-        self._config, self._children, self._start_ranks = config, children, start_ranks
+        """children: the processes of the first group; those of a later one take their places."""
+        self._config, self._children = config, children
         self._context, self._events = context, events
         self.restarts = 0
         self.given_up: Krea2Error | None = None
@@ -67,7 +66,7 @@ class RankSupervisor:
             self.restarts += 1
             self.group = self._new_group()
             try:
-                await asyncio.to_thread(self._start_ranks, self.restarts)
+                await asyncio.to_thread(start_ranks, self._config, self._children, self.restarts)
             except LaunchError as problem:
                 self.group.fail(problem)
             else:

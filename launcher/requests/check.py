@@ -69,7 +69,7 @@ def check(
         _check_text("negative_prompt", request.negative_prompt, limits)
         if request.negative_prompt and guidance == 0:
             warnings.append("the negative prompt is not used: it needs a guidance above 0")
-    width, height = _size(request, model, limits)
+    width, height = _size(request.width, request.height, model, limits)
     asked = (request.width or width, request.height or height)
     if asked != (width, height):
         rounded = f"{width} × {height}, multiples of {model.size_multiple}"
@@ -117,9 +117,8 @@ def parse_size(parameter: str, text: str, model: ModelConfig, limits: Limits) ->
     width, _, height = text.partition("x")
     if not (text.isascii() and width.isdecimal() and height.isdecimal()):
         raise ArgumentError.of(parameter, "WIDTHxHEIGHT, as 512x768", text)
-    request = Generate(request_id="size", prompt="", width=int(width), height=int(height))
     try:
-        return _size(request, model, limits)
+        return _size(int(width), int(height), model, limits)
     except ArgumentError as error:
         raise ArgumentError(f"{parameter} {text}: {error.message}", parameter=parameter) from None
 
@@ -144,15 +143,15 @@ def _check_loras(
     return tuple(checked.items())
 
 
-def _size(request: Generate, model: ModelConfig, limits: Limits) -> tuple[int, int]:
+def _size(width: int | None, height: int | None, model: ModelConfig, limits: Limits) -> tuple[int, int]:
     """Width and height in pixels, rounded up."""
 
     def rounded(name: str, side: int) -> int:
         _between(name, side, limits.min_side, limits.max_side)
         return math.ceil(side / model.size_multiple) * model.size_multiple
 
-    width = rounded("width", model.default_width if request.width is None else request.width)
-    height = rounded("height", model.default_height if request.height is None else request.height)
+    width = rounded("width", model.default_width if width is None else width)
+    height = rounded("height", model.default_height if height is None else height)
     if width * height > limits.max_pixels:
         allowed = f"at most {limits.max_pixels} pixels"
         raise ArgumentError(f"width × height must be {allowed}, got {width} × {height}", parameter="width")

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import zmq
 import zmq.asyncio
@@ -227,16 +228,13 @@ async def fake_engine(
     loop = asyncio.get_running_loop()
     started: asyncio.Future[str] = loop.create_future()
 
-    def from_a_thread(generation: int) -> None:
+    def from_a_thread(_config: FrontendConfig, _children: list[Child], generation: int) -> None:
         loop.call_soon_threadsafe(fakes.start_ranks, generation)
 
-    frontend = Frontend(
-        settings,
-        [] if children is None else children,
-        start_ranks=from_a_thread,
-        on_started=started.set_result,
-        after_warm_up=after_warm_up,
-    )
+    children = [] if children is None else children
+    frontend = Frontend(settings, children, on_started=started.set_result, after_warm_up=after_warm_up)
+    starting = patch("launcher.ranks.supervisor.start_ranks", from_a_thread)
+    starting.start()
     fakes.served = asyncio.create_task(frontend.run(fakes.stop, fakes.stop_now))
     fakes.start_ranks()
     try:
@@ -250,6 +248,7 @@ async def fake_engine(
         fakes.stop_now.set()
         async with asyncio.timeout(DEADLINE_S):
             await asyncio.wait((fakes.served,))
+        starting.stop()
         for rank in fakes.ranks:
             rank.end()
         context.destroy(linger=0)
