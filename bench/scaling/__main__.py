@@ -10,9 +10,9 @@ that waits for other ranks, nothing overlapping anything: a little much, since t
 before attention. Such times are modelled, and say so; the VAE, prompts and the host are not in them. With `--guided` an
 image has two segments.
 
-Rank 0 counts what it sends, which must be what `engine.planning.traffic.sent_in_step` says, to the byte: if it is not,
-this ends with 1. With `--measure` every mode also runs for real, a process a rank, each on a GPU of its own, or on the
-CPU with gloo.
+Rank 0 counts what it sends, which must be what `engine.planning.work_division.sent_in_step` says, to the byte: if it is
+not, this ends with 1. With `--measure` every mode also runs for real, a process a rank, each on a GPU of its own, or on
+the CPU with gloo.
 """
 
 from __future__ import annotations

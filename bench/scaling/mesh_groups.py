@@ -10,7 +10,7 @@ import torch
 from engine.config.degrees import Degrees
 from engine.parallel.group import Group, LocalGroup
 from engine.parallel.mesh import Mesh
-from engine.planning.traffic import Traffic
+from engine.planning.work_division import Traffic
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Counter:
 
 
 class CountingGroup(Group):
-    """A group that adds what its rank sends to a counter, as `engine.planning.traffic.sent_in_step` counts it."""
+    """A group that adds what its rank sends to a counter, as `engine.planning.work_division.sent_in_step` counts it."""
 
     def __init__(self, group: Group, counter: Counter) -> None:
         self.rank, self.size = group.rank, group.size

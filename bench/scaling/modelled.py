@@ -9,7 +9,7 @@ from bench.engines.setup import Setup, Version
 from bench.scaling.steps import Timed, new_job
 from engine.config.chat_template import PREFIX_TOKENS
 from engine.config.degrees import Degrees
-from engine.planning.traffic import Traffic, exchanged_in_step, sent_in_step
+from engine.planning.work_division import sent_in_step
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ def model_step(
 ) -> Scaling:
     """One mode at one size, from what was measured of it and of one rank."""
     segments = segments_of(setup, side, guided=arguments.guided)
-    sent = sent_in_step(
+    inwards, outwards, others = sent_in_step(
         setup.model.transformer, segments, degrees, setup.bytes_per_element, fp8=version.quantization == "fp8"
     )
-    exchanges = exchanged_in_step(setup.model.transformer, segments, degrees, setup.bytes_per_element)
-    exchanged = sum(exchanges, Traffic())
+    exchanged = inwards + outwards
+    sent = exchanged + others
     bandwidth, exchange_bandwidth = arguments.bandwidth * 1e9, arguments.exchange_bandwidth * 1e9
     latency_s = arguments.latency * 1e-6
-    communication_s = (sent - exchanged).seconds(bandwidth, latency_s)
+    communication_s = others.seconds(bandwidth, latency_s)
     communication_s += exchanged.seconds(exchange_bandwidth, latency_s)
     step_s = timed.seconds + communication_s
     if degrees.ranks == 1:

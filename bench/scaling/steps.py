@@ -16,7 +16,7 @@ from bench.scaling.mesh_groups import counting
 from engine.config.degrees import Degrees
 from engine.config.engine_config import EngineConfig
 from engine.parallel.mesh import Mesh
-from engine.planning.traffic import Traffic
+from engine.planning.work_division import Traffic
 from engine.rank.rank import Rank
 from engine.rank.warm_up import warm_up
 from engine.step import Job, Step

@@ -21,8 +21,7 @@ from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from engine.planning.memory_plan import plan_checkpoint, shown
-from engine.planning.traffic import exchanged_in_step, sent_in_step
-from engine.planning.work_division import forward_passes
+from engine.planning.work_division import forward_passes, sent_in_step
 
 TEXT_TOKENS = 64  # of a typical prompt
 # An H200: its multiprocessors, and the rows and columns of a matrix product that one of them makes at a time.
@@ -116,9 +115,8 @@ class StepModel:
             ([lengths[i] for i in part.segments], part.ranks) for part in forward_passes(config, lengths, degrees)
         ]
         compute_s = max(self._forward_s(shared, degrees.tp, ranks) for shared, ranks in passes)
-        sent = sent_in_step(config, segments, degrees, self.bytes_per_element, fp8=self.fp8)
-        inwards, outwards = exchanged_in_step(config, segments, degrees, self.bytes_per_element)
-        communication_s = (sent - inwards - outwards).seconds(rates.link, rates.latency_s)
+        inwards, outwards, others = sent_in_step(config, segments, degrees, self.bytes_per_element, fp8=self.fp8)
+        communication_s = others.seconds(rates.link, rates.latency_s)
         communication_s += outwards.seconds(rates.exchange, rates.latency_s)
         if inwards.operations:
             shared, ranks = passes[0]

@@ -16,7 +16,7 @@ from bench.scaling import modelled, ranks, steps
 from bench.scaling.__main__ import main
 from engine.config.chat_template import PREFIX_TOKENS
 from engine.config.degrees import Degrees
-from engine.planning.traffic import Traffic, exchanged_in_step
+from engine.planning.work_division import Traffic, sent_in_step
 from engine.rank.rank import Rank
 
 TINY = ["--size", "tiny", "--layers", "2", "--device", "cpu", "--quantization", "none"]
@@ -40,7 +40,8 @@ def test_modes_are_modelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         text = len(random_prompt(SMALL, 0)) - PREFIX_TOKENS
         segments = [(text, SMALL.image_tokens(line["side"], line["side"]))] * 2
         degrees = {"one": Degrees(), "cfg": Degrees(cfg=2), "sp2xcfg": Degrees(sp=2, cfg=2)}[line["mode"]]
-        exchanged = sum(each.bytes for each in exchanged_in_step(SMALL.transformer, segments, degrees, 4))
+        inwards, outwards, _ = sent_in_step(SMALL.transformer, segments, degrees, 4)
+        exchanged = inwards.bytes + outwards.bytes
         assert (exchanged > 0) == (line["mode"] == "sp2xcfg")
         link_s = (line["sent_bytes"] - exchanged) / 1e8 + exchanged / 0.5e8 + line["operations"] * 1e-3
         assert line["communication_s"] == pytest.approx(link_s)
@@ -65,7 +66,7 @@ def test_modes_are_measured(modes: str, tmp_path: Path) -> None:
 
 
 def test_a_formula_that_is_wrong_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(modelled, "sent_in_step", lambda *_, **__: Traffic(1, 1))
+    monkeypatch.setattr(modelled, "sent_in_step", lambda *_, **__: (Traffic(), Traffic(), Traffic(1, 1)))
     assert main([*TINY, "--modes", "sp2", "--sides", "64"]) == 1
     assert "sp2 at 64²: rank 0 did not send what the formula says" in capsys.readouterr().err
 

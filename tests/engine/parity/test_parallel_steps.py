@@ -22,7 +22,7 @@ from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
 from engine.errors import RankError
 from engine.parallel.link import measure_link
 from engine.parallel.mesh import Mesh
-from engine.planning.traffic import Traffic
+from engine.planning.work_division import Traffic
 from engine.rank.rank import Rank
 from engine.rank.warm_up import try_image
 from engine.step import Adapter, Step

@@ -7,24 +7,23 @@ from hypothesis import strategies as st
 
 from bench.engines.real_size import KREA2
 from engine.config.degrees import Degrees
-from engine.planning.traffic import sent_in_step
-from engine.planning.work_division import GuidanceSplit, divide_segments
+from engine.planning.work_division import Traffic, divide_segments, sent_in_step
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=9), st.sampled_from([1, 2]))
 def test_segments_are_divided_evenly(tokens: list[int], groups: int) -> None:
-    split = divide_segments(tokens, groups)
-    assert sorted(i for group in split.members for i in group) == list(range(len(tokens)))
-    loads = [sum(tokens[i] for i in group) for group in split.members]
+    members, even = divide_segments(tokens, groups)
+    assert sorted(i for group in members for i in group) == list(range(len(tokens)))
+    loads = [sum(tokens[i] for i in group) for group in members]
     assert max(loads) - min(loads) <= max(tokens) or groups == 1
-    assert split.even == (max(loads) <= 1.25 * sum(tokens) / groups)
+    assert even == (max(loads) <= 1.25 * sum(tokens) / groups)
 
 
 def test_a_guided_image_is_divided_and_a_lone_unguided_one_is_not_even() -> None:
-    assert divide_segments([4110, 4096], 2) == GuidanceSplit([[0], [1]], even=True)
-    assert divide_segments([4110], 2) == GuidanceSplit([[0], []], even=False)
-    assert divide_segments([4110, 4096, 4103], 2).even is False  # 2 : 1
-    assert divide_segments([4110, 4096, 4103, 4097], 2).even is True
+    assert divide_segments([4110, 4096], 2) == ([[0], [1]], True)
+    assert divide_segments([4110], 2) == ([[0], []], False)
+    assert divide_segments([4110, 4096, 4103], 2)[1] is False  # 2 : 1
+    assert divide_segments([4110, 4096, 4103, 4097], 2)[1] is True
 
 
 def test_what_the_real_model_sends() -> None:
@@ -32,8 +31,8 @@ def test_what_the_real_model_sends() -> None:
     tokens, width, blocks = 4160, 6144, 28
     segments = [(64, 4096)]
     for ranks in (2, 4):
-        summed = sent_in_step(KREA2.transformer, segments, Degrees(tp=ranks), 2)
+        summed = sum(sent_in_step(KREA2.transformer, segments, Degrees(tp=ranks), 2), Traffic())
         velocities = (ranks - 1) * tokens // ranks * 64 * 4
         assert summed.bytes - velocities == blocks * 2 * 2 * (ranks - 1) * tokens * width * 2 // ranks
-        exchanged = sent_in_step(KREA2.transformer, segments, Degrees(sp=ranks), 2)
+        exchanged = sum(sent_in_step(KREA2.transformer, segments, Degrees(sp=ranks), 2), Traffic())
         assert exchanged.bytes - velocities == blocks * (ranks - 1) * tokens * 15360 * 2 // ranks**2

@@ -17,7 +17,7 @@ from engine.config.degrees import Degrees
 from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError
 from engine.planning.step_memory import communication_bytes
-from engine.planning.traffic import exchanged_in_step, sent_in_step
+from engine.planning.work_division import sent_in_step
 from launcher.auto_mode.prediction import Devices, Rates, StepModel, Workload, choose, predict_modes
 
 GB = 10**9
@@ -89,8 +89,7 @@ def test_a_slower_link_and_slower_devices_count() -> None:
 def test_the_gates_product_hides_the_exchange_before_attention(degrees: Degrees) -> None:
     """As far as it takes as long."""
     config, rates = KREA2.transformer, Rates()
-    inwards, outwards = exchanged_in_step(config, segments(1024), degrees, 2)
-    others = sent_in_step(config, segments(1024), degrees, 2) - inwards - outwards
+    inwards, outwards, others = sent_in_step(config, segments(1024), degrees, 2)
     in_s, out_s = (each.seconds(rates.exchange, rates.latency_s) for each in (inwards, outwards))
     always_s = others.seconds(rates.link, rates.latency_s) + out_s
     _, in_no_time_s = StepModel(config, replace(rates, matrices=1e30)).predict(segments(1024), degrees)
