@@ -23,9 +23,8 @@ from starlette.staticfiles import StaticFiles
 import engine
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.errors import Krea2Error, ServerError, error_from_code
-from launcher.http.connections import ImpatientProtocol, allow_many_connections
+from launcher.http.connections import EngineLink, ImpatientProtocol, allow_many_connections
 from launcher.http.docs import ERROR_SCHEMA, describe_limits, describe_page
-from launcher.http.engine_connection import EngineLink
 from launcher.http.errors import JsonResponse, error_response
 from launcher.http.guard import Guard
 from launcher.http.images import add_image_routes, check_model

@@ -1,14 +1,71 @@
-"""Connections of the HTTP process: how long one may take to send a request's head, and how many there can be."""
+"""Connections of the HTTP process: its own to the front-end; how slow and how many its clients' may be."""
 
 from __future__ import annotations
 
 import asyncio
 import resource
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from engine.errors import Krea2Error, ServerError
+from launcher.client.async_client import AsyncClient
+from launcher.logs import log_event
+from launcher.messages.client_messages import StatusReply
+
 HEAD_S = 20.0  # seconds for a request's line and headers to arrive
+_CONNECT_S = 2.0  # for the front-end to reply
+_POLL_S = 0.1
+
+
+class EngineLink:
+    """Gives a client of the front-end at `address`, with the keys in the file `key`, once it replies.
+
+    Requests are accepted once the first ranks have loaded. From then on the front-end decides: it warms up only while
+    nothing waits, and keeps requests that come while it replaces ranks.
+    """
+
+    def __init__(self, address: str, key: str | None) -> None:
+        self._address, self._key = address, key
+        self._client: AsyncClient | None = None
+        self._has_loaded = False
+
+    @asynccontextmanager
+    async def connected(self, _: object) -> AsyncIterator[None]:
+        """Connect, trying again until that works, and disconnect at the end: the life of an application."""
+        connecting = asyncio.create_task(self._connect())
+        yield
+        connecting.cancel()
+        await asyncio.wait((connecting,))
+        if self._client is not None:
+            await self._client.close()
+
+    def client(self, *, loaded: bool = True) -> AsyncClient:
+        """Give the client, once the ranks have loaded unless that is no matter. Raises `ServerError` until then."""
+        if self._client is None or (loaded and not self._has_loaded):
+            raise ServerError("the engine is starting: try again in a moment" if loaded else "it is starting")
+        return self._client
+
+    async def status(self) -> StatusReply:
+        """Ask what the front-end is doing, and remember whether ranks have loaded."""
+        status = await self.client(loaded=False).status()
+        self._has_loaded |= status.device is not None
+        return status
+
+    async def _connect(self) -> None:
+        """Connect, and wait until the ranks have loaded."""
+        while not self._has_loaded:
+            try:
+                if self._client is None:
+                    client = AsyncClient(self._address, connect_timeout_s=_CONNECT_S, key=self._key)
+                    await client.connect()
+                    self._client = client
+                await self.status()
+            except Krea2Error as error:
+                if self._client is None and not isinstance(error, ServerError):  # which says that nobody replies yet
+                    log_event("the front-end cannot be reached", level="error", message=error.message)
+            await asyncio.sleep(_POLL_S)
 
 
 class ImpatientProtocol(H11Protocol):

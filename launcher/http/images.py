@@ -16,8 +16,8 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, error_from_code
 from launcher.client.results import Result
 from launcher.http import openai_api
+from launcher.http.connections import EngineLink
 from launcher.http.docs import IMAGES_SCHEMA
-from launcher.http.engine_connection import EngineLink
 from launcher.http.errors import JsonResponse
 from launcher.http.guard import FILES_PATH
 from launcher.messages.configs import HttpConfig

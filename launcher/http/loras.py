@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from engine.errors import ArgumentError, error_from_code
-from launcher.http.engine_connection import EngineLink
+from launcher.http.connections import EngineLink
 from launcher.http.errors import JsonResponse
 from launcher.messages.client_messages import LoadedLora
 

@@ -77,15 +77,13 @@ class HttpServer:
         self._child: Child | None = None
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._pause_s = _PAUSE_S
-        self._started = 0.0
         self.url = f"http://{_shown(config.host)}:{listening.getsockname()[1]}"
 
     def start(self, rpc: str) -> None:
         """Start the process; `rpc` is where the front-end listens, or will. Does nothing the second time."""
         if self._child is None:
             self._config = msgspec.structs.replace(self._config, rpc=rpc)
-            self._start()
+            self._start(_PAUSE_S)
 
     def ask_to_stop(self) -> list[Child]:
         """Start no process any more. Returns the one that runs, to be stopped."""
@@ -94,28 +92,29 @@ class HttpServer:
             self._socket.close()
             return [self._child] if self._child is not None else []
 
-    def _start(self) -> None:
+    def _start(self, pause_s: float) -> None:
+        """Start a process. pause_s: seconds to wait before the next one if this one is lost soon."""
         with self._lock:
             if self._stopping.is_set():
                 return
-            self._started = time.monotonic()
+            started = time.monotonic()
             self._child = child = Child("_http", self._config, echo="", pass_fds=(self._socket.fileno(),))
-        child.on_exit(lambda: self._replace(child))
+        child.on_exit(lambda: self._replace(child, started, pause_s))
 
-    def _replace(self, lost: Child) -> None:
+    def _replace(self, lost: Child, started: float, pause_s: float) -> None:
         """Start another process, in the thread that has seen the last one end."""
         if self._stopping.is_set():
             return
-        if time.monotonic() - self._started > _SETTLED_S:
-            self._pause_s = _PAUSE_S
-        log_event("http process lost", level="error", reason=lost.describe_exit(), restart_in_s=self._pause_s)
-        while not self._stopping.wait(self._pause_s):
-            self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s)
+        if time.monotonic() - started > _SETTLED_S:
+            pause_s = _PAUSE_S
+        log_event("http process lost", level="error", reason=lost.describe_exit(), restart_in_s=pause_s)
+        while not self._stopping.wait(pause_s):
+            pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
             try:
-                return self._start()
+                return self._start(pause_s)
             except OSError as error:
                 reason = str(error)
-            log_event("http process cannot be started", level="error", reason=reason, restart_in_s=self._pause_s)
+            log_event("http process cannot be started", level="error", reason=reason, restart_in_s=pause_s)
 
 
 def _shown(host: str) -> str:
