@@ -121,7 +121,7 @@ def reconstruction_loss(decoded: Tensor, images: Tensor) -> Tensor:
 
 
 def train(work: Path, steps: int, start: Path | None, seed: int = 0) -> None:
-    """Train for so many steps in all, going on from work/autoencoder.safetensors if it is there; the folder work/vae
+    """Train for `steps` steps in all, going on from work/autoencoder.safetensors if it is there; the folder work/vae
     gets the averaged weights, with the latents' mean and deviation, whenever this ends.
 
     start: a VAE of these sizes to begin with instead of random weights.

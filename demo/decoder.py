@@ -2,7 +2,7 @@
 
     python -m demo.decoder --work WORK --steps 2000
 
-The transformer's latents are not quite those that the encoder makes: corners are rounded, edges a little off. Pictures
+The transformer's latents are not quite the encoder's: corners are rounded, edges a little off. Pictures
 of prompts are encoded and given noise, the raw model says what is under it, guided as when it draws, and the decoder
 learns to make the picture of that. So that it stays a decoder of everything, every other batch is of busy pictures
 (`demo.autoencoder`) or of outlined ones, with plain noise on their latents.

@@ -98,7 +98,7 @@ def make_walks(
     seed: int,
     unjudged: bool,
 ) -> None:
-    """Walks of so many prompts, in files of a batch each: `latents` (walks, 9, 16, h, w) float32 and `tokens`. Batches
+    """Walks of `count` prompts, in files of a batch each: `latents` (walks, 9, 16, h, w) float32 and `tokens`. Batches
     that this teacher has made before are not made again. unjudged: wrong ones are kept too."""
     folder.mkdir(parents=True, exist_ok=True)
     made_with = json.dumps([teacher.fingerprint(), teacher.guidance, teacher.substeps, seed, unjudged])
@@ -137,7 +137,7 @@ def _made_with(file: Path) -> str | None:
 
 
 def read_walks(folder: Path, count: int) -> Library:
-    """All walks of the first so many batches. Raises `SystemExit` if there is none."""
+    """All walks of the first `count` batches. Raises `SystemExit` if there is none."""
     shelves: dict[tuple[int, ...], list[dict[str, Tensor]]] = defaultdict(list)
     for batch in range(math.ceil(count / _WALKS_AT_ONCE)):
         stored = load_file(folder / f"{batch:05}.safetensors")

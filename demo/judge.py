@@ -65,7 +65,7 @@ def look(image: Image.Image) -> Seen:
     border[BORDER:-BORDER, BORDER:-BORDER] = False
     background = np.median(pixels[border], axis=0)
     contrast = np.linalg.norm(pixels - background, axis=2)
-    # Where two colours touch, the fainter one loses so many pixels but one to the stronger one's soft edge.
+    # Where two colours touch, the fainter one loses all but one of `touch` pixels to the stronger one's soft edge.
     touch = _halo(pixels) // 2 + 1
     labels = components((contrast > CONTRAST) & (contrast > 0.5 * _largest_near(contrast, touch - 1)))
     areas = np.bincount(labels.ravel())
@@ -179,7 +179,7 @@ def _halo(pixels: np.ndarray) -> int:
 
 
 def _largest_near(values: np.ndarray, distance: int) -> np.ndarray:
-    """The largest value in the square around each pixel that reaches so many pixels to every side."""
+    """The largest value in the square around each pixel that reaches `distance` pixels to every side."""
     for axis in (0, 1):
         padding = [(distance, distance) if i == axis else (0, 0) for i in (0, 1)]
         windows = sliding_window_view(np.pad(values, padding, mode="edge"), 2 * distance + 1, axis=axis)

@@ -83,7 +83,7 @@ def library(
     kept_out: bool = False,
     outlined: bool = False,
 ) -> Library:
-    """Draw and encode so many pictures, or read them from the file if they are there.
+    """Draw and encode `count` pictures, or read them from the file if they are there.
 
     tokenize: of a caption, to the token ids of the whole text. kept_out: of prompts that training does not see. Raises
     `SystemExit` if the file has other pictures than these.

@@ -100,7 +100,7 @@ class Model(nn.Module):
         self.text_encoder.save_pretrained(folder / "text_encoder")
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """All parameters but those that no prompt uses."""
+        """All parameters that prompts use."""
         unused = ("text_encoder.visual.", "text_encoder.language_model.norm.", "text_encoder.language_model.layers.2.")
         return {name: p for name, p in self.named_parameters() if not name.startswith(unused)}
 

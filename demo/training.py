@@ -35,7 +35,7 @@ def exit_at_termination() -> Iterator[None]:
 class Averaged:
     """An exponential moving average of weights, which draws better than the weights themselves.
 
-    horizon: over about so many steps, fewer at the beginning.
+    horizon: the number of steps, about, that it averages; fewer at the beginning.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], horizon: int = 400) -> None:

@@ -108,7 +108,7 @@ class Material:
 
     @classmethod
     def of(cls, work: Path, pictures: int, kept_out: int, seed: int, *, outlined: bool = False) -> "Material":
-        """So many pictures of each, encoded once for this folder. outlined: those for the LoRA."""
+        """`pictures` pictures of each, encoded once for this folder. outlined: those for the LoRA."""
         tokenizer = read_tokenizer(work)
         vae = AutoencoderKLQwenImage.from_pretrained(work / "vae")
         prefix = "outlined_" if outlined else ""

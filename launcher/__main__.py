@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> None:
-    """Be what the first argument says; see `Child` for those that begin with an underscore."""
+    """Be what the first argument says; see `Child` for the ones that begin with an underscore."""
     # Until a role takes over, there is nothing to clean up: Ctrl-C ends us without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Ranks wait for torch, and everything waits for them: each role imports no more than it needs.

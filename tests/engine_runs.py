@@ -176,7 +176,7 @@ class RankGroup:
         return [future.result() for future in futures]
 
     def _collect(self, count: int) -> dict[int, DecodedImage]:
-        """So many images, by job."""
+        """Wait for `count` images; returns them by job."""
         images: dict[int, DecodedImage] = {}
         deadline = time.monotonic() + DEADLINE_S
         while len(images) < count:
@@ -263,8 +263,8 @@ def _steps(jobs: Sequence[Job], starts: Sequence[int], adapters: Sequence[Adapte
     """Load the adapters, step all jobs to their end, and unload the adapters."""
     number, load = 0, tuple(adapters)
     remaining: dict[int, int] = {}
-    for tick in range(max(starts, default=0) + max((job.steps for job in jobs), default=0)):
-        joining = tuple(job for job, start in zip(jobs, starts, strict=True) if start == tick)
+    for step in range(max(starts, default=0) + max((job.steps for job in jobs), default=0)):
+        joining = tuple(job for job, start in zip(jobs, starts, strict=True) if start == step)
         remaining |= {job.job_id: job.steps for job in joining}
         if not remaining:
             continue

@@ -58,7 +58,7 @@ def expected_latents(
     *,
     text_tokens: int = 512,
 ) -> list[torch.Tensor]:
-    """As `expected_pictures`, without decoding what it gives. `noise`: packed starting latents, instead of those that
+    """As `expected_pictures`, without decoding what it gives. `noise`: packed starting latents, instead of what
     the seeds give. text_tokens: to which the prompts are cut or filled up; what fills them up is masked, and takes most
     of the time.
     """

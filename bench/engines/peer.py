@@ -24,7 +24,7 @@ from torch import nn
 from transformers import BatchEncoding, Qwen3VLConfig, Qwen3VLModel
 
 from bench.engines.real_size import RandomWeights, random_prompt
-from bench.measure.timing import Marks, time_calls
+from bench.measure.timing import Timestamps, time_calls
 from engine.checkpoint.convert.config_json import config_files
 from engine.config.chat_template import PREFIX, PREFIX_TOKENS, SUFFIX, SUFFIX_TOKENS
 from engine.config.model_config import ModelConfig
@@ -75,21 +75,21 @@ class Peer:
         self, prompts: list[tuple[int, ...]], side: int, steps: int, seeds: list[int], mode: str
     ) -> list[PeerImage]:
         """Square images in one batch; each has the times of the whole. prompts: as `random_prompt` makes them."""
-        marks, latents = Marks(self._device), torch.empty(0)
+        timestamps, latents = Timestamps(self._device), torch.empty(0)
 
         def look(_pipeline: object, step: int, _time: object, tensors: dict[str, torch.Tensor]) -> dict[str, object]:
             nonlocal latents
             if step == steps - 1:
                 latents = tensors["latents"]
-                marks.mark()
+                timestamps.record()
             return {}
 
         with running(mode):
-            marks.mark()
+            timestamps.record()
             states, mask = self.pipeline.encode_prompt(
                 [" ".join(map(str, ids[PREFIX_TOKENS:-SUFFIX_TOKENS])) for ids in prompts], self._device
             )
-            marks.mark()
+            timestamps.record()
             pictures = self.pipeline(
                 prompt_embeds=states,
                 prompt_embeds_mask=mask,
@@ -100,8 +100,8 @@ class Peer:
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
                 callback_on_step_end=look,
             ).images
-            marks.mark()
-        encode_s, denoise_s, decode_s = marks.seconds()
+            timestamps.record()
+        encode_s, denoise_s, decode_s = timestamps.seconds()
         return [
             PeerImage(encode_s, denoise_s, decode_s, picture, latents[index].float())
             for index, picture in enumerate(pictures)

@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 publish("kernel_tests", asdict(result), options.json)
                 results.append(result)
         except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)  # those that run are stopped by the same Ctrl-C
+            pool.shutdown(wait=False, cancel_futures=True)  # running ones are stopped by the same Ctrl-C
             raise
     for result in sorted(results, key=lambda result: result.file):
         print(f"{result.file}: {result.summary}")

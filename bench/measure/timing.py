@@ -67,16 +67,16 @@ def time_calls(call: Callable[[], object], count: int, device: torch.device) -> 
     return [before.elapsed_time(after) / 1e3 for before, after in pairwise(events)]
 
 
-class Marks:
-    """Points in time, of the device's queue on a GPU and of the host elsewhere."""
+class Timestamps:
+    """Records points in time, of the device's queue on a GPU and of the host elsewhere."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
         self._events: list[torch.cuda.Event] = []
         self._times: list[float] = []
 
-    def mark(self) -> None:
-        """Here. Does not wait for the device."""
+    def record(self) -> None:
+        """Record this point. Does not wait for the device."""
         if self._on_gpu:
             self._events.append(torch.cuda.Event(enable_timing=True))
             self._events[-1].record()
@@ -84,7 +84,7 @@ class Marks:
             self._times.append(time.perf_counter())
 
     def seconds(self) -> list[float]:
-        """Between each mark and the next. Waits until the device has got to the last."""
+        """Return the seconds between each record and the next. Waits until the device has got to the last."""
         if not self._on_gpu:
             return [after - before for before, after in pairwise(self._times)]
         self._events[-1].synchronize()
@@ -193,7 +193,7 @@ def _others_mib(device: torch.device) -> int:
 
 
 def is_shared_now(device: torch.device) -> bool:
-    """As `is_shared`, of this moment, without nvidia-smi."""
+    """As `is_shared`, now, without nvidia-smi."""
     return device.type == "cuda" and _others_mib(device) > _OTHERS_MIB
 
 

@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read_results(folder: Path) -> list[Result]:
-    """Those that count, oldest first. A folder that does not exist has none."""
+    """Read the results that count, oldest first. A folder that does not exist has none."""
     results = []
     for file in sorted([*folder.glob("*.jsonl"), *folder.glob("*.json")]):
         for number, line in enumerate(file.read_text().splitlines(), start=1):

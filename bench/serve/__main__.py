@@ -13,7 +13,7 @@ passed on as it is, and `--fields openai` not at all. Needs httpx, of the `test`
 
 `--concurrency` is a closed loop, `--rate` an open one with Poisson arrivals from a fixed seed. Every request has a
 prompt of its own. Latencies are of the requests that got an image of the size they asked for; the others are counted by
-kind, those that the server refused for a full queue (429) apart from failed ones. The stages are what the server
+kind, refused ones, for which the queue was full (429), apart from failed ones. The stages are what the server
 says of itself in `timings`; `outside` is the latency less its `total`.
 
 `--overhead` follows requests that are alone on the server, 100 steps at 256² unless `--mix` says otherwise, and

@@ -23,7 +23,7 @@ MAX_DECODING = 8  # as the front-end's
 
 
 def run_load(engine: Engine, load: Case, steps: int, token_budget: int) -> list[float]:
-    """Seconds until each image's file is there, from the moment at which all of them arrive."""
+    """Seconds until each image's file is there, from when all of them arrive."""
     costs = CostModel()
     scheduler = Scheduler(token_budget, costs=costs, max_decoding=MAX_DECODING)
     work = Work.of([engine.setup.segment_tokens(load.side)])

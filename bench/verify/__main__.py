@@ -190,8 +190,8 @@ def _verify(model: Model, degrees: Sequence[Degrees], options: argparse.Namespac
 
 
 def _modes(model: Model, options: argparse.Namespace) -> list[Degrees]:
-    """Those that were asked for, or all that there are GPUs for. Raises `ArgumentError` for what the model's sizes do
-    not allow."""
+    """Return the modes that were asked for, or all that there are GPUs for. Raises `ArgumentError` for what the model's
+    sizes do not allow."""
     if options.modes is not None:
         several = [degrees for degrees in options.modes if degrees.ranks > 1]
         for degrees in several:

@@ -1,8 +1,8 @@
 """How many ranks share the weights, the tokens and the segments of a step, and in which groups. Pure.
 
-World rank (c · sp + s) · tp + t holds part t of the weights and part s of the tokens of the segments that half c steps:
-the ranks that exchange most, those of tensor parallelism, are neighbours, and the halves, which exchange least, are
-furthest apart.
+World rank (c · sp + s) · tp + t holds part t of the weights and part s of the tokens of the segments that guidance
+group c steps: the ranks that exchange most, those of tensor parallelism, are neighbours, and the guidance groups, which
+exchange least, are furthest apart.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ EXCHANGING = frozenset({"world", "sp", "wide"})
 
 @dataclass(frozen=True)
 class Degrees:
-    """The numbers of ranks that share each matrix (tp) and each segment's tokens (sp), and of halves that step segments
-    of their own (cfg: 1 or 2)."""
+    """The numbers of ranks that share each matrix (tp) and each segment's tokens (sp), and of guidance groups,
+    which step segments of their own (cfg: 1 or 2)."""
 
     tp: int = 1
     sp: int = 1
@@ -36,17 +36,17 @@ class Degrees:
 
     def groups(self) -> dict[str, list[list[int]]]:
         """List the world ranks of every group, by the names of `Mesh`."""
-        halves, parts, shards = range(self.cfg), range(self.sp), range(self.tp)
+        guidance, parts, shards = range(self.cfg), range(self.sp), range(self.tp)
 
         def rank(c: int, s: int, t: int) -> int:
             return (c * self.sp + s) * self.tp + t
 
         return {
             "world": [list(range(self.ranks))],
-            "tp": [[rank(c, s, t) for t in shards] for c in halves for s in parts],
-            "sp": [[rank(c, s, t) for s in parts] for c in halves for t in shards],
-            "cfg": [[rank(c, s, t) for c in halves] for s in parts for t in shards],
-            "wide": [[rank(c, s, t) for c in halves for s in parts] for t in shards],
+            "tp": [[rank(c, s, t) for t in shards] for c in guidance for s in parts],
+            "sp": [[rank(c, s, t) for s in parts] for c in guidance for t in shards],
+            "cfg": [[rank(c, s, t) for c in guidance] for s in parts for t in shards],
+            "wide": [[rank(c, s, t) for c in guidance for s in parts] for t in shards],
         }
 
     def communicators(self, rank: int = 0) -> dict[tuple[int, ...], list[str]]:

@@ -45,7 +45,7 @@ class JsonFields:
         return cls(file, read_json_object(file))
 
     def build(self, kind: type[T], **known: Any) -> T:
-        """Read a dataclass of `json_field`s but for those that are known."""
+        """Read a dataclass of `json_field`s but for the fields that are known."""
         for each in fields(kind):  # type: ignore[arg-type]
             if each.name not in known:
                 how = each.metadata

@@ -75,7 +75,7 @@ class ModelConfig:
         return (width // self.size_multiple) * (height // self.size_multiple)
 
     def divides_guidance(self, degrees: Degrees) -> bool:
-        """Whether images are guided by default, and ranks in two halves share that out."""
+        """Whether images are guided by default, and two groups of ranks share that out."""
         return degrees.cfg > 1 and self.default_guidance > 0
 
     def possible_tp(self) -> list[int]:

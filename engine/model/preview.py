@@ -3,7 +3,7 @@
 The decoder takes as long as several steps. A map from each latent by itself to the 2 × 2 pixels it stands for takes
 next to nothing, and shows shapes and colours: a layer of fixed random features (Huang et al., "Extreme learning
 machine", 2006), and after it a linear one. That one belongs to a VAE, so it is learned by least squares from the images
-that this VAE decodes: those of the warm-up first, then those that users ask for. On the demo's images it is off by 0.03
+that this VAE decodes: the warm-up's first, then the ones that users ask for. On the demo's images it is off by 0.03
 on average (a linear map of the latents alone by 0.13, of 3 × 3 latents by 0.10).
 """
 

@@ -168,7 +168,7 @@ class SwappedComponent:
 class Offload:
     """What a rank's plan makes of its components, and what is free beside them, in bytes.
 
-    dit, vae: those that may come and go as a whole. streams: blocks that do, by component. host_bytes: of weights in
+    dit, vae: components that come and go as a whole. streams: blocks that do, by component. host_bytes: of weights in
     host memory. encoding: what encoding prompts takes at most.
     """
 

@@ -28,8 +28,8 @@ class Mesh:
 
     @classmethod
     def build(cls, rank: int, degrees: Degrees, group_of: Callable[[tuple[int, ...]], Group]) -> Mesh:
-        """Assemble a rank's groups from those that `group_of` makes of world ranks: it is called in the same order on
-        every rank, once for each group of more than one."""
+        """Assemble a rank's groups from what `group_of` makes of world ranks: it is called in the same order on every
+        rank, once for each group of more than one."""
         made: dict[tuple[int, ...], Group] = {}
         own: dict[str, Group] = {}
         for name, all_ranks in degrees.groups().items():

@@ -21,8 +21,8 @@ from engine.parallel.group import Group, LocalGroup
 class RowShare:
     """Which rows of a packed batch a rank has.
 
-    whole: the packing of all rows. multiplied: of those that this rank multiplies with matrices; the ranks of
-    `sequence` have a part of `whole` each. own: of those that it norms and keeps between matrices; the ranks of
+    whole: the packing of all rows. multiplied: of the rows that this rank multiplies with matrices; the ranks of
+    `sequence` have a part of `whole` each. own: of the rows that it norms and keeps between matrices; the ranks of
     `tensor`, which hold parts of the same matrices, have a part of `multiplied` each.
 
     Parts are equally long, the last ones shorter or empty, and may cut segments. A rank that is alone has all rows: it

@@ -64,8 +64,8 @@ class Denoiser:
         """Predict the velocity of each segment, a job with one of its texts, (text tokens, width): (image tokens,
         in_channels) float32.
 
-        With guidance split, each half of the ranks predicts for some segments, and they exchange velocities; where one
-        half would have much more to do than the other, all ranks share all tokens, if they divide the heads.
+        With guidance split, each of two groups of ranks predicts for some segments, and they exchange velocities; where
+        one would have much more to do than the other, all ranks share all tokens, if they divide the heads.
         """
         tokens = [state.latents.shape[0] for state, _ in segments]
         lengths = [state.latents.shape[0] + text.shape[0] for state, text in segments]

@@ -85,10 +85,10 @@ def _make_image(rank: Rank, width: int, height: int, *, decodes: bool) -> None:
         return
     prompt = (0,) * (PREFIX_TOKENS + TYPICAL_PROMPT_TOKENS)
     job = Job(-1, prompt, None, width, height, 1, 0.0, None, 0)
-    halves = Job(-2, prompt, prompt, width, height, 1, config.default_guidance, None, 0)
+    two_segments = Job(-2, prompt, prompt, width, height, 1, config.default_guidance, None, 0)
     model.offload.dit.bring()
-    if guided:  # each half of the ranks steps a segment, where otherwise all share one
-        rank.denoiser.step(rank.starter.start((halves,))[0])
+    if guided:  # each group of ranks steps a segment, where otherwise all share one
+        rank.denoiser.step(rank.starter.start((two_segments,))[0])
     (state,), _ = rank.starter.start((job,))
     rank.denoiser.step([state])
     if not decodes:

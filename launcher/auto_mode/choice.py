@@ -44,7 +44,7 @@ def choose_mode(
 ) -> tuple[EngineConfig, list[str]]:
     """Choose the fastest mode for one image of the workload that fits into the devices.
 
-    ranks: the number to use, where so many have been started. gpus: the number of H200s to choose for, None for what
+    ranks: the number of them, where they have been started. gpus: the number of H200s to choose for, None for what
     this machine has. Returns the options in this mode, and lines that say why. Raises `ArgumentError` if nothing fits.
     """
     devices = Devices(H200, gpus, H200_BYTES) if gpus is not None else find_devices(engine, ranks)
@@ -76,17 +76,17 @@ def _describe(
     ]
     for each in predictions:
         times = (each.compute_s, each.communication_s, each.step_s)
-        mark = "  ← chosen" if each is chosen else "  does not fit" if each.misfit is not None else ""
+        note = "  ← chosen" if each is chosen else "  does not fit" if each.misfit is not None else ""
         columns = "".join(f"{1e3 * seconds:>10.2f}" for seconds in times)
-        lines.append(f"  {each.degrees.name:<12}{columns}{each.needed / 1e9:>13.2f} GB{mark}")
+        lines.append(f"  {each.degrees.name:<12}{columns}{each.needed / 1e9:>13.2f} GB{note}")
     return lines
 
 
 def find_devices(engine: EngineConfig, ranks: int | None = None) -> Devices:
     """Find the devices that ranks can have: the first GPUs, as far as they are alike, or the CPU as one device.
 
-    ranks: where so many have been started already. Raises `ArgumentError` when CUDA is asked for and missing, and
-    `LaunchError` if the child fails.
+    ranks: the number of them, where they have been started already. Raises `ArgumentError` when CUDA is asked for and
+    missing, and `LaunchError` if the child fails.
     """
     gpus = _ask() if engine.device != "cpu" else None
     if gpus is None and engine.device == "cuda":

@@ -56,8 +56,8 @@ class Rates:
 
 @dataclass(frozen=True)
 class Devices:
-    """Equal devices of one machine. memory: free bytes of each, None where ranks share the host's. ranks: the number to
-    use, where so many have been started already."""
+    """Equal devices of one machine. memory: free bytes of each, None where ranks share the host's. ranks: the number of
+    them, where they have been started already."""
 
     name: str
     count: int

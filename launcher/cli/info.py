@@ -34,7 +34,7 @@ from launcher.setup.hub import find_model
 @table_options("sp", help="Ranks to split the tokens of a step over.  [default: 1]")
 @table_options("cfg_parallel", help="Twice as many ranks, for the two halves of guided images.")
 @table_options("parallel", help="What would be chosen of these, and how long each mode's step takes.")
-@click.option("--gpus", type=int, help="With --parallel auto: choose for so many H200s, not for this machine.")
+@click.option("--gpus", type=int, help="With --parallel auto: choose for this many H200s, not for this machine.")
 @click.option(
     "--size",
     "sizes",

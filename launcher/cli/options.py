@@ -78,10 +78,10 @@ def configure_engine(
     auto = is_auto(options)
     ranks = torchrun.external_ranks()
     count = 1 if ranks is None else ranks.total
-    sp, halves = options.get("sp", 1), 1 + options["cfg_parallel"]
-    tp = options.setdefault("tp", max(1, count // (sp * halves)) if sp > 0 and not auto else 1)
-    if ranks is not None and tp * sp * halves != count and not auto:
-        product, got = ("tp · sp · 2", f"{tp} · {sp} · 2") if halves > 1 else ("tp · sp", f"{tp} · {sp}")
+    sp, groups = options.get("sp", 1), 1 + options["cfg_parallel"]
+    tp = options.setdefault("tp", max(1, count // (sp * groups)) if sp > 0 and not auto else 1)
+    if ranks is not None and tp * sp * groups != count and not auto:
+        product, got = ("tp · sp · 2", f"{tp} · {sp} · 2") if groups > 1 else ("tp · sp", f"{tp} · {sp}")
         raise ArgumentError(
             f"{product} must be {count}, the number of processes that torchrun started, got {got}", parameter="tp"
         )

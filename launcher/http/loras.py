@@ -30,7 +30,7 @@ def add_lora_routes(app: FastAPI, link: EngineLink) -> None:
 
     @app.get(PATH, response_class=Response)
     async def list_loras() -> Response:
-        """The LoRAs that `loras` may name, those that are merged into the weights, and whether more may be loaded."""
+        """The LoRAs that `loras` may name, the ones merged into the weights, and whether more may be loaded."""
         loras = await link.client().loras()
         described = [_described(lora) for lora in loras.loras]
         return JsonResponse({"object": "list", "data": described, "merged": loras.merged, "loadable": loras.loadable})

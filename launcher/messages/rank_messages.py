@@ -108,7 +108,7 @@ class PlanBuilt(Message, frozen=True, kw_only=True):
 
 
 class RankFailed(Message, frozen=True, kw_only=True):
-    """The rank cannot go on. It stays alive for a moment, so that its peers do not fail before it is heard."""
+    """The rank cannot go on. It stays alive for some seconds, so that its peers do not fail before it is heard."""
 
     rank: int
     code: str

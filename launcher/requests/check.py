@@ -135,7 +135,7 @@ def _check_loras(
         if loaded is not None and choice.name not in loaded:
             more = f" and {len(loaded) - _SHOWN_LORAS} more" if len(loaded) > _SHOWN_LORAS else ""
             listed = ", ".join([*loaded][:_SHOWN_LORAS]) + more or "none"
-            raise ArgumentError.of("loras", f"among those that are loaded ({listed})", choice.name)
+            raise ArgumentError.of("loras", f"among the loaded ones ({listed})", choice.name)
         strength = choice.strength
         if strength is None:
             strength = 1.0 if loaded is None else loaded[choice.name]

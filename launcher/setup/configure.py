@@ -90,7 +90,7 @@ def configure(
     its Hugging Face repository. Returns warnings, too.
 
     options: of `EngineConfig` and `LaunchOptions`, by name. auto: choose the mode that is fastest for the workload, and
-    `tell` it; ranks: the number to use, where so many have been started. Raises `ArgumentError`, `CheckpointError` or
+    `tell` it; ranks: the number of them, where they have been started. Raises `ArgumentError`, `CheckpointError` or
     `LoraError`.
     """
     engine = engine_config(options)

@@ -156,7 +156,7 @@ def is_command(module: str) -> bool:
 
 @cache
 def flags_in(file: Path) -> set[str]:
-    """Those that the file adds to a parser."""
+    """The flags that the file adds to a parser."""
     text = text_of(file)
     added = " ".join(re.findall(r"add_argument\(\s*((?:\"[\w-]+\",?\s*)+)", text))
     in_loops = " ".join(re.findall(r"for name in \(([^)]*)\):\s+parser\.add_argument\(f\"--\{name\}\"", text))
@@ -195,7 +195,7 @@ def resolves(dotted: str) -> bool:
 
 @cache
 def defined(file: Path) -> set[str]:
-    """The names at the top of a module, and those that it says others may use."""
+    """The names at the top of a module, and the others that it says may be used."""
     names: set[str] = set()
     for node in ast.parse(text_of(file)).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

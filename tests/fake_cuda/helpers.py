@@ -10,7 +10,7 @@ CUDA = torch.device("cuda", 0)
 
 
 def rules(device: FakeCuda) -> set[str]:
-    """Those that were broken."""
+    """The rules that were broken."""
     return {said.partition(":")[0] for said in device.violations}
 
 

@@ -51,7 +51,7 @@ class Memory:
     def __init__(self, timeline: Timeline, total: int) -> None:
         self.timeline, self.total = timeline, total
         self.allocated = 0
-        self.refuses: Callable[[int], bool] | None = None  # whether an allocation of so many bytes finds no memory
+        self.refuses: Callable[[int], bool] | None = None  # whether an allocation of this many bytes finds no memory
 
     def find(self, tensor: torch.Tensor) -> Block | None:
         """None for ordinary memory of the host."""

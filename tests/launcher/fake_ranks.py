@@ -180,7 +180,7 @@ class Fakes:
         ]
 
     async def has_generation(self, generation: int) -> None:
-        """Wait until so many groups of ranks have been replaced."""
+        """Wait until `generation` groups of ranks have been replaced."""
         async with asyncio.timeout(DEADLINE_S):
             while self.generation < generation:
                 await asyncio.sleep(0.01)

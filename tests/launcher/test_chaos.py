@@ -234,7 +234,7 @@ def test_when_the_front_end_is_killed_every_child_goes(marked: Marked, stopped: 
     if stopped:
         rank = marked.rank(1)
         rank.send_signal(signal.SIGSTOP)
-        # until it has stopped, which takes a moment, it can still see the front-end's end and go
+        # until it has stopped, which takes some time, it can still see the front-end's end and go
         wait_until(lambda: all(_is_stopped(thread.id) for thread in rank.threads()), "the stop of every thread")
     marked.started[0].kill()
     if stopped:

@@ -23,7 +23,7 @@ _PEFT = "adapter_config.json"
 
 
 def check_paths(names: Sequence[str]) -> None:
-    """Look at those that are here; what is not may be a Hugging Face name, which `find_models` looks for. Raises
+    """Look at the paths that are here; what is not may be a Hugging Face name, which `find_models` looks for. Raises
     `ArgumentError` and `CheckpointError`."""
     for name in names:
         if name in DEMO_LORAS:

@@ -67,7 +67,7 @@ class Traced:
 
 
 def residual_stages(config: ModelConfig) -> set[str]:
-    """Those that add to their input. What they add is what may not be wrong; their input can be much larger."""
+    """Return the stages that add to their input. What they add may not be wrong; their input can be much larger."""
     dit = config.transformer
     return {
         *(LAYER.format(i) for i in range(config.text_layers)),

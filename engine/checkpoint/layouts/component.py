@@ -25,8 +25,8 @@ _TABLE_ROWS = {"final_layer.scale_shift_table": 2}  # of the others: 6
 class Component:
     """An open component.
 
-    location: the file, or the index of its shards. tensors: by the names of `tensors.Source`; those that have none
-    keep their own. layout: for people. in_file: what the file would call a tensor that it lacks.
+    location: the file, or the index of its shards. tensors: by the names of `tensors.Source`; others keep their
+    own. layout: for people. in_file: what the file would call a tensor that it lacks.
     """
 
     location: Path

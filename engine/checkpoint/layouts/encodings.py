@@ -15,7 +15,7 @@ from engine.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-# Kinds of companions: what the last part of their name is. Those that no format here knows are listed too: a weight
+# Kinds of companions: what the last part of their name is. Kinds that no format here knows are listed too: a weight
 # must not be read without them.
 _KINDS = (metadata.BLOB, "weight_scale", "input_scale", "weight_scale_2", "pre_quant_scale", "weight_scale_inv")
 _UNKNOWN_KINDS = ("weight_zero_point", "weight_s_rel", "weight_s_channel", "weight_codebook", "weight_correction")

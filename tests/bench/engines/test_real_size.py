@@ -13,7 +13,7 @@ from bench.engines.peer import Peer
 from bench.engines.real_size import KREA2, TINY, RandomWeights, model_of_size, random_prompt
 from bench.engines.setup import Setup, Version
 from bench.measure.floor import Ceilings, attention_flops, block_parameters, matmul_flops, step_floor
-from bench.measure.timing import Budget, Marks, Spread, is_shared, time_calls
+from bench.measure.timing import Budget, Spread, Timestamps, is_shared, time_calls
 from engine.checkpoint.layouts.tensors import Source
 from engine.config.chat_template import PREFIX_TOKENS, SUFFIX_TOKENS
 from engine.config.model_config import ModelConfig
@@ -197,11 +197,11 @@ def test_calls_are_timed_without_the_first() -> None:
     assert all(seconds >= 0 for seconds in times)
 
 
-def test_marks_give_the_seconds_between_them() -> None:
-    marks = Marks(CPU)
+def test_timestamps_give_the_seconds_between_them() -> None:
+    timestamps = Timestamps(CPU)
     for _ in range(3):
-        marks.mark()
-    assert len(marks.seconds()) == 2
+        timestamps.record()
+    assert len(timestamps.seconds()) == 2
 
 
 def test_a_spread_has_the_known_percentiles() -> None:

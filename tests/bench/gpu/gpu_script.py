@@ -56,7 +56,7 @@ def run_script(folder: Path, stub: Path, *arguments: str, **environment: str) ->
 
 
 def outcomes(stdout: str) -> dict[str, str]:
-    """By part, from the table at the end, with the reason of those that were skipped."""
+    """By part, from the table at the end, with the reason if it was skipped."""
     lines = stdout.splitlines()
     header = max(index for index, line in enumerate(lines) if line.startswith("part "))
     first, second, third = (lines[header].index(column) for column in ("outcome", "key figure", "compared with"))

@@ -43,7 +43,7 @@ def test_over_rpc_the_stages_are_the_engines(run_folder: Path) -> None:
 
 
 class LetsGo(RpcTarget):
-    """Lets a rank that holds its steps go on when so many requests were refused."""
+    """Lets a rank that holds its steps go on when `refusals` requests were refused."""
 
     def __init__(self, client: AsyncClient, rank: FakeRank, refusals: int) -> None:
         super().__init__(client)

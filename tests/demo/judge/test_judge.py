@@ -21,7 +21,7 @@ def seen(*objects: SeenObject) -> Seen:
 
 
 def misjudged(count: int, seed: int) -> list[str]:
-    """The prompts, of so many random ones at all sizes, whose pictures are judged wrong."""
+    """The prompts, of `count` random ones at all sizes, whose pictures are judged wrong."""
     source = random.Random(seed)
     prompts = [random_prompt(source) for _ in range(count)]
     return [

@@ -27,7 +27,7 @@ class StrictDist:
         """under_way: what the rank has started, in this group or another, and not waited for."""
         self._group = group
         self._under_way = under_way
-        self._calls: list[tuple[str, torch.dtype]] | None = None  # of those that are to be launched together
+        self._calls: list[tuple[str, torch.dtype]] | None = None  # the ones that are to be launched together
 
     @property
     def distributed_c10d(self) -> StrictDist:
@@ -84,7 +84,7 @@ class StrictDist:
         for tensor, splits in ((output, output_split_sizes), (given, input_split_sizes)):
             assert len(splits) == self._group.size, "a split for each rank"
             assert sum(splits) == tensor.shape[0], "splits add up to the rows"
-        assert output.shape[1:] == given.shape[1:], "rows are as long as those that are sent"
+        assert output.shape[1:] == given.shape[1:], "rows are as long as the ones that are sent"
 
         def exchange(tensor: torch.Tensor) -> torch.Tensor:
             return self._group.all_to_all(tensor, input_split_sizes, output_split_sizes)

@@ -191,7 +191,7 @@ def test_a_process_that_is_alone(tmp_path: Path, device: str) -> None:
 
 
 def run_processes(script: str, count: int, folder: Path) -> None:
-    """Run the script in so many processes, each with its rank and a folder that they share."""
+    """Run the script in `count` processes, each with its rank and a folder that they share."""
     children = [
         subprocess.Popen(
             [sys.executable, "-c", script, str(rank), str(folder)],

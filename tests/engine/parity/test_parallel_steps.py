@@ -38,7 +38,7 @@ from tests.step_scripts import DECODED_TOGETHER, Script, scripts
 
 MODES: dict[str, dict[str, Any]] = {"tp 2": {"tp": 2}, "tp 4": {"tp": 4}, **TOKENS_OR_SEGMENTS}
 # An activation that rounds to another number is 6 % off, one of many in a sum. Later steps and guidance enlarge what
-# comes of it: at most this, and so many times what fp8 changes in the image anyway.
+# comes of it: at most this, and FP8_ERRORS times what fp8 changes in the image anyway.
 FP8_TOLERANCE, FP8_ERRORS = 3e-2, 2
 ADAPTERS = 1, 2
 # The first is the simplest there is. A rank that fails ends its group, so that to shrink takes long.

@@ -61,7 +61,7 @@ REQUESTS = {
     "mu": Request(CAPTION, mu=0.3),
     "large mu": Request(CAPTION, width=96, height=96, mu=3.0, guidance=1.0),
 }
-# Those that split most differently: odd numbers of image tokens, prompts longer than images, and two or three segments.
+# What splits most differently: odd numbers of image tokens, prompts longer than images, and two or three segments.
 IN_EVERY_MODE = (
     "tall",
     "smallest, one step",
@@ -142,10 +142,10 @@ def test_the_schedule_depends_on_distillation_size_and_mu(turbo: Path, raw: Path
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_requests_packed_in_one_tick_equal_each_alone(
+def test_requests_packed_in_one_step_equal_each_alone(
     turbo: Path, rank_groups: RankGroups, alone: Callable[..., list[Picture]], mode: str
 ) -> None:
-    """Different sizes, step counts (so different timesteps in a tick), guidance, mu and prompt lengths at once."""
+    """Different sizes, step counts (so different timesteps in a step), guidance, mu and prompt lengths at once."""
     requests = [REQUESTS[name] for name in (*IN_EVERY_MODE, "mu", "empty prompt")]
     packed = rank_groups.run_requests(turbo, requests, **MODES[mode])
     check(packed, [picture for request in requests for picture in expected(turbo, request)])
@@ -197,7 +197,7 @@ def test_undistilled_checkpoint_gives_the_images_of_diffusers(
     check(alone(raw, request, **MODES[mode]), expected(raw, request))
 
 
-def test_equal_requests_in_one_tick_give_equal_images(turbo: Path, rank_groups: RankGroups) -> None:
+def test_equal_requests_in_one_step_give_equal_images(turbo: Path, rank_groups: RankGroups) -> None:
     first, second = rank_groups.run_requests(turbo, [REQUESTS["square"], REQUESTS["square"]])
     assert relative_error(first.latents, second.latents) <= BATCH_TOLERANCE
 

@@ -88,7 +88,7 @@ def make_jobs() -> list[Job]:
 
 @contextmanager
 def decoding_fails(rank: Rank, monkeypatch: pytest.MonkeyPatch, times: int) -> Iterator[list[int | None]]:
-    """Gives the tiles of each attempt, of which the first so many find no memory."""
+    """Gives the tiles of each attempt, of which the first `times` find no memory."""
     assert rank.model.vae is not None
     decode, tiles = rank.model.vae.decode_pixels, list[int | None]()
 

@@ -1,4 +1,4 @@
-"""The client for code without an event loop: Ctrl-C at whatever moment it comes."""
+"""The client for code without an event loop: Ctrl-C whenever it comes."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def test_loading_unloading_and_different_ones_at_once(client: Client, folder: Pa
         assert isinstance(result, Result)
         assert abs(pixels(result) - image).max() <= 1
     client.unload_lora("second")
-    with pytest.raises(ArgumentError, match=r"among those that are loaded \(one\), got 'second'"):
+    with pytest.raises(ArgumentError, match=r"among the loaded ones \(one\), got 'second'"):
         draw(client, ("second", 1.0))
     shutil.copy(folder / "one.safetensors", folder / "copy.safetensors")
     client.load_lora("second", "copy.safetensors")

@@ -131,7 +131,7 @@ def test_names_counts_and_strengths_are_limited(run_folder: Path, tmp_path: Path
                 await client.load_lora("c", "a.safetensors")
             for loras, message in (
                 (["a", "é 2"], "loras must be at most 1, got 2"),
-                (["b"], r"loras must be among those that are loaded \(a, é 2\), got 'b'"),
+                (["b"], r"loras must be among the loaded ones \(a, é 2\), got 'b'"),
                 ([{"name": "a", "strength": 11}], r"loras\[0\]\.strength must be between -10 and 10, got 11"),
                 ([{"name": "a", "strength": "1"}], r"loras\[0\]\.strength must be a number or null, got text"),
                 ([{"name": 3}], r"loras\[0\]\.name must be text, got a whole number"),

@@ -1,4 +1,4 @@
-"""Connections that do not say what they want, and those that do so again and again."""
+"""Connections that do not say what they want, and ones that do so again and again."""
 
 from __future__ import annotations
 

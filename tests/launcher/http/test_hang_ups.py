@@ -52,7 +52,7 @@ def test_who_hangs_up_and_repeats_under_the_same_id_never_gets_the_end_of_the_fi
 
 
 async def until_running(fakes: Fakes, count: int) -> None:
-    """Wait until the front-end has so many requests that have not ended."""
+    """Wait until the front-end has `count` requests that have not ended."""
     client = await fakes.client()
     try:
         while True:

@@ -54,7 +54,7 @@ def test_loading_listing_choosing_and_unloading(run_folder: Path, tmp_path: Path
                 assert settings["loras"] == [{"name": "Ink é", "strength": -0.75}]
                 (job,) = (job for step in fakes.ranks[0].steps for job in step.start)
                 assert job.loras == ((0, -0.75),)
-                with pytest.raises(openai.BadRequestError, match="among those that are loaded") as refusal:
+                with pytest.raises(openai.BadRequestError, match="among the loaded ones") as refusal:
                     await ours.images.generate(prompt=PROMPT, extra_body={"loras": [{"name": "Oil"}]})
                 assert (refusal.value.param, refusal.value.code) == ("loras", "invalid_parameter")
             for _ in range(2):

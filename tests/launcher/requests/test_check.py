@@ -174,5 +174,5 @@ def test_loras_are_named_once_within_limits() -> None:
         with pytest.raises(ArgumentError, match=message) as refusal:
             checked(loras=loras)
         assert refusal.value.parameter == "loras"
-    with pytest.raises(ArgumentError, match=r"among those that are loaded \(n0, .* n11 and 3 more\), got 'a'"):
+    with pytest.raises(ArgumentError, match=r"among the loaded ones \(n0, .* n11 and 3 more\), got 'a'"):
         check(request, DEMO, Limits(), drawn_seed=0, loras=dict.fromkeys((f"n{i}" for i in range(15)), 1.0))

@@ -78,7 +78,7 @@ def test_a_stream_ends_with_the_result(client: Client) -> None:
     assert isinstance(events[0], Accepted)
     progress = [event for event in events if isinstance(event, Progress)]
     steps = [event.step for event in progress]
-    assert steps  # of those that wait for a client to read them, the newest alone is sent
+    assert steps  # of the ones that wait for a client to read them, only the newest is sent
     assert steps == sorted(set(steps) & {1, 2, 3, 4})
     assert {event.steps for event in progress} == {4}
     image, result = events[-2:]

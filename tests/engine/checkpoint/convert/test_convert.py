@@ -86,7 +86,7 @@ def same(one: Picture, other: Picture) -> bool:
 
 
 def product(names: Iterable[str], degrees: Iterable[int], fast: Container[tuple[str, int]]) -> list[Any]:
-    """Every name at every degree of tensor parallelism, slow but for those that are said to be fast."""
+    """Every name at every degree of tensor parallelism, slow but for the pairs in `fast`."""
     return [
         pytest.param(name, tp, marks=() if (name, tp) in fast else pytest.mark.slow) for name in names for tp in degrees
     ]

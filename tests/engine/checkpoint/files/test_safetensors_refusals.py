@@ -144,7 +144,7 @@ def test_data_of_another_length_is_refused(tmp_path: Path, size: int) -> None:
 
 
 def seconds_to_open(tmp_path: Path, tensors: int) -> float:
-    """Of this thread on a core, for a file of so many tensors; the least of three times.
+    """Of this thread on a core, for a file of `tensors` tensors; the least of three times.
 
     Python collects no garbage meanwhile, which takes time for all that the process holds.
     """

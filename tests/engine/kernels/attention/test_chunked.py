@@ -31,7 +31,7 @@ def drawn(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, tor
 
 
 def bytes_of(shape: tuple[int, ...], queries: int, dtype: torch.dtype) -> int:
-    """The room that so many queries at once need."""
+    """The bytes that `queries` queries at once need."""
     return queries * -(-shape[2] // 16) * 16 * (4 + dtype.itemsize)
 
 

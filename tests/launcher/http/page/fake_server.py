@@ -91,7 +91,7 @@ class FakeServer:
         self._steps.release(steps)
 
     def wait_for_step(self) -> bool:
-        """Whether the next step may be made now; waits a moment for it."""
+        """Whether the next step may be made now; waits 0.05 s for it."""
         return not self.held or self._steps.acquire(timeout=0.05)
 
 

@@ -109,7 +109,7 @@ def test_loras_are_chosen_with_their_strengths_and_kept_with_the_picture(page: P
     expect(oil).to_be_checked()
     expect(strength).to_have_value("-1.25")
     expect(page.locator(".lora.missing")).to_have_text(re.compile("Ink"))
-    message = "loras must be among those that are loaded (oil), got 'Ink <b>wash</b>'"
+    message = "loras must be among the loaded ones (oil), got 'Ink <b>wash</b>'"
     server.refusals = [Refusal(400, message, "loras")]
     page.get_by_role("button", name="Generate").click()
     expect(page.locator("#loras-error")).to_have_text(message)
