@@ -83,7 +83,6 @@ class Child:
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._fault: list[str] = []  # what Python says of a crash, and where it was
         self._last_words = ""  # before that
-        self._echo = echo
         self._exited: Future[None] = Future()  # and its output has been read
         self._process = subprocess.Popen(
             python_command(role),
@@ -98,7 +97,7 @@ class Child:
         assert stdin is not None
         assert stdout is not None
         self._stdin = stdin
-        readers = [_start_thread(self._read_output, stderr or stdout)]
+        readers = [_start_thread(self._read_output, stderr or stdout, echo)]
         if on_report is not None:
             readers.append(_start_thread(_read_frames, stdout, on_report))
         _start_thread(self._watch, readers)
@@ -139,7 +138,7 @@ class Child:
     def send_signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
-    def _read_output(self, output: BinaryIO) -> None:
+    def _read_output(self, output: BinaryIO, echo: str | None) -> None:
         with output:
             for line in output:
                 text = line.decode(errors="replace").rstrip()
@@ -149,8 +148,8 @@ class Child:
                     self._fault.append(words)
                 elif words and not self._fault and not words.startswith(_NO_CAUSE):
                     self._last_words = words
-                if self._echo is not None:
-                    print(f"{self._echo}: {text}" if self._echo else text, file=sys.stderr, flush=True)
+                if echo is not None:
+                    print(f"{echo}: {text}" if echo else text, file=sys.stderr, flush=True)
 
     def _watch(self, readers: list[threading.Thread]) -> None:
         self._process.wait()
@@ -236,7 +235,7 @@ class Reporter:
 
     def send(self, message: msgspec.Struct) -> None:
         data = encode(message)
-        with suppress(BrokenPipeError):  # the parent is gone, and so are we in a moment
+        with suppress(BrokenPipeError):  # the parent is gone, and soon so are we
             os.write(self._fd, _LENGTH.pack(len(data)) + data)  # far below what a pipe takes at once
 
 

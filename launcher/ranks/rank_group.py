@@ -27,7 +27,7 @@ from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import describe, encode
 from launcher.messages.sockets import send_now
 from launcher.processes import Child
-from launcher.ranks.lifelines import Lifelines
+from launcher.ranks.lifelines import hold_lifelines
 from launcher.ranks.outstanding import Outstanding
 from launcher.ranks.remote_ranks import RemoteRanks
 
@@ -84,13 +84,13 @@ class RankGroup:
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
         self._socket.set(zmq.LINGER, 0)
         self._socket.bind(messages.ranks_address(config.run_folder, generation))
-        self._lifelines = Lifelines(self._lost)
         self._remote: RemoteRanks | None = None
         if config.ranks_host is not None:
             self._remote = RemoteRanks(self._socket, context, host=config.ranks_host, run_folder=config.run_folder)
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch_clock())]
         if config.external_ranks:
-            self._tasks.append(asyncio.create_task(self._lifelines.accept(messages.lifeline_path(config.run_folder))))
+            lifelines = hold_lifelines(messages.lifeline_path(config.run_folder), self._lost)
+            self._tasks.append(asyncio.create_task(lifelines))
 
     def watch(self, children: Sequence[Child]) -> None:
         """Lose the group when one of its processes ends."""
@@ -119,7 +119,6 @@ class RankGroup:
         """Stop listening. Ranks that somebody else started end now; the others are their starter's to stop."""
         for task in self._tasks:
             task.cancel()
-        self._lifelines.close()
         if self._remote is not None:
             self._remote.close(done=not self.failed.done())
         self.failed.cancel()  # nobody is to hear that its ranks end
@@ -127,7 +126,7 @@ class RankGroup:
 
     def _command(self, rank: int, command: messages.Command) -> None:
         if not send_now(self._socket, [messages.route(rank), encode(command)]):
-            # its connection broke: the reason, its death, is noticed in a moment
+            # its connection broke: the reason, its death, is noticed soon
             self._fail_later(RankError(f"rank {rank} cannot be reached"))
 
     # ---- hearing

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 import zmq
 import zmq.asyncio
+from zmq.utils.monitor import recv_monitor_message
 
 from engine.errors import LaunchError
 from launcher.messages.configs import Door
@@ -138,32 +139,23 @@ def hold_lifeline(door: Door, rank: int, timeout_s: float) -> None:
     connect(lifeline, door)
     lifeline.send(encode(Alive(rank=rank)))
     answered = threading.Event()
-    threading.Thread(target=_end_with_front_end, args=(lifeline, events, answered, rank), daemon=True).start()
+
+    def end_with_front_end() -> None:
+        connected = False
+        while True:
+            ready, _, _ = zmq.select([lifeline, events], [], [])
+            if lifeline in ready:
+                if lifeline.recv() == _END:
+                    os._exit(0)
+                answered.set()
+            elif events in ready:  # after all that came over the connection before it broke
+                happened = recv_monitor_message(events)["event"]
+                if connected and happened == zmq.EVENT_DISCONNECTED:
+                    print(f"rank {rank} ends: it has lost the front-end", file=sys.stderr, flush=True)
+                    os._exit(1)
+                connected = connected or happened == zmq.EVENT_HANDSHAKE_SUCCEEDED
+
+    threading.Thread(target=end_with_front_end, daemon=True).start()
     if not answered.wait(timeout_s):
-        sys.exit(
-            f"error: rank {rank} did not reach the front-end on {os.environ['MASTER_ADDR']}, port {door.port}, within "
-            f"{timeout_s:g} s"
-        )
-
-
-def _end_with_front_end(
-    lifeline: zmq.Socket[bytes], events: zmq.Socket[bytes], answered: threading.Event, rank: int
-) -> None:
-    from zmq.utils.monitor import recv_monitor_message
-
-    poller = zmq.Poller()
-    poller.register(lifeline, zmq.POLLIN)
-    poller.register(events, zmq.POLLIN)
-    connected = False
-    while True:
-        ready = dict(poller.poll())
-        if lifeline in ready:
-            if lifeline.recv() == _END:
-                os._exit(0)
-            answered.set()
-        elif events in ready:  # after all that came over the connection before it broke
-            happened = recv_monitor_message(events)["event"]
-            if connected and happened == zmq.EVENT_DISCONNECTED:
-                print(f"rank {rank} ends: it has lost the front-end", file=sys.stderr, flush=True)
-                os._exit(1)
-            connected = connected or happened == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        where = f"the front-end on {os.environ['MASTER_ADDR']}, port {door.port},"
+        sys.exit(f"error: rank {rank} did not reach {where} within {timeout_s:g} s")

@@ -8,6 +8,7 @@ ends, all ranks end.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,22 +23,17 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import msgspec
 
+from launcher import processes
 from launcher.messages.configs import Door, RankConfig
 from launcher.messages.rank_messages import door_path, lifeline_path
-from launcher.processes import (
-    ORDERLY_S,
-    SIGNALS,
-    child_environment,
-    make_run_folder,
-    python_command,
-    remove_run_folder,
-)
 from launcher.ranks import worker
 from launcher.ranks.start import RANK_ENVIRONMENT
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
+# What torchrun adds to an environment, beside a few settings for its processes' logs.
+_OF_TORCHRUN = re.compile(r"(TORCHELASTIC|MASTER|GROUP|ROLE)_|(LOCAL_)?(RANK|WORLD_SIZE)$")
 _RANKS = "KREA2_EXTERNAL_RANKS"  # what the child finds in its environment
 _MEET_S = 180.0  # a front-end may first ask for GPUs, which takes up to 120 s
 _AGENT_S = 0.5  # between looks whether torchrun is there
@@ -55,25 +51,10 @@ class ExternalRanks(NamedTuple):
     run_folder: str
     host: str
 
-
-class _Place(NamedTuple):
-    """Where torchrun has put this process."""
-
-    rank: int
-    ranks: int
-    local_rank: int
-    local_ranks: int
-    machine: int
-
-    @classmethod
-    def of_environment(cls) -> _Place:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
-        return cls(*(int(os.environ[name]) for name in names))
-
     @property
-    def remote_ranks(self) -> int:
+    def remote(self) -> int:
         """How many ranks other machines have."""
-        return self.ranks - self.local_ranks
+        return self.total - self.local
 
 
 def is_rank() -> bool:
@@ -102,111 +83,93 @@ def tp_warning(tp: int, ranks: ExternalRanks) -> str | None:
 def run_rank() -> NoReturn:
     """Live as a rank that torchrun started, until the command or torchrun ends."""
     agent = os.getppid()
-    place = _Place.of_environment()
-    run_folder = str(make_run_folder()) if place.rank == 0 else None
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
+    rank, local_rank, total, local, machines = (int(os.environ[name]) for name in names)
+    run_folder = str(processes.make_run_folder()) if rank == 0 else ""
+    ranks = ExternalRanks(total, local, machines, run_folder, os.environ["MASTER_ADDR"])
     met: Future[Store] = Future()
-    child = _start_command(run_folder, place) if run_folder is not None else None
+    child = _start_command(ranks) if rank == 0 else None
     os.dup2(2, 1)  # what libraries print, as NCCL its warnings, is not the command's output
     # Python's own handlers would wait for a collective to end; a thread does not. All threads that start from now on
     # leave signals to that one; the child has started already, and gets its own.
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, processes.SIGNALS)
     if child is not None:
-        threading.Thread(target=_end_with, args=(child, run_folder, place, met), daemon=True).start()
+        threading.Thread(target=_end_with, args=(child, ranks, met), daemon=True).start()
     connected = threading.Event()
     threading.Thread(target=_obey_signals, args=(child, connected), daemon=True).start()
     threading.Thread(target=_end_without, args=(agent,), daemon=True).start()
 
     for name, value in RANK_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    run_folder, door = _meet(place, run_folder, met)
+    run_folder, door = _meet(rank, ranks, met)
     if door is None:
-        _connect_lifeline(run_folder, place.rank)
-        if place.rank == 0 and place.remote_ranks:
-            _tell(met.result(), Path(door_path(run_folder)).read_text())
+        _connect_lifeline(run_folder, rank)
+        if rank == 0 and ranks.remote:
+            met.result().compare_set("door", "", Path(door_path(run_folder)).read_text())
     else:
         from launcher.ranks.remote_ranks import hold_lifeline
 
-        hold_lifeline(door, place.rank, _MEET_S)
+        hold_lifeline(door, rank, _MEET_S)
     connected.set()
-    worker.serve(
-        RankConfig(
-            rank=place.rank,
-            local_rank=place.local_rank,
-            local_ranks=place.local_ranks,
-            run_folder=run_folder,
-            door=door,
-            store_file=None,
-        )
+    config = RankConfig(
+        rank=rank, local_rank=local_rank, local_ranks=ranks.local, run_folder=run_folder, door=door, store_file=None
     )
+    worker.serve(config)
 
 
-def _start_command(run_folder: str, place: _Place) -> subprocess.Popen[bytes]:
+def _start_command(ranks: ExternalRanks) -> subprocess.Popen[bytes]:
     """Start the same command line without torchrun. It ends when its stdin does, and we end when it does."""
-    environment = {
-        name: value
-        for name, value in child_environment().items()
-        if not name.startswith(("TORCHELASTIC_", "MASTER_", "GROUP_", "ROLE_"))
-        and name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    }
-    ranks = ExternalRanks(
-        place.ranks, place.local_ranks, int(os.environ["GROUP_WORLD_SIZE"]), run_folder, os.environ["MASTER_ADDR"]
-    )
-    environment |= {_RANKS: msgspec.json.encode(ranks).decode()}
-    return subprocess.Popen(
-        python_command(*sys.argv[1:]), stdin=subprocess.PIPE, env=environment, start_new_session=True
-    )
+    ours = processes.child_environment()
+    environment = {name: value for name, value in ours.items() if not _OF_TORCHRUN.match(name)}
+    environment[_RANKS] = msgspec.json.encode(ranks).decode()
+    command = processes.python_command(*sys.argv[1:])
+    return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
 
 
-def _end_with(child: subprocess.Popen[bytes], run_folder: str, place: _Place, met: Future[Store]) -> None:
-    """End this process as the command has ended, with its exit code; tell the code to ranks on other machines first."""
+def _end_with(child: subprocess.Popen[bytes], ranks: ExternalRanks, met: Future[Store]) -> None:
+    """End this process as the command has ended, with its exit code. Ranks on other machines that have not been told
+    the door are told the code first."""
     code = child.wait()
     code = code if code >= 0 else 128 - code
-    remove_run_folder(run_folder)
-    if place.remote_ranks:
+    processes.remove_run_folder(ranks.run_folder)
+    if ranks.remote:
         with suppress(Exception):  # torchrun may be gone, and its store with it
             store = met.result(_MEET_S)
-            if _tell(store, str(code)):
+            if store.compare_set("door", "", str(code)).decode() == str(code):
                 deadline = time.monotonic() + _EARLY_END_S
-                while store.add(_key("heard"), 0) < place.remote_ranks and time.monotonic() < deadline:
+                while store.add("heard", 0) < ranks.remote and time.monotonic() < deadline:
                     time.sleep(0.05)
     os._exit(code)
 
 
-# ---- what ranks tell each other through torchrun's store
+def _meet(rank: int, ranks: ExternalRanks, met: Future[Store]) -> tuple[str, Door | None]:
+    """Meet the other ranks in torchrun's store, and learn where the front-end is: in a folder, or behind a door.
 
-
-def _meet(place: _Place, run_folder: str | None, met: Future[Store]) -> tuple[str, Door | None]:
-    """Meet the other ranks, and learn where the front-end is: in a folder, or behind a door. Ends the process if the
-    command has ended, or nothing is heard of rank 0."""
+    The store's "folder" is for ranks of rank 0's machine; "door" is for the others: the door, or the command's exit
+    code if it has ended without one; "heard" counts who has read that. Ends the process if the command has ended, or
+    nothing is heard of rank 0.
+    """
     from torch.distributed import DistError
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     try:
         # torch's own meeting for env://, with the agent's store or rank 0's, whichever torchrun has set up
-        store, _, _ = next(rendezvous("env://", place.rank, place.ranks, timeout=timedelta(seconds=_MEET_S)))
+        whole, _, _ = next(rendezvous("env://", rank, ranks.total, timeout=timedelta(seconds=_MEET_S)))
+        store = PrefixStore(f"krea2/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", whole)
         met.set_result(store)
-        if run_folder is not None:
-            store.set(_key("folder"), run_folder)
-            return run_folder, None
-        if place.machine == 0:
-            return store.get(_key("folder")).decode(), None
-        told = store.get(_key("door")).decode()
-        store.add(_key("heard"), 1)
+        if rank == 0:
+            store.set("folder", ranks.run_folder)
+            return ranks.run_folder, None
+        if os.environ["GROUP_RANK"] == "0":
+            return store.get("folder").decode(), None
+        told = store.get("door").decode()
+        store.add("heard", 1)
     except DistError:
-        sys.exit(f"error: rank {place.rank} heard nothing of rank 0 on {os.environ['MASTER_ADDR']}")
+        sys.exit(f"error: rank {rank} heard nothing of rank 0 on {os.environ['MASTER_ADDR']}")
     if told.isdigit():
         os._exit(int(told))
     return "", msgspec.json.decode(told, type=Door)
-
-
-def _tell(store: Store, told: str) -> bool:
-    """Tell ranks on other machines either the door or, if the command has ended without one, its exit code. Returns
-    whether they had been told nothing before."""
-    return store.compare_set(_key("door"), "", told).decode() == told
-
-
-def _key(name: str) -> str:
-    return f"krea2/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
 
 
 # ---- life and death
@@ -221,11 +184,11 @@ def _end_without(agent: int) -> None:
 
 def _obey_signals(child: subprocess.Popen[bytes] | None, connected: threading.Event) -> None:
     """Hand a signal on to the command, or end without one. connected: set once this rank has its lifeline."""
-    number = signal.sigwait(SIGNALS)
+    number = signal.sigwait(processes.SIGNALS)
     if child is None:  # rank 0 ends the command, and its front-end, once it has found us, ends us
-        time.sleep(_LAST_WORDS_S + ORDERLY_S if connected.is_set() else _LAST_WORDS_S)
+        time.sleep(_LAST_WORDS_S + processes.ORDERLY_S if connected.is_set() else _LAST_WORDS_S)
         os._exit(128 + number)
-    for patience, next_number in ((_LAST_WORDS_S, number), (ORDERLY_S, signal.SIGKILL)):
+    for patience, next_number in ((_LAST_WORDS_S, number), (processes.ORDERLY_S, signal.SIGKILL)):
         try:
             child.wait(patience)
         except subprocess.TimeoutExpired:

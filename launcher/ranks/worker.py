@@ -19,24 +19,9 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from engine.errors import Krea2Error, LaunchError
+from launcher.messages import rank_messages as messages
 from launcher.messages.configs import RankConfig
 from launcher.messages.encoding import describe, encode
-from launcher.messages.rank_messages import (
-    Command,
-    Decoded,
-    Execute,
-    Hello,
-    JobFailed,
-    Load,
-    PlanBuilt,
-    Previewed,
-    RankFailed,
-    Ready,
-    StepDone,
-    decode_command,
-    ranks_address,
-    route,
-)
 from launcher.processes import read_config, remove_run_folder, watch_parent
 
 if TYPE_CHECKING:
@@ -82,9 +67,11 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
     from engine.rank.rank import Rank
     from engine.rank.warm_up import warm_up
 
-    wire.send(Hello(rank=config.rank))
-    load = wire.receive(timeout_s=_ORDERS_S)
-    assert isinstance(load, Load)
+    wire.send(messages.Hello(rank=config.rank))
+    if not wire.has_command(_ORDERS_S):
+        raise LaunchError(f"rank {config.rank} got no orders from the front-end within {_ORDERS_S:g} s")
+    load = wire.receive()
+    assert isinstance(load, messages.Load)
     device = pick_device(load.engine, config.local_rank, config.local_ranks)
     mesh = connect_mesh(
         config.rank,
@@ -96,7 +83,7 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
     )
 
     def send_image(image: DecodedImage) -> None:
-        header = Decoded(
+        header = messages.Decoded(
             rank=config.rank,
             job_id=image.job_id,
             width=image.width,
@@ -107,7 +94,7 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
         wire.send(header, image.rgb)
 
     def send_failure(job_id: int, error: Krea2Error) -> None:
-        wire.send(JobFailed(rank=config.rank, job_id=job_id, code=error.code, message=error.message))
+        wire.send(messages.JobFailed(rank=config.rank, job_id=job_id, code=error.code, message=error.message))
 
     rank = Rank(load.engine, mesh, device, on_image=send_image, on_failed=send_failure, local_ranks=config.local_ranks)
     if load.warm_up:
@@ -116,7 +103,7 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
     if rank.plans is not None:
         attention["plans"] = rank.plans.schedule.describe()
     wire.send(
-        Ready(
+        messages.Ready(
             rank=config.rank,
             device=str(device),
             device_name=device_name(device),
@@ -138,10 +125,10 @@ def _work(rank: Rank, config: RankConfig, wire: _Wire) -> NoReturn:
         try:
             while True:
                 number, handle = started.get()
-                wire.send(StepDone(rank=config.rank, number=number, times=handle.wait()))
+                wire.send(messages.StepDone(rank=config.rank, number=number, times=handle.wait()))
                 for preview in handle.previews:
                     height, width, _ = preview.pixels.shape
-                    header = Previewed(
+                    header = messages.Previewed(
                         rank=config.rank, job_id=preview.job_id, step=preview.step, width=width, height=height
                     )
                     wire.send(header, preview.pixels.numpy().tobytes())
@@ -152,9 +139,9 @@ def _work(rank: Rank, config: RankConfig, wire: _Wire) -> NoReturn:
     while True:
         while (wait_s := rank.idle_wait_s()) is not None and not wire.has_command(wait_s):
             if (plan := rank.use_idle_time()) is not None:
-                wire.send(PlanBuilt(rank=config.rank, plan=plan))
+                wire.send(messages.PlanBuilt(rank=config.rank, plan=plan))
         command = wire.receive()
-        assert isinstance(command, Execute)
+        assert isinstance(command, messages.Execute)
         started.put((command.step.number, rank.execute(command.step)))
 
 
@@ -167,35 +154,34 @@ class _Wire:
         self._config = config
         self._context = zmq.Context()
         self._sockets = threading.local()
-        self._commands = self._sockets.own = self._context.socket(zmq.DEALER)
-        self._commands.routing_id = route(config.rank)
-        self._connect(self._commands)
+        self._commands = self._sockets.own = self._connect(messages.route(config.rank))
 
-    def _connect(self, socket: zmq.Socket[bytes]) -> None:
+    def _connect(self, routing_id: bytes | None = None) -> zmq.Socket[bytes]:
+        import zmq
+
+        socket = self._context.socket(zmq.DEALER)
+        if routing_id is not None:
+            socket.routing_id = routing_id
         if self._config.door is not None:
             from launcher.ranks.remote_ranks import connect
 
             connect(socket, self._config.door)
         else:
-            socket.connect(ranks_address(self._config.run_folder, self._config.generation))
+            socket.connect(messages.ranks_address(self._config.run_folder, self._config.generation))
+        return socket
 
     def has_command(self, timeout_s: float) -> bool:
         """Wait for a command, `timeout_s` seconds at most. Returns whether `receive` will return at once."""
         return bool(self._commands.poll(math.ceil(timeout_s * 1000)))
 
-    def receive(self, timeout_s: float | None = None) -> Command:
-        """Return the next command. Raises `LaunchError` if none comes within `timeout_s` seconds."""
-        if timeout_s is not None and not self.has_command(timeout_s):
-            raise LaunchError(f"rank {self._config.rank} got no orders from the front-end within {timeout_s:g} s")
-        return decode_command(self._commands.recv())
+    def receive(self) -> messages.Command:
+        """Wait for the next command."""
+        return messages.decode_command(self._commands.recv())
 
     def send(self, message: msgspec.Struct, *frames: bytes) -> None:
         """Send a report with its binary frames, over a socket of the calling thread's own."""
         if not hasattr(self._sockets, "own"):
-            import zmq
-
-            self._sockets.own = self._context.socket(zmq.DEALER)
-            self._connect(self._sockets.own)
+            self._sockets.own = self._connect()
         self._sockets.own.send_multipart([encode(message), *frames], copy=False)
 
     def fail(self, error: Exception) -> None:
@@ -209,4 +195,4 @@ class _Wire:
         else:
             traceback.print_exception(error)
             code, message, parameter = "internal_error", f"{name}: {describe(error)}", None
-        self.send(RankFailed(rank=self._config.rank, code=code, message=message, parameter=parameter))
+        self.send(messages.RankFailed(rank=self._config.rank, code=code, message=message, parameter=parameter))
