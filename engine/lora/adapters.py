@@ -45,7 +45,7 @@ class Adapters:
         self._device, self._dtype = device, dtype
         self._in_force: dict[str, Runs] = {}  # by the kind of rows
         self._layers: dict[int, tuple[str, ...]] = {}  # by id: what the adapter changes
-        self._side_paths: dict[str, SidePath] = {}  # by the module that each is beside
+        self._side_paths: dict[Linear | ParallelMatrix, SidePath] = {}  # by the module that each is beside
 
     @property
     def bytes(self) -> int:
@@ -63,11 +63,11 @@ class Adapters:
                 module = self._transformer.get_submodule(name)
                 assert isinstance(module, Linear | ParallelMatrix)
                 pieces = self._read_pieces(name, changes, module)
-                if name not in self._side_paths:
+                if module not in self._side_paths:
                     bias = module.bias if isinstance(module, Linear) else None
-                    self._side_paths[name] = SidePath(self._in_force, _ROWS.get(name, "blocks"), bias)
-                    module.side_path = self._side_paths[name]
-                self._side_paths[name].adapters[adapter.adapter_id] = LayerAdapter(pieces, self._dtype)
+                    side_path = SidePath(self._in_force, _ROWS.get(name, "blocks"), bias)
+                    module.side_path = self._side_paths[module] = side_path
+                self._side_paths[module].adapters[adapter.adapter_id] = LayerAdapter(pieces, self._dtype)
         self._layers[adapter.adapter_id] = tuple(file.changes)
         file.close()
         if self._device.type == "cuda":
@@ -76,12 +76,10 @@ class Adapters:
     def unload(self, adapter_id: int) -> None:
         """Forgets an adapter that no job in flight names."""
         del self._layers[adapter_id]
-        for name, side_path in list(self._side_paths.items()):
+        for module, side_path in list(self._side_paths.items()):
             side_path.adapters.pop(adapter_id, None)
             if not side_path.adapters:
-                del self._side_paths[name]
-                module = self._transformer.get_submodule(name)
-                assert isinstance(module, Linear | ParallelMatrix)
+                del self._side_paths[module]
                 module.side_path = None
 
     def of(self, loras: Sequence[tuple[int, float]], prefixes: tuple[str, ...]) -> Loras:

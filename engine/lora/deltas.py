@@ -17,20 +17,7 @@ from engine.lora.families import Change, Family
 from engine.parallel.group import Group
 
 
-class TensorHolder:
-    """Lists and converts the tensors among an object's attributes."""
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Returns them by their names."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-
-    def to(self, dtype: torch.dtype) -> None:
-        """Converts them in place."""
-        for name, tensor in self.tensors().items():
-            setattr(self, name, tensor.to(dtype))
-
-
-class Delta(TensorHolder, ABC):
+class Delta(ABC):
     """Holds ΔW of a shard, (rows, columns), in one of the forms below."""
 
     @abstractmethod
@@ -47,22 +34,6 @@ class Delta(TensorHolder, ABC):
         """Multiplies ΔW's rows by `factors`, (rows, 1) float32."""
 
 
-class LowRank(Delta):
-    """Holds B A. down: A, (rank, columns); up: B, (rows, rank)."""
-
-    def __init__(self, down: torch.Tensor, up: torch.Tensor) -> None:
-        self.down, self.up = down, up
-
-    def dense(self) -> torch.Tensor:
-        return self.up.float() @ self.down.float()
-
-    def add_to(self, y: torch.Tensor, x: torch.Tensor, strength: float) -> None:
-        y.addmm_(x, self.up.t(), alpha=strength)
-
-    def scale_rows(self, factors: torch.Tensor) -> None:
-        self.up = self.up * factors
-
-
 class Dense(Delta):
     """Holds ΔW as it is, (rows, columns)."""
 
@@ -77,6 +48,17 @@ class Dense(Delta):
 
     def scale_rows(self, factors: torch.Tensor) -> None:
         self.matrix = self.matrix * factors
+
+
+class LowRank(Dense):
+    """Holds B A. down: A, (rank, columns); matrix: B, (rows, rank)."""
+
+    def __init__(self, down: torch.Tensor, up: torch.Tensor) -> None:
+        super().__init__(up)
+        self.down = down
+
+    def dense(self) -> torch.Tensor:
+        return super().dense() @ self.down.float()
 
 
 class Kronecker(Delta):

@@ -53,7 +53,8 @@ def open_adapter(path: str | Path, config: ModelConfig, *, lenient: bool = False
 
 
 class AdapterFile:
-    """Holds an open file and its changes by layer. skipped: keys that were left out. family: its kind, for people."""
+    """Holds an open file and its changes by layer. skipped: keys that were left out. family: its kind, for people.
+    modules: the number of layers that it changes."""
 
     def __init__(self, file: TensorFile, names: LayerNames, lenient: bool) -> None:
         self.file = file
@@ -72,11 +73,7 @@ class AdapterFile:
             raise _error(file, f"alpha_pattern names {name}, for which the file has no tensors")
         kinds = Counter("DoRA" if "magnitude" in c.tensors else c.family.value for c in self.changes.values())
         self.family = " and ".join(kind for kind, _ in kinds.most_common())
-
-    @property
-    def modules(self) -> int:
-        """The number of layers that it changes."""
-        return len(self.changes)
+        self.modules = len(self.changes)
 
     def bytes_on_rank(self, tp: int, bytes_per_element: int) -> int:
         """Returns the bytes that each of `tp` ranks holds of it."""

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from engine.kernels.fp8 import Fp8Rows
-from engine.lora.deltas import Delta, LowRank, TensorHolder
+from engine.lora.deltas import Delta, LowRank
 
 # By an adapter's id: slices of a forward's rows in which it is in force, and its strength there.
 Runs = Mapping[int, Sequence[tuple[slice, float]]]
 
 
 @dataclass
-class Piece(TensorHolder):
+class Piece:
     """What one adapter does to one of the matrices that are stacked in a layer.
 
     rows: the matrix's rows in the rank's parameter, which are columns of the output. gain: multiplies the layer's own
@@ -37,7 +37,8 @@ class LayerAdapter:
         self.needs_output = any(piece.gain is not None for piece in pieces)
         self._held = [held for piece in pieces for held in (piece, piece.delta) if held is not None]
         for held in self._held:
-            held.to(dtype)
+            for name, tensor in _tensors(held).items():
+                setattr(held, name, tensor.to(dtype))
         low_rank = [piece.delta for piece in pieces if isinstance(piece.delta, LowRank)]
         self._ranks = [delta.down.shape[0] for delta in low_rank]
         self._down = torch.cat([delta.down for delta in low_rank]) if low_rank else None  # (sum of ranks, columns)
@@ -48,7 +49,7 @@ class LayerAdapter:
     @property
     def bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(tensor.nbytes for held in self._held for tensor in held.tensors().values())
+        return sum(tensor.nbytes for held in self._held for tensor in _tensors(held).values())
 
     def add_to(self, y: torch.Tensor, x: torch.Tensor, output: torch.Tensor | None, strength: float) -> None:
         """Adds strength · change to y, in place.
@@ -91,3 +92,7 @@ class SidePath:
         for adapter, parts in applied:
             for rows, strength in parts:
                 adapter.add_to(y[rows], x[rows], None if output is None else output[rows], strength)
+
+
+def _tensors(held: Piece | Delta) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in vars(held).items() if isinstance(value, torch.Tensor)}
