@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import torch
 
-from engine.kernels.attention.backends import BACKENDS, Backend
+from engine.kernels.attention.backends import VARLEN
 from engine.kernels.jit import Kernel
 from engine.rank.rank import Rank
 from tests.fake_cuda.clocks import Clock, Event, Stream, Timeline, join
@@ -95,7 +95,7 @@ class FakeCuda(AbstractContextManager["FakeCuda"]):
         )
         for replaced in REPLACED:
             self._stack.enter_context(patch.object(*replaced))
-        self._stack.enter_context(patch.dict(BACKENDS, triton=Backend(attend, varlen=True)))
+        self._stack.enter_context(patch.dict(VARLEN, triton=attend))
         self._follow_threads()
         self._wrap(Rank, "execute", self.step)
         self._stack.enter_context(patch.object(Kernel, "__getitem__", self._launching(Kernel.__getitem__)))

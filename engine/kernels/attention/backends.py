@@ -6,8 +6,7 @@ The DiT's attention has several implementations, the backends; which of them run
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 
@@ -38,9 +37,9 @@ class GatedAttentionKernel:
     """
 
     def __init__(self, backend: str = "torch", captured_backend: str | None = None) -> None:
-        if captured_backend is None and BACKENDS[backend].varlen:
+        if captured_backend is None and backend in VARLEN:
             captured_backend = backend
-        assert captured_backend is None or BACKENDS[captured_backend].varlen
+        assert captured_backend is None or captured_backend in VARLEN
         self.backend = backend
         self.captured_backend = captured_backend
         self.plans: PlanSchedule | None = None
@@ -74,8 +73,7 @@ class GatedAttentionKernel:
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Returns the same without a gate."""
-        attended = self._attend(self._backend_for(packing), (query, key, value), packing)
-        return attended if isinstance(attended, torch.Tensor) else _packed(attended, query)
+        return _packed(self._attend(self._backend_for(packing), (query, key, value), packing), query)
 
     def _backend_for(self, packing: Packing) -> str:
         backend = self.captured_backend if packing.captured else self.backend
@@ -84,16 +82,15 @@ class GatedAttentionKernel:
 
     def _attend(self, backend: str, qkv: QKV, packing: Packing) -> torch.Tensor | Iterator[Attended]:
         """Makes one call for all segments, → (tokens, heads · head_dim), or one for each as the result is read."""
-        dense = BACKENDS[backend].dense
+        if backend in VARLEN:
+            return VARLEN[backend](*qkv, packing)
         if backend == "cudnn" and self.plans is not None:
             bounds = pairwise(packing.bounds)
             served = [self._has_plan(*(part[start:stop] for part in qkv)) for start, stop in bounds]
             if any(served):
                 return _segments(lambda index: _cudnn if served[index] else _flash, qkv, packing)
-            backend, dense = "flash", _flash
-        if dense is None or (dense is not _cudnn and len(set(packing.lengths)) == 1):
-            return BACKENDS[backend].attend(*qkv, packing)
-        return _segments(lambda _: dense, qkv, packing)
+            backend = "flash"
+        return _by_segment(DENSE[backend], qkv, packing)
 
     def _has_plan(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
         """Says whether cuDNN serves a segment, and counts it if only a plan is missing."""
@@ -119,7 +116,7 @@ def packed_attention(
     """
     capable = query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 0)
     dense = _flash if capable and query.dtype != torch.float32 and query.shape[-1] % 8 == 0 else _torch
-    return _by_segment(partial(dense, causal=causal), (query, key, value), packing)
+    return _packed(_by_segment(partial(dense, causal=causal), (query, key, value), packing), query)
 
 
 def _torch(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool = False) -> torch.Tensor:
@@ -152,15 +149,14 @@ def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causa
     return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal)[0]
 
 
-def _by_segment(dense: Dense, qkv: QKV, packing: Packing) -> torch.Tensor:
-    """Makes one call if all segments are equally long, else one for each, → (tokens, heads · head_dim). By cuDNN always
+def _by_segment(dense: Dense, qkv: QKV, packing: Packing) -> torch.Tensor | Iterator[Attended]:
+    """Makes one call if all segments are equally long, → (tokens, heads · head_dim), else one for each. By cuDNN always
     one for each: every number of equal segments would be one more plan."""
     tokens, heads, head_dim = qkv[0].shape
-    if tokens and len(set(packing.lengths)) == 1 and (packing.segments == 1 or dense is not _cudnn):
-        shape = (packing.segments, packing.longest)
-        batches = (tensor.unflatten(0, shape).transpose(1, 2) for tensor in qkv)
-        return dense(*batches).transpose(1, 2).reshape(tokens, heads * head_dim)
-    return _packed(_segments(lambda _: dense, qkv, packing), qkv[0])
+    if not tokens or len(set(packing.lengths)) > 1 or dense is _cudnn:
+        return _segments(lambda _: dense, qkv, packing)
+    batches = (tensor.unflatten(0, (packing.segments, packing.longest)).transpose(1, 2) for tensor in qkv)
+    return dense(*batches).transpose(1, 2).reshape(tokens, heads * head_dim)
 
 
 def _segments(dense: Callable[[int], Dense], qkv: QKV, packing: Packing) -> Iterator[Attended]:
@@ -173,11 +169,13 @@ def _segments(dense: Callable[[int], Dense], qkv: QKV, packing: Packing) -> Iter
             yield start, stop, dense(index)(*segment)[0].transpose(0, 1)
 
 
-def _packed(segments: Iterable[Attended], query: torch.Tensor) -> torch.Tensor:
-    """Puts segments together: (tokens, heads · head_dim)."""
+def _packed(attended: torch.Tensor | Iterator[Attended], query: torch.Tensor) -> torch.Tensor:
+    """Puts segments together, unless they are already: (tokens, heads · head_dim)."""
+    if isinstance(attended, torch.Tensor):
+        return attended
     output = query.new_empty(query.shape)
-    for start, stop, attended in segments:
-        output[start:stop] = attended
+    for start, stop, rows in attended:
+        output[start:stop] = rows
     return output.flatten(1)
 
 
@@ -195,26 +193,13 @@ def build_plan(shape: PlanShape, device: torch.device, dtype: torch.dtype) -> No
     _cudnn(*(part[None].transpose(1, 2) for part in parts))
 
 
-@dataclass(frozen=True)
-class Backend:
-    """One way to attend. attend: (query, key, value, packing) → (tokens, heads · head_dim), as `packed_attention`.
-    varlen: one launch for all segments that reads the packing's tables on the device alone, and so can be part of a
-    CUDA graph. dense: of one that is not, what it calls for equally long segments."""
-
-    attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Packing], torch.Tensor]
-    varlen: bool
-    dense: Dense | None = None
-
-    @classmethod
-    def by_segment(cls, dense: Dense) -> Backend:
-        return cls(lambda q, k, v, packing: _by_segment(dense, (q, k, v), packing), varlen=False, dense=dense)
-
-
-BACKENDS = {
-    "cudnn": Backend.by_segment(_cudnn),
-    "flash": Backend.by_segment(_flash),
-    **{name: Backend(partial(flash_attention, name), varlen=True) for name in FLASH_PACKAGES},
-    "fa3-fp8": Backend(flash_attention_fp8, varlen=True),
-    "triton": Backend(attention_triton, varlen=True),
-    "torch": Backend.by_segment(_torch),
+# What makes one call for equally long segments, or one for each.
+DENSE: dict[str, Dense] = {"cudnn": _cudnn, "flash": _flash, "torch": _torch}
+# What makes one launch for all segments, as `packed_attention` without `causal`. It reads the packing's tables on the
+# device alone, and so can be part of a CUDA graph.
+VARLEN: dict[str, Callable[..., torch.Tensor]] = {
+    **{name: partial(flash_attention, name) for name in FLASH_PACKAGES},
+    "fa3-fp8": flash_attention_fp8,
+    "triton": attention_triton,
 }
+BACKENDS = ("cudnn", "flash", *VARLEN, "torch")

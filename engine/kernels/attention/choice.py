@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 
 from engine.errors import ArgumentError
-from engine.kernels.attention.backends import BACKENDS, GatedAttentionKernel
+from engine.kernels.attention.backends import BACKENDS, VARLEN, GatedAttentionKernel
 from engine.kernels.attention.flash_packages import FLASH_PACKAGES, package_function
 from engine.kernels.attention.triton_kernel import LARGEST_HEAD_DIM
 from engine.kernels.packing import Packing
@@ -110,13 +110,12 @@ def choose_attention(
         if name in ON_REQUEST:
             order = (name, *order)
         preferred = [backend for backend in order if backend in available]
-        captured = next((backend for backend in preferred if BACKENDS[backend].varlen), None)
+        captured = next((backend for backend in preferred if backend in VARLEN), None)
         return AttentionChoice(preferred[0] if name == AUTO else name, captured, {}, refused)
 
     usual = [backend for backend in available if backend not in ON_REQUEST]
     wanted = [name] if name != AUTO else usual
-    varlen = [backend for backend in wanted if BACKENDS[backend].varlen]
-    varlen = varlen or [backend for backend in usual if BACKENDS[backend].varlen]
+    varlen = [backend for backend in wanted if backend in VARLEN] or [backend for backend in usual if backend in VARLEN]
     timings: dict[str, Timing] = {}
     for backend in dict.fromkeys([*wanted, *varlen]):
         if backend == "torch" and timings.keys() & {"cudnn", "flash"}:

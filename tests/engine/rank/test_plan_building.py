@@ -40,10 +40,9 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
 
         return attend
 
-    backends = {name: attention.Backend.by_segment(pretend(name)) for name in ("cudnn", "flash")}
-    for name, backend in backends.items():
-        monkeypatch.setattr(attention, f"_{name}", backend.dense)
-        monkeypatch.setitem(attention.BACKENDS, name, backend)
+    for name in ("cudnn", "flash"):
+        monkeypatch.setitem(attention.DENSE, name, pretend(name))
+        monkeypatch.setattr(attention, f"_{name}", attention.DENSE[name])
     monkeypatch.setattr(attention, "LONG_SEGMENT", LONG)
     return calls
 
@@ -104,9 +103,6 @@ def test_without_a_schedule_cudnn_serves_all_one_by_one(served: Served) -> None:
     served.clear()
     _attend(GatedAttentionKernel("cudnn"), (7, 0, 40))
     assert served == [("cudnn", (1, 7)), ("cudnn", (1, 40))] * 2
-    served.clear()
-    attention.BACKENDS["cudnn"].attend(*_draw(80)[:3], Packing((40, 40), CPU))
-    assert served == [("cudnn", (1, 40))] * 2
 
 
 def test_a_plan_is_for_the_strides_of_what_it_serves(monkeypatch: pytest.MonkeyPatch, served: Served) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.kernels.attention.backends import BACKENDS, GatedAttentionKernel
+from engine.kernels.attention.backends import VARLEN, GatedAttentionKernel
 from engine.kernels.attention.fa3_fp8 import Fp8Heads, quantize_heads, quantize_heads_triton
 from engine.kernels.fp8 import FP8, Fp8Rows
 from engine.kernels.packing import TILE_ROWS, CapturedPacking, Packing
@@ -87,7 +87,7 @@ def test_the_package_attends_to_the_rounded_numbers(install: Install, lengths: t
     rounded = [_dequantized(part, packing) for part in quantize_heads.reference(*parts, packing)]
     expected = GatedAttentionKernel("torch").attend(*rounded, packing)
     flash_packages.calls.clear()
-    actual = BACKENDS["fa3-fp8"].attend(*parts, packing)
+    actual = VARLEN["fa3-fp8"](*parts, packing)
     assert flash_packages.calls[0][0] == ("dense" if len(set(lengths)) == 1 else "varlen")
     assert actual.dtype == torch.bfloat16
     assert relative_error(actual, expected) < 4e-3  # the result's rounding to bfloat16
