@@ -62,11 +62,8 @@ def scaled_mm(x: Fp8Rows, weight: Fp8Rows, out: torch.Tensor | None = None) -> t
 
 def empty_rows(tokens: int, width: int, like: torch.Tensor, *, fp8: bool) -> torch.Tensor | Fp8Rows:
     """Allocates what a kernel writes a (tokens, width) result to: in `like`'s dtype, or rows for an fp8 product."""
-    if not fp8:
-        return like.new_empty((tokens, width))
-    return Fp8Rows(
-        like.new_empty((tokens, width), dtype=FP8), like.new_empty((tokens, 1), dtype=torch.float32), like.dtype
-    )
+    values = like.new_empty((tokens, width), dtype=FP8 if fp8 else like.dtype)
+    return Fp8Rows(values, like.new_empty((tokens, 1), dtype=torch.float32), like.dtype) if fp8 else values
 
 
 def row_pointers(rows: torch.Tensor | Fp8Rows) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -54,7 +53,7 @@ class Adapters:
 
     def load(self, adapter: Adapter) -> None:
         """Reads this rank's share of a file to the device. A collective, where a file has DoRA. Raises `LoraError`."""
-        file = open_adapter(Path(adapter.path), self._config, lenient=adapter.lenient)
+        file = open_adapter(adapter.path, self._config, lenient=adapter.lenient)
         by_module: dict[str, list[Change]] = defaultdict(list)
         for change in file.changes.values():
             by_module[change.source.parameter.removesuffix(".weight")].append(change)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
-from engine.checkpoint.files.stored import Bounds, StoredTensor
+from engine.checkpoint.files.stored import Bounds, StoredTensor, whole
 from engine.checkpoint.layouts.tensors import Source
 from engine.checkpoint.weight_format import Weights
 from engine.config.engine_config import EngineConfig
@@ -31,11 +30,21 @@ class MergedWeights:
         self._weights = weights
         self.config, self.sources = weights.config, weights.sources
         self._adapters = [
-            (open_adapter(Path(path), weights.config, lenient=engine.lora_lenient), strength)
+            (open_adapter(path, weights.config, lenient=engine.lora_lenient), strength)
             for path, strength in engine.merge_loras
         ]
         self._dequantizes = engine.quantization == "none"
-        self._check_layers()
+        names = {source.name for source in self.sources["transformer"]}
+        changes = [(adapter, change) for adapter, _ in self._adapters for change in adapter.changes.values()]
+        if any(change.source.name not in names for _, change in changes):
+            raise ArgumentError(
+                "merge_loras needs the whole checkpoint, and this one has been split for ranks: give the one that it "
+                "was split from, or load the LoRAs without merging",
+                parameter="merge_loras",
+            )
+        for adapter, change in changes:
+            if "diff_b" in change.tensors and f"{change.layer}.bias" not in names:
+                raise LoraError(f"{adapter.path}: {change.layer} has no bias that diff_b could be merged into")
 
     def stored(self, component: str, source: Source) -> StoredTensor:
         """Returns a tensor with what changes it. Raises `ArgumentError` where it would have to be quantised again."""
@@ -63,20 +72,7 @@ class MergedWeights:
     def close(self) -> None:
         self._weights.close()
         for adapter, _ in self._adapters:
-            adapter.file.close()
-
-    def _check_layers(self) -> None:
-        names = {source.name for source in self.sources["transformer"]}
-        changes = [(adapter, change) for adapter, _ in self._adapters for change in adapter.changes.values()]
-        if any(change.source.name not in names for _, change in changes):
-            raise ArgumentError(
-                "merge_loras needs the whole checkpoint, and this one has been split for ranks: give the one that it "
-                "was split from, or load the LoRAs without merging",
-                parameter="merge_loras",
-            )
-        for adapter, change in changes:
-            if "diff_b" in change.tensors and f"{change.layer}.bias" not in names:
-                raise LoraError(f"{adapter.path}: {change.layer} has no bias that diff_b could be merged into")
+            adapter.close()
 
 
 class _Merged(StoredTensor):
@@ -101,7 +97,7 @@ class _Merged(StoredTensor):
         if self._kind == "bias":
             return read_vector(change, "diff_b", bounds[0], _CPU)
         has_norms = "magnitude" in change.tensors  # which are those of the whole matrix
-        read = tuple(slice(0, length) for length in self.shape) if has_norms else bounds
+        read = whole(self.shape) if has_norms else bounds
         delta = read_delta(change, read, _CPU)
         assert delta is not None
         if has_norms:

@@ -99,10 +99,10 @@ class GatedAttentionKernel:
         if tokens < LONG_SEGMENT:
             return False
         shape: PlanShape = (query.shape, key.shape, query.stride(), key.stride(), value.stride())
-        if not self.plans.has(shape):
+        planned = self.plans.has(shape)
+        if not planned:
             self.plans.met(shape, work=tokens**2)
-            return False
-        return True
+        return planned
 
 
 def packed_attention(
