@@ -25,18 +25,14 @@ def image_rotations(
     `get_1d_rotary_pos_embed` has them. On the first axis, and for text, which sits at (0, 0, 0), nothing is rotated.
     place: moves each axis' table, of 1, `height` or `width` rows, from the CPU to where the grid is made of them.
     """
-    first, rows, columns = (
-        place(_axis_rotations(length, axis, theta)) for length, axis in zip((1, height, width), axes, strict=True)
-    )
+    tables = []  # of positions 0, 1, … on each axis: (length, axis / 2)
+    for length, axis in zip((1, height, width), axes, strict=True):
+        frequencies = theta ** (-torch.arange(0, axis, 2, dtype=torch.float64) / axis)
+        angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+        tables.append(place(torch.polar(torch.ones_like(angles), angles).to(torch.complex64)))
+    first, rows, columns = tables
     parts = [part.expand(height, width, -1) for part in (first[None], rows[:, None], columns[None])]
     return torch.cat(parts, dim=-1).flatten(0, 1)
-
-
-def _axis_rotations(length: int, axis: int, theta: float) -> torch.Tensor:
-    """Returns the rotations of positions 0, 1, … on one axis: (length, axis / 2) complex64."""
-    frequencies = theta ** (-torch.arange(0, axis, 2, dtype=torch.float64) / axis)
-    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
-    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
 
 
 def text_rotations(positions: torch.Tensor, head_dim: int, theta: float) -> torch.Tensor:

@@ -25,7 +25,7 @@ QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # (tokens, heads, head_di
 # (batch, heads, tokens, head_dim) of query, key and value → the same of what attention makes of them
 Dense = Callable[..., torch.Tensor]
 Attended = tuple[int, int, torch.Tensor]  # first row, last row + 1, (rows, heads, head_dim) laid out in any way
-PlanShape = tuple[tuple[int, ...], ...]
+PlanShape = tuple[tuple[int, ...], ...]  # of a segment's query and key, then strides of query, key and value
 
 
 class GatedAttentionKernel:
@@ -193,10 +193,10 @@ def build_plan(shape: PlanShape, device: torch.device, dtype: torch.dtype) -> No
     _cudnn(*(part[None].transpose(1, 2) for part in parts))
 
 
-# What makes one call for equally long segments, or one for each.
+# By backend: what is called once for equally long segments, else once for each.
 DENSE: dict[str, Dense] = {"cudnn": _cudnn, "flash": _flash, "torch": _torch}
-# What makes one launch for all segments, as `packed_attention` without `causal`. It reads the packing's tables on the
-# device alone, and so can be part of a CUDA graph.
+# By backend: what is called once for all segments, as `packed_attention` without `causal`. It reads only the tables on
+# the device, and so can be part of a CUDA graph.
 VARLEN: dict[str, Callable[..., torch.Tensor]] = {
     **{name: partial(flash_attention, name) for name in FLASH_PACKAGES},
     "fa3-fp8": flash_attention_fp8,

@@ -40,10 +40,6 @@ class Timing:
     first_ms: float
     steady_ms: float
 
-    def cost_ms(self, calls: int) -> float:
-        """Returns the mean over this number of calls with the same lengths."""
-        return (self.first_ms + (calls - 1) * self.steady_ms) / calls
-
 
 @dataclass(frozen=True)
 class AttentionChoice:
@@ -129,9 +125,10 @@ def choose_attention(
         raise _not_available(name, refused)
 
     def cost(backend: str) -> float:
+        timing = timings[backend]
         if backend == "cudnn" and "flash" in timings:
-            return _WITH_A_PLAN * timings["cudnn"].steady_ms + (1 - _WITH_A_PLAN) * timings["flash"].cost_ms(calls)
-        return timings[backend].cost_ms(calls)
+            return _WITH_A_PLAN * timing.steady_ms + (1 - _WITH_A_PLAN) * cost("flash")
+        return (timing.first_ms + (calls - 1) * timing.steady_ms) / calls  # the mean over calls with the same lengths
 
     candidates = [backend for backend in wanted if backend in timings]
     if len(candidates) > 1 and "fa3" in candidates:

@@ -84,7 +84,7 @@ def package_function(name: str, function: str) -> Callable[..., Any]:
 
 
 def flash_attention(
-    name: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, **options: torch.Tensor
+    name: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, **options: Any
 ) -> torch.Tensor:
     """Attends as `packed_attention` without `causal`, by one of `FLASH_PACKAGES`. Head dims are multiples of 8.
     options: more arguments of both its functions."""
@@ -94,21 +94,19 @@ def flash_attention(
         batches = (part.unflatten(0, (packing.segments, packing.longest)) for part in (query, key, value))
         output = package_function(name, "flash_attn_func")(*batches, **options)
     else:
-        more: dict[str, Any] = dict(options)
         # What a tile of queries has too many of is less than the rows of one, so long segments lose little by it.
         if package.chooses_packing and lengths and min(lengths) >= LONG_SEGMENT:
-            more["pack_gqa"] = False
-        offsets = packing.offsets
+            options["pack_gqa"] = False
         longest = max(packing.longest, 2)  # 2 takes a 1 to mean that every segment has one row, and none is empty
         output = package_function(name, "flash_attn_varlen_func")(
             query,
             key,
             value,
-            cu_seqlens_q=offsets,
-            cu_seqlens_k=offsets,
+            cu_seqlens_q=packing.offsets,
+            cu_seqlens_k=packing.offsets,
             max_seqlen_q=longest,
             max_seqlen_k=longest,
-            **more,
+            **options,
         )
     if isinstance(output, tuple):  # 4 and some builds of 3 add the log of the softmax's sum
         output = output[0]
