@@ -65,8 +65,7 @@ class Change:
     @property
     def by_column(self) -> bool:
         """Whether DoRA's magnitudes are those of the weight's columns."""
-        shape = self.shapes.get("magnitude", ())
-        return len(shape) == 2 and shape[0] == 1 and shape[1] == self.source.shape[1]
+        return self.shapes.get("magnitude") == (1, self.source.shape[1])
 
     def elements_on_rank(self, tp: int) -> int:
         """Counts the numbers that each of `tp` ranks holds of it, in the forms of `engine.lora.deltas`."""
@@ -108,10 +107,8 @@ def rank_of(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
 
 def lokr_factor(shapes: Mapping[str, tuple[int, ...]], part: str) -> tuple[int, int]:
     """Returns the (rows, columns) of a Kronecker factor, which may itself be a product."""
-    if part in shapes:
-        rows, columns = shapes[part]
-        return rows, columns
-    return shapes[f"{part}_a"][0], shapes[f"{part}_b"][1]
+    first, last = (part, part) if part in shapes else (f"{part}_a", f"{part}_b")
+    return shapes[first][0], shapes[last][1]
 
 
 def _check_shapes(family: Family, shapes: Mapping[str, tuple[int, ...]], height: int, columns: int) -> None:

@@ -29,27 +29,26 @@ class Piece:
 
 
 class LayerAdapter:
-    """Applies one adapter to one layer. The low-rank pieces' A are stacked, so that x is read once for all of them."""
+    """Applies one adapter to one layer. The low-rank pieces' A are stacked, so that x is read once for all of them.
+    bytes: of all its tensors."""
 
     def __init__(self, pieces: Sequence[Piece], dtype: torch.dtype) -> None:
         """Takes pieces in float32, and holds them in `dtype`."""
         self._pieces = pieces
         self.needs_output = any(piece.gain is not None for piece in pieces)
-        self._held = [held for piece in pieces for held in (piece, piece.delta) if held is not None]
-        for held in self._held:
-            for name, tensor in _tensors(held).items():
-                setattr(held, name, tensor.to(dtype))
+        self.bytes = 0
+        for holder in (holder for piece in pieces for holder in (piece, piece.delta) if holder is not None):
+            for name, value in vars(holder).items():
+                if isinstance(value, torch.Tensor):
+                    converted = value.to(dtype)
+                    setattr(holder, name, converted)
+                    self.bytes += converted.nbytes
         low_rank = [piece.delta for piece in pieces if isinstance(piece.delta, LowRank)]
         self._ranks = [delta.down.shape[0] for delta in low_rank]
         self._down = torch.cat([delta.down for delta in low_rank]) if low_rank else None  # (sum of ranks, columns)
         if self._down is not None:
             for delta, part in zip(low_rank, self._down.split(self._ranks), strict=True):
                 delta.down = part  # else its numbers would be held twice
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.nbytes for held in self._held for tensor in _tensors(held).values())
 
     def add_to(self, y: torch.Tensor, x: torch.Tensor, output: torch.Tensor | None, strength: float) -> None:
         """Adds strength · change to y, in place.
@@ -92,7 +91,3 @@ class SidePath:
         for adapter, parts in applied:
             for rows, strength in parts:
                 adapter.add_to(y[rows], x[rows], None if output is None else output[rows], strength)
-
-
-def _tensors(held: Piece | Delta) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in vars(held).items() if isinstance(value, torch.Tensor)}

@@ -62,8 +62,6 @@ class PlanSchedule:
     def worked(self, now: float, images: int = 0) -> None:
         """Notes that there was work at this time, which began this number of images."""
         self._idle_since = now
-        if not images:
-            return
         self.images += images
         if now - self._built_at <= _WAITED_S:
             self.waited += images
