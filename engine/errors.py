@@ -20,6 +20,9 @@ class Krea2Error(Exception):
     code = "internal_error"
     exit_code = 1
 
+    def __init_subclass__(cls, *, code: str, exit_code: int = 1) -> None:
+        cls.code, cls.exit_code = code, exit_code
+
     def __init__(self, message: str, *, parameter: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.message = message
@@ -27,11 +30,8 @@ class Krea2Error(Exception):
         self.retry_after_s = retry_after_s
 
 
-class ArgumentError(Krea2Error):
+class ArgumentError(Krea2Error, code="invalid_parameter", exit_code=2):
     """A parameter of a request or an engine flag has a value that is not allowed."""
-
-    code = "invalid_parameter"
-    exit_code = 2
 
     @classmethod
     def of(cls, parameter: str, allowed: str, value: object) -> ArgumentError:
@@ -42,11 +42,8 @@ class ArgumentError(Krea2Error):
         return cls(f"{parameter} must be {allowed}, got {shown}", parameter=parameter)
 
 
-class CheckpointError(Krea2Error):
+class CheckpointError(Krea2Error, code="bad_checkpoint", exit_code=2):
     """A file of the checkpoint is missing, damaged, or not what its config says. Names file, tensor or key."""
-
-    code = "bad_checkpoint"
-    exit_code = 2
 
     @classmethod
     def of(
@@ -68,65 +65,44 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-class LoraError(Krea2Error):
+class LoraError(Krea2Error, code="bad_lora", exit_code=2):
     """A LoRA file is damaged, is for another model, or has tensors that fit nothing here. Names file and tensor."""
 
-    code = "bad_lora"
-    exit_code = 2
 
-
-class LaunchError(Krea2Error):
+class LaunchError(Krea2Error, code="launch_failed"):
     """The engine could not be started here: no such device, a port in use, a start that took too long."""
 
-    code = "launch_failed"
 
-
-class RankError(Krea2Error):
+class RankError(Krea2Error, code="rank_failed"):
     """A rank died, hung or raised; the message carries the rank's own error."""
 
-    code = "rank_failed"
 
-
-class RequestKilledRanksError(Krea2Error):
+class RequestKilledRanksError(Krea2Error, code="request_killed_ranks"):
     """The request was in flight each time that ranks died, the last time alone."""
 
-    code = "request_killed_ranks"
 
-
-class NotFiniteError(Krea2Error):
+class NotFiniteError(Krea2Error, code="image_not_finite"):
     """The latents of an image are not finite numbers, so there is no picture in them."""
 
-    code = "image_not_finite"
 
-
-class OutOfMemoryError(Krea2Error):
+class OutOfMemoryError(Krea2Error, code="out_of_memory"):
     """The device ran out of memory over an image that it had to itself; the engine goes on."""
 
-    code = "out_of_memory"
 
-
-class QueueFullError(Krea2Error):
+class QueueFullError(Krea2Error, code="queue_full"):
     """The queue holds as many requests as it may; come back later."""
 
-    code = "queue_full"
 
-
-class RequestTimeoutError(Krea2Error):
+class RequestTimeoutError(Krea2Error, code="timeout"):
     """The request's own deadline (`timeout_s`) passed."""
 
-    code = "timeout"
 
-
-class CancelledError(Krea2Error):
+class CancelledError(Krea2Error, code="cancelled"):
     """The request was cancelled, by its client or because the client went away."""
 
-    code = "cancelled"
 
-
-class ServerError(Krea2Error):
+class ServerError(Krea2Error, code="server_unavailable"):
     """The server does not answer, is shutting down, or speaks another protocol version."""
-
-    code = "server_unavailable"
 
 
 def error_from_code(
