@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import nn
@@ -17,6 +17,8 @@ from torch import nn
 from engine.planning.weight_bytes import aligned
 
 _logger = logging.getLogger(__name__)
+# What the current thread or, on a GPU, its stream does after this call comes after a copy. Raises what the copy raised.
+Wait = Callable[[], None]
 
 
 class WeightLedger:
@@ -41,45 +43,35 @@ class WeightLedger:
         return buffer
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a parameter lies in a buffer: from byte `start` on."""
-
-    parameter: nn.Parameter
-    start: int
-    size: torch.Size
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-    def view(self, buffer: torch.Tensor) -> torch.Tensor:
-        length = self.parameter.numel() * self.dtype.itemsize
-        return buffer[self.start : self.start + length].view(self.dtype).as_strided(self.size, self.stride)
-
-
 class ParameterBucket:
     """Parameters that travel together: one buffer of `size` bytes in `host` memory, and one of the same layout on the
     device while they are there."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], host: HostMemory) -> None:
         """Move the parameters, which are in host memory, into a buffer there."""
-        self._places: list[_Place] = []
+        self._starts: dict[nn.Parameter, int] = {}  # from which byte of the buffer on each lies
         self.size = 0
         for parameter in parameters:
-            self._places.append(_Place(parameter, self.size, parameter.shape, parameter.stride(), parameter.dtype))
-            self.size = aligned(self.size + parameter.numel() * parameter.element_size())
+            self._starts[parameter] = self.size
+            self.size = aligned(self.size + parameter.nbytes)
         self.host = host.allocate(self.size)
-        for place in self._places:
-            place.view(self.host).copy_(place.parameter.data)
+        for parameter, start in self._starts.items():
+            _view(self.host, start, parameter).copy_(parameter.data)
         self.withdraw()
 
     def place_in(self, buffer: torch.Tensor) -> None:
         """Read the parameters from a buffer on the device from now on: (at least `size`,) uint8."""
-        for place in self._places:
-            place.parameter.data = place.view(buffer)
+        for parameter, start in self._starts.items():
+            parameter.data = _view(buffer, start, parameter)
 
     def withdraw(self) -> None:
         """Read the parameters from host memory again."""
         self.place_in(self.host)
+
+
+def _view(buffer: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
+    """What lies in a buffer from byte `start` on, of the shape, strides and dtype of another tensor."""
+    return buffer[start : start + like.nbytes].view(like.dtype).as_strided(like.shape, like.stride())
 
 
 class HostMemory:
@@ -104,3 +96,40 @@ class HostMemory:
 def pinned(size: int) -> torch.Tensor:
     """Allocate (size,) uint8. Raises `RuntimeError` where the system grants no such memory."""
     return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+
+class Copier:
+    """Copies from host memory to the device beside what it computes, on a GPU in a stream, on a CPU in a thread: one
+    after the other, in the order in which it is told."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="weights")  # has no thread until it gets work
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> Wait:
+        """Begin when what the current thread or stream has begun is done. Both are (bytes,) uint8."""
+        if self._stream is None:
+            return self._executor.submit(copy_bytes, target, source).result
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            copy_bytes(target, source)
+            copied = torch.cuda.Event()
+            copied.record(self._stream)
+        return lambda: torch.cuda.current_stream(self._device).wait_event(copied)
+
+    def settle(self) -> None:
+        """Return when what the current thread or stream has begun is done."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).synchronize()
+
+    def close(self) -> None:
+        """Return when all is copied; nothing more may be."""
+        self._executor.shutdown(wait=True)
+        if self._stream is not None:
+            self._stream.synchronize()
+
+
+def copy_bytes(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy (bytes,) uint8, on a GPU in its current stream."""
+    target.copy_(source, non_blocking=True)

@@ -15,8 +15,7 @@ from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, E
 from engine.device.devices import decoding_dtype, free_bytes, multiplies_fp8, reserve_bytes
 from engine.model.text_encoder import TextEncoder
 from engine.model.transformer import Transformer
-from engine.offload.copying import Copier, Wait
-from engine.offload.host_buffers import HostMemory, ParameterBucket, WeightLedger
+from engine.offload.host_buffers import Copier, HostMemory, ParameterBucket, Wait, WeightLedger
 from engine.planning.memory_plan import MemoryPlan, plan_checkpoint, slot_bytes
 from engine.planning.weight_bytes import block_of, is_small
 
@@ -195,7 +194,7 @@ class Offload:
         on_host = self.on_host(component)
         travelling: dict[int | None, list[nn.Parameter]] = {}  # by block
         for name, parameter in module.named_parameters():
-            size = parameter.numel() * parameter.element_size()
+            size = parameter.nbytes
             # scales are not in the checkpoint's list, and are where their matrix is
             if on_host(name.removesuffix("_scale")):
                 self.host_bytes += size

@@ -11,7 +11,7 @@ import torch
 
 from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
 from engine.device.timing import DeviceTime, record_time
-from engine.offload import copying
+from engine.offload import host_buffers
 from engine.parallel.mesh import Mesh
 from engine.rank.rank import Rank
 from engine.step import Job, Step
@@ -55,14 +55,14 @@ class Timeline:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
         self._device = device
         self._copies: list[tuple[int, DeviceTime, DeviceTime]] = []  # from an address
-        copy_bytes = copying.copy_bytes
+        copy_bytes = host_buffers.copy_bytes
 
         def copy(target: torch.Tensor, source: torch.Tensor) -> None:
             began = record_time(device)
             copy_bytes(target, source)
             self._copies.append((source.data_ptr(), began, record_time(device)))
 
-        monkeypatch.setattr(copying, "copy_bytes", copy)
+        monkeypatch.setattr(host_buffers, "copy_bytes", copy)
 
     def watch(self, rank: Rank) -> None:
         self.computes: list[Span] = []

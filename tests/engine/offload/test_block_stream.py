@@ -14,7 +14,7 @@ import torch
 from engine.config.engine_config import DIT_LAYERWISE
 from engine.device.timing import seconds_between
 from engine.model.layers import SwiGLU
-from engine.offload import copying, host_buffers
+from engine.offload import host_buffers
 from engine.offload.host_buffers import HostMemory, WeightLedger
 from engine.offload.offload import BlockStream
 from tests.engine.offload.demo_rank import CPU, Timeline, draw, make_rank
@@ -23,7 +23,7 @@ from tests.engine.offload.demo_rank import CPU, Timeline, draw, make_rank
 def run_slowly(monkeypatch: pytest.MonkeyPatch, prefetch: int) -> Timeline:
     """The timeline of two steps in which every block computes until the copies ahead of it have begun: for ever, if
     they wait for it."""
-    forward, copy_bytes = SwiGLU.forward, copying.copy_bytes
+    forward, copy_bytes = SwiGLU.forward, host_buffers.copy_bytes
     computed = itertools.count(1)
     copies, another = 0, threading.Condition()
 
@@ -42,7 +42,7 @@ def run_slowly(monkeypatch: pytest.MonkeyPatch, prefetch: int) -> Timeline:
             assert another.wait_for(lambda: copies >= due, timeout=60), f"{copies} copies have begun, not {due}"
         return forward(module, *arguments)
 
-    monkeypatch.setattr(copying, "copy_bytes", count)
+    monkeypatch.setattr(host_buffers, "copy_bytes", count)
     timeline = Timeline(monkeypatch, CPU)
     rank = make_rank(offload=(DIT_LAYERWISE,), prefetch=prefetch)
     of_blocks = {block.ff for block in rank.model.transformer.transformer_blocks}
@@ -87,7 +87,7 @@ def test_blocks_that_stay_are_not_copied_and_those_that_do_not_are_spread(turbo:
 
 def test_a_copy_that_fails_fails_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     rank = make_rank(offload=(DIT_LAYERWISE,))
-    whole = copying.copy_bytes
+    whole = host_buffers.copy_bytes
     left = [2]
 
     def fail(target: torch.Tensor, source: torch.Tensor) -> None:
@@ -96,7 +96,7 @@ def test_a_copy_that_fails_fails_the_step(monkeypatch: pytest.MonkeyPatch) -> No
             raise RuntimeError("the bus is gone")
         whole(target, source)
 
-    monkeypatch.setattr(copying, "copy_bytes", fail)
+    monkeypatch.setattr(host_buffers, "copy_bytes", fail)
     with pytest.raises(RuntimeError, match="the bus is gone"):
         draw(rank)
 
