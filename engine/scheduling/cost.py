@@ -44,7 +44,7 @@ class CostModel:
     """Seconds of denoise steps, of text encoding and of decoding; None where nothing has been measured yet."""
 
     def __init__(self) -> None:
-        self._coefficients: tuple[float, float, float] | None = None  # seconds, s per token, s per pair
+        self._coefficients: tuple[float, ...] | None = None  # seconds, s per token, s per pair
         self._encode_rate: float | None = None  # seconds per prompt token
         self._decode_rate: float | None = None  # seconds per pixel
 
@@ -92,15 +92,14 @@ class CostModel:
         if self._coefficients is None or not expected:
             self.fit([(work, seconds)])
             return
-        fixed, per_token, per_pair = self._coefficients
-        parts = (fixed / expected, per_token * work.tokens / expected, per_pair * work.pairs / expected)
+        amounts = 1, work.tokens, work.pairs
+        parts = [cost * amount / expected for cost, amount in zip(self._coefficients, amounts, strict=True)]
         # Either everything got slower, or one cost is wrong, most likely the one that makes up most of the step.
         blame = [part + 1 / 3 for part in parts]
         move = _bounded_move(seconds / expected) / sum(part * weight for part, weight in zip(parts, blame, strict=True))
-        fixed, per_token, per_pair = (
+        self._coefficients = tuple(
             cost * math.exp(move * weight) for cost, weight in zip(self._coefficients, blame, strict=True)
         )
-        self._coefficients = fixed, per_token, per_pair
 
     def correct_encode(self, prompt_tokens: int, seconds: float) -> None:
         """Learn from an encoding that ran."""
@@ -136,7 +135,7 @@ def _corrected(rate: float | None, amount: int, seconds: float) -> float | None:
     return rate * math.exp(_bounded_move(seconds / (amount * rate)))
 
 
-def _fit(samples: Sequence[tuple[Work, float]]) -> tuple[float, float, float]:
+def _fit(samples: Sequence[tuple[Work, float]]) -> tuple[float, ...]:
     """Non-negative (fixed, per token, per pair) of the least sum of |log(expected / measured)| without its largest
     fifth.
 
@@ -147,20 +146,20 @@ def _fit(samples: Sequence[tuple[Work, float]]) -> tuple[float, float, float]:
     rows = [(1 / seconds, work.tokens / seconds, work.pairs / seconds) for work, seconds in samples]
     if len(rows) < 3:
         scale = median(1 / _dot(_ASSUMED, row) for row in rows)
-        return _ASSUMED[0] * scale, _ASSUMED[1] * scale, _ASSUMED[2] * scale
-    best, least = (0.0, 0.0, 0.0), math.inf
+        return tuple(cost * scale for cost in _ASSUMED)
+    best: tuple[float, ...] = (0.0, 0.0, 0.0)
+    least = math.inf
     for used in ((1,), (0, 1), (1, 2), (0, 1, 2), (0,), (2,), (0, 2)):
         for exact in combinations(rows, len(used)):
             solved = _solve([[row[column] for column in used] for row in exact])
             if solved is None or min(solved) < 0:
                 continue
-            costs = [0.0, 0.0, 0.0]
-            for column, cost in zip(used, solved, strict=True):
-                costs[column] = cost
+            solution = dict(zip(used, solved, strict=True))
+            costs = tuple(solution.get(column, 0.0) for column in range(3))
             errors = sorted(abs(math.log(max(_dot(costs, row), _SMALLEST))) for row in rows)
             error = sum(errors[: len(rows) - len(rows) // 5])
             if error < least - 1e-9:
-                best, least = (costs[0], costs[1], costs[2]), error
+                best, least = costs, error
     return best
 
 

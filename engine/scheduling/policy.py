@@ -10,7 +10,8 @@ from engine.step import Job
 
 @dataclass(eq=False)
 class QueuedJob:
-    """A job from its arrival until its image is decoded. A policy reads it, only the scheduler writes it."""
+    """A job from its arrival until its image is decoded. A policy reads it, only the scheduler writes it. It has more
+    attributes than other classes since it is all that the scheduler knows of a job."""
 
     job: Job
     request: int
@@ -24,6 +25,7 @@ class QueuedJob:
     alone: bool = False  # it has the ranks for itself
     begun: bool = False
     decoding_from: float | None = None  # about when the ranks get to it, once its decoding is on the way
+    cancelled: bool = False  # while it was decoded
 
 
 class Policy:

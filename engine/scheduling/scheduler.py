@@ -7,7 +7,8 @@ decoder. All three are bounded, and a `Policy` orders the queue.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import count
 
 from engine.scheduling.cost import CostModel, Work
 from engine.scheduling.forecast import forecast
@@ -37,7 +38,7 @@ class Scheduler:
     are with the decoder.
 
     Times are monotonic seconds of any clock. The costs may be corrected at any time by whoever owns them. It has more
-    attributes than other classes since it alone owns the queue: five are its bounds and rules, three what the next step
+    attributes than other classes since it alone owns the queue: six are its bounds and rules, three what the next step
     is to tell besides, the others where jobs and ranks stand.
     """
 
@@ -59,12 +60,10 @@ class Scheduler:
         self._prompt_budget, self._max_begun, self._max_decoding = prompt_budget, max_begun, max_decoding
         self._queue: dict[int, QueuedJob] = {}  # until decoding begins
         self._decoding: dict[int, QueuedJob] = {}  # then until the image comes, that of a cancelled job too
-        self._cancelled: set[int] = set()  # of those being decoded
         self._releases: list[int] = []
         self._loads: list[Adapter] = []
         self._unloads: list[int] = []
-        self._arrivals = 0
-        self._next_number = 0
+        self._arrivals, self._numbers = count(), count()  # of jobs, and of steps
         self._step_s = self._busy_until = 0.0  # of the last step made, and when the ranks will have done it
         self._outlook: _Outlook | None = None  # until the queue changes
 
@@ -76,10 +75,7 @@ class Scheduler:
         if not segments or min(segments) < 1:
             raise ValueError(f"segments must be positive token counts, got {segments}")
         prompts = {hash(ids): len(ids) for ids in job.prompts}  # a collision would only miscount
-        queued = QueuedJob(
-            job, request, priority, Work.of(segments), prompts, now, self._arrivals, steps_left=job.steps
-        )
-        self._arrivals += 1
+        queued = QueuedJob(job, request, priority, Work.of(segments), prompts, now, next(self._arrivals), job.steps)
         self._queue[job.job_id] = queued
         backlog_s = sum(map(self._work_left, self._queue.values())) if self.costs.known else 0.0
         queued.patience_s = self.policy.patience_s(backlog_s)
@@ -94,7 +90,7 @@ class Scheduler:
         if queued is not None and queued.begun:
             self._releases.append(job_id)
         if job_id in self._decoding:
-            self._cancelled.add(job_id)
+            self._decoding[job_id].cancelled = True
         self._outlook = None
 
     def load(self, adapter: Adapter) -> None:
@@ -108,7 +104,6 @@ class Scheduler:
     def decoded(self, job_id: int) -> None:
         """Note that a job's image has come, or will not be waited for. Unknown jobs are ignored."""
         self._decoding.pop(job_id, None)
-        self._cancelled.discard(job_id)
         self._outlook = None
 
     def reset(self, *, alone: Collection[int] = ()) -> None:
@@ -117,14 +112,13 @@ class Scheduler:
         Jobs of the requests in `alone` run alone from now on: they have the ranks for themselves, request after request
         and one step at a time, and until they have been decoded no other starts. Adapters are no longer loaded.
         """
-        again = [queued for queued in self._decoding.values() if queued.job.job_id not in self._cancelled]
+        again = [queued for queued in self._decoding.values() if not queued.cancelled]
         for queued in (*again, *self._queue.values()):
             queued.steps_left, queued.begun, queued.decoding_from = queued.job.steps, False, None
             queued.alone = queued.alone or queued.request in alone
             self._queue[queued.job.job_id] = queued
-        self._decoding, self._cancelled, self._releases = {}, set(), []
-        self._loads, self._unloads = [], []
-        self._next_number = 0
+        self._decoding, self._releases, self._loads, self._unloads = {}, [], [], []
+        self._numbers = count()
         self._step_s = self._busy_until = 0.0
         self._outlook = None
 
@@ -140,7 +134,7 @@ class Scheduler:
                 return None
             ordered = [queued for queued in ordered if queued.request == ordered[0].request]
         if self._loads:
-            return replace(self.empty_step(), load=(self._loads.pop(0),))
+            return Step(next(self._numbers), load=(self._loads.pop(0),))
         chosen, start, new_tokens = self._pack(ordered)
         for queued in chosen:
             queued.begun = True
@@ -161,8 +155,8 @@ class Scheduler:
             self._decoding[queued.job.job_id] = self._queue.pop(queued.job.job_id)
         releases, self._releases = self._releases, []
         unloads, self._unloads = self._unloads, []
-        return replace(
-            self.empty_step(),
+        return Step(
+            next(self._numbers),
             start=tuple(queued.job for queued in start),
             denoise=tuple(queued.job.job_id for queued in chosen),
             decode=tuple(queued.job.job_id for queued in decode),
@@ -172,9 +166,7 @@ class Scheduler:
 
     def empty_step(self) -> Step:
         """Make a step in which nothing is done: whoever executes it shows that it can."""
-        step = Step(number=self._next_number)
-        self._next_number += 1
-        return step
+        return Step(next(self._numbers))
 
     def estimate(self, request: int, now: float) -> Estimate | None:
         """Say where a request stands; None if no job of it is here. Cheap for all requests of an unchanged queue."""
@@ -241,17 +233,10 @@ class Scheduler:
         if self._outlook is not None and bool(self._outlook[1]) == self.costs.known:
             return self._outlook
         ordered = [*self._decoding.values(), *self._ordered(now)]
-        position, done_at = self._outlook = {}, {}
-        unbegun, waiting = 0, set[int]()
-        for queued in ordered:
-            if queued.job.job_id in self._cancelled:
-                continue
-            position.setdefault(queued.request, 0)
-            if not queued.begun:
-                if queued.request not in waiting:
-                    waiting.add(queued.request)
-                    position[queued.request] = unbegun
-                unbegun += 1
+        position, done_at = self._outlook = {queued.request: 0 for queued in ordered if not queued.cancelled}, {}
+        unbegun = [queued.request for queued in ordered if not queued.begun]
+        for place, request in reversed([*enumerate(unbegun)]):  # so that a request is where its first job is
+            position[request] = place
         if self.costs.known:
             of_job = forecast(
                 ordered,
