@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,13 +17,8 @@ from engine.parallel.group import Group
 from engine.parallel.linear import ColumnParallelLinear, RowParallelLinear
 from engine.parallel.row_share import RowShare
 
-M = TypeVar("M")
-
-
-class Visit(Protocol):
-    """Gives blocks one after the other; offloading replaces it to bring each to the device before its turn."""
-
-    def __call__(self, blocks: Iterable[M], /) -> Iterable[M]: ...
+# Gives blocks one after the other; offloading replaces it to bring each to the device before its turn.
+Visit = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 class RMSNorm(nn.Module):
@@ -46,11 +41,6 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.gate_up = ColumnParallelLinear(width, (intermediate_size, intermediate_size), group)
         self.down = RowParallelLinear(intermediate_size, width, group)
-
-    @property
-    def takes_fp8(self) -> bool:
-        """Whether x should come as fp8 rows."""
-        return self.gate_up.takes_fp8
 
     def forward(self, x: torch.Tensor | Fp8Rows, share: RowShare | None = None) -> torch.Tensor:
         """(rows, width) → (rows, width), or with `share` (multiplied rows, width) → (own rows, width)."""

@@ -116,7 +116,7 @@ class Transformer(nn.Module):
         for block, follower in zip(self.visit(blocks), followers, strict=True):
             _, _, gate, factor, shift, last_gate = vectors.unbind(1)
             update = block.attn(share.gather(y), share, rotations)
-            y = add_rms_norm_modulate_(x, update, gate, factor, shift, eps, share.own, fp8=block.ff.takes_fp8)
+            y = add_rms_norm_modulate_(x, update, gate, factor, shift, eps, share.own, fp8=block.ff.gate_up.takes_fp8)
             update = block.ff(share.gather(y), share)
             vectors = follower.modulate(modulation)
             factor, shift = vectors[:, 0], vectors[:, 1]

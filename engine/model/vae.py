@@ -101,8 +101,7 @@ class VAEDecoder(nn.Module):
         Call it in the thread that decodes, since cuDNN's choices belong to a thread. Shapes that were not warmed up
         get what cuDNN's heuristics say: timing them would hold up the requests that wait, and it empties torch's cache
         of device memory for every convolution. The flag is the process's, but only convolutions look at it, and only
-        the decoder has any. torch times the `torch.backends.cudnn.benchmark_limit` ways, by default 10, that the
-        heuristics think best.
+        the decoder has any.
         """
         before = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = True
@@ -135,6 +134,4 @@ def _tile_weights(tiles: Tiles, length: int, scale: int, device: torch.device) -
     places = [slice(start * scale, start * scale + size) for start in tiles.starts]
     for place, weight in zip(places, weights, strict=True):
         total[place] += weight
-    for place, weight in zip(places, weights, strict=True):
-        weight /= total[place]
-    return weights
+    return torch.stack([weight / total[place] for place, weight in zip(places, weights, strict=True)])

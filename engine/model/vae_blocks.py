@@ -62,8 +62,9 @@ class _MidBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, rows: ImageRows, score_bytes: int) -> torch.Tensor:
         """(images, channels, own rows, w) → the same shape."""
-        x = rows.around(self.resnets[0], x, _RESNET_REACH)
-        return rows.around(self.resnets[1], self.attentions[0](x, rows, score_bytes), _RESNET_REACH)
+        x = rows.around(lambda wide: self.resnets[0](_Image(wide)).finish(), x, _RESNET_REACH)
+        x = self.attentions[0](x, rows, score_bytes)
+        return rows.around(lambda wide: self.resnets[1](_Image(wide)).finish(), x, _RESNET_REACH)
 
 
 class _UpBlock(nn.Module):
@@ -86,8 +87,7 @@ class _UpBlock(nn.Module):
         """Run the residual blocks: (images, incoming, rows, w) → (images, outgoing, rows, w)."""
         image = _Image(x)
         for resnet in self.resnets:
-            assert isinstance(resnet, _ResidualBlock)
-            image = resnet.unfinished(image)
+            image = resnet(image)
         return image
 
 
@@ -118,12 +118,8 @@ class _ResidualBlock(nn.Module):
         self.conv2 = Conv(outgoing, outgoing, 3)
         self.conv_shortcut = Conv(incoming, outgoing, 1) if incoming != outgoing else nn.Identity()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(images, incoming, rows, w) → (images, outgoing, rows, w)."""
-        return self.unfinished(_Image(x)).finish()
-
-    def unfinished(self, x: _Image) -> _Image:
-        """As `forward`, the residual being left to what reads the image next."""
+    def forward(self, x: _Image) -> _Image:
+        """(images, incoming, rows, w) → (images, outgoing, rows, w), the residual being left to what reads it next."""
         y = self.norm2.of(self.conv1.unfinished(self.norm1.of(x)))
         image = self.conv2.unfinished(y)
         image.residual = self.conv_shortcut(x.finish())
