@@ -25,20 +25,18 @@ T = TypeVar("T")
 def plan_for(
     config: EngineConfig,
     weights: Weights,
-    tp: int,
     sharing: int,
     device: torch.device,
     dtype: torch.dtype,
     *,
     whole_text_encoder: bool = False,
 ) -> MemoryPlan:
-    """Plan for each of the ranks that share a device. tp: how many share the weights, the text encoder's unless it is
-    whole on each. Raises `ArgumentError` if nothing fits into the config's budget."""
+    """Plan for each of the ranks that share a device. whole_text_encoder: it is not split over tensor parallel ranks.
+    Raises `ArgumentError` if nothing fits into the config's budget."""
     budget = config.memory_budget
     return plan_checkpoint(
         weights,
         config,
-        tp,
         dtype.itemsize,
         decoding_bytes_per_element=decoding_dtype(device, dtype).itemsize,
         budget=None if budget is None else budget // sharing,

@@ -135,7 +135,6 @@ class MemoryPlan:
 def plan_checkpoint(
     weights: Weights,
     engine: EngineConfig,
-    tp: int,
     bytes_per_element: int,
     *,
     budget: int | None,
@@ -145,20 +144,20 @@ def plan_checkpoint(
     decoding_bytes_per_element: int | None = None,
     nccl: bool = False,
 ) -> MemoryPlan:
-    """Plan for each of `tp` ranks, as `plan_memory` does. fp8_products: the device multiplies fp8 matrices as they are.
+    """Plan for each rank as `plan_memory` does. fp8_products: the device multiplies fp8 matrices as they are.
     whole_text_encoder: its matrices are not split. size: width and height of the images to plan for, in pixels, None
     for the default size."""
     model = weights.config
     if size is not None:
         model = replace(model, default_width=size[0], default_height=size[1])
     formats = parameter_formats(
-        weights, tp, bytes_per_element, engine.quantization, whole_text_encoder=whole_text_encoder
+        weights, engine.tp, bytes_per_element, engine.quantization, whole_text_encoder=whole_text_encoder
     )
     fp8_products = fp8_products or engine.quantization == "fp8"
     return plan_memory(
         model,
         WeightBytes.of(formats, bytes_per_element, fp8_products=fp8_products),
-        replace(engine, tp=tp),
+        engine,
         bytes_per_element,
         budget=budget,
         decoding_bytes_per_element=decoding_bytes_per_element,

@@ -70,7 +70,7 @@ class RankModel:
         flash = unavailable("flash", device, dtype, config.transformer.text_head_dim) is None
         text_attention = GatedAttentionKernel("flash" if flash else "torch")
 
-        make_plan = partial(plan_for, engine, weights, group.size, sharing, device, dtype)
+        make_plan = partial(plan_for, engine, weights, sharing, device, dtype)
         whole_text_encoder = not split and self._has_room_for_whole_text_encoder(make_plan, sharing)
         text_group = LocalGroup() if whole_text_encoder else group
         self.encodes_alone = text_group.size == 1

@@ -181,9 +181,7 @@ def predict_modes(
     predictions = []
     for degrees in _modes(model, devices, guided=workload.guided):
         options = replace(engine, tp=degrees.tp, sp=degrees.sp, cfg_parallel=degrees.cfg > 1)
-        plan = partial(
-            plan_checkpoint, checkpoint, options, degrees.tp, element, fp8_products=steps.fp8, nccl=nccl, size=largest
-        )
+        plan = partial(plan_checkpoint, checkpoint, options, element, fp8_products=steps.fp8, nccl=nccl, size=largest)
         misfit = None
         chosen = plan(budget=None)
         if engine.memory_budget is not None:

@@ -102,7 +102,7 @@ def describe_checkpoint(config: EngineConfig) -> str:
     if config.memory_budget is not None or config.offload:
         nccl = config.dtype != "float32"  # which stands for a CPU here
         budget = config.memory_budget
-        plan = plan_checkpoint(checkpoint, config, config.tp, bytes_per_element, budget=budget, nccl=nccl)
+        plan = plan_checkpoint(checkpoint, config, bytes_per_element, budget=budget, nccl=nccl)
         heading = "memory plan of a rank that has a device to itself"
         plan_lines = ["", heading, *(f"  {line}" for line in plan.describe())]
 

@@ -221,5 +221,5 @@ def test_only_ranks_that_talk_over_nccl_keep_room_for_it(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     config = EngineConfig(model=str(turbo), sp=2)
     weights = CheckpointFiles.open(config)
-    plan = plan_for(config, weights, 1, sharing, torch.device(device), torch.bfloat16)
+    plan = plan_for(config, weights, sharing, torch.device(device), torch.bfloat16)
     assert plan.communication == (communication_bytes(config.degrees) if reserved else 0)
