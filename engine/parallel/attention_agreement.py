@@ -21,21 +21,16 @@ def agree_on_attention(
     """
     if world.size == 1:
         return timings, refused
-
-    def times(backend: str) -> tuple[float, float]:
-        if backend in refused:
-            return math.inf, math.inf
-        timing = timings.get(backend, Timing(0.0, 0.0))
-        return timing.first_ms, timing.steady_ms
-
-    own = torch.tensor([[number for backend in BACKENDS for number in times(backend)]], device=device)
-    every = world.all_gather(own).view(world.size, len(BACKENDS), 2).tolist()
+    known = timings | dict.fromkeys(refused, Timing(math.inf, math.inf))
+    own = [known.get(backend, Timing(0.0, 0.0)) for backend in BACKENDS]
+    row = torch.tensor([[number for timing in own for number in (timing.first_ms, timing.steady_ms)]], device=device)
+    every = world.all_gather(row).view(world.size, len(BACKENDS), 2).tolist()
     agreed, refusals = {}, {}
-    for index, backend in enumerate(BACKENDS):
-        first, steady = (max(ranks[index][i] for ranks in every) for i in range(2))
-        refusers = [rank for rank, ranks in enumerate(every) if ranks[index][0] == math.inf]
-        if refusers:
-            refusals[backend] = refused.get(backend, f"rank {refusers[0]} cannot use it")
+    for backend, by_rank in zip(BACKENDS, zip(*every, strict=True), strict=True):
+        first, steady = map(max, zip(*by_rank, strict=True))
+        if first == math.inf:
+            refuser = [first for first, _ in by_rank].index(math.inf)
+            refusals[backend] = refused.get(backend, f"rank {refuser} cannot use it")
         elif first > 0:
             agreed[backend] = Timing(first, steady)
     return agreed, refusals

@@ -30,14 +30,13 @@ def connect_mesh(
     store_file: Path | None,
     timeout_s: float,
     share_gpu: bool = False,
-    check_s: float = CHECK_S,
 ) -> Mesh:
     """Meet the other ranks and return this one's groups.
 
     store_file: where they meet, a path that all can reach and nobody else can write; None: at the address that torchrun
     put into the environment. share_gpu: several ranks may use one GPU, which NCCL refuses; where some do, all talk over
-    gloo, staged through the host. timeout_s: ends waiting for each other, now and in every operation; check_s: from
-    when all have come until each operation has been tried on every group.
+    gloo, staged through the host. timeout_s: ends waiting for each other, now and in every operation; once all have
+    come, each operation is tried on every group within `CHECK_S`.
 
     Raises `LaunchError` if a rank does not come, if machines differ in what must be the same, and if the ranks cannot
     talk; `ArgumentError` for ranks that may not share a GPU and do.
@@ -46,9 +45,15 @@ def connect_mesh(
     if world_size == 1:
         return Mesh()
     import torch.distributed as dist  # 0.2 s that a single rank need not wait for
+    from torch.distributed import FileStore  # type: ignore[attr-defined]
+    from torch.distributed.rendezvous import rendezvous
 
     timeout = timedelta(seconds=timeout_s)
-    store = _meet(rank, world_size, store_file, timeout)
+    if store_file is not None:
+        store: Store = FileStore(str(store_file), world_size)
+    else:
+        store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
+    store.set_timeout(timeout)
     nccl, sharing = agree(exchange(store, Card.of(rank, device), world_size, timeout_s), share_gpu=share_gpu)
     backend, on_gpu = "nccl" if nccl else "gloo", device.type == "cuda"
     make = partial(DistributedGroup, staged=on_gpu and not nccl)
@@ -69,20 +74,7 @@ def connect_mesh(
         try_groups(mesh, degrees, device, begin)
         return mesh
 
-    return within(min(check_s, timeout_s), backend, connect)
-
-
-def _meet(rank: int, world_size: int, store_file: Path | None, timeout: timedelta) -> Store:
-    """Open the key-value store through which ranks find each other before they are connected."""
-    from torch.distributed import FileStore  # type: ignore[attr-defined]
-    from torch.distributed.rendezvous import rendezvous
-
-    if store_file is not None:
-        store: Store = FileStore(str(store_file), world_size)
-    else:
-        store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
-    store.set_timeout(timeout)
-    return store
+    return within(min(CHECK_S, timeout_s), backend, connect)
 
 
 class DistributedGroup(Group):
@@ -126,8 +118,8 @@ class DistributedGroup(Group):
             return super().begin_all_to_all(tensor, sent, received)
         source = tensor.contiguous()
         result = source.new_empty((sum(received), *source.shape[1:]))
-        exchange, splits = self._dist.all_to_all_single, (list(received), list(sent))
-        work = exchange(result, source, *splits, group=self._handle, async_op=True)
+        splits = list(received), list(sent)
+        work = self._dist.all_to_all_single(result, source, *splits, group=self._handle, async_op=True)
 
         def wait() -> torch.Tensor:
             work.wait()  # with NCCL the stream that computes waits, not the host

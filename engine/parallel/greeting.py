@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -44,14 +44,6 @@ class Card:
         return f"rank {self.rank} on {self.machine}"
 
 
-class Agreement(NamedTuple):
-    """How the ranks talk. nccl: over NCCL, else over gloo. sharing: how many ranks use one GPU, at most, by which all
-    plan their memory alike: they must agree on which images they decode together."""
-
-    nccl: bool
-    sharing: int
-
-
 def exchange(store: Store, card: Card, ranks: int, timeout_s: float) -> list[Card]:
     """Hand in a rank's card and wait for all. Raises `LaunchError` if one has not come within `timeout_s` seconds."""
     names = [f"krea2/card/{rank}" for rank in range(ranks)]
@@ -66,10 +58,11 @@ def exchange(store: Store, card: Card, ranks: int, timeout_s: float) -> list[Car
     return [Card(**json.loads(store.get(name))) for name in names]
 
 
-def agree(cards: Sequence[Card], *, share_gpu: bool) -> Agreement:
-    """Decide how all ranks talk, from the same cards on each. Where ranks share a GPU, all talk over gloo, since NCCL
-    refuses two on one. Raises `LaunchError` for machines that differ, and `ArgumentError` for ranks that share a GPU
-    without `share_gpu`."""
+def agree(cards: Sequence[Card], *, share_gpu: bool) -> tuple[bool, int]:
+    """Decide, from the same cards on each rank, whether all talk over NCCL, else over gloo: where ranks share a GPU,
+    since NCCL refuses two on one. Returns that, and how many ranks use one GPU at most, by which all plan their memory
+    alike: they must agree on which images they decode together. Raises `LaunchError` for machines that differ, and
+    `ArgumentError` for ranks that share a GPU without `share_gpu`."""
     first = cards[0]
     for card in cards:
         for name, version in first.versions.items():
@@ -93,4 +86,4 @@ def agree(cards: Sequence[Card], *, share_gpu: bool) -> Agreement:
             "share one (slow)",
             parameter="tp",
         )
-    return Agreement(first.device == "cuda" and not shared, max(map(len, owners.values())))
+    return first.device == "cuda" and not shared, max(map(len, owners.values()))

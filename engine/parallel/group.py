@@ -74,12 +74,9 @@ class Group(ABC):
 
     def _without_filling(self, gathered: torch.Tensor, rows: list[int]) -> torch.Tensor:
         """(size · max(rows), …) → (sum(rows), …), a view where what was filled up is at the end."""
-        most = max(rows)
-        if min(rows) == most:
-            return gathered
         if rows == self.shares(sum(rows)):
             return gathered[: sum(rows)]
-        return torch.cat([part[:count] for part, count in zip(gathered.split(most), rows, strict=True)])
+        return torch.cat([part[:count] for part, count in zip(gathered.split(max(rows)), rows, strict=True)])
 
     def close(self) -> None:  # noqa: B027  most groups hold nothing
         """Give up whatever the group holds."""

@@ -47,14 +47,13 @@ class ParallelMatrix(nn.Module):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.weight_scale: nn.Parameter | None
-        self.register_parameter("weight_scale", None)
+        self.weight_scale: nn.Parameter | None = None
         self.takes_fp8 = False  # whether x should come as `Fp8Rows`
         self.side_path: SidePath | None = None
 
     def hold_eight_bit(self, scales: torch.Tensor, *, fp8_product: bool) -> None:
         """Expect 8-bit weights with scales of this shape. fp8_product: they are multiplied by fp8 rows."""
-        self.register_parameter("weight_scale", nn.Parameter(scales, requires_grad=False))
+        self.weight_scale = nn.Parameter(scales, requires_grad=False)
         self.takes_fp8 = fp8_product
 
     def multiply(

@@ -37,8 +37,8 @@ if rank == 1:
 began = time.monotonic()
 try:
     store_file = folder / "store"
-    check_s = 5.0 + 200 * rank
-    connect_mesh(rank, Degrees(2), torch.device("cpu"), store_file=store_file, timeout_s=240.0, check_s=check_s)
+    distributed.CHECK_S = 5.0 + 200 * rank
+    connect_mesh(rank, Degrees(2), torch.device("cpu"), store_file=store_file, timeout_s=240.0)
 except LaunchError as error:
     expected = "the first all_reduce of the world group, ranks 0, 1, over gloo was not done within 5 s; GLOO_SOCKET"
     assert rank == 0 and error.message.startswith(expected), error.message

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from engine.config.degrees import Degrees
 from engine.errors import ArgumentError, LaunchError
 from engine.parallel.distributed import connect_mesh
-from engine.parallel.greeting import Agreement, Card, agree
+from engine.parallel.greeting import Card, agree
 
 CPU = torch.device("cpu")
 VERSIONS = {"krea2-engine": "1.0", "torch": "2.11.0", "NCCL": "2.28.9"}
@@ -26,17 +26,17 @@ def gpus(*names: str) -> list[Card]:
 
 
 def test_ranks_with_a_gpu_each_talk_over_nccl() -> None:
-    assert agree(gpus("a", "b", "c", "d"), share_gpu=False) == Agreement(True, 1)
-    assert agree(gpus("a", "b"), share_gpu=True) == Agreement(True, 1), "they may share one, and do not"
+    assert agree(gpus("a", "b", "c", "d"), share_gpu=False) == (True, 1)
+    assert agree(gpus("a", "b"), share_gpu=True) == (True, 1), "they may share one, and do not"
 
 
 def test_ranks_on_cpus_talk_over_gloo() -> None:
     cards = [Card(rank, "node0", "cpu", None, VERSIONS) for rank in range(2)]
-    assert not agree(cards, share_gpu=False).nccl
+    assert agree(cards, share_gpu=False)[0] is False
 
 
 def test_where_some_share_a_gpu_all_machines_talk_over_gloo() -> None:
-    assert agree(gpus("a", "a", "b", "c"), share_gpu=True) == Agreement(False, 2)
+    assert agree(gpus("a", "a", "b", "c"), share_gpu=True) == (False, 2)
 
 
 def test_ranks_that_may_not_share_a_gpu_and_do_are_named() -> None:

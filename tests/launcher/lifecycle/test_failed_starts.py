@@ -54,7 +54,7 @@ if "_rank" in sys.orig_argv:
             threading.Event().wait()
         try_groups(mesh, *arguments)
     distributed.try_groups = mute
-    distributed.connect_mesh.__kwdefaults__["check_s"] = 5.0
+    distributed.CHECK_S = 5.0
 """
 
 
