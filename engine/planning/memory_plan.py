@@ -108,28 +108,21 @@ class MemoryPlan:
 
     def describe(self) -> list[str]:
         """Tell the plan in lines for people."""
-        lines = [] if self.budget is None else [f"budget          {shown(self.budget)} a rank"]
-        lines += [
-            f"weights         {shown(self.weights)} on the device, {shown(self.host)} in host memory",
-            f"work            {shown(self.work)} for an image of the default size",
-        ]
-        if self.communication:
-            lines.append(f"NCCL            {shown(self.communication)} for its buffers, by others' measurements")
-        lines.append(f"offloaded       {', '.join(self.offload) or 'nothing'}")
-        if self.streamed:
-            blocks = len(self.sizes.dit_blocks)
-            lines.append(
-                f"blocks          {blocks - len(self.streamed)} of {blocks} stay on the device; "
-                f"{shown(self.copied_per_step)} are copied each step, {self.prefetch} ahead"
-            )
-        if self.loras:
-            lines.append(f"LoRAs           {shown(self.loras)} are left to them")
-        if self.copied_per_prompt:
-            lines.append(f"new prompts     {shown(self.copied_per_prompt)} are copied for each")
-        if self.decode_limit is not None:
-            which = "from less than the default size on" if self.tiled else "above the default size"
-            lines.append(f"decoding        in at most {shown(self.decode_limit)}: tiles {which}")
-        return lines
+        blocks, streamed = len(self.sizes.dit_blocks), len(self.streamed)
+        copied = f"{shown(self.copied_per_step)} are copied each step, {self.prefetch} ahead"
+        which = "from less than the default size on" if self.tiled else "above the default size"
+        lines = (
+            ("budget", self.budget is not None and f"{shown(self.budget)} a rank"),
+            ("weights", f"{shown(self.weights)} on the device, {shown(self.host)} in host memory"),
+            ("work", f"{shown(self.work)} for an image of the default size"),
+            ("NCCL", self.communication and f"{shown(self.communication)} for its buffers, by others' measurements"),
+            ("offloaded", ", ".join(self.offload) or "nothing"),
+            ("blocks", streamed and f"{blocks - streamed} of {blocks} stay on the device; {copied}"),
+            ("LoRAs", self.loras and f"{shown(self.loras)} are left to them"),
+            ("new prompts", self.copied_per_prompt and f"{shown(self.copied_per_prompt)} are copied for each"),
+            ("decoding", self.decode_limit is not None and f"in at most {shown(self.decode_limit)}: tiles {which}"),
+        )
+        return [f"{name:<16}{text}" for name, text in lines if text]
 
 
 def plan_checkpoint(

@@ -65,10 +65,9 @@ def step_bytes(config: ModelConfig, tokens: int, tp: int, bytes_per_element: int
 
 def batch_bytes(config: ModelConfig, segments: Sequence[int], degrees: Degrees, bytes_per_element: int) -> int:
     """Add up what one denoise step allocates on the rank that has the most to do. segments: each one's tokens."""
-    return max(
-        step_bytes(config, sum(segments[i] for i in part.segments), degrees.tp, bytes_per_element, sp=part.ranks)
-        for part in forward_passes(config.transformer, segments, degrees)
-    )
+    parts, ranks = forward_passes(config.transformer, segments, degrees)
+    most = max(sum(segments[i] for i in part) for part in parts)
+    return step_bytes(config, most, degrees.tp, bytes_per_element, sp=ranks)
 
 
 def packed_bytes(config: ModelConfig, tokens: int, degrees: Degrees, bytes_per_element: int) -> int:

@@ -25,22 +25,14 @@ def divide_segments(tokens: Sequence[int], groups: int) -> tuple[list[list[int]]
     return [sorted(each) for each in members], max(loads) * groups <= UNEVEN * sum(tokens)
 
 
-@dataclass(frozen=True)
-class ForwardPass:
-    """A part of a step: the segments, by index, that `ranks` ranks, or as many `tp` groups, take through the model
-    together, sharing their tokens."""
-
-    segments: list[int]
-    ranks: int
-
-
-def forward_passes(config: TransformerConfig, tokens: Sequence[int], degrees: Degrees) -> list[ForwardPass]:
+def forward_passes(config: TransformerConfig, tokens: Sequence[int], degrees: Degrees) -> tuple[list[list[int]], int]:
     """Divide a step of segments, given by their tokens: with guidance split (`--cfg-parallel`) each group of ranks
-    steps its own, or all ranks step all."""
+    steps its own, or all ranks step all. Returns the segments, by index, of each forward pass, and how many ranks, or
+    `tp` groups, take them through the model together, sharing their tokens."""
     members, even = divide_segments(tokens, degrees.cfg)
     if not even and not config.undivided_heads(degrees.ranks):
-        return [ForwardPass(list(range(len(tokens))), degrees.sp * degrees.cfg)]
-    return [ForwardPass(each, degrees.sp) for each in members]
+        return [list(range(len(tokens)))], degrees.sp * degrees.cfg
+    return members, degrees.sp
 
 
 @dataclass(frozen=True)
@@ -78,10 +70,9 @@ def sent_in_step(
     is not for the rank itself. `bench.scaling` checks it against ranks that count.
     """
     tp, layers = degrees.tp, config.num_layers
-    parts = forward_passes(config, [sum(segment) for segment in segments], degrees)
-    ranks = parts[0].ranks
+    parts, ranks = forward_passes(config, [sum(segment) for segment in segments], degrees)
     group, place = divmod(rank // tp, ranks)
-    tokens = sum(sum(segments[i]) for i in parts[group].segments)
+    tokens = sum(sum(segments[i]) for i in parts[group])
     most = -(-tokens // ranks)  # rows of a rank, the last ones' being fewer or none
     rows = max(0, min(most, tokens - place * most))
     velocity = config.in_channels * _FLOAT32  # of one row
@@ -98,6 +89,6 @@ def sent_in_step(
         outwards = Traffic((tokens - rows) * heads * head, 1).times(layers)
         others += Traffic((ranks - 1) * most * velocity, 1)
     if len(parts) > 1:
-        images = max(sum(segments[i][1] for i in each.segments) for each in parts)
+        images = max(sum(segments[i][1] for i in part) for part in parts)
         others += Traffic((degrees.cfg - 1) * images * velocity, 1)
     return inwards, outwards, others

@@ -69,13 +69,13 @@ class Denoiser:
         """
         tokens = [state.latents.shape[0] for state, _ in segments]
         lengths = [state.latents.shape[0] + text.shape[0] for state, text in segments]
-        parts = forward_passes(self._model.config.transformer, lengths, self._model.engine.degrees)
+        parts, _ = forward_passes(self._model.config.transformer, lengths, self._model.engine.degrees)
         if len(parts) == 1:
             return list(self._forward(segments, self._model.mesh.wide).split(tokens))
         cfg = self._model.mesh.cfg
-        own = self._forward([segments[i] for i in parts[cfg.rank].segments], self._model.mesh.sp)
-        every = cfg.gather_rows(own, [sum(tokens[i] for i in part.segments) for part in parts])
-        order = [i for part in parts for i in part.segments]
+        own = self._forward([segments[i] for i in parts[cfg.rank]], self._model.mesh.sp)
+        every = cfg.gather_rows(own, [sum(tokens[i] for i in part) for part in parts])
+        order = [i for part in parts for i in part]
         velocities = dict(zip(order, every.split([tokens[i] for i in order]), strict=True))
         return [velocities[i] for i in range(len(segments))]
 

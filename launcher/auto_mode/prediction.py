@@ -111,16 +111,14 @@ class StepModel:
         that it communicates."""
         config, rates = self.config, self.rates
         lengths = [sum(segment) for segment in segments]
-        passes = [
-            ([lengths[i] for i in part.segments], part.ranks) for part in forward_passes(config, lengths, degrees)
-        ]
-        compute_s = max(self._forward_s(shared, degrees.tp, ranks) for shared, ranks in passes)
+        parts, ranks = forward_passes(config, lengths, degrees)
+        passes = [[lengths[i] for i in part] for part in parts]
+        compute_s = max(self._forward_s(shared, degrees.tp, ranks) for shared in passes)
         inwards, outwards, others = sent_in_step(config, segments, degrees, self.bytes_per_element, fp8=self.fp8)
         communication_s = others.seconds(rates.link, rates.latency_s)
         communication_s += outwards.seconds(rates.exchange, rates.latency_s)
         if inwards.operations:
-            shared, ranks = passes[0]
-            gates_s = config.num_layers * self._gate_s(math.ceil(sum(shared) / ranks), degrees.tp)
+            gates_s = config.num_layers * self._gate_s(math.ceil(sum(passes[0]) / ranks), degrees.tp)
             communication_s += max(0.0, inwards.seconds(rates.exchange, rates.latency_s) - gates_s)
         return compute_s * rates.slowness, communication_s
 
