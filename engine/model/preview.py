@@ -30,7 +30,6 @@ class PreviewMap:
         features = latent_channels + _HIDDEN + 1
         self._products = torch.zeros(features, features, dtype=torch.float64)
         self._targets = torch.zeros(features, 3 * SCALE**2, dtype=torch.float64)
-        self._rows = 0.0
         # (features, 3 · SCALE²) float32 to colours of 0 to 255, replaced as a whole
         self._map: torch.Tensor | None = None
 
@@ -47,8 +46,8 @@ class PreviewMap:
         products, targets = (x.T @ x).double().cpu(), (x.T @ y).double().cpu()  # both, or none if memory runs out
         self._products = _MEMORY * self._products + products
         self._targets = _MEMORY * self._targets + targets
-        self._rows = _MEMORY * self._rows + len(x)
-        ridge = _RIDGE * self._rows * torch.eye(len(self._products), dtype=torch.float64)
+        rows = self._products[-1, -1]  # of the constant feature, 1
+        ridge = _RIDGE * rows * torch.eye(len(self._products), dtype=torch.float64)
         solved = torch.linalg.solve(self._products + ridge, self._targets).float()
         solved[-1] += 0.5  # so that cutting off the fraction rounds
         self._map = solved.to(self._device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from statistics import median
 
 import torch
@@ -13,16 +12,9 @@ from engine.parallel.group import Group
 _BYTES, _OPERATIONS, _REPEATS = 64 * 2**20, 10, 3
 
 
-@dataclass(frozen=True)
-class Link:
-    """How fast a rank sends. bandwidth: bytes a second. latency_s: of an operation that sends next to nothing."""
-
-    bandwidth: float
-    latency_s: float
-
-
-def measure_link(group: Group, device: torch.device, size: int = _BYTES) -> Link:
-    """Time exchanges of `size` bytes with the other ranks. Every rank of the group must call it."""
+def measure_link(group: Group, device: torch.device, size: int = _BYTES) -> tuple[float, float]:
+    """Time exchanges of `size` bytes with the other ranks. Returns the bytes that a rank sends a second, and the
+    seconds of an operation that sends next to nothing. Every rank of the group must call it."""
 
     def seconds(rows: int) -> float:
         """Of one exchange of `rows` rows of 256 bytes with each rank."""
@@ -42,7 +34,7 @@ def measure_link(group: Group, device: torch.device, size: int = _BYTES) -> Link
     rows = max(1, size // 256 // group.size)
     latency_s, whole_s = seconds(1), seconds(rows)
     sent = rows * 256 * (group.size - 1)
-    return Link(bandwidth=sent / max(whole_s - latency_s, 0.1 * whole_s), latency_s=latency_s)
+    return sent / max(whole_s - latency_s, 0.1 * whole_s), latency_s
 
 
 def _finish(device: torch.device) -> None:

@@ -11,7 +11,6 @@ from engine.checkpoint.weight_format import Weights
 from engine.config.engine_config import EngineConfig
 from engine.errors import LoraError, OutOfMemoryError
 from engine.lora.adapters import Adapters
-from engine.parallel.link import Link
 from engine.parallel.mesh import Mesh
 from engine.rank.build import RankModel
 from engine.rank.denoiser import Denoiser
@@ -63,7 +62,7 @@ class Rank:
         self.denoiser = Denoiser(model, self.adapters, self.decoder.draw_preview if mesh.world.rank == 0 else None)
         self.recovery = Recovery(model, self.decoder, on_failed)
         self.plans: PlanBuilder | None = None
-        self.link: Link | None = None
+        self.link: tuple[float, float] | None = None  # as `measure_link` returns it
         self.jobs: dict[int, JobState] = {}
         self._next_number = 0
         self.fit_encoding()

@@ -107,7 +107,7 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
             rank=config.rank,
             device=str(device),
             device_name=device_name(device),
-            link=None if rank.link is None else (rank.link.bandwidth, rank.link.latency_s),
+            link=rank.link,
             memory=rank.memory(),
             decoding_bytes_per_element=rank.model.decode_memory.bytes_per_element,
             attention=attention,
