@@ -148,8 +148,7 @@ class _Block(nn.Module):
 
     @cached_property
     def _folded(self) -> tuple[torch.Tensor, torch.Tensor]:
-        norms = (self.norm1.weight, None, None, self.norm2.weight, None, None)
-        return _fold(self.scale_shift_table, norms)
+        return _fold(self.scale_shift_table, (self.norm1.weight, None, None, self.norm2.weight, None, None))
 
 
 class _FinalLayer(nn.Module):
