@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engine.checkpoint.quantized.metadata import FLOAT8_E4M3, HEADER_KEY, INT8, MXFP8, NVFP4, W4A4
-from engine.checkpoint.quantized.number_formats import E2M1, pack_nibbles, rotate_groups, tile_scales
+from engine.checkpoint.quantized.metadata import FLOAT8_E4M3, HEADER_KEY, INT8, MXFP8, NVFP4
+from engine.checkpoint.quantized.number_formats import E2M1, rotate_groups, tile_scales
 from engine.errors import ArgumentError
 from engine.kernels.fp8 import FP8, FP8_MAX, SMALLEST_SCALE
 
-FORMATS = (FLOAT8_E4M3, INT8, MXFP8, NVFP4, W4A4)
 _E2M1_MAX = 6.0
 
 
@@ -27,10 +26,9 @@ class Encoded(NamedTuple):
 def encode(format: str, layer: str, weight: torch.Tensor, *, group: int = 256, full_precision: bool = False) -> Encoded:
     """Quantise a (rows, columns) weight of finite numbers, as `layer`.weight with its scales.
 
-    format: "float8_e4m3fn" with one scale, "int8_tensorwise" with a scale a row, "mxfp8", "nvfp4", or "convrot_w4a4".
-    group: columns that int8_tensorwise and convrot_w4a4 rotate together, a power of 4, or 1 for an int8_tensorwise
-    that is not rotated. full_precision: ask for products with it in the model's dtype. Raises `ArgumentError` if the
-    format needs a multiple of some number of columns that these are not.
+    format: "float8_e4m3fn" with one scale, "int8_tensorwise" with a scale a row, "mxfp8" or "nvfp4". group: columns
+    that int8_tensorwise rotates together, a power of 4, or 1 for none. full_precision: ask for products with it in the
+    model's dtype. Raises `ArgumentError` if the columns are not a multiple of what the format needs.
     """
     columns, multiple = weight.shape[1], {FLOAT8_E4M3: 1, MXFP8: 32, NVFP4: 16}.get(format, group)
     if columns % multiple:
@@ -38,12 +36,12 @@ def encode(format: str, layer: str, weight: torch.Tensor, *, group: int = 256, f
         raise ArgumentError.of("format", allowed, format)
     wide = weight.float()
     metadata: dict[str, Any] = {"format": format}
-    if format in (INT8, W4A4) and group > 1:
+    if format == INT8 and group > 1:
         wide = rotate_groups(wide, group)
         metadata |= {"convrot": True, "convrot_groupsize": group}
     if full_precision:
         metadata["full_precision_matrix_mult"] = True
-    kinds = {FLOAT8_E4M3: _fp8, INT8: _int8, MXFP8: _mxfp8, NVFP4: _nvfp4, W4A4: _int4}[format](wide)
+    kinds = {FLOAT8_E4M3: _fp8, INT8: _int8, MXFP8: _mxfp8, NVFP4: _nvfp4}[format](wide)
     return Encoded({f"{layer}.{kind}": tensor for kind, tensor in kinds.items()}, metadata)
 
 
@@ -60,12 +58,6 @@ def _fp8(x: torch.Tensor) -> dict[str, torch.Tensor]:
 def _int8(x: torch.Tensor) -> dict[str, torch.Tensor]:
     scales = _scales(x.abs().amax(dim=1, keepdim=True), 127)
     return {"weight": (x / scales).round_().clamp_(-127, 127).to(torch.int8), "weight_scale": scales}
-
-
-def _int4(x: torch.Tensor) -> dict[str, torch.Tensor]:
-    scales = _scales(x.abs().amax(dim=1, keepdim=True), 7)
-    codes = (x / scales).round_().clamp_(-7, 7).to(torch.int8) & 15
-    return {"weight": pack_nibbles(codes, high_first=False).view(torch.int8), "weight_scale": scales[:, 0]}
 
 
 def _mxfp8(x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -87,8 +79,9 @@ def _nvfp4(x: torch.Tensor) -> dict[str, torch.Tensor]:
     ratios = (blocks / steps.masked_fill(steps == 0, torch.inf)).flatten(1)
     magnitudes = torch.tensor(E2M1[:8])
     codes = torch.bucketize(ratios.abs(), (magnitudes[1:] + magnitudes[:-1]) / 2) + 8 * (ratios < 0)
+    even, odd = codes.byte().unflatten(1, (-1, 2)).unbind(2)
     return {
-        "weight": pack_nibbles(codes, high_first=True),
+        "weight": even * 16 + odd,
         "weight_scale": tile_scales(scales.view(torch.uint8)).view(FP8),
         "weight_scale_2": whole,
     }

@@ -1,4 +1,4 @@
-"""The number formats and layouts that quantised files are made of, in both directions.
+"""The number formats and layouts that quantised files are made of.
 
 Each function is element by element or has a fixed order of operations, so that a slice of a matrix comes out the same,
 bit for bit, whatever else is decoded with it. Imports torch only when one is called.
@@ -88,10 +88,3 @@ def unpack_nibbles(packed: torch.Tensor, codes: tuple[float, ...], *, high_first
         pairs = pairs.flip(1)
     rows, width = packed.shape
     return torch.nn.functional.embedding(packed.view(torch.uint8).int(), pairs).reshape(rows, 2 * width)
-
-
-def pack_nibbles(codes: torch.Tensor, *, high_first: bool) -> torch.Tensor:
-    """Pack (rows, columns) codes from 0 to 15 → (rows, columns / 2) uint8."""
-    even, odd = codes.byte().unflatten(1, (-1, 2)).unbind(2)
-    high, low = (even, odd) if high_first else (odd, even)
-    return high * 16 + low

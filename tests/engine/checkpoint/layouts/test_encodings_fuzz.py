@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from engine.checkpoint.convert.quantize import FORMATS as WRITTEN
-from engine.checkpoint.convert.quantize import encode, header_metadata
+from engine.checkpoint.convert.quantize import header_metadata
 from engine.checkpoint.files.open import open_tensor_file
 from engine.checkpoint.layouts.encodings import stored_tensors
 from engine.checkpoint.quantized.metadata import FORMATS
 from engine.errors import CheckpointError
 from tests.engine.checkpoint.files.memory_file import DTYPES, MemoryFile
-from tests.engine.checkpoint.layouts.encoded import metadata_tensor
+from tests.engine.checkpoint.layouts.encoded import FORMATS as WRITTEN
+from tests.engine.checkpoint.layouts.encoded import encode, metadata_tensor
 
 KINDS = ("weight", "weight_scale", "weight_scale_2", "scale_weight", "input_scale", "pre_quant_scale")
 LENGTHS = (0, 1, 2, 4, 8, 32, 64, 128, 256)

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.checkpoint.convert.quantize import FORMATS, encode, header_metadata
+from engine.checkpoint.convert.quantize import header_metadata
 from engine.checkpoint.layouts.encodings import stored_tensors
 from tests.engine.checkpoint.files.memory_file import MemoryFile
-from tests.engine.checkpoint.layouts.encoded import whole
+from tests.engine.checkpoint.layouts.encoded import FORMATS, encode, whole
 
 
 def cases() -> dict[str, tuple[MemoryFile, torch.Tensor]]:
