@@ -21,10 +21,8 @@ from engine.config.json_fields import JsonFields
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, CheckpointError
 
-_Open = Callable[[Path], Component]
-_Infer = Callable[[Component, Mapping[str, Any]], dict[str, Any]]
 # How each component is opened, and how its config is inferred where it has none.
-_COMPONENTS: Mapping[str, tuple[_Open, _Infer]] = {
+_COMPONENTS = {
     "transformer": (open_transformer, infer.infer_transformer),
     "text_encoder": (open_text_encoder, infer.infer_text_encoder),
     "vae": (open_vae, infer.infer_vae),

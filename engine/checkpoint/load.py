@@ -137,9 +137,8 @@ def _read_quantized(
 ) -> tuple[torch.Tensor, torch.Tensor, bool]:
     """Values and scales of matrices that become 8-bit ones, some rows at a time, and whether all were finite."""
     height, width = sum(each.shape[0] for each in slices), slices[0].shape[1]
-    groups, of_values, of_scales = (
-        (width // GROUP, torch.int8, torch.float16) if weight_format == "int8" else (1, FP8, torch.float32)
-    )
+    int8 = weight_format == "int8"
+    groups, of_values, of_scales = (width // GROUP, torch.int8, torch.float16) if int8 else (1, FP8, torch.float32)
     values = torch.empty((height, width), dtype=of_values, device=device)
     scales = torch.empty((height, groups), dtype=of_scales, device=device)
     start, finite = 0, True
@@ -148,16 +147,9 @@ def _read_quantized(
             rows = slice(start, start + len(part))
             chunk = part.to(device, dtype)
             finite = finite and _is_finite(chunk)
-            values[rows], scales[rows] = _quantize(chunk, weight_format)
+            values[rows], scales[rows] = quantize_groups(chunk) if int8 else quantize_rows(chunk)[:2]
             start += len(part)
     return values, scales, finite
-
-
-def _quantize(values: torch.Tensor, weight_format: WeightFormat) -> tuple[torch.Tensor, torch.Tensor]:
-    if weight_format == "int8":
-        return quantize_groups(values)
-    rows = quantize_rows(values)
-    return rows.values, rows.scales
 
 
 def _multiplies_fp8(values: torch.Tensor, tensors: Sequence[StoredTensor], options: LoadOptions) -> bool:

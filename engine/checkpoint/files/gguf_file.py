@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine.checkpoint.files.gguf_header import TensorInfo, read_gguf_header
 from engine.checkpoint.files.mapped_file import DTYPES, MappedFile
-from engine.checkpoint.files.stored import INT8_GROUP, Bounds, Header
+from engine.checkpoint.files.stored import INT8_GROUP, Bounds, Header, TensorFile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,14 +19,13 @@ _Q8_0_SCALE_BYTES = 2  # of a block, before its values
 _PIECE = 1 << 18
 
 
-class GgufFile:
-    """An open GGUF file. See `TensorFile`. Shapes are in torch's order, rows before columns."""
+class GgufFile(MappedFile, TensorFile):
+    """An open GGUF file. Shapes are in torch's order, rows before columns."""
 
     def __init__(self, path: Path) -> None:
         """Read and check the header. Raises `CheckpointError`."""
-        self.path = path
-        self._file = MappedFile(path)
-        self.metadata, self._infos = read_gguf_header(self._file)
+        super().__init__(path)
+        self.metadata, self._infos = read_gguf_header(self)
         self.headers = {name: Header(info.shape, info.dtype) for name, info in self._infos.items()}
 
     def read(self, name: str, bounds: Bounds) -> torch.Tensor:
@@ -38,7 +37,7 @@ class GgufFile:
 
         info = self._infos[name]
         if info.dtype in DTYPES:
-            return self._file.tensor(info.start, info.shape, info.dtype, bounds)
+            return self.tensor(info.start, info.shape, info.dtype, bounds)
         columns, rows, kept = _as_matrix(info, bounds)
         values = self._dequantize(name, self._blocks(info, columns, rows, kept))
         before = kept.start % info.block[0]
@@ -72,21 +71,15 @@ class GgufFile:
         return (rows.stop - rows.start) * (last - first) * info.block[1]
 
     def octets(self, name: str, part: slice | None = None) -> np.ndarray:
-        """See `TensorFile.octets`."""
-        return self._file.copy(self._infos[name].start, self._infos[name].bytes, part)
-
-    def close(self) -> None:
-        """See `TensorFile.close`."""
-        self._file.close()
+        return self.copy(self._infos[name].start, self._infos[name].bytes, part)
 
     def _blocks(self, info: TensorInfo, columns: int, rows: slice, kept: slice) -> np.ndarray:
         """(rows, blocks, bytes of a block) uint8: the blocks that cover the kept columns of the rows of a matrix."""
         elements, size = info.block
-        in_row = columns // elements
-        height = rows.stop - rows.start
-        octets = self._file.octets(info.start + rows.start * in_row * size, height * in_row * size)
         first, last = _covering(info, kept)
-        return octets.reshape(height, in_row, size)[:, first:last]
+        bounds = (rows, slice(first * size, last * size))
+        octets = self.tensor(info.start, (rows.stop, columns // elements * size), "U8", bounds)
+        return octets.numpy().reshape(rows.stop - rows.start, last - first, size)
 
     def _dequantize(self, name: str, blocks: np.ndarray) -> np.ndarray:
         """(rows, blocks, bytes of a block) uint8 → (rows, columns) float32."""
@@ -106,7 +99,7 @@ class GgufFile:
                     piece = packed[start : start + step].reshape(1, -1)
                     values[start : start + step] = dequantize(piece, dtype).reshape(-1, elements)
         except NotImplementedError:
-            raise self._file.error(f"{info.dtype} cannot be dequantised", name=name) from None
+            raise self.error(f"{info.dtype} cannot be dequantised", name=name) from None
         return values.reshape(height, count * elements)
 
 

@@ -140,15 +140,6 @@ class MappedFile:
             raise self.error("has become shorter while it was read")
         return octets
 
-    def octets(self, start: int, count: int) -> np.ndarray:
-        """Map bytes as a (count,) uint8 array, a view that cannot be written to."""
-        import numpy as np
-
-        if count == 0:
-            return np.empty(0, np.uint8)
-        self._will_need(start, count)
-        return np.frombuffer(self.data, np.uint8, count, start)
-
     def _will_need(self, start: int, count: int) -> None:
         """Have the disk read ahead of the page faults, which would wait for it many times over."""
         end = start + count

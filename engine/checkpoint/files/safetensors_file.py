@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.checkpoint.files.mapped_file import DTYPES, MappedFile, shown
-from engine.checkpoint.files.stored import Bounds, Header
+from engine.checkpoint.files.stored import Bounds, Header, TensorFile
 from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -31,55 +31,46 @@ _METADATA = "__metadata__"
 _QUANTIZATION_METADATA = "_quantization_metadata"
 
 
-class SafetensorsFile:
-    """An open safetensors file. See `TensorFile`."""
+class SafetensorsFile(MappedFile, TensorFile):
+    """An open safetensors file."""
 
     def __init__(self, path: Path) -> None:
         """Read and check the header. Raises `CheckpointError`."""
-        self.path = path
-        self._file = MappedFile(path)
-        data_start, fields = _read_header(self._file)
+        super().__init__(path)
+        data_start, fields = _read_header(self)
         self.metadata: dict[str, str] = fields.pop(_METADATA, {})
         if not isinstance(self.metadata, dict) or not all(isinstance(value, str) for value in self.metadata.values()):
-            raise self._file.error("has a value that does not fit", name=_METADATA, expected="strings by name")
+            raise self.error("has a value that does not fit", name=_METADATA, expected="strings by name")
         self.headers: dict[str, Header] = {}
         self._starts: dict[str, int] = {}  # of each tensor's bytes, in the file
         spans = []
         for name, entry in fields.items():
-            self.headers[name], begin, end = _check_entry(self._file, name, entry)
+            self.headers[name], begin, end = _check_entry(self, name, entry)
             self._starts[name] = data_start + begin
             spans.append((begin, end, name))
-        _check_spans(self._file, sorted(spans), data_start)
+        _check_spans(self, sorted(spans), data_start)
 
     def read(self, name: str, bounds: Bounds) -> torch.Tensor:
-        """See `TensorFile.read`."""
-        header = self.headers[name]
-        return self._file.tensor(self._starts[name], header.shape, header.dtype, bounds)
+        shape, dtype = self.headers[name]
+        return self.tensor(self._starts[name], shape, dtype, bounds)
 
     def octets(self, name: str, part: slice | None = None) -> np.ndarray:
-        """See `TensorFile.octets`."""
         shape, dtype = self.headers[name]
-        return self._file.copy(self._starts[name], math.prod(shape) * DTYPES[dtype].size, part)
-
-    def close(self) -> None:
-        """See `TensorFile.close`."""
-        self._file.close()
+        return self.copy(self._starts[name], math.prod(shape) * DTYPES[dtype].size, part)
 
 
-class ShardedFile:
-    """All shards as one file. See `TensorFile`. path: the index."""
+class ShardedFile(TensorFile):
+    """All shards as one file. path: the index."""
 
     def __init__(self, path: Path, metadata: Mapping[str, str], shards: Mapping[str, SafetensorsFile]) -> None:
         """shards: by tensor name."""
         self.path, self.metadata, self._shards = path, metadata, shards
-        self.headers: dict[str, Header] = {name: shard.headers[name] for name, shard in shards.items()}
+        self.headers = {name: shard.headers[name] for name, shard in shards.items()}
 
     def read(self, name: str, bounds: Bounds) -> torch.Tensor:
-        """See `TensorFile.read`."""
         return self._shards[name].read(name, bounds)
 
     def octets(self, name: str, part: slice | None = None) -> np.ndarray:
-        """See `TensorFile.octets`."""
         return self._shards[name].octets(name, part)
 
     def header_file(self, name: str) -> Path:
@@ -87,7 +78,6 @@ class ShardedFile:
         return self._shards[name].path
 
     def close(self) -> None:
-        """See `TensorFile.close`."""
         for shard in self._shards.values():
             shard.close()
 

@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from engine.errors import CheckpointError
 
@@ -44,35 +44,31 @@ class Header(NamedTuple):
     dtype: str
 
 
-class TensorFile(Protocol):
+class TensorFile(ABC):
     """An open file of tensors, whose headers were checked when it was opened."""
 
     path: Path
+    headers: Mapping[str, Header]
+    metadata: Mapping[str, str]
 
-    @property
-    def headers(self) -> Mapping[str, Header]: ...
-
-    @property
-    def metadata(self) -> Mapping[str, str]: ...
-
+    @abstractmethod
     def read(self, name: str, bounds: Bounds) -> torch.Tensor:
         """Read a slice as it is stored, to the CPU, in the shape of the bounds. It may be a view of the mapped file,
         which nobody may write to.
 
         Raises `CheckpointError`. Any thread may call it.
         """
-        ...
 
+    @abstractmethod
     def octets(self, name: str, part: slice | None = None) -> np.ndarray:
         """Copy a tensor's bytes as they lie in the file, or those in `part`: (bytes,) uint8. Needs no torch.
 
         Raises `CheckpointError`, also for a file that was cut short after it was opened.
         """
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """End reading. Tensors that were read stay valid."""
-        ...
 
 
 class StoredTensor(ABC):

@@ -145,13 +145,13 @@ def text_encoder_sources(config: ModelConfig) -> Iterator[Source]:
 def vae_sources(config: VAEConfig) -> Iterator[Source]:
     """List the tensors of the decoder, without any `time_conv`. Its 3-D convolutions are read as 2-D ones."""
     widths = [config.base_dim * multiplier for multiplier in reversed(config.dim_mult)]
-    yield from _conv("post_quant_conv", config.z_dim, config.z_dim, (1, 1, 1))
-    yield from _conv("decoder.conv_in", config.z_dim, widths[0], (3, 3, 3))
+    yield from _linear("post_quant_conv", config.z_dim, config.z_dim, 1, 1, 1)
+    yield from _linear("decoder.conv_in", config.z_dim, widths[0], 3, 3, 3)
     middle = "decoder.mid_block"
     yield from _resnet(f"{middle}.resnets.0", widths[0], widths[0])
     yield _image_norm(f"{middle}.attentions.0.norm", (widths[0], 1, 1))
-    yield from _conv(f"{middle}.attentions.0.to_qkv", widths[0], 3 * widths[0], (1, 1))
-    yield from _conv(f"{middle}.attentions.0.proj", widths[0], widths[0], (1, 1))
+    yield from _linear(f"{middle}.attentions.0.to_qkv", widths[0], 3 * widths[0], 1, 1)
+    yield from _linear(f"{middle}.attentions.0.proj", widths[0], widths[0], 1, 1)
     yield from _resnet(f"{middle}.resnets.1", widths[0], widths[0])
     incoming = widths[0]
     for level, outgoing in enumerate(widths):
@@ -160,21 +160,22 @@ def vae_sources(config: VAEConfig) -> Iterator[Source]:
             incoming = outgoing
         if level < len(widths) - 1:
             incoming = outgoing // 2
-            yield from _conv(f"decoder.up_blocks.{level}.upsamplers.0.resample.1", outgoing, incoming, (3, 3))
+            yield from _linear(f"decoder.up_blocks.{level}.upsamplers.0.resample.1", outgoing, incoming, 3, 3)
     yield _image_norm("decoder.norm_out", (widths[-1], 1, 1, 1))
-    yield from _conv("decoder.conv_out", widths[-1], 3, (3, 3, 3))
+    yield from _linear("decoder.conv_out", widths[-1], 3, 3, 3, 3)
 
 
 def _resnet(prefix: str, incoming: int, outgoing: int) -> Iterator[Source]:
     yield _image_norm(f"{prefix}.norm1", (incoming, 1, 1, 1))
-    yield from _conv(f"{prefix}.conv1", incoming, outgoing, (3, 3, 3))
+    yield from _linear(f"{prefix}.conv1", incoming, outgoing, 3, 3, 3)
     yield _image_norm(f"{prefix}.norm2", (outgoing, 1, 1, 1))
-    yield from _conv(f"{prefix}.conv2", outgoing, outgoing, (3, 3, 3))
+    yield from _linear(f"{prefix}.conv2", outgoing, outgoing, 3, 3, 3)
     if incoming != outgoing:
-        yield from _conv(f"{prefix}.conv_shortcut", incoming, outgoing, (1, 1, 1))
+        yield from _linear(f"{prefix}.conv_shortcut", incoming, outgoing, 1, 1, 1)
 
 
-def _conv(name: str, incoming: int, outgoing: int, kernel: tuple[int, ...]) -> Iterator[Source]:
+def _linear(name: str, incoming: int, outgoing: int, *kernel: int) -> Iterator[Source]:
+    """Weight and bias of a linear layer or, with a kernel, of a convolution."""
     parameter = name.replace(".resample.1", "")
     shape = (outgoing, incoming, *kernel)
     yield Source(f"{name}.weight", shape, f"{parameter}.weight", last_frame=len(kernel) == 3)
@@ -183,11 +184,6 @@ def _conv(name: str, incoming: int, outgoing: int, kernel: tuple[int, ...]) -> I
 
 def _image_norm(name: str, shape: tuple[int, ...]) -> Source:
     return Source(f"{name}.gamma", shape, f"{name}.weight", flatten=True)
-
-
-def _linear(name: str, in_features: int, out_features: int) -> Iterator[Source]:
-    yield Source(f"{name}.weight", (out_features, in_features), f"{name}.weight")
-    yield Source(f"{name}.bias", (out_features,), f"{name}.bias")
 
 
 def _centred_norm(name: str, width: int) -> Source:

@@ -82,6 +82,10 @@ class QuantizedMatrix(StoredTensor):
     def _decode(self, rows: slice, columns: slice) -> torch.Tensor:
         """(rows, columns) float32. The columns are whole blocks."""
 
+    def _numbers(self, rows: slice, columns: slice) -> torch.Tensor:
+        """(rows, columns) float32, not yet scaled."""
+        return self._stored(rows, columns).float()
+
     @abstractmethod
     def _scales_size(self, rows: slice, columns: slice) -> int:
         """Bytes of the companions that `_decode` reads."""
@@ -134,6 +138,9 @@ class RowScaledMatrix(QuantizedMatrix):
         self._scale_bounds = whole(self._header("weight_scale").shape)
         self._has_one_scale = count(self._scale_bounds) == 1
 
+    def _decode(self, rows: slice, columns: slice) -> torch.Tensor:
+        return self._numbers(rows, columns) * self._scales(rows)
+
     def _scales(self, rows: slice) -> torch.Tensor:
         """(rows, 1) float32."""
         bounds = self._scale_bounds if self._has_one_scale else (rows, *self._scale_bounds[1:])
@@ -149,12 +156,9 @@ class E5m2Matrix(RowScaledMatrix):
 
     dtypes = ("F8_E5M2",)
 
-    def _decode(self, rows: slice, columns: slice) -> torch.Tensor:
-        return self._stored(rows, columns).float() * self._scales(rows)
 
-
-class Fp8Matrix(E5m2Matrix):
-    """The same of float8_e4m3fn, which a rank can keep as it is."""
+class Fp8Matrix(RowScaledMatrix):
+    """float8_e4m3fn values times their scales, which a rank can keep as they are."""
 
     dtypes = ("F8_E4M3",)
     weight_format = "fp8"
@@ -193,12 +197,8 @@ class Int8Matrix(RowScaledMatrix):
         super().__init__(layer)
 
     def _decode(self, rows: slice, columns: slice) -> torch.Tensor:
-        values = self._integers(rows, columns) * self._scales(rows)
+        values = super()._decode(rows, columns)
         return values if self.block == 1 else numbers.rotate_groups(values, self.block)
-
-    def _integers(self, rows: slice, columns: slice) -> torch.Tensor:
-        """(rows, columns) float32, without scales."""
-        return self._stored(rows, columns).float()
 
 
 class W4A4Matrix(Int8Matrix):
@@ -206,7 +206,7 @@ class W4A4Matrix(Int8Matrix):
 
     packed = 2
 
-    def _integers(self, rows: slice, columns: slice) -> torch.Tensor:
+    def _numbers(self, rows: slice, columns: slice) -> torch.Tensor:
         return numbers.unpack_nibbles(self._stored(rows, columns), numbers.INT4, high_first=False)
 
 
@@ -220,15 +220,22 @@ class BlockScaledMatrix(QuantizedMatrix):
 
     def __init__(self, layer: Layer) -> None:
         super().__init__(layer)
-        (shape, dtype), expected = (
-            self._header("weight_scale"),
-            numbers.tiled_shape(self.shape[0], self.shape[1] // self.block),
-        )
+        shape, dtype = self._header("weight_scale")
+        expected = numbers.tiled_shape(self.shape[0], self.shape[1] // self.block)
         if dtype not in self.scale_dtypes or shape != expected:
             raise self._wrong(self._companions["weight_scale"], f"{' or '.join(self.scale_dtypes)} {expected}")
         self._tiled_columns = expected[1]
 
-    def _block_scales(self, rows: slice, columns: slice) -> torch.Tensor:
+    def _decode(self, rows: slice, columns: slice) -> torch.Tensor:
+        values = self._numbers(rows, columns)
+        values.unflatten(1, (-1, self.block)).mul_(self._scales(rows, columns).unsqueeze(-1))
+        return values
+
+    @abstractmethod
+    def _scales(self, rows: slice, columns: slice) -> torch.Tensor:
+        """(rows, blocks) float32."""
+
+    def _stored_scales(self, rows: slice, columns: slice) -> torch.Tensor:
         """(rows, blocks) as stored, in reading order. A tile's columns are not a slice of what is stored, so the whole
         width of the tiles is read."""
         import torch
@@ -237,12 +244,6 @@ class BlockScaledMatrix(QuantizedMatrix):
         stored = self._companion("weight_scale", (tiles, slice(0, self._tiled_columns)))
         scales = numbers.untile_scales(stored.view(torch.uint8))[rows.start - tiles.start : rows.stop - tiles.start]
         return scales[:, columns.start // self.block : columns.stop // self.block].view(stored.dtype)
-
-    def _scaled(self, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        """(rows, columns) times (rows, blocks), in place."""
-        rows, columns = values.shape
-        values.view(rows, columns // self.block, self.block).mul_(scales.unsqueeze(-1))
-        return values
 
     def _scales_size(self, rows: slice, columns: slice) -> int:
         return count((_covering(rows, numbers.TILE_ROWS),)) * self._tiled_columns
@@ -255,11 +256,10 @@ class Mxfp8Matrix(BlockScaledMatrix):
     scale_dtypes = ("U8", "F8_E8M0")
     block = 32
 
-    def _decode(self, rows: slice, columns: slice) -> torch.Tensor:
+    def _scales(self, rows: slice, columns: slice) -> torch.Tensor:
         import torch
 
-        powers = self._block_scales(rows, columns).view(torch.float8_e8m0fnu)
-        return self._scaled(self._stored(rows, columns).float(), self._checked("weight_scale", powers))
+        return self._checked("weight_scale", self._stored_scales(rows, columns).view(torch.float8_e8m0fnu))
 
 
 class Nvfp4Matrix(BlockScaledMatrix):
@@ -278,13 +278,16 @@ class Nvfp4Matrix(BlockScaledMatrix):
         if "pre_quant_scale" in self._companions:
             self._factor_bytes = self._float_bytes("pre_quant_scale", ((columns,),), f"floats, {columns} in number")
 
-    def _decode(self, rows: slice, columns: slice) -> torch.Tensor:
+    def _numbers(self, rows: slice, columns: slice) -> torch.Tensor:
+        return numbers.unpack_nibbles(self._stored(rows, columns), numbers.E2M1, high_first=True)
+
+    def _scales(self, rows: slice, columns: slice) -> torch.Tensor:
         one = self._companion("weight_scale_2", whole(self._header("weight_scale_2").shape))
-        blocks = self._checked("weight_scale", self._block_scales(rows, columns))
-        scales = blocks * self._checked("weight_scale_2", one)
-        values = self._scaled(
-            numbers.unpack_nibbles(self._stored(rows, columns), numbers.E2M1, high_first=True), scales
-        )
+        blocks = self._checked("weight_scale", self._stored_scales(rows, columns))
+        return blocks * self._checked("weight_scale_2", one)
+
+    def _decode(self, rows: slice, columns: slice) -> torch.Tensor:
+        values = super()._decode(rows, columns)
         if self._factor_bytes:
             values *= self._checked("pre_quant_scale", self._companion("pre_quant_scale", (columns,)))
         return values
