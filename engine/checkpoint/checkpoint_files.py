@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from os.path import isdir, isfile  # unlike Path's, they raise nothing for a name that is too long
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.files.open import component_folder, is_folder
+from engine.checkpoint.files.open import component_folder
 from engine.checkpoint.files.stored import StoredTensor
 from engine.checkpoint.layouts import infer
 from engine.checkpoint.layouts.component import Component, open_text_encoder, open_transformer, open_vae
@@ -111,7 +112,7 @@ def _check(component: Component, sources: Iterable[Source], is_unused: Callable[
         tensor = component.tensors.get(source.name)
         if tensor is None:
             name, expected = component.in_file(source.name), source.shape
-            raise CheckpointError.of(component.location, "tensor is missing", name=name, expected=expected)
+            raise CheckpointError.of(component.file.path, "tensor is missing", name=name, expected=expected)
         if tensor.shape != source.shape:
             problem, expected, found = "tensor has the wrong shape", source.shape, tuple(tensor.shape)
             raise CheckpointError.of(tensor.file, problem, name=tensor.name, expected=expected, found=found)
@@ -131,7 +132,7 @@ def _read_config(
 ) -> ModelConfig:
     """From config files where there are any, from the tensors' shapes where not. described: a repository's index and
     scheduler."""
-    file = components["transformer"].location
+    file = components["transformer"].file.path
     index, schedule = described or (
         JsonFields(file, infer.INDEX_CONSTANTS),
         JsonFields(file, infer.SCHEDULER_CONSTANTS),
@@ -147,15 +148,15 @@ def _component_config(parts: Parts, name: str, component: Component) -> JsonFiel
     path = parts.paths[name]
     if name in parts.inside:
         return JsonFields.read(path / "config.json")
-    own = (component_folder(path, name) if is_folder(path) else path.parent) / "config.json"
+    own = (component_folder(path, name) if isdir(path) else path.parent) / "config.json"
     if own.is_file():
         fields = JsonFields.read(own)
-        if is_folder(path) or fields.values.get("_class_name", fields.values.get("model_type")) in _MODEL_TYPES:
+        if isdir(path) or fields.values.get("_class_name", fields.values.get("model_type")) in _MODEL_TYPES:
             return fields
     constants: Mapping[str, Any] = {}
     if parts.repository is not None and (other := parts.repository / name / "config.json").is_file():
         constants = {key: value for key, value in JsonFields.read(other).values.items() if key != "is_distilled"}
-    return JsonFields(component.location, _COMPONENTS[name][1](component, constants))
+    return JsonFields(component.file.path, _COMPONENTS[name][1](component, constants))
 
 
 def _is_distilled(parts: Parts, index: JsonFields, transformer: JsonFields) -> tuple[bool | None, bool]:
@@ -172,8 +173,7 @@ def _is_distilled(parts: Parts, index: JsonFields, transformer: JsonFields) -> t
     by_name = variant_by_name(parts.paths["transformer"])
     if by_name is not None:
         return stated, by_name == "turbo"
-    others = index.boolean("is_distilled", default=None)
-    return stated, True if others is None else others
+    return stated, index.boolean("is_distilled", default=None) is not False
 
 
 @dataclass(frozen=True)
@@ -197,9 +197,9 @@ def find_parts(engine: EngineConfig) -> Parts:
     repository = engine.demo
     if repository is None and engine.model is not None:
         model = Path(engine.model)
-        if is_folder(model):
+        if isdir(model):
             repository = model
-        elif not _is_file(model):
+        elif not isfile(model):
             raise CheckpointError.of(model, "there is no such folder or file")
         elif "transformer" in paths:
             raise ArgumentError.of("model", "a folder where transformer is given too", engine.model)
@@ -226,24 +226,17 @@ def find_parts(engine: EngineConfig) -> Parts:
     return Parts(paths, repository or repository_of(paths["transformer"]), frozenset(inside))
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long
-        return False
-
-
 def repository_of(path: Path) -> Path | None:
     """Return the folder in the diffusers layout that a transformer's file or folder is, or lies in."""
     path = path.absolute()
-    folder = path if is_folder(path) else path.parent
+    folder = path if isdir(path) else path.parent
     candidates = (folder, folder.parent) if folder.name == "transformer" else (folder,)
-    return next((each for each in candidates if _is_file(each / _INDEX)), None)
+    return next((each for each in candidates if isfile(each / _INDEX)), None)
 
 
 def variant_by_name(path: Path) -> str | None:
     """Return what a single file's name says, as InvokeAI reads it: turbo, or raw, which base is another word for."""
-    if not _is_file(path):
+    if not isfile(path):
         return None
     if "turbo" in path.stem.lower():
         return "turbo"

@@ -96,7 +96,7 @@ def describe_checkpoint(config: EngineConfig) -> str:
     files = []
     for name, component in checkpoint.components.items():
         stored = _counted(checkpoint.stored(name, source).format for source in checkpoint.sources[name])
-        files.append(f"  {name.replace('_', ' '):<14}{component.location}")
+        files.append(f"  {name.replace('_', ' '):<14}{component.file.path}")
         files.append(f"  {'':<14}{component.layout}: {stored}")
     plan_lines: list[str] = []
     if config.memory_budget is not None or config.offload:

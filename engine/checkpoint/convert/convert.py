@@ -71,7 +71,7 @@ def convert(
     """
     if checkpoint.split_for is not None:
         allowed = "a whole checkpoint, not one that has been split for ranks, of which each has a part"
-        raise ArgumentError.of("model", allowed, str(checkpoint.components["transformer"].location))
+        raise ArgumentError.of("model", allowed, str(checkpoint.components["transformer"].file.path))
     if len(prefix) > _LONGEST_PREFIX or not prefix.isprintable():
         raise ArgumentError.of("prefix", f"at most {_LONGEST_PREFIX} printable characters", prefix)
     if weights not in WEIGHTS[layout]:

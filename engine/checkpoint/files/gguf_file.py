@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine.checkpoint.files.gguf_header import TensorInfo, read_gguf_header
 from engine.checkpoint.files.mapped_file import DTYPES, MappedFile
-from engine.checkpoint.files.stored import INT8_GROUP, Bounds, Header, TensorFile
+from engine.checkpoint.files.stored import INT8_GROUP, Bounds, Header, TensorFile, count, covering
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,8 +38,8 @@ class GgufFile(MappedFile, TensorFile):
         info = self._infos[name]
         if info.dtype in DTYPES:
             return self.tensor(info.start, info.shape, info.dtype, bounds)
-        columns, rows, kept = _as_matrix(info, bounds)
-        values = self._dequantize(name, self._blocks(info, columns, rows, kept))
+        values = self._dequantize(name, self._blocks(info, bounds))
+        _, (_, kept) = _as_matrix(info, bounds)
         before = kept.start % info.block[0]
         matrix = torch.from_numpy(values)[:, before : before + kept.stop - kept.start]
         if _is_matrix_of_blocks(info):
@@ -55,9 +55,8 @@ class GgufFile(MappedFile, TensorFile):
 
         info = self._infos[name]
         assert (info.dtype, _is_matrix_of_blocks(info)) == ("Q8_0", True), info
-        rows, columns = bounds
-        assert columns.start % INT8_GROUP == columns.stop % INT8_GROUP == 0, f"columns {columns} cut a block"
-        blocks = self._blocks(info, info.shape[1], rows, columns)
+        assert covering(bounds[1], INT8_GROUP) == bounds[1], f"columns {bounds[1]} cut a block"
+        blocks = self._blocks(info, bounds)
         height, groups, _ = blocks.shape
         scales: np.ndarray = blocks[..., :_Q8_0_SCALE_BYTES].copy().view("<f2").reshape(height, groups)
         values: np.ndarray = blocks[..., _Q8_0_SCALE_BYTES:].copy().view("i1").reshape(height, groups * INT8_GROUP)
@@ -66,20 +65,20 @@ class GgufFile(MappedFile, TensorFile):
     def bytes_of(self, name: str, bounds: Bounds) -> int:
         """Return the bytes of the file that a slice takes, whole blocks counted."""
         info = self._infos[name]
-        _, rows, columns = _as_matrix(info, bounds)
-        first, last = _covering(info, columns)
-        return (rows.stop - rows.start) * (last - first) * info.block[1]
+        _, (rows, columns) = _as_matrix(info, bounds)
+        return count((rows, covering(columns, info.block[0]))) // info.block[0] * info.block[1]
 
     def octets(self, name: str, part: slice | None = None) -> np.ndarray:
         return self.copy(self._infos[name].start, self._infos[name].bytes, part)
 
-    def _blocks(self, info: TensorInfo, columns: int, rows: slice, kept: slice) -> np.ndarray:
-        """(rows, blocks, bytes of a block) uint8: the blocks that cover the kept columns of the rows of a matrix."""
+    def _blocks(self, info: TensorInfo, bounds: Bounds) -> np.ndarray:
+        """(rows, blocks, bytes of a block) uint8: the blocks that cover a slice."""
         elements, size = info.block
-        first, last = _covering(info, kept)
-        bounds = (rows, slice(first * size, last * size))
-        octets = self.tensor(info.start, (rows.stop, columns // elements * size), "U8", bounds)
-        return octets.numpy().reshape(rows.stop - rows.start, last - first, size)
+        width, (rows, columns) = _as_matrix(info, bounds)
+        first, last = columns.start // elements, -(-columns.stop // elements)
+        bytes_of_rows = (rows, slice(first * size, last * size))
+        octets = self.tensor(info.start, (rows.stop, width // elements * size), "U8", bytes_of_rows)
+        return octets.unflatten(1, (-1, size)).numpy()
 
     def _dequantize(self, name: str, blocks: np.ndarray) -> np.ndarray:
         """(rows, blocks, bytes of a block) uint8 → (rows, columns) float32."""
@@ -89,9 +88,9 @@ class GgufFile(MappedFile, TensorFile):
 
         info = self._infos[name]
         dtype, (elements, size) = GGMLQuantizationType[info.dtype], info.block
-        height, count = blocks.shape[:2]
-        packed = blocks.reshape(height * count, size)
-        values = np.empty((height * count, elements), np.float32)
+        height, in_row = blocks.shape[:2]
+        packed = blocks.reshape(height * in_row, size)
+        values = np.empty((height * in_row, elements), np.float32)
         step = max(1, _PIECE // elements)
         try:
             with np.errstate(all="ignore"):  # scales may be no numbers, which whoever loads them looks for
@@ -100,27 +99,21 @@ class GgufFile(MappedFile, TensorFile):
                     values[start : start + step] = dequantize(piece, dtype).reshape(-1, elements)
         except NotImplementedError:
             raise self.error(f"{info.dtype} cannot be dequantised", name=name) from None
-        return values.reshape(height, count * elements)
+        return values.reshape(height, in_row * elements)
 
 
 def _is_matrix_of_blocks(info: TensorInfo) -> bool:
     return len(info.shape) == 2 and info.shape[1] % info.block[0] == 0
 
 
-def _as_matrix(info: TensorInfo, bounds: Bounds) -> tuple[int, slice, slice]:
+def _as_matrix(info: TensorInfo, bounds: Bounds) -> tuple[int, Bounds]:
     """The matrix's columns, and the rows and columns of a slice, in a matrix whose rows are whole blocks.
 
     A tensor of another shape counts as a matrix of one row, of which everything between the first and the last row
     (of the tensor's first dimension) is read.
     """
     if _is_matrix_of_blocks(info):
-        return info.shape[1], bounds[0], bounds[1]
+        return info.shape[1], bounds
     width = math.prod(info.shape[1:])
     first = bounds[0] if bounds else slice(0, 1)
-    return math.prod(info.shape), slice(0, 1), slice(first.start * width, first.stop * width)
-
-
-def _covering(info: TensorInfo, columns: slice) -> tuple[int, int]:
-    """The first block that has some of these columns, and the one after the last."""
-    elements = info.block[0]
-    return columns.start // elements, -(-columns.stop // elements)
+    return math.prod(info.shape), (slice(0, 1), slice(first.start * width, first.stop * width))

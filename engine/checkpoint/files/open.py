@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from os.path import isdir
 from pathlib import Path
 
 from engine.checkpoint.files.gguf_file import GgufFile
 from engine.checkpoint.files.gguf_header import MAGIC as GGUF_MAGIC
 from engine.checkpoint.files.mapped_file import MappedFile
-from engine.checkpoint.files.safetensors_file import SafetensorsFile, open_sharded
+from engine.checkpoint.files.safetensors_file import SafetensorsFile, ShardedFile
 from engine.checkpoint.files.stored import TensorFile
 from engine.errors import CheckpointError
 
@@ -24,7 +25,7 @@ def open_component(path: Path, component: str, stem: str) -> TensorFile:
     path: the file or index, a folder that holds `stem`.safetensors, its index, or a single file of tensors, or a
     repository's folder with such a folder called `component`. Raises `CheckpointError`.
     """
-    if is_folder(path):
+    if isdir(path):  # which, unlike Path.is_dir, raises nothing for a name that is too long
         path = _in_folder(component_folder(path, component), stem)
     return open_tensor_file(path)
 
@@ -42,15 +43,7 @@ def open_tensor_file(path: Path) -> TensorFile:
     if start.startswith(_PICKLES) or path.suffix in _PICKLE_SUFFIXES:
         expected = "a safetensors or GGUF file"
         raise file.error("is a pickle, which can run any code when it is loaded", expected=expected)
-    return open_sharded(path) if start.lstrip().startswith(b"{") else SafetensorsFile(path)
-
-
-def is_folder(path: Path) -> bool:
-    """Whether there is such a folder: False, too, for what is too long or too odd for any path."""
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
+    return ShardedFile(path) if start.lstrip().startswith(b"{") else SafetensorsFile(path)
 
 
 def component_folder(folder: Path, component: str) -> Path:

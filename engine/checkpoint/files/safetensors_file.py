@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,10 +59,27 @@ class SafetensorsFile(MappedFile, TensorFile):
 
 
 class ShardedFile(TensorFile):
-    """All shards as one file. path: the index."""
+    """All shards of an index as one file. path: the index."""
 
-    def __init__(self, path: Path, metadata: Mapping[str, str], shards: Mapping[str, SafetensorsFile]) -> None:
-        """shards: by tensor name."""
+    def __init__(self, path: Path) -> None:
+        """Open every shard that the index names. Raises `CheckpointError` if one is missing, lies outside the index's
+        folder, or does not hold what the index says."""
+        weight_map = _read_weight_map(path)
+        shards: dict[str, SafetensorsFile] = {}  # by tensor name
+        metadata: dict[str, str] = {}
+        for number, shard in enumerate(sorted(set(weight_map.values()))):
+            file = SafetensorsFile(path.parent / shard)
+            if twice := shards.keys() & file.headers.keys():
+                name, problem = min(twice), "tensor is in another shard too"
+                raise CheckpointError.of(file.path, problem, name=shown(name), found=shards[name].path.name)
+            if number and metadata.get(_QUANTIZATION_METADATA) != file.metadata.get(_QUANTIZATION_METADATA):
+                raise CheckpointError.of(file.path, "differs from another shard's", name=_QUANTIZATION_METADATA)
+            shards |= dict.fromkeys(file.headers, file)
+            metadata = {**file.metadata, **metadata}
+        for name, shard in weight_map.items():
+            if name not in shards or shards[name].path.name != shard:
+                problem = "tensor is missing, though the index lists it"
+                raise CheckpointError.of(path.parent / shard, problem, name=shown(name))
         self.path, self.metadata, self._shards = path, metadata, shards
         self.headers = {name: shard.headers[name] for name, shard in shards.items()}
 
@@ -80,28 +96,6 @@ class ShardedFile(TensorFile):
     def close(self) -> None:
         for shard in self._shards.values():
             shard.close()
-
-
-def open_sharded(index: Path) -> ShardedFile:
-    """Open every shard that the index names. Raises `CheckpointError` if one is missing, lies outside the index's
-    folder, or does not hold what the index says."""
-    weight_map = _read_weight_map(index)
-    shards: dict[str, SafetensorsFile] = {}
-    metadata: dict[str, str] = {}
-    for number, shard in enumerate(sorted(set(weight_map.values()))):
-        file = SafetensorsFile(index.parent / shard)
-        if twice := shards.keys() & file.headers.keys():
-            name, problem = min(twice), "tensor is in another shard too"
-            raise CheckpointError.of(file.path, problem, name=shown(name), found=shards[name].path.name)
-        if number and metadata.get(_QUANTIZATION_METADATA) != file.metadata.get(_QUANTIZATION_METADATA):
-            raise CheckpointError.of(file.path, "differs from another shard's", name=_QUANTIZATION_METADATA)
-        shards |= dict.fromkeys(file.headers, file)
-        metadata = {**file.metadata, **metadata}
-    for name, shard in weight_map.items():
-        if name not in shards or shards[name].path.name != shard:
-            problem = "tensor is missing, though the index lists it"
-            raise CheckpointError.of(index.parent / shard, problem, name=shown(name))
-    return ShardedFile(index, metadata, shards)
 
 
 def _parse_json_object(file: MappedFile, text: bytes) -> dict[str, Any]:

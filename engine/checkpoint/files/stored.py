@@ -37,6 +37,11 @@ def count(bounds: Bounds) -> int:
     return math.prod(bound.stop - bound.start for bound in bounds)
 
 
+def covering(part: slice, multiple: int) -> slice:
+    """Return the smallest slice that covers `part` and begins and ends at multiples."""
+    return slice(part.start // multiple * multiple, -(-part.stop // multiple) * multiple)
+
+
 class Header(NamedTuple):
     """What a file's header says of a tensor. dtype: as safetensors or ggml write it (BF16, F8_E4M3, Q4_K …)."""
 

@@ -25,15 +25,14 @@ _TABLE_ROWS = {"final_layer.scale_shift_table": 2}  # of the others: 6
 class Component:
     """An open component.
 
-    location: the file, or the index of its shards. tensors: by the names of `tensors.Source`; others keep their
-    own. layout: for people. in_file: what the file would call a tensor that it lacks.
+    file: or the index of its shards. tensors: by the names of `tensors.Source`; a tensor that has none keeps its own.
+    layout: for people. in_file: what the file would call a tensor that it lacks.
     """
 
-    location: Path
+    file: TensorFile
     tensors: Mapping[str, StoredTensor]
     layout: str
     in_file: Callable[[str], str]
-    file: TensorFile
 
 
 def open_transformer(path: Path) -> Component:
@@ -133,7 +132,7 @@ def _component(
     layout = f"{naming} after {prefix}" if prefix else naming
     named = {to_ours(name) or name: tensor for name, tensor in stored.items()}
     tensors = {name: _as_table(name, tensor) for name, tensor in named.items()}
-    return Component(file.path, tensors, layout, lambda name: prefix + (to_theirs(name) or name), file)
+    return Component(file, tensors, layout, lambda name: prefix + (to_theirs(name) or name))
 
 
 def _as_table(name: str, tensor: StoredTensor) -> StoredTensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from engine.checkpoint.layouts.component import Component
@@ -31,13 +32,13 @@ def infer_transformer(component: Component, constants: Mapping[str, Any]) -> dic
 
     Raises `CheckpointError` if a tensor that this needs is missing, or has a shape that no model has.
     """
-    shapes = _Shapes(component)
-    width, in_channels = shapes.of("img_in.weight")
-    (head_dim,) = shapes.of("transformer_blocks.0.attn.norm_q.weight", rank=1)
-    (text_width,) = shapes.of("txt_in.norm.weight", rank=1)
-    layerwise, refiner = (shapes.count(f"text_fusion.{kind}_blocks") for kind in ("layerwise", "refiner"))
+    shape, count = partial(_shape, component), partial(_count, component)
+    width, in_channels = shape("img_in.weight")
+    (head_dim,) = shape("transformer_blocks.0.attn.norm_q.weight", rank=1)
+    (text_width,) = shape("txt_in.norm.weight", rank=1)
+    layerwise, refiner = (count(f"text_fusion.{kind}_blocks") for kind in ("layerwise", "refiner"))
     fusion = "text_fusion.layerwise_blocks.0" if layerwise else "text_fusion.refiner_blocks.0"
-    (text_head_dim,) = shapes.of(f"{fusion}.attn.norm_q.weight", rank=1)
+    (text_head_dim,) = shape(f"{fusion}.attn.norm_q.weight", rank=1)
     unit = head_dim // 16
     axes = (head_dim - 12 * unit, 6 * unit, 6 * unit)
     if constants.get("attention_head_dim") == head_dim:
@@ -46,17 +47,17 @@ def infer_transformer(component: Component, constants: Mapping[str, Any]) -> dic
         **constants,
         "_class_name": "Krea2Transformer2DModel",
         "in_channels": in_channels,
-        "num_layers": shapes.count("transformer_blocks"),
+        "num_layers": count("transformer_blocks"),
         "attention_head_dim": head_dim,
         "num_attention_heads": width // head_dim,
-        "num_key_value_heads": shapes.of("transformer_blocks.0.attn.to_k.weight")[0] // head_dim,
-        "intermediate_size": shapes.of("transformer_blocks.0.ff.gate.weight")[0],
-        "timestep_embed_dim": shapes.of("time_embed.linear_1.weight")[1],
+        "num_key_value_heads": shape("transformer_blocks.0.attn.to_k.weight")[0] // head_dim,
+        "intermediate_size": shape("transformer_blocks.0.ff.gate.weight")[0],
+        "timestep_embed_dim": shape("time_embed.linear_1.weight")[1],
         "text_hidden_dim": text_width,
-        "num_text_layers": shapes.of("text_fusion.projector.weight")[1],
+        "num_text_layers": shape("text_fusion.projector.weight")[1],
         "text_num_attention_heads": text_width // text_head_dim,
-        "text_num_key_value_heads": shapes.of(f"{fusion}.attn.to_k.weight")[0] // text_head_dim,
-        "text_intermediate_size": shapes.of(f"{fusion}.ff.gate.weight")[0],
+        "text_num_key_value_heads": shape(f"{fusion}.attn.to_k.weight")[0] // text_head_dim,
+        "text_intermediate_size": shape(f"{fusion}.ff.gate.weight")[0],
         "num_layerwise_text_blocks": layerwise,
         "num_refiner_text_blocks": refiner,
         "axes_dims_rope": axes,
@@ -65,11 +66,11 @@ def infer_transformer(component: Component, constants: Mapping[str, Any]) -> dic
 
 def infer_text_encoder(component: Component, constants: Mapping[str, Any]) -> dict[str, Any]:
     """Infer `text_encoder/config.json`, of the language model alone. See `infer_transformer`."""
-    shapes = _Shapes(component)
-    vocab_size, width = shapes.of("embed_tokens.weight")
-    (head_dim,) = shapes.of("layers.0.self_attn.q_norm.weight", rank=1)
+    shape, count = partial(_shape, component), partial(_count, component)
+    vocab_size, width = shape("embed_tokens.weight")
+    (head_dim,) = shape("layers.0.self_attn.q_norm.weight", rank=1)
     language = constants.get("text_config")
-    layers = shapes.count("layers")
+    layers = count("layers")
     if "norm.weight" not in component.tensors:
         layers += 1  # files cut above the last tap end before the model does, and its last norm is not due there
     return {
@@ -78,28 +79,28 @@ def infer_text_encoder(component: Component, constants: Mapping[str, Any]) -> di
         "model_type": "qwen3_vl_text",
         "vocab_size": vocab_size,
         "hidden_size": width,
-        "intermediate_size": shapes.of("layers.0.mlp.gate_proj.weight")[0],
+        "intermediate_size": shape("layers.0.mlp.gate_proj.weight")[0],
         "num_hidden_layers": layers,
-        "num_attention_heads": shapes.of("layers.0.self_attn.q_proj.weight")[0] // head_dim,
-        "num_key_value_heads": shapes.of("layers.0.self_attn.k_proj.weight")[0] // head_dim,
+        "num_attention_heads": shape("layers.0.self_attn.q_proj.weight")[0] // head_dim,
+        "num_key_value_heads": shape("layers.0.self_attn.k_proj.weight")[0] // head_dim,
         "head_dim": head_dim,
     }
 
 
 def infer_vae(component: Component, constants: Mapping[str, Any]) -> dict[str, Any]:
     """Infer `vae/config.json`. See `infer_transformer`."""
-    shapes = _Shapes(component)
-    levels = shapes.count("decoder.up_blocks")
+    shape, count = partial(_shape, component), partial(_count, component)
+    levels = count("decoder.up_blocks")
     first_convolutions = [f"decoder.up_blocks.{level}.resnets.0.conv1.weight" for level in range(max(levels, 1))]
-    widths = [shapes.of(name, rank=5)[0] for name in reversed(first_convolutions)]
+    widths = [shape(name, rank=5)[0] for name in reversed(first_convolutions)]
     return {
         **VAE_CONSTANTS,
         **constants,
         "_class_name": "AutoencoderKLQwenImage",
-        "z_dim": shapes.of("post_quant_conv.weight", rank=5)[0],
+        "z_dim": shape("post_quant_conv.weight", rank=5)[0],
         "base_dim": widths[0],
         "dim_mult": [width // widths[0] for width in widths],
-        "num_res_blocks": shapes.count("decoder.up_blocks.0.resnets") - 1,
+        "num_res_blocks": count("decoder.up_blocks.0.resnets") - 1,
         "temperal_downsample": [
             f"decoder.up_blocks.{level}.upsamplers.0.time_conv.weight" in component.tensors
             for level in reversed(range(levels - 1))
@@ -107,23 +108,18 @@ def infer_vae(component: Component, constants: Mapping[str, Any]) -> dict[str, A
     }
 
 
-class _Shapes:
-    """Shapes by name. Every length is between 1 and what the largest real models have."""
+def _shape(component: Component, name: str, rank: int = 2) -> tuple[int, ...]:
+    """A tensor's shape, of `rank` dimensions, each between 1 and what the largest real models have."""
+    tensor = component.tensors.get(name)
+    if tensor is None:
+        raise CheckpointError.of(component.file.path, "tensor is missing", name=component.in_file(name))
+    if len(tensor.shape) != rank or not all(1 <= length <= LARGEST_WIDTH for length in tensor.shape):
+        problem, expected = "has a shape that no such tensor has", f"{rank} dimensions"
+        raise CheckpointError.of(tensor.file, problem, name=tensor.name, expected=expected, found=tensor.shape)
+    return tensor.shape
 
-    def __init__(self, component: Component) -> None:
-        self._component = component
 
-    def of(self, name: str, rank: int = 2) -> tuple[int, ...]:
-        """Return a tensor's shape, which must have `rank` dimensions. Raises `CheckpointError`."""
-        component, tensor = self._component, self._component.tensors.get(name)
-        if tensor is None:
-            raise CheckpointError.of(component.location, "tensor is missing", name=component.in_file(name))
-        if len(tensor.shape) != rank or not all(1 <= length <= LARGEST_WIDTH for length in tensor.shape):
-            problem, expected = "has a shape that no such tensor has", f"{rank} dimensions"
-            raise CheckpointError.of(tensor.file, problem, name=tensor.name, expected=expected, found=tensor.shape)
-        return tensor.shape
-
-    def count(self, blocks: str) -> int:
-        """Count the different numbers that follow `blocks` in the names. A gap shows as a missing tensor later."""
-        number = re.compile(rf"{re.escape(blocks)}\.([0-9]+)\.")
-        return len({found[1] for name in self._component.tensors if (found := number.match(name))})
+def _count(component: Component, blocks: str) -> int:
+    """How many different numbers follow `blocks` in the names. A gap shows as a missing tensor later."""
+    number = re.compile(rf"{re.escape(blocks)}\.([0-9]+)\.")
+    return len({found[1] for name in component.tensors if (found := number.match(name))})

@@ -32,10 +32,7 @@ def component_file(folder: Path, tp: int, rank: int, component: str) -> Path:
 
 def is_split(folder: Path, tp: int) -> bool:
     """Whether the folder has been split for `tp` ranks. Raises `ArgumentError` if it has for other degrees alone."""
-    try:
-        degrees = sorted(int(match[1]) for path in folder.iterdir() if (match := _FOLDER.fullmatch(path.name)))
-    except OSError:
-        return False
+    degrees = sorted(int(match[1]) for path in folder.glob("tp-*") if (match := _FOLDER.fullmatch(path.name)))
     if degrees and tp not in degrees and not any((folder / "transformer").glob("*.safetensors*")):
         listed = ", ".join(map(str, degrees))
         raise ArgumentError.of("tp", f"{listed}, for which {folder} has been split", tp)
@@ -66,7 +63,7 @@ def open_shard(folder: Path, tp: int, rank: int, component: str) -> Component:
     for name in (each for each in file.headers if each not in scales):
         tensors[name] = _EightBitShard(file, name) if f"{name}_scale" in file.headers else PlainTensor(file, name)
         tensors[name].full_precision = name in full_precision
-    return Component(file.path, tensors, f"split for tp {tp}", str, file)
+    return Component(file, tensors, f"split for tp {tp}", str)
 
 
 class _EightBitShard(PlainTensor):

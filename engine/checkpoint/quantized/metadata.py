@@ -125,17 +125,12 @@ def _align(options: dict[str, _Options], layers: Set[str]) -> dict[str, _Options
     if not options or options.keys() & layers:
         return options
     first = next(iter(options))
-    fitting = []
-    for layer in layers:
-        if layer.endswith(f".{first}"):
-            added, removed = layer.removesuffix(first), ""
-        elif first.endswith(f".{layer}"):
-            added, removed = "", first.removesuffix(layer)
-        else:
-            continue
-        if all(name.startswith(removed) and added + name.removeprefix(removed) in layers for name in options):
-            fitting.append((added, removed))
-    if len(fitting) != 1:
-        return options
-    added, removed = fitting[0]
-    return {added + name.removeprefix(removed): said for name, said in options.items()}
+    prefixes = [(layer.removesuffix(first), "") for layer in layers if layer.endswith(f".{first}")]  # added, removed
+    prefixes += [("", first.removesuffix(layer)) for layer in layers if first.endswith(f".{layer}")]
+    aligned = [
+        {added + name.removeprefix(removed): said for name, said in options.items()}
+        for added, removed in prefixes
+        if all(name.startswith(removed) for name in options)
+    ]
+    fitting = [each for each in aligned if each.keys() <= layers]
+    return fitting[0] if len(fitting) == 1 else options

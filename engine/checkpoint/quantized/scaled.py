@@ -18,6 +18,7 @@ from engine.checkpoint.files.stored import (
     StoredTensor,
     TensorFile,
     count,
+    covering,
     whole,
 )
 from engine.checkpoint.quantized import number_formats as numbers
@@ -69,14 +70,14 @@ class QuantizedMatrix(StoredTensor):
 
     def size(self, bounds: Bounds) -> int:
         rows, columns = bounds
-        covering = _covering(columns, self.block)
-        return count((rows, covering)) // self.packed + self._scales_size(rows, covering)
+        covered = covering(columns, self.block)
+        return count((rows, covered)) // self.packed + self._scales_size(rows, covered)
 
     def read(self, bounds: Bounds) -> torch.Tensor:
         rows, columns = bounds
-        covering = _covering(columns, self.block)
-        values = self._decode(rows, covering)
-        return values[:, columns.start - covering.start : columns.stop - covering.start]
+        covered = covering(columns, self.block)
+        values = self._decode(rows, covered)
+        return values[:, columns.start - covered.start : columns.stop - covered.start]
 
     @abstractmethod
     def _decode(self, rows: slice, columns: slice) -> torch.Tensor:
@@ -240,13 +241,13 @@ class BlockScaledMatrix(QuantizedMatrix):
         width of the tiles is read."""
         import torch
 
-        tiles = _covering(rows, numbers.TILE_ROWS)
+        tiles = covering(rows, numbers.TILE_ROWS)
         stored = self._companion("weight_scale", (tiles, slice(0, self._tiled_columns)))
         scales = numbers.untile_scales(stored.view(torch.uint8))[rows.start - tiles.start : rows.stop - tiles.start]
         return scales[:, columns.start // self.block : columns.stop // self.block].view(stored.dtype)
 
     def _scales_size(self, rows: slice, columns: slice) -> int:
-        return count((_covering(rows, numbers.TILE_ROWS),)) * self._tiled_columns
+        return count((covering(rows, numbers.TILE_ROWS),)) * self._tiled_columns
 
 
 class Mxfp8Matrix(BlockScaledMatrix):
@@ -295,8 +296,3 @@ class Nvfp4Matrix(BlockScaledMatrix):
     def _scales_size(self, rows: slice, columns: slice) -> int:
         factors = self._factor_bytes * (columns.stop - columns.start)
         return super()._scales_size(rows, columns) + self._scale_bytes + factors
-
-
-def _covering(part: slice, multiple: int) -> slice:
-    """The smallest slice that covers `part` and begins and ends at multiples."""
-    return slice(part.start // multiple * multiple, -(-part.stop // multiple) * multiple)

@@ -65,7 +65,7 @@ def test_components_from_elsewhere_are_the_same_model(
 def test_components_of_two_repositories_mix(turbo: Path, checkpoint: Callable[..., Path]) -> None:
     other = checkpoint(seed=1, vae_res_blocks=2)
     checkpoint_files = CheckpointFiles.open(EngineConfig(model=str(turbo), vae=str(other)))
-    assert checkpoint_files.components["vae"].location.is_relative_to(other)
+    assert checkpoint_files.components["vae"].file.path.is_relative_to(other)
     assert checkpoint_files.config.vae == ModelConfig.from_folder(other).vae
     assert checkpoint_files.config.text_encoder == ModelConfig.from_folder(turbo).text_encoder
 
@@ -128,8 +128,8 @@ def test_a_single_file_as_model_takes_the_rest_from_its_folder(turbo: Path, tmp_
     folder = copy_checkpoint(turbo, tmp_path / "Krea-2")
     file = save(native_transformer(load_transformer(turbo)), folder / "turbo.safetensors")
     checkpoint = CheckpointFiles.open(EngineConfig(model=str(file)))
-    assert checkpoint.components["transformer"].location == file
-    assert checkpoint.components["vae"].location.parent == folder / "vae"
+    assert checkpoint.components["transformer"].file.path == file
+    assert checkpoint.components["vae"].file.path.parent == folder / "vae"
     assert checkpoint.tokenizer == folder / "tokenizer"
     assert checkpoint.config == ModelConfig.from_folder(turbo)
 
@@ -138,7 +138,7 @@ def test_a_repository_may_hold_the_single_file_alone(turbo: Path, tmp_path: Path
     folder = copy_checkpoint(turbo, tmp_path / "Krea-2")
     file = save(native_transformer(load_transformer(turbo)), folder / "turbo.safetensors")
     shutil.rmtree(folder / "transformer")
-    assert CheckpointFiles.open(EngineConfig(model=str(folder))).components["transformer"].location == file
+    assert CheckpointFiles.open(EngineConfig(model=str(folder))).components["transformer"].file.path == file
 
 
 def test_a_single_file_as_model_without_a_folder_needs_the_other_parts(single: dict[str, str]) -> None:

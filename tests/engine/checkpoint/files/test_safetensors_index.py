@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from engine.checkpoint.files.open import open_tensor_file
-from engine.checkpoint.files.safetensors_file import ShardedFile, open_sharded
+from engine.checkpoint.files.safetensors_file import ShardedFile
 from engine.checkpoint.files.stored import Header
 from engine.errors import CheckpointError
 from tests.engine.checkpoint.files.safetensors_files import refusal, whole
@@ -31,7 +31,7 @@ def write_index(folder: Path, weight_map: Any) -> Path:
 
 
 def test_shards_are_one_file(index: Path) -> None:
-    file = open_sharded(index)
+    file = ShardedFile(index)
     assert file.path == index
     assert file.headers == {"a": Header((2, 3), "F32"), "b": Header((4,), "F32"), "c": Header((5,), "F32")}
     assert file.metadata == {"format": "pt", "more": "x"}

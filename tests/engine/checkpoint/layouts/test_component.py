@@ -71,7 +71,7 @@ def test_a_repository_a_folder_and_a_file_are_all_taken(
 ) -> None:
     file = turbo / component / f"{stem}.safetensors"
     components = [opener(path) for path in (turbo, turbo / component, file)]
-    assert {each.location for each in components} == {file}
+    assert {each.file.path for each in components} == {file}
     for each in components[1:]:
         assert_same(each, values(components[0]))
 
@@ -83,7 +83,7 @@ def test_shards_are_taken_by_their_index_their_folder_and_their_repository(
     index = folder / "transformer/diffusion_pytorch_model.safetensors.index.json"
     for path in (folder, folder / "transformer", index):
         component = open_transformer(path)
-        assert component.location == index
+        assert component.file.path == index
         assert_same(component, load_transformer(turbo))
     files = {tensor.file for tensor in component.tensors.values()}
     assert files == set((folder / "transformer").glob("*.safetensors")), "errors name the shard"

@@ -20,6 +20,7 @@ from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.json_fields import JsonFields
 from engine.config.model_config import ModelConfig
 from engine.errors import CheckpointError
+from tests.engine.checkpoint.files.memory_file import MemoryFile
 from tests.engine.checkpoint.layouts.layouts import language_model, load_text_encoder, load_transformer, load_vae, save
 
 LAYER_0 = "language_model.layers.0"
@@ -42,7 +43,7 @@ class Shape(StoredTensor):
 
 def component(sources: list[Source]) -> Component:
     tensors = {source.name: Shape(source.name, source.shape) for source in sources}
-    return Component(Path("model.safetensors"), tensors, "", str, None)  # type: ignore[arg-type]
+    return Component(MemoryFile({}), tensors, "", str)  # type: ignore[arg-type]
 
 
 def fields(values: Mapping[str, Any]) -> JsonFields:
