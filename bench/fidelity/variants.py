@@ -67,7 +67,7 @@ def quantize(transformer: nn.Module, matrix: str) -> None:
         if isinstance(module, ParallelMatrix) and in_blocks(f"{name}.weight") and name.endswith(f".{matrix}"):
             rows = quantize_rows(module.weight)
             module.weight = nn.Parameter(rows.values, requires_grad=False)
-            module.hold_eight_bit(rows.scales, fp8_product=True)
+            module.expect_eight_bit(rows.scales, fp8_product=True)
 
 
 def round_timesteps(transformer: Transformer) -> None:

@@ -64,7 +64,7 @@ def load_weights(
             state[f"{name}_scale"] = parameter.scales
             matrix = module.get_submodule(name.removesuffix(".weight"))
             assert isinstance(matrix, ParallelMatrix)
-            matrix.hold_eight_bit(parameter.scales, fp8_product=parameter.fp8_product)
+            matrix.expect_eight_bit(parameter.scales, fp8_product=parameter.fp8_product)
     module.requires_grad_(False)  # before they are there: int8 has no gradients
     module.load_state_dict(state, strict=True, assign=True)
     return sum(parameter.bytes_read for parameter in loaded)

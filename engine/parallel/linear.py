@@ -51,7 +51,7 @@ class ParallelMatrix(nn.Module):
         self.takes_fp8 = False  # whether x should come as `Fp8Rows`
         self.side_path: SidePath | None = None
 
-    def hold_eight_bit(self, scales: torch.Tensor, *, fp8_product: bool) -> None:
+    def expect_eight_bit(self, scales: torch.Tensor, *, fp8_product: bool) -> None:
         """Expect 8-bit weights with scales of this shape. fp8_product: they are multiplied by fp8 rows."""
         self.weight_scale = nn.Parameter(scales, requires_grad=False)
         self.takes_fp8 = fp8_product

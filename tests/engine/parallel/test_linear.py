@@ -39,7 +39,7 @@ def hold(layer: ParallelMatrix, form: str) -> None:
         values, scales, _ = quantize_rows(weight)
     layer.weight = torch.nn.Parameter(values, requires_grad=False)
     if scales is not None:
-        layer.hold_eight_bit(scales, fp8_product=form == "fp8 product")
+        layer.expect_eight_bit(scales, fp8_product=form == "fp8 product")
 
 
 def rows_for(layer: ParallelMatrix, rows: int) -> torch.Tensor | Fp8Rows:

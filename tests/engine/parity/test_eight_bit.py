@@ -197,7 +197,7 @@ def test_products_in_bfloat16_lose_no_more_than_a_rounding() -> None:
         values, scales = quantize(dense)
         matrix = RowParallelLinear(64, 48, LocalGroup())
         matrix.requires_grad_(False)
-        matrix.hold_eight_bit(scales, fp8_product=False)
+        matrix.expect_eight_bit(scales, fp8_product=False)
         matrix.load_state_dict({"weight": values, "weight_scale": scales}, assign=True)
         x = torch.randn(33, 64).bfloat16()
         expected = x.double() @ matrix.dequantize().double().T
