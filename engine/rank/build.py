@@ -66,7 +66,7 @@ class RankModel:
         self.config = config = weights.config
         config.check_parallel(group.size, mesh.sp.size)
         self.attention = GatedAttentionKernel()
-        self._choose_attention(measured=False, fp8=False)
+        self.choose_attention(measured=False)
         flash = unavailable("flash", device, dtype, config.transformer.text_head_dim) is None
         text_attention = GatedAttentionKernel("flash" if flash else "torch")
 
@@ -111,19 +111,16 @@ class RankModel:
         """What lies where, for people, if the engine's config says anything about it."""
         return tuple(self.offload.plan.describe()) if self.saves_memory else ()
 
-    def measure_attention(self) -> None:
-        """Choose the attention's backends again, by how long each takes here."""
-        self._choose_attention(measured=True, fp8=self.transformer.attends_to_fp8)
-
-    def _choose_attention(self, *, measured: bool, fp8: bool) -> None:
-        """Set the backends by the engine's config, for images of the default size: the same on all ranks."""
+    def choose_attention(self, *, measured: bool) -> None:
+        """Set the attention's backends by the engine's config, for images of the default size: the same on all ranks.
+        measured: by how long each takes here, once there is a transformer."""
         config, dit, size = self.config, self.config.transformer, self.mesh.tp.size * self.mesh.sp.size
         shape = AttentionShape(
             heads=dit.num_heads // size,
             kv_heads=dit.num_kv_heads // size,
             head_dim=dit.head_dim,
             lengths=(config.image_tokens(config.default_width, config.default_height) + TYPICAL_PROMPT_TOKENS,),
-            fp8=fp8,
+            fp8=measured and self.transformer.attends_to_fp8,
         )
         self.attention_choice = choice = choose_attention(
             self.engine.attention,

@@ -36,7 +36,7 @@ def warm_up(rank: Rank, sizes: Sequence[tuple[int, int]] = (), *, decodes: bool 
         return
     with torch.inference_mode():
         with _timed("attention backends"):
-            model.measure_attention()
+            model.choose_attention(measured=True)
             if model.attention.backend == "cudnn":
                 rank.plans = PlanBuilder(model.attention, model.device, model.dtype)
         # images before graphs, since tuning the decoder empties the allocator's cache
