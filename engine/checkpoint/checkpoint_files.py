@@ -36,8 +36,8 @@ class CheckpointFiles:
     """The components of a checkpoint: the `Weights` that come from files. Headers have been read and checked; data is
     read on demand.
 
-    tokenizer: the folder or file of the tokenizer, which is not opened. parameters: how many inference needs of each
-    component. split_for: how many ranks the components are one's shards of, None if they are whole.
+    tokenizer: the folder or file of the tokenizer, which is not opened. parameters: the number of parameters of each
+    whole component that inference needs. split_for: the tp degree of which these are one rank's shards; None if whole.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class CheckpointFiles:
             name: sum(math.prod(source.shard_shape(1)) for source in sources) for name, sources in self.sources.items()
         }
         needed_layers = tuple(f"layers.{layer}." for layer in range(config.text_layers))
-        unused: dict[str, Callable[[str], bool]] = {  # whatever lies above the text encoder's last tap, and encoders
+        unused: dict[str, Callable[[str], bool]] = {  # above the text encoder's last tap; the VAE's encoder
             "text_encoder": lambda name: (
                 name == "norm.weight" or (name.startswith("layers.") and not name.startswith(needed_layers))
             ),
@@ -72,8 +72,8 @@ class CheckpointFiles:
         """Open what the options name; of a folder that was split for ranks, this rank's part. Reads headers and json
         files; imports no torch.
 
-        Raises `CheckpointError` for a file that is missing, damaged or of another model, and `ArgumentError` if a part
-        is given nowhere.
+        Raises `CheckpointError` for a file that is missing, damaged or of another model, and `ArgumentError` as
+        `find_parts` and `is_split` do.
         """
         parts = find_parts(engine)
         folder = parts.repository
@@ -162,7 +162,7 @@ def _component_config(parts: Parts, name: str, component: Component) -> JsonFiel
 def _is_distilled(parts: Parts, index: JsonFields, transformer: JsonFields) -> tuple[bool | None, bool]:
     """What the files say, and what to take for true if they say nothing.
 
-    A repository that the transformer does not lie in speaks of another one, and is believed only after the file's name.
+    A repository that the transformer does not lie in describes another transformer: the file's name goes before it.
     """
     home = repository_of(parts.paths["transformer"])
     stated = None
@@ -191,8 +191,8 @@ class Parts:
 
 
 def find_parts(engine: EngineConfig) -> Parts:
-    """Find where each part is. Raises `ArgumentError` naming the parts that are nowhere, and `CheckpointError` if
-    `model` does not exist."""
+    """Find where each part is. Raises `ArgumentError` for parts given nowhere or a transformer given twice, and
+    `CheckpointError` if `model` does not exist."""
     paths = {part: Path(value) for part in PARTS if (value := getattr(engine, part)) is not None}
     repository = engine.demo
     if repository is None and engine.model is not None:
@@ -220,14 +220,14 @@ def find_parts(engine: EngineConfig) -> Parts:
         paths[part] = repository / part
         single = [*repository.glob("*.safetensors")] if part == "transformer" and not paths[part].exists() else []
         if len(single) == 1:
-            paths[part] = single[0]  # as the official repositories have it beside the folder, which is the same again
+            paths[part] = single[0]  # official repositories have it beside the folder of the same weights
         else:
             inside.add(part)
     return Parts(paths, repository or repository_of(paths["transformer"]), frozenset(inside))
 
 
 def repository_of(path: Path) -> Path | None:
-    """Return the folder in the diffusers layout that a transformer's file or folder is, or lies in."""
+    """Return the folder in the diffusers layout that a transformer's `path` is or lies in; None if there is none."""
     path = path.absolute()
     folder = path if isdir(path) else path.parent
     candidates = (folder, folder.parent) if folder.name == "transformer" else (folder,)
@@ -235,7 +235,7 @@ def repository_of(path: Path) -> Path | None:
 
 
 def variant_by_name(path: Path) -> str | None:
-    """Return what a single file's name says, as InvokeAI reads it: turbo, or raw, which base is another word for."""
+    """Return what a single file's name says, as InvokeAI reads it: "turbo", "raw" (also for base), or None."""
     if not isfile(path):
         return None
     if "turbo" in path.stem.lower():

@@ -21,15 +21,15 @@ from engine.parallel.linear import ParallelMatrix
 # One thread waits for the disk while another converts; beyond eight, a disk gives no more.
 _LEAST_THREADS, _MOST_THREADS = 2, 8
 _E4M3_NAN = 0x7F  # and with the sign bit set
-# Numbers that a thread makes 8 bits of at once: while weights are loaded there may be little room beside them.
+# Numbers that a thread quantises at once: while weights are loaded there may be little memory beside them.
 _AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
 class LoadOptions:
     """How weights are kept: on which device, in which dtype (but for those in float32 or in 8 bits), and in which
-    quantization. fp8_products: the device multiplies fp8 matrices that the checkpoint has as fp8. on_host: whether a
-    parameter, by its name, is loaded to host memory instead."""
+    quantization. fp8_products: whether the device multiplies the checkpoint's own fp8 matrices as fp8. on_host: whether
+    a parameter, by its name, is loaded to host memory instead."""
 
     device: torch.device
     dtype: torch.dtype
@@ -47,7 +47,8 @@ def load_weights(
     sharded tensor ever exists on a rank. A matrix gets the format that `choose_weight_format` says; if it is
     quantised here, then as soon as it has been read, and a rank's part of a row has scales of its own.
 
-    Returns the bytes read of the files. Raises `CheckpointError` if a tensor cannot be read or is not finite.
+    Returns the bytes read from the files. Raises `CheckpointError` if a tensor cannot be read or is not finite, and
+    `ArgumentError` if fp8 is asked for on a GPU and `FP8_MULTIPLE` does not divide a matrix's sides.
     """
 
     def load(sources: Sequence[Source]) -> Parameter:
@@ -74,7 +75,7 @@ class Parameter(NamedTuple):
     """A rank's part of a parameter.
 
     values: (rows, …), the sources' one below the other, in the model's dtype, float32 or 8 bits. scales: of 8-bit
-    values, (rows, 1) float32 or (rows, columns / 32) float16. bytes_read: of the files.
+    values, (rows, 1) float32 or (rows, columns / 32) float16. fp8_product: whether products with it are in fp8.
     """
 
     values: torch.Tensor
@@ -168,7 +169,7 @@ def _multiplies_fp8(values: torch.Tensor, tensors: Sequence[StoredTensor], optio
 
 
 def _has_nan(values: torch.Tensor) -> bool:
-    """Of e4m3 numbers."""
+    """Whether any of these e4m3 numbers is NaN."""
     parts = values.view(torch.uint8).flatten().split(_AT_ONCE)
     return any(bool((part & _E4M3_NAN == _E4M3_NAN).any()) for part in parts)
 

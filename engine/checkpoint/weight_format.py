@@ -19,7 +19,7 @@ from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 
 # The matrices of the DiT's blocks, which are nearly all of its work. What is left in the model's dtype (the layers
-# around the blocks, text fusion, norms and tables) is less than a hundredth of it, and hurts most.
+# around the blocks, text fusion, norms and tables) is less than a hundredth of it, and costs an image most in 8 bits.
 BLOCK_MATRICES = ("attn.qkvg", "attn.out", "ff.gate_up", "ff.down")
 # The parallel layers of all components, which can compute with 8-bit weights.
 _EIGHT_BIT_LAYERS = (*BLOCK_MATRICES, "attn.qkv", "mlp.gate_up", "mlp.down")
@@ -68,7 +68,7 @@ def choose_weight_format(
     """Choose the format of the parameter that `sources` fill, on each of `size` ranks.
 
     quantization: "auto" leaves 8-bit matrices as the file has them, "none" dequantises them, "fp8" and "int8" make
-    the blocks' matrices that and leave the others as "auto" does.
+    the blocks' matrices that, int8 only where 32 divides a rank's columns, and leave the others as "auto" does.
     """
     parameter = sources[0].parameter
     if quantization == "none" or not parameter.endswith(tuple(f".{layer}.weight" for layer in _EIGHT_BIT_LAYERS)):

@@ -32,7 +32,7 @@ def config_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
             attn_scales=[],
             dropout=0.0,
             input_channels=3,
-            # which of the levels halve time as well, of which one image sees nothing
+            # whether a level halves time as well; an image is a single frame
             temperal_downsample=[level > 0 for level in range(levels - 1)],
         ),
     }
@@ -78,7 +78,7 @@ def _text_encoder(config: TextEncoderConfig) -> dict[str, Any]:
         "architectures": ["Qwen3VLModel"],
         "model_type": "qwen3_vl",
         "text_config": text,
-        # No tower: what is written has no vision, and the default would be half a billion random numbers.
+        # No vision weights are written, and for transformers' default tower half a billion random ones would be made.
         "vision_config": {
             "deepstack_visual_indexes": [],
             "depth": 0,

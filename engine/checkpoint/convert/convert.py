@@ -29,7 +29,8 @@ COMPONENTS = ("transformer", "text_encoder", "vae")
 LAYOUTS = ("diffusers", "native", "gguf", "sharded")
 FLOATS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 QUANTIZED = {"fp8": FLOAT8_E4M3, "int8-convrot": INT8, "mxfp8": MXFP8, "nvfp4": NVFP4}
-# What weights may be written as, by layout; "keep" leaves floats as they are and makes bfloat16 of anything else.
+# What weights may be written as, by layout; "keep" leaves floats as they are and makes bfloat16 of anything else, but
+# sharded what a rank keeps: 8 bits, norms and tables in float32, the rest in bfloat16.
 WEIGHTS: dict[str, tuple[str, ...]] = {
     "diffusers": ("keep", *FLOATS),
     "native": ("keep", *FLOATS, *QUANTIZED),
@@ -65,9 +66,9 @@ def convert(
     """Write `checkpoint` to `output`, a folder for the layouts diffusers and sharded, otherwise a file of a component.
 
     layout: of `LAYOUTS`. "native" are the names of the official single files, for the text encoder ComfyUI's and for
-    the VAE Wan's. weights: of `WEIGHTS[layout]`. prefix: of every name in a native file. tp: ranks, for "sharded".
-    report: is called for every tensor that is done. Raises `ArgumentError` for what does not go together, and
-    `CheckpointError` for what cannot be read or written; nothing is left of an output that is not whole.
+    the VAE Wan's. weights: of `WEIGHTS[layout]`. component: for a single file. prefix: of every name in a native file.
+    tp: ranks, for "sharded". report: is called for every tensor that is done. Raises `ArgumentError` for options that
+    exclude each other, `CheckpointError` for what cannot be read or written; an output that is not whole is removed.
     """
     if checkpoint.split_for is not None:
         allowed = "a whole checkpoint, not one that has been split for ranks, of which each has a part"

@@ -33,7 +33,7 @@ _SMALL = 1024  # elements up to which a tensor stays float32
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Give a name beside `path` for a file or folder, which is renamed to `path` when the `with` block ends without an
-    error, and removed otherwise. Raises `CheckpointError` if the disk does not take it."""
+    error, and removed otherwise. Raises `CheckpointError` if it cannot be written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
@@ -48,7 +48,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def safetensors_writer(path: Path, most_tensors: int) -> Iterator[SafetensorsWriter]:
-    """Write a safetensors file, which is there when the `with` block ends. Raises as `written_whole` does."""
+    """Write a safetensors file of up to `most_tensors`, there when the `with` block ends. Raises as `written_whole`."""
     with written_whole(path) as temporary, temporary.open("wb") as file:
         writer = SafetensorsWriter(file, (most_tensors + 1) * _ENTRY_BYTES)
         yield writer
@@ -93,11 +93,10 @@ class SafetensorsWriter:
 def write_gguf(
     path: Path, shapes: Mapping[str, tuple[int, ...]], qtype: str, read: Callable[[str], torch.Tensor]
 ) -> None:
-    """Write a GGUF file, by llama.cpp's own library, of the tensors that `read` gives by name, one at a time.
+    """Write a GGUF file, by llama.cpp's own library, of the CPU tensors that `read` gives by name, one at a time.
 
     Matrices are written as `qtype`, one of `GGUF_TYPES`; vectors, tensors of at most 1,024 elements and matrices whose
-    columns do not fit the type's blocks as F32, like the converters that people use do it. Raises as `written_whole`
-    does.
+    columns do not fit the type's blocks as F32, as the usual converters do it. Raises as `written_whole`.
     """
     types = {name: _type(shape, GGMLQuantizationType[qtype]) for name, shape in shapes.items()}
     with written_whole(path) as temporary, closing(GGUFWriter(temporary, _ARCHITECTURE)) as writer:

@@ -28,7 +28,7 @@ _STRING, _ARRAY = 8, 9
 
 
 class TensorInfo(NamedTuple):
-    """What is said of one tensor.
+    """What the header says of one tensor.
 
     shape: the logical one, in torch's order. dtype: ggml's name. start: of the first byte in the file. block: elements
     and bytes of one.
@@ -106,7 +106,7 @@ def _read_info(cursor: _Cursor, shapes: dict[str, tuple[int, ...]]) -> tuple[str
     block = GGML_QUANT_SIZES[dtype]
     if (stored[-1] if stored else 1) % block[0]:
         expected = f"a multiple of {block[0]} columns for {dtype.name}"
-        raise file.error("has rows of parts of blocks", name=name, expected=expected, found=stored)
+        raise file.error("has rows that are not whole blocks", name=name, expected=expected, found=stored)
     shape = file.check_shape(name, shapes.get(name, stored))
     if math.prod(shape) != math.prod(stored):
         raise file.error("does not fit the tensor", name=_SHAPE_KEY + name, expected=stored, found=shape)
@@ -145,7 +145,7 @@ class _Cursor:
         self._end = min(file.size, _LARGEST_HEADER)
 
     def take(self, count: int) -> bytes:
-        """Read `count` bytes. This, as all that follows, raises `CheckpointError` where the header ends before."""
+        """Read `count` bytes. As all methods below, raises `CheckpointError` if the header ends before."""
         return self.file.data[self._skip(count) : self.position]
 
     def scalar(self, form: str) -> int:

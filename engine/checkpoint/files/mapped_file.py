@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 
-# torch says so of every read-only buffer, once a process; see `TensorFile.read`
+# torch warns of every read-only buffer, once a process; see `TensorFile.read`
 warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
 
 
@@ -45,7 +45,7 @@ DTYPES = {
 }
 
 # Linux reads no more ahead at once than the disk takes in one request, and forgets the rest; few take less than this.
-_READ_AHEAD = 512 << 10
+_READ_AHEAD = 512 << 10  # bytes
 # No tensor of a model comes near either; beyond them torch's own sizes and strides overflow.
 _MOST_DIMENSIONS = 8
 _MOST_ELEMENTS = 1 << 48
@@ -55,12 +55,12 @@ _LONGEST_SHOWN = 100  # characters of what a file says, in an error
 class MappedFile:
     """The bytes of a regular file, read-only. Any thread may read.
 
-    The mapping is shared, not private: a private one of a large file that may be written to counts as memory, and is
-    refused where there is less of it.
+    The mapping is shared, not private: a private one that may be written to counts as memory, and is refused where the
+    file is larger than that.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises `CheckpointError` if there is no such file, or nothing in it."""
+        """Map the file. Raises `CheckpointError` if it is missing, empty or cannot be read."""
         self.path = path
         try:
             if not path.is_file():  # opening a pipe would wait for ever
@@ -106,7 +106,8 @@ class MappedFile:
     def tensor(self, start: int, shape: tuple[int, ...], dtype: str, bounds: Bounds) -> torch.Tensor:
         """Map a slice of the tensor of this shape and dtype (of `DTYPES`) whose first byte is at `start`.
 
-        It is a view of the mapping, to which nobody may write, but for bools and what is not aligned.
+        It is on the CPU, in the shape of `bounds`, a read-only view of the mapping; bools and what is not aligned are
+        copies. Raises `CheckpointError` once the file is closed.
         """
         import torch
 
@@ -126,8 +127,8 @@ class MappedFile:
         return values.view(kept)[(slice(None), *bounds[1:])] if shape else values.view(())
 
     def copy(self, start: int, count: int, part: slice | None = None) -> np.ndarray:
-        """Read `count` bytes, or a part of them, and do not map them: whoever touches what a mapped file has lost
-        meanwhile is killed by the system. Raises `CheckpointError` if they are there no more."""
+        """Read `count` bytes, or a part of them, to (bytes,) uint8, by no mapping: if the file was cut short, touching
+        its mapping kills the process. Raises `CheckpointError` if they are there no more."""
         import numpy as np
 
         if part is not None:

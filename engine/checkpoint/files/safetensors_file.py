@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LARGEST_HEADER = 16 << 20
 _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
-# Of quantised layers: what one shard says of its own would be lost behind another's.
+# How layers are quantised: it must be the same in all shards, of whose metadata the first that has a key counts.
 _QUANTIZATION_METADATA = "_quantization_metadata"
 
 
@@ -63,7 +63,7 @@ class ShardedFile(TensorFile):
 
     def __init__(self, path: Path) -> None:
         """Open every shard that the index names. Raises `CheckpointError` if one is missing, lies outside the index's
-        folder, or does not hold what the index says."""
+        folder, or contradicts the index or another shard."""
         weight_map = _read_weight_map(path)
         shards: dict[str, SafetensorsFile] = {}  # by tensor name
         metadata: dict[str, str] = {}

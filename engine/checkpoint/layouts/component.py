@@ -25,8 +25,8 @@ _TABLE_ROWS = {"final_layer.scale_shift_table": 2}  # of the others: 6
 class Component:
     """An open component.
 
-    file: or the index of its shards. tensors: by the names of `tensors.Source`; a tensor that has none keeps its own.
-    layout: for people. in_file: what the file would call a tensor that it lacks.
+    file: one, or all shards. tensors: by the names of `tensors.Source`; a tensor that has none keeps its own.
+    layout: its naming, for people. in_file: what the file would call a tensor that it lacks.
     """
 
     file: TensorFile
@@ -63,7 +63,7 @@ def open_transformer(path: Path) -> Component:
 
 def open_text_encoder(path: Path) -> Component:
     """Open the language model of Qwen3-VL, in transformers' names under any prefix, or in llama.cpp's. See
-    `open_transformer` for path; what belongs to vision is left out."""
+    `open_transformer` for path and errors; vision and the output head are left out."""
     file, stored = _open(path, "text_encoder", "model")
     if names.LLAMA_SIGNATURE in stored:
         stored.pop("output.weight", None)
@@ -80,7 +80,7 @@ def open_text_encoder(path: Path) -> Component:
 
 
 def open_vae(path: Path) -> Component:
-    """Open the Qwen-Image VAE, in diffusers' names or Wan 2.1's. See `open_transformer` for path."""
+    """Open the Qwen-Image VAE, in diffusers' names or Wan 2.1's. See `open_transformer` for path and errors."""
     file, stored = _open(path, "vae", "diffusion_pytorch_model")
     is_wan = any(name.endswith(names.WAN_SIGNATURE) for name in stored)
     signature = names.WAN_SIGNATURE if is_wan else names.VAE_SIGNATURE

@@ -1,4 +1,4 @@
-"""A checkpoint that was split for a degree beforehand: a rank reads whole files, from their first byte to their last.
+"""A checkpoint that was split for one tp beforehand: a rank reads whole files, from their first byte to their last.
 
 `krea2 convert --layout sharded --tp N` writes the folder: json files and tokenizer as in the diffusers layout, and
 `tp-N/rank-R/COMPONENT.safetensors`, whose tensors are the rank's parameters as it keeps them in memory.
@@ -21,7 +21,7 @@ from engine.errors import ArgumentError, CheckpointError
 if TYPE_CHECKING:
     import torch
 
-FULL_PRECISION = "full_precision"  # in the metadata: a json list of the parameters whose products want it
+FULL_PRECISION = "full_precision"  # in the metadata: a json list of parameters whose products are in the model's dtype
 _FOLDER = re.compile(r"tp-([1-9][0-9]*)")
 
 
@@ -31,7 +31,7 @@ def component_file(folder: Path, tp: int, rank: int, component: str) -> Path:
 
 
 def is_split(folder: Path, tp: int) -> bool:
-    """Whether the folder has been split for `tp` ranks. Raises `ArgumentError` if it has for other degrees alone."""
+    """Whether the folder is split for `tp` ranks. Raises `ArgumentError` if only for others and not whole too."""
     degrees = sorted(int(match[1]) for path in folder.glob("tp-*") if (match := _FOLDER.fullmatch(path.name)))
     if degrees and tp not in degrees and not any((folder / "transformer").glob("*.safetensors*")):
         listed = ", ".join(map(str, degrees))

@@ -40,8 +40,8 @@ class QuantizationMetadata(NamedTuple):
 def read_quantization_metadata(file: TensorFile, layers: Set[str]) -> dict[str, QuantizationMetadata]:
     """Read the metadata of a file's layers. layers: the names, without `.weight`, that the file has weights for.
 
-    What is said of a layer that the file does not have is left out: nothing can be misread for it. Raises
-    `CheckpointError` for metadata that is damaged, unknown, or contradicts itself.
+    What is said of a layer that the file does not have is left out: it changes no weight. Raises `CheckpointError`
+    for metadata that is damaged, unknown, or contradicts itself.
     """
     in_header, in_blobs = _align(_header_options(file), layers), _blob_options(file)
     metadata = {}

@@ -76,7 +76,7 @@ def untile_scales(tiled: torch.Tensor) -> torch.Tensor:
 
 
 def unpack_nibbles(packed: torch.Tensor, codes: tuple[float, ...], *, high_first: bool) -> torch.Tensor:
-    """Look up what each 4-bit code stands for: (rows, columns / 2) bytes → (rows, columns) float32.
+    """Look up what each 4-bit code stands for: (rows, columns / 2) bytes → (rows, columns) float32, on the CPU.
 
     high_first: whether the high nibble is the even column.
     """

@@ -1,6 +1,6 @@
 """Quantised tensors as ComfyUI and its converters store them: values, and scales in tensors of their own.
 
-Slices are decoded from what they need of the file: whole rows of scales, and the blocks of columns that cover them.
+A slice is decoded from the blocks of columns that cover it, and the scales of its rows.
 Everything is dequantised in float32.
 """
 
@@ -44,7 +44,7 @@ class Layer(NamedTuple):
 class QuantizedMatrix(StoredTensor):
     """A matrix whose columns can be decoded a block at a time.
 
-    dtypes: that the weight may be stored as. packed: columns in an element. block: in columns. kinds: of companions
+    dtypes: those the weight may be stored as. packed: columns in an element. block: in columns. kinds: of companions
     that the format knows: its scales and so on.
     """
 
@@ -116,7 +116,7 @@ class QuantizedMatrix(StoredTensor):
         return wide
 
     def _float_bytes(self, kind: str, shapes: tuple[tuple[int, ...], ...], allowed: str) -> int:
-        """Of an element of a companion, which must be floats in one of these shapes."""
+        """Bytes of an element of a companion, which must be floats in one of these shapes."""
         shape, dtype = self._header(kind)
         if dtype not in FLOAT_BYTES or shape not in shapes:
             raise self._wrong(self._companions[kind], allowed)
@@ -214,7 +214,7 @@ class W4A4Matrix(Int8Matrix):
 class BlockScaledMatrix(QuantizedMatrix):
     """A matrix with a scale of one byte for each block of columns in a row, in the tiled order that tensor cores read.
 
-    scale_dtypes: that the scales may be stored as.
+    scale_dtypes: those the scales may be stored as.
     """
 
     scale_dtypes: ClassVar[tuple[str, ...]]

@@ -135,8 +135,8 @@ def test_bad_metadata_is_refused(tmp_path: Path, keys: tuple[bytes, ...], reason
         ((info(), info("b")), "b: its data overlaps another tensor's"),
         ((info(dtype=4),), "a: tensor has a dtype that cannot be read"),
         ((info(dtype=2**32 - 1),), "a: tensor has a dtype that cannot be read"),
-        ((info(lengths=(33,), dtype=Type.Q8_0),), "a: has rows of parts of blocks"),
-        ((info(lengths=(), dtype=Type.Q8_0),), "a: has rows of parts of blocks"),
+        ((info(lengths=(33,), dtype=Type.Q8_0),), "a: has rows that are not whole blocks"),
+        ((info(lengths=(), dtype=Type.Q8_0),), "a: has rows that are not whole blocks"),
         ((info("n" * 10**6, dtype=2**31),), "cannot be read"),
     ],
 )
