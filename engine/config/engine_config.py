@@ -20,17 +20,17 @@ DIT_LAYERWISE, DIT, TEXT_ENCODER, VAE = OFFLOADS = ("dit-layerwise", "dit", "tex
 ATTENTIONS = ("auto", "cudnn", "flash", "fa2", "fa3", "fa3-fp8", "fa4", "triton", "torch")
 PARTS = ("transformer", "text_encoder", "vae", "tokenizer")
 
-_MOST_BYTES = 2**50  # of a device's memory: beyond it a size is a slip, and further beyond no message can carry it
+_MOST_BYTES = 2**50  # of a device's memory: more is a mistake, and beyond 64 bits no message can carry it
 _bytes = partial(whole_number, 1, _MOST_BYTES, f"a number of bytes from 1 to {_MOST_BYTES}, as 16GB", metavar="SIZE")
 _part = partial(path, metavar="PATH")
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How to run the engine: which checkpoint, on what, over how many ranks. Raises `ArgumentError`.
+    """How to run the engine: which checkpoint, on what, over how many ranks. Raises `ArgumentError` for a bad value.
 
-    Its fields are options of `krea2` and `launch`, flat as those are, so there are 22. Another one is written here, and
-    in the signature of `launch`.
+    Its fields are options of `krea2` and `launch`, flat as those are, so there are 22. A new one is added here and in
+    the signature of `launch`.
 
     model: None is "demo", unless parts are given. tp, sp, cfg_parallel: as in `Degrees`. merge_loras: files, each with
     its strength. offload: of `OFFLOADS`. memory_budget: bytes of each device that may be taken; vae_memory: bytes above

@@ -34,8 +34,9 @@ class ModelConfig:
     """A whole checkpoint: what its components' configs and its model_index.json say, one field a fact, so 13.
 
     text_encoder_taps: the layers whose outputs the transformer takes, 0 being the embeddings. patch_size: latent pixels
-    along a side of a token. default_width, default_height: pixels. stated_steps, stated_guidance: the checkpoint's own
-    defaults, None where those of Turbo or Raw hold. prompt_domain: None if it draws any prompt.
+    along a side of a token. is_distilled: Turbo, not Raw. variant_is_assumed: nothing says which. default_width,
+    default_height: pixels. stated_steps, stated_guidance: the checkpoint's own defaults, None where those of Turbo or
+    Raw hold. prompt_domain: None if it draws any prompt.
     """
 
     transformer: TransformerConfig
@@ -75,7 +76,7 @@ class ModelConfig:
         return (width // self.size_multiple) * (height // self.size_multiple)
 
     def divides_guidance(self, degrees: Degrees) -> bool:
-        """Whether images are guided by default, and two groups of ranks share that out."""
+        """Whether images are guided by default, and two groups of ranks compute a half each."""
         return degrees.cfg > 1 and self.default_guidance > 0
 
     def possible_tp(self) -> list[int]:
