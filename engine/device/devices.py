@@ -13,7 +13,7 @@ from engine.errors import ArgumentError
 from engine.kernels.jit import missing_for_kernels
 
 _FP8_CAPABILITY = (8, 9)  # the least compute capability that multiplies fp8
-# Of a GPU's memory (a part, but at least these bytes), what is left to what nobody counts: features of prompts that are
+# Of a GPU's memory (a part, but at least these bytes), what is left to what no plan counts: prompts' features that are
 # kept, workspaces and plans of the libraries, what the allocator loses by rounding.
 _RESERVE_PART, _LEAST_RESERVE = 0.03, 500_000_000
 
@@ -69,7 +69,7 @@ def _convolves_bfloat16() -> bool:
 
 
 def check_quantization(config: EngineConfig, device: torch.device) -> None:
-    """Raise `ArgumentError` where a device cannot multiply fp8 and is asked to."""
+    """Raise `ArgumentError` where fp8 is asked for and a GPU cannot multiply it, or its dtype is not bfloat16."""
     if config.quantization != "fp8" or device.type != "cuda":
         return
     capability = torch.cuda.get_device_capability(device)
@@ -101,7 +101,7 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy to host memory that a GPU copies from by itself, unless it is there; a CPU needs none."""
+    """Copy to page-locked host memory, unless it is there, for a GPU to copy from by itself; a CPU needs none."""
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
@@ -113,14 +113,14 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def reserve_bytes(device: torch.device) -> int:
-    """Bytes of a device's free memory that work may not have. A CPU's host has what it needs besides."""
+    """Return the bytes of a device's free memory that work may not have, 0 on a CPU, which shares it with all else."""
     if device.type != "cuda":
         return 0
     return max(_LEAST_RESERVE, int(_RESERVE_PART * torch.cuda.get_device_properties(device).total_memory))
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that are free on a device; on a CPU what Linux could hand out, and None where that is not known."""
+    """Return the bytes that are free on a device; on a CPU what Linux could give, None where that is not known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

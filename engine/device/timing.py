@@ -23,14 +23,14 @@ def record_time(device: torch.device, *, awaited: bool = False) -> DeviceTime:
 
 
 def wait_for(it: DeviceTime) -> None:
-    """Return when the device has got there."""
+    """Wait until the device has got to a recorded time."""
     if not isinstance(it, float):
-        with torch.cuda.device(it.device):  # another thread's is GPU 0, of whose memory a context takes some
+        with torch.cuda.device(it.device):  # else a new thread's, GPU 0, on which a context takes memory
             it.synchronize()
 
 
 def seconds_between(first: DeviceTime, second: DeviceTime) -> float:
-    """Subtract two times of one device, both of which must have come."""
+    """Return the seconds between two times of one device, which must have got to both."""
     if isinstance(first, float):
         assert isinstance(second, float)
         return second - first
