@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from engine.kernels.jit import Kernel, tl
 
 FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0  # the largest e4m3; casting does not saturate
+FP8_MAX = 448.0  # the largest e4m3; casting does not saturate; kernels repeat this and the next as literals
 SMALLEST_SCALE = 1e-12  # of a row of zeros
 FP8_MULTIPLE = 16  # both dimensions of a weight must be one, says torch's scaled matrix product
 

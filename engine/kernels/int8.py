@@ -28,7 +28,7 @@ def quantize_groups(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @Operation
 def dequantize_groups(values: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Returns what int8 values, (rows, width), and float16 scales, (rows, width / 32), stand for: (rows, width)."""
+    """Returns what int8 values, (rows, width), and float16 scales, (rows, width / 32), stand for, in `dtype`."""
     rows, width = values.shape
     result = values.new_empty((rows, width), dtype=dtype)
     at_once = max(1, _NUMBERS_AT_ONCE // width)

@@ -58,10 +58,10 @@ def norm_rotate_(
 ) -> None:
     """Norms each head of q and k by its RMS, then rotates its pairs, in place.
 
-    query, key: (tokens, heads, head_dim), views into one packed q|k|… matrix, k right after q; query_norm, key_norm:
-    (head_dim,) float32; rotations: (tokens, head_dim / 2) complex64, or None for no rotation (text fusion). Pairs are
-    neighbours (x[2i], x[2i + 1]), or with `halves` (x[i], x[i + head_dim / 2]) as Qwen has them. As in diffusers and
-    transformers the norm's output is rounded to the model's dtype before it is rotated in float32.
+    query, key: (tokens, heads or kv_heads, head_dim), views into one packed q|k|… matrix, k right after q; query_norm,
+    key_norm: (head_dim,) float32; rotations: (tokens, head_dim / 2) complex64, or None for no rotation (text fusion).
+    Pairs are neighbours (x[2i], x[2i + 1]), or with `halves` (x[i], x[i + head_dim / 2]) as Qwen has them. As in
+    diffusers and transformers the norm's output is rounded to the model's dtype before it is rotated in float32.
     """
     for heads, weight in ((query, query_norm), (key, key_norm)):
         heads.copy_(_norm_rotated(heads, weight, eps, rotations, halves=halves))

@@ -63,7 +63,8 @@ class AttentionChoice:
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """What a rank attends to: its own heads; lengths: tokens of each segment of a typical batch."""
+    """What a rank attends to: its own heads; lengths: tokens of each segment of a typical batch; fp8: whether
+    the gated result is quantised for an fp8 product."""
 
     heads: int
     kv_heads: int
@@ -86,8 +87,8 @@ def choose_attention(
 
     On a GPU every candidate is measured, in this thread, since cuDNN's plans belong to the thread that built them.
     "auto" takes FlashAttention 3 before cuDNN, which needs a plan for every length, and of the others what costs least
-    over `calls` attentions of which the first meets new lengths; a part of cuDNN's are flash's, since its plans are
-    built between images. Not `measured`, it takes what is usually fastest. Never one of `ON_REQUEST`. CUDA graphs get
+    over `calls` attentions of which the first meets new lengths; cuDNN's cost is flash's in part, which serves until a
+    plan is built. Not `measured`, it takes what is usually fastest. Never one of `ON_REQUEST`. CUDA graphs get
     the named backend if it is varlen, else the fastest that is. agree: called once, on a GPU, with what was found,
     before anything is chosen. Raises `ArgumentError` if the named one does not run here.
     """

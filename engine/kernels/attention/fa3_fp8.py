@@ -23,7 +23,7 @@ class Fp8Heads(NamedTuple):
 
 
 def flash_attention_fp8(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """Attends as `packed_attention` without `causal`, in fp8 arithmetic. Head dims are multiples of 16."""
+    """Attends as `packed_attention` without `causal`, shapes too, in fp8. Head dims are multiples of 16."""
     q, k, v = quantize_heads(query, key, value, packing)
     scales = {"q_descale": q.scales, "k_descale": k.scales, "v_descale": v.scales}
     return flash_attention("fa3", q.values, k.values, v.values, packing, **scales).to(query.dtype)
@@ -33,7 +33,7 @@ def flash_attention_fp8(query: torch.Tensor, key: torch.Tensor, value: torch.Ten
 def quantize_heads(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
 ) -> tuple[Fp8Heads, Fp8Heads, Fp8Heads]:
-    """Divides q, k and v by their largest magnitude / 448 in a segment's heads. Waits for nothing on the host.
+    """Divides q, k and v by their largest magnitude / 448 in a segment's heads, without a host sync.
 
     query: (tokens, heads, head_dim); key, value: (tokens, kv_heads, head_dim), rows of any stride, heads side by side.
     """

@@ -86,15 +86,15 @@ def package_function(name: str, function: str) -> Callable[..., Any]:
 def flash_attention(
     name: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, **options: Any
 ) -> torch.Tensor:
-    """Attends as `packed_attention` without `causal`, by one of `FLASH_PACKAGES`. Head dims are multiples of 8.
-    options: more arguments of both its functions."""
+    """Attends as `packed_attention` without `causal`, by one of `FLASH_PACKAGES`, on a GPU: (tokens, heads, head_dim),
+    key and value with kv_heads, → (tokens, heads · head_dim). Head dims are multiples of 8. options: of both."""
     package = FLASH_PACKAGES[name]
     lengths = () if packing.captured else packing.lengths
     if package.dense and packing.tokens and len(set(lengths)) == 1:
         batches = (part.unflatten(0, (packing.segments, packing.longest)) for part in (query, key, value))
         output = package_function(name, "flash_attn_func")(*batches, **options)
     else:
-        # What a tile of queries has too many of is less than the rows of one, so long segments lose little by it.
+        # Unpacked, a segment leaves less than one tile's rows empty for each head: little beside a long one's.
         if package.chooses_packing and lengths and min(lengths) >= LONG_SEGMENT:
             options["pack_gqa"] = False
         longest = max(packing.longest, 2)  # 2 takes a 1 to mean that every segment has one row, and none is empty
