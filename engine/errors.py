@@ -14,7 +14,7 @@ _LONGEST_NAME = 200  # of a tensor or key, in an error; real ones have less than
 class Krea2Error(Exception):
     """Base of all errors that are shown to a user as one line, without a traceback.
 
-    retry_after_s: when the same may work, where that is known.
+    retry_after_s: seconds until the same may work, where that is known.
     """
 
     code = "internal_error"
@@ -61,7 +61,7 @@ class CheckpointError(Krea2Error, code="bad_checkpoint", exit_code=2):
 
 
 def printable(text: str) -> str:
-    """Escape the line breaks and escape codes that names in a file may have, in what is said of it."""
+    """Escape the line breaks and escape codes that names in a file may have, for a message about it."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 

@@ -1,4 +1,4 @@
-"""What a rank is told to do: jobs and numbered steps. Plain data, the same to every rank, imports nothing.
+"""What a rank is told to do: jobs and numbered steps. Plain data, the same to every rank; imports nothing of ours.
 
 A request for several images is several jobs; a job is one image. The front-end decides which jobs step together, a
 rank only executes. Every rank gets the same `Step`s in the same order, so their collectives always match.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA file, or one of a LoRA's relatives, that jobs may name by its id once a step has loaded it."""
+    """A LoRA, LoHa or LoKr file, which jobs may name by its id once loaded. lenient: skip tensors that fit no layer."""
 
     adapter_id: int
     path: str
@@ -23,9 +23,9 @@ class Job:
     """One image to make. Sizes are already rounded and within limits.
 
     prompt_ids and negative_ids are whole token sequences (prefix + prompt + suffix); negative_ids is None when
-    guidance is 0, so that an unused negative prompt is never encoded. `mu` None means the checkpoint's own rule. A
-    preview is made after every `preview_every` steps but the last; 0 means none. `loras`: ids of loaded adapters, each
-    with its strength. Width and height are pixels.
+    guidance is 0, so that an unused negative prompt is never encoded. `mu`: the noise schedule's shift,
+    None by the checkpoint's rule. A preview is made after every `preview_every` steps but the last; 0 means none.
+    `loras`: ids of loaded adapters, each with its strength. Width and height are pixels.
     """
 
     job_id: int
@@ -68,7 +68,7 @@ class Step:
 class StepTimes:
     """Seconds that a rank spent in the parts of one step, and the prompt tokens that it encoded.
 
-    one_by_one: there was too little memory for all its jobs, and each ran alone; then `denoise_s` is of all it did.
+    one_by_one: there was too little memory for all its jobs, and each ran alone; `denoise_s` then includes encoding.
     """
 
     encode_s: float = 0.0
@@ -81,8 +81,8 @@ class StepTimes:
 class BuiltPlan:
     """An attention plan that a rank has built while it had nothing to do, or failed to.
 
-    tokens: the length that it is for; error: why there is none. Of all so far: `plans`, the `bytes` they took, the
-    images that `waited` for one, and `images`.
+    tokens: the length that it is for; error: why there is none. So far: how many `plans` there are, the `bytes` they
+    took, the `images` that were begun, and how many of these `waited` for a plan.
     """
 
     tokens: int
