@@ -23,11 +23,10 @@ from engine.step import Adapter
 
 # Ids of adapters with their strengths, none zero, in order: what a result depends on.
 Loras = tuple[tuple[int, float], ...]
-# Some of these with the number of neighbouring rows that they are for, in the order of the rows.
+# The adapters of each run of consecutive rows, with the number of its rows; the runs cover all rows in order.
 RowLoras = Sequence[tuple[Loras, int]]
 
-# How layers' names begin: of text features and time modulation, which jobs with the same adapters there share, and of
-# the rest.
+# Prefixes of layers' names. Jobs with the same adapters in TEXT or TIME share text features or time modulation.
 TEXT = ("text_fusion.", "txt_in.")
 TIME = ("time_embed.", "time_mod_proj")
 DENOISING = ("img_in", "transformer_blocks.", "final_layer.")
@@ -35,7 +34,7 @@ _ROWS = {"img_in": "images", "final_layer.linear": "last"}  # the kind of rows t
 
 
 class Adapters:
-    """Loads the adapters that jobs may name. One that is not in force costs its memory and nothing else."""
+    """Loads the adapters that jobs may name. One that no forward applies costs its memory and nothing else."""
 
     def __init__(
         self, transformer: nn.Module, config: ModelConfig, group: Group, device: torch.device, dtype: torch.dtype
@@ -52,7 +51,7 @@ class Adapters:
         return sum(adapter.bytes for path in self._side_paths.values() for adapter in path.adapters.values())
 
     def load(self, adapter: Adapter) -> None:
-        """Reads this rank's share of a file to the device. A collective, where a file has DoRA. Raises `LoraError`."""
+        """Reads this rank's share of a file to the device, a collective if it has DoRA. Raises `LoraError`."""
         file = open_adapter(adapter.path, self._config, lenient=adapter.lenient)
         by_module: dict[str, list[Change]] = defaultdict(list)
         for change in file.changes.values():
@@ -82,7 +81,7 @@ class Adapters:
                 module.side_path = None
 
     def of(self, loras: Sequence[tuple[int, float]], prefixes: tuple[str, ...]) -> Loras:
-        """Returns which of a job's adapters change layers whose names begin so, with their strengths summed up."""
+        """Returns which of a job's adapters change layers with these prefixes, each with the sum of its strengths."""
         strengths: dict[int, float] = defaultdict(float)
         for adapter_id, strength in loras:
             if any(layer.startswith(prefixes) for layer in self._layers[adapter_id]):
@@ -90,11 +89,11 @@ class Adapters:
         return tuple(sorted((key, strength) for key, strength in strengths.items() if strength != 0))
 
     def everywhere(self, loras: Loras) -> AbstractContextManager[None]:
-        """Applies adapters in all rows of a forward."""
+        """Applies adapters in all rows of a forward through `TEXT` or `TIME` layers."""
         return self._applied({"blocks": {key: [(slice(None), strength)] for key, strength in loras}})
 
     def by_row(self, images: RowLoras, blocks: RowLoras, last: RowLoras) -> AbstractContextManager[None]:
-        """Applies adapters in the rows of what `img_in` sees, of the blocks' matrices, and of the final layer's."""
+        """Applies adapters by rows of the inputs of `img_in`, of the blocks' matrices and of the final layer."""
         return self._applied({"images": _runs(images), "blocks": _runs(blocks), "last": _runs(last)})
 
     @contextmanager
@@ -119,7 +118,7 @@ class Adapters:
             if change.family is Family.REPLACEMENT:
                 piece.gain = -1.0
             if "magnitude" in change.tensors:
-                # only these rows, since float32 is much; and the layer may wait in host memory for its use
+                # only these rows, since float32 is large; an offloaded layer's are in host memory
                 _apply_magnitude(piece, module.dequantize(piece.rows).to(device), change, bounds, group)
             # where columns are split, the ranks' outputs are summed up
             if "diff_b" in change.tensors and (change.source.split != COLUMNS or group.rank == 0):
@@ -129,7 +128,7 @@ class Adapters:
 
 
 def _runs(parts: RowLoras) -> Runs:
-    """Makes one run of neighbours with the same strength, as the segments of a guided image are."""
+    """Returns slices and strengths by adapter: one slice for neighbours with the same strength, as a guided image's."""
     runs: dict[int, list[tuple[slice, float]]] = defaultdict(list)
     start = 0
     for loras, length in parts:

@@ -1,4 +1,4 @@
-"""Adapter files: LoRA and its relatives. Opening one refuses whatever can be refused. Imports no torch."""
+"""Adapter files: LoRA and its relatives. Opening one checks all but that its numbers are finite. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _QWEN_IMAGE_WIDTH = 3072  # of its blocks
 _CHECKED_AT_ONCE = 1 << 26  # bytes
 
-# By dtype: the numbers seen as integers, and the bits of the exponent, which are all set if one is not finite.
+# By dtype: the integer type of the same width, and its exponent bits, which are all set in a number that is not finite.
 _EXPONENTS: dict[str, tuple[str, int]] = {
     "F64": ("<u8", 0x7FF0000000000000),
     "F32": ("<u4", 0x7F800000),
@@ -37,15 +37,15 @@ def open_adapter(path: str | Path, config: ModelConfig, *, lenient: bool = False
     """Opens a safetensors file, or a PEFT folder, and finds out what it changes.
 
     lenient: leave out tensors that are for no layer of Krea 2. Raises `LoraError` for a file that is damaged or for
-    another model, a tensor that is for no layer, an incomplete family, one that does not fit its layer, and a layer
-    that is changed twice.
+    another model, a tensor that is for no layer, a layer whose tensors are incomplete or do not fit it, and one that is
+    changed twice.
     """
     path = Path(path)
     if path.is_dir():
         path = path / _PEFT_WEIGHTS
     try:
         file = open_tensor_file(path)
-        if isinstance(file, ShardedFile):  # whose shards may lie where no client may load from
+        if isinstance(file, ShardedFile):  # its shards may lie outside the folders that clients may load from
             raise _error(file, "is the index of several files: a LoRA is one")
         return AdapterFile(file, layer_names(config.transformer), lenient)
     except CheckpointError as error:
@@ -53,8 +53,8 @@ def open_adapter(path: str | Path, config: ModelConfig, *, lenient: bool = False
 
 
 class AdapterFile:
-    """Holds an open file and its changes by layer. skipped: keys that were left out. family: its kind, for people.
-    modules: the number of layers that it changes."""
+    """Holds an open file and its `changes` by layer. skipped: keys that were left out. family: its kinds, such as "LoRA
+    and DoRA", for people. modules: the number of layers that it changes."""
 
     def __init__(self, file: TensorFile, names: LayerNames, lenient: bool) -> None:
         self.file = file
@@ -150,7 +150,7 @@ def _changes(
 
 
 class _Alphas:
-    """Finds what each layer's change is multiplied with, in the first place that says it: the layer's own alpha, the
+    """Finds what each layer's change is multiplied by, in the first place that says it: the layer's own alpha, the
     header, PEFT's config beside the file. unused: layers of PEFT's alpha_pattern that the file does not have."""
 
     def __init__(self, file: TensorFile, groups: _Groups) -> None:
@@ -201,7 +201,7 @@ def _peft_fields(file: TensorFile, groups: _Groups) -> tuple[Mapping[str, Any], 
             raise _error(file, "lora_adapter_metadata in the header is not a json object")
         prefix = "transformer."
         return {key.removeprefix(prefix): value for key, value in fields.items()}, "the header's lora_adapter_metadata"
-    # one that lies there for another file of the folder would change this one's strength
+    # a config that belongs to another file of the folder must not change this one's strength
     config = file.path.parent / _PEFT_CONFIG
     is_from_peft = file.path.name == _PEFT_WEIGHTS or any(path.startswith("base_model.model.") for path in groups)
     if is_from_peft and config.exists():

@@ -24,7 +24,7 @@ _ROLES = {
     **{role: role for role in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")},
     **{role: role for role in ("alpha", "diff", "diff_b", "set_weight")},
 }
-# Behind these PEFT writes the adapter's name, `default` if it has no other.
+# After these PEFT writes the adapter's name, `default` if it has no other.
 _NAMED = re.compile(r"\.(lora_A|lora_B|lora_magnitude_vector)\.([^.]+)(\.weight)?$")
 
 _DOTTED_PREFIXES = re.compile(r"^(base_model\.model\.|transformer\.|(model\.)?diffusion_model\.)+")
@@ -60,7 +60,7 @@ def strip_prefixes(path: str) -> str:
 
 
 def shorten(text: str) -> str:
-    """Cuts what a file says, which may be long, for an error."""
+    """Cuts text from a file to at most 120 characters, for an error."""
     return text if len(text) <= 120 else text[:117] + "..."
 
 
@@ -84,7 +84,7 @@ class LayerNames:
                     self._add(f"{name}.attn.to_qkv", (q, k, v))
 
     def resolve(self, path: str) -> tuple[str, ...] | None:
-        """Returns the layers that a path names: one, or q, k and v, whose rows lie below each other. None for none."""
+        """Returns the layers that a path names: one, or q, k and v, whose rows are stacked. None if it names none."""
         path = strip_prefixes(path)
         for prefix in ("", *_FLAT_PREFIXES):
             if path.startswith(prefix) and path.removeprefix(prefix) in self._table:
@@ -92,7 +92,7 @@ class LayerNames:
         return None
 
     def complaint(self, unresolved: Sequence[str], *, some_resolve: bool) -> str:
-        """Says why a file with keys that are for no layer is refused."""
+        """Says why a file with keys for no layer is refused, to follow its path in the error."""
         encoder = [key for key in unresolved if strip_prefixes(key).startswith(_TEXT_ENCODER_PREFIXES)]
         named = (model for key in unresolved for parts, model in _OTHER_MODELS if any(part in key for part in parts))
         if not encoder and (model := next(named, None)):
@@ -111,7 +111,7 @@ class LayerNames:
         return f"has tensors that are for no layer of Krea 2: {', '.join(listed)}{more}; lora_lenient leaves them out"
 
     def _closest(self, path: str) -> str | None:
-        path = strip_prefixes(path)[:200]  # of a hostile file's names, whose comparison takes long
+        path = strip_prefixes(path)[:200]  # comparing takes long, and a hostile file's names may be long
         prefix = next((prefix for prefix in _FLAT_PREFIXES if path.startswith(prefix)), "")
         matches = get_close_matches(path.removeprefix(prefix), self._table, n=1)
         return f"{prefix}{matches[0]}" if matches else None
