@@ -1,4 +1,4 @@
-"""The packed batch: which rows of the one (tokens, width) matrix are whose.
+"""The packed batch: the tokens of all segments as rows of one matrix, (tokens, width).
 
 A segment is [an image's text tokens | its image tokens]. A guided image has two segments, one for its prompt and one
 for the negative prompt, over the same latents. Nothing is padded and nothing is masked.
@@ -63,7 +63,7 @@ class Layout:
         self._image_rows = [slice(starts[s.image], starts[s.image] + s.image_tokens) for s in segments]
 
     def pack(self, text: Sequence[torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-        """Lay out text features and embedded image tokens: (tokens, width).
+        """Lay out text features and embedded image tokens, both of the same dtype: (tokens, width).
 
         text: each segment's, (text tokens, width). images: (image tokens, width) of all images, each image once.
         """

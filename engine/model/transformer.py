@@ -26,7 +26,7 @@ from engine.parallel.row_share import RowShare
 
 @dataclass(frozen=True)
 class TimeModulation:
-    """What timesteps say to the blocks and to the final layer, float32: a row a step of a schedule, or a segment.
+    """Timesteps as the blocks and the final layer take them, float32: one row for each step of a schedule, or segment.
 
     block: (rows, 6 · width), shared by all blocks, each of which adds its own table. final: (rows, width).
     """
@@ -45,8 +45,8 @@ class Transformer(nn.Module):
         attention: GatedAttentionKernel,
         text_attention: GatedAttentionKernel,
     ) -> None:
-        """group: over whose ranks matrices are split. attention: of the blocks; text_attention: of text fusion, which
-        meets other lengths."""
+        """group: over whose ranks matrices are split. attention: of the blocks; text_attention: of text fusion, whose
+        sequences are shorter."""
         super().__init__()
         self.img_in = Linear(config.in_channels, config.hidden_size)
         self.time_embed = _TimeEmbedding(config)
@@ -64,7 +64,7 @@ class Transformer(nn.Module):
 
     def encode_text(self, states: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Turn tapped hidden states of packed prompts, (tokens, layers, text width), into text features, (tokens,
-        width). They do not depend on the timestep: once per prompt."""
+        width), all in the model's dtype. They do not depend on the timestep: once per prompt."""
         return self.txt_in(self.text_fusion(states, packing))
 
     def encode_timesteps(self, timesteps: torch.Tensor) -> TimeModulation:
@@ -85,7 +85,7 @@ class Transformer(nn.Module):
         """Compute the velocities of a packed batch, one denoise step: (image tokens of all segments, in_channels)
         float32, segment after segment.
 
-        text: each segment's text features, (text tokens, width). latents: each image's tokens, (image tokens,
+        text: each segment's, from `encode_text`, (text tokens, width). latents: each image's tokens, (image tokens,
         in_channels) float32, image i being the one that segments call `image` i. modulation: a row per segment.
         denoise: stands in for the method of that name, as a CUDA graph of it does.
         """
@@ -103,10 +103,10 @@ class Transformer(nn.Module):
         """Run the blocks and the final layer: the velocity of each own row, (own rows, in_channels) float32, which
         means nothing for text rows.
 
-        x: (own rows, width), overwritten. rotations: (multiplied rows, head_dim / 2) complex64. Ranks that split the
-        matrices norm, modulate and add residuals each for its own rows. These are gathered for the matrices, whose
-        outputs are summed up for each rank's own rows alone. Every residual is added by the norm that follows it, the
-        last one by the final layer's. Reads nothing of `share` that CUDA graphs could not hold.
+        x: (own rows, width), overwritten. rotations: (multiplied rows, head_dim / 2) complex64. Where ranks split the
+        matrices, each one adds residuals, norms and modulates for its own rows alone. They are gathered before a
+        matrix, and its outputs are summed for each rank's own rows. Every residual is added by the norm after it, the
+        last one by the final layer's. Of `share` it reads only what a packing captured in a CUDA graph has.
         """
         eps = self.final_layer.norm.eps
         blocks = cast(list[_Block], list(self.transformer_blocks))
@@ -185,7 +185,7 @@ class _TimeEmbedding(nn.Module):
         self.linear_2 = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """Sinusoid of 1000 · t, cosines first, period 10,000 → Linear → GELU(tanh) → Linear: (steps,) float32 →
+        """Sinusoid of 1000 · t, cosines first, base 10,000 → Linear → GELU(tanh) → Linear: (steps,) float32 →
         (steps, width)."""
         dtype = self.linear_1.weight.dtype
         half = self.embed_dim // 2

@@ -39,15 +39,15 @@ class VAEDecoder(nn.Module):
         self.register_load_state_dict_post_hook(VAEDecoder._follow_weights)
 
     def divides(self, height: int, group: Group) -> bool:
-        """Whether a group's ranks can decode an image of this height, in latent pixels, together: each has as many rows
-        as the decoder looks up and down."""
+        """Whether a group's ranks can decode an image of this height, in latent pixels, together: each has at least as
+        many rows as the convolutions of an up block reach to either side."""
         return min(group.shares(height)) >= self.decoder.reach
 
     def forward(self, latents: torch.Tensor, *, tile: int | None = None, group: Group | None = None) -> torch.Tensor:
-        """(images, z_dim, h, w) as the sampler leaves them → (images, 3, 8h, 8w) in [-1, 1].
+        """Decode (images, z_dim, h, w) → (images, 3, 8h, 8w) in [-1, 1], in `decoding_dtype`, float32 if in tiles.
 
-        group: of ranks that decode together, each its rows, where h `divides`; the result is this rank's rows. In
-        float32 they are within 1e-5 of the whole's: sums in another order.
+        group: of ranks that decode together, each its rows, where h `divides`; without `tile`. Gives this rank's rows.
+        In float32 they are within 1e-5 of the whole's: sums in another order.
 
         tile: the longest side, in latent pixels, of tiles that make up the picture, blended where they overlap. The
         middle of the decoder, where every pixel attends to every other, still sees the whole picture: what comes after
@@ -64,8 +64,8 @@ class VAEDecoder(nn.Module):
 
     def score_bytes(self, height: int, width: int, tile: int | None) -> int:
         """Bound the bytes that the middle's attention takes for its scores, for an image of this size in latent pixels:
-        as many as a float32 image (or tile) of the last level, which `engine.planning.step_memory` counts and which is
-        not there yet."""
+        those of a float32 image (or tile) at the last level. `engine.planning.step_memory` counts these anyway, and
+        they are not allocated yet."""
         if tile is not None:
             height, width = divide(height, tile).size, divide(width, tile).size
         return height * width * self.scale_factor**2 * self.decoder.conv_out.weight.shape[1] * 4
@@ -111,7 +111,7 @@ class VAEDecoder(nn.Module):
             torch.backends.cudnn.benchmark = before
 
     def _follow_weights(self, _: object) -> None:
-        """Lay the weights that were just loaded out for decoding, and put what else it needs on their device."""
+        """Make the weights just loaded channels_last, and put the latents' mean and deviation on their device."""
         device = self.post_quant_conv.weight.device
         self._mean = torch.tensor(self._latents_mean, device=device).view(-1, 1, 1)
         self._std = torch.tensor(self._latents_std, device=device).view(-1, 1, 1)
