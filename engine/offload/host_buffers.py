@@ -17,7 +17,7 @@ from torch import nn
 from engine.planning.weight_bytes import aligned
 
 _logger = logging.getLogger(__name__)
-# What the current thread or, on a GPU, its stream does after this call comes after a copy. Raises what the copy raised.
+# Makes the current thread or, on a GPU, its current stream wait for a copy. Raises what the copy raised.
 Wait = Callable[[], None]
 
 
@@ -44,8 +44,8 @@ class WeightLedger:
 
 
 class ParameterBucket:
-    """Parameters that travel together: one buffer of `size` bytes in `host` memory, and one of the same layout on the
-    device while they are there."""
+    """Parameters that are copied together: one buffer of `size` bytes in `host` memory, and one of the same layout
+    on the device while they are there."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], host: HostMemory) -> None:
         """Move the parameters, which are in host memory, into a buffer there."""
@@ -75,8 +75,8 @@ def _view(buffer: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
 
 
 class HostMemory:
-    """Allocates buffers in host memory that a GPU can read by itself while the host does something else; where the
-    system grants no such memory, ordinary ones, from which copies are slower and keep the host waiting."""
+    """Allocates pinned buffers, which a GPU reads while the host goes on; where the system grants none, ordinary ones,
+    from which copies are slower and make the host wait."""
 
     def __init__(self, device: torch.device) -> None:
         self._pin = device.type == "cuda"
@@ -94,13 +94,13 @@ class HostMemory:
 
 
 def pinned(size: int) -> torch.Tensor:
-    """Allocate (size,) uint8. Raises `RuntimeError` where the system grants no such memory."""
+    """Allocate (size,) uint8 in pinned memory. Raises `RuntimeError` where the system grants none."""
     return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
 
 class Copier:
-    """Copies from host memory to the device beside what it computes, on a GPU in a stream, on a CPU in a thread: one
-    after the other, in the order in which it is told."""
+    """Copies from host memory to the device while that computes, on a GPU in a stream of its own, on a CPU in a thread:
+    one copy at a time, in the order of the calls."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -108,7 +108,7 @@ class Copier:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="weights")  # has no thread until it gets work
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> Wait:
-        """Begin when what the current thread or stream has begun is done. Both are (bytes,) uint8."""
+        """Queue a copy to follow what the current thread or stream has begun. Both are (bytes,) uint8."""
         if self._stream is None:
             return self._executor.submit(copy_bytes, target, source).result
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
@@ -124,7 +124,7 @@ class Copier:
             torch.cuda.current_stream(self._device).synchronize()
 
     def close(self) -> None:
-        """Return when all is copied; nothing more may be."""
+        """Return when all is copied. `copy` may not be called any more."""
         self._executor.shutdown(wait=True)
         if self._stream is not None:
             self._stream.synchronize()

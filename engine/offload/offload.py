@@ -31,7 +31,7 @@ def plan_for(
     *,
     whole_text_encoder: bool = False,
 ) -> MemoryPlan:
-    """Plan for each of the ranks that share a device. whole_text_encoder: it is not split over tensor parallel ranks.
+    """Plan for each of `sharing` ranks on one device. whole_text_encoder: it is not split over tensor parallel ranks.
     Raises `ArgumentError` if nothing fits into the config's budget."""
     budget = config.memory_budget
     return plan_checkpoint(
@@ -56,9 +56,9 @@ def limit_allocations(plan: MemoryPlan, device: torch.device) -> None:
 class BlockStream:
     """Blocks whose matrices lie in host memory and are copied to the device by turns, ahead of their use.
 
-    There is a place on the device for `prefetch` + 1 of them. As soon as a block has been used, the next that has no
-    place yet is copied to where it was; after the last block comes the first, for the next pass. The blocks between
-    them that stay on the device are just used.
+    The device has slots for `prefetch` + 1 of them. As soon as a block has been used, the next one that has no slot yet
+    is copied to the slot that this frees; after the last block comes the first, for the next pass. Blocks between them
+    that stay on the device are passed through.
     """
 
     def __init__(self, buckets: dict[int, ParameterBucket], prefetch: int, ledger: WeightLedger) -> None:
@@ -114,7 +114,7 @@ class SwappedComponent:
 
     def __init__(self, buckets: Sequence[ParameterBucket], ledger: WeightLedger) -> None:
         self._buckets, self._ledger = buckets, ledger
-        self._copier = Copier(ledger.device if buckets else torch.device("cpu"))  # no stream for nothing
+        self._copier = Copier(ledger.device if buckets else torch.device("cpu"))  # without buckets no stream is needed
         self._buffers: list[torch.Tensor] = []
 
     @property
@@ -123,14 +123,14 @@ class SwappedComponent:
         return 0 if self._buffers else sum(bucket.size for bucket in self._buckets)
 
     def bring(self) -> None:
-        """Have it there for what the current thread or stream does from now on."""
+        """Copy it to the device before what the current thread or stream does next. Raises as an allocation does."""
         if self._buffers:
             return
         try:
             for bucket in self._buckets:
                 self._buffers.append(self._ledger.allocate(bucket.size))
         except Exception:
-            self._give_back()  # of a component that is not there as a whole
+            self._give_back()  # of the buckets that did find room
             raise
         places = list(zip(self._buffers, self._buckets, strict=True))
         for wait in [self._copier.copy(buffer, bucket.host) for buffer, bucket in places]:
@@ -163,7 +163,7 @@ class SwappedComponent:
 
 
 class Offload:
-    """What a rank's plan makes of its components, and what is free beside them, in bytes.
+    """Where a rank's components are by its plan, and what is free beside them, in bytes.
 
     dit, vae: components that come and go as a whole. streams: blocks that do, by component. host_bytes: of weights in
     host memory. encoding: what encoding prompts takes at most.
@@ -204,7 +204,7 @@ class Offload:
         if not travelling:
             return
         if isinstance(module, TextEncoder) or (isinstance(module, Transformer) and DIT_LAYERWISE in self.plan.offload):
-            # what is no block's is the embedding, which is read where it is: a row for each token of a prompt
+            # the embedding is in no block: its rows, one for each token of a prompt, are read from host memory
             blocks = {at: ParameterBucket(parts, self._host) for at, parts in travelling.items() if at is not None}
             self.streams[component] = stream = BlockStream(blocks, self.plan.prefetch, self.ledger)
             module.visit = stream.visit
@@ -222,8 +222,8 @@ class Offload:
             stream.rewind()
 
     def free_for_steps(self, *, encodes_beside: bool) -> int | None:
-        """What is free for steps and decoding; None where that is not known. encodes_beside: prompts are encoded while
-        steps run."""
+        """Return the bytes free for steps and decoding, None where that is not known. encodes_beside: prompts are
+        encoded while steps run."""
         free = self._free()
         if free is None:
             return None
@@ -235,7 +235,7 @@ class Offload:
         return free is None or free >= self.plan.work + self.encoding
 
     def left(self) -> int | None:
-        """What a rank that has the device to itself can still allocate; None where that is not known."""
+        """Return the bytes that a rank alone on its device can still allocate, None where that is not known."""
         free = free_bytes(self._device)
         if free is not None and self.plan.allocatable is not None and self._device.type == "cuda":
             free = min(free, max(0, self.plan.allocatable - torch.cuda.memory_allocated(self._device)))
