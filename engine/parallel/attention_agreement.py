@@ -14,10 +14,10 @@ from engine.parallel.group import Group
 def agree_on_attention(
     world: Group, device: torch.device, timings: dict[str, Timing], refused: dict[str, str]
 ) -> tuple[dict[str, Timing], dict[str, str]]:
-    """Agree on each backend's longest time over all ranks, and on why backends are refused, which one rank can do.
+    """Agree on each backend's longest times over all ranks, and on refusals and their reasons: one rank's is enough.
 
-    Every rank must call it. A step takes as long as its slowest rank, and different backends on different ranks would
-    make an image differ from one start to the next.
+    Every rank must call it. A backend that no rank timed or refused is left out. A step takes as long as its slowest
+    rank, and different backends on different ranks would make an image differ from one start to the next.
     """
     if world.size == 1:
         return timings, refused

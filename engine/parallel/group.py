@@ -1,4 +1,4 @@
-"""What ranks say to each other: an interface, and its form for one rank.
+"""Collective operations of ranks: an interface, and its form for one rank.
 
 Layers get their group as an argument and never ask for the world, so that several kinds of parallelism can live side
 by side. The form over processes is in `distributed.py`; tests have one over threads.
@@ -16,10 +16,10 @@ class Group(ABC):
     """Ranks that compute together.
 
     NCCL's rules are the contract, which the tests' `ThreadGroup` enforces: every rank calls the same operations in the
-    same order, from one thread, one group at a time, with tensors that are contiguous and of the same dtype and shape
-    on all ranks (`all_to_all`: but for the rows). fp8 is passed as uint8. `all_reduce` and `broadcast` overwrite the
-    tensor; what `reduce_scatter`, `all_gather` and `all_to_all` were passed is undefined afterwards: the result may be
-    that same tensor, as that of a single rank is.
+    same order, from one thread, one group at a time, with tensors on its own device that are contiguous and of the same
+    dtype and shape on all ranks (`all_to_all`: but for the number of rows). fp8 is passed as uint8. `all_reduce` and
+    `broadcast` overwrite the tensor; what `reduce_scatter`, `all_gather` and `all_to_all` were passed is undefined
+    afterwards: the result may be that same tensor, as that of a single rank is.
     """
 
     rank: int
@@ -55,20 +55,20 @@ class Group(ABC):
         return lambda: result
 
     def shares(self, rows: int) -> list[int]:
-        """Divide rows among the ranks: equally many each, the last ones fewer or none."""
+        """Divide a number of rows among the ranks: an equal number for each, the last ones fewer or none."""
         each = -(-rows // self.size)
         return [max(0, min(each, rows - rank * each)) for rank in range(self.size)]
 
     def all_gather_each(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """`all_gather` of several tensors of the same dtype, in one operation where the ranks' library can."""
+        """Call `all_gather` for several tensors of the same dtype, in one operation where the ranks' library can."""
         return [self.all_gather(tensor) for tensor in tensors]
 
     def gather_rows(self, tensor: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        """`all_gather` where rank i has rows[i] rows: (rows[rank], …) → (sum(rows), …)."""
+        """Gather as `all_gather` does, where rank i has rows[i] rows: (rows[rank], …) → (sum(rows), …)."""
         return self._without_filling(self.all_gather(_filled_up(tensor, max(rows))), rows)
 
     def gather_rows_of_each(self, tensors: Sequence[torch.Tensor], rows: list[int]) -> list[torch.Tensor]:
-        """`gather_rows` of several tensors with as many rows, in one operation as `all_gather_each`."""
+        """Call `gather_rows` for several tensors with the same `rows`, in one operation as `all_gather_each` does."""
         gathered = self.all_gather_each([_filled_up(tensor, max(rows)) for tensor in tensors])
         return [self._without_filling(tensor, rows) for tensor in gathered]
 

@@ -13,10 +13,10 @@ from engine.parallel.group import Group, LocalGroup
 class Mesh:
     """The groups of one rank; without arguments those of a rank that is alone.
 
-    tp: whose ranks hold the parts of every matrix. sp: whose ranks hold parts of the same tokens, and the same weights.
-    cfg: whose ranks step different segments, as the two of a guided image are. wide: of sp and cfg together, for steps
-    whose segments do not divide evenly over cfg. sharing: how many of the ranks compute on one GPU, at most, None where
-    nobody has looked.
+    world: all ranks. tp: whose ranks hold the parts of every matrix. sp: whose ranks hold parts of the same tokens, and
+    the same weights. cfg: whose ranks step different segments, as the two of a guided image are. wide: of sp and cfg
+    together, for steps whose segments do not divide evenly over cfg. sharing: the largest number of ranks on one GPU;
+    None without GPUs, or where they have not been counted.
     """
 
     world: Group = field(default_factory=LocalGroup)
