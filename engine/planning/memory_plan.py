@@ -21,7 +21,7 @@ from engine.planning.step_memory import batch_bytes, communication_bytes, decode
 from engine.planning.weight_bytes import WeightBytes
 
 # 1 / _UNCOUNTED_PART of a budget is left to what is not counted, 1 GB of 16: half of it to what torch allocates (its
-# rounding, the libraries' workspaces, recordings, kept text features and schedules), half to the device's context and
+# rounding, the libraries' workspaces, CUDA graphs, kept text features and schedules), half to the device's context and
 # the libraries' code.
 _UNCOUNTED_PART = 16
 _TILES = (128, 96, 64, SMALLEST_TILE)  # sides to choose from, in latent pixels
@@ -91,7 +91,7 @@ class MemoryPlan:
 
     @property
     def usable(self) -> int | None:
-        """What weights and work may take of the budget."""
+        """What weights, LoRAs and work may take of the budget."""
         return self._without(_UNCOUNTED_PART)
 
     @property
@@ -137,9 +137,9 @@ def plan_checkpoint(
     decoding_bytes_per_element: int | None = None,
     nccl: bool = False,
 ) -> MemoryPlan:
-    """Plan for each rank as `plan_memory` does. fp8_products: the device multiplies fp8 matrices as they are.
-    whole_text_encoder: its matrices are not split. size: width and height of the images to plan for, in pixels, None
-    for the default size."""
+    """Plan for each rank as `plan_memory` does, with the same errors. fp8_products: the device multiplies fp8 matrices
+    as they are. whole_text_encoder: its matrices are not split. size: width and height of the images to plan for, in
+    pixels, None for the default size."""
     model = weights.config
     if size is not None:
         model = replace(model, default_width=size[0], default_height=size[1])
@@ -170,10 +170,10 @@ def plan_memory(
 ) -> MemoryPlan:
     """Choose the cheapest plan whose weights and work fit into `budget` bytes on each rank.
 
-    engine: its degrees, what it offloads in any case, and its `prefetch`, `vae_memory` and `lora_memory`, of which None
-    is what fits, and no LoRAs. Without a budget nothing else is offloaded, and no block stays.
-    decoding_bytes_per_element: as in `DecodeMemory`, None for as many as the model's. nccl: ranks talk over it, where
-    there are several. Raises `ArgumentError` with the least budget that would do.
+    engine: its degrees, what it offloads in any case, its `prefetch` and `vae_memory` (None: what fits), and its
+    `lora_memory` (None: 0). Without a budget nothing else is offloaded, and `dit-layerwise` streams all blocks.
+    decoding_bytes_per_element: as in `DecodeMemory`, None for as many as the model's. nccl: several ranks communicate
+    over it. Raises `ArgumentError` with the least budget that would do.
     """
     default = model.default_width, model.default_height
     decoding_bytes_per_element = decoding_bytes_per_element or bytes_per_element
@@ -234,7 +234,7 @@ def plan_memory(
 
 
 def spread(count: int, blocks: int) -> tuple[int, ...]:
-    """Choose `count` of the blocks, by index, evenly: while those between two of them compute, the second is copied."""
+    """Choose `count` of the blocks, by index, evenly spaced: each is copied while those before it compute."""
     return tuple(block for block in range(blocks) if (block + 1) * count // blocks > block * count // blocks)
 
 

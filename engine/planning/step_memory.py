@@ -1,4 +1,4 @@
-"""How much memory a step needs, by arithmetic: what the front-end refuses by, before anything is dispatched. Pure.
+"""How much memory a step needs, by arithmetic. By it the front-end refuses requests before it dispatches them. Pure.
 
 The figures, all in bytes, follow the tensors that are alive at once in `engine.model` and `engine.kernels` at their
 widest point, and are meant to be a little too high. `bytes_per_element` is that of the model's dtype.
@@ -59,7 +59,7 @@ def step_bytes(config: ModelConfig, tokens: int, tp: int, bytes_per_element: int
     if sp > 1:  # q, k and v as they are sent and received, and attention's output likewise
         attention += 2 * (query + 2 * keys) * e + 2 * query * e
     rows = -(-tokens // sp)
-    elsewhere = (tokens - rows) * 2 * width * e  # rows that every rank embeds and another goes on with
+    elsewhere = (tokens - rows) * 2 * width * e  # rows that every rank embeds, and only one of the others keeps
     return tokens * rotations + rows * (residual + max(attention, swiglu)) + elsewhere
 
 
@@ -82,8 +82,8 @@ def packed_bytes(config: ModelConfig, tokens: int, degrees: Degrees, bytes_per_e
 
 
 def decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element: int, most: int | None = None) -> int:
-    """Add up what decoding one image allocates on the rank that does it. width, height: in pixels. bytes_per_element:
-    as in `DecodeMemory`; most: its limit."""
+    """Add up what decoding one image allocates on the rank that does it. width, height: in pixels. bytes_per_element
+    and most: as `bytes_per_element` and `limit` of `DecodeMemory`."""
     side = tile_side(config, width, height, bytes_per_element, most)
     if side is not None:
         return tiled_decode_bytes(config, width, height, bytes_per_element, side)
@@ -108,14 +108,14 @@ def tiled_decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_e
     across, down = divide(width // scale, side), divide(height // scale, side)
     latents, channels = width * height // scale**2, vae.base_dim * vae.dim_mult[-1]
     # The middle of the decoder sees the whole picture, and its result is there while there are tiles to make of it. Its
-    # scores on a GPU (`VAEDecoder.score_bytes`) take less than the tile does, or than the last summand leaves free.
+    # scores on a GPU (`VAEDecoder.score_bytes`) take less than the tile does, or than `_picture_bytes`, unused by then.
     middle = latents * channels * (5 * bytes_per_element + _FLOAT32)
     tile = _levels_bytes(config, across.size * down.size * scale**2, bytes_per_element)
     return max(middle, latents * channels * bytes_per_element + tile) + _picture_bytes(width, height)
 
 
 def _levels_bytes(config: ModelConfig, image_pixels: int, bytes_per_element: int) -> int:
-    """The most that a level of the decoder takes for an image, or a tile, of as many pixels."""
+    """The most that a level of the decoder takes for an image, or a tile, of `image_pixels` pixels."""
     vae, e = config.vae, bytes_per_element
     levels = len(vae.dim_mult)
     channels = [vae.base_dim * multiplier for multiplier in reversed(vae.dim_mult)]
@@ -132,7 +132,7 @@ def _levels_bytes(config: ModelConfig, image_pixels: int, bytes_per_element: int
 
 
 def _picture_bytes(width: int, height: int) -> int:
-    return width * height * 3 * 3 * _FLOAT32  # the picture in float32, scaled, and as bytes
+    return width * height * 3 * 3 * _FLOAT32  # three at once: in [0, 1], times 255, and rounded
 
 
 def encode_bytes(config: ModelConfig, tp: int, bytes_per_element: int) -> int:

@@ -20,7 +20,7 @@ def is_small(parameter: str) -> bool:
 
 
 def block_of(component: str, parameter: str) -> int | None:
-    """Find the index of the DiT's block, or the text encoder's layer, whose matrix this is; None for all others."""
+    """Find the index of the DiT's block, or text encoder's layer, that has this matrix; None for other parameters."""
     first, _, rest = parameter.partition(".")
     return int(rest.partition(".")[0]) if first == _BLOCKS.get(component) and not is_small(parameter) else None
 
@@ -56,7 +56,7 @@ class WeightBytes:
         fp8_products: bool = False,
     ) -> WeightBytes:
         """Add up parameters by component and name, as `parameter_formats` gives them. fp8_products: no fp8 matrix of
-        the DiT's blocks is dequantised, unless its file asks for it."""
+        the DiT's blocks is dequantised, unless its file asks for products in full precision."""
         blocks: dict[str, Counter[int]] = {component: Counter() for component in _BLOCKS}
         rest: Counter[str] = Counter()
         dequantized = 0
