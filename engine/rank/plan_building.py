@@ -1,4 +1,4 @@
-"""Builds cuDNN's attention plans in the thread that executes steps, whose plans nobody else's are, while it is idle."""
+"""Builds cuDNN's attention plans, which are a thread's own, in the thread that executes steps, while it is idle."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from engine.step import BuiltPlan
 
 _logger = logging.getLogger(__name__)
 Clock = Callable[[], float]  # seconds
-_MOST_OF_A_PLAN = 64 << 20  # bytes; where more is gone somebody else took it
+_MOST_OF_A_PLAN = 64 << 20  # bytes; what is gone beyond them something else took
 
 
 class PlanBuilder:
-    """Builds what `schedule` asks for. From now on cuDNN serves what has a plan in `kernel`, and flash all else."""
+    """Builds what `schedule` asks for. Makes `kernel` run shapes that have a plan on cuDNN, and all others on flash."""
 
     def __init__(
         self, kernel: GatedAttentionKernel, device: torch.device, dtype: torch.dtype, *, clock: Clock = time.monotonic
@@ -39,10 +39,10 @@ class PlanBuilder:
         return self.schedule.wait_s(self._clock())
 
     def build_next(self, *, images_may_come: bool = True) -> BuiltPlan | None:
-        """Build one plan, if there is one to build. What fails is logged, and its shape stays with flash. Raises what a
-        lost device says.
+        """Build one plan, if there is one to build. What fails is logged, and its shape stays with flash. Raises the
+        device's error if the device is lost.
 
-        images_may_come: one that begins right afterwards has waited.
+        images_may_come: an image that begins right afterwards is counted as one that waited.
         """
         shape = cast("PlanShape | None", self.schedule.next())
         if shape is None:
@@ -70,7 +70,7 @@ class PlanBuilder:
         return BuiltPlan(tokens, seconds, reason, schedule.plans, schedule.bytes, schedule.waited, schedule.images)
 
     def build_all(self) -> int:
-        """Build a plan for every shape met so far, as while nobody waits for an image. Returns how many."""
+        """Build a plan for every shape met so far, when no image can be waiting. Returns the number of plans built."""
         before = self.schedule.plans
         while self.schedule.wait_s(self._clock()) is not None:
             self.build_next(images_may_come=False)

@@ -26,8 +26,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Rank:
-    """Executes `Step`s on one device. Not thread-safe; only noise is drawn and images are decoded in threads of its
-    own.
+    """Executes `Step`s on one device. Not thread-safe; of its own threads one draws noise and one decodes images.
 
     model: what was built. jobs: those in flight, by id. What `warm_up` leaves: `plans`, where attention is cuDNN's, and
     `link`, where there are several ranks. The other attributes are what steps are executed by.
@@ -46,16 +45,16 @@ class Rank:
     ) -> None:
         """Load this rank's share of the checkpoint, or of `weights` that come from elsewhere.
 
-        on_image is called on rank 0, from the decoding thread, for every image. on_failed is called by `execute` of the
-        only rank with the id of a job that there is not enough memory for; None, or with several ranks: that is raised.
-        local_ranks: how many of the ranks are on this machine, None for all. Raises `CheckpointError` if the checkpoint
-        is damaged and `ArgumentError` if the mesh's sizes do not divide the model, or the device lacks what the config
-        asks for.
+        on_image is called on rank 0, from the decoding thread, for every image. on_failed is called by `execute` of a
+        single rank with the id of a job that has too little memory; with several ranks, or without on_failed, the error
+        is raised. local_ranks: how many of the ranks are on this machine, None for all. Raises `CheckpointError` if the
+        checkpoint is damaged and `ArgumentError` if the mesh's sizes do not divide the model, or the device lacks what
+        the config asks for.
         """
         self.model = model = RankModel(config, mesh, device, weights, local_ranks)
         self.adapters = Adapters(model.transformer, model.config, mesh.tp, device, model.dtype)
-        # Matrices that ranks share make every layer of the text encoder wait for the other ranks' step before; and two
-        # communicators would be at work at once. Where memory is to be saved, only one of encoding and step takes it.
+        # Under tensor parallelism each layer of the text encoder would wait until the other ranks have done the step
+        # before, with two communicators in use at once. To save memory, encoding and steps must not overlap either.
         self.prompts = PromptEncoder(model, self.adapters, beside=mesh.tp.size == 1 and not model.saves_memory)
         self.starter = JobStarter(model, self.prompts, self.adapters)
         self.decoder = ImageDecoder(model, on_image)
@@ -70,8 +69,8 @@ class Rank:
     def execute(self, step: Step) -> StepHandle:
         """Start a step. On a GPU the work is only queued when this returns; `wait` for it.
 
-        Raises whatever went wrong, also in the decoding of an earlier image; the group is lost then, since the other
-        ranks wait in a collective that this one never reached.
+        Raises whatever went wrong, such as `LoraError` in loading an adapter, also in the decoding of an earlier image;
+        the group is lost then, since the other ranks wait in a collective that this one never reached.
         """
         if step.number != self._next_number:
             raise RuntimeError(f"step {step.number} came where step {self._next_number} was due")
@@ -103,8 +102,8 @@ class Rank:
         return handle
 
     def _advance(self, start: Sequence[Job], denoise: Sequence[int], handle: StepHandle) -> bool:
-        """Start jobs and denoise those of some ids, for a step's handle. False if there was too little memory, where
-        that is not raised: then nothing has changed, and what can be freed is free."""
+        """Start jobs and denoise those with the given ids, noting times and previews in `handle`. False if there was
+        too little memory, where that is not raised: then nothing has changed, and what can be freed is free."""
         try:
             if start or denoise:
                 self.model.offload.dit.bring()

@@ -27,9 +27,9 @@ def warm_up(rank: Rank, sizes: Sequence[tuple[int, int]] = (), *, decodes: bool 
     """Do now, on a GPU, what would make the first requests slow: measure the attention backends, compile kernels, tune
     the decoder's convolutions, record graphs. In the thread that executes steps, and before the first.
 
-    sizes: width and height of images to expect, in pixels, rounded, besides the checkpoint's default. One that there is
-    not memory for is left out. decodes: whether images will be decoded at all. A recording that fails is logged, and
-    steps are launched kernel by kernel.
+    sizes: width and height of images to expect, in pixels, rounded to `size_multiple`, besides the checkpoint's
+    default. One that needs too much memory is left out. decodes: whether images will be decoded at all. A recording
+    that fails is logged, and steps are launched kernel by kernel.
     """
     model = rank.model
     if model.device.type != "cuda":
@@ -55,7 +55,7 @@ def warm_up(rank: Rank, sizes: Sequence[tuple[int, int]] = (), *, decodes: bool 
 
 
 def try_image(rank: Rank, width: int, height: int, *, decodes: bool) -> None:
-    """Make an image of this size, unless there is too little memory for it."""
+    """Make an image of this size, unless there is too little memory for it. Raises whatever else goes wrong."""
     try:
         with _timed(f"an image of {width}×{height}"):
             _make_image(rank, width, height, decodes=decodes)
@@ -67,7 +67,7 @@ def try_image(rank: Rank, width: int, height: int, *, decodes: bool) -> None:
 
 
 def _make_image(rank: Rank, width: int, height: int, *, decodes: bool) -> None:
-    """A step, one of a guided image too where a mode divides it, and, if `decodes`, a decoding of this size."""
+    """Run a step of this size, before it a guided one if the ranks divide guidance, and decode if `decodes`."""
     model, config, degrees = rank.model, rank.model.config, rank.model.engine.degrees
     tokens, element, decoding = config.image_tokens(width, height), model.dtype.itemsize, model.decode_memory
     tokens += TYPICAL_PROMPT_TOKENS
@@ -101,8 +101,8 @@ def _make_image(rank: Rank, width: int, height: int, *, decodes: bool) -> None:
 
 
 def record_graphs(rank: Rank) -> None:
-    """Record what can be a replay. Collectives could be recorded too, but nobody has tried that with the groups of this
-    engine; and a graph cannot follow weights that come and go."""
+    """Record CUDA graphs of encoding and of steps, where they can be. Collectives could be recorded too, but nobody has
+    tried that with the groups of this engine; and a graph cannot follow weights that come and go."""
     model, offload = rank.model, set(rank.model.offload.plan.offload)
     if TEXT_ENCODER not in offload and model.encodes_alone:
         with without_graphs_if_it_fails(rank, "text encoder"):
@@ -120,7 +120,7 @@ def record_graphs(rank: Rank) -> None:
 @contextmanager
 def without_graphs_if_it_fails(rank: Rank, what: str) -> Iterator[None]:
     """Go on after whatever a library or a kernel raises while it is recorded: it still runs outside of a graph. Raises
-    what the device says if that is lost."""
+    the device's error if the device is lost."""
     try:
         with _timed(f"graphs of the {what}"):
             yield
