@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
 
-# Costs, in tokens, while too little has been measured: a step's overhead, each token's, and each pair's: 6 · width
-# pairs of attention take as long as the matrix products of one token, and Krea 2 is 6144 wide.
+# Costs of a step, of each token and of each pair, while too little has been measured, in units of a token's matrix
+# products. Attention over 6 · width pairs takes one such unit, and Krea 2's width is 6144.
 _ASSUMED = (256.0, 1.0, 1 / (6 * 6144))
 # A correction closes a fifth of the gap, and takes no gap for more than a factor of e^0.5: one measurement moves an
 # estimate by at most e^0.1 - 1 = 10.5 %, and after a lasting change by a factor of 2 it is within 5 % in 13 steps.
 _GAIN = 0.2
 _MOST_GAP = 0.5
-_SMALLEST = 1e-9  # of what a fit may expect, as a part of what was measured
+_SMALLEST = 1e-9  # expected / measured seconds at least, for a finite logarithm
 _SATURATED = 1.05  # throughput that rises by less than this factor is not worth a longer step
 
 
@@ -32,7 +32,7 @@ class Work:
 
     @classmethod
     def of(cls, segments: Iterable[int]) -> Work:
-        """Of a step that packs segments of these lengths, in tokens."""
+        """Count the work of a step that packs segments of these lengths, in tokens."""
         lengths = tuple(segments)
         return cls(sum(lengths), sum(length * length for length in lengths))
 
@@ -54,20 +54,20 @@ class CostModel:
         return self._coefficients is not None
 
     def denoise_s(self, work: Work) -> float | None:
-        """Seconds of one denoise step."""
+        """Estimate the seconds of one denoise step."""
         return None if self._coefficients is None else self.relative(work)
 
     def relative(self, work: Work) -> float:
-        """What to compare denoise steps by: their seconds; in tokens as long as nothing has been measured."""
+        """Return what to compare denoise steps by: their seconds, or tokens while nothing has been measured."""
         fixed, per_token, per_pair = self._coefficients or _ASSUMED
         return fixed + per_token * work.tokens + per_pair * work.pairs
 
     def encode_s(self, prompt_tokens: int) -> float | None:
-        """Seconds of encoding prompts of this many tokens together."""
+        """Estimate the seconds of encoding prompts that have `prompt_tokens` tokens together."""
         return None if self._encode_rate is None else self._encode_rate * prompt_tokens
 
     def decode_s(self, pixels: int) -> float | None:
-        """Seconds of decoding an image of this many pixels."""
+        """Estimate the seconds of decoding an image of `pixels` pixels."""
         return None if self._decode_rate is None else self._decode_rate * pixels
 
     def fit(self, samples: Iterable[tuple[Work, float]]) -> None:
@@ -85,7 +85,7 @@ class CostModel:
         self._coefficients = _fit([(work, median(times)) for work, times in by_work.items()])
 
     def correct(self, work: Work, seconds: float) -> None:
-        """Learn from a denoise step that ran. A first one is all that is needed for a rough estimate."""
+        """Learn from a denoise step that ran, if it took any time. The first one makes a rough estimate possible."""
         expected = self.denoise_s(work)
         if seconds <= 0:
             return
@@ -102,11 +102,11 @@ class CostModel:
         )
 
     def correct_encode(self, prompt_tokens: int, seconds: float) -> None:
-        """Learn from an encoding that ran."""
+        """Learn from an encoding that ran. Amounts and seconds that are not positive are ignored."""
         self._encode_rate = _corrected(self._encode_rate, prompt_tokens, seconds)
 
     def correct_decode(self, pixels: int, seconds: float) -> None:
-        """Learn from a decoding that ran."""
+        """Learn from a decoding that ran, as `correct_encode` does from an encoding."""
         self._decode_rate = _corrected(self._decode_rate, pixels, seconds)
 
 

@@ -22,28 +22,28 @@ class QueuedJob:
     arrival: int  # counts up with every job that comes
     steps_left: int
     patience_s: float = 0.0  # how long later arrivals may pass it
-    alone: bool = False  # it has the ranks for itself
+    alone: bool = False  # no other request's jobs run with it
     begun: bool = False
-    decoding_from: float | None = None  # about when the ranks get to it, once its decoding is on the way
+    decoding_from: float | None = None  # seconds: about when the ranks begin to decode it, once they are told to
     cancelled: bool = False  # while it was decoded
 
 
 class Policy:
-    """Priority, then least work left; a job that has waited for its patience goes before all, in order of arrival.
+    """Priority, then least work left; jobs that have waited longer than their patience go first, by arrival.
 
     A second of waiting counts as `waiting` seconds less work, so that equal jobs go in turn, and one that is a little
     smaller than the others does not pass all of them.
 
     The patience of a job is `ageing_s` and `stretch` times the work, in seconds, that was queued when it came, itself
-    included. Under a load that the ranks can bear nobody gets so old, and under overload high priorities still pass a
-    long queue instead of joining its end. So every wait has a bound, whatever comes later. Let n jobs be queued when a
-    job comes, itself included, with S denoise steps to go altogether; let T be the longest step, D the longest
+    included. Under a load that the ranks can bear no job waits that long, and under overload high priorities still pass
+    a long queue instead of joining its end. So every wait has a bound, whatever comes later. Let n jobs be queued when
+    a job comes, itself included, with S denoise steps to go altogether; let T be the longest step, D the longest
     decoding, and L the most steps of any job. Then its image is decoded after at most
 
         patience + (S + L + 3·n) · T + 3·n · D     seconds,
 
-    because past its patience only those n jobs go before it, and the first of them is in every step. L, the wait for
-    a place, drops out while fewer jobs have begun than may. Jobs that run alone, after ranks died, are extra.
+    because past its patience only those n jobs go before it, and the first of them is in every step. L, the wait until
+    one more job may begin, drops out below the limit of begun jobs. Jobs that run alone, after ranks died, are extra.
     """
 
     def __init__(self, *, ageing_s: float = 30.0, stretch: float = 2.0, waiting: float = 0.05) -> None:
@@ -56,7 +56,7 @@ class Policy:
         return self.ageing_s + self.stretch * backlog_s
 
     def key(self, job: QueuedJob, work_left: float, now: float) -> tuple[float, ...]:
-        """Order jobs, the smallest key first. work_left: in seconds, or in tokens while no speeds are known."""
+        """Return what jobs are sorted by, smallest first. work_left: seconds, or tokens while no speeds are known."""
         if now - job.arrived >= job.patience_s:
             return (0, job.arrival)
         return (1, -job.priority, work_left + self.waiting * job.arrived, job.arrival)

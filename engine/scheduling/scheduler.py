@@ -15,7 +15,7 @@ from engine.scheduling.forecast import forecast
 from engine.scheduling.policy import Policy, QueuedJob
 from engine.step import Adapter, Job, Step
 
-# By request: its position, and when its last image is decoded, which is empty while no speeds are known.
+# By request: its position; and when its last image is decoded, a dictionary that is empty while no speeds are known.
 _Outlook = tuple[dict[int, int], dict[int, float]]
 
 
@@ -37,9 +37,9 @@ class Scheduler:
     passed over too, but keeps its memory: at most `max_begun` have begun and not ended. At most `max_decoding` images
     are with the decoder.
 
-    Times are monotonic seconds of any clock. The costs may be corrected at any time by whoever owns them. It has more
-    attributes than other classes since it alone owns the queue: six are its bounds and rules, three what the next step
-    is to tell besides, the others where jobs and ranks stand.
+    Times are monotonic seconds of any clock. `costs` may be corrected at any time. Bounds below 1 raise `ValueError`.
+    It has more attributes than other classes since it alone owns the queue: six are its bounds and rules, three are
+    orders for the next step beside denoising, the others say where jobs and ranks stand.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Scheduler:
 
     def add(self, job: Job, *, segments: tuple[int, ...], request: int, priority: int = 0, now: float) -> None:
         """Queue a job of a request. segments: packed tokens of each of its segments, two when it is guided. Raises
-        `ValueError` for a job that is here already, and without a token."""
+        `ValueError` for a job that is here already, and for segments that are none or not positive."""
         if job.job_id in self._queue or job.job_id in self._decoding:
             raise ValueError(f"job {job.job_id} is queued already")
         if not segments or min(segments) < 1:
@@ -107,7 +107,7 @@ class Scheduler:
         self._outlook = None
 
     def reset(self, *, alone: Collection[int] = ()) -> None:
-        """Start every job again, with its arrival and priority, after the ranks were lost. Steps count from 0.
+        """Start every job again, keeping its arrival and priority, after the ranks were lost. Steps count from 0.
 
         Jobs of the requests in `alone` run alone from now on: they have the ranks for themselves, request after request
         and one step at a time, and until they have been decoded no other starts. Adapters are no longer loaded.
@@ -144,7 +144,7 @@ class Scheduler:
         decode = ready[: max(0, self._max_decoding - len(self._decoding))]
         if not (chosen or decode or self._releases or self._unloads):
             return None
-        # The ranks will have done the step after the one before it, of which the most is yet to come.
+        # This step begins when the one before ends: as expected, but no later than if that began now.
         begins = now if idle else max(now, min(self._busy_until, now + self._step_s))
         work = sum((queued.work for queued in chosen), Work(0, 0))
         self._step_s = self.costs.encode_s(new_tokens) or 0.0
@@ -169,7 +169,7 @@ class Scheduler:
         return Step(next(self._numbers))
 
     def estimate(self, request: int, now: float) -> Estimate | None:
-        """Say where a request stands; None if no job of it is here. Cheap for all requests of an unchanged queue."""
+        """Say where a request stands; None if it has no job here. Cheap for all requests of an unchanged queue."""
         position, done_at = self._look_ahead(now)
         if request not in position:
             return None
