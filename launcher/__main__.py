@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> None:
-    """Be what the first argument says; see `Child` for the ones that begin with an underscore."""
+    """Run what the first argument names: a `Child`'s role, which begins with an underscore, or a command."""
     # Until a role takes over, there is nothing to clean up: Ctrl-C ends us without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Ranks wait for torch, and everything waits for them: each role imports no more than it needs.
@@ -35,7 +35,7 @@ def main() -> None:
 
         if torchrun.is_rank() and role in ("generate", "serve"):
             torchrun.run_rank()
-        elif not torchrun.is_rank() or os.environ["RANK"] == "0":
+        elif not torchrun.is_rank() or os.environ["RANK"] == "0":  # other commands run once
             from launcher.cli.main import run
 
             run()

@@ -5,7 +5,7 @@ is gone, even by SIGKILL, the kernel closes the pipe and the child ends too. Lin
 substitute: it fires when the *thread* that started the child ends, and macOS does not have it.
 
 Children run in a session of their own, so Ctrl-C in a terminal reaches only the program that the user started, which
-then stops its children in order.
+then stops its children itself.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Child:
             self._stdin.flush()
 
     def wait(self, timeout_s: float) -> bool:
-        """Return whether it has ended, within `timeout_s` seconds."""
+        """Wait `timeout_s` seconds at most for it to end. Returns whether it has."""
         return bool(wait([self._exited], timeout_s).done)
 
     def on_exit(self, callback: Callable[[], None]) -> None:
@@ -115,7 +115,7 @@ class Child:
         self._exited.add_done_callback(lambda _: callback())
 
     def describe_exit(self) -> str:
-        """Describe in one line how it ended, with the last thing it said."""
+        """Describe in one line how it ended, with where Python crashed or the last line of its output."""
         code = self._process.returncode
         said = [", ".join(self._fault)] if self._fault else []
         if self._last_words and (not said or said[0].startswith(_ABORTED)):  # whoever aborts says why before
@@ -136,6 +136,7 @@ class Child:
             self._stdin.close()
 
     def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal, unless it has ended."""
         self._process.send_signal(number)
 
     def _read_output(self, output: BinaryIO, echo: str | None) -> None:
@@ -188,13 +189,13 @@ def child_environment() -> dict[str, str]:
 
 
 def make_run_folder() -> Path:
-    """Make a folder that only this user may enter, for sockets and the ranks' meeting point."""
+    """Make a folder that only this user may enter, for sockets and the file at which ranks rendezvous."""
     folder = tempfile.gettempdir()
     return Path(tempfile.mkdtemp(prefix="krea2-", dir=folder if len(folder) <= _LONGEST_FOLDER else "/tmp"))
 
 
 def remove_run_folder(folder: str | Path) -> None:
-    """Remove a run folder with all that is in it, if it is there."""
+    """Remove a run folder with all that is in it, if it exists."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -234,6 +235,7 @@ class Reporter:
         os.dup2(2, 1)
 
     def send(self, message: msgspec.Struct) -> None:
+        """Send a message, or drop it if the parent is gone."""
         data = encode(message)
         with suppress(BrokenPipeError):  # the parent is gone, and soon so are we
             os.write(self._fd, _LENGTH.pack(len(data)) + data)  # far below what a pipe takes at once
