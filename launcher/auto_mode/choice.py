@@ -1,6 +1,6 @@
 """Chooses the mode for `--parallel auto`, for the devices that this machine has, and says why.
 
-A child asks torch for them, which takes seconds to import and memory of each GPU to ask it.
+A child process asks torch for them: to import torch takes seconds, and to ask it takes memory of each GPU.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _ASKED_S = 120.0  # seconds for the child: a first context on each of several GP
 
 
 def is_auto(options: Mapping[str, Any]) -> bool:
-    """Whether the mode is to be chosen. options: as they were given, by name. Raises `ArgumentError` if the mode is
-    given, too."""
+    """Whether the mode is to be chosen. options: as they were given, by name. Raises `ArgumentError` if `parallel` is
+    anything but auto, or if the mode is given, too."""
     if (parallel := options.get("parallel")) is None:
         return False
     if parallel != "auto":
@@ -45,7 +45,8 @@ def choose_mode(
     """Choose the fastest mode for one image of the workload that fits into the devices.
 
     ranks: the number of them, where they have been started. gpus: the number of H200s to choose for, None for what
-    this machine has. Returns the options in this mode, and lines that say why. Raises `ArgumentError` if nothing fits.
+    this machine has. Returns the options in this mode, and lines that say why. Raises `ArgumentError` if nothing fits,
+    and what `find_devices` does.
     """
     devices = Devices(H200, gpus, H200_BYTES) if gpus is not None else find_devices(engine, ranks)
     on_cpu = devices.memory is None
@@ -97,7 +98,7 @@ def find_devices(engine: EngineConfig, ranks: int | None = None) -> Devices:
 
 
 def report_gpus() -> None:
-    """Be the child: write a line of json, null where torch finds no GPU. memory: of the GPU that has least."""
+    """Write `Devices` as json to stdout, in the child; null without a GPU. memory: bytes free on the GPU with least."""
     import torch
 
     gpus = None
@@ -122,9 +123,9 @@ def _ask() -> Devices | None:
         )
         return msgspec.json.decode(child.stdout, type=Devices | None)
     except subprocess.TimeoutExpired:
-        raise LaunchError(f"which GPUs there are was not known within {_ASKED_S:g} s") from None
+        raise LaunchError(f"torch did not say within {_ASKED_S:g} s which GPUs there are") from None
     except subprocess.CalledProcessError as error:
         lines = error.stderr.decode(errors="replace").strip().splitlines()
-        raise LaunchError(f"GPUs cannot be asked for: {lines[-1] if lines else error.returncode}") from None
+        raise LaunchError(f"torch cannot say which GPUs exist: {lines[-1] if lines else error.returncode}") from None
     except msgspec.DecodeError as error:
-        raise LaunchError(f"GPUs cannot be asked for: {error}") from None
+        raise LaunchError(f"torch cannot say which GPUs exist: {error}") from None

@@ -28,14 +28,14 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     latency_s: _Positive | None = None
 
     def rates(self) -> Rates:
-        """Take an H200's but for what was measured; a link's bandwidth is measured by an exchange."""
+        """Return an H200's rates with the measured ones in their place; one bandwidth is both `link` and `exchange`."""
         if self.link is None or self.latency_s is None:
             return Rates(slowness=self.slowness)
         return Rates(slowness=self.slowness, link=self.link, exchange=self.link, latency_s=self.latency_s)
 
 
 def keep_speed(config: FrontendConfig, model: ModelConfig, costs: CostModel, ready: Ready) -> None:
-    """Log what a warm-up has measured and keep it for the next `--parallel auto` on such a GPU. See `AfterWarmUp`."""
+    """Log what a warm-up has measured and keep it for the next `--parallel auto` in its `setting`: an `AfterWarmUp`."""
     engine = config.engine
     if not ready.device.startswith("cuda") or not is_typical(config):
         return
@@ -57,13 +57,13 @@ def keep_speed(config: FrontendConfig, model: ModelConfig, costs: CostModel, rea
 
 
 def setting(device: str, model: ModelConfig, block_format: str) -> str:
-    """Name what measurements hold for: the device, the model's size, the format of its blocks' matrices."""
+    """Make the key of measurements: the device, the model's size, the format of its blocks' matrices."""
     dit = model.transformer
     return f"{device}, {dit.num_layers} blocks of {dit.hidden_size}, {block_format}"
 
 
 def is_typical(config: FrontendConfig) -> bool:
-    """Whether a run tells something of others: in bfloat16, without options that slow it down, on one machine."""
+    """Whether a run's times hold for other runs: in bfloat16, without options that slow it down, on one machine."""
     engine = config.engine
     slowed = engine.share_gpu or engine.offload or engine.memory_budget is not None or engine.attention != "auto"
     return not slowed and config.ranks_host is None and engine.dtype_on("cuda") == "bfloat16"
@@ -76,7 +76,7 @@ def recall(key: str) -> Rates | None:
 
 
 def remember(key: str, measured: Measured) -> None:
-    """Keep it for a setting, with the link that was measured before if none was now. Raises `OSError`."""
+    """Keep it under a `setting`, with the link measured before if none was now. Raises `OSError` if it cannot write."""
     everything = _read()
     before = everything.get(key)
     if before is not None and measured.link is None:
@@ -124,5 +124,5 @@ def measure(
     measured = Measured(slowness=1.0, link=link and link[0], latency_s=link and link[1])
     steps = StepModel(model.transformer, measured.rates(), fp8=fp8)
     compute_s, communication_s = steps.predict(segments, engine.degrees)
-    computed_s = max(step_s - communication_s, 0.1 * step_s)  # where ranks talked for less time than predicted
+    computed_s = max(step_s - communication_s, 0.1 * step_s)  # where ranks communicated for less time than predicted
     return msgspec.structs.replace(measured, slowness=computed_s / compute_s), step_s, compute_s + communication_s

@@ -1,8 +1,8 @@
 """Predicts how long a denoise step takes in each mode, and chooses the fastest that fits: `--parallel auto`. Pure.
 
-The model adds up matrix products, by the waves of tiles that they are on a GPU, attention, the bytes read and written
-between them, and the bytes that ranks send. Nothing is taken to overlap, but for the gate's product and the exchange
-before attention. Computing is corrected by what was measured on this machine before.
+The model adds up matrix products, in waves of tiles as on a GPU, attention, the bytes read and written between them,
+and the bytes that ranks send. Nothing is taken to overlap, but for the gate's product and the exchange before
+attention. Computing is corrected by what was measured on this machine before.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TEXT_TOKENS = 64  # of a typical prompt
 _MULTIPROCESSORS = 132
 _TILE_ROWS, _TILE_COLUMNS = 64, 256
 # Elements that a block reads or writes between its products, for each token and each column of the model's width: 21.5,
-# or 18.7 where what is multiplied next is written in 8 bits. Ranks that share tokens write v once more for the others.
+# or 18.7 where a product's input is written in 8 bits. Ranks that share tokens write v once more for the others.
 _PASSES, _PASSES_FP8, _PASSES_OF_VALUES = 21.5, 18.7, 0.5
 
 
@@ -39,8 +39,8 @@ class Rates:
 
     matrices, matrices_fp8: FLOP of matrix products in 16 and 8 bits, where every multiprocessor has a tile; attention:
     its FLOP. memory, link, exchange, host: bytes from its memory, to another rank by a ring, to all others at once, and
-    from the host. latency_s: seconds of an operation that waits for other ranks. slowness: how many times as long as by
-    these rates computing takes.
+    from the host. latency_s: seconds of an operation that waits for other ranks. slowness: the factor by which
+    computing takes longer than these rates predict.
     """
 
     matrices: float = 800e12
@@ -123,7 +123,7 @@ class StepModel:
         return compute_s * rates.slowness, communication_s
 
     def _forward_s(self, lengths: Sequence[int], tp: int, ranks: int) -> float:
-        """Seconds of the blocks on one of the ranks that share these segments' tokens, and each `tp` their weights."""
+        """Seconds of the blocks on `ranks` groups that share the segments' tokens, of `tp` ranks that share weights."""
         config = self.config
         width, inner = config.hidden_size, config.intermediate_size
         rows = math.ceil(sum(lengths) / ranks)

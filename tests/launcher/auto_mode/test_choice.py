@@ -136,9 +136,9 @@ def test_gpus_are_as_the_child_says(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("ending", "message"),
     [
-        (subprocess.TimeoutExpired("krea2", 120), "not known within 120 s"),
+        (subprocess.TimeoutExpired("krea2", 120), "did not say within 120 s"),
         (subprocess.CalledProcessError(1, "krea2", stderr=b"Traceback\nRuntimeError: no driver\n"), "no driver"),
-        (SimpleNamespace(stdout=b'{"name": 3}'), "GPUs cannot be asked for"),
+        (SimpleNamespace(stdout=b'{"name": 3}'), "cannot say which GPUs exist"),
     ],
 )
 def test_a_child_that_fails_is_an_error(ending: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
