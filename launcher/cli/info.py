@@ -80,7 +80,7 @@ def info(
 
 def describe_checkpoint(config: EngineConfig) -> str:
     """Tell the architecture, the parameters, and the bytes of each rank at the config's degrees and dtype, and plan its
-    memory if it is to be saved.
+    memory if a budget or `offload` is given.
 
     Raises `CheckpointError` if the checkpoint is not whole or its tokenizer does not fit, and `ArgumentError` if it
     cannot be split so.

@@ -1,4 +1,4 @@
-"""Makes click options of the table in `EngineConfig` and `LaunchOptions`, and a configuration of what is given."""
+"""Makes click options of the fields of `EngineConfig` and `LaunchOptions`, and a configuration of what is given."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
 def configure_engine(
     options: Mapping[str, Any], workload: Callable[[ModelConfig, Limits], Workload]
 ) -> tuple[FrontendConfig, ModelConfig]:
-    """Check a command's options as far as that goes without starting it. workload: what a mode is chosen for."""
+    """Do what `configure` does for a command's options, among torchrun's processes too, with its warnings on stderr."""
     options = given(options)
     auto = is_auto(options)
     ranks = torchrun.external_ranks()

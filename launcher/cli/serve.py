@@ -132,7 +132,7 @@ def serve(
         http=http,
         after_warm_up=keep_speed,
     )
-    return 0 if number is None else 128 + number
+    return 0 if number is None else 128 + number  # the exit status, as a shell gives it for a signal
 
 
 def _model_name(options: Mapping[str, Any]) -> str:
