@@ -23,7 +23,7 @@ class LoraParameters(TypedDict, total=False):
 
 
 class Parameters(TypedDict, total=False):
-    """The keywords of `generate` and `stream`, one for each field of `Generate`: 15. A LoRA may be a name alone."""
+    """The keywords of `generate` and `stream`, the fields of `Generate` besides the prompt. A LoRA may be a name."""
 
     request_id: str
     seed: int | None
@@ -72,7 +72,7 @@ class AsyncClient(Connection):
     def stream(self, prompt: str, **parameters: Unpack[Parameters]) -> AsyncIterator[Event]:
         """Make images and follow them: `Accepted`, `Progress`, an `ImageFile` each, and at last the `Result`.
 
-        With `preview_every`, a `PreviewFile` of each image every that many of its steps. A client that is slow to read
+        With `preview_every` n, a `PreviewFile` of each image after every n of its steps. A client that is slow to read
         gets only the newest progress and previews. Raises what `generate` raises. Closing the iterator cancels the
         request.
         """

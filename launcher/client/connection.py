@@ -1,4 +1,4 @@
-"""A client's connection to a front-end: sends, hears, pings, and knows who waits for which reply.
+"""A client's connection to a front-end: sends, receives, pings, and knows who waits for which reply.
 
 Requests are sent again while nothing is heard of them, which is harmless, since the front-end knows them by their id;
 a server that is silent for too long counts as lost, so that no call waits forever.
@@ -52,7 +52,7 @@ class Call:
         self._has_unread.set()
 
     async def next_reply(self) -> tuple[messages.Reply, bytes]:
-        """Wait for a reply. Raises the error that ends the call."""
+        """Wait for a reply and return the oldest unread. Raises the error that ends the call."""
         await self._has_unread.wait()
         reply = self._unread.pop(next(iter(self._unread)))
         if not self._unread:
@@ -63,7 +63,7 @@ class Call:
 
 
 class Connection:
-    """A ZMQ socket to a front-end, which knows this client by the socket's name, and who waits for its replies."""
+    """A ZMQ socket to a front-end, and who waits for its replies. Raises `ArgumentError` for a bad argument."""
 
     def __init__(
         self, address: str, *, connect_timeout_s: float = 10.0, key: str | os.PathLike[str] | None = None
@@ -83,7 +83,7 @@ class Connection:
         self._ended = False
 
     async def connect(self) -> None:
-        """Find out whether a server answers; does nothing the second time."""
+        """Find out whether a server answers, once. Raises `ServerError` if not, `ArgumentError` for a bad address."""
         if self._ended:
             raise ServerError("the client was closed")
         if self._context is not None:

@@ -1,4 +1,4 @@
-"""What clients get: the events of a request, and its result."""
+"""What clients get: the events of a request, and its result. attempt: from 1, one more whenever it starts over."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class PreviewFile:
 
 @dataclass(frozen=True)
 class Result:
-    """All images of a request, in order; sizes in pixels, timings in seconds."""
+    """All images of a request, in order; sizes in pixels, timings in seconds, by stage and in total."""
 
     request_id: str
     attempt: int
