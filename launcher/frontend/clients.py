@@ -27,7 +27,7 @@ _FAREWELL_MS = 1000  # for the last replies to leave
 class Clients:
     """Holds a ROUTER socket and the clients that have spoken to it, by ZMQ identity; with `keys`, only known ones.
 
-    A client holds a lease that every message renews. on_message gets what could be understood, but for pings. What a
+    A client holds a lease that every message renews. on_message gets decoded messages, but for pings. What a
     slow client cannot take yet waits in its outbox, where a newer message under the same key replaces an older one: so
     an outbox grows with a client's requests, and never with time.
     """
@@ -62,7 +62,7 @@ class Clients:
             except Exception as error:  # our own mistake, which must not cost the other clients their requests
                 traceback.print_exception(error)
                 self.dropped_messages += 1
-            await asyncio.sleep(0)  # messages that have arrived are received without yielding to other tasks
+            await asyncio.sleep(0)  # recv_multipart does not yield to other tasks while messages are there
 
     async def send_waiting(self) -> None:
         """Empty the outboxes as clients take their messages, until cancelled."""

@@ -1,4 +1,4 @@
-"""Knows which LoRAs there are, under which names, and who uses them: at first those of the configuration. No ranks."""
+"""Knows which LoRAs there are, under which names, and which requests use them. Sends nothing to ranks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class LoraEntry:
     """A LoRA that the ranks hold, or will after their next steps.
 
     users: numbers of the requests that have chosen it and have not ended. loading: whether the ranks were told to load
-    it, and have not said that they hold it; losses: of ranks meanwhile. asked: the client and its request that wait.
+    it, and have not said that they hold it; losses: of ranks meanwhile. asked: the client's ZMQ identity and the id
+    of its `LoadLora`, until it is answered.
     """
 
     name: str
@@ -39,7 +40,7 @@ class LoraEntry:
 def open_registry(config: FrontendConfig, model: ModelConfig) -> LoraRegistry:
     """Register the LoRAs of the configuration, whose values have been checked already, and log those to be merged.
 
-    Raises `LoraError`.
+    Raises `LoraError` for a file that cannot be read or does not fit the model.
     """
     registry, lenient = LoraRegistry(config.limits.max_loras), config.engine.lora_lenient
     for lora in config.loras:
@@ -69,7 +70,7 @@ class LoraRegistry:
         self._lost: dict[str, LoraError] = {}  # why names are gone that nobody removed, the newest last
 
     def reserve(self, name: str) -> None:
-        """Keep a name, and a place, for what is about to be added. Raises `ArgumentError` if there is none."""
+        """Keep a name, and a place, for what is about to be added. Raises `ArgumentError` if either is taken."""
         if name in self.named or name in self._reserved:
             raise ArgumentError(f"name {name!r} is taken by a LoRA that is loaded", parameter="name")
         if len(self.held) + len(self._reserved) >= self._most:
@@ -90,7 +91,7 @@ class LoraRegistry:
         return entry
 
     def remove(self, name: str) -> LoraEntry:
-        """Let nobody choose it any more; the ranks hold it until it is forgotten (`forget`). Raises `ArgumentError`."""
+        """Let nobody choose it any more; ranks hold it until `forget`. Raises `ArgumentError` for an unknown name."""
         if name not in self.named:
             raise ArgumentError(f"name must be that of a LoRA that is loaded, got {name[:80]!a}", parameter="name")
         return self.named.pop(name)

@@ -34,7 +34,7 @@ class LoraService:
     """Keeps the registry and the ranks in agreement.
 
     check_requests: raises `ArgumentError` if requests that have not ended would not fit into this memory.
-    on_lost: hears which requests cannot be made any more, and why.
+    on_lost: called with the numbers of requests that cannot be made any more, and why. spawn: runs a coroutine.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class LoraService:
 
     @property
     def bytes_held(self) -> int:
-        """Of each rank, for all that it holds or will hold."""
+        """Bytes on each rank of all LoRAs that it holds or will hold."""
         return sum(self._bytes(entry.opened) for entry in self.registry.held.values())
 
     def _bytes(self, opened: AdapterFile) -> int:
