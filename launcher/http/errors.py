@@ -45,7 +45,7 @@ class JsonResponse(Response):
 
 
 def error_body(error: Krea2Error, request_id: str) -> dict[str, object]:
-    """Put an error into the object that clients read. request_id: as the client knows it."""
+    """Put an error into the object that clients read. request_id: as in `X-Request-ID`."""
     status = STATUS_OF_CODE.get(error.code, 500)
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     return {
