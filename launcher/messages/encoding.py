@@ -28,7 +28,7 @@ _TYPE_NAMES = {
 }
 
 encode = msgspec.msgpack.Encoder().encode
-decode_reply = msgspec.msgpack.Decoder(Reply).decode
+decode_reply = msgspec.msgpack.Decoder(Reply).decode  # raises `msgspec.DecodeError`
 _decode_request = msgspec.msgpack.Decoder(Request).decode
 
 

@@ -40,7 +40,7 @@ class ServerKeys:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> ServerKeys:
-        """Read a folder of keys. Raises `ArgumentError`."""
+        """Read a folder of keys. Raises `ArgumentError` if it cannot be read or a key is damaged."""
         try:
             public, secret = _load_pair(Path(folder) / SERVER_FILE)
             return cls(public, secret, frozenset(load_certificates(Path(folder) / "clients")))
@@ -49,7 +49,7 @@ class ServerKeys:
             raise ArgumentError.of("rpc_keys", allowed, str(folder)) from None
 
     def guard(self, server: zmq.asyncio.Socket, context: zmq.asyncio.Context) -> AsyncioAuthenticator:
-        """Let only known clients through to a socket that is not bound yet, until the authenticator is stopped."""
+        """Let only known clients through to a socket that is not bound yet. Its caller stops the authenticator."""
         authenticator = AsyncioAuthenticator(context)
         authenticator.configure_curve_callback("*", self)
         authenticator.start()
@@ -75,7 +75,7 @@ class ClientKeys:
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> ClientKeys:
-        """Read a `.key_secret` file. Raises `ArgumentError`."""
+        """Read a `.key_secret` file. Raises `ArgumentError` if it cannot be read or is not a client's."""
         try:
             public, secret = _load_pair(Path(file))
             server = _SERVER_KEY.search(Path(file).read_text())

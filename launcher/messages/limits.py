@@ -67,5 +67,5 @@ def parse_bytes(name: str, value: int | str | None) -> int | None:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a number as the wire has them; True and False are not."""
+    """Whether a value is an int or a float; True and False are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
