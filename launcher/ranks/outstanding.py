@@ -82,7 +82,7 @@ class Outstanding:
         self._decoding.pop(job_id, None)
 
     def put_off(self, seconds: float) -> None:
-        """Give ranks more time, which could not be heard for as long."""
+        """Give ranks `seconds` more: they could not be heard for as long."""
         self._start_due += seconds
         for sent in self._sent:
             sent.due += seconds
@@ -94,15 +94,15 @@ class Outstanding:
         if missing:
             if now <= self._start_due:
                 return None
-            were = "was" if len(missing) == 1 else "were"
-            return LaunchError(f"rank {_listed(missing)} {were} not ready within {self._start_timeout_s:g} s")
+            who, were = ("rank", "was") if len(missing) == 1 else ("ranks", "were")
+            return LaunchError(f"{who} {_listed(missing)} {were} not ready within {self._start_timeout_s:g} s")
         if self._sent and now > self._sent[0].due:
             late, bound = self._sent[0], f"within {self._sent[0].bound_s:g} s"
             silent, number = _listed(sorted(late.unanswered)), late.step.number
             if len(late.unanswered) == 1:
                 return RankError(f"rank {silent} did not finish step {number} {bound}")
             waiting = "one that hangs keeps the others waiting"
-            return RankError(f"step {number} was not finished {bound} by rank {silent}; {waiting}")
+            return RankError(f"step {number} was not finished {bound} by ranks {silent}; {waiting}")
         if any(now > due for due in self._decoding.values()):
             return RankError(f"rank 0 did not decode an image within {self._step_timeout_s:g} s")
         return None

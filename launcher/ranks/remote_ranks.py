@@ -1,6 +1,6 @@
 """Ranks on other machines than the front-end's, under torchrun, which come to it over TCP.
 
-The front-end listens at a free port with CURVE keys that it makes for the occasion, and leaves both as a `Door` in its
+The front-end listens at a free port with CURVE keys that it makes for this run, and leaves both as a `Door` in its
 run folder. Rank 0's process puts that into torchrun's store: who can read the store can be a rank, and nobody else gets
 past the handshake. Every such rank keeps one connection as its lifeline. The front-end sends something over it again
 and again, and knows from what cannot be sent that the rank is gone; the rank knows it from the broken connection. zmq's
@@ -72,12 +72,12 @@ class RemoteRanks:
         Path(door_path(run_folder)).write_bytes(msgspec.json.encode(door))
 
     def came(self, rank: int) -> None:
-        """Take in a rank's lifeline, and answer."""
+        """Note that a rank's lifeline has connected, and answer it."""
         self._came.add(rank)
         self.lost()
 
     def lost(self) -> list[int]:
-        """Send to all lifelines, and return the ranks that are gone. To be called again and again."""
+        """Send to all lifelines, and return the ranks that are gone. To be called several times a second."""
         return [rank for rank in self._came if not send_now(self._server, [lifeline_route(rank), _BEAT])]
 
     def close(self, *, done: bool) -> None:
@@ -118,7 +118,7 @@ def _send_heartbeats(wire: zmq.Socket[Any]) -> None:
 
 
 def connect(client: zmq.Socket[bytes], door: Door) -> None:
-    """Connect a rank's socket to the front-end on the machine that torchrun calls MASTER_ADDR."""
+    """Connect a rank's socket to the front-end on the machine that torchrun calls MASTER_ADDR. Raises `OSError`."""
     keys = ClientKeys(door.rank_public.encode(), door.rank_secret.encode(), door.server_public.encode())
     keys.use(client)
     _send_heartbeats(client)

@@ -36,7 +36,7 @@ _HEARD_S = 10.0  # for the front-end to stop us once it has our failure
 
 
 def run_spawned() -> NoReturn:
-    """Live as a rank that the front-end started, until it or the front-end ends."""
+    """Run a rank that the front-end started, until it or the front-end ends."""
     config = read_config(RankConfig)
 
     def end(parent_died: bool) -> None:
@@ -185,8 +185,8 @@ class _Wire:
         self._sockets.own.send_multipart([encode(message), *frames], copy=False)
 
     def fail(self, error: Exception) -> None:
-        """Send why this rank cannot go on: a user's mistake as it is, anything else, and all from another machine than
-        the front-end's, under this rank's name."""
+        """Send why this rank cannot go on. The message begins with the rank unless it is a `Krea2Error` on the
+        front-end's own machine."""
         name = f"rank {self._config.rank}"
         if isinstance(error, Krea2Error):
             code, message, parameter = error.code, error.message, error.parameter
