@@ -14,7 +14,7 @@ from launcher.requests.tokenizer import Prompt
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs of a request, one for each image, and the packed tokens of each segment that a job adds to a step."""
+    """The jobs of a request, one an image, and the text and image tokens of each segment that one adds to a step."""
 
     jobs: tuple[Job, ...]
     segments: tuple[int, ...]

@@ -21,7 +21,7 @@ class Prompt:
 
 
 class PromptTokenizer:
-    """Tokenises as what transformers loads from a checkpoint does.
+    """Tokenises as the tokenizer that transformers loads from a checkpoint.
 
     path: tokenizer.json, its folder, or a checkpoint folder in the diffusers layout. Raises `CheckpointError` if a file
     is damaged, if the template does not have the length that the model was trained with, or if the tokenizer knows
