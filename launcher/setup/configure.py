@@ -16,7 +16,7 @@ from launcher.messages.configs import FrontendConfig
 from launcher.messages.limits import Limits, is_number, parse_bytes
 from launcher.setup.hub import find_model
 
-MAX_TIMEOUT_S = 7 * 86_400
+MAX_TIMEOUT_S = 7 * 86_400  # a week
 
 
 def _seconds(default: float, help: str, **more: Any) -> Any:
@@ -90,8 +90,8 @@ def configure(
     its Hugging Face repository. Returns warnings, too.
 
     options: of `EngineConfig` and `LaunchOptions`, by name. auto: choose the mode that is fastest for the workload, and
-    `tell` it; ranks: the number of them, where they have been started. Raises `ArgumentError`, `CheckpointError` or
-    `LoraError`.
+    `tell` it; ranks: the number of them, where they have been started. Raises `ArgumentError`, `CheckpointError`,
+    `LoraError`, or `LaunchError` if torch cannot be asked for GPUs.
     """
     engine = engine_config(options)
     launching = LaunchOptions(**_part(LaunchOptions, options))

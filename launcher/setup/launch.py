@@ -61,8 +61,8 @@ def launch(
     downloaded unless it is in the cache, or a demo: "demo-turbo", for which "demo" and None stand too, or "demo-raw".
     transformer, text_encoder, vae and tokenizer are files or folders that replace parts of it; where all four are
     given, no model need be. limits changes fields of `Limits`. A rank that is not ready after start_timeout_s seconds,
-    or that takes longer than step_timeout_s over a step, counts as lost. warm_up: work that nobody asked for, while
-    nobody waits: previews and estimated times come from it.
+    or that takes longer than step_timeout_s over a step, or than 60 s and 20 times its estimate, counts as lost.
+    warm_up: prepare a GPU first, and run steps while no request waits, to learn previews and how long work takes.
 
     tp, sp and cfg_parallel: how 1, 2 or 4 GPUs share the work; parallel="auto" chooses.
 
@@ -73,8 +73,8 @@ def launch(
     weights for all of them; "demo-outlined" is the demos' own. lora_lenient skips what fits nothing in a file, with a
     warning. lora_dir: a folder from which `Client.load_lora` may load more.
 
-    Raises `ArgumentError`, `CheckpointError` or `LoraError` for what is wrong with these, and `LaunchError` or
-    `RankError` if the engine does not come up.
+    Raises `ArgumentError`, `CheckpointError` or `LoraError` for what is wrong with these, and `LaunchError`,
+    `RankError` or `ServerError` if the engine does not come up.
     """
     options = dict(locals())  # all that is in the signature, by name
     auto = is_auto({**options, "tp": None if tp == 1 else tp, "sp": None if sp == 1 else sp})
@@ -92,7 +92,7 @@ def launch(
 
 @contextmanager
 def launch_frontend(config: FrontendConfig, *, while_starting: Callable[[], None] = lambda: None) -> Iterator[Client]:
-    """Do what `launch` does, for a configuration that has been checked."""
+    """Do what `launch` does, for a checked configuration. while_starting: called once the front-end's process runs."""
     config = with_run_folder(config)
     reports: SimpleQueue[Started | Ended | None] = SimpleQueue()  # of the front-end, None when it has ended
     with ExitStack() as cleanup:
