@@ -81,12 +81,7 @@ def choose_weight_format(
 
 
 def parameter_formats(
-    weights: Weights,
-    tp: int,
-    bytes_per_element: int,
-    quantization: str = "auto",
-    *,
-    whole_text_encoder: bool = False,
+    weights: Weights, tp: int, bytes_per_element: int, quantization: str = "auto", *, whole_text_encoder: bool = False
 ) -> dict[str, dict[str, ParameterFormat]]:
     """Return what one of `tp` ranks keeps of every parameter, by component and name; the decoder's are those of a rank
     that has it. bytes_per_element: of parameters that are neither float32 nor 8-bit (2 for bfloat16).

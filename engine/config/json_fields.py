@@ -159,10 +159,15 @@ def read_json_object(file: Path) -> dict[str, Any]:
         raise CheckpointError.of(file, "the file is missing") from None
     except OSError as error:
         raise CheckpointError.of(file, f"cannot be read: {error.strerror}") from None
+    return parse_json_object(file, text)
+
+
+def parse_json_object(file: str | Path, text: str | bytes, name: str | None = None) -> dict[str, Any]:
+    """Parse the text of a file, or of what is called `name` in it. Raises `CheckpointError` if it holds no object."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError.of(file, f"is not valid json: {error}") from None
+        raise CheckpointError.of(file, f"is not valid json: {error}", name=name) from None
     if not isinstance(values, dict):
-        raise CheckpointError.of(file, "does not hold a json object", found=type(values).__name__)
+        raise CheckpointError.of(file, "does not hold a json object", name=name, found=type(values).__name__)
     return values

@@ -28,12 +28,7 @@ def _silu_mul_triton(gate_up, *, fp8=False) -> torch.Tensor | Fp8Rows:
 
 @Operation
 def sigmoid_mul(
-    x: torch.Tensor,
-    gate: torch.Tensor,
-    *,
-    fp8: bool = False,
-    out: torch.Tensor | Fp8Rows | None = None,
-    first: int = 0,
+    x: torch.Tensor, gate: torch.Tensor, *, fp8: bool = False, out: torch.Tensor | Fp8Rows | None = None, first: int = 0
 ) -> torch.Tensor | Fp8Rows:
     """Multiplies x · sigmoid(gate) → (tokens, width), with `fp8` as rows for a matrix product.
 

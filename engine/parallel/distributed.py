@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.config.degrees import Degrees
-from engine.parallel.check import CHECK_S, Begin, try_groups, within
-from engine.parallel.greeting import Card, agree, exchange
+from engine.parallel.greeting import CHECK_S, Begin, Card, agree, exchange, try_groups, within
 from engine.parallel.group import Group, LocalGroup
 from engine.parallel.mesh import Mesh
 

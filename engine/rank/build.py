@@ -27,7 +27,7 @@ from engine.model.text_encoder import TextEncoder
 from engine.model.transformer import Transformer
 from engine.model.vae import VAEDecoder
 from engine.offload.offload import Offload, limit_allocations, plan_for
-from engine.parallel.attention_agreement import agree_on_attention
+from engine.parallel.greeting import agree_on_attention
 from engine.parallel.group import LocalGroup
 from engine.parallel.mesh import Mesh
 from engine.planning.memory_plan import MemoryPlan

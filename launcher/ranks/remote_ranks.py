@@ -64,10 +64,7 @@ class RemoteRanks:
                 "--master-addr must be the name or an address of the machine of rank 0"
             ) from None
         door = Door(
-            port=port,
-            server_public=public.decode(),
-            rank_public=rank_public.decode(),
-            rank_secret=rank_secret.decode(),
+            port=port, server_public=public.decode(), rank_public=rank_public.decode(), rank_secret=rank_secret.decode()
         )
         Path(door_path(run_folder)).write_bytes(msgspec.json.encode(door))
 

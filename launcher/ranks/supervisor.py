@@ -31,11 +31,7 @@ class RankSupervisor:
     """
 
     def __init__(
-        self,
-        config: FrontendConfig,
-        children: list[Child],
-        context: zmq.asyncio.Context,
-        events: RankEvents,
+        self, config: FrontendConfig, children: list[Child], context: zmq.asyncio.Context, events: RankEvents
     ) -> None:
         """children: the processes of the first group; those of a later one take their places."""
         self._config, self._children = config, children

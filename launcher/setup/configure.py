@@ -45,8 +45,7 @@ class LaunchOptions:
         repeated=True,
     )
     merge_lora: bool = switch(
-        False,
-        "Add the --lora files to the weights as these are loaded: for every image, and at no cost afterwards.",
+        False, "Add the --lora files to the weights as these are loaded: for every image, and at no cost afterwards."
     )
     lora_dir: str | None = option(
         None,

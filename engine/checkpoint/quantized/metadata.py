@@ -8,7 +8,7 @@ from collections.abc import Set
 from typing import Any, NamedTuple
 
 from engine.checkpoint.files.stored import TensorFile
-from engine.config.json_fields import JsonFields
+from engine.config.json_fields import JsonFields, parse_json_object
 from engine.errors import CheckpointError
 
 HEADER_KEY = "_quantization_metadata"
@@ -72,7 +72,7 @@ def _header_options(file: TensorFile) -> dict[str, _Options]:
     text = file.metadata.get(HEADER_KEY)
     if text is None:
         return {}
-    layers, problem = _object(file, text, HEADER_KEY).get("layers"), "has a value that does not fit"
+    layers, problem = parse_json_object(file.path, text, HEADER_KEY).get("layers"), "has a value that does not fit"
     if not isinstance(layers, dict):
         raise CheckpointError.of(file.path, problem, name=f"{HEADER_KEY}.layers", expected="an object")
     return {layer: _options(file, layer, values) for layer, values in layers.items()}
@@ -93,18 +93,8 @@ def _blob_options(file: TensorFile) -> dict[str, _Options]:
             text = file.octets(name).tobytes().rstrip(b"\0").decode()
         except UnicodeDecodeError:
             raise CheckpointError.of(file.path, "is not UTF-8", name=name) from None
-        blobs[layer] = _options(file, layer, _object(file, text, name))
+        blobs[layer] = _options(file, layer, parse_json_object(file.path, text, name))
     return blobs
-
-
-def _object(file: TensorFile, text: str, name: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError.of(file.path, f"is not valid json: {error}", name=name) from None
-    if not isinstance(values, dict):
-        raise CheckpointError.of(file.path, "does not hold a json object", name=name, found=type(values).__name__)
-    return values
 
 
 def _options(file: TensorFile, layer: str, values: Any) -> _Options:

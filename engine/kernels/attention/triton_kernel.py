@@ -18,11 +18,7 @@ LARGEST_HEAD_DIM = 256
 
 
 def attention_triton(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    packing: Packing,
-    gate: torch.Tensor | None = None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, gate: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Returns softmax(q kᵀ / sqrt(head_dim)) v inside each segment, times sigmoid(gate) if it is given: (tokens,
     heads · head_dim).

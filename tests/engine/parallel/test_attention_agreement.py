@@ -16,7 +16,7 @@ from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError
 from engine.kernels.attention import choice as attention_choice
 from engine.kernels.attention.choice import AttentionChoice, AttentionShape, Timing, choose_attention
-from engine.parallel.attention_agreement import agree_on_attention
+from engine.parallel.greeting import agree_on_attention
 from engine.parallel.mesh import Mesh
 from engine.rank.rank import Rank
 from tests.engine.parallel.thread_group import thread_meshes

@@ -11,7 +11,7 @@ import torch
 
 from engine.config.degrees import Degrees
 from engine.errors import LaunchError, RankError
-from engine.parallel.check import try_groups, within
+from engine.parallel.greeting import try_groups, within
 from engine.parallel.mesh import Mesh
 from tests.engine.parallel.test_group import DEADLINE_S, run_processes
 from tests.engine.parallel.thread_group import thread_meshes
@@ -25,7 +25,7 @@ import sys, time, torch
 from pathlib import Path
 from engine.errors import LaunchError
 from engine.config.degrees import Degrees
-from engine.parallel import check, distributed
+from engine.parallel import distributed, greeting
 from engine.parallel.distributed import connect_mesh
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 said = folder / "said"
@@ -143,6 +143,6 @@ def test_what_hangs_in_nccl_comes_with_advice() -> None:
 
 
 def test_the_thread_that_hangs_does_not_keep_a_process_alive(tmp_path: Path) -> None:
-    script = "import time; from engine.parallel.check import within\nwithin(0.01, 'gloo', lambda _: time.sleep(1e6))"
+    script = "import time; from engine.parallel.greeting import within\nwithin(0.01, 'gloo', lambda _: time.sleep(1e6))"
     with pytest.raises(AssertionError, match="LaunchError: connecting over gloo"):
         run_processes(script, 1, tmp_path)
