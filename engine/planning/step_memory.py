@@ -108,7 +108,7 @@ def tiled_decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_e
     across, down = divide(width // scale, side), divide(height // scale, side)
     latents, channels = width * height // scale**2, vae.base_dim * vae.dim_mult[-1]
     # The middle of the decoder sees the whole picture, and its result is there while there are tiles to make of it. Its
-    # scores on a GPU (`VAEDecoder.score_bytes`) take less than the tile does, or than `_picture_bytes`, unused by then.
+    # scores on a GPU (`VAEDecoder.score_bytes`) take less than the tile does, or than `_picture_bytes`, not yet used.
     middle = latents * channels * (5 * bytes_per_element + _FLOAT32)
     tile = _levels_bytes(config, across.size * down.size * scale**2, bytes_per_element)
     return max(middle, latents * channels * bytes_per_element + tile) + _picture_bytes(width, height)
