@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,17 @@ _FP8_CAPABILITY = (8, 9)  # the least compute capability that multiplies fp8
 # Of a GPU's memory (a part, but at least these bytes), what is left to what no plan counts: prompts' features that are
 # kept, workspaces and plans of the libraries, what the allocator loses by rounding.
 _RESERVE_PART, _LEAST_RESERVE = 0.03, 500_000_000
+# How CUDA, Triton's loader, cuBLAS (of its handle, too), cuDNN before 9 and since, and torch's allocator on a CPU say
+# it where they do not raise torch's own error; and torch's convolutions, when there is no memory for the workspace of
+# any engine.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "ALLOCATION_FAILED",
+    "unable to find an engine to execute this computation",
+    "can't allocate memory",
+)
 
 
 def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torch.device:
@@ -128,3 +140,15 @@ def free_bytes(device: torch.device) -> int | None:
         return int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this was raised for want of memory, after which the device can still be used."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _OUT_OF_MEMORY)
+
+
+def release_tensors(error: BaseException) -> None:
+    """Drop what is held by the functions that an error came through: the tensors of a forward that was broken off."""
+    traceback.clear_frames(error.__traceback__)

@@ -20,7 +20,7 @@ from engine.device.devices import decoding_dtype
 from engine.model.tiles import MARGIN, OVERLAP, Tiles, divide
 from engine.model.vae_blocks import Conv, Decoder
 from engine.parallel.group import Group
-from engine.parallel.image_rows import ImageRows
+from engine.parallel.row_share import ImageRows
 
 
 class VAEDecoder(nn.Module):

@@ -16,7 +16,7 @@ from engine.config.components import VAEConfig
 from engine.kernels.attention.chunked import chunked_attention
 from engine.kernels.image_norm import add_image_norm_, add_residual_, image_norm
 from engine.kernels.upsample import upsample
-from engine.parallel.image_rows import ImageRows
+from engine.parallel.row_share import ImageRows
 
 _RESNET_REACH = 2  # how many rows up and down a residual block looks, by its two convolutions
 

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engine.device.devices import to_host
-from engine.device.out_of_memory import is_out_of_memory, release_tensors
+from engine.device.devices import is_out_of_memory, release_tensors, to_host
 from engine.device.timing import DeviceTime, record_time, seconds_between
 from engine.model.preview import PreviewMap
 from engine.model.tiles import SMALLEST_TILE

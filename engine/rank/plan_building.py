@@ -11,7 +11,7 @@ from typing import cast
 
 import torch
 
-from engine.device.out_of_memory import is_out_of_memory, release_tensors
+from engine.device.devices import is_out_of_memory, release_tensors
 from engine.kernels.attention.backends import GatedAttentionKernel, PlanShape, build_plan
 from engine.kernels.attention.plans import PlanSchedule
 from engine.step import BuiltPlan

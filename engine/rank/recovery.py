@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from engine.config.chat_template import PREFIX_TOKENS
-from engine.device.out_of_memory import is_out_of_memory, release_tensors
+from engine.device.devices import is_out_of_memory, release_tensors
 from engine.errors import OutOfMemoryError
 from engine.planning.step_memory import batch_bytes, decode_bytes
 from engine.rank.build import RankModel

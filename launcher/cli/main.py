@@ -19,8 +19,7 @@ from engine.errors import ArgumentError, Krea2Error
 from launcher.cli.convert import convert
 from launcher.cli.generate import generate
 from launcher.cli.info import info
-from launcher.cli.keys import keys
-from launcher.cli.serve import serve
+from launcher.cli.serve import keys, serve
 from launcher.processes import ORDERLY_S, SIGNALS, exit_after, watch_parent
 from launcher.ranks import torchrun
 

@@ -140,3 +140,13 @@ def _model_name(options: Mapping[str, Any]) -> str:
     name: str = options["model"] or options["transformer"] or "demo"
     path = Path(name).resolve()
     return (path.stem if path.is_file() else path.name) or name
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--client", default="client", help="Whose keys to make.")
+def keys(folder: Path, client: str) -> None:
+    """Make the keys of a server, if FOLDER has none, and of a client. Prints the file that the client needs."""
+    from launcher.messages.keys import make_keys
+
+    click.echo(make_keys(folder, client))

@@ -24,9 +24,8 @@ from engine.model.batch import Layout, Segment
 from engine.model.text_encoder import TextEncoder
 from engine.model.transformer import TimeModulation
 from engine.model.vae import VAEDecoder
-from engine.parallel.image_rows import ImageRows
 from engine.parallel.mesh import Mesh
-from engine.parallel.row_share import RowShare
+from engine.parallel.row_share import ImageRows, RowShare
 from engine.rank.rank import Rank
 from engine.rank.sampling import unpack_latents
 

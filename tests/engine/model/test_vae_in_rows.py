@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from engine.model.vae import VAEDecoder
 from engine.parallel.group import Group, LocalGroup
-from engine.parallel.image_rows import ImageRows
+from engine.parallel.row_share import ImageRows
 from tests.engine.model.test_vae_on_devices import REAL_PROPORTIONS, decoder
 from tests.engine.parallel.thread_group import thread_groups
 

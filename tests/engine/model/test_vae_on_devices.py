@@ -11,7 +11,7 @@ import torch
 from bench.engines.real_size import TINY, RandomWeights
 from engine.checkpoint.load import LoadOptions, load_weights
 from engine.model.vae import VAEDecoder
-from engine.parallel.image_rows import ImageRows
+from engine.parallel.row_share import ImageRows
 from tests.cpu_kinds import pretend
 
 REAL_PROPORTIONS: dict[str, Any] = {"dim_mult": (1, 2, 4, 4), "num_res_blocks": 2}

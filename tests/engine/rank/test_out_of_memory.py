@@ -12,8 +12,7 @@ import torch
 
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
-from engine.device.devices import reserve_bytes
-from engine.device.out_of_memory import is_out_of_memory
+from engine.device.devices import is_out_of_memory, reserve_bytes
 from engine.planning.step_memory import encode_bytes
 from engine.rank.denoiser import Denoiser
 from engine.rank.rank import Rank
