@@ -1,4 +1,4 @@
-"""Which device a rank computes on."""
+"""Which device a rank computes on, copies to and from it, and whether its memory ran out."""
 
 from __future__ import annotations
 

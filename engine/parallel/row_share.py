@@ -1,4 +1,4 @@
-"""Which rows of a packed batch a rank has, and how it gets the others.
+"""Which rows a rank has, of a packed batch or of an image, and how it gets the others.
 
 Between ranks that share tokens (`--sp`) this is sequence parallelism after DeepSpeed-Ulysses (Jacobs et al. 2023): for
 attention, which alone looks beyond a token, each rank has some heads of all tokens instead. Two exchanges a block: q, k

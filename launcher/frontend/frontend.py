@@ -28,12 +28,12 @@ from launcher.frontend.live_requests import LiveRequests
 from launcher.frontend.lora_registry import open_registry
 from launcher.frontend.lora_service import LoraService
 from launcher.frontend.metrics import Metrics
-from launcher.frontend.replies import Replies, as_krea2_error
+from launcher.frontend.replies import Replies
 from launcher.frontend.warm_up import AfterWarmUp
 from launcher.logs import log_event
 from launcher.messages import client_messages as messages
 from launcher.messages.configs import FrontendConfig
-from launcher.messages.encoding import describe
+from launcher.messages.encoding import as_krea2_error, describe
 from launcher.messages.keys import ServerKeys
 from launcher.processes import Child
 from launcher.ranks.rank_group import JobReport

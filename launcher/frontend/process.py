@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ import msgspec
 from engine.errors import Krea2Error, LaunchError, ServerError
 from launcher import processes
 from launcher.messages.configs import Ended, FrontendConfig, Started
-from launcher.messages.encoding import describe
+from launcher.messages.encoding import as_krea2_error
 from launcher.ranks.start import start_ranks
 
 if TYPE_CHECKING:
@@ -34,11 +33,8 @@ def run_frontend(after_warm_up: AfterWarmUp | None = None) -> None:
             after_warm_up=after_warm_up,
         )
         ended: Krea2Error | None = None if number is None else ServerError("the server was stopped")
-    except Krea2Error as error:
-        ended = error
     except Exception as error:
-        traceback.print_exception(error)
-        ended = Krea2Error(f"front-end: {describe(error)}")
+        ended = as_krea2_error(error)
     if ended is not None:
         parent.send(Ended(code=ended.code, message=ended.message, parameter=ended.parameter))
 

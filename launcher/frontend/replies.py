@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import traceback
 from dataclasses import dataclass, field
 
 from engine.errors import CancelledError, Krea2Error, RequestTimeoutError
@@ -14,7 +13,6 @@ from launcher.frontend.clients import Clients
 from launcher.frontend.metrics import STAGES, Metrics
 from launcher.logs import log_event
 from launcher.messages.client_messages import Accepted, Image, Preview, Progress
-from launcher.messages.encoding import describe
 from launcher.requests.check import CheckedRequest
 from launcher.requests.plan import Plan
 
@@ -153,11 +151,3 @@ class Replies:
 
     def _log(self, event: str, request: TrackedRequest, *, level: str = "info", **details: object) -> None:
         log_event(event, level=level, request_id=request.request_id, attempt=request.attempt, **details)
-
-
-def as_krea2_error(error: Exception) -> Krea2Error:
-    """Return the error that clients are told of; one that is a mistake of ours is shown on stderr, too."""
-    if isinstance(error, Krea2Error):
-        return error
-    traceback.print_exception(error)
-    return Krea2Error(f"front-end: {describe(error)}")

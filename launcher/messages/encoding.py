@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -75,6 +76,14 @@ def describe(error: BaseException) -> str:
     """Describe an unexpected exception in one line."""
     first_line = next((line for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+
+
+def as_krea2_error(error: Exception) -> Krea2Error:
+    """Return the error that clients are told of; one that is a mistake of ours is shown on stderr, too."""
+    if isinstance(error, Krea2Error):
+        return error
+    traceback.print_exception(error)
+    return Krea2Error(f"front-end: {describe(error)}")
 
 
 def _plain_number(value: Any) -> Any:
