@@ -30,7 +30,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(…, width) → the same shape and dtype."""
+        """Norm each row: (…, width) → the same shape and dtype."""
         return rms_norm(x, self.weight, self.eps)
 
 
@@ -43,7 +43,7 @@ class SwiGLU(nn.Module):
         self.down = RowParallelLinear(intermediate_size, width, group)
 
     def forward(self, x: torch.Tensor | Fp8Rows, share: RowShare | None = None) -> torch.Tensor:
-        """(rows, width) → (rows, width), or with `share` (multiplied rows, width) → (own rows, width)."""
+        """Map (rows, width) → (rows, width), or with `share` (multiplied rows, width) → (own rows, width)."""
         return self.down(silu_mul(self.gate_up(x), fp8=self.down.takes_fp8), share)
 
 
@@ -71,8 +71,8 @@ class GatedAttention(nn.Module):
         self._columns = [part // group.size for part in whole]
 
     def forward(self, x: torch.Tensor | Fp8Rows, share: RowShare, rotations: torch.Tensor | None) -> torch.Tensor:
-        """(multiplied rows, width) → (own rows, width), each row attending to its segment. rotations: of the rows of x,
-        (multiplied rows, head_dim / 2) complex64; None for no RoPE."""
+        """Let each row attend to its segment: (multiplied rows, width) → (own rows, width). rotations: of the rows
+        of x, (multiplied rows, head_dim / 2) complex64; None for no RoPE."""
         if share.sequence.size > 1:
             return self.out(self._attend_with_ranks(x, share, rotations), share)
         qkv, gate = self.qkvg(x).split((sum(self._columns[:3]), self._columns[3]), dim=-1)

@@ -40,7 +40,7 @@ class TextEncoder(nn.Module):
         return self.embed_tokens.weight.device
 
     def forward(self, ids: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """(tokens,) int64 ids of packed prompts → (tokens, taps, width), on the packing's device.
+        """Encode packed prompts: (tokens,) int64 ids → (tokens, taps, width), on the packing's device.
 
         Attention is causal within a prompt and positions count from 0 in each, as in the references' padded and masked
         batch, of which these are the tokens that are real.
@@ -63,8 +63,8 @@ class _Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, width))
 
     def forward(self, ids: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """(tokens,) int64 ids → (tokens, width) on `device`. They are looked up where the table lies, so that of one in
-        host memory only the rows that are needed are copied."""
+        """Embed (tokens,) int64 ids → (tokens, width) on `device`. They are looked up where the table lies, so
+        that of one in host memory only the rows that are needed are copied."""
         rows = F.embedding(ids.to(self.weight.device), self.weight)
         return rows if rows.device.type == device.type else to_device(rows, device)
 
@@ -78,7 +78,7 @@ class _Layer(nn.Module):
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, group)
 
     def forward(self, x: torch.Tensor, packing: Packing, rotations: torch.Tensor) -> torch.Tensor:
-        """(tokens, width) → (tokens, width). rotations: (tokens, head_dim / 2) complex64."""
+        """Map (tokens, width) → (tokens, width). rotations: (tokens, head_dim / 2) complex64."""
         update = self.attn(self.norm1(x), packing, rotations)
         x, y = add_rms_norm(x, update, self.norm2.weight, self.norm2.eps)
         return x + self.mlp(y)
@@ -96,7 +96,7 @@ class _CausalAttention(nn.Module):
         self._columns = [part // group.size for part in whole]
 
     def forward(self, x: torch.Tensor, packing: Packing, rotations: torch.Tensor) -> torch.Tensor:
-        """(tokens, width) → (tokens, width), each row attending to those before it in its prompt."""
+        """Let each row attend to the rows before it in its prompt: (tokens, width) → (tokens, width)."""
         qkv = self.qkv(x).split(self._columns, dim=-1)
         query, key, value = (part.unflatten(-1, (-1, self._head_dim)) for part in qkv)
         norm_rotate_(query, key, self.norm_q.weight, self.norm_k.weight, self.norm_q.eps, rotations, halves=True)

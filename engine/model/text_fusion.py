@@ -30,7 +30,7 @@ class TextFusion(nn.Module):
         self.refiner_blocks = blocks(config.num_refiner_text_blocks)
 
     def forward(self, states: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """(tokens, layers, text width) of packed prompts → (tokens, text width)."""
+        """Fuse the layers of packed prompts: (tokens, layers, text width) → (tokens, text width)."""
         tokens, layers, _ = states.shape
         x = states.flatten(0, 1)
         of_tokens, of_prompts = RowShare(Packing([layers] * tokens, x.device)), RowShare(packing)
@@ -54,6 +54,6 @@ class _FusionBlock(nn.Module):
         self.ff = SwiGLU(width, config.text_intermediate_size, group)
 
     def forward(self, x: torch.Tensor, share: RowShare) -> torch.Tensor:
-        """(rows, text width) → (rows, text width), each row attending to its segment."""
+        """Let each row attend to its segment: (rows, text width) → (rows, text width)."""
         x, y = add_rms_norm(x, self.attn(self.norm1(x), share, None), self.norm2.weight, self.norm2.eps)
         return x + self.ff(y)

@@ -205,5 +205,5 @@ class _TextProjection(nn.Module):
         self.linear_2 = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(tokens, text width) → (tokens, width)."""
+        """Project (tokens, text width) → (tokens, width)."""
         return self.linear_2(F.gelu(self.linear_1(self.norm(x)), approximate="tanh"))

@@ -120,8 +120,8 @@ class RowParallelLinear(ParallelMatrix):
         self.group = group
 
     def forward(self, x: torch.Tensor | Fp8Rows, share: RowShare | None = None) -> torch.Tensor:
-        """(rows, in / size) → (rows, out), the same on every rank; with a `share` whose ranks divide the rows between
-        matrices, (multiplied rows, in / size) → (own rows, out)."""
+        """Multiply (rows, in / size) → (rows, out), the same on every rank; with a `share` whose ranks divide the rows
+        between matrices, (multiplied rows, in / size) → (own rows, out)."""
         if share is None or share.tensor.size == 1:
             return self.group.all_reduce(self.partial_output(x))
         rows, filled = share.multiplied.tokens, share.filled_rows

@@ -49,7 +49,7 @@ class Traffic:
         return Traffic(self.bytes * count, self.operations * count)
 
     def seconds(self, bytes_per_s: float, latency_s: float) -> float:
-        """How long it takes where nothing else goes on meanwhile."""
+        """Estimate how long it takes where nothing else goes on meanwhile."""
         return self.bytes / bytes_per_s + self.operations * latency_s
 
 

@@ -108,7 +108,7 @@ class RankModel:
         return bool(self.engine.offload) or self.engine.memory_budget is not None
 
     def describe_plan(self) -> tuple[str, ...]:
-        """What lies where, for people, if the engine's config says anything about it."""
+        """Say what lies where, for people, if the engine's config says anything about it."""
         return tuple(self.offload.plan.describe()) if self.saves_memory else ()
 
     def choose_attention(self, *, measured: bool) -> None:

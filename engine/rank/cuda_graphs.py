@@ -64,7 +64,7 @@ class _Recording:
             raise
 
     def replay(self) -> torch.Tensor:
-        """The output, which the next replay overwrites."""
+        """Run the graph. Returns the output, which the next replay overwrites."""
         self._graph.replay()
         return self.output
 
@@ -106,7 +106,7 @@ class StepGraphs:
     def denoise(
         self, x: torch.Tensor, modulation: TimeModulation, share: RowShare, rotations: torch.Tensor
     ) -> torch.Tensor:
-        """As `Transformer.denoise` of one rank, which has all rows. The next call overwrites the result."""
+        """Compute `Transformer.denoise` of one rank, which has all rows. The next call overwrites the result."""
         packing = share.whole
         tokens = packing.tokens
         rows = -(-tokens // _STEP_ROWS) * _STEP_ROWS
@@ -147,7 +147,7 @@ class PromptGraphs:
         return tokens <= _LARGEST_PROMPT
 
     def encode(self, ids: torch.Tensor) -> torch.Tensor:
-        """As `TextEncoder.forward` with one prompt's ids, (tokens,). The next call overwrites the result."""
+        """Compute `TextEncoder.forward` of one prompt's ids, (tokens,). The next call overwrites the result."""
         tokens = ids.shape[0]
         recording = self._recording(-(-tokens // _PROMPT_ROWS) * _PROMPT_ROWS)
         recording.ids[:tokens].copy_(ids)

@@ -46,22 +46,22 @@ class RankEvents(Protocol):
     """
 
     def ranks_ready(self) -> None:
-        """All ranks have their weights."""
+        """Hear that all ranks have their weights."""
 
     def step_sent(self, step: Step) -> None:
-        """A step has been sent to all ranks."""
+        """Hear that a step has been sent to all ranks."""
 
     def step_done(self, step: Step, times: StepTimes, work: Work) -> None:
-        """All ranks have executed a step, which has as much to do as `work` says; the times are the slowest rank's."""
+        """Hear that all ranks have executed a step of this much `work`; the times are the slowest rank's."""
 
     def job_reported(self, report: JobReport, rgb: bytes) -> None:
-        """An image or a preview has come, of height · width · 3 bytes, or no image will, and the ranks go on."""
+        """Hear that an image or a preview has come, of height · width · 3 bytes, or that no image will; ranks go on."""
 
     def ranks_lost(self, error: Krea2Error) -> bool:
-        """The ranks are gone with all that they held. Returns whether a request or a LoRA is known to be the reason."""
+        """Hear that the ranks are gone with all they held. Returns whether a request or a LoRA is known to be why."""
 
     def ranks_given_up(self, error: Krea2Error) -> None:
-        """Ranks are lost again and again: nothing may wait for the next ones."""
+        """Hear that ranks are lost again and again: nothing may wait for the next ones."""
 
 
 class RankGroup:
