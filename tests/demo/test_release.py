@@ -107,7 +107,7 @@ def test_its_words_are_those_of_the_grammar(turbo: Path) -> None:
         assert domain.warning(sentence(prompt.text())) is None
         used.update(prompt.text().split())
     assert used == domain.words
-    assert domain.unknown("a fox in the snow") == ("fox", "in", "snow")
+    assert domain.warning("a fox in the snow") == f'the model does not know "fox", "in", "snow". {domain.note}'
 
 
 def test_its_note_gives_prompts_that_it_draws() -> None:
