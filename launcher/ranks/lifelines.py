@@ -17,7 +17,7 @@ async def hold_lifelines(path: str, on_lost: Callable[[int], None]) -> None:
 
     async def follow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         lifelines.append(writer)
-        with suppress(OSError):
+        with suppress(OSError, asyncio.CancelledError):  # Python 3.11 complains of a connection that was cancelled
             if rank := await reader.read(1):  # all that is ever said
                 with suppress(OSError):
                     await reader.read()

@@ -44,7 +44,7 @@ class LaunchOptions:
         metavar="[NAME=]PATH[:STRENGTH]",
         repeated=True,
     )
-    merge_lora: bool = switch(
+    merge_lora: bool = option(
         False, "Add the --lora files to the weights as these are loaded: for every image, and at no cost afterwards."
     )
     lora_dir: str | None = option(
