@@ -63,10 +63,18 @@ class Call:
 
 
 class Connection:
-    """A ZMQ socket to a front-end, and who waits for its replies. Raises `ArgumentError` for a bad argument."""
+    """A ZMQ socket to a front-end, and who waits for its replies. Raises `ArgumentError` for a bad argument.
+
+    name: what the front-end is to know this client by, None for a random one.
+    """
 
     def __init__(
-        self, address: str, *, connect_timeout_s: float = 10.0, key: str | os.PathLike[str] | None = None
+        self,
+        address: str,
+        *,
+        connect_timeout_s: float = 10.0,
+        key: str | os.PathLike[str] | None = None,
+        name: bytes | None = None,
     ) -> None:
         if not isinstance(address, str) or not address:
             raise ArgumentError.of("address", "tcp://HOST:PORT or ipc:///PATH", address)
@@ -74,6 +82,8 @@ class Connection:
             raise ArgumentError.of("connect_timeout_s", "above 0", connect_timeout_s)
         self.address = address
         self._connect_timeout_s = connect_timeout_s
+        # So that a lost connection comes back as the same client; a leading zero is zmq's to use.
+        self._name = b"client-" + uuid.uuid4().bytes if name is None else name
         self._keys = None if key is None else ClientKeys.load(key)
         self._context: zmq.asyncio.Context | None = None
         self._calls: list[Call] = []
@@ -90,8 +100,7 @@ class Connection:
             return
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
-        # A name of its own, so that a lost connection comes back as the same client; a leading zero is zmq's to use.
-        self._socket.routing_id = b"client-" + uuid.uuid4().bytes
+        self._socket.routing_id = self._name
         self._socket.set(zmq.LINGER, _FAREWELL_MS)
         self._socket.set(zmq.IPV6, int("[" in self.address))
         if self._keys is not None:

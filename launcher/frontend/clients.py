@@ -15,6 +15,7 @@ from engine.errors import Krea2Error, QueueFullError
 from launcher.messages.client_messages import Closing, Failed, Ping, Pong, Request
 from launcher.messages.encoding import MAX_REQUEST_BYTES, MessageError, decode_request, encode
 from launcher.messages.keys import ServerKeys
+from launcher.messages.own_clients import PREFIX, OwnClients
 from launcher.messages.sockets import bind, remove_socket, send_now
 
 MAX_CLIENTS = 1024
@@ -27,7 +28,8 @@ _FAREWELL_MS = 1000  # for the last replies to leave
 class Clients:
     """Holds a ROUTER socket and the clients that have spoken to it, by ZMQ identity; with `keys`, only known ones.
 
-    A client holds a lease that every message renews. on_message gets decoded messages, but for pings. What a
+    A client holds a lease that every message renews; processes of our own (`own`) hold theirs until `end_own` says that
+    they have ended. on_message gets decoded messages, but for pings. What a
     slow client cannot take yet waits in its outbox, where a newer message under the same key replaces an older one: so
     an outbox grows with a client's requests, and never with time.
     """
@@ -39,8 +41,10 @@ class Clients:
         *,
         on_message: Callable[[bytes, Request], None],
         keys: ServerKeys | None = None,
+        own: OwnClients | None = None,
     ) -> None:
         self._on_message = on_message
+        self._own = OwnClients() if own is None else own
         self._last_heard: dict[bytes, float] = {}
         self._outboxes: dict[bytes, dict[Hashable, list[bytes]]] = {}
         self.dropped_messages = 0
@@ -118,11 +122,25 @@ class Clients:
     def end_leases(self, lease_s: float) -> list[bytes]:
         """Forget the clients that have been silent for longer than their lease, and return them."""
         now = time.monotonic()
-        silent = [client for client, heard in self._last_heard.items() if now - heard > lease_s]
+        silent = [
+            client for client, heard in self._last_heard.items() if now - heard > lease_s and not self.is_own(client)
+        ]
         for client in silent:
-            del self._last_heard[client]
-            self._outboxes.pop(client, None)
+            self._forget_client(client)
         return silent
+
+    def is_own(self, client: bytes) -> bool:
+        """Whether a client is a process of our own that lives."""
+        return client in self._own
+
+    def end_own(self, client: bytes) -> None:
+        """Forget a client that was a process of our own, and what may still come from it."""
+        self._own.remove(client)
+        self._forget_client(client)
+
+    def _forget_client(self, client: bytes) -> None:
+        self._last_heard.pop(client, None)
+        self._outboxes.pop(client, None)
 
     def close(self, reason: Krea2Error) -> None:
         """Tell all clients why nobody will answer any more. The socket is its context's to close."""
@@ -134,7 +152,7 @@ class Clients:
 
     def _handle(self, frames: list[bytes]) -> None:
         client = frames[0]
-        if len(frames) != 2:
+        if len(frames) != 2 or (client.startswith(PREFIX) and not self.is_own(client)):
             self.dropped_messages += 1
             return
         try:
@@ -143,7 +161,8 @@ class Clients:
             self.dropped_messages += 1
             self.send_failure(client, problem.request_id, problem.error)
             return
-        if client not in self._last_heard and len(self._last_heard) >= MAX_CLIENTS:
+        is_new = client not in self._last_heard and not self.is_own(client)
+        if is_new and len(self._last_heard) >= MAX_CLIENTS:
             error = QueueFullError(f"{MAX_CLIENTS} clients are connected, and more are not served")
             self.send_failure(client, getattr(message, "request_id", None), error)
             return

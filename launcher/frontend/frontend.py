@@ -11,15 +11,16 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import zmq.asyncio
 
 import engine
 from engine.checkpoint.checkpoint_files import CheckpointFiles
-from engine.errors import Krea2Error, ServerError
+from engine.errors import CancelledError, Krea2Error, ServerError
 from engine.scheduling.cost import Work
 from engine.step import Step, StepTimes
 from launcher.frontend.clients import Clients
@@ -35,6 +36,7 @@ from launcher.messages import client_messages as messages
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import as_krea2_error, describe
 from launcher.messages.keys import ServerKeys
+from launcher.messages.own_clients import OwnClients
 from launcher.processes import Child
 from launcher.ranks.rank_group import JobReport
 from launcher.requests.tokenizer import PromptTokenizer
@@ -47,7 +49,8 @@ class Frontend:
     """Puts a front-end's parts together, and hands on what comes: messages, time, and what becomes of the ranks.
 
     ranks: the processes of the rank group, the first by now. `on_started` gets the clients' address once the ranks are
-    ready, `after_warm_up` what they were found to take for steps. Raises `CheckpointError` for a bad tokenizer or
+    ready, `after_warm_up` what they were found to take for steps. own_clients: processes of ours that are clients.
+    To be made in the event loop that it runs in. Raises `CheckpointError` for a bad tokenizer or
     config, `LoraError` for a bad LoRA, and `LaunchError` if the address cannot be used. Whoever makes one is to `run`
     it, which closes its sockets.
     """
@@ -59,6 +62,7 @@ class Frontend:
         *,
         on_started: Callable[[str], None],
         after_warm_up: AfterWarmUp | None = None,
+        own_clients: OwnClients | None = None,
     ) -> None:
         checkpoint = CheckpointFiles.open(config.engine)
         checkpoint.close()
@@ -78,7 +82,7 @@ class Frontend:
             contexts = zmq.asyncio.Context(), zmq.asyncio.Context()  # one holds the keys of one socket at most
             for context in contexts:
                 cleanup.callback(context.destroy)
-            self._clients = Clients(address, contexts[0], on_message=self._handle, keys=keys)
+            self._clients = Clients(address, contexts[0], on_message=self._handle, keys=keys, own=own_clients)
             self._dispatcher = Dispatcher(
                 config, model, tokenizer.encode, job_ids, ranks, contexts[1], self, after_warm_up
             )
@@ -97,6 +101,8 @@ class Frontend:
         self._requests = LiveRequests(
             config, model, tokenizer, job_ids, self._replies, self._dispatcher, self._loras, self._spawn
         )
+        if own_clients is not None:
+            own_clients.follow(partial(self._own_client_ended, asyncio.get_running_loop()))
 
     async def run(self, stop: asyncio.Event, stop_now: asyncio.Event) -> None:
         """Serve until `stop` is set and what runs has been drained, or `stop_now` is set.
@@ -196,6 +202,16 @@ class Frontend:
             lora_bytes=self._loras.bytes_held,
         )
 
+    def _own_client_ended(self, loop: asyncio.AbstractEventLoop, client: bytes) -> None:
+        """End what a process of ours wanted that has ended, from another thread."""
+
+        def end() -> None:
+            self._clients.end_own(client)
+            self._requests.abandon({client}, ServerError("the process that served the client has ended"))
+
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(end)
+
     # ---- what time brings
 
     async def _watch_clock(self) -> None:
@@ -204,7 +220,8 @@ class Frontend:
             await asyncio.sleep(_CLOCK_S)
             if time.monotonic() - asleep > 2 * _CLOCK_S:
                 continue  # something kept us from reading what clients sent meanwhile
-            self._requests.abandon(set(self._clients.end_leases(self._config.lease_s)))
+            gone = self._clients.end_leases(self._config.lease_s)
+            self._requests.abandon(set(gone), CancelledError("the client is gone"))
             self._dispatcher.check_decoder()
             ready = self._dispatcher.status.ready and not self._requests.draining
             if ready != self._was_ready:

@@ -127,11 +127,11 @@ class LiveRequests:
             del self._requests[client, request_id]
             self._replies.forget(request)
 
-    def abandon(self, clients: Collection[bytes]) -> None:
-        """End and forget what these clients wanted, which are gone."""
+    def abandon(self, clients: Collection[bytes], error: errors.Krea2Error) -> None:
+        """End and forget what these clients wanted, which are gone; the error is for the log and the metrics."""
         for (client, request_id), request in list(self._requests.items()):
             if client in clients:
-                self._fail(request, errors.CancelledError("the client is gone"))
+                self._fail(request, error)
                 del self._requests[client, request_id]
 
     def drain(self) -> int:

@@ -88,7 +88,8 @@ def serve_until_stopped(
             loop.add_signal_handler(number, stop_for, number)
         if is_child:
             processes.watch_parent(parent_ended)
-        frontend = Frontend(config, ranks, on_started=announce, after_warm_up=after_warm_up)
+        own_clients = None if http is None else http.own_clients
+        frontend = Frontend(config, ranks, on_started=announce, after_warm_up=after_warm_up, own_clients=own_clients)
         await frontend.run(stop, stop_now)
 
     try:

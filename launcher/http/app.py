@@ -83,7 +83,7 @@ def make_app(config: HttpConfig) -> Guard:
     checkpoint = CheckpointFiles.open(config.engine)
     checkpoint.close()
     model = checkpoint.config
-    link = EngineLink(config.rpc, config.rpc_key)
+    link = EngineLink(config.rpc, config.rpc_key, config.client_name)
     page = _Page(directory=PAGE, check_dir=False)
     began = int(time.time())
 

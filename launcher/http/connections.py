@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from engine.errors import Krea2Error, ServerError
+from engine.errors import CancelledError, Krea2Error, ServerError
 from launcher.client.async_client import AsyncClient
+from launcher.client.results import Event
 from launcher.logs import log_event
-from launcher.messages.client_messages import StatusReply
+from launcher.messages.client_messages import Generate, StatusReply
 
 HEAD_S = 20.0  # seconds for a request's line and headers to arrive
 _CONNECT_S = 2.0  # for the front-end to reply
@@ -22,12 +23,14 @@ _POLL_S = 0.1
 class EngineLink:
     """Gives a client of the front-end at `address`, with the keys in the file `key`, once it replies.
 
+    name: what the front-end knows this process by.
+
     Requests are accepted once the first ranks have loaded. From then on the front-end decides: it warms up only while
     nothing waits, and keeps requests that come while it replaces ranks.
     """
 
-    def __init__(self, address: str, key: str | None) -> None:
-        self._address, self._key = address, key
+    def __init__(self, address: str, key: str | None, name: bytes | None = None) -> None:
+        self._address, self._key, self._name = address, key, name
         self._client: AsyncClient | None = None
         self._has_loaded = False
 
@@ -47,6 +50,18 @@ class EngineLink:
             raise ServerError("the engine is starting: try again in a moment" if loaded else "it is starting")
         return self._client
 
+    async def follow(self, request: Generate) -> AsyncGenerator[Event, None]:
+        """Follow a request: see `AsyncClient.follow`. A request that ends as if cancelled raises `ServerError`.
+
+        For whoever hangs up stops following: so it was lost between our own processes, which is no client's doing.
+        """
+        async with aclosing(self.client().follow(request)) as events:
+            try:
+                async for event in events:
+                    yield event
+            except CancelledError as error:
+                raise ServerError(f"the request was lost within the server: {error.message}") from None
+
     async def status(self) -> StatusReply:
         """Ask what the front-end is doing, and remember whether ranks have loaded."""
         status = await self.client(loaded=False).status()
@@ -58,7 +73,7 @@ class EngineLink:
         while not self._has_loaded:
             try:
                 if self._client is None:
-                    client = AsyncClient(self._address, connect_timeout_s=_CONNECT_S, key=self._key)
+                    client = AsyncClient(self._address, connect_timeout_s=_CONNECT_S, key=self._key, name=self._name)
                     await client.connect()
                     self._client = client
                 await self.status()

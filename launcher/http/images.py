@@ -45,7 +45,7 @@ def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link:
             # The front-end would say the same, but what the previews need is known here only afterwards.
             checked = check(message, model, config.limits, drawn_seed=0)
             every = openai_api.preview_every(body, checked.steps)
-            events = link.client().follow(msgspec.structs.replace(message, preview_every=every))
+            events = link.follow(msgspec.structs.replace(message, preview_every=every))
             if body.stream:
                 first = await anext(events)  # an error that comes at once is a response with its status
                 return _EventStream(openai_api.write_events(body, checked, request, first, events))

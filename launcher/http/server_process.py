@@ -19,6 +19,7 @@ import msgspec
 from engine.errors import ArgumentError, LaunchError
 from launcher.logs import log_event
 from launcher.messages.configs import HttpConfig
+from launcher.messages.own_clients import OwnClients
 from launcher.messages.sockets import is_open
 from launcher.processes import Child
 
@@ -69,7 +70,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class HttpServer:
-    """An HTTP process on a socket that listens, until `ask_to_stop`. `url` is where browsers find it."""
+    """An HTTP process on a socket that listens, until `ask_to_stop`. `url` is where browsers find it.
+
+    own_clients: what the front-end is to know its processes by.
+    """
 
     def __init__(self, config: HttpConfig, listening: socket.socket) -> None:
         self._config = msgspec.structs.replace(config, socket_fd=listening.fileno())
@@ -77,6 +81,7 @@ class HttpServer:
         self._child: Child | None = None
         self._lock = threading.Lock()
         self._stopping = threading.Event()
+        self.own_clients = OwnClients()
         self.url = f"http://{_shown(config.host)}:{listening.getsockname()[1]}"
 
     def start(self, rpc: str) -> None:
@@ -98,11 +103,18 @@ class HttpServer:
             if self._stopping.is_set():
                 return
             started = time.monotonic()
-            self._child = child = Child("_http", self._config, echo="", pass_fds=(self._socket.fileno(),))
-        child.on_exit(lambda: self._replace(child, started, pause_s))
+            name = self.own_clients.add()
+            config = msgspec.structs.replace(self._config, client_name=name)
+            try:
+                self._child = child = Child("_http", config, echo="", pass_fds=(self._socket.fileno(),))
+            except OSError:
+                self.own_clients.remove(name)
+                raise
+        child.on_exit(lambda: self._replace(child, name, started, pause_s))
 
-    def _replace(self, lost: Child, started: float, pause_s: float) -> None:
+    def _replace(self, lost: Child, name: bytes, started: float, pause_s: float) -> None:
         """Start another process, in the thread that has seen the last one end."""
+        self.own_clients.end(name)
         if self._stopping.is_set():
             return
         if time.monotonic() - started > _SETTLED_S:

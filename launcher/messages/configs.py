@@ -53,9 +53,10 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How to run the HTTP process.
 
     socket_fd: a socket that listens already, inherited from the parent, which keeps it while the process is replaced.
-    rpc: where the front-end listens; rpc_key: the file of keys to use there. api_keys: none to ask nobody for one.
-    allowed_hosts: further names that Host may have where `host` is loopback. public_url: what links begin with, None
-    for the base of the request that asks for them.
+    rpc: where the front-end listens; rpc_key: the file of keys to use there; client_name: by which it knows that this
+    process is one of its own, None for one that is not. api_keys: none to ask nobody for one. allowed_hosts: further
+    names that Host may have where `host` is loopback. public_url: what links begin with, None for the base of the
+    request that asks for them.
     """
 
     engine: EngineConfig
@@ -64,6 +65,7 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     socket_fd: int = -1
     rpc: str = ""
     rpc_key: str | None = None
+    client_name: bytes | None = None
     model_names: tuple[str, ...] = ("demo",)
     api_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()

@@ -22,6 +22,7 @@ from launcher.frontend.warm_up import AfterWarmUp
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import encode
 from launcher.messages.limits import Limits
+from launcher.messages.own_clients import OwnClients
 from launcher.messages.rank_messages import (
     Decoded,
     Execute,
@@ -208,6 +209,7 @@ async def fake_engine(
     warm_up: bool = False,
     children: list[Child] | None = None,
     after_warm_up: AfterWarmUp | None = None,
+    own_clients: OwnClients | None = None,
     **config: float | str,
 ) -> AsyncIterator[Fakes]:
     """A front-end for the demo checkpoint with `tp` fake ranks, or for an `engine`. Leaving it stops what still runs.
@@ -232,7 +234,9 @@ async def fake_engine(
         loop.call_soon_threadsafe(fakes.start_ranks, generation)
 
     children = [] if children is None else children
-    frontend = Frontend(settings, children, on_started=started.set_result, after_warm_up=after_warm_up)
+    frontend = Frontend(
+        settings, children, on_started=started.set_result, after_warm_up=after_warm_up, own_clients=own_clients
+    )
     starting = patch("launcher.ranks.supervisor.start_ranks", from_a_thread)
     starting.start()
     fakes.served = asyncio.create_task(frontend.run(fakes.stop, fakes.stop_now))

@@ -1,0 +1,41 @@
+"""The clients of a front-end that are processes of its own, which it knows by secret names."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+PREFIX = b"own-"  # of their names, which nobody else's may have
+
+
+class OwnClients:
+    """Names, as zmq's routing ids, of the clients that are our own processes. Random, so that nobody can take one.
+
+    A process' parent adds a name before it starts the process, and says from any thread when the process has ended. Of
+    a client that is here nobody need guess by its silence whether it lives.
+    """
+
+    def __init__(self) -> None:
+        self._names: set[bytes] = set()
+        self._on_end: Callable[[bytes], None] = self.remove
+
+    def __contains__(self, client: object) -> bool:
+        return client in self._names
+
+    def add(self) -> bytes:
+        """Return the name of a process that is to be started."""
+        name = PREFIX + secrets.token_bytes(16)
+        self._names.add(name)
+        return name
+
+    def end(self, name: bytes) -> None:
+        """Note that the process of this name has ended: whoever follows the ends hears it, or else it is removed."""
+        self._on_end(name)
+
+    def follow(self, on_end: Callable[[bytes], None]) -> None:
+        """Have `on_end` called, in any thread, with the name of each process that ends; it is to remove the name."""
+        self._on_end = on_end
+
+    def remove(self, name: bytes) -> None:
+        """Forget a name."""
+        self._names.discard(name)
