@@ -11,16 +11,14 @@ then stops its children itself.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
@@ -39,7 +37,6 @@ SIGNALS = tuple(
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
 )
-_LONGEST_FOLDER = 80  # characters; a unix socket's whole path may have 103 on macOS
 _TAIL_LINES = 20
 # Lines of a C++ error that are not its cause: its stack, and torch's advice.
 _NO_CAUSE = (
@@ -52,6 +49,16 @@ _NO_CAUSE = (
     "Search for `cudaError",
 )
 _ABORTED = "Fatal Python error: Aborted"
+# Of the environment, what is for this process alone: secrets, which children get on their stdin if they need them, and
+# what systemd wants to hear from the process that it started.
+_NOT_FOR_CHILDREN = (
+    "KREA2_API_KEY",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+)
 _LENGTH = struct.Struct(">I")
 _STOP = b"stop"  # the last bytes from a parent that lives on; a dead one sends none
 
@@ -178,9 +185,12 @@ def python_command(*arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", "launcher", *arguments]
 
 
-def child_environment() -> dict[str, str]:
-    """Return our environment, such that the child finds this package even in a source tree."""
+def child_environment(*, secrets: bool = False) -> dict[str, str]:
+    """Return our environment, such that the child finds this package even in a source tree. secrets: with API keys and
+    tokens, for a child that is the command itself."""
     environment = dict(os.environ)
+    if not secrets:
+        forget_secrets(environment)
     package_root = Path(__file__).resolve().parent.parent
     if package_root.name not in ("site-packages", "dist-packages"):
         paths = [str(package_root), environment.get("PYTHONPATH", "")]
@@ -188,15 +198,10 @@ def child_environment() -> dict[str, str]:
     return environment
 
 
-def make_run_folder() -> Path:
-    """Make a folder that only this user may enter, for sockets and the file at which ranks rendezvous."""
-    folder = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="krea2-", dir=folder if len(folder) <= _LONGEST_FOLDER else "/tmp"))
-
-
-def remove_run_folder(folder: str | Path) -> None:
-    """Remove a run folder with all that is in it, if it exists."""
-    shutil.rmtree(folder, ignore_errors=True)
+def forget_secrets(environment: MutableMapping[str, str]) -> None:
+    """Take out of an environment what is not for the processes that an engine consists of."""
+    for name in _NOT_FOR_CHILDREN:
+        environment.pop(name, None)
 
 
 # ---- the child's side

@@ -72,11 +72,12 @@ ENGINE_FLOORS: dict[str, set[str]] = {
 }
 # The same of the launcher. Its package stands above all: what it exports is imported when somebody asks for it, and its
 # imports of these are for types alone. Importing it, as importing anything in it does, imports none of them.
-_CHILDREN = {"launcher.logs", "launcher.messages", "launcher.processes"}
+_CHILDREN = {"launcher.logs", "launcher.messages", "launcher.processes", "launcher.run_folder"}
 LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.logs": set(),
     "launcher.messages": {"launcher.logs"},
     "launcher.processes": {"launcher.messages"},
+    "launcher.run_folder": set(),
     "launcher.client": {"launcher.messages"},
     "launcher.requests": {"launcher.messages"},
     "launcher.http": {*_CHILDREN, "launcher.client", "launcher.requests"},

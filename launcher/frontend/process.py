@@ -15,6 +15,7 @@ from launcher import processes
 from launcher.messages.configs import Ended, FrontendConfig, Started
 from launcher.messages.encoding import as_krea2_error
 from launcher.ranks.start import start_ranks
+from launcher.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from launcher.frontend.warm_up import AfterWarmUp
@@ -53,7 +54,7 @@ def serve_until_stopped(
     signal, if there was one. No process and no file is left when this returns or raises; raises what `Frontend`
     does, and `LaunchError` if `on_started` cannot write.
     """
-    config = with_run_folder(config)
+    config, folder = with_run_folder(config)
     ranks: list[processes.Child] = []
     received: signal.Signals | None = None
     unheard: LaunchError | None = None
@@ -104,14 +105,16 @@ def serve_until_stopped(
         for number in processes.SIGNALS:  # stopping is what they ask for
             signal.signal(number, signal.SIG_IGN)
         processes.stop_all([*ranks, *(http.ask_to_stop() if http is not None else [])])
-        processes.remove_run_folder(config.run_folder)
+        folder.remove()
     if unheard is not None:
         raise unheard
     return received
 
 
-def with_run_folder(config: FrontendConfig) -> FrontendConfig:
-    """Make a run folder and return the configuration with it, unless it has one."""
-    if config.run_folder:
-        return config
-    return msgspec.structs.replace(config, run_folder=str(processes.make_run_folder()))
+def with_run_folder(config: FrontendConfig) -> tuple[FrontendConfig, RunFolder]:
+    """Make a run folder, or hold the one that the configuration has. Returns the configuration with it, and it.
+
+    Raises `LaunchError`.
+    """
+    folder = RunFolder(config.run_folder) if config.run_folder else RunFolder.make()
+    return msgspec.structs.replace(config, run_folder=folder.path), folder

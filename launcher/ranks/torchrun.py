@@ -28,6 +28,7 @@ from launcher.messages.configs import Door, RankConfig
 from launcher.messages.rank_messages import door_path, lifeline_path
 from launcher.ranks import worker
 from launcher.ranks.start import RANK_ENVIRONMENT
+from launcher.run_folder import RunFolder, remove_run_folder
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -85,10 +86,12 @@ def run_rank() -> NoReturn:
     agent = os.getppid()
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
     rank, local_rank, total, local, machines = (int(os.environ[name]) for name in names)
-    run_folder = str(processes.make_run_folder()) if rank == 0 else ""
+    folder = RunFolder.make() if rank == 0 else None  # held until we end
+    run_folder = "" if folder is None else folder.path
     ranks = ExternalRanks(total, local, machines, run_folder, os.environ["MASTER_ADDR"])
     met: Future[Store] = Future()
     child = _start_command(ranks) if rank == 0 else None
+    processes.forget_secrets(os.environ)  # libraries, and what they start; /proc shows what torchrun gave us
     os.dup2(2, 1)  # what libraries print, as NCCL its warnings, is not the command's output
     # Python's own handlers would wait for a collective to end; a thread does not. All threads that start from now on
     # leave signals to that one; the child has started already, and gets its own.
@@ -119,7 +122,7 @@ def run_rank() -> NoReturn:
 
 def _start_command(ranks: ExternalRanks) -> subprocess.Popen[bytes]:
     """Start the same command line without torchrun. It ends when its stdin does, and we end when it does."""
-    ours = processes.child_environment()
+    ours = processes.child_environment(secrets=True)
     environment = {name: value for name, value in ours.items() if not _OF_TORCHRUN.match(name)}
     environment[_RANKS] = msgspec.json.encode(ranks).decode()
     command = processes.python_command(*sys.argv[1:])
@@ -131,7 +134,7 @@ def _end_with(child: subprocess.Popen[bytes], ranks: ExternalRanks, met: Future[
     the door are told the code first."""
     code = child.wait()
     code = code if code >= 0 else 128 - code
-    processes.remove_run_folder(ranks.run_folder)
+    remove_run_folder(ranks.run_folder)
     if ranks.remote:
         with suppress(Exception):  # torchrun may be gone, and its store with it
             store = met.result(_MEET_S)

@@ -22,7 +22,8 @@ from engine.errors import Krea2Error, LaunchError
 from launcher.messages import rank_messages as messages
 from launcher.messages.configs import RankConfig
 from launcher.messages.encoding import describe, encode
-from launcher.processes import read_config, remove_run_folder, watch_parent
+from launcher.processes import read_config, watch_parent
+from launcher.run_folder import remove_run_folder
 
 if TYPE_CHECKING:
     import zmq

@@ -15,7 +15,7 @@ from launcher.auto_mode.prediction import Workload
 from launcher.frontend.process import with_run_folder
 from launcher.logs import log_event
 from launcher.messages.configs import Ended, FrontendConfig, Started, decode_frontend_report
-from launcher.processes import ORDERLY_S, Child, remove_run_folder, stop_all
+from launcher.processes import ORDERLY_S, Child, stop_all
 from launcher.setup.configure import configure
 
 if TYPE_CHECKING:
@@ -93,10 +93,10 @@ def launch(
 @contextmanager
 def launch_frontend(config: FrontendConfig, *, while_starting: Callable[[], None] = lambda: None) -> Iterator[Client]:
     """Do what `launch` does, for a checked configuration. while_starting: called once the front-end's process runs."""
-    config = with_run_folder(config)
+    config, folder = with_run_folder(config)
     reports: SimpleQueue[Started | Ended | None] = SimpleQueue()  # of the front-end, None when it has ended
     with ExitStack() as cleanup:
-        cleanup.callback(remove_run_folder, config.run_folder)
+        cleanup.callback(folder.remove)
         # A block that is never left (entered by hand in a REPL) ends here: later, threads no longer run.
         atexit.register(cleanup.close)
         cleanup.callback(atexit.unregister, cleanup.close)
