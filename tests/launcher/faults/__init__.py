@@ -1,0 +1,1 @@
+"""What ends service elsewhere: bodies, logs nobody reads, pauses, descriptors, load. Real servers, so mostly slow."""

@@ -1,0 +1,95 @@
+"""Memory and descriptors of every process stay what they were, over thousands of requests of all kinds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from random import Random
+from subprocess import DEVNULL
+from typing import NamedTuple
+
+import httpx
+import pytest
+
+from tests.launcher.http_servers import PATH, PROMPT
+from tests.launcher.processes import PATIENCE_S, Marked
+
+CLIENTS = 32
+BATCHES, BATCH = 8, 500  # requests: the first two batches warm up what is kept, such as allocators' pools
+KINDS = ("image", "stream", "url", "refused", "hang up", "read")
+
+
+class Held(NamedTuple):
+    """What a process holds."""
+
+    memory: int  # bytes that are its alone
+    descriptors: int
+    threads: int
+
+
+@pytest.mark.slow
+def test_memory_and_descriptors_are_flat_over_3000_requests(marked: Marked) -> None:
+    server = marked.start_krea2("serve", "--device", "cpu", "--port", "0", stderr=DEVNULL)
+    assert server.stdout is not None
+    url = server.stdout.readline().strip().removeprefix("http: ")
+    assert server.stdout.readline()
+
+    async def serve(seed: int) -> Counter[str]:
+        """Have a batch answered, `CLIENTS` at a time. Returns how often each outcome came."""
+        random = Random(seed)
+        outcomes: Counter[str] = Counter()
+        waiting = iter([random.choice(KINDS) for _ in range(BATCH)])
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
+
+            async def work() -> None:
+                for kind in waiting:
+                    outcomes[await ask(client, kind, random)] += 1
+
+            await asyncio.gather(*(work() for _ in range(CLIENTS)))
+        return outcomes
+
+    outcomes: Counter[str] = Counter()
+    history: dict[int, list[Held]] = {process.pid: [] for process in marked.alive()}
+    for batch in range(BATCHES):
+        outcomes += asyncio.run(serve(batch))
+        for process in marked.alive():
+            memory = process.memory_full_info().uss
+            history[process.pid].append(Held(memory, process.num_fds(), process.num_threads()))
+    assert outcomes.total() == BATCHES * BATCH
+    assert outcomes.keys() == set(KINDS), outcomes
+    for held in history.values():
+        memory, descriptors, threads = ([getattr(each, name) for each in held[1:]] for name in Held._fields)
+        # memory goes up and down with what is in flight and what glibc gives back: a leak lifts the lowest
+        assert min(memory[-3:]) < 1.1 * max(memory[:3]), memory
+        assert min(descriptors[-3:]) <= max(descriptors[:3]), descriptors
+        assert min(threads[-3:]) <= max(threads[:3]), threads
+
+
+async def ask(client: httpx.AsyncClient, kind: str, random: Random) -> str:
+    """Ask for something of a kind. Returns the kind if the answer was right, else what came."""
+    body = {"prompt": PROMPT, "size": random.choice(["64x64", "80x64"]), "steps": 1, "seed": random.randrange(1000)}
+    match kind:
+        case "image":
+            answer = await client.post(PATH, json=body)
+            right = answer.status_code == 200 and answer.json()["seed"] == body["seed"]
+        case "stream":
+            answer = await client.post(PATH, json=body | {"stream": True, "progress": True})
+            right = answer.status_code == 200 and "image_generation.completed" in answer.text
+        case "url":
+            answer = await client.post(PATH, json=body | {"response_format": "url"})
+            answer = await client.get(answer.json()["data"][0]["url"])
+            right = answer.status_code == 200 and answer.content.startswith(b"\x89PNG")
+        case "refused":
+            answer = await client.post(PATH, json=body | {random.choice(["steps", "width", "bogus"]): "x" * 10_000})
+            right = answer.status_code == 400
+        case "hang up":
+            try:
+                answer = await client.post(PATH, json=body | {"steps": 8}, timeout=random.uniform(0.001, 0.05))
+                right = answer.status_code == 200
+            except httpx.TimeoutException:
+                return kind
+        case _:
+            route = random.choice(["/v1/models", "/v1/loras", "/metrics", "/ready", "/docs", "/"])
+            answer = await client.get(route)
+            right = answer.status_code == 200 or route == "/ready"  # 503 until the warm-up is over
+    return kind if right else f"{kind}: {answer.status_code}"
