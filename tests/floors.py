@@ -82,7 +82,14 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.requests": {"launcher.messages"},
     "launcher.http": {*_CHILDREN, "launcher.client", "launcher.requests"},
     "launcher.ranks": _CHILDREN,
-    "launcher.frontend": {*_CHILDREN, "launcher.requests", "launcher.http", "launcher.ranks"},
+    "launcher.frontend.admission": {"launcher.messages", "launcher.requests"},
+    "launcher.frontend": {
+        *_CHILDREN,
+        "launcher.requests",
+        "launcher.http",
+        "launcher.ranks",
+        "launcher.frontend.admission",
+    },
     "launcher.auto_mode": _CHILDREN,
     "launcher.setup": {
         *_CHILDREN,

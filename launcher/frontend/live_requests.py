@@ -19,6 +19,7 @@ from engine import errors
 from engine.config.model_config import ModelConfig
 from engine.scheduling.scheduler import Estimate
 from engine.step import Job, Step, StepTimes
+from launcher.frontend.admission.deadlines import Deadlines
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.lora_service import LoraService
 from launcher.frontend.replies import Replies, TrackedRequest
@@ -54,6 +55,7 @@ class LiveRequests:
         self._config, self._model, self._tokenizer = config, model, tokenizer
         self._job_ids, self._numbers = job_ids, itertools.count()
         self._replies, self._dispatcher, self._loras, self._spawn = replies, dispatcher, loras, spawn
+        self._deadlines = Deadlines(dispatcher.scheduler)
         self.draining = False
         self._requests: dict[tuple[bytes, str], TrackedRequest] = {}  # by client and id, until acknowledged
         self._jobs: dict[int, tuple[TrackedRequest, Job]] = {}  # of requests that have not ended
@@ -101,6 +103,13 @@ class LiveRequests:
             self._dispatcher.add(
                 job, segments=plan.segments, request=number, priority=checked.priority, arrived=request.arrived
             )
+        try:
+            idle = len(self.unfinished()) == 1
+            self._deadlines.check(number, plan, checked.timeout_s, idle=idle, now=request.arrived)
+        except errors.QueueFullError:
+            del self._requests[client, message.request_id]
+            self._forget_jobs(request)
+            raise
         if checked.timeout_s is not None:
             error = errors.RequestTimeoutError(
                 f"the request was not done within its timeout_s of {checked.timeout_s:g}"

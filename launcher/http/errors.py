@@ -63,6 +63,8 @@ def error_response(error: Krea2Error, request_id: str, headers: dict[str, str] |
     """Make the response to a request that failed before anything was sent, with status and headers of the error."""
     status = STATUS_OF_CODE.get(error.code, 500)
     headers = {**(headers or {}), **_HEADERS.get(status, {})}
+    if status == 429 and error.parameter is not None:  # at fault, whatever waits
+        headers |= _NEVER_AGAIN
     if status in (429, 503):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or RETRY_AFTER_S)))
     return JsonResponse(error_body(error, request_id), status, headers)

@@ -64,7 +64,7 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     mu: float | None = Field(None, description="The schedule's shift, instead of the checkpoint's own.")
     priority: int | None = Field(None, description="The highest goes first.")
     timeout_s: float | None = Field(
-        None, description="Give the request up after this many seconds, more than 0; never if there is none."
+        None, description="Give it up after so many seconds, or at once if it is expected to take longer; more than 0."
     )
     progress: bool | None = Field(None, description="Events for queue position and steps; needs stream.")
     preview_every: int | None = Field(None, description="Steps between previews, instead of partial_images.")
