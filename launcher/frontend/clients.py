@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import traceback
 from collections.abc import Callable, Hashable
 
@@ -120,8 +119,11 @@ class Clients:
             del outbox[key]
 
     def end_leases(self, lease_s: float) -> list[bytes]:
-        """Forget the clients that have been silent for longer than their lease, and return them."""
-        now = time.monotonic()
+        """Forget the clients that have been silent for longer than their lease, and return them.
+
+        Only time in which they could be heard counts: in an `AwakeLoop`, that is the loop's.
+        """
+        now = asyncio.get_running_loop().time()
         silent = [
             client for client, heard in self._last_heard.items() if now - heard > lease_s and not self.is_own(client)
         ]
@@ -166,7 +168,7 @@ class Clients:
             error = QueueFullError(f"{MAX_CLIENTS} clients are connected, and more are not served")
             self.send_failure(client, getattr(message, "request_id", None), error)
             return
-        self._last_heard[client] = time.monotonic()
+        self._last_heard[client] = asyncio.get_running_loop().time()
         if isinstance(message, Ping):
             self.send(client, Pong())
         else:

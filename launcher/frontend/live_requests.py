@@ -19,6 +19,7 @@ from engine import errors
 from engine.config.model_config import ModelConfig
 from engine.scheduling.scheduler import Estimate
 from engine.step import Job, Step, StepTimes
+from launcher.awake import RealTimer
 from launcher.frontend.admission.deadlines import Deadlines
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.lora_service import LoraService
@@ -114,7 +115,7 @@ class LiveRequests:
             error = errors.RequestTimeoutError(
                 f"the request was not done within its timeout_s of {checked.timeout_s:g}"
             )
-            request.timer = asyncio.get_running_loop().call_later(checked.timeout_s, self._fail, request, error)
+            request.timer = RealTimer(checked.timeout_s, self._fail, request, error)
         self._accepted(request)
         self._dispatcher.send_steps()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine.errors import Krea2Error, LaunchError, ServerError
-from launcher import processes
+from launcher import awake, processes
 from launcher.messages.configs import Ended, FrontendConfig, Started
 from launcher.messages.encoding import as_krea2_error
 from launcher.ranks.start import start_ranks
@@ -100,7 +100,7 @@ def serve_until_stopped(
             http.start(address)
         from launcher.frontend.frontend import Frontend  # while the ranks import torch
 
-        asyncio.run(run())
+        awake.run(run())
     finally:
         for number in processes.SIGNALS:  # stopping is what they ask for
             signal.signal(number, signal.SIG_IGN)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass, field
 
 from engine.errors import CancelledError, Krea2Error, RequestTimeoutError
 from engine.scheduling.scheduler import Estimate
 from engine.step import Job
+from launcher.awake import RealTimer
 from launcher.frontend.clients import Clients
 from launcher.frontend.metrics import STAGES, Metrics
 from launcher.logs import log_event
@@ -37,7 +37,7 @@ class TrackedRequest:
     decoded: set[int] = field(default_factory=set)  # jobs whose image is there
     position: int | None = None  # as the client knows it
     timings: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*STAGES, "total"), 0.0))
-    timer: asyncio.TimerHandle | None = None
+    timer: RealTimer | None = None
     frames: list[list[bytes]] = field(default_factory=list)  # images or failure, kept until they are acknowledged
 
     def start_over(self) -> None:

@@ -23,6 +23,7 @@ from starlette.staticfiles import StaticFiles
 import engine
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.errors import Krea2Error, ServerError, error_from_code
+from launcher import awake
 from launcher.http.connections import EngineLink, ImpatientProtocol, allow_many_connections
 from launcher.http.docs import ERROR_SCHEMA, describe_limits, describe_page
 from launcher.http.errors import JsonResponse, error_response
@@ -55,7 +56,7 @@ def run_http() -> None:
 
     watch_parent(parent_ended)
     with socket.socket(fileno=config.socket_fd) as listening:
-        asyncio.run(server.serve(sockets=[listening]))
+        awake.run(server.serve(sockets=[listening]))
 
 
 def make_server(config: HttpConfig) -> uvicorn.Server:

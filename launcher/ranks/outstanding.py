@@ -27,7 +27,7 @@ class _SentStep:
 class Outstanding:
     """Keeps the group's start, the steps that it was sent, and the images that are being decoded.
 
-    Times are seconds of any one clock.
+    Times are seconds of any one clock, which should stand still while ranks cannot be heard.
     """
 
     def __init__(self, ranks: Iterable[int], start_timeout_s: float, step_timeout_s: float, now: float) -> None:
@@ -80,14 +80,6 @@ class Outstanding:
     def image_came(self, job_id: int) -> None:
         """Note that an image has come, or never will."""
         self._decoding.pop(job_id, None)
-
-    def put_off(self, seconds: float) -> None:
-        """Give ranks `seconds` more: they could not be heard for as long."""
-        self._start_due += seconds
-        for sent in self._sent:
-            sent.due += seconds
-        for job_id in self._decoding:
-            self._decoding[job_id] += seconds
 
     def overdue(self, now: float, *, missing: Sequence[int]) -> Krea2Error | None:
         """Return the error of what should have been done by now, if any. missing: ranks that are not ready."""

@@ -7,7 +7,6 @@ about lost connections are consequences, and are not shown.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -76,9 +75,11 @@ class RankGroup:
         self._config, self._events = config, events
         self._ranks = range(config.engine.ranks)
         self.ready_by_rank: dict[int, messages.Ready] = {}
-        self.outstanding = Outstanding(self._ranks, config.start_timeout_s, config.step_timeout_s, time.monotonic())
+        self._loop = asyncio.get_running_loop()
+        timeouts = config.start_timeout_s, config.step_timeout_s
+        self.outstanding = Outstanding(self._ranks, *timeouts, now=self._loop.time())
         self.images = 0
-        self.failed: asyncio.Future[Krea2Error] = asyncio.get_running_loop().create_future()
+        self.failed: asyncio.Future[Krea2Error] = self._loop.create_future()
         self._failing: set[int] = set()  # ranks that have said why they fail
         self._socket = context.socket(zmq.ROUTER)
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
@@ -110,7 +111,7 @@ class RankGroup:
     def send(self, step: Step, work: Work, *, expected_s: float | None = None) -> None:
         """Send a step to every rank. It counts as hanging when it takes many times longer than expected."""
         assert self.outstanding.steps < STEPS_AHEAD
-        self.outstanding.add(step, work, expected_s=expected_s, now=time.monotonic())
+        self.outstanding.add(step, work, expected_s=expected_s, now=self._loop.time())
         for rank in self._ranks:
             self._command(rank, messages.Execute(step=step))
         self._events.step_sent(step)
@@ -164,7 +165,7 @@ class RankGroup:
                 if self.ready:
                     self._events.ranks_ready()
             case messages.StepDone(rank=rank, number=number, times=times):
-                if (done := self.outstanding.answer(rank, number, times, time.monotonic())) is not None:
+                if (done := self.outstanding.answer(rank, number, times, self._loop.time())) is not None:
                     self._events.step_done(*done)
             case messages.Decoded() | messages.Previewed() | messages.JobFailed() as report:
                 if not isinstance(report, messages.Previewed):
@@ -194,24 +195,20 @@ class RankGroup:
 
     def _fail_later(self, error: Krea2Error) -> None:
         """Lose the group for this reason unless the one behind it is noticed first."""
-        asyncio.get_running_loop().call_later(_ROOT_CAUSE_S, self.fail, error)
+        self._loop.call_later(_ROOT_CAUSE_S, self.fail, error)
 
     def _exited(self, rank: int, child: Child) -> None:
         """Lose the group, from another thread."""
         with suppress(RuntimeError):  # the loop has ended, so has the group
-            self.failed.get_loop().call_soon_threadsafe(self._lost, rank, child.describe_exit())
+            self._loop.call_soon_threadsafe(self._lost, rank, child.describe_exit())
 
     async def _watch_clock(self) -> None:
         while True:
-            asleep = time.monotonic()
             await asyncio.sleep(_CLOCK_S)
-            now = time.monotonic()
-            if now - asleep > 1.0 + _CLOCK_S:
-                self.outstanding.put_off(now - asleep)  # for we were kept from hearing the ranks for so long
             for rank in self._remote.lost() if self._remote is not None else []:
                 self._lost(rank, "died, or its machine cannot be reached")
             missing = [rank for rank in self._ranks if rank not in self.ready_by_rank]
-            if (overdue := self.outstanding.overdue(now, missing=missing)) is not None:
+            if (overdue := self.outstanding.overdue(self._loop.time(), missing=missing)) is not None:
                 self.fail(overdue)
 
     def _lost(self, rank: int, how: str = "died") -> None:

@@ -7,7 +7,6 @@ front-end.
 from __future__ import annotations
 
 import asyncio
-import time
 
 import zmq.asyncio
 
@@ -73,8 +72,9 @@ class RankSupervisor:
 
         Returns how many have not; they are kept, to be stopped again at the end.
         """
-        due = time.monotonic() + _GONE_S
-        while (left := [child for child in self._children if not child.wait(0.0)]) and time.monotonic() < due:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + _GONE_S
+        while (left := [child for child in self._children if not child.wait(0.0)]) and loop.time() < due:
             await asyncio.sleep(_LOOK_S)  # not in a thread, which would keep a server that is stopped from ending
         self._children[:] = left
         if left:

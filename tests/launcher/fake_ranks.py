@@ -16,6 +16,7 @@ import zmq.asyncio
 from engine.config.engine_config import EngineConfig
 from engine.errors import Krea2Error
 from engine.step import Job, Step, StepTimes
+from launcher import awake
 from launcher.client.async_client import AsyncClient
 from launcher.frontend.frontend import Frontend
 from launcher.frontend.warm_up import AfterWarmUp
@@ -158,7 +159,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
         async with asyncio.timeout(2 * DEADLINE_S):  # so that what it waits for in vain says so first
             await test
 
-    asyncio.run(bounded())
+    awake.run(bounded())
 
 
 class Fakes:
