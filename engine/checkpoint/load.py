@@ -115,6 +115,9 @@ def read_parameter(
     else:
         values, scales, finite = _read_quantized(slices, weight_format, device, options.dtype)
     if not finite:
+        for each in slices:
+            if (error := each.tensor.not_finite(each.bounds)) is not None:
+                raise error
         named = ", ".join(tensor.name for tensor in tensors)
         raise CheckpointError.of(tensors[0].file, "holds values that are not finite", name=named)
     is_fp8 = weight_format == "fp8" and in_blocks(sources[0].parameter)

@@ -92,6 +92,21 @@ class _Merged(StoredTensor):
             merged.add_(self._difference(change, base, bounds), alpha=strength)
         return merged
 
+    def not_finite(self, bounds: Bounds) -> LoraError | None:
+        """Name the adapters that are too much for finite weights."""
+        base = self._base.read(bounds).float()
+        if not bool(base.isfinite().all()):
+            return None
+        guilty = [
+            (change, strength)
+            for change, strength in self._changes
+            if not bool((self._difference(change, base, bounds) * strength).bfloat16().isfinite().all())
+        ]
+        named = [f"{change.file.path} at strength {strength:g}" for change, strength in guilty or self._changes]
+        make = "makes" if len(named) == 1 else "make"
+        problem = f"{' and '.join(named)} {make} {self.name} overflow"
+        return LoraError(f"{problem}: use a smaller strength, or another LoRA")
+
     def _difference(self, change: Change, base: torch.Tensor, bounds: Bounds) -> torch.Tensor:
         """Returns W' − W of a slice, whose own values are `base`, in its shape."""
         if self._kind == "bias":

@@ -31,6 +31,7 @@ from launcher.messages.rank_messages import Decoded, JobFailed, Previewed
 from launcher.ranks.rank_group import JobReport
 from launcher.requests.check import check
 from launcher.requests.image_files import encode_image, encode_preview
+from launcher.requests.not_finite import no_picture
 from launcher.requests.plan import make_plan
 from launcher.requests.rank_memory import RankMemory
 from launcher.requests.tokenizer import PromptTokenizer
@@ -266,9 +267,7 @@ class LiveRequests:
             case Previewed():
                 self._spawn(self._send_preview(request, job, report, rgb))
             case Decoded(finite=False):
-                remedy = f"try less guidance than {job.guidance:g}" if job.guidance else "the checkpoint may be damaged"
-                reason = f"the image with seed {job.seed} came out as no numbers: {remedy}"
-                self._fail(request, errors.NotFiniteError(reason))
+                self._fail(request, no_picture(job.seed, request.checked, self._config.engine.merge_loras))
             case Decoded():
                 request.decoded.add(job.job_id)
                 self._spawn(self._send_image(request, job, report, rgb))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, Krea2Error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,6 +98,10 @@ class StoredTensor(ABC):
     @abstractmethod
     def read(self, bounds: Bounds) -> torch.Tensor:
         """Read the values of a slice, dequantised, in a float dtype, to the CPU. The shape is that of the bounds."""
+
+    def not_finite(self, bounds: Bounds) -> Krea2Error | None:
+        """Return why values of a slice are not finite, if that is not the file's fault."""
+        return None
 
     def read_eight_bit(self, bounds: Bounds) -> tuple[torch.Tensor, torch.Tensor]:
         """Read values and scales of a slice of a matrix, in its `weight_format`. Not for "float".

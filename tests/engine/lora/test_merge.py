@@ -10,10 +10,11 @@ import torch
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.convert.convert import convert
 from engine.config.engine_config import EngineConfig
-from engine.errors import ArgumentError
+from engine.errors import ArgumentError, CheckpointError, LoraError
 from engine.parallel.mesh import Mesh
 from engine.rank.rank import Rank
-from tests.engine.lora.adapter_files import draw_low_rank, layer_shapes, write_scheme
+from tests.damage import copy_checkpoint, rewrite_tensors
+from tests.engine.lora.adapter_files import draw_low_rank, layer_shapes, write, write_scheme
 from tests.engine_runs import RankGroups, jobs_of
 from tests.oracle import Request, relative_error
 
@@ -23,8 +24,9 @@ def lora(turbo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scheme(tmp_path_factory.mktemp("lora") / "a.safetensors", turbo, draw_low_rank(layer_shapes(turbo)))
 
 
-def load(folder: Path, lora: Path, **engine: str) -> Rank:
-    config = EngineConfig(model=str(folder), device="cpu", merge_loras=((str(lora), 1.0),), **engine)
+def load(folder: Path, *loras: Path, strength: float = 1.0, **engine: str) -> Rank:
+    merged = tuple((str(lora), strength) for lora in loras)
+    config = EngineConfig(model=str(folder), device="cpu", merge_loras=merged, **engine)
     return Rank(config, Mesh(), torch.device("cpu"))
 
 
@@ -56,3 +58,40 @@ def test_merging_comes_before_quantising(turbo: Path, rank_groups: RankGroups, l
     (plain,) = rank_groups.run_jobs(turbo, jobs, quantization=quantization)
     (rounded,) = rank_groups.run_jobs(turbo, jobs, quantization=quantization, merge_loras=merged)
     assert relative_error(rounded.latents, exact.latents) < 0.2 * relative_error(plain.latents, exact.latents)
+
+
+LAYER = "transformer_blocks.1.attn.to_v"
+
+
+def write_difference(turbo: Path, file: Path, value: float) -> Path:
+    """A LoRA that adds `value` to every weight of a layer."""
+    return write(file, {f"{LAYER}.diff": torch.full(layer_shapes(turbo)[LAYER], value)})
+
+
+@pytest.mark.parametrize("quantization", ["auto", "int8"])
+def test_a_lora_that_overflows_is_named_with_its_strength_and_not_the_checkpoint(
+    turbo: Path, tmp_path: Path, quantization: str
+) -> None:
+    bold = write_difference(turbo, tmp_path / "bold.safetensors", 1e38)
+    meek = write_difference(turbo, tmp_path / "meek.safetensors", 0.01)
+    with pytest.raises(LoraError) as error:
+        load(turbo, meek, bold, strength=10.0, quantization=quantization)
+    assert error.value.message == (
+        f"{bold} at strength 10 makes {LAYER}.weight overflow: use a smaller strength, or another LoRA"
+    )
+    load(turbo, meek, bold, strength=1.0, quantization=quantization)
+
+
+def test_loras_that_overflow_together_are_both_named(turbo: Path, tmp_path: Path) -> None:
+    files = [write_difference(turbo, tmp_path / f"{name}.safetensors", 2e38) for name in "ab"]
+    with pytest.raises(LoraError, match=r"a\.safetensors at strength 1 and .*b\.safetensors at strength 1 make "):
+        load(turbo, *files)
+
+
+def test_a_damaged_weight_is_the_checkpoints_fault_whatever_is_merged(turbo: Path, tmp_path: Path) -> None:
+    lora = write_difference(turbo, tmp_path / "meek.safetensors", 0.01)
+    folder = copy_checkpoint(turbo, tmp_path / "damaged")
+    file = folder / "transformer/diffusion_pytorch_model.safetensors"
+    rewrite_tensors(file, lambda tensors: tensors[f"{LAYER}.weight"].view(-1)[3:4].fill_(float("nan")))
+    with pytest.raises(CheckpointError, match=f"{LAYER}.weight.*: holds values that are not finite"):
+        load(folder, lora)

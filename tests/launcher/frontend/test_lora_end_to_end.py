@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
-from engine.errors import ArgumentError, LoraError
+from engine.errors import ArgumentError, LoraError, NotFiniteError
 from launcher import Client, Result, launch
 from tests.engine.lora.adapter_files import draw_low_rank, layer_shapes, write_scheme
 from tests.launcher.conftest import Krea2
@@ -111,6 +111,17 @@ def test_a_file_that_does_not_fit_is_refused_and_named(client: Client) -> None:
         client.load_lora("x", "more.safetensors")
     with pytest.raises(ArgumentError, match="path must be relative"):
         client.load_lora("x", "../one.safetensors")
+
+
+def test_one_that_overflows_is_named_and_harms_no_other_picture(client: Client, folder: Path) -> None:
+    before = draw(client, ("one", 1.0))
+    bold = {name: 1e25 * tensor for name, tensor in load_file(folder / "two.safetensors").items()}
+    save_file(bold, folder / "bold.safetensors")
+    client.load_lora("bold", "bold.safetensors")
+    with pytest.raises(NotFiniteError, match="no numbers: try a smaller strength of the LoRA 'bold' at 2"):
+        draw(client, ("bold", 2.0))
+    client.unload_lora("bold")
+    assert np.array_equal(draw(client, ("one", 1.0)), before)
 
 
 def test_merged_into_the_weights_it_draws_the_same(client: Client, folder: Path) -> None:
