@@ -16,10 +16,25 @@ import psutil
 import torch
 from safetensors.torch import load_file, save_file
 
+FULL = "File too large"  # EFBIG; a full disk says "No space left on device", in the same place
+
 
 def copy_checkpoint(source: Path, target: Path) -> Path:
     """A copy that shares the files' data; whoever changes a file replaces it."""
     return shutil.copytree(source, target, copy_function=os.link)
+
+
+@contextmanager
+def full_disk(room: int = 0) -> Iterator[None]:
+    """Let no file of this process be longer than `room` bytes, which is a full disk without being root.
+
+    See setrlimit(2). Python ignores the signal that comes with it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextmanager

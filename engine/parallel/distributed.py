@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.config.degrees import Degrees
+from engine.errors import LaunchError
 from engine.parallel.greeting import CHECK_S, Begin, Card, agree, exchange, try_groups, within
 from engine.parallel.group import Group, LocalGroup
 from engine.parallel.mesh import Mesh
@@ -49,7 +50,10 @@ def connect_mesh(
 
     timeout = timedelta(seconds=timeout_s)
     if store_file is not None:
-        store: Store = FileStore(str(store_file), world_size)
+        try:
+            store: Store = FileStore(str(store_file), world_size)
+        except dist.DistStoreError as error:
+            raise LaunchError(f"{store_file}: cannot be written: {error}") from None
     else:
         store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
     store.set_timeout(timeout)

@@ -67,9 +67,14 @@ class Card:
 
 
 def exchange(store: Store, card: Card, ranks: int, timeout_s: float) -> list[Card]:
-    """Hand in a rank's card and wait for all. Raises `LaunchError` if one has not come within `timeout_s` seconds."""
+    """Hand in a rank's card and wait for all. Raises `LaunchError` if one has not come within `timeout_s` seconds, and
+    if the store is a file that cannot be written."""
     names = [f"krea2/card/{rank}" for rank in range(ranks)]
-    store.set(names[card.rank], json.dumps(asdict(card)))
+    try:
+        store.set(names[card.rank], json.dumps(asdict(card)))
+    except RuntimeError as error:
+        where = getattr(store, "path", "the place where ranks meet")
+        raise LaunchError(f"{where}: cannot be written: {error}") from None
     try:
         store.wait(names, timedelta(seconds=timeout_s))
     except RuntimeError:

@@ -87,6 +87,8 @@ def remember(key: str, measured: Measured) -> None:
     try:
         new.write_bytes(msgspec.json.format(msgspec.json.encode(everything | {key: measured}), indent=1) + b"\n")
         new.replace(file)  # so that others read the old or the new one, whole
+    except OSError as error:  # which names no file if writing fails, as on a full disk
+        raise OSError(error.errno, error.strerror or str(error), str(file)) from None
     finally:
         with suppress(OSError):
             new.unlink(missing_ok=True)

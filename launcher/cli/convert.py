@@ -12,6 +12,7 @@ import click
 from engine.config.engine_config import PARTS, EngineConfig
 from engine.errors import ArgumentError
 from launcher.cli.options import table_options
+from launcher.cli.stdout import say
 
 _SUFFIXES = {".safetensors": "native", ".gguf": "gguf"}  # which say of a file, or a folder, that it has this layout
 
@@ -76,4 +77,4 @@ def convert(
                 tp=tp,
                 report=bar.update,
             )
-    click.echo(output)
+    say(str(output))

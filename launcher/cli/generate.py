@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from engine.config.model_config import ModelConfig
-from engine.errors import ArgumentError
+from engine.errors import ArgumentError, Krea2Error
 from launcher.auto_mode.prediction import Workload
 from launcher.cli.options import configure_engine, engine_options
+from launcher.cli.stdout import stdout_named
 from launcher.messages.client_messages import Generate, LoraChoice, Progress
 from launcher.messages.limits import Limits
 from launcher.setup.launch import launch_frontend
@@ -105,7 +106,8 @@ async def _make_images(
                 elif isinstance(event, ImageFile):
                     path = request_paths[event.index]
                     await asyncio.to_thread(write_file, path, event.file)
-                    progress.print(str(path), sys.stdout)
+                    with stdout_named():
+                        progress.print(str(path), sys.stdout)
                 elif isinstance(event, Result):
                     for warning in event.warnings:
                         if warning not in warnings:
@@ -170,10 +172,12 @@ def numbered_paths(path: Path, count: int) -> list[Path]:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file that is either whole or not there."""
+    """Write a file that is either whole or not there. Raises `Krea2Error` if it cannot be written."""
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         part.write_bytes(data)
         os.replace(part, path)
+    except OSError as error:  # which names no file if writing fails, as on a full disk
+        raise Krea2Error(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
         part.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from engine.planning.memory_plan import plan_checkpoint
 from launcher.auto_mode.choice import choose_mode, is_auto
 from launcher.auto_mode.prediction import Workload
 from launcher.cli.options import given, table_options
+from launcher.cli.stdout import say
 from launcher.messages.limits import Limits
 from launcher.setup.configure import engine_config
 from launcher.setup.hub import find_model
@@ -66,7 +67,7 @@ def info(
             raise ArgumentError(f"{name} says what --parallel auto chooses for, which is not given", parameter=name)
     config = engine_config(options | {"model": find_model(argument or options.get("model"))})
     if config.model is not None and not loras and is_lone_file(config):
-        click.echo(describe_file(Path(config.model)))
+        say(describe_file(Path(config.model)))
         return
     checked = [_check_lora(lora, config) for lora in loras]
     if checked and config.memory_budget is not None and config.lora_memory is None:
@@ -75,7 +76,7 @@ def info(
     if choose:
         config, chosen = _choose_mode(config, sizes, gpus)
         lines = ("", *chosen)
-    click.echo("\n".join((describe_checkpoint(config), *lines, *(line for line, _ in checked))))
+    say("\n".join((describe_checkpoint(config), *lines, *(line for line, _ in checked))))
 
 
 def describe_checkpoint(config: EngineConfig) -> str:

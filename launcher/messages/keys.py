@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,18 +104,33 @@ def make_keys(folder: Path, client: str) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         if not any(folder.iterdir()):
             folder.chmod(0o700)
-            (folder / "clients").mkdir(mode=0o700)
-            _, secret_file = _make_pair(folder, "server", {})
-            with secret_file.open("a") as file:  # so that it is a client's file, too
-                file.write(f"metadata\n    server-key = {_load_pair(secret_file)[0].decode()}\n")
+            with _removed_if_it_fails(folder / "clients", folder / SERVER_FILE, folder / "server.key"):
+                (folder / "clients").mkdir(mode=0o700)
+                _, secret_file = _make_pair(folder, "server", {})
+                with secret_file.open("a") as file:  # so that it is a client's file, too
+                    file.write(f"metadata\n    server-key = {_load_pair(secret_file)[0].decode()}\n")
         server = ServerKeys.load(folder)
-        if (folder / f"{client}.key_secret").exists() or (folder / "clients" / f"{client}.key").exists():
+        secret_file, public_file = folder / f"{client}.key_secret", folder / "clients" / f"{client}.key"
+        if secret_file.exists() or public_file.exists():
             raise ArgumentError(f"client {client} has keys in {folder} already: give another name", parameter="client")
-        public_file, secret_file = _make_pair(folder, client, {"server-key": server.public.decode()})
-        public_file.rename(folder / "clients" / public_file.name)
+        with _removed_if_it_fails(secret_file, folder / public_file.name, public_file):
+            made, _ = _make_pair(folder, client, {"server-key": server.public.decode()})
+            made.rename(public_file)
     except OSError as error:
         raise ArgumentError.of("folder", f"one that can be written ({_reason(error)})", str(folder)) from None
     return secret_file
+
+
+@contextmanager
+def _removed_if_it_fails(*paths: Path) -> Iterator[None]:
+    """Remove what there is of these, in vain where it cannot be, if the `with` block fails, as on a full disk."""
+    try:
+        yield
+    except Exception:
+        for path in paths:
+            with suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+        raise
 
 
 def _make_pair(folder: Path, name: str, metadata: dict[str, str]) -> tuple[Path, Path]:

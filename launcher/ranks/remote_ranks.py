@@ -66,7 +66,12 @@ class RemoteRanks:
         door = Door(
             port=port, server_public=public.decode(), rank_public=rank_public.decode(), rank_secret=rank_secret.decode()
         )
-        Path(door_path(run_folder)).write_bytes(msgspec.json.encode(door))
+        file = Path(door_path(run_folder))
+        try:
+            file.write_bytes(msgspec.json.encode(door))
+        except OSError as error:
+            self._authenticator.stop()
+            raise LaunchError(f"{file}: cannot be written: {error.strerror}") from None
 
     def came(self, rank: int) -> None:
         """Note that a rank's lifeline has connected, and answer it."""

@@ -39,7 +39,11 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise CheckpointError.of(path, f"cannot be written: {error.strerror or error}") from None
+        reason = error.strerror or f"{error}: the disk may be full"  # which is all that numpy says
+        raise CheckpointError.of(path, f"cannot be written: {reason}") from None
+    except CheckpointError as error:  # of a file in the folder, under the name that it was to get
+        error.message = error.message.replace(str(temporary), str(path))
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):  # of a folder, or of what is not there

@@ -15,6 +15,7 @@ from engine.config.degrees import Degrees
 from engine.errors import ArgumentError, LaunchError
 from engine.parallel.distributed import connect_mesh
 from engine.parallel.greeting import Card, agree
+from tests.damage import FULL, full_disk
 
 CPU = torch.device("cpu")
 VERSIONS = {"krea2-engine": "1.0", "torch": "2.11.0", "NCCL": "2.28.9"}
@@ -99,3 +100,9 @@ def test_gpus_that_may_be_shared_are_shared_only_where_they_must_be(
     with pytest.raises(LaunchError, match=f"connecting over {backend} failed: there is no such GPU"):
         connect_mesh(0, Degrees(2), gpu, store_file=tmp_path / "store", timeout_s=60.0, share_gpu=True)
     assert connected == [(backend, gpu if backend == "nccl" else None)]
+
+
+def test_a_full_disk_names_the_file_where_ranks_meet(tmp_path: Path) -> None:
+    file = tmp_path / "store"
+    with full_disk(), pytest.raises(LaunchError, match=f"{file}: cannot be written: {FULL}"):
+        connect_mesh(0, Degrees(sp=2), CPU, store_file=file, timeout_s=5.0)

@@ -15,6 +15,7 @@ from launcher.auto_mode.measurements import keep_speed
 from launcher.auto_mode.prediction import TEXT_TOKENS
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.rank_messages import Ready
+from tests.damage import FULL, full_disk
 from tests.launcher.processes import PATIENCE_S, Marked, wait_until
 
 H200 = "NVIDIA H200"
@@ -29,6 +30,7 @@ if "_rank" in sys.orig_argv:
 """
 SCRIPT = """
 from launcher import launch
+from tests.damage import FULL, full_disk
 with launch() as client:
     while not client.status().ready:
         pass
@@ -84,6 +86,17 @@ def test_what_cannot_be_kept_is_told(cache: Path, caplog: pytest.LogCaptureFixtu
     cache.parent.write_text("a file where the folder should be")
     keep({}, "cuda:0")
     assert caplog.records[-1].getMessage() == "what was measured cannot be kept"
+
+
+def test_a_full_disk_is_told_with_the_files_name_and_leaves_the_old_one(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep({}, "cuda:0")
+    before = cache.read_bytes()
+    with full_disk():
+        keep({"sp": 2}, "cuda:0")
+    assert vars(caplog.records[-1])["fields"]["error"] == f"[Errno 27] {FULL}: '{cache}'"
+    assert [path.read_bytes() for path in cache.parent.iterdir()] == [before]
 
 
 @pytest.mark.parametrize("started_by", ["serve", "launch"])

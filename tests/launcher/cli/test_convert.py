@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from launcher import Client
+from tests.damage import FULL, full_disk
 from tests.launcher.conftest import Krea2
 from tests.launcher.processes import Marked
 
@@ -59,3 +60,17 @@ def test_a_file_s_suffix_does_not_contradict_its_layout(krea2: Krea2, tmp_path: 
     assert stderr.startswith(f"error: output must be {allowed}, got '")
     part = ("--layout", "native", "--component", "text-encoder")
     assert krea2("convert", file, *part) == (0, f"{file}\n", "")
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "sharded", "native", "gguf"])
+def test_a_full_disk_names_what_was_to_be_written_and_leaves_nothing(krea2: Krea2, tmp_path: Path, layout: str) -> None:
+    output = tmp_path / "out"
+    with full_disk(room=64 * 1024):
+        code, stdout, stderr = krea2("convert", str(output), "--layout", layout)
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith(f"error: {output}")
+    assert ".part" not in stderr
+    assert "cannot be written: " in stderr
+    assert FULL in stderr or "the disk may be full" in stderr
+    assert stderr.count("\n") == 1
+    assert not os.listdir(tmp_path)

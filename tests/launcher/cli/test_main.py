@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
 import click
+import pytest
 
 import engine
 from launcher.cli.main import commands
@@ -45,3 +47,19 @@ def test_version_and_help(krea2: Krea2) -> None:
     code, stdout, stderr = krea2()
     assert (code, stdout) == (2, "")
     assert "Commands:" in stderr
+
+
+@pytest.mark.parametrize("command", ["keys", "info", "generate"])
+def test_a_full_disk_behind_stdout_is_named(marked: Marked, command: str) -> None:
+    arguments = {
+        "keys": (str(marked.folder / "keys"),),
+        "info": ("demo",),
+        "generate": ("x", "--seed", "0", "--device", "cpu", "--output", str(marked.folder / "x.png")),
+    }
+    marked.use_hollow_ranks()
+    if not os.path.exists("/dev/full"):
+        pytest.skip("there is no /dev/full")
+    with open("/dev/full", "w") as full:
+        process = marked.start_krea2(command, *arguments[command], stdout=full)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, stderr) == (1, "error: stdout cannot be written: No space left on device\n")

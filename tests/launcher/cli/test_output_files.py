@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import ArgumentError
+from engine.errors import ArgumentError, Krea2Error
 from launcher.cli.generate import numbered_paths, output_format, write_file
+from tests.damage import FULL, full_disk
+from tests.launcher.processes import PATIENCE_S, Marked
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,36 @@ def test_a_file_is_replaced_as_a_whole_and_nothing_else_is_left(tmp_path: Path) 
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(Krea2Error, match="folder: cannot be written: Is a directory"):
         write_file(tmp_path / "folder", b"x")
     assert sorted(tmp_path.iterdir()) == [path, tmp_path / "folder"]
+
+
+@pytest.mark.parametrize("room", [0, 100])
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path: Path, room: int) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+    with full_disk(room), pytest.raises(Krea2Error) as error:
+        write_file(path, bytes(1000))
+    assert error.value.message == f"{path}: cannot be written: {FULL}"
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+SMALL_FILES = """
+import sys
+if "generate" in sys.orig_argv:
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+"""
+
+
+def test_a_picture_that_does_not_fit_on_the_disk_ends_generate_with_its_name(marked: Marked) -> None:
+    marked.use_hollow_ranks()
+    marked.run_first(SMALL_FILES)
+    path = marked.folder / "x.png"
+    process = marked.start_krea2("generate", "x", "--seed", "0", "--device", "cpu", "--output", str(path))
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, stdout, stderr) == (1, "", f"error: {path}: cannot be written: {FULL}\n")
+    marked.expect_nothing_left()
+    assert not [found for found in marked.folder.iterdir() if "x.png" in found.name or found.suffix == ".part"]

@@ -17,6 +17,7 @@ from launcher.client.async_client import AsyncClient
 from launcher.messages.client_messages import Ping
 from launcher.messages.encoding import encode
 from launcher.messages.keys import ClientKeys, ServerKeys, make_keys
+from tests.damage import FULL, full_disk
 from tests.launcher.conftest import Krea2
 from tests.launcher.fake_ranks import fake_engine, run
 from tests.launcher.processes import PATIENCE_S, Marked, connect_async, wait_until
@@ -66,6 +67,20 @@ def test_a_name_that_cannot_be_a_file_s_is_refused(tmp_path: Path, name: str) ->
     with pytest.raises(ArgumentError, match="client must be"):
         make_keys(tmp_path / "keys", name)
     assert not (tmp_path / "keys").exists()
+
+
+@pytest.mark.parametrize("room", [0, 366])  # no file, or a public key and no secret one
+def test_a_full_disk_leaves_no_half_of_a_key(tmp_path: Path, room: int) -> None:
+    folder = tmp_path / "keys"
+    with full_disk(room), pytest.raises(ArgumentError, match=rf"folder must be one that can be written \({FULL}\)"):
+        make_keys(folder, "client")
+    assert {path.name for path in folder.rglob("*")} <= {"clients", "server.key", "server.key_secret"}
+    assert (folder / "clients").exists() == (folder / "server.key_secret").exists()
+    first = make_keys(folder, "first")
+    with full_disk(room), pytest.raises(ArgumentError, match=FULL):
+        make_keys(folder, "client")
+    second = make_keys(folder, "client")
+    assert ServerKeys.load(folder).clients == {ClientKeys.load(file).public for file in (first, second)}
 
 
 def test_files_that_are_no_keys_are_named(tmp_path: Path) -> None:
