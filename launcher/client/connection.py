@@ -1,14 +1,15 @@
 """A client's connection to a front-end: sends, receives, pings, and knows who waits for which reply.
 
 Requests are sent again while nothing is heard of them, which is harmless, since the front-end knows them by their id;
-a server that is silent for too long counts as lost, so that no call waits forever.
+a server that is silent for too long counts as lost, so that no call waits forever. How long is told by a clock that
+stands still while this process does, or its event loop: what came meanwhile is heard only afterwards.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
-import time
 import uuid
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import zmq
 import zmq.asyncio
 
 from engine.errors import ArgumentError, Krea2Error, ServerError, error_from_code
+from launcher.awake import TICK_S, AwakeClock
 from launcher.messages import client_messages as messages
 from launcher.messages.encoding import decode_reply, encode_request
 from launcher.messages.keys import ClientKeys
@@ -27,7 +29,9 @@ from launcher.messages.sockets import send_now
 
 PING_S = 2.0  # between pings, which keep the lease
 ASK_AGAIN_S = 10.0  # without a reply to a request
-SILENCE_S = 20.0  # without anything from the server
+SILENCE_S = 30.0  # without anything from the server, which may have been stopped for a while as a whole
+OWN_SILENCE_S = 120.0  # for a process of the server's own, which ends with it
+ANSWER_S = 20.0  # to a question
 _FAREWELL_MS = 200  # for the last cancels to leave
 _KEYS_HINT = " (a server with keys answers only clients with a key that it knows)"
 
@@ -37,12 +41,15 @@ class Call:
     """What was asked and has not ended, and its replies that nobody has read yet: the newest of each kind.
 
     key: what its replies have: the request's id, or, where they have none, their type. frame: to be sent again while
-    nothing is heard; None for a question, which is asked once.
+    nothing is heard; None for a question, which is asked once, and whose answer is due by a time, or else `late` ends
+    it. Times are the connection's.
     """
 
     key: Any
     frame: bytes | None
-    last_heard: float = field(default_factory=time.monotonic)
+    last_heard: float
+    due: float = math.inf
+    late: Krea2Error | None = None
     _unread: dict[Hashable, tuple[messages.Reply, bytes] | Krea2Error] = field(default_factory=dict)
     _has_unread: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -65,7 +72,7 @@ class Call:
 class Connection:
     """A ZMQ socket to a front-end, and who waits for its replies. Raises `ArgumentError` for a bad argument.
 
-    name: what the front-end is to know this client by, None for a random one.
+    name: what the front-end is to know this process of its own by, None for any other client.
     """
 
     def __init__(
@@ -84,10 +91,12 @@ class Connection:
         self._connect_timeout_s = connect_timeout_s
         # So that a lost connection comes back as the same client; a leading zero is zmq's to use.
         self._name = b"client-" + uuid.uuid4().bytes if name is None else name
+        self._is_own = name is not None
         self._keys = None if key is None else ClientKeys.load(key)
         self._context: zmq.asyncio.Context | None = None
         self._calls: list[Call] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._clock = AwakeClock()
         self._last_heard = 0.0
         self._lost: Krea2Error | None = None  # why calls fail, until the server is heard again
         self._ended = False
@@ -107,7 +116,7 @@ class Connection:
             self._keys.use(self._socket)
         try:
             self._socket.connect(self.address)
-            self._last_heard = time.monotonic()
+            self._last_heard = self._clock()
             self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._keep_lease())]
             await self._ask(messages.Ping(), messages.Pong, self._connect_timeout_s, hint=_KEYS_HINT)
         except BaseException as error:  # a context that is abandoned, by cancelling this, blocks when it is collected
@@ -149,7 +158,7 @@ class Connection:
             raise ArgumentError.of("request_id", "a string of 1 to 64 characters", request_id)
         if any(call.key == request_id for call in self._calls):
             raise ArgumentError(f"request_id {request_id!r} is in use", parameter="request_id")
-        call = Call(request_id, frame)
+        call = Call(request_id, frame, self._clock())
         self._calls.append(call)
         self._send_frame(frame)
         return call
@@ -162,22 +171,21 @@ class Connection:
         self._send(messages.Acknowledge(request_id=call.key))
 
     async def _ask(
-        self, question: messages.Request, reply: type[messages.Reply], timeout_s: float = SILENCE_S, hint: str = ""
+        self, question: messages.Request, reply: type[messages.Reply], timeout_s: float = ANSWER_S, hint: str = ""
     ) -> Any:
         """Ask for a reply of this type. Returns it, or its binary frame where it has one.
 
         Raises the error that comes instead, and `ServerError` with `hint` if nothing comes within `timeout_s` seconds.
         """
         await self._ready()
-        call = Call(getattr(question, "request_id", reply), None)
+        now = self._clock()
+        late = ServerError(f"no server answers at {self.address}{hint}")
+        call = Call(getattr(question, "request_id", reply), None, now, due=now + timeout_s, late=late)
         self._calls.append(call)
         try:
             self._send(question)
-            async with asyncio.timeout(timeout_s):
-                answer, file = await call.next_reply()
-                return file or answer
-        except TimeoutError:
-            raise ServerError(f"no server answers at {self.address}{hint}") from None
+            answer, file = await call.next_reply()
+            return file or answer
         finally:
             self._calls.remove(call)
 
@@ -197,7 +205,7 @@ class Connection:
     async def _receive(self) -> None:
         while True:
             header, *frames = await self._socket.recv_multipart()
-            self._last_heard = time.monotonic()
+            self._last_heard = self._clock()
             self._lost = None
             try:
                 self._handle(decode_reply(header), frames[0] if frames else b"")
@@ -220,13 +228,19 @@ class Connection:
                 call.put(kind, outcome)
 
     async def _keep_lease(self) -> None:
+        pinged = self._clock()
         while True:
-            await asyncio.sleep(PING_S)
-            self._send(messages.Ping())
-            now = time.monotonic()
-            if now - self._last_heard > SILENCE_S and self._lost is None:
-                self.server_ended(ServerError(f"the server at {self.address} has been silent for {SILENCE_S:g} s"))
+            await asyncio.sleep(min(TICK_S, PING_S))
+            now = self._clock()
+            if now - pinged >= PING_S:
+                pinged = now
+                self._send(messages.Ping())
+            silence_s = OWN_SILENCE_S if self._is_own else SILENCE_S
+            if now - self._last_heard > silence_s and self._lost is None:
+                self.server_ended(ServerError(f"the server at {self.address} has been silent for {silence_s:g} s"))
             for call in self._calls:
+                if call.late is not None and now >= call.due:
+                    call.put("end", call.late)
                 if call.frame is not None and now - call.last_heard > ASK_AGAIN_S:
                     call.last_heard = now
                     self._send_frame(call.frame)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 from pathlib import Path
 from typing import get_type_hints
 from uuid import UUID
@@ -94,6 +95,34 @@ def test_a_server_that_vanishes_is_noticed(run_folder: Path, monkeypatch: pytest
             context.destroy(linger=0)
 
     run(test())
+
+
+def test_a_client_that_was_stopped_waits_for_what_came_meanwhile(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in an event loop of the user's own."""
+    monkeypatch.setattr(connection_module, "PING_S", 0.05)
+    monkeypatch.setattr(connection_module, "SILENCE_S", 1.0)
+    monkeypatch.setattr("launcher.awake.ASLEEP_S", 0.4)
+
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes:
+            client = AsyncClient(fakes.address, connect_timeout_s=1.0)
+            connecting = asyncio.create_task(client.connect())
+            await asyncio.sleep(0)
+            time.sleep(1.5)
+            await connecting
+            fakes.ranks[0].hold = True
+            call = asyncio.create_task(client.generate(PROMPT, steps=2))
+            await fakes.ranks[0].has_steps(2)
+            time.sleep(1.5)
+            await asyncio.sleep(0.2)
+            assert not call.done()
+            fakes.ranks[0].resume()
+            assert (await call).seeds
+            await client.close()
+
+    asyncio.run(test())
 
 
 def test_a_lost_request_is_sent_again(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
