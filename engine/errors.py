@@ -36,7 +36,7 @@ class ArgumentError(Krea2Error, code="invalid_parameter", exit_code=2):
     @classmethod
     def of(cls, parameter: str, allowed: str, value: object) -> ArgumentError:
         """Name parameter, what is allowed, and the value: `of("width", "between 64 and 4096", 100000)`."""
-        shown = repr(value) if isinstance(value, str) else str(value)
+        shown = repr(value[:80]) if isinstance(value, str) else str(value)
         if len(shown) > 80:
             shown = shown[:77] + "..."
         return cls(f"{parameter} must be {allowed}, got {shown}", parameter=parameter)

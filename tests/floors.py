@@ -15,7 +15,7 @@ ENGINE_FLOORS: dict[str, set[str]] = {
     "engine.kernels.attention": {"engine.errors", "engine.kernels"},
     "engine.device": {*_SIZES, "engine.kernels"},
     "engine.parallel": {"engine", *_SIZES, "engine.kernels", "engine.kernels.attention"},
-    "engine.checkpoint.files": {"engine.errors"},
+    "engine.checkpoint.files": _SIZES,
     "engine.checkpoint.quantized": {*_SIZES, "engine.checkpoint.files"},
     "engine.checkpoint.layouts": {
         *_SIZES,

@@ -13,6 +13,7 @@ from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from engine.config.bounded_json import LARGEST_JSON, read_json
 from engine.errors import CheckpointError
 
 # No real model comes near it; a config beyond it is damaged, and would otherwise ask for absurd memory.
@@ -154,19 +155,23 @@ def read_json_object(file: Path) -> dict[str, Any]:
     try:
         if file.exists() and not file.is_file():  # reading a pipe would wait for ever
             raise CheckpointError.of(file, "is not a file")
-        text = file.read_bytes()
+        with file.open("rb") as opened:
+            text = opened.read(LARGEST_JSON + 1)
+            size = len(text) if len(text) <= LARGEST_JSON else max(len(text), file.stat().st_size)
     except FileNotFoundError:
         raise CheckpointError.of(file, "the file is missing") from None
     except OSError as error:
         raise CheckpointError.of(file, f"cannot be read: {error.strerror}") from None
+    if size > LARGEST_JSON:
+        raise CheckpointError.of(file, "is too long", expected=f"at most {LARGEST_JSON} bytes", found=size)
     return parse_json_object(file, text)
 
 
 def parse_json_object(file: str | Path, text: str | bytes, name: str | None = None) -> dict[str, Any]:
     """Parse the text of a file, or of what is called `name` in it. Raises `CheckpointError` if it holds no object."""
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        values = read_json(text)
+    except ValueError as error:
         raise CheckpointError.of(file, f"is not valid json: {error}", name=name) from None
     if not isinstance(values, dict):
         raise CheckpointError.of(file, "does not hold a json object", name=name, found=type(values).__name__)

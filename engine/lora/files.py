@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ import numpy as np
 from engine.checkpoint.files.open import open_tensor_file
 from engine.checkpoint.files.safetensors_file import ShardedFile
 from engine.checkpoint.files.stored import FLOAT_BYTES, TensorFile
+from engine.config.bounded_json import read_json
 from engine.config.json_fields import read_json_object
 from engine.config.model_config import ModelConfig
 from engine.errors import CheckpointError, LoraError, printable
@@ -159,6 +159,8 @@ class _Alphas:
         patterns = self._fields.get("alpha_pattern") or {}
         if not isinstance(patterns, dict):
             raise _error(file, f"alpha_pattern in {self._origin} is not an object")
+        if len(patterns) > len(groups):  # one of them would be unused, which takes long to find out
+            raise _error(file, f"alpha_pattern in {self._origin} has {len(patterns)} keys for {len(groups)} layers")
         self._pattern = {strip_prefixes(key): self._number("alpha_pattern", alpha) for key, alpha in patterns.items()}
         self.unused = set(self._pattern)
 
@@ -194,11 +196,11 @@ def _peft_fields(file: TensorFile, groups: _Groups) -> tuple[Mapping[str, Any], 
     written = file.metadata.get("lora_adapter_metadata")
     if written is not None:
         try:
-            fields = json.loads(written)
-        except (ValueError, RecursionError):
-            fields = None
+            fields, why = read_json(written), ""
+        except ValueError as error:
+            fields, why = None, f": {error}"
         if not isinstance(fields, dict):
-            raise _error(file, "lora_adapter_metadata in the header is not a json object")
+            raise _error(file, f"lora_adapter_metadata in the header is not a json object{why}")
         prefix = "transformer."
         return {key.removeprefix(prefix): value for key, value in fields.items()}, "the header's lora_adapter_metadata"
     # a config that belongs to another file of the folder must not change this one's strength

@@ -24,6 +24,7 @@ import engine
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.errors import Krea2Error, ServerError, error_from_code
 from launcher import awake
+from launcher.http.bodies import BoundedRoute
 from launcher.http.connections import EngineLink, ImpatientProtocol, allow_many_connections
 from launcher.http.docs import ERROR_SCHEMA, describe_limits, describe_page
 from launcher.http.errors import JsonResponse, error_response
@@ -92,6 +93,7 @@ def make_app(config: HttpConfig) -> Guard:
         title="krea2-engine", version=engine.__version__, lifespan=link.connected, docs_url=None, redoc_url=None,
         description="Images with Krea 2, as OpenAI's images API makes them.", responses={"default": ERROR_SCHEMA},
     )  # fmt: skip
+    app.router.route_class = BoundedRoute
     for kind in (RequestValidationError, HTTPException, Krea2Error):
         app.add_exception_handler(kind, _answer_error)
     guard = Guard(app, config)

@@ -24,7 +24,7 @@ from launcher.messages.client_messages import Generate, LoraChoice
 from launcher.requests.check import CheckedRequest
 
 MAX_PARTIAL_IMAGES = 3
-_SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
+_SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
 ALIASES = {"num_inference_steps": "steps", "guidance_scale": "guidance", "n": "num_images"}  # and the engine's names
 
 

@@ -18,6 +18,7 @@ _VERSIONS = (2, 3)
 _LARGEST_HEADER = 16 << 20  # bytes
 _MOST_ENTRIES = 1 << 16
 _MOST_DIMENSIONS = 4
+_MOST_WANTED = 64  # numbers of an array that is read
 _ALIGNMENT_KEY, _ALIGNMENT, _LARGEST_ALIGNMENT = "general.alignment", 32, 1 << 16
 _SHAPE_KEY = "comfy.gguf.orig_shape."
 
@@ -180,6 +181,8 @@ class _Cursor:
         begin = self._skip(count * struct.calcsize(form))
         if not wanted or kind not in _INTEGERS:
             return None
+        if count > _MOST_WANTED:  # millions of numbers fit into a header
+            raise self.file.error("is too long", name=key, expected=f"at most {_MOST_WANTED} numbers", found=count)
         return struct.unpack_from(f"<{count}{form[1]}", self.file.data, begin)
 
     def _skip_strings(self, count: int) -> None:

@@ -7,23 +7,21 @@ of two equal keys, and gives a slice only as a copy.
 
 from __future__ import annotations
 
-import json
 import math
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.checkpoint.files.mapped_file import DTYPES, MappedFile, shown
 from engine.checkpoint.files.stored import Bounds, Header, TensorFile
+from engine.config.bounded_json import LARGEST_JSON
+from engine.config.json_fields import parse_json_object
 from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-# Bytes: two hundred times the header of the largest component. A hostile one of this size takes two seconds, and
-# 700 MB while it is parsed.
-LARGEST_HEADER = 16 << 20
+LARGEST_HEADER = LARGEST_JSON  # bytes: two hundred times the header of the largest component
 _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
 # How layers are quantised: it must be the same in all shards, of whose metadata the first that has a key counts.
@@ -98,25 +96,6 @@ class ShardedFile(TensorFile):
             shard.close()
 
 
-def _parse_json_object(file: MappedFile, text: bytes) -> dict[str, Any]:
-    """Parse UTF-8 JSON that must be an object and give no key twice. Raises `CheckpointError`."""
-    try:
-        values = json.loads(text.decode(), object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise file.error(f"is not valid json: {shown(error)}") from None
-    if not isinstance(values, dict):
-        raise file.error("does not hold a json object", found=type(values).__name__)
-    return values
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {twice!r} is there twice")
-    return values
-
-
 def _read_header(file: MappedFile) -> tuple[int, dict[str, Any]]:
     """Where the data starts, in bytes, and the header."""
     if file.size < _LENGTH_BYTES:
@@ -130,7 +109,7 @@ def _read_header(file: MappedFile) -> tuple[int, dict[str, Any]]:
     text = file.copy(_LENGTH_BYTES, length).tobytes()
     if not text.startswith(b"{"):
         raise file.error("is not a safetensors file: its header does not start with {")
-    return start, _parse_json_object(file, text)
+    return start, parse_json_object(file.path, text)
 
 
 def _check_entry(file: MappedFile, name: str, entry: object) -> tuple[Header, int, int]:
@@ -177,7 +156,7 @@ def _read_weight_map(index: Path) -> dict[str, str]:
     file = MappedFile(index)
     if file.size > LARGEST_HEADER:
         raise file.error("is too long for an index", expected=f"at most {LARGEST_HEADER} bytes", found=file.size)
-    weight_map: Any = _parse_json_object(file, file.data[:]).get("weight_map")
+    weight_map: Any = parse_json_object(file.path, file.data[:]).get("weight_map")
     shards = [*weight_map.values()] if isinstance(weight_map, dict) else []
     if not shards or not all(isinstance(shard, str) for shard in shards):
         expected = "file names by tensor name"

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ from engine.checkpoint.files.open import open_tensor_file
 from engine.checkpoint.files.stored import INT8_GROUP, Bounds, PlainTensor, TensorFile, count
 from engine.checkpoint.layouts.component import Component
 from engine.checkpoint.layouts.tensors import Source, sources_by_parameter
+from engine.config.bounded_json import read_json
 from engine.errors import ArgumentError, CheckpointError
 
 if TYPE_CHECKING:
@@ -53,16 +53,16 @@ def open_shard(folder: Path, tp: int, rank: int, component: str) -> Component:
     """Open a rank's part of a component. Raises `CheckpointError` if the file is damaged."""
     file = open_tensor_file(component_file(folder, tp, rank, component))
     try:
-        full_precision = json.loads(file.metadata.get(FULL_PRECISION, "[]"))
-    except (ValueError, RecursionError):
+        full_precision = read_json(file.metadata.get(FULL_PRECISION, "[]"))
+    except ValueError:
         full_precision = None
-    if not isinstance(full_precision, list):
-        raise CheckpointError.of(file.path, "is not a json list", name=FULL_PRECISION)
-    scales = {f"{name}_scale" for name in file.headers}
+    if not isinstance(full_precision, list) or not all(isinstance(name, str) for name in full_precision):
+        raise CheckpointError.of(file.path, "is not a json list of names", name=FULL_PRECISION)
+    named, scales = set(full_precision), {f"{name}_scale" for name in file.headers}
     tensors: dict[str, PlainTensor] = {}
     for name in (each for each in file.headers if each not in scales):
         tensors[name] = _EightBitShard(file, name) if f"{name}_scale" in file.headers else PlainTensor(file, name)
-        tensors[name].full_precision = name in full_precision
+        tensors[name].full_precision = name in named
     return Component(file, tensors, f"split for tp {tp}", str)
 
 

@@ -117,13 +117,25 @@ def test_a_lora_of_qwen_image_is_known_by_its_width(tmp_path: Path) -> None:
 
 
 def test_what_names_say_is_shortened(tmp_path: Path, config: ModelConfig) -> None:
-    pattern = {"transformer.alpha_pattern": {"x" * 100_000: 1}}
+    pattern = {"transformer.alpha_pattern": {"x" * 1000: 1}}
     file = write(tmp_path / "lora.safetensors", pair(QUERY), pattern)
     with pytest.raises(LoraError, match=r"alpha_pattern names x+\.\.\., for which") as long_pattern:
         open_adapter(file, config)
-    long_path = refusal(tmp_path, config, {"transformer." * 10_000 + f"{QUERY}.lora_A.weight": torch.ones(2, 128)})
+    long_path = refusal(tmp_path, config, {"transformer." * 70 + f"{QUERY}.lora_A.weight": torch.ones(2, 128)})
     assert len(long_pattern.value.message) < 1000
     assert len(long_path) < 1000
+
+
+def test_what_pefts_config_says_has_limits(tmp_path: Path, config: ModelConfig) -> None:
+    file = write(tmp_path / "adapter_model.safetensors", pair(QUERY))
+    many = json.dumps({"alpha_pattern": dict.fromkeys(map(str, range(1000)), 1)})
+    (tmp_path / "adapter_config.json").write_text(many)
+    with pytest.raises(LoraError, match=r"alpha_pattern in adapter_config\.json has 1000 keys for 1 layers"):
+        open_adapter(file, config)
+    with (tmp_path / "adapter_config.json").open("wb") as opened:
+        opened.truncate(1 << 40)
+    with pytest.raises(LoraError, match=r"adapter_config\.json: is too long, expected at most 16777216 bytes"):
+        open_adapter(file, config)
 
 
 def test_a_file_that_is_cut_short_while_it_is_checked_is_refused(tmp_path: Path, config: ModelConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 
 import httpx
@@ -70,6 +71,10 @@ def test_a_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch
         (b'{"prompt": "x", "n": 1.5}', "n must be a valid integer"),
         (b'{"prompt": "x", "stream": "yes"}', "stream must be a valid boolean, got 'yes'"),
         (b'{"prompt": "x", "stream": true, "partial_images": 4}', "partial_images must be less than or equal to 3"),
+        (b'{"prompt": "x", "prompt": "y"}', "the body is not valid JSON: the key 'prompt' is there twice"),
+        (b'{"prompt": "x", "loras": [{"name": "a", "name": "b"}]}', "the body is not valid JSON: the key 'name'"),
+        ('{"prompt": "x", "size": "\u0661\u0662\u0668x128"}'.encode(), "size must be WIDTHxHEIGHT"),
+        ('{"prompt": "x", "seed": \u0661}'.encode(), "the body is not valid JSON: Expecting value"),
     ],
 )
 def test_a_body_that_makes_no_sense_is_a_bad_request(body: bytes, message: str) -> None:
@@ -80,6 +85,49 @@ def test_a_body_that_makes_no_sense_is_a_bad_request(body: bytes, message: str) 
             error = error_of(answer)
             assert error["message"].startswith(message), error
             assert error["type"] == "invalid_request_error"
+
+    run(test())
+
+
+MANY_VALUES, LONG_KEY, DEEP = "at most 4096 values", "keys of at most 100 characters", "at most 8 objects and lists"
+TOO_MUCH = {  # of 1 MB, each of which took seconds or gigabytes
+    "numbers": ('"loras": [' + ",".join(["1"] * 500_000) + "]", MANY_VALUES),
+    "objects": ('"loras": [' + ",".join(["{}"] * 340_000) + "]", MANY_VALUES),
+    "keys": (",".join(f'"k{index}": 1' for index in range(80_000)), MANY_VALUES),
+    "a key": (f'"{"k" * 1_000_000}": 1', LONG_KEY),
+    "lists in lists": ('"loras": ' + "[" * 1_000_000, DEEP),
+    "objects in objects": ('"loras": ' + '{"a":' * 200_000, DEEP),
+    "digits": ('"seed": ' + "9" * 1_000_000, "numbers of at most 4300 characters"),
+}
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/loras"])
+def test_a_body_of_too_much_is_refused_before_anything_is_built(path: str) -> None:
+    async def test() -> None:
+        async with http_server_without_engine(NOWHERE) as client:
+            await client.get("/health")
+            for fields, allowed in TOO_MUCH.values():
+                body = f'{{"prompt": "x", "name": "x", {fields}}}'.encode()
+                began = time.process_time()
+                answer = await client.post(path, content=body, headers=JSON)
+                seconds = time.process_time() - began  # of client and server together
+                error = error_of(answer)
+                assert (answer.status_code, error["code"]) == (400, "invalid_parameter")
+                assert allowed in error["message"]
+                assert len(error["message"]) < 200
+                assert seconds < 0.5
+
+    run(test())
+
+
+def test_a_long_text_is_not_repeated_by_its_error() -> None:
+    async def test() -> None:
+        async with http_server_without_engine(NOWHERE) as client:
+            long = "\n" * 400_000
+            for fields in ({"prompt": long}, {"size": long}, {"n": long}, {"quality": long}, {"seed": [long]}):
+                answer = await client.post(PATH, json={"prompt": "x"} | fields)
+                assert answer.status_code == 400
+                assert len(answer.content) < 1000
 
     run(test())
 

@@ -152,6 +152,12 @@ def test_a_shape_to_restore_that_does_not_fit_is_refused(tmp_path: Path, shape: 
     assert message.startswith(("a: has a shape that no tensor has", "comfy.gguf.orig_shape.a: does not fit"))
 
 
+def test_a_shape_to_restore_of_a_million_lengths_is_refused_unread(tmp_path: Path) -> None:
+    values = array(GGUFValueType.UINT8, 10**6, bytes(10**6))
+    message = refusal(raw(tmp_path / "a", (key("comfy.gguf.orig_shape.a", GGUFValueType.ARRAY, values),), (info(),)))
+    assert message == "comfy.gguf.orig_shape.a: is too long, expected at most 64 numbers, found 1000000"
+
+
 def test_a_type_that_cannot_be_dequantised_is_refused(tmp_path: Path) -> None:
     file = GgufFile(raw(tmp_path / "a", (), (info(lengths=(256,), dtype=Type.Q8_K),), data=bytes(292)))
     with pytest.raises(CheckpointError, match="a: Q8_K cannot be dequantised"):

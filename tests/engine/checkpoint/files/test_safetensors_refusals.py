@@ -84,7 +84,9 @@ def test_a_header_beyond_the_limit_is_refused_unread(tmp_path: Path) -> None:
         ({"__metadata__": {"a": 1}}, "__metadata__: has a value"),
         ({"__metadata__": []}, "__metadata__: has a value"),
         ({"a": []}, "a: is not described"),
-        ({"a" * 10**6: None}, "is not described"),
+        ({"a" * 1000: None}, "is not described"),
+        ({"a" * 10**6: None}, "keys of at most 1024 characters are allowed"),
+        ({"__metadata__": {"a": "b" * 3_000_000}}, "strings of at most 2097152 characters are allowed"),
         ({"a": {}}, "a: tensor has a dtype that cannot be read"),
         ({"a": entry(dtype="F33")}, "a: tensor has a dtype that cannot be read"),
         ({"a": entry(dtype=["F32"])}, "a: tensor has a dtype that cannot be read"),
@@ -97,7 +99,7 @@ def test_a_bad_header_is_refused(tmp_path: Path, header: Any, reason: str) -> No
 @pytest.mark.parametrize(
     "shape",
     [
-        *(None, 6, "6", {}, [2, None], [2.0, 3.0], [True, 6], [-2, -3], [[6]], [6] + [1] * 63, [1] * 1_000_000),
+        *(None, 6, "6", {}, [2, None], [2.0, 3.0], [True, 6], [-2, -3], [[6]], [6] + [1] * 63, [1] * 100_000),
         *([1 << 60], [1 << 30] * 3, [0, 1 << 60], [10**400], [10**400, 0], [1 << 32, 1 << 32]),
     ],
 )
@@ -170,7 +172,7 @@ def test_the_time_that_a_header_takes_grows_with_its_length_and_no_faster(tmp_pa
 
 @pytest.mark.parametrize("text", [b"0", b"[[[]]]"])
 def test_the_memory_that_a_header_takes_is_in_proportion_to_its_length(tmp_path: Path, text: bytes) -> None:
-    length = 1 << 19
+    length = 1 << 17
     path = write(tmp_path / "a", b'{"a": [' + b",".join([text] * (length // (len(text) + 1))) + b"]}")
     tracemalloc.start()
     try:

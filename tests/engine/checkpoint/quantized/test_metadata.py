@@ -127,7 +127,9 @@ def test_one_format_for_the_whole_file() -> None:
         ('{"layers": {"blocks.0.a": {}}}', "blocks.0.a: format: has a value that does not fit"),
         ('{"layers": {"blocks.0.a": {"format": ["nvfp4"]}}}', "blocks.0.a: format: has a value"),
         ('{"layers": {"blocks.0.a": {"format": "int5"}}}', "blocks.0.a: format: has a value"),
-        (f'{{"layers": {{"{"long" * 100_000}": 0}}}}', "longlong"),
+        (f'{{"layers": {{"{"long" * 250}": 0}}}}', "longlong"),
+        (f'{{"layers": {{"{"long" * 100_000}": 0}}}}', "_quantization_metadata: is not valid json: keys of at most"),
+        ('{"layers": {}, "layers": {}}', "_quantization_metadata: is not valid json: the key 'layers' is there twice"),
         ('{"layers": {"\\u001b[31m\\n": 0}}', r"\x1b[31m\n: has metadata that is not a json object"),
     ],
 )
