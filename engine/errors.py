@@ -6,6 +6,7 @@ argument at fault, if there is one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 _LONGEST_NAME = 200  # of a tensor or key, in an error; real ones have less than a hundred characters
@@ -60,9 +61,13 @@ class CheckpointError(Krea2Error, code="bad_checkpoint", exit_code=2):
         return cls(printable(message))
 
 
-def printable(text: str) -> str:
-    """Escape the line breaks and escape codes that names in a file may have, for a message about it."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+def printable(text: str, *, escape: Callable[[str], str] = lambda char: ascii(char)[1:-1]) -> str:
+    """Escape what names in a file, and whatever else others have written, may do to a terminal or a log: line breaks,
+    escape codes and other control characters (C0, C1), what turns the direction of text, lone surrogates.
+
+    escape: how, by default as Python does in a string.
+    """
+    return text if text.isprintable() else "".join(char if char.isprintable() else escape(char) for char in text)
 
 
 class LoraError(Krea2Error, code="bad_lora", exit_code=2):

@@ -26,6 +26,9 @@ from typing import BinaryIO, TypeVar
 
 import msgspec
 
+from engine.errors import printable
+from launcher.lines import LONGEST
+from launcher.logs import log_output
 from launcher.messages.encoding import encode
 
 STOP_S = 5.0  # for a child to end after its stdin closed
@@ -72,9 +75,9 @@ class Child:
     """Runs `python -m launcher ROLE` with `config` as msgpack on its stdin.
 
     environment: variables besides ours. on_report: called, in a thread, with each frame that the child sends by a
-    `Reporter`; without it, stdout goes where stderr goes. echo: a name before each line of its output, which is then
-    printed to our stderr, too; the empty name leaves lines as they are. `tail` keeps the last 20 lines. pass_fds: open
-    in the child under the same numbers. Raises `OSError` if the process cannot be started.
+    `Reporter`; without it, stdout goes where stderr goes. echo: what it is called in our log, which then has the lines
+    of its output, too; has_log: it writes a log itself, of lines as ours. `tail` keeps the last 20 lines. pass_fds:
+    open in the child under the same numbers. Raises `OSError` if the process cannot be started.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Child:
         *,
         environment: Mapping[str, str] | None = None,
         echo: str | None = None,
+        has_log: bool = False,
         on_report: Callable[[bytes], None] | None = None,
         pass_fds: Sequence[int] = (),
     ) -> None:
@@ -104,7 +108,7 @@ class Child:
         assert stdin is not None
         assert stdout is not None
         self._stdin = stdin
-        readers = [_start_thread(self._read_output, stderr or stdout, echo)]
+        readers = [_start_thread(self._read_output, stderr or stdout, echo, has_log)]
         if on_report is not None:
             readers.append(_start_thread(_read_frames, stdout, on_report))
         _start_thread(self._watch, readers)
@@ -146,10 +150,12 @@ class Child:
         """Send it a signal, unless it has ended."""
         self._process.send_signal(number)
 
-    def _read_output(self, output: BinaryIO, echo: str | None) -> None:
+    def _read_output(self, output: BinaryIO, echo: str | None, has_log: bool) -> None:
+        """Read its output as it comes, and wait for nobody meanwhile: the child would wait for us."""
         with output:
-            for line in output:
-                text = line.decode(errors="replace").rstrip()
+            while line := output.readline(LONGEST):
+                said = line.decode(errors="replace").rstrip()
+                text = printable(said)
                 self.tail.append(text)
                 words = text.strip().removeprefix("what():").strip()
                 if text.startswith("Fatal Python error:") or (len(self._fault) == 1 and text.startswith("  File ")):
@@ -157,7 +163,7 @@ class Child:
                 elif words and not self._fault and not words.startswith(_NO_CAUSE):
                     self._last_words = words
                 if echo is not None:
-                    print(f"{echo}: {text}" if echo else text, file=sys.stderr, flush=True)
+                    log_output(echo, said, has_log=has_log)
 
     def _watch(self, readers: list[threading.Thread]) -> None:
         self._process.wait()

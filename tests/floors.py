@@ -72,12 +72,20 @@ ENGINE_FLOORS: dict[str, set[str]] = {
 }
 # The same of the launcher. Its package stands above all: what it exports is imported when somebody asks for it, and its
 # imports of these are for types alone. Importing it, as importing anything in it does, imports none of them.
-_CHILDREN = {"launcher.awake", "launcher.logs", "launcher.messages", "launcher.processes", "launcher.run_folder"}
+_CHILDREN = {
+    "launcher.awake",
+    "launcher.lines",
+    "launcher.logs",
+    "launcher.messages",
+    "launcher.processes",
+    "launcher.run_folder",
+}
 LAUNCHER_FLOORS: dict[str, set[str]] = {
-    "launcher.logs": set(),
+    "launcher.lines": set(),
+    "launcher.logs": {"launcher.lines"},
     "launcher.awake": set(),
     "launcher.messages": {"launcher.logs"},
-    "launcher.processes": {"launcher.awake", "launcher.messages"},
+    "launcher.processes": {"launcher.awake", "launcher.lines", "launcher.logs", "launcher.messages"},
     "launcher.run_folder": set(),
     "launcher.client": {"launcher.awake", "launcher.messages"},
     "launcher.requests": {"launcher.messages"},

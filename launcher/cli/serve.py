@@ -87,7 +87,7 @@ def serve(
 ) -> int:
     """Serve requests over HTTP and ZMQ RPC until stopped. Prints the addresses once the ranks have loaded."""
     from launcher.http.server_process import HttpServer, check_http, listen
-    from launcher.logs import configure_logs
+    from launcher.logs import configure_logs, end_logs
     from launcher.requests.check import parse_size
 
     def workload(model: ModelConfig, limits: Limits) -> Workload:
@@ -110,7 +110,6 @@ def serve(
         key = os.path.join(rpc_keys, SERVER_FILE)
     if log_format == "auto":
         log_format = "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
-    configure_logs(log_format)
     http = None
     if not no_http:
         names = ("host", "api_keys", "model_names", "allowed_hosts", "public_url", "max_body_bytes")
@@ -126,13 +125,17 @@ def serve(
             click.echo(f"http: {http.url}")
         click.echo(f"rpc: {address}")
 
-    number = serve_until_stopped(
-        msgspec.structs.replace(config, rpc=rpc, rpc_keys=rpc_keys, drain_s=drain_s, warm_up_sizes=sizes),
-        on_started=print_addresses,
-        is_child=False,
-        http=http,
-        after_warm_up=keep_speed,
-    )
+    configure_logs(log_format)
+    try:
+        number = serve_until_stopped(
+            msgspec.structs.replace(config, rpc=rpc, rpc_keys=rpc_keys, drain_s=drain_s, warm_up_sizes=sizes),
+            on_started=print_addresses,
+            is_child=False,
+            http=http,
+            after_warm_up=keep_speed,
+        )
+    finally:
+        end_logs()
     return 0 if number is None else 128 + number  # the exit status, as a shell gives it for a signal
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections.abc import Callable, Hashable
 
 import msgspec
@@ -11,6 +10,7 @@ import zmq
 import zmq.asyncio
 
 from engine.errors import Krea2Error, QueueFullError
+from launcher.logs import log_exception
 from launcher.messages.client_messages import Closing, Failed, Ping, Pong, Request
 from launcher.messages.encoding import MAX_REQUEST_BYTES, MessageError, decode_request, encode
 from launcher.messages.keys import ServerKeys
@@ -63,7 +63,7 @@ class Clients:
             try:
                 self._handle(frames)
             except Exception as error:  # our own mistake, which must not cost the other clients their requests
-                traceback.print_exception(error)
+                log_exception(error)
                 self.dropped_messages += 1
             await asyncio.sleep(0)  # recv_multipart does not yield to other tasks while messages are there
 

@@ -31,7 +31,7 @@ from launcher.frontend.lora_service import LoraService
 from launcher.frontend.metrics import Metrics
 from launcher.frontend.replies import Replies
 from launcher.frontend.warm_up import AfterWarmUp
-from launcher.logs import log_event
+from launcher.logs import dropped_lines, log_event
 from launcher.messages import client_messages as messages
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import as_krea2_error, describe
@@ -199,6 +199,7 @@ class Frontend:
             ready=status.ready,
             token_budget=self._dispatcher.scheduler.token_budget,
             dropped_messages=status.dropped_messages,
+            dropped_log_lines=dropped_lines(),
             loras=len(status.loras),
             lora_bytes=self._loras.bytes_held,
         )

@@ -10,7 +10,6 @@ import asyncio
 import itertools
 import secrets
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Coroutine, Iterator
 from typing import Any
@@ -24,6 +23,7 @@ from launcher.frontend.admission.deadlines import Deadlines
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.lora_service import LoraService
 from launcher.frontend.replies import Replies, TrackedRequest
+from launcher.logs import log_exception
 from launcher.messages.client_messages import Generate
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import describe
@@ -282,7 +282,7 @@ class LiveRequests:
         try:
             file = await asyncio.to_thread(encode_image, rgb, request.checked, seed=job.seed)
         except Exception as error:
-            traceback.print_exception(error)
+            log_exception(error)
             self._fail(request, errors.Krea2Error(f"the image could not be written as a file: {describe(error)}"))
         if request.ended:  # cancelled, or failed, meanwhile
             return

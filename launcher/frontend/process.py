@@ -12,6 +12,7 @@ import msgspec
 
 from engine.errors import Krea2Error, LaunchError, ServerError
 from launcher import awake, processes
+from launcher.logs import take_stderr
 from launcher.messages.configs import Ended, FrontendConfig, Started
 from launcher.messages.encoding import as_krea2_error
 from launcher.ranks.start import start_ranks
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 def run_frontend(after_warm_up: AfterWarmUp | None = None) -> None:
     """Be the front-end that `launch` started, and tell the parent why it ends."""
+    take_stderr()
     config = processes.read_config(FrontendConfig)
     parent = processes.Reporter()
     try:

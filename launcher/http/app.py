@@ -47,7 +47,7 @@ _MAX_HEADER_BYTES = 32 * 1024
 def run_http() -> None:
     """Run an HTTP process for its whole life: its configuration comes on stdin, its end when stdin ends."""
     config = read_config(HttpConfig)
-    configure_logs(config.log_format)
+    configure_logs(config.log_format, process="http")
     allow_many_connections()
     server = make_server(config)
 

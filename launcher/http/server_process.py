@@ -105,8 +105,9 @@ class HttpServer:
             started = time.monotonic()
             name = self.own_clients.add()
             config = msgspec.structs.replace(self._config, client_name=name)
+            fds = (self._socket.fileno(),)
             try:
-                self._child = child = Child("_http", config, echo="", pass_fds=(self._socket.fileno(),))
+                self._child = child = Child("_http", config, echo="http", has_log=True, pass_fds=fds)
             except OSError:
                 self.own_clients.remove(name)
                 raise

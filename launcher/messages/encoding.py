@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import msgspec
 
 from engine.errors import ArgumentError, Krea2Error, ServerError
+from launcher.logs import log_exception
 from launcher.messages.client_messages import PROTOCOL_VERSION, Reply, Request, is_request_id
 
 MAX_REQUEST_BYTES = 256 * 1024  # of a message to the front-end; the largest prompts fit in many times
@@ -79,10 +79,10 @@ def describe(error: BaseException) -> str:
 
 
 def as_krea2_error(error: Exception) -> Krea2Error:
-    """Return the error that clients are told of; one that is a mistake of ours is shown on stderr, too."""
+    """Return the error that clients are told of; one that is a mistake of ours is logged, too."""
     if isinstance(error, Krea2Error):
         return error
-    traceback.print_exception(error)
+    log_exception(error)
     return Krea2Error(f"front-end: {describe(error)}")
 
 

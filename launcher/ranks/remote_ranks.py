@@ -23,6 +23,7 @@ import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
 from engine.errors import LaunchError
+from launcher.logs import flush_stderr
 from launcher.messages.configs import Door
 from launcher.messages.encoding import encode
 from launcher.messages.keys import ClientKeys, ServerKeys
@@ -154,6 +155,7 @@ def hold_lifeline(door: Door, rank: int, timeout_s: float) -> None:
                 happened = recv_monitor_message(events)["event"]
                 if connected and happened == zmq.EVENT_DISCONNECTED:
                     print(f"rank {rank} ends: it has lost the front-end", file=sys.stderr, flush=True)
+                    flush_stderr()
                     os._exit(1)
                 connected = connected or happened == zmq.EVENT_HANDSHAKE_SUCCEEDED
 

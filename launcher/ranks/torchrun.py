@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import msgspec
 
 from launcher import processes
+from launcher.logs import take_stderr
 from launcher.messages.configs import Door, RankConfig
 from launcher.messages.rank_messages import door_path, lifeline_path
 from launcher.ranks import worker
@@ -96,6 +97,7 @@ def run_rank() -> NoReturn:
     # Python's own handlers would wait for a collective to end; a thread does not. All threads that start from now on
     # leave signals to that one; the child has started already, and gets its own.
     signal.pthread_sigmask(signal.SIG_BLOCK, processes.SIGNALS)
+    take_stderr()  # which all ranks and the command share
     if child is not None:
         threading.Thread(target=_end_with, args=(child, ranks, met), daemon=True).start()
     connected = threading.Event()

@@ -12,13 +12,13 @@ import math
 import os
 import queue
 import threading
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
 from engine.errors import Krea2Error, LaunchError
+from launcher.logs import flush_stderr, keep_lines_whole, log_exception
 from launcher.messages import rank_messages as messages
 from launcher.messages.configs import RankConfig
 from launcher.messages.encoding import describe, encode
@@ -38,6 +38,7 @@ _HEARD_S = 10.0  # for the front-end to stop us once it has our failure
 
 def run_spawned() -> NoReturn:
     """Run a rank that the front-end started, until it or the front-end ends."""
+    keep_lines_whole()
     config = read_config(RankConfig)
 
     def end(parent_died: bool) -> None:
@@ -194,6 +195,7 @@ class _Wire:
             if self._config.door is not None:  # where the checkpoint, say, may be missing that is there on the first
                 message = f"{name}: {message}"
         else:
-            traceback.print_exception(error)
+            log_exception(error)
+            flush_stderr()  # before the front-end hears of it, and ends us
             code, message, parameter = "internal_error", f"{name}: {describe(error)}", None
         self.send(messages.RankFailed(rank=self._config.rank, code=code, message=message, parameter=parameter))

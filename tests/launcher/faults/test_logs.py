@@ -1,0 +1,132 @@
+"""Whoever does not read the log of a server stops nothing, and finds whole lines in it afterwards."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from subprocess import Popen
+from threading import Thread
+from typing import Any
+
+import httpx
+import pytest
+
+from launcher.lines import MAX_LINES
+from tests.launcher.http_servers import PATH, PROMPT
+from tests.launcher.processes import PATIENCE_S, Marked, wait_until
+
+pytestmark = pytest.mark.slow
+
+CLIENTS = 32
+IMAGE = {"prompt": PROMPT, "size": "64x64", "steps": 1, "seed": 1}
+REFUSED = {"prompt": PROMPT, "loras": [{"name": "none"}]}  # by the front-end, which logs that, too
+END_S = 15.0  # for a server that nobody reads to end, on a loaded machine
+
+
+def start(marked: Marked) -> tuple[Popen[str], str]:
+    """A server whose stderr is a pipe that nobody reads, and its url, once it makes images."""
+    process = marked.start_krea2("serve", "--device", "cpu", "--port", "0", "--drain-s", "1")
+    assert process.stdout is not None
+    url = process.stdout.readline().strip().removeprefix("http: ")
+    wait_until(lambda: httpx.get(f"{url}/ready", timeout=PATIENCE_S).status_code == 200, "readiness")
+    return process, url
+
+
+class Log(Thread):
+    """Reads all that a server says until it ends."""
+
+    def __init__(self, process: Popen[str]) -> None:
+        super().__init__(daemon=True)
+        assert process.stderr is not None
+        self._stderr = process.stderr
+        self.lines: list[str] = []
+        self.start()
+
+    def run(self) -> None:
+        for line in self._stderr:
+            self.lines.append(line)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What it has said so far; each line must be one object."""
+        entries = [json.loads(line) for line in self.lines]
+        assert all({"time", "level", "event"} <= set(entry) for entry in entries)
+        return entries
+
+
+def ask_for_nothing(url: str, count: int) -> None:
+    """Requests that cost the server little more than a line of its log."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=PATIENCE_S)
+    for _ in range(count):
+        connection.request("GET", "/v1/nothing")
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == 404
+    connection.close()
+
+
+def side_by_side(work: Callable[[], None]) -> None:
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        for done in [pool.submit(work) for _ in range(CLIENTS)]:
+            done.result(PATIENCE_S)
+
+
+def test_a_server_whose_log_nobody_reads_serves_on_and_tells_what_is_missing(marked: Marked) -> None:
+    process, url = start(marked)
+    with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+        for number in range(420):
+            answer = client.post(PATH, json=IMAGE if number % 10 == 0 else REFUSED)
+            assert answer.status_code == (200 if number % 10 == 0 else 400), answer.text
+        side_by_side(lambda: ask_for_nothing(url, (MAX_LINES + 2000) // CLIENTS))
+        assert client.post(PATH, json=IMAGE).status_code == 200
+        metrics = client.get("/metrics").text
+    (dropped,) = (float(line.split()[1]) for line in metrics.splitlines() if line.startswith("krea2_dropped_log_lines"))
+    assert dropped > 500
+    log = Log(process)
+    wait_until(lambda: any("log lines dropped" in line for line in log.lines), "word of the dropped lines")
+    ask_for_nothing(url, 1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    log.join(PATIENCE_S)
+    entries = log.entries()
+    assert sum(entry["lines"] for entry in entries if entry["event"] == "log lines dropped") >= dropped
+    place = [entry["event"] for entry in entries].index("log lines dropped")
+    assert "/v1/nothing" in [entry.get("path") for entry in entries[place:]]
+    assert sum(entry["event"] == "request refused" for entry in entries) == 378
+    marked.expect_nothing_left()
+
+
+def test_a_server_whose_log_nobody_reads_ends_in_time(marked: Marked) -> None:
+    process, url = start(marked)
+    side_by_side(lambda: ask_for_nothing(url, 40))
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    assert time.monotonic() - began < END_S
+    marked.expect_nothing_left()
+
+
+def test_every_line_is_one_object_under_load(marked: Marked) -> None:
+    """Lines of the HTTP process, of the front-end and of its ranks meet in one file."""
+    process, url = start(marked)
+    log = Log(process)
+
+    def ask() -> None:
+        with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+            for number in range(40):
+                answer = client.post(PATH, json=IMAGE if number % 20 == 0 else REFUSED)
+                assert answer.status_code in (200, 400)
+
+    side_by_side(ask)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    log.join(PATIENCE_S)
+    entries = log.entries()
+    events = [entry["event"] for entry in entries if entry.get("path") in (None, PATH)]
+    assert events.count("http") == 40 * CLIENTS
+    assert events.count("request refused") == 38 * CLIENTS
+    assert events.count("request done") == 2 * CLIENTS
+    marked.expect_nothing_left()
