@@ -9,7 +9,6 @@ import asyncio
 import hmac
 import re
 import time
-import traceback
 import uuid
 from contextlib import suppress
 from urllib.parse import urlsplit
@@ -21,8 +20,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import Krea2Error, error_from_code
 from launcher.http.errors import error_response
+from launcher.http.probes import PROBED, Probes
 from launcher.http.server_process import DEFAULT_PORTS, SEND_S
-from launcher.logs import log_event
+from launcher.logs import log_event, log_exception
 from launcher.messages.configs import HttpConfig
 from launcher.messages.encoding import describe
 from launcher.messages.sockets import is_loopback
@@ -30,7 +30,6 @@ from launcher.messages.sockets import is_loopback
 FILES_PATH = "/v1/images/files/"
 BODY_S = 30.0  # seconds for a body to arrive
 _HUNG_UP = 499
-_QUIET = ("/health", "/ready", "/metrics")  # which are asked all the time
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -44,6 +43,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, config: HttpConfig) -> None:
         self._app, self._config = app, config
+        self._probes = Probes()
         self._keys = [key.encode() for key in config.api_keys]
         self._hosts: set[str] | None = None  # that Host may name; any where other machines reach the server
         if is_loopback(config.host):
@@ -81,7 +81,7 @@ class Guard:
             raise
         except Exception as problem:
             error = describe(problem)
-            traceback.print_exception(problem)
+            log_exception(problem, request_id=request_id)
             if response.status is not None:
                 raise  # so that the connection is closed: the response is not whole
             internal = Krea2Error("the server made a mistake: its log has the request's id")
@@ -167,10 +167,14 @@ class Guard:
         method = request.method if request.method in _METHODS else "other"
         self._requests.labels(route, method, status or 0).inc()
         self._seconds.labels(route).observe(seconds)
-        if path not in _QUIET or error is not None:
+        stands_for = 1
+        if path in PROBED:
+            stands_for = self._probes.count(path, status or 0, time.monotonic(), failed=error is not None)
+        if stands_for:
             log_event(
                 "http", request_id=request.state.request_id, method=request.method, path=path, status=status,
                 seconds=round(seconds, 4), client=request.client and request.client.host, error=error,
+                requests=stands_for if stands_for > 1 else None,
             )  # fmt: skip
 
 
