@@ -30,7 +30,6 @@ if "_rank" in sys.orig_argv:
 """
 SCRIPT = """
 from launcher import launch
-from tests.damage import FULL, full_disk
 with launch() as client:
     while not client.status().ready:
         pass
