@@ -62,6 +62,14 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def gpu_uuids(device: torch.device) -> tuple[str, ...]:
+    """Return the UUIDs of all GPUs that this process sees, in CUDA's order; none for a CPU."""
+    if device.type != "cuda":
+        return ()
+    properties = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return tuple(str(getattr(each, "uuid", "")) for each in properties)
+
+
 def pick_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
     """Pick the dtype of weights and activations; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     return torch.bfloat16 if config.dtype_on(device.type) == "bfloat16" else torch.float32

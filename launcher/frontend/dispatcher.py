@@ -20,6 +20,7 @@ from launcher.logs import log_event
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.rank_messages import Decoded, Previewed, Ready
 from launcher.processes import Child
+from launcher.ranks.gpu_health import Gpu, GpuError
 from launcher.ranks.rank_group import STEPS_AHEAD, JobReport, RankEvents
 from launcher.ranks.supervisor import RankSupervisor
 from launcher.requests.rank_memory import RankMemory
@@ -214,6 +215,12 @@ class Dispatcher:
 
     def ranks_given_up(self, error: Krea2Error) -> None:
         self._events.ranks_given_up(error)
+
+    def gpu_failed(self, error: GpuError) -> None:
+        self._events.gpu_failed(error)
+
+    def gpu_quarantined(self, gpu: Gpu, reason: str) -> None:
+        self._events.gpu_quarantined(gpu, reason)
 
 
 class _TokenBudget:

@@ -38,6 +38,7 @@ from launcher.messages.encoding import as_krea2_error, describe
 from launcher.messages.keys import ServerKeys
 from launcher.messages.own_clients import OwnClients
 from launcher.processes import Child
+from launcher.ranks.gpu_health import Gpu, GpuError
 from launcher.ranks.rank_group import JobReport
 from launcher.requests.tokenizer import PromptTokenizer
 
@@ -125,7 +126,7 @@ class Frontend:
         finally:
             self._requests.fail(reason)
             self._clients.close(reason)
-            supervisor.group.close()
+            supervisor.close()
             for task in self._tasks:
                 task.cancel()
             self._cleanup.close()
@@ -188,6 +189,7 @@ class Frontend:
             memory_plan=ranks.first.memory_plan if ranks.first else (),
             loras=self._loras.listed(),
             merged_loras=self._loras.merged(),
+            quarantined=self._dispatcher.supervisor.gpus.quarantined,
         )
 
     def _render_metrics(self) -> bytes:
@@ -266,3 +268,21 @@ class Frontend:
     def ranks_given_up(self, error: Krea2Error) -> None:
         log_event("ranks given up", level="error", code=error.code, message=error.message)
         self._requests.fail(error)
+
+    def gpu_failed(self, error: GpuError) -> None:
+        level = "error" if error.is_hardware else "warning"
+        gpu = error.gpu
+        log_event(
+            "gpu error",
+            level=level,
+            device=gpu.index,
+            name=gpu.name,
+            uuid=gpu.selector,
+            xid=error.code,
+            message=error.meaning,
+        )
+        self._metrics.gpu_errors.labels(gpu.index, error.code).inc()
+
+    def gpu_quarantined(self, gpu: Gpu, reason: str) -> None:
+        log_event("gpu quarantined", level="error", device=gpu.index, name=gpu.name, uuid=gpu.selector, message=reason)
+        self._metrics.quarantined.labels(gpu.index).set(1)

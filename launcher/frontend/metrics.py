@@ -38,6 +38,10 @@ class Metrics:
         self.images = counter("krea2_images", "Images sent to clients")
         self.previews = counter("krea2_previews", "Previews sent to clients")
         self.restarts = counter("krea2_restarts", "Rank groups that were lost and replaced")
+        reported = "Errors of GPUs in use, by number as in nvidia-smi, and Xid"
+        self.gpu_errors = counter("krea2_gpu_xid_errors", reported, ["device", "xid"])
+        unused = "GPUs that are not used until the server is started again, since they failed"
+        self.quarantined = Gauge("krea2_device_quarantined", unused, ["device"], registry=self._registry)
         too_large = "Steps that memory ran out in, whose images then ran one by one"
         self._too_large = counter("krea2_out_of_memory_steps", too_large)
         staged = "Seconds that a finished request spent in each stage"

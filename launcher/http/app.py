@@ -143,7 +143,8 @@ def make_app(config: HttpConfig) -> Guard:
             reason = error.message if isinstance(error, Krea2Error) else f"no answer within {ASK_S:g} s"
             raise ServerError(f"the engine does not answer: {reason}") from None
         if not status.ready:
-            raise ServerError("the engine is not ready: it starts, warms up, or is being stopped")
+            reason = "; ".join(status.quarantined) or "it starts, warms up, or is being stopped"
+            raise ServerError(f"the engine is not ready: {reason}")
         return JsonResponse({"status": "ready", "waiting": status.waiting, "running": status.running})
 
     @app.get("/metrics", response_class=Response)

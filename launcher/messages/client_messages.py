@@ -239,6 +239,7 @@ class StatusReply(_Versioned, frozen=True, kw_only=True):
     memory_plan: tuple[str, ...]
     sp: int = 1
     cfg_parallel: bool = False
+    quarantined: tuple[str, ...] = ()
 
 
 class MetricsReply(_Versioned, frozen=True, kw_only=True):

@@ -49,12 +49,15 @@ class Ready(Message, frozen=True, kw_only=True):
     """The rank has its weights. memory_plan: what it keeps where, for people, if it was told to save memory.
 
     link: bytes a second that it sends, and seconds of an operation that sends next to nothing, where that was measured.
-    memory: bytes by what they hold. decoding_bytes_per_element: as `DecodeMemory` in `engine.planning.step_memory`.
+    gpu: the UUID of its GPU, visible_gpus: of all that it sees, in CUDA's order. memory: bytes by what they hold.
+    decoding_bytes_per_element: as `DecodeMemory` in `engine.planning.step_memory`.
     """
 
     rank: int
     device: str
     device_name: str = ""
+    gpu: str = ""
+    visible_gpus: tuple[str, ...] = ()
     link: tuple[float, float] | None = None
     memory: dict[str, int]
     decoding_bytes_per_element: int = 4

@@ -7,7 +7,7 @@ about lost connections are consequences, and are not shown.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -26,6 +26,7 @@ from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import describe, encode
 from launcher.messages.sockets import send_now
 from launcher.processes import Child
+from launcher.ranks.gpu_health import Gpu, GpuError
 from launcher.ranks.lifelines import hold_lifelines
 from launcher.ranks.outstanding import Outstanding
 from launcher.ranks.remote_ranks import RemoteRanks
@@ -62,6 +63,12 @@ class RankEvents(Protocol):
     def ranks_given_up(self, error: Krea2Error) -> None:
         """Hear that ranks are lost again and again: nothing may wait for the next ones."""
 
+    def gpu_failed(self, error: GpuError) -> None:
+        """Hear of an error of a GPU that ranks use, of which these may know nothing."""
+
+    def gpu_quarantined(self, gpu: Gpu, reason: str) -> None:
+        """Hear that a GPU is not used any more."""
+
 
 class RankGroup:
     """Stands for all ranks, from their start to the loss of the first of them.
@@ -70,9 +77,16 @@ class RankGroup:
     """
 
     def __init__(
-        self, config: FrontendConfig, context: zmq.asyncio.Context, events: RankEvents, *, generation: int
+        self,
+        config: FrontendConfig,
+        context: zmq.asyncio.Context,
+        events: RankEvents,
+        *,
+        generation: int,
+        on_ready: Callable[[messages.Ready], None],
     ) -> None:
-        self._config, self._events = config, events
+        """on_ready: gets what each rank says when it is ready. Raises `LaunchError` if it cannot listen."""
+        self._config, self._events, self._on_ready = config, events, on_ready
         self._ranks = range(config.engine.ranks)
         self.ready_by_rank: dict[int, messages.Ready] = {}
         self._loop = asyncio.get_running_loop()
@@ -81,10 +95,7 @@ class RankGroup:
         self.images = 0
         self.failed: asyncio.Future[Krea2Error] = self._loop.create_future()
         self._failing: set[int] = set()  # ranks that have said why they fail
-        self._socket = context.socket(zmq.ROUTER)
-        self._socket.set(zmq.ROUTER_MANDATORY, 1)
-        self._socket.set(zmq.LINGER, 0)
-        self._socket.bind(messages.ranks_address(config.run_folder, generation))
+        self._socket = _listen(context, messages.ranks_address(config.run_folder, generation))
         self._remote: RemoteRanks | None = None
         if config.ranks_host is not None:
             self._remote = RemoteRanks(self._socket, context, host=config.ranks_host, run_folder=config.run_folder)
@@ -162,6 +173,7 @@ class RankGroup:
                 self._command(rank, load)
             case messages.Ready() as ready:
                 self.ready_by_rank[ready.rank] = ready
+                self._on_ready(ready)
                 if self.ready:
                     self._events.ranks_ready()
             case messages.StepDone(rank=rank, number=number, times=times):
@@ -214,3 +226,18 @@ class RankGroup:
     def _lost(self, rank: int, how: str = "died") -> None:
         if rank not in self._failing:  # whose reason is heard over the wire
             self.fail(RankError(f"rank {rank} {how}"))
+
+
+def _listen(context: zmq.asyncio.Context, address: str) -> zmq.asyncio.Socket:
+    """Listen for ranks of this machine. Raises `LaunchError` if that fails, as on a full disk."""
+    server = None
+    try:
+        server = context.socket(zmq.ROUTER)
+        server.set(zmq.ROUTER_MANDATORY, 1)
+        server.set(zmq.LINGER, 0)
+        server.bind(address)
+    except zmq.ZMQError as error:
+        if server is not None:
+            server.close()
+        raise LaunchError(f"cannot listen on {address} for ranks: {zmq.strerror(error.errno or 0)}") from None
+    return server

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 
 from engine.errors import LaunchError
 from launcher.messages.configs import FrontendConfig, RankConfig
@@ -26,10 +27,13 @@ RANK_ENVIRONMENT = {
 }
 
 
-def start_ranks(config: FrontendConfig, ranks: list[Child], generation: int = 0) -> None:
+def start_ranks(
+    config: FrontendConfig, ranks: list[Child], generation: int = 0, variables: Mapping[str, str] | None = None
+) -> None:
     """Start a process for every rank, and append it to `ranks` at once. Do nothing if torchrun starts them.
 
-    generation: how many groups of ranks there were before. Raises `LaunchError` if a process cannot be started.
+    generation: how many groups of ranks there were before. variables: of their environment. Raises `LaunchError` if a
+    process cannot be started.
     """
     if config.external_ranks:
         return
@@ -41,6 +45,7 @@ def start_ranks(config: FrontendConfig, ranks: list[Child], generation: int = 0)
         "GLOO_SOCKET_IFNAME": _loopback_interface(),
     }
     environment = {name: value for name, value in defaults.items() if name not in os.environ}
+    environment |= variables or {}
     for rank in range(ranks_wanted):
         rank_config = RankConfig(
             rank=rank,

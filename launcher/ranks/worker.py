@@ -64,7 +64,7 @@ def serve(config: RankConfig) -> NoReturn:
 
 def _load(config: RankConfig, wire: _Wire) -> Rank:
     """Do what `Load` says, and answer it with `Ready`."""
-    from engine.device.devices import device_name, pick_device
+    from engine.device.devices import device_name, gpu_uuids, pick_device
     from engine.parallel.distributed import connect_mesh
     from engine.rank.rank import Rank
     from engine.rank.warm_up import warm_up
@@ -104,11 +104,14 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
     attention = rank.model.attention_choice.describe()
     if rank.plans is not None:
         attention["plans"] = rank.plans.schedule.describe()
+    gpus = gpu_uuids(device)
     wire.send(
         messages.Ready(
             rank=config.rank,
             device=str(device),
             device_name=device_name(device),
+            gpu=gpus[device.index] if gpus else "",
+            visible_gpus=gpus,
             link=rank.link,
             memory=rank.memory(),
             decoding_bytes_per_element=rank.model.decode_memory.bytes_per_element,

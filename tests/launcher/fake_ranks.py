@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,9 @@ class FakeRank:
     def send(self, message: Report, *frames: bytes) -> None:
         self._socket.send_multipart([encode(message), *frames])
 
+    def ready(self) -> Ready:
+        return Ready(rank=self.rank, device="fake", memory=self._memory, attention={})
+
     def end(self) -> None:
         self._task.cancel()
 
@@ -106,7 +109,7 @@ class FakeRank:
         while True:
             command = decode_command(await self._socket.recv())
             if isinstance(command, Load):
-                self.send(Ready(rank=self.rank, device="fake", memory=self._memory, attention={}))
+                self.send(self.ready())
             elif isinstance(command, Execute):
                 async with self._arrived:
                     self.steps.append(command.step)
@@ -169,6 +172,7 @@ class Fakes:
         self.context, self._run_folder, self._tp, self._make_rank = context, run_folder, tp, make_rank
         self.address = ""
         self.ranks: list[FakeRank] = []  # of the newest generation
+        self.variables: Mapping[str, str] = {}  # of their environment
         self.generation = 0
         self.stop, self.stop_now = asyncio.Event(), asyncio.Event()
         self.served: asyncio.Task[None]
@@ -231,7 +235,10 @@ async def fake_engine(
     loop = asyncio.get_running_loop()
     started: asyncio.Future[str] = loop.create_future()
 
-    def from_a_thread(_config: FrontendConfig, _children: list[Child], generation: int) -> None:
+    def from_a_thread(
+        _config: FrontendConfig, _children: list[Child], generation: int, variables: Mapping[str, str]
+    ) -> None:
+        fakes.variables = variables
         loop.call_soon_threadsafe(fakes.start_ranks, generation)
 
     children = [] if children is None else children

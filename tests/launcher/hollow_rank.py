@@ -77,5 +77,5 @@ def replace_engine() -> None:
     vars(warm_up)["warm_up"] = lambda rank, sizes: None
     distributed, devices = ModuleType("engine.parallel.distributed"), ModuleType("engine.device.devices")
     vars(distributed)["connect_mesh"] = lambda rank, *_, **__: rank
-    vars(devices).update(pick_device=lambda *_: "cpu", device_name=lambda _: "cpu")
+    vars(devices).update(pick_device=lambda *_: "cpu", device_name=lambda _: "cpu", gpu_uuids=lambda _: ())
     sys.modules |= {module.__name__: module for module in (rank, warm_up, distributed, devices)}

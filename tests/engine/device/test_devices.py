@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -62,3 +64,10 @@ def test_fp8_is_refused_where_a_gpu_cannot_multiply_it(
     else:
         with pytest.raises(ArgumentError, match=message):
             device.check_quantization(config, torch.device("cuda", 0))
+
+
+def test_the_uuids_of_all_gpus_are_told_in_cudas_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="ab"[index]))
+    assert device.gpu_uuids(torch.device("cuda", 1)) == ("a", "b")
+    assert device.gpu_uuids(torch.device("cpu")) == ()

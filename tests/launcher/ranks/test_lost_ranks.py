@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from engine.errors import LaunchError
 from launcher import processes as process
+from launcher.client.async_client import AsyncClient
+from launcher.messages import rank_messages as messages
 from launcher.processes import Child
 from launcher.ranks import supervisor
-from tests.launcher.fake_ranks import fake_engine, run
-from tests.launcher.ranks.losing_ranks import lose
+from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
+from tests.launcher.ranks.losing_ranks import PROMPT, lose
 
 
 class SlowChild(Child):
@@ -77,5 +80,36 @@ def test_ranks_that_never_go_are_told_of_and_kept(
             assert held == [children[1]], "it will be stopped again when the server ends"
             (left,) = (record for record in caplog.records if record.getMessage() == "lost ranks have not ended")
             assert left.fields == {"processes": 1, "waited_s": 0.2}  # type: ignore[attr-defined]
+
+    run(test())
+
+
+def test_a_full_disk_keeps_the_next_ranks_waiting_until_there_is_room(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "_PAUSE_S", 0.05)
+    is_full = True
+
+    def given_up() -> bool:
+        return any(record.getMessage() == "ranks given up" for record in caplog.records)
+
+    ranks_address = messages.ranks_address
+
+    def address(folder: str, generation: int) -> str:  # libzmq is told of a missing folder as of a full disk: by bind
+        return ranks_address(f"{folder}/gone" if is_full else folder, generation)
+
+    async def test() -> None:
+        nonlocal is_full
+        async with fake_engine(run_folder, replace_ranks=True) as fakes, AsyncClient(fakes.address) as client:
+            monkeypatch.setattr(messages, "ranks_address", address)
+            fakes.ranks[0].fail("rank_failed", "rank 0: lost")
+            async with asyncio.timeout(DEADLINE_S):
+                while (await client.status()).ready or not given_up():
+                    await asyncio.sleep(0.02)
+            with pytest.raises(LaunchError, match=r"cannot listen on ipc://.*/gone/ranks-1 for ranks: No such file"):
+                await client.generate(PROMPT)
+            is_full = False
+            await fakes.has_generation(1)
+            assert (await client.generate(PROMPT, seed=1)).seed == 1
 
     run(test())

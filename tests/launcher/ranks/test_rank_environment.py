@@ -16,10 +16,10 @@ from launcher.ranks import start, torchrun
 from tests.launcher.processes import PATIENCE_S, Marked
 
 
-def started_with(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, str]]:
+def started_with(monkeypatch: pytest.MonkeyPatch, **variables: str) -> list[Mapping[str, str]]:
     environments: list[Mapping[str, str]] = []
     monkeypatch.setattr(start, "Child", lambda *_, environment, **__: environments.append(environment))
-    start.start_ranks(FrontendConfig(engine=EngineConfig(sp=2), run_folder="/nowhere"), [])
+    start.start_ranks(FrontendConfig(engine=EngineConfig(sp=2), run_folder="/nowhere"), [], variables=variables)
     return environments
 
 
@@ -36,6 +36,14 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
     monkeypatch.setenv("TORCH_NCCL_RETHROW_CUDA_ERRORS", "1")
     assert not any({"NCCL_DEBUG", "TORCH_NCCL_RETHROW_CUDA_ERRORS"} & each.keys() for each in started_with(monkeypatch))
+
+
+def test_the_gpus_that_ranks_may_see_are_not_the_users_choice_once_some_have_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    for environment in started_with(monkeypatch, CUDA_VISIBLE_DEVICES="GPU-b"):
+        assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-b"
 
 
 SECRETS = {
