@@ -25,13 +25,14 @@ from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.errors import Krea2Error, ServerError, error_from_code
 from launcher import awake
 from launcher.http.bodies import BoundedRoute
-from launcher.http.connections import EngineLink, ImpatientProtocol, allow_many_connections
+from launcher.http.connections import EngineLink, allow_many_connections
 from launcher.http.docs import ERROR_SCHEMA, describe_limits, describe_page
-from launcher.http.errors import JsonResponse, error_response
+from launcher.http.errors import JsonResponse, error_response, internal_error, shorten
 from launcher.http.guard import Guard
 from launcher.http.images import add_image_routes, check_model
 from launcher.http.loras import add_lora_routes
 from launcher.http.openai_api import explain_invalid
+from launcher.http.protocol import FairProtocol
 from launcher.logs import configure_logs
 from launcher.messages.configs import HttpConfig
 from launcher.processes import exit_after, read_config, watch_parent
@@ -39,9 +40,9 @@ from launcher.requests.check import MAX_LORA_STRENGTH, OUTPUT_FORMATS
 
 PAGE = Path(__file__).parent / "page"
 FINISH_S = 3  # for responses that are being sent when the process is told to end
+_LAST_REPLIES_S = 0.5  # of that, for what a front-end that ended had sent before
 ASK_S = 2.0  # for the front-end to say how it is
 _KEEP_ALIVE_S = 15  # of a connection between requests
-_MAX_HEADER_BYTES = 32 * 1024
 
 
 def run_http() -> None:
@@ -62,10 +63,12 @@ def run_http() -> None:
 
 def make_server(config: HttpConfig) -> uvicorn.Server:
     """Make a server for sockets that listen already. It connects to the front-end when it starts, and keeps trying."""
-    return uvicorn.Server(
+    link = EngineLink(config.rpc, config.rpc_key, config.client_name)
+    return _Server(
+        link,
         uvicorn.Config(
-            make_app(config),
-            http=ImpatientProtocol,
+            make_app(config, link),
+            http=FairProtocol,
             ws="none",
             lifespan="on",
             log_config=None,
@@ -75,17 +78,29 @@ def make_server(config: HttpConfig) -> uvicorn.Server:
             proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=FINISH_S,
-            h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
-        )
+        ),
     )
 
 
-def make_app(config: HttpConfig) -> Guard:
+class _Server(uvicorn.Server):
+    """A server that, when it ends, fails what still waits for the engine. uvicorn would cancel it, as plain text."""
+
+    def __init__(self, link: EngineLink, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._link = link
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, and finish the responses that are being sent."""
+        failing = asyncio.get_running_loop().call_later(_LAST_REPLIES_S, self._link.end)
+        await super().shutdown(sockets)
+        failing.cancel()
+
+
+def make_app(config: HttpConfig, link: EngineLink) -> Guard:
     """Make the application with all its routes. Raises `CheckpointError` for a bad checkpoint config."""
     checkpoint = CheckpointFiles.open(config.engine)
     checkpoint.close()
     model = checkpoint.config
-    link = EngineLink(config.rpc, config.rpc_key, config.client_name)
     page = _Page(directory=PAGE, check_dir=False)
     began = int(time.time())
 
@@ -94,7 +109,7 @@ def make_app(config: HttpConfig) -> Guard:
         description="Images with Krea 2, as OpenAI's images API makes them.", responses={"default": ERROR_SCHEMA},
     )  # fmt: skip
     app.router.route_class = BoundedRoute
-    for kind in (RequestValidationError, HTTPException, Krea2Error):
+    for kind in (RequestValidationError, HTTPException, Krea2Error, Exception):
         app.add_exception_handler(kind, _answer_error)
     guard = Guard(app, config)
 
@@ -189,16 +204,16 @@ async def _answer_error(request: Request, problem: Exception) -> Response:
             else:
                 error = error_from_code("unsupported_media_type", "Content-Type must be application/json")
         case HTTPException(status_code=status):
-            path, headers = request.url.path, dict(problem.headers or {})
+            path, headers = shorten(request.url.path), dict(problem.headers or {})
             error = {
                 400: error_from_code("invalid_parameter", "the body cannot be parsed as JSON"),
                 404: error_from_code("not_found", f"there is nothing at {path}"),
-                405: error_from_code("method_not_allowed", f"{request.method} is not possible at {path}"),
+                405: error_from_code("method_not_allowed", f"{shorten(request.method)} is not possible at {path}"),
             }.get(status, error_from_code("invalid_parameter", str(problem.detail)))
         case Krea2Error():
             error = problem
-        case _:
-            raise problem
+        case _:  # which is raised again afterwards
+            error = internal_error()
     request.state.error_code = error.code  # for the log
     return error_response(error, request.state.request_id, headers)
 

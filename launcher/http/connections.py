@@ -62,6 +62,11 @@ class EngineLink:
             except CancelledError as error:
                 raise ServerError(f"the request was lost within the server: {error.message}") from None
 
+    def end(self) -> None:
+        """Fail what waits for the front-end, which has ended or will."""
+        if self._client is not None:
+            self._client.server_ended(ServerError("the server is being stopped, or has died"))
+
     async def status(self) -> StatusReply:
         """Ask what the front-end is doing, and remember whether ranks have loaded."""
         status = await self.client(loaded=False).status()

@@ -35,6 +35,14 @@ _CLOSE = {"Connection": "close"}  # what is left of the body is never read
 _HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 408: _CLOSE, 413: _CLOSE, 500: _NEVER_AGAIN, 504: _NEVER_AGAIN}
 
 
+_SHOWN = 200  # characters
+
+
+def shorten(text: str) -> str:
+    """Cut what a client sent to what a log or an error shows of it."""
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
 class JsonResponse(Response):
     """A response whose body msgspec writes: a struct as an object, bytes as base64."""
 
@@ -68,3 +76,8 @@ def error_response(error: Krea2Error, request_id: str, headers: dict[str, str] |
     if status in (429, 503):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or RETRY_AFTER_S)))
     return JsonResponse(error_body(error, request_id), status, headers)
+
+
+def internal_error() -> Krea2Error:
+    """Make the error that stands for a mistake of ours, of which the log has a traceback."""
+    return Krea2Error("the server made a mistake: its log has the request's id")

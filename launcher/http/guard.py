@@ -18,8 +18,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.errors import Krea2Error, error_from_code
-from launcher.http.errors import error_response
+from engine.errors import Krea2Error, ServerError, error_from_code
+from launcher.http.errors import error_response, internal_error, shorten
 from launcher.http.probes import PROBED, Probes
 from launcher.http.server_process import DEFAULT_PORTS, SEND_S
 from launcher.logs import log_event, log_exception
@@ -30,6 +30,7 @@ from launcher.messages.sockets import is_loopback
 FILES_PATH = "/v1/images/files/"
 BODY_S = 30.0  # seconds for a body to arrive
 _HUNG_UP = 499
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -65,7 +66,9 @@ class Guard:
         request = Request(scope, receive)
         offered = request.headers.get("x-request-id", "")
         request_id = request.state.request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
-        response = _Response(send, request_id)
+        # Others may see another request in the rest of a body of two lengths (RFC 9112, 6.3).
+        is_ambiguous = "content-length" in request.headers and "transfer-encoding" in request.headers
+        response = _Response(send, request_id, closes=is_ambiguous)
         began = time.monotonic()
         error: str | None = None
         try:
@@ -79,27 +82,36 @@ class Guard:
         except _SlowClientError as problem:
             error = str(problem)
             raise
+        except asyncio.CancelledError:  # by uvicorn: this process ends
+            error = ServerError.code
+            if response.status is None:
+                ending = ServerError("the server is being stopped")
+                await error_response(ending, request_id)(scope, receive, response.send)
+            raise
         except Exception as problem:
             error = describe(problem)
             log_exception(problem, request_id=request_id)
-            if response.status is not None:
+            if response.status is None:
+                await error_response(internal_error(), request_id)(scope, receive, response.send)
+            elif not response.complete:
                 raise  # so that the connection is closed: the response is not whole
-            internal = Krea2Error("the server made a mistake: its log has the request's id")
-            await error_response(internal, request_id)(scope, receive, response.send)
         finally:
             self._record(request, response.status, time.monotonic() - began, error)
 
     def _check_origin(self, request: Request) -> None:
         """Refuse what a web page of somebody else makes the user's browser send."""
         host = request.headers.get("host", "")
-        if self._hosts is not None and _host_name(host) not in self._hosts:
+        name = _host_name(host)
+        if name is None or (self._hosts is not None and name not in self._hosts):
             allowed = "localhost, the address of this server or an --allowed-host"
-            raise error_from_code("host_not_allowed", f"Host must be {allowed}, got {host!a}")
+            if self._hosts is None:
+                allowed = "a name or an address, and a port or none"
+            raise error_from_code("host_not_allowed", f"Host must be {allowed}, got {shorten(host)!a}")
         origin = request.headers.get("origin")
         if request.method in ("GET", "HEAD") or origin is None:
             return
         if not _is_own_origin(origin, host, self._config.public_url):
-            raise error_from_code("origin_not_allowed", f"Origin must be this server's own, got {origin!a}")
+            raise error_from_code("origin_not_allowed", f"Origin must be this server's own, got {shorten(origin)!a}")
 
     def _check_key(self, request: Request) -> None:
         path = request.scope["path"]
@@ -172,17 +184,20 @@ class Guard:
             stands_for = self._probes.count(path, status or 0, time.monotonic(), failed=error is not None)
         if stands_for:
             log_event(
-                "http", request_id=request.state.request_id, method=request.method, path=path, status=status,
-                seconds=round(seconds, 4), client=request.client and request.client.host, error=error,
+                "http", request_id=request.state.request_id, method=shorten(request.method), path=shorten(path),
+                status=status, seconds=round(seconds, 4), client=request.client and request.client.host, error=error,
                 requests=stands_for if stands_for > 1 else None,
             )  # fmt: skip
 
 
 class _Response:
-    """Sends a response with the headers that all have, and remembers its status and whether it is complete."""
+    """Sends a response with the headers that all have, and remembers its status and whether it is complete.
 
-    def __init__(self, send: Send, request_id: str) -> None:
-        self._send, self._request_id = send, request_id
+    closes: end the connection with it.
+    """
+
+    def __init__(self, send: Send, request_id: str, *, closes: bool) -> None:
+        self._send, self._request_id, self._closes = send, request_id, closes
         self.status: int | None = None
         self.complete = False
 
@@ -193,6 +208,8 @@ class _Response:
             headers["X-Request-ID"] = self._request_id
             headers["X-Content-Type-Options"] = "nosniff"
             headers.setdefault("Content-Security-Policy", _CONTENT_POLICY)
+            if self._closes:
+                headers["Connection"] = "close"
         else:
             self.complete = not message.get("more_body", False)
         try:
@@ -206,11 +223,10 @@ class _SlowClientError(Exception):
     """The client does not read its response."""
 
 
-def _host_name(host: str) -> str:
-    """The name in a Host header, without port and brackets; empty if it is none."""
-    with suppress(ValueError):
-        return urlsplit(f"//{host}").hostname or ""
-    return ""
+def _host_name(host: str) -> str | None:
+    """The name in a Host header (RFC 3986), without port and brackets; None if it is no such header."""
+    match = _HOST.fullmatch(host)
+    return None if match is None else match[1].strip("[]").lower()
 
 
 def _is_own_origin(origin: str, host: str, public_url: str | None) -> bool:

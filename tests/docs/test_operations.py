@@ -9,6 +9,7 @@ from engine import errors
 from engine.config.engine_config import EngineConfig
 from launcher.frontend.metrics import Metrics
 from launcher.http.app import make_app
+from launcher.http.connections import EngineLink
 from launcher.http.errors import STATUS_OF_CODE
 from launcher.messages.configs import HttpConfig
 from launcher.messages.limits import Limits
@@ -32,7 +33,7 @@ def test_every_error_code_with_its_status() -> None:
 
 
 def test_every_metric() -> None:
-    guard = make_app(HttpConfig(engine=EngineConfig(), limits=Limits()))
+    guard = make_app(HttpConfig(engine=EngineConfig(), limits=Limits()), EngineLink("", None))
     text = Metrics().render([{"weights": 1}])
     names = set(re.findall(r"^# TYPE (\w+)", text.decode(), re.MULTILINE))
     for metric in guard.registry.collect():

@@ -89,6 +89,53 @@ def test_a_body_that_makes_no_sense_is_a_bad_request(body: bytes, message: str) 
     run(test())
 
 
+def test_a_body_in_too_many_chunks_is_given_up_before_they_are_taken_apart() -> None:
+    async def send(client: httpx.AsyncClient, chunk: bytes, count: int) -> bytes:
+        address = client.base_url
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(head(address, b"Transfer-Encoding: chunked\r\n") + chunk * count + b"0\r\n\r\n")
+        try:
+            return await reader.readuntil(b"\r\n\r\n") + await reader.readexactly(20)
+        finally:
+            writer.close()
+
+    async def test() -> None:
+        async with http_server_without_engine(NOWHERE) as client, asyncio.timeout(DEADLINE_S):
+            for chunk, count in ((b"1\r\nx\r\n", 1024), (b"40\r\n" + b"x" * 64 + b"\r\n", 10_000)):
+                answer = await send(client, chunk, count)
+                assert answer.endswith(b'{"error":{"message":')  # which is about the JSON
+            began = time.process_time()
+            answer = await send(client, b"1\r\nx\r\n", 500_000)
+            assert answer.startswith(b"HTTP/1.1 400 ")
+            assert b"connection: close" in answer
+            assert b"Invalid HTTP req" in answer
+            assert time.process_time() - began < 1.0  # of client and server together
+
+    run(test())
+
+
+def test_a_body_of_two_lengths_is_the_last_of_its_connection() -> None:
+    async def test() -> None:
+        async with http_server_without_engine(NOWHERE) as client, asyncio.timeout(DEADLINE_S):
+            address = client.base_url
+            smuggled = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            body = b"2\r\n{}\r\n0\r\n\r\n"
+            for fields, is_last in ((b"Content-Length: %d\r\n" % (len(body) + len(smuggled)), True), (b"", False)):
+                reader, writer = await asyncio.open_connection(address.host, address.port)
+                writer.write(head(address, b"Transfer-Encoding: chunked\r\n", fields) + body + smuggled)
+                first = await reader.readuntil(b"}}")
+                assert first.startswith(b"HTTP/1.1 400 ")
+                assert b"prompt is required" in first
+                assert (b"connection: close" in first.lower()) is is_last
+                if is_last:
+                    assert await reader.read() == b""
+                else:
+                    assert b'{"status":"ok"}' in await reader.readuntil(b"}")
+                writer.close()
+
+    run(test())
+
+
 MANY_VALUES, LONG_KEY, DEEP = "at most 4096 values", "keys of at most 100 characters", "at most 8 objects and lists"
 TOO_MUCH = {  # of 1 MB, each of which took seconds or gigabytes
     "numbers": ('"loras": [' + ",".join(["1"] * 500_000) + "]", MANY_VALUES),

@@ -21,12 +21,25 @@ from tests.launcher.http_servers import PATH, PROMPT, events_of, http_server, ht
         ("LOCALHOST", 200),
         ("evil.example", 403),
         ("[", 403),
+        ("evil@localhost", 403),
+        ("localhost#.evil", 403),
+        ("localhost?.evil", 403),
+        ("localhost/.evil", 403),
+        ("localhost\\.evil", 403),
+        ("localhost:1:2", 403),
+        ("localhost:\u0661".encode(), 403),
+        ("localhost:x", 403),
+        ("local host", 403),
+        ("[::1", 403),
+        ("::1", 403),
+        ("[127.0.0.1]", 403),
+        ("", 403),
     ],
 )
-def test_a_loopback_server_answers_no_other_host_name(host: str, status: int) -> None:
+def test_a_loopback_server_answers_no_other_host_name(host: str | bytes, status: int) -> None:
     async def test() -> None:
         async with http_server_without_engine(NOWHERE) as client:
-            answer = await client.get("/health", headers={"Host": host})
+            answer = await client.get("/health", headers={"Host": host})  # type: ignore[arg-type]
             assert answer.status_code == status
             if status == 403:
                 assert error_of(answer)["code"] == "host_not_allowed"
@@ -37,7 +50,11 @@ def test_a_loopback_server_answers_no_other_host_name(host: str, status: int) ->
 def test_a_server_for_other_machines_answers_any_host_name() -> None:
     async def test() -> None:
         async with http_server_without_engine(NOWHERE, host="0.0.0.0") as client:
-            assert (await client.get("/health", headers={"Host": "images.example"})).status_code == 200
+            for host in ("images.example", "IMAGES.example:1", "[2001:db8::1]:80", "x_1", ""):
+                assert (await client.get("/health", headers={"Host": host})).status_code == 200
+            for host in ("evil@images.example", "images.example#", "images.example/x", "[images.example]"):
+                answer = await client.get("/health", headers={"Host": host})
+                assert (answer.status_code, error_of(answer)["code"]) == (403, "host_not_allowed")
 
     run(test())
 
@@ -119,6 +136,38 @@ def test_what_is_not_there_is_answered_in_the_same_shape() -> None:
                 assert (answer.status_code, error_of(answer)["code"]) == (status, code)
             form = await client.post(PATH, data={"prompt": PROMPT})
             assert (form.status_code, error_of(form)["code"]) == (415, "unsupported_media_type")
+
+    run(test())
+
+
+def test_what_a_client_sends_at_length_is_not_repeated(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with http_server_without_engine(NOWHERE) as client:
+            for method, path, headers in (
+                ("GET", "/" + "x" * 20_000, {}),
+                ("M" * 20_000, "/health", {}),
+                ("GET", "/v1/models/" + "x" * 20_000, {}),
+                ("GET", "/health", {"Host": "x" * 20_000}),
+                ("POST", "/health", {"Origin": "http://" + "x" * 20_000}),
+            ):
+                answer = await client.request(method, path, headers=headers)
+                assert answer.status_code in (403, 404, 405)
+                assert len(answer.content) < 1000
+            fields = [record.fields for record in caplog.records if record.message == "http"]  # type: ignore[attr-defined]
+            assert len(fields) == 5
+            assert max(len(str(each)) for each in fields) < 1000
+
+    caplog.set_level("INFO", "krea2")
+    run(test())
+
+
+def test_a_mistake_of_ours_is_told_as_every_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with http_server_without_engine(NOWHERE) as client:
+            monkeypatch.setattr("launcher.http.app.OUTPUT_FORMATS", object())  # which no JSON holds
+            answer = await client.get("/v1/settings")
+            assert (answer.status_code, error_of(answer)["code"]) == (500, "internal_error")
+            assert (await client.get("/health")).status_code == 200
 
     run(test())
 

@@ -1,16 +1,18 @@
-"""Clients that hang up: their requests are cancelled."""
+"""Clients that hang up, whose requests are cancelled; and a server that ends, which says so."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import AsyncExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.launcher.fake_ranks import DEADLINE_S, Fakes, fake_engine, run
-from tests.launcher.http.http_requests import JSON, head
-from tests.launcher.http_servers import PATH, PROMPT, http_server
+from tests.launcher.http.http_requests import JSON, error_of, head
+from tests.launcher.http_servers import PATH, PROMPT, events_of, http_server
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -47,6 +49,38 @@ def test_who_hangs_up_and_repeats_under_the_same_id_never_gets_the_end_of_the_fi
                 assert again.status_code == 200, again.text
             async with asyncio.timeout(DEADLINE_S):
                 await until_running(fakes, 0)
+
+    run(test())
+
+
+def test_a_process_that_ends_answers_whoever_still_waits(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.http.app.FINISH_S", 1)
+
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, AsyncExitStack() as stack, asyncio.timeout(DEADLINE_S):
+            fakes.ranks[0].hold = True
+            async with http_server(fakes.address) as client:
+                url = client.base_url
+                other = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=DEADLINE_S))
+                asked = [
+                    asyncio.create_task(other.post(PATH, json={"prompt": PROMPT, "steps": 2, **fields}))
+                    for fields in ({}, {"stream": True}, {"stream": True, "progress": True})
+                ]
+                await fakes.ranks[0].has_steps(2)
+                reader, writer = await asyncio.open_connection(url.host, url.port)
+                stack.callback(writer.close)
+                writer.write(head(url, b"Content-Length: 9\r\n") + b"{")
+                await other.get("/health")
+            plain, *streams = await asyncio.gather(*asked)
+            assert plain.status_code == 503
+            assert int(plain.headers["retry-after"]) >= 1
+            assert error_of(plain)["code"] == "server_unavailable"
+            for stream in streams:
+                name, data = events_of(stream.text)[-1]
+                assert (name, data["error"]["code"]) == ("error", "server_unavailable")
+            half = await reader.readuntil(b"}}")
+            assert half.startswith(b"HTTP/1.1 503 ")
+            assert b'"code":"server_unavailable"' in half
 
     run(test())
 
