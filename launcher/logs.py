@@ -40,6 +40,7 @@ class _Entry(msgspec.Struct):
     event: str
 
 
+_to_json = json.JSONEncoder(default=str, ensure_ascii=False).encode
 _is_entry = msgspec.json.Decoder(_Entry).decode  # raises unless it is
 
 
@@ -166,14 +167,17 @@ class _Lines(logging.Handler):
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         event, fields = _read(record)
-        while True:
-            entry = {"time": _timestamp(record), "level": record.levelname.lower(), "event": event} | fields
-            line = printable(json.dumps(entry, default=str, ensure_ascii=False), escape=_escape_json)
-            longest = max(fields, key=lambda name: len(str(fields[name])), default="")
-            value = str(fields.get(longest, ""))
-            if len(line) <= LONGEST or len(value) < _SHORT:
-                return line
+        while len(line := self._line(record, event, fields)) > LONGEST:
+            longest = max(fields, key=lambda name: len(str(fields[name])))
+            value = str(fields[longest])
+            if len(value) < _SHORT:
+                break
             fields[longest] = f"{value[: len(value) // 4]} … {value[-len(value) // 4 :]}"
+        return line
+
+    def _line(self, record: logging.LogRecord, event: str, fields: dict[str, object]) -> str:
+        entry = {"time": _timestamp(record), "level": record.levelname.lower(), "event": event} | fields
+        return printable(_to_json(entry), escape=_escape_json)
 
 
 class _Text(logging.Formatter):
