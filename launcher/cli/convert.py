@@ -12,7 +12,7 @@ import click
 from engine.config.engine_config import PARTS, EngineConfig
 from engine.errors import ArgumentError
 from launcher.cli.options import table_options
-from launcher.cli.stdout import say
+from launcher.cli.stdout import say_path
 
 _SUFFIXES = {".safetensors": "native", ".gguf": "gguf"}  # which say of a file, or a folder, that it has this layout
 
@@ -77,4 +77,4 @@ def convert(
                 tp=tp,
                 report=bar.update,
             )
-    say(str(output))
+    say_path(output)

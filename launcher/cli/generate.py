@@ -6,18 +6,18 @@ import asyncio
 import os
 import secrets
 import sys
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from engine.config.model_config import ModelConfig
-from engine.errors import ArgumentError, Krea2Error
+from engine.errors import ArgumentError, Krea2Error, printable
 from launcher.auto_mode.prediction import Workload
 from launcher.cli.options import configure_engine, engine_options
-from launcher.cli.stdout import stdout_named
+from launcher.cli.stdout import say_path
 from launcher.messages.client_messages import Generate, LoraChoice, Progress
 from launcher.messages.limits import Limits
 from launcher.setup.launch import launch_frontend
@@ -80,9 +80,9 @@ def generate(
     ):
         if config.engine.memory_budget is not None:
             for line in ("memory plan:", *client.status().memory_plan):
-                progress.print(line, sys.stderr)
+                progress.print(line)
         if seed is None:
-            progress.print(f"seed: {first_seed}", sys.stderr)
+            progress.print(f"seed: {first_seed}")
         ahead = min(_REQUESTS_AHEAD, config.limits.max_queue)
         client.run(_make_images(client.asynchronous, requests, paths, progress, ahead=ahead))
 
@@ -106,12 +106,11 @@ async def _make_images(
                 elif isinstance(event, ImageFile):
                     path = request_paths[event.index]
                     await asyncio.to_thread(write_file, path, event.file)
-                    with stdout_named():
-                        progress.print(str(path), sys.stdout)
+                    progress.print_path(path)
                 elif isinstance(event, Result):
                     for warning in event.warnings:
                         if warning not in warnings:
-                            progress.print(f"warning: {warning}", sys.stderr)
+                            progress.print(f"warning: {warning}")
                     warnings.update(event.warnings)
 
     rest = iter(paths)
@@ -140,11 +139,19 @@ class _Progress:
             self._bar.set_description("denoising", refresh=False)
             self._bar.update(steps)
 
-    def print(self, line: str, stream: TextIO) -> None:
-        if self._bar is None:
-            print(line, file=stream, flush=True)
-        else:
-            self._bar.write(line, file=stream)
+    def print(self, line: str) -> None:
+        """To stderr."""
+        with self._aside():
+            click.echo(printable(line), err=True)
+
+    def print_path(self, path: Path) -> None:
+        """To stdout."""
+        with self._aside():
+            say_path(path)
+
+    def _aside(self) -> AbstractContextManager[None]:
+        """Take the bar away meanwhile."""
+        return nullcontext() if self._bar is None else self._bar.external_write_mode()
 
 
 def output_format(path: Path) -> str:

@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 import engine
-from engine.errors import ArgumentError, Krea2Error
+from engine.errors import ArgumentError, Krea2Error, printable
 from launcher.cli.convert import convert
 from launcher.cli.generate import generate
 from launcher.cli.info import info
@@ -77,7 +77,7 @@ def _stop_without_rank(_: bool) -> None:
 
 def _complain(message: str, code: int) -> int:
     if sys.stderr is not None:  # print would take stdout instead
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

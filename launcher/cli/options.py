@@ -11,7 +11,7 @@ import msgspec
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.config.options import Option, options_of
-from engine.errors import ArgumentError
+from engine.errors import ArgumentError, printable
 from launcher.auto_mode.choice import is_auto
 from launcher.auto_mode.prediction import Workload
 from launcher.messages.configs import FrontendConfig
@@ -89,11 +89,11 @@ def configure_engine(
         options | {"limits": _parse_limits(options["limits"])},
         auto=auto,
         workload=workload,
-        tell=lambda _, lines: click.echo("\n".join(lines), err=True),
+        tell=lambda _, lines: click.echo("\n".join(map(printable, lines)), err=True),
         ranks=None if ranks is None else count,
     )
     for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
+        click.echo(printable(f"warning: {warning}"), err=True)
     if model.variant_is_assumed:
         kind = "Turbo" if model.is_distilled else "Raw"
         click.echo(f"note: the checkpoint does not say what it is, {kind} is assumed: see --variant", err=True)

@@ -16,7 +16,7 @@ from engine.errors import ArgumentError
 from launcher.auto_mode.measurements import keep_speed
 from launcher.auto_mode.prediction import Workload
 from launcher.cli.options import configure_engine, engine_options, table_options
-from launcher.cli.stdout import say
+from launcher.cli.stdout import say_path
 from launcher.frontend.process import serve_until_stopped
 from launcher.messages.configs import HttpConfig
 from launcher.messages.limits import Limits
@@ -153,4 +153,4 @@ def keys(folder: Path, client: str) -> None:
     """Make the keys of a server, if FOLDER has none, and of a client. Prints the file that the client needs."""
     from launcher.messages.keys import make_keys
 
-    say(str(make_keys(folder, client)))
+    say_path(make_keys(folder, client))
