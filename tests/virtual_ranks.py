@@ -68,11 +68,13 @@ class VirtualRanks:
     queued_at_arrival: dict[int, tuple[int, int]] = field(default_factory=dict)  # jobs and denoise steps, its own too
     longest_step_s: float = 0.0
     longest_decode_s: float = 0.0
+    longest_dry_s: float = 0.0  # that the decoder had nothing to do while an image was ready
 
     def run(self, arrivals: Iterable[Arrival]) -> None:
         works: dict[int, Work] = {}
         pixels: dict[int, int] = {}
         steps_left: dict[int, int] = {}  # of jobs that are not decoded
+        ready_at: dict[int, float] = {}
         order = itertools.count()
         events: list[tuple[float, int, Arrival | int | None]] = []  # an arrival, a decoded job, or a step done
         for arrival in arrivals:
@@ -95,7 +97,7 @@ class VirtualRanks:
                 decoding -= 1
                 assert steps_left.pop(event) == 0
                 self.decoded_at[event] = now
-                self.scheduler.decoded(event)
+                self.scheduler.decoded(event, now)
             while outstanding < STEPS_AHEAD:
                 step = self.scheduler.next_step(now, idle=not (outstanding or decoding))
                 if step is None:
@@ -117,8 +119,10 @@ class VirtualRanks:
                 ranks_free = max(now, ranks_free) + seconds
                 outstanding += 1
                 heapq.heappush(events, (ranks_free, next(order), None))
+                ready_at |= {job_id: ranks_free for job_id in step.denoise if not steps_left[job_id]}
                 for job_id in step.decode:
                     assert steps_left[job_id] == 0
+                    self.longest_dry_s = max(self.longest_dry_s, ranks_free - max(decoder_free, ready_at[job_id]))
                     decode_s = _seconds(self.costs.decode_s(pixels[job_id]))
                     self.longest_decode_s = max(self.longest_decode_s, decode_s)
                     decoder_free = max(decoder_free, ranks_free) + decode_s

@@ -19,7 +19,7 @@ from engine.scheduling.cost import CostModel, Work
 from engine.scheduling.scheduler import Scheduler
 from engine.step import Step, StepTimes
 
-MAX_DECODING = 8  # as the front-end's
+MAX_DECODING = 32  # as the front-end's
 
 
 def run_load(engine: Engine, load: Case, steps: int, token_budget: int) -> list[float]:
@@ -55,7 +55,7 @@ def run_load(engine: Engine, load: Case, steps: int, token_budget: int) -> list[
             event = engine.wait_for(events)
             if isinstance(event, DecodedImage):
                 decoding -= 1
-                scheduler.decoded(event.job_id)
+                scheduler.decoded(event.job_id, time.perf_counter())
                 files.append(pool.submit(write_file, event))
                 continue
             step, times = sent.pop(event.number), event.times

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from heapq import heappop, heappush
 from operator import attrgetter
 
 from engine.scheduling.cost import CostModel, Work
+from engine.scheduling.decoding import HAND_OVER_S, HAND_OVER_STEPS, decode_s
 from engine.scheduling.policy import QueuedJob
 
 _HAND_OVER_STEPS = 2.5  # half of the running one, one that was sent already, and the one that hands it over
@@ -18,6 +21,7 @@ def forecast(
     costs: CostModel,
     key: Callable[[QueuedJob, float], tuple[float, ...]],
     *,
+    decoding: Mapping[int, float],
     token_budget: int,
     max_begun: int,
     max_decoding: int,
@@ -26,18 +30,17 @@ def forecast(
 ) -> dict[int, float]:
     """Say when the image of each job is decoded, by job_id, in seconds on the clock of `begins`.
 
-    `jobs` are in the order in which they go, those being decoded first; `key` orders jobs by the work they have left.
-    The ranks are free at `begins`, when they have done a step of `step_s`. The queue is packed much as the scheduler
-    packs it, as though nothing came any more; the bound on prompt tokens and requests that run alone are left out.
-    `costs` must know the speed of denoise steps.
+    `jobs` are in the order in which they go; `key` orders jobs by the work they have left. decoding: when those are
+    decoded that the decoder has, in order. The ranks are free at `begins`, when they have done a step of `step_s`. The
+    queue is packed much as the scheduler packs it, as though nothing came any more; the bound on prompt tokens and
+    requests that run alone are left out. `costs` must know the speed of denoise steps.
     """
-    decoder = _Decoder(costs, max_decoding)
+    decoder = _Decoder(costs, max_decoding, decoding)
     clock, gone = begins, 0
     waiting = [_Waiting(queued, costs, key) for queued in jobs if queued.steps_left]
     for queued in jobs:
         if queued.steps_left == 0:
-            ready = begins if queued.decoding_from is None else queued.decoding_from
-            decoder.decode(queued, ready, step_s if waiting else 0.0)
+            decoder.add(queued, key(queued, decode_s(queued, costs)), begins)
     smallest = min((item.tokens for item in waiting), default=0)
     begun = sum(item.begun for item in waiting)
     encoded = {prompt for queued in jobs if queued.begun for prompt in queued.prompts}
@@ -74,18 +77,22 @@ def forecast(
         # Jobs that step may get ahead of what did not fit, so the order is looked at anew, ever less often: an
         # estimate need not be nearer the truth than by a part of itself.
         steps = min(1 + gone // 8, *(item.steps_left for item in stepping))
-        gone += steps
         step_s = costs.relative(Work(tokens, pairs))
+        if places <= 0 and (free := decoder.held_until(clock)) is not None:  # then another job may begin
+            steps = min(steps, 1 + int((free - clock) / step_s))
+        gone += steps
         clock += steps * step_s
         for item in reversed(stepping):
             item.steps_left -= steps
             if item.steps_left:
                 item.key = key(item.queued, item.steps_left * item.alone_s)
                 insort(waiting, item, key=attrgetter("key"))
-        done = [item.queued for item in stepping if not item.steps_left]
-        begun -= len(done)
-        for queued in sorted(done, key=lambda queued: key(queued, 0)):
-            decoder.decode(queued, clock, step_s if waiting else 0.0)
+        decoder.decode_until(clock, step_s)
+        for item in stepping:
+            if not item.steps_left:
+                begun -= 1
+                decoder.add(item.queued, key(item.queued, decode_s(item.queued, costs)), clock)
+    decoder.decode_until(math.inf, 0.0)
     return decoder.done
 
 
@@ -104,25 +111,52 @@ class _Waiting:
 
 
 class _Decoder:
-    """Decodes one image after the other. `most` may be with it; a place that gets free is filled by a later step."""
+    """Decodes one image after the other, and is handed the next ones as `Decoding.choose` has it. `most` may be with
+    it; a place that gets free is filled by a later step. done: when each image is decoded, by job_id."""
 
-    def __init__(self, costs: CostModel, most: int) -> None:
+    def __init__(self, costs: CostModel, most: int, decoding: Mapping[int, float]) -> None:
         self._costs, self._most = costs, most
-        self._free: list[float] = []  # when the place of each image gets free
-        self.done: dict[int, float] = {}
+        self.done = dict(decoding)
+        self._free = list(decoding.values())  # when the place of each image gets free
+        self._ready: list[tuple[tuple[float, ...], int, float, QueuedJob]] = []  # a heap, by key
 
     def holds(self, now: float) -> int:
-        return len(self._free) - bisect_right(self._free, now)
+        """Count the images that are ready or with it."""
+        return len(self._ready) + len(self._free) - bisect_right(self._free, now)
 
     def next_free(self, now: float) -> float:
+        """Say when the next image is decoded."""
+        if not self._free or self._free[-1] <= now:
+            self._decode(0.0)
         return self._free[bisect_right(self._free, now)]
 
-    def decode(self, queued: QueuedJob, ready: float, step_s: float) -> None:
-        begins = ready
-        hand_over_s = _HAND_OVER_STEPS * step_s
+    def held_until(self, now: float) -> float | None:
+        """Say when the image is decoded that is being decoded now; None if none is."""
+        place = bisect_right(self._free, now)
+        return self._free[place] if place < len(self._free) else None
+
+    def add(self, queued: QueuedJob, key: tuple[float, ...], ready: float) -> None:
+        """Add a job that has done its last step at `ready`."""
+        heappush(self._ready, (key, queued.arrival, ready, queued))
+
+    def decode_until(self, now: float, step_s: float) -> None:
+        """Decode what has been handed over before the step of `step_s` that ends `now`."""
+        while self._ready and self._chosen_at(step_s) <= now - step_s:
+            self._decode(step_s)
+
+    def _chosen_at(self, step_s: float) -> float:
+        """When the next image is chosen from those that are ready."""
+        if not self._free:
+            return -math.inf
+        lasts = self._free[-1] - HAND_OVER_STEPS * step_s - HAND_OVER_S
+        return max(lasts, self._free[-self._most]) if len(self._free) >= self._most else lasts
+
+    def _decode(self, step_s: float) -> None:
+        _, _, ready, queued = heappop(self._ready)
+        begins, hand_over_s = ready, _HAND_OVER_STEPS * step_s
         if len(self._free) >= self._most and (free := self._free[-self._most]) > ready - hand_over_s:
             begins = max(ready, free + hand_over_s)
         if self._free:
             begins = max(begins, self._free[-1])
-        self._free.append(begins + (self._costs.decode_s(queued.job.width * queued.job.height) or 0.0))
+        self._free.append(begins + decode_s(queued, self._costs))
         self.done[queued.job.job_id] = self._free[-1]

@@ -24,7 +24,6 @@ class QueuedJob:
     patience_s: float = 0.0  # how long later arrivals may pass it
     alone: bool = False  # no other request's jobs run with it
     begun: bool = False
-    decoding_from: float | None = None  # seconds: about when the ranks begin to decode it, once they are told to
     cancelled: bool = False  # while it was decoded
 
 
@@ -40,10 +39,11 @@ class Policy:
     a job comes, itself included, with S denoise steps to go altogether; let T be the longest step, D the longest
     decoding, and L the most steps of any job. Then its image is decoded after at most
 
-        patience + (S + L + 3·n) · T + 3·n · D     seconds,
+        patience + (S + L + 3·n + 2) · T + (n + 3) · D + `HAND_OVER_S`     seconds,
 
-    because past its patience only those n jobs go before it, and the first of them is in every step. L, the wait until
-    one more job may begin, drops out below the limit of begun jobs. Jobs that run alone, after ranks died, are extra.
+    because past its patience only those n jobs go before it, the first of them is in every step, and the decoder has no
+    more than it needs until the next one. L, the wait until one more job may begin, drops out below the limit of begun
+    jobs. Jobs that run alone, after ranks died, are extra.
     """
 
     def __init__(self, *, ageing_s: float = 30.0, stretch: float = 2.0, waiting: float = 0.05) -> None:
@@ -56,7 +56,8 @@ class Policy:
         return self.ageing_s + self.stretch * backlog_s
 
     def key(self, job: QueuedJob, work_left: float, now: float) -> tuple[float, ...]:
-        """Return what jobs are sorted by, smallest first. work_left: seconds, or tokens while no speeds are known."""
+        """Return what jobs are sorted by, smallest first. work_left: seconds of its denoise steps, or tokens while no
+        speeds are known; once these are done, seconds of its decoding."""
         if now - job.arrived >= job.patience_s:
             return (0, job.arrival)
         return (1, -job.priority, work_left + self.waiting * job.arrived, job.arrival)

@@ -1,7 +1,7 @@
 """Which jobs step next. Plain Python: no torch, no I/O, no clock.
 
 A step starts new jobs, which encodes their prompts, denoises the chosen ones once, and hands finished ones to the
-decoder. All three are bounded, and a `Policy` orders the queue.
+decoder (see `Decoding`). All three are bounded, and a `Policy` orders the queue.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from engine.scheduling.cost import CostModel, Work
+from engine.scheduling.decoding import Decoding, decode_s
 from engine.scheduling.forecast import forecast
 from engine.scheduling.policy import Policy, QueuedJob
 from engine.step import Adapter, Job, Step
@@ -35,7 +36,7 @@ class Scheduler:
     job larger than the budget runs by itself. Jobs that start in one step have at most `prompt_budget` prompt tokens to
     encode, or are one job, so that a burst of arrivals does not hold up what runs. A job that has begun may be
     passed over too, but keeps its memory: at most `max_begun` have begun and not ended. At most `max_decoding` images
-    are with the decoder.
+    are with the decoder, and no more than it needs until the next step.
 
     Times are monotonic seconds of any clock. `costs` may be corrected at any time. Bounds below 1 raise `ValueError`.
     It has more attributes than other classes since it alone owns the queue: six are its bounds and rules, three are
@@ -58,8 +59,8 @@ class Scheduler:
         self.policy = policy or Policy()
         self.costs = costs or CostModel()
         self._prompt_budget, self._max_begun, self._max_decoding = prompt_budget, max_begun, max_decoding
-        self._queue: dict[int, QueuedJob] = {}  # until decoding begins
-        self._decoding: dict[int, QueuedJob] = {}  # then until the image comes, that of a cancelled job too
+        self._queue: dict[int, QueuedJob] = {}  # until they go to the decoder
+        self._decoding = Decoding(self.costs, max_decoding)  # then until the image comes, that of a cancelled job too
         self._releases: list[int] = []
         self._loads: list[Adapter] = []
         self._unloads: list[int] = []
@@ -89,8 +90,7 @@ class Scheduler:
         queued = self._queue.pop(job_id, None)
         if queued is not None and queued.begun:
             self._releases.append(job_id)
-        if job_id in self._decoding:
-            self._decoding[job_id].cancelled = True
+        self._decoding.cancel(job_id)
         self._outlook = None
 
     def load(self, adapter: Adapter) -> None:
@@ -101,9 +101,9 @@ class Scheduler:
         """Unload an adapter with the next step. Jobs that name it have been decoded or cancelled."""
         self._unloads.append(adapter_id)
 
-    def decoded(self, job_id: int) -> None:
+    def decoded(self, job_id: int, now: float) -> None:
         """Note that a job's image has come, or will not be waited for. Unknown jobs are ignored."""
-        self._decoding.pop(job_id, None)
+        self._decoding.end(job_id, now)
         self._outlook = None
 
     def reset(self, *, alone: Collection[int] = ()) -> None:
@@ -112,12 +112,13 @@ class Scheduler:
         Jobs of the requests in `alone` run alone from now on: they have the ranks for themselves, request after request
         and one step at a time, and until they have been decoded no other starts. Adapters are no longer loaded.
         """
-        again = [queued for queued in self._decoding.values() if not queued.cancelled]
+        again = [queued for queued in self._decoding.jobs() if not queued.cancelled]
         for queued in (*again, *self._queue.values()):
-            queued.steps_left, queued.begun, queued.decoding_from = queued.job.steps, False, None
+            queued.steps_left, queued.begun = queued.job.steps, False
             queued.alone = queued.alone or queued.request in alone
             self._queue[queued.job.job_id] = queued
-        self._decoding, self._releases, self._loads, self._unloads = {}, [], [], []
+        self._decoding = Decoding(self.costs, self._max_decoding)
+        self._releases, self._loads, self._unloads = [], [], []
         self._numbers = count()
         self._step_s = self._busy_until = 0.0
         self._outlook = None
@@ -135,31 +136,31 @@ class Scheduler:
             ordered = [queued for queued in ordered if queued.request == ordered[0].request]
         if self._loads:
             return Step(next(self._numbers), load=(self._loads.pop(0),))
+        # This step begins when the one before ends: as expected, but no later than if that began now.
+        begins = now if idle else max(now, min(self._busy_until, now + self._step_s))
         chosen, start, new_tokens = self._pack(ordered)
+        work = sum((queued.work for queued in chosen), Work(0, 0))
+        step_s = self.costs.encode_s(new_tokens) or 0.0
+        step_s += (self.costs.denoise_s(work) or 0.0) if chosen else 0.0
+        if chosen and self._decoding.runs_dry(begins + step_s, now):
+            # with a step of its own, since one hands images over when it has denoised
+            decode = self._hand_over(ordered, at=begins, step_s=step_s, now=now)
+            if decode:
+                return Step(next(self._numbers), decode=decode)
         for queued in chosen:
             queued.begun = True
             queued.steps_left -= 1
-        key = self._key(now)
-        ready = sorted((one for one in ordered if one.steps_left == 0), key=lambda queued: key(queued, 0))
-        decode = ready[: max(0, self._max_decoding - len(self._decoding))]
+        decode = self._hand_over(ordered, at=begins + step_s, step_s=step_s, now=now)
         if not (chosen or decode or self._releases or self._unloads):
             return None
-        # This step begins when the one before ends: as expected, but no later than if that began now.
-        begins = now if idle else max(now, min(self._busy_until, now + self._step_s))
-        work = sum((queued.work for queued in chosen), Work(0, 0))
-        self._step_s = self.costs.encode_s(new_tokens) or 0.0
-        self._step_s += (self.costs.denoise_s(work) or 0.0) if chosen else 0.0
-        self._busy_until = begins + self._step_s
-        for queued in decode:
-            queued.decoding_from = self._busy_until
-            self._decoding[queued.job.job_id] = self._queue.pop(queued.job.job_id)
+        self._step_s, self._busy_until = step_s, begins + step_s
         releases, self._releases = self._releases, []
         unloads, self._unloads = self._unloads, []
         return Step(
             next(self._numbers),
             start=tuple(queued.job for queued in start),
             denoise=tuple(queued.job.job_id for queued in chosen),
-            decode=tuple(queued.job.job_id for queued in decode),
+            decode=decode,
             release=tuple(releases),
             unload=tuple(unloads),
         )
@@ -188,6 +189,9 @@ class Scheduler:
         return sorted(self._queue.values(), key=lambda queued: key(queued, self._work_left(queued)))
 
     def _work_left(self, queued: QueuedJob) -> float:
+        """Of the stage that the job is in: the ranks and the decoder each do first what keeps them least."""
+        if queued.steps_left == 0:
+            return decode_s(queued, self.costs)
         return queued.steps_left * self.costs.relative(queued.work)
 
     def _key(self, now: float) -> Callable[[QueuedJob, float], tuple[float, ...]]:
@@ -227,21 +231,32 @@ class Scheduler:
             room -= queued.work.tokens
         return chosen, start, new_tokens
 
+    def _hand_over(self, ordered: Iterable[QueuedJob], *, at: float, step_s: float, now: float) -> tuple[int, ...]:
+        """Take jobs that are to be decoded from the queue, at the end of a step or before it."""
+        key = self._key(now)
+        ready = [queued for queued in ordered if queued.steps_left == 0]
+        ready.sort(key=lambda queued: key(queued, self._work_left(queued)))
+        decode = self._decoding.choose(ready, at=at, step_s=step_s, now=now)
+        for queued in decode:
+            self._decoding.begin(self._queue.pop(queued.job.job_id), at)
+        return tuple(queued.job.job_id for queued in decode)
+
     # ---- estimates
 
     def _look_ahead(self, now: float) -> _Outlook:
         if self._outlook is not None and bool(self._outlook[1]) == self.costs.known:
             return self._outlook
-        ordered = [*self._decoding.values(), *self._ordered(now)]
+        ordered = [*self._decoding.jobs(), *self._ordered(now)]
         position, done_at = self._outlook = {queued.request: 0 for queued in ordered if not queued.cancelled}, {}
         unbegun = [queued.request for queued in ordered if not queued.begun]
         for place, request in reversed([*enumerate(unbegun)]):  # so that a request is where its first job is
             position[request] = place
         if self.costs.known:
             of_job = forecast(
-                ordered,
+                ordered[len(self._decoding) :],
                 self.costs,
                 self._key(now),
+                decoding=self._decoding.ends(now),
                 token_budget=self.token_budget,
                 max_begun=self._max_begun,
                 max_decoding=self._max_decoding,

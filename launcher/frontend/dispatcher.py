@@ -26,7 +26,7 @@ from launcher.ranks.supervisor import RankSupervisor
 from launcher.requests.rank_memory import RankMemory
 from launcher.requests.tokenizer import Prompt
 
-_MAX_DECODING = 8  # images in rank 0's queue for its decoder: it should not run dry while steps are under way
+_MAX_DECODING = 32  # images in rank 0's queue for its decoder, if all of them are small: a step may end as many
 _TOKEN_BUDGET = 8192  # tokens of a step at most, and until a warm-up has measured; two images of 1024² fill it
 # Tokens of a step at least, whatever a warm-up measured: half an image of 1024² is never too much, and if something
 # disturbed the warm-up, small images should still not go one by one.
@@ -199,13 +199,13 @@ class Dispatcher:
 
     def job_reported(self, report: JobReport, rgb: bytes) -> None:
         if isinstance(report, Decoded):
-            self.scheduler.decoded(report.job_id)
+            self.scheduler.decoded(report.job_id, time.monotonic())
             self._costs.correct_decode(report.width * report.height, report.decode_s)
         self._events.job_reported(report, rgb)
         if not isinstance(report, Previewed):
             self._warm_up.job_ended(report.job_id)
             self.cancel(report.job_id)  # if nobody knew it, or it is the warm-up's
-            self.scheduler.decoded(report.job_id)
+            self.scheduler.decoded(report.job_id, time.monotonic())
             self.send_steps()
 
     def ranks_lost(self, error: Krea2Error) -> bool:

@@ -34,7 +34,7 @@ def test_the_worked_example_is_what_happens() -> None:
         lines.append("| " + " | ".join(cell or "–" for cell in cells) + " |")
 
     costs = make_costs()
-    ranks = VirtualRanks(Scheduler(8192, costs=costs), costs, note)
+    ranks = VirtualRanks(Scheduler(8192, costs=costs, max_decoding=32), costs, note)
     ranks.run(arrivals)
     done = ", ".join(f"{name} at {ranks.decoded_at[job_id]:.2f} s" for job_id, name in enumerate(NAMES))
     table = "\n".join([*lines, "", f"The images are there: {done}."])

@@ -36,7 +36,7 @@ def test_a_job_cancelled_in_the_decoder_keeps_its_place_there_and_is_forgotten()
     scheduler.cancel(0)
     assert scheduler.estimate(0, 0.0) is None
     assert nothing_to_do(scheduler)
-    scheduler.decoded(0)
+    scheduler.decoded(0, 0.0)
     assert next_step(scheduler).decode == (1,)
 
 
@@ -69,7 +69,7 @@ def test_requests_that_run_alone_go_one_after_the_other_and_let_no_other_start()
     alone = next_step(scheduler, idle=True)
     assert (alone.denoise, alone.decode) == ((4,), (4,))
     assert nothing_to_do(scheduler)
-    scheduler.decoded(4)
+    scheduler.decoded(4, 0.0)
     assert next_step(scheduler, idle=True).denoise == (2, 3)
     assert nothing_to_do(scheduler)
     assert next_step(scheduler, idle=True).decode == (2, 3)

@@ -87,7 +87,7 @@ def test_jobs_in_flight_are_bounded_until_their_images_come() -> None:
         add(scheduler, make_job(job_id, steps=1))
     assert next_step(scheduler).denoise == (0, 1)
     assert nothing_to_do(scheduler)
-    scheduler.decoded(0)
+    scheduler.decoded(0, 0.0)
     assert next_step(scheduler).denoise == (2,)
 
 
@@ -97,10 +97,10 @@ def test_images_wait_for_the_decoder_in_the_order_of_the_policy() -> None:
         add(scheduler, make_job(job_id, steps=1), priority=priority)
     assert next_step(scheduler).decode == (3, 2)
     assert nothing_to_do(scheduler)
-    scheduler.decoded(2)
+    scheduler.decoded(2, 0.0)
     assert next_step(scheduler) == Step(number=1, decode=(0,))
-    scheduler.decoded(3)
-    scheduler.decoded(0)
+    scheduler.decoded(3, 0.0)
+    scheduler.decoded(0, 0.0)
     assert next_step(scheduler) == Step(number=2, decode=(1,))
 
 
@@ -189,7 +189,7 @@ def test_whatever_comes_and_goes_ranks_can_follow_every_step(data: st.DataObject
     def image_comes() -> None:
         job_id = decoding.pop(0)
         decoded.add(job_id)
-        scheduler.decoded(job_id)
+        scheduler.decoded(job_id, 0.0)
 
     for _ in range(data.draw(st.integers(0, 60))):
         action = data.draw(st.sampled_from(["add", "cancel", "reset", "image", "step", "step", "step"]))
@@ -247,6 +247,6 @@ def test_adapters_are_loaded_one_a_step_before_jobs_and_unloaded_beside_them() -
     assert next_step(scheduler).unload == (0,)  # though there is nothing else to do
     scheduler.load(adapters[0])
     scheduler.unload(0)
-    scheduler.decoded(0)
+    scheduler.decoded(0, 0.0)
     scheduler.reset()
     assert nothing_to_do(scheduler)
