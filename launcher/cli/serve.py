@@ -18,7 +18,7 @@ from launcher.auto_mode.prediction import Workload
 from launcher.cli.options import configure_engine, engine_options, table_options
 from launcher.cli.stdout import say_path
 from launcher.frontend.process import serve_until_stopped
-from launcher.messages.configs import HttpConfig
+from launcher.messages.configs import MAX_WORKERS, HttpConfig
 from launcher.messages.limits import Limits
 from launcher.setup.configure import MAX_TIMEOUT_S
 
@@ -54,6 +54,12 @@ from launcher.setup.configure import MAX_TIMEOUT_S
     help="Where clients find the server through a reverse proxy; links begin with it.  [default: as they ask]",
 )
 @click.option("--max-body-bytes", type=click.IntRange(min=1), default=2**20, help="Of an HTTP request.")
+@click.option(
+    "--http-workers",
+    type=click.IntRange(1, MAX_WORKERS),
+    default=1,
+    help="HTTP processes, so that the death of one leaves the others serving.",
+)
 @table_options("lora_dir")
 @click.option("--rpc", metavar="ADDRESS", help="tcp://HOST:PORT or ipc:///PATH.  [default: a socket only you can use]")
 @click.option("--rpc-keys", metavar="FOLDER", help="Serve only clients whose key is in there: see krea2 keys.")
@@ -77,6 +83,7 @@ def serve(
     *,
     port: int,
     no_http: bool,
+    http_workers: int,
     rpc: str | None,
     rpc_keys: str | None,
     insecure: bool,
@@ -118,7 +125,7 @@ def serve(
         http_config = HttpConfig(engine=config.engine, limits=config.limits, log_format=log_format, rpc_key=key, **own)
         if check_http(http_config, insecure=insecure):
             click.echo(f"warning: whoever reaches {http_config.host} can use this server", err=True)
-        http = HttpServer(http_config, listen(http_config.host, port))
+        http = HttpServer(http_config, listen(http_config.host, port), workers=http_workers)
 
     def print_addresses(address: str) -> None:
         if http is not None:

@@ -80,7 +80,7 @@ def serve_until_stopped(
         def announce(address: str) -> None:
             nonlocal unheard
             if http is not None:
-                http.start(address)
+                http.start(address, config.run_folder)
             try:
                 on_started(address)
             except OSError as error:
@@ -99,7 +99,7 @@ def serve_until_stopped(
         start_ranks(config, ranks)
         address = config.rpc or f"ipc://{config.run_folder}/clients"
         if http is not None and not address.endswith(":0"):  # otherwise it is known later
-            http.start(address)
+            http.start(address, config.run_folder)
         from launcher.frontend.frontend import Frontend  # while the ranks import torch
 
         awake.run(run())

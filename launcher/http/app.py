@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
@@ -33,9 +33,11 @@ from launcher.http.images import add_image_routes, check_model
 from launcher.http.loras import add_lora_routes
 from launcher.http.openai_api import explain_invalid
 from launcher.http.protocol import FairProtocol
+from launcher.http.workers.metrics import HttpMetrics, metrics_path
+from launcher.http.workers.worker import beat
 from launcher.logs import configure_logs
 from launcher.messages.configs import HttpConfig
-from launcher.processes import exit_after, read_config, watch_parent
+from launcher.processes import Reporter, exit_after, read_config, watch_parent
 from launcher.requests.check import MAX_LORA_STRENGTH, OUTPUT_FORMATS
 
 PAGE = Path(__file__).parent / "page"
@@ -50,6 +52,7 @@ def run_http() -> None:
     config = read_config(HttpConfig)
     configure_logs(config.log_format, process="http")
     allow_many_connections()
+    parent = Reporter()
     server = make_server(config)
 
     def parent_ended(_: bool) -> None:
@@ -58,7 +61,13 @@ def run_http() -> None:
 
     watch_parent(parent_ended)
     with socket.socket(fileno=config.socket_fd) as listening:
-        awake.run(server.serve(sockets=[listening]))
+        awake.run(_serve(server, listening, parent))
+
+
+async def _serve(server: uvicorn.Server, listening: socket.socket, parent: Reporter) -> None:
+    beating = asyncio.create_task(beat(parent))
+    await server.serve(sockets=[listening])
+    beating.cancel()
 
 
 def make_server(config: HttpConfig) -> uvicorn.Server:
@@ -102,7 +111,9 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
     checkpoint.close()
     model = checkpoint.config
     page = _Page(directory=PAGE, check_dir=False)
-    began = int(time.time())
+    began = config.created or int(time.time())
+    metrics_folder = None if config.worker is None else metrics_path(config.run_folder)
+    counts = HttpMetrics(metrics_folder, config.worker or 0)
 
     app = FastAPI(
         title="krea2-engine", version=engine.__version__, lifespan=link.connected, docs_url=None, redoc_url=None,
@@ -111,7 +122,7 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
     app.router.route_class = BoundedRoute
     for kind in (RequestValidationError, HTTPException, Krea2Error, Exception):
         app.add_exception_handler(kind, _answer_error)
-    guard = Guard(app, config)
+    guard = Guard(app, config, counts)
 
     add_image_routes(app, config, model, link)
     add_lora_routes(app, link)
@@ -165,7 +176,7 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """Metrics of the front-end and of this process, in Prometheus' text format."""
-        text = generate_latest(guard.registry)
+        text = counts.render()
         with suppress(Krea2Error, TimeoutError):
             text = await asyncio.wait_for(link.client(loaded=False).metrics(), ASK_S) + text
         return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -13,7 +13,6 @@ import uuid
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,6 +21,7 @@ from engine.errors import Krea2Error, ServerError, error_from_code
 from launcher.http.errors import error_response, internal_error, shorten
 from launcher.http.probes import PROBED, Probes
 from launcher.http.server_process import DEFAULT_PORTS, SEND_S
+from launcher.http.workers.metrics import HttpMetrics
 from launcher.logs import log_event, log_exception
 from launcher.messages.configs import HttpConfig
 from launcher.messages.encoding import describe
@@ -33,31 +33,21 @@ _HUNG_UP = 499
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-_SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _CONTENT_POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
 
 
 class Guard:
-    """The application as the network sees it: an ASGI application around another. `registry` holds its metrics."""
+    """The application as the network sees it: an ASGI application around another, whose requests it counts."""
 
-    def __init__(self, app: ASGIApp, config: HttpConfig) -> None:
-        self._app, self._config = app, config
+    def __init__(self, app: ASGIApp, config: HttpConfig, metrics: HttpMetrics) -> None:
+        self._app, self._config, self._metrics = app, config, metrics
         self._probes = Probes()
         self._keys = [key.encode() for key in config.api_keys]
         self._hosts: set[str] | None = None  # that Host may name; any where other machines reach the server
         if is_loopback(config.host):
             self._hosts = {"localhost", "127.0.0.1", "::1", config.host.lower(), *map(str.lower, config.allowed_hosts)}
-        disable_created_metrics()
-        self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "krea2_http_requests", "Answered HTTP requests", ["route", "method", "status"], registry=self.registry
-        )
-        self._seconds = Histogram(
-            "krea2_http_request_seconds", "Seconds until an answer was sent", ["route"],
-            registry=self.registry, buckets=_SECONDS,
-        )  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -177,8 +167,7 @@ class Guard:
         path = request.scope["path"]
         route = getattr(request.scope.get("route"), "path", None) or "other"
         method = request.method if request.method in _METHODS else "other"
-        self._requests.labels(route, method, status or 0).inc()
-        self._seconds.labels(route).observe(seconds)
+        self._metrics.count(route, method, status or 0, seconds)
         stands_for = 1
         if path in PROBED:
             stands_for = self._probes.count(path, status or 0, time.monotonic(), failed=error is not None)
@@ -186,7 +175,7 @@ class Guard:
             log_event(
                 "http", request_id=request.state.request_id, method=shorten(request.method), path=shorten(path),
                 status=status, seconds=round(seconds, 4), client=request.client and request.client.host, error=error,
-                requests=stands_for if stands_for > 1 else None,
+                requests=stands_for if stands_for > 1 else None, worker=self._config.worker,
             )  # fmt: skip
 
 

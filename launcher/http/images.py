@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -20,17 +21,22 @@ from launcher.http.connections import EngineLink
 from launcher.http.docs import IMAGES_SCHEMA
 from launcher.http.errors import JsonResponse
 from launcher.http.guard import FILES_PATH
+from launcher.http.workers.held_files import HELD_S, HeldFiles
 from launcher.messages.configs import HttpConfig
 from launcher.requests.check import check
 
-HELD_S = 3600.0  # an image behind a url
-HELD_BYTES = 512 * 2**20  # of all images behind urls
 _SHOWN_ID = 50  # characters of a client's id that the engine's begins with
 
 
 def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link: EngineLink) -> None:
     """Add the route that makes images, and the route of images that were sent as urls."""
-    files = HeldFiles()
+    files = HeldFiles(os.path.join(config.run_folder, "images"))
+
+    async def hold(image: bytes, suffix: str) -> str:
+        name = await asyncio.to_thread(files.add, image, suffix)
+        loop = asyncio.get_running_loop()
+        loop.call_later(HELD_S, lambda: loop.run_in_executor(None, files.remove_old))
+        return name
 
     @app.post("/v1/images/generations", responses=IMAGES_SCHEMA)
     async def generate_images(body: openai_api.ImageRequest, request: Request) -> Response:
@@ -59,33 +65,20 @@ def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link:
         urls = None
         if body.response_format == "url":
             link_base = (config.public_url or str(request.base_url)).rstrip("/") + FILES_PATH
-            urls = [link_base + files.add(file, checked.output_format) for file in event.files]
+            urls = [link_base + await hold(file, checked.output_format) for file in event.files]
         return JsonResponse(openai_api.images_object(body, event, request_id, urls))
 
     @app.get(FILES_PATH + "{name}", response_class=Response, responses={200: {"content": {"image/*": {}}}})
     @app.head(FILES_PATH + "{name}", include_in_schema=False)
     async def get_file(name: str) -> Response:
         """An image that was answered as a url."""
-        file = files.get(name)
+        file = await asyncio.to_thread(files.get, name)
         if file is None:
             raise error_from_code(
                 "not_found", "no such image: they are held for an hour at most, less if there are many"
             )
         headers = {"Cache-Control": "private, max-age=3600, immutable"}
         return Response(file, headers=headers, media_type=f"image/{name.rpartition('.')[2]}")
-
-
-class HeldFiles(dict[str, bytes]):
-    """Image files by names that nobody can guess, each for `HELD_S`; above `HELD_BYTES`, the oldest go first."""
-
-    def add(self, file: bytes, suffix: str) -> str:
-        """Hold a file, in a running event loop. Returns its new name, which ends in `suffix`."""
-        name = f"{secrets.token_urlsafe(24)}.{suffix}"
-        self[name] = file
-        while sum(map(len, self.values())) > HELD_BYTES and len(self) > 1:
-            del self[next(iter(self))]
-        asyncio.get_running_loop().call_later(HELD_S, self.pop, name, None)
-        return name
 
 
 class _EventStream(StreamingResponse):

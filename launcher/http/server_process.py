@@ -1,6 +1,7 @@
-"""The parent's side of the HTTP process: it listens, starts the process, and starts it again if it dies.
+"""The parent's side of the HTTP processes: what they are started with, and where they listen.
 
-The listening socket is the parent's, so the port stays taken: the next process serves clients that come meanwhile.
+The listening socket is the parent's, so the port stays taken while a process is replaced: the next, or another, serves
+clients that come meanwhile.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from engine.errors import ArgumentError, LaunchError
-from launcher.logs import log_event
+from launcher.http.workers.worker import HttpWorker
 from launcher.messages.configs import HttpConfig
 from launcher.messages.own_clients import OwnClients
 from launcher.messages.sockets import is_open
@@ -27,9 +28,6 @@ DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9._-]{0,251}[a-z0-9_])?", re.IGNORECASE)
 _BACKLOG = 512
 SEND_S = 60.0  # seconds for a client to read what it was sent
-_PAUSE_S = 0.1  # before the process is started again, twice as long each time
-_LONGEST_PAUSE_S = 10.0
-_SETTLED_S = 30.0  # after which a process that dies counts as the first
 
 
 def check_http(config: HttpConfig, *, insecure: bool) -> bool:
@@ -70,64 +68,41 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class HttpServer:
-    """An HTTP process on a socket that listens, until `ask_to_stop`. `url` is where browsers find it.
+    """HTTP processes on a socket that listens, `workers` of them, until `ask_to_stop`. `url` is where browsers find it.
 
     own_clients: what the front-end is to know its processes by.
     """
 
-    def __init__(self, config: HttpConfig, listening: socket.socket) -> None:
-        self._config = msgspec.structs.replace(config, socket_fd=listening.fileno())
+    def __init__(self, config: HttpConfig, listening: socket.socket, *, workers: int = 1) -> None:
+        self._config = msgspec.structs.replace(config, socket_fd=listening.fileno(), created=int(time.time()))
         self._socket = listening
-        self._child: Child | None = None
-        self._lock = threading.Lock()
+        self._numbers = [None] if workers == 1 else [*range(workers)]
+        self._workers: list[HttpWorker] = []
         self._stopping = threading.Event()
         self.own_clients = OwnClients()
         self.url = f"http://{_shown(config.host)}:{listening.getsockname()[1]}"
 
-    def start(self, rpc: str) -> None:
-        """Start the process; `rpc` is where the front-end listens, or will. Does nothing the second time."""
-        if self._child is None:
-            self._config = msgspec.structs.replace(self._config, rpc=rpc)
-            self._start(_PAUSE_S)
+    def start(self, rpc: str, run_folder: str) -> None:
+        """Start the processes; `rpc` is where the front-end listens, or will. Does nothing the second time.
+
+        Raises `LaunchError` if the run folder's disk has no room for what they share.
+        """
+        if self._workers:
+            return
+        if len(self._numbers) > 1:
+            from launcher.http.workers.metrics import make_files
+
+            make_files(run_folder, len(self._numbers))
+        for number in self._numbers:
+            config = msgspec.structs.replace(self._config, rpc=rpc, run_folder=run_folder, worker=number)
+            self._workers.append(HttpWorker(config, self.own_clients, self._stopping))
 
     def ask_to_stop(self) -> list[Child]:
-        """Start no process any more. Returns the one that runs, to be stopped."""
+        """Start no process any more. Returns those that run, to be stopped."""
         self._stopping.set()
-        with self._lock:
-            self._socket.close()
-            return [self._child] if self._child is not None else []
-
-    def _start(self, pause_s: float) -> None:
-        """Start a process. pause_s: seconds to wait before the next one if this one is lost soon."""
-        with self._lock:
-            if self._stopping.is_set():
-                return
-            started = time.monotonic()
-            name = self.own_clients.add()
-            config = msgspec.structs.replace(self._config, client_name=name)
-            fds = (self._socket.fileno(),)
-            try:
-                self._child = child = Child("_http", config, echo="http", has_log=True, pass_fds=fds)
-            except OSError:
-                self.own_clients.remove(name)
-                raise
-        child.on_exit(lambda: self._replace(child, name, started, pause_s))
-
-    def _replace(self, lost: Child, name: bytes, started: float, pause_s: float) -> None:
-        """Start another process, in the thread that has seen the last one end."""
-        self.own_clients.end(name)
-        if self._stopping.is_set():
-            return
-        if time.monotonic() - started > _SETTLED_S:
-            pause_s = _PAUSE_S
-        log_event("http process lost", level="error", reason=lost.describe_exit(), restart_in_s=pause_s)
-        while not self._stopping.wait(pause_s):
-            pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
-            try:
-                return self._start(pause_s)
-            except OSError as error:
-                reason = str(error)
-            log_event("http process cannot be started", level="error", reason=reason, restart_in_s=pause_s)
+        children = [child for worker in self._workers for child in worker.child()]
+        self._socket.close()
+        return children
 
 
 def _shown(host: str) -> str:

@@ -8,6 +8,8 @@ from engine.config.engine_config import EngineConfig
 from launcher.messages.client_messages import Message
 from launcher.messages.limits import Limits
 
+MAX_WORKERS = 8  # HTTP processes
+
 # ---- on the stdin of a process
 
 
@@ -53,6 +55,8 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How to run the HTTP process.
 
     socket_fd: a socket that listens already, inherited from the parent, which keeps it while the process is replaced.
+    worker: its number if there are several. run_folder: for files that outlive it. created: when the server began, in
+    seconds since 1970.
     rpc: where the front-end listens; rpc_key: the file of keys to use there; client_name: by which it knows that this
     process is one of its own, None for one that is not. api_keys: none to ask nobody for one. allowed_hosts: further
     names that Host may have where `host` is loopback. public_url: what links begin with, None for the base of the
@@ -63,6 +67,9 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     host: str = "127.0.0.1"
     socket_fd: int = -1
+    worker: int | None = None
+    run_folder: str = ""
+    created: int = 0
     rpc: str = ""
     rpc_key: str | None = None
     client_name: bytes | None = None
@@ -100,7 +107,11 @@ class RankConfig(msgspec.Struct, frozen=True, kw_only=True):
     store_file: str | None
 
 
-# ---- on the front-end's stdout
+# ---- on the stdout of a process
+
+
+class Beat(msgspec.Struct, frozen=True):
+    """The event loop of an HTTP process runs."""
 
 
 class Started(Message, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from launcher.http.server_process import listen
 from launcher.messages.configs import HttpConfig
 from launcher.messages.limits import Limits
 from tests.launcher.fake_ranks import DEADLINE_S
+from tests.launcher.processes import temporary_folder
 
 PATH = "/v1/images/generations"
 PROMPT = "a red circle on a blue background"
@@ -35,9 +36,9 @@ async def http_server(rpc: str, **config: Any) -> AsyncIterator[httpx.AsyncClien
 async def http_server_without_engine(rpc: str, **config: Any) -> AsyncIterator[httpx.AsyncClient]:
     """The same, without waiting for the engine."""
     keys = config.get("api_keys", ())
-    settings = HttpConfig(**{"engine": EngineConfig(), "limits": Limits(), "rpc": rpc} | config)
-    server = make_server(settings)
-    with listen("127.0.0.1", 0) as listening:
+    with temporary_folder() as folder, listen("127.0.0.1", 0) as listening:
+        own = {"engine": EngineConfig(), "limits": Limits(), "rpc": rpc, "run_folder": str(folder)}
+        server = make_server(HttpConfig(**own | config))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         served = asyncio.create_task(server.serve(sockets=[listening]))
         headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}

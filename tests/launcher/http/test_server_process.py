@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import signal
 import socket
 from subprocess import Popen
@@ -67,6 +68,41 @@ def test_it_makes_images_comes_back_when_it_is_killed_and_leaves_nothing(marked:
     logged = [entry for entry in entries if entry.get("request_id") == "the-first" and entry["event"] == "http"]
     assert [(entry["method"], entry["path"], entry["status"]) for entry in logged] == [("POST", PATH, 200)]
     assert any(entry["event"] == "http process lost" for entry in entries)
+
+
+def test_the_death_of_one_of_several_processes_leaves_the_other_and_all_that_they_share(marked: Marked) -> None:
+    process, url = start(marked, "--http-workers", "2")
+
+    def ask(method: str, path: str, **options: Any) -> httpx.Response:
+        """On a connection of its own, which either process may accept."""
+        return httpx.request(method, url + path, timeout=PATIENCE_S, **options)
+
+    def answered_by(worker: int) -> bool:
+        assert (found := ask("GET", link)).content == file
+        assert found.headers["Content-Type"] == "image/png"
+        lines = [json.loads(line) for line in (marked.folder / "log").read_text().splitlines() if line[:1] == "{"]
+        return any(line.get("path") == link and line["worker"] == worker for line in lines)
+
+    first = marked.wait_for("_http", 2)
+    wait_until(lambda: ask("GET", "/ready").status_code == 200, "readiness")
+    answer = ask("POST", PATH, json=BODY | {"response_format": "url"})
+    link = answer.json()["data"][0]["url"].removeprefix(url)
+    file = ask("GET", link).content
+    for worker in (0, 1):
+        wait_until(lambda worker=worker: answered_by(worker), f"an answer of worker {worker}")
+    first[0].kill()
+    for _ in range(20):
+        assert ask("GET", link).content == file
+        assert ask("GET", "/v1/models").json()["data"][0]["created"] > 0
+    wait_until(lambda: len(marked.alive("_http")) == 2, "another HTTP process")
+    wait_until(lambda: ask("GET", "/ready").status_code == 200, "readiness")
+    text = ask("GET", "/metrics").text
+    counts = dict(re.findall(r'^krea2_http_requests_total{method="(.*",route=".*)",status="200"} (.*)', text, re.M))
+    assert float(counts['GET",route="/v1/models']) == 20
+    assert float(counts[f'POST",route="{PATH}']) == 1
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    marked.expect_nothing_left()
 
 
 def test_what_runs_when_it_is_stopped_is_still_answered(marked: Marked) -> None:

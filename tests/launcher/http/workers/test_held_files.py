@@ -1,0 +1,67 @@
+"""Files that are held for a while, where every process finds them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.errors import Krea2Error
+from launcher.http.workers.held_files import HeldFiles
+
+
+def test_a_file_is_there_for_every_process_until_its_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = time.time
+    files, others = HeldFiles(tmp_path / "images"), HeldFiles(tmp_path / "images")
+    first, second = files.add(b"first", "png"), others.add(b"second", "webp")
+    assert first != second
+    assert (first[-4:], second[-5:]) == (".png", ".webp")
+    assert len(first) > 32
+    for later, held in ((3590.0, (b"first", b"second")), (3600.1, (None, None))):
+        monkeypatch.setattr(time, "time", lambda later=later: clock() + later)
+        for either in (files, others, HeldFiles(tmp_path / "images")):
+            assert (either.get(first), either.get(second), either.get("third")) == (*held, None)
+    files.remove_old()
+    assert not os.listdir(tmp_path / "images")
+
+
+def test_beyond_the_bounds_the_oldest_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = HeldFiles(tmp_path / "images")
+    monkeypatch.setattr("launcher.http.workers.held_files.HELD_BYTES", 10)
+    names = [files.add(b"1234", "png") for _ in range(3)]
+    assert [files.get(name) for name in names] == [None, b"1234", b"1234"]
+    large = files.add(b"12345678901", "png")
+    assert [files.get(name) for name in (*names, large)] == [None, None, None, b"12345678901"]
+    monkeypatch.setattr("launcher.http.workers.held_files.HELD_FILES", 2)
+    names = [large, *(files.add(b"", "jpeg") for _ in range(2))]
+    assert [files.get(name) for name in names] == [None, b"", b""]
+
+
+def test_only_this_user_may_read_it_and_nothing_else_is_read(tmp_path: Path) -> None:
+    files = HeldFiles(tmp_path / "images")
+    name = files.add(b"mine", "png")
+    assert (tmp_path / "images").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "images" / name).stat().st_mode & 0o777 == 0o600
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (tmp_path / "images" / f".{name}").write_bytes(b"half")
+    for other in ("../secret.png", f"..\\{name}", f".{name}", "", name + "\n", "é" * 32 + ".png"):
+        assert files.get(other) is None
+
+
+def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = HeldFiles(tmp_path / "images")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "utime", full)
+    with pytest.raises(Krea2Error, match=rf"cannot be kept as {tmp_path}/images/\S+\.png: No space left on device"):
+        files.add(b"12", "png")
+    assert not os.listdir(tmp_path / "images")

@@ -1,0 +1,117 @@
+"""An HTTP process that dies or hangs is replaced, and nothing else takes its parent for one that hangs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.config.engine_config import EngineConfig
+from launcher.awake import AwakeClock
+from launcher.http.workers import worker as worker_module
+from launcher.http.workers.worker import HttpWorker
+from launcher.messages.configs import HttpConfig
+from launcher.messages.limits import Limits
+from launcher.messages.own_clients import OwnClients
+from launcher.processes import stop_all
+from tests.launcher.processes import wait_until
+
+SILENT_S = 2.0
+# Stands for an HTTP process: says who it is, beats, and hangs or dies as the first lines of the script say.
+CHILD = """
+import os, sys, time
+from launcher.messages.configs import Beat, HttpConfig
+from launcher.processes import Reporter, read_config, watch_parent
+config = read_config(HttpConfig)
+with open(config.rpc, "a") as file:
+    file.write(f"{os.getpid()} {config.client_name.hex()}\\n")
+parent = Reporter()
+watch_parent(lambda _: os._exit(0))
+while not os.path.exists(config.rpc + ".silent"):
+    parent.send(Beat())
+    time.sleep(0.02)
+time.sleep(3600)
+"""
+
+
+class Watched:
+    """A worker of such processes, what they said, and what was logged of them."""
+
+    def __init__(self, folder: Path, listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.said = folder / "said"
+        self.slept = 0.0  # seconds that the parent was stopped for
+        clock = AwakeClock(lambda: time.monotonic() + self.slept)
+        monkeypatch.setattr(worker_module, "AwakeClock", lambda: clock)
+        self.own_clients = OwnClients()
+        self.stopping = threading.Event()
+        config = HttpConfig(
+            engine=EngineConfig(), limits=Limits(), socket_fd=listening.fileno(), rpc=str(self.said), worker=1
+        )
+        self.worker = HttpWorker(config, self.own_clients, self.stopping)
+
+    def processes(self, count: int) -> list[tuple[int, bytes]]:
+        wait_until(lambda: self.said.exists() and self.said.read_text().count("\n") >= count, f"{count} processes")
+        lines = [line.split() for line in self.said.read_text().splitlines()]
+        return [(int(pid), bytes.fromhex(name)) for pid, name in lines]
+
+
+@pytest.fixture
+def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    monkeypatch.setattr("launcher.processes.python_command", lambda *_: [sys.executable, "-c", CHILD])
+    monkeypatch.setattr(worker_module, "SILENT_S", SILENT_S)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        watched = Watched(tmp_path, listening, monkeypatch)
+        yield watched
+        watched.stopping.set()
+        stop_all(watched.worker.child())
+
+
+def test_a_process_that_dies_or_hangs_is_replaced_by_one_of_another_name(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="krea2")
+    ((first, name),) = watched.processes(1)
+    assert name in watched.own_clients
+    os.kill(first, signal.SIGKILL)
+    _, (second, next_name) = watched.processes(2)
+    assert next_name != name
+    assert name not in watched.own_clients
+    os.kill(second, signal.SIGSTOP)
+    *_, (third, last_name) = watched.processes(3)
+    assert third not in (first, second)
+    assert last_name in watched.own_clients
+    assert next_name not in watched.own_clients
+    lost = [record.fields for record in caplog.records if record.getMessage() == "http process lost"]  # type: ignore[attr-defined]
+    assert "SIGKILL" in lost[0]["reason"]
+    assert lost[1]["reason"] == "its event loop had not run for 2 s, so it was killed"
+    assert [fields["worker"] for fields in lost] == [1, 1]
+    json.dumps(lost)
+
+
+def test_a_parent_that_was_stopped_gives_its_process_time_to_be_heard(watched: Watched) -> None:
+    """As when all processes are stopped together, and this one goes on first."""
+    ((pid, _),) = watched.processes(1)
+    time.sleep(0.5)  # in which it beats
+    os.kill(pid, signal.SIGSTOP)
+    watched.slept += 25.0
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGCONT)
+    time.sleep(1.2 * SILENT_S)
+    assert len(watched.processes(1)) == 1
+
+
+def test_nothing_is_started_once_it_is_stopping(watched: Watched) -> None:
+    ((pid, name),) = watched.processes(1)
+    watched.stopping.set()
+    stop_all(watched.worker.child())
+    wait_until(lambda: name not in watched.own_clients, "the end of the process")
+    assert [found for found, _ in watched.processes(1)] == [pid]
