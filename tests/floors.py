@@ -89,7 +89,8 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.run_folder": set(),
     "launcher.client": {"launcher.awake", "launcher.messages"},
     "launcher.requests": {"launcher.messages"},
-    "launcher.http": {*_CHILDREN, "launcher.client", "launcher.requests"},
+    "launcher.http.workers": _CHILDREN,
+    "launcher.http": {*_CHILDREN, "launcher.client", "launcher.requests", "launcher.http.workers"},
     "launcher.ranks": _CHILDREN,
     "launcher.frontend.admission": {"launcher.messages", "launcher.requests"},
     "launcher.frontend": {
