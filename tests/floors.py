@@ -119,6 +119,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.setup",
     },
     "launcher.__main__": {
+        "launcher.messages",
         "launcher.http",
         "launcher.ranks",
         "launcher.frontend",

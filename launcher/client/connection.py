@@ -25,6 +25,7 @@ from launcher.messages import client_messages as messages
 from launcher.messages.encoding import decode_reply, encode_request
 from launcher.messages.keys import ClientKeys
 from launcher.messages.limits import is_number
+from launcher.messages.open_files import check_free
 from launcher.messages.sockets import send_now
 
 PING_S = 2.0  # between pings, which keep the lease
@@ -33,6 +34,7 @@ SILENCE_S = 30.0  # without anything from the server, which may have been stoppe
 OWN_SILENCE_S = 120.0  # for a process of the server's own, which ends with it
 ANSWER_S = 20.0  # to a question
 _FAREWELL_MS = 200  # for the last cancels to leave
+_FILES = 16  # that a context and its socket open, and some
 _KEYS_HINT = " (a server with keys answers only clients with a key that it knows)"
 
 
@@ -107,6 +109,7 @@ class Connection:
             raise ServerError("the client was closed")
         if self._context is not None:
             return
+        check_free(_FILES, f"cannot connect to {self.address}")
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.routing_id = self._name

@@ -13,24 +13,30 @@ from engine.errors import Krea2Error, QueueFullError
 from launcher.logs import log_exception
 from launcher.messages.client_messages import Closing, Failed, Ping, Pong, Request
 from launcher.messages.encoding import MAX_REQUEST_BYTES, MessageError, decode_request, encode
+from launcher.messages.entrance import FILES, MOST, Entrance
 from launcher.messages.keys import ServerKeys
-from launcher.messages.own_clients import PREFIX, OwnClients
-from launcher.messages.sockets import bind, remove_socket, send_now
+from launcher.messages.open_files import room_for_connections
+from launcher.messages.own_clients import PREFIX, OwnClients, own_address
+from launcher.messages.sockets import bind, send_now
 
 MAX_CLIENTS = 1024
 _MESSAGES_AHEAD = 64  # in zmq's queue for a client; what comes on top waits in its outbox
 _OUTBOX_MESSAGES = 1024  # in an outbox, after which a message without a key is dropped
 _OUTBOX_S = 0.05  # between attempts to empty the outboxes
 _FAREWELL_MS = 1000  # for the last replies to leave
+_HANDSHAKE_MS = 10_000  # for whoever connects to show that it speaks zmq, and its key
+_RESERVE = 64  # files that the front-end has open, and opens, beside its clients' connections and its ranks'
+_RESERVE_A_RANK = 8  # its pipes and connections, and those of one that replaces it
 
 
 class Clients:
     """Holds a ROUTER socket and the clients that have spoken to it, by ZMQ identity; with `keys`, only known ones.
 
-    A client holds a lease that every message renews; processes of our own (`own`) hold theirs until `end_own` says that
-    they have ended. on_message gets decoded messages, but for pings. What a
-    slow client cannot take yet waits in its outbox, where a newer message under the same key replaces an older one: so
-    an outbox grows with a client's requests, and never with time.
+    Clients connect at `address`, through an `Entrance` that has room for as many as `ranks` leave files for; processes
+    of our own do so at the `own_address` of the run folder. A client holds a lease that every message renews; processes
+    of our own (`own`) hold theirs until `end_own` says that they have ended. on_message gets decoded messages, but for
+    pings. What a slow client cannot take yet waits in its outbox, where a newer message under the same key replaces an
+    older one: so an outbox grows with a client's requests, and never with time.
     """
 
     def __init__(
@@ -38,6 +44,8 @@ class Clients:
         address: str,
         context: zmq.asyncio.Context,
         *,
+        run_folder: str,
+        ranks: int = 1,
         on_message: Callable[[bytes, Request], None],
         keys: ServerKeys | None = None,
         own: OwnClients | None = None,
@@ -54,7 +62,20 @@ class Clients:
         self._socket.set(zmq.ROUTER_MANDATORY, 1)  # says what it cannot take
         self._socket.set(zmq.ROUTER_HANDOVER, 1)  # a client whose connection broke comes back under its name
         self._authenticator = None if keys is None else keys.guard(self._socket, context)
-        self.address = bind(self._socket, address)
+        self._socket.set(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+        inside = bind(self._socket, own_address(run_folder))
+        room = room_for_connections(reserve=_RESERVE + _RESERVE_A_RANK * ranks, files=FILES)
+        self._entrance = Entrance(address, inside, most=min(MOST, room))
+
+    @property
+    def address(self) -> str:
+        """Where clients connect."""
+        return self._entrance.address
+
+    @property
+    def connections(self) -> int:
+        """How many connections of clients there are, of our own processes not counted."""
+        return self._entrance.connections
 
     async def receive(self) -> None:
         """Handle messages until cancelled."""
@@ -145,12 +166,16 @@ class Clients:
         self._outboxes.pop(client, None)
 
     def close(self, reason: Krea2Error) -> None:
-        """Tell all clients why nobody will answer any more. The socket is its context's to close."""
+        """Tell all clients why nobody will answer any more. The socket is its context's to close, before `end`."""
         for client in self._last_heard:
             self.send(client, Closing(code=reason.code, message=reason.message))
         if self._authenticator is not None:
             self._authenticator.stop()
-        remove_socket(self.address)
+        self._entrance.stop_listening()
+
+    def end(self) -> None:
+        """Wait for the last replies to have left, for a second at most, and end all connections."""
+        self._entrance.close()
 
     def _handle(self, frames: list[bytes]) -> None:
         client = frames[0]

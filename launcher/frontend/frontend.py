@@ -80,10 +80,20 @@ class Frontend:
         keys = None if config.rpc_keys is None else ServerKeys.load(config.rpc_keys)
         job_ids = itertools.count()
         with ExitStack() as cleanup:
+            last = cleanup.enter_context(ExitStack())
             contexts = zmq.asyncio.Context(), zmq.asyncio.Context()  # one holds the keys of one socket at most
             for context in contexts:
                 cleanup.callback(context.destroy)
-            self._clients = Clients(address, contexts[0], on_message=self._handle, keys=keys, own=own_clients)
+            self._clients = Clients(
+                address,
+                contexts[0],
+                run_folder=config.run_folder,
+                ranks=config.engine.ranks,
+                on_message=self._handle,
+                keys=keys,
+                own=own_clients,
+            )
+            last.callback(self._clients.end)
             self._dispatcher = Dispatcher(
                 config, model, tokenizer.encode, job_ids, ranks, contexts[1], self, after_warm_up
             )
@@ -202,6 +212,7 @@ class Frontend:
             token_budget=self._dispatcher.scheduler.token_budget,
             dropped_messages=status.dropped_messages,
             dropped_log_lines=dropped_lines(),
+            rpc_connections=self._clients.connections,
             loras=len(status.loras),
             lora_bytes=self._loras.bytes_held,
         )

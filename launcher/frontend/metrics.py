@@ -20,6 +20,7 @@ _GAUGES = (  # name, text and labels of what is asked for when the metrics are
     ("token_budget", "Packed tokens that a step may have"),
     ("dropped_messages", "Messages that were not understood"),
     ("dropped_log_lines", "Lines of the log that nobody read in time"),
+    ("rpc_connections", "Connections of clients over RPC"),
     ("rank_memory_bytes", "Bytes by purpose when the rank was ready", "rank", "purpose"),
     ("loras", "LoRAs that requests may choose"),
     ("lora_bytes", "Bytes of each rank that LoRAs take"),

@@ -15,6 +15,7 @@ from launcher import awake, processes
 from launcher.logs import take_stderr
 from launcher.messages.configs import Ended, FrontendConfig, Started
 from launcher.messages.encoding import as_krea2_error
+from launcher.messages.own_clients import own_address
 from launcher.ranks.start import start_ranks
 from launcher.run_folder import RunFolder
 
@@ -79,8 +80,6 @@ def serve_until_stopped(
 
         def announce(address: str) -> None:
             nonlocal unheard
-            if http is not None:
-                http.start(address, config.run_folder)
             try:
                 on_started(address)
             except OSError as error:
@@ -97,9 +96,8 @@ def serve_until_stopped(
 
     try:
         start_ranks(config, ranks)
-        address = config.rpc or f"ipc://{config.run_folder}/clients"
-        if http is not None and not address.endswith(":0"):  # otherwise it is known later
-            http.start(address, config.run_folder)
+        if http is not None:
+            http.start(own_address(config.run_folder), config.run_folder)
         from launcher.frontend.frontend import Frontend  # while the ranks import torch
 
         awake.run(run())

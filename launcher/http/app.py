@@ -25,7 +25,7 @@ from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.errors import Krea2Error, ServerError, error_from_code
 from launcher import awake
 from launcher.http.bodies import BoundedRoute
-from launcher.http.connections import EngineLink, allow_many_connections
+from launcher.http.connections import EngineLink, backlog
 from launcher.http.docs import ERROR_SCHEMA, describe_limits, describe_page
 from launcher.http.errors import JsonResponse, error_response, internal_error, shorten
 from launcher.http.guard import Guard
@@ -51,7 +51,6 @@ def run_http() -> None:
     """Run an HTTP process for its whole life: its configuration comes on stdin, its end when stdin ends."""
     config = read_config(HttpConfig)
     configure_logs(config.log_format, process="http")
-    allow_many_connections()
     parent = Reporter()
     server = make_server(config)
 
@@ -78,6 +77,7 @@ def make_server(config: HttpConfig) -> uvicorn.Server:
         uvicorn.Config(
             make_app(config, link),
             http=FairProtocol,
+            backlog=backlog(),
             ws="none",
             lifespan="on",
             log_config=None,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -14,10 +13,12 @@ from launcher.client.async_client import AsyncClient
 from launcher.client.results import Event
 from launcher.logs import log_event
 from launcher.messages.client_messages import Generate, StatusReply
+from launcher.messages.open_files import limit, room_for_connections
 
 HEAD_S = 20.0  # seconds for a request's line and headers to arrive
 _CONNECT_S = 2.0  # for the front-end to reply
 _POLL_S = 0.1
+_RESERVE = 48  # files that this process has open, and opens, beside its clients' connections
 
 
 class EngineLink:
@@ -89,16 +90,19 @@ class EngineLink:
 
 
 class ImpatientProtocol(H11Protocol):
-    """Closes a connection whose next request has no complete head within `HEAD_S`.
+    """Closes a connection whose next request has no complete head within `HEAD_S`, and one that there is no room for.
 
-    uvicorn by itself waits forever for the first one.
+    uvicorn by itself waits forever for the first one, and accepts connections as long as the process may open files.
     """
 
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._time_head()
+        if len(self.connections) > room_for_connections(reserve=_RESERVE + backlog()):
+            transport.abort()
+        else:
+            self._time_head()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -121,8 +125,6 @@ class ImpatientProtocol(H11Protocol):
             self._head_timer = None
 
 
-def allow_many_connections() -> None:
-    """Raise this process' limit of open files as far as the system allows: each connection is a file."""
-    with suppress(ValueError, OSError):  # macOS calls unlimited what it does not grant
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def backlog() -> int:
+    """Return how many connections may be accepted at once, before each is counted."""
+    return min(2048, limit() // 8)

@@ -1,4 +1,4 @@
-"""The clients of a front-end that are processes of its own, which it knows by secret names."""
+"""The clients of a front-end that are processes of its own, which it knows by secret names, and where they connect."""
 
 from __future__ import annotations
 
@@ -39,3 +39,8 @@ class OwnClients:
     def remove(self, name: bytes) -> None:
         """Forget a name."""
         self._names.discard(name)
+
+
+def own_address(run_folder: str) -> str:
+    """Give the address where a front-end listens for its own processes, and the `Entrance` for everybody else."""
+    return f"ipc://{run_folder}/inside"

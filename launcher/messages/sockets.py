@@ -8,7 +8,7 @@ import re
 import socket
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import zmq
 import zmq.asyncio
@@ -49,7 +49,7 @@ def is_open(parameter: str, value: str, host: str, *, keys: bool, insecure: bool
     return True
 
 
-def bind(server: zmq.asyncio.Socket, address: str) -> str:
+def bind(server: zmq.Socket[Any], address: str) -> str:
     """Listen on a checked address; returns it with the port that was taken. Raises `LaunchError` if it is in use."""
     if address.startswith("ipc://"):
         _check_path(address)

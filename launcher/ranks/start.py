@@ -68,5 +68,8 @@ def _cores() -> int:
 
 
 def _loopback_interface() -> str:
-    names = [name for _, name in socket.if_nameindex()]
+    try:
+        names = [name for _, name in socket.if_nameindex()]
+    except OSError as error:
+        raise LaunchError(f"ranks cannot be started: {error}") from None
     return next((name for name in names if name in ("lo", "lo0")), names[0])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -191,7 +194,12 @@ def test_what_a_client_does_not_take_waits_in_bounded_room_and_the_newest_replac
     async def test() -> None:
         context = zmq.asyncio.Context()
         heard: list[object] = []
-        clients = Clients(f"ipc://{run_folder}/here", context, on_message=lambda _, message: heard.append(message))
+        clients = Clients(
+            f"ipc://{run_folder}/here",
+            context,
+            run_folder=str(run_folder),
+            on_message=lambda _, message: heard.append(message),
+        )
         tasks = [asyncio.create_task(clients.receive()), asyncio.create_task(clients.send_waiting())]
         socket = context.socket(zmq.DEALER)
         socket.set(zmq.RCVHWM, 1)
@@ -218,6 +226,30 @@ def test_what_a_client_does_not_take_waits_in_bounded_room_and_the_newest_replac
         for task in tasks:
             task.cancel()
         context.destroy(linger=0)
+        clients.end()
+
+    run(test())
+
+
+def test_a_burst_of_connections_while_the_event_loop_is_kept_leaves_those_that_are_there_theirs(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.frontend.clients.room_for_connections", lambda **_: 3)
+
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
+            silent = [socket.socket(socket.AF_UNIX) for _ in range(200)]
+            for connection in silent:
+                connection.setblocking(False)
+                with suppress(BlockingIOError):
+                    connection.connect(fakes.address.removeprefix("ipc://"))
+            time.sleep(0.5)
+            assert b"krea2_rpc_connections 3.0" in await client.metrics()
+            assert (await client.generate(PROMPT, seed=1)).seed == 1
+            for connection in silent:
+                connection.close()
+            async with AsyncClient(fakes.address) as another:
+                assert (await another.generate(PROMPT, seed=2)).seed == 2
 
     run(test())
 

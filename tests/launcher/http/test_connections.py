@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import httpx
 import pytest
 
-from launcher.http.connections import allow_many_connections
 from tests.launcher.fake_ranks import DEADLINE_S, run
 from tests.launcher.http_servers import PATH, http_server_without_engine
 
@@ -98,12 +96,28 @@ def test_a_request_may_take_longer_than_its_head() -> None:
     run(test())
 
 
-def test_as_many_files_may_be_open_as_the_system_allows() -> None:
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, limits[0]), limits[1]))
-        allow_many_connections()
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        assert soft == hard
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+def test_connections_beyond_those_there_are_files_for_are_refused_and_the_others_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("launcher.http.connections.HEAD_S", DEADLINE_S)
+    monkeypatch.setattr("launcher.http.connections.room_for_connections", lambda *, reserve: 3)
+
+    async def test() -> None:
+        async with connection() as (_, connect):
+            held = [await connect() for _ in range(3)]
+            reader, _ = await connect()
+            with suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            for reader, writer in held:
+                writer.write(REQUEST)
+                assert b" 200 " in await reader.readline()
+            held.pop()[1].close()
+            async with asyncio.timeout(DEADLINE_S):
+                while True:
+                    reader, writer = await connect()
+                    writer.write(REQUEST)
+                    with suppress(ConnectionResetError):
+                        if b" 200 " in await reader.readline():
+                            break
+
+    run(test())
