@@ -11,6 +11,7 @@ import click
 
 from engine.config.engine_config import PARTS, EngineConfig
 from engine.errors import ArgumentError
+from launcher.cli.numbers import WHOLE_NUMBER
 from launcher.cli.options import table_options
 from launcher.cli.stdout import say_path
 
@@ -33,7 +34,7 @@ _SUFFIXES = {".safetensors": "native", ".gguf": "gguf"}  # which say of a file, 
 )
 @click.option("--component", default="transformer", help="transformer, text_encoder or vae, for a native file.")
 @click.option("--prefix", help="Of every name in a native file, as model.diffusion_model.")
-@click.option("--tp", type=int, default=1, help="Ranks, for sharded.")
+@click.option("--tp", type=WHOLE_NUMBER, default=1, help="Ranks, for sharded.")
 def convert(
     output: Path,
     *,

@@ -16,6 +16,7 @@ import click
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, Krea2Error, printable
 from launcher.auto_mode.prediction import Workload
+from launcher.cli.numbers import NUMBER, WHOLE_NUMBER
 from launcher.cli.options import configure_engine, engine_options
 from launcher.cli.stdout import say_path
 from launcher.messages.client_messages import Generate, LoraChoice, Progress
@@ -32,14 +33,18 @@ _REQUESTS_AHEAD = 32  # of a call with many prompts, unfinished at a time
 @click.command()
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT…")
 @engine_options
-@click.option("--steps", type=int, help="Denoise steps.  [default: the checkpoint's]")
-@click.option("--guidance", type=float, help="Krea's scale: 0 is off.  [default: the checkpoint's]")
+@click.option("--steps", type=WHOLE_NUMBER, help="Denoise steps.  [default: the checkpoint's]")
+@click.option("--guidance", type=NUMBER, help="Krea's scale: 0 is off.  [default: the checkpoint's]")
 @click.option("--negative-prompt", help="What to steer away from; needs a guidance above 0.")
-@click.option("--mu", type=float, help="The schedule's shift, instead of the checkpoint's own.")
-@click.option("--width", type=int, help="In pixels, rounded up to a multiple of 16.  [default: the checkpoint's]")
-@click.option("--height", type=int, help="In pixels, rounded up to a multiple of 16.  [default: the checkpoint's]")
-@click.option("--num-images", type=int, default=1, help="For each prompt.")
-@click.option("--seed", type=int, help="Image k of a call uses seed + k.  [default: drawn, and reported]")
+@click.option("--mu", type=NUMBER, help="The schedule's shift, instead of the checkpoint's own.")
+@click.option(
+    "--width", type=WHOLE_NUMBER, help="In pixels, rounded up to a multiple of 16.  [default: the checkpoint's]"
+)
+@click.option(
+    "--height", type=WHOLE_NUMBER, help="In pixels, rounded up to a multiple of 16.  [default: the checkpoint's]"
+)
+@click.option("--num-images", type=WHOLE_NUMBER, default=1, help="For each prompt.")
+@click.option("--seed", type=WHOLE_NUMBER, help="Image k of a call uses seed + k.  [default: drawn, and reported]")
 @click.option("--output", type=click.Path(path_type=Path), default="krea2.png", help="png, jpg or webp.")
 @click.option("--no-metadata", is_flag=True, help="Leave prompt, seed and settings out of the file.")
 def generate(

@@ -20,6 +20,7 @@ from engine.errors import ArgumentError, CheckpointError
 from engine.planning.memory_plan import plan_checkpoint
 from launcher.auto_mode.choice import choose_mode, is_auto
 from launcher.auto_mode.prediction import Workload
+from launcher.cli.numbers import WHOLE_NUMBER
 from launcher.cli.options import given, table_options
 from launcher.cli.stdout import say
 from launcher.messages.limits import Limits
@@ -35,7 +36,9 @@ from launcher.setup.hub import find_model
 @table_options("sp", help="Ranks to split the tokens of a step over.  [default: 1]")
 @table_options("cfg_parallel", help="Twice as many ranks, for the two halves of guided images.")
 @table_options("parallel", help="What would be chosen of these, and how long each mode's step takes.")
-@click.option("--gpus", type=int, help="With --parallel auto: choose for this many H200s, not for this machine.")
+@click.option(
+    "--gpus", type=WHOLE_NUMBER, help="With --parallel auto: choose for this many H200s, not for this machine."
+)
 @click.option(
     "--size",
     "sizes",

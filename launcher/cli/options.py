@@ -14,6 +14,7 @@ from engine.config.options import Option, options_of
 from engine.errors import ArgumentError, printable
 from launcher.auto_mode.choice import is_auto
 from launcher.auto_mode.prediction import Workload
+from launcher.cli.numbers import NUMBER, WHOLE_NUMBER
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.limits import Limits
 from launcher.ranks import torchrun
@@ -58,7 +59,7 @@ def _settings(name: str) -> dict[str, Any]:
         settings["default"] = default
     if name == "offload":
         settings["callback"] = _split
-    return settings | {"type": known.kind}
+    return settings | {"type": {int: WHOLE_NUMBER, float: NUMBER}.get(known.kind, known.kind)}
 
 
 def _split(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
@@ -110,7 +111,7 @@ def _parse_limits(assignments: tuple[str, ...]) -> dict[str, float]:
     for assignment in assignments:
         name, _, value = assignment.partition("=")
         try:
-            values[name] = float(value)
+            values[name] = float(value.encode("ascii"))
         except ValueError:
             raise ArgumentError.of("limit", "NAME=VALUE with a number", assignment) from None
     return values

@@ -15,6 +15,7 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from launcher.auto_mode.measurements import keep_speed
 from launcher.auto_mode.prediction import Workload
+from launcher.cli.numbers import NUMBER, WHOLE_NUMBER, WholeRange
 from launcher.cli.options import configure_engine, engine_options, table_options
 from launcher.cli.stdout import say_path
 from launcher.frontend.process import serve_until_stopped
@@ -26,7 +27,7 @@ from launcher.setup.configure import MAX_TIMEOUT_S
 @click.command()
 @engine_options
 @click.option("--host", default="127.0.0.1", help="Where HTTP listens.")
-@click.option("--port", type=int, default=30000, help="0 takes a free one.")
+@click.option("--port", type=WHOLE_NUMBER, default=30000, help="0 takes a free one.")
 @click.option("--no-http", is_flag=True, help="Serve RPC alone.")
 @click.option(
     "--api-key",
@@ -53,10 +54,10 @@ from launcher.setup.configure import MAX_TIMEOUT_S
     metavar="URL",
     help="Where clients find the server through a reverse proxy; links begin with it.  [default: as they ask]",
 )
-@click.option("--max-body-bytes", type=click.IntRange(min=1), default=2**20, help="Of an HTTP request.")
+@click.option("--max-body-bytes", type=WholeRange(min=1), default=2**20, help="Of an HTTP request.")
 @click.option(
     "--http-workers",
-    type=click.IntRange(1, MAX_WORKERS),
+    type=WholeRange(1, MAX_WORKERS),
     default=1,
     help="HTTP processes, so that the death of one leaves the others serving.",
 )
@@ -64,7 +65,7 @@ from launcher.setup.configure import MAX_TIMEOUT_S
 @click.option("--rpc", metavar="ADDRESS", help="tcp://HOST:PORT or ipc:///PATH.  [default: a socket only you can use]")
 @click.option("--rpc-keys", metavar="FOLDER", help="Serve only clients whose key is in there: see krea2 keys.")
 @click.option("--insecure", is_flag=True, help="Allow a --host or --rpc that other machines can reach without a key.")
-@click.option("--drain-s", type=float, default=20.0, help="Seconds for what runs to be finished when stopped.")
+@click.option("--drain-s", type=NUMBER, default=20.0, help="Seconds for what runs to be finished when stopped.")
 @click.option(
     "--warm-up",
     "warm_up",

@@ -15,7 +15,7 @@ import zmq.asyncio
 
 from engine.errors import ArgumentError, LaunchError
 
-_TCP = re.compile(r"tcp://(?P<host>\[[^\]]+\]|[^:/\[\]]+):(?P<port>\d{1,5})")
+_TCP = re.compile(r"tcp://(?P<host>\[[^\]]+\]|[^:/\[\]]+):(?P<port>[0-9]{1,5})")
 
 
 def check_address(address: str, *, insecure: bool, keys: bool = False) -> bool:

@@ -118,7 +118,8 @@ def _alignment(file: MappedFile, metadata: dict[str, str]) -> int:
     """Bytes: every tensor begins at a multiple of it, counted from where the data begins."""
     text = metadata.get(_ALIGNMENT_KEY, str(_ALIGNMENT))
     # int() itself refuses thousands of digits
-    alignment = int(text) if text.isdecimal() and len(text) <= len(str(_LARGEST_ALIGNMENT)) else 0
+    is_number = text.isascii() and text.isdecimal() and len(text) <= len(str(_LARGEST_ALIGNMENT))
+    alignment = int(text) if is_number else 0
     if not 0 < alignment <= _LARGEST_ALIGNMENT or alignment & (alignment - 1):
         expected = f"a power of two up to {_LARGEST_ALIGNMENT}"
         raise file.error("has a value that does not fit", name=_ALIGNMENT_KEY, expected=expected, found=text)

@@ -149,6 +149,6 @@ def _res_blocks(stored: Iterable[str]) -> int:
         int(number)
         for name in stored
         if name.startswith("decoder.upsamples.") and name.endswith(".resample.1.weight")
-        if (number := name.split(".")[2]).isdecimal()
+        if (number := name.split(".")[2]).isascii() and number.isdecimal()
     ]
     return max(1, min(places) - 1) if places else 1

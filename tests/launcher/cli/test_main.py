@@ -49,6 +49,29 @@ def test_version_and_help(krea2: Krea2) -> None:
     assert "Commands:" in stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("serve", "--port", "١٢"),
+        ("serve", "--max-body-bytes", "１２"),
+        ("serve", "--drain-s", "١"),
+        ("serve", "--rpc", "tcp://127.0.0.1:１２"),
+        ("generate", "x", "--width", "٥١٢"),
+        ("generate", "x", "--guidance", "١.٥"),
+        ("generate", "x", "--tp", "١"),
+        ("generate", "x", "--start-timeout", "١٠"),
+        ("generate", "x", "--limit", "max_steps=١٢"),
+        ("generate", "x", "--memory-budget", "١٢GB"),
+        ("generate", "x", "--lora", "demo-outlined:١"),
+        ("info", "demo", "--gpus", "٢"),
+    ],
+)
+def test_digits_are_those_of_ascii(krea2: Krea2, arguments: tuple[str, ...]) -> None:
+    code, stdout, stderr = krea2(*arguments)
+    assert (code, stdout) == (2, "")
+    assert arguments[-1].rpartition("=")[2] in stderr
+
+
 @pytest.mark.parametrize("command", ["keys", "info", "generate"])
 def test_a_full_disk_behind_stdout_is_named(marked: Marked, command: str) -> None:
     arguments = {

@@ -110,6 +110,7 @@ def test_of_an_array_no_more_is_read_than_the_largest_header(tmp_path: Path) -> 
             for value in (0, 3, 2**31)
         ),
         ((key("general.alignment", GGUFValueType.STRING, string("²")),), "a power of two"),
+        ((key("general.alignment", GGUFValueType.STRING, string("٣٢")),), "a power of two"),
         ((key("general.alignment", GGUFValueType.STRING, string("9" * 5000)),), "a power of two"),
     ],
 )
