@@ -41,6 +41,7 @@ from launcher.processes import Child
 from launcher.ranks.gpu_health import Gpu, GpuError
 from launcher.ranks.rank_group import JobReport
 from launcher.requests.tokenizer import PromptTokenizer
+from launcher.service_manager import ServiceManager
 
 _CLOCK_S = 1.0
 _DRAIN_LOOK_S = 0.05
@@ -51,9 +52,9 @@ class Frontend:
 
     ranks: the processes of the rank group, the first by now. `on_started` gets the clients' address once the ranks are
     ready, `after_warm_up` what they were found to take for steps. own_clients: processes of ours that are clients.
-    To be made in the event loop that it runs in. Raises `CheckpointError` for a bad tokenizer or
-    config, `LoraError` for a bad LoRA, and `LaunchError` if the address cannot be used. Whoever makes one is to `run`
-    it, which closes its sockets.
+    manager: who is told how the server is. To be made in the event loop that it runs in. Raises `CheckpointError` for a
+    bad tokenizer or config, `LoraError` for a bad LoRA, and `LaunchError` if the address cannot be used. Whoever makes
+    one is to `run` it, which closes its sockets.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Frontend:
         on_started: Callable[[str], None],
         after_warm_up: AfterWarmUp | None = None,
         own_clients: OwnClients | None = None,
+        manager: ServiceManager | None = None,
     ) -> None:
         checkpoint = CheckpointFiles.open(config.engine)
         checkpoint.close()
@@ -72,6 +74,7 @@ class Frontend:
         loras = open_registry(config, model)
         log_event("starting", version=engine.__version__, pid=os.getpid(), **asdict(config.engine))
         self._config, self._on_started = config, on_started
+        self._manager = ServiceManager() if manager is None else manager
         self._began = time.monotonic()
         self._was_ready = False
         self._tasks: set[asyncio.Task[object]] = set()
@@ -122,7 +125,7 @@ class Frontend:
         """
         supervisor = self._dispatcher.supervisor
         endless = (self._clients.receive(), self._clients.send_waiting(), self._watch_clock(), supervisor.run())
-        serving = list(map(self._spawn, endless))
+        serving = list(map(self._spawn, (*endless, self._manager.give_signs_of_life())))
         stopping = [self._spawn(self._drain_after(stop)), self._spawn(stop_now.wait())]
         reason: Krea2Error = ServerError("the server was stopped")
         try:
@@ -147,6 +150,7 @@ class Frontend:
         refused = self._requests.drain()
         running = len(self._requests.unfinished())
         log_event("draining", running=running, refused=refused, drain_s=self._config.drain_s)
+        self._manager.stopping(f"finishing {running} requests")
         loop = asyncio.get_running_loop()
         due = loop.time() + self._config.drain_s
         while not self._requests.all_acknowledged and loop.time() < due:
@@ -238,6 +242,7 @@ class Frontend:
             ready = self._dispatcher.status.ready and not self._requests.draining
             if ready != self._was_ready:
                 log_event("ready" if ready else "not ready", token_budget=self._dispatcher.scheduler.token_budget)
+                self._manager.ready(ready)
             self._was_ready = ready
             self._requests.tell_positions()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,7 @@ from launcher.messages.encoding import as_krea2_error
 from launcher.messages.own_clients import own_address
 from launcher.ranks.start import start_ranks
 from launcher.run_folder import RunFolder
+from launcher.service_manager import ServiceManager
 
 if TYPE_CHECKING:
     from launcher.frontend.warm_up import AfterWarmUp
@@ -58,6 +60,7 @@ def serve_until_stopped(
     does, and `LaunchError` if `on_started` cannot write.
     """
     config, folder = with_run_folder(config)
+    manager = ServiceManager() if is_child else ServiceManager.of(os.environ)
     ranks: list[processes.Child] = []
     received: signal.Signals | None = None
     unheard: LaunchError | None = None
@@ -91,7 +94,14 @@ def serve_until_stopped(
         if is_child:
             processes.watch_parent(parent_ended)
         own_clients = None if http is None else http.own_clients
-        frontend = Frontend(config, ranks, on_started=announce, after_warm_up=after_warm_up, own_clients=own_clients)
+        frontend = Frontend(
+            config,
+            ranks,
+            on_started=announce,
+            after_warm_up=after_warm_up,
+            own_clients=own_clients,
+            manager=manager,
+        )
         await frontend.run(stop, stop_now)
 
     try:
@@ -104,6 +114,7 @@ def serve_until_stopped(
     finally:
         for number in processes.SIGNALS:  # stopping is what they ask for
             signal.signal(number, signal.SIG_IGN)
+        manager.stopping("ending its processes")
         processes.stop_all([*ranks, *(http.ask_to_stop() if http is not None else [])])
         folder.remove()
     if unheard is not None:

@@ -1,0 +1,58 @@
+"""Tells the service manager that started us how the server is, as sd_notify(3) says; nothing where there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+
+
+class ServiceManager:
+    """Sends systemd, or whoever set `NOTIFY_SOCKET`, states of this server. Without an address it sends nothing.
+
+    watchdog_s: seconds without a sign of life after which it ends the server; None for never.
+    """
+
+    def __init__(self, address: str | None = None, watchdog_s: float | None = None) -> None:
+        self._address = address
+        self._watchdog_s = watchdog_s if address is not None else None
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> ServiceManager:
+        """Return the one that an environment names, which is for this process alone (`forget_secrets`)."""
+        address = environment.get("NOTIFY_SOCKET", "")
+        if address[:1] not in ("/", "@"):  # other kinds are for machines, not for services
+            return cls()
+        if address[0] == "@":
+            address = "\0" + address[1:]
+        wanted = environment.get("WATCHDOG_USEC", "")
+        is_ours = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        watched = is_ours and wanted.isascii() and wanted.isdigit() and int(wanted) > 0
+        return cls(address, int(wanted) / 1e6 if watched else None)
+
+    def ready(self, is_ready: bool) -> None:
+        """Say that images can be made, which ends the start, or that they cannot for now."""
+        if is_ready:
+            self._send("READY=1\nSTATUS=images can be made")
+        else:
+            self._send("STATUS=not ready: ranks start or warm up")
+
+    def stopping(self, what: str) -> None:
+        """Say that the server stops, and what it still does."""
+        self._send(f"STOPPING=1\nSTATUS={what}")
+
+    async def give_signs_of_life(self) -> None:
+        """Say again and again that the running event loop runs, until cancelled."""
+        while self._watchdog_s is not None:
+            self._send("WATCHDOG=1")
+            await asyncio.sleep(self._watchdog_s / 2)
+        await asyncio.Event().wait()
+
+    def _send(self, states: str) -> None:
+        if self._address is None:
+            return
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as wire:
+            wire.setblocking(False)
+            wire.sendto(states.encode(), self._address)
