@@ -11,9 +11,8 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import zmq.asyncio
@@ -116,7 +115,7 @@ class Frontend:
             config, model, tokenizer, job_ids, self._replies, self._dispatcher, self._loras, self._spawn
         )
         if own_clients is not None:
-            own_clients.follow(partial(self._own_client_ended, asyncio.get_running_loop()))
+            own_clients.follow(self._own_client_ended)
 
     async def run(self, stop: asyncio.Event, stop_now: asyncio.Event) -> None:
         """Serve until `stop` is set and what runs has been drained, or `stop_now` is set.
@@ -221,15 +220,9 @@ class Frontend:
             lora_bytes=self._loras.bytes_held,
         )
 
-    def _own_client_ended(self, loop: asyncio.AbstractEventLoop, client: bytes) -> None:
-        """End what a process of ours wanted that has ended, from another thread."""
-
-        def end() -> None:
-            self._clients.end_own(client)
-            self._requests.abandon({client}, ServerError("the process that served the client has ended"))
-
-        with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(end)
+    def _own_client_ended(self, client: bytes) -> None:
+        self._clients.end_own(client)
+        self._requests.abandon({client}, ServerError("the process that served the client has ended"))
 
     # ---- what time brings
 

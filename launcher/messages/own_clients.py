@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 
 PREFIX = b"own-"  # of their names, which nobody else's may have
 
@@ -17,7 +20,7 @@ class OwnClients:
 
     def __init__(self) -> None:
         self._names: set[bytes] = set()
-        self._on_end: Callable[[bytes], None] = self.remove
+        self._on_end: Callable[[bytes], object] = self.remove
 
     def __contains__(self, client: object) -> bool:
         return client in self._names
@@ -30,11 +33,12 @@ class OwnClients:
 
     def end(self, name: bytes) -> None:
         """Note that the process of this name has ended: whoever follows the ends hears it, or else it is removed."""
-        self._on_end(name)
+        with suppress(RuntimeError):  # the loop has ended
+            self._on_end(name)
 
     def follow(self, on_end: Callable[[bytes], None]) -> None:
-        """Have `on_end` called, in any thread, with the name of each process that ends; it is to remove the name."""
-        self._on_end = on_end
+        """Call back, in the running loop, with the name of each process that ends, which is then to be removed."""
+        self._on_end = partial(asyncio.get_running_loop().call_soon_threadsafe, on_end)
 
     def remove(self, name: bytes) -> None:
         """Forget a name."""
