@@ -6,7 +6,6 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 
 PREFIX = b"own-"  # of their names, which nobody else's may have
 
@@ -38,7 +37,8 @@ class OwnClients:
 
     def follow(self, on_end: Callable[[bytes], None]) -> None:
         """Call back, in the running loop, with the name of each process that ends, which is then to be removed."""
-        self._on_end = partial(asyncio.get_running_loop().call_soon_threadsafe, on_end)
+        loop = asyncio.get_running_loop()
+        self._on_end = lambda name: loop.call_soon_threadsafe(on_end, name)
 
     def remove(self, name: bytes) -> None:
         """Forget a name."""
