@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import signal
@@ -15,15 +16,24 @@ from typing import Any
 import httpx
 import pytest
 
+from engine.errors import ArgumentError
+from launcher import AsyncClient
 from launcher.lines import MAX_LINES
 from tests.launcher.http_servers import PATH, PROMPT
-from tests.launcher.processes import PATIENCE_S, Marked, wait_until
+from tests.launcher.processes import PATIENCE_S, Marked, connect, wait_until
 
 pytestmark = pytest.mark.slow
 
 CLIENTS = 32
 IMAGE = {"prompt": PROMPT, "size": "64x64", "steps": 1, "seed": 1}
 REFUSED = {"prompt": PROMPT, "loras": [{"name": "none"}]}  # by the front-end, which logs that, too
+LAUNCHING = """
+import threading
+from launcher import launch
+with launch(device="cpu", warm_up=False) as client:
+    print(client.address, flush=True)
+    threading.Event().wait()
+"""
 END_S = 15.0  # for a server that nobody reads to end, on a loaded machine
 
 
@@ -107,6 +117,32 @@ def test_a_server_whose_log_nobody_reads_ends_in_time(marked: Marked) -> None:
     assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
     assert time.monotonic() - began < END_S
     marked.expect_nothing_left()
+
+
+def test_a_front_end_whose_parent_is_stopped_serves_on(marked: Marked) -> None:
+    """The program that launched it reads what it says, unless it is stopped."""
+    marked.use_hollow_ranks()
+    program = marked.start_script(LAUNCHING)
+    assert program.stdout is not None
+    address = program.stdout.readline().strip()
+    assert address, program.communicate()
+    program.send_signal(signal.SIGSTOP)
+    with connect(address) as client:
+        client.run(ask_for_what_is_refused(client.asynchronous, 200 * CLIENTS))
+        assert client.status().ready
+    program.send_signal(signal.SIGCONT)
+    program.send_signal(signal.SIGINT)
+    program.wait(PATIENCE_S)
+    marked.expect_nothing_left()
+
+
+async def ask_for_what_is_refused(client: AsyncClient, count: int) -> None:
+    async def ask() -> None:
+        for _ in range(count // CLIENTS):
+            with pytest.raises(ArgumentError):
+                await client.generate(PROMPT, loras=["none"])
+
+    await asyncio.gather(*(ask() for _ in range(CLIENTS)))
 
 
 def test_every_line_is_one_object_under_load(marked: Marked) -> None:
