@@ -54,9 +54,10 @@ class NvmlWatch:
             import pynvml
 
             pynvml.nvmlInit()
-            with suppress(Exception):
+            try:
                 self._watch(pynvml)
-            pynvml.nvmlShutdown()
+            finally:
+                pynvml.nvmlShutdown()
         self._ended.set()
         self._answer()
 

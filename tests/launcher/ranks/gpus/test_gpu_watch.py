@@ -189,6 +189,8 @@ def test_an_nvml_that_hangs_keeps_nobody_waiting(machine: Machine, monkeypatch: 
             assert (await client.generate(PROMPT, seed=7)).seed == 7
             del machine.nvml.raising["nvmlEventSetWait_v2"]
             released.set()
+            waits = machine.nvml.calls.count("nvmlEventSetWait_v2")
+            await machine.until(lambda: machine.nvml.calls.count("nvmlEventSetWait_v2") > waits + 1)
             await machine.fails(0, 79)  # it is heard again
             assert fakes.variables == {"CUDA_VISIBLE_DEVICES": "GPU-b,GPU-c"}
 

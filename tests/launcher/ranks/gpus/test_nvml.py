@@ -43,6 +43,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
     watched.watching.close()
     watched.watching._thread.join(PATIENCE_S)
     assert not watched.watching._thread.is_alive()
+    calls = watched.nvml.calls
+    assert ("nvmlShutdown" in calls) == ("nvmlDeviceGetHandleByUUID" in calls)
 
 
 def test_gpus_are_found_by_their_uuids_and_their_errors_are_heard(watched: Watched) -> None:
