@@ -98,6 +98,14 @@ class QueueFullError(Krea2Error, code="queue_full"):
     """The queue holds as many requests as it may; come back later."""
 
 
+class RateLimitedError(Krea2Error, code="rate_limited"):
+    """The key that a request was sent with has what it may have for now; come back later."""
+
+
+class IdempotencyConflictError(Krea2Error, code="idempotency_conflict"):
+    """The idempotency key of a request is that of another request, with other parameters."""
+
+
 class RequestTimeoutError(Krea2Error, code="timeout"):
     """The request's own deadline (`timeout_s`) passed."""
 

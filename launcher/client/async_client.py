@@ -40,6 +40,7 @@ class Parameters(TypedDict, total=False):
     metadata: bool
     preview_every: int | None
     loras: Sequence[LoraParameters | str]
+    idempotency_key: str | None
 
 
 class AsyncClient(Connection):

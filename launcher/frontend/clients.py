@@ -101,42 +101,28 @@ class Clients:
                 else:
                     del self._outboxes[client]
 
-    def send(self, client: bytes, message: msgspec.Struct, *frames: bytes, key: Hashable = None) -> list[bytes]:
-        """Send without waiting. Returns the frames, to `send_again`.
+    def send(self, client: bytes, message: msgspec.Struct, *frames: bytes, key: Hashable = None) -> None:
+        """Send without waiting.
 
-        key: (kind, number of the request, …), whose older message it replaces in the outbox; without one it is dropped
-        if the outbox is full.
+        key: (kind, request_id, …), whose older message it replaces in the outbox; without one it is dropped if the
+        outbox is full.
         """
         all_frames = [encode(message), *frames]
-        self.send_again(client, all_frames, key=key)
-        return all_frames
-
-    def send_again(self, client: bytes, frames: list[bytes], *, key: Hashable = None) -> None:
-        """Send frames that `send` returned."""
-        if client not in self._outboxes and send_now(self._socket, [client, *frames]):
+        if client not in self._outboxes and send_now(self._socket, [client, *all_frames]):
             return
         if client in self._last_heard:
             outbox = self._outboxes.setdefault(client, {})
             if key is not None or len(outbox) < _OUTBOX_MESSAGES:
-                outbox[object() if key is None else key] = frames
+                outbox[object() if key is None else key] = all_frames
 
-    def send_failure(
-        self, client: bytes, request_id: str | None, error: Krea2Error, *, key: Hashable = None
-    ) -> list[bytes]:
-        """Send `Failed` for a request, or for a message that is part of none."""
-        failed = Failed(
-            request_id=request_id,
-            code=error.code,
-            message=error.message,
-            parameter=error.parameter,
-            retry_after_s=error.retry_after_s,
-        )
-        return self.send(client, failed, key=key)
+    def send_failure(self, client: bytes, request_id: str | None, error: Krea2Error) -> None:
+        """Send `Failed` for a request that is not known, or for a message that is part of none."""
+        self.send(client, failure(request_id, error))
 
-    def forget(self, client: bytes, request: int) -> None:
-        """Drop messages that wait under a key of this request: nobody waits for them any more."""
+    def forget(self, client: bytes, request_id: str) -> None:
+        """Drop messages that wait under a key of this request: the client waits for them no more."""
         outbox = self._outboxes.get(client, {})
-        for key in [key for key in outbox if isinstance(key, tuple) and key[1] == request]:
+        for key in [key for key in outbox if isinstance(key, tuple) and key[1] == request_id]:
             del outbox[key]
 
     def end_leases(self, lease_s: float) -> list[bytes]:
@@ -198,3 +184,14 @@ class Clients:
             self.send(client, Pong())
         else:
             self._on_message(client, message)
+
+
+def failure(request_id: str | None, error: Krea2Error) -> Failed:
+    """Make the message of an error."""
+    return Failed(
+        request_id=request_id,
+        code=error.code,
+        message=error.message,
+        parameter=error.parameter,
+        retry_after_s=error.retry_after_s,
+    )

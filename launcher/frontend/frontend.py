@@ -19,7 +19,7 @@ import zmq.asyncio
 
 import engine
 from engine.checkpoint.checkpoint_files import CheckpointFiles
-from engine.errors import CancelledError, Krea2Error, ServerError
+from engine.errors import ArgumentError, CancelledError, Krea2Error, ServerError
 from engine.scheduling.cost import Work
 from engine.step import Step, StepTimes
 from launcher.frontend.clients import Clients
@@ -44,6 +44,7 @@ from launcher.service_manager import ServiceManager
 
 _CLOCK_S = 1.0
 _DRAIN_LOOK_S = 0.05
+ANONYMOUS = "anonymous"  # whoever has sent no key
 
 
 class Frontend:
@@ -167,11 +168,11 @@ class Frontend:
         match message:
             case messages.Generate(request_id=request_id):
                 try:
-                    self._requests.generate(client, message)
+                    self._requests.generate(client, message, self._caller(client, message))
                 except Exception as error:
                     self._requests.give_up(client, request_id, as_krea2_error(error))
             case messages.Cancel(request_id=request_id):
-                self._requests.cancel(client, request_id)
+                self._requests.cancel(client, request_id, hung_up=self._clients.is_own(client))
             case messages.Acknowledge(request_id=request_id):
                 self._requests.acknowledge(client, request_id)
             case messages.LoadLora() | messages.UnloadLora() | messages.ListLoras():
@@ -180,6 +181,14 @@ class Frontend:
                 self._clients.send(client, self._status())
             case messages.Metrics():
                 self._clients.send(client, messages.MetricsReply(), self._render_metrics())
+
+    def _caller(self, client: bytes, message: messages.Generate) -> str:
+        """Say whose request this is. Raises `ArgumentError` for somebody who claims to send another's."""
+        if self._clients.is_own(client):
+            return message.caller or ANONYMOUS
+        if message.caller is not None:
+            raise ArgumentError("caller must be left out: a client is known by its own key", parameter="caller")
+        return ANONYMOUS
 
     def _status(self) -> messages.StatusReply:
         engine, ranks = self._config.engine, self._dispatcher.status
@@ -237,7 +246,7 @@ class Frontend:
                 log_event("ready" if ready else "not ready", token_budget=self._dispatcher.scheduler.token_budget)
                 self._manager.ready(ready)
             self._was_ready = ready
-            self._requests.tell_positions()
+            self._requests.look()
 
     # ---- what becomes of the ranks: see `RankEvents`
 

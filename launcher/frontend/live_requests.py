@@ -7,8 +7,6 @@ client hears it. When ranks die, the requests that they had run again.
 from __future__ import annotations
 
 import asyncio
-import itertools
-import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Coroutine, Iterator
@@ -19,24 +17,24 @@ from engine.config.model_config import ModelConfig
 from engine.scheduling.scheduler import Estimate
 from engine.step import Job, Step, StepTimes
 from launcher.awake import RealTimer
-from launcher.frontend.admission.deadlines import Deadlines
+from launcher.frontend.admission.repeats import Repeatable, Repeats
 from launcher.frontend.dispatcher import Dispatcher
+from launcher.frontend.intake import Intake
 from launcher.frontend.lora_service import LoraService
-from launcher.frontend.replies import Replies, TrackedRequest
+from launcher.frontend.replies import Replies
+from launcher.frontend.tracked_requests import Follower, TrackedRequest, TrackedRequests
 from launcher.logs import log_exception
 from launcher.messages.client_messages import Generate
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import describe
 from launcher.messages.rank_messages import Decoded, JobFailed, Previewed
 from launcher.ranks.rank_group import JobReport
-from launcher.requests.check import check
 from launcher.requests.image_files import encode_image, encode_preview
 from launcher.requests.not_finite import no_picture
-from launcher.requests.plan import make_plan
 from launcher.requests.rank_memory import RankMemory
 from launcher.requests.tokenizer import PromptTokenizer
 
-_MOST_KEPT_BYTES = 512 * 2**20  # of images that a client has not acknowledged
+_LINGER_S = 10.0  # for a request whose last client hung up, if it can be known when it is asked for again
 _DEATHS_ALONE, _DEATHS_FATAL = 2, 3  # of ranks with a request in flight, after which it runs alone, and fails
 
 
@@ -54,64 +52,51 @@ class LiveRequests:
         loras: LoraService,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
-        self._config, self._model, self._tokenizer = config, model, tokenizer
-        self._job_ids, self._numbers = job_ids, itertools.count()
+        self._config = config
         self._replies, self._dispatcher, self._loras, self._spawn = replies, dispatcher, loras, spawn
-        self._deadlines = Deadlines(dispatcher.scheduler)
+        self._repeats: Repeats[TrackedRequest] = Repeats()
         self.draining = False
-        self._requests: dict[tuple[bytes, str], TrackedRequest] = {}  # by client and id, until acknowledged
+        self._requests = TrackedRequests()
+        self._intake = Intake(config, model, tokenizer, job_ids, dispatcher, loras, self._requests)
         self._jobs: dict[int, tuple[TrackedRequest, Job]] = {}  # of requests that have not ended
 
     @property
     def all_acknowledged(self) -> bool:
         """Whether all clients have what they were owed."""
-        return not self._requests
+        return self._requests.all_acknowledged
 
     def unfinished(self) -> list[TrackedRequest]:
         """List the requests that have not ended."""
-        return [request for request in self._requests.values() if not request.ended]
+        return [*self._requests]
 
     # ---- what clients ask for
 
-    def generate(self, client: bytes, message: Generate) -> None:
-        """Take a request, or say again what became of it if it is known. Raises the error for which it is refused."""
-        known = self._requests.get((client, message.request_id))
+    def generate(self, client: bytes, message: Generate, caller: str) -> None:
+        """Take a request, or say again what became of it if it is known. Raises the error for which it is refused.
+
+        caller: whose it is.
+        """
+        follower = Follower(client, message.request_id)
+        known = self._requests.followed_by(follower)
+        repeated = None if message.idempotency_key is None else Repeatable(caller, message.idempotency_key)
+        if known is None and repeated is not None:
+            known = self._repeats.find(repeated, message)
+            if known is not None:
+                self._requests.join(known, follower)
+                self._replies.repeated(known, follower)
         if known is not None:
-            self._replies.again(known)
             if not known.ended:
-                self._accepted(known)
+                self._replies.accepted(known, self._estimate(known), follower)
+            self._replies.again(known, follower)
             return
         if self.draining:
             raise errors.ServerError("the server is being stopped and takes no more requests", retry_after_s=5.0)
-        ranks = self._dispatcher.status
-        if ranks.given_up is not None:
-            raise ranks.given_up.with_traceback(None)  # which each raise would add to
-        loras = self._loras.registry
-        drawn_seed = secrets.randbelow(2**32)
-        loras.check_lost(use.name for use in message.loras)
-        strengths = {name: entry.strength for name, entry in loras.named.items()}
-        checked = check(message, self._model, self._config.limits, drawn_seed=drawn_seed, loras=strengths)
-        self._check_queue(client)
-        lora_ids = {name: entry.adapter.adapter_id for name, entry in loras.named.items()}
-        plan = make_plan(checked, self._model, self._tokenizer.encode, self._job_ids, lora_ids)
-        number = next(self._numbers)
-        request = TrackedRequest(number, client, message.request_id, checked, plan, arrived=time.monotonic())
-        ranks.step_memory.check(plan, checked)
-        for name, _ in checked.loras:
-            loras.named[name].users.add(number)
-        self._requests[client, message.request_id] = request
-        self._jobs |= {job.job_id: (request, job) for job in plan.jobs}
-        for job in plan.jobs:
-            self._dispatcher.add(
-                job, segments=plan.segments, request=number, priority=checked.priority, arrived=request.arrived
-            )
-        try:
-            idle = len(self.unfinished()) == 1
-            self._deadlines.check(number, plan, checked.timeout_s, idle=idle, now=request.arrived)
-        except errors.QueueFullError:
-            del self._requests[client, message.request_id]
-            self._forget_jobs(request)
-            raise
+        request = self._intake.take(follower, message, caller, repeated)
+        checked = request.checked
+        self._requests.add(request)
+        self._jobs |= {job.job_id: (request, job) for job in request.plan.jobs}
+        if repeated is not None:
+            self._repeats.begin(repeated, message, request)
         if checked.timeout_s is not None:
             error = errors.RequestTimeoutError(
                 f"the request was not done within its timeout_s of {checked.timeout_s:g}"
@@ -122,57 +107,68 @@ class LiveRequests:
 
     def give_up(self, client: bytes, request_id: str, failure: errors.Krea2Error) -> None:
         """Tell a client why its request was not taken."""
-        if (request := self._requests.get((client, request_id))) is not None:
+        if (request := self._requests.followed_by(Follower(client, request_id))) is not None:
             self._fail(request, failure)
         else:
             self._replies.refused(client, request_id, failure)
 
-    def cancel(self, client: bytes, request_id: str) -> None:
-        """End a request that nobody wants any more."""
-        if (request := self._requests.get((client, request_id))) is not None:
-            self._fail(request, errors.CancelledError("the request was cancelled"))
+    def cancel(self, client: bytes, request_id: str, *, hung_up: bool) -> None:
+        """End a request that nobody wants any more. hung_up: it may be asked for again, if it can be known then."""
+        follower = Follower(client, request_id)
+        request = self._requests.followed_by(follower)
+        if request is None or request.ended:
+            return
+        error = errors.CancelledError("the request was cancelled")
+        if hung_up and request.repeatable is not None:
+            self._leave(follower, error)
+        elif len(request.followers) > 1:
+            self._requests.leave(follower)
+            self._replies.cancelled(follower, error)
+        else:
+            self._fail(request, error)
 
     def acknowledge(self, client: bytes, request_id: str) -> None:
-        """Forget a request that has ended: its client knows."""
-        if (request := self._requests.get((client, request_id))) is not None and request.ended:
-            del self._requests[client, request_id]
-            self._replies.forget(request)
+        """Forget a request that has ended, as far as this client is concerned: it knows."""
+        follower = Follower(client, request_id)
+        if (request := self._requests.followed_by(follower)) is not None and request.ended:
+            self._requests.leave(follower)
+            self._replies.forget(follower)
 
     def abandon(self, clients: Collection[bytes], error: errors.Krea2Error) -> None:
         """End and forget what these clients wanted, which are gone; the error is for the log and the metrics."""
-        for (client, request_id), request in list(self._requests.items()):
-            if client in clients:
-                self._fail(request, error)
-                del self._requests[client, request_id]
+        for client in clients:
+            for follower in self._requests.of_client(client):
+                self._leave(follower, error)
+
+    def _leave(self, follower: Follower, error: errors.Krea2Error) -> None:
+        """End what only this follower wanted, which is gone: at once, or when nobody has asked for it again."""
+        request = self._requests.leave(follower)
+        if request.repeatable is None or self.draining:
+            self._end_unfollowed(request, error)
+        elif not request.followers:
+            asyncio.get_running_loop().call_later(_LINGER_S, self._end_unfollowed, request, error)
+
+    def _end_unfollowed(self, request: TrackedRequest, error: errors.Krea2Error) -> None:
+        if not request.followers:
+            self._fail(request, error)
 
     def drain(self) -> int:
         """Take no more, and refuse what has not begun. Returns how many requests these were."""
         self.draining = True
         waiting = [request for request in self.unfinished() if not request.started and not request.deaths]
+        for request in self.unfinished():
+            self._end_unfollowed(request, errors.CancelledError("nobody has asked for the request again"))
         for request in waiting:
             self._fail(request, errors.ServerError("the server is being stopped, and the request had not begun"))
         return len(waiting)
 
-    def tell_positions(self) -> None:
-        """Tell the clients whose place in the queue has changed."""
+    def look(self) -> None:
+        """Tell the clients whose place in the queue has changed, and forget answers that are too old."""
+        self._repeats.expire(time.monotonic())
         for request in self.unfinished():
             estimate = self._estimate(request)
             if not request.started and estimate is not None and estimate.position != request.position:
                 self._accepted(request)
-
-    def _check_queue(self, client: bytes) -> None:
-        """Raise `QueueFullError` if too much waits, or the client has not acknowledged too much."""
-        waiting = sum(not request.started for request in self.unfinished())
-        kept = sum(request.ended and request.client == client for request in self._requests.values())
-        if max(waiting, kept) >= self._config.limits.max_queue:
-            backlog = self._dispatcher.scheduler.backlog_s(time.monotonic())
-            wait = None if backlog is None else max(1.0, backlog)
-            later = "later" if wait is None else f"in about {wait:.0f} s"
-            raise errors.QueueFullError(
-                f"the queue is full with {max(waiting, kept)} requests: try again {later}", retry_after_s=wait
-            )
-        if sum(request.size for request in self._requests.values() if request.client == client) > _MOST_KEPT_BYTES:
-            raise errors.QueueFullError("images that this client has not acknowledged fill the memory that it may have")
 
     def check_memory(self, memory: RankMemory) -> None:
         """Raise `ArgumentError` if a request that has not ended would not fit into the ranks' memory."""
@@ -196,7 +192,7 @@ class LiveRequests:
     def _fail(self, request: TrackedRequest, error: errors.Krea2Error) -> None:
         if not request.ended:
             self._replies.failed(request, error)
-            self._forget_jobs(request)
+            self._end(request, error.code)
             self._dispatcher.send_steps()  # which tell the ranks to forget its jobs
 
     def fail(self, error: errors.Krea2Error, numbers: Container[int] | None = None) -> None:
@@ -205,7 +201,14 @@ class LiveRequests:
             if numbers is None or request.number in numbers:
                 self._fail(request, error)
 
+    def _end(self, request: TrackedRequest, failed: str | None) -> None:
+        """Forget what is no longer needed of a request that has ended, well or with this error code."""
+        self._forget_jobs(request)
+        if request.repeatable is not None:
+            self._repeats.end(request.repeatable, request.size, failed, time.monotonic())
+
     def _forget_jobs(self, request: TrackedRequest) -> None:
+        self._requests.end(request)
         if request.timer is not None:
             request.timer.cancel()
         for job in request.plan.jobs:
@@ -289,4 +292,4 @@ class LiveRequests:
         request.timings["decode"] += decoded.decode_s
         request.timings["file"] += time.monotonic() - began
         if self._replies.image(request, job, file):
-            self._forget_jobs(request)
+            self._end(request, None)

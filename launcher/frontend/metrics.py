@@ -36,6 +36,8 @@ class Metrics:
         counter, histogram = partial(Counter, registry=self._registry), partial(Histogram, registry=self._registry)
         ended = "Requests that have ended, by outcome: done, or the code of their error"
         self.requests = counter("krea2_requests", ended, ["outcome"])
+        again = "Requests that joined another or got its answer, by their idempotency key"
+        self.repeated = counter("krea2_repeated_requests", again)
         self.images = counter("krea2_images", "Images sent to clients")
         self.previews = counter("krea2_previews", "Previews sent to clients")
         self.restarts = counter("krea2_restarts", "Rank groups that were lost and replaced")

@@ -1,61 +1,20 @@
-"""Keeps what a front-end knows of a request, and tells its client."""
+"""Tells the clients of a front-end what becomes of their requests."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+
+import msgspec
 
 from engine.errors import CancelledError, Krea2Error, RequestTimeoutError
 from engine.scheduling.scheduler import Estimate
 from engine.step import Job
-from launcher.awake import RealTimer
-from launcher.frontend.clients import Clients
-from launcher.frontend.metrics import STAGES, Metrics
+from launcher.frontend.clients import Clients, failure
+from launcher.frontend.metrics import Metrics
+from launcher.frontend.tracked_requests import Follower, TrackedRequest
 from launcher.logs import log_event
-from launcher.messages.client_messages import Accepted, Image, Preview, Progress
-from launcher.requests.check import CheckedRequest
-from launcher.requests.plan import Plan
-
-
-@dataclass(eq=False)
-class TrackedRequest:
-    """A request from its arrival until its client has acknowledged the end.
-
-    A flat record of what was asked, how far it is, and what was sent, which is why it has more attributes than others.
-    """
-
-    number: int
-    client: bytes
-    request_id: str
-    checked: CheckedRequest
-    plan: Plan
-    arrived: float
-    started: bool = False
-    ended: bool = False
-    deaths: int = 0  # of ranks that had it in flight
-    steps_done: int = 0
-    decoded: set[int] = field(default_factory=set)  # jobs whose image is there
-    position: int | None = None  # as the client knows it
-    timings: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*STAGES, "total"), 0.0))
-    timer: RealTimer | None = None
-    frames: list[list[bytes]] = field(default_factory=list)  # images or failure, kept until they are acknowledged
-
-    def start_over(self) -> None:
-        """Forget what ranks that died had made of it, but for images that are there."""
-        self.deaths += 1
-        self.started = False
-        self.timings = dict.fromkeys(self.timings, 0.0)
-        self.steps_done = self.checked.steps * len(self.decoded)
-
-    @property
-    def attempt(self) -> int:
-        """Which attempt to make its images this is, from 1."""
-        return self.deaths + 1
-
-    @property
-    def size(self) -> int:
-        """Bytes that are kept until they are acknowledged."""
-        return sum(len(frame) for frames in self.frames for frame in frames)
+from launcher.messages.client_messages import Accepted, Failed, Image, Message, Preview, Progress
 
 
 class Replies:
@@ -68,42 +27,40 @@ class Replies:
         self._clients, self._metrics = clients, metrics
         self.num_done = self.num_failed = 0
 
-    def accepted(self, request: TrackedRequest, estimate: Estimate | None) -> None:
-        """Tell a client where its request stands, in the queue and in time."""
+    def accepted(self, request: TrackedRequest, estimate: Estimate | None, to: Follower | None = None) -> None:
+        """Tell all who follow a request, or one of them, where it stands, in the queue and in time."""
         request.position = estimate.position if estimate is not None else 0
         accepted = Accepted(
-            request_id=request.request_id,
+            request_id="",
             position=request.position,
             estimated_s=None if estimate is None else estimate.seconds,
             attempt=request.attempt,
         )
-        self._clients.send(request.client, accepted, key=("accepted", request.number))
+        self._send(request.followers if to is None else [to], "accepted", accepted)
 
     def progress(self, request: TrackedRequest, estimate: Estimate | None) -> None:
         """Tell how many denoise steps of all its images are done."""
         progress = Progress(
-            request_id=request.request_id,
+            request_id="",
             step=request.steps_done,
             steps=request.checked.steps * request.checked.num_images,
             estimated_s=None if estimate is None else estimate.seconds,
             attempt=request.attempt,
         )
-        self._clients.send(request.client, progress, key=("progress", request.number))
+        self._send(request.followers, "progress", progress)
 
     def preview(self, request: TrackedRequest, job: Job, step: int, file: bytes) -> None:
         """Send a JPEG file of an image as it was after a step."""
         index = request.plan.jobs.index(job)
-        preview = Preview(
-            request_id=request.request_id, index=index, step=step, steps=job.steps, attempt=request.attempt
-        )
+        preview = Preview(request_id="", index=index, step=step, steps=job.steps, attempt=request.attempt)
         self._metrics.previews.inc()
-        self._clients.send(request.client, preview, file, key=("preview", request.number, index))
+        self._send(request.followers, "preview", preview, file, index=index)
 
     def image(self, request: TrackedRequest, job: Job, file: bytes) -> bool:
         """Send an image's file. Returns whether it was the last one, which ends the request."""
         request.timings["total"] = time.monotonic() - request.arrived
         image = Image(
-            request_id=request.request_id,
+            request_id="",
             index=request.plan.jobs.index(job),
             num_images=request.checked.num_images,
             seed=job.seed,
@@ -111,17 +68,16 @@ class Replies:
             height=job.height,
             output_format=request.checked.output_format,
             warnings=request.plan.warnings,
-            timings=request.timings,
+            timings=dict(request.timings),
             attempt=request.attempt,
         )
-        key = ("reply", request.number, len(request.frames))
-        request.frames.append(self._clients.send(request.client, image, file, key=key))
+        self._keep(request, image, file)
         self._metrics.images.inc()
-        if len(request.frames) == request.checked.num_images:
+        if len(request.outcome) == request.checked.num_images:
             request.ended = True
             self.num_done += 1
             self._metrics.count_done(request.timings)
-            self._log("request done", request, images=len(request.frames), timings=request.timings)
+            self._log("request done", request, images=len(request.outcome), timings=request.timings)
         return request.ended
 
     def failed(self, request: TrackedRequest, error: Krea2Error) -> None:
@@ -131,8 +87,17 @@ class Replies:
         self._metrics.requests.labels(error.code).inc()
         level = "info" if isinstance(error, (CancelledError, RequestTimeoutError)) else "warning"
         self._log("request failed", request, level=level, code=error.code, message=error.message)
-        key = ("reply", request.number, 0)
-        request.frames = [self._clients.send_failure(request.client, request.request_id, error, key=key)]
+        request.outcome = []
+        self._keep(request, failure("", error))
+
+    def cancelled(self, follower: Follower, error: CancelledError) -> None:
+        """Tell one of several followers that it follows no more."""
+        self._send([follower], "reply", failure("", error))
+
+    def repeated(self, request: TrackedRequest, follower: Follower) -> None:
+        """Count and log a request that is not made again, but follows the one that it repeats."""
+        self._metrics.repeated.inc()
+        log_event("request repeated", request_id=follower.request_id, repeats=request.request_id, ended=request.ended)
 
     def refused(self, client: bytes, request_id: str, error: Krea2Error) -> None:
         """Refuse a request that was never accepted."""
@@ -140,14 +105,27 @@ class Replies:
         log_event("request refused", level="warning", request_id=request_id, code=error.code, message=error.message)
         self._clients.send_failure(client, request_id, error)
 
-    def again(self, request: TrackedRequest) -> None:
-        """Send the images or the failure again, for a client that has asked."""
-        for index, frames in enumerate(request.frames):
-            self._clients.send_again(request.client, frames, key=("reply", request.number, index))
+    def again(self, request: TrackedRequest, follower: Follower) -> None:
+        """Send a follower the images that are there or the failure: it has asked again, or has joined."""
+        for index, (message, frames) in enumerate(request.outcome):
+            self._send([follower], "reply", message, *frames, index=index)
 
-    def forget(self, request: TrackedRequest) -> None:
-        """Send nothing more of a request whose end was acknowledged."""
-        self._clients.forget(request.client, request.number)
+    def forget(self, follower: Follower) -> None:
+        """Send nothing more to a follower that has acknowledged the end."""
+        self._clients.forget(*follower)
+
+    def _keep(self, request: TrackedRequest, message: Image | Failed, *frames: bytes) -> None:
+        self._send(request.followers, "reply", message, *frames, index=len(request.outcome))
+        request.outcome.append((message, frames))
+
+    def _send(self, followers: Iterable[Follower], kind: str, message: Message, *frames: bytes, index: int = 0) -> None:
+        """Send a message to each follower, by its own name for the request.
+
+        What it cannot take yet is replaced by a later message of this kind and index.
+        """
+        for client, request_id in followers:
+            named = msgspec.structs.replace(message, request_id=request_id)
+            self._clients.send(client, named, *frames, key=(kind, request_id, index))
 
     def _log(self, event: str, request: TrackedRequest, *, level: str = "info", **details: object) -> None:
         log_event(event, level=level, request_id=request.request_id, attempt=request.attempt, **details)

@@ -120,6 +120,11 @@ def describe_page(openapi: Mapping[str, Any]) -> HTMLResponse:
 
 def _section(openapi: Mapping[str, Any], method: str, path: str, operation: Mapping[str, Any]) -> str:
     title = f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(operation.get('description', ''))}</p>"
+    headers = "".join(
+        f"<p>Header <code>{escape(parameter['name'])}</code>: {escape(parameter['description'])}</p>"
+        for parameter in operation.get("parameters", ())
+        if parameter["in"] == "header"
+    )
     body = operation.get("requestBody")
     if body is None:
         return title
@@ -130,7 +135,7 @@ def _section(openapi: Mapping[str, Any], method: str, path: str, operation: Mapp
         f"<td>{escape(_allowed(field))}</td><td>{escape(field.get('description', ''))}</td></tr>"
         for name, field in schema["properties"].items()
     )
-    return f"{title}<table><tr><th>parameter</th><th>type</th><th></th></tr>{rows}</table>"
+    return f"{title}{headers}<table><tr><th>parameter</th><th>type</th><th></th></tr>{rows}</table>"
 
 
 def _allowed(field: Mapping[str, Any]) -> str:

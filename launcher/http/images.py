@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from typing import Annotated
 
 import msgspec
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Header, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -22,10 +23,15 @@ from launcher.http.docs import IMAGES_SCHEMA
 from launcher.http.errors import JsonResponse
 from launcher.http.guard import FILES_PATH
 from launcher.http.workers.held_files import HELD_S, HeldFiles
+from launcher.messages.client_messages import LONGEST_IDEMPOTENCY_KEY, Accepted, is_idempotency_key
 from launcher.messages.configs import HttpConfig
 from launcher.requests.check import check
 
 _SHOWN_ID = 50  # characters of a client's id that the engine's begins with
+IDEMPOTENCY_KEY = Header(
+    description="A request with the same key and body, sent again, joins the first or gets its answer. "
+    f"1 to {LONGEST_IDEMPOTENCY_KEY} printable ASCII characters."
+)
 
 
 def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link: EngineLink) -> None:
@@ -39,7 +45,9 @@ def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link:
         return name
 
     @app.post("/v1/images/generations", responses=IMAGES_SCHEMA)
-    async def generate_images(body: openai_api.ImageRequest, request: Request) -> Response:
+    async def generate_images(
+        body: openai_api.ImageRequest, request: Request, idempotency_key: Annotated[str | None, IDEMPOTENCY_KEY] = None
+    ) -> Response:
         """Make images from a prompt. Hanging up cancels the request."""
         if body.model is not None:
             check_model(config, body.model)
@@ -48,25 +56,26 @@ def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link:
             # The client's own id may come again: from proxies that give one to many requests, and from clients that
             # hang up and try again, and would get the end of the request that they gave up.
             message = openai_api.to_generate(body, f"{request_id[:_SHOWN_ID]}.{secrets.token_hex(4)}")
+            check_idempotency_key(idempotency_key)
             # The front-end would say the same, but what the previews need is known here only afterwards.
             checked = check(message, model, config.limits, drawn_seed=0)
             every = openai_api.preview_every(body, checked.steps)
-            events = link.follow(msgspec.structs.replace(message, preview_every=every))
+            message = msgspec.structs.replace(message, preview_every=every, idempotency_key=idempotency_key)
+            events = link.follow(message)
+            event = await anext(events)  # an error that comes at once is a response with its status
+            headers = {} if isinstance(event, Accepted) else {"Idempotent-Replayed": "true"}
             if body.stream:
-                first = await anext(events)  # an error that comes at once is a response with its status
-                return _EventStream(openai_api.write_events(body, checked, request, first, events))
+                return _EventStream(openai_api.write_events(body, checked, request, event, events), headers)
             async with aclosing(events):
-                async for event in events:
-                    if isinstance(event, Result):
-                        break
+                while not isinstance(event, Result):
+                    event = await anext(events)
         except ArgumentError as error:
             raise openai_api.in_words_of(body, error) from None
-        assert isinstance(event, Result)
         urls = None
         if body.response_format == "url":
             link_base = (config.public_url or str(request.base_url)).rstrip("/") + FILES_PATH
             urls = [link_base + await hold(file, checked.output_format) for file in event.files]
-        return JsonResponse(openai_api.images_object(body, event, request_id, urls))
+        return JsonResponse(openai_api.images_object(body, event, request_id, urls), headers=headers)
 
     @app.get(FILES_PATH + "{name}", response_class=Response, responses={200: {"content": {"image/*": {}}}})
     @app.head(FILES_PATH + "{name}", include_in_schema=False)
@@ -84,13 +93,20 @@ def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link:
 class _EventStream(StreamingResponse):
     """Sends server-sent events, and closes their generator at once when the client hangs up."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store", **headers})
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._events):
             await self.stream_response(send)
+
+
+def check_idempotency_key(key: str | None) -> None:
+    """Raise `ArgumentError` for an Idempotency-Key that cannot be one."""
+    if key is not None and not is_idempotency_key(key):
+        allowed = f"1 to {LONGEST_IDEMPOTENCY_KEY} printable ASCII characters"
+        raise ArgumentError.of("Idempotency-Key", allowed, key)
 
 
 def check_model(config: HttpConfig, name: str) -> None:

@@ -14,11 +14,18 @@ PROTOCOL_VERSION = 2
 LONGEST_REQUEST_ID = 64  # characters
 
 RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_REQUEST_ID)]
+LONGEST_IDEMPOTENCY_KEY = 255  # characters
+IdempotencyKey = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_IDEMPOTENCY_KEY, pattern=r"^[ -~]*\Z")]
 
 
 def is_request_id(value: object) -> bool:
     """Whether a value can be the id of a request."""
     return isinstance(value, str) and 1 <= len(value) <= LONGEST_REQUEST_ID
+
+
+def is_idempotency_key(value: str) -> bool:
+    """Whether a text can be an idempotency key."""
+    return 1 <= len(value) <= LONGEST_IDEMPOTENCY_KEY and value.isascii() and value.isprintable()
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=str.lower, forbid_unknown_fields=True):
@@ -64,8 +71,9 @@ class MergedLora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Generate(_Versioned, frozen=True, kw_only=True):
     """Make images. Sending it twice with the same `request_id` is harmless. None means the checkpoint's default.
 
-    preview_every: denoise steps of an image between its previews; None for no previews. A flat record, since
-    each field is one of the protocol's.
+    preview_every: denoise steps of an image between its previews; None for no previews. idempotency_key: a request of
+    the same caller with the same one joins this one, or gets its answer. caller: whose request a process of the
+    server's own sends; from others it is an error. A flat record, since each field is one of the protocol's.
     """
 
     request_id: RequestId
@@ -84,6 +92,8 @@ class Generate(_Versioned, frozen=True, kw_only=True):
     metadata: bool = True
     preview_every: int | None = None
     loras: tuple[LoraChoice, ...] = ()
+    idempotency_key: IdempotencyKey | None = None
+    caller: str | None = None
 
 
 class Cancel(_Versioned, frozen=True, kw_only=True):

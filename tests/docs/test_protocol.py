@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import msgpack
 import msgspec
@@ -60,9 +60,10 @@ def test_the_fields_of_a_message_are_described(kind: type[msgspec.Struct]) -> No
     table = rows(SECTIONS[kind.__struct_config__.tag])
     fields = [field for field in msgspec.structs.fields(kind) if field.name != "version"]
     assert [row[0] for row in table] == [f"`{field.name}`" for field in fields]
+    types = get_type_hints(kind)
     for row, field in zip(table, fields, strict=True):
         if "array" not in row[1] and "map" not in row[1]:
-            assert row[1] == name_of(field.type), field.name
+            assert row[1] == name_of(types[field.name]), field.name
         if kind in get_args(Request):
             assert row[2] == ("required" if field.required else f"`{json.dumps(field.default)}`"), field.name
 

@@ -185,7 +185,8 @@ def test_every_random_name_is_one_that_zmq_takes(run_folder: Path, monkeypatch: 
 
 
 def test_the_keywords_are_the_fields_of_the_messages_with_their_types() -> None:
-    wire = {field.name: field.type for field in msgspec.structs.fields(Generate)} | {"request_id": str}
+    wire = get_type_hints(Generate)
+    assert wire.pop("caller")  # which is the server's own to say
     keywords = get_type_hints(Parameters)
     assert keywords.pop("loras")  # which may be said in several ways
     assert {"version": int, "prompt": str, "loras": tuple[LoraChoice, ...], **keywords} == wire

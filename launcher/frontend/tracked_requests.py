@@ -1,0 +1,119 @@
+"""What a front-end knows of its requests, and who follows each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from engine.errors import QueueFullError
+from launcher.awake import RealTimer
+from launcher.frontend.admission.repeats import Repeatable
+from launcher.frontend.metrics import STAGES
+from launcher.messages.client_messages import Failed, Image
+from launcher.requests.check import CheckedRequest
+from launcher.requests.plan import Plan
+
+MOST_FOLLOWERS = 64  # of one request at the same time
+
+
+class Follower(NamedTuple):
+    """Whom a request is answered: a client, by its ZMQ identity, and what it calls the request."""
+
+    client: bytes
+    request_id: str
+
+
+@dataclass(eq=False)
+class TrackedRequest:
+    """A request from its arrival until all who follow it have acknowledged the end.
+
+    caller: the name of the key that it was sent with. repeatable: what a repetition is known by, which then follows it,
+    too. A flat record of what was asked, how far it is, and what was sent, which is why it has more attributes than
+    others.
+    """
+
+    number: int
+    followers: list[Follower]  # the first, whose name for it is in the log, and those that joined
+    caller: str
+    repeatable: Repeatable | None
+    checked: CheckedRequest
+    plan: Plan
+    arrived: float
+    started: bool = False
+    ended: bool = False
+    deaths: int = 0  # of ranks that had it in flight
+    steps_done: int = 0
+    decoded: set[int] = field(default_factory=set)  # jobs whose image is there
+    position: int | None = None  # as the followers know it
+    timings: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*STAGES, "total"), 0.0))
+    timer: RealTimer | None = None
+    outcome: list[tuple[Image | Failed, tuple[bytes, ...]]] = field(default_factory=list)  # kept until acknowledged
+    request_id: str = ""
+
+    def __post_init__(self) -> None:
+        self.request_id = self.followers[0].request_id
+
+    def start_over(self) -> None:
+        """Forget what ranks that died had made of it, but for images that are there."""
+        self.deaths += 1
+        self.started = False
+        self.timings = dict.fromkeys(self.timings, 0.0)
+        self.steps_done = self.checked.steps * len(self.decoded)
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt to make its images this is, from 1."""
+        return self.deaths + 1
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept until they are acknowledged."""
+        return sum(len(frame) for _, frames in self.outcome for frame in frames)
+
+
+class TrackedRequests:
+    """Keeps requests until they have ended, and for each follower until it has acknowledged that."""
+
+    def __init__(self) -> None:
+        self._unfinished: dict[int, TrackedRequest] = {}
+        self._followed: dict[Follower, TrackedRequest] = {}
+
+    def __iter__(self) -> Iterator[TrackedRequest]:
+        """Go through the requests that have not ended, in the order in which they came."""
+        return iter([request for request in self._unfinished.values() if not request.ended])
+
+    @property
+    def all_acknowledged(self) -> bool:
+        """Whether all followers have what they were owed."""
+        return not self._followed
+
+    def add(self, request: TrackedRequest) -> None:
+        """Keep a new request for its first follower."""
+        self._unfinished[request.number] = request
+        self._followed[request.followers[0]] = request
+
+    def end(self, request: TrackedRequest) -> None:
+        """Keep a request for its followers alone: it has ended."""
+        self._unfinished.pop(request.number, None)
+
+    def followed_by(self, follower: Follower) -> TrackedRequest | None:
+        """Give what somebody follows under this name."""
+        return self._followed.get(follower)
+
+    def of_client(self, client: bytes) -> dict[Follower, TrackedRequest]:
+        """Give what a client follows."""
+        return {follower: request for follower, request in self._followed.items() if follower.client == client}
+
+    def join(self, request: TrackedRequest, follower: Follower) -> None:
+        """Let somebody else follow a request. Raises `QueueFullError` if many do already."""
+        if len(request.followers) >= MOST_FOLLOWERS:
+            raise QueueFullError(f"{MOST_FOLLOWERS} others wait for the same request already", retry_after_s=1.0)
+        request.followers.append(follower)
+        self._followed[follower] = request
+
+    def leave(self, follower: Follower) -> TrackedRequest:
+        """Let somebody follow no more what it follows. Returns what that was."""
+        request = self._followed.pop(follower)
+        request.followers.remove(follower)
+        return request
