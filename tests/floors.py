@@ -93,7 +93,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.http.workers": _CHILDREN,
     "launcher.http": {*_CHILDREN, "launcher.client", "launcher.requests", "launcher.http.workers"},
     "launcher.ranks": _CHILDREN,
-    "launcher.frontend.admission": {"launcher.messages", "launcher.requests"},
+    "launcher.frontend.admission": {"launcher.logs", "launcher.messages", "launcher.requests"},
     "launcher.frontend": {
         *_CHILDREN,
         "launcher.requests",
@@ -116,6 +116,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.requests",
         "launcher.http",
         "launcher.ranks",
+        "launcher.frontend.admission",
         "launcher.frontend",
         "launcher.auto_mode",
         "launcher.setup",

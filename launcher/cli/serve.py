@@ -19,6 +19,7 @@ from launcher.cli.numbers import NUMBER, WHOLE_NUMBER, WholeRange
 from launcher.cli.options import configure_engine, engine_options, table_options
 from launcher.cli.stdout import say_path
 from launcher.frontend.process import serve_until_stopped
+from launcher.messages.api_keys import others_can_read, read_keys
 from launcher.messages.configs import MAX_WORKERS, HttpConfig
 from launcher.messages.limits import Limits
 from launcher.setup.configure import MAX_TIMEOUT_S
@@ -35,6 +36,16 @@ from launcher.setup.configure import MAX_TIMEOUT_S
     multiple=True,
     envvar="KREA2_API_KEY",
     help="Ask HTTP clients for this key; may be repeated.  [default: $KREA2_API_KEY, or none]",
+)
+@click.option(
+    "--api-key-file",
+    metavar="FILE",
+    help="More keys, a line each: NAME KEY, or KEY alone. Read again on SIGHUP.",
+)
+@click.option(
+    "--key-limits",
+    metavar="FILE",
+    help="How much each key may have, in TOML: see docs/operations.md. Read again on SIGHUP.",
 )
 @click.option(
     "--served-model-name",
@@ -87,6 +98,8 @@ def serve(
     http_workers: int,
     rpc: str | None,
     rpc_keys: str | None,
+    api_key_file: str | None,
+    key_limits: str | None,
     insecure: bool,
     drain_s: float,
     warm_up: tuple[str, ...],
@@ -116,6 +129,10 @@ def serve(
 
         ServerKeys.load(rpc_keys)
         key = os.path.join(rpc_keys, SERVER_FILE)
+    if key_limits is not None:
+        from launcher.frontend.admission.key_limits import KeyLimits
+
+        KeyLimits.read(key_limits)
     if log_format == "auto":
         log_format = "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
     http = None
@@ -123,6 +140,10 @@ def serve(
         names = ("host", "api_keys", "model_names", "allowed_hosts", "public_url", "max_body_bytes")
         own = {name: options[name] for name in names}
         own["model_names"] = own["model_names"] or (_model_name(options),)
+        if api_key_file is not None:
+            own |= {"api_key_file": api_key_file, "file_keys": read_keys(api_key_file)}
+            if others_can_read(api_key_file):
+                click.echo(f"warning: every user of this machine can read {api_key_file}", err=True)
         http_config = HttpConfig(engine=config.engine, limits=config.limits, log_format=log_format, rpc_key=key, **own)
         if check_http(http_config, insecure=insecure):
             click.echo(f"warning: whoever reaches {http_config.host} can use this server", err=True)
@@ -136,7 +157,9 @@ def serve(
     configure_logs(log_format)
     try:
         number = serve_until_stopped(
-            msgspec.structs.replace(config, rpc=rpc, rpc_keys=rpc_keys, drain_s=drain_s, warm_up_sizes=sizes),
+            msgspec.structs.replace(
+                config, rpc=rpc, rpc_keys=rpc_keys, key_limits=key_limits, drain_s=drain_s, warm_up_sizes=sizes
+            ),
             on_started=print_addresses,
             is_child=False,
             http=http,

@@ -9,9 +9,10 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from engine.errors import Krea2Error, QueueFullError
+from engine.errors import ArgumentError, Krea2Error, QueueFullError, error_from_code
 from launcher.logs import log_exception
-from launcher.messages.client_messages import Closing, Failed, Ping, Pong, Request
+from launcher.messages.api_keys import ANONYMOUS
+from launcher.messages.client_messages import Acknowledge, Cancel, Closing, Failed, Generate, Ping, Pong, Request
 from launcher.messages.encoding import MAX_REQUEST_BYTES, MessageError, decode_request, encode
 from launcher.messages.entrance import FILES, MOST, Entrance
 from launcher.messages.keys import ServerKeys
@@ -23,6 +24,7 @@ MAX_CLIENTS = 1024
 _MESSAGES_AHEAD = 64  # in zmq's queue for a client; what comes on top waits in its outbox
 _OUTBOX_MESSAGES = 1024  # in an outbox, after which a message without a key is dropped
 _OUTBOX_S = 0.05  # between attempts to empty the outboxes
+_ENDING = Cancel, Acknowledge, Ping  # what a client may still send whose key was taken away
 _FAREWELL_MS = 1000  # for the last replies to leave
 _HANDSHAKE_MS = 10_000  # for whoever connects to show that it speaks zmq, and its key
 _RESERVE = 64  # files that the front-end has open, and opens, beside its clients' connections and its ranks'
@@ -61,6 +63,8 @@ class Clients:
         self._socket.set(zmq.LINGER, _FAREWELL_MS)
         self._socket.set(zmq.ROUTER_MANDATORY, 1)  # says what it cannot take
         self._socket.set(zmq.ROUTER_HANDOVER, 1)  # a client whose connection broke comes back under its name
+        self._keys = keys
+        self._names: dict[bytes, str | None] = {}  # of clients with keys; None for a key that is no longer known
         self._authenticator = None if keys is None else keys.guard(self._socket, context)
         self._socket.set(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         inside = bind(self._socket, own_address(run_folder))
@@ -80,13 +84,20 @@ class Clients:
     async def receive(self) -> None:
         """Handle messages until cancelled."""
         while True:
-            frames = await self._socket.recv_multipart()
             try:
-                self._handle(frames)
+                self._handle(await self._receive())
             except Exception as error:  # our own mistake, which must not cost the other clients their requests
                 log_exception(error)
                 self.dropped_messages += 1
             await asyncio.sleep(0)  # recv_multipart does not yield to other tasks while messages are there
+
+    async def _receive(self) -> list[bytes]:
+        """Wait for a message, and note whose key the client has that sent it."""
+        if self._keys is None:
+            return await self._socket.recv_multipart()
+        frames = await self._socket.recv_multipart(copy=False)
+        self._names[frames[0].bytes] = self._keys.name_of(str(frames[-1].get("User-Id")))
+        return [frame.bytes for frame in frames]
 
     async def send_waiting(self) -> None:
         """Empty the outboxes as clients take their messages, until cancelled."""
@@ -138,6 +149,24 @@ class Clients:
             self._forget_client(client)
         return silent
 
+    def caller_of(self, client: bytes, message: Generate) -> str:
+        """Say whose request a client sends: that of its own key, or of the one that a process of ours names."""
+        return (message.caller if self.is_own(client) else self._names.get(client)) or ANONYMOUS
+
+    def read_keys(self, folder: str) -> int:
+        """Read the folder of keys again, in any thread, and know its clients from now on. Returns how many these are.
+
+        Raises `ArgumentError` if it is damaged, or if the server's own pair has changed, which its socket keeps.
+        """
+        assert self._keys is not None
+        assert self._authenticator is not None
+        keys = ServerKeys.load(folder)
+        if keys.public != self._keys.public:
+            raise ArgumentError(f"rpc_keys {folder}: the server's own pair is another", parameter="rpc_keys")
+        self._keys = keys
+        keys.renew(self._authenticator)
+        return len(keys.clients)
+
     def is_own(self, client: bytes) -> bool:
         """Whether a client is a process of our own that lives."""
         return client in self._own
@@ -149,6 +178,7 @@ class Clients:
 
     def _forget_client(self, client: bytes) -> None:
         self._last_heard.pop(client, None)
+        self._names.pop(client, None)
         self._outboxes.pop(client, None)
 
     def close(self, reason: Krea2Error) -> None:
@@ -174,16 +204,27 @@ class Clients:
             self.dropped_messages += 1
             self.send_failure(client, problem.request_id, problem.error)
             return
-        is_new = client not in self._last_heard and not self.is_own(client)
-        if is_new and len(self._last_heard) >= MAX_CLIENTS:
-            error = QueueFullError(f"{MAX_CLIENTS} clients are connected, and more are not served")
-            self.send_failure(client, getattr(message, "request_id", None), error)
+        refusal = self._refusal(client, message)
+        if refusal is not None:
+            self.send_failure(client, getattr(message, "request_id", None), refusal)
             return
         self._last_heard[client] = asyncio.get_running_loop().time()
         if isinstance(message, Ping):
             self.send(client, Pong())
         else:
             self._on_message(client, message)
+
+    def _refusal(self, client: bytes, message: Request) -> Krea2Error | None:
+        """Why a client is not heard, if it is not."""
+        if self.is_own(client):
+            return None
+        if client not in self._last_heard and len(self._last_heard) >= MAX_CLIENTS:
+            return QueueFullError(f"{MAX_CLIENTS} clients are connected, and more are not served")
+        if self._keys is not None and self._names.get(client) is None and not isinstance(message, _ENDING):
+            return error_from_code("invalid_api_key", "the client's key is no longer among those that are let in")
+        if isinstance(message, Generate) and message.caller is not None:
+            return ArgumentError("caller must be left out: a client is known by its own key", parameter="caller")
+        return None
 
 
 def failure(request_id: str | None, error: Krea2Error) -> Failed:

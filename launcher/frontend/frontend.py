@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import zmq.asyncio
 
 import engine
 from engine.checkpoint.checkpoint_files import CheckpointFiles
-from engine.errors import ArgumentError, CancelledError, Krea2Error, ServerError
+from engine.errors import CancelledError, Krea2Error, ServerError
 from engine.scheduling.cost import Work
 from engine.step import Step, StepTimes
 from launcher.frontend.clients import Clients
@@ -44,7 +45,6 @@ from launcher.service_manager import ServiceManager
 
 _CLOCK_S = 1.0
 _DRAIN_LOOK_S = 0.05
-ANONYMOUS = "anonymous"  # whoever has sent no key
 
 
 class Frontend:
@@ -88,14 +88,9 @@ class Frontend:
             for context in contexts:
                 cleanup.callback(context.destroy)
             self._clients = Clients(
-                address,
-                contexts[0],
-                run_folder=config.run_folder,
-                ranks=config.engine.ranks,
-                on_message=self._handle,
-                keys=keys,
-                own=own_clients,
-            )
+                address, contexts[0], run_folder=config.run_folder, ranks=config.engine.ranks,
+                on_message=self._handle, keys=keys, own=own_clients,
+            )  # fmt: skip
             last.callback(self._clients.end)
             self._dispatcher = Dispatcher(
                 config, model, tokenizer.encode, job_ids, ranks, contexts[1], self, after_warm_up
@@ -103,15 +98,10 @@ class Frontend:
             self._cleanup = cleanup.pop_all()
         self._replies = Replies(self._clients, self._metrics)
         self._loras = LoraService(
-            config,
-            model,
-            loras,
-            self._clients,
-            self._dispatcher,
-            spawn=self._spawn,
+            config, model, loras, self._clients, self._dispatcher, spawn=self._spawn,
             check_requests=lambda memory: self._requests.check_memory(memory),
             on_lost=lambda numbers, error: self._requests.fail(error, numbers),
-        )
+        )  # fmt: skip
         self._requests = LiveRequests(
             config, model, tokenizer, job_ids, self._replies, self._dispatcher, self._loras, self._spawn
         )
@@ -144,6 +134,13 @@ class Frontend:
                 task.cancel()
             self._cleanup.close()
 
+    @property
+    def key_files(self) -> dict[str, Callable[[], int]]:
+        """Files of keys and their limits, and what reads each again, in any thread, and returns how many it has."""
+        limits, keys = self._config.key_limits, self._config.rpc_keys
+        readers = {limits: self._requests.allowances.read, keys: self._clients.read_keys}
+        return {file: partial(read, file) for file, read in readers.items() if file is not None}
+
     async def _drain_after(self, stop: asyncio.Event) -> None:
         """Refuse what comes and what has not begun, and wait until the rest has been acknowledged, for `drain_s`."""
         await stop.wait()
@@ -167,10 +164,11 @@ class Frontend:
     def _handle(self, client: bytes, message: messages.Request) -> None:
         match message:
             case messages.Generate(request_id=request_id):
+                caller = self._clients.caller_of(client, message)
                 try:
-                    self._requests.generate(client, message, self._caller(client, message))
+                    self._requests.generate(client, message, caller)
                 except Exception as error:
-                    self._requests.give_up(client, request_id, as_krea2_error(error))
+                    self._requests.give_up(client, request_id, caller, as_krea2_error(error))
             case messages.Cancel(request_id=request_id):
                 self._requests.cancel(client, request_id, hung_up=self._clients.is_own(client))
             case messages.Acknowledge(request_id=request_id):
@@ -181,14 +179,6 @@ class Frontend:
                 self._clients.send(client, self._status())
             case messages.Metrics():
                 self._clients.send(client, messages.MetricsReply(), self._render_metrics())
-
-    def _caller(self, client: bytes, message: messages.Generate) -> str:
-        """Say whose request this is. Raises `ArgumentError` for somebody who claims to send another's."""
-        if self._clients.is_own(client):
-            return message.caller or ANONYMOUS
-        if message.caller is not None:
-            raise ArgumentError("caller must be left out: a client is known by its own key", parameter="caller")
-        return ANONYMOUS
 
     def _status(self) -> messages.StatusReply:
         engine, ranks = self._config.engine, self._dispatcher.status

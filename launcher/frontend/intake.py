@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from engine import errors
 from engine.config.model_config import ModelConfig
 from launcher.frontend.admission.deadlines import Deadlines
+from launcher.frontend.admission.key_limits import Allowances, InFlight
 from launcher.frontend.admission.repeats import Repeatable
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.lora_service import LoraService
@@ -38,11 +39,12 @@ class Intake:
         dispatcher: Dispatcher,
         loras: LoraService,
         requests: TrackedRequests,
+        allowances: Allowances,
     ) -> None:
         self._limits, self._model, self._tokenizer = config.limits, model, tokenizer
         self._job_ids, self._numbers = job_ids, itertools.count()
         self._dispatcher, self._loras, self._requests = dispatcher, loras, requests
-        self._deadlines = Deadlines(dispatcher.scheduler)
+        self._deadlines, self._allowances = Deadlines(dispatcher.scheduler), allowances
 
     def take(self, follower: Follower, message: Generate, caller: str, repeatable: Repeatable | None) -> TrackedRequest:
         """Queue the jobs of a new request. Raises the error for which it is refused: then nothing has changed."""
@@ -55,6 +57,7 @@ class Intake:
         drawn_seed = secrets.randbelow(2**32)
         checked = check(message, self._model, self._limits, drawn_seed=drawn_seed, loras=strengths)
         self._check_queue(follower.client)
+        self._check_allowance(caller, checked.priority)
         lora_ids = {name: entry.adapter.adapter_id for name, entry in loras.named.items()}
         plan = make_plan(checked, self._model, self._tokenizer.encode, self._job_ids, lora_ids)
         ranks.step_memory.check(plan, checked)
@@ -72,6 +75,17 @@ class Intake:
         for name, _ in checked.loras:
             loras.named[name].users.add(number)
         return TrackedRequest(number, [follower], caller, repeatable, checked, plan, arrived)
+
+    def _check_allowance(self, caller: str, priority: int) -> None:
+        """Raise `RateLimitedError` if the caller has what its key may have for now."""
+        if self._allowances.limits is None:
+            return
+        now = time.monotonic()
+        own = [request for request in self._requests if request.caller == caller]
+        estimates = [self._dispatcher.scheduler.estimate(request.number, now) for request in own]
+        seconds = [estimate.seconds for estimate in estimates if estimate is not None and estimate.seconds is not None]
+        in_flight = InFlight(len(own), sum(not request.started for request in own), min(seconds, default=None))
+        self._allowances.check(caller, priority, in_flight, now)
 
     def _check_queue(self, client: bytes) -> None:
         """Raise `QueueFullError` if too much waits, or the client has not acknowledged too much."""

@@ -17,6 +17,7 @@ from engine.config.model_config import ModelConfig
 from engine.scheduling.scheduler import Estimate
 from engine.step import Job, Step, StepTimes
 from launcher.awake import RealTimer
+from launcher.frontend.admission.key_limits import Allowances
 from launcher.frontend.admission.repeats import Repeatable, Repeats
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.intake import Intake
@@ -39,7 +40,8 @@ _DEATHS_ALONE, _DEATHS_FATAL = 2, 3  # of ranks with a request in flight, after 
 
 
 class LiveRequests:
-    """Keeps the requests, by client and id, and hears what becomes of their jobs. draining: no more are taken."""
+    """Keeps the requests, by client and id, and hears what becomes of their jobs. draining: no more are taken.
+    allowances: how much each key may have."""
 
     def __init__(
         self,
@@ -57,7 +59,8 @@ class LiveRequests:
         self._repeats: Repeats[TrackedRequest] = Repeats()
         self.draining = False
         self._requests = TrackedRequests()
-        self._intake = Intake(config, model, tokenizer, job_ids, dispatcher, loras, self._requests)
+        self.allowances = Allowances(config.limits.max_queue, config.key_limits)
+        self._intake = Intake(config, model, tokenizer, job_ids, dispatcher, loras, self._requests, self.allowances)
         self._jobs: dict[int, tuple[TrackedRequest, Job]] = {}  # of requests that have not ended
 
     @property
@@ -105,12 +108,13 @@ class LiveRequests:
         self._accepted(request)
         self._dispatcher.send_steps()
 
-    def give_up(self, client: bytes, request_id: str, failure: errors.Krea2Error) -> None:
+    def give_up(self, client: bytes, request_id: str, caller: str, failure: errors.Krea2Error) -> None:
         """Tell a client why its request was not taken."""
-        if (request := self._requests.followed_by(Follower(client, request_id))) is not None:
+        follower = Follower(client, request_id)
+        if (request := self._requests.followed_by(follower)) is not None:
             self._fail(request, failure)
         else:
-            self._replies.refused(client, request_id, failure)
+            self._replies.refused(follower, caller, failure)
 
     def cancel(self, client: bytes, request_id: str, *, hung_up: bool) -> None:
         """End a request that nobody wants any more. hung_up: it may be asked for again, if it can be known then."""
@@ -119,11 +123,8 @@ class LiveRequests:
         if request is None or request.ended:
             return
         error = errors.CancelledError("the request was cancelled")
-        if hung_up and request.repeatable is not None:
+        if len(request.followers) > 1 or (hung_up and request.repeatable is not None):
             self._leave(follower, error)
-        elif len(request.followers) > 1:
-            self._requests.leave(follower)
-            self._replies.cancelled(follower, error)
         else:
             self._fail(request, error)
 
@@ -141,12 +142,15 @@ class LiveRequests:
                 self._leave(follower, error)
 
     def _leave(self, follower: Follower, error: errors.Krea2Error) -> None:
-        """End what only this follower wanted, which is gone: at once, or when nobody has asked for it again."""
+        """Tell a follower that it follows no more, and end what only it wanted: at once, or when nobody has asked for
+        it again."""
         request = self._requests.leave(follower)
-        if request.repeatable is None or self.draining:
-            self._end_unfollowed(request, error)
-        elif not request.followers:
-            asyncio.get_running_loop().call_later(_LINGER_S, self._end_unfollowed, request, error)
+        if not request.ended:
+            self._replies.left(follower, error)
+            if request.repeatable is None or self.draining:
+                self._end_unfollowed(request, error)
+            elif not request.followers:
+                asyncio.get_running_loop().call_later(_LINGER_S, self._end_unfollowed, request, error)
 
     def _end_unfollowed(self, request: TrackedRequest, error: errors.Krea2Error) -> None:
         if not request.followers:

@@ -13,6 +13,7 @@ STAGES = ("queue", "encode_text", "denoise", "decode", "file")
 _STEP_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _STAGE_S = (0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 _TOKENS = tuple(2**power for power in range(6, 16))
+_MOST_KEYS = 1000
 _GAUGES = (  # name, text and labels of what is asked for when the metrics are
     ("requests_waiting", "Requests that have not begun"),
     ("requests_running", "Requests that have begun"),
@@ -35,7 +36,10 @@ class Metrics:
         self._registry = CollectorRegistry()
         counter, histogram = partial(Counter, registry=self._registry), partial(Histogram, registry=self._registry)
         ended = "Requests that have ended, by outcome: done, or the code of their error"
-        self.requests = counter("krea2_requests", ended, ["outcome"])
+        self._requests = counter("krea2_requests", ended, ["outcome"])
+        by_key = "Requests that have ended, by the name of their key, and by outcome"
+        self._key_requests = counter("krea2_key_requests", by_key, ["key", "outcome"])
+        self._keys: set[str] = set()
         again = "Requests that joined another or got its answer, by their idempotency key"
         self.repeated = counter("krea2_repeated_requests", again)
         self.images = counter("krea2_images", "Images sent to clients")
@@ -66,9 +70,18 @@ class Metrics:
             self._step_s.labels("denoise").observe(times.denoise_s)
             self._step_tokens.observe(tokens)
 
-    def count_done(self, timings: dict[str, float]) -> None:
-        """Count a request that has all its images; timings by stage, in seconds."""
-        self.requests.labels("done").inc()
+    def count_outcome(self, outcome: str, caller: str) -> None:
+        """Count a request that has ended or was refused: `done`, or the code of its error. caller: the name of its key.
+
+        Names beyond the first `_MOST_KEYS` are counted together, whatever comes and goes in the files of keys.
+        """
+        if len(self._keys) < _MOST_KEYS:
+            self._keys.add(caller)
+        self._requests.labels(outcome).inc()
+        self._key_requests.labels(caller if caller in self._keys else "other", outcome).inc()
+
+    def count_stages(self, timings: dict[str, float]) -> None:
+        """Count how long a request that has all its images spent in each stage, in seconds."""
         for stage in STAGES:
             self._stages.labels(stage).observe(timings[stage])
 

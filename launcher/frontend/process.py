@@ -13,6 +13,7 @@ import msgspec
 
 from engine.errors import Krea2Error, LaunchError, ServerError
 from launcher import awake, processes
+from launcher.frontend.admission import key_files
 from launcher.logs import take_stderr
 from launcher.messages.configs import Ended, FrontendConfig, Started
 from launcher.messages.encoding import as_krea2_error
@@ -55,15 +56,21 @@ def serve_until_stopped(
 ) -> signal.Signals | None:
     """Start the ranks and be their front-end until SIGINT, SIGTERM or, as a child, the parent ends it.
 
-    `http` runs meanwhile, until the front-end has ended: what it has made by then is still answered. Returns the
-    signal, if there was one. No process and no file is left when this returns or raises; raises what `Frontend`
-    does, and `LaunchError` if `on_started` cannot write.
+    `http` runs meanwhile, until the front-end has ended: what it has made by then is still answered. SIGHUP ends
+    it, too, unless there are files of keys, which are read again then. Returns the signal that ended it, if there
+    was one. No process and no file is left when this returns or raises; raises what `Frontend` does, and
+    `LaunchError` if `on_started` cannot write.
     """
     config, folder = with_run_folder(config)
     manager = ServiceManager() if is_child else ServiceManager.of(os.environ)
     ranks: list[processes.Child] = []
     received: signal.Signals | None = None
     unheard: LaunchError | None = None
+    has_key_files = bool(config.key_limits or config.rpc_keys or (http is not None and http.key_files))
+    stopped_by = [number for number in processes.SIGNALS if number != signal.SIGHUP or not has_key_files]
+    read_again = asyncio.Event()
+    if has_key_files:
+        signal.signal(signal.SIGHUP, lambda *_: read_again.set())  # which comes before the loop runs
 
     async def run() -> None:
         stop, stop_now = asyncio.Event(), asyncio.Event()
@@ -89,7 +96,12 @@ def serve_until_stopped(
                 unheard = LaunchError(f"the server's address cannot be written to stdout: {error.strerror}")
                 stop_now.set()
 
-        for number in processes.SIGNALS:
+        async def read_keys_again() -> None:
+            while await read_again.wait():
+                read_again.clear()
+                await key_files.read_again(frontend.key_files | (http.key_files if http is not None else {}))
+
+        for number in stopped_by:
             loop.add_signal_handler(number, stop_for, number)
         if is_child:
             processes.watch_parent(parent_ended)
@@ -102,7 +114,11 @@ def serve_until_stopped(
             own_clients=own_clients,
             manager=manager,
         )
+        if has_key_files:
+            loop.add_signal_handler(signal.SIGHUP, read_again.set)
+        reading = loop.create_task(read_keys_again())
         await frontend.run(stop, stop_now)
+        reading.cancel()
 
     try:
         start_ranks(config, ranks)
@@ -112,7 +128,7 @@ def serve_until_stopped(
 
         awake.run(run())
     finally:
-        for number in processes.SIGNALS:  # stopping is what they ask for
+        for number in {*processes.SIGNALS, signal.SIGHUP}:  # stopping is what they ask for
             signal.signal(number, signal.SIG_IGN)
         manager.stopping("ending its processes")
         processes.stop_all([*ranks, *(http.ask_to_stop() if http is not None else [])])

@@ -14,6 +14,7 @@ from launcher.frontend.clients import Clients, failure
 from launcher.frontend.metrics import Metrics
 from launcher.frontend.tracked_requests import Follower, TrackedRequest
 from launcher.logs import log_event
+from launcher.messages.api_keys import ANONYMOUS
 from launcher.messages.client_messages import Accepted, Failed, Image, Message, Preview, Progress
 
 
@@ -76,7 +77,8 @@ class Replies:
         if len(request.outcome) == request.checked.num_images:
             request.ended = True
             self.num_done += 1
-            self._metrics.count_done(request.timings)
+            self._metrics.count_outcome("done", request.caller)
+            self._metrics.count_stages(request.timings)
             self._log("request done", request, images=len(request.outcome), timings=request.timings)
         return request.ended
 
@@ -84,14 +86,14 @@ class Replies:
         """End a request with an error."""
         request.ended = True
         self.num_failed += 1
-        self._metrics.requests.labels(error.code).inc()
+        self._metrics.count_outcome(error.code, request.caller)
         level = "info" if isinstance(error, (CancelledError, RequestTimeoutError)) else "warning"
         self._log("request failed", request, level=level, code=error.code, message=error.message)
         request.outcome = []
         self._keep(request, failure("", error))
 
-    def cancelled(self, follower: Follower, error: CancelledError) -> None:
-        """Tell one of several followers that it follows no more."""
+    def left(self, follower: Follower, error: Krea2Error) -> None:
+        """Tell somebody that it follows a request no more."""
         self._send([follower], "reply", failure("", error))
 
     def repeated(self, request: TrackedRequest, follower: Follower) -> None:
@@ -99,10 +101,18 @@ class Replies:
         self._metrics.repeated.inc()
         log_event("request repeated", request_id=follower.request_id, repeats=request.request_id, ended=request.ended)
 
-    def refused(self, client: bytes, request_id: str, error: Krea2Error) -> None:
+    def refused(self, follower: Follower, caller: str, error: Krea2Error) -> None:
         """Refuse a request that was never accepted."""
-        self._metrics.requests.labels(error.code).inc()
-        log_event("request refused", level="warning", request_id=request_id, code=error.code, message=error.message)
+        client, request_id = follower
+        self._metrics.count_outcome(error.code, caller)
+        log_event(
+            "request refused",
+            level="warning",
+            request_id=request_id,
+            code=error.code,
+            message=error.message,
+            key=_shown(caller),
+        )
         self._clients.send_failure(client, request_id, error)
 
     def again(self, request: TrackedRequest, follower: Follower) -> None:
@@ -128,4 +138,15 @@ class Replies:
             self._clients.send(client, named, *frames, key=(kind, request_id, index))
 
     def _log(self, event: str, request: TrackedRequest, *, level: str = "info", **details: object) -> None:
-        log_event(event, level=level, request_id=request.request_id, attempt=request.attempt, **details)
+        log_event(
+            event,
+            level=level,
+            request_id=request.request_id,
+            attempt=request.attempt,
+            key=_shown(request.caller),
+            **details,
+        )
+
+
+def _shown(caller: str) -> str | None:
+    return None if caller == ANONYMOUS else caller

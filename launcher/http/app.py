@@ -34,7 +34,7 @@ from launcher.http.loras import add_lora_routes
 from launcher.http.openai_api import explain_invalid
 from launcher.http.protocol import FairProtocol
 from launcher.http.workers.metrics import HttpMetrics, metrics_path
-from launcher.http.workers.worker import beat
+from launcher.http.workers.worker import beat, handle_hangups
 from launcher.logs import configure_logs
 from launcher.messages.configs import HttpConfig
 from launcher.processes import Reporter, exit_after, read_config, watch_parent
@@ -63,19 +63,22 @@ def run_http() -> None:
         awake.run(_serve(server, listening, parent))
 
 
-async def _serve(server: uvicorn.Server, listening: socket.socket, parent: Reporter) -> None:
+async def _serve(server: GuardedServer, listening: socket.socket, parent: Reporter) -> None:
+    handle_hangups(server.guard.read_keys_again)
     beating = asyncio.create_task(beat(parent))
     await server.serve(sockets=[listening])
     beating.cancel()
 
 
-def make_server(config: HttpConfig) -> uvicorn.Server:
+def make_server(config: HttpConfig) -> GuardedServer:
     """Make a server for sockets that listen already. It connects to the front-end when it starts, and keeps trying."""
     link = EngineLink(config.rpc, config.rpc_key, config.client_name)
-    return _Server(
+    guard = make_app(config, link)
+    return GuardedServer(
+        guard,
         link,
         uvicorn.Config(
-            make_app(config, link),
+            guard,
             http=FairProtocol,
             backlog=backlog(),
             ws="none",
@@ -91,12 +94,12 @@ def make_server(config: HttpConfig) -> uvicorn.Server:
     )
 
 
-class _Server(uvicorn.Server):
+class GuardedServer(uvicorn.Server):
     """A server that, when it ends, fails what still waits for the engine. uvicorn would cancel it, as plain text."""
 
-    def __init__(self, link: EngineLink, config: uvicorn.Config) -> None:
+    def __init__(self, guard: Guard, link: EngineLink, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self._link = link
+        self.guard, self._link = guard, link
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, and finish the responses that are being sent."""
@@ -149,7 +152,7 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
             "max_lora_strength": MAX_LORA_STRENGTH,
             "output_formats": OUTPUT_FORMATS,
             "size_multiple": model.size_multiple,
-            "api_key_required": bool(config.api_keys),
+            "api_key_required": bool(config.api_keys or config.file_keys),
         }
         return JsonResponse(settings)
 

@@ -6,7 +6,6 @@ Checks host, origin, key and body, in this order; gives the request an id; ends 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import re
 import time
 import uuid
@@ -17,12 +16,13 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.errors import Krea2Error, ServerError, error_from_code
+from engine.errors import ArgumentError, Krea2Error, ServerError, error_from_code
 from launcher.http.errors import error_response, internal_error, shorten
 from launcher.http.probes import PROBED, Probes
 from launcher.http.server_process import DEFAULT_PORTS, SEND_S
 from launcher.http.workers.metrics import HttpMetrics
 from launcher.logs import log_event, log_exception
+from launcher.messages.api_keys import KeyRing, name_keys, read_keys
 from launcher.messages.configs import HttpConfig
 from launcher.messages.encoding import describe
 from launcher.messages.sockets import is_loopback
@@ -44,7 +44,7 @@ class Guard:
     def __init__(self, app: ASGIApp, config: HttpConfig, metrics: HttpMetrics) -> None:
         self._app, self._config, self._metrics = app, config, metrics
         self._probes = Probes()
-        self._keys = [key.encode() for key in config.api_keys]
+        self._keys = KeyRing(name_keys(config.api_keys, config.file_keys))
         self._hosts: set[str] | None = None  # that Host may name; any where other machines reach the server
         if is_loopback(config.host):
             self._hosts = {"localhost", "127.0.0.1", "::1", config.host.lower(), *map(str.lower, config.allowed_hosts)}
@@ -55,6 +55,7 @@ class Guard:
             return
         request = Request(scope, receive)
         offered = request.headers.get("x-request-id", "")
+        request.state.key_name = None
         request_id = request.state.request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
         # Others may see another request in the rest of a body of two lengths (RFC 9112, 6.3).
         is_ambiguous = "content-length" in request.headers and "transfer-encoding" in request.headers
@@ -88,6 +89,14 @@ class Guard:
         finally:
             self._record(request, response.status, time.monotonic() - began, error)
 
+    def read_keys_again(self) -> None:
+        """Read the file of keys again; if it is damaged, the keys stay as they are."""
+        if self._config.api_key_file is not None:
+            try:
+                self._keys = KeyRing(name_keys(self._config.api_keys, read_keys(self._config.api_key_file)))
+            except ArgumentError as error:
+                log_event("keys not read again", level="error", message=error.message)
+
     def _check_origin(self, request: Request) -> None:
         """Refuse what a web page of somebody else makes the user's browser send."""
         host = request.headers.get("host", "")
@@ -109,11 +118,11 @@ class Guard:
         if not self._keys or path.startswith(FILES_PATH) or not (path == "/metrics" or path.startswith("/v1/")):
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        sent = key.strip().encode("latin-1")
-        matches = [hmac.compare_digest(sent, known) for known in self._keys]  # all, so that time tells nothing
-        if scheme.lower() != "bearer" or not any(matches):
+        name = self._keys.name_of(key.strip().encode("latin-1"))
+        if scheme.lower() != "bearer" or name is None:
             told = "an API key is needed: send Authorization: Bearer KEY" if not key else "the API key is not valid"
             raise error_from_code("invalid_api_key", told)
+        request.state.key_name = name
 
     async def _read_body(self, request: Request) -> bytes:
         limit = self._config.max_body_bytes
@@ -176,6 +185,7 @@ class Guard:
                 "http", request_id=request.state.request_id, method=shorten(request.method), path=shorten(path),
                 status=status, seconds=round(seconds, 4), client=request.client and request.client.host, error=error,
                 requests=stands_for if stands_for > 1 else None, worker=self._config.worker,
+                key=request.state.key_name,
             )  # fmt: skip
 
 

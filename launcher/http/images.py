@@ -61,6 +61,7 @@ def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link:
             checked = check(message, model, config.limits, drawn_seed=0)
             every = openai_api.preview_every(body, checked.steps)
             message = msgspec.structs.replace(message, preview_every=every, idempotency_key=idempotency_key)
+            message = msgspec.structs.replace(message, caller=request.state.key_name)
             events = link.follow(message)
             event = await anext(events)  # an error that comes at once is a response with its status
             headers = {} if isinstance(event, Accepted) else {"Idempotent-Replayed": "true"}

@@ -12,13 +12,16 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from urllib.parse import urlsplit
 
 import msgspec
 
 from engine.errors import ArgumentError, LaunchError
 from launcher.http.workers.worker import HttpWorker
+from launcher.messages.api_keys import read_keys
 from launcher.messages.configs import HttpConfig
 from launcher.messages.own_clients import OwnClients
 from launcher.messages.sockets import is_open
@@ -43,8 +46,8 @@ def check_http(config: HttpConfig, *, insecure: bool) -> bool:
             raise ArgumentError.of("allowed_host", "a host name or address without port, as images.example", host)
     if config.public_url is not None and not _can_begin_links(config.public_url):
         raise ArgumentError.of("public_url", "http:// or https://, a host, and a path or none", config.public_url)
-    instead = "give an --api-key, use 127.0.0.1,"
-    host, keys = config.host, bool(config.api_keys)
+    instead = "give an --api-key or --api-key-file, use 127.0.0.1,"
+    host, keys = config.host, bool(config.api_keys or config.file_keys)
     return is_open("host", host, host, keys=keys, insecure=insecure, instead=instead)
 
 
@@ -96,6 +99,19 @@ class HttpServer:
         for number in self._numbers:
             config = msgspec.structs.replace(self._config, rpc=rpc, run_folder=run_folder, worker=number)
             self._workers.append(HttpWorker(config, self.own_clients, self._stopping))
+
+    @property
+    def key_files(self) -> dict[str, Callable[[], int]]:
+        """The file of keys, if there is one, and what reads it again, in any thread, and returns how many it has."""
+        file = self._config.api_key_file
+        return {} if file is None else {file: partial(self._read_keys, file)}
+
+    def _read_keys(self, file: str) -> int:
+        keys = read_keys(file)
+        self._config = msgspec.structs.replace(self._config, file_keys=keys)
+        for worker in self._workers:
+            worker.renew_keys(keys)
+        return len(keys)
 
     def ask_to_stop(self) -> list[Child]:
         """Start no process any more. Returns those that run, to be stopped."""

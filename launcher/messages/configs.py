@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from engine.config.engine_config import EngineConfig
+from launcher.messages.api_keys import ApiKey
 from launcher.messages.client_messages import Message
 from launcher.messages.limits import Limits
 
@@ -22,11 +23,12 @@ class LoraFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How to run a front-end: a flat message, a field for each thing that its parent decides, so 16.
+    """How to run a front-end: a flat message, a field for each thing that its parent decides, so 17.
 
     run_folder: for sockets; made by the front-end, or before by the external_ranks, which somebody else starts.
     ranks_host: this machine's name for ranks on others, None if there are none. rpc: where clients come, None for a
-    socket in run_folder; rpc_keys: the folder of their keys, None to let everybody in. lora_dir: the folder from which
+    socket in run_folder; rpc_keys: the folder of their keys, None to let everybody in. key_limits: the file that says
+    how much each key may have, None for no such limits. lora_dir: the folder from which
     clients may load LoRAs, None for none. warm_up_sizes: in pixels. drain_s: seconds for what runs to be
     finished when it stops. A rank that loads for start_timeout_s counts as lost, a step that takes step_timeout_s as
     hanging, and sooner once it is known how long steps take; a client that is silent for lease_s is gone. block_format:
@@ -37,6 +39,7 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     run_folder: str = ""
     rpc: str | None = None
     rpc_keys: str | None = None
+    key_limits: str | None = None
     limits: Limits = msgspec.field(default_factory=Limits)
     loras: tuple[LoraFile, ...] = ()
     lora_dir: str | None = None
@@ -58,7 +61,8 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     worker: its number if there are several. run_folder: for files that outlive it. created: when the server began, in
     seconds since 1970.
     rpc: where the front-end listens; rpc_key: the file of keys to use there; client_name: by which it knows that this
-    process is one of its own, None for one that is not. api_keys: none to ask nobody for one. allowed_hosts: further
+    process is one of its own, None for one that is not. api_keys and file_keys, which the parent has read from
+    api_key_file: none to ask nobody for one. allowed_hosts: further
     names that Host may have where `host` is loopback. public_url: what links begin with, None for the base of the
     request that asks for them.
     """
@@ -75,6 +79,8 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     client_name: bytes | None = None
     model_names: tuple[str, ...] = ("demo",)
     api_keys: tuple[str, ...] = ()
+    api_key_file: str | None = None
+    file_keys: tuple[ApiKey, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     public_url: str | None = None
     max_body_bytes: int = 2**20

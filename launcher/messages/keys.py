@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +20,12 @@ from typing import Any
 
 import zmq
 import zmq.asyncio
-from zmq.auth import create_certificates, load_certificate, load_certificates
+from zmq.auth import create_certificates, load_certificate
 from zmq.auth.asyncio import AsyncioAuthenticator
 
 from engine.errors import ArgumentError
 from launcher.logs import log_event
+from launcher.messages.api_keys import ANONYMOUS
 
 SERVER_FILE = "server.key_secret"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -33,18 +34,19 @@ _SERVER_KEY = re.compile(r"^\s*server-key = (\S{40})$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class ServerKeys:
-    """A server's own pair, and the public keys of the clients that it lets in."""
+    """A server's own pair, and the names of the clients that it lets in, by their public keys."""
 
     public: bytes
     secret: bytes = field(repr=False)
-    clients: frozenset[bytes]
+    clients: Mapping[bytes, str]
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> ServerKeys:
         """Read a folder of keys. Raises `ArgumentError` if it cannot be read or a key is damaged."""
         try:
             public, secret = _load_pair(Path(folder) / SERVER_FILE)
-            return cls(public, secret, frozenset(load_certificates(Path(folder) / "clients")))
+            files = [file for file in (Path(folder) / "clients").iterdir() if file.suffix == ".key"]
+            return cls(public, secret, {load_certificate(file)[0]: file.stem for file in files})
         except (OSError, ValueError) as error:
             allowed = f"a folder that `krea2 keys` has made ({_reason(error)})"
             raise ArgumentError.of("rpc_keys", allowed, str(folder)) from None
@@ -52,11 +54,20 @@ class ServerKeys:
     def guard(self, server: zmq.asyncio.Socket, context: zmq.asyncio.Context) -> AsyncioAuthenticator:
         """Let only known clients through to a socket that is not bound yet. Its caller stops the authenticator."""
         authenticator = AsyncioAuthenticator(context)
-        authenticator.configure_curve_callback("*", self)
+        self.renew(authenticator)
         authenticator.start()
         server.curve_publickey, server.curve_secretkey = self.public, self.secret
         server.curve_server = True
         return authenticator
+
+    def renew(self, authenticator: AsyncioAuthenticator) -> None:
+        """Have these clients let in from now on, and no others."""
+        authenticator.configure_curve_callback("*", self)
+
+    def name_of(self, user_id: str) -> str | None:
+        """Give the name of a client that was let in, by what zmq calls its user; None if it would not be any more."""
+        key = user_id.encode()
+        return "server" if key == self.public else self.clients.get(key)
 
     def callback(self, _domain: str, key: bytes) -> bool:
         """Whether the client with this public key is let in; the authenticator calls it."""
@@ -98,8 +109,10 @@ def make_keys(folder: Path, client: str) -> Path:
 
     Raises `ArgumentError` for a name that is not allowed or taken, and for a folder with other files.
     """
-    if not _NAME.fullmatch(client) or client == "server":
-        raise ArgumentError.of("client", "letters, digits, '.', '_' or '-', and not server", client)
+    if not _NAME.fullmatch(client) or client in ("server", ANONYMOUS):
+        raise ArgumentError.of(
+            "client", f"letters, digits, '.', '_' or '-', and neither server nor {ANONYMOUS}", client
+        )
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         if not any(folder.iterdir()):

@@ -50,7 +50,7 @@ class RemoteRanks:
         public, secret = zmq.curve_keypair()
         rank_public, rank_secret = zmq.curve_keypair()
         # These options are for what is bound from now on, so not for the ranks of this machine.
-        self._authenticator = ServerKeys(public, secret, frozenset({rank_public})).guard(server, context)
+        self._authenticator = ServerKeys(public, secret, {rank_public: "rank"}).guard(server, context)
         server.set(zmq.MAXMSGSIZE, _MOST_BYTES)
         server.set(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         _send_heartbeats(server)

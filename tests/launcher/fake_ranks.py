@@ -176,6 +176,7 @@ class Fakes:
         self.generation = 0
         self.stop, self.stop_now = asyncio.Event(), asyncio.Event()
         self.served: asyncio.Task[None]
+        self.frontend: Frontend
 
     def start_ranks(self, generation: int = 0) -> None:
         for rank in self.ranks:
@@ -245,6 +246,7 @@ async def fake_engine(
     frontend = Frontend(
         settings, children, on_started=started.set_result, after_warm_up=after_warm_up, own_clients=own_clients
     )
+    fakes.frontend = frontend
     starting = patch("launcher.ranks.supervisor.start_ranks", from_a_thread)
     starting.start()
     fakes.served = asyncio.create_task(frontend.run(fakes.stop, fakes.stop_now))

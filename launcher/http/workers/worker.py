@@ -6,12 +6,14 @@ import asyncio
 import signal
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import msgspec
 
 from launcher.awake import TICK_S, AwakeClock
 from launcher.logs import log_event
+from launcher.messages.api_keys import ApiKey
 from launcher.messages.configs import Beat, HttpConfig
 from launcher.messages.own_clients import OwnClients
 from launcher.processes import Child, Reporter
@@ -43,6 +45,13 @@ class HttpWorker:
         with self._lock:
             return [self._child] if self._child is not None else []
 
+    def renew_keys(self, file_keys: tuple[ApiKey, ...]) -> None:
+        """Have the process read its file of keys again; another that replaces it gets these."""
+        with self._lock:
+            self._config = msgspec.structs.replace(self._config, file_keys=file_keys)
+            if self._child is not None:
+                self._child.send_signal(signal.SIGHUP)
+
     def _keep(self) -> None:
         pause_s = _PAUSE_S
         while not self._stopping.is_set():
@@ -69,11 +78,11 @@ class HttpWorker:
 
     def _run(self, name: bytes) -> str:
         """Run a process to its end, which comes soon if it hangs. Returns why it ended."""
-        config = msgspec.structs.replace(self._config, client_name=name)
         beaten = threading.Event()
-        with self._lock:
+        with self._lock, _hangups_wait():
             if self._stopping.is_set():
                 return ""
+            config = msgspec.structs.replace(self._config, client_name=name)
             self._child = child = Child(
                 "_http",
                 config,
@@ -95,6 +104,22 @@ class HttpWorker:
                 hung = f"its event loop had not run for {silent_s:g} s, so it was killed"
                 child.send_signal(signal.SIGKILL)  # a stopped process obeys no other signal
         return hung or child.describe_exit()
+
+
+@contextmanager
+def _hangups_wait() -> Iterator[None]:
+    """Let SIGHUP wait in processes that are started meanwhile, until they can handle it, in place of ending them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def handle_hangups(read_keys_again: Callable[[], None]) -> None:
+    """Handle SIGHUP in the running event loop of a process, also one that has come since its start."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, read_keys_again)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
 async def beat(parent: Reporter) -> None:
