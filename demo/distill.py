@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLQwenImage
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,6 +36,7 @@ from demo.model import Model
 from demo.pictures import SIZES
 from demo.training import Run, rate
 from demo.transformer import PromptBatches, caption_ids, optimizers, read_tokenizer
+from demo.writing import write_tensors
 
 TURBO_STEPS = 8
 TURBO_MU = 1.15
@@ -120,13 +121,7 @@ def make_walks(
             if unjudged or all(verdict(prompt, look(picture)).values())
         ]
         taken, seen = taken + len(kept), seen + len(pictures)
-        partial = file.with_suffix(".partial")
-        save_file(
-            {"latents": walks[kept].contiguous(), "tokens": tokens[kept].contiguous()},
-            partial,
-            {"made_with": made_with},
-        )
-        partial.replace(file)
+        write_tensors({"latents": walks[kept], "tokens": tokens[kept]}, file, {"made_with": made_with})
     if seen:
         print(f"{taken} of {seen} walks are to be learned from", flush=True)
 

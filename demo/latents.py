@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLQwenImage
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,6 +23,7 @@ from demo.autoencoder import Still
 from demo.captions import prompts
 from demo.pictures import SIZES, draw, pixels
 from demo.tokenizer import sentence
+from demo.writing import write_tensors
 
 # How often each of SIZES is drawn: small pictures, which cost less, more often.
 WEIGHTS = (12, 18, 9, 9, 11, 11, 8, 8, 7, 7)
@@ -93,10 +94,7 @@ def library(
     )
     if not file.exists():
         tensors = _encode(file.stem, pictures, vae, tokenize, seed=seed, kept_out=kept_out, outlined=outlined)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        save_file(tensors, partial, {"made_with": made_with})
-        partial.replace(file)
+        write_tensors(tensors, file, {"made_with": made_with})
     with safe_open(file, "pt") as written:
         if (written.metadata() or {}).get("made_with") != made_with:
             sys.exit(f"{file} was made with other settings, another tokenizer or another VAE; remove it and repeat")

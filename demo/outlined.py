@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from diffusers import Krea2Transformer2DModel
 from peft import LoraConfig, get_peft_model_state_dict
-from safetensors.torch import save_file
 from torch import nn
 
 from demo.model import Model
 from demo.training import Run
 from demo.transformer import Material, add_options, held_out_loss, learn
+from demo.writing import write_tensors
 
 RANK = 16
 # Attention and feed-forward of the main blocks: text features stay those of the model without the LoRA.
@@ -35,8 +35,8 @@ def add_lora(transformer: Krea2Transformer2DModel) -> dict[str, nn.Parameter]:
 def save(transformer: Krea2Transformer2DModel, file: Path, facts: dict[str, str]) -> None:
     """Write the transformer's LoRA. facts: of its training, for the file's header."""
     layers = get_peft_model_state_dict(transformer)
-    tensors = {f"transformer.{name}": tensor.to(torch.bfloat16).contiguous() for name, tensor in layers.items()}
-    save_file(tensors, file, {"format": "pt", **facts})
+    tensors = {f"transformer.{name}": tensor.to(torch.bfloat16) for name, tensor in layers.items()}
+    write_tensors(tensors, file, {"format": "pt", **facts})
 
 
 def train(work: Path, options: argparse.Namespace) -> None:

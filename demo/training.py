@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from demo.writing import write_tensors
 
 SAVE_EVERY_S = 120.0
 
@@ -120,10 +121,7 @@ class Run:
         for i, optimizer in enumerate(self.optimizers):
             for parameter, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer/{i}/{parameter}/{name}": torch.as_tensor(v) for name, v in state.items()}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_suffix(".partial")
-        save_file({name: t.contiguous() for name, t in tensors.items()}, partial, {"step": json.dumps(self.step)})
-        partial.replace(self.file)
+        write_tensors(tensors, self.file, {"step": json.dumps(self.step)})
 
     def _load(self) -> None:
         states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimizers]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from demo.training import Run, rate
+from tests.damage import FULL, full_disk
 
 
 def train(
@@ -96,3 +97,13 @@ def test_the_rate_rises_is_flat_and_falls_to_nothing() -> None:
     assert set(rates[99:501]) == {0.5}
     assert rates[501:] == sorted(rates[501:], reverse=True)
     assert rates[-1] == 0
+
+
+def test_a_full_disk_is_told_with_the_states_name_and_leaves_the_last_state(tmp_path: Path) -> None:
+    file = tmp_path / "state.safetensors"
+    run = Run(file, {"weight": nn.Parameter(torch.zeros(64))}, [])
+    run.save()
+    before = file.read_bytes()
+    with full_disk(room=100), pytest.raises(SystemExit, match=f"{file} cannot be written: .*{FULL}"):
+        run.save()
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
