@@ -13,7 +13,7 @@ from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from engine.config.bounded_json import LARGEST_JSON, read_json
+from engine.config.bounded_json import FILE_LIMITS, LARGEST_JSON, JsonLimits, read_json
 from engine.errors import CheckpointError
 
 # No real model comes near it; a config beyond it is damaged, and would otherwise ask for absurd memory.
@@ -167,10 +167,12 @@ def read_json_object(file: Path) -> dict[str, Any]:
     return parse_json_object(file, text)
 
 
-def parse_json_object(file: str | Path, text: str | bytes, name: str | None = None) -> dict[str, Any]:
+def parse_json_object(
+    file: str | Path, text: str | bytes, name: str | None = None, limits: JsonLimits = FILE_LIMITS
+) -> dict[str, Any]:
     """Parse the text of a file, or of what is called `name` in it. Raises `CheckpointError` if it holds no object."""
     try:
-        values = read_json(text)
+        values = read_json(text, limits)
     except ValueError as error:
         raise CheckpointError.of(file, f"is not valid json: {error}", name=name) from None
     if not isinstance(values, dict):

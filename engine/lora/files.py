@@ -13,7 +13,7 @@ import numpy as np
 from engine.checkpoint.files.open import open_tensor_file
 from engine.checkpoint.files.safetensors_file import ShardedFile
 from engine.checkpoint.files.stored import FLOAT_BYTES, TensorFile
-from engine.config.bounded_json import read_json
+from engine.config.bounded_json import FILE_LIMITS, read_json
 from engine.config.json_fields import read_json_object
 from engine.config.model_config import ModelConfig
 from engine.errors import CheckpointError, LoraError, printable
@@ -23,6 +23,9 @@ from engine.lora.names import LayerNames, layer_names, shorten, split_key, strip
 _PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _QWEN_IMAGE_WIDTH = 3072  # of its blocks
 _CHECKED_AT_ONCE = 1 << 26  # bytes
+# Of headers. A server reads what its clients name beside everything else: this takes it a quarter of a second. A layer
+# takes 14 to 50 values, and models have a few hundred.
+_LIMITS = FILE_LIMITS._replace(values=1 << 16)
 
 # By dtype: the integer type of the same width, and its exponent bits, which are all set in a number that is not finite.
 _EXPONENTS: dict[str, tuple[str, int]] = {
@@ -44,7 +47,7 @@ def open_adapter(path: str | Path, config: ModelConfig, *, lenient: bool = False
     if path.is_dir():
         path = path / _PEFT_WEIGHTS
     try:
-        file = open_tensor_file(path)
+        file = open_tensor_file(path, _LIMITS)
         if isinstance(file, ShardedFile):  # its shards may lie outside the folders that clients may load from
             raise _error(file, "is the index of several files: a LoRA is one")
         return AdapterFile(file, layer_names(config.transformer), lenient)

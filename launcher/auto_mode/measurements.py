@@ -20,6 +20,9 @@ from launcher.messages.rank_messages import Ready
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 
 
+_LARGEST = 1 << 20  # bytes of the file, of which a setting takes a hundred
+
+
 class Measured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What was measured of `Rates`, in its units. link and latency_s are None where only one rank has run."""
 
@@ -97,7 +100,8 @@ def remember(key: str, measured: Measured) -> None:
 def _read() -> dict[str, Measured]:
     """What is kept, by setting; nothing if the file cannot be read."""
     try:
-        return msgspec.json.decode(_file().read_bytes(), type=dict[str, Measured])
+        with _file().open("rb") as file:
+            return msgspec.json.decode(file.read(_LARGEST), type=dict[str, Measured])
     except (OSError, msgspec.DecodeError):
         return {}
 

@@ -11,6 +11,8 @@ from engine.config.chat_template import MAX_PROMPT_TOKENS, PREFIX, PREFIX_TOKENS
 from engine.config.json_fields import read_json_object
 from engine.errors import CheckpointError
 
+_LARGEST = 64 << 20  # bytes of tokenizer.json: Qwen's takes 11 MB
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -51,6 +53,8 @@ class PromptTokenizer:
     def _load(self) -> Tokenizer:
         if not self._file.is_file():
             raise CheckpointError.of(self._file, "the file is missing")
+        if (size := self._file.stat().st_size) > _LARGEST:
+            raise CheckpointError.of(self._file, "is too long", expected=f"at most {_LARGEST} bytes", found=size)
         settings_file = self._file.with_name("tokenizer_config.json")
         settings = read_json_object(settings_file) if settings_file.exists() else {}
         try:

@@ -10,6 +10,7 @@ from engine.checkpoint.files.gguf_header import MAGIC as GGUF_MAGIC
 from engine.checkpoint.files.mapped_file import MappedFile
 from engine.checkpoint.files.safetensors_file import SafetensorsFile, ShardedFile
 from engine.checkpoint.files.stored import TensorFile
+from engine.config.bounded_json import FILE_LIMITS, JsonLimits
 from engine.errors import CheckpointError
 
 _INDEX = ".index.json"
@@ -30,20 +31,23 @@ def open_component(path: Path, component: str, stem: str) -> TensorFile:
     return open_tensor_file(path)
 
 
-def open_tensor_file(path: Path) -> TensorFile:
+def open_tensor_file(path: Path, limits: JsonLimits = FILE_LIMITS) -> TensorFile:
     """Open a safetensors file, the index of a sharded one, or a GGUF file. Raises `CheckpointError` for anything else,
-    and for pickles, which run whatever code is in them when they are read."""
+    and for pickles, which run whatever code is in them when they are read.
+
+    limits: of the header of a safetensors file.
+    """
     file = MappedFile(path)
     start = file.data[:9]
     file.close()
     if start.startswith(GGUF_MAGIC):
         return GgufFile(path)
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= file.size:
-        return SafetensorsFile(path)
+        return SafetensorsFile(path, limits)
     if start.startswith(_PICKLES) or path.suffix in _PICKLE_SUFFIXES:
         expected = "a safetensors or GGUF file"
         raise file.error("is a pickle, which can run any code when it is loaded", expected=expected)
-    return ShardedFile(path) if start.lstrip().startswith(b"{") else SafetensorsFile(path)
+    return ShardedFile(path) if start.lstrip().startswith(b"{") else SafetensorsFile(path, limits)
 
 
 def component_folder(folder: Path, component: str) -> Path:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.checkpoint.files.mapped_file import DTYPES, MappedFile, shown
 from engine.checkpoint.files.stored import Bounds, Header, TensorFile
-from engine.config.bounded_json import LARGEST_JSON
+from engine.config.bounded_json import FILE_LIMITS, LARGEST_JSON, JsonLimits
 from engine.config.json_fields import parse_json_object
 from engine.errors import CheckpointError
 
@@ -31,10 +31,10 @@ _QUANTIZATION_METADATA = "_quantization_metadata"
 class SafetensorsFile(MappedFile, TensorFile):
     """An open safetensors file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limits: JsonLimits = FILE_LIMITS) -> None:
         """Read and check the header. Raises `CheckpointError`."""
         super().__init__(path)
-        data_start, fields = _read_header(self)
+        data_start, fields = _read_header(self, limits)
         self.metadata: dict[str, str] = fields.pop(_METADATA, {})
         if not isinstance(self.metadata, dict) or not all(isinstance(value, str) for value in self.metadata.values()):
             raise self.error("has a value that does not fit", name=_METADATA, expected="strings by name")
@@ -96,7 +96,7 @@ class ShardedFile(TensorFile):
             shard.close()
 
 
-def _read_header(file: MappedFile) -> tuple[int, dict[str, Any]]:
+def _read_header(file: MappedFile, limits: JsonLimits) -> tuple[int, dict[str, Any]]:
     """Where the data starts, in bytes, and the header."""
     if file.size < _LENGTH_BYTES:
         raise file.error("is too short for a safetensors file", found=f"{file.size} bytes")
@@ -109,7 +109,7 @@ def _read_header(file: MappedFile) -> tuple[int, dict[str, Any]]:
     text = file.copy(_LENGTH_BYTES, length).tobytes()
     if not text.startswith(b"{"):
         raise file.error("is not a safetensors file: its header does not start with {")
-    return start, parse_json_object(file.path, text)
+    return start, parse_json_object(file.path, text, limits=limits)
 
 
 def _check_entry(file: MappedFile, name: str, entry: object) -> tuple[Header, int, int]:

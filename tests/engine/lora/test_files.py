@@ -138,6 +138,14 @@ def test_what_pefts_config_says_has_limits(tmp_path: Path, config: ModelConfig) 
         open_adapter(file, config)
 
 
+def test_a_header_has_fewer_values_than_a_checkpoints(tmp_path: Path, config: ModelConfig) -> None:
+    header = json.dumps({"__metadata__": {}, "a": [1] * (1 << 16)}).encode()
+    file = tmp_path / "lora.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(LoraError, match=r"lora\.safetensors: is not valid json: at most 65536 values are allowed"):
+        open_adapter(file, config)
+
+
 def test_a_file_that_is_cut_short_while_it_is_checked_is_refused(tmp_path: Path, config: ModelConfig) -> None:
     """A mapped one would end the process."""
     file = write(tmp_path / "lora.safetensors", pair(QUERY, rank=64))

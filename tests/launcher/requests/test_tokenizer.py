@@ -140,6 +140,13 @@ def test_a_damaged_file_is_a_checkpoint_error(tmp_path: Path, damage: Callable[[
         PromptTokenizer(tmp_path, VOCABULARY)
 
 
+def test_a_file_beyond_the_limit_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate(1 << 40)  # a sparse file, of no blocks
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: is too long, expected at most 67108864 bytes"):
+        PromptTokenizer(tmp_path, 1000)
+
+
 def test_a_missing_file_is_a_checkpoint_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: the file is missing"):
         PromptTokenizer(tmp_path, VOCABULARY)
