@@ -13,6 +13,7 @@ import os
 import select
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
@@ -36,16 +37,19 @@ class Entrance:
     """Listens at `address`, and relays up to `most` connections to the unix socket at the address `inside`.
 
     While there are as many, others wait in the kernel's short queue, or are refused by it, and connections that have
-    been silent for 30 s make room for them. `address` is where clients connect: with the port that was taken. Raises
-    `LaunchError` if it cannot be listened on.
+    been silent for 30 s make room for them. `address` is where clients connect: with the port that was taken. ipv6: see
+    `bind`. clients: who they are, for the log. Raises `LaunchError` if it cannot be listened on.
     """
 
-    def __init__(self, address: str, inside: str, *, most: int = MOST) -> None:
+    def __init__(
+        self, address: str, inside: str, *, most: int = MOST, ipv6: bool = False, clients: str | None = None
+    ) -> None:
         self._inside = inside.removeprefix("ipc://")
         self._most = most
+        self._clients = clients
         self._relays: dict[asyncio.Task[None], _End] = {}  # each with the end where the client is
         self._calm_s: float | None = None  # for how long there has been room; None: the log has not said otherwise
-        self.address, self._listening = _listen(address)
+        self.address, self._listening = _listen(address, ipv6=ipv6)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="entrance", daemon=True)
         self._thread.start()
@@ -58,12 +62,16 @@ class Entrance:
     def stop_listening(self) -> None:
         """Let nobody in any more."""
         remove_socket(self.address)
-        self._loop.call_soon_threadsafe(self._stop_accepting)
+        self._in_thread(self._stop_accepting)
 
     def close(self) -> None:
         """End, once the last messages of the zmq socket inside, which has been closed, have been relayed."""
-        self._loop.call_soon_threadsafe(lambda: self._loop.create_task(self._finish()))
+        self._in_thread(lambda: self._loop.create_task(self._finish()))
         self._thread.join()
+
+    def _in_thread(self, call: Callable[[], object]) -> None:
+        with suppress(RuntimeError):  # the thread has ended
+            self._loop.call_soon_threadsafe(call)
 
     # ---- in the thread
 
@@ -141,7 +149,8 @@ class Entrance:
 
     def _tell_full(self, **why: str | None) -> None:
         if self._calm_s is None:
-            log_event("rpc connections full", level="warning", connections=len(self._relays), **why)
+            count = len(self._relays)
+            log_event("rpc connections full", level="warning", connections=count, clients=self._clients, **why)
             for end in self._relays.values():
                 end.silent_s = 0.0
             self._loop.call_later(_LOOK_S, self._look)
@@ -157,7 +166,7 @@ class Entrance:
         self._calm_s = 0.0 if is_full else self._calm_s + _LOOK_S
         if self._calm_s > _CALM_S:
             self._calm_s = None
-            log_event("rpc connections not full", connections=len(self._relays))
+            log_event("rpc connections not full", connections=len(self._relays), clients=self._clients)
             return
         somebody_waits = is_full and self._somebody_waits()
         for end in self._relays.values():
@@ -230,12 +239,12 @@ class _End(asyncio.Protocol):
             self.lost.set_result(None)
 
 
-def _listen(address: str) -> tuple[str, socket.socket]:
+def _listen(address: str, *, ipv6: bool) -> tuple[str, socket.socket]:
     """Listen as zmq does, which knows more kinds of addresses. Returns the address with the port that was taken."""
     with zmq.Context() as context, context.socket(zmq.ROUTER) as scout:
         scout.set(zmq.BACKLOG, _BACKLOG)
         with scout.get_monitor_socket(zmq.EVENT_LISTENING) as monitor:
-            address = bind(scout, address)
+            address = bind(scout, address, ipv6=ipv6)
             listening = socket.socket(fileno=os.dup(recv_monitor_message(monitor)["value"]))
             scout.disable_monitor()
     listening.setblocking(False)

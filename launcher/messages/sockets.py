@@ -49,13 +49,16 @@ def is_open(parameter: str, value: str, host: str, *, keys: bool, insecure: bool
     return True
 
 
-def bind(server: zmq.Socket[Any], address: str) -> str:
-    """Listen on a checked address; returns it with the port that was taken. Raises `LaunchError` if it is in use."""
+def bind(server: zmq.Socket[Any], address: str, *, ipv6: bool = False) -> str:
+    """Listen on a checked address; returns it with the port that was taken. Raises `LaunchError` if it is in use.
+
+    ipv6: listen for IPv6, too, where the address stands for all.
+    """
     if address.startswith("ipc://"):
         _check_path(address)
         if _someone_listens(address.removeprefix("ipc://")):
             raise LaunchError(f"cannot listen on {address}: another server does")
-    server.set(zmq.IPV6, int("[" in address))
+    server.set(zmq.IPV6, int(ipv6 or "[" in address))
     try:
         server.bind(address)
     except zmq.ZMQError as error:

@@ -98,7 +98,13 @@ class RankGroup:
         self._socket = _listen(context, messages.ranks_address(config.run_folder, generation))
         self._remote: RemoteRanks | None = None
         if config.ranks_host is not None:
-            self._remote = RemoteRanks(self._socket, context, host=config.ranks_host, run_folder=config.run_folder)
+            self._remote = RemoteRanks(
+                self._socket,
+                context,
+                host=config.ranks_host,
+                run_folder=config.run_folder,
+                ranks=config.engine.ranks,
+            )
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch_clock())]
         if config.external_ranks:
             lifelines = hold_lifelines(messages.lifeline_path(config.run_folder), self._lost)
@@ -135,6 +141,8 @@ class RankGroup:
             self._remote.close(done=not self.failed.done())
         self.failed.cancel()  # nobody is to hear that its ranks end
         self._socket.close()
+        if self._remote is not None:
+            self._remote.end()
 
     def _command(self, rank: int, command: messages.Command) -> None:
         if not send_now(self._socket, [messages.route(rank), encode(command)]):

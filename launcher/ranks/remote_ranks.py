@@ -26,24 +26,30 @@ from engine.errors import LaunchError
 from launcher.logs import flush_stderr
 from launcher.messages.configs import Door
 from launcher.messages.encoding import encode
+from launcher.messages.entrance import Entrance
 from launcher.messages.keys import ClientKeys, ServerKeys
 from launcher.messages.rank_messages import Alive, door_path
-from launcher.messages.sockets import send_now
+from launcher.messages.sockets import bind, send_now
 
 _HEARTBEAT_MS, _SILENT_MS = 2000, 10_000  # between heartbeats, and after which the other side counts as gone
 _HANDSHAKE_MS = 5000  # for whoever connects to show the key
 _MOST_BYTES = 2**20  # of a message to the front-end: pixels come from rank 0, which is on its machine
 _FAREWELL_MS = 1000
+_SOCKETS = 4  # of a rank
+_STRANGERS = 32  # that may be connected besides, until they have failed to show the key
 _BEAT, _END = b"beat", b"end"  # what lifelines carry: the rank is to live, and it is to end since all is done
 
 
 class RemoteRanks:
     """Holds the front-end's ends of the lifelines of ranks on other machines."""
 
-    def __init__(self, server: zmq.asyncio.Socket, context: zmq.asyncio.Context, *, host: str, run_folder: str) -> None:
+    def __init__(
+        self, server: zmq.asyncio.Socket, context: zmq.asyncio.Context, *, host: str, run_folder: str, ranks: int
+    ) -> None:
         """Let them come to a socket of the front-end, whose context has no other authenticator.
 
-        host: the name or address by which they know this machine. Raises `LaunchError` if it is not this machine's.
+        host: the name or address by which they know this machine. ranks: how many come at most. Raises `LaunchError` if
+        it is not this machine's.
         """
         self._server = server
         self._came: set[int] = set()
@@ -54,16 +60,18 @@ class RemoteRanks:
         server.set(zmq.MAXMSGSIZE, _MOST_BYTES)
         server.set(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         _send_heartbeats(server)
-        server.set(zmq.IPV6, 1)  # and IPv4
         address = f"tcp://{_interface(host)}"
         try:
-            port = server.bind_to_random_port(address)
-        except zmq.ZMQError as error:
+            inside = bind(server, f"ipc://{run_folder}/remote")
+            most = _SOCKETS * ranks + _STRANGERS
+            self._entrance = Entrance(f"{address}:0", inside, most=most, ipv6=True, clients="ranks on other machines")
+        except LaunchError as error:
             self._authenticator.stop()
             raise LaunchError(
-                f"cannot listen on {address} for ranks of other machines: {zmq.strerror(error.errno or 0)}; "
+                f"cannot listen on {address} for ranks of other machines: {error.message.rpartition(': ')[2]}; "
                 "--master-addr must be the name or an address of the machine of rank 0"
             ) from None
+        port = int(self._entrance.address.rpartition(":")[2])
         door = Door(
             port=port, server_public=public.decode(), rank_public=rank_public.decode(), rank_secret=rank_secret.decode()
         )
@@ -72,6 +80,7 @@ class RemoteRanks:
             file.write_bytes(msgspec.json.encode(door))
         except OSError as error:
             self._authenticator.stop()
+            self._entrance.close()
             raise LaunchError(f"{file}: cannot be written: {error.strerror}") from None
 
     def came(self, rank: int) -> None:
@@ -84,12 +93,18 @@ class RemoteRanks:
         return [rank for rank in self._came if not send_now(self._server, [lifeline_route(rank), _BEAT])]
 
     def close(self, *, done: bool) -> None:
-        """Stop listening. The ranks end now; if all is done, they end as if nothing were wrong."""
+        """Stop listening. The ranks end once the socket is closed, before `end`; if all is done, as if nothing were
+        wrong."""
         if done:
             self._server.set(zmq.LINGER, _FAREWELL_MS)
             for rank in self._came:
                 send_now(self._server, [lifeline_route(rank), _END])
+        self._entrance.stop_listening()
         self._authenticator.stop()
+
+    def end(self) -> None:
+        """Wait for what was sent last to have left, for a second at most."""
+        self._entrance.close()
 
 
 def lifeline_route(rank: int) -> bytes:

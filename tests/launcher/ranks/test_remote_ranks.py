@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
 import sys
 from collections.abc import AsyncIterator
@@ -53,12 +54,13 @@ async def door_of(run_folder: Path) -> AsyncIterator[tuple[zmq.asyncio.Socket, D
     server.set(zmq.ROUTER_MANDATORY, 1)
     server.set(zmq.LINGER, 0)
     server.bind(ranks_address(str(run_folder), 0))
-    remote = RemoteRanks(server, context, host="127.0.0.1", run_folder=str(run_folder))
+    remote = RemoteRanks(server, context, host="127.0.0.1", run_folder=str(run_folder), ranks=2)
     try:
         yield server, read_door(run_folder), remote
     finally:
         remote.close(done=False)
         server.close()
+        remote.end()
         context.destroy(linger=0)
 
 
@@ -164,6 +166,33 @@ def test_the_front_end_learns_that_a_lifeline_is_broken(run_folder: Path) -> Non
     run(test())
 
 
+def test_strangers_at_the_door_leave_ranks_theirs(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_ranks, "_STRANGERS", 2)
+    monkeypatch.setattr(remote_ranks, "_HANDSHAKE_MS", 500)
+
+    async def test() -> None:
+        async with door_of(run_folder) as (server, door, remote), lifeline(door, 0) as first:
+            assert (await receive(server))[0] == lifeline_route(0)
+            remote.came(0)
+            strangers = [socket.socket() for _ in range(30)]
+            for stranger in strangers:
+                stranger.setblocking(False)
+                stranger.connect_ex(("127.0.0.1", door.port))
+            room = 2 * remote_ranks._SOCKETS + 2
+            async with asyncio.timeout(DEADLINE_S):
+                while remote._entrance.connections < room:
+                    await asyncio.sleep(0.01)
+                async with lifeline(door, 1):  # which waits for those that cannot show the key
+                    assert (await receive(server))[0] == lifeline_route(1)
+                assert await first.recv() == b"beat"
+            assert remote._entrance.connections <= room
+            assert remote.lost() == []
+            for stranger in strangers:
+                stranger.close()
+
+    run(test())
+
+
 def test_clients_and_ranks_have_keys_of_their_own(run_folder: Path) -> None:
     async def test() -> None:
         key = make_keys(run_folder / "keys", "studio")
@@ -243,7 +272,7 @@ def test_a_host_that_is_not_this_machine_is_refused(run_folder: Path) -> None:
         server = context.socket(zmq.ROUTER)
         try:
             with pytest.raises(LaunchError, match=r"cannot listen on tcp://192\.0\.2\.1 .*; --master-addr must be"):
-                RemoteRanks(server, context, host="192.0.2.1", run_folder=str(run_folder))
+                RemoteRanks(server, context, host="192.0.2.1", run_folder=str(run_folder), ranks=2)
         finally:
             context.destroy(linger=0)
 
