@@ -100,7 +100,10 @@ def launch_frontend(config: FrontendConfig, *, while_starting: Callable[[], None
         # A block that is never left (entered by hand in a REPL) ends here: later, threads no longer run.
         atexit.register(cleanup.close)
         cleanup.callback(atexit.unregister, cleanup.close)
-        child = Child("_frontend", config, on_report=lambda data: reports.put(decode_frontend_report(data)))
+        try:
+            child = Child("_frontend", config, on_report=lambda data: reports.put(decode_frontend_report(data)))
+        except OSError as error:
+            raise LaunchError(f"the front-end cannot be started: {error.strerror or error}") from None
         child.on_exit(lambda: reports.put(None))
         cleanup.callback(stop_all, [child], patience_s=ORDERLY_S)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import inspect
 import tempfile
 import threading
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from engine.config.engine_config import EngineConfig
-from engine.errors import ArgumentError, CancelledError, CheckpointError, ServerError
+from engine.errors import ArgumentError, CancelledError, CheckpointError, LaunchError, ServerError
 from launcher import AsyncClient, Client, Result, launch
 from launcher.client.results import ImageFile
 from launcher.messages.client_messages import Accepted, Progress
@@ -198,6 +199,15 @@ def test_bad_arguments_are_refused_before_anything_starts(
     arguments: dict[str, object], kind: type[Exception], message: str
 ) -> None:
     with pytest.raises(kind, match=message), launch(**arguments):  # type: ignore[arg-type]
+        raise AssertionError("started")
+
+
+def test_a_front_end_that_no_files_are_left_for_is_a_launch_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("launcher.setup.launch.Child", start)
+    with pytest.raises(LaunchError, match=r"^the front-end cannot be started: Too many open files$"), launch():
         raise AssertionError("started")
 
 
