@@ -14,6 +14,7 @@ from launcher.client.async_client import AsyncClient
 from launcher.client.results import Result
 from launcher.messages.client_messages import Progress
 
+_WORK = ("queue", "encode_text", "denoise", "decode", "file")  # what is no overhead of the stages' timings
 MIN_STEPS = 3  # two progress events and a step between them
 
 
@@ -23,7 +24,7 @@ class DispatchOverhead:
 
     tick_s: wall time from one step's end to the next's, as the client hears of them, from the first to the last.
     denoise_s: what the ranks say they computed for a step. beyond_s: of the request as a whole, from its arrival to its
-    file, what is in none of the stages.
+    file, what it waited between its stages: for steps and for decoding to begin, and to be answered.
     """
 
     steps: int
@@ -118,7 +119,7 @@ async def _dispatch_overhead(
         tick_s=(last_end - first_end) / (last_step - first_step),
         denoise_s=timings["denoise"] / request.steps,
         total_s=timings["total"],
-        beyond_s=timings["total"] - sum(seconds for stage, seconds in timings.items() if stage != "total"),
+        beyond_s=timings["total"] - sum(timings[stage] for stage in _WORK),
     )
 
 

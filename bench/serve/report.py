@@ -65,7 +65,7 @@ class Report:
 
     def dispatch(self, overheads: list[DispatchOverhead]) -> None:
         print_table(
-            ("steps", "a step", "denoise", "between", "of the request, in no stage"),
+            ("steps", "a step", "denoise", "between", "of the request, between stages"),
             [
                 (
                     str(overhead.steps),

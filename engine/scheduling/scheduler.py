@@ -182,6 +182,10 @@ class Scheduler:
             return None
         return max(0.0, max(self._look_ahead(now)[1].values(), default=now) - now)
 
+    def images_to_decode(self) -> tuple[int, int]:
+        """Count those whose steps have all been made: that wait for the decoder, and that it has."""
+        return sum(queued.steps_left == 0 for queued in self._queue.values()), len(self._decoding)
+
     # ---- one step
 
     def _ordered(self, now: float) -> list[QueuedJob]:

@@ -206,10 +206,13 @@ class Frontend:
 
     def _render_metrics(self) -> bytes:
         status = self._status()
+        decode_waiting, decode_running = self._dispatcher.scheduler.images_to_decode()
         return self._metrics.render(
             status.rank_memory,
             requests_waiting=status.waiting,
             requests_running=status.running,
+            decode_waiting=decode_waiting,
+            decode_running=decode_running,
             ready=status.ready,
             token_budget=self._dispatcher.scheduler.token_budget,
             dropped_messages=status.dropped_messages,

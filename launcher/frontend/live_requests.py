@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Container, Coroutine, Iterator
 from typing import Any
 
@@ -247,17 +246,19 @@ class LiveRequests:
         for request in self._started_in(step):
             if not request.started:
                 request.started = True
-                request.timings["queue"] = time.monotonic() - request.arrived
+                request.timings.begin(request.arrived, time.monotonic())
 
     def step_done(self, step: Step, times: StepTimes) -> None:
         """Count the step for its requests, and tell their clients."""
-        requests = [self._jobs[job_id][0] for job_id in step.denoise if job_id in self._jobs]
+        now = time.monotonic()
+        stepped: dict[TrackedRequest, list[int]] = {}  # jobs by request
+        for job_id in step.denoise:
+            if job_id in self._jobs:
+                stepped.setdefault(self._jobs[job_id][0], []).append(job_id)
         started = self._started_in(step)
-        for request, steps in Counter(requests).items():
-            request.steps_done += steps
-            request.timings["denoise"] += times.denoise_s
-            if request in started:
-                request.timings["encode_text"] += times.encode_s
+        for request, job_ids in stepped.items():
+            request.steps_done += len(job_ids)
+            request.timings.stepped(job_ids, times, now, encoded=request in started)
             self._replies.progress(request, self._estimate(request))
 
     def _started_in(self, step: Step) -> set[TrackedRequest]:
@@ -277,15 +278,16 @@ class LiveRequests:
                 self._fail(request, no_picture(job.seed, request.checked, self._config.engine.merge_loras))
             case Decoded():
                 request.decoded.add(job.job_id)
-                self._spawn(self._send_image(request, job, report, rgb))
+                came = time.monotonic()
+                request.timings.decoded(job.job_id, report.decode_s, came)
+                self._spawn(self._send_image(request, job, rgb, came))
 
     async def _send_preview(self, request: TrackedRequest, job: Job, previewed: Previewed, rgb: bytes) -> None:
         file = await asyncio.to_thread(encode_preview, rgb, previewed.width, previewed.height)
         if job.job_id in self._jobs:
             self._replies.preview(request, job, previewed.step, file)
 
-    async def _send_image(self, request: TrackedRequest, job: Job, decoded: Decoded, rgb: bytes) -> None:
-        began = time.monotonic()
+    async def _send_image(self, request: TrackedRequest, job: Job, rgb: bytes, came: float) -> None:
         try:
             file = await asyncio.to_thread(encode_image, rgb, request.checked, seed=job.seed)
         except Exception as error:
@@ -293,7 +295,6 @@ class LiveRequests:
             self._fail(request, errors.Krea2Error(f"the image could not be written as a file: {describe(error)}"))
         if request.ended:  # cancelled, or failed, meanwhile
             return
-        request.timings["decode"] += decoded.decode_s
-        request.timings["file"] += time.monotonic() - began
+        request.timings.written(time.monotonic() - came)
         if self._replies.image(request, job, file):
             self._end(request, None)

@@ -8,8 +8,8 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from engine.step import StepTimes
+from launcher.requests.timings import STAGES
 
-STAGES = ("queue", "encode_text", "denoise", "decode", "file")
 _STEP_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _STAGE_S = (0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 _TOKENS = tuple(2**power for power in range(6, 16))
@@ -17,6 +17,8 @@ _MOST_KEYS = 1000
 _GAUGES = (  # name, text and labels of what is asked for when the metrics are
     ("requests_waiting", "Requests that have not begun"),
     ("requests_running", "Requests that have begun"),
+    ("decode_waiting", "Images that have been denoised and wait for the decoder"),
+    ("decode_running", "Images that the decoder has: one is decoded, the next ones wait behind it"),
     ("ready", "Whether the ranks answer"),
     ("token_budget", "Packed tokens that a step may have"),
     ("dropped_messages", "Messages that were not understood"),

@@ -59,7 +59,7 @@ class Replies:
 
     def image(self, request: TrackedRequest, job: Job, file: bytes) -> bool:
         """Send an image's file. Returns whether it was the last one, which ends the request."""
-        request.timings["total"] = time.monotonic() - request.arrived
+        request.timings.seconds["total"] = time.monotonic() - request.arrived
         image = Image(
             request_id="",
             index=request.plan.jobs.index(job),
@@ -69,7 +69,7 @@ class Replies:
             height=job.height,
             output_format=request.checked.output_format,
             warnings=request.plan.warnings,
-            timings=dict(request.timings),
+            timings=dict(request.timings.seconds),
             attempt=request.attempt,
         )
         self._keep(request, image, file)
@@ -78,8 +78,8 @@ class Replies:
             request.ended = True
             self.num_done += 1
             self._metrics.count_outcome("done", request.caller)
-            self._metrics.count_stages(request.timings)
-            self._log("request done", request, images=len(request.outcome), timings=request.timings)
+            self._metrics.count_stages(request.timings.seconds)
+            self._log("request done", request, images=len(request.outcome), timings=request.timings.seconds)
         return request.ended
 
     def failed(self, request: TrackedRequest, error: Krea2Error) -> None:

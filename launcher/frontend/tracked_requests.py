@@ -9,10 +9,10 @@ from typing import NamedTuple
 from engine.errors import QueueFullError
 from launcher.awake import RealTimer
 from launcher.frontend.admission.repeats import Repeatable
-from launcher.frontend.metrics import STAGES
 from launcher.messages.client_messages import Failed, Image
 from launcher.requests.check import CheckedRequest
 from launcher.requests.plan import Plan
+from launcher.requests.timings import Timings
 
 MOST_FOLLOWERS = 64  # of one request at the same time
 
@@ -46,7 +46,7 @@ class TrackedRequest:
     steps_done: int = 0
     decoded: set[int] = field(default_factory=set)  # jobs whose image is there
     position: int | None = None  # as the followers know it
-    timings: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*STAGES, "total"), 0.0))
+    timings: Timings = field(default_factory=Timings)
     timer: RealTimer | None = None
     outcome: list[tuple[Image | Failed, tuple[bytes, ...]]] = field(default_factory=list)  # kept until acknowledged
     request_id: str = ""
@@ -58,7 +58,7 @@ class TrackedRequest:
         """Forget what ranks that died had made of it, but for images that are there."""
         self.deaths += 1
         self.started = False
-        self.timings = dict.fromkeys(self.timings, 0.0)
+        self.timings = Timings()
         self.steps_done = self.checked.steps * len(self.decoded)
 
     @property

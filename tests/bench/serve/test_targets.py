@@ -22,6 +22,7 @@ from bench.serve.traffic import (
 )
 from launcher.client.async_client import AsyncClient
 from launcher.messages.limits import Limits
+from launcher.requests.timings import STAGES
 from tests.bench.serve.stand_ins import MIX, PeerServer, peer
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, fake_engine, run
 
@@ -35,7 +36,7 @@ def test_over_rpc_the_stages_are_the_engines(run_folder: Path) -> None:
         for load in (closed, opened):
             assert load.images == 6
             stages = load.seconds_by_stage()
-            assert list(stages) == ["latency", "queue", "encode_text", "denoise", "decode", "file", "total", "outside"]
+            assert list(stages) == ["latency", *STAGES, "total", "outside"]
             assert stages["decode"].median == 0.125
             assert 0 < stages["total"].max < stages["latency"].max
 

@@ -1,0 +1,49 @@
+"""Where the time of a request went, stage by stage."""
+
+from __future__ import annotations
+
+from engine.step import StepTimes
+
+# In the order of a request's life. Those that end in "queue" are waits: for its first step, between its steps while the
+# ranks work for others, and from its last step until its image is decoded.
+STAGES = ("queue", "encode_text", "denoise_queue", "denoise", "decode_queue", "decode", "file")
+
+
+class Timings:
+    """Adds up the `seconds` of one request by stage, and in `total`. Times are seconds of any one clock.
+
+    Of a request for one image the stages make up the total. Of several images, one may be decoded or wait for that
+    while another is denoised, and the decoding and the files of all are added.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys((*STAGES, "total"), 0.0)
+        self._began = self._decoded = 0.0  # its first step, and its latest image
+        self._denoised: dict[int, float] = {}  # the latest step of each job
+
+    def begin(self, arrived: float, now: float) -> None:
+        """Note that its first step is sent."""
+        self._began = now
+        self.seconds["queue"] = now - arrived
+
+    def stepped(self, job_ids: list[int], times: StepTimes, now: float, *, encoded: bool) -> None:
+        """Note that a step has denoised its jobs, and encoded its prompts if it did."""
+        self._denoised |= dict.fromkeys(job_ids, now)
+        self.seconds["denoise"] += times.denoise_s
+        if encoded:
+            self.seconds["encode_text"] += times.encode_s
+        busy_s = self.seconds["denoise"] + self.seconds["encode_text"]
+        self.seconds["denoise_queue"] = max(0.0, now - self._began - busy_s)
+
+    def decoded(self, job_id: int, decode_s: float, now: float) -> None:
+        """Note that a job's image has come, which took the decoder `decode_s`."""
+        ready = max(
+            self._denoised.get(job_id, now), self._decoded
+        )  # while another of its images is decoded, none waits
+        self.seconds["decode_queue"] += max(0.0, now - decode_s - ready)
+        self.seconds["decode"] += decode_s
+        self._decoded = now
+
+    def written(self, seconds: float) -> None:
+        """Note how long it took, from when it came, to make a file of an image."""
+        self.seconds["file"] += seconds

@@ -1,0 +1,50 @@
+"""Where the time of a request went: all of it is in some stage."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.step import StepTimes
+from launcher.requests.timings import STAGES, Timings
+
+
+def in_stages(timings: Timings) -> dict[str, float]:
+    return {stage: timings.seconds[stage] for stage in STAGES if timings.seconds[stage]}
+
+
+def test_the_stages_of_one_image_add_up_whatever_it_waits_for() -> None:
+    timings = Timings()
+    timings.begin(arrived=10.0, now=11.0)
+    # sent behind a step of others, passed over once, then done
+    timings.stepped([7], StepTimes(encode_s=0.5, denoise_s=1.0), 14.5, encoded=True)
+    timings.stepped([7], StepTimes(denoise_s=1.0), 19.5, encoded=False)
+    timings.decoded(7, 2.0, 41.5)
+    timings.written(0.25)
+    assert in_stages(timings) == {
+        "queue": 1.0,
+        "encode_text": 0.5,
+        "denoise_queue": 6.0,
+        "denoise": 2.0,
+        "decode_queue": 20.0,
+        "decode": 2.0,
+        "file": 0.25,
+    }
+    assert sum(in_stages(timings).values()) == pytest.approx(41.5 + 0.25 - 10.0)
+
+
+def test_an_image_does_not_wait_while_another_of_its_request_is_decoded() -> None:
+    timings = Timings()
+    timings.begin(arrived=0.0, now=0.0)
+    timings.stepped([1, 2], StepTimes(denoise_s=1.0), 1.0, encoded=False)
+    timings.decoded(1, 2.0, 4.0)  # a second after its last step
+    timings.decoded(2, 2.0, 6.5)  # half a second after the first
+    assert in_stages(timings) == {"denoise": 1.0, "decode_queue": 1.5, "decode": 4.0}
+
+
+def test_an_image_that_comes_before_its_last_step_is_told_has_not_waited() -> None:
+    timings = Timings()
+    timings.begin(arrived=0.0, now=0.0)
+    timings.decoded(1, 0.5, 0.25)
+    timings.stepped([1], StepTimes(denoise_s=0.25), 0.26, encoded=False)
+    assert timings.seconds["decode_queue"] == 0.0
+    assert timings.seconds["denoise_queue"] == pytest.approx(0.01)
