@@ -16,7 +16,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, wait
@@ -27,6 +26,7 @@ from typing import BinaryIO, TypeVar
 import msgspec
 
 from engine.errors import printable
+from launcher.awake import AwakeClock
 from launcher.lines import LONGEST
 from launcher.logs import log_output
 from launcher.messages.encoding import encode
@@ -177,9 +177,10 @@ def stop_all(children: Sequence[Child], *, patience_s: float = STOP_S) -> None:
     for child in children:
         child.ask_to_stop()
     for patience, number in ((patience_s, signal.SIGTERM), (TERMINATE_S, signal.SIGKILL)):
-        deadline = time.monotonic() + patience
+        clock = AwakeClock()
+        deadline = clock() + patience
         for child in children:
-            if not child.wait(max(0.0, deadline - time.monotonic())):
+            if not clock.wait(child.wait, max(0.0, deadline - clock())):
                 child.send_signal(number)
     for child in children:
         child.wait(TERMINATE_S)

@@ -38,7 +38,8 @@ class Client:
     `generate`, or leaving the loop over the events of `stream`, cancels the request.
 
     Raises `ServerError` if no server answers at `address` within `connect_timeout_s` seconds; with `connect` False,
-    only when it is first used. `key`: this client's `.key_secret` file, for a server with keys.
+    only when it is first used. `key`: this client's `.key_secret` file, for a server with keys. `name`: by which a
+    front-end knows the process that started it.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class Client:
         connect_timeout_s: float = 10.0,
         key: str | os.PathLike[str] | None = None,
         connect: bool = True,
+        name: bytes | None = None,
     ) -> None:
-        self.asynchronous = AsyncClient(address, connect_timeout_s=connect_timeout_s, key=key)
+        self.asynchronous = AsyncClient(address, connect_timeout_s=connect_timeout_s, key=key, name=name)
         self.address = address
         self._lock = threading.Lock()
         self._closed = False

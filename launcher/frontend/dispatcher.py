@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -78,7 +79,8 @@ class Dispatcher:
         self._segments: dict[int, tuple[int, ...]] = {}  # of each job that is queued or under way
         self._budget = _TokenBudget()
         self._adapter_bytes: dict[int, int] = {}  # of each rank, by adapter
-        self._warm_up = WarmUp(model, encode, job_ids, self._costs, model.divides_guidance(config.engine.degrees))
+        guided, loop = model.divides_guidance(config.engine.degrees), asyncio.get_running_loop()
+        self._warm_up = WarmUp(model, encode, job_ids, self._costs, guided, loop.time)
         if not config.warm_up:
             self._warm_up.end()
         self.supervisor = RankSupervisor(config, children, context, self)

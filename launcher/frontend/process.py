@@ -17,7 +17,7 @@ from launcher.frontend.admission import key_files
 from launcher.logs import take_stderr
 from launcher.messages.configs import Ended, FrontendConfig, Started
 from launcher.messages.encoding import as_krea2_error
-from launcher.messages.own_clients import own_address
+from launcher.messages.own_clients import OwnClients, own_address
 from launcher.ranks.start import start_ranks
 from launcher.run_folder import RunFolder
 from launcher.service_manager import ServiceManager
@@ -105,7 +105,9 @@ def serve_until_stopped(
             loop.add_signal_handler(number, stop_for, number)
         if is_child:
             processes.watch_parent(parent_ended)
-        own_clients = None if http is None else http.own_clients
+        own_clients = OwnClients() if http is None else http.own_clients
+        if config.client_name is not None:
+            own_clients.add(config.client_name)
         frontend = Frontend(
             config,
             ranks,

@@ -44,7 +44,7 @@ _PROMPTS = (
 
 
 class WarmUp:
-    """Gives one step at a time, for `LONGEST_S` seconds at most.
+    """Gives one step at a time, for `LONGEST_S` seconds of its clock at most.
 
     guided: its images are, as in a mode that divides a guided one, whose steps say nothing of unguided ones. budget:
     the tokens of a step that it found best, if it did.
@@ -57,7 +57,9 @@ class WarmUp:
         job_ids: Iterator[int],
         costs: CostModel,
         guided: bool,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._model, self._encode, self._job_ids, self._costs, self._guided = model, encode, job_ids, costs, guided
         self.budget: int | None = None
         self._jobs: dict[int, Job] = {}  # on the ranks
@@ -75,7 +77,7 @@ class WarmUp:
     @property
     def is_due(self) -> bool:
         """Whether its time is up, and it has yet to make the ranks forget its jobs."""
-        return time.monotonic() > self._due
+        return self._clock() > self._due
 
     def end(self) -> None:
         """Make no more steps, and let nobody wait for any."""
@@ -83,7 +85,7 @@ class WarmUp:
 
     def begin(self, most_tokens: int) -> None:
         """Begin with ranks that have memory for steps of `most_tokens` packed tokens."""
-        self._due = time.monotonic() + LONGEST_S
+        self._due = self._clock() + LONGEST_S
         self._steps = self._run(most_tokens)
         self._next = next(self._steps)
 

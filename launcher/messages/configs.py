@@ -31,7 +31,8 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     how much each key may have, None for no such limits. lora_dir: the folder from which
     clients may load LoRAs, None for none. warm_up_sizes: in pixels. drain_s: seconds for what runs to be
     finished when it stops. A rank that loads for start_timeout_s counts as lost, a step that takes step_timeout_s as
-    hanging, and sooner once it is known how long steps take; a client that is silent for lease_s is gone. block_format:
+    hanging, and sooner once it is known how long steps take; a client that is silent for lease_s is gone, but for
+    the parent's own, client_name, with which the front-end ends. block_format:
     the weight format of most of the blocks' matrices.
     """
 
@@ -51,6 +52,7 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     start_timeout_s: float = 600.0
     step_timeout_s: float = 300.0
     lease_s: float = 20.0
+    client_name: bytes | None = None
     block_format: str = "float"
 
 

@@ -24,9 +24,9 @@ class OwnClients:
     def __contains__(self, client: object) -> bool:
         return client in self._names
 
-    def add(self) -> bytes:
-        """Return the name of a process that is to be started."""
-        name = PREFIX + secrets.token_bytes(16)
+    def add(self, name: bytes | None = None) -> bytes:
+        """Return the name of a process that is to be started, or that has been given this one."""
+        name = new_name() if name is None else name
         self._names.add(name)
         return name
 
@@ -43,6 +43,11 @@ class OwnClients:
     def remove(self, name: bytes) -> None:
         """Forget a name."""
         self._names.discard(name)
+
+
+def new_name() -> bytes:
+    """Draw a name."""
+    return PREFIX + secrets.token_bytes(16)
 
 
 def own_address(run_folder: str) -> str:

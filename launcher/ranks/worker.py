@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from engine.errors import Krea2Error, LaunchError
+from launcher.awake import AwakeClock
 from launcher.logs import flush_stderr, keep_lines_whole, log_exception
 from launcher.messages import rank_messages as messages
 from launcher.messages.configs import RankConfig
@@ -70,7 +71,7 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
     from engine.rank.warm_up import warm_up
 
     wire.send(messages.Hello(rank=config.rank))
-    if not wire.has_command(_ORDERS_S):
+    if not AwakeClock().wait(wire.has_command, _ORDERS_S):
         raise LaunchError(f"rank {config.rank} got no orders from the front-end within {_ORDERS_S:g} s")
     load = wire.receive()
     assert isinstance(load, messages.Load)

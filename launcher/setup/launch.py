@@ -5,16 +5,20 @@ from __future__ import annotations
 import atexit
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from engine.errors import Krea2Error, LaunchError, RankError, ServerError, error_from_code
 from launcher.auto_mode.choice import is_auto
 from launcher.auto_mode.prediction import Workload
+from launcher.awake import AwakeClock
 from launcher.frontend.process import with_run_folder
 from launcher.logs import log_event
 from launcher.messages.configs import Ended, FrontendConfig, Started, decode_frontend_report
+from launcher.messages.own_clients import new_name
 from launcher.processes import ORDERLY_S, Child, stop_all
 from launcher.setup.configure import configure
 
@@ -93,7 +97,7 @@ def launch(
 @contextmanager
 def launch_frontend(config: FrontendConfig, *, while_starting: Callable[[], None] = lambda: None) -> Iterator[Client]:
     """Do what `launch` does, for a checked configuration. while_starting: called once the front-end's process runs."""
-    config, folder = with_run_folder(config)
+    config, folder = with_run_folder(msgspec.structs.replace(config, client_name=new_name()))
     reports: SimpleQueue[Started | Ended | None] = SimpleQueue()  # of the front-end, None when it has ended
     with ExitStack() as cleanup:
         cleanup.callback(folder.remove)
@@ -111,7 +115,7 @@ def launch_frontend(config: FrontendConfig, *, while_starting: Callable[[], None
             from launcher.client.client import Client  # while the ranks import torch
 
             address = _wait_until_started(child, reports, config.start_timeout_s + ORDERLY_S)
-            client = cleanup.enter_context(Client(address, connect=False))
+            client = cleanup.enter_context(Client(address, connect=False, name=config.client_name))
             child.on_exit(lambda: client.server_ended(_error_of(child, reports.get())))
             client.connect()
             yield client
@@ -123,10 +127,16 @@ def launch_frontend(config: FrontendConfig, *, while_starting: Callable[[], None
 
 def _wait_until_started(child: Child, reports: SimpleQueue[Started | Ended | None], timeout_s: float) -> str:
     """Wait for the address for clients. Raises what the front-end ended with."""
-    try:
-        report = reports.get(timeout=timeout_s)
-    except Empty:
-        raise LaunchError(f"the front-end was not ready within {timeout_s:g} s") from None
+
+    def has_report(seconds: float) -> bool:
+        with suppress(Empty):
+            heard.append(reports.get(timeout=seconds))
+        return bool(heard)
+
+    heard: list[Started | Ended | None] = []
+    if not AwakeClock().wait(has_report, timeout_s):
+        raise LaunchError(f"the front-end was not ready within {timeout_s:g} s")
+    (report,) = heard
     if isinstance(report, Started):
         return report.address
     child.wait(ORDERLY_S)

@@ -14,6 +14,7 @@ from launcher.messages.encoding import encode
 from launcher.messages.own_clients import PREFIX, OwnClients
 from tests.launcher.fake_ranks import DEADLINE_S, Fakes, fake_engine, run
 from tests.launcher.http_servers import PATH, PROMPT, http_server
+from tests.launcher.processes import PATIENCE_S, Marked
 
 REQUEST = encode(Generate(request_id="mine", prompt=PROMPT))
 
@@ -107,3 +108,21 @@ def test_a_request_that_is_lost_within_the_server_is_not_the_client_s_hang_up(
             assert 'status="499"' not in text
 
     run(test())
+
+
+LAUNCHED = """
+from engine.config.engine_config import EngineConfig
+from launcher.client import connection
+from launcher.messages.configs import FrontendConfig
+from launcher.setup.launch import launch_frontend
+
+connection.PING_S = 3600.0  # as if it were stopped
+with launch_frontend(FrontendConfig(engine=EngineConfig(device="cpu"), warm_up=False, lease_s=1.0)) as client:
+    print(client.generate("x", steps=30, width=64, height=64).attempt)
+"""
+
+
+def test_a_program_that_launched_an_engine_may_be_stopped_for_as_long_as_its_user_likes(marked: Marked) -> None:
+    marked.use_hollow_ranks()
+    stdout, stderr = marked.start_script(LAUNCHED).communicate(timeout=PATIENCE_S)
+    assert stdout == "1\n", stderr
