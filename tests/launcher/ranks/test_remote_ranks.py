@@ -316,14 +316,8 @@ def test_a_rank_says_that_it_lives_and_ends_when_the_front_end_falls_silent(run_
 
     async def test() -> None:
         async with door_of(run_folder) as (server, _, remote):
-            rank = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-c",
-                quick + HOLD_LIFELINE,
-                door_path(str(run_folder)),
-                "60",
-                stderr=asyncio.subprocess.PIPE,
-            )
+            command = [sys.executable, "-c", quick + HOLD_LIFELINE, door_path(str(run_folder)), str(DEADLINE_S)]
+            rank = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
             for _ in range(3):
                 assert decode_report((await receive(server))[1]) == Alive(rank=1)
                 remote.came(1)
