@@ -89,7 +89,8 @@ class GpuWatch:
             self._fail(RankError(f"{error.gpu} has failed: {error}"))
 
     def _gpus_in_use(self) -> list[Gpu]:
-        return [self._gpus[uuid] for uuid in self._in_use.values() if uuid in self._gpus]
+        known = [self._gpus[uuid] for uuid in self._in_use.values() if uuid in self._gpus]
+        return [gpu for gpu in known if gpu.index not in self._health.quarantined]
 
     def _in_loop(self, heard: Callable[..., None]) -> Callable[..., None]:
         def hear(what: object) -> None:

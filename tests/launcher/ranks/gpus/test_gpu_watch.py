@@ -17,6 +17,7 @@ from engine.errors import RankError
 from launcher.client.async_client import AsyncClient
 from launcher.messages.rank_messages import Ready
 from launcher.ranks import gpu_watch, nvml
+from launcher.ranks.gpu_watch import GpuWatch
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, Fakes, fake_engine, run
 from tests.launcher.processes import PATIENCE_S, wait_until
 from tests.launcher.ranks.gpus.fake_nvml import FakeNvml
@@ -216,3 +217,20 @@ def test_ranks_without_a_gpu_ask_nvml_nothing(machine: Machine, run_folder: Path
     run(test())
     assert machine.nvml.calls == []
     assert "nvml" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_what_else_a_quarantined_gpu_reports_is_no_matter_to_the_next_ranks(machine: Machine) -> None:
+    async def test() -> None:
+        failed: list[Exception] = []
+        watch = GpuWatch(60.0, on_error=lambda _: None, on_quarantine=lambda *_: None, fail=failed.append)
+        watch.uses(Ready(rank=0, device="cuda:0", gpu="a", visible_gpus=UUIDS, memory={}, attention={}))
+        machine.nvml.happens(0, 79)
+        await machine.until(lambda: failed)
+        await watch.ranks_lost(asyncio.get_running_loop().time())
+        machine.nvml.happens(0, 79)  # while the next ranks load, and have not said yet what they use
+        waits = machine.nvml.calls.count("nvmlEventSetWait_v2")
+        await machine.until(lambda: machine.nvml.calls.count("nvmlEventSetWait_v2") > waits + 2)
+        watch.close()
+        assert len(failed) == 1
+
+    run(test())
