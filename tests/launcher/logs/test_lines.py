@@ -49,7 +49,7 @@ def open_pipe(reader: int, fd: int) -> Pipe:
 
 
 def test_nobody_waits_for_a_reader_and_what_is_dropped_is_told_where_it_is_missing(pipe: Pipe) -> None:
-    line = "x" * 200
+    line = "x" * 2000
     count = 3 * MAX_BYTES // len(line)
     for number in range(count):
         pipe.writer.put(f"{number} {line}")
