@@ -55,3 +55,18 @@ def test_serve_refuses_addresses_that_others_reach(krea2: Krea2, rpc: str, messa
     assert (code, stdout) == (2, "")
     assert stderr.startswith(f"error: {message}")
     assert stderr.count("\n") == 1
+
+
+def test_serve_refuses_files_of_keys_and_limits_that_are_damaged(krea2: Krea2, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("alice\nbob bob-key too many\n")
+    for option, message in (
+        ("--api-key-file", f"api_key_file {file}: line 2 must be NAME KEY or KEY"),
+        ("--key-limits", f"key_limits {file}: it is not TOML: "),
+    ):
+        code, stdout, stderr = krea2("serve", option, str(file))
+        assert (code, stdout) == (2, "")
+        assert stderr.startswith(f"error: {message}"), stderr
+        code, _, stderr = krea2("serve", option, str(tmp_path / "nothing"))
+        assert code == 2
+        assert "must be a text file that can be read (No such file or directory)" in stderr

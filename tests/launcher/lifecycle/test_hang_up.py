@@ -1,0 +1,56 @@
+"""SIGHUP has files of keys read again in a server that has some."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import httpx
+
+from tests.launcher.processes import PATIENCE_S, Marked, wait_until
+
+
+def test_keys_come_and_go_without_a_restart_and_a_damaged_file_leaves_what_was(marked: Marked) -> None:
+    marked.use_hollow_ranks()
+    keys, log = marked.folder / "keys", marked.folder / "log"
+    keys.write_text("alice first-key\n")
+    with log.open("w") as stderr:
+        server = marked.start_krea2(
+            "serve", "--device", "cpu", "--port", "0", "--api-key-file", str(keys), stderr=stderr
+        )
+    assert server.stdout is not None
+    url = server.stdout.readline().strip().removeprefix("http: ")
+    assert server.stdout.readline()
+
+    def logged(event: str) -> list[dict[str, object]]:
+        entries = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+        return [entry for entry in entries if entry["event"] == event]
+
+    with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+
+        def status(key: str) -> int:
+            return client.get("/v1/settings", headers={"Authorization": f"Bearer {key}"}).status_code
+
+        wait_until(lambda: client.get("/health").status_code == 200, "an answer")
+        assert (status("first-key"), status("second-key")) == (200, 401)
+        keys.write_text("alice first-key\nalice second-key\n")
+        server.send_signal(signal.SIGHUP)
+        wait_until(lambda: status("second-key") == 200, "the second key")
+        assert status("first-key") == 200
+        keys.write_text("alice\tsecond-key one too many\n")
+        server.send_signal(signal.SIGHUP)
+        wait_until(lambda: bool(logged("keys not read again")), "the complaint")
+        assert status("second-key") == 200
+        keys.write_text("alice second-key\n")
+        server.send_signal(signal.SIGHUP)
+        wait_until(lambda: status("first-key") == 401, "the end of the first key")
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    assert [entry["keys"] for entry in logged("keys read again")] == [2, 1]
+    (complaint,) = logged("keys not read again")
+    assert "line 1 must be NAME KEY or KEY" in str(complaint["message"])
+    assert "second-key" not in log.read_text()
+    assert {
+        entry.get("key") for entry in logged("http") if entry.get("status") == 200 and entry["path"] != "/health"
+    } == {"alice"}
+    marked.expect_nothing_left()
