@@ -29,8 +29,9 @@ from launcher.requests.check import check
 
 _SHOWN_ID = 50  # characters of a client's id that the engine's begins with
 IDEMPOTENCY_KEY = Header(
+    alias="Idempotency-Key",
     description="A request with the same key and body, sent again, joins the first or gets its answer. "
-    f"1 to {LONGEST_IDEMPOTENCY_KEY} printable ASCII characters."
+    f"1 to {LONGEST_IDEMPOTENCY_KEY} printable ASCII characters.",
 )
 
 
@@ -61,7 +62,8 @@ def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link:
             checked = check(message, model, config.limits, drawn_seed=0)
             every = openai_api.preview_every(body, checked.steps)
             message = msgspec.structs.replace(message, preview_every=every, idempotency_key=idempotency_key)
-            message = msgspec.structs.replace(message, caller=request.state.key_name)
+            if config.client_name is not None:  # or else the front-end would not believe it
+                message = msgspec.structs.replace(message, caller=request.state.key_name)
             events = link.follow(message)
             event = await anext(events)  # an error that comes at once is a response with its status
             headers = {} if isinstance(event, Accepted) else {"Idempotent-Replayed": "true"}
