@@ -24,7 +24,7 @@ from tests.launcher.http_servers import PATH, PROMPT
 from tests.launcher.processes import PATIENCE_S, Marked, connect, wait_until
 
 PAUSE_S = 25.0
-LONG = {"steps": 80, "size": "64x64", "seed": 7}  # some seconds of work
+LONG = {"steps": 60, "size": "64x64", "seed": 7}  # some seconds of work
 REPLACED_S = 20.0  # for a hanging HTTP process to be noticed, after 10 s, and replaced, also on a loaded machine
 
 pytestmark = pytest.mark.slow
@@ -90,7 +90,7 @@ def post(server: Server) -> np.ndarray:
 
 def generate(server: Server) -> Result:
     with connect(server.rpc) as client:
-        return client.generate(PROMPT, steps=80, width=64, height=64, seed=7)
+        return client.generate(PROMPT, steps=60, width=64, height=64, seed=7)
 
 
 def under_way(streams: list[Stream]) -> bool:
