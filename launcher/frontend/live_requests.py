@@ -29,7 +29,7 @@ from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import describe
 from launcher.messages.rank_messages import Decoded, JobFailed, Previewed
 from launcher.ranks.rank_group import JobReport
-from launcher.requests.image_files import encode_image, encode_preview
+from launcher.requests.image_files import encode_image, encode_preview, in_thread
 from launcher.requests.not_finite import no_picture
 from launcher.requests.rank_memory import RankMemory
 from launcher.requests.tokenizer import PromptTokenizer
@@ -283,13 +283,13 @@ class LiveRequests:
                 self._spawn(self._send_image(request, job, rgb, came))
 
     async def _send_preview(self, request: TrackedRequest, job: Job, previewed: Previewed, rgb: bytes) -> None:
-        file = await asyncio.to_thread(encode_preview, rgb, previewed.width, previewed.height)
+        file = await in_thread(len(rgb) // 3, encode_preview, rgb, previewed.width, previewed.height)
         if job.job_id in self._jobs:
             self._replies.preview(request, job, previewed.step, file)
 
     async def _send_image(self, request: TrackedRequest, job: Job, rgb: bytes, came: float) -> None:
         try:
-            file = await asyncio.to_thread(encode_image, rgb, request.checked, seed=job.seed)
+            file = await in_thread(job.width * job.height, encode_image, rgb, request.checked, seed=job.seed)
         except Exception as error:
             log_exception(error)
             self._fail(request, errors.Krea2Error(f"the image could not be written as a file: {describe(error)}"))

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
-from typing import Any
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec
 
 from launcher.requests.check import CheckedRequest
 
 _EXIF_DESCRIPTION = 0x010E
+# Pillow takes seconds over a picture of 4096², which must not keep a small one waiting. A thread of a pool that has
+# nothing to do costs nothing, and none is started before there is a picture.
+_SMALL = 1536 * 1024  # pixels at most
+_THREADS = max(2, (os.cpu_count() or 2) // 2)
+_small_pictures = ThreadPoolExecutor(_THREADS, thread_name_prefix="small pictures")
+_large_pictures = ThreadPoolExecutor(_THREADS, thread_name_prefix="large pictures")
+
+P = ParamSpec("P")
+
+
+async def in_thread(pixels: int, write: Callable[P, bytes], *arguments: P.args, **named: P.kwargs) -> bytes:
+    """Call `write`, which makes a file of so many pixels, in a thread where only such as large ones go before it."""
+    pool = _small_pictures if pixels <= _SMALL else _large_pictures
+    return await asyncio.wrap_future(pool.submit(write, *arguments, **named))
 
 
 def encode_image(rgb: bytes, request: CheckedRequest, *, seed: int) -> bytes:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 from PIL import Image
 
 from launcher.requests.check import CheckedRequest
-from launcher.requests.image_files import encode_image
+from launcher.requests.image_files import encode_image, in_thread
+from tests.launcher.processes import PATIENCE_S
 
 REQUEST = CheckedRequest(
     prompt='a "fox" 🦊\nin the snow',
@@ -73,3 +76,22 @@ def test_loras_are_carried_with_their_strengths() -> None:
     text = Image.open(io.BytesIO(encode_image(PIXELS.tobytes(), request, seed=8))).text  # type: ignore[attr-defined]
     loras = [{"name": "ink", "strength": 0.5}, {"name": "öl", "strength": -1.0}]
     assert json.loads(text["settings"]) == {**SETTINGS, "loras": loras}
+
+
+def test_a_small_picture_does_not_wait_for_large_ones() -> None:
+    may_end = threading.Event()
+
+    def write_large() -> bytes:
+        assert may_end.wait(PATIENCE_S)
+        return b"large"
+
+    async def test() -> None:
+        large = [asyncio.create_task(in_thread(4096 * 4096, write_large)) for _ in range(64)]
+        try:
+            assert await in_thread(64 * 64, lambda: b"small") == b"small"
+            assert not any(task.done() for task in large)
+        finally:
+            may_end.set()
+        assert await asyncio.gather(*large) == [b"large"] * 64
+
+    asyncio.run(asyncio.wait_for(test(), PATIENCE_S))
