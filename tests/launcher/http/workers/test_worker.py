@@ -32,9 +32,10 @@ import os, sys, time
 from launcher.messages.configs import Beat, HttpConfig
 from launcher.processes import Reporter, read_config, watch_parent
 config = read_config(HttpConfig)
+parent = Reporter()
+parent.send(Beat())  # before anybody knows of us, and may stop us: without a first beat the parent waits for long
 with open(config.rpc, "a") as file:
     file.write(f"{os.getpid()} {config.client_name.hex()}\\n")
-parent = Reporter()
 watch_parent(lambda _: os._exit(0))
 while not os.path.exists(config.rpc + ".silent"):
     parent.send(Beat())
