@@ -5,11 +5,21 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from engine import errors
+from engine.config.bounded_json import FILE_LIMITS, LARGEST_JSON
+from launcher import lines
+from launcher.frontend import clients, dispatcher, intake, live_requests, tracked_requests
+from launcher.frontend.admission import deadlines, repeats
 from launcher.frontend.metrics import Metrics
+from launcher.http import bodies, guard, protocol
 from launcher.http.errors import STATUS_OF_CODE
+from launcher.http.workers import held_files, worker
 from launcher.http.workers.metrics import HttpMetrics
+from launcher.messages import api_keys, encoding, entrance
 from launcher.messages.limits import Limits
+from launcher.ranks import gpu_health, outstanding
 from launcher.requests.lora_files import MAX_FILE_BYTES
 
 ROOT = Path(__file__).parents[2]
@@ -47,3 +57,41 @@ def test_the_bounds_of_loras() -> None:
     assert f"at most {MAX_FILE_BYTES // 2**30} GiB" in section
     assert f"At most {Limits.max_loras} are loaded" in section
     assert f"and {Limits.max_request_loras} chosen by a request" in section
+
+
+@pytest.mark.parametrize(
+    ("row", "bounds"),
+    [
+        ("requests that wait", [Limits.max_queue, f"{deadlines._MARGIN:g} ×"]),
+        (
+            "a body over HTTP",
+            [f"{guard.BODY_S:g} s", f"{bodies._MOST.values:,} values", f"{bodies._MOST.depth} levels"],
+        ),
+        ("a body over HTTP", [f"{protocol._FREE_CHUNKS:,} chunks", f"every {protocol._BYTES_A_CHUNK} bytes"]),
+        ("the head of a request", [f"{protocol._MAX_HEADER_BYTES >> 10} KiB"]),
+        ("a message over RPC", [f"{encoding.MAX_REQUEST_BYTES >> 10} KiB"]),
+        (
+            "connections over RPC",
+            [f"{entrance.MOST:,} at most; {clients.MAX_CLIENTS:,}; {clients._HANDSHAKE_MS // 1000} s"],
+        ),
+        ("connections over RPC", [f"{entrance.SILENT_S:g} s |"]),
+        ("images behind urls", [f"{held_files.HELD_S / 3600:g} hour", f"{held_files.HELD_BYTES >> 20} MiB", "10,000"]),
+        ("images that a client over RPC", [f"{intake._MOST_KEPT_BYTES >> 20} MiB"]),
+        (
+            "answers kept",
+            [f"{repeats.KEPT_S / 60:g} minutes, {repeats.KEPT_BYTES >> 20} MiB, {repeats.KEPT_ANSWERS:,}"],
+        ),
+        ("answers kept", [f"; {tracked_requests.MOST_FOLLOWERS}; {live_requests._LINGER_S:g} s"]),
+        ("lines of the log", [f"{lines.MAX_LINES:,} and {lines.MAX_BYTES >> 20} MiB", f"{lines.LONGEST:,} characters"]),
+        ("json files", [f"{LARGEST_JSON >> 20} MiB; {FILE_LIMITS.values:,} values", f"{FILE_LIMITS.depth} levels"]),
+        ("files of keys", [f"{api_keys.MAX_FILE_BYTES >> 20} MiB, {api_keys.MAX_KEYS:,} keys"]),
+        ("images with the decoder", [dispatcher._MAX_DECODING]),
+        ("an HTTP process that hangs", [f"{worker.SILENT_S:g} s, {worker._FIRST_BEAT_S:g} s"]),
+        ("ranks: their start", [f"{outstanding._HANG_FACTOR} times", f"{outstanding._HANG_S:g} s at least"]),
+        ("failures of a GPU", [gpu_health._FAILURES]),
+    ],
+)
+def test_the_table_of_bounds(row: str, bounds: list[str | int]) -> None:
+    section = DOCUMENT.partition("\n## What is bounded\n")[2].partition("\n## ")[0]
+    (line,) = [line for line in section.splitlines() if line.startswith(f"| {row}")]
+    assert [bound for bound in map(str, bounds) if bound not in line] == []
