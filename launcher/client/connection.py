@@ -74,7 +74,8 @@ class Call:
 class Connection:
     """A ZMQ socket to a front-end, and who waits for its replies. Raises `ArgumentError` for a bad argument.
 
-    name: what the front-end is to know this process of its own by, None for any other client.
+    name: what the front-end is to know this process of its own by, None for any other client. It has more attributes
+    than other classes: six are how to connect, the others are the socket and who waits at it.
     """
 
     def __init__(

@@ -54,7 +54,7 @@ class Frontend:
     ready, `after_warm_up` what they were found to take for steps. own_clients: processes of ours that are clients.
     manager: who is told how the server is. To be made in the event loop that it runs in. Raises `CheckpointError` for a
     bad tokenizer or config, `LoraError` for a bad LoRA, and `LaunchError` if the address cannot be used. Whoever makes
-    one is to `run` it, which closes its sockets.
+    one is to `run` it, which closes its sockets. An attribute for each part, so that there are 13.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ _GAUGES = (  # name, text and labels of what is asked for when the metrics are
 
 
 class Metrics:
-    """Holds the counters of one front-end, in a registry of their own."""
+    """Holds the counters of one front-end, an attribute for each, in a registry of their own."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # a gauge beside every counter, which nobody reads

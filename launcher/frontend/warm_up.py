@@ -47,7 +47,8 @@ class WarmUp:
     """Gives one step at a time, for `LONGEST_S` seconds of its clock at most.
 
     guided: its images are, as in a mode that divides a guided one, whose steps say nothing of unguided ones. budget:
-    the tokens of a step that it found best, if it did.
+    the tokens of a step that it found best, if it did. More attributes than others: what is to be measured, how far it
+    is, and what was measured.
     """
 
     def __init__(

@@ -57,16 +57,14 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How to run the HTTP process.
+    """How to run the HTTP process: a flat message, a field for each thing that its parent decides, so 18.
 
     socket_fd: a socket that listens already, inherited from the parent, which keeps it while the process is replaced.
     worker: its number if there are several. run_folder: for files that outlive it. created: when the server began, in
-    seconds since 1970.
-    rpc: where the front-end listens; rpc_key: the file of keys to use there; client_name: by which it knows that this
-    process is one of its own, None for one that is not. api_keys and file_keys, which the parent has read from
-    api_key_file: none to ask nobody for one. allowed_hosts: further
-    names that Host may have where `host` is loopback. public_url: what links begin with, None for the base of the
-    request that asks for them.
+    seconds since 1970. rpc: where the front-end listens; rpc_key: the file of keys to use there; client_name: by which
+    it knows that this process is one of its own, None for one that is not. api_keys and file_keys, which the parent has
+    read from api_key_file: none to ask nobody for one. allowed_hosts: further names that Host may have where `host` is
+    loopback. public_url: what links begin with, None for the base of the request that asks for them.
     """
 
     engine: EngineConfig

@@ -73,7 +73,8 @@ class RankEvents(Protocol):
 class RankGroup:
     """Stands for all ranks, from their start to the loss of the first of them.
 
-    ready_by_rank: what each rank said when it was ready. images: how many have come. failed: why the group is lost.
+    ready_by_rank: what each rank said when it was ready. images: how many have come. failed: why the group is lost. The
+    others of its 13 attributes are who hears of it, the sockets, and what runs on them.
     """
 
     def __init__(
