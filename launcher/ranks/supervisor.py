@@ -20,7 +20,7 @@ from launcher.ranks.start import start_ranks
 
 _PATIENCE_S = 0.5  # for ranks to end once they are asked to; they end at once unless they hang
 _GONE_S, _LOOK_S = 30.0, 0.05  # for killed ones to be gone, and between looks
-_STRIKES = 3  # groups lost in a row, none of which made an image, before the server gives up for a while
+_STRIKES = 3  # groups lost in a row, none of which made an image, or that cannot begin, before the server gives up
 _PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0  # before the next group
 
 
@@ -110,12 +110,14 @@ class RankSupervisor:
 
     async def _next_group(self) -> RankGroup:
         """Make a group as soon as that can be done: a disk that is full now may not be later."""
-        pause_s = _PAUSE_S
+        pause_s, tries = _PAUSE_S, 0
         while True:
             try:
                 return self._new_group()
             except LaunchError as error:
-                self._give_up(error)
+                tries += 1
+                if tries >= _STRIKES:  # until then requests wait: most shortages pass
+                    self._give_up(error)
             await asyncio.sleep(pause_s)
             pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
 

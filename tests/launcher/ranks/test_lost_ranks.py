@@ -110,6 +110,30 @@ def test_a_full_disk_keeps_the_next_ranks_waiting_until_there_is_room(
                 await client.generate(PROMPT)
             is_full = False
             await fakes.has_generation(1)
+            async with asyncio.timeout(DEADLINE_S):
+                while not (await client.status()).ready:  # until then requests are told why they would wait
+                    await asyncio.sleep(0.02)
             assert (await client.generate(PROMPT, seed=1)).seed == 1
+
+    run(test())
+
+
+def test_a_disk_that_is_full_for_a_moment_costs_nobody_a_request(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_PAUSE_S", 0.05)
+    ranks_address, tries = messages.ranks_address, 0
+
+    def address(folder: str, generation: int) -> str:
+        nonlocal tries
+        tries += 1
+        return ranks_address(f"{folder}/gone" if tries < supervisor._STRIKES else folder, generation)
+
+    async def test() -> None:
+        async with fake_engine(run_folder, replace_ranks=True) as fakes, AsyncClient(fakes.address) as client:
+            monkeypatch.setattr(messages, "ranks_address", address)
+            fakes.ranks[0].fail("rank_failed", "rank 0: lost")
+            assert (await client.generate(PROMPT, seed=1)).seed == 1
+            assert tries >= supervisor._STRIKES
 
     run(test())
