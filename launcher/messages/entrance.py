@@ -209,11 +209,11 @@ class _End(asyncio.Protocol):
             self._transport.close()
 
     def abort(self) -> None:
-        """End it now."""
-        if self._transport is not None:
-            self._transport.abort()
-        else:
+        """End it now, if that has not happened: asyncio has let go of one that ended after its last bytes had left."""
+        if self._transport is None:
             self.connection.close()
+        elif not self.lost.done():
+            self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -139,3 +141,34 @@ def test_without_files_connections_wait_until_there_are_some(door: Door, monkeyp
         wait_until(lambda: door.entrance.connections == 2, "a file for it")
         raw.close()
         dealer.close(linger=0)
+
+
+def test_a_connection_that_ends_while_its_last_bytes_are_on_their_way_says_nothing(
+    run_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = range(96 * 1024, 480 * 1024, 16 * 1024)  # of which some are a little more than the kernel takes at once
+    inside = f"ipc://{run_folder}/inside"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(inside.removeprefix("ipc://"))
+        listening.listen(len(sizes))
+        entrance = Entrance(f"ipc://{run_folder}/rpc", inside, most=len(sizes))
+        clients = [socket.socket(socket.AF_UNIX) for _ in sizes]
+        for client, size in zip(clients, sizes, strict=True):
+            client.connect(f"{run_folder}/rpc")
+            threading.Thread(target=_send_and_close, args=(client, size), daemon=True).start()
+        ends = [listening.accept()[0] for _ in sizes]
+        wait_until(lambda: sum(client.fileno() < 0 for client in clients) > 1, "clients that have gone")
+        received = [sum(map(len, iter(lambda end=end: end.recv(1 << 20), b""))) for end in ends]
+        assert sorted(received) == [*sizes]
+        wait_until(lambda: entrance.connections == 0, "the end of all")
+        for end in ends:
+            end.close()
+        entrance.stop_listening()
+        entrance.close()
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+def _send_and_close(client: socket.socket, size: int) -> None:
+    with client:
+        client.sendall(bytes(size))
