@@ -78,7 +78,7 @@ def read_lines(parameter: str, file: str | os.PathLike[str]) -> list[str]:
             data = opened.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
             raise ValueError(f"it is larger than {MAX_FILE_BYTES} bytes")
-        return data.decode().split("\n")
+        return data.decode("utf-8-sig").split("\n")  # some editors begin a file with a mark
     except UnicodeDecodeError:
         reason = "it is not UTF-8"
     except (OSError, ValueError) as error:

@@ -65,6 +65,13 @@ def test_a_file_that_is_not_there_and_one_that_everybody_can_read(tmp_path: Path
     assert others_can_read(file)
 
 
+@pytest.mark.parametrize("text", ["one", "#note\none", "alice one"])
+def test_the_mark_that_some_editors_begin_a_file_with_is_no_part_of_a_key(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(text, encoding="utf-8-sig")
+    assert [key.key for key in read_keys(file)] == ["one"]
+
+
 def test_a_key_is_known_by_its_name() -> None:
     ring = KeyRing([ApiKey(name="alice", key="one"), ApiKey(name="alice", key="two"), ApiKey(name="bob", key="drei ☺")])
     assert len(ring) == 3
