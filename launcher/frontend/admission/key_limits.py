@@ -55,7 +55,7 @@ class KeyLimits:
         """Read a file. Raises `ArgumentError`, which names file, table, key and value, and what is allowed."""
         try:
             tables = tomllib.loads("\n".join(read_lines("key_limits", file)))
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also of an int with thousands of digits
             raise _damaged(file, f"it is not TOML: {error}") from None
         _check_names(file, "", tables, ("default", "keys"))
         default = _read_limit(file, "default", tables.get("default", {}), KeyLimit())
@@ -142,14 +142,21 @@ def _read_limit(file: str | os.PathLike[str], path: str, value: Any, default: Ke
         if not fits or (name == "queue_share" and number == 0):
             kind = "a whole number" if whole else "a number"
             edge = "above 0 and at most 1" if name == "queue_share" else f"between {low:g} and {high:.16g}"
-            raise _damaged(file, f"{path}.{name} must be {kind} {edge}, got {str(number)[:80]}")
+            raise _damaged(file, f"{path}.{name} must be {kind} {edge}, got {_shown(number)}")
     return replace(default, **{name: int(number) if _RANGES[name][2] else number for name, number in table.items()})
 
 
 def _table(file: str | os.PathLike[str], path: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _damaged(file, f"{path} must be a table, got {str(value)[:80]}")
+        raise _damaged(file, f"{path} must be a table, got {_shown(value)}")
     return value
+
+
+def _shown(value: object) -> str:
+    try:
+        return str(value)[:80]
+    except ValueError:  # a hexadecimal number that is too long in decimal digits
+        return "a number that is too long to be shown"
 
 
 def _check_names(file: str | os.PathLike[str], path: str, table: Mapping[str, Any], known: Any) -> None:

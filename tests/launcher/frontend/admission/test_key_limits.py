@@ -75,6 +75,9 @@ def test_a_file_has_what_all_may_have_and_what_is_different_for_some(tmp_path: P
         ("[keys]\nalice = 3", "keys.alice must be a table, got 3"),
         ('[keys."al/ice"]', "keys.'al/ice': a name must be 1 to 64 letters"),
         ("x = " + "[" * 5000, "it is not TOML|unknown x"),
+        ("[default]\nconcurrency = " + "9" * 5000, "it is not TOML: .*4300 digits"),
+        ("[default]\nconcurrency = 0x" + "f" * 5000, "concurrency must be a whole number .* too long to be shown"),
+        ("default = [0x" + "f" * 5000 + "]", "default must be a table, got a number that is too long"),
     ],
 )
 def test_a_damaged_file_is_told_with_table_key_and_value(tmp_path: Path, text: str, message: str) -> None:
