@@ -6,7 +6,6 @@ client hears it. When ranks die, the requests that they had run again.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Collection, Container, Coroutine, Iterator
 from typing import Any
@@ -149,7 +148,7 @@ class LiveRequests:
             if request.repeatable is None or self.draining:
                 self._end_unfollowed(request, error)
             elif not request.followers:
-                asyncio.get_running_loop().call_later(_LINGER_S, self._end_unfollowed, request, error)
+                request.linger(_LINGER_S, self._end_unfollowed, error)
 
     def _end_unfollowed(self, request: TrackedRequest, error: errors.Krea2Error) -> None:
         if not request.followers:
@@ -212,8 +211,7 @@ class LiveRequests:
 
     def _forget_jobs(self, request: TrackedRequest) -> None:
         self._requests.end(request)
-        if request.timer is not None:
-            request.timer.cancel()
+        request.stop_timers()
         for job in request.plan.jobs:
             self._jobs.pop(job.job_id, None)
             self._dispatcher.cancel(job.job_id)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -48,6 +49,7 @@ class TrackedRequest:
     position: int | None = None  # as the followers know it
     timings: Timings = field(default_factory=Timings)
     timer: RealTimer | None = None
+    lingering: asyncio.TimerHandle | None = None  # until it ends, since nobody follows it
     outcome: list[tuple[Image | Failed, tuple[bytes, ...]]] = field(default_factory=list)  # kept until acknowledged
     request_id: str = ""
 
@@ -60,6 +62,18 @@ class TrackedRequest:
         self.started = False
         self.timings = Timings()
         self.steps_done = self.checked.steps * len(self.decoded)
+
+    def linger(self, seconds: float, callback: Callable[..., object], *arguments: object) -> None:
+        """Call back with this request after `seconds`, counted from the last call of this."""
+        if self.lingering is not None:
+            self.lingering.cancel()
+        self.lingering = asyncio.get_running_loop().call_later(seconds, callback, self, *arguments)
+
+    def stop_timers(self) -> None:
+        """Call nobody back any more."""
+        for timer in (self.timer, self.lingering):
+            if timer is not None:
+                timer.cancel()
 
     @property
     def attempt(self) -> int:

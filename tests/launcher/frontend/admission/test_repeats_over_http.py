@@ -117,6 +117,28 @@ def test_a_hang_up_ends_a_request_only_if_nobody_asks_for_it_again(
     run(test())
 
 
+def test_a_request_lingers_from_the_last_hang_up_on(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_requests, "_LINGER_S", 3.0)
+
+    async def test() -> None:
+        async with two_servers(run_folder) as (fakes, first, _), AsyncClient(fakes.address) as rpc:
+            fakes.ranks[0].hold = True
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            for repeats in (0, 1):
+                call = asyncio.create_task(first.post(PATH, json=BODY, headers=KEY))
+                await fakes.ranks[0].has_steps(2)
+                await repeated(fakes, repeats)
+                await asyncio.sleep(0.5 if repeats == 0 else began + 2.0 - loop.time())
+                call.cancel()
+            last = loop.time()
+            while (await rpc.status()).failed != 1:
+                await asyncio.sleep(0.01)
+            assert loop.time() - last >= 2.9
+
+    run(test())
+
+
 @pytest.mark.parametrize("key", ["", "x" * 256, "schlüssel".encode("latin-1"), b"tab\there"])
 def test_a_key_that_cannot_be_one_is_an_error(run_folder: Path, key: Any) -> None:
     async def test() -> None:
