@@ -6,13 +6,14 @@ import os
 import signal
 import sys
 
-from launcher.messages.open_files import raise_limit
+from launcher.messages.open_files import hold_standard_files, raise_limit
 
 
 def main() -> None:
     """Run what the first argument names: a `Child`'s role, which begins with an underscore, or a command."""
     # Until a role takes over, there is nothing to clean up: Ctrl-C ends us without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    hold_standard_files()
     raise_limit()
     # Ranks wait for torch, and everything waits for them: each role imports no more than it needs.
     role = sys.argv[1] if len(sys.argv) > 1 else ""

@@ -10,6 +10,16 @@ from engine.errors import ServerError
 
 _ENOUGH = (65536, 10240)  # the second where the system grants no more, as macOS may
 _FEWEST_CONNECTIONS = 4
+_STDERR = 2
+
+
+def hold_standard_files() -> None:
+    """Put nothing where stdin, stdout or stderr is closed: a socket there would be lost on the way to a child."""
+    while True:
+        fd = os.open(os.devnull, os.O_RDWR)  # the first that is free
+        if fd > _STDERR:
+            return os.close(fd)
+        os.set_inheritable(fd, True)
 
 
 def raise_limit() -> None:
