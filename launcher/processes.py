@@ -11,6 +11,7 @@ then stops its children itself.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -51,6 +52,9 @@ _NO_CAUSE = (
     "Compile with `TORCH_USE_CUDA_DSA`",
     "Search for `cudaError",
 )
+_ACCESS = re.compile(
+    r'\{"time": ?"[^"]*", ?"level": ?"info", ?"event": ?"http"|[0-9TZ:.-]{24} http '
+)  # nor is a request
 _ABORTED = "Fatal Python error: Aborted"
 # Of the environment, what is for this process alone: secrets, which children get on their stdin if they need them, and
 # what systemd wants to hear from the process that it started.
@@ -160,7 +164,7 @@ class Child:
                 words = text.strip().removeprefix("what():").strip()
                 if text.startswith("Fatal Python error:") or (len(self._fault) == 1 and text.startswith("  File ")):
                     self._fault.append(words)
-                elif words and not self._fault and not words.startswith(_NO_CAUSE):
+                elif words and not self._fault and not words.startswith(_NO_CAUSE) and not _ACCESS.match(words):
                     self._last_words = words
                 if echo is not None:
                     log_output(echo, said, has_log=has_log)

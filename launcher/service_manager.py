@@ -18,6 +18,7 @@ class ServiceManager:
     def __init__(self, address: str | None = None, watchdog_s: float | None = None) -> None:
         self._address = address
         self._watchdog_s = watchdog_s if address is not None else None
+        self._is_stopping = False
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> ServiceManager:
@@ -32,15 +33,16 @@ class ServiceManager:
         watched = is_ours and wanted.isascii() and wanted.isdigit() and int(wanted) > 0
         return cls(address, int(wanted) / 1e6 if watched else None)
 
-    def ready(self, is_ready: bool) -> None:
-        """Say that images can be made, which ends the start, or that they cannot for now."""
-        if is_ready:
+    def ready(self, not_ready: str | None) -> None:
+        """Say that images can be made, which ends the start, or why they cannot for now, in a line."""
+        if not_ready is None:
             self._send("READY=1\nSTATUS=images can be made")
-        else:
-            self._send("STATUS=not ready: ranks start or warm up")
+        elif not self._is_stopping:
+            self._send(f"STATUS=not ready: {not_ready}")
 
     def stopping(self, what: str) -> None:
         """Say that the server stops, and what it still does."""
+        self._is_stopping = True
         self._send(f"STOPPING=1\nSTATUS={what}")
 
     async def give_signs_of_life(self) -> None:

@@ -40,18 +40,31 @@ _CALM_STEPS = 200  # steps that had memory, after which they may be larger again
 class RankStatus:
     """What is known of the ranks; while a group starts, what its ranks have said so far.
 
-    answering: whether they take steps, if only to be warmed up; ready: whether they have been warmed up, too. given_up:
+    answering: whether they take steps, if only to be warmed up; ready: whether they have been warmed up, too.
+    replacing: whether they take the places of lost ones, and do not answer yet. given_up:
     why nothing may wait for ranks, if they are lost again and again. first: what rank 0 said when it was ready.
     rank_memory: bytes by purpose, rank by rank.
     """
 
     answering: bool
     ready: bool
+    replacing: bool
     restarts: int
     given_up: Krea2Error | None
     first: Ready | None
     rank_memory: tuple[dict[str, int], ...]
     step_memory: RankMemory
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why no images can be made now, None if they can."""
+        if self.ready:
+            return None
+        if self.given_up is not None:
+            return self.given_up.message
+        if self.answering:
+            return "it warms up"
+        return "lost ranks are being replaced" if self.replacing else "its ranks load"
 
 
 class Dispatcher:
@@ -99,6 +112,7 @@ class Dispatcher:
         return RankStatus(
             answering=group.ready,
             ready=group.ready and self._warm_up.over,
+            replacing=not group.ready and (group.failed.done() or self.supervisor.restarts > 0),
             restarts=self.supervisor.restarts,
             given_up=self.supervisor.given_up,
             first=first,

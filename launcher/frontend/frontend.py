@@ -182,14 +182,14 @@ class Frontend:
 
     def _status(self) -> messages.StatusReply:
         engine, ranks = self._config.engine, self._dispatcher.status
+        not_ready = "it is being stopped" if self._requests.draining else ranks.not_ready
         started = [request.started for request in self._requests.unfinished()]
         return messages.StatusReply(
             model=engine.name,
-            tp=engine.tp,
-            sp=engine.sp,
-            cfg_parallel=engine.cfg_parallel,
+            tp=engine.tp, sp=engine.sp, cfg_parallel=engine.cfg_parallel,
             device=ranks.first.device if ranks.first else None,
-            ready=ranks.ready and not self._requests.draining,
+            ready=not_ready is None,
+            not_ready=not_ready,
             uptime_s=time.monotonic() - self._began,
             waiting=started.count(False),
             running=started.count(True),
@@ -202,7 +202,7 @@ class Frontend:
             loras=self._loras.listed(),
             merged_loras=self._loras.merged(),
             quarantined=self._dispatcher.supervisor.gpus.quarantined,
-        )
+        )  # fmt: skip
 
     def _render_metrics(self) -> bytes:
         status = self._status()
@@ -234,10 +234,11 @@ class Frontend:
             gone = self._clients.end_leases(self._config.lease_s)
             self._requests.abandon(set(gone), CancelledError("the client is gone"))
             self._dispatcher.check_decoder()
-            ready = self._dispatcher.status.ready and not self._requests.draining
+            reason, budget = self._status().not_ready, self._dispatcher.scheduler.token_budget
+            ready = reason is None
             if ready != self._was_ready:
-                log_event("ready" if ready else "not ready", token_budget=self._dispatcher.scheduler.token_budget)
-                self._manager.ready(ready)
+                log_event("ready" if ready else "not ready", token_budget=budget, reason=reason)
+                self._manager.ready(reason)
             self._was_ready = ready
             self._requests.look()
 

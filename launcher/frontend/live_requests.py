@@ -21,7 +21,7 @@ from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.intake import Intake
 from launcher.frontend.lora_service import LoraService
 from launcher.frontend.replies import Replies
-from launcher.frontend.tracked_requests import Follower, TrackedRequest, TrackedRequests
+from launcher.frontend.tracked_requests import DEATHS_FATAL, Follower, TrackedRequest, TrackedRequests
 from launcher.logs import log_exception
 from launcher.messages.client_messages import Generate
 from launcher.messages.configs import FrontendConfig
@@ -34,7 +34,7 @@ from launcher.requests.rank_memory import RankMemory
 from launcher.requests.tokenizer import PromptTokenizer
 
 _LINGER_S = 10.0  # for a request whose last client hung up, if it can be known when it is asked for again
-_DEATHS_ALONE, _DEATHS_FATAL = 2, 3  # of ranks with a request in flight, after which it runs alone, and fails
+_DEATHS_ALONE = 2  # of ranks with a request in flight, after which it runs alone
 
 
 class LiveRequests:
@@ -229,9 +229,9 @@ class LiveRequests:
             if request.started:
                 request.start_over()
         self._dispatcher.scheduler.reset(alone={r.number for r in unfinished if r.deaths >= _DEATHS_ALONE})
-        killers = [request for request in unfinished if request.deaths >= _DEATHS_FATAL]
+        killers = [request for request in unfinished if request.deaths >= DEATHS_FATAL]
         for request in killers:
-            times = f"{_DEATHS_FATAL} times, the last time alone"
+            times = f"{DEATHS_FATAL} times, the last time alone"
             reason = f"ranks died {times}, while this request was in flight: {error.message}"
             self._fail(request, errors.RequestKilledRanksError(reason))
         for request in unfinished:

@@ -15,6 +15,7 @@ from launcher.requests.check import CheckedRequest
 from launcher.requests.plan import Plan
 from launcher.requests.timings import Timings
 
+DEATHS_FATAL = 3  # of ranks with a request in flight, after which it fails
 MOST_FOLLOWERS = 64  # of one request at the same time
 
 
@@ -77,8 +78,8 @@ class TrackedRequest:
 
     @property
     def attempt(self) -> int:
-        """Which attempt to make its images this is, from 1."""
-        return self.deaths + 1
+        """Which attempt to make its images this is, or was the last, from 1."""
+        return min(self.deaths + 1, DEATHS_FATAL)
 
     @property
     def size(self) -> int:

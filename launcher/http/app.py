@@ -18,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 
 import engine
@@ -172,8 +173,7 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
             reason = error.message if isinstance(error, Krea2Error) else f"no answer within {ASK_S:g} s"
             raise ServerError(f"the engine does not answer: {reason}") from None
         if not status.ready:
-            reason = "; ".join(status.quarantined) or "it starts, warms up, or is being stopped"
-            raise ServerError(f"the engine is not ready: {reason}")
+            raise ServerError(f"the engine is not ready: {status.not_ready}")
         return JsonResponse({"status": "ready", "waiting": status.waiting, "running": status.running})
 
     @app.get("/metrics", response_class=Response)
@@ -219,6 +219,8 @@ async def _answer_error(request: Request, problem: Exception) -> Response:
                 error = error_from_code("unsupported_media_type", "Content-Type must be application/json")
         case HTTPException(status_code=status):
             path, headers = shorten(request.url.path), dict(problem.headers or {})
+            if status == 405:
+                headers["Allow"] = ", ".join(sorted(_methods_at(request)))
             error = {
                 400: error_from_code("invalid_parameter", "the body cannot be parsed as JSON"),
                 404: error_from_code("not_found", f"there is nothing at {path}"),
@@ -230,6 +232,12 @@ async def _answer_error(request: Request, problem: Exception) -> Response:
             error = internal_error()
     request.state.error_code = error.code  # for the log
     return error_response(error, request.state.request_id, headers)
+
+
+def _methods_at(request: Request) -> set[str]:
+    """The methods of all routes with the path of a request: Starlette names those of the first."""
+    routes = [route for route in request.app.routes if route.matches(request.scope)[0] != Match.NONE]
+    return {method for route in routes for method in getattr(route, "methods", None) or ("GET", "HEAD")}
 
 
 def _model(name: str, created: int) -> dict[str, object]:

@@ -250,6 +250,7 @@ class StatusReply(_Versioned, frozen=True, kw_only=True):
     sp: int = 1
     cfg_parallel: bool = False
     quarantined: tuple[str, ...] = ()
+    not_ready: str | None = None  # why
 
 
 class MetricsReply(_Versioned, frozen=True, kw_only=True):

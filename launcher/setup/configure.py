@@ -56,7 +56,7 @@ class LaunchOptions:
         None, "Change a limit, as max_side=2048.", flag="--limit", metavar="NAME=VALUE", repeated=True
     )
     start_timeout_s: float = _seconds(600.0, "Seconds for ranks to load.", flag="--start-timeout")
-    step_timeout_s: float = _seconds(300.0, "Seconds for one step.", flag="--step-timeout")
+    step_timeout_s: float = _seconds(300.0, "Seconds for one step at most.", flag="--step-timeout")
     warm_up: bool = switch(True)
 
     def __post_init__(self) -> None:

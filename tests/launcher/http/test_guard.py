@@ -134,6 +134,7 @@ def test_what_is_not_there_is_answered_in_the_same_shape() -> None:
             ):
                 answer = await client.request(method, path)
                 assert (answer.status_code, error_of(answer)["code"]) == (status, code)
+            assert (await client.put("/ready")).headers["Allow"] == "GET, HEAD"
             form = await client.post(PATH, data={"prompt": PROMPT})
             assert (form.status_code, error_of(form)["code"]) == (415, "unsupported_media_type")
 

@@ -58,9 +58,19 @@ def test_addresses_may_be_abstract_and_a_manager_that_is_gone_is_no_error(tmp_pa
         addresses.append(f"@krea2-test-{secrets.token_hex(8)}")
     for address in addresses:
         with manager_at(address) as manager:
-            ServiceManager.of({"NOTIFY_SOCKET": address}).ready(True)
+            ServiceManager.of({"NOTIFY_SOCKET": address}).ready(None)
             assert [manager.recv(1000).decode()] == STARTED
-        ServiceManager.of({"NOTIFY_SOCKET": address}).ready(False)
+        ServiceManager.of({"NOTIFY_SOCKET": address}).ready("it warms up")
+
+
+def test_a_server_that_stops_says_nothing_else_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(ServiceManager, "_send", lambda _, states: said.append(states))
+    manager = ServiceManager("/nowhere")
+    manager.ready("lost ranks are being replaced")
+    manager.stopping("finishing 2 requests")
+    manager.ready("it is being stopped")
+    assert said == ["STATUS=not ready: lost ranks are being replaced", "STOPPING=1\nSTATUS=finishing 2 requests"]
 
 
 @pytest.mark.parametrize(

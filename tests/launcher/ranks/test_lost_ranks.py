@@ -108,6 +108,7 @@ def test_a_full_disk_keeps_the_next_ranks_waiting_until_there_is_room(
                     await asyncio.sleep(0.02)
             with pytest.raises(LaunchError, match=r"cannot listen on ipc://.*/gone/ranks-1 for ranks: No such file"):
                 await client.generate(PROMPT)
+            assert "cannot listen on" in str((await client.status()).not_ready)
             is_full = False
             await fakes.has_generation(1)
             async with asyncio.timeout(DEADLINE_S):
@@ -132,8 +133,14 @@ def test_a_disk_that_is_full_for_a_moment_costs_nobody_a_request(
     async def test() -> None:
         async with fake_engine(run_folder, replace_ranks=True) as fakes, AsyncClient(fakes.address) as client:
             monkeypatch.setattr(messages, "ranks_address", address)
+            assert (await client.status()).not_ready is None
             fakes.ranks[0].fail("rank_failed", "rank 0: lost")
-            assert (await client.generate(PROMPT, seed=1)).seed == 1
+            call = asyncio.create_task(client.generate(PROMPT, seed=1))
+            async with asyncio.timeout(DEADLINE_S):
+                while (reason := (await client.status()).not_ready) is None:
+                    await asyncio.sleep(0.005)
+            assert reason == "lost ranks are being replaced"
+            assert (await call).seed == 1
             assert tries >= supervisor._STRIKES
 
     run(test())

@@ -91,7 +91,9 @@ def test_an_image_that_was_there_before_the_ranks_died_is_not_made_again(run_fol
     run(test())
 
 
-def test_a_request_that_kills_ranks_fails_at_the_third_death_and_takes_nobody_with_it(run_folder: Path) -> None:
+def test_a_request_that_kills_ranks_fails_at_the_third_death_and_takes_nobody_with_it(
+    run_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def test() -> None:
         async with (
             fake_engine(run_folder, replace_ranks=True, make_rank=DyingRank) as fakes,
@@ -107,6 +109,8 @@ def test_a_request_that_kills_ranks_fails_at_the_third_death_and_takes_nobody_wi
             fakes.ranks[0].release(9)
             with pytest.raises(RequestKilledRanksError, match="rank 0: out of cheese"):
                 await poison
+            (failed,) = [record for record in caplog.records if record.getMessage() == "request failed"]
+            assert vars(failed)["fields"]["attempt"] == 3
             assert [(await call).seed for call in others] == list(range(5))
             await fakes.has_generation(3)
             assert (await client.generate(PROMPT, seed=99)).attempt == 1

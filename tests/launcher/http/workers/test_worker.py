@@ -22,8 +22,8 @@ from launcher.http.workers.worker import HttpWorker
 from launcher.messages.configs import HttpConfig
 from launcher.messages.limits import Limits
 from launcher.messages.own_clients import OwnClients
-from launcher.processes import stop_all
-from tests.launcher.processes import wait_until
+from launcher.processes import Child, stop_all
+from tests.launcher.processes import PATIENCE_S, wait_until
 
 SILENT_S = 2.0
 # Stands for an HTTP process: says who it is, beats, and hangs or dies as the first lines of the script say.
@@ -116,3 +116,23 @@ def test_nothing_is_started_once_it_is_stopping(watched: Watched) -> None:
     stop_all(watched.worker.child())
     wait_until(lambda: name not in watched.own_clients, "the end of the process")
     assert [found for found, _ in watched.processes(1)] == [pid]
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_what_it_logged_of_its_last_request_is_not_why_it_died(
+    log_format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = f"""
+import os, signal
+from launcher.logs import configure_logs, flush_stderr, log_event
+configure_logs({log_format!r})
+print("out of cheese", flush=True)
+log_event("http", path="/ready", status=200)
+flush_stderr()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    monkeypatch.setattr("launcher.processes.python_command", lambda *_: [sys.executable, "-c", script])
+    child = Child("_http", HttpConfig(engine=EngineConfig(), limits=Limits()), has_log=True)
+    assert child.wait(PATIENCE_S)
+    assert "/ready" in child.tail[-1]
+    assert child.describe_exit().endswith("memory runs out): out of cheese")
