@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import msgspec
+from click.core import ParameterSource
 
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
@@ -23,6 +24,12 @@ from launcher.messages.api_keys import others_can_read, read_keys
 from launcher.messages.configs import MAX_WORKERS, HttpConfig
 from launcher.messages.limits import Limits
 from launcher.setup.configure import MAX_TIMEOUT_S
+
+# Options that are for HTTP alone.
+_FOR_HTTP = (
+    "host", "port", "api_keys", "api_key_file", "model_names", "allowed_hosts", "public_url", "max_body_bytes",
+    "http_workers",
+)  # fmt: skip
 
 
 @click.command()
@@ -114,6 +121,8 @@ def serve(
     def workload(model: ModelConfig, limits: Limits) -> Workload:
         return Workload.default(model, *(parse_size("warm_up", size, model, limits) for size in warm_up))
 
+    if no_http:
+        _warn_of_unused()
     config, model = configure_engine(options, workload)
     sizes = tuple(parse_size("warm_up", size, model, config.limits) for size in warm_up)
     if not 0 <= drain_s <= MAX_TIMEOUT_S:
@@ -168,6 +177,18 @@ def serve(
     finally:
         end_logs()
     return 0 if number is None else 128 + number  # the exit status, as a shell gives it for a signal
+
+
+def _warn_of_unused() -> None:
+    """Say which options on the command line are for HTTP, where there is none."""
+    context = click.get_current_context()
+    given = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name in _FOR_HTTP and context.get_parameter_source(option.name) == ParameterSource.COMMANDLINE
+    ]
+    if given:
+        click.echo(f"warning: with --no-http there is no use for {', '.join(given)}", err=True)
 
 
 def _model_name(options: Mapping[str, Any]) -> str:

@@ -142,6 +142,8 @@ class Guard:
         except TimeoutError:
             raise error_from_code("body_timeout", f"the body must arrive within {BODY_S:g} s") from None
         except ClientDisconnect:
+            if (refused := getattr(request.state, "refused", None)) is not None:  # and answered: see `FairProtocol`
+                raise error_from_code("invalid_parameter", refused) from None
             raise error_from_code("cancelled", "the client hung up") from None
         return bytes(body)
 

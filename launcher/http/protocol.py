@@ -42,6 +42,7 @@ class FairProtocol(ImpatientProtocol, asyncio.BufferedProtocol):
             self.transport.close()
         if self.cycle is not None:
             self.cycle.disconnected = True  # nothing more can be sent
+            self.cycle.scope["state"]["refused"] = msg  # for the log
 
 
 class _CountingConnection(h11.Connection):

@@ -43,6 +43,13 @@ def test_serve_refuses_sizes_to_warm_up_that_no_image_may_have(krea2: Krea2, siz
     assert (code, stdout, stderr) == (2, "", f"error: {message}\n")
 
 
+def test_options_for_http_are_told_to_be_of_no_use_without_it(krea2: Krea2) -> None:
+    code, _, stderr = krea2("serve", "--no-http", "--http-workers", "2", "--api-key", "secret", "--warm-up", "512")
+    assert code == 2
+    assert stderr.startswith("warning: with --no-http there is no use for --api-key, --http-workers\nerror: ")
+    assert "no use" not in krea2("serve", "--no-http", "--warm-up", "512")[2]
+
+
 @pytest.mark.parametrize(
     ("rpc", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 
@@ -89,7 +90,9 @@ def test_a_body_that_makes_no_sense_is_a_bad_request(body: bytes, message: str) 
     run(test())
 
 
-def test_a_body_in_too_many_chunks_is_given_up_before_they_are_taken_apart() -> None:
+def test_a_body_in_too_many_chunks_is_given_up_before_they_are_taken_apart(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="krea2")
+
     async def send(client: httpx.AsyncClient, chunk: bytes, count: int) -> bytes:
         address = client.base_url
         reader, writer = await asyncio.open_connection(address.host, address.port)
@@ -110,6 +113,8 @@ def test_a_body_in_too_many_chunks_is_given_up_before_they_are_taken_apart() -> 
             assert b"connection: close" in answer
             assert b"Invalid HTTP req" in answer
             assert time.process_time() - began < 1.0  # of client and server together
+            logged = [vars(record)["fields"] for record in caplog.records if record.getMessage() == "http"]
+            assert (logged[-1]["status"], logged[-1]["error"]) == (400, "invalid_parameter")
 
     run(test())
 
