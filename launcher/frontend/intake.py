@@ -47,7 +47,11 @@ class Intake:
         self._deadlines, self._allowances = Deadlines(dispatcher.scheduler), allowances
 
     def take(self, follower: Follower, message: Generate, caller: str, repeatable: Repeatable | None) -> TrackedRequest:
-        """Queue the jobs of a new request. Raises the error for which it is refused: then nothing has changed."""
+        """Queue the jobs of a new request.
+
+        Raises the error for which it is refused: then nothing has changed, but that one which would be late or finds no
+        memory counts among its key's requests of the minute, as the work of refusing it does.
+        """
         ranks = self._dispatcher.status
         if ranks.given_up is not None:
             raise ranks.given_up.with_traceback(None)  # which each raise would add to

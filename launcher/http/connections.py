@@ -24,10 +24,8 @@ _RESERVE = 48  # files that this process has open, and opens, beside its clients
 class EngineLink:
     """Gives a client of the front-end at `address`, with the keys in the file `key`, once it replies.
 
-    name: what the front-end knows this process by.
-
-    Requests are accepted once the first ranks have loaded. From then on the front-end decides: it warms up only while
-    nothing waits, and keeps requests that come while it replaces ranks.
+    name: what the front-end knows this process by. Requests are accepted once the first ranks have loaded. From then on
+    the front-end decides: it warms up only while nothing waits, and keeps requests that come while it replaces ranks.
     """
 
     def __init__(self, address: str, key: str | None, name: bytes | None = None) -> None:
