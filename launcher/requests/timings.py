@@ -12,8 +12,9 @@ STAGES = ("queue", "encode_text", "denoise_queue", "denoise", "decode_queue", "d
 class Timings:
     """Adds up the `seconds` of one request by stage, and in `total`. Times are seconds of any one clock.
 
-    Of a request for one image the stages make up the total. Of several images, one may be decoded or wait for that
-    while another is denoised, and the decoding and the files of all are added.
+    Of a request for one image the stages make up the total: what a report was late by is part of a wait. Of several
+    images, one may be decoded or wait for that while another is denoised, and the decoding and the files of all are
+    added.
     """
 
     def __init__(self) -> None:
@@ -32,18 +33,22 @@ class Timings:
         self.seconds["denoise"] += times.denoise_s
         if encoded:
             self.seconds["encode_text"] += times.encode_s
-        busy_s = self.seconds["denoise"] + self.seconds["encode_text"]
-        self.seconds["denoise_queue"] = max(0.0, now - self._began - busy_s)
+        self._steps_ended(now)
 
     def decoded(self, job_id: int, decode_s: float, now: float) -> None:
         """Note that a job's image has come, which took the decoder `decode_s`."""
-        ready = max(
-            self._denoised.get(job_id, now), self._decoded
-        )  # while another of its images is decoded, none waits
-        self.seconds["decode_queue"] += max(0.0, now - decode_s - ready)
+        began, told = now - decode_s, self._denoised.get(job_id)
+        if told is None or began < told == max(self._denoised.values()):  # its last step was told of late, or not yet
+            self._steps_ended(began)
+        else:  # while another of its images is decoded, none waits
+            self.seconds["decode_queue"] += max(0.0, began - max(told, self._decoded))
         self.seconds["decode"] += decode_s
         self._decoded = now
 
     def written(self, seconds: float) -> None:
         """Note how long it took, from when it came, to make a file of an image."""
         self.seconds["file"] += seconds
+
+    def _steps_ended(self, at: float) -> None:
+        busy_s = self.seconds["denoise"] + self.seconds["encode_text"]
+        self.seconds["denoise_queue"] = max(0.0, at - self._began - busy_s)

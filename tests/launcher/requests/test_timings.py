@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.step import StepTimes
 from launcher.requests.timings import STAGES, Timings
@@ -30,6 +32,36 @@ def test_the_stages_of_one_image_add_up_whatever_it_waits_for() -> None:
         "file": 0.25,
     }
     assert sum(in_stages(timings).values()) == pytest.approx(41.5 + 0.25 - 10.0)
+
+
+_DELAYS = st.floats(0, 10)
+
+
+@given(
+    queue=_DELAYS,
+    steps=st.lists(st.tuples(_DELAYS, _DELAYS, _DELAYS, _DELAYS), min_size=1, max_size=4),
+    decode=st.tuples(_DELAYS, _DELAYS, _DELAYS),
+    told=st.booleans(),
+)
+def test_the_stages_of_one_image_add_up_however_late_its_reports_come(
+    queue: float,
+    steps: list[tuple[float, float, float, float]],
+    decode: tuple[float, float, float],
+    told: bool,
+) -> None:
+    timings = Timings()
+    clock = began = heard = 5.0 + queue  # of the rank, and of the front-end, which hears in order, but late
+    timings.begin(arrived=5.0, now=began)
+    for index, (wait, encode_s, denoise_s, late) in enumerate(steps):
+        encode_s = 0.0 if index else encode_s
+        clock += wait + encode_s + denoise_s
+        heard = max(heard, clock + late)
+        if told or index < len(steps) - 1:  # another rank's last answer may come after the image
+            timings.stepped([7], StepTimes(encode_s, denoise_s), heard, encoded=not index)
+    wait, decode_s, late = decode
+    heard = max(heard, clock + wait + decode_s + late)
+    timings.decoded(7, decode_s, heard)
+    assert sum(in_stages(timings).values()) == pytest.approx(heard - 5.0)
 
 
 def test_an_image_does_not_wait_while_another_of_its_request_is_decoded() -> None:
