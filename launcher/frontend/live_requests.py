@@ -244,7 +244,7 @@ class LiveRequests:
         for request in self._started_in(step):
             if not request.started:
                 request.started = True
-                request.timings.begin(request.arrived, time.monotonic())
+                request.timings.begin(time.monotonic())
 
     def step_done(self, step: Step, times: StepTimes) -> None:
         """Count the step for its requests, and tell their clients."""
@@ -293,6 +293,6 @@ class LiveRequests:
             self._fail(request, errors.Krea2Error(f"the image could not be written as a file: {describe(error)}"))
         if request.ended:  # cancelled, or failed, meanwhile
             return
-        request.timings.written(time.monotonic() - came)
+        request.timings.written(came, time.monotonic())
         if self._replies.image(request, job, file):
             self._end(request, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 
 import msgspec
@@ -59,7 +58,6 @@ class Replies:
 
     def image(self, request: TrackedRequest, job: Job, file: bytes) -> bool:
         """Send an image's file. Returns whether it was the last one, which ends the request."""
-        request.timings.seconds["total"] = time.monotonic() - request.arrived
         image = Image(
             request_id="",
             index=request.plan.jobs.index(job),

@@ -48,20 +48,21 @@ class TrackedRequest:
     steps_done: int = 0
     decoded: set[int] = field(default_factory=set)  # jobs whose image is there
     position: int | None = None  # as the followers know it
-    timings: Timings = field(default_factory=Timings)
+    timings: Timings = field(init=False)
     timer: RealTimer | None = None
     lingering: asyncio.TimerHandle | None = None  # until it ends, since nobody follows it
     outcome: list[tuple[Image | Failed, tuple[bytes, ...]]] = field(default_factory=list)  # kept until acknowledged
     request_id: str = ""
 
     def __post_init__(self) -> None:
+        self.timings = Timings(self.arrived)
         self.request_id = self.followers[0].request_id
 
     def start_over(self) -> None:
         """Forget what ranks that died had made of it, but for images that are there."""
         self.deaths += 1
         self.started = False
-        self.timings = Timings()
+        self.timings = Timings(self.arrived)
         self.steps_done = self.checked.steps * len(self.decoded)
 
     def linger(self, seconds: float, callback: Callable[..., object], *arguments: object) -> None:

@@ -17,15 +17,16 @@ class Timings:
     added.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, arrived: float) -> None:
+        self._arrived = arrived
         self.seconds = dict.fromkeys((*STAGES, "total"), 0.0)
         self._began = self._decoded = 0.0  # its first step, and its latest image
         self._denoised: dict[int, float] = {}  # the latest step of each job
 
-    def begin(self, arrived: float, now: float) -> None:
+    def begin(self, now: float) -> None:
         """Note that its first step is sent."""
         self._began = now
-        self.seconds["queue"] = now - arrived
+        self.seconds["queue"] = now - self._arrived
 
     def stepped(self, job_ids: list[int], times: StepTimes, now: float, *, encoded: bool) -> None:
         """Note that a step has denoised its jobs, and encoded its prompts if it did."""
@@ -45,9 +46,10 @@ class Timings:
         self.seconds["decode"] += decode_s
         self._decoded = now
 
-    def written(self, seconds: float) -> None:
-        """Note how long it took, from when it came, to make a file of an image."""
-        self.seconds["file"] += seconds
+    def written(self, came: float, now: float) -> None:
+        """Note that a file has been made of an image that came at `came`."""
+        self.seconds["file"] += now - came
+        self.seconds["total"] = now - self._arrived
 
     def _steps_ended(self, at: float) -> None:
         busy_s = self.seconds["denoise"] + self.seconds["encode_text"]

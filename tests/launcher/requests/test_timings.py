@@ -15,13 +15,13 @@ def in_stages(timings: Timings) -> dict[str, float]:
 
 
 def test_the_stages_of_one_image_add_up_whatever_it_waits_for() -> None:
-    timings = Timings()
-    timings.begin(arrived=10.0, now=11.0)
+    timings = Timings(arrived=10.0)
+    timings.begin(11.0)
     # sent behind a step of others, passed over once, then done
     timings.stepped([7], StepTimes(encode_s=0.5, denoise_s=1.0), 14.5, encoded=True)
     timings.stepped([7], StepTimes(denoise_s=1.0), 19.5, encoded=False)
     timings.decoded(7, 2.0, 41.5)
-    timings.written(0.25)
+    timings.written(41.5, 41.75)
     assert in_stages(timings) == {
         "queue": 1.0,
         "encode_text": 0.5,
@@ -31,7 +31,7 @@ def test_the_stages_of_one_image_add_up_whatever_it_waits_for() -> None:
         "decode": 2.0,
         "file": 0.25,
     }
-    assert sum(in_stages(timings).values()) == pytest.approx(41.5 + 0.25 - 10.0)
+    assert timings.seconds["total"] == sum(in_stages(timings).values()) == 31.75
 
 
 _DELAYS = st.floats(0, 10)
@@ -42,16 +42,18 @@ _DELAYS = st.floats(0, 10)
     steps=st.lists(st.tuples(_DELAYS, _DELAYS, _DELAYS, _DELAYS), min_size=1, max_size=4),
     decode=st.tuples(_DELAYS, _DELAYS, _DELAYS),
     told=st.booleans(),
+    file_s=_DELAYS,
 )
 def test_the_stages_of_one_image_add_up_however_late_its_reports_come(
     queue: float,
     steps: list[tuple[float, float, float, float]],
     decode: tuple[float, float, float],
     told: bool,
+    file_s: float,
 ) -> None:
-    timings = Timings()
+    timings = Timings(arrived=5.0)
     clock = began = heard = 5.0 + queue  # of the rank, and of the front-end, which hears in order, but late
-    timings.begin(arrived=5.0, now=began)
+    timings.begin(began)
     for index, (wait, encode_s, denoise_s, late) in enumerate(steps):
         encode_s = 0.0 if index else encode_s
         clock += wait + encode_s + denoise_s
@@ -61,12 +63,13 @@ def test_the_stages_of_one_image_add_up_however_late_its_reports_come(
     wait, decode_s, late = decode
     heard = max(heard, clock + wait + decode_s + late)
     timings.decoded(7, decode_s, heard)
-    assert sum(in_stages(timings).values()) == pytest.approx(heard - 5.0)
+    timings.written(heard, heard + file_s)
+    assert timings.seconds["total"] == pytest.approx(sum(in_stages(timings).values()))
 
 
 def test_an_image_does_not_wait_while_another_of_its_request_is_decoded() -> None:
-    timings = Timings()
-    timings.begin(arrived=0.0, now=0.0)
+    timings = Timings(arrived=0.0)
+    timings.begin(0.0)
     timings.stepped([1, 2], StepTimes(denoise_s=1.0), 1.0, encoded=False)
     timings.decoded(1, 2.0, 4.0)  # a second after its last step
     timings.decoded(2, 2.0, 6.5)  # half a second after the first
@@ -74,8 +77,8 @@ def test_an_image_does_not_wait_while_another_of_its_request_is_decoded() -> Non
 
 
 def test_an_image_that_comes_before_its_last_step_is_told_has_not_waited() -> None:
-    timings = Timings()
-    timings.begin(arrived=0.0, now=0.0)
+    timings = Timings(arrived=0.0)
+    timings.begin(0.0)
     timings.decoded(1, 0.5, 0.25)
     timings.stepped([1], StepTimes(denoise_s=0.25), 0.26, encoded=False)
     assert timings.seconds["decode_queue"] == 0.0
