@@ -49,8 +49,7 @@ class Intake:
     def take(self, follower: Follower, message: Generate, caller: str, repeatable: Repeatable | None) -> TrackedRequest:
         """Queue the jobs of a new request.
 
-        Raises the error for which it is refused: then nothing has changed, but that one which would be late or finds no
-        memory counts among its key's requests of the minute, as the work of refusing it does.
+        Raises the error for which it is refused: then nothing has changed, and it does not count for its key.
         """
         ranks = self._dispatcher.status
         if ranks.given_up is not None:
@@ -76,6 +75,7 @@ class Intake:
             for job in plan.jobs:
                 self._dispatcher.cancel(job.job_id)
             raise
+        self._allowances.count(caller, arrived)
         for name, _ in checked.loras:
             loras.named[name].users.add(number)
         return TrackedRequest(number, [follower], caller, repeatable, checked, plan, arrived)

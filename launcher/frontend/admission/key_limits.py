@@ -95,11 +95,8 @@ class Allowances:
         return len(self.limits.named)
 
     def check(self, caller: str, priority: int, in_flight: InFlight, now: float) -> None:
-        """Count a new request of a caller.
-
-        Raises `RateLimitedError` with the time to come back if it is one too many, which is not counted then, and
-        `ArgumentError` for a priority that the caller may not use.
-        """
+        """Raise `RateLimitedError` with the time to come back if a new request of a caller is one too many, and
+        `ArgumentError` for a priority that the caller may not use. The request counts once it is taken (`count`)."""
         if self.limits is None:
             return
         limit = self.limits.of(caller)
@@ -114,18 +111,22 @@ class Allowances:
             if most is not None and has >= most:
                 told = f"the key {caller} has {has} requests {what}, and may have {most} ({name})"
                 raise _too_many(told, in_flight.first_done_s or 1.0)
-        if limit.requests_per_minute is not None:
-            self._take(caller, limit.requests_per_minute, now)
-
-    def _take(self, caller: str, per_minute: float, now: float) -> None:
-        """Take one request out of a caller's bucket, which is full with a minute's requests, at least one."""
-        full = max(1.0, per_minute)
-        left, then = self._buckets.get(caller, (full, now))
-        left = min(full, left + (now - then) * per_minute / 60)
-        if left < 1:
+        per_minute = limit.requests_per_minute
+        if per_minute is not None and (left := self._left(caller, per_minute, now)) < 1:
             told = f"the key {caller} may send {per_minute:g} requests a minute (requests_per_minute)"
             raise _too_many(told, (1 - left) * 60 / per_minute)
-        self._buckets[caller] = (left - 1, now)
+
+    def count(self, caller: str, now: float) -> None:
+        """Count a request of a caller by the minute."""
+        per_minute = None if self.limits is None else self.limits.of(caller).requests_per_minute
+        if per_minute is not None:
+            self._buckets[caller] = (self._left(caller, per_minute, now) - 1, now)
+
+    def _left(self, caller: str, per_minute: float, now: float) -> float:
+        """How many requests a caller's bucket has, which is full with a minute's requests, at least one."""
+        full = max(1.0, per_minute)
+        left, then = self._buckets.get(caller, (full, now))
+        return min(full, left + (now - then) * per_minute / 60)
 
 
 def _too_many(told: str, wait_s: float) -> RateLimitedError:

@@ -8,7 +8,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from engine.errors import Krea2Error, QueueFullError, RequestTimeoutError
+from engine.errors import Krea2Error, QueueFullError, RateLimitedError, RequestTimeoutError
 from launcher.client.async_client import AsyncClient
 from launcher.client.results import Result
 from launcher.messages.client_messages import Accepted
@@ -107,6 +107,28 @@ def test_a_request_that_takes_too_long_by_itself_is_told_so(run_folder: Path) ->
             metrics = (await client.metrics()).decode()
             assert 'krea2_requests_total{outcome="queue_full"} 2.0' in metrics  # so the openai client did not repeat it
             assert (await client.generate(PROMPT, steps=10, timeout_s=2.1)).seeds  # an estimate may be too long by 1/4
+
+    run(test())
+
+
+def test_what_is_refused_as_too_late_is_not_among_its_key_s_requests_of_the_minute(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "limits.toml"
+    file.touch()
+
+    async def test() -> None:
+        async with fake_engine(run_folder, key_limits=str(file)) as fakes, AsyncClient(fakes.address) as client:
+            await teach(client)
+            file.write_text("[default]\nrequests_per_minute = 0.01")  # one, and for long no other
+            for read in fakes.frontend.key_files.values():
+                read()
+            for _ in range(3):
+                with pytest.raises(QueueFullError, match="its timeout_s is 2"):
+                    await client.generate(PROMPT, steps=100, timeout_s=2)
+            await teach(client)
+            with pytest.raises(RateLimitedError):
+                await teach(client)
 
     run(test())
 
