@@ -79,12 +79,14 @@ _CHILDREN = {
     "launcher.messages",
     "launcher.processes",
     "launcher.run_folder",
+    "launcher.threads",
 }
 LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.lines": set(),
     "launcher.logs": {"launcher.lines"},
     "launcher.awake": set(),
     "launcher.service_manager": set(),
+    "launcher.threads": set(),
     "launcher.messages": {"launcher.logs"},
     "launcher.processes": {"launcher.awake", "launcher.lines", "launcher.logs", "launcher.messages"},
     "launcher.run_folder": set(),
@@ -93,7 +95,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.http.workers": _CHILDREN,
     "launcher.http": {*_CHILDREN, "launcher.client", "launcher.requests", "launcher.http.workers"},
     "launcher.ranks": _CHILDREN,
-    "launcher.frontend.admission": {"launcher.logs", "launcher.messages", "launcher.requests"},
+    "launcher.frontend.admission": {"launcher.logs", "launcher.messages", "launcher.requests", "launcher.threads"},
     "launcher.frontend": {
         *_CHILDREN,
         "launcher.requests",

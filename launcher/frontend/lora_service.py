@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, Krea2Error, LoraError
@@ -23,11 +21,10 @@ from launcher.messages.encoding import as_krea2_error
 from launcher.requests.check import check_strength
 from launcher.requests.lora_files import MAX_NAME, check_name, open_lora, path_inside
 from launcher.requests.rank_memory import RankMemory
+from launcher.threads import in_own_thread
 
 _READ_S = 120.0  # for a file to be read and checked
 _MOST_LOSSES = 2  # of ranks while they loaded a LoRA, after which it counts as the reason
-
-T = TypeVar("T")
 
 
 class LoraService:
@@ -112,7 +109,7 @@ class LoraService:
         lenient = self._config.engine.lora_lenient
         try:
             async with self._reading, asyncio.timeout(_READ_S):
-                opened = await _in_thread(lambda: open_lora(path, self._model, lenient=lenient))
+                opened = await in_own_thread(lambda: open_lora(path, self._model, lenient=lenient))
             self._check_memory(self._bytes(opened), beside_requests=True)
         except Exception as error:
             self.registry.give_up(message.name)
@@ -236,18 +233,3 @@ class LoraService:
                 self._check_requests(memory.without(size))
             except ArgumentError as error:
                 raise LoraError(f"requests that wait would not fit beside it: {error.message}") from None
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """Do it as `asyncio.to_thread` does, in a thread that nobody waits for at the end: a disk may hang."""
-    done: Future[T] = Future()
-    done.set_running_or_notify_cancel()  # so that nobody who stops waiting can cancel it
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="lora", daemon=True).start()
-    return await asyncio.wrap_future(done)

@@ -35,7 +35,7 @@ from launcher.http.loras import add_lora_routes
 from launcher.http.openai_api import explain_invalid
 from launcher.http.protocol import FairProtocol
 from launcher.http.workers.metrics import HttpMetrics, metrics_path
-from launcher.http.workers.worker import beat, handle_hangups
+from launcher.http.workers.worker import beat, read_at_hangups
 from launcher.logs import configure_logs
 from launcher.messages.configs import HttpConfig
 from launcher.processes import Reporter, exit_after, read_config, watch_parent
@@ -65,10 +65,10 @@ def run_http() -> None:
 
 
 async def _serve(server: GuardedServer, listening: socket.socket, parent: Reporter) -> None:
-    handle_hangups(server.guard.read_keys_again)
-    beating = asyncio.create_task(beat(parent))
+    beside = [asyncio.create_task(work) for work in (beat(parent), read_at_hangups(server.guard.read_keys_again))]
     await server.serve(sockets=[listening])
-    beating.cancel()
+    for task in beside:
+        task.cancel()
 
 
 def make_server(config: HttpConfig) -> GuardedServer:

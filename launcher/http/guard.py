@@ -90,7 +90,7 @@ class Guard:
             self._record(request, response.status, time.monotonic() - began, error)
 
     def read_keys_again(self) -> None:
-        """Read the file of keys again; if it is damaged, the keys stay as they are."""
+        """Read the file of keys again, in any thread; if it is damaged, the keys stay as they are."""
         if self._config.api_key_file is not None:
             try:
                 self._keys = KeyRing(name_keys(self._config.api_keys, read_keys(self._config.api_key_file)))

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import stat
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from engine.errors import ArgumentError
 from launcher.logs import log_event, log_exception
+from launcher.threads import in_own_thread
 
 
 async def read_again(files: Mapping[str, Callable[[], int]]) -> None:
     """Read each file, or folder, in a thread, and log how many keys it has. A damaged one leaves what was."""
     for file, read in files.items():
         try:
-            _check_kind(file)
-            log_event("keys read again", file=file, keys=await asyncio.to_thread(read))
+            await in_own_thread(partial(_check_kind, file))
+            log_event("keys read again", file=file, keys=await in_own_thread(read))
         except ArgumentError as error:
             log_event("keys not read again", level="error", message=error.message)
         except Exception as error:  # our own mistake, which must not cost the next time

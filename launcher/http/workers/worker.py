@@ -12,11 +12,12 @@ from contextlib import contextmanager, suppress
 import msgspec
 
 from launcher.awake import TICK_S, AwakeClock
-from launcher.logs import log_event
+from launcher.logs import log_event, log_exception
 from launcher.messages.api_keys import ApiKey
 from launcher.messages.configs import Beat, HttpConfig
 from launcher.messages.own_clients import OwnClients
 from launcher.processes import Child, Reporter
+from launcher.threads import in_own_thread
 
 BEAT_S = 1.0  # between beats of a process, which its event loop sends
 # Without a beat a process hangs. Beside twenty processes that computed on two cores, beats came 0.1 s late at most, and
@@ -116,10 +117,18 @@ def _hangups_wait() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def handle_hangups(read_keys_again: Callable[[], None]) -> None:
-    """Handle SIGHUP in the running event loop of a process, also one that has come since its start."""
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, read_keys_again)
+async def read_at_hangups(read_keys: Callable[[], None]) -> None:
+    """Have keys read in a thread at each SIGHUP, also one that has come since the start of this process, until
+    cancelled. While a reading lasts no other begins."""
+    hung_up = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    while await hung_up.wait():
+        hung_up.clear()
+        try:
+            await in_own_thread(read_keys)
+        except Exception as error:  # our own mistake, which must not cost the next time
+            log_exception(error)
 
 
 async def beat(parent: Reporter) -> None:

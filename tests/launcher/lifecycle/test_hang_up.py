@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 
 import httpx
@@ -37,6 +38,16 @@ def test_keys_come_and_go_without_a_restart_and_a_damaged_file_leaves_what_was(m
         server.send_signal(signal.SIGHUP)
         wait_until(lambda: status("second-key") == 200, "the second key")
         assert status("first-key") == 200
+        keys.unlink()
+        os.mkfifo(keys)  # stands for a disk that hangs just then
+        (http,) = marked.alive("_http")
+        http.send_signal(signal.SIGHUP)
+        with keys.open("w") as pipe:  # which waits for a reader, as that does for us
+            assert (status("second-key"), status("third-key")) == (200, 401)
+            pipe.write("alice first-key\nalice second-key\nbob third-key\n")
+        wait_until(lambda: status("third-key") == 200, "the third key")
+        assert marked.alive("_http") == [http]
+        keys.unlink()
         keys.write_text("alice\tsecond-key one too many\n")
         server.send_signal(signal.SIGHUP)
         wait_until(lambda: bool(logged("keys not read again")), "the complaint")
@@ -52,5 +63,5 @@ def test_keys_come_and_go_without_a_restart_and_a_damaged_file_leaves_what_was(m
     assert "second-key" not in log.read_text()
     assert {
         entry.get("key") for entry in logged("http") if entry.get("status") == 200 and entry["path"] != "/health"
-    } == {"alice"}
+    } == {"alice", "bob"}
     marked.expect_nothing_left()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,30 @@ def test_each_file_is_read_whatever_becomes_of_the_others_and_nobody_waits_for_a
         ("keys read again", 2),
         ("keys read again", 3),
     ]
+
+
+@pytest.mark.parametrize("hanging", ["_check_kind", "read"])
+def test_a_disk_that_hangs_keeps_neither_the_loop_nor_the_end_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hanging: str
+) -> None:
+    begun, ended, outlasted = threading.Event(), threading.Event(), threading.Event()
+
+    def hang(*_: object) -> int:
+        begun.set()
+        if ended.wait(PATIENCE_S):
+            outlasted.set()
+        return 1
+
+    async def test() -> None:
+        reading = asyncio.create_task(key_files.read_again({str(tmp_path): hang if hanging == "read" else lambda: 1}))
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        reading.cancel()
+        with suppress(asyncio.CancelledError):
+            await reading
+
+    if hanging != "read":
+        monkeypatch.setattr(key_files, hanging, hang)
+    asyncio.run(test())
+    ended.set()
+    assert outlasted.wait(PATIENCE_S)

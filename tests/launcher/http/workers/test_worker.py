@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ import pytest
 from engine.config.engine_config import EngineConfig
 from launcher.awake import AwakeClock
 from launcher.http.workers import worker as worker_module
-from launcher.http.workers.worker import HttpWorker
+from launcher.http.workers.worker import HttpWorker, read_at_hangups
 from launcher.messages.configs import HttpConfig
 from launcher.messages.limits import Limits
 from launcher.messages.own_clients import OwnClients
@@ -136,3 +137,31 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert child.wait(PATIENCE_S)
     assert "/ready" in child.tail[-1]
     assert child.describe_exit().endswith("memory runs out): out of cheese")
+
+
+def test_keys_are_read_beside_the_event_loop_and_again_whatever_became_of_the_last_time() -> None:
+    begun, go_on = threading.Semaphore(0), threading.Semaphore(0)
+    went_on: list[bool] = []
+
+    def read() -> None:
+        begun.release()
+        went_on.append(go_on.acquire(timeout=PATIENCE_S))
+        raise ValueError("a bug")
+
+    async def test() -> None:
+        reading = asyncio.create_task(read_at_hangups(read))
+        await asyncio.sleep(0)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGHUP)
+            while not begun.acquire(blocking=False):
+                await asyncio.sleep(0.01)
+            go_on.release()
+        reading.cancel()
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        asyncio.run(test())
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait_until(lambda: len(went_on) == 2, "both readings")
+    assert went_on == [True, True]
