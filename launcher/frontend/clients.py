@@ -167,6 +167,11 @@ class Clients:
         keys.renew(self._authenticator)
         return len(keys.clients)
 
+    @property
+    def key_names(self) -> set[str]:
+        """The names of all keys that are let in."""
+        return set() if self._keys is None else self._keys.names
+
     def is_own(self, client: bytes) -> bool:
         """Whether a client is a process of our own that lives."""
         return client in self._own

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -23,6 +23,7 @@ from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.errors import CancelledError, Krea2Error, ServerError
 from engine.scheduling.cost import Work
 from engine.step import Step, StepTimes
+from launcher.frontend.admission import key_files
 from launcher.frontend.clients import Clients
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.live_requests import LiveRequests
@@ -140,6 +141,10 @@ class Frontend:
         limits, keys = self._config.key_limits, self._config.rpc_keys
         readers = {limits: self._requests.allowances.read, keys: self._clients.read_keys}
         return {file: partial(read, file) for file, read in readers.items() if file is not None}
+
+    def warn_of_limits(self, http_keys: Collection[str]) -> None:
+        """Log which limits are of keys that there are not; http_keys: the names of those that are for HTTP."""
+        key_files.warn_of_unknown(self._requests.allowances.limits, {*http_keys, *self._clients.key_names})
 
     async def _drain_after(self, stop: asyncio.Event) -> None:
         """Refuse what comes and what has not begun, and wait until the rest has been acknowledged, for `drain_s`."""
@@ -282,17 +287,11 @@ class Frontend:
         self._requests.fail(error)
 
     def gpu_failed(self, error: GpuError) -> None:
-        level = "error" if error.is_hardware else "warning"
-        gpu = error.gpu
+        gpu, level = error.gpu, "error" if error.is_hardware else "warning"
         log_event(
-            "gpu error",
-            level=level,
-            device=gpu.index,
-            name=gpu.name,
-            uuid=gpu.selector,
-            xid=error.code,
-            message=error.meaning,
-        )
+            "gpu error", level=level, device=gpu.index, name=gpu.name, uuid=gpu.selector,
+            xid=error.code, message=error.meaning,
+        )  # fmt: skip
         self._metrics.gpu_errors.labels(gpu.index, error.code).inc()
 
     def gpu_quarantined(self, gpu: Gpu, reason: str) -> None:

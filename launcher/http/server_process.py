@@ -21,7 +21,7 @@ import msgspec
 
 from engine.errors import ArgumentError, LaunchError
 from launcher.http.workers.worker import HttpWorker
-from launcher.messages.api_keys import read_keys
+from launcher.messages.api_keys import name_keys, read_keys
 from launcher.messages.configs import HttpConfig
 from launcher.messages.own_clients import OwnClients
 from launcher.messages.sockets import is_open
@@ -105,6 +105,11 @@ class HttpServer:
         """The file of keys, if there is one, and what reads it again, in any thread, and returns how many it has."""
         file = self._config.api_key_file
         return {} if file is None else {file: partial(self._read_keys, file)}
+
+    @property
+    def key_names(self) -> set[str]:
+        """The names of all keys."""
+        return {key.name for key in name_keys(self._config.api_keys, self._config.file_keys)}
 
     def _read_keys(self, file: str) -> int:
         keys = read_keys(file)

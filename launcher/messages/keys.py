@@ -28,6 +28,7 @@ from launcher.logs import log_event
 from launcher.messages.api_keys import ANONYMOUS
 
 SERVER_FILE = "server.key_secret"
+_SERVER = "server"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SERVER_KEY = re.compile(r"^\s*server-key = (\S{40})$", re.MULTILINE)
 
@@ -64,10 +65,15 @@ class ServerKeys:
         """Have these clients let in from now on, and no others."""
         authenticator.configure_curve_callback("*", self)
 
+    @property
+    def names(self) -> set[str]:
+        """What `name_of` may give."""
+        return {_SERVER, *self.clients.values()}
+
     def name_of(self, user_id: str) -> str | None:
         """Give the name of a client that was let in, by what zmq calls its user; None if it would not be any more."""
         key = user_id.encode()
-        return "server" if key == self.public else self.clients.get(key)
+        return _SERVER if key == self.public else self.clients.get(key)
 
     def callback(self, _domain: str, key: bytes) -> bool:
         """Whether the client with this public key is let in; the authenticator calls it."""

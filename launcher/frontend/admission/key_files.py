@@ -1,15 +1,23 @@
-"""Reads files of keys and of their limits again while a server runs, as SIGHUP asks for."""
+"""Reads files of keys and of their limits again while a server runs, as SIGHUP asks for, and compares them."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 from engine.errors import ArgumentError
 from launcher.logs import log_event, log_exception
+from launcher.messages.api_keys import ANONYMOUS
 from launcher.threads import in_own_thread
+
+if TYPE_CHECKING:
+    from launcher.frontend.admission.key_limits import KeyLimits
+
+_MOST_WARNINGS = 10  # at a time
 
 
 async def read_again(files: Mapping[str, Callable[[], int]]) -> None:
@@ -22,6 +30,16 @@ async def read_again(files: Mapping[str, Callable[[], int]]) -> None:
             log_event("keys not read again", level="error", message=error.message)
         except Exception as error:  # our own mistake, which must not cost the next time
             log_exception(error)
+
+
+def warn_of_unknown(limits: KeyLimits | None, known: Collection[str]) -> None:
+    """Log which limits are of keys that there are not, and which of the known ones may be meant."""
+    unknown = [] if limits is None else [name for name in limits.named if name not in known and name != ANONYMOUS]
+    for name in unknown[:_MOST_WARNINGS]:
+        close = difflib.get_close_matches(name, known, n=1)
+        log_event("limits of no key", level="warning", key=name, near=close[0] if close else None)
+    if len(unknown) > _MOST_WARNINGS:
+        log_event("limits of no key", level="warning", more=len(unknown) - _MOST_WARNINGS)
 
 
 def _check_kind(file: str) -> None:

@@ -8,17 +8,23 @@ import signal
 
 import httpx
 
+from launcher.messages.keys import make_keys
 from tests.launcher.processes import PATIENCE_S, Marked, wait_until
 
 
 def test_keys_come_and_go_without_a_restart_and_a_damaged_file_leaves_what_was(marked: Marked) -> None:
     marked.use_hollow_ranks()
     keys, log = marked.folder / "keys", marked.folder / "log"
+    folder, limits = marked.folder / "rpc-keys", marked.folder / "limits.toml"
+    make_keys(folder, "laptop")
+    limited = ("alice", "api-key-1", "laptop", "server", "bob", "alicia")
+    limits.write_text("".join(f"[keys.{name}]\n" for name in limited))
     keys.write_text("alice first-key\n")
     with log.open("w") as stderr:
         server = marked.start_krea2(
-            "serve", "--device", "cpu", "--port", "0", "--api-key-file", str(keys), stderr=stderr
-        )
+            "serve", "--device", "cpu", "--port", "0", "--api-key-file", str(keys), "--api-key", "another",
+            "--key-limits", str(limits), "--rpc", "tcp://127.0.0.1:0", "--rpc-keys", str(folder), stderr=stderr,
+        )  # fmt: skip
     assert server.stdout is not None
     url = server.stdout.readline().strip().removeprefix("http: ")
     assert server.stdout.readline()
@@ -34,10 +40,13 @@ def test_keys_come_and_go_without_a_restart_and_a_damaged_file_leaves_what_was(m
 
         wait_until(lambda: client.get("/health").status_code == 200, "an answer")
         assert (status("first-key"), status("second-key")) == (200, 401)
-        keys.write_text("alice first-key\nalice second-key\n")
+        keys.write_text("alice first-key\nalice second-key\nbob bob-key\n")
         server.send_signal(signal.SIGHUP)
         wait_until(lambda: status("second-key") == 200, "the second key")
         assert status("first-key") == 200
+        wait_until(lambda: len(logged("limits of no key")) == 3, "another warning")
+        warnings = [(entry["key"], entry.get("near")) for entry in logged("limits of no key")]
+        assert warnings == [("bob", None), ("alicia", "alice"), ("alicia", "alice")]
         keys.unlink()
         os.mkfifo(keys)  # stands for a disk that hangs just then
         (http,) = marked.alive("_http")
@@ -57,7 +66,8 @@ def test_keys_come_and_go_without_a_restart_and_a_damaged_file_leaves_what_was(m
         wait_until(lambda: status("first-key") == 401, "the end of the first key")
     server.send_signal(signal.SIGTERM)
     assert server.wait(PATIENCE_S) == 128 + signal.SIGTERM
-    assert [entry["keys"] for entry in logged("keys read again")] == [2, 1]
+    read = [entry["keys"] for entry in logged("keys read again") if entry["file"] == str(keys)]
+    assert read == [3, 1]
     (complaint,) = logged("keys not read again")
     assert "line 1 must be NAME KEY or KEY" in str(complaint["message"])
     assert "second-key" not in log.read_text()

@@ -12,6 +12,7 @@ import pytest
 
 from engine.errors import ArgumentError
 from launcher.frontend.admission import key_files
+from launcher.frontend.admission.key_limits import KeyLimits
 from tests.launcher.processes import PATIENCE_S
 
 
@@ -73,3 +74,23 @@ def test_a_disk_that_hangs_keeps_neither_the_loop_nor_the_end_of_the_process(
     asyncio.run(test())
     ended.set()
     assert outlasted.wait(PATIENCE_S)
+
+
+def test_limits_of_keys_that_there_are_not_are_warned_of_with_what_may_be_meant(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "limits.toml"
+
+    def told(names: list[str]) -> list[dict[str, object]]:
+        file.write_text("[default]\nconcurrency = 1\n" + "".join(f"[keys.{name}]\n" for name in names))
+        caplog.clear()
+        key_files.warn_of_unknown(KeyLimits.read(file), {"alice", "bob"})
+        assert {(record.getMessage(), record.levelname) for record in caplog.records} <= {
+            ("limits of no key", "WARNING")
+        }
+        return [record.fields for record in caplog.records]  # type: ignore[attr-defined]
+
+    assert told(["alice", "bob", "anonymous"]) == []
+    assert told(["alise", "bob", "zoe"]) == [{"key": "alise", "near": "alice"}, {"key": "zoe"}]
+    assert told([f"key-{number}" for number in range(100)])[9:] == [{"key": "key-9"}, {"more": 90}]
+    key_files.warn_of_unknown(None, ())
