@@ -1,7 +1,8 @@
 """What work costs in seconds: measured at warm-up, corrected while running. Plain Python: no torch, no clock.
 
 A denoise step of packed segments takes about a + b · tokens + c · pairs seconds, where pairs, the sum of the squared
-segment lengths, is what attention works on. Encoding takes seconds in proportion to prompt tokens, decoding to pixels.
+segment lengths, is what attention works on. Encoding takes seconds in proportion to prompt tokens, decoding to pixels,
+at a rate that depends on how many there are.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from statistics import median
+from statistics import median, median_low
 
 # Costs of a step, of each token and of each pair, while too little has been measured, in units of a token's matrix
 # products. Attention over 6 · width pairs takes one such unit, and Krea 2's width is 6144.
@@ -19,6 +20,7 @@ _ASSUMED = (256.0, 1.0, 1 / (6 * 6144))
 # estimate by at most e^0.1 - 1 = 10.5 %, and after a lasting change by a factor of 2 it is within 5 % in 13 steps.
 _GAIN = 0.2
 _MOST_GAP = 0.5
+_FIRST = 5  # measurements of which the median counts, before one corrects another: what comes first is often slow
 _SMALLEST = 1e-9  # expected / measured seconds at least, for a finite logarithm
 _SATURATED = 1.05  # throughput that rises by less than this factor is not worth a longer step
 
@@ -45,8 +47,8 @@ class CostModel:
 
     def __init__(self) -> None:
         self._coefficients: tuple[float, ...] | None = None  # seconds, s per token, s per pair
-        self._encode_rate: float | None = None  # seconds per prompt token
-        self._decode_rate: float | None = None  # seconds per pixel
+        self._encode_rate = _Rate()  # seconds per prompt token
+        self._decode_rates: dict[int, _Rate] = {}  # seconds per pixel, by the number of bits of the pixels
 
     @property
     def known(self) -> bool:
@@ -64,11 +66,13 @@ class CostModel:
 
     def encode_s(self, prompt_tokens: int) -> float | None:
         """Estimate the seconds of encoding prompts that have `prompt_tokens` tokens together."""
-        return None if self._encode_rate is None else self._encode_rate * prompt_tokens
+        rate = self._encode_rate.value
+        return None if rate is None else rate * prompt_tokens
 
     def decode_s(self, pixels: int) -> float | None:
-        """Estimate the seconds of decoding an image of `pixels` pixels."""
-        return None if self._decode_rate is None else self._decode_rate * pixels
+        """Estimate the seconds of decoding an image of `pixels` pixels, by those nearest in size."""
+        rate = self._decode_rate(pixels.bit_length())
+        return None if rate is None else rate * pixels
 
     def fit(self, samples: Iterable[tuple[Work, float]]) -> None:
         """Take the costs of a denoise step from measured (work, seconds), a few tens at most, and forget former ones.
@@ -103,11 +107,21 @@ class CostModel:
 
     def correct_encode(self, prompt_tokens: int, seconds: float) -> None:
         """Learn from an encoding that ran. Amounts and seconds that are not positive are ignored."""
-        self._encode_rate = _corrected(self._encode_rate, prompt_tokens, seconds)
+        self._encode_rate.correct(prompt_tokens, seconds)
 
     def correct_decode(self, pixels: int, seconds: float) -> None:
         """Learn from a decoding that ran, as `correct_encode` does from an encoding."""
-        self._decode_rate = _corrected(self._decode_rate, pixels, seconds)
+        size = pixels.bit_length()
+        rate = self._decode_rates.get(size) or _Rate(self._decode_rate(size))
+        rate.correct(pixels, seconds)
+        if rate.value is not None:
+            self._decode_rates[size] = rate
+
+    def _decode_rate(self, size: int) -> float | None:
+        nearest = self._decode_rates.get(size)
+        if nearest is None and self._decode_rates:
+            nearest = self._decode_rates[min(self._decode_rates, key=lambda known: abs(known - size))]
+        return None if nearest is None else nearest.value
 
 
 def choose_budget(samples: Iterable[tuple[int, float]]) -> int:
@@ -127,12 +141,22 @@ def _bounded_move(ratio: float) -> float:
     return _GAIN * max(-_MOST_GAP, min(_MOST_GAP, math.log(ratio)))
 
 
-def _corrected(rate: float | None, amount: int, seconds: float) -> float | None:
-    if amount <= 0 or seconds <= 0:
-        return rate
-    if rate is None:
-        return seconds / amount
-    return rate * math.exp(_bounded_move(seconds / (amount * rate)))
+class _Rate:
+    """Seconds per unit of work: the median of the first few measurements, and of what is assumed before them, if
+    anything is; then corrected. value: None while nothing is known."""
+
+    def __init__(self, assumed: float | None = None) -> None:
+        self.value = assumed
+        self._first = [] if assumed is None else [assumed]
+
+    def correct(self, amount: int, seconds: float) -> None:
+        if amount <= 0 or seconds <= 0:
+            return
+        if len(self._first) < _FIRST:
+            self._first.append(seconds / amount)
+            self.value = median_low(self._first)
+        elif self.value is not None:
+            self.value *= math.exp(_bounded_move(seconds / (amount * self.value)))
 
 
 def _fit(samples: Sequence[tuple[Work, float]]) -> tuple[float, ...]:

@@ -114,11 +114,42 @@ def test_one_outlier_moves_an_estimate_by_little(outlier: float) -> None:
         (lambda factor: costs.correct_encode(100, factor * 0.1), lambda: costs.encode_s(100)),
         (lambda factor: costs.correct_decode(100, factor * 0.1), lambda: costs.decode_s(100)),
     ):
-        correct(1.0)
+        for _ in range(5):
+            correct(1.0)
         before = expected()
         correct(outlier)
         assert before is not None
         assert expected() == pytest.approx(before, rel=0.11)
+
+
+@pytest.mark.parametrize("first", [0.36, 0.03])
+def test_what_comes_first_is_forgotten_if_the_next_are_otherwise(first: float) -> None:
+    costs = CostModel()
+    for took in (first, 0.1, 0.1, 0.1):
+        costs.correct_encode(100, took)
+        costs.correct_decode(100, took)
+    assert costs.encode_s(100) == pytest.approx(0.1)
+    assert costs.decode_s(100) == pytest.approx(0.1)
+
+
+def test_a_first_measurement_that_took_longer_than_the_second_counts_no_more() -> None:
+    costs = CostModel()
+    costs.correct_decode(100, 0.36)
+    costs.correct_decode(100, 0.1)
+    assert costs.decode_s(100) == pytest.approx(0.1)
+
+
+def test_decodings_of_one_size_say_little_of_those_of_another() -> None:
+    costs = CostModel()
+    small, large = 256 * 256, 1024 * 1024
+    costs.correct_decode(small, 0.1)
+    assert costs.decode_s(large) == pytest.approx(1.6)  # while there is nothing better
+    for _ in range(2):
+        costs.correct_decode(large, 3.2)
+    assert costs.decode_s(large) == pytest.approx(3.2)
+    assert costs.decode_s(small) == pytest.approx(0.1)
+    assert costs.decode_s(1024 * 1536) == pytest.approx(4.8)
+    assert costs.decode_s(128 * 128) == pytest.approx(0.025)
 
 
 def test_what_cannot_be_a_measurement_is_refused_or_ignored() -> None:
@@ -130,6 +161,7 @@ def test_what_cannot_be_a_measurement_is_refused_or_ignored() -> None:
     costs.correct(Work(1, 1), 0.0)
     costs.correct_encode(0, 1.0)
     costs.correct_decode(10, 0.0)
+    costs.correct_decode(-10, 1.0)
     assert (costs.denoise_s(Work(1, 1)), costs.encode_s(1), costs.decode_s(1)) == (None, None, None)
 
 
