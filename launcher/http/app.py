@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 import engine
 from engine.checkpoint.checkpoint_files import CheckpointFiles
@@ -199,11 +200,15 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
 
 
 class _Page(StaticFiles):
-    """The page's files, which browsers keep but ask about each time."""
+    """The page's files, which browsers keep but ask about each time. Each is sent whole, whatever Range says."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"range"]
+        return await super().get_response(path, scope)
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)
-        response.headers["Cache-Control"] = "no-cache"
+        response.headers.update({"Cache-Control": "no-cache", "Accept-Ranges": "none"})
         return response
 
 
@@ -236,7 +241,8 @@ async def _answer_error(request: Request, problem: Exception) -> Response:
 
 def _methods_at(request: Request) -> set[str]:
     """The methods of all routes with the path of a request: Starlette names those of the first."""
-    routes = [route for route in request.app.routes if route.matches(request.scope)[0] != Match.NONE]
+    scope = {**request.scope, "root_path": ""}  # which a mount has set
+    routes = [route for route in request.app.routes if route.matches(scope)[0] != Match.NONE]
     return {method for route in routes for method in getattr(route, "methods", None) or ("GET", "HEAD")}
 
 

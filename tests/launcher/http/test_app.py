@@ -100,6 +100,11 @@ def test_the_page_and_its_files_are_served_and_load_nothing_from_elsewhere(run_f
                 assert (file.status_code, file.headers.get("cache-control")) == (200, "no-cache"), path
             for path in ("/page/../app.py", "/page/%2e%2e/app.py", "/page//../app.py"):
                 assert (await client.get(path, headers=anyone)).status_code == 404
+            for wanted in ("bytes=0-9", "bytes=9-0", "bytes=a", "bytes=999999999-", "lines=1-2"):
+                for path in ("/", "/page/index.html"):
+                    whole = await client.get(path, headers=anyone | {"Range": wanted})
+                    assert (whole.status_code, whole.text) == (200, page.text), wanted
+                    assert whole.headers["accept-ranges"] == "none"
             docs = await client.get("/docs")
             assert "num_inference_steps" in docs.text
             assert "src=" not in docs.text

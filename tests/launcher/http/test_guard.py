@@ -131,10 +131,15 @@ def test_what_is_not_there_is_answered_in_the_same_shape() -> None:
                 ("GET", "/v1/models/nothing", 404, "model_not_found"),
                 ("GET", PATH, 405, "method_not_allowed"),
                 ("DELETE", "/health", 405, "method_not_allowed"),
+                ("OPTIONS", "/", 405, "method_not_allowed"),
+                ("OPTIONS", "/page/index.html", 405, "method_not_allowed"),
+                ("POST", "/docs", 405, "method_not_allowed"),
+                ("PUT", "/openapi.json", 405, "method_not_allowed"),
             ):
                 answer = await client.request(method, path)
                 assert (answer.status_code, error_of(answer)["code"]) == (status, code)
-            assert (await client.put("/ready")).headers["Allow"] == "GET, HEAD"
+            for path in ("/ready", "/page/index.html"):
+                assert (await client.put(path)).headers["Allow"] == "GET, HEAD", path
             form = await client.post(PATH, data={"prompt": PROMPT})
             assert (form.status_code, error_of(form)["code"]) == (415, "unsupported_media_type")
 
