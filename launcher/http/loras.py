@@ -18,11 +18,11 @@ PATH = "/v1/loras"
 class LoadLoraBody(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     """The body of `POST /v1/loras`."""
 
-    name: str = Field(description="What requests are to choose it by.")
+    name: str = Field(description="The name by which requests are to choose it.")
     path: str | None = Field(
-        None, description="Of the file, in the folder that the server's --lora-dir names. Default: the name."
+        None, description="Where the file is, in the folder that the server's --lora-dir names. Default: the name."
     )
-    strength: float | None = Field(None, description="Of requests that name none. Default: 1.")
+    strength: float | None = Field(None, description="The strength of requests that give none. Default: 1.")
 
 
 def add_lora_routes(app: FastAPI, link: EngineLink) -> None:

@@ -25,14 +25,15 @@ from launcher.requests.check import CheckedRequest
 
 MAX_PARTIAL_IMAGES = 3
 _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
+_ROUNDED = "rounded up to a multiple of 16"
 ALIASES = {"num_inference_steps": "steps", "guidance_scale": "guidance", "n": "num_images"}  # and the engine's names
 
 
 class LoraChoiceBody(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     """One of the `loras` of a request."""
 
-    name: str = Field(description="As GET /v1/loras lists it.")
-    strength: float | None = Field(None, description="The one that it was loaded with, if there is none.")
+    name: str = Field(description="The name by which GET /v1/loras lists it.")
+    strength: float | None = Field(None, description="How strongly to apply it. Default: as it was loaded.")
 
 
 class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
@@ -40,40 +41,56 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     A flat record of 30, since OpenAI's body is one. FastAPI describes it up to the form feed.
     """
 
-    prompt: str
-    model: str | None = None
-    n: int | None = Field(None, description="Number of images; image i has seed + i.")
-    size: str | None = Field(None, description="WIDTHxHEIGHT or auto.")
-    response_format: Literal["b64_json", "url"] | None = Field(
-        None, description="b64_json by default. A url is held for an hour at most, and serves whoever has it."
+    prompt: str = Field(description="What the images are to show.")
+    model: str | None = Field(None, description="One of the names that GET /v1/models lists. Default: the first.")
+    n: int | None = Field(None, description="How many images to make; image i has the seed plus i.")
+    size: str | None = Field(
+        None, description="Width and height of the images in pixels, as WIDTHxHEIGHT, or auto for the default size."
     )
-    output_format: Literal["png", "jpeg", "webp"] | None = None
-    stream: bool | None = Field(None, description="Answer with server-sent events.")
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None,
+        description="How images are answered: as b64_json, which is the default, or as a url, which is held for an "
+        "hour at most, and serves whoever has it.",
+    )
+    output_format: Literal["png", "jpeg", "webp"] | None = Field(
+        None, description="The kind of the image files. Default: png."
+    )
+    stream: bool | None = Field(None, description="Whether to answer with server-sent events. Default: false.")
     partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES)] | None = Field(
-        None, description="Previews of each image; needs stream."
+        None, description="How many previews of each image to send; needs stream."
     )
 
-    seed: int | None = Field(None, description="Of the first image; drawn if there is none.")
-    steps: int | None = Field(None, description="Denoise steps of each image.")
+    seed: int | None = Field(None, description="The seed of the first image. Default: one that is drawn.")
+    steps: int | None = Field(None, description="How many denoise steps each image gets.")
     num_inference_steps: int | None = Field(None, description="Another name of steps.")
-    guidance: float | None = Field(None, description="Krea's scale: 0 is off.")
+    guidance: float | None = Field(None, description="How strongly to follow the prompt, on Krea's scale: 0 is off.")
     guidance_scale: float | None = Field(None, description="Another name of guidance.")
-    negative_prompt: str | None = None
-    width: int | None = Field(None, description="With height, instead of size.")
-    height: int | None = Field(None, description="With width, instead of size.")
-    mu: float | None = Field(None, description="The schedule's shift, instead of the checkpoint's own.")
-    priority: int | None = Field(None, description="The highest goes first.")
-    timeout_s: float | None = Field(
-        None, description="Give it up after so many seconds, or at once if it is expected to take longer; more than 0."
+    negative_prompt: str | None = Field(None, description="What the images are not to show; needs guidance above 0.")
+    width: int | None = Field(
+        None, description=f"The width of the images in pixels, {_ROUNDED}. Give width and height, or size."
     )
-    progress: bool | None = Field(None, description="Events for queue position and steps; needs stream.")
-    preview_every: int | None = Field(None, description="Steps between previews, instead of partial_images.")
+    height: int | None = Field(
+        None, description=f"The height of the images in pixels, {_ROUNDED}. Give width and height, or size."
+    )
+    mu: float | None = Field(None, description="The shift of the schedule. Default: the checkpoint's own.")
+    priority: int | None = Field(None, description="Of the requests that wait, those with the highest go first.")
+    timeout_s: float | None = Field(
+        None,
+        description="After how many seconds to give the request up, or at once if it is expected to take longer; more "
+        "than 0. Default: never.",
+    )
+    progress: bool | None = Field(
+        None, description="Whether to send events for the position in the queue and for steps; needs stream."
+    )
+    preview_every: int | None = Field(
+        None, description="How many steps of an image lie between its previews, in place of partial_images."
+    )
 
     loras: list[LoraChoiceBody] | None = Field(
         None, description="LoRAs to draw with, each by its name and, if it is to be another, its strength."
     )
 
-    background: Literal["auto", "opaque"] | None = None
+    background: Literal["auto", "opaque"] | None = Field(None, description="Ignored: images are opaque.")
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(None, description="Ignored, with a warning.")
     quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = Field(
         None, description="Ignored: steps decides."

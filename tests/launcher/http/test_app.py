@@ -77,6 +77,12 @@ def test_the_description_has_the_limits_and_defaults_of_this_server() -> None:
                 number = properties[name]["anyOf"][0]
                 assert (number["minimum"], number["maximum"]) == (low, high), name
                 assert properties[name]["description"].endswith(f"Default: {default:g}."), name
+            schemas = description["components"]["schemas"]
+            for name, field in [each for schema in schemas.values() for each in schema["properties"].items()]:
+                assert re.fullmatch("[A-Z].*[.]", field.get("description", "")), name
+            assert properties["width"]["description"].startswith(
+                f"The width of the images in pixels, rounded up to a multiple of {settings['size_multiple']}. Give "
+            )
             docs = (await client.get("/docs")).text
             assert "number, 0 to 2.5" in docs
             assert f"integer, 0 to {2**53 - 1}" in docs
