@@ -188,7 +188,7 @@ class _Text(logging.Formatter):
             shown = f"{fields['logger']}: {fields['line']}"
         else:
             shown = event + "".join(f" {name}={_short(value)}" for name, value in fields.items())
-        text = f"{_timestamp(record)} {shown}" if below is None else f"{_timestamp(record)} {shown}\n{below}"
+        text = f"{_timestamp(record)} {record.levelname:<7} {shown}" + ("" if below is None else f"\n{below}")
         return text.replace("\n", "\n    ")  # so that nothing in it looks like a line of the log
 
 

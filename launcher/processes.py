@@ -53,7 +53,7 @@ _NO_CAUSE = (
     "Search for `cudaError",
 )
 _ACCESS = re.compile(
-    r'\{"time": ?"[^"]*", ?"level": ?"info", ?"event": ?"http"|[0-9TZ:.-]{24} http '
+    r'\{"time": ?"[^"]*", ?"level": ?"info", ?"event": ?"http"|[0-9TZ:.-]{24} INFO +http '
 )  # nor is a request
 _ABORTED = "Fatal Python error: Aborted"
 # Of the environment, what is for this process alone: secrets, which children get on their stdin if they need them, and

@@ -92,7 +92,7 @@ def test_everything_that_a_process_says_is_one_object_a_line() -> None:
 
 def test_text_is_escaped_too_and_nothing_in_it_looks_like_a_line_of_the_log() -> None:
     """A line that begins a new entry has a time, or a process' name, in front."""
-    forged = "2026-01-01T00:00:00.000Z http status=200"
+    forged = "2026-01-01T00:00:00.000Z INFO    http status=200"
     lines = say(SAY_ALL.replace("HOSTILE)", f'HOSTILE + "\\n{forged}")').replace('"says', f'"{forged} says'), "text")
     assert all(line.isprintable() for line in lines)
     assert not any(line == forged for line in lines if not line.startswith("printed"))
@@ -100,6 +100,20 @@ def test_text_is_escaped_too_and_nothing_in_it_looks_like_a_line_of_the_log() ->
     assert sum(line.startswith("    Traceback") for line in lines) == 4
     assert any(line.startswith(f"rank 1: {forged} says a\\x1b[2Jb") for line in lines)
     assert "ü" in lines[0]
+
+
+def test_a_line_of_text_has_its_level_after_the_time() -> None:
+    code = """log_event("ready", token_budget=8); log_event("request refused", level="warning", code="queue_full")
+log_event("ranks lost", level="error"); logging.getLogger("library").warning("odd"); log_exception(ValueError("x"))"""
+    times, said = zip(*(line.split(" ", 1) for line in say(code, "text")), strict=True)
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z", time) for time in times[:5])
+    assert said[:5] == (
+        "INFO    ready token_budget=8",
+        'WARNING request refused code="queue_full"',
+        "ERROR   ranks lost",
+        "WARNING library: odd",
+        'ERROR   internal error error="ValueError: x"',
+    )
 
 
 def test_a_process_without_a_log_says_lines_as_they_are_but_escaped() -> None:
