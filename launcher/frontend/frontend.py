@@ -73,7 +73,8 @@ class Frontend:
         model = checkpoint.config
         tokenizer = PromptTokenizer(checkpoint.tokenizer, model.text_encoder.vocab_size)
         loras = open_registry(config, model)
-        log_event("starting", version=engine.__version__, pid=os.getpid(), **asdict(config.engine))
+        options = asdict(config.engine) | {"model": config.engine.name}
+        log_event("starting", version=engine.__version__, pid=os.getpid(), **options)
         self._config, self._on_started = config, on_started
         self._manager = ServiceManager() if manager is None else manager
         self._began = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 from pathlib import Path
 
 import pytest
@@ -219,13 +220,17 @@ def test_a_full_queue_refuses_at_once(run_folder: Path) -> None:
     run(test())
 
 
-def test_status_says_what_the_engine_is_doing(run_folder: Path) -> None:
+def test_status_and_the_log_say_what_the_engine_is_doing(run_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="krea2")
+
     async def test() -> None:
         async with fake_engine(run_folder, tp=2) as fakes, AsyncClient(fakes.address) as client:
             status = await client.status()
             assert isinstance(status, StatusReply)
             assert (status.model, status.tp, status.device, status.ready) == ("demo", 2, "fake", True)
             assert status.rank_memory == ({"weights": 1}, {"weights": 1})
+            (starting,) = [vars(record)["fields"] for record in caplog.records if record.getMessage() == "starting"]
+            assert (starting["model"], starting["tp"]) == ("demo", 2)
             assert await client.ping() >= 0
 
     run(test())
