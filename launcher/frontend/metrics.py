@@ -24,7 +24,7 @@ _GAUGES = (  # name, text and labels of what is asked for when the metrics are
     ("dropped_messages", "Messages that were not understood"),
     ("dropped_log_lines", "Lines of the log that nobody read in time"),
     ("rpc_connections", "Connections of clients over RPC"),
-    ("rank_memory_bytes", "Bytes by purpose when the rank was ready", "rank", "purpose"),
+    ("rank_memory_bytes", "Bytes by purpose when the rank was ready, of adapters now", "rank", "purpose"),
     ("loras", "LoRAs that requests may choose"),
     ("lora_bytes", "Bytes of each rank that LoRAs take"),
 )
@@ -92,6 +92,8 @@ class Metrics:
         for name, value in gauges.items():
             self._gauges[name].set(value)
         for rank, purposes in enumerate(rank_memory):
+            if "adapters" in purposes:  # which it loads when it is ready
+                purposes = purposes | {"adapters": int(gauges["lora_bytes"])}
             for purpose, size in purposes.items():
                 self._gauges["rank_memory_bytes"].labels(rank, purpose).set(size)
         return generate_latest(self._registry)

@@ -26,9 +26,12 @@ def jobs_of(rank: FakeRank) -> list[Job]:
 
 
 def test_a_lora_is_loaded_chosen_listed_and_unloaded(run_folder: Path, tmp_path: Path) -> None:
+    def ready(*args: Any, **kwargs: Any) -> FakeRank:
+        return LoraRank(*args, memory={"weights": 1, "adapters": 0}, **kwargs)
+
     async def test() -> None:
         write_adapter(tmp_path / "styles" / "ink.safetensors", modules=264, size=5000)
-        async with engine(run_folder, tmp_path, tp=2) as (fakes, client):
+        async with engine(run_folder, tmp_path, tp=2, make_rank=ready) as (fakes, client):
             loaded = await client.load_lora("Ink", "styles/ink.safetensors", 0.5)
             assert names(loaded.loras) == ["Ink"]
             assert all(rank.loaded for rank in fakes.ranks)  # by the time of the answer
@@ -37,6 +40,9 @@ def test_a_lora_is_loaded_chosen_listed_and_unloaded(run_folder: Path, tmp_path:
             metrics = (await client.metrics()).decode()
             assert "krea2_loras 1.0" in metrics
             assert "krea2_lora_bytes 2500.0" in metrics
+            for rank in (0, 1):
+                assert f'krea2_rank_memory_bytes{{purpose="adapters",rank="{rank}"}} 2500.0' in metrics
+                assert f'krea2_rank_memory_bytes{{purpose="weights",rank="{rank}"}} 1.0' in metrics
             await client.generate(PROMPT, steps=2, loras=[{"name": "Ink", "strength": -1.5}])
             await client.generate(PROMPT, steps=2, loras=["Ink"])
             await client.generate(PROMPT, steps=2, loras=[{"name": "Ink", "strength": 0}])
