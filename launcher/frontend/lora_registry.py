@@ -14,7 +14,7 @@ from engine.lora.files import AdapterFile
 from engine.step import Adapter
 from launcher.logs import log_event
 from launcher.messages.configs import FrontendConfig
-from launcher.requests.lora_files import describe_skipped, open_lora
+from launcher.requests.lora_files import describe_skipped, open_lora, shown_file
 
 
 @dataclass(eq=False)
@@ -45,12 +45,13 @@ def open_registry(config: FrontendConfig, model: ModelConfig) -> LoraRegistry:
     registry, lenient = LoraRegistry(config.limits.max_loras), config.engine.lora_lenient
     for lora in config.loras:
         opened = open_lora(lora.path, model, lenient=lenient, values=False)
-        path = Path(lora.path).resolve()
+        path, file = str(Path(lora.path).resolve()), shown_file(lora.path, config.lora_dir)
         registry.reserve(lora.name)
-        registry.add(lora.name, opened, path=str(path), file=path.name, strength=lora.strength, lenient=lenient)
+        registry.add(lora.name, opened, path=path, file=file, strength=lora.strength, lenient=lenient)
     for merged, strength in config.engine.merge_loras:
         opened = open_lora(merged, model, lenient=lenient, values=False)
-        log_event("lora merged", file=Path(merged).name, strength=strength, **log_fields(opened))
+        file = shown_file(merged, config.lora_dir)
+        log_event("lora merged", file=file, strength=strength, **log_fields(opened))
     return registry
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from engine.config.demo_checkpoints import DEMO_LORAS
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, Krea2Error, LoraError
 from engine.lora.files import AdapterFile
@@ -19,7 +20,7 @@ from launcher.messages.client_messages import ListLoras, LoadedLora, LoadLora, L
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import as_krea2_error
 from launcher.requests.check import check_strength
-from launcher.requests.lora_files import MAX_NAME, check_name, open_lora, path_inside
+from launcher.requests.lora_files import MAX_NAME, check_name, open_lora, path_inside, shown_file
 from launcher.requests.rank_memory import RankMemory
 from launcher.threads import in_own_thread
 
@@ -68,8 +69,8 @@ class LoraService:
 
     def merged(self) -> tuple[MergedLora, ...]:
         """Describe what was added to the weights at the start."""
-        merged = self._config.engine.merge_loras
-        return tuple(MergedLora(file=Path(path).name, strength=strength) for path, strength in merged)
+        merged, folder = self._config.engine.merge_loras, self._config.lora_dir
+        return tuple(MergedLora(file=shown_file(path, folder), strength=strength) for path, strength in merged)
 
     # ---- what clients ask for
 
@@ -119,9 +120,9 @@ class LoraService:
                 error = LoraError(error.message.replace(path, message.path).replace(f"{folder}/", ""))
             self._refuse(client, message, error)
             return
-        entry = self.registry.add(
-            message.name, opened, path=path, file=message.path, strength=message.strength, lenient=lenient
-        )
+        given = str(DEMO_LORAS.get(message.path, Path(folder, message.path)))
+        file, strength = shown_file(given, folder), message.strength
+        entry = self.registry.add(message.name, opened, path=path, file=file, strength=strength, lenient=lenient)
         entry.asked = client, message.request_id
         if self._dispatcher.status.answering:
             self._load_on_ranks(entry)

@@ -125,6 +125,18 @@ def path_inside(folder: str, path: str) -> str:
     raise ArgumentError.of("path", "relative to the server's --lora-dir, and a file in there", path)
 
 
+def shown_file(path: str, folder: str | None) -> str:
+    """Name a LoRA's file, or PEFT's folder, as people are told of it, whoever loads it: one of `DEMO_LORAS` as there,
+    one in the folder that clients may load from relative to that, any other by its bare name."""
+    for name, file in DEMO_LORAS.items():
+        if path == str(file):
+            return name
+    above, name = os.path.split(os.path.abspath(path))
+    real = Path(os.path.realpath(above), name)  # what a link is called, not what it leads to
+    root = None if folder is None else Path(os.path.realpath(folder))
+    return name if root is None or root not in real.parents else str(real.relative_to(root))
+
+
 def _file_in(path: str) -> str:
     """The adapter's file, if the path is a folder as PEFT writes it."""
     return os.path.join(path, _PEFT_FILE) if os.path.isdir(path) else path

@@ -11,6 +11,7 @@ import pytest
 
 from engine.config.demo_checkpoints import DEMO_LORAS
 from engine.errors import ArgumentError, LoraError
+from launcher.messages.configs import LoraFile
 from launcher.messages.limits import Limits
 from tests.launcher.fake_ranks import run
 from tests.launcher.lora_stand_in import engine, fake_adapters, write_adapter
@@ -108,6 +109,30 @@ def test_the_demos_own_is_loaded_by_its_name_alone(
             write_adapter(shipped, skipped=["x"])
             with pytest.raises(LoraError, match=r"^demo-outlined: has tensors that are for no layer"):
                 await client.load_lora("again", "demo-outlined")
+
+    run(test())
+
+
+def test_a_file_is_called_the_same_whoever_loads_it(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, shipped = tmp_path / "loras", write_adapter(tmp_path / "shipped" / "outlined.safetensors")
+    monkeypatch.setitem(DEMO_LORAS, "demo-outlined", shipped)
+    write_adapter(folder / "styles" / "ink.safetensors")
+    (folder / "link.safetensors").symlink_to("styles/ink.safetensors")
+    write_adapter(folder / "peft" / "adapter_model.safetensors")
+    (tmp_path / "way").symlink_to(folder)
+    elsewhere = LoraFile(name="elsewhere", path=str(write_adapter(tmp_path / "elsewhere.safetensors")))
+    paths = ("styles/ink.safetensors", "link.safetensors", "peft")
+    started = [LoraFile(name=f"-{path[:3]}", path=f"{tmp_path}/way/./{path}") for path in paths]
+    started += [LoraFile(name="-demo", path=str(shipped)), elsewhere]
+
+    async def test() -> None:
+        async with engine(run_folder, folder, loras=tuple(started)) as (_, client):
+            for path in (*paths, "demo-outlined"):
+                await client.load_lora(path[:3], f"./{path}" if path in paths else path)
+            files = [lora.file for lora in (await client.loras()).loras]
+            assert files == [*paths, "demo-outlined", "elsewhere.safetensors", *paths, "demo-outlined"]
 
     run(test())
 
