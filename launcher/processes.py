@@ -41,6 +41,7 @@ SIGNALS = tuple(
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
 )
+_CONFIGURE_S = 0.5  # for a child that is to stop to have read its configuration
 _TAIL_LINES = 20
 # Lines of a C++ error that are not its cause: its stack, and torch's advice.
 _NO_CAUSE = (
@@ -117,9 +118,7 @@ class Child:
             readers.append(_start_thread(_read_frames, stdout, on_report))
         _start_thread(self._watch, readers)
         data = encode(config)
-        with suppress(BrokenPipeError):  # it ended at once; whoever waits for it hears that
-            self._stdin.write(_LENGTH.pack(len(data)) + data)
-            self._stdin.flush()
+        self._configuring = _start_thread(self._configure, _LENGTH.pack(len(data)) + data)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait `timeout_s` seconds at most for it to end. Returns whether it has."""
@@ -145,7 +144,11 @@ class Child:
         return ": ".join([how, *said])
 
     def ask_to_stop(self) -> None:
-        """Close its stdin, which is what it waits for."""
+        """Close its stdin, which is what it waits for. Kill it if it does not read its configuration."""
+        self._configuring.join(_CONFIGURE_S)
+        if self._configuring.is_alive():  # it has begun nothing, and what we write would wait
+            self.send_signal(signal.SIGKILL)
+            return
         with suppress(BrokenPipeError, ValueError):  # it has ended, or was asked before
             self._stdin.write(_STOP)
             self._stdin.close()
@@ -153,6 +156,12 @@ class Child:
     def send_signal(self, number: signal.Signals) -> None:
         """Send it a signal, unless it has ended."""
         self._process.send_signal(number)
+
+    def _configure(self, data: bytes) -> None:
+        """Write more than a pipe takes, perhaps, to a process that may not read it."""
+        with suppress(BrokenPipeError):  # it ended at once; whoever waits for it hears that
+            self._stdin.write(data)
+            self._stdin.flush()
 
     def _read_output(self, output: BinaryIO, echo: str | None, has_log: bool) -> None:
         """Read its output as it comes, and wait for nobody meanwhile: the child would wait for us."""

@@ -20,6 +20,7 @@ from engine.config.engine_config import EngineConfig
 from launcher.awake import AwakeClock
 from launcher.http.workers import worker as worker_module
 from launcher.http.workers.worker import HttpWorker, read_at_hangups
+from launcher.messages.api_keys import ApiKey
 from launcher.messages.configs import HttpConfig
 from launcher.messages.limits import Limits
 from launcher.messages.own_clients import OwnClients
@@ -117,6 +118,30 @@ def test_nothing_is_started_once_it_is_stopping(watched: Watched) -> None:
     stop_all(watched.worker.child())
     wait_until(lambda: name not in watched.own_clients, "the end of the process")
     assert [found for found, _ in watched.processes(1)] == [pid]
+
+
+def test_one_that_does_not_read_its_configuration_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaf = f"import time; open({str(tmp_path / 'deaf')!r}, 'w').close(); time.sleep({2 * PATIENCE_S})"
+    monkeypatch.setattr("launcher.processes.python_command", lambda *_: [sys.executable, "-c", deaf])
+    keys = tuple(ApiKey(name=f"key-{number}", key="k" * 500) for number in range(1000))
+    stopping, stopped = threading.Event(), threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        config = HttpConfig(engine=EngineConfig(), limits=Limits(), socket_fd=listening.fileno(), file_keys=keys)
+        worker = HttpWorker(config, OwnClients(), stopping)
+
+        def stop() -> None:
+            worker.renew_keys(keys)
+            stopping.set()
+            stop_all(worker.child())
+            stopped.set()
+
+        wait_until((tmp_path / "deaf").exists, "the process")
+        threading.Thread(target=stop, daemon=True).start()
+        assert stopped.wait(PATIENCE_S)
+    (child,) = worker.child()
+    assert child.wait(PATIENCE_S)
 
 
 @pytest.mark.parametrize("log_format", ["json", "text"])
