@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from launcher.frontend import clients, dispatcher, intake, live_requests, tracke
 from launcher.frontend.admission import deadlines, repeats
 from launcher.frontend.metrics import Metrics
 from launcher.http import bodies, guard, protocol
-from launcher.http.errors import STATUS_OF_CODE
+from launcher.http.app import PAGE
+from launcher.http.errors import STATUS_OF_CODE, error_body
 from launcher.http.workers import held_files, worker
 from launcher.http.workers.metrics import HttpMetrics
 from launcher.messages import api_keys, encoding, entrance
@@ -57,6 +59,18 @@ def test_the_bounds_of_loras() -> None:
     assert f"at most {MAX_FILE_BYTES // 2**30} GiB" in section
     assert f"At most {Limits.max_loras} are loaded" in section
     assert f"and {Limits.max_request_loras} chosen by a request" in section
+
+
+def test_the_example_of_a_proxy_goes_with_what_the_server_bounds() -> None:
+    example = DOCUMENT.partition("```nginx\n")[2].partition("```")[0]
+    assert f"of {Limits.max_queue} that may wait" in example
+    assert re.findall(r"limit_conn \w+ (\d+);", example) == [str(Limits.max_queue // 8)]
+    page = len(list(PAGE.rglob("*.*"))) + len(("/", "/ready", "/v1/settings", "/v1/loras")) - len(("index.html",))
+    (burst, told) = re.findall(r"burst=(\d+) nodelay;  # the page with all its files is (\d+)", example)[0]
+    assert page <= int(told) < int(burst) / 2
+    refusal = json.loads(re.findall(r"return 429 '(.*?)';", example, re.DOTALL)[0])
+    assert refusal["error"].keys() == error_body(errors.RateLimitedError("x"), "1")["error"].keys()  # type: ignore[attr-defined]
+    assert refusal["error"]["code"] == errors.RateLimitedError.code
 
 
 @pytest.mark.parametrize(
