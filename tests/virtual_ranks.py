@@ -126,6 +126,8 @@ class VirtualRanks:
                     decode_s = _seconds(self.costs.decode_s(pixels[job_id]))
                     self.longest_decode_s = max(self.longest_decode_s, decode_s)
                     decoder_free = max(decoder_free, ranks_free) + decode_s
+                    if self.scheduler.decodes_in_turn:
+                        ranks_free = decoder_free
                     decoding += 1
                     heapq.heappush(events, (decoder_free, next(order), job_id))
                 if self.on_step is not None:

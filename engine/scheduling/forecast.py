@@ -25,15 +25,17 @@ def forecast(
     token_budget: int,
     max_begun: int,
     max_decoding: int,
+    decodes_in_turn: bool,
     begins: float,
     step_s: float,
 ) -> dict[int, float]:
     """Say when the image of each job is decoded, by job_id, in seconds on the clock of `begins`.
 
     `jobs` are in the order in which they go; `key` orders jobs by the work they have left. decoding: when those are
-    decoded that the decoder has, in order. The ranks are free at `begins`, when they have done a step of `step_s`. The
-    queue is packed much as the scheduler packs it, as though nothing came any more; the bound on prompt tokens and
-    requests that run alone are left out. `costs` must know the speed of denoise steps.
+    decoded that the decoder has, in order. decodes_in_turn: no step runs while an image is decoded. The ranks are free
+    at `begins`, when they have done a step of `step_s`. The queue is packed much as the scheduler packs it, as though
+    nothing came any more; the bound on prompt tokens and requests that run alone are left out. `costs` must know the
+    speed of denoise steps.
     """
     decoder = _Decoder(costs, max_decoding, decoding)
     clock, gone = begins, 0
@@ -41,6 +43,8 @@ def forecast(
     for queued in jobs:
         if queued.steps_left == 0:
             decoder.add(queued, key(queued, decode_s(queued, costs)), begins)
+    if decodes_in_turn:
+        clock = decoder.decode_between(clock)
     smallest = min((item.tokens for item in waiting), default=0)
     begun = sum(item.begun for item in waiting)
     encoded = {prompt for queued in jobs if queued.begun for prompt in queued.prompts}
@@ -92,6 +96,8 @@ def forecast(
             if not item.steps_left:
                 begun -= 1
                 decoder.add(item.queued, key(item.queued, decode_s(item.queued, costs)), clock)
+        if decodes_in_turn:
+            clock = decoder.decode_between(clock)
     decoder.decode_until(math.inf, 0.0)
     return decoder.done
 
@@ -143,6 +149,13 @@ class _Decoder:
         """Decode what has been handed over before the step of `step_s` that ends `now`."""
         while self._ready and self._chosen_at(step_s) <= now - step_s:
             self._decode(step_s)
+
+    def decode_between(self, now: float) -> float:
+        """Decode all that is ready, before the next step. Returns when that begins, if it could `now`."""
+        while self._ready:
+            self._decode(0.0)
+            now = max(now, self._free[-1])
+        return now
 
     def _chosen_at(self, step_s: float) -> float:
         """When the next image is chosen from those that are ready."""

@@ -38,8 +38,10 @@ class Scheduler:
     passed over too, but keeps its memory: at most `max_begun` have begun and not ended. At most `max_decoding` images
     are with the decoder, and no more than it needs until the next step.
 
+    decodes_in_turn: the ranks decode what a step hands over before they do another, instead of beside it.
+
     Times are monotonic seconds of any clock. `costs` may be corrected at any time. Bounds below 1 raise `ValueError`.
-    It has more attributes than other classes since it alone owns the queue: six are its bounds and rules, three are
+    It has more attributes than other classes since it alone owns the queue: seven are its bounds and rules, three are
     orders for the next step beside denoising, the others say where jobs and ranks stand.
     """
 
@@ -52,12 +54,14 @@ class Scheduler:
         prompt_budget: int = 2048,
         max_begun: int = 64,
         max_decoding: int = 2,
+        decodes_in_turn: bool = False,
     ) -> None:
         if min(token_budget, prompt_budget, max_begun, max_decoding) < 1:
             raise ValueError("token_budget, prompt_budget, max_begun and max_decoding must be positive")
         self.token_budget = token_budget
         self.policy = policy or Policy()
         self.costs = costs or CostModel()
+        self.decodes_in_turn = decodes_in_turn
         self._prompt_budget, self._max_begun, self._max_decoding = prompt_budget, max_begun, max_decoding
         self._queue: dict[int, QueuedJob] = {}  # until they go to the decoder
         self._decoding = Decoding(self.costs, max_decoding)  # then until the image comes, that of a cancelled job too
@@ -136,8 +140,9 @@ class Scheduler:
             ordered = [queued for queued in ordered if queued.request == ordered[0].request]
         if self._loads:
             return Step(next(self._numbers), load=(self._loads.pop(0),))
-        # This step begins when the one before ends: as expected, but no later than if that began now.
-        begins = now if idle else max(now, min(self._busy_until, now + self._step_s))
+        # This step begins when the one before ends: as expected, but no later than if that began as soon as it can.
+        free = self._decodes_until(now)
+        begins = now if idle else max(free, min(self._busy_until, free + self._step_s))
         chosen, start, new_tokens = self._pack(ordered)
         work = sum((queued.work for queued in chosen), Work(0, 0))
         step_s = self.costs.encode_s(new_tokens) or 0.0
@@ -187,6 +192,10 @@ class Scheduler:
         return sum(queued.steps_left == 0 for queued in self._queue.values()), len(self._decoding)
 
     # ---- one step
+
+    def _decodes_until(self, now: float) -> float:
+        """Until when the ranks do no step, since they decode."""
+        return self._decoding.free_at(now) if self.decodes_in_turn else now
 
     def _ordered(self, now: float) -> list[QueuedJob]:
         key = self._key(now)
@@ -264,7 +273,8 @@ class Scheduler:
                 token_budget=self.token_budget,
                 max_begun=self._max_begun,
                 max_decoding=self._max_decoding,
-                begins=max(now, self._busy_until),
+                decodes_in_turn=self.decodes_in_turn,
+                begins=max(self._decodes_until(now), self._busy_until),
                 step_s=self._step_s,
             )
             for queued in ordered:

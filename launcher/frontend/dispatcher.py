@@ -88,7 +88,10 @@ class Dispatcher:
         self._config, self._model = config, model
         self._events, self._after_warm_up = events, after_warm_up
         self._costs = CostModel()
-        self.scheduler = Scheduler(_TOKEN_BUDGET, costs=self._costs, max_decoding=_MAX_DECODING)
+        in_turn = config.engine.decodes_together and config.engine.vae_memory is None  # tiles are for rank 0 alone
+        self.scheduler = Scheduler(
+            _TOKEN_BUDGET, costs=self._costs, max_decoding=_MAX_DECODING, decodes_in_turn=in_turn
+        )
         self._segments: dict[int, tuple[int, ...]] = {}  # of each job that is queued or under way
         self._budget = _TokenBudget()
         self._adapter_bytes: dict[int, int] = {}  # of each rank, by adapter

@@ -47,7 +47,8 @@ class Deadlines:
 
     def _alone_s(self, plan: Plan) -> float:
         """Seconds that the jobs of a plan take where there are no others."""
-        scheduler = Scheduler(self._scheduler.token_budget, costs=self._scheduler.costs)
+        real = self._scheduler
+        scheduler = Scheduler(real.token_budget, costs=real.costs, decodes_in_turn=real.decodes_in_turn)
         for job in plan.jobs:
             scheduler.add(job, segments=plan.segments, request=0, now=0.0)
         estimate = scheduler.estimate(0, 0.0)

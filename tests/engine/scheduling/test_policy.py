@@ -183,8 +183,14 @@ def test_jobs_that_are_a_little_larger_than_the_rest_do_not_wait_for_all_of_it()
 # ---- estimates
 
 
-@pytest.mark.parametrize("decode", [1e-7, 1e-6, 5e-6], ids=["decoding-is-short", "as-long-as-steps", "and-longer"])
-def test_of_500_estimates_at_most_one_is_wrong_by_more_than_a_factor_of_one_and_a_half(decode: float) -> None:
+@pytest.mark.parametrize(
+    ("decode", "in_turn"),
+    [(1e-7, False), (1e-6, False), (5e-6, False), (1e-6, True)],
+    ids=["decoding-is-short", "as-long-as-steps", "and-longer", "in-turn-with-them"],
+)
+def test_of_500_estimates_at_most_one_is_wrong_by_more_than_a_factor_of_one_and_a_half(
+    decode: float, in_turn: bool
+) -> None:
     wrong_by: list[float] = []
     for seed in range(200):
         draw = random.Random(seed)
@@ -194,7 +200,13 @@ def test_of_500_estimates_at_most_one_is_wrong_by_more_than_a_factor_of_one_and_
         ]  # a second image of a request
         last = max(one.at for one in mix)
         costs = make_costs(decode=decode)
-        scheduler = Scheduler(BUDGET, costs=costs, max_begun=draw.choice((3, 64)), max_decoding=draw.choice((2, 32)))
+        scheduler = Scheduler(
+            BUDGET,
+            costs=costs,
+            max_begun=draw.choice((3, 64)),
+            max_decoding=32 if in_turn else draw.choice((2, 32)),
+            decodes_in_turn=in_turn,
+        )
         estimates: list[tuple[float, int, float]] = []
 
         def ask(

@@ -133,6 +133,18 @@ def test_seconds_count_down_from_what_all_before_and_the_request_itself_take() -
     assert scheduler.estimate(1, 0.5) == Estimate(1, pytest.approx(10.625))
 
 
+def test_where_images_are_decoded_in_turn_with_steps_seconds_count_both() -> None:
+    costs = make_costs(fixed=1.0, per_token=0.0, per_pair=0.0, encode=0.0, decode=2 / 64**2)
+    scheduler = Scheduler(token_budget=100, costs=costs, decodes_in_turn=True)
+    for job_id, steps in ((0, 2), (1, 3)):
+        add(scheduler, make_job(job_id, steps=steps), tokens=100)
+    assert scheduler.estimate(0, 0.0) == Estimate(0, pytest.approx(2 + 2))
+    assert scheduler.estimate(1, 0.0) == Estimate(1, pytest.approx(5 + 4))
+    steps = [scheduler.next_step(now, idle=not now) for now in (0.0, 0.5, 1.0, 2.0)]  # as ranks end them
+    assert [step.decode for step in steps if step is not None] == [(), (0,), (), ()]
+    assert scheduler.estimate(1, 2.0) == Estimate(0, pytest.approx(9 - 2))
+
+
 def test_an_empty_step_takes_a_number_like_any_other() -> None:
     scheduler = Scheduler(token_budget=10)
     add(scheduler, make_job(0))

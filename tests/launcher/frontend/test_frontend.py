@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image as PIL
 
+from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.errors import (
     ArgumentError,
@@ -254,5 +255,33 @@ def test_a_later_request_is_told_its_place_and_the_time_until_it_is_done(run_fol
             assert later.estimated_s > 0
             for call in calls:
                 call.cancel()
+
+    run(test())
+
+
+def test_where_all_ranks_decode_together_a_request_is_told_that_it_waits_for_the_decoding_of_others(
+    run_folder: Path,
+) -> None:
+    async def seconds_behind_large_images(number: int, engine: EngineConfig) -> float:
+        folder = run_folder / str(number)
+        folder.mkdir()
+        async with fake_engine(folder, engine=engine) as fakes, AsyncClient(fakes.address) as client:
+            await client.generate(PROMPT, steps=1)  # decoded in 0.125 s, so that one of 512² takes 2 s
+            for rank in fakes.ranks:
+                rank.hold = True
+            large = asyncio.create_task(client.generate(PROMPT, steps=1, num_images=8, width=512, height=512))
+            while (await client.status()).running + (await client.status()).waiting < 1:
+                pass
+            accepted = await anext(client.stream(PROMPT, steps=150))  # which takes longer than all the decoding
+            assert isinstance(accepted, Accepted)
+            assert accepted.estimated_s is not None
+            large.cancel()
+            return accepted.estimated_s
+
+    async def test() -> None:
+        engines = EngineConfig(), EngineConfig(tp=2), EngineConfig(tp=2, vae_memory=10**9)
+        alone, together, tiled = [await seconds_behind_large_images(*each) for each in enumerate(engines)]
+        assert together > alone + 10
+        assert tiled < alone + 5
 
     run(test())
