@@ -266,7 +266,8 @@ def test_where_all_ranks_decode_together_a_request_is_told_that_it_waits_for_the
         folder = run_folder / str(number)
         folder.mkdir()
         async with fake_engine(folder, engine=engine) as fakes, AsyncClient(fakes.address) as client:
-            await client.generate(PROMPT, steps=1)  # decoded in 0.125 s, so that one of 512² takes 2 s
+            # The third step is sent when all ranks have done the first. Decoded in 0.125 s, so one of 512² takes 2 s.
+            await client.generate(PROMPT, steps=4)
             for rank in fakes.ranks:
                 rank.hold = True
             large = asyncio.create_task(client.generate(PROMPT, steps=1, num_images=8, width=512, height=512))
