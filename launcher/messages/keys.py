@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -42,15 +43,18 @@ class ServerKeys:
     clients: Mapping[bytes, str]
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> ServerKeys:
-        """Read a folder of keys. Raises `ArgumentError` if it cannot be read or a key is damaged."""
+    def load(cls, folder: str | os.PathLike[str], parameter: str = "rpc_keys") -> ServerKeys:
+        """Read a folder of keys. Raises `ArgumentError` about `parameter` if it cannot be read or a key is damaged."""
         try:
             public, secret = _load_pair(Path(folder) / SERVER_FILE)
             files = [file for file in (Path(folder) / "clients").iterdir() if file.suffix == ".key"]
             return cls(public, secret, {load_certificate(file)[0]: file.stem for file in files})
         except (OSError, ValueError) as error:
-            allowed = f"a folder that `krea2 keys` has made ({_reason(error)})"
-            raise ArgumentError.of("rpc_keys", allowed, str(folder)) from None
+            reason = _reason(error)
+            if isinstance(error, FileNotFoundError):
+                command = f"krea2 keys {shlex.quote(str(folder))} --client NAME"
+                reason = f"there is no {error.filename}; to fill a new or an empty folder, run: {command}"
+            raise ArgumentError.of(parameter, f"a folder that `krea2 keys` has made ({reason})", str(folder)) from None
 
     def guard(self, server: zmq.asyncio.Socket, context: zmq.asyncio.Context) -> AsyncioAuthenticator:
         """Let only known clients through to a socket that is not bound yet. Its caller stops the authenticator."""
@@ -128,7 +132,7 @@ def make_keys(folder: Path, client: str) -> Path:
                 _, secret_file = _make_pair(folder, "server", {})
                 with secret_file.open("a") as file:  # so that it is a client's file, too
                     file.write(f"metadata\n    server-key = {_load_pair(secret_file)[0].decode()}\n")
-        server = ServerKeys.load(folder)
+        server = ServerKeys.load(folder, "folder")
         secret_file, public_file = folder / f"{client}.key_secret", folder / "clients" / f"{client}.key"
         if secret_file.exists() or public_file.exists():
             raise ArgumentError(f"client {client} has keys in {folder} already: give another name", parameter="client")
@@ -160,6 +164,7 @@ def _make_pair(folder: Path, name: str, metadata: dict[str, str]) -> tuple[Path,
 
 
 def _load_pair(file: Path) -> tuple[bytes, bytes]:
+    file.stat()  # which says what is wrong, as zmq does not
     public, secret = load_certificate(file)
     if secret is None:
         raise ValueError("no secret key found in it")

@@ -97,7 +97,7 @@ def test_files_that_are_no_keys_are_named(tmp_path: Path) -> None:
         file.write_text(damaged)
         with pytest.raises(ArgumentError, match=f"key must be a client's .key_secret file .*{message}"):
             AsyncClient(ANYWHERE, key=file)
-    with pytest.raises(ArgumentError, match="key must be"):
+    with pytest.raises(ArgumentError, match=r"key must be .* \(No such file or directory\)"):
         AsyncClient(ANYWHERE, key=tmp_path / "nothing")
     with pytest.raises(ArgumentError, match="key must be"):
         AsyncClient(ANYWHERE, key=3)  # type: ignore[arg-type]
@@ -199,6 +199,23 @@ def test_the_command_line_makes_keys_and_serves_with_them(marked: Marked, krea2:
     assert "error:" not in stderr
     assert server.returncode == 143
     marked.expect_nothing_left()
+
+
+@pytest.mark.parametrize("missing", ["server.key_secret", "clients"])
+def test_a_folder_that_is_not_whole_is_refused_with_what_is_missing_and_how_to_make_it(
+    tmp_path: Path, missing: str
+) -> None:
+    folder = tmp_path / "my keys"
+    if missing == "clients":
+        make_keys(folder, "client")
+        shutil.rmtree(folder / "clients")
+    told = rf"\(there is no {folder}/{missing}; .* run: krea2 keys '{folder}' --client NAME\)"
+    with pytest.raises(ArgumentError, match=f"rpc_keys must be a folder .*{told}"):
+        ServerKeys.load(folder)
+    folder.mkdir(exist_ok=True)
+    (folder / "other").touch()
+    with pytest.raises(ArgumentError, match=f"^folder must be a folder .*{told}"):
+        make_keys(folder, "another")
 
 
 def test_serve_refuses_a_folder_without_keys(krea2: Krea2, tmp_path: Path) -> None:
