@@ -11,6 +11,7 @@ import click
 
 from engine.config.engine_config import PARTS, EngineConfig
 from engine.errors import ArgumentError
+from launcher.cli.as_typed import Command
 from launcher.cli.numbers import WHOLE_NUMBER
 from launcher.cli.options import table_options
 from launcher.cli.stdout import say_path
@@ -18,7 +19,7 @@ from launcher.cli.stdout import say_path
 _SUFFIXES = {".safetensors": "native", ".gguf": "gguf"}  # which say of a file, or a folder, that it has this layout
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("output", type=click.Path(path_type=Path))
 @table_options("model", help="What to convert, as for generate.  [default: demo, if no part of a model is given]")
 @table_options(*PARTS, "variant")

@@ -16,6 +16,7 @@ import click
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, Krea2Error, printable
 from launcher.auto_mode.prediction import Workload
+from launcher.cli.as_typed import Command
 from launcher.cli.numbers import NUMBER, WHOLE_NUMBER
 from launcher.cli.options import configure_engine, engine_options
 from launcher.cli.stdout import say_path
@@ -30,7 +31,7 @@ FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 _REQUESTS_AHEAD = 32  # of a call with many prompts, unfinished at a time
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT…")
 @engine_options
 @click.option("--steps", type=WHOLE_NUMBER, help="Denoise steps.  [default: the checkpoint's]")

@@ -20,6 +20,7 @@ from engine.errors import ArgumentError, CheckpointError
 from engine.planning.memory_plan import plan_checkpoint
 from launcher.auto_mode.choice import choose_mode, is_auto
 from launcher.auto_mode.prediction import Workload
+from launcher.cli.as_typed import Command
 from launcher.cli.numbers import WHOLE_NUMBER
 from launcher.cli.options import given, table_options
 from launcher.cli.stdout import say
@@ -28,7 +29,7 @@ from launcher.setup.configure import engine_config
 from launcher.setup.hub import find_model
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("argument", metavar="[MODEL]", required=False)
 @table_options("model", help="The same as MODEL.")
 @table_options(*PARTS)

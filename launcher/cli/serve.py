@@ -16,6 +16,7 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from launcher.auto_mode.measurements import keep_speed
 from launcher.auto_mode.prediction import Workload
+from launcher.cli.as_typed import Command
 from launcher.cli.numbers import NUMBER, WHOLE_NUMBER, WholeRange
 from launcher.cli.options import configure_engine, engine_options, table_options
 from launcher.cli.stdout import say_path
@@ -32,7 +33,7 @@ _FOR_HTTP = (
 )  # fmt: skip
 
 
-@click.command()
+@click.command(cls=Command)
 @engine_options
 @click.option("--host", default="127.0.0.1", help="Where HTTP listens.")
 @click.option("--port", type=WHOLE_NUMBER, default=30000, help="0 takes a free one.")
@@ -198,7 +199,7 @@ def _model_name(options: Mapping[str, Any]) -> str:
     return (path.stem if path.is_file() else path.name) or name
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--client", default="client", help="Whose keys to make.")
 def keys(folder: Path, client: str) -> None:

@@ -71,13 +71,13 @@ def test_info_shows_every_mode_s_time_and_memory_and_what_is_chosen(capsys: pyte
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--parallel", "auto", "--tp", "2"], "parallel auto chooses tp, which is given too: 2"),
-        (["--parallel", "auto", "--sp", "1"], "parallel auto chooses sp, which is given too: 1"),
-        (["--parallel", "auto", "--cfg-parallel"], "parallel auto chooses cfg_parallel, which is given too: True"),
-        (["--parallel", "fastest"], "parallel must be auto, or left out, got 'fastest'"),
-        (["--gpus", "4"], "gpus says what --parallel auto chooses for, which is not given"),
-        (["--parallel", "auto", "--gpus", "0"], "gpus must be at least 1, got 0"),
-        (["--parallel", "auto", "--gpus", "2", "--size", "big"], "size must be WIDTHxHEIGHT, as 512x768, got 'big'"),
+        (["--parallel", "auto", "--tp", "2"], "--parallel auto chooses --tp, which is given too: 2"),
+        (["--parallel", "auto", "--sp", "1"], "--parallel auto chooses --sp, which is given too: 1"),
+        (["--parallel", "auto", "--cfg-parallel"], "--parallel auto chooses --cfg-parallel, which is given too: True"),
+        (["--parallel", "fastest"], "--parallel must be auto, or left out, got 'fastest'"),
+        (["--gpus", "4"], "--gpus says what --parallel auto chooses for, which is not given"),
+        (["--parallel", "auto", "--gpus", "0"], "--gpus must be at least 1, got 0"),
+        (["--parallel", "auto", "--gpus", "2", "--size", "big"], "--size must be WIDTHxHEIGHT, as 512x768, got 'big'"),
     ],
 )
 def test_what_cannot_be_chosen(words: list[str], message: str) -> None:

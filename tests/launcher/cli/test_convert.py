@@ -39,10 +39,10 @@ def test_the_demo_in_8_bits_draws_the_same_picture(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--layout", "onnx"], "layout must be one of diffusers, native, gguf, sharded, got 'onnx'"),
-        (["--component", "clip"], "component must be one of transformer, text_encoder, vae, got 'clip'"),
-        (["--weights", "fp8"], "weights must be one of keep, bfloat16, float32 for the layout diffusers, got 'fp8'"),
-        (["--tp", "3"], "tp must be one of 1, 2, 4, got 3"),
+        (["--layout", "onnx"], "--layout must be one of diffusers, native, gguf, sharded, got 'onnx'"),
+        (["--component", "clip"], "--component must be one of transformer, text_encoder, vae, got 'clip'"),
+        (["--weights", "fp8"], "--weights must be one of keep, bfloat16, float32 for the layout diffusers, got 'fp8'"),
+        (["--tp", "3"], "--tp must be one of 1, 2, 4, got 3"),
         (["--model", "nowhere/at/all"], "nowhere/at/all: there is no such folder or file"),
     ],
 )

@@ -79,26 +79,26 @@ def test_a_drawn_seed_is_reported_and_metadata_can_be_left_out(marked: Marked, t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["x", "--tp", "3"], "tp must be one of 1, 2, 4, got 3"),
-        (["x", "--tp", "2", "--sp", "4"], "sp must be at most 2 with tp 2, got 4"),
-        (["x", "--width", "100000"], "width must be between 64 and 4096, got 100000"),
+        (["x", "--tp", "3"], "--tp must be one of 1, 2, 4, got 3"),
+        (["x", "--tp", "2", "--sp", "4"], "--sp must be at most 2 with --tp 2, got 4"),
+        (["x", "--width", "100000"], "--width must be between 64 and 4096, got 100000"),
         (["x", "--width", "wide"], "Invalid value for '--width': 'wide' is not a valid integer."),
-        (["x", "--guidance", "nan"], "guidance must be between 0 and 20, got nan"),
-        (["x", "--device", "tpu"], "device must be one of auto, cuda, cpu, got 'tpu'"),
-        (["x", "--quantization", "int4"], "quantization must be one of auto, none, fp8, int8, got 'int4'"),
+        (["x", "--guidance", "nan"], "--guidance must be between 0 and 20, got nan"),
+        (["x", "--device", "tpu"], "--device must be one of auto, cuda, cpu, got 'tpu'"),
+        (["x", "--quantization", "int4"], "--quantization must be one of auto, none, fp8, int8, got 'int4'"),
         (
             ["x", "--attention", "fast"],
-            "attention must be one of auto, cudnn, flash, fa2, fa3, fa3-fp8, fa4, triton, torch",
+            "--attention must be one of auto, cudnn, flash, fa2, fa3, fa3-fp8, fa4, triton, torch",
         ),
-        (["x", "--output", "x.gif"], "output must be a path that ends in .png, .jpg, .jpeg, .webp, got 'x.gif'"),
-        (["x", "--output", "/no/x.png"], "output must be a file in a folder that exists and can be written"),
-        (["x", "--output", "x" * 300 + ".png"], "output must be a path that can be written (File name too long)"),
-        (["x", "--limit", "max_side"], "limit must be NAME=VALUE with a number, got 'max_side'"),
-        (["x", "--limit", "max_side=256", "--width", "512"], "width must be between 64 and 256, got 512"),
+        (["x", "--output", "x.gif"], "--output must be a path that ends in .png, .jpg, .jpeg, .webp, got 'x.gif'"),
+        (["x", "--output", "/no/x.png"], "--output must be a file in a folder that exists and can be written"),
+        (["x", "--output", "x" * 300 + ".png"], "--output must be a path that can be written (File name too long)"),
+        (["x", "--limit", "max_side"], "--limit must be NAME=VALUE with a number, got 'max_side'"),
+        (["x", "--limit", "max_side=256", "--width", "512"], "--width must be between 64 and 256, got 512"),
         (["x", "--model", "/no/such"], "/no/such: there is no such folder"),
-        (["x", "--seed", "-1"], "seed must be between 0 and 9007199254740991, got -1"),
+        (["x", "--seed", "-1"], "--seed must be between 0 and 9007199254740991, got -1"),
         (["x", "--sed", "1"], "No such option"),
-        (["x", "--start-timeout", "nan"], "start_timeout_s must be above 0 and at most 604800, got nan"),
+        (["x", "--start-timeout", "nan"], "--start-timeout must be above 0 and at most 604800, got nan"),
         ([], "Missing argument 'PROMPT…'."),
     ],
 )
@@ -115,7 +115,7 @@ def test_an_attention_that_the_device_lacks_is_named_with_those_that_it_has(mark
     code, stdout, stderr = marked.run_krea2("generate", PROMPT, "--device", "cpu", "--attention", "fa2")
     assert (code, stdout) == (2, "")
     assert stderr.startswith(
-        "error: attention fa2 is not available: it needs a CUDA device, not cpu; available here: auto, "
+        "error: --attention fa2 is not available: it needs a CUDA device, not cpu; available here: auto, "
     )
 
 
@@ -143,4 +143,4 @@ def test_a_missing_part_is_named(krea2: Krea2, tmp_path: Path) -> None:
     file = save(native_transformer(load_transformer(DEMO_CHECKPOINT)), tmp_path / "native.safetensors")
     code, _, stderr = krea2("generate", PROMPT, "--transformer", str(file))
     assert code == 2
-    assert stderr.startswith("error: missing: text_encoder, vae, tokenizer; give each as a file or a folder")
+    assert stderr.startswith("error: missing: --text-encoder, --vae, --tokenizer; give each as a file or a folder")

@@ -17,7 +17,7 @@ from tests.launcher.processes import PATIENCE_S, Marked
 
 def test_the_process_ends_with_that_line_and_that_code(marked: Marked) -> None:
     files = list(marked.folder.iterdir())
-    message = "error: width must be between 64 and 4096, got 100000\n"
+    message = "error: --width must be between 64 and 4096, got 100000\n"
     assert marked.run_krea2("generate", "x", "--width", "100000") == (2, "", message)
     assert list(marked.folder.iterdir()) == files
 

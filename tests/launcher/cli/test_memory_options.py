@@ -123,7 +123,7 @@ def test_a_budget_leaves_room_for_the_loras_of_the_command_line(tmp_path: Path) 
 def test_a_budget_that_is_too_small_is_a_mistake_that_names_the_least(marked: Marked) -> None:
     code, stdout, stderr = marked.run_krea2("generate", PROMPT, "--device", "cpu", "--memory-budget", "1MB")
     assert (code, stdout) == (2, "")
-    assert stderr.startswith("error: memory_budget must be at least ")
+    assert stderr.startswith("error: --memory-budget must be at least ")
     assert stderr.endswith(", got 1.00 MB\n")
 
 

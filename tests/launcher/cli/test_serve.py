@@ -32,10 +32,10 @@ def test_serve_prints_its_address_and_answers_there(marked: Marked, run_folder: 
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ("512", "warm_up must be WIDTHxHEIGHT, as 512x768, got '512'"),
-        ("axb", "warm_up must be WIDTHxHEIGHT, as 512x768, got 'axb'"),
-        ("٦٤x٦٤", "warm_up must be WIDTHxHEIGHT, as 512x768, got '٦٤x٦٤'"),
-        ("64x5000", "warm_up 64x5000: height must be between 64 and 4096, got 5000"),
+        ("512", "--warm-up must be WIDTHxHEIGHT, as 512x768, got '512'"),
+        ("axb", "--warm-up must be WIDTHxHEIGHT, as 512x768, got 'axb'"),
+        ("٦٤x٦٤", "--warm-up must be WIDTHxHEIGHT, as 512x768, got '٦٤x٦٤'"),
+        ("64x5000", "--warm-up 64x5000: height must be between 64 and 4096, got 5000"),
     ],
 )
 def test_serve_refuses_sizes_to_warm_up_that_no_image_may_have(krea2: Krea2, size: str, message: str) -> None:
@@ -53,8 +53,8 @@ def test_options_for_http_are_told_to_be_of_no_use_without_it(krea2: Krea2) -> N
 @pytest.mark.parametrize(
     ("rpc", "message"),
     [
-        ("tcp://0.0.0.0:5555", "rpc tcp://0.0.0.0:5555 can be reached from other machines"),
-        ("5555", "rpc must be tcp://HOST:PORT"),
+        ("tcp://0.0.0.0:5555", "--rpc tcp://0.0.0.0:5555 can be reached from other machines"),
+        ("5555", "--rpc must be tcp://HOST:PORT"),
     ],
 )
 def test_serve_refuses_addresses_that_others_reach(krea2: Krea2, rpc: str, message: str) -> None:
@@ -68,8 +68,8 @@ def test_serve_refuses_files_of_keys_and_limits_that_are_damaged(krea2: Krea2, t
     file = tmp_path / "file"
     file.write_text("alice\nbob bob-key too many\n")
     for option, message in (
-        ("--api-key-file", f"api_key_file {file}: line 2 must be NAME KEY or KEY"),
-        ("--key-limits", f"key_limits {file}: it is not TOML: "),
+        ("--api-key-file", f"--api-key-file {file}: line 2 must be NAME KEY or KEY"),
+        ("--key-limits", f"--key-limits {file}: it is not TOML: "),
     ):
         code, stdout, stderr = krea2("serve", option, str(file))
         assert (code, stdout) == (2, "")

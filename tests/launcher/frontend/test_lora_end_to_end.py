@@ -187,7 +187,7 @@ def test_mistakes_are_one_line_and_exit_code_2_before_anything_starts(
         (["--lora", f"{folder}/missing"], f"{folder}/missing: No such file or directory"),
         (["--lora", f"{folder}/more.safetensors"], f"{folder}/more.safetensors: has tensors that are for no layer"),
         (["--lora", f"{folder}/one.safetensors:50"], "the strength of a LoRA must be between -10 and 10, got 50"),
-        (["--merge-lora"], "merge_lora needs a lora"),
+        (["--merge-lora"], "--merge-lora needs a lora"),
     ):
         code, stdout, stderr = krea2(*command, "--device", "cpu", *arguments)
         assert (code, stdout) == (2, ""), stderr

@@ -141,7 +141,7 @@ def test_a_port_in_use_is_one_line_and_nothing_runs(krea2: Krea2) -> None:
 def test_a_host_that_others_reach_needs_a_key_or_to_be_insecure(krea2: Krea2) -> None:
     code, _, stderr = krea2("serve", "--host", "0.0.0.0", "--port", "0")
     assert code == 2
-    assert stderr.startswith("error: host 0.0.0.0 can be reached from other machines")
+    assert stderr.startswith("error: --host 0.0.0.0 can be reached from other machines")
     for host, has_keys, insecure, warns in (
         ("0.0.0.0", True, False, False),
         ("0.0.0.0", False, True, True),
@@ -173,10 +173,14 @@ def test_an_answer_of_two_packets_does_not_wait_for_an_acknowledgement() -> None
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--api-key", "", "api_key must not be empty"),
-        ("--served-model-name", "", "served_model_name must not be empty"),
-        ("--allowed-host", "images.example:80", "allowed_host must be a host name or address without port, as "),
-        ("--public-url", "images.example", "public_url must be http:// or https://, a host, and a path or none, got "),
+        ("--api-key", "", "--api-key must not be empty"),
+        ("--served-model-name", "", "--served-model-name must not be empty"),
+        ("--allowed-host", "images.example:80", "--allowed-host must be a host name or address without port, as "),
+        (
+            "--public-url",
+            "images.example",
+            "--public-url must be http:// or https://, a host, and a path or none, got ",
+        ),
     ],
 )
 def test_options_that_make_no_sense_are_refused(krea2: Krea2, option: str, value: str, message: str) -> None:

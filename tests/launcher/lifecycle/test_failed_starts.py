@@ -125,7 +125,7 @@ def test_a_device_that_is_not_there_is_an_argument_error(marked: Marked) -> None
     process = marked.start_krea2("generate", "x", "--device", "cuda", "--seed", "0")
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, stdout) == (2, "")
-    assert stderr == "error: device cuda is not available: torch finds no CUDA device\n"
+    assert stderr == "error: --device cuda is not available: torch finds no CUDA device\n"
 
 
 @pytest.mark.parametrize("stdout", ["full", "closed"])

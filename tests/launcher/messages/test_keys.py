@@ -180,7 +180,7 @@ def test_the_command_line_makes_keys_and_serves_with_them(marked: Marked, krea2:
     mine = Path(shutil.move(folder / "laptop.key_secret", tmp_path / "mine"))
     code, _, stderr = krea2("keys", str(folder), "--client", "laptop")
     assert (code, stderr.count("\n")) == (2, 1)
-    assert stderr.startswith("error: client laptop has keys in")
+    assert stderr.startswith("error: --client laptop has keys in")
 
     marked.use_hollow_ranks()
     server = marked.start_krea2("serve", "--port", "0", "--device", "cpu", "--rpc", ANYWHERE, "--rpc-keys", str(folder))
@@ -221,5 +221,5 @@ def test_a_folder_that_is_not_whole_is_refused_with_what_is_missing_and_how_to_m
 def test_serve_refuses_a_folder_without_keys(krea2: Krea2, tmp_path: Path) -> None:
     code, stdout, stderr = krea2("serve", "--no-http", "--rpc", "tcp://0.0.0.0:5555", "--rpc-keys", str(tmp_path))
     assert (code, stdout) == (2, "")
-    assert stderr.startswith("error: rpc_keys must be a folder that `krea2 keys` has made")
+    assert stderr.startswith("error: --rpc-keys must be a folder that `krea2 keys` has made")
     assert stderr.count("\n") == 1

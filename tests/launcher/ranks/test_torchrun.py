@@ -63,12 +63,12 @@ def test_generate_writes_the_picture_that_spawned_ranks_write(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--width", "3"], "width must be between 64 and 4096, got 3"),
-        (["--tp", "4"], "tp · sp must be 2, the number of processes that torchrun started, got 4 · 1"),
-        (["--sp", "4"], "tp · sp must be 2, the number of processes that torchrun started, got 1 · 4"),
+        (["--width", "3"], "--width must be between 64 and 4096, got 3"),
+        (["--tp", "4"], "--tp · --sp must be 2, the number of processes that torchrun started, got 4 · 1"),
+        (["--sp", "4"], "--tp · --sp must be 2, the number of processes that torchrun started, got 1 · 4"),
         (
             ["--sp", "2", "--cfg-parallel"],
-            "tp · sp · 2 must be 2, the number of processes that torchrun started, got 1 · 2 · 2",
+            "--tp · --sp · 2 must be 2, the number of processes that torchrun started, got 1 · 2 · 2",
         ),
     ],
 )
@@ -86,7 +86,7 @@ def test_a_mistake_is_told_once(marked: Marked) -> None:
     assert process.returncode != 0
     assert stdout == ""
     told = [line for line in stderr.splitlines() if line.startswith("error:")]
-    assert told == ["error: tp · sp must be 2, the number of processes that torchrun started, got 4 · 1"]
+    assert told == ["error: --tp · --sp must be 2, the number of processes that torchrun started, got 4 · 1"]
     marked.expect_nothing_left()
 
 

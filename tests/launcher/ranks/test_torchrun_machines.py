@@ -172,8 +172,8 @@ def test_a_signal_to_the_second_torchrun_ends_both_machines(marked: Marked) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--width", "3"], "error: width must be between 64 and 4096, got 3"),
-        (["--sp", "4"], "error: tp · sp must be 2, the number of processes that torchrun started, got 1 · 4"),
+        (["--width", "3"], "error: --width must be between 64 and 4096, got 3"),
+        (["--sp", "4"], "error: --tp · --sp must be 2, the number of processes that torchrun started, got 1 · 4"),
     ],
 )
 def test_a_mistake_is_told_on_the_first_machine_and_ends_both(

@@ -1,0 +1,49 @@
+"""Tells what is wrong with options by their names on the command line, in place of those that they have in Python."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+
+from engine.config.engine_config import PARTS
+from engine.errors import ArgumentError, Krea2Error
+
+# Words, but for those in paths and quotes.
+_WORD = re.compile(r"(?<![\w./'\"-])[a-z]+(?:_[a-z]+)*(?![\w/'\"\[-]|\.\w)")
+_NO_ENGLISH = ("tp", "sp", "offload")  # which mean the option wherever an error about options has them
+_WHOLE = re.compile(r"(, got -?\d+)\.0$")  # of an option that may have a fraction, and was given none
+
+
+class Command(click.Command):
+    """A command whose errors name its options as they are typed."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Raises what it does."""
+        try:
+            return super().invoke(ctx)
+        except Krea2Error as error:
+            error.message = as_typed(error, ctx)
+            raise
+
+
+def as_typed(error: Krea2Error, context: click.Context) -> str:
+    """Return the message of an error, in which the options of the command have the names that are typed.
+
+    What counts as a name is what has a `_` and, in an `ArgumentError`, the first word: others may be English.
+    """
+    options = [option for option in context.command.params if isinstance(option, click.Option)]
+    flags = {str(option.name): option.opts[0] for option in options}
+    given = {flags[name] for name in flags if context.params.get(name) is not None}
+    flags |= {flag.strip("-").replace("-", "_"): flag for flag in flags.values()}  # as `limit`, of limits
+    names = {name for name in flags if "_" in name and name not in PARTS}
+    if isinstance(error, ArgumentError):
+        names |= {"model", *PARTS, *_NO_ENGLISH} if error.message.startswith("missing: ") else {*_NO_ENGLISH}
+
+    def typed(match: re.Match[str]) -> str:
+        flag = flags.get(match[0], match[0])
+        begins = match.start() == 0 and isinstance(error, ArgumentError) and flag in given
+        return flag if begins or match[0] in names else match[0]
+
+    return _WHOLE.sub(r"\1", _WORD.sub(typed, error.message))
