@@ -12,7 +12,9 @@ from engine.errors import ArgumentError, Krea2Error
 
 # Words, but for those in paths and quotes.
 _WORD = re.compile(r"(?<![\w./'\"-])[a-z]+(?:_[a-z]+)*(?![\w/'\"\[-]|\.\w)")
+_SUBJECT = re.compile(r"[a-z_]+(?: × [a-z_]+)*")  # what a message begins with, as width × height
 _NO_ENGLISH = ("tp", "sp", "offload")  # which mean the option wherever an error about options has them
+_ENGINES = {"merge_loras": "merge_lora"}  # options that the engine calls otherwise
 _WHOLE = re.compile(r"(, got -?\d+)\.0$")  # of an option that may have a fraction, and was given none
 
 
@@ -31,19 +33,26 @@ class Command(click.Command):
 def as_typed(error: Krea2Error, context: click.Context) -> str:
     """Return the message of an error, in which the options of the command have the names that are typed.
 
-    What counts as a name is what has a `_` and, in an `ArgumentError`, the first word: others may be English.
+    What counts as a name is what has a `_` and, in an `ArgumentError`, what it begins with: others may be English. No
+    word that was typed counts, since paths may have spaces.
     """
     options = [option for option in context.command.params if isinstance(option, click.Option)]
     flags = {str(option.name): option.opts[0] for option in options}
     given = {flags[name] for name in flags if context.params.get(name) is not None}
     flags |= {flag.strip("-").replace("-", "_"): flag for flag in flags.values()}  # as `limit`, of limits
+    flags |= {name: flags[option] for name, option in _ENGINES.items() if option in flags}
     names = {name for name in flags if "_" in name and name not in PARTS}
+    subject = None
     if isinstance(error, ArgumentError):
-        names |= {"model", *PARTS, *_NO_ENGLISH} if error.message.startswith("missing: ") else {*_NO_ENGLISH}
+        names |= {*_NO_ENGLISH}
+        subject = _SUBJECT.match(error.message)
+    names.difference_update(re.findall("[a-z_]+", repr([*context.params.values()])))
+    if isinstance(error, ArgumentError) and error.message.startswith("missing: "):
+        names |= {"model", *PARTS}
 
     def typed(match: re.Match[str]) -> str:
         flag = flags.get(match[0], match[0])
-        begins = match.start() == 0 and isinstance(error, ArgumentError) and flag in given
+        begins = subject is not None and match.end() <= subject.end() and flag in given
         return flag if begins or match[0] in names else match[0]
 
     return _WHOLE.sub(r"\1", _WORD.sub(typed, error.message))

@@ -24,6 +24,14 @@ from tests.launcher.conftest import Krea2
         (("convert", "/o", "--component", "x"), "--component must be one of transformer, text_encoder, vae, got 'x'"),
         (("info", "--model", ""), "--model must be the path of a checkpoint, or one of demo, demo-turbo, "),
         (("keys", "/keys", "--client", "server"), "--client must be letters, digits"),
+        (("generate", "x", "--width", "4096", "--height", "4096"), "--width × --height must be at most 8400000 pixels"),
+        (("serve", "--lora-dir", "/my lora_dir is"), "--lora-dir must be a folder, got '/my lora_dir is'\n"),
+        (("info", "--lora", "/my lora_memory is/x"), "/my lora_memory is/x: No such file or directory\n"),
+        (("info", "--model", "lora_memory"), "lora_memory: there is no such folder or file\n"),
+        (
+            ("convert", "/o", "--prefix", "a tp b\t"),
+            r"--prefix must be at most 100 printable characters, got 'a tp b\t'" "\n",
+        ),
     ],
 )
 def test_an_option_is_called_what_was_typed(krea2: Krea2, arguments: tuple[str, ...], message: str) -> None:
@@ -47,6 +55,7 @@ def test_an_option_is_called_what_was_typed(krea2: Krea2, arguments: tuple[str, 
         (ArgumentError("model 'model': give a vae, 'num_images'"), "--model 'model': give a vae, 'num_images'"),
         (ArgumentError("seed must fit, which was not given"), "seed must fit, which was not given"),
         (ArgumentError("missing: vae; or else the model"), "missing: --vae; or else the --model"),
+        (ArgumentError("merge_loras needs it whole"), "--merge-lora needs it whole"),
     ],
 )
 def test_what_is_no_name_of_an_option_stays(error: Krea2Error, message: str) -> None:
