@@ -143,9 +143,9 @@ class Frontend:
         readers = {limits: self._requests.allowances.read, keys: self._clients.read_keys}
         return {file: partial(read, file) for file, read in readers.items() if file is not None}
 
-    def warn_of_limits(self, http_keys: Collection[str]) -> None:
+    async def warn_of_limits(self, http_keys: Collection[str]) -> None:
         """Log which limits are of keys that there are not; http_keys: the names of those that are for HTTP."""
-        key_files.warn_of_unknown(self._requests.allowances.limits, {*http_keys, *self._clients.key_names})
+        await key_files.warn_of_unknown(self._requests.allowances.limits, {*http_keys, *self._clients.key_names})
 
     async def _drain_after(self, stop: asyncio.Event) -> None:
         """Refuse what comes and what has not begun, and wait until the rest has been acknowledged, for `drain_s`."""

@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,7 +21,6 @@ from launcher.messages.own_clients import OwnClients, own_address
 from launcher.ranks.start import start_ranks
 from launcher.run_folder import RunFolder
 from launcher.service_manager import ServiceManager
-from launcher.threads import in_own_thread
 
 if TYPE_CHECKING:
     from launcher.frontend.warm_up import AfterWarmUp
@@ -100,7 +98,7 @@ def serve_until_stopped(
 
         async def read_keys_again() -> None:
             while True:
-                await in_own_thread(partial(frontend.warn_of_limits, () if http is None else http.key_names))
+                await frontend.warn_of_limits(() if http is None else http.key_names)
                 await read_again.wait()
                 read_again.clear()
                 await key_files.read_again(frontend.key_files | (http.key_files if http is not None else {}))

@@ -84,7 +84,7 @@ def test_limits_of_keys_that_there_are_not_are_warned_of_with_what_may_be_meant(
     def told(names: list[str]) -> list[dict[str, object]]:
         file.write_text("[default]\nconcurrency = 1\n" + "".join(f"[keys.{name}]\n" for name in names))
         caplog.clear()
-        key_files.warn_of_unknown(KeyLimits.read(file), {"alice", "bob"})
+        asyncio.run(key_files.warn_of_unknown(KeyLimits.read(file), {"alice", "bob"}))
         assert {(record.getMessage(), record.levelname) for record in caplog.records} <= {
             ("limits of no key", "WARNING")
         }
@@ -93,4 +93,16 @@ def test_limits_of_keys_that_there_are_not_are_warned_of_with_what_may_be_meant(
     assert told(["alice", "bob", "anonymous"]) == []
     assert told(["alise", "bob", "zoe"]) == [{"key": "alise", "near": "alice"}, {"key": "zoe"}]
     assert told([f"key-{number}" for number in range(100)])[9:] == [{"key": "key-9"}, {"more": 90}]
-    key_files.warn_of_unknown(None, ())
+    assert told([]) == []
+    asyncio.run(key_files.warn_of_unknown(None, ()))
+
+
+def test_a_comparison_that_cannot_be_made_does_not_end_what_waits_for_the_next_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_many(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", too_many)
+    asyncio.run(key_files.warn_of_unknown(None, ()))
+    assert "can't start new thread" in capsys.readouterr().err
