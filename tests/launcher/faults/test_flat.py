@@ -62,7 +62,8 @@ def test_memory_and_descriptors_are_flat_over_3000_requests(marked: Marked) -> N
         # memory goes up and down with what is in flight and what glibc gives back: a leak lifts the lowest
         assert min(memory[-3:]) < 1.1 * max(memory[:3]), memory
         assert min(descriptors[-3:]) <= max(descriptors[:3]), descriptors
-        assert min(threads[-3:]) <= max(threads[:3]), threads
+        # a pool gets another thread when more work is there at once than ever before: one that leaks does so all along
+        assert min(threads[-3:]) <= max(threads[:3]) + 1, threads
 
 
 async def ask(client: httpx.AsyncClient, kind: str, random: Random) -> str:
