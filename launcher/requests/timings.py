@@ -22,6 +22,7 @@ class Timings:
         self.seconds = dict.fromkeys((*STAGES, "total"), 0.0)
         self._began = self._decoded = 0.0  # its first step, and its latest image
         self._denoised: dict[int, float] = {}  # the latest step of each job
+        self._images: set[int] = set()  # jobs whose image has come
 
     def begin(self, now: float) -> None:
         """Note that its first step is sent."""
@@ -31,10 +32,13 @@ class Timings:
     def stepped(self, job_ids: list[int], times: StepTimes, now: float, *, encoded: bool) -> None:
         """Note that a step has denoised its jobs, and encoded its prompts if it did."""
         self._denoised |= dict.fromkeys(job_ids, now)
+        encode_s = times.encode_s if encoded else 0.0
         self.seconds["denoise"] += times.denoise_s
-        if encoded:
-            self.seconds["encode_text"] += times.encode_s
-        self._steps_ended(now)
+        self.seconds["encode_text"] += encode_s
+        if self._images.issuperset(job_ids):  # told of so late that it counted as a wait for these
+            self._shorten_waits(times.denoise_s + encode_s)
+        else:
+            self._steps_ended(now)
 
     def decoded(self, job_id: int, decode_s: float, now: float) -> None:
         """Note that a job's image has come, which took the decoder `decode_s`."""
@@ -45,11 +49,18 @@ class Timings:
             self.seconds["decode_queue"] += max(0.0, began - max(told, self._decoded))
         self.seconds["decode"] += decode_s
         self._decoded = now
+        self._images.add(job_id)
 
     def written(self, came: float, now: float) -> None:
         """Note that a file has been made of an image that came at `came`."""
         self.seconds["file"] += now - came
         self.seconds["total"] = now - self._arrived
+
+    def _shorten_waits(self, seconds: float) -> None:
+        for stage in ("decode_queue", "denoise_queue"):
+            part = min(seconds, self.seconds[stage])
+            self.seconds[stage] -= part
+            seconds -= part
 
     def _steps_ended(self, at: float) -> None:
         busy_s = self.seconds["denoise"] + self.seconds["encode_text"]

@@ -41,14 +41,14 @@ _DELAYS = st.floats(0, 10)
     queue=_DELAYS,
     steps=st.lists(st.tuples(_DELAYS, _DELAYS, _DELAYS, _DELAYS), min_size=1, max_size=4),
     decode=st.tuples(_DELAYS, _DELAYS, _DELAYS),
-    told=st.booleans(),
+    told=st.sampled_from(["in time", "after the image", "never"]),
     file_s=_DELAYS,
 )
 def test_the_stages_of_one_image_add_up_however_late_its_reports_come(
     queue: float,
     steps: list[tuple[float, float, float, float]],
     decode: tuple[float, float, float],
-    told: bool,
+    told: str,
     file_s: float,
 ) -> None:
     timings = Timings(arrived=5.0)
@@ -58,13 +58,17 @@ def test_the_stages_of_one_image_add_up_however_late_its_reports_come(
         encode_s = 0.0 if index else encode_s
         clock += wait + encode_s + denoise_s
         heard = max(heard, clock + late)
-        if told or index < len(steps) - 1:  # another rank's last answer may come after the image
+        if told == "in time" or index < len(steps) - 1:  # another rank's last answer may come after the image
             timings.stepped([7], StepTimes(encode_s, denoise_s), heard, encoded=not index)
     wait, decode_s, late = decode
     heard = max(heard, clock + wait + decode_s + late)
     timings.decoded(7, decode_s, heard)
+    if told == "after the image":  # and before its file is written
+        timings.stepped([7], StepTimes(encode_s, denoise_s), heard + file_s / 2, encoded=len(steps) == 1)
     timings.written(heard, heard + file_s)
     assert timings.seconds["total"] == pytest.approx(sum(in_stages(timings).values()))
+    counted = steps if told != "never" else steps[:-1]
+    assert timings.seconds["denoise"] == pytest.approx(sum(denoise_s for _, _, denoise_s, _ in counted))
 
 
 def test_an_image_does_not_wait_while_another_of_its_request_is_decoded() -> None:
@@ -82,4 +86,5 @@ def test_an_image_that_comes_before_its_last_step_is_told_has_not_waited() -> No
     timings.decoded(1, 0.5, 0.25)
     timings.stepped([1], StepTimes(denoise_s=0.25), 0.26, encoded=False)
     assert timings.seconds["decode_queue"] == 0.0
-    assert timings.seconds["denoise_queue"] == pytest.approx(0.01)
+    assert timings.seconds["denoise_queue"] == 0.0
+    assert timings.seconds["denoise"] == 0.25
