@@ -92,6 +92,7 @@ def open_lora(path: str, model: ModelConfig, *, lenient: bool, values: bool = Tr
     """
     file = _file_in(path)
     try:
+        os.path.realpath(file).encode()  # as ranks and clients are told of it, who take UTF-8 alone
         found = os.stat(file)
         if not stat.S_ISREG(found.st_mode):  # reading from a pipe might never end
             raise LoraError(f"{file}: is not a file")
@@ -105,8 +106,8 @@ def open_lora(path: str, model: ModelConfig, *, lenient: bool, values: bool = Tr
         raise LoraError(error.message) from None
     except OSError as error:
         raise LoraError(f"{file}: {error.strerror}") from None
-    except ValueError as error:  # a path with a zero in it
-        raise LoraError(f"{file!a}: {error}") from None
+    except ValueError as error:  # a path with a zero in it, or bytes that are no UTF-8
+        raise LoraError(printable(f"{file}: {error}")) from None
 
 
 def path_inside(folder: str, path: str) -> str:

@@ -111,3 +111,8 @@ def test_a_file_that_is_too_large_is_not_read(
         open_lora(str(a), demo, lenient=False)
     with pytest.raises(LoraError, match="null byte"):
         open_lora("a\0", demo, lenient=False)
+    link = tmp_path / "link.safetensors"
+    link.symlink_to("\udcff.safetensors")  # a name of one byte, which is no UTF-8
+    for path in (str(link), "\udcff.safetensors"):
+        with pytest.raises(LoraError, match="safetensors: 'utf-8' codec can't encode"):
+            open_lora(path, demo, lenient=False)
