@@ -182,7 +182,7 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
         """Metrics of the front-end and of this process, in Prometheus' text format."""
         text = counts.render()
         with suppress(Krea2Error, TimeoutError):
-            text = await asyncio.wait_for(link.client(loaded=False).metrics(), ASK_S) + text
+            text = await asyncio.wait_for(link.replying().metrics(), ASK_S) + text
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/docs", include_in_schema=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -31,6 +31,7 @@ class EngineLink:
     def __init__(self, address: str, key: str | None, name: bytes | None = None) -> None:
         self._address, self._key, self._name = address, key, name
         self._client: AsyncClient | None = None
+        self._tried = asyncio.Event()
         self._has_loaded = False
 
     @asynccontextmanager
@@ -43,18 +44,32 @@ class EngineLink:
         if self._client is not None:
             await self._client.close()
 
-    def client(self, *, loaded: bool = True) -> AsyncClient:
-        """Give the client, once the ranks have loaded unless that is no matter. Raises `ServerError` until then."""
-        if self._client is None or (loaded and not self._has_loaded):
-            raise ServerError("the engine is starting: try again in a moment" if loaded else "it is starting")
+    def replying(self) -> AsyncClient:
+        """Give the client. Raises `ServerError` until the front-end replies."""
+        if self._client is None:
+            raise ServerError("it is starting")
         return self._client
+
+    async def loaded(self) -> AsyncClient:
+        """Give the client. Raises `ServerError` until the ranks have loaded.
+
+        The front-end is asked if that is not known yet: it has the address printed then, and somebody comes at once.
+        """
+        if not self._has_loaded:
+            with suppress(Krea2Error, TimeoutError):
+                async with asyncio.timeout(_CONNECT_S):
+                    await self._tried.wait()
+                    await self.status()
+        if not self._has_loaded:
+            raise ServerError("the engine is starting: try again in a moment")
+        return self.replying()
 
     async def follow(self, request: Generate) -> AsyncGenerator[Event, None]:
         """Follow a request: see `AsyncClient.follow`. A request that ends as if cancelled raises `ServerError`.
 
         For whoever hangs up stops following: so it was lost between our own processes, which is no client's doing.
         """
-        async with aclosing(self.client().follow(request)) as events:
+        async with aclosing((await self.loaded()).follow(request)) as events:
             try:
                 async for event in events:
                     yield event
@@ -68,7 +83,7 @@ class EngineLink:
 
     async def status(self) -> StatusReply:
         """Ask what the front-end is doing, and remember whether ranks have loaded."""
-        status = await self.client(loaded=False).status()
+        status = await self.replying().status()
         self._has_loaded |= status.device is not None
         return status
 
@@ -84,6 +99,7 @@ class EngineLink:
             except Krea2Error as error:
                 if self._client is None and not isinstance(error, ServerError):  # which says that nobody replies yet
                     log_event("the front-end cannot be reached", level="error", message=error.message)
+            self._tried.set()
             await asyncio.sleep(_POLL_S)
 
 

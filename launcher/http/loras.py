@@ -31,7 +31,7 @@ def add_lora_routes(app: FastAPI, link: EngineLink) -> None:
     @app.get(PATH, response_class=Response)
     async def list_loras() -> Response:
         """The LoRAs that `loras` may name, the ones merged into the weights, and whether more may be loaded."""
-        loras = await link.client().loras()
+        loras = await (await link.loaded()).loras()
         described = [_described(lora) for lora in loras.loras]
         return JsonResponse({"object": "list", "data": described, "merged": loras.merged, "loadable": loras.loadable})
 
@@ -39,7 +39,7 @@ def add_lora_routes(app: FastAPI, link: EngineLink) -> None:
     async def load_lora(body: LoadLoraBody) -> Response:
         """Load a LoRA file from the server's folder for them. Answered when images can be made with it."""
         strength = 1.0 if body.strength is None else body.strength
-        loras = await link.client().load_lora(body.name, body.path, strength)
+        loras = await (await link.loaded()).load_lora(body.name, body.path, strength)
         lora = next((lora for lora in loras.loras if lora.name == body.name), None)
         if lora is None:
             raise error_from_code("not_found", f"{body.name} was unloaded at once")
@@ -49,7 +49,7 @@ def add_lora_routes(app: FastAPI, link: EngineLink) -> None:
     async def unload_lora(name: str) -> Response:
         """Unload a LoRA. It can no longer be chosen; requests that have chosen it are finished with it."""
         try:
-            await link.client().unload_lora(name)
+            await (await link.loaded()).unload_lora(name)
         except ArgumentError as error:
             if error.parameter != "name":
                 raise

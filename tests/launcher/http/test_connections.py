@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
-from tests.launcher.fake_ranks import DEADLINE_S, run
-from tests.launcher.http_servers import PATH, http_server_without_engine
+from launcher.client.async_client import AsyncClient
+from launcher.messages.client_messages import StatusReply
+from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
+from tests.launcher.http_servers import PATH, PROMPT, http_server_without_engine
 
 NOWHERE = "ipc:///nonexistent/krea2"
 HEAD_S = 2.0  # which a head that does arrive must not take where others want the cores too
@@ -119,5 +123,33 @@ def test_connections_beyond_those_there_are_files_for_are_refused_and_the_others
                     with suppress(ConnectionResetError):
                         if b" 200 " in await reader.readline():
                             break
+
+    run(test())
+
+
+def test_who_comes_as_soon_as_the_ranks_have_loaded_is_served(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also before this process knows of it: it has not connected yet, and then asks a moment too early."""
+    connect, ask = AsyncClient.connect, AsyncClient.status
+    replies: list[StatusReply] = []
+
+    async def connect_slowly(client: AsyncClient) -> None:
+        await asyncio.sleep(0.3)
+        await connect(client)
+
+    async def ask_too_early(client: AsyncClient) -> StatusReply:
+        replies.append(await ask(client))
+        return replies[-1] if len(replies) > 1 else msgspec.structs.replace(replies[-1], device=None)
+
+    monkeypatch.setattr(AsyncClient, "connect", connect_slowly)
+    monkeypatch.setattr(AsyncClient, "status", ask_too_early)
+    monkeypatch.setattr("launcher.http.connections._POLL_S", DEADLINE_S)
+
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, http_server_without_engine(fakes.address) as client:
+            answer = await client.post(PATH, json={"prompt": PROMPT, "steps": 1})
+            assert answer.status_code == 200, answer.text
+            assert len(replies) == 2
 
     run(test())
