@@ -129,7 +129,7 @@ def make_keys(folder: Path, client: str) -> Path:
             folder.chmod(0o700)
             with _removed_if_it_fails(folder / "clients", folder / SERVER_FILE, folder / "server.key"):
                 (folder / "clients").mkdir(mode=0o700)
-                _, secret_file = _make_pair(folder, "server", {})
+                _, secret_file = _make_pair(folder, _SERVER, {})
                 with secret_file.open("a") as file:  # so that it is a client's file, too
                     file.write(f"metadata\n    server-key = {_load_pair(secret_file)[0].decode()}\n")
         server = ServerKeys.load(folder, "folder")

@@ -34,14 +34,16 @@ async def read_again(files: Mapping[str, Callable[[], int]]) -> None:
 
 async def warn_of_unknown(limits: KeyLimits | None, known: Collection[str]) -> None:
     """Log, in a thread, which limits are of keys that there are not, and which of the known ones may be meant."""
+    if limits is None:
+        return
     try:
         await in_own_thread(partial(_compare, limits, known))
     except Exception as error:  # as above, or there are too many threads
         log_exception(error)
 
 
-def _compare(limits: KeyLimits | None, known: Collection[str]) -> None:
-    unknown = [] if limits is None else [name for name in limits.named if name not in known and name != ANONYMOUS]
+def _compare(limits: KeyLimits, known: Collection[str]) -> None:
+    unknown = [name for name in limits.named if name not in known and name != ANONYMOUS]
     for name in unknown[:_MOST_WARNINGS]:
         close = difflib.get_close_matches(name, known, n=1)
         log_event("limits of no key", level="warning", key=name, near=close[0] if close else None)

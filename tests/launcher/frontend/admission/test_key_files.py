@@ -12,7 +12,7 @@ import pytest
 
 from engine.errors import ArgumentError
 from launcher.frontend.admission import key_files
-from launcher.frontend.admission.key_limits import KeyLimits
+from launcher.frontend.admission.key_limits import KeyLimit, KeyLimits
 from tests.launcher.processes import PATIENCE_S
 
 
@@ -104,5 +104,5 @@ def test_a_comparison_that_cannot_be_made_does_not_end_what_waits_for_the_next_t
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", too_many)
-    asyncio.run(key_files.warn_of_unknown(None, ()))
+    asyncio.run(key_files.warn_of_unknown(KeyLimits(KeyLimit(), {}), ()))
     assert "can't start new thread" in capsys.readouterr().err
