@@ -39,7 +39,7 @@ def full_disk(room: int = 0) -> Iterator[None]:
 
 @contextmanager
 def bounded_memory(more: int = 2 << 30) -> Iterator[None]:
-    """Lets the process allocate `more` bytes beyond what it has.
+    """Lets the process allocate `more` bytes beyond what it has, what it has freed and kept included.
 
     Reading that goes on for as long as a damaged file says collects what it reads, and so fails here, within the same
     amount of work on every machine; what goes round in circles ends with pytest's own time limit. Only Linux has such
