@@ -49,7 +49,7 @@ class RankEvents(Protocol):
         """Hear that all ranks have their weights."""
 
     def step_sent(self, step: Step) -> None:
-        """Hear that a step has been sent to all ranks."""
+        """Hear that a step is sent to all ranks now."""
 
     def step_done(self, step: Step, times: StepTimes, work: Work) -> None:
         """Hear that all ranks have executed a step of this much `work`; the times are the slowest rank's."""
@@ -130,9 +130,9 @@ class RankGroup:
         """Send a step to every rank. It counts as hanging when it takes many times longer than expected."""
         assert self.outstanding.steps < STEPS_AHEAD
         self.outstanding.add(step, work, expected_s=expected_s, now=self._loop.time())
+        self._events.step_sent(step)  # by whose clock no rank has begun before
         for rank in self._ranks:
             self._command(rank, messages.Execute(step=step))
-        self._events.step_sent(step)
 
     def close(self) -> None:
         """Stop listening. Ranks that somebody else started end now; the others are their starter's to stop."""

@@ -17,7 +17,8 @@ from engine.errors import (
 )
 from launcher.client.async_client import AsyncClient
 from launcher.messages.rank_messages import lifeline_path
-from tests.launcher.fake_ranks import FakeRank, fake_engine, run
+from launcher.ranks import rank_group
+from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, fake_engine, run
 
 PROMPT = "a red circle on a blue background"
 
@@ -52,7 +53,11 @@ def test_a_rank_that_fails_ends_everything_with_its_own_error(
 
 
 @pytest.mark.parametrize("code", [Krea2Error.code, LaunchError.code])
-def test_a_complaint_about_a_lost_connection_gives_way_to_its_cause(run_folder: Path, code: str) -> None:
+def test_a_complaint_about_a_lost_connection_gives_way_to_its_cause(
+    run_folder: Path, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_group, "_ROOT_CAUSE_S", DEADLINE_S)
+
     async def test() -> None:
         async with fake_engine(run_folder, tp=2) as fakes, AsyncClient(fakes.address) as client:
             fakes.ranks[0].hold = True
@@ -62,6 +67,24 @@ def test_a_complaint_about_a_lost_connection_gives_way_to_its_cause(run_folder: 
             fakes.ranks[1].fail(CheckpointError.code, "the cause")
             with pytest.raises(CheckpointError, match="the cause"):
                 await call
+
+    run(test())
+
+
+def test_a_request_has_begun_when_a_rank_hears_of_it(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ranks take for it would be more than has passed, if they had begun before."""
+    send, started = rank_group.send_now, []
+
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
+
+            def look_and_send(*message: Any) -> bool:
+                started.extend(request.started for request in fakes.frontend._requests.unfinished())
+                return send(*message)
+
+            monkeypatch.setattr(rank_group, "send_now", look_and_send)
+            await client.generate(PROMPT, steps=3)
+            assert started == [True] * 3
 
     run(test())
 
@@ -123,7 +146,11 @@ def test_what_does_not_fit_into_a_rank_s_memory_is_refused_and_steps_are_packed_
     run(test())
 
 
-def test_a_rank_that_cannot_be_reached_because_it_died_is_said_to_have_died(run_folder: Path) -> None:
+def test_a_rank_that_cannot_be_reached_because_it_died_is_said_to_have_died(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_group, "_ROOT_CAUSE_S", DEADLINE_S)
+
     async def test() -> None:
         async with fake_engine(run_folder, tp=2) as fakes, AsyncClient(fakes.address) as client:
             _, lifeline = await asyncio.open_unix_connection(lifeline_path(str(run_folder)))
@@ -131,7 +158,7 @@ def test_a_rank_that_cannot_be_reached_because_it_died_is_said_to_have_died(run_
             await lifeline.drain()
             fakes.ranks[1]._task.cancel()
             fakes.ranks[1]._socket.close(linger=0)
-            await client.ping()  # by then the front-end's socket knows
+            await client.ping()  # by then the front-end's socket knows, unless the machine is busy
             call = asyncio.create_task(client.generate(PROMPT))
             await fakes.ranks[0].has_steps(1)  # the same step has been sent to rank 1, in vain
             lifeline.close()
