@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import time
 from pathlib import Path
 from typing import get_type_hints
 from uuid import UUID
@@ -27,6 +26,7 @@ from launcher.client.results import ImageFile, Result
 from launcher.messages.client_messages import Accepted, Generate, LoraChoice, Pong, Progress
 from launcher.messages.encoding import encode
 from tests.launcher.fake_ranks import fake_engine, run
+from tests.launcher.frontend.fake_clock import LONG_S, FakeClock
 
 PROMPT = "a red circle on a blue background"
 
@@ -72,7 +72,6 @@ def test_cancelling_the_call_or_leaving_the_stream_cancels_the_request(run_folde
 
 def test_a_server_that_vanishes_is_noticed(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "PING_S", 0.05)
-    monkeypatch.setattr(connection_module, "SILENCE_S", 0.3)
 
     async def test() -> None:
         context = zmq.asyncio.Context()
@@ -86,6 +85,7 @@ def test_a_server_that_vanishes_is_noticed(run_folder: Path, monkeypatch: pytest
         answering = asyncio.create_task(answer_once())
         try:
             async with AsyncClient(f"ipc://{run_folder}/server") as client:
+                monkeypatch.setattr(connection_module, "SILENCE_S", 0.3)
                 with pytest.raises(ServerError, match=r"silent for 0\.3 s"):
                     await client.generate(PROMPT)
                 with pytest.raises(ServerError, match="silent"):
@@ -101,22 +101,19 @@ def test_a_client_that_was_stopped_waits_for_what_came_meanwhile(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also in an event loop of the user's own."""
-    monkeypatch.setattr(connection_module, "PING_S", 0.05)
-    monkeypatch.setattr(connection_module, "SILENCE_S", 1.0)
-    monkeypatch.setattr("launcher.awake.ASLEEP_S", 0.4)
+    clock = FakeClock(monkeypatch)
 
     async def test() -> None:
-        async with fake_engine(run_folder) as fakes:
-            client = AsyncClient(fakes.address, connect_timeout_s=1.0)
+        async with fake_engine(run_folder, lease_s=3 * LONG_S, step_timeout_s=3 * LONG_S) as fakes:
+            client = AsyncClient(fakes.address)
             connecting = asyncio.create_task(client.connect())
             await asyncio.sleep(0)
-            time.sleep(1.5)
+            await clock.pause()
             await connecting
             fakes.ranks[0].hold = True
             call = asyncio.create_task(client.generate(PROMPT, steps=2))
             await fakes.ranks[0].has_steps(2)
-            time.sleep(1.5)
-            await asyncio.sleep(0.2)
+            await clock.pause()
             assert not call.done()
             fakes.ranks[0].resume()
             assert (await call).seeds

@@ -16,6 +16,7 @@ from tests.launcher.processes import PATIENCE_S
 
 
 def test_ctrl_c_just_after_a_read_of_a_stream_has_begun_closes_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_CANCEL_S", PATIENCE_S)
     waits, closed = threading.Event(), threading.Event()
 
     async def events(*_: object, **__: object) -> AsyncIterator[str]:

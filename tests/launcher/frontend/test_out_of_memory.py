@@ -15,6 +15,7 @@ from launcher.client.async_client import AsyncClient
 from launcher.frontend.dispatcher import _MAX_DECODING
 from launcher.messages.rank_messages import JobFailed
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, fake_engine, run
+from tests.launcher.frontend.fake_clock import FakeClock
 from tests.launcher.hollow_rank import HUNGRY_SEED
 from tests.launcher.processes import PATIENCE_S, Marked, connect, wait_until
 
@@ -49,11 +50,12 @@ def test_a_served_image_that_does_not_fit_fails_by_itself(marked: Marked) -> Non
         assert (status.restarts, status.waiting, status.running) == (0, 0, 0)
 
 
-def test_a_job_fails_while_its_next_steps_are_under_way(run_folder: Path) -> None:
+def test_a_job_fails_while_its_next_steps_are_under_way(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of which decodes it, so that nobody may wait for its image; a job beside it goes on."""
+    clock = FakeClock(monkeypatch)
 
     async def test() -> None:
-        async with fake_engine(run_folder, step_timeout_s=2.0) as fakes, AsyncClient(fakes.address) as client:
+        async with fake_engine(run_folder, step_timeout_s=60.0) as fakes, AsyncClient(fakes.address) as client:
             rank = fakes.ranks[0]
             rank.hold, rank.decodes = True, False
             hungry = asyncio.create_task(client.generate(PROMPT, seed=1, steps=2))
@@ -68,13 +70,17 @@ def test_a_job_fails_while_its_next_steps_are_under_way(run_folder: Path) -> Non
             rank.decodes = True
             assert (await other).seed == 2
             assert not any(job_id in (*step.denoise, *step.decode) for step in rank.steps[2:])
-            await asyncio.sleep(3.0)  # longer than a decoder may take
+            await clock.forward(70.0)  # longer than a decoder may take
             assert (await client.status()).restarts == 0
 
     run(test())
 
 
-def test_images_that_cannot_be_decoded_keep_no_place_in_the_decoder(run_folder: Path) -> None:
+def test_images_that_cannot_be_decoded_keep_no_place_in_the_decoder(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.frontend.frontend._CLOCK_S", DEADLINE_S)  # or a rank that decodes gets empty steps
+
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
             rank = fakes.ranks[0]
@@ -155,8 +161,10 @@ def test_steps_grow_again_once_there_is_memory(run_folder: Path, monkeypatch: py
 
 @pytest.mark.parametrize(("fails", "most"), [("", 4), ("a step", 4), ("decoding", None)])
 def test_a_warm_up_that_is_too_large_ends_and_leaves_nothing_behind(
-    run_folder: Path, fails: str, most: int | None
+    run_folder: Path, fails: str, most: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("launcher.frontend.warm_up.LONGEST_S", DEADLINE_S)
+
     class Small(FakeRank):
         def _answer(self, step: Step) -> None:
             self.one_by_one = fails != "decoding" and len(step.denoise) > 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from functools import partial
 from pathlib import Path
 
@@ -14,25 +13,20 @@ from launcher.client.async_client import AsyncClient
 from launcher.messages.client_messages import Generate
 from launcher.messages.encoding import encode
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, fake_engine, run
+from tests.launcher.frontend.fake_clock import LONG_S, FakeClock
 from tests.launcher.http_servers import PROMPT
 
-SHORT_S = 1.0  # which nothing may be late by
-PAUSE_S = 1.5
+SHORT_S = 60.0  # beside a pause
 
 
-@pytest.fixture(autouse=True)
-def light_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.awake.ASLEEP_S", 0.4)
-    monkeypatch.setattr("launcher.awake.TICK_S", 0.05)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    return FakeClock(monkeypatch)
 
 
-async def pause() -> None:
-    """Keep the loop, and all that is in it, as SIGSTOP would, and let it look around."""
-    time.sleep(PAUSE_S)
-    await asyncio.sleep(0.3)
-
-
-def test_neither_leases_nor_steps_are_over_because_the_front_end_was_stopped(run_folder: Path) -> None:
+def test_neither_leases_nor_steps_are_over_because_the_front_end_was_stopped(
+    run_folder: Path, clock: FakeClock
+) -> None:
     async def test() -> None:
         async with (
             fake_engine(run_folder, lease_s=SHORT_S, step_timeout_s=SHORT_S) as fakes,
@@ -43,11 +37,11 @@ def test_neither_leases_nor_steps_are_over_because_the_front_end_was_stopped(run
             socket = fakes.raw()
             await socket.send(encode(Generate(request_id="silent", prompt=PROMPT, steps=2)))
             await rank.has_steps(2)
-            await pause()
+            await clock.pause()
             assert (await other.status()).running == 1
             assert not fakes.served.done()
             rank.resume()
-            async with asyncio.timeout(DEADLINE_S):  # until its lease does end
+            async with asyncio.timeout(DEADLINE_S):
                 while (status := await other.status()).running:
                     await asyncio.sleep(0.01)
             assert (status.done, status.failed) == (1, 0)
@@ -55,7 +49,7 @@ def test_neither_leases_nor_steps_are_over_because_the_front_end_was_stopped(run
     run(test())
 
 
-def test_ranks_have_as_long_to_start_as_ever(run_folder: Path) -> None:
+def test_ranks_have_as_long_to_start_as_ever(run_folder: Path, clock: FakeClock) -> None:
     async def test() -> None:
         async def start() -> None:
             silent = partial(FakeRank, answer=False)
@@ -64,24 +58,23 @@ def test_ranks_have_as_long_to_start_as_ever(run_folder: Path) -> None:
 
         starting = asyncio.create_task(start())
         await asyncio.sleep(0.1)
-        await pause()
+        await clock.pause()
         assert not starting.done()
+        await clock.forward(SHORT_S)
         with pytest.raises(LaunchError, match="rank 0 was not ready within"):
             await starting
 
     run(test())
 
 
-def test_the_timeout_that_a_request_asks_for_goes_on(run_folder: Path) -> None:
+def test_the_timeout_that_a_request_asks_for_goes_on(run_folder: Path, clock: FakeClock) -> None:
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
             fakes.ranks[0].hold = True
-            call = asyncio.create_task(client.generate(PROMPT, timeout_s=PAUSE_S))
+            call = asyncio.create_task(client.generate(PROMPT, timeout_s=LONG_S))
             await fakes.ranks[0].has_steps(1)
-            began = asyncio.get_running_loop().time()
-            await pause()
+            await clock.pause()
             with pytest.raises(RequestTimeoutError):
                 await call
-            assert asyncio.get_running_loop().time() - began < PAUSE_S
 
     run(test())

@@ -24,6 +24,12 @@ from tests.virtual_ranks import make_costs
 PROMPT = "a red circle on a blue background"
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no warm-up be cut off, as it is after a while, however busy the machine is."""
+    monkeypatch.setattr(warmup, "LONGEST_S", DEADLINE_S)
+
+
 async def until_ready(client: AsyncClient) -> None:
     async with asyncio.timeout(DEADLINE_S):
         while not (await client.status()).ready:
