@@ -14,7 +14,8 @@ from launcher.client.results import ImageFile, PreviewFile, Result
 from launcher.frontend.admission import repeats
 from launcher.frontend.admission.repeats import Repeatable, Repeats
 from launcher.messages.client_messages import Accepted, Generate, Progress
-from tests.launcher.fake_ranks import NOT_FINITE_SEED, Fakes, fake_engine, run
+from launcher.messages.own_clients import OwnClients
+from tests.launcher.fake_ranks import DEADLINE_S, NOT_FINITE_SEED, Fakes, fake_engine, run
 
 PROMPT = "a red circle on a blue background"
 KEY = "order 7"
@@ -163,12 +164,12 @@ def test_a_repetition_of_what_may_work_now_is_made(run_folder: Path) -> None:
 
 def test_one_follower_that_cancels_or_hangs_up_leaves_the_others(run_folder: Path) -> None:
     async def test() -> None:
+        own = OwnClients()  # whose silence is never taken for their end
         async with (
-            fake_engine(run_folder, lease_s=0.5) as fakes,
-            AsyncClient(fakes.address) as client,
-            AsyncClient(fakes.address) as watcher,
+            fake_engine(run_folder, lease_s=0.5, own_clients=own) as fakes,
+            AsyncClient(fakes.address, name=own.add()) as client,
+            AsyncClient(fakes.address, name=own.add()) as watcher,
         ):
-            pinging = asyncio.create_task(keep_pinging(client, watcher))
             rank = fakes.ranks[0]
             rank.hold = True
             vanishing = await fakes.client()
@@ -183,21 +184,15 @@ def test_one_follower_that_cancels_or_hangs_up_leaves_the_others(run_folder: Pat
             with pytest.raises(CancelledError):
                 await second
             vanishing._context.destroy(linger=0)  # type: ignore[union-attr]
-            await asyncio.sleep(1.0)  # more than the lease, and than the front-end's clock
+            async with asyncio.timeout(DEADLINE_S):
+                while vanishing._name in fakes.frontend._clients._last_heard:
+                    await asyncio.sleep(0.01)
             first.cancel()
             rank.resume()
             assert (await third).seeds
             assert (await watcher.status()).failed == 0
-            pinging.cancel()
 
     run(test())
-
-
-async def keep_pinging(*clients: AsyncClient) -> None:
-    while True:
-        for client in clients:
-            await client.ping()
-        await asyncio.sleep(0.05)
 
 
 def test_what_nobody_follows_any_more_ends(run_folder: Path) -> None:
