@@ -22,9 +22,14 @@ HOSTILE = "a\x1b[2Jb\x00c\x7fd\x85e\x9bf\u061cg\u200e\u200fh\u202a\u202ei\u2066\
 def say(code: str, log_format: str | None = "json") -> list[str]:
     """The lines on stderr of a process that says things once its log has begun."""
     begin = "take_stderr()" if log_format is None else f"configure_logs({log_format!r})"
-    script = (
-        f"import sys, threading, warnings, logging\nfrom launcher.logs import *\n{begin}\nHOSTILE = {HOSTILE!a}\n{code}"
-    )
+    script = f"""
+import sys, threading, warnings, logging
+from launcher import logs
+from launcher.logs import *
+logs._FAREWELL_S = {PATIENCE_S}
+{begin}
+HOSTILE = {HOSTILE!a}
+{code}"""
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=PATIENCE_S, check=False
     )
