@@ -59,6 +59,6 @@ stop() {
     fi
     echo
     echo "== stopped by SIG$1"
-    [[ -z $log_writer ]] || report 5
+    [[ -z $log_writer ]] || report 20
     exit "$2"
 }

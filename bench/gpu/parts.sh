@@ -9,7 +9,7 @@ failed=0
 
 # part NAME SLICE BENCHMARK WORDS…
 part() {
-    local name=$1 slice left=$((budget - SECONDS)) status outcome
+    local name=$1 slice left=$((SECONDS < budget ? budget - SECONDS : 0)) status outcome
     known+=("$name")
     chosen "$name" || return 0
     if [[ -n $planning ]]; then
