@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from bench.kernel_tests import __main__ as kernel_tests
 from bench.kernel_tests.__main__ import main
+from tests.launcher.processes import wait_until
 
 
 def test_files_run_at_once_and_each_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,10 +28,27 @@ def test_files_run_at_once_and_each_is_told(tmp_path: Path, capsys: pytest.Captu
     assert summaries == {"test_good.py": (0, "1 passed"), "test_bad.py": (1, "1 failed")}
 
 
-def test_a_file_that_hangs_is_stopped_and_says_where_it_was(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "test_slow.py").write_text("import time\ndef test_that_hangs():\n    time.sleep(60)\n")
+def test_a_file_that_hangs_is_stopped_and_says_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The time is up as soon as it hangs."""
+    hangs = tmp_path / "hangs"
+    (tmp_path / "test_slow.py").write_text(
+        f"import pathlib, time\ndef test_that_hangs():\n    pathlib.Path({str(hangs)!r}).touch()\n    time.sleep(600)\n"
+    )
     (tmp_path / "test_zlate.py").write_text("def test_it():\n    assert True\n")
-    assert main([str(tmp_path), "--jobs", "1", "--seconds", "8"]) == 1
+
+    class Process(subprocess.Popen[str]):
+        def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[str, str]:
+            if timeout is None or hangs.exists():
+                return super().communicate(input)
+            wait_until(hangs.exists, "hanging")
+            raise subprocess.TimeoutExpired("pytest", 0.0)
+
+    monkeypatch.setattr(kernel_tests.subprocess, "Popen", Process)
+    now = SimpleNamespace(monotonic=lambda: time.monotonic() + hangs.exists() * 1000)
+    monkeypatch.setattr(kernel_tests, "time", now)
+    assert main([str(tmp_path), "--jobs", "1", "--seconds", "500"]) == 1
     output, errors = capfd.readouterr()
     assert "in test_that_hangs" in errors
     assert "test_slow.py: stopped: the time was up" in output

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ from bench.engines import rank_processes
 from bench.engines.rank_processes import ProcessFailed
 from bench.shared_gpu import Parity, compare, main
 from engine.config.degrees import Degrees
+from tests.launcher.processes import PATIENCE_S
 
 
 @pytest.mark.timeout(600)
@@ -86,7 +88,8 @@ def test_a_mode_that_fails_leaves_its_cause_and_the_others(
     stub.write_text(f'#!/bin/sh\ncase "$*" in\n{cases}\nesac\nexec {sys.executable} "$@"\n')
     stub.chmod(0o700)
     monkeypatch.setattr(rank_processes.sys, "executable", str(stub))
-    assert main(["--modes", "one,tp2,tp2xcfg", "--device", "cpu", "--seconds", "200", "--json", str(results)]) == 1
+    monkeypatch.setattr(rank_processes, "_FAILING_S", PATIENCE_S)  # all of a group fail, one of them perhaps late
+    assert main(["--modes", "one,tp2,tp2xcfg", "--device", "cpu", "--seconds", "500", "--json", str(results)]) == 1
     output = capsys.readouterr()
     assert "FAILED: tp2: ranks [0, 1] of 2 ended with [3, -11]; rank 0 said:\npeer is gone" in output.err
     assert "rank 1 said:\nan illegal memory access" in output.err
@@ -97,15 +100,24 @@ def test_a_mode_that_fails_leaves_its_cause_and_the_others(
 
 
 def test_ranks_that_hang_say_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hang = "def wait_for_nothing():\n    time.sleep(600)\n    return 0\n"
+    """The deadline has passed as soon as both hang."""
+    folder = tmp_path / "ranks"
     (tmp_path / "hangs.py").write_text(
-        f"import os, time\nfrom bench.measure.arguments import end_with\n{hang}"
-        "print(os.environ['GLOO_SOCKET_IFNAME'], flush=True)\nend_with(wait_for_nothing)\n"
+        "import os, time\nfrom bench.measure.arguments import end_with\n"
+        "def wait_for_nothing():\n    print(os.environ['GLOO_SOCKET_IFNAME'], flush=True)\n    time.sleep(600)\n"
+        "    return 0\nend_with(wait_for_nothing)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+
+    def now() -> float:
+        logs = [folder / f"rank{rank}.log" for rank in range(2)]
+        return time.monotonic() + all(log.exists() and "\n" in log.read_text() for log in logs) * 10 * PATIENCE_S
+
+    monkeypatch.setattr(rank_processes, "time", SimpleNamespace(monotonic=now, sleep=time.sleep))
+    monkeypatch.setattr(rank_processes, "_LAST_WORDS_S", PATIENCE_S)
     with pytest.raises(ProcessFailed, match=r"ranks \[0, 1\] of 2 were not done in time") as failed:
-        rank_processes.run_ranks("hangs", [], 2, tmp_path / "ranks", time.monotonic() + 5)
+        rank_processes.run_ranks("hangs", [], 2, folder, time.monotonic() + PATIENCE_S)
     first, second = str(failed.value).split("rank 0 said:")[1].split("rank 1 said:")
     for said in (first, second):
         assert "in wait_for_nothing" in said
