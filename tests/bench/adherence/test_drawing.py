@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Barrier, Event
 
 import pytest
 
+from bench.adherence import drawing
 from bench.adherence.drawing import IN_FLIGHT, draw_and_judge
 from bench.adherence.rates import held_out_cases
 from demo.captions import Prompt
@@ -15,6 +17,7 @@ from demo.pictures import draw
 from engine.errors import RankError
 from launcher.client.async_client import Parameters
 from tests.bench.adherence.painter import WAY, Painter
+from tests.launcher.processes import PATIENCE_S
 
 
 def test_pictures_are_as_the_case_and_the_way_say_and_in_the_order_of_the_cases() -> None:
@@ -32,7 +35,7 @@ def test_pictures_are_as_the_case_and_the_way_say_and_in_the_order_of_the_cases(
 
 
 def test_several_pictures_are_asked_for_at_once() -> None:
-    together = Barrier(IN_FLIGHT, timeout=60)
+    together = Barrier(IN_FLIGHT, timeout=PATIENCE_S)
 
     def wait(prompt: Prompt, _: Parameters) -> Prompt:
         together.wait()
@@ -41,14 +44,24 @@ def test_several_pictures_are_asked_for_at_once() -> None:
     assert len(draw_and_judge(Painter(wait), WAY, held_out_cases(IN_FLIGHT, (96, 96)))) == IN_FLIGHT
 
 
-def test_a_picture_that_fails_ends_the_rest() -> None:
+def test_a_picture_that_fails_ends_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those in flight come to an end once no other is waited for."""
+    ended = Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            ended.set()
+            super().shutdown(wait)
+
     def fail(prompt: Prompt, parameters: Parameters) -> Prompt:
         if parameters["seed"] == 0:
             raise RankError("it died")
-        Event().wait(0.2)  # all of them would take 12 s
+        assert ended.wait(PATIENCE_S)
         return prompt
 
+    monkeypatch.setattr(drawing, "ThreadPoolExecutor", Pool)
     painter = Painter(fail)
     with pytest.raises(RankError, match="it died"):
-        draw_and_judge(painter, WAY, held_out_cases(1000, (96, 96)))
-    assert len(painter.asked) < 1000
+        draw_and_judge(painter, WAY, held_out_cases(100, (96, 96)))
+    assert len(painter.asked) <= IN_FLIGHT + 1
