@@ -19,7 +19,8 @@ def log(text: str) -> None:
 if name == "wait":
     try:
         log("waits")
-        time.sleep(600)
+        for _ in range(6000):
+            time.sleep(0.1)  # in pieces: no sleep is cut short by a signal that came just before it
     except KeyboardInterrupt:
         time.sleep(1)  # longer than an interrupted `Popen` waits by itself
         log("saved")
