@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,7 +23,7 @@ from bench.serve.traffic import (
 from launcher.client.async_client import AsyncClient
 from launcher.messages.limits import Limits
 from launcher.requests.timings import STAGES
-from tests.bench.serve.stand_ins import MIX, PeerServer, peer
+from tests.bench.serve.stand_ins import MIX, peer
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, fake_engine, run
 
 
@@ -76,9 +76,9 @@ def test_over_rpc_a_full_queue_refuses_and_other_errors_fail(run_folder: Path) -
     run(test())
 
 
-def load_peer(server: PeerServer, count: int = 6, fields: str = "krea", **extra: Any) -> Run:
+def load_url(url: str, count: int = 6) -> Run:
     async def load() -> Run:
-        async with HttpTarget(server.url, fields=fields, extra=extra, api_key="sesame") as target:
+        async with HttpTarget(url, fields="krea", extra={}, api_key="sesame") as target:
             return await closed_loop(target, draw_requests(MIX, count), 3, DEADLINE_S)
 
     return asyncio.run(load())
@@ -113,12 +113,12 @@ def test_over_http_a_request_is_what_openais_client_sends_and_the_fields_that_we
 
 def test_over_http_a_server_without_timings_has_a_latency_alone() -> None:
     with peer() as server:
-        load = load_peer(server)
+        load = load_url(server.url)
     assert load.images == 6
     assert list(load.seconds_by_stage()) == ["latency"]
     assert {body["key"] for body in server.bodies} == {"Bearer sesame"}
     with peer(timings={"queue": 0.5, "total": 0.75}) as server:
-        stages = load_peer(server).seconds_by_stage()
+        stages = load_url(server.url).seconds_by_stage()
     assert list(stages) == ["latency", "queue", "total", "outside"]
     assert stages["queue"].mean == 0.5
 
@@ -135,11 +135,11 @@ def test_over_http_a_server_without_timings_has_a_latency_alone() -> None:
 )
 def test_over_http_failures_are_counted_by_kind(status: int, body: bytes, kind: str) -> None:
     with peer(fails_every=3, status=status, body=body) as server:
-        load = load_peer(server)
+        load = load_url(server.url)
     assert (load.images, load.failures) == (4, {kind: 2})
 
 
 def test_over_http_a_server_that_is_not_there_is_a_failure() -> None:
-    with peer() as server:
-        pass
-    assert load_peer(server, count=1).failures == {"ConnectError": 1}
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # so that no other server may have its port
+        assert load_url(f"http://127.0.0.1:{nobody.getsockname()[1]}", count=1).failures == {"ConnectError": 1}
