@@ -47,8 +47,8 @@ class AwakeClock:
 class AwakeLoop(asyncio.SelectorEventLoop):
     """An event loop whose time is an `AwakeClock`'s, and with it that of every timer and timeout."""
 
-    def __init__(self) -> None:
-        self._awake = AwakeClock()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._awake = AwakeClock(clock)
         super().__init__()
         self._tick()
 
