@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
@@ -23,9 +24,12 @@ from launcher.cli.serve import keys, serve
 from launcher.processes import ORDERLY_S, SIGNALS, exit_after, watch_parent
 from launcher.ranks import torchrun
 
+_AGAIN_S = 0.05  # for a finalizer to end
+
 
 def run() -> NoReturn:
     """Be the command line, from its arguments to its exit code."""
+    sys.unraisablehook = _stop_after_all
     for number in SIGNALS:
         signal.signal(number, _stop)
     if torchrun.external_ranks() is not None:
@@ -68,6 +72,18 @@ def _stop(number: int, _: FrameType | None) -> None:
     for signal_number in SIGNALS:
         signal.signal(signal_number, signal.SIG_IGN)
     raise _Stopped(number)
+
+
+def _stop_after_all(unraised: sys.UnraisableHookArgs) -> None:
+    """Stop a little later, after a signal in a finalizer or the like, which no exception leaves: an import has some."""
+    if isinstance(unraised.exc_value, _Stopped):
+        (number,) = unraised.exc_value.args
+        signal.signal(number, _stop)
+        again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(unraised)
 
 
 def _stop_without_rank(_: bool) -> None:

@@ -33,6 +33,28 @@ def test_a_signal_while_python_ends_leaves_no_traceback(marked: Marked) -> None:
     assert (process.returncode, stderr) == (-signal.SIGINT, "")
 
 
+STOPPED_IN_A_CALLBACK = """
+import os, signal, sys, threading, weakref
+from launcher.cli import main
+class Thing: pass
+def stop(_): os.kill(os.getpid(), signal.SIGTERM)
+def command(*_, **__):
+    thing = Thing()
+    reference = weakref.ref(thing, stop)
+    del thing
+    threading.Event().wait({patience})
+main.commands.main = command
+main.run()
+"""
+
+
+def test_a_signal_where_no_exception_gets_out_stops_all_the_same(marked: Marked) -> None:
+    """As in the callbacks of weak references that an import has."""
+    process = marked.start_script(STOPPED_IN_A_CALLBACK.format(patience=PATIENCE_S))
+    assert process.communicate(timeout=PATIENCE_S) == ("", "")
+    assert process.returncode == 128 + signal.SIGTERM
+
+
 def test_every_option_is_explained() -> None:
     for name, command in commands.commands.items():
         unexplained = [option.name for option in command.params if isinstance(option, click.Option) and not option.help]
