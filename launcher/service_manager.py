@@ -8,6 +8,8 @@ import socket
 from collections.abc import Mapping
 from contextlib import suppress
 
+_TAKE_S = 1.0  # for the service manager to take a state, which may have many to read, as while a machine starts
+
 
 class ServiceManager:
     """Sends systemd, or whoever set `NOTIFY_SOCKET`, states of this server. Without an address it sends nothing.
@@ -48,13 +50,14 @@ class ServiceManager:
     async def give_signs_of_life(self) -> None:
         """Say again and again that the running event loop runs, until cancelled."""
         while self._watchdog_s is not None:
-            self._send("WATCHDOG=1")
+            self._send("WATCHDOG=1", waits=False)  # the next comes soon
             await asyncio.sleep(self._watchdog_s / 2)
         await asyncio.Event().wait()
 
-    def _send(self, states: str) -> None:
+    def _send(self, states: str, *, waits: bool = True) -> None:
         if self._address is None:
             return
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as wire:
-            wire.setblocking(False)
-            wire.sendto(states.encode(), self._address)
+            wire.settimeout(_TAKE_S if waits else 0.0)
+            wire.connect(self._address)
+            wire.send(states.encode())

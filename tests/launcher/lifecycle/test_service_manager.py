@@ -8,12 +8,14 @@ import secrets
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from launcher import service_manager
 from launcher.service_manager import ServiceManager
 from tests.launcher.processes import PATIENCE_S, Marked
 
@@ -63,9 +65,34 @@ def test_addresses_may_be_abstract_and_a_manager_that_is_gone_is_no_error(tmp_pa
         ServiceManager.of({"NOTIFY_SOCKET": address}).ready("it warms up")
 
 
+def test_a_state_waits_for_a_manager_with_much_to_read_and_a_sign_of_life_does_not(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_manager, "_TAKE_S", PATIENCE_S)
+    address = f"{run_folder}/notify"
+
+    async def give_signs_of_life(server: ServiceManager) -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(server.give_signs_of_life(), 0.01)
+
+    with manager_at(address) as manager, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                other.sendto(b"another", address)
+        asyncio.run(give_signs_of_life(ServiceManager(address, watchdog_s=60.0)))
+        server = threading.Thread(target=ServiceManager(address).ready, args=(None,))
+        server.start()
+        server.join(0.1)
+        while (said := manager.recv(1000).decode()) == "another":
+            pass
+        assert [said] == STARTED
+        server.join()
+
+
 def test_a_server_that_stops_says_nothing_else_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(ServiceManager, "_send", lambda _, states: said.append(states))
+    monkeypatch.setattr(ServiceManager, "_send", lambda _, states, **__: said.append(states))
     manager = ServiceManager("/nowhere")
     manager.ready("lost ranks are being replaced")
     manager.stopping("finishing 2 requests")
@@ -89,7 +116,7 @@ def test_nobody_gets_signs_of_life_who_does_not_ask_for_them(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(ServiceManager, "_send", lambda _, states: said.append(states))
+    monkeypatch.setattr(ServiceManager, "_send", lambda _, states, **__: said.append(states))
 
     async def test() -> None:
         with pytest.raises(TimeoutError):
