@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -41,6 +42,7 @@ SIGNALS = tuple(
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
 )
+_READ_S = 1.0  # for what a child has said to be read after its end
 _CONFIGURE_S = 0.5  # for a child that is to stop to have read its configuration
 _TAIL_LINES = 20
 # Lines of a C++ error that are not its cause: its stack, and torch's advice.
@@ -181,7 +183,7 @@ class Child:
     def _watch(self, readers: list[threading.Thread]) -> None:
         self._process.wait()
         for reader in readers:  # they end with the process, unless it has left children of its own
-            reader.join(timeout=1.0)
+            AwakeClock().wait(partial(_has_ended, reader), _READ_S)
         self._exited.set_result(None)
 
 
@@ -280,6 +282,11 @@ def _start_thread(target: Callable[..., None], *arguments: object) -> threading.
     thread = threading.Thread(target=target, args=arguments, daemon=True)
     thread.start()
     return thread
+
+
+def _has_ended(thread: threading.Thread, timeout_s: float) -> bool:
+    thread.join(timeout_s)
+    return not thread.is_alive()
 
 
 def _read_frames(stream: BinaryIO, on_frame: Callable[[bytes], None]) -> None:
