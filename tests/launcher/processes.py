@@ -9,6 +9,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,8 +28,9 @@ import sys
 if "_rank" in sys.orig_argv:
     from launcher.ranks import worker
     worker._HEARD_S = worker._ORDERS_S = {10 * PATIENCE_S}
-elif "launcher" in sys.orig_argv and "_http" not in sys.orig_argv:
+elif {{"launcher", "-c"}} & {{*sys.orig_argv}} and "_http" not in sys.orig_argv:
     from launcher import processes as process
+    process.ORDERLY_S = {10 * PATIENCE_S}
     exit_after = process.exit_after
     process.exit_after = lambda _: exit_after({10 * PATIENCE_S})
 """
@@ -145,7 +147,8 @@ class Marked:
 
     def kill(self) -> None:
         for process in self.alive():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it ended with one that was killed just before
+                process.kill()
         for started in self.started:
             started.wait(PATIENCE_S)
             for pipe in (started.stdout, started.stderr):

@@ -21,7 +21,7 @@ from launcher.client.results import ImageFile
 from launcher.messages.client_messages import Accepted, Progress
 from launcher.requests.timings import STAGES
 from launcher.setup.configure import LaunchOptions
-from tests.launcher.processes import PATIENCE_S, Marked
+from tests.launcher.processes import PATIENCE_S, Marked, connect, connect_async
 
 PROMPT = "a red circle on a blue background"
 
@@ -117,7 +117,7 @@ def test_another_thread_can_cancel(client: Client) -> None:
 def test_it_works_beside_a_running_event_loop_and_so_does_the_async_client(client: Client) -> None:
     async def notebook_cell() -> None:
         assert client.generate(PROMPT, steps=1).seeds  # blocks this loop, as a cell may
-        async with AsyncClient(client.address) as own:
+        async with connect_async(client.address) as own:
             results = await asyncio.gather(*(own.generate(PROMPT, steps=2, seed=seed) for seed in range(3)))
             assert [result.seed for result in results] == [0, 1, 2]
 
@@ -125,7 +125,7 @@ def test_it_works_beside_a_running_event_loop_and_so_does_the_async_client(clien
 
 
 def test_a_closed_client_says_so_and_other_clients_go_on(client: Client) -> None:
-    other = Client(client.address)
+    other = connect(client.address)
     failures: list[BaseException] = []
 
     def wait_in_vain() -> None:
