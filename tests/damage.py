@@ -28,13 +28,16 @@ def copy_checkpoint(source: Path, target: Path) -> Path:
 def full_disk(room: int = 0) -> Iterator[None]:
     """Let no file of this process be longer than `room` bytes, which is a full disk without being root.
 
-    See setrlimit(2). Python ignores the signal that comes with it."""
+    See setrlimit(2). Python ignores the signal that comes with it, and would keep the part that fits of a module that
+    it compiles."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = before
 
 
 @contextmanager
