@@ -30,8 +30,12 @@ def test_keys_come_and_go_without_a_restart_and_a_damaged_file_leaves_what_was(m
     assert server.stdout.readline()
 
     def logged(event: str) -> list[dict[str, object]]:
-        entries = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+        *whole, _ = log.read_text().split("\n")  # a line that is being written is not
+        entries = [json.loads(line) for line in whole if line.startswith("{")]
         return [entry for entry in entries if entry["event"] == event]
+
+    def read_again() -> list[object]:
+        return [entry["keys"] for entry in logged("keys read again") if entry["file"] == str(keys)]
 
     with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
 
@@ -64,10 +68,10 @@ def test_keys_come_and_go_without_a_restart_and_a_damaged_file_leaves_what_was(m
         keys.write_text("alice second-key\n")
         server.send_signal(signal.SIGHUP)
         wait_until(lambda: status("first-key") == 401, "the end of the first key")
+        wait_until(lambda: read_again() == [3, 1], "word of it, which comes after it")
     server.send_signal(signal.SIGTERM)
     assert server.wait(PATIENCE_S) == 128 + signal.SIGTERM
-    read = [entry["keys"] for entry in logged("keys read again") if entry["file"] == str(keys)]
-    assert read == [3, 1]
+    assert read_again() == [3, 1]
     (complaint,) = logged("keys not read again")
     assert "line 1 must be NAME KEY or KEY" in str(complaint["message"])
     assert "second-key" not in log.read_text()
