@@ -133,6 +133,12 @@ def test_a_disk_that_is_full_for_a_moment_costs_nobody_a_request(
     async def test() -> None:
         async with fake_engine(run_folder, replace_ranks=True) as fakes, AsyncClient(fakes.address) as client:
             monkeypatch.setattr(messages, "ranks_address", address)
+            start, heard = fakes.start_ranks, asyncio.get_running_loop().create_future()
+
+            def start_later(generation: int) -> None:
+                heard.add_done_callback(lambda _: start(generation))
+
+            monkeypatch.setattr(fakes, "start_ranks", start_later)
             assert (await client.status()).not_ready is None
             fakes.ranks[0].fail("rank_failed", "rank 0: lost")
             call = asyncio.create_task(client.generate(PROMPT, seed=1))
@@ -140,6 +146,7 @@ def test_a_disk_that_is_full_for_a_moment_costs_nobody_a_request(
                 while (reason := (await client.status()).not_ready) is None:
                     await asyncio.sleep(0.005)
             assert reason == "lost ranks are being replaced"
+            heard.set_result(None)
             assert (await call).seed == 1
             assert tries >= supervisor._STRIKES
 
