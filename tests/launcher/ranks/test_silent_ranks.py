@@ -49,6 +49,7 @@ def test_a_rank_says_that_it_lives_and_ends_when_the_front_end_falls_silent(run_
             for _ in range(3):
                 assert decode_report((await receive(server))[1]) == Alive(rank=1)
                 remote.came(1)
+                remote.lost()  # which answers again, however long the rank took
             async with asyncio.timeout(DEADLINE_S):
                 _, stderr = await rank.communicate()
             assert (rank.returncode, stderr.decode()) == (1, "rank 1 ends: it has lost the front-end\n")
