@@ -54,11 +54,11 @@ class _Rank:
 
 
 @pytest.fixture
-def front_end(tmp_path: Path) -> Iterator[tuple[RankConfig, Send]]:
-    config = RankConfig(rank=0, local_rank=0, local_ranks=1, run_folder=str(tmp_path), store_file=None)
+def front_end(run_folder: Path) -> Iterator[tuple[RankConfig, Send]]:
+    config = RankConfig(rank=0, local_rank=0, local_ranks=1, run_folder=str(run_folder), store_file=None)
     socket = zmq.Context.instance().socket(zmq.ROUTER)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-    socket.bind(ranks_address(str(tmp_path), 0))
+    socket.bind(ranks_address(str(run_folder), 0))
 
     def send(number: int) -> None:
         socket.send_multipart([route(0), encode(Execute(step=Step(number)))])

@@ -31,6 +31,7 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, run_folder: Path) -> None:
         monkeypatch.setattr(nvml, "_WAIT_MS", 20)
+        monkeypatch.setattr(gpu_watch, "_LOOK_S", PATIENCE_S)
         self.nvml = FakeNvml(*UUIDS)
         monkeypatch.setitem(sys.modules, "pynvml", self.nvml)
         self._folder, self._caplog = run_folder, caplog
@@ -78,6 +79,10 @@ class Machine:
         await lose(self.fakes, "rank 0: CUDA error: uncorrectable ECC error encountered")
 
 
+def nvml_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "nvml"}
+
+
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, run_folder: Path) -> Machine:
     return Machine(monkeypatch, caplog, run_folder)
@@ -110,7 +115,7 @@ def test_a_gpu_that_fails_twice_is_not_used_any_more_and_another_is(machine: Mac
 
     run(test())
     assert machine.nvml.ended.wait(PATIENCE_S)
-    wait_until(lambda: "nvml" not in {thread.name for thread in threading.enumerate()}, "the end of the thread")
+    wait_until(lambda: not nvml_threads(), "the end of the thread")
 
 
 def test_without_a_gpu_left_requests_and_ready_say_which_has_failed(machine: Machine) -> None:
@@ -211,13 +216,15 @@ def test_ranks_of_torchrun_are_left_alone(machine: Machine) -> None:
 
 
 def test_ranks_without_a_gpu_ask_nvml_nothing(machine: Machine, run_folder: Path) -> None:
+    others = nvml_threads()  # of tests before, which have been told to end
+
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
             await client.generate(PROMPT)
 
     run(test())
     assert machine.nvml.calls == []
-    assert "nvml" not in {thread.name for thread in threading.enumerate()}
+    assert nvml_threads() <= others
 
 
 def test_what_else_a_quarantined_gpu_reports_is_no_matter_to_the_next_ranks(machine: Machine) -> None:
