@@ -91,7 +91,10 @@ def fake_hub(name: str, folder: Path) -> Iterator[FakeHub]:
             self.end_headers()
             self.wfile.write(body)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128  # 5 are fewer than the library's connections, whose next attempt is a second later
+
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     hub.url = f"http://127.0.0.1:{server.server_port}"

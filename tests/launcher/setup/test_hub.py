@@ -18,11 +18,17 @@ from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from launcher.setup.hub import find_model
 from tests.launcher.conftest import Krea2
 from tests.launcher.fake_hub import COMMIT, FakeHub, fake_hub
-from tests.launcher.processes import Marked
+from tests.launcher.processes import PATIENCE_S, Marked
 
 NAME = "krea/Krea-2-Tiny"
 NOWHERE = "http://127.0.0.1:9"  # where nothing listens
 Info = Callable[..., tuple[int, str, str]]
+PATIENT = f"""
+import sys
+if "info" in sys.orig_argv:
+    from launcher.setup import hub
+    hub._ANSWER_S = {PATIENCE_S}
+"""
 
 
 def info_of_process(marked: Marked, model: str, cache: Path, endpoint: str = NOWHERE) -> tuple[int, str, str]:
@@ -34,8 +40,10 @@ def info_of_process(marked: Marked, model: str, cache: Path, endpoint: str = NOW
         "HF_TOKEN": "",
         "HF_ENDPOINT": endpoint,
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": f"{PATIENCE_S:.0f}",  # after which the library asks for the same once more
     }
     marked.environment |= settings
+    marked.run_first(PATIENT)
     return marked.run_krea2("info", model)
 
 
