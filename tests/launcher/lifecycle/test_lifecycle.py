@@ -213,8 +213,9 @@ def test_nothing_outlives_a_front_end_that_is_killed(marked: Marked, role: str) 
     else:
         process = marked.start_krea2("generate", "x", "--seed", "0", "--tp", "2")
     marked.wait_for("_rank", 2)
+    wait_until(lambda: bool(list(marked.folder.glob("krea2-*/ranks-0"))), "the front-end's start")
     (frontend,) = marked.wait_for(role, 1)
-    frontend.kill()
+    frontend.kill()  # once a rank has been told of the run folder, which nobody else is left to remove
     marked.expect_nothing_left()
     if role != "serve":
         assert process.communicate(timeout=PATIENCE_S)[1].startswith("error: the front-end was killed by SIGKILL")
