@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from engine.checkpoint.convert import convert
 from engine.checkpoint.convert.convert import LAYOUTS, WEIGHTS
 from engine.config.engine_config import EngineConfig
 from engine.errors import CheckpointError
+from tests.damage import FULL, full_disk
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -28,13 +28,9 @@ def test_paths_that_cannot_be_written_are_named(turbo: Path, tmp_path: Path, lay
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_full_disk_is_said_and_nothing_left_on_it(turbo: Path, tmp_path: Path, layout: str) -> None:
     checkpoint = CheckpointFiles.open(EngineConfig(model=str(turbo)))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-    try:
-        with pytest.raises(CheckpointError, match=r"cannot be written: (File too large|\d+ requested and \d+ written)"):
-            convert.convert(checkpoint, tmp_path / "out", layout=layout, weights=WEIGHTS[layout][0])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    message = rf"cannot be written: ({FULL}|\d+ requested and \d+ written)"
+    with full_disk(room=20_000), pytest.raises(CheckpointError, match=message):
+        convert.convert(checkpoint, tmp_path / "out", layout=layout, weights=WEIGHTS[layout][0])
     assert not list(tmp_path.iterdir())
 
 
