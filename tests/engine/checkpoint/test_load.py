@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,13 +48,15 @@ class ReadLog:
 def reads(monkeypatch: pytest.MonkeyPatch) -> ReadLog:
     log = ReadLog(Counter(), {})
     original = SafetensorsFile.read
+    lock = threading.Lock()  # ranks and their loaders are threads, of which two may add to one count at once
 
     def read(self: SafetensorsFile, name: str, bounds: Bounds) -> torch.Tensor:
         tensor = original(self, name, bounds)
         key = (self.path.parent.name, name.removeprefix("language_model."))
-        log.bytes_by_tensor[key] += tensor.nbytes
         share = tensor.numel() / math.prod(self.headers[name].shape)
-        log.largest_share[key] = max(share, log.largest_share.get(key, 0.0))
+        with lock:
+            log.bytes_by_tensor[key] += tensor.nbytes
+            log.largest_share[key] = max(share, log.largest_share.get(key, 0.0))
         return tensor
 
     monkeypatch.setattr(SafetensorsFile, "read", read)
