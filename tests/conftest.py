@@ -53,6 +53,10 @@ def pytest_sessionfinish() -> None:
     gc.unfreeze()
 
 
+def pytest_runtest_setup() -> None:
+    torch.default_generator.manual_seed(1789)  # a test draws the same numbers every time, whatever ran before it
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
     # ranks run as threads here, and another test process may run beside this one: more only fight over the cores
