@@ -145,29 +145,33 @@ def test_data_of_another_length_is_refused(tmp_path: Path, size: int) -> None:
     assert "its data has another length" in refusal(write(tmp_path / "a", {"a": entry()}, bytes(size)))
 
 
-def seconds_to_open(tmp_path: Path, tensors: int) -> float:
-    """Of this thread on a core, for a file of `tensors` tensors; the least of three times.
-
-    Python collects no garbage meanwhile, which takes time for all that the process holds.
-    """
+def write_tensors(path: Path, tensors: int) -> Path:
     header = {f"blocks.{number}.attn.wq.weight": entry((1,), 4 * number, 4 * number + 4) for number in range(tensors)}
-    path = write(tmp_path / "many", header, bytes(4 * tensors))
-    seconds = []
+    return write(path, header, bytes(4 * tensors))
+
+
+def seconds_to_open(path: Path) -> float:
+    """Of this thread on a core. Python collects no garbage meanwhile, which takes time for all that the process
+    holds."""
     gc.disable()
     try:
-        for _ in range(3):
-            began = time.thread_time()
-            file = SafetensorsFile(path)
-            seconds.append(time.thread_time() - began)
-            assert len(file.headers) == tensors
+        began = time.thread_time()
+        SafetensorsFile(path)
+        return time.thread_time() - began
     finally:
         gc.enable()
-    return min(seconds)
 
 
 def test_the_time_that_a_header_takes_grows_with_its_length_and_no_faster(tmp_path: Path) -> None:
-    few, many = seconds_to_open(tmp_path, 2_000), seconds_to_open(tmp_path, 20_000)
-    assert many < 40 * few  # 10 if it is in proportion, 100 if every tensor is compared with every other
+    few, many = write_tensors(tmp_path / "few", 2_000), write_tensors(tmp_path / "many", 20_000)
+    times = {few: [], many: []}
+    for number in range(30):  # the least of them; as many as it takes on a machine that others disturb
+        for path, seconds in times.items():
+            seconds.append(seconds_to_open(path))
+        ratio = min(times[many]) / min(times[few])
+        if number >= 2 and ratio < 40:
+            break
+    assert ratio < 40  # 10 if it is in proportion, 100 if every tensor is compared with every other
 
 
 @pytest.mark.parametrize("text", [b"0", b"[[[]]]"])
@@ -186,8 +190,7 @@ def test_the_memory_that_a_header_takes_is_in_proportion_to_its_length(tmp_path:
 # That time and memory are in proportion to a header's length: the two tests above.
 @pytest.mark.slow
 def test_a_header_of_a_hundred_thousand_tensors_is_read(tmp_path: Path) -> None:
-    header = {f"blocks.{number}.attn.wq.weight": entry((1,), 4 * number, 4 * number + 4) for number in range(100_000)}
-    path = write(tmp_path / "many", header, bytes(400_000))
+    path = write_tensors(tmp_path / "many", 100_000)
     with bounded_memory():
         assert len(SafetensorsFile(path).headers) == 100_000
 
