@@ -78,7 +78,7 @@ async function showLoras() {
 
 const form = new Form(start);
 const engine = new EngineState(element("banner"));
-const gallery = new Gallery(await openStore(), { open: (picture) => lightbox.open(picture), reuse, vary });
+const gallery = new Gallery(openStore(), { open: (picture) => lightbox.open(picture), reuse, vary });
 const lightbox = new Lightbox(gallery, { reuse, vary });
 window.addEventListener("focus", showLoras);
 await Promise.all([gallery.load(), loadSettings()]);

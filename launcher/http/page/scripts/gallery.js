@@ -9,25 +9,29 @@ const element = (id) => document.getElementById(id);
 
 /**
  * A picture is {id, blob, format, parameters, seconds, warnings}; `url` and `tile` are added while it is shown.
- * `actions` are open(picture), reuse(picture) and vary(picture).
+ * `opening` resolves with the store; `actions` are open(picture), reuse(picture) and vary(picture).
  */
 export class Gallery {
-  constructor(store, actions) {
-    this.store = store;
+  #loading = null;
+
+  constructor(opening, actions) {
+    this.opening = opening;
     this.actions = actions;
     this.pictures = []; // the newest first, as on the page
     element("clear").addEventListener("click", () => this.#clear());
-    if (!store.isLasting) this.#note("This browser does not let the page keep pictures: download those you like.");
   }
 
   /** Show what the browser has kept. */
-  async load() {
-    for (const picture of await this.store.all()) this.#show(picture);
-    await this.#forgetOldest();
+  load() {
+    this.#loading ??= this.#load();
+    return this.#loading;
   }
 
+  /** Show a picture as the newest, and keep it. */
   async add(picture) {
-    picture.id = Date.now() + Math.random(); // in order, and unlike those of another tab
+    await this.load(); // older ones go first
+    const last = this.pictures[0]?.id ?? 0;
+    picture.id = Math.max(Date.now(), Math.floor(last) + 1) + Math.random(); // in order, and unlike another tab's
     const { id, blob, format, parameters, seconds, warnings } = picture;
     this.#show(picture);
     try {
@@ -38,11 +42,23 @@ export class Gallery {
     }
   }
 
+  async #load() {
+    this.store = await this.opening;
+    if (!this.store.isLasting) this.#note("This browser does not let the page keep pictures: download those you like.");
+    try {
+      for (const picture of await this.store.all()) this.#show(picture);
+      await this.#forgetOldest();
+    } catch (error) {
+      this.#note(`This browser could not give back the pictures that it has kept (${error.name}).`);
+    }
+  }
+
   /** Delete a picture if the user says yes. Whether it is gone. */
   async delete(picture) {
     if (!(await confirmDeletion("Delete this picture?"))) return false;
+    await this.store.delete(picture.id);
     const next = picture.tile.nextElementSibling ?? picture.tile.previousElementSibling;
-    await this.#forget(picture);
+    this.#hide(picture);
     (next?.querySelector(".picture-open") ?? element("gallery-heading")).focus();
     return true;
   }
@@ -55,12 +71,11 @@ export class Gallery {
   }
 
   async #forgetOldest() {
-    while (this.pictures.length > MAX_PICTURES) await this.#forget(this.pictures.at(-1));
-  }
-
-  async #forget(picture) {
-    this.#hide(picture);
-    await this.store.delete(picture.id);
+    while (this.pictures.length > MAX_PICTURES) {
+      const oldest = this.pictures.at(-1);
+      this.#hide(oldest);
+      await this.store.delete(oldest.id);
+    }
   }
 
   #show(picture) {
@@ -83,6 +98,7 @@ export class Gallery {
   }
 
   #hide(picture) {
+    if (!this.pictures.includes(picture)) return; // it was the oldest, and is forgotten
     this.pictures.splice(this.pictures.indexOf(picture), 1);
     picture.tile.remove();
     URL.revokeObjectURL(picture.url);

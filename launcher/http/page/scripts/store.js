@@ -39,9 +39,16 @@ class PictureStore {
     await this.#run("readwrite", (store) => store.clear());
   }
 
+  /** Resolves when what it did is there to stay: until then a reload, or a full disk, may undo it. */
   async #run(mode, operation) {
     if (!this.database) return undefined;
-    return settled(operation(this.database.transaction(STORE, mode).objectStore(STORE)));
+    const transaction = this.database.transaction(STORE, mode);
+    const request = operation(transaction.objectStore(STORE));
+    await new Promise((resolve, reject) => {
+      transaction.oncomplete = resolve;
+      transaction.onabort = () => reject(transaction.error);
+    });
+    return request.result;
   }
 }
 

@@ -71,6 +71,7 @@ class FakeServer:
 
     def __post_init__(self) -> None:
         self._steps = threading.Semaphore(0)
+        self._lock = threading.Lock()
         server = self
 
         class Handler(_Handler):
@@ -86,6 +87,12 @@ class FakeServer:
         self._http.shutdown()
         self._http.server_close()
         self._thread.join(PATIENCE_S)
+
+    def count(self, *, running: int = 0, cancelled: int = 0) -> None:
+        """Add to how many run and were cancelled, in any thread."""
+        with self._lock:
+            self.running += running
+            self.cancelled += cancelled
 
     def release(self, steps: int = 1) -> None:
         self._steps.release(steps)
@@ -121,27 +128,27 @@ class _Handler(BaseHTTPRequestHandler):
         if self.fake.refusals:
             self._refuse(self.fake.refusals.pop(0))
             return
-        self.fake.running += 1
+        self.fake.count(running=1)
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
         try:
             self._generate(body)
         except (BrokenPipeError, ConnectionResetError):
-            self.fake.cancelled += 1
+            self.fake.count(cancelled=1)
         finally:
-            self.fake.running -= 1
+            self.fake.count(running=-1)
 
     def _generate(self, body: dict[str, Any]) -> None:
         n, steps = body.get("n", 1), body["steps"]
         width, height, seed = body["width"], body["height"], body.get("seed", 1234)
         attempt = 1
-        self._event("accepted", request_id="r", position=2, estimated_s=12.0, attempt=attempt)
+        self._event("accepted", request_id="r", position=2, estimated_s=3600.0, attempt=attempt)
         step = 0
         while step < steps:
             self._wait_for_step()
             step += 1
-            self._event("progress", request_id="r", step=step, steps=steps, estimated_s=9.0, attempt=attempt)
+            self._event("progress", request_id="r", step=step, steps=steps, estimated_s=3000.0, attempt=attempt)
             for index in range(n):
                 preview = _image(body["prompt"], (32, 32), "jpeg")
                 self._event("partial_image", b64_json=preview, partial_image_index=step - 1, index=index)

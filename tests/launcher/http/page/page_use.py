@@ -14,6 +14,11 @@ def open_page(page: Page, server: FakeServer) -> None:
     expect(page.locator("#model")).to_have_text("demo")
 
 
+def reload(page: Page) -> None:
+    page.reload()
+    expect(page.locator("#model")).to_have_text("demo")
+
+
 def generate(page: Page, prompt: str = PROMPT, **fields: str) -> None:
     page.get_by_label("Prompt", exact=True).fill(prompt)
     for name, value in fields.items():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.launcher.http.page.fake_server import FakeServer, Refusal
-from tests.launcher.http.page.page_use import PROMPT, generate, open_page, pictures
+from tests.launcher.http.page.page_use import PROMPT, generate, open_page, pictures, reload
 
 
 def test_pictures_survive_a_reload_until_they_are_deleted(page: Page, server: FakeServer) -> None:
@@ -16,7 +16,7 @@ def test_pictures_survive_a_reload_until_they_are_deleted(page: Page, server: Fa
     generate(page, n="3", seed="1")
     expect(pictures(page)).to_have_count(3)
     expect(page.locator(".job")).to_have_count(0)  # by then they are kept
-    page.reload()
+    reload(page)
     expect(pictures(page)).to_have_count(3)
     expect(pictures(page).first).to_contain_text("seed 3")
     assert page.locator(".picture img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 128
@@ -26,23 +26,28 @@ def test_pictures_survive_a_reload_until_they_are_deleted(page: Page, server: Fa
     pictures(page).first.get_by_role("button", name="Delete").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(pictures(page)).to_have_count(2)
-    page.reload()
+    reload(page)
     expect(pictures(page)).to_have_count(2)
     page.get_by_role("button", name="Delete all").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(pictures(page)).to_have_count(0)
-    page.reload()
+    reload(page)
     expect(page.locator("#empty")).to_be_visible()
 
 
 def test_the_gallery_forgets_its_oldest_pictures(page: Page, server: FakeServer) -> None:
+    def keep_few(route: Route) -> None:
+        script = route.fetch()
+        route.fulfill(response=script, body=script.text().replace("MAX_PICTURES = 200;", "MAX_PICTURES = 20;"))
+
+    page.route("**/gallery.js", keep_few)
     open_page(page, server)
-    for i in range(21):
+    for i in range(3):
         generate(page, n="10", seed=str(100 * i))
-    expect(pictures(page)).to_have_count(200)
     expect(page.locator(".job")).to_have_count(0)
-    page.reload()
-    expect(pictures(page)).to_have_count(200)
+    expect(pictures(page)).to_have_count(20)
+    reload(page)
+    expect(pictures(page)).to_have_count(20)
 
 
 def test_a_download_is_the_picture_under_a_name_that_tells_what_it_is(page: Page, server: FakeServer) -> None:
@@ -63,7 +68,7 @@ def test_use_again_fills_the_form_and_vary_draws_with_another_seed(page: Page, s
     generate(page, seed="7", n="2", steps="3", guidance="1.5", negative_prompt="squares")
     expect(pictures(page)).to_have_count(2)
     expect(page.locator(".job")).to_have_count(0)
-    page.reload()
+    reload(page)
     generate(page, "something else")
     expect(pictures(page)).to_have_count(3)
     again = pictures(page).filter(has_text="seed 8")
@@ -102,7 +107,7 @@ def test_loras_are_chosen_with_their_strengths_and_kept_with_the_picture(page: P
     expect(page.locator(".job")).to_have_count(0)
 
     server.loras = [{"name": "oil", "strength": 1.0}]
-    page.reload()
+    reload(page)
     expect(oil).not_to_be_checked()
     expect(ink).to_have_count(0)
     pictures(page).first.get_by_role("button", name="Use again").click()

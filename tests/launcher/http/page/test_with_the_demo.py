@@ -31,9 +31,13 @@ def test_the_demo_draws_shows_previews_and_can_be_cancelled(page: Page) -> None:
 
         page.get_by_text("More", exact=True).click()
         page.locator("#steps").fill("200")
+        page.get_by_label("Custom").check()
+        for side in ("#width", "#height"):
+            page.locator(side).fill("512")  # which takes long enough for the browser to see it drawn, and to cancel it
         page.get_by_role("button", name="Generate").click()
         expect(page.locator(".tile[data-state=preview] img")).to_be_visible()
         page.get_by_role("button", name="Cancel").click()
+        page.get_by_label("1:1").check()
         page.locator("#steps").fill("0")
         page.get_by_role("button", name="Generate").click()
         expect(page.locator("#steps-error")).to_have_text("steps must be between 1 and 200, got 0")
