@@ -7,19 +7,20 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.launcher.fake_ranks import DEADLINE_S, run
-from tests.launcher.http.http_requests import JSON, NOWHERE, error_of, head
+from tests.launcher.http.http_requests import JSON, NOWHERE, error_of, exchange, head
 from tests.launcher.http_servers import PATH, http_server_without_engine
 
 
 def test_a_body_has_a_limit_however_it_comes() -> None:
-    async def endless() -> AsyncIterator[bytes]:
+    async def endless(part: bytes) -> AsyncIterator[bytes]:
         while True:
-            yield b" " * 1000
+            yield part
             await asyncio.sleep(0)
 
     async def test() -> None:
@@ -28,10 +29,12 @@ def test_a_body_has_a_limit_however_it_comes() -> None:
             assert fits.status_code == 503
             declared = await client.post(PATH, content=json.dumps({"prompt": "x" * 5000}), headers=JSON)
             assert (declared.status_code, error_of(declared)["code"]) == (413, "body_too_large")
-            answer = await raw_request(client, b"Transfer-Encoding: chunked\r\n", endless())
+            answer = await raw_request(
+                client, b"Transfer-Encoding: chunked\r\n", endless(b"3e8\r\n" + b" " * 1000 + b"\r\n")
+            )
             assert b" 413 " in answer.splitlines()[0]
             assert b'"code":"body_too_large"' in answer
-            answer = await raw_request(client, b"Content-Length: 1000000000\r\n", endless())
+            answer = await raw_request(client, b"Content-Length: 1000000000\r\n", endless(b" " * 1000))
             assert b" 413 " in answer.splitlines()[0]
 
     run(test())
@@ -93,28 +96,27 @@ def test_a_body_that_makes_no_sense_is_a_bad_request(body: bytes, message: str) 
 def test_a_body_in_too_many_chunks_is_given_up_before_they_are_taken_apart(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="krea2")
 
-    async def send(client: httpx.AsyncClient, chunk: bytes, count: int) -> bytes:
-        address = client.base_url
-        reader, writer = await asyncio.open_connection(address.host, address.port)
-        writer.write(head(address, b"Transfer-Encoding: chunked\r\n") + chunk * count + b"0\r\n\r\n")
-        try:
-            return await reader.readuntil(b"\r\n\r\n") + await reader.readexactly(20)
-        finally:
-            writer.close()
+    async def send(client: httpx.AsyncClient, chunk: bytes, count: int, until: bytes) -> tuple[bytes, float]:
+        """The answer, and the seconds that client and server computed."""
+        began = time.process_time()
+        body = parts_of(chunk * count + b"0\r\n\r\n")
+        answer = await raw_request(client, b"Transfer-Encoding: chunked\r\n", body, until)
+        return answer, time.process_time() - began
+
+    def logged() -> list[dict[str, Any]]:
+        return [vars(record)["fields"] for record in caplog.records if record.getMessage() == "http"]
 
     async def test() -> None:
         async with http_server_without_engine(NOWHERE) as client, asyncio.timeout(DEADLINE_S):
             for chunk, count in ((b"1\r\nx\r\n", 1024), (b"40\r\n" + b"x" * 64 + b"\r\n", 10_000)):
-                answer = await send(client, chunk, count)
-                assert answer.endswith(b'{"error":{"message":')  # which is about the JSON
-            began = time.process_time()
-            answer = await send(client, b"1\r\nx\r\n", 500_000)
+                _, taken_apart_s = await send(client, chunk, count, b'{"error":{"message":')  # which is about the JSON
+            answer, given_up_s = await send(client, b"1\r\nx\r\n", 500_000, b"Invalid HTTP req")
             assert answer.startswith(b"HTTP/1.1 400 ")
             assert b"connection: close" in answer
-            assert b"Invalid HTTP req" in answer
-            assert time.process_time() - began < 1.0  # of client and server together
-            logged = [vars(record)["fields"] for record in caplog.records if record.getMessage() == "http"]
-            assert (logged[-1]["status"], logged[-1]["error"]) == (400, "invalid_parameter")
+            assert given_up_s < 10 * taken_apart_s  # and not 50 times as long
+            while len(logged()) < 3:
+                await asyncio.sleep(0.01)
+            assert (logged()[-1]["status"], logged()[-1]["error"]) == (400, "invalid_parameter")
 
     run(test())
 
@@ -155,19 +157,27 @@ TOO_MUCH = {  # of 1 MB, each of which took seconds or gigabytes
 
 @pytest.mark.parametrize("path", [PATH, "/v1/loras"])
 def test_a_body_of_too_much_is_refused_before_anything_is_built(path: str) -> None:
+    async def refused(client: httpx.AsyncClient, fields: str, allowed: str) -> float:
+        """The seconds that client and server computed."""
+        body = f'{{"prompt": "x", "name": "x", {fields}}}'.encode()
+        began = time.process_time()
+        answer = await client.post(path, content=body, headers=JSON)
+        seconds = time.process_time() - began
+        error = error_of(answer)
+        assert (answer.status_code, error["code"]) == (400, "invalid_parameter")
+        assert allowed in error["message"]
+        assert len(error["message"]) < 200
+        return seconds
+
+    async def fewest(client: httpx.AsyncClient, fields: str, allowed: str) -> float:
+        """The same, of which other threads or the garbage collector may need some, now and then."""
+        return min([await refused(client, fields, allowed) for _ in range(3)])
+
     async def test() -> None:
         async with http_server_without_engine(NOWHERE) as client:
-            await client.get("/health")
+            text_s = await fewest(client, f'"seed": "{"x" * 1_000_000}"', allowed="")
             for fields, allowed in TOO_MUCH.values():
-                body = f'{{"prompt": "x", "name": "x", {fields}}}'.encode()
-                began = time.process_time()
-                answer = await client.post(path, content=body, headers=JSON)
-                seconds = time.process_time() - began  # of client and server together
-                error = error_of(answer)
-                assert (answer.status_code, error["code"]) == (400, "invalid_parameter")
-                assert allowed in error["message"]
-                assert len(error["message"]) < 200
-                assert seconds < 0.5
+                assert await fewest(client, fields, allowed) < 20 * text_s
 
     run(test())
 
@@ -184,23 +194,19 @@ def test_a_long_text_is_not_repeated_by_its_error() -> None:
     run(test())
 
 
-async def raw_request(client: httpx.AsyncClient, fields: bytes, parts: AsyncIterator[bytes]) -> bytes:
+async def raw_request(
+    client: httpx.AsyncClient, fields: bytes, parts: AsyncIterator[bytes], until: bytes = b"}}"
+) -> bytes:
     """What a server answers before it has read the whole body."""
-    address = client.base_url
-    async with asyncio.timeout(DEADLINE_S):
-        reader, writer = await asyncio.open_connection(address.host, address.port)
 
-        async def send() -> None:
-            writer.write(head(address, fields))
-            async for part in parts:
-                chunk = b"%x\r\n%b\r\n" % (len(part), part) if b"chunked" in fields else part
-                writer.write(chunk)
-                await writer.drain()
+    async def request() -> AsyncIterator[bytes]:
+        yield head(client.base_url, fields)
+        async for part in parts:
+            yield part
 
-        sending = asyncio.create_task(send())
-        try:
-            return await reader.readuntil(b"}}")
-        finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
-            writer.close()
+    return await exchange(client.base_url, request(), until)
+
+
+async def parts_of(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
