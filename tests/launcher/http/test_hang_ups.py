@@ -9,10 +9,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.requests import Request
 
+from launcher.http.guard import Guard
 from tests.launcher.fake_ranks import DEADLINE_S, Fakes, fake_engine, run
-from tests.launcher.http.http_requests import JSON, error_of, head
-from tests.launcher.http_servers import PATH, PROMPT, events_of, http_server
+from tests.launcher.http.http_requests import JSON, NOWHERE, error_of, head
+from tests.launcher.http_servers import PATH, PROMPT, events_of, http_server, http_server_without_engine
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -53,8 +55,8 @@ def test_who_hangs_up_and_repeats_under_the_same_id_never_gets_the_end_of_the_fi
     run(test())
 
 
-def test_a_process_that_ends_answers_whoever_still_waits(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.http.app.FINISH_S", 1)
+def test_a_process_that_ends_answers_who_waits_for_images(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.http.app.FINISH_S", DEADLINE_S)
 
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncExitStack() as stack, asyncio.timeout(DEADLINE_S):
@@ -62,25 +64,46 @@ def test_a_process_that_ends_answers_whoever_still_waits(run_folder: Path, monke
             async with http_server(fakes.address) as client:
                 url = client.base_url
                 other = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=DEADLINE_S))
-                asked = [
-                    asyncio.create_task(other.post(PATH, json={"prompt": PROMPT, "steps": 2, **fields}))
-                    for fields in ({}, {"stream": True}, {"stream": True, "progress": True})
+                body = {"prompt": PROMPT, "steps": 2}
+                waiting = asyncio.create_task(other.post(PATH, json=body))
+                streams = [
+                    await stack.enter_async_context(other.stream("POST", PATH, json=body | {"stream": True, **fields}))
+                    for fields in ({}, {"progress": True})
                 ]
-                await fakes.ranks[0].has_steps(2)
-                reader, writer = await asyncio.open_connection(url.host, url.port)
-                stack.callback(writer.close)
-                writer.write(head(url, b"Content-Length: 9\r\n") + b"{")
-                await other.get("/health")
-            plain, *streams = await asyncio.gather(*asked)
+                await until_running(fakes, 3)
+            plain = await waiting
             assert plain.status_code == 503
             assert int(plain.headers["retry-after"]) >= 1
             assert error_of(plain)["code"] == "server_unavailable"
             for stream in streams:
-                name, data = events_of(stream.text)[-1]
+                name, data = events_of((await stream.aread()).decode())[-1]
                 assert (name, data["error"]["code"]) == ("error", "server_unavailable")
+
+    run(test())
+
+
+def test_a_process_that_ends_answers_whose_body_has_not_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.http.app.FINISH_S", 0.1)
+    reading = asyncio.Event()
+    read_body = Guard._read_body
+
+    async def note(guard: Guard, request: Request) -> bytes:
+        reading.set()
+        return await read_body(guard, request)
+
+    monkeypatch.setattr(Guard, "_read_body", note)
+
+    async def test() -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            async with http_server_without_engine(NOWHERE) as client:
+                url = client.base_url
+                reader, writer = await asyncio.open_connection(url.host, url.port)
+                writer.write(head(url, b"Content-Length: 9\r\n") + b"{")
+                await reading.wait()
             half = await reader.readuntil(b"}}")
             assert half.startswith(b"HTTP/1.1 503 ")
             assert b'"code":"server_unavailable"' in half
+            writer.close()
 
     run(test())
 
