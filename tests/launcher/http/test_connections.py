@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from launcher.client.async_client import AsyncClient
+from launcher.http.connections import EngineLink
 from launcher.messages.client_messages import StatusReply
 from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
 from tests.launcher.http_servers import PATH, PROMPT, http_server_without_engine
@@ -131,24 +132,33 @@ def test_who_comes_as_soon_as_the_ranks_have_loaded_is_served(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also before this process knows of it: it has not connected yet, and then asks a moment too early."""
-    connect, ask = AsyncClient.connect, AsyncClient.status
+    connect, ask, serve = AsyncClient.connect, AsyncClient.status, EngineLink.loaded
+    came = asyncio.Event()
     replies: list[StatusReply] = []
 
-    async def connect_slowly(client: AsyncClient) -> None:
-        await asyncio.sleep(0.3)
+    async def note(link: EngineLink) -> AsyncClient:
+        came.set()
+        return await serve(link)
+
+    async def connect_late(client: AsyncClient) -> None:
+        await came.wait()
         await connect(client)
 
     async def ask_too_early(client: AsyncClient) -> StatusReply:
         replies.append(await ask(client))
         return replies[-1] if len(replies) > 1 else msgspec.structs.replace(replies[-1], device=None)
 
-    monkeypatch.setattr(AsyncClient, "connect", connect_slowly)
-    monkeypatch.setattr(AsyncClient, "status", ask_too_early)
-    monkeypatch.setattr("launcher.http.connections._POLL_S", DEADLINE_S)
-
     async def test() -> None:
-        async with fake_engine(run_folder) as fakes, http_server_without_engine(fakes.address) as client:
-            answer = await client.post(PATH, json={"prompt": PROMPT, "steps": 1})
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
+            while (await client.status()).device is None:
+                await asyncio.sleep(0.01)
+            monkeypatch.setattr(EngineLink, "loaded", note)
+            monkeypatch.setattr(AsyncClient, "connect", connect_late)
+            monkeypatch.setattr(AsyncClient, "status", ask_too_early)
+            monkeypatch.setattr("launcher.http.connections._CONNECT_S", DEADLINE_S)
+            monkeypatch.setattr("launcher.http.connections._POLL_S", DEADLINE_S)
+            async with http_server_without_engine(fakes.address) as http:
+                answer = await http.post(PATH, json={"prompt": PROMPT, "steps": 1})
             assert answer.status_code == 200, answer.text
             assert len(replies) == 2
 
