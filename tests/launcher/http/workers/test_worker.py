@@ -11,8 +11,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,8 +28,7 @@ from launcher.messages.own_clients import OwnClients
 from launcher.processes import Child, stop_all
 from tests.launcher.processes import PATIENCE_S, wait_until
 
-SILENT_S = 2.0
-# Stands for an HTTP process: says who it is, beats, and hangs or dies as the first lines of the script say.
+# Stands for an HTTP process: says who it is, and beats.
 CHILD = """
 import os, sys, time
 from launcher.messages.configs import Beat, HttpConfig
@@ -39,27 +39,54 @@ parent.send(Beat())  # before anybody knows of us, and may stop us: without a fi
 with open(config.rpc, "a") as file:
     file.write(f"{os.getpid()} {config.client_name.hex()}\\n")
 watch_parent(lambda _: os._exit(0))
-while not os.path.exists(config.rpc + ".silent"):
+while True:
     parent.send(Beat())
     time.sleep(0.02)
-time.sleep(3600)
 """
 
 
 class Watched:
-    """A worker of such processes, what they said, and what was logged of them."""
+    """A worker of such processes, what they said, and the clock by which their parent, which looks often, waits."""
 
     def __init__(self, folder: Path, listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
         self.said = folder / "said"
-        self.slept = 0.0  # seconds that the parent was stopped for
-        clock = AwakeClock(lambda: time.monotonic() + self.slept)
+        self.gone_by = 0.0  # seconds beside those that really have
+        self.hurries = 0  # looks for which half a second goes by at once
+        self.looks = self.beats = 0
+        clock = AwakeClock(self._look)
         monkeypatch.setattr(worker_module, "AwakeClock", lambda: clock)
+        monkeypatch.setattr(worker_module, "Child", self._child)
+        monkeypatch.setattr(worker_module, "TICK_S", 0.02)
         self.own_clients = OwnClients()
         self.stopping = threading.Event()
         config = HttpConfig(
             engine=EngineConfig(), limits=Limits(), socket_fd=listening.fileno(), rpc=str(self.said), worker=1
         )
         self.worker = HttpWorker(config, self.own_clients, self.stopping)
+
+    def _look(self) -> float:
+        self.looks += 1
+        if self.hurries:
+            self.hurries -= 1
+            self.gone_by += 0.5
+        return time.monotonic() + self.gone_by
+
+    def _child(self, *arguments: Any, on_report: Callable[[bytes], None], **options: Any) -> Child:
+        def count(frame: bytes) -> None:
+            on_report(frame)
+            self.beats += 1
+
+        return Child(*arguments, on_report=count, **options)
+
+    def wait_for_beat(self) -> None:
+        """Wait until another beat has come, and the parent has looked."""
+        beats = self.beats
+        wait_until(lambda: self.beats > beats, "a beat")
+        self.wait_for_look()
+
+    def wait_for_look(self) -> None:
+        looks = self.looks
+        wait_until(lambda: self.looks > looks + 1, "a look at the clock")
 
     def processes(self, count: int) -> list[tuple[int, bytes]]:
         wait_until(lambda: self.said.exists() and self.said.read_text().count("\n") >= count, f"{count} processes")
@@ -70,7 +97,6 @@ class Watched:
 @pytest.fixture
 def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
     monkeypatch.setattr("launcher.processes.python_command", lambda *_: [sys.executable, "-c", CHILD])
-    monkeypatch.setattr(worker_module, "SILENT_S", SILENT_S)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         watched = Watched(tmp_path, listening, monkeypatch)
         yield watched
@@ -89,13 +115,14 @@ def test_a_process_that_dies_or_hangs_is_replaced_by_one_of_another_name(
     assert next_name != name
     assert name not in watched.own_clients
     os.kill(second, signal.SIGSTOP)
+    watched.hurries = 3 * int(worker_module.SILENT_S)
     *_, (third, last_name) = watched.processes(3)
     assert third not in (first, second)
     assert last_name in watched.own_clients
     assert next_name not in watched.own_clients
     lost = [record.fields for record in caplog.records if record.getMessage() == "http process lost"]  # type: ignore[attr-defined]
     assert "SIGKILL" in lost[0]["reason"]
-    assert lost[1]["reason"] == "its event loop had not run for 2 s, so it was killed"
+    assert lost[1]["reason"] == "its event loop had not run for 10 s, so it was killed"
     assert [fields["worker"] for fields in lost] == [1, 1]
     json.dumps(lost)
 
@@ -103,12 +130,14 @@ def test_a_process_that_dies_or_hangs_is_replaced_by_one_of_another_name(
 def test_a_parent_that_was_stopped_gives_its_process_time_to_be_heard(watched: Watched) -> None:
     """As when all processes are stopped together, and this one goes on first."""
     ((pid, _),) = watched.processes(1)
-    time.sleep(0.5)  # in which it beats
+    watched.wait_for_beat()
+    before = watched.worker.child()
     os.kill(pid, signal.SIGSTOP)
-    watched.slept += 25.0
-    time.sleep(0.5)
+    watched.gone_by += 25.0
+    watched.wait_for_look()
     os.kill(pid, signal.SIGCONT)
-    time.sleep(1.2 * SILENT_S)
+    watched.wait_for_beat()
+    assert watched.worker.child() == before
     assert len(watched.processes(1)) == 1
 
 
