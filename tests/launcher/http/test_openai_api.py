@@ -18,7 +18,7 @@ from PIL import Image
 from engine.config.model_config import ModelConfig
 from launcher.client.async_client import AsyncClient
 from launcher.messages.limits import Limits
-from tests.launcher.fake_ranks import Fakes, fake_engine, run
+from tests.launcher.fake_ranks import DEADLINE_S, Fakes, fake_engine, run
 from tests.launcher.http_servers import PROMPT, http_server
 
 
@@ -103,7 +103,7 @@ def test_an_image_as_a_url_needs_no_key_to_be_fetched(run_folder: Path) -> None:
             url = answer.data[0].url
             assert url is not None
             assert answer.data[0].b64_json is None
-            async with httpx.AsyncClient() as anyone:
+            async with httpx.AsyncClient(timeout=DEADLINE_S) as anyone:
                 fetched = await anyone.get(url)
                 assert fetched.headers["content-type"] == "image/webp"
                 assert Image.open(io.BytesIO(fetched.content)).size == (128, 128)
