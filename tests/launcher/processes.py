@@ -146,11 +146,18 @@ class Marked:
         wait_until(lambda: not list(self.folder.glob("krea2-*")), "the removal of the run folder")
 
     def kill(self) -> None:
-        for process in self.alive():
-            with suppress(psutil.NoSuchProcess):  # it ended with one that was killed just before
-                process.kill()
+        """End all processes, those that others start meanwhile too."""
+        wait_until(lambda: not self._kill_alive(), "the end of all processes")
         for started in self.started:
             started.wait(PATIENCE_S)
             for pipe in (started.stdout, started.stderr):
                 if pipe is not None:
                     pipe.close()
+
+    def _kill_alive(self) -> int:
+        """Kill those that live. Returns how many these were."""
+        alive = self.alive()
+        for process in alive:
+            with suppress(psutil.NoSuchProcess):  # it ended with one that was killed just before
+                process.kill()
+        return len(alive)
