@@ -31,7 +31,7 @@ class EngineLink:
     def __init__(self, address: str, key: str | None, name: bytes | None = None) -> None:
         self._address, self._key, self._name = address, key, name
         self._client: AsyncClient | None = None
-        self._tried = asyncio.Event()
+        self._asked = asyncio.Event()  # whether ranks have loaded, once it replied
         self._has_loaded = False
 
     @asynccontextmanager
@@ -53,12 +53,13 @@ class EngineLink:
     async def loaded(self) -> AsyncClient:
         """Give the client. Raises `ServerError` until the ranks have loaded.
 
-        The front-end is asked if that is not known yet: it has the address printed then, and somebody comes at once.
+        If that is not known yet, the front-end is found and asked: it has the address printed then, and somebody comes
+        at once.
         """
         if not self._has_loaded:
             with suppress(Krea2Error, TimeoutError):
                 async with asyncio.timeout(_CONNECT_S):
-                    await self._tried.wait()
+                    await self._asked.wait()
                     await self.status()
         if not self._has_loaded:
             raise ServerError("the engine is starting: try again in a moment")
@@ -99,7 +100,8 @@ class EngineLink:
             except Krea2Error as error:
                 if self._client is None and not isinstance(error, ServerError):  # which says that nobody replies yet
                     log_event("the front-end cannot be reached", level="error", message=error.message)
-            self._tried.set()
+            if self._client is not None:
+                self._asked.set()
             await asyncio.sleep(_POLL_S)
 
 

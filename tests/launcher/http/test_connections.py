@@ -11,6 +11,7 @@ import httpx
 import msgspec
 import pytest
 
+from engine.errors import ServerError
 from launcher.client.async_client import AsyncClient
 from launcher.http.connections import EngineLink
 from launcher.messages.client_messages import StatusReply
@@ -18,14 +19,15 @@ from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
 from tests.launcher.http_servers import PATH, PROMPT, http_server_without_engine
 
 NOWHERE = "ipc:///nonexistent/krea2"
-HEAD_S = 2.0  # which a head that does arrive must not take where others want the cores too
+HEAD_S = 0.5
+LONG_HEAD_S = 2.0  # which one that is sent at once does not take, whoever wants the cores too
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 REQUEST = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.http.connections.HEAD_S", HEAD_S)
+def expect_heads_within(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Those of heads that begin to be waited for from now on."""
+    monkeypatch.setattr("launcher.http.connections.HEAD_S", seconds)
 
 
 @asynccontextmanager
@@ -36,14 +38,15 @@ async def connection() -> AsyncIterator[tuple[httpx.URL, Callable[[], Awaitable[
         yield address, lambda: asyncio.open_connection(address.host, address.port)
 
 
-def test_a_head_that_does_not_arrive_closes_the_connection() -> None:
-    async def expect_close(opened: Connection, start: bytes, answered: int) -> None:
+async def be_answered(opened: Connection) -> None:
+    reader, writer = opened
+    writer.write(REQUEST)
+    assert b'{"status":"ok"}' in await reader.readuntil(b"}")
+
+
+def test_a_head_that_does_not_arrive_closes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def expect_close(opened: Connection, start: bytes) -> None:
         reader, writer = opened
-        for _ in range(answered):
-            writer.write(REQUEST)
-            assert b'{"status":"ok"}' in await reader.readuntil(b"}")
-        if answered and not start:  # which keep-alive allows for longer
-            writer.write(b"G")
 
         async def trickle() -> None:
             writer.write(start)
@@ -62,23 +65,30 @@ def test_a_head_that_does_not_arrive_closes_the_connection() -> None:
             writer.close()
 
     async def test() -> None:
-        starts = (b"", b"GET /health HTT", b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
+        starts = (b"GET /health HTT", b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
+        expect_heads_within(monkeypatch, DEADLINE_S)
         async with connection() as (_, connect):
-            await asyncio.gather(
-                *[expect_close(await connect(), start, answered) for start in starts for answered in (0, 2)]
-            )
+            opened = [await connect() for _ in starts]
+            for each in opened * 2:
+                await be_answered(each)
+            expect_heads_within(monkeypatch, HEAD_S)
+            opened += [await connect() for _ in starts]
+            silent = expect_close(await connect(), b"")
+            await asyncio.gather(silent, *map(expect_close, opened, starts * 2))
 
     run(test())
 
 
-def test_a_connection_that_is_kept_alive_serves_for_longer_than_a_head_may_take() -> None:
+def test_a_connection_that_is_kept_alive_serves_for_longer_than_a_head_may_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def test() -> None:
+        expect_heads_within(monkeypatch, LONG_HEAD_S)
         async with connection() as (_, connect):
             reader, writer = await connect()
             for _ in range(2):
-                writer.write(REQUEST)
-                assert b'{"status":"ok"}' in await reader.readuntil(b"}")
-            await asyncio.sleep(1.1 * HEAD_S)
+                await be_answered((reader, writer))
+            await asyncio.sleep(1.1 * LONG_HEAD_S)
             writer.write(REQUEST + REQUEST)
             for _ in range(2):
                 assert b'{"status":"ok"}' in await reader.readuntil(b"}")
@@ -87,13 +97,14 @@ def test_a_connection_that_is_kept_alive_serves_for_longer_than_a_head_may_take(
     run(test())
 
 
-def test_a_request_may_take_longer_than_its_head() -> None:
+def test_a_request_may_take_longer_than_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
+        expect_heads_within(monkeypatch, LONG_HEAD_S)
         async with connection() as (address, connect):
             reader, writer = await connect()
             head = f"POST {PATH} HTTP/1.1\r\nHost: {address.host}\r\nContent-Type: application/json\r\n"
             writer.write(head.encode() + b"Content-Length: 9\r\n\r\nnot")
-            await asyncio.sleep(1.1 * HEAD_S)
+            await asyncio.sleep(1.1 * LONG_HEAD_S)
             writer.write(b" json!")
             assert b" 400 " in await reader.readline()
             writer.close()
@@ -104,7 +115,7 @@ def test_a_request_may_take_longer_than_its_head() -> None:
 def test_connections_beyond_those_there_are_files_for_are_refused_and_the_others_served(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("launcher.http.connections.HEAD_S", DEADLINE_S)
+    expect_heads_within(monkeypatch, DEADLINE_S)
     monkeypatch.setattr("launcher.http.connections.room_for_connections", lambda *, reserve: 3)
 
     async def test() -> None:
@@ -131,9 +142,10 @@ def test_connections_beyond_those_there_are_files_for_are_refused_and_the_others
 def test_who_comes_as_soon_as_the_ranks_have_loaded_is_served(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also before this process knows of it: it has not connected yet, and then asks a moment too early."""
+    """Also before this process knows of it: it does not connect at first, and then asks a moment too early."""
     connect, ask, serve = AsyncClient.connect, AsyncClient.status, EngineLink.loaded
     came = asyncio.Event()
+    failures = [ServerError("nobody listens yet")]
     replies: list[StatusReply] = []
 
     async def note(link: EngineLink) -> AsyncClient:
@@ -141,6 +153,9 @@ def test_who_comes_as_soon_as_the_ranks_have_loaded_is_served(
         return await serve(link)
 
     async def connect_late(client: AsyncClient) -> None:
+        if failures:
+            raise failures.pop()
+        monkeypatch.setattr("launcher.http.connections._POLL_S", DEADLINE_S)
         await came.wait()
         await connect(client)
 
@@ -156,7 +171,6 @@ def test_who_comes_as_soon_as_the_ranks_have_loaded_is_served(
             monkeypatch.setattr(AsyncClient, "connect", connect_late)
             monkeypatch.setattr(AsyncClient, "status", ask_too_early)
             monkeypatch.setattr("launcher.http.connections._CONNECT_S", DEADLINE_S)
-            monkeypatch.setattr("launcher.http.connections._POLL_S", DEADLINE_S)
             async with http_server_without_engine(fakes.address) as http:
                 answer = await http.post(PATH, json={"prompt": PROMPT, "steps": 1})
             assert answer.status_code == 200, answer.text
