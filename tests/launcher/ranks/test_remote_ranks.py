@@ -17,6 +17,7 @@ import zmq.asyncio
 
 from engine.errors import LaunchError, RankError
 from launcher.client.async_client import AsyncClient
+from launcher.messages import entrance
 from launcher.messages.configs import Door
 from launcher.messages.encoding import encode
 from launcher.messages.keys import make_keys
@@ -224,7 +225,12 @@ def test_a_rank_of_another_version_is_refused(run_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("done", [True, False])
-def test_a_rank_ends_with_the_front_end_and_knows_whether_all_is_done(run_folder: Path, done: bool) -> None:
+def test_a_rank_ends_with_the_front_end_and_knows_whether_all_is_done(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, done: bool
+) -> None:
+    monkeypatch.setattr(remote_ranks, "_FAREWELL_MS", int(1000 * DEADLINE_S))
+    monkeypatch.setattr(entrance, "_FAREWELL_S", DEADLINE_S)
+
     async def test() -> None:
         async with fake_engine(run_folder, tp=2, ranks_host="127.0.0.1") as fakes:
             rank = await asyncio.create_subprocess_exec(

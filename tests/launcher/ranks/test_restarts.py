@@ -179,9 +179,9 @@ def test_ranks_that_die_as_soon_as_they_are_up_end_in_refusals_until_they_last(r
             if self.dies and type(message).__name__ == "Ready":
                 self.fail("rank_failed", "rank 0: no such GPU")
 
-    async def refusal(client: AsyncClient) -> Krea2Error | None:
+    async def refusal(client: AsyncClient, timeout_s: float = 0.1) -> Krea2Error | None:
         try:
-            await client.generate(PROMPT, timeout_s=0.1)
+            await client.generate(PROMPT, timeout_s=timeout_s)
         except Krea2Error as error:
             return error
         return None
@@ -197,11 +197,13 @@ def test_ranks_that_die_as_soon_as_they_are_up_end_in_refusals_until_they_last(r
                 while not isinstance(error := await refusal(client), RankError):
                     await asyncio.sleep(0.05)
             assert "no such GPU" in error.message
-            assert not (await client.status()).ready
-            Mortal.dies = False
             async with asyncio.timeout(DEADLINE_S):
-                while not (await client.status()).ready:
+                while (await client.status()).ready:  # for a moment, until the next die
+                    await asyncio.sleep(0.01)
+                Mortal.dies = False
+                while await refusal(client, DEADLINE_S) is not None:
                     await asyncio.sleep(0.05)
+            assert (await client.status()).ready
             assert (await client.generate(PROMPT, seed=3)).seed == 3
 
     run(test())
