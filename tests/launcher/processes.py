@@ -137,8 +137,14 @@ class Marked:
         return sorted(self.alive("_rank"), key=lambda process: process.create_time())[index]
 
     def wait_for(self, role: str, count: int) -> list[psutil.Process]:
-        wait_until(lambda: len(self.alive(role)) == count, f"{count} processes {role}")
-        return self.alive(role)
+        found: list[psutil.Process] = []
+
+        def are_there() -> bool:
+            found[:] = self.alive(role)
+            return len(found) == count
+
+        wait_until(are_there, f"{count} processes {role}")
+        return found
 
     def expect_nothing_left(self) -> None:
         """Fail unless all processes and run folders go."""
