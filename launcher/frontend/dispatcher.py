@@ -95,6 +95,7 @@ class Dispatcher:
         self._segments: dict[int, tuple[int, ...]] = {}  # of each job that is queued or under way
         self._budget = _TokenBudget()
         self._adapter_bytes: dict[int, int] = {}  # of each rank, by adapter
+        self._decoding: frozenset[int] = frozenset()  # at the last `check_decoder`
         guided, loop = model.divides_guidance(config.engine.degrees), asyncio.get_running_loop()
         self._warm_up = WarmUp(model, encode, job_ids, self._costs, guided, loop.time)
         if not config.warm_up:
@@ -151,7 +152,7 @@ class Dispatcher:
         """Send steps as far ahead as they may be sent; those of the warm-up only when there is nothing else to do."""
         group = self.supervisor.group
         while group.ready and group.outstanding.steps < STEPS_AHEAD:
-            idle = group.outstanding.steps == 0 and group.outstanding.images == 0
+            idle = group.outstanding.steps == 0 and not group.outstanding.images
             step = self._warm_up.next_step(self.scheduler.empty_step) if self._warm_up.is_due else None
             if step is None:
                 step = self.scheduler.next_step(time.monotonic(), idle=idle)
@@ -164,10 +165,13 @@ class Dispatcher:
             group.send(step, work, expected_s=None if step.load else self._costs.denoise_s(work))
 
     def check_decoder(self) -> None:
-        """Send an empty step to a rank that only decodes: if its decoder has failed, it says so at the next step."""
+        """Send an empty step to a rank that only decodes, and an image that it had when this was called before: if its
+        decoder has failed, it says so at the next step."""
         group = self.supervisor.group
-        if group.ready and group.outstanding.images and not group.outstanding.steps:
+        images, before = group.outstanding.images, self._decoding
+        if group.ready and not group.outstanding.steps and images & before:
             group.send(self.scheduler.empty_step(), Work(0, 0))
+        self._decoding = images
 
     # ---- what becomes of the ranks: see `RankEvents`
 

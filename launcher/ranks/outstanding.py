@@ -43,9 +43,9 @@ class Outstanding:
         return len(self._sent)
 
     @property
-    def images(self) -> int:
-        """Images whose last step was sent and that have not come."""
-        return len(self._decoding)
+    def images(self) -> frozenset[int]:
+        """Jobs whose last step was sent and whose image has not come."""
+        return frozenset(self._decoding)
 
     def add(self, step: Step, work: Work, *, expected_s: float | None, now: float) -> None:
         """Note a step that was sent to every rank. expected_s: what it is thought to take, if that is known."""

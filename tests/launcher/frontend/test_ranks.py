@@ -16,6 +16,7 @@ from engine.errors import (
     RankError,
 )
 from launcher.client.async_client import AsyncClient
+from launcher.messages.client_messages import Progress
 from launcher.messages.rank_messages import lifeline_path
 from launcher.ranks import rank_group
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, fake_engine, run
@@ -99,7 +100,11 @@ def test_a_rank_that_does_not_finish_a_step_is_lost(run_folder: Path) -> None:
     run(test())
 
 
-def test_an_image_that_is_never_decoded_makes_the_front_end_ask_and_then_give_up(run_folder: Path) -> None:
+def test_an_image_that_is_never_decoded_makes_the_front_end_ask_and_then_give_up(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.frontend.frontend._CLOCK_S", 0.2)
+
     async def test() -> None:
         async with fake_engine(run_folder, step_timeout_s=2.0) as fakes, AsyncClient(fakes.address) as client:
             rank = fakes.ranks[0]
@@ -109,6 +114,25 @@ def test_an_image_that_is_never_decoded_makes_the_front_end_ask_and_then_give_up
             assert (steps[1].denoise, steps[1].number) == ((), 1)
             with pytest.raises(RankError, match="did not decode an image within 2 s"):
                 await call
+
+    run(test())
+
+
+def test_a_rank_that_has_just_begun_to_decode_is_not_asked(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.frontend.frontend._CLOCK_S", DEADLINE_S)
+
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
+            fakes.ranks[0].decodes = False
+            events = client.stream(PROMPT, steps=1)
+            while not isinstance(await anext(events), Progress):
+                pass
+            dispatcher, asked = fakes.frontend._dispatcher, []
+            for _ in range(2):
+                dispatcher.check_decoder()
+                asked.append(dispatcher.supervisor.group.outstanding.steps)
+            assert asked == [0, 1]
+            await events.aclose()  # type: ignore[attr-defined]
 
     run(test())
 
