@@ -243,26 +243,23 @@ async def fake_engine(
         loop.call_soon_threadsafe(fakes.start_ranks, generation)
 
     children = [] if children is None else children
-    frontend = Frontend(
-        settings, children, on_started=started.set_result, after_warm_up=after_warm_up, own_clients=own_clients
-    )
-    fakes.frontend = frontend
-    starting = patch("launcher.ranks.supervisor.start_ranks", from_a_thread)
-    starting.start()
-    fakes.served = asyncio.create_task(frontend.run(fakes.stop, fakes.stop_now))
-    fakes.start_ranks()
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            await asyncio.wait((fakes.served, started), return_when=asyncio.FIRST_COMPLETED)
-        if fakes.served.done():
-            await fakes.served
-        fakes.address = started.result()
-        yield fakes
-    finally:
-        fakes.stop_now.set()
-        async with asyncio.timeout(DEADLINE_S):
-            await asyncio.wait((fakes.served,))
-        starting.stop()
-        for rank in fakes.ranks:
-            rank.end()
-        context.destroy(linger=0)
+    with patch("launcher.ranks.supervisor.start_ranks", from_a_thread):
+        fakes.frontend = Frontend(
+            settings, children, on_started=started.set_result, after_warm_up=after_warm_up, own_clients=own_clients
+        )
+        fakes.served = asyncio.create_task(fakes.frontend.run(fakes.stop, fakes.stop_now))
+        fakes.start_ranks()
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                await asyncio.wait((fakes.served, started), return_when=asyncio.FIRST_COMPLETED)
+            if fakes.served.done():
+                await fakes.served
+            fakes.address = started.result()
+            yield fakes
+        finally:
+            fakes.stop_now.set()
+            async with asyncio.timeout(DEADLINE_S):
+                await asyncio.wait((fakes.served,))
+            for rank in fakes.ranks:
+                rank.end()
+            context.destroy(linger=0)
