@@ -50,6 +50,12 @@ def wait_until(happened: Callable[[], bool], what: str, timeout_s: float = PATIE
         time.sleep(0.02)
 
 
+def memory_of(process: psutil.Process) -> int:
+    """The bytes of a process that are no file's: a library's become its own when others that use the same end."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return sum(int(status.partition(f"\n{name}:")[2].split()[0]) << 10 for name in ("RssAnon", "VmSwap"))
+
+
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:
     """One whose name is short enough for those of the unix sockets in it, wherever temporary files are."""
     return tempfile.TemporaryDirectory(prefix="krea2-test-", dir="/tmp" if len(tempfile.gettempdir()) > 40 else None)
