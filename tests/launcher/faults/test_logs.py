@@ -27,12 +27,15 @@ pytestmark = pytest.mark.slow
 CLIENTS = 32
 IMAGE = {"prompt": PROMPT, "size": "64x64", "steps": 1, "seed": 1}
 REFUSED = {"prompt": PROMPT, "loras": [{"name": "none"}]}  # by the front-end, which logs that, too
+# Looks again and again for Ctrl-C. Right after SIGCONT any thread may be the one that takes a signal, and Python raises
+# nothing until the main thread, which nothing wakes then, runs.
 LAUNCHING = """
-import threading
+import time
 from launcher import launch
 with launch(device="cpu", warm_up=False) as client:
     print(client.address, flush=True)
-    threading.Event().wait()
+    while True:
+        time.sleep(0.1)
 """
 END_S = 15.0  # for a server that nobody reads to end, on a loaded machine
 
