@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from tests.launcher.http_servers import PATH, PROMPT, events_of
 from tests.launcher.processes import PATIENCE_S, Marked, new_marked, temporary_folder, wait_until
 
 AT_ONCE = 3
-LONGEST_S = 0.3  # of /health, in the best of a few tries: others want the cores, too
+LONGEST_S = 0.3  # of its CPU time in which it does not answer /health, in the best of a few tries
 TRIES = 5
 MOST_CPU_S = 1.0  # of the process for `AT_ONCE` of an input, which took 5 seconds for one
 MOST_BYTES = 64 << 20  # more than before at any time, for all inputs
@@ -79,7 +78,7 @@ def served() -> Iterator[Served]:
             )
             assert process.stdout is not None
             url = process.stdout.readline().strip().removeprefix("http: ")
-            wait_until(lambda: httpx.get(f"{url}/ready").status_code == 200, "readiness")
+            wait_until(lambda: httpx.get(f"{url}/ready", timeout=PATIENCE_S).status_code == 200, "readiness")
             yield Served(url, marked, marked.alive("_http")[0], psutil.Process(process.pid), loras)
         finally:
             marked.kill()
@@ -91,20 +90,24 @@ def test_bodies_of_too_much_are_noticed_by_nobody(served: Served) -> None:
     _peak(served.http)  # from here on
     before = served.http.memory_info().rss
     gaps: dict[str, float] = {}
+    took: dict[str, float] = {}
     with ThreadPoolExecutor(1) as others:
         for name, sent in INPUTS.items():
             tries = []
             while len(tries) < TRIES and min(tries, default=1.0) > LONGEST_S:
                 in_flight = others.submit(image, served)
-                began = sum(served.http.cpu_times()[:2])
-                with longest_gap(f"{served.url}/health") as longest:
+                with longest_gap(f"{served.url}/health", served.http) as longest:
                     answers = at_once(lambda sent=sent: send(served, sent))  # type: ignore[misc]
                 tries.append(longest())
                 assert all(not answer or answer.startswith(b"HTTP/1.1 4") for answer in answers), (name, answers)
-                assert sum(served.http.cpu_times()[:2]) - began < MOST_CPU_S, name
                 assert in_flight.result(PATIENCE_S) == alone, name
             gaps[name] = min(tries)
+            before_s = cpu_s(served.http)
+            at_once(lambda sent=sent: send(served, sent))  # type: ignore[misc]
+            took[name] = cpu_s(served.http) - before_s
+    print(gaps, took)
     assert max(gaps.values()) <= LONGEST_S, gaps
+    assert max(took.values()) < MOST_CPU_S, took
     assert _peak(served.http) - before < MOST_BYTES
     assert served.marked.alive("_http") == [served.http]
 
@@ -122,7 +125,7 @@ def test_a_header_of_nested_lists_keeps_no_request_waiting(served: Served) -> No
 
         tries = []
         while len(tries) < TRIES and min(tries, default=1.0) > LONGEST_S:
-            with longest_gap(f"{served.url}/ready") as longest:  # which the front-end answers
+            with longest_gap(f"{served.url}/ready", served.http, served.frontend) as longest:  # whom it asks
                 answers = at_once(load)
             tries.append(longest())
             assert [answer.json()["error"]["code"] for answer in answers].count("bad_lora") >= 1
@@ -153,8 +156,8 @@ def test_whoever_waits_for_a_front_end_that_is_killed_is_told(served: Served) ->
 
 
 def in_flight(served: Served) -> int:
-    ready = httpx.get(f"{served.url}/ready").json()
-    return int(ready["waiting"] + ready["running"])
+    answer = httpx.get(f"{served.url}/ready", timeout=PATIENCE_S)
+    return sum(answer.json()[state] for state in ("waiting", "running")) if answer.status_code == 200 else 0
 
 
 def image(served: Served) -> str:
@@ -181,17 +184,18 @@ def send(served: Served, sent: bytes) -> bytes:
 
 
 @contextmanager
-def longest_gap(url: str) -> Iterator[Callable[[], float]]:
-    """Ask for a page all the time. Gives what tells, after the block, how many seconds the slowest answer took."""
+def longest_gap(url: str, *processes: psutil.Process) -> Iterator[Callable[[], float]]:
+    """Ask for a page all the time. Gives what tells, after the block, how long processes computed before an answer at
+    most: by the clock it may have been others that computed."""
     took: list[float] = []
     ended = threading.Event()
 
     def ask() -> None:
         with httpx.Client(timeout=PATIENCE_S) as client:
             while not ended.is_set() or len(took) < 2:
-                began = time.perf_counter()
-                assert client.get(url).status_code == 200
-                took.append(time.perf_counter() - began)
+                began = cpu_s(*processes)
+                wait_until(lambda: client.get(url).status_code == 200, f"{url}, well")
+                took.append(cpu_s(*processes) - began)
                 ended.wait(0.01)
 
     with ThreadPoolExecutor(1) as asking:
@@ -203,6 +207,11 @@ def longest_gap(url: str) -> Iterator[Callable[[], float]]:
         finally:
             ended.set()
             done.result(PATIENCE_S)
+
+
+def cpu_s(*processes: psutil.Process) -> float:
+    """The seconds that processes have computed for so far."""
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 def _peak(process: psutil.Process) -> int:
