@@ -143,5 +143,6 @@ def test_descriptors_are_flat_over_restarts_and_floods() -> None:
             wait_until(lambda: server.connections() == 1, "the end of the idle ones")
             wait_until(lambda: b"krea2_restarts_total %d" % restart in server.metrics(), "a restart")  # noqa: B023
             wait_until(lambda: len(server.marked.alive("_rank")) == 1, "one rank")
+            if restart > 3:  # zmq closes its ends of what was closed a moment later
+                wait_until(lambda: server.process.num_fds() <= max(counts[:3]) + 2, f"the end of files beyond {counts}")
             counts.append(server.process.num_fds())
-        assert max(counts[2:]) - min(counts[2:]) <= 2, counts
