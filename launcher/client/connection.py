@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import time
 import uuid
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -232,12 +233,12 @@ class Connection:
                 call.put(kind, outcome)
 
     async def _keep_lease(self) -> None:
-        pinged = self._clock()
+        pinged = time.monotonic()  # the server's clock goes on while this process stands still
         while True:
             await asyncio.sleep(min(TICK_S, PING_S))
-            now = self._clock()
-            if now - pinged >= PING_S:
-                pinged = now
+            now, really = self._clock(), time.monotonic()
+            if really - pinged >= PING_S:
+                pinged = really
                 self._send(messages.Ping())
             silence_s = OWN_SILENCE_S if self._is_own else SILENCE_S
             if now - self._last_heard > silence_s and self._lost is None:

@@ -25,7 +25,7 @@ from launcher.client.connection import Connection
 from launcher.client.results import ImageFile, Result
 from launcher.messages.client_messages import Accepted, Generate, LoraChoice, Pong, Progress
 from launcher.messages.encoding import encode
-from tests.launcher.fake_ranks import fake_engine, run
+from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
 from tests.launcher.frontend.fake_clock import LONG_S, FakeClock
 
 PROMPT = "a red circle on a blue background"
@@ -118,6 +118,30 @@ def test_a_client_that_was_stopped_waits_for_what_came_meanwhile(
             fakes.ranks[0].resume()
             assert (await call).seeds
             await client.close()
+
+    asyncio.run(test())
+
+
+def test_a_client_that_was_stopped_renews_its_lease_at_once(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "PING_S", LONG_S)
+    clock = FakeClock(monkeypatch)
+
+    async def test() -> None:
+        context = zmq.asyncio.Context()
+        server = context.socket(zmq.ROUTER)
+        server.bind(f"ipc://{run_folder}/server")
+        client = AsyncClient(f"ipc://{run_folder}/server")
+        try:
+            connecting = asyncio.create_task(client.connect())
+            name, ping = await server.recv_multipart()
+            await server.send_multipart([name, encode(Pong())])
+            await connecting
+            await clock.pause()
+            async with asyncio.timeout(DEADLINE_S):
+                assert await server.recv_multipart() == [name, ping]
+        finally:
+            await client.close()
+            context.destroy(linger=0)
 
     asyncio.run(test())
 
