@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -56,6 +58,11 @@ def memory_of(process: psutil.Process) -> int:
     return sum(int(status.partition(f"\n{name}:")[2].split()[0]) << 10 for name in ("RssAnon", "VmSwap"))
 
 
+def is_stopped(process: psutil.Process) -> bool:
+    """Whether all its threads stand still: those of one that was sent SIGSTOP run on for a moment."""
+    return all(psutil.Process(thread.id).status() == psutil.STATUS_STOPPED for thread in process.threads())
+
+
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:
     """One whose name is short enough for those of the unix sockets in it, wherever temporary files are."""
     return tempfile.TemporaryDirectory(prefix="krea2-test-", dir="/tmp" if len(tempfile.gettempdir()) > 40 else None)
@@ -77,6 +84,12 @@ def new_marked(folder: Path) -> Marked:
     marked = Marked(environment, folder)
     marked.run_first(NO_FALLBACKS)
     return marked
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """The entries of a server's log so far: whoever reads while a line is written may find a part of it."""
+    lines = file.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
 
 
 def without_logs(stderr: str) -> str:

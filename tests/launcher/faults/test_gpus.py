@@ -8,7 +8,7 @@ import urllib.request
 
 import pytest
 
-from tests.launcher.processes import PATIENCE_S, Marked, wait_until
+from tests.launcher.processes import PATIENCE_S, Marked, read_log, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -93,8 +93,7 @@ class Server:
         wait_until(lambda: len(self.logged(event)) >= count, f"{event} for the {count}. time")
 
     def logged(self, event: str) -> list[dict[str, object]]:
-        lines = [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
-        return [line for line in lines if line["event"] == event]
+        return [entry for entry in read_log(self._log) if entry["event"] == event]
 
     def visible(self) -> list[str | None]:
         return [self._marked.rank(index).environ().get("CUDA_VISIBLE_DEVICES") for index in (-2, -1)]
