@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 from pathlib import Path
 from subprocess import Popen
@@ -15,9 +16,10 @@ import pytest
 
 from tests.launcher.http.http_requests import error_of
 from tests.launcher.http_servers import PATH, PROMPT
-from tests.launcher.processes import PATIENCE_S, Marked, wait_until
+from tests.launcher.processes import PATIENCE_S, Marked, read_log, wait_until
 
 IMAGE = {"prompt": PROMPT, "size": "128x128", "steps": 8}
+MOST_MEANWHILE = 30  # images of a flood of 48 at once, while another's is made: some 45 if that were one of them
 LIMITS = """
 [default]
 concurrency = 16
@@ -58,8 +60,7 @@ class Served:
             wait_until(lambda: client.get("/ready").status_code == 200, "readiness")
 
     def logged(self, event: str) -> list[dict[str, object]]:
-        entries = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
-        return [entry for entry in entries if entry["event"] == event]
+        return [entry for entry in read_log(self.log) if entry["event"] == event]
 
     def hang_up(self, files: int) -> None:
         """Have the files read again, and wait until the front-end has read so many more of them, well or not."""
@@ -78,37 +79,43 @@ def test_one_key_floods_and_the_others_are_served(marked: Marked, run_folder: Pa
             answers.append(await client.post(PATH, json=IMAGE, headers=by("flood")))
             await asyncio.sleep(0.05)  # so that it is the engine that is flooded, not these cores
 
+    async def flooded(client: httpx.AsyncClient) -> float:
+        """How many images the flood has had."""
+        text = (await client.get("/metrics", headers=by("probe"))).text
+        (done,) = re.findall(r'^krea2_key_requests_total\{key="flood",outcome="done"\} (\S+)', text, re.MULTILINE)
+        return float(done)
+
     async def ask(client: httpx.AsyncClient) -> float:
-        """Seconds in the front-end."""
+        """Have an image made. Returns how many the flood had meanwhile."""
+        before = await flooded(client)
         answer = await client.post(PATH, json=IMAGE, headers=by("calm"))
         assert answer.status_code == 200, answer.text
-        return float(answer.json()["timings"]["total"])
+        return await flooded(client) - before
 
     async def test() -> None:
         async with httpx.AsyncClient(base_url=served.url, timeout=PATIENCE_S) as client:
-            alone_s = min([await ask(client) for _ in range(5)])
             answers: list[httpx.Response] = []
             enough = asyncio.Event()
             flooding = [asyncio.create_task(flood(client, enough, answers)) for _ in range(48)]
             while sum(answer.status_code == 429 for answer in answers) < 200:
                 await asyncio.sleep(0.05)
-            slowest_s = max([await ask(client) for _ in range(10)])
+            meanwhile = [await ask(client) for _ in range(10)]
             greedy = await client.post(PATH, json=IMAGE | {"priority": 1}, headers=by("flood"))
             hopeless = await client.post(PATH, json=IMAGE | {"steps": 200, "timeout_s": 0.01}, headers=by("calm"))
             enough.set()
             await asyncio.gather(*flooding)
-            print(f"alone {alone_s:.2f} s, slowest in the flood {slowest_s:.2f} s, {len(answers)} answers to the flood")
+            print(f"{len(answers)} answers to the flood, images of it while one of another's was made: {meanwhile}")
             assert (greedy.status_code, error_of(greedy)["param"]) in ((400, "priority"), (429, None))
             assert (hopeless.status_code, error_of(hopeless)["code"]) == (429, "queue_full")
             assert int(hopeless.headers["retry-after"]) >= 1
             codes = {error_of(answer)["code"] for answer in answers if answer.status_code != 200}
             assert codes == {"rate_limited"}
             assert sum(answer.status_code == 200 for answer in answers) > 4
-            # Four images of the flood are under way at most: with one's own, five times the work.
-            assert slowest_s < 5 * alone_s + 2, alone_s
+            # Four images of the flood are under way at most; each may be followed by one that takes as long as ours.
+            assert max(meanwhile) <= MOST_MEANWHILE, meanwhile
             text = (await client.get("/metrics", headers=by("probe"))).text
             assert 'krea2_key_requests_total{key="flood",outcome="rate_limited"}' in text
-            assert 'krea2_key_requests_total{key="calm",outcome="done"} 15.0' in text
+            assert 'krea2_key_requests_total{key="calm",outcome="done"} 10.0' in text
 
     asyncio.run(test())
 
@@ -129,7 +136,7 @@ def test_keys_and_limits_change_while_requests_run(marked: Marked, run_folder: P
 
     async def test() -> None:
         async with httpx.AsyncClient(base_url=served.url, timeout=PATIENCE_S) as client:
-            long = IMAGE | {"steps": 100, "size": "256x256"}
+            long = IMAGE | {"steps": 200, "size": "256x256"}  # not done before the keys have changed
             running = asyncio.create_task(client.post(PATH, json=long, headers=by("calm")))
             while "krea2_requests_running 1.0" not in (await client.get("/metrics", headers=by("probe"))).text:
                 await asyncio.sleep(0.02)
