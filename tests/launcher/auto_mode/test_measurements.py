@@ -19,9 +19,12 @@ from tests.damage import FULL, full_disk
 from tests.launcher.processes import PATIENCE_S, Marked, wait_until
 
 H200 = "NVIDIA H200"
-# Ranks that say that they are GPUs, and work fast.
-HOLLOW_GPUS = """
+# Ranks that say that they are GPUs, and work fast; and a warm-up that is not cut off before anything was measured.
+HOLLOW_GPUS = f"""
 import sys
+if {{"serve", "_frontend"}} & set(sys.orig_argv):
+    from launcher.frontend import warm_up as warmup
+    warmup.LONGEST_S = {PATIENCE_S}
 if "_rank" in sys.orig_argv:
     from tests.launcher import hollow_rank
     hollow_rank.STEP_S = 0.001
