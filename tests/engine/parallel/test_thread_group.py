@@ -111,11 +111,25 @@ def test_an_operation_that_one_rank_leaves_out() -> None:
         group.broadcast(rows())
         if group.rank == 1:
             raise RankError("left")
+        group._meeting.timeout_s = 0.05  # type: ignore[attr-defined]
         group.all_reduce(rows())
 
-    alone, _ = errors(thread_groups(2, timeout_s=0.5), plant)
+    alone, _ = errors(thread_groups(2, DEADLINE_S), plant)
     waited = "rank 0 waited for the other ranks of its group in vain: "
     assert alone == waited + "operation 2, all_reduce of float32 (4, 3) on cpu"
+
+
+def test_an_operation_that_all_came_to_is_done_though_one_rank_leaves_at_once() -> None:
+    """A process that has ended does not take back what it has sent."""
+
+    def run(group: Group) -> float:
+        total = float(group.all_reduce(torch.ones(1)))
+        group.close()
+        return total
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(50):
+            assert list(pool.map(run, thread_groups(4, DEADLINE_S))) == [4.0] * 4
 
 
 def test_no_rows_on_all_ranks_are_nothing_to_do() -> None:

@@ -93,8 +93,10 @@ class _Meeting:
     """Where threads lay down their cards and tensors for each other. Ends when one of them breaks a rule."""
 
     def __init__(self, size: int, timeout_s: float) -> None:
-        self._size = size
-        self._barrier = threading.Barrier(size, timeout=timeout_s)
+        self._size, self.timeout_s = size, timeout_s
+        self._changed = threading.Condition()
+        self._waiting = self._met = 0  # ranks, and how often all have come
+        self._closed = False
         self._slots: dict[int, _Slot] = {}
         self._failure: str | None = None
 
@@ -121,14 +123,24 @@ class _Meeting:
 
     def close(self) -> None:
         """End the group: a rank that waits, or comes later, gets a `RankError`."""
-        self._barrier.abort()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
     def _wait(self, rank: int) -> None:
-        try:
-            self._barrier.wait()
-        except threading.BrokenBarrierError:
-            vain = f"rank {rank} waited for the other ranks of its group in vain: {self._slots[rank][0]}"
-            raise RankError(self._failure or vain) from None
+        """Return when all ranks have come, also if one of them has ended the group since then."""
+        with self._changed:
+            met = self._met
+            self._waiting += 1
+            if self._waiting == self._size and not self._closed:
+                self._waiting, self._met = 0, met + 1
+                self._changed.notify_all()
+            self._changed.wait_for(lambda: self._met > met or self._closed, self.timeout_s)
+            if self._met > met:
+                return
+        self.close()
+        vain = f"rank {rank} waited for the other ranks of its group in vain: {self._slots[rank][0]}"
+        raise RankError(self._failure or vain)
 
 
 class ThreadGroup(Group):
