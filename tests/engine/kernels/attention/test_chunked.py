@@ -48,7 +48,8 @@ def test_chunks_give_what_torch_gives_for_all_queries(shape: tuple[int, ...], at
 
 @pytest.mark.parametrize("shape", SHAPES[1:])
 def test_in_bfloat16_it_is_as_close_to_float64_as_torch(shape: tuple[int, ...]) -> None:
-    query, key, value = drawn(shape, torch.bfloat16)
+    images, *sizes = shape
+    query, key, value = drawn((20 * images, *sizes), torch.bfloat16)  # of fewer the errors differ by chance, too
     exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
     # with heads, as the decoder calls it: torch's kernels then round the weights, as those for a GPU do
     theirs = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
