@@ -38,6 +38,7 @@ class Block:
         self.written: _Write | None = None  # last, and not known to all
         self.reads: Clock = {}  # since then
         self.uses: Clock = {}  # by other streams than the allocating one
+        self.users: dict[int, Clock] = {}  # what the threads know that gave these their work, by its id
         self.recorded: set[int] = set()
 
     def __del__(self) -> None:
@@ -86,8 +87,10 @@ class Memory:
             self.allocated -= block.size
             if block.graph is not None:
                 return  # it is the pool's
+            # a thread that used it has let go of it before, whichever was the last to do so
+            clocks = [stream.clock, timeline.thread.clock, *block.users.values()]
             for other, count in block.uses.items():
-                known = max(stream.clock.get(other, 0), timeline.thread.clock.get(other, 0))
+                known = max(clock.get(other, 0) for clock in clocks)
                 if other not in block.recorded and known < count:
                     what = f"memory of {stream} is given back while stream {other} may use it, without record_stream"
                     timeline.violate("freed", what)
@@ -99,6 +102,7 @@ class Memory:
             self._check(block, stream.clock, f"{name} in {stream}", writes=writes)
             if stream is not block.stream:
                 block.uses[stream.number] = count
+                block.users[id(timeline.thread.clock)] = timeline.thread.clock
             if writes:
                 block.written, block.reads = _Write(stream, count, name), {}
             else:

@@ -169,6 +169,25 @@ def test_memory_may_be_freed_when_its_own_stream_has_waited(device: FakeCuda) ->
     device.check()
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_whoever_lets_go_last_memory_is_free_when_the_thread_that_used_it_has_waited(
+    device: FakeCuda, waits: bool
+) -> None:
+    held, side = [on_device()], torch.cuda.Stream()
+    torch.cuda.synchronize()
+
+    def work() -> None:
+        with torch.cuda.stream(side):
+            held[0] + 1
+        if waits:
+            side.synchronize()
+
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(work)
+    held.clear()  # by a thread that has asked for no result
+    assert rules(device) == (set() if waits else {"freed"})
+
+
 # ---- inside of a step
 
 
