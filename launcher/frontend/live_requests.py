@@ -281,8 +281,9 @@ class LiveRequests:
                 self._spawn(self._send_image(request, job, rgb, came))
 
     async def _send_preview(self, request: TrackedRequest, job: Job, previewed: Previewed, rgb: bytes) -> None:
+        attempt = request.attempt
         file = await in_thread(len(rgb) // 3, encode_preview, rgb, previewed.width, previewed.height)
-        if job.job_id in self._jobs:
+        if job.job_id in self._jobs and request.is_newest(job, attempt, previewed.step):
             self._replies.preview(request, job, previewed.step, file)
 
     async def _send_image(self, request: TrackedRequest, job: Job, rgb: bytes, came: float) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from engine.errors import QueueFullError
+from engine.step import Job
 from launcher.awake import RealTimer
 from launcher.frontend.admission.repeats import Repeatable
 from launcher.messages.client_messages import Failed, Image
@@ -47,6 +48,7 @@ class TrackedRequest:
     deaths: int = 0  # of ranks that had it in flight
     steps_done: int = 0
     decoded: set[int] = field(default_factory=set)  # jobs whose image is there
+    previewed: dict[int, int] = field(default_factory=dict)  # after which step each job was in the attempt
     position: int | None = None  # as the followers know it
     timings: Timings = field(init=False)
     timer: RealTimer | None = None
@@ -64,6 +66,15 @@ class TrackedRequest:
         self.started = False
         self.timings = Timings(self.arrived)
         self.steps_done = self.checked.steps * len(self.decoded)
+        self.previewed = {}
+
+    def is_newest(self, job: Job, attempt: int, step: int) -> bool:
+        """Note a preview of a job. Returns whether it is to be sent: one that was written slowly may come after a
+        later one, or after its attempt."""
+        is_newest = attempt == self.attempt and step > self.previewed.get(job.job_id, 0)
+        if is_newest:
+            self.previewed[job.job_id] = step
+        return is_newest
 
     def linger(self, seconds: float, callback: Callable[..., object], *arguments: object) -> None:
         """Call back with this request after `seconds`, counted from the last call of this."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import itertools
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from PIL import Image
 
 from engine.config.model_config import ModelConfig
 from launcher.client.async_client import AsyncClient
+from launcher.frontend import live_requests
 from launcher.messages.limits import Limits
 from tests.launcher.fake_ranks import DEADLINE_S, Fakes, fake_engine, run
 from tests.launcher.http_servers import PROMPT, http_server
@@ -139,6 +142,41 @@ def test_partial_images_come_before_an_image_and_never_more_than_were_asked_for(
                 assert {(event.output_format, event.size) for event in partial} <= {("jpeg", "64x96")}
                 assert {opened(event.b64_json).format for event in partial} <= {"JPEG"}
                 await stream.close()
+
+    run(test())
+
+
+def test_a_partial_image_does_not_come_after_a_later_one(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, calls = live_requests.encode_preview, itertools.count()
+    later, first = threading.Event(), threading.Event()  # whether these are encoded
+
+    def encode_the_first_last(*arguments: Any) -> bytes:
+        number = next(calls)
+        if number == 0:
+            assert later.wait(DEADLINE_S)
+        file = encode(*arguments)
+        (first if number == 0 else later).set()
+        return file
+
+    monkeypatch.setattr(live_requests, "encode_preview", encode_the_first_last)
+
+    async def test() -> None:
+        async with openai_client(run_folder) as (client, fakes, _):
+            rank = fakes.ranks[0]
+            rank.decodes = False
+            before = len(rank.steps)
+            stream = await client.images.generate(
+                prompt=PROMPT, stream=True, partial_images=2, size="64x64", extra_body={"steps": 6}
+            )
+            shown = []
+            async for event in stream:
+                if event.type == "image_generation.partial_image":
+                    shown.append(event.model_extra["step"])  # type: ignore[index]
+                    assert await asyncio.to_thread(first.wait, DEADLINE_S)
+                    async with AsyncClient(fakes.address) as rpc:
+                        await rpc.ping()
+                    rank.send_image(rank.steps[before].start[0])
+            assert shown == [4]
 
     run(test())
 
