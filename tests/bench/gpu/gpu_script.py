@@ -51,7 +51,7 @@ def run_script(folder: Path, stub: Path, *arguments: str, **environment: str) ->
         env={**os.environ, "PYTHON": str(stub), **environment},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=500,
     )
 
 
