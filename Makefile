@@ -11,6 +11,10 @@ OLDEST_TRITON := 3.6.0
 WORKERS ?= 2
 PYTEST = MALLOC_ARENA_MAX=2 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 
+# Twice if need be: pip itself asks again where nobody answers, but not for a file that broke off or after a 502.
+PIP = $(BIN)/python -m pip install --quiet
+install = $(PIP) $(1) || { sleep 10; $(PIP) $(1); }
+
 # How long `make demo-checkpoint` trains: short, two-hours or full.
 SCHEDULE ?= two-hours
 
@@ -42,15 +46,15 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
+	$(call install,--editable .)
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(call install,--editable '.[test]')
 	touch $@ $(VENV)/installed
 
 $(VENV)/triton-%: $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==$* || { rm -rf $@; exit 1; }
+	$(call install,--no-deps --target $@ triton==$*) || { rm -rf $@; exit 1; }
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
