@@ -54,8 +54,8 @@ def test_a_server_says_that_it_is_ready_lives_and_stops(marked: Marked) -> None:
         assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
 
 
-def test_addresses_may_be_abstract_and_a_manager_that_is_gone_is_no_error(tmp_path: Path) -> None:
-    addresses = [f"{tmp_path}/notify"]
+def test_addresses_may_be_abstract_and_a_manager_that_is_gone_is_no_error(run_folder: Path) -> None:
+    addresses = [f"{run_folder}/notify"]
     if sys.platform == "linux":
         addresses.append(f"@krea2-test-{secrets.token_hex(8)}")
     for address in addresses:
