@@ -47,6 +47,7 @@ def test_a_lora_is_loaded_chosen_listed_and_unloaded(run_folder: Path, tmp_path:
             await client.generate(PROMPT, steps=2, loras=["Ink"])
             await client.generate(PROMPT, steps=2, loras=[{"name": "Ink", "strength": 0}])
             await client.generate(PROMPT, steps=2)
+            await fakes.ranks[1].has_steps(len(fakes.ranks[0].steps))
             used = [fakes.ranks[1].loras_of(job) for job in jobs_of(fakes.ranks[1])]
             assert used == [{"ink": -1.5}, {"ink": 0.5}, {}, {}]
             assert names((await client.unload_lora("Ink")).loras) == []
