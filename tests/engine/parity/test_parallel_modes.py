@@ -187,9 +187,9 @@ def test_no_rank_steps_what_another_does(
     ("mode", "quantization"), [*((mode, "none") for mode in MODES), ("tp 2, sp 2", "fp8"), ("tp 2, cfg", "fp8")]
 )
 def test_ranks_send_what_the_formula_says(monkeypatch: pytest.MonkeyPatch, mode: str, quantization: str) -> None:
-    source = random.Random()
-    seed = source.randrange(2**32)
-    jobs = [replace(job, steps=1) for job in random_jobs(random.Random(seed), source.randint(1, 4))]
+    seed = random.randrange(2**32)
+    source = random.Random(seed)
+    jobs = [replace(job, steps=1) for job in random_jobs(source, source.randint(1, 4))]
     degrees = EngineConfig(**MODES[mode]).degrees
     meshes, counters = zip(*map(counting, thread_meshes(degrees)), strict=True)
     monkeypatch.setattr("tests.engine_runs.thread_meshes", lambda *_, **__: meshes)
