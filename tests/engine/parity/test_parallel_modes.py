@@ -31,7 +31,7 @@ from engine.rank.denoiser import Denoiser
 from engine.rank.rank import Rank
 from engine.step import Adapter, Job, Step
 from tests.engine.parallel.thread_group import thread_groups, thread_meshes
-from tests.engine_runs import RankGroup, RankGroups, jobs_of, on_ranks, run_jobs
+from tests.engine_runs import DEADLINE_S, RankGroup, RankGroups, jobs_of, on_ranks, run_jobs
 from tests.oracle import Picture, Request, relative_error
 
 TOLERANCE = 1e-4  # the goal; measured 2e-7 to 1.3e-5, float32 sums in another order
@@ -191,7 +191,7 @@ def test_ranks_send_what_the_formula_says(monkeypatch: pytest.MonkeyPatch, mode:
     source = random.Random(seed)
     jobs = [replace(job, steps=1) for job in random_jobs(source, source.randint(1, 4))]
     degrees = EngineConfig(**MODES[mode]).degrees
-    meshes, counters = zip(*map(counting, thread_meshes(degrees)), strict=True)
+    meshes, counters = zip(*map(counting, thread_meshes(degrees, DEADLINE_S)), strict=True)
     monkeypatch.setattr("tests.engine_runs.thread_meshes", lambda *_, **__: meshes)
 
     def step(rank: Rank) -> None:

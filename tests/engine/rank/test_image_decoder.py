@@ -13,6 +13,7 @@ from engine.parallel.mesh import Mesh
 from engine.rank.image_decoder import DecodedImage
 from engine.rank.rank import Rank
 from engine.step import Job, Step
+from tests.engine_runs import DEADLINE_S
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), None])
@@ -25,5 +26,5 @@ def test_an_image_says_whether_its_latents_are_numbers(turbo: Path, broken: floa
         with torch.inference_mode():
             rank.jobs[0].latents[3, 5] = broken
     rank.execute(Step(1, decode=(0,)))
-    assert images.get(timeout=60).finite is (broken is None)
+    assert images.get(timeout=DEADLINE_S).finite is (broken is None)
     rank.close()

@@ -16,6 +16,7 @@ from engine.rank.rank import Rank
 from engine.rank.step_handle import Preview
 from engine.rank.warm_up import try_image
 from tests.engine.parallel.thread_group import thread_meshes
+from tests.engine_runs import DEADLINE_S
 
 CPU = torch.device("cpu")
 
@@ -46,4 +47,4 @@ def test_a_guided_image_is_stepped_where_ranks_divide_guidance(
         return stepped
 
     with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(work, thread_meshes(config.degrees))) == [prompts] * 2
+        assert list(pool.map(work, thread_meshes(config.degrees, DEADLINE_S))) == [prompts] * 2

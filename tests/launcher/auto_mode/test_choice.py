@@ -245,7 +245,9 @@ def test_the_choice_follows_what_was_measured(capsys: pytest.CaptureFixture[str]
 
 def test_links_are_measured() -> None:
     with ThreadPoolExecutor(2) as pool:
-        links = list(pool.map(lambda group: measure_link(group, torch.device("cpu"), 2**20), thread_groups(2)))
+        links = list(
+            pool.map(lambda group: measure_link(group, torch.device("cpu"), 2**20), thread_groups(2, PATIENCE_S))
+        )
     assert all(0 < bandwidth < math.inf for bandwidth, _ in links)
     assert all(latency_s > 0 for _, latency_s in links)
 
