@@ -160,16 +160,16 @@ def test_quantised_weights_round_nothing_of_an_adapter(
 ) -> None:
     """An image with adapters is as far from the exact one as an image without, and the adapters change far more."""
 
-    def error(jobs: list[Job], exact: list[Picture]) -> float:
+    def errors(jobs: list[Job], exact: list[Picture]) -> list[float]:
         pictures = rank_groups.run_jobs(turbo, jobs, adapters=adapters, quantization=quantization)
         pairs = zip(pictures, exact, strict=True)
-        return max(relative_error(picture.latents, reference.latents) for picture, reference in pairs)
+        return [relative_error(picture.latents, reference.latents) for picture, reference in pairs]
 
     without, with_loras = exact
-    changed = error(make_jobs(turbo), with_loras)
-    assert changed <= 1.5 * error(jobs_of(turbo, REQUESTS), without)
+    changed = errors(make_jobs(turbo), with_loras)
+    assert max(changed) <= 1.5 * max(errors(jobs_of(turbo, REQUESTS), without))
     for index in (0, 2, 3):
-        assert relative_error(with_loras[index].latents, without[index].latents) > 3 * changed
+        assert relative_error(with_loras[index].latents, without[index].latents) > 3 * changed[index]
 
 
 def test_in_bfloat16_a_side_path_does_what_merged_weights_do(
