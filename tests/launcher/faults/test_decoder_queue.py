@@ -32,9 +32,11 @@ def test_a_small_picture_of_one_step_does_not_wait_for_sixteen_large_ones_to_be_
                 asyncio.create_task(client.generate("x", width=LARGE, height=LARGE, steps=1)) for _ in range(COUNT)
             ]
             async with asyncio.timeout(PATIENCE_S):
-                while await gauge(client, "krea2_decode_waiting") < COUNT // 2:
+                while not (
+                    await gauge(client, "krea2_decode_waiting") >= COUNT // 2
+                    and await gauge(client, "krea2_decode_running")  # none for a moment between two
+                ):
                     await asyncio.sleep(0.05)
-            assert await gauge(client, "krea2_decode_running") > 0
             asked = time.monotonic()
             small = await client.generate("x", width=64, height=64, steps=1)
             waited = time.monotonic() - asked
