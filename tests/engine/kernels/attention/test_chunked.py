@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.kernels.attention.chunked import chunked_attention, weigh, weigh_triton
-from tests.engine.kernels.tolerances import DTYPES, poisoned
+from tests.engine.kernels.tolerances import DTYPES, poisoned, relative_error
 
 SHAPES = [  # images, queries, keys, width
     (1, 1, 1, 8),
@@ -37,12 +37,14 @@ def bytes_of(shape: tuple[int, ...], queries: int, dtype: torch.dtype) -> int:
 
 @pytest.mark.parametrize("at_once", [1, 7, 64, None])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_chunks_give_what_torch_gives_for_all_queries(shape: tuple[int, ...], at_once: int | None) -> None:
+def test_chunks_give_what_the_formula_gives_for_all_queries(shape: tuple[int, ...], at_once: int | None) -> None:
     query, key, value = drawn(shape, torch.float32)
     room = WHOLE if at_once is None else bytes_of(shape, at_once, torch.float32)
     with poisoned(torch.device("cpu")):
         actual = chunked_attention(query, key, value, room)
-    torch.testing.assert_close(actual, F.scaled_dot_product_attention(query, key, value), atol=2e-5, rtol=1e-5)
+    expected = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
+    # as a whole: of 100,000 numbers one may depend on two large scores, which float32 has by 1e-5 alone
+    assert relative_error(actual, expected) <= 1e-5
     assert actual.is_contiguous()
 
 
