@@ -39,7 +39,8 @@ class HeldFiles:
         try:
             with open(unfinished, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as output:
                 output.write(file)
-                now = time.time_ns()  # the kernel's own are some milliseconds apart
+                output.flush()  # which gives it the kernel's time
+                now = time.monotonic_ns()  # no setting of the clock moves it, and all processes have it in common
                 os.utime(output.fileno(), ns=(now, now))
             unfinished.rename(self._folder / name)
         except OSError as error:
@@ -75,4 +76,4 @@ class HeldFiles:
 
 
 def _is_old(found: os.stat_result) -> bool:
-    return time.time() - found.st_mtime > HELD_S
+    return time.monotonic() - found.st_mtime > HELD_S

@@ -16,19 +16,32 @@ from launcher.http.workers.held_files import HeldFiles
 def test_a_file_is_there_for_every_process_until_its_time_is_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = time.time()
+    before = time.monotonic()
     files, others = HeldFiles(tmp_path / "images"), HeldFiles(tmp_path / "images")
     first, second = files.add(b"first", "png"), others.add(b"second", "webp")
-    after = time.time()
+    after = time.monotonic()
     assert first != second
     assert (first[-4:], second[-5:]) == (".png", ".webp")
     assert len(first) > 32
     for now, held in ((before + 3599.9, (b"first", b"second")), (after + 3600.1, (None, None))):
-        monkeypatch.setattr(time, "time", lambda now=now: now)
+        monkeypatch.setattr(time, "monotonic", lambda now=now: now)
         for either in (files, others, HeldFiles(tmp_path / "images")):
             assert (either.get(first), either.get(second), either.get("third")) == (*held, None)
     files.remove_old()
     assert not os.listdir(tmp_path / "images")
+
+
+def test_setting_the_clock_loses_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = HeldFiles(tmp_path / "images")
+    monkeypatch.setattr("launcher.http.workers.held_files.HELD_FILES", 1)
+    really, names = (time.time_ns(), time.time()), []
+    for hours in (0, -2, 2):
+        monkeypatch.setattr(time, "time_ns", lambda hours=hours: really[0] + hours * 3600 * 10**9)
+        monkeypatch.setattr(time, "time", lambda hours=hours: really[1] + hours * 3600)
+        names.append(files.add(b"1234", "png"))
+        assert [files.get(name) for name in names] == [None] * (len(names) - 1) + [b"1234"]
+    monkeypatch.setattr(time, "time", lambda: really[1] + 4 * 3600)
+    assert files.get(names[-1]) == b"1234"
 
 
 def test_beyond_the_bounds_the_oldest_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
