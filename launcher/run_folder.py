@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from engine.errors import LaunchError
 
@@ -44,13 +44,14 @@ class RunFolder:
                 parent = "/tmp"
             _remove_forsaken(parent)
             new = tempfile.mkdtemp(prefix=".krea2-", dir=parent)
-            try:
+            path = os.path.join(parent, _PREFIX + new[-8:])
+            with ExitStack() as undo:
+                undo.callback(remove_run_folder, new)
                 folder = cls(new)
-                folder.path = os.path.join(parent, _PREFIX + new[-8:])
-                os.rename(new, folder.path)
-            except OSError:
-                os.rmdir(new)
-                raise
+                undo.callback(folder.remove)
+                os.rename(new, path)
+                folder.path = path
+                undo.pop_all()
         except OSError as error:
             raise LaunchError(f"no folder for sockets can be made in {parent}: {error.strerror or error}") from None
         return folder

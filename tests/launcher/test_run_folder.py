@@ -27,7 +27,8 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def parent(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def parent(run_folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    tmp_path_factory.getbasetemp()  # which other tests share, and which would be made here
     monkeypatch.setattr(tempfile, "tempdir", str(run_folder))
     return run_folder
 
@@ -125,10 +126,25 @@ def test_where_no_folder_can_be_made_the_error_says_where_and_why(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
+    lock, close = run_folder._lock, os.close
+    held: list[int | None] = []
+
+    def note_lock(path: str, how: int) -> int | None:
+        held.append(lock(path, how))
+        return held[-1]
+
+    def note_close(descriptor: int) -> None:
+        if descriptor in held:
+            held.remove(descriptor)
+        close(descriptor)
+
+    monkeypatch.setattr(run_folder, "_lock", note_lock)
+    monkeypatch.setattr(os, "close", note_close)
     monkeypatch.setattr(*{"mkdtemp": (tempfile, "mkdtemp"), "rename": (run_folder.os, "rename")}[fails], full)  # type: ignore[attr-defined]
     with pytest.raises(LaunchError, match=f"no folder for sockets can be made in {parent}: No space left on device"):
         RunFolder.make()
     assert list(parent.iterdir()) == []
+    assert not held
 
 
 def test_a_server_whose_processes_were_all_killed_leaves_a_folder_for_the_next_start(marked: Marked) -> None:
