@@ -217,7 +217,7 @@ class Dispatcher:
         if self._warm_up.budget is not None:
             self._budget.measured(self._warm_up.budget)
             self._fit_budget()
-        if self._after_warm_up is not None:
+        if self._after_warm_up is not None and not self._warm_up.rough:
             self._after_warm_up(self._config, self._model, self._costs, self.supervisor.group.ready_by_rank[0])
 
     def job_reported(self, report: JobReport, rgb: bytes) -> None:

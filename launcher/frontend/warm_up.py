@@ -21,8 +21,8 @@ from launcher.messages.configs import FrontendConfig
 from launcher.messages.rank_messages import Ready
 from launcher.requests.tokenizer import Prompt
 
-# Hears what a warm-up has measured, unless ranks died in it: costs of steps in the mode of the configuration, and what
-# rank 0 said of itself.
+# Hears what a warm-up has measured, unless ranks died in it or it was cut off too early: costs of steps in the mode of
+# the configuration, and what rank 0 said of itself.
 AfterWarmUp = Callable[[FrontendConfig, ModelConfig, CostModel, Ready], None]
 
 LONGEST_S = 10.0
@@ -47,8 +47,8 @@ class WarmUp:
     """Gives one step at a time, for `LONGEST_S` seconds of its clock at most.
 
     guided: its images are, as in a mode that divides a guided one, whose steps say nothing of unguided ones. budget:
-    the tokens of a step that it found best, if it did. More attributes than others: what is to be measured, how far it
-    is, and what was measured.
+    the tokens of a step that it found best, if it did. rough: what steps cost is only known from the few that it had
+    made when it was cut off. More attributes than others: what is to be measured, how far it is, and what was measured.
     """
 
     def __init__(
@@ -63,6 +63,8 @@ class WarmUp:
         self._clock = clock
         self._model, self._encode, self._job_ids, self._costs, self._guided = model, encode, job_ids, costs, guided
         self.budget: int | None = None
+        self.rough = False
+        self._fastest: dict[Work, float] = {}  # seconds of the fastest step of each work that is measured
         self._jobs: dict[int, Job] = {}  # on the ranks
         self._sent: Step | None = None
         self._decoding: int | None = None  # the job whose image is being decoded
@@ -125,9 +127,13 @@ class WarmUp:
             self._decoding = None
         if job_id in self._jobs:
             self._due = -math.inf
+            self._fastest.clear()  # a step that failed was fast
 
     def _break_off(self) -> None:
-        """Only have its jobs forgotten."""
+        """Only have its jobs forgotten, and learn from what it has measured where nothing is known yet."""
+        if self._fastest and not self._costs.known:
+            self._costs.fit(self._fastest.items())
+            self.rough = True
         self._due = math.inf
         self._steps = self._release()
         self._next = next(self._steps)
@@ -135,18 +141,16 @@ class WarmUp:
     def _run(self, most_tokens: int) -> Generator[Step, StepTimes, None]:
         small = min(_SMALL, self._model.default_width, self._model.default_height)
         large = max(self._model.default_width, 2 * small)
-        samples: list[tuple[Work, float]] = []
+        fastest = self._fastest
 
         def measure(jobs: list[Job], new: list[Job]) -> Generator[Step, StepTimes, float]:
             """Return the tokens a second of the fastest step: whatever else runs here only makes steps slower."""
-            ids = tuple(job.job_id for job in jobs)
+            ids, work = tuple(job.job_id for job in jobs), self._work(jobs)
             yield Step(number=0, start=tuple(new), denoise=ids)  # whatever happens once for a shape happens here
-            seconds = math.inf
             for _ in range(_REPEATS):
                 times = yield Step(number=0, denoise=ids)
-                seconds = min(seconds, times.denoise_s)
-            samples.append((self._work(jobs), seconds))
-            return samples[-1][0].tokens / seconds
+                fastest[work] = min(fastest.get(work, math.inf), times.denoise_s)
+            return work.tokens / fastest[work]
 
         jobs: list[Job] = []
         best, vain = 0.0, 0
@@ -156,11 +160,11 @@ class WarmUp:
             rate = yield from measure(jobs, new)
             vain = 0 if rate > _GAIN * best else vain + 1
             best = max(best, rate)
-        self.budget = choose_budget([(work.tokens, seconds) for work, seconds in samples])
+        self.budget = choose_budget([(work.tokens, seconds) for work, seconds in fastest.items()])
         large_job = self._job(_PROMPTS[0], large, _LADDER_STEPS)
         if self._work([large_job]).tokens <= most_tokens:
             yield from measure([large_job], [large_job])
-        self._costs.fit(samples)
+        self._costs.fit(fastest.items())
         steps = min(_IMAGE_STEPS, self._model.default_steps)
         images = [self._job(prompt, small, steps) for prompt in _PROMPTS]
         images = images[: most_tokens // max(self._work([image]).tokens for image in images)]

@@ -214,6 +214,68 @@ def test_what_it_learns_of_guided_images_is_what_their_two_segments_cost() -> No
     assert costs.denoise_s(Work.of([image, image])) == pytest.approx(truth.denoise_s(Work.of([image, image])), rel=0.02)
 
 
+@pytest.mark.parametrize("end", ["its time is up", "a job failed"])
+@pytest.mark.parametrize("known", [False, True])
+def test_one_that_is_cut_off_tells_what_it_has_measured_unless_more_is_known(end: str, known: bool) -> None:
+    model = CheckpointFiles.open(EngineConfig(model="demo-raw")).config
+    costs, truth, now = CostModel(), make_costs(), 0.0
+    if known:
+        costs.fit([(Work.of([500]), 7.0)])
+    before = costs.denoise_s(Work.of([500]))
+    prompt = Prompt(ids=tuple(range(PREFIX_TOKENS + 9)), cut=False)
+    warm_up = WarmUp(model, lambda _: prompt, itertools.count(), costs, guided=False, clock=lambda: now)
+    warm_up.begin(most_tokens=8192)
+    jobs: list[Job] = []
+    for _ in range(2):  # of which the first is not measured
+        step = warm_up.next_step(lambda: Step(number=0))
+        assert step is not None
+        jobs += step.start
+        work = Work.of(9 + model.image_tokens(job.width, job.height) for job in jobs)
+        assert warm_up.step_done(step, StepTimes(denoise_s=truth.denoise_s(work) or 0.0))
+    if end == "a job failed":
+        warm_up.job_ended(jobs[0].job_id)
+    now = 2 * warmup.LONGEST_S
+    step = warm_up.next_step(lambda: Step(number=0))
+    assert step is not None
+    assert (step.denoise, step.release) == ((), (jobs[0].job_id,))
+    warm_up.step_done(step, StepTimes())
+    assert warm_up.over
+    assert warm_up.rough == (not known and end == "its time is up")
+    if warm_up.rough:
+        assert costs.denoise_s(work) == pytest.approx(truth.denoise_s(work))
+    else:
+        assert costs.denoise_s(Work.of([500])) == before
+
+
+def test_what_was_only_guessed_is_not_kept(run_folder: Path) -> None:
+    heard: list[object] = []
+
+    async def test() -> None:
+        async with (
+            fake_engine(
+                run_folder,
+                warm_up=True,
+                make_rank=_held,
+                after_warm_up=lambda *measured: heard.append(measured),
+            ) as fakes,
+            AsyncClient(fakes.address) as client,
+        ):
+            dispatcher = fakes.frontend._dispatcher
+            await fakes.ranks[0].has_steps(1)
+            fakes.ranks[0].release()
+            await fakes.ranks[0].has_steps(2)
+            dispatcher._warm_up._due = 0.0
+            fakes.ranks[0].resume()
+            await until_ready(client)
+            assert dispatcher._warm_up.rough
+            fakes.ranks[0].hold = True
+            accepted = await anext(client.stream(PROMPT))
+            assert accepted.estimated_s is not None  # type: ignore[union-attr]
+            assert not heard
+
+    run(test())
+
+
 def _held(*arguments: object, **named: int) -> FakeRank:
     rank = FakeRank(*arguments, **named)  # type: ignore[arg-type]
     rank.hold = True
