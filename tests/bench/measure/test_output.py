@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from bench.measure import writing
 from bench.measure.arguments import end_with
 from bench.measure.output import append_json, publish
+from tests.damage import full_disk
 from tests.launcher.processes import PATIENCE_S
 
 
@@ -48,12 +48,8 @@ def test_a_line_that_cannot_be_written_goes_to_stdout_and_leaves_no_part_of_it(
     assert ended.value.code == 1
 
     file.write_text("{}\n")
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limit[1]))  # a disk that is full after 20 bytes
-    try:
+    with full_disk(room=20):
         publish("one", {"value": 1}, file)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert json.loads(capsys.readouterr().out)["value"] == 1
     assert file.read_text() == "{}\n"
 
