@@ -12,15 +12,16 @@ STAGES = ("queue", "encode_text", "denoise_queue", "denoise", "decode_queue", "d
 class Timings:
     """Adds up the `seconds` of one request by stage, and in `total`. Times are seconds of any one clock.
 
-    Of a request for one image the stages make up the total: what a report was late by is part of a wait. Of several
-    images, one may be decoded or wait for that while another is denoised, and the decoding and the files of all are
-    added.
+    Of a request for one image the stages make up the total: what a report was late by is part of a wait, and of steps
+    of several ranks, each as long as its slowest rank took, no more is counted than has passed. Of several images, one
+    may be decoded or wait for that while another is denoised, and the decoding and the files of all are added.
     """
 
     def __init__(self, arrived: float) -> None:
         self._arrived = arrived
         self.seconds = dict.fromkeys((*STAGES, "total"), 0.0)
         self._began = self._decoded = 0.0  # its first step, and its latest image
+        self._told = dict.fromkeys(("encode_text", "denoise"), 0.0)  # of its steps
         self._denoised: dict[int, float] = {}  # the latest step of each job
         self._images: set[int] = set()  # jobs whose image has come
 
@@ -32,11 +33,12 @@ class Timings:
     def stepped(self, job_ids: list[int], times: StepTimes, now: float, *, encoded: bool) -> None:
         """Note that a step has denoised its jobs, and encoded its prompts if it did."""
         self._denoised |= dict.fromkeys(job_ids, now)
-        encode_s = times.encode_s if encoded else 0.0
-        self.seconds["denoise"] += times.denoise_s
-        self.seconds["encode_text"] += encode_s
+        told = {"encode_text": times.encode_s if encoded else 0.0, "denoise": times.denoise_s}
+        for stage, seconds in told.items():
+            self._told[stage] += seconds
         if self._images.issuperset(job_ids):  # told of so late that it counted as a wait for these
-            self._shorten_waits(times.denoise_s + encode_s)
+            for stage, seconds in told.items():
+                self._take_from_waits(stage, seconds)
         else:
             self._steps_ended(now)
 
@@ -56,12 +58,18 @@ class Timings:
         self.seconds["file"] += now - came
         self.seconds["total"] = now - self._arrived
 
-    def _shorten_waits(self, seconds: float) -> None:
-        for stage in ("decode_queue", "denoise_queue"):
-            part = min(seconds, self.seconds[stage])
-            self.seconds[stage] -= part
+    def _take_from_waits(self, stage: str, seconds: float) -> None:
+        for wait in ("decode_queue", "denoise_queue"):
+            part = min(seconds, self.seconds[wait])
+            self.seconds[wait] -= part
+            self.seconds[stage] += part
             seconds -= part
+        if len(self._denoised) > 1:  # and another of its images may have been decoded meanwhile
+            self.seconds[stage] += seconds
 
     def _steps_ended(self, at: float) -> None:
-        busy_s = self.seconds["denoise"] + self.seconds["encode_text"]
-        self.seconds["denoise_queue"] = max(0.0, at - self._began - busy_s)
+        passed_s = max(0.0, at - self._began)
+        for stage, seconds in self._told.items():
+            self.seconds[stage] = min(seconds, passed_s)
+            passed_s -= self.seconds[stage]
+        self.seconds["denoise_queue"] = passed_s

@@ -22,7 +22,6 @@ from engine.errors import (
 from launcher.client.async_client import AsyncClient
 from launcher.messages.client_messages import Accepted, StatusReply
 from launcher.messages.limits import Limits
-from launcher.requests.timings import STAGES
 from tests.launcher.fake_ranks import NOT_FINITE_SEED, fake_engine, run
 
 PROMPT = "a red circle on a blue background"
@@ -41,18 +40,6 @@ def test_a_request_becomes_steps_for_every_rank_and_a_result_for_its_client(run_
             assert (result.width, result.height, result.format) == (128, 128, "png")
             assert [image.getpixel((0, 0))[0] for image in result.images] == [5, 6]  # type: ignore[index]
             assert result.warnings == ()
-
-    run(test())
-
-
-def test_a_result_says_where_the_time_went(run_folder: Path) -> None:
-    async def test() -> None:
-        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
-            result = await client.generate(PROMPT, num_images=2, steps=3)
-            assert result.timings["denoise"] == pytest.approx(0.75)
-            assert result.timings["encode_text"] == pytest.approx(0.5)
-            assert result.timings["decode"] == pytest.approx(0.25)
-            assert set(result.timings) == {*STAGES, "total"}
 
     run(test())
 

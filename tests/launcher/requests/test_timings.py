@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.step import StepTimes
+from launcher.client.async_client import AsyncClient
 from launcher.requests.timings import STAGES, Timings
+from tests.launcher.fake_ranks import fake_engine, run
+from tests.launcher.frontend.fake_clock import FakeClock
+from tests.launcher.http_servers import PROMPT
 
 
 def in_stages(timings: Timings) -> dict[str, float]:
@@ -39,14 +46,16 @@ _DELAYS = st.floats(0, 10)
 
 @given(
     queue=_DELAYS,
-    steps=st.lists(st.tuples(_DELAYS, _DELAYS, _DELAYS, _DELAYS), min_size=1, max_size=4),
+    steps=st.lists(st.tuples(_DELAYS, _DELAYS, _DELAYS, _DELAYS, _DELAYS), min_size=1, max_size=4),
+    is_alone=st.booleans(),
     decode=st.tuples(_DELAYS, _DELAYS, _DELAYS),
     told=st.sampled_from(["in time", "after the image", "never"]),
     file_s=_DELAYS,
 )
 def test_the_stages_of_one_image_add_up_however_late_its_reports_come(
     queue: float,
-    steps: list[tuple[float, float, float, float]],
+    steps: list[tuple[float, float, float, float, float]],
+    is_alone: bool,
     decode: tuple[float, float, float],
     told: str,
     file_s: float,
@@ -54,9 +63,11 @@ def test_the_stages_of_one_image_add_up_however_late_its_reports_come(
     timings = Timings(arrived=5.0)
     clock = began = heard = 5.0 + queue  # of the rank, and of the front-end, which hears in order, but late
     timings.begin(began)
-    for index, (wait, encode_s, denoise_s, late) in enumerate(steps):
+    for index, (wait, encode_s, denoise_s, late, other_s) in enumerate(steps):
         encode_s = 0.0 if index else encode_s
         clock += wait + encode_s + denoise_s
+        if not is_alone:  # another rank took longer for this step, and less for another one
+            encode_s, denoise_s = max(encode_s, 0.0 if index else other_s), max(denoise_s, other_s)
         heard = max(heard, clock + late)
         if told == "in time" or index < len(steps) - 1:  # another rank's last answer may come after the image
             timings.stepped([7], StepTimes(encode_s, denoise_s), heard, encoded=not index)
@@ -67,8 +78,30 @@ def test_the_stages_of_one_image_add_up_however_late_its_reports_come(
         timings.stepped([7], StepTimes(encode_s, denoise_s), heard + file_s / 2, encoded=len(steps) == 1)
     timings.written(heard, heard + file_s)
     assert timings.seconds["total"] == pytest.approx(sum(in_stages(timings).values()))
-    counted = steps if told != "never" else steps[:-1]
-    assert timings.seconds["denoise"] == pytest.approx(sum(denoise_s for _, _, denoise_s, _ in counted))
+    if is_alone:
+        counted = steps if told != "never" else steps[:-1]
+        assert timings.seconds["denoise"] == pytest.approx(sum(denoise_s for _, _, denoise_s, _, _ in counted))
+
+
+def test_of_ranks_that_are_slow_by_turns_no_more_is_counted_than_has_passed() -> None:
+    timings = Timings(arrived=0.0)
+    timings.begin(0.0)
+    for now in (3.0, 4.0):  # one took 1 and 3 seconds, the other 3 and 1
+        timings.stepped([1], StepTimes(denoise_s=3.0), now, encoded=False)
+    timings.decoded(1, 0.5, 4.5)
+    timings.written(4.5, 4.75)
+    assert in_stages(timings) == {"denoise": 4.0, "decode": 0.5, "file": 0.25}
+    assert timings.seconds["total"] == 4.75
+
+
+def test_a_step_that_is_told_of_late_counts_also_where_another_image_was_decoded_meanwhile() -> None:
+    timings = Timings(arrived=0.0)
+    timings.begin(0.0)
+    timings.stepped([1, 2], StepTimes(denoise_s=1.0), 1.0, encoded=False)
+    timings.decoded(1, 1.0, 2.0)
+    timings.decoded(2, 0.5, 2.5)
+    timings.stepped([2], StepTimes(denoise_s=1.0), 3.0, encoded=False)
+    assert in_stages(timings) == {"denoise": 2.0, "decode": 1.5}
 
 
 def test_an_image_does_not_wait_while_another_of_its_request_is_decoded() -> None:
@@ -83,8 +116,27 @@ def test_an_image_does_not_wait_while_another_of_its_request_is_decoded() -> Non
 def test_an_image_that_comes_before_its_last_step_is_told_has_not_waited() -> None:
     timings = Timings(arrived=0.0)
     timings.begin(0.0)
-    timings.decoded(1, 0.5, 0.25)
-    timings.stepped([1], StepTimes(denoise_s=0.25), 0.26, encoded=False)
+    timings.decoded(1, 0.5, 0.75)
+    timings.stepped([1], StepTimes(denoise_s=0.25), 0.76, encoded=False)
     assert timings.seconds["decode_queue"] == 0.0
     assert timings.seconds["denoise_queue"] == 0.0
     assert timings.seconds["denoise"] == 0.25
+
+
+def test_a_result_says_where_the_time_went(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock(monkeypatch)
+
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
+            fakes.ranks[0].hold = True
+            call = asyncio.create_task(client.generate(PROMPT, num_images=2, steps=3))
+            await fakes.ranks[0].has_steps(1)
+            await clock.forward(2.0)  # more than the rank says that it has taken
+            fakes.ranks[0].resume()
+            result = await call
+            assert result.timings["denoise"] == pytest.approx(0.75)
+            assert result.timings["encode_text"] == pytest.approx(0.5)
+            assert result.timings["decode"] == pytest.approx(0.25)
+            assert set(result.timings) == {*STAGES, "total"}
+
+    run(test())
