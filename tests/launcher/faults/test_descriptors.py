@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import resource
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -75,12 +75,9 @@ def serve(folder: Path, kind: str, *, hollow: bool = False) -> Iterator[Server]:
     options = ["--device", "cpu", "--port", "0", "--rpc", rpc]
     options += ["--rpc-keys", str(folder / "keys")] if key is not None else []
     try:
-        process = marked.start_krea2(
-            "serve",
-            *options,
-            stderr=subprocess.DEVNULL,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, LIMIT)),
-        )
+        limited = ("sh", "-c", f'ulimit -n {LIMIT} && exec "$@"', "sh")  # not in a fork of this process with threads
+        command = (sys.executable, "-m", "launcher", "serve", *options)
+        process = marked.start(*limited, *command, stderr=subprocess.DEVNULL)
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(2)]
         assert all(lines), "the server ended before it said where it listens"
