@@ -88,8 +88,8 @@ def new_marked(folder: Path) -> Marked:
 
 def read_log(file: Path) -> list[dict[str, Any]]:
     """The entries of a server's log so far: whoever reads while a line is written may find a part of it."""
-    lines = file.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
+    lines = file.read_bytes().splitlines(keepends=True)  # of a character too
+    return [json.loads(line) for line in lines if line.startswith(b"{") and line.endswith(b"\n")]
 
 
 def without_logs(stderr: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 import signal
 import socket
@@ -23,7 +22,7 @@ from launcher.messages.configs import HttpConfig
 from launcher.messages.limits import Limits
 from tests.launcher.conftest import Krea2
 from tests.launcher.http_servers import PATH, PROMPT
-from tests.launcher.processes import PATIENCE_S, Marked, wait_until
+from tests.launcher.processes import PATIENCE_S, Marked, read_log, wait_until
 
 BODY = {"prompt": PROMPT, "size": "64x64", "steps": 2, "seed": 1}
 
@@ -40,12 +39,6 @@ def start(marked: Marked, *arguments: str) -> tuple[Popen[str], str]:
     return process, line.removeprefix("http: ").strip()
 
 
-def logged(marked: Marked) -> list[dict[str, Any]]:
-    """The whole lines of its log."""
-    lines = (marked.folder / "log").read_text().rpartition("\n")[0].splitlines()
-    return [json.loads(line) for line in lines if line[:1] == "{"]
-
-
 def http_config(**options: Any) -> HttpConfig:
     return HttpConfig(engine=EngineConfig(), limits=Limits(), **options)
 
@@ -57,13 +50,14 @@ def image(answer: httpx.Response) -> Image.Image:
 
 def test_it_makes_images_comes_back_when_it_is_killed_and_leaves_nothing(marked: Marked) -> None:
     process, url = start(marked)
+    log = marked.folder / "log"
     with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
         wait_until(lambda: client.get("/ready").status_code == 200, "readiness")
         first = image(client.post(PATH, json=BODY, headers={"X-Request-ID": "the-first"}))
         assert (first.format, first.size) == ("PNG", (64, 64))
 
     def of_the_first() -> list[tuple[str, str, int]]:
-        found = [entry for entry in logged(marked) if entry.get("request_id") == "the-first" and "path" in entry]
+        found = [entry for entry in read_log(log) if entry.get("request_id") == "the-first" and "path" in entry]
         return [(entry["method"], entry["path"], entry["status"]) for entry in found]
 
     wait_until(lambda: of_the_first() == [("POST", PATH, 200)], "its line in the log")
@@ -77,7 +71,7 @@ def test_it_makes_images_comes_back_when_it_is_killed_and_leaves_nothing(marked:
     assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
     marked.expect_nothing_left()
     assert of_the_first() == [("POST", PATH, 200)]
-    assert any(entry["event"] == "http process lost" for entry in logged(marked))
+    assert any(entry["event"] == "http process lost" for entry in read_log(log))
 
 
 def test_the_death_of_one_of_several_processes_leaves_the_other_and_all_that_they_share(marked: Marked) -> None:
@@ -90,7 +84,7 @@ def test_the_death_of_one_of_several_processes_leaves_the_other_and_all_that_the
     def answered_by(worker: int) -> bool:
         assert (found := ask("GET", link)).content == file
         assert found.headers["Content-Type"] == "image/png"
-        return any(entry.get("path") == link and entry["worker"] == worker for entry in logged(marked))
+        return any(entry.get("path") == link and entry["worker"] == worker for entry in read_log(marked.folder / "log"))
 
     def counted(request: str) -> float:
         """How many of these all processes have counted, each of them right after its answer."""

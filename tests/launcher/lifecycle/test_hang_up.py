@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
+from typing import Any
 
 import httpx
 
 from launcher.messages.keys import make_keys
-from tests.launcher.processes import PATIENCE_S, Marked, wait_until
+from tests.launcher.processes import PATIENCE_S, Marked, read_log, wait_until
 
 
 def test_keys_come_and_go_without_a_restart_and_a_damaged_file_leaves_what_was(marked: Marked) -> None:
@@ -29,10 +29,8 @@ def test_keys_come_and_go_without_a_restart_and_a_damaged_file_leaves_what_was(m
     url = server.stdout.readline().strip().removeprefix("http: ")
     assert server.stdout.readline()
 
-    def logged(event: str) -> list[dict[str, object]]:
-        *whole, _ = log.read_text().split("\n")  # a line that is being written is not
-        entries = [json.loads(line) for line in whole if line.startswith("{")]
-        return [entry for entry in entries if entry["event"] == event]
+    def logged(event: str) -> list[dict[str, Any]]:
+        return [entry for entry in read_log(log) if entry["event"] == event]
 
     def read_again() -> list[object]:
         return [entry["keys"] for entry in logged("keys read again") if entry["file"] == str(keys)]
