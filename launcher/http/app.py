@@ -35,6 +35,7 @@ from launcher.http.images import add_image_routes, check_model
 from launcher.http.loras import add_lora_routes
 from launcher.http.openai_api import explain_invalid
 from launcher.http.protocol import FairProtocol
+from launcher.http.workers.held_files import HeldFiles
 from launcher.http.workers.metrics import HttpMetrics, metrics_path
 from launcher.http.workers.worker import beat, read_at_hangups
 from launcher.logs import configure_logs
@@ -62,11 +63,12 @@ def run_http() -> None:
 
     watch_parent(parent_ended)
     with socket.socket(fileno=config.socket_fd) as listening:
-        awake.run(_serve(server, listening, parent))
+        awake.run(_serve(server, listening, parent, HeldFiles(config.run_folder)))
 
 
-async def _serve(server: GuardedServer, listening: socket.socket, parent: Reporter) -> None:
-    beside = [asyncio.create_task(work) for work in (beat(parent), read_at_hangups(server.guard.read_keys_again))]
+async def _serve(server: GuardedServer, listening: socket.socket, parent: Reporter, files: HeldFiles) -> None:
+    works = (beat(parent), read_at_hangups(server.guard.read_keys_again), files.sweep())
+    beside = [asyncio.create_task(work) for work in works]
     await server.serve(sockets=[listening])
     for task in beside:
         task.cancel()

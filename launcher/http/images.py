@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -22,7 +21,7 @@ from launcher.http.connections import EngineLink
 from launcher.http.docs import IMAGES_SCHEMA
 from launcher.http.errors import JsonResponse
 from launcher.http.guard import FILES_PATH
-from launcher.http.workers.held_files import HELD_S, HeldFiles
+from launcher.http.workers.held_files import HeldFiles
 from launcher.messages.client_messages import LONGEST_IDEMPOTENCY_KEY, Accepted, is_idempotency_key
 from launcher.messages.configs import HttpConfig
 from launcher.requests.check import check
@@ -37,13 +36,7 @@ IDEMPOTENCY_KEY = Header(
 
 def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link: EngineLink) -> None:
     """Add the route that makes images, and the route of images that were sent as urls."""
-    files = HeldFiles(os.path.join(config.run_folder, "images"))
-
-    async def hold(image: bytes, suffix: str) -> str:
-        name = await asyncio.to_thread(files.add, image, suffix)
-        loop = asyncio.get_running_loop()
-        loop.call_later(HELD_S, lambda: loop.run_in_executor(None, files.remove_old))
-        return name
+    files = HeldFiles(config.run_folder)
 
     @app.post("/v1/images/generations", responses=IMAGES_SCHEMA)
     async def generate_images(
@@ -77,7 +70,7 @@ def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link:
         urls = None
         if body.response_format == "url":
             link_base = (config.public_url or str(request.base_url)).rstrip("/") + FILES_PATH
-            urls = [link_base + await hold(file, checked.output_format) for file in event.files]
+            urls = [link_base + await asyncio.to_thread(files.add, file, checked.output_format) for file in event.files]
         return JsonResponse(openai_api.images_object(body, event, request_id, urls), headers=headers)
 
     @app.get(FILES_PATH + "{name}", response_class=Response, responses={200: {"content": {"image/*": {}}}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import secrets
@@ -16,6 +17,7 @@ from engine.errors import Krea2Error
 HELD_S = 3600.0  # an image behind a url
 HELD_BYTES = 512 * 2**20  # of all images behind urls
 HELD_FILES = 10_000  # as many, so that they are counted in a moment
+SWEEP_S = 60.0  # between looks for what is held no more
 _NAME = re.compile(r"[\w-]{32}\.[a-z]{3,5}", re.ASCII)
 _UNFINISHED = "."  # what the name of a file begins with that is being written
 
@@ -27,8 +29,8 @@ class HeldFiles:
     if it is not there. Methods wait for the disk, and may be called in any thread.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self._folder = Path(folder)
+    def __init__(self, run_folder: str | Path) -> None:
+        self._folder = Path(run_folder) / "images"
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self._lock = Lock()
 
@@ -67,6 +69,13 @@ class HeldFiles:
                 too_many = number > 1 and (size > HELD_BYTES or number > HELD_FILES)
                 if too_many or _is_old(found):
                     Path(path).unlink(missing_ok=True)
+
+    async def sweep(self) -> None:
+        """Remove what is held no more, whichever process has added it, again and again until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            with suppress(OSError):  # of a disk that may be well the next time
+                await asyncio.to_thread(self.remove_old)
 
     def _list(self) -> Iterator[tuple[str, os.stat_result]]:
         with os.scandir(self._folder) as entries:

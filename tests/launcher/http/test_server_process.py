@@ -24,6 +24,13 @@ from tests.launcher.conftest import Krea2
 from tests.launcher.http_servers import PATH, PROMPT
 from tests.launcher.processes import PATIENCE_S, Marked, read_log, wait_until
 
+# Hold images behind urls for a moment.
+BRIEFLY = """
+import sys
+if "_http" in sys.orig_argv:
+    from launcher.http.workers import held_files
+    held_files.HELD_S = held_files.SWEEP_S = 0.5
+"""
 BODY = {"prompt": PROMPT, "size": "64x64", "steps": 2, "seed": 1}
 
 
@@ -49,12 +56,15 @@ def image(answer: httpx.Response) -> Image.Image:
 
 
 def test_it_makes_images_comes_back_when_it_is_killed_and_leaves_nothing(marked: Marked) -> None:
+    marked.run_first(BRIEFLY)
     process, url = start(marked)
     log = marked.folder / "log"
     with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
         wait_until(lambda: client.get("/ready").status_code == 200, "readiness")
         first = image(client.post(PATH, json=BODY, headers={"X-Request-ID": "the-first"}))
         assert (first.format, first.size) == ("PNG", (64, 64))
+        assert client.post(PATH, json=BODY | {"response_format": "url"}).status_code == 200
+        wait_until(lambda: not list(marked.folder.glob("krea2-*/images/*")), "the end of its time")
 
     def of_the_first() -> list[tuple[str, str, int]]:
         found = [entry for entry in read_log(log) if entry.get("request_id") == "the-first" and "path" in entry]

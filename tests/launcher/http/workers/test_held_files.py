@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import time
@@ -11,13 +12,14 @@ import pytest
 
 from engine.errors import Krea2Error
 from launcher.http.workers.held_files import HeldFiles
+from tests.launcher.processes import PATIENCE_S
 
 
 def test_a_file_is_there_for_every_process_until_its_time_is_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = time.monotonic()
-    files, others = HeldFiles(tmp_path / "images"), HeldFiles(tmp_path / "images")
+    files, others = HeldFiles(tmp_path), HeldFiles(tmp_path)
     first, second = files.add(b"first", "png"), others.add(b"second", "webp")
     after = time.monotonic()
     assert first != second
@@ -25,14 +27,14 @@ def test_a_file_is_there_for_every_process_until_its_time_is_over(
     assert len(first) > 32
     for now, held in ((before + 3599.9, (b"first", b"second")), (after + 3600.1, (None, None))):
         monkeypatch.setattr(time, "monotonic", lambda now=now: now)
-        for either in (files, others, HeldFiles(tmp_path / "images")):
+        for either in (files, others, HeldFiles(tmp_path)):
             assert (either.get(first), either.get(second), either.get("third")) == (*held, None)
     files.remove_old()
     assert not os.listdir(tmp_path / "images")
 
 
 def test_setting_the_clock_loses_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = HeldFiles(tmp_path / "images")
+    files = HeldFiles(tmp_path)
     monkeypatch.setattr("launcher.http.workers.held_files.HELD_FILES", 1)
     really, names = (time.time_ns(), time.time()), []
     for hours in (0, -2, 2):
@@ -44,8 +46,22 @@ def test_setting_the_clock_loses_no_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert files.get(names[-1]) == b"1234"
 
 
+def test_what_a_process_has_held_another_removes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        sweeping = asyncio.create_task(HeldFiles(tmp_path).sweep())
+        HeldFiles(tmp_path).add(b"first", "png")
+        monkeypatch.setattr("launcher.http.workers.held_files.HELD_S", 0.0)
+        async with asyncio.timeout(PATIENCE_S):
+            while os.listdir(tmp_path / "images"):
+                await asyncio.sleep(0.01)
+        sweeping.cancel()
+
+    monkeypatch.setattr("launcher.http.workers.held_files.SWEEP_S", 0.01)
+    asyncio.run(test())
+
+
 def test_beyond_the_bounds_the_oldest_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = HeldFiles(tmp_path / "images")
+    files = HeldFiles(tmp_path)
     monkeypatch.setattr("launcher.http.workers.held_files.HELD_BYTES", 10)
     names = [files.add(b"1234", "png") for _ in range(3)]
     assert [files.get(name) for name in names] == [None, b"1234", b"1234"]
@@ -57,7 +73,7 @@ def test_beyond_the_bounds_the_oldest_go_first(tmp_path: Path, monkeypatch: pyte
 
 
 def test_only_this_user_may_read_it_and_nothing_else_is_read(tmp_path: Path) -> None:
-    files = HeldFiles(tmp_path / "images")
+    files = HeldFiles(tmp_path)
     name = files.add(b"mine", "png")
     assert (tmp_path / "images").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "images" / name).stat().st_mode & 0o777 == 0o600
@@ -70,7 +86,7 @@ def test_only_this_user_may_read_it_and_nothing_else_is_read(tmp_path: Path) -> 
 def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = HeldFiles(tmp_path / "images")
+    files = HeldFiles(tmp_path)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
