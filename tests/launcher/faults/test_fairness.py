@@ -28,16 +28,17 @@ concurrency = 4
 queue_share = 0.02
 priority_max = 0
 """
+# A repetition may come late.
+PATIENT = f"""
+import sys
+if "serve" in sys.orig_argv:
+    from launcher.frontend import live_requests
+    live_requests._LINGER_S = {PATIENCE_S}
+"""
 
 
 def by(name: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {name}-key"}
-
-
-def ports(process: psutil.Process) -> set[tuple[int, int]]:
-    """Both ports of each of a process' connections."""
-    connections = process.net_connections("tcp")
-    return {(one.laddr.port, one.raddr.port) for one in connections if one.status == psutil.CONN_ESTABLISHED}
 
 
 class Served:
@@ -136,16 +137,19 @@ def test_keys_and_limits_change_while_requests_run(marked: Marked, run_folder: P
 
     async def test() -> None:
         async with httpx.AsyncClient(base_url=served.url, timeout=PATIENCE_S) as client:
-            long = IMAGE | {"steps": 200, "size": "256x256"}  # not done before the keys have changed
+            long = IMAGE | {"steps": 200, "size": "256x256"}
             running = asyncio.create_task(client.post(PATH, json=long, headers=by("calm")))
             while "krea2_requests_running 1.0" not in (await client.get("/metrics", headers=by("probe"))).text:
                 await asyncio.sleep(0.02)
+            (rank,) = marked.alive("_rank")
+            rank.send_signal(signal.SIGSTOP)  # it is not done before the keys have changed
             served.keys.write_text("flood flood-key\nprobe probe-key\nadded added-key\n")
-            served.limits.write_text("[default]\nrequests_per_minute = 1")
+            served.limits.write_text("[default]\nrequests_per_minute = 0.01")
             await asyncio.to_thread(served.hang_up, 2)
             await until(client, "calm", 401)
             await until(client, "added", 200)
             assert not running.done()
+            rank.send_signal(signal.SIGCONT)
             assert (await running).status_code == 200
             answers = [await client.post(PATH, json=IMAGE, headers=by("added")) for _ in range(2)]
             assert [answer.status_code for answer in answers] == [200, 429]
@@ -175,13 +179,19 @@ def test_keys_and_limits_change_while_requests_run(marked: Marked, run_folder: P
 
 @pytest.mark.slow
 def test_a_repetition_is_not_made_again_whatever_became_of_the_first(marked: Marked, run_folder: Path) -> None:
+    marked.run_first(PATIENT)
     served = Served(marked, run_folder)
     body = IMAGE | {"steps": 100, "size": "256x256"}
+    address = "127.0.0.2"  # by which the process is known that serves it
+    elsewhere = httpx.AsyncHTTPTransport(local_address=address)
+
+    def serves_other(http: psutil.Process) -> bool:
+        return address in {one.raddr.ip for one in http.net_connections("tcp") if one.raddr}
 
     async def test() -> None:
         async with (
             httpx.AsyncClient(base_url=served.url, timeout=PATIENCE_S) as client,
-            httpx.AsyncClient(base_url=served.url, timeout=PATIENCE_S) as other,
+            httpx.AsyncClient(base_url=served.url, timeout=PATIENCE_S, transport=elsewhere) as other,
         ):
 
             async def metrics(line: str) -> None:
@@ -203,14 +213,15 @@ def test_a_repetition_is_not_made_again_whatever_became_of_the_first(marked: Mar
             assert again.headers["idempotent-replayed"] == "true"
             assert first.json()["data"] == again.json()["data"]
 
-            before = ports(psutil.Process())
             lost = ask("lost process", other)
             await metrics("krea2_requests_running 1.0")
-            mine = {local for local, _ in ports(psutil.Process()) - before}
-            (serving,) = (one for one in marked.wait_for("_http", 2) if mine & {remote for _, remote in ports(one)})
+            (rank,) = marked.alive("_rank")
+            rank.send_signal(signal.SIGSTOP)  # it is not done before the process is lost
+            (serving,) = filter(serves_other, marked.wait_for("_http", 2))
             serving.kill()
             with pytest.raises(httpx.TransportError):
                 await lost
+            rank.send_signal(signal.SIGCONT)
             async with asyncio.timeout(PATIENCE_S):
                 while True:
                     try:
