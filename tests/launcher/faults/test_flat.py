@@ -35,6 +35,8 @@ def test_memory_and_descriptors_are_flat_over_3000_requests(marked: Marked) -> N
     assert server.stdout is not None
     url = server.stdout.readline().strip().removeprefix("http: ")
     assert server.stdout.readline()
+    # by then what a rank runs to know its machine has ended
+    wait_until(lambda: httpx.get(f"{url}/ready", timeout=PATIENCE_S).status_code == 200, "readiness")
     processes = {process: shlex.join(process.cmdline()) for process in marked.alive()}
 
     async def serve(seed: int) -> Counter[str]:
@@ -102,5 +104,5 @@ async def ask(client: httpx.AsyncClient, kind: str, random: Random) -> str:
         case _:
             route = random.choice(["/v1/models", "/v1/loras", "/metrics", "/ready", "/docs", "/"])
             answer = await client.get(route)
-            right = answer.status_code == 200 or route == "/ready"  # 503 until the warm-up is over
+            right = answer.status_code == 200 or route == "/ready"  # 503 if the front-end is late
     return kind if right else f"{kind}: {answer.status_code}, {answer.text[:200]}"
