@@ -64,6 +64,22 @@ def _few_threads() -> None:
 
 
 @pytest.fixture(scope="session")
+def loops_with_run_time_bounds() -> None:
+    """Triton 3.6's interpreter makes an int of an array of one element, which NumPy 2.4 refuses; 3.9's does not."""
+    if not INTERPRETED or find_spec("triton") is None:
+        return
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_index_too(tensor: type, scope: object) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_index_too
+
+
+@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`checkpoint(is_distilled=False)`: the folder of the random checkpoint with these fields of `CheckpointSpec`."""
     from bench.engines.checkpoints import (  # diffusers: seconds that most tests can do without

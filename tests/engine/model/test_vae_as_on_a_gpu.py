@@ -56,7 +56,9 @@ def test_rows_of_several_ranks_are_those_of_the_whole(monkeypatch: pytest.Monkey
     torch.testing.assert_close(torch.cat(split(model, latents, ranks), dim=2), whole, atol=TOLERANCE, rtol=0)
 
 
-def test_pictures_of_the_kernels_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_of_the_kernels_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, loops_with_run_time_bounds: None
+) -> None:
     model = decoder(**REAL_PROPORTIONS)
     latents = torch.randn(1, 16, 5, 6)
     whole = pixels(model, latents)

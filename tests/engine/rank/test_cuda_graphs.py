@@ -63,7 +63,7 @@ def rank() -> Rank:
 
 
 @pytest.fixture
-def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def _kernels(monkeypatch: pytest.MonkeyPatch, loops_with_run_time_bounds: None) -> None:
     """All kernels by Triton, and on the CPU recordings that only remember what to run."""
     if INTERPRETED:
 
