@@ -103,8 +103,17 @@ def serve_until_stopped(
                 read_again.clear()
                 await key_files.read_again(frontend.key_files | (http.key_files if http is not None else {}))
 
+        def on(number: signal.Signals, callback: Callable[..., object], *arguments: object) -> None:
+            """Call back in the loop at a signal. The loop's own handlers would give way to the default with it."""
+
+            def call_back(*_: object) -> None:
+                with suppress(RuntimeError):  # the loop has ended already
+                    loop.call_soon_threadsafe(callback, *arguments)
+
+            signal.signal(number, call_back)
+
         for number in stopped_by:
-            loop.add_signal_handler(number, stop_for, number)
+            on(number, stop_for, number)
         if is_child:
             processes.watch_parent(parent_ended)
         own_clients = OwnClients() if http is None else http.own_clients
@@ -119,7 +128,7 @@ def serve_until_stopped(
             manager=manager,
         )
         if has_key_files:
-            loop.add_signal_handler(signal.SIGHUP, read_again.set)
+            on(signal.SIGHUP, read_again.set)
         reading = loop.create_task(read_keys_again())
         await frontend.run(stop, stop_now)
         reading.cancel()

@@ -116,6 +116,34 @@ except CheckpointError as error:
     marked.expect_nothing_left()
 
 
+SIGNALS_AT_THE_END = """
+import sys
+if "serve" in sys.orig_argv:
+    import os, signal
+    from launcher import awake
+    run = awake.run
+    def run_and_interrupt(main):
+        try:
+            run(main)
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                os.kill(os.getpid(), number)
+    awake.run = run_and_interrupt
+"""
+
+
+def test_a_signal_that_comes_when_a_start_has_failed_leaves_nothing_either(marked: Marked) -> None:
+    folder = marked.folder / "damaged"
+    shutil.copytree(DEMO_CHECKPOINT, folder)
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    marked.use_hollow_ranks()
+    marked.run_first(SIGNALS_AT_THE_END)
+    code, _, stderr = marked.run_krea2("serve", "--no-http", "--device", "cpu", "--model", str(folder))
+    assert code == 2, stderr
+    assert without_logs(stderr).startswith(f"error: {folder}/tokenizer/tokenizer.json: is not a tokenizer")
+    marked.expect_nothing_left()
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="no CUDA there, but other words for that")
 def test_a_device_that_is_not_there_is_an_argument_error(marked: Marked) -> None:
     import torch
