@@ -1,8 +1,11 @@
-"""How much of what a client sends is looked at in one go, and in how many pieces a body may come."""
+"""How much of what a client sends is looked at in one go, in how many pieces a body may come, and what becomes of the
+rest of one that was answered before it had come.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import h11
@@ -14,17 +17,34 @@ _MAX_HEADER_BYTES = 32 * 1024  # of a request's head
 _AT_ONCE = 16 * 1024  # bytes
 _FREE_CHUNKS = 1024  # of any body: a program may send each token of its JSON as one
 _BYTES_A_CHUNK = 64  # of those beyond, on average
+# Of a body that was answered already: httpx sends all of it before it reads, and loses the answer if we hang up on it.
+LINGER_S = 30.0  # as long as a body may take
+LINGER_BYTES = 64 * 2**20
 
 # One for all connections: what is received is copied out of it before their event loop goes on.
 _buffer = memoryview(bytearray(_AT_ONCE))
 
 
 class FairProtocol(ImpatientProtocol, asyncio.BufferedProtocol):
-    """Receives little at once, and answers 400 to a body in a million chunks before it has taken them apart."""
+    """Receives little at once, and answers 400 to a body in a million chunks before it has taken them apart.
+
+    A connection that it closes while a body still comes is read for a while longer: see `_Lingering`.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn = _CountingConnection(h11.SERVER, _MAX_HEADER_BYTES)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin with a connection."""
+        super().connection_made(_Lingering(transport, self))  # type: ignore[arg-type]
+
+    def shutdown(self) -> None:
+        """End a connection as soon as its answer has been sent: the server is being stopped."""
+        if self.transport.is_closing():
+            self.transport.close()
+        else:
+            super().shutdown()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where asyncio is to put what it receives."""
@@ -32,7 +52,10 @@ class FairProtocol(ImpatientProtocol, asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was put there."""
-        self.data_received(bytes(_buffer[:nbytes]))
+        if self.transport.is_closing():
+            self.transport.drop(nbytes)  # type: ignore[attr-defined]
+        else:
+            self.data_received(bytes(_buffer[:nbytes]))
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP, if nothing was answered yet, and close the connection."""
@@ -43,6 +66,40 @@ class FairProtocol(ImpatientProtocol, asyncio.BufferedProtocol):
         if self.cycle is not None:
             self.cycle.disconnected = True  # nothing more can be sent
             self.cycle.scope["state"]["refused"] = msg  # for the log
+
+
+class _Lingering:
+    """A transport that goes on reading when it is closed while a body still comes, and drops that.
+
+    It closes when its client does, after `LINGER_S` or `LINGER_BYTES`, or when it is closed again. If it closed at
+    once, the kernel would reset the connection, and the client might lose the answer.
+    """
+
+    def __init__(self, transport: asyncio.Transport, protocol: FairProtocol) -> None:
+        self._transport, self._protocol = transport, protocol
+        self._left = 0  # bytes that it still drops
+        self._is_lingering = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._is_lingering or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self.is_closing() or self._protocol.conn.their_state not in (h11.SEND_BODY, h11.ERROR):
+            self._transport.close()
+            return
+        self._is_lingering, self._left = True, LINGER_BYTES
+        with suppress(OSError):  # it has been reset already
+            self._transport.write_eof()
+        self._transport.resume_reading()
+        self._protocol.loop.call_later(LINGER_S, self._transport.close)
+
+    def drop(self, nbytes: int) -> None:
+        self._left -= nbytes
+        if self._left < 0:
+            self._transport.close()
 
 
 class _CountingConnection(h11.Connection):

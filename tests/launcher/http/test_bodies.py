@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from launcher.http import protocol
 from tests.launcher.fake_ranks import DEADLINE_S, run
 from tests.launcher.http.http_requests import JSON, NOWHERE, error_of, exchange, head
 from tests.launcher.http_servers import PATH, http_server_without_engine
@@ -190,6 +192,71 @@ def test_a_long_text_is_not_repeated_by_its_error() -> None:
                 answer = await client.post(PATH, json={"prompt": "x"} | fields)
                 assert answer.status_code == 400
                 assert len(answer.content) < 1000
+
+    run(test())
+
+
+BODY_BYTES = 3_000_000
+REFUSED = {  # before the body has come
+    413: (b"Content-Length: %d\r\n" % BODY_BYTES, b"", b"}}"),
+    400: (b"Transfer-Encoding: chunked\r\n", b"1\r\nx\r\n" * 2000, b"Invalid HTTP request received."),
+}
+
+
+async def refused(client: httpx.AsyncClient, connection: socket.socket, status: int) -> None:
+    """Send the beginning of a request, and read the answer to its end."""
+    loop, address = asyncio.get_running_loop(), client.base_url
+    fields, start, until = REFUSED[status]
+    connection.setblocking(False)
+    await loop.sock_connect(connection, (address.host, address.port))
+    await loop.sock_sendall(connection, head(address, fields) + start)
+    answer = b""
+    while part := await loop.sock_recv(connection, 65536):
+        answer += part
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert until in answer
+
+
+@pytest.mark.parametrize("status", REFUSED)
+def test_who_sends_on_after_an_answer_is_not_hung_up_on(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "LINGER_S", DEADLINE_S)
+
+    async def test() -> None:
+        async with http_server_without_engine(NOWHERE, max_body_bytes=5000) as client, asyncio.timeout(DEADLINE_S):
+            with socket.socket() as connection:
+                await refused(client, connection, status)
+                await asyncio.get_running_loop().sock_sendall(connection, b" " * BODY_BYTES)
+            for _ in range(5):
+                answer = await client.post(PATH, content=b" " * BODY_BYTES, headers=JSON)
+                assert answer.status_code == 413
+
+    run(test())
+
+
+@pytest.mark.parametrize("status", REFUSED)
+@pytest.mark.parametrize(("bound", "most"), [("LINGER_S", 0.1), ("LINGER_BYTES", 1000), (None, None)])
+def test_who_sends_on_without_end_is_hung_up_on(
+    status: int, bound: str | None, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a while, after many bytes, and when the server stops."""
+    monkeypatch.setattr(protocol, "LINGER_S", DEADLINE_S)
+    if bound is not None:
+        monkeypatch.setattr(protocol, bound, most)
+
+    async def send_on(connection: socket.socket) -> None:
+        while True:
+            await asyncio.get_running_loop().sock_sendall(connection, b" ")
+            await asyncio.sleep(0)
+
+    async def test() -> None:
+        with socket.socket() as connection:
+            async with http_server_without_engine(NOWHERE, max_body_bytes=5000) as client, asyncio.timeout(DEADLINE_S):
+                await refused(client, connection, status)
+                sending = asyncio.create_task(send_on(connection))
+                if bound is not None:
+                    await asyncio.wait((sending,))
+            with pytest.raises(ConnectionError):
+                await sending
 
     run(test())
 
