@@ -16,7 +16,7 @@ from engine.rank.image_decoder import DecodedImage
 from engine.rank.rank import Rank
 from engine.rank.step_handle import Preview
 from engine.step import Step
-from tests.engine_runs import jobs_of
+from tests.engine_runs import DEADLINE_S, jobs_of
 from tests.oracle import Request
 
 # Large, so that a plain picture would be far off.
@@ -95,7 +95,7 @@ def test_previews_of_the_demo_come_when_they_are_due_and_show_what_the_image_bec
             start, decode = tuple(batch) if step == 0 else (), ids if step == 7 else ()
             previews += rank.execute(Step(next(number), start, ids, decode)).previews
         for _ in batch:
-            assert decoded.acquire(timeout=60)
+            assert decoded.acquire(timeout=DEADLINE_S)
     rank.close()
     assert [(preview.job_id, preview.step) for preview in previews] == [(jobs[-1].job_id, 3), (jobs[-1].job_id, 6)]
     image = torch.frombuffer(bytearray(images[jobs[-1].job_id].rgb), dtype=torch.uint8).view(128, 128, 3)

@@ -18,6 +18,7 @@ from engine.offload import host_buffers
 from engine.offload.host_buffers import HostMemory, WeightLedger
 from engine.offload.offload import BlockStream
 from tests.engine.offload.demo_rank import CPU, Timeline, draw, make_rank
+from tests.engine_runs import DEADLINE_S
 
 
 def run_slowly(monkeypatch: pytest.MonkeyPatch, prefetch: int) -> Timeline:
@@ -39,7 +40,7 @@ def run_slowly(monkeypatch: pytest.MonkeyPatch, prefetch: int) -> Timeline:
             return forward(module, *arguments)
         due = next(computed) + prefetch
         with another:
-            assert another.wait_for(lambda: copies >= due, timeout=60), f"{copies} copies have begun, not {due}"
+            assert another.wait_for(lambda: copies >= due, timeout=DEADLINE_S), f"{copies} copies have begun, not {due}"
         return forward(module, *arguments)
 
     monkeypatch.setattr(host_buffers, "copy_bytes", count)

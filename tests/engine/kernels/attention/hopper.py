@@ -88,7 +88,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
         file.write(cubin)
         file.flush()
         command = [str(tool), "--dump-resource-usage", file.name]
-        dump = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        dump = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", dump)
     assert found is not None, dump
     return int(found[1]), int(found[2])
