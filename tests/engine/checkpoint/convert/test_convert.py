@@ -32,9 +32,9 @@ REQUEST = Request("a red circle on a blue background", steps=3)
 CPU = torch.device("cpu")
 
 
-# ‖latents − exact‖ / ‖exact‖ after three steps of a random model of two blocks; the formats' own errors are e4m3's
-# 2.6 %, half a step of 127, of 7 with a scale for 16 or 32 columns.
-ERRORS = {"fp8": 0.05, "int8-convrot": 0.02, "mxfp8": 0.05, "nvfp4": 0.15, "q8_0": 0.02, "q4_0": 0.2}
+# ‖latents − exact‖ / ‖exact‖ after three steps of a random model of two blocks, which float32 on any CPU tells to four
+# digits; the formats' own errors are e4m3's 2.6 %, half a step of 127, of 7 with a scale for 16 or 32 columns.
+ERRORS = {"fp8": 0.040, "int8-convrot": 0.0093, "mxfp8": 0.039, "nvfp4": 0.147, "q8_0": 0.0121, "q4_0": 0.184}
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_quantised_layouts_draw_nearly_the_same(
     file = converted("gguf" if weights.startswith("q") else "native", weights)
     dense = run_requests(turbo, [REQUEST], tp=tp, quantization="none", transformer=str(file))[0]
     error = relative_error(dense.latents, exact.latents)
-    assert 1e-4 < error < ERRORS[weights]
+    assert ERRORS[weights] / 1.5 < error < ERRORS[weights] * 1.5
     held = run_requests(turbo, [REQUEST], tp=tp, quantization="auto", transformer=str(file))[0]
     # 8 bits of the file's are the same numbers; Q4_0 becomes int8, with a scale for every 32 columns
     assert relative_error(held.latents, dense.latents) < (2e-2 if weights == "q4_0" else 1e-5)
