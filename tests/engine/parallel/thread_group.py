@@ -95,7 +95,7 @@ class _Meeting:
     def __init__(self, size: int, timeout_s: float) -> None:
         self._size, self.timeout_s = size, timeout_s
         self._changed = threading.Condition()
-        self._waiting = self._met = 0  # ranks, and how often all have come
+        self.waiting = self._met = 0  # ranks, and how often all have come
         self._closed = False
         self._slots: dict[int, _Slot] = {}
         self._failure: str | None = None
@@ -131,9 +131,9 @@ class _Meeting:
         """Return when all ranks have come, also if one of them has ended the group since then."""
         with self._changed:
             met = self._met
-            self._waiting += 1
-            if self._waiting == self._size and not self._closed:
-                self._waiting, self._met = 0, met + 1
+            self.waiting += 1
+            if self.waiting == self._size and not self._closed:
+                self.waiting, self._met = 0, met + 1
                 self._changed.notify_all()
             self._changed.wait_for(lambda: self._met > met or self._closed, self.timeout_s)
             if self._met > met:

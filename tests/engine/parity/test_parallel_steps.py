@@ -201,11 +201,9 @@ def test_ranks_give_up_one_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def hang(groups: list[Group]) -> None:
         meetings = {group._meeting for group in groups}
-        wait_until(
-            lambda: sum(meeting._barrier.n_waiting for meeting in meetings) == 3, "the wait of all others", DEADLINE_S
-        )
+        wait_until(lambda: sum(meeting.waiting for meeting in meetings) == 3, "the wait of all others", DEADLINE_S)
         for meeting in meetings:
-            if meeting._barrier.n_waiting:
+            if meeting.waiting:
                 meeting.close()  # as a wait that is over does
         for _ in range(3):
             assert others.acquire(timeout=DEADLINE_S)
