@@ -82,6 +82,7 @@ def test_the_example_of_a_proxy_goes_with_what_the_server_bounds() -> None:
             [f"{guard.BODY_S:g} s", f"{bodies._MOST.values:,} values", f"{bodies._MOST.depth} levels"],
         ),
         ("a body over HTTP", [f"{protocol._FREE_CHUNKS:,} chunks", f"every {protocol._BYTES_A_CHUNK} bytes"]),
+        ("the rest of a body", [f"{protocol.LINGER_S:g} s, {protocol.LINGER_BYTES >> 20} MiB"]),
         ("the head of a request", [f"{protocol._MAX_HEADER_BYTES >> 10} KiB"]),
         ("a message over RPC", [f"{encoding.MAX_REQUEST_BYTES >> 10} KiB"]),
         (
