@@ -101,14 +101,13 @@ class VAEDecoder(nn.Module):
         Call it in the thread that decodes, since cuDNN's choices belong to a thread. Shapes that were not warmed up
         get what cuDNN's heuristics say: timing them would hold up the requests that wait, and it empties torch's cache
         of device memory for every convolution. The flag is the process's, but only convolutions look at it, and only
-        the decoder has any.
+        the decoder has any. It ends unset, not as it was: another thread that warms up may have set it.
         """
-        before = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = True
         try:
             self.decode_pixels(latents, tile=tile, group=group)
         finally:
-            torch.backends.cudnn.benchmark = before
+            torch.backends.cudnn.benchmark = False
 
     def _follow_weights(self, _: object) -> None:
         """Make the weights just loaded channels_last, and put the latents' mean and deviation on their device."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +15,7 @@ from engine.checkpoint.load import LoadOptions, load_weights
 from engine.model.vae import VAEDecoder
 from engine.parallel.row_share import ImageRows
 from tests.cpu_kinds import pretend
+from tests.engine_runs import DEADLINE_S
 
 REAL_PROPORTIONS: dict[str, Any] = {"dim_mult": (1, 2, 4, 4), "num_res_blocks": 2}
 
@@ -68,6 +71,30 @@ def test_cudnn_times_convolutions_while_a_shape_is_warmed_up_and_never_else() ->
         with pytest.raises(ZeroDivisionError):
             vae.warm_up(latents)
     assert timed == [True, False]
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_threads_that_warm_up_at_once_leave_nothing_timed() -> None:
+    first, second, latents = decoder(), decoder(), torch.randn(1, 16, 4, 6)
+    first_began, second_began, first_ended = (threading.Event() for _ in range(3))
+
+    def meet(*_: object) -> None:
+        first_began.set()
+        assert second_began.wait(DEADLINE_S)
+
+    def wait(*_: object) -> None:
+        second_began.set()
+        assert first_ended.wait(DEADLINE_S)
+
+    first.decoder.conv_out.register_forward_pre_hook(meet)
+    second.decoder.conv_out.register_forward_pre_hook(wait)
+    with ThreadPoolExecutor() as pool, torch.inference_mode():
+        one = pool.submit(first.warm_up, latents)
+        assert first_began.wait(DEADLINE_S)
+        other = pool.submit(second.warm_up, latents)
+        one.result(DEADLINE_S)
+        first_ended.set()
+        other.result(DEADLINE_S)
     assert not torch.backends.cudnn.benchmark
 
 
