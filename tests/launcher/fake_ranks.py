@@ -65,6 +65,7 @@ class FakeRank:
         self.hold = self.hold_after_preview = False
         self.decodes = True
         self.one_by_one = False
+        self.encode_s, self.denoise_s, self.decode_s = 0.5, 0.25, 0.125  # what it says that it took, at once
         self._jobs: dict[int, Job] = {}
         self._steps_of: Counter[int] = Counter()
         self._answered = 0
@@ -128,7 +129,8 @@ class FakeRank:
     def _answer(self, step: Step) -> None:
         self._answered += 1
         self._jobs |= {job.job_id: job for job in step.start}
-        times = StepTimes(encode_s=0.5 if step.start else 0.0, denoise_s=0.25, one_by_one=self.one_by_one)
+        encode_s = self.encode_s if step.start else 0.0
+        times = StepTimes(encode_s=encode_s, denoise_s=self.denoise_s, one_by_one=self.one_by_one)
         self.send(StepDone(rank=self.rank, number=step.number, times=times))
         self._preview(step)
         if self.rank == 0 and self.decodes:
@@ -142,7 +144,7 @@ class FakeRank:
             job_id=job.job_id,
             width=job.width,
             height=job.height,
-            decode_s=0.125,
+            decode_s=self.decode_s,
             finite=job.seed != NOT_FINITE_SEED,
         )
         self.send(header, pixel * (job.width * job.height))
