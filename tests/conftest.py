@@ -54,7 +54,8 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_runtest_setup() -> None:
-    torch.default_generator.manual_seed(1789)  # a test draws the same numbers every time, whatever ran before it
+    # a test draws the same numbers every time, whatever ran before it; those of kernels draw new ones all the same
+    torch.default_generator.manual_seed(1789)
 
 
 @pytest.fixture(scope="session", autouse=True)

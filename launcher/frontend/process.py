@@ -104,7 +104,8 @@ def serve_until_stopped(
                 await key_files.read_again(frontend.key_files | (http.key_files if http is not None else {}))
 
         def on(number: signal.Signals, callback: Callable[..., object], *arguments: object) -> None:
-            """Call back in the loop at a signal. The loop's own handlers would give way to the default with it."""
+            """Call back in the loop at a signal, at its next tick at the latest. Its own handlers would give way to the
+            default when it ends."""
 
             def call_back(*_: object) -> None:
                 with suppress(RuntimeError):  # the loop has ended already

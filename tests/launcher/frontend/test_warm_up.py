@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from launcher.frontend import warm_up as warmup
 from launcher.frontend.warm_up import WarmUp
 from launcher.messages.rank_messages import Ready
 from launcher.requests.tokenizer import Prompt
-from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, fake_engine, run
+from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, Fakes, fake_engine, run
 from tests.virtual_ranks import make_costs
 
 PROMPT = "a red circle on a blue background"
@@ -145,13 +146,7 @@ def test_ranks_that_die_in_it_are_replaced_and_not_warmed_up_again(run_folder: P
 
     async def test() -> None:
         async with (
-            fake_engine(
-                run_folder,
-                warm_up=True,
-                replace_ranks=True,
-                make_rank=_held,
-                after_warm_up=lambda *measured: heard.append(measured),
-            ) as fakes,
+            _held_engine(run_folder, heard, replace_ranks=True) as fakes,
             AsyncClient(fakes.address) as client,
         ):
             await fakes.ranks[0].has_steps(1)
@@ -252,12 +247,7 @@ def test_what_was_only_guessed_is_not_kept(run_folder: Path) -> None:
 
     async def test() -> None:
         async with (
-            fake_engine(
-                run_folder,
-                warm_up=True,
-                make_rank=_held,
-                after_warm_up=lambda *measured: heard.append(measured),
-            ) as fakes,
+            _held_engine(run_folder, heard) as fakes,
             AsyncClient(fakes.address) as client,
         ):
             dispatcher = fakes.frontend._dispatcher
@@ -274,6 +264,19 @@ def test_what_was_only_guessed_is_not_kept(run_folder: Path) -> None:
             assert not heard
 
     run(test())
+
+
+def _held_engine(
+    run_folder: Path, heard: list[object], *, replace_ranks: bool = False
+) -> AbstractAsyncContextManager[Fakes]:
+    """One whose ranks hold all steps of the warm-up. heard: gets what that has measured."""
+    return fake_engine(
+        run_folder,
+        warm_up=True,
+        replace_ranks=replace_ranks,
+        make_rank=_held,
+        after_warm_up=lambda *measured: heard.append(measured),
+    )
 
 
 def _held(*arguments: object, **named: int) -> FakeRank:
