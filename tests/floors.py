@@ -112,8 +112,10 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.frontend",
         "launcher.auto_mode",
     },
+    "launcher.cli.options": {*_CHILDREN, "launcher.ranks", "launcher.auto_mode", "launcher.setup"},
     "launcher.cli": {
         *_CHILDREN,
+        "launcher.cli.options",
         "launcher.client",
         "launcher.requests",
         "launcher.http",
@@ -149,4 +151,4 @@ BENCH_FLOORS: dict[str, set[str]] = {
     "bench.verify": {*_SHARED, "bench.verify.subject", "bench.verify.oracle"},
 }
 # Who handles `--parallel auto`. Nobody else has to know of it.
-KNOW_AUTO_MODE = {"launcher.setup", "launcher.cli", "launcher.__main__"}
+KNOW_AUTO_MODE = {"launcher.setup", "launcher.cli", "launcher.cli.options", "launcher.__main__"}

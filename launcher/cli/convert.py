@@ -11,9 +11,9 @@ import click
 
 from engine.config.engine_config import PARTS, EngineConfig
 from engine.errors import ArgumentError
-from launcher.cli.as_typed import Command
-from launcher.cli.numbers import WHOLE_NUMBER
-from launcher.cli.options import table_options
+from launcher.cli.options.as_typed import Command
+from launcher.cli.options.engine_options import table_options
+from launcher.cli.options.numbers import WHOLE_NUMBER
 from launcher.cli.stdout import say_path
 
 _SUFFIXES = {".safetensors": "native", ".gguf": "gguf"}  # which say of a file, or a folder, that it has this layout

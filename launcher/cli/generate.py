@@ -16,9 +16,9 @@ import click
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, Krea2Error, printable
 from launcher.auto_mode.prediction import Workload
-from launcher.cli.as_typed import Command
-from launcher.cli.numbers import NUMBER, WHOLE_NUMBER
-from launcher.cli.options import configure_engine, engine_options
+from launcher.cli.options.as_typed import Command
+from launcher.cli.options.engine_options import configure_engine, engine_options
+from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER
 from launcher.cli.stdout import say_path
 from launcher.messages.client_messages import Generate, LoraChoice, Progress
 from launcher.messages.limits import Limits

@@ -20,9 +20,9 @@ from engine.errors import ArgumentError, CheckpointError
 from engine.planning.memory_plan import plan_checkpoint
 from launcher.auto_mode.choice import choose_mode, is_auto
 from launcher.auto_mode.prediction import Workload
-from launcher.cli.as_typed import Command
-from launcher.cli.numbers import WHOLE_NUMBER
-from launcher.cli.options import given, table_options
+from launcher.cli.options.as_typed import Command
+from launcher.cli.options.engine_options import given, table_options
+from launcher.cli.options.numbers import WHOLE_NUMBER
 from launcher.cli.stdout import say
 from launcher.messages.limits import Limits
 from launcher.setup.configure import engine_config

@@ -16,9 +16,9 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from launcher.auto_mode.measurements import keep_speed
 from launcher.auto_mode.prediction import Workload
-from launcher.cli.as_typed import Command
-from launcher.cli.numbers import NUMBER, WHOLE_NUMBER, WholeRange
-from launcher.cli.options import configure_engine, engine_options, table_options
+from launcher.cli.options.as_typed import Command
+from launcher.cli.options.engine_options import configure_engine, engine_options, table_options
+from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER, WholeRange
 from launcher.cli.stdout import say_path
 from launcher.frontend.process import serve_until_stopped
 from launcher.messages.api_keys import others_can_read, read_keys

@@ -16,7 +16,7 @@ from engine.planning.step_memory import decode_bytes
 from launcher import Client, launch
 from launcher.auto_mode.prediction import Workload
 from launcher.cli.generate import generate
-from launcher.cli.options import configure_engine
+from launcher.cli.options.engine_options import configure_engine
 from launcher.client.async_client import AsyncClient
 from launcher.messages.limits import parse_bytes
 from tests.engine.lora.adapter_files import draw_low_rank, layer_shapes, write_scheme

@@ -6,8 +6,8 @@ import click
 import pytest
 
 from engine.errors import ArgumentError, CheckpointError, Krea2Error, LoraError, RankError
-from launcher.cli.as_typed import as_typed
 from launcher.cli.generate import generate
+from launcher.cli.options.as_typed import as_typed
 from tests.launcher.conftest import Krea2
 
 

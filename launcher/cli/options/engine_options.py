@@ -14,7 +14,7 @@ from engine.config.options import Option, options_of
 from engine.errors import ArgumentError, printable
 from launcher.auto_mode.choice import is_auto
 from launcher.auto_mode.prediction import Workload
-from launcher.cli.numbers import NUMBER, WHOLE_NUMBER
+from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.limits import Limits
 from launcher.ranks import torchrun
