@@ -4,10 +4,10 @@ import { fetchLoras, fetchSettings, RequestError } from "./api.js";
 import { askForKey } from "./dialogs.js";
 import { EngineState } from "./engine_state.js";
 import { Form } from "./form.js";
-import { Gallery } from "./gallery.js";
+import { Gallery } from "./pictures/gallery.js";
 import { Job } from "./jobs.js";
-import { Lightbox } from "./lightbox.js";
-import { openStore } from "./store.js";
+import { Lightbox } from "./pictures/lightbox.js";
+import { openStore } from "./pictures/store.js";
 
 const RETRY_MS = 2000;
 

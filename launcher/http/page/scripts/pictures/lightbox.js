@@ -1,6 +1,6 @@
 // One picture, as large as the window allows; arrow keys go to its neighbours.
 
-import { fileName, settingsLine } from "./text.js";
+import { fileName, settingsLine } from "../text.js";
 
 const MAX_SCALE = 4; // more shows nothing but the smoothing
 

@@ -1,7 +1,7 @@
 // Finished pictures, the newest first: shown, kept, deleted.
 
-import { confirmDeletion } from "./dialogs.js";
-import { fileName, plural, settingsLine } from "./text.js";
+import { confirmDeletion } from "../dialogs.js";
+import { fileName, plural, settingsLine } from "../text.js";
 
 const MAX_PICTURES = 200;
 
