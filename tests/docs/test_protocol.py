@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 import msgpack
 import msgspec
 import pytest
+import zmq
 from PIL import Image
 
 from engine import errors
@@ -25,6 +26,7 @@ from launcher.frontend.clients import MAX_CLIENTS
 from launcher.messages.client_messages import PROTOCOL_VERSION, Reply, Request
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import MAX_REQUEST_BYTES, decode_reply, decode_request
+from launcher.messages.keys import make_keys
 from launcher.messages.limits import Limits
 from launcher.requests.check import MAX_LORA_STRENGTH
 from launcher.requests.lora_files import MAX_NAME
@@ -110,8 +112,16 @@ def test_the_bytes_of_the_worked_exchange_are_its_messages() -> None:
         decode(frame)
 
 
+def client_functions() -> dict[str, Any]:
+    """What the document's client defines."""
+    namespace: dict[str, Any] = {"__name__": "client"}
+    exec(CLIENT, namespace)
+    return namespace
+
+
 def test_the_document_s_client_makes_images(run_folder: Path, tmp_path: Path) -> None:
     assert set(re.findall(r"^(?:import|from) (\w+)", CLIENT, flags=re.MULTILINE)) == {
+        "re",
         "sys",
         "time",
         "uuid",
@@ -120,9 +130,7 @@ def test_the_document_s_client_makes_images(run_folder: Path, tmp_path: Path) ->
     }
     file = tmp_path / "client.py"
     file.write_text(CLIENT)
-    namespace: dict[str, Any] = {"__name__": "client"}
-    exec(CLIENT, namespace)
-    generate = namespace["generate"]
+    generate = client_functions()["generate"]
 
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as other:
@@ -146,5 +154,32 @@ def test_the_document_s_client_makes_images(run_folder: Path, tmp_path: Path) ->
             fakes.stop.set()
             with pytest.raises(RuntimeError, match=r"^server_unavailable: the server was stopped$"):
                 await call
+
+    run(test())
+
+
+def test_the_document_s_client_gives_up_where_it_is_not_answered(run_folder: Path, tmp_path: Path) -> None:
+    client = client_functions()
+    client["PING_S"] = 0.1  # what it sends must not wait, once there is no connection
+    assert client["SILENCE_S"] + 1 + 0.5 < 20  # and the longest poll, and what a closed socket lingers
+    key, stranger = (make_keys(tmp_path / folder, "client") for folder in ("keys", "others"))
+
+    async def generate(address: str, key: Path | None = None, silence_s: float = 0.7) -> Any:
+        return await asyncio.to_thread(client["generate"], address, "a red circle", key, silence_s, steps=1)
+
+    async def test() -> None:
+        anywhere = "tcp://127.0.0.1:0"
+        async with fake_engine(run_folder, rpc=anywhere, rpc_keys=str(tmp_path / "keys")) as fakes:
+            assert len(await generate(fakes.address, key, PATIENCE_S)) == 1
+            server = fakes.context.socket(zmq.ROUTER)  # goes when it has accepted the request
+            server.linger = -1
+            server.bind(anywhere)
+            calls = [generate(fakes.address), generate(fakes.address, stranger), generate(f"ipc://{tmp_path}/nothing")]
+            cut_off = asyncio.create_task(generate(server.get_string(zmq.LAST_ENDPOINT)))
+            name, _ = await server.recv_multipart()
+            await server.send_multipart([name, msgpack.packb({"type": "accepted", "request_id": "?"})])
+            server.close()
+            for error in await asyncio.gather(*calls, cut_off, return_exceptions=True):
+                assert re.match(r"nothing came from .* for 0\.7 s: is there a server, and if it has keys", str(error))
 
     run(test())
