@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import sys
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engine.config.model_config import ModelConfig
-from engine.errors import ArgumentError, Krea2Error, printable
+from engine.errors import ArgumentError, Krea2Error
 from launcher.auto_mode.prediction import Workload
 from launcher.cli.options.as_typed import Command
 from launcher.cli.options.engine_options import configure_engine, engine_options
 from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER
-from launcher.cli.stdout import say_path
+from launcher.cli.progress import GenerateProgress
 from launcher.messages.client_messages import Generate, LoraChoice, Progress
 from launcher.messages.limits import Limits
 from launcher.setup.launch import launch_frontend
@@ -81,7 +80,7 @@ def generate(
     checked = [check(request, model, config.limits, drawn_seed=0, loras=loras) for request in requests]
     paths = numbered_paths(output, len(requests) * num_images)
     with (
-        closing(_Progress(sum(request.steps * request.num_images for request in checked))) as progress,
+        closing(GenerateProgress(sum(request.steps * request.num_images for request in checked))) as progress,
         launch_frontend(config, while_starting=progress.show) as client,
     ):
         if config.engine.memory_budget is not None:
@@ -94,7 +93,7 @@ def generate(
 
 
 async def _make_images(
-    client: AsyncClient, requests: list[Generate], paths: list[Path], progress: _Progress, *, ahead: int
+    client: AsyncClient, requests: list[Generate], paths: list[Path], progress: GenerateProgress, *, ahead: int
 ) -> None:
     """Send the requests, at most `ahead` at a time, and write every image to its path as it comes."""
     from launcher.client.results import ImageFile, Result
@@ -121,43 +120,6 @@ async def _make_images(
 
     rest = iter(paths)
     await asyncio.gather(*(make(request, list(islice(rest, request.num_images))) for request in requests))
-
-
-class _Progress:
-    """A bar on stderr, of denoise steps, if that is a terminal; nothing otherwise."""
-
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-        self._bar: Any = None
-
-    def show(self) -> None:
-        if sys.stderr is not None and sys.stderr.isatty():
-            from tqdm import tqdm  # here, it costs no time that anybody waits for
-
-            self._bar = tqdm(total=self._steps, desc="loading", unit="step", leave=False)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def advance(self, steps: int) -> None:
-        if self._bar is not None:
-            self._bar.set_description("denoising", refresh=False)
-            self._bar.update(steps)
-
-    def print(self, line: str) -> None:
-        """To stderr."""
-        with self._aside():
-            click.echo(printable(line), err=True)
-
-    def print_path(self, path: Path) -> None:
-        """To stdout."""
-        with self._aside():
-            say_path(path)
-
-    def _aside(self) -> AbstractContextManager[None]:
-        """Take the bar away meanwhile."""
-        return nullcontext() if self._bar is None else self._bar.external_write_mode()
 
 
 def output_format(path: Path) -> str:
