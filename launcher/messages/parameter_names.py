@@ -1,0 +1,54 @@
+"""What diffusers and other image servers call the parameters of a request, in our names.
+
+For every door: HTTP, Python, and the lines of a file of prompts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from engine.errors import ArgumentError
+
+# Of HTTP and OpenAI, too. `size` is width and height in one.
+ALIASES = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "n": "num_images",
+    "num_images_per_prompt": "num_images",
+}
+_SIZE = re.compile(r"([0-9]{1,6})(?:[xX×*]([0-9]{1,6}))?")
+_NO_GUIDANCE = 1.0  # SGLang's guidance_scale is Krea's and 1, so that this is its way to have none
+GUIDANCE_IS_OFF = "guidance_scale 1 was taken for off, as SGLang means it; for Krea's own 1, say guidance 1"
+
+
+def in_own_names(given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Rename the parameters of a request, and split its `size`; what is None counts as not given. Returns warnings,
+    too.
+
+    Raises `ArgumentError` if two names of one parameter have different values, or for a size that is none.
+    """
+    named = {name: value for name, value in given.items() if value is not None}
+    own = {name: value for name, value in named.items() if name not in ALIASES and name != "size"}
+    warnings: tuple[str, ...] = ()
+    meant = [(ALIASES[name], name, value) for name, value in named.items() if name in ALIASES]
+    if named.get("guidance_scale") == _NO_GUIDANCE:
+        meant = [(name, alias, 0.0 if alias == "guidance_scale" else value) for name, alias, value in meant]
+        warnings = (GUIDANCE_IS_OFF,)
+    if "size" in named and named["size"] != "auto":
+        width, height = read_size("size", named["size"])
+        meant += [("width", "size", width), ("height", "size", height)]
+    for name, alias, value in meant:
+        if own.setdefault(name, value) != value:
+            raise ArgumentError(f"{name} {own[name]} contradicts {alias}, which says {value}", parameter=name)
+    return own, warnings
+
+
+def read_size(parameter: str, text: object) -> tuple[int, int]:
+    """Read WIDTHxHEIGHT in pixels, with an x, × or * between them, or one number, of a square. Raises `ArgumentError`
+    about the parameter."""
+    match = _SIZE.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise ArgumentError.of(parameter, "WIDTHxHEIGHT, as 512x768", text)
+    return int(match[1]), int(match[2] or match[1])
