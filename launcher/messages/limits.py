@@ -53,14 +53,21 @@ class Limits:
 
 
 _UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_SHORT = {"": "G", "g": "G", "m": "M", "k": "k"}  # units that leave open which is meant, and those that may be
+_FEWEST_BYTES = 100_000  # of a number without a unit: below, it lacks one
 
 
 def parse_bytes(name: str, value: int | str | None) -> int | None:
     """Read a number of bytes, as `16GB`, `15.5 GiB` or the number itself. Raises `ArgumentError` about `name`."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _FEWEST_BYTES:
+        value = str(value)
     if not isinstance(value, str):
         return value  # which `EngineConfig` checks
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]*)", value.strip(), re.ASCII)
     units = {unit.lower(): size for unit, size in _UNITS.items()}
+    if match is not None and 0 < float(match[1]) < _FEWEST_BYTES and (short := match[2].lower()) in _SHORT:
+        unit = f"{match[1]}{_SHORT[short]}"
+        raise ArgumentError(f"{name} needs a unit: {unit}B or {unit}iB?", parameter=name)
     if match is None or match[2].lower() not in units:
         raise ArgumentError.of(name, f"a number with one of {', '.join(filter(None, _UNITS))}, as 16GB", value)
     return int(float(match[1]) * units[match[2].lower()])

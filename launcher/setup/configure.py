@@ -15,6 +15,7 @@ from launcher.auto_mode.prediction import Workload, block_format
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.limits import Limits, is_number, parse_bytes
 from launcher.setup.hub import find_model
+from launcher.setup.usual_names import own_device, own_dtype
 
 MAX_TIMEOUT_S = 7 * 86_400  # a week
 
@@ -69,6 +70,9 @@ def engine_config(options: Mapping[str, Any]) -> EngineConfig:
     for name, (_, known) in options_of(EngineConfig).items():
         if name in own and known.metavar == "SIZE":
             own[name] = parse_bytes(name, own[name])
+    for name, read in (("device", own_device), ("dtype", own_dtype)):
+        if name in own:
+            own[name] = read(own[name])
     return EngineConfig(**own)
 
 

@@ -35,8 +35,9 @@ PROMPT = "a red circle on a blue background"
         ("1.5GiB", 3 * 2**29),
         ("300MB", 300 * 10**6),
         ("2MiB", 2**21),
-        ("12345", 12345),
-        (7, 7),
+        ("12345678", 12345678),
+        (100_000, 100_000),
+        (0, 0),
         (None, None),
     ],
 )
@@ -44,9 +45,25 @@ def test_sizes_are_numbers_with_a_unit(text: str | int | None, size: int | None)
     assert parse_bytes("memory_budget", text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "16G", "-1GB", "1e9", "16 GB GB", "٣GB", "9" * 40])
+@pytest.mark.parametrize("text", ["", "GB", "16T", "-1GB", "1e9", "16 GB GB", "٣GB", "9" * 40])
 def test_sizes_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(ArgumentError, match="memory_budget must be a number with one of kB, MB, GB"):
+        parse_bytes("memory_budget", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "question"),
+    [
+        ("16", "16GB or 16GiB"),
+        (16, "16GB or 16GiB"),
+        ("1.5", "1.5GB or 1.5GiB"),
+        ("16G", "16GB or 16GiB"),
+        ("512 m", "512MB or 512MiB"),
+        ("64k", "64kB or 64kiB"),
+    ],
+)
+def test_a_size_whose_unit_is_left_open_is_asked_for_it(text: str | int, question: str) -> None:
+    with pytest.raises(ArgumentError, match=rf"memory_budget needs a unit: {question}\?"):
         parse_bytes("memory_budget", text)
 
 
