@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -39,6 +40,7 @@ from launcher.http.workers.held_files import HeldFiles
 from launcher.http.workers.metrics import HttpMetrics, metrics_path
 from launcher.http.workers.worker import beat, read_at_hangups
 from launcher.logs import configure_logs
+from launcher.messages.client_messages import StatusReply
 from launcher.messages.configs import HttpConfig
 from launcher.processes import Reporter, exit_after, read_config, watch_parent
 from launcher.requests.check import MAX_LORA_STRENGTH, OUTPUT_FORMATS
@@ -170,14 +172,19 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
     @app.head("/ready", include_in_schema=False)
     async def ready() -> Response:
         """Whether images can be made: 200, or 503 with the reason."""
-        try:
-            status = await asyncio.wait_for(link.status(), ASK_S)
-        except (Krea2Error, TimeoutError) as error:
-            reason = error.message if isinstance(error, Krea2Error) else f"no answer within {ASK_S:g} s"
-            raise ServerError(f"the engine does not answer: {reason}") from None
+        status = await _ask_for_status(link)
         if not status.ready:
             raise ServerError(f"the engine is not ready: {status.not_ready}")
         return JsonResponse({"status": "ready", "waiting": status.waiting, "running": status.running})
+
+    @app.get("/v1/status", response_class=Response)
+    async def get_status() -> Response:
+        """What the engine runs on, and what it is doing: requests, and bytes of each rank by what they hold."""
+        status = msgspec.structs.asdict(await _ask_for_status(link))
+        for name in ("loras", "merged_loras"):  # which /v1/loras lists
+            del status[name]
+        own = {"model": config.model_names[0], "version": engine.__version__, "ranks": config.engine.ranks}
+        return JsonResponse(status | own)
 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
@@ -196,6 +203,10 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
     async def index(request: Request) -> Response:
         return await page.get_response("index.html", request.scope)
 
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def favicon(request: Request) -> Response:
+        return await page.get_response("icon.ico", request.scope)
+
     app.mount("/page", page)
     describe_limits(app.openapi(), model, config.limits)  # which FastAPI keeps, and sends
     return guard
@@ -212,6 +223,15 @@ class _Page(StaticFiles):
         response = super().file_response(*args, **kwargs)
         response.headers.update({"Cache-Control": "no-cache", "Accept-Ranges": "none"})
         return response
+
+
+async def _ask_for_status(link: EngineLink) -> StatusReply:
+    """Ask the front-end. Raises `ServerError` if it does not answer soon."""
+    try:
+        return await asyncio.wait_for(link.status(), ASK_S)
+    except (Krea2Error, TimeoutError) as error:
+        reason = error.message if isinstance(error, Krea2Error) else f"no answer within {ASK_S:g} s"
+        raise ServerError(f"the engine does not answer: {reason}") from None
 
 
 async def _answer_error(request: Request, problem: Exception) -> Response:

@@ -23,7 +23,7 @@ table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: 0.25rem 0.75rem 0.25rem 0; border-bottom: 1px solid #8884; }
 :root { color-scheme: light dark; }
 """
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+_POLICY = "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 
 
 def _object(properties: Mapping[str, Any], optional: Sequence[str] = ()) -> dict[str, Any]:
@@ -111,7 +111,8 @@ def describe_page(openapi: Mapping[str, Any]) -> HTMLResponse:
     info = openapi["info"]
     html = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(info["title"])}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
+        f'<meta name="viewport" content="width=device-width"><link rel="icon" href="/page/icon.svg">'
+        f"<style>{_STYLE}</style></head><body>"
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info['description'])} "
         f'The same for programs: <a href="/openapi.json">openapi.json</a>.</p>{"".join(sections)}</body></html>'
     )

@@ -15,6 +15,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+import engine
+from engine.config.engine_config import EngineConfig
 from launcher.messages.limits import Limits
 from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
 from tests.launcher.http_servers import http_server, http_server_without_engine
@@ -111,8 +113,28 @@ def test_the_page_and_its_files_are_served_and_load_nothing_from_elsewhere(run_f
                     whole = await client.get(path, headers=anyone | {"Range": wanted})
                     assert (whole.status_code, whole.text) == (200, page.text), wanted
                     assert whole.headers["accept-ranges"] == "none"
+            icon = await client.get("/favicon.ico", headers=anyone)
+            assert (icon.status_code, icon.content[:4]) == (200, b"\0\0\1\0")
             docs = await client.get("/docs")
             assert "num_inference_steps" in docs.text
             assert "src=" not in docs.text
+
+    run(test())
+
+
+def test_the_status_says_what_the_engine_runs_on_and_does(run_folder: Path) -> None:
+    async def test() -> None:
+        async with (
+            fake_engine(run_folder, tp=2) as fakes,
+            http_server(fakes.address, engine=EngineConfig(tp=2), model_names=("fox",)) as client,
+        ):
+            status = (await client.get("/v1/status")).json()
+            expected = {"model": "fox", "version": engine.__version__, "device": "cpu", "ranks": 2, "tp": 2, "sp": 1}
+            assert expected | {"waiting": 0, "running": 0, "not_ready": None} | status == status
+            assert [purposes["weights"] for purposes in status["rank_memory"]] == [1, 1]
+            assert "loras" not in status
+        async with http_server_without_engine("ipc:///nonexistent/krea2", api_keys=("secret",)) as client:
+            assert (await client.get("/v1/status")).status_code == 503
+            assert (await client.get("/v1/status", headers={"Authorization": ""})).status_code == 401
 
     run(test())
