@@ -51,6 +51,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {"raw": {"default_steps": 40, "default_gui
 ENGINE_KEYS = {
     "default_width": 128,
     "default_height": 128,
+    "good_sides": [min(map(min, SIZES)), max(map(max, SIZES))],
     "prompt_words": sorted(WORDS),
     "prompt_note": (
         f'This small demo model draws coloured shapes, such as "{EXAMPLE}", "a green star above a pink heart on a '

@@ -22,6 +22,7 @@ from engine.config.components import (
 from engine.config.degrees import MOST_RANKS, PARALLEL_DEGREES, Degrees
 from engine.config.json_fields import JsonFields
 from engine.config.prompt_domain import PromptDomain, read_prompt_domain
+from engine.config.size_domain import SizeDomain, read_size_domain
 from engine.errors import ArgumentError
 
 MOST_STEPS, MOST_GUIDANCE = 200, 20.0
@@ -31,12 +32,12 @@ DEFAULT_TAPS = (2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35)
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole checkpoint: what its components' configs and its model_index.json say, one field a fact, so 13.
+    """A whole checkpoint: what its components' configs and its model_index.json say, one field a fact, so 14.
 
     text_encoder_taps: the layers whose outputs the transformer takes, 0 being the embeddings. patch_size: latent pixels
     along a side of a token. is_distilled: Turbo, not Raw. variant_is_assumed: nothing says which. default_width,
     default_height: pixels. stated_steps, stated_guidance: the checkpoint's own defaults, None where those of Turbo or
-    Raw hold. prompt_domain: None if it draws any prompt.
+    Raw hold. prompt_domain, size_domain: None if it draws any prompt, or of any size.
     """
 
     transformer: TransformerConfig
@@ -52,6 +53,7 @@ class ModelConfig:
     stated_steps: int | None = None
     stated_guidance: float | None = None
     prompt_domain: PromptDomain | None = None
+    size_domain: SizeDomain | None = None
 
     @property
     def default_steps(self) -> int:
@@ -171,6 +173,9 @@ class ModelConfig:
         distilled = guess if stated is None else stated
         is_distilled = distilled if variant is None else variant == "turbo"
         stated_steps, stated_guidance = _read_defaults(index, is_distilled)
+        width, height = (
+            index.integer(f"default_{side}", default=1024, multiple_of=multiple) for side in ("width", "height")
+        )
         return cls(
             transformer=transformer,
             text_encoder=text_encoder,
@@ -180,11 +185,12 @@ class ModelConfig:
             patch_size=patch_size,
             is_distilled=is_distilled,
             variant_is_assumed=variant is None and stated is None,
-            default_width=index.integer("default_width", default=1024, multiple_of=multiple),
-            default_height=index.integer("default_height", default=1024, multiple_of=multiple),
+            default_width=width,
+            default_height=height,
             stated_steps=stated_steps,
             stated_guidance=stated_guidance,
             prompt_domain=read_prompt_domain(index),
+            size_domain=read_size_domain(index, width, height),
         )
 
 

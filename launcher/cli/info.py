@@ -111,12 +111,13 @@ def describe_checkpoint(config: EngineConfig) -> str:
         heading = "memory plan of a rank that has a device to itself"
         plan_lines = ["", heading, *(f"  {line}" for line in plan.describe())]
 
-    dit, text, vae = model.transformer, model.text_encoder, model.vae
+    dit, text, vae, sizes = model.transformer, model.text_encoder, model.vae, model.size_domain
     variant = "Turbo" if model.is_distilled else "Raw"
     lines = [
         f"Krea 2 {variant}{' (assumed)' if model.variant_is_assumed else ''}: {config.name}",
         f"  defaults      {model.default_width} × {model.default_height}, {model.default_steps} steps, "
         f"guidance {model.default_guidance:g}",
+        *([] if sizes is None else [f"  made for      sides from {sizes.least} to {sizes.most} pixels"]),
         f"  transformer   {dit.num_layers} blocks, width {dit.hidden_size}, {dit.num_heads} heads, "
         f"{dit.num_kv_heads} kv heads, SwiGLU {dit.intermediate_size}",
         f"  text encoder  {text.num_layers} layers, width {text.hidden_size}, {text.num_heads} heads, "

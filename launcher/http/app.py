@@ -150,6 +150,7 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
     @app.get("/v1/settings", response_class=Response)
     async def get_settings() -> Response:
         """Defaults and limits of this server."""
+        sizes = model.size_domain
         settings = {
             "model": config.model_names[0],
             "is_demo": config.engine.demo is not None,
@@ -158,6 +159,7 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
             "max_lora_strength": MAX_LORA_STRENGTH,
             "output_formats": OUTPUT_FORMATS,
             "size_multiple": model.size_multiple,
+            "good_sides": sizes and [sizes.least, sizes.most],
             "api_key_required": bool(config.api_keys or config.file_keys),
         }
         return JsonResponse(settings)

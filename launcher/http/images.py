@@ -49,7 +49,8 @@ def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link:
         try:
             # The client's own id may come again: from proxies that give one to many requests, and from clients that
             # hang up and try again, and would get the end of the request that they gave up.
-            message = openai_api.to_generate(body, f"{request_id[:_SHOWN_ID]}.{secrets.token_hex(4)}")
+            message = openai_api.to_generate(body, f"{request_id[:_SHOWN_ID]}.{secrets.token_hex(4)}", model)
+            warnings = openai_api.warn(body, model)
             check_idempotency_key(idempotency_key)
             # The front-end would say the same, but what the previews need is known here only afterwards.
             checked = check(message, model, config.limits, drawn_seed=0)
@@ -61,7 +62,7 @@ def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link:
             event = await anext(events)  # an error that comes at once is a response with its status
             headers = {} if isinstance(event, Accepted) else {"Idempotent-Replayed": "true"}
             if body.stream:
-                return _EventStream(openai_api.write_events(body, checked, request, event, events), headers)
+                return _EventStream(openai_api.write_events(body, checked, request, event, events, warnings), headers)
             async with aclosing(events):
                 while not isinstance(event, Result):
                     event = await anext(events)
@@ -71,7 +72,7 @@ def add_image_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, link:
         if body.response_format == "url":
             link_base = (config.public_url or str(request.base_url)).rstrip("/") + FILES_PATH
             urls = [link_base + await asyncio.to_thread(files.add, file, checked.output_format) for file in event.files]
-        return JsonResponse(openai_api.images_object(body, event, request_id, urls), headers=headers)
+        return JsonResponse(openai_api.images_object(event, request_id, urls, warnings), headers=headers)
 
     @app.get(FILES_PATH + "{name}", response_class=Response, responses={200: {"content": {"image/*": {}}}})
     @app.head(FILES_PATH + "{name}", include_in_schema=False)

@@ -17,11 +17,13 @@ import msgspec
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 
+from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, Krea2Error
 from launcher.client.results import Event, ImageFile, PreviewFile, Result
 from launcher.http.errors import error_body
 from launcher.messages.client_messages import Generate, LoraChoice
 from launcher.requests.check import CheckedRequest
+from launcher.requests.usual_sizes import describe_own_size, own_size
 
 MAX_PARTIAL_IMAGES = 3
 _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
@@ -45,7 +47,9 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     model: str | None = Field(None, description="One of the names that GET /v1/models lists. Default: the first.")
     n: int | None = Field(None, description="How many images to make; image i has the seed plus i.")
     size: str | None = Field(
-        None, description="Width and height of the images in pixels, as WIDTHxHEIGHT, or auto for the default size."
+        None,
+        description="Width and height of the images in pixels, as WIDTHxHEIGHT, or auto for the default size. One of "
+        "OpenAI's sizes that the model was not made for stands for the model's own size of about that shape.",
     )
     response_format: Literal["b64_json", "url"] | None = Field(
         None,
@@ -102,7 +106,7 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     safety_identifier: str | None = Field(None, description="Ignored.")
 
 
-def to_generate(body: ImageRequest, request_id: str) -> Generate:
+def to_generate(body: ImageRequest, request_id: str, model: ModelConfig) -> Generate:
     """Translate a body into the engine's request. Raises `ArgumentError` for parameters that contradict each other."""
     if not body.stream:
         for name in ("partial_images", "progress", "preview_every"):
@@ -112,7 +116,7 @@ def to_generate(body: ImageRequest, request_id: str) -> Generate:
         raise ArgumentError(
             "response_format must be b64_json where stream is true, got 'url'", parameter="response_format"
         )
-    width, height = _size(body.size)
+    width, height = _size(body.size) or (None, None)
     fields = body.model_dump(include=set(Generate.__struct_fields__), exclude_none=True)
     fields["loras"] = tuple(LoraChoice(**lora) for lora in fields.get("loras", ()))
     for name, other_name, value in (
@@ -122,7 +126,18 @@ def to_generate(body: ImageRequest, request_id: str) -> Generate:
     ):
         if value is not None and fields.setdefault(name, value) != value:
             raise ArgumentError(f"{name} {fields[name]} contradicts {other_name}, which says {value}", parameter=name)
+    if own := own_size(_by_habit(body), model):
+        fields["width"], fields["height"] = own
     return Generate(request_id=request_id, **fields)
+
+
+def warn(body: ImageRequest, model: ModelConfig) -> tuple[str, ...]:
+    """Warn of a size that gave way to the model's own, and of what one may have expected to change the file."""
+    replaced = describe_own_size(_by_habit(body), model)
+    warnings = [replaced] if replaced else []
+    if body.output_compression not in (None, 100):
+        warnings.append("output_compression was ignored: files are written at the server's own quality")
+    return tuple(warnings)
 
 
 def preview_every(body: ImageRequest, steps: int) -> int | None:
@@ -178,10 +193,12 @@ def explain_invalid(problems: Sequence[Any]) -> ArgumentError:
 # ---- responses
 
 
-def images_object(body: ImageRequest, result: Result, request_id: str, urls: Sequence[str] | None) -> dict[str, object]:
+def images_object(
+    result: Result, request_id: str, urls: Sequence[str] | None, warnings: tuple[str, ...]
+) -> dict[str, object]:
     """Put a result into a response's object, with each image as base64, or as its url if there are `urls`.
 
-    request_id: as the client knows it, which is not the engine's.
+    request_id: as the client knows it, which is not the engine's. warnings: besides the result's own.
     """
     shown, images = ("b64_json", result.files) if urls is None else ("url", urls)
     data = [
@@ -197,16 +214,21 @@ def images_object(body: ImageRequest, result: Result, request_id: str, urls: Seq
         "output_format": result.format,
         "background": "opaque",
         "timings": result.timings,
-        "warnings": result.warnings + _ignored_parameters(body),
+        "warnings": result.warnings + warnings,
     }
 
 
 async def write_events(
-    body: ImageRequest, checked: CheckedRequest, request: Request, event: Event, later: AsyncGenerator[Event, None]
+    body: ImageRequest,
+    checked: CheckedRequest,
+    request: Request,
+    event: Event,
+    later: AsyncGenerator[Event, None],
+    warnings: tuple[str, ...],
 ) -> AsyncGenerator[bytes, None]:
     """Write the server-sent events of one request: OpenAI's, and with `progress` our own between them.
 
-    `event` comes before the `later` ones. The last image waits for the result, whose timings and warnings it carries.
+    `event` comes before the `later` ones. The last image waits for the result: it carries timings and all warnings.
     """
     request_id = request.state.request_id
     partial_images = [0] * checked.num_images
@@ -241,7 +263,7 @@ async def write_events(
                         if len(images) < checked.num_images:
                             yield write_completed(event, {})
                     case Result():
-                        warnings = event.warnings + _ignored_parameters(body)
+                        warnings = event.warnings + warnings
                         yield write_completed(images[-1], {"timings": event.timings, "warnings": warnings})
                         return
                     case _ if body.progress:
@@ -259,16 +281,15 @@ def _write_event(kind: str, fields: Mapping[str, object]) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), msgspec.json.encode({"type": kind, **fields}))
 
 
-def _ignored_parameters(body: ImageRequest) -> tuple[str, ...]:
-    """Warn of parameters that one may have expected to change the file."""
-    if body.output_compression in (None, 100):
-        return ()
-    return ("output_compression was ignored: files are written at the server's own quality",)
+def _by_habit(body: ImageRequest) -> tuple[int, int] | None:
+    """The size that may have been sent by habit: one without width and height."""
+    return _size(body.size) if body.width is None and body.height is None else None
 
 
-def _size(size: str | None) -> tuple[int | None, int | None]:
+def _size(size: str | None) -> tuple[int, int] | None:
+    """None for the default size."""
     if size is None or size == "auto":
-        return None, None
+        return None
     match = _SIZE.fullmatch(size)
     if match is None:
         raise ArgumentError.of("size", "WIDTHxHEIGHT in pixels, as 1024x1024, or auto", size)

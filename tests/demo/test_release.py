@@ -21,6 +21,7 @@ from demo.release import ENGINE_KEYS, draw, release
 from demo.tokenizer import sentence
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.model_config import ModelConfig
+from engine.config.size_domain import SizeDomain
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,7 @@ def test_the_engine_reads_what_it_is(turbo: Path) -> None:
     config = ModelConfig.from_folder(turbo)
     assert config.is_distilled
     assert (config.default_width, config.default_height) == (128, 128)
+    assert config.size_domain == SizeDomain(96, 256, 128, 128)
 
 
 def test_its_words_are_those_of_the_grammar(turbo: Path) -> None:

@@ -47,12 +47,13 @@ def _by_key(
 
 
 def _model_index(config: ModelConfig) -> dict[str, Any]:
-    domain = config.prompt_domain
+    domain, sizes = config.prompt_domain, config.size_domain
     optional = {
         "default_steps": config.stated_steps,
         "default_guidance": config.stated_guidance,
         "prompt_words": None if domain is None else sorted(domain.words),
         "prompt_note": None if domain is None else domain.note,
+        "good_sides": None if sizes is None else [sizes.least, sizes.most],
     }
     return {
         "_class_name": PIPELINE_CLASS,

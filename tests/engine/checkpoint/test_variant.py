@@ -85,7 +85,7 @@ def test_steps_and_guidance_may_be_stated_and_hold_for_the_kind_that_they_are_st
     [
         ("default_steps", 0), ("default_steps", 201), ("default_steps", 8.0), ("default_guidance", -0.5),
         ("default_guidance", 20.5), ("default_guidance", "3"), ("default_guidance", float("nan")),
-        ("prompt_words", "fox"), ("prompt_note", 3),
+        ("prompt_words", "fox"), ("prompt_note", 3), ("good_sides", [4096, 8192]),
     ],
 )  # fmt: skip
 def test_a_default_or_a_domain_that_cannot_be_is_named(raw: Path, tmp_path: Path, key: str, value: object) -> None:

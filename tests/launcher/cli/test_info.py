@@ -110,6 +110,7 @@ def test_info_shows_parameters_and_bytes_of_each_rank(krea2: Krea2) -> None:
     assert (code, stderr) == (0, "")
     assert "Krea 2 Turbo" in stdout
     assert "6 blocks, width 128, 8 heads, 4 kv heads" in stdout
+    assert "made for      sides from 96 to 256 pixels\n" in stdout
     total = next(line for line in stdout.splitlines() if line.strip().startswith("total"))
     assert len(re.findall(r"\d+\.\d+ MB", total)) == 2
 

@@ -85,6 +85,7 @@ def test_the_description_has_the_limits_and_defaults_of_this_server() -> None:
             assert properties["width"]["description"].startswith(
                 f"The width of the images in pixels, rounded up to a multiple of {settings['size_multiple']}. Give "
             )
+            assert settings["good_sides"] == [96, 256]
             docs = (await client.get("/docs")).text
             assert "number, 0 to 2.5" in docs
             assert f"integer, 0 to {2**53 - 1}" in docs

@@ -50,15 +50,15 @@ def test_two_images_as_base64(run_folder: Path) -> None:
             answer = await client.images.generate(
                 prompt=PROMPT,
                 n=2,
-                size="64x96",
+                size="96x128",
                 extra_body={"seed": 5, "steps": 2},
                 model="demo",  # type: ignore[arg-type]
             )
             assert answer.data is not None
             images = [opened(image.b64_json) for image in answer.data]
-            assert [image.size for image in images] == [(64, 96)] * 2
+            assert [image.size for image in images] == [(96, 128)] * 2
             assert [image.getpixel((0, 0))[0] for image in images] == [5, 6]  # type: ignore[index]
-            assert (answer.size, answer.output_format, answer.usage) == ("64x96", "png", None)
+            assert (answer.size, answer.output_format, answer.usage) == ("96x128", "png", None)
             extra = answer.model_extra
             assert extra is not None
             assert (extra["seed"], extra["warnings"]) == (5, [])
@@ -73,15 +73,15 @@ def test_openais_own_parameters_are_taken_and_a_size_is_rounded_up_with_a_warnin
     async def test() -> None:
         async with openai_client(run_folder) as (client, _, _):
             answer = await client.images.generate(
-                prompt=PROMPT, size="65x64", quality="high", style="vivid", moderation="low", background="opaque",
+                prompt=PROMPT, size="97x96", quality="high", style="vivid", moderation="low", background="opaque",
                 user="somebody", output_format="jpeg", output_compression=80,
             )  # fmt: skip
             assert answer.data is not None
             image = opened(answer.data[0].b64_json)
-            assert (image.format, image.size, answer.size) == ("JPEG", (80, 64), "80x64")
+            assert (image.format, image.size, answer.size) == ("JPEG", (112, 96), "112x96")
             assert answer.model_extra is not None
             rounded, ignored = answer.model_extra["warnings"]
-            assert "rounded up to 80 × 64" in rounded
+            assert "rounded up to 112 × 96" in rounded
             assert "output_compression was ignored" in ignored
 
     run(test())
@@ -185,12 +185,12 @@ def test_a_stream_ends_with_an_event_for_each_image(run_folder: Path) -> None:
     async def test() -> None:
         async with openai_client(run_folder) as (client, _, _):
             stream = await client.images.generate(
-                prompt=PROMPT, stream=True, n=2, size="64x64", partial_images=2, extra_body={"seed": 9}
+                prompt=PROMPT, stream=True, n=2, size="96x96", partial_images=2, extra_body={"seed": 9}
             )
             completed = [event async for event in stream if event.type == "image_generation.completed"]
             assert sorted(event.model_extra["index"] for event in completed) == [0, 1]  # type: ignore[index]
-            assert {opened(event.b64_json).size for event in completed} == {(64, 64)}
-            assert [event.size for event in completed] == ["64x64"] * 2
+            assert {opened(event.b64_json).size for event in completed} == {(96, 96)}
+            assert [event.size for event in completed] == ["96x96"] * 2
             assert completed[-1].model_extra["warnings"] == []  # type: ignore[index]
             assert completed[-1].model_extra["timings"]["total"] > 0  # type: ignore[index]
 

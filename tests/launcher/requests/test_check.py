@@ -18,6 +18,7 @@ from launcher.requests.check import CheckedRequest, check
 
 DEMO = ModelConfig.from_folder(DEMO_CHECKPOINT)
 RAW = replace(DEMO, is_distilled=False)
+ANY_SIZE = replace(DEMO, size_domain=None)
 
 
 def checked(model: ModelConfig = DEMO, limits: Limits | None = None, **parameters: Any) -> CheckedRequest:
@@ -55,11 +56,23 @@ def test_the_negative_prompt_is_used_only_with_guidance() -> None:
 def test_sizes_are_rounded_up_and_that_is_said(
     asked: tuple[int | None, int | None], size: tuple[int, int], warned: bool
 ) -> None:
-    request = checked(width=asked[0], height=asked[1])
+    request = checked(ANY_SIZE, width=asked[0], height=asked[1])
     assert (request.width, request.height) == size
     assert len(request.warnings) == warned
     if warned:
         assert f"rounded up to {size[0]} × {size[1]}" in request.warnings[0]
+
+
+def test_a_size_that_the_checkpoint_was_not_made_for_is_drawn_with_a_warning() -> None:
+    assert DEMO.size_domain is not None
+    large = checked(width=1024, height=1024)
+    assert (large.width, large.height) == (1024, 1024)
+    assert large.warnings == (DEMO.size_domain.warning(1024, 1024),)
+    rounded, outside = checked(width=250, height=257).warnings
+    assert "rounded up to 256 × 272" in rounded
+    assert outside.startswith("256 × 272 is outside of what the model was made for")
+    assert checked(width=81, height=256).warnings == ("the size 81 × 256 was rounded up to 96 × 256, multiples of 16",)
+    assert checked(ANY_SIZE, width=1024, height=1024).warnings == ()
 
 
 @pytest.mark.parametrize("prompt", ["", "  not stripped\n", "ä" * 8192, "\x00", "🦊"])

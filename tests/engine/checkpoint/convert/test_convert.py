@@ -227,7 +227,10 @@ def test_defaults_and_domain_stay_with_the_checkpoint(
     raw: Path, tmp_path: Path, converted: Callable[..., Path]
 ) -> None:
     source = copy_checkpoint(raw, tmp_path / "own")
-    own = {"default_steps": 40, "default_guidance": 0.0, "prompt_words": ["a", "fox"], "prompt_note": "It draws foxes."}
+    own = {
+        "default_steps": 40, "default_guidance": 0.0, "good_sides": [64, 2048],
+        "prompt_words": ["a", "fox"], "prompt_note": "It draws foxes.",
+    }  # fmt: skip
     rewrite_json(source / "model_index.json", lambda values: values.update(own))
     folder = converted("diffusers", source=source)
     assert ModelConfig.from_folder(folder) == ModelConfig.from_folder(source)
