@@ -1,7 +1,8 @@
 """The processes around the engine: front-end, ranks, clients and the command line.
 
-`launch` starts an engine on this machine, `Client` and `AsyncClient` talk to one that runs already. Importing this
-package imports neither torch nor zmq; what is used is imported when it is used.
+`launch` starts an engine on this machine, `Client` and `AsyncClient` talk to one that runs already: `krea2.py`, which
+users import, has them from here. Importing this package imports neither torch nor zmq; what is used is imported when it
+is used.
 """
 
 from __future__ import annotations
@@ -12,14 +13,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from launcher.client.async_client import AsyncClient
     from launcher.client.client import Client
-    from launcher.client.results import Result
+    from launcher.client.results import ImageFile, PreviewFile, Result
+    from launcher.messages.client_messages import Accepted, Progress
     from launcher.setup.launch import launch
 
-__all__ = ["AsyncClient", "Client", "Result", "launch"]
+__all__ = ["Accepted", "AsyncClient", "Client", "ImageFile", "PreviewFile", "Progress", "Result", "launch"]
 
 _HOMES = {
+    "Accepted": "messages.client_messages",
     "AsyncClient": "client.async_client",
     "Client": "client.client",
+    "ImageFile": "client.results",
+    "PreviewFile": "client.results",
+    "Progress": "messages.client_messages",
     "Result": "client.results",
     "launch": "setup.launch",
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.floors import BENCH_FLOORS, ENGINE_FLOORS, KNOW_AUTO_MODE, LAUNCHER_FLOORS
+from tests.floors import BENCH_FLOORS, ENGINE_FLOORS, FOR_USERS, KNOW_AUTO_MODE, LAUNCHER_FLOORS
 from tests.fresh_interpreter import modules_after
 
 ROOT = Path(__file__).parent.parent
@@ -105,6 +105,12 @@ def test_no_module_imports_itself_through_others() -> None:
 
     for name in graph:
         visit(name, ())
+
+
+def test_what_users_import_takes_it_from_the_launcher_and_the_errors() -> None:
+    assert {*_imports(ROOT / "krea2.py")} <= {*FOR_USERS, "__future__", "typing"}
+    for file in ENGINE + LAUNCHER + BENCH:
+        assert file.suffix != ".py" or "krea2" not in _imports(file), f"{_path(file)} imports what is for users"
 
 
 def test_the_recipe_of_the_demo_and_the_engine_do_not_import_each_other() -> None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import suppress
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
-from engine.errors import Krea2Error, ServerError
+from engine.errors import ServerError
+from launcher.client import loop_thread
 from launcher.client.async_client import AsyncClient, Parameters
+from launcher.client.loop_thread import LoopThread, close_forgotten
 from launcher.client.results import Event
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_CANCEL_S = 1.0  # seconds for other calls to end, once they have been told to
 
 
 def _in_thread(
@@ -35,7 +36,8 @@ class Client:
     """A client for code without an event loop, or with one of its own. Thread-safe.
 
     It runs an `AsyncClient`, `asynchronous`, in a thread, and its methods wait for those of the same name. Ctrl-C in
-    `generate`, or leaving the loop over the events of `stream`, cancels the request.
+    `generate`, or leaving the loop over the events of `stream`, cancels the request. Leaving a `with` block closes it,
+    and so does forgetting it.
 
     Raises `ServerError` if no server answers at `address` within `connect_timeout_s` seconds; with `connect` False,
     only when it is first used. `key`: this client's `.key_secret` file, for a server with keys. `name`: by which a
@@ -53,15 +55,17 @@ class Client:
     ) -> None:
         self.asynchronous = AsyncClient(address, connect_timeout_s=connect_timeout_s, key=key, name=name)
         self.address = address
-        self._lock = threading.Lock()
-        self._closed = False
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="krea2-client", daemon=True)
-        self._thread.start()
+        self.thread = LoopThread(self.asynchronous)
+        self._forgotten = self._when_forgotten(self.thread.close)
         if connect:
             self.connect()
 
-    def __enter__(self) -> Client:
+    def __repr__(self) -> str:
+        return f"<Client of {self.address}{', closed' if self.thread.closed else ''}>"
+
+    def __enter__(self) -> Self:
+        if self.thread.closed:
+            raise ServerError("the client was closed")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,44 +93,19 @@ class Client:
     ping = _in_thread(AsyncClient.ping)
 
     def close(self) -> None:
-        """Cancel what is waiting and disconnect. The client cannot be used after that."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        asyncio.run_coroutine_threadsafe(self._end_everything(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        """Cancel what is waiting and disconnect: the client cannot be used after that. Does nothing the second time."""
+        self._forgotten.detach()
+        self.thread.close()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine over the asyncio client in this client's thread, and wait for it."""
-        future = None
-        try:
-            with self._lock:  # so that `close` sees every call that has begun
-                if self._closed:
-                    work.close()
-                    raise ServerError("the client was closed")
-                future = asyncio.run_coroutine_threadsafe(work, self._loop)
-            return future.result()
-        except BaseException:
-            if future is not None:
-                future.cancel()
-            raise
+        return self.thread.run(work)
 
-    async def _end_everything(self) -> None:
-        await self.asynchronous.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        if others:  # other threads' calls, which have an error to raise
-            _, stuck = await asyncio.wait(others, timeout=_CANCEL_S)
-            for task in stuck:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-
-    def server_ended(self, error: Krea2Error) -> None:
-        """Let calls raise this error from now on: the server is gone."""
-        with suppress(RuntimeError):  # closed already
-            self._loop.call_soon_threadsafe(self.asynchronous.server_ended, error)
+    def _when_forgotten(self, close: Callable[[], None]) -> weakref.finalize[..., Any]:
+        """Have `close` called, which must not refer to this client, if nobody refers to it any more."""
+        forgotten = weakref.finalize(self, close_forgotten, close)
+        forgotten.atexit = False
+        return forgotten
 
     def _iterate(self, events: AsyncIterator[Event]) -> Iterator[Event]:
         reading: asyncio.Task[Any] | None = None
@@ -141,7 +120,7 @@ class Client:
             # be closed.
             if reading is not None and not reading.done():
                 reading.cancel()
-                await asyncio.wait((reading,), timeout=_CANCEL_S)
+                await asyncio.wait((reading,), timeout=loop_thread.CANCEL_S)
             if reading is None or reading.done():
                 await events.aclose()  # type: ignore[attr-defined]
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from launcher.client.client import Client
 
 
-@contextmanager
 def launch(
     model: str | None = None,
     *,
@@ -58,8 +57,10 @@ def launch(
     start_timeout_s: float = 600.0,
     step_timeout_s: float = 300.0,
     warm_up: bool = True,
-) -> Iterator[Client]:
-    """Start an engine in processes of its own and give a `Client` of it; leaving the block stops them all.
+) -> Client:
+    """Start an engine in processes of its own and return a `Client` of it, once it is ready.
+
+    Closing the client stops them all; so do leaving its `with` block, forgetting it, and the end of the program.
 
     model is a checkpoint folder in the diffusers layout, a transformer's file, a Hugging Face repository, which is
     downloaded unless it is in the cache, or a demo: "demo-turbo", for which "demo" and None stand too, or "demo-raw".
@@ -89,40 +90,49 @@ def launch(
         tell=lambda engine, lines: log_event("parallel auto", mode=engine.degrees.name, because="\n".join(lines)),
     )
     for problem in problems:
-        warnings.warn(problem, stacklevel=3)  # where `with launch(…)` stands
-    with launch_frontend(config) as client:
-        yield client
+        warnings.warn(problem, stacklevel=2)  # where `launch(…)` stands
+    return launch_frontend(config)
 
 
-@contextmanager
-def launch_frontend(config: FrontendConfig, *, while_starting: Callable[[], None] = lambda: None) -> Iterator[Client]:
+def launch_frontend(config: FrontendConfig, *, while_starting: Callable[[], None] = lambda: None) -> Client:
     """Do what `launch` does, for a checked configuration. while_starting: called once the front-end's process runs."""
     config, folder = with_run_folder(msgspec.structs.replace(config, client_name=new_name()))
     reports: SimpleQueue[Started | Ended | None] = SimpleQueue()  # of the front-end, None when it has ended
-    with ExitStack() as cleanup:
-        cleanup.callback(folder.remove)
-        # A block that is never left (entered by hand in a REPL) ends here: later, threads no longer run.
-        atexit.register(cleanup.close)
-        cleanup.callback(atexit.unregister, cleanup.close)
+    engine = ExitStack()  # closes it
+    with ExitStack() as if_it_fails:
+        if_it_fails.callback(engine.close)
+        engine.callback(folder.remove)
+        # A client that is never closed is closed here: later, threads no longer run.
+        atexit.register(engine.close)
+        engine.callback(atexit.unregister, engine.close)
         try:
             child = Child("_frontend", config, on_report=lambda data: reports.put(decode_frontend_report(data)))
         except OSError as error:
             raise LaunchError(f"the front-end cannot be started: {error.strerror or error}") from None
         child.on_exit(lambda: reports.put(None))
-        cleanup.callback(stop_all, [child], patience_s=ORDERLY_S)
-        try:
+        engine.callback(stop_all, [child], patience_s=ORDERLY_S)
+        with _explaining(child):
             while_starting()
-            from launcher.client.client import Client  # while the ranks import torch
+            from launcher.setup.engine_client import EngineClient  # while the ranks import torch
 
             address = _wait_until_started(child, reports, config.start_timeout_s + ORDERLY_S)
-            client = cleanup.enter_context(Client(address, connect=False, name=config.client_name))
-            child.on_exit(lambda: client.server_ended(_error_of(child, reports.get())))
+            client = EngineClient(address, config, engine, lambda: _explaining(child))
+            thread = client.thread  # a child that referred to the client would keep it from being forgotten
+            child.on_exit(lambda: thread.server_ended(_error_of(child, reports.get())))
             client.connect()
-            yield client
-        except (LaunchError, RankError, ServerError) as error:
-            if child.tail:
-                error.add_note("The engine's last output:\n" + "\n".join(child.tail))
-            raise
+        if_it_fails.pop_all()
+        return client
+
+
+@contextmanager
+def _explaining(child: Child) -> Iterator[None]:
+    """Add the engine's last output to errors that it may explain."""
+    try:
+        yield
+    except (LaunchError, RankError, ServerError) as error:
+        if child.tail and not hasattr(error, "__notes__"):
+            error.add_note("The engine's last output:\n" + "\n".join(child.tail))
+        raise
 
 
 def _wait_until_started(child: Child, reports: SimpleQueue[Started | Ended | None], timeout_s: float) -> str:

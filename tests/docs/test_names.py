@@ -59,7 +59,7 @@ def test_every_command_and_its_flags_exist() -> None:
     wrong = []
     for piece in pieces():
         for code in piece.code:
-            for command, rest in re.findall(r"\b(?:krea2|-m launcher) (\w+)([^;|]*)", code):
+            for command, rest in re.findall(r"(?<!from )\b(?:krea2|-m launcher) (\w+)([^;|]*)", code):
                 if command not in flags_of_krea2():
                     wrong.append(piece.says(f"krea2 {command}"))
                 unknown = set(FLAG.findall(rest)) - flags_of_krea2().get(command, set()) - FLAGS_OF_ALL
@@ -100,7 +100,7 @@ def test_every_name_in_the_code_exists() -> None:
                 wrong.append(piece.says(name))
             if (match := re.fullmatch(r"(_?[A-Z]\w+)\.(\w+)", name)) and not has_attribute(*match.groups()):
                 wrong.append(piece.says(name))
-            if match := re.fullmatch(r"from ((?:engine|launcher)[\w.]*) import (.+)", name):
+            if match := re.fullmatch(r"from ((?:engine|launcher|krea2)[\w.]*) import (.+)", name):
                 names = [f"{match[1]}.{imported.strip()}" for imported in match[2].split(",")]
                 wrong += [piece.says(imported) for imported in names if not resolves(imported)]
         for name, file in re.findall(r"`(\w+)` in `([\w/]+\.py)`", piece.text):
@@ -115,7 +115,7 @@ def test_every_name_in_the_code_exists() -> None:
 
 @cache
 def file_names() -> set[str]:
-    return {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*.*")} | {"pyproject.toml"}
+    return {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*.*")} | {"pyproject.toml", "krea2.py"}
 
 
 def sources(folder: str) -> list[Path]:

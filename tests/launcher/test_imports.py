@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
+import engine
+import krea2
+import launcher
+from engine.errors import Krea2Error
 from tests.fresh_interpreter import modules_after
 
 HEAVY = {"torch", "transformers", "diffusers"}
@@ -51,6 +58,7 @@ def test_no_module_of_the_launcher_imports_torch() -> None:
 def test_the_package_and_the_command_line_import_no_more_than_they_need() -> None:
     """In one interpreter, where what one has imported is there for the next: the next may import it too."""
     may_not_import = {
+        "krea2": {"zmq", "click", "msgspec", "PIL", "tqdm"},
         "launcher": {"zmq", "click", "msgspec"},
         "launcher.cli.main": {"zmq", "PIL", "tqdm", "tokenizers"},
         "launcher.setup.launch": {"zmq", "PIL", "tokenizers"},
@@ -64,14 +72,23 @@ def test_the_package_and_the_command_line_import_no_more_than_they_need() -> Non
         assert not modules & (HEAVY | forbidden), module
 
 
-def test_launch_and_the_clients_are_at_hand() -> None:
-    import launcher
+def test_what_programs_need_is_at_hand() -> None:
+    names = [name for name in krea2.__all__ if getattr(krea2, name).__name__ == name]
+    assert names == krea2.__all__
+    assert {*krea2.__all__} == {*launcher.__all__, "Krea2Error", *(kind.__name__ for kind in errors())}
+    assert {*krea2.__all__, "__version__"} == {*dir(krea2)}
+    assert krea2.__version__ == engine.__version__
+    with pytest.raises(AttributeError, match="module 'krea2' has no attribute 'lunch'"):
+        krea2.lunch  # noqa: B018
 
-    assert {name: getattr(launcher, name).__name__ for name in launcher.__all__} == {
-        "AsyncClient": "AsyncClient",
-        "Client": "Client",
-        "Result": "Result",
-        "launch": "launch",
-    }
-    with pytest.raises(AttributeError, match="no attribute 'lunch'"):
-        launcher.lunch  # noqa: B018
+
+def test_the_command_can_be_run_as_the_module_too() -> None:
+    command = [sys.executable, "-m", "krea2", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.endswith(
+        f"{engine.__version__}\n"
+    )
+
+
+def errors() -> list[type[Krea2Error]]:
+    """What a user can meet."""
+    return Krea2Error.__subclasses__()

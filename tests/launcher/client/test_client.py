@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from launcher import Client
-from launcher.client import client as client_module
+from launcher.client import loop_thread
 from tests.launcher.processes import PATIENCE_S
 
 
 def test_ctrl_c_just_after_a_read_of_a_stream_has_begun_closes_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_CANCEL_S", PATIENCE_S)
+    monkeypatch.setattr(loop_thread, "CANCEL_S", PATIENCE_S)
     waits, closed = threading.Event(), threading.Event()
 
     async def events(*_: object, **__: object) -> AsyncIterator[str]:
@@ -30,7 +30,7 @@ def test_ctrl_c_just_after_a_read_of_a_stream_has_begun_closes_the_stream(monkey
     run = asyncio.run_coroutine_threadsafe
 
     def interrupted(work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> Future[Any]:
-        monkeypatch.setattr(client_module.asyncio, "run_coroutine_threadsafe", run)
+        monkeypatch.setattr(loop_thread.asyncio, "run_coroutine_threadsafe", run)
         run(work, loop)
         assert waits.wait(PATIENCE_S)
         raise KeyboardInterrupt
@@ -39,7 +39,7 @@ def test_ctrl_c_just_after_a_read_of_a_stream_has_begun_closes_the_stream(monkey
         monkeypatch.setattr(client.asynchronous, "stream", events)
         stream = client.stream("a red circle")
         assert next(stream) == "first"  # type: ignore[comparison-overlap]
-        monkeypatch.setattr(client_module.asyncio, "run_coroutine_threadsafe", interrupted)
+        monkeypatch.setattr(loop_thread.asyncio, "run_coroutine_threadsafe", interrupted)
         with pytest.raises(KeyboardInterrupt):
             next(stream)
         assert closed.is_set()
