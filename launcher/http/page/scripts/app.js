@@ -8,6 +8,7 @@ import { Gallery } from "./pictures/gallery.js";
 import { Job } from "./jobs.js";
 import { Lightbox } from "./pictures/lightbox.js";
 import { openStore } from "./pictures/store.js";
+import { showTooltips } from "./tooltip.js";
 
 const RETRY_MS = 2000;
 
@@ -76,6 +77,7 @@ async function showLoras() {
   }
 }
 
+showTooltips();
 const form = new Form(start);
 const engine = new EngineState(element("banner"));
 const gallery = new Gallery(openStore(), { open: (picture) => lightbox.open(picture), reuse, vary });
