@@ -5,7 +5,7 @@ import { askForKey } from "./dialogs.js";
 import { EngineState } from "./engine_state.js";
 import { Form } from "./form.js";
 import { Gallery } from "./pictures/gallery.js";
-import { Job } from "./jobs.js";
+import { Job } from "./jobs/job.js";
 import { Lightbox } from "./pictures/lightbox.js";
 import { openStore } from "./pictures/store.js";
 import { showTooltips } from "./tooltip.js";

@@ -1,9 +1,9 @@
 // Small pieces of text: durations, sizes, file names.
 
-/** "8 s", "3 min" of a number of seconds. */
+/** "8 s", "3 min", "2 h" of a number of seconds. */
 export function duration(seconds) {
   if (seconds < 90) return `${Math.max(1, Math.round(seconds))} s`;
-  return `${Math.round(seconds / 60)} min`;
+  return seconds < 90 * 60 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
 }
 
 export const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;

@@ -63,6 +63,8 @@ class FakeServer:
     warnings: list[str] = field(default_factory=list)
     restarts: int = 0  # after the first step of the next request
     hangs_up: bool = False  # after the first step of the next request
+    estimates: list[float | None] = field(default_factory=list)  # of the next events, in place of those it has
+    fails: Refusal | None = None  # after the first step of the next request
     held: bool = False
     loras: list[dict[str, Any]] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -143,24 +145,29 @@ class _Handler(BaseHTTPRequestHandler):
         n, steps = body.get("n", 1), body["steps"]
         width, height, seed = body["width"], body["height"], body.get("seed", 1234)
         attempt = 1
-        self._event("accepted", request_id="r", position=2, estimated_s=3600.0, attempt=attempt)
+        self._event("accepted", request_id="r", position=2, estimated_s=self._estimate(3600.0), attempt=attempt)
         step = 0
         while step < steps:
             self._wait_for_step()
             step += 1
-            self._event("progress", request_id="r", step=step, steps=steps, estimated_s=3000.0, attempt=attempt)
+            of_all = {"step": n * step, "steps": n * steps}
+            self._event("progress", request_id="r", **of_all, estimated_s=self._estimate(3000.0), attempt=attempt)
             for index in range(n):
                 preview = _image(body["prompt"], (32, 32), "jpeg")
                 self._event("partial_image", b64_json=preview, partial_image_index=step - 1, index=index)
             if self.fake.hangs_up:
                 self.fake.hangs_up = False
                 return
+            if failure := self.fake.fails:
+                self.fake.fails = None
+                self._write_event("error", error=_error(failure))
+                return
             if self.fake.restarts:
                 self.fake.restarts -= 1
                 attempt, step = attempt + 1, 0
-                self._event("accepted", request_id="r", position=0, estimated_s=None, attempt=attempt)
+                self._event("accepted", request_id="r", position=0, estimated_s=self._estimate(None), attempt=attempt)
         for index in range(n):
-            of_all = {"timings": {"total": 1.25}, "warnings": self.fake.warnings} if index == n - 1 else {}
+            result = {"timings": {"total": 1.25}, "warnings": self.fake.warnings} if index == n - 1 else {}
             self._event(
                 "completed",
                 b64_json=_image(body["prompt"], (width, height), body["output_format"]),
@@ -168,8 +175,11 @@ class _Handler(BaseHTTPRequestHandler):
                 seed=seed + index,
                 size=f"{width}x{height}",
                 output_format=body["output_format"],
-                **of_all,
+                **result,
             )
+
+    def _estimate(self, usual: float | None) -> float | None:
+        return self.fake.estimates.pop(0) if self.fake.estimates else usual
 
     def _wait_for_step(self) -> None:
         deadline = time.monotonic() + PATIENCE_S
@@ -178,7 +188,9 @@ class _Handler(BaseHTTPRequestHandler):
             assert time.monotonic() < deadline, f"no step was released within {PATIENCE_S:g} s"
 
     def _event(self, name: str, **fields: Any) -> None:
-        name = f"image_generation.{name}"
+        self._write_event(f"image_generation.{name}", **fields)
+
+    def _write_event(self, name: str, **fields: Any) -> None:
         data = json.dumps({"type": name, **fields})
         self.wfile.write(f"event: {name}\r\ndata: {data}\r\n\r\n".encode())
 
@@ -190,8 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def _refuse(self, refusal: Refusal) -> None:
-        error = {"message": refusal.message, "type": "error", "param": refusal.param, "code": refusal.code}
-        self._answer(refusal.status, {"error": error}, refusal.retry_after_s)
+        self._answer(refusal.status, {"error": _error(refusal)}, refusal.retry_after_s)
 
     def _answer(self, status: int, content: dict[str, Any], retry_after_s: int | None = None) -> None:
         headers = {"Content-Type": "application/json"}
@@ -217,6 +228,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
+
+
+def _error(refusal: Refusal) -> dict[str, Any]:
+    return {"message": refusal.message, "type": "error", "param": refusal.param, "code": refusal.code}
 
 
 def _image(prompt: str, size: tuple[int, int], kind: str) -> str:

@@ -19,13 +19,14 @@ def test_a_request_shows_its_place_its_progress_and_its_previews_then_its_pictur
     open_page(page, server)
     generate(page, n="2", seed="7")
     bar = page.get_by_role("progressbar")
-    expect(page.locator(".job-status")).to_have_text(re.compile(r"behind 2 pictures · about \d\d min left"))
+    expect(page.locator(".job-status")).to_have_text(re.compile("behind 2 pictures estimating"))
     expect(page.locator(".tile")).to_have_count(2)
     expect(page.locator(".tile img:visible")).to_have_count(0)
     server.release()
     expect(bar).to_have_attribute("aria-valuenow", "25")
     expect(page.locator("#announcer")).to_have_text("Drawing, about 50 min left.")
-    expect(page.locator(".job-status")).to_have_text(re.compile(r"Step 1 of 4 · about \d\d min left"))
+    expect(page.locator(".job-state")).to_have_text("Step 2 of 8 · 2 pictures of 4 steps")
+    expect(page.locator(".job-time")).to_have_text(re.compile(r"about \d\d min left"))
     expect(page.locator(".tile[data-state=preview] img:visible")).to_have_count(2)
     server.release(2)
     expect(bar).to_have_attribute("aria-valuenow", "75")
@@ -46,12 +47,18 @@ def test_a_cancelled_request_is_cancelled_on_the_server_and_others_go_on(page: P
     generate(page, "an orange ring on a white background")
     expect(page.locator(".job")).to_have_count(2)
     wait_until(lambda: server.running == 2, "two requests at once")
-    page.locator(".job", has_text="green star").get_by_role("button", name="Cancel").click()
-    expect(page.locator(".job")).to_have_count(1)
+    cancelled = page.locator(".job", has_text="green star")
+    cancelled.get_by_role("button", name="Cancel").click()
+    expect(cancelled.locator(".job-told")).to_have_text("You cancelled this.")
     wait_until(lambda: server.cancelled == 1, "the end of the cancelled request")
     server.release(4)
     expect(pictures(page)).to_have_count(1)
     expect(pictures(page)).to_contain_text("orange ring")
+    cancelled.get_by_role("button", name="Try again").click()
+    expect(cancelled.get_by_role("button", name="Cancel")).to_be_focused()
+    server.release(4)
+    expect(pictures(page)).to_have_count(2)
+    expect(page.locator(".job")).to_have_count(0)
 
 
 def test_no_more_requests_are_open_at_once_than_leave_connections_to_the_browser(
@@ -63,7 +70,8 @@ def test_no_more_requests_are_open_at_once_than_leave_connections_to_the_browser
         generate(page)
     expect(page.locator(".job-status", has_text="Waiting for your other pictures")).to_have_count(2)
     wait_until(lambda: server.running == 4, "four requests at once")
-    page.locator(".job", has_text="Waiting for your other").first.get_by_role("button", name="Cancel").click()
+    waiting = page.locator(".job", has_text="Waiting for your other").first
+    waiting.get_by_role("button", name="Cancel").click()
     server.held = False
     expect(pictures(page)).to_have_count(5)
     assert len(server.requests) == 5
@@ -86,7 +94,7 @@ def test_an_error_stands_at_the_parameter_it_is_about(page: Page, server: FakeSe
     page.get_by_role("button", name="Generate").click()
     expect(page.locator("#width-error")).to_have_text("<b>width</b> must be between 64 and 4096, got 10")
     page.get_by_role("button", name="Generate").click()
-    expect(page.locator(".job-error")).to_have_text("model must be demo, got fox.")
+    expect(page.locator(".job-told")).to_have_text("model must be demo, got fox.")
     page.get_by_role("button", name="Try again").click()
     expect(pictures(page)).to_have_count(1)
 
@@ -98,7 +106,7 @@ def test_text_is_never_markup(page: Page, server: FakeServer) -> None:
     page.get_by_text("More", exact=True).click()
     generate(page, prompt, negative_prompt=prompt)
     expect(page.locator(".picture-prompt")).to_have_text(prompt)
-    expect(page.locator(".job-status")).to_have_text(prompt)
+    expect(page.locator(".job-told")).to_have_text(f"{prompt}.")
     page.locator(".picture-open").click()
     expect(page.locator("#lightbox-settings")).to_contain_text(f"without: {prompt}")
     assert page.locator("b").count() == 0
@@ -120,15 +128,18 @@ def test_a_full_queue_a_lost_connection_and_a_restart_are_told(page: Page, serve
     open_page(page, server)
     server.refusals = [Refusal(429, "the queue is full", code="queue_full", retry_after_s=4)]
     generate(page)
-    expect(page.locator(".job-error")).to_have_text("the queue is full. Try again in 4 s.")
+    told = page.locator(".job-told")
+    expect(told.locator("summary")).to_have_text("The server is busy: its queue is full. Try again in 4 s.")
+    expect(told.get_by_text("the queue is full.")).to_be_hidden()
+    told.locator("summary").click()
+    expect(told.get_by_text("the queue is full.")).to_be_visible()
     server.hangs_up = True
     page.get_by_role("button", name="Try again").click()
-    expect(page.locator(".job-error")).to_have_text("The connection to the server was lost.")
+    expect(told).to_have_text("The connection to the server was lost.")
     server.held, server.restarts = True, 1
     page.get_by_role("button", name="Try again").click()
     server.release(2)
-    status = page.locator(".job-status")
-    expect(status).to_have_text(re.compile("The engine restarted, starting over · Step 1 of 4"))
+    expect(page.locator(".job-state")).to_have_text(re.compile("The engine restarted, starting over · Step 1 of 4"))
     server.release(3)
     expect(pictures(page)).to_have_count(1)
 
@@ -137,7 +148,7 @@ def test_warnings_stay_until_they_are_dismissed(page: Page, server: FakeServer) 
     server.warnings = ["the prompt was cut"]
     open_page(page, server)
     generate(page)
-    expect(page.locator(".job-status")).to_have_text("the prompt was cut")
+    expect(page.locator(".job-told")).to_have_text("The prompt was cut.")
     page.get_by_role("button", name="Dismiss").click()
     expect(page.locator(".job")).to_have_count(0)
     expect(pictures(page)).to_have_count(1)
@@ -160,7 +171,7 @@ def test_an_api_key_is_asked_for_and_kept_in_this_tab(page: Page, server: FakeSe
     generate(page)
     expect(key).to_be_focused()
     page.keyboard.press("Escape")
-    expect(page.locator(".job-error")).to_have_text("the API key is not one of this server's.")
+    expect(page.locator(".job-told")).to_have_text("the API key is not one of this server's.")
     page.get_by_role("button", name="Try again").click()
     key.fill("another")
     page.get_by_role("button", name="Use key").click()
@@ -225,7 +236,7 @@ def test_it_fits_a_phone(chromium: Browser, server: FakeServer) -> None:
     wait_until(lambda: server.running == 1, "the request")
     server.refusals = [Refusal(400, "x" * 300, "model"), Refusal(400, "y" * 300, "width")]
     generate(page)
-    expect(page.locator(".job-error:visible")).to_have_count(1)
+    expect(page.locator(".job-told:visible")).to_have_count(1)
     generate(page)
     expect(page.locator("#width-error")).to_be_visible()
     server.held = False

@@ -37,6 +37,7 @@ def test_the_demo_draws_shows_previews_and_can_be_cancelled(page: Page) -> None:
         page.get_by_role("button", name="Generate").click()
         expect(page.locator(".tile[data-state=preview] img")).to_be_visible()
         page.get_by_role("button", name="Cancel").click()
+        page.get_by_role("button", name="Dismiss").click()
         page.get_by_label("1:1").check()
         page.locator("#steps").fill("0")
         page.get_by_role("button", name="Generate").click()
@@ -47,6 +48,9 @@ def test_the_demo_draws_shows_previews_and_can_be_cancelled(page: Page) -> None:
 
         page.get_by_label("Prompt", exact=True).fill("a fox in the snow")
         page.get_by_role("button", name="Generate").click()
-        expect(page.locator(".job-status")).to_have_text(domain.warning("a fox in the snow"))
+        told = page.locator(".job-told")
+        expect(told.locator("summary")).to_have_text('The model does not know "fox", "in", "snow".')
+        expect(told.locator("p")).to_have_text(domain.note)
+        expect(told.locator("p")).to_be_hidden()
         page.get_by_role("button", name="Dismiss").click()
         expect(page.locator(".picture")).to_have_count(3)

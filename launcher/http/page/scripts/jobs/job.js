@@ -1,8 +1,11 @@
 // Requests that run: a card each, with progress, previews and a way to stop.
 
-import { generate, RequestError } from "./api.js";
-import { askForKey } from "./dialogs.js";
-import { duration, plural, sentence } from "./text.js";
+import { generate, RequestError } from "../api.js";
+import { askForKey } from "../dialogs.js";
+import { duration, plural } from "../text.js";
+import { shortWarning, tell } from "../told.js";
+import { Countdown } from "./countdown.js";
+import { reasonOf } from "./reasons.js";
 
 const MAX_STREAMS = 4; // at once; a browser opens six connections to a server, and other things want some
 const MAX_WAITS = 3; // for the engine to be ready, before a request is given up
@@ -22,17 +25,20 @@ function giveStreamBack() {
   else streams -= 1;
 }
 
+const now = () => performance.now() / 1000;
+
 /**
  * One request, from when it is asked for to its last picture.
  * `page` has what it needs of the rest: engine, announce(text), onFieldError(error), and onPicture(picture),
  * which resolves when the picture is kept.
  */
 export class Job {
-  #stop = new AbortController();
+  #stop = null; // of the run, while there is one
   #attempt = 1;
   #isDrawing = false;
   #status = "";
-  #doneAt = null; // when it should be done, of performance.now()
+  #position = Infinity;
+  #countdown = null; // while there are estimates
   #done = new Set();
   #warnings = [];
 
@@ -42,7 +48,7 @@ export class Job {
     this.card = document.getElementById("job-template").content.firstElementChild.cloneNode(true);
     this.card.ariaLabel = parameters.prompt;
     this.#part("prompt").textContent = parameters.prompt;
-    this.#part("cancel").addEventListener("click", () => this.#close());
+    this.#part("cancel").addEventListener("click", () => (this.#stop ? this.#cancel() : this.#close()));
     this.#part("retry").addEventListener("click", () => this.#run());
     this.tiles = Array.from({ length: Math.max(1, Math.min(parameters.n ?? 1, 100)) }, () => this.#addTile());
     document.getElementById("jobs").prepend(this.card);
@@ -51,9 +57,11 @@ export class Job {
   }
 
   async #run() {
-    this.#part("retry").hidden = this.#part("error").hidden = true;
+    const stop = (this.#stop = new AbortController());
+    if (this.#part("retry").contains(document.activeElement)) this.#part("cancel").focus(); // the other is hidden
+    this.#part("retry").hidden = this.#part("told").hidden = true;
     this.#part("cancel").textContent = "Cancel";
-    this.card.classList.remove("failed");
+    this.card.classList.remove("ended");
     this.#attempt = 1;
     this.#isDrawing = false;
     const clock = setInterval(() => this.#showStatus(), 1000);
@@ -61,30 +69,38 @@ export class Job {
     this.#showBar(null);
     await takeStream();
     try {
-      if (!this.#stop.signal.aborted) await this.#generate();
+      if (stop.signal.aborted) return;
+      await this.#generate(stop.signal);
+      this.#stop = null;
       this.#finish();
     } catch (error) {
-      if (!this.#stop.signal.aborted) this.#fail(error);
+      if (stop.signal.aborted) return;
+      this.#stop = null;
+      this.#fail(error);
     } finally {
       clearInterval(clock);
       giveStreamBack();
     }
   }
 
-  async #generate() {
+  async #generate(signal) {
     for (let waits = 0; ; ) {
       this.#say("Asking the engine");
       try {
-        for await (const event of generate(this.#request(), this.#stop.signal)) await this.#handle(event);
+        for await (const event of generate(this.#request(), signal)) {
+          signal.throwIfAborted();
+          await this.#handle(event);
+        }
         if (this.#done.size < this.tiles.length) throw new RequestError("The connection to the server was lost.");
         return;
       } catch (error) {
-        if (this.#stop.signal.aborted) throw error;
+        if (signal.aborted) throw error;
         if (error.status === 401 && (await askForKey(error.message))) continue;
         if (error.status !== 503 || ++waits > MAX_WAITS) throw error;
         this.#say("Waiting for the engine to be ready");
         const pause = new Promise((resolve) => setTimeout(resolve, 1000 * (error.retryAfter ?? 1)));
-        await Promise.all([this.page.engine.whenReady(this.#stop.signal), pause]);
+        await Promise.all([this.page.engine.whenReady(signal), pause]);
+        signal.throwIfAborted();
       }
     }
   }
@@ -97,6 +113,7 @@ export class Job {
     if (event.attempt > this.#attempt) {
       this.#attempt = event.attempt;
       this.#isDrawing = false;
+      this.#countdown = null;
       this.page.announce("The engine restarted, starting over.");
     }
     if (event.type === "image_generation.accepted") this.#accepted(event);
@@ -106,16 +123,29 @@ export class Job {
   }
 
   #accepted({ position, estimated_s }) {
-    this.#say(position ? `In the queue behind ${plural(position, "picture")}` : "Starting", estimated_s);
+    const isAnew = !this.#countdown || position > this.#position; // others go first now
+    this.#position = position;
+    const status = position ? `In the queue behind ${plural(position, "picture")}` : "Starting";
+    this.#expect(estimated_s, status, isAnew ? new Countdown() : this.#countdown);
     this.#showBar(null);
   }
 
   #progressed({ step, steps, estimated_s }) {
-    if (!this.#isDrawing) this.page.announce(estimated_s ? `Drawing, about ${duration(estimated_s)} left.` : "Drawing.");
+    const isStepping = step < steps;
+    const count = this.tiles.length;
+    const ofAll = count > 1 ? ` · ${count} pictures of ${plural(steps / count, "step")}` : "";
+    const status = isStepping ? `Step ${step} of ${steps}${ofAll}` : "Finishing";
+    this.#expect(estimated_s, status, this.#countdown ?? new Countdown(), isStepping);
+    const left = this.#countdown.left(now());
+    if (!this.#isDrawing) this.page.announce(left ? `Drawing, about ${duration(left)} left.` : "Drawing.");
     this.#isDrawing = true;
-    this.#say(step < steps ? `Step ${step} of ${steps}` : "Finishing", step < steps ? estimated_s : null);
     this.#showBar(step / steps);
     for (const tile of this.tiles) tile.style.setProperty("--blur", `${(1 - step / steps) * 6}px`);
+  }
+
+  #expect(seconds, status, countdown, isStepping = false) {
+    countdown.hear(seconds, now(), { isStepping });
+    this.#say(status, countdown);
   }
 
   async #completed(event) {
@@ -123,6 +153,7 @@ export class Job {
     if (this.#done.has(index)) return;
     this.#done.add(index);
     this.#warnings = warnings ?? [];
+    this.parameters.seed ??= seed - index; // which was drawn: if the rest has to be tried again, it is the same
     const blob = this.#show(event, format, "done");
     const [width, height] = size.split("x").map(Number);
     const { prompt, negative_prompt, steps, guidance, loras } = this.parameters;
@@ -132,29 +163,36 @@ export class Job {
 
   #finish() {
     this.page.announce(`Finished ${plural(this.#done.size, "picture")}.`);
-    if (!this.#warnings.length) return this.#close();
-    this.#showBar(1);
-    this.#say(this.#warnings.join(" "));
-    this.#part("cancel").textContent = "Dismiss";
+    if (this.#warnings.length) this.#end(shortWarning(this.#warnings));
+    else this.#close();
   }
 
   #fail(error) {
     if (this.page.onFieldError(error)) return this.#close({ focus: false });
     if (error.status === 0 || error.status === 503) this.page.engine.check();
-    this.card.classList.add("failed");
-    const when = error.retryAfter && !/try again/i.test(error.message);
-    const again = when ? ` Try again in ${duration(error.retryAfter)}.` : "";
-    this.#part("error").textContent = sentence(error.message) + again;
-    this.#part("error").hidden = this.#part("retry").hidden = false;
-    this.#part("cancel").textContent = "Dismiss";
-    this.#say("");
-    this.#showBar(0);
+    this.#end(reasonOf(error));
   }
 
-  /** Stop, if it runs, and take the card away. */
+  #cancel() {
+    this.#stop.abort();
+    this.#stop = null;
+    const count = this.#done.size;
+    const kept = count ? ` ${plural(count, "finished picture")} ${count === 1 ? "is" : "are"} kept below.` : "";
+    this.#end({ short: `You cancelled this.${kept}`, kind: "cancelled" });
+  }
+
+  /** Show what came of it in place of its progress. */
+  #end(told) {
+    this.card.classList.add("ended");
+    tell(this.#part("told"), told);
+    this.#part("retry").hidden = told.kind === "warning";
+    this.#part("cancel").textContent = "Dismiss";
+    this.#say("");
+  }
+
+  /** Take the card away. */
   #close({ focus = true } = {}) {
     const hadFocus = this.card.contains(document.activeElement);
-    this.#stop.abort();
     this.card.remove();
     for (const tile of this.tiles) URL.revokeObjectURL(tile.image.src);
     if (hadFocus && focus) document.getElementById("prompt").focus();
@@ -186,18 +224,16 @@ export class Job {
     return blob;
   }
 
-  #say(status, estimated_s = null) {
+  #say(status, countdown = null) {
     this.#status = status;
-    this.#doneAt = estimated_s === null ? null : performance.now() + estimated_s * 1000;
+    this.#countdown = countdown;
     this.#showStatus();
   }
 
   #showStatus() {
-    const parts = [];
-    if (this.#attempt > 1) parts.push("The engine restarted, starting over");
-    if (this.#status) parts.push(this.#status);
-    if (this.#doneAt !== null) parts.push(`about ${duration((this.#doneAt - performance.now()) / 1000)} left`);
-    this.#part("status").textContent = parts.join(" · ");
+    const again = this.#attempt > 1 && this.#status ? "The engine restarted, starting over · " : "";
+    this.#part("state").textContent = again + this.#status;
+    this.#part("time").textContent = this.#countdown?.text(now()) ?? "";
   }
 
   /** `done` from 0 to 1; null while nobody knows. */
