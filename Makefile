@@ -1,5 +1,7 @@
-# `make demo` and `make test` need Python >= 3.11 and make; both set up .venv first.
+# `make demo` and `make test` need make and Python >= 3.11. Both set up .venv first, with PYTHON: where that is given and
+# .venv has another one, it is made anew. TORCH=cpu takes PyTorch's build without CUDA, TORCH=cu126 that for older drivers.
 PYTHON ?= python3
+TORCH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -11,14 +13,17 @@ OLDEST_TRITON := 3.6.0
 WORKERS ?= 2
 PYTEST = MALLOC_ARENA_MAX=2 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 
-# Twice if need be: pip itself asks again where nobody answers, but not for a file that broke off or after a 502.
-PIP = $(BIN)/python -m pip install --quiet
-install = $(PIP) $(1) || { sleep 10; $(PIP) $(1); }
+# Twice if need be: pip itself asks again where nobody answers, but not for a file that broke off or after a 502. A
+# person sees what it downloads, a log does not.
+PIP = $(BIN)/python -m pip install $$([ -t 2 ] || echo --quiet)
+twice = $(1) || { sleep 10; $(1); }
+install = $(call twice,$(PIP) --constraint constraints.txt $(1))
 
 # How long `make demo-checkpoint` trains: short, two-hours or full.
 SCHEDULE ?= two-hours
 
-.PHONY: demo demo-checkpoint test test-slow test-oldest-triton lint clean
+.PHONY: demo demo-checkpoint test test-slow test-oldest-triton lint constraints clean
+.DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
 	$(BIN)/krea2 generate "a red circle on a blue background" --tp 2 --device cpu --seed 0 --output demo.png
@@ -34,6 +39,12 @@ test: $(VENV)/installed-test lint
 test-slow: $(VENV)/installed-test
 	$(PYTEST) -m 'not gpu'
 
+# Newer releases of everything, within the ranges of pyproject.toml, for developers and CI; needs uv.
+constraints:
+	uv lock --upgrade
+	{ echo '# What developers and CI install, made of uv.lock by `make constraints`: pip install --constraint constraints.txt'; \
+	uv export --extra test --no-hashes --no-emit-project --no-annotate --no-header; } > constraints.txt
+
 test-oldest-triton: $(VENV)/installed-test $(VENV)/triton-$(OLDEST_TRITON)
 	PYTHONPATH=$(VENV)/triton-$(OLDEST_TRITON) $(PYTEST) tests/engine/kernels tests/engine/rank/test_cuda_graphs.py
 
@@ -42,19 +53,48 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+# What to tell apart Pythons by, as cpython-311.
+tag = $(shell $(1) -c 'import sys; print(sys.implementation.cache_tag)' 2>&1)
+ifneq ($(origin PYTHON),file)
+ifneq ($(call tag,$(PYTHON)),$(call tag,$(BIN)/python))
+.PHONY: $(BIN)/python
+endif
+endif
 
-$(VENV)/installed: $(VENV)/bin/python pyproject.toml
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: $(PYTHON) is not Python 3.11 or newer: name one that is, as in make demo PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+
+$(VENV)/pip: $(BIN)/python  # which an environment that uv made has not
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
+	@touch $@
+
+$(VENV)/torch-%: $(VENV)/pip constraints.txt
+	$(call install,--force-reinstall torch --index-url https://download.pytorch.org/whl/$*)
+	touch $@
+
+# Says what is done, before anything is: docs/benchmarks.md#setting-up has the sizes.
+define tell
+@if ! $(BIN)/python -c 'import sys, importlib.util as u; sys.exit(u.find_spec("torch") is None)'; then \
+	echo "Setting up $(VENV) with $$($(BIN)/python --version): $(1), as constraints.txt has it."; \
+	if [ "$$(uname -s)" = Linux ]; then \
+		echo "pip downloads $(2), nearly all of it PyTorch with CUDA. Without an NVIDIA GPU PyTorch's CPU build does,"; \
+		echo "$(3) in all: for that press Ctrl-C, and write TORCH=cpu after the same command."; fi; fi
+endef
+
+$(VENV)/installed: $(VENV)/pip $(if $(TORCH),$(VENV)/torch-$(TORCH)) pyproject.toml constraints.txt
+	$(call tell,what krea2 needs,2.8 GB,0.4 GB)
 	$(call install,--editable .)
 	touch $@
 
-$(VENV)/installed-test: $(VENV)/bin/python pyproject.toml
+$(VENV)/installed-test: $(VENV)/pip $(if $(TORCH),$(VENV)/torch-$(TORCH)) pyproject.toml constraints.txt
+	$(call tell,what krea2 and its tests need,2.9 GB,0.6 GB)
 	$(call install,--editable '.[test]')
 	touch $@ $(VENV)/installed
 
-$(VENV)/triton-%: $(VENV)/bin/python
-	$(call install,--no-deps --target $@ triton==$*) || { rm -rf $@; exit 1; }
+$(VENV)/triton-%: $(VENV)/pip
+	$(call twice,$(PIP) --no-deps --target $@ triton==$*) || { rm -rf $@; exit 1; }
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
