@@ -71,8 +71,9 @@ $(VENV)/pip: $(BIN)/python  # which an environment that uv made has not
 	@touch $@
 
 $(VENV)/torch-%: $(VENV)/pip constraints.txt
-	$(call install,--force-reinstall torch --index-url https://download.pytorch.org/whl/$*)
-	touch $@
+	@echo "Setting up $(VENV) with $$($(BIN)/python --version) and PyTorch of https://download.pytorch.org/whl/$*"
+	@$(call install,--no-deps --force-reinstall torch --index-url https://download.pytorch.org/whl/$*)
+	@touch $@
 
 # Says what is done, before anything is: docs/benchmarks.md#setting-up has the sizes.
 define tell
@@ -85,16 +86,16 @@ endef
 
 $(VENV)/installed: $(VENV)/pip $(if $(TORCH),$(VENV)/torch-$(TORCH)) pyproject.toml constraints.txt
 	$(call tell,what krea2 needs,2.8 GB,0.4 GB)
-	$(call install,--editable .)
-	touch $@
+	@$(call install,--editable .)
+	@touch $@
 
 $(VENV)/installed-test: $(VENV)/pip $(if $(TORCH),$(VENV)/torch-$(TORCH)) pyproject.toml constraints.txt
 	$(call tell,what krea2 and its tests need,2.9 GB,0.6 GB)
-	$(call install,--editable '.[test]')
-	touch $@ $(VENV)/installed
+	@$(call install,--editable '.[test]')
+	@touch $@ $(VENV)/installed
 
 $(VENV)/triton-%: $(VENV)/pip
-	$(call twice,$(PIP) --no-deps --target $@ triton==$*) || { rm -rf $@; exit 1; }
+	@$(call twice,$(PIP) --no-deps --target $@ triton==$*) || { rm -rf $@; exit 1; }
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
