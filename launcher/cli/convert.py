@@ -11,7 +11,7 @@ import click
 
 from engine.config.engine_config import PARTS, EngineConfig
 from engine.errors import ArgumentError
-from launcher.cli.options.as_typed import Command
+from launcher.cli.options.command import Command
 from launcher.cli.options.engine_options import table_options
 from launcher.cli.options.numbers import WHOLE_NUMBER
 from launcher.cli.stdout import say_path

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -13,25 +12,36 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engine.config.model_config import ModelConfig
-from engine.errors import ArgumentError, Krea2Error
+from engine.errors import ArgumentError
 from launcher.auto_mode.prediction import Workload
-from launcher.cli.options.as_typed import Command
+from launcher.cli.options.command import Command
 from launcher.cli.options.engine_options import configure_engine, engine_options
 from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER
+from launcher.cli.output_files import DEFAULT, OutputName, check_paths, made_folders, write_file
 from launcher.cli.progress import GenerateProgress
+from launcher.cli.prompts import Asked, collect
 from launcher.messages.client_messages import Generate, LoraChoice, Progress
 from launcher.messages.limits import Limits
+from launcher.messages.parameter_names import RANDOM_SEED, draw_seed, in_own_names
 from launcher.setup.launch import launch_frontend
 
 if TYPE_CHECKING:
     from launcher.client.async_client import AsyncClient
+    from launcher.requests.check import CheckedRequest
 
-FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 _REQUESTS_AHEAD = 32  # of a call with many prompts, unfinished at a time
+_SETTINGS = ("steps", "guidance", "negative_prompt", "mu", "width", "height")  # of all prompts
 
 
 @click.command(cls=Command)
-@click.argument("prompts", nargs=-1, required=True, metavar="PROMPT…")
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]…")
+@click.option("--prompt", multiple=True, help="As PROMPT, whatever it looks like; may be repeated.")
+@click.option(
+    "--prompts",
+    "prompts_file",
+    metavar="FILE",
+    help="Prompts, a line each, or an object in JSON on each line, with the prompt and other parameters; - is stdin.",
+)
 @engine_options
 @click.option("--steps", type=WHOLE_NUMBER, help="Denoise steps.  [default: the checkpoint's]")
 @click.option("--guidance", type=NUMBER, help="Krea's scale: 0 is off.  [default: the checkpoint's]")
@@ -43,53 +53,141 @@ _REQUESTS_AHEAD = 32  # of a call with many prompts, unfinished at a time
 @click.option(
     "--height", type=WHOLE_NUMBER, help="In pixels, rounded up to a multiple of 16.  [default: the checkpoint's]"
 )
+@click.option("--size", metavar="WIDTHxHEIGHT", help="Both in one, as 1024x768; a number alone is a square.")
 @click.option("--num-images", type=WHOLE_NUMBER, default=1, help="For each prompt.")
-@click.option("--seed", type=WHOLE_NUMBER, help="Image k of a call uses seed + k.  [default: drawn, and reported]")
-@click.option("--output", type=click.Path(path_type=Path), default="krea2.png", help="png, jpg or webp.")
+@click.option(
+    "--seed", type=WHOLE_NUMBER, help="Image k of a call uses seed + k; -1 draws one.  [default: drawn, and reported]"
+)
+@click.option(
+    "--output",
+    "-o",
+    default=DEFAULT,
+    metavar="PATH",
+    help="png, jpg or webp, or a folder/. May have {index}, {seed} and {prompt} in it; folders are made.",
+)
 @click.option("--no-metadata", is_flag=True, help="Leave prompt, seed and settings out of the file.")
 def generate(
-    prompts: tuple[str, ...], *, num_images: int, seed: int | None, output: Path, no_metadata: bool, **options: Any
+    prompts: tuple[str, ...],
+    *,
+    prompt: tuple[str, ...],
+    prompts_file: str | None,
+    size: str | None,
+    num_images: int,
+    seed: int | None,
+    output: str,
+    no_metadata: bool,
+    **options: Any,
 ) -> None:
-    """Make images and write them to files."""
-    from launcher.requests.check import check
+    """Make images and write them to files.
 
-    settings = {name: options[name] for name in ("steps", "guidance", "negative_prompt", "mu", "width", "height")}
+    \b
+    Examples:
+      krea2 generate "a red circle on a blue background"
+      krea2 generate "a fox" "an owl" --model krea/Krea-2-Turbo --size 1024x768 -o images/{prompt}.png
+      krea2 generate --prompts prompts.txt -o images/{index:03}-{seed}.jpg
+    """
+    asked = collect(prompts, prompt, prompts_file)
+    settings = {name: options[name] for name in _SETTINGS} | {"num_images": num_images, "metadata": not no_metadata}
+    if size is not None:
+        given = {"size": size, "width": options["width"], "height": options["height"]}
+        try:
+            settings |= in_own_names(given)[0]
+        except ArgumentError as error:
+            raise ArgumentError(error.message.replace(" size,", " --size,"), parameter=error.parameter) from None
+    name = OutputName(output)
+    names = [each.name_images(name) for each in asked]
+    first_seed = draw_seed() if seed is None or seed == RANDOM_SEED else seed
 
     def workload(model: ModelConfig, limits: Limits) -> Workload:
-        request = Generate(request_id="size", prompt="", **settings | {"negative_prompt": None})
-        checked = check(request, model, limits, drawn_seed=0)
-        return Workload(((checked.width, checked.height),), checked.guidance > 0)
+        checked = _check(_make_requests(asked, names, settings, first_seed, loras=()), asked, size, model, limits)
+        sizes = dict.fromkeys((each.width, each.height) for each in checked)
+        return Workload(tuple(sizes), any(each.guidance > 0 for each in checked))
 
     config, model = configure_engine(options | {"warm_up": False}, workload)
-    image_format = output_format(output)
-    first_seed = secrets.randbelow(2**32) if seed is None else seed
-    requests = [
-        Generate(
-            request_id=f"prompt-{index}",
-            prompt=prompt,
-            seed=first_seed + index * num_images,
-            num_images=num_images,
-            output_format=image_format,
-            metadata=not no_metadata,
-            loras=tuple(LoraChoice(name=lora.name) for lora in config.loras),
-            **settings,
-        )
-        for index, prompt in enumerate(prompts)
-    ]
-    loras = {lora.name: lora.strength for lora in config.loras}
-    checked = [check(request, model, config.limits, drawn_seed=0, loras=loras) for request in requests]
-    paths = numbered_paths(output, len(requests) * num_images)
+    loaded = {lora.name: lora.strength for lora in config.loras}
+    requests = _make_requests(asked, names, settings, first_seed, loras=tuple(loaded))
+    checked = _check(requests, asked, size, model, config.limits, loaded)
+    paths = _name_images(requests, asked, names)
+    check_paths(paths)
+    if len(prompts) > 1 and not any(" " in each for each in prompts):
+        click.echo(f"note: these are {len(prompts)} prompts; one of several words is to be in quotes", err=True)
+    for warning in {warning: None for each in asked for warning in each.warnings}:
+        click.echo(f"warning: {warning}", err=True)
+    steps = sum(request.steps * request.num_images for request in checked)
     with (
-        closing(GenerateProgress(sum(request.steps * request.num_images for request in checked))) as progress,
+        made_folders(paths),
+        closing(GenerateProgress(steps)) as progress,
         launch_frontend(config, while_starting=progress.show) as client,
     ):
         if config.engine.memory_budget is not None:
             for line in ("memory plan:", *client.status().memory_plan):
                 progress.print(line)
-        if seed is None:
+        if seed in (None, RANDOM_SEED) and any("seed" not in each.parameters for each in asked):
             progress.print(f"seed: {first_seed}")
+        for each, request in zip(asked, requests, strict=True):
+            if each.parameters.get("seed") == RANDOM_SEED:
+                progress.print(f"seed of {each.where}: {request.seed}")
         ahead = min(_REQUESTS_AHEAD, config.limits.max_queue)
         client.run(_make_images(client.asynchronous, requests, paths, progress, ahead=ahead))
+
+
+def _make_requests(
+    asked: Sequence[Asked], names: Sequence[OutputName], settings: Mapping[str, Any], seed: int, *, loras: Sequence[str]
+) -> list[Generate]:
+    """Make a request of each prompt. Images have the seeds from `seed` on, but for those whose line names one."""
+    requests: list[Generate] = []
+    images = 0
+    for index, (each, name) in enumerate(zip(asked, names, strict=True)):
+        own = {"loras": tuple(LoraChoice(name=lora) for lora in loras), "seed": seed + images}
+        fields: dict[str, Any] = {**own, **settings, **each.parameters}
+        if each.parameters.get("seed") == RANDOM_SEED:
+            fields["seed"] = draw_seed()
+        requests.append(Generate(request_id=f"prompt-{index}", prompt=each.prompt, output_format=name.format, **fields))
+        images += requests[-1].num_images
+    return requests
+
+
+def _check(
+    requests: Sequence[Generate],
+    asked: Sequence[Asked],
+    size: str | None,
+    model: ModelConfig,
+    limits: Limits,
+    loras: Mapping[str, float] | None = None,
+) -> list[CheckedRequest]:
+    """Check all requests. Raises `ArgumentError`, in the words of whoever said what is wrong."""
+    from launcher.requests.check import check
+
+    checked = []
+    for request, each in zip(requests, asked, strict=True):
+        try:
+            checked.append(check(request, model, limits, drawn_seed=0, loras=loras))
+        except ArgumentError as error:
+            said = each.explain(error)
+            if said is error and size is not None and error.parameter in ("width", "height"):
+                said = ArgumentError(f"size {size}: {error.message}", parameter="size")
+            raise said from None
+    return checked
+
+
+def _name_images(requests: Sequence[Generate], asked: Sequence[Asked], names: Sequence[OutputName]) -> list[Path]:
+    """Name the files of all images, request by request."""
+    shared = sum(request.num_images for request, each in zip(requests, asked, strict=True) if each.output is None)
+    paths: list[Path] = []
+    for request, each, name in zip(requests, asked, names, strict=True):
+        for index in range(request.num_images):
+            number = len(paths) if each.output is None else index
+            one = (shared if each.output is None else request.num_images) == 1
+            assert request.seed is not None
+            paths.append(
+                name.of(
+                    index=len(paths),
+                    seed=request.seed + index,
+                    prompt=request.prompt,
+                    number=None if one else number,
+                )
+            )
+    return paths
 
 
 async def _make_images(
@@ -120,39 +218,3 @@ async def _make_images(
 
     rest = iter(paths)
     await asyncio.gather(*(make(request, list(islice(rest, request.num_images))) for request in requests))
-
-
-def output_format(path: Path) -> str:
-    """Tell the image format that a path's suffix asks for. Raises `ArgumentError` if nothing can be written there."""
-    image_format = FORMATS.get(path.suffix.lower())
-    if image_format is None:
-        raise ArgumentError.of("output", f"a path that ends in {', '.join(FORMATS)}", str(path))
-    if os.path.isdir(path) or not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ArgumentError.of("output", "a file in a folder that exists and can be written", str(path))
-    return image_format
-
-
-def numbered_paths(path: Path, count: int) -> list[Path]:
-    """Give `path` for one image, or several with `_0`, `_1`, … before the suffix. Raises `ArgumentError` for names that
-    are too long."""
-    paths = [path] if count == 1 else [path.with_stem(f"{path.stem}_{index}") for index in range(count)]
-    try:
-        os.lstat(max(paths, key=lambda path: len(path.name)))
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        allowed = f"a path that can be written ({error.strerror})"
-        raise ArgumentError.of("output", allowed, str(path)) from None
-    return paths
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file that is either whole or not there. Raises `Krea2Error` if it cannot be written."""
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as error:  # which names no file if writing fails, as on a full disk
-        raise Krea2Error(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)

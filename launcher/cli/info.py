@@ -20,8 +20,8 @@ from engine.errors import ArgumentError, CheckpointError
 from engine.planning.memory_plan import plan_checkpoint
 from launcher.auto_mode.choice import choose_mode, is_auto
 from launcher.auto_mode.prediction import Workload
-from launcher.cli.options.as_typed import Command
-from launcher.cli.options.engine_options import given, table_options
+from launcher.cli.options.command import Command
+from launcher.cli.options.engine_options import given, model_argument, table_options
 from launcher.cli.options.numbers import WHOLE_NUMBER
 from launcher.cli.stdout import say
 from launcher.messages.limits import Limits
@@ -30,7 +30,7 @@ from launcher.setup.hub import find_model
 
 
 @click.command(cls=Command)
-@click.argument("argument", metavar="[MODEL]", required=False)
+@model_argument
 @table_options("model", help="The same as MODEL.")
 @table_options(*PARTS)
 @table_options("tp", help="Ranks to split the checkpoint over.  [default: 1]")
@@ -54,22 +54,18 @@ from launcher.setup.hub import find_model
 @table_options("offload", "prefetch", "memory_budget", "lora_memory", "vae_memory")
 @table_options("loras", help="A LoRA file to check, too. May be repeated.")
 @table_options("lora_lenient", help="Skip what fits nothing in a LoRA file.")
-def info(
-    argument: str | None, *, gpus: int | None, sizes: tuple[str, ...], loras: tuple[str, ...], **engine_options: Any
-) -> None:
+def info(*, gpus: int | None, sizes: tuple[str, ...], loras: tuple[str, ...], **engine_options: Any) -> None:
     """Show what a model holds, in which files and formats, and the bytes of each rank; with --memory-budget or
     --offload also the plan of what lies where, with --parallel auto the time of each mode's step.
 
     MODEL and the options are as for serve; MODEL may also be a single file of any part of a model, by itself.
     """
     options = given(engine_options)
-    if argument is not None and "model" in options:
-        raise ArgumentError("the model is given twice, as an argument and as --model", parameter="model")
     choose = is_auto(options)
     for name, value in (("gpus", gpus), ("size", sizes or None)):
         if value is not None and not choose:
             raise ArgumentError(f"{name} says what --parallel auto chooses for, which is not given", parameter=name)
-    config = engine_config(options | {"model": find_model(argument or options.get("model"))})
+    config = engine_config(options | {"model": find_model(options.get("model"))})
     if config.model is not None and not loras and is_lone_file(config):
         say(describe_file(Path(config.model)))
         return

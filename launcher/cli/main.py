@@ -20,6 +20,7 @@ from engine.errors import ArgumentError, Krea2Error, printable
 from launcher.cli.convert import convert
 from launcher.cli.generate import generate
 from launcher.cli.info import info
+from launcher.cli.options.command import Commands
 from launcher.cli.serve import keys, serve
 from launcher.processes import ORDERLY_S, SIGNALS, exit_after, watch_parent
 from launcher.ranks import torchrun
@@ -58,10 +59,36 @@ def execute(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"{type(error).__name__}: {error}", 1)
 
 
-@click.group(commands=(generate, serve, info, convert, keys), context_settings={"show_default": True})
+@click.command("help")
+@click.argument("command", required=False)
+@click.pass_context
+def show_help(context: click.Context, command: str | None) -> None:
+    """Tell what a command does, as its --help."""
+    outer = context.parent
+    assert outer is not None
+    if command is not None:
+        name, found, _ = commands.resolve_command(outer, [command])
+        assert found is not None
+        outer = click.Context(found, info_name=name, parent=outer)
+    click.echo(outer.get_help())
+
+
+@click.group(
+    cls=Commands,
+    commands=(generate, serve, info, convert, keys, show_help),
+    context_settings={"show_default": True, "help_option_names": ["-h", "--help"]},
+)
 @click.version_option(engine.__version__)
 def commands() -> None:
-    """Generate images with Krea 2, on one GPU or several."""
+    """Generate images with Krea 2, on one GPU or several.
+
+    \b
+    To begin with, on any machine, with the small demo that is in the package:
+      krea2 generate "a red circle on a blue background"
+      krea2 serve
+    With the model, which is downloaded:
+      krea2 generate "a fox in the snow" --model krea/Krea-2-Turbo
+    """
 
 
 class _Stopped(BaseException):

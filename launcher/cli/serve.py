@@ -16,8 +16,8 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from launcher.auto_mode.measurements import keep_speed
 from launcher.auto_mode.prediction import Workload
-from launcher.cli.options.as_typed import Command
-from launcher.cli.options.engine_options import configure_engine, engine_options, table_options
+from launcher.cli.options.command import Command
+from launcher.cli.options.engine_options import configure_engine, engine_options, model_argument, table_options
 from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER, WholeRange
 from launcher.cli.stdout import say_path
 from launcher.frontend.process import serve_until_stopped
@@ -34,6 +34,7 @@ _FOR_HTTP = (
 
 
 @click.command(cls=Command)
+@model_argument
 @engine_options
 @click.option("--host", default="127.0.0.1", help="Where HTTP listens.")
 @click.option("--port", type=WHOLE_NUMBER, default=30000, help="0 takes a free one.")
@@ -114,7 +115,16 @@ def serve(
     log_format: str,
     **options: Any,
 ) -> int:
-    """Serve requests over HTTP and ZMQ RPC until stopped. Prints the addresses once the ranks have loaded."""
+    """Serve requests over HTTP and ZMQ RPC until stopped. Prints the addresses once the ranks have loaded.
+
+    MODEL is the same as --model.
+
+    \b
+    Examples:
+      krea2 serve
+      krea2 serve krea/Krea-2-Turbo --tp 4
+      krea2 serve path/to/Krea-2-Turbo --memory-budget 16GB --port 8000
+    """
     from launcher.http.server_process import HttpServer, check_http, listen
     from launcher.logs import configure_logs, end_logs
     from launcher.requests.check import parse_size

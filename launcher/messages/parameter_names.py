@@ -6,6 +6,7 @@ For every door: HTTP, Python, and the lines of a file of prompts.
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ ALIASES = {
     "n": "num_images",
     "num_images_per_prompt": "num_images",
 }
+RANDOM_SEED = -1  # a seed that asks for one that is drawn
 _SIZE = re.compile(r"([0-9]{1,6})(?:[xX×*]([0-9]{1,6}))?")
 _NO_GUIDANCE = 1.0  # SGLang's guidance_scale is Krea's and 1, so that this is its way to have none
 GUIDANCE_IS_OFF = "guidance_scale 1 was taken for off, as SGLang means it; for Krea's own 1, say guidance 1"
@@ -52,3 +54,8 @@ def read_size(parameter: str, text: object) -> tuple[int, int]:
     if match is None:
         raise ArgumentError.of(parameter, "WIDTHxHEIGHT, as 512x768", text)
     return int(match[1]), int(match[2] or match[1])
+
+
+def draw_seed() -> int:
+    """Draw the seed of a request that names none."""
+    return secrets.randbelow(2**32)

@@ -86,7 +86,7 @@ def test_every_flag_is_one_of_some_command() -> None:
 
 def test_every_option_and_limit_of_krea2_is_described() -> None:
     document = text_of("docs/command-line.md")
-    described = set(FLAG.findall(document)) | set(re.findall(r"`(\w+)`", document))
+    described = set(FLAG.findall(document)) | set(re.findall(r"`(\w+|-\w)`", document))
     assert set().union(*flags_of_krea2().values()) <= described
     assert {field.name for field in fields(Limits)} <= described
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import click
 
@@ -18,16 +17,11 @@ _ENGINES = {"merge_loras": "merge_lora"}  # options that the engine calls otherw
 _WHOLE = re.compile(r"(, got -?\d+)\.0$")  # of an option that may have a fraction, and was given none
 
 
-class Command(click.Command):
-    """A command whose errors name its options as they are typed."""
+TYPED = "krea2.typed"  # in a context's `meta`: the options that were given under other names, by their own
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. Raises what it does."""
-        try:
-            return super().invoke(ctx)
-        except Krea2Error as error:
-            error.message = as_typed(error, ctx)
-            raise
+
+class LineError(ArgumentError, code=ArgumentError.code, exit_code=ArgumentError.exit_code):
+    """An error about a line of a file, which calls parameters what they are called there."""
 
 
 def as_typed(error: Krea2Error, context: click.Context) -> str:
@@ -36,9 +30,13 @@ def as_typed(error: Krea2Error, context: click.Context) -> str:
     What counts as a name is what has a `_` and, in an `ArgumentError`, what it begins with: others may be English. No
     word that was typed counts, since paths may have spaces.
     """
-    options = [option for option in context.command.params if isinstance(option, click.Option)]
-    flags = {str(option.name): option.opts[0] for option in options}
-    given = {flags[name] for name in flags if context.params.get(name) is not None}
+    if isinstance(error, LineError):
+        return error.message
+    options = [option for option in context.command.params if isinstance(option, click.Option) and not option.hidden]
+    flags = {str(option.name): option.opts[0] for option in options} | context.meta.get(TYPED, {})
+    arguments = (str(each.name) for each in context.command.params if isinstance(each, click.Argument))
+    flags |= {name: name.upper() for name in arguments}
+    given = {flags[name] for name in flags if context.params.get(name) not in (None, ())}
     flags |= {flag.strip("-").replace("-", "_"): flag for flag in flags.values()}  # as `limit`, of limits
     flags |= {name: flags[option] for name, option in _ENGINES.items() if option in flags}
     names = {name for name in flags if "_" in name and name not in PARTS}

@@ -14,6 +14,7 @@ from engine.config.options import Option, options_of
 from engine.errors import ArgumentError, printable
 from launcher.auto_mode.choice import is_auto
 from launcher.auto_mode.prediction import Workload
+from launcher.cli.options.command import MODEL
 from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.limits import Limits
@@ -34,10 +35,16 @@ def table_options(*names: str, **changes: Any) -> Callable[[Command], Command]:
     def add(command: Command) -> Command:
         for name in reversed(names):
             flag = _TABLE[name][1].flag or f"--{name.replace('_', '-')}"
-            command = click.option(flag, name, **_settings(name) | changes)(command)
+            flags = (flag, "-m") if name == "model" else (flag,)
+            command = click.option(*flags, name, **_settings(name) | changes)(command)
         return command
 
     return add
+
+
+def model_argument(command: Command) -> Command:
+    """Add an argument that is the same as --model, by which the command gets it."""
+    return click.argument(MODEL, metavar="[MODEL]", required=False)(command)
 
 
 def engine_options(command: Command) -> Command:

@@ -90,16 +90,28 @@ def test_a_drawn_seed_is_reported_and_metadata_can_be_left_out(marked: Marked, t
             ["x", "--attention", "fast"],
             "--attention must be one of auto, cudnn, flash, fa2, fa3, fa3-fp8, fa4, triton, torch",
         ),
-        (["x", "--output", "x.gif"], "--output must be a path that ends in .png, .jpg, .jpeg, .webp, got 'x.gif'"),
-        (["x", "--output", "/no/x.png"], "--output must be a file in a folder that exists and can be written"),
+        (
+            ["x", "--output", "x.gif"],
+            "--output must be a path that ends in .png, .jpg, .jpeg, .webp, or a folder, as i",
+        ),
+        (
+            ["x", "-o", "/dev/null/x.png"],
+            "--output must be a path that can be written (Not a directory), got '/dev/nul",
+        ),
+        (["x", "-o", "{sed}.png"], "--output must be a path in which braces hold index, seed or prompt, as {index:03}"),
+        (["x", "y", "-o", "{prompt:3}.png"], "--output must be a path in which braces hold index, seed or prompt"),
+        (["a b", "a-b", "-o", "{prompt}.png"], "--output must have {index} in it: two images would be a-b.png"),
+        (["x", "--size", "96x96", "--width", "80"], "--width 80 contradicts --size, which says 96"),
+        (["x", "--size", "64x5000"], "--size 64x5000: height must be between 64 and 4096, got 5000"),
+        (["x", "--size", "wide"], "--size must be WIDTHxHEIGHT, as 512x768, got 'wide'"),
         (["x", "--output", "x" * 300 + ".png"], "--output must be a path that can be written (File name too long)"),
         (["x", "--limit", "max_side"], "--limit must be NAME=VALUE with a number, got 'max_side'"),
         (["x", "--limit", "max_side=256", "--width", "512"], "--width must be between 64 and 256, got 512"),
         (["x", "--model", "/no/such"], "/no/such: there is no such folder"),
-        (["x", "--seed", "-1"], "--seed must be between 0 and 9007199254740991, got -1"),
+        (["x", "--seed", "-2"], "--seed must be between 0 and 9007199254740991, got -2"),
         (["x", "--sed", "1"], "No such option"),
         (["x", "--start-timeout", "nan"], "--start-timeout must be above 0 and at most 604800, got nan"),
-        ([], "Missing argument 'PROMPT…'."),
+        ([], 'no prompt is given: write one in quotes, as krea2 generate "a red circle", or --prompts FILE'),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2_before_anything_starts(
@@ -121,7 +133,7 @@ def test_an_attention_that_the_device_lacks_is_named_with_those_that_it_has(mark
 
 def test_a_prompt_that_is_not_text_is_refused(krea2: Krea2) -> None:
     code, _, stderr = krea2("generate", os.fsdecode(b"\xff\xfe"))
-    assert (code, stderr) == (2, "error: prompt must be valid Unicode text, got lone surrogates\n")
+    assert (code, stderr) == (2, "error: PROMPT must be valid Unicode text, got lone surrogates\n")
 
 
 def test_parts_in_other_files_make_the_same_image(marked: Marked, client: Client, tmp_path: Path) -> None:

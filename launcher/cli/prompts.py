@@ -1,0 +1,195 @@
+"""Reads the prompts of `krea2 generate`: arguments, options, and lines of a file with parameters of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from engine.config.demo_checkpoints import DEMO_CHECKPOINTS
+from engine.errors import ArgumentError
+from launcher.cli.options.as_typed import LineError
+from launcher.cli.options.nearest import nearest
+from launcher.cli.output_files import FORMATS, OutputName
+from launcher.messages.client_messages import LoraChoice
+from launcher.messages.parameter_names import ALIASES, in_own_names
+
+MAX_BYTES = 64 * 2**20  # of a file of prompts
+_LISTS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".md", ".yaml", ".yml")
+_TEXT, _WHOLE, _NUMBER = (str, "text"), (int, "a whole number"), ((int, float), "a number")
+_KINDS: dict[str, tuple[Any, str]] = {
+    "prompt": _TEXT,
+    "seed": _WHOLE,
+    "steps": _WHOLE,
+    "guidance": _NUMBER,
+    "negative_prompt": _TEXT,
+    "width": _WHOLE,
+    "height": _WHOLE,
+    "size": (str, "text, as 512x768"),
+    "num_images": _WHOLE,
+    "mu": _NUMBER,
+    "loras": (list, 'a list, as ["NAME", {"name": "NAME", "strength": 0.8}]'),
+    "output": _TEXT,
+    "metadata": (bool, "true or false"),
+    "priority": _WHOLE,
+    "timeout_s": _NUMBER,
+}
+_KINDS |= {alias: _KINDS[name] for alias, name in ALIASES.items()}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, with what its line of a file says of it.
+
+    parameters: fields of `Generate`; given: under the names of the line. where: the line, for errors; None if there is
+    no file.
+    """
+
+    prompt: str
+    where: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
+    output: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    def name_images(self, name: OutputName) -> OutputName:
+        """The name of its files: its own, or that of the command. Raises `LineError`."""
+        try:
+            return name if self.output is None else OutputName(self.output)
+        except ArgumentError as error:
+            raise self.explain(error) from None
+
+    def explain(self, error: ArgumentError) -> ArgumentError:
+        """Name the line that an error is about, and its parameter as the line does; else return it as it is."""
+        name = error.parameter
+        if self.where is None and name == "prompt":
+            return LineError(error.message.replace("prompt", "PROMPT", 1), parameter=name)
+        if self.where is None or name not in {*self.parameters, "prompt", "output"} or name is None:
+            return error
+        message = error.message
+        alias = next((alias for alias, own in ALIASES.items() if own == name and alias in self.given), name)
+        if alias == name and name in ("width", "height") and name not in self.given:
+            message = f"size {self.given['size']}: {message}"
+        elif message.startswith(f"{name} "):
+            message = alias + message.removeprefix(name)
+        return LineError(f"{self.where}: {message}", parameter=name)
+
+
+def collect(arguments: Sequence[str], options: Sequence[str], file: str | None) -> list[Asked]:
+    """List all prompts, in this order. Raises `ArgumentError` if there is none, or one looks like something else."""
+    for prompt in arguments:
+        _ask_about(prompt)
+    asked = [Asked(prompt) for prompt in (*arguments, *options)]
+    if file is not None:
+        asked += _read(file)
+    if not asked:
+        raise ArgumentError(
+            'no prompt is given: write one in quotes, as krea2 generate "a red circle", or --prompts FILE'
+        )
+    return asked
+
+
+def _ask_about(prompt: str) -> None:
+    """Refuse a prompt that looks like the name of something, and say what to write if it is one, and if it is not."""
+    suffix = Path(prompt).suffix.lower()
+    anyway = f"; to draw this very text: --prompt {prompt}"
+    if prompt == "-":
+        raise ArgumentError(f"is - a prompt? To read prompts from stdin, a line each: --prompts -{anyway}")
+    if prompt in DEMO_CHECKPOINTS or prompt.lower().startswith("krea/"):
+        raise ArgumentError(f"is {prompt!r} a prompt? To draw with that model: --model {prompt}{anyway}")
+    if not prompt or any(char.isspace() for char in prompt) or "\0" in prompt:
+        return
+    if suffix in FORMATS:
+        raise ArgumentError(f"is {prompt!r} a prompt? To write images there: --output {prompt}{anyway}")
+    if os.path.isdir(prompt) and (os.sep in prompt or prompt in (".", "..")):
+        raise ArgumentError(
+            f"is {prompt!r} a prompt? It is a folder; to write images there: --output {prompt.rstrip('/')}/, to draw "
+            f"with a model in it: --model {prompt}{anyway}"
+        )
+    if suffix in _LISTS or os.path.isfile(prompt):
+        raise ArgumentError(f"is {prompt!r} a prompt? To read prompts from that file: --prompts {prompt}{anyway}")
+
+
+def _read(file: str) -> Iterator[Asked]:
+    """Read the prompts of a file, or of stdin for `-`: each line that is not blank is one, or an object in JSON if the
+    first begins with a brace. Raises `ArgumentError`."""
+    shown = "stdin" if file == "-" else file
+    text = _decode(_bytes_of(file), shown)
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise ArgumentError(f"{shown}: there is no prompt in it", parameter="prompts")
+    if not lines[0][1].lstrip().startswith("{"):
+        return (Asked(line.removesuffix("\r"), f"{shown}, line {number}") for number, line in lines)
+    return (_parse(line, f"{shown}, line {number}") for number, line in lines)
+
+
+def _bytes_of(file: str) -> bytes:
+    try:
+        if file != "-":
+            with open(file, "rb") as stream:
+                data = stream.read(MAX_BYTES + 1)
+        else:
+            if sys.stdin is None:
+                raise ArgumentError("there is no stdin to read prompts from", parameter="prompts")
+            if sys.stdin.isatty():
+                click.echo("prompts, a line each; Ctrl-D ends them:", err=True)
+            data = sys.stdin.buffer.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or error
+        raise ArgumentError(f"{file}: cannot be read: {problem}", parameter="prompts") from None
+    if len(data) > MAX_BYTES:
+        raise ArgumentError(f"{file}: has more than {MAX_BYTES >> 20} MiB", parameter="prompts")
+    return data
+
+
+def _decode(data: bytes, shown: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise LineError(f"{shown}, line {line}: is no text in UTF-8", parameter="prompts") from None
+
+
+def _parse(line: str, where: str) -> Asked:
+    """Read an object in JSON with the parameters of a request. Raises `LineError`."""
+
+    def wrong(problem: str) -> LineError:
+        return LineError(f"{where}: {problem}", parameter="prompts")
+
+    try:
+        given = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise wrong(f"is no object in JSON, as the first line is: {error}") from None
+    if not isinstance(given, dict):
+        raise wrong("is no object in JSON, as the first line is")
+    for name, value in given.items():
+        if name not in _KINDS:
+            close = nearest(name, _KINDS)
+            raise wrong(f"unknown parameter {name[:60]!a}" + (f": did you mean {close}?" if close else ""))
+        kind, allowed = _KINDS[name]
+        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+            raise wrong(ArgumentError.of(name, allowed, value).message)
+    if given.get("prompt") is None:
+        raise wrong("prompt is required")
+    try:
+        own, warnings = in_own_names(given)
+    except ArgumentError as error:
+        raise wrong(error.message) from None
+    if "loras" in own:
+        own["loras"] = tuple(_lora(each, index, wrong) for index, each in enumerate(own["loras"]))
+    return Asked(own.pop("prompt"), where, own, given, own.pop("output", None), warnings)
+
+
+def _lora(choice: Any, index: int, wrong: Any) -> LoraChoice:
+    name, strength = choice, None
+    if isinstance(choice, dict) and choice.keys() <= {"name", "strength"}:
+        name, strength = choice.get("name"), choice.get("strength")
+    if not isinstance(name, str) or isinstance(strength, bool) or not isinstance(strength, int | float | None):
+        raise wrong(ArgumentError.of(f"loras[{index}]", 'a name, or {"name": "NAME", "strength": 0.8}', choice).message)
+    return LoraChoice(name=name, strength=strength)
