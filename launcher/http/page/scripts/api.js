@@ -14,6 +14,11 @@ export function setApiKey(key) {
   sessionStorage.setItem(KEY_NAME, key);
 }
 
+/** Whether requests are sent with a key. */
+export function usesKey() {
+  return sessionStorage.getItem(KEY_NAME) !== null;
+}
+
 function headers(more = {}) {
   const key = sessionStorage.getItem(KEY_NAME);
   return key ? { ...more, Authorization: `Bearer ${key}` } : more;

@@ -6,6 +6,8 @@ import { EngineState } from "./engine_state.js";
 import { Form } from "./form.js";
 import { Gallery } from "./pictures/gallery.js";
 import { Job } from "./jobs/job.js";
+import { offerCopies } from "./jobs/snippets.js";
+import { Comparison } from "./pictures/compare.js";
 import { Lightbox } from "./pictures/lightbox.js";
 import { openStore } from "./pictures/store.js";
 import { showTooltips } from "./tooltip.js";
@@ -25,7 +27,9 @@ function showFieldError(error) {
 
 function start(parameters) {
   if (!settings) loadSettings(); // the user may have a key by now
-  new Job(parameters, { engine, announce, onPicture, onFieldError: showFieldError });
+  const { steps, guidance } = settings?.defaults ?? {}; // which are of the picture, whatever the server's are later
+  const all = { ...parameters, steps: parameters.steps ?? steps, guidance: parameters.guidance ?? guidance };
+  new Job(all, { engine, announce, onPicture, onFieldError: showFieldError });
   announce("Request sent.");
 }
 
@@ -80,8 +84,11 @@ async function showLoras() {
 showTooltips();
 const form = new Form(start);
 const engine = new EngineState(element("banner"));
-const gallery = new Gallery(openStore(), { open: (picture) => lightbox.open(picture), reuse, vary });
-const lightbox = new Lightbox(gallery, { reuse, vary });
+const comparison = new Comparison();
+const compare = (...pictures) => comparison.open(...pictures);
+const gallery = new Gallery(openStore(), { open: (picture) => lightbox.open(picture), reuse, vary, compare });
+const lightbox = new Lightbox(gallery, { reuse, vary, compare: (picture) => gallery.compare(picture) });
+offerCopies(element("form-copies"), () => form.read());
 window.addEventListener("focus", showLoras);
 await Promise.all([gallery.load(), loadSettings()]);
 await engine.whenReady();

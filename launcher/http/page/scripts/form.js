@@ -28,7 +28,7 @@ export class Form {
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.clearErrors();
-      const parameters = this.#read();
+      const parameters = this.read();
       if (parameters) onSubmit(parameters);
     });
     this.form.addEventListener("keydown", (event) => {
@@ -129,7 +129,8 @@ export class Form {
     return true;
   }
 
-  #read() {
+  /** The parameters of a request, or null after it was said what is wrong. */
+  read() {
     const custom = this.#chosenSize() === null;
     for (const name of custom ? [...NUMBERS, "width", "height"] : NUMBERS) {
       if (!element(name).validity.badInput) continue;

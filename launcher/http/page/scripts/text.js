@@ -23,11 +23,17 @@ export function settingsLine({ width, height, steps, guidance, seed, loras }) {
 
 /** "a-red-circle-on-a-blue-background-7.png": safe on every file system. */
 export function fileName({ prompt, seed }, format) {
-  const words = prompt.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
-  let slug = "";
-  for (const word of words) {
-    if (slug.length + word.length > 60) break;
-    slug += `${word}-`;
+  return `${nameOf(prompt)}-${seed}.${format === "jpeg" ? "jpg" : format}`;
+}
+
+/** "a-red-circle-on-a-blue-background": the first words of a prompt, which no shell changes. */
+export function nameOf(prompt) {
+  const name = [];
+  let length = 0;
+  for (const word of prompt.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? []) {
+    length += word.length + 1;
+    if (length > 61) break;
+    name.push(word);
   }
-  return `${slug || "picture-"}${seed}.${format === "jpeg" ? "jpg" : format}`;
+  return name.join("-") || "picture";
 }

@@ -130,6 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.fake.refusals:
             self._refuse(self.fake.refusals.pop(0))
             return
+        if not body.get("stream"):
+            self._answer(200, {"data": [_answered(body, index) for index in range(body.get("n", 1))]})
+            return
         self.fake.count(running=1)
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -232,6 +235,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _error(refusal: Refusal) -> dict[str, Any]:
     return {"message": refusal.message, "type": "error", "param": refusal.param, "code": refusal.code}
+
+
+def _answered(body: dict[str, Any], index: int) -> dict[str, Any]:
+    image = _image(body["prompt"], (body["width"], body["height"]), body["output_format"])
+    return {"b64_json": image, "index": index, "seed": body.get("seed", 1234) + index}
 
 
 def _image(prompt: str, size: tuple[int, int], kind: str) -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from pathlib import Path
+
 from playwright.sync_api import Locator, Page, expect
 
 from tests.launcher.http.page.fake_server import FakeServer
+from tests.launcher.processes import PATIENCE_S
 
 PROMPT = "a red circle on a blue background"
 
@@ -28,3 +33,18 @@ def generate(page: Page, prompt: str = PROMPT, **fields: str) -> None:
 
 def pictures(page: Page) -> Locator:
     return page.locator(".picture")
+
+
+def copied(page: Page, button: Locator) -> str:
+    """What a button copies."""
+    page.evaluate(
+        "() => { navigator.clipboard.writeText = async (text) => { window.copied = text }; window.copied = null }"
+    )
+    button.click()
+    return page.wait_for_function("() => window.copied").json_value()
+
+
+def run(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run what was copied, in a folder of its own."""
+    environment = os.environ | {"no_proxy": "*"} | environment
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)

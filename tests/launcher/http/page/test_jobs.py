@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from tests.launcher.http.page.fake_server import FakeServer, Refusal
 from tests.launcher.http.page.page_use import generate, open_page, pictures
@@ -24,9 +25,10 @@ COUNTDOWN = """async (happenings) => {
 }"""
 
 
-@pytest.fixture
-def countdown(page: Page, server: FakeServer) -> Any:
+@pytest.fixture(scope="module")
+def countdown(chromium: Browser) -> Iterator[Any]:
     """Gives what a countdown shows: every 0.25 s until `until`, of estimates that come at some seconds."""
+    page, server = chromium.new_page(), FakeServer()
     page.goto(f"{server.url}/page/icon.svg")
 
     def show(estimates: dict[float, float | None], until: float, **news: bool) -> list[dict[str, Any]]:
@@ -34,7 +36,9 @@ def countdown(page: Page, server: FakeServer) -> Any:
         told = [[now, {"seconds": seconds, **news}] for now, seconds in estimates.items()]
         return page.evaluate(COUNTDOWN, sorted([*looks, *told], key=lambda happening: happening[0]))
 
-    return show
+    yield show
+    page.close()
+    server.stop()
 
 
 def test_the_time_left_follows_the_engine_but_not_its_jitter(countdown: Any) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from pathlib import Path
+
 from PIL import Image
 from playwright.sync_api import Page, expect
 
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.model_config import ModelConfig
 from tests.launcher.demo_server import serve_demo
+from tests.launcher.http.page.page_use import copied, run
 
 
-def test_the_demo_draws_shows_previews_and_can_be_cancelled(page: Page) -> None:
+def test_the_demo_draws_shows_previews_and_can_be_cancelled(page: Page, tmp_path: Path) -> None:
     domain = ModelConfig.from_folder(DEMO_CHECKPOINT).prompt_domain
     assert domain is not None
     with serve_demo() as server:
@@ -28,6 +33,18 @@ def test_the_demo_draws_shows_previews_and_can_be_cancelled(page: Page) -> None:
             assert red > blue
             red, _, blue = image.convert("RGB").getpixel((8, 8))
             assert blue > red
+        page.locator(".picture-open").click()
+        lightbox = page.get_by_role("dialog", name="Picture")
+        curl, python = (copied(page, lightbox.get_by_role("button", name=f"as {kind}")) for kind in ("curl", "Python"))
+        page.keyboard.press("Escape")
+        commands = [[sys.executable, "-c", python]]
+        if shutil.which("curl") and shutil.which("python3"):
+            commands.append(["sh", "-c", curl])
+        for command in commands:  # the same seed and settings give the same file, byte for byte
+            assert run(command, tmp_path).stdout == f"{downloading.value.suggested_filename}\n"
+            drawn = tmp_path / downloading.value.suggested_filename
+            assert drawn.read_bytes() == downloading.value.path().read_bytes()
+            drawn.unlink()
 
         page.get_by_text("More", exact=True).click()
         page.locator("#steps").fill("200")

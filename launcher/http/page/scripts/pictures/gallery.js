@@ -2,6 +2,7 @@
 
 import { confirmDeletion } from "../dialogs.js";
 import { fileName, plural, settingsLine } from "../text.js";
+import { keepPixels } from "./pixels.js";
 
 const MAX_PICTURES = 200;
 
@@ -9,16 +10,19 @@ const element = (id) => document.getElementById(id);
 
 /**
  * A picture is {id, blob, format, parameters, seconds, warnings}; `url` and `tile` are added while it is shown.
- * `opening` resolves with the store; `actions` are open(picture), reuse(picture) and vary(picture).
+ * `opening` resolves with the store; `actions` are open(picture), reuse(picture), vary(picture) and compare(picture, picture,
+ * the button that was pressed for it).
  */
 export class Gallery {
   #loading = null;
+  #chosen = null; // to be compared with the next one
 
   constructor(opening, actions) {
     this.opening = opening;
     this.actions = actions;
     this.pictures = []; // the newest first, as on the page
     element("clear").addEventListener("click", () => this.#clear());
+    element("gallery").addEventListener("keydown", ({ key }) => key === "Escape" && this.#choose(null));
   }
 
   /** Show what the browser has kept. */
@@ -63,6 +67,22 @@ export class Gallery {
     return true;
   }
 
+  /** Compare a picture with the one that was chosen before, or with the next that is; twice the same is neither. */
+  compare(picture) {
+    const [first, button] = [this.#chosen, picture.tile.querySelector(".picture-compare")];
+    this.#choose(first ? null : picture);
+    if (first && first !== picture) this.actions.compare(first, picture, button);
+    else button.focus();
+  }
+
+  #choose(picture) {
+    for (const each of [this.#chosen, picture]) {
+      each?.tile.querySelector(".picture-compare").setAttribute("aria-pressed", String(each === picture));
+    }
+    this.#chosen = picture;
+    this.#count();
+  }
+
   async #clear() {
     if (!(await confirmDeletion(`Delete all ${plural(this.pictures.length, "picture")}?`))) return;
     await this.store.clear();
@@ -88,9 +108,11 @@ export class Gallery {
     part("prompt").textContent = parameters.prompt;
     part("settings").textContent = settingsLine(parameters);
     Object.assign(part("download"), { href: picture.url, download: fileName(parameters, format) });
+    keepPixels(image);
     part("open").addEventListener("click", () => this.actions.open(picture));
     part("reuse").addEventListener("click", () => this.actions.reuse(picture));
     part("vary").addEventListener("click", () => this.actions.vary(picture));
+    part("compare").addEventListener("click", () => this.compare(picture));
     part("delete").addEventListener("click", () => this.delete(picture));
     this.pictures.unshift(picture);
     element("gallery").prepend(picture.tile);
@@ -99,6 +121,7 @@ export class Gallery {
 
   #hide(picture) {
     if (!this.pictures.includes(picture)) return; // it was the oldest, and is forgotten
+    if (picture === this.#chosen) this.#choose(null);
     this.pictures.splice(this.pictures.indexOf(picture), 1);
     picture.tile.remove();
     URL.revokeObjectURL(picture.url);
@@ -107,7 +130,8 @@ export class Gallery {
 
   #count() {
     const count = this.pictures.length;
-    element("count").textContent = count ? `${count}${count >= MAX_PICTURES ? ", the newest" : ""}` : "";
+    const all = count ? `${count}${count >= MAX_PICTURES ? ", the newest" : ""}` : "";
+    element("count").textContent = this.#chosen ? "Choose another" : all;
     element("empty").hidden = count > 0;
     element("clear").hidden = count === 0;
   }

@@ -1,15 +1,19 @@
-// One picture, as large as the window allows; arrow keys go to its neighbours.
+// One picture, as large as the window allows; arrow keys and swipes go to its neighbours.
 
+import { offerCopies } from "../jobs/snippets.js";
 import { fileName, settingsLine } from "../text.js";
+import { shortWarning, tell } from "../told.js";
+import { fit } from "./pixels.js";
 
-const MAX_SCALE = 4; // more shows nothing but the smoothing
+const SWIPE = 40; // pixels
 
 const element = (id) => document.getElementById(id);
 
 export class Lightbox {
   #picture = null;
+  #touched = null; // where a finger was put down
 
-  /** `actions` are reuse(picture) and vary(picture). */
+  /** `actions` are reuse(picture), vary(picture) and compare(picture). */
   constructor(gallery, actions) {
     this.gallery = gallery;
     this.dialog = element("lightbox");
@@ -19,16 +23,23 @@ export class Lightbox {
       if (event.key === "ArrowRight") this.#move(1);
     });
     this.dialog.addEventListener("click", (event) => {
-      const beside = event.target === this.dialog || event.target.classList.contains("lightbox-stage");
+      const beside = event.target === this.dialog || event.target.matches(".lightbox-stage, .lightbox-frame");
       if (beside) this.dialog.close();
     });
     this.dialog.addEventListener("close", () => this.#picture?.tile.querySelector(".picture-open").focus());
+    const stage = this.dialog.querySelector(".lightbox-stage");
+    stage.addEventListener("pointerdown", (event) => (this.#touched = event.pointerType === "mouse" ? null : event));
+    stage.addEventListener("pointerup", (event) => this.#swiped(event));
+    stage.addEventListener("pointercancel", () => (this.#touched = null));
+    fit(element("lightbox-image"), element("lightbox-frame"));
+    offerCopies(this.dialog, () => ({ ...this.#picture.parameters, output_format: this.#picture.format }));
     const on = (name, action) => element(`lightbox-${name}`).addEventListener("click", action);
     on("close", () => this.dialog.close());
     on("previous", () => this.#move(-1));
     on("next", () => this.#move(1));
     on("reuse", () => this.#leave(actions.reuse));
     on("vary", () => this.#leave(actions.vary));
+    on("compare", () => this.#leave(actions.compare));
     on("delete", () => this.#delete());
   }
 
@@ -40,15 +51,14 @@ export class Lightbox {
   #show(picture) {
     this.#picture = picture;
     const { parameters, url, format, seconds, warnings } = picture;
-    const image = element("lightbox-image");
-    Object.assign(image, { src: url, alt: parameters.prompt });
-    image.style.maxWidth = `${MAX_SCALE * parameters.width}px`;
-    image.style.maxHeight = `${MAX_SCALE * parameters.height}px`;
+    Object.assign(element("lightbox-image"), { src: url, alt: parameters.prompt });
     element("lightbox-prompt").textContent = parameters.prompt;
     const lines = [settingsLine(parameters)];
     if (parameters.negative_prompt) lines.push(`without: ${parameters.negative_prompt}`);
     if (seconds) lines.push(`made in ${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`);
-    element("lightbox-settings").textContent = [...lines, ...(warnings ?? [])].join(" · ");
+    element("lightbox-settings").textContent = lines.join(" · ");
+    if (warnings?.length) tell(element("lightbox-told"), shortWarning(warnings));
+    else element("lightbox-told").hidden = true;
     Object.assign(element("lightbox-download"), { href: url, download: fileName(parameters, format) });
     element("lightbox-previous").disabled = !this.#neighbour(-1);
     element("lightbox-next").disabled = !this.#neighbour(1);
@@ -64,6 +74,14 @@ export class Lightbox {
     const focused = document.activeElement;
     this.#show(picture);
     if (focused.disabled) element("lightbox-close").focus(); // a disabled button would lose the keyboard
+  }
+
+  #swiped({ pointerId, clientX, clientY }) {
+    const from = this.#touched;
+    this.#touched = null;
+    if (from?.pointerId !== pointerId || visualViewport.scale > 1) return; // a finger moves an enlarged page
+    const [across, down] = [clientX - from.clientX, clientY - from.clientY];
+    if (Math.abs(across) > SWIPE && Math.abs(across) > 2 * Math.abs(down)) this.#move(across < 0 ? 1 : -1);
   }
 
   #leave(action) {
