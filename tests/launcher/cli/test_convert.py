@@ -57,7 +57,7 @@ def test_a_file_s_suffix_does_not_contradict_its_layout(krea2: Krea2, tmp_path: 
     code, stdout, stderr = krea2("convert", file)
     assert (code, stdout) == (2, "")
     allowed = "without .safetensors for the layout diffusers, or the layout native"
-    assert stderr.startswith(f"error: output must be {allowed}, got '")
+    assert stderr.startswith(f"error: OUTPUT must be {allowed}, got '")
     part = ("--layout", "native", "--component", "text-encoder")
     assert krea2("convert", file, *part) == (0, f"{file}\n", "")
 
