@@ -13,7 +13,7 @@ from tqdm import tqdm
 from bench.adherence.rates import Case, Judged
 from demo.judge import look, verdict
 from launcher import Result, launch
-from launcher.client.async_client import Parameters
+from launcher.client.parameters import Parameters
 
 IN_FLIGHT = 16
 DEADLINE_S = 600.0  # of a picture, its time in the queue included

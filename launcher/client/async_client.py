@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from typing import Any, Required, TypedDict, Unpack
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Unpack
 
-from engine.errors import ArgumentError
 from launcher.client.connection import Connection
+from launcher.client.parameters import Parameters, documented, make_request
 from launcher.client.results import Event, ImageFile, PreviewFile, Result
+from launcher.client.watching import Callback, Watching
 from launcher.messages import client_messages as messages
 
 LOAD_LORA_S = 300.0  # for a LoRA to be read, and for the ranks to begin a step
-
-
-class LoraParameters(TypedDict, total=False):
-    """One of the `loras` of a request, with the fields of `LoraChoice`."""
-
-    name: Required[str]
-    strength: float | None
-
-
-class Parameters(TypedDict, total=False):
-    """The keywords of `generate` and `stream`, the fields of `Generate` besides the prompt. A LoRA may be a name."""
-
-    request_id: str
-    seed: int | None
-    steps: int | None
-    guidance: float | None
-    negative_prompt: str | None
-    mu: float | None
-    width: int | None
-    height: int | None
-    num_images: int
-    priority: int
-    timeout_s: float | None
-    output_format: str
-    metadata: bool
-    preview_every: int | None
-    loras: Sequence[LoraParameters | str]
-    idempotency_key: str | None
 
 
 class AsyncClient(Connection):
@@ -58,30 +33,54 @@ class AsyncClient(Connection):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def generate(self, prompt: str, **parameters: Unpack[Parameters]) -> Result:
+    @documented
+    async def generate(
+        self,
+        prompt: str,
+        *,
+        callback: Callback | None = None,
+        progress: bool = False,
+        **parameters: Unpack[Parameters],
+    ) -> Result:
         """Make images and wait for them. Cancelling this call cancels the request.
 
         Parameters that are not given are the checkpoint's and the server's defaults, a random seed among them. Raises
         the errors of `engine.errors`: `ArgumentError` for a bad parameter, `QueueFullError`, `RequestTimeoutError`
         after `timeout_s` seconds, `CancelledError`, and `RankError` if the engine failed.
+
+        callback: called as callback(step, steps, preview) while images are made, in this event loop, and awaited if it
+        is a coroutine function: `step` of `steps` are done, over all images; preview is None or, with `preview_every`,
+        one of Pillow's images, whose info["index"] says of which image. What it raises cancels the request and is
+        raised. Steps come in order, and none twice, but a slow callback misses some; they begin anew if ranks are lost.
+
+        progress: show a bar in a notebook or on stderr.
         """
-        async for event in self.stream(prompt, **parameters):
-            if isinstance(event, Result):
-                return event
+        with Watching(callback, progress) as watching:
+            async with aclosing(self._stream(prompt, parameters, "generate")) as events:
+                async for event in events:
+                    answer = watching.hear(event)
+                    if inspect.isawaitable(answer):
+                        await answer
+                    if isinstance(event, Result):
+                        return event
         raise AssertionError("a stream ends with its result")
 
+    @documented
     def stream(self, prompt: str, **parameters: Unpack[Parameters]) -> AsyncIterator[Event]:
         """Make images and follow them: `Accepted`, `Progress`, an `ImageFile` each, and at last the `Result`.
 
         With `preview_every` n, a `PreviewFile` of each image after every n of its steps. A client that is slow to read
-        gets only the newest progress and previews. Raises what `generate` raises. Closing the iterator cancels the
-        request.
+        gets only the newest progress and previews, so that some are missing, and one kind may overtake the other.
+        Raises what `generate` raises. Closing the iterator cancels the request.
         """
-        parameters.setdefault("request_id", uuid.uuid4().hex)
-        return self.follow(_make_request(prompt, parameters))
+        return self._stream(prompt, parameters, "stream")
 
-    async def follow(self, request: messages.Generate) -> AsyncGenerator[Event, None]:
-        """Follow a request as `stream` does, from its message."""
+    def _stream(self, prompt: str, parameters: Parameters, call: str) -> AsyncGenerator[Event, None]:
+        request, warnings = make_request(prompt, parameters, call)
+        return self.follow(request, warnings)
+
+    async def follow(self, request: messages.Generate, warnings: tuple[str, ...] = ()) -> AsyncGenerator[Event, None]:
+        """Follow a request as `stream` does, from its message. The result has these warnings, too."""
         call = await self._begin_call(request)
         images: dict[int, ImageFile] = {}
         ended = False
@@ -104,7 +103,7 @@ class AsyncClient(Connection):
         done = [images[index] for index in sorted(images)]
         yield Result(
             last.request_id, last.attempt, [image.file for image in done], [image.seed for image in done],
-            last.width, last.height, last.output_format, last.timings, last.warnings,
+            last.width, last.height, last.output_format, last.timings, warnings + last.warnings,
         )  # fmt: skip
 
     async def cancel(self, request_id: str) -> None:
@@ -147,22 +146,3 @@ class AsyncClient(Connection):
         began = time.monotonic()
         await self._ask(messages.Ping(), messages.Pong)
         return time.monotonic() - began
-
-
-def _make_request(prompt: str, parameters: Parameters) -> messages.Generate:
-    """Make the message for these parameters. Their values are checked where it is received, as every client's.
-
-    Raises `ArgumentError` unless loras are a list of names and of maps with a name and, maybe, a strength.
-    """
-    loras = parameters.get("loras", ())
-    allowed = 'a list of {"name": …, "strength": …} or of names'
-    if isinstance(loras, str | Mapping) or not isinstance(loras, Sequence):
-        raise ArgumentError.of("loras", allowed, loras)
-    choices = []
-    for lora in loras:
-        choice: Any = {"name": lora} if isinstance(lora, str) else lora
-        if not isinstance(choice, Mapping) or "name" not in choice or choice.keys() - {"name", "strength"}:
-            raise ArgumentError.of("loras", allowed, lora)
-        choices.append(messages.LoraChoice(**choice))
-    fields: dict[str, Any] = {**parameters, "loras": tuple(choices)}
-    return messages.Generate(prompt=prompt, **fields)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from contextlib import closing, suppress
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 from engine.errors import ServerError
 from launcher.client import loop_thread
-from launcher.client.async_client import AsyncClient, Parameters
+from launcher.client.async_client import AsyncClient
 from launcher.client.loop_thread import LoopThread, close_forgotten
-from launcher.client.results import Event
+from launcher.client.parameters import Parameters, documented, make_request
+from launcher.client.results import Event, Result
+from launcher.client.watching import Callback, Watching, check_callback, is_watched
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -79,11 +81,51 @@ class Client:
             self.close()
             raise
 
+    @documented
+    def generate(
+        self,
+        prompt: str,
+        *,
+        callback: Callback | None = None,
+        progress: bool | None = None,
+        **parameters: Unpack[Parameters],
+    ) -> Result:
+        """Make images and wait for them. Ctrl-C cancels the request.
+
+        Parameters that are not given are the checkpoint's and the server's defaults, a random seed among them. Raises
+        `ArgumentError` for a bad parameter, `QueueFullError`, `RequestTimeoutError` after `timeout_s` seconds,
+        `CancelledError`, and `RankError` if the engine failed; all are `Krea2Error`s.
+
+        callback: called as callback(step, steps, preview) while images are made, in this thread: `step` of `steps` are
+        done, over all images; preview is None or, with `preview_every`, one of Pillow's images, whose info["index"]
+        says of which image. What it raises cancels the request and is raised. Steps come in order, and none twice, but
+        a slow callback misses some; they begin anew if ranks are lost.
+
+        progress: whether to show a bar. None: in a notebook, and where stderr is a terminal.
+        """
+        show = is_watched() if progress is None else progress
+        if callback is None and not show:
+            return self.run(self.asynchronous.generate(prompt, **parameters))
+        check_callback(callback, may_be_async=False)
+        request, warnings = make_request(prompt, parameters, "generate")
+        events = self._iterate(self.asynchronous.follow(request, warnings))
+        with Watching(callback, show) as watching, closing(events):
+            for event in events:
+                watching.hear(event)
+                if isinstance(event, Result):
+                    return event
+        raise AssertionError("a stream ends with its result")
+
+    @documented
     def stream(self, prompt: str, **parameters: Unpack[Parameters]) -> Iterator[Event]:
-        """Make images and follow them: see `AsyncClient.stream`."""
+        """Make images and follow them: `Accepted`, `Progress`, an `ImageFile` each, and at last the `Result`.
+
+        With `preview_every` n, a `PreviewFile` of each image after every n of its steps. A program that is slow to read
+        gets only the newest progress and previews, so that some are missing, and one kind may overtake the other.
+        Raises what `generate` raises. Leaving the loop cancels the request.
+        """
         return self._iterate(self.asynchronous.stream(prompt, **parameters))
 
-    generate = _in_thread(AsyncClient.generate)
     cancel = _in_thread(AsyncClient.cancel)
     load_lora = _in_thread(AsyncClient.load_lora)
     unload_lora = _in_thread(AsyncClient.unload_lora)
@@ -107,7 +149,7 @@ class Client:
         forgotten.atexit = False
         return forgotten
 
-    def _iterate(self, events: AsyncIterator[Event]) -> Iterator[Event]:
+    def _iterate(self, events: AsyncIterator[Event]) -> Generator[Event, None, None]:
         reading: asyncio.Task[Any] | None = None
 
         async def next_event() -> Event | None:

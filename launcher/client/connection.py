@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import re
 import time
 import uuid
 from collections.abc import Hashable
@@ -36,7 +37,9 @@ OWN_SILENCE_S = 120.0  # for a process of the server's own, which ends with it
 ANSWER_S = 20.0  # to a question
 _FAREWELL_MS = 200  # for the last cancels to leave
 _FILES = 16  # that a context and its socket open, and some
-_KEYS_HINT = " (a server with keys answers only clients with a key that it knows)"
+_HINT = (
+    " (krea2 serve prints its address after `rpc:`; a server with keys answers only clients with a key that it knows)"
+)
 
 
 @dataclass(eq=False)
@@ -87,8 +90,7 @@ class Connection:
         key: str | os.PathLike[str] | None = None,
         name: bytes | None = None,
     ) -> None:
-        if not isinstance(address, str) or not address:
-            raise ArgumentError.of("address", "tcp://HOST:PORT or ipc:///PATH", address)
+        _check_address(address)
         if not is_number(connect_timeout_s) or not connect_timeout_s > 0:
             raise ArgumentError.of("connect_timeout_s", "above 0", connect_timeout_s)
         self.address = address
@@ -123,7 +125,7 @@ class Connection:
             self._socket.connect(self.address)
             self._last_heard = self._clock()
             self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._keep_lease())]
-            await self._ask(messages.Ping(), messages.Pong, self._connect_timeout_s, hint=_KEYS_HINT)
+            await self._ask(messages.Ping(), messages.Pong, self._connect_timeout_s, hint=_HINT)
         except BaseException as error:  # a context that is abandoned, by cancelling this, blocks when it is collected
             await self.close()
             if isinstance(error, zmq.ZMQError):
@@ -249,3 +251,19 @@ class Connection:
                 if call.frame is not None and now - call.last_heard > ASK_AGAIN_S:
                     call.last_heard = now
                     self._send_frame(call.frame)
+
+
+def _check_address(address: object) -> None:
+    """Raise `ArgumentError` for what is no address of a front-end, with what may have been meant."""
+    allowed = "tcp://HOST:PORT or ipc:///PATH"
+    if not isinstance(address, str) or not address:
+        raise ArgumentError.of("address", allowed, address)
+    hint = None
+    if address.startswith(("http:", "https:")):
+        hint = "the address for HTTP; krea2 serve prints the one for Python after `rpc:`"
+    elif "://" not in address and ("/" in address or re.fullmatch(r".+:\d+", address)):
+        scheme = "ipc" if "/" in address else "tcp"
+        hint = f"did you mean {scheme}://{address}?"
+    if hint is not None:
+        problem = ArgumentError.of("address", allowed, address)
+        raise ArgumentError(f"{problem.message}: {hint}", parameter="address")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import io
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
+from launcher.client.pictures import open_picture, save_pictures, write_html
 from launcher.messages.client_messages import Accepted, Progress
 
 if TYPE_CHECKING:
@@ -26,6 +29,18 @@ class ImageFile:
     format: str
     file: bytes = field(repr=False)
 
+    @cached_property
+    def image(self) -> PIL.Image:
+        """The image as one of Pillow's, as in `Result.images`."""
+        return open_picture(self.file, self.format)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the image to a file, as `Result.save` does. Returns its path."""
+        return save_pictures(path, [self.file], self.format)[0]
+
+    def _repr_html_(self) -> str:
+        return write_html([(self.file, self.format, f"seed {self.seed}")])
+
 
 @dataclass(frozen=True)
 class PreviewFile:
@@ -38,14 +53,27 @@ class PreviewFile:
     steps: int
     file: bytes = field(repr=False)
 
+    @cached_property
+    def image(self) -> PIL.Image:
+        """The preview as one of Pillow's images, whose `info` has its `index`, `step` and `steps`."""
+        image = open_picture(self.file, "jpeg")
+        image.info |= {"index": self.index, "step": self.step, "steps": self.steps}
+        return image
 
-@dataclass(frozen=True)
+    def _repr_html_(self) -> str:
+        return write_html([(self.file, "jpeg", f"step {self.step} of {self.steps}")])
+
+
+@dataclass(frozen=True, repr=False)
 class Result:
-    """All images of a request, in order; sizes in pixels, timings in seconds, by stage and in total."""
+    """All images of a request, in order; sizes in pixels, timings in seconds, by stage and in total.
+
+    In a notebook, a result at the end of a cell shows its images.
+    """
 
     request_id: str
     attempt: int
-    files: list[bytes] = field(repr=False)
+    files: list[bytes]
     seeds: list[int]
     width: int
     height: int
@@ -60,10 +88,34 @@ class Result:
 
     @cached_property
     def images(self) -> list[PIL.Image]:
-        """The images as Pillow's, opened when first asked for."""
-        from PIL import Image as PIL
+        """The images as Pillow's, opened when first asked for. Their `save` keeps prompt and seed in the file."""
+        return [open_picture(file, self.format) for file in self.files]
 
-        return [PIL.open(io.BytesIO(file)) for file in self.files]
+    @property
+    def image(self) -> PIL.Image:
+        """The first of the images."""
+        return self.images[0]
+
+    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+        """Write the images to files, and return their paths: several have _0, _1, … before the suffix.
+
+        The suffix is the format: .png, .jpg or .webp. Each file carries prompt, seed and settings, unless `metadata`
+        was False, or the result is of JPEG files, which carry none. A folder that is not there is made. Raises
+        `ArgumentError` for other suffixes, and `Krea2Error` if a file cannot be written.
+        """
+        return save_pictures(path, self.files, self.format)
+
+    def __repr__(self) -> str:
+        images = "1 image" if len(self.seeds) == 1 else f"{len(self.seeds)} images"
+        seeds = f"seed {self.seed}" if len(self.seeds) == 1 else f"seeds {self.seed} to {self.seeds[-1]}"
+        took = f", {self.timings['total']:.2f} s" if "total" in self.timings else ""
+        warnings = "".join(f"; warning: {shorten(warning, 100, placeholder=' …')}" for warning in self.warnings)
+        return f"<Result: {images} of {self.width} × {self.height}, {self.format}, {seeds}{took}{warnings}>"
+
+    def _repr_html_(self) -> str:
+        captions = [f"seed {seed}" for seed in self.seeds]
+        pictures = zip(self.files, [self.format] * len(self.files), captions, strict=True)
+        return write_html(pictures, [f"warning: {warning}" for warning in self.warnings])
 
 
 Event = Accepted | Progress | PreviewFile | ImageFile | Result

@@ -1,0 +1,150 @@
+"""The parameters of a request in Python: the keywords of `generate` and `stream`, and what other programs call them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Required, TypedDict, TypeVar, get_type_hints
+
+import msgspec
+
+from engine.errors import ArgumentError
+from launcher.messages.client_messages import Generate, LoraChoice
+from launcher.messages.parameter_names import ALIASES, in_own_names
+
+
+class LoraParameters(TypedDict, total=False):
+    """One of the `loras` of a request, with the fields of `LoraChoice`."""
+
+    name: Required[str]
+    strength: float | None
+
+
+class OwnParameters(TypedDict, total=False):
+    """The fields of `Generate` besides the prompt, each with its help. A LoRA may be a name."""
+
+    seed: Annotated[int | None, "Of the first image; image i has seed + i. None: drawn, and told by the result."]
+    steps: Annotated[int | None, "Denoise steps. None: the checkpoint's."]
+    guidance: Annotated[
+        float | None, "How strongly to follow the prompt, on Krea's scale, as diffusers has it: 0 is off."
+    ]
+    negative_prompt: Annotated[str | None, "What to steer away from; needs a guidance above 0."]
+    width: Annotated[int | None, "In pixels, rounded up to a multiple of 16. None: the checkpoint's."]
+    height: Annotated[int | None, "In pixels, rounded up to a multiple of 16. None: the checkpoint's."]
+    num_images: Annotated[int, "How many images to make of the prompt."]
+    loras: Annotated[Sequence[LoraParameters | str], 'LoRAs that are loaded: names, or {"name": …, "strength": …}.']
+    mu: Annotated[float | None, "The schedule's shift, instead of the checkpoint's own."]
+    preview_every: Annotated[int | None, "Steps of an image between previews. None: no previews."]
+    output_format: Annotated[str, "Of the files: png, jpeg or webp."]
+    metadata: Annotated[bool, "Whether PNG and WebP files carry prompt, seed and settings."]
+    timeout_s: Annotated[float | None, "Seconds after which to give the request up; at once if it would take longer."]
+    priority: Annotated[int, "Of the requests that wait, those with the highest go first."]
+    request_id: Annotated[str, "For `cancel`, of 1 to 64 characters. Default: one of its own."]
+    idempotency_key: Annotated[str | None, "A request with the key of another one joins it, or gets its images."]
+
+
+class Parameters(OwnParameters, total=False):
+    """And the names that diffusers and image servers have for some of them."""
+
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    num_images_per_prompt: int | None
+    n: int | None
+    size: str | None
+
+
+_OWN = get_type_hints(OwnParameters, include_extras=True)
+_KNOWN = [*get_type_hints(Parameters)]
+_OTHER = [name for name in _KNOWN if name not in _OWN]
+_EVENTS = "stream gives the events themselves, and previews with preview_every; generate takes"
+_SCHEDULE = "steps and mu decide the schedule"
+_ENCODER = "the engine encodes prompts itself: give prompt and negative_prompt"
+_LORAS = 'give loras=[{"name": …, "strength": …}]'
+_CALLBACK = "give callback=f, which is called as f(step, steps, preview)"
+_GUIDANCE = "give guidance, on Krea's scale: 0 is off, and other programs' 3.5 is 2.5"
+_PROMPTS = "pictures are made from prompts alone"
+# Parameters of other programs that have no meaning here, or another one: what to do instead.
+INSTEAD = {
+    "callback_on_step_end": _CALLBACK,
+    "callback_on_step_end_tensor_inputs": _CALLBACK,
+    "callback_steps": _CALLBACK,
+    "output_type": "result.images are Pillow's, of which numpy.asarray makes arrays",
+    "return_dict": "a Result is returned, with images and more",
+    "generator": "give seed=SEED, whose noise is that of a new torch.Generator('cpu').manual_seed(SEED)",
+    "latents": "noise is drawn from the seed",
+    **dict.fromkeys(("sigmas", "timesteps"), _SCHEDULE),
+    **dict.fromkeys(("prompt_embeds", "prompt_embeds_mask"), _ENCODER),
+    **dict.fromkeys(("negative_prompt_embeds", "negative_prompt_embeds_mask"), _ENCODER),
+    **dict.fromkeys(("attention_kwargs", "joint_attention_kwargs", "cross_attention_kwargs"), _LORAS),
+    **dict.fromkeys(("cfg", "cfg_scale", "true_cfg_scale"), _GUIDANCE),
+    **dict.fromkeys(("image", "mask_image", "strength"), _PROMPTS),
+    "max_sequence_length": "prompts may have 507 tokens, and are cut there with a warning",
+    "response_format": "give output_format: png, jpeg or webp",
+    "callback": f"{_EVENTS} a callback",
+    "progress": f"{_EVENTS} progress, for a bar",
+}
+_NO_OTHER = {"output_type": "pil", "return_dict": True, "max_sequence_length": 512}  # what is done anyhow
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def make_request(prompt: str, given: Parameters, call: str) -> tuple[Generate, tuple[str, ...]]:
+    """Make the message for the keywords of a call. Returns warnings, too.
+
+    Values are checked where it is received, as every client's. Raises `TypeError` for a keyword that is none, and
+    `ArgumentError` for one of other programs that says what cannot be, and for a prompt or LoRAs of another kind.
+    """
+    named: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in _KNOWN:
+            named[name] = value.item() if hasattr(value, "item") else value  # of numpy and torch
+        elif name not in INSTEAD:
+            near = difflib.get_close_matches(name, [*_KNOWN, "callback", "progress"], n=1)
+            hint = f": did you mean {near[0]!r}?" if near else f"; help(client.{call}) lists all"
+            raise TypeError(f"{call}() got an unexpected keyword argument {name!r}{hint}")
+        elif value is not None and (name not in _NO_OTHER or value != _NO_OTHER[name]):
+            seed = str(value.initial_seed()) if hasattr(value, "initial_seed") else "7"
+            raise ArgumentError(f"{name} is not taken: {INSTEAD[name].replace('SEED', seed)}", parameter=name)
+    if not isinstance(prompt, str):
+        raise ArgumentError.of("prompt", "one text (for several, make a request of each)", prompt)
+    own, warnings = in_own_names(named)
+    if own.get("output_format") == "jpg":
+        own["output_format"] = "jpeg"
+    own.setdefault("request_id", uuid.uuid4().hex)
+    return Generate(prompt=prompt, **own | {"loras": _read_loras(own.get("loras", ()))}), warnings
+
+
+def _read_loras(loras: object) -> tuple[LoraChoice, ...]:
+    allowed = 'a list of {"name": …, "strength": …} or of names'
+    if isinstance(loras, str | Mapping) or not isinstance(loras, Sequence):
+        raise ArgumentError.of("loras", allowed, loras)
+    choices = []
+    for lora in loras:
+        choice: Any = {"name": lora} if isinstance(lora, str) else lora
+        if not isinstance(choice, Mapping) or "name" not in choice or choice.keys() - {"name", "strength"}:
+            raise ArgumentError.of("loras", allowed, lora)
+        choices.append(LoraChoice(**choice))
+    return tuple(choices)
+
+
+def documented(method: F) -> F:
+    """Give a method with `**parameters` the signature and the help of all of them."""
+    signature = inspect.signature(method)
+    *first, rest = signature.parameters.values()
+    defaults = {field.name: field.default for field in msgspec.structs.fields(Generate)} | {"request_id": "…"}
+    own = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=kind.__origin__)
+        for name, kind in _OWN.items()
+    ]
+    method.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*first, *own, rest.replace(name="other_names", annotation=inspect.Parameter.empty)]
+    )
+    if method.__doc__ is not None:
+        lines = [f"    {name}: {kind.__metadata__[0]}" for name, kind in _OWN.items()]
+        other = [f"    {name}: {ALIASES.get(name, 'width and height, as 512x768')}" for name in _OTHER]
+        method.__doc__ = "\n".join(
+            [inspect.cleandoc(method.__doc__), "", "Parameters:", *lines, "Other names:", *other]
+        )
+    return method

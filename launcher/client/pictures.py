@@ -1,0 +1,101 @@
+"""Finished image files as Pillow's images that keep their prompt and seed when they are saved, and saving them."""
+
+from __future__ import annotations
+
+import html
+import io
+import os
+import secrets
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from engine.errors import ArgumentError, Krea2Error
+from launcher.requests.image_metadata import read_made, save_options
+
+if TYPE_CHECKING:
+    from PIL import Image as PIL
+    from PIL.ImageFile import ImageFile
+
+FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+
+def open_picture(file: bytes, image_format: str) -> PIL.Image:
+    """Open a file in a format of ours. `save` of what is returned, in png, jpeg or webp, keeps prompt and seed."""
+    return _picture_class(image_format)(io.BytesIO(file))
+
+
+@cache
+def _picture_class(image_format: str) -> type[ImageFile]:
+    from PIL import JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+    plugins: dict[str, Any] = {
+        "png": PngImagePlugin.PngImageFile,
+        "jpeg": JpegImagePlugin.JpegImageFile,
+        "webp": WebPImagePlugin.WebPImageFile,
+    }
+
+    plugin = plugins[image_format]
+
+    class Picture(plugin):  # type: ignore[misc, valid-type]
+        """A picture that has been made here. A changed copy of it is an ordinary image."""
+
+        def save(self, fp: str | os.PathLike[str] | IO[bytes], format: str | None = None, **options: Any) -> None:
+            """Save it as Pillow does, with prompt and seed in the file, in a folder that is made if there is none."""
+            path = Path(fp) if isinstance(fp, str | os.PathLike) else None
+            wanted = FORMATS.get(path.suffix.lower(), "") if path is not None and format is None else format
+            own = (wanted or "").lower()
+            if own in plugins:
+                options = {**save_options(own, read_made(self)), **options}
+            if path is not None:
+                _make_folder(path)
+            super().save(fp, format, **options)
+
+    return Picture
+
+
+def save_pictures(path: str | os.PathLike[str], files: Sequence[bytes], image_format: str) -> list[Path]:
+    """Write files in `image_format` to a path, as `Result.save` does."""
+    if not isinstance(path, str | os.PathLike) or not (wanted := FORMATS.get(Path(path).suffix.lower())):
+        raise ArgumentError.of("path", f"a path that ends in {', '.join(FORMATS)}", path)
+    path = Path(path)
+    paths = [path] if len(files) == 1 else [path.with_stem(f"{path.stem}_{index}") for index in range(len(files))]
+    _make_folder(path)
+    for each, file in zip(paths, files, strict=True):
+        data = io.BytesIO(file)
+        if wanted != image_format:
+            open_picture(file, image_format).save(data := io.BytesIO(), wanted)
+        write_file(each, data.getvalue())
+    return paths
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file that is either whole or not there. Raises `Krea2Error` if it cannot be written."""
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError as error:  # which names no file if writing fails, as on a full disk
+        raise Krea2Error(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_html(pictures: Iterable[tuple[bytes, str, str]], notes: Iterable[str] = ()) -> str:
+    """Return HTML that shows pictures side by side, given as file, format and caption, and notes below them."""
+    figures = "".join(
+        f'<figure style="margin:0"><img src="data:image/{image_format};base64,{b64encode(file).decode()}" '
+        f'alt="{html.escape(caption)}" style="max-width:100%"><figcaption>{html.escape(caption)}</figcaption></figure>'
+        for file, image_format, caption in pictures
+    )
+    below = "".join(f"<div>{html.escape(note)}</div>" for note in notes)
+    return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{figures}</div>{below}'
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Krea2Error(f"{path.parent}: cannot be made: {error.strerror or error}") from None

@@ -1,0 +1,96 @@
+"""The keywords of `generate` and `stream`: listed, explained, and known by other programs' names."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, get_type_hints
+
+import msgspec
+import numpy as np
+import pytest
+
+from engine.errors import ArgumentError
+from launcher.client.async_client import AsyncClient
+from launcher.client.client import Client
+from launcher.client.parameters import INSTEAD, LoraParameters, OwnParameters, Parameters, make_request
+from launcher.messages.client_messages import Generate, LoraChoice
+from launcher.messages.parameter_names import ALIASES, GUIDANCE_IS_OFF
+
+CALLS = (Client.generate, Client.stream, AsyncClient.generate, AsyncClient.stream)
+
+
+def test_the_keywords_are_the_fields_of_the_messages_with_their_types() -> None:
+    wire = get_type_hints(Generate)
+    assert wire.pop("caller")  # which is the server's own to say
+    keywords = get_type_hints(OwnParameters)
+    assert keywords.pop("loras")  # which may be said in several ways
+    assert {"version": int, "prompt": str, "loras": tuple[LoraChoice, ...], **keywords} == wire
+    assert get_type_hints(LoraParameters) == {field.name: field.type for field in msgspec.structs.fields(LoraChoice)}
+    assert {*get_type_hints(Parameters)} - {*get_type_hints(OwnParameters)} == {*ALIASES, "size"}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_help_lists_all_parameters_with_types_and_defaults(call: Callable[..., Any]) -> None:
+    parameters = dict(inspect.signature(call).parameters)
+    names = [*get_type_hints(OwnParameters)]
+    watched = ["callback", "progress"] if call.__name__ == "generate" else []
+    assert [*parameters] == ["self", "prompt", *watched, *names, "other_names"]
+    types, fields = get_type_hints(OwnParameters), {field.name: field for field in msgspec.structs.fields(Generate)}
+    for name in names:
+        assert parameters[name].annotation == types[name]
+        assert name == "request_id" or parameters[name].default == fields[name].default
+    help_lines = (call.__doc__ or "").splitlines()
+    for name in [*names, *ALIASES, "size"]:
+        assert any(line.startswith(f"    {name}: ") and line.split(": ", 1)[1] for line in help_lines), name
+    for name in watched:
+        assert any(line.startswith(f"{name}: ") for line in help_lines)
+
+
+def test_other_names_mean_the_same() -> None:
+    mine, warnings = make_request("x", {"steps": 4, "guidance": 2.5, "num_images": 2, "width": 96, "height": 64}, "")
+    theirs: Any = {"num_inference_steps": 4, "guidance_scale": 2.5, "num_images_per_prompt": 2, "size": "96x64"}
+    theirs |= {"output_type": "pil", "return_dict": True, "generator": None, "negative_prompt": None}
+    also, also_warnings = make_request("x", theirs, "")
+    assert msgspec.structs.replace(also, request_id=mine.request_id) == mine
+    assert warnings == also_warnings == ()
+    off, warnings = make_request("x", {"guidance_scale": 1.0}, "")
+    assert (off.guidance, warnings) == (0.0, (GUIDANCE_IS_OFF,))
+
+
+def test_what_is_easily_said_otherwise_is_understood() -> None:
+    given: Any = {"seed": np.int64(7), "guidance": np.float32(0.5), "output_format": "jpg", "loras": ["a"]}
+    request, _ = make_request("x", given, "")
+    assert (type(request.seed), request.seed, type(request.guidance), request.output_format) == (int, 7, float, "jpeg")
+    assert request.loras == (LoraChoice(name="a"),)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("output_type", "np", "output_type is not taken: result.images are Pillow's"),
+        ("callback_on_step_end", print, r"give callback=f, which is called as f\(step, steps, preview\)"),
+        ("callback", print, "stream gives the events themselves"),
+        ("generator", SimpleNamespace(initial_seed=lambda: 31), r"generator is not taken: give seed=31, whose noise"),
+        ("cfg_scale", 3.5, "give guidance, on Krea's scale"),
+        ("loras", "a", "loras must be a list of"),
+        ("loras", [{"strength": 1.0}], "loras must be a list of"),
+    ],
+)
+def test_what_cannot_be_is_answered_with_what_can(name: str, value: object, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message) as error:
+        make_request("x", {name: value}, "stream")  # type: ignore[misc]
+    assert error.value.parameter == name
+    if name in INSTEAD:
+        make_request("x", {name: None}, "stream")  # type: ignore[misc]
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest_and_several_prompts_with_what_to_do() -> None:
+    message = r"^generate\(\) got an unexpected keyword argument 'negativ_promt': did you mean 'negative_prompt'\?$"
+    with pytest.raises(TypeError, match=message):
+        make_request("x", {"negativ_promt": "y"}, "generate")  # type: ignore[typeddict-unknown-key]
+    with pytest.raises(TypeError, match=r"argument 'zzz'; help\(client\.stream\) lists all$"):
+        make_request("x", {"zzz": 1}, "stream")  # type: ignore[typeddict-unknown-key]
+    with pytest.raises(ArgumentError, match=r"^prompt must be one text \(for several, make a request of each\), got "):
+        make_request(["a", "b"], {}, "generate")  # type: ignore[arg-type]
