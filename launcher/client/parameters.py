@@ -56,8 +56,8 @@ class Parameters(OwnParameters, total=False):
 
 
 _OWN = get_type_hints(OwnParameters, include_extras=True)
-_KNOWN = [*get_type_hints(Parameters)]
-_OTHER = [name for name in _KNOWN if name not in _OWN]
+KNOWN = [*get_type_hints(Parameters)]
+_OTHER = [name for name in KNOWN if name not in _OWN]
 _EVENTS = "stream gives the events themselves, and previews with preview_every; generate takes"
 _SCHEDULE = "steps and mu decide the schedule"
 _ENCODER = "the engine encodes prompts itself: give prompt and negative_prompt"
@@ -98,10 +98,10 @@ def make_request(prompt: str, given: Parameters, call: str) -> tuple[Generate, t
     """
     named: dict[str, Any] = {}
     for name, value in given.items():
-        if name in _KNOWN:
+        if name in KNOWN:
             named[name] = value.item() if hasattr(value, "item") else value  # of numpy and torch
         elif name not in INSTEAD:
-            near = difflib.get_close_matches(name, [*_KNOWN, "callback", "progress"], n=1)
+            near = difflib.get_close_matches(name, [*KNOWN, "callback", "progress"], n=1)
             hint = f": did you mean {near[0]!r}?" if near else f"; help(client.{call}) lists all"
             raise TypeError(f"{call}() got an unexpected keyword argument {name!r}{hint}")
         elif value is not None and (name not in _NO_OTHER or value != _NO_OTHER[name]):

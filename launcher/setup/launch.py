@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from engine.errors import Krea2Error, LaunchError, RankError, ServerError, error_from_code
+from engine.errors import ArgumentError, Krea2Error, LaunchError, RankError, ServerError, error_from_code
 from launcher.auto_mode.choice import is_auto
 from launcher.auto_mode.prediction import Workload
 from launcher.awake import AwakeClock
@@ -21,18 +22,23 @@ from launcher.messages.configs import Ended, FrontendConfig, Started, decode_fro
 from launcher.messages.own_clients import new_name
 from launcher.processes import ORDERLY_S, Child, stop_all
 from launcher.setup.configure import configure
+from launcher.setup.keywords import answering_others
 
 if TYPE_CHECKING:
     from launcher.client.client import Client
 
 
+AnyPath = str | os.PathLike[str]
+
+
+@answering_others
 def launch(
-    model: str | None = None,
+    model: AnyPath | None = None,
     *,
-    transformer: str | None = None,
-    text_encoder: str | None = None,
-    vae: str | None = None,
-    tokenizer: str | None = None,
+    transformer: AnyPath | None = None,
+    text_encoder: AnyPath | None = None,
+    vae: AnyPath | None = None,
+    tokenizer: AnyPath | None = None,
     tp: int = 1,
     sp: int = 1,
     cfg_parallel: bool = False,
@@ -44,11 +50,11 @@ def launch(
     quantization: str = "auto",
     attention: str = "auto",
     cuda_graphs: bool = True,
-    loras: Sequence[str] = (),
+    loras: AnyPath | Sequence[AnyPath] = (),
     lora_lenient: bool = False,
     merge_lora: bool = False,
-    lora_dir: str | None = None,
-    offload: Sequence[str] = (),
+    lora_dir: AnyPath | None = None,
+    offload: str | Sequence[str] = (),
     prefetch: int | None = None,
     memory_budget: int | str | None = None,
     vae_memory: int | str | None = None,
@@ -81,17 +87,31 @@ def launch(
     Raises `ArgumentError`, `CheckpointError` or `LoraError` for what is wrong with these, and `LaunchError`,
     `RankError` or `ServerError` if the engine does not come up.
     """
-    options = dict(locals())  # all that is in the signature, by name
+    options = {name: _in_plain_types(name, value) for name, value in locals().items()}
     auto = is_auto({**options, "tp": None if tp == 1 else tp, "sp": None if sp == 1 else sp})
     config, _, problems = configure(
-        {**options, "offload": (offload,) if isinstance(offload, str) else tuple(offload)},
+        options,
         auto=auto,
         workload=lambda model, _: Workload.default(model),
         tell=lambda engine, lines: log_event("parallel auto", mode=engine.degrees.name, because="\n".join(lines)),
     )
     for problem in problems:
-        warnings.warn(problem, stacklevel=2)  # where `launch(…)` stands
+        warnings.warn(problem, stacklevel=3)  # where `launch(…)` stands
     return launch_frontend(config)
+
+
+def _in_plain_types(name: str, value: object) -> object:
+    """Return paths as text, and what may be one or several as several."""
+    if name in ("loras", "offload"):
+        several = (value,) if isinstance(value, str | os.PathLike) else value
+        if name == "loras" and not isinstance(several, Iterable):
+            raise ArgumentError.of("loras", "a list of [NAME=]PATH[:STRENGTH]", value)
+        return tuple(map(_as_text, several)) if isinstance(several, Iterable) else several
+    return _as_text(value)
+
+
+def _as_text(value: object) -> object:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def launch_frontend(config: FrontendConfig, *, while_starting: Callable[[], None] = lambda: None) -> Client:

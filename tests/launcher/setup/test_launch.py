@@ -9,13 +9,14 @@ import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from engine.config.engine_config import EngineConfig
-from engine.errors import ArgumentError, CancelledError, CheckpointError, LaunchError, ServerError
+from engine.errors import ArgumentError, CancelledError, CheckpointError, LaunchError, LoraError, ServerError
 from launcher import AsyncClient, Client, Result, launch
 from launcher.client.results import ImageFile
 from launcher.messages.client_messages import Accepted, Progress
@@ -191,9 +192,16 @@ def test_launch_works_in_a_thread_that_ends_before_the_engine_does(
         ({"warm_up": "no"}, ArgumentError, "warm_up must be True or False, got 'no'"),
         ({"limits": 3}, ArgumentError, "limits must be a mapping of names to numbers, got 3"),
         ({"step_timeout_s": "1"}, ArgumentError, "step_timeout_s must be above 0 and at most 604800, got '1'"),
-        ({"device": "gpu"}, ArgumentError, "device must be one of auto, cuda, cpu, got 'gpu'"),
+        ({"device": "tpu"}, ArgumentError, "device must be one of auto, cuda, cpu, got 'tpu'"),
         ({"limits": {"max_side": -1}}, ArgumentError, "limit max_side must be a positive whole number, got -1"),
-        ({"tpp": 3}, TypeError, "tpp"),
+        ({"model": Path("/no/such/folder")}, CheckpointError, "/no/such/folder: there is no such folder"),
+        ({"loras": 3}, ArgumentError, r"loras must be a list of \[NAME=\]PATH\[:STRENGTH\], got 3"),
+        ({"loras": Path("/no/such/lora")}, LoraError, "/no/such/lora: "),
+        ({"offload": 3}, ArgumentError, "offload must be some of dit-layerwise, dit, text-encoder, vae, got 3"),
+        ({"tpp": 3}, TypeError, r"^launch\(\) got an unexpected keyword argument 'tpp': did you mean 'tp'\?$"),
+        ({"torch_dtype": "bfloat16"}, TypeError, r"argument 'torch_dtype': here it is dtype$"),
+        ({"steps": 8}, TypeError, r"argument 'steps': it is one of client\.generate\(prompt, steps=…\)$"),
+        ({"zzz": 8}, TypeError, r"argument 'zzz'$"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_starts(
