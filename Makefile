@@ -54,7 +54,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/mypy
 
 # What to tell apart Pythons by, as cpython-311.
-tag = $(shell $(1) -c 'import sys; print(sys.implementation.cache_tag)' 2>&1)
+tag = $(shell exec 2>&1; $(1) -c 'import sys; print(sys.implementation.cache_tag)')
 ifneq ($(origin PYTHON),file)
 ifneq ($(call tag,$(PYTHON)),$(call tag,$(BIN)/python))
 .PHONY: $(BIN)/python

@@ -64,4 +64,5 @@ REPLACED: list[tuple[Any, str, Any]] = [
     (norm.rms_norm_modulate, "reference", rms_norm_modulate),
     (norm.add_rms_norm_modulate_, "reference", add_rms_norm_modulate_),
     (attention, "attention_triton", attend),
+    (torch.backends.cuda, "is_flash_attention_available", lambda: False),  # as torch's CPU build says
 ]
