@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 
 from engine.checkpoint.files.stored import Bounds, StoredTensor, WeightFormat
 from engine.checkpoint.layouts.tensors import Source, sources_by_parameter
+from engine.checkpoint.reading import Reading
 from engine.checkpoint.weight_format import Weights, choose_weight_format, in_blocks
 from engine.errors import ArgumentError, CheckpointError
 from engine.kernels.fp8 import FP8, FP8_MULTIPLE, quantize_rows
@@ -21,21 +22,30 @@ from engine.parallel.linear import ParallelMatrix
 # One thread waits for the disk while another converts; beyond eight, a disk gives no more.
 _LEAST_THREADS, _MOST_THREADS = 2, 8
 _E4M3_NAN = 0x7F  # and with the sign bit set
-# Numbers that a thread quantises at once: while weights are loaded there may be little memory beside them.
+# Numbers that a thread copies or quantises at once: while weights are loaded there may be little memory beside them,
+# and a slow disk takes a while over more.
 _AT_ONCE = 1 << 22
+_LOOK_S = 0.1  # between looks at how much has been read
 
 
 @dataclass(frozen=True)
 class LoadOptions:
     """How weights are kept: on which device, in which dtype (but for those in float32 or in 8 bits), and in which
     quantization. fp8_products: whether the device multiplies the checkpoint's own fp8 matrices as fp8. on_host: whether
-    a parameter, by its name, is loaded to host memory instead."""
+    a parameter, by its name, is loaded to host memory instead. reading: counts what is read."""
 
     device: torch.device
     dtype: torch.dtype
     quantization: str = "auto"
     fp8_products: bool = False
     on_host: Callable[[str], bool] = lambda parameter: False
+    reading: Reading = field(default_factory=Reading)
+
+
+def bytes_to_read(weights: Weights, component: str, *, rank: int, size: int) -> int:
+    """Return the bytes of the files that `load_weights` will read, from their headers alone."""
+    sources = weights.sources[component]
+    return sum(weights.stored(component, source).size(source.shard_bounds(rank, size)) for source in sources)
 
 
 def load_weights(
@@ -57,7 +67,12 @@ def load_weights(
     by_parameter = sources_by_parameter(weights.sources[component])
     threads = min(_MOST_THREADS, max(_LEAST_THREADS, torch.get_num_threads()))
     with ThreadPoolExecutor(threads, thread_name_prefix="load") as executor:
-        loaded = list(executor.map(load, by_parameter.values()))  # which cancels the others once one has failed
+        futures = [executor.submit(load, sources) for sources in by_parameter.values()]
+        try:
+            loaded = [_wait(future, options.reading) for future in futures]
+        finally:
+            for future in futures:  # which are done, unless one has failed
+                future.cancel()
     state: dict[str, torch.Tensor] = {}
     for name, parameter in zip(by_parameter, loaded, strict=True):
         state[name] = parameter.values
@@ -69,6 +84,13 @@ def load_weights(
     module.requires_grad_(False)  # before they are there: int8 has no gradients
     module.load_state_dict(state, strict=True, assign=True)
     return sum(parameter.bytes_read for parameter in loaded)
+
+
+def _wait(future: Future[Parameter], reading: Reading) -> Parameter:
+    while not wait([future], _LOOK_S).done:
+        reading.look()
+    reading.look()
+    return future.result()
 
 
 class Parameter(NamedTuple):
@@ -92,6 +114,11 @@ class _Slice(NamedTuple):
     shape: tuple[int, ...]
     offset: float
 
+    @property
+    def size(self) -> int:
+        """The bytes of the file that reading it takes."""
+        return self.tensor.size(self.bounds)
+
 
 def read_parameter(
     sources: Sequence[Source], weights: Weights, component: str, rank: int, size: int, options: LoadOptions
@@ -106,14 +133,13 @@ def read_parameter(
     device = torch.device("cpu") if options.on_host(sources[0].parameter) else options.device
     scales = None
     if weight_format == "float":
-        values = _read_float(slices, device, torch.float32 if sources[0].float32 else options.dtype)
+        values = _read_float(slices, device, torch.float32 if sources[0].float32 else options.dtype, options.reading)
         finite = _is_finite(values)
     elif all(tensor.weight_format == weight_format for tensor in tensors):
-        parts = [each.tensor.read_eight_bit(each.bounds) for each in slices]
-        values, scales = (torch.cat(part).to(device) for part in zip(*parts, strict=True))
+        values, scales = _read_eight_bit(slices, device, options.reading)
         finite = bool(scales.isfinite().all()) and not (weight_format == "fp8" and _has_nan(values))
     else:
-        values, scales, finite = _read_quantized(slices, weight_format, device, options.dtype)
+        values, scales, finite = _read_quantized(slices, weight_format, device, options)
     if not finite:
         for each in slices:
             if (error := each.tensor.not_finite(each.bounds)) is not None:
@@ -122,22 +148,40 @@ def read_parameter(
         raise CheckpointError.of(tensors[0].file, "holds values that are not finite", name=named)
     is_fp8 = weight_format == "fp8" and in_blocks(sources[0].parameter)
     fp8_product = is_fp8 and _multiplies_fp8(values, tensors, options)
-    return Parameter(values, scales, fp8_product, sum(each.tensor.size(each.bounds) for each in slices))
+    return Parameter(values, scales, fp8_product, sum(each.size for each in slices))
 
 
-def _read_float(slices: Sequence[_Slice], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def _read_float(slices: Sequence[_Slice], device: torch.device, dtype: torch.dtype, reading: Reading) -> torch.Tensor:
     """(rows, …) of floats, copied straight to where they belong."""
     rows = sum(each.shape[0] for each in slices)
     parameter = torch.empty((rows, *slices[0].shape[1:]), device=device, dtype=dtype)
     for each, target in zip(slices, parameter.split([each.shape[0] for each in slices]), strict=True):
-        target.copy_(each.tensor.read(each.bounds).reshape(each.shape))
+        start = 0
+        for part in _parts(each.tensor.read(each.bounds).reshape(each.shape), each.size, reading):
+            target[start : start + len(part)].copy_(part)
+            start += len(part)
         if each.offset:
             target.add_(each.offset)
     return parameter
 
 
+def _read_eight_bit(
+    slices: Sequence[_Slice], device: torch.device, reading: Reading
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and scales of matrices that their file has in 8 bits."""
+    read = [each.tensor.read_eight_bit(each.bounds) for each in slices]
+    (first, _), height = read[0], sum(each.shape[0] for each in slices)
+    values = torch.empty((height, *first.shape[1:]), dtype=first.dtype, device=device)
+    start = 0
+    for each, (stored, _) in zip(slices, read, strict=True):
+        for part in _parts(stored, each.size, reading):
+            values[start : start + len(part)] = part
+            start += len(part)
+    return values, torch.cat([scales for _, scales in read]).to(device)
+
+
 def _read_quantized(
-    slices: Sequence[_Slice], weight_format: WeightFormat, device: torch.device, dtype: torch.dtype
+    slices: Sequence[_Slice], weight_format: WeightFormat, device: torch.device, options: LoadOptions
 ) -> tuple[torch.Tensor, torch.Tensor, bool]:
     """Values and scales of matrices that become 8-bit ones, some rows at a time, and whether all were finite."""
     height, width = sum(each.shape[0] for each in slices), slices[0].shape[1]
@@ -147,13 +191,24 @@ def _read_quantized(
     scales = torch.empty((height, groups), dtype=of_scales, device=device)
     start, finite = 0, True
     for each in slices:
-        for part in each.tensor.read(each.bounds).reshape(each.shape).split(max(1, _AT_ONCE // width)):
+        for part in _parts(each.tensor.read(each.bounds).reshape(each.shape), each.size, options.reading):
             rows = slice(start, start + len(part))
-            chunk = part.to(device, dtype)
+            chunk = part.to(device, options.dtype)
             finite = finite and _is_finite(chunk)
             values[rows], scales[rows] = quantize_groups(chunk) if int8 else quantize_rows(chunk)[:2]
             start += len(part)
     return values, scales, finite
+
+
+def _parts(values: torch.Tensor, size: int, reading: Reading) -> Iterator[torch.Tensor]:
+    """Give some rows at a time, and count each as read, a part of the `size` bytes, when the next ones are asked for:
+    of a mapped file, nothing has been read before somebody touches it."""
+    told, done, height = 0, 0, max(1, len(values))
+    for part in values.split(max(1, _AT_ONCE * height // max(1, values.numel()))):
+        yield part
+        done += len(part)
+        reading.advance(size * done // height - told)
+        told = size * done // height
 
 
 def _multiplies_fp8(values: torch.Tensor, tensors: Sequence[StoredTensor], options: LoadOptions) -> bool:

@@ -7,9 +7,11 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import nn
 
 from engine.checkpoint.checkpoint_files import CheckpointFiles
-from engine.checkpoint.load import LoadOptions, load_weights
+from engine.checkpoint.load import LoadOptions, bytes_to_read, load_weights
+from engine.checkpoint.reading import Reading
 from engine.checkpoint.weight_format import Weights
 from engine.config.engine_config import EngineConfig
 from engine.device.devices import (
@@ -28,7 +30,7 @@ from engine.model.transformer import Transformer
 from engine.model.vae import VAEDecoder
 from engine.offload.offload import Offload, limit_allocations, plan_for
 from engine.parallel.greeting import agree_on_attention
-from engine.parallel.group import LocalGroup
+from engine.parallel.group import Group, LocalGroup
 from engine.parallel.mesh import Mesh
 from engine.planning.memory_plan import MemoryPlan
 from engine.planning.step_memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes
@@ -48,7 +50,13 @@ class RankModel:
     """
 
     def __init__(
-        self, engine: EngineConfig, mesh: Mesh, device: torch.device, weights: Weights | None, local_ranks: int | None
+        self,
+        engine: EngineConfig,
+        mesh: Mesh,
+        device: torch.device,
+        weights: Weights | None,
+        local_ranks: int | None,
+        on_read: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         """Load the share of the checkpoint, or of `weights`. Arguments and errors as of `Rank`."""
         self.engine, self.mesh, self.device = engine, mesh, device
@@ -82,14 +90,27 @@ class RankModel:
         plan = make_plan(whole_text_encoder=whole_text_encoder)
         limit_allocations(plan, device)
         self.offload = Offload(plan, device, sharing, encode_bytes(config, group.size, dtype.itemsize))
-        options = LoadOptions(device, dtype, engine.quantization, fp8_products=multiplies_fp8(device, dtype))
-        modules = {"text_encoder": self.text_encoder, "transformer": self.transformer, "vae": self.vae}
-        for component, module in modules.items():
-            if module is not None:
-                where = replace(options, on_host=self.offload.on_host(component))
-                of = text_group if component == "text_encoder" else group
-                load_weights(module, weights, component, rank=of.rank, size=of.size, options=where)
-                self.offload.take(component, module)
+        modules: dict[str, tuple[nn.Module, Group]] = {
+            "text_encoder": (self.text_encoder, text_group),
+            "transformer": (self.transformer, group),
+        }
+        if self.vae is not None:
+            modules["vae"] = self.vae, group
+        to_read = sum(
+            bytes_to_read(weights, component, rank=of.rank, size=of.size) for component, (_, of) in modules.items()
+        )
+        options = LoadOptions(
+            device,
+            dtype,
+            engine.quantization,
+            fp8_products=multiplies_fp8(device, dtype),
+            reading=Reading(to_read, on_read),
+        )
+        options.reading.look()
+        for component, (module, of) in modules.items():
+            where = replace(options, on_host=self.offload.on_host(component))
+            load_weights(module, weights, component, rank=of.rank, size=of.size, options=where)
+            self.offload.take(component, module)
         weights.close()
 
     @property

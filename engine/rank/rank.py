@@ -41,17 +41,19 @@ class Rank:
         weights: Weights | None = None,
         *,
         on_failed: Callable[[int, OutOfMemoryError], None] | None = None,
+        on_read: Callable[[int, int], None] = lambda done, total: None,
         local_ranks: int | None = None,
     ) -> None:
         """Load this rank's share of the checkpoint, or of `weights` that come from elsewhere.
 
         on_image is called on rank 0, from the decoding thread, for every image. on_failed is called by `execute` of a
         single rank with the id of a job that has too little memory; with several ranks, or without on_failed, the error
-        is raised. local_ranks: how many of the ranks are on this machine, None for all. Raises `CheckpointError` if the
-        checkpoint is damaged and `ArgumentError` if the mesh's sizes do not divide the model, or the device lacks what
-        the config asks for.
+        is raised. on_read is told several times a second how many bytes of the weights have been read, and of how many,
+        from none to all. local_ranks: how many of the ranks are on this machine, None for all. Raises `CheckpointError`
+        if the checkpoint is damaged and `ArgumentError` if the mesh's sizes do not divide the model, or the device
+        lacks what the config asks for.
         """
-        self.model = model = RankModel(config, mesh, device, weights, local_ranks)
+        self.model = model = RankModel(config, mesh, device, weights, local_ranks, on_read)
         self.adapters = Adapters(model.transformer, model.config, mesh.tp, device, model.dtype)
         # Under tensor parallelism each layer of the text encoder would wait until the other ranks have done the step
         # before, with two communicators in use at once. To save memory, encoding and steps must not overlap either.

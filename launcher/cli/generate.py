@@ -20,7 +20,7 @@ from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER
 from launcher.cli.output_files import DEFAULT, OutputName, check_paths, made_folders, write_file
 from launcher.cli.progress import GenerateProgress
 from launcher.cli.prompts import Asked, collect
-from launcher.messages.client_messages import Generate, LoraChoice, Progress
+from launcher.messages.client_messages import Accepted, Generate, LoraChoice, Progress
 from launcher.messages.limits import Limits
 from launcher.messages.parameter_names import RANDOM_SEED, draw_seed, in_own_names
 from launcher.setup.launch import launch_frontend
@@ -111,24 +111,23 @@ def generate(
     check_paths(paths)
     if len(prompts) > 1 and not any(" " in each for each in prompts):
         click.echo(f"note: these are {len(prompts)} prompts; one of several words is to be in quotes", err=True)
-    for warning in {warning: None for each in asked for warning in each.warnings}:
-        click.echo(f"warning: {warning}", err=True)
-    steps = sum(request.steps * request.num_images for request in checked)
     with (
         made_folders(paths),
-        closing(GenerateProgress(steps)) as progress,
-        launch_frontend(config, while_starting=progress.show) as client,
+        closing(GenerateProgress([each.steps for each in checked for _ in range(each.num_images)])) as progress,
     ):
-        if config.engine.memory_budget is not None:
-            for line in ("memory plan:", *client.status().memory_plan):
-                progress.print(line)
-        if seed in (None, RANDOM_SEED) and any("seed" not in each.parameters for each in asked):
-            progress.print(f"seed: {first_seed}")
-        for each, request in zip(asked, requests, strict=True):
-            if each.parameters.get("seed") == RANDOM_SEED:
-                progress.print(f"seed of {each.where}: {request.seed}")
-        ahead = min(_REQUESTS_AHEAD, config.limits.max_queue)
-        client.run(_make_images(client.asynchronous, requests, paths, progress, ahead=ahead))
+        for warnings in [each.warnings for each in asked] + [each.warnings for each in checked]:
+            progress.warn(warnings)  # before anything is loaded
+        with launch_frontend(config, on_loading=progress.show_loading) as client:
+            progress.begin()
+            if config.engine.memory_budget is not None:
+                for line in ("memory plan:", *client.status().memory_plan):
+                    progress.print(line)
+            for one, request in zip(asked, requests, strict=True):
+                if one.parameters.get("seed") == RANDOM_SEED:
+                    progress.print(f"seed of {one.where}: {request.seed}")
+            ahead = min(_REQUESTS_AHEAD, config.limits.max_queue)
+            client.run(_make_images(client.asynchronous, requests, paths, progress, ahead=ahead))
+            progress.end([each.seed + index for each in checked for index in range(each.num_images)])
 
 
 def _make_requests(
@@ -194,27 +193,23 @@ async def _make_images(
     client: AsyncClient, requests: list[Generate], paths: list[Path], progress: GenerateProgress, *, ahead: int
 ) -> None:
     """Send the requests, at most `ahead` at a time, and write every image to its path as it comes."""
-    from launcher.client.results import ImageFile, Result
+    from launcher.client.results import ImageFile
 
     turn = asyncio.Semaphore(ahead)
-    warnings: set[str] = set()
 
     async def make(request: Generate, request_paths: list[Path]) -> None:
         steps_done = 0
         async with turn:
             async for event in client.follow(request):
-                if isinstance(event, Progress):
+                if isinstance(event, Accepted):
+                    progress.warn(event.warnings)
+                elif isinstance(event, Progress):
                     progress.advance(event.step - steps_done)
                     steps_done = event.step
                 elif isinstance(event, ImageFile):
                     path = request_paths[event.index]
                     await asyncio.to_thread(write_file, path, event.file)
-                    progress.print_path(path)
-                elif isinstance(event, Result):
-                    for warning in event.warnings:
-                        if warning not in warnings:
-                            progress.print(f"warning: {warning}")
-                    warnings.update(event.warnings)
+                    progress.image_done(path)
 
     rest = iter(paths)
     await asyncio.gather(*(make(request, list(islice(rest, request.num_images))) for request in requests))

@@ -1,50 +1,156 @@
-"""Shows on stderr how far a command is."""
+"""Shows on stderr how far a command is: a bar on a terminal; elsewhere a line now and then of what takes long."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 from engine.errors import printable
 from launcher.cli.stdout import say_path
+from launcher.messages.client_messages import Stage
+
+_SHOWN_SEEDS = 10
+LINE_S = 10.0  # between lines about loading where there is no terminal
+
+
+class LoadingProgress:
+    """Shows how an engine starts and its weights are read.
+
+    file: the terminal that has the bar; None where there is none, so that `say` gets a line every `LINE_S` seconds.
+    clock: in seconds.
+    """
+
+    def __init__(
+        self, file: TextIO | None, say: Callable[[Stage, float], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._file, self._say, self._clock = file, say, clock
+        self._bar: Any = None
+        self._stage = ""
+        self._began: float | None = None
+        self._lines = 0
+
+    def show(self, stage: Stage) -> None:
+        """Show what has been read now. To be called every second or two, also if that has not changed."""
+        now = self._clock()
+        self._began = now if self._began is None else self._began
+        if self._file is not None:
+            self._show_bar(stage)
+        elif now - self._began >= (self._lines + 1) * LINE_S:
+            self._lines = int((now - self._began) / LINE_S)
+            self._say(stage, now - self._began)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _show_bar(self, stage: Stage) -> None:
+        if self._bar is None or stage.name != self._stage:
+            self.close()
+            self._stage = stage.name
+            if stage.name == "loading":
+                self._bar = _bar(self._file, total=stage.total, desc="loading", unit="B", unit_scale=True)
+            else:  # of which nobody knows how long it takes
+                self._bar = _bar(self._file, total=1, desc=stage.name, bar_format="{desc} [{elapsed}]")
+        self._bar.update(stage.done - self._bar.n if stage.name == "loading" else 0)
 
 
 class GenerateProgress:
-    """A bar on stderr, of denoise steps, if that is a terminal; nothing otherwise."""
+    """What `generate` shows: how its engine loads, how far the denoise steps of all its images are, and its lines.
 
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
+    steps: of each image.
+    """
+
+    def __init__(self, steps: Sequence[int], clock: Callable[[], float] = time.monotonic) -> None:
+        self._steps, self._images, self._clock = sum(steps), len(steps), clock
+        self._done = 0  # images
+        self._launched = self._began = clock()
+        self._terminal = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else None
+        self._loading = LoadingProgress(self._terminal, lambda stage, seconds: self.print(describe(stage, seconds)))
         self._bar: Any = None
+        self._warned: set[str] = set()
 
-    def show(self) -> None:
-        if sys.stderr is not None and sys.stderr.isatty():
-            from tqdm import tqdm  # here, it costs no time that anybody waits for
+    def show_loading(self, done: int, total: int, what: str) -> None:
+        """Show how far an engine is: see `launch_frontend`."""
+        self._loading.show(Stage(name=what, done=done, total=total))
 
-            self._bar = tqdm(total=self._steps, desc="loading", unit="step", leave=False)
+    def begin(self) -> None:
+        """Show steps from now on, whose rate counts from here."""
+        self._began = self._clock()
+        self._loading.close()
+        if self._terminal is not None:
+            self._bar = _bar(self._terminal, total=self._steps, desc=self._which(), unit="step")
+
+    def end(self, seeds: Sequence[int]) -> None:
+        """Say in a last line what was made, from which seeds, and how long that took."""
+        self.close()
+        images = "1 image" if self._images == 1 else f"{self._images} images"
+        took = f"{self._clock() - self._began:.1f} s, after {self._began - self._launched:.1f} s of loading"
+        self.print(f"{images} in {took}; {_shown_seeds(seeds)}")
 
     def close(self) -> None:
+        """Take away what is shown."""
+        self._loading.close()
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
 
     def advance(self, steps: int) -> None:
+        """Count steps; fewer than none when an image starts over."""
         if self._bar is not None:
-            self._bar.set_description("denoising", refresh=False)
             self._bar.update(steps)
 
+    def image_done(self, path: Path) -> None:
+        """Print the path of an image to stdout."""
+        with self._aside():
+            say_path(path)
+        self._done += 1
+        if self._bar is not None:
+            self._bar.set_description(self._which(), refresh=False)
+
+    def warn(self, warnings: Iterable[str]) -> None:
+        """Print each warning that has not been printed yet to stderr."""
+        for warning in warnings:
+            if warning not in self._warned:
+                self._warned.add(warning)
+                self.print(f"warning: {warning}")
+
     def print(self, line: str) -> None:
-        """To stderr."""
+        """Print a line to stderr."""
         with self._aside():
             click.echo(printable(line), err=True)
 
-    def print_path(self, path: Path) -> None:
-        """To stdout."""
-        with self._aside():
-            say_path(path)
+    def _which(self) -> str:
+        if self._images == 1:
+            return "denoising"
+        return f"image {min(self._done + 1, self._images)} of {self._images}"
 
     def _aside(self) -> AbstractContextManager[None]:
         """Take the bar away meanwhile."""
-        return nullcontext() if self._bar is None else self._bar.external_write_mode()
+        return nullcontext() if self._terminal is None or self._bar is None else self._bar.external_write_mode()
+
+
+def describe(stage: Stage, seconds: float) -> str:
+    """Say in a line how far an engine is, after so many seconds."""
+    return f"{stage.describe()}, after {seconds:.0f} s"
+
+
+def _shown_seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    if list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
+        return f"seeds {seeds[0]} to {seeds[-1]}"
+    return f"seeds {', '.join(map(str, seeds[:_SHOWN_SEEDS]))}{', …' if len(seeds) > _SHOWN_SEEDS else ''}"
+
+
+def _bar(file: TextIO | None, **settings: Any) -> Any:
+    from tqdm import tqdm  # here, it costs no time that anybody waits for
+
+    return tqdm(file=file, leave=False, miniters=0, dynamic_ncols=True, **settings)

@@ -181,6 +181,7 @@ def serve(
                 config, rpc=rpc, rpc_keys=rpc_keys, key_limits=key_limits, drain_s=drain_s, warm_up_sizes=sizes
             ),
             on_started=print_addresses,
+            on_stage=lambda stage: None,
             is_child=False,
             http=http,
             after_warm_up=keep_speed,

@@ -18,6 +18,7 @@ from engine.scheduling.scheduler import Scheduler
 from engine.step import Adapter, Job, Step, StepTimes
 from launcher.frontend.warm_up import AfterWarmUp, WarmUp
 from launcher.logs import log_event
+from launcher.messages.client_messages import Stage
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.rank_messages import Decoded, Previewed, Ready
 from launcher.processes import Child
@@ -42,8 +43,8 @@ class RankStatus:
 
     answering: whether they take steps, if only to be warmed up; ready: whether they have been warmed up, too.
     replacing: whether they take the places of lost ones, and do not answer yet. given_up:
-    why nothing may wait for ranks, if they are lost again and again. first: what rank 0 said when it was ready.
-    rank_memory: bytes by purpose, rank by rank.
+    why nothing may wait for ranks, if they are lost again and again. stage: how far they are, None once they are ready
+    or nothing waits for them. first: what rank 0 said when it was ready. rank_memory: bytes by purpose, rank by rank.
     """
 
     answering: bool
@@ -51,6 +52,7 @@ class RankStatus:
     replacing: bool
     restarts: int
     given_up: Krea2Error | None
+    stage: Stage | None
     first: Ready | None
     rank_memory: tuple[dict[str, int], ...]
     step_memory: RankMemory
@@ -64,7 +66,8 @@ class RankStatus:
             return self.given_up.message
         if self.answering:
             return "it warms up"
-        return "lost ranks are being replaced" if self.replacing else "its ranks load"
+        what = "lost ranks are being replaced" if self.replacing else "its ranks start"
+        return what if self.stage is None or not self.stage.total else f"{what}, {self.stage.describe()}"
 
 
 class Dispatcher:
@@ -119,10 +122,21 @@ class Dispatcher:
             replacing=not group.ready and (group.failed.done() or self.supervisor.restarts > 0),
             restarts=self.supervisor.restarts,
             given_up=self.supervisor.given_up,
+            stage=self._stage(),
             first=first,
             rank_memory=rank_memory,
             step_memory=memory,
         )
+
+    def _stage(self) -> Stage | None:
+        group = self.supervisor.group
+        if self.supervisor.given_up is not None or (group.ready and self._warm_up.over):
+            return None
+        done, total = group.loading.read
+        name = "loading" if total else "starting"
+        if group.ready or (self._config.warm_up and 0 < total == done):
+            name = "warming up"
+        return Stage(name=name, done=done, total=total)
 
     # ---- jobs
 
@@ -174,6 +188,9 @@ class Dispatcher:
         self._decoding = images
 
     # ---- what becomes of the ranks: see `RankEvents`
+
+    def ranks_loading(self) -> None:
+        self._events.ranks_loading()
 
     def ranks_ready(self) -> None:
         self.supervisor.given_up = None  # requests may wait for ranks again

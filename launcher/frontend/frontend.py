@@ -51,11 +51,12 @@ _DRAIN_LOOK_S = 0.05
 class Frontend:
     """Puts a front-end's parts together, and hands on what comes: messages, time, and what becomes of the ranks.
 
-    ranks: the processes of the rank group, the first by now. `on_started` gets the clients' address once the ranks are
-    ready, `after_warm_up` what they were found to take for steps. own_clients: processes of ours that are clients.
-    manager: who is told how the server is. To be made in the event loop that it runs in. Raises `CheckpointError` for a
-    bad tokenizer or config, `LoraError` for a bad LoRA, and `LaunchError` if the address cannot be used. Whoever makes
-    one is to `run` it, which closes its sockets. An attribute for each part, so that there are 13.
+    ranks: the processes of the rank group, the first by now. `on_stage` hears how far they are, `on_started` the
+    clients' address once they are ready, `after_warm_up` what they were found to take for steps. own_clients: processes
+    of ours that are clients. manager: who is told how the server is. To be made in the event loop that it runs in.
+    Raises `CheckpointError` for a bad tokenizer or config, `LoraError` for a bad LoRA, and `LaunchError` if the address
+    cannot be used. Whoever makes one is to `run` it, which closes its sockets. An attribute for each part, so that
+    there are 14.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Frontend:
         ranks: list[Child],
         *,
         on_started: Callable[[str], None],
+        on_stage: Callable[[messages.Stage], None] = lambda stage: None,
         after_warm_up: AfterWarmUp | None = None,
         own_clients: OwnClients | None = None,
         manager: ServiceManager | None = None,
@@ -75,7 +77,7 @@ class Frontend:
         loras = open_registry(config, model)
         options = asdict(config.engine) | {"model": config.engine.name}
         log_event("starting", version=engine.__version__, pid=os.getpid(), **options)
-        self._config, self._on_started = config, on_started
+        self._config, self._on_started, self._on_stage = config, on_started, on_stage
         self._manager = ServiceManager() if manager is None else manager
         self._began = time.monotonic()
         self._was_ready = False
@@ -196,6 +198,7 @@ class Frontend:
             device=ranks.first.device if ranks.first else None,
             ready=not_ready is None,
             not_ready=not_ready,
+            stage=ranks.stage,
             uptime_s=time.monotonic() - self._began,
             waiting=started.count(False),
             running=started.count(True),
@@ -214,19 +217,12 @@ class Frontend:
         status = self._status()
         decode_waiting, decode_running = self._dispatcher.scheduler.images_to_decode()
         return self._metrics.render(
-            status.rank_memory,
-            requests_waiting=status.waiting,
-            requests_running=status.running,
-            decode_waiting=decode_waiting,
-            decode_running=decode_running,
-            ready=status.ready,
-            token_budget=self._dispatcher.scheduler.token_budget,
-            dropped_messages=status.dropped_messages,
-            dropped_log_lines=dropped_lines(),
-            rpc_connections=self._clients.connections,
-            loras=len(status.loras),
+            status.rank_memory, requests_waiting=status.waiting, requests_running=status.running,
+            decode_waiting=decode_waiting, decode_running=decode_running, ready=status.ready,
+            token_budget=self._dispatcher.scheduler.token_budget, dropped_messages=status.dropped_messages,
+            dropped_log_lines=dropped_lines(), rpc_connections=self._clients.connections, loras=len(status.loras),
             lora_bytes=self._loras.bytes_held,
-        )
+        )  # fmt: skip
 
     def _own_client_ended(self, client: bytes) -> None:
         self._clients.end_own(client)
@@ -247,21 +243,25 @@ class Frontend:
                 self._manager.ready(reason)
             self._was_ready = ready
             self._requests.look()
+            self.ranks_loading()
 
     # ---- what becomes of the ranks: see `RankEvents`
+
+    def ranks_loading(self) -> None:
+        ranks = self._dispatcher.status
+        if ranks.stage is not None and not ranks.answering and not ranks.replacing:
+            self._on_stage(ranks.stage)
 
     def ranks_ready(self) -> None:
         ranks = self._dispatcher.status
         assert ranks.first is not None
         if ranks.restarts == 0:
             self._on_started(self._clients.address)
+        plan = " · ".join(" ".join(line.split()) for line in ranks.first.memory_plan) or None
         log_event(
-            "ranks ready",
-            device=ranks.first.device,
-            restarts=ranks.restarts,
-            attention=ranks.first.attention,
-            memory_plan=" · ".join(" ".join(line.split()) for line in ranks.first.memory_plan) or None,
-        )
+            "ranks ready", device=ranks.first.device, restarts=ranks.restarts, attention=ranks.first.attention,
+            memory_plan=plan,
+        )  # fmt: skip
         self._loras.ranks_ready()
         self._requests.fail_too_large()
 

@@ -15,7 +15,8 @@ from engine.errors import Krea2Error, LaunchError, ServerError
 from launcher import awake, processes
 from launcher.frontend.admission import key_files
 from launcher.logs import take_stderr
-from launcher.messages.configs import Ended, FrontendConfig, Started
+from launcher.messages.client_messages import Stage
+from launcher.messages.configs import Ended, FrontendConfig, Started, Starting
 from launcher.messages.encoding import as_krea2_error
 from launcher.messages.own_clients import OwnClients, own_address
 from launcher.ranks.start import start_ranks
@@ -36,6 +37,7 @@ def run_frontend(after_warm_up: AfterWarmUp | None = None) -> None:
         number = serve_until_stopped(
             config,
             on_started=lambda address: parent.send(Started(address=address)),
+            on_stage=lambda stage: parent.send(Starting(stage=stage)),
             is_child=True,
             after_warm_up=after_warm_up,
         )
@@ -50,6 +52,7 @@ def serve_until_stopped(
     config: FrontendConfig,
     *,
     on_started: Callable[[str], None],
+    on_stage: Callable[[Stage], None],
     is_child: bool,
     http: HttpServer | None = None,
     after_warm_up: AfterWarmUp | None = None,
@@ -124,6 +127,7 @@ def serve_until_stopped(
             config,
             ranks,
             on_started=announce,
+            on_stage=on_stage,
             after_warm_up=after_warm_up,
             own_clients=own_clients,
             manager=manager,

@@ -35,6 +35,7 @@ class Replies:
             position=request.position,
             estimated_s=None if estimate is None else estimate.seconds,
             attempt=request.attempt,
+            warnings=request.plan.warnings,
         )
         self._send(request.followers if to is None else [to], "accepted", accepted)
 

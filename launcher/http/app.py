@@ -172,11 +172,14 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
 
     @app.get("/ready", response_class=Response)
     @app.head("/ready", include_in_schema=False)
-    async def ready() -> Response:
-        """Whether images can be made: 200, or 503 with the reason."""
+    async def ready(request: Request) -> Response:
+        """Whether images can be made: 200, or 503 with the reason and, while it starts, how far it is."""
         status = await _ask_for_status(link)
         if not status.ready:
-            raise ServerError(f"the engine is not ready: {status.not_ready}")
+            problem = ServerError(f"the engine is not ready: {status.not_ready}")
+            request.state.error_code = problem.code  # for the log
+            more = {} if status.stage is None else {"stage": status.stage}
+            return error_response(problem, request.state.request_id, more=more)
         return JsonResponse({"status": "ready", "waiting": status.waiting, "running": status.running})
 
     @app.get("/v1/status", response_class=Response)

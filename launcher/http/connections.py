@@ -12,7 +12,7 @@ from engine.errors import CancelledError, Krea2Error, ServerError
 from launcher.client.async_client import AsyncClient
 from launcher.client.results import Event
 from launcher.logs import log_event
-from launcher.messages.client_messages import Generate, StatusReply
+from launcher.messages.client_messages import Generate, Stage, StatusReply
 from launcher.messages.open_files import limit, room_for_connections
 
 HEAD_S = 20.0  # seconds for a request's line and headers to arrive
@@ -33,6 +33,7 @@ class EngineLink:
         self._client: AsyncClient | None = None
         self._asked = asyncio.Event()  # whether ranks have loaded, once it replied
         self._has_loaded = False
+        self._stage: Stage | None = None  # when it was asked last
 
     @asynccontextmanager
     async def connected(self, _: object) -> AsyncIterator[None]:
@@ -62,7 +63,8 @@ class EngineLink:
                     await self._asked.wait()
                     await self.status()
         if not self._has_loaded:
-            raise ServerError("the engine is starting: try again in a moment")
+            far = f", {self._stage.describe()}" if self._stage is not None and self._stage.total else ""
+            raise ServerError(f"the engine is starting{far}: try again in a moment")
         return self.replying()
 
     async def follow(self, request: Generate) -> AsyncGenerator[Event, None]:
@@ -83,9 +85,10 @@ class EngineLink:
             self._client.server_ended(ServerError("the server is being stopped, or has died"))
 
     async def status(self) -> StatusReply:
-        """Ask what the front-end is doing, and remember whether ranks have loaded."""
+        """Ask what the front-end is doing, and remember whether ranks have loaded, or how far they are."""
         status = await self.replying().status()
         self._has_loaded |= status.device is not None
+        self._stage = status.stage
         return status
 
     async def _connect(self) -> None:

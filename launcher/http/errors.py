@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -69,15 +70,23 @@ def error_body(error: Krea2Error, request_id: str) -> dict[str, object]:
     }
 
 
-def error_response(error: Krea2Error, request_id: str, headers: dict[str, str] | None = None) -> Response:
-    """Make the response to a request that failed before anything was sent, with status and headers of the error."""
+def error_response(
+    error: Krea2Error,
+    request_id: str,
+    headers: dict[str, str] | None = None,
+    more: Mapping[str, object] | None = None,
+) -> Response:
+    """Make the response to a request that failed before anything was sent, with status and headers of the error.
+
+    more: what its object has besides the error.
+    """
     status = STATUS_OF_CODE.get(error.code, 500)
     headers = {**(headers or {}), **_HEADERS.get(status, {})}
     if status == 429 and error.parameter is not None:  # at fault, whatever waits
         headers |= _NEVER_AGAIN
     if status in (429, 503):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or RETRY_AFTER_S)))
-    return JsonResponse(error_body(error, request_id), status, headers)
+    return JsonResponse(error_body(error, request_id) | dict(more or {}), status, headers)
 
 
 def internal_error() -> Krea2Error:

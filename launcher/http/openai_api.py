@@ -21,7 +21,7 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, Krea2Error
 from launcher.client.results import Event, ImageFile, PreviewFile, Result
 from launcher.http.errors import error_body
-from launcher.messages.client_messages import Generate, LoraChoice
+from launcher.messages.client_messages import Accepted, Generate, LoraChoice
 from launcher.requests.check import CheckedRequest
 from launcher.requests.usual_sizes import describe_own_size, own_size
 
@@ -230,8 +230,7 @@ async def write_events(
 
     `event` comes before the `later` ones. The last image waits for the result: it carries timings and all warnings.
     """
-    request_id = request.state.request_id
-    partial_images = [0] * checked.num_images
+    request_id, partial_images = request.state.request_id, [0] * checked.num_images
     images: list[ImageFile] = []
 
     def write_image(kind: str, file: bytes, output_format: str, own: Mapping[str, object]) -> bytes:
@@ -267,7 +266,8 @@ async def write_events(
                         yield write_completed(images[-1], {"timings": event.timings, "warnings": warnings})
                         return
                     case _ if body.progress:
-                        fields = msgspec.structs.asdict(event) | {"request_id": request_id}
+                        said = {"warnings": event.warnings + warnings} if isinstance(event, Accepted) else {}
+                        fields = msgspec.structs.asdict(event) | said | {"request_id": request_id}
                         del fields["version"]
                         yield _write_event(f"image_generation.{type(event).__name__.lower()}", fields)
                 event = await anext(later)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import msgspec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 LONGEST_REQUEST_ID = 64  # characters
 
 RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_REQUEST_ID)]
@@ -63,6 +63,26 @@ class MergedLora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     file: str
     strength: float
+
+
+class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far an engine is on its way to images: `starting`, `loading` or `warming up`.
+
+    done, total: bytes of weights that its ranks have read and that they are to read, all of them together, from the
+    checkpoint's files; 0 before that is known.
+    """
+
+    name: str
+    done: int = 0
+    total: int = 0
+
+    def describe(self) -> str:
+        """Say it in a few words, as `loading 13.5 of 33.1 GB (40 %)`."""
+        if self.name != "loading":
+            return self.name
+        unit, shown = (1e9, "GB") if self.total >= 1e9 else (1e6, "MB")
+        read = f"{self.done / unit:.1f} of {self.total / unit:.1f} {shown}"
+        return f"loading {read} ({100 * self.done // max(1, self.total)} %)"
 
 
 # ---- client → front-end
@@ -154,13 +174,15 @@ Request = Generate | Cancel | Acknowledge | LoraRequest | Status | Metrics | Pin
 class Accepted(_Versioned, frozen=True, kw_only=True):
     """The request is queued behind `position` images; `estimated_s` until it is done, once speeds are known.
 
-    Comes again when its position has changed, and with a greater `attempt` when it starts over.
+    Comes again when its position has changed, and with a greater `attempt` when it starts over. warnings: those that
+    its images will have.
     """
 
     request_id: str
     position: int
     estimated_s: float | None
     attempt: int
+    warnings: tuple[str, ...] = ()
 
 
 class Progress(_Versioned, frozen=True, kw_only=True):
@@ -251,6 +273,7 @@ class StatusReply(_Versioned, frozen=True, kw_only=True):
     cfg_parallel: bool = False
     quarantined: tuple[str, ...] = ()
     not_ready: str | None = None  # why
+    stage: Stage | None = None  # while it starts
 
 
 class MetricsReply(_Versioned, frozen=True, kw_only=True):

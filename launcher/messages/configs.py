@@ -6,7 +6,7 @@ import msgspec
 
 from engine.config.engine_config import EngineConfig
 from launcher.messages.api_keys import ApiKey
-from launcher.messages.client_messages import Message
+from launcher.messages.client_messages import Message, Stage
 from launcher.messages.limits import Limits
 
 MAX_WORKERS = 8  # HTTP processes
@@ -120,6 +120,12 @@ class Beat(msgspec.Struct, frozen=True):
     """The event loop of an HTTP process runs."""
 
 
+class Starting(Message, frozen=True, kw_only=True):
+    """How far the first ranks are on their way: comes some times a second, and for a last time before `Started`."""
+
+    stage: Stage
+
+
 class Started(Message, frozen=True, kw_only=True):
     """The ranks are ready, and clients may connect."""
 
@@ -134,4 +140,4 @@ class Ended(Message, frozen=True, kw_only=True):
     parameter: str | None
 
 
-decode_frontend_report = msgspec.msgpack.Decoder(Started | Ended).decode
+decode_frontend_report = msgspec.msgpack.Decoder(Starting | Started | Ended).decode

@@ -45,6 +45,15 @@ class Alive(Message, frozen=True, kw_only=True):
     rank: int
 
 
+class Loading(Message, frozen=True, kw_only=True):
+    """The rank has read `done` of the `total` bytes of its weights: when it begins, some times a second, and at the
+    end."""
+
+    rank: int
+    done: int
+    total: int
+
+
 class Ready(Message, frozen=True, kw_only=True):
     """The rank has its weights. memory_plan: what it keeps where, for people, if it was told to save memory.
 
@@ -119,7 +128,7 @@ class RankFailed(Message, frozen=True, kw_only=True):
     parameter: str | None
 
 
-Report = Hello | Alive | Ready | StepDone | Decoded | Previewed | JobFailed | PlanBuilt | RankFailed
+Report = Hello | Alive | Loading | Ready | StepDone | Decoded | Previewed | JobFailed | PlanBuilt | RankFailed
 
 decode_command = msgspec.msgpack.Decoder(Command).decode
 decode_report = msgspec.msgpack.Decoder(Report).decode

@@ -28,6 +28,7 @@ from launcher.messages.sockets import send_now
 from launcher.processes import Child
 from launcher.ranks.gpu_health import Gpu, GpuError
 from launcher.ranks.lifelines import hold_lifelines
+from launcher.ranks.loading import GroupLoading
 from launcher.ranks.outstanding import Outstanding
 from launcher.ranks.remote_ranks import RemoteRanks
 
@@ -44,6 +45,9 @@ class RankEvents(Protocol):
 
     A rank group and its supervisor tell the dispatcher, which tells the front-end.
     """
+
+    def ranks_loading(self) -> None:
+        """Hear that ranks have read more of their weights."""
 
     def ranks_ready(self) -> None:
         """Hear that all ranks have their weights."""
@@ -73,8 +77,9 @@ class RankEvents(Protocol):
 class RankGroup:
     """Stands for all ranks, from their start to the loss of the first of them.
 
-    ready_by_rank: what each rank said when it was ready. images: how many have come. failed: why the group is lost. The
-    others of its 13 attributes are who hears of it, the sockets, and what runs on them.
+    ready_by_rank: what each rank said when it was ready. loading: how much they have read. images: how many have come.
+    failed: why the group is lost. The others of its 14 attributes are who hears of it, the sockets, and what runs on
+    them.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class RankGroup:
         self._config, self._events, self._on_ready = config, events, on_ready
         self._ranks = range(config.engine.ranks)
         self.ready_by_rank: dict[int, messages.Ready] = {}
+        self.loading = GroupLoading(len(self._ranks))
         self._loop = asyncio.get_running_loop()
         timeouts = config.start_timeout_s, config.step_timeout_s
         self.outstanding = Outstanding(self._ranks, *timeouts, now=self._loop.time())
@@ -180,6 +186,9 @@ class RankGroup:
                     timeout_s=max(config.start_timeout_s, config.step_timeout_s),
                 )
                 self._command(rank, load)
+            case messages.Loading() as loading:
+                self.loading.note(loading)
+                self._events.ranks_loading()
             case messages.Ready() as ready:
                 self.ready_by_rank[ready.rank] = ready
                 self._on_ready(ready)

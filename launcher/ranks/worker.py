@@ -24,6 +24,7 @@ from launcher.messages import rank_messages as messages
 from launcher.messages.configs import RankConfig
 from launcher.messages.encoding import describe, encode
 from launcher.processes import read_config, watch_parent
+from launcher.ranks.loading import LoadingReports
 from launcher.run_folder import remove_run_folder
 
 if TYPE_CHECKING:
@@ -99,7 +100,15 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
     def send_failure(job_id: int, error: Krea2Error) -> None:
         wire.send(messages.JobFailed(rank=config.rank, job_id=job_id, code=error.code, message=error.message))
 
-    rank = Rank(load.engine, mesh, device, on_image=send_image, on_failed=send_failure, local_ranks=config.local_ranks)
+    rank = Rank(
+        load.engine,
+        mesh,
+        device,
+        on_image=send_image,
+        on_failed=send_failure,
+        on_read=LoadingReports(config.rank, wire.send).tell,
+        local_ranks=config.local_ranks,
+    )
     if load.warm_up:
         warm_up(rank, load.warm_up_sizes)
     attention = rank.model.attention_choice.describe()

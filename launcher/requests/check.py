@@ -74,9 +74,12 @@ def check(
     if asked != (width, height):
         rounded = f"{width} × {height}, multiples of {model.size_multiple}"
         warnings.append(f"the size {asked[0]} × {asked[1]} was rounded up to {rounded}")
-    outside = model.size_domain.warning(width, height) if model.size_domain else None
-    if outside is not None:
-        warnings.append(outside)
+    for outside in (
+        model.size_domain.warning(width, height) if model.size_domain else None,
+        model.prompt_domain.warning(request.prompt) if model.prompt_domain else None,
+    ):
+        if outside is not None:
+            warnings.append(outside)
     seed, max_seed = drawn_seed if request.seed is None else request.seed, limits.max_seed - (num_images - 1)
     if not 0 <= seed <= max_seed:
         images = f" for {num_images} images" if num_images > 1 else ""

@@ -28,7 +28,7 @@ def make_plan(
     job_ids: Iterator[int],
     lora_ids: Mapping[str, int],
 ) -> Plan:
-    """Tokenise the prompts and make the jobs. Warns of prompts that were cut, and of one that the model cannot draw.
+    """Tokenise the prompts and make the jobs. Warns of prompts that were cut.
 
     lora_ids: of the adapters that are loaded, by name. One of strength 0 changes nothing, so it is left out.
     """
@@ -55,5 +55,4 @@ def make_plan(
     image_tokens = model.image_tokens(checked.width, checked.height)
     segments = tuple(len(text.ids) - PREFIX_TOKENS + image_tokens for text in texts.values())
     cut = tuple(f"{name} was cut to {MAX_PROMPT_TOKENS} tokens" for name, text in texts.items() if text.cut)
-    outside = model.prompt_domain.warning(checked.prompt) if model.prompt_domain else None
-    return Plan(jobs, segments, checked.warnings + cut + ((outside,) if outside else ()))
+    return Plan(jobs, segments, checked.warnings + cut)

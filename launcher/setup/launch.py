@@ -18,7 +18,7 @@ from launcher.auto_mode.prediction import Workload
 from launcher.awake import AwakeClock
 from launcher.frontend.process import with_run_folder
 from launcher.logs import log_event
-from launcher.messages.configs import Ended, FrontendConfig, Started, decode_frontend_report
+from launcher.messages.configs import Ended, FrontendConfig, Started, Starting, decode_frontend_report
 from launcher.messages.own_clients import new_name
 from launcher.processes import ORDERLY_S, Child, stop_all
 from launcher.setup.configure import configure
@@ -114,10 +114,17 @@ def _as_text(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def launch_frontend(config: FrontendConfig, *, while_starting: Callable[[], None] = lambda: None) -> Client:
-    """Do what `launch` does, for a checked configuration. while_starting: called once the front-end's process runs."""
+def launch_frontend(
+    config: FrontendConfig, *, on_loading: Callable[[int, int, str], None] = lambda done, total, what: None
+) -> Client:
+    """Do what `launch` does, for a checked configuration.
+
+    on_loading: called, from when the front-end's process runs until its ranks are ready, every second at least, in the
+    thread that calls this: the bytes of the weights that all ranks together have read, how many they are to read, which
+    is 0 until it is known, and what they do: `starting`, `loading` or `warming up`.
+    """
     config, folder = with_run_folder(msgspec.structs.replace(config, client_name=new_name()))
-    reports: SimpleQueue[Started | Ended | None] = SimpleQueue()  # of the front-end, None when it has ended
+    reports: SimpleQueue[Starting | Started | Ended | None] = SimpleQueue()  # of the front-end, None when it has ended
     engine = ExitStack()  # closes it
     with ExitStack() as if_it_fails:
         if_it_fails.callback(engine.close)
@@ -132,10 +139,10 @@ def launch_frontend(config: FrontendConfig, *, while_starting: Callable[[], None
         child.on_exit(lambda: reports.put(None))
         engine.callback(stop_all, [child], patience_s=ORDERLY_S)
         with _explaining(child):
-            while_starting()
+            on_loading(0, 0, "starting")
             from launcher.setup.engine_client import EngineClient  # while the ranks import torch
 
-            address = _wait_until_started(child, reports, config.start_timeout_s + ORDERLY_S)
+            address = _wait_until_started(child, reports, config.start_timeout_s + ORDERLY_S, on_loading)
             client = EngineClient(address, config, engine, lambda: _explaining(child))
             thread = client.thread  # a child that referred to the client would keep it from being forgotten
             child.on_exit(lambda: thread.server_ended(_error_of(child, reports.get())))
@@ -155,12 +162,21 @@ def _explaining(child: Child) -> Iterator[None]:
         raise
 
 
-def _wait_until_started(child: Child, reports: SimpleQueue[Started | Ended | None], timeout_s: float) -> str:
+def _wait_until_started(
+    child: Child,
+    reports: SimpleQueue[Starting | Started | Ended | None],
+    timeout_s: float,
+    on_loading: Callable[[int, int, str], None],
+) -> str:
     """Wait for the address for clients. Raises what the front-end ended with."""
 
     def has_report(seconds: float) -> bool:
         with suppress(Empty):
-            heard.append(reports.get(timeout=seconds))
+            report = reports.get(timeout=seconds)
+            if isinstance(report, Starting):
+                on_loading(report.stage.done, report.stage.total, report.stage.name)
+            else:
+                heard.append(report)
         return bool(heard)
 
     heard: list[Started | Ended | None] = []
@@ -173,7 +189,7 @@ def _wait_until_started(child: Child, reports: SimpleQueue[Started | Ended | Non
     raise _error_of(child, report)
 
 
-def _error_of(child: Child, report: Started | Ended | None) -> Krea2Error:
+def _error_of(child: Child, report: Starting | Started | Ended | None) -> Krea2Error:
     """Make the error that a front-end has ended with."""
     if isinstance(report, Ended):
         return error_from_code(report.code, report.message, report.parameter)

@@ -20,6 +20,7 @@ from launcher import awake
 from launcher.client.async_client import AsyncClient
 from launcher.frontend.frontend import Frontend
 from launcher.frontend.warm_up import AfterWarmUp
+from launcher.messages.client_messages import Stage
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import encode
 from launcher.messages.limits import Limits
@@ -83,6 +84,10 @@ class FakeRank:
     def ready(self) -> Ready:
         return Ready(rank=self.rank, device="fake", memory=self._memory, attention={})
 
+    def load(self) -> None:
+        """Hear that it is to load, and be ready."""
+        self.send(self.ready())
+
     def end(self) -> None:
         self._task.cancel()
 
@@ -110,7 +115,7 @@ class FakeRank:
         while True:
             command = decode_command(await self._socket.recv())
             if isinstance(command, Load):
-                self.send(self.ready())
+                self.load()
             elif isinstance(command, Execute):
                 async with self._arrived:
                     self.steps.append(command.step)
@@ -218,12 +223,14 @@ async def fake_engine(
     children: list[Child] | None = None,
     after_warm_up: AfterWarmUp | None = None,
     own_clients: OwnClients | None = None,
+    on_stage: Callable[[Stage], None] = lambda stage: None,
+    wait: bool = True,
     **config: float | str,
 ) -> AsyncIterator[Fakes]:
     """A front-end for the demo checkpoint with `tp` fake ranks, or for an `engine`. Leaving it stops what still runs.
 
     replace_ranks: groups that are lost are replaced by new fakes; otherwise their error ends the front-end. children:
-    what stands for the processes of the first ranks.
+    what stands for the processes of the first ranks. wait: until the ranks are ready.
     """
     settings = FrontendConfig(
         engine=engine or EngineConfig(tp=tp),
@@ -247,16 +254,18 @@ async def fake_engine(
     children = [] if children is None else children
     with patch("launcher.ranks.supervisor.start_ranks", from_a_thread):
         fakes.frontend = Frontend(
-            settings, children, on_started=started.set_result, after_warm_up=after_warm_up, own_clients=own_clients
-        )
+            settings, children, on_started=started.set_result, on_stage=on_stage, after_warm_up=after_warm_up,
+            own_clients=own_clients,
+        )  # fmt: skip
         fakes.served = asyncio.create_task(fakes.frontend.run(fakes.stop, fakes.stop_now))
         fakes.start_ranks()
         try:
-            async with asyncio.timeout(DEADLINE_S):
-                await asyncio.wait((fakes.served, started), return_when=asyncio.FIRST_COMPLETED)
-            if fakes.served.done():
-                await fakes.served
-            fakes.address = started.result()
+            if wait:
+                async with asyncio.timeout(DEADLINE_S):
+                    await asyncio.wait((fakes.served, started), return_when=asyncio.FIRST_COMPLETED)
+                if fakes.served.done():
+                    await fakes.served
+            fakes.address = started.result() if wait else f"ipc://{run_folder}/clients"
             yield fakes
         finally:
             fakes.stop_now.set()

@@ -24,7 +24,7 @@ from launcher import AsyncClient, Client
 PATIENCE_S = 240.0
 ROOT = Path(__file__).parents[2]
 # What ends a process that nothing else has ended comes after all patience, so that tests notice, and a command or a
-# front-end that others keep from the cores ends in order nevertheless.
+# front-end that others keep from the cores ends in order nevertheless. Nor does a command say that loading takes long.
 NO_FALLBACKS = f"""
 import sys
 if "_rank" in sys.orig_argv:
@@ -35,6 +35,9 @@ elif {{"launcher", "-c"}} & {{*sys.orig_argv}} and "_http" not in sys.orig_argv:
     process.ORDERLY_S = {10 * PATIENCE_S}
     exit_after = process.exit_after
     process.exit_after = lambda _: exit_after({10 * PATIENCE_S})
+if {{"generate", "serve"}} & {{*sys.orig_argv}}:
+    from launcher.cli import progress
+    progress.LINE_S = {10 * PATIENCE_S}
 """
 HOLLOW_RANKS = """
 import sys

@@ -99,7 +99,7 @@ def test_a_full_disk_behind_stdout_is_named(marked: Marked, command: str) -> Non
     arguments = {
         "keys": (str(marked.folder / "keys"),),
         "info": ("demo",),
-        "generate": ("x", "--seed", "0", "--device", "cpu", "--output", str(marked.folder / "x.png")),
+        "generate": ("a circle", "--seed", "0", "--device", "cpu", "--output", str(marked.folder / "x.png")),
     }
     marked.use_hollow_ranks()
     if not os.path.exists("/dev/full"):

@@ -130,7 +130,7 @@ def test_a_picture_that_does_not_fit_on_the_disk_ends_generate_with_its_name(mar
     marked.run_first(SMALL_FILES)
     marked.environment["PYTHONDONTWRITEBYTECODE"] = "1"  # or Python keeps the first 64 bytes of what it compiles
     path = marked.folder / "x.png"
-    process = marked.start_krea2("generate", "x", "--seed", "0", "--device", "cpu", "--output", str(path))
+    process = marked.start_krea2("generate", "a circle", "--seed", "0", "--device", "cpu", "--output", str(path))
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, stdout, stderr) == (1, "", f"error: {path}: cannot be written: {FULL}\n")
     marked.expect_nothing_left()

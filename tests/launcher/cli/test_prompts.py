@@ -183,7 +183,7 @@ def test_lines_are_drawn_each_with_its_own_parameters(marked: Marked, tmp_path: 
     own = [tmp_path / "own" / f"x-{int(drawn) + index}.webp" for index in range(2)]
     shared = [tmp_path / "new" / f"krea2_{index}.png" for index in (0, 3)]
     assert sorted(stdout.splitlines()) == sorted(map(str, (*own, *shared)))
-    assert not [line for line in stderr.splitlines() if line.startswith("seed: ")]
+    assert stderr.splitlines()[-1].endswith(f"; seeds 40, {drawn}, {int(drawn) + 1}, 43")
     first, last = map(Image.open, shared)
     assert (first.size, first.text["prompt"], first.text["seed"]) == ((96, 96), "a red fox", "40")  # type: ignore[attr-defined]
     assert (last.size, last.text["prompt"], last.text["seed"]) == ((128, 128), "y", "43")  # type: ignore[attr-defined]
@@ -196,6 +196,7 @@ def test_words_that_may_be_one_prompt_without_quotes_are_told_of(marked: Marked,
         "generate", "a", "fox", "--device", "cpu", "--steps", "1", "--seed", "-1", "-o", f"{tmp_path}/{{index}}.png"
     )
     assert (code, len(stdout.splitlines())) == (0, 2)
-    note, seed, *_ = stderr.splitlines()
+    note, *_, last = stderr.splitlines()
     assert note == "note: these are 2 prompts; one of several words is to be in quotes"
-    assert seed.startswith("seed: ")
+    first, second = map(int, last.partition("; seeds ")[2].split(" to "))
+    assert second == first + 1

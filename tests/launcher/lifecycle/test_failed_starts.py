@@ -37,7 +37,7 @@ def test_a_rank_that_cannot_start_ends_the_program_with_its_own_error(
     marked: Marked, behaviour: str, message: str
 ) -> None:
     fake_torch(marked, behaviour)
-    process = marked.start_krea2("generate", "x", "--seed", "0", "--output", str(marked.folder / "x.png"))
+    process = marked.start_krea2("generate", "a circle", "--seed", "0", "--output", str(marked.folder / "x.png"))
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, stdout, stderr) == (1, "", f"error: {message.format(folder=marked.folder)}\n")
     marked.expect_nothing_left()
@@ -61,7 +61,7 @@ if "_rank" in sys.orig_argv:
 def test_ranks_that_cannot_talk_end_the_program_before_anything_is_loaded(marked: Marked) -> None:
     marked.run_first(MUTE_RANK_1)
     words = ("--model", "demo", "--device", "cpu", "--seed", "0", "--sp", "2", "--output", str(marked.folder / "x.png"))
-    code, stdout, stderr = marked.run_krea2("generate", "x", *words)
+    code, stdout, stderr = marked.run_krea2("generate", "a circle", *words)
     assert (code, stdout) == (1, "")
     reason = "over gloo was not done within 5 s; GLOO_SOCKET_IFNAME is the network interface by which ranks reach"
     # whichever is heard first: the rank that waited, or the one that was mute
@@ -73,7 +73,7 @@ def test_ranks_that_cannot_talk_end_the_program_before_anything_is_loaded(marked
 
 def test_a_rank_that_never_gets_ready_is_given_up(marked: Marked) -> None:
     fake_torch(marked, "hangs")
-    process = marked.start_krea2("generate", "x", "--seed", "0", "--tp", "2", "--start-timeout", "1.5")
+    process = marked.start_krea2("generate", "a circle", "--seed", "0", "--tp", "2", "--start-timeout", "1.5")
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, stdout) == (1, "")
     assert stderr == "error: ranks 0 and 1 were not ready within 1.5 s\n"
@@ -88,7 +88,9 @@ def test_a_damaged_checkpoint_is_named_by_the_rank_that_finds_it(marked: Marked,
     shutil.copytree(DEMO_CHECKPOINT, folder)
     file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    process = marked.start_krea2("generate", "x", "--model", str(folder), "--tp", tp, "--device", "cpu", "--seed", "0")
+    process = marked.start_krea2(
+        "generate", "a circle", "--model", str(folder), "--tp", tp, "--device", "cpu", "--seed", "0"
+    )
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, stdout) == (2, "")
     assert stderr.startswith(f"error: {file}: ")
@@ -150,7 +152,7 @@ def test_a_device_that_is_not_there_is_an_argument_error(marked: Marked) -> None
 
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    process = marked.start_krea2("generate", "x", "--device", "cuda", "--seed", "0")
+    process = marked.start_krea2("generate", "a circle", "--device", "cuda", "--seed", "0")
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, stdout) == (2, "")
     assert stderr == "error: --device cuda is not available: torch finds no CUDA device\n"
@@ -178,7 +180,14 @@ def test_a_server_that_cannot_print_its_address_ends_with_one_error(marked: Mark
 def test_the_engine_does_not_import_what_lies_in_the_working_folder(marked: Marked, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise RuntimeError('the wrong torch')")
     process = marked.start(
-        str(Path(sys.executable).with_name("krea2")), "generate", "x", "--device", "cpu", "--steps", "1", cwd=tmp_path
+        str(Path(sys.executable).with_name("krea2")),
+        "generate",
+        "a circle",
+        "--device",
+        "cpu",
+        "--steps",
+        "1",
+        cwd=tmp_path,
     )
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, stdout) == (0, "krea2.png\n"), stderr

@@ -41,7 +41,7 @@ def wait_for_progress(process: object) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_loading_leaves_nothing(marked: Marked, number: signal.Signals, code: int) -> None:
     fake_torch(marked, "hangs")
-    process = marked.start_krea2("generate", "x", "--seed", "0", "--tp", "2")
+    process = marked.start_krea2("generate", "a circle", "--seed", "0", "--tp", "2")
     marked.wait_for("_rank", 2)
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
@@ -58,7 +58,7 @@ def test_a_signal_while_denoising_leaves_nothing(marked: Marked, number: signal.
     controller, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (25, 80))
     process = marked.start_krea2(
-        "generate", "x", "--seed", "0", "--device", "cpu", "--tp", "2", "--steps", "200", "--num-images", "10",
+        "generate", "a circle", "--seed", "0", "--device", "cpu", "--tp", "2", "--steps", "200", "--num-images", "10",
         "--output", str(marked.folder / "x.png"), stderr=terminal,
     )  # fmt: skip
     os.close(terminal)
@@ -211,7 +211,7 @@ def test_nothing_outlives_a_front_end_that_is_killed(marked: Marked, role: str) 
     if role == "serve":
         marked.start_krea2("serve", "--no-http", "--tp", "2")
     else:
-        process = marked.start_krea2("generate", "x", "--seed", "0", "--tp", "2")
+        process = marked.start_krea2("generate", "a circle", "--seed", "0", "--tp", "2")
     marked.wait_for("_rank", 2)
     wait_until(lambda: bool(list(marked.folder.glob("krea2-*/ranks-0"))), "the front-end's start")
     (frontend,) = marked.wait_for(role, 1)

@@ -22,7 +22,7 @@ ANY_SIZE = replace(DEMO, size_domain=None)
 
 
 def checked(model: ModelConfig = DEMO, limits: Limits | None = None, **parameters: Any) -> CheckedRequest:
-    request = Generate(**({"request_id": "r", "prompt": "a fox"} | parameters))
+    request = Generate(**({"request_id": "r", "prompt": "a red circle"} | parameters))
     return check(request, model, limits or Limits(), drawn_seed=77)
 
 
