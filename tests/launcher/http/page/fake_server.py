@@ -55,12 +55,14 @@ class Refusal:
 
 @dataclass(eq=False)
 class FakeServer:
-    """Answers every request at once; while `held` is set, a request goes one step further for each `release`."""
+    """Answers every request at once; while `held` is set, a request goes one step further for each `release`,
+    and after the last one image further."""
 
     ready: bool = True
     api_key: str | None = None
     refusals: list[Refusal] = field(default_factory=list)  # of the next requests, one each
     warnings: list[str] = field(default_factory=list)
+    positions: tuple[int, ...] = (2,)  # in the queue, one after the other
     restarts: int = 0  # after the first step of the next request
     hangs_up: bool = False  # after the first step of the next request
     estimates: list[float | None] = field(default_factory=list)  # of the next events, in place of those it has
@@ -148,7 +150,11 @@ class _Handler(BaseHTTPRequestHandler):
         n, steps = body.get("n", 1), body["steps"]
         width, height, seed = body["width"], body["height"], body.get("seed", 1234)
         attempt = 1
-        self._event("accepted", request_id="r", position=2, estimated_s=self._estimate(3600.0), attempt=attempt)
+        for place, position in enumerate(self.fake.positions):
+            if place:
+                self._wait_for_step()
+            waits = self._estimate(3600.0)
+            self._event("accepted", request_id="r", position=position, estimated_s=waits, attempt=attempt)
         step = 0
         while step < steps:
             self._wait_for_step()
@@ -170,6 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
                 attempt, step = attempt + 1, 0
                 self._event("accepted", request_id="r", position=0, estimated_s=self._estimate(None), attempt=attempt)
         for index in range(n):
+            if index:
+                self._wait_for_step()
             result = {"timings": {"total": 1.25}, "warnings": self.fake.warnings} if index == n - 1 else {}
             self._event(
                 "completed",

@@ -83,28 +83,33 @@ def test_what_is_late_or_stalls_is_not_counted_down_for_ever(countdown: Any) -> 
     assert waits[-1]["text"] == "about 40 s left"
 
 
-def test_a_request_that_starts_over_or_is_overtaken_has_another_estimate(page: Page, server: FakeServer) -> None:
+def test_a_request_that_is_overtaken_or_starts_over_has_another_estimate(page: Page, server: FakeServer) -> None:
     page.clock.install(time=0)
     server.held = True
-    server.estimates = [60, 50, 49, 500]
+    server.positions = (1, 3)
+    server.estimates = [60, 600, 500, 300]
+    server.restarts = 1
     open_page(page, server)
     page.clock.pause_at(3600)
     generate(page)
-    left = page.locator(".job-time")
+    state, left = page.locator(".job-state"), page.locator(".job-time")
+    expect(state).to_have_text("In the queue behind 1 picture")
     expect(left).to_have_text("estimating…")
-    server.release()
-    expect(left).to_have_text("about 50 s left")
     page.clock.run_for(10_000)
-    expect(left).to_have_text("about 40 s left")
-    server.restarts = 1
+    expect(left).to_have_text("about 50 s left")
     server.release()
+    expect(state).to_have_text("In the queue behind 3 pictures")
     expect(left).to_have_text("estimating…")
-    expect(page.locator(".job-state")).to_have_text("The engine restarted, starting over · Starting")
     page.clock.run_for(2_000)
-    expect(left).to_have_text("about 8 min left")
+    expect(left).to_have_text("about 10 min left")
+    server.release()
+    expect(state).to_have_text("The engine restarted, starting over · Starting")
+    expect(left).to_have_text("estimating…")
+    page.clock.run_for(2_000)
+    expect(left).to_have_text("about 5 min left")
 
 
-def test_a_request_that_fails_on_the_way_says_why_and_keeps_its_seed(page: Page, server: FakeServer) -> None:
+def test_a_request_that_fails_on_the_way_says_why(page: Page, server: FakeServer) -> None:
     open_page(page, server)
     server.fails = Refusal(500, "ranks died 3 times", code="request_killed_ranks")
     generate(page)
@@ -115,3 +120,22 @@ def test_a_request_that_fails_on_the_way_says_why_and_keeps_its_seed(page: Page,
     page.get_by_role("button", name="Try again").click()
     expect(pictures(page)).to_have_count(1)
     expect(page.locator(".job")).to_have_count(0)
+
+
+def test_what_was_finished_before_a_request_was_cancelled_is_kept_and_the_rest_can_be_had(
+    page: Page, server: FakeServer
+) -> None:
+    server.held = True
+    open_page(page, server)
+    generate(page, n="2")
+    server.release(4)
+    expect(pictures(page)).to_have_count(1)
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator(".job-told")).to_have_text("You cancelled this. 1 finished picture is kept below.")
+    expect(page.get_by_role("button", name="Dismiss")).to_be_focused()
+    server.held = False
+    page.get_by_role("button", name="Try again").click()
+    expect(pictures(page)).to_have_count(2)
+    expect(pictures(page).first).to_contain_text("seed 1235")
+    first, second = server.requests
+    assert second == first | {"seed": 1234}

@@ -30,7 +30,7 @@ def test_a_request_shows_its_place_its_progress_and_its_previews_then_its_pictur
     expect(page.locator(".tile[data-state=preview] img:visible")).to_have_count(2)
     server.release(2)
     expect(bar).to_have_attribute("aria-valuenow", "75")
-    server.release()
+    server.release(2)
     expect(pictures(page)).to_have_count(2)
     expect(page.locator(".job")).to_have_count(0)
     expect(page.locator("#announcer")).to_have_text("Finished 2 pictures.")

@@ -46,6 +46,7 @@ def test_a_picture_s_request_is_copied_for_shells_and_python(page: Page, server:
         (*of_picture, {**wanted, "n": None, "seed": 9007199254740991}, "9007199254740991"),
     ):
         assert all(text.isprintable() for text in (curl + python).splitlines())
+        assert "\\\\" not in curl  # which fish takes for one backslash
         for number, command in enumerate([*([shell, "-c", curl] for shell in SHELLS), [sys.executable, "-c", python]]):
             folder = tmp_path / f"{seed}-{number}"
             folder.mkdir()
