@@ -17,12 +17,12 @@ from launcher.auto_mode.prediction import Workload
 from launcher.cli.options.command import Command
 from launcher.cli.options.engine_options import configure_engine, engine_options
 from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER
-from launcher.cli.output_files import DEFAULT, OutputName, check_paths, made_folders, write_file
 from launcher.cli.progress import GenerateProgress
 from launcher.cli.prompts import Asked, collect
 from launcher.messages.client_messages import Accepted, Generate, LoraChoice, Progress
 from launcher.messages.limits import Limits
 from launcher.messages.parameter_names import RANDOM_SEED, draw_seed, in_own_names
+from launcher.requests.output_files import DEFAULT, OutputName, check_paths, made_folders, write_file
 from launcher.setup.launch import launch_frontend
 
 if TYPE_CHECKING:

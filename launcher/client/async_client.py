@@ -94,7 +94,7 @@ class AsyncClient(Connection):
                     case messages.Image() as last, file if last.index not in images:  # it may have been sent again
                         images[last.index] = ImageFile(
                             last.request_id, last.attempt, last.index, last.seed, last.width, last.height,
-                            last.output_format, file,
+                            last.output_format, file, request.prompt,
                         )  # fmt: skip
                         ended = len(images) == last.num_images
                         yield images[last.index]
@@ -104,6 +104,7 @@ class AsyncClient(Connection):
         yield Result(
             last.request_id, last.attempt, [image.file for image in done], [image.seed for image in done],
             last.width, last.height, last.output_format, last.timings, warnings + last.warnings,
+            request.prompt,
         )  # fmt: skip
 
     async def cancel(self, request_id: str) -> None:

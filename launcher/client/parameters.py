@@ -12,7 +12,7 @@ import msgspec
 
 from engine.errors import ArgumentError
 from launcher.messages.client_messages import Generate, LoraChoice
-from launcher.messages.parameter_names import ALIASES, in_own_names
+from launcher.messages.parameter_names import ALIASES, RANDOM_SEED, in_own_names
 
 
 class LoraParameters(TypedDict, total=False):
@@ -112,6 +112,8 @@ def make_request(prompt: str, given: Parameters, call: str) -> tuple[Generate, t
     own, warnings = in_own_names(named)
     if own.get("output_format") == "jpg":
         own["output_format"] = "jpeg"
+    if own.get("seed") == RANDOM_SEED:
+        del own["seed"]
     own.setdefault("request_id", uuid.uuid4().hex)
     return Generate(prompt=prompt, **own | {"loras": _read_loras(own.get("loras", ()))}), warnings
 

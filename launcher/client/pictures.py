@@ -5,21 +5,19 @@ from __future__ import annotations
 import html
 import io
 import os
-import secrets
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from engine.errors import ArgumentError, Krea2Error
+from engine.errors import ArgumentError
 from launcher.requests.image_metadata import read_made, save_options
+from launcher.requests.output_files import FORMATS, OutputName, check_paths, made_folders, write_file
 
 if TYPE_CHECKING:
     from PIL import Image as PIL
     from PIL.ImageFile import ImageFile
-
-FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
 def open_picture(file: bytes, image_format: str) -> PIL.Image:
@@ -49,38 +47,32 @@ def _picture_class(image_format: str) -> type[ImageFile]:
             own = (wanted or "").lower()
             if own in plugins:
                 options = {**save_options(own, read_made(self)), **options}
-            if path is not None:
-                _make_folder(path)
-            super().save(fp, format, **options)
+            with made_folders([path] if path is not None else []):
+                super().save(fp, format, **options)
 
     return Picture
 
 
-def save_pictures(path: str | os.PathLike[str], files: Sequence[bytes], image_format: str) -> list[Path]:
+def save_pictures(
+    path: str | os.PathLike[str], files: Sequence[bytes], image_format: str, *, seeds: Sequence[int], prompt: str
+) -> list[Path]:
     """Write files in `image_format` to a path, as `Result.save` does."""
-    if not isinstance(path, str | os.PathLike) or not (wanted := FORMATS.get(Path(path).suffix.lower())):
-        raise ArgumentError.of("path", f"a path that ends in {', '.join(FORMATS)}", path)
-    path = Path(path)
-    paths = [path] if len(files) == 1 else [path.with_stem(f"{path.stem}_{index}") for index in range(len(files))]
-    _make_folder(path)
-    for each, file in zip(paths, files, strict=True):
-        data = io.BytesIO(file)
-        if wanted != image_format:
-            open_picture(file, image_format).save(data := io.BytesIO(), wanted)
-        write_file(each, data.getvalue())
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentError.of("path", "a path; result.files are the files as bytes", path)
+    name = OutputName(os.fspath(path), "path")
+    numbers = range(len(files)) if len(files) > 1 else [None]
+    paths = [
+        name.of(index=index, seed=seed, prompt=prompt, number=number)
+        for index, (seed, number) in enumerate(zip(seeds, numbers, strict=True))
+    ]
+    check_paths(paths, "path")
+    with made_folders(paths):
+        for each, file in zip(paths, files, strict=True):
+            data = io.BytesIO(file)
+            if name.format != image_format:
+                open_picture(file, image_format).save(data := io.BytesIO(), name.format)
+            write_file(each, data.getvalue())
     return paths
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file that is either whole or not there. Raises `Krea2Error` if it cannot be written."""
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as error:  # which names no file if writing fails, as on a full disk
-        raise Krea2Error(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_html(pictures: Iterable[tuple[bytes, str, str]], notes: Iterable[str] = ()) -> str:
@@ -92,10 +84,3 @@ def write_html(pictures: Iterable[tuple[bytes, str, str]], notes: Iterable[str] 
     )
     below = "".join(f"<div>{html.escape(note)}</div>" for note in notes)
     return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{figures}</div>{below}'
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Krea2Error(f"{path.parent}: cannot be made: {error.strerror or error}") from None

@@ -28,6 +28,7 @@ class ImageFile:
     height: int
     format: str
     file: bytes = field(repr=False)
+    prompt: str = ""
 
     @cached_property
     def image(self) -> PIL.Image:
@@ -36,7 +37,8 @@ class ImageFile:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the image to a file, as `Result.save` does. Returns its path."""
-        return save_pictures(path, [self.file], self.format)[0]
+        (path,) = save_pictures(path, [self.file], self.format, seeds=[self.seed], prompt=self.prompt)
+        return path
 
     def _repr_html_(self) -> str:
         return write_html([(self.file, self.format, f"seed {self.seed}")])
@@ -80,6 +82,7 @@ class Result:
     format: str
     timings: dict[str, float]
     warnings: tuple[str, ...]
+    prompt: str = ""
 
     @property
     def seed(self) -> int:
@@ -99,11 +102,12 @@ class Result:
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
         """Write the images to files, and return their paths: several have _0, _1, … before the suffix.
 
-        The suffix is the format: .png, .jpg or .webp. Each file carries prompt, seed and settings, unless `metadata`
-        was False, or the result is of JPEG files, which carry none. A folder that is not there is made. Raises
-        `ArgumentError` for other suffixes, and `Krea2Error` if a file cannot be written.
+        The suffix is the format: .png, .jpg or .webp. `{seed}`, `{index}` and `{prompt}` in the path are filled in, and
+        a folder, as "images/", is enough. Folders that are not there are made. Each file carries prompt, seed and
+        settings, unless `metadata` was False, or the result is of JPEG files, which carry none. Raises `ArgumentError`
+        for a path that cannot be, and `Krea2Error` if a file cannot be written.
         """
-        return save_pictures(path, self.files, self.format)
+        return save_pictures(path, self.files, self.format, seeds=self.seeds, prompt=self.prompt)
 
     def __repr__(self) -> str:
         images = "1 image" if len(self.seeds) == 1 else f"{len(self.seeds)} images"

@@ -25,7 +25,8 @@ def file(image_format: str = "png", made: dict[str, Any] | None = MADE) -> bytes
 
 
 def result(*files: bytes, image_format: str = "png", warnings: tuple[str, ...] = ()) -> Result:
-    return Result("id", 1, [*files], [7 + i for i in range(len(files))], 16, 32, image_format, {"total": 1.5}, warnings)
+    seeds, timings = [7 + index for index in range(len(files))], {"total": 1.5}
+    return Result("id", 1, [*files], seeds, 16, 32, image_format, timings, warnings, "a red circle")
 
 
 def made(path: Path) -> dict[str, Any] | None:
@@ -65,6 +66,17 @@ def test_several_images_are_numbered_and_one_event_saves_its_own(tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.webp", "x_0.PNG", "x_1.PNG"]
 
 
+def test_names_are_filled_in_and_a_folder_is_enough(tmp_path: Path) -> None:
+    its = result(file(), file())
+    names = [
+        path.relative_to(tmp_path).as_posix() for path in its.save(tmp_path / "{prompt}" / "{seed}-{index:02}.png")
+    ]
+    assert names == ["a-red-circle/7-00.png", "a-red-circle/8-01.png"]
+    assert its.save(f"{tmp_path}/images/") == [tmp_path / "images" / f"krea2_{index}.png" for index in range(2)]
+    with pytest.raises(ArgumentError, match=r"^path must have \{index\} in it: two images would be "):
+        its.save(tmp_path / "{prompt}.png")
+
+
 def test_what_pillow_can_do_it_still_does(tmp_path: Path) -> None:
     image = result(file()).image
     image.save(tmp_path / "x.bmp")
@@ -75,20 +87,20 @@ def test_what_pillow_can_do_it_still_does(tmp_path: Path) -> None:
     assert read_made(PIL.open(tmp_path / "x")) == MADE
 
 
-@pytest.mark.parametrize("path", ["x", "x.gif", "", "folder/", 3])
-def test_a_path_of_no_format_of_ours_is_refused(path: object, tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"^path must be a path that ends in \.png, \.jpg, \.jpeg, \.webp, got "):
+@pytest.mark.parametrize("path", ["x", "x.gif", "", 3])
+def test_a_path_of_no_format_of_ours_is_refused(path: object) -> None:
+    with pytest.raises(ArgumentError, match=r"^path must be a path(; result\.files are| that ends in \.png, \.jpg, )"):
         result(file()).save(path)  # type: ignore[arg-type]
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    (tmp_path / "x.png").mkdir()
-    with pytest.raises(Krea2Error, match=f"^{tmp_path}/file: cannot be made: "):
-        result(file()).save(tmp_path / "file" / "x.png")
-    with pytest.raises(Krea2Error, match=rf"^{tmp_path}/x\.png: cannot be written: Is a directory$"):
-        result(file()).save(tmp_path / "x.png")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "x.png"]
+    path = tmp_path / "file" / "x.png"
+    with pytest.raises(ArgumentError, match=rf"^path must be .*{path}'$"):
+        result(file()).save(path)
+    with pytest.raises(Krea2Error, match=rf"^{tmp_path}/file/a: cannot be made: Not a directory$"):
+        result(file()).image.save(tmp_path / "file" / "a" / "x.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_result_shows_its_images_side_by_side() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ArgumentError, Krea2Error
-from launcher.cli.output_files import OutputName, check_paths, made_folders, slug, write_file
+from launcher.requests.output_files import OutputName, check_paths, made_folders, slug, write_file
 from tests.damage import FULL, full_disk
 from tests.launcher.processes import PATIENCE_S, Marked
 

@@ -1,4 +1,4 @@
-"""Names the files of `krea2 generate`, checks that they can be written before the work, and writes them."""
+"""Names image files, checks that they can be written, and writes them: those of `krea2 generate`, and a result's."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _LONGEST_SLUG = 40  # characters of a prompt in a name
 class OutputName:
     """The name of one file or of several: of a folder, or with `{index}`, `{seed}` or `{prompt}` in it.
 
-    Raises `ArgumentError` if images cannot have it.
+    Raises `ArgumentError` about the parameter if images cannot have it.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, parameter: str = "output") -> None:
         self._text = os.path.join(text, DEFAULT) if text.endswith(os.sep) or os.path.isdir(text) else text
         try:
             pieces = [*Formatter().parse(self._text)]
@@ -37,10 +37,12 @@ class OutputName:
             number = "" if name == "prompt" else "(0[0-9]{1,2})?"
             if name not in _FIELDS or conversion or not re.fullmatch(number, width or ""):
                 allowed = "a path in which braces hold index, seed or prompt, as {index:03}, or are doubled"
-                raise ArgumentError.of("output", allowed, text)
+                raise ArgumentError.of(parameter, allowed, text)
         self.format = FORMATS.get(Path(self._text).suffix.lower(), "")
         if not self.format:
-            raise ArgumentError.of("output", f"a path that ends in {', '.join(FORMATS)}, or a folder, as images/", text)
+            raise ArgumentError.of(
+                parameter, f"a path that ends in {', '.join(FORMATS)}, or a folder, as images/", text
+            )
 
     def of(self, *, index: int, seed: int, prompt: str, number: int | None) -> Path:
         """Name an image. number: what follows the stem where there are several and no field tells them apart."""
@@ -53,13 +55,15 @@ def slug(prompt: str) -> str:
     return re.sub(r"[\W_]+", "-", prompt.lower())[: _LONGEST_SLUG + 1].strip("-")[:_LONGEST_SLUG] or "no-prompt"
 
 
-def check_paths(paths: Sequence[Path]) -> None:
+def check_paths(paths: Sequence[Path], parameter: str = "output") -> None:
     """Check that each image has a path of its own, and that they can be written once missing folders are made. Raises
-    `ArgumentError`."""
+    `ArgumentError` about the parameter."""
     taken: set[str] = set()
     for path in paths:
         if (place := os.path.abspath(path)) in taken:
-            raise ArgumentError(f"output must have {{index}} in it: two images would be {path}", parameter="output")
+            raise ArgumentError(
+                f"{parameter} must have {{index}} in it: two images would be {path}", parameter=parameter
+            )
         taken.add(place)
     folders: set[Path] = set()
     for path in paths:
@@ -72,9 +76,9 @@ def check_paths(paths: Sequence[Path]) -> None:
             pass
         except OSError as error:
             allowed = f"a path that can be written ({error.strerror})"
-            raise ArgumentError.of("output", allowed, str(path)) from None
+            raise ArgumentError.of(parameter, allowed, str(path)) from None
         if os.path.isdir(path) or not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
-            raise ArgumentError.of("output", "a file in a folder that can be made and written", str(path))
+            raise ArgumentError.of(parameter, "a file in a folder that can be made and written", str(path))
         folders.add(path.parent)
 
 
