@@ -59,12 +59,28 @@ export async function fetchLoras() {
   return (await response.json()).data;
 }
 
-/** "ready", "starting" (the server is there, its ranks are not) or "unreachable". */
+/** What the engine runs on and does, as GET /v1/status has it; null if it does not answer, or wants a key. */
+export async function fetchStatus() {
+  try {
+    const response = await send("/v1/status", { headers: headers() });
+    return response.ok ? await response.json() : null;
+  } catch {
+    return null;
+  }
+}
+
+/**
+ * {state, running, waiting, stage, reason}. state: "ready", "starting" (the server is there, its ranks are not) or
+ * "unreachable"; running and waiting: how many requests; stage: how far it has started; reason: why it is not ready.
+ */
 export async function fetchReadiness() {
   try {
-    return (await send("/ready", { signal: AbortSignal.timeout(10_000) })).ok ? "ready" : "starting";
+    const response = await send("/ready", { signal: AbortSignal.timeout(10_000) });
+    const { running, waiting, stage, error } = await response.json();
+    const state = response.ok ? "ready" : response.status === 503 ? "starting" : "unreachable";
+    return { state, running, waiting, stage, reason: error?.message };
   } catch {
-    return "unreachable";
+    return { state: "unreachable" };
   }
 }
 

@@ -3,16 +3,19 @@
 import { fetchLoras, fetchSettings, RequestError } from "./api.js";
 import { askForKey } from "./dialogs.js";
 import { EngineState } from "./engine_state.js";
-import { Form } from "./form.js";
+import { Form } from "./form/form.js";
+import { showSamples } from "./form/samples.js";
 import { Gallery } from "./pictures/gallery.js";
 import { Job } from "./jobs/job.js";
 import { offerCopies } from "./jobs/snippets.js";
 import { Comparison } from "./pictures/compare.js";
 import { Lightbox } from "./pictures/lightbox.js";
 import { openStore } from "./pictures/store.js";
+import { ServerFacts } from "./server_facts.js";
 import { showTooltips } from "./tooltip.js";
 
 const RETRY_MS = 2000;
+const LOOK_MS = 500; // until the server counts what was asked for, or is done
 
 const element = (id) => document.getElementById(id);
 
@@ -31,10 +34,12 @@ function start(parameters) {
   const all = { ...parameters, steps: parameters.steps ?? steps, guidance: parameters.guidance ?? guidance };
   new Job(all, { engine, announce, onPicture, onFieldError: showFieldError });
   announce("Request sent.");
+  setTimeout(() => engine.check(), LOOK_MS);
 }
 
 function onPicture(picture) {
   form.setLastSeed(picture.parameters.seed);
+  setTimeout(() => engine.check(), LOOK_MS);
   return gallery.add(picture);
 }
 
@@ -68,8 +73,21 @@ async function load() {
     }
   }
   form.apply(settings);
+  showSamples(settings, (sample) => form.draw(sample));
   element("model").textContent = settings.model;
   document.title = `Krea 2 – ${settings.model}`;
+}
+
+let wasGone = false;
+
+function onReadiness(readiness) {
+  facts.show(readiness);
+  const isGone = readiness.state === "unreachable";
+  if (wasGone && !isGone && settings) {
+    settings = null; // the server may be another by now
+    loadSettings();
+  }
+  wasGone = isGone;
 }
 
 /** Offer the LoRAs that the server has now. */
@@ -83,7 +101,8 @@ async function showLoras() {
 
 showTooltips();
 const form = new Form(start);
-const engine = new EngineState(element("banner"));
+const facts = new ServerFacts();
+const engine = new EngineState(element("banner"), onReadiness);
 const comparison = new Comparison();
 const compare = (...pictures) => comparison.open(...pictures);
 const gallery = new Gallery(openStore(), { open: (picture) => lightbox.open(picture), reuse, vary, compare });

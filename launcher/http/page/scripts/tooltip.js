@@ -23,7 +23,11 @@ export function showTooltips() {
     tip.textContent = target.dataset.tip ?? target.ariaLabel;
     tip.showPopover(); // above dialogs too
     shown = target;
-    const place = target.getBoundingClientRect();
+    put();
+  };
+
+  const put = () => {
+    const place = shown.getBoundingClientRect();
     const { width, height } = tip.getBoundingClientRect();
     const left = place.left + place.width / 2 - width / 2;
     const below = place.bottom + GAP + height <= innerHeight;
@@ -40,6 +44,7 @@ export function showTooltips() {
     else if (shown) leaving = setTimeout(hide, STAY_MS);
   });
   on("focusin", ({ target }) => target.matches(WITH_WORDS) && target.matches(":focus-visible") && show(target));
-  for (const kind of ["focusout", "click", "scroll"]) on(kind, hide);
+  for (const kind of ["focusout", "click"]) on(kind, hide);
+  on("scroll", () => shown && (shown.matches(":focus-visible") ? put() : hide())); // what gets the focus scrolls into sight
   on("keydown", ({ key }) => key === "Escape" && hide());
 }

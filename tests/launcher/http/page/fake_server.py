@@ -19,7 +19,10 @@ from tests.launcher.processes import PATIENCE_S
 
 PAGE = Path(launcher.__file__).parent / "http" / "page"
 CONTENT_SECURITY_POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'"
-TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+TYPES = {
+    ".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript",
+    ".svg": "image/svg+xml", ".webp": "image/webp",
+}  # fmt: skip
 SETTINGS = {
     "model": "demo",
     "is_demo": True,
@@ -37,9 +40,15 @@ SETTINGS = {
     },
     "output_formats": ["png", "jpeg", "webp"],
     "size_multiple": 16,
+    "good_sides": [96, 256],
     "api_key_required": False,
     "max_lora_strength": 10.0,
 }
+STATUS = {
+    "model": "demo", "version": "1.2", "device": "cpu", "ranks": 4, "tp": 2, "sp": 2, "cfg_parallel": False,
+    "done": 5, "failed": 1, "uptime_s": 7200.0, "restarts": 1, "quarantined": [],
+    "rank_memory": [{"weights": 25_200_000_000, "free": 60_000_000_000}, {"weights": 900_000}],
+}  # fmt: skip
 
 
 @dataclass
@@ -59,6 +68,9 @@ class FakeServer:
     and after the last one image further."""
 
     ready: bool = True
+    stage: dict[str, Any] | None = None  # how far it has started
+    load: dict[str, int] = field(default_factory=dict)  # waiting and running, as /ready has them
+    settings: dict[str, Any] = field(default_factory=dict)  # other than SETTINGS
     api_key: str | None = None
     refusals: list[Refusal] = field(default_factory=list)  # of the next requests, one each
     warnings: list[str] = field(default_factory=list)
@@ -112,12 +124,19 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/v1/settings":
             if self._may_enter():
-                self._answer(200, SETTINGS | {"api_key_required": self.fake.api_key is not None})
+                self._answer(200, SETTINGS | self.fake.settings | {"api_key_required": self.fake.api_key is not None})
         elif self.path == "/v1/loras":
             if self._may_enter():
                 self._answer(200, {"object": "list", "data": self.fake.loras, "merged": [], "loadable": True})
+        elif self.path == "/v1/status":
+            if self._may_enter():
+                self._answer(200, STATUS)
+        elif self.path == "/ready" and self.fake.ready:
+            self._answer(200, {"status": "ready"} | self.fake.load)
         elif self.path == "/ready":
-            self._answer(200 if self.fake.ready else 503, {"status": "ready" if self.fake.ready else "starting"})
+            self._answer(
+                503, {"error": {"message": "the engine is not ready: it is loading"}, "stage": self.fake.stage}
+            )
         else:
             self._send_file("index.html" if self.path == "/" else self.path.removeprefix("/page/"))
 

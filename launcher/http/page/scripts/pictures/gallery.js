@@ -132,7 +132,9 @@ export class Gallery {
     const count = this.pictures.length;
     const all = count ? `${count}${count >= MAX_PICTURES ? ", the newest" : ""}` : "";
     element("count").textContent = this.#chosen ? "Choose another" : all;
-    element("empty").hidden = count > 0;
+    const samples = element("empty");
+    if (count && samples.contains(document.activeElement)) element("gallery-heading").focus(); // they go
+    samples.hidden = count > 0;
     element("clear").hidden = count === 0;
   }
 

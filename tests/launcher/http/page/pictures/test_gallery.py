@@ -108,7 +108,7 @@ def test_loras_are_chosen_with_their_strengths_and_kept_with_the_picture(page: P
 
     server.loras = [{"name": "oil", "strength": 1.0}]
     reload(page)
-    expect(oil).not_to_be_checked()
+    expect(oil).to_be_checked()  # as it was left
     expect(ink).to_have_count(0)
     pictures(page).first.get_by_role("button", name="Use again").click()
     expect(oil).to_be_checked()

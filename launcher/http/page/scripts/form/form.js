@@ -1,25 +1,22 @@
 // The form: what to draw, and errors next to the parameter they are about.
 
+import { keep, readKept } from "./kept_settings.js";
 import { LoraList } from "./loras.js";
+import { SAMPLES } from "./samples.js";
+import { SizeChoice } from "./sizes.js";
 
-const RATIOS = [[1, 1], [4, 3], [3, 4], [16, 9], [9, 16]];
-const EXAMPLES = [
-  "a red circle on a blue background",
-  "a large yellow star on a purple background",
-  "a small white heart at the top on a green background",
-  "a green triangle left of an orange square on a black background",
-  "three pink rings on a cyan background",
-];
 const NUMBERS = ["n", "seed", "steps", "guidance"];
+const MORE = ["steps", "guidance", "negative_prompt", "output_format"]; // what "More" hides until it is opened
 // names that the API also knows a parameter by
 const FIELD_OF = { num_images: "n", size: "width", num_inference_steps: "steps", guidance_scale: "guidance" };
 
 const element = (id) => document.getElementById(id);
 
 export class Form {
-  #sizes = new Map();
-  #multiple = 16;
+  #model = null; // until the server has told about itself
+  #defaults = {};
   #maxSeed = Number.MAX_SAFE_INTEGER;
+  #sizes = new SizeChoice();
   #loras = new LoraList();
 
   /** `onSubmit` gets the parameters of `POST /v1/images/generations`. */
@@ -37,39 +34,60 @@ export class Form {
       this.form.requestSubmit();
     });
     this.form.addEventListener("input", ({ target }) => this.#showError(target.name || target.closest("fieldset")?.name, ""));
-    element("presets").addEventListener("change", () => this.#sizeChanged());
-    for (const id of ["width", "height"]) element(id).addEventListener("input", () => this.#noteSize());
     element("draw-seed").addEventListener("click", () => (element("seed").value = this.drawSeed()));
+    element("reset").addEventListener("click", () => this.#reset());
+    element("more").addEventListener("toggle", () => this.#showMore());
+    for (const kind of ["input", "change", "click"]) this.form.addEventListener(kind, () => this.#keep());
     if (/Mac|iPhone|iPad/.test(navigator.platform)) element("shortcut").textContent = "⌘ ↵";
   }
 
-  /** Fill in what the server told about itself. */
-  apply({ is_demo, defaults, limits, output_formats, size_multiple, max_lora_strength }) {
-    this.#multiple = size_multiple;
+  /** Fill in what the server told about itself, and what was set for this model before. */
+  apply(settings) {
+    const { is_demo, defaults, limits, output_formats, max_lora_strength } = settings;
     this.#loras.setMost(max_lora_strength);
     this.#maxSeed = limits.max_seed;
-    for (const id of ["width", "height"]) Object.assign(element(id), { min: limits.min_side, max: limits.max_side });
     element("n").max = limits.max_images;
     element("seed").max = limits.max_seed;
     element("steps").max = limits.max_steps;
     element("guidance").max = limits.max_guidance;
-    element("steps").value = defaults.steps;
-    element("guidance").value = defaults.guidance;
     element("output_format").replaceChildren(...output_formats.map((format) => new Option(format.toUpperCase(), format)));
-    this.#addPresets(defaults, limits);
-    this.setSize(defaults.width, defaults.height);
+    this.#sizes.offer(settings);
+    this.#model = settings.model;
+    this.#defaults = { ...defaults, prompt: "", negative_prompt: "", output_format: output_formats[0], seed: "", loras: [] };
+    const kept = readKept(settings);
+    const prompt = element("prompt").value || (kept.prompt ?? ""); // what the user has typed by now stays
+    this.#set({ ...this.#defaults, ...kept, prompt, loras: [] });
+    this.#loras.restore(kept.loras ?? []);
+    this.#keep();
     element("demo").hidden = !is_demo;
-    if (is_demo) element("examples").replaceChildren(...EXAMPLES.map((example) => this.#chip(example)));
+    if (is_demo) element("examples").replaceChildren(...SAMPLES.map(([prompt]) => this.#chip(prompt)));
   }
 
   /** Offer these LoRAs, as `GET /v1/loras` lists them. */
   showLoras(loras) {
     this.#loras.show(loras);
+    this.#keep();
   }
 
   /** Take over the settings of a picture, its seed included. */
-  fill({ prompt, negative_prompt, width, height, steps, guidance, seed, output_format, loras }) {
+  fill(parameters) {
     this.clearErrors();
+    this.#set(parameters);
+    element("n").value = 1; // the seed is of this picture, whichever it was of its request
+    this.#keep();
+    element("prompt").focus();
+  }
+
+  /** Draw with the form's settings, but for these. */
+  draw(parameters) {
+    this.clearErrors();
+    this.#set({ ...this.#defaults, ...this.#settings(), seed: "", ...parameters });
+    element("n").value = 1;
+    this.#keep();
+    this.form.requestSubmit();
+  }
+
+  #set({ prompt, negative_prompt, width, height, steps, guidance, seed, output_format, loras }) {
     element("prompt").value = prompt;
     element("negative_prompt").value = negative_prompt ?? "";
     element("steps").value = steps ?? "";
@@ -77,16 +95,43 @@ export class Form {
     element("seed").value = seed;
     element("output_format").value = output_format;
     this.#loras.choose(loras ?? []);
-    element("n").value = 1; // the seed is of this picture, whichever it was of its request
-    this.setSize(width, height);
-    element("prompt").focus();
+    this.#sizes.choose(width, height);
   }
 
-  setSize(width, height) {
-    [element("width").value, element("height").value] = [width, height];
-    const preset = [...this.#sizes].find(([, size]) => size && size[0] === width && size[1] === height);
-    element(preset ? preset[0] : "size-custom").checked = true;
-    this.#sizeChanged();
+  /** What is set now, as `#set` takes it; without what is empty or no number. */
+  #settings() {
+    const [width, height] = this.#sizes.chosen() ?? [number("width"), number("height")];
+    const settings = { width, height, loras: this.#loras.read() ?? undefined };
+    for (const name of ["steps", "guidance", "seed"]) settings[name] = number(name);
+    for (const name of ["prompt", "negative_prompt", "output_format"]) settings[name] = element(name).value;
+    return Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined));
+  }
+
+  /** Keep what is not the server's own, so that what nobody has set follows the server. */
+  #keep() {
+    if (this.#model === null) return;
+    const isOwn = ([name, value]) => JSON.stringify(value) !== JSON.stringify(this.#defaults[name]);
+    const set = Object.fromEntries(Object.entries(this.#settings()).filter(isOwn));
+    if (set.width || set.height) [set.width, set.height] = [number("width"), number("height")];
+    keep(this.#model, set);
+    element("reset").disabled = Object.keys(set).every((name) => name === "prompt");
+    element("more").classList.toggle("changed", MORE.some((name) => name in set));
+  }
+
+  /** Go back to the server's own settings; the prompt stays. */
+  #reset() {
+    this.clearErrors();
+    this.#set({ ...this.#defaults, prompt: element("prompt").value });
+    element("n").value = 1;
+    document.querySelector("#more > summary").focus(); // the button has done its work
+  }
+
+  /** Bring what "More" opens into sight: all of it, or its beginning where there is no room. */
+  #showMore() {
+    const more = element("more");
+    if (!more.open) return;
+    const room = Math.min(this.form.clientHeight, innerHeight) - element("submit").offsetHeight;
+    more.scrollIntoView({ block: more.offsetHeight > room ? "start" : "nearest" });
   }
 
   /** Any seed of 32 bits, which is easy to read out and to type. */
@@ -112,8 +157,7 @@ export class Form {
     if (!field || !this.#showError(field.name, message)) return false;
     if (element("more").contains(field)) element("more").open = true;
     if (field.name === "width" || field.name === "height") {
-      element("size-custom").checked = true;
-      this.#sizeChanged();
+      this.#sizes.chooseCustom();
     }
     field.focus();
     return true;
@@ -131,7 +175,7 @@ export class Form {
 
   /** The parameters of a request, or null after it was said what is wrong. */
   read() {
-    const custom = this.#chosenSize() === null;
+    const custom = this.#sizes.chosen() === null;
     for (const name of custom ? [...NUMBERS, "width", "height"] : NUMBERS) {
       if (!element(name).validity.badInput) continue;
       this.showError(name, "Enter a number.");
@@ -148,7 +192,7 @@ export class Form {
       return null;
     }
     const parameters = { prompt, output_format: element("output_format").value || undefined };
-    const [width, height] = this.#chosenSize() ?? [number("width"), number("height")];
+    const [width, height] = this.#sizes.chosen() ?? [number("width"), number("height")];
     Object.assign(parameters, { width, height });
     for (const name of NUMBERS) parameters[name] = number(name);
     parameters.negative_prompt = element("negative_prompt").value || undefined;
@@ -156,69 +200,23 @@ export class Form {
     return parameters;
   }
 
-  #chip(text) {
+  /** A button that fills in `prompt`, and shows its first words: those before the background. */
+  #chip(prompt) {
     const chip = document.createElement("button");
     chip.type = "button";
     chip.className = "chip";
-    chip.textContent = text;
+    chip.textContent = prompt.replace(/ on an? .*/, "");
+    chip.ariaLabel = chip.dataset.tip = prompt;
     chip.addEventListener("click", () => {
-      element("prompt").value = text;
+      element("prompt").value = prompt;
       this.#showError("prompt", "");
       element("generate").focus();
     });
     return chip;
-  }
-
-  #addPresets({ width, height }, limits) {
-    const side = Math.sqrt(width * height);
-    const round = (length) => Math.round(length / this.#multiple) * this.#multiple;
-    const presets = RATIOS.map(([across, down]) => {
-      const size = [round(side * Math.sqrt(across / down)), round(side * Math.sqrt(down / across))];
-      return { id: `size-${across}-${down}`, label: `${across}:${down}`, size };
-    }).filter(({ size }) => Math.min(...size) >= limits.min_side && Math.max(...size) <= limits.max_side);
-    presets.push({ id: "size-custom", label: "Custom", size: null });
-    this.#sizes = new Map(presets.map(({ id, size }) => [id, size]));
-    element("presets").replaceChildren(...presets.map(preset));
-  }
-
-  #chosenSize() {
-    const chosen = element("presets").querySelector(":checked");
-    return chosen ? this.#sizes.get(chosen.id) : null;
-  }
-
-  #sizeChanged() {
-    const size = this.#chosenSize();
-    element("custom-size").hidden = size !== null;
-    if (size) [element("width").value, element("height").value] = size;
-    this.#noteSize();
-  }
-
-  #noteSize() {
-    const up = (length) => Math.ceil(length / this.#multiple) * this.#multiple;
-    const [width, height] = [number("width"), number("height")];
-    const rounded = width && height && (up(width) !== width || up(height) !== height);
-    const text = width && height ? `${up(width)} × ${up(height)} pixels` : "";
-    element("size-note").textContent = rounded ? `Rounded up to ${text}` : text;
   }
 }
 
 function number(id) {
   const { value, valueAsNumber } = element(id);
   return value === "" ? undefined : valueAsNumber;
-}
-
-function preset({ id, label, size }) {
-  const input = Object.assign(document.createElement("input"), { type: "radio", name: "preset", id });
-  const shape = document.createElement("span");
-  shape.className = "shape";
-  if (size) shape.style.aspectRatio = `${size[0]} / ${size[1]}`;
-  else shape.classList.add("shape-custom");
-  if (size && size[0] < size[1]) shape.classList.add("shape-tall");
-  const item = document.createElement("label");
-  item.className = "preset";
-  const frame = document.createElement("span");
-  frame.className = "shape-frame";
-  frame.append(shape);
-  item.append(input, frame, label);
-  return item;
 }

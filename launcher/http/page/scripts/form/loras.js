@@ -3,7 +3,7 @@
 const element = (id) => document.getElementById(id);
 
 export class LoraList {
-  #rows = new Map(); // by name: the checkbox, the strength, and whether the server has it
+  #rows = new Map(); // by name: the checkbox, the strength, whether the server has it, null while nobody knows
   #most = 10;
 
   /** Strengths go to `most` either way. */
@@ -14,7 +14,9 @@ export class LoraList {
 
   /** Show what the server has. What is chosen stays chosen, also if the server has it no more: it will say so. */
   show(loras) {
+    const there = new Set(loras.map(({ name }) => name));
     for (const [name, row] of this.#rows) {
+      if (row.isThere === null && !there.has(name)) row.box.checked = false; // it was restored, of another day
       if (row.box.checked) row.isThere = false;
       else this.#remove(name);
     }
@@ -22,6 +24,14 @@ export class LoraList {
       const row = this.#rows.get(name) ?? this.#add(name, strength);
       row.isThere = true;
     }
+    this.#update();
+  }
+
+  /** Choose these, of a visit before; those that the server turns out not to have are dropped. */
+  restore(loras) {
+    const known = new Set(this.#rows.keys());
+    this.choose(loras);
+    for (const [name, row] of this.#rows) if (!known.has(name)) row.isThere = null;
     this.#update();
   }
 
@@ -47,7 +57,7 @@ export class LoraList {
 
   #add(name, strength) {
     const item = element("lora-template").content.firstElementChild.cloneNode(true);
-    const row = { item, box: item.querySelector("[type=checkbox]"), strength: item.querySelector(".lora-strength") };
+    const row = { item, box: item.querySelector("[type=checkbox]"), strength: item.querySelector(".lora-strength"), isThere: false };
     item.querySelector(".lora-name").textContent = name;
     Object.assign(row.strength, { value: strength, min: -this.#most, max: this.#most, ariaLabel: `Strength of ${name}` });
     row.box.addEventListener("change", () => this.#update());
@@ -66,7 +76,7 @@ export class LoraList {
   #update() {
     for (const [name, { item, box, strength, isThere }] of this.#rows) {
       strength.disabled = !box.checked;
-      item.classList.toggle("missing", !isThere);
+      item.classList.toggle("missing", isThere === false);
       if (!isThere && !box.checked) this.#remove(name);
     }
     element("loras").hidden = this.#rows.size === 0;

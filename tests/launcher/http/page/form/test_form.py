@@ -1,0 +1,152 @@
+"""The page's form: all of it in sight, and as it was left."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.launcher.http.page.fake_server import SETTINGS, FakeServer
+from tests.launcher.http.page.page_use import PROMPT, generate, open_page, pictures, reload
+
+SIZES = [(1280, 900), (375, 700)]
+KEY = "krea2-settings/demo"
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_more_opens_in_sight_and_examples_take_one_row(page: Page, server: FakeServer, width: int, height: int) -> None:
+    page.set_viewport_size({"width": width, "height": height})
+    page.emulate_media(reduced_motion="reduce")
+    open_page(page, server)
+    chips = page.locator(".chip")
+    assert len({chip["y"] for chip in (chips.nth(i).bounding_box() for i in range(chips.count())) if chip}) == 1
+    assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+    last = chips.last
+    last.focus()  # which scrolls the row
+    expect(last).to_be_in_viewport(ratio=0.9)
+    expect(page.locator("#tooltip")).to_have_text("a small white heart at the top on a green background")
+    last.press("Enter")
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value(
+        "a small white heart at the top on a green background"
+    )
+    page.get_by_text("More", exact=True).click()
+    for name in ("steps", "negative_prompt", "output_format", "reset"):
+        field = page.locator(f"#{name}")
+        expect(field).to_be_in_viewport(ratio=1)
+        on_top = (
+            "field => { const {x, y} = field.getBoundingClientRect(); return document.elementFromPoint(x + 9, y + 9); }"
+        )
+        assert name == "reset" or field.evaluate(f"field => ({on_top})(field) === field"), (
+            name
+        )  # there is nothing to reset
+
+
+def test_the_demo_says_in_one_line_what_it_draws(page: Page, server: FakeServer) -> None:
+    open_page(page, server)
+    told = page.locator("#demo .told")
+    box = told.bounding_box()
+    assert box is not None
+    assert box["height"] < 40
+    told.locator("summary").click()
+    expect(told).to_contain_text("--model krea/Krea-2-Turbo")
+
+
+def test_settings_survive_a_reload_until_they_are_reset(page: Page, server: FakeServer) -> None:
+    server.loras = [{"name": "oil", "strength": 1.0}, {"name": "ink", "strength": 1.0}]
+    open_page(page, server)
+    page.get_by_label("oil", exact=True).check()
+    page.get_by_label("ink", exact=True).check()
+    page.get_by_label("Strength of ink").fill("0.5")
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("4:3").check()
+    page.locator("#output_format").select_option("webp")
+    generate(page, seed="7", steps="3", guidance="1.5", negative_prompt="squares")
+    expect(pictures(page)).to_have_count(1)
+    server.loras = server.loras[1:]
+    reload(page)
+    expect(page.get_by_label("ink", exact=True)).to_be_checked()
+    expect(page.get_by_label("oil", exact=True)).to_have_count(0)
+    expect(page.locator("#more")).to_have_class("changed")
+    page.get_by_role("button", name="Generate").click()
+    expect(pictures(page)).to_have_count(2)
+    first, again = server.requests
+    assert again == first | {"loras": [{"name": "ink", "strength": 0.5}]}
+    assert (again["width"], again["steps"], again["output_format"]) == (144, 3, "webp")
+    server.settings = {"model": "another"}  # at the same address
+    page.reload()
+    expect(page.locator("#model")).to_have_text("another")
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("")
+    server.settings = {}
+    reload(page)
+    page.get_by_text("More", exact=True).click()
+    page.get_by_role("button", name="Reset all settings").click()
+    expect(page.locator("#more")).not_to_have_class("changed")
+    reload(page)
+    expect(page.locator("#seed")).to_have_value("")
+    page.get_by_role("button", name="Generate").click()
+    expect(pictures(page)).to_have_count(3)
+    assert (server.requests[2]["prompt"], server.requests[2]["steps"]) == (PROMPT, 4)
+    assert page.evaluate(f"() => localStorage.getItem('{KEY}')") == json.dumps(
+        {"prompt": PROMPT}, separators=(",", ":")
+    )
+
+
+def test_what_is_kept_is_not_trusted(page: Page, server: FakeServer) -> None:
+    open_page(page, server)
+    for kept in (
+        "{",
+        json.dumps({"steps": 5000, "guidance": "1", "seed": -1, "width": 128, "output_format": "exe", "prompt": 7}),
+        json.dumps({"width": 128, "height": 1e9, "loras": [{"name": "oil"}], "steps": 2.5, "n": 10}),
+        json.dumps({"loras": {"length": 1}, "seed": 2**60, "negative_prompt": "x" * 20_000, "guidance": 21}),
+    ):
+        page.evaluate("([key, kept]) => localStorage.setItem(key, kept)", [KEY, kept])
+        reload(page)
+        generate(page)
+        expect(page.locator(".job")).to_have_count(0)
+    plain = {"prompt": PROMPT, "width": 128, "height": 128, "n": 1, "steps": 4, "guidance": 0, "output_format": "png"}
+    assert len(server.requests) == 4
+    for request in server.requests:
+        assert request == plain | {"stream": True, "progress": True, "preview_every": 1}
+
+
+def test_sizes_are_those_that_the_model_was_made_for(page: Page, server: FakeServer) -> None:
+    server.settings = {"good_sides": [112, 256]}
+    open_page(page, server)
+    expect(page.locator(".preset")).to_have_text(["1:1", "4:3", "3:4", "Custom"])
+    page.get_by_label("Custom").check()
+    page.locator("#width").fill("250")
+    note = page.locator("#size-note")
+    expect(note).to_have_text("Rounded up to 256 × 128 pixels; the model was made for sides from 112 to 256")
+    expect(note).not_to_have_class("note outside")
+    page.locator("#width").fill("1024")
+    expect(note).to_have_class("note outside")
+
+
+def test_samples_are_shown_until_there_is_a_picture_and_drawn_by_a_click(page: Page, server: FakeServer) -> None:
+    server.settings = {"defaults": {**SETTINGS["defaults"], "steps": 8}}
+    open_page(page, server)
+    page.locator("#negative_prompt").evaluate("field => field.value = 'squares'")
+    samples = page.locator(".sample")
+    expect(samples).to_have_count(8)
+    background = page.locator(".sample-picture").first.evaluate("e => getComputedStyle(e).backgroundImage")
+    assert background == f'url("{server.url}/page/samples.webp")'
+    samples.nth(1).click()
+    expect(pictures(page)).to_have_count(1)
+    expect(samples.first).to_be_hidden()
+    expect(page.locator("#gallery-heading")).to_be_focused()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a large yellow star on a purple background")
+    drawn = {"seed": 7, "width": 128, "height": 128, "steps": 8, "guidance": 0, "n": 1}
+    assert server.requests[0] | drawn == server.requests[0]
+    assert "negative_prompt" not in server.requests[0]
+
+
+def test_a_model_that_is_not_the_demo_has_prompts_to_begin_with_and_no_pictures(page: Page, server: FakeServer) -> None:
+    server.settings = {"is_demo": False, "good_sides": None, "defaults": {**SETTINGS["defaults"], "width": 1024}}
+    open_page(page, server)
+    expect(page.locator(".sample-picture")).to_have_count(0)
+    expect(page.locator("#demo")).to_be_hidden()
+    page.locator(".sample").first.click()
+    expect(pictures(page)).to_have_count(1)
+    assert server.requests[0]["prompt"].startswith("a red fox")
+    assert "seed" not in server.requests[0]
