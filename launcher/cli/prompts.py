@@ -103,6 +103,9 @@ def _ask_about(prompt: str) -> None:
         raise ArgumentError(f"is - a prompt? To read prompts from stdin, a line each: --prompts -{anyway}")
     if prompt in DEMO_CHECKPOINTS or prompt.lower().startswith("krea/"):
         raise ArgumentError(f"is {prompt!r} a prompt? To draw with that model: --model {prompt}{anyway}")
+    if prompt[:1] in ("–", "—") and prompt[1:2].isalpha():
+        option = f"--{prompt.strip('–—')}"
+        raise ArgumentError(f"is {prompt!r} a prompt? An option begins with two hyphens: {option}{anyway}")
     if not prompt or any(char.isspace() for char in prompt) or "\0" in prompt:
         return
     if suffix in FORMATS:
@@ -142,6 +145,8 @@ def _bytes_of(file: str) -> bytes:
             data = sys.stdin.buffer.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or error
+        if " " in file and not os.path.lexists(file):
+            problem = f"{problem}; if it is a prompt, write --prompt"
         raise ArgumentError(f"{file}: cannot be read: {problem}", parameter="prompts") from None
     if len(data) > MAX_BYTES:
         raise ArgumentError(f"{file}: has more than {MAX_BYTES >> 20} MiB", parameter="prompts")

@@ -11,9 +11,10 @@ from starlette.responses import HTMLResponse
 
 from engine.config.model_config import ModelConfig
 from launcher.http.loras import LoadLoraBody
-from launcher.http.openai_api import ALIASES, ImageRequest, LoraChoiceBody
+from launcher.http.openai_api import ImageRequest, LoraChoiceBody
 from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
+from launcher.messages.parameter_names import ALIASES
 from launcher.requests.check import MAX_LORA_STRENGTH, MAX_MU, MAX_PRIORITY, MAX_TIMEOUT_S
 
 _STYLE = """

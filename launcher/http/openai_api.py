@@ -22,13 +22,12 @@ from engine.errors import ArgumentError, Krea2Error
 from launcher.client.results import Event, ImageFile, PreviewFile, Result
 from launcher.http.errors import error_body
 from launcher.messages.client_messages import Accepted, Generate, LoraChoice
+from launcher.messages.parameter_names import ALIASES, in_own_names, read_size
 from launcher.requests.check import CheckedRequest
 from launcher.requests.usual_sizes import describe_own_size, own_size
 
 MAX_PARTIAL_IMAGES = 3
-_SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
 _ROUNDED = "rounded up to a multiple of 16"
-ALIASES = {"num_inference_steps": "steps", "guidance_scale": "guidance", "n": "num_images"}  # and the engine's names
 
 
 class LoraChoiceBody(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
@@ -40,12 +39,13 @@ class LoraChoiceBody(BaseModel, extra="forbid", strict=True, allow_inf_nan=False
 
 class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     """The body of `POST /v1/images/generations`; what is null or left out is the checkpoint's or server's default.\f
-    A flat record of 30, since OpenAI's body is one. FastAPI describes it up to the form feed.
+    A flat record of 31, since OpenAI's body is one. FastAPI describes it up to the form feed.
     """
 
     prompt: str = Field(description="What the images are to show.")
     model: str | None = Field(None, description="One of the names that GET /v1/models lists. Default: the first.")
     n: int | None = Field(None, description="How many images to make; image i has the seed plus i.")
+    num_images_per_prompt: int | None = Field(None, description="Another name of n.")
     size: str | None = Field(
         None,
         description="Width and height of the images in pixels, as WIDTHxHEIGHT, or auto for the default size. One of "
@@ -68,7 +68,7 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     steps: int | None = Field(None, description="How many denoise steps each image gets.")
     num_inference_steps: int | None = Field(None, description="Another name of steps.")
     guidance: float | None = Field(None, description="How strongly to follow the prompt, on Krea's scale: 0 is off.")
-    guidance_scale: float | None = Field(None, description="Another name of guidance.")
+    guidance_scale: float | None = Field(None, description="Another name of guidance, but that 1 is off.")
     negative_prompt: str | None = Field(None, description="What the images are not to show; needs guidance above 0.")
     width: int | None = Field(
         None, description=f"The width of the images in pixels, {_ROUNDED}. Give width and height, or size."
@@ -116,25 +116,19 @@ def to_generate(body: ImageRequest, request_id: str, model: ModelConfig) -> Gene
         raise ArgumentError(
             "response_format must be b64_json where stream is true, got 'url'", parameter="response_format"
         )
-    width, height = _size(body.size) or (None, None)
     fields = body.model_dump(include=set(Generate.__struct_fields__), exclude_none=True)
     fields["loras"] = tuple(LoraChoice(**lora) for lora in fields.get("loras", ()))
-    for name, other_name, value in (
-        *((name, alias, getattr(body, alias)) for alias, name in ALIASES.items()),
-        ("width", "size", width),
-        ("height", "size", height),
-    ):
-        if value is not None and fields.setdefault(name, value) != value:
-            raise ArgumentError(f"{name} {fields[name]} contradicts {other_name}, which says {value}", parameter=name)
+    fields, _ = in_own_names(fields | _other_names(body))
     if own := own_size(_by_habit(body), model):
         fields["width"], fields["height"] = own
     return Generate(request_id=request_id, **fields)
 
 
 def warn(body: ImageRequest, model: ModelConfig) -> tuple[str, ...]:
-    """Warn of a size that gave way to the model's own, and of what one may have expected to change the file."""
+    """Warn of a size that gave way to the model's own, of a guidance that was meant otherwise, and of what one may have
+    expected to change the file."""
     replaced = describe_own_size(_by_habit(body), model)
-    warnings = [replaced] if replaced else []
+    warnings = [*in_own_names(_other_names(body))[1], *([replaced] if replaced else [])]
     if body.output_compression not in (None, 100):
         warnings.append("output_compression was ignored: files are written at the server's own quality")
     return tuple(warnings)
@@ -156,7 +150,9 @@ def in_words_of(body: ImageRequest, error: Krea2Error) -> Krea2Error:
     if getattr(body, name, None) is None:
         if name in ("width", "height") and body.size is not None:
             return ArgumentError(f"size {body.size}: {message}", parameter="size")
-        sent = next((alias for alias, own in ALIASES.items() if own == name and getattr(body, alias) is not None), name)
+        sent = next(
+            (alias for alias, own in ALIASES.items() if own == name and getattr(body, alias, None) is not None), name
+        )
     if message.startswith(f"{name} "):
         message = sent + message.removeprefix(name)
     return ArgumentError(message, parameter=sent)
@@ -283,17 +279,14 @@ def _write_event(kind: str, fields: Mapping[str, object]) -> bytes:
 
 def _by_habit(body: ImageRequest) -> tuple[int, int] | None:
     """The size that may have been sent by habit: one without width and height."""
-    return _size(body.size) if body.width is None and body.height is None else None
-
-
-def _size(size: str | None) -> tuple[int, int] | None:
-    """None for the default size."""
-    if size is None or size == "auto":
+    if body.size in (None, "auto") or body.width is not None or body.height is not None:
         return None
-    match = _SIZE.fullmatch(size)
-    if match is None:
-        raise ArgumentError.of("size", "WIDTHxHEIGHT in pixels, as 1024x1024, or auto", size)
-    return int(match[1]), int(match[2])
+    return read_size("size", body.size)
+
+
+def _other_names(body: ImageRequest) -> dict[str, object]:
+    """The parameters that were sent under names which are not the engine's."""
+    return body.model_dump(include={*ALIASES, "size"}, exclude_none=True)
 
 
 def _short(text: str) -> str:

@@ -22,6 +22,7 @@ _MEANT = {
     **dict.fromkeys(("gen", "draw", "image", "txt2img", "t2i", "create"), "generate"),
     **dict.fromkeys(("show", "inspect", "list", "ls"), "info"),
     **dict.fromkeys(("quantize", "export"), "convert"),
+    "version": "--version",
 }
 
 
@@ -83,7 +84,8 @@ class Command(click.Command):
     def _unknown(self, ctx: click.Context, error: click.NoSuchOption) -> str:
         name = error.option_name
         if ctx.info_name == "generate" and (not name.startswith("--") or any(char.isspace() for char in name)):
-            return f"there is no option {name}; before a prompt that begins with -, write --prompt"
+            short = ", but -m, -o and -h" if len(name) == len("-x") else ""
+            return f"there is no option {name}{short}; before a prompt that begins with -, write --prompt"
         group = ctx.parent.command if ctx.parent is not None else None
         others = group.commands if isinstance(group, click.Group) else {}
         have = [other for other, command in others.items() if any(name in each.opts for each in command.params)]

@@ -94,6 +94,7 @@ def _attention(value: str, _: Parameters) -> str:
 _SGLANG, _VLLM, _DIFFUSERS, _KREA = "SGLang", "vLLM-Omni", "diffusers", "Krea's script"
 _BOTH = f"{_SGLANG}, {_VLLM}"
 _MODELS = {"oss_turbo": "krea/Krea-2-Turbo", "oss_raw": "krea/Krea-2-Raw"}
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of a path that is a file's all the same
 _TRUE = {"true": True}
 
 OTHER_OPTIONS = (
@@ -197,13 +198,13 @@ OTHER_OPTIONS = (
     ),
     OtherOption(("--y1", "--y2"), _KREA, "`--mu` pins the shift, as in that script"),
     OtherOption(
-        ("--num-images-per-prompt", "--num-outputs-per-prompt"), f"{_VLLM}, {_SGLANG}, {_DIFFUSERS}", "`--num-images`",
-        "num_images",
+        ("--num-images-per-prompt", "--num-outputs-per-prompt", "--n"), f"{_VLLM}, {_SGLANG}, {_DIFFUSERS}",
+        "`--num-images`", "num_images",
     ),
     OtherOption(("--prompt-path", "--prompt-file-path", "--txt-prompts"), _BOTH, "`--prompts`", "prompts_file"),
     OtherOption(
         ("--output-path", "--output-dir"), f"{_SGLANG}, {_DIFFUSERS}", "`--output FOLDER/`", "output",
-        values=lambda value, _: f"{value.rstrip('/')}/",
+        values=lambda value, _: value if value.lower().endswith(_SUFFIXES) else f"{value.rstrip('/')}/",
     ),
     OtherOption(("--output-file-name",), _SGLANG, "write folder and name in one: `--output FOLDER/NAME.png`"),
     OtherOption(("--save-output",), _SGLANG, "images are written in any case", needless=True, switch=True),

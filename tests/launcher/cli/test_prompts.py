@@ -119,6 +119,9 @@ def test_a_file_that_is_missing_is_answered_with_the_one_beside_it(krea2: Krea2,
     code, _, stderr = krea2("generate", "--prompts", file.replace("prompts.txt", "promts.txt"))
     assert code == 2
     assert stderr.endswith(f"cannot be read: No such file or directory; did you mean {file}?\n")
+    assert krea2("generate", "--prompts", "a red fox")[2].endswith(
+        "file or directory; if it is a prompt, write --prompt\n"
+    )
     assert krea2("generate", "--prompts", str(tmp_path))[2] == f"error: {tmp_path}: cannot be read: Is a directory\n"
 
 
@@ -134,6 +137,7 @@ def test_a_file_that_is_missing_is_answered_with_the_one_beside_it(krea2: Krea2,
         ("fox.png", "--output fox.png"),
         ("krea/Krea-2-Turbo", "--model krea/Krea-2-Turbo"),
         ("demo-raw", "--model demo-raw"),
+        ("—seed", "--seed"),
     ],
 )
 def test_what_looks_like_a_name_is_not_drawn_unless_it_is_said_to_be_a_prompt(

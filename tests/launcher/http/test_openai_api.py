@@ -20,7 +20,9 @@ from PIL import Image
 from engine.config.model_config import ModelConfig
 from launcher.client.async_client import AsyncClient
 from launcher.frontend import live_requests
+from launcher.http.openai_api import ImageRequest, to_generate, warn
 from launcher.messages.limits import Limits
+from launcher.messages.parameter_names import GUIDANCE_IS_OFF
 from tests.launcher.fake_ranks import DEADLINE_S, Fakes, fake_engine, run
 from tests.launcher.http_servers import PROMPT, http_server
 
@@ -197,11 +199,19 @@ def test_a_stream_ends_with_an_event_for_each_image(run_folder: Path) -> None:
     run(test())
 
 
+def test_guidance_that_sglang_means_as_off_is_off_with_a_warning(demo: ModelConfig) -> None:
+    body = ImageRequest(prompt=PROMPT, guidance_scale=1.0, num_images_per_prompt=2, size="96×64")
+    request = to_generate(body, "id", demo)
+    assert (request.guidance, request.num_images, request.width, request.height) == (0, 2, 96, 64)
+    assert warn(body, demo) == (GUIDANCE_IS_OFF,)
+    assert to_generate(ImageRequest(prompt=PROMPT, guidance_scale=2.5), "id", demo).guidance == 2.5
+
+
 @pytest.mark.parametrize(
     ("arguments", "param", "message"),
     [
         ({"n": 11}, "n", "n must be between 1 and 10, got 11"),
-        ({"size": "huge"}, "size", "size must be WIDTHxHEIGHT in pixels, as 1024x1024, or auto, got 'huge'"),
+        ({"size": "huge"}, "size", "size must be WIDTHxHEIGHT, as 512x768, got 'huge'"),
         ({"size": "5000x64"}, "size", "size 5000x64: width must be between 64 and 4096, got 5000"),
         ({"background": "transparent"}, "background", "background must be 'auto' or 'opaque', got 'transparent'"),
         ({"output_format": "svg"}, "output_format", "output_format must be 'png', 'jpeg' or 'webp', got 'svg'"),

@@ -14,6 +14,7 @@ from tests.launcher.conftest import Krea2
     ("arguments", "message"),
     [
         (["generat", "x"], "there is no command 'generat': did you mean generate?"),
+        (["version"], "there is no command 'version': did you mean --version?"),
         (["start"], "there is no command 'start': did you mean serve?"),
         (["turbo"], "there is no command 'turbo': it is a model, for krea2 serve krea/Krea-2-Turbo, or krea2 generate"),
         (["demo"], "there is no command 'demo': it is a model, for krea2 serve demo, or krea2 generate PROMPT --model"),
@@ -24,7 +25,7 @@ from tests.launcher.conftest import Krea2
         (["serve", "--num-gpu", "2"], "No such option '--num-gpu'. (Did you mean one of: '--num-gpus'"),
         (["serve", "--steps", "2"], "there is no option --steps of serve: it is one of generate; requests to a server"),
         (["generate", "x", "--port", "2"], "there is no option --port of generate: it is one of serve"),
-        (["generate", "-a fox"], "there is no option -a; before a prompt that begins with -, write --prompt"),
+        (["generate", "-a fox"], "there is no option -a, but -m, -o and -h; before a prompt that begins with -"),
         (["generate", "--a fox"], "there is no option --a fox; before a prompt that begins with -, write --prompt"),
         (["serve", "demo-trubo"], "demo-trubo: there is no such folder or file; did you mean demo-turbo?"),
         (["info", "-m", "Demo-Raw"], "Demo-Raw: there is no such folder or file; did you mean demo-raw?"),
