@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.launcher.http.page.fake_server import FakeServer, Refusal
+from tests.launcher.http.page.fake_server import FakeServer
 from tests.launcher.http.page.page_use import generate, open_page, pictures
 
 LOOK_EVERY_S = 0.25
@@ -107,19 +107,6 @@ def test_a_request_that_is_overtaken_or_starts_over_has_another_estimate(page: P
     expect(left).to_have_text("estimating…")
     page.clock.run_for(2_000)
     expect(left).to_have_text("about 5 min left")
-
-
-def test_a_request_that_fails_on_the_way_says_why(page: Page, server: FakeServer) -> None:
-    open_page(page, server)
-    server.fails = Refusal(500, "ranks died 3 times", code="request_killed_ranks")
-    generate(page)
-    told = page.get_by_role("alert")
-    expect(told).to_contain_text("The engine broke down each time it drew this")
-    told.locator("summary").click()
-    expect(told.get_by_text("ranks died 3 times.")).to_be_visible()
-    page.get_by_role("button", name="Try again").click()
-    expect(pictures(page)).to_have_count(1)
-    expect(page.locator(".job")).to_have_count(0)
 
 
 def test_what_was_finished_before_a_request_was_cancelled_is_kept_and_the_rest_can_be_had(

@@ -124,7 +124,7 @@ def test_a_prompt_is_asked_for_and_half_a_number_is_not_sent(page: Page, server:
     assert server.requests == []
 
 
-def test_a_full_queue_a_lost_connection_and_a_restart_are_told(page: Page, server: FakeServer) -> None:
+def test_a_full_queue_a_failure_a_lost_connection_and_a_restart_are_told(page: Page, server: FakeServer) -> None:
     open_page(page, server)
     server.refusals = [Refusal(429, "the queue is full", code="queue_full", retry_after_s=4)]
     generate(page)
@@ -133,6 +133,10 @@ def test_a_full_queue_a_lost_connection_and_a_restart_are_told(page: Page, serve
     expect(told.get_by_text("the queue is full.")).to_be_hidden()
     told.locator("summary").click()
     expect(told.get_by_text("the queue is full.")).to_be_visible()
+    server.fails = Refusal(500, "ranks died 3 times", code="request_killed_ranks")
+    page.get_by_role("button", name="Try again").click()
+    expect(told).to_contain_text("The engine broke down each time it drew this")
+    expect(told).to_contain_text("ranks died 3 times.")
     server.hangs_up = True
     page.get_by_role("button", name="Try again").click()
     expect(told).to_have_text("The connection to the server was lost.")
