@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+_LONGEST_VALUE = 80  # characters of what was given, in an error
 _LONGEST_NAME = 200  # of a tensor or key, in an error; real ones have less than a hundred characters
 
 
@@ -37,10 +38,8 @@ class ArgumentError(Krea2Error, code="invalid_parameter", exit_code=2):
     @classmethod
     def of(cls, parameter: str, allowed: str, value: object) -> ArgumentError:
         """Name parameter, what is allowed, and the value: `of("width", "between 64 and 4096", 100000)`."""
-        shown = repr(value[:80]) if isinstance(value, str) else str(value)
-        if len(shown) > 80:
-            shown = shown[:77] + "..."
-        return cls(f"{parameter} must be {allowed}, got {shown}", parameter=parameter)
+        shown = repr(shortened(value, _LONGEST_VALUE - 2)) if isinstance(value, str) else str(value)
+        return cls(f"{parameter} must be {allowed}, got {shortened(shown, _LONGEST_VALUE)}", parameter=parameter)
 
 
 class CheckpointError(Krea2Error, code="bad_checkpoint", exit_code=2):
@@ -51,14 +50,21 @@ class CheckpointError(Krea2Error, code="bad_checkpoint", exit_code=2):
         cls, file: str | Path, problem: str, *, name: str | None = None, expected: object = None, found: object = None
     ) -> CheckpointError:
         """Name file, tensor or key, and what was expected and found: `of(file, "is missing", name="norm.weight")`."""
-        if name and len(name) > _LONGEST_NAME:
-            name = name[: _LONGEST_NAME - 3] + "..."
-        message = f"{file}: {name}: {problem}" if name else f"{file}: {problem}"
+        message = f"{file}: {shortened(name, _LONGEST_NAME)}: {problem}" if name else f"{file}: {problem}"
         if expected is not None:
             message += f", expected {expected}"
         if found is not None:
             message += f", found {found}"
         return cls(printable(message))
+
+
+def shortened(text: str, most: int) -> str:
+    """Cut a text of more than `most` characters in its middle, nearer to its beginning: a path ends in a file's
+    name."""
+    if len(text) <= most:
+        return text
+    first = most // 3
+    return f"{text[:first]}…{text[len(text) - (most - first - 1) :]}"
 
 
 def printable(text: str, *, escape: Callable[[str], str] = lambda char: ascii(char)[1:-1]) -> str:

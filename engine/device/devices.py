@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import traceback
 from functools import cache
-from pathlib import Path
 
 import torch
 
 from engine.config.engine_config import EngineConfig
+from engine.device.host_memory import HostMemory
 from engine.errors import ArgumentError
 from engine.kernels.jit import missing_for_kernels
 
@@ -143,11 +143,8 @@ def free_bytes(device: torch.device) -> int | None:
     """Return the bytes that are free on a device; on a CPU what Linux could give, None where that is not known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
+    host = HostMemory.read()
+    return None if host is None else host.available
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -29,6 +29,7 @@ from engine.model.text_encoder import TextEncoder
 from engine.model.transformer import Transformer
 from engine.model.vae import VAEDecoder
 from engine.offload.offload import Offload, limit_allocations, plan_for
+from engine.offload.refusal import check_room, find_room
 from engine.parallel.greeting import agree_on_attention
 from engine.parallel.group import Group, LocalGroup
 from engine.parallel.mesh import Mesh
@@ -60,7 +61,8 @@ class RankModel:
     ) -> None:
         """Load the share of the checkpoint, or of `weights`. Arguments and errors as of `Rank`."""
         self.engine, self.mesh, self.device = engine, mesh, device
-        sharing = mesh.sharing or ranks_on_device(device, local_ranks or mesh.world.size)
+        on_machine = local_ranks or mesh.world.size
+        sharing = mesh.sharing or ranks_on_device(device, on_machine)
         group, dtype = mesh.tp, self.dtype
         check_quantization(engine, device)
         if dtype == torch.float32:
@@ -88,6 +90,8 @@ class RankModel:
             has_vae = mesh.world.rank == 0 or engine.decodes_together
             self.vae = VAEDecoder(config.vae) if has_vae else None
         plan = make_plan(whole_text_encoder=whole_text_encoder)
+        world, room = mesh.world, find_room(device, sharing, on_machine, is_split=split)
+        check_room(plan, weights, engine, room, device, rank=world.rank, ranks=world.size, share=world.all_reduce)
         limit_allocations(plan, device)
         self.offload = Offload(plan, device, sharing, encode_bytes(config, group.size, dtype.itemsize))
         modules: dict[str, tuple[nn.Module, Group]] = {

@@ -50,8 +50,8 @@ class Rank:
         single rank with the id of a job that has too little memory; with several ranks, or without on_failed, the error
         is raised. on_read is told several times a second how many bytes of the weights have been read, and of how many,
         from none to all. local_ranks: how many of the ranks are on this machine, None for all. Raises `CheckpointError`
-        if the checkpoint is damaged and `ArgumentError` if the mesh's sizes do not divide the model, or the device
-        lacks what the config asks for.
+        if the checkpoint is damaged, `ArgumentError` if the mesh's sizes do not divide the model, or the device lacks
+        what the config asks for, and `LaunchError` if there is too little memory for the weights.
         """
         self.model = model = RankModel(config, mesh, device, weights, local_ranks, on_read)
         self.adapters = Adapters(model.transformer, model.config, mesh.tp, device, model.dtype)
