@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -207,11 +209,11 @@ def test_ranks_on_one_device_share_its_budget(turbo: Path) -> None:
 
 def test_ranks_on_other_machines_take_no_part_of_a_budget(turbo: Path) -> None:
     config = EngineConfig(model=str(turbo), sp=2, memory_budget=200_000_000)
-    meshes = thread_meshes(config.degrees)
-    budgets = [
-        Rank(config, meshes[0], CPU, local_ranks=local_ranks).model.offload.plan.budget for local_ranks in (1, 2)
-    ]
-    assert budgets == [200_000_000, 100_000_000]
+    for local_ranks, budget in ((1, 200_000_000), (2, 100_000_000)):
+        make = partial(Rank, config, device=CPU, local_ranks=local_ranks)
+        with ThreadPoolExecutor(2) as threads:  # before they load, they look together whether there is room
+            ranks = [*threads.map(make, thread_meshes(config.degrees))]
+        assert [rank.model.offload.plan.budget for rank in ranks] == [budget, budget]
 
 
 @pytest.mark.parametrize(("device", "sharing", "reserved"), [("cuda", 1, True), ("cuda", 2, False), ("cpu", 1, False)])

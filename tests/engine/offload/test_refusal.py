@@ -23,9 +23,9 @@ from engine.planning.room import Room
 from engine.rank import build
 from engine.rank.rank import Rank
 from tests.engine.offload.demo_rank import CPU, make_rank
+from tests.engine.offload.hollow_checkpoint import write_hollow_checkpoint
 from tests.engine.parallel.thread_group import thread_groups
 from tests.engine_runs import on_ranks
-from tests.hollow_checkpoint import write_hollow_checkpoint
 
 SMALL_MACHINE = HostMemory(total=24 * 10**9, available=21 * 10**9)
 
