@@ -27,6 +27,7 @@ from typing import BinaryIO, TypeVar
 
 import msgspec
 
+from engine.device.host_memory import taken_by_children
 from engine.errors import printable
 from launcher.awake import AwakeClock
 from launcher.lines import LONGEST
@@ -140,7 +141,7 @@ class Child:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             how = f"was killed by {name}"
             if name == "SIGKILL":
-                how += " (the system does that when memory runs out)"
+                how += f", most likely by the kernel because memory ran out ({taken_by_children()})"
         else:
             how = f"ended with exit code {code}"
         return ": ".join([how, *said])

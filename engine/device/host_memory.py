@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import resource
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,13 @@ class HostMemory:
                 total, available = min(total, limit), min(available, max(0, limit - held))
                 swap = int(min(swap, _swap(group, limit)))
         return cls(total, available, swap)
+
+
+def taken_by_children() -> str:
+    """Tell what the largest child of this process that has ended had taken of host memory, and what there is."""
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << (0 if sys.platform == "darwin" else 10)
+    host = HostMemory.read()
+    return f"it had up to {peak / 1e9:.2f} GB" + (f", and there are {host.total / 1e9:.2f} GB" if host else "")
 
 
 def _groups(root: Path) -> Iterator[Path]:

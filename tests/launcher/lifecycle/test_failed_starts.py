@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,11 @@ from tests.launcher.processes import PATIENCE_S, Marked, without_logs
     [
         ("raises", "rank 0: RuntimeError: no torch"),
         ("exits", "rank 0 ended with exit code 3: my last words"),
-        ("is killed", "rank 0 was killed by SIGKILL (the system does that when memory runs out)"),
+        (
+            "is killed",
+            "rank 0 was killed by SIGKILL, most likely by the kernel because memory ran out (it had up to 0.?? GB, and "
+            "there are *.?? GB)",
+        ),
         (
             "aborts",
             "rank 0 was killed by SIGABRT: [Rank 0] watchdog thread terminated with exception: CUDA error: an illegal "
@@ -39,7 +44,9 @@ def test_a_rank_that_cannot_start_ends_the_program_with_its_own_error(
     fake_torch(marked, behaviour)
     process = marked.start_krea2("generate", "a circle", "--seed", "0", "--output", str(marked.folder / "x.png"))
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
-    assert (process.returncode, stdout, stderr) == (1, "", f"error: {message.format(folder=marked.folder)}\n")
+    assert (process.returncode, stdout) == (1, "")
+    expected = f"error: {message.format(folder=marked.folder)}\n"
+    assert fnmatchcase(stderr, expected.replace("[", "[[]"))
     marked.expect_nothing_left()
 
 
@@ -155,7 +162,8 @@ def test_a_device_that_is_not_there_is_an_argument_error(marked: Marked) -> None
     process = marked.start_krea2("generate", "a circle", "--device", "cuda", "--seed", "0")
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, stdout) == (2, "")
-    assert stderr == "error: --device cuda is not available: torch finds no CUDA device\n"
+    assert stderr.startswith("error: --device cuda is not available: ")
+    assert "--device cpu does without" in stderr
 
 
 @pytest.mark.parametrize("stdout", ["full", "closed"])

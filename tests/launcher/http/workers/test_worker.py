@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -190,7 +191,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     child = Child("_http", HttpConfig(engine=EngineConfig(), limits=Limits()), has_log=True)
     assert child.wait(PATIENCE_S)
     assert "/ready" in child.tail[-1]
-    assert child.describe_exit().endswith("memory runs out): out of cheese")
+    assert re.fullmatch(r"was killed by SIGKILL, .* memory ran out \(.* GB\): out of cheese", child.describe_exit())
 
 
 def test_keys_are_read_beside_the_event_loop_and_again_whatever_became_of_the_last_time() -> None:
