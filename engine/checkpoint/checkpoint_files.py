@@ -17,6 +17,7 @@ from engine.checkpoint.layouts import infer
 from engine.checkpoint.layouts.component import Component, open_text_encoder, open_transformer, open_vae
 from engine.checkpoint.layouts.presharded import is_split, open_shard, shard_sources
 from engine.checkpoint.layouts.tensors import Source, text_encoder_sources, transformer_sources, vae_sources
+from engine.checkpoint.nearby import INDEX, no_checkpoint
 from engine.config.engine_config import PARTS, EngineConfig
 from engine.config.json_fields import JsonFields
 from engine.config.model_config import ModelConfig
@@ -29,7 +30,6 @@ _COMPONENTS = {
     "vae": (open_vae, infer.infer_vae),
 }
 _MODEL_TYPES = ("qwen3_vl", "qwen3_vl_text", "Krea2Transformer2DModel", "AutoencoderKLQwenImage")
-_INDEX = "model_index.json"
 
 
 class CheckpointFiles:
@@ -79,7 +79,7 @@ class CheckpointFiles:
         folder = parts.repository
         described = None
         if folder is not None:
-            described = JsonFields.read(folder / _INDEX), JsonFields.read(folder / "scheduler/scheduler_config.json")
+            described = JsonFields.read(folder / INDEX), JsonFields.read(folder / "scheduler/scheduler_config.json")
         is_whole = folder is None or parts.inside != set(PARTS) or not is_split(folder, engine.tp)
         with ExitStack() as cleanup:
             components = {}
@@ -167,7 +167,7 @@ def _is_distilled(parts: Parts, index: JsonFields, transformer: JsonFields) -> t
     home = repository_of(parts.paths["transformer"])
     stated = None
     if home is not None:
-        stated = JsonFields.read(home / _INDEX).boolean("is_distilled", default=None)
+        stated = JsonFields.read(home / INDEX).boolean("is_distilled", default=None)
     if stated is None:
         stated = transformer.boolean("is_distilled", default=None)
     by_name = variant_by_name(parts.paths["transformer"])
@@ -192,13 +192,15 @@ class Parts:
 
 def find_parts(engine: EngineConfig) -> Parts:
     """Find where each part is. Raises `ArgumentError` for parts given nowhere or a transformer given twice, and
-    `CheckpointError` if `model` does not exist."""
+    `CheckpointError` if `model` does not exist, or is a folder without a model_index.json."""
     paths = {part: Path(value) for part in PARTS if (value := getattr(engine, part)) is not None}
     repository = engine.demo
     if repository is None and engine.model is not None:
         model = Path(engine.model)
         if isdir(model):
             repository = model
+            if not isfile(model / INDEX):
+                raise no_checkpoint(model)
         elif not isfile(model):
             raise CheckpointError.of(model, "there is no such folder or file")
         elif "transformer" in paths:
@@ -210,9 +212,10 @@ def find_parts(engine: EngineConfig) -> Parts:
     inside = set()
     missing = [part for part in PARTS if part not in paths]
     if missing and repository is None:
+        given = " ".join(f"{part} {path}" for part, path in paths.items())
         raise ArgumentError(
-            f"missing: {', '.join(missing)}; give each as a file or a folder, or as model a folder in the diffusers "
-            f"layout, which holds all of {', '.join(PARTS)}",
+            f"missing: {', '.join(missing)}; give each as a file or a folder, or all of them as a model in the "
+            f"diffusers layout (a folder, a Hugging Face repository, or demo for a demo's parts) beside {given}",
             parameter=missing[0],
         )
     for part in missing:
@@ -231,7 +234,7 @@ def repository_of(path: Path) -> Path | None:
     path = path.absolute()
     folder = path if isdir(path) else path.parent
     candidates = (folder, folder.parent) if folder.name == "transformer" else (folder,)
-    return next((each for each in candidates if isfile(each / _INDEX)), None)
+    return next((each for each in candidates if isfile(each / INDEX)), None)
 
 
 def variant_by_name(path: Path) -> str | None:

@@ -23,7 +23,7 @@ from engine.config.degrees import MOST_RANKS, PARALLEL_DEGREES, Degrees
 from engine.config.json_fields import JsonFields
 from engine.config.prompt_domain import PromptDomain, read_prompt_domain
 from engine.config.size_domain import SizeDomain, read_size_domain
-from engine.errors import ArgumentError
+from engine.errors import ArgumentError, CheckpointError
 
 MOST_STEPS, MOST_GUIDANCE = 200, 20.0
 PIPELINE_CLASS = "Krea2Pipeline"
@@ -164,9 +164,13 @@ class ModelConfig:
             expected = f"the text encoder's {text_encoder.hidden_size}"
             raise configs["transformer"].error("text_hidden_dim", expected, transformer.text_hidden_size)
         if len(taps) != transformer.num_text_layers:
+            if not index.has("text_encoder_select_layers"):
+                raise _no_taps(index, transformer.num_text_layers)
             expected = f"{transformer.num_text_layers} layers, as num_text_layers says"
             raise index.error("text_encoder_select_layers", expected, taps)
         if max(taps) > text_encoder.num_layers:
+            if not index.has("text_encoder_select_layers"):
+                raise _no_taps(index, transformer.num_text_layers)
             raise index.error("text_encoder_select_layers", f"layers 0 to {text_encoder.num_layers}", taps)
 
         multiple = vae.scale_factor * patch_size
@@ -192,6 +196,15 @@ class ModelConfig:
             prompt_domain=read_prompt_domain(index),
             size_domain=read_size_domain(index, width, height),
         )
+
+
+def _no_taps(index: JsonFields, layers: int) -> CheckpointError:
+    """The error of a model that is not of the published one's size, and of which nothing says more."""
+    return CheckpointError.of(
+        index.file,
+        f"takes what {layers} layers of the text encoder say, and no model_index.json tells which these are; give as "
+        "model the checkpoint that it was made from (demo for a demo's), and this file as transformer",
+    )
 
 
 def _read_defaults(index: JsonFields, is_distilled: bool) -> tuple[int | None, float | None]:

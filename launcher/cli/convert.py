@@ -60,11 +60,13 @@ def convert(
         if value not in allowed:
             raise ArgumentError.of(name, f"one of {', '.join(allowed)}", value)
     if _SUFFIXES.get(output.suffix, layout) != layout:
-        raise ArgumentError.of(
-            "output",
-            f"without {output.suffix} for the layout {layout}, or the layout {_SUFFIXES[output.suffix]}",
-            str(output),
-        )
+        other = _SUFFIXES[output.suffix]
+        fits = f"without {output.suffix} for the layout {layout}; for such a file, add --layout {other}"
+        raise ArgumentError.of("output", fits, str(output))
+    for suffix, its_layout in _SUFFIXES.items():
+        if its_layout == layout and output.suffix != suffix:
+            fits = f"a file's name that ends in {suffix} for the layout {layout}"
+            raise ArgumentError.of("output", fits, str(output))
     with closing(CheckpointFiles.open(EngineConfig(model=find_model(model), tp=tp, **parts))) as checkpoint:
         total = count_tensors(checkpoint, layout, component, tp)
         shown = sys.stderr is not None and sys.stderr.isatty()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import click
 from engine.checkpoint.checkpoint_files import CheckpointFiles, find_parts
 from engine.checkpoint.files.open import open_tensor_file
 from engine.checkpoint.layouts.component import open_text_encoder, open_transformer, open_vae
+from engine.checkpoint.layouts.names import is_lora
+from engine.checkpoint.layouts.presharded import split_degrees
 from engine.checkpoint.weight_format import ComponentSummary, summarize
 from engine.config.engine_config import PARTS, EngineConfig
 from engine.errors import ArgumentError, CheckpointError
@@ -65,7 +68,10 @@ def info(*, gpus: int | None, sizes: tuple[str, ...], loras: tuple[str, ...], **
     for name, value in (("gpus", gpus), ("size", sizes or None)):
         if value is not None and not choose:
             raise ArgumentError(f"{name} says what --parallel auto chooses for, which is not given", parameter=name)
-    config = engine_config(options | {"model": find_model(options.get("model"))})
+    model = find_model(options.get("model"))
+    config = engine_config(options | {"model": model})
+    if "tp" not in options and not choose and model is not None and (degrees := split_degrees(Path(model))):
+        config = replace(config, tp=degrees[0])  # its files are those of this many ranks
     if config.model is not None and not loras and is_lone_file(config):
         say(describe_file(Path(config.model)))
         return
@@ -160,7 +166,8 @@ def is_lone_file(config: EngineConfig) -> bool:
 def describe_file(path: Path) -> str:
     """Tell which part of a model a single file is, in which names and formats. Raises `CheckpointError` if it is
     damaged or no part of one."""
-    open_tensor_file(path).close()
+    with closing(open_tensor_file(path)) as file:
+        names = list(file.headers)
     for name, opener in (("transformer", open_transformer), ("text encoder", open_text_encoder), ("vae", open_vae)):
         try:
             component = opener(path)
@@ -173,6 +180,8 @@ def describe_file(path: Path) -> str:
             f"Krea 2's {name}: {path}\n  {component.layout}: {stored}\n"
             f"  {numbers:,} parameters in {_megabytes(path.stat().st_size)}; more is said if the other parts are given"
         )
+    if is_lora(names):
+        raise CheckpointError.of(path, f"is a LoRA; give it beside a model: krea2 info --lora {path}")
     raise CheckpointError.of(path, "is no part of Krea 2", expected="its transformer, text encoder or VAE")
 
 

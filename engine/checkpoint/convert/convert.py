@@ -75,6 +75,9 @@ def convert(
         raise ArgumentError.of("model", allowed, str(checkpoint.components["transformer"].file.path))
     if len(prefix) > _LONGEST_PREFIX or not prefix.isprintable():
         raise ArgumentError.of("prefix", f"at most {_LONGEST_PREFIX} printable characters", prefix)
+    for name, value, known in (("layout", layout, LAYOUTS), ("component", component, COMPONENTS)):
+        if value not in known:
+            raise ArgumentError.of(name, f"one of {', '.join(known)}", value)
     if weights not in WEIGHTS[layout]:
         raise ArgumentError.of("weights", f"one of {', '.join(WEIGHTS[layout])} for the layout {layout}", weights)
     if os.path.lexists(output):

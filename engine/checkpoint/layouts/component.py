@@ -53,6 +53,8 @@ def open_transformer(path: Path) -> Component:
         expected, found = f"names like {native[0]} alone", f"{theirs[0]} too"
         raise CheckpointError.of(file.path, "mixes two namings", expected=expected, found=found)
     signature = names.TRANSFORMER_SIGNATURE if theirs else names.NATIVE_TRANSFORMER_SIGNATURE
+    if signature not in named and names.is_lora(stored):
+        raise CheckpointError.of(file.path, "is a LoRA, which goes with a model: give it as lora, not as model")
     if signature not in named:
         problem = "is no Krea 2 transformer: a tensor is missing"
         raise CheckpointError.of(file.path, problem, expected=prefix + signature)

@@ -7,10 +7,19 @@ is read in both directions: what loads a file and what writes one cannot disagre
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache, partial
 
 from engine.config.components import TransformerConfig
+
+# Parts of tensors' names in adapters, as PEFT, diffusers, kohya and LyCORIS write them.
+_IN_LORAS = re.compile(r"lora[_.](?:[AB]|down|up|magnitude)|hada_w|lokr_w|dora_scale|\.diff(?:_b)?$")
+
+
+def is_lora(names: Iterable[str]) -> bool:
+    """Whether these are names of an adapter's tensors, none of a model's."""
+    return any(_IN_LORAS.search(name) for name in names)
+
 
 # ---- transformer: native (the official single files, ComfyUI's, GGUF) and diffusers
 

@@ -30,9 +30,14 @@ def component_file(folder: Path, tp: int, rank: int, component: str) -> Path:
     return folder / f"tp-{tp}" / f"rank-{rank}" / f"{component}.safetensors"
 
 
+def split_degrees(folder: Path) -> list[int]:
+    """List the tp degrees that a folder is split for."""
+    return sorted(int(match[1]) for path in folder.glob("tp-*") if (match := _FOLDER.fullmatch(path.name)))
+
+
 def is_split(folder: Path, tp: int) -> bool:
     """Whether the folder is split for `tp` ranks. Raises `ArgumentError` if only for others and not whole too."""
-    degrees = sorted(int(match[1]) for path in folder.glob("tp-*") if (match := _FOLDER.fullmatch(path.name)))
+    degrees = split_degrees(folder)
     if degrees and tp not in degrees and not any((folder / "transformer").glob("*.safetensors*")):
         listed = ", ".join(map(str, degrees))
         raise ArgumentError.of("tp", f"{listed}, for which {folder} has been split", tp)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -111,7 +112,7 @@ def test_four_parts_need_no_model(turbo: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_not_in_any_file_is_taken_for_the_published_model(single: dict[str, str]) -> None:
-    with pytest.raises(CheckpointError, match=r"text_encoder_select_layers: .* expected 3 layers"):
+    with pytest.raises(CheckpointError, match=r"takes what 3 layers of the text encoder say, .* \(demo for a demo's\)"):
         open_config(**single)
 
 
@@ -121,6 +122,7 @@ def test_missing_parts_are_named(single: dict[str, str], given: tuple[str, ...])
     with pytest.raises(ArgumentError) as error:
         open_config(**{part: single[part] for part in given})
     assert error.value.message.startswith(f"missing: {', '.join(missing)}; give each as ")
+    assert error.value.message.endswith(f" beside {' '.join(f'{part} {single[part]}' for part in given)}")
     assert error.value.parameter == missing[0]
 
 
@@ -197,10 +199,31 @@ def test_the_demos_have_names(raw: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert open_config(model="demo-turbo") == open_config()
     assert open_config(model="demo-raw") == ModelConfig.from_folder(raw)
     assert EngineConfig(model="./demo").demo is EngineConfig(transformer="demo").demo is None
-    with pytest.raises(CheckpointError, match=r"demo/model_index\.json: the file is missing"):
+    with pytest.raises(CheckpointError, match=r"^demo: is no checkpoint, for there is no model_index\.json in it"):
         open_config(model="./demo")
     with pytest.raises(ArgumentError, match="the path of a checkpoint, or one of demo, demo-turbo, demo-raw, got ''"):
         EngineConfig(model="")
+
+
+def test_a_folder_that_is_no_checkpoint_says_what_is_in_it(turbo: Path, tmp_path: Path) -> None:
+    (tmp_path / "org/name").mkdir(parents=True)
+
+    def refusal(folder: str) -> str:
+        with pytest.raises(CheckpointError) as error:
+            open_config(model=folder)
+        return error.value.message.partition("; ")[2]
+
+    assert refusal(str(tmp_path)).startswith("a model is a folder that has one, a transformer's file, ")
+    (tmp_path / "b.safetensors").touch()
+    (tmp_path / "a.gguf").touch()
+    files = f"{tmp_path}/a.gguf, {tmp_path}/b.safetensors"
+    assert refusal(str(tmp_path)) == f"give one of the files in it as model, or each as the part that it is: {files}"
+    for number in range(8):
+        copy_checkpoint(turbo, tmp_path / f"org/name/{number}")
+    listed = ", ".join(f"{tmp_path}/org/name/{number}" for number in range(6))
+    assert refusal(str(tmp_path)) == f"give one of the checkpoints in it: {listed} and 2 more"
+    with contextlib.chdir(tmp_path):
+        assert refusal("org/name").endswith("; a folder here goes before a Hugging Face repository of the same name")
 
 
 def test_a_missing_image_sequence_length_is_the_pipelines_not_the_schedulers(turbo: Path, tmp_path: Path) -> None:

@@ -56,15 +56,19 @@ def test_a_file_s_suffix_does_not_contradict_its_layout(krea2: Krea2, tmp_path: 
     file = str(tmp_path / "text.safetensors")
     code, stdout, stderr = krea2("convert", file)
     assert (code, stdout) == (2, "")
-    allowed = "without .safetensors for the layout diffusers, or the layout native"
+    allowed = "without .safetensors for the layout diffusers; for such a file, add --layout native"
     assert stderr.startswith(f"error: OUTPUT must be {allowed}, got '")
+    for layout, suffix in (("native", ".safetensors"), ("gguf", ".gguf")):
+        code, _, stderr = krea2("convert", str(tmp_path / "text"), "--layout", layout)
+        assert code == 2
+        assert stderr.startswith(f"error: OUTPUT must be a file's name that ends in {suffix} for the layout {layout}, ")
     part = ("--layout", "native", "--component", "text-encoder")
     assert krea2("convert", file, *part) == (0, f"{file}\n", "")
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "sharded", "native", "gguf"])
 def test_a_full_disk_names_what_was_to_be_written_and_leaves_nothing(krea2: Krea2, tmp_path: Path, layout: str) -> None:
-    output = tmp_path / "out"
+    output = tmp_path / {"native": "out.safetensors", "gguf": "out.gguf"}.get(layout, "out")
     with full_disk(room=64 * 1024):
         code, stdout, stderr = krea2("convert", str(output), "--layout", layout)
     assert (code, stdout) == (2, "")

@@ -15,7 +15,7 @@ import pytest
 from bench.engines.real_size import KREA2
 from engine.checkpoint.layouts.names import linear_modules, transformer_to_native, vae_to_wan
 from engine.checkpoint.layouts.tensors import text_encoder_sources, transformer_sources, vae_sources
-from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
 from engine.config.engine_config import EngineConfig
 from engine.errors import CheckpointError
 from launcher.cli.info import describe_checkpoint, describe_file, is_lone_file
@@ -128,7 +128,30 @@ def test_info_shows_whole_weights_on_ranks_that_share_tokens(krea2: Krea2) -> No
 def test_info_of_nothing_is_a_mistake(krea2: Krea2, tmp_path: Path) -> None:
     code, stdout, stderr = krea2("info", str(tmp_path))
     assert (code, stdout) == (2, "")
-    assert stderr == f"error: {tmp_path}/model_index.json: the file is missing\n"
+    assert stderr.startswith(
+        f"error: {tmp_path}: is no checkpoint, for there is no model_index.json in it; a model is "
+    )
+
+
+def test_info_of_a_folder_that_was_split_shows_the_ranks_that_it_is_for(krea2: Krea2, tmp_path: Path) -> None:
+    folder = tmp_path / "split"
+    assert krea2("convert", str(folder), "--layout", "sharded", "--tp", "2")[0] == 0
+    code, stdout, stderr = krea2("info", str(folder))
+    assert (code, stderr) == (0, "")
+    assert "split for tp 2" in stdout
+    assert "rank 1" in stdout
+    code, _, stderr = krea2("info", str(folder), "--tp", "4")
+    assert (code, stderr) == (2, f"error: --tp must be 2, for which {folder} has been split, got 4\n")
+
+
+def test_info_of_a_lora_alone_says_how_it_is_given(krea2: Krea2) -> None:
+    file = str(DEMO_LORAS["demo-outlined"])
+    code, stdout, stderr = krea2("info", file)
+    assert (code, stdout) == (2, "")
+    assert stderr == f"error: {file}: is a LoRA; give it beside a model: krea2 info --lora {file}\n"
+    assert krea2("info", "--lora", file)[0] == 0
+    code, _, stderr = krea2("info", "demo", "--transformer", file)
+    assert stderr == f"error: {file}: is a LoRA, which goes with a model: give it as lora, not as model\n"
 
 
 def test_info_of_a_damaged_tokenizer_is_the_error_that_serving_would_give(krea2: Krea2, tmp_path: Path) -> None:
