@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import traceback
 from functools import cache
 
@@ -39,7 +40,7 @@ def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torc
     """
     gpus = torch.cuda.device_count() if config.device != "cpu" else 0
     if config.device == "cuda" and not gpus:
-        raise ArgumentError("device cuda is not available: torch finds no CUDA device", parameter="device")
+        raise ArgumentError(f"device cuda is not available: {why_no_gpu()}", parameter="device")
     if not gpus:
         return torch.device("cpu")
     if local_ranks > gpus > 1 and not config.share_gpu:
@@ -55,6 +56,22 @@ def pick_device(config: EngineConfig, local_rank: int, local_ranks: int) -> torc
     device = torch.device("cuda", local_rank % gpus)
     torch.cuda.set_device(device)
     return device
+
+
+def why_no_gpu() -> str:
+    """Say why torch finds no GPU, and what to do about it."""
+    instead = "--device cpu does without"
+    if not torch.backends.cuda.is_built():
+        where = "https://pytorch.org/get-started/locally"
+        return f"torch {torch.__version__} was built without CUDA; install one that has it ({where}), or {instead}"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and not visible.strip("-1, "):
+        return f"CUDA_VISIBLE_DEVICES={visible!r} hides all GPUs, or {instead}"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return f"{' '.join(str(error).split())} Or {instead}"
+    return f"torch finds no CUDA device; nvidia-smi lists those that the driver knows, or {instead}"
 
 
 def device_name(device: torch.device) -> str:

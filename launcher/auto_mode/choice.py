@@ -89,29 +89,34 @@ def find_devices(engine: EngineConfig, ranks: int | None = None) -> Devices:
     ranks: the number of them, where they have been started already. Raises `ArgumentError` when CUDA is asked for and
     missing, and `LaunchError` if the child fails.
     """
-    gpus = _ask() if engine.device != "cpu" else None
-    if gpus is None and engine.device == "cuda":
-        raise ArgumentError("device cuda is not available: torch finds no CUDA device", parameter="device")
-    if gpus is None:
+    gpus = _ask() if engine.device != "cpu" else ""
+    if isinstance(gpus, str) and engine.device == "cuda":
+        raise ArgumentError(f"device cuda is not available: {gpus}", parameter="device")
+    if isinstance(gpus, str):
         return Devices("cpu", ranks or 1, ranks=ranks)
     return replace(gpus, count=max(gpus.count, ranks or 0), ranks=ranks)
 
 
 def report_gpus() -> None:
-    """Write `Devices` as json to stdout, in the child; null without a GPU. memory: bytes free on the GPU with least."""
+    """Write `Devices` as json to stdout, in the child; without a GPU why there is none. memory: bytes free on the GPU
+    with least."""
     import torch
 
-    gpus = None
+    from engine.device.devices import why_no_gpu
+
+    gpus: Devices | str
     count = torch.cuda.device_count()
     if count:
         name = torch.cuda.get_device_name(0)
         like = list(takewhile(lambda index: torch.cuda.get_device_name(index) == name, range(count)))
         gpus = Devices(name, len(like), min(torch.cuda.mem_get_info(index)[0] for index in like))
+    else:
+        gpus = why_no_gpu()
     sys.stdout.buffer.write(msgspec.json.encode(gpus))
 
 
-def _ask() -> Devices | None:
-    """Ask a child for the GPUs."""
+def _ask() -> Devices | str:
+    """Ask a child for the GPUs, or why there are none."""
     try:
         child = subprocess.run(
             python_command("_devices"),
@@ -121,7 +126,7 @@ def _ask() -> Devices | None:
             timeout=_ASKED_S,
             check=True,
         )
-        return msgspec.json.decode(child.stdout, type=Devices | None)
+        return msgspec.json.decode(child.stdout, type=Devices | str)
     except subprocess.TimeoutExpired:
         raise LaunchError(f"torch did not say within {_ASKED_S:g} s which GPUs there are") from None
     except subprocess.CalledProcessError as error:

@@ -6,6 +6,7 @@ clients that come meanwhile.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import re
@@ -61,6 +62,12 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         number = getattr(error, "errno", None) or 0  # those of name look-up are negative
         reason = os.strerror(number) if number > 0 else str(error)
+        if number == errno.EADDRINUSE:
+            reason += "; choose another --port, or 0 for any that is free"
+        elif number == errno.EACCES:
+            reason += "; choose a --port from 1024 on, those below are the system's"
+        elif number == errno.EADDRNOTAVAIL or number <= 0:
+            reason += "; --host must be a name or an address of this machine, as 127.0.0.1, or 0.0.0.0 for all it has"
         raise LaunchError(f"cannot listen on {_shown(host)}:{port}: {reason}") from None
     # Connections inherit it. asyncio does not set it for a socket made like this, and a response of two small packets
     # waits 40 ms for the client's delayed acknowledgement.

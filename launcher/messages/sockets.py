@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import re
 import socket
@@ -62,7 +63,8 @@ def bind(server: zmq.Socket[Any], address: str, *, ipv6: bool = False) -> str:
     try:
         server.bind(address)
     except zmq.ZMQError as error:
-        raise LaunchError(f"cannot listen on {address}: {zmq.strerror(error.errno or 0)}") from None
+        hint = "; choose another --rpc, with port 0 for any that is free" if error.errno == errno.EADDRINUSE else ""
+        raise LaunchError(f"cannot listen on {address}: {zmq.strerror(error.errno or 0)}{hint}") from None
     return server.get_string(zmq.LAST_ENDPOINT)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+from engine.config.demo_checkpoints import DEMO_LORAS
 from engine.errors import NotFiniteError
 from launcher.requests.check import CheckedRequest
 
@@ -12,7 +13,8 @@ from launcher.requests.check import CheckedRequest
 def no_picture(seed: int, checked: CheckedRequest, merged: Iterable[tuple[str, float]]) -> NotFiniteError:
     """Make the error of an image of the request `checked`. merged: paths and strengths of LoRAs in the weights."""
     remedies = []
-    files = [(os.path.basename(path), strength) for path, strength in merged]  # folders are no client's business
+    own = {str(file): name for name, file in DEMO_LORAS.items()}
+    files = [(own.get(path, os.path.basename(path)), strength) for path, strength in merged]  # without their folders
     for kind, loras in (("LoRA", checked.loras), ("merged LoRA", files)):
         if used := [f"{name!r} at {strength:g}" for name, strength in loras if strength]:
             less, plural = ("a smaller strength", "") if len(used) == 1 else ("smaller strengths", "s")

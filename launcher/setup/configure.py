@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.checkpoint.nearby import INDEX
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.config.options import check_options, option, options_of, switch
@@ -115,11 +117,19 @@ def configure(
         warm_up=launching.warm_up,
         block_format=block_format(checkpoint, engine),
     )
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = _taken_for_demos(engine)
     if launching.loras or launching.merge_lora or launching.lora_dir is not None:
         from launcher.requests.lora_files import with_loras  # which takes long to import, often in vain
 
-        config, warnings = with_loras(
+        config, of_loras = with_loras(
             config, model, launching.loras, lora_dir=launching.lora_dir, merge=launching.merge_lora
         )
+        warnings += of_loras
     return config, model, warnings
+
+
+def _taken_for_demos(engine: EngineConfig) -> tuple[str, ...]:
+    """Warn that a demo was taken where a checkpoint of the same name lies here."""
+    if engine.demo is None or engine.model is None or not os.path.isfile(os.path.join(engine.model, INDEX)):
+        return ()
+    return (f"model {engine.model} is the demo; for the checkpoint in the folder of this name, give ./{engine.model}",)

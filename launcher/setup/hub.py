@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from itertools import chain
@@ -51,13 +52,19 @@ def _cached(model: str) -> Path | None:
 
 def _download(model: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     page = f"https://huggingface.co/{model}"
+    no_network = (
+        ". Where there is no network, download it elsewhere and give its folder, or copy that machine's cache here and "
+        "say with HF_HOME where it is"
+    )
     reasons: dict[type[Exception], str] = {
         GatedRepoError: f"its authors want you to agree to a licence first, at {page}; do so, then run: hf auth login",
-        RepositoryNotFoundError: "Hugging Face has none of that name, or a private one: hf auth login",
-        OfflineModeIsEnabled: "not in the cache, and HF_HUB_OFFLINE forbids to download it",
+        RepositoryNotFoundError: f"Hugging Face has none of that name; look how it is spelt ({page}), or, if it is a "
+        "private one, run: hf auth login",
+        OfflineModeIsEnabled: f"not in the cache, and HF_HUB_OFFLINE forbids to download it{no_network}",
     }
     try:
         found = HfApi().model_info(model, timeout=_ANSWER_S)  # an answer soon, where a download tries for long
@@ -69,12 +76,15 @@ def _download(model: str) -> Path:
             )
             return Path(snapshot_download(model, allow_patterns=_PATTERNS, etag_timeout=_ANSWER_S))
     except Exception as error:  # whatever the library's own HTTP client raises
-        unknown = f"it cannot be downloaded ({type(error).__name__}: {error})"
+        unknown = f"it cannot be downloaded ({type(error).__name__}: {error}){no_network}"
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            unknown = (
+                f"the disk of {HF_HUB_CACHE} is full; make room there, or set HF_HOME to a folder on another disk. "
+                "What has come is kept, and the download goes on where it stopped"
+            )
         reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), unknown)
         raise ArgumentError(
-            f"model {model!r}: there is no such folder or file here. As a Hugging Face repository: {reason}. Where "
-            "there is no network, download it elsewhere and give its folder, or copy that machine's cache here and say "
-            "with HF_HOME where it is",
+            f"model {model!r}: there is no such folder or file here. As a Hugging Face repository: {reason}",
             parameter="model",
         ) from None
     raise CheckpointError.of(

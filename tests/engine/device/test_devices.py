@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -39,6 +40,39 @@ def test_a_gpu_that_cannot_launch_kernels_is_refused(monkeypatch: pytest.MonkeyP
     with pytest.raises(ArgumentError, match=r"device cuda needs a C compiler \(gcc, clang or CC\), which is not there"):
         device.pick_device(EngineConfig(), 0, 1)
     assert device.pick_device(EngineConfig(device="cpu"), 0, 1) == torch.device("cpu")
+
+
+DRIVER = "Found no NVIDIA driver on your system.  Please check that you have an NVIDIA GPU and installed a driver."
+
+
+@pytest.mark.parametrize(
+    ("built", "visible", "says", "reason"),
+    [
+        (
+            False,
+            None,
+            None,
+            "was built without CUDA; install one that has it (https://pytorch.org/get-started/locally)",
+        ),
+        (True, "", None, "CUDA_VISIBLE_DEVICES='' hides all GPUs"),
+        (True, "-1", None, "CUDA_VISIBLE_DEVICES='-1' hides all GPUs"),
+        (True, "0", DRIVER, "cuda is not available: Found no NVIDIA driver on your system. Please check that you have"),
+        (True, None, None, "torch finds no CUDA device; nvidia-smi lists those"),
+    ],
+)
+def test_why_there_is_no_gpu_is_said(
+    monkeypatch: pytest.MonkeyPatch, built: bool, visible: str | None, says: str | None, reason: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: built)
+    monkeypatch.setattr(torch.cuda, "init", Mock(side_effect=says and RuntimeError(says)))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(ArgumentError) as error:
+        device.pick_device(EngineConfig(device="cuda"), 0, 1)
+    assert reason in error.value.message
+    assert error.value.message.endswith("r --device cpu does without")
 
 
 @pytest.mark.parametrize(

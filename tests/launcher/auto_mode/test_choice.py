@@ -120,7 +120,7 @@ def test_a_picture_in_the_mode_that_is_chosen(marked: Marked, tmp_path: Path) ->
 def test_the_child_says_which_gpus_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "_ASKED_S", PATIENCE_S)
     found = choice._ask()
-    assert (found is None) == (not torch.cuda.is_available())
+    assert isinstance(found, str) == (not torch.cuda.is_available())
     assert find_devices(EngineConfig(device="cpu")) == Devices("cpu", 1)
 
 
@@ -128,8 +128,9 @@ def test_gpus_are_as_the_child_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "_ask", lambda: Devices(H200, 2, 5))
     assert find_devices(EngineConfig()) == Devices(H200, 2, 5)
     assert find_devices(EngineConfig(), ranks=4) == Devices(H200, 4, 5, 4)
-    monkeypatch.setattr(choice, "_ask", lambda: None)
-    with pytest.raises(ArgumentError, match="device cuda is not available"):
+    monkeypatch.setattr(choice, "_ask", lambda: "there is no driver")
+    assert find_devices(EngineConfig(), ranks=2) == Devices("cpu", 2, ranks=2)
+    with pytest.raises(ArgumentError, match="device cuda is not available: there is no driver"):
         find_devices(EngineConfig(device="cuda"))
 
 

@@ -152,7 +152,8 @@ def test_a_port_in_use_is_one_line_and_nothing_runs(krea2: Krea2) -> None:
         port = taken.getsockname()[1]
         code, stdout, stderr = krea2("serve", "--port", str(port))
     assert (code, stdout) == (1, "")
-    assert stderr == f"error: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+    taken_by = "Address already in use; choose another --port, or 0 for any that is free"
+    assert stderr == f"error: cannot listen on 127.0.0.1:{port}: {taken_by}\n"
 
 
 def test_a_host_that_others_reach_needs_a_key_or_to_be_insecure(krea2: Krea2) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from engine.config.demo_checkpoints import DEMO_LORAS
 from engine.config.model_config import ModelConfig
 from launcher.messages.client_messages import Generate, LoraChoice
 from launcher.messages.limits import Limits
@@ -27,6 +28,11 @@ from launcher.requests.not_finite import no_picture
             "or another mu than 9",
         ),
         ({}, (("/srv/secret/a.safetensors", 2.5),), "try a smaller strength of the merged LoRA 'a.safetensors' at 2.5"),
+        (
+            {},
+            ((str(DEMO_LORAS["demo-outlined"]), 9.0),),
+            "try a smaller strength of the merged LoRA 'demo-outlined' at 9",
+        ),
         ({"loras": {"off": 0}}, (), "the checkpoint may be damaged"),
     ],
 )

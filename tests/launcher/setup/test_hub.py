@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import socket
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from launcher.setup.hub import find_model
@@ -129,8 +131,8 @@ def test_of_a_download_that_broke_off_only_the_rest_is_fetched(marked: Marked, h
     [
         (403, "GatedRepo", f"its authors want you to agree to a licence first, at https://huggingface.co/{NAME}"),
         (401, "GatedRepo", "hf auth login"),
-        (401, "RepoNotFound", "Hugging Face has none of that name, or a private one: hf auth login"),
-        (404, "RepoNotFound", "Hugging Face has none of that name"),
+        (401, "RepoNotFound", "if it is a private one, run: hf auth login"),
+        (404, "RepoNotFound", f"none of that name; look how it is spelt (https://huggingface.co/{NAME})"),
         (500, "", "it cannot be downloaded (HfHubHTTPError"),
     ],
 )
@@ -140,7 +142,22 @@ def test_a_refusal_is_explained(info: Info, hub: FakeHub, tmp_path: Path, status
     assert (code, stdout) == (2, "")
     assert stderr.startswith(f"error: model '{NAME}': there is no such folder or file here. As a Hugging Face")
     assert says in stderr
+    assert ("Where there is no network" in stderr) == (status == 500)
     assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_says_where_it_is_and_what_to_do(
+    info: Info, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def download(*_: Any, local_files_only: bool = False, **__: Any) -> str:
+        raise LocalEntryNotFoundError("") if local_files_only else OSError(number, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    code, stdout, stderr = info(NAME, tmp_path / "cache", hub.url)
+    assert (code, stdout) == (2, "")
+    assert f"the disk of {tmp_path}/cache" in stderr
+    assert "set HF_HOME to a folder on another disk. What has come is kept" in stderr
 
 
 def test_a_repository_in_another_layout_is_not_downloaded(info: Info, hub: FakeHub, tmp_path: Path) -> None:
