@@ -87,7 +87,8 @@ class Outstanding:
             if now <= self._start_due:
                 return None
             who, were = ("rank", "was") if len(missing) == 1 else ("ranks", "were")
-            return LaunchError(f"{who} {_listed(missing)} {were} not ready within {self._start_timeout_s:g} s")
+            slow = f"{who} {_listed(missing)} {were} not ready within {self._start_timeout_s:g} s"
+            return LaunchError(f"{slow}: a slow disk, or a large model, needs a longer --start-timeout")
         if self._sent and now > self._sent[0].due:
             late, bound = self._sent[0], f"within {self._sent[0].bound_s:g} s"
             silent, number = _listed(sorted(late.unanswered)), late.step.number

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.nearby import INDEX
+from engine.config.demo_checkpoints import DEMO_LORAS
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.config.options import check_options, option, options_of, switch
@@ -117,7 +119,7 @@ def configure(
         warm_up=launching.warm_up,
         block_format=block_format(checkpoint, engine),
     )
-    warnings: tuple[str, ...] = _taken_for_demos(engine)
+    warnings: tuple[str, ...] = _taken_for_demos(engine, launching.loras)
     if launching.loras or launching.merge_lora or launching.lora_dir is not None:
         from launcher.requests.lora_files import with_loras  # which takes long to import, often in vain
 
@@ -128,8 +130,14 @@ def configure(
     return config, model, warnings
 
 
-def _taken_for_demos(engine: EngineConfig) -> tuple[str, ...]:
-    """Warn that a demo was taken where a checkpoint of the same name lies here."""
-    if engine.demo is None or engine.model is None or not os.path.isfile(os.path.join(engine.model, INDEX)):
-        return ()
-    return (f"model {engine.model} is the demo; for the checkpoint in the folder of this name, give ./{engine.model}",)
+def _taken_for_demos(engine: EngineConfig, loras: Sequence[str]) -> tuple[str, ...]:
+    """Warn that a demo was taken where a checkpoint, or a LoRA, of the same name lies here."""
+    warnings = []
+    if engine.demo is not None and engine.model is not None and os.path.isfile(os.path.join(engine.model, INDEX)):
+        warnings = [
+            f"model {engine.model} is the demo; for the checkpoint in the folder of this name, give ./{engine.model}"
+        ]
+    for name in DEMO_LORAS:
+        if os.path.exists(name) and any(name in re.split("[=:]", lora) for lora in loras):
+            warnings.append(f"lora {name} is the demos' own; for what lies here under this name, give ./{name}")
+    return tuple(warnings)

@@ -136,7 +136,7 @@ def _check_spans(file: MappedFile, tensors: dict[str, TensorInfo]) -> None:
             raise file.error("its data overlaps another tensor's", name=name)
         position = info.start + info.bytes
         if position > file.size:
-            problem = "is not a whole GGUF file: a tensor ends beyond it"
+            problem = "is not a whole GGUF file, which may have to be downloaded again: a tensor ends beyond it"
             raise file.error(problem, name=name, expected=f"at least {position} bytes", found=file.size)
 
 
@@ -209,6 +209,6 @@ class _Cursor:
         begin = self.position
         self.position += count
         if self.position > self._end:
-            problem = "is not a whole GGUF file: its header goes beyond its end"
+            problem = "is not a whole GGUF file, which may have to be downloaded again: its header goes beyond its end"
             raise self.file.error(problem, expected=f"at most {self._end} bytes", found=self.position)
         return begin

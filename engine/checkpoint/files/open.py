@@ -17,6 +17,11 @@ _INDEX = ".index.json"
 # A zip archive, which torch.save writes; a bare pickle of protocol 2 to 5; the tar archive of torch before 0.1.10
 # starts with a file's name, and is told by the suffix alone.
 _PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
+# What people get in place of a file that was not downloaded.
+_IN_ITS_PLACE = {
+    b"version h": "is a pointer of Git LFS, not the file that it stands for; run in its folder: git lfs pull",
+    **dict.fromkeys((b"<!doctype", b"<html"), "is a page of the web, not a file of tensors; download the file itself"),
+}
 _PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
 
@@ -44,6 +49,9 @@ def open_tensor_file(path: Path, limits: JsonLimits = FILE_LIMITS) -> TensorFile
         return GgufFile(path)
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= file.size:
         return SafetensorsFile(path, limits)
+    for beginning, what in _IN_ITS_PLACE.items():
+        if start.lower().startswith(beginning):
+            raise file.error(what)
     if start.startswith(_PICKLES) or path.suffix in _PICKLE_SUFFIXES:
         expected = "a safetensors or GGUF file"
         raise file.error("is a pickle, which can run any code when it is loaded", expected=expected)

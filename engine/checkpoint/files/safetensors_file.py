@@ -103,7 +103,7 @@ def _read_header(file: MappedFile, limits: JsonLimits) -> tuple[int, dict[str, A
     length = int.from_bytes(file.copy(0, _LENGTH_BYTES).tobytes(), "little")
     start = _LENGTH_BYTES + length
     if length > LARGEST_HEADER or start > file.size:
-        problem = "is not a whole safetensors file: its header is too long"
+        problem = "is not a whole safetensors file, which may have to be downloaded again: its header is too long"
         most = min(LARGEST_HEADER, file.size - _LENGTH_BYTES)
         raise file.error(problem, expected=f"at most {most} bytes", found=length)
     text = file.copy(_LENGTH_BYTES, length).tobytes()
@@ -147,7 +147,7 @@ def _check_spans(file: MappedFile, spans: list[tuple[int, int, str]], data_start
             raise file.error(problem, name=name, expected=position, found=begin)
         position = end
     if data_start + position != file.size:
-        problem = "is not a whole safetensors file: its data has another length"
+        problem = "is not a whole safetensors file, which may have to be downloaded again: its data has another length"
         raise file.error(problem, expected=f"{shown(position)} bytes", found=file.size - data_start)
 
 

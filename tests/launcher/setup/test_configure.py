@@ -10,9 +10,12 @@ from launcher.auto_mode.prediction import Workload
 from launcher.setup.configure import configure
 
 
-def warnings_of(model: str) -> tuple[str, ...]:
+def warnings_of(model: str, *loras: str) -> tuple[str, ...]:
     *_, warnings = configure(
-        {"model": model}, auto=False, workload=lambda model, _: Workload.default(model), tell=lambda *_: None
+        {"model": model, "loras": loras},
+        auto=False,
+        workload=lambda model, _: Workload.default(model),
+        tell=lambda *_: None,
     )
     return warnings
 
@@ -27,3 +30,7 @@ def test_a_demo_is_taken_before_a_checkpoint_of_its_name_and_that_is_said(
     assert warnings_of("./demo-raw") == ()
     (warning,) = warnings_of("demo-raw")
     assert warning == "model demo-raw is the demo; for the checkpoint in the folder of this name, give ./demo-raw"
+    assert warnings_of("demo", "outlined=demo-outlined:0.5") == ()
+    Path("demo-outlined").touch()
+    (warning,) = warnings_of("demo", "outlined=demo-outlined:0.5")
+    assert warning == "lora demo-outlined is the demos' own; for what lies here under this name, give ./demo-outlined"

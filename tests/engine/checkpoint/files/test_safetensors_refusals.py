@@ -39,6 +39,22 @@ def test_pickles_are_refused_by_name(tmp_path: Path, content: bytes) -> None:
     assert refusal(path).startswith("model.safetensors: is a pickle")
 
 
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
+        (b"<!DOCTYPE html>\n<html>", "download the file itself"),
+        (b"<html><head>", "download the file itself"),
+    ],
+)
+def test_what_lies_in_place_of_a_file_that_was_not_downloaded_is_known(
+    tmp_path: Path, content: bytes, remedy: str
+) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    assert refusal(path).endswith(remedy)
+
+
 def test_a_file_that_torch_saved_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(3)}, tmp_path / "a.pt")
     torch.save({"a": torch.zeros(3)}, tmp_path / "b.safetensors", _use_new_zipfile_serialization=False)
