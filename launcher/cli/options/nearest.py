@@ -15,7 +15,7 @@ from engine.config.engine_config import PARTS
 
 MODELS = ("krea/Krea-2-Turbo", "krea/Krea-2-Raw", *DEMO_CHECKPOINTS)
 _PATHS = ("model", *PARTS, "loras", "lora_dir", "prompts_file", "api_key_file", "key_limits", "rpc_keys")
-_SHOWN = 60  # characters of a path that each error has
+_SHOWN = 40  # characters at the end of a path, which each error has
 _MOST_NAMES = 10_000  # of a folder that are looked at
 
 
@@ -56,7 +56,7 @@ def nearest_to_given(parameters: Mapping[str, Any], message: str) -> str | None:
             text = "" if value is None else str(value)
             if name == "loras":
                 text = re.sub(r"^[^=/]*=|:[-+.\d]+$", "", text)
-            if not text or text[:_SHOWN] not in message or "\0" in text or os.path.lexists(text):
+            if not text or text[-_SHOWN:] not in message or "\0" in text or os.path.lexists(text):
                 continue
             if name == "model":
                 return nearest_model(text)

@@ -140,7 +140,7 @@ def test_a_refusal_is_explained(info: Info, hub: FakeHub, tmp_path: Path, status
     hub.refuse = (status, error)
     code, stdout, stderr = info(NAME, tmp_path / "cache", hub.url)
     assert (code, stdout) == (2, "")
-    assert stderr.startswith(f"error: model '{NAME}': there is no such folder or file here. As a Hugging Face")
+    assert stderr.startswith(f"error: MODEL '{NAME}': there is no such folder or file here. As a Hugging Face")
     assert says in stderr
     assert ("Where there is no network" in stderr) == (status == 500)
     assert stderr.count("\n") == 1
@@ -205,7 +205,7 @@ def test_without_a_network_both_possibilities_are_spoken_of_and_nothing_is_tried
     code, stdout, stderr = info(model, tmp_path / "cache")
     assert asked == [model]
     assert (code, stdout) == (2, "")
-    assert stderr.startswith(f"error: model '{model}': there is no such folder or file here. As a Hugging Face")
+    assert stderr.startswith(f"error: MODEL '{model}': there is no such folder or file here. As a Hugging Face")
     assert "download it elsewhere and give its folder" in stderr
     assert "HF_HOME" in stderr
 

@@ -35,7 +35,7 @@ from tests.launcher.conftest import Krea2
         ),
         (["serve", "demo", "--model", "demo-raw"], "MODEL demo contradicts --model demo-raw"),
         (["info", ""], "MODEL must be the path of a checkpoint, or one of demo, demo-turbo, demo-raw, got ''"),
-        (["convert", "x.gguf"], "OUTPUT must be without .gguf for the layout diffusers, or the layout gguf, got 'x.g"),
+        (["convert", "x.gguf"], "OUTPUT must be without .gguf for the layout diffusers; for such a file, add --layout"),
     ],
 )
 def test_a_slip_is_answered_with_what_was_meant(krea2: Krea2, arguments: list[str], message: str) -> None:
