@@ -166,7 +166,7 @@ def test_a_repository_in_another_layout_is_not_downloaded(info: Info, hub: FakeH
     assert code == 2
     assert stderr == (
         f"error: https://huggingface.co/{NAME}: is not in the diffusers layout; download the file of it that you want, "
-        "and give that as transformer\n"
+        "and give that as transformer; did you mean krea/Krea-2-Turbo?\n"
     )
     assert not hub.fetched
 
