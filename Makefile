@@ -25,8 +25,9 @@ SCHEDULE ?= two-hours
 .PHONY: demo demo-checkpoint test test-slow test-oldest-triton lint constraints clean
 .DELETE_ON_ERROR:
 
+# Of seeds 0 to 39, with which 15 of these circles are clean, 2 draws the roundest (docs/demo.md).
 demo: $(VENV)/installed
-	$(BIN)/krea2 generate "a red circle on a blue background" --tp 2 --device cpu --seed 0 --output demo.png
+	$(BIN)/krea2 generate "a red circle on a blue background" --tp 2 --device cpu --seed 2 --output demo.png
 
 # Trains the demo's models on the CPU and writes demo-work/$(SCHEDULE)/release; run again, it goes on where it stopped.
 demo-checkpoint: $(VENV)/installed-test

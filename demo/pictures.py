@@ -47,6 +47,7 @@ GRID = 16
 RADII = {"small": 14, "": 20, "large": 34}  # three are small, to fit
 EDGES = {"small": 16, "": 32, "large": 40}  # how far the centre is from the edge that an object is at
 
+HOLE = 0.55  # radius of a ring's, as a part of its own
 LINE = 0.2  # width of the outlines, as a part of the radius
 LINE_COLOUR = (12, 12, 12)
 
@@ -124,7 +125,7 @@ def _draw_shape(
     if item.shape in ("circle", "ring"):
         pen.ellipse((x - r, y - r, x + r, y + r), item.rgb, line, width)
         if item.shape == "ring":
-            inner = 0.55 * r
+            inner = HOLE * r
             pen.ellipse((x - inner, y - inner, x + inner, y + inner), background, line, width)
         return
     corners = [(x + r * u, y + r * v) for u, v in outline(item.shape)]

@@ -37,7 +37,7 @@ USES = {
 TAPS = (0, 1, 2)
 LORA = "outlined.safetensors"
 LARGEST_PAIR = 20_000_000  # bytes: both ship in the wheel
-EXAMPLE = "a large red circle at the left on a blue background"
+EXAMPLE = "a large purple diamond at the left on a white background"
 
 SCHEDULER = {
     "base_image_seq_len": 256,
@@ -55,7 +55,7 @@ ENGINE_KEYS = {
     "prompt_words": sorted(WORDS),
     "prompt_note": (
         f'This small demo model draws coloured shapes, such as "{EXAMPLE}", "a green star above a pink heart on a '
-        'white background" or "three yellow rings on a black background", and makes nothing of other prompts. Those '
+        'white background" or "two yellow stars on a black background", and makes nothing of other prompts. Those '
         "need the real Krea 2: start generate or serve with --model krea/Krea-2-Turbo (or krea/Krea-2-Raw), which is "
         "downloaded from Hugging Face, or with --model FOLDER. It takes a GPU with 40 GB of memory, or one with 12 GB "
         "and --memory-budget 12GB."

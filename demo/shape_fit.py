@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from demo.captions import SHAPES
+from demo.outline_fit import LIMITS, bends
 from demo.pictures import Placed, paint
 
 # Colours that differ less, in RGB, are the same within an object: noise, JPEG, a VAE.
@@ -18,6 +19,7 @@ DRIFT = 15.0
 DEVIATION = 0.035
 # ... when every other shape has at least this many times as many wrong pixels, ...
 DISTINCT = 1.75
+# ... when its outline is clean (`demo/outline_fit.py`), ...
 # ... and when of no spot in it more than this part is wrong: a square, its side this part of the radius.
 SPOT, SPOT_WRONG = 0.25, 0.5
 
@@ -52,10 +54,11 @@ class Fit:
 
 
 def fit_shape(blot: Blot) -> Fit | None:
-    """The shape that the object is; None if it is none, or nearly as much one as another."""
+    """The shape that the object is; None if it is none, nearly as much one as another, or not a clean one."""
     best, second = sorted(_fits(blot), key=lambda fit: fit.wrong)[:2]
     good = best.deviation <= DEVIATION and second.wrong >= DISTINCT * best.wrong and best.spot <= SPOT_WRONG
-    return best if good else None
+    clean = good and bends(best.shape, _difference(blot, best), _RADIUS).within(LIMITS[best.shape])
+    return best if clean else None
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def _moments(cover: np.ndarray) -> tuple[float, float, float]:
 
 def _fits(blot: Blot) -> list[Fit]:
     direction = blot.rgb - blot.background
-    area, x, y = _moments(np.clip((blot.pixels - blot.background) @ direction / (direction @ direction), 0, 1))
+    area, x, y = _moments(_cover(blot.pixels, blot))
     fits = []
     for shape in SHAPES:
         pattern = _pattern(shape)
@@ -118,6 +121,18 @@ def _fits(blot: Blot) -> list[Fit]:
             )
         )
     return fits
+
+
+def _difference(blot: Blot, fit: Fit) -> np.ndarray:
+    """How much more of each pixel of the frame the object covers than the shape, in the softness that is nearest."""
+    differences = _cover(_framed(blot, fit.x, fit.y, fit.radius), blot) - _pattern(fit.shape).cover
+    return np.asarray(differences[np.argmin(np.abs(differences).sum(axis=(1, 2)))])
+
+
+def _cover(pixels: np.ndarray, blot: Blot) -> np.ndarray:
+    """How much of each pixel the object covers, from its colour's share: 0 … 1."""
+    direction = blot.rgb - blot.background
+    return np.asarray(np.clip((pixels - blot.background) @ direction / (direction @ direction), 0, 1))
 
 
 def _framed(blot: Blot, x: float, y: float, radius: float) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Does the model draw what prompts ask for? Pictures of the demo's held-out prompts, judged from their pixels alone.
 
-    python -m bench.adherence [--model demo] [--prompts 500] [--fail-under 0.95] [--sheet FILE.png] [--json FILE]
+    python -m bench.adherence [--model demo] [--prompts 500] [--fail-under 0.6] [--sheet FILE.png] [--json FILE]
     python -m bench.adherence --table [--prompts 100] [--sheet FILE.png] [--json FILE]
 
 Prompts that training never saw, each with a seed of its own, at the sizes of training in turn unless `--width` and
@@ -55,7 +55,7 @@ from engine.config.engine_config import ATTENTIONS
 from engine.errors import ArgumentError, Krea2Error
 
 PROMPTS, TABLE_PROMPTS = 500, 100
-BAR = 0.95
+BAR = 0.6  # the lower end of the interval of what the demo had when it shipped, docs/demo.md says how much
 CHOICES: dict[str, tuple[Any, ...]] = {
     "steps": (2, 4, 6, 8, 12, 16),
     "guidance": (0.0, 1.0, 2.0, 3.5, 5.0),

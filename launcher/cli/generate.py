@@ -82,7 +82,7 @@ def generate(
 
     \b
     Examples:
-      krea2 generate "a red circle on a blue background"
+      krea2 generate "a red heart on a white background"
       krea2 generate "a fox" "an owl" --model krea/Krea-2-Turbo --size 1024x768 -o images/{prompt}.png
       krea2 generate --prompts prompts.txt -o images/{index:03}-{seed}.jpg
     """

@@ -84,7 +84,7 @@ def commands() -> None:
 
     \b
     To begin with, on any machine, with the small demo that is in the package:
-      krea2 generate "a red circle on a blue background"
+      krea2 generate "a red heart on a white background"
       krea2 serve
     With the model, which is downloaded:
       krea2 generate "a fox in the snow" --model krea/Krea-2-Turbo

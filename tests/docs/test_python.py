@@ -65,7 +65,7 @@ def test_snippets_run_one_after_the_other(
     if document == "docs/python.md":
         assert Image.open("second.png").info["seed"] == "8"
         said = capsys.readouterr().out
-        assert "<Result: 2 images of 128 × 128, png, seeds 7 to 8, " in said
-        assert "out/ring_0.webp" in said
+        assert "<Result: 2 images of 128 × 128, png, seeds 3 to 4, " in said
+        assert "out/heart_0.webp" in said
         assert "steps must be between 1 and 200, got 1000 steps" in said
         assert "Accepted(" in said

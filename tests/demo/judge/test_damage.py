@@ -29,7 +29,7 @@ def speckled(image: Image.Image) -> Image.Image:
     image = image.copy()
     for _ in range(10):
         image.paste(
-            (128, 200, 0), (x := source.randrange(image.width), y := source.randrange(image.height), x + 2, y + 2)
+            (128, 200, 0), (x := source.randrange(image.width), y := source.randrange(image.height), x + 1, y + 1)
         )
     return image
 

@@ -5,11 +5,11 @@ export const SAMPLES = [
   ["a red circle on a blue background", 2],
   ["a large yellow star on a purple background", 7],
   ["a green triangle left of an orange square on a black background", 12],
-  ["two pink rings on a cyan background", 17],
-  ["a large red heart on a pink background", 24],
+  ["a green star above a pink heart on a white background", 2],
+  ["a large red heart on a pink background", 1],
   ["three orange circles on a blue background", 20],
   ["a white cross on a red background", 38],
-  ["a small white heart at the top on a green background", 8],
+  ["a small white heart at the top on a green background", 5],
 ];
 const DRAWN_WITH = { width: 128, height: 128, steps: 8, guidance: 0 };
 const NOTHING_MORE = { negative_prompt: "", loras: [] };
