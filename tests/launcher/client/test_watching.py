@@ -172,13 +172,16 @@ def test_functions_of_any_kind_can_be_called_back() -> None:
 
 
 def test_a_bar_counts_steps_begins_anew_with_the_request_and_tells_warnings(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def progress(step: int, attempt: int = 1) -> Progress:
         return Progress(request_id="id", step=step, steps=4, estimated_s=None, attempt=attempt)
 
     with Watching(None, True) as watched:
         bar = watched._bar
+        resets: list[int] = []  # each starts the clock of its rate
+        reset = bar.reset
+        monkeypatch.setattr(bar, "reset", lambda total: (resets.append(total), reset(total)))
         watched.hear(Accepted(request_id="id", position=2, estimated_s=None, attempt=1))
         assert (bar.desc, bar.n, bar.total) == ("behind 2 images", 0, None)
         for event, shown in (
@@ -190,6 +193,7 @@ def test_a_bar_counts_steps_begins_anew_with_the_request_and_tells_warnings(
             watched.hear(event)
             assert (bar.desc, bar.n, bar.total) == shown
         watched.hear(Result("id", 2, [b""], [7], 64, 64, "png", {}, ("not what\nyou think",)))
+    assert resets == [4, 4]
     assert "warning: not what\\nyou think" in capsys.readouterr().err
 
 
