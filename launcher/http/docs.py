@@ -14,7 +14,7 @@ from launcher.http.loras import LoadLoraBody
 from launcher.http.openai_api import ImageRequest, LoraChoiceBody
 from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
-from launcher.messages.parameter_names import ALIASES
+from launcher.messages.parameter_names import ALIASES, RANDOM_SEED
 from launcher.requests.check import MAX_LORA_STRENGTH, MAX_MU, MAX_PRIORITY, MAX_TIMEOUT_S
 
 _STYLE = """
@@ -77,7 +77,7 @@ def describe_limits(openapi: Mapping[str, Any], model: ModelConfig, limits: Limi
         "num_images": (1, limits.max_images),
         "width": (limits.min_side, limits.max_side),
         "height": (limits.min_side, limits.max_side),
-        "seed": (0, limits.max_seed),
+        "seed": (RANDOM_SEED, limits.max_seed),
         "steps": (1, limits.max_steps),
         "guidance": (0, limits.max_guidance),
         "mu": (-MAX_MU, MAX_MU),

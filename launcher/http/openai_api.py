@@ -22,7 +22,7 @@ from engine.errors import ArgumentError, Krea2Error
 from launcher.client.results import Event, ImageFile, PreviewFile, Result
 from launcher.http.errors import error_body
 from launcher.messages.client_messages import Accepted, Generate, LoraChoice
-from launcher.messages.parameter_names import ALIASES, in_own_names, read_size
+from launcher.messages.parameter_names import ALIASES, RANDOM_SEED, in_own_names, read_size
 from launcher.requests.check import CheckedRequest
 from launcher.requests.usual_sizes import describe_own_size, own_size
 
@@ -64,7 +64,7 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
         None, description="How many previews of each image to send; needs stream."
     )
 
-    seed: int | None = Field(None, description="The seed of the first image. Default: one that is drawn.")
+    seed: int | None = Field(None, description="The seed of the first image. Default, as of -1: one that is drawn.")
     steps: int | None = Field(None, description="How many denoise steps each image gets.")
     num_inference_steps: int | None = Field(None, description="Another name of steps.")
     guidance: float | None = Field(None, description="How strongly to follow the prompt, on Krea's scale: 0 is off.")
@@ -119,6 +119,8 @@ def to_generate(body: ImageRequest, request_id: str, model: ModelConfig) -> Gene
     fields = body.model_dump(include=set(Generate.__struct_fields__), exclude_none=True)
     fields["loras"] = tuple(LoraChoice(**lora) for lora in fields.get("loras", ()))
     fields, _ = in_own_names(fields | _other_names(body))
+    if fields.get("seed") == RANDOM_SEED:
+        del fields["seed"]
     if own := own_size(_by_habit(body), model):
         fields["width"], fields["height"] = own
     return Generate(request_id=request_id, **fields)

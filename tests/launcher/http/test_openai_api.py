@@ -207,6 +207,11 @@ def test_guidance_that_sglang_means_as_off_is_off_with_a_warning(demo: ModelConf
     assert to_generate(ImageRequest(prompt=PROMPT, guidance_scale=2.5), "id", demo).guidance == 2.5
 
 
+def test_a_seed_of_minus_1_is_drawn_as_without_one(demo: ModelConfig) -> None:
+    request = to_generate(ImageRequest(prompt=PROMPT, seed=-1), "id", demo)
+    assert request == to_generate(ImageRequest(prompt=PROMPT), "id", demo)
+
+
 @pytest.mark.parametrize(
     ("arguments", "param", "message"),
     [
