@@ -25,7 +25,8 @@ class Job:
     prompt_ids and negative_ids are whole token sequences (prefix + prompt + suffix); negative_ids is None when
     guidance is 0, so that an unused negative prompt is never encoded. `mu`: the noise schedule's shift,
     None by the checkpoint's rule. A preview is made after every `preview_every` steps but the last; 0 means none.
-    `loras`: ids of loaded adapters, each with its strength. Width and height are pixels.
+    `loras`: ids of loaded adapters, each with its strength. Width and height are pixels. explain: the step that starts
+    it is to say what the rank reaches, in `StepTimes.reach`.
     """
 
     job_id: int
@@ -39,6 +40,7 @@ class Job:
     seed: int
     preview_every: int = 0
     loras: tuple[tuple[int, float], ...] = ()
+    explain: bool = False
 
     @property
     def prompts(self) -> tuple[tuple[int, ...], ...]:
@@ -65,16 +67,46 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Reach:
+    """What a rank's device reaches, by which the least time of its work is reckoned; all 0 where that is not known.
+
+    device: its name. source: where the rates come from, in words; None where they are not known. flops: a second, of
+    matrix products, of those of the DiT's blocks, which may be in fp8, of attention, and of decoding, 0 if that is in
+    another dtype. memory_bytes: read a second.
+    block_bytes, text_bytes: the rank's share of the matrices of the DiT's blocks, and of the text encoder's layers.
+    text_ranks: how many share the text encoder.
+    """
+
+    device: str
+    source: str | None = None
+    flops: float = 0.0
+    block_flops: float = 0.0
+    attention_flops: float = 0.0
+    decode_flops: float = 0.0
+    memory_bytes: float = 0.0
+    block_bytes: int = 0
+    text_bytes: int = 0
+    text_ranks: int = 1
+
+
+@dataclass(frozen=True)
 class StepTimes:
     """Seconds that a rank spent in the parts of one step, and the prompt tokens that it encoded.
 
     one_by_one: there was too little memory for all its jobs, and each ran alone; `denoise_s` then includes encoding.
+    graph: the step was the replay of a CUDA graph. reach: if a job that it started asked for it; before the step, the
+    rank took `reach_s` to find out. late_s: how long ago the step was over when this was told, where a device does not
+    say when it is: a CPU may have decoded an image since.
     """
 
     encode_s: float = 0.0
     denoise_s: float = 0.0
     encoded_tokens: int = 0
     one_by_one: bool = False
+    graph: bool = False
+    reach: Reach | None = None
+    reach_s: float = 0.0
+    late_s: float = 0.0
 
 
 @dataclass(frozen=True)

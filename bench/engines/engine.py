@@ -15,11 +15,11 @@ import torch
 
 from bench.engines.real_size import RandomWeights, random_prompt
 from bench.engines.setup import Setup, Version
-from bench.measure.floor import Ceilings, Floor, step_floor
 from bench.measure.output import note
 from engine.config.chat_template import MAX_PROMPT_TOKENS, SUFFIX_TOKENS
 from engine.config.engine_config import EngineConfig
 from engine.parallel.mesh import Mesh
+from engine.planning.floor import Ceilings, Floor, step_floor
 from engine.rank.image_decoder import DecodedImage
 from engine.rank.rank import Rank
 from engine.rank.step_handle import StepHandle

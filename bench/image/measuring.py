@@ -13,8 +13,8 @@ from bench.engines.engine import Engine
 from bench.engines.setup import Setup
 from bench.engines.stages import Stages, make_image, peer_maker
 from bench.image.unseen_length import UnseenLength, measure_unseen
-from bench.measure.floor import Ceilings
 from bench.measure.timing import Spread, gpu_state, peak_memory, reset_peak_memory
+from engine.planning.floor import Ceilings
 
 if TYPE_CHECKING:
     from bench.engines.peer import Peer

@@ -13,8 +13,8 @@ from bench.kernels.cases import Operation, Random, Shape, Tensors, bytes_moved
 from bench.kernels.rates import DTYPE
 from bench.kernels.timing import input_sets, time_kernel
 from bench.kernels.vae_operations import vae_operations
-from bench.measure.floor import Ceilings
 from engine.kernels.fp8 import quantize_rows
+from engine.planning.floor import Ceilings
 
 
 def elementwise_operations() -> Iterator[Operation]:

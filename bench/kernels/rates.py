@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from bench.kernels import references
 from bench.kernels.cases import Random, Shape
 from bench.kernels.timing import input_sets, time_kernel
-from bench.measure.floor import Ceilings
 from engine.kernels.attention.backends import BACKENDS, GatedAttentionKernel
 from engine.kernels.attention.choice import unavailable
 from engine.kernels.fp8 import Fp8Rows, fp8_linear, quantize_rows
 from engine.kernels.packing import Packing
+from engine.planning.floor import Ceilings
 
 DTYPE = torch.bfloat16
 

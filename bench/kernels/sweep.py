@@ -16,11 +16,11 @@ from bench.kernels.checks import Check, check_all
 from bench.kernels.elementwise import Timed, elementwise_operations, time_elementwise
 from bench.kernels.rates import Rate, attention_backends, block_matrices, time_attention, time_product
 from bench.kernels.tables import print_checks, print_rates, print_timed
-from bench.measure.floor import Ceilings
 from bench.measure.lost import raise_if_lost
 from bench.measure.output import publish, publish_left_out
 from bench.measure.timing import Budget, gpu_state, is_shared_now
 from bench.survive import Attempts
+from engine.planning.floor import Ceilings
 
 _ROWS = {"real": (4096, 4160, 4224, 4225, 4352), "tiny": (80, 128)}  # of matrix products: where tiles fill waves or not
 # What each of four ranks that share tokens has of 1024²: 17 rows of tiles at once, 16, or 16 and then what is left.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from bench.kernels.checks import Check
 from bench.kernels.elementwise import Timed
 from bench.kernels.rates import Rate
-from bench.measure.floor import Ceilings
 from bench.measure.output import print_table
+from engine.planning.floor import Ceilings
 
 COPY_SHARE = 0.8  # the target for elementwise kernels
 

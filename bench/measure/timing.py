@@ -12,10 +12,10 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from bench.measure.floor import Ceilings, attention_flops
 from engine.config.components import TransformerConfig
 from engine.kernels.attention.choice import AttentionShape, choose_attention
 from engine.kernels.fp8 import FP8, Fp8Rows, fp8_linear
+from engine.planning.floor import Ceilings, attention_flops
 
 WARM_UP = 3  # calls before the first that counts
 _CEILING_REPEATS = 20

@@ -4,8 +4,8 @@
                          [--profile FOLDER]
 
 A case is the side of a square image, or IMAGESxSIDE for several packed into one step. The floor of a step is its
-arithmetic at the rates that this run measured first (a large matrix product in bfloat16 or fp8, the best attention),
-or the reading of its weights at the rate of a copy, whichever takes longer: see `bench.measure.floor`. Steps and those
+arithmetic at the rates that this run measured first (a large matrix product in bfloat16 or fp8, the best attention), or
+the reading of its weights at the rate of a copy, whichever takes longer: see `engine.planning.floor`. Steps and those
 of the peer take turns, A B C C B A; between the two turns of one side lies the noise, below which no difference counts.
 
 --profile traces a few steps of each version's first case once that has been measured: the kernels that take longest

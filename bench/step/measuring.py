@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from bench.engines.cases import Case
 from bench.engines.engine import Engine
-from bench.measure.floor import Ceilings
 from bench.measure.timing import WARM_UP, Spread, gpu_state, peak_memory, reset_peak_memory, time_calls
+from engine.planning.floor import Ceilings
 
 if TYPE_CHECKING:
     from bench.engines.peer import Peer

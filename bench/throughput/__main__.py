@@ -5,7 +5,7 @@
 A load is COUNTxSIDE: COUNT images, each a request of its own with its own prompt, that all arrive at once.
 Scheduler and rank are driven as the front-end drives them: one step ahead, at most eight images with the decoder, JPEG
 files in threads. The floor is the denoising of all images at the rates that this run measured first (see
-`bench.measure.floor`), and nothing else. A peer takes its images in batches of about as many tokens as a step of the
+`engine.planning.floor`), and nothing else. A peer takes its images in batches of about as many tokens as a step of the
 engine.
 """
 

@@ -13,9 +13,9 @@ from bench.engines.cases import Case
 from bench.engines.engine import Engine
 from bench.engines.setup import Setup
 from bench.engines.stages import peer_maker
-from bench.measure.floor import Ceilings
 from bench.measure.timing import gpu_state, peak_memory, percentile, reset_peak_memory
 from bench.throughput.run import run_load
+from engine.planning.floor import Ceilings
 
 if TYPE_CHECKING:
     from bench.engines.peer import Peer

@@ -62,6 +62,11 @@ class Transformer(nn.Module):
         """Whether the blocks' attention hands its result on as fp8 rows."""
         return cast(_Block, self.transformer_blocks[0]).attn.out.takes_fp8
 
+    @property
+    def multiplies_fp8(self) -> bool:
+        """Whether any of the blocks' matrices is multiplied in fp8."""
+        return any(getattr(module, "takes_fp8", False) for module in self.transformer_blocks.modules())
+
     def encode_text(self, states: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Turn tapped hidden states of packed prompts, (tokens, layers, text width), into text features, (tokens,
         width), all in the model's dtype. They do not depend on the timestep: once per prompt."""

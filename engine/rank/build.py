@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import nn
@@ -17,11 +17,13 @@ from engine.config.engine_config import EngineConfig
 from engine.device.devices import (
     check_quantization,
     decoding_dtype,
+    device_name,
     free_bytes,
     multiplies_fp8,
     pick_dtype,
     ranks_on_device,
 )
+from engine.device.rates import device_rates
 from engine.kernels.attention.backends import GatedAttentionKernel
 from engine.kernels.attention.choice import AttentionShape, choose_attention, unavailable
 from engine.lora.merge import MergedWeights
@@ -33,8 +35,10 @@ from engine.offload.refusal import check_room, find_room
 from engine.parallel.greeting import agree_on_attention
 from engine.parallel.group import Group, LocalGroup
 from engine.parallel.mesh import Mesh
+from engine.planning.floor import block_parameters, text_encoder_parameters
 from engine.planning.memory_plan import MemoryPlan
 from engine.planning.step_memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes
+from engine.step import Reach
 
 TYPICAL_PROMPT_TOKENS = 64
 # Pixels of a guided image's sides that there must be memory for beside a whole text encoder on each rank.
@@ -83,7 +87,7 @@ class RankModel:
         make_plan = partial(plan_for, engine, weights, sharing, device, dtype)
         whole_text_encoder = not split and self._has_room_for_whole_text_encoder(make_plan, sharing)
         text_group = LocalGroup() if whole_text_encoder else group
-        self.encodes_alone = text_group.size == 1
+        self.encodes_alone, self._text_ranks = text_group.size == 1, text_group.size
         with torch.device("meta"):
             self.text_encoder = TextEncoder(config, text_group)
             self.transformer = Transformer(config.transformer, group, self.attention, text_attention)
@@ -126,6 +130,28 @@ class RankModel:
     def decode_memory(self) -> DecodeMemory:
         """What decoding takes of memory, and may take."""
         return DecodeMemory(decoding_dtype(self.device, self.dtype).itemsize, self.offload.plan.decode_limit)
+
+    @cached_property
+    def reach(self) -> Reach:
+        """What this rank's device reaches, and what of the weights it reads. On a CPU it is measured, once."""
+        rates = device_rates(self.device, self.dtype)
+        if rates is None:
+            return Reach(device_name(self.device))
+        config, text_ranks = self.config, self._text_ranks
+        blocks = block_parameters(config.transformer) // self.mesh.tp.size
+        layers = text_encoder_parameters(config.text_encoder, config.text_layers) // text_ranks
+        return Reach(
+            device=device_name(self.device),
+            source=rates.source,
+            flops=rates.flops,
+            block_flops=rates.fp8_flops if self.transformer.multiplies_fp8 else rates.flops,
+            attention_flops=rates.attention_flops,
+            decode_flops=rates.flops if decoding_dtype(self.device, self.dtype) == self.dtype else 0.0,
+            memory_bytes=rates.memory_bytes,
+            block_bytes=blocks * _least_itemsize(self.transformer.transformer_blocks),
+            text_bytes=layers * _least_itemsize(self.text_encoder.layers),
+            text_ranks=text_ranks,
+        )
 
     @property
     def saves_memory(self) -> bool:
@@ -174,3 +200,8 @@ class RankModel:
         free = (free_bytes(self.device) or 0) // sharing
         fits = world.all_reduce(torch.tensor([float(plan.needed <= free)], device=self.device))
         return fits.item() == world.size
+
+
+def _least_itemsize(layers: nn.Module) -> int:
+    """Bytes of an element of those matrices that have the smallest."""
+    return min(parameter.element_size() for parameter in layers.parameters() if parameter.dim() == 2)

@@ -25,7 +25,8 @@ _CACHED_SHAPES = 8  # batch layouts and image grids kept: a layout is 4 MB at th
 
 
 class Denoiser:
-    """Advances jobs by a step. `graphs`: recordings of the transformer to use where they hold a batch."""
+    """Advances jobs by a step. `graphs`: recordings of the transformer to use where they hold a batch; `replayed`:
+    whether one was used for the last."""
 
     def __init__(
         self,
@@ -37,6 +38,7 @@ class Denoiser:
         can yet. None on a rank that makes no previews."""
         self._model, self._adapters, self._draw_preview = model, adapters, draw_preview
         self.graphs: StepGraphs | None = None
+        self.replayed = False
         self._layout = lru_cache(maxsize=_CACHED_SHAPES)(self._make_layout)
         self._grid = lru_cache(maxsize=_CACHED_SHAPES)(self._make_grid)
 
@@ -97,6 +99,7 @@ class Denoiser:
         graphs = self.graphs
         if graphs is not None and (any(state.loras for state in states) or not graphs.holds(share.whole)):
             graphs = None  # adapters are no part of recordings
+        self.replayed = graphs is not None
         with self._adapters.by_row(
             images=[(state.loras, state.latents.shape[0]) for state in states],
             blocks=[(state.loras, rows) for (state, _), rows in zip(segments, share.multiplied.lengths, strict=True)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -86,6 +87,9 @@ class Rank:
             except LoraError as error:  # it may be about a file beside the adapter's
                 raise LoraError(error.message, parameter=adapter.path) from None
         denoise = [job_id for job_id in step.denoise if job_id not in self.recovery.failed]
+        began = time.perf_counter()
+        reach = self.model.reach if any(job.explain for job in step.start) else None
+        reach_s = time.perf_counter() - began
         handle = StepHandle(self.model.device)
         with torch.inference_mode():
             if not self._advance(step.start, denoise, handle):
@@ -101,6 +105,8 @@ class Rank:
             self.starter.forget(adapter_id)
         if not self.jobs:
             self.model.offload.dit.drop()
+        if reach is not None:
+            handle.reach, handle.reach_s = reach, reach_s
         return handle
 
     def _advance(self, start: Sequence[Job], denoise: Sequence[int], handle: StepHandle) -> bool:
@@ -115,6 +121,7 @@ class Rank:
             handle.record()
             if denoise:
                 handle.previews = self.denoiser.step([self.jobs[job_id] for job_id in denoise])
+                handle.graph = self.denoiser.replayed
             handle.record()
             return True
         except Exception as error:

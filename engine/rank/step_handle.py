@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import torch
 
 from engine.device.timing import DeviceTime, record_time, seconds_between, wait_for
-from engine.step import StepTimes
+from engine.step import Reach, StepTimes
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Preview:
 class StepHandle:
     """A step that has been started, timed before, between and after its two parts.
 
-    `previews` of rank 0 have their pixels once `wait` has returned. one_by_one: as in `StepTimes`.
+    `previews` of rank 0 have their pixels once `wait` has returned. one_by_one, graph, reach and reach_s: as in
+    `StepTimes`.
     """
 
     def __init__(self, device: torch.device, *, one_by_one: bool = False) -> None:
@@ -31,6 +33,9 @@ class StepHandle:
         self._times: list[DeviceTime] = []
         self.previews: list[Preview] = []
         self.encoded_tokens = 0
+        self.graph = False
+        self.reach: Reach | None = None
+        self.reach_s = 0.0
         self.record()
 
     def record(self) -> None:
@@ -42,6 +47,14 @@ class StepHandle:
         """Return when the device has finished the step. From any thread."""
         began, encoded, done = self._times
         wait_for(done)
+        late_s = time.perf_counter() - done if isinstance(done, float) else 0.0
         return StepTimes(
-            seconds_between(began, encoded), seconds_between(encoded, done), self.encoded_tokens, self._one_by_one
+            encode_s=seconds_between(began, encoded),
+            denoise_s=seconds_between(encoded, done),
+            encoded_tokens=self.encoded_tokens,
+            one_by_one=self._one_by_one,
+            graph=self.graph,
+            reach=self.reach,
+            reach_s=self.reach_s,
+            late_s=late_s,
         )

@@ -18,8 +18,8 @@ from bench.image import __main__ as image
 from bench.image import measuring
 from bench.image.unseen_length import measure_unseen
 from bench.measure.files import FILE_OPTIONS
-from bench.measure.floor import Ceilings
 from bench.measure.timing import Budget
+from engine.planning.floor import Ceilings
 from engine.rank.build import TYPICAL_PROMPT_TOKENS
 from tests.bench.engines.measured import TINY, check_output
 

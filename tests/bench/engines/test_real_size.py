@@ -12,11 +12,11 @@ from bench.engines.engine import Engine
 from bench.engines.peer import Peer
 from bench.engines.real_size import KREA2, TINY, RandomWeights, model_of_size, random_prompt
 from bench.engines.setup import Setup, Version
-from bench.measure.floor import Ceilings, attention_flops, block_parameters, matmul_flops, step_floor
 from bench.measure.timing import Budget, Spread, Timestamps, is_shared, time_calls
 from engine.checkpoint.layouts.tensors import Source
 from engine.config.chat_template import PREFIX_TOKENS, SUFFIX_TOKENS
 from engine.config.model_config import ModelConfig
+from engine.planning.floor import Ceilings, attention_flops, block_parameters, matmul_flops, step_floor
 from engine.rank.sampling import draw_noise
 from tests.oracle import relative_error
 

@@ -1,8 +1,9 @@
 """The least time that work can take, from its arithmetic and its bytes. Plain Python.
 
 Of a denoise step count the matrix products of the DiT's blocks and attention, at the rates that the device was measured
-to reach, or the reading of the blocks' weights, whichever takes longer. Everything else is left out: what is measured
-is never below its floor, unless a ceiling was measured too low.
+to reach, or the reading of the blocks' weights, whichever takes longer; of text encoding the same of its layers without
+attention; of decoding its convolutions. Everything else is left out: what is measured is never below its floor, unless
+a ceiling was measured too low.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engine.config.components import TransformerConfig
+from engine.config.components import TextEncoderConfig, TransformerConfig, VAEConfig
 
 
 @dataclass(frozen=True)
@@ -93,4 +94,39 @@ def matmul_flops(config: TransformerConfig, tokens: int) -> float:
 
 def attention_flops(config: TransformerConfig, segments: Iterable[int]) -> float:
     """Of both products of attention in all blocks in one step. Grouped keys save bytes, not FLOP."""
-    return 4.0 * config.hidden_size * config.num_layers * sum(length * length for length in segments)
+    return attention_flops_of_pairs(config, sum(length * length for length in segments))
+
+
+def attention_flops_of_pairs(config: TransformerConfig, pairs: int) -> float:
+    """The same, from how many pairs of tokens attend to each other."""
+    return 4.0 * config.hidden_size * config.num_layers * pairs
+
+
+def text_encoder_parameters(config: TextEncoderConfig, layers: int) -> int:
+    """Elements of the matrices of the text encoder's first layers."""
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return layers * config.hidden_size * (2 * queries + 2 * keys + 3 * config.intermediate_size)
+
+
+def decode_flops(config: VAEConfig, width: int, height: int) -> float:
+    """Of the VAE decoder's convolutions, computed as they are written, and of the attention in its middle, for an image
+    of width × height pixels."""
+    pixels = (width // config.scale_factor) * (height // config.scale_factor)
+    widths = [config.base_dim * multiplier for multiplier in reversed(config.dim_mult)]
+    incoming = widths[0]
+    weights = config.z_dim**2 + 9 * config.z_dim * incoming + _residual(incoming, incoming) * 2 + 4 * incoming**2
+    total = pixels * weights + 2 * pixels**2 * incoming
+    for level, outgoing in enumerate(widths):
+        weights = _residual(incoming, outgoing) + config.num_res_blocks * _residual(outgoing, outgoing)
+        total += pixels * weights
+        if level < len(widths) - 1:
+            pixels *= 4
+            total += pixels * 9 * outgoing * (outgoing // 2)
+            incoming = outgoing // 2
+    return 2.0 * (total + pixels * 9 * widths[-1] * 3)
+
+
+def _residual(incoming: int, outgoing: int) -> int:
+    """Elements of the convolutions of a residual block."""
+    shortcut = incoming * outgoing if incoming != outgoing else 0
+    return 9 * incoming * outgoing + 9 * outgoing**2 + shortcut
