@@ -81,6 +81,7 @@ class AsyncClient(Connection):
 
     async def follow(self, request: messages.Generate, warnings: tuple[str, ...] = ()) -> AsyncGenerator[Event, None]:
         """Follow a request as `stream` does, from its message. The result has these warnings, too."""
+        sent, accepted = time.monotonic(), None
         call = await self._begin_call(request)
         images: dict[int, ImageFile] = {}
         ended = False
@@ -88,6 +89,7 @@ class AsyncClient(Connection):
             while not ended:
                 match await call.next_reply():
                     case (messages.Accepted() | messages.Progress()) as event, _:
+                        accepted = time.monotonic() if accepted is None else accepted
                         yield event
                     case messages.Preview() as it, file:
                         yield PreviewFile(it.request_id, it.attempt, it.index, it.step, it.steps, file)
@@ -96,15 +98,22 @@ class AsyncClient(Connection):
                             last.request_id, last.attempt, last.index, last.seed, last.width, last.height,
                             last.output_format, file, request.prompt,
                         )  # fmt: skip
-                        ended = len(images) == last.num_images
+                        ended, came = len(images) == last.num_images, time.monotonic()
                         yield images[last.index]
         finally:
             self._end_call(call, cancel=not ended)
         done = [images[index] for index in sorted(images)]
+        explanation = None
+        if last.explanation is not None:
+            from launcher.client.explanation import ResultExplanation  # which few ask for
+
+            explanation = ResultExplanation.of(
+                request.request_id, last.explanation, sent=sent, accepted=accepted, ended=came
+            )
         yield Result(
             last.request_id, last.attempt, [image.file for image in done], [image.seed for image in done],
             last.width, last.height, last.output_format, last.timings, warnings + last.warnings,
-            request.prompt,
+            request.prompt, explanation,
         )  # fmt: skip
 
     async def cancel(self, request_id: str) -> None:

@@ -43,6 +43,7 @@ class OwnParameters(TypedDict, total=False):
     priority: Annotated[int, "Of the requests that wait, those with the highest go first."]
     request_id: Annotated[str, "For `cancel`, of 1 to 64 characters. Default: one of its own."]
     idempotency_key: Annotated[str | None, "A request with the key of another one joins it, or gets its images."]
+    explain: Annotated[bool, "Whether the result's `explanation` says where the time went."]
 
 
 class Parameters(OwnParameters, total=False):

@@ -15,6 +15,8 @@ from launcher.messages.client_messages import Accepted, Progress
 if TYPE_CHECKING:
     from PIL import Image as PIL
 
+    from launcher.client.explanation import ResultExplanation
+
 
 @dataclass(frozen=True)
 class ImageFile:
@@ -68,7 +70,8 @@ class PreviewFile:
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """All images of a request, in order; sizes in pixels, timings in seconds, by stage and in total.
+    """All images of a request, in order; sizes in pixels, timings in seconds, by stage and in total. explanation: where
+    the time went, if the request asked for it with `explain`.
 
     In a notebook, a result at the end of a cell shows its images.
     """
@@ -83,6 +86,7 @@ class Result:
     timings: dict[str, float]
     warnings: tuple[str, ...]
     prompt: str = ""
+    explanation: ResultExplanation | None = None
 
     @property
     def seed(self) -> int:
@@ -108,6 +112,11 @@ class Result:
         for a path that cannot be, and `Krea2Error` if a file cannot be written.
         """
         return save_pictures(path, self.files, self.format, seeds=self.seeds, prompt=self.prompt)
+
+    def told(self, warnings: tuple[str, ...] = ()) -> dict[str, object]:
+        """What the server told of the whole request, by name; warnings: besides its own."""
+        told: dict[str, object] = {"timings": self.timings, "warnings": self.warnings + warnings}
+        return told if self.explanation is None else {**told, "explanation": self.explanation.told}
 
     def __repr__(self) -> str:
         images = "1 image" if len(self.seeds) == 1 else f"{len(self.seeds)} images"

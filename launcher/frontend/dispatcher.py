@@ -15,12 +15,12 @@ from engine.errors import Krea2Error
 from engine.planning.step_memory import DecodeMemory
 from engine.scheduling.cost import CostModel, Work
 from engine.scheduling.scheduler import Scheduler
-from engine.step import Adapter, Job, Step, StepTimes
+from engine.step import Adapter, Job, Step
 from launcher.frontend.warm_up import AfterWarmUp, WarmUp
 from launcher.logs import log_event
 from launcher.messages.client_messages import Stage
 from launcher.messages.configs import FrontendConfig
-from launcher.messages.rank_messages import Decoded, Previewed, Ready
+from launcher.messages.rank_messages import Decoded, DoneStep, Previewed, Ready
 from launcher.processes import Child
 from launcher.ranks.gpu_health import Gpu, GpuError
 from launcher.ranks.rank_group import STEPS_AHEAD, JobReport, RankEvents
@@ -203,8 +203,9 @@ class Dispatcher:
     def step_sent(self, step: Step) -> None:
         self._events.step_sent(step)
 
-    def step_done(self, step: Step, times: StepTimes, work: Work) -> None:
+    def step_done(self, done: DoneStep) -> None:
         self.send_steps()  # before anything else, so that the ranks have work
+        step, times, work = done.step, done.times, done.work
         if times.encoded_tokens and not times.one_by_one:
             self._costs.correct_encode(times.encoded_tokens, times.encode_s)
         if self._warm_up.step_done(step, times):
@@ -228,7 +229,7 @@ class Dispatcher:
                 images=len(step.denoise),
                 token_budget=self.scheduler.token_budget,
             )
-        self._events.step_done(step, times, work)
+        self._events.step_done(done)
 
     def _learn_from_warm_up(self) -> None:
         if self._warm_up.budget is not None:

@@ -21,8 +21,7 @@ import zmq.asyncio
 import engine
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.errors import CancelledError, Krea2Error, ServerError
-from engine.scheduling.cost import Work
-from engine.step import Step, StepTimes
+from engine.step import Step
 from launcher.frontend.admission import key_files
 from launcher.frontend.clients import Clients
 from launcher.frontend.dispatcher import Dispatcher
@@ -38,6 +37,7 @@ from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import as_krea2_error, describe
 from launcher.messages.keys import ServerKeys
 from launcher.messages.own_clients import OwnClients
+from launcher.messages.rank_messages import DoneStep
 from launcher.processes import Child
 from launcher.ranks.gpu_health import Gpu, GpuError
 from launcher.ranks.rank_group import JobReport
@@ -268,10 +268,10 @@ class Frontend:
     def step_sent(self, step: Step) -> None:
         self._requests.step_sent(step)
 
-    def step_done(self, step: Step, times: StepTimes, work: Work) -> None:
-        self._metrics.count_step(times, work.tokens)
-        self._loras.step_done(step)
-        self._requests.step_done(step, times)
+    def step_done(self, done: DoneStep) -> None:
+        self._metrics.count_step(done.times, done.work.tokens)
+        self._loras.step_done(done.step)
+        self._requests.step_done(done)
 
     def job_reported(self, report: JobReport, rgb: bytes) -> None:
         self._requests.job_reported(report, rgb)

@@ -21,6 +21,7 @@ from launcher.frontend.tracked_requests import Follower, TrackedRequest, Tracked
 from launcher.messages.client_messages import Generate
 from launcher.messages.configs import FrontendConfig
 from launcher.requests.check import check
+from launcher.requests.life import Life
 from launcher.requests.plan import make_plan
 from launcher.requests.tokenizer import PromptTokenizer
 
@@ -41,7 +42,7 @@ class Intake:
         requests: TrackedRequests,
         allowances: Allowances,
     ) -> None:
-        self._limits, self._model, self._tokenizer = config.limits, model, tokenizer
+        self._limits, self._engine, self._model, self._tokenizer = config.limits, config.engine, model, tokenizer
         self._job_ids, self._numbers = job_ids, itertools.count()
         self._dispatcher, self._loras, self._requests = dispatcher, loras, requests
         self._deadlines, self._allowances = Deadlines(dispatcher.scheduler), allowances
@@ -51,7 +52,7 @@ class Intake:
 
         Raises the error for which it is refused: then nothing has changed, and it does not count for its key.
         """
-        ranks = self._dispatcher.status
+        came, ranks = time.monotonic(), self._dispatcher.status
         if ranks.given_up is not None:
             raise ranks.given_up.with_traceback(None)  # which each raise would add to
         loras = self._loras.registry
@@ -78,7 +79,10 @@ class Intake:
         self._allowances.count(caller, arrived)
         for name, _ in checked.loras:
             loras.named[name].users.add(number)
-        return TrackedRequest(number, [follower], caller, repeatable, checked, plan, arrived)
+        life = None
+        if checked.explain:
+            life = Life(checked, plan, self._model, self._engine, came=came, accepted=arrived)
+        return TrackedRequest(number, [follower], caller, repeatable, checked, plan, arrived, life)
 
     def _check_allowance(self, caller: str, priority: int) -> None:
         """Raise `RateLimitedError` if the caller has what its key may have for now."""

@@ -13,7 +13,7 @@ from typing import Any
 from engine import errors
 from engine.config.model_config import ModelConfig
 from engine.scheduling.scheduler import Estimate
-from engine.step import Job, Step, StepTimes
+from engine.step import Job, Step
 from launcher.awake import RealTimer
 from launcher.frontend.admission.key_limits import Allowances
 from launcher.frontend.admission.repeats import Repeatable, Repeats
@@ -26,7 +26,7 @@ from launcher.logs import log_exception
 from launcher.messages.client_messages import Generate
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import describe
-from launcher.messages.rank_messages import Decoded, JobFailed, Previewed
+from launcher.messages.rank_messages import Decoded, DoneStep, JobFailed, Previewed
 from launcher.ranks.rank_group import JobReport
 from launcher.requests.image_files import encode_image, encode_preview, in_thread
 from launcher.requests.not_finite import no_picture
@@ -225,9 +225,11 @@ class LiveRequests:
         Returns whether there was one.
         """
         unfinished = [request for request in self.unfinished() if len(request.decoded) < request.checked.num_images]
+        for request in self.unfinished():
+            request.stop_waiting()
         for request in unfinished:
             if request.started:
-                request.start_over()
+                request.start_over(time.monotonic())
         self._dispatcher.scheduler.reset(alone={r.number for r in unfinished if r.deaths >= _DEATHS_ALONE})
         killers = [request for request in unfinished if request.deaths >= DEATHS_FATAL]
         for request in killers:
@@ -243,20 +245,18 @@ class LiveRequests:
         """Note which requests have begun."""
         for request in self._started_in(step):
             if not request.started:
-                request.started = True
-                request.timings.begin(time.monotonic())
+                request.begin(time.monotonic())
 
-    def step_done(self, step: Step, times: StepTimes) -> None:
+    def step_done(self, done: DoneStep) -> None:
         """Count the step for its requests, and tell their clients."""
         now = time.monotonic()
         stepped: dict[TrackedRequest, list[int]] = {}  # jobs by request
-        for job_id in step.denoise:
+        for job_id in done.step.denoise:
             if job_id in self._jobs:
                 stepped.setdefault(self._jobs[job_id][0], []).append(job_id)
-        started = self._started_in(step)
+        started = self._started_in(done.step)
         for request, job_ids in stepped.items():
-            request.steps_done += len(job_ids)
-            request.timings.stepped(job_ids, times, now, encoded=request in started)
+            request.stepped(job_ids, done, now, encoded=request in started)
             self._replies.progress(request, self._estimate(request))
 
     def _started_in(self, step: Step) -> set[TrackedRequest]:
@@ -275,9 +275,8 @@ class LiveRequests:
             case Decoded(finite=False):
                 self._fail(request, no_picture(job.seed, request.checked, self._config.engine.merge_loras))
             case Decoded():
-                request.decoded.add(job.job_id)
                 came = time.monotonic()
-                request.timings.decoded(job.job_id, report.decode_s, came)
+                request.image_came(report, came)
                 self._spawn(self._send_image(request, job, rgb, came))
 
     async def _send_preview(self, request: TrackedRequest, job: Job, previewed: Previewed, rgb: bytes) -> None:
@@ -292,8 +291,8 @@ class LiveRequests:
         except Exception as error:
             log_exception(error)
             self._fail(request, errors.Krea2Error(f"the image could not be written as a file: {describe(error)}"))
+        await request.written(job.job_id, came, time.monotonic())
         if request.ended:  # cancelled, or failed, meanwhile
             return
-        request.timings.written(came, time.monotonic())
         if self._replies.image(request, job, file):
             self._end(request, None)

@@ -59,6 +59,7 @@ class Replies:
 
     def image(self, request: TrackedRequest, job: Job, file: bytes) -> bool:
         """Send an image's file. Returns whether it was the last one, which ends the request."""
+        is_last = len(request.outcome) + 1 == request.checked.num_images
         image = Image(
             request_id="",
             index=request.plan.jobs.index(job),
@@ -70,10 +71,11 @@ class Replies:
             warnings=request.plan.warnings,
             timings=dict(request.timings.seconds),
             attempt=request.attempt,
+            explanation=request.life.explain() if is_last and request.life is not None else None,
         )
         self._keep(request, image, file)
         self._metrics.images.inc()
-        if len(request.outcome) == request.checked.num_images:
+        if is_last:
             request.ended = True
             self.num_done += 1
             self._metrics.count_outcome("done", request.caller)

@@ -12,7 +12,9 @@ from engine.step import Job
 from launcher.awake import RealTimer
 from launcher.frontend.admission.repeats import Repeatable
 from launcher.messages.client_messages import Failed, Image
+from launcher.messages.rank_messages import Decoded, DoneStep
 from launcher.requests.check import CheckedRequest
+from launcher.requests.life import Life
 from launcher.requests.plan import Plan
 from launcher.requests.timings import Timings
 
@@ -32,8 +34,8 @@ class TrackedRequest:
     """A request from its arrival until all who follow it have acknowledged the end.
 
     caller: the name of the key that it was sent with. repeatable: what a repetition is known by, which then follows it,
-    too. A flat record of what was asked, how far it is, and what was sent, which is why it has more attributes than
-    others.
+    too. life: what is noted if its client asks where the time goes. A flat record of what was asked, how far it is, and
+    what was sent, which is why it has more attributes than others.
     """
 
     number: int
@@ -43,6 +45,7 @@ class TrackedRequest:
     checked: CheckedRequest
     plan: Plan
     arrived: float
+    life: Life | None = None
     started: bool = False
     ended: bool = False
     deaths: int = 0  # of ranks that had it in flight
@@ -55,14 +58,50 @@ class TrackedRequest:
     lingering: asyncio.TimerHandle | None = None  # until it ends, since nobody follows it
     outcome: list[tuple[Image | Failed, tuple[bytes, ...]]] = field(default_factory=list)  # kept until acknowledged
     request_id: str = ""
+    _told: asyncio.Event = field(default_factory=asyncio.Event)  # of all steps of images that have come
 
     def __post_init__(self) -> None:
         self.timings = Timings(self.arrived)
         self.request_id = self.followers[0].request_id
 
-    def start_over(self) -> None:
+    def begin(self, now: float) -> None:
+        """Note that its first step is sent."""
+        self.started = True
+        self.timings.begin(now)
+        if self.life is not None:
+            self.life.begin(now)
+
+    def stepped(self, job_ids: list[int], done: DoneStep, now: float, *, encoded: bool) -> None:
+        """Note that a step has denoised its jobs, and encoded its prompts if it did."""
+        self.steps_done += len(job_ids)
+        self.timings.stepped(job_ids, done.times, now, encoded=encoded)
+        if self.life is not None:
+            self.life.stepped(job_ids, done)
+            if self.life.is_told:
+                self._told.set()
+
+    def image_came(self, image: Decoded, now: float) -> None:
+        """Note that an image has come."""
+        self.decoded.add(image.job_id)
+        self.timings.decoded(image.job_id, image.decode_s, now)
+        if self.life is not None:
+            self.life.decoded(image.job_id, image.decode_s, now)
+            if not self.life.is_told:  # ranks answer over connections of their own
+                self._told.clear()
+
+    async def written(self, job_id: int, came: float, now: float) -> None:
+        """Note that a file has been made of an image that came at `came`. Returns when all is known that is to be told
+        of its life, if that is asked for."""
+        self.timings.written(came, now)
+        if self.life is not None:
+            self.life.written(job_id, came, now)
+            await self._told.wait()
+
+    def start_over(self, now: float) -> None:
         """Forget what ranks that died had made of it, but for images that are there."""
         self.deaths += 1
+        if self.life is not None:
+            self.life.start_over(now)
         self.started = False
         self.timings = Timings(self.arrived)
         self.steps_done = self.checked.steps * len(self.decoded)
@@ -82,8 +121,13 @@ class TrackedRequest:
             self.lingering.cancel()
         self.lingering = asyncio.get_running_loop().call_later(seconds, callback, self, *arguments)
 
+    def stop_waiting(self) -> None:
+        """Wait for no rank that has not told of a step."""
+        self._told.set()
+
     def stop_timers(self) -> None:
         """Call nobody back any more."""
+        self.stop_waiting()
         for timer in (self.timer, self.lingering):
             if timer is not None:
                 timer.cancel()

@@ -59,8 +59,9 @@ _IMAGES = _object(
         "background": _TEXT,
         "timings": {"type": "object", "additionalProperties": {"type": "number"}, "description": "Seconds."},
         "warnings": {"type": "array", "items": _TEXT},
+        "explanation": {"type": "object", "description": "Of a request with explain: where its time went."},
     },
-    optional=("background",),
+    optional=("background", "explanation"),
 )
 _EVENT = _object({"event": _TEXT, "data": _TEXT})
 IMAGES_SCHEMA: dict[int | str, dict[str, Any]] = {

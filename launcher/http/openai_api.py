@@ -94,6 +94,8 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
         None, description="LoRAs to draw with, each by its name and, if it is to be another, its strength."
     )
 
+    explain: bool | None = Field(None, description="Whether to answer, as explanation, where the time went.")
+
     background: Literal["auto", "opaque"] | None = Field(None, description="Ignored: images are opaque.")
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(None, description="Ignored, with a warning.")
     quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = Field(
@@ -211,8 +213,7 @@ def images_object(
         "size": f"{result.width}x{result.height}",
         "output_format": result.format,
         "background": "opaque",
-        "timings": result.timings,
-        "warnings": result.warnings + warnings,
+        **result.told(warnings),
     }
 
 
@@ -260,8 +261,7 @@ async def write_events(
                         if len(images) < checked.num_images:
                             yield write_completed(event, {})
                     case Result():
-                        warnings = event.warnings + warnings
-                        yield write_completed(images[-1], {"timings": event.timings, "warnings": warnings})
+                        yield write_completed(images[-1], event.told(warnings))
                         return
                     case _ if body.progress:
                         said = {"warnings": event.warnings + warnings} if isinstance(event, Accepted) else {}

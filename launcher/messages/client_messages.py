@@ -10,6 +10,8 @@ from typing import Annotated
 
 import msgspec
 
+from launcher.explanation import Explanation
+
 PROTOCOL_VERSION = 3
 LONGEST_REQUEST_ID = 64  # characters
 
@@ -93,7 +95,8 @@ class Generate(_Versioned, frozen=True, kw_only=True):
 
     preview_every: denoise steps of an image between its previews; None for no previews. idempotency_key: a request of
     the same caller with the same one joins this one, or gets its answer. caller: whose request a process of the
-    server's own sends; from others it is an error. A flat record, since each field is one of the protocol's.
+    server's own sends; from others it is an error. explain: the last `Image` is to say where the time went. A flat
+    record, since each field is one of the protocol's.
     """
 
     request_id: RequestId
@@ -114,6 +117,7 @@ class Generate(_Versioned, frozen=True, kw_only=True):
     loras: tuple[LoraChoice, ...] = ()
     idempotency_key: IdempotencyKey | None = None
     caller: str | None = None
+    explain: bool = False
 
 
 class Cancel(_Versioned, frozen=True, kw_only=True):
@@ -209,7 +213,10 @@ class Preview(_Versioned, frozen=True, kw_only=True):
 
 
 class Image(_Versioned, frozen=True, kw_only=True):
-    """Image `index` of `num_images`, before a binary frame with the finished file. Timings are of the whole request."""
+    """Image `index` of `num_images`, before a binary frame with the finished file. Timings are of the whole request.
+
+    explanation: in the last image of a request that asked for it.
+    """
 
     request_id: str
     index: int
@@ -221,6 +228,7 @@ class Image(_Versioned, frozen=True, kw_only=True):
     warnings: tuple[str, ...]
     timings: dict[str, float]
     attempt: int
+    explanation: Explanation | None = None
 
 
 class Failed(_Versioned, frozen=True, kw_only=True):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import msgspec
 
 import engine
 from engine.config.engine_config import EngineConfig
+from engine.scheduling.cost import Work
 from engine.step import BuiltPlan, Step, StepTimes
 from launcher.messages.client_messages import Message
 
@@ -132,6 +135,22 @@ Report = Hello | Alive | Loading | Ready | StepDone | Decoded | Previewed | JobF
 
 decode_command = msgspec.msgpack.Decoder(Command).decode
 decode_report = msgspec.msgpack.Decoder(Report).decode
+
+# ---- what comes of a step
+
+
+@dataclass(frozen=True)
+class DoneStep:
+    """A step that all ranks have executed. times: the slowest rank's. sent: when it was, and behind: whether ranks were
+    still busy with another then. by_rank: when each rank was heard, and its times; both as `time.monotonic` has it."""
+
+    step: Step
+    times: StepTimes
+    work: Work
+    sent: float
+    behind: bool
+    by_rank: dict[int, tuple[float, StepTimes]]
+
 
 # ---- where they meet
 

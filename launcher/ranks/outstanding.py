@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from engine.errors import Krea2Error, LaunchError, RankError
 from engine.scheduling.cost import Work
 from engine.step import Step, StepTimes
+from launcher.messages.rank_messages import DoneStep
 
 # A step hangs if it takes 20 times its estimate, but not before 60 s: kernels may have to be compiled for a new shape.
 _HANG_FACTOR, _HANG_S = 20, 60.0
@@ -21,7 +22,15 @@ class _SentStep:
     unanswered: set[int]
     bound_s: float
     due: float
-    times: StepTimes = field(default_factory=StepTimes)
+    sent: float
+    behind: bool
+    by_rank: dict[int, tuple[float, StepTimes]] = field(default_factory=dict)
+
+    @property
+    def slowest(self) -> StepTimes:
+        every = [times for _, times in self.by_rank.values()]
+        encode_s, denoise_s = max(times.encode_s for times in every), max(times.denoise_s for times in every)
+        return replace(every[-1], encode_s=encode_s, denoise_s=denoise_s)
 
 
 class Outstanding:
@@ -47,27 +56,23 @@ class Outstanding:
         """Jobs whose last step was sent and whose image has not come."""
         return frozenset(self._decoding)
 
-    def add(self, step: Step, work: Work, *, expected_s: float | None, now: float) -> None:
-        """Note a step that was sent to every rank. expected_s: what it is thought to take, if that is known."""
+    def add(self, step: Step, work: Work, *, expected_s: float | None, now: float, sent: float) -> None:
+        """Note a step that was sent to every rank. expected_s: what it is thought to take, if that is known. sent: when
+        it was, by the clock of those who asked for its images."""
         bound_s = self._step_timeout_s
         if expected_s is not None:
             bound_s = min(bound_s, max(_HANG_S, _HANG_FACTOR * expected_s))
-        self._sent.append(_SentStep(step, work, set(self._ranks), bound_s, now + bound_s))
+        self._sent.append(_SentStep(step, work, set(self._ranks), bound_s, now + bound_s, sent, bool(self._sent)))
         self._decoding.update(dict.fromkeys(step.decode, math.inf))
 
-    def answer(self, rank: int, number: int, times: StepTimes, now: float) -> tuple[Step, StepTimes, Work] | None:
-        """Note that a rank has executed a step. Returns it once all ranks have, with the times of the slowest.
+    def answer(self, rank: int, number: int, times: StepTimes, now: float, heard: float) -> DoneStep | None:
+        """Note that a rank has executed a step. Returns it once all ranks have. heard: now, by the clock of `sent`.
 
         Ranks answer in order, so this is the oldest step.
         """
         sent = next(sent for sent in self._sent if sent.step.number == number)
         sent.unanswered.remove(rank)
-        sent.times = StepTimes(
-            max(sent.times.encode_s, times.encode_s),
-            max(sent.times.denoise_s, times.denoise_s),
-            times.encoded_tokens,
-            times.one_by_one,
-        )
+        sent.by_rank[rank] = heard, times
         if sent.unanswered:
             return None
         self._sent.remove(sent)
@@ -75,7 +80,7 @@ class Outstanding:
             self._sent[0].due = now + self._sent[0].bound_s
         for job_id in self._decoding.keys() & set(sent.step.decode):  # an image may come before the step's answer
             self._decoding[job_id] = now + self._step_timeout_s
-        return sent.step, sent.times, sent.work
+        return DoneStep(sent.step, sent.slowest, sent.work, sent.sent, sent.behind, sent.by_rank)
 
     def image_came(self, job_id: int) -> None:
         """Note that an image has come, or never will."""

@@ -7,6 +7,7 @@ about lost connections are consequences, and are not shown.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -19,7 +20,7 @@ import zmq.asyncio
 import engine
 from engine.errors import Krea2Error, LaunchError, RankError, error_from_code
 from engine.scheduling.cost import Work
-from engine.step import Step, StepTimes
+from engine.step import Step
 from launcher.logs import log_event
 from launcher.messages import rank_messages as messages
 from launcher.messages.configs import FrontendConfig
@@ -55,8 +56,8 @@ class RankEvents(Protocol):
     def step_sent(self, step: Step) -> None:
         """Hear that a step is sent to all ranks now."""
 
-    def step_done(self, step: Step, times: StepTimes, work: Work) -> None:
-        """Hear that all ranks have executed a step of this much `work`; the times are the slowest rank's."""
+    def step_done(self, done: messages.DoneStep) -> None:
+        """Hear that all ranks have executed a step."""
 
     def job_reported(self, report: JobReport, rgb: bytes) -> None:
         """Hear that an image or a preview has come, of height · width · 3 bytes, or that no image will; ranks go on."""
@@ -135,7 +136,8 @@ class RankGroup:
     def send(self, step: Step, work: Work, *, expected_s: float | None = None) -> None:
         """Send a step to every rank. It counts as hanging when it takes many times longer than expected."""
         assert self.outstanding.steps < STEPS_AHEAD
-        self.outstanding.add(step, work, expected_s=expected_s, now=self._loop.time())
+        now = self._loop.time()
+        self.outstanding.add(step, work, expected_s=expected_s, now=now, sent=time.monotonic())
         self._events.step_sent(step)  # by whose clock no rank has begun before
         for rank in self._ranks:
             self._command(rank, messages.Execute(step=step))
@@ -195,8 +197,9 @@ class RankGroup:
                 if self.ready:
                     self._events.ranks_ready()
             case messages.StepDone(rank=rank, number=number, times=times):
-                if (done := self.outstanding.answer(rank, number, times, self._loop.time())) is not None:
-                    self._events.step_done(*done)
+                now = self._loop.time()
+                if (done := self.outstanding.answer(rank, number, times, now, time.monotonic())) is not None:
+                    self._events.step_done(done)
             case messages.Decoded() | messages.Previewed() | messages.JobFailed() as report:
                 if not isinstance(report, messages.Previewed):
                     self.outstanding.image_came(report.job_id)

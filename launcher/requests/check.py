@@ -49,6 +49,7 @@ class CheckedRequest:
     preview_every: int | None
     loras: tuple[tuple[str, float], ...]
     warnings: tuple[str, ...]
+    explain: bool = False
 
 
 def check(
@@ -107,6 +108,7 @@ def check(
         else _between("preview_every", request.preview_every, 1, limits.max_steps),
         loras=_check_loras(request.loras, limits, loras),
         warnings=tuple(warnings),
+        explain=request.explain,
     )
 
 

@@ -49,6 +49,7 @@ def make_plan(
             seed=checked.seed + index,
             preview_every=checked.preview_every or 0,
             loras=tuple((lora_ids[name], strength) for name, strength in checked.loras if strength),
+            explain=checked.explain,
         )
         for index in range(checked.num_images)
     )

@@ -22,6 +22,7 @@ from engine.config.engine_config import EngineConfig
 from engine.errors import Krea2Error
 from launcher.client.async_client import LOAD_LORA_S, AsyncClient
 from launcher.client.connection import ASK_AGAIN_S, PING_S, SILENCE_S
+from launcher.explanation import PARTS, Explanation, Stage
 from launcher.frontend.clients import MAX_CLIENTS
 from launcher.messages.client_messages import PROTOCOL_VERSION, Reply, Request
 from launcher.messages.configs import FrontendConfig
@@ -68,6 +69,15 @@ def test_the_fields_of_a_message_are_described(kind: type[msgspec.Struct]) -> No
             assert row[1] == name_of(types[field.name]), field.name
         if kind in get_args(Request):
             assert row[2] == ("required" if field.required else f"`{json.dumps(field.default)}`"), field.name
+
+
+def test_the_fields_of_an_explanation_are_described() -> None:
+    tables = DOCUMENT.split("## Explanation")[1].split("\n## ")[0].split("A stage has")
+    for table, kind in zip(tables, (Explanation, Stage), strict=True):
+        described = [name for row in rows(table) for name in re.findall(r"`(\w+)`", row[0])]
+        assert sorted(described) == sorted(field.name for field in msgspec.structs.fields(kind))
+    for part in PARTS:
+        assert f"`{part}`" in rows(tables[0])[2][2], part
 
 
 def test_every_error_code_is_explained() -> None:

@@ -19,9 +19,11 @@ from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError, CancelledError, CheckpointError, LaunchError, LoraError, ServerError
 from launcher import AsyncClient, Client, Result, launch
 from launcher.client.results import ImageFile
+from launcher.client.trace import trace_events
 from launcher.messages.client_messages import Accepted, Progress
 from launcher.requests.timings import STAGES
 from launcher.setup.configure import LaunchOptions
+from tests.launcher.client.explained import expect_trace, expect_whole
 from tests.launcher.processes import PATIENCE_S, Marked, connect, connect_async
 
 PROMPT = "a red circle on a blue background"
@@ -46,6 +48,31 @@ def test_the_picture_shows_what_the_prompt_says(client: Client) -> None:
     assert 0 < result.timings["total"] == pytest.approx(sum(map(result.timings.__getitem__, STAGES)))
 
 
+def check_explanation(result: Result, *, ranks: int) -> None:
+    """Check that the parts of a request's life add up to what its client waited, with what nobody accounts for among
+    them, and that its stages are those of all ranks, above a floor that the CPU was measured for."""
+    assert result.explanation is not None
+    told = result.explanation.told
+    expect_whole(told)
+    expect_trace(trace_events([result.explanation]), result.explanation)
+    assert told.total_s == pytest.approx(result.timings["total"] + told.parts["check"])
+    assert sum(result.explanation.parts.values()) == pytest.approx(result.explanation.client_s)
+    assert {"unattributed", "transfer"} <= result.explanation.parts.keys()
+    denoised = [stage for stage in told.stages if stage.name == "denoise"]
+    assert sorted({(stage.rank, stage.steps[0]) for stage in denoised}) == [
+        (rank, step) for rank in range(ranks) for step in range(1, told.steps + 1)
+    ]
+    assert all(stage.floor_s is not None for stage in denoised)
+    assert told.floor_source.startswith("cpu: ")
+    assert told.floor_source.endswith("measured just now")
+
+
+def test_the_parts_of_a_request_s_life_add_up_to_what_its_client_waited(client: Client) -> None:
+    result = client.generate(PROMPT, seed=0, num_images=2, explain=True)
+    check_explanation(result, ranks=1)
+    assert client.generate(PROMPT, seed=0, steps=1).explanation is None
+
+
 def test_image_i_of_a_request_is_the_image_of_seed_plus_i(client: Client) -> None:
     together = client.generate(PROMPT, seed=3, num_images=2, steps=3)
     alone = [client.generate(PROMPT, seed=seed, steps=3) for seed in together.seeds]
@@ -66,8 +93,9 @@ def test_two_ranks_make_the_same_picture(client: Client, mode: dict[str, Any]) -
         requests = [{"seed": 1}, {"seed": 2, "width": 96, "guidance": 2.0, "steps": 3}]
         for parameters in requests:
             mine = client.generate(PROMPT, **parameters)  # type: ignore[arg-type]
-            theirs = two.generate(PROMPT, **parameters)  # type: ignore[arg-type]
+            theirs = two.generate(PROMPT, **parameters, explain=True)  # type: ignore[arg-type]
             assert abs(pixels(mine) - pixels(theirs)).max() <= 1
+            check_explanation(theirs, ranks=2)
 
 
 def test_a_drawn_seed_is_told_and_makes_the_image_again(client: Client) -> None:

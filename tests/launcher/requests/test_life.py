@@ -1,0 +1,247 @@
+"""The life of a request, from what ranks report."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
+from engine.scheduling.cost import Work
+from engine.step import Reach, Step, StepTimes
+from launcher.client.explanation import ResultExplanation
+from launcher.client.trace import trace_events
+from launcher.explanation import Explanation, Stage
+from launcher.messages.client_messages import Generate
+from launcher.messages.limits import Limits
+from launcher.messages.rank_messages import DoneStep
+from launcher.requests.check import check
+from launcher.requests.life import Life
+from launcher.requests.plan import make_plan
+from launcher.requests.tokenizer import Prompt
+from tests.launcher.client.explained import expect_trace, expect_whole
+
+DEMO = ModelConfig.from_folder(DEMO_CHECKPOINT)
+TOKENS = 42  # of the prompt
+OTHER = 99  # a job of another request
+
+
+class Story:
+    """A life, and its jobs, which are 0 to the number of images."""
+
+    def __init__(self, *, ranks: int = 1, steps: int = 2, num_images: int = 1, **fields: float) -> None:
+        asked = Generate(request_id="r", prompt="", steps=steps, num_images=num_images, **fields)  # type: ignore[arg-type]
+        checked = check(asked, DEMO, Limits(), drawn_seed=0)
+        self.plan = make_plan(checked, DEMO, lambda _: Prompt((1,) * TOKENS, cut=False), itertools.count(), {})
+        self.life = Life(checked, self.plan, DEMO, EngineConfig(tp=ranks), came=10.0, accepted=10.5)
+
+    def step(
+        self,
+        number: int,
+        *by_rank: tuple[float, StepTimes],
+        sent: float,
+        jobs: tuple[int, ...] = (0,),
+        starts: tuple[int, ...] = (),
+        others: int = 0,
+        behind: bool = False,
+        decode: tuple[int, ...] = (),
+    ) -> None:
+        other_jobs = tuple(range(OTHER, OTHER + others))
+        step = Step(number, tuple(self.plan.jobs[job] for job in starts), (*jobs, *other_jobs), decode)
+        tokens = 72 * (len(jobs) + others)
+        times = by_rank[0][1]
+        self.life.stepped(
+            [*jobs], DoneStep(step, times, Work(tokens, 72 * tokens), sent, behind, dict(enumerate(by_rank)))
+        )
+
+    def explain(self) -> Explanation:
+        told = self.life.explain()
+        expect_whole(told)
+        expect_trace(trace_events([ResultExplanation("r", told)]), ResultExplanation("r", told))
+        return told
+
+
+def of(told: Explanation, name: str, rank: int | None = None) -> list[Stage]:
+    return [stage for stage in told.stages if stage.name == name and stage.rank == rank]
+
+
+def when(stages: list[Stage]) -> list[tuple[float, float]]:
+    return [(stage.begin_s, stage.end_s) for stage in stages]
+
+
+def parts(told: Explanation) -> dict[str, float]:
+    return {part: seconds for part, seconds in told.parts.items() if seconds}
+
+
+def test_each_stage_of_two_ranks_is_where_its_report_says_and_the_rest_is_unattributed() -> None:
+    story = Story(ranks=2)
+    story.life.begin(11.0)
+    first = (13.0, StepTimes(0.5, 1.0, TOKENS)), (13.25, StepTimes(0.5, 1.25, TOKENS))
+    story.step(0, *first, sent=11.0, starts=(0,))
+    assert story.life.is_told
+    story.life.decoded(0, 1.0, 16.0)
+    assert not story.life.is_told
+    story.step(1, *[(14.5, StepTimes(0.0, 1.0))] * 2, sent=11.5, behind=True)
+    assert story.life.is_told
+    story.life.written(0, 16.0, 16.25)
+    told = story.explain()
+    assert told.total_s == 6.25
+    assert parts(told) == {
+        "check": 0.5,
+        "queue": 0.5,
+        "encode_text": 0.5,
+        "denoise": 2.25,  # rank 0 waited for rank 1
+        "decode_queue": 0.5,
+        "decode": 1.0,
+        "file": 0.25,
+        "unattributed": 0.75,
+    }
+    assert when(of(told, "encode_text", 1)) == [(1.5, 2.0)]
+    assert when(of(told, "denoise", 0)) == [(2.0, 3.0), (3.5, 4.5)]
+    assert when(of(told, "denoise", 1)) == [(2.0, 3.25), (3.5, 4.5)]
+    assert [stage.steps for stage in of(told, "denoise", 0)] == [(1,), (2,)]
+    assert when(of(told, "decode", 0)) == [(5.0, 6.0)]
+    assert (told.prompt_tokens, told.segments, told.image_tokens, told.ranks) == ((TOKENS,), (72,), 64, 2)
+
+
+def test_a_step_that_is_heard_of_late_ended_when_the_next_or_the_decoding_began() -> None:
+    story = Story()
+    story.life.begin(11.0)
+    story.step(0, (14.25, StepTimes(0.0, 1.0)), sent=11.0, starts=(0,))  # while the next was under way
+    story.step(1, (16.5, StepTimes(0.0, 1.0)), sent=11.5)  # after the image
+    story.life.decoded(0, 1.0, 15.5)
+    story.life.written(0, 15.5, 17.0)
+    assert when(of(story.explain(), "denoise", 0)) == [(2.5, 3.5), (3.5, 4.5)]
+
+
+def test_a_step_that_is_told_of_late_ended_when_its_rank_says() -> None:
+    story = Story()
+    story.life.begin(11.0)
+    story.step(0, (14.0, StepTimes(0.0, 1.0, late_s=0.5)), sent=11.0, starts=(0,), decode=(OTHER,))
+    story.step(1, (15.0, StepTimes(0.0, 1.0)), sent=11.5)
+    story.life.decoded(0, 0.5, 15.5)
+    story.life.written(0, 15.5, 15.5)
+    told = story.explain()
+    assert when(of(told, "denoise", 0)) == [(2.5, 3.5), (4.0, 5.0)]
+    assert when(of(told, "denoise_queue")) == [(3.5, 4.0)]
+
+
+def test_time_behind_others_is_told_apart_from_time_that_nobody_accounts_for() -> None:
+    story = Story(steps=5)
+    story.life.begin(11.0)
+    second = StepTimes(0.0, 1.0)
+    story.step(3, (13.0, second), sent=11.0, starts=(0,), behind=True)  # than a step that was under way
+    story.step(4, (15.0, second), sent=11.0, decode=(OTHER,))
+    story.step(5, (17.0, second), sent=11.0)  # than the decoding of another's image
+    story.step(7, (19.0, second), sent=11.0)  # than a step of others alone
+    story.step(8, (21.0, replace(second, encode_s=0.5, encoded_tokens=9)), sent=11.0)  # than others' prompts
+    story.life.decoded(0, 1.0, 22.0)
+    story.life.written(0, 22.0, 22.0)
+    told = story.explain()
+    assert told.parts["denoise_queue"] == 4.0
+    assert told.parts["unattributed"] == 1.0
+    assert not of(told, "encode_text", 0)[0].tokens
+
+
+def test_steps_and_prompts_that_are_shared_or_kept_say_so() -> None:
+    story = Story(steps=1, num_images=2)
+    story.life.begin(11.0)
+    times = StepTimes(0.5, 1.0, graph=True)
+    story.step(0, (13.0, times), sent=11.0, jobs=(0,), starts=(0,), others=3)
+    story.step(1, (15.0, replace(times, one_by_one=True)), sent=11.0, jobs=(1,), starts=(1,))
+    for job, came in ((0, 14.0), (1, 16.0)):
+        story.life.decoded(job, 0.5, came)
+        story.life.written(job, came, came)
+    told = story.explain()
+    first, second = of(told, "denoise", 0)
+    assert (first.others, first.images, first.tokens, first.how) == (3, (0,), 4 * 72, "graph")
+    assert (second.others, second.images, second.how) == (0, (1,), "one by one")
+    assert [stage.how for stage in of(told, "encode_text", 0)] == ["kept from before"] * 2
+    table = str(ResultExplanation("r", told))
+    assert "2 steps, 1 shared with 3 other images, 1 as CUDA graphs" in table
+    assert "nothing was encoded, 2 kept from before" not in table
+    assert "nothing was encoded, kept from before" in table
+
+
+def test_what_lost_ranks_did_is_there_beside_the_attempt_that_made_the_images() -> None:
+    story = Story(steps=1, num_images=2)
+    story.life.begin(11.0)
+    second = StepTimes(0.0, 1.0)
+    story.step(0, (12.0, second), sent=11.0, starts=(0,))
+    story.life.decoded(0, 0.5, 13.0)
+    story.life.written(0, 13.0, 13.5)
+    story.life.start_over(15.0)
+    assert story.life.is_told
+    story.life.begin(17.0)
+    story.step(0, (18.0, second), sent=17.0, jobs=(1,), starts=(1,))
+    story.life.decoded(1, 0.5, 18.5)
+    story.life.written(1, 18.5, 19.0)
+    told = story.explain()
+    assert [(stage.attempt, stage.images) for stage in of(told, "denoise", 0)] == [(1, (0,)), (2, (1,))]
+    assert [(stage.attempt, stage.images) for stage in of(told, "decode", 0)] == [(1, (0,)), (2, (1,))]
+    assert when(of(told, "queue")) == [(0.5, 1.0), (5.0, 7.0)]
+    assert (told.parts["lost"], told.attempt) == (1.5, 2)
+    assert "the ranks died once" in told.notes[0]
+    assert "2 steps, attempts 1, 2" in str(ResultExplanation("r", told))
+
+
+def test_floors_stand_beside_what_they_are_the_floors_of() -> None:
+    story = Story(steps=1)
+    story.life.begin(11.0)
+    reach = Reach("cpu", "measured just now", 1e9, 1e9, 1e9, 1e9, 1e9)
+    times = StepTimes(0.5, 1.0, TOKENS, reach=reach, reach_s=0.25)
+    story.step(0, (13.0, times), sent=11.0, starts=(0,))
+    story.life.decoded(0, 0.5, 14.0)
+    story.life.written(0, 14.0, 14.0)
+    told = story.explain()
+    assert when(of(told, "reach", 0)) == [(1.25, 1.5)]
+    assert all(stage.floor_s for stage in told.stages if stage.name in ("encode_text", "denoise", "decode"))
+    assert not any(stage.floor_s for stage in told.stages if stage.name not in ("encode_text", "denoise", "decode"))
+    assert told.floor_source == "cpu: 1 GFLOP/s, 1 GB/s, measured just now"
+    floor = f"{of(told, 'denoise', 0)[0].floor_s:.4f}"
+    assert floor in next(line for line in str(ResultExplanation("r", told)).splitlines() if "denoising" in line)
+
+
+seconds = st.floats(0.0, 2.0)
+
+
+@given(
+    st.lists(st.tuples(seconds, seconds, seconds, seconds, st.booleans()), min_size=1, max_size=4),
+    st.tuples(seconds, seconds, seconds, seconds),
+)
+def test_whatever_is_reported_the_parts_add_up_and_nothing_overlaps(
+    steps: list[tuple[float, float, float, float, bool]], decode: tuple[float, float, float, float]
+) -> None:
+    """Also of ranks that say that they took longer than has passed."""
+    story = Story(ranks=2, steps=len(steps))
+    now = 10.5
+    story.life.begin(now)
+    for number, (encode_s, denoise_s, other_s, wait_s, skips) in enumerate(steps):
+        sent, now = now, now + wait_s
+        by_rank = [(now, StepTimes(encode_s, each_s, TOKENS)) for each_s in (denoise_s, other_s)]
+        story.step(2 * number + skips, *by_rank, sent=sent, starts=() if number else (0,))
+    decode_s, wait_s, file_s, _ = decode
+    story.life.decoded(0, decode_s, now + wait_s)
+    story.life.written(0, now + wait_s, now + wait_s + file_s)
+    story.explain()
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_without_what_ranks_reach_no_floor_is_made_up(guidance: float) -> None:
+    story = Story(steps=1, guidance=guidance, preview_every=1)
+    story.life.begin(11.0)
+    story.step(0, (13.0, StepTimes(0.5, 1.0, TOKENS)), sent=11.0, starts=(0,))
+    story.life.decoded(0, 0.5, 14.0)
+    story.life.written(0, 14.0, 14.0)
+    told = story.explain()
+    assert not any(stage.floor_s for stage in told.stages)
+    assert told.floor_source == "no floor is known for this device"
+    assert len(told.segments) == 1 + (guidance > 0)
+    table = str(ResultExplanation("r", told))
+    assert ("unconditional" in table) == (guidance > 0)
+    assert "previews" in table
