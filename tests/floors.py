@@ -92,6 +92,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.processes": {"launcher.awake", "launcher.lines", "launcher.logs", "launcher.messages"},
     "launcher.run_folder": set(),
     "launcher.requests": {"launcher.explanation", "launcher.messages"},
+    "launcher.requests.explained": {"launcher.explanation", "launcher.messages", "launcher.requests"},
     "launcher.client": {"launcher.explanation", "launcher.awake", "launcher.messages", "launcher.requests"},
     "launcher.http.workers": _CHILDREN,
     "launcher.http": {*_CHILDREN, "launcher.client", "launcher.requests", "launcher.http.workers"},
@@ -100,6 +101,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.frontend": {
         *_CHILDREN,
         "launcher.requests",
+        "launcher.requests.explained",
         "launcher.http",
         "launcher.ranks",
         "launcher.service_manager",

@@ -14,7 +14,7 @@ import click
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from launcher.auto_mode.prediction import Workload
-from launcher.cli.options.command import Command
+from launcher.cli.explain import ExplainedCommand, Explaining, explain_option
 from launcher.cli.options.engine_options import configure_engine, engine_options
 from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER
 from launcher.cli.progress import GenerateProgress
@@ -33,7 +33,7 @@ _REQUESTS_AHEAD = 32  # of a call with many prompts, unfinished at a time
 _SETTINGS = ("steps", "guidance", "negative_prompt", "mu", "width", "height")  # of all prompts
 
 
-@click.command(cls=Command)
+@click.command(cls=ExplainedCommand)
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]…")
 @click.option("--prompt", multiple=True, help="As PROMPT, whatever it looks like; may be repeated.")
 @click.option(
@@ -66,6 +66,7 @@ _SETTINGS = ("steps", "guidance", "negative_prompt", "mu", "width", "height")  #
     help="png, jpg or webp, or a folder/. May have {index}, {seed} and {prompt} in it; folders are made.",
 )
 @click.option("--no-metadata", is_flag=True, help="Leave prompt, seed and settings out of the file.")
+@explain_option
 def generate(
     prompts: tuple[str, ...],
     *,
@@ -76,6 +77,7 @@ def generate(
     seed: int | None,
     output: str,
     no_metadata: bool,
+    explain: str | None,
     **options: Any,
 ) -> None:
     """Make images and write them to files.
@@ -88,6 +90,7 @@ def generate(
     """
     asked = collect(prompts, prompt, prompts_file)
     settings = {name: options[name] for name in _SETTINGS} | {"num_images": num_images, "metadata": not no_metadata}
+    settings["explain"] = explain is not None
     if size is not None:
         given = {"size": size, "width": options["width"], "height": options["height"]}
         try:
@@ -117,7 +120,10 @@ def generate(
     ):
         for warnings in [each.warnings for each in asked] + [each.warnings for each in checked]:
             progress.warn(warnings)  # before anything is loaded
-        with launch_frontend(config, on_loading=progress.show_loading) as client:
+        with (
+            closing(Explaining(explain, progress.print)) as explaining,
+            launch_frontend(config, on_loading=progress.show_loading) as client,
+        ):
             progress.begin()
             if config.engine.memory_budget is not None:
                 for line in ("memory plan:", *client.status().memory_plan):
@@ -126,7 +132,7 @@ def generate(
                 if one.parameters.get("seed") == RANDOM_SEED:
                     progress.print(f"seed of {one.where}: {request.seed}")
             ahead = min(_REQUESTS_AHEAD, config.limits.max_queue)
-            client.run(_make_images(client.asynchronous, requests, paths, progress, ahead=ahead))
+            client.run(_make_images(client.asynchronous, requests, paths, progress, explaining, ahead=ahead))
             progress.end([each.seed + index for each in checked for index in range(each.num_images)])
 
 
@@ -190,10 +196,16 @@ def _name_images(requests: Sequence[Generate], asked: Sequence[Asked], names: Se
 
 
 async def _make_images(
-    client: AsyncClient, requests: list[Generate], paths: list[Path], progress: GenerateProgress, *, ahead: int
+    client: AsyncClient,
+    requests: list[Generate],
+    paths: list[Path],
+    progress: GenerateProgress,
+    explaining: Explaining,
+    *,
+    ahead: int,
 ) -> None:
     """Send the requests, at most `ahead` at a time, and write every image to its path as it comes."""
-    from launcher.client.results import ImageFile
+    from launcher.client.results import ImageFile, Result
 
     turn = asyncio.Semaphore(ahead)
 
@@ -210,6 +222,8 @@ async def _make_images(
                     path = request_paths[event.index]
                     await asyncio.to_thread(write_file, path, event.file)
                     progress.image_done(path)
+                elif isinstance(event, Result):
+                    explaining.add(event)
 
     rest = iter(paths)
     await asyncio.gather(*(make(request, list(islice(rest, request.num_images))) for request in requests))

@@ -21,7 +21,7 @@ from launcher.frontend.tracked_requests import Follower, TrackedRequest, Tracked
 from launcher.messages.client_messages import Generate
 from launcher.messages.configs import FrontendConfig
 from launcher.requests.check import check
-from launcher.requests.life import Life
+from launcher.requests.explained.life import Life
 from launcher.requests.plan import make_plan
 from launcher.requests.tokenizer import PromptTokenizer
 

@@ -14,7 +14,7 @@ from launcher.frontend.admission.repeats import Repeatable
 from launcher.messages.client_messages import Failed, Image
 from launcher.messages.rank_messages import Decoded, DoneStep
 from launcher.requests.check import CheckedRequest
-from launcher.requests.life import Life
+from launcher.requests.explained.life import Life
 from launcher.requests.plan import Plan
 from launcher.requests.timings import Timings
 

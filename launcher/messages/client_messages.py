@@ -213,10 +213,7 @@ class Preview(_Versioned, frozen=True, kw_only=True):
 
 
 class Image(_Versioned, frozen=True, kw_only=True):
-    """Image `index` of `num_images`, before a binary frame with the finished file. Timings are of the whole request.
-
-    explanation: in the last image of a request that asked for it.
-    """
+    """Image `index` of `num_images`, before a binary frame with its file. Timings, explanation: of the request."""
 
     request_id: str
     index: int

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine.errors import CancelledError
@@ -16,8 +18,10 @@ from launcher.client.async_client import AsyncClient
 from launcher.client.explanation import ResultExplanation
 from launcher.client.results import ImageFile, PreviewFile, Result
 from launcher.client.trace import trace_events
+from launcher.explanation import Explanation
 from tests.launcher.client.explained import expect_trace, expect_whole
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, Fakes, fake_engine, run
+from tests.launcher.http_servers import http_server
 
 PROMPT = "a red circle on a blue background"
 
@@ -159,5 +163,19 @@ def test_previews_change_nothing_and_a_repetition_is_told_the_same_without_times
             assert again.explanation.client_s is None
             assert "transfer" not in str(again.explanation)
             assert "previews" in explanation_of(first).told.notes[0]
+
+    run(test())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_asks_over_http_is_answered(run_folder: Path, stream: bool) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, http_server(fakes.address) as client:
+            asked = {"prompt": PROMPT, "steps": 2, "explain": True, "stream": stream}
+            text = (await client.post("/v1/images/generations", json=asked)).text
+            answer = json.loads(text.rpartition("data: ")[2])
+            told = msgspec.convert(answer["explanation"], Explanation)
+            expect_whole(told)
+            assert told.total_s == pytest.approx(answer["timings"]["total"] + told.parts["check"])
 
     run(test())

@@ -17,7 +17,7 @@ from engine.step import StepTimes
 from launcher.explanation import Explanation, Stage, add_up, timeline
 from launcher.messages.rank_messages import DoneStep
 from launcher.requests.check import CheckedRequest
-from launcher.requests.floors import Floors
+from launcher.requests.explained.floors import Floors
 from launcher.requests.plan import Plan
 
 

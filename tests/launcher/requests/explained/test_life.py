@@ -21,7 +21,7 @@ from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
 from launcher.messages.rank_messages import DoneStep
 from launcher.requests.check import check
-from launcher.requests.life import Life
+from launcher.requests.explained.life import Life
 from launcher.requests.plan import make_plan
 from launcher.requests.tokenizer import Prompt
 from tests.launcher.client.explained import expect_trace, expect_whole

@@ -12,7 +12,7 @@ from engine.config.model_config import ModelConfig
 from engine.planning.floor import block_parameters, decode_flops, text_encoder_parameters
 from engine.scheduling.cost import Work
 from engine.step import Reach
-from launcher.requests.floors import Floors
+from launcher.requests.explained.floors import Floors
 
 DEMO = ModelConfig.from_folder(DEMO_CHECKPOINT)
 REACH = Reach("gpu", "measured", 1e12, 2e12, 1e12, 1e12, 1e9, block_bytes=4_000_000, text_bytes=1_000_000)

@@ -1,0 +1,1 @@
+"""The life of a request whose client asks where its time goes."""
