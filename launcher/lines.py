@@ -38,6 +38,8 @@ class LineWriter:
         self._missing = 0  # dropped lines that were not told of yet
         self._full = self._telling = False
         self._torn = False  # whether the file ends within a line
+        self._status = self._shown = b""  # the status line that is to be, and that is, below all others
+        self._status_waits = False
         threading.Thread(target=self._run, name="stderr", daemon=True).start()
 
     def put(self, line: str) -> None:
@@ -54,6 +56,15 @@ class LineWriter:
             self._bytes += len(data)
             self._queue.put(data)
 
+    def show(self, status: str) -> None:
+        """Keep a line below all others, in place of the one before, or none if it is empty. For a terminal."""
+        with self._lock:
+            self._status = status.encode(self._encoding, "backslashreplace")
+            if not self._status_waits:  # or who halts the terminal would fill the queue
+                self._status_waits = True
+                self._lines += 1
+                self._queue.put(b"")
+
     def flush(self, timeout_s: float) -> None:
         """Wait until all is written, `timeout_s` seconds at most."""
         deadline = time.monotonic() + timeout_s
@@ -63,7 +74,7 @@ class LineWriter:
     def _run(self) -> None:
         ahead: bytes | None = None
         while True:
-            lines = [ahead or self._queue.get()]
+            lines = [self._queue.get() if ahead is None else ahead]
             ahead, size = None, len(lines[0])
             with suppress(Empty):
                 while ahead is None:
@@ -73,7 +84,19 @@ class LineWriter:
                     else:
                         lines.append(line)
                         size += len(line)
-            self._take_out(len(lines), size, lost=self._write(b"".join(lines)))
+            with self._lock:
+                status, self._status_waits = self._status, self._status_waits and b"" not in lines
+            self._overwrite(b"")
+            lost = self._write(b"".join(lines))
+            self._overwrite(status)
+            self._take_out(len(lines), size, lost=lost)
+
+    def _overwrite(self, status: bytes) -> None:
+        """Write a status line over the one that is shown."""
+        if status != self._shown:
+            with suppress(OSError, ValueError):
+                os.write(self._fd, (b"\r\033[K" if self._shown else b"") + status)
+            self._shown = status
 
     def _take_out(self, lines: int, size: int, *, lost: int) -> None:
         missing = 0
@@ -109,6 +132,28 @@ class LineWriter:
             return data.count(b"\n", max(done, begun))
         self._torn = False
         return 0
+
+
+class StatusStream(io.TextIOBase):
+    """What a bar on a terminal is written to, for a `LineWriter` to keep below the lines that others write."""
+
+    def __init__(self, terminal: TextIO, writer: LineWriter) -> None:
+        super().__init__()
+        self._terminal, self._writer = terminal, writer
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Return the terminal's own, which says whether a bar may have blocks."""
+        return self._terminal.encoding
+
+    def fileno(self) -> int:
+        """Return the terminal's file, which knows how wide it is."""
+        return self._terminal.fileno()
+
+    def write(self, text: str) -> int:
+        """Show what follows the last return to the line's beginning."""
+        self._writer.show(text.rpartition("\r")[2].rstrip())
+        return len(text)
 
 
 class LineStream(io.TextIOBase):

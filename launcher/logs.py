@@ -17,7 +17,7 @@ import traceback
 import msgspec
 
 from engine.errors import printable
-from launcher.lines import LONGEST, LineStream, LineWriter
+from launcher.lines import LONGEST, LineStream, LineWriter, StatusStream
 
 _FAREWELL_S = 1.0  # at the end of a process, for the lines that wait
 _SHORT = 64  # characters of a field that is not cut, however long a line is
@@ -89,6 +89,13 @@ def keep_lines_whole() -> None:
     a child, whose parent always reads, and whose last words count."""
     if (stderr := sys.stderr) is not None:
         sys.stderr = LineStream(stderr, lambda line: stderr.write(line + "\n"))
+
+
+def status_stream() -> StatusStream | None:
+    """Return where a bar can be written to that stays below the lines of a log; None if that is on no terminal."""
+    if _State.writer is None or _State.log_format == "json" or sys.stderr is None or not sys.stderr.isatty():
+        return None
+    return StatusStream(sys.stderr, _State.writer)
 
 
 def flush_stderr() -> None:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from io import TextIOBase
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,7 +28,10 @@ class LoadingProgress:
     """
 
     def __init__(
-        self, file: TextIO | None, say: Callable[[Stage, float], None], clock: Callable[[], float] = time.monotonic
+        self,
+        file: TextIO | TextIOBase | None,
+        say: Callable[[Stage, float], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._file, self._say, self._clock = file, say, clock
         self._bar: Any = None
@@ -150,7 +154,7 @@ def _shown_seeds(seeds: Sequence[int]) -> str:
     return f"seeds {', '.join(map(str, seeds[:_SHOWN_SEEDS]))}{', …' if len(seeds) > _SHOWN_SEEDS else ''}"
 
 
-def _bar(file: TextIO | None, **settings: Any) -> Any:
+def _bar(file: TextIO | TextIOBase | None, **settings: Any) -> Any:
     from tqdm import tqdm  # here, it costs no time that anybody waits for
 
     return tqdm(file=file, leave=False, miniters=0, dynamic_ncols=True, **settings)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,19 @@ import msgspec
 from click.core import ParameterSource
 
 from engine.config.model_config import ModelConfig
-from engine.errors import ArgumentError
+from engine.errors import ArgumentError, printable
 from launcher.auto_mode.measurements import keep_speed
 from launcher.auto_mode.prediction import Workload
 from launcher.cli.options.command import Command
 from launcher.cli.options.engine_options import configure_engine, engine_options, model_argument, table_options
 from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER, WholeRange
+from launcher.cli.progress import LoadingProgress
 from launcher.cli.stdout import say_path
 from launcher.frontend.process import serve_until_stopped
 from launcher.messages.api_keys import others_can_read, read_keys
 from launcher.messages.configs import MAX_WORKERS, HttpConfig
 from launcher.messages.limits import Limits
+from launcher.messages.rank_messages import Ready
 from launcher.setup.configure import MAX_TIMEOUT_S
 
 # Options that are for HTTP alone.
@@ -125,8 +128,9 @@ def serve(
       krea2 serve krea/Krea-2-Turbo --tp 4
       krea2 serve path/to/Krea-2-Turbo --memory-budget 16GB --port 8000
     """
+    from launcher.cli.server_summary import ServerSummary
     from launcher.http.server_process import HttpServer, check_http, listen
-    from launcher.logs import configure_logs, end_logs
+    from launcher.logs import configure_logs, end_logs, flush_stderr, log_event, status_stream
     from launcher.requests.check import parse_size
 
     def workload(model: ModelConfig, limits: Limits) -> Workload:
@@ -155,7 +159,7 @@ def serve(
         KeyLimits.read(key_limits)
     if log_format == "auto":
         log_format = "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
-    http = None
+    http = http_config = None
     if not no_http:
         names = ("host", "api_keys", "model_names", "allowed_hosts", "public_url", "max_body_bytes")
         own = {name: options[name] for name in names}
@@ -169,24 +173,38 @@ def serve(
             click.echo(f"warning: whoever reaches {http_config.host} can use this server", err=True)
         http = HttpServer(http_config, listen(http_config.host, port), workers=http_workers)
 
-    def print_addresses(address: str) -> None:
+    began = time.monotonic()
+    config = msgspec.structs.replace(
+        config, rpc=rpc, rpc_keys=rpc_keys, key_limits=key_limits, drain_s=drain_s, warm_up_sizes=sizes
+    )
+    configure_logs(log_format)
+    loading = LoadingProgress(status_stream(), lambda stage, _: log_event("loading", **msgspec.structs.asdict(stage)))
+
+    def print_addresses(address: str, ranks: Sequence[Ready]) -> None:
+        loading.close()
+        flush_stderr()  # or a terminal has the bar before the first address
         if http is not None:
             click.echo(f"http: {http.url}")
         click.echo(f"rpc: {address}")
+        url = None if http is None else http.url
+        server = ServerSummary(config, model, http_config, url, address, ranks, time.monotonic() - began)
+        if log_format == "json":
+            log_event("serving", level="info", **server.fields())
+        else:
+            lines = server.lines(addresses=sys.stdout is None or not sys.stdout.isatty())
+            click.echo("\n".join(map(printable, lines)), err=True)
 
-    configure_logs(log_format)
     try:
         number = serve_until_stopped(
-            msgspec.structs.replace(
-                config, rpc=rpc, rpc_keys=rpc_keys, key_limits=key_limits, drain_s=drain_s, warm_up_sizes=sizes
-            ),
+            config,
             on_started=print_addresses,
-            on_stage=lambda stage: None,
+            on_stage=loading.show,
             is_child=False,
             http=http,
             after_warm_up=keep_speed,
         )
     finally:
+        loading.close()
         end_logs()
     return 0 if number is None else 128 + number  # the exit status, as a shell gives it for a signal
 

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -37,7 +37,7 @@ from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import as_krea2_error, describe
 from launcher.messages.keys import ServerKeys
 from launcher.messages.own_clients import OwnClients
-from launcher.messages.rank_messages import DoneStep
+from launcher.messages.rank_messages import DoneStep, Ready
 from launcher.processes import Child
 from launcher.ranks.gpu_health import Gpu, GpuError
 from launcher.ranks.rank_group import JobReport
@@ -64,7 +64,7 @@ class Frontend:
         config: FrontendConfig,
         ranks: list[Child],
         *,
-        on_started: Callable[[str], None],
+        on_started: Callable[[str, Sequence[Ready]], None],
         on_stage: Callable[[messages.Stage], None] = lambda stage: None,
         after_warm_up: AfterWarmUp | None = None,
         own_clients: OwnClients | None = None,
@@ -256,7 +256,7 @@ class Frontend:
         ranks = self._dispatcher.status
         assert ranks.first is not None
         if ranks.restarts == 0:
-            self._on_started(self._clients.address)
+            self._on_started(self._clients.address, self._dispatcher.supervisor.group.all_ready)
         plan = " · ".join(" ".join(line.split()) for line in ranks.first.memory_plan) or None
         log_event(
             "ranks ready", device=ranks.first.device, restarts=ranks.restarts, attention=ranks.first.attention,
@@ -289,10 +289,8 @@ class Frontend:
 
     def gpu_failed(self, error: GpuError) -> None:
         gpu, level = error.gpu, "error" if error.is_hardware else "warning"
-        log_event(
-            "gpu error", level=level, device=gpu.index, name=gpu.name, uuid=gpu.selector,
-            xid=error.code, message=error.meaning,
-        )  # fmt: skip
+        fields = {"device": gpu.index, "name": gpu.name, "uuid": gpu.selector, "xid": error.code}
+        log_event("gpu error", level=level, **fields, message=error.meaning)
         self._metrics.gpu_errors.labels(gpu.index, error.code).inc()
 
     def gpu_quarantined(self, gpu: Gpu, reason: str) -> None:

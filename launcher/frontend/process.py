@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from launcher.messages.client_messages import Stage
 from launcher.messages.configs import Ended, FrontendConfig, Started, Starting
 from launcher.messages.encoding import as_krea2_error
 from launcher.messages.own_clients import OwnClients, own_address
+from launcher.messages.rank_messages import Ready
 from launcher.ranks.start import start_ranks
 from launcher.run_folder import RunFolder
 from launcher.service_manager import ServiceManager
@@ -36,7 +37,7 @@ def run_frontend(after_warm_up: AfterWarmUp | None = None) -> None:
     try:
         number = serve_until_stopped(
             config,
-            on_started=lambda address: parent.send(Started(address=address)),
+            on_started=lambda address, _: parent.send(Started(address=address)),
             on_stage=lambda stage: parent.send(Starting(stage=stage)),
             is_child=True,
             after_warm_up=after_warm_up,
@@ -51,7 +52,7 @@ def run_frontend(after_warm_up: AfterWarmUp | None = None) -> None:
 def serve_until_stopped(
     config: FrontendConfig,
     *,
-    on_started: Callable[[str], None],
+    on_started: Callable[[str, Sequence[Ready]], None],
     on_stage: Callable[[Stage], None],
     is_child: bool,
     http: HttpServer | None = None,
@@ -91,10 +92,10 @@ def serve_until_stopped(
             with suppress(RuntimeError):  # the loop has ended already
                 loop.call_soon_threadsafe(stop_now.set)
 
-        def announce(address: str) -> None:
+        def announce(address: str, ranks: Sequence[Ready]) -> None:
             nonlocal unheard
             try:
-                on_started(address)
+                on_started(address, ranks)
             except OSError as error:
                 unheard = LaunchError(f"the server's address cannot be written to stdout: {error.strerror}")
                 stop_now.set()

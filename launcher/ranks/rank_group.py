@@ -129,6 +129,11 @@ class RankGroup:
         return len(self.ready_by_rank) == len(self._ranks)
 
     @property
+    def all_ready(self) -> list[messages.Ready]:
+        """What all that are ready said, rank by rank."""
+        return [self.ready_by_rank[rank] for rank in sorted(self.ready_by_rank)]
+
+    @property
     def ready(self) -> bool:
         """Whether all ranks take steps."""
         return self.came_up and not self.failed.done()

@@ -5,11 +5,17 @@ from __future__ import annotations
 import errno
 import re
 import sys
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.config.json_fields import read_json_object
 from engine.errors import ArgumentError, CheckpointError
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
 
 _INDEX = "model_index.json"
 _FOLDERS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
@@ -50,6 +56,14 @@ def _cached(model: str) -> Path | None:
     return folder if all(path.exists() for path in needed) else None
 
 
+def _size(files: Sequence[RepoSibling]) -> str:
+    """Say how large the files are that are needed of a repository, where it says so."""
+    needed = [file for file in files if any(fnmatch(file.rfilename, pattern) for pattern in _PATTERNS)]
+    size = sum(file.size or 0 for file in needed)
+    unit, shown = (1e9, "GB") if size >= 1e9 else (1e6, "MB")
+    return f" ({len(needed)} files, {size / unit:.1f} {shown})" if size else ""
+
+
 def _download(model: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -67,11 +81,12 @@ def _download(model: str) -> Path:
         OfflineModeIsEnabled: f"not in the cache, and HF_HUB_OFFLINE forbids to download it{no_network}",
     }
     try:
-        found = HfApi().model_info(model, timeout=_ANSWER_S)  # an answer soon, where a download tries for long
+        # an answer soon, where a download tries for long
+        found = HfApi().model_info(model, timeout=_ANSWER_S, files_metadata=True)
         if any(file.rfilename == _INDEX for file in found.siblings or ()):
             print(
-                f"downloading {model} from Hugging Face; using its weights means agreeing to the licence of their "
-                f"authors: {page}/blob/main/LICENSE.pdf",
+                f"downloading {model} from Hugging Face{_size(found.siblings or ())}; using its weights means agreeing "
+                f"to the licence of their authors: {page}/blob/main/LICENSE.pdf",
                 file=sys.stderr,
             )
             return Path(snapshot_download(model, allow_patterns=_PATTERNS, etag_timeout=_ANSWER_S))

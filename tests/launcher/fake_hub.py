@@ -54,7 +54,11 @@ def fake_hub(name: str, folder: Path) -> Iterator[FakeHub]:
                 status, code = hub.refuse
                 self._send(status, b"{}", {"X-Error-Code": code})
             elif path in (f"/api/models/{hub.name}", f"/api/models/{hub.name}/revision/main"):
-                siblings = [{"rfilename": file} for file in hub.files()]
+                siblings: list[dict[str, object]] = [{"rfilename": file} for file in hub.files()]
+                if "blobs=" in self.path:
+                    siblings = [
+                        entry | {"size": (hub.folder / str(entry["rfilename"])).stat().st_size} for entry in siblings
+                    ]
                 self._json({"id": hub.name, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False})
             elif path.startswith(f"/api/models/{hub.name}/tree/"):
                 self._json([self._entry(file) for file in hub.files()])

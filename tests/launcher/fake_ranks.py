@@ -254,8 +254,8 @@ async def fake_engine(
     children = [] if children is None else children
     with patch("launcher.ranks.supervisor.start_ranks", from_a_thread):
         fakes.frontend = Frontend(
-            settings, children, on_started=started.set_result, on_stage=on_stage, after_warm_up=after_warm_up,
-            own_clients=own_clients,
+            settings, children, on_started=lambda address, _: started.set_result(address), on_stage=on_stage,
+            after_warm_up=after_warm_up, own_clients=own_clients,
         )  # fmt: skip
         fakes.served = asyncio.create_task(fakes.frontend.run(fakes.stop, fakes.stop_now))
         fakes.start_ranks()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 import socket
 import sys
@@ -103,7 +104,7 @@ def test_a_repository_is_downloaded_once_without_the_transformers_second_copy(
     code, stdout, stderr = info_of_process(marked, NAME, cache, hub.url)
     assert code == 0, stderr
     assert "6 blocks, width 128" in stdout
-    assert f"downloading {NAME} from Hugging Face" in stderr
+    assert re.search(rf"downloading {NAME} from Hugging Face \(\d+ files, \d+\.\d MB\); using its weights", stderr)
     assert "licence of their authors" in stderr
     assert f"https://huggingface.co/{NAME}/blob/main/LICENSE.pdf" in stderr
     assert sorted(hub.fetched) == sorted(set(hub.files()) - {"turbo.safetensors", "README.md"})
