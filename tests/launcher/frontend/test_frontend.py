@@ -6,6 +6,7 @@ import asyncio
 import io
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image as PIL
@@ -20,6 +21,7 @@ from engine.errors import (
     RequestTimeoutError,
 )
 from launcher.client.async_client import AsyncClient
+from launcher.client.results import Result
 from launcher.messages.client_messages import Accepted, StatusReply
 from launcher.messages.limits import Limits
 from tests.launcher.fake_ranks import NOT_FINITE_SEED, fake_engine, run
@@ -178,18 +180,21 @@ def test_what_is_wrong_with_a_request_is_said_before_a_rank_hears_of_it(run_fold
 def test_warnings_say_what_was_changed_and_what_cannot_be_drawn(run_folder: Path, demo: ModelConfig) -> None:
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
-            result = await client.generate(
-                "fox " * 600, width=100, height=128, negative_prompt="no " * 600, guidance=1.0
-            )
+            parameters: dict[str, Any] = {"width": 100, "negative_prompt": "no " * 600, "guidance": 1.0}
+            events = [event async for event in client.stream("fox " * 600, height=128, **parameters)]
+            result = events[-1]
+            assert isinstance(result, Result)
+            assert isinstance(events[0], Accepted)
+            assert events[0].warnings == result.warnings  # before any step
             assert (result.width, result.height) == (112, 128)
             assert PIL.open(io.BytesIO(result.files[0])).size == (112, 128)
             assert demo.prompt_domain is not None
             rounded, *others = result.warnings
             assert "rounded up to 112 × 128" in rounded
             assert others == [
+                demo.prompt_domain.warning("fox"),
                 "prompt was cut to 507 tokens",
                 "negative_prompt was cut to 507 tokens",
-                demo.prompt_domain.warning("fox"),
             ]
 
     run(test())

@@ -237,7 +237,7 @@ def test_progress_is_sent_to_those_who_ask(run_folder: Path) -> None:
             assert set(names[1:-1]) == {"image_generation.progress"}
             assert all(data["type"] == name and data["request_id"] == "mine" for name, data in events)
             accepted, progress = events[0][1], events[-2][1]
-            assert set(accepted) == {"type", "request_id", "position", "estimated_s", "attempt"}
+            assert set(accepted) == {"type", "request_id", "position", "estimated_s", "attempt", "warnings"}
             assert set(progress) == {"type", "request_id", "step", "steps", "estimated_s", "attempt"}
             assert (progress["step"], progress["steps"]) == (2, 2)
             quiet = await client.post(PATH, json={"prompt": PROMPT, "steps": 2, "stream": True})
