@@ -209,6 +209,7 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
         return await page.get_response("index.html", request.scope)
 
     @app.get("/favicon.ico", include_in_schema=False)
+    @app.head("/favicon.ico", include_in_schema=False)
     async def favicon(request: Request) -> Response:
         return await page.get_response("icon.ico", request.scope)
 

@@ -182,7 +182,7 @@ def test_head_is_answered_as_get_without_the_body(run_folder: Path) -> None:
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, http_server(fakes.address) as client:
             made = await client.post(PATH, json={"prompt": PROMPT, "response_format": "url"})
-            for path in ("/", "/health", "/ready", "/page/index.html", made.json()["data"][0]["url"]):
+            for path in ("/", "/favicon.ico", "/health", "/ready", "/page/index.html", made.json()["data"][0]["url"]):
                 head, get = await client.head(path), await client.get(path)
                 assert (head.status_code, head.content) == (200, b""), path
                 for name in ("content-length", "content-type"):

@@ -142,7 +142,7 @@ def test_samples_are_shown_until_there_is_a_picture_and_drawn_by_a_click(page: P
 
 
 def test_a_model_that_is_not_the_demo_has_prompts_to_begin_with_and_no_pictures(page: Page, server: FakeServer) -> None:
-    server.settings = {"is_demo": False, "good_sides": None, "defaults": {**SETTINGS["defaults"], "width": 1024}}
+    server.settings = {"is_demo": False, "good_sides": None, "defaults": {**SETTINGS["defaults"], "steps": 8}}
     open_page(page, server)
     expect(page.locator(".sample-picture")).to_have_count(0)
     expect(page.locator("#demo")).to_be_hidden()
