@@ -15,10 +15,10 @@ import click
 from engine.config.demo_checkpoints import DEMO_CHECKPOINTS
 from engine.errors import ArgumentError
 from launcher.cli.options.as_typed import LineError
-from launcher.cli.options.nearest import nearest
 from launcher.messages.client_messages import LoraChoice
 from launcher.messages.parameter_names import ALIASES, in_own_names
 from launcher.requests.output_files import FORMATS, OutputName
+from launcher.setup.nearest import nearest
 
 MAX_BYTES = 64 * 2**20  # of a file of prompts
 _LISTS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".md", ".yaml", ".yml")

@@ -23,6 +23,7 @@ from launcher.messages.own_clients import new_name
 from launcher.processes import ORDERLY_S, Child, stop_all
 from launcher.setup.configure import configure
 from launcher.setup.keywords import answering_others
+from launcher.setup.nearest import nearest_to_given
 
 if TYPE_CHECKING:
     from launcher.client.client import Client
@@ -89,12 +90,18 @@ def launch(
     """
     options = {name: _in_plain_types(name, value) for name, value in locals().items()}
     auto = is_auto({**options, "tp": None if tp == 1 else tp, "sp": None if sp == 1 else sp})
-    config, _, problems = configure(
-        options,
-        auto=auto,
-        workload=lambda model, _: Workload.default(model),
-        tell=lambda engine, lines: log_event("parallel auto", mode=engine.degrees.name, because="\n".join(lines)),
-    )
+    try:
+        config, _, problems = configure(
+            options,
+            auto=auto,
+            workload=lambda model, _: Workload.default(model),
+            tell=lambda engine, lines: log_event("parallel auto", mode=engine.degrees.name, because="\n".join(lines)),
+        )
+    except Krea2Error as error:
+        if meant := nearest_to_given(options, error.message):
+            error.message += f"; did you mean {meant}?"
+            error.args = (error.message,)
+        raise
     for problem in problems:
         warnings.warn(problem, stacklevel=3)  # where `launch(…)` stands
     return launch_frontend(config)

@@ -10,8 +10,8 @@ from click.core import ParameterSource
 
 from engine.errors import ArgumentError, Krea2Error, printable
 from launcher.cli.options.as_typed import TYPED, as_typed
-from launcher.cli.options.nearest import MODELS, nearest, nearest_to_given
 from launcher.cli.options.other_programs import NO, OTHER_OPTIONS, YES, OtherOption
+from launcher.setup.nearest import MODELS, nearest, nearest_to_given
 
 MODEL = "model_argument"  # the name of an argument that is the same as --model
 _GIVEN = "krea2.other"  # in a context's `meta`: (option of another program, flag, value)

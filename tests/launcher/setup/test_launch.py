@@ -208,6 +208,8 @@ def test_launch_works_in_a_thread_that_ends_before_the_engine_does(
     ("arguments", "kind", "message"),
     [
         ({"model": "/no/such/folder"}, CheckpointError, "/no/such/folder: there is no such folder"),
+        ({"model": "demo-trubo"}, CheckpointError, r"no such folder or file; did you mean demo-turbo\?$"),
+        ({"loras": "demo-outlind"}, LoraError, r"No such file or directory; did you mean demo-outlined\?$"),
         ({"tp": 3}, ArgumentError, "tp must be one of 1, 2, 4, got 3"),
         ({"tp": True}, ArgumentError, "tp must be one of 1, 2, 4, got True"),
         ({"model": 3}, ArgumentError, "the path of a checkpoint, or one of demo, demo-turbo, demo-raw, got 3"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli.options.nearest import nearest_path
+from launcher.setup.nearest import nearest_path
 from tests.launcher.conftest import Krea2
 
 
