@@ -14,7 +14,9 @@ import click
 
 from engine.errors import printable
 from launcher.cli.stdout import say_path
+from launcher.client.bars import make_bar
 from launcher.messages.client_messages import Stage
+from launcher.setup.loading_bar import LoadingBar
 
 _SHOWN_SEEDS = 10
 LINE_S = 10.0  # between lines about loading where there is no terminal
@@ -33,19 +35,19 @@ class LoadingProgress:
         say: Callable[[Stage, float], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._file, self._say, self._clock = file, say, clock
-        self._bar: Any = None
-        self._stage = ""
+        self._bar = None if file is None else LoadingBar(file)
+        self._say, self._clock = say, clock
         self._began: float | None = None
         self._lines = 0
 
     def show(self, stage: Stage) -> None:
         """Show what has been read now. To be called every second or two, also if that has not changed."""
+        if self._bar is not None:
+            self._bar.show(stage)
+            return
         now = self._clock()
         self._began = now if self._began is None else self._began
-        if self._file is not None:
-            self._show_bar(stage)
-        elif now - self._began >= (self._lines + 1) * LINE_S:
+        if now - self._began >= (self._lines + 1) * LINE_S:
             self._lines = int((now - self._began) / LINE_S)
             self._say(stage, now - self._began)
 
@@ -53,17 +55,6 @@ class LoadingProgress:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
-            self._bar = None
-
-    def _show_bar(self, stage: Stage) -> None:
-        if self._bar is None or stage.name != self._stage:
-            self.close()
-            self._stage = stage.name
-            if stage.name == "loading":
-                self._bar = _bar(self._file, total=stage.total, desc="loading", unit="B", unit_scale=True)
-            else:  # of which nobody knows how long it takes
-                self._bar = _bar(self._file, total=1, desc=stage.name, bar_format="{desc} [{elapsed}]")
-        self._bar.update(stage.done - self._bar.n if stage.name == "loading" else 0)
 
 
 class GenerateProgress:
@@ -90,7 +81,7 @@ class GenerateProgress:
         self._began = self._clock()
         self._loading.close()
         if self._terminal is not None:
-            self._bar = _bar(self._terminal, total=self._steps, desc=self._which(), unit="step")
+            self._bar = make_bar(file=self._terminal, total=self._steps, desc=self._which(), unit="step")
 
     def end(self, seeds: Sequence[int]) -> None:
         """Say in a last line what was made, from which seeds, and how long that took."""
@@ -152,9 +143,3 @@ def _shown_seeds(seeds: Sequence[int]) -> str:
     if list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
         return f"seeds {seeds[0]} to {seeds[-1]}"
     return f"seeds {', '.join(map(str, seeds[:_SHOWN_SEEDS]))}{', …' if len(seeds) > _SHOWN_SEEDS else ''}"
-
-
-def _bar(file: TextIO | TextIOBase | None, **settings: Any) -> Any:
-    from tqdm import tqdm  # here, it costs no time that anybody waits for
-
-    return tqdm(file=file, leave=False, miniters=0, dynamic_ncols=True, **settings)

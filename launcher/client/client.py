@@ -13,10 +13,11 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 from engine.errors import ServerError
 from launcher.client import loop_thread
 from launcher.client.async_client import AsyncClient
+from launcher.client.bars import is_watched
 from launcher.client.loop_thread import LoopThread, close_forgotten
 from launcher.client.parameters import Parameters, documented, make_request
 from launcher.client.results import Event, Result
-from launcher.client.watching import Callback, Watching, check_callback, is_watched
+from launcher.client.watching import Callback, Watching, check_callback
 
 P = ParamSpec("P")
 T = TypeVar("T")

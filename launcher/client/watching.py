@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import sys
-import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.errors import ArgumentError, printable
+from launcher.client.bars import make_bar
 from launcher.client.results import Event, PreviewFile, Result
 from launcher.messages.client_messages import Accepted, Progress
 
@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from PIL import Image as PIL
 
 Callback = Callable[[int, int, "PIL.Image | None"], object]  # step, steps, preview
-
-
-def is_watched() -> bool:
-    """Whether a person sees what is shown: in a notebook, or on stderr, if that is a terminal."""
-    return _is_notebook() or (sys.stderr is not None and sys.stderr.isatty())
 
 
 def check_callback(callback: Callback | None, *, may_be_async: bool = True) -> None:
@@ -49,7 +44,7 @@ class Watching:
     def __init__(self, callback: Callback | None, show: bool) -> None:
         check_callback(callback)
         self._callback = callback
-        self._bar = _make_bar() if show else None
+        self._bar = make_bar(desc="waiting", unit="step") if show else None
         self._progress: Progress | None = None
         self._preview: PIL.Image | None = None  # that the callback has not had
 
@@ -87,16 +82,3 @@ class Watching:
         elif isinstance(event, Result):
             for warning in event.warnings:
                 self._bar.write(printable(f"warning: {warning}"), file=sys.stderr)
-
-
-def _is_notebook() -> bool:
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return shell is not None and "IPKernelApp" in shell.config
-
-
-def _make_bar() -> Any:
-    with warnings.catch_warnings():  # without ipywidgets, a notebook's bar is text
-        warnings.simplefilter("ignore")
-        from tqdm.auto import tqdm
-
-    return tqdm(desc="waiting", unit="step", leave=False)

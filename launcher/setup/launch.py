@@ -16,6 +16,7 @@ from engine.errors import ArgumentError, Krea2Error, LaunchError, RankError, Ser
 from launcher.auto_mode.choice import is_auto
 from launcher.auto_mode.prediction import Workload
 from launcher.awake import AwakeClock
+from launcher.client.bars import is_watched
 from launcher.frontend.process import with_run_folder
 from launcher.logs import log_event
 from launcher.messages.configs import Ended, FrontendConfig, Started, Starting, decode_frontend_report
@@ -23,6 +24,7 @@ from launcher.messages.own_clients import new_name
 from launcher.processes import ORDERLY_S, Child, stop_all
 from launcher.setup.configure import configure
 from launcher.setup.keywords import answering_others
+from launcher.setup.loading_bar import LoadingBar
 from launcher.setup.nearest import nearest_to_given
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ def launch(
     start_timeout_s: float = 600.0,
     step_timeout_s: float = 300.0,
     warm_up: bool = True,
+    progress: bool | None = None,
 ) -> Client:
     """Start an engine in processes of its own and return a `Client` of it, once it is ready.
 
@@ -75,6 +78,7 @@ def launch(
     given, no model need be. limits changes fields of `Limits`. A rank that is not ready after start_timeout_s seconds,
     or that takes longer than step_timeout_s over a step, or than 60 s and 20 times its estimate, counts as lost.
     warm_up: prepare a GPU first, and run steps while no request waits, to learn previews and how long work takes.
+    progress: whether to show a bar until then. None: in a notebook, and where stderr is a terminal.
 
     tp, sp and cfg_parallel: how 1, 2 or 4 GPUs share the work; parallel="auto" chooses.
 
@@ -88,7 +92,7 @@ def launch(
     Raises `ArgumentError`, `CheckpointError` or `LoraError` for what is wrong with these, and `LaunchError`,
     `RankError` or `ServerError` if the engine does not come up.
     """
-    options = {name: _in_plain_types(name, value) for name, value in locals().items()}
+    options = {name: _in_plain_types(name, value) for name, value in locals().items() if name != "progress"}
     auto = is_auto({**options, "tp": None if tp == 1 else tp, "sp": None if sp == 1 else sp})
     try:
         config, _, problems = configure(
@@ -104,7 +108,10 @@ def launch(
         raise
     for problem in problems:
         warnings.warn(problem, stacklevel=3)  # where `launch(…)` stands
-    return launch_frontend(config)
+    if not (is_watched() if progress is None else progress):
+        return launch_frontend(config)
+    with LoadingBar() as bar:
+        return launch_frontend(config, on_loading=bar.show_loading)
 
 
 def _in_plain_types(name: str, value: object) -> object:

@@ -48,7 +48,7 @@ def test_a_terminal_has_a_bar_by_bytes_which_is_gone_at_the_end() -> None:
     loading.show(Stage(name="starting"))
     for done in (0, 1, 2, 3):
         loading.show(Stage(name="loading", done=done * 10 * GB, total=30 * GB))
-        loading._bar.refresh()  # which tqdm does ten times a second at most
+        loading._bar._bar.refresh()  # type: ignore[union-attr]  # which tqdm does ten times a second at most
     loading.show(Stage(name="warming up", done=30 * GB, total=30 * GB))
     loading.close()
     shown = [text for text in terminal.getvalue().split("\r") if text.strip()]

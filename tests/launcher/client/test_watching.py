@@ -15,11 +15,12 @@ import pytest
 from PIL import Image as PIL
 
 from engine.errors import ArgumentError
-from launcher.client import watching
+from launcher.client import bars
 from launcher.client.async_client import AsyncClient
+from launcher.client.bars import is_watched
 from launcher.client.client import Client
 from launcher.client.results import PreviewFile, Result
-from launcher.client.watching import Watching, check_callback, is_watched
+from launcher.client.watching import Watching, check_callback
 from launcher.messages.client_messages import Accepted, Progress
 from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
 
@@ -198,15 +199,15 @@ def test_a_bar_counts_steps_begins_anew_with_the_request_and_tells_warnings(
 
 
 def test_bars_are_for_those_who_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching.sys, "stderr", SimpleNamespace(isatty=lambda: False))
+    monkeypatch.setattr(bars.sys, "stderr", SimpleNamespace(isatty=lambda: False))
     assert not is_watched()
     shell = SimpleNamespace(config={})
-    monkeypatch.setitem(watching.sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))  # type: ignore[arg-type]
+    monkeypatch.setitem(bars.sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))  # type: ignore[arg-type]
     assert not is_watched()
     shell.config["IPKernelApp"] = {}
     assert is_watched()
     shell.config.clear()
-    monkeypatch.setattr(watching.sys, "stderr", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(bars.sys, "stderr", SimpleNamespace(isatty=lambda: True))
     assert is_watched()
-    monkeypatch.setattr(watching.sys, "stderr", None)
+    monkeypatch.setattr(bars.sys, "stderr", None)
     assert not is_watched()

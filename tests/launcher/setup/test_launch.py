@@ -7,6 +7,7 @@ import errno
 import inspect
 import tempfile
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
@@ -254,7 +255,32 @@ def test_launch_takes_every_option_with_its_default() -> None:
     table = {field.name: field.default for kind in (EngineConfig, LaunchOptions) for field in fields(kind)}
     del table["merge_loras"]  # which merge_lora and loras make
     signature = inspect.signature(launch)
-    assert {name: parameter.default for name, parameter in signature.parameters.items()} == table
+    assert {name: parameter.default for name, parameter in signature.parameters.items()} == table | {"progress": None}
+
+
+@pytest.mark.parametrize(
+    ("progress", "watched", "shown"),
+    [(None, False, False), (None, True, True), (True, False, True), (False, True, False)],
+)
+def test_launch_shows_those_who_watch_how_far_it_is(
+    progress: bool | None,
+    watched: bool,
+    shown: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(_: object, *, on_loading: Callable[[int, int, str], None] = lambda *_: None) -> None:
+        on_loading(0, 0, "starting")
+        on_loading(3_000_000, 4_000_000, "loading")
+        raise LaunchError("no room")
+
+    monkeypatch.setattr("launcher.setup.launch.launch_frontend", start)
+    monkeypatch.setattr("launcher.setup.launch.is_watched", lambda: watched)
+    with pytest.raises(LaunchError):
+        launch(progress=progress)
+    err = capsys.readouterr().err
+    assert ("starting [00:00]" in err, "/4.00M" in err) == (shown, shown)
+    assert not err.rpartition("\r")[2]  # it is taken away, whatever happens
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
