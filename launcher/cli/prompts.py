@@ -121,15 +121,32 @@ def _ask_about(prompt: str) -> None:
 
 def _read(file: str) -> Iterator[Asked]:
     """Read the prompts of a file, or of stdin for `-`: each line that is not blank is one, or an object in JSON if the
-    first begins with a brace. Raises `ArgumentError`."""
+    first begins with a brace; or the whole is JSON, a list of both or one object. Raises `ArgumentError`."""
     shown = "stdin" if file == "-" else file
     text = _decode(_bytes_of(file), shown)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
+    whole = _whole(text, file, lines[0][1].strip()) if lines else []
+    if not lines or whole == []:
         raise ArgumentError(f"{shown}: there is no prompt in it", parameter="prompts")
+    if whole is not None:
+        return (_ask(given, f"{shown}, prompt {number}") for number, given in enumerate(whole, 1))
     if not lines[0][1].lstrip().startswith("{"):
         return (Asked(line.removesuffix("\r"), f"{shown}, line {number}") for number, line in lines)
     return (_parse(line, f"{shown}, line {number}") for number, line in lines)
+
+
+def _whole(text: str, file: str, first: str) -> list[Any] | None:
+    """Read a text that is a list in JSON, or one object on several lines; None for any other, as one in whose `first`
+    line a prompt has brackets. Raises `LineError` for what was meant to be a list."""
+    if first[0] not in "[{":
+        return None
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if first == "[" or (first[0] == "[" and Path(file).suffix.lower() == ".json"):
+            raise LineError(f"{file}: is no list in JSON, as it begins: {error}", parameter="prompts") from None
+        return None
+    return given if isinstance(given, list) else None if first.endswith("}") else [given]
 
 
 def _bytes_of(file: str) -> bytes:
@@ -162,17 +179,27 @@ def _decode(data: bytes, shown: str) -> str:
 
 
 def _parse(line: str, where: str) -> Asked:
-    """Read an object in JSON with the parameters of a request. Raises `LineError`."""
+    """Read a line that is an object in JSON. Raises `LineError`."""
+    problem = f"{where}: is no object in JSON, as the first line is"
+    try:
+        given = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise LineError(f"{problem}: {error}", parameter="prompts") from None
+    if not isinstance(given, dict):
+        raise LineError(problem, parameter="prompts")
+    return _ask(given, where)
+
+
+def _ask(given: Any, where: str) -> Asked:
+    """Take a prompt, or an object with the parameters of a request. Raises `LineError`."""
 
     def wrong(problem: str) -> LineError:
         return LineError(f"{where}: {problem}", parameter="prompts")
 
-    try:
-        given = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise wrong(f"is no object in JSON, as the first line is: {error}") from None
+    if isinstance(given, str):
+        return Asked(given, where)
     if not isinstance(given, dict):
-        raise wrong("is no object in JSON, as the first line is")
+        raise wrong(ArgumentError.of("each", "a prompt, or an object with one", given).message)
     for name, value in given.items():
         if name not in _KINDS:
             close = nearest(name, _KINDS)

@@ -51,6 +51,38 @@ def test_a_line_that_begins_with_a_brace_is_an_object_with_parameters(tmp_path: 
     assert second.parameters == {"steps": 3, "metadata": False, "loras": loras}
 
 
+def test_a_file_may_be_one_list_in_json_or_one_object_on_several_lines(tmp_path: Path) -> None:
+    file = write(tmp_path, '[\n "a fox",\n {"prompt": "an [owl]", "seed": 4}\n]\n')
+    asked = collect([], [], file)
+    assert [(each.prompt, dict(each.parameters)) for each in asked] == [("a fox", {}), ("an [owl]", {"seed": 4})]
+    assert [each.where for each in asked] == [f"{file}, prompt {number}" for number in (1, 2)]
+    assert [each.prompt for each in collect([], [], write(tmp_path, '["x", "y"]'))] == ["x", "y"]
+    (one,) = collect([], [], write(tmp_path, '{\n  "prompt": "x",\n  "steps": 3\n}\n'))
+    assert (one.prompt, one.parameters) == ("x", {"steps": 3})
+
+
+def test_a_prompt_in_brackets_is_one(tmp_path: Path) -> None:
+    lines = ["[photo] a fox", "[1] an owl", "]"]
+    assert [each.prompt for each in collect([], [], write(tmp_path, "\n".join(lines)))] == lines
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("[\n]", ": there is no prompt in it"),
+        ('[\n "x",\n]', ": is no list in JSON, as it begins: "),
+        ("[\n" + "[" * 100_000, ": is no list in JSON, as it begins: "),
+        ('["x", 3]', ", prompt 2: each must be a prompt, or an object with one, got 3"),
+        ('["x", {"promt": "x"}]', ", prompt 2: unknown parameter 'promt': did you mean prompt?"),
+    ],
+)
+def test_a_mistake_in_a_list_names_the_prompt(krea2: Krea2, tmp_path: Path, data: str, message: str) -> None:
+    file = write(tmp_path, data)
+    code, stdout, stderr = krea2("generate", "--prompts", file)
+    assert (code, stdout, stderr.count("\n")) == (2, "", 1)
+    assert stderr.startswith(f"error: {file}{message}")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
