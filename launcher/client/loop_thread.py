@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 from collections.abc import Callable, Coroutine
@@ -18,11 +19,15 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """Runs what is asked of a client in a thread of its own, until it is closed."""
+    """Runs what is asked of a client in a thread of its own, until it is closed.
+
+    A process that was forked from the one that made it has no such thread: there it runs nothing, and closes nothing.
+    """
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
         self._lock = threading.Lock()
+        self._process = os.getpid()
         self.closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="krea2-client", daemon=True)
@@ -30,6 +35,9 @@ class LoopThread:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine over the client, and wait for it."""
+        if os.getpid() != self._process:
+            work.close()
+            raise ServerError("this process was forked from the client's own: it needs one of its own, Client(address)")
         future = None
         try:
             with self._lock:  # so that `close` sees every call that has begun
@@ -45,6 +53,8 @@ class LoopThread:
 
     def close(self) -> None:
         """Cancel what is waiting, disconnect and end the thread."""
+        if os.getpid() != self._process:
+            return
         with self._lock:
             if self.closed:
                 return

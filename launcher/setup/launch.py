@@ -139,7 +139,7 @@ def launch_frontend(
     """
     config, folder = with_run_folder(msgspec.structs.replace(config, client_name=new_name()))
     reports: SimpleQueue[Starting | Started | Ended | None] = SimpleQueue()  # of the front-end, None when it has ended
-    engine = ExitStack()  # closes it
+    engine = _Engine()  # closes it
     with ExitStack() as if_it_fails:
         if_it_fails.callback(engine.close)
         engine.callback(folder.remove)
@@ -163,6 +163,19 @@ def launch_frontend(
             client.connect()
         if_it_fails.pop_all()
         return client
+
+
+class _Engine(ExitStack):
+    """What it takes to stop an engine: nothing, in a process that was forked from the one that started it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._process = os.getpid()
+
+    def close(self) -> None:
+        """Stop it."""
+        if os.getpid() == self._process:
+            super().close()
 
 
 @contextmanager

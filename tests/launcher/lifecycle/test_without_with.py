@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.launcher.processes import PATIENCE_S, Marked
 
 SCRIPT = """
+import os, sys
 import psutil
 from krea2 import ServerError, launch
 from tests.launcher.processes import wait_until
@@ -18,6 +19,15 @@ def expect_no_engine():
 client = start()
 assert client.generate("a red circle", seed=7, steps=1).seed == 7
 assert client.address in repr(client)
+if not (forked := os.fork()):
+    try:
+        client.ping()
+    except ServerError as error:
+        print(error)
+    client.close()
+    sys.exit()  # where the client would be closed as well, and forgotten
+assert os.waitpid(forked, 0) == (forked, 0)
+assert client.ping() >= 0
 client.close()
 client.close()
 expect_no_engine()
@@ -42,7 +52,9 @@ def test_an_engine_that_is_closed_forgotten_or_left_behind_ends(marked: Marked) 
     marked.use_hollow_ranks()
     process = marked.start_script(SCRIPT)
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
-    assert stdout == "the client was closed\n" * 4
+    first, rest = stdout.split("\n", 1)
+    assert first == "this process was forked from the client's own: it needs one of its own, Client(address)"
+    assert rest == "the client was closed\n" * 4
     assert stderr.endswith("KeyError: 'mine'\n")
     assert not marked.alive()
     marked.expect_nothing_left()
