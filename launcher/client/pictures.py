@@ -50,7 +50,16 @@ def _picture_class(image_format: str) -> type[ImageFile]:
             with made_folders([path] if path is not None else []):
                 super().save(fp, format, **options)
 
+        def __reduce__(self) -> tuple[Any, ...]:
+            return _empty_picture, (image_format,), self.__getstate__()
+
     return Picture
+
+
+def _empty_picture(image_format: str) -> ImageFile:
+    """Make a picture for pickle or copy to fill in."""
+    kind = _picture_class(image_format)
+    return kind.__new__(kind)
 
 
 def save_pictures(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,20 @@ def test_what_pillow_can_do_it_still_does(tmp_path: Path) -> None:
     assert PIL.open(tmp_path / "x.bmp").size == image.resize((32, 64)).resize((16, 32)).size
     assert json.loads(PIL.open(stream).getexif()[0x010E]) == MADE
     assert read_made(PIL.open(tmp_path / "x")) == MADE
+
+
+@pytest.mark.parametrize("image_format", SUFFIXES)
+def test_pictures_go_to_other_processes_and_keep_what_they_are(image_format: str, tmp_path: Path) -> None:
+    its = result(file(image_format), image_format=image_format)
+    assert its.image.getpixel((0, 0)) == its.images[0].getpixel((0, 0))  # the result has them now
+    for other in (
+        pickle.loads(pickle.dumps(its)).image,
+        pickle.loads(pickle.dumps(its.image)),
+        copy.deepcopy(its.image),
+    ):
+        assert other.tobytes() == its.image.tobytes()
+        other.save(tmp_path / "new" / "x.png")
+        assert made(tmp_path / "new" / "x.png") == MADE
 
 
 @pytest.mark.parametrize("path", ["x", "x.gif", "", 3])
