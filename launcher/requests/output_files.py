@@ -67,16 +67,17 @@ def check_paths(paths: Sequence[Path], parameter: str = "output") -> None:
         taken.add(place)
     folders: set[Path] = set()
     for path in paths:
-        there = path.parent
-        try:
-            while not os.path.lexists(there):
-                there = there.parent
-            os.lstat(there / path.name)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            allowed = f"a path that can be written ({error.strerror})"
-            raise ArgumentError.of(parameter, allowed, str(path)) from None
+        there, names = path.parent, [path.name]
+        while not os.path.lexists(there):
+            there, names = there.parent, [there.name, *names]
+        for name in names:
+            try:
+                os.lstat(there / name)
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError) as error:  # too long, or with a character that no name may have
+                allowed = f"a path that can be written ({getattr(error, 'strerror', None) or error})"
+                raise ArgumentError.of(parameter, allowed, str(path)) from None
         if os.path.isdir(path) or not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
             raise ArgumentError.of(parameter, "a file in a folder that can be made and written", str(path))
         folders.add(path.parent)
@@ -84,17 +85,18 @@ def check_paths(paths: Sequence[Path], parameter: str = "output") -> None:
 
 @contextmanager
 def made_folders(paths: Sequence[Path]) -> Iterator[None]:
-    """Make the folders that the files need; in the end remove those of them that are empty. Raises `Krea2Error`."""
+    """Make the folders that the files need, others may make the same; in the end remove those of them that are empty.
+    Raises `Krea2Error`."""
     made: list[Path] = []
     try:
         for folder in {path.parent: None for path in paths}:
-            missing = [each for each in (folder, *folder.parents) if not each.exists()]
-            for each in reversed(missing):
-                try:
-                    each.mkdir()
-                except OSError as error:
-                    raise Krea2Error(f"{each}: cannot be made: {error.strerror or error}") from None
-                made.append(each)
+            try:
+                for each in [each for each in (folder, *folder.parents) if not each.exists()][::-1]:
+                    with suppress(FileExistsError):
+                        each.mkdir()
+                        made.append(each)
+            except OSError as error:
+                raise Krea2Error(f"{folder}: cannot be made: {error.strerror or error}") from None
         yield
     finally:
         for folder in reversed(made):
@@ -106,6 +108,8 @@ def write_file(path: Path, data: bytes) -> None:
     """Write a file that is either whole or not there. Raises `Krea2Error` if it cannot be written."""
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
+        if not path.parent.exists():  # whoever had made it has removed it while it was empty
+            path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(data)
         os.replace(part, path)
     except OSError as error:  # which names no file if writing fails, as on a full disk

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,37 @@ def test_names_that_are_too_long_are_refused(tmp_path: Path, folder: str) -> Non
     check_paths([tmp_path / folder / f"{'x' * 250}.png"])
     with pytest.raises(ArgumentError, match=r"output must be a path that can be written \(File name too long\)"):
         check_paths([tmp_path / folder / f"{'x' * 252}.png"])
+
+
+@pytest.mark.parametrize("name", ["a\0.png", "\ud800.png", "\0/a.png", f"new/{'x' * 256}/a.png"])
+def test_names_that_nothing_can_have_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ArgumentError, match=r"output must be a path that can be written \("):
+        check_paths([tmp_path / name])
+    long = tmp_path.joinpath(*["x" * 250] * 17)  # each of its folders could be made
+    with pytest.raises(Krea2Error, match="cannot be made: File name too long"), made_folders([long / "a.png"]):
+        pass
+    assert not [*tmp_path.iterdir()]
+
+
+def test_folders_that_others_make_and_remove_meanwhile_are_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = Path.mkdir
+
+    def later(self: Path, **options: bool) -> None:
+        with suppress(FileExistsError):
+            mkdir(self)  # by somebody else
+        mkdir(self, **options)  # type: ignore[arg-type]
+
+    path = tmp_path / "a" / "b" / "x.png"
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "mkdir", later)
+        with made_folders([path]):
+            pass
+    path.parent.rmdir()
+    path.parent.parent.rmdir()
+    write_file(path, b"new")
+    assert path.read_bytes() == b"new"
 
 
 def test_folders_are_made_and_those_that_stay_empty_are_removed(tmp_path: Path) -> None:
