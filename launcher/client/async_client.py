@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Unpack
 
+import msgspec
+
 from launcher.client.connection import Connection
 from launcher.client.parameters import Parameters, documented, make_request
 from launcher.client.results import Event, ImageFile, PreviewFile, Result
@@ -80,7 +82,7 @@ class AsyncClient(Connection):
         return self.follow(request, warnings)
 
     async def follow(self, request: messages.Generate, warnings: tuple[str, ...] = ()) -> AsyncGenerator[Event, None]:
-        """Follow a request as `stream` does, from its message. The result has these warnings, too."""
+        """Follow a request as `stream` does, from its message. `Accepted` and the result have these warnings, too."""
         sent, accepted = time.monotonic(), None
         call = await self._begin_call(request)
         images: dict[int, ImageFile] = {}
@@ -90,6 +92,8 @@ class AsyncClient(Connection):
                 match await call.next_reply():
                     case (messages.Accepted() | messages.Progress()) as event, _:
                         accepted = time.monotonic() if accepted is None else accepted
+                        if warnings and isinstance(event, messages.Accepted):
+                            event = msgspec.structs.replace(event, warnings=warnings + event.warnings)
                         yield event
                     case messages.Preview() as it, file:
                         yield PreviewFile(it.request_id, it.attempt, it.index, it.step, it.steps, file)

@@ -47,6 +47,7 @@ class Watching:
         self._bar = make_bar(desc="waiting", unit="step") if show else None
         self._progress: Progress | None = None
         self._preview: PIL.Image | None = None  # that the callback has not had
+        self._warned: set[str] = set()
 
     def __enter__(self) -> Watching:
         return self
@@ -72,6 +73,11 @@ class Watching:
 
     def _show(self, event: Event) -> None:
         assert self._bar is not None
+        if isinstance(event, Accepted | Result):
+            for warning in event.warnings:
+                if warning not in self._warned:
+                    self._bar.write(printable(f"warning: {warning}"), file=sys.stderr)
+            self._warned |= {*event.warnings}
         if isinstance(event, Accepted) and event.position:
             self._bar.set_description_str(f"behind {event.position} images")
         elif isinstance(event, Progress):
@@ -79,6 +85,3 @@ class Watching:
                 self._bar.reset(total=event.steps)
             self._bar.set_description_str("decoding" if event.step == event.steps else "denoising", refresh=False)
             self._bar.update(event.step - self._bar.n)
-        elif isinstance(event, Result):
-            for warning in event.warnings:
-                self._bar.write(printable(f"warning: {warning}"), file=sys.stderr)

@@ -183,8 +183,10 @@ def test_a_bar_counts_steps_begins_anew_with_the_request_and_tells_warnings(
         resets: list[int] = []  # each starts the clock of its rate
         reset = bar.reset
         monkeypatch.setattr(bar, "reset", lambda total: (resets.append(total), reset(total)))
-        watched.hear(Accepted(request_id="id", position=2, estimated_s=None, attempt=1))
+        accepted = Accepted(request_id="id", position=2, estimated_s=None, attempt=1, warnings=("not what\nyou think",))
+        watched.hear(accepted)
         assert (bar.desc, bar.n, bar.total) == ("behind 2 images", 0, None)
+        assert "warning: not what\\nyou think" in capsys.readouterr().err  # before the work
         for event, shown in (
             (progress(1), ("denoising", 1, 4)),
             (progress(3), ("denoising", 3, 4)),
@@ -193,9 +195,11 @@ def test_a_bar_counts_steps_begins_anew_with_the_request_and_tells_warnings(
         ):
             watched.hear(event)
             assert (bar.desc, bar.n, bar.total) == shown
-        watched.hear(Result("id", 2, [b""], [7], 64, 64, "png", {}, ("not what\nyou think",)))
+        watched.hear(Result("id", 2, [b""], [7], 64, 64, "png", {}, ("not what\nyou think", "late")))
     assert resets == [4, 4]
-    assert "warning: not what\\nyou think" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "warning: late" in shown
+    assert "you think" not in shown
 
 
 def test_bars_are_for_those_who_watch(monkeypatch: pytest.MonkeyPatch) -> None:

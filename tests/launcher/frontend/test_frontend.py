@@ -24,6 +24,7 @@ from launcher.client.async_client import AsyncClient
 from launcher.client.results import Result
 from launcher.messages.client_messages import Accepted, StatusReply
 from launcher.messages.limits import Limits
+from launcher.messages.parameter_names import GUIDANCE_IS_OFF
 from tests.launcher.fake_ranks import NOT_FINITE_SEED, fake_engine, run
 
 PROMPT = "a red circle on a blue background"
@@ -196,6 +197,11 @@ def test_warnings_say_what_was_changed_and_what_cannot_be_drawn(run_folder: Path
                 "prompt was cut to 507 tokens",
                 "negative_prompt was cut to 507 tokens",
             ]
+            events = [event async for event in client.stream("fox", guidance_scale=1)]
+            first, last = events[0], events[-1]
+            assert isinstance(first, Accepted)
+            assert isinstance(last, Result)
+            assert first.warnings == last.warnings == (GUIDANCE_IS_OFF, demo.prompt_domain.warning("fox"))
 
     run(test())
 
