@@ -17,6 +17,9 @@ _GROUP_FILES = (
 )
 
 
+_UNLIMITED = 1 << 60  # and more is what version 1 says of a group without a limit
+
+
 @dataclass(frozen=True)
 class HostMemory:
     """Bytes of host memory. total: all that there is for us, or a group's limit; available: what can be had of it, and
@@ -77,7 +80,8 @@ def _swap(group: Path, limit: int) -> float:
         ("memory.memsw.limit_in_bytes", lambda: limit),  # of memory and swap together
     ):
         try:
-            return max(0, int((group / limit_file).read_text()) - used())
+            most = int((group / limit_file).read_text())
+            return math.inf if most >= _UNLIMITED else max(0, most - used())
         except (OSError, ValueError):
             continue
     return math.inf

@@ -58,6 +58,15 @@ USAGE = {
             (24, 22, 2),
             id="version 1 with swap",
         ),
+        pytest.param(
+            V1,
+            {
+                "memory": dict.fromkeys(("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"), "9223372036854771712")
+                | USAGE
+            },
+            (64, 50, 8),
+            id="version 1 without limits",
+        ),
         pytest.param(V2, {"pod/box": {"memory.max": "much", "memory.current": "?"}}, (64, 50, 8), id="unreadable"),
     ],
 )
