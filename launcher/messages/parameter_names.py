@@ -43,7 +43,8 @@ def in_own_names(given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, .
         meant += [("width", "size", width), ("height", "size", height)]
     for name, alias, value in meant:
         if own.setdefault(name, value) != value:
-            raise ArgumentError(f"{name} {own[name]} contradicts {alias}, which says {value}", parameter=name)
+            says = " 1, which is off" if alias == "guidance_scale" and warnings else f", which says {value}"
+            raise ArgumentError(f"{name} {own[name]} contradicts {alias}{says}", parameter=name)
     return own, warnings
 
 

@@ -32,7 +32,7 @@ def test_other_names_become_ours(given: dict[str, Any], own: dict[str, Any], war
         ({"steps": 8, "num_inference_steps": 4}, "steps 8 contradicts num_inference_steps, which says 4"),
         ({"n": 2, "num_images_per_prompt": 3}, "num_images 2 contradicts num_images_per_prompt, which says 3"),
         ({"size": "512x768", "height": 512}, "height 512 contradicts size, which says 768"),
-        ({"guidance_scale": 1, "guidance": 1.0}, "guidance 1.0 contradicts guidance_scale, which says 0.0"),
+        ({"guidance_scale": 1, "guidance": 1.0}, "guidance 1.0 contradicts guidance_scale 1, which is off"),
         ({"size": 512}, "size must be WIDTHxHEIGHT, as 512x768, got 512"),
     ],
 )
