@@ -15,6 +15,7 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from launcher.auto_mode.prediction import Workload
 from launcher.cli.explain import ExplainedCommand, Explaining, explain_option
+from launcher.cli.options.as_typed import LineError
 from launcher.cli.options.engine_options import configure_engine, engine_options
 from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER
 from launcher.cli.progress import GenerateProgress
@@ -111,7 +112,12 @@ def generate(
     requests = _make_requests(asked, names, settings, first_seed, loras=tuple(loaded))
     checked = _check(requests, asked, size, model, config.limits, loaded)
     paths = _name_images(requests, asked, names)
-    check_paths(paths)
+    try:
+        check_paths(paths)
+    except ArgumentError as error:
+        if all(each.output is None for each in asked):
+            raise
+        raise LineError(error.message, parameter="output") from None  # not of --output, perhaps
     if len(prompts) > 1 and not any(" " in each for each in prompts):
         click.echo(f"note: these are {len(prompts)} prompts; one of several words is to be in quotes", err=True)
     with (

@@ -125,6 +125,12 @@ def test_a_mistake_names_file_line_and_parameter_before_anything_starts(
     assert stderr.startswith(f"error: {file}, line 3: {message}")
 
 
+def test_names_of_lines_that_two_images_would_have_are_not_said_of_the_option(krea2: Krea2, tmp_path: Path) -> None:
+    file = write(tmp_path, '{"prompt": "x", "output": "a.png", "n": 2}\n{"prompt": "y", "output": "a_1.png"}')
+    message = "output must have {index} in it: two images would be a_1.png"
+    assert krea2("generate", "--prompts", file) == (2, "", f"error: {message}\n")
+
+
 def test_what_an_option_says_of_all_lines_is_told_of_the_option(krea2: Krea2, tmp_path: Path) -> None:
     file = write(tmp_path, '{"prompt": "x", "width": 96}')
     assert krea2("generate", "--prompts", file, "--steps", "900")[2].startswith("error: --steps must be between")
