@@ -44,8 +44,9 @@ def nearest_path(path: str) -> str | None:
 
 
 def nearest_model(model: str) -> str | None:
-    """The demo, the folder or file, or the repository whose name is nearest to that of a model that is none."""
-    return nearest(model, MODELS) or nearest_path(model)
+    """The demo, the folder or file, or the repository whose name is nearest to that of a model that is none. None for a
+    repository that is there, and could not be had."""
+    return None if model in MODELS else nearest(model, MODELS) or nearest_path(model)
 
 
 def nearest_to_given(parameters: Mapping[str, Any], message: str) -> str | None:

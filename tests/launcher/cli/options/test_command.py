@@ -52,6 +52,9 @@ def test_a_repository_that_is_misspelt_is_answered_with_the_one_there_is(
     code, _, stderr = krea2("info", "krea/Krea-2-Trubo")
     assert code == 2
     assert stderr.endswith("; did you mean krea/Krea-2-Turbo?\n")
+    code, _, stderr = krea2("info", "krea/Krea-2-Turbo")
+    assert code == 2
+    assert "did you mean" not in stderr
 
 
 def test_a_path_that_is_misspelt_is_answered_with_the_one_beside_it(krea2: Krea2, tmp_path: Path) -> None:
