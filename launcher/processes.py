@@ -27,7 +27,7 @@ from typing import BinaryIO, TypeVar
 
 import msgspec
 
-from engine.device.host_memory import taken_by_children
+from engine.device.host_memory import HostMemory, taken_by_children, who_kills
 from engine.errors import printable
 from launcher.awake import AwakeClock
 from launcher.lines import LONGEST
@@ -141,7 +141,7 @@ class Child:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             how = f"was killed by {name}"
             if name == "SIGKILL":
-                how += f", most likely by the kernel because memory ran out ({taken_by_children()})"
+                how += f", {who_kills(taken_by_children(), HostMemory.read())}"
         else:
             how = f"ended with exit code {code}"
         return ": ".join([how, *said])

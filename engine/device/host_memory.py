@@ -51,11 +51,17 @@ class HostMemory:
         return cls(total, available, swap)
 
 
-def taken_by_children() -> str:
-    """Tell what the largest child of this process that has ended had taken of host memory, and what there is."""
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << (0 if sys.platform == "darwin" else 10)
-    host = HostMemory.read()
-    return f"it had up to {peak / 1e9:.2f} GB" + (f", and there are {host.total / 1e9:.2f} GB" if host else "")
+def who_kills(peak: int, host: HostMemory | None) -> str:
+    """Tell who may have sent SIGKILL to a process that had taken up to `peak` bytes of what host memory there is."""
+    kernel = "by the kernel because memory ran out"
+    blame = f"by somebody, or {kernel}" if host is not None and peak < host.total / 4 else f"most likely {kernel}"
+    there = f", and there are {host.total / 1e9:.2f} GB" if host is not None else ""
+    return f"{blame} (it had up to {peak / 1e9:.2f} GB{there})"
+
+
+def taken_by_children() -> int:
+    """How many bytes of host memory the largest child of this process that has ended had taken."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << (0 if sys.platform == "darwin" else 10)
 
 
 def _groups(root: Path) -> Iterator[Path]:

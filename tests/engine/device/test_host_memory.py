@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.device.host_memory import HostMemory
+from engine.device.host_memory import HostMemory, who_kills
 
 GIB = 2**30
 MEMINFO = f"MemTotal: {64 << 20} kB\nMemAvailable: {50 << 20} kB\nSwapFree: {8 << 20} kB\nHugePages_Free: 0\n"
@@ -89,3 +89,11 @@ def test_where_nothing_says_what_there_is_it_is_not_known(tmp_path: Path) -> Non
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal: 1 kB\n")
     assert HostMemory.read(tmp_path) is None
+
+
+def test_the_kernel_is_suspected_of_killing_what_had_much_of_the_memory() -> None:
+    kernel = "by the kernel because memory ran out"
+    large, small = who_kills(30 * 10**9, HostMemory(64 * 10**9, 0)), who_kills(10**9, HostMemory(64 * 10**9, 0))
+    assert large == f"most likely {kernel} (it had up to 30.00 GB, and there are 64.00 GB)"
+    assert small == f"by somebody, or {kernel} (it had up to 1.00 GB, and there are 64.00 GB)"
+    assert who_kills(10**9, None) == f"most likely {kernel} (it had up to 1.00 GB)"
