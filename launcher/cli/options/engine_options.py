@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from engine.config.degrees import PARALLEL_DEGREES
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.config.options import Option, options_of
@@ -87,6 +88,8 @@ def configure_engine(
     ranks = torchrun.external_ranks()
     count = 1 if ranks is None else ranks.total
     sp, groups = options.get("sp", 1), 1 + options["cfg_parallel"]
+    if ranks is not None and count not in PARALLEL_DEGREES:
+        raise ArgumentError(f"torchrun must start 1, 2 or 4 processes, on all machines together, and started {count}")
     tp = options.setdefault("tp", max(1, count // (sp * groups)) if sp > 0 and not auto else 1)
     if ranks is not None and tp * sp * groups != count and not auto:
         product, got = ("tp · sp · 2", f"{tp} · {sp} · 2") if groups > 1 else ("tp · sp", f"{tp} · {sp}")

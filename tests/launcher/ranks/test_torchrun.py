@@ -80,6 +80,16 @@ def test_a_mistake_is_told_by_the_command_that_rank_0_starts(
     assert krea2("generate", "x", *arguments) == (2, "", f"error: {message}\n")
 
 
+@pytest.mark.parametrize("mode", [(), ("--parallel", "auto")])
+def test_a_count_of_processes_that_nothing_divides_is_told_as_torchruns(
+    krea2: Krea2, monkeypatch: pytest.MonkeyPatch, mode: tuple[str, ...]
+) -> None:
+    ranks = ExternalRanks(total=3, local=3, machines=1, run_folder="folder", host="127.0.0.1")
+    monkeypatch.setenv("KREA2_EXTERNAL_RANKS", msgspec.json.encode(ranks).decode())
+    message = "torchrun must start 1, 2 or 4 processes, on all machines together, and started 3"
+    assert krea2("generate", "x", *mode) == (2, "", f"error: {message}\n")
+
+
 def test_a_mistake_is_told_once(marked: Marked) -> None:
     process = torchrun(marked, 2, "generate", "x", "--tp", "4")
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
