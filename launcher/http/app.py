@@ -9,6 +9,7 @@ import asyncio
 import socket
 import time
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +257,7 @@ async def _answer_error(request: Request, problem: Exception) -> Response:
                 headers["Allow"] = ", ".join(sorted(_methods_at(request)))
             error = {
                 400: error_from_code("invalid_parameter", "the body cannot be parsed as JSON"),
-                404: error_from_code("not_found", f"there is nothing at {path}"),
+                404: error_from_code("not_found", f"there is nothing at {path}{_instead(request)}"),
                 405: error_from_code("method_not_allowed", f"{shorten(request.method)} is not possible at {path}"),
             }.get(status, error_from_code("invalid_parameter", str(problem.detail)))
         case Krea2Error():
@@ -265,6 +266,13 @@ async def _answer_error(request: Request, problem: Exception) -> Response:
             error = internal_error()
     request.state.error_code = error.code  # for the log
     return error_response(error, request.state.request_id, headers)
+
+
+def _instead(request: Request) -> str:
+    """The route whose path is nearest to that of a request, or where all are."""
+    paths = [path for route in request.app.routes if "{" not in (path := getattr(route, "path", "{"))]
+    close = get_close_matches(shorten(request.url.path), paths, n=1)
+    return f": did you mean {close[0]}?" if close else "; /docs has all there is"
 
 
 def _methods_at(request: Request) -> set[str]:

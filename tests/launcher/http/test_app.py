@@ -6,6 +6,7 @@ import asyncio
 import re
 from pathlib import Path
 
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
@@ -137,5 +138,25 @@ def test_the_status_says_what_the_engine_runs_on_and_does(run_folder: Path) -> N
         async with http_server_without_engine("ipc:///nonexistent/krea2", api_keys=("secret",)) as client:
             assert (await client.get("/v1/status")).status_code == 503
             assert (await client.get("/v1/status", headers={"Authorization": ""})).status_code == 401
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("path", "instead"),
+    [
+        ("/images/generations", ": did you mean /v1/images/generations?"),  # of a base_url without /v1
+        ("/v1/image/generation", ": did you mean /v1/images/generations?"),
+        ("/readyz", ": did you mean /ready?"),
+        ("/v1/chat/completions", "; /docs has all there is"),
+        ("/generate/" + "x" * 1000, "; /docs has all there is"),
+    ],
+)
+def test_a_path_that_is_none_is_answered_with_the_nearest(path: str, instead: str) -> None:
+    async def test() -> None:
+        async with http_server_without_engine("ipc:///nonexistent/krea2") as client:
+            answer = await client.post(path)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+            assert answer.json()["error"]["message"].endswith(instead)
 
     run(test())
