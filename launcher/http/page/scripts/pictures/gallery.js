@@ -84,9 +84,10 @@ export class Gallery {
   }
 
   async #clear() {
-    if (!(await confirmDeletion(`Delete all ${plural(this.pictures.length, "picture")}?`))) return;
-    await this.store.clear();
-    for (const picture of [...this.pictures]) this.#hide(picture);
+    const shown = [...this.pictures]; // another tab may keep more by now, and this one may get some
+    if (!(await confirmDeletion(`Delete all ${plural(shown.length, "picture")}?`))) return;
+    await this.store.delete(...shown.map(({ id }) => id));
+    for (const picture of shown) this.#hide(picture);
     element("gallery-heading").focus();
   }
 

@@ -31,12 +31,9 @@ class PictureStore {
     await this.#run("readwrite", (store) => store.add(picture));
   }
 
-  async delete(id) {
-    await this.#run("readwrite", (store) => store.delete(id));
-  }
-
-  async clear() {
-    await this.#run("readwrite", (store) => store.clear());
+  /** Delete the pictures with these ids, one at least. */
+  async delete(...ids) {
+    await this.#run("readwrite", (store) => ids.map((id) => store.delete(id)).at(-1));
   }
 
   /** Resolves when what it did is there to stay: until then a reload, or a full disk, may undo it. */

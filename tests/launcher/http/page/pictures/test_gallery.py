@@ -35,6 +35,21 @@ def test_pictures_survive_a_reload_until_they_are_deleted(page: Page, server: Fa
     expect(page.locator("#empty")).to_be_visible()
 
 
+def test_deleting_all_leaves_what_another_tab_has_drawn(page: Page, server: FakeServer) -> None:
+    other = page.context.new_page()
+    for tab in (page, other):
+        open_page(tab, server)
+        generate(tab)
+        expect(tab.locator(".job")).to_have_count(0)
+        expect(pictures(tab)).to_have_count(1 if tab is page else 2)
+    page.get_by_role("button", name="Delete all").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Delete all 1 picture?")
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(pictures(page)).to_have_count(0)
+    reload(page)
+    expect(pictures(page)).to_have_count(1)
+
+
 def test_the_gallery_forgets_its_oldest_pictures(page: Page, server: FakeServer) -> None:
     def keep_few(route: Route) -> None:
         script = route.fetch()
