@@ -78,13 +78,14 @@ export class Form {
     element("prompt").focus();
   }
 
-  /** Draw with the form's settings, but for these. */
-  draw(parameters) {
+  /** Draw with the form's settings, but for these, which stay in the form but for the seed: the next picture has another. */
+  draw({ seed, ...parameters }) {
     this.clearErrors();
-    this.#set({ ...this.#defaults, ...this.#settings(), seed: "", ...parameters });
+    this.#set({ ...this.#defaults, ...this.#settings(), ...parameters, seed: seed ?? "" });
     element("n").value = 1;
-    this.#keep();
     this.form.requestSubmit();
+    element("seed").value = "";
+    this.#keep();
   }
 
   #set({ prompt, negative_prompt, width, height, steps, guidance, seed, output_format, loras }) {

@@ -139,6 +139,27 @@ def test_samples_are_shown_until_there_is_a_picture_and_drawn_by_a_click(page: P
     drawn = {"seed": 7, "width": 128, "height": 128, "steps": 8, "guidance": 0, "n": 1}
     assert server.requests[0] | drawn == server.requests[0]
     assert "negative_prompt" not in server.requests[0]
+    expect(page.locator("#seed")).to_have_value("")
+    page.get_by_role("button", name="Generate").click()
+    expect(pictures(page)).to_have_count(2)
+    assert "seed" not in server.requests[1]  # or it would be the same picture again
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_all_of_a_seed_is_seen(page: Page, server: FakeServer, width: int, height: int) -> None:
+    page.set_viewport_size({"width": width, "height": height})
+    open_page(page, server)
+    page.locator("#seed").fill(str(2**32 - 1))
+    room = page.locator("#seed").evaluate(
+        """field => {
+          const style = getComputedStyle(field);
+          const pen = document.createElement("canvas").getContext("2d");
+          pen.font = style.font;
+          const padding = parseFloat(style.paddingLeft) + parseFloat(style.paddingRight);
+          return field.clientWidth - padding - pen.measureText(field.value).width;
+        }"""
+    )
+    assert room >= 0
 
 
 def test_a_model_that_is_not_the_demo_has_prompts_to_begin_with_and_no_pictures(page: Page, server: FakeServer) -> None:
