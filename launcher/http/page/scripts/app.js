@@ -6,7 +6,7 @@ import { EngineState } from "./engine_state.js";
 import { Form } from "./form/form.js";
 import { showSamples } from "./form/samples.js";
 import { Gallery } from "./pictures/gallery.js";
-import { Job } from "./jobs/job.js";
+import { isAnythingRunning, Job } from "./jobs/job.js";
 import { offerCopies } from "./jobs/snippets.js";
 import { Comparison } from "./pictures/compare.js";
 import { Lightbox } from "./pictures/lightbox.js";
@@ -109,6 +109,7 @@ const gallery = new Gallery(openStore(), { open: (picture) => lightbox.open(pict
 const lightbox = new Lightbox(gallery, { reuse, vary, compare: (picture) => gallery.compare(picture) });
 offerCopies(element("form-copies"), () => form.read());
 window.addEventListener("focus", showLoras);
+window.addEventListener("beforeunload", (event) => isAnythingRunning() && event.preventDefault()); // the browser asks
 await Promise.all([gallery.load(), loadSettings()]);
 await engine.whenReady();
 await showLoras();

@@ -8,7 +8,7 @@ export function tell(box, { short, details, kind }) {
   line.textContent = short;
   if (details) {
     const [folded, rest] = [document.createElement("details"), document.createElement("p")];
-    rest.textContent = details;
+    rest.append(...details.split(/(--[a-z][\w-]*)/).map((piece, i) => (i % 2 ? option(piece) : piece)));
     folded.append(line, rest);
     box.replaceChildren(folded);
   } else {
@@ -16,6 +16,11 @@ export function tell(box, { short, details, kind }) {
   }
   box.dataset.kind = kind;
   box.hidden = false;
+}
+
+/** An option of the command line, which no line breaks. */
+function option(text) {
+  return Object.assign(document.createElement("code"), { textContent: text });
 }
 
 /** What to tell of warnings: the first sentence, and the rest. */

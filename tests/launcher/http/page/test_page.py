@@ -158,6 +158,38 @@ def test_warnings_stay_until_they_are_dismissed(page: Page, server: FakeServer) 
     expect(pictures(page)).to_have_count(1)
 
 
+def test_the_newest_warning_stands_alone_and_breaks_no_option(page: Page, server: FakeServer) -> None:
+    server.warnings = ["the model does not know this. Serve with --model FOLDER, or --memory-budget 12GB"]
+    open_page(page, server)
+    for count, prompt in enumerate(("a cat", "a dog", "a <b>fox</b>"), 1):
+        generate(page, prompt)
+        expect(pictures(page)).to_have_count(count)
+        expect(page.locator(".job-told:visible")).to_have_count(1)
+    expect(page.locator(".job-prompt")).to_have_text("a <b>fox</b>")
+    page.locator(".job-told summary").click()
+    expect(page.locator(".job-told code")).to_have_text(["--model", "--memory-budget"])
+    expect(page.locator(".job-told code").first).to_have_css("white-space", "nowrap")
+    server.warnings = []
+    generate(page)
+    expect(page.locator(".job")).to_have_count(0)
+
+
+def test_leaving_asks_first_while_pictures_are_drawn(page: Page, server: FakeServer) -> None:
+    asked: list[str] = []
+    page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+    open_page(page, server)
+    generate(page)
+    expect(pictures(page)).to_have_count(1)
+    expect(page.locator(".job")).to_have_count(0)
+    reload(page)
+    assert asked == []
+    server.held = True
+    generate(page)
+    wait_until(lambda: server.running == 1, "the request")
+    page.reload()
+    assert asked == ["beforeunload"]
+
+
 def test_an_api_key_is_asked_for_and_kept_in_this_tab(page: Page, server: FakeServer) -> None:
     server.api_key = "secret"
     page.goto(server.url)

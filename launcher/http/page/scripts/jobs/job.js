@@ -12,6 +12,8 @@ const MAX_WAITS = 3; // for the engine to be ready, before a request is given up
 const PREVIEWS = 12; // of an image, at most
 
 let streams = 0;
+let running = 0; // jobs that leaving the page would end
+let warned = null; // the job whose card tells of a warning
 const waiting = [];
 
 async function takeStream() {
@@ -24,6 +26,9 @@ function giveStreamBack() {
   if (next) next();
   else streams -= 1;
 }
+
+/** Whether there are pictures to come. */
+export const isAnythingRunning = () => running > 0;
 
 const now = () => performance.now() / 1000;
 
@@ -43,6 +48,7 @@ export class Job {
   #warnings = [];
 
   constructor(parameters, page) {
+    warned?.#close({ focus: false }); // its warning stays with its pictures
     this.parameters = parameters;
     this.page = page;
     this.card = document.getElementById("job-template").content.firstElementChild.cloneNode(true);
@@ -65,6 +71,7 @@ export class Job {
     this.#attempt = 1;
     this.#isDrawing = false;
     const clock = setInterval(() => this.#showStatus(), 1000);
+    running += 1;
     this.#say("Waiting for your other pictures");
     this.#showBar(null);
     await takeStream();
@@ -79,6 +86,7 @@ export class Job {
       this.#fail(error);
     } finally {
       clearInterval(clock);
+      running -= 1;
       giveStreamBack();
     }
   }
@@ -163,8 +171,10 @@ export class Job {
 
   #finish() {
     this.page.announce(`Finished ${plural(this.#done.size, "picture")}.`);
-    if (this.#warnings.length) this.#end(shortWarning(this.#warnings));
-    else this.#close();
+    if (!this.#warnings.length) return this.#close();
+    warned?.#close({ focus: false });
+    warned = this;
+    this.#end(shortWarning(this.#warnings));
   }
 
   #fail(error) {
@@ -192,6 +202,7 @@ export class Job {
 
   /** Take the card away. */
   #close({ focus = true } = {}) {
+    if (warned === this) warned = null;
     const hadFocus = this.card.contains(document.activeElement);
     this.card.remove();
     for (const tile of this.tiles) URL.revokeObjectURL(tile.image.src);
