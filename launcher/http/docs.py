@@ -116,7 +116,8 @@ def describe_page(openapi: Mapping[str, Any]) -> HTMLResponse:
         f'<meta name="viewport" content="width=device-width"><link rel="icon" href="/page/icon.svg">'
         f"<style>{_STYLE}</style></head><body>"
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info['description'])} "
-        f'The same for programs: <a href="/openapi.json">openapi.json</a>.</p>{"".join(sections)}</body></html>'
+        f'The same for programs: <a href="/openapi.json">openapi.json</a>. For people: <a href="/">the page</a>.</p>'
+        f"{''.join(sections)}</body></html>"
     )
     return HTMLResponse(html, headers={"Content-Security-Policy": _POLICY})
 

@@ -120,6 +120,7 @@ def test_the_page_and_its_files_are_served_and_load_nothing_from_elsewhere(run_f
             docs = await client.get("/docs")
             assert "num_inference_steps" in docs.text
             assert "src=" not in docs.text
+            assert '<a href="/">' in docs.text  # who came from the page finds back
 
     run(test())
 
