@@ -81,6 +81,9 @@ def check(
     ):
         if outside is not None:
             warnings.append(outside)
+    if guidance > 0 and model.is_distilled and model.default_guidance == 0:
+        told = f"guidance {guidance:g} may spoil the picture"
+        warnings.append(f"{told}: Turbo has it built in; leave it out, or take Raw")
     seed, max_seed = drawn_seed if request.seed is None else request.seed, limits.max_seed - (num_images - 1)
     if not 0 <= seed <= max_seed:
         images = f" for {num_images} images" if num_images > 1 else ""

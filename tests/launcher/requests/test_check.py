@@ -34,13 +34,21 @@ def test_what_a_request_leaves_open_comes_from_the_checkpoint() -> None:
 
 
 def test_the_negative_prompt_is_used_only_with_guidance() -> None:
-    unused, used = checked(negative_prompt="blurry"), checked(negative_prompt="blurry", guidance=1)
+    unused, used = checked(negative_prompt="blurry"), checked(RAW, negative_prompt="blurry", guidance=1)
     assert unused.negative_prompt is None
     assert unused.warnings == ("the negative prompt is not used: it needs a guidance above 0",)
     assert (used.negative_prompt, used.warnings) == ("blurry", ())
     assert checked(negative_prompt="").warnings == ()
     assert checked(guidance=0.5).negative_prompt == ""
     assert checked(RAW).negative_prompt == ""
+
+
+def test_guidance_that_the_checkpoint_has_built_in_is_warned_of() -> None:
+    message = "guidance 4.5 may spoil the picture: Turbo has it built in; leave it out, or take Raw"
+    assert checked(guidance=4.5).warnings == (message,)
+    states_it = replace(DEMO, stated_guidance=1.0)
+    assert [checked(model, guidance=4.5).warnings for model in (RAW, states_it)] == [(), ()]
+    assert checked(guidance=0).warnings == checked(RAW).warnings == ()
 
 
 @pytest.mark.parametrize(
