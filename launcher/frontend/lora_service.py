@@ -81,7 +81,9 @@ class LoraService:
             if isinstance(message, ListLoras):
                 self._reply(client, message.request_id)
             elif folder is None:
-                raise ArgumentError("clients may load and unload LoRAs only if the server has a --lora-dir")
+                raise ArgumentError(
+                    "clients may load and unload LoRAs only if the server has a --lora-dir (lora_dir of launch)"
+                )
             elif isinstance(message, LoadLora):
                 if (lost := self._dispatcher.status.given_up) is not None:
                     raise lost.with_traceback(None)  # which each raise would add to

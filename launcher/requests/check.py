@@ -145,7 +145,7 @@ def _check_loras(
             raise ArgumentError.of("loras", "different ones", choice.name)
         if loaded is not None and choice.name not in loaded:
             more = f" and {len(loaded) - _SHOWN_LORAS} more" if len(loaded) > _SHOWN_LORAS else ""
-            listed = ", ".join([*loaded][:_SHOWN_LORAS]) + more or "none"
+            listed = ", ".join([*loaded][:_SHOWN_LORAS]) + more or "none; --lora, or loras of launch, loads some"
             raise ArgumentError.of("loras", f"among the loaded ones ({listed})", choice.name)
         strength = choice.strength
         if strength is None:

@@ -111,7 +111,10 @@ def test_a_mistake_in_a_list_names_the_prompt(krea2: Krea2, tmp_path: Path, data
         ('{"prompt": "x", "size": "64x5000"}', "size 64x5000: height must be between 64 and 4096, got 5000"),
         ('{"prompt": "x", "n": 0}', "n must be between 1 and 10, got 0"),
         ('{"prompt": "x", "guidance": NaN}', "guidance must be between 0 and 20, got nan"),
-        ('{"prompt": "x", "loras": ["none"]}', "loras must be among the loaded ones (none), got 'none'"),
+        (
+            '{"prompt": "x", "loras": ["none"]}',
+            "loras must be among the loaded ones (none; --lora, or loras of launch, ",
+        ),
         ('{"prompt": "\\ud800"}', "prompt must be valid Unicode text, got lone surrogates"),
         ('{"prompt": "x", "output": "x.gif"}', "output must be a path that ends in .png"),
     ],
