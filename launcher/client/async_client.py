@@ -12,7 +12,7 @@ from typing import Unpack
 import msgspec
 
 from launcher.client.connection import Connection
-from launcher.client.parameters import Parameters, documented, make_request
+from launcher.client.parameters import LikeNoPipeline, Parameters, documented, make_request
 from launcher.client.results import Event, ImageFile, PreviewFile, Result
 from launcher.client.watching import Callback, Watching
 from launcher.messages import client_messages as messages
@@ -20,7 +20,7 @@ from launcher.messages import client_messages as messages
 LOAD_LORA_S = 300.0  # for a LoRA to be read, and for the ranks to begin a step
 
 
-class AsyncClient(Connection):
+class AsyncClient(Connection, LikeNoPipeline):
     """A client inside an event loop, which must not be blocked for longer than the server's lease of 20 s.
 
     Connects when first used, or in `async with`. Every method raises `ServerError` if the server does not answer, and

@@ -15,7 +15,7 @@ from launcher.client import loop_thread
 from launcher.client.async_client import AsyncClient
 from launcher.client.bars import is_watched
 from launcher.client.loop_thread import LoopThread, close_forgotten
-from launcher.client.parameters import Parameters, documented, make_request
+from launcher.client.parameters import LikeNoPipeline, Parameters, documented, make_request
 from launcher.client.results import Event, Result
 from launcher.client.watching import Callback, Watching, check_callback
 
@@ -35,7 +35,7 @@ def _in_thread(
     return call
 
 
-class Client:
+class Client(LikeNoPipeline):
     """A client for code without an event loop, or with one of its own. Thread-safe.
 
     It runs an `AsyncClient`, `asynchronous`, in a thread, and its methods wait for those of the same name. Ctrl-C in

@@ -80,15 +80,44 @@ INSTEAD = {
     **dict.fromkeys(("negative_prompt_embeds", "negative_prompt_embeds_mask"), _ENCODER),
     **dict.fromkeys(("attention_kwargs", "joint_attention_kwargs", "cross_attention_kwargs"), _LORAS),
     **dict.fromkeys(("cfg", "cfg_scale", "true_cfg_scale"), _GUIDANCE),
-    **dict.fromkeys(("image", "mask_image", "strength"), _PROMPTS),
+    **dict.fromkeys(("image", "images", "init_image", "input_image", "mask", "mask_image", "strength"), _PROMPTS),
+    **dict.fromkeys(("control_image", "ip_adapter_image", "denoising_strength"), _PROMPTS),
     "max_sequence_length": "prompts may have 507 tokens, and are cut there with a warning",
     "response_format": "give output_format: png, jpeg or webp",
     "callback": f"{_EVENTS} a callback",
     "progress": f"{_EVENTS} progress, for a bar",
 }
+_LAUNCH = "it is launch that settles it"
+# The same of methods of diffusers' pipelines.
+_METHODS = {
+    "from_pretrained": "an engine is started by client = launch(model)",
+    **dict.fromkeys(("to", "cuda"), f"{_LAUNCH}, as launch(model, device=…, dtype=…)"),
+    **dict.fromkeys(
+        ("enable_model_cpu_offload", "enable_sequential_cpu_offload"),
+        f'{_LAUNCH}, as launch(model, memory_budget="12GB")',
+    ),
+    **dict.fromkeys(
+        ("load_lora_weights", "set_adapters", "fuse_lora"),
+        'launch(model, loras=["NAME=FILE"]) loads them, and each request names its own: generate(…, loras=["NAME"])',
+    ),
+    "unload_lora_weights": "each request names its LoRAs; one that names none has none",
+    "set_progress_bar_config": "give generate progress=False, or True",
+}
 _NO_OTHER = {"output_type": "pil", "return_dict": True, "max_sequence_length": 512}  # what is done anyhow
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class LikeNoPipeline:
+    """Answers who takes a client for a pipeline of diffusers with what to do instead."""
+
+    def __call__(self, *_: object, **__: object) -> None:
+        """Raise `TypeError`."""
+        raise TypeError("a client is no pipeline to be called: client.generate(prompt) makes pictures")
+
+    def __getattr__(self, name: str) -> Any:
+        hint = f": {_METHODS[name]}" if name in _METHODS else ""
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
 
 
 def make_request(prompt: str, given: Parameters, call: str) -> tuple[Generate, tuple[str, ...]]:

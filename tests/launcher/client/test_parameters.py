@@ -74,6 +74,7 @@ def test_what_is_easily_said_otherwise_is_understood() -> None:
         ("callback_on_step_end", print, r"give callback=f, which is called as f\(step, steps, preview\)"),
         ("callback", print, "stream gives the events themselves"),
         ("generator", SimpleNamespace(initial_seed=lambda: 31), r"generator is not taken: give seed=31, whose noise"),
+        ("init_image", object(), "init_image is not taken: pictures are made from prompts alone"),
         ("cfg_scale", 3.5, "give guidance, on Krea's scale"),
         ("loras", "a", "loras must be a list of"),
         ("loras", [{"strength": 1.0}], "loras must be a list of"),
@@ -95,3 +96,20 @@ def test_a_misspelt_name_is_answered_with_the_nearest_and_several_prompts_with_w
         make_request("x", {"zzz": 1}, "stream")  # type: ignore[typeddict-unknown-key]
     with pytest.raises(ArgumentError, match=r"^prompt must be one text \(for several, make a request of each\), got "):
         make_request(["a", "b"], {}, "generate")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_client_that_is_taken_for_a_pipeline_says_what_to_do(kind: type[Client] | type[AsyncClient]) -> None:
+    client: Any = kind("ipc:///nonexistent/krea2", **({"connect": False} if kind is Client else {}))
+    with pytest.raises(TypeError, match=r"client\.generate\(prompt\) makes pictures"):
+        client("a red circle", num_inference_steps=8)
+    for name, hint in {
+        "load_lora_weights": r": launch\(model, loras=",
+        "to": r": it is launch that settles it, as launch\(model, device=",
+        "enable_model_cpu_offload": r'memory_budget="12GB"\)$',
+        "zzz": "$",
+    }.items():
+        with pytest.raises(AttributeError, match=f"{kind.__name__}' object has no attribute '{name}'.*{hint}"):
+            getattr(client, name)
+    if isinstance(client, Client):
+        client.close()
