@@ -92,7 +92,8 @@ def describe_limits(openapi: Mapping[str, Any], model: ModelConfig, limits: Limi
         field = schemas[body.__name__]["properties"]["strength"]
         field["anyOf"][0] |= {"minimum": -MAX_LORA_STRENGTH, "maximum": MAX_LORA_STRENGTH}
     properties = schemas[ImageRequest.__name__]["properties"]
-    properties["loras"]["anyOf"][0]["maxItems"] = limits.max_request_loras
+    loras = properties["loras"]["anyOf"][0]
+    loras |= {"items": {"anyOf": [_TEXT, loras["items"]]}, "maxItems": limits.max_request_loras}
     for sent, field in properties.items():
         name = ALIASES.get(sent, sent)
         if name in ranges:
@@ -148,7 +149,7 @@ def _allowed(field: Mapping[str, Any]) -> str:
     if "enum" in field:
         return ", ".join(map(str, field["enum"]))
     if field.get("type") == "array":
-        return f"at most {field['maxItems']} of {{name, strength}}"
+        return f"at most {field['maxItems']}: NAME or {{name, strength}}"
     if "minimum" in field:
         return f"{field['type']}, {field['minimum']:.16g} to {field['maximum']:.16g}"
     return str(field.get("type", ""))

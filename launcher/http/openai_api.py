@@ -14,7 +14,7 @@ from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from starlette.requests import Request
 
 from engine.config.model_config import ModelConfig
@@ -35,6 +35,11 @@ class LoraChoiceBody(BaseModel, extra="forbid", strict=True, allow_inf_nan=False
 
     name: str = Field(description="The name by which GET /v1/loras lists it.")
     strength: float | None = Field(None, description="How strongly to apply it. Default: as it was loaded.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_name(cls, given: object) -> object:
+        return {"name": given} if isinstance(given, str) else given
 
 
 class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
@@ -91,7 +96,7 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     )
 
     loras: list[LoraChoiceBody] | None = Field(
-        None, description="LoRAs to draw with, each by its name and, if it is to be another, its strength."
+        None, description="LoRAs to draw with, each by its name, or by name and strength."
     )
 
     explain: bool | None = Field(None, description="Whether to answer, as explanation, where the time went.")
@@ -185,7 +190,7 @@ def explain_invalid(problems: Sequence[Any]) -> ArgumentError:
             match = re.match(r"Input should be (.*)", problem["msg"], re.DOTALL)
             allowed = match[1] if match else f"as follows: {problem['msg']}"
             if kind == "model_attributes_type":
-                allowed = 'an object, as {"name": …, "strength": …}'
+                allowed = 'a name, or {"name": …, "strength": …}'
             message = ArgumentError.of(path, allowed, problem["input"]).message
     return ArgumentError(message, parameter=name)
 

@@ -54,6 +54,9 @@ def test_loading_listing_choosing_and_unloading(run_folder: Path, tmp_path: Path
                 assert settings["loras"] == [{"name": "Ink é", "strength": -0.75}]
                 (job,) = (job for step in fakes.ranks[0].steps for job in step.start)
                 assert job.loras == ((0, -0.75),)
+                await ours.images.generate(prompt=PROMPT, extra_body={"loras": ["Ink é"]})
+                *_, job = (job for step in fakes.ranks[0].steps for job in step.start)
+                assert job.loras == ((0, 0.5),)
                 with pytest.raises(openai.BadRequestError, match="among the loaded ones") as refusal:
                     await ours.images.generate(prompt=PROMPT, extra_body={"loras": [{"name": "Oil"}]})
                 assert (refusal.value.param, refusal.value.code) == ("loras", "invalid_parameter")
@@ -87,11 +90,11 @@ def test_what_cannot_be_loaded_is_a_400_that_says_why(run_folder: Path, tmp_path
                 assert (answer.status_code, error["code"], error["param"]) == (400, code, parameter), body
                 assert error["message"].startswith(message)
             for loras, message in (
-                (["ink"], """loras[0] must be an object, as {"name": …, "strength": …}, got 'ink'"""),
+                ([3], 'loras[0] must be a name, or {"name": …, "strength": …}, got 3'),
                 ([{"name": "a", "strength": "high"}], "loras[0].strength must be a valid number, got 'high'"),
                 ([{}], "loras[0].name is required"),
                 ([{"name": "a"}, {"name": "b", "weight": 1}], "unknown parameter 'loras[1].weight'"),
-                ([{"name": "a"}] * 2, "loras must be different ones, got 'a'"),
+                ([{"name": "a"}, "a"], "loras must be different ones, got 'a'"),
                 ("a", "loras must be a valid list, got 'a'"),
             ):
                 error = (await client.post(PATH, json={"prompt": PROMPT, "loras": loras})).json()["error"]
@@ -127,7 +130,7 @@ def test_the_description_says_what_is_allowed() -> None:
             settings = (await client.get("/v1/settings")).json()
             assert (settings["max_lora_strength"], settings["limits"]["max_request_loras"]) == (10, 8)
             docs = (await client.get("/docs")).text
-            assert "at most 8 of {name, strength}" in docs
+            assert "at most 8: NAME or {name, strength}" in docs
             assert "POST /v1/loras" in docs
             assert (await client.get(LORAS)).status_code == 503
 
