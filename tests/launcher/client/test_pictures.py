@@ -112,7 +112,7 @@ def test_a_path_of_no_format_of_ours_is_refused(path: object) -> None:
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     path = tmp_path / "file" / "x.png"
-    with pytest.raises(ArgumentError, match=rf"^path must be .*{path}'$"):
+    with pytest.raises(ArgumentError, match=r"^path must be .*/file/x\.png'$"):
         result(file()).save(path)
     with pytest.raises(Krea2Error, match=rf"^{tmp_path}/file/a: cannot be made: Not a directory$"):
         result(file()).image.save(tmp_path / "file" / "a" / "x.png")
