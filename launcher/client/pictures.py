@@ -63,16 +63,22 @@ def _empty_picture(image_format: str) -> ImageFile:
 
 
 def save_pictures(
-    path: str | os.PathLike[str], files: Sequence[bytes], image_format: str, *, seeds: Sequence[int], prompt: str
+    path: str | os.PathLike[str],
+    files: Sequence[bytes],
+    image_format: str,
+    *,
+    seeds: Sequence[int],
+    prompt: str,
+    first: int = 0,
 ) -> list[Path]:
-    """Write files in `image_format` to a path, as `Result.save` does."""
+    """Write files in `image_format` to a path, as `Result.save` does. first: the index of the first of them."""
     if not isinstance(path, str | os.PathLike):
         raise ArgumentError.of("path", "a path; result.files are the files as bytes", path)
     name = OutputName(os.fspath(path), "path")
     numbers = range(len(files)) if len(files) > 1 else [None]
     paths = [
         name.of(index=index, seed=seed, prompt=prompt, number=number)
-        for index, (seed, number) in enumerate(zip(seeds, numbers, strict=True))
+        for index, (seed, number) in enumerate(zip(seeds, numbers, strict=True), first)
     ]
     check_paths(paths, "path")
     with made_folders(paths):

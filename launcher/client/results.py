@@ -38,8 +38,8 @@ class ImageFile:
         return open_picture(self.file, self.format)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the image to a file, as `Result.save` does. Returns its path."""
-        (path,) = save_pictures(path, [self.file], self.format, seeds=[self.seed], prompt=self.prompt)
+        """Write the image to a file, as `Result.save` does; `{index}` is its own. Returns its path."""
+        (path,) = save_pictures(path, [self.file], self.format, seeds=[self.seed], prompt=self.prompt, first=self.index)
         return path
 
     def _repr_html_(self) -> str:

@@ -68,6 +68,16 @@ def test_several_images_are_numbered_and_one_event_saves_its_own(tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.webp", "x_0.PNG", "x_1.PNG"]
 
 
+def test_images_that_are_saved_as_they_come_have_their_own_indices_in_their_names(tmp_path: Path) -> None:
+    files = [file(made=MADE | {"seed": seed}) for seed in (7, 8)]
+    paths = [
+        ImageFile("id", 1, index, 7 + index, 16, 32, "png", data).save(tmp_path / "{index:02}.png")
+        for index, data in enumerate(files)
+    ]
+    assert [path.name for path in paths] == ["00.png", "01.png"]
+    assert [path.read_bytes() for path in paths] == files
+
+
 def test_names_are_filled_in_and_a_folder_is_enough(tmp_path: Path) -> None:
     its = result(file(), file())
     names = [
