@@ -11,6 +11,7 @@ import click
 
 from engine.errors import ArgumentError
 from launcher.cli.options.command import Command
+from launcher.requests.output_files import check_paths
 
 if TYPE_CHECKING:
     from launcher.client.explanation import ResultExplanation
@@ -36,11 +37,9 @@ def _check(_context: click.Context, _option: click.Parameter, value: str | None)
     if not value:
         return value
     path = Path(value)
-    if path.suffix != _SUFFIX or path.is_dir():
+    if path.suffix != _SUFFIX or os.path.isdir(path):
         raise ArgumentError.of(_FLAG, f"a file that ends in {_SUFFIX}, or be left without one for a table", value)
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise ArgumentError.of(_FLAG, "a file in a folder that can be written", value)
+    check_paths([path], _FLAG)
     return value
 
 

@@ -40,7 +40,10 @@ def test_only_what_ends_in_json_is_a_file_and_no_prompt_is_swallowed(arguments: 
     assert json.loads(CliRunner().invoke(shown, arguments).stdout) == expected
 
 
-@pytest.mark.parametrize("value", ["trace.txt", "{folder}/folder.json", "{folder}/file/trace.json"])
+@pytest.mark.parametrize(
+    "value",
+    ["trace.txt", "{folder}/folder.json", "{folder}/file/trace.json", f"{'x' * 256}.json", f"{'x' * 256}/trace.json"],
+)
 def test_what_cannot_be_the_file_is_said_before_anything_starts(krea2: Krea2, tmp_path: Path, value: str) -> None:
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "file").touch()
