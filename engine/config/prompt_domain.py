@@ -26,7 +26,7 @@ class PromptDomain:
         if not unknown:
             return None
         named = ", ".join(f'"{word[:40]}"' for word in unknown[:_WORDS_NAMED])
-        more = ", …" if len(unknown) > _WORDS_NAMED else ""
+        more = " and more" if len(unknown) > _WORDS_NAMED else ""
         return f"the model does not know {named}{more}. {self.note}"
 
 

@@ -34,7 +34,7 @@ def test_words_are_known_in_any_case_and_between_any_signs() -> None:
 def test_the_warning_names_the_first_words_that_are_unknown_and_not_all_of_a_long_one() -> None:
     domain = PromptDomain(frozenset({"cat"}), NOTE)
     assert domain.warning("cat dog cat fox dog") == 'the model does not know "dog", "fox". It draws cats.'
-    assert domain.warning("1 2 3 4 5 6") == 'the model does not know "1", "2", "3", "4", "5", …. It draws cats.'
+    assert domain.warning("1 2 3 4 5 6") == 'the model does not know "1", "2", "3", "4", "5" and more. It draws cats.'
     assert domain.warning("x" * 16384) == f'the model does not know "{"x" * 40}". It draws cats.'
 
 
