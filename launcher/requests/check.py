@@ -66,10 +66,12 @@ def check(
     steps = _between("steps", model.default_steps if request.steps is None else request.steps, 1, limits.max_steps)
     guidance = model.default_guidance if request.guidance is None else request.guidance
     _between("guidance", guidance, 0, limits.max_guidance)
+    built_in = model.is_distilled and model.default_guidance == 0  # more of it spoils pictures
     if request.negative_prompt is not None:
         _check_text("negative_prompt", request.negative_prompt, limits)
         if request.negative_prompt and guidance == 0:
-            warnings.append("the negative prompt is not used: it needs a guidance above 0")
+            needs = "guidance, for which Turbo is not made: take Raw" if built_in else "a guidance above 0"
+            warnings.append(f"the negative prompt is not used: it needs {needs}")
     width, height = _size(request.width, request.height, model, limits)
     asked = (request.width or width, request.height or height)
     if asked != (width, height):
@@ -81,7 +83,7 @@ def check(
     ):
         if outside is not None:
             warnings.append(outside)
-    if guidance > 0 and model.is_distilled and model.default_guidance == 0:
+    if guidance > 0 and built_in:
         told = f"guidance {guidance:g} may spoil the picture"
         warnings.append(f"{told}: Turbo has it built in; leave it out, or take Raw")
     seed, max_seed = drawn_seed if request.seed is None else request.seed, limits.max_seed - (num_images - 1)

@@ -36,7 +36,9 @@ def test_what_a_request_leaves_open_comes_from_the_checkpoint() -> None:
 def test_the_negative_prompt_is_used_only_with_guidance() -> None:
     unused, used = checked(negative_prompt="blurry"), checked(RAW, negative_prompt="blurry", guidance=1)
     assert unused.negative_prompt is None
-    assert unused.warnings == ("the negative prompt is not used: it needs a guidance above 0",)
+    needs = "the negative prompt is not used: it needs"
+    assert unused.warnings == (f"{needs} guidance, for which Turbo is not made: take Raw",)
+    assert checked(RAW, negative_prompt="blurry", guidance=0).warnings == (f"{needs} a guidance above 0",)
     assert (used.negative_prompt, used.warnings) == ("blurry", ())
     assert checked(negative_prompt="").warnings == ()
     assert checked(guidance=0.5).negative_prompt == ""
