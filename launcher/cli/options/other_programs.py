@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import click
+
 from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
 from engine.errors import ArgumentError
 from launcher.messages.parameter_names import GUIDANCE_IS_OFF, in_own_names
@@ -75,7 +77,13 @@ def _all_gpus(value: int, parameters: Parameters) -> int | None:
     """As SGLang, let GPUs that no other option has taken split the tokens."""
     tp, sp = parameters.get("tp") or 1, parameters.get("sp") or 1
     rest = tp * (1 + bool(parameters.get("cfg_parallel")))
-    if value == rest * sp or parameters.get("parallel"):
+    if parameters.get("parallel"):
+        instead = "info's --gpus" if "gpus" in parameters else "CUDA_VISIBLE_DEVICES"
+        click.echo(
+            f"note: --num-gpus changes nothing: --parallel auto looks at all GPUs; {instead} says at which", err=True
+        )
+        return None
+    if value == rest * sp:
         return None
     if sp > 1 or value % rest or value < 1:
         raise ArgumentError(

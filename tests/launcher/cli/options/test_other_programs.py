@@ -131,3 +131,12 @@ def test_what_there_is_not_is_answered_with_what_there_is(krea2: Krea2, argument
     assert (code, stdout) == (2, "")
     assert stderr.startswith(f"error: {message}")
     assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("command", "instead"), [("serve", "CUDA_VISIBLE_DEVICES"), ("info", "info's --gpus")])
+def test_a_number_of_gpus_that_auto_does_not_look_at_is_told_of(
+    capsys: pytest.CaptureFixture[str], command: str, instead: str
+) -> None:
+    assert given(command, "--num-gpus", "2", "--parallel", "auto") == given(command, "--parallel", "auto")
+    note = f"note: --num-gpus changes nothing: --parallel auto looks at all GPUs; {instead} says at which\n"
+    assert capsys.readouterr().err == note
