@@ -168,11 +168,7 @@ def test_info_s_plan_leaves_room_for_loras_and_follows_the_options(krea2: Krea2,
     assert "LoRAs           5.00 MB are left to them" in krea2(*info, "--lora-memory", "5MB")[1]
     assert "2 ahead" in krea2(*info, "--offload", "dit-layerwise", "--prefetch", "2")[1]
     assert "decoding        in at most 20.00 MB" in krea2(*info, "--vae-memory", "20MB")[1]
-    assert krea2(*info, "demo") == (
-        2,
-        "",
-        "error: the model is given twice, as an argument and as --model\n",
-    )
+    assert krea2(*info, "demo-raw") == (2, "", "error: MODEL demo-raw contradicts --model demo\n")
 
 
 def test_an_image_that_is_decoded_in_tiles_needs_no_more_than_those(run_folder: Path) -> None:

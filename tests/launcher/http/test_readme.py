@@ -29,8 +29,9 @@ def test_the_lines_for_a_server_work(server: Server) -> None:
         return subprocess.run(line, shell=True, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout
 
     wait_until(lambda: json.loads(shell(ready)).get("status") == "ready", "the warm-up's end")
+    (asked,) = map(json.loads, re.findall(r"-d '(.*)'", images))
     answer = json.loads(shell(images))
-    assert (answer["seed"], answer["size"], len(answer["data"])) == (7, "128x128", 2)
+    assert (answer["seed"], answer["size"], len(answer["data"])) == (asked["seed"], asked["size"], asked["n"])
     events = [line.removeprefix("event: ") for line in shell(stream).splitlines() if line.startswith("event: ")]
     assert events[0] == "image_generation.accepted"
     assert events.count("image_generation.partial_image") in (1, 2)  # the end may overtake the last one

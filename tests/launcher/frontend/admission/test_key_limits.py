@@ -15,7 +15,7 @@ from launcher.client.async_client import AsyncClient
 from launcher.frontend.admission.key_limits import Allowances, InFlight, KeyLimit, KeyLimits
 from launcher.frontend.metrics import Metrics
 from launcher.messages.api_keys import ApiKey
-from launcher.messages.client_messages import Accepted
+from launcher.messages.client_messages import Accepted, Generate
 from launcher.messages.keys import make_keys
 from launcher.messages.limits import Limits
 from launcher.messages.own_clients import OwnClients
@@ -243,7 +243,7 @@ def test_an_rpc_client_is_known_by_its_own_key_and_nothing_else(run_folder: Path
             for _ in range(4):
                 assert (await theirs.generate(PROMPT, steps=1)).seeds
             with pytest.raises(ArgumentError, match="caller must be left out"):
-                await mine.generate(PROMPT, steps=1, caller="bob")  # type: ignore[call-arg]
+                await anext(mine.follow(Generate(request_id="another's", prompt=PROMPT, caller="bob")))
             text = (await mine.metrics()).decode()
             assert 'krea2_key_requests_total{key="alice",outcome="done"} 2.0' in text
             assert 'krea2_key_requests_total{key="bob",outcome="done"} 4.0' in text
