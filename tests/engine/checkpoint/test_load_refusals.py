@@ -107,13 +107,18 @@ def test_a_truncated_file_is_named(damaged: Path, file: str, kept: int) -> None:
 @pytest.mark.parametrize(
     "file",
     [
-        *(TRANSFORMER, TEXT_ENCODER, VAE, "model_index.json", "transformer/config.json", "text_encoder/config.json"),
+        *(TRANSFORMER, TEXT_ENCODER, VAE, "transformer/config.json", "text_encoder/config.json"),
         *("vae/config.json", "scheduler/scheduler_config.json"),
     ],
 )
 def test_a_missing_file_is_named(damaged: Path, file: str) -> None:
     (damaged / file).unlink()
     assert refusal(damaged) == f"{file}: the file is missing"
+
+
+def test_a_folder_without_an_index_is_no_checkpoint(damaged: Path) -> None:
+    (damaged / "model_index.json").unlink()
+    assert refusal(damaged).startswith(f"{damaged}: is no checkpoint, for there is no model_index.json in it; ")
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
