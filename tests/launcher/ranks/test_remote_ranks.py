@@ -88,6 +88,7 @@ def test_only_a_rank_with_the_keys_is_heard(run_folder: Path) -> None:
     async def test() -> None:
         async with door_of(run_folder) as (server, door, _):
             context = zmq.asyncio.Context()
+            context.setsockopt(zmq.LINGER, 0)  # for a socket that is collected before the end, too
             other_public, other_secret = (key.decode() for key in zmq.curve_keypair())
             strangers = {
                 "another key": msgspec.structs.replace(door, rank_public=other_public, rank_secret=other_secret),
