@@ -95,7 +95,22 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.requests.explained": {"launcher.explanation", "launcher.messages", "launcher.requests"},
     "launcher.client": {"launcher.explanation", "launcher.awake", "launcher.messages", "launcher.requests"},
     "launcher.http.workers": _CHILDREN,
-    "launcher.http": {*_CHILDREN, "launcher.client", "launcher.requests", "launcher.http.workers"},
+    "launcher.http.answers": {*_CHILDREN, "launcher.client", "launcher.requests"},
+    "launcher.http.apis": {
+        *_CHILDREN,
+        "launcher.client",
+        "launcher.requests",
+        "launcher.http.workers",
+        "launcher.http.answers",
+    },
+    "launcher.http": {
+        *_CHILDREN,
+        "launcher.client",
+        "launcher.requests",
+        "launcher.http.workers",
+        "launcher.http.answers",
+        "launcher.http.apis",
+    },
     "launcher.ranks": _CHILDREN,
     "launcher.frontend.admission": {"launcher.logs", "launcher.messages", "launcher.requests", "launcher.threads"},
     "launcher.frontend": {

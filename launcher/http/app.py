@@ -1,19 +1,17 @@
 """The HTTP process: OpenAI's images API, health, metrics and the page. It speaks RPC to the front-end.
 
-What every request passes first is in `guard.py`, how images are asked for and sent in `images.py` and `openai_api.py`.
+What every request passes first is in `guard.py`; each API is a file of `apis/`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -26,30 +24,32 @@ from starlette.types import Scope
 
 import engine
 from engine.checkpoint.checkpoint_files import CheckpointFiles
-from engine.errors import Krea2Error, ServerError, error_from_code
+from engine.errors import Krea2Error, error_from_code
 from launcher import awake
+from launcher.http.answers.drawing import Studio
+from launcher.http.answers.engine_link import ASK_S, EngineLink
+from launcher.http.answers.errors import error_response, internal_error, shorten
+from launcher.http.answers.schemas import ERROR_SCHEMA
+from launcher.http.answers.wording import explain_invalid
+from launcher.http.apis.held_images import HeldImages
+from launcher.http.apis.loras import add_lora_routes
+from launcher.http.apis.openai_images import add_image_routes
+from launcher.http.apis.server_state import add_state_routes
 from launcher.http.bodies import BoundedRoute
-from launcher.http.connections import EngineLink, backlog
-from launcher.http.docs import ERROR_SCHEMA, describe_limits, describe_page
-from launcher.http.errors import JsonResponse, error_response, internal_error, shorten
+from launcher.http.connections import backlog
+from launcher.http.docs import describe_limits, describe_page
 from launcher.http.guard import Guard
-from launcher.http.images import add_image_routes, check_model
-from launcher.http.loras import add_lora_routes
-from launcher.http.openai_api import explain_invalid
 from launcher.http.protocol import FairProtocol
 from launcher.http.workers.held_files import HeldFiles
 from launcher.http.workers.metrics import HttpMetrics, metrics_path
 from launcher.http.workers.worker import beat, read_at_hangups
 from launcher.logs import configure_logs
-from launcher.messages.client_messages import StatusReply
 from launcher.messages.configs import HttpConfig
 from launcher.processes import Reporter, exit_after, read_config, watch_parent
-from launcher.requests.check import MAX_LORA_STRENGTH, OUTPUT_FORMATS
 
 PAGE = Path(__file__).parent / "page"
 FINISH_S = 3  # for responses that are being sent when the process is told to end
 _LAST_REPLIES_S = 0.5  # of that, for what a front-end that ended had sent before
-ASK_S = 2.0  # for the front-end to say how it is
 _KEEP_ALIVE_S = 15  # of a connection between requests
 
 
@@ -121,7 +121,6 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
     checkpoint.close()
     model = checkpoint.config
     page = _Page(directory=PAGE, check_dir=False)
-    began = config.created or int(time.time())
     metrics_folder = None if config.worker is None else metrics_path(config.run_folder)
     counts = HttpMetrics(metrics_folder, config.worker or 0)
 
@@ -134,63 +133,11 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
         app.add_exception_handler(kind, _answer_error)
     guard = Guard(app, config, counts)
 
-    add_image_routes(app, config, model, link)
+    studio, held = Studio(config, model, link), HeldImages(config)
+    add_image_routes(app, studio, held)
+    held.add_routes(app)
     add_lora_routes(app, link)
-
-    @app.get("/v1/models", response_class=Response)
-    async def list_models() -> Response:
-        """The models that `model` may name."""
-        return JsonResponse({"object": "list", "data": [_model(name, began) for name in config.model_names]})
-
-    @app.get("/v1/models/{name:path}", response_class=Response)
-    async def get_model(name: str) -> Response:
-        """One of the models."""
-        check_model(config, name)
-        return JsonResponse(_model(name, began))
-
-    @app.get("/v1/settings", response_class=Response)
-    async def get_settings() -> Response:
-        """Defaults and limits of this server."""
-        sizes = model.size_domain
-        settings = {
-            "model": config.model_names[0],
-            "is_demo": config.engine.demo is not None,
-            "defaults": {name: getattr(model, f"default_{name}") for name in ("width", "height", "steps", "guidance")},
-            "limits": config.limits,
-            "max_lora_strength": MAX_LORA_STRENGTH,
-            "output_formats": OUTPUT_FORMATS,
-            "size_multiple": model.size_multiple,
-            "good_sides": sizes and [sizes.least, sizes.most],
-            "api_key_required": bool(config.api_keys or config.file_keys),
-        }
-        return JsonResponse(settings)
-
-    @app.get("/health", response_class=Response)
-    @app.head("/health", include_in_schema=False)
-    async def health() -> Response:
-        """Whether this process is alive."""
-        return JsonResponse({"status": "ok"})
-
-    @app.get("/ready", response_class=Response)
-    @app.head("/ready", include_in_schema=False)
-    async def ready(request: Request) -> Response:
-        """Whether images can be made: 200, or 503 with the reason and, while it starts, how far it is."""
-        status = await _ask_for_status(link)
-        if not status.ready:
-            problem = ServerError(f"the engine is not ready: {status.not_ready}")
-            request.state.error_code = problem.code  # for the log
-            more = {} if status.stage is None else {"stage": status.stage}
-            return error_response(problem, request.state.request_id, more=more)
-        return JsonResponse({"status": "ready", "waiting": status.waiting, "running": status.running})
-
-    @app.get("/v1/status", response_class=Response)
-    async def get_status() -> Response:
-        """What the engine runs on, and what it is doing: requests, and bytes of each rank by what they hold."""
-        status = msgspec.structs.asdict(await _ask_for_status(link))
-        for name in ("loras", "merged_loras"):  # which /v1/loras lists
-            del status[name]
-        own = {"model": config.model_names[0], "version": engine.__version__, "ranks": config.engine.ranks}
-        return JsonResponse(status | own)
+    add_state_routes(app, studio, link)
 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
@@ -232,15 +179,6 @@ class _Page(StaticFiles):
         return response
 
 
-async def _ask_for_status(link: EngineLink) -> StatusReply:
-    """Ask the front-end. Raises `ServerError` if it does not answer soon."""
-    try:
-        return await asyncio.wait_for(link.status(), ASK_S)
-    except (Krea2Error, TimeoutError) as error:
-        reason = error.message if isinstance(error, Krea2Error) else f"no answer within {ASK_S:g} s"
-        raise ServerError(f"the engine does not answer: {reason}") from None
-
-
 async def _answer_error(request: Request, problem: Exception) -> Response:
     """Respond to what a route, FastAPI or Starlette raises, in the shape of all errors."""
     headers = None
@@ -248,7 +186,7 @@ async def _answer_error(request: Request, problem: Exception) -> Response:
         case RequestValidationError():
             content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if content_type == "application/json":
-                error: Krea2Error = explain_invalid(problem.errors())
+                error: Krea2Error = explain_invalid(problem.errors(), _parameters_at(request))
             else:
                 error = error_from_code("unsupported_media_type", "Content-Type must be application/json")
         case HTTPException(status_code=status):
@@ -275,12 +213,14 @@ def _instead(request: Request) -> str:
     return f": did you mean {close[0]}?" if close else "; /docs has all there is"
 
 
+def _parameters_at(request: Request) -> list[str]:
+    """The parameters that the body of a request may have."""
+    fields = request.scope["route"].dependant.body_params
+    return [name for field in fields for name in field.field_info.annotation.model_fields]
+
+
 def _methods_at(request: Request) -> set[str]:
     """The methods of all routes with the path of a request: Starlette names those of the first."""
     scope = {**request.scope, "root_path": ""}  # which a mount has set
     routes = [route for route in request.app.routes if route.matches(scope)[0] != Match.NONE]
     return {method for route in routes for method in getattr(route, "methods", None) or ("GET", "HEAD")}
-
-
-def _model(name: str, created: int) -> dict[str, object]:
-    return {"id": name, "object": "model", "created": created, "owned_by": "krea2-engine"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -10,8 +10,9 @@ import msgspec
 from starlette.responses import HTMLResponse
 
 from engine.config.model_config import ModelConfig
-from launcher.http.loras import LoadLoraBody
-from launcher.http.openai_api import ImageRequest, LoraChoiceBody
+from launcher.http.answers.schemas import TEXT
+from launcher.http.apis.loras import LoadLoraBody
+from launcher.http.apis.openai_body import ImageRequest, LoraChoiceBody
 from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
 from launcher.messages.parameter_names import ALIASES, RANDOM_SEED
@@ -25,51 +26,6 @@ th, td { text-align: left; vertical-align: top; padding: 0.25rem 0.75rem 0.25rem
 :root { color-scheme: light dark; }
 """
 _POLICY = "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'"
-
-
-def _object(properties: Mapping[str, Any], optional: Sequence[str] = ()) -> dict[str, Any]:
-    required = [name for name in properties if name not in optional]
-    return {"type": "object", "properties": properties, "required": required}
-
-
-_TEXT = {"type": "string"}
-_OR_NULL = {"anyOf": [_TEXT, {"type": "null"}]}
-_ERROR = _object({"message": _TEXT, "type": _TEXT, "param": _OR_NULL, "code": _TEXT, "request_id": _TEXT})
-ERROR_SCHEMA: dict[str, Any] = {
-    "description": "What is wrong, and with which parameter.",
-    "content": {"application/json": {"schema": _object({"error": _ERROR})}},
-}
-_IMAGE = _object(
-    {
-        "b64_json": {"type": "string", "contentEncoding": "base64"},
-        "url": _TEXT,
-        "index": {"type": "integer"},
-        "seed": {"type": "integer"},
-    },
-    optional=("b64_json", "url"),
-)
-_IMAGES = _object(
-    {
-        "created": {"type": "integer", "description": "Unix time."},
-        "request_id": _TEXT,
-        "data": {"type": "array", "items": _IMAGE},
-        "seed": {"type": "integer", "description": "Of the first image."},
-        "size": _TEXT,
-        "output_format": _TEXT,
-        "background": _TEXT,
-        "timings": {"type": "object", "additionalProperties": {"type": "number"}, "description": "Seconds."},
-        "warnings": {"type": "array", "items": _TEXT},
-        "explanation": {"type": "object", "description": "Of a request with explain: where its time went."},
-    },
-    optional=("background", "explanation"),
-)
-_EVENT = _object({"event": _TEXT, "data": _TEXT})
-IMAGES_SCHEMA: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The images, or with stream the events partial_image, completed and error.",
-        "content": {"application/json": {"schema": _IMAGES}, "text/event-stream": {"schema": _EVENT}},
-    }
-}
 
 
 def describe_limits(openapi: Mapping[str, Any], model: ModelConfig, limits: Limits) -> None:
@@ -93,7 +49,7 @@ def describe_limits(openapi: Mapping[str, Any], model: ModelConfig, limits: Limi
         field["anyOf"][0] |= {"minimum": -MAX_LORA_STRENGTH, "maximum": MAX_LORA_STRENGTH}
     properties = schemas[ImageRequest.__name__]["properties"]
     loras = properties["loras"]["anyOf"][0]
-    loras |= {"items": {"anyOf": [_TEXT, loras["items"]]}, "maxItems": limits.max_request_loras}
+    loras |= {"items": {"anyOf": [TEXT, loras["items"]]}, "maxItems": limits.max_request_loras}
     for sent, field in properties.items():
         name = ALIASES.get(sent, sent)
         if name in ranges:

@@ -17,7 +17,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import ArgumentError, Krea2Error, ServerError, error_from_code
-from launcher.http.errors import error_response, internal_error, shorten
+from launcher.http.answers.errors import error_response, internal_error, shorten
+from launcher.http.apis.held_images import FILES_PATH
 from launcher.http.probes import PROBED, Probes
 from launcher.http.server_process import DEFAULT_PORTS, SEND_S
 from launcher.http.workers.metrics import HttpMetrics
@@ -27,7 +28,6 @@ from launcher.messages.configs import HttpConfig
 from launcher.messages.encoding import describe
 from launcher.messages.sockets import is_loopback
 
-FILES_PATH = "/v1/images/files/"
 BODY_S = 30.0  # seconds for a body to arrive
 _HUNG_UP = 499
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?")

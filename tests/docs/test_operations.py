@@ -15,8 +15,8 @@ from launcher.frontend import clients, dispatcher, intake, live_requests, tracke
 from launcher.frontend.admission import deadlines, repeats
 from launcher.frontend.metrics import Metrics
 from launcher.http import bodies, guard, protocol
+from launcher.http.answers.errors import STATUS_OF_CODE, error_body
 from launcher.http.app import PAGE
-from launcher.http.errors import STATUS_OF_CODE, error_body
 from launcher.http.workers import held_files, worker
 from launcher.http.workers.metrics import HttpMetrics
 from launcher.messages import api_keys, encoding, entrance

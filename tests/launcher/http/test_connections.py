@@ -13,7 +13,7 @@ import pytest
 
 from engine.errors import ServerError
 from launcher.client.async_client import AsyncClient
-from launcher.http.connections import EngineLink
+from launcher.http.answers.engine_link import EngineLink
 from launcher.messages.client_messages import StatusReply
 from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
 from tests.launcher.http_servers import PATH, PROMPT, http_server_without_engine
@@ -155,7 +155,7 @@ def test_who_comes_as_soon_as_the_ranks_have_loaded_is_served(
     async def connect_late(client: AsyncClient) -> None:
         if failures:
             raise failures.pop()
-        monkeypatch.setattr("launcher.http.connections._POLL_S", DEADLINE_S)
+        monkeypatch.setattr("launcher.http.answers.engine_link._POLL_S", DEADLINE_S)
         await came.wait()
         await connect(client)
 
@@ -170,7 +170,7 @@ def test_who_comes_as_soon_as_the_ranks_have_loaded_is_served(
             monkeypatch.setattr(EngineLink, "loaded", note)
             monkeypatch.setattr(AsyncClient, "connect", connect_late)
             monkeypatch.setattr(AsyncClient, "status", ask_too_early)
-            monkeypatch.setattr("launcher.http.connections._CONNECT_S", DEADLINE_S)
+            monkeypatch.setattr("launcher.http.answers.engine_link._CONNECT_S", DEADLINE_S)
             async with http_server_without_engine(fakes.address) as http:
                 answer = await http.post(PATH, json={"prompt": PROMPT, "steps": 1})
             assert answer.status_code == 200, answer.text

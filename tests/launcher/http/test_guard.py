@@ -170,7 +170,7 @@ def test_what_a_client_sends_at_length_is_not_repeated(caplog: pytest.LogCapture
 def test_a_mistake_of_ours_is_told_as_every_error(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with http_server_without_engine(NOWHERE) as client:
-            monkeypatch.setattr("launcher.http.app.OUTPUT_FORMATS", object())  # which no JSON holds
+            monkeypatch.setattr("launcher.http.apis.server_state.OUTPUT_FORMATS", object())  # which no JSON holds
             answer = await client.get("/v1/settings")
             assert (answer.status_code, error_of(answer)["code"]) == (500, "internal_error")
             assert (await client.get("/health")).status_code == 200

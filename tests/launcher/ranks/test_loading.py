@@ -12,7 +12,7 @@ import pytest
 
 from engine.errors import ServerError
 from launcher.client.async_client import AsyncClient
-from launcher.http.connections import EngineLink
+from launcher.http.answers.engine_link import EngineLink
 from launcher.messages.client_messages import Stage
 from launcher.messages.rank_messages import Hello, Loading
 from launcher.ranks.loading import TELL_S, GroupLoading, LoadingReports

@@ -20,7 +20,8 @@ from PIL import Image
 from engine.config.model_config import ModelConfig
 from launcher.client.async_client import AsyncClient
 from launcher.frontend import live_requests
-from launcher.http.openai_api import ImageRequest, to_generate, warn
+from launcher.http.answers.drawing import to_generate
+from launcher.http.apis.openai_body import ImageRequest, to_parameters
 from launcher.messages.limits import Limits
 from launcher.messages.parameter_names import GUIDANCE_IS_OFF
 from tests.launcher.fake_ranks import DEADLINE_S, Fakes, fake_engine, run
@@ -202,15 +203,15 @@ def test_a_stream_ends_with_an_event_for_each_image(run_folder: Path) -> None:
 
 def test_guidance_that_sglang_means_as_off_is_off_with_a_warning(demo: ModelConfig) -> None:
     body = ImageRequest(prompt=PROMPT, guidance_scale=1.0, num_images_per_prompt=2, size="96×64")
-    request = to_generate(body, "id", demo)
+    request, warnings = to_generate(to_parameters(body), "id", demo)
     assert (request.guidance, request.num_images, request.width, request.height) == (0, 2, 96, 64)
-    assert warn(body, demo) == (GUIDANCE_IS_OFF,)
-    assert to_generate(ImageRequest(prompt=PROMPT, guidance_scale=2.5), "id", demo).guidance == 2.5
+    assert warnings == (GUIDANCE_IS_OFF,)
+    assert to_generate({"prompt": PROMPT, "guidance_scale": 2.5}, "id", demo)[0].guidance == 2.5
 
 
 def test_a_seed_of_minus_1_is_drawn_as_without_one(demo: ModelConfig) -> None:
-    request = to_generate(ImageRequest(prompt=PROMPT, seed=-1), "id", demo)
-    assert request == to_generate(ImageRequest(prompt=PROMPT), "id", demo)
+    given = {"prompt": PROMPT, "seed": -1}
+    assert to_generate(given, "id", demo) == to_generate({"prompt": PROMPT}, "id", demo)
 
 
 @pytest.mark.parametrize(

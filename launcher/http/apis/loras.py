@@ -8,8 +8,8 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from engine.errors import ArgumentError, error_from_code
-from launcher.http.connections import EngineLink
-from launcher.http.errors import JsonResponse
+from launcher.http.answers.engine_link import EngineLink
+from launcher.http.answers.errors import JsonResponse
 from launcher.messages.client_messages import LoadedLora
 
 PATH = "/v1/loras"

@@ -1,0 +1,137 @@
+"""The one request behind every API: parameters go in by our names, images and what they were made with come out."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+
+from engine.config.model_config import ModelConfig
+from engine.errors import ArgumentError, error_from_code
+from launcher.client.results import Event, Result
+from launcher.http.answers.engine_link import EngineLink
+from launcher.messages.client_messages import LONGEST_IDEMPOTENCY_KEY, Accepted, Generate, is_idempotency_key
+from launcher.messages.configs import HttpConfig
+from launcher.messages.parameter_names import ALIASES, RANDOM_SEED, in_own_names, read_size
+from launcher.requests.check import CheckedRequest, check
+from launcher.requests.usual_sizes import describe_own_size, own_size
+
+# What may be given to be drawn: the parameters of a request, by any of their names.
+PARAMETERS = frozenset({*Generate.__struct_fields__, *ALIASES, "size"} - {"request_id", "idempotency_key", "caller"})
+_SHOWN_ID = 50  # characters of a client's id that the engine's begins with
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A request on its way: what it became, and its events so far and to come.
+
+    request_id: as the client knows it, which is not the engine's. warnings: those known before it was sent, which the
+    result does not have. first: the event that came before the `later` ones.
+    """
+
+    request_id: str
+    checked: CheckedRequest
+    warnings: tuple[str, ...]
+    first: Event
+    later: AsyncGenerator[Event, None]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of its answer: an answer that comes again says so."""
+        return {} if isinstance(self.first, Accepted) else {"Idempotent-Replayed": "true"}
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Yield all events, the last of which is the `Result`. Closing it early cancels the request."""
+        async with aclosing(self.later):
+            yield self.first
+            async for event in self.later:
+                yield event
+
+    async def result(self) -> Result:
+        """Wait for the result."""
+        async with aclosing(self.events()) as events:
+            async for event in events:
+                if isinstance(event, Result):
+                    return event
+        raise AssertionError("a request's last event is its result")
+
+
+class Studio:
+    """Where every API has its images drawn, by the engine behind `link`."""
+
+    def __init__(self, config: HttpConfig, model: ModelConfig, link: EngineLink) -> None:
+        self.config, self.model = config, model
+        self._link = link
+
+    async def draw(
+        self,
+        request: Request,
+        given: Mapping[str, Any],
+        *,
+        partial_images: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Drawing:
+        """Send a request to the engine; returns once it was accepted. An error that comes at once is raised here.
+
+        given: parameters by our names or by `ALIASES`, and `size`; None counts as not given. partial_images: how many
+        previews each image is to have at most, where `given` has no preview_every. Raises `Krea2Error`; the errors'
+        parameters have our names.
+        """
+        request_id = request.state.request_id
+        # The client's own id may come again: from proxies that give one to many requests, and from clients that
+        # hang up and try again, and would get the end of the request that they gave up.
+        message, warnings = to_generate(given, f"{request_id[:_SHOWN_ID]}.{secrets.token_hex(4)}", self.model)
+        check_idempotency_key(idempotency_key)
+        # The front-end would say the same, but what the previews need is known here only afterwards.
+        checked = check(message, self.model, self.config.limits, drawn_seed=0)
+        if message.preview_every is None and partial_images:
+            every = math.ceil(checked.steps / (partial_images + 1))
+            message = msgspec.structs.replace(message, preview_every=every)
+        message = msgspec.structs.replace(message, idempotency_key=idempotency_key)
+        if self.config.client_name is not None:  # or else the front-end would not believe it
+            message = msgspec.structs.replace(message, caller=request.state.key_name)
+        events = self._link.follow(message)
+        return Drawing(request_id, checked, warnings, await anext(events), events)
+
+    def check_model(self, name: str) -> None:
+        """Raise `model_not_found` for a name that is not served."""
+        if name not in self.config.model_names:
+            served = " or ".join(self.config.model_names)
+            raise error_from_code("model_not_found", f"model must be {served}, got {name[:80]!a}", "model")
+
+
+def to_generate(given: Mapping[str, Any], request_id: str, model: ModelConfig) -> tuple[Generate, tuple[str, ...]]:
+    """Make the engine's request of parameters by any of their names. Returns warnings, too: of a size that gave way to
+    the model's own, and of a guidance that was meant otherwise.
+
+    Raises `ArgumentError` for parameters that contradict each other.
+    """
+    fields, warnings = in_own_names(given)
+    if fields.get("seed") == RANDOM_SEED:
+        del fields["seed"]
+    habit = _by_habit(given)
+    if own := own_size(habit, model):
+        fields["width"], fields["height"] = own
+    replaced = describe_own_size(habit, model)
+    return Generate(request_id=request_id, **fields), (*warnings, *([replaced] if replaced else []))
+
+
+def check_idempotency_key(key: str | None) -> None:
+    """Raise `ArgumentError` for an Idempotency-Key that cannot be one."""
+    if key is not None and not is_idempotency_key(key):
+        allowed = f"1 to {LONGEST_IDEMPOTENCY_KEY} printable ASCII characters"
+        raise ArgumentError.of("Idempotency-Key", allowed, key)
+
+
+def _by_habit(given: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The size that may have been sent by habit: one without width and height."""
+    size = given.get("size")
+    if size in (None, "auto") or given.get("width") is not None or given.get("height") is not None:
+        return None
+    return read_size("size", size)

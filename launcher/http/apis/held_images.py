@@ -1,0 +1,44 @@
+"""Images behind urls, which this server holds for a while."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engine.errors import error_from_code
+from launcher.client.results import Result
+from launcher.http.workers.held_files import HeldFiles
+from launcher.messages.configs import HttpConfig
+
+FILES_PATH = "/v1/images/files/"
+
+
+class HeldImages:
+    """Keeps images, and says where they are."""
+
+    def __init__(self, config: HttpConfig) -> None:
+        self._files = HeldFiles(config.run_folder)
+        self._public_url = config.public_url
+
+    async def links(self, request: Request, result: Result) -> list[str]:
+        """Keep the images of a result. Returns their urls, for whoever sent `request`."""
+        base = (self._public_url or str(request.base_url)).rstrip("/") + FILES_PATH
+        return [base + await asyncio.to_thread(self._files.add, file, result.format) for file in result.files]
+
+    def add_routes(self, app: FastAPI) -> None:
+        """Add the route that serves them."""
+
+        @app.get(FILES_PATH + "{name}", response_class=Response, responses={200: {"content": {"image/*": {}}}})
+        @app.head(FILES_PATH + "{name}", include_in_schema=False)
+        async def get_file(name: str) -> Response:
+            """An image that was answered as a url."""
+            file = await asyncio.to_thread(self._files.get, name)
+            if file is None:
+                raise error_from_code(
+                    "not_found", "no such image: they are held for an hour at most, less if there are many"
+                )
+            headers = {"Cache-Control": "private, max-age=3600, immutable"}
+            return Response(file, headers=headers, media_type=f"image/{name.rpartition('.')[2]}")

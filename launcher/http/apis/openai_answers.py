@@ -1,0 +1,128 @@
+"""The responses and events of OpenAI's images API."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+
+from engine.errors import Krea2Error
+from launcher.client.results import ImageFile, PreviewFile, Result
+from launcher.http.answers.drawing import Drawing
+from launcher.http.answers.errors import error_body
+from launcher.http.answers.event_stream import write_event
+from launcher.http.answers.schemas import TEXT, object_schema
+from launcher.http.answers.wording import in_words_of
+from launcher.messages.client_messages import Accepted
+
+_IMAGE = object_schema(
+    {
+        "b64_json": {"type": "string", "contentEncoding": "base64"},
+        "url": TEXT,
+        "index": {"type": "integer"},
+        "seed": {"type": "integer"},
+    },
+    optional=("b64_json", "url"),
+)
+_IMAGES = object_schema(
+    {
+        "created": {"type": "integer", "description": "Unix time."},
+        "request_id": TEXT,
+        "data": {"type": "array", "items": _IMAGE},
+        "seed": {"type": "integer", "description": "Of the first image."},
+        "size": TEXT,
+        "output_format": TEXT,
+        "background": TEXT,
+        "timings": {"type": "object", "additionalProperties": {"type": "number"}, "description": "Seconds."},
+        "warnings": {"type": "array", "items": TEXT},
+        "explanation": {"type": "object", "description": "Of a request with explain: where its time went."},
+    },
+    optional=("background", "explanation"),
+)
+_EVENT = object_schema({"event": TEXT, "data": TEXT})
+IMAGES_SCHEMA: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The images, or with stream the events partial_image, completed and error.",
+        "content": {"application/json": {"schema": _IMAGES}, "text/event-stream": {"schema": _EVENT}},
+    }
+}
+
+
+def images_object(
+    result: Result, request_id: str, urls: Sequence[str] | None, warnings: tuple[str, ...]
+) -> dict[str, object]:
+    """Put a result into a response's object, with each image as base64, or as its url if there are `urls`.
+
+    request_id: as the client knows it, which is not the engine's. warnings: besides the result's own.
+    """
+    shown, images = ("b64_json", result.files) if urls is None else ("url", urls)
+    data = [
+        {shown: image, "index": index, "seed": seed}
+        for index, (image, seed) in enumerate(zip(images, result.seeds, strict=True))
+    ]
+    return {
+        "created": int(time.time()),
+        "request_id": request_id,
+        "data": data,
+        "seed": result.seed,
+        "size": f"{result.width}x{result.height}",
+        "output_format": result.format,
+        "background": "opaque",
+        **result.told(warnings),
+    }
+
+
+async def write_events(
+    drawing: Drawing, request: Request, sent: Mapping[str, Any], *, progress: bool, warnings: tuple[str, ...]
+) -> AsyncGenerator[bytes, None]:
+    """Write the server-sent events of one request: OpenAI's, and with `progress` our own between them.
+
+    The last image waits for the result: it carries timings and all warnings. sent: the body, for errors.
+    """
+    request_id, checked = drawing.request_id, drawing.checked
+    partial_images = [0] * checked.num_images
+    images: list[ImageFile] = []
+
+    def write_image(kind: str, file: bytes, output_format: str, own: Mapping[str, object]) -> bytes:
+        common = {
+            "b64_json": file,  # bytes are base64 in msgspec's JSON
+            "request_id": request_id,
+            "created_at": int(time.time()),
+            "size": f"{checked.width}x{checked.height}",
+            "output_format": output_format,
+            "quality": "auto",
+            "background": "opaque",
+        }
+        return write_event(f"image_generation.{kind}", {**common, **own})
+
+    def write_completed(image: ImageFile, more: Mapping[str, object]) -> bytes:
+        own = {"index": image.index, "seed": image.seed, "usage": None, **more}
+        return write_image("completed", image.file, checked.output_format, own)
+
+    async with aclosing(drawing.events()) as events:
+        try:
+            async for event in events:
+                match event:
+                    case PreviewFile(index=index, step=step, steps=steps):
+                        own = {"partial_image_index": partial_images[index], "index": index, "step": step}
+                        partial_images[index] += 1
+                        yield write_image("partial_image", event.file, "jpeg", {**own, "steps": steps})
+                    case ImageFile():
+                        images.append(event)
+                        if len(images) < checked.num_images:
+                            yield write_completed(event, {})
+                    case Result():
+                        yield write_completed(images[-1], event.told(warnings))
+                    case _ if progress:
+                        said = {"warnings": event.warnings + warnings} if isinstance(event, Accepted) else {}
+                        fields = msgspec.structs.asdict(event) | said | {"request_id": request_id}
+                        del fields["version"]
+                        yield write_event(f"image_generation.{type(event).__name__.lower()}", fields)
+        except Krea2Error as error:
+            problem = in_words_of(sent, error)
+            request.state.error_code = problem.code  # for the log
+            yield write_event("error", error_body(problem, request_id))

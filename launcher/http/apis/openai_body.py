@@ -1,0 +1,123 @@
+"""The body of OpenAI's images API, and what it means to the engine.
+
+OpenAI's own parameters mean what they mean there; if one cannot change an image here, it is accepted and ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from engine.errors import ArgumentError
+from launcher.http.answers.drawing import PARAMETERS
+from launcher.messages.client_messages import LoraChoice
+
+MAX_PARTIAL_IMAGES = 3
+_ROUNDED = "rounded up to a multiple of 16"
+
+
+class LoraChoiceBody(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
+    """One of the `loras` of a request."""
+
+    name: str = Field(description="The name by which GET /v1/loras lists it.")
+    strength: float | None = Field(None, description="How strongly to apply it. Default: as it was loaded.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_name(cls, given: object) -> object:
+        return {"name": given} if isinstance(given, str) else given
+
+
+class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
+    """The body of `POST /v1/images/generations`; what is null or left out is the checkpoint's or server's default.\f
+    A flat record of 31, since OpenAI's body is one. FastAPI describes it up to the form feed.
+    """
+
+    prompt: str = Field(description="What the images are to show.")
+    model: str | None = Field(None, description="One of the names that GET /v1/models lists. Default: the first.")
+    n: int | None = Field(None, description="How many images to make; image i has the seed plus i.")
+    num_images_per_prompt: int | None = Field(None, description="Another name of n.")
+    size: str | None = Field(
+        None,
+        description="Width and height of the images in pixels, as WIDTHxHEIGHT, or auto for the default size. One of "
+        "OpenAI's sizes that the model was not made for stands for the model's own size of about that shape.",
+    )
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None,
+        description="How images are answered: as b64_json, which is the default, or as a url, which is held for an "
+        "hour at most, and serves whoever has it.",
+    )
+    output_format: Literal["png", "jpeg", "webp"] | None = Field(
+        None, description="The kind of the image files. Default: png."
+    )
+    stream: bool | None = Field(None, description="Whether to answer with server-sent events. Default: false.")
+    partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES)] | None = Field(
+        None, description="How many previews of each image to send; needs stream."
+    )
+
+    seed: int | None = Field(None, description="The seed of the first image. Default, as of -1: one that is drawn.")
+    steps: int | None = Field(None, description="How many denoise steps each image gets.")
+    num_inference_steps: int | None = Field(None, description="Another name of steps.")
+    guidance: float | None = Field(None, description="How strongly to follow the prompt, on Krea's scale: 0 is off.")
+    guidance_scale: float | None = Field(None, description="Another name of guidance, but that 1 is off.")
+    negative_prompt: str | None = Field(None, description="What the images are not to show; needs guidance above 0.")
+    width: int | None = Field(
+        None, description=f"The width of the images in pixels, {_ROUNDED}. Give width and height, or size."
+    )
+    height: int | None = Field(
+        None, description=f"The height of the images in pixels, {_ROUNDED}. Give width and height, or size."
+    )
+    mu: float | None = Field(None, description="The shift of the schedule. Default: the checkpoint's own.")
+    priority: int | None = Field(None, description="Of the requests that wait, those with the highest go first.")
+    timeout_s: float | None = Field(
+        None,
+        description="After how many seconds to give the request up, or at once if it is expected to take longer; more "
+        "than 0. Default: never.",
+    )
+    progress: bool | None = Field(
+        None, description="Whether to send events for the position in the queue and for steps; needs stream."
+    )
+    preview_every: int | None = Field(
+        None, description="How many steps of an image lie between its previews, in place of partial_images."
+    )
+
+    loras: list[LoraChoiceBody] | None = Field(
+        None, description="LoRAs to draw with, each by its name, or by name and strength."
+    )
+
+    explain: bool | None = Field(None, description="Whether to answer, as explanation, where the time went.")
+
+    background: Literal["auto", "opaque"] | None = Field(None, description="Ignored: images are opaque.")
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(None, description="Ignored, with a warning.")
+    quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = Field(
+        None, description="Ignored: steps decides."
+    )
+    style: Literal["vivid", "natural"] | None = Field(None, description="Ignored.")
+    moderation: Literal["auto", "low"] | None = Field(None, description="Ignored.")
+    complexity: Literal["low", "medium", "high"] | None = Field(None, description="Ignored.")
+    user: str | None = Field(None, description="Ignored.")
+    safety_identifier: str | None = Field(None, description="Ignored.")
+
+
+def to_parameters(body: ImageRequest) -> dict[str, Any]:
+    """Give the parameters of a body by the names that `Studio.draw` takes. Raises `ArgumentError` for what contradicts
+    each other."""
+    if not body.stream:
+        for name in ("partial_images", "progress", "preview_every"):
+            if getattr(body, name):
+                raise ArgumentError(f"{name} needs stream to be true", parameter=name)
+    elif body.response_format == "url":
+        raise ArgumentError(
+            "response_format must be b64_json where stream is true, got 'url'", parameter="response_format"
+        )
+    given = body.model_dump(include=set(PARAMETERS), exclude_none=True)
+    given["loras"] = tuple(LoraChoice(**lora) for lora in given.get("loras", ()))
+    return given
+
+
+def warn(body: ImageRequest) -> tuple[str, ...]:
+    """Warn of what one may have expected to change the file."""
+    if body.output_compression not in (None, 100):
+        return ("output_compression was ignored: files are written at the server's own quality",)
+    return ()

@@ -1,0 +1,49 @@
+"""`POST /v1/images/generations`: from a body to a response or a stream of events."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import FastAPI, Header, Request
+from starlette.responses import Response
+
+from engine.errors import ArgumentError
+from launcher.http.answers.drawing import Studio
+from launcher.http.answers.errors import JsonResponse
+from launcher.http.answers.event_stream import EventStream
+from launcher.http.answers.wording import in_words_of
+from launcher.http.apis.held_images import HeldImages
+from launcher.http.apis.openai_answers import IMAGES_SCHEMA, images_object, write_events
+from launcher.http.apis.openai_body import ImageRequest, to_parameters, warn
+from launcher.messages.client_messages import LONGEST_IDEMPOTENCY_KEY
+
+IDEMPOTENCY_KEY = Header(
+    alias="Idempotency-Key",
+    description="A request with the same key and body, sent again, joins the first or gets its answer. "
+    f"1 to {LONGEST_IDEMPOTENCY_KEY} printable ASCII characters.",
+)
+
+
+def add_image_routes(app: FastAPI, studio: Studio, held: HeldImages) -> None:
+    """Add the route that makes images."""
+
+    @app.post("/v1/images/generations", responses=IMAGES_SCHEMA)
+    async def generate_images(
+        body: ImageRequest, request: Request, idempotency_key: Annotated[str | None, IDEMPOTENCY_KEY] = None
+    ) -> Response:
+        """Make images from a prompt. Hanging up cancels the request."""
+        if body.model is not None:
+            studio.check_model(body.model)
+        sent = body.model_dump()
+        try:
+            given, previews = to_parameters(body), body.partial_images
+            drawing = await studio.draw(request, given, partial_images=previews, idempotency_key=idempotency_key)
+            warnings = drawing.warnings + warn(body)
+            if body.stream:
+                events = write_events(drawing, request, sent, progress=bool(body.progress), warnings=warnings)
+                return EventStream(events, drawing.headers)
+            result = await drawing.result()
+        except ArgumentError as error:
+            raise in_words_of(sent, error) from None
+        urls = await held.links(request, result) if body.response_format == "url" else None
+        return JsonResponse(images_object(result, drawing.request_id, urls, warnings), headers=drawing.headers)
