@@ -5,11 +5,14 @@ rest of one that was answered before it had come.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from contextlib import suppress
 from typing import Any
 
 import h11
 
+from engine.errors import error_from_code
+from launcher.http.answers.errors import error_response, shorten
 from launcher.http.connections import ImpatientProtocol
 
 _MAX_HEADER_BYTES = 32 * 1024  # of a request's head
@@ -33,7 +36,7 @@ class FairProtocol(ImpatientProtocol, asyncio.BufferedProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.conn = _CountingConnection(h11.SERVER, _MAX_HEADER_BYTES)
+        self.conn: _CountingConnection = _CountingConnection(h11.SERVER, _MAX_HEADER_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin with a connection."""
@@ -58,14 +61,24 @@ class FairProtocol(ImpatientProtocol, asyncio.BufferedProtocol):
             self.data_received(bytes(_buffer[:nbytes]))
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP, if nothing was answered yet, and close the connection."""
+        """Answer what is not HTTP, if nothing was answered yet, and close the connection. Who writes HTTP by hand is
+        told what is wrong, as `h11` has it, in place of uvicorn's `msg`."""
+        told = self.conn.problem or msg
+        state = {} if self.cycle is None or self.cycle.response_complete else self.cycle.scope["state"]
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            super().send_400_response(msg)
-        else:
-            self.transport.close()
+            request_id = state.get("request_id") or uuid.uuid4().hex
+            answer = error_response(error_from_code("invalid_parameter", told), request_id)
+            headers = [*answer.raw_headers, (b"x-request-id", request_id.encode()), (b"connection", b"close")]
+            for event in (
+                h11.Response(status_code=answer.status_code, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=bytes(answer.body)),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event))
+        self.transport.close()
         if self.cycle is not None:
             self.cycle.disconnected = True  # nothing more can be sent
-            self.cycle.scope["state"]["refused"] = msg  # for the log
+            self.cycle.scope["state"]["refused"] = told  # for the log
 
 
 class _Lingering:
@@ -103,12 +116,24 @@ class _Lingering:
 
 
 class _CountingConnection(h11.Connection):
-    """Refuses a body with more chunks than its bytes explain."""
+    """Refuses a body with more chunks than its bytes explain.
 
+    problem: what is wrong with what the client sent, if anything is.
+    """
+
+    problem: str | None = None
     _chunks = _bytes = 0
 
     def next_event(self) -> Any:
-        event = super().next_event()
+        try:
+            return self._count(super().next_event())
+        except h11.RemoteProtocolError as error:
+            self.problem = shorten(f"this is not HTTP as the server reads it: {error}")
+            if error.error_status_hint == 431:
+                self.problem = f"the line and headers of a request must be at most {_MAX_HEADER_BYTES // 1024} KiB"
+            raise
+
+    def _count(self, event: Any) -> Any:
         if isinstance(event, h11.Request):
             self._chunks = self._bytes = 0
         elif isinstance(event, h11.Data):

@@ -112,7 +112,7 @@ def test_a_body_in_too_many_chunks_is_given_up_before_they_are_taken_apart(caplo
         async with http_server_without_engine(NOWHERE) as client, asyncio.timeout(DEADLINE_S):
             for chunk, count in ((b"1\r\nx\r\n", 1024), (b"40\r\n" + b"x" * 64 + b"\r\n", 10_000)):
                 _, taken_apart_s = await send(client, chunk, count, b'{"error":{"message":')  # which is about the JSON
-            answer, given_up_s = await send(client, b"1\r\nx\r\n", 500_000, b"Invalid HTTP req")
+            answer, given_up_s = await send(client, b"1\r\nx\r\n", 500_000, b"too many chunks")
             assert answer.startswith(b"HTTP/1.1 400 ")
             assert b"connection: close" in answer
             assert given_up_s < 10 * taken_apart_s  # and not 50 times as long
@@ -199,7 +199,7 @@ def test_a_long_text_is_not_repeated_by_its_error() -> None:
 BODY_BYTES = 3_000_000
 REFUSED = {  # before the body has come
     413: (b"Content-Length: %d\r\n" % BODY_BYTES, b"", b"}}"),
-    400: (b"Transfer-Encoding: chunked\r\n", b"1\r\nx\r\n" * 2000, b"Invalid HTTP request received."),
+    400: (b"Transfer-Encoding: chunked\r\n", b"1\r\nx\r\n" * 2000, b"too many chunks"),
 }
 
 

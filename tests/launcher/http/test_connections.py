@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -175,5 +176,39 @@ def test_who_comes_as_soon_as_the_ranks_have_loaded_is_served(
                 answer = await http.post(PATH, json={"prompt": PROMPT, "steps": 1})
             assert answer.status_code == 200, answer.text
             assert len(replies) == 2
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (b"hello\r\n\r\n", "this is not HTTP as the server reads it: illegal request line"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", "this is not HTTP as the server reads it: "),  # TLS
+        (b"GET / HTTP/1.1\r\n\r\n", "this is not HTTP as the server reads it: Missing mandatory Host: header"),
+        (
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n",
+            "this is not HTTP as the server reads it: bad Content-Length",
+        ),
+        (
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nCookie: %b\r\n\r\n" % (b"x" * 100_000),
+            "the line and headers of a request must be at most 32 KiB",
+        ),
+    ],
+)
+def test_what_is_not_http_is_answered_as_every_error_is(sent: bytes, told: str) -> None:
+    async def test() -> None:
+        async with connection() as (_, connect):
+            reader, writer = await connect()
+            writer.write(sent)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+            fields = dict(line.split(": ") for line in head.decode().lower().splitlines()[1:-1])
+            assert (fields["content-type"], fields["connection"]) == ("application/json", "close")
+            body = await reader.readexactly(int(fields["content-length"]))
+            error = json.loads(body)["error"]
+            assert error["message"].startswith(told)
+            assert (error["code"], error["request_id"]) == ("invalid_parameter", fields["x-request-id"])
+            writer.close()
 
     run(test())
