@@ -31,8 +31,8 @@ from launcher.setup.configure import MAX_TIMEOUT_S
 
 # Options that are for HTTP alone.
 _FOR_HTTP = (
-    "host", "port", "api_keys", "api_key_file", "model_names", "allowed_hosts", "public_url", "max_body_bytes",
-    "http_workers",
+    "host", "port", "api_keys", "api_key_file", "model_names", "allowed_hosts", "allowed_origins", "public_url",
+    "max_body_bytes", "http_workers",
 )  # fmt: skip
 
 
@@ -71,6 +71,14 @@ _FOR_HTTP = (
     multiple=True,
     metavar="NAME",
     help="Another name that Host may have where --host is loopback, for a reverse proxy; may be repeated.",
+)
+@click.option(
+    "--allow-origin",
+    "allowed_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Let the web pages of another origin, scheme://host[:port], use the server from a browser; * is all pages; "
+    "may be repeated.",
 )
 @click.option(
     "--public-url",
@@ -161,7 +169,9 @@ def serve(
         log_format = "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
     http = http_config = None
     if not no_http:
-        names = ("host", "api_keys", "model_names", "allowed_hosts", "public_url", "max_body_bytes")
+        names = (
+            "host", "api_keys", "model_names", "allowed_hosts", "allowed_origins", "public_url", "max_body_bytes",
+        )  # fmt: skip
         own = {name: options[name] for name in names}
         own["model_names"] = own["model_names"] or (_model_name(options),)
         if api_key_file is not None:
@@ -171,6 +181,8 @@ def serve(
         http_config = HttpConfig(engine=config.engine, limits=config.limits, log_format=log_format, rpc_key=key, **own)
         if check_http(http_config, insecure=insecure):
             click.echo(f"warning: whoever reaches {http_config.host} can use this server", err=True)
+        if "*" in http_config.allowed_origins and not (http_config.api_keys or http_config.file_keys):
+            click.echo("warning: every web page that is open in a browser near this server can use it", err=True)
         http = HttpServer(http_config, listen(http_config.host, port), workers=http_workers)
 
     began = time.monotonic()

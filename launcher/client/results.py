@@ -19,19 +19,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Usage:
-    """Tokens that were made use of: of text, in prompt and negative prompt as they were written, and of images."""
-
-    text_tokens: int = 0
-    image_tokens: int = 0
-
-    @property
-    def total_tokens(self) -> int:
-        """All of them."""
-        return self.text_tokens + self.image_tokens
-
-
-@dataclass(frozen=True)
 class ImageFile:
     """One finished image of a request, `width` × `height` pixels, as a file in `format`: png, jpeg or webp."""
 
@@ -44,7 +31,6 @@ class ImageFile:
     format: str
     file: bytes = field(repr=False)
     prompt: str = ""
-    usage: Usage = Usage()
 
     @cached_property
     def image(self) -> PIL.Image:
@@ -85,7 +71,7 @@ class PreviewFile:
 @dataclass(frozen=True, repr=False)
 class Result:
     """All images of a request, in order; sizes in pixels, timings in seconds, by stage and in total. explanation: where
-    the time went, if the request asked for it with `explain`. usage: tokens of its prompts, and of all its images.
+    the time went, if the request asked for it with `explain`.
 
     In a notebook, a result at the end of a cell shows its images.
     """
@@ -101,7 +87,6 @@ class Result:
     warnings: tuple[str, ...]
     prompt: str = ""
     explanation: ResultExplanation | None = None
-    usage: Usage = Usage()
 
     @property
     def seed(self) -> int:

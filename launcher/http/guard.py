@@ -9,8 +9,8 @@ import asyncio
 import re
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
-from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
@@ -19,19 +19,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from engine.errors import ArgumentError, Krea2Error, ServerError, error_from_code
 from launcher.http.answers.errors import error_response, internal_error, shorten
 from launcher.http.apis.held_images import FILES_PATH
+from launcher.http.origins import Origins
 from launcher.http.probes import PROBED, Probes
-from launcher.http.server_process import DEFAULT_PORTS, SEND_S
+from launcher.http.server_process import SEND_S
 from launcher.http.workers.metrics import HttpMetrics
 from launcher.logs import log_event, log_exception
 from launcher.messages.api_keys import KeyRing, name_keys, read_keys
 from launcher.messages.configs import HttpConfig
 from launcher.messages.encoding import describe
-from launcher.messages.sockets import is_loopback
 
 BODY_S = 30.0  # seconds for a body to arrive
 _HUNG_UP = 499
-_HOST = re.compile(r"(\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_PROBING = ("GET", "HEAD", "OPTIONS")  # HAProxy sends OPTIONS unless told otherwise
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _CONTENT_POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
@@ -45,9 +45,7 @@ class Guard:
         self._app, self._config, self._metrics = app, config, metrics
         self._probes = Probes()
         self._keys = KeyRing(name_keys(config.api_keys, config.file_keys))
-        self._hosts: set[str] | None = None  # that Host may name; any where other machines reach the server
-        if is_loopback(config.host):
-            self._hosts = {"localhost", "127.0.0.1", "::1", config.host.lower(), *map(str.lower, config.allowed_hosts)}
+        self._origins = Origins(config)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,11 +57,15 @@ class Guard:
         request_id = request.state.request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
         # Others may see another request in the rest of a body of two lengths (RFC 9112, 6.3).
         is_ambiguous = "content-length" in request.headers and "transfer-encoding" in request.headers
-        response = _Response(send, request_id, closes=is_ambiguous)
+        response = _Response(send, request_id, self._origins.headers(request), closes=is_ambiguous)
         began = time.monotonic()
         error: str | None = None
         try:
-            self._check_origin(request)
+            self._origins.check(request, is_probe=self._is_probe(request))
+            preflight = self._origins.answer_preflight(request)
+            if preflight is not None:
+                await preflight(scope, receive, response.send)
+                return
             self._check_key(request)
             await self._run(request, await self._read_body(request), response)
             error = getattr(request.state, "error_code", None)
@@ -97,25 +99,16 @@ class Guard:
             except ArgumentError as error:
                 log_event("keys not read again", level="error", message=error.message)
 
-    def _check_origin(self, request: Request) -> None:
-        """Refuse what a web page of somebody else makes the user's browser send."""
-        host = request.headers.get("host", "")
-        name = _host_name(host)
-        if name is None or (self._hosts is not None and name not in self._hosts):
-            allowed = "localhost, the address of this server or an --allowed-host"
-            if self._hosts is None:
-                allowed = "a name or an address, and a port or none"
-            raise error_from_code("host_not_allowed", f"Host must be {allowed}, got {shorten(host)!a}")
-        origin = request.headers.get("origin")
-        if request.method in ("GET", "HEAD") or origin is None:
-            return
-        if not _is_own_origin(origin, host, self._config.public_url):
-            raise error_from_code("origin_not_allowed", f"Origin must be this server's own, got {shorten(origin)!a}")
+    def _is_probe(self, request: Request) -> bool:
+        path = request.scope["path"]
+        return path in PROBED and request.method in _PROBING and not self._needs_key(path)
+
+    def _needs_key(self, path: str) -> bool:
+        # A link to an image carries its own secret, so that anybody who is given it can open it.
+        return bool(self._keys) and not path.startswith(FILES_PATH) and (path == "/metrics" or path.startswith("/v1/"))
 
     def _check_key(self, request: Request) -> None:
-        path = request.scope["path"]
-        # A link to an image carries its own secret, so that anybody who is given it can open it.
-        if not self._keys or path.startswith(FILES_PATH) or not (path == "/metrics" or path.startswith("/v1/")):
+        if not self._needs_key(request.scope["path"]):
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         name = self._keys.name_of(key.strip().encode("latin-1"))
@@ -194,11 +187,11 @@ class Guard:
 class _Response:
     """Sends a response with the headers that all have, and remembers its status and whether it is complete.
 
-    closes: end the connection with it.
+    headers: what the one who asked gets besides. closes: end the connection with it.
     """
 
-    def __init__(self, send: Send, request_id: str, *, closes: bool) -> None:
-        self._send, self._request_id, self._closes = send, request_id, closes
+    def __init__(self, send: Send, request_id: str, headers: Mapping[str, str], *, closes: bool) -> None:
+        self._send, self._request_id, self._headers, self._closes = send, request_id, headers, closes
         self.status: int | None = None
         self.complete = False
 
@@ -209,6 +202,7 @@ class _Response:
             headers["X-Request-ID"] = self._request_id
             headers["X-Content-Type-Options"] = "nosniff"
             headers.setdefault("Content-Security-Policy", _CONTENT_POLICY)
+            headers.update(self._headers)
             if self._closes:
                 headers["Connection"] = "close"
         else:
@@ -222,23 +216,3 @@ class _Response:
 
 class _SlowClientError(Exception):
     """The client does not read its response."""
-
-
-def _host_name(host: str) -> str | None:
-    """The name in a Host header (RFC 3986), without port and brackets; None if it is no such header."""
-    match = _HOST.fullmatch(host)
-    return None if match is None else match[1].strip("[]").lower()
-
-
-def _is_own_origin(origin: str, host: str, public_url: str | None) -> bool:
-    """Whether a page of this server says so in Origin; `host` is the same request's Host."""
-    with suppress(ValueError):
-        is_same = urlsplit(origin).netloc.lower() == host.lower()
-        return is_same or (public_url is not None and _origin_of(origin) == _origin_of(public_url))
-    return False
-
-
-def _origin_of(url: str) -> str:
-    parts = urlsplit(url)
-    scheme = parts.scheme.lower()
-    return f"{scheme}://{parts.netloc.lower().removesuffix(DEFAULT_PORTS.get(scheme, ''))}"

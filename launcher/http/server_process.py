@@ -7,20 +7,17 @@ clients that come meanwhile.
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
-import re
 import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from urllib.parse import urlsplit
 
 import msgspec
 
 from engine.errors import ArgumentError, LaunchError
+from launcher.http.addresses import can_begin_links, is_host, is_origin
 from launcher.http.workers.worker import HttpWorker
 from launcher.messages.api_keys import name_keys, read_keys
 from launcher.messages.configs import HttpConfig
@@ -28,8 +25,6 @@ from launcher.messages.own_clients import OwnClients
 from launcher.messages.sockets import is_open
 from launcher.processes import Child
 
-DEFAULT_PORTS = {"http": ":80", "https": ":443"}
-_NAME = re.compile(r"[a-z0-9_]([a-z0-9._-]{0,251}[a-z0-9_])?", re.IGNORECASE)
 _BACKLOG = 512
 SEND_S = 60.0  # seconds for a client to read what it was sent
 
@@ -43,10 +38,14 @@ def check_http(config: HttpConfig, *, insecure: bool) -> bool:
         if not all(values):
             raise ArgumentError(f"{name} must not be empty", parameter=name)
     for host in config.allowed_hosts:
-        if not _is_host(host):
+        if not is_host(host):
             raise ArgumentError.of("allowed_host", "a host name or address without port, as images.example", host)
-    if config.public_url is not None and not _can_begin_links(config.public_url):
+    if config.public_url is not None and not can_begin_links(config.public_url):
         raise ArgumentError.of("public_url", "http:// or https://, a host, and a path or none", config.public_url)
+    for origin in config.allowed_origins:
+        if origin != "*" and not is_origin(origin):
+            allowed = "* or scheme://host[:port] without a path, as https://app.example"
+            raise ArgumentError.of("allow_origin", allowed, origin)
     instead = "give an --api-key or --api-key-file, use 127.0.0.1,"
     host, keys = config.host, bool(config.api_keys or config.file_keys)
     return is_open("host", host, host, keys=keys, insecure=insecure, instead=instead)
@@ -135,18 +134,3 @@ class HttpServer:
 
 def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def _can_begin_links(url: str) -> bool:
-    with suppress(ValueError):
-        parts = urlsplit(url)
-        is_plain = url.isascii() and url.isprintable() and not set(url) & set(" ?#@\\")
-        return is_plain and parts.scheme in DEFAULT_PORTS and parts.port != 0 and _is_host(parts.hostname or "")
-    return False
-
-
-def _is_host(name: str) -> bool:
-    with suppress(ValueError):
-        ipaddress.ip_address(name)
-        return True
-    return _NAME.fullmatch(name) is not None

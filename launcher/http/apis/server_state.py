@@ -54,12 +54,14 @@ def add_state_routes(app: FastAPI, studio: Studio, link: EngineLink) -> None:
 
     @app.get("/health", response_class=Response)
     @app.head("/health", include_in_schema=False)
+    @app.options("/health", include_in_schema=False)
     async def health() -> Response:
         """Whether this process is alive."""
         return JsonResponse({"status": "ok"})
 
     @app.get("/ready", response_class=Response)
     @app.head("/ready", include_in_schema=False)
+    @app.options("/ready", include_in_schema=False)
     async def ready(request: Request) -> Response:
         """Whether images can be made: 200, or 503 with the reason and, while it starts, how far it is."""
         status = await _ask_for_status(link)

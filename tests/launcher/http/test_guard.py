@@ -39,7 +39,7 @@ from tests.launcher.http_servers import PATH, PROMPT, events_of, http_server, ht
 def test_a_loopback_server_answers_no_other_host_name(host: str | bytes, status: int) -> None:
     async def test() -> None:
         async with http_server_without_engine(NOWHERE) as client:
-            answer = await client.get("/health", headers={"Host": host})  # type: ignore[arg-type]
+            answer = await client.get("/v1/models", headers={"Host": host})  # type: ignore[arg-type]
             assert answer.status_code == status
             if status == 403:
                 assert error_of(answer)["code"] == "host_not_allowed"
@@ -51,9 +51,9 @@ def test_a_server_for_other_machines_answers_any_host_name() -> None:
     async def test() -> None:
         async with http_server_without_engine(NOWHERE, host="0.0.0.0") as client:
             for host in ("images.example", "IMAGES.example:1", "[2001:db8::1]:80", "x_1", ""):
-                assert (await client.get("/health", headers={"Host": host})).status_code == 200
+                assert (await client.get("/docs", headers={"Host": host})).status_code == 200
             for host in ("evil@images.example", "images.example#", "images.example/x", "[images.example]"):
-                answer = await client.get("/health", headers={"Host": host})
+                answer = await client.get("/docs", headers={"Host": host})
                 assert (answer.status_code, error_of(answer)["code"]) == (403, "host_not_allowed")
 
     run(test())
@@ -77,7 +77,7 @@ def test_behind_a_proxy_other_names_are_allowed_and_links_begin_with_the_public_
         settings = {"allowed_hosts": ("Images.Example",), "public_url": "https://images.example:443/krea/"}
         async with fake_engine(run_folder) as fakes, http_server(fakes.address, **settings) as client:
             for host, status in (("images.example", 200), ("images.example:8443", 200), ("a.images.example", 403)):
-                assert (await client.get("/health", headers={"Host": host})).status_code == status
+                assert (await client.get("/docs", headers={"Host": host})).status_code == status
             body = {"prompt": PROMPT, "response_format": "url"}
             for origin, status in (
                 ("https://images.example", 200),
@@ -138,8 +138,8 @@ def test_what_is_not_there_is_answered_in_the_same_shape() -> None:
             ):
                 answer = await client.request(method, path)
                 assert (answer.status_code, error_of(answer)["code"]) == (status, code)
-            for path in ("/ready", "/page/index.html"):
-                assert (await client.put(path)).headers["Allow"] == "GET, HEAD", path
+            for path, methods in (("/ready", "GET, HEAD, OPTIONS"), ("/page/index.html", "GET, HEAD")):
+                assert (await client.put(path)).headers["Allow"] == methods
             form = await client.post(PATH, data={"prompt": PROMPT})
             assert (form.status_code, error_of(form)["code"]) == (415, "unsupported_media_type")
 

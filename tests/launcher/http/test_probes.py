@@ -1,15 +1,82 @@
-"""Probes ask all the time: what they get is logged when it is new, and once a minute."""
+"""Probes ask all the time, and not by a name: what they get is logged when it is new, and once a minute."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from pathlib import Path
 
+import httpx
 import pytest
 
 from launcher.http.probes import AGAIN_S, Probes
-from tests.launcher.fake_ranks import run
+from launcher.messages.limits import Limits
+from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
 from tests.launcher.http.http_requests import NOWHERE
-from tests.launcher.http_servers import http_server_without_engine
+from tests.launcher.http_servers import PATH, PROMPT, http_server, http_server_without_engine
+
+PROBES = (  # what comes after the method, and its headers
+    ("HTTP/1.0", ""),  # HAProxy
+    ("HTTP/1.1", "Host:\r\n"),
+    ("HTTP/1.1", "Host: 10.42.0.17:30000\r\nUser-Agent: kube-probe/1.33\r\nAccept: */*\r\nConnection: close\r\n"),
+    ("HTTP/1.1", "Host: [2001:db8::1]:30000\r\n"),
+    ("HTTP/1.1", "HOST: images.Example.\r\n"),
+    ("HTTP/1.1", "Host: not a host@all\r\n"),
+)
+
+
+async def statuses(address: httpx.URL, requests: list[str]) -> list[int]:
+    """What each is answered, all at once, on connections of their own."""
+
+    async def ask(request: str) -> int:
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(f"{request}\r\n".encode())
+        status = int((await reader.readline()).split()[1])
+        writer.close()
+        return status
+
+    async with asyncio.timeout(DEADLINE_S):
+        return await asyncio.gather(*map(ask, requests))
+
+
+def test_probes_are_answered_whatever_the_host_and_nothing_else_is() -> None:
+    async def expect(client: httpx.AsyncClient, status: int, *starts: str) -> None:
+        asked = [f"{start} {http}\r\n{fields}" for start in starts for http, fields in PROBES]
+        assert set(await statuses(client.base_url, asked)) == {status}, starts
+
+    async def test() -> None:
+        async with http_server_without_engine(NOWHERE) as client:
+            await expect(client, 200, "GET /health", "HEAD /health", "OPTIONS /health", "GET /metrics")
+            await expect(client, 503, "GET /ready", "HEAD /ready", "OPTIONS /ready")
+            await expect(client, 403, "GET /v1/models", "GET /", "GET /healthy", "OPTIONS /", f"OPTIONS {PATH}")
+            post = "HTTP/1.0\r\nContent-Length: 0\r\n"
+            assert await statuses(client.base_url, [f"POST /health {post}", f"POST {PATH} {post}"]) == [403, 403]
+        async with http_server_without_engine(NOWHERE, api_keys=("secret",)) as client:
+            await expect(client, 200, "GET /health")
+            await expect(client, 503, "GET /ready")
+            await expect(client, 403, "GET /metrics")
+
+    run(test())
+
+
+def test_probes_are_answered_under_load_as_they_are_without(run_folder: Path) -> None:
+    async def test() -> None:
+        limits = Limits(max_queue=1)
+        async with (
+            fake_engine(run_folder, limits=limits) as fakes,
+            http_server(fakes.address, limits=limits) as client,
+            asyncio.TaskGroup() as group,
+        ):
+            fakes.ranks[0].hold = True
+            body = {"prompt": PROMPT, "steps": 2}
+            posts = [group.create_task(client.post(PATH, json=body)) for _ in range(40)]
+            await asyncio.wait(posts, return_when=asyncio.FIRST_COMPLETED)  # one that was refused
+            asked = [f"GET {path} HTTP/1.0\r\n" for path in ("/health", "/ready", "/metrics")]
+            assert set(await statuses(client.base_url, asked * 10)) == {200}
+            fakes.ranks[0].resume()
+            assert {(await post).status_code for post in posts} == {200, 429}
+
+    run(test())
 
 
 def test_a_fault_is_logged_when_it_is_new_and_then_once_a_minute_with_a_count() -> None:

@@ -195,6 +195,11 @@ def test_an_answer_of_two_packets_does_not_wait_for_an_acknowledgement() -> None
         ("--served-model-name", "", "--served-model-name must not be empty"),
         ("--allowed-host", "images.example:80", "--allowed-host must be a host name or address without port, as "),
         (
+            "--allow-origin",
+            "https://app.example/",
+            "--allow-origin must be * or scheme://host[:port] without a path, as https://app.example, got ",
+        ),
+        (
             "--public-url",
             "images.example",
             "--public-url must be http:// or https://, a host, and a path or none, got ",
