@@ -29,6 +29,7 @@ from launcher import awake
 from launcher.http.answers.drawing import Studio
 from launcher.http.answers.engine_link import ASK_S, EngineLink
 from launcher.http.answers.errors import error_response, internal_error, shorten
+from launcher.http.answers.other_servers import instead_of
 from launcher.http.answers.schemas import ERROR_SCHEMA
 from launcher.http.answers.wording import explain_invalid
 from launcher.http.apis.held_images import HeldImages
@@ -127,6 +128,7 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
     app = FastAPI(
         title="krea2-engine", version=engine.__version__, lifespan=link.connected, docs_url=None, redoc_url=None,
         description="Images with Krea 2, as OpenAI's images API makes them.", responses={"default": ERROR_SCHEMA},
+        strict_content_type=False,  # what has none is read as JSON: browsers' requests are told by their Origin
     )  # fmt: skip
     app.router.route_class = BoundedRoute
     for kind in (RequestValidationError, HTTPException, Krea2Error, Exception):
@@ -185,7 +187,7 @@ async def _answer_error(request: Request, problem: Exception) -> Response:
     match problem:
         case RequestValidationError():
             content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if content_type == "application/json":
+            if content_type in ("", "application/json"):
                 error: Krea2Error = explain_invalid(problem.errors(), _parameters_at(request))
             else:
                 error = error_from_code("unsupported_media_type", "Content-Type must be application/json")
@@ -207,7 +209,9 @@ async def _answer_error(request: Request, problem: Exception) -> Response:
 
 
 def _instead(request: Request) -> str:
-    """The route whose path is nearest to that of a request, or where all are."""
+    """What there is instead of the path of a request: the route whose path is nearest, or where all are."""
+    if (told := instead_of(request.url.path)) is not None:
+        return f": {told}"
     paths = [path for route in request.app.routes if "{" not in (path := getattr(route, "path", "{"))]
     close = get_close_matches(shorten(request.url.path), paths, n=1)
     return f": did you mean {close[0]}?" if close else "; /docs has all there is"

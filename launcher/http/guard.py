@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import ArgumentError, Krea2Error, ServerError, error_from_code
 from launcher.http.answers.errors import error_response, internal_error, shorten
+from launcher.http.answers.other_servers import instead_of
 from launcher.http.apis.held_images import FILES_PATH
 from launcher.http.origins import Origins
 from launcher.http.probes import PROBED, Probes
@@ -121,6 +122,9 @@ class Guard:
         limit = self._config.max_body_bytes
         too_large = error_from_code("body_too_large", f"the body must be at most {limit} bytes")
         declared = request.headers.get("content-length", "")
+        path = request.scope["path"]
+        if (told := instead_of(path)) is not None:  # not that the images of an edit are too large for nothing
+            too_large = error_from_code("not_found", f"there is nothing at {shorten(path)}: {told}")
         if declared.isascii() and declared.isdigit() and int(declared[:20]) > limit:
             raise too_large
         if not declared and "transfer-encoding" not in request.headers:

@@ -45,8 +45,8 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     )
     response_format: Literal["b64_json", "url"] | None = Field(
         None,
-        description="How images are answered: as b64_json, which is the default, or as a url, which is held for an "
-        "hour at most, and serves whoever has it.",
+        description="How images are answered: as b64_json, or as a url, which is held for an hour at most, and serves "
+        "whoever has it. Default: b64_json, but url if model begins with dall-e-, as OpenAI does.",
     )
     output_format: Literal["png", "jpeg", "webp"] | None = Field(
         None, description="The kind of the image files. Default: png."

@@ -22,6 +22,7 @@ IDEMPOTENCY_KEY = Header(
     description="A request with the same key and body, sent again, joins the first or gets its answer. "
     f"1 to {LONGEST_IDEMPOTENCY_KEY} printable ASCII characters.",
 )
+_LINKED = "dall-e-"  # under these names OpenAI answers links, which is what programs that say no format read
 
 
 def add_image_routes(app: FastAPI, studio: Studio, held: HeldImages) -> None:
@@ -45,5 +46,6 @@ def add_image_routes(app: FastAPI, studio: Studio, held: HeldImages) -> None:
             result = await drawing.result()
         except ArgumentError as error:
             raise in_words_of(sent, error) from None
-        urls = await held.links(request, result) if body.response_format == "url" else None
+        shown = body.response_format or ("url" if (body.model or "").startswith(_LINKED) else "b64_json")
+        urls = await held.links(request, result) if shown == "url" else None
         return JsonResponse(images_object(result, drawing.request_id, urls, warnings), headers=drawing.headers)

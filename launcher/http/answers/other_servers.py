@@ -1,0 +1,45 @@
+"""Routes that other servers have and this one has not: what to ask for instead."""
+
+from __future__ import annotations
+
+_EDITS = "images are drawn from a prompt alone, not from other images: POST /v1/images/generations"
+_CHAT = "this server draws: POST /v1/images/generations or /v1/chat/completions"
+_COMFYUI = "this is no ComfyUI: choose OpenAI's API in the client, with a base URL that ends in /v1, or AUTOMATIC1111's"
+_OLLAMA = "this is no Ollama: choose OpenAI's API in the client, with a base URL that ends in /v1"
+_AZURE = "choose OpenAI in the client, not Azure, with a base URL that ends in /v1"
+_FLUX = "choose OpenAI's API in the client, not Black Forest Labs', with a base URL that ends in /v1"
+_A1111 = "of AUTOMATIC1111's API this server has what draws from a prompt, /sdapi/v1/txt2img, and what describes it"
+
+# By the beginning of their paths, which no route of ours has.
+_INSTEAD = {
+    "/v1/images/edit": _EDITS,
+    "/v1/images/variation": _EDITS,
+    "/v1/responses": _CHAT,
+    "/v1/completions": _CHAT,
+    "/v1/embeddings": _CHAT,
+    "/v1/messages": _CHAT,
+    "/v1/audio/": _CHAT,
+    "/v1/videos": _CHAT,
+    "/v1/flux": _FLUX,
+    "/v1/get_result": _FLUX,
+    "/openai/deployments/": _AZURE,
+    "/sdapi/v1/img2img": _EDITS,
+    "/sdapi/v1/extra-": _A1111,
+    "/sdapi/v1/interrogate": _A1111,
+    "/sdapi/interpause/": _A1111,
+    "/controlnet/": _A1111,
+    "/prompt": _COMFYUI,
+    "/object_info": _COMFYUI,
+    "/system_stats": _COMFYUI,
+    "/history": _COMFYUI,
+    "/api/tags": _OLLAMA,
+    "/api/chat": _OLLAMA,
+    "/api/generate": _OLLAMA,
+    "/api/version": _OLLAMA,
+}
+
+
+def instead_of(path: str) -> str | None:
+    """Say what to do instead of asking for a path that only other servers have; None if it is not known as theirs."""
+    path = "/" + path.strip("/")
+    return next((told for start, told in _INSTEAD.items() if path.startswith(start)), None)
