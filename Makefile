@@ -91,7 +91,7 @@ $(VENV)/installed: $(VENV)/pip $(if $(TORCH),$(VENV)/torch-$(TORCH)) pyproject.t
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/pip $(if $(TORCH),$(VENV)/torch-$(TORCH)) pyproject.toml constraints.txt
-	$(call tell,what krea2 and its tests need,2.9 GB,0.6 GB)
+	$(call tell,what krea2 and its tests need,3.0 GB,0.7 GB)
 	@$(call install,--editable '.[test]')
 	@touch $@ $(VENV)/installed
 

@@ -13,7 +13,7 @@ import msgspec
 
 from launcher.client.connection import Connection
 from launcher.client.parameters import LikeNoPipeline, Parameters, documented, make_request
-from launcher.client.results import Event, ImageFile, PreviewFile, Result
+from launcher.client.results import Event, ImageFile, PreviewFile, Result, Usage
 from launcher.client.watching import Callback, Watching
 from launcher.messages import client_messages as messages
 
@@ -100,7 +100,7 @@ class AsyncClient(Connection, LikeNoPipeline):
                     case messages.Image() as last, file if last.index not in images:  # it may have been sent again
                         images[last.index] = ImageFile(
                             last.request_id, last.attempt, last.index, last.seed, last.width, last.height,
-                            last.output_format, file, request.prompt,
+                            last.output_format, file, request.prompt, Usage(last.text_tokens, last.image_tokens),
                         )  # fmt: skip
                         ended, came = len(images) == last.num_images, time.monotonic()
                         yield images[last.index]
@@ -117,7 +117,7 @@ class AsyncClient(Connection, LikeNoPipeline):
         yield Result(
             last.request_id, last.attempt, [image.file for image in done], [image.seed for image in done],
             last.width, last.height, last.output_format, last.timings, warnings + last.warnings,
-            request.prompt, explanation,
+            request.prompt, explanation, Usage(last.text_tokens, last.image_tokens * len(done)),
         )  # fmt: skip
 
     async def cancel(self, request_id: str) -> None:

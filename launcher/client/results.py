@@ -19,6 +19,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """Tokens that were made use of: of text, in prompt and negative prompt as they were written, and of images."""
+
+    text_tokens: int = 0
+    image_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """All of them."""
+        return self.text_tokens + self.image_tokens
+
+
+@dataclass(frozen=True)
 class ImageFile:
     """One finished image of a request, `width` × `height` pixels, as a file in `format`: png, jpeg or webp."""
 
@@ -31,6 +44,7 @@ class ImageFile:
     format: str
     file: bytes = field(repr=False)
     prompt: str = ""
+    usage: Usage = Usage()
 
     @cached_property
     def image(self) -> PIL.Image:
@@ -71,7 +85,7 @@ class PreviewFile:
 @dataclass(frozen=True, repr=False)
 class Result:
     """All images of a request, in order; sizes in pixels, timings in seconds, by stage and in total. explanation: where
-    the time went, if the request asked for it with `explain`.
+    the time went, if the request asked for it with `explain`. usage: tokens of its prompts, and of all its images.
 
     In a notebook, a result at the end of a cell shows its images.
     """
@@ -87,6 +101,7 @@ class Result:
     warnings: tuple[str, ...]
     prompt: str = ""
     explanation: ResultExplanation | None = None
+    usage: Usage = Usage()
 
     @property
     def seed(self) -> int:

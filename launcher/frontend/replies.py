@@ -72,6 +72,8 @@ class Replies:
             timings=dict(request.timings.seconds),
             attempt=request.attempt,
             explanation=request.life.explain() if is_last and request.life is not None else None,
+            text_tokens=request.plan.text_tokens,
+            image_tokens=request.plan.image_tokens,
         )
         self._keep(request, image, file)
         self._metrics.images.inc()

@@ -14,7 +14,6 @@ from launcher.explanation import Explanation
 
 PROTOCOL_VERSION = 3
 LONGEST_REQUEST_ID = 64  # characters
-
 RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_REQUEST_ID)]
 LONGEST_IDEMPOTENCY_KEY = 255  # characters
 IdempotencyKey = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_IDEMPOTENCY_KEY, pattern=r"^[ -~]*\Z")]
@@ -36,6 +35,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=s
 
 class _Versioned(Message, frozen=True, kw_only=True):
     version: int = PROTOCOL_VERSION
+
+
+class _Reply(_Versioned, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """What a newer server adds is left out."""
 
 
 class LoraChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -175,7 +178,7 @@ Request = Generate | Cancel | Acknowledge | LoraRequest | Status | Metrics | Pin
 # ---- front-end → client
 
 
-class Accepted(_Versioned, frozen=True, kw_only=True):
+class Accepted(_Reply, frozen=True, kw_only=True):
     """The request is queued behind `position` images; `estimated_s` until it is done, once speeds are known.
 
     Comes again when its position has changed, and with a greater `attempt` when it starts over. warnings: those that
@@ -189,7 +192,7 @@ class Accepted(_Versioned, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
 
 
-class Progress(_Versioned, frozen=True, kw_only=True):
+class Progress(_Reply, frozen=True, kw_only=True):
     """`step` of `steps` denoise steps are done, over all images of the request. Goes back when `attempt` goes up.
 
     estimated_s: until the request is done, once speeds are known.
@@ -202,7 +205,7 @@ class Progress(_Versioned, frozen=True, kw_only=True):
     attempt: int
 
 
-class Preview(_Versioned, frozen=True, kw_only=True):
+class Preview(_Reply, frozen=True, kw_only=True):
     """What image `index` may become, after `step` of its own `steps`, before a binary frame with a small JPEG file."""
 
     request_id: str
@@ -212,7 +215,7 @@ class Preview(_Versioned, frozen=True, kw_only=True):
     attempt: int
 
 
-class Image(_Versioned, frozen=True, kw_only=True):
+class Image(_Reply, frozen=True, kw_only=True):
     """Image `index` of `num_images`, before a binary frame with its file. Timings, explanation: of the request."""
 
     request_id: str
@@ -226,22 +229,21 @@ class Image(_Versioned, frozen=True, kw_only=True):
     timings: dict[str, float]
     attempt: int
     explanation: Explanation | None = None
+    text_tokens: int = 0  # of prompt and negative prompt
+    image_tokens: int = 0
 
 
-class Failed(_Versioned, frozen=True, kw_only=True):
-    """The end of a request without its images; without a `request_id`, the reply to a message not understood.
-
-    retry_after_s: when the same may work, where that is known.
-    """
+class Failed(_Reply, frozen=True, kw_only=True):
+    """The end of a request without its images; without a `request_id`, the reply to a message not understood."""
 
     request_id: str | None
     code: str
     message: str
     parameter: str | None = None
-    retry_after_s: float | None = None
+    retry_after_s: float | None = None  # after which the same may work, where that is known
 
 
-class Loras(_Versioned, frozen=True, kw_only=True):
+class Loras(_Reply, frozen=True, kw_only=True):
     """What is loaded: the reply to `LoadLora` once the ranks have it, to `UnloadLora` and to `ListLoras`.
 
     loadable: whether clients may load and unload them.
@@ -253,11 +255,8 @@ class Loras(_Versioned, frozen=True, kw_only=True):
     loadable: bool
 
 
-class StatusReply(_Versioned, frozen=True, kw_only=True):
-    """What the front-end is doing: requests by what became of them, bytes of each rank by what they hold.
-
-    A flat record, since each field is one of the protocol's.
-    """
+class StatusReply(_Reply, frozen=True, kw_only=True):
+    """What the front-end is doing: requests by what became of them, bytes of each rank by what they hold."""
 
     model: str
     tp: int
@@ -281,15 +280,15 @@ class StatusReply(_Versioned, frozen=True, kw_only=True):
     stage: Stage | None = None  # while it starts
 
 
-class MetricsReply(_Versioned, frozen=True, kw_only=True):
+class MetricsReply(_Reply, frozen=True, kw_only=True):
     """The reply to `Metrics`, before a binary frame in Prometheus' text format."""
 
 
-class Pong(_Versioned, frozen=True, kw_only=True):
+class Pong(_Reply, frozen=True, kw_only=True):
     """The reply to `Ping`."""
 
 
-class Closing(_Versioned, frozen=True, kw_only=True):
+class Closing(_Reply, frozen=True, kw_only=True):
     """The front-end ends: the last message a client gets."""
 
     code: str

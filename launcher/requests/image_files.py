@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec
 
+import engine
 from launcher.requests.check import CheckedRequest
 from launcher.requests.image_metadata import save_options
 
@@ -31,7 +32,7 @@ async def in_thread(pixels: int, write: Callable[P, bytes], *arguments: P.args, 
 def encode_image(rgb: bytes, request: CheckedRequest, *, seed: int) -> bytes:
     """Write an RGB image of height · width · 3 bytes as a file in the request's format.
 
-    PNG (text chunks) and WebP (EXIF description) carry prompt, seed and settings unless the request says otherwise.
+    PNG and WebP carry prompt, seed and settings, as `save_options` writes them, unless the request says otherwise.
     """
     from PIL import Image
 
@@ -60,4 +61,4 @@ def _settings(request: CheckedRequest) -> dict[str, Any]:
     settings = {name: getattr(request, name) for name in names}
     if request.loras:
         settings["loras"] = [{"name": name, "strength": strength} for name, strength in request.loras]
-    return settings
+    return settings | {"version": f"krea2-engine {engine.__version__}"}

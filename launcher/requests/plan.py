@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from engine.config.chat_template import MAX_PROMPT_TOKENS, PREFIX_TOKENS
+from engine.config.chat_template import MAX_PROMPT_TOKENS, PREFIX_TOKENS, SUFFIX_TOKENS
 from engine.config.model_config import ModelConfig
 from engine.step import Job
 from launcher.requests.check import CheckedRequest
@@ -14,11 +14,16 @@ from launcher.requests.tokenizer import Prompt
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs of a request, one an image, and the text and image tokens of each segment that one adds to a step."""
+    """The jobs of a request, one an image, and the text and image tokens of each segment that one adds to a step.
+
+    text_tokens: of its prompts together, as they were written: without the template.
+    """
 
     jobs: tuple[Job, ...]
     segments: tuple[int, ...]
     warnings: tuple[str, ...]
+    text_tokens: int = 0
+    image_tokens: int = 0  # of each image
 
 
 def make_plan(
@@ -56,4 +61,5 @@ def make_plan(
     image_tokens = model.image_tokens(checked.width, checked.height)
     segments = tuple(len(text.ids) - PREFIX_TOKENS + image_tokens for text in texts.values())
     cut = tuple(f"{name} was cut to {MAX_PROMPT_TOKENS} tokens" for name, text in texts.items() if text.cut)
-    return Plan(jobs, segments, checked.warnings + cut)
+    text_tokens = sum(len(text.ids) - PREFIX_TOKENS - SUFFIX_TOKENS for text in texts.values())
+    return Plan(jobs, segments, checked.warnings + cut, text_tokens, image_tokens)

@@ -11,7 +11,7 @@ import msgspec
 from starlette.requests import Request
 
 from engine.errors import Krea2Error
-from launcher.client.results import ImageFile, PreviewFile, Result
+from launcher.client.results import ImageFile, PreviewFile, Result, Usage
 from launcher.http.answers.drawing import Drawing
 from launcher.http.answers.errors import error_body
 from launcher.http.answers.event_stream import write_event
@@ -28,6 +28,17 @@ _IMAGE = object_schema(
     },
     optional=("b64_json", "url"),
 )
+_COUNT = {"type": "integer"}
+_COUNTS = object_schema({"text_tokens": _COUNT, "image_tokens": _COUNT})
+_USAGE = object_schema(
+    {
+        "input_tokens": _COUNT | {"description": "Of prompt and negative prompt, as they were written."},
+        "input_tokens_details": _COUNTS,
+        "output_tokens": _COUNT | {"description": "Of the images, each token 16 × 16 pixels."},
+        "output_tokens_details": _COUNTS,
+        "total_tokens": _COUNT,
+    }
+)
 _IMAGES = object_schema(
     {
         "created": {"type": "integer", "description": "Unix time."},
@@ -37,6 +48,7 @@ _IMAGES = object_schema(
         "size": TEXT,
         "output_format": TEXT,
         "background": TEXT,
+        "usage": _USAGE,
         "timings": {"type": "object", "additionalProperties": {"type": "number"}, "description": "Seconds."},
         "warnings": {"type": "array", "items": TEXT},
         "explanation": {"type": "object", "description": "Of a request with explain: where its time went."},
@@ -72,7 +84,19 @@ def images_object(
         "size": f"{result.width}x{result.height}",
         "output_format": result.format,
         "background": "opaque",
+        "usage": usage_object(result.usage),
         **result.told(warnings),
+    }
+
+
+def usage_object(usage: Usage) -> dict[str, object]:
+    """Count tokens as OpenAI's images API does: no image goes in, and no text comes out."""
+    return {
+        "input_tokens": usage.text_tokens,
+        "input_tokens_details": {"text_tokens": usage.text_tokens, "image_tokens": 0},
+        "output_tokens": usage.image_tokens,
+        "output_tokens_details": {"text_tokens": 0, "image_tokens": usage.image_tokens},
+        "total_tokens": usage.total_tokens,
     }
 
 
@@ -100,7 +124,7 @@ async def write_events(
         return write_event(f"image_generation.{kind}", {**common, **own})
 
     def write_completed(image: ImageFile, more: Mapping[str, object]) -> bytes:
-        own = {"index": image.index, "seed": image.seed, "usage": None, **more}
+        own = {"index": image.index, "seed": image.seed, "usage": usage_object(image.usage), **more}
         return write_image("completed", image.file, checked.output_format, own)
 
     async with aclosing(drawing.events()) as events:

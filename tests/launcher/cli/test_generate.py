@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import engine
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.model_config import ModelConfig
 from launcher import Client
+from launcher.requests.image_metadata import read_made
 from tests.engine.checkpoint.layouts.layouts import (
     language_model,
     load_text_encoder,
@@ -35,7 +37,13 @@ def test_generate_writes_a_file_and_says_only_where(marked: Marked, tmp_path: Pa
     assert re.fullmatch(r"1 image in \d+\.\d s, after \d+\.\d s of loading; seed 0\n", stderr)
     image = Image.open(path)
     assert image.size == (128, 128)
-    assert image.text["prompt"] == PROMPT  # type: ignore[attr-defined]
+    assert read_made(image) == {
+        "prompt": PROMPT, "seed": 0, "negative_prompt": None, "steps": 8, "guidance": 0.0, "mu": None, "width": 128,
+        "height": 128, "version": f"krea2-engine {engine.__version__}",
+    }  # fmt: skip
+    assert str(image.info["parameters"]).startswith(
+        f"{PROMPT}\nNegative prompt: \nSteps: 8, Sampler: Euler, CFG scale: 1, "
+    )
     assert os.listdir(tmp_path) == ["fox.png"]
     marked.expect_nothing_left()
 
@@ -50,14 +58,14 @@ def test_several_images_are_numbered_prompt_by_prompt_with_seeds_in_a_row(
     )  # fmt: skip
     assert code == 0
     assert sorted(stdout.splitlines()) == [str(tmp_path / f"out_{index}.png") for index in range(4)]
-    texts = [Image.open(tmp_path / f"out_{index}.png").text for index in range(4)]  # type: ignore[attr-defined]
-    assert [(text["prompt"], text["seed"]) for text in texts] == [
-        ("a red fox", "40"),
-        ("a red fox", "41"),
-        ("", "42"),
-        ("", "43"),
+    made = [json.loads(Image.open(tmp_path / f"out_{index}.png").info["krea2"]) for index in range(4)]
+    assert [(each["prompt"], each["seed"]) for each in made] == [
+        ("a red fox", 40),
+        ("a red fox", 41),
+        ("", 42),
+        ("", 43),
     ]
-    assert json.loads(texts[0]["settings"])["steps"] == 2
+    assert made[0]["steps"] == 2
     assert demo.prompt_domain is not None
     *warnings, last = stderr.splitlines()
     assert warnings == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -230,8 +231,9 @@ def test_lines_are_drawn_each_with_its_own_parameters(marked: Marked, tmp_path: 
     assert sorted(stdout.splitlines()) == sorted(map(str, (*own, *shared)))
     assert stderr.splitlines()[-1].endswith(f"; seeds 40, {drawn}, {int(drawn) + 1}, 43")
     first, last = map(Image.open, shared)
-    assert (first.size, first.text["prompt"], first.text["seed"]) == ((96, 96), "a red fox", "40")  # type: ignore[attr-defined]
-    assert (last.size, last.text["prompt"], last.text["seed"]) == ((128, 128), "y", "43")  # type: ignore[attr-defined]
+    made = [json.loads(image.info["krea2"]) for image in (first, last)]
+    assert (first.size, made[0]["prompt"], made[0]["seed"]) == ((96, 96), "a red fox", 40)
+    assert (last.size, made[1]["prompt"], made[1]["seed"]) == ((128, 128), "y", 43)
     marked.expect_nothing_left()
 
 

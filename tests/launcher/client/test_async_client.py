@@ -21,7 +21,7 @@ from engine.errors import (
 from launcher.client import connection as connection_module
 from launcher.client.async_client import AsyncClient
 from launcher.client.connection import Connection
-from launcher.client.results import ImageFile, Result
+from launcher.client.results import ImageFile, Result, Usage
 from launcher.messages.client_messages import Accepted, Pong, Progress
 from launcher.messages.encoding import encode
 from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
@@ -44,7 +44,10 @@ def test_the_events_of_a_stream_tell_its_life(run_folder: Path) -> None:
             ]
             progress = [(event.step, event.steps) for event in events if isinstance(event, Progress)]
             assert progress == [(2, 8), (4, 8), (6, 8), (8, 8)]
-            files = [event for event in events if isinstance(event, ImageFile)]
+            result, files = events[-1], [event for event in events if isinstance(event, ImageFile)]
+            assert isinstance(result, Result)
+            assert [image.usage for image in files] == [Usage(text_tokens=7, image_tokens=64)] * 2
+            assert (result.usage.image_tokens, result.usage.total_tokens) == (2 * 64, 7 + 2 * 64)
             assert {PIL.open(io.BytesIO(image.file)).format for image in files} == {"JPEG"}
 
     run(test())

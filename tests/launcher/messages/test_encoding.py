@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError, CheckpointError, Krea2Error, RankError, ServerError, error_from_code
 from engine.step import Job, Step, StepTimes
-from launcher.messages.client_messages import Acknowledge, Cancel, Failed, Generate, Ping, Request, Status
+from launcher.messages.client_messages import Acknowledge, Cancel, Failed, Generate, Ping, Pong, Request, Status
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import MessageError, decode_reply, decode_request, encode, encode_request
 from launcher.messages.rank_messages import Execute, Load, StepDone, decode_command, decode_report
@@ -25,6 +25,11 @@ GENERATE = Generate(request_id="r1", prompt="a fox 🦊", seed=2**53 - 1, guidan
 @pytest.mark.parametrize("message", [GENERATE, Cancel(request_id="a"), Acknowledge(request_id="b"), Status(), Ping()])
 def test_requests_survive_the_wire(message: Request) -> None:
     assert decode_request(encode_request(message)) == message
+
+
+def test_a_client_leaves_out_what_a_newer_server_adds_to_its_replies() -> None:
+    pong = decode_reply(encode({"type": "pong", "version": 3, "load": [0.5]}))
+    assert pong == Pong()
 
 
 def test_steps_and_their_answers_survive_the_wire() -> None:

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import engine
 from launcher.requests.check import CheckedRequest
 from launcher.requests.image_files import encode_image, in_thread
+from launcher.requests.image_metadata import read_infotext
+from launcher.requests.infotext import infotext
 from tests.launcher.processes import PATIENCE_S
 
 REQUEST = CheckedRequest(
@@ -35,7 +38,10 @@ REQUEST = CheckedRequest(
     warnings=(),
 )
 PIXELS = np.linspace(0, 255, 16 * 32 * 3).astype(np.uint8).reshape(16, 32, 3)
-SETTINGS = {"negative_prompt": None, "steps": 8, "guidance": 0.0, "mu": None, "width": 32, "height": 16}
+SETTINGS = {
+    "negative_prompt": None, "steps": 8, "guidance": 0.0, "mu": None, "width": 32, "height": 16,
+    "version": f"krea2-engine {engine.__version__}",
+}  # fmt: skip
 
 
 def written(output_format: str, metadata: bool = True) -> Image.Image:
@@ -54,14 +60,14 @@ def test_a_file_shows_the_pixels(output_format: str, tolerance: int) -> None:
 
 
 def test_a_png_carries_what_made_it() -> None:
-    text = written("png").text  # type: ignore[attr-defined]
-    assert (text["prompt"], text["seed"]) == (REQUEST.prompt, "8")
-    assert json.loads(text["settings"]) == SETTINGS
+    image, made = written("png"), {"prompt": REQUEST.prompt, "seed": 8, **SETTINGS}
+    assert image.info == {"parameters": infotext(made), "krea2": json.dumps(made)}
 
 
 def test_a_webp_carries_what_made_it() -> None:
-    description = written("webp").getexif()[0x010E]
-    assert json.loads(description) == {"prompt": REQUEST.prompt, "seed": 8, **SETTINGS}
+    image, made = written("webp"), {"prompt": REQUEST.prompt, "seed": 8, **SETTINGS}
+    assert json.loads(image.getexif()[0x010E]) == made
+    assert read_infotext(image) == infotext(made)
 
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
@@ -73,9 +79,10 @@ def test_nothing_is_carried_when_that_is_asked(output_format: str) -> None:
 
 def test_loras_are_carried_with_their_strengths() -> None:
     request = replace(REQUEST, loras=(("ink", 0.5), ("öl", -1.0)))
-    text = Image.open(io.BytesIO(encode_image(PIXELS.tobytes(), request, seed=8))).text  # type: ignore[attr-defined]
+    info = Image.open(io.BytesIO(encode_image(PIXELS.tobytes(), request, seed=8))).info
     loras = [{"name": "ink", "strength": 0.5}, {"name": "öl", "strength": -1.0}]
-    assert json.loads(text["settings"]) == {**SETTINGS, "loras": loras}
+    assert json.loads(info["krea2"]) == {"prompt": REQUEST.prompt, "seed": 8, **SETTINGS, "loras": loras}
+    assert "<lora:ink:0.5> <lora:öl:-1>\n" in info["parameters"]
 
 
 def test_a_small_picture_does_not_wait_for_large_ones() -> None:

@@ -32,6 +32,7 @@ def test_a_request_for_several_images_is_as_many_jobs_with_seeds_in_a_row() -> N
     assert {(job.prompt_ids, job.negative_ids) for job in plan.jobs} == {((1,) * 40, (2,) * 39)}
     image_tokens = (64 // 16) * (112 // 16)
     assert plan.segments == (40 - 34 + image_tokens, 39 - 34 + image_tokens)
+    assert (plan.text_tokens, plan.image_tokens) == (1, image_tokens)  # of the two texts, without the template
     assert plan.warnings == (*request.warnings, "prompt was cut to 507 tokens")
 
 

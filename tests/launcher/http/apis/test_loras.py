@@ -50,7 +50,7 @@ def test_loading_listing_choosing_and_unloading(run_folder: Path, tmp_path: Path
                 )
                 assert answer.data is not None
                 image = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json or "")))
-                settings = json.loads(image.text["settings"])  # type: ignore[attr-defined]
+                settings = json.loads(image.info["krea2"])
                 assert settings["loras"] == [{"name": "Ink é", "strength": -0.75}]
                 (job,) = (job for step in fakes.ranks[0].steps for job in step.start)
                 assert job.loras == ((0, -0.75),)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 import itertools
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +21,9 @@ from launcher.http.answers.drawing import to_generate
 from launcher.http.apis.openai_body import ImageRequest, to_parameters
 from launcher.messages.limits import Limits
 from launcher.messages.parameter_names import GUIDANCE_IS_OFF
-from tests.launcher.fake_ranks import DEADLINE_S, Fakes, fake_engine, run
-from tests.launcher.http_servers import PROMPT, http_server
-
-
-@asynccontextmanager
-async def openai_client(
-    run_folder: Path, limits: Limits | None = None, **config: Any
-) -> AsyncIterator[tuple[openai.AsyncOpenAI, Fakes, httpx.AsyncClient]]:
-    limits = limits or Limits()
-    key = config.get("api_keys", ("any",))[0]
-    async with (
-        fake_engine(run_folder, limits=limits) as fakes,
-        http_server(fakes.address, limits=limits, **config) as client,
-        openai.AsyncOpenAI(base_url=f"{client.base_url}/v1", api_key=key, max_retries=0) as openai_client,
-    ):
-        yield openai_client, fakes, client
-
-
-def opened(b64_json: str | None) -> Image.Image:
-    assert b64_json is not None
-    return Image.open(io.BytesIO(base64.b64decode(b64_json)))
+from tests.launcher.fake_ranks import DEADLINE_S, run
+from tests.launcher.http.apis.openai_clients import openai_client, opened
+from tests.launcher.http_servers import PROMPT
 
 
 def test_two_images_as_base64(run_folder: Path) -> None:
@@ -61,7 +40,10 @@ def test_two_images_as_base64(run_folder: Path) -> None:
             images = [opened(image.b64_json) for image in answer.data]
             assert [image.size for image in images] == [(96, 128)] * 2
             assert [image.getpixel((0, 0))[0] for image in images] == [5, 6]  # type: ignore[index]
-            assert (answer.size, answer.output_format, answer.usage) == ("96x128", "png", None)
+            assert (answer.size, answer.output_format) == ("96x128", "png")
+            assert answer.usage is not None
+            text, image = answer.usage.input_tokens_details.text_tokens, 2 * (96 // 16) * (128 // 16)
+            assert (text, answer.usage.output_tokens, answer.usage.total_tokens) == (7, image, 7 + image)
             extra = answer.model_extra
             assert extra is not None
             assert (extra["seed"], extra["warnings"]) == (5, [])
@@ -195,6 +177,8 @@ def test_a_stream_ends_with_an_event_for_each_image(run_folder: Path) -> None:
             assert sorted(event.model_extra["index"] for event in completed) == [0, 1]  # type: ignore[index]
             assert {opened(event.b64_json).size for event in completed} == {(96, 96)}
             assert [event.size for event in completed] == ["96x96"] * 2
+            usage = [event.usage for event in completed]
+            assert [(each.input_tokens, each.output_tokens, each.total_tokens) for each in usage] == [(7, 36, 43)] * 2
             assert completed[-1].model_extra["warnings"] == []  # type: ignore[index]
             assert completed[-1].model_extra["timings"]["total"] > 0  # type: ignore[index]
 
