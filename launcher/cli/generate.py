@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec.structs import replace
 
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
@@ -22,7 +23,7 @@ from launcher.cli.progress import GenerateProgress
 from launcher.cli.prompts import Asked, collect
 from launcher.messages.client_messages import Accepted, Generate, LoraChoice, Progress
 from launcher.messages.limits import Limits
-from launcher.messages.parameter_names import RANDOM_SEED, draw_seed, in_own_names
+from launcher.messages.parameter_names import RANDOM_SEED, describe_seed, draw_seed, in_own_names, usable_seed
 from launcher.requests.output_files import DEFAULT, OutputName, check_paths, made_folders, write_file
 from launcher.setup.launch import launch_frontend
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from launcher.requests.check import CheckedRequest
 
 _REQUESTS_AHEAD = 32  # of a call with many prompts, unfinished at a time
-_SETTINGS = ("steps", "guidance", "negative_prompt", "mu", "width", "height")  # of all prompts
+_SETTINGS = ("steps", "guidance", "negative_prompt", "mu", "width", "height", "output_compression")  # of all prompts
 
 
 @click.command(cls=ExplainedCommand)
@@ -65,6 +66,9 @@ _SETTINGS = ("steps", "guidance", "negative_prompt", "mu", "width", "height")  #
     default=DEFAULT,
     metavar="PATH",
     help="png, jpg or webp, or a folder/. May have {index}, {seed} and {prompt} in it; folders are made.",
+)
+@click.option(
+    "--output-compression", type=WHOLE_NUMBER, help="The quality of jpg and webp: 0 to 100, the best.  [default: high]"
 )
 @click.option("--no-metadata", is_flag=True, help="Leave prompt, seed and settings out of the file.")
 @explain_option
@@ -100,17 +104,21 @@ def generate(
             raise ArgumentError(error.message.replace(" size,", " --size,"), parameter=error.parameter) from None
     name = OutputName(output)
     names = [each.name_images(name) for each in asked]
-    first_seed = draw_seed() if seed is None or seed == RANDOM_SEED else seed
+    asked_seed = draw_seed() if seed is None or seed == RANDOM_SEED else seed
 
     def workload(model: ModelConfig, limits: Limits) -> Workload:
+        first_seed = usable_seed(asked_seed, limits)
         checked = _check(_make_requests(asked, names, settings, first_seed, loras=()), asked, size, model, limits)
         sizes = dict.fromkeys((each.width, each.height) for each in checked)
         return Workload(tuple(sizes), any(each.guidance > 0 for each in checked))
 
     config, model = configure_engine(options | {"warm_up": False}, workload)
+    first_seed = usable_seed(asked_seed, config.limits)
+    reduced = () if first_seed == asked_seed else (describe_seed(asked_seed, first_seed, config.limits),)
     loaded = {lora.name: lora.strength for lora in config.loras}
     requests = _make_requests(asked, names, settings, first_seed, loras=tuple(loaded))
     checked = _check(requests, asked, size, model, config.limits, loaded)
+    requests = [replace(request, seed=each.seed) for request, each in zip(requests, checked, strict=True)]
     paths = _name_images(requests, asked, names)
     try:
         check_paths(paths)
@@ -124,7 +132,7 @@ def generate(
         made_folders(paths),
         closing(GenerateProgress([each.steps for each in checked for _ in range(each.num_images)])) as progress,
     ):
-        for warnings in [each.warnings for each in asked] + [each.warnings for each in checked]:
+        for warnings in [reduced] + [each.warnings for each in asked] + [each.warnings for each in checked]:
             progress.warn(warnings)  # before anything is loaded
         with (
             closing(Explaining(explain, progress.print)) as explaining,

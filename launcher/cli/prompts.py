@@ -36,6 +36,7 @@ _KINDS: dict[str, tuple[Any, str]] = {
     "mu": _NUMBER,
     "loras": (list, 'a list, as ["NAME", {"name": "NAME", "strength": 0.8}]'),
     "output": _TEXT,
+    "output_compression": _WHOLE,
     "metadata": (bool, "true or false"),
     "priority": _WHOLE,
     "timeout_s": _NUMBER,

@@ -12,7 +12,7 @@ import msgspec
 
 from engine.errors import ArgumentError
 from launcher.messages.client_messages import Generate, LoraChoice
-from launcher.messages.parameter_names import ALIASES, RANDOM_SEED, in_own_names
+from launcher.messages.parameter_names import ALIASES, in_own_names
 
 
 class LoraParameters(TypedDict, total=False):
@@ -25,7 +25,7 @@ class LoraParameters(TypedDict, total=False):
 class OwnParameters(TypedDict, total=False):
     """The fields of `Generate` besides the prompt, each with its help. A LoRA may be a name."""
 
-    seed: Annotated[int | None, "Of the first image; image i has seed + i. None: drawn, and told by the result."]
+    seed: Annotated[int | None, "Of the first image; image i has seed + i. None, -1: drawn, and told by the result."]
     steps: Annotated[int | None, "Denoise steps. None: the checkpoint's."]
     guidance: Annotated[
         float | None, "How strongly to follow the prompt, on Krea's scale, as diffusers has it: 0 is off."
@@ -38,6 +38,7 @@ class OwnParameters(TypedDict, total=False):
     mu: Annotated[float | None, "The schedule's shift, instead of the checkpoint's own."]
     preview_every: Annotated[int | None, "Steps of an image between previews. None: no previews."]
     output_format: Annotated[str, "Of the files: png, jpeg or webp."]
+    output_compression: Annotated[int | None, "The quality of JPEG and WebP files: 0 to 100, the best."]
     metadata: Annotated[bool, "Whether PNG and WebP files carry prompt, seed and settings."]
     timeout_s: Annotated[float | None, "Seconds after which to give the request up; at once if it would take longer."]
     priority: Annotated[int, "Of the requests that wait, those with the highest go first."]
@@ -142,8 +143,6 @@ def make_request(prompt: str, given: Parameters, call: str) -> tuple[Generate, t
     own, warnings = in_own_names(named)
     if own.get("output_format") == "jpg":
         own["output_format"] = "jpeg"
-    if own.get("seed") == RANDOM_SEED:
-        del own["seed"]
     own.setdefault("request_id", uuid.uuid4().hex)
     return Generate(prompt=prompt, **own | {"loras": _read_loras(own.get("loras", ()))}), warnings
 

@@ -16,7 +16,7 @@ from launcher.http.apis.openai_body import ImageRequest, LoraChoiceBody
 from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
 from launcher.messages.parameter_names import ALIASES, RANDOM_SEED
-from launcher.requests.check import MAX_LORA_STRENGTH, MAX_MU, MAX_PRIORITY, MAX_TIMEOUT_S
+from launcher.requests.check import BEST_COMPRESSION, MAX_LORA_STRENGTH, MAX_MU, MAX_PRIORITY, MAX_TIMEOUT_S
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }
@@ -41,6 +41,7 @@ def describe_limits(openapi: Mapping[str, Any], model: ModelConfig, limits: Limi
         "priority": (-MAX_PRIORITY, MAX_PRIORITY),
         "timeout_s": (0, MAX_TIMEOUT_S),
         "preview_every": (1, limits.max_steps),
+        "output_compression": (0, BEST_COMPRESSION),
     }
     defaults = {field.name: field.default for field in msgspec.structs.fields(Generate)}
     schemas = openapi["components"]["schemas"]

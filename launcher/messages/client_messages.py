@@ -96,10 +96,10 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Generate(_Versioned, frozen=True, kw_only=True):
     """Make images. Sending it twice with the same `request_id` is harmless. None means the checkpoint's default.
 
-    preview_every: denoise steps of an image between its previews; None for no previews. idempotency_key: a request of
-    the same caller with the same one joins this one, or gets its answer. caller: whose request a process of the
-    server's own sends; from others it is an error. explain: the last `Image` is to say where the time went. A flat
-    record, since each field is one of the protocol's.
+    seed: -1 is drawn, too. output_compression: the quality of JPEG and WebP files; 100 is best. preview_every: denoise
+    steps of an image between its previews; None for no previews. idempotency_key: a request of the same caller with the
+    same one joins this one, or gets its answer. caller: whose request a process of the server's own sends; from others
+    it is an error. explain: the last `Image` is to say where the time went. A flat record, as the protocol's is.
     """
 
     request_id: RequestId
@@ -115,6 +115,7 @@ class Generate(_Versioned, frozen=True, kw_only=True):
     priority: int = 0
     timeout_s: float | None = None
     output_format: str = "png"
+    output_compression: int | None = None
     metadata: bool = True
     preview_every: int | None = None
     loras: tuple[LoraChoice, ...] = ()

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.errors import ArgumentError
+from launcher.messages.limits import Limits
 
 # Of HTTP and OpenAI, too. `size` is width and height in one.
 ALIASES = {
@@ -20,6 +21,7 @@ ALIASES = {
     "num_images_per_prompt": "num_images",
 }
 RANDOM_SEED = -1  # a seed that asks for one that is drawn
+_FIRST_SEED, _LAST_SEED = -(2**63), 2**64 - 1  # that clients send, signed or not
 _SIZE = re.compile(r"([0-9]{1,6})(?:[xX×*]([0-9]{1,6}))?")
 _NO_GUIDANCE = 1.0  # SGLang's guidance_scale is Krea's and 1, so that this is its way to have none
 GUIDANCE_IS_OFF = "guidance_scale 1 was taken for off, as SGLang means it; for Krea's own 1, say guidance 1"
@@ -60,3 +62,16 @@ def read_size(parameter: str, text: object) -> tuple[int, int]:
 def draw_seed() -> int:
     """Draw the seed of a request that names none."""
     return secrets.randbelow(2**32)
+
+
+def usable_seed(seed: int, limits: Limits, num_images: int = 1) -> int:
+    """Reduce a seed to one with which all images of a request have allowed ones. Raises `ArgumentError` for one that is
+    no integer of 64 bits."""
+    if not _FIRST_SEED <= seed <= _LAST_SEED:
+        raise ArgumentError.of("seed", f"between {_FIRST_SEED} and {_LAST_SEED}", seed)
+    return max(0, min(seed % (limits.max_seed + 1), limits.max_seed - (num_images - 1)))
+
+
+def describe_seed(seed: int, used: int, limits: Limits) -> str:
+    """Say what `usable_seed` made of a seed."""
+    return f"seed {seed} was reduced to {used}, which draws the same: seeds are between 0 and {limits.max_seed}"

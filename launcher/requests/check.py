@@ -14,11 +14,13 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from launcher.messages.client_messages import Generate, LoraChoice
 from launcher.messages.limits import Limits
+from launcher.messages.parameter_names import RANDOM_SEED, describe_seed, usable_seed
 
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
 MAX_MU = 10.0  # the schedule computes exp(mu); the checkpoints' own rule stays below 2
 MAX_PRIORITY = 100
 MAX_TIMEOUT_S = 86_400  # seconds
+BEST_COMPRESSION = 100  # the quality of a JPEG or WebP file, by OpenAI's name for it
 MAX_LORA_STRENGTH = 10.0  # positive or negative; files are made for 1, and far from it there is nothing to see
 _SHOWN_LORAS = 12  # names in an error
 
@@ -50,6 +52,7 @@ class CheckedRequest:
     loras: tuple[tuple[str, float], ...]
     warnings: tuple[str, ...]
     explain: bool = False
+    output_compression: int | None = None
 
 
 def check(
@@ -86,14 +89,20 @@ def check(
     if guidance > 0 and built_in:
         told = f"guidance {guidance:g} may spoil the picture"
         warnings.append(f"{told}: Turbo has it built in; leave it out, or take Raw")
-    seed, max_seed = drawn_seed if request.seed is None else request.seed, limits.max_seed - (num_images - 1)
-    if not 0 <= seed <= max_seed:
-        images = f" for {num_images} images" if num_images > 1 else ""
-        raise ArgumentError.of("seed", f"between 0 and {max_seed}{images}", seed)
+    asked_seed = drawn_seed if request.seed in (None, RANDOM_SEED) else request.seed
+    assert asked_seed is not None
+    seed = usable_seed(asked_seed, limits, num_images)
+    if seed != asked_seed:
+        warnings.append(describe_seed(asked_seed, seed, limits))
     if request.timeout_s is not None and not 0 < request.timeout_s <= MAX_TIMEOUT_S:
         raise ArgumentError.of("timeout_s", f"above 0 and at most {MAX_TIMEOUT_S}", request.timeout_s)
     if request.output_format not in OUTPUT_FORMATS:
         raise ArgumentError.of("output_format", f"one of {', '.join(OUTPUT_FORMATS)}", request.output_format)
+    compression = request.output_compression
+    if compression is not None:
+        _between("output_compression", compression, 0, BEST_COMPRESSION)
+        if request.output_format == "png" and compression != BEST_COMPRESSION:
+            warnings.append("output_compression was ignored: PNG files lose nothing; take jpeg or webp for small ones")
     return CheckedRequest(
         prompt=request.prompt,
         negative_prompt=(request.negative_prompt or "") if guidance > 0 else None,
@@ -114,6 +123,7 @@ def check(
         loras=_check_loras(request.loras, limits, loras),
         warnings=tuple(warnings),
         explain=request.explain,
+        output_compression=compression,
     )
 
 

@@ -41,6 +41,8 @@ def encode_image(rgb: bytes, request: CheckedRequest, *, seed: int) -> bytes:
     if request.metadata and request.output_format != "jpeg":
         made = {"prompt": request.prompt, "seed": seed, **_settings(request)}
     options = save_options(request.output_format, made)
+    if request.output_compression is not None and request.output_format != "png":
+        options["quality"] = request.output_compression
     file = io.BytesIO()
     image.save(file, request.output_format, **options)
     return file.getvalue()

@@ -18,7 +18,7 @@ from launcher.client.results import Event, Result
 from launcher.http.answers.engine_link import EngineLink
 from launcher.messages.client_messages import LONGEST_IDEMPOTENCY_KEY, Accepted, Generate, is_idempotency_key
 from launcher.messages.configs import HttpConfig
-from launcher.messages.parameter_names import ALIASES, RANDOM_SEED, in_own_names, read_size
+from launcher.messages.parameter_names import ALIASES, in_own_names, read_size
 from launcher.requests.check import CheckedRequest, check
 from launcher.requests.usual_sizes import describe_own_size, own_size
 
@@ -113,8 +113,6 @@ def to_generate(given: Mapping[str, Any], request_id: str, model: ModelConfig) -
     Raises `ArgumentError` for parameters that contradict each other.
     """
     fields, warnings = in_own_names(given)
-    if fields.get("seed") == RANDOM_SEED:
-        del fields["seed"]
     habit = _by_habit(given)
     if own := own_size(habit, model):
         fields["width"], fields["height"] = own

@@ -51,6 +51,9 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     output_format: Literal["png", "jpeg", "webp"] | None = Field(
         None, description="The kind of the image files. Default: png."
     )
+    output_compression: int | None = Field(
+        None, description="The quality of JPEG and WebP files, of which 100 is the best. Default: 95 and 90."
+    )
     stream: bool | None = Field(None, description="Whether to answer with server-sent events. Default: false.")
     partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES)] | None = Field(
         None, description="How many previews of each image to send; needs stream."
@@ -89,7 +92,6 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     explain: bool | None = Field(None, description="Whether to answer, as explanation, where the time went.")
 
     background: Literal["auto", "opaque"] | None = Field(None, description="Ignored: images are opaque.")
-    output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(None, description="Ignored, with a warning.")
     quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = Field(
         None, description="Ignored: steps decides."
     )
@@ -114,10 +116,3 @@ def to_parameters(body: ImageRequest) -> dict[str, Any]:
     given = body.model_dump(include=set(PARAMETERS), exclude_none=True)
     given["loras"] = tuple(LoraChoice(**lora) for lora in given.get("loras", ()))
     return given
-
-
-def warn(body: ImageRequest) -> tuple[str, ...]:
-    """Warn of what one may have expected to change the file."""
-    if body.output_compression not in (None, 100):
-        return ("output_compression was ignored: files are written at the server's own quality",)
-    return ()

@@ -14,7 +14,7 @@ from launcher.http.answers.event_stream import EventStream
 from launcher.http.answers.wording import in_words_of
 from launcher.http.apis.held_images import HeldImages
 from launcher.http.apis.openai_answers import IMAGES_SCHEMA, images_object, write_events
-from launcher.http.apis.openai_body import ImageRequest, to_parameters, warn
+from launcher.http.apis.openai_body import ImageRequest, to_parameters
 from launcher.messages.client_messages import LONGEST_IDEMPOTENCY_KEY
 
 IDEMPOTENCY_KEY = Header(
@@ -39,13 +39,12 @@ def add_image_routes(app: FastAPI, studio: Studio, held: HeldImages) -> None:
         try:
             given, previews = to_parameters(body), body.partial_images
             drawing = await studio.draw(request, given, partial_images=previews, idempotency_key=idempotency_key)
-            warnings = drawing.warnings + warn(body)
             if body.stream:
-                events = write_events(drawing, request, sent, progress=bool(body.progress), warnings=warnings)
+                events = write_events(drawing, request, sent, progress=bool(body.progress), warnings=drawing.warnings)
                 return EventStream(events, drawing.headers)
             result = await drawing.result()
         except ArgumentError as error:
             raise in_words_of(sent, error) from None
         shown = body.response_format or ("url" if (body.model or "").startswith(_LINKED) else "b64_json")
         urls = await held.links(request, result) if shown == "url" else None
-        return JsonResponse(images_object(result, drawing.request_id, urls, warnings), headers=drawing.headers)
+        return JsonResponse(images_object(result, drawing.request_id, urls, drawing.warnings), headers=drawing.headers)

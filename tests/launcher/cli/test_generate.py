@@ -87,6 +87,25 @@ def test_a_drawn_seed_is_reported_and_metadata_can_be_left_out(marked: Marked, t
     assert not Image.open(path).getexif()
 
 
+def test_seeds_of_64_bits_and_a_compression_are_honoured_and_told(marked: Marked, tmp_path: Path) -> None:
+    marked.use_hollow_ranks()
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text(f'{{"prompt": "{PROMPT}"}}\n{{"prompt": "{PROMPT}", "seed": -7, "output_compression": 90}}\n')
+    code, stdout, stderr = marked.run_krea2(
+        "generate", "--prompts", str(lines), "--device", "cpu", "--steps", "1", "--seed", str(2**64 - 5),
+        "--output-compression", "20", "--output", str(tmp_path / "{seed}.jpg"),
+    )  # fmt: skip
+    first, second = tmp_path / f"{2**53 - 5}.jpg", tmp_path / f"{2**53 - 7}.jpg"
+    assert (code, {*stdout.split()}) == (0, {str(first), str(second)})
+    quantized = [sum(Image.open(path).quantization[0]) for path in (first, second)]  # type: ignore[attr-defined]
+    assert quantized[0] > 5 * quantized[1]
+    warned = [line for line in stderr.splitlines() if line.startswith("warning: ")]
+    assert [warning.partition(",")[0] for warning in warned] == [
+        f"warning: seed {2**64 - 5} was reduced to {2**53 - 5}",
+        f"warning: seed -7 was reduced to {2**53 - 7}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -119,7 +138,8 @@ def test_a_drawn_seed_is_reported_and_metadata_can_be_left_out(marked: Marked, t
         (["x", "--limit", "max_side"], "--limit must be NAME=VALUE with a number, got 'max_side'"),
         (["x", "--limit", "max_side=256", "--width", "512"], "--width must be between 64 and 256, got 512"),
         (["x", "--model", "/no/such"], "/no/such: there is no such folder"),
-        (["x", "--seed", "-2"], "--seed must be between 0 and 9007199254740991, got -2"),
+        (["x", "--seed", str(2**64)], f"--seed must be between {-(2**63)} and {2**64 - 1}, got {2**64}"),
+        (["x", "--output-compression", "101"], "--output-compression must be between 0 and 100, got 101"),
         (["x", "--sed", "1"], "No such option"),
         (["x", "--start-timeout", "nan"], "--start-timeout must be above 0 and at most 604800, got nan"),
         ([], 'no prompt is given: write one in quotes, as krea2 generate "a red circle", or --prompts FILE'),

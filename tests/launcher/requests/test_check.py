@@ -105,17 +105,15 @@ def test_prompts_are_taken_as_they_are(prompt: str) -> None:
         ({"mu": float("-inf")}, "mu must be between -10 and 10, got -inf"),
         ({"num_images": 0}, "num_images must be between 1 and 10, got 0"),
         ({"num_images": 11}, "num_images must be between 1 and 10, got 11"),
-        ({"seed": -1}, "seed must be between 0 and 9007199254740991, got -1"),
-        ({"seed": 2**53}, "seed must be between 0 and 9007199254740991, got 9007199254740992"),
-        (
-            {"seed": 2**53 - 1, "num_images": 2},
-            "seed must be between 0 and 9007199254740990 for 2 images, got 9007199254740991",
-        ),
+        ({"seed": 2**64}, f"seed must be between {-(2**63)} and {2**64 - 1}, got {2**64}"),
+        ({"seed": -(2**63) - 1}, f"seed must be between {-(2**63)} and {2**64 - 1}, got {-(2**63) - 1}"),
         ({"prompt": "x" * 16385}, "prompt must be at most 16384 bytes of UTF-8, got 16385"),
         ({"prompt": "ä" * 8193}, "prompt must be at most 16384 bytes of UTF-8, got 16386"),
         ({"prompt": "a \ud800"}, "prompt must be valid Unicode text, got lone surrogates"),
         ({"negative_prompt": "\udfff"}, "negative_prompt must be valid Unicode text, got lone surrogates"),
         ({"negative_prompt": "x" * 16385}, "negative_prompt must be at most 16384 bytes of UTF-8, got 16385"),
+        ({"output_compression": 101}, "output_compression must be between 0 and 100, got 101"),
+        ({"output_compression": -1, "output_format": "webp"}, "output_compression must be between 0 and 100, got -1"),
         ({"output_format": "gif"}, "output_format must be one of png, jpeg, webp, got 'gif'"),
         ({"priority": 101}, "priority must be between -100 and 100, got 101"),
         ({"timeout_s": 0.0}, "timeout_s must be above 0 and at most 86400, got 0.0"),
@@ -127,6 +125,45 @@ def test_what_is_not_allowed_is_refused_with_name_range_and_value(parameters: di
         checked(**parameters)
     assert error.value.message == message
     assert error.value.parameter in parameters
+
+
+@pytest.mark.parametrize(
+    ("seed", "used"),
+    [
+        (2**64 - 1, 2**53 - 1),
+        (2**53, 0),
+        (-2, 2**53 - 2),
+        (2**64 - 2, 2**53 - 2),  # the same, read without its sign
+        (-(2**63), 0),
+        (0, 0),
+        (2**53 - 1, 2**53 - 1),
+    ],
+)
+def test_a_seed_of_64_bits_is_reduced_with_a_warning_that_says_to_which(seed: int, used: int) -> None:
+    request = checked(seed=seed)
+    assert request.seed == used
+    told = f"seed {seed} was reduced to {used}, which draws the same: seeds are between 0 and {2**53 - 1}"
+    assert request.warnings == (() if seed == used else (told,))
+    again = checked(seed=used)
+    assert (again.seed, again.warnings) == (used, ())
+
+
+def test_a_seed_is_reduced_so_that_all_images_have_one() -> None:
+    assert checked(seed=2**53 - 1, num_images=3).seed == 2**53 - 3
+    assert checked(limits=Limits.of({"max_seed": 999}), seed=1234).seed == 234
+
+
+def test_a_seed_of_minus_1_is_drawn_as_without_one() -> None:
+    assert checked(seed=-1) == checked()
+
+
+def test_a_compression_is_for_files_that_lose_something() -> None:
+    for output_format in ("jpeg", "webp"):
+        request = checked(output_format=output_format, output_compression=40)
+        assert (request.output_compression, request.warnings) == (40, ())
+    assert checked(output_compression=100).warnings == ()  # OpenAI's default
+    (warning,) = checked(output_compression=40).warnings
+    assert warning.startswith("output_compression was ignored: PNG files lose nothing")
 
 
 def test_limits_can_be_changed_and_are_checked_themselves() -> None:
@@ -162,6 +199,7 @@ def test_limits_can_be_changed_and_are_checked_themselves() -> None:
             "num_images": st.integers() | st.integers(1, 10),
             "priority": st.integers(),
             "timeout_s": st.none() | st.floats(),
+            "output_compression": st.none() | st.integers(),
             "output_format": st.sampled_from(["png", "jpeg", "webp"]) | st.text(),
         },
     )

@@ -59,6 +59,17 @@ def test_a_file_shows_the_pixels(output_format: str, tolerance: int) -> None:
     assert abs(difference).max() <= tolerance
 
 
+@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+def test_a_file_of_less_quality_is_smaller_and_one_of_the_best_larger(output_format: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, PIXELS.shape, np.uint8).tobytes()
+
+    def size(compression: int | None) -> int:
+        request = replace(REQUEST, output_format=output_format, output_compression=compression)
+        return len(encode_image(noise, request, seed=8))
+
+    assert size(0) < size(50) < size(None) < size(100)
+
+
 def test_a_png_carries_what_made_it() -> None:
     image, made = written("png"), {"prompt": REQUEST.prompt, "seed": 8, **SETTINGS}
     assert image.info == {"parameters": infotext(made), "krea2": json.dumps(made)}
