@@ -103,6 +103,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.http.workers",
         "launcher.http.answers",
     },
+    "launcher.http.docs": {*_CHILDREN, "launcher.requests", "launcher.http.answers"},
     "launcher.http": {
         *_CHILDREN,
         "launcher.client",
@@ -110,6 +111,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.http.workers",
         "launcher.http.answers",
         "launcher.http.apis",
+        "launcher.http.docs",
     },
     "launcher.ranks": _CHILDREN,
     "launcher.frontend.admission": {"launcher.logs", "launcher.messages", "launcher.requests", "launcher.threads"},

@@ -36,9 +36,10 @@ from launcher.http.apis.held_images import HeldImages
 from launcher.http.apis.loras import add_lora_routes
 from launcher.http.apis.openai_images import add_image_routes
 from launcher.http.apis.server_state import add_state_routes
+from launcher.http.apis.state_answers import METRICS
 from launcher.http.bodies import BoundedRoute
 from launcher.http.connections import backlog
-from launcher.http.docs import describe_limits, describe_page
+from launcher.http.docs.routes import add_docs_routes
 from launcher.http.guard import Guard
 from launcher.http.protocol import FairProtocol
 from launcher.http.workers.held_files import HeldFiles
@@ -48,6 +49,10 @@ from launcher.logs import configure_logs
 from launcher.messages.configs import HttpConfig
 from launcher.processes import Reporter, exit_after, read_config, watch_parent
 
+_ABOUT = (
+    "Images with Krea 2, asked for as OpenAI's images API does. Every answer has a header `X-Request-ID`, which the "
+    "server's log has too. Hanging up cancels a request."
+)
 PAGE = Path(__file__).parent / "page"
 FINISH_S = 3  # for responses that are being sent when the process is told to end
 _LAST_REPLIES_S = 0.5  # of that, for what a front-end that ended had sent before
@@ -127,7 +132,7 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
 
     app = FastAPI(
         title="krea2-engine", version=engine.__version__, lifespan=link.connected, docs_url=None, redoc_url=None,
-        description="Images with Krea 2, as OpenAI's images API makes them.", responses={"default": ERROR_SCHEMA},
+        description=_ABOUT, responses={"default": ERROR_SCHEMA},
         strict_content_type=False,  # what has none is read as JSON: browsers' requests are told by their Origin
     )  # fmt: skip
     app.router.route_class = BoundedRoute
@@ -141,17 +146,13 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
     add_lora_routes(app, link)
     add_state_routes(app, studio, link)
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=Response, responses=METRICS)
     async def metrics() -> Response:
         """Metrics of the front-end and of this process, in Prometheus' text format."""
         text = counts.render()
         with suppress(Krea2Error, TimeoutError):
             text = await asyncio.wait_for(link.replying().metrics(), ASK_S) + text
         return Response(text, media_type=CONTENT_TYPE_LATEST)
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return describe_page(app.openapi())
 
     @app.get("/", include_in_schema=False)
     @app.head("/", include_in_schema=False)
@@ -164,7 +165,7 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
         return await page.get_response("icon.ico", request.scope)
 
     app.mount("/page", page)
-    describe_limits(app.openapi(), model, config.limits)  # which FastAPI keeps, and sends
+    add_docs_routes(app, config, model, guard.asks_for_key)
     return guard
 
 

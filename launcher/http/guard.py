@@ -102,14 +102,15 @@ class Guard:
 
     def _is_probe(self, request: Request) -> bool:
         path = request.scope["path"]
-        return path in PROBED and request.method in _PROBING and not self._needs_key(path)
+        return path in PROBED and request.method in _PROBING and not self.asks_for_key(path)
 
-    def _needs_key(self, path: str) -> bool:
+    def asks_for_key(self, path: str) -> bool:
+        """Whether a path is answered to those alone who have an API key."""
         # A link to an image carries its own secret, so that anybody who is given it can open it.
         return bool(self._keys) and not path.startswith(FILES_PATH) and (path == "/metrics" or path.startswith("/v1/"))
 
     def _check_key(self, request: Request) -> None:
-        if not self._needs_key(request.scope["path"]):
+        if not self.asks_for_key(request.scope["path"]):
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         name = self._keys.name_of(key.strip().encode("latin-1"))

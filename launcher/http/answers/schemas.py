@@ -1,20 +1,112 @@
-"""Pieces of the OpenAPI description that several routes share."""
+"""Pieces of the OpenAPI description that several routes share.
+
+A field says what it means, with an example of its value, from which /docs makes the example of the whole.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+Schema = dict[str, Any]
+Responses = dict[int | str, dict[str, Any]]
+MEANS = "x-means"  # the keyword of a schema that `means` writes
+STATUS_MEANS = {
+    400: "A parameter is wrong, unknown or contradicts another; or the body is not JSON.",
+    401: "The server wants an API key, and got none or another.",
+    403: "Host, or the Origin of a web page, is none that the server knows.",
+    404: "There is nothing of this name or at this path.",
+    405: "The path has no such method.",
+    408: "The body did not arrive in time.",
+    413: "The body has more bytes than the server takes.",
+    415: "Content-Type is not application/json.",
+    422: "Another request had the same Idempotency-Key.",
+    429: "Too many requests wait, or a key has had its share; the header Retry-After says when to come back.",
+    499: "The client hung up, and its request was cancelled.",
+    500: "The server made a mistake; its log has the id of the request.",
+    503: "The engine starts, or has failed; the header Retry-After says when to come back.",
+    504: "The request took longer than its timeout_s, or would have.",
+}
 
-def object_schema(properties: Mapping[str, Any], optional: Sequence[str] = ()) -> dict[str, Any]:
+
+def means(parameter: str) -> Schema:
+    """Say, as `json_schema_extra` of a field of a body, which of our parameters it is if neither its name nor `ALIASES`
+    does. The description then has its limits and default."""
+    return {MEANS: parameter}
+
+
+def object_schema(properties: Mapping[str, Any], optional: Sequence[str] = ()) -> Schema:
     """Describe an object, of whose properties only the `optional` ones may be missing."""
     required = [name for name in properties if name not in optional]
     return {"type": "object", "properties": properties, "required": required}
 
 
+def text(description: str, example: str) -> Schema:
+    """Describe a string."""
+    return {"type": "string", "description": description, "examples": [example]}
+
+
+def integer(description: str, example: int) -> Schema:
+    """Describe a whole number."""
+    return {"type": "integer", "description": description, "examples": [example]}
+
+
+def number(description: str, example: float) -> Schema:
+    """Describe a number."""
+    return {"type": "number", "description": description, "examples": [example]}
+
+
+def flag(description: str, example: bool) -> Schema:
+    """Describe what is true or false."""
+    return {"type": "boolean", "description": description, "examples": [example]}
+
+
+def constant(value: str, description: str = "") -> Schema:
+    """Describe a string that is always the same."""
+    return {"type": "string", "const": value} | ({"description": description} if description else {})
+
+
+def many(items: Mapping[str, Any], description: str) -> Schema:
+    """Describe a list."""
+    return {"type": "array", "items": items, "description": description}
+
+
+def numbers(description: str, example: Mapping[str, float]) -> Schema:
+    """Describe an object of numbers whose names vary."""
+    values = {"type": "number"}
+    return {"type": "object", "additionalProperties": values, "description": description, "examples": [dict(example)]}
+
+
+def or_null(schema: Mapping[str, Any]) -> Schema:
+    """Describe what may be null instead."""
+    told = {name: schema[name] for name in ("description", "examples") if name in schema}
+    return told | {"anyOf": [{name: schema[name] for name in schema if name not in told}, {"type": "null"}]}
+
+
+def answer(schema: Mapping[str, Any], *errors: int) -> Responses:
+    """Describe what a route answers as JSON, and the statuses of its errors besides those that all like it have."""
+    content = {"application/json": {"schema": schema}}
+    return {200: {"description": "It worked.", "content": content}, **statuses(*errors)}
+
+
+def statuses(*errors: int) -> Responses:
+    """Describe errors by their status alone; what they look like is as for all routes of the server."""
+    return {status: {"description": STATUS_MEANS[status]} for status in errors}
+
+
+ENGINE_ERRORS = (503,)  # of a route that asks the engine
+DRAWING_ERRORS = (404, 422, 429, 503, 504)  # of a route that draws
 TEXT = {"type": "string"}
-_OR_NULL = {"anyOf": [TEXT, {"type": "null"}]}
-_ERROR = object_schema({"message": TEXT, "type": TEXT, "param": _OR_NULL, "code": TEXT, "request_id": TEXT})
+_KINDS = ("invalid_request_error", "rate_limit_error", "server_error")
+_ERROR = object_schema(
+    {
+        "message": text("What is wrong, and what is allowed.", "steps must be between 1 and 200, got 5000"),
+        "type": {"type": "string", "enum": _KINDS, "description": "Whose fault it is."},
+        "param": or_null(text("The parameter to blame, if one is.", "steps")),
+        "code": text("What kind of error it is.", "invalid_parameter"),
+        "request_id": text("As in the header X-Request-ID.", "7f3c9a"),
+    }
+)
 ERROR_SCHEMA: dict[str, Any] = {
     "description": "What is wrong, and with which parameter.",
     "content": {"application/json": {"schema": object_schema({"error": _ERROR})}},

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.errors import error_from_code
 from launcher.client.results import Result
+from launcher.http.answers.schemas import Responses
 from launcher.http.workers.held_files import HeldFiles
 from launcher.messages.configs import HttpConfig
 
 FILES_PATH = "/v1/images/files/"
+_FILE: Responses = {200: {"description": "The file.", "content": {"image/*": {}}}}
 
 
 class HeldImages:
@@ -31,9 +34,9 @@ class HeldImages:
     def add_routes(self, app: FastAPI) -> None:
         """Add the route that serves them."""
 
-        @app.get(FILES_PATH + "{name}", response_class=Response, responses={200: {"content": {"image/*": {}}}})
+        @app.get(FILES_PATH + "{name}", response_class=Response, responses=_FILE)
         @app.head(FILES_PATH + "{name}", include_in_schema=False)
-        async def get_file(name: str) -> Response:
+        async def get_file(name: Annotated[str, Path(description="As the url has it.")]) -> Response:
             """An image that was answered as a url."""
             file = await asyncio.to_thread(self._files.get, name)
             if file is None:

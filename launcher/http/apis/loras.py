@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
-from fastapi import FastAPI
+from fastapi import FastAPI, Path
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from engine.errors import ArgumentError, error_from_code
 from launcher.http.answers.engine_link import EngineLink
 from launcher.http.answers.errors import JsonResponse
+from launcher.http.answers.schemas import means
+from launcher.http.apis import state_answers
 from launcher.messages.client_messages import LoadedLora
 
 PATH = "/v1/loras"
@@ -22,20 +26,24 @@ class LoadLoraBody(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     path: str | None = Field(
         None, description="Where the file is, in the folder that the server's --lora-dir names. Default: the name."
     )
-    strength: float | None = Field(None, description="The strength of requests that give none. Default: 1.")
+    strength: float | None = Field(
+        None,
+        description="The strength of requests that give none. Default: 1.",
+        json_schema_extra=means("lora_strength"),
+    )
 
 
 def add_lora_routes(app: FastAPI, link: EngineLink) -> None:
     """Add the routes that list, load and unload LoRAs."""
 
-    @app.get(PATH, response_class=Response)
+    @app.get(PATH, response_class=Response, responses=state_answers.LORAS)
     async def list_loras() -> Response:
         """The LoRAs that `loras` may name, the ones merged into the weights, and whether more may be loaded."""
         loras = await (await link.loaded()).loras()
         described = [_described(lora) for lora in loras.loras]
         return JsonResponse({"object": "list", "data": described, "merged": loras.merged, "loadable": loras.loadable})
 
-    @app.post(PATH, response_class=Response)
+    @app.post(PATH, response_class=Response, responses=state_answers.LORA)
     async def load_lora(body: LoadLoraBody) -> Response:
         """Load a LoRA file from the server's folder for them. Answered when images can be made with it."""
         strength = 1.0 if body.strength is None else body.strength
@@ -45,8 +53,8 @@ def add_lora_routes(app: FastAPI, link: EngineLink) -> None:
             raise error_from_code("not_found", f"{body.name} was unloaded at once")
         return JsonResponse(_described(lora))
 
-    @app.delete(PATH + "/{name}", response_class=Response)
-    async def unload_lora(name: str) -> Response:
+    @app.delete(PATH + "/{name}", response_class=Response, responses=state_answers.UNLOADED)
+    async def unload_lora(name: Annotated[str, Path(description="Of the LoRA.", examples=["ink"])]) -> Response:
         """Unload a LoRA. It can no longer be chosen; requests that have chosen it are finished with it."""
         try:
             await (await link.loaded()).unload_lora(name)

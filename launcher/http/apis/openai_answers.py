@@ -15,53 +15,70 @@ from launcher.client.results import ImageFile, PreviewFile, Result, Usage
 from launcher.http.answers.drawing import Drawing
 from launcher.http.answers.errors import error_body
 from launcher.http.answers.event_stream import write_event
-from launcher.http.answers.schemas import TEXT, object_schema
+from launcher.http.answers.schemas import (
+    DRAWING_ERRORS,
+    TEXT,
+    Schema,
+    answer,
+    constant,
+    integer,
+    many,
+    numbers,
+    object_schema,
+    text,
+)
 from launcher.http.answers.wording import in_words_of
 from launcher.messages.client_messages import Accepted
 
 _IMAGE = object_schema(
     {
-        "b64_json": {"type": "string", "contentEncoding": "base64"},
-        "url": TEXT,
-        "index": {"type": "integer"},
-        "seed": {"type": "integer"},
+        "b64_json": text("The file, unless response_format was url.", "iVBORw0KGgo…") | {"contentEncoding": "base64"},
+        "url": {"type": "string", "description": "Where the file is, if response_format was url."},
+        "index": integer("Which image of the request it is, from 0.", 0),
+        "seed": integer("The seed that makes it again.", 7),
     },
     optional=("b64_json", "url"),
 )
-_COUNT = {"type": "integer"}
-_COUNTS = object_schema({"text_tokens": _COUNT, "image_tokens": _COUNT})
+
+
+def _counts(text_tokens: int, image_tokens: int) -> Schema:
+    return object_schema(
+        {"text_tokens": integer("Of text.", text_tokens), "image_tokens": integer("Of images.", image_tokens)}
+    )
+
+
 _USAGE = object_schema(
     {
-        "input_tokens": _COUNT | {"description": "Of prompt and negative prompt, as they were written."},
-        "input_tokens_details": _COUNTS,
-        "output_tokens": _COUNT | {"description": "Of the images, each token 16 × 16 pixels."},
-        "output_tokens_details": _COUNTS,
-        "total_tokens": _COUNT,
+        "input_tokens": integer("Of prompt and negative prompt, as they were written.", 7),
+        "input_tokens_details": _counts(7, 0) | {"description": "What they are of."},
+        "output_tokens": integer("Of the images, each token 16 × 16 pixels.", 1024),
+        "output_tokens_details": _counts(0, 1024) | {"description": "What they are of."},
+        "total_tokens": integer("All of them.", 1031),
     }
 )
 _IMAGES = object_schema(
     {
-        "created": {"type": "integer", "description": "Unix time."},
-        "request_id": TEXT,
-        "data": {"type": "array", "items": _IMAGE},
-        "seed": {"type": "integer", "description": "Of the first image."},
-        "size": TEXT,
-        "output_format": TEXT,
-        "background": TEXT,
-        "usage": _USAGE,
-        "timings": {"type": "object", "additionalProperties": {"type": "number"}, "description": "Seconds."},
-        "warnings": {"type": "array", "items": TEXT},
-        "explanation": {"type": "object", "description": "Of a request with explain: where its time went."},
+        "created": integer("When, in seconds since 1970.", 1_790_000_000),
+        "request_id": text("As in the header X-Request-ID.", "7f3c9a"),
+        "data": many(_IMAGE, "The images, in order."),
+        "seed": integer("The seed of the first image.", 7),
+        "size": text("Width and height of the images in pixels.", "512x512"),
+        "output_format": text("The kind of the files: png, jpeg or webp.", "png"),
+        "background": constant("opaque", "Images have no transparent parts."),
+        "usage": _USAGE | {"description": "How many tokens of text and image it took."},
+        "timings": numbers("Seconds, by what the request did or waited for.", {"queue": 0.1, "total": 2.5}),
+        "warnings": many(TEXT, "What was done otherwise than one may have expected, in sentences."),
+        "explanation": {"type": "object", "description": "Where the time went, if the request asked for it."},
     },
-    optional=("background", "explanation"),
+    optional=("explanation",),
 )
-_EVENT = object_schema({"event": TEXT, "data": TEXT})
-IMAGES_SCHEMA: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The images, or with stream the events partial_image, completed and error.",
-        "content": {"application/json": {"schema": _IMAGES}, "text/event-stream": {"schema": _EVENT}},
-    }
+_EVENTS = object_schema({"event": TEXT, "data": TEXT}) | {
+    "description": "With stream: server-sent events. `image_generation.partial_image` is a preview, "
+    "`image_generation.completed` an image, the last one with timings and warnings, `error` an error after the start; "
+    "with progress also `image_generation.accepted` and `image_generation.progress`.",
 }
+IMAGES_SCHEMA = answer(_IMAGES, *DRAWING_ERRORS)
+IMAGES_SCHEMA[200]["content"]["text/event-stream"] = {"schema": _EVENTS}
 
 
 def images_object(

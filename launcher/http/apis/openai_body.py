@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from engine.errors import ArgumentError
 from launcher.http.answers.drawing import PARAMETERS
+from launcher.http.answers.schemas import means
 from launcher.messages.client_messages import LoraChoice
 
 MAX_PARTIAL_IMAGES = 3
@@ -21,7 +22,11 @@ class LoraChoiceBody(BaseModel, extra="forbid", strict=True, allow_inf_nan=False
     """One of the `loras` of a request."""
 
     name: str = Field(description="The name by which GET /v1/loras lists it.")
-    strength: float | None = Field(None, description="How strongly to apply it. Default: as it was loaded.")
+    strength: float | None = Field(
+        None,
+        description="How strongly to apply it. Default: as it was loaded.",
+        json_schema_extra=means("lora_strength"),
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -41,7 +46,8 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     size: str | None = Field(
         None,
         description="Width and height of the images in pixels, as WIDTHxHEIGHT, or auto for the default size. One of "
-        "OpenAI's sizes that the model was not made for stands for the model's own size of about that shape.",
+        "OpenAI's sizes that the model was not made for stands for the model's own size of about that shape. "
+        "Default: auto.",
     )
     response_format: Literal["b64_json", "url"] | None = Field(
         None,
@@ -56,15 +62,19 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     )
     stream: bool | None = Field(None, description="Whether to answer with server-sent events. Default: false.")
     partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES)] | None = Field(
-        None, description="How many previews of each image to send; needs stream."
+        None, description="How many previews of each image to send; needs stream. Default: 0."
     )
 
-    seed: int | None = Field(None, description="The seed of the first image. Default, as of -1: one that is drawn.")
+    seed: int | None = Field(
+        None, description="The seed of the first image, or -1 for one that is drawn. Default: one that is drawn."
+    )
     steps: int | None = Field(None, description="How many denoise steps each image gets.")
     num_inference_steps: int | None = Field(None, description="Another name of steps.")
     guidance: float | None = Field(None, description="How strongly to follow the prompt, on Krea's scale: 0 is off.")
     guidance_scale: float | None = Field(None, description="Another name of guidance, but that 1 is off.")
-    negative_prompt: str | None = Field(None, description="What the images are not to show; needs guidance above 0.")
+    negative_prompt: str | None = Field(
+        None, description="What the images are not to show; needs guidance above 0. Default: nothing."
+    )
     width: int | None = Field(
         None, description=f"The width of the images in pixels, {_ROUNDED}. Give width and height, or size."
     )
@@ -79,17 +89,22 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
         "than 0. Default: never.",
     )
     progress: bool | None = Field(
-        None, description="Whether to send events for the position in the queue and for steps; needs stream."
+        None,
+        description="Whether to send events for the position in the queue and for steps; needs stream. Default: false.",
     )
     preview_every: int | None = Field(
-        None, description="How many steps of an image lie between its previews, in place of partial_images."
+        None,
+        description="How many steps of an image lie between its previews, in place of partial_images. "
+        "Default: none come.",
     )
 
     loras: list[LoraChoiceBody] | None = Field(
-        None, description="LoRAs to draw with, each by its name, or by name and strength."
+        None, description="LoRAs to draw with, each by its name, or by name and strength. Default: none."
     )
 
-    explain: bool | None = Field(None, description="Whether to answer, as explanation, where the time went.")
+    explain: bool | None = Field(
+        None, description="Whether to answer, as explanation, where the time went. Default: false."
+    )
 
     background: Literal["auto", "opaque"] | None = Field(None, description="Ignored: images are opaque.")
     quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = Field(

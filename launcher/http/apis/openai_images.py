@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import FastAPI, Header, Request
+from fastapi import Body, FastAPI, Header, Request
 from starlette.responses import Response
 
 from engine.errors import ArgumentError
@@ -23,6 +23,14 @@ IDEMPOTENCY_KEY = Header(
     f"1 to {LONGEST_IDEMPOTENCY_KEY} printable ASCII characters.",
 )
 _LINKED = "dall-e-"  # under these names OpenAI answers links, which is what programs that say no format read
+_PROMPT = "a red circle on a blue background"
+_BODY = Body(
+    openapi_examples={
+        "a picture": {"value": {"prompt": _PROMPT}},
+        "two, with settings": {"value": {"prompt": _PROMPT, "n": 2, "seed": 7, "output_format": "webp"}},
+        "a stream with previews": {"value": {"prompt": _PROMPT, "stream": True, "partial_images": 2, "progress": True}},
+    }
+)
 
 
 def add_image_routes(app: FastAPI, studio: Studio, held: HeldImages) -> None:
@@ -30,7 +38,9 @@ def add_image_routes(app: FastAPI, studio: Studio, held: HeldImages) -> None:
 
     @app.post("/v1/images/generations", responses=IMAGES_SCHEMA)
     async def generate_images(
-        body: ImageRequest, request: Request, idempotency_key: Annotated[str | None, IDEMPOTENCY_KEY] = None
+        body: Annotated[ImageRequest, _BODY],
+        request: Request,
+        idempotency_key: Annotated[str | None, IDEMPOTENCY_KEY] = None,
     ) -> Response:
         """Make images from a prompt. Hanging up cancels the request."""
         if body.model is not None:

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 import msgspec
-from fastapi import FastAPI
+from fastapi import FastAPI, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,6 +15,7 @@ from engine.errors import Krea2Error, ServerError
 from launcher.http.answers.drawing import Studio
 from launcher.http.answers.engine_link import ASK_S, EngineLink
 from launcher.http.answers.errors import JsonResponse, error_response
+from launcher.http.apis import state_answers
 from launcher.messages.client_messages import StatusReply
 from launcher.requests.check import MAX_LORA_STRENGTH, OUTPUT_FORMATS
 
@@ -22,20 +23,21 @@ from launcher.requests.check import MAX_LORA_STRENGTH, OUTPUT_FORMATS
 def add_state_routes(app: FastAPI, studio: Studio, link: EngineLink) -> None:
     """Add the routes of models, settings, health and status."""
     config, model = studio.config, studio.model
+    name_in_path = Path(description="Of the model.", examples=[config.model_names[0]])
     began = config.created or int(time.time())
 
-    @app.get("/v1/models", response_class=Response)
+    @app.get("/v1/models", response_class=Response, responses=state_answers.MODELS)
     async def list_models() -> Response:
         """The models that `model` may name."""
         return JsonResponse({"object": "list", "data": [_model(name, began) for name in config.model_names]})
 
-    @app.get("/v1/models/{name:path}", response_class=Response)
-    async def get_model(name: str) -> Response:
+    @app.get("/v1/models/{name:path}", response_class=Response, responses=state_answers.MODEL)
+    async def get_model(name: str = name_in_path) -> Response:
         """One of the models."""
         studio.check_model(name)
         return JsonResponse(_model(name, began))
 
-    @app.get("/v1/settings", response_class=Response)
+    @app.get("/v1/settings", response_class=Response, responses=state_answers.SETTINGS)
     async def get_settings() -> Response:
         """Defaults and limits of this server."""
         sizes = model.size_domain
@@ -52,14 +54,14 @@ def add_state_routes(app: FastAPI, studio: Studio, link: EngineLink) -> None:
         }
         return JsonResponse(settings)
 
-    @app.get("/health", response_class=Response)
+    @app.get("/health", response_class=Response, responses=state_answers.HEALTH)
     @app.head("/health", include_in_schema=False)
     @app.options("/health", include_in_schema=False)
     async def health() -> Response:
         """Whether this process is alive."""
         return JsonResponse({"status": "ok"})
 
-    @app.get("/ready", response_class=Response)
+    @app.get("/ready", response_class=Response, responses=state_answers.READY)
     @app.head("/ready", include_in_schema=False)
     @app.options("/ready", include_in_schema=False)
     async def ready(request: Request) -> Response:
@@ -72,7 +74,7 @@ def add_state_routes(app: FastAPI, studio: Studio, link: EngineLink) -> None:
             return error_response(problem, request.state.request_id, more=more)
         return JsonResponse({"status": "ready", "waiting": status.waiting, "running": status.running})
 
-    @app.get("/v1/status", response_class=Response)
+    @app.get("/v1/status", response_class=Response, responses=state_answers.STATUS)
     async def get_status() -> Response:
         """What the engine runs on, and what it is doing: requests, and bytes of each rank by what they hold."""
         status = msgspec.structs.asdict(await _ask_for_status(link))

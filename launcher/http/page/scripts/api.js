@@ -10,8 +10,10 @@ export class RequestError extends Error {
   }
 }
 
+/** Send a key with all requests of this tab from now on, or none. */
 export function setApiKey(key) {
-  sessionStorage.setItem(KEY_NAME, key);
+  if (key) sessionStorage.setItem(KEY_NAME, key);
+  else sessionStorage.removeItem(KEY_NAME);
 }
 
 /** Whether requests are sent with a key. */
@@ -19,7 +21,8 @@ export function usesKey() {
   return sessionStorage.getItem(KEY_NAME) !== null;
 }
 
-function headers(more = {}) {
+/** Headers of a request, with the key if there is one. */
+export function withKey(more = {}) {
   const key = sessionStorage.getItem(KEY_NAME);
   return key ? { ...more, Authorization: `Bearer ${key}` } : more;
 }
@@ -47,14 +50,14 @@ async function refusal(response) {
 
 /** The model, its defaults and the limits. Throws `RequestError`. */
 export async function fetchSettings() {
-  const response = await send("/v1/settings", { headers: headers() });
+  const response = await send("/v1/settings", { headers: withKey() });
   if (!response.ok) throw await refusal(response);
   return response.json();
 }
 
 /** The LoRAs that requests may choose: {name, strength, …} each. Throws `RequestError`. */
 export async function fetchLoras() {
-  const response = await send("/v1/loras", { headers: headers() });
+  const response = await send("/v1/loras", { headers: withKey() });
   if (!response.ok) throw await refusal(response);
   return (await response.json()).data;
 }
@@ -62,7 +65,7 @@ export async function fetchLoras() {
 /** What the engine runs on and does, as GET /v1/status has it; null if it does not answer, or wants a key. */
 export async function fetchStatus() {
   try {
-    const response = await send("/v1/status", { headers: headers() });
+    const response = await send("/v1/status", { headers: withKey() });
     return response.ok ? await response.json() : null;
   } catch {
     return null;
@@ -91,7 +94,7 @@ export async function fetchReadiness() {
 export async function* generate(parameters, signal) {
   const response = await send("/v1/images/generations", {
     method: "POST",
-    headers: headers({ "Content-Type": "application/json", Accept: "text/event-stream" }),
+    headers: withKey({ "Content-Type": "application/json", Accept: "text/event-stream" }),
     body: JSON.stringify({ ...parameters, stream: true, progress: true }),
     signal,
   });
@@ -102,7 +105,8 @@ export async function* generate(parameters, signal) {
   }
 }
 
-async function* readEvents(body) {
+/** The events {type, …} of a stream, as they come; without a name, `type` is "". Throws `RequestError`. */
+export async function* readEvents(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let line = "";
   let name = "";

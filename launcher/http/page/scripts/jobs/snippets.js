@@ -1,6 +1,7 @@
 // The request for a picture, to be copied: as a line for a shell, or as a Python program.
 
 import { usesKey } from "../api.js";
+import { copy } from "../copy.js";
 import { nameOf } from "../text.js";
 
 const COPIED_MS = 2000;
@@ -94,21 +95,4 @@ function inShell(json) {
 
 function inPython(json) {
   return json.replace(HIDDEN, (char) => (char.length > 1 ? `\\U${hex(char.codePointAt(0), 8)}` : units(char)));
-}
-
-/** Whether `text` is in the clipboard now. */
-async function copy(text) {
-  try {
-    await navigator.clipboard.writeText(text); // which only pages have that came over https, or from this machine
-    return true;
-  } catch {
-    const focused = document.activeElement;
-    const field = Object.assign(document.createElement("textarea"), { value: text, className: "visually-hidden" });
-    (focused.closest("dialog") ?? document.body).append(field);
-    field.select();
-    const isCopied = document.execCommand("copy");
-    field.remove();
-    focused.focus();
-    return isCopied;
-  }
 }

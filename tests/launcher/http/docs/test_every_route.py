@@ -1,0 +1,87 @@
+"""What follows the description of a route, or breaks it, is answered as that says, and never with 5xx."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from launcher.messages.limits import Limits
+from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
+from tests.launcher.http_servers import http_server
+
+SMALL = Limits(max_side=128, max_steps=8, max_images=2)  # so that what is valid is also quick
+CASES = {"POST": 25}  # for each operation and mode
+OTHERS = 4  # cases of other methods
+CHECKS = (not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance)
+MODES = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
+
+
+def explore(url: str, *, scale: int = 1) -> Counter[tuple[str, int]]:
+    """Send generated requests to every route. Returns how many had which status, by route."""
+    schema = schemathesis.openapi.from_dict(_closed(httpx.get(f"{url}/openapi.json").json()))
+    statuses: Counter[tuple[str, int]] = Counter()
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        method = operation.method.upper()
+        can_be_wrong = operation.body or operation.query or operation.headers  # any text may be in a path
+        for mode in MODES if can_be_wrong else MODES[:1]:
+
+            @settings(
+                max_examples=scale * CASES.get(method, OTHERS), deadline=None, database=None, phases=[Phase.generate],
+                derandomize=True, suppress_health_check=list(HealthCheck),
+            )  # fmt: skip
+            @given(case=operation.as_strategy(generation_mode=mode))
+            def check(case: schemathesis.Case) -> None:
+                answer = case.call(base_url=url, timeout=DEADLINE_S)
+                statuses[f"{case.method} {case.operation.path}", answer.status_code] += 1
+                case.validate_response(answer, checks=CHECKS)
+
+            check()
+    return statuses
+
+
+def _closed(schema: Any) -> Any:
+    """The description, in whose answers no field may be that it does not have."""
+    if isinstance(schema, list):
+        return [_closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {name: each if name in ("examples", "example") else _closed(each) for name, each in schema.items()}
+    if closed.get("type") == "object" and "properties" in closed:
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
+async def _explore_fakes(run_folder: Path, scale: int) -> None:
+    async with (
+        fake_engine(run_folder, limits=SMALL) as fakes,
+        http_server(fakes.address, limits=SMALL) as client,
+    ):
+        statuses = await asyncio.to_thread(explore, str(client.base_url), scale=scale)
+        routes = set((await client.get("/openapi.json")).json()["paths"])
+    assert {route.partition(" ")[2] for route, _ in statuses} == routes
+    assert {200, 400, 404} <= {status for _, status in statuses}
+    drawn = [route for (route, status) in statuses if status == 200 and route.startswith("POST")]
+    assert "POST /v1/images/generations" in drawn
+
+
+def test_nothing_that_follows_the_description_or_breaks_it_is_a_server_error(run_folder: Path) -> None:
+    run(_explore_fakes(run_folder, scale=1))
+
+
+@pytest.mark.slow  # in the fast run: the same with fewer cases
+def test_the_same_with_many_more_cases(run_folder: Path) -> None:
+    run(_explore_fakes(run_folder, scale=10))
