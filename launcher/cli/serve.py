@@ -31,8 +31,8 @@ from launcher.setup.configure import MAX_TIMEOUT_S
 
 # Options that are for HTTP alone.
 _FOR_HTTP = (
-    "host", "port", "api_keys", "api_key_file", "model_names", "allowed_hosts", "allowed_origins", "public_url",
-    "max_body_bytes", "http_workers",
+    "host", "port", "api_keys", "api_key_file", "model_names", "any_model", "allowed_hosts", "allowed_origins",
+    "public_url", "max_body_bytes", "http_workers",
 )  # fmt: skip
 
 
@@ -63,8 +63,10 @@ _FOR_HTTP = (
     "--served-model-name",
     "model_names",
     multiple=True,
-    help="What HTTP clients call the model; may be repeated.  [default: the checkpoint folder's name]",
+    callback=lambda _context, _option, texts: tuple(name.strip() for text in texts for name in text.split(",")),
+    help="What HTTP clients call the model; may be repeated, or have commas.  [default: the checkpoint folder's name]",
 )
+@click.option("--any-model", is_flag=True, help="Serve HTTP clients the model whatever they call it.")
 @click.option(
     "--allowed-host",
     "allowed_hosts",
@@ -170,7 +172,8 @@ def serve(
     http = http_config = None
     if not no_http:
         names = (
-            "host", "api_keys", "model_names", "allowed_hosts", "allowed_origins", "public_url", "max_body_bytes",
+            "host", "api_keys", "model_names", "any_model", "allowed_hosts", "allowed_origins", "public_url",
+            "max_body_bytes",
         )  # fmt: skip
         own = {name: options[name] for name in names}
         own["model_names"] = own["model_names"] or (_model_name(options),)

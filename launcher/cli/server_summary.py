@@ -51,6 +51,7 @@ class ServerSummary(NamedTuple):
             yield "page", [f"{self.url}/"]
             yield "API", [f"{self.url}/v1, as OpenAI's images API"]
             yield "docs", [f"{self.url}/docs"]
+            yield "names", [self._names()]
             yield "keys", [self._keys()]
         if addresses:
             yield "RPC", [self.rpc]
@@ -67,6 +68,10 @@ class ServerSummary(NamedTuple):
             dtype = "bfloat16" if self.ranks[0].device.startswith("cuda") else "float32"
         blocks = self.config.block_format
         return dtype if blocks == "float" else f"{blocks} in the blocks, {dtype} elsewhere"
+
+    def _names(self) -> str:
+        assert self.http is not None
+        return ", ".join(self.http.model_names) + (", and any other" if self.http.any_model else "")
 
     def _keys(self) -> str:
         assert self.http is not None

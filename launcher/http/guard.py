@@ -54,7 +54,7 @@ class Guard:
             return
         request = Request(scope, receive)
         offered = request.headers.get("x-request-id", "")
-        request.state.key_name = None
+        request.state.key_name = request.state.model = None
         request_id = request.state.request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
         # Others may see another request in the rest of a body of two lengths (RFC 9112, 6.3).
         is_ambiguous = "content-length" in request.headers and "transfer-encoding" in request.headers
@@ -185,7 +185,7 @@ class Guard:
                 "http", request_id=request.state.request_id, method=shorten(request.method), path=shorten(path),
                 status=status, seconds=round(seconds, 4), client=request.client and request.client.host, error=error,
                 requests=stands_for if stands_for > 1 else None, worker=self._config.worker,
-                key=request.state.key_name,
+                key=request.state.key_name, model=request.state.model and shorten(request.state.model),
             )  # fmt: skip
 
 

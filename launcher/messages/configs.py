@@ -57,15 +57,16 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How to run the HTTP process: a flat message, a field for each thing that its parent decides, so 19.
+    """How to run the HTTP process: a flat message, a field for each thing that its parent decides, so 20.
 
     socket_fd: a socket that listens already, inherited from the parent, which keeps it while the process is replaced.
     worker: its number if there are several. run_folder: for files that outlive it. created: when the server began, in
     seconds since 1970. rpc: where the front-end listens; rpc_key: the file of keys to use there; client_name: by which
     it knows that this process is one of its own, None for one that is not. api_keys and file_keys, which the parent has
     read from api_key_file: none to ask nobody for one. allowed_hosts: further names that Host may have where `host` is
-    loopback. allowed_origins: whose pages may use the server from another origin, "*" for everybody's. public_url: what
-    links begin with, None for the base of the request that asks for them.
+    loopback. any_model: whether other names than model_names are served as well. allowed_origins: whose pages may use
+    the server from another origin, "*" for everybody's. public_url: what links begin with, None for the base of the
+    request that asks for them.
     """
 
     engine: EngineConfig
@@ -79,6 +80,7 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     rpc_key: str | None = None
     client_name: bytes | None = None
     model_names: tuple[str, ...] = ("demo",)
+    any_model: bool = False
     api_keys: tuple[str, ...] = ()
     api_key_file: str | None = None
     file_keys: tuple[ApiKey, ...] = ()

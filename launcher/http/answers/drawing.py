@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -24,6 +25,7 @@ from launcher.requests.usual_sizes import describe_own_size, own_size
 
 # What may be given to be drawn: the parameters of a request, by any of their names.
 PARAMETERS = frozenset({*Generate.__struct_fields__, *ALIASES, "size"} - {"request_id", "idempotency_key", "caller"})
+_PLAIN_NAME = re.compile(r"[\w./:@+-]{1,80}", re.ASCII)  # of a model, which a shell takes as it is
 _SHOWN_ID = 50  # characters of a client's id that the engine's begins with
 
 
@@ -99,11 +101,23 @@ class Studio:
         events = self._link.follow(message)
         return Drawing(request_id, checked, warnings, await anext(events), events)
 
-    def check_model(self, name: str) -> None:
-        """Raise `model_not_found` for a name that is not served."""
-        if name not in self.config.model_names:
-            served = " or ".join(self.config.model_names)
-            raise error_from_code("model_not_found", f"model must be {served}, got {name[:80]!a}", "model")
+    def check_model(self, name: str | None) -> str:
+        """Return what an answer calls the model that a request names: as it does, or the first name where that is none.
+
+        Raises `model_not_found` for a name that is not served.
+        """
+        served = self.config.model_names
+        if not name:
+            return served[0]
+        if name not in served and not self.config.any_model:
+            known, shown = " or ".join(served), name if _PLAIN_NAME.fullmatch(name) else "NAME"
+            raise error_from_code(
+                "model_not_found",
+                f"model must be {known}, got {name[:80]!a}; leave it out, or start the server with --served-model-name "
+                f"{shown}, or --any-model",
+                "model",
+            )
+        return name
 
 
 def to_generate(given: Mapping[str, Any], request_id: str, model: ModelConfig) -> tuple[Generate, tuple[str, ...]]:

@@ -43,8 +43,7 @@ def add_image_routes(app: FastAPI, studio: Studio, held: HeldImages) -> None:
         idempotency_key: Annotated[str | None, IDEMPOTENCY_KEY] = None,
     ) -> Response:
         """Make images from a prompt. Hanging up cancels the request."""
-        if body.model is not None:
-            studio.check_model(body.model)
+        request.state.model = studio.check_model(body.model)
         sent = body.model_dump()
         try:
             given, previews = to_parameters(body), body.partial_images

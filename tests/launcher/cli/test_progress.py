@@ -118,6 +118,7 @@ def test_a_server_says_once_what_it_serves_on_what_and_where() -> None:
         "  page     http://127.0.0.1:30000/",
         "  API      http://127.0.0.1:30000/v1, as OpenAI's images API",
         "  docs     http://127.0.0.1:30000/docs",
+        "  names    demo",
         "  keys     none: loopback only",
         "  LoRAs    ink (0.5)",
         "  limits   sides of 64 to 4096 pixels, 10 images a request, 256 requests waiting",
@@ -129,6 +130,8 @@ def test_a_server_says_once_what_it_serves_on_what_and_where() -> None:
     assert fields["keys"] == "one of 2 is asked for"
     assert fields["device"] == [f"rank {rank}: cuda:{rank} (H200), 33.0 GB of weights" for rank in range(2)]
     assert "level" not in fields
+    named = summary(model_names=("a", "b"), any_model=True).fields()
+    assert named["names"] == "a, b, and any other"
     assert summary(host="0.0.0.0").fields()["keys"] == "none: whoever reaches 0.0.0.0"
 
 

@@ -193,6 +193,7 @@ def test_an_answer_of_two_packets_does_not_wait_for_an_acknowledgement() -> None
     [
         ("--api-key", "", "--api-key must not be empty"),
         ("--served-model-name", "", "--served-model-name must not be empty"),
+        ("--served-model-name", "gpt-image-1,", "--served-model-name must not be empty"),
         ("--allowed-host", "images.example:80", "--allowed-host must be a host name or address without port, as "),
         (
             "--allow-origin",
