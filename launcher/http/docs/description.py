@@ -47,7 +47,7 @@ def describe(openapi: Schema, model: ModelConfig, config: HttpConfig, needs_key:
                 operation["security"] = [{"bearer": []}, *([{"basic": []}] if path.startswith(_BASIC) else [])]
             _describe_errors(operation, path in needs_key)
     openapi["tags"] = [{"name": name, "description": told[name]} for _, name, _ in _APIS if name in told]
-    _describe_limits(openapi, model, config.limits)
+    describe_limits(openapi, model, config.limits)
 
 
 def _describe_errors(operation: Schema, needs_key: bool) -> None:
@@ -64,7 +64,7 @@ def _describe_errors(operation: Schema, needs_key: bool) -> None:
     responses["default"] = error
 
 
-def _describe_limits(openapi: Schema, model: ModelConfig, limits: Limits) -> None:
+def describe_limits(openapi: Schema, model: ModelConfig, limits: Limits) -> None:
     """Put this server's limits and defaults into the parameters of bodies."""
     ranges = {
         "num_images": (1, limits.max_images),

@@ -1,13 +1,19 @@
-"""The OpenAPI description, as a server sends it."""
+"""The description of the HTTP API, as a server answers it that has no engine and no socket."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from tests.launcher.fake_ranks import run
+import httpx
+from starlette.testclient import TestClient
+
+from engine.config.engine_config import EngineConfig
+from launcher.http.app import make_server
+from launcher.messages.configs import HttpConfig
+from launcher.messages.limits import Limits
 from tests.launcher.http.http_requests import NOWHERE
-from tests.launcher.http_servers import http_server_without_engine
+from tests.launcher.processes import temporary_folder
 
 Schema = dict[str, Any]
 
@@ -17,16 +23,12 @@ def describe(**config: Any) -> Schema:
     return get("/openapi.json", **config).json()
 
 
-def get(path: str, **config: Any) -> Any:
-    """What a server answers that has this configuration, and no engine."""
-    answers = []
-
-    async def ask() -> None:
-        async with http_server_without_engine(NOWHERE, **config) as client:
-            answers.append(await client.get(path))
-
-    run(ask())
-    return answers[0]
+def get(path: str, **config: Any) -> httpx.Response:
+    """What a server with this configuration answers at a path."""
+    with temporary_folder() as folder:
+        own = {"engine": EngineConfig(), "limits": Limits(), "rpc": NOWHERE, "run_folder": str(folder)}
+        guard = make_server(HttpConfig(**own | config)).guard
+        return TestClient(guard, base_url="http://127.0.0.1").get(path)
 
 
 def routes(openapi: Schema) -> Iterator[tuple[str, str, Schema]]:

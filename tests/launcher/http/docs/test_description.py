@@ -119,7 +119,7 @@ def test_a_field_of_another_name_has_the_limits_of_the_parameter_that_it_means(d
             "requestBody": {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Batch"}}}}}
         }},
     }  # fmt: skip
-    description._describe_limits(openapi, demo, LIMITS)
+    description.describe_limits(openapi, demo, LIMITS)
     cfg_scale, pictures, steps = schema["properties"].values()
     assert (cfg_scale["anyOf"][0]["maximum"], cfg_scale["description"]) == (2.5, "How strongly. Default: 0.")
     assert (pictures["minimum"], pictures["maximum"], pictures["description"]) == (1, 10, "How many.")

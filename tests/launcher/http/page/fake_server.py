@@ -18,7 +18,9 @@ import launcher
 from tests.launcher.processes import PATIENCE_S
 
 PAGE = Path(launcher.__file__).parent / "http" / "page"
-CONTENT_SECURITY_POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'"
+_POLICY = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'"
+}
 TYPES = {
     ".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript",
     ".svg": "image/svg+xml", ".webp": "image/webp",
@@ -80,6 +82,8 @@ class FakeServer:
     estimates: list[float | None] = field(default_factory=list)  # of the next events, in place of those it has
     fails: Refusal | None = None  # after the first step of the next request
     held: bool = False
+    docs: str = ""  # the page at /docs
+    prefix: str = ""  # what the paths of all requests begin with, as behind a proxy
     loras: list[dict[str, Any]] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
     running: int = 0
@@ -121,8 +125,17 @@ class FakeServer:
 class _Handler(BaseHTTPRequestHandler):
     fake: FakeServer
 
+    def parse_request(self) -> bool:
+        parsed = super().parse_request()
+        self.path = (
+            self.path.removeprefix(self.fake.prefix) if parsed and self.path.startswith(self.fake.prefix) else "/none"
+        )
+        return parsed
+
     def do_GET(self) -> None:
-        if self.path == "/v1/settings":
+        if self.path == "/docs":
+            self._send(200, {"Content-Type": TYPES[".html"], **_POLICY}, self.fake.docs.encode())
+        elif self.path == "/v1/settings":
             if self._may_enter():
                 self._answer(200, SETTINGS | self.fake.settings | {"api_key_required": self.fake.api_key is not None})
         elif self.path == "/v1/loras":
@@ -245,7 +258,7 @@ class _Handler(BaseHTTPRequestHandler):
         if name not in names:
             self._answer(404, {"error": {"message": f"no {name}"}})
             return
-        headers = {"Content-Type": TYPES[Path(name).suffix], "Content-Security-Policy": CONTENT_SECURITY_POLICY}
+        headers = {"Content-Type": TYPES[Path(name).suffix], **_POLICY}
         self._send(200, headers, (PAGE / name).read_bytes())
 
     def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
