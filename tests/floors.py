@@ -103,6 +103,12 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.http.workers",
         "launcher.http.answers",
     },
+    "launcher.http.apis.automatic1111": {
+        *_CHILDREN,
+        "launcher.client",
+        "launcher.requests",
+        "launcher.http.answers",
+    },
     "launcher.http.docs": {*_CHILDREN, "launcher.requests", "launcher.http.answers"},
     "launcher.http": {
         *_CHILDREN,
@@ -111,6 +117,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.http.workers",
         "launcher.http.answers",
         "launcher.http.apis",
+        "launcher.http.apis.automatic1111",
         "launcher.http.docs",
     },
     "launcher.ranks": _CHILDREN,

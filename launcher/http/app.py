@@ -32,6 +32,7 @@ from launcher.http.answers.errors import error_response, internal_error, shorten
 from launcher.http.answers.other_servers import instead_of
 from launcher.http.answers.schemas import ERROR_SCHEMA
 from launcher.http.answers.wording import explain_invalid
+from launcher.http.apis.automatic1111.routes import add_automatic1111_routes
 from launcher.http.apis.held_images import HeldImages
 from launcher.http.apis.loras import add_lora_routes
 from launcher.http.apis.openai_images import add_image_routes
@@ -145,6 +146,7 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
     held.add_routes(app)
     add_lora_routes(app, link)
     add_state_routes(app, studio, link)
+    add_automatic1111_routes(app, studio, link)
 
     @app.get("/metrics", response_class=Response, responses=METRICS)
     async def metrics() -> Response:
@@ -206,7 +208,7 @@ async def _answer_error(request: Request, problem: Exception) -> Response:
         case _:  # which is raised again afterwards
             error = internal_error()
     request.state.error_code = error.code  # for the log
-    return error_response(error, request.state.request_id, headers)
+    return error_response(error, request.state.request_id, headers, path=request.url.path)
 
 
 def _instead(request: Request) -> str:

@@ -17,9 +17,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import ArgumentError, Krea2Error, ServerError, error_from_code
-from launcher.http.answers.errors import error_response, internal_error, shorten
+from launcher.http.answers.errors import error_response, internal_error, is_automatic1111s, shorten
 from launcher.http.answers.other_servers import instead_of
 from launcher.http.apis.held_images import FILES_PATH
+from launcher.http.credentials import NEEDED, NEEDED_AS_PASSWORD, offered_keys
 from launcher.http.origins import Origins
 from launcher.http.probes import PROBED, Probes
 from launcher.http.server_process import SEND_S
@@ -72,7 +73,7 @@ class Guard:
             error = getattr(request.state, "error_code", None)
         except Krea2Error as problem:
             error = problem.code
-            await error_response(problem, request_id)(scope, receive, response.send)
+            await error_response(problem, request_id, path=scope["path"])(scope, receive, response.send)
         except _SlowClientError as problem:
             error = str(problem)
             raise
@@ -80,13 +81,13 @@ class Guard:
             error = ServerError.code
             if response.status is None:
                 ending = ServerError("the server is being stopped")
-                await error_response(ending, request_id)(scope, receive, response.send)
+                await error_response(ending, request_id, path=scope["path"])(scope, receive, response.send)
             raise
         except Exception as problem:
             error = describe(problem)
             log_exception(problem, request_id=request_id)
             if response.status is None:
-                await error_response(internal_error(), request_id)(scope, receive, response.send)
+                await error_response(internal_error(), request_id, path=scope["path"])(scope, receive, response.send)
             elif not response.complete:
                 raise  # so that the connection is closed: the response is not whole
         finally:
@@ -107,16 +108,19 @@ class Guard:
     def asks_for_key(self, path: str) -> bool:
         """Whether a path is answered to those alone who have an API key."""
         # A link to an image carries its own secret, so that anybody who is given it can open it.
-        return bool(self._keys) and not path.startswith(FILES_PATH) and (path == "/metrics" or path.startswith("/v1/"))
+        if not self._keys or path.startswith(FILES_PATH):
+            return False
+        return path == "/metrics" or path.startswith(("/v1/", "/sdapi/"))
 
     def _check_key(self, request: Request) -> None:
-        if not self.asks_for_key(request.scope["path"]):
+        path = request.scope["path"]
+        if not self.asks_for_key(path):
             return
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        name = self._keys.name_of(key.strip().encode("latin-1"))
-        if scheme.lower() != "bearer" or name is None:
-            told = "an API key is needed: send Authorization: Bearer KEY" if not key else "the API key is not valid"
-            raise error_from_code("invalid_api_key", told)
+        offered = offered_keys(request.headers, path)
+        name = next((name for name in map(self._keys.name_of, offered) if name is not None), None)
+        if name is None:
+            needed = NEEDED_AS_PASSWORD if is_automatic1111s(path) else NEEDED
+            raise error_from_code("invalid_api_key", "the API key is not valid" if any(offered) else needed)
         request.state.key_name = name
 
     async def _read_body(self, request: Request) -> bytes:

@@ -75,18 +75,28 @@ def error_response(
     request_id: str,
     headers: dict[str, str] | None = None,
     more: Mapping[str, object] | None = None,
+    path: str = "",
 ) -> Response:
     """Make the response to a request that failed before anything was sent, with status and headers of the error.
 
-    more: what its object has besides the error.
+    more: what its object has besides the error. path: of the request, whose clients may look for it elsewhere.
     """
     status = STATUS_OF_CODE.get(error.code, 500)
     headers = {**(headers or {}), **_HEADERS.get(status, {})}
+    if is_automatic1111s(path):
+        more = {"detail": error.message, "errors": error.message, "body": ""} | dict(more or {})
+        if status == 401:
+            headers["WWW-Authenticate"] = 'Basic realm="krea2"'
     if status == 429 and error.parameter is not None:  # at fault, whatever waits
         headers |= _NEVER_AGAIN
     if status in (429, 503):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or RETRY_AFTER_S)))
     return JsonResponse(error_body(error, request_id) | dict(more or {}), status, headers)
+
+
+def is_automatic1111s(path: str) -> bool:
+    """Whether it is a route of AUTOMATIC1111's API, whose clients know user and password, and errors as FastAPI's."""
+    return path.startswith("/sdapi/")
 
 
 def internal_error() -> Krea2Error:

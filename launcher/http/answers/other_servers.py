@@ -9,6 +9,9 @@ _OLLAMA = "this is no Ollama: choose OpenAI's API in the client, with a base URL
 _AZURE = "choose OpenAI in the client, not Azure, with a base URL that ends in /v1"
 _FLUX = "choose OpenAI's API in the client, not Black Forest Labs', with a base URL that ends in /v1"
 _A1111 = "of AUTOMATIC1111's API this server has what draws from a prompt, /sdapi/v1/txt2img, and what describes it"
+_FROM_TEXT = "images are drawn from a prompt alone, not from other images: POST /sdapi/v1/txt2img"
+_UPSCALED = "nothing is upscaled or restored here: ask /sdapi/v1/txt2img for the size you want"
+_UNTRAINED = "nothing is trained here"
 
 # By the beginning of their paths, which no route of ours has.
 _INSTEAD = {
@@ -23,9 +26,15 @@ _INSTEAD = {
     "/v1/flux": _FLUX,
     "/v1/get_result": _FLUX,
     "/openai/deployments/": _AZURE,
-    "/sdapi/v1/img2img": _EDITS,
-    "/sdapi/v1/extra-": _A1111,
-    "/sdapi/v1/interrogate": _A1111,
+    "/sdapi/v1/img2img": _FROM_TEXT,
+    "/sdapi/v1/extra-": _UPSCALED,
+    "/sdapi/v1/interrogate": "this server draws pictures, and describes none",
+    "/sdapi/v1/png-info": "no pictures are read here: what made one of this server's is in its file, as parameters",
+    "/sdapi/v1/skip": "no single image can be skipped: /sdapi/v1/interrupt ends whole requests",
+    "/sdapi/v1/unload-checkpoint": "the model stays loaded while the server runs: stop it to have its memory",
+    "/sdapi/v1/create/": _UNTRAINED,
+    "/sdapi/v1/train/": _UNTRAINED,
+    "/sdapi/v1/server-": "clients cannot stop this server: whoever has started it can",
     "/sdapi/interpause/": _A1111,
     "/controlnet/": _A1111,
     "/prompt": _COMFYUI,

@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastapi import Header
+
+from launcher.messages.client_messages import LONGEST_IDEMPOTENCY_KEY
+
 Schema = dict[str, Any]
 Responses = dict[int | str, dict[str, Any]]
 MEANS = "x-means"  # the keyword of a schema that `means` writes
@@ -22,7 +26,7 @@ STATUS_MEANS = {
     415: "Content-Type is not application/json.",
     422: "Another request had the same Idempotency-Key.",
     429: "Too many requests wait, or a key has had its share; the header Retry-After says when to come back.",
-    499: "The client hung up, and its request was cancelled.",
+    499: "The client hung up, or has interrupted its request, which was cancelled.",
     500: "The server made a mistake; its log has the id of the request.",
     503: "The engine starts, or has failed; the header Retry-After says when to come back.",
     504: "The request took longer than its timeout_s, or would have.",
@@ -98,7 +102,7 @@ ENGINE_ERRORS = (503,)  # of a route that asks the engine
 DRAWING_ERRORS = (404, 422, 429, 503, 504)  # of a route that draws
 TEXT = {"type": "string"}
 _KINDS = ("invalid_request_error", "rate_limit_error", "server_error")
-_ERROR = object_schema(
+ERROR = object_schema(
     {
         "message": text("What is wrong, and what is allowed.", "steps must be between 1 and 200, got 5000"),
         "type": {"type": "string", "enum": _KINDS, "description": "Whose fault it is."},
@@ -109,5 +113,10 @@ _ERROR = object_schema(
 )
 ERROR_SCHEMA: dict[str, Any] = {
     "description": "What is wrong, and with which parameter.",
-    "content": {"application/json": {"schema": object_schema({"error": _ERROR})}},
+    "content": {"application/json": {"schema": object_schema({"error": ERROR})}},
 }
+IDEMPOTENCY_KEY = Header(
+    alias="Idempotency-Key",
+    description="A request with the same key and body, sent again, joins the first or gets its answer. "
+    f"1 to {LONGEST_IDEMPOTENCY_KEY} printable ASCII characters.",
+)

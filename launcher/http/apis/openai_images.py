@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Body, FastAPI, Header, Request
+from fastapi import Body, FastAPI, Request
 from starlette.responses import Response
 
 from engine.errors import ArgumentError
 from launcher.http.answers.drawing import Studio
 from launcher.http.answers.errors import JsonResponse
 from launcher.http.answers.event_stream import EventStream
+from launcher.http.answers.schemas import IDEMPOTENCY_KEY
 from launcher.http.answers.wording import in_words_of
 from launcher.http.apis.held_images import HeldImages
 from launcher.http.apis.openai_answers import IMAGES_SCHEMA, images_object, write_events
 from launcher.http.apis.openai_body import ImageRequest, to_parameters
-from launcher.messages.client_messages import LONGEST_IDEMPOTENCY_KEY
 
-IDEMPOTENCY_KEY = Header(
-    alias="Idempotency-Key",
-    description="A request with the same key and body, sent again, joins the first or gets its answer. "
-    f"1 to {LONGEST_IDEMPOTENCY_KEY} printable ASCII characters.",
-)
 _LINKED = "dall-e-"  # under these names OpenAI answers links, which is what programs that say no format read
 _PROMPT = "a red circle on a blue background"
 _BODY = Body(

@@ -21,7 +21,7 @@ AWAITED = (  # words of what these do, until the server has what they ask for
 
 
 def _is_awaited(row: Row) -> bool:
-    asks = row.path.startswith(("/sdapi/", "/v1/chat/"))
+    asks = row.path.startswith("/v1/chat/")
     return asks or any(words in f"{row.client} {row.does}" for words in AWAITED)
 
 

@@ -1,0 +1,68 @@
+"""`POST /sdapi/v1/txt2img`, and what A1111's clients ask about it: `progress` and `interrupt`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import FastAPI, Query, Request
+from starlette.responses import Response
+
+from engine.errors import ArgumentError
+from launcher.http.answers.drawing import Drawing, Studio
+from launcher.http.answers.engine_link import EngineLink
+from launcher.http.answers.errors import JsonResponse
+from launcher.http.answers.schemas import IDEMPOTENCY_KEY
+from launcher.http.answers.wording import in_words_of
+from launcher.http.apis.automatic1111 import described
+from launcher.http.apis.automatic1111.answer import answer
+from launcher.http.apis.automatic1111.body import Txt2ImgBody
+from launcher.http.apis.automatic1111.lists import PATH, add_lists
+from launcher.http.apis.automatic1111.meaning import to_parameters
+from launcher.http.apis.automatic1111.watching import PREVIEWS, Job, Watching, caller_of
+
+_YES = ("true", "1", "yes", "on")
+
+
+def add_automatic1111_routes(app: FastAPI, studio: Studio, link: EngineLink) -> None:
+    """Add all routes that clients of A1111 use."""
+    watching = Watching(one_of_several=studio.config.worker is not None)
+
+    @app.post(PATH + "txt2img", responses=described.TXT2IMG)
+    async def make_images(
+        body: Txt2ImgBody, request: Request, idempotency_key: Annotated[str | None, IDEMPOTENCY_KEY] = None
+    ) -> Response:
+        """Make images from a prompt. Hanging up cancels the request, and so does /sdapi/v1/interrupt."""
+        caller = caller_of(request)
+        given, warnings = to_parameters(body, studio)
+        job = Job(given["num_images"])
+
+        async def start() -> Drawing:
+            # A repetition has to ask for the same.
+            previews = PREVIEWS if idempotency_key is not None else watching.previews_for(caller)
+            return await studio.draw(request, given, partial_images=previews, idempotency_key=idempotency_key)
+
+        try:
+            result = await watching.draw(caller, job, start)
+        except ArgumentError as error:
+            raise in_words_of(body.model_dump(), error) from None
+        assert job.drawing is not None
+        told = answer(body, job.drawing, result, warnings, studio.config.model_names[0])
+        return JsonResponse(told, headers=job.drawing.headers)
+
+    @app.get(PATH + "progress", response_class=Response, responses=described.PROGRESS)
+    async def tell_progress(
+        request: Request,
+        skip_current_image: Annotated[str, Query(description="Whether to leave out the newest preview.")] = "false",
+    ) -> Response:
+        """How far the caller's own images are: of its API key, or of its address where the server has no keys. With
+        several HTTP processes, those of the one that answers."""
+        with_image = skip_current_image.lower() not in _YES
+        return JsonResponse(watching.progress(caller_of(request), with_image=with_image))
+
+    @app.post(PATH + "interrupt", response_class=Response, responses=described.TOLD)
+    async def interrupt(request: Request) -> Response:
+        """Cancel the caller's own requests, which are answered with the images that are done."""
+        count = watching.interrupt(caller_of(request))
+        return JsonResponse({"info": f"{count} {'request was' if count == 1 else 'requests were'} interrupted"})
+
+    add_lists(app, studio, link)
