@@ -9,8 +9,6 @@ import asyncio
 import socket
 from contextlib import suppress
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -19,8 +17,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
-from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
 
 import engine
 from engine.checkpoint.checkpoint_files import CheckpointFiles
@@ -42,6 +38,7 @@ from launcher.http.bodies import BoundedRoute
 from launcher.http.connections import backlog
 from launcher.http.docs.routes import add_docs_routes
 from launcher.http.guard import Guard
+from launcher.http.page_files import add_page
 from launcher.http.protocol import FairProtocol
 from launcher.http.workers.held_files import HeldFiles
 from launcher.http.workers.metrics import HttpMetrics, metrics_path
@@ -54,7 +51,6 @@ _ABOUT = (
     "Images with Krea 2, asked for as OpenAI's images API does. Every answer has a header `X-Request-ID`, which the "
     "server's log has too. Hanging up cancels a request."
 )
-PAGE = Path(__file__).parent / "page"
 FINISH_S = 3  # for responses that are being sent when the process is told to end
 _LAST_REPLIES_S = 0.5  # of that, for what a front-end that ended had sent before
 _KEEP_ALIVE_S = 15  # of a connection between requests
@@ -127,13 +123,13 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
     checkpoint = CheckpointFiles.open(config.engine)
     checkpoint.close()
     model = checkpoint.config
-    page = _Page(directory=PAGE, check_dir=False)
     metrics_folder = None if config.worker is None else metrics_path(config.run_folder)
     counts = HttpMetrics(metrics_folder, config.worker or 0)
 
     app = FastAPI(
         title="krea2-engine", version=engine.__version__, lifespan=link.connected, docs_url=None, redoc_url=None,
         description=_ABOUT, responses={"default": ERROR_SCHEMA},
+        servers=None if config.public_url is None else [{"url": config.public_url.rstrip("/")}], redirect_slashes=False,
         strict_content_type=False,  # what has none is read as JSON: browsers' requests are told by their Origin
     )  # fmt: skip
     app.router.route_class = BoundedRoute
@@ -156,32 +152,9 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
             text = await asyncio.wait_for(link.replying().metrics(), ASK_S) + text
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/", include_in_schema=False)
-    @app.head("/", include_in_schema=False)
-    async def index(request: Request) -> Response:
-        return await page.get_response("index.html", request.scope)
-
-    @app.get("/favicon.ico", include_in_schema=False)
-    @app.head("/favicon.ico", include_in_schema=False)
-    async def favicon(request: Request) -> Response:
-        return await page.get_response("icon.ico", request.scope)
-
-    app.mount("/page", page)
+    add_page(app)
     add_docs_routes(app, config, model, guard.asks_for_key)
     return guard
-
-
-class _Page(StaticFiles):
-    """The page's files, which browsers keep but ask about each time. Each is sent whole, whatever Range says."""
-
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"range"]
-        return await super().get_response(path, scope)
-
-    def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        response = super().file_response(*args, **kwargs)
-        response.headers.update({"Cache-Control": "no-cache", "Accept-Ranges": "none"})
-        return response
 
 
 async def _answer_error(request: Request, problem: Exception) -> Response:

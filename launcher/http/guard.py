@@ -22,6 +22,7 @@ from launcher.http.answers.other_servers import instead_of
 from launcher.http.apis.held_images import FILES_PATH
 from launcher.http.credentials import NEEDED, NEEDED_AS_PASSWORD, offered_keys
 from launcher.http.origins import Origins
+from launcher.http.paths import Paths
 from launcher.http.probes import PROBED, Probes
 from launcher.http.server_process import SEND_S
 from launcher.http.workers.metrics import HttpMetrics
@@ -36,7 +37,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _PROBING = ("GET", "HEAD", "OPTIONS")  # HAProxy sends OPTIONS unless told otherwise
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _CONTENT_POLICY = (
-    "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+    "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'self'; frame-ancestors 'none'"
 )
 
 
@@ -48,12 +49,14 @@ class Guard:
         self._probes = Probes()
         self._keys = KeyRing(name_keys(config.api_keys, config.file_keys))
         self._origins = Origins(config)
+        self._paths = Paths(config.public_url)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request = Request(scope, receive)
+        self._paths.simplify(scope)
         offered = request.headers.get("x-request-id", "")
         request.state.key_name = request.state.model = None
         request_id = request.state.request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex

@@ -42,6 +42,8 @@ def check_http(config: HttpConfig, *, insecure: bool) -> bool:
             raise ArgumentError.of("allowed_host", "a host name or address without port, as images.example", host)
     if config.public_url is not None and not can_begin_links(config.public_url):
         raise ArgumentError.of("public_url", "http:// or https://, a host, and a path or none", config.public_url)
+    if config.public_url is not None and config.public_url.rstrip("/").endswith("/v1"):
+        raise ArgumentError.of("public_url", "where the page is, without /v1 at its end", config.public_url)
     for origin in config.allowed_origins:
         if origin != "*" and not is_origin(origin):
             allowed = "* or scheme://host[:port] without a path, as https://app.example"

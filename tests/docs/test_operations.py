@@ -16,7 +16,7 @@ from launcher.frontend.admission import deadlines, repeats
 from launcher.frontend.metrics import Metrics
 from launcher.http import bodies, guard, protocol
 from launcher.http.answers.errors import STATUS_OF_CODE, error_body
-from launcher.http.app import PAGE
+from launcher.http.page_files import PAGE
 from launcher.http.workers import held_files, worker
 from launcher.http.workers.metrics import HttpMetrics
 from launcher.messages import api_keys, encoding, entrance

@@ -26,4 +26,4 @@ def add_docs_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, asks_f
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> Response:
         base = (config.public_url or str(request.base_url)).rstrip("/")
-        return HTMLResponse(write_page(openapi, base, "./"), headers={"Cache-Control": "no-cache"})
+        return HTMLResponse(write_page(openapi, base, request.state.root), headers={"Cache-Control": "no-cache"})

@@ -21,18 +21,21 @@ def test_the_page_and_its_files_are_served_and_load_nothing_from_elsewhere(run_f
             assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
             assert page.headers["cache-control"] == "no-cache"
             assert "default-src 'self'" in page.headers["content-security-policy"]
-            assert (await client.get("/page/index.html", headers=anyone)).text == page.text
+            for path, base in (("/page", "./"), ("/page/", "../"), ("/page/index.html", "../"), ("//", "../")):
+                same = (await client.get(f"{client.base_url}{path}", headers=anyone)).text
+                assert same == page.text.replace('<base href="./" />', f'<base href="{base}" />'), path
             again = await client.get("/", headers=anyone | {"If-None-Match": page.headers["etag"]})
             assert again.status_code == 304
-            for path in {*re.findall('(?:href|src)="(/[^"]+)"', page.text)} - {"/docs", "/openapi.json"}:
-                file = await client.get(path, headers=anyone)
+            for path in {*re.findall('(?:href|src)="([a-z][^"]+)"', page.text)} - {"docs", "openapi.json"}:
+                file = await client.get(f"/{path}", headers=anyone)
                 assert (file.status_code, file.headers.get("cache-control")) == (200, "no-cache"), path
             for path in ("/page/../app.py", "/page/%2e%2e/app.py", "/page//../app.py"):
                 assert (await client.get(path, headers=anyone)).status_code == 404
             for wanted in ("bytes=0-9", "bytes=9-0", "bytes=a", "bytes=999999999-", "lines=1-2"):
-                for path in ("/", "/page/index.html"):
+                for path in ("/", "/page/icon.svg"):
+                    plain = await client.get(path, headers=anyone)
                     whole = await client.get(path, headers=anyone | {"Range": wanted})
-                    assert (whole.status_code, whole.text) == (200, page.text), wanted
+                    assert (whole.status_code, whole.text) == (200, plain.text), wanted
                     assert whole.headers["accept-ranges"] == "none"
             icon = await client.get("/favicon.ico", headers=anyone)
             assert (icon.status_code, icon.content[:4]) == (200, b"\0\0\1\0")

@@ -243,3 +243,9 @@ def test_links_may_begin_with_these(url: str) -> None:
 def test_links_cannot_begin_with_those(url: str) -> None:
     with pytest.raises(ArgumentError, match="public_url must be http:// or https://, a host, and a path or none"):
         check_http(http_config(public_url=url), insecure=False)
+
+
+def test_the_public_url_is_where_the_page_is() -> None:
+    for url in ("https://images.example/v1", "https://images.example/krea2/v1/"):
+        with pytest.raises(ArgumentError, match="public_url must be where the page is, without /v1 at its end, got "):
+            check_http(http_config(public_url=url), insecure=False)

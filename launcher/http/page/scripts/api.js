@@ -27,6 +27,7 @@ export function withKey(more = {}) {
   return key ? { ...more, Authorization: `Bearer ${key}` } : more;
 }
 
+/** Paths are relative: a proxy may have put the server below one of its own. */
 async function send(path, options) {
   try {
     return await fetch(path, { cache: "no-store", ...options });
@@ -50,14 +51,14 @@ async function refusal(response) {
 
 /** The model, its defaults and the limits. Throws `RequestError`. */
 export async function fetchSettings() {
-  const response = await send("/v1/settings", { headers: withKey() });
+  const response = await send("v1/settings", { headers: withKey() });
   if (!response.ok) throw await refusal(response);
   return response.json();
 }
 
 /** The LoRAs that requests may choose: {name, strength, …} each. Throws `RequestError`. */
 export async function fetchLoras() {
-  const response = await send("/v1/loras", { headers: withKey() });
+  const response = await send("v1/loras", { headers: withKey() });
   if (!response.ok) throw await refusal(response);
   return (await response.json()).data;
 }
@@ -65,7 +66,7 @@ export async function fetchLoras() {
 /** What the engine runs on and does, as GET /v1/status has it; null if it does not answer, or wants a key. */
 export async function fetchStatus() {
   try {
-    const response = await send("/v1/status", { headers: withKey() });
+    const response = await send("v1/status", { headers: withKey() });
     return response.ok ? await response.json() : null;
   } catch {
     return null;
@@ -78,7 +79,7 @@ export async function fetchStatus() {
  */
 export async function fetchReadiness() {
   try {
-    const response = await send("/ready", { signal: AbortSignal.timeout(10_000) });
+    const response = await send("ready", { signal: AbortSignal.timeout(10_000) });
     const { running, waiting, stage, error } = await response.json();
     const state = response.ok ? "ready" : response.status === 503 ? "starting" : "unreachable";
     return { state, running, waiting, stage, reason: error?.message };
@@ -92,7 +93,7 @@ export async function fetchReadiness() {
  * Throws `RequestError` if the server refuses or fails it, or if the connection is lost.
  */
 export async function* generate(parameters, signal) {
-  const response = await send("/v1/images/generations", {
+  const response = await send("v1/images/generations", {
     method: "POST",
     headers: withKey({ "Content-Type": "application/json", Accept: "text/event-stream" }),
     body: JSON.stringify({ ...parameters, stream: true, progress: true }),

@@ -75,7 +75,8 @@ function request({ n, output_format, ...parameters }) {
   const all = { ...parameters, n: n === 1 ? undefined : n, output_format };
   const body = Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined));
   const extension = output_format === "jpeg" ? "jpg" : (output_format ?? "png");
-  return { url: `${location.origin}/v1/images/generations`, body, name: nameOf(parameters.prompt), extension };
+  const { href: url } = new URL("v1/images/generations", document.baseURI);
+  return { url, body, name: nameOf(parameters.prompt), extension };
 }
 
 /** Write a value as JSON and Python both do, with what is in quotes changed by `quoted`. */
