@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import struct
 import time
 
 import msgspec
@@ -13,6 +15,8 @@ from launcher.http.apis.automatic1111.body import Txt2ImgBody
 from launcher.http.apis.automatic1111.meaning import SAMPLER, SCHEDULER
 from launcher.requests.infotext import infotext
 
+VERSION = f"krea2-engine {engine.__version__}"
+
 
 def answer(
     body: Txt2ImgBody, drawing: Drawing, result: Result, warnings: list[str], model_name: str
@@ -21,12 +25,8 @@ def answer(
     checked, count = drawing.checked, len(result.seeds)
     told = result.told((*drawing.warnings, *warnings))
     prompt, negative = body.prompt or "", body.negative_prompt or ""
-    loras = [{"name": name, "strength": strength} for name, strength in checked.loras]
-    made = {
-        "prompt": checked.prompt, "negative_prompt": checked.negative_prompt, "steps": checked.steps,
-        "guidance": checked.guidance, "mu": checked.mu, "width": result.width, "height": result.height,
-        "loras": loras, "model": model_name, "version": f"krea2-engine {engine.__version__}",
-    }  # fmt: skip
+    texts = [_text_of(file, drawing, seed) for file, seed in zip(result.files, result.seeds, strict=True)]
+    model_hash = re.search(r"^Steps: .*\bModel hash: (\w+)", texts[0], re.MULTILINE)
     info = {
         "prompt": prompt,
         "all_prompts": [prompt] * count,
@@ -48,7 +48,7 @@ def answer(
         "restore_faces": False,
         "face_restoration_model": None,
         "sd_model_name": model_name,
-        "sd_model_hash": None,
+        "sd_model_hash": model_hash and model_hash[1],
         "sd_vae_name": None,
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
@@ -56,12 +56,12 @@ def answer(
         "denoising_strength": None,
         "extra_generation_params": {},
         "index_of_first_image": 0,
-        "infotexts": [infotext(made | {"seed": seed}) for seed in result.seeds],
+        "infotexts": texts,
         "styles": [],
         "job_timestamp": time.strftime("%Y%m%d%H%M%S"),
         "clip_skip": 1,
         "is_using_inpainting_conditioning": False,
-        "version": f"krea2-engine {engine.__version__}",
+        "version": VERSION,
         "request_id": drawing.request_id,
         **told,
     }
@@ -71,3 +71,22 @@ def answer(
         "info": msgspec.json.encode(info).decode(),
         "warnings": told["warnings"],
     }
+
+
+def _text_of(file: bytes, drawing: Drawing, seed: int) -> str:
+    """A1111's text: that of a PNG, or else what would be in it."""
+    offset = 8
+    while file.startswith(b"\x89PNG") and offset < len(file):
+        length, kind = struct.unpack_from(">I4s", file, offset)
+        name, _, value = file[offset + 8 : offset + 8 + length].partition(b"\0")
+        if kind == b"tEXt" and name == b"parameters":
+            return value.decode("latin-1")
+        if kind == b"iTXt" and name == b"parameters":  # after two bytes, a language and a translated name
+            return value[2:].split(b"\0", 2)[2].decode()
+        if kind == b"IDAT":
+            break
+        offset += length + 12
+    names = ("prompt", "negative_prompt", "steps", "guidance", "mu", "width", "height")
+    made = {name: getattr(drawing.checked, name) for name in names}
+    loras = [{"name": name, "strength": strength} for name, strength in drawing.checked.loras]
+    return infotext(made | {"seed": seed, "loras": loras, "version": VERSION})

@@ -12,12 +12,12 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 
-import engine
 from engine.errors import Krea2Error, error_from_code
 from launcher.http.answers.drawing import Studio
 from launcher.http.answers.engine_link import EngineLink
 from launcher.http.answers.errors import JsonResponse
 from launcher.http.apis.automatic1111 import described
+from launcher.http.apis.automatic1111.answer import VERSION
 from launcher.http.apis.automatic1111.meaning import SAMPLER, SCHEDULER, changed_settings, is_served
 
 PATH = "/sdapi/v1/"
@@ -134,7 +134,7 @@ def add_lists(app: FastAPI, studio: Studio, link: EngineLink) -> None:
     @app.get("/internal/sysinfo", response_class=Response, responses=described.VERSION)
     async def tell_version() -> Response:
         """Which server it is, without a key. /v1/status says on what it runs."""
-        return JsonResponse({"Version": f"krea2-engine {engine.__version__}"})
+        return JsonResponse({"Version": VERSION})
 
     @app.get(PATH + "{what:fixed}", response_class=Response, responses=described.FIXED)
     async def list_what_is_fixed(what: Annotated[str, _WHAT]) -> Response:

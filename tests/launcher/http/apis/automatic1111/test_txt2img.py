@@ -85,6 +85,7 @@ def test_images_and_what_they_were_made_with(run_folder: Path) -> None:
                 "index_of_first_image": 0, "all_prompts": [PROMPT] * 2, "all_negative_prompts": ["blurry"] * 2,
             }  # fmt: skip
             assert info.items() >= known.items()
+            assert info["infotexts"] == [image.info["parameters"] for image in images]
             assert [text.splitlines()[0] for text in info["infotexts"]] == [PROMPT] * 2
             assert "Seed: 6, Size: 112x96" in info["infotexts"][1]
             assert info["warnings"] == answer["warnings"]
@@ -103,8 +104,12 @@ def test_images_may_stay_here_be_of_other_kinds_and_come_again(run_folder: Path)
             answer, info = await drawn(client, steps=2, send_images=False, explain=True)
             assert answer["images"] == []
             assert info["explanation"]
-            answer, _ = await drawn(client, steps=2, output_format="webp")
-            assert opened(answer["images"][0]).format == "WEBP"
+            for prompt in (PROMPT, "ein roter Kreis über Blau", "画"):
+                png, info = await drawn(client, prompt=prompt, steps=2, seed=5)
+                assert info["infotexts"] == [opened(png["images"][0]).info["parameters"]]
+                webp, like_it = await drawn(client, prompt=prompt, steps=2, seed=5, output_format="webp")
+                assert opened(webp["images"][0]).format == "WEBP"
+                assert like_it["infotexts"] == info["infotexts"]
             key, before = {"Idempotency-Key": "mine"}, len(jobs_of(fakes))
             answers = [await client.post(TXT2IMG, json={"prompt": PROMPT, "steps": 2}, headers=key) for _ in range(2)]
             assert answers[0].json()["images"] == answers[1].json()["images"]
