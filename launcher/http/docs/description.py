@@ -10,7 +10,6 @@ import msgspec
 from engine.config.model_config import ModelConfig
 from launcher.http.answers.schemas import MEANS, STATUS_MEANS
 from launcher.messages.client_messages import Generate
-from launcher.messages.configs import HttpConfig
 from launcher.messages.limits import Limits
 from launcher.messages.parameter_names import ALIASES, RANDOM_SEED
 from launcher.requests.check import BEST_COMPRESSION, MAX_LORA_STRENGTH, MAX_MU, MAX_PRIORITY, MAX_TIMEOUT_S
@@ -20,7 +19,7 @@ Schema = dict[str, Any]
 _APIS = (
     ("/v1/images/", "OpenAI's images", "What OpenAI's clients, and those that speak as they do, ask for images."),
     ("/v1/chat/", "Chat completions", "For chat front ends: the last message is the prompt, the answer is a picture."),
-    ("/sdapi/", "AUTOMATIC1111's", "What clients of the Stable Diffusion web UI ask for images."),
+    (("/sdapi/", "/internal/"), "AUTOMATIC1111's", "What clients of the Stable Diffusion web UI ask for images."),
     ("/v1/loras", "LoRAs", "Which LoRAs requests may choose; loading and unloading them."),
     ("/", "The server", "Its models, settings and state."),
 )
@@ -28,10 +27,8 @@ _BASIC = "/sdapi/"  # whose clients know a user and a password
 _BODY_ERRORS = (400, 408, 413, 415)
 
 
-def describe(openapi: Schema, model: ModelConfig, config: HttpConfig, needs_key: frozenset[str]) -> None:
+def describe(openapi: Schema, model: ModelConfig, limits: Limits, needs_key: frozenset[str]) -> None:
     """Complete the description, in place. needs_key: the paths for which the server wants an API key."""
-    if config.public_url is not None:
-        openapi["servers"] = [{"url": config.public_url.rstrip("/")}]
     if needs_key:
         openapi["components"]["securitySchemes"] = {
             "bearer": {"type": "http", "scheme": "bearer", "description": "The API key."},
@@ -47,7 +44,7 @@ def describe(openapi: Schema, model: ModelConfig, config: HttpConfig, needs_key:
                 operation["security"] = [{"bearer": []}, *([{"basic": []}] if path.startswith(_BASIC) else [])]
             _describe_errors(operation, path in needs_key)
     openapi["tags"] = [{"name": name, "description": told[name]} for _, name, _ in _APIS if name in told]
-    describe_limits(openapi, model, config.limits)
+    describe_limits(openapi, model, limits)
 
 
 def _describe_errors(operation: Schema, needs_key: bool) -> None:

@@ -21,7 +21,7 @@ def add_docs_routes(app: FastAPI, config: HttpConfig, model: ModelConfig, asks_f
     """
     openapi = app.openapi()
     app.openapi = lambda: openapi  # type: ignore[method-assign]  # FastAPI would make it anew where a route is added
-    describe(openapi, model, config, frozenset(filter(asks_for_key, openapi["paths"])))
+    describe(openapi, model, config.limits, frozenset(filter(asks_for_key, openapi["paths"])))
 
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> Response:

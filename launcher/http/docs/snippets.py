@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 KEY = "KREA2_API_KEY"  # the variable of the environment that has the API key
-# How to write the pictures of an answer to files, where it has some.
-_SAVED = {
-    "/v1/images/generations": 'enumerate(image["b64_json"] for image in answer["data"])',
-    "/sdapi/v1/txt2img": 'enumerate(answer["images"])',
-    "/v1/chat/completions": 'enumerate(part["image_url"]["url"].partition(",")[2] for choice in answer["choices"]\n'
-    '    for part in choice["message"]["content"] if part["type"] == "image_url")',
+# How to find the pictures of an answer, where it has some, as base64.
+_PICTURES = {
+    "/v1/images/generations": '[image["b64_json"] for image in answer["data"]]',
+    "/sdapi/v1/txt2img": 'answer["images"]',
+    "/v1/chat/completions": 're.findall("base64,([^)]+)", answer["choices"][0]["message"]["content"])',
 }
 
 
@@ -44,11 +43,12 @@ def as_curl(call: Call) -> str:
 
 def as_python(call: Call) -> str:
     """For a Python without packages: it prints the answer, or writes its pictures to files."""
-    saved, is_json = _SAVED.get(call.path), call.answers == "application/json"
+    pictures, is_json = _PICTURES.get(call.path), call.answers == "application/json"
     imports = {"urllib.request"}
     imports |= {"json"} if is_json or call.body is not None else set()
     imports |= {"os"} if call.needs_key else set()
-    imports |= {"base64"} if saved else set()
+    imports |= {"base64"} if pictures else set()
+    imports |= {"re"} if pictures and pictures.startswith("re.") else set()
     lines = [*(f"import {name}" for name in sorted(imports)), ""]
     arguments = [_python(call.url)]
     if call.body is not None:
@@ -66,12 +66,11 @@ def as_python(call: Call) -> str:
         arguments.append(f'method="{call.method}"')
     lines.append(f"request = urllib.request.Request({', '.join(arguments)})")
     lines.append("with urllib.request.urlopen(request) as response:")
-    if saved:
-        lines += ["    answer = json.load(response)", f"for index, picture in {saved}:"]
-        lines += [
-            '    with open(f"picture-{index}.png", "wb") as file:',
-            "        file.write(base64.b64decode(picture))",
-        ]
+    if pictures:
+        written = (call.body or {}).get("output_format", "webp" if pictures.startswith("re.") else "png")
+        lines += ["    answer = json.load(response)", f"for index, picture in enumerate({pictures}):"]
+        lines.append(f'    with open(f"picture-{{index}}.{written}", "wb") as file:')
+        lines.append("        file.write(base64.b64decode(picture))")
     elif call.answers.startswith("image/"):
         lines.append('    open("picture.png", "wb").write(response.read())')
     else:

@@ -9,10 +9,10 @@ import httpx
 import pytest
 
 from launcher.http.answers.errors import STATUS_OF_CODE
-from launcher.http.app import PAGE
 from launcher.http.docs.fields import Field, Schemas
 from launcher.http.docs.page import write_page
 from tests.launcher.http.docs.described import describe, get, routes
+from tests.launcher.http.page.fake_server import PAGE
 
 
 @pytest.fixture(scope="module")

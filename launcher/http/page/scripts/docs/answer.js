@@ -3,8 +3,8 @@
 import { plural } from "../text.js";
 
 const TOLD = ["Content-Type", "X-Request-ID", "Retry-After", "Idempotent-Replayed", "Allow", "WWW-Authenticate"];
-const LONG = 160; // characters without a space, of which as many as SHOWN are shown
-const SHOWN = 40;
+const BASE64 = /(data:image\/[a-z]+;base64,)?([A-Za-z0-9+/]{160,}={0,2})/g; // also within a text, as chats have it
+const SHOWN = 40; // characters of it
 const PICTURES = [["iVBORw0KGgo", "png"], ["/9j/", "jpeg"], ["UklGR", "webp"]]; // how base64 of each kind begins
 
 export class Answer {
@@ -14,6 +14,7 @@ export class Answer {
   #said = "";
   #events = 0;
   #list = null;
+  #pieces = "";
 
   constructor(box, status) {
     this.#box = box;
@@ -25,7 +26,7 @@ export class Answer {
     for (const picture of this.#box.querySelectorAll("img")) URL.revokeObjectURL(picture.src);
     this.#box.replaceChildren();
     [this.#began, this.#events, this.#list] = [performance.now(), 0, null];
-    this.#said = "";
+    this.#said = this.#pieces = "";
     this.#status.textContent = "Waiting for the answer…";
     delete this.#status.dataset.kind;
   }
@@ -42,6 +43,7 @@ export class Answer {
   /** All of it has come. */
   end() {
     const seconds = ((performance.now() - this.#began) / 1000).toFixed(2);
+    for (const source of picturesIn(this.#pieces)) this.addPicture(source);
     const events = this.#list ? `, ${plural(this.#events, "event")}` : "";
     this.#status.textContent = `${this.#said}, ${seconds} s${events}`;
   }
@@ -67,6 +69,7 @@ export class Answer {
     this.#list.tabIndex = 0;
     this.#list.setAttribute("aria-label", "Events");
     this.#events += 1;
+    for (const { delta } of fields.choices ?? []) this.#pieces += delta?.content ?? ""; // of a chat
     const item = document.createElement("li");
     item.append(Object.assign(document.createElement("code"), { textContent: type || "data" }));
     this.#list.append(item);
@@ -82,9 +85,9 @@ export class Answer {
   }
 
   #addJson(value, box) {
-    const sources = [];
-    const shown = JSON.stringify(value, (_, item) => (typeof item === "string" ? shorten(item, sources) : item), 2);
-    for (const source of sources) this.addPicture(source, box);
+    const texts = [];
+    const shown = JSON.stringify(value, (_, item) => (typeof item === "string" ? (texts.push(item), shorten(item)) : item), 2);
+    for (const source of texts.flatMap(picturesIn)) this.addPicture(source, box);
     box.append(code(shown));
   }
 
@@ -96,14 +99,20 @@ export class Answer {
   }
 }
 
-/** Cut base64; the source of each picture that a text is goes to `sources`. */
-function shorten(text, sources) {
-  const kind = PICTURES.find(([start]) => text.startsWith(start))?.[1];
-  if (kind && text.length > LONG) sources.push(`data:image/${kind};base64,${text}`);
-  else if (text.startsWith("data:image/")) sources.push(text);
-  else if (text.startsWith(`${location.origin}/`) && /\.(png|jpeg|webp)$/.test(text)) sources.push(text);
-  const isCut = text.length > LONG && /^\S+$/.test(text);
-  return isCut ? `${text.slice(0, SHOWN)}… (${text.length} characters)` : text;
+/** The sources of the pictures that a text has, or is. */
+function picturesIn(text) {
+  if (text.startsWith(`${location.origin}/`) && /\.(png|jpeg|webp)$/.test(text)) return [text];
+  const sources = [];
+  for (const [, prefix, file] of text.matchAll(BASE64)) {
+    const kind = PICTURES.find(([start]) => file.startsWith(start))?.[1];
+    if (prefix || kind) sources.push(`${prefix ?? `data:image/${kind};base64,`}${file}`);
+  }
+  return sources;
+}
+
+/** Cut base64. */
+function shorten(text) {
+  return text.replace(BASE64, (all, prefix = "", file) => `${prefix}${file.slice(0, SHOWN)}… (${file.length} characters)`);
 }
 
 function code(text) {
