@@ -109,6 +109,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.requests",
         "launcher.http.answers",
     },
+    "launcher.http.apis.chat": {*_CHILDREN, "launcher.client", "launcher.http.answers", "launcher.http.apis"},
     "launcher.http.docs": {*_CHILDREN, "launcher.requests", "launcher.http.answers"},
     "launcher.http": {
         *_CHILDREN,
@@ -118,6 +119,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.http.answers",
         "launcher.http.apis",
         "launcher.http.apis.automatic1111",
+        "launcher.http.apis.chat",
         "launcher.http.docs",
     },
     "launcher.ranks": _CHILDREN,

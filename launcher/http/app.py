@@ -29,12 +29,13 @@ from launcher.http.answers.other_servers import instead_of
 from launcher.http.answers.schemas import ERROR_SCHEMA
 from launcher.http.answers.wording import explain_invalid
 from launcher.http.apis.automatic1111.routes import add_automatic1111_routes
+from launcher.http.apis.chat.routes import add_chat_routes
 from launcher.http.apis.held_images import HeldImages
 from launcher.http.apis.loras import add_lora_routes
 from launcher.http.apis.openai_images import add_image_routes
 from launcher.http.apis.server_state import add_state_routes
 from launcher.http.apis.state_answers import METRICS
-from launcher.http.bodies import BoundedRoute
+from launcher.http.bodies import BoundedRoute, ChatRoute
 from launcher.http.connections import backlog
 from launcher.http.docs.routes import add_docs_routes
 from launcher.http.guard import Guard
@@ -139,6 +140,7 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
 
     studio, held = Studio(config, model, link), HeldImages(config)
     add_image_routes(app, studio, held)
+    add_chat_routes(app, studio, held, ChatRoute)
     held.add_routes(app)
     add_lora_routes(app, link)
     add_state_routes(app, studio, link)

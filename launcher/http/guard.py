@@ -20,6 +20,7 @@ from engine.errors import ArgumentError, Krea2Error, ServerError, error_from_cod
 from launcher.http.answers.errors import error_response, internal_error, is_automatic1111s, shorten
 from launcher.http.answers.other_servers import instead_of
 from launcher.http.apis.held_images import FILES_PATH
+from launcher.http.bodies import most_bytes
 from launcher.http.credentials import NEEDED, NEEDED_AS_PASSWORD, offered_keys
 from launcher.http.origins import Origins
 from launcher.http.paths import Paths
@@ -127,7 +128,7 @@ class Guard:
         request.state.key_name = name
 
     async def _read_body(self, request: Request) -> bytes:
-        limit = self._config.max_body_bytes
+        limit = most_bytes(request.scope["path"], self._config.max_body_bytes)
         too_large = error_from_code("body_too_large", f"the body must be at most {limit} bytes")
         declared = request.headers.get("content-length", "")
         path = request.scope["path"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +17,7 @@ from launcher.http.app import make_server
 from launcher.http.server_process import listen
 from launcher.messages.configs import HttpConfig
 from launcher.messages.limits import Limits
-from tests.launcher.fake_ranks import DEADLINE_S
+from tests.launcher.fake_ranks import DEADLINE_S, fake_engine
 from tests.launcher.processes import temporary_folder
 
 PATH = "/v1/images/generations"
@@ -49,6 +51,40 @@ async def http_server_without_engine(rpc: str, **config: Any) -> AsyncIterator[h
             server.should_exit = True
             async with asyncio.timeout(DEADLINE_S):
                 await served
+
+
+@contextmanager
+def in_a_thread(run_folder: Path, **config: Any) -> Iterator[str]:
+    """The url of a server with ranks that compute nothing, in an event loop of another thread."""
+    started, addresses, over = threading.Event(), [], asyncio.Event()
+    loop = asyncio.new_event_loop()
+
+    async def serve() -> None:
+        async with (
+            fake_engine(run_folder) as fakes,
+            http_server(fakes.address, **config) as client,
+        ):
+            addresses.append(str(client.base_url).rstrip("/"))
+            started.set()
+            await over.wait()
+
+    def run() -> None:
+        try:
+            loop.run_until_complete(serve())
+        finally:
+            started.set()
+            loop.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        assert started.wait(DEADLINE_S)
+        assert addresses, "the server did not start"
+        yield addresses[0]
+    finally:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(over.set)
+        thread.join(DEADLINE_S)
 
 
 def events_of(text: str) -> list[tuple[str, Any]]:

@@ -44,6 +44,11 @@ async def _with_comments(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[
         yield event
 
 
+def write_data(fields: Mapping[str, object]) -> bytes:
+    """Write an event that has data alone."""
+    return b"data: %b\n\n" % msgspec.json.encode(fields)
+
+
 def write_event(kind: str, fields: Mapping[str, object]) -> bytes:
     """Write an event, with its kind among the fields of its data, too. Bytes become base64."""
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), msgspec.json.encode({"type": kind, **fields}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import FastAPI, Path
@@ -28,8 +29,17 @@ class HeldImages:
 
     async def links(self, request: Request, result: Result) -> list[str]:
         """Keep the images of a result. Returns their urls, for whoever sent `request`."""
+        link = self.linker(request)
+        return [await link(file, result.format) for file in result.files]
+
+    def linker(self, request: Request) -> Callable[[bytes, str], Awaitable[str]]:
+        """Give what keeps a file of a format, and returns its url, for whoever sent `request`."""
         base = (self._public_url or str(request.base_url)).rstrip("/") + FILES_PATH
-        return [base + await asyncio.to_thread(self._files.add, file, result.format) for file in result.files]
+
+        async def link(file: bytes, output_format: str) -> str:
+            return base + await asyncio.to_thread(self._files.add, file, output_format)
+
+        return link
 
     def add_routes(self, app: FastAPI) -> None:
         """Add the route that serves them."""
