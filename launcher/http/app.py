@@ -182,7 +182,7 @@ async def _answer_error(request: Request, problem: Exception) -> Response:
             error = problem
         case _:  # which is raised again afterwards
             error = internal_error()
-    request.state.error_code = error.code  # for the log
+    request.state.error_code, request.state.error_message = error.code, error.message  # for the log
     return error_response(error, request.state.request_id, headers, path=request.url.path)
 
 

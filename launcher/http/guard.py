@@ -59,7 +59,7 @@ class Guard:
         request = Request(scope, receive)
         self._paths.simplify(scope)
         offered = request.headers.get("x-request-id", "")
-        request.state.key_name = request.state.model = None
+        request.state.key_name = request.state.model = request.state.error_message = None
         request_id = request.state.request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
         # Others may see another request in the rest of a body of two lengths (RFC 9112, 6.3).
         is_ambiguous = "content-length" in request.headers and "transfer-encoding" in request.headers
@@ -76,7 +76,7 @@ class Guard:
             await self._run(request, await self._read_body(request), response)
             error = getattr(request.state, "error_code", None)
         except Krea2Error as problem:
-            error = problem.code
+            error, request.state.error_message = problem.code, problem.message
             await error_response(problem, request_id, path=scope["path"])(scope, receive, response.send)
         except _SlowClientError as problem:
             error = str(problem)
@@ -194,6 +194,7 @@ class Guard:
                 status=status, seconds=round(seconds, 4), client=request.client and request.client.host, error=error,
                 requests=stands_for if stands_for > 1 else None, worker=self._config.worker,
                 key=request.state.key_name, model=request.state.model and shorten(request.state.model),
+                message=request.state.error_message and shorten(request.state.error_message),
             )  # fmt: skip
 
 

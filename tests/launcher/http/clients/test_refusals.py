@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 import httpx
@@ -11,6 +12,7 @@ from launcher.http.answers.other_servers import _INSTEAD, instead_of
 from tests.launcher.fake_ranks import DEADLINE_S
 from tests.launcher.http.clients.rows import form
 from tests.launcher.http.http_requests import error_of
+from tests.launcher.processes import wait_until
 
 LARGER_THAN_ALLOWED = 2**20 + 1
 
@@ -34,3 +36,22 @@ def test_an_image_that_is_too_large_to_be_sent_is_not_the_reason(url: str, path:
 def test_other_bodies_that_are_too_large_are_told_so(url: str) -> None:
     answer = httpx.post(f"{url}/v1/images/generations", content=bytes(LARGER_THAN_ALLOWED), timeout=DEADLINE_S)
     assert answer.status_code == 413
+
+
+def test_what_was_wrong_is_in_the_log_for_programs_that_do_not_show_it(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent = ({"prompt": "a", "size": "7x9"}, {"prompt": "a", "colour": "red"}, {"prompt": "a"})
+    with caplog.at_level(logging.INFO, logger="krea2"):
+        answers = [httpx.post(f"{url}/v1/images/generations", json=body, timeout=DEADLINE_S) for body in sent]
+        answers.append(httpx.post(f"{url}/v1/images/edits", content=bytes(LARGER_THAN_ALLOWED), timeout=DEADLINE_S))
+        by_id = {answer.headers["x-request-id"]: answer for answer in answers}
+
+        def logged() -> dict[str, str | None]:
+            fields = [vars(record)["fields"] for record in caplog.records if record.getMessage() == "http"]
+            return {one["request_id"]: one.get("message") for one in fields if one["request_id"] in by_id}
+
+        wait_until(lambda: len(logged()) == len(by_id), "the log's lines")
+        for name, answer in by_id.items():
+            told = None if answer.status_code == 200 else error_of(answer)["message"]
+            assert logged()[name] == told
