@@ -10,7 +10,7 @@ import pytest
 
 from launcher.http.answers.other_servers import _INSTEAD, instead_of
 from tests.launcher.fake_ranks import DEADLINE_S
-from tests.launcher.http.clients.rows import form
+from tests.launcher.http.clients.tables.rows import form
 from tests.launcher.http.http_requests import error_of
 from tests.launcher.processes import wait_until
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.launcher.http.clients.rows import (
+from tests.launcher.http.clients.tables.rows import (
     AIOHTTP,
     AXIOS,
     KEY,

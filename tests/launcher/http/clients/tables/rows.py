@@ -99,11 +99,11 @@ class Row:
             connection.close()
 
 
-def picture(data: bytes, *, kind: str = "PNG", seed: int | None = None) -> Image.Image:
-    """Decode a picture, which must be whole, of this kind, and that of this seed if the ranks are fakes."""
+def picture(data: bytes, *, kind: str | None = "PNG", seed: int | None = None) -> Image.Image:
+    """Decode a picture, which must be whole, of this kind or any, and that of this seed if the ranks are fakes."""
     image = Image.open(io.BytesIO(data))
     image.load()
-    assert image.format == kind
+    assert kind in (None, image.format)
     assert image.mode == "RGB"
     if seed is not None and image.format == "PNG" and image.getcolors(1) is not None:  # as fakes draw
         assert image.getpixel((0, 0))[0] == seed % 256  # type: ignore[index]

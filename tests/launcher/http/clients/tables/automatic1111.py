@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from tests.launcher.fake_ranks import DEADLINE_S
-from tests.launcher.http.clients.rows import (
+from tests.launcher.http.clients.tables.rows import (
     AIOHTTP,
     AXIOS,
     NODE_FETCH,

@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from tests.launcher.http.clients.rows import (
+from tests.launcher.http.clients.tables.rows import (
     CHAT,
     KEY,
     NODE_FETCH,
@@ -51,7 +51,7 @@ def _draws(got: Got) -> None:
     """Finds an image as a data URI in what the assistant has said."""
     found = _uris(_whole(got))
     assert found
-    picture(base64.b64decode(found[0]))
+    picture(base64.b64decode(found[0]), kind=None)
 
 
 def _streams(got: Got) -> None:
@@ -63,7 +63,7 @@ def _streams(got: Got) -> None:
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
     deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
     (found,) = set(_uris(deltas))
-    picture(base64.b64decode(found))
+    picture(base64.b64decode(found), kind=None)
 
 
 ROWS = (
