@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
@@ -27,9 +27,7 @@ _NAMES = {"num_outputs_per_prompt": "num_images", **ALIASES}
 
 def add_chat_routes(app: FastAPI, studio: Studio, held: HeldImages, route_class: type[APIRoute]) -> None:
     """Add the route that draws what a chat says last. route_class: what reads its body."""
-    router = APIRouter(route_class=route_class)
 
-    @router.post(CHAT_PATH, responses=COMPLETION)
     async def complete_chat(
         body: Annotated[ChatRequest, BODY],
         request: Request,
@@ -61,7 +59,9 @@ def add_chat_routes(app: FastAPI, studio: Studio, held: HeldImages, route_class:
         except ArgumentError as error:
             raise say(error) from None
 
-    app.include_router(router)
+    app.router.add_api_route(  # not by a router of its own, whose paths the app's routes would not tell
+        CHAT_PATH, complete_chat, methods=["POST"], responses=COMPLETION, route_class_override=route_class
+    )
 
 
 def _take_number(given: dict[str, Any]) -> int:

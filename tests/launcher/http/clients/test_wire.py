@@ -134,6 +134,13 @@ def test_a_path_without_v1_is_told_what_lacks(wire: Wire) -> None:
         assert f"did you mean /v1{path}?" in error_of(answer)["message"]
 
 
+def test_a_route_that_has_another_method_names_it(wire: Wire) -> None:
+    for path in ("/v1/chat/completions", "/v1/images/generations", "/sdapi/v1/txt2img"):
+        wire.send(f"GET {path} HTTP/1.1", wire.host)
+        answer = wire.answer().answer
+        assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
 def test_a_key_is_taken_as_clients_write_it_and_others_are_told_how() -> None:
     async def test() -> None:
         async with (
