@@ -16,32 +16,18 @@ from engine.config.demo_checkpoints import DEMO_CHECKPOINTS
 from engine.errors import ArgumentError
 from launcher.cli.options.as_typed import LineError
 from launcher.messages.client_messages import LoraChoice
-from launcher.messages.parameter_names import ALIASES, in_own_names
+from launcher.messages.parameter_names import ALIASES, SYNONYMS, in_own_names, read
 from launcher.requests.output_files import FORMATS, OutputName
 from launcher.setup.nearest import nearest
 
 MAX_BYTES = 64 * 2**20  # of a file of prompts
 _LISTS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".md", ".yaml", ".yml")
-_TEXT, _WHOLE, _NUMBER = (str, "text"), (int, "a whole number"), ((int, float), "a number")
-_KINDS: dict[str, tuple[Any, str]] = {
-    "prompt": _TEXT,
-    "seed": _WHOLE,
-    "steps": _WHOLE,
-    "guidance": _NUMBER,
-    "negative_prompt": _TEXT,
-    "width": _WHOLE,
-    "height": _WHOLE,
-    "size": (str, "text, as 512x768"),
-    "num_images": _WHOLE,
-    "mu": _NUMBER,
-    "loras": (list, 'a list, as ["NAME", {"name": "NAME", "strength": 0.8}]'),
-    "output": _TEXT,
-    "output_compression": _WHOLE,
-    "metadata": (bool, "true or false"),
-    "priority": _WHOLE,
-    "timeout_s": _NUMBER,
-}
-_KINDS |= {alias: _KINDS[name] for alias, name in ALIASES.items()}
+_TEXTS = ("prompt", "negative_prompt", "output")
+_LORAS = 'a list, as ["NAME", {"name": "NAME", "strength": 0.8}]'
+_KNOWN = (
+    *_TEXTS, "seed", "steps", "guidance", "width", "height", "size", "num_images", "mu", "loras", "output_compression",
+    "metadata", "priority", "timeout_s", *ALIASES,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,9 +60,11 @@ class Asked:
         if self.where is None or name not in {*self.parameters, "prompt", "output"} or name is None:
             return error
         message = error.message
-        alias = next((alias for alias, own in ALIASES.items() if own == name and alias in self.given), name)
+        alias = next((alias for alias, own in SYNONYMS.items() if own == name and alias in self.given), name)
         if alias == name and name in ("width", "height") and name not in self.given:
-            message = f"size {self.given['size']}: {message}"
+            names = ("size", *(alias for alias, own in SYNONYMS.items() if own == "size"))
+            size = next((alias for alias in names if alias in self.given), None)
+            message = message if size is None else f"{size} {self.given[size]}: {message}"
         elif message.startswith(f"{name} "):
             message = alias + message.removeprefix(name)
         return LineError(f"{self.where}: {message}", parameter=name)
@@ -201,22 +189,24 @@ def _ask(given: Any, where: str) -> Asked:
         return Asked(given, where)
     if not isinstance(given, dict):
         raise wrong(ArgumentError.of("each", "a prompt, or an object with one", given).message)
-    for name, value in given.items():
-        if name not in _KINDS:
-            close = nearest(name, _KINDS)
-            raise wrong(f"unknown parameter {name[:60]!a}" + (f": did you mean {close}?" if close else ""))
-        kind, allowed = _KINDS[name]
-        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
-            raise wrong(ArgumentError.of(name, allowed, value).message)
-    if given.get("prompt") is None:
-        raise wrong("prompt is required")
     try:
-        own, warnings = in_own_names(given)
+        named, ignored = read(given)
+        if unknown := next((name for name in named if name not in _KNOWN), None):
+            close = nearest(unknown, _KNOWN)
+            raise wrong(f"unknown parameter {unknown[:60]!a}" + (f": did you mean {close}?" if close else ""))
+        for name in _TEXTS:
+            if not isinstance(named.get(name, ""), str):
+                raise wrong(ArgumentError.of(name, "text", named[name]).message)
+        if "prompt" not in named:
+            raise wrong("prompt is required")
+        own, warnings = in_own_names(named)
     except ArgumentError as error:
-        raise wrong(error.message) from None
+        raise error if isinstance(error, LineError) else wrong(error.message) from None
     if "loras" in own:
+        if not isinstance(own["loras"], list):
+            raise wrong(ArgumentError.of("loras", _LORAS, own["loras"]).message)
         own["loras"] = tuple(_lora(each, index, wrong) for index, each in enumerate(own["loras"]))
-    return Asked(own.pop("prompt"), where, own, given, own.pop("output", None), warnings)
+    return Asked(own.pop("prompt"), where, own, given, own.pop("output", None), ignored + warnings)
 
 
 def _lora(choice: Any, index: int, wrong: Any) -> LoraChoice:

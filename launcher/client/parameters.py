@@ -13,6 +13,7 @@ import msgspec
 from engine.errors import ArgumentError
 from launcher.messages.client_messages import Generate, LoraChoice
 from launcher.messages.parameter_names import ALIASES, in_own_names
+from launcher.parameters.table import OTHERS
 
 
 class LoraParameters(TypedDict, total=False):
@@ -61,13 +62,9 @@ _OWN = get_type_hints(OwnParameters, include_extras=True)
 KNOWN = [*get_type_hints(Parameters)]
 _OTHER = [name for name in KNOWN if name not in _OWN]
 _EVENTS = "stream gives the events themselves, and previews with preview_every; generate takes"
-_SCHEDULE = "steps and mu decide the schedule"
-_ENCODER = "the engine encodes prompts itself: give prompt and negative_prompt"
-_LORAS = 'give loras=[{"name": …, "strength": …}]'
 _CALLBACK = "give callback=f, which is called as f(step, steps, preview)"
-_GUIDANCE = "give guidance, on Krea's scale: 0 is off, and other programs' 3.5 is 2.5"
-_PROMPTS = "pictures are made from prompts alone"
-# Parameters of other programs that have no meaning here, or another one: what to do instead.
+# Parameters of pipelines in Python that have no meaning here: what to do instead. Those of all doors are in
+# `launcher/parameters/table.py`.
 INSTEAD = {
     "callback_on_step_end": _CALLBACK,
     "callback_on_step_end_tensor_inputs": _CALLBACK,
@@ -75,15 +72,6 @@ INSTEAD = {
     "output_type": "result.images are Pillow's, of which numpy.asarray makes arrays",
     "return_dict": "a Result is returned, with images and more",
     "generator": "give seed=SEED, whose noise is that of a new torch.Generator('cpu').manual_seed(SEED)",
-    "latents": "noise is drawn from the seed",
-    **dict.fromkeys(("sigmas", "timesteps"), _SCHEDULE),
-    **dict.fromkeys(("prompt_embeds", "prompt_embeds_mask"), _ENCODER),
-    **dict.fromkeys(("negative_prompt_embeds", "negative_prompt_embeds_mask"), _ENCODER),
-    **dict.fromkeys(("attention_kwargs", "joint_attention_kwargs", "cross_attention_kwargs"), _LORAS),
-    **dict.fromkeys(("cfg", "cfg_scale", "true_cfg_scale"), _GUIDANCE),
-    **dict.fromkeys(("image", "images", "init_image", "input_image", "mask", "mask_image", "strength"), _PROMPTS),
-    **dict.fromkeys(("control_image", "ip_adapter_image", "denoising_strength"), _PROMPTS),
-    "max_sequence_length": "prompts may have 507 tokens, and are cut there with a warning",
     "response_format": "give output_format: png, jpeg or webp",
     "callback": f"{_EVENTS} a callback",
     "progress": f"{_EVENTS} progress, for a bar",
@@ -104,7 +92,7 @@ _METHODS = {
     "unload_lora_weights": "each request names its LoRAs; one that names none has none",
     "set_progress_bar_config": "give generate progress=False, or True",
 }
-_NO_OTHER = {"output_type": "pil", "return_dict": True, "max_sequence_length": 512}  # what is done anyhow
+_NO_OTHER = {"output_type": "pil", "return_dict": True}  # what is done anyhow
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -128,9 +116,11 @@ def make_request(prompt: str, given: Parameters, call: str) -> tuple[Generate, t
     `ArgumentError` for one of other programs that says what cannot be, and for a prompt or LoRAs of another kind.
     """
     named: dict[str, Any] = {}
+    value: Any
     for name, value in given.items():
-        if name in KNOWN:
-            named[name] = value.item() if hasattr(value, "item") else value  # of numpy and torch
+        if name in KNOWN or name in OTHERS or name == "extra_body":
+            is_one = hasattr(value, "item") and getattr(value, "ndim", 0) == 0  # a number of numpy or torch
+            named[name] = value.item() if is_one else value
         elif name not in INSTEAD:
             near = difflib.get_close_matches(name, [*KNOWN, "callback", "progress"], n=1)
             hint = f": did you mean {near[0]!r}?" if near else f"; help(client.{call}) lists all"
@@ -141,8 +131,8 @@ def make_request(prompt: str, given: Parameters, call: str) -> tuple[Generate, t
     if not isinstance(prompt, str):
         raise ArgumentError.of("prompt", "one text (for several, make a request of each)", prompt)
     own, warnings = in_own_names(named)
-    if own.get("output_format") == "jpg":
-        own["output_format"] = "jpeg"
+    if unknown := own.keys() - Generate.__struct_fields__:
+        raise TypeError(f"{call}() got an unexpected keyword argument {min(unknown)!r} in extra_body")
     own.setdefault("request_id", uuid.uuid4().hex)
     return Generate(prompt=prompt, **own | {"loras": _read_loras(own.get("loras", ()))}), warnings
 

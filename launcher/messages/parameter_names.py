@@ -1,4 +1,4 @@
-"""What diffusers and other image servers call the parameters of a request, in our names.
+"""What diffusers and other image servers call the parameters of a request, in our names, and their values.
 
 For every door: HTTP, Python, and the lines of a file of prompts.
 """
@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engine.errors import ArgumentError
 from launcher.messages.limits import Limits
+from launcher.parameters.other_programs import as_choice
+from launcher.parameters.table import OTHERS
+from launcher.parameters.values import READERS, TEXTS, seed_of
 
 # Of HTTP and OpenAI, too. `size` is width and height in one.
 ALIASES = {
@@ -20,32 +23,64 @@ ALIASES = {
     "n": "num_images",
     "num_images_per_prompt": "num_images",
 }
+# And all others that are the same.
+SYNONYMS = {**ALIASES, **{name: other.own for name, other in OTHERS.items() if other.own is not None}}
 RANDOM_SEED = -1  # a seed that asks for one that is drawn
-_FIRST_SEED, _LAST_SEED = -(2**63), 2**64 - 1  # that clients send, signed or not
 _SIZE = re.compile(r"([0-9]{1,6})(?:[xX×*]([0-9]{1,6}))?")
 _NO_GUIDANCE = 1.0  # SGLang's guidance_scale is Krea's and 1, so that this is its way to have none
 GUIDANCE_IS_OFF = "guidance_scale 1 was taken for off, as SGLang means it; for Krea's own 1, say guidance 1"
 
 
-def in_own_names(given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Rename the parameters of a request, and split its `size`; what is None counts as not given. Returns warnings,
-    too.
+def read(given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Read the parameters of a request as programs send them: numbers that are text, what a form has where nothing was
+    filled in, and other programs' names. `ALIASES` and names that nobody has stay. Returns warnings, too.
 
-    Raises `ArgumentError` if two names of one parameter have different values, or for a size that is none.
+    Raises `ArgumentError` for a value that is none of its parameter, for a parameter that cannot be, and if two names
+    of one have different values.
     """
-    named = {name: value for name, value in given.items() if value is not None}
+    plain: dict[str, Any] = {}
+    warnings: list[str] = []
+    others: list[tuple[str, str, Any]] = []
+    for name, value in _without_extra_body(given):
+        other = OTHERS.get(name)
+        if value is None or (isinstance(value, str) and not value and name not in TEXTS):
+            continue
+        if other is None:
+            plain[name] = _read_value(name, name, value)
+        elif other.ignored:
+            if not (other.quiet or other.asks_for_nothing(value)):
+                warnings.append(f"{name} was ignored: {other.said}")
+        elif not other.asks_for_nothing(value):
+            if other.own is None:
+                raise ArgumentError(f"{name} is not taken: {other.said}", parameter=name)
+            others.append((other.own, name, _read_value(other.own, name, other.read(name, value))))
+    if isinstance(size := plain.get("size"), str) and size.lower() == "auto":
+        del plain["size"]
+    for own, name, value in others:
+        if plain.setdefault(own, value) != value:
+            raise ArgumentError(f"{own} {plain[own]} contradicts {name}, which says {value}", parameter=own)
+    return plain, tuple(warnings)
+
+
+def in_own_names(given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Read and rename the parameters of a request, and split its `size`; what is None counts as not given. Returns
+    warnings, too.
+
+    Raises `ArgumentError` for what `read` does, and for a size that is none.
+    """
+    named, warnings = read(given)
     own = {name: value for name, value in named.items() if name not in ALIASES and name != "size"}
-    warnings: tuple[str, ...] = ()
     meant = [(ALIASES[name], name, value) for name, value in named.items() if name in ALIASES]
-    if named.get("guidance_scale") == _NO_GUIDANCE:
+    is_off = named.get("guidance_scale") == _NO_GUIDANCE
+    if is_off:
         meant = [(name, alias, 0.0 if alias == "guidance_scale" else value) for name, alias, value in meant]
-        warnings = (GUIDANCE_IS_OFF,)
-    if "size" in named and named["size"] != "auto":
+        warnings = (*warnings, GUIDANCE_IS_OFF)
+    if "size" in named:
         width, height = read_size("size", named["size"])
         meant += [("width", "size", width), ("height", "size", height)]
     for name, alias, value in meant:
         if own.setdefault(name, value) != value:
-            says = " 1, which is off" if alias == "guidance_scale" and warnings else f", which says {value}"
+            says = " 1, which is off" if alias == "guidance_scale" and is_off else f", which says {value}"
             raise ArgumentError(f"{name} {own[name]} contradicts {alias}{says}", parameter=name)
     return own, warnings
 
@@ -67,11 +102,31 @@ def draw_seed() -> int:
 def usable_seed(seed: int, limits: Limits, num_images: int = 1) -> int:
     """Reduce a seed to one with which all images of a request have allowed ones. Raises `ArgumentError` for one that is
     no integer of 64 bits."""
-    if not _FIRST_SEED <= seed <= _LAST_SEED:
-        raise ArgumentError.of("seed", f"between {_FIRST_SEED} and {_LAST_SEED}", seed)
-    return max(0, min(seed % (limits.max_seed + 1), limits.max_seed - (num_images - 1)))
+    return max(0, min(seed_of("seed", seed) % (limits.max_seed + 1), limits.max_seed - (num_images - 1)))
 
 
 def describe_seed(seed: int, used: int, limits: Limits) -> str:
     """Say what `usable_seed` made of a seed."""
     return f"seed {seed} was reduced to {used}, which draws the same: seeds are between 0 and {limits.max_seed}"
+
+
+def _without_extra_body(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield all parameters, those too in `extra_body`, which some programs send as their client calls it."""
+    for name, value in given.items():
+        if name != "extra_body" or not isinstance(value, Mapping):
+            yield name, value
+            continue
+        for inner, more in value.items():
+            if given.get(inner) not in (None, more):
+                raise ArgumentError(
+                    f"{inner} {given[inner]} contradicts extra_body, which says {more}", parameter=inner
+                )
+            yield inner, more
+
+
+def _read_value(own: str, name: str, value: Any) -> Any:
+    """Read the value of one of our parameters, under one of its names."""
+    reader = READERS.get(ALIASES.get(own, own))
+    if own == "loras" and isinstance(value, list | tuple):
+        return [as_choice(each) for each in value]
+    return value if reader is None else reader(name, value)

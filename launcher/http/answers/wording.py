@@ -7,11 +7,13 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from engine.errors import ArgumentError, Krea2Error
-from launcher.messages.parameter_names import ALIASES
+from engine.errors import ArgumentError, Krea2Error, shortened
+from launcher.messages.parameter_names import SYNONYMS
+
+_SHOWN = 40  # characters of a size
 
 
-def in_words_of(sent: Mapping[str, Any], error: Krea2Error, aliases: Mapping[str, str] = ALIASES) -> Krea2Error:
+def in_words_of(sent: Mapping[str, Any], error: Krea2Error, aliases: Mapping[str, str] = SYNONYMS) -> Krea2Error:
     """Name the parameter that an error is about as the client sent it; other errors are returned as they are.
 
     sent: what the client sent. aliases: our names by the client's.
@@ -20,9 +22,11 @@ def in_words_of(sent: Mapping[str, Any], error: Krea2Error, aliases: Mapping[str
     if name is None or not isinstance(error, ArgumentError):
         return error
     told, message = name, error.message
-    if sent.get(name) is None:
-        if name in ("width", "height") and sent.get("size") is not None:
-            return ArgumentError(f"size {sent['size']}: {message}", parameter="size")
+    if sent.get(name) is None and " contradicts " not in message:  # which names both as they were sent
+        sizes = ("size", *(alias for alias, own in aliases.items() if own == "size"))
+        size = next((alias for alias in sizes if sent.get(alias) is not None), None)
+        if name in ("width", "height") and size is not None:
+            return ArgumentError(f"{size} {shortened(str(sent[size]), _SHOWN)}: {message}", parameter=size)
         told = next((alias for alias, own in aliases.items() if own == name and sent.get(alias) is not None), name)
     if message.startswith(f"{name} "):
         message = told + message.removeprefix(name)

@@ -5,14 +5,15 @@ OpenAI's own parameters mean what they mean there; if one cannot change an image
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
 from engine.errors import ArgumentError
 from launcher.http.answers.drawing import PARAMETERS
 from launcher.http.answers.schemas import means
 from launcher.messages.client_messages import LoraChoice
+from launcher.messages.parameter_names import read
 
 MAX_PARTIAL_IMAGES = 3
 _ROUNDED = "rounded up to a multiple of 16"
@@ -42,6 +43,7 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     prompt: str = Field(description="What the images are to show.")
     model: str | None = Field(None, description="One of the names that GET /v1/models lists. Default: the first.")
     n: int | None = Field(None, description="How many images to make; image i has the seed plus i.")
+    num_images: int | None = Field(None, description="Another name of n.")
     num_images_per_prompt: int | None = Field(None, description="Another name of n.")
     size: str | None = Field(
         None,
@@ -106,7 +108,9 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
         None, description="Whether to answer, as explanation, where the time went. Default: false."
     )
 
-    background: Literal["auto", "opaque"] | None = Field(None, description="Ignored: images are opaque.")
+    background: Literal["auto", "opaque"] | None = Field(
+        None, description="Ignored, with a warning for anything else: images are opaque."
+    )
     quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = Field(
         None, description="Ignored: steps decides."
     )
@@ -115,6 +119,30 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     complexity: Literal["low", "medium", "high"] | None = Field(None, description="Ignored.")
     user: str | None = Field(None, description="Ignored.")
     safety_identifier: str | None = Field(None, description="Ignored.")
+
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _warnings: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read(cls, given: object, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """Take values as programs send them, and other programs' parameters. Raises `ArgumentError`."""
+        if not isinstance(given, dict):
+            return validate(given)
+        plain, warnings = read(given)
+        body = validate(plain)
+        body._given, body._warnings = given, warnings
+        return body
+
+    @property
+    def sent(self) -> dict[str, Any]:
+        """What the client sent, for errors in its words."""
+        return self._given
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings of what was ignored."""
+        return self._warnings
 
 
 def to_parameters(body: ImageRequest) -> dict[str, Any]:

@@ -39,16 +39,17 @@ def add_image_routes(app: FastAPI, studio: Studio, held: HeldImages) -> None:
     ) -> Response:
         """Make images from a prompt. Hanging up cancels the request."""
         request.state.model = studio.check_model(body.model)
-        sent = body.model_dump()
+        sent = body.sent
         try:
             given, previews = to_parameters(body), body.partial_images
             drawing = await studio.draw(request, given, partial_images=previews, idempotency_key=idempotency_key)
+            warnings = body.warnings + drawing.warnings
             if body.stream:
-                events = write_events(drawing, request, sent, progress=bool(body.progress), warnings=drawing.warnings)
+                events = write_events(drawing, request, sent, progress=bool(body.progress), warnings=warnings)
                 return EventStream(events, drawing.headers)
             result = await drawing.result()
         except ArgumentError as error:
             raise in_words_of(sent, error) from None
         shown = body.response_format or ("url" if (body.model or "").startswith(_LINKED) else "b64_json")
         urls = await held.links(request, result) if shown == "url" else None
-        return JsonResponse(images_object(result, drawing.request_id, urls, drawing.warnings), headers=drawing.headers)
+        return JsonResponse(images_object(result, drawing.request_id, urls, warnings), headers=drawing.headers)

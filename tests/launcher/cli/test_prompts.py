@@ -52,6 +52,19 @@ def test_a_line_that_begins_with_a_brace_is_an_object_with_parameters(tmp_path: 
     assert second.parameters == {"steps": 3, "metadata": False, "loras": loras}
 
 
+def test_values_and_names_of_other_programs_are_read_as_everywhere(tmp_path: Path) -> None:
+    file = write(
+        tmp_path,
+        '{"prompt": "x", "seed": "42", "steps": "8", "num_outputs": 2.0, "image_size": "square", "size": "",'
+        ' "sampler": "DDIM", "quality": "ultra", "image_loras": [{"path": "ink", "scale": 0.5}]}',
+    )
+    (asked,) = collect([], [], file)
+    loras = (LoraChoice(name="ink", strength=0.5),)
+    numbers = {"seed": 42, "steps": 8, "num_images": 2, "width": 512, "height": 512}
+    assert asked.parameters == {**numbers, "loras": loras}
+    assert asked.warnings == ("sampler was ignored: there is one sampler, Euler's, on the checkpoint's schedule",)
+
+
 def test_a_file_may_be_one_list_in_json_or_one_object_on_several_lines(tmp_path: Path) -> None:
     file = write(tmp_path, '[\n "a fox",\n {"prompt": "an [owl]", "seed": 4}\n]\n')
     asked = collect([], [], file)
@@ -98,7 +111,17 @@ def test_a_mistake_in_a_list_names_the_prompt(krea2: Krea2, tmp_path: Path, data
         ('{"prompt": "x", "response_format": "url"}', "unknown parameter 'response_format'"),
         ('{"prompt": "x", "steps": true}', "steps must be a whole number, got True"),
         ('{"prompt": "x", "steps": 2.5}', "steps must be a whole number, got 2.5"),
-        ('{"prompt": "x", "guidance": "2"}', "guidance must be a number, got '2'"),
+        ('{"prompt": "x", "guidance": "much"}', "guidance must be a number, got 'much'"),
+        ('{"prompt": "x", "cfg_scale": 4.5}', "cfg_scale is not taken: guidance, on Krea's scale, is 1 less: for 4.5 "),
+        ('{"prompt": "x", "image": "a.png"}', "image is not taken: pictures are made from prompts alone"),
+        ('{"prompt": "x", "num_outputs": 11}', "num_outputs must be between 1 and 10, got 11"),
+        (
+            '{"prompt": "x", "image_size": "64x5000"}',
+            "image_size 64x5000: height must be between 64 and 4096, got 5000",
+        ),
+        ('{"prompt": "x", "extra_body": {"size": "64x5000"}}', "height must be between 64 and 4096, got 5000"),
+        ('{"prompt": "x", "loras": "a"}', "loras must be a list, as "),
+        ('{"prompt": "x", "output": 3}', "output must be text, got 3"),
         ('{"prompt": "x", "size": "wide"}', "size must be WIDTHxHEIGHT, as 512x768, got 'wide'"),
         ('{"prompt": "x", "steps": 2, "num_inference_steps": 3}', "steps 2 contradicts num_inference_steps"),
         (

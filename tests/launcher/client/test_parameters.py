@@ -59,6 +59,17 @@ def test_other_names_mean_the_same() -> None:
     assert (off.guidance, warnings) == (0.0, (GUIDANCE_IS_OFF,))
 
 
+def test_values_and_names_of_other_programs_are_read_as_everywhere() -> None:
+    given: Any = {"seed": "42", "steps": 8.0, "guidance": "2.5", "num_outputs": "2", "size": "", "output_format": "JPG"}
+    given |= {"background": "transparent", "quality": "ultra", "extra_body": {"output_quality": 60}}
+    request, warnings = make_request("x", given, "")
+    assert (request.seed, request.steps, request.guidance, request.num_images) == (42, 8, 2.5, 2)
+    assert (request.output_format, request.output_compression, request.width) == ("jpeg", 60, None)
+    assert warnings == ("background was ignored: images are opaque",)
+    with pytest.raises(TypeError, match=r"^generate\(\) got an unexpected keyword argument 'zzz' in extra_body$"):
+        make_request("x", {"extra_body": {"zzz": 1}}, "generate")  # type: ignore[typeddict-unknown-key]
+
+
 def test_what_is_easily_said_otherwise_is_understood() -> None:
     given: Any = {"seed": np.int64(7), "guidance": np.float32(0.5), "output_format": "jpg", "loras": ["a"]}
     request, _ = make_request("x", given, "")
@@ -74,7 +85,7 @@ def test_what_is_easily_said_otherwise_is_understood() -> None:
         ("callback", print, "stream gives the events themselves"),
         ("generator", SimpleNamespace(initial_seed=lambda: 31), r"generator is not taken: give seed=31, whose noise"),
         ("init_image", object(), "init_image is not taken: pictures are made from prompts alone"),
-        ("cfg_scale", 3.5, "give guidance, on Krea's scale"),
+        ("cfg_scale", 3.5, "cfg_scale is not taken: guidance, on Krea's scale, is 1 less: for 3.5 give guidance 2.5"),
         ("loras", "a", "loras must be a list of"),
         ("loras", [{"strength": 1.0}], "loras must be a list of"),
     ],

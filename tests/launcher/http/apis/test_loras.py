@@ -93,7 +93,7 @@ def test_what_cannot_be_loaded_is_a_400_that_says_why(run_folder: Path, tmp_path
                 ([3], 'loras[0] must be a name, or {"name": …, "strength": …}, got 3'),
                 ([{"name": "a", "strength": "high"}], "loras[0].strength must be a valid number, got 'high'"),
                 ([{}], "loras[0].name is required"),
-                ([{"name": "a"}, {"name": "b", "weight": 1}], "unknown parameter 'loras[1].weight'"),
+                ([{"name": "a"}, {"name": "b", "height": 1}], "unknown parameter 'loras[1].height'"),
                 ([{"name": "a"}, "a"], "loras must be different ones, got 'a'"),
                 ("a", "loras must be a valid list, got 'a'"),
             ):

@@ -1,0 +1,116 @@
+"""What a parameter of another program is here, and how values that are written otherwise there are read. `table.py` has
+all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.errors import ArgumentError
+from launcher.parameters.values import number, whole
+
+
+@dataclass(frozen=True)
+class OtherParameter:
+    """A parameter of other programs, under each of its `names`.
+
+    here: what becomes of it, as a phrase. own: the parameter of ours that it is; else it is refused, or where `ignored`
+    passed over, with that phrase. read: makes ours of its name and value. nothing: values with which it asks for
+    nothing, besides those that are empty or false. quiet: nothing is said, since clients send it by habit.
+    """
+
+    names: tuple[str, ...]
+    programs: str
+    here: str
+    own: str | None = None
+    ignored: bool = False
+    read: Callable[[str, Any], Any] = lambda _, value: value
+    nothing: tuple[object, ...] = ()
+    quiet: bool = False
+
+    @property
+    def said(self) -> str:
+        """`here` in an error or a warning."""
+        return self.here.replace("`", "")
+
+    def asks_for_nothing(self, value: object) -> bool:
+        """Whether it is as if it had been left out."""
+        if isinstance(value, str):
+            return value.lower() in ("", "false", "none", *self.nothing)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return value in self.nothing
+        return value is None or value is False or (isinstance(value, list | tuple | Mapping) and not value)
+
+
+def less(name: str, value: object) -> float:
+    """A scale that is 1 more than Krea's. Only with 1, which is off, nobody can have meant another one."""
+    scale = number(name, value)
+    if scale == 1:
+        return 0.0
+    instead = f": for {scale:g} give guidance {scale - 1:g}" if scale > 1 else ""
+    raise ArgumentError(f"{name} is not taken: guidance, on Krea's scale, is 1 less{instead}", parameter=name)
+
+
+def logarithm(name: str, value: object) -> float:
+    shift = number(name, value)
+    instead = f": for {shift:g} give mu {math.log(shift):.4g}" if shift > 0 else ""
+    raise ArgumentError(f"{name} is not taken: mu is its logarithm{instead}", parameter=name)
+
+
+def quality(name: str, value: object) -> int:
+    words = {"maximum": 100, "high": 90, "medium": 55, "low": 35}
+    return words.get(value.lower(), 0) or whole(name, value) if isinstance(value, str) else whole(name, value)
+
+
+def size(name: str, value: object) -> str:
+    if isinstance(value, Mapping) and value.keys() == {"width", "height"}:
+        return f"{whole(f'{name}.width', value['width'])}x{whole(f'{name}.height', value['height'])}"
+    if isinstance(value, str) and value.lower() in _FAL_SIZES:
+        return _FAL_SIZES[value.lower()]
+    if isinstance(value, str) and value[:1].isdigit() and value[-1:].isdigit():
+        return value
+    raise ArgumentError.of(name, "WIDTHxHEIGHT, as 512x768", value)
+
+
+def shape(name: str, value: object) -> str:
+    wide, colon, high = value.partition(":") if isinstance(value, str) else ("", "", "")
+    told = "give size, or width and height"
+    if colon and wide.isascii() and high.isascii() and wide.isdigit() and high.isdigit() and int(wide) * int(high):
+        ratio = int(wide) / int(high)
+        width, height = (round(1024 * side / 16) * 16 for side in (ratio**0.5, ratio**-0.5))
+        told = f"give size, as {width}x{height} for {value}"
+    raise ArgumentError(f"{name} is not taken: {told}", parameter=name)
+
+
+def loras(name: str, value: object) -> object:
+    return [as_choice(each) for each in (value if isinstance(value, list) else [value])]
+
+
+def as_choice(lora: object) -> object:
+    """Give a LoRA of a request our names, if all that it has are names of other programs or ours; else it stays."""
+    if not isinstance(lora, Mapping) or not lora.keys() <= {*_OF_LORAS, *_NAMELESS}:
+        return lora
+    choice: dict[str, object] = {}
+    for name, value in lora.items():
+        if name in _OF_LORAS and value is not None:
+            choice.setdefault(_OF_LORAS[name], value)
+    path = next((lora[name] for name in _PATHS if lora.get(name) is not None), None)
+    return choice if "name" in choice or path is None else {"name": path, **choice}
+
+
+_FAL_SIZES = {
+    "square_hd": "1024x1024",
+    "square": "512x512",
+    "portrait_4_3": "768x1024",
+    "portrait_16_9": "576x1024",
+    "landscape_4_3": "1024x768",
+    "landscape_16_9": "1024x576",
+}
+_PATHS = ("path", "lora_path", "local_path", "lora_local_path")
+_NAMELESS = (*_PATHS, "int_id", "lora_int_id")
+_OF_LORAS = {
+    **dict.fromkeys(("name", "lora_name", "adapter"), "name"),
+    **dict.fromkeys(("strength", "scale", "lora_scale", "weight"), "strength"),
+}

@@ -1,0 +1,69 @@
+"""Reads the values of parameters as programs send them, whose forms have text for numbers: 8, 8.0 and "8". Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from engine.errors import ArgumentError
+
+FIRST_SEED, LAST_SEED = -(2**63), 2**64 - 1  # that clients draw, signed or not
+_WHOLE = re.compile(r"\s*([+-]?[0-9]{1,40})(?:\.0*)?\s*")
+_NUMBER = re.compile(r"\s*[+-]?(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?\s*")
+_SWITCH = {"true": True, "false": False}
+
+
+def whole(name: str, value: object) -> int:
+    """Read a whole number. Raises `ArgumentError` about `name`."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and (match := _WHOLE.fullmatch(value)):
+        return int(match[1])
+    raise ArgumentError.of(name, "a whole number", value)
+
+
+def seed_of(name: str, value: object) -> int:
+    """Read a seed, of 64 bits with or without a sign. Raises `ArgumentError` about `name`."""
+    number = whole(name, value)
+    if not FIRST_SEED <= number <= LAST_SEED:
+        raise ArgumentError.of(name, f"between {FIRST_SEED} and {LAST_SEED}", number)
+    return number
+
+
+def number(name: str, value: object) -> float:
+    """Read a number. Raises `ArgumentError` about `name`."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        return float(value)
+    raise ArgumentError.of(name, "a number", value)
+
+
+def switch(name: str, value: object) -> bool:
+    """Read true or false. Raises `ArgumentError` about `name`."""
+    if isinstance(value, str):
+        value = _SWITCH.get(value.strip().lower(), value)
+    if isinstance(value, bool):
+        return value
+    raise ArgumentError.of(name, "true or false", value)
+
+
+def _format(_: str, value: object) -> object:
+    word = value.lower() if isinstance(value, str) else value
+    return "jpeg" if word == "jpg" else word
+
+
+# How to read each parameter whose value may be sent otherwise than we have it.
+READERS: Mapping[str, Callable[[str, Any], Any]] = {
+    "seed": seed_of,
+    **dict.fromkeys(("steps", "width", "height", "num_images", "priority"), whole),
+    **dict.fromkeys(("output_compression", "preview_every", "partial_images"), whole),
+    **dict.fromkeys(("guidance", "mu", "timeout_s"), number),
+    **dict.fromkeys(("metadata", "explain", "stream", "progress"), switch),
+    "output_format": _format,
+}
+# Texts that may be empty. Of all other parameters an empty one is what a form has where nothing was filled in.
+TEXTS = frozenset({"prompt", "negative_prompt", "output", "request_id", "idempotency_key"})

@@ -1,0 +1,135 @@
+"""Parameters of other programs are taken for ours, passed over with a warning, or answered with what to give."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.errors import ArgumentError
+from launcher.client.parameters import INSTEAD, KNOWN
+from launcher.http.apis.openai_body import ImageRequest
+from launcher.messages.parameter_names import ALIASES, in_own_names, read
+from launcher.parameters.other_programs import OtherParameter
+from launcher.parameters.table import OTHERS, TABLE
+from tests.docs.documents import ROOT
+
+DOCUMENT = (ROOT / "docs" / "parameters.md").read_text()
+IGNORED_AS_OPENAI = {"quality", "style", "moderation", "complexity", "user", "safety_identifier", "background"}
+
+VALUES = ("maximum", "high", "medium", "low", "scale", "path", "square_hd")  # of other programs
+
+
+def row(other: OtherParameter) -> str:
+    here = f"ignored: {other.here}" if other.ignored and not other.quiet else other.here
+    here = f"ignored: {other.here}, and nothing is said" if other.quiet else here
+    here = here if other.ignored or other.own is not None else f"refused: {other.here}"
+    return f"| {', '.join(f'`{name}`' for name in other.names)} | {other.programs} | {here} |"
+
+
+def test_the_document_has_all_of_them_in_this_order() -> None:
+    assert "\n".join(map(row, TABLE)) in DOCUMENT
+
+
+def test_each_name_is_there_once_and_is_none_of_ours() -> None:
+    assert len(OTHERS) == sum(len(other.names) for other in TABLE)
+    own = {*KNOWN, *ALIASES, *INSTEAD, *ImageRequest.model_fields}
+    assert not OTHERS.keys() & (own - IGNORED_AS_OPENAI)
+    assert {other.own for other in TABLE} - {None} <= {*KNOWN}
+    for other in TABLE:
+        assert {*re.findall(r"`(\w+)`", other.here)} <= {*KNOWN, "prompt", *VALUES}, other.names
+
+
+@pytest.mark.parametrize(
+    ("given", "own"),
+    [
+        ({"num_outputs": 3}, {"num_images": 3}),
+        ({"batch_size": "2", "n": 2}, {"num_images": 2}),
+        ({"sampling_steps": "20"}, {"steps": 20}),
+        ({"neg_prompt": "red"}, {"negative_prompt": "red"}),
+        ({"noise_seed": 2**64 - 1}, {"seed": 2**64 - 1}),
+        ({"output_quality": 80}, {"output_compression": 80}),
+        ({"output_quality": "High"}, {"output_compression": 90}),
+        ({"output_quality": "default"}, {}),
+        ({"image_format": "WEBP"}, {"output_format": "webp"}),
+        ({"image_size": "landscape_16_9"}, {"width": 1024, "height": 576}),
+        ({"image_size": {"width": 640, "height": "480"}}, {"width": 640, "height": 480}),
+        ({"resolution": "768x512"}, {"width": 768, "height": 512}),
+        ({"cfg_scale": 1}, {"guidance": 0.0}),
+        ({"true_cfg_scale": "1.0", "guidance": 0}, {"guidance": 0}),
+        ({"aspect_ratio": "1:1", "megapixels": "1", "n_iter": 1, "num_frames": 1, "frame_count": "1"}, {}),
+        ({"image": None, "images": [], "mask": "", "init_image": {}, "subseed": -1, "subseed_strength": 0.0}, {}),
+        ({"quality": "ultra", "style": "", "user": 3, "moderation": None, "complexity": ["x"]}, {}),
+        ({"background": "opaque", "enable_teacache": False, "go_fast": "false", "acceleration": "none"}, {}),
+        ({"generator_device": "CPU", "max_sequence_length": 512, "scheduler": "Euler", "clip_skip": 0}, {}),
+        ({"disable_safety_checker": True, "save_output": True}, {}),
+        ({"lora": {"name": "ink", "scale": 0.5, "int_id": 7}}, {"loras": [{"name": "ink", "strength": 0.5}]}),
+        ({"lora": {"lora_name": "ink", "lora_path": "/a"}}, {"loras": [{"name": "ink"}]}),
+        ({"image_loras": [{"path": "ink", "scale": 2}]}, {"loras": [{"name": "ink", "strength": 2}]}),
+        ({"loras": [{"path": "ink", "weight": 2}, "öl"]}, {"loras": [{"name": "ink", "strength": 2}, "öl"]}),
+        ({"extra_body": {"steps": "4", "seed": 1}, "seed": 1}, {"steps": 4, "seed": 1}),
+    ],
+)
+def test_what_means_one_of_ours_is_it_and_what_asks_for_nothing_is_passed_over(
+    given: dict[str, Any], own: dict[str, Any]
+) -> None:
+    assert in_own_names(given) == (own, ())
+
+
+@pytest.mark.parametrize(
+    ("given", "warning"),
+    [
+        ({"background": "transparent"}, "background was ignored: images are opaque"),
+        (
+            {"sampler_name": "DPM++ 2M"},
+            "sampler_name was ignored: there is one sampler, Euler's, on the checkpoint's sch",
+        ),
+        ({"enable_teacache": True}, "enable_teacache was ignored: every image gets all its steps"),
+        ({"generator_device": "cuda"}, "generator_device was ignored: noise is drawn on the CPU"),
+        ({"vae_use_tiling": True}, "vae_use_tiling was ignored: krea2 serve --vae-memory decides"),
+        ({"enhance_prompt": True}, "enhance_prompt was ignored: prompts are drawn as they are"),
+        ({"cache_dit_params": {"a": 1}}, "cache_dit_params was ignored: "),
+    ],
+)
+def test_what_changes_nothing_is_told(given: dict[str, Any], warning: str) -> None:
+    own, (told,) = in_own_names(given)
+    assert own == {}
+    assert told.startswith(warning)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"cfg_scale": 4.5}, "cfg_scale is not taken: guidance, on Krea's scale, is 1 less: for 4.5 give guidance 3.5"),
+        ({"true_cfg_scale": 0.5}, "true_cfg_scale is not taken: guidance, on Krea's scale, is 1 less"),
+        ({"cfg_scale": "x"}, "cfg_scale must be a number, got 'x'"),
+        ({"cfg": 1}, "cfg is not taken: give guidance, which is that script's cfg"),
+        ({"flow_shift": 3}, "flow_shift is not taken: mu is its logarithm: for 3 give mu 1.099"),
+        ({"aspect_ratio": "16:9"}, "aspect_ratio is not taken: give size, as 1360x768 for 16:9"),
+        ({"aspect_ratio": "wide"}, "aspect_ratio is not taken: give size, or width and height"),
+        ({"aspect_ratio": "0:0"}, "aspect_ratio is not taken: give size, or width and height"),
+        ({"image_size": "2K"}, "image_size must be WIDTHxHEIGHT, as 512x768, got '2K'"),
+        ({"output_quality": "so-so"}, "output_quality must be a whole number, got 'so-so'"),
+        ({"image": "a"}, "image is not taken: pictures are made from prompts alone"),
+        ({"init_image": np.ones((2, 2))}, "init_image is not taken: pictures are made from prompts alone"),
+        ({"denoising_strength": 0.7}, "denoising_strength is not taken: pictures are made from prompts alone"),
+        ({"num_frames": 81}, "num_frames is not taken: there are images, and no videos"),
+        ({"n_iter": 2}, "n_iter is not taken: num_images says how many"),
+        ({"lora_path": "a"}, "lora_path is not taken: loaded LoRAs are chosen by loras, as"),
+        ({"num_outputs": 2, "batch_size": 3}, "num_images 2 contradicts batch_size, which says 3"),
+        ({"n": 3, "num_outputs": 2}, "num_images 2 contradicts n, which says 3"),
+        ({"cfg_scale": 1, "guidance": 2}, "guidance 2 contradicts cfg_scale, which says 0.0"),
+        ({"steps": 3, "extra_body": {"steps": 4}}, "steps 3 contradicts extra_body, which says 4"),
+    ],
+)
+def test_what_would_be_mistaken_is_answered_with_what_to_give(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError) as error:
+        in_own_names(given)
+    assert error.value.message.startswith(message)
+    assert error.value.parameter is not None
+
+
+def test_names_that_nobody_has_stay_for_the_door_to_refuse() -> None:
+    assert read({"sede": 1, "loras": [{"nam": "a"}]}) == ({"sede": 1, "loras": [{"nam": "a"}]}, ())
