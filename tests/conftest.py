@@ -64,6 +64,18 @@ def _few_threads() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    # Where engines keep what they find out, which is not to be the user's. The demos' hashes are there, or a picture
+    # that is drawn again might tell more than the first did.
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+    from launcher.provenance.file_hashes import find_hash
+
+    for file in DEMO_CHECKPOINT.parent.glob("**/*.safetensors"):
+        find_hash(file)
+
+
 @pytest.fixture(scope="session")
 def loops_with_run_time_bounds() -> None:
     """Triton 3.6's interpreter makes an int of an array of one element, which NumPy 2.4 refuses; 3.9's does not."""

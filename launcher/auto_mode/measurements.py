@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -13,14 +10,13 @@ from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.scheduling.cost import CostModel, Work
 from launcher.auto_mode.prediction import TEXT_TOKENS, Rates, StepModel
+from launcher.kept import read_kept, write_kept
 from launcher.logs import log_event
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.rank_messages import Ready
 
+_NAME = "measured"
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
-
-
-_LARGEST = 1 << 20  # bytes of the file, of which a setting takes a hundred
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -74,43 +70,17 @@ def is_typical(config: FrontendConfig) -> bool:
 
 def recall(key: str) -> Rates | None:
     """Look up the rates in a setting; None if nothing was measured, or the file cannot be read."""
-    found = _read().get(key)
+    found = read_kept(_NAME, Measured).get(key)
     return None if found is None else found.rates()
 
 
 def remember(key: str, measured: Measured) -> None:
     """Keep it under a `setting`, with the link measured before if none was now. Raises `OSError` if it cannot write."""
-    everything = _read()
+    everything = read_kept(_NAME, Measured)
     before = everything.get(key)
     if before is not None and measured.link is None:
         measured = msgspec.structs.replace(measured, link=before.link, latency_s=before.latency_s)
-    file = _file()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
-        new.write_bytes(msgspec.json.format(msgspec.json.encode(everything | {key: measured}), indent=1) + b"\n")
-        new.replace(file)  # so that others read the old or the new one, whole
-    except OSError as error:  # which names no file if writing fails, as on a full disk
-        raise OSError(error.errno, error.strerror or str(error), str(file)) from None
-    finally:
-        with suppress(OSError):
-            new.unlink(missing_ok=True)
-
-
-def _read() -> dict[str, Measured]:
-    """What is kept, by setting; nothing if the file cannot be read."""
-    try:
-        with _file().open("rb") as file:
-            return msgspec.json.decode(file.read(_LARGEST), type=dict[str, Measured])
-    except (OSError, msgspec.DecodeError):
-        return {}
-
-
-def _file() -> Path:
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "krea2-engine" / "measured.json"
-    except RuntimeError as error:  # a user without a home
-        raise FileNotFoundError(str(error)) from None
+    write_kept(_NAME, everything | {key: measured})
 
 
 def measure(

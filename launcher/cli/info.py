@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,8 @@ from launcher.cli.options.engine_options import given, model_argument, table_opt
 from launcher.cli.options.numbers import WHOLE_NUMBER
 from launcher.cli.stdout import say
 from launcher.messages.limits import Limits
+from launcher.provenance.file_hashes import find_hash
+from launcher.requests.infotext import model_hash
 from launcher.setup.configure import engine_config
 from launcher.setup.hub import find_model
 
@@ -57,7 +59,10 @@ from launcher.setup.hub import find_model
 @table_options("offload", "prefetch", "memory_budget", "lora_memory", "vae_memory")
 @table_options("loras", help="A LoRA file to check, too. May be repeated.")
 @table_options("lora_lenient", help="Skip what fits nothing in a LoRA file.")
-def info(*, gpus: int | None, sizes: tuple[str, ...], loras: tuple[str, ...], **engine_options: Any) -> None:
+@click.option("--hashes", is_flag=True, help="Read all files, and show their SHA-256, which pictures then tell, too.")
+def info(
+    *, gpus: int | None, sizes: tuple[str, ...], loras: tuple[str, ...], hashes: bool, **engine_options: Any
+) -> None:
     """Show what a model holds, in which files and formats, and the bytes of each rank; with --memory-budget or
     --offload also the plan of what lies where, with --parallel auto the time of each mode's step.
 
@@ -74,6 +79,8 @@ def info(*, gpus: int | None, sizes: tuple[str, ...], loras: tuple[str, ...], **
         config = replace(config, tp=degrees[0])  # its files are those of this many ranks
     if config.model is not None and not loras and is_lone_file(config):
         say(describe_file(Path(config.model)))
+        if hashes:
+            say("\n".join(_hashes({"file": (Path(config.model),)})))
         return
     checked = [_check_lora(lora, config) for lora in loras]
     if checked and config.memory_budget is not None and config.lora_memory is None:
@@ -83,6 +90,10 @@ def info(*, gpus: int | None, sizes: tuple[str, ...], loras: tuple[str, ...], **
         config, chosen = _choose_mode(config, sizes, gpus)
         lines = ("", *chosen)
     say("\n".join((describe_checkpoint(config), *lines, *(line for line, _ in checked))))
+    if hashes:
+        from launcher.provenance.made_with import component_files
+
+        say("\n".join(_hashes(component_files(_read(config)) | {"lora": tuple(map(_lora_file, loras))})))
 
 
 def describe_checkpoint(config: EngineConfig) -> str:
@@ -198,6 +209,26 @@ def _check_lora(text: str, config: EngineConfig) -> tuple[str, int]:
     layers = f"{opened.modules} layer{'' if opened.modules == 1 else 's'}"
     line = f"{lora.path}: {opened.family}, changes {layers}, {_megabytes(size)} on each rank"
     return (f"{line}; {describe_skipped(opened)}" if opened.skipped else line), size
+
+
+def _lora_file(text: str) -> Path:
+    from launcher.requests.lora_files import file_in, parse_lora
+
+    return Path(file_in(parse_lora(text).path))
+
+
+def _hashes(files: Mapping[str, Sequence[Path]]) -> Iterator[str]:
+    """List the hashes of files, and of several that are one component together."""
+    yield "\nSHA-256, of which sites and pictures show the first 10 digits"
+    for part, each in files.items():
+        try:
+            found = {file.name: find_hash(file) for file in each}
+        except OSError as error:
+            raise CheckpointError(f"{error.filename or part}: {error.strerror or error}") from None
+        for name, sha256 in found.items():
+            yield f"  {part.replace('_', ' '):<14}{sha256}  {name}"
+        if len(found) > 1 and part != "lora":
+            yield f"  {'':<14}{model_hash(found)}  all of them: sha256sum *.safetensors | sha256sum"
 
 
 def _read(config: EngineConfig) -> CheckpointFiles:

@@ -190,7 +190,13 @@ def serve(
 
     began = time.monotonic()
     config = msgspec.structs.replace(
-        config, rpc=rpc, rpc_keys=rpc_keys, key_limits=key_limits, drain_s=drain_s, warm_up_sizes=sizes
+        config,
+        rpc=rpc,
+        rpc_keys=rpc_keys,
+        key_limits=key_limits,
+        drain_s=drain_s,
+        warm_up_sizes=sizes,
+        hash_files=True,
     )
     configure_logs(log_format)
     loading = LoadingProgress(status_stream(), lambda stage, _: log_event("loading", **msgspec.structs.asdict(stage)))

@@ -39,6 +39,7 @@ from launcher.messages.keys import ServerKeys
 from launcher.messages.own_clients import OwnClients
 from launcher.messages.rank_messages import DoneStep, Ready
 from launcher.processes import Child
+from launcher.provenance.made_with import MadeWith
 from launcher.ranks.gpu_health import Gpu, GpuError
 from launcher.ranks.rank_group import JobReport
 from launcher.requests.tokenizer import PromptTokenizer
@@ -105,6 +106,7 @@ class Frontend:
             config, model, loras, self._clients, self._dispatcher, spawn=self._spawn,
             check_requests=lambda memory: self._requests.check_memory(memory),
             on_lost=lambda numbers, error: self._requests.fail(error, numbers),
+            made_with=MadeWith(config.engine, checkpoint),
         )  # fmt: skip
         self._requests = LiveRequests(
             config, model, tokenizer, job_ids, self._replies, self._dispatcher, self._loras, self._spawn

@@ -287,7 +287,9 @@ class LiveRequests:
 
     async def _send_image(self, request: TrackedRequest, job: Job, rgb: bytes, came: float) -> None:
         try:
-            file = await in_thread(job.width * job.height, encode_image, rgb, request.checked, seed=job.seed)
+            made_with = self._loras.made_with(request.number)
+            pixels = job.width * job.height
+            file = await in_thread(pixels, encode_image, rgb, request.checked, seed=job.seed, made_with=made_with)
         except Exception as error:
             log_exception(error)
             self._fail(request, errors.Krea2Error(f"the image could not be written as a file: {describe(error)}"))

@@ -14,6 +14,7 @@ from engine.lora.files import AdapterFile
 from engine.step import Adapter
 from launcher.logs import log_event
 from launcher.messages.configs import FrontendConfig
+from launcher.provenance.file_hashes import FileHash
 from launcher.requests.lora_files import describe_skipped, open_lora, shown_file
 
 
@@ -23,7 +24,7 @@ class LoraEntry:
 
     users: numbers of the requests that have chosen it and have not ended. loading: whether the ranks were told to load
     it, and have not said that they hold it; losses: of ranks meanwhile. asked: the client's ZMQ identity and the id
-    of its `LoadLora`, until it is answered.
+    of its `LoadLora`, until it is answered. hash: the file's, for pictures to tell.
     """
 
     name: str
@@ -34,6 +35,7 @@ class LoraEntry:
     users: set[int] = field(default_factory=set)
     loading: bool = False
     losses: int = 0
+    hash: FileHash | None = None
     asked: tuple[bytes, str] | None = None
 
 

@@ -19,6 +19,7 @@ from launcher.logs import log_event
 from launcher.messages.client_messages import ListLoras, LoadedLora, LoadLora, LoraRequest, Loras, MergedLora
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import as_krea2_error
+from launcher.provenance.made_with import MadeWith
 from launcher.requests.check import check_strength
 from launcher.requests.lora_files import MAX_NAME, check_name, open_lora, path_inside, shown_file
 from launcher.requests.rank_memory import RankMemory
@@ -33,6 +34,7 @@ class LoraService:
 
     check_requests: raises `ArgumentError` if requests that have not ended would not fit into this memory.
     on_lost: called with the numbers of requests that cannot be made any more, and why. spawn: runs a coroutine.
+    made_with: what is known of the model's files, to which it adds those of LoRAs.
     """
 
     def __init__(
@@ -46,12 +48,20 @@ class LoraService:
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         check_requests: Callable[[RankMemory], None],
         on_lost: Callable[[set[int], Krea2Error], None],
+        made_with: MadeWith,
     ) -> None:
         self._config, self._model = config, model
         self._clients, self._dispatcher = clients, dispatcher
         self._spawn, self._check_requests, self._on_lost = spawn, check_requests, on_lost
-        self.registry = registry
+        self.registry, self._made_with = registry, made_with
+        for entry in registry.held.values():
+            entry.hash = made_with.hashes.want(entry.opened.path)
         self._reading = asyncio.Lock()  # one file at a time
+
+    def made_with(self, request: int) -> dict[str, Any]:
+        """Return what a request's pictures are to say of the model and the LoRAs."""
+        used = [entry for entry in self.registry.held.values() if request in entry.users]
+        return self._made_with.described({entry.name: entry.hash for entry in used if entry.hash is not None})
 
     def listed(self) -> tuple[LoadedLora, ...]:
         """Describe what requests may choose."""
@@ -126,6 +136,7 @@ class LoraService:
         file, strength = shown_file(given, folder), message.strength
         entry = self.registry.add(message.name, opened, path=path, file=file, strength=strength, lenient=lenient)
         entry.asked = client, message.request_id
+        entry.hash = self._made_with.hashes.want(opened.path)
         if self._dispatcher.status.answering:
             self._load_on_ranks(entry)
             self._dispatcher.send_steps()
@@ -161,6 +172,8 @@ class LoraService:
 
     def ranks_ready(self) -> None:
         """Load all that are wanted, before any job, and as far as memory goes: the ranks hold none yet."""
+        if self._config.hash_files:
+            self._made_with.hashes.begin()
         too_large: list[tuple[LoraEntry, LoraError]] = []
         for adapter_id, entry in list(self.registry.held.items()):
             if not self.registry.is_wanted(entry):

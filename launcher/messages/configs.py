@@ -23,7 +23,7 @@ class LoraFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How to run a front-end: a flat message, a field for each thing that its parent decides, so 17.
+    """How to run a front-end: a flat message, a field for each thing that its parent decides, so 18.
 
     run_folder: for sockets; made by the front-end, or before by the external_ranks, which somebody else starts.
     ranks_host: this machine's name for ranks on others, None if there are none. rpc: where clients come, None for a
@@ -33,7 +33,8 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     finished when it stops. A rank that loads for start_timeout_s counts as lost, a step that takes step_timeout_s as
     hanging, and sooner once it is known how long steps take; a client that is silent for lease_s is gone, but for
     the parent's own, client_name, with which the front-end ends. block_format:
-    the weight format of most of the blocks' matrices.
+    the weight format of most of the blocks' matrices. hash_files: read files whose hashes are not known, for pictures
+    to say.
     """
 
     engine: EngineConfig
@@ -54,6 +55,7 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     lease_s: float = 20.0
     client_name: bytes | None = None
     block_format: str = "float"
+    hash_files: bool = False
 
 
 class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):

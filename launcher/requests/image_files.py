@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, ParamSpec
 
 import engine
@@ -29,17 +30,20 @@ async def in_thread(pixels: int, write: Callable[P, bytes], *arguments: P.args, 
     return await asyncio.wrap_future(pool.submit(write, *arguments, **named))
 
 
-def encode_image(rgb: bytes, request: CheckedRequest, *, seed: int) -> bytes:
+def encode_image(
+    rgb: bytes, request: CheckedRequest, *, seed: int, made_with: Mapping[str, Any] = MappingProxyType({})
+) -> bytes:
     """Write an RGB image of height · width · 3 bytes as a file in the request's format.
 
     PNG and WebP carry prompt, seed and settings, as `save_options` writes them, unless the request says otherwise.
+    made_with: what else they say, and by LoRAs' names `lora_hashes`: see `MadeWith`.
     """
     from PIL import Image
 
     image = Image.frombytes("RGB", (request.width, request.height), rgb)
     made = None
     if request.metadata and request.output_format != "jpeg":
-        made = {"prompt": request.prompt, "seed": seed, **_settings(request)}
+        made = {"prompt": request.prompt, "seed": seed, **_settings(request, made_with)}
     options = save_options(request.output_format, made)
     if request.output_compression is not None and request.output_format != "png":
         options["quality"] = request.output_compression
@@ -57,10 +61,15 @@ def encode_preview(rgb: bytes, width: int, height: int) -> bytes:
     return file.getvalue()
 
 
-def _settings(request: CheckedRequest) -> dict[str, Any]:
+def _settings(request: CheckedRequest, made_with: Mapping[str, Any]) -> dict[str, Any]:
     """List what else decides how the image looks."""
     names = ("negative_prompt", "steps", "guidance", "mu", "width", "height")
     settings = {name: getattr(request, name) for name in names}
     if request.loras:
-        settings["loras"] = [{"name": name, "strength": strength} for name, strength in request.loras]
-    return settings | {"version": f"krea2-engine {engine.__version__}"}
+        hashes = made_with.get("lora_hashes", {})
+        settings["loras"] = [
+            {"name": name, "strength": strength, **({"sha256": hashes[name]} if name in hashes else {})}
+            for name, strength in request.loras
+        ]
+    model = {name: value for name, value in made_with.items() if name != "lora_hashes"}
+    return {**settings, **model, "version": f"krea2-engine {engine.__version__}"}

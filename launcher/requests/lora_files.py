@@ -90,7 +90,7 @@ def open_lora(path: str, model: ModelConfig, *, lenient: bool, values: bool = Tr
 
     What is returned is closed: it knows what the file holds. Raises `LoraError`.
     """
-    file = _file_in(path)
+    file = file_in(path)
     try:
         os.path.realpath(file).encode()  # as ranks and clients are told of it, who take UTF-8 alone
         found = os.stat(file)
@@ -120,7 +120,7 @@ def path_inside(folder: str, path: str) -> str:
     root = os.path.realpath(folder)
     fits = 0 < len(path) <= _LONGEST_PATH and "\0" not in path
     if fits and not os.path.isabs(path) and ".." not in Path(path).parts:
-        real = os.path.realpath(_file_in(os.path.join(root, path)))
+        real = os.path.realpath(file_in(os.path.join(root, path)))
         if real != root and os.path.commonpath((root, real)) == root:
             return real
     raise ArgumentError.of("path", "relative to the server's --lora-dir, and a file in there", path)
@@ -138,7 +138,7 @@ def shown_file(path: str, folder: str | None) -> str:
     return name if root is None or root not in real.parents else str(real.relative_to(root))
 
 
-def _file_in(path: str) -> str:
+def file_in(path: str) -> str:
     """The adapter's file, if the path is a folder as PEFT writes it."""
     return os.path.join(path, _PEFT_FILE) if os.path.isdir(path) else path
 

@@ -106,6 +106,7 @@ def launch(
             error.message += f"; did you mean {meant}?"
             error.args = (error.message,)
         raise
+    config = msgspec.structs.replace(config, hash_files=True)
     for problem in problems:
         warnings.warn(problem, stacklevel=3)  # where `launch(…)` stands
     if not (is_watched() if progress is None else progress):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 import shutil
 import struct
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from bench.engines.real_size import KREA2
 from engine.checkpoint.layouts.names import linear_modules, transformer_to_native, vae_to_wan
@@ -37,6 +40,10 @@ def write_empty(file: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], 
         opened.write(struct.pack("<Q", len(text)) + text)
         opened.truncate(8 + len(text) + end)
     return str(file)
+
+
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @pytest.fixture
@@ -123,6 +130,41 @@ def test_info_shows_whole_weights_on_ranks_that_share_tokens(krea2: Krea2) -> No
     sizes = re.findall(r"\d+\.\d+ MB", row)
     assert len(sizes) == 4
     assert len(set(sizes)) == 1
+
+
+def test_info_shows_hashes_as_sha256sum_does(krea2: Krea2, tmp_path: Path) -> None:
+    folder, name = tmp_path / "mine", "diffusion_pytorch_model"
+    shutil.copytree(DEMO_CHECKPOINT, folder)
+    whole = folder / "transformer" / f"{name}.safetensors"
+    tensors = load_file(whole)
+    weight_map = {tensor: f"{name}-{index % 2}.safetensors" for index, tensor in enumerate(tensors)}
+    for shard in sorted(set(weight_map.values())):
+        save_file(
+            {each: tensors[each] for each in tensors if weight_map[each] == shard}, folder / "transformer" / shard
+        )
+    whole.with_suffix(".safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    whole.unlink()
+    lora = DEMO_LORAS["demo-outlined"]
+    code, stdout, _ = krea2("info", str(folder), "--hashes", "--lora", str(lora))
+    assert code == 0
+    shards, one = (
+        subprocess.run(
+            command, shell=True, cwd=folder / "transformer", capture_output=True, text=True, check=True
+        ).stdout
+        for command in ("sha256sum *.safetensors", "sha256sum *.safetensors | sha256sum")
+    )
+    _, _, shown = stdout.partition("SHA-256, of which sites and pictures show the first 10 digits\n")
+    assert [line.split()[:3] for line in shown.splitlines()] == [
+        ["transformer", *shards.splitlines()[0].split()],
+        ["transformer", *shards.splitlines()[1].split()],
+        [one.split()[0], "all", "of"],
+        ["text", "encoder", sha256(folder / "text_encoder" / "model.safetensors")],
+        ["vae", sha256(folder / "vae" / f"{name}.safetensors"), f"{name}.safetensors"],
+        ["lora", sha256(lora), lora.name],
+    ]
+    code, stdout, _ = krea2("info", str(folder / "vae" / f"{name}.safetensors"), "--hashes")
+    assert (code, sha256(folder / "vae" / f"{name}.safetensors") in stdout) == (0, True)
+    assert "SHA-256" not in krea2("info", str(folder))[1]
 
 
 def test_info_of_nothing_is_a_mistake(krea2: Krea2, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Which files pictures were made with."""
