@@ -54,10 +54,10 @@ def _describe_errors(operation: Schema, needs_key: bool) -> None:
     statuses |= set(_BODY_ERRORS) if "requestBody" in operation else set()
     statuses |= {401} if needs_key else set()
     statuses |= {404} if any(each["in"] == "path" for each in operation.get("parameters", ())) else set()
-    statuses.discard(422)  # FastAPI's own, which is answered with 400
     error = responses.pop("default")
     for status in sorted(statuses):
-        responses[str(status)] = {**error, **responses.get(str(status), {"description": STATUS_MEANS[status]})}
+        own = responses.pop(str(status), {"description": STATUS_MEANS[status]})
+        responses[str(status)] = {**error, **own}
     responses["default"] = error
 
 
