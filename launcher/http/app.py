@@ -34,6 +34,7 @@ from launcher.http.apis.held_images import HeldImages
 from launcher.http.apis.loras import add_lora_routes
 from launcher.http.apis.openai_images import add_image_routes
 from launcher.http.apis.server_state import add_state_routes
+from launcher.http.apis.sglang import add_sglang_routes
 from launcher.http.apis.state_answers import METRICS
 from launcher.http.bodies import BoundedRoute, ChatRoute
 from launcher.http.connections import backlog
@@ -144,6 +145,7 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
     held.add_routes(app)
     add_lora_routes(app, link)
     add_state_routes(app, studio, link)
+    add_sglang_routes(app, studio, link)
     add_automatic1111_routes(app, studio, link)
 
     @app.get("/metrics", response_class=Response, responses=METRICS)

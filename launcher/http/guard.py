@@ -20,6 +20,7 @@ from engine.errors import ArgumentError, Krea2Error, ServerError, error_from_cod
 from launcher.http.answers.errors import error_response, internal_error, is_automatic1111s, shorten
 from launcher.http.answers.other_servers import instead_of
 from launcher.http.apis.held_images import FILES_PATH
+from launcher.http.apis.sglang import SGLANG_PATHS
 from launcher.http.bodies import most_bytes
 from launcher.http.credentials import NEEDED, NEEDED_AS_PASSWORD, offered_keys
 from launcher.http.origins import Origins
@@ -114,7 +115,7 @@ class Guard:
         # A link to an image carries its own secret, so that anybody who is given it can open it.
         if not self._keys or path.startswith(FILES_PATH):
             return False
-        return path == "/metrics" or path.startswith(("/v1/", "/sdapi/"))
+        return path.startswith(("/v1/", "/sdapi/")) or path.rstrip("/") in ("/metrics", *SGLANG_PATHS)
 
     def _check_key(self, request: Request) -> None:
         path = request.scope["path"]

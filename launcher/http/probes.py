@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PROBED = ("/health", "/ready", "/metrics")
+PROBED = ("/health", "/ready", "/health_generate", "/metrics")
 AGAIN_S = 60.0  # between lines about the same
 
 

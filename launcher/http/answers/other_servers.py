@@ -13,6 +13,12 @@ _FROM_TEXT = "images are drawn from a prompt alone, not from other images: POST 
 _UPSCALED = "nothing is upscaled or restored here: ask /sdapi/v1/txt2img for the size you want"
 _UNTRAINED = "nothing is trained here"
 
+_LORAS = "each request chooses its LoRAs: POST /v1/loras loads one, and loras of POST /v1/images/generations names it"
+_MERGED = (
+    "LoRAs are not merged while the server runs: " + _LORAS + "; --merge-lora of krea2 serve puts one into all images"
+)
+_GENERATE = "this server draws: POST /v1/images/generations"
+
 # By the beginning of their paths, which no route of ours has.
 _INSTEAD = {
     "/v1/images/edit": _EDITS,
@@ -25,6 +31,13 @@ _INSTEAD = {
     "/v1/videos": _CHAT,
     "/v1/flux": _FLUX,
     "/v1/get_result": _FLUX,
+    "/v1/set_lora": _LORAS,
+    "/v1/merge_lora_weights": _MERGED,
+    "/v1/unmerge_lora_weights": _MERGED,
+    "/v1/rerank": _CHAT,
+    "/generate": _GENERATE,
+    "/vertex_generate": _GENERATE,
+    "/invocations": _GENERATE,
     "/openai/deployments/": _AZURE,
     "/sdapi/v1/img2img": _FROM_TEXT,
     "/sdapi/v1/extra-": _UPSCALED,

@@ -62,6 +62,7 @@ def add_state_routes(app: FastAPI, studio: Studio, link: EngineLink) -> None:
         return JsonResponse({"status": "ok"})
 
     @app.get("/ready", response_class=Response, responses=state_answers.READY)
+    @app.get("/health_generate", response_class=Response, responses=state_answers.READY)  # SGLang's
     @app.head("/ready", include_in_schema=False)
     @app.options("/ready", include_in_schema=False)
     async def ready(request: Request) -> Response:

@@ -67,7 +67,9 @@ def test_the_status_says_what_the_engine_runs_on_and_does(run_folder: Path) -> N
         ("/images/generations", ": did you mean /v1/images/generations?"),  # of a base_url without /v1
         ("/v1/image/generation", ": did you mean /v1/images/generations?"),
         ("/readyz", ": did you mean /ready?"),
-        ("/generate/" + "x" * 1000, "; /docs has all there is"),
+        ("/nothing/" + "x" * 1000, "; /docs has all there is"),
+        ("/v1/set_lora", "loads one, and loras of POST /v1/images/generations names it"),
+        ("/generate", ": this server draws: POST /v1/images/generations"),
     ],
 )
 def test_a_path_that_is_none_is_answered_with_the_nearest(path: str, instead: str) -> None:
