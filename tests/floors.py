@@ -151,7 +151,13 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.frontend",
         "launcher.auto_mode",
     },
-    "launcher.cli.options": {*_CHILDREN, "launcher.ranks", "launcher.auto_mode", "launcher.setup"},
+    "launcher.cli.options": {
+        *_CHILDREN,
+        "launcher.parameters",
+        "launcher.ranks",
+        "launcher.auto_mode",
+        "launcher.setup",
+    },
     "launcher.cli": {
         *_CHILDREN,
         "launcher.cli.options",

@@ -11,6 +11,7 @@ import click
 from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
 from engine.errors import ArgumentError
 from launcher.messages.parameter_names import GUIDANCE_IS_OFF, in_own_names
+from launcher.parameters.table import OTHERS
 
 YES, NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 Parameters = Mapping[str, Any]  # of a command, by name, with the options of this table that come earlier
@@ -64,6 +65,14 @@ class OtherOption:
 def _guidance(value: float, _: Parameters) -> float:
     own: float = in_own_names({"guidance_scale": value})[0]["guidance"]
     return own
+
+
+def _scale(value: float, _: Parameters) -> float:
+    """Make guidance of a scale that is 1 more. Only with 1, which is off, nobody can have meant another one."""
+    if value == 1:
+        return 0.0
+    instead = f": write --guidance {value - 1:g}" if value > 1 else ""
+    raise ArgumentError(f"a scale of {value:g} in other programs is 1 less on Krea's{instead}", parameter="guidance")
 
 
 def _note_of_guidance(value: float) -> str | None:
@@ -194,20 +203,28 @@ OTHER_OPTIONS = (
     OtherOption(("--revision",), _BOTH, "download it with `hf download`, and give the folder"),
     OtherOption(("--download-dir",), "vLLM", "`HF_HOME` says where the cache is"),
     OtherOption(("--log-level",), _BOTH, "there is one; `--log-format` says how", needless=True),
-    OtherOption(("--num-inference-steps",), f"{_SGLANG}, {_VLLM}, {_DIFFUSERS}", "`--steps`", "steps"),
+    OtherOption(
+        ("--num-inference-steps", "--sampling-steps", "--inference-steps"), f"{_SGLANG}, {_VLLM}, {_DIFFUSERS}",
+        "`--steps`", "steps",
+    ),
     OtherOption(
         ("--guidance-scale",), f"{_SGLANG}, {_VLLM}, {_DIFFUSERS}", "`--guidance`, whose scale is that of diffusers "
         "and 1 less than SGLang's; 1 is off, with a warning", "guidance", values=_guidance, note=_note_of_guidance,
     ),
     OtherOption(("--cfg",), _KREA, "`--guidance`", "guidance"),
     OtherOption(
-        ("--cfg-scale", "--true-cfg-scale"), f"{_VLLM}, {_DIFFUSERS}", "Krea's scale is 1 less: for 4.5 write "
-        "`--guidance 3.5`",
+        ("--cfg-scale", "--true-cfg-scale"), f"{_VLLM}, {_DIFFUSERS}", "1 is off; else Krea's scale is 1 less: for 4.5 "
+        "write `--guidance 3.5`", "guidance", values=_scale,
     ),
     OtherOption(("--y1", "--y2"), _KREA, "`--mu` pins the shift, as in that script"),
     OtherOption(
-        ("--num-images-per-prompt", "--num-outputs-per-prompt", "--n"), f"{_VLLM}, {_SGLANG}, {_DIFFUSERS}",
-        "`--num-images`", "num_images",
+        ("--num-images-per-prompt", "--num-outputs-per-prompt", "--num-outputs", "--n"),
+        f"{_VLLM}, {_SGLANG}, {_DIFFUSERS}", "`--num-images`", "num_images",
+    ),
+    OtherOption(("--neg-prompt",), "LightX2V", "`--negative-prompt`", "negative_prompt"),
+    OtherOption(
+        ("--output-quality",), _SGLANG, "`--output-compression`: `maximum` is 100, `high` 90, `medium` 55, `low` 35",
+        "output_compression", values={"default": None, "maximum": 100, "high": 90, "medium": 55, "low": 35},
     ),
     OtherOption(("--prompt-path", "--prompt-file-path", "--txt-prompts"), _BOTH, "`--prompts`", "prompts_file"),
     OtherOption(
@@ -216,6 +233,9 @@ OTHER_OPTIONS = (
     ),
     OtherOption(("--output-file-name",), _SGLANG, "write folder and name in one: `--output FOLDER/NAME.png`"),
     OtherOption(("--save-output",), _SGLANG, "images are written in any case", needless=True, switch=True),
-    OtherOption(("--image-path",), _SGLANG, "no pictures go in, but prompts"),
-    OtherOption(("--num-frames", "--fps"), _SGLANG, "there are images, and no videos", unless="1"),
+    OtherOption(
+        ("--image-path", "--image", "--init-image", "--mask", "--strength"), f"{_SGLANG}, {_DIFFUSERS}",
+        OTHERS["image"].here,
+    ),
+    OtherOption(("--num-frames", "--fps"), _SGLANG, OTHERS["num_frames"].here, unless="1"),
 )  # fmt: skip

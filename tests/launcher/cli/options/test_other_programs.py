@@ -74,6 +74,11 @@ def test_an_option_that_means_the_same_is_the_same(command: str, theirs: list[st
         (["--guidance-scale", "2.5"], ["--guidance", "2.5"]),
         (["--guidance-scale", "1"], ["--guidance", "0"]),
         (["--num-outputs-per-prompt", "3"], ["--num-images", "3"]),
+        (["--num_outputs", "3", "--sampling-steps", "4"], ["--num-images", "3", "--steps", "4"]),
+        (["--cfg-scale", "1.0"], ["--guidance", "0"]),
+        (["--neg-prompt", "red"], ["--negative-prompt", "red"]),
+        (["--output-quality", "high"], ["--output-compression", "90"]),
+        (["--output-quality", "default"], []),
         (["--save-output", "x y"], ["x y"]),
         (["--output-path", "outputs"], ["-o", "outputs/"]),
         (["--output-path", "outputs/fox.PNG"], ["-o", "outputs/fox.PNG"]),
@@ -113,7 +118,13 @@ def test_what_is_meant_otherwise_or_changes_nothing_is_told(krea2: Krea2, argume
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--cfg-scale", "4"], "there is no --cfg-scale here: Krea's scale is 1 less: for 4.5 write --guidance 3.5"),
+        (["--cfg-scale", "4"], "a scale of 4 in other programs is 1 less on Krea's: write --guidance 3"),
+        (["--true-cfg-scale", "0"], "a scale of 0 in other programs is 1 less on Krea's"),
+        (["--image", "fox.png"], "there is no --image here: pictures are made from prompts alone"),
+        (
+            ["--output-quality", "so-so"],
+            "--output-quality must be one of default, maximum, high, medium, low, got 'so-",
+        ),
         (["--ring-degree", "2"], "there is no --ring-degree here: write --sp"),
         (["--vae-tiling"], "there is no --vae-tiling here: --vae-memory 2GB decodes in tiles"),
         (["--gpu-memory-utilization", "0.9"], "there is no --gpu-memory-utilization here: write --memory-budget 16GB"),
