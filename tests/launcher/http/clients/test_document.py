@@ -46,10 +46,11 @@ def test_the_names_of_its_command_are_those_of_the_tests() -> None:
 
 
 def test_the_lines_for_the_openai_package_draw(url: str) -> None:
-    (script,) = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
+    script = "".join(re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL))
+    (chat,) = re.findall(r"# (!\[.*)", script)
     script = script.replace(ADDRESS, url) + "print(image.data[0].seed, len(image.data[0].b64_json) > 100)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE_S)
-    assert done.stdout == "27 True\n", done.stderr
+    assert done.stdout == f"{chat}\n27 True\n", done.stderr
 
 
 @pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")), reason="curl or jq is not installed")
