@@ -50,8 +50,8 @@ from launcher.messages.configs import HttpConfig
 from launcher.processes import Reporter, exit_after, read_config, watch_parent
 
 _ABOUT = (
-    "Images with Krea 2, asked for as OpenAI's images API does. Every answer has a header `X-Request-ID`, which the "
-    "server's log has too. Hanging up cancels a request."
+    "Images with Krea 2, asked for as in OpenAI's images API, in chats, or as AUTOMATIC1111's clients do. Every answer "
+    "has a header `X-Request-ID`, which the server's log has too. Hanging up cancels a request."
 )
 FINISH_S = 3  # for responses that are being sent when the process is told to end
 _LAST_REPLIES_S = 0.5  # of that, for what a front-end that ended had sent before

@@ -21,6 +21,11 @@ _APIS = (
     ("/v1/chat/", "Chat completions", "For chat front ends: the last message is the prompt, the answer is a picture."),
     (("/sdapi/", "/internal/"), "AUTOMATIC1111's", "What clients of the Stable Diffusion web UI ask for images."),
     ("/v1/loras", "LoRAs", "Which LoRAs requests may choose; loading and unloading them."),
+    (
+        ("/get_", "/model_info", "/server_info", "/v1/model_info", "/v1/list_loras", "/health_generate"),
+        "SGLang's",
+        "What SGLang's routers and tools ask a server about itself.",
+    ),
     ("/", "The server", "Its models, settings and state."),
 )
 _BASIC = "/sdapi/"  # whose clients know a user and a password

@@ -97,7 +97,14 @@ class _Route:
             for each in self._parameters
         ]  # fmt: skip
         fields += self._schemas.fields(self._body) if self._body is not None else ()
-        return _table("Parameters", fields, with_defaults=True) if fields else "<p>It has no parameters.</p>"
+        if not fields:
+            return "<p>It has no parameters.</p>"
+        ignored = [field for field in fields if field.meaning.startswith("Ignored")]
+        table = _table("Parameters", [field for field in fields if field not in ignored], with_defaults=True)
+        if ignored:
+            rest = _table("Ignored", ignored, with_defaults=False)
+            table += f"<details><summary>{len(ignored)} more, which are ignored</summary>{rest}</details>"
+        return table
 
     def _write_answer(self) -> str:
         parts = []

@@ -43,7 +43,7 @@ export class Answer {
   /** All of it has come. */
   end() {
     const seconds = ((performance.now() - this.#began) / 1000).toFixed(2);
-    for (const source of picturesIn(this.#pieces)) this.addPicture(source);
+    if (!this.#box.querySelector("img")) for (const source of picturesIn(this.#pieces)) this.addPicture(source);
     const events = this.#list ? `, ${plural(this.#events, "event")}` : "";
     this.#status.textContent = `${this.#said}, ${seconds} s${events}`;
   }
