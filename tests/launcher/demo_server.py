@@ -27,13 +27,13 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def serve_demo() -> Iterator[Server]:
-    """A server, once its ranks have loaded; it is stopped at the end."""
+def serve_demo(*options: str) -> Iterator[Server]:
+    """A server with these options, once its ranks have loaded; it is stopped at the end."""
     with temporary_folder() as folder:
         marked = new_marked(Path(folder))
         marked.run_first(PATIENT_WARM_UP)
         try:
-            process = marked.start_krea2("serve", "--device", "cpu", "--port", "0", stderr=subprocess.DEVNULL)
+            process = marked.start_krea2("serve", "--device", "cpu", "--port", "0", *options, stderr=subprocess.DEVNULL)
             assert process.stdout is not None
             lines = [process.stdout.readline() for _ in range(2)]
             assert all(lines), "the server ended before it said where it listens"
