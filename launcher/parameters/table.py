@@ -130,8 +130,8 @@ TABLE: tuple[Other, ...] = (
     ),
     Other(("disable_safety_checker",), _HOSTED, "there is no safety checker", ignored=True, quiet=True),
     Other(
-        ("enhance_prompt", "expand_prompt", "enable_prompt_expansion", "prompt_upsampling", "prompt_extend"),
-        f"{_HOSTED}, {_SGLANG}", "prompts are drawn as they are", ignored=True,
+        ("enhance_prompt", "expand_prompt", "enable_prompt_expansion", "prompt_upsampling", "prompt_extend",
+         "prompt_enhancement"), f"{_HOSTED}, {_SGLANG}, SiliconFlow", "prompts are drawn as they are", ignored=True,
     ),
     Other(
         ("system_prompt", "use_system_prompt", "bot_task"), _VLLM, "prompts are drawn as they are", ignored=True

@@ -93,7 +93,7 @@ ROWS = (
         sentence(404, "choose OpenAI"),
         prompt(prompt_upsampling=False, safety_tolerance=6, output_format="png", width=1024, height=768),
         path="/v1/flux-pro-1.1", headers=AXIOS | {"x-key": KEY}),
-    Row("n8n", "tries the credentials", N8N_BASE, models("dall-e-3"), method="GET", path="/v1/models", headers=_N8N),
+    Row("n8n", "tries the credentials", N8N_BASE, models("gpt-image-1"), method="GET", path="/v1/models", headers=_N8N),
     Row("n8n", "lists models of images", N8N_LIST, _n8n_lists, method="GET", path="/v1/models", headers=_N8N),
     Row("n8n", "draws with the older node", N8N_BASE, b64(count=2),
         prompt(model="dall-e-2", response_format="b64_json", n=2, size="256x256"), headers=_N8N),
