@@ -61,10 +61,10 @@ class FileHash:
             self.sha256 = recall(self._real, self._wanted)
 
     def read(self) -> None:
-        """Read the file, unless it is another one by now. Raises `OSError`."""
-        if self._wanted is not None and Hashed.of(self._real) == self._wanted:
-            sha256, read = read_hash(self._real)
-            self.sha256 = sha256 if read == self._wanted else None
+        """Read the file, and know its hash unless it is another one by now. Raises `OSError`."""
+        sha256, read = read_hash(self._real)
+        if read == self._wanted:
+            self.sha256 = sha256
 
 
 class FileHashes:

@@ -16,11 +16,14 @@ from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.convert.convert import convert
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
 from engine.config.engine_config import EngineConfig
+from engine.errors import ServerError
+from launcher import launch
 from launcher.client.async_client import AsyncClient
-from launcher.messages.configs import LoraFile
+from launcher.messages.configs import FrontendConfig, LoraFile
 from launcher.provenance.file_hashes import FileHashes, read_hash
 from launcher.provenance.made_with import MadeWith, component_files, model_name
 from launcher.requests.image_metadata import read_infotext, read_made
+from tests.launcher.conftest import Krea2
 from tests.launcher.fake_ranks import fake_engine, run
 
 LORA = DEMO_LORAS["demo-outlined"]
@@ -144,5 +147,45 @@ def test_an_engine_that_is_not_told_to_read_reads_nothing(run_folder: Path, monk
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
             made = read_made((await client.generate("a fox", steps=1)).image) or {}
             assert (made["model"], "hashes" in made) == ("demo", False)
+
+    run(test())
+
+
+def test_servers_read_files_and_a_single_call_does_not(
+    krea2: Krea2, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    configs: list[FrontendConfig] = []
+
+    def note(config: FrontendConfig, **_: object) -> None:
+        configs.append(config)
+        raise ServerError("noted")
+
+    for where in ("setup.launch.launch_frontend", "cli.generate.launch_frontend", "cli.serve.serve_until_stopped"):
+        monkeypatch.setattr(f"launcher.{where}", note)
+    for name in ("configure_logs", "end_logs"):
+        monkeypatch.setattr(f"launcher.logs.{name}", lambda *_: None)
+    with pytest.raises(ServerError, match="noted"):
+        launch(device="cpu", progress=False)
+    for command in (("serve", "--no-http"), ("generate", "a fox", "--output", str(tmp_path / "a.png"))):
+        assert krea2(*command, "--device", "cpu")[0] == 1
+    assert [config.hash_files for config in configs] == [True, True, False]
+
+
+def test_a_lora_that_was_written_again_and_loaded_again_has_another_hash(run_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "ink.safetensors"
+
+    async def test() -> None:
+        async with (
+            fake_engine(run_folder, lora_dir=str(tmp_path), hash_files=True) as fakes,
+            AsyncClient(fakes.address) as client,
+        ):
+            for strength in (1.0, 0.5):
+                save_file({name: tensor * strength for name, tensor in load_file(LORA).items()}, file)
+                await client.load_lora("ink", file.name)
+                made: dict[str, Any] = {"loras": [{}]}
+                while "sha256" not in made["loras"][0]:
+                    made = read_made((await client.generate("a fox", steps=1, loras=["ink"])).image) or {}
+                assert made["loras"][0]["sha256"] == sha256(file)
+                await client.unload_lora("ink")
 
     run(test())
