@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Body, FastAPI, Query, Request
 from starlette.responses import Response
 
 from engine.errors import ArgumentError
@@ -20,6 +20,13 @@ from launcher.http.apis.automatic1111.lists import PATH, add_lists
 from launcher.http.apis.automatic1111.meaning import to_parameters
 from launcher.http.apis.automatic1111.watching import PREVIEWS, Job, Watching, caller_of
 
+_PROMPT = "a red circle on a blue background"
+_BODY = Body(
+    openapi_examples={
+        "a picture": {"value": {"prompt": _PROMPT}},
+        "two, with settings": {"value": {"prompt": _PROMPT, "n_iter": 2, "seed": 7, "steps": 8, "cfg_scale": 1}},
+    }
+)
 _YES = ("true", "1", "yes", "on")
 
 
@@ -29,9 +36,12 @@ def add_automatic1111_routes(app: FastAPI, studio: Studio, link: EngineLink) -> 
 
     @app.post(PATH + "txt2img", responses=described.TXT2IMG)
     async def make_images(
-        body: Txt2ImgBody, request: Request, idempotency_key: Annotated[str | None, IDEMPOTENCY_KEY] = None
+        body: Annotated[Txt2ImgBody, _BODY],
+        request: Request,
+        idempotency_key: Annotated[str | None, IDEMPOTENCY_KEY] = None,
     ) -> Response:
         """Make images from a prompt. Hanging up cancels the request, and so does /sdapi/v1/interrupt."""
+        request.state.model = name = studio.check_model(None)
         caller = caller_of(request)
         given, warnings = to_parameters(body, studio)
         job = Job(given["num_images"])
@@ -46,7 +56,7 @@ def add_automatic1111_routes(app: FastAPI, studio: Studio, link: EngineLink) -> 
         except ArgumentError as error:
             raise in_words_of(body.model_dump(), error) from None
         assert job.drawing is not None
-        told = answer(body, job.drawing, result, warnings, studio.config.model_names[0])
+        told = answer(body, job.drawing, result, warnings, name)
         return JsonResponse(told, headers=job.drawing.headers)
 
     @app.get(PATH + "progress", response_class=Response, responses=described.PROGRESS)
