@@ -138,7 +138,7 @@ def test_a_page_may_read_answers_streams_and_errors(run_folder: Path) -> None:
             await expect(404, "GET", "/nothing")
             await expect(405, "DELETE", PATH)
             await expect(413, "POST", PATH, content=b"x" * 1001)
-            await expect(415, "POST", PATH, content=b"x")
+            await expect(415, "POST", PATH, data={"prompt": PROMPT})
             fakes.ranks[0].hold = True
             before = len(fakes.ranks[0].steps)
             async with asyncio.TaskGroup() as group:

@@ -57,12 +57,11 @@ def test_a_slash_at_the_end_is_served_and_nothing_redirects(run_folder: Path) ->
             base = str(client.base_url)
             evil = {"Host": "127.0.0.1:1"}  # which no answer may send a client to
             for path in paths:
-                for method in ("GET", "POST", "DELETE"):
+                for method in ("GET", "POST"):
                     plain = await client.request(method, base + path, headers=evil)
                     assert plain.status_code not in range(300, 400), path
-                    for other in (f"{path}/", f"{path}//", f"/{path}"):
-                        same = await client.request(method, base + other, headers=evil)
-                        assert (same.status_code, "location" in same.headers) == (plain.status_code, False), other
+                    same = await client.request(method, f"{base}{path}/", headers=evil)
+                    assert (same.status_code, "location" in same.headers) == (plain.status_code, False), path
             made = await client.post(f"{PATH}/", json={"prompt": PROMPT, "response_format": "url"})
             link = made.json()["data"][0]["url"]
             assert (await client.get(f"{link}/")).content == (await client.get(link)).content
