@@ -74,7 +74,7 @@ def answer(
 
 
 def _text_of(file: bytes, drawing: Drawing, seed: int) -> str:
-    """A1111's text: that of a PNG, or else what would be in it."""
+    """A1111's text: that of a PNG, or else what would be in it, without the model and its hashes."""
     offset = 8
     while file.startswith(b"\x89PNG") and offset < len(file):
         length, kind = struct.unpack_from(">I4s", file, offset)
