@@ -31,7 +31,12 @@ _OF_OTHER_SERVERS = frozenset((
     "thinking", "top_a", "top_k", "transforms", "truncate_prompt_tokens", "typical_p", "use_beam_search",
     "use_mlock", "use_mmap", "usage",
 ))  # fmt: skip
-_NOT_IN_CHAT = ("partial_images", "preview_every")
+_NO_PREVIEWS = "is not possible in a chat, which can take nothing back: POST /v1/images/generations streams previews"
+_NOT_IN_CHAT = {
+    "partial_images": _NO_PREVIEWS,
+    "preview_every": _NO_PREVIEWS,
+    "image_config": "is OpenRouter's: give size, as 1344x768, or width and height",
+}
 
 
 def _describe(schema: dict[str, Any]) -> None:
@@ -147,13 +152,9 @@ def to_image_request(body: ChatRequest) -> ImageRequest:
         raise ArgumentError("unknown parameter 'prompt': a chat's prompt is its last message", parameter="prompt")
     if body.progress and not body.stream:
         raise ArgumentError("progress needs stream to be true", parameter="progress")
-    for name in _NOT_IN_CHAT:
+    for name, told in _NOT_IN_CHAT.items():
         if sent.get(name):
-            raise ArgumentError(
-                f"{name} is not possible in a chat, which can take nothing back: POST /v1/images/generations streams "
-                "previews",
-                parameter=name,
-            )
+            raise ArgumentError(f"{name} {told}", parameter=name)
     if body.output_format is not None:
         sent["output_format"] = body.output_format
     elif body.form == "markdown" and not body.links:

@@ -60,6 +60,7 @@ def test_the_text_of_the_users_last_message_is_drawn(messages: list[object], pro
         ({"function_call": {"name": "draw"}}, "function_call", "calls no tools: leave function_call out"),
         ({"progress": True}, "progress", "progress needs stream to be true"),
         ({"partial_images": 2}, "partial_images", "POST /v1/images/generations streams previews"),
+        ({"image_config": {"aspect_ratio": "16:9"}}, "image_config", "give size, as 1344x768, or width and height"),
         ({"prompt": "a fox"}, "prompt", "a chat's prompt is its last message"),
         ({"sede": 1}, "sede", "unknown parameter 'sede': did you mean seed?"),
         ({"temprature": 1}, "temprature", "unknown parameter 'temprature': did you mean temperature?"),
