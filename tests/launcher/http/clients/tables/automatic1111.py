@@ -85,6 +85,12 @@ def _idle(got: Got) -> None:
     assert got.json["state"]["job_count"] == 0
 
 
+def _detail(got: Got) -> None:
+    """A1111's errors are in `detail`; ours are there too."""
+    sentence(400, "steps must be")(got)
+    assert got.answer.json()["detail"] == got.answer.json()["error"]["message"]
+
+
 def _done(got: Got) -> None:
     assert got.answer.status_code == 200
 
@@ -142,6 +148,8 @@ ROWS = (
         prompt(negative_prompt="", sampler_name="Euler a", steps=4, cfg_scale=7, width=192, height=128,
                restore_faces=False, enable_hr=False, denoising_strength=0.7, clip_skip=1, upscaler_scale=1.0),
         path=TXT2IMG, headers=_ST),
+    Row("SillyTavern", "prints the answer to what cannot be drawn", SILLY_TAVERN, _detail,
+        prompt(negative_prompt="", steps=100_000, width=192, height=128), path=TXT2IMG, headers=_ST),
     Row("SillyTavern", "tries the address of DrawThings", SILLY_TAVERN, _done, method="HEAD", path="/",
         headers=NODE_FETCH),
     Row("SillyTavern", "stops what it has asked for", SILLY_TAVERN, _done, method="POST",

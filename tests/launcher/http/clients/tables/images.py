@@ -47,6 +47,10 @@ def _dify(got: Got) -> None:
     b64()(got)
 
 
+def _bad_request(got: Got) -> None:
+    assert (got.answer.status_code, got.answer.reason_phrase) == (400, "Bad Request")
+
+
 def _n8n_lists(got: Got) -> None:
     """Of all models it lists those whose names are OpenAI's for images."""
     found = [model["id"] for model in got.json["data"] if model["id"].startswith(("dall-", "gpt-image"))]
@@ -74,6 +78,8 @@ ROWS = (
     Row("Open WebUI", "draws, its base URL without /v1", OPEN_WEBUI, sentence(404, "/v1/images/generations"),
         prompt(model="dall-e-3", n=1, size="512x512", response_format="b64_json"),
         path="/images/generations", headers=AIOHTTP | _BEARER),
+    Row("Open WebUI", "shows an error by its status alone", OPEN_WEBUI, _bad_request,
+        prompt(model="dall-e-3", n=1, size="9x9", response_format="b64_json"), headers=AIOHTTP | _BEARER),
     Row("Open WebUI", "edits an image", OPEN_WEBUI, sentence(404, "from a prompt alone", "/v1/images/generations"),
         _EDIT, path="/v1/images/edits", headers=AIOHTTP | _BEARER | {"Content-Type": _EDIT_TYPE}),
     Row("LibreChat", "draws with the tool image_gen_oai", LIBRECHAT_OAI, b64(),
@@ -85,6 +91,9 @@ ROWS = (
     Row("LibreChat", "draws as from Azure", LIBRECHAT_OAI, b64(),
         prompt(model="gpt-image-1", n=1, background="auto", output_format="png", quality="auto", size="auto"),
         path="/v1/images/generations?api-version=2025-04-01-preview", headers=OPENAI_NODE | {"api-key": KEY}),
+    Row("LibreChat", "shows an error's message, behind the status", LIBRECHAT_OAI, sentence(400, "size 9x9"),
+        prompt(model="gpt-image-1", n=1, background="auto", output_format="png", quality="auto", size="9x9"),
+        headers=OPENAI_NODE),
     Row("LibreChat", "edits an image", LIBRECHAT_OAI, sentence(404, "from a prompt alone"), _EDIT,
         path="/v1/images/edits", headers=AXIOS | _BEARER | {"Content-Type": _EDIT_TYPE}),
     Row("LibreChat", "draws with the tool dalle, and saves what the link leads to", LIBRECHAT_DALLE, links(),
@@ -104,6 +113,8 @@ ROWS = (
         headers=_N8N),
     Row("n8n", "draws with dall-e-3, as files", N8N, b64(),
         prompt(model="dall-e-3", response_format="b64_json", quality="standard", style="vivid"), headers=_N8N),
+    Row("n8n", "shows an error's message", N8N, sentence(400, "size 9x9"),
+        prompt(model="gpt-image-1", quality="medium", size="9x9"), headers=_N8N),
     Row("Dify", "draws with gpt-image-1", DIFY, _dify, prompt(model="gpt-image-1", n=1), headers=OPENAI_PYTHON),
     Row("Dify", "draws with all that its form offers", DIFY, _dify,
         prompt(model="gpt-image-1-mini", size="1536x1024", quality="high", background="transparent",
@@ -111,6 +122,8 @@ ROWS = (
     Row("Dify", "draws a JPEG with gpt-image-2", DIFY_2, b64("JPEG"),
         prompt(model="gpt-image-2", n=1, quality="medium", output_format="jpeg", output_compression=80),
         headers=OPENAI_PYTHON),
+    Row("Dify", "shows an error as the package tells it", DIFY_2, sentence(400, "n must be", "got 11"),
+        prompt(model="gpt-image-2", n=11), headers=OPENAI_PYTHON),
     Row("Dify", "draws with the tool DALL-E 3", DIFY_DALLE, b64(),
         prompt(model="dall-e-3", size="1792x1024", n=1, style="vivid", quality="standard",
                response_format="b64_json"), headers=OPENAI_PYTHON),

@@ -66,6 +66,8 @@ ROWS = (
         prompt(model="krea-2-turbo", n=2, size="1024x1024", response_format="b64_json"), headers=_FETCH | _BEARER),
     Row("Vercel AI SDK", "draws with options of a provider", VERCEL, b64(),
         prompt(model="krea-2-turbo", n=1, seed=5, steps=4, response_format="b64_json"), headers=_FETCH | _BEARER),
+    Row("Vercel AI SDK", "shows an error's message", VERCEL, sentence(400, "unknown parameter 'colour'"),
+        prompt(model="krea-2-turbo", n=1, colour="red", response_format="b64_json"), headers=_FETCH | _BEARER),
     Row("LangChain", "draws with DallEAPIWrapper, and gives the link", LANGCHAIN, links(),
         prompt(n=1, size="1024x1024", model="dall-e-2", quality="standard"), headers=OPENAI_PYTHON),
     Row("LangChain", "draws in JavaScript", LANGCHAIN_JS, links(),

@@ -94,7 +94,8 @@ class Row:
                     connection.putheader(name, value)
             connection.endheaders(body)
             raw = connection.getresponse()
-            return Got(httpx.Response(raw.status, headers=raw.getheaders(), content=raw.read()), url)
+            told = {"reason_phrase": raw.reason.encode()}
+            return Got(httpx.Response(raw.status, headers=raw.getheaders(), content=raw.read(), extensions=told), url)
         finally:
             connection.close()
 
@@ -158,7 +159,10 @@ def sentence(status: int, *words: str) -> Reads:
         assert got.answer.status_code == status, got.answer.text
         assert got.answer.headers["content-type"] == "application/json"
         error = got.answer.json()["error"]
-        assert len(error["message"].split()) > 3
+        assert isinstance(error["type"], str)  # as the Vercel AI SDK wants it, or it shows the status alone
+        assert isinstance(error["code"], str)
+        assert isinstance(error["param"], str | None)
+        assert len(error["message"].split()) >= 3
         for word in words:
             assert word in error["message"]
 
