@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engine.errors import ArgumentError
+from engine.errors import ArgumentError, shortened
 from launcher.messages.limits import Limits
 from launcher.parameters.other_programs import as_choice
 from launcher.parameters.table import OTHERS
@@ -28,6 +28,7 @@ SYNONYMS = {**ALIASES, **{name: other.own for name, other in OTHERS.items() if o
 RANDOM_SEED = -1  # a seed that asks for one that is drawn
 _SIZE = re.compile(r"([0-9]{1,6})(?:[xX×*]([0-9]{1,6}))?")
 _NO_GUIDANCE = 1.0  # SGLang's guidance_scale is Krea's and 1, so that this is its way to have none
+_SHOWN = 40  # characters of a value that contradicts another
 GUIDANCE_IS_OFF = "guidance_scale 1 was taken for off, as SGLang means it; for Krea's own 1, say guidance 1"
 
 
@@ -58,7 +59,7 @@ def read(given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
         del plain["size"]
     for own, name, value in others:
         if plain.setdefault(own, value) != value:
-            raise ArgumentError(f"{own} {plain[own]} contradicts {name}, which says {value}", parameter=own)
+            raise _contradiction(own, plain[own], name, value)
     return plain, tuple(warnings)
 
 
@@ -118,10 +119,13 @@ def _without_extra_body(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             continue
         for inner, more in value.items():
             if given.get(inner) not in (None, more):
-                raise ArgumentError(
-                    f"{inner} {given[inner]} contradicts extra_body, which says {more}", parameter=inner
-                )
+                raise _contradiction(inner, given[inner], "extra_body", more)
             yield inner, more
+
+
+def _contradiction(name: str, value: object, other: str, says: object) -> ArgumentError:
+    shown, said = (shortened(str(each), _SHOWN) for each in (value, says))
+    return ArgumentError(f"{name} {shown} contradicts {other}, which says {said}", parameter=name)
 
 
 def _read_value(own: str, name: str, value: Any) -> Any:

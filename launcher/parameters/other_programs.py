@@ -4,6 +4,7 @@ all of them."""
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -75,10 +76,10 @@ def size(name: str, value: object) -> str:
 
 
 def shape(name: str, value: object) -> str:
-    wide, colon, high = value.partition(":") if isinstance(value, str) else ("", "", "")
+    sides = _SHAPE.fullmatch(value) if isinstance(value, str) else None
     told = "give size, or width and height"
-    if colon and wide.isascii() and high.isascii() and wide.isdigit() and high.isdigit() and int(wide) * int(high):
-        ratio = int(wide) / int(high)
+    if sides is not None:
+        ratio = int(sides[1]) / int(sides[2])
         width, height = (round(1024 * side / 16) * 16 for side in (ratio**0.5, ratio**-0.5))
         told = f"give size, as {width}x{height} for {value}"
     raise ArgumentError(f"{name} is not taken: {told}", parameter=name)
@@ -100,6 +101,7 @@ def as_choice(lora: object) -> object:
     return choice if "name" in choice or path is None else {"name": path, **choice}
 
 
+_SHAPE = re.compile(r"([1-9][0-9]?):([1-9][0-9]?)")
 _FAL_SIZES = {
     "square_hd": "1024x1024",
     "square": "512x512",

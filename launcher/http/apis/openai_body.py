@@ -36,8 +36,9 @@ class LoraChoiceBody(BaseModel, extra="forbid", strict=True, allow_inf_nan=False
 
 
 class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
-    """The body of `POST /v1/images/generations`; what is null or left out is the checkpoint's or server's default.\f
-    A flat record of 31, since OpenAI's body is one. FastAPI describes it up to the form feed.
+    """The body of `POST /v1/images/generations`; what is null, empty or left out is the checkpoint's or server's
+    default. Numbers may be text, and what other image servers call these parameters is understood, too.\f
+    A flat record of 33, since OpenAI's body is one. FastAPI describes it up to the form feed.
     """
 
     prompt: str = Field(description="What the images are to show.")

@@ -109,6 +109,11 @@ def test_what_changes_nothing_is_told(given: dict[str, Any], warning: str) -> No
         ({"flow_shift": 3}, "flow_shift is not taken: mu is its logarithm: for 3 give mu 1.099"),
         ({"aspect_ratio": "16:9"}, "aspect_ratio is not taken: give size, as 1360x768 for 16:9"),
         ({"aspect_ratio": "wide"}, "aspect_ratio is not taken: give size, or width and height"),
+        ({"aspect_ratio": "9" * 5000 + ":1"}, "aspect_ratio is not taken: give size, or width and height"),
+        (
+            {"neg_prompt": "x" * 99, "negative_prompt": "y"},
+            "negative_prompt y contradicts neg_prompt, which says xxxxx",
+        ),
         ({"aspect_ratio": "0:0"}, "aspect_ratio is not taken: give size, or width and height"),
         ({"image_size": "2K"}, "image_size must be WIDTHxHEIGHT, as 512x768, got '2K'"),
         ({"output_quality": "so-so"}, "output_quality must be a whole number, got 'so-so'"),
