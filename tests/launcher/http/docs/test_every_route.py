@@ -120,4 +120,4 @@ def test_every_example_that_docs_offers_is_answered_with_what_it_asks_for(run_fo
 
 @pytest.mark.slow  # in the fast run: the same with fewer cases
 def test_the_same_with_many_more_cases(run_folder: Path) -> None:
-    run(_explore_fakes(run_folder, scale=50))
+    run(_explore_fakes(run_folder, scale=20))
