@@ -46,12 +46,11 @@ class OtherParameter:
 
 
 def less(name: str, value: object) -> float:
-    """A scale that is 1 more than Krea's. Only with 1, which is off, nobody can have meant another one."""
+    """Make Krea's scale of one that is 1 more: u + s·(c − u) is c + (s − 1)·(c − u)."""
     scale = number(name, value)
-    if scale == 1:
-        return 0.0
-    instead = f": for {scale:g} give guidance {scale - 1:g}" if scale > 1 else ""
-    raise ArgumentError(f"{name} is not taken: guidance, on Krea's scale, is 1 less{instead}", parameter=name)
+    if scale < 1:
+        raise ArgumentError.of(name, "1, which is off, or more", value)
+    return float(scale) - 1
 
 
 def logarithm(name: str, value: object) -> float:

@@ -42,7 +42,7 @@ TABLE: tuple[Other, ...] = (
     ),
     Other(
         ("cfg_scale", "true_cfg_scale"), f"{_A1111}, {_BOTH}, {_DIFFUSERS}",
-        "1 is off; else refused, since `guidance` is 1 less: for 4.5 give `guidance` 3.5", "guidance", read=less,
+        "`guidance`, which is 1 less: 1 is off, and 4.5 is 3.5", "guidance", read=less,
     ),
     # What would be mistaken for something else.
     Other(

@@ -58,6 +58,7 @@ def test_each_name_is_there_once_and_is_none_of_ours() -> None:
         ({"image_size": {"width": 640, "height": "480"}}, {"width": 640, "height": 480}),
         ({"resolution": "768x512"}, {"width": 768, "height": 512}),
         ({"cfg_scale": 1}, {"guidance": 0.0}),
+        ({"true_cfg_scale": "4.5"}, {"guidance": 3.5}),
         ({"true_cfg_scale": "1.0", "guidance": 0}, {"guidance": 0}),
         ({"aspect_ratio": "1:1", "megapixels": "1", "n_iter": 1, "num_frames": 1, "frame_count": "1"}, {}),
         ({"image": None, "images": [], "mask": "", "init_image": {}, "subseed": -1, "subseed_strength": 0.0}, {}),
@@ -102,8 +103,8 @@ def test_what_changes_nothing_is_told(given: dict[str, Any], warning: str) -> No
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"cfg_scale": 4.5}, "cfg_scale is not taken: guidance, on Krea's scale, is 1 less: for 4.5 give guidance 3.5"),
-        ({"true_cfg_scale": 0.5}, "true_cfg_scale is not taken: guidance, on Krea's scale, is 1 less"),
+        ({"cfg_scale": 4.5, "guidance": 4.5}, "guidance 4.5 contradicts cfg_scale, which says 3.5"),
+        ({"true_cfg_scale": 0.5}, "true_cfg_scale must be 1, which is off, or more, got 0.5"),
         ({"cfg_scale": "x"}, "cfg_scale must be a number, got 'x'"),
         ({"cfg": 1}, "cfg is not taken: give guidance, which is that script's cfg"),
         ({"flow_shift": 3}, "flow_shift is not taken: mu is its logarithm: for 3 give mu 1.099"),

@@ -15,7 +15,7 @@ WRONG: tuple[tuple[dict[str, Any], str, str], ...] = (
     ({"num_outputs": 11}, "num_outputs", "num_outputs must be between 1 and 10, got 11"),
     ({"sampling_steps": "900"}, "sampling_steps", "sampling_steps must be between 1 and 200, got 900"),
     ({"image_size": "5000x64"}, "image_size", "image_size 5000x64: width must be between 64 and 4096, got 5000"),
-    ({"cfg_scale": 7}, "cfg_scale", "cfg_scale is not taken: guidance, on Krea's scale, is 1 less: for 7 give g"),
+    ({"cfg_scale": 0}, "cfg_scale", "cfg_scale must be 1, which is off, or more, got 0"),
     ({"n": "two"}, "n", "n must be a whole number, got 'two'"),
     ({"n": 1.5}, "n", "n must be a whole number, got 1.5"),
     ({"stream": "perhaps"}, "stream", "stream must be true or false, got 'perhaps'"),

@@ -106,7 +106,7 @@ ROWS = (
     Row("vLLM-Omni's users", "draw", VLLM_OMNI, b64(),
         prompt(model="krea-2-turbo", n=1, size="128x128", response_format="b64_json", num_inference_steps=4,
                true_cfg_scale=1.0, seed=42, negative_prompt="", vae_use_tiling=False), headers=OPENAI_PYTHON),
-    Row("vLLM-Omni's users", "draw with guidance", VLLM_OMNI, sentence(400, "true_cfg_scale", "guidance", "3"),
+    Row("vLLM-Omni's users", "draw with guidance", VLLM_OMNI, b64(),
         prompt(model="krea-2-turbo", n=1, size="128x128", true_cfg_scale=4.0, seed=42), headers=OPENAI_PYTHON),
     Row("curl", "sends a form, for want of -H", CURL, sentence(415, "Content-Type", "application/json"),
         b'{"prompt": "a red circle"}',
