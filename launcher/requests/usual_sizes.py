@@ -1,6 +1,8 @@
-"""What a model that was made for other sizes draws for OpenAI's, which its clients send by habit. Pure."""
+"""What a model that was made for other sizes draws for those that clients send by habit, as OpenAI's. Pure."""
 
 from __future__ import annotations
+
+from collections.abc import Container
 
 from engine.config.model_config import ModelConfig
 
@@ -15,11 +17,13 @@ OPENAI_SIZES = (
 )
 
 
-def own_size(asked: tuple[int, int] | None, model: ModelConfig) -> tuple[int, int] | None:
+def own_size(
+    asked: tuple[int, int] | None, model: ModelConfig, *, usual: Container[tuple[int, int]] | None = OPENAI_SIZES
+) -> tuple[int, int] | None:
     """Give the model's own size of about the shape that was asked for, in pixels; None for a size that it was made for,
-    or that nobody sends by habit."""
+    or that nobody sends by habit. usual: those that are sent by habit; None for all."""
     domain = model.size_domain
-    if domain is None or asked is None or asked not in OPENAI_SIZES or domain.has(*asked):
+    if domain is None or asked is None or domain.has(*asked) or (usual is not None and asked not in usual):
         return None
     return domain.nearest(*asked, model.size_multiple)
 

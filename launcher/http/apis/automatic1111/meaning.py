@@ -44,11 +44,11 @@ def to_parameters(body: Txt2ImgBody, studio: Studio) -> tuple[dict[str, Any], li
     limits, model = studio.config.limits, studio.model
     unknown = check_names(body)
     if body.script_name not in NONE:
-        raise ArgumentError.of("script_name", "empty, since this server has no scripts", _short(body.script_name))
+        raise ArgumentError.of("script_name", "empty, since this server has no scripts", body.script_name)
     prompt, loras = read_loras(body.prompt or "")
     guidance, of_guidance = _guidance(body, model, limits)
-    size, of_size = _size(body, model)
-    warnings = [*of_guidance, *of_size]
+    size, of_size = _size(body, model, limits)
+    warnings = [*of_guidance, *_steps(body, model), *of_size]
     if _WEIGHT.search(f"{prompt} {body.negative_prompt}"):
         warnings.append("weights in the prompt, as (word:1.3), were read as text: say in words what matters")
     given = body.model_dump(include=_AS_SENT)
@@ -117,10 +117,18 @@ def _guidance(body: Txt2ImgBody, model: ModelConfig, limits: Limits) -> tuple[fl
     return max(0.0, scale - 1), []
 
 
-def _size(body: Txt2ImgBody, model: ModelConfig) -> tuple[dict[str, int | None], list[str]]:
-    """Width and height: a usual size that a small model was not made for gives way to its own, as in OpenAI's API."""
+def _steps(body: Txt2ImgBody, model: ModelConfig) -> Iterable[str]:
+    own = model.default_steps
+    if model.is_distilled and body.steps is not None and body.steps > own:
+        yield f"{body.steps} steps take {body.steps / own:.3g} times as long as the {own} that Turbo was made for"
+
+
+def _size(body: Txt2ImgBody, model: ModelConfig, limits: Limits) -> tuple[dict[str, int | None], list[str]]:
+    """Width and height: those that a small model was not made for give way to its own, since clients of A1111's send
+    what Stable Diffusion was made for."""
     asked = body.width or model.default_width, body.height or model.default_height
-    own = own_size(asked, model)
+    allowed = all(limits.min_side <= side <= limits.max_side for side in asked)  # what is not is refused
+    own = own_size(asked, model, usual=None) if allowed else None
     if own is None or model.size_domain is None:
         return {"width": body.width, "height": body.height}, []
     outside = f"it is outside of what {model.size_domain.described()}"

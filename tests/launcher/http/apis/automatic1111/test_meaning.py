@@ -56,6 +56,14 @@ def test_turbo_ignores_a_scale_that_would_spoil_the_picture_and_says_so(demo: Mo
     assert [warning.partition(":")[0] for warning in warnings] == [f"cfg_scale {scale:g} was ignored"]
 
 
+def test_more_steps_than_turbo_was_made_for_are_drawn_and_what_they_cost_is_said(
+    demo: ModelConfig, raw: ModelConfig
+) -> None:
+    given, warnings = meant(demo, steps=20)
+    assert (given["steps"], warnings) == (20, ["20 steps take 2.5 times as long as the 8 that Turbo was made for"])
+    assert warned(demo, steps=8) == warned(demo, steps=4) == warned(raw, steps=100) == []
+
+
 @pytest.mark.parametrize(("scale", "guidance"), [(0, 0), (1, 0), (1.5, 0.5), (4.5, 3.5), (21, 20)])
 def test_the_scale_is_one_more_than_kreas_guidance(raw: ModelConfig, scale: float, guidance: float) -> None:
     given, warnings = meant(raw, cfg_scale=scale)
@@ -124,7 +132,8 @@ def test_no_parameter_that_is_ignored_is_taken_for_a_mistyped_one(demo: ModelCon
 
 
 def test_a_script_is_refused(demo: ModelConfig) -> None:
-    with pytest.raises(ArgumentError, match="script_name must be empty, since this server has no scripts"):
+    told = "script_name must be empty, since this server has no scripts, got 'x/y/z plot'"
+    with pytest.raises(ArgumentError, match=f"{told}$"):
         meant(demo, script_name="x/y/z plot")
 
 
@@ -149,12 +158,33 @@ def test_images_are_batches_times_their_size(demo: ModelConfig) -> None:
         meant(demo, batch_size=4, n_iter=3)
 
 
-def test_a_usual_size_that_the_model_was_not_made_for_gives_way(demo: ModelConfig) -> None:
-    given, (warning,) = meant(demo, width=512, height=512)
-    assert (given["width"], given["height"]) == (128, 128)
-    assert warning.startswith("512 × 512 was drawn as 128 × 128, since it is outside of what")
-    for width, height in ((500, 512), (None, 512), (128, 128)):
-        given, warnings = meant(demo, width=width, height=height)
+@pytest.mark.parametrize(
+    ("asked", "own"),
+    [((512, 512), (128, 128)), ((512, 768), (128, 192)), ((1216, 832), (192, 128)), ((64, 64), (128, 128))],
+)
+def test_a_size_that_the_model_was_not_made_for_gives_way(
+    demo: ModelConfig, asked: tuple[int, int], own: tuple[int, int]
+) -> None:
+    given, (warning,) = meant(demo, width=asked[0], height=asked[1])
+    assert (given["width"], given["height"]) == own
+    told = (
+        f"{asked[0]} × {asked[1]} was drawn as {own[0]} × {own[1]}, since it is outside of what the model was made for"
+    )
+    assert warning.startswith(told)
+
+
+def test_a_size_that_the_model_was_made_for_is_drawn_and_one_that_cannot_be_is_left_to_be_refused(
+    demo: ModelConfig,
+) -> None:
+    any_size = replace(demo, size_domain=None)
+    for model, width, height in (
+        (demo, 128, 256),
+        (demo, None, 200),
+        (any_size, 512, 768),
+        (demo, 63, 128),
+        (demo, 128, 4097),
+    ):
+        given, warnings = meant(model, width=width, height=height)
         assert (given["width"], given["height"], warnings) == (width, height, [])
 
 
