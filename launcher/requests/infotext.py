@@ -16,7 +16,7 @@ from typing import Any
 _SHORT = 10  # digits of a SHA-256 by which A1111 and Civitai (there AutoV2) know a file
 _KEY = "Negative prompt:"
 # At the beginning of a line, and some readers take the negative prompt wherever they see it.
-_READ_AS_KEYS = re.compile(r"(?P<key>Negative prompt|(?:^|(?<=[\r\n]))\s*Steps)(?=:)")
+_READ_AS_KEYS = re.compile(r"(?P<key>Negative prompt|(?:^|(?<=[\r\n]))[^\S\r\n]*+Steps)(?=:)")
 _LORA = re.compile(r'[:,<>{}"\\]')  # what a LoRA's name cannot have in this text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,19 @@ def as_read(text: str) -> str:
 def written(image_format: str, made: dict[str, Any]) -> Image.Image:
     Image.new("RGB", (16, 32)).save(data := io.BytesIO(), image_format, **save_options(image_format, made))
     return Image.open(data)
+
+
+def test_a_prompt_of_empty_lines_is_searched_once() -> None:
+    def seconds(prompt: str) -> float:
+        """What this thread computes, at best: the garbage collector may come now and then."""
+        took = []
+        for _ in range(3):
+            began = time.thread_time()
+            infotext(MADE | {"prompt": prompt})
+            took.append(time.thread_time() - began)
+        return min(took)
+
+    assert seconds("\n" * 16_000) < 50 * seconds("x\n" * 8000)
 
 
 def test_the_text_is_a1111s() -> None:

@@ -31,8 +31,10 @@ _WHY = {
     "save_images": "save_images was ignored: the server keeps no pictures",
     "alwayson_scripts": "alwayson_scripts were ignored: this server has no extensions, such as ControlNet or ADetailer",
 }
-_LORA = re.compile(r"(?P<gap>[ \t]*)<(?:lora|lyco):(?P<name>[^<>:]+)(?::(?P<strength>[^<>]*))?>")
-_WEIGHT = re.compile(r"\([^()]+:\s*[0-9]*\.?[0-9]+\s*\)")
+# None of these goes over a part of a text again and again: prompts are as long as bodies here, and other requests wait.
+_LORA = re.compile(r"(?P<gap>(?<![ \t])[ \t]*+)<(?:lora|lyco):(?P<name>[^<>:]+)(?::(?P<strength>[^<>]*))?>")
+_WEIGHT = re.compile(r"\([^()]+:\s*+(?:[0-9]++(?:\.[0-9]++)?|\.[0-9]++)\s*+\)")
+_FILE_HASH = re.compile(r"(?<!\s)\s*+\[[0-9a-fA-F]++\]$")
 _SHOWN = 60  # characters of what a client sent
 
 
@@ -85,7 +87,7 @@ def _gap(tag: re.Match[str]) -> str:
 
 def is_served(name: str, studio: Studio) -> bool:
     """Whether a name is that of a model that is served, alone or as A1111 lists files: `name.safetensors [hash]`."""
-    bare = re.sub(r"\s*\[[0-9a-fA-F]+\]$", "", name)
+    bare = _FILE_HASH.sub("", name)
     for known in (name, bare, re.sub(r"\.(safetensors|ckpt|gguf)$", "", bare)):
         try:
             studio.check_model(known)

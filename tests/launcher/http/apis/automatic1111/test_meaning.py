@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -129,6 +130,31 @@ def test_a_mistyped_name_is_an_error(demo: ModelConfig, sent: str, nearest: str)
 
 def test_no_parameter_that_is_ignored_is_taken_for_a_mistyped_one(demo: ModelConfig) -> None:
     assert warned(demo, **dict.fromkeys(IGNORED)) == []
+
+
+SLOW = 20_000  # characters, over some of which a search once went for each of them
+
+
+@pytest.mark.parametrize("text", [" " * SLOW, "(a:" + "1" * SLOW, "(a:" + " " * SLOW])
+def test_no_text_is_searched_again_and_again(demo: ModelConfig, text: str) -> None:
+    def seconds(text: str) -> float:
+        """What this thread computes, at best: the garbage collector may come now and then."""
+        took = []
+        for _ in range(3):
+            began = time.thread_time()
+            meant(demo, prompt=f"{text}x", override_settings={"sd_model_checkpoint": f"{text}x"})
+            took.append(time.thread_time() - began)
+        return min(took)
+
+    assert seconds(text) < 50 * seconds("x" * len(text))
+
+
+def test_many_unknown_names_are_not_all_compared(demo: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    monkeypatch.setattr("difflib.get_close_matches", lambda name, *_, **__: compared.append(name))
+    (told,) = warned(demo, **{f"name {index}": 1 for index in range(1000)})
+    assert told.endswith("and 992 more were ignored: nobody here knows what that is")
+    assert 8 < len(compared) < 100
 
 
 def test_a_script_is_refused(demo: ModelConfig) -> None:
