@@ -40,7 +40,7 @@ class OwnParameters(TypedDict, total=False):
     preview_every: Annotated[int | None, "Steps of an image between previews. None: no previews."]
     output_format: Annotated[str, "Of the files: png, jpeg or webp."]
     output_compression: Annotated[int | None, "The quality of JPEG and WebP files: 0 to 100, the best."]
-    metadata: Annotated[bool, "Whether PNG and WebP files carry prompt, seed and settings."]
+    metadata: Annotated[bool, "Whether files carry prompt, seed and settings."]
     timeout_s: Annotated[float | None, "Seconds after which to give the request up; at once if it would take longer."]
     priority: Annotated[int, "Of the requests that wait, those with the highest go first."]
     request_id: Annotated[str, "For `cancel`, of 1 to 64 characters. Default: one of its own."]

@@ -35,15 +35,13 @@ def encode_image(
 ) -> bytes:
     """Write an RGB image of height · width · 3 bytes as a file in the request's format.
 
-    PNG and WebP carry prompt, seed and settings, as `save_options` writes them, unless the request says otherwise.
+    It carries prompt, seed and settings, as `save_options` writes them, unless the request says otherwise.
     made_with: what else they say, and by LoRAs' names `lora_hashes`: see `MadeWith`.
     """
     from PIL import Image
 
     image = Image.frombytes("RGB", (request.width, request.height), rgb)
-    made = None
-    if request.metadata and request.output_format != "jpeg":
-        made = {"prompt": request.prompt, "seed": seed, **_settings(request, made_with)}
+    made = {"prompt": request.prompt, "seed": seed, **_settings(request, made_with)} if request.metadata else None
     options = save_options(request.output_format, made)
     if request.output_compression is not None and request.output_format != "png":
         options["quality"] = request.output_compression

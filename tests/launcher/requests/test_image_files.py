@@ -75,8 +75,9 @@ def test_a_png_carries_what_made_it() -> None:
     assert image.info == {"parameters": infotext(made), "krea2": json.dumps(made)}
 
 
-def test_a_webp_carries_what_made_it() -> None:
-    image, made = written("webp"), {"prompt": REQUEST.prompt, "seed": 8, **SETTINGS}
+@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+def test_a_jpeg_and_a_webp_carry_what_made_them(output_format: str) -> None:
+    image, made = written(output_format), {"prompt": REQUEST.prompt, "seed": 8, **SETTINGS}
     assert json.loads(image.getexif()[0x010E]) == made
     assert read_infotext(image) == infotext(made)
 
