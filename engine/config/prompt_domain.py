@@ -22,12 +22,19 @@ class PromptDomain:
     def warning(self, prompt: str) -> str | None:
         """Give the note, after the first of the prompt's words that the checkpoint does not know, in lower case, once
         each; None if there are none. Whatever is neither letter nor number divides words."""
+        unknown = self._unknown(prompt)
+        return unknown and f"the model does not know {unknown}. {self.note}"
+
+    def negative_warning(self, prompt: str) -> str | None:
+        """Say which words of a negative prompt the checkpoint does not know; None if there are none. They pull shapes
+        out of theirs all the same."""
+        unknown = self._unknown(prompt)
+        return unknown and f"the model does not know {unknown} of the negative prompt, which may spoil the picture"
+
+    def _unknown(self, prompt: str) -> str | None:
         unknown = [word for word in dict.fromkeys(_WORD.findall(prompt.lower())) if word not in self.words]
-        if not unknown:
-            return None
         named = ", ".join(f'"{word[:40]}"' for word in unknown[:_WORDS_NAMED])
-        more = " and more" if len(unknown) > _WORDS_NAMED else ""
-        return f"the model does not know {named}{more}. {self.note}"
+        return f"{named}{' and more' if len(unknown) > _WORDS_NAMED else ''}" or None
 
 
 def read_prompt_domain(index: JsonFields) -> PromptDomain | None:

@@ -83,6 +83,9 @@ def check(
     for outside in (
         model.size_domain.warning(width, height) if model.size_domain else None,
         model.prompt_domain.warning(request.prompt) if model.prompt_domain else None,
+        model.prompt_domain.negative_warning(request.negative_prompt or "")
+        if model.prompt_domain and guidance > 0
+        else None,
     ):
         if outside is not None:
             warnings.append(outside)

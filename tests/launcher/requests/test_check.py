@@ -39,7 +39,10 @@ def test_the_negative_prompt_is_used_only_with_guidance() -> None:
     needs = "the negative prompt is not used: it needs"
     assert unused.warnings == (f"{needs} guidance, for which Turbo is not made: take Raw",)
     assert checked(RAW, negative_prompt="blurry", guidance=0).warnings == (f"{needs} a guidance above 0",)
-    assert (used.negative_prompt, used.warnings) == ("blurry", ())
+    unknown = 'the model does not know "blurry" of the negative prompt, which may spoil the picture'
+    assert (used.negative_prompt, used.warnings) == ("blurry", (unknown,))
+    assert checked(RAW, negative_prompt="a gray square", guidance=1).warnings == ()
+    assert checked(replace(RAW, prompt_domain=None), negative_prompt="blurry", guidance=1).warnings == ()
     assert checked(negative_prompt="").warnings == ()
     assert checked(guidance=0.5).negative_prompt == ""
     assert checked(RAW).negative_prompt == ""
