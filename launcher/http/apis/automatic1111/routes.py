@@ -18,6 +18,7 @@ from launcher.http.apis.automatic1111.answer import answer
 from launcher.http.apis.automatic1111.body import Txt2ImgBody
 from launcher.http.apis.automatic1111.lists import PATH, add_lists
 from launcher.http.apis.automatic1111.meaning import to_parameters
+from launcher.http.apis.automatic1111.neighbours import Neighbours
 from launcher.http.apis.automatic1111.watching import PREVIEWS, Job, Watching, caller_of
 
 _PROMPT = "a red circle on a blue background"
@@ -32,7 +33,7 @@ _YES = ("true", "1", "yes", "on")
 
 def add_automatic1111_routes(app: FastAPI, studio: Studio, link: EngineLink) -> None:
     """Add all routes that clients of A1111 use."""
-    watching = Watching(one_of_several=studio.config.worker is not None)
+    watching = Watching(Neighbours(studio.config.run_folder, studio.config.worker))
 
     @app.post(PATH + "txt2img", responses=described.TXT2IMG)
     async def make_images(
@@ -64,15 +65,14 @@ def add_automatic1111_routes(app: FastAPI, studio: Studio, link: EngineLink) -> 
         request: Request,
         skip_current_image: Annotated[str, Query(description="Whether to leave out the newest preview.")] = "false",
     ) -> Response:
-        """How far the caller's own images are: of its API key, or of its address where the server has no keys. With
-        several HTTP processes, those of the one that answers."""
+        """How far the caller's own images are: of its API key, or of its address where the server has no keys."""
         with_image = skip_current_image.lower() not in _YES
-        return JsonResponse(watching.progress(caller_of(request), with_image=with_image))
+        return JsonResponse(await watching.progress(caller_of(request), with_image=with_image))
 
     @app.post(PATH + "interrupt", response_class=Response, responses=described.TOLD)
     async def interrupt(request: Request) -> Response:
         """Cancel the caller's own requests, which are answered with the images that are done."""
-        count = watching.interrupt(caller_of(request))
+        count = await watching.interrupt(caller_of(request))
         return JsonResponse({"info": f"{count} {'request was' if count == 1 else 'requests were'} interrupted"})
 
     add_lists(app, studio, link)

@@ -1,4 +1,4 @@
-"""What each client has drawn by one HTTP process: its progress, the newest preview, and ending it early.
+"""What each client has drawn, by whichever HTTP process: its progress, the newest preview, and ending it early.
 
 A1111 has one user. Here a client sees and ends its own requests alone: those with the same API key or, where the server
 has none, from the same address.
@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -19,6 +20,7 @@ from starlette.requests import Request
 from engine.errors import error_from_code
 from launcher.client.results import Event, ImageFile, PreviewFile, Result
 from launcher.http.answers.drawing import Drawing
+from launcher.http.apis.automatic1111.neighbours import Neighbours, Question, Seen
 from launcher.messages.client_messages import Accepted, Progress
 
 PREVIEWS = 3  # of each image at most
@@ -43,10 +45,19 @@ class Job:
     task: asyncio.Task[Result] | None = None
     interrupted: bool = False
 
-    @property
-    def fraction(self) -> float:
-        """How much of it is done."""
-        return self.step / self.steps if self.steps else 0.0
+    def seen(self, *, with_image: bool) -> Seen:
+        """Say how far it is."""
+        return Seen(
+            num_images=self.num_images, began=self.began, position=self.position, step=self.step, steps=self.steps,
+            ends=self.ends, images_done=len(self.images), interrupted=self.interrupted,
+            preview=self.preview if with_image else None,
+        )  # fmt: skip
+
+    def interrupt(self) -> None:
+        """End it."""
+        self.interrupted = True
+        if self.task is not None:
+            self.task.cancel()
 
     def hear(self, event: Event) -> None:
         """Remember what an event says."""
@@ -77,10 +88,10 @@ class Job:
 
 
 class Watching:
-    """The requests of this process' clients. one_of_several: whether there are other such processes."""
+    """The requests of this process' clients, and by `neighbours` of the other processes'."""
 
-    def __init__(self, *, one_of_several: bool) -> None:
-        self._one_of_several = one_of_several
+    def __init__(self, neighbours: Neighbours) -> None:
+        self._neighbours = neighbours
         self._jobs: dict[str, list[Job]] = {}
         # Requests in a row whose caller never asked how far they were: previews take time, if little.
         self._unwatched: OrderedDict[str, int] = OrderedDict()
@@ -95,9 +106,12 @@ class Watching:
         Raises `Krea2Error`, also if the caller interrupts it before an image is done.
         """
         self._jobs.setdefault(caller, []).append(job)
-        job.task = asyncio.create_task(_follow(job, start))
         try:
-            return await job.task
+            async with self._neighbours.asking(caller, partial(self._tell, caller, job)):
+                job.task = asyncio.create_task(_follow(job, start))
+                if job.interrupted:
+                    job.task.cancel()
+                return await job.task
         except asyncio.CancelledError:
             current = asyncio.current_task()
             if not job.interrupted or (current is not None and current.cancelling()):
@@ -106,26 +120,22 @@ class Watching:
         finally:
             self._forget(caller, job)
 
-    def interrupt(self, caller: str) -> int:
+    async def interrupt(self, caller: str) -> int:
         """End all requests of the caller. Returns how many there were."""
-        jobs = [job for job in self._jobs.get(caller, ()) if not job.interrupted]
-        for job in jobs:
-            job.interrupted = True
-            if job.task is not None:
-                job.task.cancel()
-        return len(jobs)
+        seen = await self._ask(caller, Question(interrupt=True))
+        return sum(not each.interrupted for each in seen)
 
-    def progress(self, caller: str, *, with_image: bool) -> dict[str, Any]:
+    async def progress(self, caller: str, *, with_image: bool) -> dict[str, Any]:
         """Describe how far the caller's requests are, as A1111 does: 0 where there are none."""
-        jobs = self._jobs.get(caller, [])
         if with_image:
-            self._unwatched[caller] = -len(jobs)  # which will have been watched when they end
+            self._note_watched(caller)
+        jobs = await self._ask(caller, Question(with_image=with_image))
         count = sum(job.num_images for job in jobs)
         done = sum(job.fraction * job.num_images for job in jobs)
         number = min(int(done), max(0, count - 1))
         steps = jobs[0].steps // jobs[0].num_images if jobs else 0
         now = time.monotonic()
-        previews = [job.preview for job in jobs if job.preview is not None] if with_image else []
+        previews = [job.preview for job in jobs if job.preview is not None]
         return {
             "progress": min(_MOST, max(_LEAST, done / count)) if jobs else 0.0,
             "eta_relative": max(
@@ -143,18 +153,25 @@ class Watching:
                 "sampling_steps": steps,
             },
             "current_image": previews[0] if previews else None,
-            "textinfo": self._describe(jobs),
+            "textinfo": _describe(jobs),
         }
 
-    def _describe(self, jobs: list[Job]) -> str | None:
-        if not jobs:
-            here = "this one of the server's HTTP processes draws nothing for you; another one may"
-            return here if self._one_of_several else None
-        oldest = jobs[0]
-        state = f"queued behind {oldest.position} images" if oldest.position else "being drawn"
-        if oldest.images:
-            state = f"being drawn, {len(oldest.images)} of {oldest.num_images} images done"
-        return state if len(jobs) == 1 else f"{len(jobs)} requests, the oldest of which is {state}"
+    async def _ask(self, caller: str, question: Question) -> list[Seen]:
+        """Ask all requests of the caller, the oldest first."""
+        here = [self._tell(caller, job, question) for job in self._jobs.get(caller, ())]
+        return sorted((*here, *await self._neighbours.ask(caller, question)), key=lambda seen: seen.began)
+
+    def _tell(self, caller: str, job: Job, question: Question) -> Seen:
+        """Answer a question about one request, whichever process asks."""
+        seen = job.seen(with_image=question.with_image)
+        if question.with_image:
+            self._note_watched(caller)
+        if question.interrupt and not job.interrupted:
+            job.interrupt()
+        return seen
+
+    def _note_watched(self, caller: str) -> None:
+        self._unwatched[caller] = -len(self._jobs.get(caller, ()))  # which will have been watched when they end
 
     def _forget(self, caller: str, job: Job) -> None:
         jobs = self._jobs[caller]
@@ -165,6 +182,16 @@ class Watching:
         self._unwatched.move_to_end(caller)
         if len(self._unwatched) > _MOST_CALLERS:
             self._unwatched.popitem(last=False)
+
+
+def _describe(jobs: list[Seen]) -> str | None:
+    if not jobs:
+        return None
+    oldest = jobs[0]
+    state = f"queued behind {oldest.position} images" if oldest.position else "being drawn"
+    if oldest.images_done:
+        state = f"being drawn, {oldest.images_done} of {oldest.num_images} images done"
+    return state if len(jobs) == 1 else f"{len(jobs)} requests, the oldest of which is {state}"
 
 
 def caller_of(request: Request) -> str:
