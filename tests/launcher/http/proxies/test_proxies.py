@@ -82,7 +82,9 @@ def test_nginx_passes_on_events_limits_and_paths(run_folder: Path, monkeypatch: 
             for _ in range(5):  # ours, although nginx still sends
                 ours = await client.post(PATH, content=b" " * (2**20 + 1), headers=JSON)
                 assert (ours.status_code, ours.json()["error"]["code"]) == (413, "body_too_large")
-            its = await client.post(PATH, content=b" " * (2**21 + 1))
+            chat = {"messages": [{"role": "user", "content": text} for text in ("a fox " * 500_000, PROMPT)]}
+            assert (await client.post("/v1/chat/completions", json=chat)).status_code == 200
+            its = await client.post(PATH, content=b" " * (33 * 2**20 + 1))
             assert (its.status_code, its.headers["content-type"]) == (413, "text/html")
 
     run(test())

@@ -113,6 +113,13 @@ def test_nothing_is_wider_than_a_narrow_screen(page: Page, server: FakeServer) -
     for summary in page.locator("details.snippet > summary").all()[:2]:
         summary.click()
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    cut = "[...document.querySelectorAll('.table')].filter((each) => each.scrollWidth > each.clientWidth).length"
+    assert page.evaluate(cut) == 0
+    size = page.get_by_role("row", name="size text").first  # a table still, whose cells are below one another
+    expect(size.get_by_role("cell")).to_have_count(3)
+    assert size.get_by_role("cell").last.bounding_box()["width"] > 250
+    title = page.get_by_text("HTTP API", exact=True)
+    assert title.evaluate("(e) => e.scrollWidth <= e.clientWidth && e.clientHeight < e.clientWidth")
     contents = page.get_by_role("navigation", name="Contents")
     contents.get_by_text("Contents", exact=True).click()  # which was folded
     contents.get_by_role("link", name="GET /v1/settings").press("Enter")
