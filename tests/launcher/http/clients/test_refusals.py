@@ -25,6 +25,13 @@ def test_what_is_named_instead_is_there_and_what_is_refused_is_not(url: str) -> 
     assert not [path for path in ours if instead_of(path)]
 
 
+@pytest.mark.parametrize("path", ["moderations", "batches", "files", "fine_tuning/jobs", "vector_stores", "realtime"])
+def test_what_else_openai_has_is_not_mistaken_for_a_route_of_ours(url: str, path: str) -> None:
+    answer = httpx.get(f"{url}/v1/{path}", timeout=DEADLINE_S)
+    assert answer.status_code == 404
+    assert f"/v1/{path}: this server draws: POST /v1/images/generations" in error_of(answer)["message"]
+
+
 @pytest.mark.parametrize("path", ["/v1/images/edits", "/v1/images/edits/", "/sdapi/v1/img2img"])
 def test_an_image_that_is_too_large_to_be_sent_is_not_the_reason(url: str, path: str) -> None:
     body, content_type = form(prompt="with a hat", image=("a.png", bytes(LARGER_THAN_ALLOWED)))

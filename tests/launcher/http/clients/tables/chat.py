@@ -56,14 +56,27 @@ def _draws(got: Got) -> None:
 
 def _streams(got: Got) -> None:
     """Puts `delta.content` together, and shows the Markdown that this is."""
+    (found,) = set(_uris(_deltas(got)))
+    picture(base64.b64decode(found), kind=None)
+
+
+def _streams_images(got: Got) -> None:
+    """Makes a file of each `image_url` of `delta.images`, and shows these below the text."""
+    deltas = _deltas(got)
+    (image,) = [image for delta in deltas for image in delta.get("images", [])]
+    assert image["type"] == "image_url"
+    (found,) = _uris(image["image_url"]["url"])
+    picture(base64.b64decode(found), kind=None)
+    assert not _uris([delta.get("content") for delta in deltas])
+
+
+def _deltas(got: Got) -> list[dict[str, Any]]:
     assert got.answer.headers["content-type"].startswith("text/event-stream")
     lines = [line.removeprefix("data: ") for line in got.answer.text.splitlines() if line.startswith("data: ")]
     assert lines[-1] == "[DONE]"
     chunks = [json.loads(line) for line in lines[:-1]]
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
-    deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
-    (found,) = set(_uris(deltas))
-    picture(base64.b64decode(found), kind=None)
+    return [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
 
 
 ROWS = (
@@ -77,6 +90,9 @@ ROWS = (
         path="/v1/models", headers=_BEARER),
     Row("Open WebUI", "draws in a chat", OPEN_WEBUI, _streams,
         {"stream": True, "model": "krea-2-turbo", "messages": _said(PROMPT)}, path=CHAT, headers=_BEARER),
+    Row("Open WebUI", "makes files of pictures in a chat, with a custom parameter", OPEN_WEBUI, _streams_images,
+        {"stream": True, "model": "krea-2-turbo", "messages": _said(PROMPT), "answer_as": "images"}, path=CHAT,
+        headers=_BEARER),
     Row("SillyTavern", "draws in a chat with a custom source", SILLY_TAVERN, _streams,
         {"model": "krea-2-turbo", "stream": True, "temperature": 1, "max_tokens": 300, "presence_penalty": 0,
          "frequency_penalty": 0, "top_p": 1,
