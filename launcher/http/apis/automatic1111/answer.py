@@ -74,9 +74,23 @@ def answer(
 
 
 def _text_of(file: bytes, drawing: Drawing, seed: int) -> str:
-    """A1111's text: that of a PNG, or else what would be in it, without the model and its hashes."""
+    """A1111's text: that of the file, or of one that has none what would be in it, without the model and its hashes."""
+    if file.startswith(b"\x89PNG"):
+        text = _png_text(file)
+    else:
+        text = _exif_of(file).partition(b"UNICODE\0")[2].decode("utf-16-be")
+    if text:
+        return text
+    names = ("prompt", "negative_prompt", "steps", "guidance", "mu", "width", "height")
+    made = {name: getattr(drawing.checked, name) for name in names}
+    loras = [{"name": name, "strength": strength} for name, strength in drawing.checked.loras]
+    return infotext(made | {"seed": seed, "loras": loras, "version": VERSION})
+
+
+def _png_text(file: bytes) -> str | None:
+    """The text of a PNG file."""
     offset = 8
-    while file.startswith(b"\x89PNG") and offset < len(file):
+    while offset < len(file):
         length, kind = struct.unpack_from(">I4s", file, offset)
         name, _, value = file[offset + 8 : offset + 8 + length].partition(b"\0")
         if kind == b"tEXt" and name == b"parameters":
@@ -86,7 +100,22 @@ def _text_of(file: bytes, drawing: Drawing, seed: int) -> str:
         if kind == b"IDAT":
             break
         offset += length + 12
-    names = ("prompt", "negative_prompt", "steps", "guidance", "mu", "width", "height")
-    made = {name: getattr(drawing.checked, name) for name in names}
-    loras = [{"name": name, "strength": strength} for name, strength in drawing.checked.loras]
-    return infotext(made | {"seed": seed, "loras": loras, "version": VERSION})
+    return None
+
+
+def _exif_of(file: bytes) -> bytes:
+    """The EXIF of a JPEG or WebP file, at whose end our files have the text; nothing if there is none."""
+    offset, jpeg = (2, True) if file.startswith(b"\xff\xd8") else (12, False)
+    while offset + 8 <= len(file):
+        if jpeg:
+            kind, length = struct.unpack_from(">2sH", file, offset)
+            start, end = offset + 4, offset + 2 + length
+        else:
+            kind, length = struct.unpack_from("<4sI", file, offset)
+            start, end = offset + 8, offset + 8 + length
+        if kind in (b"\xff\xe1", b"EXIF"):
+            return file[start:end]
+        if kind == b"\xff\xda":  # pixels follow
+            break
+        offset = end if jpeg else end + end % 2
+    return b""
