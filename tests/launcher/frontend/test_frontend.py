@@ -196,6 +196,7 @@ def test_warnings_say_what_was_changed_and_what_cannot_be_drawn(run_folder: Path
             assert "rounded up to 112 × 128" in rounded
             assert others == [
                 demo.prompt_domain.warning("fox"),
+                demo.prompt_domain.negative_warning("no"),
                 "guidance 1 may spoil the picture: Turbo has it built in; leave it out, or take Raw",
                 "prompt was cut to 507 tokens",
                 "negative_prompt was cut to 507 tokens",

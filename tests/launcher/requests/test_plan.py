@@ -40,15 +40,18 @@ def test_a_prompt_that_the_checkpoint_cannot_draw_gets_its_note() -> None:
     raw = replace(ANY_PROMPT, is_distilled=False)
     domain = PromptDomain(frozenset({"a", "cat", "dog"}), "It draws cats and dogs.")
 
-    def warnings(model: ModelConfig, prompt: str) -> tuple[str, ...]:
-        request = checked(model, prompt=prompt, negative_prompt="a fox", guidance=1.0)
+    def warnings(model: ModelConfig, prompt: str, negative_prompt: str = "a cat") -> tuple[str, ...]:
+        request = checked(model, prompt=prompt, negative_prompt=negative_prompt, guidance=1.0)
         return make_plan(request, model, lambda _: Prompt((1,) * 40, cut=False), itertools.count(), {}).warnings
 
     assert warnings(replace(raw, prompt_domain=domain), "a fox") == (
         'the model does not know "fox". It draws cats and dogs.',
     )
     assert warnings(replace(raw, prompt_domain=domain), "A dog") == ()
-    assert warnings(raw, "a fox") == ()
+    assert warnings(replace(raw, prompt_domain=domain), "A dog", "a fox") == (
+        'the model does not know "fox" of the negative prompt, which may spoil the picture',
+    )
+    assert warnings(raw, "a fox", "a fox") == ()
 
 
 def test_without_guidance_there_is_one_prompt() -> None:
