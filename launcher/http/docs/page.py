@@ -14,7 +14,7 @@ from typing import Any
 from launcher.http.answers.errors import STATUS_OF_CODE
 from launcher.http.answers.schemas import STATUS_MEANS
 from launcher.http.docs.fields import Field, Schemas
-from launcher.http.docs.snippets import Call, as_curl, as_python
+from launcher.http.docs.snippets import Call, Snippet, as_curl, as_python
 
 _STYLES = ("base", "header", "form", "buttons", "docs")
 _PLACES = {"path": "in the path", "query": "in the query", "header": "a header"}
@@ -136,10 +136,10 @@ class _Route:
         answers = next(iter(self._answers), "")
         call = Call(self.method, self.path, self._base + path, body, self._needs_key, answers)
         return "".join(
-            f'<details class="snippet"><summary>{name}</summary>{_code(text)}'
+            f'<details class="snippet"><summary>{name}</summary>{_code_of(snippet)}'
             f'<button type="button" class="quiet copy" hidden>Copy<span class="visually-hidden"> {name}</span></button>'
             "</details>"
-            for name, text in (("curl", as_curl(call)), ("Python", as_python(call)))
+            for name, snippet in (("curl", as_curl(call)), ("Python", as_python(call)))
         )
 
     def _write_form(self) -> str:
@@ -241,6 +241,12 @@ def _anchor(tag: Mapping[str, Any]) -> str:
 
 def _code(text: str) -> str:
     return f'<pre tabindex="0"><code>{escape(text)}</code></pre>'
+
+
+def _code_of(snippet: Snippet) -> str:
+    """A snippet, of which a script finds what follows the form: the classes `url`, `sent` and `reading`."""
+    parts = (f'<span class="{kind}">{escape(text)}</span>' if kind else escape(text) for kind, text in snippet)
+    return f'<pre tabindex="0"><code>{"".join(parts)}</code></pre>'
 
 
 def _text(text: str) -> str:

@@ -12,7 +12,7 @@ function nameThisServer() {
   const { base } = document.body.dataset;
   const here = root.href.replace(/\/$/, "");
   for (const code of document.querySelectorAll(".snippet code")) {
-    code.textContent = code.textContent.replaceAll(base, here);
+    for (const part of code.childNodes) part.textContent = part.textContent.replaceAll(base, here);
   }
 }
 

@@ -2,6 +2,7 @@
 
 import { readEvents, RequestError, withKey } from "../api.js";
 import { Answer } from "./answer.js";
+import { follow } from "./snippets.js";
 
 export class Trial {
   #form;
@@ -28,9 +29,10 @@ export class Trial {
     form.querySelector(".examples")?.addEventListener("change", (event) => {
       body.value = event.target.value;
       body.rows = body.value.split("\n").length + 1;
-      this.#complain("");
+      body.dispatchEvent(new Event("input", { bubbles: true }));
     });
     body?.addEventListener("input", () => this.#complain(""));
+    form.addEventListener("input", () => this.#follow());
     form.hidden = false;
   }
 
@@ -66,13 +68,21 @@ export class Trial {
     }
   }
 
-  /** What the form says to send; null if it cannot be, which is told. */
-  #request() {
+  /** Have the snippets ask for what the form says, where that can be sent. */
+  #follow() {
+    const request = this.#request({ isTold: false });
+    if (request) follow(this.#form.closest(".route"), request.url, request.options.body);
+  }
+
+  /** What the form says to send; null if it cannot be, which is told
+   * unless it is only tried. */
+  #request({ isTold = true } = {}) {
     let path = this.#form.dataset.path;
     const [query, headers] = [new URLSearchParams(), {}];
     for (const input of this.#form.querySelectorAll("[data-in]")) {
       const value = input.value.trim();
       const isMissing = input.required && !value;
+      if (isMissing && !isTold) return null;
       input.setAttribute("aria-invalid", isMissing);
       if (isMissing) {
         this.#answer.begin();
@@ -90,6 +100,7 @@ export class Trial {
       try {
         JSON.parse(body.value);
       } catch (error) {
+        if (!isTold) return null;
         this.#complain(`This is not JSON: ${error.message}`);
         body.focus();
         return null;

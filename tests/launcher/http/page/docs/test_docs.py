@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import shlex
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
@@ -105,6 +107,47 @@ def test_it_works_with_a_key_and_under_a_path_that_only_a_proxy_knows(page: Page
     assert f"'{here}'" in copied(page, route.get_by_role("button", name="Copy curl"))
     expect(page.get_by_role("link", name="The page")).to_have_attribute("href", "./")
     assert INNER not in page.content().partition("<main")[2]
+
+
+def test_the_snippets_ask_for_what_the_form_sends(page: Page, server: FakeServer) -> None:
+    form = open_form(page, server)
+    route, body = form.locator(".."), form.get_by_label("Body")
+    for summary in route.locator("details.snippet > summary").all():
+        summary.click()
+
+    def copies() -> list[str]:
+        return [copied(page, route.get_by_role("button", name=f"Copy {kind}")) for kind in ("curl", "Python")]
+
+    form.get_by_label("Example").select_option("two, with settings")
+    curl, python = copies()
+    two = json.loads(body.input_value())
+    assert json.loads(curl.partition("-d '")[2].removesuffix("'")) == two
+    assert 'picture-{index}.webp"' in python
+    assert body_of(python) == two
+    odd = {"prompt": 'it\'s "new"\\ £', "loras": [{"name": "ink", "strength": 0.5}], "explain": True, "mu": None}
+    body.fill(json.dumps(odd))
+    curl, python = copies()
+    assert json.loads(shlex.split(curl)[-1]) == odd
+    assert body_of(python) == odd
+    assert 'picture-{index}.png"' in python
+    body.fill(json.dumps(odd | {"stream": True}))
+    curl, python = copies()
+    assert "for line in response" in python
+    compile(python, "snippet", "exec")
+    body.fill('{"prompt": ')  # which is none yet
+    assert copies() == [curl, python]
+
+    named = page.get_by_role("form", name="Try GET /v1/models/{name}", exact=True)
+    named.get_by_label("name").fill("it's a/fox")
+    named.locator("..").locator("summary", has_text="curl").click()
+    address = f"'{server.url}/v1/models/it%27s%20a%2Ffox'"
+    assert address in copied(page, named.locator("..").get_by_role("button", name="Copy curl"))
+
+
+def body_of(program: str) -> object:
+    """The body that a program in Python sends."""
+    statement = next(each for each in ast.parse(program).body if isinstance(each, ast.Assign))
+    return ast.literal_eval(statement.value)
 
 
 def test_nothing_is_wider_than_a_narrow_screen(page: Page, server: FakeServer) -> None:
