@@ -25,6 +25,7 @@ ALIASES = {
 }
 # And all others that are the same.
 SYNONYMS = {**ALIASES, **{name: other.own for name, other in OTHERS.items() if other.own is not None}}
+PROMPTS = ("prompt", "negative_prompt")
 RANDOM_SEED = -1  # a seed that asks for one that is drawn
 _SIZE = re.compile(r"([0-9]{1,6})(?:[xX×*]([0-9]{1,6}))?")
 _NO_GUIDANCE = 1.0  # SGLang's guidance_scale is Krea's and 1, so that this is its way to have none
@@ -124,6 +125,8 @@ def _without_extra_body(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _contradiction(name: str, value: object, other: str, says: object) -> ArgumentError:
+    if name in PROMPTS:
+        return ArgumentError(f"{name} contradicts {other}, which has another", parameter=name)
     shown, said = (shortened(str(each), _SHOWN) for each in (value, says))
     return ArgumentError(f"{name} {shown} contradicts {other}, which says {said}", parameter=name)
 

@@ -8,9 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from engine.errors import ArgumentError, Krea2Error, shortened
-from launcher.messages.parameter_names import SYNONYMS
+from launcher.messages.parameter_names import PROMPTS, SYNONYMS
 
 _SHOWN = 40  # characters of a size
+_SECRET = (*PROMPTS, "messages")  # what has prompts, which errors do not show, since these are logged
+_KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 
 
 def in_words_of(sent: Mapping[str, Any], error: Krea2Error, aliases: Mapping[str, str] = SYNONYMS) -> Krea2Error:
@@ -60,7 +62,11 @@ def explain_invalid(problems: Sequence[Any], known: Collection[str]) -> Argument
             allowed = match[1] if match else f"as follows: {problem['msg']}"
             if kind == "model_attributes_type":
                 allowed = 'a name, or {"name": …, "strength": …}'
-            message = ArgumentError.of(path, allowed, problem["input"]).message
+            got = problem["input"]
+            if name in _SECRET:
+                message = f"{path} must be {allowed}, got {_KINDS.get(type(got), 'a number')}"
+            else:
+                message = ArgumentError.of(path, allowed, got).message
     return ArgumentError(message, parameter=name)
 
 

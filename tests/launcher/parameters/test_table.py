@@ -112,8 +112,12 @@ def test_what_changes_nothing_is_told(given: dict[str, Any], warning: str) -> No
         ({"aspect_ratio": "wide"}, "aspect_ratio is not taken: give size, or width and height"),
         ({"aspect_ratio": "9" * 5000 + ":1"}, "aspect_ratio is not taken: give size, or width and height"),
         (
-            {"neg_prompt": "x" * 99, "negative_prompt": "y"},
-            "negative_prompt y contradicts neg_prompt, which says xxxxx",
+            {"neg_prompt": "a secret", "negative_prompt": "y"},
+            "negative_prompt contradicts neg_prompt, which has another",
+        ),
+        (
+            {"size": "x" * 99, "image_size": "1x1"},
+            "size xxxxxxxxxxxxx…xxxxxxxxxxxxxxxxxxxxxxxxxx contradicts image_size",
         ),
         ({"aspect_ratio": "0:0"}, "aspect_ratio is not taken: give size, or width and height"),
         ({"image_size": "2K"}, "image_size must be WIDTHxHEIGHT, as 512x768, got '2K'"),

@@ -175,7 +175,7 @@ def test_a_long_chat_with_pictures_and_deep_tools_fits(url: str) -> None:
         ({"num_outputs_per_prompt": 11}, "num_outputs_per_prompt", "num_outputs_per_prompt must be between 1 and 10"),
         ({"num_inference_steps": 0}, "num_inference_steps", "num_inference_steps must be between 1 and 200, got 0"),
         ({"size": "5000x64"}, "size", "size 5000x64: width must be between 64 and 4096, got 5000"),
-        ({"messages": "draw"}, "messages", "messages must be a valid list, got 'draw'"),
+        ({"messages": "draw"}, "messages", "messages must be a valid list, got a text"),
     ],
 )
 def test_a_bad_parameter_is_named(client: openai.OpenAI, arguments: dict[str, Any], param: str, message: str) -> None:
