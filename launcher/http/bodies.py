@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -56,5 +57,16 @@ class _BoundedRequest(Request):
     async def json(self) -> Any:
         body = await self.body()
         if len(body) <= _LONG:
-            return read_json(body, self.limits)
-        return await asyncio.to_thread(read_json, body, self.limits)
+            return _read(body, self.limits)
+        return await asyncio.to_thread(_read, body, self.limits)
+
+
+def _read(body: bytes, limits: JsonLimits) -> Any:
+    """Read JSON whose texts are Unicode, since answers repeat some of them."""
+    value = read_json(body, limits)
+    if b"\\u" in body:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise json.JSONDecodeError("texts must be valid Unicode, got lone surrogates", "", 0) from None
+    return value

@@ -11,6 +11,7 @@ from engine.errors import ArgumentError
 FIRST_SEED, LAST_SEED = -(2**63), 2**64 - 1  # that clients draw, signed or not
 _WHOLE = re.compile(r"\s*([+-]?[0-9]{1,40})(?:\.0*)?\s*")
 _NUMBER = re.compile(r"\s*[+-]?(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?\s*")
+_HUGE = 10**40  # as many digits as a text may have
 _SWITCH = {"true": True, "false": False}
 
 
@@ -34,8 +35,8 @@ def seed_of(name: str, value: object) -> int:
 
 
 def number(name: str, value: object) -> float:
-    """Read a number. Raises `ArgumentError` about `name`."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    """Read a number that a float can be. Raises `ArgumentError` about `name`."""
+    if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < _HUGE):
         return value
     if isinstance(value, str) and _NUMBER.fullmatch(value):
         return float(value)

@@ -44,8 +44,12 @@ def test_what_is_plainly_meant_is_taken(given: dict[str, Any], plain: dict[str, 
     [
         *(("steps", value, "a whole number") for value in (True, 8.5, "8.5", "eight", "8 9", "0x8", "1e3", "٨", [8])),
         *(("steps", value, "a whole number") for value in (float("inf"), float("nan"), "9" * 50, "1_000")),
-        *(("guidance", value, "a number") for value in (False, "3,5", "nan", "inf", "1_0", "٣", {}, "--1")),
+        *(
+            ("guidance", value, "a number")
+            for value in (False, 10**400, -(10**400), "3,5", "nan", "inf", "1_0", "٣", {}, "--1")
+        ),
         *(("stream", value, "true or false") for value in (1, 0, "yes", "1", [])),
+        *((name, 10**400, "a number") for name in ("mu", "timeout_s", "cfg_scale", "flow_shift")),
         ("seed", 2**64, f"between {-(2**63)} and {2**64 - 1}"),
         ("seed", str(-(2**63) - 1), f"between {-(2**63)} and {2**64 - 1}"),
         ("seed", 1e30, f"between {-(2**63)} and {2**64 - 1}"),
