@@ -26,6 +26,7 @@ from launcher.requests.usual_sizes import describe_own_size, own_size
 # What may be given to be drawn: the parameters of a request, by any of their names.
 PARAMETERS = frozenset({*Generate.__struct_fields__, *ALIASES, "size"} - {"request_id", "idempotency_key", "caller"})
 _PLAIN_NAME = re.compile(r"[\w./:@+-]{1,80}", re.ASCII)  # of a model, which a shell takes as it is
+_LONGEST_NAME = 512  # characters of any model's, which each event of a stream repeats
 _SHOWN_ID = 50  # characters of a client's id that the engine's begins with
 
 
@@ -104,11 +105,13 @@ class Studio:
     def check_model(self, name: str | None) -> str:
         """Return what an answer calls the model that a request names: as it does, or the first name where that is none.
 
-        Raises `model_not_found` for a name that is not served.
+        Raises `model_not_found` for a name that is not served, and `ArgumentError` for one that none can be.
         """
         served = self.config.model_names
         if not name:
             return served[0]
+        if name not in served and len(name) > _LONGEST_NAME:
+            raise ArgumentError.of("model", f"a name of at most {_LONGEST_NAME} characters", name)
         if name not in served and not self.config.any_model:
             known, shown = " or ".join(served), name if _PLAIN_NAME.fullmatch(name) else "NAME"
             raise error_from_code(

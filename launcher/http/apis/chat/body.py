@@ -169,7 +169,7 @@ def to_image_request(body: ChatRequest) -> ImageRequest:
 def _check_wishes(body: ChatRequest) -> None:
     if body.modalities is not None and "image" not in body.modalities:
         raise ArgumentError(
-            f'this model answers with images: modalities must have "image", got {body.modalities}',
+            f'this model answers with images: modalities must have "image", got {_short(body.modalities)}',
             parameter="modalities",
         )
     if isinstance(body.response_format, dict) and body.response_format.get("type", "text") != "text":

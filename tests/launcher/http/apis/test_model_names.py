@@ -41,6 +41,8 @@ def test_any_name_is_served_where_that_is_asked_for(run_folder: Path, caplog: py
         ):
             assert (await client.post(PATH, json={"prompt": PROMPT, "model": "openai/x y"})).status_code == 200
             assert (await client.post(PATH, json={"prompt": PROMPT})).status_code == 200
+            too_long = (await client.post(PATH, json={"prompt": PROMPT, "model": "x" * 600})).json()["error"]
+            assert too_long["message"].startswith("model must be a name of at most 512 characters, got 'x")
             assert (await client.get("/v1/models/openai/x y")).json()["id"] == "openai/x y"
             assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]] == [*NAMES]
 

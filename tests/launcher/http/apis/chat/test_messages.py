@@ -55,6 +55,7 @@ def test_the_text_of_the_users_last_message_is_drawn(messages: list[object], pro
         ({"messages": said([7])}, "messages", "text alone, got a part of type 'None'"),
         ({"messages": said("### Task:\nGenerate a title")}, "messages", "choose another model for these tasks"),
         ({"modalities": ["text"]}, "modalities", """modalities must have "image", got ['text']"""),
+        ({"modalities": ["text" * 1000]}, "modalities", "got ['text"),
         ({"response_format": {"type": "json_object"}}, "response_format", "writes no JSON"),
         ({"tool_choice": "required"}, "tool_choice", "calls no tools: leave tool_choice out"),
         ({"function_call": {"name": "draw"}}, "function_call", "calls no tools: leave function_call out"),
@@ -73,6 +74,7 @@ def test_what_cannot_be_drawn_is_refused_with_a_sentence(body: dict[str, Any], p
         read(**body)
     assert caught.value.parameter == parameter
     assert words in caught.value.message
+    assert len(caught.value.message) < 300
 
 
 def test_every_parameter_that_openai_defines_is_taken_and_changes_nothing() -> None:
