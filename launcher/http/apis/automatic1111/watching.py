@@ -171,7 +171,8 @@ class Watching:
         return seen
 
     def _note_watched(self, caller: str) -> None:
-        self._unwatched[caller] = -len(self._jobs.get(caller, ()))  # which will have been watched when they end
+        if caller in self._jobs or caller in self._unwatched:  # or else anybody who asks would stay remembered
+            self._unwatched[caller] = -len(self._jobs.get(caller, ()))  # which will have been watched when they end
 
     def _forget(self, caller: str, job: Job) -> None:
         jobs = self._jobs[caller]

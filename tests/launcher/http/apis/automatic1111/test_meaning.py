@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,8 @@ from launcher.http.answers.drawing import Studio
 from launcher.http.answers.engine_link import EngineLink
 from launcher.http.apis.automatic1111.body import IGNORED, PRIVATE, Txt2ImgBody
 from launcher.http.apis.automatic1111.meaning import read_loras, to_parameters
+from launcher.http.apis.automatic1111.neighbours import Neighbours
+from launcher.http.apis.automatic1111.watching import Watching
 from launcher.messages.client_messages import LoraChoice
 from launcher.messages.configs import HttpConfig
 from launcher.messages.limits import Limits
@@ -223,3 +226,10 @@ def test_every_parameter_is_described_but_the_servers_own_secrets() -> None:
     described = set(Txt2ImgBody.model_json_schema()["properties"])
     assert described == {*Txt2ImgBody.model_fields, *IGNORED} - {*PRIVATE}
     assert Txt2ImgBody.model_validate({"auth": "a:b", "url": "http://x", "steps": 2}).echo() == {"steps": 2}
+
+
+def test_who_asks_how_far_nothing_is_is_not_remembered() -> None:
+    watching = Watching(Neighbours("", None))
+    before = repr(vars(watching))
+    assert asyncio.run(watching.progress("address 10.0.0.1", with_image=True))["progress"] == 0
+    assert repr(vars(watching)) == before
