@@ -85,7 +85,8 @@ _FOR_HTTP = (
 @click.option(
     "--public-url",
     metavar="URL",
-    help="Where clients find the server through a reverse proxy; links begin with it.  [default: as they ask]",
+    help="Where clients find the server through a reverse proxy; links begin with it, and Host may name it.  "
+    "[default: as they ask]",
 )
 @click.option("--max-body-bytes", type=WholeRange(min=1), default=2**20, help="Of an HTTP request.")
 @click.option(

@@ -36,13 +36,15 @@ class Origins:
         self._hosts: set[str] | None = None  # that Host may name; any where other machines reach the server
         if is_loopback(config.host):
             self._hosts = {"localhost", "127.0.0.1", "::1", config.host.lower(), *map(str.lower, config.allowed_hosts)}
+            if config.public_url is not None and (public := urlsplit(config.public_url).hostname):
+                self._hosts.add(public)  # in lower case
 
     def check(self, request: Request, *, is_probe: bool) -> None:
         """Refuse what a web page of somebody else makes the user's browser send. is_probe: answer whatever the Host."""
         host = request.headers.get("host", "")
         name = host_name(host)
         if not is_probe and (name is None or (self._hosts is not None and name not in self._hosts)):
-            allowed = "localhost, the address of this server or an --allowed-host"
+            allowed = "localhost, the address of this server, the --public-url's or an --allowed-host"
             if self._hosts is None:
                 allowed = "a name or an address, and a port or none"
             raise error_from_code("host_not_allowed", f"Host must be {allowed}, got {shorten(host)!a}")

@@ -67,8 +67,8 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     it knows that this process is one of its own, None for one that is not. api_keys and file_keys, which the parent has
     read from api_key_file: none to ask nobody for one. allowed_hosts: further names that Host may have where `host` is
     loopback. any_model: whether other names than model_names are served as well. allowed_origins: whose pages may use
-    the server from another origin, "*" for everybody's. public_url: what links begin with, None for the base of the
-    request that asks for them.
+    the server from another origin, "*" for everybody's. public_url: what links begin with, whose host is
+    another that Host may have; None for the base of the request that asks for them.
     """
 
     engine: EngineConfig

@@ -94,6 +94,15 @@ def test_behind_a_proxy_other_names_are_allowed_and_links_begin_with_the_public_
     run(test())
 
 
+def test_links_that_begin_with_the_public_url_may_be_followed_through_a_proxy_that_passes_on_its_name() -> None:
+    async def test() -> None:
+        async with http_server_without_engine(NOWHERE, public_url="https://Images.example:8443/krea") as client:
+            for host, status in (("images.example:8443", 200), ("images.example", 200), ("evil.example", 403)):
+                assert (await client.get("/docs", headers={"Host": host})).status_code == status, host
+
+    run(test())
+
+
 def test_keys_are_asked_for_where_they_are_needed() -> None:
     async def test() -> None:
         async with http_server_without_engine(NOWHERE, api_keys=("first", "zweiter ☺")) as client:
