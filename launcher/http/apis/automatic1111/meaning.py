@@ -50,7 +50,7 @@ def to_parameters(body: Txt2ImgBody, studio: Studio) -> tuple[dict[str, Any], li
     prompt, loras = read_loras(body.prompt or "")
     guidance, of_guidance = _guidance(body, model, limits)
     size, of_size = _size(body, model, limits)
-    warnings = [*of_guidance, *_steps(body, model), *of_size]
+    warnings = [*of_guidance, *_steps(body, model, limits), *of_size]
     if _WEIGHT.search(f"{prompt} {body.negative_prompt}"):
         warnings.append("weights in the prompt, as (word:1.3), were read as text: say in words what matters")
     given = body.model_dump(include=_AS_SENT)
@@ -119,9 +119,9 @@ def _guidance(body: Txt2ImgBody, model: ModelConfig, limits: Limits) -> tuple[fl
     return max(0.0, scale - 1), []
 
 
-def _steps(body: Txt2ImgBody, model: ModelConfig) -> Iterable[str]:
+def _steps(body: Txt2ImgBody, model: ModelConfig, limits: Limits) -> Iterable[str]:
     own = model.default_steps
-    if model.is_distilled and body.steps is not None and body.steps > own:
+    if model.is_distilled and body.steps is not None and own < body.steps <= limits.max_steps:
         yield f"{body.steps} steps take {body.steps / own:.3g} times as long as the {own} that Turbo was made for"
 
 

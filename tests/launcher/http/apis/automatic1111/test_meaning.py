@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
@@ -150,6 +152,13 @@ def test_no_text_is_searched_again_and_again(demo: ModelConfig, text: str) -> No
         return min(took)
 
     assert seconds(text) < 50 * seconds("x" * len(text))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("name", sorted({*Txt2ImgBody.model_fields, *IGNORED}))
+def test_no_number_is_too_long_to_be_refused_or_ignored(demo: ModelConfig, name: str, sign: int) -> None:
+    with suppress(ArgumentError, ValidationError):
+        meant(demo, **{name: sign * 10**400})
 
 
 def test_many_unknown_names_are_not_all_compared(demo: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
