@@ -13,6 +13,7 @@ from difflib import get_close_matches
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -158,6 +159,9 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
 
     add_page(app)
     add_docs_routes(app, config, model, guard.asks_for_key)
+    for route in app.routes:  # after the description was made, which need not tell of HEAD
+        if isinstance(route, APIRoute) and route.methods and "GET" in route.methods:
+            route.methods.add("HEAD")
     return guard
 
 
@@ -172,13 +176,15 @@ async def _answer_error(request: Request, problem: Exception) -> Response:
             else:
                 error = error_from_code("unsupported_media_type", "Content-Type must be application/json")
         case HTTPException(status_code=status):
-            path, headers = shorten(request.url.path), dict(problem.headers or {})
+            path, headers, allowed = shorten(request.url.path), dict(problem.headers or {}), ""
             if status == 405:
-                headers["Allow"] = ", ".join(sorted(_methods_at(request)))
+                allowed = headers["Allow"] = ", ".join(sorted(_methods_at(request)))
             error = {
                 400: error_from_code("invalid_parameter", "the body cannot be parsed as JSON"),
                 404: error_from_code("not_found", f"there is nothing at {path}{_instead(request)}"),
-                405: error_from_code("method_not_allowed", f"{shorten(request.method)} is not possible at {path}"),
+                405: error_from_code(
+                    "method_not_allowed", f"{shorten(request.method)} is not possible at {path}: {allowed} is"
+                ),
             }.get(status, error_from_code("invalid_parameter", str(problem.detail)))
         case Krea2Error():
             error = problem

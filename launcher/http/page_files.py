@@ -22,14 +22,11 @@ def add_page(app: FastAPI) -> None:
     files = _PageFiles(directory=PAGE, check_dir=False)
 
     @app.get("/", include_in_schema=False)
-    @app.head("/", include_in_schema=False)
     @app.get("/page", include_in_schema=False)
-    @app.head("/page", include_in_schema=False)
     async def index(request: Request) -> Response:
         return await files.get_response("index.html", request.scope)
 
     @app.get("/favicon.ico", include_in_schema=False)
-    @app.head("/favicon.ico", include_in_schema=False)
     async def favicon(request: Request) -> Response:
         return await files.get_response("icon.ico", request.scope)
 

@@ -18,9 +18,13 @@ _MERGED = (
     "LoRAs are not merged while the server runs: " + _LORAS + "; --merge-lora of krea2 serve puts one into all images"
 )
 _GENERATE = "this server draws: POST /v1/images/generations"
+_BASE = "it is the base URL of OpenAI's clients, which add paths such as /images/generations to it themselves"
+_DOCS = "what there is is described at /docs, and in /openapi.json"
 
 # By the beginning of their paths, which no route of ours has.
 _INSTEAD = {
+    "/swagger": _DOCS,
+    "/redoc": _DOCS,
     "/v1/images/edit": _EDITS,
     "/v1/images/variation": _EDITS,
     "/v1/responses": _CHAT,
@@ -73,4 +77,6 @@ _INSTEAD = {
 def instead_of(path: str) -> str | None:
     """Say what to do instead of asking for a path that only other servers have; None if it is not known as theirs."""
     path = "/" + path.strip("/")
+    if path == "/v1":
+        return _BASE
     return next((told for start, told in _INSTEAD.items() if path.startswith(start)), None)

@@ -45,7 +45,6 @@ class HeldImages:
         """Add the route that serves them."""
 
         @app.get(FILES_PATH + "{name}", response_class=Response, responses=_FILE)
-        @app.head(FILES_PATH + "{name}", include_in_schema=False)
         async def get_file(name: Annotated[str, Path(description="As the url has it.")]) -> Response:
             """An image that was answered as a url."""
             file = await asyncio.to_thread(self._files.get, name)

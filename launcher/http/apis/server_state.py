@@ -55,7 +55,6 @@ def add_state_routes(app: FastAPI, studio: Studio, link: EngineLink) -> None:
         return JsonResponse(settings)
 
     @app.get("/health", response_class=Response, responses=state_answers.HEALTH)
-    @app.head("/health", include_in_schema=False)
     @app.options("/health", include_in_schema=False)
     async def health() -> Response:
         """Whether this process is alive."""
@@ -63,7 +62,6 @@ def add_state_routes(app: FastAPI, studio: Studio, link: EngineLink) -> None:
 
     @app.get("/ready", response_class=Response, responses=state_answers.READY)
     @app.get("/health_generate", response_class=Response, responses=state_answers.READY)  # SGLang's
-    @app.head("/ready", include_in_schema=False)
     @app.options("/ready", include_in_schema=False)
     async def ready(request: Request) -> Response:
         """Whether images can be made: 200, or 503 with the reason and, while it starts, how far it is."""

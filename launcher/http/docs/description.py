@@ -39,27 +39,35 @@ def describe(openapi: Schema, model: ModelConfig, limits: Limits, needs_key: fro
             "bearer": {"type": "http", "scheme": "bearer", "description": "The API key."},
             "basic": {"type": "http", "scheme": "basic", "description": "Any user, with the API key as password."},
         }
-    told = {}
+    told, schemas = {}, openapi["components"]["schemas"]
     for path, operations in openapi["paths"].items():
         name, about = next((name, about) for prefix, name, about in _APIS if path.startswith(prefix))
         for operation in operations.values():
             told[name] = about
             operation["tags"] = [name]
-            if path in needs_key:
-                operation["security"] = [{"bearer": []}, *([{"basic": []}] if path.startswith(_BASIC) else [])]
-            _describe_errors(operation, path in needs_key)
+            keys: list[Schema] = [{"bearer": []}, *([{"basic": []}] if path.startswith(_BASIC) else [])]
+            operation["security"] = keys if path in needs_key else []
+            _describe_errors(operation, path in needs_key, schemas)
     openapi["tags"] = [{"name": name, "description": told[name]} for _, name, _ in _APIS if name in told]
     describe_limits(openapi, model, limits)
 
 
-def _describe_errors(operation: Schema, needs_key: bool) -> None:
-    """Say which statuses an error of the route may have: those it names, and those that its parts bring."""
+def _describe_errors(operation: Schema, needs_key: bool, schemas: Schema) -> None:
+    """Say which statuses an error of the route may have: those it names, and those that its parts bring.
+
+    What an error is gets a name in `schemas`, so that a program made of the description has one type for it, not one
+    for each status of each route.
+    """
     responses = operation["responses"]
     statuses = {int(status) for status in responses if status.isdigit() and status >= "400"}
     statuses |= set(_BODY_ERRORS) if "requestBody" in operation else set()
     statuses |= {401} if needs_key else set()
     statuses |= {404} if any(each["in"] == "path" for each in operation.get("parameters", ())) else set()
     error = responses.pop("default")
+    content = error["content"]["application/json"]
+    name = "Error" if list(content["schema"]["properties"]) == ["error"] else "Automatic1111Error"
+    schemas[name] = content["schema"]
+    error = error | {"content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}}
     for status in sorted(statuses):
         own = responses.pop(str(status), {"description": STATUS_MEANS[status]})
         responses[str(status)] = {**error, **own}

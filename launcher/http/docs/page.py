@@ -63,7 +63,7 @@ class _Route:
         self.method, self.path, self.tags = method.upper(), path, operation["tags"]
         self.id = f"{method}{path}".replace("/", "-").replace("{", "").replace("}", "")
         self._operation, self._schemas, self._base, self._root = operation, schemas, base, root
-        self._needs_key = "security" in operation
+        self._needs_key = bool(operation["security"])
         self._answers: Mapping[str, Any] = operation["responses"].get("200", {}).get("content", {})
         self._parameters: list[Mapping[str, Any]] = operation.get("parameters", [])
         content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})

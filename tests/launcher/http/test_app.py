@@ -69,6 +69,8 @@ def test_the_status_says_what_the_engine_runs_on_and_does(run_folder: Path) -> N
         ("/readyz", ": did you mean /ready?"),
         ("/nothing/" + "x" * 1000, "; /docs has all there is"),
         ("/v1/set_lora", "loads one, and loras of POST /v1/images/generations names it"),
+        ("/v1/", "which add paths such as /images/generations to it themselves"),
+        ("/swagger/index.html", "described at /docs, and in /openapi.json"),
         ("/generate", ": this server draws: POST /v1/images/generations"),
     ],
 )
@@ -78,5 +80,23 @@ def test_a_path_that_is_none_is_answered_with_the_nearest(path: str, instead: st
             answer = await client.post(path)
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
             assert answer.json()["error"]["message"].endswith(instead)
+
+    run(test())
+
+
+def test_head_is_answered_wherever_get_is_and_another_method_with_those_there_are(run_folder: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, http_server(fakes.address, api_keys=("secret",)) as client:
+            described = (await client.get("/openapi.json")).json()["paths"]
+            paths = {path for path, methods in described.items() if "get" in methods and "{" not in path}
+            for path in paths | {"/", "/docs", "/openapi.json", "/favicon.ico"}:
+                answer = await client.head(path)
+                assert (answer.status_code, answer.content) == (200, b""), path
+                assert int(answer.headers["content-length"]) > 0, path
+            assert (await client.head("/v1/models", headers={"Authorization": ""})).status_code == 401
+            answer = await client.get("/v1/images/generations")
+            assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+            message = answer.json()["error"]["message"]
+            assert message == "GET is not possible at /v1/images/generations: POST is"
 
     run(test())

@@ -95,7 +95,7 @@ def test_keys_and_the_public_address_are_in_the_description(openapi: Schema) -> 
     assert openapi["servers"] == [{"url": "https://draw.example/krea2"}]
     schemes = openapi["components"]["securitySchemes"]
     for _, path, operation in routes(openapi):
-        named = [name for each in operation.get("security", ()) for name in each]
+        named = [name for each in operation["security"] for name in each]
         assert set(named) <= set(schemes)
         wants = path.startswith(("/v1/", "/sdapi/")) and "/files/" not in path
         if path == "/metrics" or wants:
@@ -103,6 +103,17 @@ def test_keys_and_the_public_address_are_in_the_description(openapi: Schema) -> 
             assert "401" in operation["responses"], path
         if path in ("/health", "/ready"):
             assert not named
+
+
+def test_what_an_error_is_stands_in_one_place(openapi: Schema) -> None:
+    assert list(openapi["components"]["schemas"]["Error"]["properties"]) == ["error"]
+    for method, path, operation in routes(openapi):
+        assert operation["security"] == [], (method, path)  # which says that no key is needed
+        for status, response in operation["responses"].items():
+            if status >= "400":
+                schema = response["content"]["application/json"]["schema"]
+                name = "Automatic1111Error" if path.startswith("/sdapi/") else "Error"
+                assert schema == {"$ref": f"#/components/schemas/{name}"}, (method, path, status)
 
 
 class _Batch(BaseModel):

@@ -143,7 +143,7 @@ def test_errors_are_told_in_all_places_where_clients_look(run_folder: Path) -> N
             for method, path, status in (("GET", "png-info", 404), ("GET", "txt2img", 405), ("POST", "samplers", 405)):
                 answer = await client.request(method, f"{SDAPI}/{path}")
                 assert (answer.status_code, answer.json()["detail"]) == (status, error_of(answer)["message"])
-            assert answer.headers["allow"] == "GET"
+            assert answer.headers["allow"] == "GET, HEAD"
 
     run(test())
 
