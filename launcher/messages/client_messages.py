@@ -12,7 +12,7 @@ import msgspec
 
 from launcher.explanation import Explanation
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 LONGEST_REQUEST_ID = 64  # characters
 RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_REQUEST_ID)]
 LONGEST_IDEMPOTENCY_KEY = 255  # characters

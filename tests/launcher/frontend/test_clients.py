@@ -96,7 +96,7 @@ def test_malformed_messages_are_answered_or_dropped_and_counted(run_folder: Path
             answer = await reply()
             assert isinstance(answer, Failed)
             assert (answer.request_id, answer.code) == ("r", ServerError.code)
-            assert "protocol version 3, the client sent version 99" in answer.message
+            assert "protocol version 4, the client sent version 99" in answer.message
             await socket.send(msgspec.msgpack.encode({"type": "generate", "request_id": "s", "prompt": [1]}))
             answer = await reply()
             assert isinstance(answer, Failed)

@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError, CheckpointError, Krea2Error, RankError, ServerError, error_from_code
 from engine.step import Job, Step, StepTimes
-from launcher.messages.client_messages import Acknowledge, Cancel, Failed, Generate, Ping, Pong, Request, Status
+from launcher.messages.client_messages import (
+    PROTOCOL_VERSION,
+    Acknowledge,
+    Cancel,
+    Failed,
+    Generate,
+    Ping,
+    Pong,
+    Request,
+    Status,
+)
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import MessageError, decode_reply, decode_request, encode, encode_request
 from launcher.messages.rank_messages import Execute, Load, StepDone, decode_command, decode_report
@@ -28,7 +38,7 @@ def test_requests_survive_the_wire(message: Request) -> None:
 
 
 def test_a_client_leaves_out_what_a_newer_server_adds_to_its_replies() -> None:
-    pong = decode_reply(encode({"type": "pong", "version": 3, "load": [0.5]}))
+    pong = decode_reply(encode({"type": "pong", "version": PROTOCOL_VERSION, "load": [0.5]}))
     assert pong == Pong()
 
 
