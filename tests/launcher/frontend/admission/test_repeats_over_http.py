@@ -147,7 +147,7 @@ def test_a_key_that_cannot_be_one_is_an_error(run_folder: Path, key: Any) -> Non
             assert (answer.status_code, error_of(answer)["param"]) == (400, "Idempotency-Key"), answer.text
             assert "1 to 255 printable ASCII characters" in error_of(answer)["message"]
             assert fakes.ranks[0].steps == []
-            assert "Header <code>Idempotency-Key</code>: " in (await client.get("/docs")).text
+            assert "<code>Idempotency-Key</code>" in (await client.get("/docs")).text
 
     run(test())
 
