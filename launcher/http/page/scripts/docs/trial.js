@@ -101,6 +101,8 @@ export class Trial {
         JSON.parse(body.value);
       } catch (error) {
         if (!isTold) return null;
+        this.#answer.begin();
+        this.#answer.fail(""); // what was answered before is no answer to this
         this.#complain(`This is not JSON: ${error.message}`);
         body.focus();
         return null;

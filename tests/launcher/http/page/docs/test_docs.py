@@ -45,6 +45,8 @@ def test_an_answer_is_shown_with_its_pictures_and_an_error_with_what_is_wrong(pa
     body.fill('{"prompt": }')
     send.click()
     expect(form.get_by_role("alert")).to_contain_text("This is not JSON")
+    expect(picture).to_have_count(0)  # of the last answer
+    expect(status).to_be_empty()
     expect(body).to_be_focused()
     assert len(server.requests) == 1
 
