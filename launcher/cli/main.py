@@ -20,7 +20,7 @@ from engine.errors import ArgumentError, Krea2Error, printable
 from launcher.cli.convert import convert
 from launcher.cli.generate import generate
 from launcher.cli.info import info
-from launcher.cli.options.command import Commands
+from launcher.cli.options.command import SETTINGS, Commands
 from launcher.cli.serve import keys, serve
 from launcher.processes import ORDERLY_S, SIGNALS, exit_after, watch_parent
 from launcher.ranks import torchrun
@@ -76,7 +76,7 @@ def show_help(context: click.Context, command: str | None) -> None:
 @click.group(
     cls=Commands,
     commands=(generate, serve, info, convert, keys, show_help),
-    context_settings={"show_default": True, "help_option_names": ["-h", "--help"]},
+    context_settings=SETTINGS,
 )
 @click.version_option(engine.__version__)
 def commands() -> None:

@@ -52,7 +52,7 @@ def _bodies(text: str) -> Iterator[Example]:
     """Of `POST /v1/images/generations`."""
     for body in map(json.loads, re.findall(r"-d '(\{\"prompt\".*?\})'", text)):
         width, _, height = body.get("size", "").partition("x")
-        for index in range(body.get("n", 1) if "seed" in body else 0):
+        for index in range(body.get("n", 1) if body.get("seed", -1) >= 0 else 0):
             yield Example(body["prompt"], body["seed"] + index, (int(width), int(height)) if height else None)
 
 

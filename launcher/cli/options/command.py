@@ -15,6 +15,7 @@ from launcher.setup.nearest import MODELS, nearest, nearest_to_given
 
 MODEL = "model_argument"  # the name of an argument that is the same as --model
 _GIVEN = "krea2.other"  # in a context's `meta`: (option of another program, flag, value)
+SETTINGS = {"show_default": True, "help_option_names": ["-h", "--help"]}  # of contexts, also of one command alone
 _STARTS_AN_ENGINE = "share_gpu"  # an option of each command that does
 # What others call our commands.
 _MEANT = {
@@ -31,7 +32,7 @@ class Command(click.Command):
     as they are typed."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
+        super().__init__(*args, **{"context_settings": SETTINGS} | settings)
         own = {str(parameter.name): parameter for parameter in self.params}
         for other in OTHER_OPTIONS:
             if other.option in own or (other.option is None and _STARTS_AN_ENGINE in own):
