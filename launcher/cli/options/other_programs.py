@@ -11,6 +11,7 @@ import click
 from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
 from engine.errors import ArgumentError
 from launcher.messages.parameter_names import GUIDANCE_IS_OFF, in_own_names
+from launcher.parameters.other_programs import less
 from launcher.parameters.table import OTHERS
 
 YES, NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
@@ -68,11 +69,7 @@ def _guidance(value: float, _: Parameters) -> float:
 
 
 def _scale(value: float, _: Parameters) -> float:
-    """Make guidance of a scale that is 1 more. Only with 1, which is off, nobody can have meant another one."""
-    if value == 1:
-        return 0.0
-    instead = f": write --guidance {value - 1:g}" if value > 1 else ""
-    raise ArgumentError(f"a scale of {value:g} in other programs is 1 less on Krea's{instead}", parameter="guidance")
+    return less("cfg scale", value)
 
 
 def _note_of_guidance(value: float) -> str | None:
@@ -213,8 +210,8 @@ OTHER_OPTIONS = (
     ),
     OtherOption(("--cfg",), _KREA, "`--guidance`", "guidance"),
     OtherOption(
-        ("--cfg-scale", "--true-cfg-scale"), f"{_VLLM}, {_DIFFUSERS}", "1 is off; else Krea's scale is 1 less: for 4.5 "
-        "write `--guidance 3.5`", "guidance", values=_scale,
+        ("--cfg-scale", "--true-cfg-scale"), f"{_VLLM}, {_DIFFUSERS}", "`--guidance`, which is 1 less: 1 is off, and "
+        "4.5 is 3.5", "guidance", values=_scale,
     ),
     OtherOption(("--y1", "--y2"), _KREA, "`--mu` pins the shift, as in that script"),
     OtherOption(

@@ -101,6 +101,17 @@ def statuses(*errors: int) -> Responses:
 ENGINE_ERRORS = (503,)  # of a route that asks the engine
 DRAWING_ERRORS = (404, 422, 429, 503, 504)  # of a route that draws
 TEXT = {"type": "string"}
+# What an answer with images says, besides them.
+DRAWN: dict[str, Schema] = {
+    "created": integer("When, in seconds since 1970.", 1_790_000_000),
+    "request_id": text("As in the header X-Request-ID.", "7f3c9a"),
+    "seed": integer("The seed of the first image.", 7),
+    "size": text("Width and height of the images in pixels.", "512x512"),
+    "output_format": text("The kind of the files: png, jpeg or webp.", "png"),
+    "timings": numbers("Seconds, by what the request did or waited for.", {"queue": 0.1, "total": 2.5}),
+    "warnings": many(TEXT, "What was done otherwise than one may have expected, in sentences."),
+    "explanation": {"type": "object", "description": "Where the time went, if the request asked for it."},
+}
 _KINDS = ("invalid_request_error", "rate_limit_error", "server_error")
 ERROR = object_schema(
     {

@@ -17,13 +17,13 @@ from launcher.http.answers.errors import error_body
 from launcher.http.answers.event_stream import write_event
 from launcher.http.answers.schemas import (
     DRAWING_ERRORS,
+    DRAWN,
     TEXT,
     Schema,
     answer,
     constant,
     integer,
     many,
-    numbers,
     object_schema,
     text,
 )
@@ -58,17 +58,10 @@ _USAGE = object_schema(
 )
 _IMAGES = object_schema(
     {
-        "created": integer("When, in seconds since 1970.", 1_790_000_000),
-        "request_id": text("As in the header X-Request-ID.", "7f3c9a"),
+        **DRAWN,
         "data": many(_IMAGE, "The images, in order."),
-        "seed": integer("The seed of the first image.", 7),
-        "size": text("Width and height of the images in pixels.", "512x512"),
-        "output_format": text("The kind of the files: png, jpeg or webp.", "png"),
         "background": constant("opaque", "Images have no transparent parts."),
         "usage": _USAGE | {"description": "How many tokens of text and image it took."},
-        "timings": numbers("Seconds, by what the request did or waited for.", {"queue": 0.1, "total": 2.5}),
-        "warnings": many(TEXT, "What was done otherwise than one may have expected, in sentences."),
-        "explanation": {"type": "object", "description": "Where the time went, if the request asked for it."},
     },
     optional=("explanation",),
 )

@@ -6,12 +6,12 @@ from fastapi import Body
 
 from launcher.http.answers.schemas import (
     DRAWING_ERRORS,
+    DRAWN,
     TEXT,
     answer,
     constant,
     integer,
     many,
-    numbers,
     object_schema,
     text,
 )
@@ -57,18 +57,11 @@ _USAGE = object_schema(
 _COMPLETION = object_schema(
     {
         "id": text("A name for the answer.", "chatcmpl-7f3c9a"),
+        **DRAWN,
         "object": constant("chat.completion"),
-        "created": integer("When, in seconds since 1970.", 1_790_000_000),
         "model": text("The model, as it was asked for.", "Krea-2-Turbo"),
-        "request_id": text("As in the header X-Request-ID.", "7f3c9a"),
         "choices": many(_CHOICE, "As many as n."),
         "usage": _USAGE | {"description": "How many tokens of text and image it took."},
-        "seed": integer("The seed of the first image.", 7),
-        "size": text("Width and height of the images in pixels.", "512x512"),
-        "output_format": text("The kind of the files: png, jpeg or webp.", "webp"),
-        "timings": numbers("Seconds, by what the request did or waited for.", {"queue": 0.1, "total": 2.5}),
-        "warnings": many(TEXT, "What was done otherwise than one may have expected, in sentences."),
-        "explanation": {"type": "object", "description": "Where the time went, if the request asked for it."},
     },
     optional=("explanation",),
 )

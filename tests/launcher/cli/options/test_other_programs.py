@@ -76,6 +76,7 @@ def test_an_option_that_means_the_same_is_the_same(command: str, theirs: list[st
         (["--num-outputs-per-prompt", "3"], ["--num-images", "3"]),
         (["--num_outputs", "3", "--sampling-steps", "4"], ["--num-images", "3", "--steps", "4"]),
         (["--cfg-scale", "1.0"], ["--guidance", "0"]),
+        (["--true-cfg-scale", "4.5"], ["--guidance", "3.5"]),
         (["--neg-prompt", "red"], ["--negative-prompt", "red"]),
         (["--output-quality", "high"], ["--output-compression", "90"]),
         (["--output-quality", "default"], []),
@@ -118,8 +119,7 @@ def test_what_is_meant_otherwise_or_changes_nothing_is_told(krea2: Krea2, argume
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--cfg-scale", "4"], "a scale of 4 in other programs is 1 less on Krea's: write --guidance 3"),
-        (["--true-cfg-scale", "0"], "a scale of 0 in other programs is 1 less on Krea's"),
+        (["--true-cfg-scale", "0"], "cfg scale must be 1, which is off, or more, got 0"),
         (["--image", "fox.png"], "there is no --image here: pictures are made from prompts alone"),
         (
             ["--output-quality", "so-so"],
