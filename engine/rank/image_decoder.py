@@ -13,12 +13,12 @@ import torch
 
 from engine.device.devices import is_out_of_memory, release_tensors, to_host
 from engine.device.timing import DeviceTime, record_time, seconds_between
+from engine.model.patches import unpack_latents
 from engine.model.preview import PreviewMap
 from engine.model.tiles import SMALLEST_TILE
 from engine.planning.step_memory import tile_side
 from engine.rank.build import RankModel
 from engine.rank.job_state import JobState
-from engine.rank.sampling import unpack_latents
 from engine.step import Job
 
 _logger = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ import math
 import torch
 
 from engine.config.model_config import ModelConfig
+from engine.model.patches import pack_latents
 
 DISTILLED_MU = 1.15
 
@@ -43,19 +44,6 @@ def draw_noise(seed: int, width: int, height: int, config: ModelConfig, dtype: t
     shape = (1, config.vae.z_dim, height // scale, width // scale)
     noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=dtype)
     return pack_latents(noise[0].float(), config.patch_size)
-
-
-def pack_latents(latents: torch.Tensor, patch: int) -> torch.Tensor:
-    """Pack (c, h·p, w·p) to (h·w, c·p·p): one token a patch, row by row."""
-    channels, height, width = latents.shape
-    patches = latents.view(channels, height // patch, patch, width // patch, patch)
-    return patches.permute(1, 3, 0, 2, 4).reshape(-1, channels * patch * patch)
-
-
-def unpack_latents(tokens: torch.Tensor, grid_height: int, grid_width: int, patch: int) -> torch.Tensor:
-    """Unpack (h·w, c·p·p) to (c, h·p, w·p), the inverse of `pack_latents`."""
-    patches = tokens.view(grid_height, grid_width, -1, patch, patch)
-    return patches.permute(2, 0, 3, 1, 4).reshape(-1, grid_height * patch, grid_width * patch)
 
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, guidance: float) -> torch.Tensor:

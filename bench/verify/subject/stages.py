@@ -21,13 +21,13 @@ from engine.kernels.norm import rms_norm_modulate
 from engine.kernels.packing import Packing
 from engine.kernels.rope import image_rotations, text_rotations
 from engine.model.batch import Layout, Segment
+from engine.model.patches import unpack_latents
 from engine.model.text_encoder import TextEncoder
 from engine.model.transformer import TimeModulation
 from engine.model.vae import VAEDecoder
 from engine.parallel.mesh import Mesh
 from engine.parallel.row_share import ImageRows, RowShare
 from engine.rank.rank import Rank
-from engine.rank.sampling import unpack_latents
 
 EMBEDDING = "text encoder embedding"
 LAYER = "text encoder layer {}"

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from engine.config.engine_config import VAE
+from engine.model.patches import unpack_latents
 from engine.model.tiles import SMALLEST_TILE
-from engine.rank.sampling import unpack_latents
 from tests.engine.rank.short_of_memory import Ranked, decoding_fails, make_jobs
 from tests.engine_runs import DEADLINE_S
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.model_config import ModelConfig
-from engine.rank.sampling import default_mu, draw_noise, guide, make_sigmas, pack_latents, unpack_latents
+from engine.rank.sampling import default_mu, draw_noise, guide, make_sigmas
 
 DEMO = ModelConfig.from_folder(DEMO_CHECKPOINT)
 RAW = replace(DEMO, is_distilled=False)
@@ -49,14 +49,6 @@ def test_noise_is_what_diffusers_draws_for_the_seed(dtype: torch.dtype, height: 
 
 class _Patch2:
     patch_size = 2
-
-
-@given(channels=st.integers(1, 4), height=st.integers(1, 5), width=st.integers(1, 5), patch=st.integers(1, 3))
-def test_unpacking_undoes_packing(channels: int, height: int, width: int, patch: int) -> None:
-    latents = torch.randn(channels, height * patch, width * patch)
-    tokens = pack_latents(latents, patch)
-    assert tokens.shape == (height * width, channels * patch**2)
-    assert torch.equal(unpack_latents(tokens, height, width, patch), latents)
 
 
 def test_guidance_is_kreas() -> None:
