@@ -19,6 +19,19 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture that jobs begin from, of their size in pixels. masked: parts of it stay.
+
+    Its pixels go to rank 0 beside the step that encodes it: see `engine.pictures.pixels`.
+    """
+
+    picture_id: int
+    width: int
+    height: int
+    masked: bool = False
+
+
+@dataclass(frozen=True)
 class Job:
     """One image to make. Sizes are already rounded and within limits.
 
@@ -26,7 +39,8 @@ class Job:
     guidance is 0, so that an unused negative prompt is never encoded. `mu`: the noise schedule's shift,
     None by the checkpoint's rule. A preview is made after every `preview_every` steps but the last; 0 means none.
     `loras`: ids of loaded adapters, each with its strength. Width and height are pixels. explain: the step that starts
-    it is to say what the rank reaches, in `StepTimes.reach`.
+    it is to say what the rank reaches, in `StepTimes.reach`. picture: what it begins from, None for noise alone.
+    skipped_steps: of the schedule before its own `steps`, which may be none.
     """
 
     job_id: int
@@ -41,20 +55,26 @@ class Job:
     preview_every: int = 0
     loras: tuple[tuple[int, float], ...] = ()
     explain: bool = False
+    picture: Picture | None = None
+    skipped_steps: int = 0
 
     @property
     def prompts(self) -> tuple[tuple[int, ...], ...]:
-        """What is to be encoded: the prompt and, when the image is guided, the negative prompt."""
+        """What is to be encoded: the prompt and, when the image is guided, the negative prompt; none without steps."""
+        if self.steps == 0:
+            return ()
         return (self.prompt_ids,) if self.negative_ids is None else (self.prompt_ids, self.negative_ids)
 
 
 @dataclass(frozen=True)
 class Step:
-    """Load adapters, start these jobs, denoise the jobs of `denoise` once, then decode, release and unload.
+    """Load adapters, encode pictures, start these jobs, denoise the jobs of `denoise` once, then decode, release,
+    forget and unload.
 
     `number` counts up by one from 0; a gap is an error that ends the rank group. `decode` names jobs whose last
     denoise step has been done (in this step or before); their image comes from rank 0 and they are forgotten.
-    `release` names jobs to forget without an image. No job in flight names an adapter of `unload`.
+    `release` names jobs to forget without an image. No job in flight names an adapter of `unload`. encode: pictures
+    that jobs of this step and of later ones begin from; forget: the ids of those that no later one does.
     """
 
     number: int
@@ -64,6 +84,8 @@ class Step:
     release: tuple[int, ...] = ()
     load: tuple[Adapter, ...] = ()
     unload: tuple[int, ...] = ()
+    encode: tuple[Picture, ...] = ()
+    forget: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +115,8 @@ class Reach:
 class StepTimes:
     """Seconds that a rank spent in the parts of one step, and the prompt tokens that it encoded.
 
+    picture_s: of encoding pictures, which have `encoded_pixels`; not part of encode_s, that of prompts.
+
     one_by_one: there was too little memory for all its jobs, and each ran alone; `denoise_s` then includes encoding.
     graph: the step was the replay of a CUDA graph. reach: if a job that it started asked for it; before the step, the
     rank took `reach_s` to find out. late_s: how long ago the step was over when this was told, where a device does not
@@ -107,6 +131,8 @@ class StepTimes:
     reach: Reach | None = None
     reach_s: float = 0.0
     late_s: float = 0.0
+    picture_s: float = 0.0
+    encoded_pixels: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-from launcher.messages.open_files import hold_standard_files, raise_limit
+from launcher.messages.connections.open_files import hold_standard_files, raise_limit
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ _part = partial(path, metavar="PATH")
 class EngineConfig:
     """How to run the engine: which checkpoint, on what, over how many ranks. Raises `ArgumentError` for a bad value.
 
-    Its fields are options of `krea2` and `launch`, flat as those are, so there are 22. A new one is added here and in
+    Its fields are options of `krea2` and `launch`, flat as those are, so there are 23. A new one is added here and in
     the signature of `launch`.
 
     model: None is "demo", unless parts are given. tp, sp, cfg_parallel: as in `Degrees`. merge_loras: files, each with
@@ -81,6 +81,11 @@ class EngineConfig:
         True,
         "When a server starts on a GPU, record steps of few tokens as CUDA graphs: launched at once.",
         flag="--cuda-graphs/--no-cuda-graphs",
+    )
+    image_input: bool = switch(
+        True,
+        "Load what pictures of people's own need to be drawn from: the VAE's encoder.",
+        flag="--image-input/--no-image-input",
     )
     merge_loras: tuple[tuple[str, float], ...] = ()
     lora_lenient: bool = switch(False, "Skip what fits nothing in a LoRA file, with a warning, and use the rest.")

@@ -21,8 +21,9 @@ from launcher.cli.options.engine_options import configure_engine, engine_options
 from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER
 from launcher.cli.progress import GenerateProgress
 from launcher.cli.prompts import Asked, collect
-from launcher.messages.client_messages import Accepted, Generate, LoraChoice, Progress
+from launcher.messages.client_messages import Accepted, Generate, Progress
 from launcher.messages.limits import Limits
+from launcher.messages.message_parts import LoraChoice
 from launcher.messages.parameter_names import RANDOM_SEED, describe_seed, draw_seed, in_own_names, usable_seed
 from launcher.requests.output_files import DEFAULT, OutputName, check_paths, made_folders, write_file
 from launcher.setup.launch import launch_frontend

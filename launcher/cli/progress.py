@@ -15,7 +15,7 @@ import click
 from engine.errors import printable
 from launcher.cli.stdout import say_path
 from launcher.client.bars import make_bar
-from launcher.messages.client_messages import Stage
+from launcher.messages.message_parts import Stage
 from launcher.setup.loading_bar import LoadingBar
 
 _SHOWN_SEEDS = 10

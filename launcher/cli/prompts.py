@@ -15,7 +15,7 @@ import click
 from engine.config.demo_checkpoints import DEMO_CHECKPOINTS
 from engine.errors import ArgumentError
 from launcher.cli.options.as_typed import LineError
-from launcher.messages.client_messages import LoraChoice
+from launcher.messages.message_parts import LoraChoice
 from launcher.messages.parameter_names import ALIASES, SYNONYMS, in_own_names, read
 from launcher.requests.output_files import FORMATS, OutputName
 from launcher.setup.nearest import nearest

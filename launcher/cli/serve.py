@@ -154,7 +154,7 @@ def serve(
     if not 0 <= drain_s <= MAX_TIMEOUT_S:
         raise ArgumentError.of("drain_s", f"between 0 and {MAX_TIMEOUT_S}", drain_s)
     if rpc is not None:
-        from launcher.messages.sockets import check_address
+        from launcher.messages.connections.sockets import check_address
 
         if check_address(rpc, insecure=insecure, keys=rpc_keys is not None):
             click.echo(f"warning: whoever reaches {rpc} can use this server", err=True)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from engine.config.model_config import ModelConfig
 from launcher.messages.configs import FrontendConfig, HttpConfig
+from launcher.messages.connections.sockets import is_loopback
 from launcher.messages.rank_messages import Ready
-from launcher.messages.sockets import is_loopback
 
 _SHOWN_LORAS = 6
 

@@ -24,11 +24,11 @@ import zmq.asyncio
 from engine.errors import ArgumentError, Krea2Error, ServerError, error_from_code
 from launcher.awake import TICK_S, AwakeClock
 from launcher.messages import client_messages as messages
+from launcher.messages.connections.open_files import check_free
+from launcher.messages.connections.sockets import send_now
 from launcher.messages.encoding import decode_reply, encode_request
 from launcher.messages.keys import ClientKeys
 from launcher.messages.limits import is_number
-from launcher.messages.open_files import check_free
-from launcher.messages.sockets import send_now
 
 PING_S = 2.0  # between pings, which keep the lease
 ASK_AGAIN_S = 10.0  # without a reply to a request

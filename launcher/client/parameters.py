@@ -11,7 +11,8 @@ from typing import Annotated, Any, Required, TypedDict, TypeVar, get_type_hints
 import msgspec
 
 from engine.errors import ArgumentError
-from launcher.messages.client_messages import Generate, LoraChoice
+from launcher.messages.client_messages import Generate
+from launcher.messages.message_parts import LoraChoice
 from launcher.messages.parameter_names import ALIASES, in_own_names
 from launcher.parameters.table import OTHERS
 

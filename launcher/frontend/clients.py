@@ -13,12 +13,12 @@ from engine.errors import ArgumentError, Krea2Error, QueueFullError, error_from_
 from launcher.logs import log_exception
 from launcher.messages.api_keys import ANONYMOUS
 from launcher.messages.client_messages import Acknowledge, Cancel, Closing, Failed, Generate, Ping, Pong, Request
+from launcher.messages.connections.entrance import FILES, MOST, Entrance
+from launcher.messages.connections.open_files import room_for_connections
+from launcher.messages.connections.sockets import bind, send_now
 from launcher.messages.encoding import MAX_REQUEST_BYTES, MessageError, decode_request, encode
-from launcher.messages.entrance import FILES, MOST, Entrance
 from launcher.messages.keys import ServerKeys
-from launcher.messages.open_files import room_for_connections
 from launcher.messages.own_clients import PREFIX, OwnClients, own_address
-from launcher.messages.sockets import bind, send_now
 
 MAX_CLIENTS = 1024
 _MESSAGES_AHEAD = 64  # in zmq's queue for a client; what comes on top waits in its outbox

@@ -18,8 +18,8 @@ from engine.scheduling.scheduler import Scheduler
 from engine.step import Adapter, Job, Step
 from launcher.frontend.warm_up import AfterWarmUp, WarmUp
 from launcher.logs import log_event
-from launcher.messages.client_messages import Stage
 from launcher.messages.configs import FrontendConfig
+from launcher.messages.message_parts import Stage
 from launcher.messages.rank_messages import Decoded, DoneStep, Previewed, Ready
 from launcher.processes import Child
 from launcher.ranks.gpu_health import Gpu, GpuError

@@ -36,6 +36,7 @@ from launcher.messages import client_messages as messages
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import as_krea2_error, describe
 from launcher.messages.keys import ServerKeys
+from launcher.messages.message_parts import Stage
 from launcher.messages.own_clients import OwnClients
 from launcher.messages.rank_messages import DoneStep, Ready
 from launcher.processes import Child
@@ -66,7 +67,7 @@ class Frontend:
         ranks: list[Child],
         *,
         on_started: Callable[[str, Sequence[Ready]], None],
-        on_stage: Callable[[messages.Stage], None] = lambda stage: None,
+        on_stage: Callable[[Stage], None] = lambda stage: None,
         after_warm_up: AfterWarmUp | None = None,
         own_clients: OwnClients | None = None,
         manager: ServiceManager | None = None,
@@ -154,8 +155,7 @@ class Frontend:
     async def _drain_after(self, stop: asyncio.Event) -> None:
         """Refuse what comes and what has not begun, and wait until the rest has been acknowledged, for `drain_s`."""
         await stop.wait()
-        refused = self._requests.drain()
-        running = len(self._requests.unfinished())
+        refused, running = self._requests.drain(), len(self._requests.unfinished())
         log_event("draining", running=running, refused=refused, drain_s=self._config.drain_s)
         self._manager.stopping(f"finishing {running} requests")
         loop = asyncio.get_running_loop()

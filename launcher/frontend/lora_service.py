@@ -16,9 +16,10 @@ from launcher.frontend.clients import Clients
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.lora_registry import LoraEntry, LoraRegistry, log_fields
 from launcher.logs import log_event
-from launcher.messages.client_messages import ListLoras, LoadedLora, LoadLora, LoraRequest, Loras, MergedLora
+from launcher.messages.client_messages import ListLoras, LoadLora, LoraRequest, Loras
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import as_krea2_error
+from launcher.messages.message_parts import LoadedLora, MergedLora
 from launcher.provenance.made_with import MadeWith
 from launcher.requests.check import check_strength
 from launcher.requests.lora_files import MAX_NAME, check_name, open_lora, path_inside, shown_file

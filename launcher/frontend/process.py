@@ -15,9 +15,9 @@ from engine.errors import Krea2Error, LaunchError, ServerError
 from launcher import awake, processes
 from launcher.frontend.admission import key_files
 from launcher.logs import take_stderr
-from launcher.messages.client_messages import Stage
 from launcher.messages.configs import Ended, FrontendConfig, Started, Starting
 from launcher.messages.encoding import as_krea2_error
+from launcher.messages.message_parts import Stage
 from launcher.messages.own_clients import OwnClients, own_address
 from launcher.messages.rank_messages import Ready
 from launcher.ranks.start import start_ranks

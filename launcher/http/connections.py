@@ -6,7 +6,7 @@ import asyncio
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from launcher.messages.open_files import limit, room_for_connections
+from launcher.messages.connections.open_files import limit, room_for_connections
 
 HEAD_S = 20.0  # seconds for a request's line and headers to arrive
 _RESERVE = 48  # files that this process has open, and opens, beside its clients' connections

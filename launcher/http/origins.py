@@ -16,7 +16,7 @@ from engine.errors import error_from_code
 from launcher.http.addresses import host_name, origin_of
 from launcher.http.answers.errors import shorten
 from launcher.messages.configs import HttpConfig
-from launcher.messages.sockets import is_loopback
+from launcher.messages.connections.sockets import is_loopback
 
 ANY = "*"
 _METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"

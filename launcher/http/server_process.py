@@ -21,8 +21,8 @@ from launcher.http.addresses import can_begin_links, is_host, is_origin
 from launcher.http.workers.worker import HttpWorker
 from launcher.messages.api_keys import name_keys, read_keys
 from launcher.messages.configs import HttpConfig
+from launcher.messages.connections.sockets import is_open
 from launcher.messages.own_clients import OwnClients
-from launcher.messages.sockets import is_open
 from launcher.processes import Child
 
 _BACKLOG = 512

@@ -11,8 +11,9 @@ from typing import Annotated
 import msgspec
 
 from launcher.explanation import Explanation
+from launcher.messages.message_parts import LoadedLora, LoraChoice, MergedLora, Outpaint, Stage
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 LONGEST_REQUEST_ID = 64  # characters
 RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_REQUEST_ID)]
 LONGEST_IDEMPOTENCY_KEY = 255  # characters
@@ -41,55 +42,6 @@ class _Reply(_Versioned, frozen=True, kw_only=True, forbid_unknown_fields=False)
     """What a newer server adds is left out."""
 
 
-class LoraChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A loaded LoRA that an image is to be made with; strength None for the one that it was loaded with."""
-
-    name: str
-    strength: float | None = None
-
-
-class LoadedLora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A LoRA that requests may choose. `file` is relative to the folder that clients may load from, or a bare name.
-
-    strength: of requests that give none. family: what kind of file it is, for people. modules: layers that it changes.
-    bytes: of each rank.
-    """
-
-    name: str
-    file: str
-    strength: float
-    family: str
-    modules: int
-    bytes: int
-
-
-class MergedLora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A LoRA that is part of the weights, for every image."""
-
-    file: str
-    strength: float
-
-
-class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How far an engine is on its way to images: `starting`, `loading` or `warming up`.
-
-    done, total: bytes of weights that its ranks have read and that they are to read, all of them together, from the
-    checkpoint's files; 0 before that is known.
-    """
-
-    name: str
-    done: int = 0
-    total: int = 0
-
-    def describe(self) -> str:
-        """Say it in a few words, as `loading 13.5 of 33.1 GB (40 %)`."""
-        if self.name != "loading":
-            return self.name
-        unit, shown = (1e9, "GB") if self.total >= 1e9 else (1e6, "MB")
-        read = f"{self.done / unit:.1f} of {self.total / unit:.1f} {shown}"
-        return f"loading {read} ({100 * self.done // max(1, self.total)} %)"
-
-
 # ---- client → front-end
 
 
@@ -100,6 +52,11 @@ class Generate(_Versioned, frozen=True, kw_only=True):
     steps of an image between its previews; None for no previews. idempotency_key: a request of the same caller with the
     same one joins this one, or gets its answer. caller: whose request a process of the server's own sends; from others
     it is an error. explain: the last `Image` is to say where the time went. A flat record, as the protocol's is.
+
+    pictures: what the binary frames behind it are, in this order: the file of an `image` to begin from, and of a `mask`
+    of what is repainted. strength: how much of it changes, 0 to 1. strength_steps: whether all `steps` are run ("full")
+    or as many as the strength leaves ("partial"). mask_crop: pixels around the masked part, which alone is drawn then.
+    mask_feather: pixels over which what is drawn fades into what stays.
     """
 
     request_id: RequestId
@@ -122,6 +79,12 @@ class Generate(_Versioned, frozen=True, kw_only=True):
     idempotency_key: IdempotencyKey | None = None
     caller: str | None = None
     explain: bool = False
+    pictures: tuple[str, ...] = ()
+    strength: float | None = None
+    strength_steps: str = "partial"
+    outpaint: Outpaint | None = None
+    mask_crop: int | None = None
+    mask_feather: int | None = None
 
 
 class Cancel(_Versioned, frozen=True, kw_only=True):

@@ -6,8 +6,9 @@ import msgspec
 
 from engine.config.engine_config import EngineConfig
 from launcher.messages.api_keys import ApiKey
-from launcher.messages.client_messages import Message, Stage
+from launcher.messages.client_messages import Message
 from launcher.messages.limits import Limits
+from launcher.messages.message_parts import Stage
 
 MAX_WORKERS = 8  # HTTP processes
 

@@ -15,7 +15,7 @@ class Limits:
     """What one request may ask for, and what may wait. Sides are in pixels, prompts in bytes of UTF-8.
 
     max_pixels: after rounding the sides up. max_queue: requests. max_loras: loaded at once; max_request_loras: chosen
-    by one request.
+    by one request. max_image_bytes, max_image_pixels: of a picture's file.
     """
 
     min_side: int = 64
@@ -29,6 +29,8 @@ class Limits:
     max_queue: int = 256
     max_loras: int = 32
     max_request_loras: int = 8
+    max_image_bytes: int = 50_000_000
+    max_image_pixels: int = 64_000_000
 
     @classmethod
     def of(cls, changes: Mapping[str, float]) -> Limits:

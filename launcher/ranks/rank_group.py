@@ -24,8 +24,8 @@ from engine.step import Step
 from launcher.logs import log_event
 from launcher.messages import rank_messages as messages
 from launcher.messages.configs import FrontendConfig
+from launcher.messages.connections.sockets import send_now
 from launcher.messages.encoding import describe, encode
-from launcher.messages.sockets import send_now
 from launcher.processes import Child
 from launcher.ranks.gpu_health import Gpu, GpuError
 from launcher.ranks.lifelines import hold_lifelines

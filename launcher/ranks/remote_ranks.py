@@ -28,11 +28,11 @@ from engine.errors import LaunchError
 from launcher.awake import TICK_S, AwakeClock
 from launcher.logs import flush_stderr
 from launcher.messages.configs import Door
+from launcher.messages.connections.entrance import Entrance
+from launcher.messages.connections.sockets import bind, send_now
 from launcher.messages.encoding import encode
-from launcher.messages.entrance import Entrance
 from launcher.messages.keys import ClientKeys, ServerKeys
 from launcher.messages.rank_messages import Alive, door_path
-from launcher.messages.sockets import bind, send_now
 
 _BEAT_S = 2.0  # between a rank's signs of life
 SILENT_S = 30.0  # after which the other side counts as gone: longer than a machine is stopped when it is moved

@@ -12,9 +12,12 @@ from typing import TypeVar
 
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
-from launcher.messages.client_messages import Generate, LoraChoice
+from engine.pictures.strength import steps_of
+from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
+from launcher.messages.message_parts import LoraChoice
 from launcher.messages.parameter_names import RANDOM_SEED, describe_seed, usable_seed
+from launcher.pictures.prepared import PreparedPicture
 
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
 MAX_MU = 10.0  # the schedule computes exp(mu); the checkpoints' own rule stays below 2
@@ -22,6 +25,7 @@ MAX_PRIORITY = 100
 MAX_TIMEOUT_S = 86_400  # seconds
 BEST_COMPRESSION = 100  # the quality of a JPEG or WebP file, by OpenAI's name for it
 MAX_LORA_STRENGTH = 10.0  # positive or negative; files are made for 1, and far from it there is nothing to see
+_PICTURE_STRENGTH = 0.6  # as in diffusers; where a mask says what changes, all of that does
 _SHOWN_LORAS = 12  # names in an error
 
 Number = TypeVar("Number", int, float)
@@ -33,6 +37,9 @@ class CheckedRequest:
 
     Sizes are rounded up, and image i has seed `seed + i`. negative_prompt: None when it would not be used, so that it
     is never encoded. loras: names and strengths.
+
+    steps: those that are run; asked_steps: as they were asked for, skipped_steps: of the schedule before those run.
+    strength: None for images that begin from no picture. picture: what they begin from, where its files are known.
     """
 
     prompt: str
@@ -53,10 +60,26 @@ class CheckedRequest:
     warnings: tuple[str, ...]
     explain: bool = False
     output_compression: int | None = None
+    asked_steps: int = 0
+    skipped_steps: int = 0
+    strength: float | None = None
+    strength_steps: str = "partial"
+    picture: PreparedPicture | None = None
+
+    @property
+    def answer_size(self) -> tuple[int, int]:
+        """Width and height of finished images; width and height are what is drawn."""
+        return (self.width, self.height) if self.picture is None else self.picture.answer_size
 
 
 def check(
-    request: Generate, model: ModelConfig, limits: Limits, *, drawn_seed: int, loras: Mapping[str, float] | None = None
+    request: Generate,
+    model: ModelConfig,
+    limits: Limits,
+    *,
+    drawn_seed: int,
+    loras: Mapping[str, float] | None = None,
+    picture: PreparedPicture | None = None,
 ) -> CheckedRequest:
     """Apply the checkpoint's defaults and the limits. `drawn_seed` is the seed of a request that names none.
 
@@ -75,9 +98,18 @@ def check(
         if request.negative_prompt and guidance == 0:
             needs = "guidance, for which Turbo is not made: take Raw" if built_in else "a guidance above 0"
             warnings.append(f"the negative prompt is not used: it needs {needs}")
+    run, skipped, strength = steps, 0, None
+    if request.pictures:
+        partial = request.outpaint is None and "mask" not in request.pictures
+        strength = (_PICTURE_STRENGTH if partial else 1.0) if request.strength is None else request.strength
+        _between("strength", strength, 0, 1)
+        run, skipped = steps_of(steps, strength, request.strength_steps)
     width, height = _size(request.width, request.height, model, limits)
+    if picture is not None:
+        width, height = picture.width, picture.height
+        warnings.extend(picture.warnings)
     asked = (request.width or width, request.height or height)
-    if asked != (width, height):
+    if picture is None and asked != (width, height):
         rounded = f"{width} × {height}, multiples of {model.size_multiple}"
         warnings.append(f"the size {asked[0]} × {asked[1]} was rounded up to {rounded}")
     for outside in (
@@ -110,7 +142,7 @@ def check(
         prompt=request.prompt,
         negative_prompt=(request.negative_prompt or "") if guidance > 0 else None,
         seed=seed,
-        steps=steps,
+        steps=run,
         guidance=float(guidance),
         mu=None if request.mu is None else float(_between("mu", request.mu, -MAX_MU, MAX_MU)),
         width=width,
@@ -127,6 +159,11 @@ def check(
         warnings=tuple(warnings),
         explain=request.explain,
         output_compression=compression,
+        asked_steps=steps,
+        skipped_steps=skipped,
+        strength=strength,
+        strength_steps=request.strength_steps,
+        picture=picture,
     )
 
 

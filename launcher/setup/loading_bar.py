@@ -6,7 +6,7 @@ from io import TextIOBase
 from typing import Any, TextIO
 
 from launcher.client.bars import make_bar
-from launcher.messages.client_messages import Stage
+from launcher.messages.message_parts import Stage
 
 
 class LoadingBar:

@@ -19,7 +19,8 @@ from launcher.http.answers.errors import STATUS_OF_CODE, error_body
 from launcher.http.page_files import PAGE
 from launcher.http.workers import held_files, worker
 from launcher.http.workers.metrics import HttpMetrics
-from launcher.messages import api_keys, encoding, entrance
+from launcher.messages import api_keys, encoding
+from launcher.messages.connections import entrance
 from launcher.messages.limits import Limits
 from launcher.ranks import gpu_health, outstanding
 from launcher.requests.lora_files import MAX_FILE_BYTES

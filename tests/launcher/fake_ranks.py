@@ -20,10 +20,10 @@ from launcher import awake
 from launcher.client.async_client import AsyncClient
 from launcher.frontend.frontend import Frontend
 from launcher.frontend.warm_up import AfterWarmUp
-from launcher.messages.client_messages import Stage
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import encode
 from launcher.messages.limits import Limits
+from launcher.messages.message_parts import Stage
 from launcher.messages.own_clients import OwnClients
 from launcher.messages.rank_messages import (
     Decoded,

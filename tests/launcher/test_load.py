@@ -18,9 +18,9 @@ from engine.errors import QueueFullError
 from launcher.client.async_client import AsyncClient
 from launcher.client.results import Result
 from launcher.messages.client_messages import Generate
+from launcher.messages.connections.open_files import raise_limit
 from launcher.messages.encoding import encode
 from launcher.messages.limits import Limits
-from launcher.messages.open_files import raise_limit
 from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
 from tests.launcher.processes import PATIENCE_S, Marked, connect, memory_of
 

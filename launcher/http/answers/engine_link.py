@@ -10,7 +10,8 @@ from engine.errors import CancelledError, Krea2Error, ServerError
 from launcher.client.async_client import AsyncClient
 from launcher.client.results import Event
 from launcher.logs import log_event
-from launcher.messages.client_messages import Generate, Stage, StatusReply
+from launcher.messages.client_messages import Generate, StatusReply
+from launcher.messages.message_parts import Stage
 
 _CONNECT_S = 2.0  # for the front-end to reply
 _POLL_S = 0.1

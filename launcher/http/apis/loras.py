@@ -14,7 +14,7 @@ from launcher.http.answers.engine_link import EngineLink
 from launcher.http.answers.errors import JsonResponse
 from launcher.http.answers.schemas import means
 from launcher.http.apis import state_answers
-from launcher.messages.client_messages import LoadedLora
+from launcher.messages.message_parts import LoadedLora
 
 PATH = "/v1/loras"
 

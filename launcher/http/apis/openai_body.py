@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ModelWrapValidatorHandler, PrivateAttr, m
 from engine.errors import ArgumentError
 from launcher.http.answers.drawing import PARAMETERS
 from launcher.http.answers.schemas import means
-from launcher.messages.client_messages import LoraChoice
+from launcher.messages.message_parts import LoraChoice
 from launcher.messages.parameter_names import read
 
 MAX_PARTIAL_IMAGES = 3

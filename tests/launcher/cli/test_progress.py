@@ -14,9 +14,9 @@ from engine.config.model_config import ModelConfig
 from launcher.cli import progress
 from launcher.cli.progress import GenerateProgress, LoadingProgress
 from launcher.cli.server_summary import ServerSummary
-from launcher.messages.client_messages import Stage
 from launcher.messages.configs import FrontendConfig, HttpConfig, LoraFile
 from launcher.messages.limits import Limits
+from launcher.messages.message_parts import Stage
 from launcher.messages.rank_messages import Ready
 from tests.launcher.processes import Marked
 

@@ -13,7 +13,7 @@ from PIL import Image
 from engine.errors import ArgumentError
 from launcher.cli import prompts
 from launcher.cli.prompts import collect
-from launcher.messages.client_messages import LoraChoice
+from launcher.messages.message_parts import LoraChoice
 from launcher.messages.parameter_names import GUIDANCE_IS_OFF
 from tests.launcher.conftest import Krea2
 from tests.launcher.processes import Marked

@@ -15,7 +15,8 @@ from engine.errors import ArgumentError
 from launcher.client.async_client import AsyncClient
 from launcher.client.client import Client
 from launcher.client.parameters import INSTEAD, LoraParameters, OwnParameters, Parameters, make_request
-from launcher.messages.client_messages import Generate, LoraChoice
+from launcher.messages.client_messages import Generate
+from launcher.messages.message_parts import LoraChoice
 from launcher.messages.parameter_names import ALIASES, GUIDANCE_IS_OFF
 
 CALLS = (Client.generate, Client.stream, AsyncClient.generate, AsyncClient.stream)

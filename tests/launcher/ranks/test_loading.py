@@ -13,7 +13,7 @@ import pytest
 from engine.errors import ServerError
 from launcher.client.async_client import AsyncClient
 from launcher.http.answers.engine_link import EngineLink
-from launcher.messages.client_messages import Stage
+from launcher.messages.message_parts import Stage
 from launcher.messages.rank_messages import Hello, Loading
 from launcher.ranks.loading import TELL_S, GroupLoading, LoadingReports
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, Fakes, fake_engine, run

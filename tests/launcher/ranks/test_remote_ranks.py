@@ -17,8 +17,8 @@ import zmq.asyncio
 
 from engine.errors import LaunchError, RankError
 from launcher.client.async_client import AsyncClient
-from launcher.messages import entrance
 from launcher.messages.configs import Door
+from launcher.messages.connections import entrance
 from launcher.messages.encoding import encode
 from launcher.messages.keys import make_keys
 from launcher.messages.rank_messages import Alive, Hello, decode_report, door_path, ranks_address

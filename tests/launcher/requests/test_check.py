@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
-from launcher.messages.client_messages import Generate, LoraChoice
+from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
+from launcher.messages.message_parts import LoraChoice
 from launcher.requests.check import CheckedRequest, check
 
 DEMO = ModelConfig.from_folder(DEMO_CHECKPOINT)

@@ -9,8 +9,9 @@ import pytest
 
 from engine.config.demo_checkpoints import DEMO_LORAS
 from engine.config.model_config import ModelConfig
-from launcher.messages.client_messages import Generate, LoraChoice
+from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
+from launcher.messages.message_parts import LoraChoice
 from launcher.requests.check import check
 from launcher.requests.not_finite import no_picture
 

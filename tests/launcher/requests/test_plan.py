@@ -9,8 +9,9 @@ from typing import Any
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.model_config import ModelConfig
 from engine.config.prompt_domain import PromptDomain
-from launcher.messages.client_messages import Generate, LoraChoice
+from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
+from launcher.messages.message_parts import LoraChoice
 from launcher.requests.check import CheckedRequest, check
 from launcher.requests.plan import make_plan
 from launcher.requests.tokenizer import Prompt

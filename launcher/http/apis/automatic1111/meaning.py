@@ -10,8 +10,8 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, Krea2Error
 from launcher.http.answers.drawing import Studio
 from launcher.http.apis.automatic1111.body import IGNORED, NONE, Txt2ImgBody, check_names
-from launcher.messages.client_messages import LoraChoice
 from launcher.messages.limits import Limits
+from launcher.messages.message_parts import LoraChoice
 from launcher.requests.usual_sizes import own_size
 
 SAMPLER, SCHEDULER = "Euler", "Automatic"

@@ -20,9 +20,9 @@ from launcher.http.apis.automatic1111.body import IGNORED, PRIVATE, Txt2ImgBody
 from launcher.http.apis.automatic1111.meaning import read_loras, to_parameters
 from launcher.http.apis.automatic1111.neighbours import Neighbours
 from launcher.http.apis.automatic1111.watching import Watching
-from launcher.messages.client_messages import LoraChoice
 from launcher.messages.configs import HttpConfig
 from launcher.messages.limits import Limits
+from launcher.messages.message_parts import LoraChoice
 
 # What SillyTavern's settings send where nobody has changed them.
 BY_HABIT = {

@@ -10,7 +10,7 @@ import zmq
 import zmq.asyncio
 
 from engine.errors import ArgumentError, LaunchError
-from launcher.messages.sockets import bind, check_address, remove_socket
+from launcher.messages.connections.sockets import bind, check_address, remove_socket
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import zmq
 
-from launcher.messages import entrance as module
-from launcher.messages.entrance import Entrance
-from launcher.messages.sockets import bind
-from tests.launcher.messages.test_open_files import NONE, soft_limit
+from launcher.messages.connections import entrance as module
+from launcher.messages.connections.entrance import Entrance
+from launcher.messages.connections.sockets import bind
+from tests.launcher.messages.connections.test_open_files import NONE, soft_limit
 from tests.launcher.processes import PATIENCE_S, wait_until
 
 KINDS = ("tcp", "ipc")

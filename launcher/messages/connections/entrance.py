@@ -21,7 +21,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from launcher.logs import log_event
-from launcher.messages.sockets import bind, remove_socket
+from launcher.messages.connections.sockets import bind, remove_socket
 
 FILES = 3  # of a connection: the client's, and both ends of the one inside
 MOST = 2048

@@ -13,7 +13,7 @@ import pytest
 
 from engine.errors import ServerError
 from launcher import AsyncClient
-from launcher.messages.open_files import check_free, limit, raise_limit, room_for_connections
+from launcher.messages.connections.open_files import check_free, limit, raise_limit, room_for_connections
 
 NONE = 3  # files that are open in any case
 

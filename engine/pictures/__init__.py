@@ -1,0 +1,1 @@
+"""Images that begin from a picture: how many steps they get, what they start from, and what of it stays."""

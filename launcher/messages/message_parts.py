@@ -1,0 +1,63 @@
+"""What messages of clients and of the front-end hold: records of several fields. Sizes are in pixels."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class LoraChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A loaded LoRA that an image is to be made with; strength None for the one that it was loaded with."""
+
+    name: str
+    strength: float | None = None
+
+
+class LoadedLora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A LoRA that requests may choose. `file` is relative to the folder that clients may load from, or a bare name.
+
+    strength: of requests that give none. family: what kind of file it is, for people. modules: layers that it changes.
+    bytes: of each rank.
+    """
+
+    name: str
+    file: str
+    strength: float
+    family: str
+    modules: int
+    bytes: int
+
+
+class MergedLora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A LoRA that is part of the weights, for every image."""
+
+    file: str
+    strength: float
+
+
+class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far an engine is on its way to images: `starting`, `loading` or `warming up`.
+
+    done, total: bytes of weights that its ranks have read and that they are to read, all of them together, from the
+    checkpoint's files; 0 before that is known.
+    """
+
+    name: str
+    done: int = 0
+    total: int = 0
+
+    def describe(self) -> str:
+        """Say it in a few words, as `loading 13.5 of 33.1 GB (40 %)`."""
+        if self.name != "loading":
+            return self.name
+        unit, shown = (1e9, "GB") if self.total >= 1e9 else (1e6, "MB")
+        read = f"{self.done / unit:.1f} of {self.total / unit:.1f} {shown}"
+        return f"loading {read} ({100 * self.done // max(1, self.total)} %)"
+
+
+class Outpaint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Pixels by which a picture grows at each side."""
+
+    left: int = 0
+    top: int = 0
+    right: int = 0
+    bottom: int = 0
