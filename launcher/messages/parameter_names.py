@@ -14,7 +14,7 @@ from engine.errors import ArgumentError, shortened
 from launcher.messages.limits import Limits
 from launcher.parameters.other_programs import as_choice
 from launcher.parameters.table import OTHERS
-from launcher.parameters.values import READERS, TEXTS, seed_of
+from launcher.parameters.values import PICTURES, READERS, TEXTS, seed_of
 
 # Of HTTP and OpenAI, too. `size` is width and height in one.
 ALIASES = {
@@ -59,7 +59,8 @@ def read(given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     if isinstance(size := plain.get("size"), str) and size.lower() == "auto":
         del plain["size"]
     for own, name, value in others:
-        if plain.setdefault(own, value) != value:
+        known = plain.setdefault(own, value)
+        if known is not value and (own in PICTURES or known != value):  # arrays cannot be compared
             raise _contradiction(own, plain[own], name, value)
     return plain, tuple(warnings)
 
@@ -125,7 +126,7 @@ def _without_extra_body(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _contradiction(name: str, value: object, other: str, says: object) -> ArgumentError:
-    if name in PROMPTS:
+    if name in (*PROMPTS, *PICTURES):
         return ArgumentError(f"{name} contradicts {other}, which has another", parameter=name)
     shown, said = (shortened(str(each), _SHOWN) for each in (value, says))
     return ArgumentError(f"{name} {shown} contradicts {other}, which says {said}", parameter=name)

@@ -59,6 +59,12 @@ def logarithm(name: str, value: object) -> float:
     raise ArgumentError(f"{name} is not taken: mu is its logarithm{instead}", parameter=name)
 
 
+def inverse(name: str, value: object) -> float:
+    kept = number(name, value)
+    instead = f": for {kept:g} give {1 - kept:.4g}" if 0 <= kept <= 1 else ""
+    raise ArgumentError(f"{name} is not taken: strength is 1 less it, what is drawn anew{instead}", parameter=name)
+
+
 def quality(name: str, value: object) -> int:
     words = {"maximum": 100, "high": 90, "medium": 55, "low": 35}
     return words.get(value.lower(), 0) or whole(name, value) if isinstance(value, str) else whole(name, value)

@@ -7,12 +7,12 @@ docs/parameters.md has the same table. That of options of the command line is
 from __future__ import annotations
 
 from launcher.parameters.other_programs import OtherParameter as Other
-from launcher.parameters.other_programs import less, logarithm, loras, quality, shape, size
+from launcher.parameters.other_programs import inverse, less, logarithm, loras, quality, shape, size
 
 _LORAS = 'loaded LoRAs are chosen by `loras`, as `[{"name": …, "strength": …}]`'
 _SCHEDULE = "`steps` and `mu` decide the schedule"
 _ENCODER = "the engine encodes prompts itself: give `prompt` and `negative_prompt`"
-_PROMPTS = "pictures are made from prompts alone"
+_REFERENCES = "pictures that only guide are not taken yet; one to be drawn over is `image`"
 _FASTER = "every image gets all its steps"
 _DRAWN = "images come as they were drawn"
 _OPENAI, _SGLANG, _VLLM, _DIFFUSERS, _A1111 = "OpenAI", "SGLang", "vLLM-Omni", "diffusers", "A1111"
@@ -79,13 +79,36 @@ TABLE: tuple[Other, ...] = (
     Other(
         ("extra_params", "extra_args", "diffusers_kwargs"), _BOTH, "give what is in it beside the `prompt`, by itself"
     ),
-    # Pictures, and what a picture that goes in is drawn over with.
-    Other(("image", "images", "image_url", "image_urls", "image_b64", "image_path"), "many", _PROMPTS),
-    Other(("input_image", "input_images", "input_reference", "source_image"), "many", _PROMPTS),
-    Other(("init_image", "init_images", "reference_image", "reference_images", "redux_image"), "many", _PROMPTS),
-    Other(("mask", "mask_image", "mask_url", "markup"), "many", _PROMPTS),
-    Other(("control_image", "controlnet", "controlnets", "ip_adapter_image", "ip_adapter"), "many", _PROMPTS),
-    Other(("strength", "image_strength", "prompt_strength", "denoising_strength"), "many", _PROMPTS),
+    # Pictures.
+    Other(
+        ("images", "image_url", "image_urls", "image_b64", "image_base64", "image_path"), "many",
+        "`image`, which is one", "image",
+    ),
+    Other(("input_image", "input_images", "source_image"), "many", "`image`, which is one", "image"),
+    Other(("init_image", "init_images"), f"{_A1111}, Stability and others", "`image`, which is one", "image"),
+    Other(("mask_image", "mask_url", "mask_b64"), f"{_DIFFUSERS}, {_HOSTED}", "`mask`; white is repainted", "mask"),
+    Other(
+        ("prompt_strength", "denoising_strength", "denoise"), f"Replicate, {_A1111}, ComfyUI", "`strength`", "strength"
+    ),
+    Other(
+        ("image_strength", "init_image_strength"), "Stability, MLX",
+        "refused, since `strength` is 1 less it: for 0.35 give `strength` 0.65", "strength", read=inverse,
+    ),
+    Other(("padding_mask_crop",), _DIFFUSERS, "`mask_crop`", "mask_crop"),
+    Other(("mask_blur",), _A1111, "`mask_feather`", "mask_feather"),
+    Other(
+        ("inpaint_full_res", "inpaint_full_res_padding"), _A1111, "give `mask_crop`, pixels around the `mask`",
+        nothing=(0, 32),
+    ),
+    Other(
+        ("inpainting_mask_invert", "invert_mask"), _A1111, "what is white in the `mask` is repainted", nothing=(0, "0"),
+    ),
+    Other(
+        ("reference_image", "reference_images", "input_reference", "redux_image", "markup"), "many", _REFERENCES,
+    ),
+    Other(
+        ("control_image", "controlnet", "controlnets", "ip_adapter_image", "ip_adapter"), "many", _REFERENCES,
+    ),
     Other(
         ("num_frames", "frame_count", "fps", "frame_duration_ms", "seconds"), f"{_OPENAI}, {_BOTH}",
         "there are images, and no videos", nothing=(1, "1"),
@@ -95,7 +118,10 @@ TABLE: tuple[Other, ...] = (
     Other(("style", "moderation", "complexity"), _OPENAI, "it changes nothing", ignored=True, quiet=True),
     Other(("user", "safety_identifier"), _OPENAI, "it changes nothing", ignored=True, quiet=True),
     Other(("background",), _OPENAI, "images are opaque", ignored=True, nothing=("auto", "opaque")),
-    Other(("input_fidelity",), _OPENAI, _PROMPTS, ignored=True),
+    Other(
+        ("input_fidelity",), _OPENAI, "`strength` says how much of the picture is drawn anew", ignored=True,
+        nothing=("low",),
+    ),
     # What changes nothing here.
     Other(
         ("sampler", "sampler_name", "sampler_index", "scheduler", "scheduler_name", "sample_method"),
@@ -135,6 +161,10 @@ TABLE: tuple[Other, ...] = (
     ),
     Other(
         ("system_prompt", "use_system_prompt", "bot_task"), _VLLM, "prompts are drawn as they are", ignored=True
+    ),
+    Other(
+        ("resize_mode", "inpainting_fill", "image_cfg_scale"), _A1111,
+        "the picture is covered and cropped at its centre", ignored=True, nothing=(0, 1),
     ),
     Other(("watermark", "add_watermark", "apply_watermark"), "several", "none is drawn", ignored=True),
     Other(

@@ -12,6 +12,8 @@ FIRST_SEED, LAST_SEED = -(2**63), 2**64 - 1  # that clients draw, signed or not
 _WHOLE = re.compile(r"\s*([+-]?[0-9]{1,40})(?:\.0*)?\s*")
 _NUMBER = re.compile(r"\s*[+-]?(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?\s*")
 _HUGE = 10**40  # as many digits as a text may have
+SIDES = ("left", "top", "right", "bottom")  # of a picture
+PICTURES = ("image", "mask")  # parameters that are pictures, in the order in which they are sent
 _SWITCH = {"true": True, "false": False}
 
 
@@ -52,6 +54,25 @@ def switch(name: str, value: object) -> bool:
     raise ArgumentError.of(name, "true or false", value)
 
 
+def outpaint(name: str, value: object) -> dict[str, int]:
+    """Read how many pixels to add on which sides: `left=256,top=64`, or an object of them, in which null is none.
+    Raises `ArgumentError` about `name`."""
+    allowed = "pixels to add by side, as left=256,top=64"
+    if isinstance(value, str):
+        pairs = [side.partition("=") for side in value.split(",")[: len(SIDES) + 1]]
+        sides: Mapping[Any, Any] = {side.strip(): pixels for side, _, pixels in pairs}
+        if len(sides) < len(pairs):
+            raise ArgumentError.of(name, allowed, value)
+    elif isinstance(value, Mapping):
+        sides = {side: pixels for side, pixels in value.items() if pixels is not None}
+    else:
+        raise ArgumentError.of(name, allowed, value)
+    for side in sides:
+        if side not in SIDES:
+            raise ArgumentError.of(name, f"{allowed}, of left, top, right and bottom", side)
+    return {side: whole(f"{name}.{side}", pixels) for side, pixels in sides.items()}
+
+
 def _format(_: str, value: object) -> object:
     word = value.lower() if isinstance(value, str) else value
     return "jpeg" if word == "jpg" else word
@@ -61,10 +82,11 @@ def _format(_: str, value: object) -> object:
 READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "seed": seed_of,
     **dict.fromkeys(("steps", "width", "height", "num_images", "priority"), whole),
-    **dict.fromkeys(("output_compression", "preview_every", "partial_images"), whole),
-    **dict.fromkeys(("guidance", "mu", "timeout_s"), number),
+    **dict.fromkeys(("output_compression", "preview_every", "partial_images", "mask_crop", "mask_feather"), whole),
+    **dict.fromkeys(("guidance", "mu", "timeout_s", "strength"), number),
     **dict.fromkeys(("metadata", "explain", "stream", "progress"), switch),
     "output_format": _format,
+    "outpaint": outpaint,
 }
 # Texts that may be empty. Of all other parameters an empty one is what a form has where nothing was filled in.
 TEXTS = frozenset({"prompt", "negative_prompt", "output", "request_id", "idempotency_key"})

@@ -232,7 +232,7 @@ OTHER_OPTIONS = (
     OtherOption(("--save-output",), _SGLANG, "images are written in any case", needless=True, switch=True),
     OtherOption(
         ("--image-path", "--image", "--init-image", "--mask", "--strength"), f"{_SGLANG}, {_DIFFUSERS}",
-        OTHERS["image"].here,
+        "pictures are made from prompts alone",
     ),
     OtherOption(("--num-frames", "--fps"), _SGLANG, OTHERS["num_frames"].here, unless="1"),
 )  # fmt: skip

@@ -85,7 +85,6 @@ def test_what_is_easily_said_otherwise_is_understood() -> None:
         ("callback_on_step_end", print, r"give callback=f, which is called as f\(step, steps, preview\)"),
         ("callback", print, "stream gives the events themselves"),
         ("generator", SimpleNamespace(initial_seed=lambda: 31), r"generator is not taken: give seed=31, whose noise"),
-        ("init_image", object(), "init_image is not taken: pictures are made from prompts alone"),
         ("cfg_scale", 0.5, "cfg_scale must be 1, which is off, or more, got 0.5"),
         ("loras", "a", "loras must be a list of"),
         ("loras", [{"strength": 1.0}], "loras must be a list of"),

@@ -14,11 +14,13 @@ from launcher.http.apis.openai_body import ImageRequest
 from launcher.messages.parameter_names import ALIASES, in_own_names, read
 from launcher.parameters.other_programs import OtherParameter
 from launcher.parameters.table import OTHERS, TABLE
+from launcher.parameters.values import PICTURES
 from tests.docs.documents import ROOT
 
 DOCUMENT = (ROOT / "docs" / "parameters.md").read_text()
 IGNORED_AS_OPENAI = {"quality", "style", "moderation", "complexity", "user", "safety_identifier", "background"}
 
+IMAGE, AROUND = {"image": ["a"], "mask": b"b"}, {"mask_feather": 4, "mask_crop": 32}
 VALUES = ("maximum", "high", "medium", "low", "scale", "path", "square_hd")  # of other programs
 
 
@@ -35,11 +37,12 @@ def test_the_document_has_all_of_them_in_this_order() -> None:
 
 def test_each_name_is_there_once_and_is_none_of_ours() -> None:
     assert len(OTHERS) == sum(len(other.names) for other in TABLE)
-    own = {*KNOWN, *ALIASES, *INSTEAD, *ImageRequest.model_fields}
+    known = {*KNOWN, *PICTURES, "strength", "mask_crop", "mask_feather"}
+    own = {*known, *ALIASES, *INSTEAD, *ImageRequest.model_fields}
     assert not OTHERS.keys() & (own - IGNORED_AS_OPENAI)
-    assert {other.own for other in TABLE} - {None} <= {*KNOWN}
+    assert {other.own for other in TABLE} - {None} <= known
     for other in TABLE:
-        assert {*re.findall(r"`(\w+)`", other.here)} <= {*KNOWN, "prompt", *VALUES}, other.names
+        assert {*re.findall(r"`(\w+)`", other.here)} <= {*known, "prompt", *VALUES}, other.names
 
 
 @pytest.mark.parametrize(
@@ -61,7 +64,7 @@ def test_each_name_is_there_once_and_is_none_of_ours() -> None:
         ({"true_cfg_scale": "4.5"}, {"guidance": 3.5}),
         ({"true_cfg_scale": "1.0", "guidance": 0}, {"guidance": 0}),
         ({"aspect_ratio": "1:1", "megapixels": "1", "n_iter": 1, "num_frames": 1, "frame_count": "1"}, {}),
-        ({"image": None, "images": [], "mask": "", "init_image": {}, "subseed": -1, "subseed_strength": 0.0}, {}),
+        ({"images": [], "mask_image": "", "init_image": {}, "subseed": -1, "subseed_strength": 0.0}, {}),
         ({"quality": "ultra", "style": "", "user": 3, "moderation": None, "complexity": ["x"]}, {}),
         ({"background": "opaque", "enable_teacache": False, "go_fast": "false", "acceleration": "none"}, {}),
         ({"generator_device": "CPU", "max_sequence_length": 512, "scheduler": "Euler", "clip_skip": 0}, {}),
@@ -71,6 +74,12 @@ def test_each_name_is_there_once_and_is_none_of_ours() -> None:
         ({"image_loras": [{"path": "ink", "scale": 2}]}, {"loras": [{"name": "ink", "strength": 2}]}),
         ({"loras": [{"path": "ink", "weight": 2}, "öl"]}, {"loras": [{"name": "ink", "strength": 2}, "öl"]}),
         ({"extra_body": {"steps": "4", "seed": 1}, "seed": 1}, {"steps": 4, "seed": 1}),
+        ({"init_images": ["a"], "mask_image": b"b", "denoising_strength": "0"}, IMAGE | {"strength": 0.0}),
+        ({"prompt_strength": 0.8, "mask_blur": "4", "padding_mask_crop": 32.0}, {"strength": 0.8} | AROUND),
+        ({"outpaint": "left=256, top=64"}, {"outpaint": {"left": 256, "top": 64}}),
+        ({"outpaint": {"right": "8", "top": None}, "strength": None}, {"outpaint": {"right": 8}}),
+        ({"inpaint_full_res": False, "inpaint_full_res_padding": 32, "inpainting_mask_invert": 0}, {}),
+        ({"input_fidelity": "low", "resize_mode": 0, "inpainting_fill": 1}, {}),
     ],
 )
 def test_what_means_one_of_ours_is_it_and_what_asks_for_nothing_is_passed_over(
@@ -92,6 +101,8 @@ def test_what_means_one_of_ours_is_it_and_what_asks_for_nothing_is_passed_over(
         ({"vae_use_tiling": True}, "vae_use_tiling was ignored: krea2 serve --vae-memory decides"),
         ({"enhance_prompt": True}, "enhance_prompt was ignored: prompts are drawn as they are"),
         ({"cache_dit_params": {"a": 1}}, "cache_dit_params was ignored: "),
+        ({"input_fidelity": "high"}, "input_fidelity was ignored: strength says how much of the picture is drawn anew"),
+        ({"resize_mode": 2}, "resize_mode was ignored: the picture is covered and cropped at its centre"),
     ],
 )
 def test_what_changes_nothing_is_told(given: dict[str, Any], warning: str) -> None:
@@ -122,9 +133,21 @@ def test_what_changes_nothing_is_told(given: dict[str, Any], warning: str) -> No
         ({"aspect_ratio": "0:0"}, "aspect_ratio is not taken: give size, or width and height"),
         ({"image_size": "2K"}, "image_size must be WIDTHxHEIGHT, as 512x768, got '2K'"),
         ({"output_quality": "so-so"}, "output_quality must be a whole number, got 'so-so'"),
-        ({"image": "a"}, "image is not taken: pictures are made from prompts alone"),
-        ({"init_image": np.ones((2, 2))}, "init_image is not taken: pictures are made from prompts alone"),
-        ({"denoising_strength": 0.7}, "denoising_strength is not taken: pictures are made from prompts alone"),
+        ({"reference_image": "a"}, "reference_image is not taken: pictures that only guide are not taken yet"),
+        ({"control_image": np.ones((2, 2))}, "control_image is not taken: pictures that only guide are not taken"),
+        (
+            {"image_strength": "0.35"},
+            "image_strength is not taken: strength is 1 less it, what is drawn anew: for 0.35",
+        ),
+        ({"image_strength": 7}, "image_strength is not taken: strength is 1 less it, what is drawn anew"),
+        ({"denoising_strength": 0.7, "strength": 0.6}, "strength 0.6 contradicts denoising_strength, which says 0.7"),
+        ({"init_image": "a" * 99, "image": "b" * 99}, "image contradicts init_image, which has another"),
+        ({"init_image": np.ones((2, 2)), "images": [np.ones((2, 2))]}, "image contradicts images, which has another"),
+        ({"inpaint_full_res": True}, "inpaint_full_res is not taken: give mask_crop, pixels around the mask"),
+        ({"inpainting_mask_invert": 1}, "inpainting_mask_invert is not taken: what is white in the mask is repainted"),
+        ({"outpaint": "left"}, "outpaint.left must be a whole number, got ''"),
+        ({"outpaint": "up=3"}, "outpaint must be pixels to add by side, as left=256,top=64, of left, top, right and"),
+        ({"outpaint": 5}, "outpaint must be pixels to add by side, as left=256,top=64, got 5"),
         ({"num_frames": 81}, "num_frames is not taken: there are images, and no videos"),
         ({"n_iter": 2}, "n_iter is not taken: num_images says how many"),
         ({"lora_path": "a"}, "lora_path is not taken: loaded LoRAs are chosen by loras, as"),
