@@ -30,6 +30,11 @@ class Picture:
     height: int
     masked: bool = False
 
+    @property
+    def pixels(self) -> int:
+        """Count them."""
+        return self.width * self.height
+
 
 @dataclass(frozen=True)
 class Job:

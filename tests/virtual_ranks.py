@@ -9,13 +9,19 @@ from dataclasses import dataclass, field
 
 from engine.scheduling.cost import CostModel, Work
 from engine.scheduling.scheduler import Scheduler
-from engine.step import Job, Step
+from engine.step import Job, Picture, Step
 
 STEPS_AHEAD = 2
 
 
 def make_job(
-    job_id: int, *, steps: int = 2, prompt: tuple[int, ...] = (1, 2), width: int = 64, height: int = 64
+    job_id: int,
+    *,
+    steps: int = 2,
+    prompt: tuple[int, ...] = (1, 2),
+    width: int = 64,
+    height: int = 64,
+    picture: Picture | None = None,
 ) -> Job:
     return Job(
         job_id=job_id,
@@ -27,24 +33,44 @@ def make_job(
         guidance=0.0,
         mu=None,
         seed=job_id,
+        picture=picture,
     )
 
 
 def make_costs(
-    fixed: float = 0.02, per_token: float = 2e-5, per_pair: float = 1e-10, encode: float = 1e-4, decode: float = 1e-7
+    fixed: float = 0.02,
+    per_token: float = 2e-5,
+    per_pair: float = 1e-10,
+    encode: float = 1e-4,
+    decode: float = 1e-7,
+    picture: float = 6e-8,
 ) -> CostModel:
-    """Costs that are known exactly: seconds, and seconds a token, pair, prompt token and pixel."""
+    """Costs that are known exactly: seconds, and seconds a token, pair, prompt token and pixel, of an image and a
+    picture."""
     costs = CostModel()
     works = [Work.of([tokens]) for tokens in (100, 1000, 10000, 40000)]
     costs.fit([(work, fixed + per_token * work.tokens + per_pair * work.pairs) for work in works])
     costs.correct_encode(1, encode)
     costs.correct_decode(1, decode)
+    costs.correct_encode_picture(1, picture)
     return costs
 
 
 def prompt_tokens(jobs: Iterable[Job]) -> int:
     """What ranks encode when these jobs start: each distinct prompt once."""
     return sum(map(len, {ids for job in jobs for ids in job.prompts}))
+
+
+def follow_pictures(step: Step, held: set[int]) -> None:
+    """Encode and forget what a step says, of what ranks hold, and check that they can follow it."""
+    started = [job.picture for job in step.start if job.picture is not None]
+    for picture in step.encode:
+        assert picture in started
+        assert picture.picture_id not in held
+        held.add(picture.picture_id)
+    assert {picture.picture_id for picture in started} <= held
+    for picture_id in step.forget:
+        held.remove(picture_id)
 
 
 @dataclass(frozen=True)
@@ -65,7 +91,7 @@ class VirtualRanks:
     on_step: Callable[[Step, float], None] | None = None
     begun_at: dict[int, float] = field(default_factory=dict)
     decoded_at: dict[int, float] = field(default_factory=dict)
-    queued_at_arrival: dict[int, tuple[int, int]] = field(default_factory=dict)  # jobs and denoise steps, its own too
+    queued_at_arrival: dict[int, tuple[int, int]] = field(default_factory=dict)  # jobs and steps, its own too
     longest_step_s: float = 0.0
     longest_decode_s: float = 0.0
     longest_dry_s: float = 0.0  # that the decoder had nothing to do while an image was ready
@@ -79,6 +105,7 @@ class VirtualRanks:
         events: list[tuple[float, int, Arrival | int | None]] = []  # an arrival, a decoded job, or a step done
         for arrival in arrivals:
             heapq.heappush(events, (arrival.at, next(order), arrival))
+        held: set[int] = set()  # pictures
         outstanding = decoding = numbers = 0
         ranks_free = decoder_free = float("-inf")
         while events:
@@ -86,7 +113,8 @@ class VirtualRanks:
             if isinstance(event, Arrival):
                 works[event.job.job_id] = Work.of(event.segments)
                 steps_left[event.job.job_id] = event.job.steps
-                self.queued_at_arrival[event.job.job_id] = len(steps_left), sum(steps_left.values())
+                to_start = sum(not left and job_id not in self.begun_at for job_id, left in steps_left.items())
+                self.queued_at_arrival[event.job.job_id] = len(steps_left), sum(steps_left.values()) + to_start
                 pixels[event.job.job_id] = event.job.width * event.job.height
                 self.scheduler.add(
                     event.job, segments=event.segments, request=event.request, priority=event.priority, now=now
@@ -107,10 +135,12 @@ class VirtualRanks:
                 for job in step.start:
                     assert job.job_id not in self.begun_at
                     self.begun_at[job.job_id] = now
+                follow_pictures(step, held)
                 for job_id in step.denoise:
                     assert job_id in self.begun_at
                     steps_left[job_id] -= 1
                 seconds = _seconds(self.costs.encode_s(prompt_tokens(step.start)))
+                seconds += _seconds(self.costs.encode_picture_s(sum(picture.pixels for picture in step.encode)))
                 if step.denoise:
                     work = sum((works[job_id] for job_id in step.denoise), Work(0, 0))
                     assert work.tokens <= self.scheduler.token_budget or len(step.denoise) == 1
@@ -119,9 +149,11 @@ class VirtualRanks:
                 ranks_free = max(now, ranks_free) + seconds
                 outstanding += 1
                 heapq.heappush(events, (ranks_free, next(order), None))
-                ready_at |= {job_id: ranks_free for job_id in step.denoise if not steps_left[job_id]}
+                worked = {*step.denoise, *(job.job_id for job in step.start)}
+                ready_at |= {job_id: ranks_free for job_id in worked if not steps_left[job_id]}
                 for job_id in step.decode:
                     assert steps_left[job_id] == 0
+                    assert job_id in self.begun_at
                     self.longest_dry_s = max(self.longest_dry_s, ranks_free - max(decoder_free, ready_at[job_id]))
                     decode_s = _seconds(self.costs.decode_s(pixels[job_id]))
                     self.longest_decode_s = max(self.longest_decode_s, decode_s)
@@ -133,6 +165,7 @@ class VirtualRanks:
                 if self.on_step is not None:
                     self.on_step(step, now)
         assert not steps_left
+        assert not held
 
 
 def _seconds(cost: float | None) -> float:

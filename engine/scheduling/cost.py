@@ -1,8 +1,8 @@
 """What work costs in seconds: measured at warm-up, corrected while running. Plain Python: no torch, no clock.
 
 A denoise step of packed segments takes about a + b · tokens + c · pairs seconds, where pairs, the sum of the squared
-segment lengths, is what attention works on. Encoding takes seconds in proportion to prompt tokens, decoding to pixels,
-at a rate that depends on how many there are.
+segment lengths, is what attention works on. Encoding prompts takes seconds in proportion to their tokens, encoding
+pictures and decoding images to pixels, at a rate that depends on how many there are.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ class Work:
 
 
 class CostModel:
-    """Seconds of denoise steps, of text encoding and of decoding; None where nothing has been measured yet."""
+    """Seconds of denoise steps, of encoding prompts and pictures, and of decoding; None where nothing has been measured
+    yet."""
 
     def __init__(self) -> None:
         self._coefficients: tuple[float, ...] | None = None  # seconds, s per token, s per pair
         self._encode_rate = _Rate()  # seconds per prompt token
-        self._decode_rates: dict[int, _Rate] = {}  # seconds per pixel, by the number of bits of the pixels
+        self._decode_rates, self._picture_rates = _RatesBySize(), _RatesBySize()  # seconds per pixel
 
     @property
     def known(self) -> bool:
@@ -71,8 +72,13 @@ class CostModel:
 
     def decode_s(self, pixels: int) -> float | None:
         """Estimate the seconds of decoding an image of `pixels` pixels, by those nearest in size."""
-        rate = self._decode_rate(pixels.bit_length())
-        return None if rate is None else rate * pixels
+        return self._decode_rates.estimate(pixels)
+
+    def encode_picture_s(self, pixels: int) -> float | None:
+        """Estimate the seconds of encoding pictures that have `pixels` pixels together, by those nearest in size. Until
+        one has been encoded they are taken to be those of decoding, which takes longer."""
+        encode_s = self._picture_rates.estimate(pixels)
+        return self.decode_s(pixels) if encode_s is None else encode_s
 
     def fit(self, samples: Iterable[tuple[Work, float]]) -> None:
         """Take the costs of a denoise step from measured (work, seconds), a few tens at most, and forget former ones.
@@ -111,17 +117,11 @@ class CostModel:
 
     def correct_decode(self, pixels: int, seconds: float) -> None:
         """Learn from a decoding that ran, as `correct_encode` does from an encoding."""
-        size = pixels.bit_length()
-        rate = self._decode_rates.get(size) or _Rate(self._decode_rate(size))
-        rate.correct(pixels, seconds)
-        if rate.value is not None:
-            self._decode_rates[size] = rate
+        self._decode_rates.correct(pixels, seconds)
 
-    def _decode_rate(self, size: int) -> float | None:
-        nearest = self._decode_rates.get(size)
-        if nearest is None and self._decode_rates:
-            nearest = self._decode_rates[min(self._decode_rates, key=lambda known: abs(known - size))]
-        return None if nearest is None else nearest.value
+    def correct_encode_picture(self, pixels: int, seconds: float) -> None:
+        """Learn from an encoding of pictures that ran, as `correct_encode` does from one of prompts."""
+        self._picture_rates.correct(pixels, seconds)
 
 
 def choose_budget(samples: Iterable[tuple[int, float]]) -> int:
@@ -157,6 +157,30 @@ class _Rate:
             self.value = median_low(self._first)
         elif self.value is not None:
             self.value *= math.exp(_bounded_move(seconds / (amount * self.value)))
+
+
+class _RatesBySize:
+    """Seconds per pixel, by how many pixels there are: within a factor of two, or of the nearest that are known."""
+
+    def __init__(self) -> None:
+        self._rates: dict[int, _Rate] = {}  # by the number of bits of the pixels
+
+    def estimate(self, pixels: int) -> float | None:
+        rate = self._nearest(pixels.bit_length())
+        return None if rate is None else rate * pixels
+
+    def correct(self, pixels: int, seconds: float) -> None:
+        size = pixels.bit_length()
+        rate = self._rates.get(size) or _Rate(self._nearest(size))
+        rate.correct(pixels, seconds)
+        if rate.value is not None:
+            self._rates[size] = rate
+
+    def _nearest(self, size: int) -> float | None:
+        nearest = self._rates.get(size)
+        if nearest is None and self._rates:
+            nearest = self._rates[min(self._rates, key=lambda known: abs(known - size))]
+        return None if nearest is None else nearest.value
 
 
 def _fit(samples: Sequence[tuple[Work, float]]) -> tuple[float, ...]:

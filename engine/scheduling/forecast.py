@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right, insort
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from heapq import heappop, heappush
 from operator import attrgetter
 
 from engine.scheduling.cost import CostModel, Work
 from engine.scheduling.decoding import HAND_OVER_S, HAND_OVER_STEPS, decode_s
+from engine.scheduling.packing import picture_s
 from engine.scheduling.policy import QueuedJob
 
 _HAND_OVER_STEPS = 2.5  # half of the running one, one that was sent already, and the one that hands it over
@@ -21,6 +22,7 @@ def forecast(
     costs: CostModel,
     key: Callable[[QueuedJob, float], tuple[float, ...]],
     *,
+    held: Collection[int],
     decoding: Mapping[int, float],
     token_budget: int,
     max_begun: int,
@@ -31,21 +33,22 @@ def forecast(
 ) -> dict[int, float]:
     """Say when the image of each job is decoded, by job_id, in seconds on the clock of `begins`.
 
-    `jobs` are in the order in which they go; `key` orders jobs by the work they have left. decoding: when those are
-    decoded that the decoder has, in order. decodes_in_turn: no step runs while an image is decoded. The ranks are free
-    at `begins`, when they have done a step of `step_s`. The queue is packed much as the scheduler packs it, as though
-    nothing came any more; the bound on prompt tokens and requests that run alone are left out. `costs` must know the
-    speed of denoise steps.
+    `jobs` are in the order in which they go; `key` orders jobs by the work they have left. held: pictures that ranks
+    have encoded, by id. decoding: when those are decoded that the decoder has, in order. decodes_in_turn: no step runs
+    while an image is decoded. The ranks are free at `begins`, when they have done a step of `step_s`. The queue is
+    packed much as the scheduler packs it, as though nothing came any more; the bounds on prompt tokens and pictures and
+    requests that run alone are left out. `costs` must know the speed of denoise steps.
     """
     decoder = _Decoder(costs, max_decoding, decoding)
     clock, gone = begins, 0
-    waiting = [_Waiting(queued, costs, key) for queued in jobs if queued.steps_left]
+    held = set(held)
+    waiting = [_Waiting(queued, costs, key, held) for queued in jobs if not queued.is_denoised]
     for queued in jobs:
-        if queued.steps_left == 0:
+        if queued.is_denoised:
             decoder.add(queued, key(queued, decode_s(queued, costs)), begins)
     if decodes_in_turn:
         clock = decoder.decode_between(clock)
-    smallest = min((item.tokens for item in waiting), default=0)
+    smallest = min((item.work.tokens for item in waiting), default=0)
     begun = sum(item.begun for item in waiting)
     encoded = {prompt for queued in jobs if queued.begun for prompt in queued.prompts}
     while waiting:
@@ -53,7 +56,7 @@ def forecast(
         room, passed, tokens, pairs = token_budget, 0, 0, 0
         places = max_begun - begun - decoder.holds(clock)
         for place, item in enumerate(waiting):
-            if chosen and item.tokens > room:
+            if tokens and item.work.tokens > room:
                 passed += 1
                 if passed == _LOOK_PAST:
                     break
@@ -68,10 +71,13 @@ def forecast(
                     if prompt not in encoded:
                         encoded.add(prompt)
                         clock += costs.encode_s(length) or 0.0
+                if (picture := item.queued.job.picture) is not None and picture.picture_id not in held:
+                    held.add(picture.picture_id)
+                    clock += costs.encode_picture_s(picture.pixels) or 0.0
             chosen.append(place)
-            room -= item.tokens
-            tokens += item.tokens
-            pairs += item.queued.work.pairs
+            room -= item.work.tokens
+            tokens += item.work.tokens
+            pairs += item.work.pairs
             if room < smallest:
                 break
         if not chosen:  # all places are held by images that are to be decoded
@@ -80,14 +86,15 @@ def forecast(
         stepping = [waiting.pop(place) for place in reversed(chosen)]
         # Jobs that step may get ahead of what did not fit, so the order is looked at anew, ever less often: an
         # estimate need not be nearer the truth than by a part of itself.
-        steps = min(1 + gone // 8, *(item.steps_left for item in stepping))
-        step_s = costs.relative(Work(tokens, pairs))
-        if places <= 0 and (free := decoder.held_until(clock)) is not None:  # then another job may begin
+        # One that starts and has no steps takes part in none.
+        steps = min((1 + gone // 8, *(item.steps_left for item in stepping if item.steps_left)))
+        step_s = costs.relative(Work(tokens, pairs)) if tokens else 0.0
+        if step_s and places <= 0 and (free := decoder.held_until(clock)) is not None:  # then another job may begin
             steps = min(steps, 1 + int((free - clock) / step_s))
         gone += steps
         clock += steps * step_s
         for item in reversed(stepping):
-            item.steps_left -= steps
+            item.steps_left = max(0, item.steps_left - steps)
             if item.steps_left:
                 item.key = key(item.queued, item.steps_left * item.alone_s)
                 insort(waiting, item, key=attrgetter("key"))
@@ -105,15 +112,19 @@ def forecast(
 class _Waiting:
     """A job and how far it will have come. alone_s: of a step that it has to itself."""
 
-    __slots__ = ("alone_s", "begun", "key", "queued", "steps_left", "tokens")
+    __slots__ = ("alone_s", "begun", "key", "queued", "steps_left", "work")
 
     def __init__(
-        self, queued: QueuedJob, costs: CostModel, key: Callable[[QueuedJob, float], tuple[float, ...]]
+        self,
+        queued: QueuedJob,
+        costs: CostModel,
+        key: Callable[[QueuedJob, float], tuple[float, ...]],
+        held: Collection[int],
     ) -> None:
-        self.queued, self.tokens = queued, queued.work.tokens
+        self.queued, self.work = queued, queued.work if queued.steps_left else Work(0, 0)
         self.steps_left, self.begun = queued.steps_left, queued.begun
         self.alone_s = costs.relative(queued.work)
-        self.key = key(queued, self.steps_left * self.alone_s)
+        self.key = key(queued, self.steps_left * self.alone_s + picture_s(queued, held, costs))
 
 
 class _Decoder:

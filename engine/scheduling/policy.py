@@ -26,6 +26,11 @@ class QueuedJob:
     begun: bool = False
     cancelled: bool = False  # while it was decoded
 
+    @property
+    def is_denoised(self) -> bool:
+        """Whether all of its steps have been made, or it has begun and has none: then it is to be decoded."""
+        return self.begun and self.steps_left == 0
+
 
 class Policy:
     """Priority, then least work left; jobs that have waited longer than their patience go first, by arrival.
@@ -36,8 +41,8 @@ class Policy:
     The patience of a job is `ageing_s` and `stretch` times the work, in seconds, that was queued when it came, itself
     included. Under a load that the ranks can bear no job waits that long, and under overload high priorities still pass
     a long queue instead of joining its end. So every wait has a bound, whatever comes later. Let n jobs be queued when
-    a job comes, itself included, with S denoise steps to go altogether; let T be the longest step, D the longest
-    decoding, and L the most steps of any job. Then its image is decoded after at most
+    a job comes, itself included, with S denoise steps to go altogether, a job of none counting as one; let T be the
+    longest step, D the longest decoding, and L the most steps of any job. Then its image is decoded after at most
 
         patience + (S + L + 3·n + 2) · T + (n + 3) · D + `HAND_OVER_S`     seconds,
 
@@ -56,8 +61,8 @@ class Policy:
         return self.ageing_s + self.stretch * backlog_s
 
     def key(self, job: QueuedJob, work_left: float, now: float) -> tuple[float, ...]:
-        """Return what jobs are sorted by, smallest first. work_left: seconds of its denoise steps, or tokens while no
-        speeds are known; once these are done, seconds of its decoding."""
+        """Return what jobs are sorted by, smallest first. work_left: seconds of its denoise steps and of encoding its
+        picture, or tokens while no speeds are known; once these are done, seconds of its decoding."""
         if now - job.arrived >= job.patience_s:
             return (0, job.arrival)
         return (1, -job.priority, work_left + self.waiting * job.arrived, job.arrival)

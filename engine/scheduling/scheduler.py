@@ -1,20 +1,21 @@
 """Which jobs step next. Plain Python: no torch, no I/O, no clock.
 
-A step starts new jobs, which encodes their prompts, denoises the chosen ones once, and hands finished ones to the
-decoder (see `Decoding`). All three are bounded, and a `Policy` orders the queue.
+A step starts new jobs, which encodes their prompts and pictures, denoises the chosen ones once, and hands finished ones
+to the decoder (see `Decoding`). All three are bounded, and a `Policy` orders the queue.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 
 from engine.scheduling.cost import CostModel, Work
 from engine.scheduling.decoding import Decoding, decode_s
 from engine.scheduling.forecast import forecast
+from engine.scheduling.packing import pack, picture_s, pictures_to_come
 from engine.scheduling.policy import Policy, QueuedJob
-from engine.step import Adapter, Job, Step
+from engine.step import Adapter, Job, Picture, Step
 
 # By request: its position; and when its last image is decoded, a dictionary that is empty while no speeds are known.
 _Outlook = tuple[dict[int, int], dict[int, float]]
@@ -34,14 +35,16 @@ class Scheduler:
 
     A step packs jobs in the policy's order up to `token_budget`; what does not fit is passed over for what does, and a
     job larger than the budget runs by itself. Jobs that start in one step have at most `prompt_budget` prompt tokens to
-    encode, or are one job, so that a burst of arrivals does not hold up what runs. A job that has begun may be
-    passed over too, but keeps its memory: at most `max_begun` have begun and not ended. At most `max_decoding` images
-    are with the decoder, and no more than it needs until the next step.
+    encode, or are one job, and pictures of `picture_budget` pixels, or one, so that a burst of arrivals does not hold
+    up what runs. A picture is encoded in the step that starts the first of its jobs, and forgotten once none of them is
+    to start. A job of no steps starts, and goes to the decoder. One that has begun may be passed over too, but keeps
+    its memory: at most `max_begun` have begun and not ended. At most `max_decoding` images are with the decoder, and no
+    more than it needs until the next step.
 
     decodes_in_turn: the ranks decode what a step hands over before they do another, instead of beside it.
 
     Times are monotonic seconds of any clock. `costs` may be corrected at any time. Bounds below 1 raise `ValueError`.
-    It has more attributes than other classes since it alone owns the queue: seven are its bounds and rules, three are
+    It has more attributes than other classes since it alone owns the queue: eight are its bounds and rules, three are
     orders for the next step beside denoising, the others say where jobs and ranks stand.
     """
 
@@ -52,19 +55,22 @@ class Scheduler:
         policy: Policy | None = None,
         costs: CostModel | None = None,
         prompt_budget: int = 2048,
+        picture_budget: int = 2**20,
         max_begun: int = 64,
         max_decoding: int = 2,
         decodes_in_turn: bool = False,
     ) -> None:
-        if min(token_budget, prompt_budget, max_begun, max_decoding) < 1:
-            raise ValueError("token_budget, prompt_budget, max_begun and max_decoding must be positive")
+        if min(token_budget, prompt_budget, picture_budget, max_begun, max_decoding) < 1:
+            raise ValueError("budgets, max_begun and max_decoding must be positive")
         self.token_budget = token_budget
         self.policy = policy or Policy()
         self.costs = costs or CostModel()
         self.decodes_in_turn = decodes_in_turn
-        self._prompt_budget, self._max_begun, self._max_decoding = prompt_budget, max_begun, max_decoding
+        self._prompt_budget, self._picture_budget = prompt_budget, picture_budget
+        self._max_begun, self._max_decoding = max_begun, max_decoding
         self._queue: dict[int, QueuedJob] = {}  # until they go to the decoder
         self._decoding = Decoding(self.costs, max_decoding)  # then until the image comes, that of a cancelled job too
+        self._held: set[int] = set()  # pictures that the ranks have once they have done all steps that are made
         self._releases: list[int] = []
         self._loads: list[Adapter] = []
         self._unloads: list[int] = []
@@ -82,8 +88,7 @@ class Scheduler:
         prompts = {hash(ids): len(ids) for ids in job.prompts}  # a collision would only miscount
         queued = QueuedJob(job, request, priority, Work.of(segments), prompts, now, next(self._arrivals), job.steps)
         self._queue[job.job_id] = queued
-        backlog_s = sum(map(self._work_left, self._queue.values())) if self.costs.known else 0.0
-        queued.patience_s = self.policy.patience_s(backlog_s)
+        queued.patience_s = self.policy.patience_s(self._work_queued())
         self._outlook = None
 
     def cancel(self, job_id: int) -> None:
@@ -123,6 +128,7 @@ class Scheduler:
             self._queue[queued.job.job_id] = queued
         self._decoding = Decoding(self.costs, self._max_decoding)
         self._releases, self._loads, self._unloads = [], [], []
+        self._held.clear()
         self._numbers = count()
         self._step_s = self._busy_until = 0.0
         self._outlook = None
@@ -143,31 +149,40 @@ class Scheduler:
         # This step begins when the one before ends: as expected, but no later than if that began as soon as it can.
         free = self._decodes_until(now)
         begins = now if idle else max(free, min(self._busy_until, free + self._step_s))
-        chosen, start, new_tokens = self._pack(ordered)
-        work = sum((queued.work for queued in chosen), Work(0, 0))
-        step_s = self.costs.encode_s(new_tokens) or 0.0
-        step_s += (self.costs.denoise_s(work) or 0.0) if chosen else 0.0
-        if chosen and self._decoding.runs_dry(begins + step_s, now):
+        packed = pack(
+            ordered,
+            held=self._held,
+            token_budget=self.token_budget,
+            prompt_budget=self._prompt_budget,
+            picture_budget=self._picture_budget,
+            places=self._max_begun - len(self._decoding) - sum(queued.begun for queued in self._queue.values()),
+        )
+        chosen, step_s = packed.denoise, packed.seconds(self.costs)
+        if (chosen or packed.start) and self._decoding.runs_dry(begins + step_s, now):
             # with a step of its own, since one hands images over when it has denoised
             decode = self._hand_over(ordered, at=begins, step_s=step_s, now=now)
             if decode:
                 return Step(next(self._numbers), decode=decode)
-        for queued in chosen:
+        for queued in packed.start:
             queued.begun = True
+        for queued in chosen:
             queued.steps_left -= 1
         decode = self._hand_over(ordered, at=begins + step_s, step_s=step_s, now=now)
-        if not (chosen or decode or self._releases or self._unloads):
+        forget = self._forget(packed.pictures)
+        if not (chosen or packed.start or decode or self._releases or self._unloads or forget):
             return None
         self._step_s, self._busy_until = step_s, begins + step_s
         releases, self._releases = self._releases, []
         unloads, self._unloads = self._unloads, []
         return Step(
             next(self._numbers),
-            start=tuple(queued.job for queued in start),
+            start=tuple(queued.job for queued in packed.start),
             denoise=tuple(queued.job.job_id for queued in chosen),
             decode=decode,
             release=tuple(releases),
             unload=tuple(unloads),
+            encode=tuple(packed.pictures.values()),
+            forget=forget,
         )
 
     def empty_step(self) -> Step:
@@ -189,7 +204,7 @@ class Scheduler:
 
     def images_to_decode(self) -> tuple[int, int]:
         """Count those whose steps have all been made: that wait for the decoder, and that it has."""
-        return sum(queued.steps_left == 0 for queued in self._queue.values()), len(self._decoding)
+        return sum(queued.is_denoised for queued in self._queue.values()), len(self._decoding)
 
     # ---- one step
 
@@ -203,9 +218,21 @@ class Scheduler:
 
     def _work_left(self, queued: QueuedJob) -> float:
         """Of the stage that the job is in: the ranks and the decoder each do first what keeps them least."""
-        if queued.steps_left == 0:
+        return self._stage_work(queued) + picture_s(queued, self._held, self.costs)
+
+    def _stage_work(self, queued: QueuedJob) -> float:
+        """That without what encodes its picture."""
+        if queued.is_denoised:
             return decode_s(queued, self.costs)
         return queued.steps_left * self.costs.relative(queued.work)
+
+    def _work_queued(self) -> float:
+        """Seconds of work left, a picture that jobs share being encoded once; 0 while no speeds are known."""
+        if not self.costs.known:
+            return 0.0
+        jobs = self._queue.values()
+        pictures = {queued.job.picture: picture_s(queued, self._held, self.costs) for queued in jobs}
+        return sum(map(self._stage_work, jobs)) + sum(pictures.values())
 
     def _key(self, now: float) -> Callable[[QueuedJob, float], tuple[float, ...]]:
         """Orders jobs that have so much work left: by the policy. When some run alone, one request of these goes first,
@@ -222,32 +249,19 @@ class Scheduler:
 
         return by_stage
 
-    def _pack(self, ordered: Iterable[QueuedJob]) -> tuple[list[QueuedJob], list[QueuedJob], int]:
-        """The jobs that step, those of them that start, and the number of prompt tokens encoded for these."""
-        chosen: list[QueuedJob] = []
-        start: list[QueuedJob] = []
-        prompts: dict[int, int] = {}
-        room, new_tokens = self.token_budget, 0
-        begun = len(self._decoding) + sum(queued.begun for queued in self._queue.values())
-        for queued in ordered:
-            if queued.steps_left == 0 or (chosen and queued.work.tokens > room):
-                continue
-            if not queued.begun:
-                more = sum(tokens for prompt, tokens in queued.prompts.items() if prompt not in prompts)
-                if begun >= self._max_begun or (start and new_tokens + more > self._prompt_budget):
-                    continue
-                start.append(queued)
-                prompts |= queued.prompts
-                new_tokens += more
-                begun += 1
-            chosen.append(queued)
-            room -= queued.work.tokens
-        return chosen, start, new_tokens
+    def _forget(self, encoded: Mapping[int, Picture]) -> tuple[int, ...]:
+        """Hold what a step encodes, and forget what no job is to begin from any more."""
+        self._held.update(encoded)
+        if not self._held:
+            return ()
+        forget = self._held - pictures_to_come(self._queue.values())
+        self._held -= forget
+        return tuple(sorted(forget))
 
     def _hand_over(self, ordered: Iterable[QueuedJob], *, at: float, step_s: float, now: float) -> tuple[int, ...]:
         """Take jobs that are to be decoded from the queue, at the end of a step or before it."""
         key = self._key(now)
-        ready = [queued for queued in ordered if queued.steps_left == 0]
+        ready = [queued for queued in ordered if queued.is_denoised]
         ready.sort(key=lambda queued: key(queued, self._work_left(queued)))
         decode = self._decoding.choose(ready, at=at, step_s=step_s, now=now)
         for queued in decode:
@@ -269,6 +283,7 @@ class Scheduler:
                 ordered[len(self._decoding) :],
                 self.costs,
                 self._key(now),
+                held=self._held,
                 decoding=self._decoding.ends(now),
                 token_budget=self.token_budget,
                 max_begun=self._max_begun,

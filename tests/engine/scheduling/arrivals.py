@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from engine.step import Picture
 from tests.virtual_ranks import Arrival, make_job
 
 SIZES = (256, 1024, 2304, 4096)  # image tokens of 256², 512², 768² and 1024²
@@ -20,8 +21,10 @@ def arrival(
     request: int | None = None,
     guided: bool = False,
     priority: int = 0,
+    picture_id: int | None = None,
 ) -> Arrival:
     side = 16 * math.isqrt(tokens)
+    picture = None if picture_id is None else Picture(picture_id, side, side)
     segments = (tokens + TEXT,) * (2 if guided else 1)
-    job = make_job(job_id, steps=steps, prompt=(job_id, *range(TEXT)), width=side, height=side)
+    job = make_job(job_id, steps=steps, prompt=(job_id, *range(TEXT)), width=side, height=side, picture=picture)
     return Arrival(at, job, segments, job_id if request is None else request, priority)

@@ -152,6 +152,18 @@ def test_decodings_of_one_size_say_little_of_those_of_another() -> None:
     assert costs.decode_s(128 * 128) == pytest.approx(0.025)
 
 
+def test_pictures_are_thought_to_be_encoded_as_fast_as_they_are_decoded_until_one_has_been() -> None:
+    costs = CostModel()
+    assert costs.encode_picture_s(100) is None
+    costs.correct_decode(1024 * 1024, 2.0)
+    assert costs.encode_picture_s(1024 * 1024) == pytest.approx(2.0)
+    costs.correct_encode_picture(1024 * 1024, 0.8)
+    costs.correct_encode_picture(256 * 256, 0.1)
+    assert costs.encode_picture_s(1024 * 1024) == pytest.approx(0.8)
+    assert costs.encode_picture_s(256 * 256) == pytest.approx(0.05)  # the lower median, of the large one
+    assert costs.decode_s(1024 * 1024) == pytest.approx(2.0)
+
+
 def test_what_cannot_be_a_measurement_is_refused_or_ignored() -> None:
     costs = CostModel()
     with pytest.raises(ValueError, match="samples"):

@@ -102,7 +102,13 @@ def check_waits(data: st.DataObject, *, most_later: int) -> None:
         max_decoding=data.draw(st.sampled_from([1, 2, 32])),
     )
     victims = [
-        arrival(job_id, at=draw.uniform(0, 0.2), tokens=draw.choice(SIZES), steps=draw.randint(1, 12))
+        arrival(
+            job_id,
+            at=draw.uniform(0, 0.2),
+            tokens=draw.choice(SIZES),
+            steps=draw.randint(0, 12),
+            picture_id=draw.choice((None, job_id)),
+        )
         for job_id in range(data.draw(st.integers(1, 4)))
     ]
     # then more than the ranks can do, all of it smaller or of a higher priority
@@ -112,8 +118,9 @@ def check_waits(data: st.DataObject, *, most_later: int) -> None:
             job_id,
             at=0.2 + every_s * job_id * draw.random(),
             tokens=draw.choice(SIZES[:2]),
-            steps=draw.randint(1, 4),
+            steps=draw.randint(0, 4),
             priority=draw.choice((0, 1, 100)),
+            picture_id=draw.choice((None, None, job_id)),
         )
         for job_id in range(len(victims), data.draw(st.integers(40, most_later)))
     ]

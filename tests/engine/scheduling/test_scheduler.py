@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.scheduling.scheduler import Estimate, Scheduler
-from engine.step import Adapter, Job, Step
+from engine.step import Adapter, Job, Picture, Step
 from tests.engine.scheduling.steps import add, next_step, nothing_to_do
-from tests.virtual_ranks import make_costs, make_job, prompt_tokens
+from tests.virtual_ranks import follow_pictures, make_costs, make_job, prompt_tokens
 
 
 def test_a_job_starts_once_steps_as_often_as_it_asks_and_is_decoded_with_its_last_step() -> None:
@@ -168,8 +168,10 @@ def test_our_own_mistakes_are_refused() -> None:
 @settings(max_examples=300)
 @given(st.data())
 def test_whatever_comes_and_goes_ranks_can_follow_every_step(data: st.DataObject) -> None:
-    budget, prompts, max_begun = 50, 8, data.draw(st.integers(1, 6))
-    scheduler = Scheduler(budget, prompt_budget=prompts, max_begun=max_begun)
+    budget, prompts, pixels, max_begun = 50, 8, 6, data.draw(st.integers(1, 6))
+    scheduler = Scheduler(budget, prompt_budget=prompts, picture_budget=pixels, max_begun=max_begun)
+    pictures = [None, *(Picture(picture_id, width=picture_id + 1, height=1) for picture_id in range(8))]
+    held: set[int] = set()
     live: dict[int, int] = {}  # what a rank would hold: denoise steps left by job
     jobs: dict[int, tuple[Job, int]] = {}  # with their tokens
     cancelled: set[int] = set()
@@ -184,6 +186,11 @@ def test_whatever_comes_and_goes_ranks_can_follow_every_step(data: st.DataObject
         for started in step.start:
             assert started.job_id not in live
             live[started.job_id] = started.steps
+        follow_pictures(step, held)
+        unbegun = jobs.keys() - live.keys() - cancelled - decoded - set(decoding)
+        waiting = {jobs[job_id][0].picture for job_id in unbegun}
+        assert held <= {picture.picture_id for picture in waiting if picture is not None}
+        assert len(step.encode) <= 1 or sum(picture.pixels for picture in step.encode) <= pixels
         assert len(step.start) <= 1 or prompt_tokens(step.start) <= prompts
         assert not {*step.denoise, *step.decode} & cancelled
         for job_id in step.denoise:
@@ -207,7 +214,8 @@ def test_whatever_comes_and_goes_ranks_can_follow_every_step(data: st.DataObject
         action = data.draw(st.sampled_from(["add", "cancel", "reset", "image", "step", "step", "step"]))
         if action == "add":
             prompt = tuple(range(data.draw(st.integers(1, 12))))
-            job = make_job(len(jobs), steps=data.draw(st.integers(1, 5)), prompt=prompt)
+            steps, picture = data.draw(st.integers(0, 5)), data.draw(st.sampled_from(pictures))
+            job = make_job(len(jobs), steps=steps, prompt=prompt, picture=picture)
             jobs[job.job_id] = job, data.draw(st.integers(1, 80))
             scheduler.add(
                 job,
@@ -224,6 +232,7 @@ def test_whatever_comes_and_goes_ranks_can_follow_every_step(data: st.DataObject
         elif action == "reset":
             scheduler.reset(alone=data.draw(st.sets(st.integers(0, 5), max_size=1)))
             live.clear()
+            held.clear()
             decoding.clear()
             number = 0
         elif action == "image" and decoding:
@@ -236,6 +245,7 @@ def test_whatever_comes_and_goes_ranks_can_follow_every_step(data: st.DataObject
         else:
             follow(step)
     assert not live
+    assert not held
     assert decoded | cancelled == set(jobs)
 
 
