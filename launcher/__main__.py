@@ -30,6 +30,10 @@ def main() -> None:
         from launcher.auto_mode.choice import report_gpus
 
         report_gpus()
+    elif role == "_pictures":
+        from launcher.pictures.process import run_pictures
+
+        run_pictures()
     elif role == "_rank":
         from launcher.ranks.worker import run_spawned
 

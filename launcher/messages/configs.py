@@ -120,6 +120,12 @@ class RankConfig(msgspec.Struct, frozen=True, kw_only=True):
     store_file: str | None
 
 
+class PicturesConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How to run the process that reads pictures: socket_fd is its end of a socket pair, inherited from the parent."""
+
+    socket_fd: int
+
+
 # ---- on the stdout of a process
 
 

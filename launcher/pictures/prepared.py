@@ -58,8 +58,41 @@ class PreparedPicture:
 
     def finish(self, drawn: Image.Image) -> Image.Image:
         """Put what was drawn into the source, whose pixels outside of the patch stay as they are."""
-        return drawn
+        return self._joined(drawn, self.answer_size)
 
     def finish_preview(self, drawn: Image.Image) -> Image.Image:
-        """Put a small picture of what is being drawn into a small one of the source."""
-        return drawn
+        """Put a small picture of what is being drawn into one of the source that is as much smaller."""
+        scale = drawn.width / self.width
+        width, height = (max(1, round(side * scale)) for side in self.answer_size)
+        return self._joined(drawn, (width, height))
+
+    def _joined(self, drawn: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """Join what was drawn with the source, both scaled for an answer of this size."""
+        if self.patch is None:
+            return drawn
+        from PIL import Image
+
+        def scaled(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+            return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+        across, down = size[0] / self.answer_size[0], size[1] / self.answer_size[1]
+        left, top, right, bottom = self.patch.box
+        place = round(left * across), round(top * down), round(right * across), round(bottom * down)
+        seen = max(1, place[2] - place[0]), max(1, place[3] - place[1])
+        inner = [
+            max(1, round(part * has / all_))
+            for part, has, all_ in zip(self.patch.inner, drawn.size, (self.width, self.height), strict=True)
+        ]
+        answer = scaled(self._source(), size)
+        alpha = Image.frombytes("L", (right - left, bottom - top), self.patch.alpha)
+        answer.paste(scaled(drawn.crop((0, 0, inner[0], inner[1])), seen), place[:2], scaled(alpha, seen))
+        return answer
+
+    def _source(self) -> Image.Image:
+        """Make an image of the answer before anything was drawn."""
+        from PIL import Image
+
+        assert self.patch is not None
+        if self.patch.source is not None:
+            return Image.frombytes("RGB", self.answer_size, self.patch.source)
+        return Image.frombytes("RGB", (self.width, self.height), self.pixels.rgb).crop((0, 0, *self.answer_size))

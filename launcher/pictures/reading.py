@@ -2,26 +2,169 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
+import socket
 from collections.abc import Mapping
 
 from engine.config.model_config import ModelConfig
-from engine.errors import ArgumentError
+from engine.errors import ArgumentError, Krea2Error, QueueFullError, ServerError
+from engine.pictures.pixels import Pixels
+from launcher.logs import log_event
 from launcher.messages.client_messages import Generate
+from launcher.messages.configs import PicturesConfig
+from launcher.messages.encoding import encode
 from launcher.messages.limits import Limits
-from launcher.pictures.prepared import PreparedPicture
+from launcher.pictures.exchange import HEADER, Answer, Begun, Laid, Refused, Work, decode_answer
+from launcher.pictures.prepared import Patch, PreparedPicture
+from launcher.pictures.wanted import Wanted
+from launcher.processes import Child
+from launcher.threads import in_own_thread
+
+READ_S = 10.0  # for a file
+_START_S = 180.0  # for the process to come up, and to have the files, on a machine with much else to do
+_END_S = 2.0  # for its end to be known, once its socket is closed
+# glibc is to give back what a large picture took, and to reserve no address space for each thread.
+_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20)}
 
 
 class PictureReader:
-    """Reads the pictures of requests. To be made in the event loop that it is used in."""
+    """Reads the pictures of requests in a process that is started for the first of them.
+
+    To be made in the event loop that it is used in.
+    """
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()  # whoever came first is first
+        self._waiting = 0
+        self._process: _Process | None = None
+        self._closed = False
 
     async def read(
         self, request: Generate, files: Mapping[str, bytes], model: ModelConfig, limits: Limits
     ) -> PreparedPicture:
         """Read the files of a request, by their names in `request.pictures`, and lay them out as it asks.
 
-        Raises `ArgumentError` about image, mask, or what does not fit them.
+        Raises `ArgumentError` about image, mask, or what does not fit them, `QueueFullError` if as many requests wait
+        as may, and `ServerError` if there can be no process.
         """
-        raise ArgumentError("image cannot be read yet", parameter="image")
+        wanted = Wanted.of(request, model, limits)
+        for name in wanted.names:
+            if len(files[name]) > limits.max_image_bytes:
+                allowed = f"{name} must be a file of at most {limits.max_image_bytes / 1e6:g} MB"
+                raise ArgumentError(f"{allowed}, got {len(files[name]) / 1e6:.1f}", parameter=name)
+        if self._waiting >= limits.max_queue:
+            raise QueueFullError(f"{self._waiting} pictures wait to be read, as many as may: come back later")
+        self._waiting += 1
+        try:
+            async with self._turn:
+                return await self._read(wanted, files)
+        finally:
+            self._waiting -= 1
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, and start no other."""
+        self._closed = True
+        self._end()
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.end()
+            self._process = None
+
+    async def _read(self, wanted: Wanted, files: Mapping[str, bytes]) -> PreparedPicture:
+        if self._closed:
+            raise ServerError("the server is shutting down")
+        kept = False
+        try:
+            if self._process is None:
+                self._process = await _Process.start()
+            answer, parts = await self._process.ask(wanted, files)
+            kept = True
+        finally:
+            if not kept:  # what it may still say is of a request that is over
+                self._end()
+        if isinstance(answer, Refused):
+            raise ArgumentError(answer.message, parameter=answer.parameter)
+        return _prepared(answer, parts)
+
+
+class _Process:
+    """A process, and our end of the socket pair to it."""
+
+    def __init__(self, child: Child, ours: socket.socket) -> None:
+        self._child, self._socket = child, ours
+
+    @classmethod
+    async def start(cls) -> _Process:
+        """Start it. Raises `ServerError` if that fails."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            config = PicturesConfig(socket_fd=theirs.fileno())
+            try:
+                child = Child("_pictures", config, environment=_ENVIRONMENT, pass_fds=(config.socket_fd,))
+            except OSError as error:
+                ours.close()
+                raise ServerError(f"pictures cannot be read: no process can be started: {error.strerror}") from None
+        return cls(child, ours)
+
+    async def ask(self, wanted: Wanted, files: Mapping[str, bytes]) -> tuple[Laid | Refused, list[bytes]]:
+        """Have it read files. Returns its answer with its parts.
+
+        Raises `ArgumentError` about the file over which it dies or takes too long, and `ServerError` if that happens
+        before it begins. Whatever is raised, it is of no further use.
+        """
+        name: str | None = None
+        try:
+            async with asyncio.timeout(_START_S):
+                await self._send(wanted, files)
+                answer = await self._answer()
+            while isinstance(answer, Begun):
+                name = answer.name
+                async with asyncio.timeout(READ_S):
+                    answer = await self._answer()
+                    parts = [await self._receive(size) for size in answer.sizes] if isinstance(answer, Laid) else []
+            return answer, parts
+        except TimeoutError:
+            ended = f"did not begin within {_START_S:g} s" if name is None else f"took longer than {READ_S:g} s"
+            error: Krea2Error = ArgumentError(f"{name} took longer than {READ_S:g} s to read", parameter=name)
+        except (OSError, EOFError):
+            await in_own_thread(lambda: self._child.wait(_END_S))
+            ended = self._child.describe_exit()
+            error = ArgumentError(f"{name} could not be read: the process that read it {ended}", parameter=name)
+        log_event("picture process lost", level="warning" if name else "error", reason=ended, picture=name)
+        raise error if name is not None else ServerError(f"pictures cannot be read: the process for them {ended}")
+
+    def end(self) -> None:
+        """End it, whatever it does."""
+        self._socket.close()
+        self._child.send_signal(signal.SIGKILL)
+
+    async def _send(self, wanted: Wanted, files: Mapping[str, bytes]) -> None:
+        data = encode(Work(wanted, tuple(len(files[name]) for name in wanted.names)))
+        loop = asyncio.get_running_loop()
+        for part in (HEADER.pack(len(data)) + data, *(files[name] for name in wanted.names)):
+            await loop.sock_sendall(self._socket, part)
+
+    async def _answer(self) -> Answer:
+        (size,) = HEADER.unpack(await self._receive(HEADER.size))
+        return decode_answer(await self._receive(size))
+
+    async def _receive(self, size: int) -> bytes:
+        data = bytearray(size)
+        view, loop = memoryview(data), asyncio.get_running_loop()
+        while view:
+            got = await loop.sock_recv_into(self._socket, view)
+            if not got:
+                raise EOFError
+            view = view[got:]
+        return bytes(data)
+
+
+def _prepared(laid: Laid, parts: list[bytes]) -> PreparedPicture:
+    rgb, mask, alpha, source = parts
+    patch = None
+    if laid.inner is not None and laid.box is not None:
+        patch = Patch(laid.inner, laid.box, alpha, source or None)
+    return PreparedPicture(laid.answer_size, Pixels(*laid.drawn, rgb, mask or None), patch, laid.warnings)

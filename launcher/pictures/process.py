@@ -1,0 +1,92 @@
+"""The process that reads pictures: small, alone with whatever a file does to it, and ended with its front-end."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+
+from engine.errors import ArgumentError
+from launcher.messages.configs import PicturesConfig
+from launcher.messages.encoding import encode
+from launcher.pictures.decoding import PictureFile
+from launcher.pictures.exchange import HEADER, Answer, Begun, Laid, Refused, decode_work
+from launcher.pictures.geometry import compare_mask, lay_out
+from launcher.pictures.layers import Layers, make_layers
+from launcher.processes import read_config, watch_parent
+
+MOST_MEMORY = 1_000_000_000  # bytes of address space
+
+
+def run_pictures() -> None:
+    """Read pictures for its whole life: its configuration comes on stdin, its end when stdin ends."""
+    config = read_config(PicturesConfig)
+    watch_parent(lambda _: os._exit(0))
+    for limit, most in ((resource.RLIMIT_AS, MOST_MEMORY), (resource.RLIMIT_CORE, 0)):  # no picture gets to a disk
+        with suppress(OSError, ValueError):  # macOS has no such limit of memory
+            resource.setrlimit(limit, (most, most))
+    with socket.socket(fileno=config.socket_fd) as front_end, suppress(EOFError, ConnectionError):
+        while True:
+            _serve(front_end)
+
+
+def _serve(front_end: socket.socket) -> None:
+    """Read the pictures of one request. Raises `EOFError` once there are no more."""
+    work = decode_work(_receive(front_end, HEADER.unpack(_receive(front_end, HEADER.size))[0]))
+    wanted = work.wanted
+    files = {name: _receive(front_end, size) for name, size in zip(wanted.names, work.sizes, strict=True)}
+    answer: Laid | Refused
+    parts: Sequence[bytes] = ()
+    try:
+        name = "image"
+        _send(front_end, Begun(name))
+        file = PictureFile(name, files.pop(name), wanted.limits.max_image_pixels)
+        source = file.size
+        canvas, picture = file.picture(partial(lay_out, wanted=wanted))
+        mask, warnings = None, canvas.warnings
+        if "mask" in files:
+            name = "mask"
+            _send(front_end, Begun(name))
+            file = PictureFile(name, files.pop(name), wanted.limits.max_image_pixels)
+            compared = compare_mask(file.size, source)
+            warnings = (*warnings, compared) if compared else warnings
+            mask = file.mask()
+        layers = make_layers(canvas, picture, mask, wanted)
+        answer, parts = _answer(layers, canvas.size, warnings)
+    except ArgumentError as error:
+        answer = Refused(error.message, error.parameter)
+    except MemoryError:
+        answer = Refused(f"{name} could not be read: it takes more memory than there is for it", name)
+    _send(front_end, answer, *parts)
+
+
+def _answer(layers: Layers, answer_size: tuple[int, int], warnings: tuple[str, ...]) -> tuple[Laid, Sequence[bytes]]:
+    parts = (
+        layers.drawn.tobytes(),
+        layers.mask or b"",
+        b"" if layers.alpha is None else layers.alpha.tobytes(),
+        b"" if layers.source is None else layers.source.tobytes(),
+    )
+    rgb, mask, alpha, source = map(len, parts)
+    laid = Laid(layers.drawn.size, answer_size, warnings, (rgb, mask, alpha, source), layers.inner, layers.box)
+    return laid, parts
+
+
+def _send(front_end: socket.socket, answer: Answer, *parts: bytes) -> None:
+    data = encode(answer)
+    for part in (HEADER.pack(len(data)) + data, *parts):
+        front_end.sendall(part)
+
+
+def _receive(front_end: socket.socket, size: int) -> bytes:
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        got = front_end.recv_into(view)
+        if not got:
+            raise EOFError
+        view = view[got:]
+    return bytes(data)
