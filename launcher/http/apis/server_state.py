@@ -50,6 +50,7 @@ def add_state_routes(app: FastAPI, studio: Studio, link: EngineLink) -> None:
             "output_formats": OUTPUT_FORMATS,
             "size_multiple": model.size_multiple,
             "good_sides": sizes and [sizes.least, sizes.most],
+            "image_input": config.engine.image_input,
             "api_key_required": bool(config.api_keys or config.file_keys),
         }
         return JsonResponse(settings)

@@ -44,6 +44,8 @@ _LIMITS = {
     "max_queue": integer("How many requests may wait.", 256),
     "max_loras": integer("How many LoRAs may be loaded.", 32),
     "max_request_loras": integer("How many LoRAs a request may choose.", 8),
+    "max_image_bytes": integer("The largest file of a picture to start from.", 50_000_000),
+    "max_image_pixels": integer("The largest product of its width and height.", 64_000_000),
 }
 _DEFAULTS = {
     "width": integer("In pixels.", 1024),
@@ -65,6 +67,7 @@ SETTINGS = answer(
                 {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2, "examples": [[96, 256]]}
                 | {"description": "The shortest and longest sides that the model was made for, where that is known."}
             ),
+            "image_input": flag("Whether requests may start from a picture.", True),
             "api_key_required": flag("Whether requests need an API key.", True),
         }
     )

@@ -90,20 +90,30 @@ export async function fetchReadiness() {
 
 /**
  * Ask for images, and yield the events {type, …} until the last of them. Aborting `signal` cancels the request.
+ * With an `image` {file, name} they start from it, and `mask` (`Mask`) says what of it is drawn anew.
  * Throws `RequestError` if the server refuses or fails it, or if the connection is lost.
  */
 export async function* generate(parameters, signal) {
-  const response = await send("v1/images/generations", {
-    method: "POST",
-    headers: withKey({ "Content-Type": "application/json", Accept: "text/event-stream" }),
-    body: JSON.stringify({ ...parameters, stream: true, progress: true }),
-    signal,
-  });
+  const all = { ...parameters, stream: true, progress: true };
+  const [path, body] = all.image ? ["v1/images/edits", await asForm(all)] : ["v1/images/generations", JSON.stringify(all)];
+  const headers = { Accept: "text/event-stream", ...(all.image ? {} : { "Content-Type": "application/json" }) };
+  const response = await send(path, { method: "POST", headers: withKey(headers), body, signal });
   if (!response.ok) throw await refusal(response);
   for await (const event of readEvents(response.body)) {
     if (event.type === "error") throw new RequestError(event.error.message, event.error);
     yield event;
   }
+}
+
+/** A form as `POST /v1/images/edits` takes it. */
+async function asForm({ image, mask, ...fields }) {
+  const form = new FormData();
+  form.append("image", image.file, image.name);
+  if (mask) form.append("mask", await mask.file(), "mask.png");
+  for (const [name, value] of Object.entries(fields)) {
+    if (value !== undefined) form.append(name, typeof value === "object" ? JSON.stringify(value) : value);
+  }
+  return form;
 }
 
 /** The events {type, …} of a stream, as they come; without a name, `type` is "". Throws `RequestError`. */

@@ -12,6 +12,7 @@ import { Comparison } from "./pictures/compare.js";
 import { Lightbox } from "./pictures/lightbox.js";
 import { openStore } from "./pictures/store.js";
 import { ServerFacts } from "./server_facts.js";
+import { fileName } from "./text.js";
 import { showTooltips } from "./tooltip.js";
 
 const RETRY_MS = 2000;
@@ -43,13 +44,18 @@ function onPicture(picture) {
   return gallery.add(picture);
 }
 
-function reuse({ parameters, format }) {
-  form.fill({ ...parameters, output_format: format });
+function reuse({ parameters, format, start }) {
+  return form.fill({ ...parameters, ...start, output_format: format });
 }
 
-function vary({ parameters, format }) {
-  start({ ...parameters, n: 1, seed: form.drawSeed(), output_format: format });
+function vary(picture) {
+  const { parameters, format, start: from } = picture;
+  if (parameters.image && !from) return reuse(picture); // which says that what it started from is no longer here
+  const size = parameters.image && !parameters.image.sized ? { width: undefined, height: undefined } : {};
+  start({ ...parameters, ...size, ...from, n: 1, seed: form.drawSeed(), output_format: format });
 }
+
+const startFrom = ({ parameters, format, blob }) => form.startFrom(blob, fileName(parameters, format), parameters.prompt);
 
 let settings = null;
 let loading = null;
@@ -105,8 +111,9 @@ const facts = new ServerFacts();
 const engine = new EngineState(element("banner"), onReadiness);
 const comparison = new Comparison();
 const compare = (...pictures) => comparison.open(...pictures);
-const gallery = new Gallery(openStore(), { open: (picture) => lightbox.open(picture), reuse, vary, compare });
-const lightbox = new Lightbox(gallery, { reuse, vary, compare: (picture) => gallery.compare(picture) });
+const gallery = new Gallery(openStore(), { open: (picture) => lightbox.open(picture), reuse, vary, startFrom, compare });
+const before = (picture, button) => comparison.openBefore(picture, button);
+const lightbox = new Lightbox(gallery, { reuse, vary, startFrom, before, compare: (picture) => gallery.compare(picture) });
 offerCopies(element("form-copies"), () => form.read());
 window.addEventListener("focus", showLoras);
 window.addEventListener("beforeunload", (event) => isAnythingRunning() && event.preventDefault()); // the browser asks

@@ -11,20 +11,31 @@ export const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"
 /** `text` with a full stop, unless it has an end. */
 export const sentence = (text) => (/[.!?…]$/.test(text) ? text : `${text}.`);
 
-/** One line about how a picture was made: size, steps, guidance, seed, LoRAs. */
-export function settingsLine({ width, height, steps, guidance, seed, loras }) {
+/** One line about how a picture was made: size, steps, guidance, seed, LoRAs, and what it started from. */
+export function settingsLine({ width, height, steps, guidance, seed, loras, ...start }) {
   const parts = [`${width} × ${height}`];
   if (steps !== undefined) parts.push(plural(steps, "step"));
   if (guidance) parts.push(`guidance ${guidance}`);
   parts.push(`seed ${seed}`);
   const short = parts.map((part) => part.replaceAll(" ", "\u00a0")); // no line break inside a part
-  return [...short, ...(loras ?? []).map(({ name, strength }) => `${name} ${strength}`)].join(" · ");
+  return [...short, ...(loras ?? []).map(({ name, strength }) => `${name} ${strength}`), ...startOf(start)].join(" · ");
+}
+
+/** What a picture started from, in parts: "from fox.jpg", "strength 0.6", "mask", "left +256". */
+export function startOf({ image, mask, strength, outpaint }) {
+  if (!image) return [];
+  const added = Object.entries(outpaint ?? {}).filter(([, pixels]) => pixels);
+  const parts = [`from ${image.name}`, `strength ${strength}`, ...(mask ? ["mask"] : [])];
+  return [...parts, ...added.map(([side, pixels]) => `${side} +${pixels}`)];
 }
 
 /** "a-red-circle-on-a-blue-background-7.png": safe on every file system. */
 export function fileName({ prompt, seed }, format) {
   return `${nameOf(prompt)}-${seed}.${format === "jpeg" ? "jpg" : format}`;
 }
+
+/** "fox-mask.png" of "fox.jpg". */
+export const maskName = (name) => `${name.replace(/\.\w+$/, "")}-mask.png`;
 
 /** "a-red-circle-on-a-blue-background": the first words of a prompt, which no shell changes. */
 export function nameOf(prompt) {

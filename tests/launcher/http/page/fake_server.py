@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 import launcher
+from tests.launcher.http.page.source.forms import read_form, size_of
 from tests.launcher.processes import PATIENCE_S
 
 PAGE = Path(launcher.__file__).parent / "http" / "page"
@@ -39,11 +40,14 @@ SETTINGS = {
         "max_seed": 2**53 - 1,
         "max_prompt_bytes": 16384,
         "max_queue": 256,
+        "max_image_bytes": 50_000_000,
+        "max_image_pixels": 64_000_000,
     },
     "output_formats": ["png", "jpeg", "webp"],
     "size_multiple": 16,
     "good_sides": [96, 256],
     "api_key_required": False,
+    "image_input": True,
     "max_lora_strength": 10.0,
 }
 STATUS = {
@@ -124,6 +128,7 @@ class FakeServer:
 
 class _Handler(BaseHTTPRequestHandler):
     fake: FakeServer
+    kind: str  # of the events
 
     def parse_request(self) -> bool:
         parsed = super().parse_request()
@@ -154,7 +159,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_file("index.html" if self.path == "/" else self.path.removeprefix("/page/"))
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        sent = self.rfile.read(int(self.headers["Content-Length"]))
+        is_edit = self.path == "/v1/images/edits"
+        body = read_form(self.headers["Content-Type"], sent) if is_edit else json.loads(sent)
+        self.kind = "image_edit" if is_edit else "image_generation"
         if not self._may_enter():
             return
         if not self.fake.ready:
@@ -180,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _generate(self, body: dict[str, Any]) -> None:
         n, steps = body.get("n", 1), body["steps"]
-        width, height, seed = body["width"], body["height"], body.get("seed", 1234)
+        (width, height), seed = size_of(body), body.get("seed", 1234)
         attempt = 1
         for place, position in enumerate(self.fake.positions):
             if place:
@@ -231,7 +239,7 @@ class _Handler(BaseHTTPRequestHandler):
             assert time.monotonic() < deadline, f"no step was released within {PATIENCE_S:g} s"
 
     def _event(self, name: str, **fields: Any) -> None:
-        self._write_event(f"image_generation.{name}", **fields)
+        self._write_event(f"{self.kind}.{name}", **fields)
 
     def _write_event(self, name: str, **fields: Any) -> None:
         data = json.dumps({"type": name, **fields})
@@ -278,7 +286,7 @@ def _error(refusal: Refusal) -> dict[str, Any]:
 
 
 def _answered(body: dict[str, Any], index: int) -> dict[str, Any]:
-    image = _image(body["prompt"], (body["width"], body["height"]), body["output_format"])
+    image = _image(body["prompt"], size_of(body), body["output_format"])
     return {"b64_json": image, "index": index, "seed": body.get("seed", 1234) + index}
 
 

@@ -1,5 +1,6 @@
 // The form: what to draw, and errors next to the parameter they are about.
 
+import { StartingPicture } from "../source/starting_picture.js";
 import { keep, readKept } from "./kept_settings.js";
 import { LoraList } from "./loras.js";
 import { SAMPLES } from "./samples.js";
@@ -18,13 +19,18 @@ export class Form {
   #maxSeed = Number.MAX_SAFE_INTEGER;
   #sizes = new SizeChoice();
   #loras = new LoraList();
+  #start = new StartingPicture({
+    onChange: (size) => this.#sizes.offerPicture(size),
+    onError: (name, message) => (message ? this.showError(name, message) : this.#showError(name, "")),
+  });
 
-  /** `onSubmit` gets the parameters of `POST /v1/images/generations`. */
+  /** `onSubmit` gets the parameters of a request, as `generate` takes them. */
   constructor(onSubmit) {
     this.form = element("form");
-    this.form.addEventListener("submit", (event) => {
+    this.form.addEventListener("submit", async (event) => {
       event.preventDefault();
       this.clearErrors();
+      if (this.#start.opened) await this.#start.opened;
       const parameters = this.read();
       if (parameters) onSubmit(parameters);
     });
@@ -58,6 +64,7 @@ export class Form {
     const prompt = element("prompt").value || (kept.prompt ?? ""); // what the user has typed by now stays
     this.#set({ ...this.#defaults, ...kept, prompt, loras: [] });
     this.#loras.restore(kept.loras ?? []);
+    this.#start.apply(settings);
     this.#keep();
     element("demo").hidden = !is_demo;
     if (is_demo) element("examples").replaceChildren(...SAMPLES.map(([prompt]) => this.#chip(prompt)));
@@ -69,18 +76,31 @@ export class Form {
     this.#keep();
   }
 
-  /** Take over the settings of a picture, its seed included. */
-  fill(parameters) {
+  /** Take over the settings of a picture, its seed and what it started from included. */
+  async fill(parameters) {
     this.clearErrors();
     this.#set(parameters);
     element("n").value = 1; // the seed is of this picture, whichever it was of its request
-    this.#keep();
     element("prompt").focus();
+    await this.#start.fill(parameters);
+    if (this.#start.size && !parameters.image.sized) this.#sizes.choosePictures();
+    else this.#sizes.choose(parameters.width, parameters.height);
+    this.#keep();
+  }
+
+  /** Start from a picture that was made here; its prompt is where one begins who has not written any. */
+  async startFrom(file, name, prompt) {
+    if (!element("prompt").value.trim()) element("prompt").value = prompt;
+    element("prompt").focus();
+    element("source").scrollIntoView({ block: "nearest" });
+    await this.#start.choose(file, name);
+    this.#keep();
   }
 
   /** Draw with the form's settings, but for these, which stay in the form but for the seed: the next picture has another. */
   draw({ seed, ...parameters }) {
     this.clearErrors();
+    this.#start.fill({});
     this.#set({ ...this.#defaults, ...this.#settings(), ...parameters, seed: seed ?? "" });
     element("n").value = 1;
     this.form.requestSubmit();
@@ -115,14 +135,16 @@ export class Form {
     const set = Object.fromEntries(Object.entries(this.#settings()).filter(isOwn));
     if (set.width || set.height) [set.width, set.height] = [number("width"), number("height")];
     keep(this.#model, set);
-    element("reset").disabled = Object.keys(set).every((name) => name === "prompt");
+    element("reset").disabled = !this.#start.isChanged && Object.keys(set).every((name) => name === "prompt");
     element("more").classList.toggle("changed", MORE.some((name) => name in set));
   }
 
   /** Go back to the server's own settings; the prompt stays. */
   #reset() {
     this.clearErrors();
+    this.#start.reset();
     this.#set({ ...this.#defaults, prompt: element("prompt").value });
+    if (this.#start.size) this.#sizes.choosePictures();
     element("n").value = 1;
     document.querySelector("#more > summary").focus(); // the button has done its work
   }
@@ -176,7 +198,7 @@ export class Form {
 
   /** The parameters of a request, or null after it was said what is wrong. */
   read() {
-    const custom = this.#sizes.chosen() === null;
+    const custom = this.#sizes.chosen() === null && !this.#sizes.isPictures;
     for (const name of custom ? [...NUMBERS, "width", "height"] : NUMBERS) {
       if (!element(name).validity.badInput) continue;
       this.showError(name, "Enter a number.");
@@ -194,7 +216,11 @@ export class Form {
     }
     const parameters = { prompt, output_format: element("output_format").value || undefined };
     const [width, height] = this.#sizes.chosen() ?? [number("width"), number("height")];
-    Object.assign(parameters, { width, height });
+    const start = this.#start.read();
+    if (!start) return null;
+    const isPictures = this.#sizes.isPictures;
+    Object.assign(parameters, isPictures ? {} : { width, height }, start);
+    if (start.image) start.image.sized = !isPictures;
     for (const name of NUMBERS) parameters[name] = number(name);
     parameters.negative_prompt = element("negative_prompt").value || undefined;
     parameters.loras = loras.length ? loras : undefined;

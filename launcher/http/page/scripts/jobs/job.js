@@ -2,6 +2,7 @@
 
 import { generate, RequestError } from "../api.js";
 import { askForKey } from "../dialogs.js";
+import { sizeWith } from "../source/source.js";
 import { duration, plural } from "../text.js";
 import { shortWarning, tell } from "../told.js";
 import { Countdown } from "./countdown.js";
@@ -93,7 +94,7 @@ export class Job {
 
   async #generate(signal) {
     for (let waits = 0; ; ) {
-      this.#say("Asking the engine");
+      this.#say(this.parameters.image ? "Sending the picture" : "Asking the engine");
       try {
         for await (const event of generate(this.#request(), signal)) {
           signal.throwIfAborted();
@@ -124,10 +125,11 @@ export class Job {
       this.#countdown = null;
       this.page.announce("The engine restarted, starting over.");
     }
-    if (event.type === "image_generation.accepted") this.#accepted(event);
-    else if (event.type === "image_generation.progress") this.#progressed(event);
-    else if (event.type === "image_generation.partial_image") this.#show(event, "jpeg", "preview");
-    else if (event.type === "image_generation.completed") await this.#completed(event);
+    const what = event.type.replace(/^image_(generation|edit)\./, "");
+    if (what === "accepted") this.#accepted(event);
+    else if (what === "progress") this.#progressed(event);
+    else if (what === "partial_image") this.#show(event, "jpeg", "preview");
+    else if (what === "completed") await this.#completed(event);
   }
 
   #accepted({ position, estimated_s }) {
@@ -164,9 +166,11 @@ export class Job {
     this.parameters.seed ??= seed - index; // which was drawn: if the rest has to be tried again, it is the same
     const blob = this.#show(event, format, "done");
     const [width, height] = size.split("x").map(Number);
-    const { prompt, negative_prompt, steps, guidance, loras } = this.parameters;
-    const parameters = { prompt, negative_prompt, steps, guidance, loras, width, height, seed };
-    await this.page.onPicture({ blob, format, parameters, seconds: timings?.total, warnings: this.#warnings });
+    const { n, output_format, image, mask, ...own } = this.parameters;
+    const parameters = { ...own, width, height, seed };
+    if (image) Object.assign(parameters, { image: { ...image, file: undefined }, mask: mask && true });
+    const start = image && { image, mask };
+    await this.page.onPicture({ blob, format, parameters, start, seconds: timings?.total, warnings: this.#warnings });
   }
 
   #finish() {
@@ -216,7 +220,8 @@ export class Job {
   #addTile() {
     const tile = document.createElement("div");
     tile.className = "tile";
-    tile.style.aspectRatio = `${this.parameters.width} / ${this.parameters.height}`;
+    const { width, height, image, outpaint } = this.parameters;
+    tile.style.aspectRatio = (width && height ? [width, height] : sizeWith(image, outpaint)).join(" / ");
     tile.image = Object.assign(new Image(), { alt: "", hidden: true });
     tile.append(tile.image);
     this.card.querySelector(".tiles").append(tile);

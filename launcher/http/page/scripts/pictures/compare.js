@@ -1,5 +1,7 @@
 // Two pictures, side by side or one over the other, and in what their settings differ.
 
+import { before } from "../source/source.js";
+import { startOf } from "../text.js";
 import { fit } from "./pixels.js";
 
 const SETTINGS = [
@@ -10,6 +12,7 @@ const SETTINGS = [
   ["Guidance", ({ parameters }) => parameters.guidance],
   ["Seed", ({ parameters }) => parameters.seed],
   ["LoRAs", ({ parameters }) => (parameters.loras ?? []).map(({ name, strength }) => `${name} ${strength}`).join(", ")],
+  ["Started from", ({ parameters }) => startOf(parameters).join(", ")],
   ["File format", ({ format }) => format.toUpperCase()],
 ];
 
@@ -17,6 +20,7 @@ const element = (id) => document.getElementById(id);
 
 export class Comparison {
   #opener = null;
+  #before = null; // the address of what a picture started from
 
   constructor() {
     this.dialog = element("compare");
@@ -25,11 +29,33 @@ export class Comparison {
     for (const view of ["sides", "slider"]) element(`compare-as-${view}`).addEventListener("change", () => this.#view());
     element("compare-at").addEventListener("input", () => this.#cut());
     element("compare-close").addEventListener("click", () => this.dialog.close());
-    this.dialog.addEventListener("close", () => this.#opener?.focus());
+    this.dialog.addEventListener("close", () => {
+      if (this.#before) URL.revokeObjectURL(this.#before);
+      this.#before = null;
+      this.#opener?.focus();
+    });
   }
 
   /** Compare pictures `a` and `b`; `opener` has the keyboard afterwards. */
   open(a, b, opener) {
+    this.#show(a, b, opener);
+    this.#list(a, b);
+    this.dialog.showModal();
+  }
+
+  /** Show what a picture started from over it; `opener` has the keyboard afterwards. */
+  async openBefore(picture, opener) {
+    const { width, height, outpaint } = picture.parameters;
+    this.#before = URL.createObjectURL(await before(picture.start.image, outpaint, [width, height]));
+    element("compare-as-slider").checked = true;
+    this.#show({ url: this.#before, parameters: { prompt: picture.start.image.name } }, picture, opener);
+    element("compare-table").hidden = true;
+    element("compare-same").textContent = `Left: before, ${picture.start.image.name}. Right: after.`;
+    this.dialog.showModal();
+    element("compare-at").focus();
+  }
+
+  #show(a, b, opener) {
     this.#opener = opener;
     for (const [id, { url, parameters }] of [["a", a], ["b", b], ["below", a], ["above", b]]) {
       Object.assign(element(`compare-${id}`), { src: url, alt: parameters.prompt });
@@ -37,8 +63,6 @@ export class Comparison {
     element("compare-at").value = 50;
     this.#cut();
     this.#view();
-    this.#list(a, b);
-    this.dialog.showModal();
   }
 
   #view() {

@@ -9,9 +9,10 @@ const MAX_PICTURES = 200;
 const element = (id) => document.getElementById(id);
 
 /**
- * A picture is {id, blob, format, parameters, seconds, warnings}; `url` and `tile` are added while it is shown.
- * `opening` resolves with the store; `actions` are open(picture), reuse(picture), vary(picture) and compare(picture, picture,
- * the button that was pressed for it).
+ * A picture is {id, blob, format, parameters, seconds, warnings}; `url` and `tile` are added while it is shown. `start`
+ * {image, mask} is what it started from, for as long as the page is open.
+ * `opening` resolves with the store; `actions` are open(picture), reuse(picture), vary(picture), startFrom(picture) and
+ * compare(picture, picture, the button that was pressed for it).
  */
 export class Gallery {
   #loading = null;
@@ -113,6 +114,7 @@ export class Gallery {
     part("open").addEventListener("click", () => this.actions.open(picture));
     part("reuse").addEventListener("click", () => this.actions.reuse(picture));
     part("vary").addEventListener("click", () => this.actions.vary(picture));
+    part("start").addEventListener("click", () => this.actions.startFrom(picture));
     part("compare").addEventListener("click", () => this.compare(picture));
     part("delete").addEventListener("click", () => this.delete(picture));
     this.pictures.unshift(picture);

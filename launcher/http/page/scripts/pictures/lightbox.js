@@ -1,7 +1,7 @@
 // One picture, as large as the window allows; arrow keys and swipes go to its neighbours.
 
 import { offerCopies } from "../jobs/snippets.js";
-import { fileName, settingsLine } from "../text.js";
+import { fileName, maskName, settingsLine } from "../text.js";
 import { shortWarning, tell } from "../told.js";
 import { fit } from "./pixels.js";
 
@@ -13,7 +13,7 @@ export class Lightbox {
   #picture = null;
   #touched = null; // where a finger was put down
 
-  /** `actions` are reuse(picture), vary(picture) and compare(picture). */
+  /** `actions` are reuse(picture), vary(picture), startFrom(picture), compare(picture) and before(picture, button). */
   constructor(gallery, actions) {
     this.gallery = gallery;
     this.dialog = element("lightbox");
@@ -39,6 +39,8 @@ export class Lightbox {
     on("next", () => this.#move(1));
     on("reuse", () => this.#leave(actions.reuse));
     on("vary", () => this.#leave(actions.vary));
+    on("start", () => this.#leave(actions.startFrom));
+    on("before", () => actions.before(this.#picture, element("lightbox-before")));
     on("compare", () => this.#leave(actions.compare));
     on("delete", () => this.#delete());
   }
@@ -60,8 +62,21 @@ export class Lightbox {
     if (warnings?.length) tell(element("lightbox-told"), shortWarning(warnings));
     else element("lightbox-told").hidden = true;
     Object.assign(element("lightbox-download"), { href: url, download: fileName(parameters, format) });
+    element("lightbox-before").hidden = !picture.start;
+    this.#offerMask(picture);
     element("lightbox-previous").disabled = !this.#neighbour(-1);
     element("lightbox-next").disabled = !this.#neighbour(1);
+  }
+
+  /** The mask, which what is copied wants beside the picture. */
+  async #offerMask({ start, parameters }) {
+    const link = element("lightbox-mask");
+    URL.revokeObjectURL(link.href);
+    link.hidden = true;
+    if (!start?.mask) return;
+    const file = await start.mask.file();
+    if (this.#picture.start !== start) return; // another is shown by now
+    Object.assign(link, { href: URL.createObjectURL(file), download: maskName(parameters.image.name), hidden: false });
   }
 
   #neighbour(by) {
