@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,15 +11,18 @@ import zmq.asyncio
 
 from engine.config.model_config import ModelConfig
 from engine.errors import Krea2Error
+from engine.pictures.pixels import Pixels
 from engine.planning.step_memory import DecodeMemory
 from engine.scheduling.cost import CostModel, Work
 from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.token_budget import TokenBudget
 from engine.step import Adapter, Job, Step
 from launcher.frontend.warm_up import AfterWarmUp, WarmUp
 from launcher.logs import log_event
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.message_parts import Stage
 from launcher.messages.rank_messages import Decoded, DoneStep, Previewed, Ready
+from launcher.pictures.held import HeldPixels
 from launcher.processes import Child
 from launcher.ranks.gpu_health import Gpu, GpuError
 from launcher.ranks.rank_group import STEPS_AHEAD, JobReport, RankEvents
@@ -29,12 +31,6 @@ from launcher.requests.rank_memory import RankMemory
 from launcher.requests.tokenizer import Prompt
 
 _MAX_DECODING = 32  # images in rank 0's queue for its decoder, if all of them are small: a step may end as many
-_TOKEN_BUDGET = 8192  # tokens of a step at most, and until a warm-up has measured; two images of 1024² fill it
-# Tokens of a step at least, whatever a warm-up measured: half an image of 1024² is never too much, and if something
-# disturbed the warm-up, small images should still not go one by one.
-_LEAST_BUDGET = 2048
-_SHRINK = 0.75  # the next steps' tokens, as a part of those of a step that was too large for the memory
-_CALM_STEPS = 200  # steps that had memory, after which they may be larger again: what took it may be gone
 
 
 @dataclass(frozen=True)
@@ -90,13 +86,13 @@ class Dispatcher:
     ) -> None:
         self._config, self._model = config, model
         self._events, self._after_warm_up = events, after_warm_up
-        self._costs = CostModel()
+        self._costs, self._budget = CostModel(), TokenBudget()
         in_turn = config.engine.decodes_together and config.engine.vae_memory is None  # tiles are for rank 0 alone
         self.scheduler = Scheduler(
-            _TOKEN_BUDGET, costs=self._costs, max_decoding=_MAX_DECODING, decodes_in_turn=in_turn
+            self._budget.most, costs=self._costs, max_decoding=_MAX_DECODING, decodes_in_turn=in_turn
         )
         self._segments: dict[int, tuple[int, ...]] = {}  # of each job that is queued or under way
-        self._budget = _TokenBudget()
+        self._pixels = HeldPixels()  # of their pictures
         self._adapter_bytes: dict[int, int] = {}  # of each rank, by adapter
         self._decoding: frozenset[int] = frozenset()  # at the last `check_decoder`
         guided, loop = model.divides_guidance(config.engine.degrees), asyncio.get_running_loop()
@@ -140,14 +136,26 @@ class Dispatcher:
 
     # ---- jobs
 
-    def add(self, job: Job, *, segments: tuple[int, ...], request: int, priority: int, arrived: float) -> None:
-        """Queue a job; `send_steps` sends what can be sent. For the parameters see `Scheduler.add`."""
+    def add(
+        self,
+        job: Job,
+        *,
+        segments: tuple[int, ...],
+        request: int,
+        priority: int,
+        arrived: float,
+        pixels: Pixels | None = None,
+    ) -> None:
+        """Queue a job; `send_steps` sends what can be sent. pixels: of the picture that it begins from; for the others
+        see `Scheduler.add`."""
         self._segments[job.job_id] = segments
+        self._pixels.add(job, pixels)
         self.scheduler.add(job, segments=segments, request=request, priority=priority, now=arrived)
 
     def cancel(self, job_id: int) -> None:
         """Leave a job out of every step that is not made yet."""
         self._segments.pop(job_id, None)
+        self._pixels.end(job_id)
         self.scheduler.cancel(job_id)
 
     def load(self, adapter: Adapter, size: int) -> None:
@@ -175,8 +183,14 @@ class Dispatcher:
             if step is None:
                 return
             work = Work.of(tokens for job_id in step.denoise for tokens in self._segments.get(job_id, ()))
-            # How long it takes to read an adapter is not known.
-            group.send(step, work, expected_s=None if step.load else self._costs.denoise_s(work))
+            group.send(step, work, expected_s=self._expected_s(step, work), pixels=self._pixels.of(step))
+
+    def _expected_s(self, step: Step, work: Work) -> float | None:
+        """How long a step may take, but for its prompts; None where that is not known, as of reading an adapter."""
+        pixels = sum(picture.pixels for picture in step.encode)
+        seconds = self._costs.denoise_s(work), self._costs.encode_picture_s(pixels) if pixels else 0.0
+        known = [each for each in seconds if each is not None]
+        return None if step.load or len(known) < len(seconds) else sum(known)
 
     def check_decoder(self) -> None:
         """Send an empty step to a rank that only decodes, and an image that it had when this was called before: if its
@@ -208,6 +222,8 @@ class Dispatcher:
         step, times, work = done.step, done.times, done.work
         if times.encoded_tokens and not times.one_by_one:
             self._costs.correct_encode(times.encoded_tokens, times.encode_s)
+        if times.encoded_pixels and not times.one_by_one:
+            self._costs.correct_encode_picture(times.encoded_pixels, times.picture_s)
         if self._warm_up.step_done(step, times):
             if self._warm_up.over:
                 self._learn_from_warm_up()
@@ -262,32 +278,3 @@ class Dispatcher:
 
     def gpu_quarantined(self, gpu: Gpu, reason: str) -> None:
         self._events.gpu_quarantined(gpu, reason)
-
-
-class _TokenBudget:
-    """Says how many packed tokens a step may have: what pays by the warm-up, less for a while after memory ran out.
-
-    most: tokens of a step, if that much is free (`RankMemory.token_budget`).
-    """
-
-    def __init__(self) -> None:
-        self.most = self._best = _TOKEN_BUDGET  # `_best`: what `most` would be, had memory never run out
-        self._calm_steps = 0  # since it ran out
-
-    def measured(self, tokens: int) -> None:
-        """Take what the warm-up found: more than these tokens gained nothing."""
-        self._best = min(_TOKEN_BUDGET, max(_LEAST_BUDGET, tokens))
-        self.most = min(self.most, self._best)
-
-    def ran_out(self, images: int, tokens: int) -> None:
-        """Shrink steps after one that was too large for the memory, unless it had a single image."""
-        self._calm_steps = 0
-        if images > 1:
-            self.most = min(self.most, max(1, int(_SHRINK * tokens)))
-
-    def had_memory(self) -> None:
-        """Note that a step had memory. Once enough have had it, steps may be larger again."""
-        self._calm_steps += 1
-        if self._calm_steps >= _CALM_STEPS and self.most < self._best:
-            self._calm_steps = 0
-            self.most = min(self._best, math.ceil(self.most / _SHRINK))

@@ -68,7 +68,12 @@ class Intake:
         number, arrived = next(self._numbers), time.monotonic()
         for job in plan.jobs:
             self._dispatcher.add(
-                job, segments=plan.segments, request=number, priority=checked.priority, arrived=arrived
+                job,
+                segments=plan.segments,
+                request=number,
+                priority=checked.priority,
+                arrived=arrived,
+                pixels=None if checked.picture is None else checked.picture.pixels,
             )
         try:
             self._deadlines.check(number, plan, checked.timeout_s, idle=not any(self._requests), now=arrived)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 import engine
 from engine.config.engine_config import EngineConfig
+from engine.pictures.pixels import Pixels
 from engine.scheduling.cost import Work
-from engine.step import BuiltPlan, Step, StepTimes
+from engine.step import BuiltPlan, Picture, Step, StepTimes
 from launcher.messages.client_messages import Message
 
 # ---- front-end → rank
@@ -25,7 +27,7 @@ class Load(Message, frozen=True, kw_only=True):
 
 
 class Execute(Message, frozen=True, kw_only=True):
-    """Execute a step, and reply `StepDone`."""
+    """Execute a step, and reply `StepDone`. To rank 0 the `pixel_frames` of the pictures that it encodes follow."""
 
     step: Step
 
@@ -132,6 +134,31 @@ class RankFailed(Message, frozen=True, kw_only=True):
 
 
 Report = Hello | Alive | Loading | Ready | StepDone | Decoded | Previewed | JobFailed | PlanBuilt | RankFailed
+
+# ---- the pixels that are sent with a step
+
+
+def pixel_frames(step: Step, pixels: Mapping[int, Pixels]) -> list[bytes]:
+    """Give the binary frames of the pictures that a step encodes, in its order: for each, height · width · 3 bytes, and
+    if it is masked a frame more, with a byte for each latent pixel."""
+    frames = []
+    for picture in step.encode:
+        held = pixels[picture.picture_id]
+        frames += [held.rgb, held.mask] if held.mask is not None else [held.rgb]
+    return frames
+
+
+def read_pixels(step: Step, frames: Sequence[bytes]) -> dict[int, Pixels]:
+    """Read these frames: the pixels of each picture by its id; none on ranks that get no frames."""
+    if not frames:
+        return {}
+    rest = iter(frames)
+    return {picture.picture_id: _next_pixels(picture, rest) for picture in step.encode}
+
+
+def _next_pixels(picture: Picture, frames: Iterator[bytes]) -> Pixels:
+    return Pixels(picture.width, picture.height, next(frames), next(frames) if picture.masked else None)
+
 
 decode_command = msgspec.msgpack.Decoder(Command).decode
 decode_report = msgspec.msgpack.Decoder(Report).decode

@@ -29,8 +29,13 @@ class _SentStep:
     @property
     def slowest(self) -> StepTimes:
         every = [times for _, times in self.by_rank.values()]
-        encode_s, denoise_s = max(times.encode_s for times in every), max(times.denoise_s for times in every)
-        return replace(every[-1], encode_s=encode_s, denoise_s=denoise_s)
+        return replace(
+            every[-1],
+            encode_s=max(times.encode_s for times in every),
+            picture_s=max(times.picture_s for times in every),
+            encoded_pixels=max(times.encoded_pixels for times in every),
+            denoise_s=max(times.denoise_s for times in every),
+        )
 
 
 class Outstanding:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -19,6 +19,7 @@ import zmq.asyncio
 
 import engine
 from engine.errors import Krea2Error, LaunchError, RankError, error_from_code
+from engine.pictures.pixels import Pixels
 from engine.scheduling.cost import Work
 from engine.step import Step
 from launcher.logs import log_event
@@ -138,14 +139,18 @@ class RankGroup:
         """Whether all ranks take steps."""
         return self.came_up and not self.failed.done()
 
-    def send(self, step: Step, work: Work, *, expected_s: float | None = None) -> None:
-        """Send a step to every rank. It counts as hanging when it takes many times longer than expected."""
+    def send(
+        self, step: Step, work: Work, *, expected_s: float | None = None, pixels: Mapping[int, Pixels] | None = None
+    ) -> None:
+        """Send a step to every rank, and to rank 0 the pixels of the pictures that it encodes, by id. It counts as
+        hanging when it takes many times longer than expected."""
         assert self.outstanding.steps < STEPS_AHEAD
         now = self._loop.time()
         self.outstanding.add(step, work, expected_s=expected_s, now=now, sent=time.monotonic())
         self._events.step_sent(step)  # by whose clock no rank has begun before
+        frames = messages.pixel_frames(step, pixels or {})
         for rank in self._ranks:
-            self._command(rank, messages.Execute(step=step))
+            self._command(rank, messages.Execute(step=step), *(frames if rank == 0 else ()))
 
     def close(self) -> None:
         """Stop listening. Ranks that somebody else started end now; the others are their starter's to stop."""
@@ -158,8 +163,8 @@ class RankGroup:
         if self._remote is not None:
             self._remote.end()
 
-    def _command(self, rank: int, command: messages.Command) -> None:
-        if not send_now(self._socket, [messages.route(rank), encode(command)]):
+    def _command(self, rank: int, command: messages.Command, *frames: bytes) -> None:
+        if not send_now(self._socket, [messages.route(rank), encode(command), *frames]):
             # its connection broke: the reason, its death, is noticed soon
             self._fail_later(RankError(f"rank {rank} cannot be reached"))
 

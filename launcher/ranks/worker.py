@@ -74,7 +74,7 @@ def _load(config: RankConfig, wire: _Wire) -> Rank:
     wire.send(messages.Hello(rank=config.rank))
     if not AwakeClock().wait(wire.has_command, _ORDERS_S):
         raise LaunchError(f"rank {config.rank} got no orders from the front-end within {_ORDERS_S:g} s")
-    load = wire.receive()
+    load, _ = wire.receive()
     assert isinstance(load, messages.Load)
     device = pick_device(load.engine, config.local_rank, config.local_ranks)
     mesh = connect_mesh(
@@ -155,7 +155,7 @@ def _work(rank: Rank, config: RankConfig, wire: _Wire) -> NoReturn:
         while (wait_s := rank.idle_wait_s()) is not None and not wire.has_command(wait_s):
             if (plan := rank.use_idle_time()) is not None:
                 wire.send(messages.PlanBuilt(rank=config.rank, plan=plan))
-        command = wire.receive()
+        command, _ = wire.receive()
         assert isinstance(command, messages.Execute)
         started.put((command.step.number, rank.execute(command.step)))
 
@@ -189,9 +189,10 @@ class _Wire:
         """Wait for a command, `timeout_s` seconds at most. Returns whether `receive` will return at once."""
         return bool(self._commands.poll(math.ceil(timeout_s * 1000)))
 
-    def receive(self) -> messages.Command:
-        """Wait for the next command."""
-        return messages.decode_command(self._commands.recv())
+    def receive(self) -> tuple[messages.Command, list[bytes]]:
+        """Wait for the next command, and the binary frames that came with it."""
+        header, *frames = self._commands.recv_multipart()
+        return messages.decode_command(header), frames
 
     def send(self, message: msgspec.Struct, *frames: bytes) -> None:
         """Send a report with its binary frames, over a socket of the calling thread's own."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from engine.config.chat_template import MAX_PROMPT_TOKENS, PREFIX_TOKENS, SUFFIX_TOKENS
 from engine.config.model_config import ModelConfig
-from engine.step import Job
+from engine.step import Job, Picture
 from launcher.requests.check import CheckedRequest
 from launcher.requests.tokenizer import Prompt
 
@@ -33,7 +33,8 @@ def make_plan(
     job_ids: Iterator[int],
     lora_ids: Mapping[str, int],
 ) -> Plan:
-    """Tokenise the prompts and make the jobs. Warns of prompts that were cut.
+    """Tokenise the prompts and make the jobs, which share the picture that they begin from. Warns of prompts that were
+    cut.
 
     lora_ids: of the adapters that are loaded, by name. One of strength 0 changes nothing, so it is left out.
     """
@@ -41,9 +42,14 @@ def make_plan(
     if checked.negative_prompt is not None:
         texts["negative_prompt"] = encode(checked.negative_prompt)
     negative = texts.get("negative_prompt")
+    ids = [next(job_ids) for _ in range(checked.num_images)]
+    picture = None
+    if checked.picture is not None:
+        pixels = checked.picture.pixels
+        picture = Picture(ids[0], pixels.width, pixels.height, masked=pixels.mask is not None)
     jobs = tuple(
         Job(
-            job_id=next(job_ids),
+            job_id=job_id,
             prompt_ids=texts["prompt"].ids,
             negative_ids=None if negative is None else negative.ids,
             width=checked.width,
@@ -55,8 +61,10 @@ def make_plan(
             preview_every=checked.preview_every or 0,
             loras=tuple((lora_ids[name], strength) for name, strength in checked.loras if strength),
             explain=checked.explain,
+            picture=picture,
+            skipped_steps=checked.skipped_steps,
         )
-        for index in range(checked.num_images)
+        for index, job_id in enumerate(ids)
     )
     image_tokens = model.image_tokens(checked.width, checked.height)
     segments = tuple(len(text.ids) - PREFIX_TOKENS + image_tokens for text in texts.values())

@@ -15,6 +15,7 @@ import zmq.asyncio
 
 from engine.config.engine_config import EngineConfig
 from engine.errors import Krea2Error
+from engine.pictures.pixels import Pixels
 from engine.step import Job, Step, StepTimes
 from launcher import awake
 from launcher.client.async_client import AsyncClient
@@ -37,6 +38,7 @@ from launcher.messages.rank_messages import (
     StepDone,
     decode_command,
     ranks_address,
+    read_pixels,
     route,
 )
 from launcher.processes import Child
@@ -63,10 +65,12 @@ class FakeRank:
         self.rank = rank
         self._memory = memory or {"weights": 1}
         self.steps: list[Step] = []
+        self.pixels: list[dict[int, Pixels]] = []  # that came with each
         self.hold = self.hold_after_preview = False
         self.decodes = True
         self.one_by_one = False
         self.encode_s, self.denoise_s, self.decode_s = 0.5, 0.25, 0.125  # what it says that it took, at once
+        self.picture_s = 0.0625
         self._jobs: dict[int, Job] = {}
         self._steps_of: Counter[int] = Counter()
         self._answered = 0
@@ -113,12 +117,14 @@ class FakeRank:
 
     async def _run(self) -> None:
         while True:
-            command = decode_command(await self._socket.recv())
+            header, *frames = await self._socket.recv_multipart()
+            command = decode_command(header)
             if isinstance(command, Load):
                 self.load()
             elif isinstance(command, Execute):
                 async with self._arrived:
                     self.steps.append(command.step)
+                    self.pixels.append(read_pixels(command.step, frames))
                     self._arrived.notify_all()
                 if not self.hold:
                     self._answer(command.step)
@@ -135,7 +141,13 @@ class FakeRank:
         self._answered += 1
         self._jobs |= {job.job_id: job for job in step.start}
         encode_s = self.encode_s if step.start else 0.0
-        times = StepTimes(encode_s=encode_s, denoise_s=self.denoise_s, one_by_one=self.one_by_one)
+        times = StepTimes(
+            encode_s=encode_s,
+            denoise_s=self.denoise_s,
+            one_by_one=self.one_by_one,
+            picture_s=self.picture_s if step.encode else 0.0,
+            encoded_pixels=sum(picture.pixels for picture in step.encode),
+        )
         self.send(StepDone(rank=self.rank, number=step.number, times=times))
         self._preview(step)
         if self.rank == 0 and self.decodes:

@@ -52,7 +52,7 @@ class HollowRank:
     def idle_wait_s(self) -> float | None:
         return None
 
-    def execute(self, step: Step) -> SimpleNamespace:
+    def execute(self, step: Step, pixels: object = None) -> SimpleNamespace:
         self._jobs |= {job.job_id: job for job in step.start if job.seed != HUNGRY_SEED}
         for job in step.start:
             if job.seed == HUNGRY_SEED:

@@ -142,7 +142,7 @@ def test_steps_are_smaller_after_one_that_was_too_large(run_folder: Path, caplog
 
 def test_steps_grow_again_once_there_is_memory(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was in the way may have been for a short time only, as a large image in the decoder or another process."""
-    monkeypatch.setattr("launcher.frontend.dispatcher._CALM_STEPS", 3)
+    monkeypatch.setattr("engine.scheduling.token_budget._CALM_STEPS", 3)
 
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError, CheckpointError, Krea2Error, RankError, ServerError, error_from_code
-from engine.step import Job, Step, StepTimes
+from engine.pictures.pixels import Pixels
+from engine.step import Job, Picture, Step, StepTimes
 from launcher.messages.client_messages import (
     PROTOCOL_VERSION,
     Acknowledge,
@@ -27,7 +29,15 @@ from launcher.messages.client_messages import (
 )
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import MessageError, decode_reply, decode_request, encode, encode_request
-from launcher.messages.rank_messages import Execute, Load, StepDone, decode_command, decode_report
+from launcher.messages.rank_messages import (
+    Execute,
+    Load,
+    StepDone,
+    decode_command,
+    decode_report,
+    pixel_frames,
+    read_pixels,
+)
 
 GENERATE = Generate(request_id="r1", prompt="a fox 🦊", seed=2**53 - 1, guidance=3.5, width=64)
 
@@ -40,6 +50,20 @@ def test_requests_survive_the_wire(message: Request) -> None:
 def test_a_client_leaves_out_what_a_newer_server_adds_to_its_replies() -> None:
     pong = decode_reply(encode({"type": "pong", "version": PROTOCOL_VERSION, "load": [0.5]}))
     assert pong == Pong()
+
+
+def test_the_pixels_of_each_picture_are_told_apart_by_its_mask() -> None:
+    pixels = {
+        4: Pixels(2, 1, b"abcdef"),
+        5: Pixels(1, 1, b"ghi", mask=b"m"),
+        6: Pixels(1, 2, b"jklmno"),
+    }
+    pictures = [Picture(at, each.width, each.height, each.mask is not None) for at, each in pixels.items()]
+    step = Step(0, encode=tuple(reversed(pictures)))
+    frames = pixel_frames(step, pixels)
+    assert frames == [b"jklmno", b"ghi", b"m", b"abcdef"]
+    assert read_pixels(step, frames) == pixels
+    assert read_pixels(step, []) == {}  # of the other ranks
 
 
 def test_steps_and_their_answers_survive_the_wire() -> None:
@@ -59,6 +83,9 @@ def test_steps_and_their_answers_survive_the_wire() -> None:
         Load(engine=EngineConfig(tp=2), warm_up=True, warm_up_sizes=((64, 96),), timeout_s=1.5),
     ):
         assert decode_command(encode(command)) == command
+    picture = Picture(3, 64, 80, masked=True)
+    step = Step(8, (replace(job, picture=picture, skipped_steps=2),), encode=(picture,), forget=(3,))
+    assert decode_command(encode(Execute(step=step))) == Execute(step=step)
     done = StepDone(rank=1, number=7, times=StepTimes(0.25, 1.5))
     assert decode_report(encode(done)) == done
     config = FrontendConfig(engine=EngineConfig(), run_folder="/run")

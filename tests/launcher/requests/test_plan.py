@@ -9,9 +9,12 @@ from typing import Any
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.model_config import ModelConfig
 from engine.config.prompt_domain import PromptDomain
+from engine.pictures.pixels import Pixels
+from engine.step import Picture
 from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
 from launcher.messages.message_parts import LoraChoice
+from launcher.pictures.prepared import PreparedPicture
 from launcher.requests.check import CheckedRequest, check
 from launcher.requests.plan import make_plan
 from launcher.requests.tokenizer import Prompt
@@ -53,6 +56,22 @@ def test_a_prompt_that_the_checkpoint_cannot_draw_gets_its_note() -> None:
         'the model does not know "fox" of the negative prompt, which may spoil the picture',
     )
     assert warnings(raw, "a fox", "a fox") == ()
+
+
+def test_images_of_a_request_share_the_picture_that_they_begin_from_and_run_the_last_steps() -> None:
+    ids = itertools.count(10)
+    plans = []
+    for mask in (None, bytes(8 * 12)):
+        picture = PreparedPicture((60, 90), Pixels(64, 96, bytes(64 * 96 * 3), mask))
+        asked = replace(checked(num_images=2, steps=5), width=64, height=96, steps=3, skipped_steps=2, picture=picture)
+        plans.append(make_plan(asked, DEMO, lambda _: Prompt((1,) * 40, cut=False), ids, {}))
+    first, second = plans
+    assert [job.picture for job in first.jobs] == [Picture(10, 64, 96, masked=False)] * 2
+    assert [job.picture for job in second.jobs] == [Picture(12, 64, 96, masked=True)] * 2
+    assert {(job.steps, job.skipped_steps) for job in first.jobs} == {(3, 2)}
+    assert {job.picture for job in make_plan(checked(), DEMO, lambda _: Prompt((1,), cut=False), ids, {}).jobs} == {
+        None
+    }
 
 
 def test_without_guidance_there_is_one_prompt() -> None:

@@ -1,0 +1,140 @@
+"""Pictures on their way to ranks: pixels go to rank 0 alone, once, and again when the ranks are lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine.pictures.pixels import Pixels
+from engine.step import Picture, Step
+from launcher.client.async_client import AsyncClient
+from launcher.client.results import Result
+from launcher.frontend import intake
+from launcher.pictures.held import HeldPixels
+from launcher.pictures.prepared import PreparedPicture
+from tests.launcher.fake_ranks import Fakes, fake_engine, run
+from tests.launcher.ranks.losing_ranks import PROMPT, lose
+from tests.virtual_ranks import make_job
+
+SIZE = 64, 96
+RGB = bytes(range(256)) * (SIZE[0] * SIZE[1] * 3 // 256)
+MASK = bytes(range(SIZE[0] * SIZE[1] // 64))
+PIXELS = Pixels(*SIZE, RGB, MASK)
+Pictured = Callable[[Pixels | None], None]
+
+
+@pytest.fixture
+def pictured(monkeypatch: pytest.MonkeyPatch) -> Pictured:
+    """Has requests that are checked from now on begin from these pixels, as though their files had been read; those
+    of `steps` 20 run none."""
+    check = intake.check
+
+    def begin_from(pixels: Pixels | None) -> None:
+        def checked(*arguments: object, **others: object) -> object:
+            plain = check(*arguments, **others)  # type: ignore[arg-type]
+            if pixels is None:
+                return plain
+            steps = 0 if plain.steps == 20 else plain.steps
+            picture = PreparedPicture(SIZE, pixels)
+            return replace(plain, width=SIZE[0], height=SIZE[1], steps=steps, picture=picture)
+
+        monkeypatch.setattr(intake, "check", checked)
+
+    return begin_from
+
+
+async def kept(fakes: Fakes) -> int:
+    """Pictures that the front-end keeps for its ranks."""
+    return len(fakes.frontend._dispatcher._pixels)
+
+
+def test_pixels_go_to_rank_0_alone_with_the_step_that_starts_the_first_image(
+    run_folder: Path, pictured: Pictured
+) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder, tp=2) as fakes, AsyncClient(fakes.address) as client:
+            await client.generate(PROMPT, steps=1)
+            pictured(PIXELS)
+            result = await client.generate(PROMPT, steps=2, num_images=2)
+            assert [image.size for image in result.images] == [SIZE] * 2
+            first, other = fakes.ranks
+            sent = [step for step in first.steps if step.encode]
+            (step,) = sent
+            (picture,) = step.encode
+            assert picture == Picture(picture.picture_id, *SIZE, masked=True)
+            assert [job.picture for job in step.start] == [picture] * 2
+            assert step.forget == (picture.picture_id,)
+            assert first.pixels[first.steps.index(step)] == {picture.picture_id: PIXELS}
+            assert sum(map(len, first.pixels)) == 1
+            assert sum(map(len, other.pixels)) == 0
+            assert first.steps == other.steps
+            assert await kept(fakes) == 0
+
+    run(test())
+
+
+@pytest.mark.parametrize("begun", [0, 1, 2], ids=["sent", "encoded", "with the decoder"])
+def test_ranks_that_take_the_place_of_lost_ones_get_the_same_pixels(
+    run_folder: Path, pictured: Pictured, begun: int
+) -> None:
+    """begun: steps that the lost ranks had done; there are two, and the image had not come."""
+
+    async def test() -> None:
+        async with fake_engine(run_folder, tp=2, replace_ranks=True) as fakes, AsyncClient(fakes.address) as client:
+            for rank in fakes.ranks:
+                rank.hold, rank.decodes = True, False
+            pictured(PIXELS)
+            call = asyncio.create_task(client.generate(PROMPT, steps=2, seed=7))
+            for rank in fakes.ranks:
+                await rank.has_steps(1)
+                rank.release(begun)
+            lost = fakes.ranks[0]
+            await lost.has_steps(2)
+            await lose(fakes)
+            result: Result = await call
+            assert (result.attempt, result.seeds) == (2, [7])
+            again = fakes.ranks[0]
+            assert (again.steps[0].start, again.steps[0].encode) == (lost.steps[0].start, lost.steps[0].encode)
+            assert list(again.pixels[0].values()) == [PIXELS]
+            assert await kept(fakes) == 0
+
+    run(test())
+
+
+def test_a_picture_whose_request_is_cancelled_is_forgotten_everywhere(run_folder: Path, pictured: Pictured) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
+            (rank,) = fakes.ranks
+            rank.hold = True
+            pictured(replace(PIXELS, mask=None))
+            call = asyncio.create_task(client.generate(PROMPT, steps=100, num_images=2))
+            await rank.has_steps(2)
+            assert await kept(fakes) == 1
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+            rank.resume()
+            pictured(None)
+            await client.generate(PROMPT, steps=1)
+            assert await kept(fakes) == 0
+            encoded = [picture.picture_id for step in rank.steps for picture in step.encode]
+            assert [picture_id for step in rank.steps for picture_id in step.forget] == encoded
+
+    run(test())
+
+
+def test_pixels_are_kept_until_the_last_job_of_their_picture_has_ended() -> None:
+    held, picture = HeldPixels(), Picture(5, *SIZE)
+    jobs = [make_job(job_id, picture=picture) for job_id in range(2)]
+    for job in jobs:
+        held.add(job, PIXELS)
+    held.add(make_job(2), None)
+    step = Step(0, start=tuple(jobs), encode=(picture,))
+    for job_id in (1, 2, 3):
+        held.end(job_id)
+    assert held.of(step) == {5: PIXELS}
+    held.end(0)
+    assert len(held) == 0
