@@ -57,8 +57,8 @@ class Seen:
     height: int
 
 
-def look(image: Image.Image) -> Seen:
-    """What is to be seen in a picture of any size."""
+def look(image: Image.Image, *, clean: bool = True) -> Seen:
+    """What is to be seen in a picture of any size. clean: whether an object whose outline is not has a shape."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     height, width = pixels.shape[:2]
     border = np.ones((height, width), dtype=bool)
@@ -72,7 +72,7 @@ def look(image: Image.Image) -> Seen:
     regions = [labels == i for i in np.flatnonzero(areas > SPECK) if i > 0]
     everything = np.any([np.zeros_like(labels, dtype=bool), *regions], axis=0)
     plain = contrast[~_largest_near(everything, _halo(pixels))] <= CONTRAST
-    objects = [_object(pixels, background, region, everything & ~region) for region in regions]
+    objects = [_object(pixels, background, region, everything & ~region, clean) for region in regions]
     for i, j in combinations(range(len(regions)), 2):
         if objects[i].colour != objects[j].colour and (_largest_near(regions[i], touch) & regions[j]).any():
             objects[i], objects[j] = replace(objects[i], shape=""), replace(objects[j], shape="")
@@ -187,14 +187,16 @@ def _largest_near(values: np.ndarray, distance: int) -> np.ndarray:
     return values
 
 
-def _object(pixels: np.ndarray, background: np.ndarray, region: np.ndarray, others: np.ndarray) -> SeenObject:
+def _object(
+    pixels: np.ndarray, background: np.ndarray, region: np.ndarray, others: np.ndarray, clean: bool
+) -> SeenObject:
     rgb = np.median(pixels[_core(region, _halo(pixels))], axis=0)
     fit = None
     if np.linalg.norm(rgb - background) > CONTRAST:
         around = _largest_near(region, _halo(pixels)) & ~others
         rows, columns = _extent(around)
         alone = np.where(around[rows, columns, None], pixels[rows, columns], background)
-        fit = fit_shape(Blot(alone, rgb, background))
+        fit = fit_shape(Blot(alone, rgb, background), clean=clean)
     if fit is not None:
         return SeenObject(colour_name(rgb), fit.shape, fit.x + columns.start, fit.y + rows.start, fit.radius)
     rows, columns = _extent(region)

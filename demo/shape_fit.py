@@ -53,12 +53,14 @@ class Fit:
     spot: float
 
 
-def fit_shape(blot: Blot) -> Fit | None:
-    """The shape that the object is; None if it is none, nearly as much one as another, or not a clean one."""
+def fit_shape(blot: Blot, *, clean: bool = True) -> Fit | None:
+    """The shape that the object is; None if it is none, nearly as much one as another, or, with `clean`, not a clean
+    one."""
     best, second = sorted(_fits(blot), key=lambda fit: fit.wrong)[:2]
     good = best.deviation <= DEVIATION and second.wrong >= DISTINCT * best.wrong and best.spot <= SPOT_WRONG
-    clean = good and bends(best.shape, _difference(blot, best), _RADIUS).within(LIMITS[best.shape])
-    return best if clean else None
+    if good and clean:
+        good = bends(best.shape, _difference(blot, best), _RADIUS).within(LIMITS[best.shape])
+    return best if good else None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
     python -m bench.adherence [--model demo] [--prompts 500] [--fail-under 0.6] [--sheet FILE.png] [--json FILE]
     python -m bench.adherence --table [--prompts 100] [--sheet FILE.png] [--json FILE]
+    python -m bench.adherence --task inpaint|img2img [--prompts 200] [--strength 1] [--sheet FILE.png] [--json FILE]
 
 Prompts that training never saw, each with a seed of its own, at the sizes of training in turn unless `--width` and
 `--height` are given; the first N are the same whatever `--prompts` is. `demo/judge.py` says which of the things that a
@@ -14,6 +15,9 @@ which can be of single attributes too: `--fail-under 0.3 background=0.9`.
 is changed at a time, the others staying as the options say; lost and gained are pictures that were right as given and
 are no longer, and the other way round. What does not run here is left out, with the reason.
 
+`--task inpaint` has one of two objects that the renderer drew repainted, `--task img2img` the colour of one changed:
+`bench/adherence/edits.py` says what is right. A shape is if it can be told; how many are clean is told beside it.
+
 `--sheet` is a contact sheet of the first pictures, with `--table` a row for each choice under the renderer's pictures
 of the same prompts; `--wrong-sheet` is one of the first wrong pictures. Wrong ones have a red frame.
 """
@@ -21,7 +25,6 @@ of the same prompts; `--wrong-sheet` is one of the first wrong pictures. Wrong o
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shlex
 import sys
@@ -33,8 +36,10 @@ from typing import Any
 
 from PIL import Image
 
+from bench.adherence import tasks
 from bench.adherence.contact_sheet import Tile, contact_sheet
 from bench.adherence.drawing import Drawn, Engine, Way, draw_ways
+from bench.adherence.edits import TASKS
 from bench.adherence.rates import (
     ALL,
     CONFIDENCE,
@@ -47,12 +52,22 @@ from bench.adherence.rates import (
     rates_by_attribute,
     results_of,
 )
-from bench.measure.arguments import end_with, image_side, json_file, not_negative, positive
+from bench.measure.arguments import (
+    PICTURE_FILES,
+    end_with,
+    image_side,
+    json_file,
+    not_negative,
+    picture_file,
+    positive,
+    share_of,
+)
 from bench.measure.output import append_json, print_table
 from demo.judge import ATTRIBUTES
 from demo.pictures import draw as render
 from engine.config.engine_config import ATTENTIONS
 from engine.errors import ArgumentError, Krea2Error
+from engine.pictures.strength import STRENGTH_STEPS
 
 PROMPTS, TABLE_PROMPTS = 500, 100
 BAR = 0.6  # the lower end of the interval of what the demo had when it shipped, docs/demo.md says how much
@@ -65,7 +80,6 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 SHEET_PICTURES, SHEET_COLUMNS, TABLE_COLUMNS = 36, 6, 8
 SHOWN_WRONG = 20
-PICTURE_FILES = (".png", ".jpg", ".webp")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     way = Way("as given", engine, options.steps, options.guidance)
     run, count = (_table, TABLE_PROMPTS) if options.table else (_gate, PROMPTS)
     try:
+        if options.task is not None:
+            return _task(engine, options)
         return run(way, held_out_cases(options.prompts or count, size), options)
     except Krea2Error as error:
         print(f"error: {error.message}", file=sys.stderr)
@@ -191,7 +207,17 @@ def print_ways(results: Mapping[str, Sequence[Judged]]) -> None:
     print_table(("way", *_RATE_HEADER, "lost", "gained", *stated), rows)
 
 
-# ---- both
+# ---- pictures from pictures
+
+
+def _task(engine: Engine, options: argparse.Namespace) -> int:
+    status, first, wrong = tasks.run(engine, options)
+    for file, tiles in ((options.sheet, first), (options.wrong_sheet, wrong)):
+        _save(tiles, tasks.SHEET_COLUMNS, file)
+    return status
+
+
+# ---- all
 
 
 _RATE_HEADER = ("right", "of", "share", f"{CONFIDENCE:.0%} interval")
@@ -235,6 +261,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in ("device", "dtype", "quantization", "attention"):
         parser.add_argument(f"--{name}", default="auto")
     parser.add_argument("--table", action="store_true", help="compare ways to draw")
+    parser.add_argument("--task", choices=TASKS, help="draw from pictures (default: from prompts alone)")
+    parser.add_argument("--strength", type=share_of, help="with --task (default: the engine's own)")
+    parser.add_argument("--strength-steps", choices=STRENGTH_STEPS, default=STRENGTH_STEPS[0], help="with --task")
     parser.add_argument(
         "--fail-under",
         type=_bar,
@@ -243,13 +272,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"of the pictures in which all, or an attribute, is right; 0 to 1 (default: {BAR})",
     )
     parser.add_argument(
-        "--sheet", type=_picture_file, metavar="FILE", help=f"write a contact sheet, as {', '.join(PICTURE_FILES)}"
+        "--sheet", type=picture_file, metavar="FILE", help=f"write a contact sheet, as {', '.join(PICTURE_FILES)}"
     )
-    parser.add_argument("--wrong-sheet", type=_picture_file, metavar="FILE", help="another of wrong pictures")
+    parser.add_argument("--wrong-sheet", type=picture_file, metavar="FILE", help="another of wrong pictures")
     parser.add_argument("--json", type=json_file, metavar="FILE", help="append the JSON lines to it")
     options = parser.parse_args(arguments)
     if (options.width is None) != (options.height is None):
         parser.error("--width and --height go together")
+    if options.task is not None and options.table:
+        parser.error("--task does not go with --table")
+    if options.task is None and options.strength is not None:
+        parser.error("--strength needs a --task")
     if options.table and (options.fail_under is not None or options.wrong_sheet is not None):
         parser.error("--table goes with neither --fail-under nor --wrong-sheet")
     return options
@@ -259,19 +292,7 @@ def _bar(text: str) -> tuple[str, float]:
     name, equals, share = text.rpartition("=")
     if equals and name not in (ALL, *ATTRIBUTES):
         raise argparse.ArgumentTypeError(f"must be of {', '.join((ALL, *ATTRIBUTES))}, got {name}")
-    value = not_negative(share)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"must be a share from 0 to 1, got {share}")
-    return name or ALL, value
-
-
-def _picture_file(text: str) -> Path:
-    file = Path(text)
-    if file.suffix.lower() not in PICTURE_FILES:
-        raise argparse.ArgumentTypeError(f"must end in {', '.join(PICTURE_FILES)}, got {text}")
-    if not os.access(file.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"must be in a folder that exists and can be written, got {text}")
-    return file
+    return name or ALL, share_of(share)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from engine.config.degrees import MOST_RANKS, Degrees
 from engine.errors import ArgumentError
 
 INTERRUPTED, TERMINATED = 130, 143  # the exit status after Ctrl-C, and after SIGTERM
+PICTURE_FILES = (".png", ".jpg", ".webp")
 SIDE_MULTIPLE = 16  # pixels of a token's side
 _GRACE_S, _AGAIN_S = 10.0, 0.2  # to let go of what is held, after SIGTERM; until the main thread is told again
 _STDERR = 2  # whatever sys.stderr is by then
@@ -55,6 +56,24 @@ def not_negative(text: str, what: str = "a number") -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"must be {what}, 0 or more, got {text}")
     return value
+
+
+def share_of(text: str) -> float:
+    """From 0 to 1. Raises `ArgumentTypeError`."""
+    value = not_negative(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"must be a share from 0 to 1, got {text}")
+    return value
+
+
+def picture_file(text: str) -> Path:
+    """One of `PICTURE_FILES` that can be written. Raises `ArgumentTypeError`."""
+    file = Path(text)
+    if file.suffix.lower() not in PICTURE_FILES:
+        raise argparse.ArgumentTypeError(f"must end in {', '.join(PICTURE_FILES)}, got {text}")
+    if not os.access(file.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"must be in a folder that exists and can be written, got {text}")
+    return file
 
 
 def positive(text: str) -> int:
