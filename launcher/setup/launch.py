@@ -53,6 +53,7 @@ def launch(
     quantization: str = "auto",
     attention: str = "auto",
     cuda_graphs: bool = True,
+    image_input: bool = True,
     loras: AnyPath | Sequence[AnyPath] = (),
     lora_lenient: bool = False,
     merge_lora: bool = False,
@@ -79,6 +80,9 @@ def launch(
     or that takes longer than step_timeout_s over a step, or than 60 s and 20 times its estimate, counts as lost.
     warm_up: prepare a GPU first, and run steps while no request waits, to learn previews and how long work takes.
     progress: whether to show a bar until then. None: in a notebook, and where stderr is a terminal.
+
+    image_input: whether requests may bring a picture to begin from, for which the VAE's encoder is loaded
+    (docs/pictures.md).
 
     tp, sp and cfg_parallel: how 1, 2 or 4 GPUs share the work; parallel="auto" chooses.
 
