@@ -105,15 +105,23 @@ export async function* generate(parameters, signal) {
   }
 }
 
-/** A form as `POST /v1/images/edits` takes it. */
+/** A form as `POST /v1/images/edits` takes it. `FormData` would change the line breaks of prompts. */
 async function asForm({ image, mask, ...fields }) {
-  const form = new FormData();
-  form.append("image", image.file, image.name);
-  if (mask) form.append("mask", await mask.file(), "mask.png");
+  const boundary = `krea2-${crypto.getRandomValues(new Uint32Array(4)).join("-")}`;
+  const parts = [];
+  const add = (name, value, more = "") => {
+    parts.push(`--${boundary}\r\nContent-Disposition: form-data; name="${name}"${more}\r\n\r\n`, value, "\r\n");
+  };
+  const addFile = (name, file, called) => {
+    const inQuotes = called.replace(/["\r\n]/g, encodeURIComponent);
+    add(name, file, `; filename="${inQuotes}"\r\nContent-Type: ${file.type}`);
+  };
+  addFile("image", image.file, image.name);
+  if (mask) addFile("mask", await mask.file(), "mask.png");
   for (const [name, value] of Object.entries(fields)) {
-    if (value !== undefined) form.append(name, typeof value === "object" ? JSON.stringify(value) : value);
+    if (value !== undefined) add(name, typeof value === "object" ? JSON.stringify(value) : String(value));
   }
-  return form;
+  return new Blob([...parts, `--${boundary}--\r\n`], { type: `multipart/form-data; boundary=${boundary}` });
 }
 
 /** The events {type, …} of a stream, as they come; without a name, `type` is "". Throws `RequestError`. */
