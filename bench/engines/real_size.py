@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from engine.checkpoint.files.stored import Bounds, StoredTensor
-from engine.checkpoint.layouts.tensors import Source, text_encoder_sources, transformer_sources, vae_sources
+from engine.checkpoint.layouts.tensors import Source, component_with_files, sources_by_component
 from engine.config.chat_template import PREFIX_TOKENS, SUFFIX_TOKENS
 from engine.config.components import ScheduleConfig, TextEncoderConfig, TransformerConfig, VAEConfig
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
@@ -143,15 +143,11 @@ class RandomWeights:
 
     def __init__(self, config: ModelConfig, device: torch.device, seed: int = 0) -> None:
         self.config, self.device, self.seed = config, device, seed
-        self.sources = {
-            "text_encoder": list(text_encoder_sources(config)),
-            "transformer": list(transformer_sources(config.transformer)),
-            "vae": list(vae_sources(config.vae)),
-        }
+        self.sources = sources_by_component(config)
 
     def draw(self, component: str, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """A whole tensor by its name in the checkpoint, float32 on the device."""
-        digest = hashlib.sha256(f"{self.seed}/{component}/{name}".encode()).digest()
+        digest = hashlib.sha256(f"{self.seed}/{component_with_files(component)}/{name}".encode()).digest()
         generator = torch.Generator(self.device).manual_seed(int.from_bytes(digest[:7], "big"))
         mean, std = distribution(name, shape)
         return torch.randn(shape, generator=generator, device=self.device).mul_(std).add_(mean)

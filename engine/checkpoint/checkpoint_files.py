@@ -16,7 +16,12 @@ from engine.checkpoint.files.stored import StoredTensor
 from engine.checkpoint.layouts import infer
 from engine.checkpoint.layouts.component import Component, open_text_encoder, open_transformer, open_vae
 from engine.checkpoint.layouts.presharded import is_split, open_shard, shard_sources
-from engine.checkpoint.layouts.tensors import Source, text_encoder_sources, transformer_sources, vae_sources
+from engine.checkpoint.layouts.tensors import (
+    Source,
+    component_with_files,
+    is_vae_encoder,
+    sources_by_component,
+)
 from engine.checkpoint.nearby import INDEX, no_checkpoint
 from engine.config.engine_config import PARTS, EngineConfig
 from engine.config.json_fields import JsonFields
@@ -36,41 +41,44 @@ class CheckpointFiles:
     """The components of a checkpoint: the `Weights` that come from files. Headers have been read and checked; data is
     read on demand.
 
-    tokenizer: the folder or file of the tokenizer, which is not opened. parameters: the number of parameters of each
-    whole component that inference needs. split_for: the tp degree of which these are one rank's shards; None if whole.
+    components: those with files of their own; the VAE's encoder is in its decoder's. tokenizer: the folder or file of
+    the tokenizer, which is not opened. parameters: the number of parameters of each whole component that inference
+    needs. split_for: the tp degree of which these are one rank's shards; None if whole.
     """
 
     def __init__(
-        self, config: ModelConfig, components: Mapping[str, Component], tokenizer: Path, split_for: int | None
+        self,
+        config: ModelConfig,
+        components: Mapping[str, Component],
+        tokenizer: Path,
+        split_for: int | None,
+        *,
+        image_input: bool,
     ) -> None:
         """Check the components. Raises `CheckpointError` if any tensor is missing, extra, misshapen or unreadable."""
         self.config, self.components, self.tokenizer = config, components, tokenizer
         self.split_for = split_for
-        self.sources = {
-            "transformer": list(transformer_sources(config.transformer)),
-            "text_encoder": list(text_encoder_sources(config)),
-            "vae": list(vae_sources(config.vae)),
-        }
+        self.sources = sources_by_component(config, image_input=image_input)
         self.parameters = {
             name: sum(math.prod(source.shard_shape(1)) for source in sources) for name, sources in self.sources.items()
         }
         needed_layers = tuple(f"layers.{layer}." for layer in range(config.text_layers))
-        unused: dict[str, Callable[[str], bool]] = {  # above the text encoder's last tap; the VAE's encoder
+        unused: dict[str, Callable[[str], bool]] = {  # above the text encoder's last tap; where no pictures go in
             "text_encoder": lambda name: (
                 name == "norm.weight" or (name.startswith("layers.") and not name.startswith(needed_layers))
             ),
-            "vae": lambda name: name.startswith(("encoder.", "quant_conv.")) or ".time_conv." in name,
+            "vae": lambda name: (not image_input and is_vae_encoder(name)) or ".time_conv." in name,
         }
         if split_for is not None:
             self.sources = {name: shard_sources(sources, split_for) for name, sources in self.sources.items()}
-            unused = {}
+            del unused["text_encoder"]
         for name, component in components.items():
-            _check(component, self.sources[name], unused.get(name, lambda name: False))
+            _check(component, self.sources_in_files_of(name), unused.get(name, lambda name: False))
 
     @classmethod
-    def open(cls, engine: EngineConfig, rank: int = 0) -> CheckpointFiles:
+    def open(cls, engine: EngineConfig, rank: int = 0, *, as_it_is: bool = False) -> CheckpointFiles:
         """Open what the options name; of a folder that was split for ranks, this rank's part. Reads headers and json
-        files; imports no torch.
+        files; imports no torch. as_it_is: with the VAE's encoder if there is one, whatever `image_input` says.
 
         Raises `CheckpointError` for a file that is missing, damaged or of another model, and `ArgumentError` as
         `find_parts` and `is_split` do.
@@ -86,17 +94,28 @@ class CheckpointFiles:
             for name, (opener, _) in _COMPONENTS.items():
                 if is_whole or folder is None:
                     components[name] = opener(parts.paths[name])
-                else:  # the decoder is not split: rank 0 has it whole
+                else:  # the VAE is not split: rank 0 has it whole
                     components[name] = open_shard(folder, engine.tp, 0 if name == "vae" else rank, name)
                 cleanup.callback(components[name].file.close)
             config = _read_config(parts, described, components, engine.variant)
-            checkpoint = cls(config, components, parts.paths["tokenizer"], None if is_whole else engine.tp)
+            image_input = any(map(is_vae_encoder, components["vae"].tensors)) if as_it_is else engine.image_input
+            split_for = None if is_whole else engine.tp
+            checkpoint = cls(config, components, parts.paths["tokenizer"], split_for, image_input=image_input)
             cleanup.pop_all()
         return checkpoint
 
+    def sources_in_files_of(self, component: str) -> list[Source]:
+        """List all tensors that are read from a component's files: from the VAE's those of both its halves."""
+        return [
+            source
+            for name, sources in self.sources.items()
+            if component_with_files(name) == component
+            for source in sources
+        ]
+
     def stored(self, component: str, source: Source) -> StoredTensor:
         """See `Weights.stored`."""
-        return self.components[component].tensors[source.name]
+        return self.components[component_with_files(component)].tensors[source.name]
 
     def close(self) -> None:
         """Let go of the files. Tensors that were read stay valid."""
@@ -112,7 +131,10 @@ def _check(component: Component, sources: Iterable[Source], is_unused: Callable[
         tensor = component.tensors.get(source.name)
         if tensor is None:
             name, expected = component.in_file(source.name), source.shape
-            raise CheckpointError.of(component.file.path, "tensor is missing", name=name, expected=expected)
+            problem = "tensor is missing"
+            if is_vae_encoder(source.name):
+                problem += ", which encodes the pictures that go in (--no-image-input does without them)"
+            raise CheckpointError.of(component.file.path, problem, name=name, expected=expected)
         if tensor.shape != source.shape:
             problem, expected, found = "tensor has the wrong shape", source.shape, tuple(tensor.shape)
             raise CheckpointError.of(tensor.file, problem, name=tensor.name, expected=expected, found=found)

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.files.stored import INT8_GROUP, StoredTensor, WeightFormat
 from engine.checkpoint.layouts.tensors import Source, sources_by_parameter
+from engine.config.components import VAE_ENCODER
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 
@@ -30,7 +31,7 @@ _FLOAT32_BYTES, _SCALE_BYTES, _GROUP_SCALE_BYTES = 4, 4, 2
 class Weights(Protocol):
     """Where the weights of a model come from: a checkpoint's files or, in a benchmark, random numbers.
 
-    sources: by component: text_encoder, transformer, vae.
+    sources: by component: text_encoder, transformer, vae, and vae_encoder where pictures may go in.
     """
 
     config: ModelConfig
@@ -83,7 +84,7 @@ def choose_weight_format(
 def parameter_formats(
     weights: Weights, tp: int, bytes_per_element: int, quantization: str = "auto", *, whole_text_encoder: bool = False
 ) -> dict[str, dict[str, ParameterFormat]]:
-    """Return what one of `tp` ranks keeps of every parameter, by component and name; the decoder's are those of a rank
+    """Return what one of `tp` ranks keeps of every parameter, by component and name; the VAE's are those of a rank
     that has it. bytes_per_element: of parameters that are neither float32 nor 8-bit (2 for bfloat16).
     whole_text_encoder: its matrices are not split."""
     components: dict[str, dict[str, ParameterFormat]] = {}
@@ -116,12 +117,12 @@ class ComponentSummary(NamedTuple):
 
 def summarize(checkpoint: CheckpointFiles, engine: EngineConfig, bytes_per_element: int) -> list[ComponentSummary]:
     """Sum up, by component, what `parameter_formats` says of each of the engine's ranks, which must divide the model.
-    The first rank has the decoder, and the others if they decode together."""
+    The first rank has the VAE, and the others if they decode together."""
     formats = parameter_formats(checkpoint, engine.tp, bytes_per_element, engine.quantization)
     summaries = []
     for component, parameters in formats.items():
         size = sum(parameter.bytes for parameter in parameters.values())
-        others = 0 if component == "vae" and not engine.decodes_together else size
+        others = 0 if component in ("vae", VAE_ENCODER) and not engine.decodes_together else size
         bytes_per_rank = (size, *[others] * (engine.ranks - 1))
         summaries.append(ComponentSummary(component, checkpoint.parameters[component], bytes_per_rank))
     return summaries

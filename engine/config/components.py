@@ -16,6 +16,9 @@ _MOST_LAYERS = 1024
 _LARGEST_SHIFT = 10.0  # exp of it scales the noise schedule
 _MOST_IMAGE_TOKENS = 1 << 16  # twice those of the largest image
 
+# The VAE's encoder as a component of its own, "vae" being its decoder: both are in the same files.
+VAE_ENCODER = "vae_encoder"
+
 _integer = partial(json_field, JsonFields.integer)
 _layers = partial(json_field, JsonFields.integer, most=_MOST_LAYERS)
 _positive = partial(json_field, JsonFields.number, above=0.0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 # The decoder's convolutions look 13 latent pixels far, ever more faintly. Of the OVERLAP pixels that two tiles share,
 # MARGIN on either side are left to the tile that sees further, and the tiles are blended over those in between.
@@ -13,17 +15,36 @@ SMALLEST_TILE = 48  # a smaller one would be mostly overlap
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tiles of one size along a side, and where each begins. Neighbours share `OVERLAP` pixels, or a few more."""
+    """Tiles of one size along a side, and where each begins. Neighbours share `OVERLAP` pixels, or as many as `divide`
+    was told, or a few more."""
 
     size: int
     starts: tuple[int, ...]
 
 
-def divide(length: int, longest: int) -> Tiles:
-    """Cover a side of `length` with the fewest tiles of at most `longest`, which `SMALLEST_TILE` bounds from below."""
-    longest = max(longest, SMALLEST_TILE)
+def divide(length: int, longest: int, overlap: int = OVERLAP) -> Tiles:
+    """Cover a side of `length` with the fewest tiles of at most `longest`, which `SMALLEST_TILE` and twice the overlap
+    bound from below."""
+    longest = max(longest, SMALLEST_TILE, 2 * overlap)
     if length <= longest:
         return Tiles(length, (0,))
-    count = math.ceil((length - OVERLAP) / (longest - OVERLAP))
-    size = math.ceil((length + (count - 1) * OVERLAP) / count)
+    count = math.ceil((length - overlap) / (longest - overlap))
+    size = math.ceil((length + (count - 1) * overlap) / count)
     return Tiles(size, tuple(index * (length - size) // (count - 1) for index in range(count)))
+
+
+class Part(NamedTuple):
+    """A part of a side: what is `seen` to compute what is `kept`."""
+
+    seen: slice
+    kept: slice
+
+
+def divide_exactly(own: slice, length: int, reach: int, longest: int | None) -> list[Part]:
+    """Divide what is `own` of a side of `length` into parts that are kept, next to each other, where each pixel is seen
+    with all others that are within `reach` of it. longest: as in `divide`, of what is seen; None: one part."""
+    first, last = max(0, own.start - reach), min(length, own.stop + reach)
+    tiles = divide(last - first, last - first if longest is None else longest, 2 * reach)
+    seen = [slice(first + start, first + start + tiles.size) for start in tiles.starts]
+    cuts = [own.start, *((one.stop + other.start) // 2 for one, other in pairwise(seen)), own.stop]
+    return [Part(each, slice(*cut)) for each, cut in zip(seen, pairwise(cuts), strict=True)]

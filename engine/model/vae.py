@@ -17,26 +17,29 @@ from torch import nn
 
 from engine.config.components import VAEConfig
 from engine.device.devices import decoding_dtype
+from engine.kernels.upsample import upsample
 from engine.model.tiles import MARGIN, OVERLAP, Tiles, divide
-from engine.model.vae_blocks import Conv, Decoder
+from engine.model.vae_blocks import (
+    RESNET_REACH,
+    Conv,
+    Image,
+    ImageNorm,
+    MidBlock,
+    ResidualBlock,
+    VAEHalf,
+    timed_convolutions,
+)
 from engine.parallel.group import Group
 from engine.parallel.row_share import ImageRows
 
 
-class VAEDecoder(nn.Module):
+class VAEDecoder(VAEHalf):
     """The VAE's decoder, from latents to pixels."""
 
     def __init__(self, config: VAEConfig) -> None:
-        super().__init__()
-        self.scale_factor = config.scale_factor
-        self._latents_mean, self._latents_std = config.latents_mean, config.latents_std
+        super().__init__(config)
         self.post_quant_conv = Conv(config.z_dim, config.z_dim, 1)
         self.decoder = Decoder(config)
-        self._mean: torch.Tensor
-        self._std: torch.Tensor
-        self.register_buffer("_mean", None, persistent=False)
-        self.register_buffer("_std", None, persistent=False)
-        self.register_load_state_dict_post_hook(VAEDecoder._follow_weights)
 
     def divides(self, height: int, group: Group) -> bool:
         """Whether a group's ranks can decode an image of this height, in latent pixels, together: each has at least as
@@ -96,27 +99,66 @@ class VAEDecoder(nn.Module):
         return rows.gather(pixels.transpose(0, 1), self.scale_factor).transpose(0, 1).contiguous()
 
     def warm_up(self, latents: torch.Tensor, *, tile: int | None = None, group: Group | None = None) -> None:
-        """Decode latents of this shape, letting cuDNN time its ways to compute each convolution and keep the fastest.
-
-        Call it in the thread that decodes, since cuDNN's choices belong to a thread. Shapes that were not warmed up
-        get what cuDNN's heuristics say: timing them would hold up the requests that wait, and it empties torch's cache
-        of device memory for every convolution. The flag is the process's, but only convolutions look at it, and only
-        the decoder has any. It ends unset, not as it was: another thread that warms up may have set it.
-        """
-        torch.backends.cudnn.benchmark = True
-        try:
+        """Decode latents of this shape as `timed_convolutions`, in the thread that decodes."""
+        with timed_convolutions():
             self.decode_pixels(latents, tile=tile, group=group)
-        finally:
-            torch.backends.cudnn.benchmark = False
 
-    def _follow_weights(self, _: object) -> None:
-        """Make the weights just loaded channels_last, and put the latents' mean and deviation on their device."""
-        device = self.post_quant_conv.weight.device
-        self._mean = torch.tensor(self._latents_mean, device=device).view(-1, 1, 1)
-        self._std = torch.tensor(self._latents_std, device=device).view(-1, 1, 1)
-        for parameter in self.parameters():
-            if parameter.dim() == 4:
-                parameter.data = parameter.data.to(memory_format=torch.channels_last)
+
+class Decoder(nn.Module):
+    """The decoder's network, in the two parts that `VAEDecoder` runs."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths = [config.base_dim * multiplier for multiplier in reversed(config.dim_mult)]
+        self.conv_in = Conv(config.z_dim, widths[0], 3)
+        self.mid_block = MidBlock(widths[0])
+        self.up_blocks = nn.ModuleList()
+        incoming = widths[0]
+        for level, outgoing in enumerate(widths):
+            is_last = level == len(widths) - 1
+            self.up_blocks.append(_UpBlock(incoming, outgoing, config.num_res_blocks + 1, upsample=not is_last))
+            incoming = outgoing // 2
+        self.norm_out = ImageNorm(widths[-1], silu=True)
+        self.conv_out = Conv(widths[-1], 3, 3)
+        self.reach = RESNET_REACH * (config.num_res_blocks + 1) + 1  # of each up block, in its input's rows
+
+    def middle(self, x: torch.Tensor, rows: ImageRows, score_bytes: int) -> torch.Tensor:
+        """Run the layers in which each pixel depends on all: (images, z_dim, own rows, w) → (images, channels, own
+        rows, w). score_bytes: what the attention may take at one time for scores."""
+        return self.mid_block(rows.around(self.conv_in, x, 1), rows, score_bytes)
+
+    def up(self, x: torch.Tensor, rows: ImageRows) -> torch.Tensor:
+        """Upsample what `middle` gave, or a part of it: (images, channels, own rows, w) → (images, 3, 8 · own rows,
+        8w)."""
+        *blocks, last = self.up_blocks
+        assert isinstance(last, _UpBlock)
+        for block in blocks:  # the upsampled rows' reach of 1 is half a row
+            x = rows.around(block, x, self.reach, scale=2)
+        return rows.around(lambda wide: self.conv_out(self.norm_out.of(last.unfinished(wide))), x, self.reach)
+
+
+class _UpBlock(nn.Module):
+    def __init__(self, incoming: int, outgoing: int, resnets: int, *, upsample: bool) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResidualBlock(incoming if index == 0 else outgoing, outgoing) for index in range(resnets)
+        )
+        self.upsamplers = nn.ModuleList([Conv(outgoing, outgoing // 2, 3)] if upsample else [])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(images, incoming, rows, w) → (images, outgoing / 2, 2 · rows, 2w), or without upsampling (images, outgoing,
+        rows, w)."""
+        x = self.unfinished(x).finish()
+        for convolution in self.upsamplers:
+            x = convolution(upsample(x))
+        return x
+
+    def unfinished(self, x: torch.Tensor) -> Image:
+        """Run the residual blocks: (images, incoming, rows, w) → (images, outgoing, rows, w)."""
+        image = Image(x)
+        for resnet in self.resnets:
+            image = resnet(image)
+        return image
 
 
 def _tile_weights(tiles: Tiles, length: int, scale: int, device: torch.device) -> torch.Tensor:

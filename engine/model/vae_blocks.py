@@ -1,4 +1,4 @@
-"""What the VAE's decoder is built of: residual blocks, attention over all pixels, upsampling.
+"""What both halves of the VAE are built of: convolutions, norms, residual blocks, attention over all pixels.
 
 Images are (images, channels, rows, width), channels_last. Every convolution converts its weights to the dtype of its
 image. On a GPU its bias and a block's residual are added by the kernel that reads the image next.
@@ -6,6 +6,8 @@ image. On a GPU its bias and a block's residual are added by the kernel that rea
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,84 +17,65 @@ from torch import nn
 from engine.config.components import VAEConfig
 from engine.kernels.attention.chunked import chunked_attention
 from engine.kernels.image_norm import add_image_norm_, add_residual_, image_norm
-from engine.kernels.upsample import upsample
 from engine.parallel.row_share import ImageRows
 
-_RESNET_REACH = 2  # how many rows up and down a residual block looks, by its two convolutions
+RESNET_REACH = 2  # how many rows up and down a residual block looks, by its two convolutions
 
 
-class Decoder(nn.Module):
-    """The decoder's network, in the two parts that `VAEDecoder` runs."""
+class VAEHalf(nn.Module):
+    """What the decoder and the encoder have in common. Their weights are channels_last once they are loaded, and the
+    latents' mean and deviation, (z_dim, 1, 1), are on their device."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
-        widths = [config.base_dim * multiplier for multiplier in reversed(config.dim_mult)]
-        self.conv_in = Conv(config.z_dim, widths[0], 3)
-        self.mid_block = _MidBlock(widths[0])
-        self.up_blocks = nn.ModuleList()
-        incoming = widths[0]
-        for level, outgoing in enumerate(widths):
-            is_last = level == len(widths) - 1
-            self.up_blocks.append(_UpBlock(incoming, outgoing, config.num_res_blocks + 1, upsample=not is_last))
-            incoming = outgoing // 2
-        self.norm_out = _ImageNorm(widths[-1], silu=True)
-        self.conv_out = Conv(widths[-1], 3, 3)
-        self.reach = _RESNET_REACH * (config.num_res_blocks + 1) + 1  # of each up block, in its input's rows
+        self.scale_factor = config.scale_factor
+        self._latents_mean, self._latents_std = config.latents_mean, config.latents_std
+        self._mean: torch.Tensor
+        self._std: torch.Tensor
+        self.register_buffer("_mean", None, persistent=False)
+        self.register_buffer("_std", None, persistent=False)
+        self.register_load_state_dict_post_hook(VAEHalf._follow_weights)
 
-    def middle(self, x: torch.Tensor, rows: ImageRows, score_bytes: int) -> torch.Tensor:
-        """Run the layers in which each pixel depends on all: (images, z_dim, own rows, w) → (images, channels, own
-        rows, w). score_bytes: what the attention may take at one time for scores."""
-        return self.mid_block(rows.around(self.conv_in, x, 1), rows, score_bytes)
-
-    def up(self, x: torch.Tensor, rows: ImageRows) -> torch.Tensor:
-        """Upsample what `middle` gave, or a part of it: (images, channels, own rows, w) → (images, 3, 8 · own rows,
-        8w)."""
-        *blocks, last = self.up_blocks
-        assert isinstance(last, _UpBlock)
-        for block in blocks:  # the upsampled rows' reach of 1 is half a row
-            x = rows.around(block, x, self.reach, scale=2)
-        return rows.around(lambda wide: self.conv_out(self.norm_out.of(last.unfinished(wide))), x, self.reach)
+    def _follow_weights(self, _: object) -> None:
+        device = next(self.parameters()).device
+        self._mean = torch.tensor(self._latents_mean, device=device).view(-1, 1, 1)
+        self._std = torch.tensor(self._latents_std, device=device).view(-1, 1, 1)
+        for parameter in self.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.to(memory_format=torch.channels_last)
 
 
-class _MidBlock(nn.Module):
+@contextmanager
+def timed_convolutions() -> Iterator[None]:
+    """Let cuDNN time its ways to compute each convolution, and keep the fastest for its shape.
+
+    Use it in the thread that runs the convolutions later, since cuDNN's choices belong to a thread. Shapes that were
+    not warmed up so get what cuDNN's heuristics say: timing them would hold up the requests that wait, and it empties
+    torch's cache of device memory for every convolution. The flag is the process's, but only convolutions look at it,
+    and only the VAE has any. It ends unset, not as it was: another thread that warms up may have set it.
+    """
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = False
+
+
+class MidBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList([_ResidualBlock(width, width), _ResidualBlock(width, width)])
+        self.resnets = nn.ModuleList([ResidualBlock(width, width), ResidualBlock(width, width)])
         self.attentions = nn.ModuleList([_Attention(width)])
 
     def forward(self, x: torch.Tensor, rows: ImageRows, score_bytes: int) -> torch.Tensor:
         """(images, channels, own rows, w) → the same shape."""
-        x = rows.around(lambda wide: self.resnets[0](_Image(wide)).finish(), x, _RESNET_REACH)
+        x = rows.around(lambda wide: self.resnets[0](Image(wide)).finish(), x, RESNET_REACH)
         x = self.attentions[0](x, rows, score_bytes)
-        return rows.around(lambda wide: self.resnets[1](_Image(wide)).finish(), x, _RESNET_REACH)
-
-
-class _UpBlock(nn.Module):
-    def __init__(self, incoming: int, outgoing: int, resnets: int, *, upsample: bool) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(
-            _ResidualBlock(incoming if index == 0 else outgoing, outgoing) for index in range(resnets)
-        )
-        self.upsamplers = nn.ModuleList([Conv(outgoing, outgoing // 2, 3)] if upsample else [])
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(images, incoming, rows, w) → (images, outgoing / 2, 2 · rows, 2w), or without upsampling (images, outgoing,
-        rows, w)."""
-        x = self.unfinished(x).finish()
-        for convolution in self.upsamplers:
-            x = convolution(upsample(x))
-        return x
-
-    def unfinished(self, x: torch.Tensor) -> _Image:
-        """Run the residual blocks: (images, incoming, rows, w) → (images, outgoing, rows, w)."""
-        image = _Image(x)
-        for resnet in self.resnets:
-            image = resnet(image)
-        return image
+        return rows.around(lambda wide: self.resnets[1](Image(wide)).finish(), x, RESNET_REACH)
 
 
 @dataclass
-class _Image:
+class Image:
     """An image to which a convolution's bias, (channels,), and a residual, of its shape, are still to be added. The
     kernel that reads it next does that: on a GPU each would else be a pass of its own."""
 
@@ -109,16 +92,16 @@ class _Image:
         return self.values
 
 
-class _ResidualBlock(nn.Module):
+class ResidualBlock(nn.Module):
     def __init__(self, incoming: int, outgoing: int) -> None:
         super().__init__()
-        self.norm1 = _ImageNorm(incoming, silu=True)
+        self.norm1 = ImageNorm(incoming, silu=True)
         self.conv1 = Conv(incoming, outgoing, 3)
-        self.norm2 = _ImageNorm(outgoing, silu=True)
+        self.norm2 = ImageNorm(outgoing, silu=True)
         self.conv2 = Conv(outgoing, outgoing, 3)
         self.conv_shortcut = Conv(incoming, outgoing, 1) if incoming != outgoing else nn.Identity()
 
-    def forward(self, x: _Image) -> _Image:
+    def forward(self, x: Image) -> Image:
         """(images, incoming, rows, w) → (images, outgoing, rows, w), the residual being left to what reads it next."""
         y = self.norm2.of(self.conv1.unfinished(self.norm1.of(x)))
         image = self.conv2.unfinished(y)
@@ -131,7 +114,7 @@ class _Attention(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = _ImageNorm(width, silu=False)
+        self.norm = ImageNorm(width, silu=False)
         self.to_qkv = Conv(width, 3 * width, 1)
         self.proj = Conv(width, width, 1)
 
@@ -157,16 +140,16 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, score_b
     return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
 
 
-class _ImageNorm(nn.Module):
+class ImageNorm(nn.Module):
     def __init__(self, channels: int, *, silu: bool) -> None:
         super().__init__()
         self.silu = silu
         self.weight = nn.Parameter(torch.empty(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.of(_Image(x))
+        return self.of(Image(x))
 
-    def of(self, image: _Image) -> torch.Tensor:
+    def of(self, image: Image) -> torch.Tensor:
         """Norm each pixel's channels, and apply SiLU if `silu`: the shape of the image, to which a residual is added
         for good."""
         if image.residual is None:
@@ -188,11 +171,11 @@ class Conv(nn.Module):
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         return F.conv2d(x, weight, bias if biased else None, padding=weight.shape[-1] // 2)
 
-    def unfinished(self, x: torch.Tensor) -> _Image:
+    def unfinished(self, x: torch.Tensor) -> Image:
         """Convolve, leaving the bias to what reads the image next where it would be a pass of its own."""
         if _adds_bias_apart(x.device):
-            return _Image(self(x, biased=False), self.bias)
-        return _Image(self(x))
+            return Image(self(x, biased=False), self.bias)
+        return Image(self(x))
 
 
 def _adds_bias_apart(device: torch.device) -> bool:

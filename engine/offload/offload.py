@@ -11,15 +11,19 @@ import torch
 from torch import nn
 
 from engine.checkpoint.weight_format import Weights
+from engine.config.components import VAE_ENCODER
 from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
 from engine.device.devices import decoding_dtype, free_bytes, multiplies_fp8, reserve_bytes
 from engine.model.text_encoder import TextEncoder
 from engine.model.transformer import Transformer
+from engine.model.vae_encoder import VAEEncoder
 from engine.offload.host_buffers import Copier, HostMemory, ParameterBucket, Wait, WeightLedger
 from engine.planning.memory_plan import MemoryPlan, plan_checkpoint, slot_bytes
 from engine.planning.weight_bytes import block_of, is_small
 
 T = TypeVar("T")
+# With what of --offload each component goes to host memory.
+_OFFLOADED_BY = {"transformer": DIT, "text_encoder": TEXT_ENCODER, "vae": VAE, VAE_ENCODER: VAE}
 
 
 def plan_for(
@@ -165,8 +169,8 @@ class SwappedComponent:
 class Offload:
     """Where a rank's components are by its plan, and what is free beside them, in bytes.
 
-    dit, vae: components that come and go as a whole. streams: blocks that do, by component. host_bytes: of weights in
-    host memory. encoding: what encoding prompts takes at most.
+    dit, vae, vae_encoder: components that come and go as a whole. streams: blocks that do, by component. host_bytes: of
+    weights in host memory. encoding: what encoding prompts takes at most.
     """
 
     def __init__(self, plan: MemoryPlan, device: torch.device, sharing: int, encoding: int) -> None:
@@ -174,14 +178,14 @@ class Offload:
         self.plan, self.encoding = plan, encoding
         self.ledger = WeightLedger(device)
         self.host_bytes = 0
-        self.dit, self.vae = SwappedComponent([], self.ledger), SwappedComponent([], self.ledger)
+        self.dit, self.vae, self.vae_encoder = (SwappedComponent([], self.ledger) for _ in range(3))
         self.streams: dict[str, BlockStream] = {}
         self._device, self._sharing, self._host = device, sharing, HostMemory(device)
 
     def on_host(self, component: str) -> Callable[[str], bool]:
         """Tell by a parameter's name whether it is to be loaded to host memory, for the parameters of a component."""
         offload = self.plan.offload
-        if {"transformer": DIT, "text_encoder": TEXT_ENCODER, "vae": VAE}[component] in offload:
+        if _OFFLOADED_BY[component] in offload:
             return lambda parameter: not is_small(parameter)
         if component == "transformer" and DIT_LAYERWISE in offload:
             return lambda parameter: block_of(component, parameter) in self.plan.streamed
@@ -213,6 +217,8 @@ class Offload:
         swapped = SwappedComponent(buckets, self.ledger)
         if isinstance(module, Transformer):
             self.dit = swapped
+        elif isinstance(module, VAEEncoder):
+            self.vae_encoder = swapped
         else:
             self.vae = swapped
 
@@ -246,15 +252,20 @@ class Offload:
         Components that come to the device for their use have their place there."""
         plan, free = self.plan, free_bytes(self._device)
         if free is not None:
-            free = max(0, free - reserve_bytes(self._device)) // self._sharing - self.dit.absent - self.vae.absent
+            free = max(0, free - reserve_bytes(self._device)) // self._sharing - self._absent
         if plan.usable is not None:
             held = max(plan.weights, torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else 0)
             free = plan.usable - held if free is None else min(free, plan.usable - held)
         return free
 
+    @property
+    def _absent(self) -> int:
+        """What components that are not on the device take there when they are used."""
+        return self.dit.absent + self.vae.absent + self.vae_encoder.absent
+
     def close(self) -> None:
         """Return when nothing is copied any more."""
-        self.dit.close()
-        self.vae.close()
+        for component in (self.dit, self.vae, self.vae_encoder):
+            component.close()
         for stream in self.streams.values():
             stream.close()

@@ -13,6 +13,7 @@ from itertools import product
 
 from engine.checkpoint.weight_format import Weights, parameter_formats
 from engine.config.chat_template import MAX_PROMPT_TOKENS, SUFFIX_TOKENS
+from engine.config.components import VAE_ENCODER
 from engine.config.engine_config import DIT, DIT_LAYERWISE, OFFLOADS, TEXT_ENCODER, VAE, EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
@@ -67,7 +68,7 @@ class MemoryPlan:
             size += sum(sizes.text_layers) + sizes.text_rest
         if DIT in self.offload:
             size += sum(sizes.dit_blocks) + sizes.dit_rest
-        return size + sizes.vae * (VAE in self.offload)
+        return size + sizes.both_vae_halves * (VAE in self.offload)
 
     @property
     def copied_per_step(self) -> int:
@@ -146,6 +147,8 @@ def plan_checkpoint(
     formats = parameter_formats(
         weights, engine.tp, bytes_per_element, engine.quantization, whole_text_encoder=whole_text_encoder
     )
+    if not engine.image_input:
+        formats.pop(VAE_ENCODER, None)
     fp8_products = fp8_products or engine.quantization == "fp8"
     return plan_memory(
         model,

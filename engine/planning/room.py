@@ -54,8 +54,8 @@ class Room:
         """Add up what the weights of all ranks of this machine take of host memory. On a CPU that is all of them."""
         if self.device is not None:
             return self.ranks * plan.host
-        without_decoder = 0 if engine.decodes_together else self.ranks - 1
-        return self.ranks * (plan.weights + plan.host) - without_decoder * plan.sizes.vae
+        without_vae = 0 if engine.decodes_together else self.ranks - 1
+        return self.ranks * (plan.weights + plan.host) - without_vae * plan.sizes.both_vae_halves
 
     def holds(self, plan: MemoryPlan, engine: EngineConfig) -> bool:
         """Whether there is memory for the weights and for work, as far as that is known, without swap."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from engine.checkpoint.weight_format import ParameterFormat, in_blocks
+from engine.config.components import VAE_ENCODER
 
 # Parameters begin at multiples of this many bytes in buffers that are copied, as torch's own allocations on a GPU do.
 ALIGNMENT = 256
@@ -36,7 +37,7 @@ class WeightBytes:
 
     dit_blocks, text_layers: the matrices of each block of the DiT, and of each layer of the text encoder; dit_rest,
     text_rest: their other matrices. vae: the decoder. small: norms' weights and modulation tables of all. dequantized:
-    what the largest 8-bit matrix takes while it is dequantised for a product.
+    what the largest 8-bit matrix takes while it is dequantised for a product. vae_encoder: 0 where no pictures go in.
     """
 
     dit_blocks: tuple[int, ...]
@@ -46,6 +47,7 @@ class WeightBytes:
     vae: int
     small: int
     dequantized: int = 0
+    vae_encoder: int = 0
 
     @classmethod
     def of(
@@ -72,9 +74,23 @@ class WeightBytes:
                 else:
                     rest["small" if is_small(name) else component] += size
         dit, text = (tuple(size for _, size in sorted(blocks[component].items())) for component in _BLOCKS)
-        return cls(dit, rest["transformer"], text, rest["text_encoder"], rest["vae"], rest["small"], dequantized)
+        return cls(
+            dit_blocks=dit,
+            dit_rest=rest["transformer"],
+            text_layers=text,
+            text_rest=rest["text_encoder"],
+            vae=rest["vae"],
+            small=rest["small"],
+            dequantized=dequantized,
+            vae_encoder=rest[VAE_ENCODER],
+        )
 
     @property
     def total(self) -> int:
         """All weights together, without `dequantized`."""
-        return sum(self.dit_blocks) + self.dit_rest + sum(self.text_layers) + self.text_rest + self.vae + self.small
+        matrices = sum(self.dit_blocks) + self.dit_rest + sum(self.text_layers) + self.text_rest
+        return matrices + self.both_vae_halves + self.small
+
+    @property
+    def both_vae_halves(self) -> int:
+        return self.vae + self.vae_encoder

@@ -13,6 +13,7 @@ from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.load import LoadOptions, bytes_to_read, load_weights
 from engine.checkpoint.reading import Reading
 from engine.checkpoint.weight_format import Weights
+from engine.config.components import VAE_ENCODER
 from engine.config.engine_config import EngineConfig
 from engine.device.devices import (
     check_quantization,
@@ -30,6 +31,7 @@ from engine.lora.merge import MergedWeights
 from engine.model.text_encoder import TextEncoder
 from engine.model.transformer import Transformer
 from engine.model.vae import VAEDecoder
+from engine.model.vae_encoder import VAEEncoder
 from engine.offload.offload import Offload, limit_allocations, plan_for
 from engine.offload.refusal import check_room, find_room
 from engine.parallel.greeting import agree_on_attention
@@ -51,7 +53,8 @@ class RankModel:
     """A rank's share of the model on its device, and what it was built by: the `engine`'s config and the mesh.
 
     config: the checkpoint's sizes. attention, attention_choice: the DiT's, and why its backends are these. vae: None
-    where nothing is decoded. encodes_alone: the text encoder is whole, so that no layer waits for other ranks.
+    where nothing is decoded; vae_encoder: None where no picture is encoded. encodes_alone: the text encoder is whole,
+    so that no layer waits for other ranks.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class RankModel:
             self.transformer = Transformer(config.transformer, group, self.attention, text_attention)
             has_vae = mesh.world.rank == 0 or engine.decodes_together
             self.vae = VAEDecoder(config.vae) if has_vae else None
+            self.vae_encoder = VAEEncoder(config.vae) if has_vae and engine.image_input else None
         plan = make_plan(whole_text_encoder=whole_text_encoder)
         world, room = mesh.world, find_room(device, sharing, on_machine, is_split=split)
         check_room(plan, weights, engine, room, device, rank=world.rank, ranks=world.size, share=world.all_reduce)
@@ -104,6 +108,8 @@ class RankModel:
         }
         if self.vae is not None:
             modules["vae"] = self.vae, group
+        if self.vae_encoder is not None:
+            modules[VAE_ENCODER] = self.vae_encoder, group
         to_read = sum(
             bytes_to_read(weights, component, rank=of.rank, size=of.size) for component, (_, of) in modules.items()
         )

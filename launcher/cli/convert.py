@@ -67,7 +67,8 @@ def convert(
         if its_layout == layout and output.suffix != suffix:
             fits = f"a file's name that ends in {suffix} for the layout {layout}"
             raise ArgumentError.of("output", fits, str(output))
-    with closing(CheckpointFiles.open(EngineConfig(model=find_model(model), tp=tp, **parts))) as checkpoint:
+    engine = EngineConfig(model=find_model(model), tp=tp, **parts)
+    with closing(CheckpointFiles.open(engine, as_it_is=True)) as checkpoint:
         total = count_tensors(checkpoint, layout, component, tp)
         shown = sys.stderr is not None and sys.stderr.isatty()
         with tqdm(total=total, unit="tensor", leave=False, disable=not shown) as bar:

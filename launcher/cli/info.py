@@ -56,7 +56,7 @@ from launcher.setup.hub import find_model
 @table_options("dtype", default="bfloat16", help="bfloat16 or float32.")
 @table_options("quantization", help="auto, none, fp8 or int8, as for serve.")
 @table_options("variant", help="raw or turbo.")
-@table_options("offload", "prefetch", "memory_budget", "lora_memory", "vae_memory")
+@table_options("offload", "prefetch", "memory_budget", "lora_memory", "vae_memory", "image_input")
 @table_options("loras", help="A LoRA file to check, too. May be repeated.")
 @table_options("lora_lenient", help="Skip what fits nothing in a LoRA file.")
 @click.option("--hashes", is_flag=True, help="Read all files, and show their SHA-256, which pictures then tell, too.")
@@ -113,7 +113,7 @@ def describe_checkpoint(config: EngineConfig) -> str:
     components = summarize(checkpoint, config, bytes_per_element)
     files = []
     for name, component in checkpoint.components.items():
-        stored = _counted(checkpoint.stored(name, source).format for source in checkpoint.sources[name])
+        stored = _counted(checkpoint.stored(name, source).format for source in checkpoint.sources_in_files_of(name))
         files.append(f"  {name.replace('_', ' '):<14}{component.file.path}")
         files.append(f"  {'':<14}{component.layout}: {stored}")
     plan_lines: list[str] = []
@@ -244,7 +244,7 @@ def _counted(formats: Iterable[str]) -> str:
 
 def _row(summary: ComponentSummary) -> str:
     sizes = "".join(f"{_megabytes(size):>12}" for size in summary.bytes_per_rank)
-    return f"  {summary.name:<16}{summary.parameters:>16,}{sizes}"
+    return f"  {summary.name.replace('_', ' '):<16}{summary.parameters:>16,}{sizes}"
 
 
 def _megabytes(size: int) -> str:

@@ -106,7 +106,7 @@ def count_tensors(checkpoint: CheckpointFiles, layout: str, component: str, tp: 
         return len(checkpoint.components[component].tensors)
     if layout == "diffusers":
         return sum(len(each.tensors) for each in checkpoint.components.values())
-    counts = {name: len(sources_by_parameter(sources)) for name, sources in checkpoint.sources.items()}
+    counts = {name: len(sources_by_parameter(checkpoint.sources_in_files_of(name))) for name in COMPONENTS}
     return tp * (counts["transformer"] + counts["text_encoder"]) + counts["vae"]
 
 
@@ -155,12 +155,12 @@ def _write_shards(checkpoint: CheckpointFiles, folder: Path, weights: str, tp: i
     quantization = {"keep": "auto", "fp8": "fp8", "int8": "int8"}.get(weights, "none")
     options = LoadOptions(torch.device("cpu"), FLOATS.get(weights, torch.bfloat16), quantization)
     for rank in range(tp):
-        for component, sources in checkpoint.sources.items():
+        for component in COMPONENTS:
             if component == "vae" and rank > 0:
                 continue
             file = component_file(folder, tp, rank, component)
             file.parent.mkdir(parents=True, exist_ok=True)
-            by_parameter = sources_by_parameter(sources)
+            by_parameter = sources_by_parameter(checkpoint.sources_in_files_of(component))
             full_precision = []
             with safetensors_writer(file, 2 * len(by_parameter)) as writer:
                 for name, together in by_parameter.items():

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from engine.config.components import TransformerConfig, VAEConfig
+from engine.config.components import VAE_ENCODER, TransformerConfig, VAEConfig
 from engine.config.model_config import ModelConfig
 
 ROWS, COLUMNS = 0, 1
@@ -63,6 +63,27 @@ def sources_by_parameter(sources: Iterable[Source]) -> dict[str, list[Source]]:
     for source in sources:
         by_parameter[source.parameter].append(source)
     return by_parameter
+
+
+def sources_by_component(config: ModelConfig, *, image_input: bool = True) -> dict[str, list[Source]]:
+    """List the tensors of each component. image_input: with the VAE's encoder, a component of its own, whose tensors
+    are in the VAE's file."""
+    sources = {
+        "transformer": list(transformer_sources(config.transformer)),
+        "text_encoder": list(text_encoder_sources(config)),
+        "vae": list(vae_sources(config.vae)),
+    }
+    return sources | ({VAE_ENCODER: list(vae_encoder_sources(config.vae))} if image_input else {})
+
+
+def component_with_files(component: str) -> str:
+    """Return the component in whose files a component's tensors are."""
+    return "vae" if component == VAE_ENCODER else component
+
+
+def is_vae_encoder(name: str) -> bool:
+    """Whether a tensor or parameter of the VAE, by its name, is the encoder's."""
+    return name.startswith(("encoder.", "quant_conv."))
 
 
 def transformer_sources(config: TransformerConfig) -> Iterator[Source]:
@@ -147,12 +168,7 @@ def vae_sources(config: VAEConfig) -> Iterator[Source]:
     widths = [config.base_dim * multiplier for multiplier in reversed(config.dim_mult)]
     yield from _linear("post_quant_conv", config.z_dim, config.z_dim, 1, 1, 1)
     yield from _linear("decoder.conv_in", config.z_dim, widths[0], 3, 3, 3)
-    middle = "decoder.mid_block"
-    yield from _resnet(f"{middle}.resnets.0", widths[0], widths[0])
-    yield _image_norm(f"{middle}.attentions.0.norm", (widths[0], 1, 1))
-    yield from _linear(f"{middle}.attentions.0.to_qkv", widths[0], 3 * widths[0], 1, 1)
-    yield from _linear(f"{middle}.attentions.0.proj", widths[0], widths[0], 1, 1)
-    yield from _resnet(f"{middle}.resnets.1", widths[0], widths[0])
+    yield from _vae_middle("decoder.mid_block", widths[0])
     incoming = widths[0]
     for level, outgoing in enumerate(widths):
         for block in range(config.num_res_blocks + 1):
@@ -163,6 +179,32 @@ def vae_sources(config: VAEConfig) -> Iterator[Source]:
             yield from _linear(f"decoder.up_blocks.{level}.upsamplers.0.resample.1", outgoing, incoming, 3, 3)
     yield _image_norm("decoder.norm_out", (widths[-1], 1, 1, 1))
     yield from _linear("decoder.conv_out", widths[-1], 3, 3, 3, 3)
+
+
+def vae_encoder_sources(config: VAEConfig) -> Iterator[Source]:
+    """List the tensors of the encoder, which the VAE's file has beside the decoder's, read as these are."""
+    widths = [config.base_dim * multiplier for multiplier in config.dim_mult]
+    yield from _linear("encoder.conv_in", 3, config.base_dim, 3, 3, 3)
+    number, incoming = 0, config.base_dim  # levels are not told apart in the names
+    for level, outgoing in enumerate(widths):
+        for _ in range(config.num_res_blocks):
+            yield from _resnet(f"encoder.down_blocks.{number}", incoming, outgoing)
+            number, incoming = number + 1, outgoing
+        if level < len(widths) - 1:
+            yield from _linear(f"encoder.down_blocks.{number}.resample.1", outgoing, outgoing, 3, 3)
+            number += 1
+    yield from _vae_middle("encoder.mid_block", widths[-1])
+    yield _image_norm("encoder.norm_out", (widths[-1], 1, 1, 1))
+    yield from _linear("encoder.conv_out", widths[-1], 2 * config.z_dim, 3, 3, 3)
+    yield from _linear("quant_conv", 2 * config.z_dim, 2 * config.z_dim, 1, 1, 1)
+
+
+def _vae_middle(prefix: str, width: int) -> Iterator[Source]:
+    yield from _resnet(f"{prefix}.resnets.0", width, width)
+    yield _image_norm(f"{prefix}.attentions.0.norm", (width, 1, 1))
+    yield from _linear(f"{prefix}.attentions.0.to_qkv", width, 3 * width, 1, 1)
+    yield from _linear(f"{prefix}.attentions.0.proj", width, width, 1, 1)
+    yield from _resnet(f"{prefix}.resnets.1", width, width)
 
 
 def _resnet(prefix: str, incoming: int, outgoing: int) -> Iterator[Source]:

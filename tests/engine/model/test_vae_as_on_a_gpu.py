@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.kernels import image_norm, upsample
 from engine.kernels.attention import chunked as chunked_attention
-from engine.model import vae_blocks
+from engine.model import vae, vae_blocks
 from engine.model.vae import VAEDecoder
 from tests.engine.model.test_vae_in_rows import split
 from tests.engine.model.test_vae_on_devices import REAL_PROPORTIONS, decoder
@@ -33,7 +33,7 @@ def compute_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, *, triton: bool = False
         monkeypatch.setattr(vae_blocks, "image_norm", image_norm.image_norm_triton)
         monkeypatch.setattr(vae_blocks, "add_image_norm_", image_norm.add_image_norm_triton_)
         monkeypatch.setattr(vae_blocks, "add_residual_", image_norm.add_residual_triton_)
-        monkeypatch.setattr(vae_blocks, "upsample", upsample.upsample_triton)
+        monkeypatch.setattr(vae, "upsample", upsample.upsample_triton)
 
 
 @pytest.mark.parametrize("fields", CONFIGS)

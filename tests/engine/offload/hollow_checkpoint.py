@@ -9,7 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from engine.checkpoint.convert.config_json import config_files
-from engine.checkpoint.layouts.tensors import Source, text_encoder_sources, transformer_sources, vae_sources
+from engine.checkpoint.layouts.tensors import (
+    Source,
+    text_encoder_sources,
+    transformer_sources,
+    vae_encoder_sources,
+    vae_sources,
+)
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.model_config import ModelConfig
 
@@ -23,7 +29,8 @@ def write_hollow_checkpoint(folder: Path, model: ModelConfig) -> Path:
         folder / "transformer/diffusion_pytorch_model.safetensors", "", transformer_sources(model.transformer)
     )
     _write_hollow(folder / "text_encoder/model.safetensors", "language_model.", text_encoder_sources(model))
-    _write_hollow(folder / "vae/diffusion_pytorch_model.safetensors", "", vae_sources(model.vae))
+    vae = [*vae_sources(model.vae), *vae_encoder_sources(model.vae)]
+    _write_hollow(folder / "vae/diffusion_pytorch_model.safetensors", "", vae)
     (folder / "tokenizer").symlink_to(DEMO_CHECKPOINT / "tokenizer")
     return folder
 

@@ -70,7 +70,7 @@ def device_bytes(rank: Rank) -> int:
     host = {bucket.host.untyped_storage().data_ptr() for bucket in stream._buckets.values()}
     storages = {
         storage.data_ptr(): storage.nbytes()
-        for module in (rank.model.text_encoder, rank.model.transformer, rank.model.vae)
+        for module in (rank.model.text_encoder, rank.model.transformer, rank.model.vae, rank.model.vae_encoder)
         if module is not None
         for parameter in module.parameters()
         if (storage := parameter.untyped_storage()).data_ptr() not in host

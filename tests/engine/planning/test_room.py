@@ -41,18 +41,18 @@ def refusal(room: Room, **options: Any) -> str:
         pytest.param(
             LAPTOP,
             {},
-            "the model needs 67.07 GB of this machine's memory for the weights in float32, and 22.00 GB are available",
+            "the model needs 67.15 GB of this machine's memory for the weights in float32, and 22.00 GB are available",
             [CARDS, DEMO],
             id="a CPU with much too little",
         ),
         pytest.param(
             replace(LAPTOP, host=40 * GB, swap=8 * GB, total=48 * GB),
             {},
-            "the model needs 67.07 GB of this machine's memory for the weights in float32, and 48.00 GB are available, "
+            "the model needs 67.15 GB of this machine's memory for the weights in float32, and 48.00 GB are available, "
             "8.00 GB of it swap",
             [
-                "--dtype bfloat16 (33.54 GB)",
-                "--quantization int8 (31.37 GB)",
+                "--dtype bfloat16 (33.58 GB)",
+                "--quantization int8 (31.44 GB)",
                 CARDS,
                 DEMO,
             ],
@@ -61,11 +61,11 @@ def refusal(room: Room, **options: Any) -> str:
         pytest.param(
             replace(LAPTOP, ranks=2, host=75 * GB, total=80 * GB),
             {"sp": 2},
-            "the model needs 134.14 GB of this machine's memory for the weights of its 2 ranks in float32, and 75.00 "
+            "the model needs 134.30 GB of this machine's memory for the weights of its 2 ranks in float32, and 75.00 "
             "GB are available",
             [
-                "--dtype bfloat16 (67.08 GB)",
-                "--quantization int8 (62.73 GB)",
+                "--dtype bfloat16 (67.16 GB)",
+                "--quantization int8 (62.88 GB)",
                 CARDS,
                 DEMO,
             ],
@@ -74,11 +74,11 @@ def refusal(room: Room, **options: Any) -> str:
         pytest.param(
             CARD,
             {},
-            "the model needs 33.54 GB of a rank's GPU for its weights in bfloat16, and 23.00 GB are free there",
+            "the model needs 33.58 GB of a rank's GPU for its weights in bfloat16, and 23.00 GB are free there",
             [
-                "--memory-budget 23GB (20.03 GB)",
-                "--quantization fp8 --memory-budget 23GB (13.95 GB)",
-                "--quantization int8 --memory-budget 23GB (14.71 GB)",
+                "--memory-budget 23GB (20.06 GB)",
+                "--quantization fp8 --memory-budget 23GB (13.99 GB)",
+                "--quantization int8 --memory-budget 23GB (14.75 GB)",
                 CARDS,
                 DEMO,
             ],
@@ -87,17 +87,17 @@ def refusal(room: Room, **options: Any) -> str:
         pytest.param(
             replace(CARD, gpus=4),
             {},
-            "the model needs 33.54 GB of a rank's GPU",
-            ["--tp 2 (17.51 GB)", "--tp 4 (9.50 GB)", "--memory-budget 23GB (20.03 GB)", CARDS, DEMO],
+            "the model needs 33.58 GB of a rank's GPU",
+            ["--tp 2 (17.55 GB)", "--tp 4 (9.53 GB)", "--memory-budget 23GB (20.06 GB)", CARDS, DEMO],
             id="several small GPUs",
         ),
         pytest.param(
             replace(CARD, gpus=4, is_split=True),
             {"tp": 2, "dtype": "float32"},
-            "the model needs 35.01 GB of a rank's GPU for its weights in float32",
+            "the model needs 35.09 GB of a rank's GPU for its weights in float32",
             [
-                "--dtype bfloat16 (17.51 GB)",
-                "--memory-budget 23GB (18.11 GB)",
+                "--dtype bfloat16 (17.55 GB)",
+                "--memory-budget 23GB (18.19 GB)",
                 "2 GPUs of 24 GB or of 8 GB with --memory-budget 8GB, beside 26.86 GB of host memory",
                 DEMO,
             ],

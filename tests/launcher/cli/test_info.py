@@ -17,7 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from bench.engines.real_size import KREA2
 from engine.checkpoint.layouts.names import linear_modules, transformer_to_native, vae_to_wan
-from engine.checkpoint.layouts.tensors import text_encoder_sources, transformer_sources, vae_sources
+from engine.checkpoint.layouts.tensors import (
+    text_encoder_sources,
+    transformer_sources,
+    vae_encoder_sources,
+    vae_sources,
+)
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
 from engine.config.engine_config import EngineConfig
 from engine.errors import CheckpointError
@@ -62,7 +67,8 @@ def comfy(tmp_path: Path) -> dict[str, str]:
     assert len(transformer) == 686
     quantization = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
     text_encoder = {f"model.{source.name}": ("BF16", source.shape) for source in text_encoder_sources(KREA2)}
-    vae = {vae_to_wan(source.name) or "": ("BF16", source.shape) for source in vae_sources(KREA2.vae)}
+    both = *vae_sources(KREA2.vae), *vae_encoder_sources(KREA2.vae)
+    vae = {vae_to_wan(source.name) or "": ("BF16", source.shape) for source in both}
     return {
         "transformer": write_empty(tmp_path / "krea2_raw_fp8_scaled.safetensors", transformer, quantization),
         "text_encoder": write_empty(tmp_path / "qwen3vl_4b_bf16.safetensors", text_encoder, {}),
