@@ -92,6 +92,11 @@ class Step:
     encode: tuple[Picture, ...] = ()
     forget: tuple[int, ...] = ()
 
+    @property
+    def advanced(self) -> tuple[int, ...]:
+        """The jobs that it denoises, and those that it starts and that have no steps."""
+        return (*self.denoise, *(job.job_id for job in self.start if not job.steps))
+
 
 @dataclass(frozen=True)
 class Reach:

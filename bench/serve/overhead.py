@@ -14,7 +14,14 @@ from launcher.client.async_client import AsyncClient
 from launcher.client.results import Result
 from launcher.messages.client_messages import Progress
 
-_WORK = ("queue", "encode_text", "denoise", "decode", "file")  # what is no overhead of the stages' timings
+_WORK = (
+    "queue",
+    "encode_picture",
+    "encode_text",
+    "denoise",
+    "decode",
+    "file",
+)  # what is no overhead of the stages' timings
 MIN_STEPS = 3  # two progress events and a step between them
 
 

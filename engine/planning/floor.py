@@ -126,6 +126,23 @@ def decode_flops(config: VAEConfig, width: int, height: int) -> float:
     return 2.0 * (total + pixels * 9 * widths[-1] * 3)
 
 
+def encode_flops(config: VAEConfig, width: int, height: int) -> float:
+    """Of the VAE encoder, as `decode_flops` of the decoder, for a picture of width × height pixels."""
+    pixels, incoming = width * height, config.base_dim
+    total = pixels * 9 * 3 * incoming
+    for level, multiplier in enumerate(config.dim_mult):
+        outgoing = config.base_dim * multiplier
+        weights = _residual(incoming, outgoing) + (config.num_res_blocks - 1) * _residual(outgoing, outgoing)
+        total += pixels * weights
+        if level < len(config.dim_mult) - 1:
+            pixels //= 4
+            total += pixels * 9 * outgoing**2
+        incoming = outgoing
+    latent = 2 * config.z_dim
+    weights = _residual(incoming, incoming) * 2 + 4 * incoming**2 + 9 * incoming * latent + latent**2
+    return 2.0 * (total + pixels * weights + 2 * pixels**2 * incoming)
+
+
 def _residual(incoming: int, outgoing: int) -> int:
     """Elements of the convolutions of a residual block."""
     shortcut = incoming * outgoing if incoming != outgoing else 0

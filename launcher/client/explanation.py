@@ -16,6 +16,7 @@ _ROWS = {
     "check": "checked, tokenised",
     "queue": "queue",
     "reach": "measuring for the floors",
+    "encode_picture": "picture encoding",
     "encode_text": "text encoding",
     "denoise_queue": "behind others' work",
     "denoise": "denoising",

@@ -18,11 +18,19 @@ from launcher.explanation import Explanation, Stage, timeline
 Event = dict[str, Any]
 _CLIENT, _FRONTEND, _FIRST_RANK = 1, 2, 10  # processes
 _TRACKS = 100  # of a request in each process
-_RANK_TRACKS = {"reach": (1, "text"), "encode_text": (1, "text"), "denoise": (2, "denoise"), "decode": (3, "VAE")}
+_ENCODE = 1, "encode"
+_RANK_TRACKS = {
+    "reach": _ENCODE,
+    "encode_picture": _ENCODE,
+    "encode_text": _ENCODE,
+    "denoise": (2, "denoise"),
+    "decode": (3, "VAE"),
+}
 _NAMES = {
     "check": "check and tokenise",
     "reach": "measure for the floors",
-    "encode_text": "encode",
+    "encode_picture": "encode picture",
+    "encode_text": "encode prompts",
     "denoise_queue": "behind others' work",
     "decode_queue": "wait for the decoder",
     "file": "write file",

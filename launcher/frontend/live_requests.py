@@ -251,7 +251,7 @@ class LiveRequests:
         """Count the step for its requests, and tell their clients."""
         now = time.monotonic()
         stepped: dict[TrackedRequest, list[int]] = {}  # jobs by request
-        for job_id in done.step.denoise:
+        for job_id in done.step.advanced:
             if job_id in self._jobs:
                 stepped.setdefault(self._jobs[job_id][0], []).append(job_id)
         started = self._started_in(done.step)

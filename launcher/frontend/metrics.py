@@ -45,6 +45,7 @@ class Metrics:
         again = "Requests that joined another or got its answer, by their idempotency key"
         self.repeated = counter("krea2_repeated_requests", again)
         self.images = counter("krea2_images", "Images sent to clients")
+        self._pictures = counter("krea2_encoded_pictures", "Pictures encoded, that images begin from")
         self.previews = counter("krea2_previews", "Previews sent to clients")
         self.restarts = counter("krea2_restarts", "Rank groups that were lost and replaced")
         reported = "Errors of GPUs in use, by number as in nvidia-smi, and Xid"
@@ -62,12 +63,15 @@ class Metrics:
             name: Gauge(f"krea2_{name}", text, labels, registry=self._registry) for name, text, *labels in _GAUGES
         }
 
-    def count_step(self, times: StepTimes, tokens: int) -> None:
-        """Count a step that denoised `tokens` packed tokens, or none."""
+    def count_step(self, times: StepTimes, tokens: int, pictures: int) -> None:
+        """Count a step that denoised `tokens` packed tokens, or none, and encoded so many pictures."""
         if times.one_by_one:
             self._too_large.inc()
         if times.encoded_tokens:
             self._step_s.labels("encode").observe(times.encode_s)
+        if pictures:
+            self._pictures.inc(pictures)
+            self._step_s.labels("encode_picture").observe(times.picture_s)
         if tokens:
             self._step_s.labels("denoise").observe(times.denoise_s)
             self._step_tokens.observe(tokens)

@@ -40,7 +40,9 @@ class Replies:
         self._send(request.followers if to is None else [to], "accepted", accepted)
 
     def progress(self, request: TrackedRequest, estimate: Estimate | None) -> None:
-        """Tell how many denoise steps of all its images are done."""
+        """Tell how many denoise steps of all its images are done, if they have any."""
+        if not request.checked.steps:
+            return
         progress = Progress(
             request_id="",
             step=request.steps_done,

@@ -72,9 +72,12 @@ class TrackedRequest:
             self.life.begin(now)
 
     def stepped(self, job_ids: list[int], done: DoneStep, now: float, *, encoded: bool) -> None:
-        """Note that a step has denoised its jobs, and encoded its prompts if it did."""
-        self.steps_done += len(job_ids)
-        self.timings.stepped(job_ids, done.times, now, encoded=encoded)
+        """Note that a step has denoised its jobs, or started them if they have no steps, and encoded its prompts if it
+        did."""
+        denoised = self.checked.steps > 0
+        self.steps_done += len(job_ids) if denoised else 0
+        pictured = self.plan.jobs[0].picture in done.step.encode
+        self.timings.stepped(job_ids, done.times, now, encoded=encoded, pictured=pictured, denoised=denoised)
         if self.life is not None:
             self.life.stepped(job_ids, done)
             if self.life.is_told:

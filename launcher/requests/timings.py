@@ -6,7 +6,7 @@ from engine.step import StepTimes
 
 # In the order of a request's life. Those that end in "queue" are waits: for its first step, between its steps while the
 # ranks work for others, and from its last step until its image is decoded.
-STAGES = ("queue", "encode_text", "denoise_queue", "denoise", "decode_queue", "decode", "file")
+STAGES = ("queue", "encode_picture", "encode_text", "denoise_queue", "denoise", "decode_queue", "decode", "file")
 
 
 class Timings:
@@ -21,7 +21,7 @@ class Timings:
         self._arrived = arrived
         self.seconds = dict.fromkeys((*STAGES, "total"), 0.0)
         self._began = self._decoded = 0.0  # its first step, and its latest image
-        self._told = dict.fromkeys(("encode_text", "denoise"), 0.0)  # of its steps
+        self._told = dict.fromkeys(("encode_picture", "encode_text", "denoise"), 0.0)  # of its steps
         self._denoised: dict[int, float] = {}  # the latest step of each job
         self._images: set[int] = set()  # jobs whose image has come
 
@@ -30,10 +30,24 @@ class Timings:
         self._began = now
         self.seconds["queue"] = now - self._arrived
 
-    def stepped(self, job_ids: list[int], times: StepTimes, now: float, *, encoded: bool) -> None:
-        """Note that a step has denoised its jobs, and encoded its prompts if it did."""
+    def stepped(
+        self,
+        job_ids: list[int],
+        times: StepTimes,
+        now: float,
+        *,
+        encoded: bool,
+        pictured: bool = False,
+        denoised: bool = True,
+    ) -> None:
+        """Note that a step has denoised its jobs, or started them if they have no steps, and which of its prompts
+        and its picture it encoded."""
         self._denoised |= dict.fromkeys(job_ids, now)
-        told = {"encode_text": times.encode_s if encoded else 0.0, "denoise": times.denoise_s}
+        told = {
+            "encode_picture": times.picture_s if pictured else 0.0,
+            "encode_text": times.encode_s if encoded else 0.0,
+            "denoise": times.denoise_s if denoised else 0.0,
+        }
         for stage, seconds in told.items():
             self._told[stage] += seconds
         if self._images.issuperset(job_ids):  # told of so late that it counted as a wait for these

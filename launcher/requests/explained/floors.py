@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
-from engine.planning.floor import attention_flops_of_pairs, block_parameters, decode_flops, text_encoder_parameters
+from engine.planning.floor import (
+    attention_flops_of_pairs,
+    block_parameters,
+    decode_flops,
+    encode_flops,
+    text_encoder_parameters,
+)
 from engine.scheduling.cost import Work
-from engine.step import Reach
+from engine.step import Picture, Reach
 
 
 @dataclass
@@ -36,6 +43,15 @@ class Floors:
             return None
         parameters = text_encoder_parameters(self.model.text_encoder, self.model.text_layers) / reach.text_ranks
         return max(2.0 * parameters * tokens / reach.flops, reach.text_bytes / reach.memory_bytes)
+
+    def encode_picture_s(self, rank: int, pictures: Iterable[Picture]) -> float | None:
+        """Of pictures: the encoder's convolutions, on rank 0 or shared by those that decode together."""
+        reach = self._known(rank)
+        together = self.engine.decodes_together
+        if reach is None or not reach.decode_flops or (rank and not together):
+            return None
+        flops = sum(encode_flops(self.model.vae, picture.width, picture.height) for picture in pictures)
+        return flops / (self.engine.ranks if together else 1) / reach.decode_flops
 
     def decode_s(self, width: int, height: int) -> float | None:
         """Of an image of width × height pixels: the decoder's convolutions."""

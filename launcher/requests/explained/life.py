@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
-from engine.step import StepTimes
+from engine.step import Picture, StepTimes
 from launcher.explanation import Explanation, Stage, add_up, timeline
 from launcher.messages.rank_messages import DoneStep
 from launcher.requests.check import CheckedRequest
@@ -23,7 +23,8 @@ from launcher.requests.plan import Plan
 
 @dataclass(frozen=True)
 class _Told:
-    """A step of some of the request's images, by index, of which this was step `steps`, from 1."""
+    """A step of some of the request's images, by index, of which this was step `steps`, from 1; of images of no steps,
+    what started them."""
 
     done: DoneStep
     images: tuple[int, ...]
@@ -64,7 +65,11 @@ class Life:
     @property
     def is_told(self) -> bool:
         """Whether the ranks have said all there is of the images that have come."""
-        return all(self._steps_done[each.image] == self._checked.steps for each in self._decoded)
+        return all(self._steps_done[each.image] == self._last_step for each in self._decoded)
+
+    @property
+    def _last_step(self) -> int:
+        return max(1, self._checked.steps)
 
     def begin(self, now: float) -> None:
         """Note that its first step is sent."""
@@ -163,7 +168,8 @@ class Life:
         """Whether ranks did something for others between two of its steps; the first is None before its first."""
         if before is None:
             return told.done.behind
-        encoded = not told.starts and told.done.times.encoded_tokens > 0
+        times = told.done.times
+        encoded = not told.starts and (times.encoded_tokens > 0 or times.encoded_pixels > 0)
         decoded = set(before.done.step.decode) - self._index.keys()  # in turn with steps, where ranks do that together
         return encoded or bool(decoded) or told.done.step.number > before.done.step.number + 1
 
@@ -189,21 +195,26 @@ class Life:
             ready = [
                 decoded[image][0]
                 for image, step in zip(each.images, each.steps, strict=True)
-                if step == self._checked.steps and image in decoded
+                if step == self._last_step and image in decoded
             ]
             end = max(min(heard - times.late_s, later, *ready), each.done.sent)
             denoise = max(end - times.denoise_s, each.done.sent)
             encode = max(denoise - times.encode_s, each.done.sent)
-            later = max(encode - times.reach_s, each.done.sent)
-            begin = self._add_step(rank, each, times, (later, encode, denoise, end))
+            picture = max(encode - times.picture_s, each.done.sent)
+            later = max(picture - times.reach_s, each.done.sent)
+            begin = self._add_step(rank, each, times, (later, picture, encode, denoise, end))
             spans.append((begin, end))
         return spans[::-1]
 
-    def _add_step(self, rank: int, told: _Told, times: StepTimes, bounds: tuple[float, float, float, float]) -> float:
-        found, encode, denoise, end = bounds
+    def _add_step(
+        self, rank: int, told: _Told, times: StepTimes, bounds: tuple[float, float, float, float, float]
+    ) -> float:
+        found, picture, encode, denoise, end = bounds
         own = set(self._index)
         if times.reach_s and told.starts:
-            self._stages.append(self._stage("reach", found, encode, rank=rank))
+            self._stages.append(self._stage("reach", found, picture, rank=rank))
+        if told.starts and encode > picture:
+            self._stages.append(self._encode_picture(rank, told.done.step.encode, picture, encode))
         if told.starts:
             jobs = [job for job in told.done.step.start if job.job_id in own]
             others = len(told.done.step.start) - len(jobs)
@@ -220,7 +231,9 @@ class Life:
                     how=_kept(sum(map(len, {ids for job in jobs for ids in job.prompts})), times.encoded_tokens),
                 )
             )
-        if told.images:
+        if not self._checked.steps:
+            self._stages.append(self._stage("denoise_queue", denoise, end))
+        elif told.images:
             self._stages.append(
                 self._stage(
                     "denoise",
@@ -236,6 +249,21 @@ class Life:
                 )
             )
         return found if told.starts else denoise
+
+    def _encode_picture(self, rank: int, pictures: Sequence[Picture], begin: float, end: float) -> Stage:
+        """What a step that starts images of the request does before their prompts are encoded."""
+        own = self._plan.jobs[0].picture
+        if own not in pictures:
+            return self._stage("denoise_queue", begin, end)
+        return self._stage(
+            "encode_picture",
+            begin,
+            end,
+            rank=rank,
+            others=len(pictures) - 1,
+            floor_s=self._floors.encode_picture_s(rank, pictures),
+            how=f"{own.width} × {own.height}" if own is not None else "",
+        )
 
     def _stage(self, name: str, begin: float, end: float, **fields: Any) -> Stage:
         return Stage(

@@ -13,7 +13,7 @@ from launcher.client.explanation import ResultExplanation
 from launcher.client.trace import trace_events
 from launcher.explanation import PARTS, Explanation
 
-TRACKS = {"reach": "text", "encode_text": "text"}
+TRACKS = {"reach": "encode", "encode_picture": "encode", "encode_text": "encode"}
 
 
 def expect_whole(told: Explanation) -> None:

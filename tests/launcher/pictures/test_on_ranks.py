@@ -14,6 +14,7 @@ from engine.step import Picture, Step
 from launcher.client.async_client import AsyncClient
 from launcher.client.results import Result
 from launcher.frontend import intake
+from launcher.messages.client_messages import Progress
 from launcher.pictures.held import HeldPixels
 from launcher.pictures.prepared import PreparedPicture
 from tests.launcher.fake_ranks import Fakes, fake_engine, run
@@ -122,6 +123,33 @@ def test_a_picture_whose_request_is_cancelled_is_forgotten_everywhere(run_folder
             assert await kept(fakes) == 0
             encoded = [picture.picture_id for step in rank.steps for picture in step.encode]
             assert [picture_id for step in rank.steps for picture_id in step.forget] == encoded
+
+    run(test())
+
+
+def test_a_picture_of_no_steps_is_encoded_and_decoded_without_progress_and_counted(
+    run_folder: Path, pictured: Pictured
+) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
+            (rank,) = fakes.ranks
+            rank.encode_s = rank.denoise_s = rank.decode_s = 0.0
+            pictured(PIXELS)
+            events = [event async for event in client.stream(PROMPT, steps=20, num_images=2, explain=True)]
+            assert not [event for event in events if isinstance(event, Progress)]
+            result = events[-1]
+            assert isinstance(result, Result)
+            assert result.timings["encode_picture"] > 0
+            assert result.timings["denoise"] == 0
+            assert result.explanation is not None
+            assert result.explanation.told.steps == 0
+            assert result.explanation.parts["encode_picture"] > 0
+            (step,) = [step for step in rank.steps if step.start]
+            assert (step.denoise, len(step.decode), len(step.encode)) == ((), 2, 1)
+            metrics = await client.metrics()
+            assert b"krea2_encoded_pictures_total 1.0" in metrics
+            assert b'krea2_step_seconds_count{part="encode_picture"} 1.0' in metrics
+            assert b'krea2_stage_seconds_sum{stage="encode_picture"}' in metrics
 
     run(test())
 

@@ -41,6 +41,34 @@ def test_the_stages_of_one_image_add_up_whatever_it_waits_for() -> None:
     assert timings.seconds["total"] == sum(in_stages(timings).values()) == 31.75
 
 
+def test_a_picture_counts_where_it_is_encoded_for_the_request_and_is_a_wait_where_it_is_another_s() -> None:
+    times = StepTimes(encode_s=0.5, picture_s=2.0, denoise_s=1.0)
+    for pictured, stages in ((True, {"encode_picture": 2.0}), (False, {"denoise_queue": 2.0})):
+        timings = Timings(arrived=10.0)
+        timings.begin(10.0)
+        timings.stepped([7], times, 13.5, encoded=True, pictured=pictured)
+        timings.decoded(7, 1.0, 14.5)
+        assert in_stages(timings) == {"encode_text": 0.5, "denoise": 1.0, "decode": 1.0} | stages
+
+
+@pytest.mark.parametrize("told", ["in time", "after the image"])
+def test_the_stages_of_a_picture_that_is_only_encoded_and_decoded_add_up(told: str) -> None:
+    timings = Timings(arrived=10.0)
+    timings.begin(11.0)
+    reports = [
+        lambda: timings.stepped(
+            [7], StepTimes(picture_s=2.0, denoise_s=1.0), 14.0, encoded=True, pictured=True, denoised=False
+        ),
+        lambda: timings.decoded(7, 1.5, 15.5),
+    ]
+    for report in reports if told == "in time" else reports[::-1]:
+        report()
+    timings.written(15.5, 16.0)
+    # another's image is denoised for a second in the same step
+    assert in_stages(timings) == {"queue": 1.0, "encode_picture": 2.0, "denoise_queue": 1.0, "decode": 1.5, "file": 0.5}
+    assert timings.seconds["total"] == sum(in_stages(timings).values())
+
+
 _DELAYS = st.floats(0, 10)
 
 
