@@ -8,15 +8,22 @@ import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
-from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import Image, PngImagePlugin
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from engine.errors import ArgumentError
 from launcher.pictures.colours import in_srgb, mask_levels, plain
 from launcher.pictures.file_kinds import check_size, kind_of, unreadable, webp_size
 from launcher.pictures.geometry import Canvas, Size
 
-assert JpegImagePlugin  # which Pillow would look for, among all that it has
-assert WebPImagePlugin
+# Not `Image.open`, which may take a file for one of further formats.
+_READERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
+    "PNG": PngImageFile,
+    "JPEG": JpegImageFile,
+    "WebP": WebPImageFile,
+}
 warnings.simplefilter("ignore")  # of what is odd in a file, and harmless
 Image.MAX_IMAGE_PIXELS = None  # there is a limit of ours, in `check_size`
 PngImagePlugin.MAX_TEXT_CHUNK = 16 * 2**20  # of each compressed text and profile, once it is no longer
@@ -48,7 +55,7 @@ class PictureFile:
         self._kind = kind_of(name, data)
         if self._kind == "WebP" and (stated := webp_size(data)) is not None:
             check_size(name, self._kind, stated, most_pixels)
-        self._image: Image.Image = self._try(lambda: Image.open(io.BytesIO(data), formats=(self._kind,)))
+        self._image = self._try(lambda: _READERS[self._kind](io.BytesIO(data)))
         check_size(name, self._kind, self._image.size, most_pixels)
         if self._kind == "PNG":
             self._try(self._image.load)  # whose EXIF may come last
@@ -69,7 +76,7 @@ class PictureFile:
         profile = self._image.info.get("icc_profile")
         left, top, right, bottom = canvas.seen
         size = canvas.at[2] - canvas.at[0], canvas.at[3] - canvas.at[1]
-        if isinstance(self._image, JpegImagePlugin.JpegImageFile):  # far larger ones are decoded smaller
+        if isinstance(self._image, JpegImageFile):  # far larger ones are decoded smaller
             scale = max(size[0] / ((right - left) * self.size[0]), size[1] / ((bottom - top) * self.size[1]))
             width, height = (math.ceil(side * scale - 1e-6) for side in self._image.size)
             self._image.draft(self._image.mode, (width, height))

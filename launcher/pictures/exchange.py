@@ -12,6 +12,7 @@ import msgspec
 
 from launcher.pictures.wanted import Wanted
 
+READ_S = 10.0  # for a file, of the processor's time
 HEADER = struct.Struct(">I")  # the length of what follows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,7 +14,7 @@ from engine.errors import ArgumentError
 from launcher.messages.configs import PicturesConfig
 from launcher.messages.encoding import encode
 from launcher.pictures.decoding import PictureFile
-from launcher.pictures.exchange import HEADER, Answer, Begun, Laid, Refused, decode_work
+from launcher.pictures.exchange import HEADER, READ_S, Answer, Begun, Laid, Refused, decode_work
 from launcher.pictures.geometry import compare_mask, lay_out
 from launcher.pictures.layers import Layers, make_layers
 from launcher.processes import read_config, watch_parent
@@ -42,14 +43,14 @@ def _serve(front_end: socket.socket) -> None:
     parts: Sequence[bytes] = ()
     try:
         name = "image"
-        _send(front_end, Begun(name))
+        _begin(front_end, name)
         file = PictureFile(name, files.pop(name), wanted.limits.max_image_pixels)
         source = file.size
         canvas, picture = file.picture(partial(lay_out, wanted=wanted))
         mask, warnings = None, canvas.warnings
         if "mask" in files:
             name = "mask"
-            _send(front_end, Begun(name))
+            _begin(front_end, name)
             file = PictureFile(name, files.pop(name), wanted.limits.max_image_pixels)
             compared = compare_mask(file.size, source)
             warnings = (*warnings, compared) if compared else warnings
@@ -60,7 +61,14 @@ def _serve(front_end: socket.socket) -> None:
         answer = Refused(error.message, error.parameter)
     except MemoryError:
         answer = Refused(f"{name} could not be read: it takes more memory than there is for it", name)
+    signal.setitimer(signal.ITIMER_PROF, 0)
     _send(front_end, answer, *parts)
+
+
+def _begin(front_end: socket.socket, name: str) -> None:
+    """Say that a file is being read. Whoever takes too long over it is killed by SIGPROF, whatever it does then."""
+    _send(front_end, Begun(name))
+    signal.setitimer(signal.ITIMER_PROF, READ_S)
 
 
 def _answer(layers: Layers, answer_size: tuple[int, int], warnings: tuple[str, ...]) -> tuple[Laid, Sequence[bytes]]:

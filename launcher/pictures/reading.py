@@ -8,21 +8,21 @@ import socket
 from collections.abc import Mapping
 
 from engine.config.model_config import ModelConfig
-from engine.errors import ArgumentError, Krea2Error, QueueFullError, ServerError
+from engine.errors import ArgumentError, QueueFullError, ServerError
 from engine.pictures.pixels import Pixels
 from launcher.logs import log_event
 from launcher.messages.client_messages import Generate
 from launcher.messages.configs import PicturesConfig
 from launcher.messages.encoding import encode
 from launcher.messages.limits import Limits
-from launcher.pictures.exchange import HEADER, Answer, Begun, Laid, Refused, Work, decode_answer
+from launcher.pictures.exchange import HEADER, READ_S, Answer, Begun, Laid, Refused, Work, decode_answer
 from launcher.pictures.prepared import Patch, PreparedPicture
 from launcher.pictures.wanted import Wanted
-from launcher.processes import Child
+from launcher.processes import TERMINATE_S, Child
 from launcher.threads import in_own_thread
 
-READ_S = 10.0  # for a file
-_START_S = 180.0  # for the process to come up, and to have the files, on a machine with much else to do
+_PATIENCE_S = 60.0  # for a file, of which `READ_S` are its own, on a machine with much else to do
+_START_S = 180.0  # for the process to come up, and to have the files, there
 _END_S = 2.0  # for its end to be known, once its socket is closed
 # glibc is to give back what a large picture took, and to reserve no address space for each thread.
 _ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20)}
@@ -65,7 +65,9 @@ class PictureReader:
     def close(self) -> None:
         """End the process, and start no other."""
         self._closed = True
-        self._end()
+        if (process := self._process) is not None:
+            self._end()
+            process.child.wait(TERMINATE_S)
 
     def _end(self) -> None:
         if self._process is not None:
@@ -75,10 +77,11 @@ class PictureReader:
     async def _read(self, wanted: Wanted, files: Mapping[str, bytes]) -> PreparedPicture:
         if self._closed:
             raise ServerError("the server is shutting down")
+        if self._process is None or self._process.child.wait(0):  # it has ended meanwhile: memory may have run out
+            self._end()
+            self._process = _Process()
         kept = False
         try:
-            if self._process is None:
-                self._process = await _Process.start()
             answer, parts = await self._process.ask(wanted, files)
             kept = True
         finally:
@@ -90,24 +93,18 @@ class PictureReader:
 
 
 class _Process:
-    """A process, and our end of the socket pair to it."""
+    """A process, and our end of the socket pair to it. Raises `ServerError` if it cannot be started."""
 
-    def __init__(self, child: Child, ours: socket.socket) -> None:
-        self._child, self._socket = child, ours
-
-    @classmethod
-    async def start(cls) -> _Process:
-        """Start it. Raises `ServerError` if that fails."""
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._socket.setblocking(False)
         with theirs:
             config = PicturesConfig(socket_fd=theirs.fileno())
             try:
-                child = Child("_pictures", config, environment=_ENVIRONMENT, pass_fds=(config.socket_fd,))
+                self.child = Child("_pictures", config, environment=_ENVIRONMENT, pass_fds=(config.socket_fd,))
             except OSError as error:
-                ours.close()
+                self._socket.close()
                 raise ServerError(f"pictures cannot be read: no process can be started: {error.strerror}") from None
-        return cls(child, ours)
 
     async def ask(self, wanted: Wanted, files: Mapping[str, bytes]) -> tuple[Laid | Refused, list[bytes]]:
         """Have it read files. Returns its answer with its parts.
@@ -116,30 +113,35 @@ class _Process:
         before it begins. Whatever is raised, it is of no further use.
         """
         name: str | None = None
+        too_long: float | None = None
         try:
             async with asyncio.timeout(_START_S):
                 await self._send(wanted, files)
                 answer = await self._answer()
             while isinstance(answer, Begun):
                 name = answer.name
-                async with asyncio.timeout(READ_S):
+                async with asyncio.timeout(_PATIENCE_S):
                     answer = await self._answer()
                     parts = [await self._receive(size) for size in answer.sizes] if isinstance(answer, Laid) else []
             return answer, parts
         except TimeoutError:
-            ended = f"did not begin within {_START_S:g} s" if name is None else f"took longer than {READ_S:g} s"
-            error: Krea2Error = ArgumentError(f"{name} took longer than {READ_S:g} s to read", parameter=name)
+            too_long = _START_S if name is None else _PATIENCE_S
+            ended = f"did not go on for {too_long:g} s"
         except (OSError, EOFError):
-            await in_own_thread(lambda: self._child.wait(_END_S))
-            ended = self._child.describe_exit()
-            error = ArgumentError(f"{name} could not be read: the process that read it {ended}", parameter=name)
-        log_event("picture process lost", level="warning" if name else "error", reason=ended, picture=name)
-        raise error if name is not None else ServerError(f"pictures cannot be read: the process for them {ended}")
+            await in_own_thread(lambda: self.child.wait(_END_S))
+            ended = self.child.describe_exit()
+            too_long = READ_S if "SIGPROF" in ended else None
+        log_event("picture process lost", level="error" if name is None else "warning", reason=ended, picture=name)
+        if name is None:
+            raise ServerError(f"pictures cannot be read: the process for them {ended}")
+        if too_long is not None:
+            raise ArgumentError(f"{name} took longer than {too_long:g} s to read", parameter=name)
+        raise ArgumentError(f"{name} could not be read: the process for it {ended}", parameter=name)
 
     def end(self) -> None:
         """End it, whatever it does."""
         self._socket.close()
-        self._child.send_signal(signal.SIGKILL)
+        self.child.send_signal(signal.SIGKILL)
 
     async def _send(self, wanted: Wanted, files: Mapping[str, bytes]) -> None:
         data = encode(Work(wanted, tuple(len(files[name]) for name in wanted.names)))
