@@ -24,10 +24,9 @@ _READERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "JPEG": JpegImageFile,
     "WebP": WebPImageFile,
 }
-warnings.simplefilter("ignore")  # of what is odd in a file, and harmless
-Image.MAX_IMAGE_PIXELS = None  # there is a limit of ours, in `check_size`
-PngImagePlugin.MAX_TEXT_CHUNK = 16 * 2**20  # of each compressed text and profile, once it is no longer
-
+_MOST_TEXT = (
+    16 * 2**20
+)  # bytes of a text or a profile that is compressed; those of some programs are above Pillow's 1 MB
 _ORIENTATION = 0x0112  # in EXIF
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -41,6 +40,13 @@ _UPRIGHT = {
 _LYING = (5, 6, 7, 8)
 
 T = TypeVar("T")
+
+
+def configure_pillow() -> None:
+    """Set Pillow's limits for a process that does nothing else."""
+    warnings.simplefilter("ignore")  # of what is odd in a file, and harmless
+    Image.MAX_IMAGE_PIXELS = None  # there is a limit of ours, in `check_size`
+    PngImagePlugin.MAX_TEXT_CHUNK = _MOST_TEXT
 
 
 class PictureFile:

@@ -13,7 +13,7 @@ from functools import partial
 from engine.errors import ArgumentError
 from launcher.messages.configs import PicturesConfig
 from launcher.messages.encoding import encode
-from launcher.pictures.decoding import PictureFile
+from launcher.pictures.decoding import PictureFile, configure_pillow
 from launcher.pictures.exchange import HEADER, READ_S, Answer, Begun, Laid, Refused, decode_work
 from launcher.pictures.geometry import compare_mask, lay_out
 from launcher.pictures.layers import Layers, make_layers
@@ -26,6 +26,7 @@ def run_pictures() -> None:
     """Read pictures for its whole life: its configuration comes on stdin, its end when stdin ends."""
     config = read_config(PicturesConfig)
     watch_parent(lambda _: os._exit(0))
+    configure_pillow()
     for limit, most in ((resource.RLIMIT_AS, MOST_MEMORY), (resource.RLIMIT_CORE, 0)):  # no picture gets to a disk
         with suppress(OSError, ValueError):  # macOS has no such limit of memory
             resource.setrlimit(limit, (most, most))

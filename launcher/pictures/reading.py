@@ -8,7 +8,7 @@ import socket
 from collections.abc import Mapping
 
 from engine.config.model_config import ModelConfig
-from engine.errors import ArgumentError, QueueFullError, ServerError
+from engine.errors import ArgumentError, Krea2Error, QueueFullError, ServerError
 from engine.pictures.pixels import Pixels
 from launcher.logs import log_event
 from launcher.messages.client_messages import Generate
@@ -23,6 +23,7 @@ from launcher.threads import in_own_thread
 
 _PATIENCE_S = 60.0  # for a file, of which `READ_S` are its own, on a machine with much else to do
 _START_S = 180.0  # for the process to come up, and to have the files, there
+_SHUT = "the server is shutting down"
 _END_S = 2.0  # for its end to be known, once its socket is closed
 # glibc is to give back what a large picture took, and to reserve no address space for each thread.
 _ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20)}
@@ -66,8 +67,10 @@ class PictureReader:
         """End the process, and start no other."""
         self._closed = True
         if (process := self._process) is not None:
-            self._end()
+            process.kill()  # whoever waits for it hears that
             process.child.wait(TERMINATE_S)
+            if not self._turn.locked():
+                self._end()
 
     def _end(self) -> None:
         if self._process is not None:
@@ -76,7 +79,7 @@ class PictureReader:
 
     async def _read(self, wanted: Wanted, files: Mapping[str, bytes]) -> PreparedPicture:
         if self._closed:
-            raise ServerError("the server is shutting down")
+            raise ServerError(_SHUT)
         if self._process is None or self._process.child.wait(0):  # it has ended meanwhile: memory may have run out
             self._end()
             self._process = _Process()
@@ -84,6 +87,8 @@ class PictureReader:
         try:
             answer, parts = await self._process.ask(wanted, files)
             kept = True
+        except Krea2Error as error:
+            raise ServerError(_SHUT) if self._closed else error from None
         finally:
             if not kept:  # what it may still say is of a request that is over
                 self._end()
@@ -138,10 +143,14 @@ class _Process:
             raise ArgumentError(f"{name} took longer than {too_long:g} s to read", parameter=name)
         raise ArgumentError(f"{name} could not be read: the process for it {ended}", parameter=name)
 
-    def end(self) -> None:
+    def kill(self) -> None:
         """End it, whatever it does."""
-        self._socket.close()
         self.child.send_signal(signal.SIGKILL)
+
+    def end(self) -> None:
+        """End it, when nobody waits for it any more."""
+        self.kill()
+        self._socket.close()
 
     async def _send(self, wanted: Wanted, files: Mapping[str, bytes]) -> None:
         data = encode(Work(wanted, tuple(len(files[name]) for name in wanted.names)))
