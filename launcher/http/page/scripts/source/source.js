@@ -42,9 +42,10 @@ export function sizeWith({ width, height }, outpaint) {
   return [left + width + right, top + height + bottom];
 }
 
-/** The picture that an answer of `width` × `height` was made from, as a file that covers the same place. */
-export async function before({ file, name, width: across, height: down }, outpaint, [width, height]) {
+/** The picture that an answer of a size was made from, as a file that covers the same place, as large as a screen shows. */
+export async function before({ file, name, width: across, height: down }, outpaint, size) {
   const bitmap = await decode(file, name);
+  const [width, height] = size.map((side) => Math.round(side * Math.min(1, SHOWN / Math.max(...size))));
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
   const [whole, tall] = sizeWith({ width: across, height: down }, outpaint);
   const scale = Math.max(width / whole, height / tall); // it covers the answer, and what is over is cut off on both sides

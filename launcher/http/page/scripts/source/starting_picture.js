@@ -76,7 +76,7 @@ export class StartingPicture {
     if (!image) return this.#take(null);
     if (image.file) await this.choose(image.file, image.name);
     else this.#take(null);
-    if (this.#source) this.#mask = mask?.copy?.() ?? null;
+    if (this.#source) this.#put(mask?.copy?.() ?? null);
     for (const side of SIDES) element(side).value = outpaint?.[side] || "";
     for (const [name, value] of Object.entries({ mask_feather, mask_crop })) element(name).value = value ?? "";
     element("strength_steps").value = strength_steps ?? "partial";
@@ -128,7 +128,7 @@ export class StartingPicture {
   #take(source) {
     this.#opening += 1;
     this.#source = source;
-    this.#mask = null;
+    this.#put(null);
     this.onError("image", "");
     if (source) {
       const canvas = element("source-picture");
@@ -147,16 +147,24 @@ export class StartingPicture {
     this.onError("mask", "");
     const mask = this.#mask ?? new Mask(this.#source.width, this.#source.height);
     await this.#painter.open(this.#source, mask);
-    this.#mask = mask.share() ? mask : null;
+    this.#put(mask.share() ? mask : null);
     this.#update();
     element("mask").focus();
   }
 
   #removeMask() {
-    this.#mask = null;
+    this.#put(null);
     this.onError("mask", "");
     this.#update();
     element("mask").focus();
+  }
+
+  /** Lay a mask over the picture, or none. */
+  #put(mask) {
+    this.#mask = mask;
+    if (mask) showMask(element("source-mask"), this.#source.sheet, mask);
+    element("source-mask").hidden = element("mask-remove").hidden = mask === null;
+    element("mask").textContent = mask ? "Change the mask" : "Paint a mask";
   }
 
   #outpaint() {
@@ -176,9 +184,6 @@ export class StartingPicture {
     element("mask-feather-field").hidden = !this.#isPart();
     element("mask-crop-field").hidden = this.#mask === null;
     if (source) {
-      if (this.#mask) showMask(element("source-mask"), source.sheet, this.#mask);
-      element("source-mask").hidden = element("mask-remove").hidden = this.#mask === null;
-      element("mask").textContent = this.#mask ? "Change the mask" : "Paint a mask";
       if (!this.#isOwnStrength) element("strength").value = defaultStrength(this.#isPart());
       this.#frame();
       this.#tellStrength();
