@@ -136,7 +136,7 @@ export class Form {
     if (set.width || set.height) [set.width, set.height] = [number("width"), number("height")];
     keep(this.#model, set);
     element("reset").disabled = !this.#start.isChanged && Object.keys(set).every((name) => name === "prompt");
-    element("more").classList.toggle("changed", MORE.some((name) => name in set));
+    element("more").classList.toggle("changed", MORE.some((name) => name in set) || this.#start.isMoreChanged);
   }
 
   /** Go back to the server's own settings; the prompt stays. */
@@ -176,9 +176,10 @@ export class Form {
 
   /** Show `message` at the parameter `name`, and go there. False if the form has no such parameter. */
   showError(name, message) {
-    const field = this.form.elements[FIELD_OF[name] ?? name];
+    const [whole] = name.split("."); // of "outpaint.left"
+    const field = this.form.elements[FIELD_OF[whole] ?? whole];
     if (!field || !this.#showError(field.name, message)) return false;
-    if (element("more").contains(field)) element("more").open = true;
+    for (const part of this.form.querySelectorAll("details")) if (part.contains(field)) part.open = true;
     if (field.name === "width" || field.name === "height") {
       this.#sizes.chooseCustom();
     }

@@ -116,8 +116,12 @@ export class StartingPicture {
 
   /** Whether anything is set that `reset` changes. */
   get isChanged() {
-    const isSet = [...SIDES, ...NUMBERS].some((name) => element(name).value) || element("strength_steps").value !== "partial";
-    return this.#source !== null && (isSet || this.#isOwnStrength);
+    return this.isMoreChanged || (this.#source !== null && (this.#outpaint() !== undefined || this.#isOwnStrength));
+  }
+
+  /** Whether anything of it is set that "More" hides until it is opened. */
+  get isMoreChanged() {
+    return this.#source !== null && (NUMBERS.some((name) => element(name).value) || element("strength_steps").value !== "partial");
   }
 
   /** The size that pictures have which are not asked for in another. Null without a picture. */

@@ -103,13 +103,15 @@ def test_strength_follows_until_it_is_changed_and_errors_stand_beside_what_they_
     assert sheet
     assert abs((sheet["x"] - frame["x"]) / frame["width"] - 64 / 192) < 0.01
     assert abs(sheet["height"] / frame["height"] - 96 / 128) < 0.01
+    page.get_by_text("Extend the picture").click()  # so that it is closed
+    refused = ("outpaint", "image", "strength", "mask_feather", "mask")
     server.refusals = [
-        Refusal(400, f"{name} is not right", name) for name in ("outpaint", "image", "strength", "mask_feather", "mask")
+        Refusal(400, f"{name} is not right", "outpaint.left" if name == "outpaint" else name) for name in refused
     ]
     page.get_by_text("More", exact=True).click()
     page.locator("#mask_feather").fill("12")
     generate(page)
-    for name in ("outpaint", "image", "strength", "mask_feather", "mask"):
+    for name in refused:
         expect(page.locator(f"#{name}-error")).to_have_text(f"{name} is not right")
         expect(page.locator(f"#{name}")).to_be_focused()
         page.get_by_role("button", name="Generate").click()
@@ -120,6 +122,7 @@ def test_strength_follows_until_it_is_changed_and_errors_stand_beside_what_they_
     assert sent["outpaint"] == {"left": 64, "top": 0, "right": 0, "bottom": 32}
     assert (sent["strength"], sent["mask_feather"]) == (1, 12)
     strength.fill("0.1")
+    expect(page.locator("#more")).to_have_class("changed")
     page.get_by_label("Left", exact=True).fill("")
     page.get_by_label("Bottom", exact=True).fill("")
     expect(strength).to_have_value("0.1")
