@@ -48,7 +48,7 @@ def laid_out(source: tuple[int, int], want: Wanted) -> Canvas | ArgumentError:
         return error
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.tuples(SIDES, SIDES), ASKED, ASKED, OUTPAINTS, st.booleans(), st.booleans(), GOOD_SIDES)
 def test_what_is_drawn_is_within_limits_and_the_picture_fills_its_place(
     source: tuple[int, int],
@@ -103,7 +103,7 @@ def test_what_is_drawn_is_within_limits_and_the_picture_fills_its_place(
         assert canvas.at == (grown.left, grown.top, grown.left + source[0], grown.top + source[1])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_cropped_mask_is_drawn_whole_and_in_the_shape_of_what_is_drawn(data: st.DataObject) -> None:
     canvas = data.draw(st.tuples(st.integers(1, 500), st.integers(1, 500)))

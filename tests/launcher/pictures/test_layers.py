@@ -32,7 +32,7 @@ def differs(one: Image.Image, other: Image.Image) -> Image.Image:
     return ImageChops.lighter(ImageChops.lighter(bands[0], bands[1]), bands[2]).point([0, *[255] * 255])
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(12))
 def test_outside_of_the_feathered_mask_an_answer_is_its_source_and_inside_what_was_drawn(read: Read, seed: int) -> None:
     rng = random.Random(seed)
     size = rng.randrange(96, 180), rng.randrange(96, 180)
