@@ -6,7 +6,7 @@ import gc
 import queue
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
@@ -19,11 +19,13 @@ import torch
 
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
+from engine.pictures.pixels import Pixels
 from engine.rank.image_decoder import DecodedImage
 from engine.rank.job_state import JobState
 from engine.rank.rank import Rank
 from engine.step import Adapter, Job, Step
 from launcher.requests.tokenizer import PromptTokenizer
+from tests.engine.job_steps import steps_of
 from tests.engine.parallel.thread_group import thread_meshes
 from tests.oracle import Picture, Request
 
@@ -71,11 +73,13 @@ def run_jobs(
     *,
     joins: Sequence[int] | None = None,
     adapters: Sequence[Adapter] = (),
+    pixels: Mapping[int, Pixels] = {},
     **options: Any,
 ) -> list[Picture]:
-    """As `run_requests`, with these adapters loaded. Also checks that all ranks end with the same latents."""
+    """As `run_requests`, with these adapters loaded, and these pixels of pictures. Also checks that all ranks end with
+    the same latents."""
     with closing(RankGroup(folder, **options)) as group:
-        return group.run_jobs(jobs, joins=joins, adapters=adapters)
+        return group.run_jobs(jobs, joins=joins, adapters=adapters, pixels=pixels)
 
 
 def on_ranks(folder: Path, function: Callable[[Rank], T], **options: Any) -> list[T]:
@@ -114,18 +118,24 @@ class RankGroup:
         return self.run_jobs(jobs_of(self.folder, requests), joins=joins)
 
     def run_jobs(
-        self, jobs: Sequence[Job], *, joins: Sequence[int] | None = None, adapters: Sequence[Adapter] = ()
+        self,
+        jobs: Sequence[Job],
+        *,
+        joins: Sequence[int] | None = None,
+        adapters: Sequence[Adapter] = (),
+        pixels: Mapping[int, Pixels] = {},
     ) -> list[Picture]:
         """The images of the jobs, which the ranks make as if they had just been loaded: with no features of prompts or
         timesteps, batch layouts or rotations from an earlier run. The adapters are there for this run."""
-        pictures = self.run_steps(list(_steps(jobs, [0] * len(jobs) if joins is None else joins, adapters)))
+        steps = list(steps_of(jobs, [0] * len(jobs) if joins is None else joins, adapters))
+        pictures = self.run_steps(steps, pixels)
         return [pictures[job.job_id] for job in jobs]
 
-    def run_steps(self, steps: Sequence[Step]) -> dict[int, Picture]:
+    def run_steps(self, steps: Sequence[Step], pixels: Mapping[int, Pixels] = {}) -> dict[int, Picture]:
         """The images that the steps decode, by job, made as `run_jobs` says. Whatever numbers the steps have. Also
         checks that all ranks end with the same latents."""
         steps = [replace(step, number=self._next_step + index) for index, step in enumerate(steps)]
-        latents = self.on_ranks(lambda rank: _execute(rank, steps))
+        latents = self.on_ranks(lambda rank: _execute(rank, steps, pixels))
         self._next_step += len(steps)
         for other in latents[1:]:
             assert other.keys() == latents[0].keys()
@@ -227,10 +237,11 @@ class RankGroups:
         *,
         joins: Sequence[int] | None = None,
         adapters: Sequence[Adapter] = (),
+        pixels: Mapping[int, Pixels] = {},
         **options: Any,
     ) -> list[Picture]:
         """As the function of this name."""
-        return self.get(folder, **options).run_jobs(jobs, joins=joins, adapters=adapters)
+        return self.get(folder, **options).run_jobs(jobs, joins=joins, adapters=adapters, pixels=pixels)
 
     def on_ranks(self, folder: Path, function: Callable[[Rank], T], **options: Any) -> list[T]:
         """As the function of this name, for a function that executes no steps and leaves the ranks as they are."""
@@ -259,28 +270,9 @@ def as_array(image: DecodedImage) -> np.ndarray:
     return np.frombuffer(image.rgb, np.uint8).reshape(image.height, image.width, 3)
 
 
-def _steps(jobs: Sequence[Job], starts: Sequence[int], adapters: Sequence[Adapter]) -> Iterator[Step]:
-    """Load the adapters, step all jobs to their end, and unload the adapters."""
-    number, load = 0, tuple(adapters)
-    remaining: dict[int, int] = {}
-    for step in range(max(starts, default=0) + max((job.steps for job in jobs), default=0)):
-        joining = tuple(job for job, start in zip(jobs, starts, strict=True) if start == step)
-        remaining |= {job.job_id: job.steps for job in joining}
-        if not remaining:
-            continue
-        yield Step(number, start=joining, denoise=tuple(remaining), load=load)
-        number, load = number + 1, ()
-        finished = tuple(job_id for job_id, steps in remaining.items() if steps == 1)
-        remaining = {job_id: steps - 1 for job_id, steps in remaining.items() if steps > 1}
-        if finished:
-            yield Step(number, decode=finished)
-            number += 1
-    if adapters:
-        yield Step(number, unload=tuple(adapter.adapter_id for adapter in adapters))
-
-
-def _execute(rank: Rank, steps: Sequence[Step]) -> dict[int, torch.Tensor]:
+def _execute(rank: Rank, steps: Sequence[Step], pixels: Mapping[int, Pixels]) -> dict[int, torch.Tensor]:
     """Forget what earlier runs have encoded and execute the steps. Returns the final latents by job."""
+    on_rank = pixels if rank.model.mesh.world.rank == 0 else {}
     rank.prompts._kept.clear()
     rank.starter._schedule.cache_clear()
     rank.denoiser._layout.cache_clear()
@@ -295,5 +287,6 @@ def _execute(rank: Rank, steps: Sequence[Step]) -> dict[int, torch.Tensor]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rank.decoder, "decode", watched)
         for step in steps:
-            rank.execute(step).wait()
+            rank.execute(step, on_rank).wait()
+    assert not rank.pictures.held
     return latents

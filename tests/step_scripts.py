@@ -1,14 +1,17 @@
-"""Random sequences of steps, as a front-end may send them: images come and go, are cancelled, and name adapters."""
+"""Random sequences of steps, as a front-end may send them: images come and go, are cancelled, begin from pictures, and
+name adapters."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
-from engine.step import Adapter, Job, Step
+from engine.pictures.pixels import Pixels
+from engine.step import Adapter, Job, Picture, Step
 from tests.engine_runs import jobs_of
 from tests.oracle import Request
 
@@ -33,17 +36,29 @@ class Script:
     jobs: tuple[Job, ...]
     lives: tuple[Life, ...]
 
+    @property
+    def pixels(self) -> dict[int, Pixels]:
+        """Those of all pictures, by id."""
+        return {job.picture.picture_id: pixels_of(job.picture) for job in self.jobs if job.picture is not None}
+
     def steps(self, adapters: Mapping[int, Adapter]) -> list[Step]:
-        """An adapter is loaded with the first job that names it, and unloaded when none in flight does."""
+        """An adapter is loaded with the first job that names it, and unloaded when none in flight does. A picture is
+        encoded with the first job that begins from it, and forgotten with the last."""
         steps: list[Step] = []
         done: dict[int, int] = {}  # steps of each job in flight
         ended: dict[int, int] = {}  # at which step a job had its last one
         loaded: set[int] = set()
+        held: set[Picture] = set()
         while len(steps) < 100:
             now, lives = len(steps), self.lives  # by job, whose ids count from 0
             start = [job for job in self.jobs if lives[job.job_id].start == now]
             release = [i for i in done if i not in ended and lives[i].start + (lives[i].cancelled or 100) == now]
             done |= {job.job_id: 0 for job in start}
+            ended |= {job.job_id: now for job in start if not job.steps}
+            encode = {job.picture for job in start if job.picture is not None} - held
+            held |= encode
+            forget = held - {job.picture for job in self.jobs if lives[job.job_id].start > now}
+            held -= forget
             denoise = [i for i in done if i not in ended and i not in release]
             for i in denoise:
                 done[i] += 1
@@ -65,6 +80,8 @@ class Script:
                     release=tuple(release),
                     load=tuple(adapters[i] for i in sorted(load)),
                     unload=tuple(sorted(unload)),
+                    encode=tuple(sorted(encode, key=lambda picture: picture.picture_id)),
+                    forget=tuple(sorted(picture.picture_id for picture in forget)),
                 )
             )
             if not done and now >= max(life.start for life in self.lives):
@@ -81,6 +98,7 @@ def scripts(adapters: Sequence[int]) -> st.SearchStrategy[Script]:
         size=sides | st.just(DECODED_TOGETHER),
         prompts=st.tuples(*[st.sampled_from(PROMPTS)] * 2),
         steps=st.integers(1, 3),
+        begins=st.sampled_from([None, (1, True), (2, False), (1, False), (0, True)]),
         guidance=st.sampled_from([0.0, 2.0]),
         preview_every=st.integers(0, 1),
         loras=st.lists(lora, max_size=2, unique_by=lambda pair: pair[0]).map(tuple),
@@ -100,6 +118,7 @@ def _job(
     size: tuple[int, int],
     prompts: tuple[str, str],
     steps: int,
+    begins: tuple[int, bool] | None,
     guidance: float,
     preview_every: int,
     loras: tuple[tuple[int, float], ...],
@@ -107,4 +126,17 @@ def _job(
 ) -> Job:
     request = Request(prompts[0], *size, steps=steps, guidance=guidance, negative_prompt=prompts[1], seeds=(seed,))
     (job,) = jobs_of(DEMO_CHECKPOINT, [request])
-    return replace(job, preview_every=preview_every, loras=loras)
+    job = replace(job, preview_every=preview_every, loras=loras)
+    if begins is None:
+        return job
+    skipped, masked = begins
+    width, height = size
+    picture = Picture(2 * (1000 * width + height) + masked, width, height, masked)  # jobs of a size share it
+    return replace(job, picture=picture, skipped_steps=skipped, steps=steps if skipped < 2 else steps - 1)
+
+
+def pixels_of(picture: Picture) -> Pixels:
+    """The same noise each time: colours, and greys of a mask."""
+    source, width, height = random.Random(picture.picture_id), picture.width, picture.height
+    mask = source.randbytes(width * height // 64) if picture.masked else None
+    return Pixels(width, height, source.randbytes(width * height * 3), mask)

@@ -52,12 +52,16 @@ class Denoiser:
                 velocity = guide(velocity, next(velocities), state.job.guidance)
             sigma, sigma_next = state.schedule.sigmas[state.step : state.step + 2]
             latents = state.latents.add(velocity, alpha=sigma_next - sigma)
-            stepped.append(latents)
             if self._draw_preview is not None and state.has_preview(state.step + 1):
                 clean = latents.sub(velocity, alpha=sigma_next)  # where this velocity leads
+                if state.kept is not None:
+                    clean = state.kept.put_back(clean, sigma, 0.0)
                 pixels = self._draw_preview(state.job, clean)
                 if pixels is not None:
                     previews.append(Preview(state.job.job_id, state.step + 1, to_host(pixels)))
+            if state.kept is not None:
+                latents = state.kept.put_back(latents, sigma, sigma_next)
+            stepped.append(latents)
         for state, latents in zip(states, stepped, strict=True):
             state.latents, state.step = latents, state.step + 1
         return previews

@@ -12,6 +12,8 @@ import torch
 from engine.device.devices import pinned, to_device
 from engine.lora.adapters import DENOISING, TEXT, TIME, Adapters, Loras
 from engine.model.transformer import TimeModulation
+from engine.pictures.encoded_picture import KeptParts
+from engine.pictures.picture_encoder import PictureEncoder
 from engine.rank.build import RankModel
 from engine.rank.prompt_encoder import PromptEncoder
 from engine.rank.sampling import default_mu, draw_noise, make_sigmas
@@ -22,11 +24,14 @@ _CACHED_SCHEDULES = 8  # one of 52 steps is 8 MB at the real size
 
 @dataclass(frozen=True)
 class Schedule:
-    """What the steps of an image begin from: noise levels, one more than there are steps, and each step's time
+    """What the steps of an image begin from: noise levels, one more than the steps that are run, and each step's time
     modulation, (steps, 6 · width) and (steps, width) float32."""
 
     sigmas: tuple[float, ...]
     modulation: TimeModulation
+
+
+_NO_STEPS = Schedule((0.0,), TimeModulation(torch.empty(0), torch.empty(0)))  # of a picture that is decoded as it is
 
 
 @dataclass
@@ -39,6 +44,7 @@ class JobState:
     latents: torch.Tensor  # (image tokens, in_channels) float32
     texts: tuple[torch.Tensor, ...]  # (text tokens, width) of the prompt and, when guided, of the negative prompt
     schedule: Schedule
+    kept: KeptParts | None = None  # what stays of a masked picture
     step: int = 0
 
     def has_preview(self, step: int) -> bool:
@@ -50,8 +56,8 @@ class JobState:
 class JobStarter:
     """Begins images: encodes their prompts while their noise is drawn in a thread of its own."""
 
-    def __init__(self, model: RankModel, prompts: PromptEncoder, adapters: Adapters) -> None:
-        self._model, self._prompts, self._adapters = model, prompts, adapters
+    def __init__(self, model: RankModel, prompts: PromptEncoder, adapters: Adapters, pictures: PictureEncoder) -> None:
+        self._model, self._prompts, self._adapters, self._pictures = model, prompts, adapters, pictures
         self._schedule = lru_cache(maxsize=_CACHED_SCHEDULES)(self._make_schedule)
         self._noise = ThreadPoolExecutor(1, thread_name_prefix="noise")
 
@@ -64,13 +70,22 @@ class JobStarter:
             states, config = [], self._model.config
             for job, its_prompts, noise in zip(jobs, prompts, noises, strict=True):
                 mu = default_mu(config, config.image_tokens(job.width, job.height)) if job.mu is None else job.mu
+                schedule = _NO_STEPS
+                if job.steps:
+                    schedule = self._schedule(job.steps, job.skipped_steps, mu, self._adapters.of(job.loras, TIME))
+                latents, kept = to_device(noise.result(), self._model.device), None
+                if job.picture is not None:
+                    picture = self._pictures.get(job.picture)
+                    kept = None if picture.mask is None else KeptParts(picture, noise=latents)
+                    latents = picture.with_noise(latents, schedule.sigmas[0])
                 state = JobState(
                     job=job,
                     grid=(job.height // config.size_multiple, job.width // config.size_multiple),
-                    latents=to_device(noise.result(), self._model.device),
+                    latents=latents,
                     loras=self._adapters.of(job.loras, DENOISING),
                     texts=tuple(texts[prompt] for prompt in its_prompts),
-                    schedule=self._schedule(job.steps, mu, self._adapters.of(job.loras, TIME)),
+                    schedule=schedule,
+                    kept=kept,
                 )
                 states.append(state)
             return states, encoded_tokens
@@ -88,12 +103,15 @@ class JobStarter:
         self._noise.shutdown()
 
     def _draw(self, job: Job) -> torch.Tensor:
-        """The image's noise, (image tokens, in_channels) float32, where a copy to the device does not wait for it."""
+        """The image's noise, (image tokens, in_channels) float32, where a copy to the device does not wait for it; none
+        of an image without steps."""
         model = self._model
+        if not job.steps:
+            return torch.empty(0)
         return pinned(draw_noise(job.seed, job.width, job.height, model.config, model.dtype), model.device)
 
-    def _make_schedule(self, steps: int, mu: float, loras: Loras) -> Schedule:
-        sigmas = make_sigmas(steps, mu)
+    def _make_schedule(self, steps: int, skipped: int, mu: float, loras: Loras) -> Schedule:
+        sigmas = make_sigmas(skipped + steps, mu)[skipped:]
         scale = self._model.config.schedule.num_train_timesteps
         timesteps = sigmas[:-1] * scale / scale  # as the references compute it, to the last bit
         with self._adapters.everywhere(loras):

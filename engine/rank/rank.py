@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 
 from engine.checkpoint.weight_format import Weights
 from engine.config.engine_config import EngineConfig
+from engine.device.timing import DeviceTime, record_time
 from engine.errors import LoraError, OutOfMemoryError
 from engine.lora.adapters import Adapters
 from engine.parallel.mesh import Mesh
+from engine.pictures.picture_encoder import PictureEncoder
+from engine.pictures.pixels import Pixels
 from engine.rank.build import RankModel
 from engine.rank.denoiser import Denoiser
 from engine.rank.image_decoder import DecodedImage, ImageDecoder
@@ -21,7 +25,7 @@ from engine.rank.plan_building import PlanBuilder
 from engine.rank.prompt_encoder import PromptEncoder
 from engine.rank.recovery import Recovery
 from engine.rank.step_handle import StepHandle
-from engine.step import BuiltPlan, Job, Step
+from engine.step import BuiltPlan, Job, Picture, Step
 
 _logger = logging.getLogger(__name__)
 
@@ -59,7 +63,16 @@ class Rank:
         # Under tensor parallelism each layer of the text encoder would wait until the other ranks have done the step
         # before, with two communicators in use at once. To save memory, encoding and steps must not overlap either.
         self.prompts = PromptEncoder(model, self.adapters, beside=mesh.tp.size == 1 and not model.saves_memory)
-        self.starter = JobStarter(model, self.prompts, self.adapters)
+        self.pictures = PictureEncoder(
+            model.vae_encoder,
+            model.config,
+            mesh.world,
+            device,
+            on_device=model.offload.vae_encoder,
+            together=config.decodes_together,
+            beside=mesh.world.size == 1 and not model.saves_memory,
+        )
+        self.starter = JobStarter(model, self.prompts, self.adapters, self.pictures)
         self.decoder = ImageDecoder(model, on_image)
         self.denoiser = Denoiser(model, self.adapters, self.decoder.draw_preview if mesh.world.rank == 0 else None)
         self.recovery = Recovery(model, self.decoder, on_failed)
@@ -69,8 +82,10 @@ class Rank:
         self._next_number = 0
         self.fit_encoding()
 
-    def execute(self, step: Step) -> StepHandle:
+    def execute(self, step: Step, pixels: Mapping[int, Pixels] = MappingProxyType({})) -> StepHandle:
         """Start a step. On a GPU the work is only queued when this returns; `wait` for it.
+
+        pixels: on rank 0 those of the pictures that the step encodes, by id.
 
         Raises whatever went wrong, such as `LoraError` in loading an adapter, also in the decoding of an earlier image;
         the group is lost then, since the other ranks wait in a collective that this one never reached.
@@ -86,34 +101,50 @@ class Rank:
                 self.adapters.load(adapter)
             except LoraError as error:  # it may be about a file beside the adapter's
                 raise LoraError(error.message, parameter=adapter.path) from None
-        denoise = [job_id for job_id in step.denoise if job_id not in self.recovery.failed]
         began = time.perf_counter()
         reach = self.model.reach if any(job.explain for job in step.start) else None
         reach_s = time.perf_counter() - began
-        handle = StepHandle(self.model.device)
         with torch.inference_mode():
-            if not self._advance(step.start, denoise, handle):
-                handle = self.recovery.one_by_one(step.start, denoise, self.jobs, self._advance)
+            pictures = self._encode_pictures(step.encode, pixels) if step.encode else None
+            start = [job for job in step.start if not self.recovery.gives_up(job)]
+            denoise = [job_id for job_id in step.denoise if job_id not in self.recovery.failed]
+            handle = StepHandle(self.model.device)
+            if not self._advance(start, denoise, handle):
+                handle = self.recovery.one_by_one(start, denoise, self.jobs, self._advance)
             for job_id in step.decode:
                 if job_id not in self.recovery.failed:
                     self.decoder.decode(self.jobs.pop(job_id))
         for job_id in step.release:
             self.jobs.pop(job_id, None)
         self.recovery.failed.difference_update(step.decode, step.release)
+        if step.forget:
+            self.pictures.forget(step.forget)
+            self.recovery.lost.difference_update(step.forget)
         for adapter_id in step.unload:
             self.adapters.unload(adapter_id)
             self.starter.forget(adapter_id)
         if not self.jobs:
             self.model.offload.dit.drop()
+        if pictures is not None:
+            handle.pictures, handle.encoded_pixels = pictures, sum(each.width * each.height for each in step.encode)
         if reach is not None:
             handle.reach, handle.reach_s = reach, reach_s
         return handle
+
+    def _encode_pictures(
+        self, pictures: Sequence[Picture], pixels: Mapping[int, Pixels]
+    ) -> tuple[DeviceTime, DeviceTime]:
+        """Encode pictures for the jobs that begin from them. Returns when that began and ended."""
+        began = record_time(self.model.device, awaited=True)
+        for picture in pictures:
+            self.recovery.encode(self.pictures, picture, pixels.get(picture.picture_id))
+        return began, record_time(self.model.device, awaited=True)
 
     def _advance(self, start: Sequence[Job], denoise: Sequence[int], handle: StepHandle) -> bool:
         """Start jobs and denoise those with the given ids, noting times and previews in `handle`. False if there was
         too little memory, where that is not raised: then nothing has changed, and what can be freed is free."""
         try:
-            if start or denoise:
+            if denoise or any(job.steps for job in start):
                 self.model.offload.dit.bring()
             if start:
                 states, handle.encoded_tokens = self.starter.start(start)

@@ -10,12 +10,15 @@ import torch
 from engine.config.chat_template import PREFIX_TOKENS
 from engine.device.devices import is_out_of_memory, release_tensors
 from engine.errors import OutOfMemoryError
+from engine.model.tiles import SMALLEST_TILE
+from engine.pictures.picture_encoder import PictureEncoder
+from engine.pictures.pixels import Pixels
 from engine.planning.step_memory import batch_bytes, decode_bytes
 from engine.rank.build import RankModel
 from engine.rank.image_decoder import ImageDecoder
 from engine.rank.job_state import JobState
 from engine.rank.step_handle import StepHandle
-from engine.step import Job
+from engine.step import Job, Picture
 
 _logger = logging.getLogger(__name__)
 # Starts jobs and denoises those of some ids, for a step's handle; false if there was too little memory.
@@ -33,6 +36,7 @@ class Recovery:
         self._model, self._decoder = model, decoder
         self._on_failed = on_failed if model.mesh.world.size == 1 else None
         self.failed: set[int] = set()  # jobs that a step on its way may still name
+        self.lost: set[int] = set()  # pictures that later jobs may begin from
 
     def survives(self, error: BaseException) -> bool:
         """Whether this rank goes on after an error; then the tensors of the forward that it broke off are let go."""
@@ -75,6 +79,33 @@ class Recovery:
         handle.record()
         return handle
 
+    def encode(self, pictures: PictureEncoder, picture: Picture, pixels: Pixels | None) -> None:
+        """Encode a picture, again if there is too little memory for it beside a step: alone and in small tiles. If that
+        is too much, the picture is lost."""
+        try:
+            return pictures.encode(picture, pixels)
+        except Exception as error:
+            if not self.survives(error):
+                raise
+            _logger.warning("out of memory in encoding %d × %d: %s", picture.width, picture.height, error)
+        self.free_memory()
+        try:
+            pictures.encode(picture, pixels, tile=SMALLEST_TILE)
+        except Exception as error:
+            if not self.survives(error):
+                raise
+            _logger.warning("out of memory in encoding %d × %d in tiles: %s", picture.width, picture.height, error)
+            self.free_memory()
+            self.lost.add(picture.picture_id)
+
+    def gives_up(self, job: Job) -> bool:
+        """Whether a job cannot begin, since its picture is lost. It has failed then."""
+        if job.picture is None or job.picture.picture_id not in self.lost:
+            return False
+        self.failed.add(job.job_id)
+        self._fail(job, "encoding its picture", self._in_small_tiles(job))  # which mirrors decoding
+        return True
+
     def check_decoder(self) -> None:
         """Decode again what there was too little memory for in an earlier step; raise what else went wrong there."""
         while failed := self._decoder.take_failed():  # another may fail while the first is decoded again
@@ -93,8 +124,12 @@ class Recovery:
             if not self.survives(error):
                 raise
             _logger.warning("out of memory in decoding %d × %d in small tiles: %s", job.width, job.height, error)
-            element = self._model.decode_memory.bytes_per_element
-            self._fail(job, "decoding", decode_bytes(self._model.config, job.width, job.height, element, 0))
+            self._fail(job, "decoding", self._in_small_tiles(job))
+
+    def _in_small_tiles(self, job: Job) -> int:
+        """Reckon the bytes that decoding takes at least."""
+        element = self._model.decode_memory.bytes_per_element
+        return decode_bytes(self._model.config, job.width, job.height, element, 0)
 
     def _fail(self, job: Job, what: str, needed: int) -> None:
         """Give a job up that had the device to itself. needed: bytes."""

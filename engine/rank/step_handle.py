@@ -23,8 +23,8 @@ class Preview:
 class StepHandle:
     """A step that has been started, timed before, between and after its two parts.
 
-    `previews` of rank 0 have their pixels once `wait` has returned. one_by_one, graph, reach and reach_s: as in
-    `StepTimes`.
+    `previews` of rank 0 have their pixels once `wait` has returned. pictures: when the encoding of the step's pictures
+    began and ended, before it; None without. one_by_one and what else has a name of `StepTimes`: as there.
     """
 
     def __init__(self, device: torch.device, *, one_by_one: bool = False) -> None:
@@ -33,6 +33,8 @@ class StepHandle:
         self._times: list[DeviceTime] = []
         self.previews: list[Preview] = []
         self.encoded_tokens = 0
+        self.pictures: tuple[DeviceTime, DeviceTime] | None = None
+        self.encoded_pixels = 0
         self.graph = False
         self.reach: Reach | None = None
         self.reach_s = 0.0
@@ -57,4 +59,6 @@ class StepHandle:
             reach=self.reach,
             reach_s=self.reach_s,
             late_s=late_s,
+            picture_s=0.0 if self.pictures is None else seconds_between(*self.pictures),
+            encoded_pixels=self.encoded_pixels,
         )

@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 
 def warm_up(rank: Rank, sizes: Sequence[tuple[int, int]] = (), *, decodes: bool = True) -> None:
     """Do now, on a GPU, what would make the first requests slow: measure the attention backends, compile kernels, tune
-    the decoder's convolutions, record graphs. In the thread that executes steps, and before the first.
+    the convolutions of the VAE, record graphs. In the thread that executes steps, and before the first.
 
     sizes: width and height of images to expect, in pixels, rounded to `size_multiple`, besides the checkpoint's
     default. One that needs too much memory is left out. decodes: whether images will be decoded at all. A recording
@@ -67,7 +67,8 @@ def try_image(rank: Rank, width: int, height: int, *, decodes: bool) -> None:
 
 
 def _make_image(rank: Rank, width: int, height: int, *, decodes: bool) -> None:
-    """Run a step of this size, before it a guided one if the ranks divide guidance, and decode if `decodes`."""
+    """Run a step of this size, before it a guided one if the ranks divide guidance, and if `decodes` decode it, and
+    encode a picture where pictures may go in."""
     model, config, degrees = rank.model, rank.model.config, rank.model.engine.degrees
     tokens, element, decoding = config.image_tokens(width, height), model.dtype.itemsize, model.decode_memory
     tokens += TYPICAL_PROMPT_TOKENS
@@ -98,6 +99,10 @@ def _make_image(rank: Rank, width: int, height: int, *, decodes: bool) -> None:
     with _timed(f"the decoder's convolutions for {width}×{height}"):
         rank.decoder.warm_up(job, latents)
         torch.cuda.synchronize(model.device)
+    if model.engine.image_input:
+        with _timed(f"the encoder's convolutions for {width}×{height}"):
+            rank.pictures.warm_up(width, height)
+            torch.cuda.synchronize(model.device)
 
 
 def record_graphs(rank: Rank) -> None:

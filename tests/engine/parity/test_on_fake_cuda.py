@@ -28,12 +28,13 @@ from engine.rank.image_decoder import DecodedImage
 from engine.rank.rank import Rank
 from engine.rank.recovery import Recovery
 from engine.rank.warm_up import warm_up
-from engine.step import Adapter, Job, Step
+from engine.step import Adapter, Job, Picture, Step
 from tests.engine.lora.adapter_files import draw_low_rank, layer_shapes, write_scheme
 from tests.engine_runs import as_array, config_of, jobs_of
 from tests.fake_cuda import FakeCuda, modes
 from tests.fake_cuda.clocks import Event, Stream
 from tests.oracle import Request
+from tests.step_scripts import pixels_of
 
 CPU = torch.device("cpu")
 SIDE = 64
@@ -72,14 +73,17 @@ class Run:
         self.images[image.job_id] = image
 
     def run(self, jobs: Sequence[Job], adapters: Sequence[Adapter] = ()) -> Run:
-        """All jobs to their end, a job more joining in each step; nobody waits before the last step is queued."""
+        """All jobs to their end, a job more joining in each step, with its picture; nobody waits before the last step
+        is queued."""
         waiting, left, load, handles = list(jobs), dict[int, int](), tuple(adapters), []
         kept = {}
         while waiting or left:
             start = tuple(waiting[:1])
             waiting = waiting[1:]
             left |= {job.job_id: job.steps for job in start}
-            handles.append(self._execute(start=start, denoise=tuple(left), load=load))
+            encode = tuple(job.picture for job in start if job.picture is not None)
+            forget = tuple(picture.picture_id for picture in encode)
+            handles.append(self._execute(start=start, denoise=tuple(left), load=load, encode=encode, forget=forget))
             load, done = (), tuple(job_id for job_id, steps in left.items() if steps == 1)
             left = {job_id: steps - 1 for job_id, steps in left.items() if steps > 1}
             if done:
@@ -101,7 +105,7 @@ class Run:
     def _execute(self, **parts: Any) -> Any:
         step = Step(self._number, **parts)
         self._number += 1
-        return self.rank.execute(step)
+        return self.rank.execute(step, {picture.picture_id: pixels_of(picture) for picture in step.encode})
 
     def close(self) -> Run:
         self.rank.close()
@@ -109,8 +113,13 @@ class Run:
 
 
 def jobs(folder: Path) -> list[Job]:
-    """Guided and not, all with previews."""
-    return [replace(job, preview_every=1) for job in jobs_of(folder, REQUESTS)]
+    """Guided and not, two that begin from pictures, of one of which a part stays, all with previews."""
+    alone, second, guided = (replace(job, preview_every=1) for job in jobs_of(folder, REQUESTS))
+    pictures = Picture(1, second.width, second.height), Picture(2, guided.width, guided.height, masked=True)
+    second, guided = (
+        replace(job, picture=picture, skipped_steps=1) for job, picture in zip((second, guided), pictures, strict=True)
+    )
+    return [alone, second, guided]
 
 
 def assert_same_images(images: dict[int, DecodedImage], expected: dict[int, DecodedImage], most: float = 1.0) -> None:

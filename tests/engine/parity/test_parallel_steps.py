@@ -61,7 +61,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Adapter]:
 
 def check(script: Script, adapters: dict[int, Adapter], alone: RankGroup, split: RankGroup) -> None:
     steps = script.steps(adapters)
-    expected, found = alone.run_steps(steps), split.run_steps(steps)
+    expected, found = alone.run_steps(steps, script.pixels), split.run_steps(steps, script.pixels)
     assert expected.keys() == found.keys()
     for job_id, picture in expected.items():
         assert relative_error(found[job_id].latents, picture.latents) <= TOLERANCE
@@ -72,7 +72,7 @@ def check_fp8(
     script: Script, adapters: dict[int, Adapter], exact: RankGroup, fewest: RankGroup, split: RankGroup
 ) -> None:
     steps = script.steps(adapters)
-    wide, expected, found = (group.run_steps(steps) for group in (exact, fewest, split))
+    wide, expected, found = (group.run_steps(steps, script.pixels) for group in (exact, fewest, split))
     assert wide.keys() == expected.keys() == found.keys()
     for job_id, picture in expected.items():
         tolerance = FP8_TOLERANCE + FP8_ERRORS * relative_norm(picture.latents, wide[job_id].latents)

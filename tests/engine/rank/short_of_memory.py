@@ -17,9 +17,10 @@ from engine.errors import OutOfMemoryError
 from engine.parallel.mesh import Mesh
 from engine.rank.image_decoder import DecodedImage
 from engine.rank.rank import Rank
-from engine.step import Adapter, Job, Step, StepTimes
+from engine.step import Adapter, Job, Picture, Step, StepTimes
 from tests.engine_runs import DEADLINE_S, config_of, jobs_of
 from tests.oracle import Request
+from tests.step_scripts import pixels_of
 
 CPU = torch.device("cpu")
 REQUESTS = [
@@ -54,8 +55,10 @@ class Ranked:
         self.number = 0
 
     def execute(self, mode: Any = None, **parts: Any) -> StepTimes:
+        step = Step(self.number, **parts)
+        pixels = {picture.picture_id: pixels_of(picture) for picture in step.encode}
         with mode or nullcontext():
-            handle = self.rank.execute(Step(self.number, **parts))
+            handle = self.rank.execute(step, pixels)
         self.number += 1
         return handle.wait()
 
@@ -66,9 +69,12 @@ class Ranked:
         latents: dict[int, torch.Tensor] = {}
         waiting = list(modes)
         start = tuple(jobs)
+        encode = tuple(dict.fromkeys(job.picture for job in jobs if job.picture is not None))
+        forget = tuple(picture.picture_id for picture in encode)
         while left:
-            self.execute(waiting.pop(0) if waiting else None, start=start, denoise=tuple(left))
-            start = ()
+            mode = waiting.pop(0) if waiting else None
+            self.execute(mode, start=start, denoise=tuple(left), encode=encode, forget=forget)
+            start, encode, forget = (), (), ()
             done = [job_id for job_id in left if left[job_id] == 1]
             left = {job_id: steps - 1 for job_id, steps in left.items() if steps > 1}
             latents |= {job_id: self.rank.jobs[job_id].latents.clone() for job_id in done}
@@ -84,6 +90,11 @@ def make_jobs() -> list[Job]:
     """Guided and not, one with a LoRA, all with previews."""
     jobs = jobs_of(DEMO_CHECKPOINT, REQUESTS)
     return [replace(job, preview_every=1, loras=((0, 0.7),) if job.job_id == 1 else ()) for job in jobs]
+
+
+def begun(job: Job, picture_id: int, *, masked: bool = False) -> Job:
+    """The job, beginning from a picture, of which a part may stay."""
+    return replace(job, picture=Picture(picture_id, job.width, job.height, masked), skipped_steps=1)
 
 
 @contextmanager
