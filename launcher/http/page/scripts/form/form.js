@@ -16,6 +16,7 @@ const element = (id) => document.getElementById(id);
 export class Form {
   #model = null; // until the server has told about itself
   #defaults = {};
+  #filling = null; // while settings come back with the picture that they start from
   #maxSeed = Number.MAX_SAFE_INTEGER;
   #sizes = new SizeChoice();
   #loras = new LoraList();
@@ -30,7 +31,7 @@ export class Form {
     this.form.addEventListener("submit", async (event) => {
       event.preventDefault();
       this.clearErrors();
-      if (this.#start.opened) await this.#start.opened;
+      if (this.#filling ?? this.#start.opened) await (this.#filling ?? this.#start.opened);
       const parameters = this.read();
       if (parameters) onSubmit(parameters);
     });
@@ -77,7 +78,13 @@ export class Form {
   }
 
   /** Take over the settings of a picture, its seed and what it started from included. */
-  async fill(parameters) {
+  fill(parameters) {
+    const filling = this.#fill(parameters).finally(() => this.#filling === filling && (this.#filling = null));
+    this.#filling = filling;
+    return filling;
+  }
+
+  async #fill(parameters) {
     this.clearErrors();
     this.#set(parameters);
     element("n").value = 1; // the seed is of this picture, whichever it was of its request

@@ -21,10 +21,11 @@ export async function openSource(file, name, { max_image_bytes = MAX_BYTES, max_
   if (file.size > max_image_bytes) {
     throw new SourceError(`${name} is too large: it has ${megabytes(file.size)}, and may have ${megabytes(max_image_bytes)}.`);
   }
-  const beginning = String.fromCharCode(...new Uint8Array(await file.slice(0, 12).arrayBuffer()));
+  const bytes = await file.arrayBuffer().catch(() => new ArrayBuffer(0)); // now: the file may be another one later
+  const beginning = String.fromCharCode(...new Uint8Array(bytes.slice(0, 12)));
   const kind = Object.keys(KINDS).find((each) => KINDS[each].test(beginning));
   if (!kind) throw new SourceError(`${name} is none of PNG, JPEG and WebP.`);
-  const picture = new Blob([file], { type: `image/${kind}` });
+  const picture = new Blob([bytes], { type: `image/${kind}` });
   const bitmap = await decode(picture, name);
   const { width, height } = bitmap;
   const sheet = draw(bitmap, Math.min(1, SHOWN / Math.max(width, height)));

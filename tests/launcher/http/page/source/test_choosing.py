@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
@@ -29,14 +30,19 @@ def arrive(page: Page, kind: str, file: bytes, name: str, target: str = "main") 
     return page.evaluate(ARRIVE, [kind, base64.b64encode(file).decode(), name, target])
 
 
-def test_a_picture_is_chosen_dropped_or_pasted_and_sent_as_it_is(page: Page, server: FakeServer) -> None:
+def test_a_picture_is_chosen_dropped_or_pasted_and_sent_as_it_is(
+    page: Page, server: FakeServer, tmp_path: Path
+) -> None:
     server.loras = [{"name": "oil", "strength": 1.0}]
     jpeg, webp, png = write_picture(160, 96, orientation=6), write_picture(64, 80, "webp"), write_picture(96, 96, "png")
-    start(page, server, jpeg)
+    (tmp_path / NAME).write_bytes(jpeg)
+    open_page(page, server)
+    page.locator("#image").set_input_files(tmp_path / NAME)
     facts, sizes = page.locator("#source-facts"), page.locator("#size-note")
     expect(facts).to_have_text(re.compile(rf"^{NAME} · 96\s×\s160 · \d\skB$"))
     expect(page.get_by_role("radio", name="Picture")).to_be_checked()
     expect(sizes).to_have_text("As the picture: 96 × 160 pixels")
+    (tmp_path / NAME).write_bytes(png)  # which is none of the page's business
     page.get_by_label("oil", exact=True).check()
     generate(page, PROMPT, seed="7")
     expect(pictures(page)).to_have_count(1)
