@@ -6,10 +6,12 @@ import msgspec
 
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
+from engine.pictures.strength import STRENGTH_STEPS
 from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
 from launcher.messages.message_parts import Outpaint
 
+_OF_PICTURES = ("strength", "outpaint", "mask_crop", "mask_feather")
 DEFAULT_FEATHER = 8  # pixels
 MOST_FEATHER = 256
 
@@ -58,7 +60,15 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_picture(request: Generate, limits: Limits) -> None:
-    """Check what a request says of its picture, whose files need not be known. Raises `ArgumentError`."""
+    """Check what a request says of its picture, whose files need not be known, or of one that it has not. Raises
+    `ArgumentError`."""
+    if request.strength_steps not in STRENGTH_STEPS:
+        raise ArgumentError.of("strength_steps", f"one of {', '.join(STRENGTH_STEPS)}", request.strength_steps)
+    if "image" not in request.pictures:
+        given = [*request.pictures, *(name for name in _OF_PICTURES if getattr(request, name) is not None)]
+        if given:
+            raise ArgumentError(f"{given[0]} needs an image to begin from", parameter=given[0])
+        return
     for name in ("width", "height"):
         _between(name, getattr(request, name), limits.min_side, limits.max_side)
     if request.outpaint is not None:

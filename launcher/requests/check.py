@@ -12,12 +12,13 @@ from typing import TypeVar
 
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
-from engine.pictures.strength import steps_of
+from engine.pictures.strength import MOST_SCHEDULE_STEPS, steps_of
 from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
 from launcher.messages.message_parts import LoraChoice
 from launcher.messages.parameter_names import RANDOM_SEED, describe_seed, usable_seed
 from launcher.pictures.prepared import PreparedPicture
+from launcher.pictures.wanted import check_picture
 
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
 MAX_MU = 10.0  # the schedule computes exp(mu); the checkpoints' own rule stays below 2
@@ -99,11 +100,15 @@ def check(
             needs = "guidance, for which Turbo is not made: take Raw" if built_in else "a guidance above 0"
             warnings.append(f"the negative prompt is not used: it needs {needs}")
     run, skipped, strength = steps, 0, None
+    check_picture(request, limits)
     if request.pictures:
         partial = request.outpaint is None and "mask" not in request.pictures
         strength = (_PICTURE_STRENGTH if partial else 1.0) if request.strength is None else request.strength
         _between("strength", strength, 0, 1)
         run, skipped = steps_of(steps, strength, request.strength_steps)
+        if run + skipped > MOST_SCHEDULE_STEPS:
+            allowed = f"0, or at least {steps / MOST_SCHEDULE_STEPS:g} with {steps} steps"
+            raise ArgumentError.of("strength", allowed, strength)
     width, height = _size(request.width, request.height, model, limits)
     if picture is not None:
         width, height = picture.width, picture.height

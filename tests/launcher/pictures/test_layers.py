@@ -168,4 +168,4 @@ def test_a_mask_that_repaints_all_is_fine(read: Read) -> None:
 def test_what_a_request_says_of_its_picture_is_checked_without_it() -> None:
     check_picture(request(image=b"", mask=b"", mask_crop=0, mask_feather=0)[0], Limits())
     with pytest.raises(ArgumentError, match="outpaint must add pixels"):
-        check_picture(Generate(request_id="id", prompt="", outpaint=Outpaint()), Limits())
+        check_picture(Generate(request_id="id", prompt="", pictures=("image",), outpaint=Outpaint()), Limits())

@@ -14,7 +14,7 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
-from launcher.messages.message_parts import LoraChoice
+from launcher.messages.message_parts import LoraChoice, Outpaint
 from launcher.requests.check import CheckedRequest, check
 
 DEMO = ModelConfig.from_folder(DEMO_CHECKPOINT)
@@ -168,6 +168,39 @@ def test_a_compression_is_for_files_that_lose_something() -> None:
     assert checked(output_compression=100).warnings == ()  # OpenAI's default
     (warning,) = checked(output_compression=40).warnings
     assert warning.startswith("output_compression was ignored: PNG files lose nothing")
+
+
+def test_of_a_picture_the_strength_says_which_steps_are_run() -> None:
+    alone, masked = checked(pictures=("image",)), checked(pictures=("image", "mask"))
+    assert (alone.strength, alone.steps, alone.skipped_steps) == (0.6, 5, 3)
+    assert (masked.strength, masked.steps, masked.skipped_steps) == (1.0, 8, 0)
+    full = checked(pictures=("image",), strength=0.5, strength_steps="full", steps=3)
+    assert (full.steps, full.skipped_steps) == (3, 3)
+    kept = checked(pictures=("image",), strength=0)
+    assert (kept.steps, kept.skipped_steps) == (0, 8)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"strength": 0.5}, "strength needs an image to begin from"),
+        ({"outpaint": Outpaint(left=16)}, "outpaint needs an image to begin from"),
+        ({"mask_crop": 8}, "mask_crop needs an image to begin from"),
+        ({"pictures": ("mask",), "mask_feather": 0}, "mask needs an image to begin from"),
+        ({"strength_steps": "all"}, "strength_steps must be one of partial, full, got 'all'"),
+        ({"pictures": ("image",), "strength": -0.1}, "strength must be between 0 and 1, got -0.1"),
+        ({"pictures": ("image",), "strength": float("nan")}, "strength must be between 0 and 1, got nan"),
+        (
+            {"pictures": ("image",), "strength": 1e-9, "strength_steps": "full"},
+            "strength must be 0, or at least 0.0008 with 8 steps, got 1e-09",
+        ),
+    ],
+)
+def test_what_cannot_be_done_with_a_picture_or_without_one_is_refused(parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError) as raised:
+        checked(**parameters)
+    assert raised.value.message == message
+    assert raised.value.parameter == message.split()[0]
 
 
 def test_limits_can_be_changed_and_are_checked_themselves() -> None:
